@@ -1,0 +1,260 @@
+"""The configuration of an experiment: one frozen tree in which every number of a run has a name and a unit.
+
+An experiment is made by a named function (`orchestration.experiments`), changed by a YAML file or dotted overrides, and
+written in full into the run's folder, from which it can be run again as it is.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from augment.audio import AudioFormat
+from models.cnn14 import Cnn14Config
+from models.config import Config, SepsceneError
+from models.frontend import FrontEndConfig
+from models.tdcnpp import TDCNppConfig
+
+
+class Data(Config):
+    """Where the clips come from, and which of them are for what."""
+
+    format: Literal["scenes", "directory", "table", "esc50", "audioset", "fsd50k", "shards", "parquet", "folder"] = Field(
+        "scenes", description="how the manifest is read; `scenes` generates synthetic sound scenes into the run's folder"
+    )
+    root: str | None = Field(None, description="folder or URI of the data; none for `scenes`")
+    train: tuple[str, ...] = Field(("train",), description="splits or folds for training; their labels train probes only")
+    test: tuple[str, ...] = Field(("test",), description="splits or folds for testing")
+    scenes_train: int = Field(256, ge=1, description="synthetic scenes for training")
+    scenes_test: int = Field(128, ge=1, description="synthetic scenes for testing")
+
+    @model_validator(mode="after")
+    def _root_where_needed(self) -> "Data":
+        if self.format != "scenes" and self.root is None:
+            raise ValueError(f"data.root is missing: format {self.format!r} reads from a folder or URI; set data.root")
+        return self
+
+
+class Ladder(Config):
+    """The separator's checkpoints: a name and the step after which each is kept (paper: N 0, F 500, S1 5k, S2 1.7M)."""
+
+    steps: dict[str, int] = Field({"N": 0, "F": 500, "S1": 5_000, "S2": 1_700_000})
+
+    @model_validator(mode="after")
+    def _not_empty_not_negative(self) -> "Ladder":
+        if not self.steps:
+            raise ValueError("separator.ladder.steps is empty: name at least one checkpoint, e.g. {N: 0}")
+        negative = [name for name, step in self.steps.items() if step < 0]
+        if negative:
+            raise ValueError(f"separator.ladder.steps of {', '.join(negative)} is negative: steps count from 0")
+        return self
+
+
+class Separator(Config):
+    """The separator and how MixIT trains it, or the folder of ready ones."""
+
+    network: TDCNppConfig = TDCNppConfig()
+    ladder: Ladder = Ladder()
+    checkpoints: dict[str, str] = Field(
+        default_factory=dict, description="ready separators by processor name -> folder; nothing is trained then"
+    )
+    batch_mixtures: int = Field(16, ge=1, description="mixtures of mixtures a step, over all workers [open; ours]")
+    segment_seconds: float = Field(10.0, gt=0, description="training segment of each clip [open; ours]")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam (paper 1e-3, released recipe 1e-4)")
+    clip_gradient_norm: float = Field(5.0, gt=0, description="[open; ours]")
+
+
+class Views(Config):
+    """How a clip becomes a positive pair."""
+
+    pair: Literal["mix-mix", "mix-chan", "chan-chan"] = "mix-chan"
+    combination: tuple[str, ...] = Field(("S2",), description="processors under the OR rule; each row draws one")
+    weights: tuple[float, ...] | None = Field(None, description="probabilities of the processors; none means uniform [open]")
+    channel: Literal["uniform", "loudest", "softmax-energy"] = Field("uniform", description="which channel [open; uniform]")
+    silence_db: float = Field(-60.0, le=0, description="a channel whose RMS is below this (dBFS) is passed over [open; ours]")
+    patch_seconds: float = Field(0.96, gt=0, description="length of a view [open; ours]")
+    tp_delta_seconds: float = Field(10.0, ge=0, description="largest distance of the two crops' starts [open; ours]")
+    specaugment: bool = True
+
+    @model_validator(mode="after")
+    def _weights_match(self) -> "Views":
+        if not self.combination:
+            raise ValueError("views.combination is empty: name at least one processor, e.g. [S2, N]")
+        if self.weights is not None and len(self.weights) != len(self.combination):
+            raise ValueError("views.weights must hold one probability for each processor of views.combination")
+        return self
+
+
+class Objective(Config):
+    """L = L_sim + alpha * L_coin over the global batch."""
+
+    temperature: float = Field(0.2, gt=0, description="tau of NT-Xent [open; ours]")
+    learn_temperature: bool = False
+    alpha: float = Field(1.0, ge=0, description="weight of coincidence prediction; 0 is SimCLR alone [open; ours]")
+    alpha_warmup_steps: int = Field(0, ge=0, description="steps over which alpha grows from 0 to its value")
+    projection_dim: int = Field(128, ge=1, description="size of z [open; ours]")
+    head_hidden: int = Field(512, ge=1, description="hidden units of both heads [open; ours]")
+
+
+class Training(Config):
+    """The schedule and the optimiser of pre-training."""
+
+    epochs: int = Field(100, ge=1)
+    global_batch: int = Field(4096, ge=2, description="rows a step over all workers [open; ours]")
+    service_rows: int = Field(16, ge=1, description="rows of one block: separated together, shipped together")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW, cosine after warm-up [open; ours]")
+    warmup_share: float = Field(0.05, ge=0, le=1, description="share of the steps with growing learning rate")
+    weight_decay: float = Field(1e-4, ge=0)
+    clip_gradient_norm: float = Field(1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    ordered: bool = Field(True, description="rows arrive in the schedule's order: bit-for-bit repeatable on CPU")
+    checkpoint_every_steps: int = Field(500, ge=1)
+    checkpoints_kept: int = Field(2, ge=1)
+    quarantine_share: float = Field(0.05, ge=0, le=1, description="the run stops when more of its clips are unreadable")
+
+
+class Evaluation(Config):
+    """How an encoder is judged (paper: shallow classification and query by example)."""
+
+    shallow_hidden: int = Field(512, ge=1, description="[open; ours]")
+    shallow_epochs: int = Field(100, ge=1)
+    qbe_clips: int = Field(100, ge=2, description="positive and negative clips for each class")
+    bootstrap: int = Field(1000, ge=0, description="resamples for the 95 % interval over clips")
+    baselines: bool = Field(True, description="judge the untrained encoder and the mix-mix encoder beside this one")
+
+
+class Resources(Config):
+    """What a run asks of the cluster. Trainers + separation actors + readers must fit before anything starts."""
+
+    trainers: int = Field(2, ge=1)
+    trainer_cpus: float = Field(1, gt=0)
+    trainer_gpus: float = Field(0, ge=0, description="GPUs of one trainer")
+    separation_actors: int = Field(1, ge=1)
+    separation_cpus: float = Field(1, gt=0)
+    separation_gpus: float = Field(0, ge=0, description="GPUs of one separation actor; fractions share one GPU")
+    readers: int = Field(1, ge=1, description="concurrent reading tasks")
+    reader_cpus: float = Field(0.5, gt=0)
+    trainer_labels: dict[str, str] = Field(default_factory=dict, description='node labels, e.g. {"pool": "trainers"}')
+    separation_labels: dict[str, str] = Field(default_factory=dict, description='e.g. {"pool": "separators"}')
+    trainer_accelerator: str | None = Field(None, description='accelerator type, e.g. "H100"')
+    separation_accelerator: str | None = Field(None, description='accelerator type, e.g. "L4"')
+
+
+class Store(Config):
+    """The SeparatedStore: each clip separated once for all trials."""
+
+    mode: Literal["off", "read-through", "prefill"] = "off"
+    uri: str | None = Field(None, description="folder or URI; none means <storage>/store")
+
+
+class Experiment(Config):
+    """One run in full."""
+
+    name: str
+    scale: Literal["tiny", "small", "paper"]
+    table_row: str | None = Field(None, description='row of the paper this belongs to, e.g. "table4/S2+N/SimCLR&CP"')
+    seed: int = Field(0, ge=0)
+    audio: AudioFormat = AudioFormat()
+    data: Data = Data()
+    separator: Separator = Separator()
+    views: Views = Views()
+    front_end: FrontEndConfig = FrontEndConfig()
+    encoder: Cnn14Config = Cnn14Config()
+    objective: Objective = Objective()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    resources: Resources = Resources()
+    store: Store = Store()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Experiment":
+        rates = {self.audio.sample_rate, self.separator.network.sample_rate, self.front_end.sample_rate}
+        if len(rates) > 1 and not self.separator.checkpoints:
+            raise ValueError(
+                f"sample rates differ: audio {self.audio.sample_rate}, separator {self.separator.network.sample_rate}, "
+                f"front_end {self.front_end.sample_rate} Hz; set all three to one rate"
+            )
+        known = self.separator.checkpoints or self.separator.ladder.steps
+        unknown = [name for name in self.views.combination if name not in known]
+        if self.views.pair != "mix-mix" and unknown:
+            raise ValueError(
+                f"views.combination names unknown processors {', '.join(unknown)}; the ladder has {', '.join(known)}"
+            )
+        if self.views.patch_seconds > self.audio.clip_seconds:
+            raise ValueError("views.patch_seconds is longer than audio.clip_seconds: a view is a crop of the clip")
+        per_step = self.resources.trainers * self.training.service_rows
+        if self.training.global_batch % per_step:
+            raise ValueError(
+                f"training.global_batch {self.training.global_batch} is not a multiple of resources.trainers x "
+                f"training.service_rows = {per_step}; change one of the three"
+            )
+        return self
+
+    def digest(self) -> str:
+        """SHA-256 of the configuration, short: equal digests mean equal experiments."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+
+    def changed(self, overrides: dict[str, Any]) -> "Experiment":
+        """A copy with dotted fields changed, e.g. {"objective.temperature": 0.1}.
+
+        Raises:
+            SepsceneError: for an unknown field or a value that the field refuses.
+        """
+        tree = self.model_dump(mode="json")
+        for path, value in overrides.items():
+            *parents, leaf = path.split(".")
+            node: Any = tree
+            for key in parents:
+                node = node.get(key) if isinstance(node, dict) else None
+            if not isinstance(node, dict):
+                raise SepsceneError(f"there is no configuration field {path!r}; see `sepscene show {self.name}`")
+            node[leaf] = value
+        return parse_experiment(tree, source=f"{self.name} with {', '.join(overrides)}")
+
+    def save(self, path: Path) -> None:
+        """Write the resolved configuration as YAML."""
+        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def parse_experiment(tree: Any, source: str) -> Experiment:
+    """Validate a tree of plain values.
+
+    Raises:
+        SepsceneError: names each offending field, what is wrong with it, and the source.
+    """
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise SepsceneError(f"bad configuration in {source}:\n{explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line a fault: dotted field, fault, and the offending value where that helps."""
+    lines = []
+    for fault in error.errors():
+        field = ".".join(str(part) for part in fault["loc"])
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = "unknown field; check its spelling"
+        elif field and not isinstance(fault["input"], dict):
+            message += f" (got {fault['input']!r})"
+        lines.append(f"  {field}: {message}" if field else f"  {message}")
+    return "\n".join(lines)
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read a configuration from a YAML file.
+
+    Raises:
+        SepsceneError: when the file is missing, is not YAML, or holds a bad configuration.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise SepsceneError(f"{path} does not exist: give the path of an experiment's YAML file") from None
+    except yaml.YAMLError as error:
+        raise SepsceneError(f"{path} is not YAML: {error}") from None
+    return parse_experiment(tree, source=str(path))

@@ -1,0 +1,130 @@
+"""What a finished run leaves behind for readers: figures with intervals, stage timings, the ledger's summary.
+
+`RUN/results.json` holds one `RunResults`. Reports, comparisons and tables read this file alone, so that they can be
+made again at any time, on another machine, without Ray.
+"""
+
+import json
+from pathlib import Path
+
+from pydantic import Field
+
+from models.config import Config, SepsceneError
+
+
+class Figure(Config):
+    """A measured number with its confidence interval."""
+
+    value: float
+    low: float | None = Field(None, description="lower end of the interval")
+    high: float | None = Field(None, description="upper end of the interval")
+    count: int | None = Field(None, description="clips, queries or seeds behind the number")
+    interval: str = Field("", description='how the interval was made, e.g. "95 % bootstrap over clips"')
+
+
+class ClassResult(Config):
+    """Figures of one class of the evaluation data."""
+
+    name: str
+    positives: int = Field(description="positive clips in the test split")
+    shallow_ap: float | None = None
+    qbe_ap: float | None = None
+
+
+class EncoderResult(Config):
+    """How one encoder was judged."""
+
+    name: str = Field(description='"mix-chan", "mix-mix", "untrained", or a row of a table')
+    description: str = ""
+    figures: dict[str, Figure] = Field(description='"shallow_map", "qbe_map", "knn_map", "linear_map", "d_prime", "lwlrap"')
+    classes: tuple[ClassResult, ...] = ()
+    map_2d: tuple[tuple[float, float, str], ...] = Field(
+        (), description="test clips' embeddings in two dimensions: x, y, first label"
+    )
+
+
+class ProcessorResult(Config):
+    """One separator checkpoint of the ladder."""
+
+    name: str
+    step: int
+    digest: str
+    si_sdr_improvement_db: Figure | None = None
+    mixit_loss: Figure | None = None
+
+
+class StageResult(Config):
+    """One stage of a run: its wall time, and for streaming stages where the time went."""
+
+    name: str
+    seconds: float
+    rows: int | None = None
+    busy_share: float | None = Field(None, description="share of the stage's capacity that was working, 0 to 1")
+    waiting_share: float | None = Field(None, description="share of the time spent waiting for input, 0 to 1")
+    bytes_out: int | None = None
+    note: str = ""
+
+
+class LedgerResult(Config):
+    """The ledger in numbers: what the weights have consumed."""
+
+    rows: int = Field(description="rows of the schedule")
+    consumed: int
+    lost: int
+    twice: int
+    quarantined: dict[str, str] = Field(default_factory=dict, description="clip URI -> reason")
+
+
+class RunResults(Config):
+    """Everything a report says about one run."""
+
+    run_id: str
+    experiment: str
+    scale: str
+    table_row: str | None = None
+    seed: int
+    started: str = Field(description="UTC, ISO 8601")
+    seconds: float
+    stages: tuple[StageResult, ...] = ()
+    ladder: tuple[ProcessorResult, ...] = ()
+    encoders: tuple[EncoderResult, ...] = ()
+    ledger: LedgerResult | None = None
+    bottleneck: str = Field("", description="which stage limits the run and what to change")
+    environment: dict[str, str] = Field(default_factory=dict, description="versions, devices, commit")
+    data: dict[str, str] = Field(default_factory=dict, description="data set, clips, hours, hash")
+
+    def save(self, run_dir: Path) -> Path:
+        """Write RUN/results.json."""
+        path = run_dir / "results.json"
+        path.write_text(self.model_dump_json(indent=2) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "RunResults":
+        """Read RUN/results.json.
+
+        Raises:
+            SepsceneError: when there is none.
+        """
+        path = run_dir / "results.json"
+        if not path.exists():
+            raise SepsceneError(f"{run_dir} holds no results.json: not a finished run; evaluate it first")
+        return cls.model_validate_json(path.read_text())
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float | str]]:
+    """The step metrics of a run, in the order in which they were written.
+
+    Each is {"stage": str, "step": int, "seconds": float, <metric>: float, ...}. A torn last line, as a killed run
+    leaves it, ends the list.
+    """
+    path = run_dir / "metrics.jsonl"
+    records: list[dict[str, float | str]] = []
+    if not path.exists():
+        return records
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
