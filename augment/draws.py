@@ -1,0 +1,132 @@
+"""Every random choice of a run as a column.
+
+A run is a finite schedule of rows 0 … R−1. Row r determines, by a stateless counter-based hash of (seed, r), its epoch,
+clip, processor, channel, crop starts and SpecAugment masks. No stage keeps random state: a retried row gives the same
+view, and the result does not depend on how many workers or actors there are.
+
+Shapes: N rows, U uniforms of one SpecAugment instance.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from pydantic import Field
+
+from models.config import Config
+
+SPECAUGMENT_UNIFORMS = 10
+"""Uniforms of one SpecAugment instance: two for each of 2 time masks and 2 frequency masks, two for the warp."""
+
+# One stream for each kind of choice. The numbers are part of the file format of a run: never renumber them.
+_PERMUTATION, _PROCESSOR, _CHANNEL, _CROP_1, _CROP_2, _SECOND_CHANNEL, _SPECAUGMENT = range(1, 8)
+
+
+class Schedule(Config):
+    """The rows of a run: `epochs` passes over `clips`, each in a fresh order, drawn from `seed`."""
+
+    seed: int = Field(ge=0)
+    clips: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows R."""
+        return self.clips * self.epochs
+
+    def epoch(self, row_N: np.ndarray) -> np.ndarray:
+        """The epoch of each row."""
+        return row_N // self.clips
+
+    def clip(self, row_N: np.ndarray) -> np.ndarray:
+        """The clip of each row: within an epoch, every clip exactly once."""
+        epoch_N = self.epoch(row_N)
+        clip_N = np.empty(len(row_N), np.int64)
+        for epoch in np.unique(epoch_N):
+            here = epoch_N == epoch
+            clip_N[here] = _permutation(self.seed, int(epoch), self.clips)[row_N[here] % self.clips]
+        return clip_N
+
+
+def draw(schedule: Schedule, row_N: np.ndarray, weights: tuple[float, ...]) -> dict[str, np.ndarray]:
+    """All random choices of the given rows.
+
+    Args:
+        schedule: the run's rows.
+        row_N: int64 row numbers in [0, R), in any order.
+        weights: probability of each processor of the combination (the OR rule); they are normalised to sum to 1.
+
+    Returns:
+        Columns of length N: `row`, `epoch`, `clip` (int64); `processor` (int64, index into the combination); uniforms
+        in [0, 1) as float64: `channel_u`, `second_channel_u`, `crop_1_u`, `crop_2_u`; and `specaugment_u`, float32
+        (N, 2·U), the uniforms of both views' SpecAugment side by side.
+    """
+    row_N = np.asarray(row_N, np.int64)
+    mixed_N = _mix(row_N.astype(np.uint64))
+
+    def uniform(stream: int) -> np.ndarray:
+        return _uniform(_hash(schedule.seed, stream, mixed_N))
+
+    edges = np.cumsum(np.asarray(weights, np.float64) / np.sum(weights))[:-1]
+    specaugment = [uniform(_SPECAUGMENT + k) for k in range(2 * SPECAUGMENT_UNIFORMS)]
+    return {
+        "row": row_N,
+        "epoch": schedule.epoch(row_N),
+        "clip": schedule.clip(row_N),
+        "processor": np.searchsorted(edges, uniform(_PROCESSOR), side="right").astype(np.int64),
+        "channel_u": uniform(_CHANNEL),
+        "second_channel_u": uniform(_SECOND_CHANNEL),
+        "crop_1_u": uniform(_CROP_1),
+        "crop_2_u": uniform(_CROP_2),
+        "specaugment_u": np.stack(specaugment, axis=1).astype(np.float32),
+    }
+
+
+def crop_starts(
+    crop_1_u_N: np.ndarray, crop_2_u_N: np.ndarray, clip_samples: int, crop_samples: int, delta_samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Temporal proximity sampling: where the two crops of each clip start, at most `delta_samples` apart.
+
+    The first start is uniform over the clip; the second is uniform over the part of the clip that lies within the
+    distance, so that a large distance gives two independent uniform crops (paper.md, front-end).
+
+    Returns:
+        Two int64 arrays of length N, in samples.
+    """
+    last = clip_samples - crop_samples
+    start_1_N = np.floor(crop_1_u_N * (last + 1)).astype(np.int64)
+    low_N = np.maximum(0, start_1_N - delta_samples)
+    high_N = np.minimum(last, start_1_N + delta_samples)
+    start_2_N = low_N + np.floor(crop_2_u_N * (high_N - low_N + 1)).astype(np.int64)
+    return start_1_N, start_2_N
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, clips: int) -> np.ndarray:
+    """A uniform permutation: the order of hashed keys. Kept for a few epochs, as neighbouring rows share it."""
+    stream = int(_mix(np.array([_PERMUTATION * 2**32 + epoch], np.uint64))[0])
+    key = _hash(seed, stream, _mix(np.arange(clips, dtype=np.uint64)))
+    order = np.argsort(key, kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+def _uniform(word_N: np.ndarray) -> np.ndarray:
+    """Words to uniforms in [0, 1) with 53 bits."""
+    return (word_N >> np.uint64(11)) * 2.0**-53
+
+
+def _hash(seed: int, stream: int, mixed_N: np.ndarray) -> np.ndarray:
+    """64 well-mixed bits for each (seed, stream, counter), given the counters already mixed once."""
+    key = _mix(_mix(np.array([seed], np.uint64)) ^ np.array([stream], np.uint64))
+    return _mix(mixed_N ^ key)
+
+
+def _mix(word_N: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function (Steele, Lea & Flood 2014): a bijection of 64-bit words that avalanches."""
+    word_N = word_N + np.uint64(0x9E3779B97F4A7C15)
+    word_N ^= word_N >> np.uint64(30)
+    word_N *= np.uint64(0xBF58476D1CE4E5B9)
+    word_N ^= word_N >> np.uint64(27)
+    word_N *= np.uint64(0x94D049BB133111EB)
+    word_N ^= word_N >> np.uint64(31)
+    return word_N
