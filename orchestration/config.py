@@ -13,6 +13,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from augment.audio import AudioFormat
+from augment.specaugment import SpecAugment
+from augment.views import Views
 from models.cnn14 import Cnn14Config
 from models.config import Config, SepsceneError
 from models.frontend import FrontEndConfig
@@ -65,27 +67,6 @@ class Separator(Config):
     segment_seconds: float = Field(10.0, gt=0, description="training segment of each clip [open; ours]")
     learning_rate: float = Field(1e-3, gt=0, description="Adam (paper 1e-3, released recipe 1e-4)")
     clip_gradient_norm: float = Field(5.0, gt=0, description="[open; ours]")
-
-
-class Views(Config):
-    """How a clip becomes a positive pair."""
-
-    pair: Literal["mix-mix", "mix-chan", "chan-chan"] = "mix-chan"
-    combination: tuple[str, ...] = Field(("S2",), description="processors under the OR rule; each row draws one")
-    weights: tuple[float, ...] | None = Field(None, description="probabilities of the processors; none means uniform [open]")
-    channel: Literal["uniform", "loudest", "softmax-energy"] = Field("uniform", description="which channel [open; uniform]")
-    silence_db: float = Field(-60.0, le=0, description="a channel whose RMS is below this (dBFS) is passed over [open; ours]")
-    patch_seconds: float = Field(0.96, gt=0, description="length of a view [open; ours]")
-    tp_delta_seconds: float = Field(10.0, ge=0, description="largest distance of the two crops' starts [open; ours]")
-    specaugment: bool = True
-
-    @model_validator(mode="after")
-    def _weights_match(self) -> "Views":
-        if not self.combination:
-            raise ValueError("views.combination is empty: name at least one processor, e.g. [S2, N]")
-        if self.weights is not None and len(self.weights) != len(self.combination):
-            raise ValueError("views.weights must hold one probability for each processor of views.combination")
-        return self
 
 
 class Objective(Config):
@@ -161,6 +142,7 @@ class Experiment(Config):
     data: Data = Data()
     separator: Separator = Separator()
     views: Views = Views()
+    specaugment: SpecAugment = SpecAugment()
     front_end: FrontEndConfig = FrontEndConfig()
     encoder: Cnn14Config = Cnn14Config()
     objective: Objective = Objective()

@@ -1,0 +1,120 @@
+"""From a clip and its separated channels to the two views of a positive pair.
+
+Sound travels as 16-bit PCM between the stages: that halves the bytes, is what the SeparatedStore keeps, and makes a
+view from the store equal to a live one bit for bit.
+
+Shapes: T samples of a clip, P samples of a patch, S channels of a separator.
+"""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from augment.draws import crop_starts
+from models.config import Config
+
+PCM_SCALE = 32767.0
+"""16-bit PCM of full scale 1.0."""
+
+MIXTURE = -1
+"""The channel number that stands for the mixture itself."""
+
+
+class Views(Config):
+    """How a clip becomes a positive pair."""
+
+    pair: Literal["mix-mix", "mix-chan", "chan-chan"] = "mix-chan"
+    combination: tuple[str, ...] = Field(("S2",), description="processors under the OR rule; each row draws one")
+    weights: tuple[float, ...] | None = Field(None, description="probabilities of the processors; none is uniform [open]")
+    channel: Literal["uniform", "loudest", "softmax-energy"] = Field(
+        "uniform", description="how the channel is chosen [open; ours: uniform over the audible ones]"
+    )
+    silence_db: float = Field(-60.0, le=0, description="a channel whose RMS is below this (dBFS) is passed over [open; ours]")
+    patch_seconds: float = Field(0.96, gt=0, description="length of a view [open; ours]")
+    tp_delta_seconds: float = Field(10.0, ge=0, description="largest distance of the two crops' starts [open; ours]")
+    specaugment: bool = Field(True, description="SpecAugment on both views (paper: yes)")
+
+    @model_validator(mode="after")
+    def _weights_match(self) -> "Views":
+        if not self.combination:
+            raise ValueError("views.combination is empty: name at least one processor, e.g. [S2, N]")
+        if self.weights is not None and len(self.weights) != len(self.combination):
+            raise ValueError("views.weights must hold one probability for each processor of views.combination")
+        if self.weights is not None and (min(self.weights) < 0 or sum(self.weights) <= 0):
+            raise ValueError("views.weights must not be negative and must not all be zero")
+        return self
+
+    @property
+    def processor_weights(self) -> tuple[float, ...]:
+        """The OR rule's probabilities, not yet normalised: uniform unless `weights` says otherwise."""
+        return self.weights or (1.0,) * len(self.combination)
+
+
+def to_pcm(wave: np.ndarray) -> np.ndarray:
+    """Float samples of full scale 1.0 to int16, saturating."""
+    return np.rint(np.clip(wave, -1.0, 1.0) * PCM_SCALE).astype(np.int16)
+
+
+def from_pcm(pcm: np.ndarray) -> np.ndarray:
+    """Int16 samples to float32 of full scale 1.0."""
+    return pcm.astype(np.float32) / PCM_SCALE
+
+
+def levels_db(pcm_ST: np.ndarray) -> np.ndarray:
+    """RMS of each channel over the whole clip in dBFS, float32 of length S; digital silence is −200 dB."""
+    power_S = np.mean(np.square(pcm_ST / PCM_SCALE, dtype=np.float64), axis=-1)
+    return (10 * np.log10(np.maximum(power_S, 1e-20))).astype(np.float32)
+
+
+def choose_channel(
+    levels_S: np.ndarray, uniform: float, views: Views, taken: int | None = None
+) -> int:
+    """Pick a channel by the rule of `views`, among those that are audible and not `taken`.
+
+    Args:
+        levels_S: RMS of each channel in dBFS.
+        uniform: the row's draw in [0, 1).
+        views: rule and silence threshold.
+        taken: a channel that the other view already uses.
+
+    Returns:
+        Its number, or `MIXTURE` when no channel is left (paper.md: if both are silent, the mixture is used).
+    """
+    audible = [s for s in range(len(levels_S)) if levels_S[s] >= views.silence_db and s != taken]
+    if not audible:
+        return MIXTURE
+    if views.channel == "loudest":
+        return max(audible, key=lambda s: levels_S[s])
+    if views.channel == "uniform":
+        return audible[int(uniform * len(audible))]
+    power = 10.0 ** (levels_S[audible].astype(np.float64) / 10)
+    share = np.exp(power / power.sum())  # softmax over each channel's share of the energy
+    edges = np.cumsum(share / share.sum())[:-1]
+    return audible[int(np.searchsorted(edges, uniform, side="right"))]
+
+
+def choose_channels(levels_S: np.ndarray, channel_u: float, second_channel_u: float, views: Views) -> tuple[int, int]:
+    """The channels of both views of a row; `MIXTURE` stands for the mixture."""
+    if views.pair == "mix-mix":
+        return MIXTURE, MIXTURE
+    first = choose_channel(levels_S, channel_u, views)
+    if views.pair == "mix-chan":
+        return MIXTURE, first
+    return first, choose_channel(levels_S, second_channel_u, views, taken=first)
+
+
+def view_starts(draws: dict[str, np.ndarray], views: Views, clip_samples: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where both crops of each row start (temporal proximity), in samples."""
+    return crop_starts(
+        draws["crop_1_u"],
+        draws["crop_2_u"],
+        clip_samples,
+        patch_samples(views, sample_rate),
+        round(views.tp_delta_seconds * sample_rate),
+    )
+
+
+def patch_samples(views: Views, sample_rate: int) -> int:
+    """Length P of a view in samples."""
+    return round(views.patch_seconds * sample_rate)
