@@ -1,0 +1,78 @@
+"""The ledger: exactly which rows of the schedule a checkpoint's weights have consumed.
+
+Rows are kept as disjoint half-open intervals, so a ledger of a hundred million rows in order is one interval. A restart
+builds its stream from the complement; a row that would be consumed twice is refused. That is how nothing is trained on
+twice and nothing is lost, whatever dies.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Ledger:
+    """Rows consumed out of 0 … rows−1, and the clips that could not be used."""
+
+    rows: int
+    intervals: list[tuple[int, int]] = field(default_factory=list)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    """Clip URI -> why it could not be used. Its rows count as consumed: there is nothing else to do with them."""
+
+    def consume(self, row_N: np.ndarray) -> None:
+        """Enter rows, in any order.
+
+        Raises:
+            ValueError: when a row is outside the schedule, appears twice, or was consumed before; nothing is entered.
+        """
+        row_N = np.sort(np.asarray(row_N, np.int64))
+        if not len(row_N):
+            return
+        if row_N[0] < 0 or row_N[-1] >= self.rows:
+            raise ValueError(f"rows {row_N[0]} … {row_N[-1]} are not all inside the schedule's 0 … {self.rows - 1}")
+        breaks = np.flatnonzero(np.diff(row_N) != 1)
+        starts = row_N[np.concatenate([[0], breaks + 1])]
+        ends = row_N[np.concatenate([breaks, [len(row_N) - 1]])] + 1
+        new = list(zip(starts.tolist(), ends.tolist(), strict=True))
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted(self.intervals + new):
+            if merged and start < merged[-1][1]:
+                raise ValueError(f"row {start} is consumed twice")
+            if merged and start == merged[-1][1]:
+                merged[-1] = (merged[-1][0], end)
+            else:
+                merged.append((start, end))
+        self.intervals = merged
+
+    @property
+    def consumed(self) -> int:
+        """Number of rows consumed."""
+        return sum(end - start for start, end in self.intervals)
+
+    def remaining(self) -> list[tuple[int, int]]:
+        """The complement: intervals of rows still to come, in order."""
+        edges = [0, *(edge for interval in self.intervals for edge in interval), self.rows]
+        return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
+
+    def to_json(self) -> str:
+        """The ledger as JSON, for a checkpoint."""
+        return json.dumps({"rows": self.rows, "intervals": self.intervals, "quarantined": self.quarantined})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Ledger":
+        """Read what `to_json` wrote."""
+        data = json.loads(text)
+        return cls(data["rows"], [(start, end) for start, end in data["intervals"]], data["quarantined"])
+
+
+def nth_rows(intervals: list[tuple[int, int]], index_N: np.ndarray, beyond: int) -> np.ndarray:
+    """The rows at the given positions of a list of disjoint intervals; `beyond` for positions past their end."""
+    if not intervals:
+        return np.full(len(index_N), beyond, np.int64)
+    start, end = np.array(intervals, np.int64).T
+    before = np.concatenate([[0], np.cumsum(end - start)])
+    which = np.searchsorted(before, index_N, side="right") - 1
+    past = which >= len(start)
+    which = np.minimum(which, len(start) - 1)
+    return np.where(past, beyond, start[which] + index_N - before[which])
