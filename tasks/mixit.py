@@ -1,0 +1,183 @@
+"""MixIT, the loss that trains a separator without clean sources, and the figures by which a separator is judged.
+
+Mixtures of mixtures (MoM) are the plain sum of two clips. The separated channels are remixed into estimates of the two
+clips; every channel goes to exactly one of them and the cheapest assignment counts (Wisdom et al. 2020).
+
+Legend: B clips (or mixtures of mixtures), R references, S separated channels, K true sources, T samples, A assignments.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+_FLOOR = 10 ** (-30 / 10)  # soft threshold: an error 30 dB below the reference is good enough
+_TINY = 1e-8
+
+
+@dataclass(frozen=True)
+class MixitResult:
+    """What MixIT says about a batch.
+
+    Attributes:
+        loss: scalar, the mean of `loss_B`, in dB of squared samples; differentiable.
+        mixed_BRT: the channels remixed by the cheapest assignment; differentiable.
+        mix_matrix_BRS: that assignment, one 1 in each column.
+        loss_B: the loss of each mixture of mixtures.
+    """
+
+    loss: Tensor
+    mixed_BRT: Tensor
+    mix_matrix_BRS: Tensor
+    loss_B: Tensor
+
+
+def mixit_loss(reference_BRT: Tensor, estimate_BST: Tensor) -> MixitResult:
+    """The mixture-invariant training loss (paper.md, "Training").
+
+    Per reference 10 log10(|y - y'|^2 + 10^-3 |y|^2 + 1e-8), sums over time; mean over references; minimum over all
+    R^S assignments of channels to references (a reference may get none); mean over the batch.
+
+    The assignment is found from inner products in float64, so no remix but the chosen one is ever made.
+
+    Args:
+        reference_BRT: the clips that were summed.
+        estimate_BST: the separated channels of their sum, any S >= 1.
+
+    Raises:
+        ValueError: when batch or length differ, or there are too many assignments to try (R^S > 2^20).
+    """
+    _check_same(reference_BRT, estimate_BST, "reference_BRT", "estimate_BST")
+    matrices_ARS = _assignments(reference_BRT.shape[1], estimate_BST.shape[1], "any").to(reference_BRT.device)
+    with torch.no_grad():
+        error_BAR = _errors(reference_BRT, estimate_BST, matrices_ARS)
+        energy_BR = reference_BRT.double().square().sum(-1)
+        cost_BA = _decibel(error_BAR, energy_BR[:, None]).mean(-1)
+        mix_BRS = matrices_ARS[cost_BA.argmin(-1)].to(estimate_BST.dtype)
+    mixed_BRT = mix_BRS @ estimate_BST
+    error_BR = (reference_BRT - mixed_BRT).square().sum(-1)
+    loss_B = _decibel(error_BR, reference_BRT.square().sum(-1)).mean(-1)
+    return MixitResult(loss_B.mean(), mixed_BRT, mix_BRS, loss_B)
+
+
+def supervised_loss(source_BKT: Tensor, estimate_BST: Tensor) -> Tensor:
+    """Permutation-invariant loss with known sources: the upper bound beside which MixIT is put. Scalar, in dB.
+
+    The same thresholded error as MixIT's, minimum over the ways to give the sources to the channels: one source to a
+    channel at most when K <= S, with silence as the target of the others (their threshold is 30 dB below the
+    mixture); when K > S every channel gets a group of one or more sources and its target is their sum.
+
+    Raises:
+        ValueError: when batch or length differ, or there are too many assignments to try.
+    """
+    _check_same(source_BKT, estimate_BST, "source_BKT", "estimate_BST")
+    sources, channels = source_BKT.shape[1], estimate_BST.shape[1]
+    rule = "one each" if sources <= channels else "none empty"
+    matrices_ASK = _assignments(channels, sources, rule).to(source_BKT.device)
+    mixture_B1 = source_BKT.sum(1).double().square().sum(-1, keepdim=True)
+    with torch.no_grad():
+        error_BAS = _errors(estimate_BST, source_BKT, matrices_ASK)
+        energy_BAS = _errors(torch.zeros_like(estimate_BST), source_BKT, matrices_ASK)
+        energy_BAS = torch.where(matrices_ASK.sum(-1) > 0, energy_BAS, mixture_B1[:, None])
+        best_B = _decibel(error_BAS, energy_BAS).mean(-1).argmin(-1)
+        group_BSK = matrices_ASK[best_B].to(source_BKT.dtype)
+    target_BST = group_BSK @ source_BKT
+    energy_BS = target_BST.square().sum(-1)
+    energy_BS = torch.where(group_BSK.sum(-1) > 0, energy_BS, mixture_B1.to(energy_BS.dtype))
+    return _decibel((target_BST - estimate_BST).square().sum(-1), energy_BS).mean()
+
+
+def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB over the last axis; leading axes broadcast.
+
+    10 log10(|a y|^2 / |a y - e|^2) with a = <e, y> / |y|^2 (Le Roux et al. 2019); means are not removed. Finite for
+    silence: both powers carry a tiny constant relative to the signals' own power, which bounds the result to +-100 dB.
+    """
+    estimate, reference = estimate.double(), reference.double()
+    power = reference.square().sum(-1, keepdim=True)
+    projection = (estimate * reference).sum(-1, keepdim=True) / power.clamp_min(1e-30) * reference
+    bound = 1e-10 * estimate.square().sum(-1) + 1e-30
+    signal, noise = projection.square().sum(-1), (projection - estimate).square().sum(-1)
+    return 10 * torch.log10((signal + bound) / (noise + bound))
+
+
+def mixture_improvement(reference_BRT: Tensor, estimate_BST: Tensor) -> Tensor:
+    """MoMi_B: SI-SDR improvement on mixtures of mixtures, the figure for real sound without known sources. In dB.
+
+    The channels are remixed by the assignment that MixIT finds; the mean over the references of
+    SI-SDR(remix, reference) - SI-SDR(sum of references, reference) (Wisdom et al. 2020, "MoMi").
+    References that are silent do not count; a mixture of silent clips gives nan.
+    """
+    mixed_BRT = mixit_loss(reference_BRT, estimate_BST).mixed_BRT
+    gain_BR = si_sdr(mixed_BRT, reference_BRT) - si_sdr(reference_BRT.sum(1, keepdim=True), reference_BRT)
+    active_BR = reference_BRT.abs().amax(-1) > 0
+    return torch.where(active_BR, gain_BR, 0).sum(-1) / active_BR.sum(-1)
+
+
+def si_sdr_improvement(mixture_BT: Tensor, source_BKT: Tensor, separated_BST: Tensor) -> Tensor:
+    """SI-SDR improvement_B in dB on scenes with known sources, by the best one-to-one match.
+
+    Every source is matched with a channel of its own so that the mean of SI-SDR(channel, source) -
+    SI-SDR(mixture, source) over the matched pairs is largest. With fewer channels than sources (S < K) only S
+    sources are matched: the figure then speaks of the S sources that the separator brought out best. Silent sources
+    do not count; a clip without an active source gives nan.
+    """
+    _check_same(source_BKT, separated_BST, "source_BKT", "separated_BST")
+    with torch.no_grad():
+        gain_BKS = si_sdr(separated_BST[:, None], source_BKT[:, :, None])
+        gain_BKS = gain_BKS - si_sdr(mixture_BT[:, None], source_BKT)[..., None]
+        active_BK = (source_BKT.abs().amax(-1) > 0).cpu().numpy()
+    improvement_B = [
+        _best_match(gain_KS[active_K])
+        for gain_KS, active_K in zip(gain_BKS.cpu().numpy(), active_BK, strict=True)
+    ]
+    return torch.tensor(improvement_B, dtype=torch.float64, device=mixture_BT.device)
+
+
+def _best_match(gain_KS: np.ndarray) -> float:
+    rows, columns = linear_sum_assignment(gain_KS, maximize=True)
+    return float(gain_KS[rows, columns].mean()) if len(rows) else float("nan")
+
+
+@cache
+def _assignments(targets: int, parts: int, rule: str) -> Tensor:
+    """All 0/1 matrices (A, targets, parts) that give each part to one target, in lexicographic order.
+
+    The rule narrows them: "any"; "one each": no target gets more than one part; "none empty".
+    """
+    if targets**parts > 2**20:
+        raise ValueError(f"{targets}^{parts} assignments are too many to try: use fewer separated channels")
+    choices = torch.tensor(list(product(range(targets), repeat=parts)))
+    matrices = (choices[:, None, :] == torch.arange(targets)[None, :, None]).double()
+    counts = matrices.sum(-1)
+    keep = {"any": counts >= 0, "one each": counts <= 1, "none empty": counts >= 1}[rule].all(-1)
+    return matrices[keep]
+
+
+def _errors(target_BRT: Tensor, part_BPT: Tensor, matrices_ARP: Tensor) -> Tensor:
+    """|target - matrix @ parts|^2 for every assignment: (B, A, R), float64, without making the remixes."""
+    target, part = target_BRT.double(), part_BPT.double()
+    gram_BPP = part @ part.mT
+    cross_BRP = target @ part.mT
+    quadratic = torch.einsum("arp,bpq,arq->bar", matrices_ARP, gram_BPP, matrices_ARP)
+    linear = torch.einsum("arp,brp->bar", matrices_ARP, cross_BRP)
+    return (target.square().sum(-1)[:, None] - 2 * linear + quadratic).clamp_min(0)
+
+
+def _decibel(error: Tensor, energy: Tensor) -> Tensor:
+    return 10 * torch.log10(error + _FLOOR * energy + _TINY)
+
+
+def _check_same(left: Tensor, right: Tensor, left_name: str, right_name: str) -> None:
+    same = (
+        left.dim() == right.dim() == 3 and left.shape[0] == right.shape[0] and left.shape[2] == right.shape[2]
+    )
+    if not same:
+        raise ValueError(
+            f"{left_name} {tuple(left.shape)} and {right_name} {tuple(right.shape)} must be (clips, signals, samples) "
+            "with the same clips and samples"
+        )
