@@ -1,0 +1,220 @@
+"""Where a clip's bytes are: a local file, a remote object, a member of a tar shard or a row of Parquet.
+
+A clip's URI is one of
+    /data/dog.wav, dog.wav, file:///data/dog.wav     a local file
+    s3://bucket/dog.wav, gs://bucket/dog.wav         whatever `pyarrow.fs` reaches
+    <any of these>.tar#folder/dog.wav                a member of an uncompressed tar archive
+    <any of these>.parquet#12                        row 12, column `audio` (bytes, or a struct with `bytes`)
+
+Members are read in memory and never extracted, so that a hostile name cannot write anywhere; names that would
+leave the archive (absolute, or with `..`) and links are refused all the same.
+"""
+
+import os
+import re
+import tarfile
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from models.config import SepsceneError
+
+AUDIO_COLUMN = "audio"
+_SHARD = re.compile(r"^(?P<archive>.+?\.(?P<kind>tar|parquet)(\?[^#]*)?)#(?P<member>.*)$", re.DOTALL)
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class ClipError(SepsceneError):
+    """A clip that cannot be used: it is to be quarantined, with its name and the reason.
+
+    Attributes:
+        uri: the clip, as the manifest names it.
+        cause: what is wrong with it, a phrase in plain words.
+    """
+
+    def __init__(self, uri: str, cause: str) -> None:
+        super().__init__(uri, cause)  # both arguments, so that the error survives pickling between processes
+        self.uri = uri
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"{self.uri}: {self.cause}"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A regular file inside a tar archive: where its bytes begin and how many there are."""
+
+    start: int
+    size: int
+
+
+def open_location(uri: str) -> str | BytesIO:
+    """The path of a local file (so that a decoder can seek in it), or the bytes of anything else in memory.
+
+    Raises:
+        ClipError: missing, not a regular file, unreadable, or a member that is absent or leaves its archive.
+    """
+    try:
+        shard = _SHARD.match(uri)
+        if shard is not None:
+            read = _tar_member if shard["kind"] == "tar" else _parquet_row
+            return BytesIO(read(uri, shard["archive"], shard["member"]))
+        local = local_path(uri)
+        if local is None:
+            filesystem, path = filesystem_of(uri)
+            with filesystem.open_input_stream(path) as stream:
+                return BytesIO(stream.read())
+        if not os.path.isfile(local):  # a pipe or a device would block for ever
+            raise ClipError(uri, "is not a regular file" if os.path.exists(local) else "no such file")
+        with open(local, "rb"):
+            return local
+    except ClipError:
+        raise
+    except FileNotFoundError:
+        raise ClipError(uri, "no such file") from None
+    except (OSError, ValueError, pa.ArrowException, tarfile.TarError) as error:
+        raise ClipError(uri, f"cannot be read ({_first_line(error)})") from error
+
+
+def read_bytes(uri: str) -> bytes:
+    """All bytes of a clip.
+
+    Raises:
+        ClipError: as `open_location`.
+    """
+    opened = open_location(uri)
+    if isinstance(opened, BytesIO):
+        return opened.getvalue()
+    try:
+        with open(opened, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ClipError(uri, f"cannot be read ({_first_line(error)})") from error
+
+
+def local_path(uri: str) -> str | None:
+    """The path of a URI on this machine, or None where it lies elsewhere."""
+    if uri.startswith("file://"):
+        return unquote(urlsplit(uri).path)
+    return None if _SCHEME.match(uri) else uri
+
+
+def filesystem_of(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The filesystem of a URI and the path inside it; remote connections are made once for each bucket.
+
+    Raises:
+        OSError, pyarrow.ArrowException: the scheme is unknown or the remote cannot be reached.
+    """
+    local = local_path(uri)
+    if local is not None:
+        return _local_filesystem(), os.path.abspath(local)
+    parts = urlsplit(uri)
+    query = f"?{parts.query}" if parts.query else ""
+    filesystem, base = _connection(f"{parts.scheme}://{parts.netloc}{query}")
+    inner = parts.path + (f"#{parts.fragment}" if parts.fragment else "")
+    return filesystem, f"{base.rstrip('/')}/{unquote(inner).lstrip('/')}".rstrip("/")
+
+
+def tar_members(uri: str) -> dict[str, Member]:
+    """The regular files of an uncompressed tar archive by name, read once for each version of the archive.
+
+    Raises:
+        ClipError: a name that leaves the archive (absolute, or with `..`).
+        OSError, tarfile.TarError: the archive is missing or broken.
+    """
+    return _tar_index(uri, _stamp(uri))
+
+
+def leaves_root(relative: str) -> bool:
+    """Whether a relative name, as found in a manifest or an archive, would lead outside of its root."""
+    path = PurePosixPath(relative.replace("\\", "/"))
+    windows_drive = re.match(r"^[A-Za-z]:", relative) is not None
+    return path.is_absolute() or windows_drive or ".." in path.parts or "\0" in relative
+
+
+def _tar_member(uri: str, archive: str, name: str) -> bytes:
+    members = tar_members(archive)
+    if name not in members:
+        raise ClipError(uri, f"the archive has no regular file of that name ({len(members)} members)")
+    member = members[name]
+    filesystem, path = filesystem_of(archive)
+    with filesystem.open_input_file(path) as file:
+        data = file.read_at(member.size, member.start)
+    if len(data) < member.size:
+        raise ClipError(uri, f"truncated: its archive ends after {len(data)} of {member.size} bytes")
+    return data
+
+
+def _parquet_row(uri: str, archive: str, row_text: str) -> bytes:
+    if not row_text.isascii() or not row_text.isdigit():
+        raise ClipError(uri, f"{row_text!r} is not a row number; write file.parquet#12")
+    row, stamp = int(row_text), _stamp(archive)
+    for group, rows in enumerate(_parquet_groups(archive, stamp)):
+        if row < rows:
+            value = _parquet_audio(archive, stamp, group)[row].as_py()
+            data = value.get("bytes") if isinstance(value, dict) else value
+            if not isinstance(data, bytes):
+                raise ClipError(uri, f"column `{AUDIO_COLUMN}` holds no bytes in this row")
+            return data
+        row -= rows
+    raise ClipError(uri, "the file has fewer rows than that")
+
+
+@lru_cache(maxsize=64)
+def _tar_index(uri: str, stamp: tuple[Any, ...]) -> dict[str, Member]:
+    filesystem, path = filesystem_of(uri)
+    members = {}
+    with filesystem.open_input_file(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        for entry in archive:
+            if leaves_root(entry.name):
+                raise ClipError(f"{uri}#{entry.name}", "the member's name leaves the archive; pack it again")
+            if entry.isreg() and not entry.issparse():
+                members[entry.name.removeprefix("./")] = Member(entry.offset_data, entry.size)
+    return members
+
+
+@lru_cache(maxsize=64)
+def _parquet_groups(uri: str, stamp: tuple[Any, ...]) -> tuple[int, ...]:
+    filesystem, path = filesystem_of(uri)
+    metadata = pq.read_metadata(path, filesystem=filesystem)
+    return tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+
+
+@lru_cache(maxsize=2)  # a row group of audio is large: the present one and the one before
+def _parquet_audio(uri: str, stamp: tuple[Any, ...], group: int) -> pa.ChunkedArray:
+    filesystem, path = filesystem_of(uri)
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        if AUDIO_COLUMN not in file.schema_arrow.names:
+            raise ValueError(f"has no column `{AUDIO_COLUMN}`; it has {', '.join(file.schema_arrow.names)}")
+        return file.read_row_group(group, columns=[AUDIO_COLUMN]).column(AUDIO_COLUMN)
+
+
+def _stamp(uri: str) -> tuple[Any, ...]:
+    """What changes when the object is replaced: the key under which its index is remembered."""
+    filesystem, path = filesystem_of(uri)
+    info = filesystem.get_file_info(path)
+    if info.type == pyarrow.fs.FileType.NotFound:
+        raise FileNotFoundError(path)
+    return info.size, info.mtime_ns
+
+
+@lru_cache(maxsize=64)
+def _connection(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    return pyarrow.fs.FileSystem.from_uri(root)
+
+
+@lru_cache(maxsize=1)
+def _local_filesystem() -> pyarrow.fs.LocalFileSystem:
+    return pyarrow.fs.LocalFileSystem()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
