@@ -1,0 +1,5 @@
+"""Networks that a notebook can use alone: separators and encoders. Imports no other folder of Sepscene."""
+
+from models.encoder import load_encoder
+
+__all__ = ["load_encoder"]
