@@ -1,0 +1,293 @@
+"""Does a trial fit the cluster? Answered before anything starts: Ray waits forever for what no node can give.
+
+A trial asks for its trainers (one placement group), its separation actors and its reading tasks. Everything else
+that Ray 2.60 starts for it is free: the Train controller, the data coordinator, the preemption watcher, the
+checkpoint synchroniser and the job's own supervisor are actors with `num_cpus=0`, and so is the splitting of blocks.
+
+The answer is a packing by best fit, the most constrained demand first. Like every greedy packing it can in rare
+cases refuse what an exhaustive search would place; it never promises what does not fit.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clusters.pools import Node
+from models.config import SepsceneError
+from orchestration.config import Resources
+
+CLUSTER_VARIABLE = "SEPSCENE_CLUSTER"
+"""Names the description of an autoscaling cluster: nodes that may still come then count as being there."""
+
+_LIST = re.compile(r"in\((?P<values>[^)]*)\)")
+_ROUNDING = 1e-6  # Ray counts resources in units of 1e-4
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One bundle that must lie on one node.
+
+    Attributes:
+        role: "trainer", "separation actor", "reader" or "trial driver".
+        gpus: below 1 a share of one GPU, from 1 upwards whole GPUs.
+        labels: label selector, e.g. {"pool": "trainers"}, {"pool": "!spot"}, {"pool": "in(a,b)"}.
+        accelerator: accelerator type the node must have.
+        knobs: the configuration fields that set this demand, for messages.
+    """
+
+    role: str
+    cpus: float
+    gpus: float = 0.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    accelerator: str | None = None
+    knobs: str = ""
+
+    def ray_options(self) -> dict[str, Any]:
+        """The same demand as options of a Ray task, actor or `map_batches`: asked for exactly as checked."""
+        options: dict[str, Any] = {"num_cpus": self.cpus}
+        if self.gpus:
+            options["num_gpus"] = self.gpus
+        if self.labels:
+            options["label_selector"] = dict(self.labels)
+        if self.accelerator:
+            options["accelerator_type"] = self.accelerator
+        return options
+
+
+def demands(resources: Resources, pair: str, driver_cpus: float = 0.0) -> list[Demand]:
+    """Everything one trial asks for, one entry a bundle.
+
+    Args:
+        pair: kind of the positive pair. "mix-mix" separates nothing: its actors decode and crop without a GPU.
+        driver_cpus: CPUs of the trial's driver: none for a job's, as many as Tune is told for a Tune trial's.
+
+    Raises:
+        SepsceneError: for GPUs that Ray cannot give: above one only whole numbers.
+    """
+    separating = pair != "mix-mix"
+    trainer = Demand(
+        "trainer",
+        resources.trainer_cpus,
+        resources.trainer_gpus,
+        resources.trainer_labels,
+        resources.trainer_accelerator,
+        "resources.trainers, .trainer_cpus, .trainer_gpus, .trainer_labels, .trainer_accelerator",
+    )
+    actor = Demand(
+        "separation actor",
+        resources.separation_cpus,
+        resources.separation_gpus if separating else 0.0,
+        resources.separation_labels,
+        resources.separation_accelerator if separating else None,
+        "resources.separation_actors, .separation_cpus, .separation_gpus, .separation_labels, "
+        ".separation_accelerator",
+    )
+    for demand in (trainer, actor):
+        if demand.gpus > 1 and demand.gpus != int(demand.gpus):
+            raise SepsceneError(
+                f"a {demand.role} asks for {demand.gpus:g} GPUs, but above one only whole GPUs can be given: "
+                f"set a share below 1 or a whole number ({demand.knobs})"
+            )
+    reader = Demand("reader", resources.reader_cpus, knobs="resources.readers, .reader_cpus")
+    driver = (
+        [Demand("trial driver", driver_cpus, knobs="the CPUs of the trial's driver")] if driver_cpus else []
+    )
+    return (
+        [trainer] * resources.trainers
+        + [actor] * resources.separation_actors
+        + [reader] * resources.readers
+        + driver
+    )
+
+
+def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether a node's labels satisfy a selector, by Ray's rules.
+
+    `x` and `in(a,b)` need the label to be there; `!x` and `!in(a,b)` are also true of a node that lacks it.
+    """
+    return all(_value_matches(labels.get(key), wanted) for key, wanted in selector.items())
+
+
+def _value_matches(value: str | None, wanted: str) -> bool:
+    plain = wanted.removeprefix("!")
+    listed = _LIST.fullmatch(plain)
+    allowed = {part.strip() for part in listed["values"].split(",")} if listed else {plain}
+    return (value in allowed) != wanted.startswith("!")
+
+
+class _Free:
+    """What is left of one node. GPUs are kept one by one: three shares of 0.6 do not fit two GPUs."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.cpus = float(node.cpus)
+        self.gpus = [1.0] * int(node.gpus)
+
+    def takes(self, demand: Demand) -> bool:
+        if demand.cpus > self.cpus + _ROUNDING:
+            return False
+        if demand.gpus >= 1:
+            return sum(left >= 1 - _ROUNDING for left in self.gpus) >= demand.gpus
+        return demand.gpus == 0 or any(left >= demand.gpus - _ROUNDING for left in self.gpus)
+
+    def take(self, demand: Demand) -> None:
+        self.cpus -= demand.cpus
+        if demand.gpus >= 1:
+            whole = [index for index, left in enumerate(self.gpus) if left >= 1 - _ROUNDING]
+            for index in whole[: int(demand.gpus)]:
+                self.gpus[index] = 0.0
+        elif demand.gpus:
+            left, index = min(
+                (left, index) for index, left in enumerate(self.gpus) if left >= demand.gpus - _ROUNDING
+            )
+            self.gpus[index] = left - demand.gpus
+
+
+def _eligible(demand: Demand, nodes: Sequence[Node]) -> list[Node]:
+    """Nodes with the labels and the accelerator that the demand selects."""
+    return [
+        node
+        for node in nodes
+        if matches(node.labels, demand.labels) and demand.accelerator in (None, node.accelerator)
+    ]
+
+
+def pack(asked: Sequence[Demand], nodes: Sequence[Node]) -> tuple[list[tuple[Demand, Node]], list[Demand]]:
+    """Place what can be placed.
+
+    The most constrained demand goes first (fewest eligible nodes, then most GPUs, then most CPUs), to the fitting
+    node with the fewest GPUs and CPUs left over, so that a reader does not take the place of a trainer.
+
+    Returns:
+        (placed, waiting): each placed demand with its node, and the demands that would wait forever.
+    """
+    free = [_Free(node) for node in nodes]
+    kinds = {
+        id(demand): demand for demand in asked
+    }  # a demand object stands in the list once for each bundle
+    hosts = {key: {id(node) for node in _eligible(demand, nodes)} for key, demand in kinds.items()}
+    placed: list[tuple[Demand, Node]] = []
+    waiting: list[Demand] = []
+    for demand in sorted(asked, key=lambda one: (len(hosts[id(one)]), -one.gpus, -one.cpus)):
+        fitting = [left for left in free if id(left.node) in hosts[id(demand)] and left.takes(demand)]
+        if not fitting:
+            waiting.append(demand)
+            continue
+        best = min(fitting, key=lambda left: (sum(left.gpus), left.cpus))
+        best.take(demand)
+        placed.append((demand, best.node))
+    return placed, waiting
+
+
+def check_placement(asked: Sequence[Demand], nodes: Sequence[Node]) -> None:
+    """Raise unless all of one trial fits the cluster at once.
+
+    Raises:
+        SepsceneError: names each kind of bundle that does not fit, the reason, and the fields to change.
+    """
+    _, waiting = pack(asked, nodes)
+    if not waiting:
+        return
+    total = Counter(demand.role for demand in asked)
+    unplaced = Counter(demand.role for demand in waiting)
+    kinds = {demand.role: demand for demand in waiting}
+    lines = [
+        f"  {unplaced[role]} of {total[role]} {role}s ({describe(demand)} each): {_reason(demand, nodes)}; "
+        f"change {demand.knobs}, or add nodes"
+        for role, demand in kinds.items()
+    ]
+    raise SepsceneError(
+        "the run does not fit the cluster and would wait forever:\n"
+        + "\n".join(lines)
+        + f"\n  nodes: {_inventory(nodes)}"
+    )
+
+
+def concurrent_trials(asked: Sequence[Demand], nodes: Sequence[Node], limit: int = 1024) -> int:
+    """How many equal trials fit at once, at most `limit`; 0 when not even one does."""
+    fitting, refused = 0, limit + 1
+    while refused - fitting > 1:  # more trials never fit where fewer did not
+        tried = min(2 * fitting + 1, (fitting + refused) // 2)
+        if pack(list(asked) * tried, nodes)[1]:
+            refused = tried
+        else:
+            fitting = tried
+    return fitting
+
+
+def describe(demand: Demand) -> str:
+    """`1 CPU, 0.5 GPU L4, pool=separators`."""
+    parts = [f"{demand.cpus:g} CPU"]
+    if demand.gpus:
+        parts.append(f"{demand.gpus:g} GPU")
+    if demand.accelerator:
+        parts.append(f"accelerator {demand.accelerator}")
+    return ", ".join(parts + [f"{key}={value}" for key, value in demand.labels.items()])
+
+
+def _reason(demand: Demand, nodes: Sequence[Node]) -> str:
+    """Why this demand has no place: the first condition that leaves no node."""
+    if not nodes:
+        return "the cluster has no node"
+    labelled = [node for node in nodes if matches(node.labels, demand.labels)]
+    if not labelled:
+        present = [
+            f"{key}: {', '.join(sorted({n.labels.get(key, '(none)') for n in nodes}))}"
+            for key in demand.labels
+        ]
+        return f"no node has these labels; the nodes have {'; '.join(present)}"
+    eligible = _eligible(demand, nodes)
+    if not eligible:
+        kinds = sorted({node.accelerator or "none" for node in labelled})
+        return f"no such node has accelerator {demand.accelerator}; they have {', '.join(kinds)}"
+    if not any(_Free(node).takes(demand) for node in eligible):
+        largest = max(eligible, key=lambda node: (node.gpus, node.cpus))
+        return f"the largest node for it has {largest.cpus:g} CPU and {largest.gpus} GPU"
+    return f"its {len(eligible)} node(s) are full with the rest of the trial"
+
+
+def _inventory(nodes: Sequence[Node]) -> str:
+    """`2 x (8 CPU, 1 GPU, pool=separators)`: equal nodes together."""
+    kinds = Counter(
+        describe(Demand("", node.cpus, float(node.gpus), dict(sorted(node.labels.items())), node.accelerator))
+        for node in nodes
+    )
+    return "; ".join(f"{count} x ({kind})" for kind, count in kinds.items()) or "none"
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes of the Ray cluster this process is connected to.
+
+    Where `SEPSCENE_CLUSTER` names the description of an autoscaling cluster, its pools at full size are
+    returned instead: the live nodes are only those that somebody has asked for so far.
+
+    Raises:
+        SepsceneError: when the description cannot be read.
+    """
+    description = os.environ.get(CLUSTER_VARIABLE)
+    if description:
+        from clusters.descriptions import read_pools
+
+        return [node for pool in read_pools(Path(description)) for node in pool.nodes(pool.most)]
+    import ray
+
+    return [node_from_ray(entry) for entry in ray.nodes() if entry["Alive"]]
+
+
+def node_from_ray(entry: Mapping[str, Any]) -> Node:
+    """One entry of `ray.nodes()` as a Node, with its labels except Ray's own node id."""
+    offered = entry["Resources"]
+    accelerators = [
+        name.removeprefix("accelerator_type:") for name in offered if name.startswith("accelerator_type:")
+    ]
+    return Node(
+        name=entry["NodeManagerAddress"],
+        cpus=offered.get("CPU", 0.0),
+        gpus=int(offered.get("GPU", 0)),
+        labels={key: value for key, value in entry["Labels"].items() if key != "ray.io/node-id"},
+        accelerator=accelerators[0] if accelerators else None,
+    )
