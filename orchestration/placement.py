@@ -1,11 +1,12 @@
 """Does a trial fit the cluster? Answered before anything starts: Ray waits forever for what no node can give.
 
-A trial asks for its trainers (one placement group), its separation actors and its reading tasks. Everything else
-that Ray 2.60 starts for it is free: the Train controller, the data coordinator, the preemption watcher, the
-checkpoint synchroniser and the job's own supervisor are actors with `num_cpus=0`, and so is the splitting of blocks.
+A trial asks for its trainers (one placement group), its separation actors and its reading tasks. Everything
+else that Ray 2.60 starts for it is free: the Train controller, the data coordinator, the preemption watcher,
+the checkpoint synchroniser and the job's own supervisor are actors with `num_cpus=0`, and so is the splitting
+of blocks.
 
-The answer is a packing by best fit, the most constrained demand first. Like every greedy packing it can in rare
-cases refuse what an exhaustive search would place; it never promises what does not fit.
+The answer is a packing by best fit, the most constrained demand first. Like every greedy packing it can in
+rare cases refuse what an exhaustive search would place; it never promises what does not fit.
 """
 
 import os
@@ -62,8 +63,8 @@ def demands(resources: Resources, pair: str, driver_cpus: float = 0.0) -> list[D
     """Everything one trial asks for, one entry a bundle.
 
     Args:
-        pair: kind of the positive pair. "mix-mix" separates nothing: its actors decode and crop without a GPU.
-        driver_cpus: CPUs of the trial's driver: none for a job's, as many as Tune is told for a Tune trial's.
+        pair: kind of the positive pair. "mix-mix" separates nothing: its actors decode and crop on CPUs.
+        driver_cpus: CPUs of the trial's driver: none for a job's, what Tune is told for a Tune trial's.
 
     Raises:
         SepsceneError: for GPUs that Ray cannot give: above one only whole numbers.
@@ -159,8 +160,8 @@ def _eligible(demand: Demand, nodes: Sequence[Node]) -> list[Node]:
 def pack(asked: Sequence[Demand], nodes: Sequence[Node]) -> tuple[list[tuple[Demand, Node]], list[Demand]]:
     """Place what can be placed.
 
-    The most constrained demand goes first (fewest eligible nodes, then most GPUs, then most CPUs), to the fitting
-    node with the fewest GPUs and CPUs left over, so that a reader does not take the place of a trainer.
+    The most constrained demand goes first (fewest eligible nodes, then most GPUs, then most CPUs), to the
+    fitting node with the fewest GPUs and CPUs left, so that a reader does not take the place of a trainer.
 
     Returns:
         (placed, waiting): each placed demand with its node, and the demands that would wait forever.

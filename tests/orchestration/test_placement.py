@@ -186,7 +186,7 @@ def test_how_many_trials_fit_at_once() -> None:
 
 
 def test_packing_agrees_with_exhaustive_search() -> None:
-    """All lists of up to four bundles on two small nodes: never too much, at most 3 % of what fits refused."""
+    """All lists of up to four bundles on two nodes: never too much, at most 3 % of what fits refused."""
     nodes = [Node("a", 2, 1, {"pool": "x"}), Node("b", 3, 1)]
     kinds = [
         Demand("r", 0.5),
