@@ -112,7 +112,9 @@ class SeparationService:
         view_N2P = np.zeros((count, 2, samples), np.int16)
         channel_N2 = np.full((count, 2), MIXTURE, np.int64)
         fault_N = columns["fault"].copy()
-        starts = np.stack(view_starts(columns, self.views, self.audio.clip_samples, self.audio.sample_rate), axis=1)
+        starts = np.stack(
+            view_starts(columns, self.views, self.audio.samples, self.audio.sample_rate), axis=1
+        )
         for n, separated_ST in self._separate(columns, fault_N):
             mixture_T = np.frombuffer(columns["pcm"][n], np.int16)
             channel_N2[n] = choose_channels(
@@ -135,7 +137,7 @@ class SeparationService:
         """Yield (position, separated int16 (S, T)) of each usable row; mark the others in `fault_N`."""
         usable = [n for n, pcm in enumerate(columns["pcm"]) if pcm]
         if not self.separators:
-            nothing_ST = np.empty((0, self.audio.clip_samples), np.int16)
+            nothing_ST = np.empty((0, self.audio.samples), np.int16)
             yield from ((n, nothing_ST) for n in usable)
             return
         for index, separator in enumerate(self.separators):

@@ -1,0 +1,36 @@
+"""The step metrics of a run: one JSON object a line in RUN/metrics.jsonl, written in the Train controller.
+
+The file is the truth; the terminal's progress and MLflow follow it. So training goes on when MLflow is down, and
+whatever it missed can be sent later.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+
+class MetricsFile(ray.train.UserCallback):
+    """Appends the steps that rank 0 reports to the run's metrics file."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path, self.stage = path, stage
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called by Ray Train when all workers have reported."""
+        append_metrics(self.path, self.stage, metrics[0].get("steps", []))
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train when workers failed; the next group continues from the newest checkpoint."""
+        reason = "; ".join(f"worker {rank}: {type(error).__name__}" for rank, error in worker_exceptions.items())
+        append_metrics(self.path, self.stage, [{"event": f"worker group failed ({reason}), restarting"}])
+
+
+def append_metrics(path: Path, stage: str, records: list[dict[str, Any]]) -> None:
+    """Append records to a metrics file, each with its stage and the time of day in seconds."""
+    now = time.time()
+    lines = [json.dumps({"stage": stage, "seconds": now, **record}) + "\n" for record in records]
+    with path.open("a") as file:
+        file.write("".join(lines))

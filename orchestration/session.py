@@ -1,0 +1,60 @@
+"""Connecting to Ray: a cluster where one is named, this machine otherwise, and quietly.
+
+A request that cannot be placed is refused before anything starts, because Ray itself would wait for ever.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from orchestration.placement import check_placement, cluster_nodes, demands
+from orchestration.stream import configure_data
+from orchestration.config import Experiment
+
+
+@contextmanager
+def ray_session(experiment: Experiment, address: str | None = None, verbose: bool = False) -> Iterator[None]:
+    """Connect to Ray, check that the experiment fits, and disconnect at the end.
+
+    Inside a job or a Tune trial, where Ray is connected already, only the check is made.
+
+    Args:
+        experiment: its resources are checked.
+        address: a cluster's address; none takes RAY_ADDRESS, and without that starts Ray on this machine.
+        verbose: let Ray's own messages through.
+
+    Raises:
+        SepsceneError: when the experiment can't be placed; it says what to change.
+    """
+    own = not ray.is_initialized()
+    if own:
+        connect(address, verbose)
+    try:
+        check_placement(demands(experiment.resources, experiment.views.pair), cluster_nodes())
+        configure_data(experiment.training.ordered)
+        yield
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def connect(address: str | None, verbose: bool = False) -> None:
+    """Connect to a cluster, or start Ray on this machine with the dashboard off and its noise in its log files."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    level = logging.INFO if verbose else logging.ERROR
+    for name in ("ray", "ray.train", "ray.data", "ray.tune"):
+        logging.getLogger(name).setLevel(level)
+    options = {"logging_level": level, "log_to_driver": verbose}
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, **options)
+    else:
+        ray.init(address="local", include_dashboard=False, num_cpus=os.cpu_count(), **options)
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)  # Ray writes its secret readable for everyone
