@@ -1,9 +1,11 @@
-"""MixIT, the loss that trains a separator without clean sources, and the figures by which a separator is judged.
+"""MixIT, the loss that trains a separator without clean sources, and the figures that judge a separator.
 
-Mixtures of mixtures (MoM) are the plain sum of two clips. The separated channels are remixed into estimates of the two
-clips; every channel goes to exactly one of them and the cheapest assignment counts (Wisdom et al. 2020).
+Mixtures of mixtures (MoM) are the plain sum of two clips. The separated channels are remixed into estimates
+of the two clips; every channel goes to exactly one of them and the cheapest assignment counts (Wisdom et al.
+2020).
 
-Legend: B clips (or mixtures of mixtures), R references, S separated channels, K true sources, T samples, A assignments.
+Legend: B clips (or mixtures of mixtures), R references, S separated channels, K true sources, T samples, A
+assignments.
 """
 
 from dataclasses import dataclass
@@ -39,8 +41,8 @@ class MixitResult:
 def mixit_loss(reference_BRT: Tensor, estimate_BST: Tensor) -> MixitResult:
     """The mixture-invariant training loss (paper.md, "Training").
 
-    Per reference 10 log10(|y - y'|^2 + 10^-3 |y|^2 + 1e-8), sums over time; mean over references; minimum over all
-    R^S assignments of channels to references (a reference may get none); mean over the batch.
+    Per reference 10 log10(|y - y'|^2 + 10^-3 |y|^2 + 1e-8), sums over time; mean over references; minimum
+    over all R^S assignments of channels to references (a reference may get none); mean over the batch.
 
     The assignment is found from inner products in float64, so no remix but the chosen one is ever made.
 
@@ -65,11 +67,13 @@ def mixit_loss(reference_BRT: Tensor, estimate_BST: Tensor) -> MixitResult:
 
 
 def supervised_loss(source_BKT: Tensor, estimate_BST: Tensor) -> Tensor:
-    """Permutation-invariant loss with known sources: the upper bound beside which MixIT is put. Scalar, in dB.
+    """Permutation-invariant loss with known sources: the upper bound beside which MixIT is put. Scalar, in
+    dB.
 
-    The same thresholded error as MixIT's, minimum over the ways to give the sources to the channels: one source to a
-    channel at most when K <= S, with silence as the target of the others (their threshold is 30 dB below the
-    mixture); when K > S every channel gets a group of one or more sources and its target is their sum.
+    The same thresholded error as MixIT's, minimum over the ways to give the sources to the channels: one
+    source to a channel at most when K <= S, with silence as the target of the others (their threshold is 30
+    dB below the mixture); when K > S every channel gets a group of one or more sources and its target is
+    their sum.
 
     Raises:
         ValueError: when batch or length differ, or there are too many assignments to try.
@@ -94,8 +98,9 @@ def supervised_loss(source_BKT: Tensor, estimate_BST: Tensor) -> Tensor:
 def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
     """Scale-invariant signal-to-distortion ratio in dB over the last axis; leading axes broadcast.
 
-    10 log10(|a y|^2 / |a y - e|^2) with a = <e, y> / |y|^2 (Le Roux et al. 2019); means are not removed. Finite for
-    silence: both powers carry a tiny constant relative to the signals' own power, which bounds the result to +-100 dB.
+    10 log10(|a y|^2 / |a y - e|^2) with a = <e, y> / |y|^2 (Le Roux et al. 2019); means are not removed.
+    Finite for silence: both powers carry a tiny constant relative to the signals' own power, which bounds the
+    result to +-100 dB.
     """
     estimate, reference = estimate.double(), reference.double()
     power = reference.square().sum(-1, keepdim=True)
@@ -106,7 +111,8 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
 
 
 def mixture_improvement(reference_BRT: Tensor, estimate_BST: Tensor) -> Tensor:
-    """MoMi_B: SI-SDR improvement on mixtures of mixtures, the figure for real sound without known sources. In dB.
+    """MoMi_B: SI-SDR improvement on mixtures of mixtures, the figure for real sound without known sources. In
+    dB.
 
     The channels are remixed by the assignment that MixIT finds; the mean over the references of
     SI-SDR(remix, reference) - SI-SDR(sum of references, reference) (Wisdom et al. 2020, "MoMi").
@@ -123,8 +129,8 @@ def si_sdr_improvement(mixture_BT: Tensor, source_BKT: Tensor, separated_BST: Te
 
     Every source is matched with a channel of its own so that the mean of SI-SDR(channel, source) -
     SI-SDR(mixture, source) over the matched pairs is largest. With fewer channels than sources (S < K) only S
-    sources are matched: the figure then speaks of the S sources that the separator brought out best. Silent sources
-    do not count; a clip without an active source gives nan.
+    sources are matched: the figure then speaks of the S sources that the separator brought out best. Silent
+    sources do not count; a clip without an active source gives nan.
     """
     _check_same(source_BKT, separated_BST, "source_BKT", "separated_BST")
     with torch.no_grad():
@@ -178,6 +184,6 @@ def _check_same(left: Tensor, right: Tensor, left_name: str, right_name: str) ->
     )
     if not same:
         raise ValueError(
-            f"{left_name} {tuple(left.shape)} and {right_name} {tuple(right.shape)} must be (clips, signals, samples) "
-            "with the same clips and samples"
+            f"{left_name} {tuple(left.shape)} and {right_name} {tuple(right.shape)} must be (clips, signals, "
+            "samples) with the same clips and samples"
         )

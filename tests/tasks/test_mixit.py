@@ -90,7 +90,8 @@ def test_improvement_on_mixtures_of_mixtures() -> None:
     mom = reference.sum(1, keepdim=True)
     before = si_sdr(mom, reference).mean(-1)
     torch.testing.assert_close(perfect, 100 - before, rtol=0, atol=0.01)
-    # A separator that hands the mixture on gains nothing on the reference that gets it, and at most 0 on the other.
+    # A separator that hands the mixture on gains nothing on the reference that gets it, and at most 0 on the
+    # other.
     lazy = torch.cat([mom / 2, mom / 2], 1)
     torch.testing.assert_close(
         mixture_improvement(reference, lazy), torch.zeros(3, dtype=torch.float64), atol=1e-6, rtol=0

@@ -1,0 +1,84 @@
+"""Rows of all workers as one batch: the autograd-aware gather under the global contrastive losses.
+
+Every worker holds some rows, perhaps none; the global batch is their concatenation in rank order. The
+backward pass sums the gradients that all workers have for the global batch and hands each worker the slice of
+its own rows, which is the exact gradient. (Gathering without autograd and putting the local rows back gives a
+gradient that is wrong by a few per cent, which no training curve shows.) Without a process group there is one
+worker and all of this is the identity.
+
+All functions are collective: every worker must call them in the same order, also a worker without rows.
+
+Legend: n local rows, N global rows, D features.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Workers that share the global batch; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This worker's place in the global batch; 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather_counts(local_rows: int, device: torch.device) -> list[int]:
+    """How many rows each worker holds, in rank order. `device`: where the process group communicates."""
+    if world_size() == 1:
+        return [local_rows]
+    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([local_rows], device=device))
+    return torch.cat(counts).tolist()
+
+
+def gather_rows(local_nD: Tensor, counts: list[int] | None = None) -> Tensor:
+    """The rows of all workers (N, ...), differentiable; the backward all-reduces and takes the local slice.
+
+    Args:
+        local_nD: this worker's rows; n may differ between workers and may be 0, the other axes must agree.
+        counts: the result of `gather_counts`, if known, to save a collective call.
+    """
+    if world_size() == 1:
+        return local_nD
+    if counts is None:
+        counts = gather_counts(local_nD.shape[0], local_nD.device)
+    return _GatherRows.apply(local_nD, tuple(counts))
+
+
+def gather_ids(local_ids: Tensor) -> list[int]:
+    """The integers (n,) of all workers in rank order, e.g. the rows of the schedule in this global batch."""
+    return gather_rows(local_ids.detach().to(torch.int64)).tolist()
+
+
+def sum_over_workers(values: Tensor) -> Tensor:
+    """The sum of a tensor over the workers, without a gradient: for figures that are logged."""
+    total = values.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+class _GatherRows(torch.autograd.Function):
+    """all_gather of rows forwards, all_reduce and slice backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, local_nD: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.start, ctx.rows = sum(counts[: rank()]), counts[rank()]
+        # gloo and nccl gather equal shapes only: short workers pad to the longest.
+        padded = local_nD.new_zeros(max(counts), *local_nD.shape[1:])
+        padded[: ctx.rows] = local_nD
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total_ND = gradients[0].contiguous().clone()
+        dist.all_reduce(total_ND)
+        return total_ND[ctx.start : ctx.start + ctx.rows], None

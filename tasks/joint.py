@@ -1,0 +1,159 @@
+"""The joint objective L = L_sim + alpha * L_coin as one module that DistributedDataParallel can wrap.
+
+View 1 is the mixture (h_m), view 2 the channel (h_c). The encoder sees all views of a worker in one batch, so
+that both views of a pair share one set of batch statistics.
+
+DistributedDataParallel AVERAGES gradients over workers, while the loss is a SUM of the workers' shares over
+the global batch. The returned loss is therefore the local share times the number of workers: the average of
+its gradients is the gradient of the global loss, exactly. All collective calls and all parameters are used
+inside `forward`, in the same order on every worker, also on one without rows, so that no hook and no
+collective call waits for a worker that never comes.
+
+Legend: n local pairs, N global pairs, F mels, L frames, D features of h, Z features of z.
+"""
+
+from dataclasses import dataclass
+from math import log
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.heads import CoincidenceHead
+from tasks.coincidence import coincidence_loss
+from tasks.gather import gather_counts, gather_rows, rank, sum_over_workers, world_size
+from tasks.nt_xent import nt_xent
+from tasks.triplet import triplet_loss
+
+TEMPERATURE_RANGE = (0.01, 1.0)  # bounds of a learned tau: below it logits explode, above it they go flat
+
+
+@dataclass(frozen=True)
+class JointLoss:
+    """What a step of the objective gives.
+
+    Attributes:
+        loss: scalar to call backward on: the local share of the global loss times the number of workers.
+        parts: detached scalars of the GLOBAL batch, equal on all workers: "loss", "similarity", "coincidence"
+            (with a coincidence head), "temperature" and "pairs" (N).
+        h_1_nD, h_2_nD: representations of the local pairs, detached.
+        z_1_NZ, z_2_NZ: projections of the global pairs, detached.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    h_1_nD: Tensor
+    h_2_nD: Tensor
+    z_1_NZ: Tensor
+    z_2_NZ: Tensor
+
+
+class JointObjective(nn.Module):
+    """Encoder trunk, heads and losses.
+
+    Args:
+        trunk: logmel_BLF -> h_BD, e.g. `models.cnn14.Cnn14`.
+        similarity: h_BD -> z_BZ.
+        coincidence: the coincidence head; none trains on similarity alone.
+        temperature: tau of NT-Xent [open; 0.2 is ours], or its start when it is learned.
+        learn_temperature: makes log tau a parameter, clamped to `TEMPERATURE_RANGE`; beyond it gets no
+            gradient.
+        similarity_loss: "nt-xent", or "triplet" for the baseline of Jansen et al. 2018.
+        margin: of the triplet loss [open; ours].
+
+    Raises:
+        ValueError: when a temperature is to be learned that the triplet loss does not have.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        similarity: nn.Module,
+        coincidence: CoincidenceHead | None = None,
+        *,
+        temperature: float = 0.2,
+        learn_temperature: bool = False,
+        similarity_loss: Literal["nt-xent", "triplet"] = "nt-xent",
+        margin: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if learn_temperature and similarity_loss == "triplet":
+            raise ValueError("the triplet loss has no temperature: set learn_temperature to false")
+        self.trunk = trunk
+        self.similarity = similarity
+        self.coincidence = coincidence
+        self.similarity_loss = similarity_loss
+        self.margin = margin
+        self.log_temperature = nn.Parameter(torch.tensor(log(temperature)), requires_grad=learn_temperature)
+
+    @property
+    def temperature(self) -> Tensor:
+        """tau now."""
+        if not self.log_temperature.requires_grad:
+            return self.log_temperature.exp()
+        low, high = TEMPERATURE_RANGE
+        return self.log_temperature.clamp(log(low), log(high)).exp()
+
+    def forward(
+        self,
+        logmel_1_nLF: Tensor,
+        logmel_2_nLF: Tensor,
+        own_1_kLF: Tensor | None = None,
+        own_2_kLF: Tensor | None = None,
+        *,
+        alpha: float = 1.0,
+    ) -> JointLoss:
+        """The loss of this worker's pairs against the global batch. Collective: every worker calls it each
+        step.
+
+        Args:
+            logmel_1_nLF, logmel_2_nLF: both views of the local pairs; n may differ between workers, and be 0.
+            own_1_kLF, own_2_kLF: pairs of coincidence prediction's own draws; none means that both tasks
+                share one pair. Given, they add their part to the encoder's work.
+            alpha: weight of coincidence prediction at this step (the caller warms it up).
+        """
+        views = [view for view in (logmel_1_nLF, logmel_2_nLF, own_1_kLF, own_2_kLF) if view is not None]
+        return self.loss(*self.encode(*views), alpha=alpha)
+
+    def encode(self, *views_BLF: Tensor) -> tuple[Tensor, ...]:
+        """h_BD of each view, all computed as one batch."""
+        h_BD = self.trunk(torch.cat(views_BLF))
+        h_BD = h_BD if h_BD.dtype == torch.float64 else h_BD.float()
+        return h_BD.split([len(view) for view in views_BLF])
+
+    def loss(
+        self,
+        h_1_nD: Tensor,
+        h_2_nD: Tensor,
+        own_1_kD: Tensor | None = None,
+        own_2_kD: Tensor | None = None,
+        *,
+        alpha: float = 1.0,
+    ) -> JointLoss:
+        """The losses from representations; arguments as for `forward`."""
+        counts = gather_counts(len(h_1_nD), h_1_nD.device)
+        start, total = sum(counts[: rank()]), sum(counts)
+        z_1_nZ, z_2_nZ = self.similarity(torch.cat([h_1_nD, h_2_nD])).to(h_1_nD.dtype).chunk(2)
+        z_1_NZ, z_2_NZ = gather_rows(torch.cat([z_1_nZ, z_2_nZ], 1), counts).chunk(2, 1)
+        share = self._similarity_share(z_1_nZ, z_2_nZ, z_1_NZ, z_2_NZ, start)
+        figures = {"similarity": share.detach()}
+        if self.coincidence is not None:
+            if own_1_kD is None or own_2_kD is None:
+                own_1_kD, own_2_kD = h_1_nD, h_2_nD
+            coincidence = self._coincidence_share(self.coincidence, own_1_kD, own_2_kD)
+            figures["coincidence"] = coincidence.detach()
+            share = share + alpha * coincidence
+        summed = sum_over_workers(torch.stack([share.detach(), *figures.values()]))
+        parts = dict(zip(["loss", *figures], summed, strict=True))
+        parts |= {"temperature": self.temperature.detach(), "pairs": summed.new_tensor(float(total))}
+        seen = (tensor.detach() for tensor in (h_1_nD, h_2_nD, z_1_NZ, z_2_NZ))
+        return JointLoss(world_size() * share, parts, *seen)
+
+    def _similarity_share(self, z_1: Tensor, z_2: Tensor, all_1: Tensor, all_2: Tensor, start: int) -> Tensor:
+        if self.similarity_loss == "triplet":
+            return triplet_loss(z_1, z_2, all_2, start, self.margin)
+        return nt_xent(z_1, z_2, all_1, all_2, start, self.temperature)
+
+    def _coincidence_share(self, head: CoincidenceHead, h_m_kD: Tensor, h_c_kD: Tensor) -> Tensor:
+        counts = gather_counts(len(h_m_kD), h_m_kD.device)
+        return coincidence_loss(head, h_m_kD, h_c_kD, gather_rows(h_c_kD, counts), sum(counts[: rank()]))

@@ -1,0 +1,103 @@
+"""NT-Xent (SimCLR) over the global batch, without keeping the matrix of similarities.
+
+For a positive pair (i, j) of the 2N views: -log(exp(s_ij / tau) / sum over v != i of exp(s_iv / tau)), s the
+cosine; the mean over all 2N views (paper.md, "Losses").
+
+Each worker computes the rows of its own views against all views, block by block. A block's gradient is taken
+while its logits are still there, so nothing of size n x N outlives its block and nothing is computed twice.
+
+Legend: n local pairs, N global pairs, D features of z, b rows of a block.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+BLOCK_BYTES = 32 * 2**20  # logits of one block; larger gains nothing, smaller costs calls
+
+
+def nt_xent(
+    z_1_nD: Tensor,
+    z_2_nD: Tensor,
+    global_1_ND: Tensor | None = None,
+    global_2_ND: Tensor | None = None,
+    start: int = 0,
+    temperature: float | Tensor = 0.2,
+    block_bytes: int = BLOCK_BYTES,
+) -> Tensor:
+    """This worker's share of the loss: summed over workers it is NT-Xent of the global batch.
+
+    Logits are float32 whatever autocast says (float64 stays float64).
+
+    Args:
+        z_1_nD, z_2_nD: both views of the local pairs, not normalised; n may be 0.
+        global_1_ND, global_2_ND: the views of all workers (`gather_rows`); none means that the local ones are
+            all.
+        start: index of the first local pair in the global batch.
+        temperature: tau > 0; a tensor gets a gradient.
+        block_bytes: memory for the logits of a block.
+
+    Returns:
+        Scalar: sum over the 2n local views, divided by 2N; 0 for an empty batch.
+    """
+    global_1_ND = z_1_nD if global_1_ND is None else global_1_ND
+    global_2_ND = z_2_nD if global_2_ND is None else global_2_ND
+    n, total = z_1_nD.shape[0], global_1_ND.shape[0]
+    with torch.autocast(z_1_nD.device.type, enabled=False):
+        rows = _unit(torch.cat([z_1_nD, z_2_nD]))
+        columns = _unit(torch.cat([global_1_ND, global_2_ND]))
+        local = torch.arange(start, start + n, device=rows.device)
+        itself = torch.cat([local, local + total])
+        positive = torch.cat([local + total, local])
+        scale = torch.as_tensor(1 / temperature, dtype=rows.dtype, device=rows.device)
+        block = max(1, block_bytes // max(1, columns.shape[0] * rows.element_size()))
+        return _SumOfCrossEntropies.apply(rows, columns, scale, itself, positive, block) / max(1, 2 * total)
+
+
+def _unit(z: Tensor) -> Tensor:
+    return functional.normalize(z if z.dtype == torch.float64 else z.float(), dim=-1)
+
+
+class _SumOfCrossEntropies(torch.autograd.Function):
+    """sum_i of logsumexp over v != itself_i of scale * <row_i, column_v>, minus the positive's logit.
+
+    The result is a scalar, so its gradients are known up to a factor as soon as it is: they are made in the
+    forward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, itself: Tensor, positive: Tensor, block: int
+    ) -> Tensor:
+        loss = rows.new_zeros(())
+        wanted = any(ctx.needs_input_grad[:3])
+        d_rows, d_columns, d_scale = (
+            torch.zeros_like(rows),
+            torch.zeros_like(columns),
+            torch.zeros_like(scale),
+        )
+        for b in (slice(i, i + block) for i in range(0, rows.shape[0], block)):
+            logits = rows[b] @ columns.T
+            logits.mul_(scale).scatter_(1, itself[b, None], float("-inf"))
+            normaliser = logits.logsumexp(1, keepdim=True)
+            loss += (normaliser - logits.gather(1, positive[b, None])).sum()
+            if not wanted:
+                continue
+            # d loss / d logits = softmax - one-hot of the positive, in place.
+            slope = logits.sub_(normaliser).exp_()
+            slope.scatter_add_(1, positive[b, None], -torch.ones_like(normaliser))
+            pull = slope @ columns
+            d_scale += (pull * rows[b]).sum()
+            d_rows[b] = pull.mul_(scale)
+            d_columns.addmm_(slope.T, rows[b] * scale)
+        ctx.save_for_backward(d_rows, d_columns, d_scale)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        d_rows, d_columns, d_scale = (gradients[0] * saved for saved in ctx.saved_tensors)
+        return d_rows, d_columns, d_scale, None, None, None
