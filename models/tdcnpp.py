@@ -3,7 +3,7 @@
 Source: google-research/sound-separation (models/neurips2020_mixit, models/train), described in the paper
 "Unsupervised Sound Separation Using Mixture Invariant Training" (arXiv 2006.12701).
 
-Shapes: B clips, S sources, T samples, L frames, C coefficients of the basis, W bottleneck width, H hidden width.
+Shapes: B clips, S sources, T samples, L frames, C coefficients of the basis, W bottleneck, H hidden width.
 Inside the network time is the last axis (`_BCL`), so that convolutions need no transposition.
 This file is the plain formulation, for training and as the reference; `models.separation` has the fast one.
 """
@@ -55,6 +55,10 @@ class TDCNppConfig(Config):
                 f"hop_samples {self.hop_samples} exceeds window_samples {self.window_samples}: "
                 "samples between windows would be lost; use a hop of at most one window"
             )
+        if self.kernel % 2 == 0:
+            raise ValueError(
+                f"kernel {self.kernel} has no centre tap: use an odd number, the reference has 3"
+            )
         bins = stft_bins(self.window_samples)
         if self.basis == "stft" and self.coefficients != bins:
             raise ValueError(
@@ -73,7 +77,7 @@ class TDCNppConfig(Config):
 
     @property
     def receptive_field_samples(self) -> int:
-        """Samples of the mixture that can reach one output sample through the convolutions (not the norms)."""
+        """Samples of the mixture that reach one output sample through convolutions (the norms reach all)."""
         frames = (self.kernel - 1) * self.repeats * (2**self.blocks - 1)
         return frames * self.hop_samples + self.window_samples
 
@@ -126,9 +130,12 @@ class LearnedBasis(nn.Module):
 class StftBasis(nn.Module):
     """STFT with a square-root Hann window; the mask network sees the layer-normalised magnitude.
 
-    Frames start at sample 0 and the end is padded, so the first window of a clip is faded in by the synthesis:
-    the reference does the same, and the mixture consistency restores what is lost.
+    Frames start at sample 0 and only the end is padded, so the synthesis fades the first window of a clip
+    in, as in the reference; the mixture consistency gives back what is lost.
     """
+
+    window: Tensor
+    inverse_window: Tensor
 
     def __init__(self, config: TDCNppConfig):
         super().__init__()
@@ -158,7 +165,7 @@ class StftBasis(nn.Module):
         """Complex coefficients (B, S, C, L) -> waves (B, S, T), cropped or zero-padded to `samples`."""
         window, hop = self.config.window_samples, self.config.hop_samples
         frame_BSTL = torch.fft.irfft(masked_BSCL, n=self.fft_samples, dim=2)[:, :, :window]
-        frame_BSTL = frame_BSTL * self.inverse_window[:, None]  # type: ignore[index]
+        frame_BSTL = frame_BSTL * self.inverse_window[:, None]
         total = (masked_BSCL.shape[-1] - 1) * hop + window
         wave = F.fold(frame_BSTL.flatten(0, 1), (1, total), kernel_size=(1, window), stride=(1, hop))
         return wave[:, 0, 0, :samples].unflatten(0, masked_BSCL.shape[:2])
@@ -198,18 +205,15 @@ class DepthwiseConvolution(nn.Module):
     def __init__(self, channels: int, kernel: int, dilation: int):
         super().__init__()
         self.dilation = dilation
-        # Keras counts a depthwise kernel's fans over taps and channels: those of the shape (channels, 1, taps).
+        # Keras counts the fans of a depthwise kernel over taps and channels: those of (channels, 1, taps).
         self.weight = nn.Parameter(glorot(channels, 1, kernel).detach()[:, 0])
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x_BCL: Tensor) -> Tensor:
-        span = self.dilation * (self.weight.shape[1] - 1)
-        padded = F.pad(x_BCL, (span // 2, span - span // 2)) if span % 2 else x_BCL
-        padding = 0 if span % 2 else span // 2
+        channels, taps = self.weight.shape
+        padding = self.dilation * (taps // 2)
         weight = self.weight[:, None]
-        return F.conv1d(
-            padded, weight, self.bias, padding=padding, dilation=self.dilation, groups=len(weight)
-        )
+        return F.conv1d(x_BCL, weight, self.bias, padding=padding, dilation=self.dilation, groups=channels)
 
 
 class Block(nn.Module):
@@ -231,8 +235,8 @@ class Block(nn.Module):
 class TDCNpp(nn.Module):
     """The network: wave_BT -> separated_BST, whose sources sum to the mixture.
 
-    A freshly built network has the reference's initialisation: Glorot-uniform kernels, zero biases, PReLU slopes
-    0.1, the scale of block b's second dense layer 0.9**b. It is the processor N (0 steps) of the paper.
+    A new network has the reference's initialisation: Glorot-uniform kernels, zero biases, PReLU slopes 0.1,
+    the scale of block b's second dense layer 0.9**b. It is the processor N (0 steps) of the paper.
     """
 
     def __init__(self, config: TDCNppConfig):
@@ -244,11 +248,10 @@ class TDCNpp(nn.Module):
         self.initial = ScaledDense(config.coefficients, config.bottleneck, bias=True, scale=1.0)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.repeats * config.blocks))
         starts = range(0, len(self.blocks), config.blocks) if config.skip_residual else ()
+        width = config.bottleneck
         self.skips = nn.ModuleDict(
             {
-                f"{source}_to_{target}": ScaledDense(
-                    config.bottleneck, config.bottleneck, bias=True, scale=1.0
-                )
+                f"{source}_to_{target}": ScaledDense(width, width, bias=True, scale=1.0)
                 for target in starts
                 for source in starts
                 if source < target
