@@ -1,6 +1,7 @@
 """How well scores rank clips: mean average precision, d', lwlrap; each with its value for every class.
 
-Legend: B clips, K classes, X scores (K) or embedding dimensions. `scores_BK` are real numbers of any scale, higher meaning "more likely present";
+Legend: B clips, K classes, X scores or embedding dimensions. `scores_BK` are of any scale, higher means "more
+likely present";
 `targets_BK` says which class is present in which clip.
 
 mAP and d' are macro averages: each class counts the same. A class without a positive (for d' also: without a

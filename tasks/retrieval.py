@@ -78,7 +78,7 @@ def choose(targets_BK: Bools, clips: int, seed: int) -> list[tuple[Rows, Rows]]:
 
 
 def pair_rows(positive_P: Rows, negative_N: Rows) -> tuple[Rows, Rows, Bools]:
-    """The two clips of every pair, and whether both are positive: first P(P-1)/2 such pairs, then P*N others."""
+    """The two clips of every pair, and whether both are positive: such pairs come first."""
     first, second = np.triu_indices(len(positive_P), k=1)
     left = np.concatenate([positive_P[first], np.repeat(positive_P, len(negative_N))])
     right = np.concatenate([positive_P[second], np.tile(negative_N, len(positive_P))])
