@@ -1,0 +1,274 @@
+"""The pictures of the reports: inline SVG whose colours are CSS variables.
+
+One picture must be legible on light and dark screens and in black-and-white print. Matplotlib draws with
+stand-in colours; `_picture` replaces them by the page's variables, so the style sheet decides how they look.
+Lines differ by dash and points by marker as well as by colour. Text stays text that can be searched and read.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure as Canvas
+
+from orchestration.results import Figure, ProcessorResult
+
+INK, SOFT, LINE = "#010203", "#020304", "#030405"
+SERIES = tuple(f"#0a0b{index:02x}" for index in range(10, 20))
+DASHES: tuple = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = "osD^vPX<>*"
+MOST_POINTS = 2000
+
+_VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)"} | {
+    colour: f"var(--s{index})" for index, colour in enumerate(SERIES, start=1)
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sepscene",
+    "text.parse_math": False,
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": LINE,
+    "axes.titlesize": 9.5,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An inline SVG, and what it says in words for those who cannot see it."""
+
+    name: str
+    svg: Markup
+    alt: str
+
+
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+def curves(name: str, title: str, x_label: str, series: Mapping[str, Curve]) -> Picture:
+    """Lines over steps, one for each of `series`. A long series is drawn faintly, its running mean on top."""
+    with matplotlib.rc_context(_STYLE):
+        canvas, axes = _canvas(3.7, 2.5)
+        said = []
+        for index, (label, (steps, values)) in enumerate(series.items()):
+            x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+            look = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
+            if len(y) > 60:
+                axes.plot(*_thin(x, y, 400), color=look["color"], linewidth=0.7, alpha=0.35)
+                x, y = _thin(x, y, 25)
+            axes.plot(x, y, label=label, **look)
+            start = f"{_short(values[0])} at {x_label} {_short(steps[0])}"
+            said.append(f"{label} goes from {start} to {_short(values[-1])} at {_short(steps[-1])}")
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        axes.margins(x=0.02)
+        if len(series) > 1:
+            axes.legend()
+        return _picture(canvas, name, f"{title}. {'; '.join(said)}.")
+
+
+def intervals(
+    name: str, title: str, figures: Mapping[str, Figure], reference: float | None = None
+) -> Picture:
+    """One row for each named figure: a point with its interval; `reference` is a dashed upright line."""
+    with matplotlib.rc_context(_STYLE):
+        canvas, axes = _canvas(4.4, 0.75 + 0.33 * len(figures))
+        rows = list(figures.items())[::-1]
+        for place, (_, figure) in enumerate(rows):
+            colour = SERIES[(len(rows) - 1 - place) % len(SERIES)]
+            if figure.low is not None and figure.high is not None:
+                axes.plot(
+                    [figure.low, figure.high],
+                    [place, place],
+                    color=colour,
+                    linewidth=2.2,
+                    solid_capstyle="butt",
+                )
+            marker = MARKERS[(len(rows) - 1 - place) % len(MARKERS)]
+            axes.plot([figure.value], [place], marker, color=colour, markersize=6)
+        if reference is not None:
+            axes.axvline(reference, color=SOFT, linestyle=DASHES[1], linewidth=1)
+        axes.set_yticks(range(len(rows)), [label for label, _ in rows], color=INK)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(title)
+        said = "; ".join(f"{label} {in_words(figure)}" for label, figure in figures.items())
+        return _picture(canvas, name, f"{title}: {said}.")
+
+
+def class_gains(
+    name: str, title: str, classes: Sequence[str], columns: Mapping[str, Sequence[float]]
+) -> Picture:
+    """Average precision of each class (rows) for each encoder (markers), joined by a line."""
+    with matplotlib.rc_context(_STYLE):
+        canvas, axes = _canvas(4.4, 0.95 + 0.23 * len(classes))
+        places = np.arange(len(classes))[::-1]
+        table = np.array(list(columns.values()), dtype=float)
+        axes.hlines(places, table.min(axis=0), table.max(axis=0), color=SOFT, linewidth=1)
+        for index, (label, values) in enumerate(columns.items()):
+            axes.plot(
+                values, places, MARKERS[index], color=SERIES[index], label=label, linestyle="", markersize=5
+            )
+        axes.set_yticks(places, classes, color=INK)
+        axes.set_ylim(-0.7, len(classes) - 0.3)
+        axes.set_xlim(-0.02, 1.02)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(title)
+        canvas.legend(loc="outside upper left", ncols=len(columns), handletextpad=0.1)
+        first, *others = columns
+        wins = [sum(a > b for a, b in zip(columns[first], columns[other], strict=True)) for other in others]
+        said = "; ".join(
+            f"{first} is above {other} in {win} of {len(classes)}"
+            for other, win in zip(others, wins, strict=True)
+        )
+        return _picture(
+            canvas,
+            name,
+            f"{title} of {len(classes)} classes. {said or first}. The figures are in the table below.",
+        )
+
+
+def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -> Picture:
+    """Points in the plane by label. The ten largest labels get a colour and a marker, all others are grey.
+
+    At most `MOST_POINTS` are drawn, taken evenly from the list.
+    """
+    drawn = list(points)[:: -(-len(points) // MOST_POINTS)]
+    counts: dict[str, int] = {}
+    for *_, label in drawn:
+        counts[label] = counts.get(label, 0) + 1
+    shown = sorted(sorted(counts, key=lambda label: (-counts[label], label))[: len(SERIES)])
+    with matplotlib.rc_context(_STYLE):
+        canvas, axes = _canvas(3.7, 3.7 + 0.18 * -(-(len(shown) + 1) // 2))
+        groups = [(label, SERIES[i], MARKERS[i], 18) for i, label in enumerate(shown)]
+        others = np.array([(x, y) for x, y, label in drawn if label not in shown])
+        if len(others):
+            axes.scatter(
+                others[:, 0],
+                others[:, 1],
+                s=6,
+                c=SOFT,
+                alpha=0.8,
+                linewidths=0,
+                label=f"{len(counts) - len(shown)} other classes",
+            )
+        for label, colour, marker, size in groups:
+            place = np.array([(x, y) for x, y, other in drawn if other == label])
+            axes.scatter(
+                place[:, 0],
+                place[:, 1],
+                s=size,
+                c=colour,
+                marker=marker,
+                linewidths=0,
+                alpha=0.9,
+                label=label,
+            )
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(True)
+        axes.set_aspect("equal", adjustable="datalim")
+        handles, labels = axes.get_legend_handles_labels()
+        if len(others):  # drawn first, named last
+            handles, labels = handles[1:] + handles[:1], labels[1:] + labels[:1]
+        canvas.legend(handles, labels, loc="outside lower left", ncols=2, handletextpad=0.2, columnspacing=1)
+        omitted = f"; {len(drawn)} of {len(points)} drawn" if len(drawn) < len(points) else ""
+        return _picture(canvas, name, f"{title}: {len(points)} clips of {len(counts)} classes{omitted}.")
+
+
+def ladder(name: str, processors: Sequence[ProcessorResult]) -> Picture:
+    """SI-SDR improvement of each processor, in the order of the ladder's steps."""
+    known = [item for item in sorted(processors, key=lambda item: item.step) if item.si_sdr_improvement_db]
+    figures = [item.si_sdr_improvement_db for item in known if item.si_sdr_improvement_db]
+    with matplotlib.rc_context(_STYLE):
+        canvas, axes = _canvas(3.7, 2.5)
+        for place, figure in enumerate(figures):
+            if figure.low is not None and figure.high is not None:
+                axes.plot([place, place], [figure.low, figure.high], color=SERIES[0], linewidth=2.2)
+        axes.plot(
+            range(len(figures)),
+            [figure.value for figure in figures],
+            "o",
+            color=SERIES[0],
+            linestyle=DASHES[1],
+            linewidth=1,
+        )
+        axes.axhline(0, color=SOFT, linewidth=0.8)
+        axes.set_xticks(range(len(known)), [f"{item.name}\n{item.step:,}" for item in known])
+        axes.margins(x=0.15, y=0.15)
+        axes.set_title("SI-SDR improvement, dB")
+        axes.set_xlabel("processor and its training steps")
+        said = "; ".join(
+            f"{item.name} {in_words(figure)}" for item, figure in zip(known, figures, strict=True)
+        )
+        return _picture(canvas, name, f"SI-SDR improvement in dB by processor: {said}.")
+
+
+def in_words(figure: Figure) -> str:
+    """A figure as it is read aloud: '0.412, interval 0.396 to 0.428'."""
+    if figure.low is None or figure.high is None:
+        return _short(figure.value)
+    return f"{_short(figure.value)}, interval {_short(figure.low)} to {_short(figure.high)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.4g}" if isfinite(value) else "not a number"
+
+
+def _thin(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `most` points, each the mean of a run of neighbours."""
+    if len(x) <= most:
+        return x, y
+    edges = np.linspace(0, len(x), most + 1).astype(int)[:-1]
+    sizes = np.diff(np.append(edges, len(x)))
+    return np.add.reduceat(x, edges) / sizes, np.add.reduceat(y, edges) / sizes
+
+
+def _canvas(width: float, height: float) -> tuple[Canvas, Axes]:
+    canvas = Canvas(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(canvas)
+    return canvas, canvas.add_subplot()
+
+
+def _picture(canvas: Canvas, name: str, alt: str) -> Picture:
+    """The canvas as SVG that can stand in a page: no fixed size, its own names, the page's colours."""
+    buffer = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'<style type="text/css">.*?</style>', "", svg)  # would apply to the whole page
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # type: ignore[index]  # Matplotlib always writes it
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    head = f'<svg role="img" aria-label="{escape(alt)}" style="--width: {width * 1.4:.0f}px"'
+    return Picture(name, Markup(svg.replace("<svg", head, 1)), alt)

@@ -1,0 +1,200 @@
+"""The report of one run: report.html, one self-contained page, and report.md, the same figures as text.
+
+Reads the folder alone (results.json, metrics.jsonl, experiment.yaml), so that a report can be made again
+at any time, on another machine, without Ray.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from orchestration import plots
+from orchestration.pages import FIGURE_NAMES, render, with_interval
+from orchestration.results import EncoderResult, Figure, RunResults, read_metrics
+
+HEADLINE_FIGURES = ("shallow_map", "linear_map", "knn_map", "qbe_map")
+MOST_CLASSES_DRAWN = 30
+MOST_CURVES = 12
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class over all encoders: average precision by encoder name, of one figure."""
+
+    name: str
+    positives: int
+    precision: dict[str, float | None]
+
+
+def write_report(run_dir: Path) -> tuple[Path, Path]:
+    """Write RUN/report.html and RUN/report.md from what the run left behind.
+
+    Returns:
+        The paths of both.
+
+    Raises:
+        SepsceneError: when the folder holds no results.json.
+    """
+    results = RunResults.load(run_dir)
+    values = _values(results, run_dir)
+    return (
+        render("run.html.j2", run_dir / "report.html", **values),
+        render("run.md.j2", run_dir / "report.md", **values),
+    )
+
+
+def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
+    """Everything that both templates say."""
+    configuration = run_dir / "experiment.yaml"
+    headline = headline_figure(results.encoders)
+    classes = class_rows(results.encoders)
+    figures = _figure_order(results.encoders)
+    in_headline = {e.name: e.figures[headline] for e in results.encoders if headline in e.figures}
+    return {
+        "results": results,
+        "headline": headline,
+        "headline_figures": in_headline,
+        "how": next((figure.interval for figure in in_headline.values() if figure.interval), ""),
+        "answer": answer(in_headline),
+        "figures": figures,
+        "figure_titles": [FIGURE_NAMES.get(name, name) for name in figures],
+        "encoder_cells": {
+            e.name: [with_interval(e.figures.get(name)) for name in figures] for e in results.encoders
+        },
+        "tables": (),
+        "classes": classes,
+        "drawn_classes": min(len(classes), MOST_CLASSES_DRAWN),
+        "curves": learning_curves(read_metrics(run_dir)),
+        "pictures": _pictures(results, in_headline, classes),
+        "maps": [
+            plots.scatter(f"map{index}", encoder.name, encoder.map_2d)
+            for index, encoder in enumerate(results.encoders)
+            if encoder.map_2d
+        ],
+        "configuration": configuration.read_text() if configuration.exists() else "",
+        "has_listening_page": (run_dir / "listen.html").exists(),
+        "slowest": max((stage.seconds for stage in results.stages), default=0.0),
+    }
+
+
+def headline_figure(encoders: Sequence[EncoderResult]) -> str:
+    """The figure that the report opens with: the first of `HEADLINE_FIGURES` that was measured."""
+    measured = {name for encoder in encoders for name in encoder.figures}
+    return next((name for name in HEADLINE_FIGURES if name in measured), HEADLINE_FIGURES[0])
+
+
+def answer(known: dict[str, Figure]) -> str:
+    """What the run found, in one or two sentences that claim no more than the intervals allow.
+
+    Args:
+        known: the headline figure by encoder, the encoder that the run is about first.
+    """
+    if not known:
+        return "No encoder was judged in this run."
+    (first, ours), *others = known.items()
+    gaps = [f"{_difference(ours, other)} {_called(name)} ({other.value:.3f})" for name, other in others]
+    sentence = f"{first} reaches an mAP of {ours.value:.3f}" + (f", {' and '.join(gaps)}." if gaps else ".")
+    unsettled = [_called(name) for name, other in others if _overlap(ours, other)]
+    if unsettled:
+        sentence += f" The intervals of {first} and {' and '.join(unsettled)} overlap: "
+        sentence += "alone, this run does not settle which is better."
+    return sentence
+
+
+def _called(name: str) -> str:
+    return f"the {name} encoder" if name == "untrained" else name
+
+
+def _difference(ours: Figure, other: Figure) -> str:
+    gain = ours.value - other.value
+    if abs(gain) < 0.0005:
+        return "level with"
+    return f"{abs(gain):.3f} {'above' if gain > 0 else 'below'}"
+
+
+def _overlap(a: Figure, b: Figure) -> bool:
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return False
+    return a.low <= b.high and b.low <= a.high
+
+
+def class_rows(encoders: Sequence[EncoderResult]) -> list[ClassRow]:
+    """The classes by name with each encoder's shallow AP, or query-by-example AP where there is none."""
+    field = (
+        "shallow_ap" if any(item.shallow_ap is not None for e in encoders for item in e.classes) else "qbe_ap"
+    )
+    positives = {item.name: item.positives for encoder in encoders for item in encoder.classes}
+    precision = {
+        e.name: {item.name: getattr(item, field) for item in e.classes} for e in encoders if e.classes
+    }
+    return [
+        ClassRow(name, count, {encoder: of_class.get(name) for encoder, of_class in precision.items()})
+        for name, count in sorted(positives.items())
+    ]
+
+
+def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Picture]:
+    """One picture for each stage and metric; "train/loss" and "val/loss", alike after the slash, share one.
+
+    Losses come first. Values that are not finite are left out.
+    """
+    panels: dict[tuple[str, str], dict[str, tuple[list[float], list[float]]]] = {}
+    for record in records:
+        for metric, value in record.items():
+            if (
+                metric in ("stage", "step", "seconds")
+                or not isinstance(value, int | float)
+                or not isfinite(value)
+            ):
+                continue
+            prefix, _, quantity = metric.rpartition("/")
+            panel = panels.setdefault((str(record["stage"]), quantity), {})
+            steps, values = panel.setdefault(prefix or quantity, ([], []))
+            steps.append(float(record["step"]))
+            values.append(float(value))
+    ordered = sorted(panels.items(), key=lambda item: "loss" not in item[0][1])
+    drawn: list[plots.Picture] = []
+    for (stage, quantity), panel in ordered:
+        series = {label: curve for label, curve in panel.items() if len(curve[0]) > 1}
+        if series and len(drawn) < MOST_CURVES:
+            title = f"{stage}: {quantity.replace('_', ' ')}"
+            drawn.append(plots.curves(f"curve{len(drawn)}", title, "step", series))
+    return drawn
+
+
+def _figure_order(encoders: Sequence[EncoderResult]) -> list[str]:
+    measured = list(dict.fromkeys(name for encoder in encoders for name in encoder.figures))
+    first = [name for name in HEADLINE_FIGURES if name in measured]
+    return first + [name for name in measured if name not in first]
+
+
+def _pictures(
+    results: RunResults, headline: dict[str, Figure], classes: Sequence[ClassRow]
+) -> dict[str, plots.Picture]:
+    """The pictures for which the run has figures, by the name under which the templates look for them."""
+    pictures: dict[str, plots.Picture] = {}
+    if headline:
+        pictures["answer"] = plots.intervals("answer", "mAP", headline)
+    complete = [row for row in classes if row.precision and None not in row.precision.values()]
+    if complete:
+        drawn = _largest_changes(complete)
+        columns = {name: [row.precision[name] or 0.0 for row in drawn] for name in drawn[0].precision}
+        pictures["classes"] = plots.class_gains(
+            "classes", "Average precision", [row.name for row in drawn], columns
+        )
+    if any(processor.si_sdr_improvement_db for processor in results.ladder):
+        pictures["ladder"] = plots.ladder("ladder", results.ladder)
+    return pictures
+
+
+def _largest_changes(rows: Sequence[ClassRow]) -> list[ClassRow]:
+    """At most `MOST_CLASSES_DRAWN` classes, where the encoders differ most, by the first encoder's AP."""
+
+    def spread(row: ClassRow) -> float:
+        values = [value for value in row.precision.values() if value is not None]
+        return max(values) - min(values)
+
+    chosen = sorted(rows, key=spread, reverse=True)[:MOST_CLASSES_DRAWN]
+    return sorted(chosen, key=lambda row: next(iter(row.precision.values())) or 0.0, reverse=True)
