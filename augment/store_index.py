@@ -1,0 +1,139 @@
+"""Which shard holds which clip: sorted columns in memory, grown by whole shards and never rewritten as a
+whole.
+
+A dictionary of six million keys (AudioSet, three processors) would take over a gigabyte in every process;
+columns take 41 bytes an entry with two channels. A new shard becomes a small block, and blocks of like size
+are merged, so a lookup searches few blocks and an entry is moved only a logarithmic number of times.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from augment.shards import Place, segment_samples_of
+
+
+@dataclass(frozen=True)
+class Found:
+    """One copy of an entry: its shard, its place there, and the levels of its channels."""
+
+    shard: str
+    place: Place
+    levels: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Columns of equal length, sorted by (high, low, shard)."""
+
+    high: np.ndarray
+    low: np.ndarray
+    shard: np.ndarray
+    offset: np.ndarray
+    samples: np.ndarray
+    channels: np.ndarray
+    levels: np.ndarray  # (entries, most channels), NaN beyond an entry's own
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(column.nbytes for column in vars(self).values())
+
+
+class StoreIndex:
+    """Entries of all known shards by their 16-byte key. Not locked: its owner does that."""
+
+    def __init__(self) -> None:
+        self._blocks: list[_Block] = []
+        self._names: list[str] = []
+        self._segments: list[int] = []
+        self._numbers: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        """Entries in the columns, those of removed shards included until they are merged away."""
+        return sum(len(block) for block in self._blocks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the columns."""
+        return sum(block.nbytes for block in self._blocks)
+
+    @property
+    def shards(self) -> set[str]:
+        """Names of the known shards."""
+        return set(self._numbers)
+
+    def add(self, shard: str, footer: pa.Table) -> None:
+        """Learn the entries of one shard."""
+        if shard in self._numbers:
+            return
+        number = len(self._names)
+        self._numbers[shard] = number
+        self._names.append(shard)
+        self._segments.append(segment_samples_of(footer))
+        block = _block(footer, number)
+        while self._blocks and len(self._blocks[-1]) <= 2 * len(block):
+            block = self._merge(self._blocks.pop(), block)
+        self._blocks.append(block)
+
+    def remove(self, shard: str) -> None:
+        """Forget a shard; its rows stay behind, unseen, until their block is merged."""
+        self._numbers.pop(shard, None)
+
+    def find(self, digest: bytes) -> list[Found]:
+        """All copies of an entry, the first published first; empty when there is none."""
+        high, low = np.frombuffer(digest, "<u8")
+        found = []
+        for block in self._blocks:
+            row = int(np.searchsorted(block.high, high))
+            while row < len(block) and block.high[row] == high:
+                if block.low[row] == low and self._names[block.shard[row]] in self._numbers:
+                    found.append(self._found(block, row))
+                row += 1
+        return sorted(found, key=lambda copy: copy.shard) if len(found) > 1 else found
+
+    def _found(self, block: _Block, row: int) -> Found:
+        shard = block.shard[row]
+        channels = int(block.channels[row])
+        place = Place(int(block.offset[row]), channels, int(block.samples[row]), self._segments[shard])
+        return Found(self._names[shard], place, block.levels[row, :channels].copy())
+
+    def _merge(self, old: _Block, new: _Block) -> _Block:
+        width = max(old.levels.shape[1], new.levels.shape[1])
+        columns = []
+        for name in vars(old):
+            pair = [getattr(block, name) for block in (old, new)]
+            if name == "levels":
+                pair = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=np.nan) for x in pair]
+            columns.append(np.concatenate(pair))
+        merged = _Block(*columns)
+        live = np.array([name in self._numbers for name in self._names])
+        return _sorted(merged, live[merged.shard])
+
+
+def _block(footer: pa.Table, number: int) -> _Block:
+    footer = footer.combine_chunks()
+    keys = np.frombuffer(b"".join(footer["key"].to_pylist()), "<u8").reshape(-1, 2)
+    channels = footer["channels"].to_numpy().astype(np.uint8)
+    levels = np.full((len(footer), int(channels.max(initial=0))), np.nan, np.float32)
+    flat = footer["levels"].combine_chunks().flatten().to_numpy()
+    levels[np.arange(levels.shape[1]) < channels[:, None]] = flat
+    block = _Block(
+        keys[:, 0],
+        keys[:, 1],
+        np.full(len(footer), number, np.uint32),
+        footer["offset"].to_numpy(),
+        footer["samples"].to_numpy(),
+        channels,
+        levels,
+    )
+    return _sorted(block, np.ones(len(footer), bool))
+
+
+def _sorted(block: _Block, keep: np.ndarray) -> _Block:
+    order = np.lexsort((block.low, block.high))
+    order = order[keep[order]]
+    return _Block(*(np.ascontiguousarray(column[order]) for column in vars(block).values()))
