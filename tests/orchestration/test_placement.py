@@ -46,17 +46,22 @@ def test_a_trial_asks_for_trainers_actors_and_readers() -> None:
     assert [(d.role, d.cpus, d.gpus) for d, _ in itertools.groupby(asked)] == [
         ("trainer", 1, 1),
         ("separation actor", 1, 0.5),
+        ("reader", 1, 0),  # takes turns with Ray Data's own tasks of 1 CPU
         ("reader", 0.5, 0),
     ]
     assert len(asked) == 8 + 4 + 4
-    assert sum(d.cpus for d in asked) == 8 + 4 + 2
+    assert sum(d.cpus for d in asked) == 8 + 4 + 2.5
 
 
-def test_mix_mix_separates_nothing_so_its_actors_need_no_gpu() -> None:
-    resources = on_two_pools(separation_accelerator="L4")
-    actor = next(d for d in demands(resources, "mix-mix") if d.role == "separation actor")
-    assert (actor.cpus, actor.gpus, actor.accelerator) == (1, 0, None)
-    assert actor.labels == {"pool": "separators"}
+def test_half_a_cpu_left_over_is_not_enough_for_ray_data() -> None:
+    resources = Resources(trainers=1, trainer_cpus=1, separation_cpus=0.5, readers=1, reader_cpus=0.5)
+    with pytest.raises(SepsceneError, match="would wait forever"):
+        check_placement(demands(resources, "mix-chan"), [Node("laptop", 2)])
+    check_placement(demands(resources, "mix-chan"), [Node("laptop", 2.5)])
+
+
+def test_mix_mix_asks_for_the_same_because_the_same_actors_crop_its_views() -> None:
+    assert demands(on_two_pools(), "mix-mix") == demands(on_two_pools(), "mix-chan")
 
 
 def test_a_tune_trial_asks_for_its_driver_too() -> None:
@@ -116,7 +121,7 @@ def test_what_fits_exactly_is_placed_and_on_the_right_nodes() -> None:
 
 
 def test_readers_leave_nodes_with_gpus_to_those_who_need_them() -> None:
-    nodes = [Node("gpu", cpus=2, gpus=1), Node("cpu", cpus=2)]
+    nodes = [Node("gpu", cpus=2, gpus=1), Node("cpu", cpus=2.5)]
     check_placement(
         demands(Resources(trainers=1, trainer_cpus=2, trainer_gpus=1, separation_cpus=1, readers=2), "x"),
         nodes,
