@@ -1,0 +1,168 @@
+"""The building blocks of synthetic sound: tones, noise, resonances, rhythms and rooms.
+
+Shapes: T samples, H harmonics, P partials, N notes or strokes. Waves are float32; frequencies are in Hz,
+durations in seconds, `rate` in samples per second. Every random number comes from the caller's generator.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scipy import fft, signal
+
+_TABLE = 2048  # samples of one stored period; finer than 16-bit sound can tell at the frequencies used
+
+
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A value between low and high whose logarithm is uniform, as pitches and durations are heard."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def length(seconds: float, rate: int) -> int:
+    """Samples of a duration, at least one."""
+    return max(1, round(seconds * rate))
+
+
+def curve(samples: int, values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """A line (T,) through the values, evenly spaced over `samples`: contours of pitch and loudness."""
+    return np.interp(np.linspace(0, len(values) - 1, samples), np.arange(len(values)), values).astype(
+        np.float32
+    )
+
+
+def fade(wave_T: np.ndarray, rate: int, attack: float, release: float) -> np.ndarray:
+    """The wave with a linear attack and release; where it is shorter than both they share it."""
+    samples = len(wave_T)
+    rise, fall = length(attack, rate), length(release, rate)
+    shrink = min(1.0, samples / (rise + fall))
+    rise, fall = max(1, int(rise * shrink)), max(1, int(fall * shrink))
+    faded_T = wave_T.copy()
+    faded_T[:rise] *= np.linspace(0, 1, rise, endpoint=False, dtype=np.float32)[:samples]
+    faded_T[samples - fall :] *= np.linspace(1, 0, fall, dtype=np.float32)
+    return faded_T
+
+
+def overtones(
+    rng: np.random.Generator,
+    base: float,
+    rate: int,
+    decibels_per_octave: float,
+    formants: Iterable[tuple[float, float]] = (),
+    spread: float = 3.0,
+) -> np.ndarray:
+    """Amplitudes (H,) of the harmonics of `base` below the Nyquist frequency: one timbre.
+
+    Args:
+        base: the HIGHEST fundamental at which the timbre will sound, so that nothing aliases.
+        decibels_per_octave: spectral slope, negative for dull sounds.
+        formants: (centre, width) of resonances that lift the harmonics near them by up to 18 dB.
+        spread: standard deviation in dB of each harmonic's own level: no two instances sound alike.
+    """
+    count = max(1, min(_TABLE // 4, int(0.47 * rate / base)))
+    harmonic_H = np.arange(1, count + 1)
+    level_H = decibels_per_octave * np.log2(harmonic_H) + spread * rng.standard_normal(count)
+    for centre, width in formants:
+        level_H += 18.0 * np.exp(-(((harmonic_H * base - centre) / width) ** 2))
+    return 10 ** (level_H / 20)
+
+
+def tone(rng: np.random.Generator, pitch_T: np.ndarray, amplitude_H: np.ndarray, rate: int) -> np.ndarray:
+    """A harmonic sound (T,) of moving pitch, by reading one stored period at the pitch's phase.
+
+    One table look-up a sample costs the same for one harmonic and for a hundred.
+    """
+    spectrum = np.zeros(_TABLE // 2 + 1, np.complex128)
+    spectrum[1 : 1 + len(amplitude_H)] = amplitude_H * np.exp(2j * np.pi * rng.random(len(amplitude_H)))
+    table = fft.irfft(spectrum)
+    table = (table / np.sqrt(np.mean(table**2))).astype(np.float32)
+    phase_T = np.cumsum(pitch_T, dtype=np.float64) * (_TABLE / rate)
+    return table[phase_T.astype(np.int64) % _TABLE]
+
+
+def noise(rng: np.random.Generator, samples: int) -> np.ndarray:
+    """White noise (T,) of unit variance."""
+    return rng.standard_normal(samples, dtype=np.float32)
+
+
+def band(wave_T: np.ndarray, rate: int, low: float, high: float) -> np.ndarray:
+    """The wave between two frequencies (Butterworth, 12 dB per octave), at unit RMS."""
+    nyquist = rate / 2
+    high = min(high, 0.95 * nyquist)
+    low = min(low, 0.8 * high)
+    sections = signal.butter(2, (low / nyquist, high / nyquist), "bandpass", output="sos")
+    filtered_T = signal.sosfilt(sections, wave_T)
+    return (filtered_T / (np.sqrt(np.mean(filtered_T**2)) + 1e-9)).astype(np.float32)
+
+
+def coloured(rng: np.random.Generator, samples: int, rate: int, decibels_per_octave: float) -> np.ndarray:
+    """Noise (T,) at unit RMS whose spectrum falls or rises by so many dB an octave."""
+    size = fft.next_fast_len(samples, real=True)
+    spectrum = fft.rfft(noise(rng, size))
+    octave = np.log2(np.maximum(np.arange(len(spectrum)) * (rate / size), 30.0) / 30.0)
+    wave_T = fft.irfft(spectrum * (10 ** (decibels_per_octave * octave / 20)).astype(np.float32), size)[
+        :samples
+    ]
+    return (wave_T / np.sqrt(np.mean(wave_T**2))).astype(np.float32)
+
+
+def ring(
+    rng: np.random.Generator,
+    rate: int,
+    partial_P: np.ndarray,
+    decay_P: np.ndarray,
+    level_P: np.ndarray | None = None,
+) -> np.ndarray:
+    """A struck body (T,): partials that die away, each by 60 dB in its own decay time."""
+    kept = partial_P < 0.47 * rate
+    if not kept.any():
+        kept[np.argmin(partial_P)] = True
+    partial_P, decay_P = partial_P[kept], np.maximum(decay_P[kept], 1e-3)
+    level_P = np.ones(len(partial_P)) if level_P is None else level_P[kept]
+    time_T = np.arange(length(float(decay_P.max()), rate), dtype=np.float32) / rate
+    wave_T = np.zeros(len(time_T), np.float32)
+    for frequency, decay, level in zip(partial_P, decay_P, level_P, strict=True):
+        part_T = time_T[: length(float(decay), rate)]
+        phase = 2 * np.pi * rng.random()
+        wave_T[: len(part_T)] += np.float32(level) * (
+            np.sin(np.float32(2 * np.pi * frequency) * part_T + np.float32(phase))
+            * np.exp(np.float32(-6.9 / decay) * part_T)
+        )
+    return wave_T
+
+
+def place(samples: int, start_N: Iterable[float], wave_N: Iterable[np.ndarray], rate: int) -> np.ndarray:
+    """A wave (T,) with each of N waves added at its start in seconds; what runs over is cut."""
+    total_T = np.zeros(samples, np.float32)
+    for start, wave_T in zip(start_N, wave_N, strict=True):
+        first = round(start * rate)
+        part_T = wave_T[: max(0, samples - first)]
+        total_T[first : first + len(part_T)] += part_T
+    return total_T
+
+
+def beats(rng: np.random.Generator, count: int, period: float, jitter: float) -> np.ndarray:
+    """Starts in seconds (N,) of a rhythm: a period, each step off by up to `jitter` of it."""
+    steps = period * (1 + jitter * rng.uniform(-1, 1, count))
+    return np.concatenate([[0.0], np.cumsum(steps[:-1])])
+
+
+def tilt(wave_T: np.ndarray, rate: int, cutoff: float, share: float) -> np.ndarray:
+    """The wave with `share` of it passed through a low-pass: distance and microphone take the treble away."""
+    pole = float(np.exp(-2 * np.pi * cutoff / rate))
+    dull_T = signal.lfilter([1 - pole], [1, -pole], wave_T)
+    return ((1 - share) * wave_T + share * dull_T).astype(np.float32)
+
+
+def reverberate(
+    rng: np.random.Generator, wave_T: np.ndarray, rate: int, seconds: float, wet: float
+) -> np.ndarray:
+    """The wave in a room whose echo dies by 60 dB in `seconds`, `wet` times as loud as the direct sound.
+
+    Returns:
+        Float32, longer than the input by the echo's tail.
+    """
+    samples = length(seconds, rate)
+    decay_T = np.exp(np.linspace(0, -6.9, samples, dtype=np.float32))
+    echo_T = noise(rng, samples) * decay_T
+    echo_T *= np.float32(wet / (np.sqrt(np.sum(echo_T**2)) + 1e-9))
+    echo_T[0] += 1.0
+    return signal.oaconvolve(wave_T, echo_T).astype(np.float32)
