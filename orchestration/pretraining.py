@@ -6,6 +6,7 @@ Shapes: B pairs of this worker, P samples of a view, L frames, F mels.
 import math
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,30 @@ from torch import Tensor, nn
 
 from augment.service import FILLER
 from augment.specaugment import specaugment
+from augment.store import SeparatedStore
 from augment.views import from_pcm
 from models.cnn14 import Cnn14
 from models.config import SepsceneError
 from models.encoder import Encoder
 from models.frontend import LogMel
 from models.heads import CoincidenceHead, SimilarityHead
-from orchestration.checkpoints import TrainingState, checkpoint_name, read_checkpoint, resume_point, write_checkpoint
+from orchestration.checkpoints import (
+    TrainingState,
+    checkpoint_name,
+    newest_sound,
+    read_checkpoint,
+    read_ledger,
+    resume_point,
+    write_checkpoint,
+)
 from orchestration.config import Experiment
 from orchestration.ledger import Ledger
-from orchestration.stream import schedule_of
+from orchestration.stream import schedule_of, view_stream
+from orchestration.trainer import fit
 from tasks.batchnorm import synchronise_batchnorm
 from tasks.gather import gather_ids
 from tasks.joint import JointObjective
+from tasks.manifests import Manifest
 
 LOG_EVERY_STEPS = 5
 
@@ -83,7 +95,9 @@ class Pretrainer:
         self.views = Views(experiment).to(self.device)
         objective = synchronise_batchnorm(build_objective(experiment)).to(self.device)
         self.optimizer = torch.optim.AdamW(
-            objective.parameters(), lr=experiment.training.learning_rate, weight_decay=experiment.training.weight_decay
+            objective.parameters(),
+            lr=experiment.training.learning_rate,
+            weight_decay=experiment.training.weight_decay,
         )
         rows = schedule_of(experiment, clips).rows
         self.steps = -(-rows // experiment.training.global_batch)
@@ -91,7 +105,9 @@ class Pretrainer:
         self.objective = objective
         if checkpoint is not None:
             self._restore(read_checkpoint(checkpoint))
-        self.model = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs={"broadcast_buffers": False})
+        self.model = ray.train.torch.prepare_model(
+            objective, parallel_strategy_kwargs={"broadcast_buffers": False}
+        )
         self.faults: dict[str, str] = {}
         self.records: list[dict[str, float]] = []
         self.quarantined_rows = 0
@@ -112,7 +128,9 @@ class Pretrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = self._optimise(batch, usable_B)
-        self.ledger.consume(np.array(gather_ids(torch.from_numpy(row_B[present_B]).to(self.device)), np.int64))
+        self.ledger.consume(
+            np.array(gather_ids(torch.from_numpy(row_B[present_B]).to(self.device)), np.int64)
+        )
         self.step += 1
         return {"step": self.step, "learning_rate": rate, "rows": self.ledger.consumed, **parts}
 
@@ -120,14 +138,17 @@ class Pretrainer:
         view_B2P = np.stack([batch["view_1"][usable_B], batch["view_2"][usable_B]], axis=1)
         uniforms_B2U = batch["specaugment_u"][usable_B].reshape(len(view_B2P), 2, -1)
         logmels = self.views(
-            torch.from_numpy(from_pcm(view_B2P)).to(self.device), torch.from_numpy(uniforms_B2U).to(self.device)
+            torch.from_numpy(from_pcm(view_B2P)).to(self.device),
+            torch.from_numpy(uniforms_B2U).to(self.device),
         )
         half = self.experiment.training.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             result = self.model(*logmels, alpha=self._alpha())
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.experiment.training.clip_gradient_norm)
+        norm = nn.utils.clip_grad_norm_(
+            self.objective.parameters(), self.experiment.training.clip_gradient_norm
+        )
         self.optimizer.step()
         return {"gradient_norm": float(norm), **{name: float(value) for name, value in result.parts.items()}}
 
@@ -206,3 +227,41 @@ def encoder_of(experiment: Experiment, state: TrainingState | None) -> Encoder:
     if not isinstance(trunk, Cnn14):
         raise SepsceneError("this checkpoint does not hold a CNN14")
     return Encoder(LogMel(experiment.front_end), trunk, experiment.views.patch_seconds).eval()
+
+
+def pretrain(
+    experiment: Experiment,
+    manifest: Manifest,
+    checkpoints: Mapping[str, str],
+    run_dir: Path,
+    stage: str,
+    store: SeparatedStore | None = None,
+) -> Path:
+    """Pre-train an encoder over the whole schedule, or continue; returns the newest checkpoint.
+
+    Args:
+        experiment: what to train.
+        manifest: the training clips; labels are not looked at.
+        checkpoints: processor name -> separator folder; may be empty for mix-mix.
+        run_dir: the run's folder; checkpoints go to RUN/checkpoints/<stage>/.
+        stage: name of the stage in metrics and checkpoints.
+        store: where separated clips are kept; none separates every row live.
+    """
+    rows = schedule_of(experiment, len(manifest.clips)).rows
+    newest = newest_sound(run_dir / "checkpoints" / stage)
+    if newest is None or read_ledger(newest).remaining():
+        fit(
+            pretrain_worker,
+            {"experiment": experiment.model_dump(mode="json"), "clips": len(manifest.clips)},
+            lambda ledger: view_stream(experiment, manifest, checkpoints, ledger, store),
+            rows,
+            run_dir,
+            stage,
+            experiment.resources,
+            checkpoints_kept=experiment.training.checkpoints_kept,
+            ordered=experiment.training.ordered,
+        )
+        newest = newest_sound(run_dir / "checkpoints" / stage)
+    if newest is None:
+        raise SepsceneError(f"{run_dir}/checkpoints/{stage} holds no sound checkpoint after training")
+    return newest

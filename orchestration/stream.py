@@ -15,7 +15,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from augment.draws import Schedule, draw
-from augment.service import FILLER, SeparationService, read_rows
+from augment.service import FILLER, ClipReader, SeparationService, ServiceSettings, read_segments
+from augment.store import SeparatedStore
 from orchestration.config import Experiment, Resources
 from orchestration.ledger import Ledger, nth_rows
 from tasks.manifests import Manifest
@@ -34,7 +35,9 @@ def schedule_of(experiment: Experiment, clips: int) -> Schedule:
 class DrawRows:
     """Turns positions in what remains into rows with their clip and all their draws."""
 
-    def __init__(self, manifest: Manifest, schedule: Schedule, ledger: Ledger, weights: tuple[float, ...]) -> None:
+    def __init__(
+        self, manifest: Manifest, schedule: Schedule, ledger: Ledger, weights: tuple[float, ...]
+    ) -> None:
         self.uri = manifest.clips["uri"].to_numpy(zero_copy_only=False)
         self.offset_seconds = manifest.clips["offset_seconds"].to_numpy()
         self.schedule, self.remaining, self.weights = schedule, ledger.remaining(), weights
@@ -51,7 +54,13 @@ class DrawRows:
         }
 
 
-def view_stream(experiment: Experiment, manifest: Manifest, checkpoints: Mapping[str, str], ledger: Ledger) -> Dataset:
+def view_stream(
+    experiment: Experiment,
+    manifest: Manifest,
+    checkpoints: Mapping[str, str],
+    ledger: Ledger,
+    store: SeparatedStore | None = None,
+) -> Dataset:
     """The views of all rows that the ledger still lacks, lazily.
 
     Args:
@@ -59,34 +68,58 @@ def view_stream(experiment: Experiment, manifest: Manifest, checkpoints: Mapping
         manifest: the training clips.
         checkpoints: processor name -> separator folder.
         ledger: what the weights have consumed.
+        store: where separated clips are kept; none separates every row live.
     """
     training, resources = experiment.training, experiment.resources
-    steps = -(-sum(end - start for start, end in ledger.remaining()) // training.global_batch)
-    draws = DrawRows(manifest, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views.processor_weights)
-    actors = resources.separation_actors
+    draws = DrawRows(
+        manifest, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views.processor_weights
+    )
+    rows = _drawn_rows(draws, training.global_batch, training.service_rows, resources)
+    settings = ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=dict(checkpoints))
+    clips = rows.map_batches(
+        ClipReader,
+        fn_constructor_kwargs={"settings": settings, "store": store},
+        batch_size=training.service_rows,
+        compute=ActorPoolStrategy(size=resources.readers),
+        num_cpus=resources.reader_cpus,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RESTARTS,
+    )
+    return clips.map_batches(
+        SeparationService,
+        fn_constructor_kwargs={
+            "settings": settings,
+            "store": store,
+            "device": "cuda" if resources.separation_gpus else "cpu",
+        },
+        batch_size=training.service_rows,
+        compute=ActorPoolStrategy(size=resources.separation_actors),
+        **_actor_options(resources),
+    )
+
+
+def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedule, ledger: Ledger) -> Dataset:
+    """Decoded segments for MixIT: pairs of neighbouring rows make the mixtures of mixtures."""
+    settings, resources = experiment.separator, experiment.resources
+    global_rows = 2 * settings.batch_mixtures
+    local_rows = global_rows // resources.trainers
+    rows = _drawn_rows(DrawRows(manifest, schedule, ledger, (1.0,)), global_rows, local_rows, resources)
+    return rows.map_batches(
+        read_segments,
+        fn_kwargs={"audio": experiment.audio, "segment_seconds": settings.segment_seconds},
+        batch_size=local_rows,
+        compute=TaskPoolStrategy(size=resources.readers),
+        num_cpus=resources.reader_cpus,
+    )
+
+
+def _drawn_rows(draws: DrawRows, global_rows: int, block_rows: int, resources: Resources) -> Dataset:
+    """What remains, padded to whole global batches, with its draws, in blocks of `block_rows`."""
+    steps = -(-sum(end - start for start, end in draws.remaining) // global_rows)
     return (
-        ray.data.range(steps * training.global_batch, override_num_blocks=steps)
+        ray.data.range(steps * global_rows, override_num_blocks=max(1, steps))
         .map_batches(draws, batch_size=None, num_cpus=resources.reader_cpus)
-        .repartition(target_num_rows_per_block=training.service_rows)
-        .map_batches(
-            read_rows,
-            fn_kwargs={"audio": experiment.audio},
-            batch_size=training.service_rows,
-            compute=TaskPoolStrategy(size=resources.readers),
-            num_cpus=resources.reader_cpus,
-        )
-        .map_batches(
-            SeparationService,
-            fn_constructor_kwargs={
-                "checkpoints": dict(checkpoints),
-                "views": experiment.views,
-                "audio": experiment.audio,
-                "device": "cuda" if resources.separation_gpus else "cpu",
-            },
-            batch_size=training.service_rows,
-            compute=ActorPoolStrategy(size=actors),
-            **_actor_options(resources),
-        )
+        .repartition(target_num_rows_per_block=block_rows)
     )
 
 

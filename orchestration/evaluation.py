@@ -1,0 +1,111 @@
+"""Judging encoders and separators over a manifest, with Ray Data for the forward passes.
+
+Shapes: N clips, T samples, D embedding, S channels.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+
+from augment.audio import AudioFormat, ClipError, read_clip
+from models import load_encoder, load_separator
+from orchestration.config import Experiment
+from orchestration.stream import MAX_RESTARTS
+from tasks.manifests import Manifest
+from tasks.mixit import mixit_loss, mixture_improvement
+
+EMBED_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Representations of the clips of a manifest that could be read."""
+
+    h_ND: np.ndarray
+    position_N: np.ndarray
+    """Which clip of the manifest each row is."""
+    faults: dict[str, str]
+    """URI -> reason of those that could not be read."""
+
+
+class EmbedClips:
+    """Maps clips to h with the encoder of a bundle; a clip that can't be read becomes a row with a `fault`."""
+
+    def __init__(self, bundle: str, audio: AudioFormat, device: str) -> None:
+        self.encoder, self.audio, self.device = load_encoder(bundle).to(device), audio, device
+
+    def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`uri`, `offset_seconds`, `position` in; `h` (N, D) float32, `position`, `fault` out."""
+        wave_NT = np.zeros((len(columns["uri"]), self.audio.samples), np.float32)
+        fault_N = np.array([""] * len(wave_NT), object)
+        for n, (uri, offset) in enumerate(zip(columns["uri"], columns["offset_seconds"], strict=True)):
+            try:
+                wave_NT[n] = read_clip(str(uri), self.audio, float(offset))
+            except ClipError as error:
+                fault_N[n] = error.cause
+        with torch.inference_mode():
+            h_ND = self.encoder(torch.from_numpy(wave_NT).to(self.device)).float().cpu().numpy()
+        return {"h": h_ND, "position": columns["position"], "fault": fault_N}
+
+
+def embed_manifest(bundle: Path, manifest: Manifest, experiment: Experiment) -> Embeddings:
+    """Embed every clip of a manifest, in its order."""
+    resources = experiment.resources
+    table = manifest.clips.select(["uri", "offset_seconds"]).append_column(
+        "position", [np.arange(len(manifest.clips))]
+    )
+    options = {"num_gpus": resources.separation_gpus} if resources.separation_gpus else {}
+    rows = (
+        ray.data.from_arrow(table)
+        .repartition(target_num_rows_per_block=EMBED_ROWS)
+        .map_batches(
+            EmbedClips,
+            fn_constructor_args=(str(bundle.resolve()), experiment.audio, "cuda" if options else "cpu"),
+            batch_size=EMBED_ROWS,
+            compute=ActorPoolStrategy(size=resources.separation_actors),
+            num_cpus=resources.separation_cpus,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
+            **options,
+        )
+    )
+    parts = list(rows.iter_batches(batch_size=1024, batch_format="numpy"))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in ("h", "position", "fault")}
+    order = np.argsort(columns["position"])
+    h_ND, position_N, fault_N = (columns[name][order] for name in ("h", "position", "fault"))
+    readable_N = fault_N == ""
+    uris = manifest.clips["uri"].to_pylist()
+    faults = {uris[position]: str(fault_N[position]) for position in np.flatnonzero(~readable_N)}
+    return Embeddings(h_ND[readable_N], position_N[readable_N], faults)
+
+
+@dataclass(frozen=True)
+class SeparatorScores:
+    """How a checkpoint of the ladder does on held-out mixtures of mixtures."""
+
+    improvement_db: np.ndarray
+    """SI-SDR improvement of the remixed references (MoMi), one for each mixture."""
+    loss: np.ndarray
+
+
+def score_separator(folder: str, manifest: Manifest, audio: AudioFormat, mixtures: int) -> SeparatorScores:
+    """Separate mixtures of neighbouring held-out clips and remix them; labels and sources are not needed."""
+    separator = load_separator(folder)
+    uris = manifest.clips["uri"].to_pylist()
+    offsets = manifest.clips["offset_seconds"].to_pylist()
+    improvement, loss = [], []
+    for first in range(0, min(2 * mixtures, len(uris) - 1), 2):
+        try:
+            pair = [read_clip(uris[n], audio, offsets[n]) for n in (first, first + 1)]
+        except ClipError:
+            continue  # the test split's own evaluation names it
+        reference_BRT = torch.from_numpy(np.stack(pair))[None]
+        with torch.inference_mode():
+            estimate_BST = separator(reference_BRT.sum(dim=1))
+            improvement.append(float(mixture_improvement(reference_BRT, estimate_BST)))
+            loss.append(float(mixit_loss(reference_BRT, estimate_BST).loss))
+    return SeparatorScores(np.array(improvement), np.array(loss))

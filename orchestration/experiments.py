@@ -1,0 +1,154 @@
+"""Named experiments: every row of the paper's tables that this framework produced, at three scales.
+
+| scale | meant for | data | costs |
+|---|---|---|---|
+| tiny | two CPU cores | 10 s synthetic scenes | minutes |
+| small | one GPU | a few thousand clips of your own | about an hour |
+| paper | a cluster | AudioSet's 2 M clips, set `data.root` | about 200 M rows; see `sepscene plan` |
+
+The networks are the paper's at `small` and `paper`; `tiny` scales their widths, repeats and coefficients. Rows are
+named like the paper's: `table2/mix-chan+specaug`, `table4/S2+N/simclr-cp`, `table5/d1024`. What a row must reach is in
+`tasks.claims`, beside the paper's other figures.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from augment.views import Views
+from models.cnn14 import Cnn14Config
+from models.config import SepsceneError
+from models.tdcnpp import TDCNppConfig
+from orchestration.config import Data, Evaluation, Experiment, Ladder, Objective, Resources, Separator, Store, Training
+
+Scale = Literal["tiny", "small", "paper"]
+
+COMBINATIONS = (("S2",), ("S1",), ("F",), ("N",), ("S2", "F"), ("S2", "N"), ("S2", "F", "N"))
+"""Table 4's combinations of processors, from top to bottom."""
+
+
+def tiny() -> Experiment:
+    """Two CPU cores, a few minutes: narrow networks on 10 s synthetic scenes."""
+    return Experiment(
+        name="tiny",
+        scale="tiny",
+        data=Data(scenes_train=256, scenes_test=160),
+        separator=Separator(
+            network=TDCNppConfig.tiny(),
+            ladder=Ladder(steps={"N": 0, "F": 10, "S1": 40, "S2": 120}),
+            batch_mixtures=8,
+            segment_seconds=3.0,
+            learning_rate=3e-3,
+        ),
+        encoder=Cnn14Config.tiny(),
+        objective=Objective(head_hidden=256),
+        training=Training(epochs=40, global_batch=64, service_rows=8, checkpoint_every_steps=50, learning_rate=2e-3),
+        evaluation=Evaluation(shallow_epochs=60),
+        resources=Resources(
+            trainers=2, trainer_cpus=0.25, separation_actors=2, separation_cpus=0.2, readers=1, reader_cpus=0.1
+        ),
+        store=Store(mode="read-through"),
+    )
+
+
+def small() -> Experiment:
+    """One GPU, about an hour: full networks; separators and trainer share the GPU."""
+    return Experiment(
+        name="small",
+        scale="small",
+        data=Data(scenes_train=4096, scenes_test=1024),
+        separator=Separator(ladder=Ladder(steps={"N": 0, "F": 100, "S1": 500, "S2": 3000}), segment_seconds=5.0),
+        training=Training(
+            epochs=50, global_batch=256, service_rows=32, precision="bfloat16", checkpoint_every_steps=200
+        ),
+        resources=Resources(
+            trainers=1, trainer_gpus=0.5, separation_actors=2, separation_gpus=0.25, readers=4, reader_cpus=1
+        ),
+        store=Store(mode="read-through"),
+    )
+
+
+def paper() -> Experiment:
+    """A cluster: AudioSet, the ladder of the paper; trainers on one kind of GPU, separators on a cheaper one."""
+    return Experiment(
+        name="paper",
+        scale="paper",
+        data=Data(format="audioset", root="audioset", train=("unbalanced_train", "balanced_train"), test=("eval",)),
+        separator=Separator(network=TDCNppConfig(), batch_mixtures=64),
+        training=Training(
+            epochs=100, global_batch=4096, service_rows=64, precision="bfloat16", checkpoint_every_steps=500
+        ),
+        evaluation=Evaluation(shallow_epochs=20),
+        resources=Resources(
+            trainers=16,
+            trainer_cpus=8,
+            trainer_gpus=1,
+            separation_actors=64,
+            separation_cpus=3,
+            separation_gpus=1,
+            readers=128,
+            reader_cpus=1,
+            trainer_labels={"pool": "trainers"},
+            separation_labels={"pool": "separators"},
+        ),
+        store=Store(mode="read-through"),
+    )
+
+
+SCALES: dict[str, Callable[[], Experiment]] = {"tiny": tiny, "small": small, "paper": paper}
+
+
+def table2(separation: bool, specaugment: bool, scale: Scale) -> Experiment:
+    """A row of Table 2: SimCLR alone, with or without the separated channel (S2) and SpecAugment."""
+    row = ("mix-chan" if separation else "mix-mix") + ("+specaug" if specaugment else "")
+    views = Views(pair="mix-chan" if separation else "mix-mix", combination=("S2",), specaugment=specaugment)
+    return _row(f"table2/{row}", scale, views, coincidence=False)
+
+
+def table4(combination: tuple[str, ...], coincidence: bool, scale: Scale) -> Experiment:
+    """A cell of Table 4: a combination of processors, with SimCLR alone or with coincidence prediction as well."""
+    task = "simclr-cp" if coincidence else "simclr"
+    return _row(f"table4/{'+'.join(combination)}/{task}", scale, Views(combination=combination), coincidence)
+
+
+def table5(dim: int, scale: Scale) -> Experiment:
+    """Table 5's own rows: the best combination with both tasks, h of size d."""
+    row = _row(f"table5/d{dim}", scale, Views(combination=("S2", "F", "N")), coincidence=True)
+    return row.model_copy(update={"encoder": row.encoder.model_copy(update={"embedding_dim": dim})})
+
+
+def demo(scale: Scale = "tiny") -> Experiment:
+    """What `make demo` runs: S2 or N, both tasks, on 10 s synthetic scenes."""
+    return SCALES[scale]().model_copy(update={"name": "demo", "views": Views(combination=("S2", "N"))})
+
+
+def _row(name: str, scale: Scale, views: Views, coincidence: bool) -> Experiment:
+    base = SCALES[scale]()
+    objective = base.objective.model_copy(update={"alpha": base.objective.alpha if coincidence else 0.0})
+    update = {"name": name, "table_row": name, "views": views, "objective": objective}
+    return base.model_copy(update=update)
+
+
+EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {"demo": demo}
+"""Every named experiment, as a function of the scale."""
+for _separation in (False, True):
+    for _specaugment in (False, True):
+        _make = partial(table2, _separation, _specaugment)
+        EXPERIMENTS[_make("tiny").name] = _make
+for _combination in COMBINATIONS:
+    for _coincidence in (False, True):
+        EXPERIMENTS[f"table4/{'+'.join(_combination)}/{'simclr-cp' if _coincidence else 'simclr'}"] = partial(
+            table4, _combination, _coincidence
+        )
+EXPERIMENTS |= {f"table5/d{_dim}": partial(table5, _dim) for _dim in (128, 1024)}
+
+
+def named_experiment(name: str, scale: Scale) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        SepsceneError: when there is none; it lists those that there are.
+    """
+    if name not in EXPERIMENTS:
+        raise SepsceneError(f"there is no experiment {name!r}; choose one of: {', '.join(EXPERIMENTS)}; or give a YAML file")
+    return EXPERIMENTS[name](scale)

@@ -1,0 +1,234 @@
+"""A run: one experiment from its data to its report, stage by stage, in one folder.
+
+Every stage looks for what it has made before it makes it, so that a run continues where it stopped, whatever stopped
+it. The folder is the truth about the run; MLflow mirrors it.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from augment.scenes import write_scenes
+from augment.store import SeparatedStore
+from models.config import SepsceneError
+from models.encoder import save_encoder
+from orchestration.checkpoints import read_checkpoint, read_ledger
+from orchestration.config import Experiment, load_experiment
+from orchestration.environment import environment
+from orchestration.pretraining import encoder_of, pretrain
+from orchestration.separator_training import STAGE as SEPARATOR
+from orchestration.separator_training import separator_steps, train_separator
+from orchestration.stream import schedule_of
+from orchestration.tracking import Tracker, following
+from tasks.manifests import Manifest, read_manifest
+
+logger = logging.getLogger("sepscene")
+
+_TERMS = ("loss", "mixit_loss", "similarity", "coincidence", "waiting_share")
+
+
+class Run:
+    """The folder of one run, its experiment, its tracker and its terminal."""
+
+    def __init__(self, folder: Path, experiment: Experiment, tracker: Tracker, console: Console) -> None:
+        self.folder, self.experiment, self.tracker, self.console = folder, experiment, tracker, console
+
+    @classmethod
+    def open(
+        cls, folder: Path, experiment: Experiment, tracking_uri: str, console: Console, resume: bool
+    ) -> "Run":
+        """Make the run's folder and begin its parent run in MLflow, or continue an earlier one.
+
+        Raises:
+            SepsceneError: when the folder holds another experiment, or this one and `resume` is not set.
+        """
+        saved = folder / "experiment.yaml"
+        if saved.exists():
+            if load_experiment(saved).digest() != experiment.digest():
+                raise SepsceneError(f"{folder} holds another experiment; choose another --run-id or storage")
+            if not resume:
+                raise SepsceneError(f"{folder} holds this run already; add --resume to continue it")
+        folder.mkdir(parents=True, exist_ok=True)
+        experiment.save(saved)
+        tracker = Tracker(tracking_uri, "sepscene", folder)
+        run = cls(folder, experiment, tracker, console)
+        facts = environment()
+        if not (folder / "started").exists():
+            (folder / "started").write_text(datetime.now(UTC).isoformat(timespec="seconds"))
+        tracker.start(run._tags() | {f"env.{key}": value for key, value in facts.items()}, _flat(experiment))
+        tracker.log_artifact("", saved)
+        return run
+
+    def _tags(self) -> dict[str, str]:
+        experiment = self.experiment
+        return {
+            "experiment": experiment.name,
+            "scale": experiment.scale,
+            "table_row": experiment.table_row or "",
+            "combination": "+".join(experiment.views.combination),
+            "pair": experiment.views.pair,
+            "temperature": str(experiment.objective.temperature),
+            "alpha": str(experiment.objective.alpha),
+            "seed": str(experiment.seed),
+            "digest": experiment.digest(),
+        }
+
+    @contextmanager
+    def stage(self, name: str, title: str, total: int, counts: str = "rows") -> Iterator[None]:
+        """Time a stage, show its progress, mirror its metrics.
+
+        Args:
+            name: of the stage, in metrics and in MLflow.
+            title: for the terminal.
+            total: where the progress ends.
+            counts: which field of a metrics record says how far it is.
+        """
+        started = time.perf_counter()
+        self.tracker.start_stage(name, self._tags() | {"stage": name})
+        columns = (
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:>6.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[terms]}"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(title, total=max(1, total), terms="")
+
+            def show(record: dict[str, Any]) -> None:
+                if "event" in record:
+                    progress.console.print(f"[yellow]{record['event']}[/yellow]")
+                elif record["stage"] == name and counts in record:
+                    terms = "  ".join(f"{key} {record[key]:.3f}" for key in _TERMS if key in record)
+                    progress.update(task, completed=record[counts], terms=terms)
+
+            self._progress = lambda done: progress.update(task, completed=done)
+            try:
+                with following(self.folder, self.tracker, show):
+                    yield
+            except BaseException:
+                self.tracker.finish(name, "FAILED")
+                raise
+            progress.update(task, completed=max(1, total))
+        self.add_timing(name, time.perf_counter() - started)
+        self.tracker.finish(name)
+
+    def advance(self, done: float) -> None:
+        """Move the progress of the stage that runs in this process."""
+        self._progress(done)
+
+    def add_timing(self, name: str, seconds: float) -> None:
+        """Add to a stage's wall time in RUN/stages.json; a continued stage adds up."""
+        path = self.folder / "stages.json"
+        timings = json.loads(path.read_text()) if path.exists() else {}
+        timings[name] = timings.get(name, 0.0) + seconds
+        path.write_text(json.dumps(timings, indent=2))
+
+    def manifests(self) -> tuple[Manifest, Manifest]:
+        """The training and the test clips; synthetic scenes are generated the first time."""
+        data = self.experiment.data
+        if data.format == "scenes":
+            root = self.folder / "scenes"
+            self._generate_scenes(root)
+            manifest = read_manifest("scenes", str(root))
+        else:
+            manifest = read_manifest(data.format, str(data.root))
+        train, test = manifest.select(*data.train), manifest.select(*data.test)
+        for name, part, splits in (("train", train, data.train), ("test", test, data.test)):
+            if not len(part.clips):
+                raise SepsceneError(f"data.{name}: no clip of {data.root or 'the scenes'} is in {', '.join(splits)}")
+        return train, test
+
+    def _generate_scenes(self, root: Path) -> None:
+        data = self.experiment.data
+        splits = {"train": data.scenes_train, "test": data.scenes_test}
+        if all((root / f"{split}.done").exists() for split in splits):
+            return
+        with self.stage("scenes", "generate sound scenes", sum(splits.values())):
+            done = 0
+            for split, count in splits.items():
+                write_scenes(root, count, self.experiment.seed, split, progress=lambda n, d=done: self.advance(d + n))
+                done += count
+                (root / f"{split}.done").touch()
+
+    def ladder(self, train: Manifest) -> dict[str, str]:
+        """The processors: those of the configuration, or the ladder that this run trains."""
+        experiment = self.experiment
+        if experiment.separator.checkpoints:
+            return experiment.separator.checkpoints
+        if experiment.views.pair == "mix-mix" and not experiment.evaluation.baselines:
+            return {}
+        steps = separator_steps(experiment)
+        with self.stage(SEPARATOR, "train separator (MixIT)", steps, counts="step"):
+            return train_separator(experiment, train, self.folder)
+
+    def store(self) -> SeparatedStore | None:
+        """The SeparatedStore of the configuration, opened."""
+        store = self.experiment.store
+        if store.mode == "off":
+            return None
+        return SeparatedStore(store.uri or str((self.folder.parent / "store").resolve()))
+
+    def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None) -> Path:
+        """Pre-train an encoder and write its bundle; `pair` overrides the views for a baseline.
+
+        Returns:
+            The bundle's folder: RUN/encoder, or RUN/baselines/<pair>.
+        """
+        experiment, bundle = self.experiment, self.folder / "encoder"
+        if pair is not None:
+            experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update={"pair": pair})})
+            bundle = self.folder / "baselines" / pair
+        stage = f"pretrain {experiment.views.pair}"
+        rows = schedule_of(experiment, len(train.clips)).rows
+        with self.stage(stage, stage, rows):
+            newest = pretrain(experiment, train, ladder, self.folder, stage.replace(" ", "-"), self.store())
+            state = read_checkpoint(newest)
+            card = {
+                "title": f"{experiment.name} ({experiment.views.pair})",
+                "data": f"{experiment.data.format}, {len(train.clips)} clips, manifest {train.digest()[:12]}",
+                "separator": "TDCN++ by MixIT" if experiment.views.pair != "mix-mix" else "none",
+                "combination": list(experiment.views.combination) if experiment.views.pair != "mix-mix" else [],
+                "losses": f"NT-Xent (tau {experiment.objective.temperature:g}) + {experiment.objective.alpha:g} coincidence",
+                "steps": state.step,
+                "seed": experiment.seed,
+                "versions": environment(),
+            }
+            save_encoder(encoder_of(experiment, state), bundle, card)
+        if pair is None:
+            (self.folder / "ledger.json").write_text(read_ledger(newest).to_json())
+            self.tracker.log_artifact("", self.folder / "ledger.json")
+        self.tracker.log_artifact(stage, bundle, "encoder")
+        return bundle
+
+    def untrained(self) -> Path:
+        """The bundle of the untrained encoder, a baseline."""
+        bundle = self.folder / "baselines" / "untrained"
+        if not bundle.exists():
+            save_encoder(encoder_of(self.experiment, None), bundle, {"title": "untrained", "steps": 0})
+        return bundle
+
+
+def _flat(experiment: Experiment) -> dict[str, Any]:
+    """The configuration as dotted parameters for MLflow."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = value
+
+    walk("", experiment.model_dump(mode="json"))
+    return flat

@@ -1,0 +1,89 @@
+"""Starting a Ray Train stage: the same storage, retries and metrics for the separator and for pre-training."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from ray.data import Dataset
+
+from models.config import SepsceneError
+from orchestration.checkpoints import choose_resume_point, read_ledger
+from orchestration.config import Resources
+from orchestration.ledger import Ledger
+from orchestration.metrics import MetricsFile
+
+MAX_FAILURES = 8
+"""Worker groups that may fail before the stage gives up."""
+
+
+def fit(
+    worker: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    stream: Callable[[Ledger], Dataset],
+    rows: int,
+    run_dir: Path,
+    stage: str,
+    resources: Resources,
+    checkpoints_kept: int | None,
+    ordered: bool,
+) -> None:
+    """Run one stage to the end of its schedule, through the failures of anything but this process.
+
+    Args:
+        worker: the training function of each worker; it finds its resume point under settings["checkpoints"].
+        settings: its plain settings.
+        stream: builds the data from what a ledger still lacks; called anew for every worker group.
+        rows: rows of the schedule.
+        run_dir: the run's folder; checkpoints go to RUN/checkpoints/<stage>/.
+        stage: name of the stage.
+        resources: trainers and where they run.
+        checkpoints_kept: how many checkpoints to keep; none keeps all.
+        ordered: keep the schedule's order in the stream.
+
+    Raises:
+        SepsceneError: when the stage reports a fatal condition, or fails more often than is reasonable.
+    """
+    checkpoints = run_dir / "checkpoints" / stage
+
+    def remaining() -> Dataset:
+        chosen = choose_resume_point(checkpoints)
+        return stream(read_ledger(chosen) if chosen else Ledger(rows))
+
+    options = ray.data.ExecutionOptions(preserve_order=ordered)
+    trainer = ray.train.torch.TorchTrainer(
+        worker,
+        train_loop_config={**settings, "checkpoints": str(checkpoints)},
+        datasets={"views": remaining},
+        dataset_config=ray.train.DataConfig(execution_options=options),
+        scaling_config=_scaling(resources),
+        run_config=ray.train.RunConfig(
+            name=stage,
+            storage_path=str(checkpoints.parent.resolve()),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=checkpoints_kept),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[MetricsFile(run_dir.resolve() / "metrics.jsonl", stage)],
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}},
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise SepsceneError(f"stage {stage} failed: {error}") from error
+    if result.metrics and result.metrics.get("fatal"):
+        raise SepsceneError(result.metrics["fatal"])
+
+
+def _scaling(resources: Resources) -> ray.train.ScalingConfig:
+    per_worker: dict[str, float] = {"CPU": resources.trainer_cpus}
+    if resources.trainer_gpus:
+        per_worker["GPU"] = resources.trainer_gpus
+    return ray.train.ScalingConfig(
+        num_workers=resources.trainers,
+        use_gpu=resources.trainer_gpus > 0,
+        resources_per_worker=per_worker,
+        accelerator_type=resources.trainer_accelerator,
+        label_selector=resources.trainer_labels or None,
+    )
