@@ -1,10 +1,9 @@
-"""What checkpoint folders need: one kind of error, checks of weights, and a folder that is whole or absent."""
+"""What checkpoint folders need: one kind of error, checks of weights, folders that are whole or absent."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -55,10 +54,9 @@ def replace_folder(fresh: Path, target: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    fresh.chmod(0o755)  # mkdtemp makes it private; a checkpoint is read by other users' actors
     if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-        target.rename(old / target.name)
+        old = fresh.with_name(f"{fresh.name}-replaced")
+        target.rename(old)
         fresh.rename(target)
         shutil.rmtree(old)
     else:

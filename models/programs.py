@@ -61,23 +61,19 @@ class ProgramConfig(Config):
 class ProgramSeparator(nn.Module):
     """An imported program behind the contract of every separator: wave_BT -> separated_BST."""
 
-    def __init__(self, config: ProgramConfig, content: bytes, origin: Path):
+    def __init__(self, config: ProgramConfig, content: bytes, program: nn.Module):
         super().__init__()
         self.config = config
         self.sample_rate = config.sample_rate
         self.sources = config.sources
         self.content = content
-        read = _read_torchscript if config.kind == "torchscript" else _read_exported
-        self.program = read(content, origin)
+        self.program = program
 
     @classmethod
     def load(cls, path: Path, config: ProgramConfig) -> ProgramSeparator:
-        """Read a program's file.
-
-        Raises:
-            CheckpointError: the file can't be read as such a program, or does more than compute with tensors.
-        """
-        return cls(config, path.read_bytes(), path)
+        """Read a program's file; errors as `read_program`."""
+        content = path.read_bytes()
+        return cls(config, content, read_program(content, config.kind, path))
 
     def train(self, mode: bool = True) -> ProgramSeparator:
         """Change nothing: a program keeps the mode in which it was saved."""
@@ -86,6 +82,15 @@ class ProgramSeparator(nn.Module):
     def forward(self, wave_BT: Tensor) -> Tensor:
         """Separate clips (B, T) into sources (B, S, T)."""
         return self.program(wave_BT)
+
+
+def read_program(content: bytes, kind: Literal["torchscript", "exported"], origin: Path) -> nn.Module:
+    """The module of a program's file; `origin` is named in errors.
+
+    Raises:
+        CheckpointError: the file can't be read as such a program, or does more than compute with tensors.
+    """
+    return _read_torchscript(content, origin) if kind == "torchscript" else _read_exported(content, origin)
 
 
 def _read_torchscript(content: bytes, origin: Path) -> nn.Module:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from models.checkpoints import CheckpointError, check_finite, load_weights, replace_folder
@@ -41,7 +41,7 @@ class SeparatorCard(Config):
     metadata: dict[str, Any] = Field(
         default_factory=dict, description="where the weights come from; free form"
     )
-    weights: str = Field(description="name of the file of weights in the folder")
+    weights: str = Field(pattern=r"^\w[\w.]*$", description="name of the file of weights in the folder")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file of weights")
 
     @property
@@ -73,7 +73,8 @@ def save_separator(separator: nn.Module, directory: str | Path, metadata: dict[s
         )
     check_finite(separator, target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    fresh = target.parent / f".{target.name}-{uuid.uuid4().hex}"
+    fresh.mkdir()
     try:
         card = _write_weights(separator, fresh, metadata)
         (fresh / CONFIG_FILE).write_text(json.dumps(card.model_dump(), indent=2, sort_keys=True) + "\n")
@@ -168,7 +169,7 @@ def _write_weights(separator: Separator, directory: Path, metadata: dict[str, An
             directory / WEIGHTS_FILE,
         )
         tensors = {name: value.detach().cpu().contiguous() for name, value in separator.state_dict().items()}
-        save_file(tensors, path)
+        path.write_bytes(save(tensors))
     return SeparatorCard(
         architecture=architecture,  # type: ignore[arg-type]
         config=separator.config.model_dump(),
