@@ -23,6 +23,7 @@ from models.config import Config, SepsceneError
 from models.frontend import FrontEndConfig, LogMel
 
 FORMAT = "sepscene-encoder-1"
+SECONDS_AT_ONCE = 60
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 
 
@@ -63,8 +64,9 @@ class Encoder(nn.Module):
 
     A clip is the mean over its patches [open; ours]: whole patches side by side from its start; the last
     one ends where the clip ends (and overlaps its neighbour), so that every sample counts and no silence is
-    made up. A clip shorter than a patch is one patch by itself, zero-padded to `shortest_seconds`. The default
-    is the patch of pre-training, 0.96 s; an imported PANNs file has patches of 10 s, its own training length.
+    made up. A clip shorter than a patch is one patch by itself, zero-padded to `shortest_seconds`. The
+    default is the patch of pre-training, 0.96 s; an imported PANNs file has patches of 10 s, its own
+    training length.
     """
 
     def __init__(
@@ -116,12 +118,19 @@ class Encoder(nn.Module):
         if wave_BT.ndim != 2:
             raise SepsceneError(f"the encoder reads clips of shape (B, T), not {tuple(wave_BT.shape)}")
         patches_BPT = self.patches(wave_BT)
-        h_BPD = self.encode_patch(patches_BPT.flatten(0, 1)).unflatten(0, patches_BPT.shape[:2])
+        h_BPD = self.encode_patches(patches_BPT.flatten(0, 1)).unflatten(0, patches_BPT.shape[:2])
         return h_BPD.mean(dim=1)
 
-    def encode_patch(self, wave_BT: Tensor) -> Tensor:
-        """One patch each, of any length from `shortest_samples`, to h_BD."""
-        return self.trunk(self.front_end(wave_BT))
+    def encode_patches(self, wave_BT: Tensor) -> Tensor:
+        """Each row as one patch, of any length from `shortest_samples`, to h_BD.
+
+        In evaluation mode at most a minute of sound is in the network at once, so that memory does not grow
+        with the clip. Training needs the batch as a whole: batch norm looks across it.
+        """
+        if self.training:
+            return self.trunk(self.front_end(wave_BT))
+        at_once = max(1, SECONDS_AT_ONCE * self.sample_rate // wave_BT.shape[1])
+        return torch.cat([self.trunk(self.front_end(part_BT)) for part_BT in wave_BT.split(at_once)])
 
     def patches(self, wave_BT: Tensor) -> Tensor:
         """wave_BT to patches (B, P, T) as the class describes them."""
