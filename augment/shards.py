@@ -1,7 +1,7 @@
 """The shard: one immutable file that holds many separated clips, and how a crop is read out of it.
 
 Raw 16-bit PCM, because where a crop lies is then arithmetic: one range read, no codec, no table of sizes.
-FLAC would save 45 % of the bytes and make a crop ten times dearer to read (benchmarks/store.py).
+FLAC would save half of the bytes and make a crop twenty times dearer to read (benchmarks/store.py).
 
 Layout, little endian throughout:
 

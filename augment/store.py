@@ -309,7 +309,7 @@ class SeparatedStore:
             self._count(dropped=len(entries))
             return
         with self._lock:
-            self._index.add(name, footer)
+            self._index.add({name: footer})
             self._publishing = {}
             self._stored_bytes += size
         self._count(bytes_written=size)
@@ -326,12 +326,13 @@ class SeparatedStore:
         for name in known - listed.keys():
             self._forget(name)
         new = [info for name, info in listed.items() if name not in known and name not in self._bad_shards]
-        if len(new) > 1:
+        if new:
             with ThreadPoolExecutor(min(len(new), _FOOTERS_AT_ONCE)) as pool:
-                for info, footer in zip(new, pool.map(self._footer, new), strict=True):
-                    self._learn(info.base_name, footer)
-        elif new:
-            self._learn(new[0].base_name, self._footer(new[0]))
+                footers = dict(
+                    zip([info.base_name for info in new], pool.map(self._footer, new), strict=True)
+                )
+            with self._lock:
+                self._index.add({name: footer for name, footer in footers.items() if footer is not None})
         took = time.monotonic() - begin
         self._next_refresh = time.monotonic() + max(self.settings.refresh_seconds, took / _REFRESH_SHARE)
 
@@ -347,11 +348,6 @@ class SeparatedStore:
         except OSError as error:
             _log.warning("store %s: cannot read %s: %s", self.uri, info.base_name, error)
         return None
-
-    def _learn(self, name: str, footer: pa.Table | None) -> None:
-        if footer is not None:
-            with self._lock:
-                self._index.add(name, footer)
 
     def _forget(self, name: str) -> None:
         with self._lock:

@@ -6,6 +6,7 @@ columns take 41 bytes an entry with two channels. A new shard becomes a small bl
 are merged, so a lookup searches few blocks and an entry is moved only a logarithmic number of times.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,15 +67,17 @@ class StoreIndex:
         """Names of the known shards."""
         return set(self._numbers)
 
-    def add(self, shard: str, footer: pa.Table) -> None:
-        """Learn the entries of one shard."""
-        if shard in self._numbers:
+    def add(self, footers: Mapping[str, pa.Table]) -> None:
+        """Learn the entries of shards, given by name; many at once are sorted once."""
+        new = {name: footer for name, footer in footers.items() if name not in self._numbers}
+        if not new:
             return
-        number = len(self._names)
-        self._numbers[shard] = number
-        self._names.append(shard)
-        self._segments.append(segment_samples_of(footer))
-        block = _block(footer, number)
+        first = len(self._names)
+        for name, footer in new.items():
+            self._numbers[name] = len(self._names)
+            self._names.append(name)
+            self._segments.append(segment_samples_of(footer))
+        block = _block(list(new.values()), first)
         while self._blocks and len(self._blocks[-1]) <= 2 * len(block):
             block = self._merge(self._blocks.pop(), block)
         self._blocks.append(block)
@@ -114,23 +117,26 @@ class StoreIndex:
         return _sorted(merged, live[merged.shard])
 
 
-def _block(footer: pa.Table, number: int) -> _Block:
-    footer = footer.combine_chunks()
-    keys = np.frombuffer(b"".join(footer["key"].to_pylist()), "<u8").reshape(-1, 2)
-    channels = footer["channels"].to_numpy().astype(np.uint8)
-    levels = np.full((len(footer), int(channels.max(initial=0))), np.nan, np.float32)
-    flat = footer["levels"].combine_chunks().flatten().to_numpy()
+def _block(footers: list[pa.Table], first: int) -> _Block:
+    """The entries of shards number `first`, `first` + 1, ... as one block."""
+    columns = ["key", "offset", "samples", "channels", "levels"]
+    table = pa.concat_tables([footer.select(columns).replace_schema_metadata() for footer in footers])
+    keys = np.frombuffer(b"".join(table["key"].to_pylist()), "<u8").reshape(-1, 2)
+    channels = table["channels"].to_numpy().astype(np.uint8)
+    levels = np.full((len(table), int(channels.max(initial=0))), np.nan, np.float32)
+    flat = table["levels"].combine_chunks().flatten().to_numpy()
     levels[np.arange(levels.shape[1]) < channels[:, None]] = flat
+    numbers = np.arange(first, first + len(footers), dtype=np.uint32)
     block = _Block(
         keys[:, 0],
         keys[:, 1],
-        np.full(len(footer), number, np.uint32),
-        footer["offset"].to_numpy(),
-        footer["samples"].to_numpy(),
+        np.repeat(numbers, [len(footer) for footer in footers]),
+        table["offset"].to_numpy(),
+        table["samples"].to_numpy(),
         channels,
         levels,
     )
-    return _sorted(block, np.ones(len(footer), bool))
+    return _sorted(block, np.ones(len(table), bool))
 
 
 def _sorted(block: _Block, keep: np.ndarray) -> _Block:

@@ -211,7 +211,7 @@ def test_a_pickled_handle_opens_the_same_store(store):
 
 @pytest.mark.parametrize("scheme", ["fsspec+memory://", "mock:///"])
 def test_other_filesystems(scheme):
-    """An object store through fsspec, written in place; and Arrow's mock, which renames as a local disk does."""
+    """An object store through fsspec, written in place; and Arrow's mock, which renames like a local disk."""
     store = SeparatedStore(f"{scheme}{uuid.uuid4().hex}/deeper", MANUAL)
     for number in range(4):
         store.put(key(number), clip(number), LEVELS)

@@ -25,7 +25,7 @@ def test_equal_to_a_dictionary():
     for shard in range(60):
         name = f"{rng.integers(1000):04d}-{shard}"
         numbers = [int(n) for n in rng.integers(0, 400, rng.integers(1, 30))]
-        index.add(name, footer(numbers, channels=int(rng.integers(1, 4))))
+        index.add({name: footer(numbers, channels=int(rng.integers(1, 4)))})
         for row, number in enumerate(numbers):
             expected.setdefault(number, []).append((name, row))
         if shard % 7 == 6:
@@ -51,7 +51,7 @@ def test_keys_that_share_their_first_half_are_told_apart(monkeypatch):
 
     monkeypatch.setattr("augment.shards.hashlib.blake2b", Half)
     index = StoreIndex()
-    index.add("a", footer(range(50)))
+    index.add({"a": footer(range(50))})
     for number in range(50):
         (found,) = index.find(digest(number))
         assert found.levels[0] == -number
@@ -61,7 +61,7 @@ def test_keys_that_share_their_first_half_are_told_apart(monkeypatch):
 def test_few_blocks_and_few_bytes():
     index = StoreIndex()
     for shard in range(200):
-        index.add(f"{shard:04d}", footer([10 * shard + n for n in range(10)]))
+        index.add({f"{shard:04d}": footer([10 * shard + n for n in range(10)])})
     assert len(index) == 2000
     assert len(index._blocks) <= 8
     assert index.nbytes == 41 * 2000
@@ -69,6 +69,20 @@ def test_few_blocks_and_few_bytes():
 
 def test_a_shard_is_learnt_once():
     index = StoreIndex()
-    index.add("a", footer([1]))
-    index.add("a", footer([1]))
+    index.add({"a": footer([1])})
+    index.add({"a": footer([1])})
     assert len(index.find(digest(1))) == 1
+
+
+def test_many_at_once_equal_one_by_one():
+    shards = {f"{s:02d}": footer([7 * s + n for n in range(12)], channels=1 + s % 3) for s in range(20)}
+    at_once, one_by_one = StoreIndex(), StoreIndex()
+    at_once.add(shards)
+    for name, table in shards.items():
+        one_by_one.add({name: table})
+    assert at_once.shards == one_by_one.shards and len(at_once) == len(one_by_one) == 240
+    for number in range(160):
+        ours, theirs = at_once.find(digest(number)), one_by_one.find(digest(number))
+        assert [(f.shard, f.place) for f in ours] == [(f.shard, f.place) for f in theirs]
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a.levels, b.levels)
