@@ -1,19 +1,22 @@
 """What a finished run leaves behind for readers: figures with intervals, stage timings, the ledger's summary.
 
-`RUN/results.json` holds one `RunResults`. Reports, comparisons and tables read this file alone, so that they can be
-made again at any time, on another machine, without Ray.
+`RUN/results.json` holds one `RunResults`, `SWEEP/sweep.json` one `SweepResults`. Reports and tables read
+these files alone, so that they can be made again at any time, on another machine, without Ray.
 """
 
 import json
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from models.config import Config, SepsceneError
 
 
 class Figure(Config):
     """A measured number with its confidence interval."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # a figure that is not a number comes back as one
 
     value: float
     low: float | None = Field(None, description="lower end of the interval")
@@ -36,7 +39,9 @@ class EncoderResult(Config):
 
     name: str = Field(description='"mix-chan", "mix-mix", "untrained", or a row of a table')
     description: str = ""
-    figures: dict[str, Figure] = Field(description='"shallow_map", "qbe_map", "knn_map", "linear_map", "d_prime", "lwlrap"')
+    figures: dict[str, Figure] = Field(
+        description='"shallow_map", "qbe_map", "knn_map", "linear_map", "d_prime", "lwlrap"'
+    )
     classes: tuple[ClassResult, ...] = ()
     map_2d: tuple[tuple[float, float, str], ...] = Field(
         (), description="test clips' embeddings in two dimensions: x, y, first label"
@@ -59,7 +64,9 @@ class StageResult(Config):
     name: str
     seconds: float
     rows: int | None = None
-    busy_share: float | None = Field(None, description="share of the stage's capacity that was working, 0 to 1")
+    busy_share: float | None = Field(
+        None, description="share of the stage's capacity that was working, 0 to 1"
+    )
     waiting_share: float | None = Field(None, description="share of the time spent waiting for input, 0 to 1")
     bytes_out: int | None = None
     note: str = ""
@@ -115,8 +122,8 @@ class RunResults(Config):
 def read_metrics(run_dir: Path) -> list[dict[str, float | str]]:
     """The step metrics of a run, in the order in which they were written.
 
-    Each is {"stage": str, "step": int, "seconds": float, <metric>: float, ...}. A torn last line, as a killed run
-    leaves it, ends the list.
+    Each is {"stage": str, "step": int, "seconds": float, <metric>: float, ...}. A torn last line, as a killed
+    run leaves it, ends the list.
     """
     path = run_dir / "metrics.jsonl"
     records: list[dict[str, float | str]] = []
@@ -128,3 +135,64 @@ def read_metrics(run_dir: Path) -> list[dict[str, float | str]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+Setting = str | bool | int | float | tuple[str, ...] | None
+
+
+class TrialResult(Config):
+    """One trial of a sweep."""
+
+    name: str = Field(description="unique within the sweep")
+    status: Literal["finished", "stopped early", "failed", "unfinished"]
+    reason: str = Field("", description="why it failed or was stopped early")
+    settings: dict[str, Setting] = Field(description="the swept fields, dotted, with this trial's values")
+    seed: int
+    figures: dict[str, Figure] = Field(default_factory=dict, description="as in EncoderResult")
+    steps: int = Field(0, description="training steps done")
+    seconds: float = 0.0
+    run_dir: str = Field("", description="the trial's run folder, relative to the sweep's")
+
+
+class SweepResults(Config):
+    """Everything a report says about one sweep: SWEEP/sweep.json, written anew whenever a trial ends."""
+
+    sweep_id: str
+    experiment: str
+    scale: str
+    started: str = Field(description="UTC, ISO 8601")
+    seconds: float
+    figure: str = Field("shallow_map", description="the figure by which trials are ranked; larger is better")
+    fields: tuple[str, ...] = Field(description="the swept fields, dotted; the seed is not one of them")
+    scheduler: str = Field("", description="which trials are stopped early, in words; empty when none are")
+    trials: tuple[TrialResult, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    data: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _settings_are_the_swept_fields(self) -> "SweepResults":
+        for trial in self.trials:
+            if set(trial.settings) != set(self.fields):
+                raise ValueError(
+                    f"trial {trial.name!r} has settings {sorted(trial.settings)}, not {self.fields}"
+                )
+        return self
+
+    def save(self, sweep_dir: Path) -> Path:
+        """Write SWEEP/sweep.json, whole or not at all: a reader may come while the sweep runs."""
+        path = sweep_dir / "sweep.json"
+        draft = path.with_suffix(".json.new")
+        draft.write_text(self.model_dump_json(indent=2) + "\n")
+        return draft.replace(path)
+
+    @classmethod
+    def load(cls, sweep_dir: Path) -> "SweepResults":
+        """Read SWEEP/sweep.json.
+
+        Raises:
+            SepsceneError: when there is none.
+        """
+        path = sweep_dir / "sweep.json"
+        if not path.exists():
+            raise SepsceneError(f"{sweep_dir} holds no sweep.json: give the folder of a sweep")
+        return cls.model_validate_json(path.read_text())
