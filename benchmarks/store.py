@@ -156,7 +156,7 @@ def codecs(clips: list[np.ndarray], console: Console) -> None:
 
 
 def reads_and_writes(clips: list[np.ndarray], folder: Path, console: Console) -> None:
-    """Puts and crops a second of one handle, on a local disk in the page cache; a FLAC file for comparison."""
+    """Puts and crops a second of one handle on a local disk in the page cache; a FLAC file to compare."""
     store = SeparatedStore(str(folder), StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6))
     rng, each = np.random.default_rng(0), 60
     keys = [StoreKey(f"{n:064x}", "S2", "16000 Hz") for n in range(ROUNDS * each)]
