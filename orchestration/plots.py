@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -19,16 +19,17 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
 
 from orchestration.results import Figure, ProcessorResult
 
-INK, SOFT, LINE = "#010203", "#020304", "#030405"
+INK, SOFT, LINE, PAPER = "#010203", "#020304", "#030405", "#040506"
 SERIES = tuple(f"#0a0b{index:02x}" for index in range(10, 20))
 DASHES: tuple = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vPX<>*"
 MOST_POINTS = 2000
 
-_VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)"} | {
+_VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)", PAPER: "var(--paper)"} | {
     colour: f"var(--s{index})" for index, colour in enumerate(SERIES, start=1)
 }
 _STYLE: dict[Any, Any] = {
@@ -70,8 +71,17 @@ class Picture:
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def curves(name: str, title: str, x_label: str, series: Mapping[str, Curve]) -> Picture:
-    """Lines over steps, one for each of `series`. A long series is drawn faintly, its running mean on top."""
+def curves(
+    name: str,
+    title: str,
+    x_label: str,
+    series: Mapping[str, Curve],
+    y_range: tuple[float, float] | None = None,
+) -> Picture:
+    """Lines over steps, one for each of `series`. A long series is drawn faintly, its running mean on top.
+
+    `y_range` puts small multiples on one scale.
+    """
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _canvas(3.7, 2.5)
         said = []
@@ -87,7 +97,9 @@ def curves(name: str, title: str, x_label: str, series: Mapping[str, Curve]) -> 
         axes.set_title(title)
         axes.set_xlabel(x_label)
         axes.margins(x=0.02)
-        if len(series) > 1:
+        if y_range:
+            axes.set_ylim(y_range)
+        if 1 < len(series) <= 8:
             axes.legend()
         return _picture(canvas, name, f"{title}. {'; '.join(said)}.")
 
@@ -229,6 +241,90 @@ def ladder(name: str, processors: Sequence[ProcessorResult]) -> Picture:
         return _picture(canvas, name, f"SI-SDR improvement in dB by processor: {said}.")
 
 
+@dataclass(frozen=True)
+class TrialPath:
+    """One trial's way through the parallel coordinates."""
+
+    places: tuple[str, ...]
+    figure: float | None
+    kind: Literal["best", "finished", "stopped early", "failed", "unfinished"]
+
+
+_LOOK: dict[str, dict[str, Any]] = {
+    "failed": {"color": SERIES[5], "linestyle": DASHES[2], "linewidth": 1.2},
+    "unfinished": {"color": SERIES[7], "linestyle": DASHES[2], "linewidth": 1},
+    "stopped early": {"color": SERIES[7], "linestyle": DASHES[1], "linewidth": 1},
+    "finished": {"color": SERIES[0], "linewidth": 1, "alpha": 0.75},
+    "best": {"color": SERIES[1], "linewidth": 3},
+}
+
+
+def parallel(
+    name: str, axes_values: Mapping[str, Sequence[str]], title: str, paths: Sequence[TrialPath]
+) -> Picture:
+    """An upright axis for each swept field, a last one for the figure, and a line for each trial."""
+    with matplotlib.rc_context(_STYLE):
+        canvas, axes = _canvas(1.7 * (len(axes_values) + 1), 3.4)
+        height = {field: _even(values) for field, values in axes_values.items()}
+        measured = [path.figure for path in paths if path.figure is not None]
+        low, high = (min(measured), max(measured)) if measured else (0.0, 1.0)
+        span = high - low or 1.0
+        for index, path in enumerate(sorted(paths, key=lambda path: list(_LOOK).index(path.kind))):
+            aside = 0.03 * ((index * 7) % 5 - 2) / 2  # so that trials with the same setting stay apart
+            y = [height[field][place] + aside for field, place in zip(axes_values, path.places, strict=True)]
+            if path.figure is not None:
+                y.append((path.figure - low) / span)
+            axes.plot(range(len(y)), y, **_LOOK[path.kind])
+        for x, field in enumerate(axes_values):
+            axes.axvline(x, color=SOFT, linewidth=0.8)
+            for value, y_value in height[field].items():
+                _tag(axes, x, y_value, value)
+        axes.axvline(len(axes_values), color=SOFT, linewidth=0.8)
+        for share in (0, 0.5, 1) if measured else ():
+            _tag(axes, len(axes_values), share, f"{low + share * span:.3f}")
+        axes.set_xticks(range(len(axes_values) + 1), [*axes_values, title], color=INK)
+        axes.set(yticks=[], ylim=(-0.12, 1.12), xlim=(-0.35, len(axes_values) + 0.35))
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        kinds = [kind for kind in _LOOK if any(path.kind == kind for path in paths)][::-1]
+        handles = [Line2D([], [], **_LOOK[kind]) for kind in kinds]
+        canvas.legend(handles, kinds, loc="outside upper left", ncols=len(kinds))
+        said = ", ".join(f"{field} ({', '.join(values)})" for field, values in axes_values.items())
+        return _picture(
+            canvas, name, f"{len(paths)} trials over {said}; {title} from {low:.3f} to {high:.3f}."
+        )
+
+
+def _even(values: Sequence[str]) -> dict[str, float]:
+    return {
+        value: index / (len(values) - 1) if len(values) > 1 else 0.5 for index, value in enumerate(values)
+    }
+
+
+def _tag(axes: Axes, x: float, y: float, text: str) -> None:
+    back = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 1.2}
+    axes.text(x, y, text, ha="center", va="center", bbox=back)
+
+
+def effect(name: str, title: str, y_label: str, groups: Mapping[str, Sequence[float]]) -> Picture:
+    """One swept field: every trial's figure at each of its values, and a dashed line through the means."""
+    with matplotlib.rc_context(_STYLE):
+        canvas, axes = _canvas(3.7, 2.5)
+        for place, values in enumerate(groups.values()):
+            aside = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else np.zeros(1)
+            axes.plot(place + aside, values, "o", color=SERIES[0], markersize=4, alpha=0.6)
+        means = [float(np.mean(values)) for values in groups.values()]
+        axes.plot(range(len(means)), means, "D", color=SERIES[1], linestyle=DASHES[1], linewidth=1.2)
+        axes.set_xticks(range(len(groups)), list(groups))
+        if sum(map(len, groups)) > 36:
+            axes.tick_params(axis="x", rotation=40)
+        axes.margins(x=0.1)
+        axes.set_title(title)
+        axes.set_ylabel(y_label)
+        said = "; ".join(f"{value}: mean {mean:.3f}" for value, mean in zip(groups, means, strict=True))
+        return _picture(canvas, name, f"{y_label} by {title}. {said}.")
+
+
 def in_words(figure: Figure) -> str:
     """A figure as it is read aloud: '0.412, interval 0.396 to 0.428'."""
     if figure.low is None or figure.high is None:
@@ -270,5 +366,5 @@ def _picture(canvas: Canvas, name: str, alt: str) -> Picture:
         svg = svg.replace(colour, variable)
     width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # type: ignore[index]  # Matplotlib always writes it
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    head = f'<svg role="img" aria-label="{escape(alt)}" style="--width: {width * 1.4:.0f}px"'
+    head = f'<svg role="img" aria-label="{escape(alt)}" style="--width: {width * 1.5:.0f}px"'
     return Picture(name, Markup(svg.replace("<svg", head, 1)), alt)

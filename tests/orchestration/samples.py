@@ -13,6 +13,8 @@ from orchestration.results import (
     ProcessorResult,
     RunResults,
     StageResult,
+    SweepResults,
+    TrialResult,
 )
 
 CLASSES = (
@@ -131,3 +133,57 @@ def write_sample_run(run_dir: Path) -> RunResults:
         "name: table4-s2-n-joint\nscale: tiny\nobjective:\n  temperature: 0.2\n"
     )
     return results
+
+
+def sample_sweep() -> SweepResults:
+    """Three combinations by three temperatures by two seeds: one trial failed and two were stopped early."""
+    draws = np.random.default_rng(5)
+    combinations: tuple[tuple[tuple[str, ...], float], ...] = (
+        (("S2",), 0.39),
+        (("N",), 0.395),
+        (("S2", "N"), 0.42),
+    )
+    trials = []
+    for combination, level in combinations:
+        for temperature, change in ((0.1, -0.012), (0.2, 0.0), (0.5, -0.04)):
+            for seed in (0, 1):
+                name = f"{'-or-'.join(combination)}-t{temperature}-s{seed}"
+                settings = {"views.combination": combination, "objective.temperature": temperature}
+                value = level + change + float(draws.normal(0, 0.004))
+                finished = {"shallow_map": figure(value), "qbe_map": figure(value + 0.1, 0.012)}
+                trial = TrialResult(
+                    name=name, status="finished", settings=settings, seed=seed, figures=finished, steps=80,
+                    seconds=220.0, run_dir=f"trials/{name}",
+                )  # fmt: skip
+                changes: dict[str, object] = {}
+                if temperature == 0.5 and combination != ("S2", "N"):
+                    changes = {
+                        "status": "stopped early",
+                        "reason": "below the median at step 20",
+                        "steps": 20,
+                    }
+                    changes["figures"] = {"shallow_map": figure(value - 0.05)}
+                if name == "S2-t0.1-s1":
+                    changes = {
+                        "status": "failed",
+                        "reason": "worker lost 3 times | see its log",
+                        "figures": {},
+                    }
+                trials.append(trial.model_copy(update=changes))
+    return SweepResults(
+        sweep_id="tiny-combinations-77aa10", experiment="table4-s2-n-joint", scale="tiny", seconds=3720.0,
+        started="2026-11-22T17:02:11+00:00", fields=("views.combination", "objective.temperature"),
+        scheduler="Trials below the median after 20 steps are stopped early.", trials=tuple(trials),
+        environment={"ray": "2.60.0", "devices": "2 CPU cores"}, data={"set": "synthetic scenes"},
+    )  # fmt: skip
+
+
+def write_sample_sweep(sweep_dir: Path) -> SweepResults:
+    """A sweep's folder with the metrics of its trials."""
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    sweep = sample_sweep()
+    sweep.save(sweep_dir)
+    for index, trial in enumerate(sweep.trials):
+        (sweep_dir / trial.run_dir).mkdir(parents=True, exist_ok=True)
+        write_metrics(sweep_dir / trial.run_dir, seed=index, level=1 + 0.1 * index)
+    return sweep

@@ -1,7 +1,6 @@
 """A run's report says what its results say: every figure, safe against odd names, honest about intervals."""
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -10,42 +9,8 @@ from models.config import SepsceneError
 from orchestration.pages import duration, number, size
 from orchestration.report import answer, class_rows, headline_figure, learning_curves, write_report
 from orchestration.results import ClassResult, EncoderResult, Figure, RunResults
+from tests.orchestration.pages import Tables
 from tests.orchestration.samples import CLASSES, write_sample_run
-
-
-class Tables(HTMLParser):
-    """Every table of a page as rows of cell texts; also all ids, links and images."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.headers_without_scope = 0
-        self.svgs_without_words = 0
-        self._in_cell = False
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        self.ids += [value for key, value in attrs if key == "id" and value]
-        if tag == "a":
-            self.links.append(attributes["href"] or "")
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self._in_cell = True
-            self.rows[-1].append("")
-            self.headers_without_scope += tag == "th" and "scope" not in attributes
-        if tag == "svg":
-            self.svgs_without_words += not (attributes.get("role") == "img" and attributes.get("aria-label"))
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_cell = self._in_cell and tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        if self._in_cell:
-            self.rows[-1][-1] += data
 
 
 @pytest.fixture(scope="module")

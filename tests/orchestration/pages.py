@@ -1,0 +1,38 @@
+"""Reads a report as a person reads it: its tables, its links, what a screen reader finds."""
+
+from html.parser import HTMLParser
+
+
+class Tables(HTMLParser):
+    """Every table of a page as rows of cell texts; also all ids, links and images."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.headers_without_scope = 0
+        self.svgs_without_words = 0
+        self._in_cell = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        if tag == "a":
+            self.links.append(attributes["href"] or "")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self._in_cell = True
+            self.rows[-1].append("")
+            self.headers_without_scope += tag == "th" and "scope" not in attributes
+        if tag == "svg":
+            self.svgs_without_words += not (attributes.get("role") == "img" and attributes.get("aria-label"))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = self._in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._in_cell:
+            self.rows[-1][-1] += data
