@@ -1,0 +1,121 @@
+"""From a template in this folder to the pools that it can bring up.
+
+Three forms are read: YAML of Ray's cluster launcher for a cloud (its node types), KubeRay's RayCluster and
+RayJob, and our own plain list of pools. Where a form does not say what its machines offer (the launcher's
+local provider, Slurm, SkyPilot), the list stands beside it: `onprem.pools.yaml` beside `onprem.yaml`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from clusters.kuberay import parse_kuberay
+from clusters.pools import Node, Pool
+from models.config import Config, SepsceneError
+
+
+class PoolEntry(Config):
+    """One line of a plain list of pools."""
+
+    name: str
+    nodes: int = Field(ge=0, description="largest number of nodes")
+    least: int | None = Field(None, ge=0, description="nodes that are always there; none means all of them")
+    cpus: float = Field(gt=0, description="CPUs of one node")
+    gpus: int = Field(0, ge=0, description="GPUs of one node")
+    accelerator: str | None = Field(None, description="Ray's accelerator type, e.g. L4")
+    labels: dict[str, str] = Field(default_factory=dict)
+    spot: bool = False
+
+
+class PoolList(Config):
+    """A plain list of pools."""
+
+    pools: list[PoolEntry] = Field(min_length=1)
+
+
+def read_pools(path: Path) -> list[Pool]:
+    """The pools of a cluster description, the head among them.
+
+    Raises:
+        SepsceneError: when the file is missing, is of no known form, or says something that cannot be.
+    """
+    beside = path.with_suffix(".pools.yaml")
+    source = beside if beside.exists() else path
+    tree = _read_yaml(source)
+    if "pools" in tree:
+        return _from_list(tree, str(source))
+    if tree.get("kind") in ("RayCluster", "RayJob"):
+        return parse_kuberay(tree, str(source)).pools()
+    if "available_node_types" in tree:
+        return _from_launcher(tree, str(source))
+    raise SepsceneError(
+        f"{path} does not say what its machines offer: give a cluster launcher's YAML with node types, a "
+        f"RayCluster, a RayJob, or write {beside.name} beside it (docs/clusters.md)"
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """One YAML document that is a mapping; anything else gives an empty one."""
+    if not path.exists():
+        raise SepsceneError(
+            f"{path} does not exist: give the path of a cluster description, e.g. clusters/aws.yaml"
+        )
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        if path.suffix not in (".yaml", ".yml"):
+            return {}
+        raise SepsceneError(f"{path} is not YAML: {error}") from None
+    return tree if isinstance(tree, dict) else {}
+
+
+def _from_list(tree: dict[str, Any], source: str) -> list[Pool]:
+    try:
+        entries = PoolList.model_validate(tree).pools
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise SepsceneError(f"bad list of pools {source}: {faults}") from None
+    return [
+        Pool(
+            entry.name,
+            Node(entry.name, entry.cpus, entry.gpus, entry.labels, entry.accelerator),
+            entry.nodes if entry.least is None else entry.least,
+            entry.nodes,
+            entry.spot,
+        )
+        for entry in entries
+    ]
+
+
+def _from_launcher(tree: dict[str, Any], source: str) -> list[Pool]:
+    """Node types of the cluster launcher, whose `max_workers` bounds each; their common bound is checked too."""
+    head = tree.get("head_node_type")
+    pools = []
+    for name, kind in tree["available_node_types"].items():
+        offered = kind.get("resources") or {}
+        if "CPU" not in offered:
+            raise SepsceneError(
+                f"{source}: node type {name} does not say its CPUs: set resources, e.g. {{CPU: 8}}"
+            )
+        least, most = (1, 1) if name == head else (kind.get("min_workers", 0), kind.get("max_workers", 0))
+        if least > most:
+            raise SepsceneError(
+                f"{source}: node type {name} has min_workers {least} above max_workers {most}"
+            )
+        types = [
+            key.removeprefix("accelerator_type:") for key in offered if key.startswith("accelerator_type:")
+        ]
+        labels = kind.get("labels", {})
+        node = Node(
+            name, float(offered["CPU"]), int(offered.get("GPU", 0)), labels, types[0] if types else None
+        )
+        pools.append(Pool(name, node, least, most, labels.get("market") == "spot"))
+    workers = sum(pool.most for pool in pools if pool.name != head)
+    if workers > tree.get("max_workers", 0):
+        raise SepsceneError(
+            f"{source}: the node types may reach {workers} workers, but max_workers is "
+            f"{tree.get('max_workers', 0)}: raise it, or lower theirs"
+        )
+    return pools
