@@ -158,3 +158,27 @@ def check(values_BX: Floats, targets_BK: Bools, classes: Sequence[str] | None) -
             f"{len(names)} class names for {targets_BK.shape[1]} columns of targets: give one each"
         )
     return names
+
+
+def check_split(
+    train_h_BD: Floats,
+    train_targets_BK: Bools,
+    test_h_BD: Floats,
+    test_targets_BK: Bools,
+    classes: Sequence[str] | None,
+) -> tuple[str, ...]:
+    """Class names, after refusing training and test clips that do not fit each other.
+
+    Raises:
+        EvaluationError: for NaN embeddings, shapes that do not fit, or fewer than two training clips.
+    """
+    names = check(train_h_BD, train_targets_BK, classes)
+    check(test_h_BD, test_targets_BK, names)
+    if train_h_BD.shape[1] != test_h_BD.shape[1]:
+        raise EvaluationError(
+            f"training embeddings have {train_h_BD.shape[1]} dimensions, test embeddings "
+            f"{test_h_BD.shape[1]}: embed both with the same encoder"
+        )
+    if len(train_h_BD) < 2:
+        raise EvaluationError(f"{len(train_h_BD)} labelled training clips: a classifier needs at least 2")
+    return names

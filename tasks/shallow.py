@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.metrics import Bools, EvaluationError, Floats, Macro, check, mean_average_precision
+from tasks.metrics import Bools, Floats, Macro, check_split, mean_average_precision
 
 VALIDATION_SHARE = 0.15
 VALIDATION_CLIPS = 20_000
@@ -62,15 +62,7 @@ def shallow_classification(
     Raises:
         EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
     """
-    names = check(train_h_BD, train_targets_BK, classes)
-    check(test_h_BD, test_targets_BK, names)
-    if train_h_BD.shape[1] != test_h_BD.shape[1]:
-        raise EvaluationError(
-            f"training embeddings have {train_h_BD.shape[1]} dimensions, test embeddings "
-            f"{test_h_BD.shape[1]}: embed both with the same encoder"
-        )
-    if len(train_h_BD) < 2:
-        raise EvaluationError(f"{len(train_h_BD)} training clips: shallow classification needs at least 2")
+    names = check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, classes)
     train_h, test_h = _standardised(train_h_BD, test_h_BD)
     train_targets = torch.from_numpy(np.ascontiguousarray(train_targets_BK))
     best_epochs = _epochs_by_validation(train_h, train_targets, hidden, epochs, seed, device)

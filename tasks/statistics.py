@@ -87,7 +87,7 @@ def paired_bootstrap(
     """
     if len(replicates_a_R) != len(replicates_b_R):
         raise EvaluationError(
-            f"{len(replicates_a_R)} resamples of A and {len(replicates_b_R)} of B: a paired test needs the same ones"
+            f"{len(replicates_a_R)} resamples of A and {len(replicates_b_R)} of B: pair them first"
         )
     difference = value_b - value_a
     differences_R = replicates_b_R - replicates_a_R
@@ -150,8 +150,8 @@ def _defined(replicates_R: Floats) -> Floats:
     defined = replicates_R[~np.isnan(replicates_R)]
     if len(replicates_R) and not len(defined):
         raise EvaluationError(
-            f"the figure is undefined in all {len(replicates_R)} resamples: the test clips hold too few positives; "
-            "judge on more clips or fewer classes"
+            f"the figure is undefined in all {len(replicates_R)} resamples: too few positives; judge "
+            " on more clips or fewer classes"
         )
     return defined
 
