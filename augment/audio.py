@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from io import SEEK_END, BytesIO
@@ -25,7 +26,7 @@ from pydantic import Field, model_validator
 from augment.locations import ClipError, open_location
 from models.config import Config
 
-__all__ = ["AudioFormat", "ClipError", "content_hash", "read_audio", "read_clip"]
+__all__ = ["AudioFormat", "ClipError", "Recording", "check_audio", "content_hash", "read_audio", "read_clip"]
 
 _RATES = (
     1_000,
@@ -64,6 +65,20 @@ class AudioFormat(Config):
     def samples(self) -> int:
         """Samples of one clip, T."""
         return round(self.clip_seconds * self.sample_rate)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a recording is: its rate in Hz, its channels, and its frames (samples of one channel)."""
+
+    sample_rate: int
+    channels: int
+    frames: int
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.frames / self.sample_rate
 
 
 def read_clip(uri: str, audio_format: AudioFormat, offset_seconds: float = 0.0) -> np.ndarray:
@@ -109,6 +124,16 @@ def read_audio(uri: str, sample_rate: int) -> np.ndarray:
     with _opened(uri) as file:
         wave_T = _read_mono(file, uri, 0, file.frames)
         return _finite(_resample(wave_T, _resampling_ratio(file.samplerate, sample_rate)), uri)
+
+
+def check_audio(uri: str) -> Recording:
+    """Decode a whole recording, and say what it is.
+
+    Raises:
+        ClipError: as `read_clip`.
+    """
+    with _opened(uri) as file:
+        return Recording(file.samplerate, file.channels, len(_read_mono(file, uri, 0, file.frames)))
 
 
 def content_hash(uri: str) -> str:

@@ -27,6 +27,9 @@ import pyarrow.parquet as pq
 from models.config import SepsceneError
 
 AUDIO_COLUMN = "audio"
+NO_SUCH_FILE = "no such file"
+"""The cause of a `ClipError` whose clip is not there at all, rather than broken."""
+
 _SHARD = re.compile(r"^(?P<archive>.+?\.(?P<kind>tar|parquet)(\?[^#]*)?)#(?P<member>.*)$", re.DOTALL)
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -73,13 +76,13 @@ def open_location(uri: str) -> str | BytesIO:
             with filesystem.open_input_stream(path) as stream:
                 return BytesIO(stream.read())
         if not os.path.isfile(local):  # a pipe or a device would block for ever
-            raise ClipError(uri, "is not a regular file" if os.path.exists(local) else "no such file")
+            raise ClipError(uri, "is not a regular file" if os.path.exists(local) else NO_SUCH_FILE)
         with open(local, "rb"):
             return local
     except ClipError:
         raise
     except FileNotFoundError:
-        raise ClipError(uri, "no such file") from None
+        raise ClipError(uri, NO_SUCH_FILE) from None
     except (OSError, ValueError, pa.ArrowException, tarfile.TarError) as error:
         raise ClipError(uri, f"cannot be read ({_first_line(error)})") from error
 
