@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 BLOCK_BYTES = 32 * 2**20  # logits of one block; larger gains nothing, smaller costs calls
 
@@ -47,8 +46,8 @@ def nt_xent(
     global_2_ND = z_2_nD if global_2_ND is None else global_2_ND
     n, total = z_1_nD.shape[0], global_1_ND.shape[0]
     with torch.autocast(z_1_nD.device.type, enabled=False):
-        rows = _unit(torch.cat([z_1_nD, z_2_nD]))
-        columns = _unit(torch.cat([global_1_ND, global_2_ND]))
+        rows = unit_rows(torch.cat([z_1_nD, z_2_nD]))
+        columns = unit_rows(torch.cat([global_1_ND, global_2_ND]))
         local = torch.arange(start, start + n, device=rows.device)
         itself = torch.cat([local, local + total])
         positive = torch.cat([local + total, local])
@@ -57,8 +56,15 @@ def nt_xent(
         return _SumOfCrossEntropies.apply(rows, columns, scale, itself, positive, block) / max(1, 2 * total)
 
 
-def _unit(z: Tensor) -> Tensor:
-    return functional.normalize(z if z.dtype == torch.float64 else z.float(), dim=-1)
+def unit_rows(z_ND: Tensor) -> Tensor:
+    """Rows scaled to length 1, in float32 (float64 stays). A row of zeros stays so and gets no gradient.
+
+    A head whose hidden units are all dead for a row gives z = 0, which has no direction; the usual division
+    by a tiny epsilon would send a gradient of 1e12 through it.
+    """
+    z_ND = z_ND if z_ND.dtype == torch.float64 else z_ND.float()
+    length_N1 = z_ND.norm(dim=-1, keepdim=True)
+    return torch.where(length_N1 > 1e-8, z_ND / length_N1.clamp_min(1e-8), 0)
 
 
 class _SumOfCrossEntropies(torch.autograd.Function):

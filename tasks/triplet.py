@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tasks.nt_xent import unit_rows
+
 
 def triplet_loss(
     z_1_nD: Tensor,
@@ -33,7 +35,7 @@ def triplet_loss(
     global_2_ND = z_2_nD if global_2_ND is None else global_2_ND
     total = global_2_ND.shape[0]
     with torch.autocast(z_1_nD.device.type, enabled=False):
-        anchor, positive, others = (_unit(z) for z in (z_1_nD, z_2_nD, global_2_ND))
+        anchor, positive, others = (unit_rows(z) for z in (z_1_nD, z_2_nD, global_2_ND))
         if total < 2:
             return 0.0 * (anchor.sum() + positive.sum() + others.sum())
         to_positive_n = (anchor - positive).square().sum(1)
@@ -52,7 +54,3 @@ def _semi_hard(to_positive_n: Tensor, to_others_nN: Tensor, start: int) -> Tenso
     farther = torch.where(distance > to_positive_n[:, None], distance, float("inf"))
     farthest = distance.nan_to_num(nan=float("-inf")).argmax(1)
     return torch.where(farther.isfinite().any(1), farther.argmin(1), farthest)
-
-
-def _unit(z: Tensor) -> Tensor:
-    return functional.normalize(z if z.dtype == torch.float64 else z.float(), dim=-1)
