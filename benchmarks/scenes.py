@@ -2,8 +2,9 @@
 
     python -m benchmarks.scenes
 
-Known numbers: a scene of 10 s is 160,000 samples; with 2 to 5 events it costs one synthesis and one convolution with
-a room for each event, two noises of the scene's length for the background, and is 320 kB as 16-bit WAV.
+Known numbers: a scene of 10 s is 160,000 samples; with 2 to 5 events it costs one synthesis and one
+convolution with a room for each event, two noises as long as the scene for the background, and is 320 kB as
+16-bit WAV.
 """
 
 import os
