@@ -20,11 +20,16 @@ SMALL = Cnn14Config(widths=(2, 3, 4, 5, 6, 7), embedding_dim=5)
 
 
 def small_encoder(front_end: str = "paper", **changes) -> Encoder:
-    """An encoder of a few hundred weights, with batch norm statistics that are not the initial ones."""
+    """An encoder of a few hundred weights, with batch norm statistics from noise of -80 to 0 dB."""
     torch.manual_seed(0)
     encoder = Encoder(LogMel(FRONT_ENDS[front_end]), Cnn14(SMALL), **changes)
+    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0  # the one batch below sets the statistics
     with torch.no_grad():
-        encoder(0.1 * torch.randn(4, 2 * encoder.sample_rate))
+        encoder(torch.logspace(-4, 0, 8)[:, None] * torch.randn(8, encoder.shortest_samples))
+    for norm in norms:
+        norm.momentum = 0.1
     return encoder.eval()
 
 
