@@ -19,6 +19,7 @@ from augment.views import Views
 from models.cnn14 import Cnn14Config
 from models.config import SepsceneError
 from models.tdcnpp import TDCNppConfig
+from tasks.judge import JudgeSettings
 from orchestration.config import Data, Evaluation, Experiment, Ladder, Objective, Resources, Separator, Store, Training
 
 Scale = Literal["tiny", "small", "paper"]
@@ -43,7 +44,7 @@ def tiny() -> Experiment:
         encoder=Cnn14Config.tiny(),
         objective=Objective(head_hidden=256),
         training=Training(epochs=40, global_batch=64, service_rows=8, checkpoint_every_steps=50, learning_rate=2e-3),
-        evaluation=Evaluation(shallow_epochs=60),
+        evaluation=Evaluation(judge=JudgeSettings(bootstrap=500)),
         resources=Resources(
             trainers=2, trainer_cpus=0.25, separation_actors=2, separation_cpus=0.2, readers=1, reader_cpus=0.1
         ),
@@ -78,7 +79,7 @@ def paper() -> Experiment:
         training=Training(
             epochs=100, global_batch=4096, service_rows=64, precision="bfloat16", checkpoint_every_steps=500
         ),
-        evaluation=Evaluation(shallow_epochs=20),
+        evaluation=Evaluation(judge=JudgeSettings(shallow_epochs=20)),
         resources=Resources(
             trainers=16,
             trainer_cpus=8,

@@ -189,10 +189,10 @@ class Run:
         if pair is not None:
             experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update={"pair": pair})})
             bundle = self.folder / "baselines" / pair
-        stage = f"pretrain {experiment.views.pair}"
+        stage = f"pretrain-{experiment.views.pair}"
         rows = schedule_of(experiment, len(train.clips)).rows
         with self.stage(stage, stage, rows):
-            newest = pretrain(experiment, train, ladder, self.folder, stage.replace(" ", "-"), self.store())
+            newest = pretrain(experiment, train, ladder, self.folder, stage, self.store())
             state = read_checkpoint(newest)
             card = {
                 "title": f"{experiment.name} ({experiment.views.pair})",

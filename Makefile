@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine that has Python >= 3.11 and make:
+#   make demo    the main job, end to end
+#   make test    all tests, with lint and types
+# `make setup` alone makes the environment in .venv; the others do it when it is missing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: help setup demo test test-fast test-faults lint docs clean
+
+help:
+	@sed -n 's/^#   //p' Makefile; echo "also: setup test-fast test-faults lint docs clean"
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Sepscene needs Python 3.11 or newer; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/sepscene demo
+
+# Tests get a home of their own, so that Ray's token and MLflow's settings of the user stay out of them.
+test: setup lint
+	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-faults: setup
+	$(BIN)/python -m pytest tests/orchestration/test_faults.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python docs/make_api.py
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

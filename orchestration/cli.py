@@ -1,0 +1,276 @@
+"""The command `sepscene`: arguments in, one clear message out. What the commands do lives in the other modules."""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from models.config import SepsceneError
+from orchestration.config import Experiment, load_experiment
+
+console = Console()
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Learn sound representations from automatically separated sound scenes, on one laptop or a Ray cluster.\n\n"
+    "Start with `sepscene demo`. Every command takes `--help`; most need a few flags only.",
+)
+separator_app = typer.Typer(no_args_is_help=True, help="Train a separator's ladder, or bring one you have.")
+app.add_typer(separator_app, name="separator")
+
+ExperimentName = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT", help="A name such as `table4/S2+N/simclr-cp` (see `sepscene show`), or a YAML file.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. `runs/demo`.")]
+Storage = Annotated[Path, typer.Option(help="Folder in which runs are kept; on a cluster a shared one.")]
+RunId = Annotated[str | None, typer.Option(help="Name of the run's folder; chosen from the experiment when absent.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of that id where it stopped.")]
+Scale = Annotated[str, typer.Option(help="`tiny` (two CPU cores), `small` (one GPU) or `paper` (a cluster).")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a field: `--set objective.temperature=0.1`. Repeat as needed.")
+]
+Address = Annotated[str | None, typer.Option(help="Ray cluster; absent means RAY_ADDRESS, else this machine.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages.")]
+
+
+def resolve(name: str, scale: str, changes: list[str] | None) -> Experiment:
+    """The experiment of a name or a YAML file, with the changes of the command line.
+
+    Raises:
+        SepsceneError: for an unknown name, scale or field, or a refused value.
+    """
+    from orchestration.experiments import SCALES, named_experiment
+
+    if name.endswith((".yaml", ".yml")):
+        experiment = load_experiment(Path(name))
+    elif scale not in SCALES:
+        raise SepsceneError(f"--scale {scale!r} is unknown; choose one of {', '.join(SCALES)}")
+    else:
+        experiment = named_experiment(name, scale)  # type: ignore[arg-type]
+    return experiment.changed(parse_changes(changes)) if changes else experiment
+
+
+def parse_changes(changes: list[str] | None) -> dict[str, Any]:
+    """["a.b=1"] to {"a.b": 1}; values are read as YAML.
+
+    Raises:
+        SepsceneError: for a piece without "=".
+    """
+    parsed: dict[str, Any] = {}
+    for change in changes or []:
+        field, equals, value = change.partition("=")
+        if not equals:
+            raise SepsceneError(f"--set {change!r} must look like field=value, e.g. --set objective.temperature=0.1")
+        try:
+            parsed[field] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SepsceneError(f"--set {change!r}: the value is not YAML ({error})") from None
+    return parsed
+
+
+@app.command()
+def demo(
+    storage: Storage = Path("runs"),
+    run_id: RunId = "demo",
+    resume: Resume = False,
+    change: Changes = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the whole job in a few minutes on two CPU cores: scenes, separator, pre-training, evaluation, report.
+
+    Example: `sepscene demo --storage runs`
+    """
+    _execute(resolve("demo", "tiny", change), storage, run_id, resume, None, verbose, evaluate=True)
+
+
+@app.command()
+def pretrain(
+    experiment: ExperimentName,
+    scale: Scale = "tiny",
+    storage: Storage = Path("runs"),
+    run_id: RunId = None,
+    resume: Resume = False,
+    change: Changes = None,
+    address: Address = None,
+    verbose: Verbose = False,
+    evaluate: Annotated[bool, typer.Option(help="Judge the encoder and write the report at the end.")] = True,
+) -> None:
+    """Pre-train an encoder on separated views; trains the separator first unless checkpoints are given.
+
+    Examples:
+
+    `sepscene pretrain table4/S2+N/simclr-cp`
+
+    `sepscene pretrain demo --set data.format=esc50 --set data.root=esc10 --set 'data.train=["1","2","3"]' --set 'data.test=["4"]'`
+    """
+    _execute(resolve(experiment, scale, change), storage, run_id, resume, address, verbose, evaluate)
+
+
+def _execute(
+    experiment: Experiment,
+    storage: Path,
+    run_id: str | None,
+    resume: bool,
+    address: str | None,
+    verbose: bool,
+    evaluate: bool,
+) -> None:
+    from orchestration.judging import judge_run, summarise
+    from orchestration.run import Run
+    from orchestration.session import ray_session
+    from orchestration.tracking import default_tracking_uri
+
+    run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = storage / run_id
+    uri = default_tracking_uri(folder if run_id == "demo" else storage)
+    with ray_session(experiment, address, verbose):
+        run = Run.open(folder.resolve(), experiment, uri, console, resume)
+        try:
+            train, test = run.manifests()
+            ladder = run.ladder(train)
+            run.encoder(train, ladder)
+            if evaluate:
+                judge_run(run, train, test, ladder)
+        except BaseException as error:
+            run.tracker.finish("", "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        run.tracker.finish("")
+        summarise(run)
+
+
+@separator_app.command("train")
+def separator_train(
+    experiment: ExperimentName,
+    scale: Scale = "tiny",
+    storage: Storage = Path("runs"),
+    run_id: RunId = None,
+    resume: Resume = False,
+    change: Changes = None,
+    address: Address = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train a TDCN++ by MixIT on unlabelled clips and keep its ladder of checkpoints.
+
+    Example: `sepscene separator train demo --set 'separator.ladder.steps={N: 0, S: 200}'`
+    """
+    from orchestration.run import Run
+    from orchestration.session import ray_session
+    from orchestration.tracking import default_tracking_uri
+
+    resolved = resolve(experiment, scale, change)
+    run_id = run_id or f"separator-{resolved.digest()}"
+    with ray_session(resolved, address, verbose):
+        run = Run.open((storage / run_id).resolve(), resolved, default_tracking_uri(storage), console, resume)
+        train, _ = run.manifests()
+        for name, path in run.ladder(train).items():
+            console.print(f"[bold]{name}[/bold]  {path}")
+        run.tracker.finish("")
+
+
+@app.command()
+def evaluate(run: RunFolder, address: Address = None, verbose: Verbose = False) -> None:
+    """Judge a run's encoder beside its baselines, and write its report.
+
+    Example: `sepscene evaluate runs/demo`
+    """
+    from orchestration.judging import judge_run, summarise
+    from orchestration.run import Run
+    from orchestration.session import ray_session
+    from orchestration.tracking import default_tracking_uri
+
+    experiment = load_experiment(run / "experiment.yaml")
+    with ray_session(experiment, address, verbose):
+        opened = Run.open(run.resolve(), experiment, default_tracking_uri(run.parent), console, resume=True)
+        train, test = opened.manifests()
+        judge_run(opened, train, test, opened.ladder(train))
+        opened.tracker.finish("")
+        summarise(opened)
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write a run's report again from its results: report.html (one file, works offline) and report.md.
+
+    Example: `sepscene report runs/demo`
+    """
+    from orchestration.report import write_report
+
+    for path in write_report(run):
+        console.print(str(path))
+
+
+@app.command()
+def show(
+    experiment: Annotated[str | None, typer.Argument(help="A name or a YAML file; none lists all.")] = None,
+    scale: Scale = "tiny",
+    change: Changes = None,
+) -> None:
+    """List the named experiments, or print one's whole configuration as YAML.
+
+    Example: `sepscene show table4/S2+N/simclr-cp --scale paper > mine.yaml`
+    """
+    from orchestration.experiments import EXPERIMENTS
+
+    if experiment is None:
+        for name in EXPERIMENTS:
+            print(name)
+        return
+    resolved = resolve(experiment, scale, change)
+    print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command()
+def scenes(
+    directory: Annotated[Path, typer.Argument(help="Where to write.")],
+    count: Annotated[int, typer.Option(min=1, help="Scenes to write.")] = 100,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
+) -> None:
+    """Generate labelled synthetic sound scenes: 10 s, 16 kHz WAV, and a manifest.
+
+    Example: `sepscene scenes data/scenes --count 200 --split test --seed 1`
+    """
+    from rich.progress import Progress
+
+    from augment.scenes import write_scenes
+
+    with Progress(console=console) as progress:
+        task = progress.add_task("scenes", total=count)
+        manifest = write_scenes(directory, count, seed, split, progress=lambda n: progress.update(task, completed=n))
+    console.print(str(manifest))
+
+
+@app.command()
+def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
+    """Check this machine: versions (torch and torchaudio above all), CPUs and GPUs, the store, write access."""
+    from orchestration.doctor import examine
+
+    faults = 0
+    for check in examine(storage, address):
+        mark = "[green]ok[/green]  " if check.ok else "[red]fail[/red]"
+        console.print(f"{mark} {check.name}: {check.says}")
+        faults += not check.ok
+    raise typer.Exit(1 if faults else 0)
+
+
+def main() -> None:
+    """Run the command line; a fault that the user can mend is one message and exit code 2."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        app()
+    except SepsceneError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The last stage of a run: judge its encoder beside the baselines, the ladder on held-out mixtures, and tell about it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from models.config import SepsceneError
+from models.separators import read_card
+from orchestration.config import Experiment
+from orchestration.environment import environment
+from orchestration.evaluation import Embeddings, embed_manifest, score_separator
+from orchestration.ledger import Ledger
+from orchestration.report import write_report
+from orchestration.results import (
+    ClassResult,
+    EncoderResult,
+    Figure,
+    LedgerResult,
+    ProcessorResult,
+    RunResults,
+    StageResult,
+    read_metrics,
+)
+from orchestration.run import Run
+from tasks.judge import Judgement, judge
+from tasks.manifests import Manifest
+from tasks.probes import embedding_map
+from tasks.resampling import resample
+from tasks.statistics import Interval, bootstrap_interval
+
+STAGE = "evaluate"
+_MAP_CLIPS = 400
+
+
+def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str]) -> RunResults:
+    """Judge the run's encoder and its baselines, write results.json and the report, and log both.
+
+    Args:
+        run: with its encoder trained.
+        train: its clips train the probes.
+        test: its clips are judged.
+        ladder: processor name -> folder, scored on held-out mixtures.
+    """
+    experiment = run.experiment
+    bundles = {experiment.views.pair: run.folder / "encoder"}
+    if experiment.evaluation.baselines:
+        if experiment.views.pair != "mix-mix":
+            bundles["mix-mix"] = run.encoder(train, {}, pair="mix-mix")
+        bundles["untrained"] = run.untrained()
+    encoders, processors = [], []
+    with run.stage(STAGE, "evaluate", len(bundles) + len(ladder)):
+        for name, bundle in bundles.items():
+            encoders.append(judge_encoder(name, bundle, train, test, experiment, run.folder))
+            run.advance(len(encoders))
+        for name, folder in ladder.items():
+            processors.append(judge_processor(name, folder, test, experiment))
+            run.advance(len(encoders) + len(processors))
+    results = _results(run, train, test, encoders, processors)
+    results.save(run.folder)
+    figures = {f"{e.name}/{name}": figure.value for e in encoders for name, figure in e.figures.items()}
+    run.tracker.log_figures(STAGE, figures)
+    run.tracker.log_figures("", {name: figure.value for name, figure in encoders[0].figures.items()})
+    for path in (run.folder / "results.json", *write_report(run.folder)):
+        run.tracker.log_artifact("", path)
+    return results
+
+
+def judge_encoder(
+    name: str, bundle: Path, train: Manifest, test: Manifest, experiment: Experiment, run_dir: Path
+) -> EncoderResult:
+    """All figures of one encoder; its evidence is kept in RUN/evaluation/<name>.npz for comparisons."""
+    embedded = {part: embed_manifest(bundle, manifest, experiment) for part, manifest in (("train", train), ("test", test))}
+    train_h, test_h = embedded["train"], embedded["test"]
+    ids = np.array(test.clips["clip_id"].to_pylist())[test_h.position_N].tolist()
+    judgement = judge(
+        train_h.h_ND,
+        train.targets()[train_h.position_N],
+        test_h.h_ND,
+        test.targets()[test_h.position_N],
+        test.classes,
+        experiment.evaluation.judge,
+        ids,
+    )
+    save_judgement(judgement, run_dir / "evaluation" / f"{name}.npz")
+    return EncoderResult(
+        name=name,
+        description="; ".join(judgement.notes),
+        figures={key: _figure(interval) for key, interval in judgement.figures.items()},
+        classes=tuple(
+            ClassResult(
+                name=row.name,
+                positives=row.positives,
+                shallow_ap=row.figures.get("shallow_map"),
+                qbe_ap=row.figures.get("qbe_map"),
+            )
+            for row in judgement.per_class
+        ),
+        map_2d=_map_2d(test_h, test),
+    )
+
+
+def judge_processor(name: str, folder: str, test: Manifest, experiment: Experiment) -> ProcessorResult:
+    """Score one checkpoint of the ladder on mixtures of held-out clips."""
+    card = read_card(folder)
+    scores = score_separator(folder, test, experiment.audio, experiment.evaluation.separator_mixtures)
+    return ProcessorResult(
+        name=name,
+        step=int(card.metadata.get("step", 0)),
+        digest=card.digest,
+        si_sdr_improvement_db=_mean_figure(scores.improvement_db),
+        mixit_loss=_mean_figure(scores.loss),
+    )
+
+
+def _figure(interval: Interval) -> Figure:
+    return Figure(
+        value=interval.value, low=interval.low, high=interval.high, count=interval.count, interval=interval.method
+    )
+
+
+def _mean_figure(values_N: np.ndarray) -> Figure | None:
+    values_N = values_N[np.isfinite(values_N)]
+    if not len(values_N):
+        return None
+    weights_NR = resample(len(values_N))
+    return _figure(bootstrap_interval(float(values_N.mean()), values_N @ weights_NR / len(values_N), len(values_N)))
+
+
+def _map_2d(embedded: Embeddings, test: Manifest) -> tuple[tuple[float, float, str], ...]:
+    labels = test.clips["labels"].to_pylist()
+    some = slice(0, _MAP_CLIPS)
+    points = embedding_map(embedded.h_ND[some])
+    return tuple(
+        (float(x), float(y), (labels[position] or [""])[0])
+        for (x, y), position in zip(points, embedded.position_N[some], strict=True)
+    )
+
+
+def _results(
+    run: Run, train: Manifest, test: Manifest, encoders: list[EncoderResult], processors: list[ProcessorResult]
+) -> RunResults:
+    experiment, folder = run.experiment, run.folder
+    timings = json.loads((folder / "stages.json").read_text())
+    metrics = read_metrics(folder)
+    stages = tuple(_stage(name, seconds, metrics) for name, seconds in timings.items())
+    ledger = Ledger.from_json((folder / "ledger.json").read_text())
+    return RunResults(
+        run_id=folder.name,
+        experiment=experiment.name,
+        scale=experiment.scale,
+        table_row=experiment.table_row,
+        seed=experiment.seed,
+        started=(folder / "started").read_text(),
+        seconds=sum(timings.values()),
+        stages=stages,
+        ladder=tuple(processors),
+        encoders=tuple(encoders),
+        ledger=LedgerResult(
+            rows=ledger.rows,
+            consumed=ledger.consumed,
+            lost=ledger.rows - ledger.consumed,
+            twice=0,  # a row that would be consumed twice stops the run
+            quarantined=ledger.quarantined,
+        ),
+        environment=environment(),
+        data={
+            "data set": f"{experiment.data.format} {experiment.data.root or ''}".strip(),
+            "training clips": str(len(train.clips)),
+            "test clips": str(len(test.clips)),
+            "hours": f"{(len(train.clips) + len(test.clips)) * experiment.audio.clip_seconds / 3600:.2f}",
+            "manifest": train.digest()[:12],
+        },
+    )
+
+
+def _stage(name: str, seconds: float, metrics: list[dict[str, float | str]]) -> StageResult:
+    records = [record for record in metrics if record["stage"] == name and "step" in record]
+    waiting = [float(record["waiting_share"]) for record in records if "waiting_share" in record]
+    rows = int(float(records[-1]["rows"])) if records and "rows" in records[-1] else None
+    return StageResult(
+        name=name, seconds=seconds, rows=rows, waiting_share=float(np.mean(waiting)) if waiting else None
+    )
+
+
+def summarise(run: Run) -> None:
+    """Tell what was made, where it is, and what to do next."""
+    try:
+        results = RunResults.load(run.folder)
+    except SepsceneError:
+        run.console.print(f"encoder: {run.folder / 'encoder'}; judge it with `sepscene evaluate {run.folder}`")
+        return
+    table = Table(title=f"{results.experiment} ({results.scale}), {results.seconds:.0f} s")
+    names = list(results.encoders[0].figures)
+    table.add_column("encoder")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for encoder in results.encoders:
+        table.add_row(encoder.name, *(_cell(encoder.figures.get(name)) for name in names))
+    run.console.print(table)
+    run.console.print(f"report        {run.folder / 'report.html'}")
+    run.console.print(f"encoder       {run.folder / 'encoder'}")
+    run.console.print(f"embed sounds  sepscene embed {run.folder / 'encoder'} FILES --out embeddings.parquet")
+    run.console.print(f"MLflow UI     sepscene ui {run.folder}")
+    if run.tracker.unsent:
+        run.console.print("[yellow]MLflow was away; send the rest later with: sepscene sync RUN[/yellow]")
+
+
+def _cell(figure: Figure | None) -> str:
+    if figure is None:
+        return "–"
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.3f}"
+    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"

@@ -1,0 +1,61 @@
+"""The channel rule and 16-bit sound."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from augment.views import MIXTURE, Views, choose_channels, from_pcm, levels_db, to_pcm
+
+
+def test_pcm_is_exact_both_ways_and_saturates() -> None:
+    every = np.arange(-32767, 32768).astype(np.int16)
+    np.testing.assert_array_equal(to_pcm(from_pcm(every)), every)
+    np.testing.assert_array_equal(to_pcm(np.array([-3.0, 3.0])), [-32767, 32767])
+
+
+def test_level_of_a_full_scale_sine_is_minus_three() -> None:
+    sine = to_pcm(np.sin(np.arange(16000) * 0.1)[None])
+    assert levels_db(sine)[0] == pytest.approx(-3.01, abs=0.01)
+    assert levels_db(np.zeros((1, 10), np.int16))[0] == -200
+
+
+def test_uniform_choice_covers_the_audible_channels_evenly() -> None:
+    levels = np.array([-20.0, -90.0, -30.0, -59.0])
+    uniforms = (np.arange(3000) + 0.5) / 3000
+    chosen = [choose_channels(levels, u, 0.0, Views(combination=("N",)))[1] for u in uniforms]
+    assert np.bincount(chosen, minlength=4).tolist() == [1000, 0, 1000, 1000]
+
+
+def test_all_silent_gives_the_mixture() -> None:
+    assert choose_channels(np.array([-70.0, -80.0]), 0.5, 0.5, Views()) == (MIXTURE, MIXTURE)
+
+
+def test_chan_chan_takes_two_different_channels() -> None:
+    views = Views(pair="chan-chan")
+    for u, v in np.random.default_rng(0).random((200, 2)):
+        first, second = choose_channels(np.array([-20.0, -30.0, -40.0]), u, v, views)
+        assert first != second and MIXTURE not in (first, second)
+    assert choose_channels(np.array([-20.0, -70.0]), 0.9, 0.1, views) == (0, MIXTURE)
+
+
+def test_louder_channels_are_preferred_where_asked() -> None:
+    levels = np.array([-40.0, -20.0])
+    assert choose_channels(levels, 0.0, 0.0, Views(channel="loudest"))[1] == 1
+    uniforms = (np.arange(1000) + 0.5) / 1000
+    soft = [choose_channels(levels, u, 0.0, Views(channel="softmax-energy"))[1] for u in uniforms]
+    share = np.exp([1 / 101, 100 / 101])
+    assert np.mean(soft) == pytest.approx((share / share.sum())[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"combination": ()}, "name at least one"),
+        ({"combination": ("N",), "weights": (1.0, 2.0)}, "one probability for each"),
+        ({"combination": ("N", "F"), "weights": (-1.0, 2.0)}, "must not be negative"),
+        ({"temperature": 1}, "Extra inputs"),
+    ],
+)
+def test_bad_views_are_refused(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Views.model_validate(fields)

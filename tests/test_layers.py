@@ -1,0 +1,43 @@
+"""The import law: the folders are the architecture."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+MAY_IMPORT = {
+    "models": set(),
+    "augment": {"models"},
+    "tasks": {"models", "augment"},
+    "clusters": {"models"},
+    "orchestration": {"models", "augment", "tasks", "clusters"},
+}
+FOLDERS = set(MAY_IMPORT)
+FILES = sorted(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_imports_follow_the_law(path: Path) -> None:
+    folder = path.relative_to(REPOSITORY).parts[0]
+    names = imported(path)
+    foreign = (names & FOLDERS) - MAY_IMPORT[folder] - {folder}
+    assert not foreign, f"{folder}/ may not import {', '.join(sorted(foreign))}"
+    if folder != "orchestration":
+        assert not names & {"ray", "mlflow"}, "only orchestration/ may import ray or mlflow"
+
+
+def test_the_law_covers_real_files() -> None:
+    assert len(FILES) > 30 and "ray" in imported(REPOSITORY / "orchestration" / "stream.py")
