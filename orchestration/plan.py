@@ -1,0 +1,283 @@
+"""What a run will cost, before it starts: rows, operations, bytes, time, GPU-hours, by the use of the store.
+
+The stages work at the same time, so the slowest of them sets the pace:
+
+    readers ──▶ separation actors ──▶ trainers
+
+Live, every row is separated. With the store, a clip is separated once by each processor that the OR rule
+draws for it: in epoch e (from 1) a share sum_k p_k (1 − p_k)^(e−1) of the clips is new, where p_k is the
+probability of processor k. With prefill all of that happens before the first step.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from augment.views import patch_samples
+from models.config import Config, SepsceneError
+from orchestration.config import Experiment
+from orchestration.flops import BACKWARD, separation_flops, step_flops
+
+PCM_BYTES = 2
+HOUR = 3600.0
+CPU = "CPU"
+"""Name of the device where no GPU did the work."""
+
+
+class Calibration(Config):
+    """Seconds of one row (one clip, one positive pair) in each stage, on one reader, actor, trainer."""
+
+    decode_seconds: float = Field(gt=0, description="a reader decodes one clip")
+    stored_seconds: float = Field(gt=0, description="a reader makes one row's views from the store")
+    separation_seconds: float = Field(gt=0, description="an actor separates one clip and crops its views")
+    put_seconds: float = Field(ge=0, description="an actor keeps one separated clip and its mixture")
+    train_seconds: float = Field(gt=0, description="one row of a trainer's optimiser step")
+    separation_rows: int = Field(ge=1, description="clips that were separated together")
+    train_rows: int = Field(ge=1, description="rows of the measured optimiser step")
+    separation_device: str = Field(description="what separated")
+    train_device: str = Field(description="what trained")
+    cores: int = Field(ge=1, description="CPU cores of the machine that measured")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows that pass at the same time.
+
+    Attributes:
+        live: rows that are decoded and separated.
+        stored: rows whose views come from the store.
+        trained: rows that reach the trainers.
+        kept: what is separated is also written to the store.
+    """
+
+    live: float
+    stored: float
+    trained: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to use the store.
+
+    Attributes:
+        name: "live", "read-through" or "prefill".
+        seconds: expected time of the pre-training, with the prefill where there is one.
+        separated: clips that are separated.
+        busy_gpu_hours: GPU time that is worked.
+        held_gpu_hours: GPU time that is reserved, idle or not.
+        store_bytes: what the store holds in the end.
+        moved_bytes: what passes through the object store.
+        bottleneck: the stage that sets the pace for most of the time.
+    """
+
+    name: str
+    seconds: float
+    separated: float
+    busy_gpu_hours: float
+    held_gpu_hours: float
+    store_bytes: float
+    moved_bytes: float
+    bottleneck: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `sepscene plan` shows.
+
+    Attributes:
+        clip_hours: audio that is read, in hours: every row reads one clip.
+        view_hours: audio that is learned from, in hours: two views a row.
+        actors_per_trainer: separation actors that feed one trainer, live.
+        actors, readers: how many keep the configured trainers busy, live.
+    """
+
+    experiment: Experiment
+    calibration: Calibration
+    clips: int
+    rows: int
+    steps: int
+    clip_hours: float
+    view_hours: float
+    separation_flops_per_clip: int
+    train_flops_per_row: float
+    separator_training_flops: float
+    separator_training_seconds: float
+    live_row_bytes: int
+    stored_row_bytes: int
+    ways: tuple[Way, ...]
+    actors_per_trainer: float
+    actors: int
+    readers: int
+
+    def way(self, name: str) -> Way:
+        """The way of that name."""
+        return next(way for way in self.ways if way.name == name)
+
+
+def plan(experiment: Experiment, calibration: Calibration, clips: int | None = None) -> Plan:
+    """Work out what the pre-training of an experiment costs on the resources that it asks for.
+
+    Args:
+        experiment: what is to be run.
+        calibration: stage times measured on hardware like that of the run.
+        clips: training clips; may be left out for synthetic scenes, whose number is configured.
+
+    Raises:
+        SepsceneError: when the number of clips is not known.
+    """
+    if clips is None:
+        if experiment.data.format != "scenes":
+            raise SepsceneError(
+                f"data.format {experiment.data.format!r} does not say how many clips: give it"
+            )
+        clips = experiment.data.scenes_train
+    training, resources, audio = experiment.training, experiment.resources, experiment.audio
+    rows = clips * training.epochs
+    patch = patch_samples(experiment.views, audio.sample_rate)
+    step = step_flops(
+        experiment.encoder, experiment.objective, experiment.front_end.frames(patch), training.global_batch
+    )
+    seconds = stage_seconds(experiment, calibration, Work(1.0, 0.0, 1.0, kept=False))
+    actors = resources.separation_actors * seconds["separation"] / seconds["trainers"]
+    training_flops = separator_training_flops(experiment)
+    return Plan(
+        experiment=experiment,
+        calibration=calibration,
+        clips=clips,
+        rows=rows,
+        steps=math.ceil(rows / training.global_batch),
+        clip_hours=rows * audio.clip_seconds / HOUR,
+        view_hours=2 * rows * experiment.views.patch_seconds / HOUR,
+        separation_flops_per_clip=separation_flops(experiment.separator.network, audio.samples),
+        train_flops_per_row=step / training.global_batch,
+        separator_training_flops=training_flops,
+        separator_training_seconds=_training_seconds(experiment, calibration, training_flops),
+        live_row_bytes=clip_bytes(experiment) + 2 * views_bytes(experiment),
+        stored_row_bytes=2 * views_bytes(experiment),
+        ways=tuple(
+            _way(name, experiment, calibration, clips) for name in ("live", "read-through", "prefill")
+        ),
+        actors_per_trainer=actors / resources.trainers,
+        actors=max(1, math.ceil(actors)),
+        readers=max(1, math.ceil(resources.readers * seconds["readers"] / seconds["trainers"])),
+    )
+
+
+def clip_bytes(experiment: Experiment) -> int:
+    """Bytes of one decoded clip, from the reader to the actor; also of one channel in the store."""
+    return experiment.audio.samples * PCM_BYTES
+
+
+def views_bytes(experiment: Experiment) -> int:
+    """Bytes of both views of a row. The reader hands on room for them, the actor the views themselves."""
+    return 2 * patch_samples(experiment.views, experiment.audio.sample_rate) * PCM_BYTES
+
+
+def separates(experiment: Experiment) -> bool:
+    """Whether the views need separated channels at all: mix-mix does not."""
+    return experiment.views.pair != "mix-mix"
+
+
+def separator_training_flops(experiment: Experiment) -> float:
+    """Operations of the MixIT training of the ladder; none when the checkpoints are there already."""
+    settings = experiment.separator
+    if settings.checkpoints or not separates(experiment):
+        return 0.0
+    samples = round(settings.segment_seconds * experiment.audio.sample_rate)
+    mixtures = settings.batch_mixtures * max(settings.ladder.steps.values())
+    return float((1 + BACKWARD) * separation_flops(settings.network, samples) * mixtures)
+
+
+def _training_seconds(experiment: Experiment, calibration: Calibration, flops: float) -> float:
+    """The same network at the pace of the measured separation, on as many devices as there are trainers."""
+    per_clip = separation_flops(experiment.separator.network, experiment.audio.samples)
+    return flops / per_clip * calibration.separation_seconds / experiment.resources.trainers
+
+
+def work_of(name: str, experiment: Experiment, clips: int) -> list[Work]:
+    """The phases of a run, one after another: epochs with the store, else one for all.
+
+    Args:
+        name: "live", "read-through" or "prefill".
+    """
+    epochs, weights = experiment.training.epochs, experiment.views.processor_weights
+    shares = [weight / sum(weights) for weight in weights]
+    if name == "live" or not separates(experiment):
+        return [Work(clips * epochs, 0, clips * epochs, kept=False)]
+    if name == "prefill":
+        return [
+            Work(clips * len(shares), 0, 0, kept=True),
+            Work(0, clips * epochs, clips * epochs, kept=True),
+        ]
+    new = [clips * sum(p * (1 - p) ** epoch for p in shares) for epoch in range(epochs)]
+    return [Work(fresh, clips - fresh, clips, kept=True) for fresh in new]
+
+
+def stage_seconds(experiment: Experiment, calibration: Calibration, work: Work) -> dict[str, float]:
+    """How long each stage is busy with a phase's rows; the longest is the phase's duration.
+
+    Stages that run on the CPU also share its cores: a stage of its own, so that no plan promises more than
+    the machine has. A fraction of a GPU works at that fraction of its speed.
+    """
+    resources = experiment.resources
+    separation = calibration.separation_seconds if separates(experiment) else 0.0
+    put = calibration.put_seconds if work.kept else 0.0
+    reading = work.live * calibration.decode_seconds + work.stored * calibration.stored_seconds
+    actor_speed = min(1.0, resources.separation_gpus) if resources.separation_gpus else 1.0
+    trainer_speed = min(1.0, resources.trainer_gpus) if resources.trainer_gpus else 1.0
+    on_cpu = reading + work.live * put
+    if not resources.separation_gpus:
+        on_cpu += work.live * separation * threads(resources.separation_cpus)
+    if not resources.trainer_gpus:
+        on_cpu += work.trained * calibration.train_seconds * threads(resources.trainer_cpus)
+    return {
+        "readers": reading / resources.readers,
+        "separation": work.live * (separation + put) / (resources.separation_actors * actor_speed),
+        "trainers": work.trained * calibration.train_seconds / (resources.trainers * trainer_speed),
+        "CPU cores": on_cpu / max(calibration.cores, _cpus_asked(experiment)),
+    }
+
+
+def threads(cpus: float) -> int:
+    """Threads that torch uses in a process that asks for so many CPUs, as Ray sets them."""
+    return max(1, int(cpus))
+
+
+def _cpus_asked(experiment: Experiment) -> float:
+    asked = experiment.resources
+    return (
+        asked.trainers * asked.trainer_cpus
+        + asked.separation_actors * asked.separation_cpus
+        + asked.readers * asked.reader_cpus
+    )
+
+
+def _way(name: str, experiment: Experiment, calibration: Calibration, clips: int) -> Way:
+    resources, phases = experiment.resources, work_of(name, experiment, clips)
+    actor_gpus = resources.separation_actors * resources.separation_gpus
+    trainer_gpus = resources.trainers * resources.trainer_gpus
+    total, busy = 0.0, 0.0
+    slowest: Counter[str] = Counter()
+    for work in phases:
+        seconds = stage_seconds(experiment, calibration, work)
+        stage = max(seconds, key=lambda key: seconds[key])
+        slowest[stage] += seconds[stage]  # type: ignore[assignment]
+        total += seconds[stage]
+        busy += seconds["separation"] * actor_gpus + seconds["trainers"] * trainer_gpus
+    live = sum(work.live for work in phases)
+    kept = sum(work.live for work in phases if work.kept)
+    channels = kept * experiment.separator.network.sources + (clips if kept else 0)  # and each mixture once
+    return Way(
+        name=name,
+        seconds=total,
+        separated=live if separates(experiment) else 0.0,
+        busy_gpu_hours=busy / HOUR,
+        held_gpu_hours=total * (actor_gpus + trainer_gpus) / HOUR,
+        store_bytes=channels * clip_bytes(experiment),
+        moved_bytes=live * clip_bytes(experiment)
+        + 2 * clips * experiment.training.epochs * views_bytes(experiment),
+        bottleneck=max(slowest, key=lambda key: slowest[key]),
+    )

@@ -1,0 +1,114 @@
+"""A plan as text for the terminal."""
+
+from rich.console import Group
+from rich.table import Table
+
+from orchestration.plan import CPU, Plan
+
+_SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def plan_table(plan: Plan) -> Group:
+    """The whole plan, ready for `rich.console.Console.print`."""
+    return Group(_facts(plan), "", _ways(plan), "", *_advice(plan))
+
+
+def _facts(plan: Plan) -> Table:
+    measured, resources = plan.calibration, plan.experiment.resources
+    table = Table(title=f"plan of {plan.experiment.name}", show_header=False, title_justify="left", box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("rows", f"{plan.rows:,} = {plan.clips:,} clips x {plan.experiment.training.epochs} epochs")
+    table.add_row("steps", f"{plan.steps:,} of {plan.experiment.training.global_batch:,} rows")
+    table.add_row("audio", f"{plan.clip_hours:,.1f} h of clips, {plan.view_hours:,.1f} h of views")
+    table.add_row("separation", f"{quantity(plan.separation_flops_per_clip)}FLOP a clip")
+    table.add_row("training", f"{quantity(plan.train_flops_per_row)}FLOP a row")
+    if plan.separator_training_flops:
+        table.add_row(
+            "separator (MixIT)",
+            f"{quantity(plan.separator_training_flops)}FLOP, "
+            f"about {duration(plan.separator_training_seconds)}",
+        )
+    live, stored = quantity(plan.live_row_bytes), quantity(plan.stored_row_bytes)
+    table.add_row("object store", f"{live}B a live row, {stored}B a row from the SeparatedStore")
+    table.add_row(
+        "measured, ms a row",
+        f"decode {1e3 * measured.decode_seconds:.3g}, from the store {1e3 * measured.stored_seconds:.3g}, "
+        f"separation {1e3 * measured.separation_seconds:.3g} ({measured.separation_device}), "
+        f"put {1e3 * measured.put_seconds:.3g}, "
+        f"training {1e3 * measured.train_seconds:.3g} ({measured.train_device})",
+    )
+    table.add_row(
+        "resources",
+        f"{resources.trainers} trainers, {resources.separation_actors} separation actors, "
+        f"{resources.readers} readers",
+    )
+    return table
+
+
+def _ways(plan: Plan) -> Table:
+    table = Table(
+        "store", "time", "clips separated", "GPU-h busy", "GPU-h held", "store", "moved", "bottleneck"
+    )
+    for way in plan.ways:
+        chosen = {"off": "live"}.get(plan.experiment.store.mode, plan.experiment.store.mode) == way.name
+        table.add_row(
+            f"{way.name} *" if chosen else way.name,
+            duration(way.seconds),
+            f"{way.separated:,.0f}",
+            f"{way.busy_gpu_hours:,.1f}",
+            f"{way.held_gpu_hours:,.1f}",
+            f"{quantity(way.store_bytes)}B",
+            f"{quantity(way.moved_bytes)}B",
+            way.bottleneck,
+            style="bold" if chosen else None,
+        )
+    return table
+
+
+def _advice(plan: Plan) -> list[str]:
+    resources = plan.experiment.resources
+    measured = plan.calibration
+    lines = [
+        "* as configured (store.mode)",
+        f"live, one trainer is kept busy by {plan.actors_per_trainer:.3g} separation actors: "
+        f"{plan.actors} for {resources.trainers} trainers, with {plan.readers} readers",
+    ]
+    more = plan.actors - resources.separation_actors
+    live = plan.way("live")
+    if live.bottleneck == "CPU cores":
+        lines.append("the CPU cores are shared by all stages: more actors on the same machine will not help")
+    elif more > 0:
+        lines.append(f"to run live, add {more} separation actors (resources.separation_actors={plan.actors})")
+    elif more < 0:
+        lines.append(f"{-more} of the {resources.separation_actors} separation actors would idle even live")
+    for gpus, device in (
+        (resources.separation_gpus, measured.separation_device),
+        (resources.trainer_gpus, measured.train_device),
+    ):
+        if gpus and device == CPU:
+            lines.append("measured on a CPU although GPUs are asked for: calibrate on a node that has one")
+            break
+    return lines
+
+
+def quantity(value: float) -> str:
+    """1.39e11 as `139 G`: three digits and a decimal prefix, ready for a unit."""
+    for scale, prefix in _SCALES:
+        if value >= scale:
+            return (
+                f"{value / scale:.3g} {prefix}" if value < 999.5 * scale else f"{value / scale:,.0f} {prefix}"
+            )
+    return f"{value:.3g} "
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `5 h 10 min`, `12 days 3 h`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 60:
+        return f"{int(minutes)} min {int(seconds % 60)} s"
+    if hours < 48:
+        return f"{int(hours)} h {int(minutes % 60)} min"
+    return f"{int(hours // 24):,} days {int(hours % 24)} h"

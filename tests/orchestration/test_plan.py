@@ -1,0 +1,192 @@
+"""A plan is arithmetic: each figure is checked against one worked out by hand or by the real draws."""
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from augment.draws import Schedule, draw
+from models.config import SepsceneError
+from orchestration.experiments import named_experiment
+from orchestration.plan import Calibration, Work, plan, stage_seconds, work_of
+from orchestration.plan_table import duration, plan_table, quantity
+
+MEASURED = Calibration(
+    decode_seconds=0.004,
+    stored_seconds=0.001,
+    separation_seconds=0.05,
+    put_seconds=0.003,
+    train_seconds=0.002,
+    separation_rows=16,
+    train_rows=256,
+    separation_device="L4",
+    train_device="H100",
+    cores=8,
+)
+GPUS = {
+    "resources.trainers": 4,
+    "resources.trainer_gpus": 1,
+    "resources.separation_actors": 10,
+    "resources.separation_gpus": 1,
+    "resources.readers": 40,
+    "training.epochs": 5,
+}
+
+
+def cluster(**changes):
+    """4 trainers with a GPU each, 10 actors, 40 readers; 3 processors; 5 epochs."""
+    return named_experiment("table4/S2+F+N/simclr-cp", "tiny").changed(GPUS | changes)
+
+
+def test_rows_hours_and_bytes():
+    found = plan(cluster(), MEASURED, clips=1000)
+    assert (found.clips, found.rows, found.steps) == (1000, 5000, 79)  # global batch 64
+    assert found.clip_hours == pytest.approx(5000 * 10 / 3600)
+    assert found.view_hours == pytest.approx(2 * 5000 * 0.96 / 3600)
+    assert found.stored_row_bytes == 2 * 2 * 15_360 * 2
+    assert found.live_row_bytes == 160_000 * 2 + found.stored_row_bytes
+
+
+def test_live_runs_at_the_pace_of_its_slowest_stage():
+    live = plan(cluster(), MEASURED, clips=1000).way("live")
+    assert live.bottleneck == "separation"
+    assert live.seconds == pytest.approx(5000 * 0.05 / 10)
+    assert live.separated == 5000
+    assert live.busy_gpu_hours == pytest.approx((5000 * 0.05 + 5000 * 0.002) / 3600)
+    assert live.held_gpu_hours == pytest.approx(live.seconds * 14 / 3600)
+    assert live.store_bytes == 0
+    assert live.moved_bytes == 5000 * (320_000 + 2 * 61_440)
+
+
+def test_read_through_separates_what_the_draws_bring():
+    """The expected number of new (clip, processor) pairs of each epoch, against the schedule's own draws."""
+    clips, epochs = 4000, 5
+    rows = np.arange(clips * epochs)
+    draws = draw(Schedule(seed=3, clips=clips, epochs=epochs), rows, (1.0, 1.0, 1.0))
+    seen: set[tuple[int, int]] = set()
+    for epoch, work in enumerate(work_of("read-through", cluster(), clips)):
+        here = draws["epoch"] == epoch
+        pairs = set(zip(draws["clip"][here].tolist(), draws["processor"][here].tolist(), strict=True))
+        assert work.live == pytest.approx(len(pairs - seen), abs=4 * np.sqrt(clips * 0.25))
+        assert work.live + work.stored == pytest.approx(clips)
+        seen |= pairs
+
+
+def test_read_through_by_hand():
+    way = plan(cluster(**{"training.epochs": 2}), MEASURED, clips=900).way("read-through")
+    assert way.separated == pytest.approx(900 + 600)  # two thirds meet another processor in the second epoch
+    separation = (0.05 + 0.003) / 10
+    assert way.seconds == pytest.approx(900 * separation + 600 * separation)
+    assert way.store_bytes == pytest.approx((1500 * 2 + 900) * 320_000)
+    assert way.moved_bytes == pytest.approx(1500 * 320_000 + 2 * 1800 * 61_440)
+
+
+def test_prefill_by_hand():
+    way = plan(cluster(), MEASURED, clips=1000).way("prefill")
+    assert way.separated == 3000
+    assert way.seconds == pytest.approx(3000 * (0.05 + 0.003) / 10 + 5000 * 0.002 / 4)
+    assert way.busy_gpu_hours == pytest.approx((3000 * 0.053 + 5000 * 0.002) / 3600)
+
+
+def test_many_epochs_approach_one_separation_a_processor():
+    few, many = (plan(cluster(**{"training.epochs": n}), MEASURED, clips=100) for n in (1, 200))
+    assert few.way("read-through").separated == pytest.approx(100)
+    assert many.way("read-through").separated == pytest.approx(300)
+    assert many.way("live").separated == 20_000
+
+
+def test_recommended_actors_balance_the_stages():
+    found = plan(cluster(), MEASURED, clips=1000)
+    assert found.actors_per_trainer == pytest.approx(0.05 / 0.002)
+    assert found.actors == 100
+    assert found.readers == 8
+    balanced = cluster(**{"resources.separation_actors": found.actors, "resources.readers": found.readers})
+    seconds = stage_seconds(balanced, MEASURED, Work(1000, 0, 1000, kept=False))
+    assert seconds["separation"] == pytest.approx(seconds["trainers"]) == pytest.approx(seconds["readers"])
+
+
+def test_a_share_of_a_gpu_works_at_that_share():
+    whole = stage_seconds(cluster(), MEASURED, Work(100, 0, 100, kept=False))
+    quarter = cluster(**{"resources.separation_gpus": 0.25, "resources.trainer_gpus": 0.5})
+    shared = stage_seconds(quarter, MEASURED, Work(100, 0, 100, kept=False))
+    assert shared["separation"] == pytest.approx(4 * whole["separation"])
+    assert shared["trainers"] == pytest.approx(2 * whole["trainers"])
+
+
+def test_without_gpus_all_stages_share_the_cores():
+    here = MEASURED.model_copy(update={"cores": 2})
+    experiment = cluster(**{"resources.trainer_gpus": 0, "resources.separation_gpus": 0})
+    experiment = experiment.changed(
+        {"resources.trainer_cpus": 0.1, "resources.separation_cpus": 0.1, "resources.reader_cpus": 0.01}
+    )
+    live = plan(experiment, here, clips=1000).way("live")
+    assert live.bottleneck == "CPU cores"
+    assert live.seconds == pytest.approx(5000 * (0.004 + 0.05 + 0.002) / 2)
+    assert live.busy_gpu_hours == live.held_gpu_hours == 0
+
+
+def test_mix_mix_separates_nothing():
+    experiment = cluster(**{"views.pair": "mix-mix"})
+    found = plan(experiment, MEASURED, clips=1000)
+    assert found.separator_training_flops == found.separator_training_seconds == 0
+    for way in found.ways:
+        assert way.separated == way.store_bytes == 0
+        assert way.seconds == pytest.approx(5000 * 0.002 / 4)
+
+
+def test_the_separators_own_training():
+    found = plan(cluster(), MEASURED, clips=1000)
+    clip_equivalents = 3 * 120 * 8 * 0.3  # forward and backward; 120 steps of 8 mixtures of 3 s
+    assert found.separator_training_flops == pytest.approx(
+        clip_equivalents * found.separation_flops_per_clip, rel=1e-3
+    )
+    assert found.separator_training_seconds == pytest.approx(clip_equivalents * 0.05 / 4, rel=1e-3)
+    ready = cluster(**{"separator.checkpoints": {"S2": "a", "F": "b", "N": "c"}})
+    assert plan(ready, MEASURED, clips=1000).separator_training_flops == 0
+
+
+def test_the_number_of_clips_must_be_known():
+    assert plan(named_experiment("demo", "tiny"), MEASURED).clips == 256
+    with pytest.raises(SepsceneError, match=r"data.format 'audioset' does not say how many clips"):
+        plan(named_experiment("demo", "paper"), MEASURED)
+
+
+def printed(calibration: Calibration) -> str:
+    console = Console(width=140, file=io.StringIO())
+    console.print(plan_table(plan(cluster(), calibration, clips=1000)))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_table_says_it_all():
+    text = printed(MEASURED)
+    for part in (
+        "5,000 = 1,000 clips x 5 epochs",
+        "443 kB a live row",
+        "read-through *",
+        "separation 50 (L4)",
+    ):
+        assert part in text
+    assert "add 90 separation actors (resources.separation_actors=100)" in text
+    assert "measured on a CPU" not in text
+
+
+def test_the_table_warns_of_a_calibration_on_other_hardware():
+    on_cpu = MEASURED.model_copy(update={"train_device": "CPU"})
+    assert "measured on a CPU although GPUs are asked for" in printed(on_cpu)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 "), (12, "12 "), (999, "999 "), (61_440, "61.4 k"), (1.386e11, "139 G"), (9e17, "900 P")],
+)
+def test_quantities(value, text):
+    assert quantity(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.5, "0.5 s"), (200, "3 min 20 s"), (18_600, "5 h 10 min"), (12 * 86_400 + 3 * 3600, "12 days 3 h")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
