@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from augment import noisy_events as noisy
 from augment import tonal_events as tonal
-from augment.synthesis import coloured, curve, overtones, reverberate, tilt, tone
+from augment.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
 from models.config import Config
 
 BACKGROUND = "background"
@@ -153,19 +153,16 @@ def generate_scene(seed: int, index: int, config: SceneConfig | None = None) -> 
     config = config or SceneConfig()
     rng = np.random.default_rng([seed, index])
     samples = round(config.clip_seconds * config.sample_rate)
-    scene_type = str(rng.choice(sorted(PLACES)))
+    scene_type, names = draw_events(rng, config)
     place = PLACES[scene_type]
     background_T = _background(rng, samples, config.sample_rate, place)
     background_T *= np.float32(10 ** (rng.uniform(-46, -34) / 20))
     echo_seconds = rng.uniform(*place.echo_seconds)
-    sources, names, onsets = [], [], []
-    for _ in range(int(rng.integers(config.min_events, config.max_events + 1))):
-        vocabulary = sorted(EVENTS) if rng.random() < config.stray_share else place.vocabulary
-        name = str(rng.choice(vocabulary))
+    sources, onsets = [], []
+    for name in names:
         event_T, onset = _event(rng, name, samples, echo_seconds, config)
         level = 10 ** (rng.uniform(config.min_snr_db, config.max_snr_db) / 20) * _rms(background_T)
         sources.append(event_T * np.float32(level / _active_rms(event_T)))
-        names.append(name)
         onsets.append(onset)
     order = np.argsort(onsets, kind="stable")
     sources_ST = _on_grid(np.stack([*(sources[k] for k in order), background_T]))
@@ -176,6 +173,16 @@ def generate_scene(seed: int, index: int, config: SceneConfig | None = None) -> 
         labels=tuple(sorted(set(names))),
         scene_type=scene_type,
     )
+
+
+def draw_events(rng: np.random.Generator, config: SceneConfig) -> tuple[str, list[str]]:
+    """A scene type, uniform over `PLACES`, and the classes of its events: where co-occurrence is decided."""
+    scene_type = str(rng.choice(sorted(PLACES)))
+    names = []
+    for _ in range(int(rng.integers(config.min_events, config.max_events + 1))):
+        stray = rng.random() < config.stray_share
+        names.append(str(rng.choice(sorted(EVENTS) if stray else PLACES[scene_type].vocabulary)))
+    return scene_type, names
 
 
 def write_scenes(
@@ -233,6 +240,13 @@ def write_scenes(
     return manifest
 
 
+def colour(rng: np.random.Generator, wave_T: np.ndarray, rate: int) -> np.ndarray:
+    """The event as its place and the microphone colour it: random shelves of the middle and the treble."""
+    for low, high in ((200, 1000), (1000, 4000)):
+        wave_T = shelf(wave_T, rate, log_uniform(rng, low, high), rng.uniform(-10, 8))
+    return wave_T
+
+
 def read_sources(mixture_path: str | os.PathLike[str]) -> np.ndarray:
     """The isolated sources (S, T) of a written scene, float32, in the order of its `source_labels`.
 
@@ -251,7 +265,7 @@ def _event(
     """One individual of a class in its room, at a random time; and its onset in samples."""
     rate = config.sample_rate
     dry_T = np.trim_zeros(EVENTS[name](rng, rate), "b")[:samples]
-    dry_T = tilt(dry_T, rate, rng.uniform(500, 3000), rng.uniform(0, 0.8))
+    dry_T = colour(rng, dry_T, rate)
     event_T = reverberate(rng, dry_T, rate, echo_seconds * rng.uniform(0.8, 1.2), rng.uniform(0.1, 0.9))
     onset = int(rng.integers(0, max(1, samples - len(dry_T)) + 1))
     placed_T = np.zeros(samples, np.float32)

@@ -145,11 +145,12 @@ def beats(rng: np.random.Generator, count: int, period: float, jitter: float) ->
     return np.concatenate([[0.0], np.cumsum(steps[:-1])])
 
 
-def tilt(wave_T: np.ndarray, rate: int, cutoff: float, share: float) -> np.ndarray:
-    """The wave with `share` of it passed through a low-pass: distance and microphone take the treble away."""
-    pole = float(np.exp(-2 * np.pi * cutoff / rate))
-    dull_T = signal.lfilter([1 - pole], [1, -pole], wave_T)
-    return ((1 - share) * wave_T + share * dull_T).astype(np.float32)
+def shelf(wave_T: np.ndarray, rate: int, corner: float, decibels: float) -> np.ndarray:
+    """The wave with everything well above the corner louder or softer: distance, body, microphone."""
+    pole = float(np.exp(-2 * np.pi * corner / rate))
+    low_T = signal.lfilter([1 - pole], [1, -pole], wave_T)
+    gain = 10 ** (decibels / 20)
+    return (gain * wave_T + (1 - gain) * low_T).astype(np.float32)
 
 
 def reverberate(

@@ -24,7 +24,7 @@ from augment.synthesis import (
 
 def car_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
     """One to three honks of two steady reeds about a third apart."""
-    base, interval = log_uniform(rng, 280, 520), rng.uniform(1.18, 1.34)
+    base, interval = log_uniform(rng, 240, 620), rng.uniform(1.18, 1.34)
     low, high = (overtones(rng, base * step, rate, rng.uniform(-7, -2)) for step in (1, interval))
     count = int(rng.integers(1, 4))
     honks = []
@@ -57,7 +57,7 @@ def siren(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def ship_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
     """One or two long low blasts that beat against their own detuned copy."""
-    base, slope = log_uniform(rng, 70, 190), rng.uniform(-7, -3)
+    base, slope = log_uniform(rng, 65, 260), rng.uniform(-8, -2)
     amplitude_H = overtones(rng, base * 1.01, rate, slope)
     count = int(rng.integers(1, 3))
     blasts = []
@@ -107,7 +107,7 @@ def speech(rng: np.random.Generator, rate: int) -> np.ndarray:
     base, period = log_uniform(rng, 90, 280), rng.uniform(0.16, 0.3)
     count = int(rng.integers(6, 16))
     stretch = rng.uniform(0.9, 1.25)  # a small head moves all formants up
-    slope = rng.uniform(-11, -5)
+    slope = rng.uniform(-12, -3)
     syllables = []
     for _ in range(count):
         samples = length(period * rng.uniform(0.55, 1.05), rate)
@@ -131,12 +131,13 @@ def laughter(rng: np.random.Generator, rate: int) -> np.ndarray:
     """A falling series of breathy bursts on one vowel."""
     count, period = int(rng.integers(4, 11)), rng.uniform(0.15, 0.26)
     base, vowel = log_uniform(rng, 170, 460), [(rng.uniform(500, 900), 150), (rng.uniform(1100, 1900), 200)]
+    slope, breath = rng.uniform(-12, -3), rng.uniform(0.1, 0.8)
     bursts = []
     for pitch in base * np.linspace(1, rng.uniform(0.6, 0.9), count) * rng.uniform(0.95, 1.05, count):
         samples = length(period * rng.uniform(0.45, 0.65), rate)
         pitch_T = pitch * curve(samples, (1.15, 1, 0.9))
-        voice_T = tone(rng, pitch_T, overtones(rng, base * 1.3, rate, -8, vowel, 1), rate)
-        bursts.append(fade(voice_T + 0.35 * band(noise(rng, samples), rate, 700, 4500), rate, 0.02, 0.06))
+        voice_T = tone(rng, pitch_T, overtones(rng, base * 1.3, rate, slope, vowel, 1), rate)
+        bursts.append(fade(voice_T + breath * band(noise(rng, samples), rate, 700, 4500), rate, 0.02, 0.06))
     return place(length(count * period + 0.3, rate), beats(rng, count, period, 0.1), bursts, rate)
 
 
@@ -210,7 +211,7 @@ def cricket(rng: np.random.Generator, rate: int) -> np.ndarray:
 def frog(rng: np.random.Generator, rate: int) -> np.ndarray:
     """Croaks: slow pulses of a throat resonance."""
     count, pulse = int(rng.integers(1, 6)), log_uniform(rng, 35, 110)
-    throat = [(log_uniform(rng, 450, 1700), 180.0), (log_uniform(rng, 1200, 2800), 250.0)]
+    throat = [(log_uniform(rng, 350, 2400), 180.0), (log_uniform(rng, 900, 3600), 250.0)]
     croaks = []
     for _ in range(count):
         samples = length(rng.uniform(0.18, 0.6), rate)
@@ -226,9 +227,9 @@ def engine(rng: np.random.Generator, rate: int) -> np.ndarray:
     """A motor that idles, speeds up or passes by: low harmonics and exhaust noise at its beat."""
     samples, base = length(rng.uniform(2.5, 6), rate), log_uniform(rng, 35, 140)
     speed_T = curve(samples, rng.uniform(0.8, 1.3, 4))
-    motor_T = tone(rng, base * speed_T, overtones(rng, base * 1.3, rate, rng.uniform(-8, -4), spread=5), rate)
+    motor_T = tone(rng, base * speed_T, overtones(rng, base * 1.3, rate, rng.uniform(-8, -2), spread=5), rate)
     beat_T = 1 + 0.8 * tone(rng, base / 2 * speed_T, np.ones(2), rate)
-    exhaust_T = band(noise(rng, samples), rate, 80, rng.uniform(600, 2500)) * beat_T
+    exhaust_T = band(noise(rng, samples), rate, 80, log_uniform(rng, 500, 6000)) * beat_T
     passing_T = curve(samples, rng.uniform(0.3, 1, 4))
     return fade((motor_T + rng.uniform(0.2, 0.7) * exhaust_T).astype(np.float32) * passing_T, rate, 0.5, 0.6)
 
