@@ -135,7 +135,7 @@ class SeparationService:
         store: SeparatedStore | None = None,
         device: str = "cpu",
         precision: str = "float32",
-        clips_per_forward: int = 4,
+        clips_per_forward: int = 1,
     ) -> None:
         """Load the checkpoints.
 
@@ -144,7 +144,9 @@ class SeparationService:
             store: where separated clips are kept; none separates every row live.
             device: where the separators run.
             precision: "float32", or "bfloat16" where the device has it.
-            clips_per_forward: clips in one forward pass; bounds the memory.
+            clips_per_forward: clips in one forward pass. Every pass has exactly this many, short ones are padded with
+                silence: matrix kernels round differently for other shapes, and a view must not depend on its
+                neighbours. One is best on a CPU; a GPU wants several.
 
         Raises:
             SepsceneError: for a damaged checkpoint, or one trained at another sample rate.
@@ -236,9 +238,11 @@ class SeparationService:
                     yield n, mixtures[n], pcm_ST
 
     def _forward(self, index: int, pcm_BT: np.ndarray) -> np.ndarray:
+        wave_BT = np.zeros((self.clips_per_forward, pcm_BT.shape[1]), np.float32)
+        wave_BT[: len(pcm_BT)] = from_pcm(pcm_BT)
         with torch.inference_mode():
-            wave_BT = torch.from_numpy(from_pcm(pcm_BT)).to(self.device)
-            return self.separators[index](wave_BT).float().cpu().numpy()
+            separated_BST = self.separators[index](torch.from_numpy(wave_BT).to(self.device))
+        return separated_BST[: len(pcm_BT)].float().cpu().numpy()
 
     def _keep(self, columns: Columns, n: int, index: int, mixture_T: np.ndarray, pcm_ST: np.ndarray) -> None:
         if self.store is None:

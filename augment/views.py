@@ -25,14 +25,22 @@ class Views(Config):
     """How a clip becomes a positive pair."""
 
     pair: Literal["mix-mix", "mix-chan", "chan-chan"] = "mix-chan"
-    combination: tuple[str, ...] = Field(("S2",), description="processors under the OR rule; each row draws one")
-    weights: tuple[float, ...] | None = Field(None, description="probabilities of the processors; none is uniform [open]")
+    combination: tuple[str, ...] = Field(
+        ("S2",), description="processors under the OR rule; each row draws one"
+    )
+    weights: tuple[float, ...] | None = Field(
+        None, description="probabilities of the processors; none is uniform [open]"
+    )
     channel: Literal["uniform", "loudest", "softmax-energy"] = Field(
         "uniform", description="how the channel is chosen [open; ours: uniform over the audible ones]"
     )
-    silence_db: float = Field(-60.0, le=0, description="a channel whose RMS is below this (dBFS) is passed over [open; ours]")
+    silence_db: float = Field(
+        -60.0, le=0, description="a channel whose RMS is below this (dBFS) is passed over [open; ours]"
+    )
     patch_seconds: float = Field(0.96, gt=0, description="length of a view [open; ours]")
-    tp_delta_seconds: float = Field(10.0, ge=0, description="largest distance of the two crops' starts [open; ours]")
+    tp_delta_seconds: float = Field(
+        10.0, ge=0, description="largest distance of the two crops' starts [open; ours]"
+    )
     specaugment: bool = Field(True, description="SpecAugment on both views (paper: yes)")
 
     @model_validator(mode="after")
@@ -40,7 +48,9 @@ class Views(Config):
         if not self.combination:
             raise ValueError("views.combination is empty: name at least one processor, e.g. [S2, N]")
         if self.weights is not None and len(self.weights) != len(self.combination):
-            raise ValueError("views.weights must hold one probability for each processor of views.combination")
+            raise ValueError(
+                "views.weights must hold one probability for each processor of views.combination"
+            )
         if self.weights is not None and (min(self.weights) < 0 or sum(self.weights) <= 0):
             raise ValueError("views.weights must not be negative and must not all be zero")
         return self
@@ -67,9 +77,7 @@ def levels_db(pcm_ST: np.ndarray) -> np.ndarray:
     return (10 * np.log10(np.maximum(power_S, 1e-20))).astype(np.float32)
 
 
-def choose_channel(
-    levels_S: np.ndarray, uniform: float, views: Views, taken: int | None = None
-) -> int:
+def choose_channel(levels_S: np.ndarray, uniform: float, views: Views, taken: int | None = None) -> int:
     """Pick a channel by the rule of `views`, among those that are audible and not `taken`.
 
     Args:
@@ -94,7 +102,9 @@ def choose_channel(
     return audible[int(np.searchsorted(edges, uniform, side="right"))]
 
 
-def choose_channels(levels_S: np.ndarray, channel_u: float, second_channel_u: float, views: Views) -> tuple[int, int]:
+def choose_channels(
+    levels_S: np.ndarray, channel_u: float, second_channel_u: float, views: Views
+) -> tuple[int, int]:
     """The channels of both views of a row; `MIXTURE` stands for the mixture."""
     if views.pair == "mix-mix":
         return MIXTURE, MIXTURE
@@ -104,7 +114,9 @@ def choose_channels(levels_S: np.ndarray, channel_u: float, second_channel_u: fl
     return first, choose_channel(levels_S, second_channel_u, views, taken=first)
 
 
-def view_starts(draws: dict[str, np.ndarray], views: Views, clip_samples: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+def view_starts(
+    draws: dict[str, np.ndarray], views: Views, clip_samples: int, sample_rate: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Where both crops of each row start (temporal proximity), in samples."""
     return crop_starts(
         draws["crop_1_u"],

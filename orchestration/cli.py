@@ -27,17 +27,26 @@ separator_app = typer.Typer(no_args_is_help=True, help="Train a separator's ladd
 app.add_typer(separator_app, name="separator")
 
 ExperimentName = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="A name such as `table4/S2+N/simclr-cp` (see `sepscene show`), or a YAML file.")
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="A name such as `table4/S2+N/simclr-cp` (see `sepscene show`), or a YAML file.",
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. `runs/demo`.")]
 Storage = Annotated[Path, typer.Option(help="Folder in which runs are kept; on a cluster a shared one.")]
-RunId = Annotated[str | None, typer.Option(help="Name of the run's folder; chosen from the experiment when absent.")]
+RunId = Annotated[
+    str | None, typer.Option(help="Name of the run's folder; chosen from the experiment when absent.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of that id where it stopped.")]
 Scale = Annotated[str, typer.Option(help="`tiny` (two CPU cores), `small` (one GPU) or `paper` (a cluster).")]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a field: `--set objective.temperature=0.1`. Repeat as needed.")
+    list[str] | None,
+    typer.Option("--set", help="Change a field: `--set objective.temperature=0.1`. Repeat as needed."),
 ]
-Address = Annotated[str | None, typer.Option(help="Ray cluster; absent means RAY_ADDRESS, else this machine.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster; absent means RAY_ADDRESS, else this machine.")
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages.")]
 
 
@@ -68,7 +77,9 @@ def parse_changes(changes: list[str] | None) -> dict[str, Any]:
     for change in changes or []:
         field, equals, value = change.partition("=")
         if not equals:
-            raise SepsceneError(f"--set {change!r} must look like field=value, e.g. --set objective.temperature=0.1")
+            raise SepsceneError(
+                f"--set {change!r} must look like field=value, e.g. --set objective.temperature=0.1"
+            )
         try:
             parsed[field] = yaml.safe_load(value)
         except yaml.YAMLError as error:
@@ -128,7 +139,10 @@ def _execute(
     from orchestration.session import ray_session
     from orchestration.tracking import default_tracking_uri
 
-    run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_id = (
+        run_id
+        or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     folder = storage / run_id
     uri = default_tracking_uri(folder if run_id == "demo" else storage)
     with ray_session(experiment, address, verbose):
@@ -244,7 +258,9 @@ def scenes(
 
     with Progress(console=console) as progress:
         task = progress.add_task("scenes", total=count)
-        manifest = write_scenes(directory, count, seed, split, progress=lambda n: progress.update(task, completed=n))
+        manifest = write_scenes(
+            directory, count, seed, split, progress=lambda n: progress.update(task, completed=n)
+        )
     console.print(str(manifest))
 
 
@@ -268,7 +284,9 @@ def main() -> None:
     try:
         app()
     except SepsceneError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)
 
 

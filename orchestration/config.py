@@ -120,8 +120,12 @@ class Evaluation(Config):
     """How an encoder is judged (paper: shallow classification and query by example)."""
 
     judge: JudgeSettings = JudgeSettings()
-    baselines: bool = Field(True, description="judge the untrained encoder and the mix-mix encoder beside this one")
-    separator_mixtures: int = Field(32, ge=1, description="held-out mixtures on which each processor is scored")
+    baselines: bool = Field(
+        True, description="judge the untrained encoder and the mix-mix encoder beside this one"
+    )
+    separator_mixtures: int = Field(
+        32, ge=1, description="held-out mixtures on which each processor is scored"
+    )
 
 
 class Resources(Config):
@@ -135,7 +139,10 @@ class Resources(Config):
     separation_gpus: float = Field(
         0, ge=0, description="GPUs of one separation actor; fractions share one GPU"
     )
-    readers: int = Field(1, ge=1, description="concurrent reading tasks")
+    separation_batch: int = Field(
+        1, ge=1, description="clips in one forward pass; 1 on a CPU, several on a GPU"
+    )
+    readers: int = Field(1, ge=1, description="reading actors")
     reader_cpus: float = Field(0.5, gt=0)
     trainer_labels: dict[str, str] = Field(
         default_factory=dict, description='node labels, e.g. {"pool": "trainers"}'

@@ -72,7 +72,9 @@ def _mlflow() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri:
         mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    return f"mlflow {mlflow.__version__}, " + (f"server {uri} answers" if uri else "SQLite in the storage folder")
+    return f"mlflow {mlflow.__version__}, " + (
+        f"server {uri} answers" if uri else "SQLite in the storage folder"
+    )
 
 
 def _soundfile() -> str:
@@ -80,7 +82,9 @@ def _soundfile() -> str:
 
     missing = {"WAV", "FLAC", "OGG", "MP3"} - set(soundfile.available_formats())
     if missing:
-        raise RuntimeError(f"libsndfile {soundfile.__libsndfile_version__} reads no {', '.join(missing)}; update soundfile")
+        raise RuntimeError(
+            f"libsndfile {soundfile.__libsndfile_version__} reads no {', '.join(missing)}; update soundfile"
+        )
     return f"libsndfile {soundfile.__libsndfile_version__}: WAV, FLAC, OGG, MP3"
 
 
@@ -108,7 +112,9 @@ def _writable(storage: Path) -> str:
     with tempfile.TemporaryFile(dir=storage):
         free = shutil.disk_usage(storage).free
     if free < NEEDED_FREE_BYTES:
-        raise RuntimeError(f"{storage} has {free / 2**30:.1f} GiB free; runs need about {NEEDED_FREE_BYTES >> 30} GiB")
+        raise RuntimeError(
+            f"{storage} has {free / 2**30:.1f} GiB free; runs need about {NEEDED_FREE_BYTES >> 30} GiB"
+        )
     return f"{storage} is writable, {free / 2**30:.0f} GiB free"
 
 

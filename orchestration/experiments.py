@@ -19,8 +19,18 @@ from augment.views import Views
 from models.cnn14 import Cnn14Config
 from models.config import SepsceneError
 from models.tdcnpp import TDCNppConfig
+from orchestration.config import (
+    Data,
+    Evaluation,
+    Experiment,
+    Ladder,
+    Objective,
+    Resources,
+    Separator,
+    Store,
+    Training,
+)
 from tasks.judge import JudgeSettings
-from orchestration.config import Data, Evaluation, Experiment, Ladder, Objective, Resources, Separator, Store, Training
 
 Scale = Literal["tiny", "small", "paper"]
 
@@ -43,10 +53,17 @@ def tiny() -> Experiment:
         ),
         encoder=Cnn14Config.tiny(),
         objective=Objective(head_hidden=256),
-        training=Training(epochs=40, global_batch=64, service_rows=8, checkpoint_every_steps=50, learning_rate=2e-3),
+        training=Training(
+            epochs=40, global_batch=64, service_rows=8, checkpoint_every_steps=50, learning_rate=2e-3
+        ),
         evaluation=Evaluation(judge=JudgeSettings(bootstrap=500)),
         resources=Resources(
-            trainers=2, trainer_cpus=0.25, separation_actors=2, separation_cpus=0.2, readers=1, reader_cpus=0.1
+            trainers=2,
+            trainer_cpus=0.25,
+            separation_actors=2,
+            separation_cpus=0.2,
+            readers=1,
+            reader_cpus=0.1,
         ),
         store=Store(mode="read-through"),
     )
@@ -58,12 +75,20 @@ def small() -> Experiment:
         name="small",
         scale="small",
         data=Data(scenes_train=4096, scenes_test=1024),
-        separator=Separator(ladder=Ladder(steps={"N": 0, "F": 100, "S1": 500, "S2": 3000}), segment_seconds=5.0),
+        separator=Separator(
+            ladder=Ladder(steps={"N": 0, "F": 100, "S1": 500, "S2": 3000}), segment_seconds=5.0
+        ),
         training=Training(
             epochs=50, global_batch=256, service_rows=32, precision="bfloat16", checkpoint_every_steps=200
         ),
         resources=Resources(
-            trainers=1, trainer_gpus=0.5, separation_actors=2, separation_gpus=0.25, readers=4, reader_cpus=1
+            trainers=1,
+            trainer_gpus=0.5,
+            separation_actors=2,
+            separation_gpus=0.25,
+            separation_batch=8,
+            readers=4,
+            reader_cpus=1,
         ),
         store=Store(mode="read-through"),
     )
@@ -74,7 +99,9 @@ def paper() -> Experiment:
     return Experiment(
         name="paper",
         scale="paper",
-        data=Data(format="audioset", root="audioset", train=("unbalanced_train", "balanced_train"), test=("eval",)),
+        data=Data(
+            format="audioset", root="audioset", train=("unbalanced_train", "balanced_train"), test=("eval",)
+        ),
         separator=Separator(network=TDCNppConfig(), batch_mixtures=64),
         training=Training(
             epochs=100, global_batch=4096, service_rows=64, precision="bfloat16", checkpoint_every_steps=500
@@ -87,6 +114,7 @@ def paper() -> Experiment:
             separation_actors=64,
             separation_cpus=3,
             separation_gpus=1,
+            separation_batch=8,
             readers=128,
             reader_cpus=1,
             trainer_labels={"pool": "trainers"},
@@ -151,5 +179,7 @@ def named_experiment(name: str, scale: Scale) -> Experiment:
         SepsceneError: when there is none; it lists those that there are.
     """
     if name not in EXPERIMENTS:
-        raise SepsceneError(f"there is no experiment {name!r}; choose one of: {', '.join(EXPERIMENTS)}; or give a YAML file")
+        raise SepsceneError(
+            f"there is no experiment {name!r}; choose one of: {', '.join(EXPERIMENTS)}; or give a YAML file"
+        )
     return EXPERIMENTS[name](scale)

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from models.config import SepsceneError
 from models.separators import read_card
+from orchestration.compare import evidence_path, save_judgement
 from orchestration.config import Experiment
 from orchestration.environment import environment
 from orchestration.evaluation import Embeddings, embed_manifest, score_separator
@@ -24,7 +25,7 @@ from orchestration.results import (
     read_metrics,
 )
 from orchestration.run import Run
-from tasks.judge import Judgement, judge
+from tasks.judge import judge
 from tasks.manifests import Manifest
 from tasks.probes import embedding_map
 from tasks.resampling import resample
@@ -71,7 +72,10 @@ def judge_encoder(
     name: str, bundle: Path, train: Manifest, test: Manifest, experiment: Experiment, run_dir: Path
 ) -> EncoderResult:
     """All figures of one encoder; its evidence is kept in RUN/evaluation/<name>.npz for comparisons."""
-    embedded = {part: embed_manifest(bundle, manifest, experiment) for part, manifest in (("train", train), ("test", test))}
+    embedded = {
+        part: embed_manifest(bundle, manifest, experiment)
+        for part, manifest in (("train", train), ("test", test))
+    }
     train_h, test_h = embedded["train"], embedded["test"]
     ids = np.array(test.clips["clip_id"].to_pylist())[test_h.position_N].tolist()
     judgement = judge(
@@ -83,7 +87,7 @@ def judge_encoder(
         experiment.evaluation.judge,
         ids,
     )
-    save_judgement(judgement, run_dir / "evaluation" / f"{name}.npz")
+    save_judgement(judgement, evidence_path(run_dir, name))
     return EncoderResult(
         name=name,
         description="; ".join(judgement.notes),
@@ -116,7 +120,11 @@ def judge_processor(name: str, folder: str, test: Manifest, experiment: Experime
 
 def _figure(interval: Interval) -> Figure:
     return Figure(
-        value=interval.value, low=interval.low, high=interval.high, count=interval.count, interval=interval.method
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        count=interval.count,
+        interval=interval.method,
     )
 
 
@@ -125,7 +133,9 @@ def _mean_figure(values_N: np.ndarray) -> Figure | None:
     if not len(values_N):
         return None
     weights_NR = resample(len(values_N))
-    return _figure(bootstrap_interval(float(values_N.mean()), values_N @ weights_NR / len(values_N), len(values_N)))
+    return _figure(
+        bootstrap_interval(float(values_N.mean()), values_N @ weights_NR / len(values_N), len(values_N))
+    )
 
 
 def _map_2d(embedded: Embeddings, test: Manifest) -> tuple[tuple[float, float, str], ...]:
@@ -139,7 +149,11 @@ def _map_2d(embedded: Embeddings, test: Manifest) -> tuple[tuple[float, float, s
 
 
 def _results(
-    run: Run, train: Manifest, test: Manifest, encoders: list[EncoderResult], processors: list[ProcessorResult]
+    run: Run,
+    train: Manifest,
+    test: Manifest,
+    encoders: list[EncoderResult],
+    processors: list[ProcessorResult],
 ) -> RunResults:
     experiment, folder = run.experiment, run.folder
     timings = json.loads((folder / "stages.json").read_text())
@@ -189,7 +203,9 @@ def summarise(run: Run) -> None:
     try:
         results = RunResults.load(run.folder)
     except SepsceneError:
-        run.console.print(f"encoder: {run.folder / 'encoder'}; judge it with `sepscene evaluate {run.folder}`")
+        run.console.print(
+            f"encoder: {run.folder / 'encoder'}; judge it with `sepscene evaluate {run.folder}`"
+        )
         return
     table = Table(title=f"{results.experiment} ({results.scale}), {results.seconds:.0f} s")
     names = list(results.encoders[0].figures)

@@ -146,7 +146,9 @@ class Run:
         train, test = manifest.select(*data.train), manifest.select(*data.test)
         for name, part, splits in (("train", train, data.train), ("test", test, data.test)):
             if not len(part.clips):
-                raise SepsceneError(f"data.{name}: no clip of {data.root or 'the scenes'} is in {', '.join(splits)}")
+                raise SepsceneError(
+                    f"data.{name}: no clip of {data.root or 'the scenes'} is in {', '.join(splits)}"
+                )
         return train, test
 
     def _generate_scenes(self, root: Path) -> None:
@@ -157,7 +159,9 @@ class Run:
         with self.stage("scenes", "generate sound scenes", sum(splits.values())):
             done = 0
             for split, count in splits.items():
-                write_scenes(root, count, self.experiment.seed, split, progress=lambda n, d=done: self.advance(d + n))
+                write_scenes(
+                    root, count, self.experiment.seed, split, progress=lambda n, d=done: self.advance(d + n)
+                )
                 done += count
                 (root / f"{split}.done").touch()
 
@@ -187,7 +191,9 @@ class Run:
         """
         experiment, bundle = self.experiment, self.folder / "encoder"
         if pair is not None:
-            experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update={"pair": pair})})
+            experiment = experiment.model_copy(
+                update={"views": experiment.views.model_copy(update={"pair": pair})}
+            )
             bundle = self.folder / "baselines" / pair
         stage = f"pretrain-{experiment.views.pair}"
         rows = schedule_of(experiment, len(train.clips)).rows
@@ -198,7 +204,9 @@ class Run:
                 "title": f"{experiment.name} ({experiment.views.pair})",
                 "data": f"{experiment.data.format}, {len(train.clips)} clips, manifest {train.digest()[:12]}",
                 "separator": "TDCN++ by MixIT" if experiment.views.pair != "mix-mix" else "none",
-                "combination": list(experiment.views.combination) if experiment.views.pair != "mix-mix" else [],
+                "combination": list(experiment.views.combination)
+                if experiment.views.pair != "mix-mix"
+                else [],
                 "losses": f"NT-Xent (tau {experiment.objective.temperature:g}) + {experiment.objective.alpha:g} coincidence",
                 "steps": state.step,
                 "seed": experiment.seed,

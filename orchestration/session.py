@@ -11,9 +11,9 @@ from pathlib import Path
 
 import ray
 
+from orchestration.config import Experiment
 from orchestration.placement import check_placement, cluster_nodes, demands
 from orchestration.stream import configure_data
-from orchestration.config import Experiment
 
 
 @contextmanager

@@ -91,6 +91,7 @@ def view_stream(
             "settings": settings,
             "store": store,
             "device": "cuda" if resources.separation_gpus else "cpu",
+            "clips_per_forward": resources.separation_batch,
         },
         batch_size=training.service_rows,
         compute=ActorPoolStrategy(size=resources.separation_actors),
