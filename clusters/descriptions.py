@@ -56,6 +56,24 @@ def read_pools(path: Path) -> list[Pool]:
     )
 
 
+def write_pools(pools: list[Pool]) -> str:
+    """The pools as a plain list in YAML, which `read_pools` reads back."""
+    entries = [
+        PoolEntry(
+            name=pool.name,
+            nodes=pool.most,
+            least=pool.least,
+            cpus=pool.node.cpus,
+            gpus=pool.node.gpus,
+            accelerator=pool.node.accelerator,
+            labels=dict(pool.node.labels),
+            spot=pool.spot,
+        )
+        for pool in pools
+    ]
+    return yaml.safe_dump(PoolList(pools=entries).model_dump(), sort_keys=False)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     """One YAML document that is a mapping; anything else gives an empty one."""
     if not path.exists():
@@ -90,7 +108,7 @@ def _from_list(tree: dict[str, Any], source: str) -> list[Pool]:
 
 
 def _from_launcher(tree: dict[str, Any], source: str) -> list[Pool]:
-    """Node types of the cluster launcher, whose `max_workers` bounds each; their common bound is checked too."""
+    """Node types of the cluster launcher, each bounded by its `max_workers`; the common bound is checked."""
     head = tree.get("head_node_type")
     pools = []
     for name, kind in tree["available_node_types"].items():

@@ -1,7 +1,7 @@
 #!/bin/bash
 # One MLflow server for all runs of a cluster, on the head's loopback, with a password.
 #
-#   export MLFLOW_AUTH_ADMIN_PASSWORD=... MLFLOW_FLASK_SERVER_SECRET_KEY=...   # from your secret store, 16 characters or more
+#   export MLFLOW_AUTH_ADMIN_PASSWORD=... MLFLOW_FLASK_SERVER_SECRET_KEY=...   # from your secret store, 16 characters
 #   bash clusters/mlflow.sh                                                    # on the head; see docs/clusters.md
 #   ssh -L 5000:127.0.0.1:5000 HEAD       (or kubectl port-forward)            # then http://127.0.0.1:5000
 #

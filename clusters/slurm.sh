@@ -2,14 +2,14 @@
 # Sepscene under Slurm: one heterogeneous job, trainers first, separators second.   Read docs/clusters.md first; then
 #
 #   ray get-auth-token --generate && chmod 600 ~/.ray/auth_token    # once: the cluster's password; $HOME is shared
-#   mkdir -p runs && sepscene cluster check clusters/slurm.sh --experiment table4/S2+N/SimCLR&CP
-#   sbatch clusters/slurm.sh 'table4/S2+N/SimCLR&CP' my-run
+#   mkdir -p runs && sepscene cluster check clusters/slurm.sh --experiment table4/S2+N/simclr-cp --scale paper
+#   sbatch clusters/slurm.sh 'table4/S2+N/simclr-cp' my-run
 #
 # The same run id continues the run: where the time limit or a failure ends the job, send it again. --requeue does so by
 # itself when a node is lost. What it costs: the allocation, whether it is used or not, so keep --time near what
 # `sepscene plan` says. Partitions and sizes are yours to set, here and in slurm.pools.yaml.
 #
-# Nodes are exclusive: `ray symmetric-run` refuses a node that already runs Ray, and stops all of its user's Ray at the end.
+# Nodes are exclusive: `ray symmetric-run` refuses a node that already runs Ray, and stops all its user's Ray at the end.
 #
 #SBATCH --job-name=sepscene
 #SBATCH --output=runs/slurm-%j.log
@@ -26,13 +26,13 @@
 #SBATCH --nodes=8
 #SBATCH --exclusive
 #SBATCH --ntasks-per-node=1
-#SBATCH --cpus-per-task=16
-#SBATCH --gpus-per-node=L4:1
+#SBATCH --cpus-per-task=64
+#SBATCH --gpus-per-node=L4:8
 
 set -euo pipefail
 EXPERIMENT=${1:?usage: sbatch clusters/slurm.sh EXPERIMENT RUN_ID}
 RUN_ID=${2:?usage: sbatch clusters/slurm.sh EXPERIMENT RUN_ID}
-STORAGE=${SEPSCENE_STORAGE:-$PWD/runs} # a folder that every node sees (Lustre, NFS), or s3://..., gs://...
+STORAGE=${SEPSCENE_STORAGE:-$PWD/runs} # a folder that every node sees (Lustre, NFS)
 
 source .venv/bin/activate
 export RAY_AUTH_MODE=token OMP_NUM_THREADS=1
@@ -47,5 +47,5 @@ NODES=$((SLURM_JOB_NUM_NODES_HET_GROUP_0 + SLURM_JOB_NUM_NODES_HET_GROUP_1))
 symmetric() { echo ray symmetric-run --address "$HEAD:$PORT" --min-nodes "$NODES" --include-dashboard=false "$@"; }
 srun --kill-on-bad-exit=1 \
     --het-group=0 $(symmetric --num-cpus=64 --labels=pool=trainers) -- \
-    sepscene pretrain "$EXPERIMENT" --storage "$STORAGE" --run-id "$RUN_ID" --resume : \
-    --het-group=1 $(symmetric --num-cpus=16 --labels=pool=separators) -- true
+    sepscene pretrain "$EXPERIMENT" --scale paper --storage "$STORAGE" --run-id "$RUN_ID" --resume : \
+    --het-group=1 $(symmetric --num-cpus=64 --labels=pool=separators) -- true

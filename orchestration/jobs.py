@@ -1,4 +1,4 @@
-"""Sending a run to a cluster as a Ray job, following it, stopping it, sending it again when the cluster failed.
+"""Sending a run to a cluster as a Ray job, following it, stopping it, and again when the cluster failed.
 
 Ray never submits a job again after its head has died, and its job table is no truth about a run: that lives
 in the run's folder. So the launcher here sends the same command with the same run id again, and `--resume`
@@ -28,6 +28,7 @@ import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from clusters.descriptions import read_pools, write_pools
 from models.config import SepsceneError
 from orchestration.config import Experiment
 from orchestration.placement import CLUSTER_VARIABLE
@@ -45,7 +46,7 @@ _CLUSTER_FAULTS = {
     "JOB_SUPERVISOR_ACTOR_DIED",
 }
 _METADATA = "sepscene."
-_FORWARDED = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "SEPSCENE_CLUSTER")
+_FORWARDED = ("MLFLOW_TRACKING_URI",)
 _TERMINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
@@ -77,21 +78,26 @@ class Submission:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def pretraining(experiment: Experiment, storage: str, run_id: str, cluster: str | None = None) -> Submission:
+def pretraining(experiment: Experiment, storage: str, run_id: str, cluster: Path | None = None) -> Submission:
     """The submission that pre-trains `experiment`, or continues to.
 
     Args:
         storage: folder of the runs as the cluster's nodes see it.
-        cluster: description of an autoscaling cluster, e.g. "clusters/aws.yaml": what it may still start
-        counts as
-            being there when placement is checked.
+        cluster: description of an autoscaling cluster, e.g. clusters/aws.yaml: what it may still start counts
+            as being there when placement is checked. Its list of pools travels with the source, and no more.
+
+    Raises:
+        SepsceneError: when the description cannot be read.
     """
+    files = {"experiment.yaml": yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)}
+    if cluster:
+        files["cluster.pools.yaml"] = write_pools(read_pools(cluster))
     return Submission(
         arguments=("pretrain", "experiment.yaml", "--storage", storage, "--run-id", run_id, "--resume"),
         run_id=run_id,
         metadata={"experiment": experiment.name, "scale": experiment.scale, "digest": experiment.digest()},
-        files={"experiment.yaml": yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)},
-        environment={CLUSTER_VARIABLE: cluster} if cluster else {},
+        files=files,
+        environment={CLUSTER_VARIABLE: "cluster.pools.yaml"} if cluster else {},
     )
 
 
@@ -115,8 +121,8 @@ def connect(address: str) -> JobSubmissionClient:
     if token and parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
         raise SepsceneError(
             f"the token would travel to {parts.hostname} in clear text: open a tunnel (`ray dashboard FILE`, "
-            "`kubectl port-forward`, `ssh -L 8265:127.0.0.1:8265 HEAD`) and give --address http://127.0.0.1:8265, "
-            "or an https address"
+            "`kubectl port-forward`, `ssh -L 8265:127.0.0.1:8265 HEAD`) and give --address "
+            "http://127.0.0.1:8265, or an https address"
         )
     try:
         client = JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
@@ -153,8 +159,7 @@ def submit(client: JobSubmissionClient, submission: Submission) -> str:
     Raises:
         SepsceneError: when the run is being worked on already, or a secret would be shown.
     """
-    earlier = jobs_of_run(client, submission.run_id)
-    active = [job.submission_id for job in earlier if job.status not in _TERMINAL]
+    active = active_jobs(client, submission.run_id)
     if active:
         raise SepsceneError(
             f"run {submission.run_id} is being worked on by job {active[0]}: two would write one folder; "
@@ -164,7 +169,7 @@ def submit(client: JobSubmissionClient, submission: Submission) -> str:
     with staged(submission) as folder:
         return client.submit_job(
             entrypoint=shlex.join(["python", "-m", "orchestration.cli", *submission.arguments]),
-            submission_id=f"{submission.run_id}-{len(earlier) + 1}",
+            submission_id=f"{submission.run_id}-{len(jobs_of_run(client, submission.run_id)) + 1}",
             runtime_env={"working_dir": str(folder), "env_vars": environment},
             metadata={
                 _METADATA + key: value
@@ -214,6 +219,11 @@ def jobs_of_run(client: JobSubmissionClient, run_id: str) -> list[JobDetails]:
     """All jobs that were ever submitted for a run and that the cluster still knows, oldest first."""
     jobs = [job for job in client.list_jobs() if (job.metadata or {}).get(_METADATA + "run_id") == run_id]
     return sorted(jobs, key=lambda job: job.start_time or 0)
+
+
+def active_jobs(client: JobSubmissionClient, run_id: str) -> list[str]:
+    """Submission ids of a run's jobs that have not ended; more than one only by hand."""
+    return [str(job.submission_id) for job in jobs_of_run(client, run_id) if job.status not in _TERMINAL]
 
 
 def follow(

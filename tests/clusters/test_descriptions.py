@@ -1,0 +1,177 @@
+"""Templates read back as pools, and what is refused with which words."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clusters.descriptions import read_pools, write_pools
+from clusters.kuberay import parse_kuberay
+from models.config import SepsceneError
+
+CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
+TEMPLATES = (
+    "aws.yaml",
+    "gcp.yaml",
+    "onprem.yaml",
+    "raycluster.yaml",
+    "rayjob.yaml",
+    "skypilot.yaml",
+    "slurm.sh",
+)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_has_the_two_pools(name: str) -> None:
+    pools = {pool.name: pool for pool in read_pools(CLUSTERS / name)}
+    for kind in ("trainers", "separators"):
+        assert pools[kind].node.labels["pool"] == kind
+        assert pools[kind].node.gpus >= 1
+        assert 0 <= pools[kind].least <= pools[kind].most
+        assert pools[kind].spot == (pools[kind].node.labels.get("market") == "spot" or name == "skypilot.yaml")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_pools_survive_being_written(name: str, tmp_path: Path) -> None:
+    pools = read_pools(CLUSTERS / name)
+    (tmp_path / "copy.pools.yaml").write_text(write_pools(pools))
+    again = read_pools(tmp_path / "copy.pools.yaml")
+    assert [(p.name, p.least, p.most, p.spot) for p in again] == [(p.name, p.least, p.most, p.spot) for p in pools]
+    assert [(p.node.cpus, p.node.gpus, p.node.labels, p.node.accelerator) for p in again] == [
+        (p.node.cpus, p.node.gpus, p.node.labels, p.node.accelerator) for p in pools
+    ]
+
+
+def test_the_list_beside_the_slurm_script_says_what_the_script_asks_for() -> None:
+    script = (CLUSTERS / "slurm.sh").read_text()
+    parts = script.split("#SBATCH hetjob")
+    for part, pool in zip(parts, read_pools(CLUSTERS / "slurm.sh"), strict=True):
+        asked = dict(
+            line.removeprefix("#SBATCH --").split("=", 1)
+            for line in part.splitlines()
+            if line.startswith("#SBATCH --") and "=" in line
+        )
+        kind, count = asked["gpus-per-node"].split(":")
+        assert (pool.most, pool.node.cpus, pool.node.gpus, pool.node.accelerator) == (
+            int(asked["nodes"]),
+            float(asked["cpus-per-task"]),
+            int(count),
+            kind,
+        )
+        assert f"--num-cpus={asked['cpus-per-task']} --labels=pool={pool.name}" in script
+
+
+def test_the_lists_beside_the_other_templates_count_the_same_nodes() -> None:
+    onprem = yaml.safe_load((CLUSTERS / "onprem.yaml").read_text())
+    workers = sum(pool.most for pool in read_pools(CLUSTERS / "onprem.yaml") if pool.name != "head")
+    assert workers == len(onprem["provider"]["worker_ips"]) == onprem["min_workers"] == onprem["max_workers"]
+    sky = yaml.safe_load((CLUSTERS / "skypilot.yaml").read_text())
+    pools = read_pools(CLUSTERS / "skypilot.yaml")
+    assert sum(pool.most for pool in pools) == sky["num_nodes"]
+    assert {f"{pool.node.accelerator}:{pool.node.gpus}" for pool in pools} == {sky["resources"]["accelerators"]}
+
+
+def changed(path: str, value: Any, name: str = "raycluster.yaml") -> dict[str, Any]:
+    """The manifest with one field set; `path` is dotted, numbers index lists."""
+    tree: dict[str, Any] = copy.deepcopy(yaml.safe_load((CLUSTERS / name).read_text()))
+    *parents, leaf = path.split(".")
+    node: Any = tree
+    for key in parents:
+        node = node[int(key)] if key.isdigit() else node[key]
+    node[leaf] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("spec.workerGroupSpecs.0.template.spec.containers.0.imagee", "x", "imagee: Extra inputs"),
+        ("spec.idleTimeoutSeconds", 5, "idleTimeoutSeconds: Extra inputs"),
+        ("metadata.name", "Sepscene", "small letters"),
+        ("metadata.name", "s" * 54, "53 characters"),
+        ("spec.rayVersion", "2.51.0", "tokens need 2.52.0"),
+        ("spec.rayVersion", "2.60", "written as x.y.z"),
+        ("spec.authOptions.mode", "disabled", "spec.authOptions.mode"),
+        ("spec.workerGroupSpecs.0.minReplicas", 65, "maxReplicas 64 must not fall"),
+        ("spec.workerGroupSpecs.1.groupName", "separators", "different names"),
+        ("spec.workerGroupSpecs.1.template.spec.restartPolicy", "Always", "restartPolicy must be Never"),
+        ("spec.workerGroupSpecs.0.rayStartParams", {"labels": "pool=x"}, "rayStartParams.labels"),
+        ("spec.headGroupSpec.resources", {"CPU": "4"}, "use one of them"),
+        ("spec.headGroupSpec.labels", {"pool": "no blanks"}, "'no blanks' is not a Kubernetes label"),
+        ("spec.headGroupSpec.serviceType", "LoadBalancer", "ClusterIP"),
+        ("spec.headGroupSpec.template.spec.containers", [], "at least 1 item"),
+        ("spec.workerGroupSpecs.0.template.spec.volumes", [], "which `volumes` lacks"),
+        (
+            "spec.workerGroupSpecs.0.template.spec.containers.0.env",
+            [{"name": "MLFLOW_TRACKING_PASSWORD", "value": "swordfish"}],
+            "holds a secret in plain text",
+        ),
+    ],
+)
+def test_a_manifest_the_operator_would_refuse_is_refused_before(path: str, value: Any, said: str) -> None:
+    with pytest.raises(SepsceneError) as refusal:
+        parse_kuberay(changed(path, value), "raycluster.yaml")
+    assert said in str(refusal.value), str(refusal.value)
+
+
+def test_a_long_job_name_leaves_no_room_for_its_cluster() -> None:
+    with pytest.raises(SepsceneError, match="47 characters"):
+        parse_kuberay(changed("metadata.name", "s" * 48, "rayjob.yaml"), "rayjob.yaml")
+
+
+def test_the_two_kuberay_clusters_differ_only_where_they_must() -> None:
+    cluster = yaml.safe_load((CLUSTERS / "raycluster.yaml").read_text())["spec"]
+    job = yaml.safe_load((CLUSTERS / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    assert cluster["headGroupSpec"]["rayStartParams"].pop("dashboard-host") == "127.0.0.1"
+    variable = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["env"][2]
+    assert variable == {"name": "SEPSCENE_CLUSTER", "value": "/home/ray/sepscene/clusters/raycluster.yaml"}
+    variable["value"] = "/home/ray/sepscene/clusters/rayjob.yaml"
+    assert cluster == job
+
+
+def test_the_two_clouds_differ_only_where_they_must() -> None:
+    aws, gcp = (yaml.safe_load((CLUSTERS / name).read_text()) for name in ("aws.yaml", "gcp.yaml"))
+    same = aws.keys() - {"provider", "available_node_types", "initialization_commands", "setup_commands"}
+    assert {key: aws[key] for key in same} == {key: gcp[key] for key in same}
+    assert aws["available_node_types"].keys() == gcp["available_node_types"].keys()
+    for name, kind in aws["available_node_types"].items():
+        for key in kind.keys() - {"node_config", "resources"}:
+            assert kind[key] == gcp["available_node_types"][name][key], (name, key)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pools: []", "bad list of pools"),
+        ("pools: [{name: a, nodes: 1, cpus: 0}]", "greater than 0"),
+        ("pools: [{name: a, nodes: 1, cpus: 1, gpu: 1}]", "Extra inputs"),
+        ("a: [", "is not YAML"),
+        ("just: words", "does not say what its machines offer"),
+        ("available_node_types: {a: {resources: {}, node_config: {}}}", "does not say its CPUs"),
+        (
+            "max_workers: 9\navailable_node_types: {a: {resources: {CPU: 1}, min_workers: 3, max_workers: 2}}",
+            "min_workers 3 above max_workers 2",
+        ),
+        (
+            "max_workers: 1\navailable_node_types: {a: {resources: {CPU: 1}, max_workers: 2}}",
+            "may reach 2 workers, but max_workers is 1",
+        ),
+    ],
+)
+def test_a_bad_description_says_what_is_wrong(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SepsceneError) as refusal:
+        read_pools(tmp_path / "mine.yaml")
+    assert said in str(refusal.value), str(refusal.value)
+
+
+def test_a_missing_description_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SepsceneError, match=r"nothing\.yaml does not exist"):
+        read_pools(tmp_path / "nothing.yaml")
+
+
+def test_millicpus_are_parts_of_a_cpu() -> None:
+    tree = changed("spec.workerGroupSpecs.0.template.spec.containers.0.resources.limits", {"cpu": "3500m"})
+    assert parse_kuberay(tree, "x").pools()[1].node.cpus == 3.5

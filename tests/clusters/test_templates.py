@@ -1,0 +1,201 @@
+"""The templates against the schemas of those who read them, the real command line, and the rules of security."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
+LAUNCHER = ("aws.yaml", "gcp.yaml", "onprem.yaml")
+FILES = sorted(path for path in CLUSTERS.iterdir() if path.suffix in (".yaml", ".sh") or path.name == "Dockerfile")
+DOCUMENT = CLUSTERS.parent / "docs" / "clusters.md"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_the_launcher_accepts_its_templates(name: str) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((CLUSTERS / name).read_text()))
+    validate_config(config)
+    assert config["max_workers"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("max_worker",), 3),
+        (("available_node_types", "trainers", "resources"), {"GPU": "eight"}),
+        (("available_node_types", "trainers", "label"), {"pool": "trainers"}),
+        (("provider", "type"), None),
+    ],
+)
+def test_the_launcher_refuses_a_slip(path: tuple[str, ...], value: object) -> None:
+    import jsonschema
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    tree = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
+    node = tree
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with pytest.raises((jsonschema.ValidationError, ValueError, NotImplementedError)):
+        validate_config(prepare_config(tree))
+
+
+@pytest.mark.slow
+def test_aws_would_understand_every_machine() -> None:
+    """RunInstances by botocore's model; Ray takes SubnetIds and adds the counts before it calls."""
+    from botocore.loaders import Loader
+    from botocore.model import ServiceModel
+    from botocore.validate import ParamValidator
+
+    operation = ServiceModel(Loader().load_service_model("ec2", "service-2")).operation_model("RunInstances")
+    tree = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
+    for name, kind in tree["available_node_types"].items():
+        request = {**kind["node_config"], "MinCount": 1, "MaxCount": 1}
+        request["SubnetId"] = request.pop("SubnetIds")[0]
+        report = ParamValidator().validate(request, operation.input_shape)
+        assert not report.has_errors(), (name, report.generate_report())
+        request["InstanceMarketOptions"] = {"MarketTyp": "spot"}
+        assert ParamValidator().validate(request, operation.input_shape).has_errors()
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Every `sepscene ...` of a file, as words: comments and quotes removed, continued lines joined."""
+    joined = re.sub(r"\\\n\s*(#\s*)?", " ", text)
+    for line in joined.splitlines():
+        for match in re.finditer(r"(?:^|&& |; |`|# +|-- |^ *)(sepscene (?!on\b|under\b|with\b)[a-z].*)", line.strip()):
+            command = re.split(r"`| #|\s+&&|\s+\|\s| : |; ", match[1])[0]
+            words = shlex.split(command.strip("'\""))
+            if not {"...", "…"} & set(words):
+                yield words
+
+
+def sources() -> Iterator[tuple[str, list[str]]]:
+    for path in [*FILES, DOCUMENT]:
+        text = path.read_text()
+        if path.name == "rayjob.yaml":
+            yield path.name, shlex.split(yaml.safe_load(text)["spec"]["entrypoint"])
+        for words in commands(text):
+            yield path.name, words
+
+
+def test_there_are_commands_to_parse() -> None:
+    found = [name for name, _ in sources()]
+    assert {
+        "aws.yaml",
+        "gcp.yaml",
+        "onprem.yaml",
+        "raycluster.yaml",
+        "rayjob.yaml",
+        "slurm.sh",
+        "skypilot.yaml",
+    } <= set(found)
+    assert len(found) >= 18
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"), list(sources()), ids=lambda value: value if isinstance(value, str) else None
+)
+def test_the_command_line_knows_every_command(name: str, words: list[str]) -> None:
+    from orchestration.cli import app
+
+    command = typer.main.get_command(app)
+    context = typer.Context(command)
+    rest = words[1:]
+    while hasattr(command, "resolve_command"):
+        _, command, rest = command.resolve_command(context, rest)
+        context = typer.Context(command, parent=context)
+    command.make_context(words[1], list(rest))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_nothing_listens_to_everyone_and_no_secret_is_written_down(path: Path) -> None:
+    text = path.read_text()
+    assert "0.0.0.0" not in text
+    assert "::/0" not in text
+    assert not re.search(r"AKIA[0-9A-Z]{16}|-----BEGIN|hf_[A-Za-z0-9]{20}|ghp_[A-Za-z0-9]{20}", text)
+    assert not re.search(r"(?i)(password|token|secret)[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+]{16}", text)
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_ray_starts_with_a_token_and_its_dashboard_on_loopback(name: str) -> None:
+    tree = yaml.safe_load((CLUSTERS / name).read_text())
+    head, worker = tree["head_start_ray_commands"][-1], tree["worker_start_ray_commands"][-1]
+    assert "RAY_AUTH_MODE=token" in head and "RAY_AUTH_MODE=token" in worker
+    assert "--dashboard-host=127.0.0.1" in head
+    assert any(target.endswith(".ray/auth_token") for target in tree["file_mounts"])
+    assert {".env", ".git", "runs", ".venv"} <= set(tree["rsync_exclude"])
+
+
+def test_the_clouds_keep_their_own_closed_groups() -> None:
+    """Without a group of its own Ray opens port 22 to everyone on AWS; GCP's `default` network does so itself."""
+    aws, gcp = (yaml.safe_load((CLUSTERS / name).read_text()) for name in ("aws.yaml", "gcp.yaml"))
+    assert all(kind["node_config"]["SecurityGroupIds"] for kind in aws["available_node_types"].values())
+    assert all(
+        kind["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
+        for kind in aws["available_node_types"].values()
+    )
+    for kind in gcp["available_node_types"].values():
+        assert all("SUBNET" in interface["subnetwork"] for interface in kind["node_config"]["networkInterfaces"])
+
+
+def test_heads_are_on_demand_and_separators_on_spot() -> None:
+    aws, gcp = (
+        yaml.safe_load((CLUSTERS / name).read_text())["available_node_types"] for name in ("aws.yaml", "gcp.yaml")
+    )
+    assert "InstanceMarketOptions" not in aws["head"]["node_config"] and "scheduling" not in gcp["head"]["node_config"]
+    assert aws["separators"]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert gcp["separators"]["node_config"]["scheduling"]["provisioningModel"] == "SPOT"
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "mlflow.sh"])
+def test_scripts_are_bash(name: str) -> None:
+    subprocess.run(["bash", "-n", str(CLUSTERS / name)], check=True)
+
+
+def test_the_shells_of_the_other_templates_are_bash() -> None:
+    sky = yaml.safe_load((CLUSTERS / "skypilot.yaml").read_text())
+    texts = [sky["setup"], sky["run"]]
+    for name in LAUNCHER:
+        tree = yaml.safe_load((CLUSTERS / name).read_text())
+        for key in (
+            "setup_commands",
+            "initialization_commands",
+            "head_start_ray_commands",
+            "worker_start_ray_commands",
+        ):
+            texts += tree.get(key, [])
+    for text in texts:
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_the_pools_of_own_machines_are_told_apart_by_address() -> None:
+    """The real shell line, with `hostname` answering as each machine would."""
+    tree = yaml.safe_load((CLUSTERS / "onprem.yaml").read_text())
+    line = tree["setup_commands"][-1].replace("> ~/.sepscene-labels", "")
+    for address in [tree["provider"]["head_ip"], *tree["provider"]["worker_ips"]]:
+        script = f"hostname() {{ echo '{address} 172.17.0.1 '; }}; {line}"
+        said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+        expected = {"1": "head", "2": "trainers", "3": "separators"}[address.split(".")[-1][0]]
+        assert said == f"pool={expected}", address
+
+
+@pytest.mark.slow
+def test_mlflow_knows_every_option_of_its_script() -> None:
+    from mlflow.cli import server
+
+    text = (CLUSTERS / "mlflow.sh").read_text().split("exec mlflow server", 1)[1].replace("\\\n", " ")
+    words = shlex.split(text.replace("$PORT", "5000").replace("$STATE", "/s").replace("$ARTIFACTS", "/a"))
+    parameters = server.make_context("server", words).params
+    assert parameters["host"] == "127.0.0.1"
+    assert parameters["app_name"] == "basic-auth"
+    assert parameters["allowed_hosts"] == "127.0.0.1:5000,localhost:5000"
