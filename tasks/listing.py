@@ -12,6 +12,7 @@ import json
 import math
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -180,7 +181,8 @@ class Root:
         """
         if relative.startswith(f"{self.location}/"):
             relative = relative[len(self.location) + 1 :]
-        if not relative or leaves_root(relative) or "://" in relative:
+        parts = re.split(r"\.tar#", relative)  # a shard, and the member inside it
+        if not relative or "://" in relative or any(leaves_root(part) for part in parts):
             raise ManifestError(
                 f"{self.location}: {relative!r} leaves the data set's root; name files relative to it"
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.fft
 import soundfile
 
 from augment.scenes import (
@@ -164,8 +165,9 @@ def _in_many_places(events: list[np.ndarray]) -> list[np.ndarray]:
 
 def band_levels(wave_T: np.ndarray) -> np.ndarray:
     """Levels in dB in 20 third-octave bands from 100 Hz."""
-    power = np.abs(np.fft.rfft(wave_T)) ** 2
-    frequency = np.fft.rfftfreq(len(wave_T), 1 / RATE)
+    size = 2**17  # the longest event fits
+    power = np.abs(scipy.fft.rfft(wave_T, size)) ** 2
+    frequency = np.fft.rfftfreq(size, 1 / RATE)
     edges = 100 * 2 ** (np.arange(21) / 20 * 6.3)
     return np.array(
         [
