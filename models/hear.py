@@ -72,8 +72,8 @@ def get_scene_embeddings(audio_NT: Tensor, model: HearModel) -> Tensor:
 def get_timestamp_embeddings(audio_NT: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
     """An embedding every 50 ms, from 0 to the end of the sound, each of a window centred on its timestamp.
 
-    The window is the shortest that the encoder takes (0.96 s); silence surrounds the sound. Where 50 ms are no
-    whole number of samples, each centre is rounded by itself, so that nothing drifts.
+    The window is the shortest that the encoder takes (0.96 s); silence surrounds the sound. Where 50 ms are
+    no whole number of samples, each centre is rounded by itself, so that nothing drifts.
 
     Args:
         audio_NT: mono sound in [-1, 1] at `model.sample_rate`.
