@@ -11,6 +11,7 @@ import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -206,9 +207,7 @@ class _Drawer:
         first = Row("", (self.player("Query", wave_T, wave_T),))
         return Block(query.name, query.labels, (first, Row("Nearest clips, nearest first", tuple(players))))
 
-    def player(
-        self, title: str, wave_T: np.ndarray, scale_T: np.ndarray, notes: tuple[str, ...] = ()
-    ) -> Player:
+    def player(self, title: str, wave_T: np.ndarray, scale_T: np.ndarray, notes: tuple[str, ...] = ()) -> Player:
         """A sound at the level of `scale_T`: quieter only where it would clip, which is then said."""
         finite_T = np.nan_to_num(np.asarray(wave_T, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
         gain = PEAK / max(float(np.abs(scale_T).max(initial=0.0)), 1e-4)
@@ -243,9 +242,14 @@ class _Drawer:
     def _mel_db(self, wave_T: np.ndarray) -> np.ndarray:
         window = 1 << round(np.log2(0.064 * self.sample_rate))
         hop = max(window // 4, -(-len(wave_T) // PICTURE_FRAMES))
-        mel = MelSpectrogram(self.sample_rate, n_fft=window, hop_length=hop, f_min=50.0, n_mels=64)
+        mel = _mel_bands(self.sample_rate, window, hop)
         padded = torch.from_numpy(np.pad(wave_T.astype(np.float32), (0, max(0, window - len(wave_T)))))
         return 10 * torch.log10(mel(padded) + 1e-10).numpy()
+
+
+@lru_cache
+def _mel_bands(sample_rate: int, window_samples: int, hop_samples: int) -> MelSpectrogram:
+    return MelSpectrogram(sample_rate, n_fft=window_samples, hop_length=hop_samples, f_min=50.0, n_mels=64)
 
 
 def _judged(

@@ -95,6 +95,11 @@ def moment(started: str) -> str:
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 
+def sentence(text: str) -> str:
+    """The text with a capital at its start, unless it starts with a symbol of one letter."""
+    return text[:1].upper() + text[1:] if text[1:2].isalpha() else text
+
+
 def cell(value: object) -> str:
     """Text that is safe inside a Markdown table: no pipes, no line ends, no HTML."""
     text = " ".join(str(value).split())
@@ -115,7 +120,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (number, interval, with_interval, duration, size, percent, moment, cell)
+    filters = (number, interval, with_interval, duration, size, percent, moment, sentence, cell)
     environment.filters |= {each.__name__: each for each in filters}
     environment.filters["row"] = markdown_row
     environment.globals["figure_names"] = FIGURE_NAMES

@@ -104,9 +104,7 @@ def curves(
         return _picture(canvas, name, f"{title}. {'; '.join(said)}.")
 
 
-def intervals(
-    name: str, title: str, figures: Mapping[str, Figure], reference: float | None = None
-) -> Picture:
+def intervals(name: str, title: str, figures: Mapping[str, Figure], reference: float | None = None) -> Picture:
     """One row for each named figure: a point with its interval; `reference` is a dashed upright line."""
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _canvas(4.4, 0.75 + 0.33 * len(figures))
@@ -134,9 +132,7 @@ def intervals(
         return _picture(canvas, name, f"{title}: {said}.")
 
 
-def class_gains(
-    name: str, title: str, classes: Sequence[str], columns: Mapping[str, Sequence[float]]
-) -> Picture:
+def class_gains(name: str, title: str, classes: Sequence[str], columns: Mapping[str, Sequence[float]]) -> Picture:
     """Average precision of each class (rows) for each encoder (markers), joined by a line."""
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _canvas(4.4, 0.95 + 0.23 * len(classes))
@@ -144,9 +140,7 @@ def class_gains(
         table = np.array(list(columns.values()), dtype=float)
         axes.hlines(places, table.min(axis=0), table.max(axis=0), color=SOFT, linewidth=1)
         for index, (label, values) in enumerate(columns.items()):
-            axes.plot(
-                values, places, MARKERS[index], color=SERIES[index], label=label, linestyle="", markersize=5
-            )
+            axes.plot(values, places, MARKERS[index], color=SERIES[index], label=label, linestyle="", markersize=5)
         axes.set_yticks(places, classes, color=INK)
         axes.set_ylim(-0.7, len(classes) - 0.3)
         axes.set_xlim(-0.02, 1.02)
@@ -156,8 +150,7 @@ def class_gains(
         first, *others = columns
         wins = [sum(a > b for a, b in zip(columns[first], columns[other], strict=True)) for other in others]
         said = "; ".join(
-            f"{first} is above {other} in {win} of {len(classes)}"
-            for other, win in zip(others, wins, strict=True)
+            f"{first} is above {other} in {win} of {len(classes)}" for other, win in zip(others, wins, strict=True)
         )
         return _picture(
             canvas,
@@ -235,9 +228,7 @@ def ladder(name: str, processors: Sequence[ProcessorResult]) -> Picture:
         axes.margins(x=0.15, y=0.15)
         axes.set_title("SI-SDR improvement, dB")
         axes.set_xlabel("processor and its training steps")
-        said = "; ".join(
-            f"{item.name} {in_words(figure)}" for item, figure in zip(known, figures, strict=True)
-        )
+        said = "; ".join(f"{item.name} {in_words(figure)}" for item, figure in zip(known, figures, strict=True))
         return _picture(canvas, name, f"SI-SDR improvement in dB by processor: {said}.")
 
 
@@ -259,9 +250,7 @@ _LOOK: dict[str, dict[str, Any]] = {
 }
 
 
-def parallel(
-    name: str, axes_values: Mapping[str, Sequence[str]], title: str, paths: Sequence[TrialPath]
-) -> Picture:
+def parallel(name: str, axes_values: Mapping[str, Sequence[str]], title: str, paths: Sequence[TrialPath]) -> Picture:
     """An upright axis for each swept field, a last one for the figure, and a line for each trial."""
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _canvas(1.7 * (len(axes_values) + 1), 3.4)
@@ -290,15 +279,11 @@ def parallel(
         handles = [Line2D([], [], **_LOOK[kind]) for kind in kinds]
         canvas.legend(handles, kinds, loc="outside upper left", ncols=len(kinds))
         said = ", ".join(f"{field} ({', '.join(values)})" for field, values in axes_values.items())
-        return _picture(
-            canvas, name, f"{len(paths)} trials over {said}; {title} from {low:.3f} to {high:.3f}."
-        )
+        return _picture(canvas, name, f"{len(paths)} trials over {said}; {title} from {low:.3f} to {high:.3f}.")
 
 
 def _even(values: Sequence[str]) -> dict[str, float]:
-    return {
-        value: index / (len(values) - 1) if len(values) > 1 else 0.5 for index, value in enumerate(values)
-    }
+    return {value: index / (len(values) - 1) if len(values) > 1 else 0.5 for index, value in enumerate(values)}
 
 
 def _tag(axes: Axes, x: float, y: float, text: str) -> None:
@@ -323,6 +308,30 @@ def effect(name: str, title: str, y_label: str, groups: Mapping[str, Sequence[fl
         axes.set_ylabel(y_label)
         said = "; ".join(f"{value}: mean {mean:.3f}" for value, mean in zip(groups, means, strict=True))
         return _picture(canvas, name, f"{y_label} by {title}. {said}.")
+
+
+def beside(name: str, title: str, rows: Sequence[tuple[str, float, Figure | None]]) -> Picture:
+    """The paper's figure (hollow diamond) and ours with its interval (dot) for each row of a table."""
+    with matplotlib.rc_context(_STYLE):
+        canvas, axes = _canvas(4.6, 0.95 + 0.25 * len(rows))
+        for place, (_, paper, ours) in enumerate(rows):
+            axes.plot([paper], [place], "D", color=SERIES[1], fillstyle="none", markersize=6)
+            if ours and ours.low is not None and ours.high is not None:
+                axes.plot([ours.low, ours.high], [place, place], color=SERIES[0], linewidth=2.2)
+            if ours:
+                axes.plot([ours.value], [place], "o", color=SERIES[0], markersize=5)
+        axes.set_yticks(range(len(rows)), [label for label, *_ in rows], color=INK)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(title)
+        ink = Line2D([], [], color=SERIES[0], marker="o", linewidth=2.2)
+        hollow = Line2D([], [], color=SERIES[1], marker="D", fillstyle="none", linestyle="")
+        canvas.legend([ink, hollow], ["ours, with its interval", "paper"], loc="outside upper left", ncols=2)
+        said = "; ".join(
+            f"{label}: paper {paper:.3f}, {'ours ' + in_words(ours) if ours else 'not run'}"
+            for label, paper, ours in rows
+        )
+        return _picture(canvas, name, f"{title}. {said}.")
 
 
 def in_words(figure: Figure) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestration import plots
 from orchestration.pages import FIGURE_NAMES, render, with_interval
+from orchestration.paper_tables import row_name, run_rows, tables_beside
 from orchestration.results import EncoderResult, Figure, RunResults, read_metrics
 
 HEADLINE_FIGURES = ("shallow_map", "linear_map", "knn_map", "qbe_map")
@@ -54,16 +55,15 @@ def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
     in_headline = {e.name: e.figures[headline] for e in results.encoders if headline in e.figures}
     return {
         "results": results,
+        "row_name": row_name(results.table_row),
         "headline": headline,
         "headline_figures": in_headline,
         "how": next((figure.interval for figure in in_headline.values() if figure.interval), ""),
         "answer": answer(in_headline),
         "figures": figures,
         "figure_titles": [FIGURE_NAMES.get(name, name) for name in figures],
-        "encoder_cells": {
-            e.name: [with_interval(e.figures.get(name)) for name in figures] for e in results.encoders
-        },
-        "tables": (),
+        "encoder_cells": {e.name: [with_interval(e.figures.get(name)) for name in figures] for e in results.encoders},
+        "tables": tables_beside(run_rows(results)),
         "classes": classes,
         "drawn_classes": min(len(classes), MOST_CLASSES_DRAWN),
         "curves": learning_curves(read_metrics(run_dir)),
@@ -122,13 +122,9 @@ def _overlap(a: Figure, b: Figure) -> bool:
 
 def class_rows(encoders: Sequence[EncoderResult]) -> list[ClassRow]:
     """The classes by name with each encoder's shallow AP, or query-by-example AP where there is none."""
-    field = (
-        "shallow_ap" if any(item.shallow_ap is not None for e in encoders for item in e.classes) else "qbe_ap"
-    )
+    field = "shallow_ap" if any(item.shallow_ap is not None for e in encoders for item in e.classes) else "qbe_ap"
     positives = {item.name: item.positives for encoder in encoders for item in encoder.classes}
-    precision = {
-        e.name: {item.name: getattr(item, field) for item in e.classes} for e in encoders if e.classes
-    }
+    precision = {e.name: {item.name: getattr(item, field) for item in e.classes} for e in encoders if e.classes}
     return [
         ClassRow(name, count, {encoder: of_class.get(name) for encoder, of_class in precision.items()})
         for name, count in sorted(positives.items())
@@ -143,11 +139,7 @@ def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Pic
     panels: dict[tuple[str, str], dict[str, tuple[list[float], list[float]]]] = {}
     for record in records:
         for metric, value in record.items():
-            if (
-                metric in ("stage", "step", "seconds")
-                or not isinstance(value, int | float)
-                or not isfinite(value)
-            ):
+            if metric in ("stage", "step", "seconds") or not isinstance(value, int | float) or not isfinite(value):
                 continue
             prefix, _, quantity = metric.rpartition("/")
             panel = panels.setdefault((str(record["stage"]), quantity), {})
@@ -181,9 +173,7 @@ def _pictures(
     if complete:
         drawn = _largest_changes(complete)
         columns = {name: [row.precision[name] or 0.0 for row in drawn] for name in drawn[0].precision}
-        pictures["classes"] = plots.class_gains(
-            "classes", "Average precision", [row.name for row in drawn], columns
-        )
+        pictures["classes"] = plots.class_gains("classes", "Average precision", [row.name for row in drawn], columns)
     if any(processor.si_sdr_improvement_db for processor in results.ladder):
         pictures["ladder"] = plots.ladder("ladder", results.ladder)
     return pictures

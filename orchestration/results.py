@@ -64,9 +64,7 @@ class StageResult(Config):
     name: str
     seconds: float
     rows: int | None = None
-    busy_share: float | None = Field(
-        None, description="share of the stage's capacity that was working, 0 to 1"
-    )
+    busy_share: float | None = Field(None, description="share of the stage's capacity that was working, 0 to 1")
     waiting_share: float | None = Field(None, description="share of the time spent waiting for input, 0 to 1")
     bytes_out: int | None = None
     note: str = ""
@@ -173,9 +171,7 @@ class SweepResults(Config):
     def _settings_are_the_swept_fields(self) -> "SweepResults":
         for trial in self.trials:
             if set(trial.settings) != set(self.fields):
-                raise ValueError(
-                    f"trial {trial.name!r} has settings {sorted(trial.settings)}, not {self.fields}"
-                )
+                raise ValueError(f"trial {trial.name!r} has settings {sorted(trial.settings)}, not {self.fields}")
         return self
 
     def save(self, sweep_dir: Path) -> Path:
@@ -195,4 +191,45 @@ class SweepResults(Config):
         path = sweep_dir / "sweep.json"
         if not path.exists():
             raise SepsceneError(f"{sweep_dir} holds no sweep.json: give the folder of a sweep")
+        return cls.model_validate_json(path.read_text())
+
+
+class ReproducedRun(Config):
+    """One row of the paper, run with one seed."""
+
+    row: str = Field(description='as in tasks.claims, e.g. "table4/S2+N/simclr-cp"')
+    seed: int
+    figure: Figure = Field(description="shallow classification mAP")
+    differs: tuple[str, ...] = Field((), description='from the paper, e.g. "batch 64 instead of 4096"')
+    run_dir: str = Field("", description="the run's folder, relative to the reproduction's")
+
+
+class ReproductionResults(Config):
+    """Everything a report says about a reproduction of the paper's tables: REPRODUCTION/reproduction.json."""
+
+    reproduction_id: str
+    scale: str
+    started: str = Field(description="UTC, ISO 8601")
+    seconds: float
+    differs: tuple[str, ...] = Field((), description="how all runs differ from the paper: data, steps, batch")
+    runs: tuple[ReproducedRun, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    data: dict[str, str] = Field(default_factory=dict)
+
+    def save(self, directory: Path) -> Path:
+        """Write REPRODUCTION/reproduction.json."""
+        path = directory / "reproduction.json"
+        path.write_text(self.model_dump_json(indent=2) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, directory: Path) -> "ReproductionResults":
+        """Read REPRODUCTION/reproduction.json.
+
+        Raises:
+            SepsceneError: when there is none.
+        """
+        path = directory / "reproduction.json"
+        if not path.exists():
+            raise SepsceneError(f"{directory} holds no reproduction.json: give the folder of a reproduction")
         return cls.model_validate_json(path.read_text())

@@ -148,9 +148,7 @@ def sweep_answer(sweep: SweepResults, groups: Sequence[Group]) -> str:
         return said
     level = [group for group in others if _may_be_level(best.figure, group.figure)]
     if level:
-        others_too = (
-            "The other one" if len(others) == 1 else f"{len(level)} of the {len(others)} other settings"
-        )
+        others_too = "The other one" if len(others) == 1 else f"{len(level)} of the {len(others)} other settings"
         return f"{said} {others_too} may be as good: the intervals do not settle it."
     return said + " Its interval lies above those of all other settings."
 
@@ -160,10 +158,7 @@ _STATUSES = ("finished", "stopped early", "failed", "unfinished")
 
 def setting_in_words(settings: dict[str, Setting]) -> str:
     """combination S2∨N, τ 0.2."""
-    return (
-        ", ".join(f"{field_name(field)} {shown(value)}" for field, value in settings.items())
-        or "The only setting"
-    )
+    return ", ".join(f"{field_name(field)} {shown(value)}" for field, value in settings.items()) or "The only setting"
 
 
 def _may_be_level(best: Figure, other: Figure) -> bool:
@@ -202,9 +197,7 @@ def _measured(sweep: SweepResults) -> list[TrialResult]:
     return [
         trial
         for trial in sweep.trials
-        if trial.status == "finished"
-        and sweep.figure in trial.figures
-        and isfinite(trial.figures[sweep.figure].value)
+        if trial.status == "finished" and sweep.figure in trial.figures and isfinite(trial.figures[sweep.figure].value)
     ]
 
 
@@ -251,9 +244,7 @@ def _curves(sweep_dir: Path, sweep: SweepResults) -> list[plots.Picture]:
         if curve:
             rest = [shown(trial.settings[other]) for other in sweep.fields if other != field]
             label = ", ".join([*rest, f"seed {trial.seed}"])
-            panel = panels.setdefault(
-                f"{field_name(field)} {shown(trial.settings[field])}" if field else "loss", {}
-            )
+            panel = panels.setdefault(f"{field_name(field)} {shown(trial.settings[field])}" if field else "loss", {})
             panel[label] = curve
     values = [value for panel in panels.values() for _, losses in panel.values() for value in losses]
     return [

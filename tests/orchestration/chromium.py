@@ -32,9 +32,7 @@ def browser(width: int = 1200, height: int = 900) -> Iterator[webdriver.Chrome]:
         driver.quit()
 
 
-def show(
-    driver: webdriver.Chrome, page: Path, width: int = 1200, dark: bool = False, printed: bool = False
-) -> None:
+def show(driver: webdriver.Chrome, page: Path, width: int = 1200, dark: bool = False, printed: bool = False) -> None:
     """Open a page from disk at a width, on a light or dark screen, or as it would be printed."""
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -49,9 +47,7 @@ def show(
 
 def complaints(driver: webdriver.Chrome) -> list[str]:
     """What the page wrote to the console since it was last asked, warnings and errors."""
-    return [
-        entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")
-    ]
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")]
 
 
 def picture(driver: webdriver.Chrome, path: Path, whole: bool = True) -> None:

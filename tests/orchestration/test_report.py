@@ -10,7 +10,7 @@ from orchestration.pages import duration, number, size
 from orchestration.report import answer, class_rows, headline_figure, learning_curves, write_report
 from orchestration.results import ClassResult, EncoderResult, Figure, RunResults
 from tests.orchestration.pages import Tables
-from tests.orchestration.samples import CLASSES, write_sample_run
+from tests.orchestration.samples import CLASSES, sample_results, write_sample_run
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +27,7 @@ def page(run_dir: Path) -> str:
 
 
 def _row(tables: Tables, first: str) -> list[list[str]]:
-    return [
-        [" ".join(cell.split()) for cell in row] for row in tables.rows if row and row[0].strip() == first
-    ]
+    return [[" ".join(cell.split()) for cell in row] for row in tables.rows if row and row[0].strip() == first]
 
 
 def test_encoder_table_holds_the_figures_with_their_intervals(page: str) -> None:
@@ -74,7 +72,7 @@ def test_page_can_be_heard_and_has_no_fixed_colours_in_pictures(page: str) -> No
 
 
 def test_listening_page_is_linked_once_it_exists(tmp_path: Path) -> None:
-    write_sample_run(tmp_path)
+    RunResults(run_id="r", experiment="e", scale="tiny", seed=1, started="now", seconds=1.0).save(tmp_path)
     (tmp_path / "listen.html").write_text("")
     assert "listen.html" in Tables(write_report(tmp_path)[0].read_text()).links
 
@@ -88,7 +86,7 @@ def test_markdown_holds_the_same_figures_and_whole_tables(run_dir: Path) -> None
 
 
 def test_odd_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
-    results = write_sample_run(tmp_path)
+    results = sample_results()
     name = '<script>alert("1")</script> $x_1$ 雨'
     encoder = EncoderResult(
         name=name,
@@ -147,9 +145,7 @@ def test_curves_share_a_panel_by_quantity_and_leave_out_what_is_not_finite() -> 
     ]
     records.append({"stage": "pre-train", "step": 3, "seconds": 1.0, "train/loss": float("nan")})
     first, second = learning_curves(records)
-    assert first.alt == (
-        "pre-train: loss. train goes from 5 at step 0 to 3 at 2; val goes from 6 at step 0 to 4 at 2."
-    )
+    assert first.alt == ("pre-train: loss. train goes from 5 at step 0 to 3 at 2; val goes from 6 at step 0 to 4 at 2.")
     assert second.alt.startswith("pre-train: lr")
 
 

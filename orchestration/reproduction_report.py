@@ -1,0 +1,98 @@
+"""The report of a reproduction: the paper's tables beside ours, and a verdict on each of its six claims."""
+
+from pathlib import Path
+from typing import Any
+
+from orchestration import plots
+from orchestration.pages import render
+from orchestration.paper_tables import TITLES, TWINS, Table, tables_beside
+from orchestration.results import Figure, ReproducedRun, ReproductionResults
+from tasks.claims import ClaimResult, judge_claims, table_rows
+from tasks.statistics import Interval
+
+MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
+
+
+def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
+    """Write REPRODUCTION/report.html and REPRODUCTION/report.md from reproduction.json.
+
+    Returns:
+        The paths of both.
+
+    Raises:
+        SepsceneError: when the folder holds no reproduction.json.
+    """
+    results = ReproductionResults.load(directory)
+    by_row = runs_by_row(results)
+    both_names = {name: by_row[row] for row in by_row for name in (row, TWINS.get(row, row))} | by_row
+    tables = our_tables(by_row)
+    claims = judge_claims(_figures(by_row))
+    values: dict[str, Any] = {
+        "results": results,
+        "claims": claims,
+        "marks": MARKS,
+        "answer": verdict_in_words(claims),
+        "tables": tables,
+        "pictures": {table.name: _beside(table) for table in tables if any(line.ours for line in table.lines)},
+        "differs": {row: words for row, runs in by_row.items() if (words := _differences(runs))},
+        "seeds": {row: ", ".join(str(run.seed) for run in runs) for row, runs in both_names.items()},
+        "reports": {run.run_dir: _report_of(directory, run) for run in results.runs},
+    }
+    return (
+        render("reproduction.html.j2", directory / "report.html", **values),
+        render("reproduction.md.j2", directory / "report.md", **values),
+    )
+
+
+def runs_by_row(results: ReproductionResults) -> dict[str, list[ReproducedRun]]:
+    """The runs of each row, by seed."""
+    rows: dict[str, list[ReproducedRun]] = {}
+    for run in sorted(results.runs, key=lambda run: run.seed):
+        rows.setdefault(run.row, []).append(run)
+    return rows
+
+
+def our_tables(by_row: dict[str, list[ReproducedRun]]) -> tuple[Table, ...]:
+    """The paper's tables with our mean over seeds; with one seed, the run's own figure and interval."""
+    ours = {}
+    for table in TITLES:
+        for row in table_rows(table, _figures(by_row)):
+            if row.ours:
+                runs = by_row.get(row.paper.name, [])
+                ours[row.paper.name] = runs[0].figure if len(runs) == 1 else _figure(row.ours)
+    return tables_beside(ours)
+
+
+def verdict_in_words(claims: tuple[ClaimResult, ...]) -> str:
+    """How many of the claims are supported, contradicted and undecided."""
+    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in MARKS}
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    return f"Of the paper's {len(claims)} claims: {said}."
+
+
+def _figures(by_row: dict[str, list[ReproducedRun]]) -> dict[str, dict[int, float]]:
+    return {row: {run.seed: run.figure.value for run in runs} for row, runs in by_row.items()}
+
+
+def _figure(interval: Interval) -> Figure:
+    return Figure(
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        count=interval.count,
+        interval=interval.method,
+    )
+
+
+def _differences(runs: list[ReproducedRun]) -> str:
+    return "; ".join(dict.fromkeys(difference for run in runs for difference in run.differs))
+
+
+def _beside(table: Table) -> plots.Picture:
+    rows = [(line.label, line.paper, line.ours) for line in table.lines]
+    return plots.beside(table.name, "Shallow classifier mAP", rows)
+
+
+def _report_of(directory: Path, run: ReproducedRun) -> str:
+    path = f"{run.run_dir}/report.html"
+    return path if run.run_dir and (directory / path).exists() else ""
