@@ -27,12 +27,20 @@ from models.separators import save_separator
 
 __all__ = ["ImportHints", "detect_kind", "import_separator"]
 
+_UNREADABLE = (  # what torch.load and safetensors raise on files that are damaged or something else
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+)
+
 Kind = Literal["tensorflow", "conv_tasnet", "torchscript", "exported"]
 
 
-def import_separator(
-    source: str | Path, sample_rate: int, out: str | Path, hints: ImportHints | None = None
-) -> str:
+def import_separator(source: str | Path, sample_rate: int, out: str | Path, hints: ImportHints | None = None) -> str:
     """Write the separator of `source` as a separator folder `out` and return its digest.
 
     Args:
@@ -40,7 +48,7 @@ def import_separator(
             (`.pt`, `.safetensors`), a TorchScript program (`.pt`) or an exported one (`.pt2`).
         sample_rate: hertz that the separator works at; no format says it.
         out: folder to write; a separator that lies there is replaced.
-        hints: what the weights can't tell. What had to be assumed instead is listed in the folder's config.json,
+        hints: what the weights can't tell. What had to be assumed instead is listed in the folder's card,
             `models.separators.read_card(out).metadata["assumed"]`.
 
     Raises:
@@ -82,18 +90,14 @@ def detect_kind(source: Path) -> Kind:
     return "torchscript" if "constants.pkl" in inner else "conv_tasnet"
 
 
-def _read_conv_tasnet(
-    source: Path, sample_rate: int, hints: ImportHints
-) -> tuple[ConvTasNetSeparator, list[str]]:
+def _read_conv_tasnet(source: Path, sample_rate: int, hints: ImportHints) -> tuple[ConvTasNetSeparator, list[str]]:
     """A state dict's shapes tell every size but the number of blocks per repeat and the mask's activation."""
     weights = _read_state_dict(source)
     facts = Facts(source, hints.model_dump())
 
     def shape(name: str) -> tuple[int, int, int]:
         if name not in weights or weights[name].ndim != 3:
-            raise CheckpointError(
-                f"{source} has no weight {name} of three axes: is it a torchaudio ConvTasNet?"
-            )
+            raise CheckpointError(f"{source} has no weight {name} of three axes: is it a torchaudio ConvTasNet?")
         return tuple(weights[name].shape)  # type: ignore[return-value]
 
     coefficients, _, window = shape("encoder.weight")
@@ -125,7 +129,7 @@ def _read_state_dict(source: Path) -> dict[str, Tensor]:
         if source.suffix == ".safetensors":
             return load_file(source)
         content = torch.load(source, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
             f"{source} can't be read as weights ({reason}): it is damaged, or holds more than tensors; save "
@@ -139,18 +143,14 @@ def _read_state_dict(source: Path) -> dict[str, Tensor]:
     return content
 
 
-def _read_program(
-    source: Path, sample_rate: int, kind: Literal["torchscript", "exported"]
-) -> ProgramSeparator:
+def _read_program(source: Path, sample_rate: int, kind: Literal["torchscript", "exported"]) -> ProgramSeparator:
     """Try a program on two clips of other sizes, which also tells its sources."""
     content = source.read_bytes()
     program = read_program(content, kind, source)
     sources = {_probe(program, source, clips, sample_rate + clips - 1) for clips in (1, 2)}
     if len(sources) != 1:
         raise CheckpointError(f"{source} gives {sorted(sources)} sources for clips of different lengths")
-    return ProgramSeparator(
-        ProgramConfig(sample_rate=sample_rate, sources=sources.pop(), kind=kind), content, program
-    )
+    return ProgramSeparator(ProgramConfig(sample_rate=sample_rate, sources=sources.pop(), kind=kind), content, program)
 
 
 @torch.inference_mode()

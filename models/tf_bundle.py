@@ -2,7 +2,8 @@
 
 We know of no small kept-up reader for Python, and TensorFlow is a heavy guest on a cluster for one import,
 hence this file. It reads what `tf.train.Saver` writes: the index is a LevelDB table whose values are protocol
-buffers (tensor_bundle.proto), the shards are raw little-endian tensors. Every checksum of what is read is verified.
+buffers (tensor_bundle.proto), the shards are raw little-endian tensors. Whatever is read, its checksum is
+verified.
 """
 
 from __future__ import annotations
