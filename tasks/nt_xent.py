@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK_BYTES = 32 * 2**20  # logits of one block; larger gains nothing, smaller costs calls
+# Logits of one block: what stays near the cache of a CPU; enough to fill a GPU.
+BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 
 
 def nt_xent(
@@ -25,7 +26,7 @@ def nt_xent(
     global_2_ND: Tensor | None = None,
     start: int = 0,
     temperature: float | Tensor = 0.2,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
 ) -> Tensor:
     """This worker's share of the loss: summed over workers it is NT-Xent of the global batch.
 
@@ -52,6 +53,7 @@ def nt_xent(
         itself = torch.cat([local, local + total])
         positive = torch.cat([local + total, local])
         scale = torch.as_tensor(1 / temperature, dtype=rows.dtype, device=rows.device)
+        block_bytes = block_bytes or BLOCK_BYTES.get(rows.device.type, BLOCK_BYTES["cuda"])
         block = max(1, block_bytes // max(1, columns.shape[0] * rows.element_size()))
         return _SumOfCrossEntropies.apply(rows, columns, scale, itself, positive, block) / max(1, 2 * total)
 
