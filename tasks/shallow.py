@@ -83,14 +83,14 @@ def _standardised(train_h_BD: Floats, test_h_BD: Floats) -> tuple[Tensor, Tensor
 
 def _network(inputs: int, hidden: int, outputs: int, seed: int, device: str) -> nn.Sequential:
     """PyTorch's own initialisation, drawn from a generator of its own: no global state is touched."""
-    network = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+    first = nn.utils.skip_init(nn.Linear, inputs, hidden)
+    last = nn.utils.skip_init(nn.Linear, hidden, outputs)
     generator = torch.Generator().manual_seed(seed)
-    for layer in (network[0], network[2]):
-        assert isinstance(layer, nn.Linear)
+    for layer in (first, last):
         bound = layer.in_features**-0.5
         nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
         nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-    return network.to(device)
+    return nn.Sequential(first, nn.ReLU(), last).to(device)
 
 
 def _epochs(

@@ -20,6 +20,7 @@ from scipy import stats
 from tasks.metrics import EvaluationError, Floats
 
 LEVEL = 0.95
+ROUNDING = 1e-12  # differences below this are noise of the arithmetic
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,7 @@ def paired_bootstrap(
     difference = value_b - value_a
     differences_R = replicates_b_R - replicates_a_R
     defined = _defined(differences_R)
-    # Rounding must not make a difference of nothing look extreme.
-    extreme = np.abs(defined - difference) >= abs(difference) - 1e-12
+    extreme = np.abs(defined - difference) >= abs(difference) - ROUNDING
     p = float((1 + extreme.sum()) / (1 + len(defined))) if len(defined) else None
     interval = bootstrap_interval(difference, differences_R, clips)
     return PairedTest(interval, p, "both encoders rank clips of this kind equally well")
@@ -129,8 +129,8 @@ def paired_t(values_a: Sequence[float], values_b: Sequence[float]) -> PairedTest
     if len(differences) == 1:
         return PairedTest(interval, None, null)
     error = differences.std(ddof=1) / np.sqrt(len(differences))
-    if error == 0:
-        return PairedTest(interval, 1.0 if interval.value == 0 else 0.0, null)
+    if error < ROUNDING:
+        return PairedTest(interval, 1.0 if abs(interval.value) < ROUNDING else 0.0, null)
     return PairedTest(
         interval, float(2 * stats.t.sf(abs(interval.value) / error, len(differences) - 1)), null
     )
