@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
@@ -13,7 +13,23 @@ from rich.console import Console
 from rich.markup import escape
 
 from models.config import SepsceneError
+from orchestration.arguments import (
+    Address,
+    Changes,
+    ExperimentName,
+    Resume,
+    RunFolder,
+    RunId,
+    Scale,
+    Storage,
+    Verbose,
+    resolve,
+)
+from orchestration.cluster_commands import cluster_app, stop, submit
 from orchestration.config import Experiment, load_experiment
+from orchestration.data_commands import data_app, plan, prefill, store_app
+from orchestration.model_commands import embed, encoder_app, import_separator_command
+from orchestration.result_commands import compare, sync, ui
 
 console = Console()
 app = typer.Typer(
@@ -24,67 +40,18 @@ app = typer.Typer(
     "Start with `sepscene demo`. Every command takes `--help`; most need a few flags only.",
 )
 separator_app = typer.Typer(no_args_is_help=True, help="Train a separator's ladder, or bring one you have.")
-app.add_typer(separator_app, name="separator")
-
-ExperimentName = Annotated[
-    str,
-    typer.Argument(
-        metavar="EXPERIMENT",
-        help="A name such as `table4/S2+N/simclr-cp` (see `sepscene show`), or a YAML file.",
-    ),
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. `runs/demo`.")]
-Storage = Annotated[Path, typer.Option(help="Folder in which runs are kept; on a cluster a shared one.")]
-RunId = Annotated[
-    str | None, typer.Option(help="Name of the run's folder; chosen from the experiment when absent.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of that id where it stopped.")]
-Scale = Annotated[str, typer.Option(help="`tiny` (two CPU cores), `small` (one GPU) or `paper` (a cluster).")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change a field: `--set objective.temperature=0.1`. Repeat as needed."),
-]
-Address = Annotated[
-    str | None, typer.Option(help="Ray cluster; absent means RAY_ADDRESS, else this machine.")
-]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages.")]
-
-
-def resolve(name: str, scale: str, changes: list[str] | None) -> Experiment:
-    """The experiment of a name or a YAML file, with the changes of the command line.
-
-    Raises:
-        SepsceneError: for an unknown name, scale or field, or a refused value.
-    """
-    from orchestration.experiments import SCALES, named_experiment
-
-    if name.endswith((".yaml", ".yml")):
-        experiment = load_experiment(Path(name))
-    elif scale not in SCALES:
-        raise SepsceneError(f"--scale {scale!r} is unknown; choose one of {', '.join(SCALES)}")
-    else:
-        experiment = named_experiment(name, scale)  # type: ignore[arg-type]
-    return experiment.changed(parse_changes(changes)) if changes else experiment
-
-
-def parse_changes(changes: list[str] | None) -> dict[str, Any]:
-    """["a.b=1"] to {"a.b": 1}; values are read as YAML.
-
-    Raises:
-        SepsceneError: for a piece without "=".
-    """
-    parsed: dict[str, Any] = {}
-    for change in changes or []:
-        field, equals, value = change.partition("=")
-        if not equals:
-            raise SepsceneError(
-                f"--set {change!r} must look like field=value, e.g. --set objective.temperature=0.1"
-            )
-        try:
-            parsed[field] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise SepsceneError(f"--set {change!r}: the value is not YAML ({error})") from None
-    return parsed
+separator_app.command("import")(import_separator_command)
+separator_app.command("prefill")(prefill)
+for _name, _group in (
+    ("separator", separator_app),
+    ("encoder", encoder_app),
+    ("data", data_app),
+    ("store", store_app),
+    ("cluster", cluster_app),
+):
+    app.add_typer(_group, name=_name)
+for _command in (embed, plan, submit, stop, compare, ui, sync):
+    app.command()(_command)
 
 
 @app.command()
@@ -120,7 +87,8 @@ def pretrain(
 
     `sepscene pretrain table4/S2+N/simclr-cp`
 
-    `sepscene pretrain demo --set data.format=esc50 --set data.root=esc10 --set 'data.train=["1","2","3"]' --set 'data.test=["4"]'`
+    `sepscene pretrain demo --set data.format=esc50 --set data.root=esc10 --set 'data.train=["1","2","3"]'
+    --set 'data.test=["4"]'`
     """
     _execute(resolve(experiment, scale, change), storage, run_id, resume, address, verbose, evaluate)
 
@@ -139,10 +107,7 @@ def _execute(
     from orchestration.session import ray_session
     from orchestration.tracking import default_tracking_uri
 
-    run_id = (
-        run_id
-        or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+    run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = storage / run_id
     uri = default_tracking_uri(folder if run_id == "demo" else storage)
     with ray_session(experiment, address, verbose):
@@ -258,9 +223,7 @@ def scenes(
 
     with Progress(console=console) as progress:
         task = progress.add_task("scenes", total=count)
-        manifest = write_scenes(
-            directory, count, seed, split, progress=lambda n: progress.update(task, completed=n)
-        )
+        manifest = write_scenes(directory, count, seed, split, progress=lambda n: progress.update(task, completed=n))
     console.print(str(manifest))
 
 
@@ -284,9 +247,7 @@ def main() -> None:
     try:
         app()
     except SepsceneError as error:
-        Console(stderr=True).print(
-            f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

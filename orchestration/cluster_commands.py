@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from orchestration.cli import Changes, ExperimentName, Scale, resolve
+from orchestration.arguments import Changes, ExperimentName, Scale, resolve
 
 console = Console()
 cluster_app = typer.Typer(no_args_is_help=True, help="Clusters: what fits, before it costs anything.")

@@ -5,6 +5,7 @@ Shapes: N clips, T samples, D embedding, S channels.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray.data
@@ -55,10 +56,8 @@ class EmbedClips:
 def embed_manifest(bundle: Path, manifest: Manifest, experiment: Experiment) -> Embeddings:
     """Embed every clip of a manifest, in its order."""
     resources = experiment.resources
-    table = manifest.clips.select(["uri", "offset_seconds"]).append_column(
-        "position", [np.arange(len(manifest.clips))]
-    )
-    options = {"num_gpus": resources.separation_gpus} if resources.separation_gpus else {}
+    table = manifest.clips.select(["uri", "offset_seconds"]).append_column("position", [np.arange(len(manifest.clips))])
+    options: dict[str, Any] = {"num_gpus": resources.separation_gpus} if resources.separation_gpus else {}
     rows = (
         ray.data.from_arrow(table)
         .repartition(target_num_rows_per_block=EMBED_ROWS)

@@ -45,7 +45,7 @@ def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str])
         ladder: processor name -> folder, scored on held-out mixtures.
     """
     experiment = run.experiment
-    bundles = {experiment.views.pair: run.folder / "encoder"}
+    bundles: dict[str, Path] = {experiment.views.pair: run.folder / "encoder"}
     if experiment.evaluation.baselines:
         if experiment.views.pair != "mix-mix":
             bundles["mix-mix"] = run.encoder(train, {}, pair="mix-mix")
@@ -73,8 +73,7 @@ def judge_encoder(
 ) -> EncoderResult:
     """All figures of one encoder; its evidence is kept in RUN/evaluation/<name>.npz for comparisons."""
     embedded = {
-        part: embed_manifest(bundle, manifest, experiment)
-        for part, manifest in (("train", train), ("test", test))
+        part: embed_manifest(bundle, manifest, experiment) for part, manifest in (("train", train), ("test", test))
     }
     train_h, test_h = embedded["train"], embedded["test"]
     ids = np.array(test.clips["clip_id"].to_pylist())[test_h.position_N].tolist()
@@ -133,9 +132,7 @@ def _mean_figure(values_N: np.ndarray) -> Figure | None:
     if not len(values_N):
         return None
     weights_NR = resample(len(values_N))
-    return _figure(
-        bootstrap_interval(float(values_N.mean()), values_N @ weights_NR / len(values_N), len(values_N))
-    )
+    return _figure(bootstrap_interval(float(values_N.mean()), values_N @ weights_NR / len(values_N), len(values_N)))
 
 
 def _map_2d(embedded: Embeddings, test: Manifest) -> tuple[tuple[float, float, str], ...]:
@@ -203,9 +200,7 @@ def summarise(run: Run) -> None:
     try:
         results = RunResults.load(run.folder)
     except SepsceneError:
-        run.console.print(
-            f"encoder: {run.folder / 'encoder'}; judge it with `sepscene evaluate {run.folder}`"
-        )
+        run.console.print(f"encoder: {run.folder / 'encoder'}; judge it with `sepscene evaluate {run.folder}`")
         return
     table = Table(title=f"{results.experiment} ({results.scale}), {results.seconds:.0f} s")
     names = list(results.encoders[0].figures)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from orchestration.environment import environment
 from orchestration.pretraining import encoder_of, pretrain
 from orchestration.separator_training import STAGE as SEPARATOR
 from orchestration.separator_training import separator_steps, train_separator
-from orchestration.stream import schedule_of
+from orchestration.stream import prefill_stream, schedule_of
 from orchestration.tracking import Tracker, following
 from tasks.manifests import Manifest, read_manifest
 
@@ -42,9 +43,7 @@ class Run:
         self.folder, self.experiment, self.tracker, self.console = folder, experiment, tracker, console
 
     @classmethod
-    def open(
-        cls, folder: Path, experiment: Experiment, tracking_uri: str, console: Console, resume: bool
-    ) -> "Run":
+    def open(cls, folder: Path, experiment: Experiment, tracking_uri: str, console: Console, resume: bool) -> "Run":
         """Make the run's folder and begin its parent run in MLflow, or continue an earlier one.
 
         Raises:
@@ -127,6 +126,9 @@ class Run:
         """Move the progress of the stage that runs in this process."""
         self._progress(done)
 
+    def _advance_from(self, before: int, done: int) -> None:
+        self.advance(before + done)
+
     def add_timing(self, name: str, seconds: float) -> None:
         """Add to a stage's wall time in RUN/stages.json; a continued stage adds up."""
         path = self.folder / "stages.json"
@@ -146,9 +148,7 @@ class Run:
         train, test = manifest.select(*data.train), manifest.select(*data.test)
         for name, part, splits in (("train", train, data.train), ("test", test, data.test)):
             if not len(part.clips):
-                raise SepsceneError(
-                    f"data.{name}: no clip of {data.root or 'the scenes'} is in {', '.join(splits)}"
-                )
+                raise SepsceneError(f"data.{name}: no clip of {data.root or 'the scenes'} is in {', '.join(splits)}")
         return train, test
 
     def _generate_scenes(self, root: Path) -> None:
@@ -159,9 +159,7 @@ class Run:
         with self.stage("scenes", "generate sound scenes", sum(splits.values())):
             done = 0
             for split, count in splits.items():
-                write_scenes(
-                    root, count, self.experiment.seed, split, progress=lambda n, d=done: self.advance(d + n)
-                )
+                write_scenes(root, count, self.experiment.seed, split, progress=partial(self._advance_from, done))
                 done += count
                 (root / f"{split}.done").touch()
 
@@ -176,12 +174,30 @@ class Run:
         with self.stage(SEPARATOR, "train separator (MixIT)", steps, counts="step"):
             return train_separator(experiment, train, self.folder)
 
+    def store_uri(self) -> str:
+        """Where the SeparatedStore of this run lies: beside the run, for all runs of its storage."""
+        return self.experiment.store.uri or str((self.folder.parent / "store").resolve())
+
     def store(self) -> SeparatedStore | None:
         """The SeparatedStore of the configuration, opened."""
-        store = self.experiment.store
-        if store.mode == "off":
-            return None
-        return SeparatedStore(store.uri or str((self.folder.parent / "store").resolve()))
+        return None if self.experiment.store.mode == "off" else SeparatedStore(self.store_uri())
+
+    def prefill(self, train: Manifest, ladder: dict[str, str]) -> int:
+        """Separate every clip with every processor into the store; returns how many entries were wanted.
+
+        Clips that can't be used are told; training will quarantine them.
+        """
+        total = len(train.clips) * len(self.experiment.views.combination)
+        with self.stage("prefill", "separate into the store", total):
+            rows = prefill_stream(self.experiment, train, ladder, SeparatedStore(self.store_uri()))
+            done = 0
+            for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
+                done += len(batch["row"])
+                self.advance(done)
+                for uri, fault in zip(batch["uri"], batch["fault"], strict=True):
+                    if fault:
+                        logger.warning("%s: %s", uri, fault)
+        return total
 
     def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None) -> Path:
         """Pre-train an encoder and write its bundle; `pair` overrides the views for a baseline.
@@ -191,23 +207,22 @@ class Run:
         """
         experiment, bundle = self.experiment, self.folder / "encoder"
         if pair is not None:
-            experiment = experiment.model_copy(
-                update={"views": experiment.views.model_copy(update={"pair": pair})}
-            )
+            experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update={"pair": pair})})
             bundle = self.folder / "baselines" / pair
         stage = f"pretrain-{experiment.views.pair}"
         rows = schedule_of(experiment, len(train.clips)).rows
+        if experiment.store.mode == "prefill" and experiment.views.pair != "mix-mix":
+            self.prefill(train, ladder)
         with self.stage(stage, stage, rows):
             newest = pretrain(experiment, train, ladder, self.folder, stage, self.store())
             state = read_checkpoint(newest)
+            objective = experiment.objective
             card = {
                 "title": f"{experiment.name} ({experiment.views.pair})",
                 "data": f"{experiment.data.format}, {len(train.clips)} clips, manifest {train.digest()[:12]}",
                 "separator": "TDCN++ by MixIT" if experiment.views.pair != "mix-mix" else "none",
-                "combination": list(experiment.views.combination)
-                if experiment.views.pair != "mix-mix"
-                else [],
-                "losses": f"NT-Xent (tau {experiment.objective.temperature:g}) + {experiment.objective.alpha:g} coincidence",
+                "combination": list(experiment.views.combination) if experiment.views.pair != "mix-mix" else [],
+                "losses": f"NT-Xent (tau {objective.temperature:g}) + {objective.alpha:g} coincidence",
                 "steps": state.step,
                 "seed": experiment.seed,
                 "versions": environment(),

@@ -49,12 +49,17 @@ def connect(address: str | None, verbose: bool = False) -> None:
     level = logging.INFO if verbose else logging.ERROR
     for name in ("ray", "ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(level)
-    options = {"logging_level": level, "log_to_driver": verbose}
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, **options)
+        ray.init(address=address, logging_level=level, log_to_driver=verbose)
     else:
-        ray.init(address="local", include_dashboard=False, num_cpus=os.cpu_count(), **options)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=os.cpu_count(),
+            logging_level=level,
+            log_to_driver=verbose,
+        )
     token = Path.home() / ".ray" / "auth_token"
     if token.exists() and token.stat().st_mode & 0o077:
         token.chmod(0o600)  # Ray writes its secret readable for everyone

@@ -9,6 +9,8 @@ a batch that never comes.
 """
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import ray.data
@@ -35,9 +37,7 @@ def schedule_of(experiment: Experiment, clips: int) -> Schedule:
 class DrawRows:
     """Turns positions in what remains into rows with their clip and all their draws."""
 
-    def __init__(
-        self, manifest: Manifest, schedule: Schedule, ledger: Ledger, weights: tuple[float, ...]
-    ) -> None:
+    def __init__(self, manifest: Manifest, schedule: Schedule, ledger: Ledger, weights: tuple[float, ...]) -> None:
         self.uri = manifest.clips["uri"].to_numpy(zero_copy_only=False)
         self.offset_seconds = manifest.clips["offset_seconds"].to_numpy()
         self.schedule, self.remaining, self.weights = schedule, ledger.remaining(), weights
@@ -52,6 +52,17 @@ class DrawRows:
             "uri": self.uri[draws["clip"]],
             "offset_seconds": self.offset_seconds[draws["clip"]],
         }
+
+
+class PrefillRows(DrawRows):
+    """Every clip with every processor once, instead of the draws' choices."""
+
+    def __call__(self, columns: Columns) -> Columns:
+        """Columns as of `DrawRows`, with clip and processor counted through."""
+        clip_N, processor_N = np.divmod(columns["id"], len(self.weights))
+        draws = draw(self.schedule, np.minimum(columns["id"], self.schedule.rows - 1), self.weights)
+        chosen = {"row": columns["id"], "clip": clip_N, "processor": processor_N}
+        return {**draws, **chosen, "uri": self.uri[clip_N], "offset_seconds": self.offset_seconds[clip_N]}
 
 
 def view_stream(
@@ -71,10 +82,32 @@ def view_stream(
         store: where separated clips are kept; none separates every row live.
     """
     training, resources = experiment.training, experiment.resources
-    draws = DrawRows(
-        manifest, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views.processor_weights
-    )
+    draws = DrawRows(manifest, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views.processor_weights)
     rows = _drawn_rows(draws, training.global_batch, training.service_rows, resources)
+    return _served(rows, experiment, checkpoints, store)
+
+
+def prefill_stream(
+    experiment: Experiment, manifest: Manifest, checkpoints: Mapping[str, str], store: SeparatedStore
+) -> Dataset:
+    """Separate every clip with every processor of the combination into the store; yields the rows as it goes."""
+    weights = experiment.views.processor_weights
+    schedule = schedule_of(experiment, len(manifest.clips))
+    draws = PrefillRows(manifest, schedule, Ledger(schedule.rows), weights)
+    block = experiment.training.service_rows
+    rows = (
+        ray.data.range(len(manifest.clips) * len(weights))
+        .map_batches(draws, batch_size=None, num_cpus=experiment.resources.reader_cpus)
+        .repartition(target_num_rows_per_block=block)
+    )
+    return _served(rows, experiment, checkpoints, store).select_columns(["row", "uri", "fault"])
+
+
+def _served(
+    rows: Dataset, experiment: Experiment, checkpoints: Mapping[str, str], store: SeparatedStore | None
+) -> Dataset:
+    """Rows with draws through the readers and the separation actors."""
+    training, resources = experiment.training, experiment.resources
     settings = ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=dict(checkpoints))
     clips = rows.map_batches(
         ClipReader,
@@ -106,8 +139,7 @@ def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedul
     local_rows = global_rows // resources.trainers
     rows = _drawn_rows(DrawRows(manifest, schedule, ledger, (1.0,)), global_rows, local_rows, resources)
     return rows.map_batches(
-        read_segments,
-        fn_kwargs={"audio": experiment.audio, "segment_seconds": settings.segment_seconds},
+        partial(read_segments, audio=experiment.audio, segment_seconds=settings.segment_seconds),
         batch_size=local_rows,
         compute=TaskPoolStrategy(size=resources.readers),
         num_cpus=resources.reader_cpus,
@@ -124,9 +156,9 @@ def _drawn_rows(draws: DrawRows, global_rows: int, block_rows: int, resources: R
     )
 
 
-def _actor_options(resources: Resources) -> dict[str, object]:
+def _actor_options(resources: Resources) -> dict[str, Any]:
     """Where separation actors may run, and how often Ray may try again."""
-    options: dict[str, object] = {
+    options: dict[str, Any] = {
         "num_cpus": resources.separation_cpus,
         "max_restarts": MAX_RESTARTS,
         "max_task_retries": MAX_RESTARTS,

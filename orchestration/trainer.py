@@ -64,8 +64,11 @@ def fit(
             storage_path=str(checkpoints.parent.resolve()),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=checkpoints_kept),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[MetricsFile(run_dir.resolve() / "metrics.jsonl", stage)],
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}},
+            callbacks=[MetricsFile(run_dir.resolve() / "metrics.jsonl", stage)],  # type: ignore[list-item]
+            # Ray's type hints still describe its first Train; this is the second, whose classes these are.
+            worker_runtime_env={  # type: ignore[call-arg]
+                "env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+            },
         ),
     )
     try:
@@ -85,5 +88,5 @@ def _scaling(resources: Resources) -> ray.train.ScalingConfig:
         use_gpu=resources.trainer_gpus > 0,
         resources_per_worker=per_worker,
         accelerator_type=resources.trainer_accelerator,
-        label_selector=resources.trainer_labels or None,
+        label_selector=resources.trainer_labels or None,  # type: ignore[call-arg]
     )

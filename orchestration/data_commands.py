@@ -1,0 +1,131 @@
+"""The commands about data: `data audit`, `store ls | verify | gc`, `separator prefill`, `plan`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from orchestration.arguments import Address, Changes, ExperimentName, Scale, Storage, Verbose, resolve
+
+console = Console()
+data_app = typer.Typer(no_args_is_help=True, help="Look at a data set before it is used.")
+store_app = typer.Typer(no_args_is_help=True, help="Look after the SeparatedStore.")
+
+StoreUri = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URI of a store, e.g. `runs/store`.")]
+
+
+@data_app.command("audit")
+def audit_command(
+    root: Annotated[str, typer.Argument(help="Folder or URI of the data set.")],
+    format: Annotated[str, typer.Option(help="`directory`, `table`, `esc50`, `audioset`, `fsd50k`, `shards`, …")],
+    threads: Annotated[int, typer.Option(min=1)] = 4,
+) -> None:
+    """Decode every clip and report what is missing, corrupt or double, durations and label counts (exit code 3).
+
+    Example: `sepscene data audit esc10 --format esc50`
+    """
+    from tasks.audit import audit
+    from tasks.manifests import read_manifest
+
+    manifest = read_manifest(format, root)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("decode", total=len(manifest.clips))
+        found = audit(manifest, threads, lambda done: progress.update(task, completed=done))
+    print(found.text())
+    if found.missing or found.corrupt:
+        raise typer.Exit(3)
+
+
+@store_app.command("ls")
+def store_ls(store: StoreUri) -> None:
+    """Show what a store holds, by separator and settings."""
+    from augment.store_upkeep import list_store
+
+    listing = list_store(store)
+    console.print(f"{listing.uri}: {listing.entries} clips in {listing.shards} shards, {listing.bytes / 2**20:.1f} MiB")
+    for group in listing.groups:
+        console.print(f"  {group}", highlight=False, markup=False)
+    for shard in listing.damaged_shards:
+        console.print(f"[red]damaged[/red] {shard}")
+
+
+@store_app.command("verify")
+def store_verify(store: StoreUri) -> None:
+    """Read a whole store and check every checksum; exit code 3 when anything is damaged."""
+    from augment.store_upkeep import verify_store
+
+    found = verify_store(store)
+    console.print(
+        f"{found.entries} clips in {found.shards} shards, {found.bytes_read / 2**20:.1f} MiB, {found.seconds:.1f} s"
+    )
+    for name, fault in found.damaged_shards:
+        console.print(f"[red]damaged[/red] {name}: {fault}")
+    for entry in found.damaged_entries:
+        console.print(f"[red]damaged[/red] {entry}", markup=True)
+    if not found.whole:
+        console.print("damaged clips are separated again when they are needed; `sepscene store gc` removes the shards")
+        raise typer.Exit(3)
+
+
+@store_app.command("gc")
+def store_gc(
+    store: StoreUri, max_gib: Annotated[float | None, typer.Option(min=0, help="Shrink to this size.")] = None
+) -> None:
+    """Remove damaged and left-over files, and the oldest shards beyond a size."""
+    from augment.store_upkeep import collect_store
+
+    removed = collect_store(store, None if max_gib is None else int(max_gib * 2**30))
+    console.print(
+        f"removed {removed.damaged_shards} damaged and {removed.old_shards} old shards, {removed.leftovers} left over: "
+        f"{removed.bytes_freed / 2**20:.1f} MiB freed, {removed.bytes_left / 2**20:.1f} MiB left"
+    )
+
+
+def prefill(
+    experiment: ExperimentName,
+    scale: Scale = "tiny",
+    storage: Storage = Path("runs"),
+    run_id: Annotated[str | None, typer.Option(help="Take data and ladder of this run.")] = None,
+    change: Changes = None,
+    address: Address = None,
+    verbose: Verbose = False,
+) -> None:
+    """Separate every clip with every processor into the SeparatedStore, before any training.
+
+    Example: `sepscene separator prefill demo --run-id demo`
+    """
+    from orchestration.run import Run
+    from orchestration.session import ray_session
+    from orchestration.tracking import default_tracking_uri
+
+    resolved = resolve(experiment, scale, change)
+    folder = storage / (run_id or f"prefill-{resolved.digest()}")
+    with ray_session(resolved, address, verbose):
+        run = Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True)
+        train, _ = run.manifests()
+        counts = run.prefill(train, run.ladder(train))
+        console.print(f"{counts} clips are in {run.store_uri()}")
+        run.tracker.finish("")
+
+
+def plan(
+    experiment: ExperimentName,
+    scale: Scale = "tiny",
+    change: Changes = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of the calibration on this machine.")] = 10.0,
+    clips: Annotated[int | None, typer.Option(min=1, help="Clips of the data set, when it is not at hand.")] = None,
+) -> None:
+    """Say before a run what it costs: rows, hours of audio, operations, bytes, time and GPU-hours.
+
+    Measures this machine for ten seconds; the figures are for machines like it.
+
+    Example: `sepscene plan table4/S2+N/simclr-cp --scale paper --clips 2000000`
+    """
+    from orchestration.calibration import calibrate
+    from orchestration.plan import plan as make_plan
+    from orchestration.plan_table import plan_table
+
+    resolved = resolve(experiment, scale, change)
+    console.print(plan_table(make_plan(resolved, calibrate(resolved, seconds), clips)))

@@ -1,0 +1,66 @@
+"""The commands about results: `compare`, `ui`, `sync`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from orchestration.arguments import RunFolder
+
+console = Console()
+
+
+def compare(
+    a: Annotated[list[Path], typer.Argument(metavar="A B", help="Two runs; or with --seeds two groups of equal size.")],
+    encoder_a: Annotated[
+        str | None, typer.Option(help="Which encoder of A, e.g. `mix-mix`; its own when absent.")
+    ] = None,
+    encoder_b: Annotated[str | None, typer.Option(help="Which encoder of B.")] = None,
+    seeds: Annotated[bool, typer.Option(help="The first half of the runs against the second, paired by seed.")] = False,
+) -> None:
+    """Test whether run B differs from run A on the clips that both judged.
+
+    Examples: `sepscene compare runs/one runs/two`; a run with its baseline:
+    `sepscene compare runs/demo runs/demo --encoder-a mix-mix`
+    """
+    from models.config import SepsceneError
+    from orchestration.compare import compare_runs, compare_seeds, render
+
+    if seeds and len(a) >= 4 and len(a) % 2 == 0:
+        comparison = compare_seeds(a[: len(a) // 2], a[len(a) // 2 :])
+    elif not seeds and len(a) == 2:
+        comparison = compare_runs(a[0], a[1], encoder_a, encoder_b)
+    else:
+        raise SepsceneError("compare takes two runs; with --seeds the runs of A, then as many of B, two or more each")
+    print(render(comparison))
+
+
+def ui(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or the folder that holds runs.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=1024, max=65535)] = 5000,
+) -> None:
+    """Open the MLflow UI on the store of a run or a folder of runs, on this machine only, at our training runs.
+
+    Example: `sepscene ui runs/demo`
+    """
+    from orchestration.ui import serve
+
+    serve(folder, port, console)
+
+
+def sync(run: RunFolder) -> None:
+    """Send to MLflow what it missed while its server was away. The run's folder has it all."""
+    import json
+
+    from models.config import SepsceneError
+    from orchestration.tracking import Tracker
+
+    state = run / "mlflow.json"
+    if not state.exists():
+        raise SepsceneError(f"{run} has no mlflow.json: it is not the folder of a run")
+    tracker = Tracker(json.loads(state.read_text())["uri"], "sepscene", run)
+    tracker.mirror_metrics()
+    if tracker.unsent:
+        raise SepsceneError(f"MLflow at {tracker.uri} still does not answer; nothing is lost, try again later")
+    console.print("MLflow has everything")
