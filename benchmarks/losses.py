@@ -7,6 +7,7 @@ Time is the processor time of forward and backward on one thread (on a GPU: wall
 median of several runs that take turns. Extra memory is the growth of the process's peak over the inputs, each
 in a process of its own (on a GPU: the allocator's peak). Where the naive formulations would need tens of
 gigabytes they are left out.
+Gradients are compared with float64 (one hidden unit that rounds to the other side of ReLU's corner shows as 5e-5).
 
 Legend: N pairs of the global batch, D = 128 features, H = 512 hidden units.
 """
