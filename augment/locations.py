@@ -30,7 +30,7 @@ AUDIO_COLUMN = "audio"
 NO_SUCH_FILE = "no such file"
 """The cause of a `ClipError` whose clip is not there at all, rather than broken."""
 
-_SHARD = re.compile(r"^(?P<archive>.+?\.(?P<kind>tar|parquet)(\?[^#]*)?)#(?P<member>.*)$", re.DOTALL)
+_SHARD = re.compile(r"^(.+?\.(?:tar|parquet)(?:\?[^#]*)?)#(.*)$", re.DOTALL)
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -66,10 +66,10 @@ def open_location(uri: str) -> str | BytesIO:
         ClipError: missing, not a regular file, unreadable, or a member that is absent or leaves its archive.
     """
     try:
-        shard = _SHARD.match(uri)
-        if shard is not None:
-            read = _tar_member if shard["kind"] == "tar" else _parquet_row
-            return BytesIO(read(uri, shard["archive"], shard["member"]))
+        archive, member = split_member(uri)
+        if member is not None:
+            read = _tar_member if archive.partition("?")[0].endswith(".tar") else _parquet_row
+            return BytesIO(read(uri, archive, member))
         local = local_path(uri)
         if local is None:
             filesystem, path = filesystem_of(uri)
@@ -87,20 +87,10 @@ def open_location(uri: str) -> str | BytesIO:
         raise ClipError(uri, f"cannot be read ({_first_line(error)})") from error
 
 
-def read_bytes(uri: str) -> bytes:
-    """All bytes of a clip.
-
-    Raises:
-        ClipError: as `open_location`.
-    """
-    opened = open_location(uri)
-    if isinstance(opened, BytesIO):
-        return opened.getvalue()
-    try:
-        with open(opened, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ClipError(uri, f"cannot be read ({_first_line(error)})") from error
+def split_member(uri: str) -> tuple[str, str | None]:
+    """The archive and the member (or row) of a shard's URI; any other URI and None."""
+    shard = _SHARD.match(uri)
+    return (uri, None) if shard is None else (shard[1], shard[2])
 
 
 def local_path(uri: str) -> str | None:

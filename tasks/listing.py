@@ -12,11 +12,11 @@ import json
 import math
 import os
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from augment.locations import filesystem_of, leaves_root, local_path
+from augment.locations import filesystem_of, leaves_root, local_path, split_member
 from models.config import SepsceneError
 
 CLIP_COLUMNS = pa.schema(
@@ -79,9 +79,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.clips.schema != CLIP_COLUMNS:
-            raise ManifestError(
-                f"a manifest has the columns {CLIP_COLUMNS.names} with their types; see `Manifest`"
-            )
+            raise ManifestError(f"a manifest has the columns {CLIP_COLUMNS.names} with their types; see `Manifest`")
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -99,9 +97,7 @@ class Manifest:
         """
         unknown = sorted(set(split) - set(self.splits))
         if unknown or not split:
-            raise ManifestError(
-                f"no clip is in split {', '.join(unknown)!r}; the data has {', '.join(self.splits)}"
-            )
+            raise ManifestError(f"no clip is in split {', '.join(unknown)!r}; the data has {', '.join(self.splits)}")
         kept = pc.is_in(self.clips["split"], value_set=pa.array(split, pa.string()))
         return Manifest(self.clips.filter(kept), self.classes, self.absent)
 
@@ -142,9 +138,7 @@ def make_manifest(
         raise ManifestError(f"{source}: the data set is empty; no clip was found")
     twice = [name for name, times in Counter(clip.clip_id for clip in rows).items() if times > 1]
     if twice:
-        raise ManifestError(
-            f"{source}: {len(twice)} clips are listed twice, e.g. {twice[0]!r}; list each once"
-        )
+        raise ManifestError(f"{source}: {len(twice)} clips are listed twice, e.g. {twice[0]!r}; list each once")
     columns = [
         [clip.clip_id for clip in rows],
         [clip.uri for clip in rows],
@@ -163,9 +157,12 @@ class Root:
     def __init__(self, location: str) -> None:
         """Raises ManifestError where there is no such folder, or its filesystem cannot be reached."""
         local = local_path(location)
-        self.location = location.rstrip("/") if local is None else os.path.abspath(local)
+        self.is_local = local is not None
+        bare, mark, query = (location, "", "") if local is not None else location.partition("?")
+        self._query = mark + query  # of a remote filesystem, e.g. ?region=eu-west-1
+        self.location = bare.rstrip("/") if local is None else os.path.abspath(local)
         try:
-            self.filesystem, self.path = filesystem_of(self.location)
+            self.filesystem, self.path = filesystem_of(self.location + self._query)
             info = self.filesystem.get_file_info(self.path)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ManifestError(f"{location}: cannot be reached ({error})") from error
@@ -173,26 +170,38 @@ class Root:
             raise ManifestError(f"{location}: no such folder; set data.root to where the data lies")
         self.is_file = info.type == pyarrow.fs.FileType.File
 
-    def uri(self, relative: str) -> str:
-        """The URI of what a data set names.
+    def relative(self, name: str) -> str:
+        """What a data set names, relative to the root.
 
         Raises:
             ManifestError: the name leads outside of the root.
         """
-        if relative.startswith(f"{self.location}/"):
-            relative = relative[len(self.location) + 1 :]
-        parts = re.split(r"\.tar#", relative)  # a shard, and the member inside it
-        if not relative or "://" in relative or any(leaves_root(part) for part in parts):
-            raise ManifestError(
-                f"{self.location}: {relative!r} leaves the data set's root; name files relative to it"
-            )
-        return f"{self.location}/{relative}"
+        relative = name.removeprefix(f"{self.location}/")
+        archive, member = split_member(relative)
+        if not relative or "://" in relative or leaves_root(archive) or leaves_root(member or ""):
+            raise ManifestError(f"{self.location}: {name!r} leaves the data set's root; name files relative to it")
+        return relative
+
+    def uri(self, name: str) -> str:
+        """The URI of what a data set names.
+
+        Raises:
+            ManifestError: as `relative`.
+        """
+        relative = self.relative(name)
+        if self.is_local:
+            return f"{self.location}/{relative}"
+        archive, member = split_member(relative)
+        return f"{self.location}/{quote(archive)}{self._query}" + ("" if member is None else f"#{member}")
+
+    def folder(self) -> tuple["Root", str]:
+        """The folder and the name of a root that is a file."""
+        folder, name = posixpath.split(self.location)
+        return Root(folder + self._query), name
 
     def files(self, under: str = "", suffixes: Iterable[str] = AUDIO_SUFFIXES) -> list[str]:
         """Paths below the root, sorted, of the files with one of the suffixes, without hidden ones."""
-        selector = pyarrow.fs.FileSelector(
-            f"{self.path}/{under}".rstrip("/"), allow_not_found=True, recursive=True
-        )
+        selector = pyarrow.fs.FileSelector(f"{self.path}/{under}".rstrip("/"), allow_not_found=True, recursive=True)
         wanted, found = frozenset(suffixes), []
         for info in self.filesystem.get_file_info(selector):
             relative = posixpath.relpath(info.path, self.path)
@@ -208,8 +217,8 @@ class Root:
     def members(self, suffix: str) -> tuple["Root", list[str]]:
         """The files with a suffix below the root; for a root that is such a file, its folder and it."""
         if self.is_file:
-            folder, name = posixpath.split(self.location)
-            return Root(folder), [name]
+            folder, name = self.folder()
+            return folder, [name]
         return self, self.files(suffixes=[suffix])
 
     def holds(self, relative: str) -> bool:
@@ -258,9 +267,7 @@ class Root:
         if missing:
             has = ", ".join(map(str, columns)) or "nothing"
             raise ManifestError(f"{name}: column {', '.join(missing)} is missing; the table has {has}")
-        ragged = [
-            line for line, row in enumerate(rows, 2) if None in row or any(row.get(k) is None for k in needed)
-        ]
+        ragged = [line for line, row in enumerate(rows, 2) if None in row or any(row.get(k) is None for k in needed)]
         if ragged:
             raise ManifestError(f"{name}: row {ragged[0]} does not fill the columns {', '.join(needed)}")
         return rows

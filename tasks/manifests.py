@@ -7,7 +7,6 @@ the fold audioset, fsd50k, shards, parquet, folder: `tasks.datasets`
 """
 
 import hashlib
-import posixpath
 from collections.abc import Callable, Iterator
 
 from tasks.datasets import read_audioset, read_folder, read_fsd50k, read_parquet, read_shards
@@ -63,14 +62,11 @@ def _read_scenes(root: Root) -> Manifest:
 
 def _read_table(root: Root) -> Manifest:
     if root.is_file:
-        folder, name = posixpath.split(root.location)
-        root = Root(folder)
+        root, name = root.folder()
     else:
         names = [name for name in ("manifest.csv", "manifest.parquet") if root.holds(name)]
         if not names:
-            raise ManifestError(
-                f"{root.location}: has no manifest.csv or manifest.parquet; name the table itself"
-            )
+            raise ManifestError(f"{root.location}: has no manifest.csv or manifest.parquet; name the table itself")
         name = names[0]
     return make_manifest(_table_clips(root, name), f"{root.location}/{name}")
 
@@ -79,14 +75,12 @@ def _table_clips(root: Root, table: str) -> Iterator[Clip]:
     """The clips of a declared table; several may lie in one recording, at different offsets."""
     rows = root.table(table, ["uri", "labels", "split"])
     offsets = [
-        parse_offset(row.get("offset_seconds"), f"{root.location}/{table} row {n}")
-        for n, row in enumerate(rows, 2)
+        parse_offset(row.get("offset_seconds"), f"{root.location}/{table} row {n}") for n, row in enumerate(rows, 2)
     ]
     for row, offset in zip(rows, offsets, strict=True):
-        uri = root.uri(str(row["uri"]).strip())
-        name = uri.removeprefix(f"{root.location}/")
+        name = root.relative(str(row["uri"]).strip())
         clip_id = f"{name}@{offset:g}" if offset else name
-        yield Clip(clip_id, uri, split_labels(row["labels"]), str(row["split"]).strip(), offset)
+        yield Clip(clip_id, root.uri(name), split_labels(row["labels"]), str(row["split"]).strip(), offset)
 
 
 def _read_esc50(root: Root) -> Manifest:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from augment.audio import ClipError, check_audio
 from augment.locations import filesystem_of
 from augment.scenes import SceneConfig, write_scenes
 from models.config import SepsceneError
@@ -46,9 +47,7 @@ class TestManifest:
             manifest.select("train", "dev")
 
     def test_targets_of_a_sliced_table(self) -> None:
-        manifest = make_manifest(
-            [Clip(str(n), str(n), ("a", "b")[: n % 3], "train") for n in range(7)], "here"
-        )
+        manifest = make_manifest([Clip(str(n), str(n), ("a", "b")[: n % 3], "train") for n in range(7)], "here")
         part = Manifest(manifest.clips.slice(2, 4), manifest.classes)
         np.testing.assert_array_equal(part.targets(), manifest.targets()[2:6])
 
@@ -168,9 +167,7 @@ class TestDirectory:
         ]
 
     def test_drawn_splits_are_stable_and_in_every_class(self, tmp_path: Path) -> None:
-        names = [
-            f"{label}/{n}.wav" for label, count in (("dog", 10), ("cat", 2), ("owl", 1)) for n in range(count)
-        ]
+        names = [f"{label}/{n}.wav" for label, count in (("dog", 10), ("cat", 2), ("owl", 1)) for n in range(count)]
         root = write(tmp_path, dict.fromkeys(names, ""))
         manifest = read_manifest("directory", root)
         count = {
@@ -202,6 +199,18 @@ class TestDirectory:
             f"mock://zoo/data/{n}" for n in ("cat/c.wav", "dog/a.wav", "dog/b.wav")
         ]
 
+    def test_remote_names_with_signs_of_uris(self) -> None:
+        filesystem, path = filesystem_of("mock://zoo/odd?region=here")
+        filesystem.create_dir(f"{path}/dog", recursive=True)
+        for name in ("a b.wav", "50%.wav", "c#1?.wav"):
+            with filesystem.open_output_stream(f"{path}/dog/{name}") as stream:
+                stream.write(b"not sound")
+        manifest = read_manifest("directory", "mock://zoo/odd?region=here")
+        for uri in manifest.clips["uri"].to_pylist():
+            assert uri.endswith(".wav?region=here")
+            with pytest.raises(ClipError, match="not decodable"):
+                check_audio(uri)
+
 
 class TestScenes:
     def test_written_scenes_are_read(self, tmp_path: Path) -> None:
@@ -220,9 +229,7 @@ class TestScenes:
 class TestEsc50:
     def test_real_esc10(self, shared_dir: Path) -> None:
         manifest = read_manifest("esc50", str(shared_dir / "data/esc10"))
-        assert (
-            len(manifest) == 320 and len(manifest.classes) == 10 and manifest.splits == ("1", "2", "3", "4")
-        )
+        assert len(manifest) == 320 and len(manifest.classes) == 10 and manifest.splits == ("1", "2", "3", "4")
         np.testing.assert_array_equal(manifest.select("4").targets().sum(axis=0), np.full(10, 8))
         assert all(Path(uri).is_file() for uri in manifest.clips["uri"].to_pylist())
 
