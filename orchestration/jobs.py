@@ -78,22 +78,26 @@ class Submission:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def pretraining(experiment: Experiment, storage: str, run_id: str, cluster: Path | None = None) -> Submission:
+def pretraining(
+    experiment: Experiment, storage: str, run_id: str, cluster: Path | None = None, evaluate: bool = True
+) -> Submission:
     """The submission that pre-trains `experiment`, or continues to.
 
     Args:
         storage: folder of the runs as the cluster's nodes see it.
         cluster: description of an autoscaling cluster, e.g. clusters/aws.yaml: what it may still start counts
             as being there when placement is checked. Its list of pools travels with the source, and no more.
+        evaluate: judge the encoder and write the report at the end.
 
     Raises:
         SepsceneError: when the description cannot be read.
     """
+    judge = "--evaluate" if evaluate else "--no-evaluate"
     files = {"experiment.yaml": yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)}
     if cluster:
         files["cluster.pools.yaml"] = write_pools(read_pools(cluster))
     return Submission(
-        arguments=("pretrain", "experiment.yaml", "--storage", storage, "--run-id", run_id, "--resume"),
+        arguments=("pretrain", "experiment.yaml", "--storage", storage, "--run-id", run_id, "--resume", judge),
         run_id=run_id,
         metadata={"experiment": experiment.name, "scale": experiment.scale, "digest": experiment.digest()},
         files=files,
@@ -114,9 +118,7 @@ def connect(address: str) -> JobSubmissionClient:
     """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https"):
-        raise SepsceneError(
-            f"--address {address!r} is not the job server's: give http://HOST:8265 (docs/clusters.md)"
-        )
+        raise SepsceneError(f"--address {address!r} is not the job server's: give http://HOST:8265 (docs/clusters.md)")
     token = _token()
     if token and parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
         raise SepsceneError(
@@ -141,9 +143,7 @@ def _refused(address: str, had_token: bool) -> SepsceneError:
         return SepsceneError(
             f"{address} refuses this token (403): it is another cluster's; take this one's (docs/clusters.md)"
         )
-    return SepsceneError(
-        f"{address} asks for a token (401): set RAY_AUTH_TOKEN, or keep it in ~/.ray/auth_token"
-    )
+    return SepsceneError(f"{address} asks for a token (401): set RAY_AUTH_TOKEN, or keep it in ~/.ray/auth_token")
 
 
 def _token() -> str | None:
@@ -172,8 +172,7 @@ def submit(client: JobSubmissionClient, submission: Submission) -> str:
             submission_id=f"{submission.run_id}-{len(jobs_of_run(client, submission.run_id)) + 1}",
             runtime_env={"working_dir": str(folder), "env_vars": environment},
             metadata={
-                _METADATA + key: value
-                for key, value in {"run_id": submission.run_id, **submission.metadata}.items()
+                _METADATA + key: value for key, value in {"run_id": submission.run_id, **submission.metadata}.items()
             },
             entrypoint_num_cpus=0,  # the entry point only steers: it waits for no resource and holds none
             entrypoint_num_gpus=0,
@@ -256,9 +255,7 @@ def follow(
         time.sleep(1)
 
 
-async def _write_log(
-    client: JobSubmissionClient, submission_id: str, write: Callable[[str], object], skip: int
-) -> int:
+async def _write_log(client: JobSubmissionClient, submission_id: str, write: Callable[[str], object], skip: int) -> int:
     """Write what follows the first `skip` characters; returns how many were written at the end."""
     seen = 0
     async for piece in client.tail_job_logs(submission_id):
