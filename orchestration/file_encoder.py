@@ -71,9 +71,7 @@ class FileEncoder:
         readers: files decoded ahead, each in a thread.
     """
 
-    def __init__(
-        self, encoder: Encoder, device: str = "cpu", bfloat16: bool = False, readers: int = 2
-    ) -> None:
+    def __init__(self, encoder: Encoder, device: str = "cpu", bfloat16: bool = False, readers: int = 2) -> None:
         self.encoder = encoder.to(device).eval()
         self.device, self.bfloat16, self.readers = torch.device(device), bfloat16, readers
         patch = Fraction(encoder.config.patch_seconds).limit_denominator(1000)
@@ -98,9 +96,7 @@ class FileEncoder:
     def _limit(self) -> int:
         return SECONDS_AT_ONCE * self.encoder.sample_rate
 
-    def _pieces(
-        self, uris: Iterable[str], files: deque[FileEmbedding]
-    ) -> Iterator[tuple[FileEmbedding, Tensor]]:
+    def _pieces(self, uris: Iterable[str], files: deque[FileEmbedding]) -> Iterator[tuple[FileEmbedding, Tensor]]:
         """The patches of all files, piece by piece; every file is put into `files` as it is reached."""
         opened = _ahead(self._open, uris, self.readers)
         for file, blocks in opened:

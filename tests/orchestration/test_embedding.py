@@ -224,3 +224,10 @@ def test_a_cluster_gives_the_same_rows(bundle: Path, sounds: list[str], tmp_path
     assert found.keys() == expected.keys()
     for uri in expected:
         np.testing.assert_allclose(found[uri], expected[uri], atol=1e-4, rtol=1e-4)
+
+
+def test_bfloat16_stays_near(sounds: list[str]) -> None:
+    whole = [file.h_D for file in FileEncoder(small_encoder()).embed(sounds)]
+    half = [file.h_D for file in FileEncoder(small_encoder(), bfloat16=True).embed(sounds)]
+    for exact_D, near_D in zip(whole, half, strict=True):
+        assert 0 < np.linalg.norm(near_D - exact_D) < 0.05 * np.linalg.norm(exact_D)

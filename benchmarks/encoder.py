@@ -1,0 +1,185 @@
+"""How fast the encoder is, beside PANNs' plain formulation in the same run.
+
+    python -m benchmarks.encoder [--device cuda] [--compile] [--tiny] [--batch 32] [--rounds 5]
+
+Every way of running the same weights takes its turn in each round; the figures are medians over the rounds.
+On a CPU one thread works and its processor time is counted, so that a busy machine changes little; on a GPU
+it is the wall time, synchronised. An example is one patch of 0.96 s. Work is counted in the convolutions
+alone: 1.93 G multiply-adds an example for the full network (float32 bytes of weights: 303 MB), three times
+that for training.
+
+PANNs' formulation: the spectrogram as two convolutions with the DFT matrix, batch norm over mels between two
+transpositions, float32, channels first, eager. Ours: an FFT, then the options that the table names.
+
+Shapes: B examples, T samples, N frequencies, C channels, L frames, F mels, D embedding.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.cnn14 import Cnn14, Cnn14Config
+from models.encoder import Encoder
+from models.frontend import FRONT_ENDS, LogMel
+from models.import_encoder import front_end_buffers
+
+Step = Callable[[], Tensor]
+
+
+class PlainPanns(nn.Module):
+    """The same weights in PANNs' formulation."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.trunk = encoder.trunk
+        self.hop = encoder.config.front_end.hop_samples
+        real, imaginary, self.bands_NF = (
+            nn.Parameter(tensor, requires_grad=False) for tensor in front_end_buffers(encoder.config.front_end).values()
+        )
+        self.dft = nn.ParameterList((real, imaginary))
+
+    def forward(self, wave_BT: Tensor) -> Tensor:
+        """wave_BT to h_BD."""
+        edge = self.dft[0].shape[-1] // 2
+        padded = functional.pad(wave_BT[:, None], (edge, edge), mode="reflect")
+        real_BNL, imaginary_BNL = (functional.conv1d(padded, kernel, stride=self.hop) for kernel in self.dft)
+        mel_B1LF = (real_BNL**2 + imaginary_BNL**2).transpose(1, 2)[:, None] @ self.bands_NF
+        x_BCLF = 10.0 * torch.log10(mel_B1LF.clamp(min=1e-10))
+        x_BCLF = self.trunk.bn0(x_BCLF.transpose(1, 3)).transpose(1, 3)
+        for number in range(1, 7):
+            block = getattr(self.trunk, f"conv_block{number}")
+            x_BCLF = functional.relu_(block.bn1(block.conv1(x_BCLF)))
+            x_BCLF = functional.relu_(block.bn2(block.conv2(x_BCLF)))
+            x_BCLF = functional.avg_pool2d(x_BCLF, 2) if number < 6 else x_BCLF
+        x_BCL = x_BCLF.mean(dim=3)
+        return self.trunk.embedding(x_BCL.max(dim=2).values + x_BCL.mean(dim=2))
+
+
+def multiply_adds(config: Cnn14Config, frames: int) -> int:
+    """Multiply-adds of all convolutions for one example."""
+    total, channels_in, size = 0, 1, (frames, config.mel_bands)
+    for channels in config.widths:
+        total += 9 * channels * (channels_in + channels) * size[0] * size[1]
+        channels_in, size = channels, (size[0] // 2, size[1] // 2)
+    return total
+
+
+def variants(encoder: Encoder, compiled: bool) -> dict[str, tuple[nn.Module, bool]]:
+    """Name -> (module, bfloat16), each with weights of its own."""
+    device = next(encoder.parameters()).device
+
+    def last() -> Encoder:
+        return copy.deepcopy(encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    ways: dict[str, tuple[nn.Module, bool]] = {
+        "PANNs' formulation": (PlainPanns(copy.deepcopy(encoder)).to(device), False),
+        "float32": (copy.deepcopy(encoder), False),
+        "float32, channels_last": (last(), False),
+        "bfloat16": (copy.deepcopy(encoder), True),
+        "bfloat16, channels_last": (last(), True),
+    }
+    if compiled:
+        for name, half in (("float32, compiled", False), ("bfloat16, channels_last, compiled", True)):
+            module = last() if half else copy.deepcopy(encoder)
+            module.trunk = torch.compile(module.trunk)  # type: ignore[assignment]
+            ways[name] = (module, half)
+    return ways
+
+
+def forward_step(module: nn.Module, half: bool, wave_BT: Tensor) -> Step:
+    """One forward pass in evaluation mode."""
+    module.eval()
+
+    def step() -> Tensor:
+        with torch.inference_mode(), torch.autocast(wave_BT.device.type, torch.bfloat16, enabled=half):
+            return module(wave_BT)
+
+    return step
+
+
+def training_step(module: nn.Module, half: bool, wave_BT: Tensor) -> Step:
+    """Forward and backward of a simple loss on h, without the optimiser."""
+    module.train()
+
+    def step() -> Tensor:
+        module.zero_grad(set_to_none=True)
+        with torch.autocast(wave_BT.device.type, torch.bfloat16, enabled=half):
+            h_BD = module(wave_BT)
+        h_BD.float().square().mean().backward()
+        return h_BD.detach()
+
+    return step
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _seconds(step: Step, device: torch.device) -> float:
+    if device.type == "cpu":
+        start = time.process_time()
+        step()
+        return time.process_time() - start
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    step()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def compare(title: str, steps: dict[str, Step], rounds: int, examples: int, adds: float, device: torch.device) -> None:
+    """Print examples/s, the ratio to the first way, operations/s, and the distance from its output."""
+    with _one_thread(device):
+        outputs = {name: step().float() for name, step in steps.items()}  # also warms up
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(rounds):
+            for name, step in steps.items():
+                times[name].append(_seconds(step, device))
+    first = next(iter(steps))
+    baseline = median(times[first])
+    print(f"\n{title}: {examples} examples a step, median of {rounds}")
+    print(f"{'way':36}{'examples/s':>12}{'ratio':>8}{'GFLOP/s':>10}{'difference':>12}")
+    for name in steps:
+        seconds = median(times[name])
+        off = float((outputs[name] - outputs[first]).norm() / outputs[first].norm())
+        rate = examples / seconds
+        print(f"{name:36}{rate:12.1f}{baseline / seconds:8.2f}{2e-9 * adds * rate:10.1f}{off:12.1e}")
+
+
+def main() -> None:
+    """Run the comparison for the forward pass and for training."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    device, config = torch.device(options.device), FRONT_ENDS["panns_16k"]
+    trunk = Cnn14Config.tiny() if options.tiny else Cnn14Config()
+    torch.manual_seed(0)
+    encoder = Encoder(LogMel(config), Cnn14(trunk)).to(device)
+    wave_BT = 0.1 * torch.randn(options.batch, encoder.patch_samples, device=device)
+    adds = multiply_adds(trunk, config.frames(encoder.patch_samples))
+    print(f"{torch.__version__} on {device}: {adds / 1e6:,.0f} M multiply-adds an example")
+    ways = variants(encoder, options.compile)
+    forward = {name: forward_step(module, half, wave_BT) for name, (module, half) in ways.items()}
+    compare("forward", forward, options.rounds, options.batch, adds, device)
+    train = {name: training_step(module, half, wave_BT) for name, (module, half) in ways.items()}
+    compare("forward and backward", train, options.rounds, options.batch, 3 * adds, device)
+
+
+if __name__ == "__main__":
+    main()
