@@ -1,6 +1,9 @@
 """Coincidence prediction over all pairs against the head called pair by pair, closed forms and float64."""
 
+import subprocess
+import sys
 from math import log
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,3 +100,30 @@ def test_one_pair_and_none() -> None:
     nothing.backward()
     assert nothing.item() == 0
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in head.parameters() if p.grad is not None)
+
+
+def kept_bytes(n: int) -> int:
+    """What the graph keeps for the backward."""
+    head, h_m, h_c = setup(n, torch.float32)
+    kept: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        coincidence_loss(head, h_m, h_c, tile_bytes=4096)
+    return sum(kept)
+
+
+def test_what_the_backward_needs_grows_linearly() -> None:
+    grown = [kept_bytes(n) for n in (64, 128, 256)]
+    assert grown[2] - grown[1] == 2 * (grown[1] - grown[0])
+
+
+@pytest.mark.slow
+def test_4096_pairs_fit_in_2_gb() -> None:
+    command = [sys.executable, "-m", "benchmarks.losses", "--one", "coincidence ours", "--n", "4096"]
+    root = Path(__file__).resolve().parents[2]
+    peak = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    assert 0 < float(peak) < 2e9
