@@ -17,6 +17,7 @@ from torch import nn
 from augment.audio import AudioFormat, ClipError, content_hash, read_clip
 from augment.draws import crop_starts
 from augment.store import SeparatedStore, StoreKey
+from augment.strikes import Columns, Strikes
 from augment.views import (
     MIXTURE,
     Views,
@@ -29,8 +30,6 @@ from augment.views import (
 )
 from models.config import Config, SepsceneError
 from models.separators import load_separator, separator_digest
-
-Columns = dict[str, np.ndarray]
 
 FILLER = -1
 """Row number of a filler: it evens out the last global batch and carries nothing."""
@@ -61,12 +60,19 @@ class ServiceSettings(Config):
 class ClipReader:
     """Decodes the clips of a block, or makes their views from the store."""
 
-    def __init__(self, settings: ServiceSettings, store: SeparatedStore | None = None) -> None:
-        self.settings, self.store = settings, store
+    def __init__(
+        self, settings: ServiceSettings, store: SeparatedStore | None = None, strikes: Strikes | None = None
+    ) -> None:
+        self.settings, self.store, self.strikes = settings, store, strikes
         self.digests = settings.digests()
 
     def __call__(self, columns: Columns) -> Columns:
-        """Read the clips of a block.
+        """Read the clips of a block; clips on the poison list are left alone. See `read` for the columns."""
+        columns = columns | {"fault": np.array([""] * len(columns["row"]), object)}
+        return self.strikes.guard("reading", self.read, columns) if self.strikes else self.read(columns)
+
+    def read(self, columns: Columns) -> Columns:
+        """Read the clips of a block that have no fault yet.
 
         Args:
             columns: the draws, `uri` and `offset_seconds`; fillers have row −1.
@@ -80,12 +86,12 @@ class ClipReader:
         block = _empty_views(self.settings, count) | {
             "pcm": np.array([b""] * count, object),
             "content": np.array([""] * count, object),
-            "fault": np.array([""] * count, object),
+            "fault": columns["fault"].copy(),
             "ready": np.zeros(count, bool),
         }
         block = columns | block
         starts_N2 = _starts(columns, self.settings)
-        for n in np.flatnonzero(columns["row"] != FILLER):
+        for n in np.flatnonzero((columns["row"] != FILLER) & (columns["fault"] == "")):
             try:
                 self._read(block, starts_N2, int(n))
             except ClipError as error:
@@ -96,9 +102,7 @@ class ClipReader:
         uri, offset = str(block["uri"][n]), float(block["offset_seconds"][n])
         if self.store is not None:
             block["content"][n] = content_hash(uri)
-            block["ready"][n] = _views_from_store(
-                self.store, self.settings, self.digests, block, starts_N2, n
-            )
+            block["ready"][n] = _views_from_store(self.store, self.settings, self.digests, block, starts_N2, n)
         if not block["ready"][n]:
             block["pcm"][n] = to_pcm(read_clip(uri, self.settings.audio, offset)).tobytes()
 
@@ -133,6 +137,7 @@ class SeparationService:
         self,
         settings: ServiceSettings,
         store: SeparatedStore | None = None,
+        strikes: Strikes | None = None,
         device: str = "cpu",
         precision: str = "float32",
         clips_per_forward: int = 1,
@@ -142,6 +147,7 @@ class SeparationService:
         Args:
             settings: views, audio and checkpoints.
             store: where separated clips are kept; none separates every row live.
+            strikes: the poison list; none lets a deadly clip kill its actor for ever.
             device: where the separators run.
             precision: "float32", or "bfloat16" where the device has it.
             clips_per_forward: clips in one forward pass. Every pass has exactly this many, short ones are padded with
@@ -151,7 +157,7 @@ class SeparationService:
         Raises:
             SepsceneError: for a damaged checkpoint, or one trained at another sample rate.
         """
-        self.settings, self.store, self.device = settings, store, device
+        self.settings, self.store, self.strikes, self.device = settings, store, strikes, device
         self.clips_per_forward = clips_per_forward
         self.digests = settings.digests()
         self.separators = [self._load(name, precision) for name in settings.processors]
@@ -173,6 +179,10 @@ class SeparationService:
         return separator.to(self.device)
 
     def __call__(self, columns: Columns) -> Columns:
+        """Make the views of a block; clips on the poison list are left alone. See `serve` for the columns."""
+        return self.strikes.guard("separation", self.serve, columns) if self.strikes else self.serve(columns)
+
+    def serve(self, columns: Columns) -> Columns:
         """Separate the clips of a block that are not `ready` and crop both views.
 
         Args:
@@ -210,7 +220,7 @@ class SeparationService:
         self, columns: Columns, block: Columns, starts_N2: np.ndarray
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield (position, mixture (T,), separated (S, T)) of each usable row; mark the others in block["fault"]."""
-        usable = [n for n, pcm in enumerate(columns["pcm"]) if pcm]
+        usable = [n for n, pcm in enumerate(columns["pcm"]) if pcm and not columns["fault"][n]]
         mixtures = {n: np.frombuffer(columns["pcm"][n], np.int16) for n in usable}
         if not self.separators:
             nothing_ST = np.empty((0, self.settings.audio.samples), np.int16)
@@ -219,9 +229,7 @@ class SeparationService:
         if self.store is not None:  # separated since the reader looked, perhaps in this very actor
             found = columns | {name: block[name] for name in ("view_1", "view_2", "channel_1", "channel_2")}
             usable = [
-                n
-                for n in usable
-                if not _views_from_store(self.store, self.settings, self.digests, found, starts_N2, n)
+                n for n in usable if not _views_from_store(self.store, self.settings, self.digests, found, starts_N2, n)
             ]
         for index in range(len(self.separators)):
             mine = [n for n in usable if columns["processor"][n] == index]
@@ -257,9 +265,7 @@ class SeparationService:
 
 def _starts(columns: Columns, settings: ServiceSettings) -> np.ndarray:
     """(N, 2): where both crops of each row start."""
-    return np.stack(
-        view_starts(columns, settings.views, settings.audio.samples, settings.audio.sample_rate), axis=1
-    )
+    return np.stack(view_starts(columns, settings.views, settings.audio.samples, settings.audio.sample_rate), axis=1)
 
 
 def _empty_views(settings: ServiceSettings, count: int) -> Columns:

@@ -30,6 +30,7 @@ from orchestration.config import Experiment, load_experiment
 from orchestration.data_commands import data_app, plan, prefill, store_app
 from orchestration.model_commands import embed, encoder_app, import_separator_command
 from orchestration.result_commands import compare, sync, ui
+from orchestration.sweep_commands import reproduce_command, sweep_command
 
 console = Console()
 app = typer.Typer(
@@ -50,6 +51,8 @@ for _name, _group in (
     ("cluster", cluster_app),
 ):
     app.add_typer(_group, name=_name)
+app.command("sweep")(sweep_command)
+app.command("reproduce")(reproduce_command)
 for _command in (embed, plan, submit, stop, compare, ui, sync):
     app.command()(_command)
 
@@ -109,7 +112,8 @@ def _execute(
 
     run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = storage / run_id
-    uri = default_tracking_uri(folder if run_id == "demo" else storage)
+    # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
+    uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
     with ray_session(experiment, address, verbose):
         run = Run.open(folder.resolve(), experiment, uri, console, resume)
         try:
@@ -163,11 +167,11 @@ def evaluate(run: RunFolder, address: Address = None, verbose: Verbose = False) 
     from orchestration.judging import judge_run, summarise
     from orchestration.run import Run
     from orchestration.session import ray_session
-    from orchestration.tracking import default_tracking_uri
+    from orchestration.tracking import tracking_uri_of
 
     experiment = load_experiment(run / "experiment.yaml")
     with ray_session(experiment, address, verbose):
-        opened = Run.open(run.resolve(), experiment, default_tracking_uri(run.parent), console, resume=True)
+        opened = Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True)
         train, test = opened.manifests()
         judge_run(opened, train, test, opened.ladder(train))
         opened.tracker.finish("")

@@ -25,13 +25,13 @@ from tasks.judge import JudgeSettings
 class Data(Config):
     """Where the clips come from, and which of them are for what."""
 
-    format: Literal[
-        "scenes", "directory", "table", "esc50", "audioset", "fsd50k", "shards", "parquet", "folder"
-    ] = Field(
-        "scenes",
-        description="how the manifest is read; `scenes` generates synthetic sound scenes into the run's folder",
+    format: Literal["scenes", "directory", "table", "esc50", "audioset", "fsd50k", "shards", "parquet", "folder"] = (
+        Field(
+            "scenes",
+            description="how the manifest is read; `scenes` generates synthetic sound scenes into the run's folder",
+        )
     )
-    root: str | None = Field(None, description="folder or URI of the data; none for `scenes`")
+    root: str | None = Field(None, description="folder or URI of the data; `scenes` without one are generated")
     train: tuple[str, ...] = Field(
         ("train",), description="splits or folds for training; their labels train probes only"
     )
@@ -42,9 +42,7 @@ class Data(Config):
     @model_validator(mode="after")
     def _root_where_needed(self) -> "Data":
         if self.format != "scenes" and self.root is None:
-            raise ValueError(
-                f"data.root is missing: format {self.format!r} reads from a folder or URI; set data.root"
-            )
+            raise ValueError(f"data.root is missing: format {self.format!r} reads from a folder or URI; set data.root")
         return self
 
 
@@ -59,9 +57,7 @@ class Ladder(Config):
             raise ValueError("separator.ladder.steps is empty: name at least one checkpoint, e.g. {N: 0}")
         negative = [name for name, step in self.steps.items() if step < 0]
         if negative:
-            raise ValueError(
-                f"separator.ladder.steps of {', '.join(negative)} is negative: steps count from 0"
-            )
+            raise ValueError(f"separator.ladder.steps of {', '.join(negative)} is negative: steps count from 0")
         return self
 
 
@@ -74,9 +70,7 @@ class Separator(Config):
         default_factory=dict,
         description="ready separators by processor name -> folder; nothing is trained then",
     )
-    batch_mixtures: int = Field(
-        16, ge=1, description="mixtures of mixtures a step, over all workers [open; ours]"
-    )
+    batch_mixtures: int = Field(16, ge=1, description="mixtures of mixtures a step, over all workers [open; ours]")
     segment_seconds: float = Field(10.0, gt=0, description="training segment of each clip [open; ours]")
     learning_rate: float = Field(1e-3, gt=0, description="Adam (paper 1e-3, released recipe 1e-4)")
     clip_gradient_norm: float = Field(5.0, gt=0, description="[open; ours]")
@@ -87,9 +81,7 @@ class Objective(Config):
 
     temperature: float = Field(0.2, gt=0, description="tau of NT-Xent [open; ours]")
     learn_temperature: bool = False
-    alpha: float = Field(
-        1.0, ge=0, description="weight of coincidence prediction; 0 is SimCLR alone [open; ours]"
-    )
+    alpha: float = Field(1.0, ge=0, description="weight of coincidence prediction; 0 is SimCLR alone [open; ours]")
     alpha_warmup_steps: int = Field(0, ge=0, description="steps over which alpha grows from 0 to its value")
     projection_dim: int = Field(128, ge=1, description="size of z [open; ours]")
     head_hidden: int = Field(512, ge=1, description="hidden units of both heads [open; ours]")
@@ -106,26 +98,18 @@ class Training(Config):
     weight_decay: float = Field(1e-4, ge=0)
     clip_gradient_norm: float = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
-    ordered: bool = Field(
-        True, description="rows arrive in the schedule's order: bit-for-bit repeatable on CPU"
-    )
+    ordered: bool = Field(True, description="rows arrive in the schedule's order: bit-for-bit repeatable on CPU")
     checkpoint_every_steps: int = Field(500, ge=1)
     checkpoints_kept: int = Field(2, ge=1)
-    quarantine_share: float = Field(
-        0.05, ge=0, le=1, description="the run stops when more of its clips are unreadable"
-    )
+    quarantine_share: float = Field(0.05, ge=0, le=1, description="the run stops when more of its clips are unreadable")
 
 
 class Evaluation(Config):
     """How an encoder is judged (paper: shallow classification and query by example)."""
 
     judge: JudgeSettings = JudgeSettings()
-    baselines: bool = Field(
-        True, description="judge the untrained encoder and the mix-mix encoder beside this one"
-    )
-    separator_mixtures: int = Field(
-        32, ge=1, description="held-out mixtures on which each processor is scored"
-    )
+    baselines: bool = Field(True, description="judge the untrained encoder and the mix-mix encoder beside this one")
+    separator_mixtures: int = Field(32, ge=1, description="held-out mixtures on which each processor is scored")
 
 
 class Resources(Config):
@@ -136,17 +120,11 @@ class Resources(Config):
     trainer_gpus: float = Field(0, ge=0, description="GPUs of one trainer")
     separation_actors: int = Field(1, ge=1)
     separation_cpus: float = Field(1, gt=0)
-    separation_gpus: float = Field(
-        0, ge=0, description="GPUs of one separation actor; fractions share one GPU"
-    )
-    separation_batch: int = Field(
-        1, ge=1, description="clips in one forward pass; 1 on a CPU, several on a GPU"
-    )
+    separation_gpus: float = Field(0, ge=0, description="GPUs of one separation actor; fractions share one GPU")
+    separation_batch: int = Field(1, ge=1, description="clips in one forward pass; 1 on a CPU, several on a GPU")
     readers: int = Field(1, ge=1, description="reading actors")
     reader_cpus: float = Field(0.5, gt=0)
-    trainer_labels: dict[str, str] = Field(
-        default_factory=dict, description='node labels, e.g. {"pool": "trainers"}'
-    )
+    trainer_labels: dict[str, str] = Field(default_factory=dict, description='node labels, e.g. {"pool": "trainers"}')
     separation_labels: dict[str, str] = Field(default_factory=dict, description='e.g. {"pool": "separators"}')
     trainer_accelerator: str | None = Field(None, description='accelerator type, e.g. "H100"')
     separation_accelerator: str | None = Field(None, description='accelerator type, e.g. "L4"')
@@ -164,9 +142,7 @@ class Experiment(Config):
 
     name: str
     scale: Literal["tiny", "small", "paper"]
-    table_row: str | None = Field(
-        None, description='row of the paper this belongs to, e.g. "table4/S2+N/SimCLR&CP"'
-    )
+    table_row: str | None = Field(None, description='row of the paper this belongs to, e.g. "table4/S2+N/SimCLR&CP"')
     seed: int = Field(0, ge=0)
     audio: AudioFormat = AudioFormat()
     data: Data = Data()
@@ -196,9 +172,7 @@ class Experiment(Config):
                 f"views.combination names unknown processors {', '.join(unknown)}; the ladder has {', '.join(known)}"
             )
         if self.views.patch_seconds > self.audio.clip_seconds:
-            raise ValueError(
-                "views.patch_seconds is longer than audio.clip_seconds: a view is a crop of the clip"
-            )
+            raise ValueError("views.patch_seconds is longer than audio.clip_seconds: a view is a crop of the clip")
         per_step = self.resources.trainers * self.training.service_rows
         if self.training.global_batch % per_step:
             raise ValueError(
@@ -209,9 +183,7 @@ class Experiment(Config):
 
     def digest(self) -> str:
         """SHA-256 of the configuration, short: equal digests mean equal experiments."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[
-            :12
-        ]
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
 
     def changed(self, overrides: dict[str, Any]) -> "Experiment":
         """A copy with dotted fields changed, e.g. {"objective.temperature": 0.1}.
@@ -226,9 +198,7 @@ class Experiment(Config):
             for key in parents:
                 node = node.get(key) if isinstance(node, dict) else None
             if not isinstance(node, dict):
-                raise SepsceneError(
-                    f"there is no configuration field {path!r}; see `sepscene show {self.name}`"
-                )
+                raise SepsceneError(f"there is no configuration field {path!r}; see `sepscene show {self.name}`")
             node[leaf] = value
         return parse_experiment(tree, source=f"{self.name} with {', '.join(overrides)}")
 

@@ -79,9 +79,7 @@ def embed_files(
     output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
     todo = [uri for uri in uris if uri not in output.done]
     file_encoder = FileEncoder(encoder, usable_device(device), bfloat16, readers)
-    rows = (
-        (file.uri, file.cause or "", _row(file, encoder.embedding_dim)) for file in file_encoder.embed(todo)
-    )
+    rows = ((file.uri, file.cause or "", _row(file, encoder.embedding_dim)) for file in file_encoder.embed(todo))
     return _collect(rows, output, total=len(uris), todo=len(todo), show_progress=show_progress)
 
 
@@ -151,7 +149,7 @@ def _cluster_rows(
     import ray
     from ray.data import ActorPoolStrategy
 
-    from orchestration.stream import MAX_RESTARTS
+    from orchestration.stream import finite_retries
 
     if not uris:
         return
@@ -163,8 +161,7 @@ def _cluster_rows(
         fn_constructor_args=([shared], *settings),
         batch_size=FILES_A_CALL,
         compute=ActorPoolStrategy(size=min(actors, math.ceil(len(uris) / FILES_A_CALL))),
-        max_restarts=MAX_RESTARTS,
-        max_task_retries=MAX_RESTARTS,
+        ray_remote_args_fn=finite_retries,
         **placement,
     )
     for columns in stream.iter_batches(batch_size=None, batch_format="numpy"):
@@ -184,9 +181,7 @@ def list_files(inputs: Iterable[str]) -> list[str]:
     """
     uris = list(dict.fromkeys(uri for text in inputs for uri in _expand(text)))
     if not uris:
-        raise SepsceneError(
-            f"there is no sound file to embed: folders are searched for {', '.join(SOUND_SUFFIXES)}"
-        )
+        raise SepsceneError(f"there is no sound file to embed: folders are searched for {', '.join(SOUND_SUFFIXES)}")
     return uris
 
 
@@ -230,9 +225,7 @@ def _manifest_uris(path: Path) -> list[str]:
     except (KeyError, pa.ArrowInvalid, pa.ArrowKeyError, csv.Error, UnicodeDecodeError) as error:
         raise SepsceneError(f"{path} is no manifest with a column `uri` ({error}): add the column") from None
     except OSError as error:
-        raise SepsceneError(
-            f"{path} cannot be read ({error.strerror}): check the path of the manifest"
-        ) from None
+        raise SepsceneError(f"{path} cannot be read ({error.strerror}): check the path of the manifest") from None
 
 
 def _row(file: FileEmbedding, dim: int) -> np.ndarray:

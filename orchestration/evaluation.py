@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy
 from augment.audio import AudioFormat, ClipError, read_clip
 from models import load_encoder, load_separator
 from orchestration.config import Experiment
-from orchestration.stream import MAX_RESTARTS
+from orchestration.stream import finite_retries
 from tasks.manifests import Manifest
 from tasks.mixit import mixit_loss, mixture_improvement
 
@@ -67,8 +67,7 @@ def embed_manifest(bundle: Path, manifest: Manifest, experiment: Experiment) -> 
             batch_size=EMBED_ROWS,
             compute=ActorPoolStrategy(size=resources.separation_actors),
             num_cpus=resources.separation_cpus,
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_RESTARTS,
+            ray_remote_args_fn=finite_retries,
             **options,
         )
     )

@@ -1,4 +1,4 @@
-"""The last stage of a run: judge its encoder beside the baselines, the ladder on held-out mixtures, and tell about it."""
+"""The last stage of a run: judge its encoder beside the baselines and its ladder on held-out mixtures; tell about it."""
 
 import json
 from pathlib import Path

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from augment.service import FILLER
 from augment.specaugment import specaugment
 from augment.store import SeparatedStore
+from augment.strikes import Strikes
 from augment.views import from_pcm
 from models.cnn14 import Cnn14
 from models.config import SepsceneError
@@ -105,9 +106,7 @@ class Pretrainer:
         self.objective = objective
         if checkpoint is not None:
             self._restore(read_checkpoint(checkpoint))
-        self.model = ray.train.torch.prepare_model(
-            objective, parallel_strategy_kwargs={"broadcast_buffers": False}
-        )
+        self.model = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs={"broadcast_buffers": False})
         self.faults: dict[str, str] = {}
         self.records: list[dict[str, float]] = []
         self.quarantined_rows = 0
@@ -128,9 +127,7 @@ class Pretrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = self._optimise(batch, usable_B)
-        self.ledger.consume(
-            np.array(gather_ids(torch.from_numpy(row_B[present_B]).to(self.device)), np.int64)
-        )
+        self.ledger.consume(np.array(gather_ids(torch.from_numpy(row_B[present_B]).to(self.device)), np.int64))
         self.step += 1
         return {"step": self.step, "learning_rate": rate, "rows": self.ledger.consumed, **parts}
 
@@ -146,9 +143,7 @@ class Pretrainer:
             result = self.model(*logmels, alpha=self._alpha())
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
-        norm = nn.utils.clip_grad_norm_(
-            self.objective.parameters(), self.experiment.training.clip_gradient_norm
-        )
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.experiment.training.clip_gradient_norm)
         self.optimizer.step()
         return {"gradient_norm": float(norm), **{name: float(value) for name, value in result.parts.items()}}
 
@@ -253,7 +248,7 @@ def pretrain(
         fit(
             pretrain_worker,
             {"experiment": experiment.model_dump(mode="json"), "clips": len(manifest.clips)},
-            lambda ledger: view_stream(experiment, manifest, checkpoints, ledger, store),
+            lambda ledger: view_stream(experiment, manifest, checkpoints, ledger, store, Strikes(run_dir / "strikes")),
             rows,
             run_dir,
             stage,

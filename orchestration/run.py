@@ -139,7 +139,7 @@ class Run:
     def manifests(self) -> tuple[Manifest, Manifest]:
         """The training and the test clips; synthetic scenes are generated the first time."""
         data = self.experiment.data
-        if data.format == "scenes":
+        if data.format == "scenes" and data.root is None:
             root = self.folder / "scenes"
             self._generate_scenes(root)
             manifest = read_manifest("scenes", str(root))

@@ -19,14 +19,20 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from augment.draws import Schedule, draw
 from augment.service import FILLER, ClipReader, SeparationService, ServiceSettings, read_segments
 from augment.store import SeparatedStore
+from augment.strikes import Strikes
 from orchestration.config import Experiment, Resources
 from orchestration.ledger import Ledger, nth_rows
 from tasks.manifests import Manifest
 
 Columns = dict[str, np.ndarray]
 
-MAX_RESTARTS = 3
-"""How often Ray may restart an actor or repeat one of its calls: its default is for ever."""
+
+def finite_retries() -> dict[str, int]:
+    """How often Ray may restart an actor and repeat one of its calls; its defaults are for ever.
+
+    Three repeats are what the poison list needs to find a deadly clip (see `augment.strikes`).
+    """
+    return {"max_restarts": 1000, "max_task_retries": 4}
 
 
 def schedule_of(experiment: Experiment, clips: int) -> Schedule:
@@ -71,6 +77,7 @@ def view_stream(
     checkpoints: Mapping[str, str],
     ledger: Ledger,
     store: SeparatedStore | None = None,
+    strikes: Strikes | None = None,
 ) -> Dataset:
     """The views of all rows that the ledger still lacks, lazily.
 
@@ -80,11 +87,12 @@ def view_stream(
         checkpoints: processor name -> separator folder.
         ledger: what the weights have consumed.
         store: where separated clips are kept; none separates every row live.
+        strikes: the poison list; none lets a deadly clip end the run.
     """
     training, resources = experiment.training, experiment.resources
     draws = DrawRows(manifest, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views.processor_weights)
     rows = _drawn_rows(draws, training.global_batch, training.service_rows, resources)
-    return _served(rows, experiment, checkpoints, store)
+    return _served(rows, experiment, checkpoints, store, strikes)
 
 
 def prefill_stream(
@@ -100,29 +108,33 @@ def prefill_stream(
         .map_batches(draws, batch_size=None, num_cpus=experiment.resources.reader_cpus)
         .repartition(target_num_rows_per_block=block)
     )
-    return _served(rows, experiment, checkpoints, store).select_columns(["row", "uri", "fault"])
+    return _served(rows, experiment, checkpoints, store, strikes=None).select_columns(["row", "uri", "fault"])
 
 
 def _served(
-    rows: Dataset, experiment: Experiment, checkpoints: Mapping[str, str], store: SeparatedStore | None
+    rows: Dataset,
+    experiment: Experiment,
+    checkpoints: Mapping[str, str],
+    store: SeparatedStore | None,
+    strikes: Strikes | None,
 ) -> Dataset:
     """Rows with draws through the readers and the separation actors."""
     training, resources = experiment.training, experiment.resources
     settings = ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=dict(checkpoints))
     clips = rows.map_batches(
         ClipReader,
-        fn_constructor_kwargs={"settings": settings, "store": store},
+        fn_constructor_kwargs={"settings": settings, "store": store, "strikes": strikes},
         batch_size=training.service_rows,
         compute=ActorPoolStrategy(size=resources.readers),
         num_cpus=resources.reader_cpus,
-        max_restarts=MAX_RESTARTS,
-        max_task_retries=MAX_RESTARTS,
+        ray_remote_args_fn=finite_retries,
     )
     return clips.map_batches(
         SeparationService,
         fn_constructor_kwargs={
             "settings": settings,
             "store": store,
+            "strikes": strikes,
             "device": "cuda" if resources.separation_gpus else "cpu",
             "clips_per_forward": resources.separation_batch,
         },
@@ -157,11 +169,10 @@ def _drawn_rows(draws: DrawRows, global_rows: int, block_rows: int, resources: R
 
 
 def _actor_options(resources: Resources) -> dict[str, Any]:
-    """Where separation actors may run, and how often Ray may try again."""
+    """Where separation actors may run."""
     options: dict[str, Any] = {
         "num_cpus": resources.separation_cpus,
-        "max_restarts": MAX_RESTARTS,
-        "max_task_retries": MAX_RESTARTS,
+        "ray_remote_args_fn": finite_retries,
     }
     if resources.separation_gpus:
         options["num_gpus"] = resources.separation_gpus

@@ -34,6 +34,14 @@ def default_tracking_uri(storage: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(storage / 'mlflow.db').resolve()}"
 
 
+def tracking_uri_of(run_dir: Path) -> str:
+    """MLFLOW_TRACKING_URI, or the store that the run was begun in, or the one beside the run."""
+    state = run_dir / "mlflow.json"
+    if "MLFLOW_TRACKING_URI" not in os.environ and state.exists():
+        return str(json.loads(state.read_text())["uri"])
+    return default_tracking_uri(run_dir.parent)
+
+
 class Tracker:
     """One parent run in MLflow and a child for each stage; every call survives a server that is down."""
 
@@ -54,9 +62,7 @@ class Tracker:
 
     def start(self, tags: dict[str, str], params: dict[str, Any]) -> None:
         """Begin the parent run."""
-        self._do(
-            "start", "", {"tags": tags, "params": {key: str(value)[:5900] for key, value in params.items()}}
-        )
+        self._do("start", "", {"tags": tags, "params": {key: str(value)[:5900] for key, value in params.items()}})
 
     def start_stage(self, stage: str, tags: dict[str, str], params: dict[str, Any] | None = None) -> None:
         """Begin the child run of a stage."""
@@ -136,9 +142,7 @@ class Tracker:
         if call == "start":
             if run_id is None:
                 run_id = self._create(stage, now)
-            client.log_batch(
-                run_id, tags=[RunTag(key, str(value)) for key, value in argument["tags"].items()]
-            )
+            client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in argument["tags"].items()])
             for key, value in argument["params"].items():
                 client.set_tag(run_id, f"param.{key}", value) if len(value) > 6000 else client.log_param(
                     run_id, key, value
@@ -198,9 +202,7 @@ class Tracker:
         if self._down_since is None:
             self._down_since = time.time()
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            logger.warning(
-                "MLflow at %s does not answer (%s); the run goes on and sends it later", self.uri, reason
-            )
+            logger.warning("MLflow at %s does not answer (%s); the run goes on and sends it later", self.uri, reason)
 
     def _save(self) -> None:
         partial = self.state_path.with_suffix(".partial")

@@ -1,0 +1,106 @@
+"""The paper's tables, run: every row over several seeds, the paper's figures beside ours, a verdict on each claim."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from models.config import SepsceneError
+from orchestration.environment import environment
+from orchestration.experiments import EXPERIMENTS, Scale, named_experiment
+from orchestration.reproduction_report import write_reproduction_report
+from orchestration.results import ReproducedRun, ReproductionResults
+from orchestration.trials import Outcome, Trial, run_trials, share
+from tasks.claims import PAPER_TABLES
+
+PAPER_CLIPS, PAPER_BATCH = 2_000_000, 4096
+
+
+def reproduce(
+    tables: list[str],
+    rows: list[str] | None,
+    scale: Scale,
+    changes: dict[str, Any],
+    seeds: int,
+    folder: Path,
+    tracking_uri: str,
+    console: Console,
+) -> ReproductionResults:
+    """Run the rows of the paper's tables that are this framework's, or go on with it, and write the report.
+
+    Args:
+        tables: "table2", "table4", "table5".
+        rows: only these rows; none runs all.
+        scale: of the experiments.
+        changes: dotted fields to change in every row, e.g. the data.
+        seeds: runs of each row.
+        folder: where everything goes.
+        tracking_uri: MLflow's.
+        console: shows the progress.
+
+    Raises:
+        SepsceneError: for an unknown table or row, or a change that the configuration refuses.
+    """
+    unknown = [table for table in tables if table not in PAPER_TABLES]
+    if unknown:
+        raise SepsceneError(f"there is no {', '.join(unknown)}; choose from {', '.join(PAPER_TABLES)}")
+    names = [row.name for table in tables for row in PAPER_TABLES[table] if row.name in EXPERIMENTS]
+    wrong = [row for row in rows or [] if row not in names]
+    if wrong:
+        raise SepsceneError(f"no row {', '.join(wrong)} in {', '.join(tables)}; choose from {', '.join(names)}")
+    experiments = [named_experiment(name, scale).changed({**changes}) for name in (rows or names)]
+    base = experiments[0].model_copy(update={"name": "reproduction", "table_row": None})
+    processors = {p for e in experiments if e.views.pair != "mix-mix" for p in e.views.combination}
+    shared = share(base, processors, folder, tracking_uri, console)
+    parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation")}
+    trials = [
+        Trial(f"{e.name.replace('/', '-')},seed={seed}", e.model_copy(update={**parts, "seed": seed}), {"row": e.name})
+        for seed in range(seeds)
+        for e in experiments
+    ]
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+
+    def write(found: list[Outcome]) -> ReproductionResults:
+        results = ReproductionResults(
+            reproduction_id=folder.name,
+            scale=scale,
+            started=started,
+            seconds=time.monotonic() - clock,
+            differs=_differences(found),
+            runs=tuple(_reproduced(outcome) for outcome in found if outcome.results),
+            environment=environment(),
+            data=next((o.results.data for o in found if o.results), {}),
+        )
+        results.save(folder)
+        write_reproduction_report(folder)
+        return results
+
+    return write(run_trials(trials, folder, tracking_uri, console, write))
+
+
+def _reproduced(outcome: Outcome) -> ReproducedRun:
+    assert outcome.results is not None
+    return ReproducedRun(
+        row=str(outcome.trial.settings["row"]),
+        seed=outcome.trial.seed,
+        figure=outcome.results.encoders[0].figures["shallow_map"],
+        run_dir=f"trials/{outcome.trial.name}",
+    )
+
+
+def _differences(found: list[Outcome]) -> tuple[str, ...]:
+    """How our runs differ from the paper's, as far as the configuration says."""
+    experiment = found[0].trial.experiment
+    done = [outcome.results for outcome in found if outcome.results]
+    clips = done[0].data["training clips"] if done else "?"
+    steps = done[0].ledger.rows // experiment.training.global_batch if done and done[0].ledger else 0
+    network = experiment.encoder.widths
+    return (
+        f"{clips} clips of {experiment.data.format} instead of about {PAPER_CLIPS:,} of AudioSet",
+        f"global batch {experiment.training.global_batch} and {steps} steps; the paper's are not stated",
+        f"CNN14 with widths {network}" + ("" if network[-1] == 2048 else " instead of 64 … 2048"),
+        f"the ladder's steps are {dict(experiment.separator.ladder.steps)} instead of 0, 500, 5k, 1.7M",
+        "all seeds share the data and the separator",
+    )
