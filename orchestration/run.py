@@ -231,7 +231,7 @@ class Run:
         if pair is None:
             (self.folder / "ledger.json").write_text(read_ledger(newest).to_json())
             self.tracker.log_artifact("", self.folder / "ledger.json")
-        self.tracker.log_artifact(stage, bundle, "encoder")
+        self.tracker.log_encoder(stage, bundle, f"sepscene-{experiment.name.replace('/', '-')}")
         return bundle
 
     def untrained(self) -> Path:

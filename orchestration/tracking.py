@@ -20,8 +20,13 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 import mlflow
+import numpy as np
 from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from models import load_encoder
 
 logger = logging.getLogger("sepscene")
 
@@ -76,6 +81,10 @@ class Tracker:
     def log_artifact(self, stage: str, path: Path, folder: str | None = None) -> None:
         """Log a file or a folder of the run's folder."""
         self._do("artifact", stage, {"path": str(path), "folder": folder})
+
+    def log_encoder(self, stage: str, bundle: Path, name: str) -> None:
+        """Log an encoder bundle as a model with its signature, and register it under `name`."""
+        self._do("encoder", stage, {"path": str(bundle), "name": name})
 
     def finish(self, stage: str, status: str = "FINISHED") -> None:
         """End a stage's run; "" is the parent."""
@@ -152,12 +161,30 @@ class Tracker:
             raise MlflowException(f"the run of stage {stage!r} was never started")
         elif call == "figures":
             client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in argument.items()])
+        elif call == "encoder":
+            self._log_encoder(run_id, Path(argument["path"]), argument["name"])
         elif call == "artifact":
             path = Path(argument["path"])
             send = client.log_artifacts if path.is_dir() else client.log_artifact
             send(run_id, str(path), argument["folder"])
         else:
             client.set_terminated(run_id, argument["status"])
+
+    def _log_encoder(self, run_id: str, bundle: Path, name: str) -> None:
+        encoder = load_encoder(bundle)
+        wave = TensorSpec(np.dtype("float32"), (-1, -1))
+        h = TensorSpec(np.dtype("float32"), (-1, encoder.embedding_dim))
+        mlflow.set_tracking_uri(self.uri)
+        with mlflow.start_run(run_id=run_id):
+            mlflow.pyfunc.log_model(
+                name="encoder",
+                python_model=str(Path(__file__).with_name("mlflow_encoder.py")),
+                artifacts={"bundle": str(bundle)},
+                code_paths=[str(Path(__file__).resolve().parent.parent / "models")],
+                signature=ModelSignature(inputs=Schema([wave]), outputs=Schema([h])),
+                registered_model_name=name,
+                pip_requirements=["torch", "torchaudio", "safetensors", "pydantic", "numpy"],
+            )
 
     def _create(self, stage: str, now: int) -> str:
         client = self.client

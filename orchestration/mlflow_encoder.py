@@ -1,0 +1,26 @@
+"""The encoder as an MLflow model. MLflow stores this file as the model's code, so that nothing is pickled.
+
+Loaded by `mlflow.pyfunc.load_model`; `models.load_encoder("models:/…")` reads the same bundle as plain PyTorch.
+"""
+
+import mlflow
+import numpy as np
+import torch
+
+from models import load_encoder
+
+
+class EncoderModel(mlflow.pyfunc.PythonModel):
+    """Waveforms (B, T) at the encoder's sample rate to representations (B, D), float32."""
+
+    def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
+        """Load the bundle that was logged with the model."""
+        self.encoder = load_encoder(context.artifacts["bundle"])
+
+    def predict(self, context: mlflow.pyfunc.PythonModelContext, model_input: np.ndarray) -> np.ndarray:
+        """h of each waveform of full scale 1."""
+        with torch.inference_mode():
+            return self.encoder(torch.from_numpy(np.asarray(model_input, np.float32))).numpy()
+
+
+mlflow.models.set_model(EncoderModel())
