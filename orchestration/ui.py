@@ -1,0 +1,134 @@
+"""The MLflow UI on the store of a run's folder: on loopback only, opened at the view that shows training runs."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote
+
+from mlflow import MlflowClient
+
+from models.config import SepsceneError
+
+HOST = "127.0.0.1"
+ENVIRONMENT = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two processes instead of nine
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+
+
+def tracking_store(folder: Path) -> str:
+    """The tracking URI of a run's folder, or of the folder that holds runs: the SQLite store in it or above it.
+
+    MLFLOW_TRACKING_URI, where it is set, comes first, as it does for the runs themselves.
+
+    Raises:
+        SepsceneError: when there is no store.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    for place in (folder, folder.parent):
+        store = place.resolve() / "mlflow.db"
+        if store.exists():
+            return f"sqlite:///{store}"
+    raise SepsceneError(f"{folder} holds no mlflow.db and neither does the folder above it: give a folder of runs")
+
+
+def mlflow_ui_command(folder: Path, port: int) -> list[str]:
+    """The command that serves the MLflow UI of `folder` on loopback; run it with `ENVIRONMENT` added.
+
+    An open server lets everyone who reaches it delete runs and read files, so it listens on 127.0.0.1 alone.
+
+    Raises:
+        SepsceneError: when the folder has no store, or its store is a server that has a UI of its own.
+    """
+    uri = tracking_store(folder)
+    if uri.startswith(("http://", "https://")):
+        raise SepsceneError(f"the runs are on the server {uri}, which shows its own UI: open that address")
+    artifacts = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+    return [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--backend-store-uri", uri),
+        *("--artifacts-destination", artifacts.as_uri()),
+        *("--host", HOST, "--port", str(port), "--workers", "1"),
+    ]
+
+
+def deep_link(port: int, experiment_id: str, order_by: str = "shallow_map") -> str:
+    """The address of an experiment's training runs with their charts, best first.
+
+    Without `workflowType` the UI opens in its mode for generative AI, where no training run is seen; the table
+    view shows no metric until columns are chosen, so the link opens the charts. Sorting by a metric unfolds the
+    child runs, which start folded otherwise.
+
+    Args:
+        order_by: a metric, largest first.
+    """
+    key = quote(f"metrics.`{order_by}`", safe="")
+    return (
+        f"http://{HOST}:{port}/#/experiments/{experiment_id}/runs"
+        f"?workflowType=machine_learning&compareRunsMode=CHART&orderByKey={key}&orderByAsc=false"
+    )
+
+
+def newest_experiment(uri: str) -> str | None:
+    """MLflow's id of the experiment that has the newest run; None when no run was ever logged."""
+    client = MlflowClient(tracking_uri=uri)
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    newest = client.search_runs(ids, order_by=["attributes.start_time DESC"], max_results=1) if ids else []
+    return newest[0].info.experiment_id if newest else None
+
+
+def free_port() -> int:
+    """A port of loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def start_ui(folder: Path, port: int, patience_seconds: float = 120.0) -> subprocess.Popen[bytes]:
+    """Start the MLflow UI of `folder` and wait until it answers. The caller ends it with `stop_ui`.
+
+    Raises:
+        SepsceneError: when it ends or does not answer in time; the message holds what it said.
+    """
+    command = mlflow_ui_command(folder, port)
+    if _answers(port):  # or the other server would be taken for ours
+        raise SepsceneError(f"port {port} is in use by another server; choose another with --port")
+    log = folder / "mlflow-ui.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT, start_new_session=True
+        )
+    deadline = time.monotonic() + patience_seconds
+    while time.monotonic() < deadline and server.poll() is None:
+        if _answers(port):
+            return server
+        time.sleep(0.2)
+    stop_ui(server)
+    said = log.read_text(errors="replace").strip().splitlines()[-5:]
+    raise SepsceneError(f"the MLflow UI did not start on port {port}; choose another with --port; it said: {said}")
+
+
+def stop_ui(server: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers."""
+    if server.poll() is None:
+        os.killpg(server.pid, 15)
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, 9)
+            server.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
