@@ -121,9 +121,7 @@ def encode_entry(key: StoreKey, wave_ST: np.ndarray, levels: np.ndarray, segment
     return Entry(key, channels, samples, np.asarray(levels, np.float32).copy(), b"".join(pieces))
 
 
-def decode_crop(
-    raw: bytes, digest: bytes, place: Place, channel: int, start: int, samples: int
-) -> np.ndarray | None:
+def decode_crop(raw: bytes, digest: bytes, place: Place, channel: int, start: int, samples: int) -> np.ndarray | None:
     """The crop inside the bytes of `place.crop_range`, or None where a checksum fails or bytes are missing.
 
     Returns:

@@ -10,61 +10,37 @@ What cannot be read is a miss, never an error: the caller separates the clip ane
 Shape suffixes: S channels (separated outputs), T samples.
 """
 
+import atexit
 import logging
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import fs
-from pydantic import Field
 
 from augment.shards import (
-    Entry,
     Place,
     ShardDamage,
     StoreKey,
     decode_crop,
     encode_entry,
     read_footer,
-    shard_pieces,
 )
-from augment.store_folder import StoreFolder
+from augment.store_folder import FILESYSTEM_ERRORS, StoreError, StoreFolder
 from augment.store_index import Found, StoreIndex
 from augment.store_upkeep import Removed, StoreListing, Verification, collect, list_entries, verify_entries
-from models.config import Config
+from augment.store_writer import ShardWriter, StoreSettings
 
 __all__ = ["SeparatedStore", "StoreCounters", "StoreKey", "StoreSettings"]
 
 _log = logging.getLogger(__name__)
 _FOOTERS_AT_ONCE = 16
 _REFRESH_SHARE = 0.05  # refreshes take at most this share of a process's time, however slow listing is
-
-
-class StoreSettings(Config):
-    """How a store is written and how often it is looked at again; readers and writers may differ in it."""
-
-    shard_bytes: int = Field(128 * 2**20, ge=1, description="a writer publishes when it holds this much")
-    publish_seconds: float = Field(
-        10.0, ge=0, description="... or when its oldest entry is this old; each shard published doubles it"
-    )
-    publish_max_seconds: float = Field(
-        600.0,
-        ge=0,
-        description="end of the doubling: so short runs share early and long runs make large shards",
-    )
-    refresh_seconds: float = Field(
-        10.0, ge=0, description="a miss looks for new shards if the last look is this old"
-    )
-    segment_samples: int = Field(
-        4096, ge=1, description="samples under one checksum; crops are read in whole segments"
-    )
-    max_bytes: int | None = Field(
-        None, ge=0, description="writers keep nothing more once the store is this large"
-    )
 
 
 @dataclass(frozen=True)
@@ -110,17 +86,13 @@ class SeparatedStore:
         self.counters = StoreCounters()
         self._lock = threading.RLock()
         self._index = StoreIndex()
-        self._pending: dict[bytes, Entry] = {}  # entries of the shard to come
-        self._publishing: dict[bytes, Entry] = {}  # entries of the shard on its way
-        self._pending_bytes, self._pending_since = 0, 0.0
-        self._publish_seconds = self.settings.publish_seconds
-        self._upload: Future[None] | None = None
-        self._uploader: ThreadPoolExecutor | None = None
+        self._writer = ShardWriter(self.folder, self.settings, self._on_published, self._on_refused)
         self._bad_shards: set[str] = set()
         self._bad_entries: set[tuple[str, bytes]] = set()
         self._stored_bytes = 0
         self._next_refresh = 0.0
         self.refresh()
+        _open_stores.add(self)
 
     def __getstate__(self) -> dict[str, object]:
         return {"uri": self.uri, "settings": self.settings}
@@ -139,20 +111,20 @@ class SeparatedStore:
     def __len__(self) -> int:
         """Entries known to this handle, duplicates counted."""
         with self._lock:
-            return len(self._index) + len(self._pending) + len(self._publishing)
+            return len(self._index) + len(self._writer)
 
     # ---- reading ----
 
     def __contains__(self, key: StoreKey) -> bool:
         """Whether a look-up would find the entry; counts nothing."""
         digest = key.digest()
-        return self._unpublished(digest) is not None or bool(self._copies(digest))
+        return self._writer.find(digest) is not None or bool(self._copies(digest))
 
     def levels(self, key: StoreKey) -> np.ndarray | None:
         """Level of each channel, RMS in dBFS, float32 (S,); None when the entry is not there."""
-        self._publish_if_due()
+        self._writer.publish_if_due()
         digest = key.digest()
-        entry = self._unpublished(digest)
+        entry = self._writer.find(digest)
         if entry is not None:
             return entry.levels.copy()
         copies = self._copies(digest)
@@ -170,7 +142,7 @@ class SeparatedStore:
         Raises:
             ValueError: when the entry is there and has no such channel or is too short.
         """
-        self._publish_if_due()
+        self._writer.publish_if_due()
         digest = key.digest()
         crop = self._unpublished_crop(digest, channel, start, samples)
         for found in self._copies(digest) if crop is None else ():
@@ -184,20 +156,22 @@ class SeparatedStore:
         """Published copies not known to be damaged; where there is none, new shards are looked for."""
         for attempt in range(2):
             with self._lock:
-                found = [
-                    copy for copy in self._index.find(digest) if (copy.shard, digest) not in self._bad_entries
-                ]
+                found = [copy for copy in self._index.find(digest) if (copy.shard, digest) not in self._bad_entries]
             if found or attempt or time.monotonic() < self._next_refresh:
                 return found
-            self.refresh()
+            self._refresh_in_passing()
         return []
 
-    def _unpublished(self, digest: bytes) -> Entry | None:
-        with self._lock:
-            return self._publishing.get(digest) or self._pending.get(digest)
+    def _refresh_in_passing(self) -> None:
+        """A look at the folder that may fail: then the next one is as far away as after a good one."""
+        try:
+            self.refresh()
+        except StoreError as error:
+            _log.warning("%s", error)
+            self._next_refresh = time.monotonic() + max(1.0, self.settings.refresh_seconds)
 
     def _unpublished_crop(self, digest: bytes, channel: int, start: int, samples: int) -> np.ndarray | None:
-        entry = self._unpublished(digest)
+        entry = self._writer.find(digest)
         if entry is None:
             return None
         place = Place(0, entry.channels, entry.samples, self.settings.segment_samples)
@@ -205,9 +179,7 @@ class SeparatedStore:
         offset, count, _ = place.crop_range(channel, start, samples)
         return decode_crop(entry.data[offset : offset + count], digest, place, channel, start, samples)
 
-    def _read_crop(
-        self, found: Found, digest: bytes, channel: int, start: int, samples: int
-    ) -> np.ndarray | None:
+    def _read_crop(self, found: Found, digest: bytes, channel: int, start: int, samples: int) -> np.ndarray | None:
         _check_crop(found.place, channel, start, samples)
         offset, count, _ = found.place.crop_range(channel, start, samples)
         try:
@@ -215,7 +187,7 @@ class SeparatedStore:
         except FileNotFoundError:  # removed by gc since the last refresh
             self._forget(found.shard)
             return None
-        except OSError as error:
+        except FILESYSTEM_ERRORS as error:
             _log.warning("store %s: cannot read %s: %s", self.uri, found.shard, error)
             return None
         self._count(bytes_read=len(raw))
@@ -240,79 +212,31 @@ class SeparatedStore:
         Raises:
             ValueError: for another type or shape.
         """
-        if (
-            wave_ST.dtype != np.int16
-            or wave_ST.ndim != 2
-            or not 1 <= len(wave_ST) <= 255
-            or not wave_ST.shape[1]
-        ):
-            raise ValueError(
-                f"a store entry is int16 (S, T), 1 to 255 channels, not {wave_ST.dtype} {wave_ST.shape}"
-            )
+        if wave_ST.dtype != np.int16 or wave_ST.ndim != 2 or not 1 <= len(wave_ST) <= 255 or not wave_ST.shape[1]:
+            raise ValueError(f"a store entry is int16 (S, T), 1 to 255 channels, not {wave_ST.dtype} {wave_ST.shape}")
         if np.shape(levels) != wave_ST.shape[:1]:
             raise ValueError(f"{np.shape(levels)} levels for {len(wave_ST)} channels: give one a channel")
         if key in self:
             return
         entry = encode_entry(key, wave_ST, levels, self.settings.segment_samples)
         limit = self.settings.max_bytes
-        with self._lock:
-            if limit is not None and self._stored_bytes + self._pending_bytes + len(entry.data) > limit:
-                self._count(dropped=1)
-                return
-            if not self._pending:
-                self._pending_since = time.monotonic()
-            self._pending[key.digest()] = entry
-            self._pending_bytes += len(entry.data)
-        self._publish_if_due()
+        if limit is not None and self._stored_bytes + self._writer.pending_bytes + len(entry.data) > limit:
+            self._count(dropped=1)
+            return
+        self._writer.add(key.digest(), entry)
 
     def flush(self) -> None:
         """Publish all that was put, and wait until other processes can see it."""
-        self._start_publishing()
-        self._wait_for_upload()
+        self._writer.flush()
 
-    def _publish_if_due(self) -> None:
-        with self._lock:
-            age = time.monotonic() - self._pending_since
-            due = self._pending and (
-                self._pending_bytes >= self.settings.shard_bytes or age >= self._publish_seconds
-            )
-        if due:
-            self._start_publishing()
-
-    def _start_publishing(self) -> None:
-        """Hand the pending entries to the uploading thread; one shard at a time bounds the memory."""
-        self._wait_for_upload()
-        with self._lock:
-            if not self._pending or self._publishing:
-                return
-            self._publishing, self._pending = self._pending, {}
-            self._pending_bytes = 0
-            self._publish_seconds = min(2 * self._publish_seconds, self.settings.publish_max_seconds)
-            if self._uploader is None:
-                self._uploader = ThreadPoolExecutor(1, thread_name_prefix="separated-store")
-            self._upload = self._uploader.submit(self._publish, list(self._publishing.values()))
-
-    def _wait_for_upload(self) -> None:
-        upload = self._upload
-        if upload is not None:
-            upload.result()
-
-    def _publish(self, entries: list[Entry]) -> None:
-        pieces, footer = shard_pieces(entries, self.settings.segment_samples)
-        size = sum(map(len, pieces))
-        try:
-            name = self.folder.publish(pieces)
-        except OSError as error:  # a full disk must not end a training run that can separate live
-            _log.warning("store %s: %d entries were not kept: %s", self.uri, len(entries), error)
-            with self._lock:
-                self._publishing = {}
-            self._count(dropped=len(entries))
-            return
+    def _on_published(self, name: str, footer: pa.Table, size: int) -> None:
         with self._lock:
             self._index.add({name: footer})
-            self._publishing = {}
             self._stored_bytes += size
         self._count(bytes_written=size)
+
+    def _on_refused(self, entries: int) -> None:
+        self._count(dropped=entries)
 
     # ---- knowing the shards ----
 
@@ -328,9 +252,7 @@ class SeparatedStore:
         new = [info for name, info in listed.items() if name not in known and name not in self._bad_shards]
         if new:
             with ThreadPoolExecutor(min(len(new), _FOOTERS_AT_ONCE)) as pool:
-                footers = dict(
-                    zip([info.base_name for info in new], pool.map(self._footer, new), strict=True)
-                )
+                footers = dict(zip([info.base_name for info in new], pool.map(self._footer, new), strict=True))
             with self._lock:
                 self._index.add({name: footer for name, footer in footers.items() if footer is not None})
         took = time.monotonic() - begin
@@ -345,7 +267,7 @@ class SeparatedStore:
             _log.warning("store %s: %s is passed over: %s", self.uri, info.base_name, error)
             self._bad_shards.add(info.base_name)
             self._count(damaged=1)
-        except OSError as error:
+        except FILESYSTEM_ERRORS as error:
             _log.warning("store %s: cannot read %s: %s", self.uri, info.base_name, error)
         return None
 
@@ -376,11 +298,18 @@ class SeparatedStore:
 
     def close(self) -> None:
         """Publish what is pending and let go of all files."""
-        self.flush()
-        if self._uploader is not None:
-            self._uploader.shutdown()
-            self._uploader = None
+        self._writer.close()
         self.folder.close()
+
+
+_open_stores: weakref.WeakSet[SeparatedStore] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open_stores() -> None:
+    """A process that ends in peace loses nothing, even if nobody closed its handles."""
+    for store in list(_open_stores):
+        store.close()
 
 
 def _check_crop(place: Place, channel: int, start: int, samples: int) -> None:

@@ -22,6 +22,9 @@ from models.config import SepsceneError
 _RENAMING = ("local", "hdfs", "mock")
 _OPEN_FILES = 64
 
+FILESYSTEM_ERRORS = (OSError, pa.ArrowException)
+"""What a filesystem raises when it does not do as it is told."""
+
 
 class StoreError(SepsceneError):
     """A store that cannot be opened or read at all."""
@@ -40,9 +43,7 @@ class StoreFolder:
             location = uri if "://" in uri else str(Path(uri).expanduser().absolute())
             self.filesystem, root = fs.FileSystem.from_uri(location)
         except (pa.ArrowException, ValueError, OSError, ImportError) as error:
-            message = (
-                f"cannot open the store {uri!r}: {error}; give a path or a URI such as s3://bucket/folder"
-            )
+            message = f"cannot open the store {uri!r}: {error}; give a path or a URI such as s3://bucket/folder"
             raise StoreError(message) from None
         self.uri = uri
         self.shards_path = root.rstrip("/") + "/shards"
@@ -60,19 +61,15 @@ class StoreFolder:
             self.filesystem.create_dir(self.shards_path, recursive=True)
             if self._renames:
                 self.filesystem.create_dir(self.incoming_path, recursive=True)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write to the store {self.uri!r}: {error}; set store.uri elsewhere"
-            ) from None
+        except FILESYSTEM_ERRORS as error:
+            raise StoreError(f"cannot write to the store {self.uri!r}: {error}; set store.uri elsewhere") from None
 
     def must_exist(self) -> None:
         """Raises: StoreError: when no store was ever made here, or the filesystem does not answer."""
         try:
             found = self.filesystem.get_file_info(self.shards_path).type != fs.FileType.NotFound
-        except OSError as error:
-            raise StoreError(
-                f"cannot reach the store {self.uri!r}: {error}; check address and access"
-            ) from None
+        except FILESYSTEM_ERRORS as error:
+            raise StoreError(f"cannot reach the store {self.uri!r}: {error}; check address and access") from None
         if not found:
             raise StoreError(f"there is no store at {self.uri!r}; check the address (store.uri of the run)")
 
@@ -88,10 +85,8 @@ class StoreFolder:
         """
         try:
             listed = self.filesystem.get_file_info(fs.FileSelector(self.shards_path, allow_not_found=True))
-        except OSError as error:
-            raise StoreError(
-                f"cannot list the store {self.uri!r}: {error}; check the address and access"
-            ) from None
+        except FILESYSTEM_ERRORS as error:
+            raise StoreError(f"cannot list the store {self.uri!r}: {error}; check the address and access") from None
         shards = [info for info in listed if info.is_file and info.extension == "shard"]
         return sorted(shards, key=lambda info: info.base_name)
 
@@ -152,9 +147,7 @@ class StoreFolder:
         """
         selector = fs.FileSelector(self.incoming_path, allow_not_found=True)
         deadline = (time.time() - older_than_seconds) * 1e9
-        old = [
-            i for i in self.filesystem.get_file_info(selector) if i.is_file and (i.mtime_ns or 0) < deadline
-        ]
+        old = [i for i in self.filesystem.get_file_info(selector) if i.is_file and (i.mtime_ns or 0) < deadline]
         for info in old:
             self.filesystem.delete_file(info.path)
         return len(old), sum(info.size for info in old)

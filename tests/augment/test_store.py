@@ -2,6 +2,7 @@
 
 import pickle
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -157,11 +158,29 @@ def test_a_shard_is_published_when_it_is_large_enough(tmp_path):
     store = SeparatedStore(str(tmp_path), MANUAL.model_copy(update={"shard_bytes": 3 * one}))
     for number in range(7):
         store.put(key(number), clip(number), LEVELS)
-    store._wait_for_upload()
+    store._writer.wait()
     assert len(list((tmp_path / "shards").iterdir())) == 2
     store.close()
     assert len(list((tmp_path / "shards").iterdir())) == 3
     assert list((tmp_path / "incoming").iterdir()) == []
+
+
+def test_threads_share_a_handle(tmp_path):
+    """Eight threads put, flush and read at once; a flush leaves nothing of its own thread behind."""
+    store = SeparatedStore(str(tmp_path), MANUAL.model_copy(update={"shard_bytes": 20_000}))
+
+    def work(first: int) -> int:
+        wrong = 0
+        for number in range(first, first + 12):
+            store.put(key(number), clip(number), LEVELS)
+            wrong += not np.array_equal(store.get_crop(key(number), 1, 0, 1000), clip(number)[1])
+        store.flush()
+        fresh = SeparatedStore(str(tmp_path), MANUAL)
+        return wrong + sum(key(number) not in fresh for number in range(first, first + 12))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(0, 96, 12))) == [0] * 8
+    assert len(store) == 96 and store.counters.hits == 96
 
 
 def test_a_shard_is_published_when_it_is_old_enough_and_ever_later(tmp_path):
@@ -170,7 +189,7 @@ def test_a_shard_is_published_when_it_is_old_enough_and_ever_later(tmp_path):
     for number in range(3):
         store.put(key(number), clip(number), LEVELS)
         store.levels(key(99))
-    assert store._publish_seconds == 3e-9
+    assert store._writer._publish_seconds == 3e-9
     store.flush()
     assert len(SeparatedStore(str(tmp_path))) == 3
 
@@ -192,6 +211,17 @@ def test_a_filesystem_that_refuses_costs_the_entries_but_no_error(tmp_path, stor
     store.flush()
     assert store.counters.dropped == 1
     assert key(0) not in store
+
+
+def test_a_folder_that_cannot_be_listed_is_a_miss(tmp_path):
+    store = SeparatedStore(str(tmp_path), EAGER)
+    (tmp_path / "shards").rmdir()
+    (tmp_path / "shards").write_text("a file where a folder should be")
+    with pytest.raises(StoreError, match=r"cannot list the store .*check the address and access"):
+        store.refresh()
+    store._next_refresh = 0.0
+    assert store.levels(key(0)) is None
+    assert store.counters.misses == 1
 
 
 def test_bytes_written_are_the_bytes_on_disk(tmp_path, store):
@@ -252,9 +282,7 @@ def test_put_refuses_what_is_no_separated_clip(store, wave_ST, levels):
         store.put(key(0), wave_ST, np.array(levels))
 
 
-@pytest.mark.parametrize(
-    ("channel", "start", "samples"), [(2, 0, 1), (-1, 0, 1), (0, -1, 2), (0, 0, 1001), (0, 0, 0)]
-)
+@pytest.mark.parametrize(("channel", "start", "samples"), [(2, 0, 1), (-1, 0, 1), (0, -1, 2), (0, 0, 1001), (0, 0, 0)])
 @pytest.mark.parametrize("published", [False, True])
 def test_a_crop_outside_of_an_entry_is_a_mistake_of_the_caller(store, channel, start, samples, published):
     store.put(key(0), clip(0), LEVELS)

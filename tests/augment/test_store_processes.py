@@ -1,7 +1,10 @@
 """Many processes on one store at once, one of them killed."""
 
 import multiprocessing
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,10 +76,24 @@ def test_a_killed_writer_loses_only_what_it_had_not_published(tmp_path):
     writer.join()
     store = SeparatedStore(str(tmp_path), SETTINGS)
     assert store.counters.damaged == 0
-    assert len(store) in (published.value, published.value + 5), (
-        "the count may have been cut off before it was told"
-    )
+    assert len(store) in (published.value, published.value + 5), "the count may have been cut off before it was told"
     assert store.verify().whole
     for number in range(published.value):
         crop = store.get_crop(StoreKey(f"clip-{number}", "S1", "s"), 0, 0, 4000)
         np.testing.assert_array_equal(crop, clip(number)[0])
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_in_peace_loses_nothing(tmp_path):
+    """Nobody closes the handle; at that time Python starts no threads any more, and pyarrow imports nothing."""
+    script = f"""
+import numpy as np
+from augment.store import SeparatedStore, StoreKey
+store = SeparatedStore({str(tmp_path)!r})
+store.put(StoreKey("a", "N", "s"), np.ones((2, 100), np.int16), np.zeros(2))
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    store = SeparatedStore(str(tmp_path), SETTINGS)
+    np.testing.assert_array_equal(store.get_crop(StoreKey("a", "N", "s"), 1, 0, 100), np.ones(100, np.int16))

@@ -10,9 +10,7 @@ from augment.store import SeparatedStore, StoreKey, StoreSettings
 from augment.store_folder import StoreError
 from augment.store_upkeep import StoreGroup, collect_store, list_store, verify_store
 
-SETTINGS = StoreSettings(
-    publish_seconds=1e6, publish_max_seconds=1e6, refresh_seconds=1e6, segment_samples=16
-)
+SETTINGS = StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6, refresh_seconds=1e6, segment_samples=16)
 LEVELS = np.array([-10.0, -20.0], np.float32)
 
 
