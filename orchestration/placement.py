@@ -1,9 +1,9 @@
 """Does a trial fit the cluster? Answered before anything starts: Ray waits forever for what no node can give.
 
-A trial asks for its trainers (one placement group), its separation actors and its reading tasks. Everything
-else that Ray 2.60 starts for it is free: the Train controller, the data coordinator, the preemption watcher,
-the checkpoint synchroniser and the job's own supervisor are actors with `num_cpus=0`, and so is the splitting
-of blocks.
+A trial asks for its trainers (one placement group), its separation actors and readers (actors both, which hold
+their CPUs), and one CPU in which Ray Data's own tasks take turns. Everything else that Ray 2.60 starts for it is
+free: the Train controller, the data coordinator, the preemption watcher, the checkpoint synchroniser and the job's
+own supervisor are actors with `num_cpus=0`, and so is the splitting of blocks.
 
 The answer is a packing by best fit, the most constrained demand first. Like every greedy packing it can in
 rare cases refuse what an exhaustive search would place; it never promises what does not fit.
@@ -13,7 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Demand:
     """One bundle that must lie on one node.
 
     Attributes:
-        role: "trainer", "separation actor", "reader" or "trial driver".
+        role: "trainer", "separation actor", "reader", "data task" or "trial driver".
         gpus: below 1 a share of one GPU, from 1 upwards whole GPUs.
         labels: label selector, e.g. {"pool": "trainers"}, {"pool": "!spot"}, {"pool": "in(a,b)"}.
         accelerator: accelerator type the node must have.
@@ -89,8 +89,7 @@ def demands(resources: Resources, pair: str, driver_cpus: float = 0.0) -> list[D
         resources.separation_gpus,
         resources.separation_labels,
         resources.separation_accelerator,
-        "resources.separation_actors, .separation_cpus, .separation_gpus, .separation_labels, "
-        ".separation_accelerator",
+        "resources.separation_actors, .separation_cpus, .separation_gpus, .separation_labels, .separation_accelerator",
     )
     for demand in (trainer, actor):
         if demand.gpus > 1 and demand.gpus != int(demand.gpus):
@@ -99,17 +98,13 @@ def demands(resources: Resources, pair: str, driver_cpus: float = 0.0) -> list[D
                 f"set a share below 1 or a whole number ({demand.knobs})"
             )
     reader = Demand("reader", resources.reader_cpus, knobs="resources.readers, .reader_cpus")
-    first = replace(
-        reader, cpus=max(DATA_TASK_CPUS, resources.reader_cpus)
-    )  # they take turns with Ray Data's tasks
-    driver = (
-        [Demand("trial driver", driver_cpus, knobs="the CPUs of the trial's driver")] if driver_cpus else []
-    )
+    own = Demand("data task", max(DATA_TASK_CPUS, resources.reader_cpus), knobs="the others: this is Ray Data's own")
+    driver = [Demand("trial driver", driver_cpus, knobs="the CPUs of the trial's driver")] if driver_cpus else []
     return (
         [trainer] * resources.trainers
         + [actor] * resources.separation_actors
-        + [first]
-        + [reader] * (resources.readers - 1)
+        + [reader] * resources.readers
+        + [own]
         + driver
     )
 
@@ -151,18 +146,14 @@ class _Free:
             for index in whole[: int(demand.gpus)]:
                 self.gpus[index] = 0.0
         elif demand.gpus:
-            left, index = min(
-                (left, index) for index, left in enumerate(self.gpus) if left >= demand.gpus - _ROUNDING
-            )
+            left, index = min((left, index) for index, left in enumerate(self.gpus) if left >= demand.gpus - _ROUNDING)
             self.gpus[index] = left - demand.gpus
 
 
 def _eligible(demand: Demand, nodes: Sequence[Node]) -> list[Node]:
     """Nodes with the labels and the accelerator that the demand selects."""
     return [
-        node
-        for node in nodes
-        if matches(node.labels, demand.labels) and demand.accelerator in (None, node.accelerator)
+        node for node in nodes if matches(node.labels, demand.labels) and demand.accelerator in (None, node.accelerator)
     ]
 
 
@@ -176,9 +167,7 @@ def pack(asked: Sequence[Demand], nodes: Sequence[Node]) -> tuple[list[tuple[Dem
         (placed, waiting): each placed demand with its node, and the demands that would wait forever.
     """
     free = [_Free(node) for node in nodes]
-    kinds = {
-        id(demand): demand for demand in asked
-    }  # a demand object stands in the list once for each bundle
+    kinds = {id(demand): demand for demand in asked}  # a demand object stands in the list once for each bundle
     hosts = {key: {id(node) for node in _eligible(demand, nodes)} for key, demand in kinds.items()}
     placed: list[tuple[Demand, Node]] = []
     waiting: list[Demand] = []
@@ -245,10 +234,7 @@ def _reason(demand: Demand, nodes: Sequence[Node]) -> str:
         return "the cluster has no node"
     labelled = [node for node in nodes if matches(node.labels, demand.labels)]
     if not labelled:
-        present = [
-            f"{key}: {', '.join(sorted({n.labels.get(key, '(none)') for n in nodes}))}"
-            for key in demand.labels
-        ]
+        present = [f"{key}: {', '.join(sorted({n.labels.get(key, '(none)') for n in nodes}))}" for key in demand.labels]
         return f"no node has these labels; the nodes have {'; '.join(present)}"
     eligible = _eligible(demand, nodes)
     if not eligible:
@@ -291,9 +277,7 @@ def cluster_nodes() -> list[Node]:
 def node_from_ray(entry: Mapping[str, Any]) -> Node:
     """One entry of `ray.nodes()` as a Node, with its labels except Ray's own node id."""
     offered = entry["Resources"]
-    accelerators = [
-        name.removeprefix("accelerator_type:") for name in offered if name.startswith("accelerator_type:")
-    ]
+    accelerators = [name.removeprefix("accelerator_type:") for name in offered if name.startswith("accelerator_type:")]
     return Node(
         name=entry["NodeManagerAddress"],
         cpus=offered.get("CPU", 0.0),

@@ -49,6 +49,7 @@ def test_the_verdict_says_what_waits_what_is_on_spot_and_how_many_trials_fit(poo
         "trainer": {"big": 2},
         "separation actor": {"cheap": 4},
         "reader": {"head": 1},
+        "data task": {"head": 1},
     }
     assert verdict.started == {"cheap": 2}  # two actors share a GPU; one big node is there already
     assert verdict.spot == ["separation actors"]

@@ -46,18 +46,18 @@ def test_a_trial_asks_for_trainers_actors_and_readers() -> None:
     assert [(d.role, d.cpus, d.gpus) for d, _ in itertools.groupby(asked)] == [
         ("trainer", 1, 1),
         ("separation actor", 1, 0.5),
-        ("reader", 1, 0),  # takes turns with Ray Data's own tasks of 1 CPU
         ("reader", 0.5, 0),
+        ("data task", 1, 0),
     ]
-    assert len(asked) == 8 + 4 + 4
-    assert sum(d.cpus for d in asked) == 8 + 4 + 2.5
+    assert len(asked) == 8 + 4 + 4 + 1
+    assert sum(d.cpus for d in asked) == 8 + 4 + 2 + 1
 
 
 def test_half_a_cpu_left_over_is_not_enough_for_ray_data() -> None:
     resources = Resources(trainers=1, trainer_cpus=1, separation_cpus=0.5, readers=1, reader_cpus=0.5)
     with pytest.raises(SepsceneError, match="would wait forever"):
-        check_placement(demands(resources, "mix-chan"), [Node("laptop", 2)])
-    check_placement(demands(resources, "mix-chan"), [Node("laptop", 2.5)])
+        check_placement(demands(resources, "mix-chan"), [Node("laptop", 2.5)])
+    check_placement(demands(resources, "mix-chan"), [Node("laptop", 3)])
 
 
 def test_mix_mix_asks_for_the_same_because_the_same_actors_crop_its_views() -> None:
@@ -114,14 +114,13 @@ def test_what_fits_exactly_is_placed_and_on_the_right_nodes() -> None:
     placed, waiting = pack(demands(on_two_pools(), "mix-chan"), [SEPARATORS, SEPARATORS, TRAINERS, HEAD])
     assert waiting == []
     where = {
-        role: {node.name for d, node in placed if d.role == role}
-        for role in ("trainer", "separation actor", "reader")
+        role: {node.name for d, node in placed if d.role == role} for role in ("trainer", "separation actor", "reader")
     }
     assert where == {"trainer": {"t"}, "separation actor": {"s"}, "reader": {"head"}}
 
 
 def test_readers_leave_nodes_with_gpus_to_those_who_need_them() -> None:
-    nodes = [Node("gpu", cpus=2, gpus=1), Node("cpu", cpus=2.5)]
+    nodes = [Node("gpu", cpus=2, gpus=1), Node("cpu", cpus=3)]
     check_placement(
         demands(Resources(trainers=1, trainer_cpus=2, trainer_gpus=1, separation_cpus=1, readers=2), "x"),
         nodes,
@@ -165,9 +164,7 @@ def test_one_bundle_never_spans_two_nodes() -> None:
         ({}, [], "the cluster has no node"),
     ],
 )
-def test_a_refusal_says_which_bundle_why_and_what_to_change(
-    changes: dict, nodes: list[Node], said: str
-) -> None:
+def test_a_refusal_says_which_bundle_why_and_what_to_change(changes: dict, nodes: list[Node], said: str) -> None:
     with pytest.raises(SepsceneError) as refusal:
         check_placement(demands(on_two_pools(**changes), "mix-chan"), nodes)
     assert re.search(said, str(refusal.value)), str(refusal.value)
@@ -204,10 +201,7 @@ def test_packing_agrees_with_exhaustive_search() -> None:
     def fits(chosen: tuple[Demand, ...]) -> bool:
         """Try every assignment; per node one GPU, so shares simply add up."""
         for hosts in itertools.product(nodes, repeat=len(chosen)):
-            load = {
-                node.name: [d for d, host in zip(chosen, hosts, strict=True) if host is node]
-                for node in nodes
-            }
+            load = {node.name: [d for d, host in zip(chosen, hosts, strict=True) if host is node] for node in nodes}
             if all(
                 sum(d.cpus for d in load[n.name]) <= n.cpus
                 and sum(d.gpus for d in load[n.name]) <= n.gpus
