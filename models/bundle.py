@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
@@ -14,16 +13,6 @@ from safetensors.torch import save as dump_safetensors
 from torch import Tensor
 
 from models.config import SepsceneError
-
-
-def refuse_not_finite(tensors: dict[str, Tensor], source: str) -> None:
-    """Raise a SepsceneError that names the first tensors which hold NaN or infinity."""
-    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise SepsceneError(
-            f"{source}: {len(bad)} of {len(tensors)} tensors are NaN or infinite, e.g. {', '.join(bad[:3])}: "
-            "take an earlier checkpoint, from before the training diverged"
-        )
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -41,12 +30,8 @@ def write_bundle(
 ) -> str:
     """Write config.json, model.safetensors and README.md; return the SHA-256 of the weights.
 
-    config.json is written last: a bundle that was cut short never passes `read_bundle`.
-
-    Raises:
-        SepsceneError: when a weight is NaN or infinite; nothing is written then.
+    config.json is written last: a bundle that was cut short has a digest that does not fit.
     """
-    refuse_not_finite(tensors, str(directory))
     directory.mkdir(parents=True, exist_ok=True)
     weights = dump_safetensors(tensors)
     digest = hashlib.sha256(weights).hexdigest()
@@ -67,9 +52,7 @@ def read_description(directory: Path, layout: str) -> dict[str, Any]:
     try:
         description = json.loads(path.read_bytes())
     except OSError:
-        raise SepsceneError(
-            f"{path} cannot be read: give the folder of a bundle, it holds config.json"
-        ) from None
+        raise SepsceneError(f"{path} cannot be read: give the folder of a bundle, it holds config.json") from None
     except ValueError as error:
         raise SepsceneError(f"{path} is damaged, it is not JSON ({error}): copy the bundle again") from None
     found = description.get("format") if isinstance(description, dict) else None
@@ -79,10 +62,10 @@ def read_description(directory: Path, layout: str) -> dict[str, Any]:
 
 
 def read_weights(directory: Path, digest: str) -> dict[str, Tensor]:
-    """The tensors of a bundle, checked against the digest and for NaN.
+    """The tensors of a bundle, checked against the digest.
 
     Raises:
-        SepsceneError: when the file is missing, is not the one that config.json describes, or holds NaN.
+        SepsceneError: when the file is missing, is not the one that config.json describes, or is no safetensors file.
     """
     path = directory / "model.safetensors"
     try:
@@ -90,15 +73,11 @@ def read_weights(directory: Path, digest: str) -> dict[str, Tensor]:
     except OSError:
         raise SepsceneError(f"{path} cannot be read: the bundle is not complete, copy it again") from None
     if hashlib.sha256(content).hexdigest() != digest:
-        raise SepsceneError(
-            f"{path} is damaged: its SHA-256 is not the one in config.json; copy the bundle again"
-        )
+        raise SepsceneError(f"{path} is damaged: its SHA-256 is not the one in config.json; copy the bundle again")
     try:
-        tensors = parse_safetensors(content)
+        return parse_safetensors(content)
     except SafetensorError as error:
         raise SepsceneError(f"{path} is not a safetensors file ({error}): save the bundle again") from None
-    refuse_not_finite(tensors, str(path))
-    return tensors
 
 
 def explain_validation(error: ValidationError) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.bundle import explain_validation, read_description, read_weights, write_bundle
 from models.card import model_card
+from models.checkpoints import check_finite, load_weights
 from models.cnn14 import SHORTEST, Cnn14, Cnn14Config
 from models.config import Config, SepsceneError
 from models.frontend import FrontEndConfig, LogMel
@@ -32,12 +33,8 @@ class EncoderConfig(Config):
 
     front_end: FrontEndConfig = FrontEndConfig()
     trunk: Cnn14Config = Cnn14Config()
-    patch_seconds: float = Field(
-        0.96, gt=0, description="a longer clip is cut into such patches [open; ours]"
-    )
-    shortest_seconds: float = Field(
-        0.96, gt=0, description="a shorter clip is zero-padded to this [open; ours]"
-    )
+    patch_seconds: float = Field(0.96, gt=0, description="a longer clip is cut into such patches [open; ours]")
+    shortest_seconds: float = Field(0.96, gt=0, description="a shorter clip is zero-padded to this [open; ours]")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "EncoderConfig":
@@ -47,14 +44,11 @@ class EncoderConfig(Config):
                 "differ: set both to one number"
             )
         if self.shortest_seconds > self.patch_seconds:
-            raise ValueError(
-                "shortest_seconds is longer than patch_seconds: a patch would be cut from padding"
-            )
+            raise ValueError("shortest_seconds is longer than patch_seconds: a patch would be cut from padding")
         frames = self.front_end.frames(round(self.shortest_seconds * self.front_end.sample_rate))
         if frames < SHORTEST:
             raise ValueError(
-                f"shortest_seconds {self.shortest_seconds:g} makes {frames} frames, CNN14 needs {SHORTEST}: "
-                "lengthen it"
+                f"shortest_seconds {self.shortest_seconds:g} makes {frames} frames, CNN14 needs {SHORTEST}: lengthen it"
             )
         return self
 
@@ -89,9 +83,7 @@ class Encoder(nn.Module):
     @classmethod
     def from_config(cls, config: EncoderConfig) -> "Encoder":
         """An encoder with fresh weights."""
-        return cls(
-            LogMel(config.front_end), Cnn14(config.trunk), config.patch_seconds, config.shortest_seconds
-        )
+        return cls(LogMel(config.front_end), Cnn14(config.trunk), config.patch_seconds, config.shortest_seconds)
 
     @property
     def sample_rate(self) -> int:
@@ -153,10 +145,9 @@ def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) 
     Raises:
         SepsceneError: when a weight is NaN or infinite.
     """
+    check_finite(encoder.trunk, Path(directory))
     config = encoder.config.model_dump(mode="json")
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in encoder.trunk.state_dict().items()
-    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.trunk.state_dict().items()}
     description = {"config": config, "card": card}
     return write_bundle(Path(directory), FORMAT, description, tensors, readme=model_card(config, card))
 
@@ -178,8 +169,10 @@ def load_encoder(dir_or_uri: Path | str) -> Encoder:
             return load_encoder(_fetch_from_mlflow(text, Path(folder)))
     directory = Path(text.removeprefix("file://"))
     encoder = Encoder.from_config(read_encoder_config(directory))
+    weights = directory / "model.safetensors"
     tensors = read_weights(directory, read_description(directory, FORMAT)["sha256"])
-    load_exactly(encoder.trunk, tensors, f"{directory}: model.safetensors does not fit config.json")
+    load_weights(encoder.trunk, tensors, weights)
+    check_finite(encoder.trunk, weights)
     return encoder.eval()
 
 
@@ -193,27 +186,7 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
         return EncoderConfig.model_validate(read_description(directory, FORMAT)["config"])
     except (ValidationError, KeyError) as error:
         why = explain_validation(error) if isinstance(error, ValidationError) else f"{error} is missing"
-        raise SepsceneError(
-            f"{directory / 'config.json'} makes no encoder ({why}): copy the bundle again"
-        ) from None
-
-
-def load_exactly(module: nn.Module, tensors: dict[str, Tensor], fault: str) -> None:
-    """Load a state dict of which every name and shape must match.
-
-    Raises:
-        SepsceneError: begins with `fault`, names the tensors that are missing, unknown or of another shape.
-    """
-    expected = module.state_dict()
-    faults = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
-    faults += [f"{name} is unknown" for name in tensors.keys() - expected.keys()]
-    for name in expected.keys() & tensors.keys():
-        if expected[name].shape != tensors[name].shape:
-            faults.append(f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}")
-    if faults:
-        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
-        raise SepsceneError(f"{fault}: {'; '.join(sorted(faults)[:4])}{more}")
-    module.load_state_dict(tensors)
+        raise SepsceneError(f"{directory / 'config.json'} makes no encoder ({why}): copy the bundle again") from None
 
 
 def _fetch_from_mlflow(uri: str, folder: Path) -> Path:
@@ -238,9 +211,7 @@ def _fetch_from_mlflow(uri: str, folder: Path) -> Path:
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise SepsceneError(f"{uri} cannot be fetched ({reason}): check the URI and MLFLOW_TRACKING_URI")
     found = [
-        path.parent
-        for path in sorted(folder.rglob("config.json"))
-        if (path.parent / "model.safetensors").exists()
+        path.parent for path in sorted(folder.rglob("config.json")) if (path.parent / "model.safetensors").exists()
     ]
     if len(found) != 1:
         raise SepsceneError(f"{uri} holds {len(found)} encoder bundles: give the URI of one")

@@ -19,10 +19,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from models.bundle import explain_validation, refuse_not_finite, write_atomically
+from models.bundle import explain_validation, write_atomically
+from models.checkpoints import check_finite, load_weights
 from models.cnn14 import Cnn14Config
 from models.config import SepsceneError
-from models.encoder import Encoder, EncoderConfig, load_exactly, save_encoder
+from models.encoder import Encoder, EncoderConfig, save_encoder
 from models.frontend import FRONT_ENDS, FrontEndConfig, LogMel
 
 OUR_NAMES = {"fc1.": "embedding.", "fc_audioset.": "tags."}
@@ -50,11 +51,11 @@ def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
     content = _read(file)
     checkpoint = _parse(content, file)
     tensors = _tensors(checkpoint, file)
-    refuse_not_finite(tensors, str(file))
     buffers = {name: tensors.pop(name) for name in list(tensors) if name.startswith(FRONT_END_PREFIXES)}
     _refuse_other_front_end(buffers, front_end, file)
     encoder = Encoder.from_config(_config(checkpoint, tensors, FRONT_ENDS[front_end], file))
-    load_exactly(encoder.trunk, _renamed(tensors, OUR_NAMES), f"{file} is not a CNN14")
+    load_weights(encoder.trunk, _renamed(tensors, OUR_NAMES), file)
+    check_finite(encoder.trunk, file)
     digest = hashlib.sha256(content).hexdigest()
     notes = f"Imported from `{file.name}` (SHA-256 {digest}) with the front-end preset `{front_end}`."
     return save_encoder(encoder, out, {"title": "Imported CNN14", "notes": notes})
@@ -71,7 +72,7 @@ def export_panns(encoder: Encoder, file: Path | str) -> None:
     """
     panns_names = {ours: theirs for theirs, ours in OUR_NAMES.items()}
     state = {name: tensor.detach().cpu() for name, tensor in encoder.trunk.state_dict().items()}
-    refuse_not_finite(state, str(file))
+    check_finite(encoder.trunk, Path(file))
     model = front_end_buffers(encoder.config.front_end) | _renamed(state, panns_names)
     content = io.BytesIO()
     torch.save({"model": model, "sepscene": encoder.config.model_dump(mode="json")}, content)
@@ -84,11 +85,7 @@ def front_end_buffers(config: FrontEndConfig) -> dict[str, Tensor]:
 
     Empty for a front-end that PANNs has no modules for (one that is not centred, in decibels, of one length).
     """
-    if (
-        config.framing != "centred"
-        or config.compression != "decibel"
-        or config.fft_samples != config.window_samples
-    ):
+    if config.framing != "centred" or config.compression != "decibel" or config.fft_samples != config.window_samples:
         return {}
     sample = torch.arange(config.fft_samples, dtype=torch.float64)
     frequency = torch.arange(config.fft_samples // 2 + 1, dtype=torch.float64)
@@ -106,9 +103,7 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise SepsceneError(
-            f"{file} cannot be read ({error.strerror}): give the path of a .pth file"
-        ) from None
+        raise SepsceneError(f"{file} cannot be read ({error.strerror}): give the path of a .pth file") from None
 
 
 def _parse(content: bytes, file: Path) -> dict[str, Any]:
@@ -126,13 +121,9 @@ def _parse(content: bytes, file: Path) -> dict[str, Any]:
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, OSError) as error:
         reason = (str(error).splitlines() or ["it ends too early"])[0]
-        raise SepsceneError(
-            f"{file} is not a torch checkpoint or is damaged ({reason}): download it again"
-        ) from None
+        raise SepsceneError(f"{file} is not a torch checkpoint or is damaged ({reason}): download it again") from None
     if not isinstance(checkpoint, dict):
-        raise SepsceneError(
-            f"{file} holds a {type(checkpoint).__name__}, not a state dict: see PANNs' own files"
-        )
+        raise SepsceneError(f"{file} holds a {type(checkpoint).__name__}, not a state dict: see PANNs' own files")
     return checkpoint
 
 
@@ -163,9 +154,7 @@ def _config(
         if "sepscene" in checkpoint:
             config = EncoderConfig.model_validate(checkpoint["sepscene"])
             if config.front_end != front_end:
-                raise SepsceneError(
-                    f"{file} was exported with another front-end: name the preset it was trained with"
-                )
+                raise SepsceneError(f"{file} was exported with another front-end: name the preset it was trained with")
             return config
         trunk = Cnn14Config(
             mel_bands=len(tensors["bn0.weight"]),

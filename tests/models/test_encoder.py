@@ -175,9 +175,9 @@ def _unknown_field(bundle: Path) -> None:
     [
         (_truncate, r"model\.safetensors is damaged.*SHA-256"),
         (_flip_one_bit, r"model\.safetensors is damaged.*SHA-256"),
-        (_poison, r"NaN or infinite, e\.g\. embedding\.bias.*earlier checkpoint"),
+        (_poison, r"embedding\.bias holds NaN or infinite.*earlier one"),
         (_not_safetensors, "not a safetensors file"),
-        (_other_architecture, r"does not fit config\.json.*conv_block6.*is \(7,.*not \(8,"),
+        (_other_architecture, r"doesn't fit a Cnn14.*conv_block6.*has shape \(7,.*not \(8,"),
         (_other_layout, r"format 'sepscene-separator-1', not 'sepscene-encoder-1'"),
         (_cut_config, r"config\.json is damaged.*not JSON"),
         (_unknown_field, r"makes no encoder.*highest_hz 7500 is above half of sample_rate 8000"),

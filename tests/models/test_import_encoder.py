@@ -24,10 +24,7 @@ def _panns_state(front_end: str | None = "panns_16k") -> dict[str, Tensor]:
     torch.manual_seed(0)
     state = Cnn14(Cnn14Config(widths=(2, 3, 4, 5, 6, 7), embedding_dim=7, classes=3)).state_dict()
     names = {"embedding": "fc1", "tags": "fc_audioset"}
-    state = {
-        names.get(name.split(".")[0], name.split(".")[0]) + name[name.index(".") :]: state[name]
-        for name in state
-    }
+    state = {names.get(name.split(".")[0], name.split(".")[0]) + name[name.index(".") :]: state[name] for name in state}
     return (front_end_buffers(FRONT_ENDS[front_end]) if front_end else {}) | state
 
 
@@ -45,9 +42,7 @@ def test_a_published_file_gives_the_reference_output(shared_dir, tmp_path: Path)
     encoder = load_encoder(tmp_path / "bundle")
 
     def close(found: Tensor, name: str, relative: float = 1e-4) -> None:
-        np.testing.assert_allclose(
-            found.numpy(), vectors[name], rtol=relative, atol=relative * vectors[name].max()
-        )
+        np.testing.assert_allclose(found.numpy(), vectors[name], rtol=relative, atol=relative * vectors[name].max())
 
     with torch.inference_mode():
         close(encoder.trunk.pooled(torch.from_numpy(vectors["logmel"])), "pooled")
@@ -65,9 +60,7 @@ def test_files_with_and_without_buffers_are_imported(
     tmp_path: Path, front_end: str, with_buffers: bool, wrapped: bool
 ) -> None:
     state = _panns_state(front_end if with_buffers else None)
-    digest = import_encoder(
-        _saved(tmp_path, {"model": state} if wrapped else state), front_end, tmp_path / "out"
-    )
+    digest = import_encoder(_saved(tmp_path, {"model": state} if wrapped else state), front_end, tmp_path / "out")
     encoder = load_encoder(tmp_path / "out")
     assert (encoder.sample_rate, encoder.embedding_dim) == (FRONT_ENDS[front_end].sample_rate, 7)
     assert encoder.config.trunk.activation == "relu" and encoder.config.trunk.classes == 3
@@ -111,9 +104,7 @@ def test_the_exported_buffers_compute_the_front_end() -> None:
     buffers = front_end_buffers(config)
     padded = torch.nn.functional.pad(wave_BT[:, None], (256, 256), mode="reflect")
     real, imaginary = (
-        torch.nn.functional.conv1d(
-            padded, buffers[f"spectrogram_extractor.stft.conv_{part}.weight"], stride=160
-        )
+        torch.nn.functional.conv1d(padded, buffers[f"spectrogram_extractor.stft.conv_{part}.weight"], stride=160)
         for part in ("real", "imag")
     )
     mel_BLF = (real**2 + imaginary**2).transpose(1, 2) @ buffers["logmel_extractor.melW"]
@@ -154,18 +145,18 @@ def _without(name: str) -> dict[str, Tensor]:
         (
             {"model": _without("conv_block2.bn1.bias")},
             "panns_16k",
-            "not a CNN14: conv_block2.bn1.bias is missing",
+            "conv_block2.bn1.bias is missing",
         ),
         ({"model": _panns_state() | {"att.weight": torch.zeros(1)}}, "panns_16k", "att.weight is unknown"),
         (
             {"model": _panns_state() | {"fc1.bias": torch.zeros(3)}},
             "panns_16k",
-            r"embedding.bias is \(3,\), not \(7,\)",
+            r"embedding.bias has shape \(3,\), not \(7,\)",
         ),
         (
             {"model": _panns_state() | {"fc1.bias": torch.full((7,), torch.nan)}},
             "panns_16k",
-            r"NaN.*fc1.bias",
+            "embedding.bias holds NaN",
         ),
         ({"model": 3}, "panns_16k", "holds no state dict"),
         ([1, 2], "panns_16k", "holds a list"),
