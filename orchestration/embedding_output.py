@@ -105,17 +105,13 @@ class EmbeddingOutput:
             with pq.ParquetFile(path) as file:
                 schema = file.schema_arrow
                 encoder = (schema.metadata or {}).get(ENCODER_KEY, b"").decode()
-                fits = schema.names == ["uri", "h"] and schema.field("h").type == pa.list_(
-                    pa.float32(), self.dim
-                )
+                fits = schema.names == ["uri", "h"] and schema.field("h").type == pa.list_(pa.float32(), self.dim)
                 self._refuse_other(path, encoder, fits)
                 for batch in file.iter_batches():
                     h_ND = batch["h"].flatten().to_numpy().reshape(-1, self.dim)
                     yield batch["uri"].to_pylist(), h_ND
         except (OSError, pa.ArrowException) as error:
-            raise SepsceneError(
-                f"{path} cannot be continued ({error}): remove it, or choose another --out"
-            ) from None
+            raise SepsceneError(f"{path} cannot be continued ({error}): remove it, or choose another --out") from None
 
     def _refuse_other(self, path: Path, encoder: str, fits: bool) -> None:
         if encoder != self.encoder or not fits:
@@ -131,9 +127,7 @@ class EmbeddingOutput:
     def _merge_npy(self) -> None:
         merged, names_file = self.parts / "merged.npy", self.parts / "merged.names.json"
         names: list[str] = []
-        h_ND = np.lib.format.open_memmap(
-            merged, mode="w+", dtype=np.float32, shape=(len(self.done), self.dim)
-        )
+        h_ND = np.lib.format.open_memmap(merged, mode="w+", dtype=np.float32, shape=(len(self.done), self.dim))
         for some, rows_ND in self._rows():
             h_ND[len(names) : len(names) + len(some)] = rows_ND
             names += some
