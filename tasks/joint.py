@@ -103,14 +103,16 @@ class JointObjective(nn.Module):
         *,
         alpha: float = 1.0,
     ) -> JointLoss:
-        """The loss of this worker's pairs against the global batch. Collective: every worker calls it each
-        step.
+        """The loss of this worker's pairs against the global batch. Collective: all workers call it each step.
 
         Args:
             logmel_1_nLF, logmel_2_nLF: both views of the local pairs; n may differ between workers, and be 0.
             own_1_kLF, own_2_kLF: pairs of coincidence prediction's own draws; none means that both tasks
                 share one pair. Given, they add their part to the encoder's work.
             alpha: weight of coincidence prediction at this step (the caller warms it up).
+
+        Raises:
+            ValueError: when the views of a pair differ in number.
         """
         views = [view for view in (logmel_1_nLF, logmel_2_nLF, own_1_kLF, own_2_kLF) if view is not None]
         return self.loss(*self.encode(*views), alpha=alpha)
@@ -130,7 +132,8 @@ class JointObjective(nn.Module):
         *,
         alpha: float = 1.0,
     ) -> JointLoss:
-        """The losses from representations; arguments as for `forward`."""
+        """The losses from representations; arguments and errors as for `forward`."""
+        _check_pairs(h_1_nD, h_2_nD, own_1_kD, own_2_kD)
         counts = gather_counts(len(h_1_nD), h_1_nD.device)
         start, total = sum(counts[: rank()]), sum(counts)
         z_1_nZ, z_2_nZ = self.similarity(torch.cat([h_1_nD, h_2_nD])).to(h_1_nD.dtype).chunk(2)
@@ -139,8 +142,10 @@ class JointObjective(nn.Module):
         figures = {"similarity": share.detach()}
         if self.coincidence is not None:
             if own_1_kD is None or own_2_kD is None:
-                own_1_kD, own_2_kD = h_1_nD, h_2_nD
-            coincidence = self._coincidence_share(self.coincidence, own_1_kD, own_2_kD)
+                coincidence = _coincidence_share(self.coincidence, h_1_nD, h_2_nD, counts)
+            else:
+                own_counts = gather_counts(len(own_1_kD), own_1_kD.device)
+                coincidence = _coincidence_share(self.coincidence, own_1_kD, own_2_kD, own_counts)
             figures["coincidence"] = coincidence.detach()
             share = share + alpha * coincidence
         summed = sum_over_workers(torch.stack([share.detach(), *figures.values()]))
@@ -154,6 +159,14 @@ class JointObjective(nn.Module):
             return triplet_loss(z_1, z_2, all_2, start, self.margin)
         return nt_xent(z_1, z_2, all_1, all_2, start, self.temperature)
 
-    def _coincidence_share(self, head: CoincidenceHead, h_m_kD: Tensor, h_c_kD: Tensor) -> Tensor:
-        counts = gather_counts(len(h_m_kD), h_m_kD.device)
-        return coincidence_loss(head, h_m_kD, h_c_kD, gather_rows(h_c_kD, counts), sum(counts[: rank()]))
+
+def _coincidence_share(head: CoincidenceHead, h_m_kD: Tensor, h_c_kD: Tensor, counts: list[int]) -> Tensor:
+    return coincidence_loss(head, h_m_kD, h_c_kD, gather_rows(h_c_kD, counts), sum(counts[: rank()]))
+
+
+def _check_pairs(first: Tensor, second: Tensor, own_first: Tensor | None, own_second: Tensor | None) -> None:
+    sizes = [None if view is None else len(view) for view in (first, second, own_first, own_second)]
+    if sizes[0] != sizes[1] or sizes[2] != sizes[3]:
+        raise ValueError(
+            f"pairs need as many first as second views, got {sizes} (first, second, own first, own second)"
+        )

@@ -122,6 +122,7 @@ def test_what_the_backward_needs_grows_linearly() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_4096_pairs_fit_in_2_gb() -> None:
     command = [sys.executable, "-m", "benchmarks.losses", "--one", "coincidence ours", "--n", "4096"]
     root = Path(__file__).resolve().parents[2]

@@ -45,9 +45,7 @@ def test_is_the_weighted_sum_of_its_parts() -> None:
     assert head is not None
     result = objective(*views(), alpha=0.4)
     h_1, h_2 = objective.encode(*views())
-    similarity = nt_xent(
-        objective.similarity(h_1), objective.similarity(h_2), temperature=objective.temperature
-    )
+    similarity = nt_xent(objective.similarity(h_1), objective.similarity(h_2), temperature=objective.temperature)
     coincidence = coincidence_loss(head, h_1, h_2)
     torch.testing.assert_close(result.loss, similarity + 0.4 * coincidence, rtol=1e-12, atol=0)
     expected = {"loss": result.loss, "similarity": similarity, "coincidence": coincidence, "pairs": 5.0}
@@ -83,9 +81,7 @@ def test_own_draws_of_any_number_feed_coincidence_only() -> None:
     own = views(4, rows=7)[2:]
     shared, separate = objective(*views()), objective(*views(), *own)
     torch.testing.assert_close(separate.parts["similarity"], shared.parts["similarity"], rtol=1e-12, atol=0)
-    torch.testing.assert_close(
-        separate.parts["coincidence"], objective(*own).parts["coincidence"], rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(separate.parts["coincidence"], objective(*own).parts["coincidence"], rtol=1e-12, atol=0)
 
 
 def test_learned_temperature_moves_and_is_clamped() -> None:
@@ -146,3 +142,11 @@ def test_accumulation_in_training_uses_the_statistics_of_a_chunk_once() -> None:
     torch.testing.assert_close(dict(cached.named_buffers()), dict(direct.named_buffers()), rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match="at least one chunk"):
         accumulate(cached, [])
+
+
+def test_views_without_a_partner_are_refused() -> None:
+    objective, (first, second) = build(), views()
+    with pytest.raises(ValueError, match="\\[5, 4, None, None\\]"):
+        objective(first, second[:4])
+    with pytest.raises(ValueError, match="\\[5, 5, 5, None\\]"):
+        objective(first, second, first)

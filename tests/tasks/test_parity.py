@@ -113,9 +113,7 @@ def one_process(case: dict[str, Any], sizes: tuple[int, ...]) -> dict[str, Any]:
         h = objective.encode(*merged)
         counts = [len(piece[number][0]) for piece in pieces]
         encoded.append([view.split(counts) for view in h])
-    in_order = [
-        torch.cat([encoded[c][v][rank] for rank in range(len(sizes)) for c in range(2)]) for v in range(2)
-    ]
+    in_order = [torch.cat([encoded[c][v][rank] for rank in range(len(sizes)) for c in range(2)]) for v in range(2)]
     result = objective.loss(*in_order, alpha=0.7)
     result.loss.backward()
     return state_of(objective, result)
@@ -148,11 +146,13 @@ def check(sizes: tuple[int, ...], folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_workers_equal_one_process(tmp_path: Path) -> None:
     check(ROWS[2], tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_four_workers_equal_one_process(tmp_path: Path) -> None:
     check(ROWS[4], tmp_path)
 
