@@ -126,7 +126,9 @@ def _separation(
     device = _device(resources.separation_gpus)
     with _threads(resources.separation_cpus):
         service = SeparationService(settings, device=device)
-        per_row, rows = _per_row(lambda n: service(_first(block, n)), len(block["row"]), seconds)
+        per_row, rows = _per_row(
+            lambda n: service(_first(block, n)), len(block["row"]), seconds, least=service.clips_per_forward
+        )
     return per_row, rows, _name(device)
 
 

@@ -130,9 +130,7 @@ def plan(experiment: Experiment, calibration: Calibration, clips: int | None = N
     """
     if clips is None:
         if experiment.data.format != "scenes":
-            raise SepsceneError(
-                f"data.format {experiment.data.format!r} does not say how many clips: give it"
-            )
+            raise SepsceneError(f"data.format {experiment.data.format!r} does not say how many clips: give it")
         clips = experiment.data.scenes_train
     training, resources, audio = experiment.training, experiment.resources, experiment.audio
     rows = clips * training.epochs
@@ -157,9 +155,7 @@ def plan(experiment: Experiment, calibration: Calibration, clips: int | None = N
         separator_training_seconds=_training_seconds(experiment, calibration, training_flops),
         live_row_bytes=clip_bytes(experiment) + 2 * views_bytes(experiment),
         stored_row_bytes=2 * views_bytes(experiment),
-        ways=tuple(
-            _way(name, experiment, calibration, clips) for name in ("live", "read-through", "prefill")
-        ),
+        ways=tuple(_way(name, experiment, calibration, clips) for name in ("live", "read-through", "prefill")),
         actors_per_trainer=actors / resources.trainers,
         actors=max(1, math.ceil(actors)),
         readers=max(1, math.ceil(resources.readers * seconds["readers"] / seconds["trainers"])),
@@ -277,7 +273,6 @@ def _way(name: str, experiment: Experiment, calibration: Calibration, clips: int
         busy_gpu_hours=busy / HOUR,
         held_gpu_hours=total * (actor_gpus + trainer_gpus) / HOUR,
         store_bytes=channels * clip_bytes(experiment),
-        moved_bytes=live * clip_bytes(experiment)
-        + 2 * clips * experiment.training.epochs * views_bytes(experiment),
+        moved_bytes=live * clip_bytes(experiment) + 2 * clips * experiment.training.epochs * views_bytes(experiment),
         bottleneck=max(slowest, key=lambda key: slowest[key]),
     )

@@ -26,8 +26,7 @@ def _facts(plan: Plan) -> Table:
     if plan.separator_training_flops:
         table.add_row(
             "separator (MixIT)",
-            f"{quantity(plan.separator_training_flops)}FLOP, "
-            f"about {duration(plan.separator_training_seconds)}",
+            f"{quantity(plan.separator_training_flops)}FLOP, about {duration(plan.separator_training_seconds)}",
         )
     live, stored = quantity(plan.live_row_bytes), quantity(plan.stored_row_bytes)
     table.add_row("object store", f"{live}B a live row, {stored}B a row from the SeparatedStore")
@@ -40,16 +39,13 @@ def _facts(plan: Plan) -> Table:
     )
     table.add_row(
         "resources",
-        f"{resources.trainers} trainers, {resources.separation_actors} separation actors, "
-        f"{resources.readers} readers",
+        f"{resources.trainers} trainers, {resources.separation_actors} separation actors, {resources.readers} readers",
     )
     return table
 
 
 def _ways(plan: Plan) -> Table:
-    table = Table(
-        "store", "time", "clips separated", "GPU-h busy", "GPU-h held", "store", "moved", "bottleneck"
-    )
+    table = Table("store", "time", "clips separated", "GPU-h busy", "GPU-h held", "store", "moved", "bottleneck")
     for way in plan.ways:
         chosen = {"off": "live"}.get(plan.experiment.store.mode, plan.experiment.store.mode) == way.name
         table.add_row(
@@ -96,9 +92,7 @@ def quantity(value: float) -> str:
     """1.39e11 as `139 G`: three digits and a decimal prefix, ready for a unit."""
     for scale, prefix in _SCALES:
         if value >= scale:
-            return (
-                f"{value / scale:.3g} {prefix}" if value < 999.5 * scale else f"{value / scale:,.0f} {prefix}"
-            )
+            return f"{value / scale:.3g} {prefix}" if value < 999.5 * scale else f"{value / scale:,.0f} {prefix}"
     return f"{value:.3g} "
 
 
