@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mlflow import MlflowClient
+from rich.console import Console
 
 from models.config import SepsceneError
 
@@ -113,6 +114,25 @@ def start_ui(folder: Path, port: int, patience_seconds: float = 120.0) -> subpro
     stop_ui(server)
     said = log.read_text(errors="replace").strip().splitlines()[-5:]
     raise SepsceneError(f"the MLflow UI did not start on port {port}; choose another with --port; it said: {said}")
+
+
+def serve(folder: Path, port: int, console: Console) -> None:
+    """Serve the MLflow UI of `folder` until Ctrl-C, and say where it shows our runs.
+
+    Raises:
+        SepsceneError: as `start_ui` does; or when no run was logged yet.
+    """
+    experiment_id = newest_experiment(tracking_store(folder))
+    if experiment_id is None:
+        raise SepsceneError(f"the store of {folder} has no run yet: start one, e.g. with `sepscene demo`")
+    server = start_ui(folder, port)
+    console.print(f"MLflow shows our runs at\n{deep_link(port, experiment_id)}\nCtrl-C ends it.", soft_wrap=True)
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        console.print("The MLflow UI has ended.")
+    finally:
+        stop_ui(server)
 
 
 def stop_ui(server: subprocess.Popen[bytes]) -> None:

@@ -146,7 +146,7 @@ def sample_sweep() -> SweepResults:
                 finished = {"shallow_map": figure(value), "qbe_map": figure(value + 0.1, 0.012)}
                 trial = TrialResult(
                     name=name, status="finished", settings=settings, seed=seed, figures=finished, steps=80,
-                    seconds=220.0, run_dir=f"trials/{name}",
+                    seconds=220.0, run_dir=f"trials/{name},100%",
                 )  # fmt: skip
                 changes: dict[str, object] = {}
                 if temperature == 0.5 and combination != ("S2", "N"):

@@ -5,6 +5,7 @@ Chromium is part of these tests: without it they fail and say how to install it.
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_every_link_leads_somewhere(driver: webdriver.Chrome, site: Path, page: 
         if link.startswith("#"):
             assert driver.execute_script("return document.querySelector(arguments[0]) !== null", link), link
         else:
-            assert (site / page).parent.joinpath(link).is_file(), link
+            assert (site / page).parent.joinpath(unquote(link)).is_file(), link
 
 
 def test_tables_show_the_figures(driver: webdriver.Chrome, site: Path) -> None:

@@ -73,7 +73,7 @@ def test_every_trial_is_a_row_of_the_live_table_the_page_and_the_markdown(tmp_pa
     page = Tables(html.read_text())
     for row in rows:
         assert row in page.rows
-    assert [link for link in page.links if not link.startswith("#")] == ["trials/S2-t0.1-s0/report.html"]
+    assert [link for link in page.links if not link.startswith("#")] == ["trials/S2-t0.1-s0%2C100%25/report.html"]
     assert len(page.ids) == len(set(page.ids))
     assert text.read_text().count("| S2∨N | 0.2 |") == 3  # once ranked, twice as a trial
     assert "worker lost 3 times \\| see its log" in text.read_text()

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from rich.console import Console
 
 from models.config import SepsceneError
 from orchestration.ui import (
@@ -14,6 +15,7 @@ from orchestration.ui import (
     free_port,
     mlflow_ui_command,
     newest_experiment,
+    serve,
     start_ui,
     stop_ui,
     tracking_store,
@@ -87,6 +89,15 @@ def served(logged: tuple[Path, str]) -> Iterator[tuple[int, str]]:
 @pytest.mark.slow
 def test_newest_experiment_is_the_one_with_the_newest_run(logged: tuple[Path, str]) -> None:
     assert newest_experiment(tracking_store(logged[0])) == logged[1]
+
+
+@pytest.mark.slow
+def test_store_without_a_run_is_named(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
+    with pytest.raises(SepsceneError, match="no run yet"):
+        serve(tmp_path, free_port(), Console())
 
 
 @pytest.mark.slow
