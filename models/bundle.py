@@ -35,11 +35,15 @@ def write_bundle(
     directory.mkdir(parents=True, exist_ok=True)
     weights = dump_safetensors(tensors)
     digest = hashlib.sha256(weights).hexdigest()
-    config = {"format": layout, "sha256": digest, **description}
     write_atomically(directory / "model.safetensors", weights)
     write_atomically(directory / "README.md", readme.encode())
-    write_atomically(directory / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_description(directory, {"format": layout, "sha256": digest, **description})
     return digest
+
+
+def write_description(directory: Path, description: dict[str, Any]) -> None:
+    """Write config.json of a bundle."""
+    write_atomically(directory / "config.json", (json.dumps(description, indent=2) + "\n").encode())
 
 
 def read_description(directory: Path, layout: str) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def read_description(directory: Path, layout: str) -> dict[str, Any]:
     return description
 
 
-def read_weights(directory: Path, digest: str) -> dict[str, Tensor]:
+def read_weights(directory: Path, digest: str | None) -> dict[str, Tensor]:
     """The tensors of a bundle, checked against the digest.
 
     Raises:

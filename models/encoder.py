@@ -16,7 +16,14 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from models.bundle import explain_validation, read_description, read_weights, write_bundle
+from models.bundle import (
+    explain_validation,
+    read_description,
+    read_weights,
+    write_atomically,
+    write_bundle,
+    write_description,
+)
 from models.card import model_card
 from models.checkpoints import check_finite, load_weights
 from models.cnn14 import SHORTEST, Cnn14, Cnn14Config
@@ -152,6 +159,23 @@ def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) 
     return write_bundle(Path(directory), FORMAT, description, tensors, readme=model_card(config, card))
 
 
+def update_card(directory: Path | str, facts: dict[str, Any]) -> None:
+    """Add facts to the card of a bundle, or replace them, e.g. the figures once they are measured.
+
+    Args:
+        directory: the bundle; its weights stay as they are.
+        facts: as the card of `save_encoder`.
+
+    Raises:
+        SepsceneError: when config.json is missing, damaged or of another format.
+    """
+    directory = Path(directory)
+    description = read_description(directory, FORMAT)
+    description["card"] = description.get("card", {}) | facts
+    write_atomically(directory / "README.md", model_card(description["config"], description["card"]).encode())
+    write_description(directory, description)
+
+
 def load_encoder(dir_or_uri: Path | str) -> Encoder:
     """Load an encoder bundle, verified, on CPU and in evaluation mode.
 
@@ -170,7 +194,7 @@ def load_encoder(dir_or_uri: Path | str) -> Encoder:
     directory = Path(text.removeprefix("file://"))
     encoder = Encoder.from_config(read_encoder_config(directory))
     weights = directory / "model.safetensors"
-    tensors = read_weights(directory, read_description(directory, FORMAT)["sha256"])
+    tensors = read_weights(directory, read_description(directory, FORMAT).get("sha256"))
     load_weights(encoder.trunk, tensors, weights)
     check_finite(encoder.trunk, weights)
     return encoder.eval()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from models import load_encoder
 from models.cnn14 import Cnn14, Cnn14Config
 from models.config import SepsceneError
-from models.encoder import Encoder, EncoderConfig, save_encoder
+from models.encoder import Encoder, EncoderConfig, save_encoder, update_card
 from models.frontend import FRONT_ENDS, LogMel
 
 SMALL = Cnn14Config(widths=(2, 3, 4, 5, 6, 7), embedding_dim=5)
@@ -121,6 +121,16 @@ def test_the_card_tells_what_is_known_and_what_is_not(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["card"] == card
 
 
+def test_figures_join_the_card_when_they_are_measured(bundle: Path) -> None:
+    save_encoder(small_encoder(), bundle, {"data": "noise", "steps": 7})
+    weights = (bundle / "model.safetensors").read_bytes()
+    update_card(bundle, {"figures": {"shallow_map": {"value": 0.31, "low": 0.3, "high": 0.32}}, "steps": 8})
+    text = (bundle / "README.md").read_text().splitlines()
+    assert {"- data: noise", "- steps: 8", "| shallow_map | 0.3100 | 0.3000 to 0.3200 |"} <= set(text)
+    assert (bundle / "model.safetensors").read_bytes() == weights
+    assert load_encoder(bundle).config == small_encoder().config
+
+
 def _truncate(bundle: Path) -> None:
     weights = bundle / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -178,6 +188,7 @@ def _unknown_field(bundle: Path) -> None:
         (_poison, r"embedding\.bias holds NaN or infinite.*earlier one"),
         (_not_safetensors, "not a safetensors file"),
         (_other_architecture, r"doesn't fit a Cnn14.*conv_block6.*has shape \(7,.*not \(8,"),
+        (lambda bundle: _sign_again(bundle, sha256=None), r"model\.safetensors is damaged.*SHA-256"),
         (_other_layout, r"format 'sepscene-separator-1', not 'sepscene-encoder-1'"),
         (_cut_config, r"config\.json is damaged.*not JSON"),
         (_unknown_field, r"makes no encoder.*highest_hz 7500 is above half of sample_rate 8000"),
