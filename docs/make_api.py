@@ -1,0 +1,173 @@
+"""Write the API reference from the docstrings: one Markdown page for each module, and an index.
+
+    python docs/make_api.py [OUT]        # build/api by default; not committed
+    python docs/make_api.py --check      # names every public thing without a docstring, writes nothing
+
+Reads the sources and imports nothing, so it needs neither Ray nor torch.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FOLDERS = ("models", "augment", "tasks", "orchestration", "clusters")
+Callable = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def main(arguments: list[str]) -> int:
+    """Write the reference, or with --check report what lacks a docstring; returns the exit code."""
+    modules = dict(read_modules(REPOSITORY))
+    if arguments == ["--check"]:
+        bare = [f"{name}: {thing}" for name, tree in modules.items() for thing in undocumented(tree)]
+        print("\n".join(bare) or "every public name has a docstring")
+        return bool(bare)
+    out = Path(arguments[0]) if arguments else REPOSITORY / "build" / "api"
+    out.mkdir(parents=True, exist_ok=True)
+    for name, tree in modules.items():
+        (out / f"{name}.md").write_text(page(name, tree), encoding="utf-8")
+    (out / "index.md").write_text(index(modules), encoding="utf-8")
+    print(f"{len(modules)} modules in {out}")
+    return 0
+
+
+def read_modules(root: Path) -> Iterator[tuple[str, ast.Module]]:
+    """Every module of the five folders that is not empty, with its syntax tree."""
+    for folder in FOLDERS:
+        for path in sorted((root / folder).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            if (tree := ast.parse(path.read_text(encoding="utf-8"))).body:
+                yield name, tree
+
+
+def index(modules: dict[str, ast.Module]) -> str:
+    """One line for each module: its link and the first line of its docstring."""
+    lines = ["# Sepscene: API reference", ""]
+    for name, tree in modules.items():
+        if "." not in name:
+            lines += ["", f"## {name}", ""]
+        summary = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
+        lines.append(f"- [`{name}`]({name}.md): {summary}")
+    return "\n".join(lines) + "\n"
+
+
+def page(name: str, tree: ast.Module) -> str:
+    """The reference of one module: its docstring, then its public constants, functions and classes in order."""
+    blocks = [f"# `{name}`", prose(ast.get_docstring(tree))]
+    for node, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if isinstance(node, Callable) and is_public(node.name):
+            blocks += [f"## `{node.name}`", signature(node), prose(ast.get_docstring(node))]
+        elif isinstance(node, ast.ClassDef) and is_public(node.name):
+            blocks += class_blocks(node)
+        elif (constant := constant_name(node)) and (words := text_of(following)):
+            blocks += [f"## `{constant}`", prose(words)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def class_blocks(node: ast.ClassDef) -> list[str]:
+    """A class: what it derives from, its docstring, its fields, its public methods."""
+    bases = ", ".join(ast.unparse(base) for base in node.bases)
+    blocks = [f"## class `{node.name}`" + (f" ({bases})" if bases else ""), prose(ast.get_docstring(node))]
+    if rows := [field_row(item) for item in node.body if isinstance(item, ast.AnnAssign)]:
+        blocks.append("\n".join(["| Field | Type | Default | |", "|---|---|---|---|", *rows]))
+    for item in node.body:
+        if isinstance(item, Callable) and (is_public(item.name) or item.name == "__call__"):
+            documented = prose(ast.get_docstring(item))
+            blocks += [f"### `{node.name}.{item.name}`", signature(item), documented]
+    return blocks
+
+
+def field_row(node: ast.AnnAssign) -> str:
+    """A field of a dataclass or a configuration; of pydantic's `Field(...)` the default and the description."""
+    default, words = "", ""
+    if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "Field":
+        options = {option.arg: option.value for option in node.value.keywords}
+        if node.value.args:
+            default = ast.unparse(node.value.args[0])
+        elif factory := options.get("default_factory"):
+            default = f"{ast.unparse(factory)}()"
+        words = " ".join(str(ast.literal_eval(options["description"])).split()) if "description" in options else ""
+    elif node.value is not None:
+        default = ast.unparse(node.value)
+    cells = (ast.unparse(node.target), ast.unparse(node.annotation), default)
+    quoted = [f"`{cell}`".replace("|", "\\|") if cell else "" for cell in cells]
+    return f"| {' | '.join(quoted)} | {words.replace('|', chr(92) + '|')} |"
+
+
+def signature(node: Callable) -> str:
+    """The call as code; properties without their brackets."""
+    decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    if "property" in decorators:
+        return f"```python\n{node.name}{returns.replace(' ->', ':')}\n```"
+    call = f"{node.name}({ast.unparse(node.args)}){returns}"
+    if len(call) > 100:
+        inner = ",\n    ".join(split_arguments(ast.unparse(node.args)))
+        call = f"{node.name}(\n    {inner},\n){returns}"
+    return f"```python\n{call}\n```"
+
+
+def split_arguments(text: str) -> list[str]:
+    """Arguments one by one: split at the commas outside all brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def prose(docstring: str | None) -> str:
+    """A docstring as Markdown: the indented parts (Args, Raises) become lists of their lines."""
+    lines, section = [], False
+    for line in (docstring or "").splitlines():
+        if line.rstrip() in ("Args:", "Returns:", "Raises:", "Attributes:", "Yields:"):
+            lines += ["", f"**{line.strip()[:-1]}**", ""]
+            section = True
+        elif section and line.startswith("    ") and not line.startswith("     "):
+            lines.append(f"- {line.strip()}")
+        elif section and line.startswith("     "):
+            lines.append(f"  {line.strip()}")
+        else:
+            section = section and not line.strip()
+            lines.append(line)
+    return "\n".join(lines).strip()
+
+
+def undocumented(tree: ast.Module) -> Iterator[str]:
+    """Public functions, classes and methods without a docstring; and the module itself."""
+    if ast.get_docstring(tree) is None and tree.body:
+        yield "the module"
+    for node in tree.body:
+        if isinstance(node, Callable | ast.ClassDef) and is_public(node.name):
+            if ast.get_docstring(node) is None:
+                yield node.name
+            for item in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(item, Callable) and is_public(item.name) and ast.get_docstring(item) is None:
+                    yield f"{node.name}.{item.name}"
+
+
+def is_public(name: str) -> bool:
+    """No leading underscore."""
+    return not name.startswith("_")
+
+
+def constant_name(node: ast.stmt) -> str:
+    """The public name that a module-level assignment binds; empty for anything else."""
+    target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+    return target.id if isinstance(target, ast.Name) and is_public(target.id) else ""
+
+
+def text_of(node: ast.stmt | None) -> str:
+    """The string that stands under a constant as its docstring."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        return node.value.value
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
