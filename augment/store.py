@@ -188,7 +188,7 @@ class SeparatedStore:
             self._forget(found.shard)
             return None
         except FILESYSTEM_ERRORS as error:
-            _log.warning("store %s: cannot read %s: %s", self.uri, found.shard, error)
+            _log.warning("store %s: cannot read %s: %s", self.folder.uri, found.shard, error)
             return None
         self._count(bytes_read=len(raw))
         crop = decode_crop(raw, digest, found.place, channel, start, samples)
@@ -196,7 +196,7 @@ class SeparatedStore:
             with self._lock:
                 self._bad_entries.add((found.shard, digest))
             self._count(damaged=1)
-            _log.warning("store %s: a damaged entry in %s is passed over", self.uri, found.shard)
+            _log.warning("store %s: a damaged entry in %s is passed over", self.folder.uri, found.shard)
         return crop
 
     # ---- writing ----
@@ -264,11 +264,11 @@ class SeparatedStore:
             with self.folder.filesystem.open_input_file(info.path) as file:
                 return read_footer(file, info.size)
         except ShardDamage as error:
-            _log.warning("store %s: %s is passed over: %s", self.uri, info.base_name, error)
+            _log.warning("store %s: %s is passed over: %s", self.folder.uri, info.base_name, error)
             self._bad_shards.add(info.base_name)
             self._count(damaged=1)
         except FILESYSTEM_ERRORS as error:
-            _log.warning("store %s: cannot read %s: %s", self.uri, info.base_name, error)
+            _log.warning("store %s: cannot read %s: %s", self.folder.uri, info.base_name, error)
         return None
 
     def _forget(self, name: str) -> None:

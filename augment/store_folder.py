@@ -5,6 +5,7 @@ ROOT/shards/<time>-<unique>.shard     published, never changed again; names sort
 ROOT/incoming/                        half-written shards of filesystems that can rename
 """
 
+import re
 import threading
 import time
 import uuid
@@ -43,9 +44,9 @@ class StoreFolder:
             location = uri if "://" in uri else str(Path(uri).expanduser().absolute())
             self.filesystem, root = fs.FileSystem.from_uri(location)
         except (pa.ArrowException, ValueError, OSError, ImportError) as error:
-            message = f"cannot open the store {uri!r}: {error}; give a path or a URI such as s3://bucket/folder"
+            message = f"cannot open the store {without_secrets(uri)!r}: {error}; give a path or a URI such as s3://bucket/folder"
             raise StoreError(message) from None
-        self.uri = uri
+        self.uri = without_secrets(uri)
         self.shards_path = root.rstrip("/") + "/shards"
         self.incoming_path = root.rstrip("/") + "/incoming"
         self._files: OrderedDict[str, pa.NativeFile] = OrderedDict()
@@ -156,3 +157,9 @@ class StoreFolder:
         """Close all files."""
         with self._lock:
             self._files.clear()
+
+
+def without_secrets(uri: str) -> str:
+    """The URI as it may be shown: s3://key:secret@bucket becomes s3://bucket, and secrets among its options go."""
+    uri = re.sub(r"//[^/?]*@", "//", uri)
+    return re.sub(r"((?:secret|token|password|key)[^=&]*=)[^&]*", r"\1...", uri, flags=re.IGNORECASE)

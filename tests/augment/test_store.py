@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from augment.store import SeparatedStore, StoreKey, StoreSettings
-from augment.store_folder import StoreError
+from augment.store_folder import StoreError, without_secrets
 
 MANUAL = StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6, refresh_seconds=1e6, segment_samples=64)
 """Nothing happens unless the test asks for it."""
@@ -260,6 +260,18 @@ def test_other_filesystems(scheme):
 def test_an_unknown_filesystem_is_named(uri):
     with pytest.raises(StoreError, match=r"cannot open the store 'f?.*nonsense.*give a path or a URI"):
         SeparatedStore(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://key:secret@bucket/a", "s3://bucket/a"),
+        ("s3://bucket/a?region=x&secret_key=abc&scheme=http", "s3://bucket/a?region=x&secret_key=...&scheme=http"),
+        ("/a/folder@home", "/a/folder@home"),
+    ],
+)
+def test_secrets_are_not_shown(uri, shown):
+    assert without_secrets(uri) == shown
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
