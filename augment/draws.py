@@ -14,6 +14,9 @@ from pydantic import Field
 
 from models.config import Config
 
+FILLER = -1
+"""Row number of a filler: it evens out the last global batch and carries nothing."""
+
 SPECAUGMENT_UNIFORMS = 10
 """Uniforms of one SpecAugment instance: two for each of 2 time masks and 2 frequency masks, two for the warp."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from augment.audio import AudioFormat, ClipError, content_hash, read_clip
-from augment.draws import crop_starts
+from augment.draws import FILLER, crop_starts
 from augment.store import SeparatedStore, StoreKey
 from augment.strikes import Columns, Strikes
 from augment.views import (
@@ -30,9 +30,6 @@ from augment.views import (
 )
 from models.config import Config, SepsceneError
 from models.separators import load_separator, separator_digest
-
-FILLER = -1
-"""Row number of a filler: it evens out the last global batch and carries nothing."""
 
 
 class ServiceSettings(Config):

@@ -53,15 +53,13 @@ def tiny() -> Experiment:
         ),
         encoder=Cnn14Config.tiny(),
         objective=Objective(head_hidden=256),
-        training=Training(
-            epochs=40, global_batch=64, service_rows=8, checkpoint_every_steps=50, learning_rate=2e-3
-        ),
+        training=Training(epochs=40, global_batch=64, service_rows=8, checkpoint_every_steps=50, learning_rate=2e-3),
         evaluation=Evaluation(judge=JudgeSettings(bootstrap=500)),
         resources=Resources(
             trainers=2,
-            trainer_cpus=0.25,
+            trainer_cpus=0.2,
             separation_actors=2,
-            separation_cpus=0.2,
+            separation_cpus=0.15,
             readers=1,
             reader_cpus=0.1,
         ),
@@ -75,9 +73,7 @@ def small() -> Experiment:
         name="small",
         scale="small",
         data=Data(scenes_train=4096, scenes_test=1024),
-        separator=Separator(
-            ladder=Ladder(steps={"N": 0, "F": 100, "S1": 500, "S2": 3000}), segment_seconds=5.0
-        ),
+        separator=Separator(ladder=Ladder(steps={"N": 0, "F": 100, "S1": 500, "S2": 3000}), segment_seconds=5.0),
         training=Training(
             epochs=50, global_batch=256, service_rows=32, precision="bfloat16", checkpoint_every_steps=200
         ),
@@ -99,9 +95,7 @@ def paper() -> Experiment:
     return Experiment(
         name="paper",
         scale="paper",
-        data=Data(
-            format="audioset", root="audioset", train=("unbalanced_train", "balanced_train"), test=("eval",)
-        ),
+        data=Data(format="audioset", root="audioset", train=("unbalanced_train", "balanced_train"), test=("eval",)),
         separator=Separator(network=TDCNppConfig(), batch_mixtures=64),
         training=Training(
             epochs=100, global_batch=4096, service_rows=64, precision="bfloat16", checkpoint_every_steps=500

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from augment.service import FILLER
+from augment.draws import FILLER
 from augment.specaugment import specaugment
 from augment.store import SeparatedStore
 from augment.strikes import Strikes

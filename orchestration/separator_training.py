@@ -15,8 +15,7 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from augment.draws import Schedule
-from augment.service import FILLER
+from augment.draws import FILLER, Schedule
 from augment.views import from_pcm
 from models.separators import save_separator
 from models.tdcnpp import TDCNpp

@@ -16,12 +16,13 @@ import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
-from augment.draws import Schedule, draw
-from augment.service import FILLER, ClipReader, SeparationService, ServiceSettings, read_segments
+from augment.draws import Schedule
+from augment.service import ClipReader, SeparationService, ServiceSettings, read_segments
 from augment.store import SeparatedStore
 from augment.strikes import Strikes
 from orchestration.config import Experiment, Resources
-from orchestration.ledger import Ledger, nth_rows
+from orchestration.ledger import Ledger
+from orchestration.rows import DrawRows, PrefillRows
 from tasks.manifests import Manifest
 
 Columns = dict[str, np.ndarray]
@@ -38,37 +39,6 @@ def finite_retries() -> dict[str, int]:
 def schedule_of(experiment: Experiment, clips: int) -> Schedule:
     """The finite schedule of an experiment over so many clips."""
     return Schedule(seed=experiment.seed, clips=clips, epochs=experiment.training.epochs)
-
-
-class DrawRows:
-    """Turns positions in what remains into rows with their clip and all their draws."""
-
-    def __init__(self, manifest: Manifest, schedule: Schedule, ledger: Ledger, weights: tuple[float, ...]) -> None:
-        self.uri = manifest.clips["uri"].to_numpy(zero_copy_only=False)
-        self.offset_seconds = manifest.clips["offset_seconds"].to_numpy()
-        self.schedule, self.remaining, self.weights = schedule, ledger.remaining(), weights
-
-    def __call__(self, columns: Columns) -> Columns:
-        """Columns of draws for the positions in column `id`; fillers beyond the end have row −1."""
-        row_N = nth_rows(self.remaining, columns["id"], beyond=FILLER)
-        draws = draw(self.schedule, np.maximum(row_N, 0), self.weights)
-        return {
-            **draws,
-            "row": row_N,
-            "uri": self.uri[draws["clip"]],
-            "offset_seconds": self.offset_seconds[draws["clip"]],
-        }
-
-
-class PrefillRows(DrawRows):
-    """Every clip with every processor once, instead of the draws' choices."""
-
-    def __call__(self, columns: Columns) -> Columns:
-        """Columns as of `DrawRows`, with clip and processor counted through."""
-        clip_N, processor_N = np.divmod(columns["id"], len(self.weights))
-        draws = draw(self.schedule, np.minimum(columns["id"], self.schedule.rows - 1), self.weights)
-        chosen = {"row": columns["id"], "clip": clip_N, "processor": processor_N}
-        return {**draws, **chosen, "uri": self.uri[clip_N], "offset_seconds": self.offset_seconds[clip_N]}
 
 
 def view_stream(
@@ -90,7 +60,9 @@ def view_stream(
         strikes: the poison list; none lets a deadly clip end the run.
     """
     training, resources = experiment.training, experiment.resources
-    draws = DrawRows(manifest, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views.processor_weights)
+    draws = DrawRows(
+        manifest.clips, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views.processor_weights
+    )
     rows = _drawn_rows(draws, training.global_batch, training.service_rows, resources)
     return _served(rows, experiment, checkpoints, store, strikes)
 
@@ -101,11 +73,11 @@ def prefill_stream(
     """Separate every clip with every processor of the combination into the store; yields the rows as it goes."""
     weights = experiment.views.processor_weights
     schedule = schedule_of(experiment, len(manifest.clips))
-    draws = PrefillRows(manifest, schedule, Ledger(schedule.rows), weights)
+    draws = PrefillRows(manifest.clips, schedule, Ledger(schedule.rows), weights)
     block = experiment.training.service_rows
     rows = (
         ray.data.range(len(manifest.clips) * len(weights))
-        .map_batches(draws, batch_size=None, num_cpus=experiment.resources.reader_cpus)
+        .map_batches(draws, batch_size=None)
         .repartition(target_num_rows_per_block=block)
     )
     return _served(rows, experiment, checkpoints, store, strikes=None).select_columns(["row", "uri", "fault"])
@@ -149,7 +121,7 @@ def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedul
     settings, resources = experiment.separator, experiment.resources
     global_rows = 2 * settings.batch_mixtures
     local_rows = global_rows // resources.trainers
-    rows = _drawn_rows(DrawRows(manifest, schedule, ledger, (1.0,)), global_rows, local_rows, resources)
+    rows = _drawn_rows(DrawRows(manifest.clips, schedule, ledger, (1.0,)), global_rows, local_rows, resources)
     return rows.map_batches(
         partial(read_segments, audio=experiment.audio, segment_seconds=settings.segment_seconds),
         batch_size=local_rows,
@@ -163,7 +135,7 @@ def _drawn_rows(draws: DrawRows, global_rows: int, block_rows: int, resources: R
     steps = -(-sum(end - start for start, end in draws.remaining) // global_rows)
     return (
         ray.data.range(steps * global_rows, override_num_blocks=max(1, steps))
-        .map_batches(draws, batch_size=None, num_cpus=resources.reader_cpus)
+        .map_batches(draws, batch_size=None)
         .repartition(target_num_rows_per_block=block_rows)
     )
 

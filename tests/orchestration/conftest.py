@@ -19,11 +19,11 @@ from tasks.manifests import Manifest, read_manifest
 
 @pytest.fixture(scope="session")
 def ray_of_our_own() -> Iterator[None]:
-    """A local Ray with eight logical CPUs; leaves no process behind."""
+    """A local Ray with four logical CPUs; leaves no process behind."""
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
     import ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -48,9 +48,7 @@ def nano() -> Experiment:
         evaluation=Evaluation(
             judge=JudgeSettings(shallow_hidden=16, shallow_epochs=5, bootstrap=20), separator_mixtures=2
         ),
-        resources=Resources(
-            trainers=2, trainer_cpus=0.5, separation_actors=1, separation_cpus=0.5, reader_cpus=0.5
-        ),
+        resources=Resources(trainers=2, trainer_cpus=0.25, separation_actors=1, separation_cpus=0.25, reader_cpus=0.25),
     )
 
 

@@ -9,8 +9,7 @@ import ray
 import torch
 
 from augment.audio import read_clip
-from augment.draws import draw
-from augment.service import FILLER
+from augment.draws import FILLER, draw
 from augment.store import SeparatedStore
 from augment.views import MIXTURE, choose_channels, from_pcm, levels_db, patch_samples, to_pcm, view_starts
 from models import load_separator

@@ -1,0 +1,45 @@
+"""The head of the stream: positions in what remains become rows with their clip and all their draws.
+
+Its imports are light on purpose: Ray starts a process of its own for it, which should not have to load torch.
+
+Shapes: N rows.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from augment.draws import FILLER, Schedule, draw
+from orchestration.ledger import Ledger, nth_rows
+
+Columns = dict[str, np.ndarray]
+
+
+class DrawRows:
+    """Turns positions in what remains into rows with their clip and all their draws."""
+
+    def __init__(self, clips: pa.Table, schedule: Schedule, ledger: Ledger, weights: tuple[float, ...]) -> None:
+        self.uri = clips["uri"].to_numpy(zero_copy_only=False)
+        self.offset_seconds = clips["offset_seconds"].to_numpy()
+        self.schedule, self.remaining, self.weights = schedule, ledger.remaining(), weights
+
+    def __call__(self, columns: Columns) -> Columns:
+        """Columns of draws for the positions in column `id`; fillers beyond the end have row −1."""
+        row_N = nth_rows(self.remaining, columns["id"], beyond=FILLER)
+        draws = draw(self.schedule, np.maximum(row_N, 0), self.weights)
+        return {
+            **draws,
+            "row": row_N,
+            "uri": self.uri[draws["clip"]],
+            "offset_seconds": self.offset_seconds[draws["clip"]],
+        }
+
+
+class PrefillRows(DrawRows):
+    """Every clip with every processor once, instead of the draws' choices."""
+
+    def __call__(self, columns: Columns) -> Columns:
+        """Columns as of `DrawRows`, with clip and processor counted through."""
+        clip_N, processor_N = np.divmod(columns["id"], len(self.weights))
+        draws = draw(self.schedule, np.minimum(columns["id"], self.schedule.rows - 1), self.weights)
+        chosen = {"row": columns["id"], "clip": clip_N, "processor": processor_N}
+        return {**draws, **chosen, "uri": self.uri[clip_N], "offset_seconds": self.offset_seconds[clip_N]}
