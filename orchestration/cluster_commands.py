@@ -85,7 +85,7 @@ def stop(
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Name of the run, as given to `submit`.")],
     address: JobServer = "http://127.0.0.1:8265",
 ) -> None:
-    """Stop a run's job, with time for a last checkpoint; `submit` with the same run id continues it."""
+    """Stop a run's job; `submit` with the same run id continues it from its last checkpoint."""
     from orchestration import jobs
 
     client = jobs.connect(address)

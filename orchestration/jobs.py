@@ -36,7 +36,7 @@ from orchestration.placement import CLUSTER_VARIABLE
 SOURCE_FOLDERS = ("models", "augment", "tasks", "orchestration", "clusters")
 SOURCE_SUFFIXES = (".py", ".yaml", ".sh", ".html", ".j2", ".css", ".js", ".json", ".svg")
 STOP_WAIT_SECONDS = 120
-"""Between SIGTERM and SIGKILL when a job is stopped: time for a last checkpoint (Ray's default is 3)."""
+"""Between SIGTERM and SIGKILL when a job is stopped: time to close its books (Ray's default is 3)."""
 RESUBMISSIONS = 3
 """How often a run is sent again after failures of the cluster."""
 _CLUSTER_FAULTS = {
@@ -282,7 +282,7 @@ def ending(job: JobDetails) -> Ending:
 
 
 def stop(client: JobSubmissionClient, submission_id: str) -> Ending:
-    """Ask the job to stop, and wait until it has: it may write a last checkpoint."""
+    """Ask the job to stop, and wait until it has; submitted again it goes on from its last checkpoint."""
     client.stop_job(submission_id)
     deadline = time.monotonic() + STOP_WAIT_SECONDS + 60
     while (job := client.get_job_info(submission_id)).status not in _TERMINAL:

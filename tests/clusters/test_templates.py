@@ -1,14 +1,21 @@
 """The templates against the schemas of those who read them, the real command line, and the rules of security."""
 
+import os
 import re
 import shlex
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 import typer
 import yaml
+
+from tests.orchestration.hosts import free_port
 
 CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
 LAUNCHER = ("aws.yaml", "gcp.yaml", "onprem.yaml")
@@ -200,3 +207,49 @@ def test_mlflow_knows_every_option_of_its_script() -> None:
     assert parameters["host"] == "127.0.0.1"
     assert parameters["app_name"] == "basic-auth"
     assert parameters["allowed_hosts"] == "127.0.0.1:5000,localhost:5000"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_shared_mlflow_wants_a_password_and_answers_its_own_name_only(tmp_path: Path) -> None:
+    """The real script and server: 401 without the password, 403 under a foreign name, files for this user alone."""
+    password = "a-password-of-the-test"
+    port = free_port()
+    server = subprocess.Popen(
+        ["bash", str(CLUSTERS / "mlflow.sh")],
+        env={
+            **os.environ,
+            "HOME": str(tmp_path),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "SEPSCENE_MLFLOW_PORT": str(port),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "a-key-of-the-test",
+        },
+        stdout=(tmp_path / "log").open("wb"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search"
+    question = {"max_results": 1}
+    admin = ("admin", password)
+    try:
+        deadline = time.monotonic() + 400
+        while True:
+            try:
+                anonymous = requests.post(url, json=question, timeout=60)
+                break
+            except OSError:
+                assert time.monotonic() < deadline and server.poll() is None, (tmp_path / "log").read_text()[-2000:]
+                time.sleep(1)
+        assert anonymous.status_code == 401
+        assert requests.post(url, json=question, auth=("admin", "guess"), timeout=60).status_code == 401
+        assert requests.post(url, json=question, auth=admin, timeout=60).status_code == 200
+        foreign = requests.post(url, json=question, auth=admin, headers={"Host": "evil.example"}, timeout=60)
+        assert foreign.status_code == 403
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+    for name in (".mlflow/credentials", "mlflow/auth.ini", "mlflow/users.db"):
+        assert (tmp_path / name).stat().st_mode & 0o077 == 0, name
+    assert password not in (tmp_path / "log").read_text()
+    assert password not in (tmp_path / "mlflow" / "auth.ini").read_text()

@@ -56,7 +56,7 @@ create_package(".", target, include_gitignore=True)
 print("\\n".join("ray:" + n for n in zipfile.ZipFile(target).namelist()))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, DECOY], cwd=checkout, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", program, DECOY], cwd=checkout, capture_output=True, text=True, check=True, timeout=600
     )
     lines = done.stdout.splitlines()
     assert {"experiment.yaml", "orchestration/cli.py", "models/config.py", "clusters/aws.yaml"} <= set(lines)
@@ -154,6 +154,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": TOKEN,
                 "OMP_NUM_THREADS": "1",
+                "RAY_worker_niceness": "0",  # 15 by default: on a busy machine its workers starve
             },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -171,10 +172,10 @@ def client(head: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     from orchestration import jobs
 
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    return jobs._connect_patiently(head, 240)
+    return jobs._connect_patiently(head, 400)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"nothing for {seconds} s"
@@ -182,7 +183,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
     return value
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_submission_without_the_token_is_refused(head: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestration import jobs
 
@@ -196,7 +197,7 @@ def test_a_submission_without_the_token_is_refused(head: str, client: Any, monke
     assert jobs.jobs_of_run(client, "nobody") == jobs.jobs_of_run(client, "stranger") == []
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_run_that_fails_by_itself_is_not_sent_again_and_shows_no_secret(
     head: str, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +215,7 @@ def test_a_run_that_fails_by_itself_is_not_sent_again_and_shows_no_secret(
     assert DECOY not in everything and TOKEN not in everything
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_run_whose_process_is_killed_is_sent_again_and_finishes_with_an_exact_ledger(
     head: str, client: Any, tmp_path: Path
 ) -> None:
@@ -229,13 +230,13 @@ def test_a_run_whose_process_is_killed_is_sent_again_and_finishes_with_an_exact_
     submission = jobs.pretraining(experiment, str(tmp_path / "runs"), "killed", evaluate=False)
     thread = threading.Thread(target=lambda: ends.append(jobs.run_to_end(head, submission, log.append)), daemon=True)
     thread.start()
-    wait_for(lambda: consumed(tmp_path / "runs" / "killed") > rows // 4 or not thread.is_alive(), 400)
+    wait_for(lambda: consumed(tmp_path / "runs" / "killed") > rows // 4 or not thread.is_alive(), 900)
     assert jobs.active_jobs(client, "killed") == ["killed-1"], "".join(log)
     with pytest.raises(SepsceneError, match="is being worked on by job killed-1"):
         jobs.submit(client, submission)
     before = consumed(tmp_path / "runs" / "killed")
     os.kill(driver_of(tmp_path), signal.SIGKILL)
-    thread.join(500)
+    thread.join(900)
     assert ends == [jobs.Ending.SUCCEEDED], "".join(log)
     first, second = jobs.jobs_of_run(client, "killed")
     assert (first.submission_id, second.submission_id) == ("killed-1", "killed-2")
@@ -273,7 +274,7 @@ def assert_ledger_exact(run: Path, rows: int) -> None:
     assert max(record["step"] for record in records(run)) == rows // 32
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_stopped_run_ends_as_stopped(head: str, client: Any, tmp_path: Path) -> None:
     from orchestration import jobs
     from tests.orchestration.hosts import small_experiment
@@ -286,7 +287,7 @@ def test_a_stopped_run_ends_as_stopped(head: str, client: Any, tmp_path: Path) -
     assert jobs.active_jobs(client, "stopped") == []
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(1800)
 def test_a_run_over_hosts_survives_a_cut_cable(tmp_path: Path) -> None:
     """Head, separators and trainers as hosts with addresses of their own; see tests/orchestration/hosts.py."""
     alone = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
@@ -300,7 +301,7 @@ def test_a_run_over_hosts_survives_a_cut_cable(tmp_path: Path) -> None:
             stderr=subprocess.STDOUT,
         )
         try:
-            assert process.wait(950) == 0, (tmp_path / "scenario.log").read_text()[-3000:]
+            assert process.wait(1700) == 0, (tmp_path / "scenario.log").read_text()[-3000:]
         finally:
             process.kill()
     outcome = json.loads((tmp_path / "outcome.json").read_text())
