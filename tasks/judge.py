@@ -1,5 +1,4 @@
-"""Judge an encoder: every figure with its interval, and the table of classes, from the embeddings of
-labelled clips.
+"""Judge an encoder: every figure with its interval, and the table of classes, from embeddings of clips.
 
 Legend: B clips, D embedding, K classes, R resamples.
 
@@ -156,10 +155,10 @@ def cross_validate(
     clip_ids: Sequence[str] | None = None,
     device: str = "cpu",
 ) -> Judgement:
-    """All figures by cross-validation over given folds, as ESC-50 asks: each fold is tested by probes of
-    the others.
+    """All figures by cross-validation over given folds, as ESC-50 asks.
 
-    Figures are means over the folds; the bootstrap draws clips within each fold.
+    Each fold is tested by probes trained on the others. Figures are means over the folds; the bootstrap
+    draws clips within each fold.
 
     Raises:
         EvaluationError: as `judge`, or when there are fewer than two folds.
@@ -172,9 +171,7 @@ def cross_validate(
             f"{len(fold_B)} fold names ({len(set(folds))} different) for {len(h_BD)} clips: cross-validation "
             "needs one for each clip, and at least two folds"
         )
-    ids = np.array(
-        [str(row) for row in range(len(h_BD))] if clip_ids is None else list(clip_ids), dtype=np.str_
-    )
+    ids = np.array([str(row) for row in range(len(h_BD))] if clip_ids is None else list(clip_ids), dtype=np.str_)
     # Figures come at the end, from all folds together: no resamples for each fold by itself.
     quiet = settings.model_copy(update={"bootstrap": 0})
     scores: dict[str, Floats] = {name: np.zeros(targets_BK.shape) for name in ("shallow", "linear", "knn")}
@@ -263,9 +260,7 @@ def _add_retrieval(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None
     found.add("qbe_map", result.average_precision, replicates_R)
     found.notes.append(f"query by example: random embeddings would reach {np.nanmean(result.chance):.3f}")
     if result.short:
-        found.notes.append(
-            f"query by example: fewer than {clips} clips of a kind for {_listed(result.short)}"
-        )
+        found.notes.append(f"query by example: fewer than {clips} clips of a kind for {_listed(result.short)}")
 
 
 def _class_table(evidence: Evidence, folds: list[_Fold]) -> tuple[ClassFigures, ...]:
@@ -278,11 +273,7 @@ def _class_table(evidence: Evidence, folds: list[_Fold]) -> tuple[ClassFigures, 
         ClassFigures(
             name,
             int(positives_K[k]),
-            {
-                figure: float(values_K[k])
-                for figure, values_K in per_class.items()
-                if not np.isnan(values_K[k])
-            },
+            {figure: float(values_K[k]) for figure, values_K in per_class.items() if not np.isnan(values_K[k])},
         )
         for k, name in enumerate(evidence.classes)
     )

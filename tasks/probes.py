@@ -17,9 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tasks.metrics import Bools, Floats, Macro, check, check_split, mean_average_precision
 
-VOTE_TEMPERATURE = (
-    0.07  # a neighbour at cosine s votes with exp(s / 0.07), as in Wu 2018 (instance discrimination)
-)
+VOTE_TEMPERATURE = 0.07  # a neighbour at cosine s votes with exp(s / 0.07), as in Wu 2018 (instance discrimination)
 CLIPS_AT_ONCE = 1024
 LINEAR_CLIPS = 100_000
 PENALTIES = np.logspace(-1, 6, 15)
@@ -42,11 +40,10 @@ def linear_probe(
     classes: Sequence[str] | None = None,
     seed: int = 0,
 ) -> ProbeResult:
-    """Ridge regression of the targets on standardised h; each class's penalty by leave-one-out
-    cross-validation.
+    """Ridge regression of the targets on standardised h.
 
-    More than 100,000 training clips are thinned to so many, drawn with the seed: a linear map of some hundred
-    dimensions is known long before.
+    Each class's penalty is chosen by leave-one-out cross-validation. More than 100,000 training clips are
+    thinned to so many, drawn with the seed: a linear map of some hundred dimensions is known long before.
 
     Raises:
         EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
@@ -124,9 +121,7 @@ def embedding_map(h_BD: Floats, seed: int = 0) -> Floats:
         return np.pad(plane, ((0, 0), (0, 2)))[:, :2]
     reduced = PCA(dimensions, svd_solver="full").fit_transform(wide_BD)
     perplexity = min(30.0, (len(h_BD) - 1) / 3)
-    return (
-        TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced).astype(np.float64)
-    )
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced).astype(np.float64)
 
 
 def _unit(h_BD: Floats) -> torch.Tensor:
