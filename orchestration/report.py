@@ -13,7 +13,9 @@ from typing import Any
 from orchestration import plots
 from orchestration.pages import FIGURE_NAMES, render, with_interval
 from orchestration.paper_tables import row_name, run_rows, tables_beside
+from orchestration.reproduction_report import write_reproduction_report
 from orchestration.results import EncoderResult, Figure, RunResults, read_metrics
+from orchestration.sweep_report import write_sweep_report
 
 HEADLINE_FIGURES = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 MOST_CLASSES_DRAWN = 30
@@ -27,6 +29,20 @@ class ClassRow:
     name: str
     positives: int
     precision: dict[str, float | None]
+
+
+def report_on(folder: Path) -> tuple[Path, Path]:
+    """Write the report of a run, a sweep or a reproduction, whichever the folder holds.
+
+    Returns:
+        The paths of report.html and report.md.
+
+    Raises:
+        SepsceneError: when it holds none of them.
+    """
+    writers = {"sweep.json": write_sweep_report, "reproduction.json": write_reproduction_report}
+    found = next((write for name, write in writers.items() if (folder / name).exists()), write_report)
+    return found(folder)
 
 
 def write_report(run_dir: Path) -> tuple[Path, Path]:

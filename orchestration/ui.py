@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from models.config import SepsceneError
+from orchestration.tracking import tracking_uri_of
 
 HOST = "127.0.0.1"
 ENVIRONMENT = {
@@ -24,7 +25,8 @@ ENVIRONMENT = {
 
 
 def tracking_store(folder: Path) -> str:
-    """The tracking URI of a run's folder, or of the folder that holds runs: the SQLite store in it or above it.
+    """The tracking URI of a run's folder, or of the folder that holds runs: the store that the run was begun in,
+    or the SQLite store in the folder or above it.
 
     MLFLOW_TRACKING_URI, where it is set, comes first, as it does for the runs themselves.
 
@@ -33,6 +35,8 @@ def tracking_store(folder: Path) -> str:
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
+    if (folder / "mlflow.json").exists():
+        return tracking_uri_of(folder)
     for place in (folder, folder.parent):
         store = place.resolve() / "mlflow.db"
         if store.exists():

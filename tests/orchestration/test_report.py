@@ -7,10 +7,16 @@ import pytest
 
 from models.config import SepsceneError
 from orchestration.pages import duration, number, size
-from orchestration.report import answer, class_rows, headline_figure, learning_curves, write_report
+from orchestration.report import answer, class_rows, headline_figure, learning_curves, report_on, write_report
 from orchestration.results import ClassResult, EncoderResult, Figure, RunResults
 from tests.orchestration.pages import Tables
-from tests.orchestration.samples import CLASSES, sample_results, write_sample_run
+from tests.orchestration.samples import (
+    CLASSES,
+    sample_results,
+    sample_sweep,
+    write_sample_reproduction,
+    write_sample_run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +111,16 @@ def test_a_run_with_almost_nothing_still_reports(tmp_path: Path) -> None:
     html, text = write_report(tmp_path)
     assert "No encoder was judged" in html.read_text()
     assert "kept no ledger" in text.read_text()
+
+
+def test_each_kind_of_folder_gets_its_report(tmp_path: Path) -> None:
+    nothing = sample_sweep().model_copy(update={"trials": ()})
+    nothing.save(tmp_path)
+    assert "# Sweep of" in report_on(tmp_path)[1].read_text()
+    write_sample_reproduction(tmp_path / "again")
+    assert "## Six claims" in report_on(tmp_path / "again")[1].read_text()
+    with pytest.raises(SepsceneError, match="not a finished run"):
+        report_on(tmp_path / "elsewhere")
 
 
 def test_unfinished_run_is_named(tmp_path: Path) -> None:

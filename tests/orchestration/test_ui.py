@@ -37,6 +37,12 @@ def test_store_is_found_from_the_runs_folder_and_from_a_run(tmp_path: Path) -> N
     assert command[command.index("--backend-store-uri") + 1] == expected
 
 
+def test_a_run_is_shown_from_the_store_it_was_begun_in(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("")
+    (tmp_path / "mlflow.json").write_text('{"uri": "sqlite:////elsewhere/mlflow.db"}')
+    assert tracking_store(tmp_path) == "sqlite:////elsewhere/mlflow.db"
+
+
 def test_no_store_and_a_store_with_its_own_ui_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     with pytest.raises(SepsceneError, match="give a folder of runs"):
