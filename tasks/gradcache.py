@@ -25,9 +25,7 @@ from tasks.gather import world_size
 from tasks.joint import JointLoss, JointObjective
 
 
-def accumulate(
-    objective: JointObjective, chunks: Sequence[tuple[Tensor, ...]], *, alpha: float = 1.0
-) -> JointLoss:
+def accumulate(objective: JointObjective, chunks: Sequence[tuple[Tensor, ...]], *, alpha: float = 1.0) -> JointLoss:
     """Add the gradient of the loss over all chunks of all workers to the parameters' `.grad`.
 
     Takes the place of forward and backward. Collective: all workers pass equally many chunks, of which some
@@ -56,9 +54,7 @@ def accumulate(
         for number, chunk in enumerate(chunks):
             starts = [sum(len(parts[v]) for parts in cached[:number]) for v in range(len(views))]
             h = objective.encode(*chunk)
-            torch.autograd.backward(
-                h, [slopes[v][starts[v] : starts[v] + len(part)] for v, part in enumerate(h)]
-            )
+            torch.autograd.backward(h, [slopes[v][starts[v] : starts[v] + len(part)] for v, part in enumerate(h)])
     _average_gradients(objective)
     return replace(result, loss=result.loss.detach())
 

@@ -138,8 +138,7 @@ def si_sdr_improvement(mixture_BT: Tensor, source_BKT: Tensor, separated_BST: Te
         gain_BKS = gain_BKS - si_sdr(mixture_BT[:, None], source_BKT)[..., None]
         active_BK = (source_BKT.abs().amax(-1) > 0).cpu().numpy()
     improvement_B = [
-        _best_match(gain_KS[active_K])
-        for gain_KS, active_K in zip(gain_BKS.cpu().numpy(), active_BK, strict=True)
+        _best_match(gain_KS[active_K]) for gain_KS, active_K in zip(gain_BKS.cpu().numpy(), active_BK, strict=True)
     ]
     return torch.tensor(improvement_B, dtype=torch.float64, device=mixture_BT.device)
 
@@ -179,9 +178,7 @@ def _decibel(error: Tensor, energy: Tensor) -> Tensor:
 
 
 def _check_same(left: Tensor, right: Tensor, left_name: str, right_name: str) -> None:
-    same = (
-        left.dim() == right.dim() == 3 and left.shape[0] == right.shape[0] and left.shape[2] == right.shape[2]
-    )
+    same = left.dim() == right.dim() == 3 and left.shape[0] == right.shape[0] and left.shape[2] == right.shape[2]
     if not same:
         raise ValueError(
             f"{left_name} {tuple(left.shape)} and {right_name} {tuple(right.shape)} must be (clips, signals, "

@@ -7,9 +7,7 @@ from tasks.batchnorm import SynchronisedBatchNorm, synchronise_batchnorm
 
 
 def test_conversion_keeps_parameters_buffers_and_names() -> None:
-    net = nn.Sequential(
-        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, eps=1e-3, momentum=0.2), nn.Sequential(nn.BatchNorm2d(3))
-    )
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, eps=1e-3, momentum=0.2), nn.Sequential(nn.BatchNorm2d(3)))
     before = dict(net.named_parameters()) | dict(net.named_buffers())
     converted = synchronise_batchnorm(net.eval())
     after = dict(converted.named_parameters()) | dict(converted.named_buffers())

@@ -109,10 +109,7 @@ def test_improvement_with_known_sources_is_the_best_permutation() -> None:
     for b in range(4):
         slow = max(
             np.mean(
-                [
-                    (si_sdr(separated[b, s], sources[b, k]) - si_sdr(mixture[b], sources[b, k]))
-                    for k, s in enumerate(p)
-                ]
+                [(si_sdr(separated[b, s], sources[b, k]) - si_sdr(mixture[b], sources[b, k])) for k, s in enumerate(p)]
             )
             for p in permutations(range(3))
         )
