@@ -122,9 +122,9 @@ def _memory_of(variant: str, config: TDCNppConfig, wave_BT: Tensor, device: str)
         separator(wave_BT[:1, : config.window_samples * 50])  # libraries allocate at their first use
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+            held = torch.cuda.memory_allocated()
             separator(wave_BT[:1])
-            return torch.cuda.max_memory_allocated() - before
+            return torch.cuda.max_memory_allocated() - held
         ctypes.CDLL(None).malloc_trim(0)  # what building left free would be used again, uncounted
         Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
         before = _resident_bytes("VmRSS")

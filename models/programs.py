@@ -119,11 +119,14 @@ def _never_unpickle() -> Iterator[None]:
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     with _environment:
         before = os.environ.get(name)
+        logger = logging.getLogger("torch.export")
+        level = logger.level
         os.environ[name] = "1"
-        logging.getLogger("torch.export").setLevel(logging.ERROR)
+        logger.setLevel(logging.ERROR)  # it logs what we raise
         try:
             yield
         finally:
+            logger.setLevel(level)
             os.environ.pop(name)
             if before is not None:
                 os.environ[name] = before
@@ -142,9 +145,7 @@ def _audit(content: bytes, origin: Path) -> None:
         raise CheckpointError(f"{origin} holds no program in the format of torch.export.save; save it again")
     for name in names:
         if "/aotinductor/" in name or "custom_obj" in name:
-            raise CheckpointError(
-                f"{origin} holds compiled code or custom objects ({name}): export it without"
-            )
+            raise CheckpointError(f"{origin} holds compiled code or custom objects ({name}): export it without")
     for graph in graphs:
         _audit_strings(graph, origin)
 
@@ -158,9 +159,7 @@ def _audit_strings(node: Any, origin: Path, key: str = "") -> None:
         for value in node:
             _audit_strings(value, origin, key)
     elif isinstance(node, str) and not _allowed(key, node):
-        raise CheckpointError(
-            f"{origin} is refused: its {key} {node[:120]!r} is not plain tensor computation"
-        )
+        raise CheckpointError(f"{origin} is refused: its {key} {node[:120]!r} is not plain tensor computation")
 
 
 def _allowed(key: str, text: str) -> bool:

@@ -29,6 +29,7 @@ from models.tdcnpp import TDCNpp, TDCNppConfig
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
+Architecture = Literal["tdcnpp", "conv_tasnet", "program"]
 Separator = TDCNpp | ConvTasNetSeparator | ProgramSeparator
 
 
@@ -36,11 +37,9 @@ class SeparatorCard(Config):
     """What `config.json` of a separator folder says."""
 
     format: Literal[1] = 1
-    architecture: Literal["tdcnpp", "conv_tasnet", "program"]
+    architecture: Architecture
     config: dict[str, Any] = Field(description="fields of the architecture's configuration class")
-    metadata: dict[str, Any] = Field(
-        default_factory=dict, description="where the weights come from; free form"
-    )
+    metadata: dict[str, Any] = Field(default_factory=dict, description="where the weights come from; free form")
     weights: str = Field(pattern=r"^\w[\w.]*$", description="name of the file of weights in the folder")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file of weights")
 
@@ -108,9 +107,7 @@ def load_separator(directory: str | Path) -> nn.Module:
     try:
         separator = _build(card, weights)
     except ValidationError as error:
-        raise CheckpointError(
-            f"{directory / CONFIG_FILE} has a wrong {card.architecture} config: {error}"
-        ) from error
+        raise CheckpointError(f"{directory / CONFIG_FILE} has a wrong {card.architecture} config: {error}") from error
     check_finite(separator, weights)
     return separator.eval()
 
@@ -160,18 +157,17 @@ def _build(card: SeparatorCard, weights: Path) -> nn.Module:
 
 
 def _write_weights(separator: Separator, directory: Path, metadata: dict[str, Any]) -> SeparatorCard:
+    architecture: Architecture
     if isinstance(separator, ProgramSeparator):
         architecture, path = "program", directory / separator.config.file_name
         path.write_bytes(separator.content)
     else:
-        architecture, path = (
-            "tdcnpp" if isinstance(separator, TDCNpp) else "conv_tasnet",
-            directory / WEIGHTS_FILE,
-        )
+        architecture = "tdcnpp" if isinstance(separator, TDCNpp) else "conv_tasnet"
+        path = directory / WEIGHTS_FILE
         tensors = {name: value.detach().cpu().contiguous() for name, value in separator.state_dict().items()}
         path.write_bytes(save(tensors))
     return SeparatorCard(
-        architecture=architecture,  # type: ignore[arg-type]
+        architecture=architecture,
         config=separator.config.model_dump(),
         metadata=metadata,
         weights=path.name,
