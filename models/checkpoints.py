@@ -42,9 +42,7 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], origin: Pa
     ]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise CheckpointError(
-            f"{origin} doesn't fit a {type(module).__name__} of the configured sizes: {shown}"
-        )
+        raise CheckpointError(f"{origin} doesn't fit a {type(module).__name__} of the configured sizes: {shown}")
     module.load_state_dict(weights)
 
 

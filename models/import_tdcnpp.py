@@ -51,12 +51,8 @@ _LEAVES = {
 class ImportHints(Config):
     """What weights can't tell. Each is needed only where its default is wrong; None takes the default."""
 
-    blocks: int | None = Field(
-        default=None, ge=1, description="dilated blocks per repeat; published networks: 8"
-    )
-    window_samples: int | None = Field(
-        default=None, ge=2, description="STFT window; the reference's is 32 ms"
-    )
+    blocks: int | None = Field(default=None, ge=1, description="dilated blocks per repeat; published networks: 8")
+    window_samples: int | None = Field(default=None, ge=2, description="STFT window; the reference's is 32 ms")
     hop_samples: int | None = Field(default=None, ge=1, description="half a learned window, 8 ms of an STFT")
     consistency: Literal["magsq", "uniform"] | None = Field(
         default=None, description="of a TDCN++ without mix_weights; default magsq"
@@ -96,9 +92,7 @@ class Facts:
             )
         blocks = self.answer("blocks", 8)
         if total % blocks:
-            raise CheckpointError(
-                f"{self.origin} has {total} dilated blocks, not a multiple of blocks {blocks}"
-            )
+            raise CheckpointError(f"{self.origin} has {total} dilated blocks, not a multiple of blocks {blocks}")
         return blocks
 
 
@@ -157,9 +151,7 @@ def _sizes(shapes: dict[str, tuple[int, ...]], sample_rate: int, facts: Facts) -
         if name not in shapes:
             raise CheckpointError(f"{facts.origin} misses the variable {name}; is it a TDCN++?")
         if len(shapes[name]) != rank or 0 in shapes[name]:
-            raise CheckpointError(
-                f"{facts.origin}: variable {name} has shape {shapes[name]}, not {rank} axes"
-            )
+            raise CheckpointError(f"{facts.origin}: variable {name} has shape {shapes[name]}, not {rank} axes")
         return shapes[name]
 
     coefficients, bottleneck = shape("initial_dense/dense/kernel", 2)
@@ -170,9 +162,7 @@ def _sizes(shapes: dict[str, tuple[int, ...]], sample_rate: int, facts: Facts) -
             f"{facts.origin}: the mask (dense/kernel) has {outputs} outputs, not a multiple of "
             f"{coefficients} coefficients; only separators of one microphone are supported"
         )
-    indices = {
-        int(found[1]) for name in shapes if (found := re.match(r"improved_tdcn/conv_block_(\d+)/", name))
-    }
+    indices = {int(found[1]) for name in shapes if (found := re.match(r"improved_tdcn/conv_block_(\d+)/", name))}
     skips = [int(found[1]) for name in shapes if (found := re.match(r".*/res_dense_\d+_to_(\d+)/", name))]
     blocks = min(skips) if skips else facts.blocks(max(indices) + 1)
     learned = _ENCODER in shapes
@@ -222,9 +212,7 @@ def _training_configuration(bundle: TFBundle, sample_rate: int) -> dict[str, Any
             "hop_samples": round(hparams["hs"] * rate) if "hs" in hparams else None,
         }
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} lies beside the checkpoint but isn't its configuration: {error}"
-        ) from error
+        raise CheckpointError(f"{path} lies beside the checkpoint but isn't its configuration: {error}") from error
     if rate != sample_rate:
         raise CheckpointError(f"{path} says {rate:g} Hz, not {sample_rate} Hz: give the sample rate {rate:g}")
     return found

@@ -56,9 +56,7 @@ class TDCNppConfig(Config):
                 "samples between windows would be lost; use a hop of at most one window"
             )
         if self.kernel % 2 == 0:
-            raise ValueError(
-                f"kernel {self.kernel} has no centre tap: use an odd number, the reference has 3"
-            )
+            raise ValueError(f"kernel {self.kernel} has no centre tap: use an odd number, the reference has 3")
         bins = stft_bins(self.window_samples)
         if self.basis == "stft" and self.coefficients != bins:
             raise ValueError(
@@ -115,9 +113,7 @@ class LearnedBasis(nn.Module):
     def analyse(self, wave_BT: Tensor) -> tuple[Tensor, Tensor]:
         """wave_BT -> (coefficients to be masked, features for the mask network), here the same (B, C, L)."""
         wave_BT = pad_to_frames(wave_BT, self.config)
-        coefficient_BCL = F.conv1d(
-            wave_BT[:, None], self.analysis[:, None], stride=self.config.hop_samples
-        ).relu()
+        coefficient_BCL = F.conv1d(wave_BT[:, None], self.analysis[:, None], stride=self.config.hop_samples).relu()
         return coefficient_BCL, coefficient_BCL
 
     def synthesise(self, masked_BSCL: Tensor, samples: int) -> Tensor:
@@ -153,9 +149,7 @@ class StftBasis(nn.Module):
 
     def analyse(self, wave_BT: Tensor) -> tuple[Tensor, Tensor]:
         """wave_BT -> (complex coefficients, normalised magnitudes), both (B, C, L)."""
-        frame_BLT = pad_to_frames(wave_BT, self.config).unfold(
-            -1, self.config.window_samples, self.config.hop_samples
-        )
+        frame_BLT = pad_to_frames(wave_BT, self.config).unfold(-1, self.config.window_samples, self.config.hop_samples)
         coefficient_BLC = torch.fft.rfft(frame_BLT * self.window, n=self.fft_samples)
         magnitude_BLC = coefficient_BLC.abs()
         norm_BLC = F.layer_norm(magnitude_BLC, magnitude_BLC.shape[1:], eps=NORM_EPSILON)

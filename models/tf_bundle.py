@@ -66,9 +66,7 @@ class TFBundle:
                 raise _Damaged("it has no header")
             self.entries = {name.decode(): _entry(value) for name, value in rows.items()}
         except (_Damaged, IndexError, struct.error, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{self.index} is damaged or no checkpoint index: {error}; copy it again"
-            ) from error
+            raise CheckpointError(f"{self.index} is damaged or no checkpoint index: {error}; copy it again") from error
         self.shards = _number(header, 1)
         if _number(header, 2):
             raise CheckpointError(f"{self.index} was written on a big-endian machine, which is not supported")
@@ -92,14 +90,10 @@ class TFBundle:
             file.seek(entry.offset)
             content = file.read(entry.size)
         dtype = np.dtype(_DTYPES[entry.dtype])
-        if len(content) != entry.size or entry.size != dtype.itemsize * int(
-            np.prod(entry.shape, dtype=np.int64)
-        ):
+        if len(content) != entry.size or entry.size != dtype.itemsize * int(np.prod(entry.shape, dtype=np.int64)):
             raise CheckpointError(f"{shard} is truncated: variable {name} is not whole; copy it again")
         if mask(crc32c(content)) != entry.crc32c:
-            raise CheckpointError(
-                f"{shard} is damaged: the checksum of variable {name} differs; copy it again"
-            )
+            raise CheckpointError(f"{shard} is damaged: the checksum of variable {name} differs; copy it again")
         return np.frombuffer(content, dtype).reshape(entry.shape)
 
 

@@ -15,9 +15,7 @@ from models.foreign import ConvTasNetConfig, ConvTasNetSeparator
 from models.separators import CONFIG_FILE, WEIGHTS_FILE, read_card, save_separator, separator_digest
 from models.tdcnpp import TDCNpp, TDCNppConfig
 
-CONFIG = TDCNppConfig(
-    coefficients=12, bottleneck=8, hidden=16, repeats=2, blocks=2, sample_rate=8000, sources=3
-)
+CONFIG = TDCNppConfig(coefficients=12, bottleneck=8, hidden=16, repeats=2, blocks=2, sample_rate=8000, sources=3)
 
 
 @pytest.fixture
@@ -128,9 +126,7 @@ def test_weights_outside_of_the_folder_are_refused(folder):
 
 def test_weights_of_other_sizes_are_named(folder):
     rewrite(folder, config=CONFIG.model_dump() | {"hidden": 17})
-    with pytest.raises(
-        CheckpointError, match=r"blocks\.0\.dense1\.weight has shape \(16, 8\), not \(17, 8\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.dense1\.weight has shape \(16, 8\), not \(17, 8\)"):
         load_separator(folder)
     rewrite(folder, config=CONFIG.model_dump() | {"consistency": "magsq"})
     with pytest.raises(CheckpointError, match="mix_weights is unknown"):
@@ -146,9 +142,7 @@ def test_weights_that_are_not_finite_are_found(folder, value):
     weights["blocks.1.depthwise.weight"][3, 1] = value
     save_file(weights, folder / WEIGHTS_FILE)
     rewrite(folder)
-    with pytest.raises(
-        CheckpointError, match=r"model\.safetensors: weight blocks\.1\.depthwise\.weight holds NaN"
-    ):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: weight blocks\.1\.depthwise\.weight holds NaN"):
         load_separator(folder)
 
 
@@ -179,9 +173,7 @@ def test_an_interrupted_save_leaves_the_earlier_checkpoint(folder, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         save_separator(TDCNpp(CONFIG), folder, {})
     assert [path.name for path in folder.parent.iterdir()] == ["S1"]
-    assert all(
-        torch.equal(value, expected[name]) for name, value in load_separator(folder).state_dict().items()
-    )
+    assert all(torch.equal(value, expected[name]) for name, value in load_separator(folder).state_dict().items())
 
 
 def test_other_modules_are_refused(tmp_path):

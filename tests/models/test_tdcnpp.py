@@ -124,15 +124,11 @@ def test_learned_basis_against_loops():
     wave = torch.zeros(4 * (frames - 1) + 10)
     for i in range(frames):
         wave[4 * i : 4 * i + 10] += expected[:, i] @ basis.synthesis
-    torch.testing.assert_close(
-        basis.synthesise(coefficient_BCL[:, None], 31)[0, 0], wave[:31], atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(basis.synthesise(coefficient_BCL[:, None], 31)[0, 0], wave[:31], atol=1e-6, rtol=0)
 
 
 def test_stft_basis_gives_the_wave_back_after_its_first_window():
-    config = TDCNppConfig(
-        basis="stft", window_samples=48, hop_samples=12, bottleneck=8, hidden=8, repeats=1, blocks=1
-    )
+    config = TDCNppConfig(basis="stft", window_samples=48, hop_samples=12, bottleneck=8, hidden=8, repeats=1, blocks=1)
     assert config.coefficients == 33  # the FFT is the next power of two
     basis = StftBasis(config)
     wave_BT = noise(2, 500)

@@ -67,9 +67,7 @@ def test_a_flipped_byte_of_the_data_is_found(bundle):
     opened = TFBundle(bundle)
     middle = len(content) // 2
     hit = [name for name, at in opened.entries.items() if at.offset <= middle < at.offset + at.size]
-    with pytest.raises(
-        CheckpointError, match=rf"data-00000-of-00001 is damaged: the checksum of variable {hit[0]}"
-    ):
+    with pytest.raises(CheckpointError, match=rf"data-00000-of-00001 is damaged: the checksum of variable {hit[0]}"):
         opened.read(hit[0])
     for name in opened.entries.keys() - set(hit):
         opened.read(name)
