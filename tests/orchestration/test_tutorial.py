@@ -1,0 +1,46 @@
+"""Every `sepscene` command of the documentation is one that the command line understands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from orchestration.cli import app
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def commands(path: Path) -> list[str]:
+    """The `sepscene …` lines of a page's code blocks, continued lines joined."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip().startswith("sepscene ")] + [
+        " ".join(line[line.index("sepscene ") :].split()) for line in lines if " -- sepscene " in " ".join(line.split())
+    ]
+
+
+@pytest.mark.parametrize("command", commands(DOCS / "tutorial.md"))
+def test_command_of_the_tutorial_parses(command: str) -> None:
+    words = shlex.split(command)[1:]
+    group = get_command(app)
+    context = group.make_context("sepscene", words, resilient_parsing=True)
+    while isinstance(group, TyperGroup):
+        name = words.pop(0)
+        found = group.get_command(context, name)
+        assert found is not None, f"there is no command {name!r}"
+        group = found
+    assert group.make_context("sepscene", words).params
+
+
+def test_tutorial_shows_the_whole_way() -> None:
+    first_words = {command.split()[1] for command in commands(DOCS / "tutorial.md")}
+    assert {"doctor", "demo", "data", "pretrain", "embed", "sweep", "plan", "cluster", "submit"} <= first_words
+    assert len(commands(DOCS / "tutorial.md")) >= 12
+
+
+def test_links_between_pages_resolve() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", (DOCS / "tutorial.md").read_text()):
+        assert (DOCS / link).exists(), link
