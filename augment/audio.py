@@ -36,9 +36,7 @@ _BLOCK_SAMPLES = 1 << 20  # values decoded at a time, over all channels: bounds 
 _UNKNOWN_LENGTH = 1 << 40  # frames; libsndfile reports absurdly many where a header does not say
 _MPEG_FRAME = 1152  # MP3 headers state the length only to within one of these
 # What libsndfile notes in its log when a container promises more audio than the file holds.
-_OVERSTATED = re.compile(
-    r"^\s*(data|SSND|riff|Data Size)\s*:.*should be|Calculated frame count", re.MULTILINE
-)
+_OVERSTATED = re.compile(r"^\s*(data|SSND|riff|Data Size)\s*:.*should be|Calculated frame count", re.MULTILINE)
 _CHUNK_OUTSIDE = re.compile(r"^\*\*\* Chunk size \d+ > file length", re.MULTILINE)
 
 

@@ -55,9 +55,7 @@ def knock(rng: np.random.Generator, rate: int) -> np.ndarray:
     starts: list[float] = []
     for group in range(int(rng.integers(1, 3))):
         starts += (group * rng.uniform(1.0, 1.6) + beats(rng, int(rng.integers(2, 6)), period, 0.08)).tolist()
-    strokes = [
-        g * _thump(rng, rate, body, rng.uniform(0.06, 0.16), click) for g in rng.uniform(0.6, 1, len(starts))
-    ]
+    strokes = [g * _thump(rng, rate, body, rng.uniform(0.06, 0.16), click) for g in rng.uniform(0.6, 1, len(starts))]
     return place(length(max(starts) + 0.4, rate), starts, strokes, rate)
 
 
@@ -79,9 +77,7 @@ def chopping(rng: np.random.Generator, rate: int) -> np.ndarray:
     """A knife on a board: dull, dry and quick, in runs."""
     count, period = int(rng.integers(5, 18)), rng.uniform(0.15, 0.38)
     board, click = log_uniform(rng, 100, 900), rng.uniform(0.05, 0.9)
-    strokes = [
-        g * _thump(rng, rate, board, rng.uniform(0.025, 0.07), click) for g in rng.uniform(0.4, 1, count)
-    ]
+    strokes = [g * _thump(rng, rate, board, rng.uniform(0.025, 0.07), click) for g in rng.uniform(0.4, 1, count)]
     starts = beats(rng, count, period, 0.18)
     return place(length(float(starts[-1]) + 0.3, rate), starts, strokes, rate)
 
@@ -118,22 +114,16 @@ def water_tap(rng: np.random.Generator, rate: int) -> np.ndarray:
     stream_T = band(noise(rng, samples), rate, log_uniform(rng, 150, 1600), rng.uniform(2500, 7500))
     bubble = log_uniform(rng, 400, 1500)
     bubbles_T = band(noise(rng, samples), rate, bubble, bubble * 1.6) * curve(samples, rng.uniform(0, 1, 40))
-    return fade(
-        stream_T + rng.uniform(0.4, 1.2) * bubbles_T, rate, rng.uniform(0.02, 0.3), rng.uniform(0.05, 0.4)
-    )
+    return fade(stream_T + rng.uniform(0.4, 1.2) * bubbles_T, rate, rng.uniform(0.02, 0.3), rng.uniform(0.05, 0.4))
 
 
 def frying(rng: np.random.Generator, rate: int) -> np.ndarray:
     """Hot fat: hiss, and crackles as irregular as rain."""
     samples = length(rng.uniform(2.5, 6), rate)
     density = log_uniform(rng, 15, 120) / rate
-    sparks_T = (rng.random(samples, dtype=np.float32) < density) * rng.standard_exponential(
-        samples, dtype=np.float32
-    )
+    sparks_T = (rng.random(samples, dtype=np.float32) < density) * rng.standard_exponential(samples, dtype=np.float32)
     crackle_T = band(sparks_T, rate, log_uniform(rng, 400, 2600), rng.uniform(3000, 7500))
-    hiss_T = band(noise(rng, samples), rate, log_uniform(rng, 300, 3000), 7500) * curve(
-        samples, rng.uniform(0.5, 1, 6)
-    )
+    hiss_T = band(noise(rng, samples), rate, log_uniform(rng, 300, 3000), 7500) * curve(samples, rng.uniform(0.5, 1, 6))
     return fade(crackle_T + rng.uniform(0.3, 0.9) * hiss_T, rate, 0.4, 0.5)
 
 
@@ -142,12 +132,10 @@ def waves(rng: np.random.Generator, rate: int) -> np.ndarray:
     washes, starts = [], []
     for wash in range(int(rng.integers(1, 3))):
         samples = length(rng.uniform(2, 4), rate)
-        swell_T = coloured(rng, samples, rate, rng.uniform(-8, -1)) * curve(
-            samples, (0, 0.4, 1, 0.7, 0.4, 0.15, 0)
+        swell_T = coloured(rng, samples, rate, rng.uniform(-8, -1)) * curve(samples, (0, 0.4, 1, 0.7, 0.4, 0.15, 0))
+        foam_T = band(noise(rng, samples), rate, log_uniform(rng, 500, 2500), rng.uniform(3500, 7500)) * curve(
+            samples, (0, 0, 0.3, 1, 0.6, 0.2, 0)
         )
-        foam_T = band(
-            noise(rng, samples), rate, log_uniform(rng, 500, 2500), rng.uniform(3500, 7500)
-        ) * curve(samples, (0, 0, 0.3, 1, 0.6, 0.2, 0))
         washes.append(swell_T + rng.uniform(0.2, 1) * foam_T)
         starts.append(wash * rng.uniform(2, 3.5))
     return place(length(max(starts) + 4, rate), starts, washes, rate)
@@ -180,9 +168,7 @@ def printer(rng: np.random.Generator, rate: int) -> np.ndarray:
     return place(length(count * period + 0.2, rate), np.arange(count) * period, strokes, rate)
 
 
-def _thump(
-    rng: np.random.Generator, rate: int, body: float, seconds: float, click: float = 0.25
-) -> np.ndarray:
+def _thump(rng: np.random.Generator, rate: int, body: float, seconds: float, click: float = 0.25) -> np.ndarray:
     """A dry stroke: three resonances of a body, and the contact's own click of noise."""
     partial_P = body * np.array([1, 1.6, 2.7]) * rng.uniform(0.9, 1.1, 3)
     stroke_T = ring(rng, rate, partial_P, seconds * np.array([1, 0.7, 0.5]), np.array([1, 0.6, 0.35]))

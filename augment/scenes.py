@@ -79,9 +79,7 @@ class Place:
 
 
 PLACES: dict[str, Place] = {
-    "street": Place(
-        ("car_horn", "siren", "engine", "footsteps", "dog_bark", "speech"), (0.1, 0.4), (-6, -3), 0.3, 0.5
-    ),
+    "street": Place(("car_horn", "siren", "engine", "footsteps", "dog_bark", "speech"), (0.1, 0.4), (-6, -3), 0.3, 0.5),
     "forest": Place(
         ("bird_song", "woodpecker", "cricket", "frog", "wind_gust", "footsteps"),
         (0.1, 0.6),
@@ -89,21 +87,11 @@ PLACES: dict[str, Place] = {
         0.0,
         0.7,
     ),
-    "kitchen": Place(
-        ("kettle", "dishes", "water_tap", "frying", "chopping", "speech"), (0.2, 0.6), (-6, -2), 0.5, 0.1
-    ),
-    "harbour": Place(
-        ("ship_horn", "gull", "waves", "bell", "wind_gust", "engine"), (0.2, 0.7), (-5, -1), 0.1, 0.8
-    ),
-    "office": Place(
-        ("keyboard", "printer", "knock", "beeps", "laughter", "speech"), (0.2, 0.5), (-7, -3), 0.4, 0.1
-    ),
-    "farm": Place(
-        ("rooster", "dog_bark", "bird_song", "cricket", "hammer", "bell"), (0.1, 0.4), (-5, -1), 0.0, 0.6
-    ),
-    "workshop": Place(
-        ("drill", "hammer", "engine", "beeps", "laughter", "knock"), (0.4, 1.1), (-6, -2), 0.6, 0.3
-    ),
+    "kitchen": Place(("kettle", "dishes", "water_tap", "frying", "chopping", "speech"), (0.2, 0.6), (-6, -2), 0.5, 0.1),
+    "harbour": Place(("ship_horn", "gull", "waves", "bell", "wind_gust", "engine"), (0.2, 0.7), (-5, -1), 0.1, 0.8),
+    "office": Place(("keyboard", "printer", "knock", "beeps", "laughter", "speech"), (0.2, 0.5), (-7, -3), 0.4, 0.1),
+    "farm": Place(("rooster", "dog_bark", "bird_song", "cricket", "hammer", "bell"), (0.1, 0.4), (-5, -1), 0.0, 0.6),
+    "workshop": Place(("drill", "hammer", "engine", "beeps", "laughter", "knock"), (0.4, 1.1), (-6, -2), 0.6, 0.3),
 }
 """The scene types. Some classes belong to two places, so that one event does not give its place away."""
 
@@ -228,9 +216,7 @@ def write_scenes(
         if with_sources:
             _write_wav(_sources_path(path), scene.sources_ST.T, config.sample_rate)
         uri = f"{split}/{path.name}"
-        rows.writerow(
-            [uri, ";".join(scene.labels), split, 0.0, scene.scene_type, ";".join(scene.source_labels)]
-        )
+        rows.writerow([uri, ";".join(scene.labels), split, 0.0, scene.scene_type, ";".join(scene.source_labels)])
         if progress is not None:
             progress(index + 1)
     manifest = Path(directory) / f"{split}.csv"
@@ -278,9 +264,7 @@ def _background(rng: np.random.Generator, samples: int, rate: int, place: Place)
     """The texture of a place (T,): noise of two colours whose shares drift, and the hum of machines."""
     dark_T, light_T = (coloured(rng, samples, rate, rng.uniform(*place.slope) + shift) for shift in (-2, 2))
     points = max(2, round(samples / rate * 0.8))
-    share_T = curve(
-        samples, rng.uniform(0.5 - 0.5 * place.restlessness, 0.5 + 0.5 * place.restlessness, points)
-    )
+    share_T = curve(samples, rng.uniform(0.5 - 0.5 * place.restlessness, 0.5 + 0.5 * place.restlessness, points))
     wave_T = (1 - share_T) * dark_T + share_T * light_T
     wave_T *= curve(samples, rng.uniform(1 - 0.7 * place.restlessness, 1, points))
     if place.hum:

@@ -9,6 +9,7 @@ Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from augment.views import (
     view_starts,
 )
 from models.config import Config, SepsceneError
+from models.separation import fast_separator
 from models.separators import load_separator, separator_digest
 
 
@@ -136,7 +138,7 @@ class SeparationService:
         store: SeparatedStore | None = None,
         strikes: Strikes | None = None,
         device: str = "cpu",
-        precision: str = "float32",
+        precision: Literal["float32", "bfloat16"] = "float32",
         clips_per_forward: int = 1,
     ) -> None:
         """Load the checkpoints.
@@ -165,7 +167,7 @@ class SeparationService:
         if store is not None:
             store.close()
 
-    def _load(self, name: str, precision: str) -> nn.Module:
+    def _load(self, name: str, precision: Literal["float32", "bfloat16"]) -> nn.Module:
         folder, rate = self.settings.checkpoints[name], self.settings.audio.sample_rate
         separator = load_separator(folder)
         if separator.sample_rate != rate:
@@ -173,7 +175,7 @@ class SeparationService:
                 f"processor {name} ({folder}) works at {separator.sample_rate} Hz but audio.sample_rate is {rate} Hz; "
                 f"set audio.sample_rate to {separator.sample_rate} or choose another separator"
             )
-        return separator.to(self.device)
+        return fast_separator(separator, self.device, precision)
 
     def __call__(self, columns: Columns) -> Columns:
         """Make the views of a block; clips on the poison list are left alone. See `serve` for the columns."""

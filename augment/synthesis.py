@@ -24,9 +24,7 @@ def length(seconds: float, rate: int) -> int:
 
 def curve(samples: int, values: Sequence[float] | np.ndarray) -> np.ndarray:
     """A line (T,) through the values, evenly spaced over `samples`: contours of pitch and loudness."""
-    return np.interp(np.linspace(0, len(values) - 1, samples), np.arange(len(values)), values).astype(
-        np.float32
-    )
+    return np.interp(np.linspace(0, len(values) - 1, samples), np.arange(len(values)), values).astype(np.float32)
 
 
 def fade(wave_T: np.ndarray, rate: int, attack: float, release: float) -> np.ndarray:
@@ -98,9 +96,7 @@ def coloured(rng: np.random.Generator, samples: int, rate: int, decibels_per_oct
     size = fft.next_fast_len(samples, real=True)
     spectrum = fft.rfft(noise(rng, size))
     octave = np.log2(np.maximum(np.arange(len(spectrum)) * (rate / size), 30.0) / 30.0)
-    wave_T = fft.irfft(spectrum * (10 ** (decibels_per_octave * octave / 20)).astype(np.float32), size)[
-        :samples
-    ]
+    wave_T = fft.irfft(spectrum * (10 ** (decibels_per_octave * octave / 20)).astype(np.float32), size)[:samples]
     return (wave_T / np.sqrt(np.mean(wave_T**2))).astype(np.float32)
 
 
@@ -153,9 +149,7 @@ def shelf(wave_T: np.ndarray, rate: int, corner: float, decibels: float) -> np.n
     return (gain * wave_T + (1 - gain) * low_T).astype(np.float32)
 
 
-def reverberate(
-    rng: np.random.Generator, wave_T: np.ndarray, rate: int, seconds: float, wet: float
-) -> np.ndarray:
+def reverberate(rng: np.random.Generator, wave_T: np.ndarray, rate: int, seconds: float, wet: float) -> np.ndarray:
     """The wave in a room whose echo dies by 60 dB in `seconds`, `wet` times as loud as the direct sound.
 
     Returns:

@@ -50,9 +50,7 @@ def siren(rng: np.random.Generator, rate: int) -> np.ndarray:
     else:
         place_T = (cycle_T < 0.5).astype(np.float64)
     pitch_T = (low * depth**place_T).astype(np.float32)
-    return fade(
-        tone(rng, pitch_T, overtones(rng, low * depth, rate, rng.uniform(-9, -3)), rate), rate, 0.3, 0.4
-    )
+    return fade(tone(rng, pitch_T, overtones(rng, low * depth, rate, rng.uniform(-9, -3)), rate), rate, 0.3, 0.4)
 
 
 def ship_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -80,9 +78,7 @@ def kettle(rng: np.random.Generator, rate: int) -> np.ndarray:
     pitch_T = top * curve(samples, (rng.uniform(0.5, 0.8), 0.95, 1, 1)) * tremble_T
     whistle_T = tone(rng, pitch_T, overtones(rng, top * 1.02, rate, rng.uniform(-20, -10)), rate)
     hiss_T = band(noise(rng, samples), rate, 1500, 7000)
-    return fade(
-        whistle_T * curve(samples, (0.05, 0.5, 1, 1)) + rng.uniform(0.2, 0.5) * hiss_T, rate, 0.4, 0.3
-    )
+    return fade(whistle_T * curve(samples, (0.05, 0.5, 1, 1)) + rng.uniform(0.2, 0.5) * hiss_T, rate, 0.4, 0.3)
 
 
 def beeps(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -95,9 +91,7 @@ def beeps(rng: np.random.Generator, rate: int) -> np.ndarray:
     for beat in range(count):
         pitch_T = np.full(length(period * share, rate), notes[beat % 2], np.float32)
         waves.append(
-            fade(
-                tone(rng, pitch_T, overtones(rng, max(notes), rate, slope, spread=1), rate), rate, 0.004, 0.01
-            )
+            fade(tone(rng, pitch_T, overtones(rng, max(notes), rate, slope, spread=1), rate), rate, 0.004, 0.01)
         )
     return place(length(count * period, rate), np.arange(count) * period, waves, rate)
 
@@ -216,9 +210,7 @@ def frog(rng: np.random.Generator, rate: int) -> np.ndarray:
     for _ in range(count):
         samples = length(rng.uniform(0.18, 0.6), rate)
         pitch_T = pulse * curve(samples, rng.uniform(0.85, 1.15, 3))
-        croaks.append(
-            fade(tone(rng, pitch_T, overtones(rng, pulse * 1.15, rate, -3, throat), rate), rate, 0.05, 0.1)
-        )
+        croaks.append(fade(tone(rng, pitch_T, overtones(rng, pulse * 1.15, rate, -3, throat), rate), rate, 0.05, 0.1))
     starts = beats(rng, count, rng.uniform(0.5, 1.1), 0.25)
     return place(length(float(starts[-1]) + 0.7, rate), starts, croaks, rate)
 

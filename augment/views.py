@@ -25,9 +25,7 @@ class Views(Config):
     """How a clip becomes a positive pair."""
 
     pair: Literal["mix-mix", "mix-chan", "chan-chan"] = "mix-chan"
-    combination: tuple[str, ...] = Field(
-        ("S2",), description="processors under the OR rule; each row draws one"
-    )
+    combination: tuple[str, ...] = Field(("S2",), description="processors under the OR rule; each row draws one")
     weights: tuple[float, ...] | None = Field(
         None, description="probabilities of the processors; none is uniform [open]"
     )
@@ -38,9 +36,7 @@ class Views(Config):
         -60.0, le=0, description="a channel whose RMS is below this (dBFS) is passed over [open; ours]"
     )
     patch_seconds: float = Field(0.96, gt=0, description="length of a view [open; ours]")
-    tp_delta_seconds: float = Field(
-        10.0, ge=0, description="largest distance of the two crops' starts [open; ours]"
-    )
+    tp_delta_seconds: float = Field(10.0, ge=0, description="largest distance of the two crops' starts [open; ours]")
     specaugment: bool = Field(True, description="SpecAugment on both views (paper: yes)")
 
     @model_validator(mode="after")
@@ -48,9 +44,7 @@ class Views(Config):
         if not self.combination:
             raise ValueError("views.combination is empty: name at least one processor, e.g. [S2, N]")
         if self.weights is not None and len(self.weights) != len(self.combination):
-            raise ValueError(
-                "views.weights must hold one probability for each processor of views.combination"
-            )
+            raise ValueError("views.weights must hold one probability for each processor of views.combination")
         if self.weights is not None and (min(self.weights) < 0 or sum(self.weights) <= 0):
             raise ValueError("views.weights must not be negative and must not all be zero")
         return self
@@ -102,9 +96,7 @@ def choose_channel(levels_S: np.ndarray, uniform: float, views: Views, taken: in
     return audible[int(np.searchsorted(edges, uniform, side="right"))]
 
 
-def choose_channels(
-    levels_S: np.ndarray, channel_u: float, second_channel_u: float, views: Views
-) -> tuple[int, int]:
+def choose_channels(levels_S: np.ndarray, channel_u: float, second_channel_u: float, views: Views) -> tuple[int, int]:
     """The channels of both views of a row; `MIXTURE` stands for the mixture."""
     if views.pair == "mix-mix":
         return MIXTURE, MIXTURE

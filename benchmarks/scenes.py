@@ -32,9 +32,7 @@ def main() -> None:
             generate_scene(number, index, config)
         figures.append(SCENES * config.clip_seconds / (time.process_time() - begin))
     median, slowest = statistics.median(figures), min(figures)
-    print(
-        f"scenes      {median:.0f} x real time on one core, at least {slowest:.0f} x (wanted: {TARGET:.0f} x)"
-    )
+    print(f"scenes      {median:.0f} x real time on one core, at least {slowest:.0f} x (wanted: {TARGET:.0f} x)")
     for name, make in sorted(EVENTS.items()):
         seconds, costs = 0.0, []
         for seed in range(15):

@@ -141,9 +141,7 @@ def codecs(clips: list[np.ndarray], console: Console) -> None:
 
         encode[name], read[name] = write, crop
     encode_seconds, read_seconds = interleaved(encode), interleaved(read)
-    table = Table(
-        "format, segment", "bytes / PCM", "write a clip (2 channels)", "crop of 0.96 s", "crop / PCM"
-    )
+    table = Table("format, segment", "bytes / PCM", "write a clip (2 channels)", "crop of 0.96 s", "crop / PCM")
     for name in share:
         table.add_row(
             name,
@@ -170,10 +168,7 @@ def reads_and_writes(clips: list[np.ndarray], folder: Path, console: Console) ->
     put = median(rounds) / each
     flac = folder / "whole.flac"
     soundfile.write(flac, clips[0][0], RATE, subtype="PCM_16", compression_level=0.0)
-    picks = [
-        (keys[rng.integers(len(keys))], int(rng.integers(2)), int(rng.integers(CLIP - CROP)))
-        for _ in range(256)
-    ]
+    picks = [(keys[rng.integers(len(keys))], int(rng.integers(2)), int(rng.integers(CLIP - CROP))) for _ in range(256)]
 
     def crops() -> None:
         for key, channel, start in picks:
@@ -189,15 +184,11 @@ def reads_and_writes(clips: list[np.ndarray], folder: Path, console: Console) ->
 
     begin_counters = store.counters
     seconds = interleaved({"crops": crops, "levels": levels, "FLAC file": whole_files})
-    read = (store.counters.bytes_read - begin_counters.bytes_read) / (
-        store.counters.hits - begin_counters.hits
-    )
+    read = (store.counters.bytes_read - begin_counters.bytes_read) / (store.counters.hits - begin_counters.hits)
     crop, flac_crop = seconds["crops"] / len(picks), seconds["FLAC file"] / 32
     written = store.counters.bytes_written / len(keys)
     console.print(f"puts, published: {1 / put:,.0f}/s, {written / put / 1e6:,.0f} MB/s")
-    console.print(
-        f"crops: {1 / crop:,.0f}/s of {CROP} samples, {read:,.0f} bytes read for {2 * CROP:,} wanted"
-    )
+    console.print(f"crops: {1 / crop:,.0f}/s of {CROP} samples, {read:,.0f} bytes read for {2 * CROP:,} wanted")
     console.print(f"levels: {len(picks) / seconds['levels']:,.0f}/s")
     console.print(f"a crop out of one FLAC file a channel, by seeking: {flac_crop / crop:.1f}x the time")
     store.close()
@@ -245,9 +236,7 @@ def index_at_scale(entries: int, folder: Path, console: Console) -> None:
 
 def main() -> None:
     """Print all tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10" / "audio"
     parser.add_argument("--audio", type=Path, default=default, help="folder of recordings")
     parser.add_argument("--entries", type=int, default=1_000_000, help="entries of the large index")

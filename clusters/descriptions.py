@@ -77,9 +77,7 @@ def write_pools(pools: list[Pool]) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """One YAML document that is a mapping; anything else gives an empty one."""
     if not path.exists():
-        raise SepsceneError(
-            f"{path} does not exist: give the path of a cluster description, e.g. clusters/aws.yaml"
-        )
+        raise SepsceneError(f"{path} does not exist: give the path of a cluster description, e.g. clusters/aws.yaml")
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -114,21 +112,13 @@ def _from_launcher(tree: dict[str, Any], source: str) -> list[Pool]:
     for name, kind in tree["available_node_types"].items():
         offered = kind.get("resources") or {}
         if "CPU" not in offered:
-            raise SepsceneError(
-                f"{source}: node type {name} does not say its CPUs: set resources, e.g. {{CPU: 8}}"
-            )
+            raise SepsceneError(f"{source}: node type {name} does not say its CPUs: set resources, e.g. {{CPU: 8}}")
         least, most = (1, 1) if name == head else (kind.get("min_workers", 0), kind.get("max_workers", 0))
         if least > most:
-            raise SepsceneError(
-                f"{source}: node type {name} has min_workers {least} above max_workers {most}"
-            )
-        types = [
-            key.removeprefix("accelerator_type:") for key in offered if key.startswith("accelerator_type:")
-        ]
+            raise SepsceneError(f"{source}: node type {name} has min_workers {least} above max_workers {most}")
+        types = [key.removeprefix("accelerator_type:") for key in offered if key.startswith("accelerator_type:")]
         labels = kind.get("labels", {})
-        node = Node(
-            name, float(offered["CPU"]), int(offered.get("GPU", 0)), labels, types[0] if types else None
-        )
+        node = Node(name, float(offered["CPU"]), int(offered.get("GPU", 0)), labels, types[0] if types else None)
         pools.append(Pool(name, node, least, most, labels.get("market") == "spot"))
     workers = sum(pool.most for pool in pools if pool.name != head)
     if workers > tree.get("max_workers", 0):

@@ -128,9 +128,7 @@ class PodSpec(_Manifest):
         for container in self.containers:
             missing = {mount.name for mount in container.volume_mounts} - volumes
             if missing:
-                raise ValueError(
-                    f"container {container.name} mounts {', '.join(missing)}, which `volumes` lacks"
-                )
+                raise ValueError(f"container {container.name} mounts {', '.join(missing)}, which `volumes` lacks")
         return self
 
 
@@ -164,9 +162,7 @@ class Group(_Manifest):
             raise ValueError("rayStartParams.labels is not supported: use the group's `labels`")
         bad = [value for value in self.labels.values() if not _LABEL_VALUE.fullmatch(value)]
         if bad:
-            raise ValueError(
-                f"label value {bad[0]!r} is not a Kubernetes label (63 letters, digits, '-', '_', '.')"
-            )
+            raise ValueError(f"label value {bad[0]!r} is not a Kubernetes label (63 letters, digits, '-', '_', '.')")
         return self
 
     def node(self) -> Node:
@@ -233,9 +229,7 @@ class ClusterSpec(_Manifest):
     def _operator_rules(self) -> "ClusterSpec":
         numbers = re.fullmatch(r"(\d+)\.(\d+)\.\d+", self.ray_version)
         if not numbers or (int(numbers[1]), int(numbers[2])) < _OLDEST_RAY_WITH_TOKENS:
-            raise ValueError(
-                f"rayVersion {self.ray_version!r}: tokens need 2.52.0 or later, written as x.y.z"
-            )
+            raise ValueError(f"rayVersion {self.ray_version!r}: tokens need 2.52.0 or later, written as x.y.z")
         for group in (self.head_group_spec, *self.worker_group_specs):
             if self.autoscaler_options.version == "v2" and group.template.spec.restart_policy != "Never":
                 raise ValueError("restartPolicy must be Never with the autoscaler's version v2")

@@ -46,6 +46,5 @@ class Pool:
         """`count` nodes of this pool, named `<pool>-<number>`."""
         numbered = (f"{self.name}-{number}" for number in range(count))
         return [
-            Node(name, self.node.cpus, self.node.gpus, self.node.labels, self.node.accelerator)
-            for name in numbered
+            Node(name, self.node.cpus, self.node.gpus, self.node.labels, self.node.accelerator) for name in numbered
         ]

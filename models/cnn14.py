@@ -33,9 +33,7 @@ class Cnn14Config(Config):
         if len(self.widths) != 6 or min(self.widths) < 1:
             raise ValueError(f"widths {self.widths} must be six positive numbers, one for each block")
         if self.mel_bands < SHORTEST:
-            raise ValueError(
-                f"mel_bands {self.mel_bands} is below {SHORTEST}: five poolings would leave none"
-            )
+            raise ValueError(f"mel_bands {self.mel_bands} is below {SHORTEST}: five poolings would leave none")
         return self
 
     @classmethod

@@ -45,9 +45,7 @@ def load_model(model_file_path: str = "") -> HearModel:
         SepsceneError: when no bundle is named (there are no default weights), or it cannot be loaded.
     """
     if not model_file_path:
-        raise SepsceneError(
-            "Sepscene has no default weights: pass the folder of an encoder bundle to load_model"
-        )
+        raise SepsceneError("Sepscene has no default weights: pass the folder of an encoder bundle to load_model")
     return HearModel(load_encoder(model_file_path)).eval()
 
 

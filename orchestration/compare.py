@@ -97,9 +97,7 @@ def load_evidence(path: Path) -> Evidence:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            scores = {
-                name.removeprefix("scores_"): file[name] for name in file.files if name.startswith("scores_")
-            }
+            scores = {name.removeprefix("scores_"): file[name] for name in file.files if name.startswith("scores_")}
             return Evidence(
                 clip_ids=file["clip_ids"],
                 classes=tuple(file["classes"].tolist()),
@@ -111,16 +109,12 @@ def load_evidence(path: Path) -> Evidence:
                 notes=tuple(file["notes"].tolist()),
             )
     except FileNotFoundError:
-        raise SepsceneError(
-            f"{path} does not exist: evaluate the run first with `sepscene evaluate`"
-        ) from None
+        raise SepsceneError(f"{path} does not exist: evaluate the run first with `sepscene evaluate`") from None
     except (OSError, EOFError, KeyError, ValueError, ValidationError, zipfile.BadZipFile) as error:
         raise SepsceneError(f"{path} is damaged or no evaluation ({error}): evaluate the run again") from None
 
 
-def compare_runs(
-    run_a: Path, run_b: Path, encoder_a: str | None = None, encoder_b: str | None = None
-) -> Comparison:
+def compare_runs(run_a: Path, run_b: Path, encoder_a: str | None = None, encoder_b: str | None = None) -> Comparison:
     """Paired bootstrap test of run B against run A, over the clips that both have judged.
 
     Args:
@@ -140,9 +134,7 @@ def compare_runs(
     return compare_judgements(measure(evidence_a), measure(evidence_b), name_a, name_b, notes)
 
 
-def compare_judgements(
-    a: Judgement, b: Judgement, name_a: str, name_b: str, notes: tuple[str, ...] = ()
-) -> Comparison:
+def compare_judgements(a: Judgement, b: Judgement, name_a: str, name_b: str, notes: tuple[str, ...] = ()) -> Comparison:
     """Paired bootstrap test of two judgements of the same clips in the same order."""
     clips = len(a.evidence.clip_ids)
     figures = []
@@ -169,9 +161,7 @@ def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
     by_seed_a, by_seed_b = _by_seed(runs_a), _by_seed(runs_b)
     seeds = sorted(by_seed_a.keys() & by_seed_b.keys())
     if not seeds:
-        raise SepsceneError(
-            f"no seed was run both ways: A has {sorted(by_seed_a)}, B has {sorted(by_seed_b)}"
-        )
+        raise SepsceneError(f"no seed was run both ways: A has {sorted(by_seed_a)}, B has {sorted(by_seed_b)}")
     left_out = sorted(by_seed_a.keys() ^ by_seed_b.keys())
     notes = [f"seeds run one way only, left out: {left_out}"] if left_out else []
     if len(seeds) == 1:
@@ -180,8 +170,7 @@ def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
     figures = []
     for name in (name for name in first_a.encoders[0].figures if name in first_b.encoders[0].figures):
         values_a, values_b = (
-            [by_seed[seed].encoders[0].figures[name].value for seed in seeds]
-            for by_seed in (by_seed_a, by_seed_b)
+            [by_seed[seed].encoders[0].figures[name].value for seed in seeds] for by_seed in (by_seed_a, by_seed_b)
         )
         test = paired_t(values_a, values_b)
         figures.append(FigureComparison(name, t_interval(values_a), t_interval(values_b), test))
@@ -227,9 +216,7 @@ def _by_seed(runs: Sequence[Path]) -> dict[int, RunResults]:
         if not results.encoders:
             raise SepsceneError(f"{run} has judged no encoder: evaluate it first")
         if results.seed in found:
-            raise SepsceneError(
-                f"{run} has seed {results.seed} as another run on its side: give each seed once"
-            )
+            raise SepsceneError(f"{run} has seed {results.seed} as another run on its side: give each seed once")
         found[results.seed] = results
     return found
 
@@ -254,9 +241,7 @@ def _paired(a: Evidence, b: Evidence, name_a: str, name_b: str) -> tuple[Evidenc
     """
     for evidence, name in ((a, name_a), (b, name_b)):
         if len(set(evidence.clip_ids.tolist())) < len(evidence.clip_ids):
-            raise SepsceneError(
-                f"{name} judged clips with the same id: give each clip its own in the manifest"
-            )
+            raise SepsceneError(f"{name} judged clips with the same id: give each clip its own in the manifest")
     _, rows_a, rows_b = np.intersect1d(a.clip_ids, b.clip_ids, assume_unique=True, return_indices=True)
     if not len(rows_a):
         raise SepsceneError(f"{name_a} and {name_b} share no test clip: judge both on the same data")

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from augment.audio import AudioFormat
 from augment.specaugment import SpecAugment
+from augment.store import StoreSettings
 from augment.views import Views
 from models.cnn14 import Cnn14Config
 from models.config import Config, SepsceneError
@@ -122,6 +123,7 @@ class Resources(Config):
     separation_cpus: float = Field(1, gt=0)
     separation_gpus: float = Field(0, ge=0, description="GPUs of one separation actor; fractions share one GPU")
     separation_batch: int = Field(1, ge=1, description="clips in one forward pass; 1 on a CPU, several on a GPU")
+    separation_precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 pays on GPUs")
     readers: int = Field(1, ge=1, description="reading actors")
     reader_cpus: float = Field(0.5, gt=0)
     trainer_labels: dict[str, str] = Field(default_factory=dict, description='node labels, e.g. {"pool": "trainers"}')
@@ -135,6 +137,7 @@ class Store(Config):
 
     mode: Literal["off", "read-through", "prefill"] = "off"
     uri: str | None = Field(None, description="folder or URI; none means <storage>/store")
+    settings: StoreSettings = StoreSettings()
 
 
 class Experiment(Config):

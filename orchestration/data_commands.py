@@ -65,7 +65,9 @@ def store_verify(store: StoreUri) -> None:
     for entry in found.damaged_entries:
         console.print(f"[red]damaged[/red] {entry}", markup=True)
     if not found.whole:
-        console.print("damaged clips are separated again when they are needed; `sepscene store gc` removes the shards")
+        console.print(
+            "damaged clips are separated again when they are needed; `sepscene store gc` removes whole shards"
+        )
         raise typer.Exit(3)
 
 

@@ -72,9 +72,7 @@ def _mlflow() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri:
         mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    return f"mlflow {mlflow.__version__}, " + (
-        f"server {uri} answers" if uri else "SQLite in the storage folder"
-    )
+    return f"mlflow {mlflow.__version__}, " + (f"server {uri} answers" if uri else "SQLite in the storage folder")
 
 
 def _soundfile() -> str:
@@ -112,9 +110,7 @@ def _writable(storage: Path) -> str:
     with tempfile.TemporaryFile(dir=storage):
         free = shutil.disk_usage(storage).free
     if free < NEEDED_FREE_BYTES:
-        raise RuntimeError(
-            f"{storage} has {free / 2**30:.1f} GiB free; runs need about {NEEDED_FREE_BYTES >> 30} GiB"
-        )
+        raise RuntimeError(f"{storage} has {free / 2**30:.1f} GiB free; runs need about {NEEDED_FREE_BYTES >> 30} GiB")
     return f"{storage} is writable, {free / 2**30:.0f} GiB free"
 
 

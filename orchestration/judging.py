@@ -13,6 +13,7 @@ from orchestration.config import Experiment
 from orchestration.environment import environment
 from orchestration.evaluation import Embeddings, embed_manifest, score_separator
 from orchestration.ledger import Ledger
+from orchestration.listening import listening_page
 from orchestration.report import write_report
 from orchestration.results import (
     ClassResult,
@@ -63,7 +64,8 @@ def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str])
     figures = {f"{e.name}/{name}": figure.value for e in encoders for name, figure in e.figures.items()}
     run.tracker.log_figures(STAGE, figures)
     run.tracker.log_figures("", {name: figure.value for name, figure in encoders[0].figures.items()})
-    for path in (run.folder / "results.json", *write_report(run.folder)):
+    listening_page(run.folder, test, experiment.audio, ladder, processors, encoders[0].name)
+    for path in (run.folder / "results.json", run.folder / "listen.html", *write_report(run.folder)):
         run.tracker.log_artifact("", path)
     return results
 
@@ -211,6 +213,7 @@ def summarise(run: Run) -> None:
         table.add_row(encoder.name, *(_cell(encoder.figures.get(name)) for name in names))
     run.console.print(table)
     run.console.print(f"report        {run.folder / 'report.html'}")
+    run.console.print(f"listen        {run.folder / 'listen.html'}")
     run.console.print(f"encoder       {run.folder / 'encoder'}")
     run.console.print(f"embed sounds  sepscene embed {run.folder / 'encoder'} FILES --out embeddings.parquet")
     run.console.print(f"MLflow UI     sepscene ui {run.folder}")

@@ -30,9 +30,7 @@ class Ledger:
         if not len(row_N):
             return
         if row_N[0] < 0 or row_N[-1] >= self.rows:
-            raise ValueError(
-                f"rows {row_N[0]} … {row_N[-1]} are not all inside the schedule's 0 … {self.rows - 1}"
-            )
+            raise ValueError(f"rows {row_N[0]} … {row_N[-1]} are not all inside the schedule's 0 … {self.rows - 1}")
         breaks = np.flatnonzero(np.diff(row_N) != 1)
         starts = row_N[np.concatenate([[0], breaks + 1])]
         ends = row_N[np.concatenate([breaks, [len(row_N) - 1]])] + 1

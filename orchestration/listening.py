@@ -1,12 +1,5 @@
-"""What there is to hear in a finished run: held-out clips through its ladder, and its encoder's nearest neighbours.
+"""What there is to hear of a run: held-out clips through every processor, and what an encoder finds similar."""
 
-Works on the run's folder and data alone, in one process without Ray: it is a few clips.
-
-Shapes: N clips, T samples, D embedding.
-"""
-
-import csv
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,120 +7,75 @@ import torch
 
 from augment.audio import AudioFormat, ClipError, read_clip
 from augment.scenes import read_sources
-from models import load_encoder
-from models.separation import fast_separator
-from models.separators import load_separator
+from models import load_separator
+from orchestration.compare import evidence_path, load_evidence
 from orchestration.listen import Neighbour, Query, Scene, write_listening_page
 from orchestration.results import ProcessorResult
 from tasks.manifests import Manifest
 
-SCENES = 3
-QUERIES = 3
-NEIGHBOURS = 5
-SEARCHED_CLIPS = 120
+SCENES, QUERIES, NEIGHBOURS = 4, 3, 4
 
 
-def listen_to_run(
+def listening_page(
     run_dir: Path,
-    title: str,
-    audio: AudioFormat,
     test: Manifest,
-    processors: Mapping[str, str],
-    ladder: Sequence[ProcessorResult],
+    audio: AudioFormat,
+    ladder: dict[str, str],
+    processors: list[ProcessorResult],
+    encoder: str,
 ) -> Path:
-    """Write RUN/listen.html from the run's test clips, its ladder and, where there is one, its encoder.
+    """Write RUN/listen.html.
 
     Args:
-        run_dir: a run whose encoder is in RUN/encoder.
-        title: of the page, e.g. experiment and scale.
-        audio: as in the run's configuration.
-        test: clips that no training has heard.
-        processors: name -> folder of every separator of the ladder.
-        ladder: the same processors with their steps, as in results.json.
-
-    Returns:
-        The path of the page.
+        run_dir: the run's folder; the evidence of `encoder` is there.
+        test: held-out clips.
+        audio: rate and length of the clips.
+        ladder: processor name -> separator folder.
+        processors: how each was judged.
+        encoder: whose nearest neighbours are played.
     """
-    scenes = separated_scenes(test, audio, processors)
-    encoder = run_dir / "encoder"
-    queries = nearest_clips(test, audio, encoder) if encoder.exists() else []
-    return write_listening_page(run_dir, scenes, ladder, audio.sample_rate, queries, title)
-
-
-def separated_scenes(test: Manifest, audio: AudioFormat, processors: Mapping[str, str]) -> list[Scene]:
-    """Clips from all over the test split, separated by every processor; with true sources where they are kept."""
-    separators = {name: fast_separator(load_separator(folder)) for name, folder in processors.items()}
+    separators = {name: load_separator(folder) for name, folder in ladder.items()}
     scenes = []
-    for clip in _spread(test, SCENES if processors else 0):
+    for clip in test.clips.slice(0, SCENES).to_pylist():
         try:
-            mixture_T = read_clip(clip["uri"], audio, clip["offset_seconds"])
+            wave_T = read_clip(clip["uri"], audio, clip["offset_seconds"])
         except ClipError:
-            continue  # the evaluation names it
+            continue  # named in the ledger or by the evaluation
         with torch.inference_mode():
-            mixture_BT = torch.from_numpy(mixture_T)[None]
-            separated = {name: separator(mixture_BT)[0].numpy() for name, separator in separators.items()}
-        sources_KT, names = _sources(clip["uri"], len(mixture_T))
-        scenes.append(Scene(clip["clip_id"], mixture_T, separated, tuple(clip["labels"]), sources_KT, names))
-    return scenes
+            separated = {name: net(torch.from_numpy(wave_T)[None])[0].numpy() for name, net in separators.items()}
+        sources_KT = _sources(clip["uri"], len(wave_T))
+        names = () if sources_KT is None else tuple(f"source {k + 1}" for k in range(len(sources_KT)))
+        scenes.append(Scene(clip["clip_id"], wave_T, separated, tuple(clip["labels"]), sources_KT, names))
+    return write_listening_page(run_dir, scenes, processors, audio.sample_rate, _queries(run_dir, test, audio, encoder))
 
 
-def nearest_clips(test: Manifest, audio: AudioFormat, encoder_dir: Path) -> list[Query]:
-    """Query by example by ear: each query's nearest clips by cosine distance of h, among at most `SEARCHED_CLIPS`."""
-    encoder = load_encoder(encoder_dir)
-    clips, waves = [], []
-    for clip in _spread(test, SEARCHED_CLIPS):
-        try:
-            waves.append(read_clip(clip["uri"], audio, clip["offset_seconds"]))
-        except ClipError:
-            continue
-        clips.append(clip)
-    if len(clips) < 2:
-        return []
-    with torch.inference_mode():
-        h_ND = torch.cat([encoder(torch.from_numpy(wave_T)[None]) for wave_T in waves]).double().numpy()
-    unit_ND = h_ND / np.maximum(np.linalg.norm(h_ND, axis=1, keepdims=True), 1e-12)
-    distance_NN = 1 - unit_ND @ unit_ND.T
-    queries = []
-    for query in np.linspace(0, len(clips) - 1, min(QUERIES, len(clips))).round().astype(int):
-        nearest = [n for n in np.argsort(distance_NN[query], kind="stable") if n != query][:NEIGHBOURS]
-        neighbours = tuple(
-            Neighbour(
-                name=clips[n]["clip_id"],
-                wave_T=waves[n],
-                labels=tuple(clips[n]["labels"]),
-                distance=float(distance_NN[query, n]),
-                relevant=bool(set(clips[n]["labels"]) & set(clips[query]["labels"])),
-            )
-            for n in nearest
-        )
-        queries.append(Query(clips[query]["clip_id"], waves[query], tuple(clips[query]["labels"]), neighbours))
-    return queries
-
-
-def _spread(manifest: Manifest, count: int) -> list[dict]:
-    """At most `count` clips, evenly from the whole manifest."""
-    positions = np.linspace(0, len(manifest) - 1, min(count, len(manifest))).round().astype(int)
-    return manifest.clips.take(positions).to_pylist()
-
-
-def _sources(uri: str, samples: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """The sources of a synthetic scene and their labels; none for any other clip."""
+def _sources(uri: str, samples: int) -> np.ndarray | None:
+    """The true sources of a synthetic scene, cut to the clip; None for other sound."""
     try:
-        sources_KT = read_sources(uri)
+        return read_sources(uri)[:, :samples]
     except FileNotFoundError:
-        return None, ()
-    if sources_KT.shape[1] != samples:
-        return None, ()  # the run crops or resamples its scenes: the sources no longer lie under the clip
-    return sources_KT, _source_labels(Path(uri))
+        return None
 
 
-def _source_labels(path: Path) -> tuple[str, ...]:
-    """From the split's table, e.g. test.csv beside the folder test."""
-    table = path.parent.with_suffix(".csv")
-    if not table.exists():
-        return ()
-    with table.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if Path(row["uri"]).name == path.name:
-                return tuple(row.get("source_labels", "").split(";"))
-    return ()
+def _queries(run_dir: Path, test: Manifest, audio: AudioFormat, encoder: str) -> list[Query]:
+    """A few clips of different classes with their nearest neighbours by cosine distance of h."""
+    evidence = load_evidence(evidence_path(run_dir, encoder))
+    clips = {clip["clip_id"]: clip for clip in test.clips.to_pylist()}
+    unit_BD = evidence.h_BD / np.maximum(np.linalg.norm(evidence.h_BD, axis=1, keepdims=True), 1e-12)
+    queries: list[Query] = []
+    for k in np.argsort(-evidence.targets_BK.sum(axis=0))[:QUERIES]:
+        query = int(np.flatnonzero(evidence.targets_BK[:, k])[0]) if evidence.targets_BK[:, k].any() else None
+        if query is None:
+            continue
+        distance_B = 1 - unit_BD @ unit_BD[query]
+        distance_B[query] = np.inf
+        found = []
+        for b in np.argsort(distance_B)[:NEIGHBOURS]:
+            clip = clips[str(evidence.clip_ids[b])]
+            wave_T = read_clip(clip["uri"], audio, clip["offset_seconds"])
+            relevant = bool(evidence.targets_BK[b, k])
+            found.append(Neighbour(clip["clip_id"], wave_T, tuple(clip["labels"]), float(distance_B[b]), relevant))
+        clip = clips[str(evidence.clip_ids[query])]
+        wave_T = read_clip(clip["uri"], audio, clip["offset_seconds"])
+        queries.append(Query(clip["clip_id"], wave_T, tuple(clip["labels"]), tuple(found)))
+    return queries

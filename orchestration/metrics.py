@@ -24,9 +24,7 @@ class MetricsFile(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train when workers failed; the next group continues from the newest checkpoint."""
-        reason = "; ".join(
-            f"worker {rank}: {type(error).__name__}" for rank, error in worker_exceptions.items()
-        )
+        reason = "; ".join(f"worker {rank}: {type(error).__name__}" for rank, error in worker_exceptions.items())
         append_metrics(self.path, self.stage, [{"event": f"worker group failed ({reason}), restarting"}])
 
 

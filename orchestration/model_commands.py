@@ -37,6 +37,7 @@ def import_separator_command(
     from models.config import SepsceneError
     from models.import_separator import import_separator
     from models.import_tdcnpp import ImportHints
+    from models.separators import read_card
     from orchestration.config import explain
 
     given = {
@@ -52,6 +53,8 @@ def import_separator_command(
         raise SepsceneError(f"bad option:\n{explain(error)}") from None
     digest = import_separator(prefix, sample_rate, out, hints)
     console.print(f"{out}  {digest[:12]}")
+    for assumed in read_card(out).metadata["assumed"]:
+        console.print(f"[yellow]assumed[/yellow] {assumed}")
     console.print(f"use it: --set separator.checkpoints='{{S2: {out}}}'", markup=False)
 
 

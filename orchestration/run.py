@@ -180,7 +180,11 @@ class Run:
 
     def store(self) -> SeparatedStore | None:
         """The SeparatedStore of the configuration, opened."""
-        return None if self.experiment.store.mode == "off" else SeparatedStore(self.store_uri())
+        return (
+            None
+            if self.experiment.store.mode == "off"
+            else SeparatedStore(self.store_uri(), self.experiment.store.settings)
+        )
 
     def prefill(self, train: Manifest, ladder: dict[str, str]) -> int:
         """Separate every clip with every processor into the store; returns how many entries were wanted.
@@ -189,7 +193,9 @@ class Run:
         """
         total = len(train.clips) * len(self.experiment.views.combination)
         with self.stage("prefill", "separate into the store", total):
-            rows = prefill_stream(self.experiment, train, ladder, SeparatedStore(self.store_uri()))
+            rows = prefill_stream(
+                self.experiment, train, ladder, SeparatedStore(self.store_uri(), self.experiment.store.settings)
+            )
             done = 0
             for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
                 done += len(batch["row"])

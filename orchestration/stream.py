@@ -8,6 +8,7 @@ global batch is evened out with fillers, so that every trainer gets the same num
 a batch that never comes.
 """
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -109,6 +110,7 @@ def _served(
             "strikes": strikes,
             "device": "cuda" if resources.separation_gpus else "cpu",
             "clips_per_forward": resources.separation_batch,
+            "precision": resources.separation_precision,
         },
         batch_size=training.service_rows,
         compute=ActorPoolStrategy(size=resources.separation_actors),
@@ -163,3 +165,5 @@ def configure_data(ordered: bool) -> None:
     context.print_on_execution_start = False
     context.enable_rich_progress_bars = False
     context.max_errored_blocks = 0
+    # Ray 2.60 deprecates the one way to make restarts finite, before there is another; pyproject.toml pins 2.60.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args")

@@ -142,9 +142,7 @@ def _summary(manifest: Manifest, found: dict[str, _Finding]) -> Audit:
             else:
                 corrupt.append((row["clip_id"], finding.cause))
         elif row["offset_seconds"] >= finding.recording.seconds:
-            corrupt.append(
-                (row["clip_id"], f"its offset is past the end ({finding.recording.seconds:.3f} s)")
-            )
+            corrupt.append((row["clip_id"], f"its offset is past the end ({finding.recording.seconds:.3f} s)"))
         if finding.content:
             owners[finding.content].append(row)
     groups = [group for group in owners.values() if len({row["uri"] for row in group}) > 1]

@@ -124,10 +124,7 @@ def _claims() -> tuple[Claim, ...]:
         ),
         Claim(
             "separation and SpecAugment add up: both together beat either alone",
-            tuple(
-                Contrast("table2/mix-chan+specaug", f"table2/{row}")
-                for row in ("mix-chan", "mix-mix+specaug")
-            ),
+            tuple(Contrast("table2/mix-chan+specaug", f"table2/{row}") for row in ("mix-chan", "mix-mix+specaug")),
         ),
         Claim(
             "the untrained N is at least as good as the converged S2",
@@ -229,9 +226,7 @@ def _contrast(contrast: Contrast, claim: Claim, figures: Figures) -> ContrastRes
     ours, theirs = [better[seed] for seed in seeds], [worse[seed] for seed in seeds]
     shifted = paired_t([value - claim.margin for value in theirs], ours)
     difference = paired_t(theirs, ours).difference
-    null = f"{contrast.better} is no different from {contrast.worse}" + (
-        f" - {claim.margin}" if claim.margin else ""
-    )
+    null = f"{contrast.better} is no different from {contrast.worse}" + (f" - {claim.margin}" if claim.margin else "")
     test = PairedTest(difference, shifted.p, null)
     verdict = _verdict(shifted, len(claim.contrasts))
     return ContrastResult(contrast, paper, seeds, test, verdict, _reason(contrast, test, paper))

@@ -140,9 +140,7 @@ def _segments(root: Root, table: str, names: dict[str, str]) -> Iterator[tuple[s
         mids = split_labels(row[3], ",")
         unknown = [mid for mid in mids if mid not in names]
         if unknown:
-            raise ManifestError(
-                f"{root.location}/{table}: {row[0]} has label {unknown[0]!r}, which the index lacks"
-            )
+            raise ManifestError(f"{root.location}/{table}: {row[0]} has label {unknown[0]!r}, which the index lacks")
         yield row[0], tuple(names[mid] for mid in mids)
 
 
@@ -234,6 +232,4 @@ def _row_labels(row: dict[str, Any], names: list[str] | None = None) -> tuple[st
     labels = split_labels(row.get("label") if value is None else value)
     if not names:
         return labels
-    return tuple(
-        names[int(label)] if label.isdigit() and int(label) < len(names) else label for label in labels
-    )
+    return tuple(names[int(label)] if label.isdigit() and int(label) < len(names) else label for label in labels)

@@ -44,9 +44,7 @@ class Macro:
     left_out: tuple[str, ...]
 
 
-def mean_average_precision(
-    scores_BK: Floats, targets_BK: Bools, classes: Sequence[str] | None = None
-) -> Macro:
+def mean_average_precision(scores_BK: Floats, targets_BK: Bools, classes: Sequence[str] | None = None) -> Macro:
     """mAP, the figure of the paper's Tables 2, 4 and 5: scikit-learn's average precision, mean over classes.
 
     Raises:
@@ -154,9 +152,7 @@ def check(values_BX: Floats, targets_BK: Bools, classes: Sequence[str] | None) -
         )
     names = tuple(classes) if classes is not None else tuple(str(k) for k in range(targets_BK.shape[1]))
     if len(names) != targets_BK.shape[1]:
-        raise EvaluationError(
-            f"{len(names)} class names for {targets_BK.shape[1]} columns of targets: give one each"
-        )
+        raise EvaluationError(f"{len(names)} class names for {targets_BK.shape[1]} columns of targets: give one each")
     return names
 
 

@@ -70,9 +70,7 @@ def resampled_scores(scores_BK: Floats, targets_BK: Bools, weights_BR: Floats) -
     )
 
 
-def resampled_retrieval(
-    h_BD: Floats, targets_BK: Bools, weights_BR: Floats, clips: int = 100, seed: int = 0
-) -> Floats:
+def resampled_retrieval(h_BD: Floats, targets_BK: Bools, weights_BR: Floats, clips: int = 100, seed: int = 0) -> Floats:
     """Query by example of every resample, (R,), over the clips that `query_by_example` chose with this seed.
 
     A pair counts as often as both of its clips were drawn; a clip and its own copy are no pair.

@@ -70,9 +70,7 @@ def choose(targets_BK: Bools, clips: int, seed: int) -> list[tuple[Rows, Rows]]:
     for k, target_B in enumerate(targets_BK.T):
         # A generator for each class: the choice does not change when another class is added or loses clips.
         generator = np.random.default_rng((seed, k))
-        positive, negative = (
-            generator.permutation(np.flatnonzero(kind))[:clips] for kind in (target_B, ~target_B)
-        )
+        positive, negative = (generator.permutation(np.flatnonzero(kind))[:clips] for kind in (target_B, ~target_B))
         chosen.append((positive, negative))
     return chosen
 

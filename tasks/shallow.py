@@ -93,9 +93,7 @@ def _network(inputs: int, hidden: int, outputs: int, seed: int, device: str) -> 
     return nn.Sequential(first, nn.ReLU(), last).to(device)
 
 
-def _epochs(
-    network: nn.Sequential, h_BD: Tensor, targets_BK: Tensor, epochs: int, seed: int
-) -> Iterator[int]:
+def _epochs(network: nn.Sequential, h_BD: Tensor, targets_BK: Tensor, epochs: int, seed: int) -> Iterator[int]:
     """Train, yielding the number of epochs done after each."""
     device = next(network.parameters()).device
     optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -116,9 +114,7 @@ def _batch_size(clips: int) -> int:
     return int(np.clip(clips // 32, 32, 4096))
 
 
-def _epochs_by_validation(
-    h_BD: Tensor, targets_BK: Tensor, hidden: int, epochs: int, seed: int, device: str
-) -> int:
+def _epochs_by_validation(h_BD: Tensor, targets_BK: Tensor, hidden: int, epochs: int, seed: int, device: str) -> int:
     """The number of epochs after which the loss on clips set aside was lowest."""
     order = torch.randperm(len(h_BD), generator=torch.Generator().manual_seed(seed + 1))
     aside = min(max(1, int(VALIDATION_SHARE * len(h_BD))), VALIDATION_CLIPS)

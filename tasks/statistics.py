@@ -87,9 +87,7 @@ def paired_bootstrap(
         EvaluationError: when the replicates differ in number or are undefined everywhere.
     """
     if len(replicates_a_R) != len(replicates_b_R):
-        raise EvaluationError(
-            f"{len(replicates_a_R)} resamples of A and {len(replicates_b_R)} of B: pair them first"
-        )
+        raise EvaluationError(f"{len(replicates_a_R)} resamples of A and {len(replicates_b_R)} of B: pair them first")
     difference = value_b - value_a
     differences_R = replicates_b_R - replicates_a_R
     defined = _defined(differences_R)
@@ -131,9 +129,7 @@ def paired_t(values_a: Sequence[float], values_b: Sequence[float]) -> PairedTest
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     if error < ROUNDING:
         return PairedTest(interval, 1.0 if abs(interval.value) < ROUNDING else 0.0, null)
-    return PairedTest(
-        interval, float(2 * stats.t.sf(abs(interval.value) / error, len(differences) - 1)), null
-    )
+    return PairedTest(interval, float(2 * stats.t.sf(abs(interval.value) / error, len(differences) - 1)), null)
 
 
 def _bootstrap_method(used: int, wanted: int) -> str:

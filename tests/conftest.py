@@ -9,9 +9,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    """Tests share two cores with Ray's processes: more threads only make them wait for each other."""
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Tests share two cores with Ray's processes: more threads only spin while they wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

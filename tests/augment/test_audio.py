@@ -24,9 +24,7 @@ def sine(rate: int, seconds: float, frequency: float = 300.0) -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate)
 
 
-def encoded(
-    format: str, subtype: str | None = None, wave: np.ndarray | None = None, rate: int = 16_000
-) -> bytes:
+def encoded(format: str, subtype: str | None = None, wave: np.ndarray | None = None, rate: int = 16_000) -> bytes:
     buffer = io.BytesIO()
     wave = np.random.default_rng(0).uniform(-0.3, 0.3, 32_000) if wave is None else wave
     soundfile.write(buffer, wave, rate, format=format, subtype=subtype)
@@ -52,16 +50,12 @@ class TestWhole:
     def test_16_bit_samples_are_exact(self, tmp_path: Path) -> None:
         samples = np.array([-32768, -1, 0, 1, 32767], np.int16)
         soundfile.write(tmp_path / "a.wav", samples, 16_000)
-        np.testing.assert_array_equal(
-            read_audio(str(tmp_path / "a.wav"), 16_000), samples / np.float32(32768)
-        )
+        np.testing.assert_array_equal(read_audio(str(tmp_path / "a.wav"), 16_000), samples / np.float32(32768))
 
     def test_mix_down_is_the_mean_of_eight_channels(self, tmp_path: Path) -> None:
         waves = np.random.default_rng(1).uniform(-1, 1, (16_000, 8)).astype(np.float32)
         soundfile.write(tmp_path / "a.wav", waves, 16_000, subtype="FLOAT")
-        np.testing.assert_allclose(
-            read_clip(str(tmp_path / "a.wav"), ONE_SECOND), waves.mean(axis=1), atol=1e-7
-        )
+        np.testing.assert_allclose(read_clip(str(tmp_path / "a.wav"), ONE_SECOND), waves.mean(axis=1), atol=1e-7)
         assert check_audio(str(tmp_path / "a.wav")).channels == 8
 
     @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000])
@@ -279,9 +273,7 @@ class TestLocations:
     def test_parquet_row(self, tmp_path: Path, as_struct: bool) -> None:
         sounds = [encoded("WAV", wave=sine(16_000, 0.1 * (n + 1))) for n in range(5)]
         values = [{"bytes": sound, "path": "x.wav"} for sound in sounds] if as_struct else sounds
-        pq.write_table(
-            pa.table({"audio": values, "label": [0] * 5}), tmp_path / "s.parquet", row_group_size=2
-        )
+        pq.write_table(pa.table({"audio": values, "label": [0] * 5}), tmp_path / "s.parquet", row_group_size=2)
         for row in (4, 0, 2, 3, 1):
             assert len(read_audio(f"{tmp_path}/s.parquet#{row}", 16_000)) == 1_600 * (row + 1)
         for row, cause in (

@@ -71,9 +71,7 @@ class TestScene:
             event_T, background_T = generate_scene(5, index, config).sources_ST
             power_T = event_T.astype(np.float64) ** 2
             active = power_T[power_T > 1e-4 * power_T.max()].mean()
-            assert 10 * np.log10(active / np.mean(background_T.astype(np.float64) ** 2)) == pytest.approx(
-                12, abs=0.2
-            )
+            assert 10 * np.log10(active / np.mean(background_T.astype(np.float64) ** 2)) == pytest.approx(12, abs=0.2)
 
     def test_faster_than_fifty_times_real_time(self) -> None:
         generate_scene(0, 0)
@@ -140,9 +138,7 @@ class TestVariety:
             assert wave_T.dtype == np.float32 and wave_T.ndim == 1
             assert np.isfinite(wave_T).all() and wave_T.any() and 0.1 < len(wave_T) / RATE < 9
         spectra = np.stack([band_levels(wave_T) for wave_T in waves])
-        assert np.abs(np.diff(spectra, axis=0)).max(axis=1).min() > 2, (
-            "two instances differ by 2 dB in some band"
-        )
+        assert np.abs(np.diff(spectra, axis=0)).max(axis=1).min() > 2, "two instances differ by 2 dB in some band"
 
     def test_the_long_term_spectrum_alone_does_not_tell_the_class(self) -> None:
         """Learnable, not trivial: neighbours in the average spectrum are often of another class."""
@@ -170,10 +166,7 @@ def band_levels(wave_T: np.ndarray) -> np.ndarray:
     frequency = np.fft.rfftfreq(size, 1 / RATE)
     edges = 100 * 2 ** (np.arange(21) / 20 * 6.3)
     return np.array(
-        [
-            10 * np.log10(power[(frequency >= a) & (frequency < b)].sum() + 1e-9)
-            for a, b in itertools.pairwise(edges)
-        ]
+        [10 * np.log10(power[(frequency >= a) & (frequency < b)].sum() + 1e-9) for a, b in itertools.pairwise(edges)]
     )
 
 
@@ -204,14 +197,8 @@ class TestFiles:
         for folder, count in (("a", 2), ("b", 3)):
             for split in ("train", "test"):
                 write_scenes(tmp_path / folder, count, 7, split, SHORT)
-        contents = {
-            path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("scene-*[0-9].wav")
-        }
-        assert all(
-            contents[path] == contents[Path("b", *path.parts[1:])]
-            for path in contents
-            if path.parts[0] == "a"
-        )
+        contents = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("scene-*[0-9].wav")}
+        assert all(contents[path] == contents[Path("b", *path.parts[1:])] for path in contents if path.parts[0] == "a")
         assert len({data for path, data in contents.items() if path.parts[0] == "b"}) == 6
 
 

@@ -19,10 +19,8 @@ def _slow(patch: np.ndarray, u: np.ndarray, settings: SpecAugment) -> np.ndarray
         centre = w + 1 + u[8] * (frames - 2 * w - 3)
         target = centre + (2 * u[9] - 1) * w
         for t in range(frames):
-            source = (
-                t * centre / target if t < target else last - (last - t) * (last - centre) / (last - target)
-            )
-            low = min(int(math.floor(source)), last - 1)
+            source = t * centre / target if t < target else last - (last - t) * (last - centre) / (last - target)
+            low = min(math.floor(source), last - 1)
             out[t] = patch[low] + (source - low) * (patch[low + 1] - patch[low])
     for k, (widest, length) in enumerate(
         [(settings.time_mask_frames, frames)] * 2 + [(settings.frequency_mask_bands, bands)] * 2

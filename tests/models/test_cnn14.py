@@ -19,9 +19,7 @@ def reference_state(reference: Path) -> dict[str, Tensor]:
     """The weights behind cnn14_panns.npz, by the recipe of the reference: each tensor drawn from its name."""
     state = {}
     for key, shape in json.loads((reference / "cnn14_keys.json").read_text()).items():
-        if key.startswith(("spectrogram_extractor", "logmel_extractor")) or key.endswith(
-            "num_batches_tracked"
-        ):
+        if key.startswith(("spectrogram_extractor", "logmel_extractor")) or key.endswith("num_batches_tracked"):
             continue
         draws = np.random.RandomState(zlib.crc32(key.encode()))
         if key.endswith("running_var"):
@@ -86,9 +84,7 @@ def test_equals_the_description_written_out(frames: int) -> None:
     logmel_BLF = torch.randn(2, frames, 64)
     with torch.inference_mode():
         h_BD = network(logmel_BLF)
-    torch.testing.assert_close(
-        h_BD.double(), _plain_forward(network.state_dict(), logmel_BLF), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(h_BD.double(), _plain_forward(network.state_dict(), logmel_BLF), atol=1e-5, rtol=1e-5)
 
 
 def test_parameter_counts_are_the_papers() -> None:
@@ -143,9 +139,7 @@ def test_log_mels_that_do_not_fit_are_named(shape: tuple[int, ...]) -> None:
         Cnn14(Cnn14Config.tiny())(torch.zeros(shape))
 
 
-@pytest.mark.parametrize(
-    ("change", "advice"), [({"widths": (1, 2, 3)}, "six"), ({"mel_bands": 16}, "below 32")]
-)
+@pytest.mark.parametrize(("change", "advice"), [({"widths": (1, 2, 3)}, "six"), ({"mel_bands": 16}, "below 32")])
 def test_bad_sizes_are_refused(change: dict, advice: str) -> None:
     with pytest.raises(ValidationError, match=advice):
         Cnn14Config(**change)

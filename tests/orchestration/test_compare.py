@@ -25,9 +25,7 @@ def evidence(strength: float, seed: int = 0, clips: int = 80) -> Evidence:
     """Scores that know the targets as well as `strength` says, over noise that differs between seeds."""
     targets = np.random.default_rng(99).random((clips, len(CLASSES))) < 0.3
     noise = np.random.default_rng(seed)
-    scores = {
-        p: strength * targets + noise.standard_normal(targets.shape) for p in ("shallow", "linear", "knn")
-    }
+    scores = {p: strength * targets + noise.standard_normal(targets.shape) for p in ("shallow", "linear", "knn")}
     h = strength * targets.astype(float) + noise.standard_normal(targets.shape)
     ids = np.array([f"clip{row}" for row in range(clips)])
     settings = JudgeSettings(qbe_clips=40, bootstrap=200)
@@ -142,8 +140,7 @@ def test_seeds_are_paired(tmp_path: Path) -> None:
     assert comparison.pairs == 3 and "left out: [3]" in comparison.notes[0]
     first = comparison.figures[0]
     values = {
-        side: [RunResults.load(run).encoders[0].figures[first.name].value for run in runs[side][:3]]
-        for side in runs
+        side: [RunResults.load(run).encoders[0].figures[first.name].value for run in runs[side][:3]] for side in runs
     }
     assert first.test.difference.value == pytest.approx(np.mean(values["b"]) - np.mean(values["a"]))
     assert first.test.p is not None and first.test.p < 0.05

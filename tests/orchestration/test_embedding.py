@@ -143,9 +143,7 @@ def test_a_finished_output_is_added_to(bundle: Path, sounds: list[str], tmp_path
     assert all(np.array_equal(after[uri], before[uri]) for uri in before)
 
 
-def test_a_kill_between_the_rows_and_their_names_loses_nothing(
-    bundle: Path, sounds: list[str], tmp_path: Path
-) -> None:
+def test_a_kill_between_the_rows_and_their_names_loses_nothing(bundle: Path, sounds: list[str], tmp_path: Path) -> None:
     out, parts = tmp_path / "out.npy", tmp_path / "out.npy.parts"
     _embed(bundle, sounds, out)
     parts.mkdir()
@@ -169,9 +167,7 @@ def test_rows_of_another_encoder_are_not_mixed_in(bundle: Path, sounds: list[str
         _embed(bundle, sounds, tmp_path / "out.csv")
 
 
-def test_arguments_are_files_folders_manifests_and_stdin(
-    sounds: list[str], tmp_path: Path, monkeypatch
-) -> None:
+def test_arguments_are_files_folders_manifests_and_stdin(sounds: list[str], tmp_path: Path, monkeypatch) -> None:
     folder = tmp_path / "sounds"
     (folder / "list.csv").write_text("label,uri\ndog,a.wav\ncat,s3://bucket/x.wav\n")
     pq.write_table(pa.table({"uri": ["deeper/d.mp3", sounds[0]]}), folder / "list.parquet")

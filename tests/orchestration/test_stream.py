@@ -13,6 +13,7 @@ from augment.draws import FILLER, draw
 from augment.store import SeparatedStore
 from augment.views import MIXTURE, choose_channels, from_pcm, levels_db, patch_samples, to_pcm, view_starts
 from models import load_separator
+from models.separation import fast_separator
 from orchestration.config import Experiment
 from orchestration.ledger import Ledger
 from orchestration.stream import configure_data, schedule_of, view_stream
@@ -60,14 +61,12 @@ def by_hand(experiment: Experiment, clips: Manifest, ladder: dict[str, str]) -> 
     draws = draw(schedule, np.arange(schedule.rows), views.processor_weights)
     start_1, start_2 = view_starts(draws, views, audio.samples, audio.sample_rate)
     samples, uris = patch_samples(views, audio.sample_rate), clips.clips["uri"].to_pylist()
-    separators = [load_separator(ladder[name]) for name in views.combination]
+    separators = [fast_separator(load_separator(ladder[name])) for name in views.combination]
     rows = []
     for r in range(schedule.rows):
         mixture_T = to_pcm(read_clip(uris[draws["clip"][r]], audio))
         with torch.inference_mode():
-            separated = separators[draws["processor"][r]](torch.from_numpy(from_pcm(mixture_T))[None])[
-                0
-            ].numpy()
+            separated = separators[draws["processor"][r]](torch.from_numpy(from_pcm(mixture_T))[None])[0].numpy()
         tracks = {MIXTURE: mixture_T, **dict(enumerate(to_pcm(separated)))}
         levels = levels_db(to_pcm(separated))
         first, second = choose_channels(levels, draws["channel_u"][r], draws["second_channel_u"][r], views)

@@ -7,9 +7,7 @@ from sklearn.metrics import label_ranking_average_precision_score, roc_auc_score
 from tasks.metrics import EvaluationError, check_split, d_prime, d_prime_of, lwlrap, mean_average_precision
 
 
-def scored(
-    clips: int = 60, classes: int = 5, seed: int = 0, ties: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def scored(clips: int = 60, classes: int = 5, seed: int = 0, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
     draw = np.random.default_rng(seed)
     targets = draw.random((clips, classes)) < 0.25
     scores = draw.standard_normal((clips, classes)) + targets

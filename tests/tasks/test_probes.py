@@ -34,9 +34,7 @@ def test_nearest_neighbours_are_the_slow_loop() -> None:
     train_h, train_targets, test_h, test_targets = split()
     expected = np.zeros(test_targets.shape)
     for row, clip in enumerate(test_h.astype(np.float64)):
-        cosine = np.array(
-            [t @ clip / np.linalg.norm(t) / np.linalg.norm(clip) for t in train_h.astype(np.float64)]
-        )
+        cosine = np.array([t @ clip / np.linalg.norm(t) / np.linalg.norm(clip) for t in train_h.astype(np.float64)])
         nearest = np.argsort(-cosine)[:7]
         votes = np.exp(cosine[nearest] / VOTE_TEMPERATURE)
         expected[row] = votes @ train_targets[nearest] / votes.sum()
@@ -97,9 +95,7 @@ def test_the_map_keeps_groups_apart_and_is_deterministic() -> None:
     plane = embedding_map(h)
     assert plane.shape == (60, 2) and np.isfinite(plane).all()
     np.testing.assert_array_equal(plane, embedding_map(h))
-    nearest = np.linalg.norm(plane[:, None] - plane[None] + 1e9 * np.eye(60)[..., None], axis=2).argmin(
-        axis=1
-    )
+    nearest = np.linalg.norm(plane[:, None] - plane[None] + 1e9 * np.eye(60)[..., None], axis=2).argmin(axis=1)
     assert (group[nearest] == group).all()
 
 
