@@ -48,7 +48,7 @@ def test_the_model_has_the_attributes_of_the_contract(model: hear.HearModel) -> 
     assert isinstance(model.scene_embedding_size, int) and isinstance(model.timestamp_embedding_size, int)
 
 
-@pytest.mark.parametrize("seconds", [0.06, 1.07, 1.98, 2.74])
+@pytest.mark.parametrize("seconds", [0.06, 1.07, 1.98])
 def test_the_contract_holds_on_noise(model: hear.HearModel, seconds: float) -> None:
     noise = torch.rand(2, int(seconds * model.sample_rate), generator=torch.Generator().manual_seed(0))
     _assert_contract(2 * noise - 1, model)
