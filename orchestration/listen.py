@@ -145,7 +145,7 @@ def write_listening_page(
         "scenes_left": scenes_left,
         "queries_left": queries_left,
         "seconds": f"{MOST_SECONDS:g}",
-        "has_report": (run_dir / "report.html").exists(),
+        "has_report": any((run_dir / name).exists() for name in ("report.html", "results.json")),
     }
     return render("listen.html.j2", run_dir / "listen.html", **values)
 

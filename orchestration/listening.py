@@ -1,5 +1,6 @@
 """What there is to hear of a run: held-out clips through every processor, and what an encoder finds similar."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def listening_page(
         with torch.inference_mode():
             separated = {name: net(torch.from_numpy(wave_T)[None])[0].numpy() for name, net in separators.items()}
         sources_KT = _sources(clip["uri"], len(wave_T))
-        names = () if sources_KT is None else tuple(f"source {k + 1}" for k in range(len(sources_KT)))
+        names = () if sources_KT is None else _source_labels(Path(clip["uri"]))
         scenes.append(Scene(clip["clip_id"], wave_T, separated, tuple(clip["labels"]), sources_KT, names))
     return write_listening_page(run_dir, scenes, processors, audio.sample_rate, _queries(run_dir, test, audio, encoder))
 
@@ -55,6 +56,16 @@ def _sources(uri: str, samples: int) -> np.ndarray | None:
         return read_sources(uri)[:, :samples]
     except FileNotFoundError:
         return None
+
+
+def _source_labels(path: Path) -> tuple[str, ...]:
+    """What each true source is, from the table beside the split's folder; empty where there is none."""
+    table = path.parent.with_suffix(".csv")
+    if not table.exists():
+        return ()
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if Path(row["uri"]).name == path.name]
+    return tuple(rows[0]["source_labels"].split(";")) if rows and rows[0].get("source_labels") else ()
 
 
 def _queries(run_dir: Path, test: Manifest, audio: AudioFormat, encoder: str) -> list[Query]:

@@ -20,6 +20,7 @@ FIGURE_NAMES = {
     "knn_map": "k-NN mAP",
     "qbe_map": "Query by example mAP",
     "lwlrap": "lwlrap",
+    "accuracy": "Accuracy",
     "d_prime": "d′",
 }
 
