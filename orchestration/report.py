@@ -64,6 +64,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
 
 def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
     """Everything that both templates say."""
+    records = read_metrics(run_dir)
     configuration = run_dir / "experiment.yaml"
     headline = headline_figure(results.encoders)
     classes = class_rows(results.encoders)
@@ -82,7 +83,8 @@ def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
         "tables": tables_beside(run_rows(results)),
         "classes": classes,
         "drawn_classes": min(len(classes), MOST_CLASSES_DRAWN),
-        "curves": learning_curves(read_metrics(run_dir)),
+        "curves": learning_curves(records),
+        "events": told_events(records),
         "pictures": _pictures(results, in_headline, classes),
         "maps": [
             plots.scatter(f"map{index}", encoder.name, encoder.map_2d)
@@ -148,28 +150,43 @@ def class_rows(encoders: Sequence[EncoderResult]) -> list[ClassRow]:
 
 
 def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Picture]:
-    """One picture for each stage and metric; "train/loss" and "val/loss", alike after the slash, share one.
+    """One picture for each quantity of each kind of stage, losses first.
 
-    Losses come first. Values that are not finite are left out.
+    Stages that differ after their first hyphen ("pretrain-mix-chan", "pretrain-mix-mix") share a picture, and so do
+    metrics that differ before their last slash ("train/loss", "val/loss"). A step that was done twice, because
+    workers were lost, counts once, as it was done last. Values that are not finite are left out.
     """
-    panels: dict[tuple[str, str], dict[str, tuple[list[float], list[float]]]] = {}
+    panels: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
     for record in records:
+        stage, _, variant = str(record["stage"]).partition("-")
         for metric, value in record.items():
-            if metric in ("stage", "step", "seconds") or not isinstance(value, int | float) or not isfinite(value):
+            if metric in _NOT_DRAWN or "step" not in record:
                 continue
-            prefix, _, quantity = metric.rpartition("/")
-            panel = panels.setdefault((str(record["stage"]), quantity), {})
-            steps, values = panel.setdefault(prefix or quantity, ([], []))
-            steps.append(float(record["step"]))
-            values.append(float(value))
-    ordered = sorted(panels.items(), key=lambda item: "loss" not in item[0][1])
+            if isinstance(value, int | float) and isfinite(value):
+                prefix, _, quantity = metric.rpartition("/")
+                label = " ".join(filter(None, (variant, prefix))) or quantity
+                panels.setdefault((stage, quantity), {}).setdefault(label, {})[float(record["step"])] = float(value)
     drawn: list[plots.Picture] = []
-    for (stage, quantity), panel in ordered:
-        series = {label: curve for label, curve in panel.items() if len(curve[0]) > 1}
+    for (stage, quantity), panel in sorted(panels.items(), key=lambda item: _importance(item[0][1])):
+        curves = {label: sorted(curve.items()) for label, curve in panel.items() if len(curve) > 1}
+        series = {label: ([x for x, _ in curve], [y for _, y in curve]) for label, curve in curves.items()}
         if series and len(drawn) < MOST_CURVES:
             title = f"{stage}: {quantity.replace('_', ' ')}"
             drawn.append(plots.curves(f"curve{len(drawn)}", title, "step", series))
     return drawn
+
+
+def _importance(quantity: str) -> int:
+    """Losses first, then their parts, then the rest."""
+    return 0 if "loss" in quantity else 1 if quantity in ("similarity", "coincidence") else 2
+
+
+_NOT_DRAWN = ("stage", "step", "seconds", "rows")
+
+
+def told_events(records: Sequence[dict[str, float | str]]) -> list[str]:
+    """What happened to the run on its way, in order: "pretrain-mix-chan: worker group failed (…), restarting"."""
+    return [f"{record['stage']}: {record['event']}" for record in records if "event" in record]
 
 
 def _figure_order(encoders: Sequence[EncoderResult]) -> list[str]:

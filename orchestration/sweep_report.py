@@ -254,15 +254,15 @@ def _curves(sweep_dir: Path, sweep: SweepResults) -> list[plots.Picture]:
 
 
 def _training_loss(run_dir: Path) -> plots.Curve | None:
-    """The loss of the pre-training stage; of several losses the one called "train/loss" or "loss"."""
-    steps: list[float] = []
-    values: list[float] = []
-    for record in read_metrics(run_dir):
+    """The loss of the first pre-training stage (a baseline's comes later), by step."""
+    records = [record for record in read_metrics(run_dir) if str(record["stage"]).startswith("pretrain")]
+    curve: dict[float, float] = {}
+    for record in records:
         value = record.get("train/loss", record.get("loss"))
-        if "train" in str(record["stage"]) and isinstance(value, int | float) and isfinite(value):
-            steps.append(float(record["step"]))
-            values.append(float(value))
-    return (steps, values) if len(steps) > 1 else None
+        if record["stage"] == records[0]["stage"] and isinstance(value, int | float) and isfinite(value):
+            curve[float(record["step"])] = float(value)
+    steps = sorted(curve)
+    return (steps, [curve[step] for step in steps]) if len(steps) > 1 else None
 
 
 def _report_of(sweep_dir: Path, trial: TrialResult) -> str:

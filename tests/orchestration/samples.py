@@ -113,7 +113,7 @@ def write_metrics(run_dir: Path, seed: int = 0, level: float = 1.0) -> None:
             "learning_rate": 1e-3 * (1 + np.cos(np.pi * step / 80)) / 2,
             "waiting_share": draws.uniform(0.5, 0.65),
         }
-        lines.append({"stage": "pre-train", "step": step, "seconds": step * 2.5} | metrics)
+        lines.append({"stage": "pretrain", "step": step, "seconds": step * 2.5} | metrics)
     lines.append({"stage": "evaluate", "step": 1, "seconds": 0.5, "loss": float("nan")})
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "pre-tr')
 

@@ -150,7 +150,7 @@ def test_headline_falls_back_to_what_was_measured() -> None:
 def test_curves_share_a_panel_by_quantity_and_leave_out_what_is_not_finite() -> None:
     records: list[dict[str, float | str]] = [
         {
-            "stage": "pre-train",
+            "stage": "pretrain",
             "step": step,
             "seconds": 1.0,
             "lr": 0.1,
@@ -159,10 +159,31 @@ def test_curves_share_a_panel_by_quantity_and_leave_out_what_is_not_finite() -> 
         }
         for step in range(3)
     ]
-    records.append({"stage": "pre-train", "step": 3, "seconds": 1.0, "train/loss": float("nan")})
+    records.append({"stage": "pretrain", "step": 3, "seconds": 1.0, "train/loss": float("nan")})
+    records.append({"stage": "pretrain", "seconds": 1.0, "event": "worker group failed, restarting"})
     first, second = learning_curves(records)
-    assert first.alt == ("pre-train: loss. train goes from 5 at step 0 to 3 at 2; val goes from 6 at step 0 to 4 at 2.")
-    assert second.alt.startswith("pre-train: lr")
+    assert first.alt == ("pretrain: loss. train goes from 5 at step 0 to 3 at 2; val goes from 6 at step 0 to 4 at 2.")
+    assert second.alt.startswith("pretrain: lr")
+
+
+def test_stages_of_one_kind_share_a_panel_and_a_repeated_step_counts_once() -> None:
+    records: list[dict[str, float | str]] = [
+        {"stage": f"pretrain-{pair}", "step": step, "seconds": 1.0, "rows": step, "loss": value}
+        for pair in ("mix-chan", "mix-mix")
+        for step, value in ((1, 5.0), (2, 9.0), (2, 4.0), (3, 3.0))
+    ]
+    (only,) = learning_curves(records)
+    assert only.alt == (
+        "pretrain: loss. mix-chan goes from 5 at step 1 to 3 at 3; mix-mix goes from 5 at step 1 to 3 at 3."
+    )
+
+
+def test_lost_workers_are_told(tmp_path: Path) -> None:
+    RunResults(run_id="r", experiment="e", scale="tiny", seed=1, started="now", seconds=1.0).save(tmp_path)
+    line = '{"stage": "pretrain", "seconds": 1.0, "event": "worker group failed (worker 1), restarting"}\n'
+    (tmp_path / "metrics.jsonl").write_text(line)
+    for path in write_report(tmp_path):
+        assert "pretrain: worker group failed (worker 1), restarting" in path.read_text()
 
 
 def test_numbers_are_written_for_people() -> None:
