@@ -225,7 +225,6 @@ def scenario(folder: Path) -> None:
     before, where = consumed(run), processes()
     cut("separators")
     time.sleep(15)
-
     mend("separators")
     sender.wait(timeout=900)
     outcome = {
