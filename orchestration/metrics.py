@@ -21,11 +21,18 @@ class MetricsFile(ray.train.UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called by Ray Train when all workers have reported."""
         append_metrics(self.path, self.stage, metrics[0].get("steps", []))
+        if metrics[0].get("fatal"):
+            fatal_path(self.path.parent, self.stage).write_text(metrics[0]["fatal"])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train when workers failed; the next group continues from the newest checkpoint."""
         reason = "; ".join(f"worker {rank}: {type(error).__name__}" for rank, error in worker_exceptions.items())
         append_metrics(self.path, self.stage, [{"event": f"worker group failed ({reason}), restarting"}])
+
+
+def fatal_path(run_dir: Path, stage: str) -> Path:
+    """Where a stage's reason to stop for good is written down."""
+    return run_dir / "checkpoints" / stage / "fatal"
 
 
 def append_metrics(path: Path, stage: str, records: list[dict[str, Any]]) -> None:

@@ -210,7 +210,7 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
             if fatal:
                 return
     fatal = worker.quarantine()
-    worker.report(save=not fatal, fatal=fatal)
+    worker.report(save=not fatal and worker.step % every != 0, fatal=fatal)
 
 
 def encoder_of(experiment: Experiment, state: TrainingState | None) -> Encoder:

@@ -161,7 +161,7 @@ def separator_worker(settings: dict[str, Any]) -> None:
         save = worker.step % experiment.training.checkpoint_every_steps == 0
         if save or worker.step % LOG_EVERY_STEPS == 0:
             worker.report(save)
-    worker.report(save=True)
+    worker.report(save=worker.step % experiment.training.checkpoint_every_steps != 0)
 
 
 def train_separator(experiment: Experiment, manifest: Manifest, run_dir: Path) -> dict[str, str]:

@@ -10,14 +10,17 @@ import logging
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import numpy as np
@@ -175,7 +178,9 @@ class Tracker:
         wave = TensorSpec(np.dtype("float32"), (-1, -1))
         h = TensorSpec(np.dtype("float32"), (-1, encoder.embedding_dim))
         mlflow.set_tracking_uri(self.uri)
-        with mlflow.start_run(run_id=run_id):
+        # MLflow tells its registrations on stderr, in the middle of our progress.
+        with mlflow.start_run(run_id=run_id), redirect_stderr(StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             mlflow.pyfunc.log_model(
                 name="encoder",
                 python_model=str(Path(__file__).with_name("mlflow_encoder.py")),

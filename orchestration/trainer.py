@@ -13,7 +13,7 @@ from models.config import SepsceneError
 from orchestration.checkpoints import choose_resume_point, read_ledger
 from orchestration.config import Resources
 from orchestration.ledger import Ledger
-from orchestration.metrics import MetricsFile
+from orchestration.metrics import MetricsFile, fatal_path
 
 MAX_FAILURES = 8
 """Worker groups that may fail before the stage gives up."""
@@ -71,12 +71,14 @@ def fit(
             },
         ),
     )
+    fatal = fatal_path(run_dir, stage)
+    fatal.unlink(missing_ok=True)
     try:
-        result = trainer.fit()
+        trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise SepsceneError(f"stage {stage} failed: {error}") from error
-    if result.metrics and result.metrics.get("fatal"):
-        raise SepsceneError(result.metrics["fatal"])
+    if fatal.exists():
+        raise SepsceneError(fatal.read_text())
 
 
 def _scaling(resources: Resources) -> ray.train.ScalingConfig:
