@@ -182,6 +182,11 @@ class Experiment(Config):
                 f"training.global_batch {self.training.global_batch} is not a multiple of resources.trainers x "
                 f"training.service_rows = {per_step}; change one of the three"
             )
+        if self.separator.batch_mixtures % self.resources.trainers:
+            raise ValueError(
+                f"separator.batch_mixtures {self.separator.batch_mixtures} is not a multiple of resources.trainers "
+                f"{self.resources.trainers}; change one of them"
+            )
         return self
 
     def digest(self) -> str:

@@ -1,0 +1,79 @@
+"""Configuration: every named experiment is sound, overrides are typed, faults are one clear message."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from models.config import SepsceneError
+from orchestration.config import Experiment, load_experiment
+from orchestration.experiments import EXPERIMENTS, SCALES, named_experiment
+from tasks.claims import PAPER_TABLES
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_named_experiment_survives_yaml(name: str, scale: str, tmp_path: Path) -> None:
+    experiment = named_experiment(name, scale)  # type: ignore[arg-type]
+    experiment.save(tmp_path / "e.yaml")
+    again = load_experiment(tmp_path / "e.yaml")
+    assert again == experiment and again.digest() == experiment.digest() and again.name == name
+
+
+def test_every_row_of_the_paper_that_is_ours_has_an_experiment() -> None:
+    ours = {row.name for table in ("table2", "table4") for row in PAPER_TABLES[table]} | {"table5/d128", "table5/d1024"}
+    assert ours <= set(EXPERIMENTS)
+    assert len([name for name in EXPERIMENTS if name.startswith("table2")]) == 4
+    assert len([name for name in EXPERIMENTS if name.startswith("table4")]) == 14
+
+
+def test_rows_differ_where_the_table_says() -> None:
+    plain, both = (named_experiment(f"table4/S2+N/{task}", "paper") for task in ("simclr", "simclr-cp"))
+    assert plain.objective.alpha == 0 and both.objective.alpha == 1 and both.views.combination == ("S2", "N")
+    assert named_experiment("table2/mix-mix", "paper").views.specaugment is False
+    assert named_experiment("table5/d1024", "paper").encoder.embedding_dim == 1024
+    assert named_experiment("demo", "paper").encoder.widths[-1] == 2048
+
+
+def test_an_override_changes_one_field() -> None:
+    base = named_experiment("demo", "tiny")
+    changed = base.changed({"objective.temperature": 0.1, "views.combination": ["N"]})
+    assert changed.objective.temperature == 0.1 and changed.views.combination == ("N",)
+    assert changed.training == base.training and changed.digest() != base.digest()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"objective.temperatur": 0.1}, r"objective\.temperatur: unknown field"),
+        ({"objektive.temperature": 0.1}, "no configuration field 'objektive.temperature'"),
+        ({"objective.temperature": -1}, r"objective\.temperature: Input should be greater than 0 \(got -1\)"),
+        ({"views.combination": ["S9"]}, "unknown processors S9; the ladder has N, F, S1, S2"),
+        ({"audio.sample_rate": 22050}, "sample rates differ: audio 22050, separator 16000"),
+        ({"training.global_batch": 50}, "not a multiple of resources.trainers x training.service_rows = 16"),
+        ({"views.patch_seconds": 20}, "longer than audio.clip_seconds"),
+        ({"data.format": "esc50"}, "data.root is missing"),
+        ({"separator.ladder.steps": {"N": -1}}, "N is negative"),
+        ({"separator.batch_mixtures": 7}, "separator.batch_mixtures 7 is not a multiple of resources.trainers 2"),
+    ],
+)
+def test_a_bad_value_is_one_message_that_names_the_field(overrides: dict[str, object], says: str) -> None:
+    with pytest.raises(SepsceneError, match=says):
+        named_experiment("demo", "tiny").changed(overrides)
+
+
+def test_a_bad_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SepsceneError, match="does not exist"):
+        load_experiment(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("{")
+    with pytest.raises(SepsceneError, match="is not YAML"):
+        load_experiment(tmp_path / "bad.yaml")
+    (tmp_path / "half.yaml").write_text(yaml.safe_dump({"name": "x"}))
+    with pytest.raises(SepsceneError, match="scale: Field required"):
+        load_experiment(tmp_path / "half.yaml")
+
+
+def test_configurations_are_frozen() -> None:
+    experiment: Experiment = named_experiment("demo", "tiny")
+    with pytest.raises(ValueError, match="frozen"):
+        experiment.seed = 3
