@@ -141,7 +141,7 @@ def class_gains(name: str, title: str, classes: Sequence[str], columns: Mapping[
         axes.hlines(places, table.min(axis=0), table.max(axis=0), color=SOFT, linewidth=1)
         for index, (label, values) in enumerate(columns.items()):
             axes.plot(values, places, MARKERS[index], color=SERIES[index], label=label, linestyle="", markersize=5)
-        axes.set_yticks(places, classes, color=INK)
+        axes.set_yticks(places, [brief(label, 34) for label in classes], color=INK)
         axes.set_ylim(-0.7, len(classes) - 0.3)
         axes.set_xlim(-0.02, 1.02)
         axes.grid(axis="y", visible=False)
@@ -193,7 +193,7 @@ def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -
                 marker=marker,
                 linewidths=0,
                 alpha=0.9,
-                label=label,
+                label=brief(label),
             )
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(True)
@@ -332,6 +332,11 @@ def beside(name: str, title: str, rows: Sequence[tuple[str, float, Figure | None
             for label, paper, ours in rows
         )
         return _picture(canvas, name, f"{title}. {said}.")
+
+
+def brief(label: str, most: int = 26) -> str:
+    """A label that fits beside a picture: cut at `most` characters."""
+    return label if len(label) <= most else label[: most - 1].rstrip() + "…"
 
 
 def in_words(figure: Figure) -> str:

@@ -166,6 +166,21 @@ def test_curves_share_a_panel_by_quantity_and_leave_out_what_is_not_finite() -> 
     assert second.alt.startswith("pretrain: lr")
 
 
+def test_long_names_fit_beside_pictures_and_are_whole_in_tables(tmp_path: Path) -> None:
+    long = "Heart sounds, heartbeat, and some more words that nobody needs"
+    results = sample_results()
+    encoder = results.encoders[0].model_copy(
+        update={
+            "classes": (ClassResult(name=long, positives=3, shallow_ap=0.5),),
+            "map_2d": ((0.0, 1.0, long), (1.0, 0.0, "b")),
+        }
+    )
+    results.model_copy(update={"encoders": (encoder,)}).save(tmp_path)
+    page = write_report(tmp_path)[0].read_text()
+    assert "Heart sounds, heartbeat,…" in page
+    assert _row(Tables(page), long) == [[long, "3", "0.500"]]
+
+
 def test_stages_of_one_kind_share_a_panel_and_a_repeated_step_counts_once() -> None:
     records: list[dict[str, float | str]] = [
         {"stage": f"pretrain-{pair}", "step": step, "seconds": 1.0, "rows": step, "loss": value}
