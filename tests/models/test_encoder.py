@@ -86,7 +86,7 @@ def test_training_takes_the_batch_norm_over_the_whole_batch(monkeypatch) -> None
     monkeypatch.setattr("models.encoder.SECONDS_AT_ONCE", 2)
     encoder, patches_BT = small_encoder().train(), 0.1 * torch.randn(5, 15_360)
     mean = encoder.front_end(patches_BT).mean(dim=(0, 1))
-    before = encoder.trunk.bn0.running_mean.clone()
+    before = encoder.trunk.get_buffer("bn0.running_mean").clone()
     encoder(patches_BT)
     torch.testing.assert_close(encoder.trunk.bn0.running_mean, 0.9 * before + 0.1 * mean)
 

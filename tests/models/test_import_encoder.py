@@ -65,7 +65,7 @@ def test_files_with_and_without_buffers_are_imported(
     assert (encoder.sample_rate, encoder.embedding_dim) == (FRONT_ENDS[front_end].sample_rate, 7)
     assert encoder.config.trunk.activation == "relu" and encoder.config.trunk.classes == 3
     assert torch.equal(encoder.trunk.embedding.weight, state["fc1.weight"])
-    assert torch.equal(encoder.trunk.tags.weight, state["fc_audioset.weight"])
+    assert torch.equal(encoder.trunk.get_parameter("tags.weight"), state["fc_audioset.weight"])
     assert len(digest) == 64
 
 
