@@ -45,6 +45,7 @@ _CLUSTER_FAULTS = {
     "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE",
     "JOB_SUPERVISOR_ACTOR_DIED",
 }
+_AGENT_PATIENCE_SECONDS = 120
 _METADATA = "sepscene."
 _FORWARDED = ("MLFLOW_TRACKING_URI",)
 _TERMINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
@@ -157,7 +158,7 @@ def submit(client: JobSubmissionClient, submission: Submission) -> str:
     """Upload the source and start the job; returns its submission id `<run id>-<attempt>`.
 
     Raises:
-        SepsceneError: when the run is being worked on already, or a secret would be shown.
+        SepsceneError: when the run is being worked on already, a secret would be shown, or the cluster refuses.
     """
     active = active_jobs(client, submission.run_id)
     if active:
@@ -166,17 +167,24 @@ def submit(client: JobSubmissionClient, submission: Submission) -> str:
             "follow or stop that one"
         )
     environment = _environment(submission)
+    metadata = {"run_id": submission.run_id, **submission.metadata}
     with staged(submission) as folder:
-        return client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "orchestration.cli", *submission.arguments]),
-            submission_id=f"{submission.run_id}-{len(jobs_of_run(client, submission.run_id)) + 1}",
-            runtime_env={"working_dir": str(folder), "env_vars": environment},
-            metadata={
-                _METADATA + key: value for key, value in {"run_id": submission.run_id, **submission.metadata}.items()
-            },
-            entrypoint_num_cpus=0,  # the entry point only steers: it waits for no resource and holds none
-            entrypoint_num_gpus=0,
-        )
+        deadline = time.monotonic() + _AGENT_PATIENCE_SECONDS
+        while True:
+            try:
+                return client.submit_job(
+                    entrypoint=shlex.join(["python", "-m", "orchestration.cli", *submission.arguments]),
+                    submission_id=f"{submission.run_id}-{len(jobs_of_run(client, submission.run_id)) + 1}",
+                    runtime_env={"working_dir": str(folder), "env_vars": environment},
+                    metadata={_METADATA + key: value for key, value in metadata.items()},
+                    entrypoint_num_cpus=0,  # the entry point only steers: it waits for no resource and holds none
+                    entrypoint_num_gpus=0,
+                )
+            except RuntimeError as error:
+                # The job server of a new head answers some seconds before it can start a job.
+                if "try again later" not in str(error) or time.monotonic() > deadline:
+                    raise SepsceneError(f"the cluster did not take the job: {error}") from error
+                time.sleep(2)
 
 
 def _environment(submission: Submission) -> dict[str, str]:
