@@ -198,18 +198,6 @@ def test_the_pools_of_own_machines_are_told_apart_by_address() -> None:
 
 
 @pytest.mark.slow
-def test_mlflow_knows_every_option_of_its_script() -> None:
-    from mlflow.cli import server
-
-    text = (CLUSTERS / "mlflow.sh").read_text().split("exec mlflow server", 1)[1].replace("\\\n", " ")
-    words = shlex.split(text.replace("$PORT", "5000").replace("$STATE", "/s").replace("$ARTIFACTS", "/a"))
-    parameters = server.make_context("server", words).params
-    assert parameters["host"] == "127.0.0.1"
-    assert parameters["app_name"] == "basic-auth"
-    assert parameters["allowed_hosts"] == "127.0.0.1:5000,localhost:5000"
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_shared_mlflow_wants_a_password_and_answers_its_own_name_only(tmp_path: Path) -> None:
     """The real script and server: 401 without the password, 403 under a foreign name, files for this user alone."""
