@@ -3,6 +3,8 @@
 Shapes: N clips, T samples, D embedding, S channels.
 """
 
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from orchestration.stream import finite_retries
 from tasks.manifests import Manifest
 from tasks.mixit import mixit_loss, mixture_improvement
 
+logger = logging.getLogger("sepscene")
+
 EMBED_ROWS = 8
 
 
@@ -29,18 +33,17 @@ class Embeddings:
     h_ND: np.ndarray
     position_N: np.ndarray
     """Which clip of the manifest each row is."""
-    faults: dict[str, str]
-    """URI -> reason of those that could not be read."""
 
 
 class EmbedClips:
-    """Maps clips to h with the encoder of a bundle; a clip that can't be read becomes a row with a `fault`."""
+    """Maps clips to the h of several encoders; a clip that can't be read becomes a row with a `fault`."""
 
-    def __init__(self, bundle: str, audio: AudioFormat, device: str) -> None:
-        self.encoder, self.audio, self.device = load_encoder(bundle).to(device), audio, device
+    def __init__(self, bundles: Mapping[str, str], audio: AudioFormat, device: str) -> None:
+        self.encoders = {name: load_encoder(bundle).to(device) for name, bundle in bundles.items()}
+        self.audio, self.device = audio, device
 
     def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`uri`, `offset_seconds`, `position` in; `h` (N, D) float32, `position`, `fault` out."""
+        """`uri`, `offset_seconds`, `position` in; `position`, `fault` and h:<name> (N, D) float32 out."""
         wave_NT = np.zeros((len(columns["uri"]), self.audio.samples), np.float32)
         fault_N = np.array([""] * len(wave_NT), object)
         for n, (uri, offset) in enumerate(zip(columns["uri"], columns["offset_seconds"], strict=True)):
@@ -49,21 +52,28 @@ class EmbedClips:
             except ClipError as error:
                 fault_N[n] = error.cause
         with torch.inference_mode():
-            h_ND = self.encoder(torch.from_numpy(wave_NT).to(self.device)).float().cpu().numpy()
-        return {"h": h_ND, "position": columns["position"], "fault": fault_N}
+            wave = torch.from_numpy(wave_NT).to(self.device)
+            h = {f"h:{name}": encoder(wave).float().cpu().numpy() for name, encoder in self.encoders.items()}
+        return {**h, "position": columns["position"], "fault": fault_N}
 
 
-def embed_manifest(bundle: Path, manifest: Manifest, experiment: Experiment) -> Embeddings:
-    """Embed every clip of a manifest, in its order."""
+def embed_manifest(
+    bundles: Mapping[str, Path], manifest: Manifest, experiment: Experiment, progress: Callable[[int], None]
+) -> dict[str, Embeddings]:
+    """Embed every clip of a manifest with several encoders at once: each clip is decoded a single time.
+
+    Clips that can't be read are left out and logged with their reason.
+    """
     resources = experiment.resources
     table = manifest.clips.select(["uri", "offset_seconds"]).append_column("position", [np.arange(len(manifest.clips))])
     options: dict[str, Any] = {"num_gpus": resources.separation_gpus} if resources.separation_gpus else {}
+    paths = {name: str(bundle.resolve()) for name, bundle in bundles.items()}
     rows = (
         ray.data.from_arrow(table)
         .repartition(target_num_rows_per_block=EMBED_ROWS)
         .map_batches(
             EmbedClips,
-            fn_constructor_args=(str(bundle.resolve()), experiment.audio, "cuda" if options else "cpu"),
+            fn_constructor_args=(paths, experiment.audio, "cuda" if options else "cpu"),
             batch_size=EMBED_ROWS,
             compute=ActorPoolStrategy(size=resources.separation_actors),
             num_cpus=resources.separation_cpus,
@@ -71,14 +81,18 @@ def embed_manifest(bundle: Path, manifest: Manifest, experiment: Experiment) -> 
             **options,
         )
     )
-    parts = list(rows.iter_batches(batch_size=1024, batch_format="numpy"))
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in ("h", "position", "fault")}
+    parts: list[dict[str, np.ndarray]] = []
+    for part in rows.iter_batches(batch_size=None, batch_format="numpy"):
+        parts.append(part)
+        progress(sum(len(done["position"]) for done in parts))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(columns["position"])
-    h_ND, position_N, fault_N = (columns[name][order] for name in ("h", "position", "fault"))
-    readable_N = fault_N == ""
+    readable_N = order[columns["fault"][order] == ""]
     uris = manifest.clips["uri"].to_pylist()
-    faults = {uris[position]: str(fault_N[position]) for position in np.flatnonzero(~readable_N)}
-    return Embeddings(h_ND[readable_N], position_N[readable_N], faults)
+    for n in np.flatnonzero(columns["fault"] != ""):
+        logger.warning("%s is left out of the evaluation: %s", uris[columns["position"][n]], columns["fault"][n])
+    position_N = columns["position"][readable_N]
+    return {name: Embeddings(columns[f"h:{name}"][readable_N], position_N) for name in bundles}
 
 
 @dataclass(frozen=True)

@@ -43,17 +43,17 @@ def tiny() -> Experiment:
     return Experiment(
         name="tiny",
         scale="tiny",
-        data=Data(scenes_train=256, scenes_test=160),
+        data=Data(scenes_train=192, scenes_test=128),
         separator=Separator(
             network=TDCNppConfig.tiny(),
-            ladder=Ladder(steps={"N": 0, "F": 10, "S1": 40, "S2": 120}),
+            ladder=Ladder(steps={"N": 0, "F": 10, "S1": 30, "S2": 90}),
             batch_mixtures=8,
-            segment_seconds=3.0,
+            segment_seconds=2.0,
             learning_rate=3e-3,
         ),
         encoder=Cnn14Config.tiny(),
         objective=Objective(head_hidden=256),
-        training=Training(epochs=40, global_batch=64, service_rows=8, checkpoint_every_steps=50, learning_rate=2e-3),
+        training=Training(epochs=30, global_batch=64, service_rows=8, checkpoint_every_steps=50, learning_rate=2e-3),
         evaluation=Evaluation(judge=JudgeSettings(bootstrap=500)),
         resources=Resources(
             trainers=2,

@@ -1,4 +1,4 @@
-"""The last stage of a run: judge its encoder beside the baselines and its ladder on held-out mixtures; tell about it."""
+"""The last stage of a run: judge its encoder beside the baselines and its ladder, and tell what came out."""
 
 import json
 from pathlib import Path
@@ -51,33 +51,41 @@ def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str])
         if experiment.views.pair != "mix-mix":
             bundles["mix-mix"] = run.encoder(train, {}, pair="mix-mix")
         bundles["untrained"] = run.untrained()
-    encoders, processors = [], []
-    with run.stage(STAGE, "evaluate", len(bundles) + len(ladder)):
-        for name, bundle in bundles.items():
-            encoders.append(judge_encoder(name, bundle, train, test, experiment, run.folder))
-            run.advance(len(encoders))
+    clips = len(train.clips) + len(test.clips)
+    with run.stage(STAGE, "evaluate", clips + len(bundles) + len(ladder)):
+        train_h = embed_manifest(bundles, train, experiment, run.advance)
+        test_h = embed_manifest(bundles, test, experiment, lambda done: run.advance(len(train.clips) + done))
+        encoders = []
+        for name in bundles:
+            encoders.append(judge_encoder(name, train_h[name], test_h[name], train, test, experiment, run.folder))
+            run.advance(clips + len(encoders))
+        processors = []
         for name, folder in ladder.items():
             processors.append(judge_processor(name, folder, test, experiment))
-            run.advance(len(encoders) + len(processors))
+            run.advance(clips + len(encoders) + len(processors))
+        if ladder:
+            listening_page(run.folder, test, experiment.audio, ladder, processors, encoders[0].name)
     results = _results(run, train, test, encoders, processors)
     results.save(run.folder)
     figures = {f"{e.name}/{name}": figure.value for e in encoders for name, figure in e.figures.items()}
     run.tracker.log_figures(STAGE, figures)
     run.tracker.log_figures("", {name: figure.value for name, figure in encoders[0].figures.items()})
-    listening_page(run.folder, test, experiment.audio, ladder, processors, encoders[0].name)
-    for path in (run.folder / "results.json", run.folder / "listen.html", *write_report(run.folder)):
-        run.tracker.log_artifact("", path)
+    for path in (run.folder / "results.json", *write_report(run.folder), run.folder / "listen.html"):
+        if path.exists():
+            run.tracker.log_artifact("", path)
     return results
 
 
 def judge_encoder(
-    name: str, bundle: Path, train: Manifest, test: Manifest, experiment: Experiment, run_dir: Path
+    name: str,
+    train_h: Embeddings,
+    test_h: Embeddings,
+    train: Manifest,
+    test: Manifest,
+    experiment: Experiment,
+    run_dir: Path,
 ) -> EncoderResult:
     """All figures of one encoder; its evidence is kept in RUN/evaluation/<name>.npz for comparisons."""
-    embedded = {
-        part: embed_manifest(bundle, manifest, experiment) for part, manifest in (("train", train), ("test", test))
-    }
-    train_h, test_h = embedded["train"], embedded["test"]
     ids = np.array(test.clips["clip_id"].to_pylist())[test_h.position_N].tolist()
     judgement = judge(
         train_h.h_ND,
@@ -213,7 +221,8 @@ def summarise(run: Run) -> None:
         table.add_row(encoder.name, *(_cell(encoder.figures.get(name)) for name in names))
     run.console.print(table)
     run.console.print(f"report        {run.folder / 'report.html'}")
-    run.console.print(f"listen        {run.folder / 'listen.html'}")
+    if (run.folder / "listen.html").exists():
+        run.console.print(f"listen        {run.folder / 'listen.html'}")
     run.console.print(f"encoder       {run.folder / 'encoder'}")
     run.console.print(f"embed sounds  sepscene embed {run.folder / 'encoder'} FILES --out embeddings.parquet")
     run.console.print(f"MLflow UI     sepscene ui {run.folder}")
