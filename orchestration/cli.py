@@ -29,7 +29,7 @@ from orchestration.cluster_commands import cluster_app, stop, submit
 from orchestration.config import Experiment, load_experiment
 from orchestration.data_commands import data_app, plan, prefill, store_app
 from orchestration.model_commands import embed, encoder_app, import_separator_command
-from orchestration.result_commands import compare, sync, ui
+from orchestration.result_commands import compare, replay_command, sync, ui
 from orchestration.sweep_commands import reproduce_command, sweep_command
 
 console = Console()
@@ -51,6 +51,7 @@ for _name, _group in (
     ("cluster", cluster_app),
 ):
     app.add_typer(_group, name=_name)
+app.command("replay")(replay_command)
 app.command("sweep")(sweep_command)
 app.command("reproduce")(reproduce_command)
 for _command in (embed, plan, submit, stop, compare, ui, sync):

@@ -102,6 +102,7 @@ class Training(Config):
     ordered: bool = Field(True, description="rows arrive in the schedule's order: bit-for-bit repeatable on CPU")
     checkpoint_every_steps: int = Field(500, ge=1)
     checkpoints_kept: int = Field(2, ge=1)
+    bad_steps: int = Field(10, ge=0, description="steps with a NaN or infinite loss or gradient that are skipped")
     quarantine_share: float = Field(0.05, ge=0, le=1, description="the run stops when more of its clips are unreadable")
 
 

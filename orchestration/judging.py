@@ -185,6 +185,7 @@ def _results(
             twice=0,  # a row that would be consumed twice stops the run
             quarantined=ledger.quarantined,
         ),
+        bottleneck=_bottleneck(stages),
         environment=environment(),
         data={
             "data set": f"{experiment.data.format} {experiment.data.root or ''}".strip(),
@@ -194,6 +195,20 @@ def _results(
             "manifest": train.digest()[:12],
         },
     )
+
+
+def _bottleneck(stages: tuple[StageResult, ...]) -> str:
+    """Which side of the stream limits the pre-training, and what to change."""
+    pretraining = next((stage for stage in stages if stage.name.startswith("pretrain")), None)
+    if pretraining is None or pretraining.waiting_share is None:
+        return ""
+    waiting = pretraining.waiting_share
+    if waiting > 0.1:
+        return (
+            f"the trainers waited {waiting:.0%} of the time for views: raise resources.separation_actors (or readers), "
+            "or separate once for all epochs with store.mode=prefill"
+        )
+    return f"the trainers waited {waiting:.0%} of the time: they are the bottleneck; raise resources.trainers"
 
 
 def _stage(name: str, seconds: float, metrics: list[dict[str, float | str]]) -> StageResult:

@@ -109,7 +109,7 @@ class Pretrainer:
         self.model = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs={"broadcast_buffers": False})
         self.faults: dict[str, str] = {}
         self.records: list[dict[str, float]] = []
-        self.quarantined_rows = 0
+        self.bad_rows: list[list[int]] = []
 
     def _restore(self, state: TrainingState) -> None:
         self.objective.load_state_dict(state.tensors["model"])
@@ -127,7 +127,10 @@ class Pretrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = self._optimise(batch, usable_B)
-        self.ledger.consume(np.array(gather_ids(torch.from_numpy(row_B[present_B]).to(self.device)), np.int64))
+        rows = gather_ids(torch.from_numpy(row_B[present_B]).to(self.device))
+        if parts["bad"]:
+            self.bad_rows.append(rows)
+        self.ledger.consume(np.array(rows, np.int64))
         self.step += 1
         return {"step": self.step, "learning_rate": rate, "rows": self.ledger.consumed, **parts}
 
@@ -141,18 +144,29 @@ class Pretrainer:
         half = self.experiment.training.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             result = self.model(*logmels, alpha=self._alpha())
+        figures = {name: float(value) for name, value in result.parts.items()}
+        # The parts are those of the global batch, so all workers skip a bad step together or none does.
+        if not math.isfinite(figures["loss"]):
+            return {**figures, "bad": 1.0}
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.experiment.training.clip_gradient_norm)
-        self.optimizer.step()
-        return {"gradient_norm": float(norm), **{name: float(value) for name, value in result.parts.items()}}
+        limit = self.experiment.training.clip_gradient_norm
+        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), limit))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        return {**figures, "gradient_norm": norm, "bad": float(not math.isfinite(norm))}
 
     def _alpha(self) -> float:
         settings = self.experiment.objective
         return settings.alpha * min(1.0, (self.step + 1) / max(1, settings.alpha_warmup_steps))
 
-    def quarantine(self) -> str:
+    def must_stop(self) -> str:
         """Share the faults of all workers; returns why the run must stop, or nothing."""
+        if len(self.bad_rows) > self.experiment.training.bad_steps:
+            return (
+                f"{len(self.bad_rows)} steps had a NaN or infinite loss or gradient, more than training.bad_steps; the "
+                f"last one's rows: {self.bad_rows[-1]}; compute them one by one with `sepscene replay RUN --row N`"
+            )
         everyone = [self.faults]
         if dist.is_initialized():
             everyone = [{} for _ in range(dist.get_world_size())]
@@ -205,11 +219,11 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
         asked = done
         save = worker.step % every == 0
         if save or worker.step % LOG_EVERY_STEPS == 0:
-            fatal = worker.quarantine()
+            fatal = worker.must_stop()
             worker.report(save, fatal)
             if fatal:
                 return
-    fatal = worker.quarantine()
+    fatal = worker.must_stop()
     worker.report(save=not fatal and worker.step % every != 0, fatal=fatal)
 
 

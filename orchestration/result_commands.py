@@ -64,3 +64,28 @@ def sync(run: RunFolder) -> None:
     if tracker.unsent:
         raise SepsceneError(f"MLflow at {tracker.uri} still does not answer; nothing is lost, try again later")
     console.print("MLflow has everything")
+
+
+def replay_command(
+    run: RunFolder,
+    row: Annotated[list[int], typer.Option(min=0, help="A row of the schedule. Repeat for at least two.")],
+) -> None:
+    """Compute the views and the loss of some rows again, in one process, with the newest weights.
+
+    Example: `sepscene replay runs/demo --row 17 --row 42`
+    """
+    from models.config import SepsceneError
+    from orchestration.config import load_experiment
+    from orchestration.replay import replay
+    from orchestration.run import Run
+    from orchestration.tracking import Tracker, tracking_uri_of
+
+    if len(row) < 2:
+        raise SepsceneError("a contrastive loss needs at least two rows: give --row twice")
+    opened = Run(
+        run.resolve(), load_experiment(run / "experiment.yaml"), Tracker(tracking_uri_of(run), "", run), console
+    )
+    found, loss = replay(run.resolve(), opened.manifests()[0], row)
+    for one in found:
+        console.print(one, highlight=False)
+    console.print(f"loss of these rows: {loss:.6f}")

@@ -32,6 +32,8 @@ from mlflow.types import Schema, TensorSpec
 from models import load_encoder
 
 logger = logging.getLogger("sepscene")
+for _name in ("mlflow", "alembic"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 POLL_SECONDS = 1.0
 _BATCH = 900  # MLflow takes at most 1000 metrics a call

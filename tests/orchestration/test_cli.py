@@ -12,7 +12,8 @@ from orchestration.cli import app
 
 COMMANDS = (
     "demo", "scenes", "separator train", "separator import", "separator prefill", "pretrain", "evaluate", "sweep",
-    "reproduce", "embed", "report", "doctor", "show", "plan", "submit", "stop", "compare", "ui", "sync", "data audit",
+    "reproduce", "embed", "report", "doctor", "show", "plan", "submit", "stop", "compare", "ui", "sync", "replay",
+    "data audit",
     "store ls", "store verify", "store gc", "encoder import", "encoder export", "cluster check",
 )  # fmt: skip
 
