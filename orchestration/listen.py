@@ -26,7 +26,7 @@ from orchestration.pages import number, render
 from orchestration.results import ProcessorResult
 from tasks.mixit import si_sdr, si_sdr_improvement
 
-MOST_SECONDS = 10.0
+MOST_SECONDS = 5.0
 MOST_BYTES = 7_500_000
 SCENE_BYTES = 5_000_000
 PEAK = 0.9

@@ -154,7 +154,8 @@ def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Pic
 
     Stages that differ after their first hyphen ("pretrain-mix-chan", "pretrain-mix-mix") share a picture, and so do
     metrics that differ before their last slash ("train/loss", "val/loss"). A step that was done twice, because
-    workers were lost, counts once, as it was done last. Values that are not finite are left out.
+    workers were lost, counts once, as it was done last. Values that are not finite, and quantities that never
+    change, are left out.
     """
     panels: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
     for record in records:
@@ -170,7 +171,8 @@ def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Pic
     for (stage, quantity), panel in sorted(panels.items(), key=lambda item: _importance(item[0][1])):
         curves = {label: sorted(curve.items()) for label, curve in panel.items() if len(curve) > 1}
         series = {label: ([x for x, _ in curve], [y for _, y in curve]) for label, curve in curves.items()}
-        if series and len(drawn) < MOST_CURVES:
+        moves = len({y for _, values in series.values() for y in values}) > 1
+        if moves and len(drawn) < MOST_CURVES:
             title = f"{stage}: {quantity.replace('_', ' ')}"
             drawn.append(plots.curves(f"curve{len(drawn)}", title, "step", series))
     return drawn

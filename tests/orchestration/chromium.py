@@ -1,10 +1,16 @@
-"""A headless Chromium for the tests that look at pages as a person would."""
+"""A headless Chromium for the tests that look at pages as a person would.
 
+python -m tests.orchestration.chromium RUN docs/images    # takes the README's screenshots anew
+"""
+
+import io
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
 from selenium import webdriver
 
 ADVICE = "not found: install it (Debian: apt-get install chromium chromium-driver) or leave out `-m slow`"
@@ -50,9 +56,22 @@ def complaints(driver: webdriver.Chrome) -> list[str]:
     return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")]
 
 
-def picture(driver: webdriver.Chrome, path: Path, whole: bool = True) -> None:
-    """A screenshot of the whole page, or of what is in view."""
-    import base64
+def picture(driver: webdriver.Chrome, path: Path) -> None:
+    """A screenshot of what is in view, with few colours so that it stays small."""
+    Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB").quantize(128).save(path, optimize=True)
 
-    shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": whole})
-    path.write_bytes(base64.b64decode(shot["data"]))
+
+def main(run_dir: Path, images: Path) -> None:
+    """The pictures of the README from a real run: the report, the listening page, the report on a phone at night."""
+    with browser() as driver:
+        show(driver, run_dir / "report.html", width=1000)
+        picture(driver, images / "report.png")
+        show(driver, run_dir / "listen.html", width=1000)
+        driver.execute_script("document.querySelector('article').scrollIntoView()")
+        picture(driver, images / "listen.png")
+        show(driver, run_dir / "report.html", width=390, dark=True)
+        picture(driver, images / "phone.png")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

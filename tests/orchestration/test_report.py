@@ -153,7 +153,8 @@ def test_curves_share_a_panel_by_quantity_and_leave_out_what_is_not_finite() -> 
             "stage": "pretrain",
             "step": step,
             "seconds": 1.0,
-            "lr": 0.1,
+            "lr": 0.1 * step,
+            "pairs": 64.0,
             "train/loss": 5.0 - step,
             "val/loss": 6.0 - step,
         }
