@@ -182,8 +182,7 @@ def test_the_shells_of_the_other_templates_are_bash() -> None:
             "worker_start_ray_commands",
         ):
             texts += tree.get(key, [])
-    for text in texts:
-        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    subprocess.run(["bash", "-n"], input="\n".join(texts), text=True, check=True)
 
 
 def test_the_pools_of_own_machines_are_told_apart_by_address() -> None:
