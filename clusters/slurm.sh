@@ -42,9 +42,9 @@ HEAD=$(scontrol show hostnames "${SLURM_JOB_NODELIST_HET_GROUP_0:-$SLURM_JOB_NOD
 PORT=$((20000 + SLURM_JOB_ID % 10000))
 NODES=$((SLURM_JOB_NUM_NODES_HET_GROUP_0 + SLURM_JOB_NUM_NODES_HET_GROUP_1))
 
-# On every node: start Ray, join, and wait; on the first one: run the command, then stop Ray everywhere. No dashboard:
-# a cluster's login network is shared. Ray finds the GPUs that Slurm gave; --num-cpus says how many CPUs it gave.
-symmetric() { echo ray symmetric-run --address "$HEAD:$PORT" --min-nodes "$NODES" --include-dashboard=false "$@"; }
+# On every node: start Ray, join, and wait; on the first one: run the command, then stop Ray everywhere. The
+# dashboard stays on the first node's loopback. Ray finds the GPUs that Slurm gave; --num-cpus says how many CPUs it gave.
+symmetric() { echo ray symmetric-run --address "$HEAD:$PORT" --min-nodes "$NODES" "$@"; }
 srun --kill-on-bad-exit=1 \
     --het-group=0 $(symmetric --num-cpus=64 --labels=pool=trainers) -- \
     sepscene pretrain "$EXPERIMENT" --scale paper --storage "$STORAGE" --run-id "$RUN_ID" --resume : \
