@@ -137,7 +137,7 @@ def test_mix_mix_separates_nothing():
 
 def test_the_separators_own_training():
     found = plan(cluster(), MEASURED, clips=1000)
-    clip_equivalents = 3 * 120 * 8 * 0.3  # forward and backward; 120 steps of 8 mixtures of 3 s
+    clip_equivalents = 3 * 90 * 8 * 0.2  # forward and backward; 90 steps of 8 mixtures of 2 s
     assert found.separator_training_flops == pytest.approx(clip_equivalents * found.separation_flops_per_clip, rel=1e-3)
     assert found.separator_training_seconds == pytest.approx(clip_equivalents * 0.05 / 4, rel=1e-3)
     ready = cluster(**{"separator.checkpoints": {"S2": "a", "F": "b", "N": "c"}})
