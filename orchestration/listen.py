@@ -123,8 +123,8 @@ def write_listening_page(
 ) -> Path:
     """Write RUN/listen.html, smaller than 8 MB.
 
-    Scenes and queries are taken in their order for as long as they fit (sounds are cut to their first
-    `MOST_SECONDS`); the page says how many are left out.
+    Scenes and queries are taken in their order for as long as they fit (of a long sound the loudest
+    `MOST_SECONDS` are heard); the page says how many are left out.
 
     Args:
         scenes: held-out clips, separated by every processor of `ladder`.
@@ -171,15 +171,16 @@ class _Drawer:
         self.samples = round(MOST_SECONDS * sample_rate)
 
     def scene(self, scene: Scene, ladder: Sequence[ProcessorResult]) -> Block:
-        mixture_T = np.asarray(scene.mixture_T, dtype=np.float32)[: self.samples]
-        sources_KT = None if scene.sources_KT is None else np.asarray(scene.sources_KT)[:, : self.samples]
+        heard = self.loudest(scene.mixture_T)
+        mixture_T = np.asarray(scene.mixture_T, dtype=np.float32)[heard]
+        sources_KT = None if scene.sources_KT is None else np.asarray(scene.sources_KT)[:, heard]
         names = _source_names(sources_KT, scene.source_labels)
         first = [self.player("Mixture", mixture_T, mixture_T)]
         for name, source_T in zip(names, () if sources_KT is None else sources_KT, strict=True):
             first.append(self.player(f"True source: {name}", source_T, mixture_T))
         rows = [Row("", tuple(first))]
         for processor in sorted(ladder, key=lambda processor: processor.step):
-            separated_ST = np.asarray(scene.separated_ST[processor.name], dtype=np.float32)[:, : self.samples]
+            separated_ST = np.asarray(scene.separated_ST[processor.name], dtype=np.float32)[:, heard]
             notes, overall = _judged(mixture_T, separated_ST, sources_KT, names)
             players = [
                 self.player(f"{processor.name}, channel {index + 1}", wave_T, mixture_T, note)
@@ -193,8 +194,8 @@ class _Drawer:
         players = [
             self.player(
                 f"{rank}. {near.name}",
-                near.wave_T[: self.samples],
-                near.wave_T[: self.samples],
+                near.wave_T[self.loudest(near.wave_T)],
+                near.wave_T[self.loudest(near.wave_T)],
                 (
                     f"distance {number(near.distance)}",
                     ", ".join(near.labels),
@@ -203,9 +204,17 @@ class _Drawer:
             )
             for rank, near in enumerate(query.neighbours, start=1)
         ]
-        wave_T = query.wave_T[: self.samples]
+        wave_T = query.wave_T[self.loudest(query.wave_T)]
         first = Row("", (self.player("Query", wave_T, wave_T),))
         return Block(query.name, query.labels, (first, Row("Nearest clips, nearest first", tuple(players))))
+
+    def loudest(self, wave_T: np.ndarray) -> slice:
+        """Where a long sound has the most energy for as long as a player lasts."""
+        if len(wave_T) <= self.samples:
+            return slice(0, len(wave_T))
+        energy_T = np.concatenate([[0.0], np.cumsum(np.square(np.nan_to_num(wave_T), dtype=np.float64))])
+        start = int(np.argmax(energy_T[self.samples :] - energy_T[: -self.samples]))
+        return slice(start, start + self.samples)
 
     def player(self, title: str, wave_T: np.ndarray, scale_T: np.ndarray, notes: tuple[str, ...] = ()) -> Player:
         """A sound at the level of `scale_T`: quieter only where it would clip, which is then said."""

@@ -58,7 +58,7 @@ def complaints(driver: webdriver.Chrome) -> list[str]:
 
 def picture(driver: webdriver.Chrome, path: Path) -> None:
     """A screenshot of what is in view, with few colours so that it stays small."""
-    Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB").quantize(128).save(path, optimize=True)
+    Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB").quantize(64).save(path, optimize=True)
 
 
 def main(run_dir: Path, images: Path) -> None:
@@ -67,7 +67,7 @@ def main(run_dir: Path, images: Path) -> None:
         show(driver, run_dir / "report.html", width=1000)
         picture(driver, images / "report.png")
         show(driver, run_dir / "listen.html", width=1000)
-        driver.execute_script("document.querySelector('article').scrollIntoView()")
+        driver.execute_script("document.querySelector('article').scrollIntoView({behavior: 'instant'})")
         picture(driver, images / "listen.png")
         show(driver, run_dir / "report.html", width=390, dark=True)
         picture(driver, images / "phone.png")

@@ -122,6 +122,19 @@ def test_long_clips_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert {len(wave_T) for _, wave_T in sounds(page)} == {RATE // 4}
 
 
+def test_of_a_long_scene_all_players_hear_the_same_loudest_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "MOST_SECONDS", 0.25)
+    wave_T = np.concatenate([tone(440, 0.4, 0.01), tone(440, 0.25, 0.4), tone(440, 0.4, 0.01)])
+    page = write_listening_page(tmp_path, [Scene("s", wave_T, {"N": np.stack([wave_T / 2])})], LADDER[1:], RATE)
+    heard = dict(sounds(page.read_text()))
+    np.testing.assert_allclose(heard["N, channel 1"], heard["Mixture"] / 2, atol=2 / 32768)
+    expected_T = tone(440, 0.25, 0.4)
+    correlation = heard["Mixture"] @ expected_T / np.linalg.norm(heard["Mixture"]) / np.linalg.norm(expected_T)
+    assert correlation == pytest.approx(1, abs=0.02)
+
+
 def test_page_needs_nothing_from_outside_and_only_its_own_script_may_run(tmp_path: Path) -> None:
     page = write_listening_page(tmp_path, [scene("<b>odd</b>")], LADDER, RATE, [query()]).read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#|report\.html)""", page)
