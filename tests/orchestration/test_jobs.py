@@ -134,6 +134,31 @@ def test_an_address_that_will_not_do_is_refused(address: str, said: str, monkeyp
     assert TOKEN not in str(refusal.value)
 
 
+@pytest.mark.timeout(1800)
+def test_a_run_over_hosts_survives_a_cut_cable(tmp_path: Path) -> None:
+    """Head, separators and trainers as hosts with addresses of their own; see tests/orchestration/hosts.py."""
+    alone = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    spaces = ["unshare", *alone, "--pid", "--fork", "--mount-proc", "--net", "--mount", "--uts", "--kill-child"]
+    with (tmp_path / "scenario.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*spaces, sys.executable, "-m", "tests.orchestration.hosts", str(tmp_path)],
+            cwd=ROOT,
+            env={**os.environ, "RAY_AUTH_MODE": "token"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            assert process.wait(1700) == 0, (tmp_path / "scenario.log").read_text()[-3000:]
+        finally:
+            process.kill()
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome["end"] == "succeeded", (tmp_path / "job.log").read_text()[-3000:]
+    assert [text.split("(")[1][:3] for text in outcome["refusals"]] == ["401", "403"]
+    assert outcome["where"] == {"head": [], "separators": ["SeparationService"], "trainers": ["TrainWorker"]}
+    assert outcome["rows"] // 4 < outcome["rows_before_cut"] < outcome["rows"]
+    assert_ledger_exact(tmp_path / "runs" / "cut", outcome["rows"])
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real head that asks for a token, with three CPUs and no GPU; its job server's address."""
@@ -287,28 +312,3 @@ def test_a_stopped_run_ends_as_stopped(head: str, client: Any, tmp_path: Path) -
     wait_for(lambda: (tmp_path / "runs" / "stopped" / "started").exists())
     assert jobs.stop(client, job) is jobs.Ending.STOPPED
     assert jobs.active_jobs(client, "stopped") == []
-
-
-@pytest.mark.timeout(1800)
-def test_a_run_over_hosts_survives_a_cut_cable(tmp_path: Path) -> None:
-    """Head, separators and trainers as hosts with addresses of their own; see tests/orchestration/hosts.py."""
-    alone = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    spaces = ["unshare", *alone, "--pid", "--fork", "--mount-proc", "--net", "--mount", "--uts", "--kill-child"]
-    with (tmp_path / "scenario.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*spaces, sys.executable, "-m", "tests.orchestration.hosts", str(tmp_path)],
-            cwd=ROOT,
-            env={**os.environ, "RAY_AUTH_MODE": "token"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            assert process.wait(1700) == 0, (tmp_path / "scenario.log").read_text()[-3000:]
-        finally:
-            process.kill()
-    outcome = json.loads((tmp_path / "outcome.json").read_text())
-    assert outcome["end"] == "succeeded", (tmp_path / "job.log").read_text()[-3000:]
-    assert [text.split("(")[1][:3] for text in outcome["refusals"]] == ["401", "403"]
-    assert outcome["where"] == {"head": [], "separators": ["SeparationService"], "trainers": ["TrainWorker"]}
-    assert outcome["rows"] // 4 < outcome["rows_before_cut"] < outcome["rows"]
-    assert_ledger_exact(tmp_path / "runs" / "cut", outcome["rows"])
