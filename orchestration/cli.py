@@ -185,9 +185,9 @@ def report(run: RunFolder) -> None:
 
     Example: `sepscene report runs/demo`
     """
-    from orchestration.report import write_report
+    from orchestration.report import report_on
 
-    for path in write_report(run):
+    for path in report_on(run):
         console.print(str(path))
 
 

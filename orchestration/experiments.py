@@ -52,8 +52,8 @@ def tiny() -> Experiment:
             learning_rate=3e-3,
         ),
         encoder=Cnn14Config.tiny(),
-        objective=Objective(head_hidden=256),
-        training=Training(epochs=30, global_batch=64, service_rows=8, checkpoint_every_steps=50, learning_rate=2e-3),
+        objective=Objective(head_hidden=256, temperature=0.1),
+        training=Training(epochs=60, global_batch=64, service_rows=8, checkpoint_every_steps=60, learning_rate=5e-4),
         evaluation=Evaluation(judge=JudgeSettings(bootstrap=500)),
         resources=Resources(
             trainers=2,

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from models.config import SepsceneError
 from orchestration.config import Experiment
 from orchestration.judging import judge_run
 from orchestration.placement import cluster_nodes, concurrent_trials, demands
@@ -94,8 +95,13 @@ def run_trials(
     waiting = [trial for trial in trials if not (folder / "trials" / trial.name / "results.json").exists()]
     if waiting:
         asked = demands(waiting[0].experiment.resources, waiting[0].experiment.views.pair, DRIVER_CPUS)
+        at_once = concurrent_trials(asked, cluster_nodes())
+        if not at_once:
+            raise SepsceneError(
+                "not even one trial fits beside its driver; lower resources.separation_cpus or trainer_cpus"
+            )
         with Live(console=console, refresh_per_second=1, get_renderable=lambda: _table(trials, folder)):
-            _tuner(waiting, folder, tracking_uri, concurrent_trials(asked, cluster_nodes()), hours, lambda: ended(
+            _tuner(waiting, folder, tracking_uri, at_once, hours, lambda: ended(
                 outcomes(trials, folder))).fit()  # fmt: skip
     console.print(_table(trials, folder))
     return outcomes(trials, folder)
@@ -138,7 +144,7 @@ def _tuner(
         trainable,
         param_space={"trial": ray.tune.grid_search(space)},
         tune_config=ray.tune.TuneConfig(
-            max_concurrent_trials=max(1, at_once), time_budget_s=None if hours is None else hours * 3600
+            max_concurrent_trials=at_once, time_budget_s=None if hours is None else hours * 3600
         ),
         run_config=ray.tune.RunConfig(
             name=f"tune-{time.time_ns()}", storage_path=str(folder / "tune"), verbose=0, callbacks=[_Ended(ended)]
