@@ -9,10 +9,10 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup demo test test-fast test-faults lint docs clean
+.PHONY: help setup demo test test-fast test-faults test-hosts lint docs clean
 
 help:
-	@sed -n 's/^#   //p' Makefile; echo "also: setup test-fast test-faults lint docs clean"
+	@sed -n 's/^#   //p' Makefile; echo "also: setup test-fast test-faults test-hosts lint docs clean"
 
 setup: .venv/.ready
 
@@ -27,12 +27,14 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/sepscene demo
 
-# Tests get a home of their own, so that Ray's token and MLflow's settings of the user stay out of them.
 test: setup lint
-	$(BIN)/python -m pytest
+	RAY_worker_niceness=0 $(BIN)/python -m pytest -m "not hosts"
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not hosts"
+
+test-hosts: setup
+	$(BIN)/python -m pytest -m hosts
 
 test-faults: setup
 	$(BIN)/python -m pytest tests/orchestration/test_faults.py

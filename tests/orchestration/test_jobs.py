@@ -134,6 +134,7 @@ def test_an_address_that_will_not_do_is_refused(address: str, said: str, monkeyp
     assert TOKEN not in str(refusal.value)
 
 
+@pytest.mark.hosts
 @pytest.mark.timeout(1800)
 def test_a_run_over_hosts_survives_a_cut_cable(tmp_path: Path) -> None:
     """Head, separators and trainers as hosts with addresses of their own; see tests/orchestration/hosts.py."""
