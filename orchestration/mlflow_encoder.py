@@ -6,18 +6,19 @@ Loaded by `mlflow.pyfunc.load_model`; `models.load_encoder("models:/…")` reads
 import mlflow
 import numpy as np
 import torch
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from models import load_encoder
 
 
-class EncoderModel(mlflow.pyfunc.PythonModel):
+class EncoderModel(PythonModel):
     """Waveforms (B, T) at the encoder's sample rate to representations (B, D), float32."""
 
-    def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
+    def load_context(self, context: PythonModelContext) -> None:
         """Load the bundle that was logged with the model."""
         self.encoder = load_encoder(context.artifacts["bundle"])
 
-    def predict(self, context: mlflow.pyfunc.PythonModelContext, model_input: np.ndarray) -> np.ndarray:
+    def predict(self, context: PythonModelContext, model_input: np.ndarray) -> np.ndarray:
         """h of each waveform of full scale 1."""
         with torch.inference_mode():
             return self.encoder(torch.from_numpy(np.asarray(model_input, np.float32))).numpy()

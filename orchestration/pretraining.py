@@ -105,7 +105,7 @@ class Pretrainer:
         self.step, self.ledger = 0, Ledger(rows)
         if self.device.type == "cuda" or experiment.training.precision == "bfloat16" or experiment.scale == "tiny":
             # Measured in benchmarks/encoder.py: 1.2 to 1.7 times faster, but slower for full-size float32 on a CPU.
-            objective = objective.to(memory_format=torch.channels_last)
+            objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = objective
         if checkpoint is not None:
             self._restore(read_checkpoint(checkpoint))

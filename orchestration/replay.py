@@ -55,7 +55,9 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
     norms = (result.h_1_nD.square().sum(1) + result.h_2_nD.square().sum(1)).sqrt()
     peaks = view_B2P.abs().amax(dim=2)
     found = [
-        Replayed(row, str(block["uri"][n]), str(block["fault"][n]), *peaks[n].tolist(), h_norm=float(norms[n]))
+        Replayed(
+            row, str(block["uri"][n]), str(block["fault"][n]), float(peaks[n, 0]), float(peaks[n, 1]), float(norms[n])
+        )
         for n, row in enumerate(rows)
     ]
     return found, float(result.parts["loss"])

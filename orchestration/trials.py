@@ -78,7 +78,7 @@ def share(base: Experiment, processors: Iterable[str], folder: Path, tracking_ur
 
 
 def run_trials(
-    trials: list[Trial], folder: Path, tracking_uri: str, console: Console, ended: Callable[[list[Outcome]], None],
+    trials: list[Trial], folder: Path, tracking_uri: str, console: Console, ended: Callable[[list[Outcome]], object],
     hours: float | None = None,
 ) -> list[Outcome]:  # fmt: skip
     """Run all trials that FOLDER does not hold finished, through the failure of any of them.
