@@ -3,6 +3,8 @@
 Loaded by `mlflow.pyfunc.load_model`; `models.load_encoder("models:/…")` reads the same bundle as plain PyTorch.
 """
 
+from typing import Any
+
 import mlflow
 import numpy as np
 import torch
@@ -18,7 +20,9 @@ class EncoderModel(PythonModel):
         """Load the bundle that was logged with the model."""
         self.encoder = load_encoder(context.artifacts["bundle"])
 
-    def predict(self, context: PythonModelContext, model_input: np.ndarray) -> np.ndarray:
+    def predict(
+        self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
         """h of each waveform of full scale 1."""
         with torch.inference_mode():
             return self.encoder(torch.from_numpy(np.asarray(model_input, np.float32))).numpy()

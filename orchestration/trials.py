@@ -123,7 +123,7 @@ def outcomes(trials: list[Trial], folder: Path) -> list[Outcome]:
 class _Ended(ray.tune.Callback):
     """Tells the sweep whenever a trial has ended, in whatever way."""
 
-    def __init__(self, ended: Callable[[], None]) -> None:
+    def __init__(self, ended: Callable[[], object]) -> None:
         self.ended = ended
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -134,7 +134,7 @@ class _Ended(ray.tune.Callback):
 
 
 def _tuner(
-    waiting: list[Trial], folder: Path, uri: str, at_once: int, hours: float | None, ended: Callable[[], None]
+    waiting: list[Trial], folder: Path, uri: str, at_once: int, hours: float | None, ended: Callable[[], object]
 ) -> ray.tune.Tuner:
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, folder=str(folder), tracking_uri=uri), {"CPU": DRIVER_CPUS}
