@@ -34,6 +34,7 @@ from tasks.statistics import Interval, bootstrap_interval
 
 STAGE = "evaluate"
 _MAP_CLIPS = 400
+HEADLINES = ("shallow_map", "qbe_map", "linear_map")
 
 
 def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str]) -> RunResults:
@@ -228,10 +229,10 @@ def summarise(run: Run) -> None:
         run.console.print(f"encoder: {run.folder / 'encoder'}; judge it with `sepscene evaluate {run.folder}`")
         return
     table = Table(title=f"{results.experiment} ({results.scale}), {results.seconds:.0f} s")
-    names = list(results.encoders[0].figures)
-    table.add_column("encoder")
+    names = [name for name in HEADLINES if name in results.encoders[0].figures]
+    table.add_column("encoder", no_wrap=True)
     for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(name.replace("_map", " mAP").replace("qbe", "query by ex."), justify="right", no_wrap=True)
     for encoder in results.encoders:
         table.add_row(encoder.name, *(_cell(encoder.figures.get(name)) for name in names))
     run.console.print(table)
@@ -239,8 +240,8 @@ def summarise(run: Run) -> None:
     if (run.folder / "listen.html").exists():
         run.console.print(f"listen        {run.folder / 'listen.html'}")
     run.console.print(f"encoder       {run.folder / 'encoder'}")
-    run.console.print(f"embed sounds  sepscene embed {run.folder / 'encoder'} FILES --out embeddings.parquet")
-    run.console.print(f"MLflow UI     sepscene ui {run.folder}")
+    run.console.print(f"embed sounds  sepscene embed {run.folder} FILES --out embeddings.parquet", soft_wrap=True)
+    run.console.print(f"MLflow UI     sepscene ui {run.folder}", soft_wrap=True)
     if run.tracker.unsent:
         run.console.print("[yellow]MLflow was away; send the rest later with: sepscene sync RUN[/yellow]")
 
@@ -250,4 +251,4 @@ def _cell(figure: Figure | None) -> str:
         return "–"
     if figure.low is None or figure.high is None:
         return f"{figure.value:.3f}"
-    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+    return f"{figure.value:.3f} ({figure.low:.2f}–{figure.high:.2f})"
