@@ -211,6 +211,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:
     return value
 
 
+@pytest.mark.hosts
 @pytest.mark.timeout(900)
 def test_a_submission_without_the_token_is_refused(head: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestration import jobs
@@ -225,6 +226,7 @@ def test_a_submission_without_the_token_is_refused(head: str, client: Any, monke
     assert jobs.jobs_of_run(client, "nobody") == jobs.jobs_of_run(client, "stranger") == []
 
 
+@pytest.mark.hosts
 @pytest.mark.timeout(900)
 def test_a_run_that_fails_by_itself_is_not_sent_again_and_shows_no_secret(
     head: str, client: Any, monkeypatch: pytest.MonkeyPatch
@@ -243,6 +245,7 @@ def test_a_run_that_fails_by_itself_is_not_sent_again_and_shows_no_secret(
     assert DECOY not in everything and TOKEN not in everything
 
 
+@pytest.mark.hosts
 @pytest.mark.timeout(1800)
 def test_a_run_whose_process_is_killed_is_sent_again_and_finishes_with_an_exact_ledger(
     head: str, client: Any, tmp_path: Path
@@ -302,6 +305,7 @@ def assert_ledger_exact(run: Path, rows: int) -> None:
     assert max(record["step"] for record in records(run)) == rows // 32
 
 
+@pytest.mark.hosts
 @pytest.mark.timeout(900)
 def test_a_stopped_run_ends_as_stopped(head: str, client: Any, tmp_path: Path) -> None:
     from orchestration import jobs
