@@ -33,7 +33,7 @@ from tasks.manifests import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")
 
-_TERMS = ("loss", "mixit_loss", "similarity", "coincidence", "waiting_share")
+_TERMS = {"loss": "loss", "mixit_loss": "loss", "waiting_share": "waiting"}
 
 
 class Run:
@@ -93,11 +93,10 @@ class Run:
         started = time.perf_counter()
         self.tracker.start_stage(name, self._tags() | {"stage": name})
         columns = (
-            TextColumn("{task.description:<28}"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description:<23}"),
+            BarColumn(bar_width=12),
             TextColumn("{task.completed:>6.0f}/{task.total:.0f}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[terms]}"),
         )
@@ -108,7 +107,7 @@ class Run:
                 if "event" in record:
                     progress.console.print(f"[yellow]{record['event']}[/yellow]")
                 elif record["stage"] == name and counts in record:
-                    terms = "  ".join(f"{key} {record[key]:.3f}" for key in _TERMS if key in record)
+                    terms = "  ".join(f"{name} {record[key]:.2f}" for key, name in _TERMS.items() if key in record)
                     progress.update(task, completed=record[counts], terms=terms)
 
             self._progress = lambda done: progress.update(task, completed=done)
@@ -171,7 +170,7 @@ class Run:
         if experiment.views.pair == "mix-mix" and not experiment.evaluation.baselines:
             return {}
         steps = separator_steps(experiment)
-        with self.stage(SEPARATOR, "train separator (MixIT)", steps, counts="step"):
+        with self.stage(SEPARATOR, "train separator", steps, counts="step"):
             return train_separator(experiment, train, self.folder)
 
     def store_uri(self) -> str:
