@@ -53,7 +53,7 @@ def tiny() -> Experiment:
         ),
         encoder=Cnn14Config.tiny(),
         objective=Objective(head_hidden=256, temperature=0.1),
-        training=Training(epochs=40, global_batch=64, service_rows=8, checkpoint_every_steps=60, learning_rate=5e-4),
+        training=Training(epochs=30, global_batch=64, service_rows=8, checkpoint_every_steps=60, learning_rate=5e-4),
         evaluation=Evaluation(judge=JudgeSettings(bootstrap=500)),
         resources=Resources(
             trainers=2,
