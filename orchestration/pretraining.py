@@ -4,7 +4,6 @@ Shapes: B pairs of this worker, P samples of a view, L frames, F mels.
 """
 
 import math
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,17 +28,15 @@ from models.frontend import LogMel
 from models.heads import CoincidenceHead, SimilarityHead
 from orchestration.checkpoints import (
     TrainingState,
-    checkpoint_name,
     newest_sound,
     read_checkpoint,
     read_ledger,
     resume_point,
-    write_checkpoint,
 )
 from orchestration.config import Experiment
 from orchestration.ledger import Ledger
 from orchestration.stream import schedule_of, view_stream
-from orchestration.trainer import fit
+from orchestration.trainer import fit, report_checkpoint
 from tasks.batchnorm import synchronise_batchnorm
 from tasks.gather import gather_ids
 from tasks.joint import JointObjective
@@ -192,15 +189,8 @@ class Pretrainer:
         if not save or ray.train.get_context().get_world_rank() != 0:
             ray.train.report(metrics)
             return
-        folder = Path(tempfile.mkdtemp(prefix="sepscene-checkpoint-"))
         tensors = {"model": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
-        write_checkpoint(folder, TrainingState(self.step, self.ledger, tensors))
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=checkpoint_name(self.step),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-        )
+        report_checkpoint(metrics, TrainingState(self.step, self.ledger, tensors))
 
 
 def pretrain_worker(settings: dict[str, Any]) -> None:

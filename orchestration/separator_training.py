@@ -4,7 +4,6 @@ Shapes: B mixtures of mixtures of this worker, T samples of a segment, S channel
 """
 
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,13 @@ from models.separators import save_separator
 from models.tdcnpp import TDCNpp
 from orchestration.checkpoints import (
     TrainingState,
-    checkpoint_name,
     read_checkpoint,
     resume_point,
-    write_checkpoint,
 )
 from orchestration.config import Experiment
 from orchestration.ledger import Ledger
 from orchestration.stream import segment_stream
-from orchestration.trainer import fit
+from orchestration.trainer import fit, report_checkpoint
 from tasks.gather import gather_ids, sum_over_workers
 from tasks.manifests import Manifest
 from tasks.mixit import mixit_loss
@@ -133,15 +130,8 @@ class SeparatorTrainer:
         if not (save and self.is_first):
             ray.train.report(metrics)
             return
-        folder = Path(tempfile.mkdtemp(prefix="sepscene-checkpoint-"))
         tensors = {"model": self.separator.state_dict(), "optimizer": self.optimizer.state_dict()}
-        write_checkpoint(folder, TrainingState(self.step, self.ledger, tensors))
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=checkpoint_name(self.step),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-        )
+        report_checkpoint(metrics, TrainingState(self.step, self.ledger, tensors))
 
 
 def separator_worker(settings: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Starting a Ray Train stage: the same storage, retries and metrics for the separator and for pre-training."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,13 @@ import ray.train.torch
 from ray.data import Dataset
 
 from models.config import SepsceneError
-from orchestration.checkpoints import choose_resume_point, read_ledger
+from orchestration.checkpoints import (
+    TrainingState,
+    checkpoint_name,
+    choose_resume_point,
+    read_ledger,
+    write_checkpoint,
+)
 from orchestration.config import Resources
 from orchestration.ledger import Ledger
 from orchestration.metrics import MetricsFile, fatal_path
@@ -79,6 +86,18 @@ def fit(
         raise SepsceneError(f"stage {stage} failed: {error}") from error
     if fatal.exists():
         raise SepsceneError(fatal.read_text())
+
+
+def report_checkpoint(metrics: dict[str, Any], state: TrainingState) -> None:
+    """Report from a worker with a checkpoint, which Ray Train uploads while training goes on."""
+    folder = Path(tempfile.mkdtemp(prefix="sepscene-checkpoint-"))
+    write_checkpoint(folder, state)
+    ray.train.report(
+        metrics,
+        checkpoint=ray.train.Checkpoint.from_directory(folder),
+        checkpoint_dir_name=checkpoint_name(state.step),
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+    )
 
 
 def _scaling(resources: Resources) -> ray.train.ScalingConfig:
