@@ -1,14 +1,14 @@
 """Checkpoints of a training stage: written whole or not at all, verified before use, chosen once.
 
-A checkpoint is a folder `step-00000100` with the training state, the ledger and `manifest.json`, which holds the
-SHA-256 of every file and is written last. A folder whose hashes do not match is damaged or unfinished and is passed
-over for the one before it.
+A checkpoint is a folder `step-00000100` with the training state, the ledger, the figures of its steps and
+`manifest.json`, which holds the SHA-256 of every file and is written last. A folder whose hashes do not match is
+damaged or unfinished and is passed over for the one before it.
 """
 
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ class TrainingState:
     ledger: Ledger
     tensors: dict[str, Any]
     """State dicts by name: "model", "optimizer", …"""
+    figures: list[dict[str, float]] = field(default_factory=list)
+    """One record a step since the checkpoint before: a worker group may die after its checkpoint is written and
+    before the driver hears of it; the metrics of those steps are brought back from here."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -39,7 +42,8 @@ def write_checkpoint(folder: Path, state: TrainingState) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state.tensors, folder / "state.pt")
     (folder / "ledger.json").write_text(state.ledger.to_json())
-    files = {name: _sha256(folder / name) for name in ("state.pt", "ledger.json")}
+    (folder / "figures.json").write_text(json.dumps(state.figures))
+    files = {name: _sha256(folder / name) for name in ("state.pt", "ledger.json", "figures.json")}
     (folder / "manifest.json").write_text(json.dumps({"step": state.step, "sha256": files}, indent=2))
 
 
@@ -66,11 +70,17 @@ def read_ledger(folder: Path) -> Ledger:
     return Ledger.from_json((folder / "ledger.json").read_text())
 
 
+def read_figures(folder: Path) -> list[dict[str, float]]:
+    """The records of the steps between the checkpoint before and this one."""
+    records: list[dict[str, float]] = json.loads((folder / "figures.json").read_text())
+    return records
+
+
 def read_checkpoint(folder: Path) -> TrainingState:
     """Read a checkpoint that `newest_sound` chose. Nothing is unpickled but tensors and plain values."""
     step = json.loads((folder / "manifest.json").read_text())["step"]
     tensors = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    return TrainingState(step, read_ledger(folder), tensors)
+    return TrainingState(step, read_ledger(folder), tensors, read_figures(folder))
 
 
 def choose_resume_point(root: Path) -> Path | None:

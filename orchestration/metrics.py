@@ -5,11 +5,14 @@ whatever it missed can be sent later.
 """
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import ray.train
+
+from orchestration.results import read_metrics
 
 
 class MetricsFile(ray.train.UserCallback):
@@ -35,9 +38,17 @@ def fatal_path(run_dir: Path, stage: str) -> Path:
     return run_dir / "checkpoints" / stage / "fatal"
 
 
+def recover_metrics(path: Path, stage: str, records: list[dict[str, float]]) -> None:
+    """Append those steps of a checkpoint that the metrics file lacks, because their report died with its workers."""
+    known = {record["step"] for record in read_metrics(path.parent) if record["stage"] == stage and "step" in record}
+    append_metrics(path, stage, [record for record in records if record["step"] not in known])
+
+
 def append_metrics(path: Path, stage: str, records: list[dict[str, Any]]) -> None:
     """Append records to a metrics file, each with its stage and the time of day in seconds."""
     now = time.time()
     lines = [json.dumps({"stage": stage, "seconds": now, **record}) + "\n" for record in records]
-    with path.open("a") as file:
-        file.write("".join(lines))
+    with path.open("a+b") as file:
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            file.write(b"\n")  # a line torn by a full disk: it alone is lost
+        file.write("".join(lines).encode())

@@ -28,15 +28,13 @@ from models.frontend import LogMel
 from models.heads import CoincidenceHead, SimilarityHead
 from orchestration.checkpoints import (
     TrainingState,
-    newest_sound,
     read_checkpoint,
-    read_ledger,
     resume_point,
 )
 from orchestration.config import Experiment
 from orchestration.ledger import Ledger
 from orchestration.stream import schedule_of, view_stream
-from orchestration.trainer import fit, report_checkpoint
+from orchestration.trainer import Reporter, fit
 from tasks.batchnorm import synchronise_batchnorm
 from tasks.gather import gather_ids
 from tasks.joint import JointObjective
@@ -108,7 +106,7 @@ class Pretrainer:
             self._restore(read_checkpoint(checkpoint))
         self.model = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs={"broadcast_buffers": False})
         self.faults: dict[str, str] = {}
-        self.records: list[dict[str, float]] = []
+        self.reporter = Reporter()
         self.bad_rows: list[list[int]] = []
 
     def _restore(self, state: TrainingState) -> None:
@@ -182,15 +180,10 @@ class Pretrainer:
             f"training.quarantine_share = {self.experiment.training.quarantine_share:g}; the first: {uri}: {reason}"
         )
 
-    def report(self, save: bool, fatal: str = "") -> None:
-        """Tell the driver the steps since the last report; rank 0 also brings a checkpoint when `save`."""
-        metrics = {"steps": self.records, "fatal": fatal}
-        self.records = []
-        if not save or ray.train.get_context().get_world_rank() != 0:
-            ray.train.report(metrics)
-            return
+    def state(self) -> TrainingState:
+        """What a checkpoint must hold to continue from here."""
         tensors = {"model": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
-        report_checkpoint(metrics, TrainingState(self.step, self.ledger, tensors))
+        return TrainingState(self.step, self.ledger, tensors)
 
 
 def pretrain_worker(settings: dict[str, Any]) -> None:
@@ -208,16 +201,17 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
         done = time.perf_counter()
         figures["examples_per_second"] = figures["pairs"] / (done - asked)
         figures["waiting_share"] = (arrived - asked) / (done - asked)
-        worker.records.append(figures)
+        worker.reporter.add(figures)
         asked = done
         save = worker.step % every == 0
         if save or worker.step % LOG_EVERY_STEPS == 0:
             fatal = worker.must_stop()
-            worker.report(save, fatal)
+            worker.reporter.send(worker.state() if save else None, fatal)
             if fatal:
                 return
     fatal = worker.must_stop()
-    worker.report(save=not fatal and worker.step % every != 0, fatal=fatal)
+    save = not fatal and worker.step % every != 0
+    worker.reporter.send(worker.state() if save else None, fatal)
 
 
 def encoder_of(experiment: Experiment, state: TrainingState | None) -> Encoder:
@@ -249,21 +243,14 @@ def pretrain(
         stage: name of the stage in metrics and checkpoints.
         store: where separated clips are kept; none separates every row live.
     """
-    rows = schedule_of(experiment, len(manifest.clips)).rows
-    newest = newest_sound(run_dir / "checkpoints" / stage)
-    if newest is None or read_ledger(newest).remaining():
-        fit(
-            pretrain_worker,
-            {"experiment": experiment.model_dump(mode="json"), "clips": len(manifest.clips)},
-            lambda ledger: view_stream(experiment, manifest, checkpoints, ledger, store, Strikes(run_dir / "strikes")),
-            rows,
-            run_dir,
-            stage,
-            experiment.resources,
-            checkpoints_kept=experiment.training.checkpoints_kept,
-            ordered=experiment.training.ordered,
-        )
-        newest = newest_sound(run_dir / "checkpoints" / stage)
-    if newest is None:
-        raise SepsceneError(f"{run_dir}/checkpoints/{stage} holds no sound checkpoint after training")
-    return newest
+    return fit(
+        pretrain_worker,
+        {"experiment": experiment.model_dump(mode="json"), "clips": len(manifest.clips)},
+        lambda ledger: view_stream(experiment, manifest, checkpoints, ledger, store, Strikes(run_dir / "strikes")),
+        schedule_of(experiment, len(manifest.clips)).rows,
+        run_dir,
+        stage,
+        experiment.resources,
+        checkpoints_kept=experiment.training.checkpoints_kept,
+        ordered=experiment.training.ordered,
+    )

@@ -4,6 +4,7 @@
 these files alone, so that they can be made again at any time, on another machine, without Ray.
 """
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Literal
@@ -120,18 +121,19 @@ class RunResults(Config):
 def read_metrics(run_dir: Path) -> list[dict[str, float | str]]:
     """The step metrics of a run, in the order in which they were written.
 
-    Each is {"stage": str, "step": int, "seconds": float, <metric>: float, ...}. A torn last line, as a killed
-    run leaves it, ends the list.
+    Each is {"stage": str, "step": int, "seconds": float, <metric>: float, ...}. A torn line, as a killed run or a full
+    disk leaves it, is passed over.
     """
     path = run_dir / "metrics.jsonl"
-    records: list[dict[str, float | str]] = []
-    if not path.exists():
-        return records
-    for line in path.read_text().splitlines():
-        try:
+    return parse_metrics(path.read_bytes()) if path.exists() else []
+
+
+def parse_metrics(lines: bytes) -> list[dict[str, float | str]]:
+    """The records of whole lines of a metrics file; torn ones are passed over."""
+    records = []
+    for line in lines.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return records
 
 

@@ -26,7 +26,7 @@ from orchestration.checkpoints import (
 from orchestration.config import Experiment
 from orchestration.ledger import Ledger
 from orchestration.stream import segment_stream
-from orchestration.trainer import fit, report_checkpoint
+from orchestration.trainer import Reporter, fit
 from tasks.gather import gather_ids, sum_over_workers
 from tasks.manifests import Manifest
 from tasks.mixit import mixit_loss
@@ -85,7 +85,7 @@ class SeparatorTrainer:
             self.optimizer.load_state_dict(state.tensors["optimizer"])
             self.step, self.ledger = state.step, state.ledger
         self.model = ray.train.torch.prepare_model(self.separator)
-        self.records: list[dict[str, float]] = []
+        self.reporter = Reporter()
         self.is_first = ray.train.get_context().get_world_rank() == 0
         self.keep_on_ladder({})
 
@@ -123,15 +123,10 @@ class SeparatorTrainer:
         self.optimizer.step()
         return float(sum_over_workers(loss)) / ray.train.get_context().get_world_size()
 
-    def report(self, save: bool) -> None:
-        """Tell the driver the steps since the last report; rank 0 also brings a checkpoint when `save`."""
-        metrics = {"steps": self.records}
-        self.records = []
-        if not (save and self.is_first):
-            ray.train.report(metrics)
-            return
+    def state(self) -> TrainingState:
+        """What a checkpoint must hold to continue from here."""
         tensors = {"model": self.separator.state_dict(), "optimizer": self.optimizer.state_dict()}
-        report_checkpoint(metrics, TrainingState(self.step, self.ledger, tensors))
+        return TrainingState(self.step, self.ledger, tensors)
 
 
 def separator_worker(settings: dict[str, Any]) -> None:
@@ -146,12 +141,13 @@ def separator_worker(settings: dict[str, Any]) -> None:
         figures = worker.consume(batch)
         now = time.perf_counter()
         figures["mixtures_per_second"] = experiment.separator.batch_mixtures / (now - asked)
-        worker.records.append(figures)
+        worker.reporter.add(figures)
         asked = now
         save = worker.step % experiment.training.checkpoint_every_steps == 0
         if save or worker.step % LOG_EVERY_STEPS == 0:
-            worker.report(save)
-    worker.report(save=worker.step % experiment.training.checkpoint_every_steps != 0)
+            worker.reporter.send(worker.state() if save else None)
+    save = worker.step % experiment.training.checkpoint_every_steps != 0
+    worker.reporter.send(worker.state() if save else None)
 
 
 def train_separator(experiment: Experiment, manifest: Manifest, run_dir: Path) -> dict[str, str]:

@@ -30,6 +30,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from models import load_encoder
+from orchestration.results import parse_metrics
 
 logger = logging.getLogger("sepscene")
 for _name in ("mlflow", "alembic"):
@@ -108,7 +109,7 @@ class Tracker:
                 data = file.read()
             whole = data[: data.rfind(b"\n") + 1]
             try:
-                self._send_metrics([json.loads(line) for line in whole.splitlines()])
+                self._send_metrics(parse_metrics(whole))
             except Exception as error:  # whatever the client raises, training must go on
                 self._note_down(error)
                 return
@@ -258,8 +259,8 @@ def following(run_dir: Path, tracker: Tracker, show: Callable[[dict[str, Any]], 
                 data = file.read()
             whole = data[: data.rfind(b"\n") + 1]
             position += len(whole)
-            for line in whole.splitlines():
-                show(json.loads(line))
+            for record in parse_metrics(whole):
+                show(record)
         tracker.mirror_metrics()
 
     def follow() -> None:
