@@ -56,6 +56,24 @@ class ServiceSettings(Config):
         return f"{self.audio.model_dump_json()}@{offset_seconds:g}"
 
 
+def open_separator(name: str, folder: str, audio: AudioFormat) -> nn.Module:
+    """Load a processor's checkpoint.
+
+    Raises:
+        SepsceneError: names the processor whose checkpoint is missing, damaged, or of another sample rate.
+    """
+    try:
+        separator = load_separator(folder)
+    except SepsceneError as error:
+        raise SepsceneError(f"processor {name}: {error}") from error
+    if separator.sample_rate != audio.sample_rate:
+        raise SepsceneError(
+            f"processor {name} ({folder}) works at {separator.sample_rate} Hz but audio.sample_rate is "
+            f"{audio.sample_rate} Hz; set audio.sample_rate to {separator.sample_rate} or choose another separator"
+        )
+    return separator
+
+
 class ClipReader:
     """Decodes the clips of a block, or makes their views from the store."""
 
@@ -168,13 +186,7 @@ class SeparationService:
             store.close()
 
     def _load(self, name: str, precision: Literal["float32", "bfloat16"]) -> nn.Module:
-        folder, rate = self.settings.checkpoints[name], self.settings.audio.sample_rate
-        separator = load_separator(folder)
-        if separator.sample_rate != rate:
-            raise SepsceneError(
-                f"processor {name} ({folder}) works at {separator.sample_rate} Hz but audio.sample_rate is {rate} Hz; "
-                f"set audio.sample_rate to {separator.sample_rate} or choose another separator"
-            )
+        separator = open_separator(name, self.settings.checkpoints[name], self.settings.audio)
         return fast_separator(separator, self.device, precision)
 
     def __call__(self, columns: Columns) -> Columns:

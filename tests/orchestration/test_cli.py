@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from models.config import SepsceneError
+from models.separators import save_separator
+from models.tdcnpp import TDCNpp, TDCNppConfig
 from orchestration.cli import app
 
 COMMANDS = (
@@ -39,6 +41,7 @@ def test_every_command_explains_itself(command: str) -> None:
         (["sync", "nowhere"], "mlflow.json"),
         (["compare", "one"], "takes two runs"),
         (["evaluate", "nowhere"], "does not exist"),
+        (["pretrain", "demo", "--set", "separator.checkpoints={S2: nowhere, N: nowhere}"], "processor S2: nowhere"),
         (["embed", "nowhere", "x.wav", "--out", "x.npy"], "nowhere"),
         (["data", "audit", "nowhere", "--format", "esc50"], "nowhere"),
     ],
@@ -55,6 +58,17 @@ def test_the_process_ends_with_two_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "orchestration.cli", "pretrain", "demo", "--set", "objective.temperature=-1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "objective.temperature" in done.stderr
+
+
+def test_separators_of_another_rate_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    separator = TDCNpp(TDCNppConfig.tiny(sample_rate=8000))
+    save_separator(separator, tmp_path / "S2", {})
+    change = f"separator.checkpoints={{S2: {tmp_path / 'S2'}, N: {tmp_path / 'S2'}}}"
+    result = CliRunner().invoke(app, ["pretrain", "demo", "--storage", str(tmp_path / "runs"), "--set", change])
+    assert isinstance(result.exception, SepsceneError)
+    with pytest.raises(SepsceneError, match=r"processor S2 .* works at 8000 Hz but audio.sample_rate is 16000 Hz"):
+        raise result.exception
+    assert not (tmp_path / "runs").exists()
 
 
 def test_show_prints_what_pretrain_reads(tmp_path: Path) -> None:
