@@ -4,12 +4,13 @@ Shapes: N clips, T samples, D embedding, S channels.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy
@@ -57,15 +58,20 @@ class EmbedClips:
         return {**h, "position": columns["position"], "fault": fault_N}
 
 
-def embed_manifest(
-    bundles: Mapping[str, Path], manifest: Manifest, experiment: Experiment, progress: Callable[[int], None]
-) -> dict[str, Embeddings]:
-    """Embed every clip of a manifest with several encoders at once: each clip is decoded a single time.
+def embed_manifests(
+    bundles: Mapping[str, Path], manifests: Sequence[Manifest], experiment: Experiment, progress: Callable[[int], None]
+) -> tuple[dict[str, Embeddings], ...]:
+    """Embed every clip of some manifests with several encoders at once: each clip is decoded a single time.
 
+    One pass serves all manifests, because starting the actors takes longer than embedding a small one.
     Clips that can't be read are left out and logged with their reason.
+
+    Returns:
+        For each manifest its embeddings by the name of the encoder.
     """
     resources = experiment.resources
-    table = manifest.clips.select(["uri", "offset_seconds"]).append_column("position", [np.arange(len(manifest.clips))])
+    clips = pa.concat_tables([manifest.clips.select(["uri", "offset_seconds"]) for manifest in manifests])
+    table = clips.append_column("position", [np.arange(len(clips))])
     options: dict[str, Any] = {"num_gpus": resources.separation_gpus} if resources.separation_gpus else {}
     paths = {name: str(bundle.resolve()) for name, bundle in bundles.items()}
     rows = (
@@ -88,11 +94,18 @@ def embed_manifest(
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(columns["position"])
     readable_N = order[columns["fault"][order] == ""]
-    uris = manifest.clips["uri"].to_pylist()
+    uris = clips["uri"].to_pylist()
     for n in np.flatnonzero(columns["fault"] != ""):
         logger.warning("%s is left out of the evaluation: %s", uris[columns["position"][n]], columns["fault"][n])
-    position_N = columns["position"][readable_N]
-    return {name: Embeddings(columns[f"h:{name}"][readable_N], position_N) for name in bundles}
+    ends = np.cumsum([len(manifest.clips) for manifest in manifests])
+    parts_N = np.split(readable_N, np.searchsorted(columns["position"][readable_N], ends[:-1]))
+    return tuple(
+        {
+            name: Embeddings(columns[f"h:{name}"][rows_N], columns["position"][rows_N] - (end - len(manifest.clips)))
+            for name in bundles
+        }
+        for manifest, end, rows_N in zip(manifests, ends, parts_N, strict=True)
+    )
 
 
 @dataclass(frozen=True)

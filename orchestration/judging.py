@@ -11,7 +11,7 @@ from models.separators import read_card
 from orchestration.compare import evidence_path, save_judgement
 from orchestration.config import Experiment
 from orchestration.environment import environment
-from orchestration.evaluation import Embeddings, embed_manifest, score_separator
+from orchestration.evaluation import Embeddings, embed_manifests, score_separator
 from orchestration.ledger import Ledger
 from orchestration.listening import listening_page
 from orchestration.report import write_report
@@ -54,8 +54,7 @@ def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str])
         bundles["untrained"] = run.untrained()
     clips = len(train.clips) + len(test.clips)
     with run.stage(STAGE, "evaluate", clips + len(bundles) + len(ladder)):
-        train_h = embed_manifest(bundles, train, experiment, run.advance)
-        test_h = embed_manifest(bundles, test, experiment, lambda done: run.advance(len(train.clips) + done))
+        train_h, test_h = embed_manifests(bundles, (train, test), experiment, run.advance)
         encoders = []
         for name in bundles:
             encoders.append(judge_encoder(name, train_h[name], test_h[name], train, test, experiment, run.folder))

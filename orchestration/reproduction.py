@@ -9,7 +9,8 @@ from rich.console import Console
 
 from models.config import SepsceneError
 from orchestration.environment import environment
-from orchestration.experiments import EXPERIMENTS, Scale, named_experiment
+from orchestration.experiments import EXPERIMENTS, SCALES, Scale, named_experiment
+from orchestration.paper_tables import TWINS
 from orchestration.reproduction_report import write_reproduction_report
 from orchestration.results import ReproducedRun, ReproductionResults
 from orchestration.trials import Outcome, Trial, run_trials, share
@@ -30,6 +31,8 @@ def reproduce(
 ) -> ReproductionResults:
     """Run the rows of the paper's tables that are this framework's, or go on with it, and write the report.
 
+    A folder may take further rows, tables and seeds later: whatever it holds finished is not run again.
+
     Args:
         tables: "table2", "table4", "table5".
         rows: only these rows; none runs all.
@@ -43,15 +46,8 @@ def reproduce(
     Raises:
         SepsceneError: for an unknown table or row, or a change that the configuration refuses.
     """
-    unknown = [table for table in tables if table not in PAPER_TABLES]
-    if unknown:
-        raise SepsceneError(f"there is no {', '.join(unknown)}; choose from {', '.join(PAPER_TABLES)}")
-    names = [row.name for table in tables for row in PAPER_TABLES[table] if row.name in EXPERIMENTS]
-    wrong = [row for row in rows or [] if row not in names]
-    if wrong:
-        raise SepsceneError(f"no row {', '.join(wrong)} in {', '.join(tables)}; choose from {', '.join(names)}")
-    experiments = [named_experiment(name, scale).changed({**changes}) for name in (rows or names)]
-    base = experiments[0].model_copy(update={"name": "reproduction", "table_row": None})
+    experiments = [named_experiment(name, scale).changed(changes) for name in planned_rows(tables, rows)]
+    base = SCALES[scale]().changed({**changes, "name": "reproduction"})
     processors = {p for e in experiments if e.views.pair != "mix-mix" for p in e.views.combination}
     shared = share(base, processors, folder, tracking_uri, console)
     parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation")}
@@ -78,6 +74,23 @@ def reproduce(
         return results
 
     return write(run_trials(trials, folder, tracking_uri, console, write))
+
+
+def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
+    """The experiments of the tables' rows; one that two of the tables share is run once, under its first name.
+
+    Raises:
+        SepsceneError: for an unknown table or row.
+    """
+    unknown = [table for table in tables if table not in PAPER_TABLES]
+    if unknown:
+        raise SepsceneError(f"there is no {', '.join(unknown)}; choose from {', '.join(PAPER_TABLES)}")
+    names = [row.name for table in tables for row in PAPER_TABLES[table] if row.name in EXPERIMENTS]
+    wrong = [row for row in rows or [] if row not in names]
+    if wrong:
+        raise SepsceneError(f"no row {', '.join(wrong)} in {', '.join(tables)}; choose from {', '.join(names)}")
+    wanted = rows or names
+    return [name for n, name in enumerate(wanted) if TWINS.get(name) not in wanted[:n]]
 
 
 def _reproduced(outcome: Outcome) -> ReproducedRun:

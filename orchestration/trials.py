@@ -6,6 +6,7 @@ continues from its own newest checkpoint. Data, separator and SeparatedStore are
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ def share(base: Experiment, processors: Iterable[str], folder: Path, tracking_ur
     train, _ = run.manifests()
     ladder = run.ladder(train) if set(processors) else {}
     run.tracker.finish("")
+    # Trials run in processes of their own, perhaps on other hosts, whose working folder is another one.
     root = base.data.root or str(folder / "shared" / "scenes")
+    root = root if "://" in root else str(Path(root).resolve())
     return base.model_copy(
         update={
             "data": base.data.model_copy(update={"root": root}),
@@ -139,6 +142,7 @@ def _tuner(
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, folder=str(folder), tracking_uri=uri), {"CPU": DRIVER_CPUS}
     )
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of a configuration mean the driver's folder
     space = [{"name": t.name, "experiment": t.experiment.model_dump(mode="json")} for t in waiting]
     return ray.tune.Tuner(
         trainable,
@@ -158,6 +162,7 @@ def run_trial(config: dict[str, Any], folder: str, tracking_uri: str) -> None:
     experiment = Experiment.model_validate(config["trial"]["experiment"])
     run_dir = Path(folder) / "trials" / name
     configure_data(experiment.training.ordered)
+    (run_dir / "failure").unlink(missing_ok=True)
     run = Run.open(run_dir, experiment, tracking_uri, Console(quiet=True), resume=True)
     try:
         train, test = run.manifests()
