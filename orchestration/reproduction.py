@@ -12,7 +12,7 @@ from orchestration.environment import environment
 from orchestration.experiments import EXPERIMENTS, SCALES, Scale, named_experiment
 from orchestration.paper_tables import TWINS
 from orchestration.reproduction_report import write_reproduction_report
-from orchestration.results import ReproducedRun, ReproductionResults
+from orchestration.results import ReproducedRun, ReproductionResults, RunResults
 from orchestration.trials import Outcome, Trial, run_trials, share
 from tasks.claims import PAPER_TABLES
 
@@ -65,7 +65,8 @@ def reproduce(
             started=started,
             seconds=time.monotonic() - clock,
             differs=_differences(found),
-            runs=tuple(_reproduced(outcome) for outcome in found if outcome.results),
+            runs=_reproduced(folder),
+            failed={outcome.trial.name: outcome.reason for outcome in found if outcome.reason},
             environment=environment(),
             data=next((o.results.data for o in found if o.results), {}),
         )
@@ -93,13 +94,17 @@ def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
     return [name for n, name in enumerate(wanted) if TWINS.get(name) not in wanted[:n]]
 
 
-def _reproduced(outcome: Outcome) -> ReproducedRun:
-    assert outcome.results is not None
-    return ReproducedRun(
-        row=str(outcome.trial.settings["row"]),
-        seed=outcome.trial.seed,
-        figure=outcome.results.encoders[0].figures["shallow_map"],
-        run_dir=f"trials/{outcome.trial.name}",
+def _reproduced(folder: Path) -> tuple[ReproducedRun, ...]:
+    """Every finished run of the folder, those of earlier commands included."""
+    found = [RunResults.load(path.parent) for path in sorted(folder.glob("trials/*/results.json"))]
+    return tuple(
+        ReproducedRun(
+            row=results.table_row or results.experiment,
+            seed=results.seed,
+            figure=results.encoders[0].figures["shallow_map"],
+            run_dir=f"trials/{results.run_id}",
+        )
+        for results in found
     )
 
 

@@ -215,6 +215,7 @@ class ReproductionResults(Config):
     seconds: float
     differs: tuple[str, ...] = Field((), description="how all runs differ from the paper: data, steps, batch")
     runs: tuple[ReproducedRun, ...] = ()
+    failed: dict[str, str] = Field(default_factory=dict, description="trial -> why it failed")
     environment: dict[str, str] = Field(default_factory=dict)
     data: dict[str, str] = Field(default_factory=dict)
 
