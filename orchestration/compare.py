@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from models.config import SepsceneError
 from orchestration.results import RunResults
-from tasks.judge import Evidence, Judgement, JudgeSettings, measure
+from tasks.judge import Evidence, Judgement, measure
+from tasks.judge_settings import JudgeSettings
 from tasks.statistics import Interval, PairedTest, paired_bootstrap, paired_t, t_interval
 
 

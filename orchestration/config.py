@@ -20,7 +20,7 @@ from models.cnn14 import Cnn14Config
 from models.config import Config, SepsceneError
 from models.frontend import FrontEndConfig
 from models.tdcnpp import TDCNppConfig
-from tasks.judge import JudgeSettings
+from tasks.judge_settings import JudgeSettings
 
 
 class Data(Config):

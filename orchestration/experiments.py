@@ -30,7 +30,7 @@ from orchestration.config import (
     Store,
     Training,
 )
-from tasks.judge import JudgeSettings
+from tasks.judge_settings import JudgeSettings
 
 Scale = Literal["tiny", "small", "paper"]
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from models.config import Config
+from tasks.judge_settings import JudgeSettings
 from tasks.metrics import (
     Bools,
     EvaluationError,
@@ -31,17 +30,6 @@ from tasks.resampling import mean_where_defined, resample, resampled_retrieval, 
 from tasks.retrieval import query_by_example
 from tasks.shallow import shallow_classification
 from tasks.statistics import Interval, bootstrap_interval
-
-
-class JudgeSettings(Config):
-    """How an encoder is judged. Runs that are compared must share these."""
-
-    shallow_hidden: int = Field(default=512, ge=1, description="hidden units of the perceptron [open; ours]")
-    shallow_epochs: int = Field(default=100, ge=1, description="most epochs of the perceptron [open; ours]")
-    qbe_clips: int = Field(default=100, ge=2, description="positive and negative clips a class (paper)")
-    neighbours: int = Field(default=20, ge=1, description="of the nearest-neighbour probe [ours]")
-    bootstrap: int = Field(default=1000, ge=0, description="resamples for the interval over clips; 0: none")
-    seed: int = Field(default=0, ge=0, description="of the perceptron, the choice of clips, the resamples")
 
 
 @dataclass(frozen=True, eq=False)

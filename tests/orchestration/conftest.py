@@ -13,7 +13,7 @@ from models.cnn14 import Cnn14Config
 from models.separators import save_separator
 from models.tdcnpp import TDCNpp, TDCNppConfig
 from orchestration.config import Evaluation, Experiment, Ladder, Objective, Resources, Separator, Training
-from tasks.judge import JudgeSettings
+from tasks.judge_settings import JudgeSettings
 from tasks.manifests import Manifest, read_manifest
 
 

@@ -16,7 +16,8 @@ from orchestration.compare import (
     save_judgement,
 )
 from orchestration.results import EncoderResult, Figure, RunResults
-from tasks.judge import Evidence, Judgement, JudgeSettings, measure
+from tasks.judge import Evidence, Judgement, measure
+from tasks.judge_settings import JudgeSettings
 
 CLASSES = ("bird", "car", "door")
 

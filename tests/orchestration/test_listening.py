@@ -13,7 +13,8 @@ from models.tdcnpp import TDCNpp, TDCNppConfig
 from orchestration import listening
 from orchestration.compare import evidence_path, save_judgement
 from orchestration.results import ProcessorResult
-from tasks.judge import JudgeSettings, judge
+from tasks.judge import judge
+from tasks.judge_settings import JudgeSettings
 from tasks.manifests import Manifest, read_manifest
 from tests.orchestration.test_listen import sounds
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.judge import Judgement, JudgeSettings, cross_validate, judge, measure
+from tasks.judge import Judgement, cross_validate, judge, measure
+from tasks.judge_settings import JudgeSettings
 from tasks.metrics import EvaluationError, mean_average_precision
 from tasks.retrieval import query_by_example
 
