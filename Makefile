@@ -28,16 +28,17 @@ demo: setup
 	$(BIN)/sepscene demo
 
 test: setup lint
-	RAY_worker_niceness=0 $(BIN)/python -m pytest -m "not hosts"
+	RAY_worker_niceness=0 $(BIN)/python -m pytest -m "not hosts and not faults_long"
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow and not hosts"
+	$(BIN)/python -m pytest -m "not slow and not hosts and not faults_long"
 
 test-hosts: setup
 	$(BIN)/python -m pytest -m hosts
 
 test-faults: setup
-	$(BIN)/python -m pytest tests/orchestration/test_faults.py
+	RAY_worker_niceness=0 $(BIN)/python -m pytest tests/orchestration/test_faults*.py
+	$(BIN)/python -m tests.orchestration.faults
 
 lint: setup
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ Who finds the marker of an earlier try goes through the block clip by clip, with
 two markers of its own is not touched a third time. The markers are files in a folder that all processes share.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ class Strikes:
             rows = [self._guard_row(stage, process, _rows(block, n)) for n in range(len(block["row"]))]
             done = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         else:
-            marker.touch()
+            _leave(marker)
             done = process(block)
         marker.unlink(missing_ok=True)
         return done
@@ -49,10 +50,15 @@ class Strikes:
         if free is None:
             row = row | {"fault": np.array([f"killed its {stage} process {MOST_STRIKES} times"], object)}
             return process(row)
-        free.touch()
+        _leave(free)
         done = process(row)
         free.unlink(missing_ok=True)
         return done
+
+
+def _leave(marker: Path) -> None:
+    with contextlib.suppress(OSError):  # a disk that is full must not end what it only watches over
+        marker.touch()
 
 
 def _rows(block: Columns, n: int) -> Columns:

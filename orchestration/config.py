@@ -71,6 +71,10 @@ class Separator(Config):
         default_factory=dict,
         description="ready separators by processor name -> folder; nothing is trained then",
     )
+    objective: Literal["mixit", "supervised"] = Field(
+        "mixit",
+        description="supervised: with the isolated sources of synthetic scenes, the bound to compare MixIT with",
+    )
     batch_mixtures: int = Field(16, ge=1, description="mixtures of mixtures a step, over all workers [open; ours]")
     segment_seconds: float = Field(10.0, gt=0, description="training segment of each clip [open; ours]")
     learning_rate: float = Field(1e-3, gt=0, description="Adam (paper 1e-3, released recipe 1e-4)")
@@ -118,6 +122,9 @@ class Resources(Config):
     """What a run asks of the cluster. Trainers + separation actors + readers must fit before anything starts."""
 
     trainers: int = Field(2, ge=1)
+    trainers_min: int | None = Field(
+        None, ge=1, description="go on with as few trainers when nodes are lost; none means never with fewer"
+    )
     trainer_cpus: float = Field(1, gt=0)
     trainer_gpus: float = Field(0, ge=0, description="GPUs of one trainer")
     separation_actors: int = Field(1, ge=1)
@@ -131,6 +138,25 @@ class Resources(Config):
     separation_labels: dict[str, str] = Field(default_factory=dict, description='e.g. {"pool": "separators"}')
     trainer_accelerator: str | None = Field(None, description='accelerator type, e.g. "H100"')
     separation_accelerator: str | None = Field(None, description='accelerator type, e.g. "L4"')
+
+    @property
+    def trainer_counts(self) -> range:
+        """How many trainers a worker group may have, from the fewest to the most."""
+        return range(self.trainers_min or self.trainers, self.trainers + 1)
+
+    @model_validator(mode="after")
+    def _elastic_trainers_have_their_own(self) -> "Resources":
+        if self.trainers_min is None:
+            return self
+        if self.trainers_min > self.trainers:
+            raise ValueError(f"resources.trainers_min {self.trainers_min} is more than .trainers {self.trainers}")
+        if not self.trainer_labels and not self.trainer_gpus:
+            raise ValueError(
+                "resources.trainers_min needs nodes that only trainers use: else, when a node is lost, they take the "
+                "CPUs of the separation actors, and the run waits for ever; set resources.trainer_labels or "
+                "resources.trainer_gpus"
+            )
+        return self
 
 
 class Store(Config):
@@ -177,18 +203,31 @@ class Experiment(Config):
             )
         if self.views.patch_seconds > self.audio.clip_seconds:
             raise ValueError("views.patch_seconds is longer than audio.clip_seconds: a view is a crop of the clip")
-        per_step = self.resources.trainers * self.training.service_rows
+        if self.separator.objective == "supervised" and (
+            self.data.format != "scenes" or self.audio.sample_rate != 16_000
+        ):
+            raise ValueError(
+                "separator.objective supervised needs isolated sources, which only synthetic scenes at 16000 Hz have: "
+                "set data.format to scenes, or separator.objective to mixit"
+            )
+        for trainers in self.resources.trainer_counts:
+            self._divides(trainers)
+        return self
+
+    def _divides(self, trainers: int) -> None:
+        """Every step has the same rows whatever the number of trainers: each takes an equal part in whole blocks."""
+        elastic = " (resources.trainers_min allows that many)" if trainers < self.resources.trainers else ""
+        per_step = trainers * self.training.service_rows
         if self.training.global_batch % per_step:
             raise ValueError(
                 f"training.global_batch {self.training.global_batch} is not a multiple of resources.trainers x "
-                f"training.service_rows = {per_step}; change one of the three"
+                f"training.service_rows = {per_step}{elastic}; change one of the three"
             )
-        if self.separator.batch_mixtures % self.resources.trainers:
+        if self.separator.batch_mixtures % trainers:
             raise ValueError(
                 f"separator.batch_mixtures {self.separator.batch_mixtures} is not a multiple of resources.trainers "
-                f"{self.resources.trainers}; change one of them"
+                f"{trainers}{elastic}; change one of them"
             )
-        return self
 
     def digest(self) -> str:
         """SHA-256 of the configuration, short: equal digests mean equal experiments."""

@@ -20,7 +20,7 @@ from models import load_encoder, load_separator
 from orchestration.config import Experiment
 from orchestration.stream import finite_retries
 from tasks.manifests import Manifest
-from tasks.mixit import mixit_loss, mixture_improvement
+from tasks.separation_scores import SeparatorScores, score_separation
 
 logger = logging.getLogger("sepscene")
 
@@ -108,29 +108,7 @@ def embed_manifests(
     )
 
 
-@dataclass(frozen=True)
-class SeparatorScores:
-    """How a checkpoint of the ladder does on held-out mixtures of mixtures."""
-
-    improvement_db: np.ndarray
-    """SI-SDR improvement of the remixed references (MoMi), one for each mixture."""
-    loss: np.ndarray
-
-
 def score_separator(folder: str, manifest: Manifest, audio: AudioFormat, mixtures: int) -> SeparatorScores:
-    """Separate mixtures of neighbouring held-out clips and remix them; labels and sources are not needed."""
-    separator = load_separator(folder)
-    uris = manifest.clips["uri"].to_pylist()
-    offsets = manifest.clips["offset_seconds"].to_pylist()
-    improvement, loss = [], []
-    for first in range(0, min(2 * mixtures, len(uris) - 1), 2):
-        try:
-            pair = [read_clip(uris[n], audio, offsets[n]) for n in (first, first + 1)]
-        except ClipError:
-            continue  # the test split's own evaluation names it
-        reference_BRT = torch.from_numpy(np.stack(pair))[None]
-        with torch.inference_mode():
-            estimate_BST = separator(reference_BRT.sum(dim=1))
-            improvement.append(float(mixture_improvement(reference_BRT, estimate_BST)))
-            loss.append(float(mixit_loss(reference_BRT, estimate_BST).loss))
-    return SeparatorScores(np.array(improvement), np.array(loss))
+    """The scores of a separator's folder on a manifest's clips."""
+    clips = list(zip(manifest.clips["uri"].to_pylist(), manifest.clips["offset_seconds"].to_pylist(), strict=True))
+    return score_separation(load_separator(folder), clips, audio, mixtures)

@@ -5,6 +5,7 @@ whatever it missed can be sent later.
 """
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -14,23 +15,39 @@ import ray.train
 
 from orchestration.results import read_metrics
 
+logger = logging.getLogger("sepscene")
+
 
 class MetricsFile(ray.train.UserCallback):
-    """Appends the steps that rank 0 reports to the run's metrics file."""
+    """Appends the steps that rank 0 reports to the run's metrics file; what a full disk refuses waits in memory."""
 
     def __init__(self, path: Path, stage: str) -> None:
         self.path, self.stage = path, stage
+        self.waiting: list[dict[str, Any]] = []
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called by Ray Train when all workers have reported."""
-        append_metrics(self.path, self.stage, metrics[0].get("steps", []))
+        self._append(metrics[0].get("steps", []))
         if metrics[0].get("fatal"):
-            fatal_path(self.path.parent, self.stage).write_text(metrics[0]["fatal"])
+            try:
+                fatal_path(self.path.parent, self.stage).write_text(metrics[0]["fatal"])
+            except OSError:
+                raise RuntimeError(metrics[0]["fatal"]) from None  # ends the stage as well, with this text
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train when workers failed; the next group continues from the newest checkpoint."""
         reason = "; ".join(f"worker {rank}: {type(error).__name__}" for rank, error in worker_exceptions.items())
-        append_metrics(self.path, self.stage, [{"event": f"worker group failed ({reason}), restarting"}])
+        self._append([{"event": f"worker group failed ({reason}), restarting"}])
+
+    def _append(self, records: list[dict[str, Any]]) -> None:
+        now = time.time()
+        self.waiting += [{"seconds": now, **record} for record in records]
+        try:
+            append_metrics(self.path, self.stage, self.waiting)
+        except OSError as error:  # an exception here would end the stage for good
+            logger.warning("%s cannot be written (%s); training goes on", self.path, error)
+        else:
+            self.waiting = []
 
 
 def fatal_path(run_dir: Path, stage: str) -> Path:
@@ -45,10 +62,21 @@ def recover_metrics(path: Path, stage: str, records: list[dict[str, float]]) -> 
 
 
 def append_metrics(path: Path, stage: str, records: list[dict[str, Any]]) -> None:
-    """Append records to a metrics file, each with its stage and the time of day in seconds."""
+    """Append records to a metrics file, each with its stage and the time of day in seconds.
+
+    Raises:
+        OSError: when the disk refuses; then the file is as it was.
+    """
     now = time.time()
     lines = [json.dumps({"stage": stage, "seconds": now, **record}) + "\n" for record in records]
-    with path.open("a+b") as file:
-        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-            file.write(b"\n")  # a line torn by a full disk: it alone is lost
-        file.write("".join(lines).encode())
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            lines.insert(0, "\n")  # a line torn by a killed process: it alone is lost
+        content = memoryview("".join(lines).encode())
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(size)
+            raise

@@ -65,7 +65,7 @@ class Demand:
 
 
 def demands(resources: Resources, pair: str, driver_cpus: float = 0.0) -> list[Demand]:
-    """Everything one trial asks for, one entry a bundle.
+    """Everything one trial asks for, one entry a bundle. Of trainers it counts the fewest that it goes on with.
 
     Args:
         pair: kind of the positive pair. "mix-mix" separates nothing, but its views are cropped by the same
@@ -81,7 +81,7 @@ def demands(resources: Resources, pair: str, driver_cpus: float = 0.0) -> list[D
         resources.trainer_gpus,
         resources.trainer_labels,
         resources.trainer_accelerator,
-        "resources.trainers, .trainer_cpus, .trainer_gpus, .trainer_labels, .trainer_accelerator",
+        "resources.trainers, .trainers_min, .trainer_cpus, .trainer_gpus, .trainer_labels, .trainer_accelerator",
     )
     actor = Demand(
         "separation actor",
@@ -101,7 +101,7 @@ def demands(resources: Resources, pair: str, driver_cpus: float = 0.0) -> list[D
     own = Demand("data task", max(DATA_TASK_CPUS, resources.reader_cpus), knobs="the others: this is Ray Data's own")
     driver = [Demand("trial driver", driver_cpus, knobs="the CPUs of the trial's driver")] if driver_cpus else []
     return (
-        [trainer] * resources.trainers
+        [trainer] * resources.trainer_counts[0]
         + [actor] * resources.separation_actors
         + [reader] * resources.readers
         + [own]

@@ -106,7 +106,6 @@ class Pretrainer:
             self._restore(read_checkpoint(checkpoint))
         self.model = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs={"broadcast_buffers": False})
         self.faults: dict[str, str] = {}
-        self.reporter = Reporter()
         self.bad_rows: list[list[int]] = []
 
     def _restore(self, state: TrainingState) -> None:
@@ -194,6 +193,7 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
     shard = ray.train.get_dataset_shard("views")
     batches = iter(shard.iter_batches(batch_size=local_rows, batch_format="numpy", prefetch_batches=2))
     every = experiment.training.checkpoint_every_steps
+    reporter = Reporter(settings)
     asked = time.perf_counter()
     while (batch := next(batches, None)) is not None:
         arrived = time.perf_counter()
@@ -201,17 +201,18 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
         done = time.perf_counter()
         figures["examples_per_second"] = figures["pairs"] / (done - asked)
         figures["waiting_share"] = (arrived - asked) / (done - asked)
-        worker.reporter.add(figures)
+        reporter.add(figures)
         asked = done
         save = worker.step % every == 0
         if save or worker.step % LOG_EVERY_STEPS == 0:
             fatal = worker.must_stop()
-            worker.reporter.send(worker.state() if save else None, fatal)
+            save = reporter.checkpoint_wanted() or save
+            reporter.send(worker.state() if save else None, fatal)
             if fatal:
                 return
     fatal = worker.must_stop()
     save = not fatal and worker.step % every != 0
-    worker.reporter.send(worker.state() if save else None, fatal)
+    reporter.finish(worker.state() if save else None, fatal)
 
 
 def encoder_of(experiment: Experiment, state: TrainingState | None) -> Encoder:

@@ -33,7 +33,7 @@ from tasks.manifests import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")
 
-_TERMS = {"loss": "loss", "mixit_loss": "loss", "waiting_share": "waiting"}
+_TERMS = {"loss": "loss", "mixit_loss": "loss", "supervised_loss": "loss", "waiting_share": "waiting"}
 
 
 class Run:
@@ -158,7 +158,9 @@ class Run:
         with self.stage("scenes", "generate sound scenes", sum(splits.values())):
             done = 0
             for split, count in splits.items():
-                write_scenes(root, count, self.experiment.seed, split, progress=partial(self._advance_from, done))
+                known = split == "test" or self.experiment.separator.objective == "supervised"
+                progress = partial(self._advance_from, done)
+                write_scenes(root, count, self.experiment.seed, split, with_sources=known, progress=progress)
                 done += count
                 (root / f"{split}.done").touch()
 
@@ -171,7 +173,7 @@ class Run:
             return {}
         steps = separator_steps(experiment)
         with self.stage(SEPARATOR, "train separator", steps, counts="step"):
-            return train_separator(experiment, train, self.folder)
+            return train_separator(experiment, train, self.folder, held_out=self.manifests()[1])
 
     def store_uri(self) -> str:
         """Where the SeparatedStore of this run lies: beside the run, for all runs of its storage."""

@@ -1,6 +1,9 @@
-"""MixIT training of the separator with Ray Train, and its ladder of checkpoints.
+"""Training of the separator with Ray Train, by MixIT or supervised, and its ladder of checkpoints.
 
-Shapes: B mixtures of mixtures of this worker, T samples of a segment, S channels.
+Every rung of the ladder is scored on held-out clips before it is kept, and its card tells the figures.
+
+Shapes: N rows and B mixtures of mixtures of this worker, R = 2 references, K sources, T samples of a segment,
+S channels.
 """
 
 import json
@@ -29,7 +32,8 @@ from orchestration.stream import segment_stream
 from orchestration.trainer import Reporter, fit
 from tasks.gather import gather_ids, sum_over_workers
 from tasks.manifests import Manifest
-from tasks.mixit import mixit_loss
+from tasks.mixit import mixit_loss, supervised_loss
+from tasks.separation_scores import score_separation
 
 STAGE = "separator"
 LOG_EVERY_STEPS = 5
@@ -72,56 +76,85 @@ def add_to_ladder(run_dir: Path, name: str, step: int, separator: TDCNpp, metada
 class SeparatorTrainer:
     """One worker of the separator's training."""
 
-    def __init__(self, experiment: Experiment, run_dir: Path, rows: int, checkpoint: Path | None) -> None:
-        self.experiment, self.run_dir = experiment, run_dir
+    def __init__(self, experiment: Experiment, settings: dict[str, Any], checkpoint: Path | None) -> None:
+        self.experiment, self.run_dir = experiment, Path(settings["run_dir"])
+        self.held_out: list[tuple[str, float]] = [(uri, offset) for uri, offset in settings["held_out"]]
+        self.supervised = experiment.separator.objective == "supervised"
         self.device = ray.train.torch.get_device()
         torch.manual_seed(experiment.seed)
         self.separator = TDCNpp(experiment.separator.network).to(self.device)
         self.optimizer = torch.optim.Adam(self.separator.parameters(), lr=experiment.separator.learning_rate)
-        self.step, self.ledger = 0, Ledger(rows)
+        self.step, self.ledger = 0, Ledger(settings["rows"])
         if checkpoint is not None:
             state = read_checkpoint(checkpoint)
             self.separator.load_state_dict(state.tensors["model"])
             self.optimizer.load_state_dict(state.tensors["optimizer"])
             self.step, self.ledger = state.step, state.ledger
         self.model = ray.train.torch.prepare_model(self.separator)
-        self.reporter = Reporter()
         self.is_first = ray.train.get_context().get_world_rank() == 0
         self.keep_on_ladder({})
 
     def keep_on_ladder(self, metadata: dict[str, Any]) -> None:
-        """Keep the weights if the ladder has a rung at this step."""
+        """Score and keep the weights if the ladder has a rung at this step."""
         for name, step in self.experiment.separator.ladder.steps.items():
             if self.is_first and step == self.step and name not in read_ladder(self.run_dir):
-                add_to_ladder(self.run_dir, name, step, self.separator, metadata)
+                scores = score_rung(self.separator, self.held_out, self.experiment)
+                add_to_ladder(self.run_dir, name, step, self.separator, metadata | scores)
 
     def consume(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
         """One optimiser step on this worker's part of the batch; returns its figures."""
         present_N = batch["row"] != FILLER
-        usable_P = ((batch["fault"] == "") & present_N).reshape(-1, 2).all(axis=1)
-        wave_PRT = from_pcm(batch["segment"]).reshape(len(usable_P), 2, -1)
-        reference_BRT = torch.from_numpy(wave_PRT[usable_P]).to(self.device)
-        loss = self._optimise(reference_BRT)
+        usable_N = (batch["fault"] == "") & present_N
+        loss = self._optimise(*(self._supervised(batch, usable_N) if self.supervised else self._mixit(batch, usable_N)))
         row_N = torch.from_numpy(batch["row"][present_N]).to(self.device)
         self.ledger.consume(np.array(gather_ids(row_N), np.int64))
         self.step += 1
-        self.keep_on_ladder({"mixit_loss": loss, "mixtures": self.ledger.consumed // 2})
-        return {"step": self.step, "mixit_loss": loss, "rows": self.ledger.consumed}
+        name = "supervised_loss" if self.supervised else "mixit_loss"
+        self.keep_on_ladder({name: loss, "mixtures": self.ledger.consumed // (1 if self.supervised else 2)})
+        return {"step": self.step, name: loss, "rows": self.ledger.consumed}
 
-    def _optimise(self, reference_BRT: Tensor) -> float:
-        """Mean loss over the mixtures of all workers; workers may hold unequal numbers of them."""
-        count = sum_over_workers(torch.tensor(float(len(reference_BRT)), device=self.device))
-        share = ray.train.get_context().get_world_size() / count.clamp_min(1)
-        if len(reference_BRT):
-            result = mixit_loss(reference_BRT, self.model(reference_BRT.sum(dim=1)))
-            loss = result.loss_B.sum() * share
-        else:  # nothing usable here: take part in the exchange of gradients with zeros
-            loss = self.model(torch.zeros(1, reference_BRT.shape[2], device=self.device)).sum() * 0
+    def _mixit(self, batch: dict[str, np.ndarray], usable_N: np.ndarray) -> tuple[Tensor, int]:
+        """Sum of MixIT's losses over the pairs of rows whose clips are both usable, and their number."""
+        wave_BRT = from_pcm(batch["segment"]).reshape(len(usable_N) // 2, 2, -1)
+        reference_BRT = torch.from_numpy(wave_BRT[usable_N.reshape(-1, 2).all(axis=1)]).to(self.device)
+        if not len(reference_BRT):
+            return self._nothing(), 0
+        return mixit_loss(reference_BRT, self.model(reference_BRT.sum(dim=1))).loss_B.sum(), len(reference_BRT)
+
+    def _supervised(self, batch: dict[str, np.ndarray], usable_N: np.ndarray) -> tuple[Tensor, int]:
+        """Sum of the losses with known sources over the usable rows, and their number."""
+        samples = self._segment_samples()
+        scenes = [
+            torch.from_numpy(from_pcm(np.frombuffer(pcm, np.int16).reshape(-1, samples))).to(self.device)
+            for pcm in batch["sources"][usable_N]
+        ]
+        if not scenes:
+            return self._nothing(), 0
+        estimate_BST = self.model(torch.stack([source_KT.sum(dim=0) for source_KT in scenes]))
+        # Scene by scene: they differ in their number of sources.
+        losses = [
+            supervised_loss(source_KT[None], estimate_ST[None])
+            for source_KT, estimate_ST in zip(scenes, estimate_BST, strict=True)
+        ]
+        return torch.stack(losses).sum(), len(scenes)
+
+    def _nothing(self) -> Tensor:
+        """A loss of zero for a worker without a usable row, which still takes part in the exchange of gradients."""
+        return self.model(torch.zeros(1, self._segment_samples(), device=self.device)).sum() * 0
+
+    def _segment_samples(self) -> int:
+        return round(self.experiment.separator.segment_seconds * self.experiment.audio.sample_rate)
+
+    def _optimise(self, loss: Tensor, local: int) -> float:
+        """A step on the mean loss over the mixtures of all workers, which may hold unequal numbers of them."""
+        workers = ray.train.get_context().get_world_size()
+        count = sum_over_workers(torch.tensor(float(local), device=self.device))
+        loss = loss * (workers / count.clamp_min(1))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.separator.parameters(), self.experiment.separator.clip_gradient_norm)
         self.optimizer.step()
-        return float(sum_over_workers(loss)) / ray.train.get_context().get_world_size()
+        return float(sum_over_workers(loss)) / workers
 
     def state(self) -> TrainingState:
         """What a checkpoint must hold to continue from here."""
@@ -133,44 +166,73 @@ def separator_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
     experiment = Experiment.model_validate(settings["experiment"])
     start = resume_point(Path(settings["checkpoints"]))
-    worker = SeparatorTrainer(experiment, Path(settings["run_dir"]), settings["rows"], start)
+    worker = SeparatorTrainer(experiment, settings, start)
     local_rows = 2 * experiment.separator.batch_mixtures // ray.train.get_context().get_world_size()
     shard = ray.train.get_dataset_shard("views")
+    reporter = Reporter(settings)
     asked = time.perf_counter()
     for batch in shard.iter_batches(batch_size=local_rows, batch_format="numpy", prefetch_batches=2):
         figures = worker.consume(batch)
         now = time.perf_counter()
         figures["mixtures_per_second"] = experiment.separator.batch_mixtures / (now - asked)
-        worker.reporter.add(figures)
+        reporter.add(figures)
         asked = now
         save = worker.step % experiment.training.checkpoint_every_steps == 0
         if save or worker.step % LOG_EVERY_STEPS == 0:
-            worker.reporter.send(worker.state() if save else None)
+            save = reporter.checkpoint_wanted() or save
+            reporter.send(worker.state() if save else None)
     save = worker.step % experiment.training.checkpoint_every_steps != 0
-    worker.reporter.send(worker.state() if save else None)
+    reporter.finish(worker.state() if save else None)
 
 
-def train_separator(experiment: Experiment, manifest: Manifest, run_dir: Path) -> dict[str, str]:
+def score_rung(separator: TDCNpp, held_out: list[tuple[str, float]], experiment: Experiment) -> dict[str, Any]:
+    """What a rung's card says of held-out clips; nothing where there are none."""
+    if len(held_out) < 2:
+        return {}
+    device = next(separator.parameters()).device
+    separator.eval()
+    scores = score_separation(
+        lambda wave_BT: separator(wave_BT.to(device)),
+        held_out,
+        experiment.audio,
+        experiment.evaluation.separator_mixtures,
+    )
+    separator.train()
+    return scores.means()
+
+
+def train_separator(
+    experiment: Experiment, manifest: Manifest, run_dir: Path, held_out: Manifest | None = None
+) -> dict[str, str]:
     """Train the separator to the top of its ladder, or continue; returns processor name -> folder.
 
     Args:
         experiment: separator, audio and resources.
         manifest: the training clips; labels are not looked at.
         run_dir: the run's folder.
+        held_out: clips on which every rung is scored.
     """
     steps = experiment.separator.ladder.steps
     if set(read_ladder(run_dir)) >= set(steps):
         return read_ladder(run_dir)
     schedule, rows = separator_schedule(experiment, len(manifest.clips))
+    clips = held_out.clips.select(["uri", "offset_seconds"]).to_pylist() if held_out is not None else []
+    scored = [(clip["uri"], clip["offset_seconds"]) for clip in clips[: 2 * experiment.evaluation.separator_mixtures]]
     if rows == 0:  # only the untrained checkpoint is wanted
         torch.manual_seed(experiment.seed)
         untrained = TDCNpp(experiment.separator.network)
         for name in steps:
-            add_to_ladder(run_dir, name, 0, untrained, {})
+            add_to_ladder(run_dir, name, 0, untrained, score_rung(untrained, scored, experiment))
         return read_ladder(run_dir)
+    settings = {
+        "experiment": experiment.model_dump(mode="json"),
+        "run_dir": str(run_dir.resolve()),
+        "rows": rows,
+        "held_out": scored,
+    }
     fit(
         separator_worker,
-        {"experiment": experiment.model_dump(mode="json"), "run_dir": str(run_dir.resolve()), "rows": rows},
+        settings,
         lambda ledger: segment_stream(experiment, manifest, schedule, ledger),
         rows,
         run_dir,

@@ -8,6 +8,7 @@ global batch is evened out with fillers, so that every trainer gets the same num
 a batch that never comes.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -19,6 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from augment.draws import Schedule
 from augment.service import ClipReader, SeparationService, ServiceSettings, read_segments
+from augment.source_segments import read_source_segments
 from augment.store import SeparatedStore
 from augment.strikes import Strikes
 from orchestration.config import Experiment, Resources
@@ -119,14 +121,17 @@ def _served(
 
 
 def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedule, ledger: Ledger) -> Dataset:
-    """Decoded segments for MixIT: pairs of neighbouring rows make the mixtures of mixtures."""
+    """Decoded segments for the training of the separator: pairs of neighbouring rows make MixIT's mixtures of mixtures,
+    and each row alone a supervised example."""
     settings, resources = experiment.separator, experiment.resources
     global_rows = 2 * settings.batch_mixtures
-    local_rows = global_rows // resources.trainers
-    rows = _drawn_rows(DrawRows(manifest.clips, schedule, ledger, (1.0,)), global_rows, local_rows, resources)
+    # Whole blocks for each worker, however many there are, and both clips of a mixture in the same block.
+    block_rows = 2 * math.gcd(*(settings.batch_mixtures // trainers for trainers in resources.trainer_counts))
+    rows = _drawn_rows(DrawRows(manifest.clips, schedule, ledger, (1.0,)), global_rows, block_rows, resources)
+    read = read_segments if settings.objective == "mixit" else read_source_segments
     return rows.map_batches(
-        partial(read_segments, audio=experiment.audio, segment_seconds=settings.segment_seconds),
-        batch_size=local_rows,
+        partial(read, audio=experiment.audio, segment_seconds=settings.segment_seconds),
+        batch_size=block_rows,
         compute=TaskPoolStrategy(size=resources.readers),
         num_cpus=resources.reader_cpus,
     )

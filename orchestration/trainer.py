@@ -1,8 +1,12 @@
 """Starting a Ray Train stage: the same storage, retries and metrics for the separator and for pre-training."""
 
+import logging
 import os
-import tempfile
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +18,29 @@ from ray.data import Dataset
 from models.config import SepsceneError
 from orchestration.checkpoints import (
     TrainingState,
-    checkpoint_name,
     choose_resume_point,
     newest_sound,
     read_figures,
     read_ledger,
-    write_checkpoint,
 )
 from orchestration.config import Resources
 from orchestration.ledger import Ledger
-from orchestration.metrics import MetricsFile, fatal_path, recover_metrics
+from orchestration.metrics import MetricsFile, append_metrics, fatal_path, recover_metrics
+from orchestration.saving import CheckpointWriter, ask_for_checkpoint, checkpoint_given, checkpoint_wanted
+
+logger = logging.getLogger("sepscene")
 
 MAX_FAILURES = 8
 """Worker groups that may fail before the stage gives up."""
+
+MAX_CONTROLLERS = 4
+"""Train controllers that may die; Ray itself never starts a second one."""
+
+FULL_DISK_SECONDS = 60.0
+"""How long the last checkpoint waits for room on the disk."""
+
+GRACE_SECONDS = 100.0
+"""How long a driver that got SIGTERM waits for the checkpoint it asked for; jobs are killed after 120 s."""
 
 
 def fit(
@@ -76,31 +90,25 @@ def fit(
         recover_metrics(metrics, stage, read_figures(last))
         return last
 
-    options = ray.data.ExecutionOptions(preserve_order=ordered)
-    trainer = ray.train.torch.TorchTrainer(
-        worker,
-        train_loop_config={**settings, "checkpoints": str(checkpoints)},
-        datasets={"views": remaining},
-        dataset_config=ray.train.DataConfig(execution_options=options),
-        scaling_config=_scaling(resources),
-        run_config=ray.train.RunConfig(
-            name=stage,
-            storage_path=str(checkpoints.parent.resolve()),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=checkpoints_kept),
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[MetricsFile(metrics, stage)],  # type: ignore[list-item]
-            # Ray's type hints still describe its first Train; this is the second, whose classes these are.
-            worker_runtime_env={  # type: ignore[call-arg]
-                "env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-            },
-        ),
-    )
     fatal = fatal_path(run_dir, stage)
     fatal.unlink(missing_ok=True)
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise SepsceneError(f"stage {stage} failed: {error}") from error
+    checkpoint_given(checkpoints)
+    configuration = {**settings, "checkpoints": str(checkpoints), "checkpoints_kept": checkpoints_kept}
+    for died in range(MAX_CONTROLLERS):
+        trainer = _trainer(worker, configuration, remaining, metrics, stage, resources, ordered)
+        try:
+            with checkpoint_on_sigterm(checkpoints):
+                trainer.fit()
+            break
+        except ray.train.TrainingFailedError as error:
+            reason = fatal.read_text() if fatal.exists() else str(error)
+            raise SepsceneError(f"stage {stage} failed: {reason}") from error
+        except ray.exceptions.RayActorError as error:
+            if died + 1 == MAX_CONTROLLERS:
+                raise SepsceneError(
+                    f"stage {stage} failed: its Train controller died {MAX_CONTROLLERS} times"
+                ) from error
+            append_metrics(metrics, stage, [{"event": "the Train controller died, starting another"}])
     if fatal.exists():
         raise SepsceneError(fatal.read_text())
     last = newest_sound(checkpoints)
@@ -109,45 +117,134 @@ def fit(
     return last
 
 
+def _trainer(
+    worker: Callable[[dict[str, Any]], None],
+    configuration: dict[str, Any],
+    remaining: Callable[[], Dataset],
+    metrics: Path,
+    stage: str,
+    resources: Resources,
+    ordered: bool,
+) -> ray.train.torch.TorchTrainer:
+    """One controller's worth of a stage. Checkpoints are not given to Ray: it would delete good ones for bad ones."""
+    options = ray.data.ExecutionOptions(preserve_order=ordered)
+    return ray.train.torch.TorchTrainer(
+        worker,
+        train_loop_config=configuration,
+        datasets={"views": remaining},
+        dataset_config=ray.train.DataConfig(execution_options=options),
+        scaling_config=_scaling(resources),
+        run_config=ray.train.RunConfig(
+            name=stage,
+            storage_path=str(Path(configuration["checkpoints"]).parent.resolve()),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[MetricsFile(metrics, stage)],  # type: ignore[list-item]
+            # Ray's type hints still describe its first Train; this is the second, whose classes these are.
+            worker_runtime_env={  # type: ignore[call-arg]
+                "env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+            },
+        ),
+    )
+
+
+@contextmanager
+def checkpoint_on_sigterm(checkpoints: Path) -> Iterator[None]:
+    """While the block runs, SIGTERM to this process leads to a checkpoint before it exits.
+
+    `ray job stop`, Kubernetes and Slurm all say SIGTERM first. Only the main thread can listen; a Tune trial's
+    driver is none, and falls back to its last checkpoint.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        ask_for_checkpoint(checkpoints)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while checkpoint_wanted(checkpoints) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Reporter:
     """What a worker tells the driver: the figures of its steps, and from rank 0 the checkpoints."""
 
-    def __init__(self) -> None:
-        self.unsent: list[dict[str, float]] = []
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """Args: settings: of the worker, as `fit` hands them on."""
+        self.root = Path(settings["checkpoints"])
+        self.is_first = ray.train.get_context().get_world_rank() == 0
+        self.unsent: list[dict[str, Any]] = []
         self.since_checkpoint: list[dict[str, float]] = []
+        self.writer = CheckpointWriter(self.root, settings["checkpoints_kept"]) if self.is_first else None
+        self._warned: set[str] = set()
+        self._told = ""
 
     def add(self, figures: dict[str, float]) -> None:
         """Keep the figures of a step for the next report."""
         self.unsent.append(figures)
         self.since_checkpoint.append(figures)
 
-    def send(self, state: TrainingState | None = None, fatal: str = "") -> None:
-        """Report the steps since the last report; with a state, rank 0 also brings a checkpoint.
+    def checkpoint_wanted(self) -> bool:
+        """Whether the end may be near: a node is being drained, or the driver was told to stop.
 
-        All workers call this together. Ray Train uploads the checkpoint while training goes on.
+        All workers call this together. Each warning asks for one checkpoint; after it training goes on.
         """
-        metrics = {"steps": self.unsent, "fatal": fatal}
+        warning = ray.train.get_preemption_info()
+        news = set(warning.preempted_node_ids) - self._warned if warning else set[str]()
+        self._warned |= news
+        return bool(news) or (self.is_first and checkpoint_wanted(self.root))
+
+    def send(self, state: TrainingState | None = None, fatal: str = "") -> None:
+        """Report the steps since the last report; with a state, rank 0 also writes a checkpoint beside training.
+
+        All workers call this together.
+        """
+        if state is not None and self.writer is not None:
+            self._note(self.writer.wait())
+            self.writer.start(self._with_figures(state))
+            if checkpoint_wanted(self.root):
+                self._note(self.writer.wait())
+                checkpoint_given(self.root)
+        self._report(fatal)
+
+    def finish(self, state: TrainingState | None = None, fatal: str = "") -> None:
+        """The last report; when it returns, the last checkpoint is on the disk. All workers call this together."""
+        if self.writer is not None:
+            refused = self.writer.wait()
+            if state is not None:
+                refused = self.writer.save(self._with_figures(state), FULL_DISK_SECONDS)
+            if refused:
+                fatal = fatal or f"{refused}; make room under {self.root}, then continue the run with --resume"
+            checkpoint_given(self.root)
+        self._report(fatal)
+
+    def _with_figures(self, state: TrainingState) -> TrainingState:
+        state, self.since_checkpoint = replace(state, figures=self.since_checkpoint), []
+        return state
+
+    def _note(self, failure: str) -> None:
+        if failure and failure != self._told:
+            self.unsent.append({"event": f"{failure}; training goes on"})
+        self._told = failure
+
+    def _report(self, fatal: str) -> None:
+        ray.train.report({"steps": self.unsent, "fatal": fatal})
         self.unsent = []
-        if state is None or ray.train.get_context().get_world_rank() != 0:
-            ray.train.report(metrics)
-            return
-        folder = Path(tempfile.mkdtemp(prefix="sepscene-checkpoint-"))
-        write_checkpoint(folder, replace(state, figures=self.since_checkpoint))
-        self.since_checkpoint = []
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=checkpoint_name(state.step),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-        )
 
 
 def _scaling(resources: Resources) -> ray.train.ScalingConfig:
     per_worker: dict[str, float] = {"CPU": resources.trainer_cpus}
     if resources.trainer_gpus:
         per_worker["GPU"] = resources.trainer_gpus
+    elastic = (resources.trainers_min, resources.trainers) if resources.trainers_min else resources.trainers
     return ray.train.ScalingConfig(
-        num_workers=resources.trainers,
+        num_workers=elastic,  # type: ignore[arg-type]
         use_gpu=resources.trainer_gpus > 0,
         resources_per_worker=per_worker,
         accelerator_type=resources.trainer_accelerator,

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from models.config import SepsceneError
-from orchestration.config import Experiment, load_experiment
+from orchestration.config import Experiment, load_experiment, parse_experiment
 from orchestration.experiments import EXPERIMENTS, SCALES, named_experiment
 from tasks.claims import PAPER_TABLES
 
@@ -77,3 +77,18 @@ def test_configurations_are_frozen() -> None:
     experiment: Experiment = named_experiment("demo", "tiny")
     with pytest.raises(ValueError, match="frozen"):
         experiment.seed = 3
+
+
+def test_elastic_trainers_must_divide_every_batch_and_have_nodes_of_their_own() -> None:
+    elastic = {"resources": {"trainers": 3, "trainers_min": 1, "trainer_labels": {"pool": "trainers"}}}
+    fits = {"training": {"global_batch": 96, "service_rows": 16}, "separator": {"batch_mixtures": 12}}
+    base = {"name": "x", "scale": "tiny"}
+    assert list(parse_experiment(base | elastic | fits, "test").resources.trainer_counts) == [1, 2, 3]
+    with pytest.raises(SepsceneError, match=r"= 48; change one of the three"):
+        parse_experiment(base | elastic | fits | {"training": {"global_batch": 64, "service_rows": 16}}, "test")
+    with pytest.raises(SepsceneError, match=r"resources.trainers 2 \(resources.trainers_min allows that many\)"):
+        parse_experiment(base | elastic | fits | {"separator": {"batch_mixtures": 9}}, "test")
+    with pytest.raises(SepsceneError, match=r"set resources.trainer_labels or resources.trainer_gpus"):
+        parse_experiment(base | fits | {"resources": {"trainers": 3, "trainers_min": 1}}, "test")
+    with pytest.raises(SepsceneError, match="is more than"):
+        parse_experiment(base | {"resources": elastic["resources"] | {"trainers_min": 4}}, "test")

@@ -1,0 +1,37 @@
+"""The separator's training: a supervised ladder on scenes with known sources, every rung scored on held-out clips."""
+
+from pathlib import Path
+
+import pytest
+
+from augment.scenes import SceneConfig, write_scenes
+from models.config import SepsceneError
+from models.separators import read_card
+from orchestration.config import Experiment
+from orchestration.results import read_metrics
+from orchestration.separator_training import train_separator
+from orchestration.stream import configure_data
+from tasks.manifests import read_manifest
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_of_our_own")
+def test_a_supervised_ladder_with_its_scores(nano: Experiment, tmp_path: Path) -> None:
+    write_scenes(tmp_path, 12, 0, "train", SceneConfig(clip_seconds=2.0), with_sources=True)
+    write_scenes(tmp_path, 4, 0, "test", SceneConfig(clip_seconds=2.0))
+    both = read_manifest("scenes", str(tmp_path))
+    configure_data(ordered=True)
+    experiment = nano.changed({"separator.objective": "supervised"})
+    ladder = train_separator(experiment, both.select("train"), tmp_path, held_out=both.select("test"))
+    assert set(ladder) == {"N", "F", "S2"}
+    for name, step in experiment.separator.ladder.steps.items():
+        card = read_card(ladder[name])
+        assert card.metadata["step"] == step and card.metadata["held_out_mixtures"] == 2
+        assert {"held_out_loss", "held_out_improvement_db", "held_out_source_improvement_db"} <= set(card.metadata)
+    losses = [float(record["supervised_loss"]) for record in read_metrics(tmp_path) if "supervised_loss" in record]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+
+
+def test_supervised_is_for_scenes_only(nano: Experiment) -> None:
+    with pytest.raises(SepsceneError, match="which only synthetic scenes at 16000 Hz have"):
+        nano.changed({"separator.objective": "supervised", "data.format": "esc50", "data.root": "x"})
