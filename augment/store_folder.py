@@ -1,5 +1,4 @@
-"""Where shards live: one folder on any filesystem that pyarrow reaches, and how a shard appears in it all at
-once.
+"""Where shards live: one folder on any filesystem that pyarrow reaches, where a shard appears whole or not at all.
 
 ROOT/shards/<time>-<unique>.shard     published, never changed again; names sort by the time of publication
 ROOT/incoming/                        half-written shards of filesystems that can rename

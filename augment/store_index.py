@@ -1,5 +1,4 @@
-"""Which shard holds which clip: sorted columns in memory, grown by whole shards and never rewritten as a
-whole.
+"""Which shard holds which clip: sorted columns in memory, grown by whole shards, never rewritten.
 
 A dictionary of six million keys (AudioSet, three processors) would take over a gigabyte in every process;
 columns take 41 bytes an entry with two channels. A new shard becomes a small block, and blocks of like size

@@ -36,6 +36,7 @@ STORAGE=${SEPSCENE_STORAGE:-$PWD/runs} # a folder that every node sees (Lustre, 
 
 source .venv/bin/activate
 export RAY_AUTH_MODE=token OMP_NUM_THREADS=1
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600 # nodes that load Python from a busy file system miss Ray's own 30 s
 
 # Ray's first node is the first trainer; ports depend on the job, so that two jobs on one node do not meet.
 HEAD=$(scontrol show hostnames "${SLURM_JOB_NODELIST_HET_GROUP_0:-$SLURM_JOB_NODELIST}" | head -n 1)

@@ -39,7 +39,8 @@ def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
         file: `{"model": state_dict}` as PANNs publishes it, or a bare state dict; with or without the buffers
             of its front-end. Read with `weights_only`, never unpickled.
         front_end: name of a preset in `FRONT_ENDS`; where the file holds its front-end's buffers they must
-        agree. out: folder of the bundle.
+            agree.
+        out: folder of the bundle.
 
     Raises:
         SepsceneError: when the file is missing, damaged, needs unpickling, is not a CNN14, holds NaN, or was

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -120,11 +121,18 @@ def _execute(
         try:
             train, test = run.manifests()
             ladder = run.ladder(train)
-            run.encoder(train, ladder)
+            bundle = run.encoder(train, ladder)
             if evaluate:
                 judge_run(run, train, test, ladder)
+            else:
+                run.publish(experiment.views.pair, bundle)
         except BaseException as error:
-            run.tracker.finish("", "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            interrupted = isinstance(error, KeyboardInterrupt)
+            run.tracker.finish("", "KILLED" if interrupted else "FAILED")
+            words = ("pretrain", str(run.folder / "experiment.yaml"), "--storage", str(run.folder.parent))
+            again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
+            console.print(f"{'stopped' if interrupted else 'failed'}; what is done is kept, go on with\n{again}",
+                          highlight=False, markup=False, soft_wrap=True)  # fmt: skip
             raise
         run.tracker.finish("")
         summarise(run)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from orchestration.arguments import Changes, ExperimentName, Scale, resolve
+from orchestration.arguments import Changes, ExperimentName, Scale, mounted, resolve
 
 console = Console()
 cluster_app = typer.Typer(no_args_is_help=True, help="Clusters: what fits, before it costs anything.")
@@ -46,7 +46,7 @@ def submit(
     address: JobServer = "http://127.0.0.1:8265",
     scale: Scale = "paper",
     storage: Annotated[
-        str, typer.Option(help="Folder of the runs as the cluster's nodes see it.")
+        str, typer.Option(help="Folder of the runs as the cluster's nodes see it.", callback=mounted)
     ] = "/mnt/sepscene/runs",
     run_id: Annotated[str | None, typer.Option(help="Name of the run; the same name continues it.")] = None,
     change: Changes = None,

@@ -1,5 +1,4 @@
-"""`sepscene embed`: everybody's sound files through an encoder, on this machine or as a batch job on a Ray
-cluster.
+"""`sepscene embed`: everybody's sound files through an encoder, on this machine or as a batch job of a cluster.
 
 Shapes: N files, D embedding.
 """

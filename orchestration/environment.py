@@ -1,13 +1,16 @@
 """What a run was made with: versions, devices, commit."""
 
+import os
 import platform
 import subprocess
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 PACKAGES = ("ray", "torch", "torchaudio", "mlflow", "numpy", "pydantic", "scikit-learn")
+COMMIT_VARIABLE = "SEPSCENE_COMMIT"
 
 
 def environment() -> dict[str, str]:
@@ -16,15 +19,22 @@ def environment() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
-        "machine": platform.machine(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
         "gpus": ", ".join(gpus) or "none",
         "commit": commit() or "unknown",
     }
 
 
+@lru_cache
 def commit() -> str:
-    """The commit of the checkout that this code runs from, with "+changes" where it has uncommitted ones."""
+    """The commit of this code, with "+changes" where there are uncommitted ones; "" when it is not known.
+
+    That of the checkout that the code runs from; in a job, whose code comes without one, the variable
+    `SEPSCENE_COMMIT`, which `submit` sets.
+    """
     root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return os.environ.get(COMMIT_VARIABLE, "")
     try:
         shown = subprocess.run(
             ["git", "describe", "--always", "--dirty=+changes", "--abbrev=12"],

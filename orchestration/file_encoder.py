@@ -142,8 +142,7 @@ class FileEncoder:
 
 
 def read_blocks(uri: str, sample_rate: int, block_seconds: int) -> Iterator[np.ndarray]:
-    """A recording as mono float32 blocks (T,), all but the last of `block_seconds`; together equal to
-    `read_audio`.
+    """A recording as mono float32 blocks (T,) of `block_seconds`, the last shorter; together equal to `read_audio`.
 
     Raises:
         ClipError: as `augment.audio.read_clip`, when the iteration reaches what is wrong.

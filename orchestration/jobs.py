@@ -31,6 +31,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from clusters.descriptions import read_pools, write_pools
 from models.config import SepsceneError
 from orchestration.config import Experiment
+from orchestration.environment import COMMIT_VARIABLE, commit
 from orchestration.placement import CLUSTER_VARIABLE
 
 SOURCE_FOLDERS = ("models", "augment", "tasks", "orchestration", "clusters")
@@ -193,6 +194,7 @@ def _environment(submission: Submission) -> dict[str, str]:
     variables = {
         "OMP_NUM_THREADS": "1",
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS),
+        COMMIT_VARIABLE: commit(),
         **forwarded,
         **submission.environment,
     }
@@ -239,8 +241,7 @@ def follow(
     write: Callable[[str], object],
     patience_seconds: float = 300,
 ) -> Ending:
-    """Write the job's log as it grows, until the job ends; a broken connection is taken up again where it
-    broke.
+    """Write the job's log as it grows, until the job ends; a broken connection is taken up where it broke.
 
     Args:
         write: called with each new piece of the log.

@@ -7,6 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from models.config import SepsceneError
+from models.encoder import update_card
 from models.separators import read_card
 from orchestration.compare import evidence_path, save_judgement
 from orchestration.config import Experiment
@@ -52,6 +53,7 @@ def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str])
         if experiment.views.pair != "mix-mix":
             bundles["mix-mix"] = run.encoder(train, {}, pair="mix-mix")
         bundles["untrained"] = run.untrained()
+    run.record_inputs(ladder, training=train, evaluation=test)
     clips = len(train.clips) + len(test.clips)
     with run.stage(STAGE, "evaluate", clips + len(bundles) + len(ladder)):
         train_h, test_h = embed_manifests(bundles, (train, test), experiment, run.advance)
@@ -70,9 +72,14 @@ def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str])
     figures = {f"{e.name}/{name}": figure.value for e in encoders for name, figure in e.figures.items()}
     run.tracker.log_figures(STAGE, figures)
     run.tracker.log_figures("", {name: figure.value for name, figure in encoders[0].figures.items()})
-    for path in (run.folder / "results.json", *write_report(run.folder), run.folder / "listen.html"):
+    for encoder in encoders:
+        update_card(bundles[encoder.name], {"figures": {k: f.model_dump() for k, f in encoder.figures.items()}})
+        if encoder.name != "untrained":
+            run.publish(encoder.name, bundles[encoder.name])
+    pages = (*write_report(run.folder), run.folder / "listen.html", run.folder / "plots")
+    for path in (run.folder / "results.json", *pages):
         if path.exists():
-            run.tracker.log_artifact("", path)
+            run.tracker.log_artifact("", path, "plots" if path.is_dir() else None)
     return results
 
 
@@ -242,7 +249,7 @@ def summarise(run: Run) -> None:
     run.console.print(f"embed sounds  sepscene embed {run.folder} FILES --out embeddings.parquet", soft_wrap=True)
     run.console.print(f"MLflow UI     sepscene ui {run.folder}", soft_wrap=True)
     if run.tracker.unsent:
-        run.console.print("[yellow]MLflow was away; send the rest later with: sepscene sync RUN[/yellow]")
+        run.console.print(f"[yellow]MLflow was away; send the rest later: sepscene sync {run.folder}[/yellow]")
 
 
 def _cell(figure: Figure | None) -> str:

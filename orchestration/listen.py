@@ -55,7 +55,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A clip near a query: its cosine distance, and whether it has the query's class."""
+    """A clip near a query: its cosine distance, and whether the wanted class is heard in it."""
 
     name: str
     wave_T: np.ndarray
@@ -66,12 +66,13 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Query:
-    """A clip that was looked up by example, and its nearest neighbours, nearest first."""
+    """A clip that was looked up by example, the class it stands for, and its nearest neighbours, nearest first."""
 
     name: str
     wave_T: np.ndarray
     labels: tuple[str, ...]
     neighbours: tuple[Neighbour, ...]
+    wanted: str
 
 
 @dataclass(frozen=True)
@@ -199,13 +200,13 @@ class _Drawer:
                 (
                     f"distance {number(near.distance)}",
                     ", ".join(near.labels),
-                    "✓ same class" if near.relevant else "✗ another class",
+                    f"✓ {query.wanted}" if near.relevant else f"✗ no {query.wanted}",
                 ),
             )
             for rank, near in enumerate(query.neighbours, start=1)
         ]
         wave_T = query.wave_T[self.loudest(query.wave_T)]
-        first = Row("", (self.player("Query", wave_T, wave_T),))
+        first = Row("", (self.player(f"Query for {query.wanted}", wave_T, wave_T),))
         return Block(query.name, query.labels, (first, Row("Nearest clips, nearest first", tuple(players))))
 
     def loudest(self, wave_T: np.ndarray) -> slice:

@@ -74,10 +74,13 @@ def _queries(run_dir: Path, test: Manifest, audio: AudioFormat, encoder: str) ->
     clips = {clip["clip_id"]: clip for clip in test.clips.to_pylist()}
     unit_BD = evidence.h_BD / np.maximum(np.linalg.norm(evidence.h_BD, axis=1, keepdims=True), 1e-12)
     queries: list[Query] = []
+    asked: set[int] = set()
     for k in np.argsort(-evidence.targets_BK.sum(axis=0))[:QUERIES]:
-        query = int(np.flatnonzero(evidence.targets_BK[:, k])[0]) if evidence.targets_BK[:, k].any() else None
-        if query is None:
+        heard_in = [int(b) for b in np.flatnonzero(evidence.targets_BK[:, k]) if b not in asked]
+        if not heard_in:
             continue
+        query = heard_in[0]
+        asked.add(query)
         distance_B = 1 - unit_BD @ unit_BD[query]
         distance_B[query] = np.inf
         found = []
@@ -88,5 +91,5 @@ def _queries(run_dir: Path, test: Manifest, audio: AudioFormat, encoder: str) ->
             found.append(Neighbour(clip["clip_id"], wave_T, tuple(clip["labels"]), float(distance_B[b]), relevant))
         clip = clips[str(evidence.clip_ids[query])]
         wave_T = read_clip(clip["uri"], audio, clip["offset_seconds"])
-        queries.append(Query(clip["clip_id"], wave_T, tuple(clip["labels"]), tuple(found)))
+        queries.append(Query(clip["clip_id"], wave_T, tuple(clip["labels"]), tuple(found), evidence.classes[k]))
     return queries

@@ -96,7 +96,7 @@ def embed(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, manifests (.csv, .parquet); `-` reads a list.")],
     out: Annotated[Path, typer.Option(help="`NAME.parquet`, or `NAME.npy` with `NAME.names.json` beside it.")],
     device: Device = "auto",
-    bfloat16: Annotated[bool, typer.Option(help="Half precision on a GPU.")] = False,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Half precision on a GPU.")] = False,
     readers: Annotated[int, typer.Option(min=1, help="Files decoded ahead.")] = 2,
     actors: Annotated[int, typer.Option(min=0, help="Spread over so many actors of a Ray cluster; 0 stays here.")] = 0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of one actor.")] = 0.0,

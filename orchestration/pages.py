@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orchestration.results import Figure
 
+_TEMPLATES = Path(__file__).parent / "templates"
 FIGURE_NAMES = {
     "shallow_map": "Shallow classifier mAP",
     "linear_map": "Linear probe mAP",
@@ -36,6 +37,12 @@ def render(template: str, path: Path, **values: Any) -> Path:
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
     return path
+
+
+def light_palette() -> dict[str, str]:
+    """The style sheet's colours on a light screen, by variable: for pictures that leave the page."""
+    root = (_TEMPLATES / "style.css").read_text().split("}", 1)[0]
+    return dict(re.findall(r"(--\w+): (#\w+);", root))
 
 
 def _script_hashes(html: str) -> str:
@@ -113,9 +120,8 @@ def markdown_row(values: Iterable[object]) -> str:
 
 
 def _environment() -> Environment:
-    folder = Path(__file__).parent / "templates"
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
@@ -66,6 +67,18 @@ class Picture:
     name: str
     svg: Markup
     alt: str
+
+    def save(self, folder: Path, palette: Mapping[str, str]) -> Path:
+        """Write FOLDER/<name>.svg, a file that stands alone.
+
+        Args:
+            palette: the page's variables -> colours, e.g. {"--ink": "#1d1f22"}.
+        """
+        text = re.sub(r"var\((--\w+)\)", lambda found: palette[found[1]], str(self.svg))
+        back = f"background: {palette['--paper']}; font-family: sans-serif; --width:"
+        path = folder / f"{self.name}.svg"
+        path.write_text(text.replace("--width:", back, 1), encoding="utf-8")
+        return path
 
 
 Curve = tuple[Sequence[float], Sequence[float]]

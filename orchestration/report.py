@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration import plots
-from orchestration.pages import FIGURE_NAMES, render, with_interval
+from orchestration.pages import FIGURE_NAMES, light_palette, render, with_interval
 from orchestration.paper_tables import row_name, run_rows, tables_beside
 from orchestration.reproduction_report import write_reproduction_report
 from orchestration.results import EncoderResult, Figure, RunResults, read_metrics
@@ -19,7 +19,8 @@ from orchestration.sweep_report import write_sweep_report
 
 HEADLINE_FIGURES = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 MOST_CLASSES_DRAWN = 30
-MOST_CURVES = 12
+CURVES_SHOWN, MOST_CURVES = 6, 30
+"""Learning curves that are seen at once, and those that can be unfolded."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def report_on(folder: Path) -> tuple[Path, Path]:
 
 
 def write_report(run_dir: Path) -> tuple[Path, Path]:
-    """Write RUN/report.html and RUN/report.md from what the run left behind.
+    """Write RUN/report.html and RUN/report.md from what the run left behind, and its pictures into RUN/plots.
 
     Returns:
         The paths of both.
@@ -56,10 +57,21 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     """
     results = RunResults.load(run_dir)
     values = _values(results, run_dir)
+    _save_pictures([*values["pictures"].values(), *values["curves"], *values["maps"]], run_dir / "plots")
     return (
         render("run.html.j2", run_dir / "report.html", **values),
         render("run.md.j2", run_dir / "report.md", **values),
     )
+
+
+def _save_pictures(pictures: Sequence[plots.Picture], folder: Path) -> None:
+    """The pictures of the page as files, for slides and for MLflow; those of an earlier report go."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.svg"):
+        old.unlink()
+    palette = light_palette()
+    for picture in pictures:
+        picture.save(folder, palette)
 
 
 def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
@@ -78,12 +90,14 @@ def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
         "how": next((figure.interval for figure in in_headline.values() if figure.interval), ""),
         "answer": answer(in_headline),
         "figures": figures,
+        "notes": encoder_notes(results.encoders),
         "figure_titles": [FIGURE_NAMES.get(name, name) for name in figures],
         "encoder_cells": {e.name: [with_interval(e.figures.get(name)) for name in figures] for e in results.encoders},
         "tables": tables_beside(run_rows(results)),
         "classes": classes,
         "drawn_classes": min(len(classes), MOST_CLASSES_DRAWN),
         "curves": learning_curves(records),
+        "curves_shown": CURVES_SHOWN,
         "events": told_events(records),
         "pictures": _pictures(results, in_headline, classes),
         "maps": [
@@ -95,6 +109,16 @@ def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
         "has_listening_page": (run_dir / "listen.html").exists(),
         "slowest": max((stage.seconds for stage in results.stages), default=0.0),
     }
+
+
+def encoder_notes(encoders: Sequence[EncoderResult]) -> dict[str, list[str]]:
+    """What is to be known about the figures of each encoder; what is true of all of them stands once, under "all"."""
+    notes = {encoder.name: [note for note in encoder.description.split("; ") if note] for encoder in encoders}
+    common = [note for note in next(iter(notes.values()), []) if all(note in of_one for of_one in notes.values())]
+    if len(notes) < 2:
+        common = []
+    own = {name: [note for note in of_one if note not in common] for name, of_one in notes.items()}
+    return {name: of_one for name, of_one in {**own, "all": common}.items() if of_one}
 
 
 def headline_figure(encoders: Sequence[EncoderResult]) -> str:
@@ -179,8 +203,9 @@ def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Pic
 
 
 def _importance(quantity: str) -> int:
-    """Losses first, then their parts, then the rest."""
-    return 0 if "loss" in quantity else 1 if quantity in ("similarity", "coincidence") else 2
+    """Losses first, then their parts, then what is measured on held-out clips, then the rest."""
+    ranks = ("loss" in quantity, quantity in ("similarity", "coincidence"), "validation" in quantity, True)
+    return ranks.index(True)
 
 
 _NOT_DRAWN = ("stage", "step", "seconds", "rows")

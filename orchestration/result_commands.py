@@ -17,7 +17,9 @@ def compare(
         str | None, typer.Option(help="Which encoder of A, e.g. `mix-mix`; its own when absent.")
     ] = None,
     encoder_b: Annotated[str | None, typer.Option(help="Which encoder of B.")] = None,
-    seeds: Annotated[bool, typer.Option(help="The first half of the runs against the second, paired by seed.")] = False,
+    seeds: Annotated[
+        bool, typer.Option("--seeds", help="The first half of the runs against the second, paired by seed.")
+    ] = False,
 ) -> None:
     """Test whether run B differs from run A on the clips that both judged.
 

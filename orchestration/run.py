@@ -15,19 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from augment.scenes import write_scenes
 from augment.store import SeparatedStore
 from models.config import SepsceneError
 from models.encoder import save_encoder
+from models.separators import read_card
 from orchestration.checkpoints import read_checkpoint, read_ledger
 from orchestration.config import Experiment, load_experiment
-from orchestration.environment import environment
+from orchestration.environment import commit, environment
 from orchestration.pretraining import encoder_of, pretrain
+from orchestration.progress import progress
 from orchestration.separator_training import STAGE as SEPARATOR
 from orchestration.separator_training import separator_steps, train_separator
 from orchestration.stream import prefill_stream, schedule_of
+from orchestration.system_metrics import sampled
 from orchestration.tracking import Tracker, following
 from tasks.manifests import Manifest, read_manifest
 
@@ -41,6 +43,7 @@ class Run:
 
     def __init__(self, folder: Path, experiment: Experiment, tracker: Tracker, console: Console) -> None:
         self.folder, self.experiment, self.tracker, self.console = folder, experiment, tracker, console
+        self.inputs: dict[str, str] = {}
 
     @classmethod
     def open(cls, folder: Path, experiment: Experiment, tracking_uri: str, console: Console, resume: bool) -> "Run":
@@ -78,10 +81,39 @@ class Run:
             "alpha": str(experiment.objective.alpha),
             "seed": str(experiment.seed),
             "digest": experiment.digest(),
+            "git_commit": commit() or "unknown",
+            "mlflow.source.git.commit": commit() or "unknown",
+            "mlflow.source.name": "sepscene",
+            **self.inputs,
         }
 
+    def record_inputs(self, ladder: dict[str, str], **manifests: Manifest) -> None:
+        """Tell MLflow what the run is made from: the data sets and the separators, by their digests.
+
+        Args:
+            ladder: processor name -> folder.
+            manifests: `training`, and `evaluation` where the run is judged.
+        """
+        told = {"data_hash" if name == "training" else f"{name}_hash": m.digest() for name, m in manifests.items()}
+        if ladder:
+            digests = {name: read_card(folder).digest[:12] for name, folder in ladder.items()}
+            told["separator_digest"] = ",".join(f"{name}={digest}" for name, digest in digests.items())
+        if told.items() <= self.inputs.items():
+            return
+        self.inputs |= told
+        self.tracker.tag("", self.inputs)
+        data = self.experiment.data
+        for context, manifest in manifests.items():
+            profile = {"clips": len(manifest), "classes": len(manifest.classes), "absent": len(manifest.absent)}
+            splits = data.train if context == "training" else data.test
+            source = data.root or str(self.folder / "scenes")
+            self.tracker.log_data("", {
+                "name": f"{data.format} {'+'.join(splits)}", "digest": manifest.digest(), "context": context,
+                "source": source if "://" in source else str(Path(source).resolve()), "profile": profile,
+            })  # fmt: skip
+
     @contextmanager
-    def stage(self, name: str, title: str, total: int, counts: str = "rows") -> Iterator[None]:
+    def stage(self, name: str, title: str, total: int, counts: str = "rows", pair: str | None = None) -> Iterator[None]:
         """Time a stage, show its progress, mirror its metrics.
 
         Args:
@@ -89,35 +121,26 @@ class Run:
             title: for the terminal.
             total: where the progress ends.
             counts: which field of a metrics record says how far it is.
+            pair: kind of its positive pairs, where it is not the experiment's.
         """
         started = time.perf_counter()
-        self.tracker.start_stage(name, self._tags() | {"stage": name})
-        columns = (
-            TextColumn("{task.description:<23}"),
-            BarColumn(bar_width=12),
-            TextColumn("{task.completed:>6.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[terms]}"),
-        )
-        with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(title, total=max(1, total), terms="")
+        self.tracker.start_stage(name, self._tags() | {"stage": name} | ({"pair": pair} if pair else {}))
+        with progress(self.console, title, max(1, total)) as told:
 
             def show(record: dict[str, Any]) -> None:
                 if "event" in record:
-                    progress.console.print(f"[yellow]{record['event']}[/yellow]")
+                    told.event(record["event"])
                 elif record["stage"] == name and counts in record:
                     terms = "  ".join(f"{name} {record[key]:.2f}" for key, name in _TERMS.items() if key in record)
-                    progress.update(task, completed=record[counts], terms=terms)
+                    told.update(record[counts], terms)
 
-            self._progress = lambda done: progress.update(task, completed=done)
+            self._progress = told.update
             try:
-                with following(self.folder, self.tracker, show):
+                with following(self.folder, self.tracker, show), sampled(self.folder, name):
                     yield
             except BaseException:
                 self.tracker.finish(name, "FAILED")
                 raise
-            progress.update(task, completed=max(1, total))
         self.add_timing(name, time.perf_counter() - started)
         self.tracker.finish(name)
 
@@ -171,6 +194,7 @@ class Run:
             return experiment.separator.checkpoints
         if experiment.views.pair == "mix-mix" and not experiment.evaluation.baselines:
             return {}
+        self.record_inputs({}, training=train)
         steps = separator_steps(experiment)
         with self.stage(SEPARATOR, "train separator", steps, counts="step"):
             return train_separator(experiment, train, self.folder, held_out=self.manifests()[1])
@@ -212,6 +236,7 @@ class Run:
         Returns:
             The bundle's folder: RUN/encoder, or RUN/baselines/<pair>.
         """
+        self.record_inputs(ladder, training=train)
         experiment, bundle = self.experiment, self.folder / "encoder"
         if pair is not None:
             experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update={"pair": pair})})
@@ -220,7 +245,7 @@ class Run:
         rows = schedule_of(experiment, len(train.clips)).rows
         if experiment.store.mode == "prefill" and experiment.views.pair != "mix-mix":
             self.prefill(train, ladder)
-        with self.stage(stage, stage, rows):
+        with self.stage(stage, stage, rows, pair=experiment.views.pair):
             newest = pretrain(experiment, train, ladder, self.folder, stage, self.store())
             state = read_checkpoint(newest)
             objective = experiment.objective
@@ -238,8 +263,16 @@ class Run:
         if pair is None:
             (self.folder / "ledger.json").write_text(read_ledger(newest).to_json())
             self.tracker.log_artifact("", self.folder / "ledger.json")
-        self.tracker.log_encoder(stage, bundle, f"sepscene-{experiment.name.replace('/', '-')}")
         return bundle
+
+    def publish(self, pair: str, bundle: Path) -> None:
+        """Log an encoder with its model card to MLflow; the run's own is registered, a baseline is not.
+
+        Called last, when the card holds the figures.
+        """
+        own = bundle == self.folder / "encoder"
+        name = f"sepscene-{self.experiment.name.replace('/', '-')}" if own else None
+        self.tracker.log_encoder(f"pretrain-{pair}", bundle, name)
 
     def untrained(self) -> Path:
         """The bundle of the untrained encoder, a baseline."""

@@ -5,141 +5,168 @@ driver follows it, draws the progress and sends what is new to MLflow. While the
 thread tries again, and what could not be sent by the end stays in the file for `sepscene sync`.
 """
 
+import hashlib
 import json
 import logging
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
-from io import StringIO
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-import mlflow
-import numpy as np
-from mlflow.entities import Metric, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
-
-from models import load_encoder
+from models.config import SepsceneError
+from orchestration.mlflow_store import MlflowStore
 from orchestration.results import parse_metrics
 
 logger = logging.getLogger("sepscene")
-for _name in ("mlflow", "alembic"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
+FOLLOWED = ("metrics.jsonl", "system.jsonl")
+"""Files of a run's folder whose records are mirrored to MLflow."""
 POLL_SECONDS = 1.0
-_BATCH = 900  # MLflow takes at most 1000 metrics a call
+RETRY_SECONDS = 5.0
+"""While the server is away it is asked again this often, and nobody waits for it in between."""
 
 
 def default_tracking_uri(storage: Path) -> str:
-    """MLFLOW_TRACKING_URI, or a SQLite store in the folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(storage / 'mlflow.db').resolve()}"
+    """MLFLOW_TRACKING_URI, or a SQLite store in the folder.
+
+    Raises:
+        SepsceneError: when the address holds a password: it would be written into the run's folder and its log.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(storage / 'mlflow.db').resolve()}"
+    if urlsplit(uri).password:
+        raise SepsceneError(
+            "MLFLOW_TRACKING_URI holds a password, which would be written down: leave it out of the address and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ~/.mlflow/credentials"
+        )
+    return uri
 
 
 def tracking_uri_of(run_dir: Path) -> str:
-    """MLFLOW_TRACKING_URI, or the store that the run was begun in, or the one beside the run."""
+    """MLFLOW_TRACKING_URI, or the store that the run was begun in, or the one beside the run.
+
+    Raises:
+        SepsceneError: as `default_tracking_uri` does.
+    """
     state = run_dir / "mlflow.json"
     if "MLFLOW_TRACKING_URI" not in os.environ and state.exists():
-        return str(json.loads(state.read_text())["uri"])
+        uri = str(json.loads(state.read_text())["uri"])
+        if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists():
+            return uri
+        if (run_dir / "mlflow.db").exists():  # the runs were moved, and their store with them
+            return default_tracking_uri(run_dir)
     return default_tracking_uri(run_dir.parent)
 
 
 class Tracker:
-    """One parent run in MLflow and a child for each stage; every call survives a server that is down."""
+    """One parent run in MLflow and a child for each stage; every call survives a server that is down.
+
+    A call is written to RUN/mlflow.json before it is made and struck out when it has come through, so that it
+    outlives this process as well.
+    """
 
     def __init__(self, tracking_uri: str, experiment: str, run_dir: Path) -> None:
-        """Find or make the experiment and the parent run; the ids are kept in RUN/mlflow.json."""
-        self.run_dir, self.uri, self.experiment = run_dir, tracking_uri, experiment
+        """A tracker of the run in `run_dir`; nothing is sent yet.
+
+        Args:
+            tracking_uri: MLflow's.
+            experiment: its name in MLflow.
+            run_dir: the run's folder.
+        """
+        self.run_dir, self.uri = run_dir, tracking_uri
+        self.store = MlflowStore(tracking_uri, experiment)
         self.state_path = run_dir / "mlflow.json"
-        self.state: dict[str, Any] = {"uri": tracking_uri, "runs": {}, "position": 0, "spool": []}
+        self.state: dict[str, Any] = {"runs": {}, "positions": {}, "encoders": {}, "spool": []}
         if self.state_path.exists():
-            self.state |= json.loads(self.state_path.read_text()) | {"uri": tracking_uri}
+            self.state |= json.loads(self.state_path.read_text())
+        self.state["uri"] = tracking_uri
         self._lock = threading.RLock()
         self._down_since: float | None = None
-
-    @property
-    def client(self) -> mlflow.MlflowClient:
-        """A client on this tracker's store."""
-        return mlflow.MlflowClient(tracking_uri=self.uri)
+        self._asked = 0.0
 
     def start(self, tags: dict[str, str], params: dict[str, Any]) -> None:
         """Begin the parent run."""
-        self._do("start", "", {"tags": tags, "params": {key: str(value)[:5900] for key, value in params.items()}})
+        self._do("start", "", {"tags": tags, "params": {key: str(value) for key, value in params.items()}})
 
-    def start_stage(self, stage: str, tags: dict[str, str], params: dict[str, Any] | None = None) -> None:
+    def start_stage(self, stage: str, tags: dict[str, str]) -> None:
         """Begin the child run of a stage."""
-        params = {key: str(value)[:5900] for key, value in (params or {}).items()}
-        self._do("start", stage, {"tags": tags, "params": params})
+        self._do("start", stage, {"tags": tags, "params": {}})
+
+    def tag(self, stage: str, tags: dict[str, str]) -> None:
+        """Set tags of a stage's run; "" is the parent."""
+        self._do("tag", stage, tags)
 
     def log_figures(self, stage: str, figures: dict[str, float]) -> None:
         """Log single figures of a stage; "" is the parent."""
         self._do("figures", stage, figures)
 
+    def log_data(self, stage: str, data: dict[str, Any]) -> None:
+        """Log a data set as a stage's input, as `MlflowStore.log_data` takes it."""
+        self._do("data", stage, data)
+
     def log_artifact(self, stage: str, path: Path, folder: str | None = None) -> None:
         """Log a file or a folder of the run's folder."""
         self._do("artifact", stage, {"path": str(path), "folder": folder})
 
-    def log_encoder(self, stage: str, bundle: Path, name: str) -> None:
-        """Log an encoder bundle as a model with its signature, and register it under `name`."""
-        self._do("encoder", stage, {"path": str(bundle), "name": name})
+    def log_encoder(self, stage: str, bundle: Path, registered_name: str | None) -> None:
+        """Log an encoder bundle as a model with its signature and card; register it where a name is given.
+
+        A bundle that MLflow has had already, weights and card, is not logged again.
+        """
+        self._do("encoder", stage, {"path": str(bundle), "name": registered_name})
 
     def finish(self, stage: str, status: str = "FINISHED") -> None:
-        """End a stage's run; "" is the parent."""
-        self._do("finish", stage, {"status": status})
+        """End a stage's run; "" is the parent, and the last chance to send what waits."""
+        self._do("finish", stage, {"status": status}, urgent=not stage)
+        if not stage:
+            self.mirror_metrics()
 
     def mirror_metrics(self) -> None:
-        """Send the lines of the metrics file that MLflow has not had."""
+        """Send the records of the run's files that MLflow has not had."""
         with self._lock:
             if not self._replay():
                 return
-            path = self.run_dir / "metrics.jsonl"
-            if not path.exists():
-                return
-            with path.open("rb") as file:
-                file.seek(self.state["position"])
-                data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            try:
-                self._send_metrics(parse_metrics(whole))
-            except Exception as error:  # whatever the client raises, training must go on
-                self._note_down(error)
-                return
-            self.state["position"] += len(whole)
-            self._save()
+            for name in FOLLOWED:
+                whole, position = read_lines(self.run_dir / name, self.state["positions"].get(name, 0))
+                if not whole:
+                    continue
+                try:
+                    self._send(parse_metrics(whole))
+                except Exception as error:  # whatever the client raises, training must go on
+                    self._note_down(error)
+                    return
+                self.state["positions"][name] = position
+                self._save()
 
     @property
     def unsent(self) -> int:
-        """Calls and bytes of metrics that MLflow has not had yet; 0 when all is sent."""
-        path = self.run_dir / "metrics.jsonl"
-        size = path.stat().st_size if path.exists() else 0
-        return len(self.state["spool"]) + size - self.state["position"]
+        """Calls, and bytes of records, that MLflow has not had yet; 0 when all is sent."""
+        paths = [self.run_dir / name for name in FOLLOWED]
+        sizes = sum(path.stat().st_size - self.state["positions"].get(path.name, 0) for path in paths if path.exists())
+        return len(self.state["spool"]) + sizes
 
     def run_id(self, stage: str = "") -> str | None:
         """MLflow's id of a stage's run, when it exists."""
         return self.state["runs"].get(stage)
 
-    def experiment_id(self) -> str | None:
-        """MLflow's id of the experiment."""
-        found = self.client.get_experiment_by_name(self.experiment)
-        return found.experiment_id if found else None
+    def stages(self) -> tuple[str, ...]:
+        """The stages that have a run; "" is the parent."""
+        return tuple(self.state["runs"])
 
-    def _do(self, call: str, stage: str, argument: dict[str, Any]) -> None:
+    def _do(self, call: str, stage: str, argument: dict[str, Any], urgent: bool = False) -> None:
         """Queue a call on disk, then try to empty the queue."""
         with self._lock:
             self.state["spool"].append([call, stage, argument, int(time.time() * 1000)])
             self._save()
-            self._replay()
+            self._replay(urgent)
 
-    def _replay(self) -> bool:
+    def _replay(self, urgent: bool = False) -> bool:
+        """Make the queued calls in their order; False when the server does not answer."""
+        if self._down_since and not urgent and time.time() - self._asked < RETRY_SECONDS:
+            return False
         while self.state["spool"]:
             call, stage, argument, now = self.state["spool"][0]
             try:
@@ -153,89 +180,59 @@ class Tracker:
         return True
 
     def _call(self, call: str, stage: str, argument: dict[str, Any], now: int) -> None:
-        client, run_id = self.client, self.run_id(stage)
-        if call == "start":
-            if run_id is None:
-                run_id = self._create(stage, now)
-            client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in argument["tags"].items()])
-            for key, value in argument["params"].items():
-                client.set_tag(run_id, f"param.{key}", value) if len(value) > 6000 else client.log_param(
-                    run_id, key, value
-                )
-            client.update_run(run_id, status="RUNNING")
-        elif run_id is None:
-            raise MlflowException(f"the run of stage {stage!r} was never started")
-        elif call == "figures":
-            client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in argument.items()])
-        elif call == "encoder":
-            self._log_encoder(run_id, Path(argument["path"]), argument["name"])
-        elif call == "artifact":
-            path = Path(argument["path"])
-            send = client.log_artifacts if path.is_dir() else client.log_artifact
-            send(run_id, str(path), argument["folder"])
-        else:
-            client.set_terminated(run_id, argument["status"])
+        if call == "start" and not stage:
+            self._forget_lost_runs()
+        run_id = self._run(stage, now)
+        match call:
+            case "start":
+                self.store.begin(run_id, argument["tags"], argument["params"])
+            case "tag":
+                self.store.tag(run_id, argument)
+            case "figures":
+                self.store.log_figures(run_id, argument, now)
+            case "data":
+                self.store.log_data(run_id, argument)
+            case "encoder":
+                self._log_encoder(stage, run_id, Path(argument["path"]), argument["name"])
+            case "artifact":
+                self.store.log_artifact(run_id, Path(argument["path"]), argument["folder"])
+            case "finish":
+                self.store.finish(run_id, argument["status"])
 
-    def _log_encoder(self, run_id: str, bundle: Path, name: str) -> None:
-        encoder = load_encoder(bundle)
-        wave = TensorSpec(np.dtype("float32"), (-1, -1))
-        h = TensorSpec(np.dtype("float32"), (-1, encoder.embedding_dim))
-        mlflow.set_tracking_uri(self.uri)
-        # MLflow tells its registrations on stderr, in the middle of our progress.
-        with mlflow.start_run(run_id=run_id), redirect_stderr(StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            mlflow.pyfunc.log_model(
-                name="encoder",
-                python_model=str(Path(__file__).with_name("mlflow_encoder.py")),
-                artifacts={"bundle": str(bundle)},
-                code_paths=[str(Path(__file__).resolve().parent.parent / "models")],
-                signature=ModelSignature(inputs=Schema([wave]), outputs=Schema([h])),
-                registered_model_name=name,
-                pip_requirements=["torch", "torchaudio", "safetensors", "pydantic", "numpy"],
-            )
-
-    def _create(self, stage: str, now: int) -> str:
-        client = self.client
-        found = client.get_experiment_by_name(self.experiment)
-        experiment_id = found.experiment_id if found else self._create_experiment()
-        tags = {"mlflow.runName": f"{self.run_dir.name}/{stage}" if stage else self.run_dir.name}
-        if stage:
-            tags["mlflow.parentRunId"] = self.state["runs"][""]
-        self.state["runs"][stage] = client.create_run(experiment_id, start_time=now, tags=tags).info.run_id
-        self._save()
+    def _run(self, stage: str, now: int) -> str:
+        """The id of a stage's run, which is made the first time, below the parent."""
+        if stage not in self.state["runs"]:
+            parent = self._run("", now) if stage else None
+            name = f"{self.run_dir.name}/{stage}" if stage else self.run_dir.name
+            self.state["runs"][stage] = self.store.create_run(name, parent, now)
+            self._save()
         return self.state["runs"][stage]
 
-    def _create_experiment(self) -> str:
-        location = None
-        if self.uri.startswith("sqlite:///"):
-            location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
-        try:
-            return self.client.create_experiment(self.experiment, artifact_location=location)
-        except MlflowException:  # another run of a sweep was faster
-            found = self.client.get_experiment_by_name(self.experiment)
-            if found is None:
-                raise
-            return found.experiment_id
+    def _forget_lost_runs(self) -> None:
+        """Begin anew in a store that does not know our runs: another server, or a file that was deleted."""
+        if "" in self.state["runs"] and not self.store.has_run(self.state["runs"][""]):
+            self.state |= {"runs": {}, "positions": {}, "encoders": {}}
+            self._save()
 
-    def _send_metrics(self, records: list[dict[str, Any]]) -> None:
-        by_stage: dict[str, list[Metric]] = {}
+    def _log_encoder(self, stage: str, run_id: str, bundle: Path, name: str | None) -> None:
+        told = hashlib.sha256((bundle / "config.json").read_bytes()).hexdigest()
+        if self.state["encoders"].get(stage) == told:
+            return
+        self.store.log_encoder(run_id, bundle, name)
+        self.state["encoders"][stage] = told
+        self._save()
+
+    def _send(self, records: list[dict[str, Any]]) -> None:
+        by_stage: dict[str, list[dict[str, Any]]] = {}
         for record in records:
-            stamp = int(record["seconds"] * 1000)
-            by_stage.setdefault(record["stage"], []).extend(
-                Metric(key, float(value), stamp, int(record.get("step", 0)))
-                for key, value in record.items()
-                if key not in ("stage", "step", "seconds") and isinstance(value, int | float)
-            )
-        for stage, metrics in by_stage.items():
-            run_id = self.run_id(stage)
-            if run_id is None:
-                continue
-            for start in range(0, len(metrics), _BATCH):
-                self.client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+            by_stage.setdefault(record["stage"], []).append(record)
+        for stage, of_stage in by_stage.items():
+            self.store.log_records(self._run(stage, int(of_stage[0]["seconds"] * 1000)), of_stage)
 
     def _note_down(self, error: Exception) -> None:
+        self._asked = time.time()
         if self._down_since is None:
-            self._down_since = time.time()
+            self._down_since = self._asked
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             logger.warning("MLflow at %s does not answer (%s); the run goes on and sends it later", self.uri, reason)
 
@@ -243,6 +240,17 @@ class Tracker:
         partial = self.state_path.with_suffix(".partial")
         partial.write_text(json.dumps(self.state))
         partial.replace(self.state_path)
+
+
+def read_lines(path: Path, position: int) -> tuple[bytes, int]:
+    """The whole lines of a growing file from a position on, and the position after them."""
+    if not path.exists():
+        return b"", position
+    with path.open("rb") as file:
+        file.seek(position)
+        data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    return whole, position + len(whole)
 
 
 @contextmanager
@@ -253,14 +261,9 @@ def following(run_dir: Path, tracker: Tracker, show: Callable[[dict[str, Any]], 
 
     def drain() -> None:
         nonlocal position
-        if path.exists():
-            with path.open("rb") as file:
-                file.seek(position)
-                data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            position += len(whole)
-            for record in parse_metrics(whole):
-                show(record)
+        whole, position = read_lines(path, position)
+        for record in parse_metrics(whole):
+            show(record)
         tracker.mirror_metrics()
 
     def follow() -> None:

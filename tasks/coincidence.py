@@ -70,8 +70,7 @@ def split_first_layer(head: PairHead, h_m_nD: Tensor, h_c_ND: Tensor) -> tuple[T
 
 
 class _PairLoss(torch.autograd.Function):
-    """Weighted sum of softplus(-logit) over the positives and softplus(logit) over the negatives of the rows
-    u.
+    """Weighted sum of softplus(-logit) over the positives and softplus(logit) over the negatives of the rows u.
 
     logit_ij = relu(u_i + v_j) . w + c; the positive of row i is column start + i. The result is a scalar, so
     its gradients are known up to a factor as soon as it is: they are made in the forward.

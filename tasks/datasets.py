@@ -1,10 +1,10 @@
 """Readers of public data sets and of sharded layouts.
 
-    audioset  segments CSVs with three header lines, class_labels_indices.csv, and the audio anywhere below
-    the root fsd50k    ground truth (dev.csv, eval.csv, vocabulary.csv) or, where only that is there, the
-    collection shards    WebDataset tar files: <key>.wav beside <key>.json, .cls or .txt parquet   Parquet
-    files with a column `audio` (bytes, or a struct with `bytes`) and labels folder    Hugging Face audio
-    folders: metadata.csv or metadata.jsonl with file_name, in one or several folders
+    audioset  segments CSVs with three header lines, class_labels_indices.csv, and the audio anywhere below the root
+    fsd50k    the ground truth (dev.csv, eval.csv, vocabulary.csv) or, where only that is there, the collection
+    shards    WebDataset tar files: <key>.wav beside <key>.json, .cls or .txt
+    parquet   Parquet files with a column `audio` (bytes, or a struct with `bytes`) and labels
+    folder    Hugging Face audio folders: metadata.csv or metadata.jsonl with file_name, in one or several folders
 
 Sources: https://research.google.com/audioset/download.html, https://zenodo.org/records/4060432,
 https://github.com/webdataset/webdataset, https://huggingface.co/docs/datasets/audio_dataset.

@@ -1,5 +1,4 @@
-"""The manifest: which clips a data set has, where each lies, what is heard in it, and which split it belongs
-to.
+"""The manifest: which clips a data set has, where each lies, what is heard in it, and which split it is in.
 
 Also what every reader of a data set's format needs: its root (a folder here, or on any filesystem that
 pyarrow reaches), its tables, and the law that nothing named inside a data set may lie outside of its root.

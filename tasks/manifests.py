@@ -1,9 +1,11 @@
 """Readers of the plain data-set layouts, and the one entry to all of them.
 
-scenes     synthetic scenes written by `augment.scenes.write_scenes` directory  one folder a class, or
-train/test folders that hold them table      CSV or Parquet with the columns uri, labels (separated by ';'),
-split and, if wanted, offset_seconds esc50      ESC-50 and ESC-10: meta/esc50.csv and audio/; the split is
-the fold audioset, fsd50k, shards, parquet, folder: `tasks.datasets`
+    scenes     synthetic scenes, as `augment.scenes.write_scenes` writes them
+    directory  one folder for each class, or folders `train` and `test` that hold those
+    table      CSV or Parquet with the columns uri, labels (separated by ';'), split and, if wanted, offset_seconds
+    esc50      ESC-50 and ESC-10: meta/esc50.csv and audio/; the split is the fold
+
+The formats audioset, fsd50k, shards, parquet and folder are read by `tasks.datasets`.
 """
 
 import hashlib
@@ -31,8 +33,8 @@ def read_manifest(format: str, root: str) -> Manifest:
     """Read the manifest of a data set.
 
     Args:
-        format: one of the layouts above, as `data.format` of an experiment names it. root: its folder or URI
-        (for `table` the file itself, or a folder with manifest.csv or manifest.parquet).
+        format: one of the layouts above, as `data.format` of an experiment names it.
+        root: its folder or URI; for `table` the file itself, or a folder with manifest.csv or manifest.parquet.
 
     Raises:
         ManifestError: unknown format, no such root, missing column, a path that leaves the root, no clips, …

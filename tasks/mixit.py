@@ -67,8 +67,7 @@ def mixit_loss(reference_BRT: Tensor, estimate_BST: Tensor) -> MixitResult:
 
 
 def supervised_loss(source_BKT: Tensor, estimate_BST: Tensor) -> Tensor:
-    """Permutation-invariant loss with known sources: the upper bound beside which MixIT is put. Scalar, in
-    dB.
+    """Permutation-invariant loss with known sources, the upper bound for MixIT. Scalar, in dB.
 
     The same thresholded error as MixIT's, minimum over the ways to give the sources to the channels: one
     source to a channel at most when K <= S, with silence as the target of the others (their threshold is 30
@@ -111,8 +110,7 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
 
 
 def mixture_improvement(reference_BRT: Tensor, estimate_BST: Tensor) -> Tensor:
-    """MoMi_B: SI-SDR improvement on mixtures of mixtures, the figure for real sound without known sources. In
-    dB.
+    """MoMi_B in dB: SI-SDR improvement on mixtures of mixtures, for real sound without known sources.
 
     The channels are remixed by the assignment that MixIT finds; the mean over the references of
     SI-SDR(remix, reference) - SI-SDR(sum of references, reference) (Wisdom et al. 2020, "MoMi").

@@ -75,8 +75,7 @@ def bootstrap_interval(value: float, replicates_R: Floats, clips: int) -> Interv
 def paired_bootstrap(
     value_a: float, value_b: float, replicates_a_R: Floats, replicates_b_R: Floats, clips: int
 ) -> PairedTest:
-    """Test B against A on the same clips: both figures on the same resamples, so that the clips' own luck
-    cancels.
+    """Test B against A on the same clips: both figures on the same resamples, so that the clips' own luck cancels.
 
     p is the share of resamples whose difference strays from the measured one by at least the measured one's
     size: the bootstrap distribution moved to the null. (Swapping the two runs' scores clip by clip would be

@@ -29,12 +29,13 @@ def watch(result: JointLoss, head: PairHead | None = None) -> dict[str, float]:
         head: the coincidence head; none leaves its figures out.
 
     Returns:
-        - "alignment": mean squared distance of positives on the unit sphere (0 best, 2 for strangers); -
-        "uniformity": log mean exp(-2 d^2) over rows of one view (0 when all are one point; lower is more
-        even); - "positive_similarity", "negative_similarity": mean cosine of z; - "effective_rank": of the
-        centred h of the local views, 1 to "attainable_rank" = min(D, rows - 1); - "coincidence_accuracy":
-        mean of the shares of positives and of negatives told right, 0.5 for a guess; - "coincidence_auc":
-        share of (positive, negative) couples in the right order.
+        alignment: mean squared distance of positives on the unit sphere (0 best, 2 for strangers).
+        uniformity: log mean exp(-2 d^2) over rows of one view (0 when all are one point; lower is more even).
+        positive_similarity, negative_similarity: mean cosine of z.
+        effective_rank: of the centred h of the local views, 1 to `attainable_rank` = min(D, rows - 1).
+        coincidence_accuracy: mean of the shares of positives and of negatives told right, 0.5 for a guess.
+        coincidence_auc: share of (positive, negative) couples in the right order.
+
         Figures without a basis are left out: most need two pairs.
     """
     figures: dict[str, float] = {}
@@ -79,8 +80,7 @@ def coincidence_figures(head: PairHead, h_m_nD: Tensor, h_c_nD: Tensor) -> dict[
 
 
 def effective_rank(h_BD: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of the centred rows: 1 for a line, D for a round
-    cloud.
+    """exp of the entropy of the normalised singular values of the centred rows: 1 for a line, D for a ball.
 
     Rows that are all the same, the complete collapse, give 0; rows that are not finite give nan.
     """

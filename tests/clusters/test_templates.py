@@ -170,6 +170,50 @@ def test_scripts_are_bash(name: str) -> None:
     subprocess.run(["bash", "-n", str(CLUSTERS / name)], check=True)
 
 
+@pytest.mark.slow
+def test_slurm_starts_ray_on_both_components_and_the_run_on_the_first(tmp_path: Path) -> None:
+    """The whole script with Slurm's own commands replaced; what it would start is parsed by those who would get it."""
+    from ray.scripts.scripts import start
+    from ray.scripts.symmetric_run import symmetric_run
+
+    from orchestration.cli import app
+
+    (tmp_path / "bin").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").write_text("")
+    for name, does in {"srun": 'printf "%s\\n" "$@"', "scontrol": "printf 'gpu-%s\\n' 1 2"}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(CLUSTERS / "slurm.sh"), "table4/S2+N/simclr-cp", "my-run"], cwd=tmp_path, text=True, check=True,
+        env={
+            "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "gpu-[1-9]",
+            "SLURM_JOB_NUM_NODES_HET_GROUP_0": "2", "SLURM_JOB_NUM_NODES_HET_GROUP_1": "8",
+        }, capture_output=True,
+    )  # fmt: skip
+    words = done.stdout.splitlines()
+    first, second = words[: words.index(":")], words[words.index(":") + 1 :]
+    for component, group, pool in ((first, 0, "trainers"), (second, 1, "separators")):
+        assert f"--het-group={group}" in component
+        options, entrypoint = (part for part in _split(component[component.index("symmetric-run") + 1 :], "--"))
+        given = symmetric_run.make_context("symmetric-run", [*options, "--", *entrypoint]).params
+        assert (given["address"], given["min_nodes"]) == ("gpu-1:23456", 10)
+        rest = list(given["ray_args_and_entrypoint"])[: -len(entrypoint)]
+        started = start.make_context("start", ["--address", "gpu-1:23456", *rest]).params
+        assert (started["num_cpus"], started["labels"]) == (64, f"pool={pool}")
+    command = first[first.index("--") + 1 :]
+    assert command[:3] == ["sepscene", "pretrain", "table4/S2+N/simclr-cp"]
+    run = typer.main.get_command(app).commands["pretrain"].make_context("pretrain", command[2:])  # type: ignore[attr-defined]
+    assert (run.params["run_id"], run.params["resume"]) == ("my-run", True)
+    assert second[second.index("--") + 1 :] == ["true"]
+
+
+def _split(words: list[str], separator: str) -> Iterator[list[str]]:
+    """The words before and after the first separator."""
+    at = words.index(separator)
+    yield from (words[:at], words[at + 1 :])
+
+
 def test_the_shells_of_the_other_templates_are_bash() -> None:
     sky = yaml.safe_load((CLUSTERS / "skypilot.yaml").read_text())
     texts = [sky["setup"], sky["run"]]

@@ -71,6 +71,7 @@ print("\\n".join("ray:" + n for n in zipfile.ZipFile(target).namelist()))
 
 def test_a_jobs_variables_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestration import jobs
+    from orchestration.environment import commit
 
     with pytest.raises(SepsceneError, match="HF_TOKEN holds a secret"):
         jobs._environment(jobs.Submission((), "r", environment={"HF_TOKEN": "x"}))
@@ -79,6 +80,7 @@ def test_a_jobs_variables_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
     assert jobs._environment(jobs.Submission((), "r")) == {
         "OMP_NUM_THREADS": "1",
         "RAY_JOB_STOP_WAIT_TIME_S": "120",
+        "SEPSCENE_COMMIT": commit(),
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000",
     }
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://admin:{DECOY}@127.0.0.1:5000")

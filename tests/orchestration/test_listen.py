@@ -42,7 +42,7 @@ def query() -> Query:
     """A query with one neighbour of its class and one of another."""
     near = Neighbour("clip-1", tone(450), ("low",), 0.031, True)
     far = Neighbour("clip-2", tone(1500), ("high",), 0.4, False)
-    return Query("clip-0", tone(440), ("low",), (near, far))
+    return Query("clip-0", tone(440), ("low",), (near, far), "low")
 
 
 def sounds(page: str) -> list[tuple[str, np.ndarray]]:
@@ -98,10 +98,10 @@ def test_a_channel_that_would_clip_is_silent_or_not_finite_says_so(tmp_path: Pat
 
 def test_neighbours_come_in_order_with_distance_and_verdict(tmp_path: Path) -> None:
     page = write_listening_page(tmp_path, [], (), RATE, [query()]).read_text()
-    assert [label for label, _ in sounds(page)] == ["Query", "1. clip-1", "2. clip-2"]
+    assert [label for label, _ in sounds(page)] == ["Query for low", "1. clip-1", "2. clip-2"]
     assert re.findall(r'class="note">([^<]+)<', page) == [
-        "distance 0.031 · low · ✓ same class",
-        "distance 0.400 · high · ✗ another class",
+        "distance 0.031 · low · ✓ low",
+        "distance 0.400 · high · ✗ no low",
     ]
 
 

@@ -75,6 +75,12 @@ def test_undocumented_names_are_found(make_api: ModuleType) -> None:
     assert list(make_api.undocumented(ast.parse(SOURCE))) == ["Settings.bare"]
 
 
+def test_every_public_name_of_the_project_is_documented(
+    make_api: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_api.main(["--check"]) == 0, capsys.readouterr().out
+
+
 def test_reference_covers_every_module_and_every_link_resolves(make_api: ModuleType, tmp_path: Path) -> None:
     assert make_api.main([str(tmp_path)]) == 0
     pages = {path.name for path in tmp_path.iterdir()} - {"index.md"}

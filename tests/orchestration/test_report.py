@@ -2,12 +2,21 @@
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from models.config import SepsceneError
 from orchestration.pages import duration, number, size
-from orchestration.report import answer, class_rows, headline_figure, learning_curves, report_on, write_report
+from orchestration.report import (
+    answer,
+    class_rows,
+    encoder_notes,
+    headline_figure,
+    learning_curves,
+    report_on,
+    write_report,
+)
 from orchestration.results import ClassResult, EncoderResult, Figure, RunResults
 from tests.orchestration.pages import Tables
 from tests.orchestration.samples import (
@@ -192,6 +201,23 @@ def test_stages_of_one_kind_share_a_panel_and_a_repeated_step_counts_once() -> N
     assert only.alt == (
         "pretrain: loss. mix-chan goes from 5 at step 1 to 3 at 3; mix-mix goes from 5 at step 1 to 3 at 3."
     )
+
+
+def test_what_is_true_of_all_encoders_is_said_once() -> None:
+    said = ("14 epochs; chance 0.058", "10 epochs; chance 0.058")
+    encoders = [EncoderResult(name=name, figures={}, description=text) for name, text in zip("ab", said, strict=True)]
+    assert encoder_notes(encoders) == {"a": ["14 epochs"], "b": ["10 epochs"], "all": ["chance 0.058"]}
+    assert encoder_notes(encoders[:1]) == {"a": ["14 epochs", "chance 0.058"]}
+    assert encoder_notes([]) == {}
+
+
+def test_pictures_are_files_of_their_own_too(run_dir: Path) -> None:
+    names = {path.stem for path in (run_dir / "plots").iterdir()}
+    assert {"answer", "classes", "ladder", "map0", "curve0"} <= names
+    for path in (run_dir / "plots").iterdir():
+        text = path.read_text()
+        assert "var(--" not in text
+        assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_lost_workers_are_told(tmp_path: Path) -> None:

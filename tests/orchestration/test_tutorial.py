@@ -11,6 +11,7 @@ from typer.main import get_command
 from orchestration.cli import app
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = (DOCS / "tutorial.md", DOCS.parent / "README.md")
 
 
 def commands(path: Path) -> list[str]:
@@ -22,9 +23,9 @@ def commands(path: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("command", commands(DOCS / "tutorial.md"))
-def test_command_of_the_tutorial_parses(command: str) -> None:
-    words = shlex.split(command)[1:]
+@pytest.mark.parametrize("command", [command for page in PAGES for command in commands(page)])
+def test_command_of_the_tutorial_and_the_readme_parses(command: str) -> None:
+    words = shlex.split(command, comments=True)[1:]
     group = get_command(app)
     context = group.make_context("sepscene", words, resilient_parsing=True)
     while isinstance(group, TyperGroup):
@@ -41,6 +42,7 @@ def test_tutorial_shows_the_whole_way() -> None:
     assert len(commands(DOCS / "tutorial.md")) >= 12
 
 
-def test_links_between_pages_resolve() -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", (DOCS / "tutorial.md").read_text()):
-        assert (DOCS / link).exists(), link
+@pytest.mark.parametrize("page", [*PAGES, DOCS / "clusters.md"], ids=lambda page: page.name)
+def test_links_between_pages_resolve(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert link.startswith("https://") or (page.parent / link).exists(), link

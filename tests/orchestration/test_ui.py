@@ -1,5 +1,6 @@
 """`sepscene ui` finds the store, listens on loopback alone, and its link opens on our runs."""
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -39,8 +40,9 @@ def test_store_is_found_from_the_runs_folder_and_from_a_run(tmp_path: Path) -> N
 
 def test_a_run_is_shown_from_the_store_it_was_begun_in(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("")
-    (tmp_path / "mlflow.json").write_text('{"uri": "sqlite:////elsewhere/mlflow.db"}')
-    assert tracking_store(tmp_path) == "sqlite:////elsewhere/mlflow.db"
+    (tmp_path / "elsewhere.db").write_text("")
+    (tmp_path / "mlflow.json").write_text(json.dumps({"uri": f"sqlite:///{tmp_path}/elsewhere.db"}))
+    assert tracking_store(tmp_path) == f"sqlite:///{tmp_path}/elsewhere.db"
 
 
 def test_no_store_and_a_store_with_its_own_ui_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
