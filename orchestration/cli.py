@@ -127,7 +127,7 @@ def _execute(
             else:
                 run.publish(experiment.views.pair, bundle)
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)  # SIGTERM ends as the latter
             run.tracker.finish("", "KILLED" if interrupted else "FAILED")
             words = ("pretrain", str(run.folder / "experiment.yaml"), "--storage", str(run.folder.parent))
             again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])

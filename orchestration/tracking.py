@@ -238,8 +238,11 @@ class Tracker:
 
     def _save(self) -> None:
         partial = self.state_path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.state))
-        partial.replace(self.state_path)
+        try:
+            partial.write_text(json.dumps(self.state))
+            partial.replace(self.state_path)
+        except OSError as error:  # the mirror of a run must not end it: the next call writes it again
+            logger.warning("%s cannot be written (%s)", self.state_path, error)
 
 
 def read_lines(path: Path, position: int) -> tuple[bytes, int]:

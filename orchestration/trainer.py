@@ -1,6 +1,5 @@
 """Starting a Ray Train stage: the same storage, retries and metrics for the separator and for pre-training."""
 
-import logging
 import os
 import signal
 import threading
@@ -27,8 +26,6 @@ from orchestration.config import Resources
 from orchestration.ledger import Ledger
 from orchestration.metrics import MetricsFile, append_metrics, fatal_path, recover_metrics
 from orchestration.saving import CheckpointWriter, ask_for_checkpoint, checkpoint_given, checkpoint_wanted
-
-logger = logging.getLogger("sepscene")
 
 MAX_FAILURES = 8
 """Worker groups that may fail before the stage gives up."""
