@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -43,3 +45,8 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return shown.stdout.strip()
+
+
+def command_line() -> str:
+    """The command that was given, as it can be given again."""
+    return shlex.join(["sepscene", *sys.argv[1:]])

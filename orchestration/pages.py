@@ -19,6 +19,7 @@ FIGURE_NAMES = {
     "shallow_map": "Shallow classifier mAP",
     "linear_map": "Linear probe mAP",
     "knn_map": "k-NN mAP",
+    "validation_knn_map": "Validation k-NN mAP",
     "qbe_map": "Query by example mAP",
     "lwlrap": "lwlrap",
     "accuracy": "Accuracy",

@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 
 from models.config import SepsceneError
-from orchestration.environment import environment
+from orchestration.environment import command_line, environment
 from orchestration.experiments import EXPERIMENTS, SCALES, Scale, named_experiment
 from orchestration.paper_tables import TWINS
 from orchestration.reproduction_report import write_reproduction_report
 from orchestration.results import ReproducedRun, ReproductionResults, RunResults
+from orchestration.tracking import Tracker
 from orchestration.trials import Outcome, Trial, run_trials, share
 from tasks.claims import PAPER_TABLES
 
@@ -49,10 +50,18 @@ def reproduce(
     experiments = [named_experiment(name, scale).changed(changes) for name in planned_rows(tables, rows)]
     base = SCALES[scale]().changed({**changes, "name": "reproduction"})
     processors = {p for e in experiments if e.views.pair != "mix-mix" for p in e.views.combination}
-    shared = share(base, processors, folder, tracking_uri, console)
+    tracker = Tracker(tracking_uri, "sepscene", folder)
+    tracker.start({"kind": "reproduction", "tables": " ".join(tables), "scale": scale}, {"seeds": seeds, **changes})
+    tags = {"reproduction_id": folder.name, **({"mlflow.parentRunId": run} if (run := tracker.run_id()) else {})}
+    shared = share(base, processors, folder, tracking_uri, console, tags)
     parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation")}
     trials = [
-        Trial(f"{e.name.replace('/', '-')},seed={seed}", e.model_copy(update={**parts, "seed": seed}), {"row": e.name})
+        Trial(
+            f"{e.name.replace('/', '-')},seed={seed}",
+            e.model_copy(update={**parts, "seed": seed}),
+            {"row": e.name},
+            seed,
+        )
         for seed in range(seeds)
         for e in experiments
     ]
@@ -62,6 +71,7 @@ def reproduce(
         results = ReproductionResults(
             reproduction_id=folder.name,
             scale=scale,
+            command=command_line(),
             started=started,
             seconds=time.monotonic() - clock,
             differs=_differences(found),
@@ -74,7 +84,11 @@ def reproduce(
         write_reproduction_report(folder)
         return results
 
-    return write(run_trials(trials, folder, tracking_uri, console, write))
+    results = write(run_trials(trials, folder, tracking_uri, console, write, tags=tags))
+    for name in ("reproduction.json", "report.html", "report.md"):
+        tracker.log_artifact("", folder / name)
+    tracker.finish("")
+    return results
 
 
 def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
@@ -111,6 +125,7 @@ def _reproduced(folder: Path) -> tuple[ReproducedRun, ...]:
 def _differences(found: list[Outcome]) -> tuple[str, ...]:
     """How our runs differ from the paper's, as far as the configuration says."""
     experiment = found[0].trial.experiment
+    assert experiment is not None
     done = [outcome.results for outcome in found if outcome.results]
     clips = done[0].data["training clips"] if done else "?"
     steps = done[0].ledger.rows // experiment.training.global_batch if done and done[0].ledger else 0

@@ -162,6 +162,7 @@ class SweepResults(Config):
     scale: str
     started: str = Field(description="UTC, ISO 8601")
     seconds: float
+    command: str = Field("", description="the command that made it")
     figure: str = Field("shallow_map", description="the figure by which trials are ranked; larger is better")
     fields: tuple[str, ...] = Field(description="the swept fields, dotted; the seed is not one of them")
     scheduler: str = Field("", description="which trials are stopped early, in words; empty when none are")
@@ -213,6 +214,7 @@ class ReproductionResults(Config):
     scale: str
     started: str = Field(description="UTC, ISO 8601")
     seconds: float
+    command: str = Field("", description="the command that made it; the last one of several")
     differs: tuple[str, ...] = Field((), description="how all runs differ from the paper: data, steps, batch")
     runs: tuple[ReproducedRun, ...] = ()
     failed: dict[str, str] = Field(default_factory=dict, description="trial -> why it failed")

@@ -7,7 +7,7 @@ it. The folder is the truth about the run; MLflow mirrors it.
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -46,8 +46,19 @@ class Run:
         self.inputs: dict[str, str] = {}
 
     @classmethod
-    def open(cls, folder: Path, experiment: Experiment, tracking_uri: str, console: Console, resume: bool) -> "Run":
+    def open(
+        cls,
+        folder: Path,
+        experiment: Experiment,
+        tracking_uri: str,
+        console: Console,
+        resume: bool,
+        tags: Mapping[str, str] | None = None,
+    ) -> "Run":
         """Make the run's folder and begin its parent run in MLflow, or continue an earlier one.
+
+        Args:
+            tags: for the parent run in MLflow, beside those that say what the experiment is.
 
         Raises:
             SepsceneError: when the folder holds another experiment, or this one and `resume` is not set.
@@ -65,7 +76,8 @@ class Run:
         facts = environment()
         if not (folder / "started").exists():
             (folder / "started").write_text(datetime.now(UTC).isoformat(timespec="seconds"))
-        tracker.start(run._tags() | {f"env.{key}": value for key, value in facts.items()}, _flat(experiment))
+        env = {f"env.{key}": value for key, value in facts.items()}
+        tracker.start({**run._tags(), **env, **(tags or {})}, _flat(experiment))
         tracker.log_artifact("", saved)
         return run
 

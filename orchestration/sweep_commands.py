@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 from rich.console import Console
 
 from models.config import SepsceneError
-from orchestration.arguments import Address, Changes, ExperimentName, Scale, Storage, Verbose, parse_changes, resolve
+from orchestration.arguments import Address, Changes, Scale, Storage, Verbose, parse_changes, resolve
 
 console = Console()
 
@@ -16,20 +17,30 @@ Id = Annotated[str | None, typer.Option("--id", help="Name of the folder; an exi
 
 
 def sweep_command(
-    experiment: ExperimentName,
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT|SWEEP.yaml",
+            help="A name such as `table4/S2+N/simclr-cp`, an experiment's YAML file, or a whole sweep as YAML.",
+        ),
+    ],
     more: Annotated[list[str] | None, typer.Argument(metavar="[FIELD=VALUES…]", help="Further fields.")] = None,
     over: Annotated[
         list[str] | None,
-        typer.Option(help="`combination=S2,N,S2+N`, `temperature=0.1,0.2`, `alpha=0,1`, any dotted field."),
+        typer.Option(help="`combination=S2,N,S2+N`, `temperature=log(0.05,0.5)`, `alpha=0,1`, any dotted field."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting.")] = 1,
-    trials: Annotated[
-        int | None, typer.Option(min=1, help="A random choice of so many settings, instead of all.")
-    ] = None,
-    hours: Annotated[float | None, typer.Option(min=0, help="Stop after this wall time; continue with `--id`.")] = None,
+    search: Annotated[str, typer.Option(help="`grid`, `random` or `optuna`.")] = "grid",
+    scheduler: Annotated[
+        str, typer.Option(help="`none`, `asha` or `pbt`; both go by the validation kNN mAP.")
+    ] = "none",
+    trials: Annotated[int | None, typer.Option(min=1, help="So many settings; needed by all but a grid.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Stop after this wall time; go on with `--resume`.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="Stop after so many GPU-hours of all trials.")] = None,
     scale: Scale = "tiny",
     storage: Storage = Path("runs"),
     sweep_id: Id = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest sweep of these arguments.")] = False,
     change: Changes = None,
     address: Address = None,
     verbose: Verbose = False,
@@ -37,23 +48,60 @@ def sweep_command(
     """Run an experiment over combinations, temperatures, task weights or any fields, and rank the settings.
 
     All trials share the data, the separator's ladder and the SeparatedStore. A sweep that was stopped goes on with
-    `--id`: what is finished is not repeated, what is not continues from its checkpoint.
+    `--resume` or `--id`: what is finished is not repeated, what is not continues from its checkpoint.
 
-    Example: `sepscene sweep demo --over combination=S2,N,S2+N temperature=0.1,0.2 --seeds 3`
+    Examples:
+
+    `sepscene sweep demo --over combination=S2,N,S2+N temperature=0.1,0.2 --seeds 3`
+
+    `sepscene sweep demo --over temperature=log(0.05,0.5) --search random --trials 12 --scheduler asha --hours 4`
+
+    `sepscene sweep mine.yaml --resume`
     """
+    from orchestration.search import split_fields
     from orchestration.session import ray_session
-    from orchestration.sweep import parse_fields, plan_trials, sweep
+    from orchestration.sweep import find_sweep, plan_trials, sweep
+    from orchestration.sweep_config import load_sweep, make_sweep
     from orchestration.tracking import default_tracking_uri
 
-    fields = parse_fields([*(over or []), *(more or [])])
-    if not fields:
-        raise SepsceneError("nothing to sweep over: give e.g. --over temperature=0.1,0.2")
-    base = resolve(experiment, scale, change)
-    plan_trials(base, fields, seeds, trials)  # refuses bad fields before anything starts
-    folder = (storage / (sweep_id or f"sweep-{base.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")).resolve()
+    texts = [*(over or []), *(more or [])]
+    if is_sweep(experiment):
+        if texts or change:
+            raise SepsceneError(f"{experiment} is a whole sweep: put further fields and changes into the file")
+        config = load_sweep(Path(experiment))
+    elif not texts:
+        raise SepsceneError("nothing to sweep over: give e.g. --over temperature=0.1,0.2, or a sweep's YAML file")
+    else:
+        config = make_sweep(
+            experiment=experiment,
+            scale=scale,
+            changes=parse_changes(change),
+            over=split_fields(texts),
+            search=search,
+            scheduler=scheduler,
+            seeds=seeds,
+            budget={"trials": trials, "hours": hours, "gpu_hours": gpu_hours},
+        )
+    base, space = config.checked()
+    plan_trials(config, base, space)  # refuses bad combinations before anything starts
+    if resume and sweep_id is None:
+        folder = find_sweep(storage, config)
+    else:
+        folder = storage / (sweep_id or f"sweep-{base.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
     with ray_session(base, address, verbose):
-        sweep(base, fields, folder, default_tracking_uri(storage), console, seeds, trials, hours)
-    console.print(f"report        {folder / 'report.html'}")
+        sweep(config, folder.resolve(), default_tracking_uri(storage), console)
+    console.print(f"report        {folder / 'report.html'}", soft_wrap=True)
+
+
+def is_sweep(name: str) -> bool:
+    """Whether a YAML file holds a sweep, and not an experiment."""
+    if not name.endswith((".yaml", ".yml")) or not Path(name).exists():
+        return False
+    try:
+        tree = yaml.safe_load(Path(name).read_text())
+    except yaml.YAMLError as error:
+        raise SepsceneError(f"{name} is not YAML: {error}") from None
+    return isinstance(tree, dict) and "over" in tree
 
 
 def reproduce_command(

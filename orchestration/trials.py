@@ -9,9 +9,10 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray.tune
 from rich.console import Console
@@ -20,40 +21,65 @@ from rich.table import Table
 
 from models.config import SepsceneError
 from orchestration.config import Experiment
-from orchestration.judging import judge_run
 from orchestration.placement import cluster_nodes, concurrent_trials, demands
-from orchestration.results import RunResults, Setting
+from orchestration.results import RunResults, Setting, parse_metrics
 from orchestration.run import Run
-from orchestration.stream import configure_data
+from orchestration.schedulers import Budget, Tuning
+from orchestration.tracking import Tracker
+from orchestration.trial_driver import FAILED, FINISHED, METRIC, PERCENT, STOPPED, run_trial
 
 DRIVER_CPUS = 0.01
 """What Tune sets aside for a trial's driver, which only waits."""
 
+_TAIL_BYTES = 16_384
+
+
+Status = Literal["finished", "stopped early", "failed", "unfinished"]
+
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of many."""
+    """One run of many.
+
+    Attributes:
+        name: of its folder.
+        experiment: what it runs; None where Optuna chose it, which only its own driver knows.
+        settings: what distinguishes it, for tables.
+        seed: of its run.
+        population: the settings that it starts with, when they may change while it runs.
+    """
 
     name: str
-    experiment: Experiment
+    experiment: Experiment | None
     settings: dict[str, Setting]
+    seed: int
+    population: dict[str, Any] | None = None
 
-    @property
-    def seed(self) -> int:
-        """The seed of its run."""
-        return self.experiment.seed
+    def for_tune(self) -> dict[str, Any]:
+        """What its driver gets."""
+        assert self.experiment is not None
+        plain = {"name": self.name, "experiment": self.experiment.model_dump(mode="json"), "shown": self.settings}
+        return plain if self.population is None else {**plain, "population": True, "starts": self.population}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: its results, or why there are none."""
+    """How a trial stands: its results, or why there are none."""
 
     trial: Trial
+    status: Status
     results: RunResults | None
     reason: str
 
 
-def share(base: Experiment, processors: Iterable[str], folder: Path, tracking_uri: str, console: Console) -> Experiment:
+def share(
+    base: Experiment,
+    processors: Iterable[str],
+    folder: Path,
+    tracking_uri: str,
+    console: Console,
+    tags: dict[str, str] | None = None,
+) -> Experiment:
     """Make what all trials share in FOLDER/shared and point the experiment at it.
 
     Args:
@@ -62,8 +88,9 @@ def share(base: Experiment, processors: Iterable[str], folder: Path, tracking_ur
         folder: of the sweep.
         tracking_uri: MLflow's.
         console: shows the progress.
+        tags: for its run in MLflow.
     """
-    run = Run.open(folder / "shared", base, tracking_uri, console, resume=True)
+    run = Run.open(folder / "shared", base, tracking_uri, console, resume=True, tags=tags)
     train, _ = run.manifests()
     ladder = run.ladder(train) if set(processors) else {}
     run.tracker.finish("")
@@ -81,55 +108,89 @@ def share(base: Experiment, processors: Iterable[str], folder: Path, tracking_ur
 
 
 def run_trials(
-    trials: list[Trial], folder: Path, tracking_uri: str, console: Console, ended: Callable[[list[Outcome]], object],
-    hours: float | None = None,
-) -> list[Outcome]:  # fmt: skip
+    trials: list[Trial],
+    folder: Path,
+    tracking_uri: str,
+    console: Console,
+    ended: Callable[[list[Outcome]], object],
+    tuning: Tuning | None = None,
+    tags: dict[str, str] | None = None,
+) -> list[Outcome]:
     """Run all trials that FOLDER does not hold finished, through the failure of any of them.
 
+    The folders of the trials are the truth: a driver that was killed leaves nothing else that is needed to go on, and
+    Tune's own state is not asked for.
+
     Args:
-        trials: names must differ.
+        trials: names must differ; none where Optuna chooses them.
         folder: each run goes to FOLDER/trials/<name>.
         tracking_uri: MLflow's.
         console: shows the live table.
         ended: called whenever a trial has ended, with the outcomes so far.
-        hours: no trial goes on beyond this wall time; none has no limit.
+        tuning: what chooses, stops and changes trials.
+        tags: for the trials' runs in MLflow.
     """
     (folder / "trials").mkdir(parents=True, exist_ok=True)
-    waiting = [trial for trial in trials if not (folder / "trials" / trial.name / "results.json").exists()]
-    if waiting:
-        asked = demands(waiting[0].experiment.resources, waiting[0].experiment.views.pair, DRIVER_CPUS)
-        at_once = concurrent_trials(asked, cluster_nodes())
-        if not at_once:
-            raise SepsceneError(
-                "not even one trial fits beside its driver; lower resources.separation_cpus or trainer_cpus"
-            )
-        with Live(console=console, refresh_per_second=1, get_renderable=lambda: _table(trials, folder)):
-            _tuner(waiting, folder, tracking_uri, at_once, hours, lambda: ended(
-                outcomes(trials, folder))).fit()  # fmt: skip
-    console.print(_table(trials, folder))
+    tuning = tuning or Tuning()
+    waiting = [trial for trial in trials if tuning.replays or not _over(folder / "trials" / trial.name)]
+    table = partial(_table, trials, folder)
+    if waiting or (tuning.searcher and tuning.samples > 0):
+        driver = ray.tune.with_parameters(
+            run_trial, folder=str(folder), tracking_uri=tracking_uri, tags=tags or {"sweep_id": folder.name}
+        )
+        callback = _Ended(folder, lambda: ended(outcomes(trials, folder)))
+        with Live(console=console, refresh_per_second=1, get_renderable=table):
+            _tuner(driver, waiting, tuning, folder, callback).fit()
+        _close_runs(outcomes(trials, folder), folder, tracking_uri)
+    console.print(table())
     return outcomes(trials, folder)
 
 
+def _over(run_dir: Path) -> bool:
+    """Whether there is nothing left to do for a trial."""
+    return (run_dir / FINISHED).exists() or (run_dir / STOPPED).exists()
+
+
 def outcomes(trials: list[Trial], folder: Path) -> list[Outcome]:
-    """How each trial stands, from the folders alone."""
-    found = []
-    for trial in trials:
-        run_dir, results, reason = folder / "trials" / trial.name, None, ""
-        if (run_dir / "results.json").exists():
-            results = RunResults.load(run_dir)
-        elif (run_dir / "failure").exists():
-            reason = (run_dir / "failure").read_text()
-        found.append(Outcome(trial, results, reason))
-    return found
+    """How each trial stands, from the folders alone: the planned ones and those that Optuna chose."""
+    planned = {trial.name for trial in trials}
+    chosen = []
+    for note in sorted(folder.glob("trials/*/trial.json"), key=lambda path: path.stat().st_ctime):
+        facts = json.loads(note.read_text())
+        if facts["name"] not in planned and facts["chosen"]:
+            chosen.append(Trial(facts["name"], None, _settings(facts), facts["seed"]))
+    return [_outcome(trial, folder / "trials" / trial.name) for trial in [*trials, *chosen]]
+
+
+def _outcome(trial: Trial, run_dir: Path) -> Outcome:
+    note = run_dir / "trial.json"
+    if trial.population and note.exists():  # its settings are those that it has now
+        trial = replace(trial, settings=_settings(json.loads(note.read_text())))
+    if (run_dir / FINISHED).exists():
+        return Outcome(trial, "finished", RunResults.load(run_dir), "")
+    for name, status in ((STOPPED, "stopped early"), (FAILED, "failed")):
+        if (run_dir / name).exists():
+            return Outcome(trial, status, None, (run_dir / name).read_text())  # type: ignore[arg-type]
+    return Outcome(trial, "unfinished", None, "")
+
+
+def _settings(facts: dict[str, Any]) -> dict[str, Setting]:
+    return {field: tuple(value) if isinstance(value, list) else value for field, value in facts["settings"].items()}
 
 
 class _Ended(ray.tune.Callback):
     """Tells the sweep whenever a trial has ended, in whatever way."""
 
-    def __init__(self, ended: Callable[[], object]) -> None:
-        self.ended = ended
+    def __init__(self, folder: Path, ended: Callable[[], object]) -> None:
+        self.folder, self.ended = folder, ended
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial.config["trial"]["name"] or str(trial.last_result.get("name", ""))
+        run_dir = self.folder / "trials" / name
+        if name and not (run_dir / FINISHED).exists():  # when a budget ends the sweep, Tune does not call this
+            percent, figure = (float(trial.last_result.get(key, math.nan)) for key in (PERCENT, METRIC))
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / STOPPED).write_text(f"at {percent:.0f} % of its rows, with a validation kNN mAP of {figure:.3f}")
         self.ended()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -137,66 +198,90 @@ class _Ended(ray.tune.Callback):
 
 
 def _tuner(
-    waiting: list[Trial], folder: Path, uri: str, at_once: int, hours: float | None, ended: Callable[[], object]
+    driver: Callable[..., Any], waiting: list[Trial], tuning: Tuning, folder: Path, callback: _Ended
 ) -> ray.tune.Tuner:
-    trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(run_trial, folder=str(folder), tracking_uri=uri), {"CPU": DRIVER_CPUS}
-    )
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of a configuration mean the driver's folder
-    space = [{"name": t.name, "experiment": t.experiment.model_dump(mode="json")} for t in waiting]
     return ray.tune.Tuner(
-        trainable,
-        param_space={"trial": ray.tune.grid_search(space)},
+        ray.tune.with_resources(driver, {"CPU": DRIVER_CPUS}),
+        param_space=tuning.space or _space(waiting),
         tune_config=ray.tune.TuneConfig(
-            max_concurrent_trials=at_once, time_budget_s=None if hours is None else hours * 3600
+            max_concurrent_trials=_at_once(waiting, tuning),
+            num_samples=tuning.samples,
+            search_alg=tuning.searcher,
+            scheduler=tuning.scheduler,
+            reuse_actors=True,  # a driver that has imported everything runs the next trial, too
         ),
         run_config=ray.tune.RunConfig(
-            name=f"tune-{time.time_ns()}", storage_path=str(folder / "tune"), verbose=0, callbacks=[_Ended(ended)]
+            name=f"tune-{time.time_ns()}",
+            storage_path=str(folder / "tune"),
+            verbose=0,
+            callbacks=[callback],
+            stop=Budget(tuning.spent),
         ),
     )
 
 
-def run_trial(config: dict[str, Any], folder: str, tracking_uri: str) -> None:
-    """The driver of one trial: its whole run. Started anew, it continues from its own newest checkpoint."""
-    name = config["trial"]["name"]
-    experiment = Experiment.model_validate(config["trial"]["experiment"])
-    run_dir = Path(folder) / "trials" / name
-    configure_data(experiment.training.ordered)
-    (run_dir / "failure").unlink(missing_ok=True)
-    run = Run.open(run_dir, experiment, tracking_uri, Console(quiet=True), resume=True)
-    try:
-        train, test = run.manifests()
-        run.encoder(train, experiment.separator.checkpoints)
-        results = judge_run(run, train, test, {})
-    except BaseException as error:
-        (run_dir / "failure").write_text(f"{type(error).__name__}: {error}")
-        run.tracker.finish("", "FAILED")
-        raise
-    run.tracker.finish("")
-    ray.tune.report({key: figure.value for key, figure in results.encoders[0].figures.items()})
+def _space(waiting: list[Trial]) -> dict[str, Any]:
+    """Tune's form of a list of trials; the settings of a population stand apart, where PBT can change them."""
+    listed = [trial.for_tune() for trial in waiting]
+    space: dict[str, Any] = {"trial": ray.tune.grid_search(listed)}
+    if waiting[0].population:
+        space["settings"] = ray.tune.sample_from(_starts)
+    return space
+
+
+def _starts(spec: Any) -> dict[str, Any]:
+    return dict(spec.config["trial"]["starts"])
+
+
+def _at_once(waiting: list[Trial], tuning: Tuning) -> int:
+    """How many trials the cluster holds at once.
+
+    Raises:
+        SepsceneError: when not even one fits beside its driver.
+    """
+    space = tuning.space or {"trial": {"experiment": waiting[0].for_tune()["experiment"]}}
+    experiment = Experiment.model_validate(space["trial"]["experiment"])
+    at_once = concurrent_trials(demands(experiment.resources, experiment.views.pair, DRIVER_CPUS), cluster_nodes())
+    if not at_once:
+        raise SepsceneError(
+            "not even one trial fits beside its driver; lower resources.separation_cpus or trainer_cpus"
+        )
+    return at_once
+
+
+def _close_runs(found: list[Outcome], folder: Path, tracking_uri: str) -> None:
+    """Say in MLflow which trials have not come to their end: their processes were stopped before they could."""
+    for outcome in found:
+        run_dir = folder / "trials" / outcome.trial.name
+        if outcome.status in ("stopped early", "unfinished") and (run_dir / "mlflow.json").exists():
+            tracker = Tracker(tracking_uri, "sepscene", run_dir)
+            tracker.start({"status": outcome.status, "reason": outcome.reason}, {})
+            for stage in tracker.stages():
+                tracker.finish(stage, "KILLED")
 
 
 def _table(trials: list[Trial], folder: Path) -> Table:
     """The trials as they stand."""
     table = Table(title=folder.name)
-    for column in ("trial", "state", "rows", "loss", "mAP"):
+    for column in ("trial", "state", "rows", "loss", "kNN mAP", "mAP"):
         table.add_column(column, justify="left" if column in ("trial", "state") else "right")
     for outcome in outcomes(trials, folder):
-        rows, loss = _progress(folder / "trials" / outcome.trial.name)
-        state = "finished" if outcome.results else "failed" if outcome.reason else "running" if rows else "waiting"
+        rows, loss, validation = _progress(folder / "trials" / outcome.trial.name)
+        state = outcome.status if outcome.status != "unfinished" else "running" if rows else "waiting"
         figure = outcome.results.encoders[0].figures["shallow_map"].value if outcome.results else math.nan
-        table.add_row(outcome.trial.name, state, rows, loss, "" if math.isnan(figure) else f"{figure:.3f}")
+        table.add_row(outcome.trial.name, state, rows, loss, validation, "" if math.isnan(figure) else f"{figure:.3f}")
     return table
 
 
-def _progress(run_dir: Path) -> tuple[str, str]:
-    path = run_dir / "metrics.jsonl"
-    if not path.exists():
-        return "", ""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        lines = [line for line in file.read().splitlines()[:-1] if line.startswith(b'{"stage"')]
-    records = [record for line in lines if "rows" in (record := json.loads(line))]
-    return (
-        (f"{records[-1]['rows']:.0f}", f"{records[-1]['loss']:.3f}") if records and "loss" in records[-1] else ("", "")
-    )
+def _progress(run_dir: Path) -> tuple[str, str, str]:
+    """The newest rows, loss and validation figure, from the end of the metrics file."""
+    path, newest = run_dir / "metrics.jsonl", dict[str, float | str]()
+    if path.exists():
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            for record in parse_metrics(file.read()):
+                newest |= record
+    formats = (("rows", ".0f"), ("loss", ".3f"), (METRIC, ".3f"))
+    rows, loss, validation = (format(newest[key], form) if key in newest else "" for key, form in formats)
+    return rows, loss, validation

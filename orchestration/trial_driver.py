@@ -1,0 +1,236 @@
+"""The driver of one trial: a whole run inside a Tune trial, and what it tells Tune while it trains.
+
+Started anew, in whatever way it ended before, it continues from its own newest checkpoint. Its folder is the truth:
+
+| file | says |
+|---|---|
+| trial.json | its name, its settings, its newest validation figure |
+| held/<nanoseconds> | one file a start; its last change minus its name is how long the trial held its resources |
+| results.json | it has finished |
+| failure | why it failed; it is tried again when the sweep goes on |
+| stopped | why a scheduler stopped it; it is not tried again |
+"""
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+from ray.tune import Checkpoint
+from rich.console import Console
+
+from orchestration.checkpoints import newest_sound
+from orchestration.config import Experiment
+from orchestration.judging import judge_run
+from orchestration.metrics import append_metrics
+from orchestration.results import RunResults, read_metrics
+from orchestration.run import Run
+from orchestration.search import rounded, setting_name, shown_setting
+from orchestration.stream import configure_data, schedule_of
+
+METRIC = "validation_knn_map"
+PERCENT = "percent"
+"""How much of its rows a trial has trained on: the same scale for trials of different batch sizes."""
+
+FINISHED, FAILED, STOPPED = "results.json", "failure", "stopped"
+POLL_SECONDS = 1.0
+
+
+def run_trial(config: dict[str, Any], folder: str, tracking_uri: str, tags: dict[str, str]) -> None:
+    """What Tune runs.
+
+    Args:
+        config: "trial" with its name and experiment, and where Tune chooses the settings, "settings".
+        folder: of the sweep.
+        tracking_uri: MLflow's.
+        tags: for the trial's run in MLflow, its parent among them.
+    """
+    trial, chosen = config["trial"], config.get("settings", {})
+    settings = {field: _readable(value) for field, value in chosen.items()}
+    experiment = Experiment.model_validate(trial["experiment"]).changed(settings)
+    name = trial["name"] or f"{setting_name(settings)},seed={experiment.seed}"
+    run_dir = Path(folder) / "trials" / name
+    if (run_dir / FINISHED).exists() or (run_dir / STOPPED).exists():
+        _tell_again(run_dir, experiment)
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    shown = shown_setting(settings) or trial.get("shown", {})
+    _note(run_dir, {"name": name, "settings": shown, "seed": experiment.seed, "chosen": chosen})
+    if trial.get("population"):
+        _take_over(run_dir, name, experiment, settings)
+    (run_dir / FAILED).unlink(missing_ok=True)
+    tags = {**tags, **{f"sweep.{field}": str(value) for field, value in shown.items()}}
+    with _holding(run_dir):
+        results, reported = _run(run_dir, experiment, tracking_uri, tags, bool(trial.get("population")))
+    ray.tune.report({**_figures(results), **reported})
+
+
+def _tell_again(run_dir: Path, experiment: Experiment) -> None:
+    """The figures of a trial that is over once more, for a scheduler that has lost its memory with its driver."""
+    with _validations_reported(run_dir, experiment, from_start=True) as reported:
+        pass
+    figures = _figures(RunResults.load(run_dir)) if (run_dir / FINISHED).exists() else {}
+    ray.tune.report({**figures, **reported})
+
+
+def _run(
+    run_dir: Path, experiment: Experiment, tracking_uri: str, tags: dict[str, str], population: bool
+) -> tuple[RunResults, dict[str, Any]]:
+    configure_data(experiment.training.ordered)
+    run = Run.open(run_dir, experiment, tracking_uri, Console(quiet=True), resume=True, tags=tags)
+    try:
+        train, test = run.manifests()
+        with _validations_reported(run_dir, experiment, not population, len(train.clips), population) as reported:
+            run.encoder(train, experiment.separator.checkpoints)
+        results = judge_run(run, train, test, {})
+    except BaseException as error:
+        (run_dir / FAILED).write_text(f"{type(error).__name__}: {error}")
+        run.tracker.finish("", "FAILED")
+        raise
+    run.tracker.finish("")
+    return results, reported
+
+
+def _figures(results: RunResults) -> dict[str, float]:
+    return {key: figure.value for key, figure in results.encoders[0].figures.items()}
+
+
+def _readable(value: Any) -> Any:
+    """A value as Tune chose it: numbers with the digits that names show, choices out of their JSON."""
+    if isinstance(value, str):
+        return json.loads(value)
+    return rounded(value) if isinstance(value, float) else value
+
+
+def _note(run_dir: Path, facts: dict[str, Any]) -> None:
+    path, known = run_dir / "trial.json", {}
+    if path.exists():
+        known = json.loads(path.read_text())
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({**known, **facts}))
+    partial.replace(path)
+
+
+@contextmanager
+def _holding(run_dir: Path) -> Iterator[None]:
+    """Keep up while the block runs how long the trial holds its resources, in a way that kill -9 cannot lose."""
+    mark, stop = run_dir / "held" / str(time.time_ns()), threading.Event()
+    mark.parent.mkdir(exist_ok=True)
+    mark.touch()
+
+    def touch() -> None:
+        while not stop.wait(POLL_SECONDS):
+            mark.touch()
+
+    thread = threading.Thread(target=touch, name="holding", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        mark.touch()
+
+
+def held_seconds(run_dir: Path) -> float:
+    """How long a trial has held its share of the cluster, over all its starts."""
+    return sum(max(0, mark.stat().st_mtime_ns - int(mark.name)) for mark in run_dir.glob("held/*")) / 1e9
+
+
+@contextmanager
+def _validations_reported(
+    run_dir: Path, experiment: Experiment, from_start: bool, clips: int | None = None, checkpoints: bool = False
+) -> Iterator[dict[str, Any]]:
+    """While the block runs, report each validation figure of the metrics file to Tune.
+
+    Args:
+        from_start: whether those that are there already are reported, too.
+        clips: training clips; none when the trial is over.
+        checkpoints: whether to bring the newest checkpoint along, for others to continue from.
+
+    Yields:
+        What was reported last: the final report of a trial repeats it.
+    """
+    last: dict[str, Any] = {"name": run_dir.name}
+    stop, told = threading.Event(), 0 if from_start else len(_validations(run_dir))
+    steps = _steps(run_dir, experiment, clips)
+
+    def tell() -> None:
+        nonlocal told
+        for step, figure in _validations(run_dir)[told:]:
+            told += 1
+            _note(run_dir, {"figure": figure})
+            last.update({METRIC: figure})
+            if step < steps:  # at its end a trial is judged, and neither stopped nor changed any more
+                last.update({PERCENT: 100 * step / steps})
+                ray.tune.report(dict(last), checkpoint=_checkpoint(run_dir, experiment) if checkpoints else None)
+
+    def follow() -> None:
+        while not stop.wait(POLL_SECONDS):
+            tell()
+
+    thread = threading.Thread(target=follow, name="validations", daemon=True)
+    thread.start()
+    try:
+        yield last
+    finally:
+        stop.set()
+        thread.join()
+    tell()
+
+
+def _validations(run_dir: Path) -> list[tuple[int, float]]:
+    """Step and figure of each validation so far."""
+    return [(int(r["step"]), float(r[METRIC])) for r in read_metrics(run_dir) if METRIC in r]
+
+
+def _steps(run_dir: Path, experiment: Experiment, clips: int | None) -> int:
+    """Steps of the trial's whole training; a trial that is over has noted them."""
+    if clips is None:
+        return int(json.loads((run_dir / "trial.json").read_text()).get("steps", 1))
+    steps = -(-schedule_of(experiment, clips).rows // experiment.training.global_batch)
+    _note(run_dir, {"steps": steps})
+    return steps
+
+
+def _checkpoints(run_dir: Path, experiment: Experiment) -> Path:
+    return run_dir / "checkpoints" / f"pretrain-{experiment.views.pair}"
+
+
+def _checkpoint(run_dir: Path, experiment: Experiment) -> Checkpoint | None:
+    """The newest checkpoint with the name of its trial, as Tune hands it to others."""
+    newest = newest_sound(_checkpoints(run_dir, experiment))
+    if newest is None:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="sepscene-member-"))
+    shutil.copytree(newest, folder / newest.name)
+    (folder / "member").write_text(run_dir.name)
+    return Checkpoint(folder)
+
+
+def _take_over(run_dir: Path, name: str, experiment: Experiment, settings: dict[str, Any]) -> None:
+    """A member of a population starts: with the weights that it was given, and its settings as they are now.
+
+    The ledger comes with the weights: it says what they have consumed, whoever trained them.
+    """
+    given = ray.tune.get_checkpoint()
+    if given is not None:
+        with given.as_directory() as folder:
+            donor = (Path(folder) / "member").read_text()
+            if donor != name:
+                target = _checkpoints(run_dir, experiment)
+                shutil.rmtree(target, ignore_errors=True)
+                target.mkdir(parents=True)
+                state = next(Path(folder).glob("step-*"))
+                shutil.copytree(state, target / state.name)
+                said = f"goes on from {donor} at step {int(state.name[5:])} with {setting_name(settings)}"
+                append_metrics(run_dir / "metrics.jsonl", target.name, [{"event": said}])
+    saved = run_dir / "experiment.yaml"
+    if saved.exists():
+        saved.unlink()  # the settings of a member change; its history is in the events of its metrics
