@@ -54,7 +54,7 @@ def reproduce(
     tracker.start({"kind": "reproduction", "tables": " ".join(tables), "scale": scale}, {"seeds": seeds, **changes})
     tags = {"reproduction_id": folder.name, **({"mlflow.parentRunId": run} if (run := tracker.run_id()) else {})}
     shared = share(base, processors, folder, tracking_uri, console, tags)
-    parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation")}
+    parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation", "resources")}
     trials = [
         Trial(
             f"{e.name.replace('/', '-')},seed={seed}",

@@ -65,7 +65,8 @@ class Run:
         """
         saved = folder / "experiment.yaml"
         if saved.exists():
-            if load_experiment(saved).digest() != experiment.digest():
+            earlier = load_experiment(saved).model_copy(update={"resources": experiment.resources})
+            if earlier.digest() != experiment.digest():  # it may go on with other resources
                 raise SepsceneError(f"{folder} holds another experiment; choose another --run-id or storage")
             if not resume:
                 raise SepsceneError(f"{folder} holds this run already; add --resume to continue it")

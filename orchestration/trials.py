@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 
 from models.config import SepsceneError
-from orchestration.config import Experiment
+from orchestration.config import Experiment, Resources
 from orchestration.placement import cluster_nodes, concurrent_trials, demands
 from orchestration.results import RunResults, Setting, parse_metrics
 from orchestration.run import Run
@@ -99,12 +99,30 @@ def share(
     root = root if "://" in root else str(Path(root).resolve())
     return base.model_copy(
         update={
+            "resources": thrifty(base, console),
             "data": base.data.model_copy(update={"root": root}),
             "separator": base.separator.model_copy(update={"checkpoints": ladder}),
             "store": base.store.model_copy(update={"uri": base.store.uri or str(folder / "store")}),
             "evaluation": base.evaluation.model_copy(update={"baselines": False}),
         }
     )
+
+
+def thrifty(base: Experiment, console: Console) -> Resources:
+    """What each of many trials asks for: one trainer and one separation actor where more trials fit at once by that.
+
+    Most of a small trial is the starting of processes and the waiting for them, so that on a small machine two narrow
+    trials beside each other end long before two wide ones in turn. The figures differ by rounding only.
+    """
+    resources, nodes = base.resources, cluster_nodes()
+    narrow = resources.model_copy(update={"trainers": 1, "separation_actors": 1, "readers": 1})
+    wide_fit, narrow_fit = (
+        concurrent_trials(demands(asked, base.views.pair, DRIVER_CPUS), nodes) for asked in (resources, narrow)
+    )
+    if wide_fit > 1 or narrow_fit <= 1 or resources.trainer_gpus or resources.separation_gpus:
+        return resources
+    console.print(f"each trial takes one trainer and one separation actor, so that {narrow_fit} trials run at once")
+    return narrow
 
 
 def run_trials(
@@ -201,6 +219,7 @@ def _tuner(
     driver: Callable[..., Any], waiting: list[Trial], tuning: Tuning, folder: Path, callback: _Ended
 ) -> ray.tune.Tuner:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of a configuration mean the driver's folder
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer output talks even when asked not to
     return ray.tune.Tuner(
         ray.tune.with_resources(driver, {"CPU": DRIVER_CPUS}),
         param_space=tuning.space or _space(waiting),
