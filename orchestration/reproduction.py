@@ -13,8 +13,9 @@ from orchestration.experiments import EXPERIMENTS, SCALES, Scale, named_experime
 from orchestration.paper_tables import TWINS
 from orchestration.reproduction_report import write_reproduction_report
 from orchestration.results import ReproducedRun, ReproductionResults, RunResults
+from orchestration.sweep_plan import Trial
 from orchestration.tracking import Tracker
-from orchestration.trials import Outcome, Trial, run_trials, share
+from orchestration.trials import Outcome, run_trials, share
 from tasks.claims import PAPER_TABLES
 
 PAPER_CLIPS, PAPER_BATCH = 2_000_000, 4096

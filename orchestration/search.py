@@ -118,10 +118,7 @@ def parse_values(field: str, values: Any) -> list[Any] | Range:
             return _range(field, found)
         values = _split(values)
     listed = values if isinstance(values, list) else [values]
-    values = [_value(field, value) for value in listed]
-    if len({json.dumps(value) for value in values}) < len(values):
-        raise SepsceneError(f"{field} has the same value twice: {values}")
-    return values
+    return [_value(field, value) for value in listed]
 
 
 def _range(field: str, found: re.Match[str]) -> Range:
@@ -176,6 +173,8 @@ def checked_space(base: Experiment, space: Space) -> Space:
         typed = [_typed(base, {**firsts, field: value}, field) for value in ends]
         if isinstance(values, Range) and any(isinstance(end, int) for end in typed) and values.kind != "int":
             raise SepsceneError(f"{field} takes whole numbers: write int({values.low:g},{values.high:g})")
+        if len({json.dumps(value) for value in typed}) < len(typed):
+            raise SepsceneError(f"{field} has the same value twice: {typed}")
         checked[field] = values if isinstance(values, Range) else typed
     return checked
 

@@ -60,8 +60,8 @@ def sweep_command(
     """
     from orchestration.search import split_fields
     from orchestration.session import ray_session
-    from orchestration.sweep import find_sweep, plan_trials, sweep
     from orchestration.sweep_config import load_sweep, make_sweep
+    from orchestration.sweep_plan import find_sweep, plan_trials
     from orchestration.tracking import default_tracking_uri
 
     texts = [*(over or []), *(more or [])]
@@ -84,6 +84,8 @@ def sweep_command(
         )
     base, space = config.checked()
     plan_trials(config, base, space)  # refuses bad combinations before anything starts
+    from orchestration.sweep import sweep
+
     if resume and sweep_id is None:
         folder = find_sweep(storage, config)
     else:

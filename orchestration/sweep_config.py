@@ -146,9 +146,9 @@ class SweepConfig(Config):
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
-    def same_as(self) -> dict[str, Any]:
-        """What makes it this sweep: all but what it may spend, and how many trials are drawn."""
-        return self.model_dump(mode="json", exclude={"budget", "seeds"})
+    def same_as(self) -> str:
+        """What makes it this sweep: all but what it may spend and how many seeds; the fields in their order."""
+        return self.model_dump_json(exclude={"budget", "seeds"})
 
 
 def gpus_of(experiment: Experiment) -> float:

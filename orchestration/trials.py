@@ -25,6 +25,7 @@ from orchestration.placement import cluster_nodes, concurrent_trials, demands
 from orchestration.results import RunResults, Setting, parse_metrics
 from orchestration.run import Run
 from orchestration.schedulers import Budget, Tuning
+from orchestration.sweep_plan import Trial
 from orchestration.tracking import Tracker
 from orchestration.trial_driver import FAILED, FINISHED, METRIC, PERCENT, STOPPED, run_trial
 
@@ -35,31 +36,6 @@ _TAIL_BYTES = 16_384
 
 
 Status = Literal["finished", "stopped early", "failed", "unfinished"]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run of many.
-
-    Attributes:
-        name: of its folder.
-        experiment: what it runs; None where Optuna chose it, which only its own driver knows.
-        settings: what distinguishes it, for tables.
-        seed: of its run.
-        population: the settings that it starts with, when they may change while it runs.
-    """
-
-    name: str
-    experiment: Experiment | None
-    settings: dict[str, Setting]
-    seed: int
-    population: dict[str, Any] | None = None
-
-    def for_tune(self) -> dict[str, Any]:
-        """What its driver gets."""
-        assert self.experiment is not None
-        plain = {"name": self.name, "experiment": self.experiment.model_dump(mode="json"), "shown": self.settings}
-        return plain if self.population is None else {**plain, "population": True, "starts": self.population}
 
 
 @dataclass(frozen=True)
