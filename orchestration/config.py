@@ -22,6 +22,9 @@ from models.frontend import FrontEndConfig
 from models.tdcnpp import TDCNppConfig
 from tasks.judge_settings import JudgeSettings
 
+FOLDS = "folds"
+"""In the place of test splits: cross-validation over those of training."""
+
 
 class Data(Config):
     """Where the clips come from, and which of them are for what."""
@@ -36,14 +39,28 @@ class Data(Config):
     train: tuple[str, ...] = Field(
         ("train",), description="splits or folds for training; their labels train probes only"
     )
-    test: tuple[str, ...] = Field(("test",), description="splits or folds for testing")
+    test: tuple[str, ...] = Field(
+        ("test",),
+        description="splits or folds for testing; [folds] alone judges the clips of `train` by cross-validation over "
+        "their splits, as ESC-50 asks",
+    )
     scenes_train: int = Field(256, ge=1, description="synthetic scenes for training")
     scenes_test: int = Field(128, ge=1, description="synthetic scenes for testing")
+
+    @property
+    def by_folds(self) -> bool:
+        """Whether encoders are judged by cross-validation over the splits of `train`."""
+        return self.test == (FOLDS,)
 
     @model_validator(mode="after")
     def _root_where_needed(self) -> "Data":
         if self.format != "scenes" and self.root is None:
             raise ValueError(f"data.root is missing: format {self.format!r} reads from a folder or URI; set data.root")
+        if self.by_folds and len(set(self.train)) < 2:
+            raise ValueError(
+                f"data.test is [{FOLDS}], but data.train names one split only: name at least two, e.g. "
+                '["1","2","3","4","5"] for ESC-50'
+            )
         return self
 
 

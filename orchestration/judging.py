@@ -27,7 +27,7 @@ from orchestration.results import (
     read_metrics,
 )
 from orchestration.run import Run
-from tasks.judge import judge
+from tasks.judge import cross_validate, judge
 from tasks.manifests import Manifest
 from tasks.probes import embedding_map
 from tasks.resampling import resample
@@ -35,6 +35,11 @@ from tasks.statistics import Interval, bootstrap_interval
 
 STAGE = "evaluate"
 _MAP_CLIPS = 400
+LEAK = (
+    "cross-validated over the folds: no probe has seen a label of the fold it is tested on, but separator and "
+    "encoder have heard all clips, without labels"
+)
+"""What a reader of a cross-validated figure must know."""
 HEADLINES = ("shallow_map", "qbe_map", "linear_map")
 
 
@@ -54,12 +59,14 @@ def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str])
             bundles["mix-mix"] = run.encoder(train, {}, pair="mix-mix")
         bundles["untrained"] = run.untrained()
     run.record_inputs(ladder, training=train, evaluation=test)
-    clips = len(train.clips) + len(test.clips)
+    parts = (train,) if experiment.data.by_folds else (train, test)
+    clips = sum(len(part.clips) for part in parts)
     with run.stage(STAGE, "evaluate", clips + len(bundles) + len(ladder)):
-        train_h, test_h = embed_manifests(bundles, (train, test), experiment, run.advance)
+        embedded = embed_manifests(bundles, parts, experiment, run.advance)
         encoders = []
         for name in bundles:
-            encoders.append(judge_encoder(name, train_h[name], test_h[name], train, test, experiment, run.folder))
+            h = [part[name] for part in embedded]
+            encoders.append(judge_encoder(name, h[0], h[-1], train, test, experiment, run.folder))
             run.advance(clips + len(encoders))
         processors = []
         for name, folder in ladder.items():
@@ -92,21 +99,22 @@ def judge_encoder(
     experiment: Experiment,
     run_dir: Path,
 ) -> EncoderResult:
-    """All figures of one encoder; its evidence is kept in RUN/evaluation/<name>.npz for comparisons."""
+    """All figures of one encoder; its evidence is kept in RUN/evaluation/<name>.npz for comparisons.
+
+    Where training and test clips are the same, its probes are cross-validated over their splits.
+    """
     ids = np.array(test.clips["clip_id"].to_pylist())[test_h.position_N].tolist()
-    judgement = judge(
-        train_h.h_ND,
-        train.targets()[train_h.position_N],
-        test_h.h_ND,
-        test.targets()[test_h.position_N],
-        test.classes,
-        experiment.evaluation.judge,
-        ids,
-    )
+    settings, test_targets = experiment.evaluation.judge, test.targets()[test_h.position_N]
+    if experiment.data.by_folds:
+        folds = np.array(test.clips["split"].to_pylist())[test_h.position_N].tolist()
+        judgement = cross_validate(test_h.h_ND, test_targets, folds, test.classes, settings, ids)
+    else:
+        train_targets = train.targets()[train_h.position_N]
+        judgement = judge(train_h.h_ND, train_targets, test_h.h_ND, test_targets, test.classes, settings, ids)
     save_judgement(judgement, evidence_path(run_dir, name))
     return EncoderResult(
         name=name,
-        description="; ".join(judgement.notes),
+        description="; ".join([LEAK] * experiment.data.by_folds + list(judgement.notes)),
         figures={key: _figure(interval) for key, interval in judgement.figures.items()},
         classes=tuple(
             ClassResult(
@@ -170,6 +178,7 @@ def _results(
     processors: list[ProcessorResult],
 ) -> RunResults:
     experiment, folder = run.experiment, run.folder
+    clips = len(train.clips) + (0 if experiment.data.by_folds else len(test.clips))
     timings = json.loads((folder / "stages.json").read_text())
     metrics = read_metrics(folder)
     stages = tuple(_stage(name, seconds, metrics) for name, seconds in timings.items())
@@ -197,8 +206,8 @@ def _results(
         data={
             "data set": f"{experiment.data.format} {experiment.data.root or ''}".strip(),
             "training clips": str(len(train.clips)),
-            "test clips": str(len(test.clips)),
-            "hours": f"{(len(train.clips) + len(test.clips)) * experiment.audio.clip_seconds / 3600:.2f}",
+            "test clips": "the same, by cross-validation" if experiment.data.by_folds else str(len(test.clips)),
+            "hours": f"{clips * experiment.audio.clip_seconds / 3600:.2f}",
             "manifest": train.digest()[:12],
         },
     )

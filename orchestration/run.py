@@ -172,7 +172,7 @@ class Run:
         path.write_text(json.dumps(timings, indent=2))
 
     def manifests(self) -> tuple[Manifest, Manifest]:
-        """The training and the test clips; synthetic scenes are generated the first time."""
+        """The training and the test clips, the same ones for cross-validation; scenes are generated the first time."""
         data = self.experiment.data
         if data.format == "scenes" and data.root is None:
             root = self.folder / "scenes"
@@ -180,7 +180,8 @@ class Run:
             manifest = read_manifest("scenes", str(root))
         else:
             manifest = read_manifest(data.format, str(data.root))
-        train, test = manifest.select(*data.train), manifest.select(*data.test)
+        train = manifest.select(*data.train)
+        test = train if data.by_folds else manifest.select(*data.test)
         for name, part, splits in (("train", train, data.train), ("test", test, data.test)):
             if not len(part.clips):
                 raise SepsceneError(f"data.{name}: no clip of {data.root or 'the scenes'} is in {', '.join(splits)}")
