@@ -173,22 +173,27 @@ def _settings(facts: dict[str, Any]) -> dict[str, Setting]:
 
 
 class _Ended(ray.tune.Callback):
-    """Tells the sweep whenever a trial has ended, in whatever way."""
+    """Tells the sweep whenever a trial has ended, and writes down what the trial itself could not."""
 
     def __init__(self, folder: Path, ended: Callable[[], object]) -> None:
         self.folder, self.ended = folder, ended
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        name = trial.config["trial"]["name"] or str(trial.last_result.get("name", ""))
-        run_dir = self.folder / "trials" / name
-        if name and not (run_dir / FINISHED).exists():  # when a budget ends the sweep, Tune does not call this
-            percent, figure = (float(trial.last_result.get(key, math.nan)) for key in (PERCENT, METRIC))
-            run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / STOPPED).write_text(f"at {percent:.0f} % of its rows, with a validation kNN mAP of {figure:.3f}")
+        """Also called for what a scheduler stops, but not for what a spent budget does."""
+        percent, figure = (float(trial.last_result.get(key, math.nan)) for key in (PERCENT, METRIC))
+        self._note(trial, STOPPED, f"at {percent:.0f} % of its rows, with a validation kNN mAP of {figure:.3f}")
         self.ended()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Also called when the process of a trial's driver died."""
+        self._note(trial, FAILED, "the process of its driver died; Ray's logs say why")
         self.ended()
+
+    def _note(self, trial: Any, file: str, reason: str) -> None:
+        name = trial.config["trial"]["name"] or (trial.last_result or {}).get("name", "")
+        run_dir = self.folder / "trials" / str(name)
+        if name and run_dir.exists() and not any((run_dir / known).exists() for known in (FINISHED, STOPPED, FAILED)):
+            (run_dir / file).write_text(reason)
 
 
 def _tuner(
