@@ -188,15 +188,29 @@ def evaluate(run: RunFolder, address: Address = None, verbose: Verbose = False) 
 
 
 @app.command()
-def report(run: RunFolder) -> None:
-    """Write a run's report again from its results: report.html (one file, works offline) and report.md.
+def report(
+    run: RunFolder,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="Also put the Markdown into this page, between the markers of the folder's name."),
+    ] = None,
+) -> None:
+    """Write the report of a run, a sweep or a reproduction again: report.html (one file, works offline) and report.md.
 
-    Example: `sepscene report runs/demo`
+    Examples:
+
+    `sepscene report runs/demo`
+
+    `sepscene report runs/table2-tiny --into docs/results.md`
     """
     from orchestration.report import report_on
+    from orchestration.result_book import put_into
 
-    for path in report_on(run):
-        console.print(str(path))
+    html, markdown = report_on(run)
+    console.print(f"{html}\n{markdown}", soft_wrap=True)
+    if into is not None:
+        put_into(into, run.resolve().name, markdown)
+        console.print(str(into), soft_wrap=True)
 
 
 @app.command()

@@ -140,6 +140,16 @@ def table5(dim: int, scale: Scale) -> Experiment:
     return row.model_copy(update={"encoder": row.encoder.model_copy(update={"embedding_dim": dim})})
 
 
+def chan_chan(scale: Scale) -> Experiment:
+    """Beyond the paper: both views are separated channels, different ones, of S2 or N; the mixture is not heard."""
+    return _row("beyond/chan-chan", scale, Views(pair="chan-chan", combination=("S2", "N")), coincidence=True)
+
+
+def loudest(scale: Scale) -> Experiment:
+    """Beyond the paper: of the two channels always the louder one."""
+    return _row("beyond/loudest", scale, Views(combination=("S2", "N"), channel="loudest"), coincidence=True)
+
+
 def demo(scale: Scale = "tiny") -> Experiment:
     """What `make demo` runs: S2 or N, both tasks, on 10 s synthetic scenes."""
     return SCALES[scale]().model_copy(update={"name": "demo", "views": Views(combination=("S2", "N"))})
@@ -164,6 +174,8 @@ for _combination in COMBINATIONS:
             table4, _combination, _coincidence
         )
 EXPERIMENTS |= {f"table5/d{_dim}": partial(table5, _dim) for _dim in (128, 1024)}
+
+EXPERIMENTS |= {"beyond/chan-chan": chan_chan, "beyond/loudest": loudest}
 
 
 def named_experiment(name: str, scale: Scale) -> Experiment:

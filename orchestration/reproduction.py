@@ -16,6 +16,7 @@ from orchestration.results import ReproducedRun, ReproductionResults, RunResults
 from orchestration.sweep_plan import Trial
 from orchestration.tracking import Tracker
 from orchestration.trials import Outcome, run_trials, share
+from tasks.beyond import BEYOND
 from tasks.claims import PAPER_TABLES
 
 PAPER_CLIPS, PAPER_BATCH = 2_000_000, 4096
@@ -36,7 +37,7 @@ def reproduce(
     A folder may take further rows, tables and seeds later: whatever it holds finished is not run again.
 
     Args:
-        tables: "table2", "table4", "table5".
+        tables: "table2", "table4", "table5", and "beyond" for rows that the paper does not have.
         rows: only these rows; none runs all.
         scale: of the experiments.
         changes: dotted fields to change in every row, e.g. the data.
@@ -98,10 +99,12 @@ def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
     Raises:
         SepsceneError: for an unknown table or row.
     """
-    unknown = [table for table in tables if table not in PAPER_TABLES]
+    rows_of = {table: [row.name for row in known] for table, known in PAPER_TABLES.items()}
+    rows_of["beyond"] = [row.name for row in BEYOND]
+    unknown = [table for table in tables if table not in rows_of]
     if unknown:
-        raise SepsceneError(f"there is no {', '.join(unknown)}; choose from {', '.join(PAPER_TABLES)}")
-    names = [row.name for table in tables for row in PAPER_TABLES[table] if row.name in EXPERIMENTS]
+        raise SepsceneError(f"there is no {', '.join(unknown)}; choose from {', '.join(rows_of)}")
+    names = [name for table in tables for name in rows_of[table] if name in EXPERIMENTS]
     wrong = [row for row in rows or [] if row not in names]
     if wrong:
         raise SepsceneError(f"no row {', '.join(wrong)} in {', '.join(tables)}; choose from {', '.join(names)}")

@@ -7,6 +7,7 @@ from orchestration import plots
 from orchestration.pages import render
 from orchestration.paper_tables import TITLES, TWINS, Table, tables_beside
 from orchestration.results import Figure, ReproducedRun, ReproductionResults
+from tasks.beyond import BeyondResult, beyond_results
 from tasks.claims import ClaimResult, judge_claims, table_rows
 from tasks.statistics import Interval
 
@@ -27,12 +28,16 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
     both_names = {name: by_row[row] for row in by_row for name in (row, TWINS.get(row, row))} | by_row
     tables = our_tables(by_row)
     claims = judge_claims(_figures(by_row))
+    beyond = beyond_results({name: {run.seed: run.figure.value for run in runs} for name, runs in both_names.items()})
     values: dict[str, Any] = {
         "results": results,
         "claims": claims,
         "marks": MARKS,
+        "because": {claim.claim.statement: because(claim) for claim in claims},
         "answer": verdict_in_words(claims),
         "tables": tables,
+        "shown_tables": [table for table in tables if any(line.ours for line in table.lines)],
+        "beyond": [(result, _figure(result.ours) if result.ours else None, _gain(result)) for result in beyond],
         "pictures": {table.name: _beside(table) for table in tables if any(line.ours for line in table.lines)},
         "differs": {row: words for row, runs in by_row.items() if (words := _differences(runs))},
         "seeds": {row: ", ".join(str(run.seed) for run in runs) for row, runs in both_names.items()},
@@ -68,6 +73,22 @@ def verdict_in_words(claims: tuple[ClaimResult, ...]) -> str:
     counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in MARKS}
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     return f"Of the paper's {len(claims)} claims: {said}."
+
+
+def because(claim: ClaimResult) -> str:
+    """Why the verdict is what it is; in two words where none of the claim's many contrasts was run."""
+    short = len(claim.contrasts) == 1 or any(contrast.seeds for contrast in claim.contrasts)
+    return claim.reason if short else "not run"
+
+
+def _gain(result: BeyondResult) -> str:
+    """+0.012 [−0.003, +0.027], p = 0.08; or why there is none."""
+    if result.test is None:
+        return "no seed in common"
+    found, p = result.test.difference, result.test.p
+    if found.low is None or found.high is None or p is None:
+        return f"{found.value:+.3f}, one seed"
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p = {p:.3f}"
 
 
 def _figures(by_row: dict[str, list[ReproducedRun]]) -> dict[str, dict[int, float]]:
