@@ -27,7 +27,7 @@ def sweep_command(
     more: Annotated[list[str] | None, typer.Argument(metavar="[FIELD=VALUES…]", help="Further fields.")] = None,
     over: Annotated[
         list[str] | None,
-        typer.Option(help="`combination=S2,N,S2+N`, `temperature=log(0.05,0.5)`, `alpha=0,1`, any dotted field."),
+        typer.Option(help="`combination=S2,N,S2+N`, `'temperature=log(0.05,0.5)'`, `alpha=0,1`, any dotted field."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting.")] = 1,
     search: Annotated[str, typer.Option(help="`grid`, `random` or `optuna`.")] = "grid",
@@ -54,7 +54,7 @@ def sweep_command(
 
     `sepscene sweep demo --over combination=S2,N,S2+N temperature=0.1,0.2 --seeds 3`
 
-    `sepscene sweep demo --over temperature=log(0.05,0.5) --search random --trials 12 --scheduler asha --hours 4`
+    `sepscene sweep demo --over 'temperature=log(0.05,0.5)' --search random --trials 12 --scheduler asha --hours 4`
 
     `sepscene sweep mine.yaml --resume`
     """
