@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from models.config import SepsceneError
+from orchestration.config import Experiment
 from orchestration.environment import command_line, environment
 from orchestration.experiments import EXPERIMENTS, SCALES, Scale, named_experiment
 from orchestration.paper_tables import TWINS
@@ -19,6 +20,7 @@ from orchestration.trials import Outcome, run_trials, share
 from tasks.beyond import BEYOND
 from tasks.claims import PAPER_TABLES
 
+FLOOR_ROW = "table2/mix-mix"
 PAPER_CLIPS, PAPER_BATCH = 2_000_000, 4096
 
 
@@ -56,17 +58,7 @@ def reproduce(
     tracker.start({"kind": "reproduction", "tables": " ".join(tables), "scale": scale}, {"seeds": seeds, **changes})
     tags = {"reproduction_id": folder.name, **({"mlflow.parentRunId": run} if (run := tracker.run_id()) else {})}
     shared = share(base, processors, folder, tracking_uri, console, tags)
-    parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation", "resources")}
-    trials = [
-        Trial(
-            f"{e.name.replace('/', '-')},seed={seed}",
-            e.model_copy(update={**parts, "seed": seed}),
-            {"row": e.name},
-            seed,
-        )
-        for seed in range(seeds)
-        for e in experiments
-    ]
+    trials = [_trial(e, shared, seed) for seed in range(seeds) for e in experiments]
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
 
     def write(found: list[Outcome]) -> ReproductionResults:
@@ -112,6 +104,15 @@ def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
     return [name for n, name in enumerate(wanted) if TWINS.get(name) not in wanted[:n]]
 
 
+def _trial(experiment: Experiment, shared: Experiment, seed: int) -> Trial:
+    """A row with one seed. The first row judges the untrained encoder as well: the floor of all others."""
+    parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation", "resources")}
+    if experiment.name == FLOOR_ROW:
+        parts["evaluation"] = shared.evaluation.model_copy(update={"baselines": True})
+    name = f"{experiment.name.replace('/', '-')},seed={seed}"
+    return Trial(name, experiment.model_copy(update={**parts, "seed": seed}), {"row": experiment.name}, seed)
+
+
 def _reproduced(folder: Path) -> tuple[ReproducedRun, ...]:
     """Every finished run of the folder, those of earlier commands included."""
     found = [RunResults.load(path.parent) for path in sorted(folder.glob("trials/*/results.json"))]
@@ -120,6 +121,7 @@ def _reproduced(folder: Path) -> tuple[ReproducedRun, ...]:
             row=results.table_row or results.experiment,
             seed=results.seed,
             figure=results.encoders[0].figures["shallow_map"],
+            untrained=next((e.figures["shallow_map"] for e in results.encoders if e.name == "untrained"), None),
             run_dir=f"trials/{results.run_id}",
         )
         for results in found

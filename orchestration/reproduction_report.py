@@ -9,7 +9,7 @@ from orchestration.paper_tables import TITLES, TWINS, Table, tables_beside
 from orchestration.results import Figure, ReproducedRun, ReproductionResults
 from tasks.beyond import BeyondResult, beyond_results
 from tasks.claims import ClaimResult, judge_claims, table_rows
-from tasks.statistics import Interval
+from tasks.statistics import Interval, t_interval
 
 MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 
@@ -35,6 +35,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
         "marks": MARKS,
         "because": {claim.claim.statement: because(claim) for claim in claims},
         "answer": verdict_in_words(claims),
+        "untrained": floor(results),
         "tables": tables,
         "shown_tables": [table for table in tables if any(line.ours for line in table.lines)],
         "beyond": [(result, _figure(result.ours) if result.ours else None, _gain(result)) for result in beyond],
@@ -66,6 +67,12 @@ def our_tables(by_row: dict[str, list[ReproducedRun]]) -> tuple[Table, ...]:
                 runs = by_row.get(row.paper.name, [])
                 ours[row.paper.name] = runs[0].figure if len(runs) == 1 else _figure(row.ours)
     return tables_beside(ours)
+
+
+def floor(results: ReproductionResults) -> Figure | None:
+    """The untrained encoder's mAP over seeds; none where no run has judged it."""
+    values = [run.untrained.value for run in results.runs if run.untrained]
+    return _figure(t_interval(values)) if values else None
 
 
 def verdict_in_words(claims: tuple[ClaimResult, ...]) -> str:

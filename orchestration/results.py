@@ -203,6 +203,7 @@ class ReproducedRun(Config):
     row: str = Field(description='as in tasks.claims, e.g. "table4/S2+N/simclr-cp"')
     seed: int
     figure: Figure = Field(description="shallow classification mAP")
+    untrained: Figure | None = Field(None, description="the same of the encoder before training, where it was judged")
     differs: tuple[str, ...] = Field((), description='from the paper, e.g. "batch 64 instead of 4096"')
     run_dir: str = Field("", description="the run's folder, relative to the reproduction's")
 
