@@ -54,6 +54,7 @@ def reproduce(
     experiments = [named_experiment(name, scale).changed(changes) for name in planned_rows(tables, rows)]
     base = SCALES[scale]().changed({**changes, "name": "reproduction"})
     processors = {p for e in experiments if e.views.pair != "mix-mix" for p in e.views.combination}
+    folder.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(tracking_uri, "sepscene", folder)
     tracker.start({"kind": "reproduction", "tables": " ".join(tables), "scale": scale}, {"seeds": seeds, **changes})
     tags = {"reproduction_id": folder.name, **({"mlflow.parentRunId": run} if (run := tracker.run_id()) else {})}
