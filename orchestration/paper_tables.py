@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from models.config import SepsceneError
+from orchestration.experiments import EXPERIMENTS
 from orchestration.results import Figure, RunResults
+from tasks.beyond import BEYOND
 from tasks.claims import PAPER_TABLES, SAME_EXPERIMENT
 
 TITLES = {
@@ -86,3 +89,22 @@ def row_name(row: str | None) -> str:
             if known.name == row:
                 return f"{table[:-1].capitalize()} {table[-1]}, {known.label}"
     return row or ""
+
+
+def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
+    """The experiments of the tables' rows; one that two of the tables share is run once, under its first name.
+
+    Raises:
+        SepsceneError: for an unknown table or row.
+    """
+    rows_of = {table: [row.name for row in known] for table, known in PAPER_TABLES.items()}
+    rows_of["beyond"] = [row.name for row in BEYOND]
+    unknown = [table for table in tables if table not in rows_of]
+    if unknown:
+        raise SepsceneError(f"there is no {', '.join(unknown)}; choose from {', '.join(rows_of)}")
+    names = [name for table in tables for name in rows_of[table] if name in EXPERIMENTS]
+    wrong = [row for row in rows or [] if row not in names]
+    if wrong:
+        raise SepsceneError(f"no row {', '.join(wrong)} in {', '.join(tables)}; choose from {', '.join(names)}")
+    wanted = rows or names
+    return [name for n, name in enumerate(wanted) if TWINS.get(name) not in wanted[:n]]

@@ -7,18 +7,15 @@ from typing import Any
 
 from rich.console import Console
 
-from models.config import SepsceneError
 from orchestration.config import Experiment
 from orchestration.environment import command_line, environment
-from orchestration.experiments import EXPERIMENTS, SCALES, Scale, named_experiment
-from orchestration.paper_tables import TWINS
+from orchestration.experiments import SCALES, Scale, named_experiment
+from orchestration.paper_tables import planned_rows
 from orchestration.reproduction_report import write_reproduction_report
 from orchestration.results import ReproducedRun, ReproductionResults, RunResults
 from orchestration.sweep_plan import Trial
 from orchestration.tracking import Tracker
 from orchestration.trials import Outcome, run_trials, share
-from tasks.beyond import BEYOND
-from tasks.claims import PAPER_TABLES
 
 FLOOR_ROW = "table2/mix-mix"
 PAPER_CLIPS, PAPER_BATCH = 2_000_000, 4096
@@ -84,25 +81,6 @@ def reproduce(
         tracker.log_artifact("", folder / name)
     tracker.finish("")
     return results
-
-
-def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
-    """The experiments of the tables' rows; one that two of the tables share is run once, under its first name.
-
-    Raises:
-        SepsceneError: for an unknown table or row.
-    """
-    rows_of = {table: [row.name for row in known] for table, known in PAPER_TABLES.items()}
-    rows_of["beyond"] = [row.name for row in BEYOND]
-    unknown = [table for table in tables if table not in rows_of]
-    if unknown:
-        raise SepsceneError(f"there is no {', '.join(unknown)}; choose from {', '.join(rows_of)}")
-    names = [name for table in tables for name in rows_of[table] if name in EXPERIMENTS]
-    wrong = [row for row in rows or [] if row not in names]
-    if wrong:
-        raise SepsceneError(f"no row {', '.join(wrong)} in {', '.join(tables)}; choose from {', '.join(names)}")
-    wanted = rows or names
-    return [name for n, name in enumerate(wanted) if TWINS.get(name) not in wanted[:n]]
 
 
 def _trial(experiment: Experiment, shared: Experiment, seed: int) -> Trial:

@@ -107,7 +107,9 @@ def is_sweep(name: str) -> bool:
 
 
 def reproduce_command(
-    tables: Annotated[list[str], typer.Argument(help="`table2`, `table4`, `table5`.")],
+    tables: Annotated[
+        list[str], typer.Argument(help="`table2`, `table4`, `table5`; `beyond` for rows that the paper does not have.")
+    ],
     row: Annotated[
         list[str] | None, typer.Option(help="Only this row, e.g. `table4/S2+N/simclr`. Repeat as needed.")
     ] = None,
@@ -126,7 +128,7 @@ def reproduce_command(
 
     Example: `sepscene reproduce table2 --scale tiny --seeds 3`
     """
-    from orchestration.reproduction import reproduce
+    from orchestration.paper_tables import planned_rows
     from orchestration.session import ray_session
     from orchestration.tracking import default_tracking_uri
 
@@ -137,7 +139,10 @@ def reproduce_command(
             raise SepsceneError(f"--data {data!r} must look like FORMAT:ROOT, e.g. esc50:esc10")
         changes = {"data.format": kind, "data.root": root, **changes}
     folder = (storage / (reproduction_id or f"{'-'.join(tables)}-{scale}-{time.strftime('%Y%m%d-%H%M%S')}")).resolve()
-    base = resolve("table4/S2+N/simclr-cp", scale, None).changed(changes)
+    for name in planned_rows(tables, row):  # refuses bad rows and changes before anything starts
+        base = resolve(name, scale, None).changed(changes)
+    from orchestration.reproduction import reproduce
+
     with ray_session(base, address, verbose):
         uri = default_tracking_uri(storage)
         reproduce(tables, row, scale, changes, seeds, folder, uri, console)  # type: ignore[arg-type]
