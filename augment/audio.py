@@ -23,7 +23,7 @@ import torch
 import torchaudio
 from pydantic import Field, model_validator
 
-from augment.locations import ClipError, open_location
+from augment.locations import ClipError, open_location, version_of
 from models.config import Config
 
 __all__ = ["AudioFormat", "ClipError", "Recording", "check_audio", "content_hash", "read_audio", "read_clip"]
@@ -137,9 +137,21 @@ def check_audio(uri: str) -> Recording:
 def content_hash(uri: str) -> str:
     """SHA-256 (hexadecimal) of a recording's bytes as they are stored: equal for copies under other names.
 
+    Bytes that this process has hashed before and that have not changed since are not read again.
+
     Raises:
         ClipError: missing or unreadable.
     """
+    version = version_of(uri)
+    return _hash(uri) if version is None else _hash_of_version(uri, version)
+
+
+@lru_cache(maxsize=1 << 16)  # some 30 MB at most
+def _hash_of_version(uri: str, version: tuple[int, ...]) -> str:
+    return _hash(uri)
+
+
+def _hash(uri: str) -> str:
     opened = open_location(uri)
     if isinstance(opened, BytesIO):
         return hashlib.sha256(opened.getbuffer()).hexdigest()

@@ -13,6 +13,7 @@ leave the archive (absolute, or with `..`) and links are refused all the same.
 import os
 import re
 import tarfile
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -31,6 +32,7 @@ NO_SUCH_FILE = "no such file"
 """The cause of a `ClipError` whose clip is not there at all, rather than broken."""
 
 _SHARD = re.compile(r"^(.+?\.(?:tar|parquet)(?:\?[^#]*)?)#(.*)$", re.DOTALL)
+_RACY_NS = 2 * 10**9
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -124,6 +126,30 @@ def tar_members(uri: str) -> dict[str, Member]:
         OSError, tarfile.TarError: the archive is missing or broken.
     """
     return _tar_index(uri, _stamp(uri))
+
+
+def version_of(uri: str) -> tuple[int, ...] | None:
+    """What changes when a clip's bytes are replaced, without reading them; None where nobody can say for sure.
+
+    Size and time of the last change of its file, or of the archive it lies in; of a local file also the inode and the
+    time that nobody can set. A file that changed within the last two seconds may change again within one tick of its
+    filesystem's clock, so nothing is said about it (git calls that a racy file).
+    """
+    archive, _ = split_member(uri)
+    version: tuple[int, ...]
+    try:
+        local = local_path(archive)
+        if local is None:
+            version = _stamp(archive)
+            changed_ns = version[1]
+        else:
+            found = os.stat(local)
+            changed_ns = max(found.st_mtime_ns, found.st_ctime_ns)
+            version = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    except (OSError, pa.ArrowException, ValueError):
+        return None
+    settled = changed_ns is not None and time.time_ns() - changed_ns > _RACY_NS
+    return version if settled else None
 
 
 def leaves_root(relative: str) -> bool:

@@ -57,7 +57,9 @@ class Views(Config):
 
 def to_pcm(wave: np.ndarray) -> np.ndarray:
     """Float samples of full scale 1.0 to int16, saturating."""
-    return np.rint(np.clip(wave, -1.0, 1.0) * PCM_SCALE).astype(np.int16)
+    scaled = wave * PCM_SCALE
+    np.rint(scaled, out=scaled)
+    return np.clip(scaled, -PCM_SCALE, PCM_SCALE, out=scaled).astype(np.int16)
 
 
 def from_pcm(pcm: np.ndarray) -> np.ndarray:
@@ -67,7 +69,8 @@ def from_pcm(pcm: np.ndarray) -> np.ndarray:
 
 def levels_db(pcm_ST: np.ndarray) -> np.ndarray:
     """RMS of each channel over the whole clip in dBFS, float32 of length S; digital silence is −200 dB."""
-    power_S = np.mean(np.square(pcm_ST / PCM_SCALE, dtype=np.float64), axis=-1)
+    sample_ST = pcm_ST.astype(np.float64)  # their squares add up exactly
+    power_S = np.einsum("st,st->s", sample_ST, sample_ST) / (pcm_ST.shape[-1] * PCM_SCALE**2)
     return (10 * np.log10(np.maximum(power_S, 1e-20))).astype(np.float32)
 
 

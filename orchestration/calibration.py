@@ -15,9 +15,11 @@ from statistics import median
 import numpy as np
 import torch
 
+from augment.blocks import Columns, ServiceSettings
 from augment.draws import SPECAUGMENT_UNIFORMS, Schedule, draw
+from augment.reader import ClipReader
 from augment.scenes import write_scenes
-from augment.service import ClipReader, Columns, SeparationService, ServiceSettings
+from augment.service import SeparationService
 from augment.store import SeparatedStore, StoreKey
 from augment.views import levels_db, patch_samples
 from models.config import SepsceneError
@@ -111,7 +113,7 @@ def _put(settings: ServiceSettings, store: SeparatedStore, block: Columns, sourc
     chosen = {content: n for n, content in enumerate(block["content"])}
     begin = time.perf_counter()
     for content, n in chosen.items():
-        mixture_T = np.frombuffer(block["pcm"][n], np.int16)
+        mixture_T = np.frombuffer(block["sound"][n], np.int16)
         separated_ST = np.repeat(mixture_T[None], sources, axis=0)
         for processor, pcm_ST in ((digest, separated_ST), ("mixture", mixture_T[None])):
             store.put(StoreKey(content, processor, settings.store_settings(0.0)), pcm_ST, levels_db(pcm_ST))

@@ -19,7 +19,7 @@ from typing import Any
 
 from clusters.pools import Node
 from models.config import SepsceneError
-from orchestration.config import Resources
+from orchestration.config import Experiment, Resources
 
 CLUSTER_VARIABLE = "SEPSCENE_CLUSTER"
 """Names the description of an autoscaling cluster: nodes that may still come then count as being there."""
@@ -67,12 +67,47 @@ class Demand:
         return options
 
 
+def actor_demand(resources: Resources) -> Demand:
+    """What one separation actor asks for."""
+    return Demand(
+        "separation actor",
+        resources.separation_cpus,
+        resources.separation_gpus,
+        resources.separation_labels,
+        resources.separation_accelerator,
+        "resources.separation_actors, .separation_cpus, .separation_gpus, .separation_labels, .separation_accelerator",
+    )
+
+
+def reader_demand(resources: Resources) -> Demand:
+    """What one reader asks for."""
+    return Demand("reader", resources.reader_cpus, knobs="resources.readers, .reader_cpus")
+
+
+def separates_live(experiment: Experiment) -> bool:
+    """Whether clips are separated while the trainers train.
+
+    Mix-mix separates nothing, and with `store.mode=prefill` all is separated before: then the readers alone make the
+    views, and no separation actor is asked for.
+    """
+    return experiment.views.pair != "mix-mix" and experiment.store.mode != "prefill"
+
+
+def phases(experiment: Experiment, driver_cpus: float = 0.0) -> list[list[Demand]]:
+    """What a run asks for at one time and another; each phase must fit the cluster on its own."""
+    asked = demands(experiment.resources, experiment.views.pair, driver_cpus)
+    if separates_live(experiment):
+        return [asked]
+    training = [demand for demand in asked if demand.role != "separation actor"]
+    prefill = [demand for demand in asked if demand.role != "trainer"]
+    return [training] if experiment.views.pair == "mix-mix" else [prefill, training]
+
+
 def demands(resources: Resources, pair: str, driver_cpus: float = 0.0) -> list[Demand]:
-    """Everything one trial asks for, one entry a bundle. Of trainers it counts the fewest that it goes on with.
+    """Everything one trial asks for at once, one entry a bundle. Of trainers it counts the fewest that it goes on with.
 
     Args:
-        pair: kind of the positive pair. "mix-mix" separates nothing, but its views are cropped by the same
-            actors, so it asks for the same.
+        pair: kind of the positive pair. "mix-mix" separates nothing: its readers crop the views themselves.
         driver_cpus: CPUs of the trial's driver: none for a job's, what Tune is told for a Tune trial's.
 
     Raises:
@@ -86,27 +121,19 @@ def demands(resources: Resources, pair: str, driver_cpus: float = 0.0) -> list[D
         resources.trainer_accelerator,
         "resources.trainers, .trainers_min, .trainer_cpus, .trainer_gpus, .trainer_labels, .trainer_accelerator",
     )
-    actor = Demand(
-        "separation actor",
-        resources.separation_cpus,
-        resources.separation_gpus,
-        resources.separation_labels,
-        resources.separation_accelerator,
-        "resources.separation_actors, .separation_cpus, .separation_gpus, .separation_labels, .separation_accelerator",
-    )
+    actor = actor_demand(resources)
     for demand in (trainer, actor):
         if demand.gpus > 1 and demand.gpus != int(demand.gpus):
             raise SepsceneError(
                 f"a {demand.role} asks for {demand.gpus:g} GPUs, but above one only whole GPUs can be given: "
                 f"set a share below 1 or a whole number ({demand.knobs})"
             )
-    reader = Demand("reader", resources.reader_cpus, knobs="resources.readers, .reader_cpus")
     own = Demand("data task", max(DATA_TASK_CPUS, resources.reader_cpus), knobs="the others: this is Ray Data's own")
     driver = [Demand("trial driver", driver_cpus, knobs="the CPUs of the trial's driver")] if driver_cpus else []
     return (
         [trainer] * resources.trainer_counts[0]
-        + [actor] * resources.separation_actors
-        + [reader] * resources.readers
+        + [actor] * (0 if pair == "mix-mix" else resources.separation_actors)
+        + [reader_demand(resources)] * resources.readers
         + [own]
         + driver
     )

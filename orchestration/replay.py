@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from augment.blocks import ServiceSettings
 from augment.draws import draw
-from augment.service import ClipReader, SeparationService, ServiceSettings
+from augment.reader import ClipReader
+from augment.service import SeparationService
 from augment.views import from_pcm
 from orchestration.checkpoints import newest_sound, read_checkpoint
 from orchestration.config import load_experiment

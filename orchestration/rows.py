@@ -18,7 +18,8 @@ class DrawRows:
     """Turns positions in what remains into rows with their clip and all their draws."""
 
     def __init__(self, clips: pa.Table, schedule: Schedule, ledger: Ledger, weights: tuple[float, ...]) -> None:
-        self.uri = clips["uri"].to_numpy(zero_copy_only=False)
+        # Every task of Ray gets a copy of this object: Arrow's is a view of shared memory, two million strings are not.
+        self.uri = clips["uri"].combine_chunks()
         self.offset_seconds = clips["offset_seconds"].to_numpy()
         self.schedule, self.remaining, self.weights = schedule, ledger.remaining(), weights
 
@@ -29,9 +30,13 @@ class DrawRows:
         return {
             **draws,
             "row": row_N,
-            "uri": self.uri[draws["clip"]],
-            "offset_seconds": self.offset_seconds[draws["clip"]],
+            **self._where(draws["clip"]),
         }
+
+    def _where(self, clip_N: np.ndarray) -> Columns:
+        """Where the clips are."""
+        uri_N = self.uri.take(pa.array(clip_N)).to_numpy(zero_copy_only=False)
+        return {"uri": uri_N, "offset_seconds": self.offset_seconds[clip_N]}
 
 
 class PrefillRows(DrawRows):
@@ -42,4 +47,4 @@ class PrefillRows(DrawRows):
         clip_N, processor_N = np.divmod(columns["id"], len(self.weights))
         draws = draw(self.schedule, np.minimum(columns["id"], self.schedule.rows - 1), self.weights)
         chosen = {"row": columns["id"], "clip": clip_N, "processor": processor_N}
-        return {**draws, **chosen, "uri": self.uri[clip_N], "offset_seconds": self.offset_seconds[clip_N]}
+        return {**draws, **chosen, **self._where(clip_N)}

@@ -13,7 +13,7 @@ import ray
 
 from augment.service import open_separator
 from orchestration.config import Experiment
-from orchestration.placement import check_placement, cluster_nodes, demands
+from orchestration.placement import check_placement, cluster_nodes, phases
 from orchestration.stream import configure_data
 
 
@@ -38,7 +38,9 @@ def ray_session(experiment: Experiment, address: str | None = None, verbose: boo
     if own:
         connect(address, verbose)
     try:
-        check_placement(demands(experiment.resources, experiment.views.pair), cluster_nodes())
+        nodes = cluster_nodes()
+        for asked in phases(experiment):
+            check_placement(asked, nodes)
         configure_data(experiment.training.ordered)
         yield
     finally:

@@ -2,6 +2,9 @@
 
     rows ──draws──▶ blocks of g rows ──readers──▶ SeparationService actors ──▶ W trainers
 
+Where nothing has to be separated (mix-mix, or a store that was filled before), the readers hand their views to the
+trainers themselves, and there are no separation actors.
+
 The order of rows is kept when `training.ordered` is set. Ray Data then hands blocks to the W trainers in turn, so that
 step k consumes exactly the rows kB … (k+1)B−1 of what remains, whatever the number of actors and trainers. The last
 global batch is evened out with fillers, so that every trainer gets the same number of equal blocks and none waits for
@@ -12,19 +15,21 @@ import math
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
+from augment.blocks import ServiceSettings
 from augment.draws import Schedule
-from augment.service import ClipReader, SeparationService, ServiceSettings, read_segments
+from augment.reader import ClipReader, ViewMaker, read_segments
+from augment.service import SeparationService
 from augment.source_segments import read_source_segments
 from augment.store import SeparatedStore
 from augment.strikes import Strikes
 from orchestration.config import Experiment, Resources
 from orchestration.ledger import Ledger
+from orchestration.placement import actor_demand, reader_demand, separates_live
 from orchestration.rows import DrawRows, PrefillRows
 from tasks.manifests import Manifest
 
@@ -67,7 +72,7 @@ def view_stream(
         manifest.clips, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views.processor_weights
     )
     rows = _drawn_rows(draws, training.global_batch, training.service_rows, resources)
-    return _served(rows, experiment, checkpoints, store, strikes)
+    return _served(rows, experiment, checkpoints, store, strikes, separates_live(experiment))
 
 
 def prefill_stream(
@@ -83,7 +88,8 @@ def prefill_stream(
         .map_batches(draws, batch_size=None)
         .repartition(target_num_rows_per_block=block)
     )
-    return _served(rows, experiment, checkpoints, store, strikes=None).select_columns(["row", "uri", "fault"])
+    made = _served(rows, experiment, checkpoints, store, strikes=None, live=True)
+    return made.select_columns(["row", "uri", "fault", "stored", "damaged"])
 
 
 def _served(
@@ -92,31 +98,37 @@ def _served(
     checkpoints: Mapping[str, str],
     store: SeparatedStore | None,
     strikes: Strikes | None,
+    live: bool,
 ) -> Dataset:
-    """Rows with draws through the readers and the separation actors."""
+    """Rows with draws through the readers, and where clips are separated `live` through the separation actors."""
     training, resources = experiment.training, experiment.resources
-    settings = ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=dict(checkpoints))
-    clips = rows.map_batches(
-        ClipReader,
-        fn_constructor_kwargs={"settings": settings, "store": store, "strikes": strikes},
+    shared = {
+        "settings": ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=dict(checkpoints)),
+        "store": store,
+        "strikes": strikes,
+    }
+    read = rows.map_batches(
+        ClipReader if live else ViewMaker,
+        fn_constructor_kwargs=shared,
         batch_size=training.service_rows,
         compute=ActorPoolStrategy(size=resources.readers),
-        num_cpus=resources.reader_cpus,
         ray_remote_args_fn=finite_retries,
+        **reader_demand(resources).ray_options(),
     )
-    return clips.map_batches(
+    if not live:
+        return read
+    on_device = {
+        "device": "cuda" if resources.separation_gpus else "cpu",
+        "clips_per_forward": resources.separation_batch,
+        "precision": resources.separation_precision,
+    }
+    return read.map_batches(
         SeparationService,
-        fn_constructor_kwargs={
-            "settings": settings,
-            "store": store,
-            "strikes": strikes,
-            "device": "cuda" if resources.separation_gpus else "cpu",
-            "clips_per_forward": resources.separation_batch,
-            "precision": resources.separation_precision,
-        },
+        fn_constructor_kwargs=shared | on_device,
         batch_size=training.service_rows,
         compute=ActorPoolStrategy(size=resources.separation_actors),
-        **_actor_options(resources),
+        ray_remote_args_fn=finite_retries,
+        **actor_demand(resources).ray_options(),
     )
 
 
@@ -133,7 +145,7 @@ def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedul
         partial(read, audio=experiment.audio, segment_seconds=settings.segment_seconds),
         batch_size=block_rows,
         compute=TaskPoolStrategy(size=resources.readers),
-        num_cpus=resources.reader_cpus,
+        **reader_demand(resources).ray_options(),
     )
 
 
@@ -145,21 +157,6 @@ def _drawn_rows(draws: DrawRows, global_rows: int, block_rows: int, resources: R
         .map_batches(draws, batch_size=None)
         .repartition(target_num_rows_per_block=block_rows)
     )
-
-
-def _actor_options(resources: Resources) -> dict[str, Any]:
-    """Where separation actors may run."""
-    options: dict[str, Any] = {
-        "num_cpus": resources.separation_cpus,
-        "ray_remote_args_fn": finite_retries,
-    }
-    if resources.separation_gpus:
-        options["num_gpus"] = resources.separation_gpus
-    if resources.separation_accelerator:
-        options["accelerator_type"] = resources.separation_accelerator
-    if resources.separation_labels:
-        options["label_selector"] = resources.separation_labels
-    return options
 
 
 def configure_data(ordered: bool) -> None:

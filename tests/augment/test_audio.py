@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import pickle
 import struct
 import tarfile
@@ -300,6 +301,18 @@ class TestContentHash:
         c = _written(tmp_path / "c.wav", WAV[:-1] + b"\1")
         assert content_hash(a) == content_hash(b) != content_hash(c)
         assert len(content_hash(a)) == 64
+
+    def test_a_clip_that_changes_is_read_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of the same length, with the same time of change: a fresh file is never trusted, an old one by its inode."""
+        for racy in (2 * 10**9, 0):
+            monkeypatch.setattr("augment.locations._RACY_NS", racy)
+            a = _written(tmp_path / "a.wav", WAV)
+            os.utime(a, ns=(10**18, 10**18))
+            before = content_hash(a)
+            (tmp_path / "new.wav").write_bytes(WAV[:-1] + b"\1")
+            os.replace(tmp_path / "new.wav", a)
+            os.utime(a, ns=(10**18, 10**18))
+            assert content_hash(a) != before
 
 
 def test_format_refuses_what_it_cannot_be() -> None:

@@ -8,6 +8,7 @@ import pytest
 from clusters.pools import Node, Pool
 from models.config import SepsceneError
 from orchestration.config import Resources
+from orchestration.experiments import named_experiment
 from orchestration.placement import (
     Demand,
     check_placement,
@@ -16,6 +17,7 @@ from orchestration.placement import (
     matches,
     node_from_ray,
     pack,
+    phases,
 )
 
 SEPARATORS = Node("s", cpus=8, gpus=1, labels={"pool": "separators"}, accelerator="L4")
@@ -60,8 +62,23 @@ def test_half_a_cpu_left_over_is_not_enough_for_ray_data() -> None:
     check_placement(demands(resources, "mix-chan"), [Node("laptop", 3)])
 
 
-def test_mix_mix_asks_for_the_same_because_the_same_actors_crop_its_views() -> None:
-    assert demands(on_two_pools(), "mix-mix") == demands(on_two_pools(), "mix-chan")
+def test_mix_mix_asks_for_no_separation_actors() -> None:
+    assert {demand.role for demand in demands(on_two_pools(), "mix-mix")} == {"trainer", "reader", "data task"}
+
+
+def test_a_filled_store_needs_separation_actors_before_the_trainers_not_beside_them() -> None:
+    tiny = named_experiment("demo", "tiny")
+    beside = tiny.changed({"resources.separation_actors": 4, "resources.separation_cpus": 0.2})
+    before = beside.changed({"store.mode": "prefill"})
+    laptop = [Node("laptop", 2)]
+    with pytest.raises(SepsceneError, match="separation actors"):
+        check_placement(*phases(beside), laptop)
+    prefill, training = phases(before)
+    for asked in (prefill, training):
+        check_placement(asked, laptop)
+    assert "trainer" not in {demand.role for demand in prefill}
+    assert "separation actor" not in {demand.role for demand in training}
+    assert phases(before.changed({"views.pair": "mix-mix"})) == [training]
 
 
 def test_a_tune_trial_asks_for_its_driver_too() -> None:

@@ -1,0 +1,85 @@
+"""What a block of rows carries from stage to stage, and how its views come out of the SeparatedStore.
+
+Each row carries one piece of `sound` in 16 bits: the whole clip where it must be separated, both crops where they are
+made already, nothing where the clip can't be used. A row also carries what it has cost (`reading_seconds`,
+`separation_seconds`, …), so that whoever consumes it knows how busy each stage is, whatever happens on the way.
+
+Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels.
+"""
+
+import time
+
+import numpy as np
+
+from augment.audio import AudioFormat
+from augment.store import SeparatedStore, StoreKey
+from augment.views import MIXTURE, Views, choose_channels, patch_samples, view_starts
+from models.config import Config
+from models.separators import separator_digest
+
+Columns = dict[str, np.ndarray]
+
+
+class ServiceSettings(Config):
+    """What both stages must agree on."""
+
+    views: Views
+    audio: AudioFormat
+    checkpoints: dict[str, str]
+    """Processor name -> separator folder, for every name in `views.combination`; may be empty for mix-mix."""
+
+    @property
+    def processors(self) -> tuple[str, ...]:
+        """The processors in the order that the draws' `processor` column counts them; none for mix-mix."""
+        return () if self.views.pair == "mix-mix" else self.views.combination
+
+    @property
+    def patch(self) -> int:
+        """Samples P of a view."""
+        return patch_samples(self.views, self.audio.sample_rate)
+
+    def digests(self) -> tuple[str, ...]:
+        """Digest of each processor's checkpoint, in order."""
+        return tuple(separator_digest(self.checkpoints[name]) for name in self.processors)
+
+    def store_settings(self, offset_seconds: float) -> str:
+        """What a store entry depends on beside the clip's content and the checkpoint."""
+        return f"{self.audio.model_dump_json()}@{offset_seconds:g}"
+
+
+def starts_of(columns: Columns, settings: ServiceSettings) -> np.ndarray:
+    """(N, 2): where both crops of each row start."""
+    return np.stack(view_starts(columns, settings.views, settings.audio.samples, settings.audio.sample_rate), axis=1)
+
+
+def shared_seconds(begin: float, count: int) -> np.ndarray:
+    """The time since `begin` (of `time.perf_counter`), shared evenly among the rows of a block: float32 (N,)."""
+    return np.full(count, (time.perf_counter() - begin) / max(1, count), np.float32)
+
+
+class StoredViews:
+    """Makes a row's two views from the SeparatedStore."""
+
+    def __init__(self, settings: ServiceSettings, store: SeparatedStore) -> None:
+        self.settings, self.store, self.digests = settings, store, settings.digests()
+
+    def keys(self, columns: Columns, n: int) -> tuple[StoreKey, StoreKey]:
+        """Where row n's separated channels are, and where its mixture is."""
+        content, suffix = str(columns["content"][n]), self.settings.store_settings(float(columns["offset_seconds"][n]))
+        return StoreKey(content, self.digests[columns["processor"][n]], suffix), StoreKey(content, "mixture", suffix)
+
+    def find(self, columns: Columns, starts_2: np.ndarray, n: int) -> tuple[tuple[int, int], list[np.ndarray]] | None:
+        """The channels and the crops (2 of int16 (P,)) of row n; None where the store lacks any part of them."""
+        separated, mixture = self.keys(columns, n)
+        levels_S = self.store.levels(separated)
+        if levels_S is None:
+            return None
+        chosen = choose_channels(levels_S, columns["channel_u"][n], columns["second_channel_u"][n], self.settings.views)
+        crops = []
+        for channel, start in zip(chosen, starts_2, strict=True):
+            key, track = (mixture, 0) if channel == MIXTURE else (separated, channel)
+            crop = self.store.get_crop(key, track, int(start), self.settings.patch)
+            if crop is None:
+                return None
+            crops.append(crop)
+        return chosen, crops

@@ -1,0 +1,172 @@
+"""Both stages of the stream in one process: every way to the views gives the same bytes, and each row says its cost."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from augment.audio import AudioFormat
+from augment.blocks import Columns, ServiceSettings
+from augment.draws import FILLER, Schedule, draw
+from augment.forward import Forward
+from augment.reader import ClipReader, ViewMaker
+from augment.service import SeparationService
+from augment.store import SeparatedStore
+from augment.views import MIXTURE, Views, from_pcm
+from models.config import SepsceneError
+from models.foreign import ConvTasNetConfig, ConvTasNetSeparator
+from models.separators import save_separator
+from models.tdcnpp import TDCNpp, TDCNppConfig
+
+AUDIO = AudioFormat(clip_seconds=1.5)
+CLIPS, ROWS = 4, 10
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Noise of different loudness."""
+    root = tmp_path_factory.mktemp("clips")
+    noise = np.random.default_rng(0)
+    for clip in range(CLIPS):
+        soundfile.write(root / f"{clip}.wav", 0.1 * noise.standard_normal(AUDIO.samples), AUDIO.sample_rate)
+    return [str(path) for path in sorted(root.glob("*.wav"))]
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A TDCN++ with two sources and a Conv-TasNet with four."""
+    root = tmp_path_factory.mktemp("ladder")
+    torch.manual_seed(0)
+    save_separator(TDCNpp(TDCNppConfig.tiny(coefficients=16, bottleneck=8, hidden=8, blocks=2)), root / "S2", {})
+    sizes = ConvTasNetConfig(sources=4, coefficients=16, bottleneck=8, hidden=8, blocks=2, repeats=1)
+    save_separator(ConvTasNetSeparator(sizes), root / "other", {})
+    return {name: str(root / name) for name in ("S2", "other")}
+
+
+def block(clips: list[str], weights: tuple[float, ...] = (1.0, 1.0)) -> Columns:
+    """Ten rows and a filler, as the head of the stream gives them."""
+    rows = np.append(np.arange(ROWS), FILLER)
+    columns = draw(Schedule(seed=5, clips=CLIPS, epochs=3), np.maximum(rows, 0), weights)
+    uri = np.array(clips, object)[columns["clip"]]
+    return {**columns, "row": rows, "uri": uri, "offset_seconds": np.zeros(len(rows))}
+
+
+def settings(ladder: dict[str, str], pair: str = "mix-chan") -> ServiceSettings:
+    """Both processors under one OR rule."""
+    views = Views.model_validate({"pair": pair, "combination": ("S2", "other"), "patch_seconds": 0.5})
+    return ServiceSettings(views=views, audio=AUDIO, checkpoints=ladder)
+
+
+def same_views(one: Columns, two: Columns) -> None:
+    """Bit for bit, and from the same channels."""
+    for name in ("row", "uri", "fault", "processor", "view_1", "view_2", "channel_1", "channel_2", "specaugment_u"):
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+@pytest.mark.parametrize("pair", ["mix-mix", "mix-chan", "chan-chan"])
+def test_live_stored_and_repaired_views_are_the_same(
+    pair: str, clips: list[str], ladder: dict[str, str], tmp_path: Path
+) -> None:
+    both, rows = settings(ladder, pair), block(clips)
+    live = SeparationService(both)(ClipReader(both)(rows))
+    assert not live["stored"].any() and not (live["fault"] != "").any()
+    assert live["view_1"][:ROWS].any(axis=1).all() and not live["view_1"][ROWS:].any()
+    with SeparatedStore(str(tmp_path)) as store:
+        same_views(live, SeparationService(both, store)(ClipReader(both, store)(rows)))  # fills it
+        store.flush()
+        maker = ViewMaker(both, store)
+        stored = maker(rows)
+        same_views(live, stored)
+        assert stored["stored"][:ROWS].all() == (pair != "mix-mix")
+        assert "separators" not in vars(maker.service) or pair == "mix-mix"
+        if pair == "mix-mix":
+            assert len(store) == 0
+            return
+        for shard in (tmp_path / "shards").iterdir():
+            damage(shard)
+    with SeparatedStore(str(tmp_path)) as store:
+        repaired = ViewMaker(both, store)(rows)
+        same_views(live, repaired)
+        assert repaired["damaged"].any() and not repaired["stored"][repaired["damaged"]].any()
+
+
+def damage(shard: Path) -> None:
+    """Every thousandth byte of the first half is another one."""
+    content = bytearray(shard.read_bytes())
+    content[: len(content) // 2 : 1000] = bytes(byte ^ 255 for byte in content[: len(content) // 2 : 1000])
+    shard.write_bytes(content)
+
+
+def test_one_or_rule_over_different_architectures(clips: list[str], ladder: dict[str, str]) -> None:
+    """Two channels of one, four of the other; both are drawn, and all channels can be."""
+    both = settings(ladder, "chan-chan")
+    parts = [SeparationService(both)(ClipReader(both)(block(clips))) for clips in (clips, clips[::-1])]
+    for processor, sources in ((0, 2), (1, 4)):
+        chosen = [part[name][:ROWS][part["processor"][:ROWS] == processor] for part in parts
+                  for name in ("channel_1", "channel_2")]  # fmt: skip
+        used = set(np.concatenate(chosen).tolist()) - {MIXTURE}
+        assert used <= set(range(sources)) and len(used) > 1
+        assert max(used) >= sources // 2
+
+
+def test_a_row_says_what_it_has_cost(clips: list[str], ladder: dict[str, str]) -> None:
+    both = settings(ladder)
+    begin = time.perf_counter()
+    read = ClipReader(both)(block(clips))
+    made = SeparationService(both)(read)
+    took = time.perf_counter() - begin
+    assert 0 < made["reading_seconds"].sum() + made["separation_seconds"].sum() <= took
+    assert (made["queued_seconds"] >= 0).all() and (made["made_at"] >= read["read_at"]).all()
+    assert made["read_bytes"].tolist() == [2 * AUDIO.samples] * ROWS + [0]
+
+
+def test_clips_are_padded_to_one_shape(clips: list[str], ladder: dict[str, str]) -> None:
+    """Whatever comes together, each pass has the same number of clips, and the answer is the clip's own."""
+    shapes = []
+
+    def separator(wave_BT: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(wave_BT.shape))
+        return torch.stack([wave_BT, -wave_BT], dim=1)
+
+    forward = Forward("cpu", clips=3)
+    pcm_BT = np.arange(20, dtype=np.int16).reshape(2, 10)
+    got = forward.submit(separator, pcm_BT)()  # type: ignore[arg-type]
+    np.testing.assert_array_equal(got, np.stack([from_pcm(pcm_BT), -from_pcm(pcm_BT)], axis=1))
+    assert shapes == [(3, 10)]
+
+
+def test_another_sample_rate_is_refused_with_a_way_out(ladder: dict[str, str]) -> None:
+    other = ServiceSettings(
+        views=Views(combination=("S2",)), audio=AudioFormat(sample_rate=8000), checkpoints={"S2": ladder["S2"]}
+    )
+    with pytest.raises(SepsceneError, match=r"set audio\.sample_rate to 16000"):
+        SeparationService(other)
+
+
+def test_a_missing_clip_is_a_fault_of_its_row_alone(clips: list[str], ladder: dict[str, str]) -> None:
+    both, rows = settings(ladder), block(clips)
+    rows["uri"][3] = "/nowhere.wav"
+    made = SeparationService(both)(ClipReader(both)(rows))
+    assert made["fault"].tolist() == [""] * 3 + ["no such file"] + [""] * (len(rows["row"]) - 4)
+
+
+def test_the_reader_hashes_a_clip_once(
+    clips: list[str], ladder: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import augment.audio
+
+    for clip in clips:
+        os.utime(clip, (1, 1))  # not the time that counts: nobody can set the inode's
+    monkeypatch.setattr("augment.locations._RACY_NS", 0)
+    hashed: list[str] = []
+    plain = augment.audio._hash
+    monkeypatch.setattr("augment.audio._hash", lambda uri: hashed.append(uri) or plain(uri))
+    with SeparatedStore(str(tmp_path)) as store:
+        reader = ClipReader(settings(ladder), store)
+        for _ in range(3):
+            reader(block(clips))
+    assert sorted(hashed) == sorted(clips)
