@@ -50,13 +50,14 @@ class Schedule(Config):
         return clip_N
 
 
-def draw(schedule: Schedule, row_N: np.ndarray, weights: tuple[float, ...]) -> dict[str, np.ndarray]:
+def draw(schedule: Schedule, row_N: np.ndarray, weights: tuple[float, ...] | np.ndarray) -> dict[str, np.ndarray]:
     """All random choices of the given rows.
 
     Args:
         schedule: the run's rows.
         row_N: int64 row numbers in [0, R), in any order.
-        weights: probability of each processor of the combination (the OR rule); they are normalised to sum to 1.
+        weights: probability of each processor of the combination (the OR rule), the same for all rows (K,) or each
+            row's own (N, K); they are normalised to sum to 1.
 
     Returns:
         Columns of length N: `row`, `epoch`, `clip` (int64); `processor` (int64, index into the combination); uniforms
@@ -69,13 +70,14 @@ def draw(schedule: Schedule, row_N: np.ndarray, weights: tuple[float, ...]) -> d
     def uniform(stream: int) -> np.ndarray:
         return _uniform(_hash(schedule.seed, stream, mixed_N))
 
-    edges = np.cumsum(np.asarray(weights, np.float64) / np.sum(weights))[:-1]
+    share_NK = np.broadcast_to(np.atleast_2d(np.asarray(weights, np.float64)), (len(row_N), np.shape(weights)[-1]))
+    edge_NK = np.cumsum(share_NK / share_NK.sum(axis=1, keepdims=True), axis=1)[:, :-1]
     specaugment = [uniform(_SPECAUGMENT + k) for k in range(2 * SPECAUGMENT_UNIFORMS)]
     return {
         "row": row_N,
         "epoch": schedule.epoch(row_N),
         "clip": schedule.clip(row_N),
-        "processor": np.searchsorted(edges, uniform(_PROCESSOR), side="right").astype(np.int64),
+        "processor": (edge_NK <= uniform(_PROCESSOR)[:, None]).sum(axis=1),
         "channel_u": uniform(_CHANNEL),
         "second_channel_u": uniform(_SECOND_CHANNEL),
         "crop_1_u": uniform(_CROP_1),

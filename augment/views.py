@@ -6,12 +6,13 @@ view from the store equal to a live one bit for bit.
 Shapes: T samples of a clip, P samples of a patch, S channels of a separator.
 """
 
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from augment.draws import crop_starts
+from augment.draws import Schedule, crop_starts, draw
 from models.config import Config
 
 PCM_SCALE = 32767.0
@@ -21,6 +22,13 @@ MIXTURE = -1
 """The channel number that stands for the mixture itself."""
 
 
+class CurriculumPoint(Config):
+    """The OR rule's probabilities at one point of the run; between two points they change linearly."""
+
+    at: float = Field(ge=0, le=1, description="share of the run's rows that are done: 0 is its start, 1 its end")
+    weights: tuple[float, ...] = Field(description="one for each processor of views.combination, not normalised")
+
+
 class Views(Config):
     """How a clip becomes a positive pair."""
 
@@ -28,6 +36,9 @@ class Views(Config):
     combination: tuple[str, ...] = Field(("S2",), description="processors under the OR rule; each row draws one")
     weights: tuple[float, ...] | None = Field(
         None, description="probabilities of the processors; none is uniform [open]"
+    )
+    curriculum: tuple[CurriculumPoint, ...] = Field(
+        (), description="probabilities of the processors over the run, instead of `weights` [beyond the paper]"
     )
     channel: Literal["uniform", "loudest", "softmax-energy"] = Field(
         "uniform", description="how the channel is chosen [open; ours: uniform over the audible ones]"
@@ -43,16 +54,40 @@ class Views(Config):
     def _weights_match(self) -> "Views":
         if not self.combination:
             raise ValueError("views.combination is empty: name at least one processor, e.g. [S2, N]")
-        if self.weights is not None and len(self.weights) != len(self.combination):
-            raise ValueError("views.weights must hold one probability for each processor of views.combination")
-        if self.weights is not None and (min(self.weights) < 0 or sum(self.weights) <= 0):
-            raise ValueError("views.weights must not be negative and must not all be zero")
+        given = {"views.weights": self.weights} if self.weights is not None else {}
+        given |= {f"views.curriculum at {point.at:g}": point.weights for point in self.curriculum}
+        for field, weights in given.items():
+            if len(weights) != len(self.combination):
+                raise ValueError(f"{field} must hold one probability for each processor of views.combination")
+            if min(weights) < 0 or sum(weights) <= 0:
+                raise ValueError(f"{field} must not be negative and must not all be zero")
+        times = [point.at for point in self.curriculum]
+        if times and self.weights is not None:
+            raise ValueError("views.weights and views.curriculum both say how probable processors are: give one")
+        if any(later <= earlier for earlier, later in pairwise(times)):
+            raise ValueError("views.curriculum must be in order: each point's `at` after the one before")
         return self
 
     @property
     def processor_weights(self) -> tuple[float, ...]:
-        """The OR rule's probabilities, not yet normalised: uniform unless `weights` says otherwise."""
+        """The OR rule's probabilities, not yet normalised: uniform unless `weights` says otherwise; with a curriculum
+        their mean over the run.
+        """
+        if self.curriculum:
+            return tuple(self.weights_at((np.arange(1000) + 0.5) / 1000).mean(axis=0).tolist())
         return self.weights or (1.0,) * len(self.combination)
+
+    def weights_at(self, done_N: np.ndarray) -> np.ndarray:
+        """(N, K): the curriculum's probabilities, which sum to 1, when a share `done_N` of the run's rows is done."""
+        share_PK = np.array([point.weights for point in self.curriculum], np.float64)
+        share_PK /= share_PK.sum(axis=1, keepdims=True)
+        times = [point.at for point in self.curriculum]
+        return np.stack([np.interp(done_N, times, share_P) for share_P in share_PK.T], axis=1)
+
+    def draw(self, schedule: Schedule, row_N: np.ndarray) -> dict[str, np.ndarray]:
+        """All random choices of rows, see `augment.draws.draw`; under a curriculum the processor depends on the row."""
+        weights = self.weights_at(row_N / schedule.rows) if self.curriculum else self.processor_weights
+        return draw(schedule, row_N, weights)
 
 
 def to_pcm(wave: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from rich.table import Table
 from models.config import SepsceneError
 from models.encoder import update_card
 from models.separators import read_card
+from orchestration.balance import Balance, balance_of, bottleneck
 from orchestration.compare import evidence_path, save_judgement
 from orchestration.config import Experiment
 from orchestration.environment import environment
@@ -181,7 +182,7 @@ def _results(
     clips = len(train.clips) + (0 if experiment.data.by_folds else len(test.clips))
     timings = json.loads((folder / "stages.json").read_text())
     metrics = read_metrics(folder)
-    stages = tuple(_stage(name, seconds, metrics) for name, seconds in timings.items())
+    balance = balance_of(metrics, f"pretrain-{experiment.views.pair}")
     ledger = Ledger.from_json((folder / "ledger.json").read_text())
     return RunResults(
         run_id=folder.name,
@@ -191,7 +192,7 @@ def _results(
         seed=experiment.seed,
         started=(folder / "started").read_text(),
         seconds=sum(timings.values()),
-        stages=stages,
+        stages=_stages(timings, metrics),
         ladder=tuple(processors),
         encoders=tuple(encoders),
         ledger=LedgerResult(
@@ -201,7 +202,7 @@ def _results(
             twice=0,  # a row that would be consumed twice stops the run
             quarantined=ledger.quarantined,
         ),
-        bottleneck=_bottleneck(stages),
+        bottleneck=bottleneck(balance, experiment) if balance else "",
         environment=environment(),
         data={
             "data set": f"{experiment.data.format} {experiment.data.root or ''}".strip(),
@@ -213,27 +214,45 @@ def _results(
     )
 
 
-def _bottleneck(stages: tuple[StageResult, ...]) -> str:
-    """Which side of the stream limits the pre-training, and what to change."""
-    pretraining = next((stage for stage in stages if stage.name.startswith("pretrain")), None)
-    if pretraining is None or pretraining.waiting_share is None:
-        return ""
-    waiting = pretraining.waiting_share
-    if waiting > 0.1:
-        return (
-            f"the trainers waited {waiting:.0%} of the time for views: raise resources.separation_actors (or readers), "
-            "or separate once for all epochs with store.mode=prefill"
+def _stages(timings: dict[str, float], metrics: list[dict[str, float | str]]) -> tuple[StageResult, ...]:
+    """Every stage of the run, and below a streaming one what feeds its trainers."""
+    stages: list[StageResult] = []
+    for name, seconds in timings.items():
+        records = [record for record in metrics if record["stage"] == name and "step" in record]
+        waiting = [float(record["waiting_share"]) for record in records if "waiting_share" in record]
+        rows = int(float(records[-1]["rows"])) if records and "rows" in records[-1] else None
+        share = float(np.mean(waiting)) if waiting else None
+        balance = balance_of(records, name)
+        store = ", ".join(f"{count:,} {kind}" for kind, count in balance.store.items()) if balance else ""
+        stages.append(
+            StageResult(
+                name=name,
+                seconds=seconds,
+                rows=rows,
+                busy_share=balance.busy["trainers"] if balance else None,
+                waiting_share=balance.waiting if balance else share,
+                note=f"store: {store}" if store else "",
+            )
         )
-    return f"the trainers waited {waiting:.0%} of the time: they are the bottleneck; raise resources.trainers"
+        if balance and rows is not None:
+            stages += _feeding(name, seconds, rows, balance)
+    return tuple(stages)
 
 
-def _stage(name: str, seconds: float, metrics: list[dict[str, float | str]]) -> StageResult:
-    records = [record for record in metrics if record["stage"] == name and "step" in record]
-    waiting = [float(record["waiting_share"]) for record in records if "waiting_share" in record]
-    rows = int(float(records[-1]["rows"])) if records and "rows" in records[-1] else None
-    return StageResult(
-        name=name, seconds=seconds, rows=rows, waiting_share=float(np.mean(waiting)) if waiting else None
-    )
+def _feeding(name: str, seconds: float, rows: int, balance: Balance) -> list[StageResult]:
+    """Readers and separation actors of a streaming stage; they work for as long as it does."""
+    return [
+        StageResult(
+            name=f"{name}: {part}",
+            seconds=seconds,
+            rows=rows,
+            busy_share=balance.busy[part],
+            bytes_out=round(rows * balance.bytes_per_second[part] / max(balance.rows_per_second, 1e-9)),
+            note=f"{balance.queue_blocks[part]:.1f} blocks wait behind it",
+        )
+        for part in ("readers", "separation")
+        if part in balance.busy
+    ]
 
 
 def summarise(run: Run) -> None:

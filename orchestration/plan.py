@@ -6,16 +6,18 @@ The stages work at the same time, so the slowest of them sets the pace:
 
 Live, every row is separated. With the store, a clip is separated once by each processor that the OR rule
 draws for it: in epoch e (from 1) a share sum_k p_k (1 − p_k)^(e−1) of the clips is new, where p_k is the
-probability of processor k. With prefill all of that happens before the first step.
+probability of processor k (under a curriculum: p_k(e) times the product of 1 − p_k of the epochs before). With
+prefill all of that happens before the first step.
 """
 
 import math
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import Field
 
-from augment.views import patch_samples
+from augment.views import Views, patch_samples
 from models.config import Config, SepsceneError
 from orchestration.config import Experiment
 from orchestration.flops import BACKWARD, separation_flops, step_flops
@@ -199,17 +201,26 @@ def work_of(name: str, experiment: Experiment, clips: int) -> list[Work]:
     Args:
         name: "live", "read-through" or "prefill".
     """
-    epochs, weights = experiment.training.epochs, experiment.views.processor_weights
-    shares = [weight / sum(weights) for weight in weights]
+    epochs, views = experiment.training.epochs, experiment.views
     if name == "live" or not separates(experiment):
         return [Work(clips * epochs, 0, clips * epochs, kept=False)]
     if name == "prefill":
         return [
-            Work(clips * len(shares), 0, 0, kept=True),
+            Work(clips * len(views.combination), 0, 0, kept=True),
             Work(0, clips * epochs, clips * epochs, kept=True),
         ]
-    new = [clips * sum(p * (1 - p) ** epoch for p in shares) for epoch in range(epochs)]
-    return [Work(fresh, clips - fresh, clips, kept=True) for fresh in new]
+    share_EK = _processor_shares(views, epochs)
+    missed_EK = np.cumprod(np.vstack([np.ones(share_EK.shape[1]), 1 - share_EK]), axis=0)[:-1]
+    new_E = clips * (share_EK * missed_EK).sum(axis=1)
+    return [Work(fresh, clips - fresh, clips, kept=True) for fresh in new_E.tolist()]
+
+
+def _processor_shares(views: Views, epochs: int) -> np.ndarray:
+    """(epochs, K): the probability of each processor in each epoch; of a curriculum, in the epoch's middle."""
+    if views.curriculum:
+        return views.weights_at((np.arange(epochs) + 0.5) / epochs)
+    weights = np.array(views.processor_weights, np.float64)
+    return np.tile(weights / weights.sum(), (epochs, 1))
 
 
 def stage_seconds(experiment: Experiment, calibration: Calibration, work: Work) -> dict[str, float]:

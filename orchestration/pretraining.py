@@ -26,6 +26,7 @@ from models.config import SepsceneError
 from models.encoder import Encoder
 from models.frontend import LogMel
 from models.heads import CoincidenceHead, SimilarityHead
+from orchestration.balance import StreamBalance
 from orchestration.checkpoints import (
     TrainingState,
     read_checkpoint,
@@ -194,17 +195,20 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
     batches = iter(shard.iter_batches(batch_size=local_rows, batch_format="numpy", prefetch_batches=2))
     every = experiment.training.checkpoint_every_steps
     reporter = Reporter(settings)
+    balance = StreamBalance(experiment, worker.device)
     asked = time.perf_counter()
     while (batch := next(batches, None)) is not None:
         arrived = time.perf_counter()
+        balance.add(batch, arrived - asked)
         figures = worker.consume(batch)
         done = time.perf_counter()
         figures["examples_per_second"] = figures["pairs"] / (done - asked)
         figures["waiting_share"] = (arrived - asked) / (done - asked)
-        reporter.add(figures)
-        asked = done
         save = worker.step % every == 0
-        if save or worker.step % LOG_EVERY_STEPS == 0:
+        tells = save or worker.step % LOG_EVERY_STEPS == 0
+        reporter.add(figures | (balance.figures() if tells else {}))
+        asked = done
+        if tells:
             fatal = worker.must_stop()
             save = reporter.checkpoint_wanted() or save
             reporter.send(worker.state() if save else None, fatal)

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from augment.blocks import ServiceSettings
-from augment.draws import draw
 from augment.reader import ClipReader
 from augment.service import SeparationService
 from augment.views import from_pcm
@@ -40,7 +39,7 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
     """
     experiment = load_experiment(run_dir / "experiment.yaml")
     schedule = schedule_of(experiment, len(train.clips))
-    columns = draw(schedule, np.array(rows, np.int64), experiment.views.processor_weights)
+    columns = experiment.views.draw(schedule, np.array(rows, np.int64))
     columns["uri"] = train.clips["uri"].to_numpy(zero_copy_only=False)[columns["clip"]]
     columns["offset_seconds"] = train.clips["offset_seconds"].to_numpy()[columns["clip"]]
     checkpoints = experiment.separator.checkpoints or read_ladder(run_dir)

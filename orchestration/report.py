@@ -208,7 +208,7 @@ def _importance(quantity: str) -> int:
     return ranks.index(True)
 
 
-_NOT_DRAWN = ("stage", "step", "seconds", "rows")
+_NOT_DRAWN = ("stage", "step", "seconds", "rows", "balance_seconds")
 
 
 def told_events(records: Sequence[dict[str, float | str]]) -> list[str]:

@@ -8,7 +8,8 @@ Shapes: N rows.
 import numpy as np
 import pyarrow as pa
 
-from augment.draws import FILLER, Schedule, draw
+from augment.draws import FILLER, Schedule
+from augment.views import Views
 from orchestration.ledger import Ledger, nth_rows
 
 Columns = dict[str, np.ndarray]
@@ -17,21 +18,17 @@ Columns = dict[str, np.ndarray]
 class DrawRows:
     """Turns positions in what remains into rows with their clip and all their draws."""
 
-    def __init__(self, clips: pa.Table, schedule: Schedule, ledger: Ledger, weights: tuple[float, ...]) -> None:
+    def __init__(self, clips: pa.Table, schedule: Schedule, ledger: Ledger, views: Views) -> None:
         # Every task of Ray gets a copy of this object: Arrow's is a view of shared memory, two million strings are not.
         self.uri = clips["uri"].combine_chunks()
         self.offset_seconds = clips["offset_seconds"].to_numpy()
-        self.schedule, self.remaining, self.weights = schedule, ledger.remaining(), weights
+        self.schedule, self.remaining, self.views = schedule, ledger.remaining(), views
 
     def __call__(self, columns: Columns) -> Columns:
         """Columns of draws for the positions in column `id`; fillers beyond the end have row −1."""
         row_N = nth_rows(self.remaining, columns["id"], beyond=FILLER)
-        draws = draw(self.schedule, np.maximum(row_N, 0), self.weights)
-        return {
-            **draws,
-            "row": row_N,
-            **self._where(draws["clip"]),
-        }
+        draws = self.views.draw(self.schedule, np.maximum(row_N, 0))
+        return {**draws, "row": row_N, **self._where(draws["clip"])}
 
     def _where(self, clip_N: np.ndarray) -> Columns:
         """Where the clips are."""
@@ -44,7 +41,7 @@ class PrefillRows(DrawRows):
 
     def __call__(self, columns: Columns) -> Columns:
         """Columns as of `DrawRows`, with clip and processor counted through."""
-        clip_N, processor_N = np.divmod(columns["id"], len(self.weights))
-        draws = draw(self.schedule, np.minimum(columns["id"], self.schedule.rows - 1), self.weights)
+        clip_N, processor_N = np.divmod(columns["id"], len(self.views.combination))
+        draws = self.views.draw(self.schedule, np.minimum(columns["id"], self.schedule.rows - 1))
         chosen = {"row": columns["id"], "clip": clip_N, "processor": processor_N}
         return {**draws, **chosen, **self._where(clip_N)}

@@ -21,11 +21,13 @@ from augment.store import SeparatedStore
 from models.config import SepsceneError
 from models.encoder import save_encoder
 from models.separators import read_card
+from orchestration.balance import balance_of, bottleneck
 from orchestration.checkpoints import read_checkpoint, read_ledger
 from orchestration.config import Experiment, load_experiment
 from orchestration.environment import commit, environment
 from orchestration.pretraining import encoder_of, pretrain
 from orchestration.progress import progress
+from orchestration.results import read_metrics
 from orchestration.separator_training import STAGE as SEPARATOR
 from orchestration.separator_training import separator_steps, train_separator
 from orchestration.stream import prefill_stream, schedule_of
@@ -35,7 +37,15 @@ from tasks.manifests import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")
 
-_TERMS = {"loss": "loss", "mixit_loss": "loss", "supervised_loss": "loss", "waiting_share": "waiting"}
+_TERMS = {
+    "loss": "loss",
+    "mixit_loss": "loss",
+    "supervised_loss": "loss",
+    "waiting_share": "waiting",
+    "separation/busy": "separation",
+    "readers/busy": "readers",
+}
+"""What the terminal shows of a stage's metrics: of the stream, the share of time each part waits or works."""
 
 
 class Run:
@@ -274,6 +284,7 @@ class Run:
                 "versions": environment(),
             }
             save_encoder(encoder_of(experiment, state), bundle, card)
+        self._tell_balance(stage, experiment)
         if pair is None:
             (self.folder / "ledger.json").write_text(read_ledger(newest).to_json())
             self.tracker.log_artifact("", self.folder / "ledger.json")
@@ -287,6 +298,16 @@ class Run:
         own = bundle == self.folder / "encoder"
         name = f"sepscene-{self.experiment.name.replace('/', '-')}" if own else None
         self.tracker.log_encoder(f"pretrain-{pair}", bundle, name)
+
+    def _tell_balance(self, stage: str, experiment: Experiment) -> None:
+        """Say which part of the stream set the pace, and log the balance as figures of the stage."""
+        balance = balance_of(read_metrics(self.folder), stage)
+        if balance is None:
+            return
+        self.console.print(f"  {bottleneck(balance, experiment)}", style="dim", highlight=False)
+        shares = {f"balance/{name}_busy": share for name, share in balance.busy.items()}
+        counts = {f"balance/store_{name}": float(count) for name, count in balance.store.items()}
+        self.tracker.log_figures(stage, shares | counts | {"balance/rows_per_second": balance.rows_per_second})
 
     def untrained(self) -> Path:
         """The bundle of the untrained encoder, a baseline."""

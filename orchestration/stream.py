@@ -68,9 +68,7 @@ def view_stream(
         strikes: the poison list; none lets a deadly clip end the run.
     """
     training, resources = experiment.training, experiment.resources
-    draws = DrawRows(
-        manifest.clips, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views.processor_weights
-    )
+    draws = DrawRows(manifest.clips, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views)
     rows = _drawn_rows(draws, training.global_batch, training.service_rows, resources)
     return _served(rows, experiment, checkpoints, store, strikes, separates_live(experiment))
 
@@ -79,12 +77,11 @@ def prefill_stream(
     experiment: Experiment, manifest: Manifest, checkpoints: Mapping[str, str], store: SeparatedStore
 ) -> Dataset:
     """Separate every clip with every processor of the combination into the store; yields the rows as it goes."""
-    weights = experiment.views.processor_weights
     schedule = schedule_of(experiment, len(manifest.clips))
-    draws = PrefillRows(manifest.clips, schedule, Ledger(schedule.rows), weights)
+    draws = PrefillRows(manifest.clips, schedule, Ledger(schedule.rows), experiment.views)
     block = experiment.training.service_rows
     rows = (
-        ray.data.range(len(manifest.clips) * len(weights))
+        ray.data.range(len(manifest.clips) * len(experiment.views.combination))
         .map_batches(draws, batch_size=None)
         .repartition(target_num_rows_per_block=block)
     )
@@ -139,7 +136,7 @@ def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedul
     global_rows = 2 * settings.batch_mixtures
     # Whole blocks for each worker, however many there are, and both clips of a mixture in the same block.
     block_rows = 2 * math.gcd(*(settings.batch_mixtures // trainers for trainers in resources.trainer_counts))
-    rows = _drawn_rows(DrawRows(manifest.clips, schedule, ledger, (1.0,)), global_rows, block_rows, resources)
+    rows = _drawn_rows(DrawRows(manifest.clips, schedule, ledger, experiment.views), global_rows, block_rows, resources)
     read = read_segments if settings.objective == "mixit" else read_source_segments
     return rows.map_batches(
         partial(read, audio=experiment.audio, segment_seconds=settings.segment_seconds),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from augment.draws import Schedule
 from augment.views import MIXTURE, Views, choose_channels, from_pcm, levels_db, to_pcm
 
 
@@ -54,8 +55,50 @@ def test_louder_channels_are_preferred_where_asked() -> None:
         ({"combination": ("N",), "weights": (1.0, 2.0)}, "one probability for each"),
         ({"combination": ("N", "F"), "weights": (-1.0, 2.0)}, "must not be negative"),
         ({"temperature": 1}, "Extra inputs"),
+        ({"curriculum": [{"at": 0, "weights": [1, 2]}]}, "curriculum at 0 must hold one probability for each"),
+        ({"curriculum": [{"at": 0.5, "weights": [0]}]}, "curriculum at 0.5 must not be negative and must not all"),
+        ({"curriculum": [{"at": 0.5, "weights": [1]}, {"at": 0.5, "weights": [1]}]}, "must be in order"),
+        ({"weights": (1.0,), "curriculum": [{"at": 0, "weights": [1]}]}, "give one"),
     ],
 )
 def test_bad_views_are_refused(fields: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Views.model_validate(fields)
+
+
+LADDER = Views.model_validate(
+    {
+        "combination": ["N", "F", "S2"],
+        "curriculum": [
+            {"at": 0.25, "weights": [1, 0, 0]},
+            {"at": 0.75, "weights": [0, 2, 2]},
+        ],
+    }
+)
+"""The untrained separator first, then more and more of the trained ones."""
+
+
+def test_a_curriculum_is_linear_between_its_points_and_constant_beyond() -> None:
+    done = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+    expected = [[1, 0, 0], [1, 0, 0], [0.5, 0.25, 0.25], [0, 0.5, 0.5], [0, 0.5, 0.5]]
+    np.testing.assert_allclose(LADDER.weights_at(done), expected, atol=1e-15)
+    np.testing.assert_allclose(LADDER.processor_weights, [0.5, 0.25, 0.25], atol=1e-3)
+
+
+def test_rows_draw_their_processor_by_how_far_the_run_is() -> None:
+    schedule = Schedule(seed=1, clips=40_000, epochs=2)
+    rows = np.arange(schedule.rows)
+    columns = LADDER.draw(schedule, rows)
+    for begin, end, expected in ((0.0, 0.25, [1, 0, 0]), (0.49, 0.51, [0.5, 0.25, 0.25]), (0.75, 1.0, [0, 0.5, 0.5])):
+        part = columns["processor"][(rows >= begin * schedule.rows) & (rows < end * schedule.rows)]
+        np.testing.assert_allclose(np.bincount(part, minlength=3) / len(part), expected, atol=0.05)
+    some = np.array([70_000, 3, 41_111])
+    for name, column in LADDER.draw(schedule, some).items():
+        np.testing.assert_array_equal(column, columns[name][some], err_msg=name)
+
+
+def test_a_curriculum_changes_nothing_but_the_processor() -> None:
+    schedule, rows = Schedule(seed=1, clips=100, epochs=2), np.arange(200)
+    plain = Views(combination=LADDER.combination).draw(schedule, rows)
+    for name, column in LADDER.draw(schedule, rows).items():
+        assert name == "processor" or (column == plain[name]).all()

@@ -9,7 +9,7 @@ import ray
 import torch
 
 from augment.audio import read_clip
-from augment.draws import FILLER, draw
+from augment.draws import FILLER
 from augment.store import SeparatedStore
 from augment.views import MIXTURE, choose_channels, from_pcm, levels_db, patch_samples, to_pcm, view_starts
 from models import load_separator
@@ -58,7 +58,7 @@ def by_hand(experiment: Experiment, clips: Manifest, ladder: dict[str, str]) -> 
     """The whole schedule in one process, clip by clip, without the service."""
     views, audio = experiment.views, experiment.audio
     schedule = schedule_of(experiment, len(clips.clips))
-    draws = draw(schedule, np.arange(schedule.rows), views.processor_weights)
+    draws = views.draw(schedule, np.arange(schedule.rows))
     start_1, start_2 = view_starts(draws, views, audio.samples, audio.sample_rate)
     samples, uris = patch_samples(views, audio.sample_rate), clips.clips["uri"].to_pylist()
     separators = [fast_separator(load_separator(ladder[name])) for name in views.combination]

@@ -1,0 +1,367 @@
+"""The stream against what one would write without it: ratios, all measured in one run on this machine.
+
+    python -m benchmarks.pipeline [--steps 25] [--repeats 3] [--rows 10000] [--only live,store,ray,memory]
+
+live    rows/s of a real pre-training with live separation, against a plain PyTorch loop: as many DDP processes as there
+        are trainers, DataLoader workers decode, the same separator forward inside the training loop.
+store   the same pre-training with every clip in the SeparatedStore, against live.
+ray     seconds a row of the stream with one separation actor, against the bare loop over the same actor's code.
+memory  10,000 rows from the store: RSS (without shared memory) by kind of process, and the object store, in the
+        first and in the last quarter of the run.
+
+Repeats are interleaved, medians are printed. Starting is left out on both sides: rates are those of the steps after the
+first five. What the stream had separated before those steps began is not counted as done in them.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psutil
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from ray.data import Dataset as RayDataset
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+
+from augment.audio import read_clip
+from augment.blocks import ServiceSettings
+from augment.reader import ClipReader
+from augment.scenes import write_scenes
+from augment.service import SeparationService
+from augment.store import SeparatedStore
+from augment.views import MIXTURE, choose_channels, levels_db, patch_samples, to_pcm, view_starts
+from models.cnn14 import Cnn14Config
+from models.separation import fast_separator
+from models.separators import load_separator, save_separator
+from models.tdcnpp import TDCNpp
+from orchestration.config import Experiment
+from orchestration.experiments import named_experiment
+from orchestration.ledger import Ledger
+from orchestration.pretraining import Views, build_objective, pretrain
+from orchestration.results import read_metrics
+from orchestration.stream import configure_data, prefill_stream, schedule_of, view_stream
+from tasks.batchnorm import synchronise_batchnorm
+from tasks.manifests import Manifest, read_manifest
+
+CLIPS, WARM_UP, STAGE = 32, 5, "pretrain-mix-chan"
+CPU_SHARES = {"trainer_cpus": 0.2, "separation_cpus": 0.15, "reader_cpus": 0.1}
+
+KINDS = ("ViewMaker", "ClipReader", "SeparationService", "RayTrainWorker", "SplitCoordinator", "raylet")
+"""Kinds of Ray's processes, as they are found in their titles."""
+
+
+class Bench:
+    """Synthetic clips, two untrained separators, and experiments over them, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        write_scenes(folder / "scenes", CLIPS, 0, "train")
+        self.clips: Manifest = read_manifest("scenes", str(folder / "scenes")).select("train")
+        base = named_experiment("demo", "tiny")
+        self.ladder = {}
+        for seed, name in enumerate(base.views.combination):
+            torch.manual_seed(seed)
+            save_separator(TDCNpp(base.separator.network), folder / name, {"step": seed})
+            self.ladder[name] = str(folder / name)
+        self.runs = 0
+
+    def experiment(self, steps: int, **changes: object) -> Experiment:
+        """The demo of that many steps, without checkpoints on the way."""
+        base = named_experiment("demo", "tiny")
+        epochs = -(-steps * base.training.global_batch // CLIPS)
+        fixed = {"training.epochs": epochs, "training.checkpoint_every_steps": 10**6, "store.mode": "off"}
+        shares = {f"resources.{name}": share for name, share in CPU_SHARES.items()}
+        return base.changed(fixed | shares | changes)
+
+    def store(self, name: str = "store") -> SeparatedStore:
+        """A SeparatedStore of the bench."""
+        return SeparatedStore(str(self.folder / name))
+
+    def run(self, experiment: Experiment, store: SeparatedStore | None = None) -> list[dict[str, float]]:
+        """A real pre-training; its metrics."""
+        self.runs += 1
+        run_dir = self.folder / f"run-{self.runs}"
+        run_dir.mkdir()
+        pretrain(experiment, self.clips, self.ladder, run_dir, STAGE, store)
+        return [record for record in read_metrics(run_dir) if "step" in record]  # type: ignore[misc]
+
+
+# ---- a plain PyTorch loop ----
+
+
+class Decoded(Dataset):
+    """Row -> its decoded clip and its number, as a user's data set would give them."""
+
+    def __init__(self, experiment: Experiment, clips: Manifest) -> None:
+        self.audio = experiment.audio
+        self.uris = clips.clips["uri"].to_pylist()
+        self.clip_N = schedule_of(experiment, len(self.uris)).clip(
+            np.arange(len(self.uris) * experiment.training.epochs)
+        )
+
+    def __getitem__(self, row: int) -> tuple[int, np.ndarray]:
+        return row, read_clip(self.uris[self.clip_N[row]], self.audio)
+
+
+def plain_worker(rank: int, bench: Bench, experiment: Experiment, out: str) -> None:
+    """One DDP process: decode in a DataLoader worker, separate, crop, train."""
+    torch.set_num_threads(1)
+    world, training, views = experiment.resources.trainers, experiment.training, experiment.views
+    dist.init_process_group("gloo", init_method=f"file://{out}.group", rank=rank, world_size=world)
+    local = training.global_batch // world
+    rows = np.arange(len(bench.clips.clips) * training.epochs).reshape(-1, world, local)[:, rank].reshape(-1)
+    loader = DataLoader(Decoded(experiment, bench.clips), local, sampler=rows.tolist(), num_workers=1)
+    separators = [fast_separator(load_separator(bench.ladder[name])) for name in views.combination]
+    objective = synchronise_batchnorm(build_objective(experiment)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = DistributedDataParallel(objective, broadcast_buffers=False)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=training.learning_rate)
+    front_end, patch = Views(experiment), patch_samples(views, experiment.audio.sample_rate)
+    times = [time.perf_counter()]
+    separating = []
+    for row_B, wave_BT in loader:
+        begin = time.perf_counter()
+        draws = views.draw(schedule_of(experiment, CLIPS), row_B.numpy())
+        start_2B = view_starts(draws, views, experiment.audio.samples, experiment.audio.sample_rate)
+        view_B2P = torch.zeros(local, 2, patch)
+        for n, wave_T in enumerate(wave_BT):
+            with torch.inference_mode():
+                separated_ST = separators[draws["processor"][n]](wave_T[None])[0]
+            levels_S = levels_db(to_pcm(separated_ST.numpy()))
+            chosen = choose_channels(levels_S, draws["channel_u"][n], draws["second_channel_u"][n], views)
+            for view, channel in enumerate(chosen):
+                source_T = wave_T if channel == MIXTURE else separated_ST[channel]
+                view_B2P[n, view] = source_T[start_2B[view][n] : start_2B[view][n] + patch]
+        separating.append(time.perf_counter() - begin)
+        uniforms_B2U = torch.from_numpy(draws["specaugment_u"].reshape(local, 2, -1))
+        loss = model(*front_end(view_B2P, uniforms_B2U), alpha=experiment.objective.alpha).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(objective.parameters(), training.clip_gradient_norm)
+        optimizer.step()
+        times.append(time.perf_counter())
+    if rank == 0:
+        Path(out).write_text(json.dumps({"times": times, "separating": separating}))
+    dist.destroy_process_group()
+
+
+def plain(bench: Bench, experiment: Experiment) -> tuple[float, float]:
+    """(rows a second after the first steps, share of that time spent separating)."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = f"{folder}/times"
+        mp.spawn(plain_worker, (bench, experiment, out), nprocs=experiment.resources.trainers)
+        told = json.loads(Path(out).read_text())
+    seconds = told["times"][-1] - told["times"][WARM_UP]
+    steps = len(told["separating"]) - WARM_UP
+    return steps * experiment.training.global_batch / seconds, sum(told["separating"][WARM_UP:]) / seconds
+
+
+# ---- ours ----
+
+
+def rate(records: list[dict[str, float]], separating: float, block_rows: int) -> float:
+    """Rows a second after the first steps. Rows that were separated before them count for their training only.
+
+    Args:
+        separating: share of a row's work that is separation; 0 with a filled store.
+    """
+    later = records[WARM_UP:]
+    seconds = sum(record["pairs"] / record["examples_per_second"] for record in later)
+    told = next((record for record in later if "separation/queue_blocks" in record), {})
+    ahead = told.get("separation/queue_blocks", 0.0) * block_rows
+    return (sum(record["pairs"] for record in later) - separating * ahead) / seconds
+
+
+def live_and_store(bench: Bench, steps: int, repeats: int, console: Console) -> None:
+    """Parts `live` and `store`, and the sweep that follows from them."""
+    live = bench.experiment(steps)
+    read_through = bench.experiment(steps, **{"store.mode": "read-through"})
+    prefilled = bench.experiment(steps, **{"store.mode": "prefill"})
+    begin = time.perf_counter()
+    pace = made_pace(prefill_stream(read_through, bench.clips, bench.ladder, bench.store()))
+    console.print(f"prefill: {pace:.1f} clips/s once started ({time.perf_counter() - begin:.0f} s with its start)")
+    rates = defaultdict(list)
+    shares = []
+    for _ in range(repeats):
+        of_plain, share = plain(bench, live)
+        rates["plain PyTorch, separation in the loop"].append(of_plain)
+        shares.append(share)
+        block = live.training.service_rows
+        rates["live"].append(rate(bench.run(live), share, block))
+        rates["store, read-through"].append(rate(bench.run(read_through, bench.store()), 0.0, block))
+        rates["store, prefill"].append(rate(bench.run(prefilled, bench.store()), 0.0, block))
+        console.print({name: [round(value, 1) for value in values] for name, values in rates.items()})
+    middle = {name: median(values) for name, values in rates.items()}
+    table = Table("rows a second, after the first steps", "median", "of plain", "of live")
+    for name, value in middle.items():
+        plain_rate, live_rate = middle["plain PyTorch, separation in the loop"], middle["live"]
+        table.add_row(name, f"{value:.1f}", f"{value / plain_rate:.2f}", f"{value / live_rate:.2f}")
+    console.print(table)
+    sweep(middle, median(shares), pace, len(bench.ladder), console)
+
+
+def sweep(rates: dict[str, float], separating: float, pace: float, processors: int, console: Console) -> None:
+    """Six trials of the demo's 30 epochs, put together from the measured paces, without starting times."""
+    epochs, trials = named_experiment("demo", "tiny").training.epochs, 6
+    plain_row = 1 / rates["plain PyTorch, separation in the loop"]
+    ideal = processors * separating * plain_row + trials * epochs * (1 - separating) * plain_row
+    ours = processors / pace + trials * epochs / max(rates["store, prefill"], rates["store, read-through"])
+    console.print(
+        f"separation is {separating:.0%} of the plain loop; 6 trials of {epochs} epochs with the store: "
+        f"{ours / ideal:.2f} x (one separation pass + 6 trainings of the plain loop), composed of the paces above"
+    )
+
+
+def made_pace(stream: RayDataset) -> float:
+    """Clips a second that a prefill makes, from its second block to its last."""
+    arrived = []
+    for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
+        arrived.append((time.perf_counter(), len(batch["row"])))
+    later = [rows for _, rows in arrived[1:]]
+    return sum(later) / (arrived[-1][0] - arrived[0][0])
+
+
+# ---- Ray Data's own cost ----
+
+
+def ray_overhead(bench: Bench, rows: int, repeats: int, console: Console) -> None:
+    """Part `ray`: one separation actor in the stream against the same callable in a loop."""
+    one = bench.experiment(-(-rows // 64), **{"resources.separation_actors": 1, "resources.trainers": 1})
+    settings = ServiceSettings(views=one.views, audio=one.audio, checkpoints=bench.ladder)
+    block_rows = one.training.service_rows
+    draws = one.views.draw(schedule_of(one, CLIPS), np.arange(rows))
+    uris = np.array(bench.clips.clips["uri"].to_pylist(), object)
+    columns = {**draws, "uri": uris[draws["clip"]], "offset_seconds": np.zeros(rows)}
+    reader, service = ClipReader(settings), SeparationService(settings)
+    starts = range(0, rows, block_rows)
+    bare, streamed = [], []
+    for _ in range(repeats):
+        blocks = [reader({name: c[start : start + block_rows] for name, c in columns.items()}) for start in starts]
+        begin = time.perf_counter()
+        for block in blocks:
+            service(block)
+        bare.append((time.perf_counter() - begin) / rows)
+        made = []
+        stream = view_stream(one, bench.clips, bench.ladder, Ledger(schedule_of(one, CLIPS).rows))
+        for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
+            made.append((batch["made_at"][-1], len(batch["row"])))
+        streamed.append((made[-1][0] - made[0][0]) / sum(count for _, count in made[1:]))
+    console.print(
+        f"one separation actor: {1e3 * median(bare):.2f} ms a row in a bare loop, "
+        f"{1e3 * median(streamed):.2f} ms in the stream: {median(streamed) / median(bare) - 1:+.1%} "
+        f"(blocks of {block_rows} rows)"
+    )
+
+
+# ---- memory ----
+
+
+@contextmanager
+def sampling(samples: list[dict[str, float]], seconds: float = 0.5) -> Iterator[None]:
+    """Adds the memory of Ray's processes, by kind, and of the object store, to `samples` while the block runs."""
+    import ray
+
+    stop = threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(seconds):
+            found: dict[str, float] = defaultdict(float)
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    title = " ".join(process.cmdline())
+                    memory = process.memory_info()
+                except psutil.Error:
+                    continue
+                for kind in (
+                    "ViewMaker",
+                    "ClipReader",
+                    "SeparationService",
+                    "RayTrainWorker",
+                    "SplitCoordinator",
+                    "raylet",
+                ):
+                    if kind in title:
+                        found[kind] = max(found[kind], memory.rss - memory.shared)
+            own = psutil.Process().memory_info()
+            found["driver"] = own.rss - own.shared
+            whole, left = ray.cluster_resources(), ray.available_resources()
+            found["object store"] = whole["object_store_memory"] - left.get("object_store_memory", 0.0)
+            samples.append(dict(found))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def memory(bench: Bench, rows: int, console: Console) -> None:
+    """Part `memory`: a run over stored clips with an encoder of next to no cost, so that rows go fast."""
+    small = Cnn14Config(widths=(2, 4, 4, 8, 8, 8), embedding_dim=16).model_dump()
+    for mode in ("read-through", "prefill"):
+        experiment = bench.experiment(-(-rows // 64), **{"store.mode": mode, "encoder": small})
+        samples: list[dict[str, float]] = []
+        begin = time.perf_counter()
+        with sampling(samples):
+            bench.run(experiment, bench.store())
+        took = time.perf_counter() - begin
+        busy = [
+            sample for sample in samples if "RayTrainWorker" in sample and ({"ClipReader", "ViewMaker"} & set(sample))
+        ]
+        settled = busy[len(busy) // 10 :]
+        quarter = max(1, len(settled) // 4)
+        table = Table("MiB", "first quarter", "last quarter", "peak", title=f"{mode}: {rows:,} rows in {took:.0f} s")
+        for kind in sorted({kind for sample in settled for kind in sample}):
+            values = [sample.get(kind, 0.0) / 2**20 for sample in settled]
+            quarters = median(values[:quarter]), median(values[-quarter:])
+            table.add_row(kind, *(f"{value:.1f}" for value in (*quarters, max(values))))
+        console.print(table)
+
+
+def main() -> None:
+    """Measure what is asked for, in one session of Ray."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--only", default="live,ray,memory")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from orchestration.session import connect
+
+    connect(None)
+    configure_data(ordered=True)
+    console = Console(width=130)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        parts = given.only.split(",")
+        if "ray" in parts:
+            ray_overhead(bench, 192, given.repeats, console)
+        if "live" in parts or "store" in parts:
+            live_and_store(bench, given.steps, given.repeats, console)
+        if "memory" in parts:
+            for batch in prefill_stream(
+                bench.experiment(1, **{"store.mode": "prefill"}), bench.clips, bench.ladder, bench.store()
+            ).iter_batches(batch_size=None):
+                del batch
+            memory(bench, given.rows, console)
+
+
+if __name__ == "__main__":
+    main()
