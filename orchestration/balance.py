@@ -53,21 +53,19 @@ class StreamBalance:
 
     def add(self, batch: dict[str, np.ndarray], waited_seconds: float) -> None:
         """Count a batch in that has just arrived, after so long a wait."""
-        stored_B, damaged_B = batch["stored"], batch["damaged"]
-        usable_B = (batch["row"] != FILLER) & (batch["fault"] == "") if self.stored else np.zeros(len(stored_B), bool)
         seen = {
             "waiting": waited_seconds,
-            "rows": len(stored_B),
+            "rows": len(batch["row"]),
             "reading": batch["reading_seconds"].sum(),
             "separating": batch["separation_seconds"].sum(),
             "queued": batch["queued_seconds"].sum(),
             "delivery": np.maximum(time.time() - batch["made_at"], 0).sum(),
             "read_bytes": batch["read_bytes"].sum(),
             "view_bytes": batch["view_1"].nbytes + batch["view_2"].nbytes,
-            "hits": np.count_nonzero(stored_B & usable_B),
-            "misses": np.count_nonzero(~stored_B & usable_B),
-            "repairs": np.count_nonzero(damaged_B & ~stored_B & usable_B),
         }
+        if self.stored:
+            present_B = batch["row"] != FILLER
+            seen |= counts_of_block({name: batch[name][present_B] for name in ("fault", "stored", "damaged")})
         for name, value in seen.items():
             self.sums[name] += float(value)
 
@@ -152,7 +150,6 @@ def balance_of(records: Sequence[dict[str, Any]], stage: str) -> Balance | None:
         names = [name.removesuffix(f"/{quantity}") for name in told[0] if name.endswith(f"/{quantity}")]
         return {name: mean(f"{name}/{quantity}") for name in names}
 
-    counted = [name for name in STORE_COUNTS if f"store/{name}" in told[0]]
     return Balance(
         seconds=total,
         rows_per_second=mean("rows_per_second"),
@@ -160,8 +157,25 @@ def balance_of(records: Sequence[dict[str, Any]], stage: str) -> Balance | None:
         queue_blocks=by_stage("queue_blocks"),
         bytes_per_second=by_stage("bytes_per_second"),
         core_share=mean("trainers/core_share"),
-        store={name: round(sum(float(record[f"store/{name}"]) for record in told)) for name in counted},
+        store=store_counts(told),
     )
+
+
+def counts_of_block(block: dict[str, np.ndarray]) -> dict[str, int]:
+    """Rows of a block that were in the store, that had to be separated, and of those the ones that were damaged."""
+    usable_N, stored_N = block["fault"] == "", block["stored"]
+    separated_N = usable_N & ~stored_N
+    counts = (usable_N & stored_N, separated_N, separated_N & block["damaged"])
+    return {name: int(np.count_nonzero(rows_N)) for name, rows_N in zip(STORE_COUNTS, counts, strict=True)}
+
+
+def store_counts(records: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """What the SeparatedStore gave: rows by "hits", "misses" and "repairs" over all records; empty without a store."""
+    return {
+        name: round(sum(float(record.get(f"store/{name}", 0)) for record in records))
+        for name in STORE_COUNTS
+        if any(f"store/{name}" in record for record in records)
+    }
 
 
 def bottleneck(balance: Balance, experiment: Experiment) -> str:

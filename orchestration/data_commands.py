@@ -1,13 +1,18 @@
 """The commands about data: `data audit`, `store ls | verify | gc`, `separator prefill`, `plan`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
 
 from orchestration.arguments import Address, Changes, ExperimentName, Scale, Storage, Verbose, resolve
+
+if TYPE_CHECKING:
+    from augment.store_upkeep import StoreGroup
 
 console = Console()
 data_app = typer.Typer(no_args_is_help=True, help="Look at a data set before it is used.")
@@ -45,10 +50,19 @@ def store_ls(store: StoreUri) -> None:
 
     listing = list_store(store)
     console.print(f"{listing.uri}: {listing.entries} clips in {listing.shards} shards, {listing.bytes / 2**20:.1f} MiB")
-    for group in listing.groups:
-        console.print(f"  {group}", highlight=False, markup=False)
+    if listing.groups:
+        console.print(_groups(listing.groups))
     for shard in listing.damaged_shards:
         console.print(f"[red]damaged[/red] {shard}")
+
+
+def _groups(groups: "tuple[StoreGroup, ...]") -> Table:
+    """A row for each separator and each of its settings."""
+    table = Table("separator", "clips", "channels", "MiB", "settings")
+    for group in groups:
+        size = f"{2 * group.samples / 2**20:.1f}"
+        table.add_row(group.processor[:12], f"{group.entries:,}", f"{group.channels:,}", size, Text(group.settings))
+    return table
 
 
 @store_app.command("verify")
@@ -63,7 +77,8 @@ def store_verify(store: StoreUri) -> None:
     for name, fault in found.damaged_shards:
         console.print(f"[red]damaged[/red] {name}: {fault}")
     for entry in found.damaged_entries:
-        console.print(f"[red]damaged[/red] {entry}", markup=True)
+        where = f"channel {entry.channel} of clip {entry.content[:12]} by {entry.processor[:12]}"
+        console.print(f"[red]damaged[/red] {entry.shard}: {where}")
     if not found.whole:
         console.print(
             "damaged clips are separated again when they are needed; `sepscene store gc` removes whole shards"

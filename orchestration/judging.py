@@ -9,7 +9,7 @@ from rich.table import Table
 from models.config import SepsceneError
 from models.encoder import update_card
 from models.separators import read_card
-from orchestration.balance import Balance, balance_of, bottleneck
+from orchestration.balance import Balance, balance_of, bottleneck, store_counts
 from orchestration.compare import evidence_path, save_judgement
 from orchestration.config import Experiment
 from orchestration.environment import environment
@@ -223,7 +223,6 @@ def _stages(timings: dict[str, float], metrics: list[dict[str, float | str]]) ->
         rows = int(float(records[-1]["rows"])) if records and "rows" in records[-1] else None
         share = float(np.mean(waiting)) if waiting else None
         balance = balance_of(records, name)
-        store = ", ".join(f"{count:,} {kind}" for kind, count in balance.store.items()) if balance else ""
         stages.append(
             StageResult(
                 name=name,
@@ -231,12 +230,18 @@ def _stages(timings: dict[str, float], metrics: list[dict[str, float | str]]) ->
                 rows=rows,
                 busy_share=balance.busy["trainers"] if balance else None,
                 waiting_share=balance.waiting if balance else share,
-                note=f"store: {store}" if store else "",
+                note=_store_note(records),
             )
         )
         if balance and rows is not None:
             stages += _feeding(name, seconds, rows, balance)
     return tuple(stages)
+
+
+def _store_note(records: list[dict[str, float | str]]) -> str:
+    """What the SeparatedStore gave to a stage: "store: 10,000 hits, 20 misses, 1 repairs"; empty without one."""
+    counts = store_counts(records)
+    return "store: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) if counts else ""
 
 
 def _feeding(name: str, seconds: float, rows: int, balance: Balance) -> list[StageResult]:

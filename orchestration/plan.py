@@ -155,7 +155,7 @@ def plan(experiment: Experiment, calibration: Calibration, clips: int | None = N
         train_flops_per_row=step / training.global_batch,
         separator_training_flops=training_flops,
         separator_training_seconds=_training_seconds(experiment, calibration, training_flops),
-        live_row_bytes=clip_bytes(experiment) + 2 * views_bytes(experiment),
+        live_row_bytes=clip_bytes(experiment) + views_bytes(experiment),
         stored_row_bytes=2 * views_bytes(experiment),
         ways=tuple(_way(name, experiment, calibration, clips) for name in ("live", "read-through", "prefill")),
         actors_per_trainer=actors / resources.trainers,
@@ -170,7 +170,7 @@ def clip_bytes(experiment: Experiment) -> int:
 
 
 def views_bytes(experiment: Experiment) -> int:
-    """Bytes of both views of a row. The reader hands on room for them, the actor the views themselves."""
+    """Bytes of both views of a row: what its last stage hands on, and of a stored row also the reader."""
     return 2 * patch_samples(experiment.views, experiment.audio.sample_rate) * PCM_BYTES
 
 
@@ -284,6 +284,15 @@ def _way(name: str, experiment: Experiment, calibration: Calibration, clips: int
         busy_gpu_hours=busy / HOUR,
         held_gpu_hours=total * (actor_gpus + trainer_gpus) / HOUR,
         store_bytes=channels * clip_bytes(experiment),
-        moved_bytes=live * clip_bytes(experiment) + 2 * clips * experiment.training.epochs * views_bytes(experiment),
+        moved_bytes=_moved_bytes(name, experiment, phases),
         bottleneck=max(slowest, key=lambda key: slowest[key]),
     )
+
+
+def _moved_bytes(name: str, experiment: Experiment, phases: list[Work]) -> float:
+    """Through the object store: clips to the actors, views from them; readers that do it all hand on views only."""
+    clip, views = clip_bytes(experiment), views_bytes(experiment)
+    if not separates(experiment):
+        return sum(work.live for work in phases) * views
+    stored = views if name == "prefill" else 2 * views
+    return sum(work.live * (clip + views) + work.stored * stored for work in phases)

@@ -21,10 +21,11 @@ from augment.store import SeparatedStore
 from models.config import SepsceneError
 from models.encoder import save_encoder
 from models.separators import read_card
-from orchestration.balance import balance_of, bottleneck
+from orchestration.balance import STORE_COUNTS, balance_of, bottleneck, counts_of_block
 from orchestration.checkpoints import read_checkpoint, read_ledger
 from orchestration.config import Experiment, load_experiment
 from orchestration.environment import commit, environment
+from orchestration.metrics import append_metrics
 from orchestration.pretraining import encoder_of, pretrain
 from orchestration.progress import progress
 from orchestration.results import read_metrics
@@ -245,13 +246,18 @@ class Run:
             rows = prefill_stream(
                 self.experiment, train, ladder, SeparatedStore(self.store_uri(), self.experiment.store.settings)
             )
+            counts = dict.fromkeys(STORE_COUNTS, 0)
             done = 0
             for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
                 done += len(batch["row"])
                 self.advance(done)
+                for name, count in counts_of_block(batch).items():
+                    counts[name] += count
                 for uri, fault in zip(batch["uri"], batch["fault"], strict=True):
                     if fault:
                         logger.warning("%s: %s", uri, fault)
+            record = {f"store/{name}": float(count) for name, count in counts.items()}
+            append_metrics(self.folder / "metrics.jsonl", "prefill", [{"step": 1, "rows": done} | record])
         return total
 
     def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None) -> Path:

@@ -41,7 +41,7 @@ class Shape(Config):
     block_rows: int = Field(ge=1, description="training.service_rows")
     global_batch: int = Field(ge=1, description="training.global_batch")
     stored_share: float = Field(0.0, ge=0, le=1, description="rows whose views come from the store")
-    live_row_bytes: int = Field(443_000, ge=0, description="object store, for a row that is separated")
+    live_row_bytes: int = Field(381_000, ge=0, description="object store, for a row that is separated")
     stored_row_bytes: int = Field(123_000, ge=0, description="object store, for a row from the SeparatedStore")
     read_bytes: int = Field(78_000, ge=0, description="read from the SeparatedStore for one row: two crops")
     views_bytes: int = Field(61_440, ge=0, description="both views of a row, to a trainer")
