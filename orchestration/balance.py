@@ -20,7 +20,7 @@ from augment.draws import FILLER
 from models.config import Config
 from orchestration.config import Experiment
 from orchestration.placement import separates_live
-from tasks.gather import sum_over_workers
+from tasks.gather import sum_over_workers, world_size
 
 ENOUGH = 0.1
 """Share of the trainers' time spent waiting from which on they are not the bottleneck."""
@@ -86,7 +86,7 @@ class StreamBalance:
 
     def _told(self, total: dict[str, float]) -> dict[str, float]:
         resources = self.experiment.resources
-        seconds, working = total["seconds"] / resources.trainers, max(total["seconds"] - total["waiting"], 1e-9)
+        seconds, working = total["seconds"] / world_size(), max(total["seconds"] - total["waiting"], 1e-9)
         blocks = seconds * self.experiment.training.service_rows
         making, handed = total["reading"] + (0 if self.live else total["separating"]), "read_bytes"
         queued = total["queued"]

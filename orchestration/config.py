@@ -25,6 +25,10 @@ from tasks.judge_settings import JudgeSettings
 FOLDS = "folds"
 """In the place of test splits: cross-validation over those of training."""
 
+_PCM_BYTES = 2
+MOST_BLOCK_BYTES = 128 * 2**20
+"""Larger blocks of whole clips are cut by Ray Data (its `target_max_block_size`), and equal blocks keep the order."""
+
 
 class Data(Config):
     """Where the clips come from, and which of them are for what."""
@@ -239,6 +243,12 @@ class Experiment(Config):
             raise ValueError(
                 f"training.global_batch {self.training.global_batch} is not a multiple of resources.trainers x "
                 f"training.service_rows = {per_step}{elastic}; change one of the three"
+            )
+        block = self.training.service_rows * self.audio.samples * _PCM_BYTES
+        if block > MOST_BLOCK_BYTES:
+            raise ValueError(
+                f"a block of training.service_rows {self.training.service_rows} clips has {block >> 20} MiB, more than "
+                f"the {MOST_BLOCK_BYTES >> 20} that Ray Data leaves in one piece; lower training.service_rows"
             )
         if self.separator.batch_mixtures % trainers:
             raise ValueError(

@@ -50,6 +50,7 @@ def test_an_override_changes_one_field() -> None:
         ({"objective.temperature": -1}, r"objective\.temperature: Input should be greater than 0 \(got -1\)"),
         ({"views.combination": ["S9"]}, "unknown processors S9; the ladder has N, F, S1, S2"),
         ({"audio.sample_rate": 22050}, "sample rates differ: audio 22050, separator 16000"),
+        ({"training.global_batch": 4096, "training.service_rows": 1024}, "312 MiB.*lower training.service_rows"),
         ({"training.global_batch": 50}, "not a multiple of resources.trainers x training.service_rows = 16"),
         ({"views.patch_seconds": 20}, "longer than audio.clip_seconds"),
         ({"data.format": "esc50"}, "data.root is missing"),

@@ -16,7 +16,7 @@ from models import load_separator
 from models.separation import fast_separator
 from orchestration.config import Experiment
 from orchestration.ledger import Ledger
-from orchestration.stream import configure_data, schedule_of, view_stream
+from orchestration.stream import configure_data, prefill_stream, schedule_of, view_stream
 from tasks.manifests import Manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
@@ -119,3 +119,25 @@ def test_the_store_gives_the_very_same_views(
         assert part == reference
     store.refresh()
     assert len(store) >= 2 * len(train_clips.clips)
+
+
+def test_a_store_filled_before_needs_no_separation_actors(
+    nano: Experiment, train_clips: Manifest, ladder: dict[str, str], reference: Checksums, tmp_path: Path
+) -> None:
+    experiment = nano.changed({"store.mode": "prefill", "resources.separation_cpus": 1000})
+    store = SeparatedStore(str(tmp_path / "store"))
+    configure_data(ordered=True)
+    before = nano.changed({"store.mode": "prefill"})
+    for separated in (True, False):  # what is there is not separated again
+        blocks = prefill_stream(before, train_clips, ladder, store).iter_batches(batch_size=None, batch_format="numpy")
+        stored = np.concatenate([block["stored"] for block in blocks])
+        assert len(stored) == 2 * len(train_clips.clips) and stored.all() != separated
+    (part,) = collect(experiment, train_clips, ladder, Ledger(len(reference)), store)
+    assert part == reference
+
+
+def test_mix_mix_needs_no_separation_actors(nano: Experiment, train_clips: Manifest, ladder: dict[str, str]) -> None:
+    experiment = nano.changed({"views.pair": "mix-mix", "resources.separation_cpus": 1000})
+    expected = by_hand(experiment, train_clips, ladder)
+    (part,) = collect(experiment, train_clips, {}, Ledger(len(expected)))
+    assert part == expected
