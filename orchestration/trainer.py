@@ -155,7 +155,10 @@ def checkpoint_on_sigterm(checkpoints: Path) -> Iterator[None]:
         yield
         return
 
+    told: list[int] = []
+
     def stop(number: int, frame: Any) -> None:
+        told.append(number)
         ask_for_checkpoint(checkpoints)
         deadline = time.monotonic() + GRACE_SECONDS
         while checkpoint_wanted(checkpoints) and time.monotonic() < deadline:
@@ -165,6 +168,8 @@ def checkpoint_on_sigterm(checkpoints: Path) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except SystemExit:  # Ray, inside which the signal arrives, makes its own of ours
+        raise SystemExit(128 + told[0] if told else 1) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
