@@ -88,6 +88,10 @@ class Separator(Config):
 
     network: TDCNppConfig = TDCNppConfig()
     ladder: Ladder = Ladder()
+    beside: dict[str, TDCNppConfig] = Field(
+        default_factory=dict,
+        description="processors of other shapes beside the ladder, untrained like N: name -> network",
+    )
     checkpoints: dict[str, str] = Field(
         default_factory=dict,
         description="ready separators by processor name -> folder; nothing is trained then",
@@ -211,12 +215,16 @@ class Experiment(Config):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Experiment":
         rates = {self.audio.sample_rate, self.separator.network.sample_rate, self.front_end.sample_rate}
+        rates |= {network.sample_rate for network in self.separator.beside.values()}
         if len(rates) > 1 and not self.separator.checkpoints:
             raise ValueError(
                 f"sample rates differ: audio {self.audio.sample_rate}, separator {self.separator.network.sample_rate}, "
                 f"front_end {self.front_end.sample_rate} Hz; set all three to one rate"
             )
-        known = self.separator.checkpoints or self.separator.ladder.steps
+        twice = sorted(self.separator.beside.keys() & self.separator.ladder.steps.keys())
+        if twice:
+            raise ValueError(f"separator.beside and separator.ladder.steps both have {', '.join(twice)}: rename one")
+        known = [*(self.separator.checkpoints or [*self.separator.ladder.steps, *self.separator.beside])]
         unknown = [name for name in self.views.combination if name not in known]
         if self.views.pair != "mix-mix" and unknown:
             raise ValueError(

@@ -150,6 +150,20 @@ def loudest(scale: Scale) -> Experiment:
     return _row("beyond/loudest", scale, Views(combination=("S2", "N"), channel="loudest"), coincidence=True)
 
 
+def architectures(scale: Scale) -> Experiment:
+    """Beyond the paper: S2, N, or an untrained network of another kind, whose basis is an STFT of 32 ms windows.
+
+    That an untrained separator is as good as a trained one asks whether what matters is that channels differ. Another
+    basis with windows twelve times as long differs from S2 and N more than they do from each other.
+    """
+    row = _row("beyond/architectures", scale, Views(combination=("S2", "N", "STFT")), coincidence=True)
+    network = row.separator.network
+    other = {"basis": "stft", "window_samples": 512, "hop_samples": 256}
+    plain = {key: value for key, value in network.model_dump().items() if key != "coefficients"}
+    beside = {"STFT": TDCNppConfig.model_validate({**plain, **other})}
+    return row.model_copy(update={"separator": row.separator.model_copy(update={"beside": beside})})
+
+
 def demo(scale: Scale = "tiny") -> Experiment:
     """What `make demo` runs: S2 or N, both tasks, on 10 s synthetic scenes."""
     return SCALES[scale]().model_copy(update={"name": "demo", "views": Views(combination=("S2", "N"))})
@@ -175,7 +189,7 @@ for _combination in COMBINATIONS:
         )
 EXPERIMENTS |= {f"table5/d{_dim}": partial(table5, _dim) for _dim in (128, 1024)}
 
-EXPERIMENTS |= {"beyond/chan-chan": chan_chan, "beyond/loudest": loudest}
+EXPERIMENTS |= {"beyond/chan-chan": chan_chan, "beyond/loudest": loudest, "beyond/architectures": architectures}
 
 
 def named_experiment(name: str, scale: Scale) -> Experiment:

@@ -93,10 +93,16 @@ class MlflowStore:
             return found
 
     def begin(self, run_id: str, tags: dict[str, str], params: dict[str, str]) -> None:
-        """Set a run's tags and parameters, and that it is running."""
-        self.tag(run_id, tags)
-        for key, value in params.items():
-            self.client.log_param(run_id, key, value[:_LONGEST_PARAM])
+        """Set a run's tags and parameters, and that it is running.
+
+        MLflow lets no parameter change. A run that goes on with other resources, or a sweep with a larger budget, has
+        the new value as a tag `now.<parameter>`.
+        """
+        known = self.client.get_run(run_id).data.params
+        new = {key: value[:_LONGEST_PARAM] for key, value in params.items()}
+        self.tag(run_id, {**tags, **{f"now.{key}": new[key] for key in new.keys() & known if new[key] != known[key]}})
+        for key in new.keys() - known:
+            self.client.log_param(run_id, key, new[key])
         self.client.update_run(run_id, status="RUNNING")
 
     def tag(self, run_id: str, tags: dict[str, str]) -> None:

@@ -9,13 +9,13 @@ from rich.console import Console
 
 from orchestration.config import Experiment
 from orchestration.environment import command_line, environment
-from orchestration.experiments import SCALES, Scale, named_experiment
+from orchestration.experiments import EXPERIMENTS, SCALES, Scale, named_experiment
 from orchestration.paper_tables import planned_rows
 from orchestration.reproduction_report import write_reproduction_report
 from orchestration.results import ReproducedRun, ReproductionResults, RunResults
 from orchestration.sweep_plan import Trial
-from orchestration.tracking import Tracker
-from orchestration.trials import Outcome, run_trials, share
+from orchestration.trials import Outcome, parent_run, run_trials, share
+from tasks.beyond import BEYOND
 
 FLOOR_ROW = "table2/mix-mix"
 PAPER_CLIPS, PAPER_BATCH = 2_000_000, 4096
@@ -50,36 +50,37 @@ def reproduce(
     """
     experiments = [named_experiment(name, scale).changed(changes) for name in planned_rows(tables, rows)]
     base = SCALES[scale]().changed({**changes, "name": "reproduction"})
+    # What any row beyond the paper needs is made at once, so that the folder can take those rows later.
+    others = [named_experiment(row.name, scale).separator.beside for row in BEYOND if row.name in EXPERIMENTS]
+    beside = {name: network for networks in others for name, network in networks.items()}
+    base = base.model_copy(update={"separator": base.separator.model_copy(update={"beside": beside})})
     processors = {p for e in experiments if e.views.pair != "mix-mix" for p in e.views.combination}
-    folder.mkdir(parents=True, exist_ok=True)
-    tracker = Tracker(tracking_uri, "sepscene", folder)
-    tracker.start({"kind": "reproduction", "tables": " ".join(tables), "scale": scale}, {"seeds": seeds, **changes})
-    tags = {"reproduction_id": folder.name, **({"mlflow.parentRunId": run} if (run := tracker.run_id()) else {})}
-    shared = share(base, processors, folder, tracking_uri, console, tags)
-    trials = [_trial(e, shared, seed) for seed in range(seeds) for e in experiments]
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    about = {"kind": "reproduction", "tables": " ".join(tables), "scale": scale}
+    with parent_run(tracking_uri, folder, about, {"seeds": seeds, **changes}) as (tracker, tags):
+        shared = share(base, processors, folder, tracking_uri, console, tags)
+        trials = [_trial(e, shared, seed) for seed in range(seeds) for e in experiments]
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
 
-    def write(found: list[Outcome]) -> ReproductionResults:
-        results = ReproductionResults(
-            reproduction_id=folder.name,
-            scale=scale,
-            command=command_line(),
-            started=started,
-            seconds=time.monotonic() - clock,
-            differs=_differences(found),
-            runs=_reproduced(folder),
-            failed={outcome.trial.name: outcome.reason for outcome in found if outcome.reason},
-            environment=environment(),
-            data=next((o.results.data for o in found if o.results), {}),
-        )
-        results.save(folder)
-        write_reproduction_report(folder)
-        return results
+        def write(found: list[Outcome]) -> ReproductionResults:
+            results = ReproductionResults(
+                reproduction_id=folder.name,
+                scale=scale,
+                command=command_line(),
+                started=started,
+                seconds=time.monotonic() - clock,
+                differs=_differences(found),
+                runs=_reproduced(folder),
+                failed={outcome.trial.name: outcome.reason for outcome in found if outcome.reason},
+                environment=environment(),
+                data=next((o.results.data for o in found if o.results), {}),
+            )
+            results.save(folder)
+            write_reproduction_report(folder)
+            return results
 
-    results = write(run_trials(trials, folder, tracking_uri, console, write, tags=tags))
-    for name in ("reproduction.json", "report.html", "report.md"):
-        tracker.log_artifact("", folder / name)
-    tracker.finish("")
+        results = write(run_trials(trials, folder, tracking_uri, console, write, tags=tags))
+        for name in ("reproduction.json", "report.html", "report.md"):
+            tracker.log_artifact("", folder / name)
     return results
 
 

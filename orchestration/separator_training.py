@@ -213,6 +213,10 @@ def train_separator(
         held_out: clips on which every rung is scored.
     """
     steps = experiment.separator.ladder.steps
+    for name, network in experiment.separator.beside.items():
+        if name not in read_ladder(run_dir):
+            torch.manual_seed(experiment.seed)
+            add_to_ladder(run_dir, name, 0, TDCNpp(network), {})
     if set(read_ladder(run_dir)) >= set(steps):
         return read_ladder(run_dir)
     schedule, rows = separator_schedule(experiment, len(manifest.clips))

@@ -15,7 +15,7 @@ from orchestration.sweep_plan import in_words, plan_trials, processors_of
 from orchestration.sweep_report import write_sweep_report
 from orchestration.tracking import Tracker
 from orchestration.trial_driver import METRIC, held_seconds
-from orchestration.trials import Outcome, run_trials, share
+from orchestration.trials import Outcome, parent_run, run_trials, share
 
 
 def sweep(config: SweepConfig, folder: Path, tracking_uri: str, console: Console) -> SweepResults:
@@ -28,38 +28,33 @@ def sweep(config: SweepConfig, folder: Path, tracking_uri: str, console: Console
     base, space = config.checked()
     trials = plan_trials(config, base, space)
     config.save(folder)
-    tracker = Tracker(tracking_uri, "sepscene", folder)
-    tracker.start({"kind": "sweep", "sweep_id": folder.name, "experiment": base.name}, _params(config))
-    tags = {"sweep_id": folder.name, **({"mlflow.parentRunId": run} if (run := tracker.run_id()) else {})}
-    shared = share(base, processors_of(base, trials, space), folder, tracking_uri, console, tags)
-    trials = plan_trials(config, shared, space)
-    tuning = tuning_of(config, space, shared.model_dump(mode="json"), folder)
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    about = {"kind": "sweep", "sweep_id": folder.name, "experiment": base.name}
+    with parent_run(tracking_uri, folder, about, _params(config)) as (tracker, tags):
+        shared = share(base, processors_of(base, trials, space), folder, tracking_uri, console, tags)
+        trials = plan_trials(config, shared, space)
+        tuning = tuning_of(config, space, shared.model_dump(mode="json"), folder)
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
 
-    def write(found: list[Outcome]) -> SweepResults:
-        results = SweepResults(
-            sweep_id=folder.name,
-            experiment=base.name,
-            scale=base.scale,
-            command=command_line(),
-            started=started,
-            seconds=time.monotonic() - clock,
-            fields=tuple(space),
-            scheduler=in_words(config),
-            trials=tuple(_result(outcome, folder) for outcome in found),
-            environment=environment(),
-            data={"data set": f"{base.data.format} {base.data.root or ''}".strip()},
-        )
-        results.save(folder)
-        write_sweep_report(folder)
-        return results
+        def write(found: list[Outcome]) -> SweepResults:
+            results = SweepResults(
+                sweep_id=folder.name,
+                experiment=base.name,
+                scale=base.scale,
+                command=command_line(),
+                started=started,
+                seconds=time.monotonic() - clock,
+                fields=tuple(space),
+                scheduler=in_words(config),
+                trials=tuple(_result(outcome, folder) for outcome in found),
+                environment=environment(),
+                data={"data set": f"{base.data.format} {base.data.root or ''}".strip()},
+            )
+            results.save(folder)
+            write_sweep_report(folder)
+            return results
 
-    try:
         results = write(run_trials(trials, folder, tracking_uri, console, write, tuning, tags))
-    except BaseException:
-        tracker.finish("", "KILLED")
-        raise
-    _finish(tracker, results, folder)
+        _log(tracker, results, folder)
     return results
 
 
@@ -68,7 +63,7 @@ def _params(config: SweepConfig) -> dict[str, Any]:
     return {**plain, **{f"over.{field}": values for field, values in config.over.items()}}
 
 
-def _finish(tracker: Tracker, results: SweepResults, folder: Path) -> None:
+def _log(tracker: Tracker, results: SweepResults, folder: Path) -> None:
     """The best figures and the report on the sweep's own run."""
     done = [trial.figures[results.figure].value for trial in results.trials if trial.status == "finished"]
     if done:
@@ -77,7 +72,6 @@ def _finish(tracker: Tracker, results: SweepResults, folder: Path) -> None:
     tracker.log_figures("", {f"trials_{status.replace(' ', '_')}": float(n) for status, n in counts.items()})
     for name in (FILE, "sweep.json", "report.html", "report.md"):
         tracker.log_artifact("", folder / name)
-    tracker.finish("")
 
 
 def _result(outcome: Outcome, folder: Path) -> TrialResult:

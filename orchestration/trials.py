@@ -8,7 +8,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,29 @@ class Outcome:
     reason: str
 
 
+@contextmanager
+def parent_run(
+    tracking_uri: str, folder: Path, tags: dict[str, str], params: dict[str, Any]
+) -> Iterator[tuple[Tracker, dict[str, str]]]:
+    """The MLflow run of a whole sweep or reproduction.
+
+    Yields:
+        Its tracker, and the tags that make other runs its children.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = Tracker(tracking_uri, "sepscene", folder)
+    tracker.start(tags, params)
+    children = {"sweep_id": folder.name}
+    if run := tracker.run_id():  # none while MLflow is away: the tag alone must do then
+        children["mlflow.parentRunId"] = run
+    try:
+        yield tracker, children
+    except BaseException as error:
+        tracker.finish("", "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracker.finish("")
+
+
 def share(
     base: Experiment,
     processors: Iterable[str],
@@ -66,9 +90,16 @@ def share(
         console: shows the progress.
         tags: for its run in MLflow.
     """
-    run = Run.open(folder / "shared", base, tracking_uri, console, resume=True, tags=tags)
-    train, _ = run.manifests()
-    ladder = run.ladder(train) if set(processors) else {}
+    ours = base
+    if set(processors) and base.views.pair == "mix-mix":  # trials may separate where the base does not
+        ours = base.model_copy(update={"views": base.views.model_copy(update={"pair": "mix-chan"})})
+    run = Run.open(folder / "shared", ours, tracking_uri, console, resume=True, tags=tags)
+    try:
+        train, _ = run.manifests()
+        ladder = run.ladder(train) if set(processors) else {}
+    except BaseException:
+        run.tracker.finish("", "FAILED")
+        raise
     run.tracker.finish("")
     # Trials run in processes of their own, perhaps on other hosts, whose working folder is another one.
     root = base.data.root or str(folder / "shared" / "scenes")
@@ -77,7 +108,9 @@ def share(
         update={
             "resources": thrifty(base, console),
             "data": base.data.model_copy(update={"root": root}),
-            "separator": base.separator.model_copy(update={"checkpoints": ladder}),
+            "separator": base.separator.model_copy(
+                update={"checkpoints": {name: str(Path(path).resolve()) for name, path in ladder.items()}}
+            ),
             "store": base.store.model_copy(update={"uri": base.store.uri or str(folder / "store")}),
             "evaluation": base.evaluation.model_copy(update={"baselines": False}),
         }

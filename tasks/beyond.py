@@ -31,6 +31,7 @@ class BeyondRow:
 
 BEYOND: tuple[BeyondRow, ...] = (
     BeyondRow("beyond/chan-chan", "S2∨N, chan vs chan, SimCLR & CP", "table4/S2+N/simclr-cp"),
+    BeyondRow("beyond/architectures", "S2∨N∨untrained STFT network, SimCLR & CP", "table4/S2+N/simclr-cp"),
     BeyondRow("beyond/loudest", "S2∨N, always the loudest channel, SimCLR & CP", "table4/S2+N/simclr-cp"),
 )
 

@@ -3,15 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from augment.scenes import SceneConfig, write_scenes
 from models.config import SepsceneError
-from models.separators import read_card
+from models.separators import load_separator, read_card
 from orchestration.config import Experiment
 from orchestration.results import read_metrics
 from orchestration.separator_training import train_separator
 from orchestration.stream import configure_data
-from tasks.manifests import read_manifest
+from tasks.manifests import Manifest, read_manifest
 
 
 @pytest.mark.slow
@@ -35,3 +36,24 @@ def test_a_supervised_ladder_with_its_scores(nano: Experiment, tmp_path: Path) -
 def test_supervised_is_for_scenes_only(nano: Experiment) -> None:
     with pytest.raises(SepsceneError, match="which only synthetic scenes at 16000 Hz have"):
         nano.changed({"separator.objective": "supervised", "data.format": "esc50", "data.root": "x"})
+
+
+@pytest.mark.slow
+def test_networks_of_other_shapes_stand_beside_the_ladder(
+    nano: Experiment, train_clips: Manifest, tmp_path: Path
+) -> None:
+    stft = {"basis": "stft", "window_samples": 64, "hop_samples": 32, "bottleneck": 8, "hidden": 8, "blocks": 2}
+    experiment = nano.changed(
+        {"separator.ladder.steps": {"N": 0}, "separator.beside": {"STFT": stft}, "views.combination": ["N", "STFT"]}
+    )
+    ladder = train_separator(experiment, train_clips, tmp_path)
+    assert set(ladder) == {"N", "STFT"}
+    wave_BT = torch.randn(1, 4000)
+    for folder in ladder.values():
+        separated_BST = load_separator(folder)(wave_BT)
+        assert separated_BST.shape == (1, 2, 4000)
+        torch.testing.assert_close(separated_BST.sum(1), wave_BT, atol=1e-4, rtol=0)  # mixture consistency
+    assert read_card(ladder["STFT"]).digest != read_card(ladder["N"]).digest
+    assert train_separator(experiment, train_clips, tmp_path) == ladder
+    with pytest.raises(SepsceneError, match="both have N"):
+        nano.changed({"separator.beside": {"N": stft}})

@@ -185,3 +185,14 @@ def test_runs_that_were_moved_are_found_with_their_store(tmp_path: Path) -> None
     (tmp_path / "mlflow.json").write_text('{"uri": "sqlite:////gone/mlflow.db"}')
     (tmp_path / "mlflow.db").write_text("")
     assert tracking_uri_of(tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+
+
+def test_a_parameter_that_changed_when_a_run_goes_on_is_a_tag_and_holds_nothing_up(tmp_path: Path) -> None:
+    uri = default_tracking_uri(tmp_path)
+    for trainers in (2, 1):
+        tracker = Tracker(uri, "sepscene", tmp_path)
+        tracker.start({"kind": "sweep"}, {"resources.trainers": trainers, "seed": 0})
+        assert tracker.unsent == 0
+    found = MlflowClient(tracking_uri=uri).get_run(str(tracker.run_id())).data
+    assert found.params == {"resources.trainers": "2", "seed": "0"}
+    assert found.tags["now.resources.trainers"] == "1" and "now.seed" not in found.tags
