@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from augment.views import Views
+from augment.views import CurriculumPoint, Views
 from models.cnn14 import Cnn14Config
 from models.config import SepsceneError
 from models.tdcnpp import TDCNppConfig
@@ -150,6 +150,20 @@ def loudest(scale: Scale) -> Experiment:
     return _row("beyond/loudest", scale, Views(combination=("S2", "N"), channel="loudest"), coincidence=True)
 
 
+def weights(scale: Scale) -> Experiment:
+    """Beyond the paper: N three times as often as S2. Better weights are found by a sweep, see docs/sweeps.md."""
+    return _row("beyond/weights", scale, Views(combination=("S2", "N"), weights=(1, 3)), coincidence=True)
+
+
+def curriculum(towards: str, scale: Scale) -> Experiment:
+    """Beyond the paper: up or down the ladder while the run goes on, from N alone to S2 alone or the other way."""
+    untrained, trained = (0.0, 1.0), (1.0, 0.0)
+    ends = (untrained, trained) if towards == "S2" else (trained, untrained)
+    points = tuple(CurriculumPoint(at=at, weights=end) for at, end in enumerate(ends))
+    views = Views(combination=("S2", "N"), curriculum=points)
+    return _row(f"beyond/curriculum-to-{towards}", scale, views, coincidence=True)
+
+
 def architectures(scale: Scale) -> Experiment:
     """Beyond the paper: S2, N, or an untrained network of another kind, whose basis is an STFT of 32 ms windows.
 
@@ -189,7 +203,14 @@ for _combination in COMBINATIONS:
         )
 EXPERIMENTS |= {f"table5/d{_dim}": partial(table5, _dim) for _dim in (128, 1024)}
 
-EXPERIMENTS |= {"beyond/chan-chan": chan_chan, "beyond/loudest": loudest, "beyond/architectures": architectures}
+EXPERIMENTS |= {
+    "beyond/weights": weights,
+    "beyond/curriculum-to-S2": partial(curriculum, "S2"),
+    "beyond/curriculum-to-N": partial(curriculum, "N"),
+    "beyond/chan-chan": chan_chan,
+    "beyond/architectures": architectures,
+    "beyond/loudest": loudest,
+}
 
 
 def named_experiment(name: str, scale: Scale) -> Experiment:

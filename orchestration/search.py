@@ -5,6 +5,7 @@ value. Everything is held against the configuration before anything starts: a fi
 ends of a range included, must be one that the field takes.
 """
 
+import hashlib
 import json
 import math
 import random
@@ -31,6 +32,8 @@ SHORT_NAMES = {
 
 DIGITS = 4
 """Significant digits of a value out of a range, so that a trial's name says its setting exactly."""
+
+_LONGEST = 60  # characters of a value in a name; folders have names of 255 at most
 
 _SHARED = ("data", "separator", "store", "resources")
 _SINGLE = {
@@ -224,15 +227,21 @@ def setting_name(setting: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "+".join(map(str, value))
-    text = json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
-    return re.sub(r"[^\w.+-]", "_", text)
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return "+".join(value)
+    if isinstance(value, list | tuple) and all(isinstance(part, int | float) for part in value):
+        return "-".join(f"{part:g}" for part in value)
+    text = json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else str(value)
+    text = re.sub(r"[^\w.+-]+", "_", text).strip("_")
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def shown_setting(setting: dict[str, Any]) -> dict[str, Setting]:
-    """A setting as results keep it."""
-    return {
-        field: tuple(value) if isinstance(value, list) else str(value) if isinstance(value, dict) else value
-        for field, value in setting.items()
-    }
+    """A setting as results keep it: names as a tuple, other lists and trees as text."""
+    return {field: _shown(value) for field, value in setting.items()}
+
+
+def _shown(value: Any) -> Setting:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return tuple(value)
+    return _short(value) if isinstance(value, list | dict) else value

@@ -131,3 +131,12 @@ def test_optuna_plans_nothing_in_advance() -> None:
 def test_the_file_says_everything_about_itself() -> None:
     for name, field in SweepConfig.model_fields.items():
         assert field.description or name in ("scale", "budget", "schedule"), name
+
+
+def test_probabilities_and_curricula_can_be_swept() -> None:
+    over = split_fields(["views.weights=[3,1],[1,1]", "combination=S2+N"])
+    assert [trial.settings["views.weights"] for trial in planned(over=over)] == ["3-1", "1-1"]
+    points = "[{at: 0, weights: [0, 1]}, {at: 1, weights: [1, 0]}]"
+    (trial,) = planned(over=split_fields([f"views.curriculum={points}"]))
+    assert trial.experiment is not None and len(trial.experiment.views.curriculum) == 2
+    assert len(trial.name) < 120 and "/" not in trial.name
