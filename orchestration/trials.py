@@ -124,7 +124,7 @@ def thrifty(base: Experiment, console: Console) -> Resources:
     trials beside each other end long before two wide ones in turn. The figures differ by rounding only.
     """
     resources, nodes = base.resources, cluster_nodes()
-    narrow = resources.model_copy(update={"trainers": 1, "separation_actors": 1, "readers": 1})
+    narrow = resources.model_copy(update={"trainers": 1, "trainers_min": None, "separation_actors": 1, "readers": 1})
     wide_fit, narrow_fit = (
         concurrent_trials(demands(asked, base.views.pair, DRIVER_CPUS), nodes) for asked in (resources, narrow)
     )
