@@ -1,12 +1,15 @@
 """The command `sepscene`: arguments in, one clear message out. What the commands do lives in the other modules."""
 
+import json
 import logging
 import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -32,6 +35,9 @@ from orchestration.data_commands import data_app, plan, prefill, store_app
 from orchestration.model_commands import embed, encoder_app, import_separator_command
 from orchestration.result_commands import compare, replay_command, sync, ui
 from orchestration.sweep_commands import reproduce_command, sweep_command
+
+if TYPE_CHECKING:
+    from orchestration.run import Run
 
 console = Console()
 app = typer.Typer(
@@ -118,7 +124,7 @@ def _execute(
     uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
     with ray_session(experiment, address, verbose):
         run = Run.open(folder.resolve(), experiment, uri, console, resume)
-        try:
+        with _to_its_end(run, "pretrain"):
             train, test = run.manifests()
             ladder = run.ladder(train)
             bundle = run.encoder(train, ladder)
@@ -126,16 +132,23 @@ def _execute(
                 judge_run(run, train, test, ladder)
             else:
                 run.publish(experiment.views.pair, bundle)
-        except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)  # SIGTERM ends as the latter
-            run.tracker.finish("", "KILLED" if interrupted else "FAILED")
-            words = ("pretrain", str(run.folder / "experiment.yaml"), "--storage", str(run.folder.parent))
-            again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
-            console.print(f"{'stopped' if interrupted else 'failed'}; what is done is kept, go on with\n{again}",
-                          highlight=False, markup=False, soft_wrap=True)  # fmt: skip
-            raise
-        run.tracker.finish("")
         summarise(run)
+
+
+@contextmanager
+def _to_its_end(run: "Run", *command: str) -> Iterator[None]:
+    """Close the run in MLflow however the block ends; where it ends badly, say how to go on with it."""
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)  # SIGTERM ends as the latter
+        run.tracker.finish("", "KILLED" if interrupted else "FAILED")
+        words = [*command, str(run.folder / "experiment.yaml"), "--storage", str(run.folder.parent)]
+        again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
+        said = f"{'stopped' if interrupted else 'failed'}; what is done is kept, go on with\n{again}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        raise
+    run.tracker.finish("")
 
 
 @separator_app.command("train")
@@ -161,10 +174,13 @@ def separator_train(
     run_id = run_id or f"separator-{resolved.digest()}"
     with ray_session(resolved, address, verbose):
         run = Run.open((storage / run_id).resolve(), resolved, default_tracking_uri(storage), console, resume)
-        train, _ = run.manifests()
-        for name, path in run.ladder(train).items():
-            console.print(f"[bold]{name}[/bold]  {path}")
-        run.tracker.finish("")
+        with _to_its_end(run, "separator", "train"):
+            ladder = run.ladder(run.manifests()[0])
+    for name, path in ladder.items():
+        console.print(f"[bold]{name}[/bold]  {path}", highlight=False, soft_wrap=True)
+    chosen = "separator.checkpoints=" + json.dumps(ladder)
+    words = shlex.join(["sepscene", "pretrain", experiment, "--scale", scale, "--set", chosen])
+    console.print(f"use it        {words}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

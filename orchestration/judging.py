@@ -265,7 +265,8 @@ def summarise(run: Run) -> None:
     try:
         results = RunResults.load(run.folder)
     except SepsceneError:
-        run.console.print(f"encoder: {run.folder / 'encoder'}; judge it with `sepscene evaluate {run.folder}`")
+        run.console.print(f"encoder       {run.folder / 'encoder'}", soft_wrap=True)
+        run.console.print(f"judge it      sepscene evaluate {run.folder}", soft_wrap=True)
         return
     table = Table(title=f"{results.experiment} ({results.scale}), {results.seconds:.0f} s")
     names = [name for name in HEADLINES if name in results.encoders[0].figures]
@@ -275,14 +276,16 @@ def summarise(run: Run) -> None:
     for encoder in results.encoders:
         table.add_row(encoder.name, *(_cell(encoder.figures.get(name)) for name in names))
     run.console.print(table)
-    run.console.print(f"report        {run.folder / 'report.html'}")
+    run.console.print(f"report        {run.folder / 'report.html'}", soft_wrap=True)
     if (run.folder / "listen.html").exists():
-        run.console.print(f"listen        {run.folder / 'listen.html'}")
-    run.console.print(f"encoder       {run.folder / 'encoder'}")
+        run.console.print(f"listen        {run.folder / 'listen.html'}", soft_wrap=True)
+    run.console.print(f"encoder       {run.folder / 'encoder'}", soft_wrap=True)
     run.console.print(f"embed sounds  sepscene embed {run.folder} FILES --out embeddings.parquet", soft_wrap=True)
     run.console.print(f"MLflow UI     sepscene ui {run.folder}", soft_wrap=True)
     if run.tracker.unsent:
-        run.console.print(f"[yellow]MLflow was away; send the rest later: sepscene sync {run.folder}[/yellow]")
+        run.console.print(
+            f"[yellow]MLflow was away; send the rest later: sepscene sync {run.folder}[/yellow]", soft_wrap=True
+        )
 
 
 def _cell(figure: Figure | None) -> str:

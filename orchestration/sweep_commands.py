@@ -92,7 +92,7 @@ def sweep_command(
         folder = storage / (sweep_id or f"sweep-{base.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
     with ray_session(base, address, verbose):
         sweep(config, folder.resolve(), default_tracking_uri(storage), console)
-    console.print(f"report        {folder / 'report.html'}", soft_wrap=True)
+    _tell(folder)
 
 
 def is_sweep(name: str) -> bool:
@@ -146,4 +146,11 @@ def reproduce_command(
     with ray_session(base, address, verbose):
         uri = default_tracking_uri(storage)
         reproduce(tables, row, scale, changes, seeds, folder, uri, console)  # type: ignore[arg-type]
-    console.print(f"report        {folder / 'report.html'}")
+    _tell(folder)
+
+
+def _tell(folder: Path) -> None:
+    """Where the results are, and what to do next."""
+    console.print(f"report        {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"each run      {folder / 'trials'}", soft_wrap=True)
+    console.print(f"MLflow UI     sepscene ui {folder}", soft_wrap=True)

@@ -64,7 +64,7 @@ def mlflow_ui_command(folder: Path, port: int) -> list[str]:
     ]
 
 
-def deep_link(port: int, experiment_id: str, order_by: str = "shallow_map") -> str:
+def deep_link(server: str, experiment_id: str, order_by: str = "shallow_map") -> str:
     """The address of an experiment's training runs with their charts, best first.
 
     Without `workflowType` the UI opens in its mode for generative AI, where no training run is seen; the table
@@ -72,11 +72,12 @@ def deep_link(port: int, experiment_id: str, order_by: str = "shallow_map") -> s
     child runs, which start folded otherwise.
 
     Args:
+        server: its address, e.g. http://127.0.0.1:5000.
         order_by: a metric, largest first.
     """
     key = quote(f"metrics.`{order_by}`", safe="")
     return (
-        f"http://{HOST}:{port}/#/experiments/{experiment_id}/runs"
+        f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
         f"?workflowType=machine_learning&compareRunsMode=CHART&orderByKey={key}&orderByAsc=false"
     )
 
@@ -121,16 +122,21 @@ def start_ui(folder: Path, port: int, patience_seconds: float = 120.0) -> subpro
 
 
 def serve(folder: Path, port: int, console: Console) -> None:
-    """Serve the MLflow UI of `folder` until Ctrl-C, and say where it shows our runs.
+    """Serve the MLflow UI of `folder` until Ctrl-C and say where it shows our runs; of a server, say where it does.
 
     Raises:
         SepsceneError: as `start_ui` does; or when no run was logged yet.
     """
-    experiment_id = newest_experiment(tracking_store(folder))
+    uri = tracking_store(folder)
+    experiment_id = newest_experiment(uri)
     if experiment_id is None:
         raise SepsceneError(f"the store of {folder} has no run yet: start one, e.g. with `sepscene demo`")
+    if uri.startswith(("http://", "https://")):
+        console.print(f"MLflow shows our runs at\n{deep_link(uri, experiment_id)}", soft_wrap=True)
+        return
     server = start_ui(folder, port)
-    console.print(f"MLflow shows our runs at\n{deep_link(port, experiment_id)}\nCtrl-C ends it.", soft_wrap=True)
+    link = deep_link(f"http://{HOST}:{port}", experiment_id)
+    console.print(f"MLflow shows our runs at\n{link}\nCtrl-C ends it.", soft_wrap=True)
     try:
         server.wait()
     except KeyboardInterrupt:

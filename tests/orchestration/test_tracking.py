@@ -164,6 +164,24 @@ def _track_until_all_is_sent(uri: str, run_dir: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_a_server_missed_is_sent_once_it_is_there(tmp_path: Path) -> None:
+    """The whole run while nobody listens, then another process that goes on with the queue."""
+    MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    missed = track_a_run(uri, tmp_path / "runs" / "first")
+    assert missed.unsent > 0
+    assert missed.run_id() is None
+    server = start_ui(tmp_path, port)
+    try:
+        later = Tracker(uri, "sepscene", tmp_path / "runs" / "first")
+        later.mirror_metrics()
+        check_the_run(uri, later)
+    finally:
+        stop_ui(server)
+
+
+@pytest.mark.slow
 def test_a_store_that_lost_the_run_gets_all_of_it_again(tmp_path: Path) -> None:
     first, second = (f"sqlite:///{tmp_path}/{name}.db" for name in ("first", "second"))
     track_a_run(first, tmp_path / "run")

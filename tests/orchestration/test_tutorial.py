@@ -4,9 +4,12 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from typer.core import TyperGroup
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from orchestration.cli import app
 
@@ -46,3 +49,27 @@ def test_tutorial_shows_the_whole_way() -> None:
 def test_links_between_pages_resolve(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+@pytest.mark.slow
+def test_what_needs_no_run_does_what_the_tutorial_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands as they stand, in a folder with the recordings that the tutorial's table names."""
+    text = (DOCS / "tutorial.md").read_text()
+    (table,) = re.findall(r"```\n(uri,labels.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "manifest.csv").write_text(table)
+    for uri in {line.split(",")[0] for line in table.splitlines()[1:]}:
+        (tmp_path / "recordings" / uri).parent.mkdir(exist_ok=True)
+        noise = np.random.default_rng(0).normal(0, 0.1, 20 * 16_000)
+        soundfile.write(tmp_path / "recordings" / uri, noise, 16_000)
+    (tmp_path / "clusters").symlink_to(DOCS.parent / "clusters")
+    monkeypatch.chdir(tmp_path)
+    said = {}
+    for command in commands(DOCS / "tutorial.md"):
+        words = shlex.split(command)[1:]
+        if words[0] in ("doctor", "data", "cluster"):
+            result = CliRunner().invoke(app, words)
+            assert result.exit_code == 0, (command, result.output, result.exception)
+            said[words[0]] = result.output
+    assert set(said) == {"doctor", "data", "cluster"}
+    assert "fits" in said["cluster"]

@@ -1,5 +1,6 @@
 """`sepscene ui` finds the store, listens on loopback alone, and its link opens on our runs."""
 
+import io
 import json
 import socket
 import time
@@ -55,7 +56,7 @@ def test_no_store_and_a_store_with_its_own_ui_are_named(tmp_path: Path, monkeypa
 
 
 def test_link_asks_for_training_runs_best_first() -> None:
-    address = urlsplit(deep_link(5001, "7", "mix-chan/shallow_map"))
+    address = urlsplit(deep_link("http://127.0.0.1:5001", "7", "mix-chan/shallow_map"))
     path, _, query = address.fragment.partition("?")
     assert (address.netloc, path) == ("127.0.0.1:5001", "/experiments/7/runs")
     assert parse_qs(query) == {
@@ -113,7 +114,7 @@ def test_link_opens_on_our_runs_and_their_figures(served: tuple[int, str]) -> No
     from tests.orchestration.chromium import browser
 
     with browser() as driver:
-        driver.get(deep_link(*served))
+        driver.get(deep_link(f"http://127.0.0.1:{served[0]}", served[1]))
         wanted = ("demo-tiny-1", "demo-tiny-2", "demo-tiny-1/pretrain", "0.42")
         deadline = time.monotonic() + 120
         text = ""
@@ -122,6 +123,17 @@ def test_link_opens_on_our_runs_and_their_figures(served: tuple[int, str]) -> No
             text = driver.execute_script("return document.body.innerText")
         assert [word for word in wanted if word not in text] == [], text[:2000]
         assert text.index("demo-tiny-2") < text.index("demo-tiny-1"), "the best run is not first"
+
+
+@pytest.mark.slow
+def test_runs_on_a_server_are_shown_by_that_server(
+    served: tuple[int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = f"http://127.0.0.1:{served[0]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    out = io.StringIO()
+    serve(tmp_path, free_port(), Console(file=out, width=200))
+    assert deep_link(server, served[1]) in out.getvalue()
 
 
 @pytest.mark.slow
