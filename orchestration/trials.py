@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -165,12 +166,27 @@ def run_trials(
         driver = ray.tune.with_parameters(
             run_trial, folder=str(folder), tracking_uri=tracking_uri, tags=tags or {"sweep_id": folder.name}
         )
-        callback = _Ended(folder, lambda: ended(outcomes(trials, folder)))
+
+        def tell() -> None:
+            found = outcomes(trials, folder)
+            ended(found)
+            if not console.is_terminal:  # where no table can be drawn anew
+                console.print(standing(found), highlight=False, soft_wrap=True)
+
+        callback = _Ended(folder, tell)
         with Live(console=console, refresh_per_second=1, get_renderable=table):
             _tuner(driver, waiting, tuning, folder, callback).fit()
         _close_runs(outcomes(trials, folder), folder, tracking_uri)
     console.print(table())
     return outcomes(trials, folder)
+
+
+def standing(found: list[Outcome]) -> str:
+    """How far the trials are, in a line: "3 of 18 trials have ended: 2 finished, 1 failed"."""
+    counts = Counter(outcome.status for outcome in found)
+    over = len(found) - counts.pop("unfinished", 0)
+    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return f"{over} of {len(found)} trials have ended: {said}" if said else f"none of {len(found)} trials has ended"
 
 
 def _over(run_dir: Path) -> bool:

@@ -157,3 +157,12 @@ def test_optuna_goes_on_from_what_the_folder_holds(run: Any, tmp_path: Path) -> 
     assert len(more) == 4 and set(first) < set(more)
     assert all(settings["views.combination"] in [("S2",), ("S2", "N")] for _, settings in more.values())
     assert all(steps == ["0"] for steps in starts(tmp_path / "sweep").values())
+
+
+def test_a_log_is_told_how_far_the_trials_are() -> None:
+    from orchestration.trials import Outcome, Trial, standing
+
+    trial = Trial("a", None, {}, 0)
+    assert standing([Outcome(trial, "unfinished", None, "")] * 2) == "none of 2 trials has ended"
+    found = [Outcome(trial, status, None, "") for status in ("finished", "failed", "finished", "unfinished")]
+    assert standing(found) == "3 of 4 trials have ended: 2 finished, 1 failed"
