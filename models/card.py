@@ -2,7 +2,7 @@
 
 from typing import Any
 
-FACTS = ("data", "separator", "combination", "losses", "steps", "seed")
+FACTS = ("data", "separator", "combination", "losses", "start", "steps", "seed")
 
 
 def model_card(config: dict[str, Any], card: dict[str, Any]) -> str:

@@ -26,8 +26,9 @@ from models.config import SepsceneError
 from models.separators import save_separator
 from models.tdcnpp import TDCNpp
 from orchestration.config import Experiment
+from orchestration.networks import build_objective
 from orchestration.plan import CPU, Calibration, threads
-from orchestration.pretraining import Views, build_objective
+from orchestration.pretraining import Views
 
 _SCENES = 4
 _SHARES = {"reading": 0.1, "separation": 0.4, "training": 0.4}  # of the seconds; starting takes the rest

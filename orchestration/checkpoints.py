@@ -89,10 +89,7 @@ def choose_resume_point(root: Path) -> Path | None:
     Called where the stream is built; `resume_point` reads it on every worker.
     """
     chosen = newest_sound(root)
-    root.mkdir(parents=True, exist_ok=True)
-    partial = root / "resume.partial"
-    partial.write_text(chosen.name if chosen else "")
-    partial.replace(root / "resume")
+    write_whole(root / "resume", chosen.name if chosen else "")
     return chosen
 
 
@@ -100,6 +97,14 @@ def resume_point(root: Path) -> Path | None:
     """What `choose_resume_point` wrote."""
     name = (root / "resume").read_text()
     return root / name if name else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is either complete or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _sha256(path: Path) -> str:

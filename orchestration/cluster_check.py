@@ -53,7 +53,12 @@ def check_cluster(description: Path, experiment: Experiment, driver_cpus: float 
             what does not fit, why, and what to change.
     """
     pools = read_pools(description)
-    asked = demands(experiment.resources, experiment.views.pair, driver_cpus)
+    asked = demands(
+        experiment.resources,
+        experiment.views.pair,
+        driver_cpus,
+        validates=experiment.training.validation_every_steps > 0,
+    )
     largest = [node for pool in pools for node in pool.nodes(pool.most)]
     check_placement(asked, largest)
     present = [node for pool in pools for node in pool.nodes(pool.least)]

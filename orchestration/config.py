@@ -109,28 +109,66 @@ class Separator(Config):
 class Objective(Config):
     """L = L_sim + alpha * L_coin over the global batch."""
 
+    similarity: Literal["nt-xent", "triplet"] = Field(
+        "nt-xent", description="the paper's NT-Xent, or the triplet loss of Jansen et al. 2018 as a baseline"
+    )
     temperature: float = Field(0.2, gt=0, description="tau of NT-Xent [open; ours]")
-    learn_temperature: bool = False
+    learn_temperature: bool = Field(False, description="tau is a parameter, from 0.01 to 1; `temperature` is its start")
+    triplet_margin: float = Field(0.1, gt=0, description="squared distance on the unit sphere [open; ours]")
     alpha: float = Field(1.0, ge=0, description="weight of coincidence prediction; 0 is SimCLR alone [open; ours]")
+    coincidence_pairs: Literal["same", "own"] = Field(
+        "same",
+        description="same: both tasks learn from every row's pair; own: from rows of their own, the even ones for "
+        "similarity, the odd ones for coincidence (for as many pairs of each, double training.global_batch) [open]",
+    )
     alpha_warmup_steps: int = Field(0, ge=0, description="steps over which alpha grows from 0 to its value")
     projection_dim: int = Field(128, ge=1, description="size of z [open; ours]")
     head_hidden: int = Field(512, ge=1, description="hidden units of both heads [open; ours]")
+
+    @model_validator(mode="after")
+    def _a_triplet_has_no_temperature(self) -> "Objective":
+        if self.learn_temperature and self.similarity == "triplet":
+            raise ValueError("the triplet loss has no temperature: set objective.learn_temperature to false")
+        return self
+
+    @model_validator(mode="after")
+    def _own_pairs_have_a_task(self) -> "Objective":
+        if self.coincidence_pairs == "own" and self.alpha == 0:
+            raise ValueError("objective.coincidence_pairs own leaves half of the rows idle at alpha 0: set it to same")
+        return self
 
 
 class Training(Config):
     """The schedule and the optimiser of pre-training."""
 
+    start_encoder: str | None = Field(
+        None,
+        description="encoder bundle whose weights are the start (an earlier run's, or from `sepscene encoder import`); "
+        "`encoder`, `front_end` and the rate must be its own; none starts from random weights",
+    )
     epochs: int = Field(100, ge=1)
     global_batch: int = Field(4096, ge=2, description="rows a step over all workers [open; ours]")
+    microbatch: int | None = Field(
+        None,
+        ge=1,
+        description="rows of one forward pass of a worker, when all at once need too much memory; the losses still see "
+        "the whole global batch (exact gradient, one more forward pass); BatchNorm's statistics are a microbatch's",
+    )
     service_rows: int = Field(16, ge=1, description="rows of one block: separated together, shipped together")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW, cosine after warm-up [open; ours]")
     warmup_share: float = Field(0.05, ge=0, le=1, description="share of the steps with growing learning rate")
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, description="of matrices and kernels; nothing else is decayed")
     clip_gradient_norm: float = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     ordered: bool = Field(True, description="rows arrive in the schedule's order: bit-for-bit repeatable on CPU")
     checkpoint_every_steps: int = Field(500, ge=1)
     checkpoints_kept: int = Field(2, ge=1)
+    validation_every_steps: int = Field(
+        0, ge=0, description="steps between validations while training goes on, and one at the end; 0 is never"
+    )
+    validation_clips: int = Field(
+        512, ge=8, description="labelled training clips of a validation: three quarters answer for one quarter [ours]"
+    )
     bad_steps: int = Field(10, ge=0, description="steps with a NaN or infinite loss or gradient that are skipped")
     quarantine_share: float = Field(0.05, ge=0, le=1, description="the run stops when more of its clips are unreadable")
 
@@ -155,6 +193,8 @@ class Resources(Config):
     separation_actors: int = Field(1, ge=1)
     separation_cpus: float = Field(1, gt=0)
     separation_gpus: float = Field(0, ge=0, description="GPUs of one separation actor; fractions share one GPU")
+    validation_cpus: float = Field(1, gt=0, description="of the validation task, when there is validation")
+    validation_gpus: float = Field(0, ge=0, description="GPUs of the validation task; 0 validates on CPUs")
     separation_batch: int = Field(1, ge=1, description="clips in one forward pass; 1 on a CPU, several on a GPU")
     separation_precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 pays on GPUs")
     readers: int = Field(1, ge=1, description="reading actors")

@@ -220,7 +220,7 @@ def _stages(timings: dict[str, float], metrics: list[dict[str, float | str]]) ->
     for name, seconds in timings.items():
         records = [record for record in metrics if record["stage"] == name and "step" in record]
         waiting = [float(record["waiting_share"]) for record in records if "waiting_share" in record]
-        rows = int(float(records[-1]["rows"])) if records and "rows" in records[-1] else None
+        rows = next((int(float(record["rows"])) for record in reversed(records) if "rows" in record), None)
         share = float(np.mean(waiting)) if waiting else None
         balance = balance_of(records, name)
         stages.append(

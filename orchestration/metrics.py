@@ -44,6 +44,7 @@ class MetricsFile(ray.train.UserCallback):
         self.waiting += [{"seconds": now, **record} for record in records]
         try:
             append_metrics(self.path, self.stage, self.waiting)
+            collect_validations(self.path, self.stage)
         except OSError as error:  # an exception here would end the stage for good
             logger.warning("%s cannot be written (%s); training goes on", self.path, error)
         else:
@@ -57,8 +58,25 @@ def fatal_path(run_dir: Path, stage: str) -> Path:
 
 def recover_metrics(path: Path, stage: str, records: list[dict[str, float]]) -> None:
     """Append those steps of a checkpoint that the metrics file lacks, because their report died with its workers."""
-    known = {record["step"] for record in read_metrics(path.parent) if record["stage"] == stage and "step" in record}
+    steps = [record for record in read_metrics(path.parent) if record["stage"] == stage and "step" in record]
+    known = {record["step"] for record in steps if "event" not in record and "validation_knn_map" not in record}
     append_metrics(path, stage, [record for record in records if record["step"] not in known])
+
+
+def validations_folder(run_dir: Path, stage: str) -> Path:
+    """Where validation tasks leave their records, one file a step, until they are in the metrics file."""
+    return run_dir / "checkpoints" / stage / "validation"
+
+
+def collect_validations(path: Path, stage: str) -> None:
+    """Move the records that validation tasks have left to the metrics file.
+
+    The tasks may run anywhere, and appends from two machines to one shared file can overwrite each other: only the
+    process that writes the steps writes these too. One that dies in between writes a record twice.
+    """
+    for left in sorted(validations_folder(path.parent, stage).glob("step-*.json")):
+        append_metrics(path, stage, [json.loads(left.read_text())])
+        left.unlink()
 
 
 def append_metrics(path: Path, stage: str, records: list[dict[str, Any]]) -> None:

@@ -1,9 +1,10 @@
 """Does a trial fit the cluster? Answered before anything starts: Ray waits forever for what no node can give.
 
 A trial asks for its trainers (one placement group), its separation actors and readers (actors both, which hold
-their CPUs), and one CPU in which Ray Data's own tasks take turns. Everything else that Ray 2.60 starts for it is
-free: the Train controller, the data coordinator, the preemption watcher, the checkpoint synchroniser and the job's
-own supervisor are actors with `num_cpus=0`, and so is the splitting of blocks.
+their CPUs), one CPU in which Ray Data's own tasks take turns, and the task that validates, where there is one.
+Everything else that Ray 2.60 starts for it is free: the Train controller, the data coordinator, the preemption watcher,
+the checkpoint synchroniser and the job's own supervisor are actors with `num_cpus=0`, and so is the splitting of
+blocks.
 
 The answer is a packing by best fit, the most constrained demand first. Like every greedy packing it can in
 rare cases refuse what an exhaustive search would place; it never promises what does not fit.
@@ -41,7 +42,7 @@ class Demand:
     """One bundle that must lie on one node.
 
     Attributes:
-        role: "trainer", "separation actor", "reader", "data task" or "trial driver".
+        role: "trainer", "separation actor", "reader", "data task", "validation task" or "trial driver".
         gpus: below 1 a share of one GPU, from 1 upwards whole GPUs.
         labels: label selector, e.g. {"pool": "trainers"}, {"pool": "!spot"}, {"pool": "in(a,b)"}.
         accelerator: accelerator type the node must have.
@@ -95,20 +96,23 @@ def separates_live(experiment: Experiment) -> bool:
 
 def phases(experiment: Experiment, driver_cpus: float = 0.0) -> list[list[Demand]]:
     """What a run asks for at one time and another; each phase must fit the cluster on its own."""
-    asked = demands(experiment.resources, experiment.views.pair, driver_cpus)
+    validates = experiment.training.validation_every_steps > 0
+    asked = demands(experiment.resources, experiment.views.pair, driver_cpus, validates)
     if separates_live(experiment):
         return [asked]
     training = [demand for demand in asked if demand.role != "separation actor"]
-    prefill = [demand for demand in asked if demand.role != "trainer"]
+    prefill = [demand for demand in asked if demand.role not in ("trainer", "validation task")]
     return [training] if experiment.views.pair == "mix-mix" else [prefill, training]
 
 
-def demands(resources: Resources, pair: str, driver_cpus: float = 0.0) -> list[Demand]:
+def demands(resources: Resources, pair: str, driver_cpus: float = 0.0, validates: bool = False) -> list[Demand]:
     """Everything one trial asks for at once, one entry a bundle. Of trainers it counts the fewest that it goes on with.
+
 
     Args:
         pair: kind of the positive pair. "mix-mix" separates nothing: its readers crop the views themselves.
         driver_cpus: CPUs of the trial's driver: none for a job's, what Tune is told for a Tune trial's.
+        validates: whether checkpoints are validated while training goes on, one at a time.
 
     Raises:
         SepsceneError: for GPUs that Ray cannot give: above one only whole numbers.
@@ -122,7 +126,13 @@ def demands(resources: Resources, pair: str, driver_cpus: float = 0.0) -> list[D
         "resources.trainers, .trainers_min, .trainer_cpus, .trainer_gpus, .trainer_labels, .trainer_accelerator",
     )
     actor = actor_demand(resources)
-    for demand in (trainer, actor):
+    validation = Demand(
+        "validation task",
+        resources.validation_cpus,
+        resources.validation_gpus,
+        knobs="resources.validation_cpus, .validation_gpus, training.validation_every_steps",
+    )
+    for demand in (trainer, actor, validation):
         if demand.gpus > 1 and demand.gpus != int(demand.gpus):
             raise SepsceneError(
                 f"a {demand.role} asks for {demand.gpus:g} GPUs, but above one only whole GPUs can be given: "
@@ -135,6 +145,7 @@ def demands(resources: Resources, pair: str, driver_cpus: float = 0.0) -> list[D
         + [actor] * (0 if pair == "mix-mix" else resources.separation_actors)
         + [reader_demand(resources)] * resources.readers
         + [own]
+        + [validation] * validates
         + driver
     )
 

@@ -3,9 +3,11 @@
 Shapes: B pairs of this worker, P samples of a view, L frames, F mels.
 """
 
+import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,48 +24,28 @@ from augment.store import SeparatedStore
 from augment.strikes import Strikes
 from augment.views import from_pcm
 from models.cnn14 import Cnn14
-from models.config import SepsceneError
 from models.encoder import Encoder
 from models.frontend import LogMel
-from models.heads import CoincidenceHead, SimilarityHead
 from orchestration.balance import StreamBalance
-from orchestration.checkpoints import (
-    TrainingState,
-    read_checkpoint,
-    resume_point,
-)
+from orchestration.checkpoints import TrainingState, read_checkpoint, resume_point, write_whole
 from orchestration.config import Experiment
 from orchestration.ledger import Ledger
+from orchestration.networks import build_objective, start_from
+from orchestration.optimisation import adamw, learning_rate
+from orchestration.pace import Pace
 from orchestration.stream import schedule_of, view_stream
 from orchestration.trainer import Reporter, fit
+from orchestration.validation import HandOver, validation_of
 from tasks.batchnorm import synchronise_batchnorm
-from tasks.gather import gather_ids
-from tasks.joint import JointObjective
+from tasks.gather import gather_ids, gather_rows, world_size
+from tasks.gradcache import accumulate, cut
+from tasks.joint import JointLoss
 from tasks.manifests import Manifest
+from tasks.watch import collapse_warning, watch
 
 LOG_EVERY_STEPS = 5
-
-
-def build_objective(experiment: Experiment) -> JointObjective:
-    """Encoder trunk, heads and losses with fresh weights, the same on every worker for the same seed."""
-    torch.manual_seed(experiment.seed)
-    settings, dim = experiment.objective, experiment.encoder.embedding_dim
-    return JointObjective(
-        Cnn14(experiment.encoder),
-        SimilarityHead(dim, settings.head_hidden, settings.projection_dim),
-        CoincidenceHead(dim, settings.head_hidden) if settings.alpha > 0 else None,
-        temperature=settings.temperature,
-        learn_temperature=settings.learn_temperature,
-    )
-
-
-def learning_rate(experiment: Experiment, step: int, steps: int) -> float:
-    """Learning rate of step 0 … steps−1: linear warm-up, then half a cosine down to zero."""
-    training = experiment.training
-    warmup = max(1, round(training.warmup_share * steps))
-    if step < warmup:
-        return training.learning_rate * (step + 1) / warmup
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+BAD_ROWS = "bad_rows.json"
+"""In the stage's folder: the rows of each step that was skipped for a loss or gradient that is not finite."""
 
 
 class Views(nn.Module):
@@ -86,33 +68,51 @@ class Views(nn.Module):
 class Pretrainer:
     """One worker of the pre-training: model, optimiser, ledger, and what it tells the driver."""
 
-    def __init__(self, experiment: Experiment, clips: int, checkpoint: Path | None) -> None:
-        self.experiment, self.clips = experiment, clips
+    def __init__(self, experiment: Experiment, clips: int, folder: Path, start: Path | None = None) -> None:
+        """Begin at the resume point of `folder`, the stage's; without one at the encoder bundle `start`, if any."""
+        self.experiment, self.clips, self.folder = experiment, clips, folder
         self.device = ray.train.torch.get_device()
         self.views = Views(experiment).to(self.device)
-        objective = synchronise_batchnorm(build_objective(experiment)).to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            objective.parameters(),
-            lr=experiment.training.learning_rate,
-            weight_decay=experiment.training.weight_decay,
-        )
+        objective = build_objective(experiment)
+        checkpoint = resume_point(folder)
+        if checkpoint is None and start is not None:
+            start_from(objective, start)
+        objective = objective.to(self.device)
+        synchronise_batchnorm(objective)  # on its device: CUDA has a kernel of its own
+        self.optimizer = adamw(objective, experiment.training, self.device)
         rows = schedule_of(experiment, clips).rows
         self.steps = -(-rows // experiment.training.global_batch)
         self.step, self.ledger = 0, Ledger(rows)
+        self.bad_rows: list[list[int]] = []
         if self.device.type == "cuda" or experiment.training.precision == "bfloat16" or experiment.scale == "tiny":
             # Measured in benchmarks/encoder.py: 1.2 to 1.7 times faster, but slower for full-size float32 on a CPU.
             objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = objective
         if checkpoint is not None:
             self._restore(read_checkpoint(checkpoint))
-        self.model = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs={"broadcast_buffers": False})
+        self.local_rows = experiment.training.global_batch // world_size()
+        self.model: nn.Module | None = None  # none: gradients are averaged by `accumulate`
+        if not experiment.training.microbatch:
+            self.model = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs={"broadcast_buffers": False})
         self.faults: dict[str, str] = {}
-        self.bad_rows: list[list[int]] = []
+        self.events: list[str] = []
+        """What has happened and is not told yet."""
+        self.collapsed = False  # whether the last look found h collapsed
 
     def _restore(self, state: TrainingState) -> None:
         self.objective.load_state_dict(state.tensors["model"])
         self.optimizer.load_state_dict(state.tensors["optimizer"])
+        self.bad_rows = state.tensors["bad_rows"]
         self.step, self.ledger = state.step, state.ledger
+
+    def state(self) -> TrainingState:
+        """What a checkpoint must hold to continue from here."""
+        tensors = {
+            "model": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "bad_rows": self.bad_rows,
+        }
+        return TrainingState(self.step, self.ledger, tensors)
 
     def consume(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
         """One optimiser step on this worker's part of the global batch; returns its figures."""
@@ -121,49 +121,102 @@ class Pretrainer:
         usable_B = present_B & (fault_B == "")
         for n in np.flatnonzero(present_B & ~usable_B):
             self.faults[str(batch["uri"][n])] = str(fault_B[n])
-        rate = learning_rate(self.experiment, self.step, self.steps)
+        rate = learning_rate(self.experiment.training, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        parts = self._optimise(batch, usable_B)
+        figures = self._optimise(self._logmels(batch, usable_B))
         rows = gather_ids(torch.from_numpy(row_B[present_B]).to(self.device))
-        if parts["bad"]:
-            self.bad_rows.append(rows)
+        if figures["bad"]:
+            self._note_bad(rows)
         self.ledger.consume(np.array(rows, np.int64))
         self.step += 1
-        return {"step": self.step, "learning_rate": rate, "rows": self.ledger.consumed, **parts}
+        return {"step": self.step, "learning_rate": rate, "rows": self.ledger.consumed, **figures}
 
-    def _optimise(self, batch: dict[str, np.ndarray], usable_B: np.ndarray) -> dict[str, float]:
+    def _note_bad(self, rows: list[int]) -> None:
+        """Keep the rows of a skipped step where `sepscene replay` finds them; their number counts over restarts."""
+        self.bad_rows.append(rows)
+        if ray.train.get_context().get_world_rank() == 0:
+            write_whole(self.folder / BAD_ROWS, json.dumps(self.bad_rows))
+            self.events.append(f"step {self.step + 1} is skipped: {len(rows)} rows from {rows[0]} on")
+
+    def _logmels(self, batch: dict[str, np.ndarray], usable_B: np.ndarray) -> tuple[Tensor, ...]:
+        """The log-mel patches (B, L, F) of both views of the usable rows; of four, when each task has its own."""
         view_B2P = np.stack([batch["view_1"][usable_B], batch["view_2"][usable_B]], axis=1)
         uniforms_B2U = batch["specaugment_u"][usable_B].reshape(len(view_B2P), 2, -1)
-        logmels = self.views(
+        logmels: tuple[Tensor, ...] = self.views(
             torch.from_numpy(from_pcm(view_B2P)).to(self.device),
             torch.from_numpy(uniforms_B2U).to(self.device),
         )
-        half = self.experiment.training.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            result = self.model(*logmels, alpha=self._alpha())
-        figures = {name: float(value) for name, value in result.parts.items()}
-        # The parts are those of the global batch, so all workers skip a bad step together or none does.
-        if not math.isfinite(figures["loss"]):
-            return {**figures, "bad": 1.0}
+        if self.experiment.objective.coincidence_pairs == "same":
+            return logmels
+        own_B = torch.from_numpy(batch["row"][usable_B] % 2 == 1).to(self.device)
+        return *(view[~own_B] for view in logmels), *(view[own_B] for view in logmels)
+
+    def _optimise(self, logmels: tuple[Tensor, ...]) -> dict[str, float]:
+        """A step, unless its loss or gradient is not finite: then weights and running averages stay as they were.
+
+        Loss and gradient are those of the global batch, so all workers skip a bad step together or none does.
+        """
+        averages = [buffer.clone() for buffer in self.objective.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
+        result = self._loss_and_gradient(logmels)
         limit = self.experiment.training.clip_gradient_norm
         norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), limit))
-        if math.isfinite(norm):
-            self.optimizer.step()
-        return {**figures, "gradient_norm": norm, "bad": float(not math.isfinite(norm))}
+        figures = {name: float(value) for name, value in result.parts.items()} | {"gradient_norm": norm}
+        if not (math.isfinite(figures["loss"]) and math.isfinite(norm)):
+            for buffer, before in zip(self.objective.buffers(), averages, strict=True):
+                buffer.copy_(before)
+            return {**figures, "bad": 1.0}
+        self.optimizer.step()
+        watched = self._watch(result) if (self.step + 1) % LOG_EVERY_STEPS == 0 else {}
+        return {**figures, **watched, "bad": 0.0}
+
+    def _loss_and_gradient(self, logmels: tuple[Tensor, ...]) -> JointLoss:
+        dtype = torch.bfloat16 if self.experiment.training.precision == "bfloat16" else None
+        if self.model is None:
+            # With four views a chunk has rows of either task: half as many of each.
+            rows = max(1, (self.experiment.training.microbatch or self.local_rows) * 2 // len(logmels))
+            chunks = cut(logmels, rows, self.local_rows)
+            return accumulate(self.objective, chunks, alpha=self._alpha(), dtype=dtype)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            result: JointLoss = self.model(*logmels, alpha=self._alpha())
+        result.loss.backward()
+        return result
+
+    def _watch(self, result: JointLoss) -> dict[str, float]:
+        """Whether the representation is healthy, over the global batch; all workers call it, rank 0 looks."""
+        h_1_ND, h_2_ND = gather_rows(result.h_1_nD), gather_rows(result.h_2_nD)
+        if ray.train.get_context().get_world_rank() != 0:
+            return {}
+        figures = watch(replace(result, h_1_nD=h_1_ND, h_2_nD=h_2_ND), self.objective.coincidence)
+        warning = collapse_warning(figures)
+        if warning and not self.collapsed:
+            self.events.append(warning)
+        self.collapsed = bool(warning)
+        return figures
+
+    def encoder(self) -> Encoder:
+        """The encoder as it is now; it shares its weights with the training."""
+        trunk = self.objective.trunk
+        assert isinstance(trunk, Cnn14)
+        return Encoder(self.views.front_end, trunk, self.experiment.views.patch_seconds)
 
     def _alpha(self) -> float:
         settings = self.experiment.objective
         return settings.alpha * min(1.0, (self.step + 1) / max(1, settings.alpha_warmup_steps))
 
+    def take_events(self) -> list[str]:
+        """What has happened since they were asked for."""
+        events, self.events = self.events, []
+        return events
+
     def must_stop(self) -> str:
         """Share the faults of all workers; returns why the run must stop, or nothing."""
         if len(self.bad_rows) > self.experiment.training.bad_steps:
             return (
-                f"{len(self.bad_rows)} steps had a NaN or infinite loss or gradient, more than training.bad_steps; the "
-                f"last one's rows: {self.bad_rows[-1]}; compute them one by one with `sepscene replay RUN --row N`"
+                f"{len(self.bad_rows)} steps had a NaN or infinite loss or gradient, more than training.bad_steps = "
+                f"{self.experiment.training.bad_steps}; the last one's rows: {_some(self.bad_rows[-1])}; all are in "
+                f"{self.folder / BAD_ROWS}, and `sepscene replay RUN` computes the last step's again, one by one"
             )
         everyone = [self.faults]
         if dist.is_initialized():
@@ -180,21 +233,21 @@ class Pretrainer:
             f"training.quarantine_share = {self.experiment.training.quarantine_share:g}; the first: {uri}: {reason}"
         )
 
-    def state(self) -> TrainingState:
-        """What a checkpoint must hold to continue from here."""
-        tensors = {"model": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return TrainingState(self.step, self.ledger, tensors)
+
+def _some(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
 
 
 def pretrain_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs: consume its part of the stream, report, checkpoint."""
     experiment = Experiment.model_validate(settings["experiment"])
-    worker = Pretrainer(experiment, settings["clips"], resume_point(Path(settings["checkpoints"])))
-    local_rows = experiment.training.global_batch // ray.train.get_context().get_world_size()
+    start = Path(settings["start"]) if settings["start"] else None
+    worker = Pretrainer(experiment, settings["clips"], Path(settings["checkpoints"]), start)
+    pace = Pace(experiment, worker.device, ray.train.get_context().get_world_size())
     shard = ray.train.get_dataset_shard("views")
-    batches = iter(shard.iter_batches(batch_size=local_rows, batch_format="numpy", prefetch_batches=2))
-    every = experiment.training.checkpoint_every_steps
-    reporter = Reporter(settings)
+    batches = iter(shard.iter_batches(batch_size=worker.local_rows, batch_format="numpy", prefetch_batches=2))
+    every, validate_every = experiment.training.checkpoint_every_steps, experiment.training.validation_every_steps
+    reporter, hand_over = Reporter(settings), HandOver()
     balance = StreamBalance(experiment, worker.device)
     asked = time.perf_counter()
     while (batch := next(batches, None)) is not None:
@@ -202,32 +255,26 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
         balance.add(batch, arrived - asked)
         figures = worker.consume(batch)
         done = time.perf_counter()
-        figures["examples_per_second"] = figures["pairs"] / (done - asked)
-        figures["waiting_share"] = (arrived - asked) / (done - asked)
+        pairs = figures["pairs"] + figures.get("coincidence_pairs", 0.0)
         save = worker.step % every == 0
-        tells = save or worker.step % LOG_EVERY_STEPS == 0
-        reporter.add(figures | (balance.figures() if tells else {}))
+        validate = validate_every > 0 and (worker.step % validate_every == 0 or worker.step == worker.steps)
+        tells = save or validate or worker.step % LOG_EVERY_STEPS == 0
+        figures |= pace.figures(pairs, asked, arrived, done) | (balance.figures() if tells else {})
+        reporter.add(figures)
+        for event in (*worker.take_events(), hand_over.take_fault()):
+            reporter.tell(worker.step, event)
         asked = done
         if tells:
             fatal = worker.must_stop()
             save = reporter.checkpoint_wanted() or save
-            reporter.send(worker.state() if save else None, fatal)
+            reporter.send(worker.state() if save else None, fatal, hand_over.report_options(wait=validate))
             if fatal:
                 return
+        if validate and reporter.is_first:
+            hand_over.start(worker.encoder(), worker.step)
     fatal = worker.must_stop()
     save = not fatal and worker.step % every != 0
-    reporter.finish(worker.state() if save else None, fatal)
-
-
-def encoder_of(experiment: Experiment, state: TrainingState | None) -> Encoder:
-    """The encoder of a checkpoint, or the untrained one of the experiment's seed."""
-    objective = build_objective(experiment)
-    if state is not None:
-        objective.load_state_dict(state.tensors["model"])
-    trunk = objective.trunk
-    if not isinstance(trunk, Cnn14):
-        raise SepsceneError("this checkpoint does not hold a CNN14")
-    return Encoder(LogMel(experiment.front_end), trunk, experiment.views.patch_seconds).eval()
+    reporter.finish(worker.state() if save else None, fatal, hand_over.report_options(wait=True))
 
 
 def pretrain(
@@ -248,9 +295,14 @@ def pretrain(
         stage: name of the stage in metrics and checkpoints.
         store: where separated clips are kept; none separates every row live.
     """
+    start = experiment.training.start_encoder
     return fit(
         pretrain_worker,
-        {"experiment": experiment.model_dump(mode="json"), "clips": len(manifest.clips)},
+        {
+            "experiment": experiment.model_dump(mode="json"),
+            "clips": len(manifest.clips),
+            "start": start and str(Path(start).resolve()),  # workers have folders of their own
+        },
         lambda ledger: view_stream(experiment, manifest, checkpoints, ledger, store, Strikes(run_dir / "strikes")),
         schedule_of(experiment, len(manifest.clips)).rows,
         run_dir,
@@ -258,4 +310,5 @@ def pretrain(
         experiment.resources,
         checkpoints_kept=experiment.training.checkpoints_kept,
         ordered=experiment.training.ordered,
+        validation=validation_of(experiment, manifest, run_dir, stage),
     )

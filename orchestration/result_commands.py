@@ -70,18 +70,23 @@ def sync(run: RunFolder) -> None:
 
 def replay_command(
     run: RunFolder,
-    row: Annotated[list[int], typer.Option(min=0, help="A row of the schedule. Repeat for at least two.")],
+    row: Annotated[
+        list[int] | None, typer.Option(min=0, help="A row of the schedule; several. None: the last skipped step's.")
+    ] = None,
 ) -> None:
     """Compute the views and the loss of some rows again, in one process, with the newest weights.
+
+    A run that stopped for too many steps with a NaN or infinite loss has kept their rows: they are the default.
 
     Example: `sepscene replay runs/demo --row 17 --row 42`
     """
     from models.config import SepsceneError
     from orchestration.config import load_experiment
-    from orchestration.replay import replay
+    from orchestration.replay import last_bad_rows, replay
     from orchestration.run import Run
     from orchestration.tracking import Tracker, tracking_uri_of
 
+    row = row or last_bad_rows(run.resolve())
     if len(row) < 2:
         raise SepsceneError("a contrastive loss needs at least two rows: give --row twice")
     opened = Run(

@@ -23,30 +23,22 @@ from models.encoder import save_encoder
 from models.separators import read_card
 from orchestration.balance import STORE_COUNTS, balance_of, bottleneck, counts_of_block
 from orchestration.checkpoints import read_checkpoint, read_ledger
-from orchestration.config import Experiment, load_experiment
+from orchestration.config import Experiment, Objective, load_experiment
 from orchestration.environment import commit, environment
 from orchestration.metrics import append_metrics
-from orchestration.pretraining import encoder_of, pretrain
+from orchestration.networks import encoder_of
+from orchestration.pretraining import pretrain
 from orchestration.progress import progress
 from orchestration.results import read_metrics
 from orchestration.separator_training import STAGE as SEPARATOR
 from orchestration.separator_training import separator_steps, train_separator
 from orchestration.stream import prefill_stream, schedule_of
 from orchestration.system_metrics import sampled
+from orchestration.terms import BESIDE_THE_BAR, Terms
 from orchestration.tracking import Tracker, following
 from tasks.manifests import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")
-
-_TERMS = {
-    "loss": "loss",
-    "mixit_loss": "loss",
-    "supervised_loss": "loss",
-    "waiting_share": "waiting",
-    "separation/busy": "separation",
-    "readers/busy": "readers",
-}
-"""What the terminal shows of a stage's metrics: of the stream, the share of time each part waits or works."""
 
 
 class Run:
@@ -149,14 +141,15 @@ class Run:
         """
         started = time.perf_counter()
         self.tracker.start_stage(name, self._tags() | {"stage": name} | ({"pair": pair} if pair else {}))
+        # A log has lines as long as they need to be.
+        terms = Terms(self.console.width - BESIDE_THE_BAR if self.console.is_terminal else 120)
         with progress(self.console, title, max(1, total)) as told:
 
             def show(record: dict[str, Any]) -> None:
                 if "event" in record:
                     told.event(record["event"])
-                elif record["stage"] == name and counts in record:
-                    terms = "  ".join(f"{name} {record[key]:.2f}" for key, name in _TERMS.items() if key in record)
-                    told.update(record[counts], terms)
+                elif record["stage"] == name:
+                    told.update(record.get(counts), terms.update(record))
 
             self._progress = told.update
             try:
@@ -278,14 +271,14 @@ class Run:
         with self.stage(stage, stage, rows, pair=experiment.views.pair):
             newest = pretrain(experiment, train, ladder, self.folder, stage, self.store())
             state = read_checkpoint(newest)
-            objective = experiment.objective
             card = {
                 "title": f"{experiment.name} ({experiment.views.pair})",
                 "data": f"{experiment.data.format}, {len(train.clips)} clips, manifest {train.digest()[:12]}",
                 "separator": "TDCN++ by MixIT" if experiment.views.pair != "mix-mix" else "none",
                 "combination": list(experiment.views.combination) if experiment.views.pair != "mix-mix" else [],
-                "losses": f"NT-Xent (tau {objective.temperature:g}) + {objective.alpha:g} coincidence",
+                "losses": losses_of(experiment.objective),
                 "steps": state.step,
+                "start": experiment.training.start_encoder or "random weights",
                 "seed": experiment.seed,
                 "versions": environment(),
             }
@@ -321,6 +314,14 @@ class Run:
         if not bundle.exists():
             save_encoder(encoder_of(self.experiment, None), bundle, {"title": "untrained", "steps": 0})
         return bundle
+
+
+def losses_of(objective: Objective) -> str:
+    """What an encoder was trained with, in words for its card."""
+    learned = ", learned" if objective.learn_temperature else ""
+    nt_xent, triplet = f"NT-Xent (tau {objective.temperature:g}{learned})", f"triplet ({objective.triplet_margin:g})"
+    coincidence = f" + {objective.alpha:g} coincidence" if objective.alpha else ""
+    return (triplet if objective.similarity == "triplet" else nt_xent) + coincidence
 
 
 def _flat(experiment: Experiment) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import ray
 
 from augment.service import open_separator
 from orchestration.config import Experiment
+from orchestration.networks import check_start
 from orchestration.placement import check_placement, cluster_nodes, phases
 from orchestration.stream import configure_data
 
@@ -29,11 +30,12 @@ def ray_session(experiment: Experiment, address: str | None = None, verbose: boo
         verbose: let Ray's own messages through.
 
     Raises:
-        SepsceneError: when the experiment can't be placed, or one of its separators can't be used; it says what to
-            change.
+        SepsceneError: when the experiment can't be placed, or one of its separators or the encoder it starts from
+            can't be used; it says what to change.
     """
     for name, folder in experiment.separator.checkpoints.items():
         open_separator(name, folder, experiment.audio)
+    check_start(experiment)
     own = not ray.is_initialized()
     if own:
         connect(address, verbose)

@@ -153,7 +153,8 @@ class SweepConfig(Config):
 
 def gpus_of(experiment: Experiment) -> float:
     """GPUs that one trial holds."""
-    return sum(demand.gpus for demand in demands(experiment.resources, experiment.views.pair))
+    validates = experiment.training.validation_every_steps > 0
+    return sum(demand.gpus for demand in demands(experiment.resources, experiment.views.pair, validates=validates))
 
 
 def make_sweep(**fields: Any) -> SweepConfig:

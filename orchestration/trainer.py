@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 from ray.data import Dataset
+from ray.train.v2.api.validation_config import ValidationConfig
 
 from models.config import SepsceneError
 from orchestration.checkpoints import (
@@ -24,7 +25,7 @@ from orchestration.checkpoints import (
 )
 from orchestration.config import Resources
 from orchestration.ledger import Ledger
-from orchestration.metrics import MetricsFile, append_metrics, fatal_path, recover_metrics
+from orchestration.metrics import MetricsFile, append_metrics, collect_validations, fatal_path, recover_metrics
 from orchestration.saving import CheckpointWriter, ask_for_checkpoint, checkpoint_given, checkpoint_wanted
 
 MAX_FAILURES = 8
@@ -50,6 +51,7 @@ def fit(
     resources: Resources,
     checkpoints_kept: int | None,
     ordered: bool,
+    validation: ValidationConfig | None = None,
 ) -> Path:
     """Run one stage to the end of its schedule, through the failures of anything but this process.
 
@@ -65,6 +67,7 @@ def fit(
         resources: trainers and where they run.
         checkpoints_kept: how many checkpoints to keep; none keeps all.
         ordered: keep the schedule's order in the stream.
+        validation: what Ray Train does with the encoders that a worker hands over (see `validation.py`).
 
     Returns:
         The last checkpoint.
@@ -85,6 +88,7 @@ def fit(
     last = newest_sound(checkpoints)
     if last is not None and not read_ledger(last).remaining():
         recover_metrics(metrics, stage, read_figures(last))
+        collect_validations(metrics, stage)
         return last
 
     fatal = fatal_path(run_dir, stage)
@@ -92,7 +96,7 @@ def fit(
     checkpoint_given(checkpoints)
     configuration = {**settings, "checkpoints": str(checkpoints), "checkpoints_kept": checkpoints_kept}
     for died in range(MAX_CONTROLLERS):
-        trainer = _trainer(worker, configuration, remaining, metrics, stage, resources, ordered)
+        trainer = _trainer(worker, configuration, remaining, metrics, stage, resources, ordered, validation)
         try:
             with checkpoint_on_sigterm(checkpoints):
                 trainer.fit()
@@ -106,6 +110,7 @@ def fit(
                     f"stage {stage} failed: its Train controller died {MAX_CONTROLLERS} times"
                 ) from error
             append_metrics(metrics, stage, [{"event": "the Train controller died, starting another"}])
+    collect_validations(metrics, stage)
     if fatal.exists():
         raise SepsceneError(fatal.read_text())
     last = newest_sound(checkpoints)
@@ -122,8 +127,12 @@ def _trainer(
     stage: str,
     resources: Resources,
     ordered: bool,
+    validation: ValidationConfig | None,
 ) -> ray.train.torch.TorchTrainer:
-    """One controller's worth of a stage. Checkpoints are not given to Ray: it would delete good ones for bad ones."""
+    """One controller's worth of a stage. Checkpoints are not given to Ray: it would delete good ones for bad ones.
+
+    All that Ray stores are encoders to validate; it keeps them until they are, and the last one.
+    """
     options = ray.data.ExecutionOptions(preserve_order=ordered)
     return ray.train.torch.TorchTrainer(
         worker,
@@ -134,6 +143,7 @@ def _trainer(
         run_config=ray.train.RunConfig(
             name=stage,
             storage_path=str(Path(configuration["checkpoints"]).parent.resolve()),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             callbacks=[MetricsFile(metrics, stage)],  # type: ignore[list-item]
             # Ray's type hints still describe its first Train; this is the second, whose classes these are.
@@ -141,6 +151,7 @@ def _trainer(
                 "env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
             },
         ),
+        validation_config=validation,
     )
 
 
@@ -192,6 +203,11 @@ class Reporter:
         self.unsent.append(figures)
         self.since_checkpoint.append(figures)
 
+    def tell(self, step: int, event: str) -> None:
+        """Put an event, if it is one, beside the figures of the steps: the terminal and the report show it."""
+        if event:
+            self.unsent.append({"step": step, "event": event})
+
     def checkpoint_wanted(self) -> bool:
         """Whether the end may be near: a node is being drained, or the driver was told to stop.
 
@@ -202,10 +218,12 @@ class Reporter:
         self._warned |= news
         return bool(news) or (self.is_first and checkpoint_wanted(self.root))
 
-    def send(self, state: TrainingState | None = None, fatal: str = "") -> None:
+    def send(
+        self, state: TrainingState | None = None, fatal: str = "", options: Mapping[str, Any] | None = None
+    ) -> None:
         """Report the steps since the last report; with a state, rank 0 also writes a checkpoint beside training.
 
-        All workers call this together.
+        All workers call this together. `options` go to `ray.train.report` (see `validation.HandOver`).
         """
         if state is not None and self.writer is not None:
             self._note(self.writer.wait())
@@ -213,9 +231,11 @@ class Reporter:
             if checkpoint_wanted(self.root):
                 self._note(self.writer.wait())
                 checkpoint_given(self.root)
-        self._report(fatal)
+        self._report(fatal, options or {})
 
-    def finish(self, state: TrainingState | None = None, fatal: str = "") -> None:
+    def finish(
+        self, state: TrainingState | None = None, fatal: str = "", options: Mapping[str, Any] | None = None
+    ) -> None:
         """The last report; when it returns, the last checkpoint is on the disk. All workers call this together."""
         if self.writer is not None:
             refused = self.writer.wait()
@@ -224,7 +244,7 @@ class Reporter:
             if refused:
                 fatal = fatal or f"{refused}; make room under {self.root}, then continue the run with --resume"
             checkpoint_given(self.root)
-        self._report(fatal)
+        self._report(fatal, options or {})
 
     def _with_figures(self, state: TrainingState) -> TrainingState:
         state, self.since_checkpoint = replace(state, figures=self.since_checkpoint), []
@@ -235,8 +255,8 @@ class Reporter:
             self.unsent.append({"event": f"{failure}; training goes on"})
         self._told = failure
 
-    def _report(self, fatal: str) -> None:
-        ray.train.report({"steps": self.unsent, "fatal": fatal})
+    def _report(self, fatal: str, options: Mapping[str, Any]) -> None:
+        ray.train.report({"steps": self.unsent, "fatal": fatal}, **options)
         self.unsent = []
 
 

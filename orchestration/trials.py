@@ -124,10 +124,11 @@ def thrifty(base: Experiment, console: Console) -> Resources:
     Most of a small trial is the starting of processes and the waiting for them, so that on a small machine two narrow
     trials beside each other end long before two wide ones in turn. The figures differ by rounding only.
     """
-    resources, nodes = base.resources, cluster_nodes()
+    resources, nodes, validates = base.resources, cluster_nodes(), base.training.validation_every_steps > 0
     narrow = resources.model_copy(update={"trainers": 1, "trainers_min": None, "separation_actors": 1, "readers": 1})
     wide_fit, narrow_fit = (
-        concurrent_trials(demands(asked, base.views.pair, DRIVER_CPUS), nodes) for asked in (resources, narrow)
+        concurrent_trials(demands(asked, base.views.pair, DRIVER_CPUS, validates), nodes)
+        for asked in (resources, narrow)
     )
     if wide_fit > 1 or narrow_fit <= 1 or resources.trainer_gpus or resources.separation_gpus:
         return resources
@@ -291,7 +292,9 @@ def _at_once(waiting: list[Trial], tuning: Tuning) -> int:
     """
     space = tuning.space or {"trial": {"experiment": waiting[0].for_tune()["experiment"]}}
     experiment = Experiment.model_validate(space["trial"]["experiment"])
-    at_once = concurrent_trials(demands(experiment.resources, experiment.views.pair, DRIVER_CPUS), cluster_nodes())
+    validates = experiment.training.validation_every_steps > 0
+    asked = demands(experiment.resources, experiment.views.pair, DRIVER_CPUS, validates)
+    at_once = concurrent_trials(asked, cluster_nodes())
     if not at_once:
         raise SepsceneError(
             "not even one trial fits beside its driver; lower resources.separation_cpus or trainer_cpus"

@@ -65,6 +65,8 @@ def _table4() -> tuple[PaperRow, ...]:
     )
 
 
+_OTHER_TRIPLET = "another framework; ours is its loss on mix-mix views"
+
 PAPER_TABLES: dict[str, tuple[PaperRow, ...]] = {
     "table2": (
         PaperRow("table2/mix-mix", "mix vs mix", 0.248),
@@ -74,7 +76,7 @@ PAPER_TABLES: dict[str, tuple[PaperRow, ...]] = {
     ),
     "table4": _table4(),
     "table5": (
-        PaperRow("table5/triplet", "Unsupervised triplet (Jansen 2018), d = 128", 0.244),
+        PaperRow("table5/triplet", "Unsupervised triplet (Jansen 2018), d = 128", 0.244, _OTHER_TRIPLET),
         PaperRow("table5/c3", "C³ (Jansen 2020), d = 128", 0.285, "multimodal"),
         PaperRow("table5/d128", "this framework, d = 128", 0.310),
         PaperRow("table5/d1024", "this framework, d = 1024", 0.326),

@@ -25,7 +25,22 @@ from tasks.gather import world_size
 from tasks.joint import JointLoss, JointObjective
 
 
-def accumulate(objective: JointObjective, chunks: Sequence[tuple[Tensor, ...]], *, alpha: float = 1.0) -> JointLoss:
+def cut(views_BLF: Sequence[Tensor], chunk_rows: int, most_rows: int) -> list[tuple[Tensor, ...]]:
+    """The views in chunks of `chunk_rows` rows: as many chunks as `most_rows` rows need, of which some may be empty.
+
+    `most_rows` is the same on all workers, so they get equally many chunks however many rows each can use.
+    """
+    starts = range(0, most_rows, chunk_rows)
+    return [tuple(view[start : start + chunk_rows] for view in views_BLF) for start in starts]
+
+
+def accumulate(
+    objective: JointObjective,
+    chunks: Sequence[tuple[Tensor, ...]],
+    *,
+    alpha: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> JointLoss:
     """Add the gradient of the loss over all chunks of all workers to the parameters' `.grad`.
 
     Takes the place of forward and backward. Collective: all workers pass equally many chunks, of which some
@@ -35,6 +50,8 @@ def accumulate(objective: JointObjective, chunks: Sequence[tuple[Tensor, ...]], 
         objective: the bare module, not wrapped in DistributedDataParallel: gradients are averaged here, once.
         chunks: the views of each chunk, as the arguments of `JointObjective.forward`.
         alpha: weight of coincidence prediction.
+        dtype: of autocast in the forward passes; none leaves them as they are. Each pass is a context of its own:
+            autocast keeps the cast weights, and those of a pass without a graph lead to no gradient.
 
     Returns:
         The loss of the global batch; its `loss` is detached, the backward pass has been made.
@@ -44,16 +61,19 @@ def accumulate(objective: JointObjective, chunks: Sequence[tuple[Tensor, ...]], 
     """
     if not chunks:
         raise ValueError("accumulate needs at least one chunk (it may have no rows)")
-    with torch.no_grad():
+    device = chunks[0][0].device.type
+    with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype is not None):
         cached = [objective.encode(*chunk) for chunk in chunks]
     views = [torch.cat(parts).requires_grad_() for parts in zip(*cached, strict=True)]
-    result = objective.loss(*views, alpha=alpha)
+    with torch.autocast(device, dtype, enabled=dtype is not None):
+        result = objective.loss(*views, alpha=alpha)
     result.loss.backward()
     slopes = [view.grad if view.grad is not None else torch.zeros_like(view) for view in views]
     with _running_averages_kept(objective):
         for number, chunk in enumerate(chunks):
             starts = [sum(len(parts[v]) for parts in cached[:number]) for v in range(len(views))]
-            h = objective.encode(*chunk)
+            with torch.autocast(device, dtype, enabled=dtype is not None):
+                h = objective.encode(*chunk)
             torch.autograd.backward(h, [slopes[v][starts[v] : starts[v] + len(part)] for v, part in enumerate(h)])
     _average_gradients(objective)
     return replace(result, loss=result.loss.detach())

@@ -35,7 +35,8 @@ class JointLoss:
     Attributes:
         loss: scalar to call backward on: the local share of the global loss times the number of workers.
         parts: detached scalars of the GLOBAL batch, equal on all workers: "loss", "similarity", "coincidence"
-            (with a coincidence head), "temperature" and "pairs" (N).
+            (with a coincidence head), "temperature", "pairs" (N), and "coincidence_pairs" where that task has its
+            own.
         h_1_nD, h_2_nD: representations of the local pairs, detached.
         z_1_NZ, z_2_NZ: projections of the global pairs, detached.
     """
@@ -139,7 +140,7 @@ class JointObjective(nn.Module):
         z_1_nZ, z_2_nZ = self.similarity(torch.cat([h_1_nD, h_2_nD])).to(h_1_nD.dtype).chunk(2)
         z_1_NZ, z_2_NZ = gather_rows(torch.cat([z_1_nZ, z_2_nZ], 1), counts).chunk(2, 1)
         share = self._similarity_share(z_1_nZ, z_2_nZ, z_1_NZ, z_2_NZ, start)
-        figures = {"similarity": share.detach()}
+        figures, own_counts = {"similarity": share.detach()}, list[int]()
         if self.coincidence is not None:
             if own_1_kD is None or own_2_kD is None:
                 coincidence = _coincidence_share(self.coincidence, h_1_nD, h_2_nD, counts)
@@ -151,6 +152,8 @@ class JointObjective(nn.Module):
         summed = sum_over_workers(torch.stack([share.detach(), *figures.values()]))
         parts = dict(zip(["loss", *figures], summed, strict=True))
         parts |= {"temperature": self.temperature.detach(), "pairs": summed.new_tensor(float(total))}
+        if own_counts:
+            parts["coincidence_pairs"] = summed.new_tensor(float(sum(own_counts)))
         seen = (tensor.detach() for tensor in (h_1_nD, h_2_nD, z_1_NZ, z_2_NZ))
         return JointLoss(world_size() * share, parts, *seen)
 

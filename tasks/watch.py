@@ -15,7 +15,7 @@ from tasks.coincidence import PairHead, split_first_layer
 from tasks.joint import JointLoss
 from tasks.nt_xent import unit_rows
 
-MOST_ROWS = 512  # figures over all pairs of rows look at this many rows at most
+MOST_ROWS = 512  # figures look at this many rows at most
 COLLAPSED = 0.05  # share of the attainable effective rank below which h counts as collapsed [ours]
 FEWEST_ROWS = 16  # below, the rank says nothing
 
@@ -42,7 +42,7 @@ def watch(result: JointLoss, head: PairHead | None = None) -> dict[str, float]:
     z_1, z_2 = (unit_rows(z[:MOST_ROWS]) for z in (result.z_1_NZ, result.z_2_NZ))
     if len(z_1) >= 2:
         figures |= similarity_figures(z_1, z_2)
-    h_BD = torch.cat([result.h_1_nD, result.h_2_nD])
+    h_BD = torch.cat([result.h_1_nD[:MOST_ROWS], result.h_2_nD[:MOST_ROWS]])
     if len(h_BD) >= 2:
         figures["effective_rank"] = effective_rank(h_BD)
         figures["attainable_rank"] = float(min(h_BD.shape[1], len(h_BD) - 1))

@@ -21,7 +21,8 @@ def test_every_named_experiment_survives_yaml(name: str, scale: str, tmp_path: P
 
 
 def test_every_row_of_the_paper_that_is_ours_has_an_experiment() -> None:
-    ours = {row.name for table in ("table2", "table4") for row in PAPER_TABLES[table]} | {"table5/d128", "table5/d1024"}
+    ours = {row.name for table in ("table2", "table4") for row in PAPER_TABLES[table]}
+    ours |= {"table5/d128", "table5/d1024", "table5/triplet"}
     assert ours <= set(EXPERIMENTS)
     assert len([name for name in EXPERIMENTS if name.startswith("table2")]) == 4
     assert len([name for name in EXPERIMENTS if name.startswith("table4")]) == 14
@@ -32,6 +33,9 @@ def test_rows_differ_where_the_table_says() -> None:
     assert plain.objective.alpha == 0 and both.objective.alpha == 1 and both.views.combination == ("S2", "N")
     assert named_experiment("table2/mix-mix", "paper").views.specaugment is False
     assert named_experiment("table5/d1024", "paper").encoder.embedding_dim == 1024
+    baseline = named_experiment("table5/triplet", "paper")
+    assert baseline.objective.similarity == "triplet" and baseline.objective.alpha == 0
+    assert baseline.views.pair == "mix-mix" and baseline.views.specaugment
     assert named_experiment("demo", "paper").encoder.widths[-1] == 2048
 
 
@@ -55,6 +59,11 @@ def test_an_override_changes_one_field() -> None:
         ({"views.patch_seconds": 20}, "longer than audio.clip_seconds"),
         ({"data.format": "esc50"}, "data.root is missing"),
         ({"separator.ladder.steps": {"N": -1}}, "N is negative"),
+        (
+            {"objective.similarity": "triplet", "objective.learn_temperature": True},
+            "the triplet loss has no temperature",
+        ),
+        ({"objective.coincidence_pairs": "own", "objective.alpha": 0}, "leaves half of the rows idle"),
         ({"separator.batch_mixtures": 7}, "separator.batch_mixtures 7 is not a multiple of resources.trainers 2"),
     ],
 )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.heads import CoincidenceHead, SimilarityHead
 from tasks.coincidence import coincidence_loss
-from tasks.gradcache import accumulate
+from tasks.gradcache import accumulate, cut
 from tasks.joint import JointObjective
 from tasks.nt_xent import nt_xent
 
@@ -142,6 +142,23 @@ def test_accumulation_in_training_uses_the_statistics_of_a_chunk_once() -> None:
     torch.testing.assert_close(dict(cached.named_buffers()), dict(direct.named_buffers()), rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match="at least one chunk"):
         accumulate(cached, [])
+
+
+def test_accumulation_in_bfloat16_keeps_the_graph_of_every_weight() -> None:
+    parts = [view.float() for view in views()]
+    whole, cached = build().float().eval(), build().float().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = whole(*parts)
+    result.loss.backward()
+    accumulate(cached, cut(parts, 2, 5), dtype=torch.bfloat16)
+    torch.testing.assert_close(gradients(cached), gradients(whole), rtol=0.05, atol=0.01)
+
+
+def test_views_are_cut_into_as_many_chunks_on_every_worker() -> None:
+    first, second = views()
+    pieces = cut((first, second), 2, 8)
+    assert [len(piece[0]) for piece in pieces] == [2, 2, 1, 0] and len(cut((first[:0], second[:0]), 2, 8)) == 4
+    assert torch.equal(torch.cat([piece[1] for piece in pieces]), second)
 
 
 def test_views_without_a_partner_are_refused() -> None:

@@ -26,18 +26,20 @@ CASES: dict[str, dict[str, Any]] = {
     "own draws": {"own": True},
     "triplet": {"similarity_loss": "triplet", "margin": 1.0},
     "chunks": {"chunked": True},
+    "chunks against the whole batch": {"chunked": True, "fixed": True},
     "float32": {"dtype": torch.float32},
 }
 
 
 def build(
-    dtype: torch.dtype = torch.float64, own: bool = False, chunked: bool = False, **options: Any
+    dtype: torch.dtype = torch.float64, own: bool = False, chunked: bool = False, fixed: bool = False, **options: Any
 ) -> JointObjective:
     del own, chunked
     torch.manual_seed(0)
     config = Cnn14Config(widths=(4, 4, 8, 8, 8, 8), embedding_dim=6, mel_bands=32)
     heads = SimilarityHead(6, hidden=10, out_dim=5), CoincidenceHead(6, hidden=10)
-    return JointObjective(Cnn14(config), *heads, **options).to(dtype)
+    # With fixed statistics of BatchNorm, chunks and the whole batch are the same function.
+    return JointObjective(Cnn14(config), *heads, **options).to(dtype).train(not fixed)
 
 
 def global_views(rows: int, dtype: torch.dtype, own: bool) -> list[Tensor]:
@@ -100,7 +102,7 @@ def worker(rank: int, sizes: tuple[int, ...], folder: str) -> None:
 def one_process(case: dict[str, Any], sizes: tuple[int, ...]) -> dict[str, Any]:
     views = global_views(sum(sizes), case.get("dtype", torch.float64), case.get("own", False))
     objective = build(**case)
-    if not case.get("chunked"):
+    if not case.get("chunked") or case.get("fixed"):
         result = objective(*views, alpha=0.7)
         result.loss.backward()
         return state_of(objective, result)
