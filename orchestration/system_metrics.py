@@ -60,19 +60,25 @@ class Machines:
         here = ray.get_runtime_context().get_node_id()
         nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
         self.others = {node: self._actor(node) for node in nodes if node != here}
-        asked: dict[Any, str] = {actor.sample.remote(): nodes[node] for node, actor in self.others.items()}
+        asked: dict[Any, str] = {actor.sample.remote(): node for node, actor in self.others.items()}
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS) if asked else ([], [])
         for reference in answered:
-            with contextlib.suppress(ray.exceptions.RayError):  # a node that has just gone
+            node = asked[reference]
+            try:
                 values = ray.get(reference)
-                readings |= {f"system/{asked[reference]}/{name}": value for name, value in values.items()}
+            except ray.exceptions.RayError:  # the node has just gone, or the run that had started its actor
+                del self.others[node]
+                continue
+            readings |= {f"system/{nodes[node]}/{name}": value for name, value in values.items()}
         return readings
 
     def _actor(self, node: str) -> Any:
+        """The actor on a node: one for all runs of the cluster, which may be many."""
         if node in self.others:
             return self.others[node]
         place = NodeAffinitySchedulingStrategy(node, soft=False)
-        return ray.remote(Machine).options(num_cpus=0, scheduling_strategy=place, max_restarts=0).remote()
+        names = {"name": f"machine-{node}", "namespace": "sepscene", "get_if_exists": True}
+        return ray.remote(Machine).options(num_cpus=0, scheduling_strategy=place, max_restarts=0, **names).remote()
 
 
 @contextmanager
@@ -101,5 +107,6 @@ def sampled(run_dir: Path, stage: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(2 * _ANSWER_SECONDS)
-        with contextlib.suppress(Exception):  # Ray may be gone with the fault that ended the stage
-            write()
+        if not thread.is_alive():  # else Ray does not answer, and would not answer us either
+            with contextlib.suppress(Exception):
+                write()
