@@ -36,6 +36,7 @@ from orchestration.stream import prefill_stream, schedule_of
 from orchestration.system_metrics import sampled
 from orchestration.terms import BESIDE_THE_BAR, Terms
 from orchestration.tracking import Tracker, following
+from orchestration.validation import choose_probe
 from tasks.manifests import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")
@@ -189,6 +190,8 @@ class Run:
         for name, part, splits in (("train", train, data.train), ("test", test, data.test)):
             if not len(part.clips):
                 raise SepsceneError(f"data.{name}: no clip of {data.root or 'the scenes'} is in {', '.join(splits)}")
+        if self.experiment.training.validation_every_steps:
+            choose_probe(train, self.experiment.training.validation_clips)  # refuses clips that tell nothing, now
         return train, test
 
     def _generate_scenes(self, root: Path) -> None:

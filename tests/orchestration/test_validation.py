@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from clusters.pools import Node
 from models import load_encoder
 from models.config import SepsceneError
 from models.encoder import save_encoder
 from orchestration.checkpoints import read_checkpoint, read_ledger, write_whole
 from orchestration.config import Experiment
+from orchestration.experiments import named_experiment
 from orchestration.metrics import append_metrics, collect_validations, recover_metrics, validations_folder
 from orchestration.networks import encoder_of
-from orchestration.placement import demands
+from orchestration.placement import check_placement, demands, phases
 from orchestration.results import read_metrics
 from orchestration.validation import FIGURE, HandOver, best_figure, best_folder, choose_probe, keep_best, probe
 from tasks.listing import Clip, make_manifest
@@ -101,6 +103,19 @@ def test_the_best_is_replaced_whole(nano: Experiment, tmp_path: Path) -> None:
 def test_the_placement_counts_the_validation(nano: Experiment) -> None:
     without, validated = (demands(nano.resources, "mix-chan", validates=on) for on in (False, True))
     assert [demand.role for demand in validated if demand not in without] == ["validation task"]
+
+
+@pytest.mark.parametrize("cpus", [0.15, 0.25])
+def test_a_tiny_run_with_validation_fits_two_cores_and_says_when_it_does_not(cpus: float) -> None:
+    tiny = named_experiment("demo", "tiny").changed(
+        {"training.validation_every_steps": 30, "resources.validation_cpus": cpus}
+    )
+    (asked,) = phases(tiny)
+    if cpus == 0.15:
+        check_placement(asked, [Node("laptop", 2)])
+    else:
+        with pytest.raises(SepsceneError, match="does not fit the cluster"):
+            check_placement(asked, [Node("laptop", 2)])
 
 
 @pytest.mark.slow
