@@ -92,8 +92,8 @@ def tuning_of(config: SweepConfig, space: Space, base: dict[str, Any], folder: P
     if config.scheduler == "asha":
         scheduler = ASHAScheduler(
             time_attr=PERCENT,
-            metric=None if config.search == "optuna" else METRIC,
-            mode=None if config.search == "optuna" else "max",
+            metric=METRIC,
+            mode="max",
             max_t=_NEVER,  # type: ignore[arg-type]  # any number will do
             grace_period=schedule.grace_percent,  # type: ignore[arg-type]
             reduction_factor=schedule.keep_one_in,
@@ -116,7 +116,7 @@ def tuning_of(config: SweepConfig, space: Space, base: dict[str, Any], folder: P
     return Tuning(
         scheduler,
         searcher=optuna_search(domains, known, base["seed"]),
-        space={**domains, "trial": {"name": "", "experiment": base}},
+        space={"trial": {"name": "", "experiment": base}},  # the settings come from the searcher
         samples=(config.budget.trials or 1) - sum(figure is not None for _, figure in known),
         spent=spent,
     )
