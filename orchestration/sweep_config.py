@@ -132,6 +132,12 @@ class SweepConfig(Config):
         base = self.base()
         if self.budget.gpu_hours is not None and not gpus_of(base):
             raise SepsceneError("budget.gpu_hours is set, but the trials use no GPU: set budget.hours instead")
+        if (self.search == "optuna" or self.scheduler != "none") and not base.training.validation_every_steps:
+            name = "Optuna" if self.search == "optuna" else self.scheduler.upper()
+            raise SepsceneError(
+                f"{name} goes by the validation kNN mAP, but no trial validates: set training.validation_every_steps to a "
+                f"multiple of training.checkpoint_every_steps, e.g. {base.training.checkpoint_every_steps}"
+            )
         return base, checked_space(base, self.space())
 
     def save(self, folder: Path) -> None:
