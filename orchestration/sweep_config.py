@@ -127,7 +127,8 @@ class SweepConfig(Config):
         """The base and the space, every value held against the configuration.
 
         Raises:
-            SepsceneError: for a bad field or value, or a budget of GPU-hours for trials without GPUs.
+            SepsceneError: for a bad field or value, a budget of GPU-hours for trials without GPUs, or a scheduler or
+                searcher without a validation to go by.
         """
         base = self.base()
         if self.budget.gpu_hours is not None and not gpus_of(base):
@@ -135,8 +136,8 @@ class SweepConfig(Config):
         if (self.search == "optuna" or self.scheduler != "none") and not base.training.validation_every_steps:
             name = "Optuna" if self.search == "optuna" else self.scheduler.upper()
             raise SepsceneError(
-                f"{name} goes by the validation kNN mAP, but no trial validates: set training.validation_every_steps to a "
-                f"multiple of training.checkpoint_every_steps, e.g. {base.training.checkpoint_every_steps}"
+                f"{name} goes by the validation kNN mAP, but no trial validates: set training.validation_every_steps "
+                f"to a multiple of training.checkpoint_every_steps, e.g. {base.training.checkpoint_every_steps}"
             )
         return base, checked_space(base, self.space())
 

@@ -31,6 +31,7 @@ def test_a_grid_is_every_combination_with_every_seed_and_typed_values() -> None:
     assert (last.experiment.objective.temperature, last.experiment.seed) == (0.2, 1)
 
 
+VALIDATES = {"training.validation_every_steps": 60}
 RANDOM = {"search": "random", "budget": {"trials": 3}}
 
 
@@ -60,6 +61,8 @@ RANDOM = {"search": "random", "budget": {"trials": 3}}
         ({"over": {"dim": "32,64"}, "scheduler": "pbt", "budget": {"trials": 4}}, r"encoder\.embedding_dim cannot be"),
         ({"over": {"alpha": "0,1"}, "search": "optuna", "budget": {"trials": 4}, "seeds": 2}, "one seed"),
         ({"over": {"alpha": "0,1"}, "budget": {"gpu_hours": 1}}, "use no GPU"),
+        ({"over": {"alpha": "1,2"}, "scheduler": "asha"}, "ASHA goes by the validation kNN mAP, but no trial"),
+        ({"over": {"alpha": "1,2"}, "search": "optuna", "budget": {"trials": 4}}, "Optuna goes by the validation"),
         ({"over": {"alpha": "0,1,2"}, "budget": {"trials": 2}}, "3 settings, more than"),
         ({"over": {"alpha": "0"}, "budget": {"hours": 0}}, r"budget\.hours"),
         ({"over": {"alpha": "0"}, "changes": {"training.epoch": 3}}, r"training\.epoch: unknown field"),
@@ -117,7 +120,7 @@ def test_a_sweep_is_found_again_by_its_arguments_and_a_folder_keeps_to_its_own(t
 
 
 def test_members_of_a_population_share_the_seed_and_start_apart() -> None:
-    members = planned(over={"temperature": "log(0.05,0.5)"}, scheduler="pbt", budget={"trials": 4})
+    members = planned(over={"temperature": "log(0.05,0.5)"}, scheduler="pbt", budget={"trials": 4}, changes=VALIDATES)
     assert [member.name for member in members] == ["member=0", "member=1", "member=2", "member=3"]
     assert {member.seed for member in members} == {0}
     assert len({member.settings["objective.temperature"] for member in members}) == 4
@@ -125,7 +128,8 @@ def test_members_of_a_population_share_the_seed_and_start_apart() -> None:
 
 
 def test_optuna_plans_nothing_in_advance() -> None:
-    assert planned(over={"temperature": "log(0.05,0.5)"}, search="optuna", budget={"trials": 4}) == []
+    fields = {"over": {"temperature": "log(0.05,0.5)"}, "search": "optuna", "budget": {"trials": 4}}
+    assert planned(**fields, changes=VALIDATES) == []
 
 
 def test_the_file_says_everything_about_itself() -> None:

@@ -78,7 +78,9 @@ def run(nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 
     def go(pause: float, **fields: Any) -> dict[str, Any]:
         config: SweepConfig = make_sweep(
-            experiment=str(tmp_path / "nano.yaml"), changes={"training.clip_gradient_norm": pause}, **fields
+            experiment=str(tmp_path / "nano.yaml"),
+            changes={"training.clip_gradient_norm": pause, "training.validation_every_steps": 2},
+            **fields,
         )
         base, space = config.checked()
         planned = plan_trials(config, base, space)
