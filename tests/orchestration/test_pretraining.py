@@ -95,6 +95,22 @@ def test_bad_steps_count_over_restarts(nano: Experiment, tmp_path: Path) -> None
     assert "2 steps had a NaN" in again.must_stop() and "rows: 8, 9, 10" in again.must_stop()
 
 
+@pytest.mark.parametrize("microbatch", [None, 3])
+def test_a_restored_worker_continues_bit_for_bit(nano: Experiment, tmp_path: Path, microbatch: int | None) -> None:
+    experiment = nano.changed({"objective.learn_temperature": True, "training.microbatch": microbatch})
+    straight = worker(experiment, tmp_path)
+    for step in range(4):
+        straight.consume(batch(step))
+        if step == 1:
+            write_checkpoint(tmp_path / "step-00000002", straight.state())
+    write_whole(tmp_path / "resume", "step-00000002")
+    resumed = worker(experiment, tmp_path)
+    for step in (2, 3):
+        resumed.consume(batch(step))
+    assert resumed.step == straight.step and resumed.ledger == straight.ledger
+    assert all(torch.equal(one, other) for one, other in zip(weights(resumed), weights(straight), strict=True))
+
+
 def test_replay_takes_the_rows_of_the_last_bad_step(nano: Experiment, tmp_path: Path) -> None:
     nano.save(tmp_path / "experiment.yaml")
     with pytest.raises(SepsceneError, match="has skipped no step"):
