@@ -149,6 +149,7 @@ def _cluster_rows(
     from ray.data import ActorPoolStrategy
 
     from orchestration.stream import finite_retries
+    from orchestration.streamed import blocks_of
 
     if not uris:
         return
@@ -163,7 +164,7 @@ def _cluster_rows(
         ray_remote_args_fn=finite_retries,
         **placement,
     )
-    for columns in stream.iter_batches(batch_size=None, batch_format="numpy"):
+    for columns in blocks_of(stream):
         yield from zip(map(str, columns["uri"]), map(str, columns["fault"]), columns["h"], strict=True)
 
 

@@ -19,6 +19,7 @@ from augment.audio import AudioFormat, ClipError, read_clip
 from models import load_encoder, load_separator
 from orchestration.config import Experiment
 from orchestration.stream import finite_retries
+from orchestration.streamed import blocks_of
 from tasks.manifests import Manifest
 from tasks.separation_scores import SeparatorScores, score_separation
 
@@ -88,7 +89,7 @@ def embed_manifests(
         )
     )
     parts: list[dict[str, np.ndarray]] = []
-    for part in rows.iter_batches(batch_size=None, batch_format="numpy"):
+    for part in blocks_of(rows):
         parts.append(part)
         progress(sum(len(done["position"]) for done in parts))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -33,6 +33,7 @@ from orchestration.results import read_metrics
 from orchestration.separator_training import STAGE as SEPARATOR
 from orchestration.separator_training import separator_steps, train_separator
 from orchestration.stream import prefill_stream, schedule_of
+from orchestration.streamed import blocks_of
 from orchestration.system_metrics import sampled
 from orchestration.terms import BESIDE_THE_BAR, Terms
 from orchestration.tracking import Tracker, following
@@ -244,7 +245,7 @@ class Run:
             )
             counts = dict.fromkeys(STORE_COUNTS, 0)
             done = 0
-            for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
+            for batch in blocks_of(rows):
                 done += len(batch["row"])
                 self.advance(done)
                 for name, count in counts_of_block(batch).items():

@@ -1,0 +1,123 @@
+"""One whole run by the command line, at the smallest sizes, output to a pipe: what it tells and what it leaves."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from mlflow import MlflowClient
+from typer.testing import CliRunner
+
+from models import load_encoder
+from orchestration.cli import app
+from orchestration.config import Experiment
+from orchestration.ledger import Ledger
+from orchestration.results import RunResults, read_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(nano: Experiment, scenes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The run's folder, and what the command wrote to its two outputs."""
+    storage = tmp_path_factory.mktemp("whole")
+    data = nano.data.model_copy(update={"root": str(scenes_dir)})
+    nano.model_copy(update={"data": data, "table_row": "table4/S2+N/simclr-cp"}).save(storage / "nano.yaml")
+    variables = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "COLUMNS": "100"}
+    variables.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "orchestration.cli", "pretrain", str(storage / "nano.yaml")),
+            *("--storage", str(storage), "--run-id", "whole"),
+        ],
+        cwd=ROOT, env=variables, capture_output=True, text=True, timeout=560, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return storage / "whole", done.stdout, done.stderr
+
+
+def test_it_says_what_it_made_and_what_to_do_next_and_nothing_else(finished: tuple[Path, str, str]) -> None:
+    run, said, complained = finished
+    assert complained == ""
+    for stage in ("train separator", "pretrain-mix-chan", "pretrain-mix-mix", "evaluate"):
+        assert any(line.startswith(stage) for line in said.splitlines()), f"no progress of {stage} in a pipe:\n{said}"
+    summary = said[said.index("encoder") :]
+    for promised in ("report.html", "listen.html", "encoder"):
+        assert str(run / promised) in summary.replace("\n", "")
+    assert f"sepscene ui {run}" in summary
+    assert f"sepscene embed {run}" in summary
+
+
+def test_the_folder_is_the_truth_about_the_run(finished: tuple[Path, str, str], nano: Experiment) -> None:
+    run, *_ = finished
+    results = RunResults.load(run)
+    assert [encoder.name for encoder in results.encoders] == ["mix-chan", "mix-mix", "untrained"]
+    stages = {stage.name for stage in results.stages}
+    assert {"separator", "pretrain-mix-chan", "pretrain-mix-mix", "evaluate"} <= stages
+    rows = nano.training.epochs * 24
+    assert Ledger.from_json((run / "ledger.json").read_text()).intervals == [(0, rows)]
+    assert max(record["step"] for record in read_metrics(run) if record["stage"] == "pretrain-mix-chan") == rows // 16
+    assert load_encoder(run / "encoder").embedding_dim == 16
+    card = (run / "encoder" / "README.md").read_text()
+    figure = results.encoders[0].figures["shallow_map"]
+    assert f"| shallow_map | {figure.value:.4f} | {figure.low:.4f} to {figure.high:.4f} |" in card
+    assert {path.name for path in (run / "plots").iterdir()} >= {"answer.svg", "ladder.svg", "map0.svg", "curve0.svg"}
+
+
+def test_a_person_finds_all_of_it_in_mlflow(finished: tuple[Path, str, str]) -> None:
+    run, *_ = finished
+    client = MlflowClient(tracking_uri=f"sqlite:///{run.parent}/mlflow.db")
+    experiment = client.get_experiment_by_name("sepscene")
+    assert experiment is not None
+    found = {one.info.run_name: one for one in client.search_runs([experiment.experiment_id])}
+    assert set(found) == {
+        "whole", "whole/separator", "whole/pretrain-mix-chan", "whole/pretrain-mix-mix", "whole/evaluate",
+    }  # fmt: skip
+    parent = found["whole"]
+    assert {one.info.status for one in found.values()} == {"FINISHED"}
+    digests = [pair.split("=")[1] for pair in parent.data.tags["separator_digest"].split(",")]
+    assert digests == [processor.digest[:12] for processor in RunResults.load(run).ladder]
+    assert len(parent.data.tags["data_hash"]) == 64
+    assert {"experiment", "table_row", "combination", "temperature", "alpha", "git_commit"} <= parent.data.tags.keys()
+    assert {one.dataset.name for one in parent.inputs.dataset_inputs} == {"scenes train", "scenes test"}
+    kept = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert {
+        "experiment.yaml",
+        "ledger.json",
+        "report.html",
+        "report.md",
+        "results.json",
+        "listen.html",
+        "plots",
+    } <= kept
+    assert "system/cpu_utilization_percentage" in found["whole/pretrain-mix-chan"].data.metrics
+    assert "loss" in found["whole/pretrain-mix-chan"].data.metrics
+    (version,) = client.search_model_versions("name = 'sepscene-nano'")
+    assert version.run_id == found["whole/pretrain-mix-chan"].info.run_id
+    weights = json.loads((run / "encoder" / "config.json").read_text())["sha256"]
+    assert version.tags["sha256"] == weights
+
+
+def test_the_tutorials_next_steps_work_on_it(finished: tuple[Path, str, str], scenes_dir: Path, tmp_path: Path) -> None:
+    """Steps 2 and 4 of docs/tutorial.md: compare with the baseline, embed sound, load the encoder in Python."""
+    run, *_ = finished
+    out = tmp_path / "embeddings.parquet"
+    for words in (
+        ["compare", str(run), str(run), "--encoder-a", "mix-mix"],
+        ["embed", str(run), str(scenes_dir / "test.csv"), "--out", str(out)],
+        ["report", str(run)],
+        ["sync", str(run)],
+    ):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, (words, result.output, result.exception)
+    assert pq.read_table(out).num_rows == 12
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), flags=re.DOTALL)
+    names = {"wave_BT": torch.zeros(2, 32_000)}
+    exec(snippet.replace("runs/mine/encoder", str(run / "encoder")), names)
+    assert names["h_BD"].shape == (2, 16)
