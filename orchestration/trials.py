@@ -228,6 +228,10 @@ class _Ended(ray.tune.Callback):
     def __init__(self, folder: Path, ended: Callable[[], object]) -> None:
         self.folder, self.ended = folder, ended
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks for a restore that we never ask for; what holds the terminal cannot be."""
+        return {"folder": self.folder}
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Also called for what a scheduler stops, but not for what a spent budget does."""
         percent, figure = (float(trial.last_result.get(key, math.nan)) for key in (PERCENT, METRIC))

@@ -53,3 +53,14 @@ def test_gpu_hours_are_the_time_that_trials_held_their_gpus_over_all_commands(tm
     os.utime(mark, ns=(end + round(0.3 * 3600e9),) * 2)
     spending.looked = -100.0
     assert spending() and spending()
+
+
+def test_what_tune_pickles_may_hold_a_terminal(tmp_path: Path) -> None:
+    import ray.cloudpickle
+    from rich.console import Console
+
+    from orchestration.trials import _Ended
+
+    console = Console()
+    copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(_Ended(tmp_path, lambda: console.print("ended"))))
+    assert copy.folder == tmp_path
