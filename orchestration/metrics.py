@@ -44,11 +44,10 @@ class MetricsFile(ray.train.UserCallback):
         self.waiting += [{"seconds": now, **record} for record in records]
         try:
             append_metrics(self.path, self.stage, self.waiting)
+            self.waiting = []
             collect_validations(self.path, self.stage)
         except OSError as error:  # an exception here would end the stage for good
             logger.warning("%s cannot be written (%s); training goes on", self.path, error)
-        else:
-            self.waiting = []
 
 
 def fatal_path(run_dir: Path, stage: str) -> Path:

@@ -247,34 +247,34 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
     shard = ray.train.get_dataset_shard("views")
     batches = iter(shard.iter_batches(batch_size=worker.local_rows, batch_format="numpy", prefetch_batches=2))
     every, validate_every = experiment.training.checkpoint_every_steps, experiment.training.validation_every_steps
-    reporter, hand_over = Reporter(settings), HandOver()
+    reporter, hand_over = Reporter(settings, worker.state), HandOver()
     balance = StreamBalance(experiment, worker.device)
     asked = time.perf_counter()
     while (batch := next(batches, None)) is not None:
-        arrived = time.perf_counter()
-        balance.add(batch, arrived - asked)
-        figures = worker.consume(batch)
-        done = time.perf_counter()
-        pairs = figures["pairs"] + figures.get("coincidence_pairs", 0.0)
-        save = worker.step % every == 0
-        validate = validate_every > 0 and (worker.step % validate_every == 0 or worker.step == worker.steps)
-        tells = save or validate or worker.step % LOG_EVERY_STEPS == 0
-        figures |= pace.figures(pairs, asked, arrived, done) | (balance.figures() if tells else {})
-        reporter.add(figures)
-        for event in (*worker.take_events(), hand_over.take_fault()):
-            reporter.tell(worker.step, event)
-        asked = done
-        if tells:
-            fatal = worker.must_stop()
-            save = reporter.checkpoint_wanted() or save
-            reporter.send(worker.state() if save else None, fatal, hand_over.report_options(wait=validate))
-            if fatal:
-                return
-        if validate and reporter.is_first:
-            hand_over.start(worker.encoder(), worker.step)
+        with reporter.step(worker.device):
+            arrived = time.perf_counter()
+            balance.add(batch, arrived - asked)
+            figures = worker.consume(batch)
+            done = time.perf_counter()
+            pairs = figures["pairs"] + figures.get("coincidence_pairs", 0.0)
+            save = worker.step % every == 0
+            validate = validate_every > 0 and (worker.step % validate_every == 0 or worker.step == worker.steps)
+            tells = save or validate or worker.step % LOG_EVERY_STEPS == 0
+            figures |= pace.figures(pairs, asked, arrived, done) | (balance.figures() if tells else {})
+            reporter.add(figures)
+            for event in (*worker.take_events(), hand_over.take_fault()):
+                reporter.tell(worker.step, event)
+            asked = done
+            if tells:
+                fatal = worker.must_stop()
+                reporter.send(save, fatal, hand_over.report_options(wait=validate))
+                if fatal:
+                    return
+            if validate and reporter.is_first:
+                hand_over.start(worker.encoder(), worker.step)
     fatal = worker.must_stop()
     save = not fatal and worker.step % every != 0
-    reporter.finish(worker.state() if save else None, fatal, hand_over.report_options(wait=True))
+    reporter.finish(save, fatal, hand_over.report_options(wait=True))
 
 
 def pretrain(

@@ -32,7 +32,7 @@ from orchestration.stream import segment_stream
 from orchestration.trainer import Reporter, fit
 from tasks.gather import gather_ids, sum_over_workers
 from tasks.manifests import Manifest
-from tasks.mixit import mixit_loss, supervised_loss
+from tasks.mixit import loudest_targets, mixit_loss, supervised_loss
 from tasks.separation_scores import score_separation
 
 STAGE = "separator"
@@ -131,9 +131,9 @@ class SeparatorTrainer:
         if not scenes:
             return self._nothing(), 0
         estimate_BST = self.model(torch.stack([source_KT.sum(dim=0) for source_KT in scenes]))
-        # Scene by scene: they differ in their number of sources.
+        # Scene by scene: they differ in how many sources sound in the segment.
         losses = [
-            supervised_loss(source_KT[None], estimate_ST[None])
+            supervised_loss(loudest_targets(source_KT, len(estimate_ST))[None], estimate_ST[None])
             for source_KT, estimate_ST in zip(scenes, estimate_BST, strict=True)
         ]
         return torch.stack(losses).sum(), len(scenes)
@@ -169,20 +169,19 @@ def separator_worker(settings: dict[str, Any]) -> None:
     worker = SeparatorTrainer(experiment, settings, start)
     local_rows = 2 * experiment.separator.batch_mixtures // ray.train.get_context().get_world_size()
     shard = ray.train.get_dataset_shard("views")
-    reporter = Reporter(settings)
+    reporter, every = Reporter(settings, worker.state), experiment.training.checkpoint_every_steps
     asked = time.perf_counter()
     for batch in shard.iter_batches(batch_size=local_rows, batch_format="numpy", prefetch_batches=2):
-        figures = worker.consume(batch)
-        now = time.perf_counter()
-        figures["mixtures_per_second"] = experiment.separator.batch_mixtures / (now - asked)
-        reporter.add(figures)
-        asked = now
-        save = worker.step % experiment.training.checkpoint_every_steps == 0
-        if save or worker.step % LOG_EVERY_STEPS == 0:
-            save = reporter.checkpoint_wanted() or save
-            reporter.send(worker.state() if save else None)
-    save = worker.step % experiment.training.checkpoint_every_steps != 0
-    reporter.finish(worker.state() if save else None)
+        with reporter.step(worker.device):
+            figures = worker.consume(batch)
+            now = time.perf_counter()
+            figures["mixtures_per_second"] = experiment.separator.batch_mixtures / (now - asked)
+            reporter.add(figures)
+            asked = now
+            save = worker.step % every == 0
+            if save or worker.step % LOG_EVERY_STEPS == 0:
+                reporter.send(save)
+    reporter.finish(save=worker.step % every != 0)
 
 
 def score_rung(separator: TDCNpp, held_out: list[tuple[str, float]], experiment: Experiment) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import torch
 from ray.data import Dataset
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from models.config import SepsceneError
@@ -27,6 +29,7 @@ from orchestration.config import Resources
 from orchestration.ledger import Ledger
 from orchestration.metrics import MetricsFile, append_metrics, collect_validations, fatal_path, recover_metrics
 from orchestration.saving import CheckpointWriter, ask_for_checkpoint, checkpoint_given, checkpoint_wanted
+from tasks.gather import sum_over_workers
 
 MAX_FAILURES = 8
 """Worker groups that may fail before the stage gives up."""
@@ -36,6 +39,9 @@ MAX_CONTROLLERS = 4
 
 FULL_DISK_SECONDS = 60.0
 """How long the last checkpoint waits for room on the disk."""
+
+WATCH_SECONDS = 0.5
+"""How often rank 0 looks for a warning."""
 
 GRACE_SECONDS = 100.0
 """How long a driver that got SIGTERM waits for the checkpoint it asked for; jobs are killed after 120 s."""
@@ -186,17 +192,39 @@ def checkpoint_on_sigterm(checkpoints: Path) -> Iterator[None]:
 
 
 class Reporter:
-    """What a worker tells the driver: the figures of its steps, and from rank 0 the checkpoints."""
+    """What a worker tells the driver: the figures of its steps, and from rank 0 the checkpoints.
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        """Args: settings: of the worker, as `fit` hands them on."""
-        self.root = Path(settings["checkpoints"])
+    On rank 0 a thread waits for a warning that the end may be near, and then saves at once, between two steps. That
+    can't be left to the steps themselves: Ray Data gives no more work to a node that is being drained, so the stream
+    may stand still until that node is gone.
+    """
+
+    def __init__(self, settings: dict[str, Any], state: Callable[[], TrainingState]) -> None:
+        """Watch for warnings from now on.
+
+        Args:
+            settings: of the worker, as `fit` hands them on.
+            state: what a checkpoint must hold; called between steps only.
+        """
+        self.root, self.state = Path(settings["checkpoints"]), state
         self.is_first = ray.train.get_context().get_world_rank() == 0
         self.unsent: list[dict[str, Any]] = []
         self.since_checkpoint: list[dict[str, float]] = []
         self.writer = CheckpointWriter(self.root, settings["checkpoints_kept"]) if self.is_first else None
-        self._warned: set[str] = set()
         self._told = ""
+        self._between_steps, self._ended = threading.RLock(), threading.Event()
+        if self.writer is not None:
+            threading.Thread(target=self._watch, args=(self.writer,), name="watch-for-the-end", daemon=True).start()
+
+    @contextmanager
+    def step(self, device: torch.device) -> Iterator[None]:
+        """Around everything that a worker does with a batch; it begins when all workers have theirs.
+
+        So nobody waits for another's data in the middle of a step, when its state can't be saved.
+        """
+        sum_over_workers(torch.zeros(1, device=device)).item()
+        with self._between_steps:
+            yield
 
     def add(self, figures: dict[str, float]) -> None:
         """Keep the figures of a step for the next report."""
@@ -208,47 +236,48 @@ class Reporter:
         if event:
             self.unsent.append({"step": step, "event": event})
 
-    def checkpoint_wanted(self) -> bool:
-        """Whether the end may be near: a node is being drained, or the driver was told to stop.
-
-        All workers call this together. Each warning asks for one checkpoint; after it training goes on.
-        """
-        warning = ray.train.get_preemption_info()
-        news = set(warning.preempted_node_ids) - self._warned if warning else set[str]()
-        self._warned |= news
-        return bool(news) or (self.is_first and checkpoint_wanted(self.root))
-
-    def send(
-        self, state: TrainingState | None = None, fatal: str = "", options: Mapping[str, Any] | None = None
-    ) -> None:
-        """Report the steps since the last report; with a state, rank 0 also writes a checkpoint beside training.
+    def send(self, save: bool = False, fatal: str = "", options: Mapping[str, Any] | None = None) -> None:
+        """Report the steps since the last report; to `save`, rank 0 also writes a checkpoint beside training.
 
         All workers call this together. `options` go to `ray.train.report` (see `validation.HandOver`).
         """
-        if state is not None and self.writer is not None:
+        if save and self.writer is not None:
             self._note(self.writer.wait())
-            self.writer.start(self._with_figures(state))
-            if checkpoint_wanted(self.root):
-                self._note(self.writer.wait())
+            self.writer.start(self._with_figures())
+        self._report(fatal, options or {})
+
+    def finish(self, save: bool = False, fatal: str = "", options: Mapping[str, Any] | None = None) -> None:
+        """The last report; when it returns, the last checkpoint is on the disk. All workers call this together."""
+        self._ended.set()
+        with self._between_steps:
+            if self.writer is not None:
+                refused = self.writer.wait()
+                if save:
+                    refused = self.writer.save(self._with_figures(), FULL_DISK_SECONDS)
+                if refused:
+                    fatal = fatal or f"{refused}; make room under {self.root}, then continue the run with --resume"
                 checkpoint_given(self.root)
         self._report(fatal, options or {})
 
-    def finish(
-        self, state: TrainingState | None = None, fatal: str = "", options: Mapping[str, Any] | None = None
-    ) -> None:
-        """The last report; when it returns, the last checkpoint is on the disk. All workers call this together."""
-        if self.writer is not None:
-            refused = self.writer.wait()
-            if state is not None:
-                refused = self.writer.save(self._with_figures(state), FULL_DISK_SECONDS)
-            if refused:
-                fatal = fatal or f"{refused}; make room under {self.root}, then continue the run with --resume"
-            checkpoint_given(self.root)
-        self._report(fatal, options or {})
+    def _watch(self, writer: CheckpointWriter) -> None:
+        saved_for: set[str] = set()
+        while not self._ended.wait(WATCH_SECONDS):
+            leaving = _leaving_nodes()
+            if leaving <= saved_for and not checkpoint_wanted(self.root):
+                continue
+            with self._between_steps:
+                if self._ended.is_set():
+                    return
+                self._note(writer.wait())
+                writer.start(self._with_figures())
+                self._note(writer.wait())
+                if not writer.failure:
+                    saved_for |= leaving
+                    checkpoint_given(self.root)
 
-    def _with_figures(self, state: TrainingState) -> TrainingState:
-        state, self.since_checkpoint = replace(state, figures=self.since_checkpoint), []
-        return state
+    def _with_figures(self) -> TrainingState:
+        figures, self.since_checkpoint = self.since_checkpoint, []
+        return replace(self.state(), figures=figures)
 
     def _note(self, failure: str) -> None:
         if failure and failure != self._told:
@@ -256,8 +285,19 @@ class Reporter:
         self._told = failure
 
     def _report(self, fatal: str, options: Mapping[str, Any]) -> None:
+        if fatal:
+            self._ended.set()
         ray.train.report({"steps": self.unsent, "fatal": fatal}, **options)
         self.unsent = []
+
+
+def _leaving_nodes() -> set[str]:
+    """The nodes of this worker group that are being drained, as Ray Train has told this worker.
+
+    `ray.train.get_preemption_info` says the same but waits for all workers, and one that waits for data never asks.
+    """
+    info = get_train_context().preemption_context.preemption_info
+    return set(info.preempted_node_ids) if info else set()
 
 
 def _scaling(resources: Resources) -> ray.train.ScalingConfig:

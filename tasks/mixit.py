@@ -94,6 +94,24 @@ def supervised_loss(source_BKT: Tensor, estimate_BST: Tensor) -> Tensor:
     return _decibel((target_BST - estimate_BST).square().sum(-1), energy_BS).mean()
 
 
+def loudest_targets(source_KT: Tensor, channels: int) -> Tensor:
+    """What a separator with few channels is to bring out of a scene with many sources: at most `channels` targets.
+
+    The loudest sources alone, the rest together as the last target; silent ones do not count. Left to itself
+    `supervised_loss` would group them as is cheapest, and the cheapest is the mixture in one channel and the faintest
+    source, hence silence, in the other: trained so, a separator learns to separate nothing.
+
+    Returns:
+        (targets, T), at least one, in order of energy but for the rest.
+    """
+    energy_K = source_KT.double().square().sum(-1)
+    order = energy_K.argsort(descending=True, stable=True)
+    sorted_KT = source_KT[order[: max(1, int((energy_K > 0).sum()))]]
+    if len(sorted_KT) <= channels:
+        return sorted_KT
+    return torch.cat([sorted_KT[: channels - 1], sorted_KT[channels - 1 :].sum(0, keepdim=True)])
+
+
 def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
     """Scale-invariant signal-to-distortion ratio in dB over the last axis; leading axes broadcast.
 

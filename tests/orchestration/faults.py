@@ -137,12 +137,14 @@ def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen[b
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
-def finish(process: subprocess.Popen[bytes], log: Path, seconds: float = 240) -> None:
+def finish(process: subprocess.Popen[bytes], log: Path, seconds: float = 400) -> None:
     """Wait for a command that must succeed."""
     try:
         assert process.wait(seconds) == 0, log.read_text()[-3000:]
     finally:
-        process.kill()
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        for one in (process, *family):
+            one.kill()
 
 
 _undisturbed: dict[str, dict[int, float]] = {}

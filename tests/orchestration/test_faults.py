@@ -17,7 +17,7 @@ from orchestration.stream import configure_data
 from tasks.manifests import Manifest
 from tests.orchestration.faults import STAGE, after, kill, long_enough, losses, note, undisturbed
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_of_our_own")]
 
 
 @pytest.fixture(scope="module")

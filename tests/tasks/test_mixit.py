@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.mixit import mixit_loss, mixture_improvement, si_sdr, si_sdr_improvement, supervised_loss
+from tasks.mixit import loudest_targets, mixit_loss, mixture_improvement, si_sdr, si_sdr_improvement, supervised_loss
 
 
 @pytest.mark.parametrize("case", ["a", "b", "c"])
@@ -148,3 +148,13 @@ def test_supervised_loss_permutes_pads_and_groups() -> None:
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-9, atol=0)
     loss.backward()
     assert channels.grad is not None and torch.isfinite(channels.grad).all()
+
+
+def test_targets_are_the_loudest_sources_and_the_rest_together() -> None:
+    torch.manual_seed(0)
+    sources = torch.randn(5, 40) * torch.tensor([1.0, 0.0, 3.0, 0.1, 2.0])[:, None]
+    rest = sources[0] + sources[3] + sources[4]
+    torch.testing.assert_close(loudest_targets(sources, 2), torch.stack([sources[2], rest]))
+    torch.testing.assert_close(loudest_targets(sources, 1), sources.sum(0, keepdim=True))
+    assert loudest_targets(sources, 8).equal(sources[[2, 4, 0, 3]])
+    assert loudest_targets(torch.zeros(3, 40), 2).shape == (1, 40)
