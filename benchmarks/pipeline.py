@@ -51,7 +51,8 @@ from models.tdcnpp import TDCNpp
 from orchestration.config import Experiment
 from orchestration.experiments import named_experiment
 from orchestration.ledger import Ledger
-from orchestration.pretraining import Views, build_objective, pretrain
+from orchestration.networks import build_objective
+from orchestration.pretraining import Views, pretrain
 from orchestration.results import read_metrics
 from orchestration.stream import configure_data, prefill_stream, schedule_of, view_stream
 from tasks.batchnorm import synchronise_batchnorm
@@ -191,7 +192,8 @@ def live_and_store(bench: Bench, steps: int, repeats: int, console: Console) -> 
     read_through = bench.experiment(steps, **{"store.mode": "read-through"})
     prefilled = bench.experiment(steps, **{"store.mode": "prefill"})
     begin = time.perf_counter()
-    pace = made_pace(prefill_stream(read_through, bench.clips, bench.ladder, bench.store()))
+    in_small_blocks = read_through.changed({"training.service_rows": 4})
+    pace = made_pace(prefill_stream(in_small_blocks, bench.clips, bench.ladder, bench.store()))
     console.print(f"prefill: {pace:.1f} clips/s once started ({time.perf_counter() - begin:.0f} s with its start)")
     rates = defaultdict(list)
     shares = []
@@ -239,9 +241,14 @@ def made_pace(stream: RayDataset) -> float:
 
 def ray_overhead(bench: Bench, rows: int, repeats: int, console: Console) -> None:
     """Part `ray`: one separation actor in the stream against the same callable in a loop."""
-    one = bench.experiment(-(-rows // 64), **{"resources.separation_actors": 1, "resources.trainers": 1})
+    for block_rows in (8, 32):
+        _ray_overhead(bench, rows, block_rows, repeats, console)
+
+
+def _ray_overhead(bench: Bench, rows: int, block_rows: int, repeats: int, console: Console) -> None:
+    changes = {"resources.separation_actors": 1, "resources.trainers": 1, "training.service_rows": block_rows}
+    one = bench.experiment(-(-rows // 64), **changes)
     settings = ServiceSettings(views=one.views, audio=one.audio, checkpoints=bench.ladder)
-    block_rows = one.training.service_rows
     draws = one.views.draw(schedule_of(one, CLIPS), np.arange(rows))
     uris = np.array(bench.clips.clips["uri"].to_pylist(), object)
     columns = {**draws, "uri": uris[draws["clip"]], "offset_seconds": np.zeros(rows)}
@@ -312,7 +319,7 @@ def sampling(samples: list[dict[str, float]], seconds: float = 0.5) -> Iterator[
 
 def memory(bench: Bench, rows: int, console: Console) -> None:
     """Part `memory`: a run over stored clips with an encoder of next to no cost, so that rows go fast."""
-    small = Cnn14Config(widths=(2, 4, 4, 8, 8, 8), embedding_dim=16).model_dump()
+    small = Cnn14Config(widths=(8, 8, 8, 8, 8, 8), embedding_dim=16).model_dump()
     for mode in ("read-through", "prefill"):
         experiment = bench.experiment(-(-rows // 64), **{"store.mode": mode, "encoder": small})
         samples: list[dict[str, float]] = []
@@ -352,7 +359,7 @@ def main() -> None:
         bench = Bench(Path(folder))
         parts = given.only.split(",")
         if "ray" in parts:
-            ray_overhead(bench, 192, given.repeats, console)
+            ray_overhead(bench, 256, given.repeats, console)
         if "live" in parts or "store" in parts:
             live_and_store(bench, given.steps, given.repeats, console)
         if "memory" in parts:

@@ -53,7 +53,7 @@ def tiny() -> Experiment:
         ),
         encoder=Cnn14Config.tiny(),
         objective=Objective(head_hidden=256, temperature=0.1),
-        training=Training(epochs=30, global_batch=64, service_rows=8, checkpoint_every_steps=60, learning_rate=5e-4),
+        training=Training(epochs=30, global_batch=64, service_rows=32, checkpoint_every_steps=60, learning_rate=5e-4),
         evaluation=Evaluation(judge=JudgeSettings(bootstrap=500)),
         resources=Resources(
             trainers=2,
@@ -99,7 +99,7 @@ def paper() -> Experiment:
         data=Data(format="audioset", root="audioset", train=("unbalanced_train", "balanced_train"), test=("eval",)),
         separator=Separator(network=TDCNppConfig(), batch_mixtures=64),
         training=Training(
-            epochs=100, global_batch=4096, service_rows=64, precision="bfloat16", checkpoint_every_steps=500
+            epochs=100, global_batch=4096, service_rows=256, precision="bfloat16", checkpoint_every_steps=500
         ),
         evaluation=Evaluation(judge=JudgeSettings(shallow_epochs=20)),
         resources=Resources(

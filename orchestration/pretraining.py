@@ -33,7 +33,7 @@ from orchestration.ledger import Ledger
 from orchestration.networks import build_objective, start_from
 from orchestration.optimisation import adamw, learning_rate
 from orchestration.pace import Pace
-from orchestration.stream import schedule_of, view_stream
+from orchestration.stream import execution_options, schedule_of, view_stream
 from orchestration.trainer import Reporter, fit
 from orchestration.validation import HandOver, validation_of
 from tasks.batchnorm import synchronise_batchnorm
@@ -309,6 +309,6 @@ def pretrain(
         stage,
         experiment.resources,
         checkpoints_kept=experiment.training.checkpoints_kept,
-        ordered=experiment.training.ordered,
+        options=execution_options(experiment),
         validation=validation_of(experiment, manifest, run_dir, stage),
     )

@@ -28,7 +28,7 @@ from orchestration.checkpoints import (
 )
 from orchestration.config import Experiment
 from orchestration.ledger import Ledger
-from orchestration.stream import segment_stream
+from orchestration.stream import execution_options, segment_stream
 from orchestration.trainer import Reporter, fit
 from tasks.gather import gather_ids, sum_over_workers
 from tasks.manifests import Manifest
@@ -242,6 +242,6 @@ def train_separator(
         STAGE,
         experiment.resources,
         checkpoints_kept=1,
-        ordered=experiment.training.ordered,
+        options=execution_options(experiment),
     )
     return read_ladder(run_dir)

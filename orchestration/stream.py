@@ -16,9 +16,8 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 
-import numpy as np
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from augment.blocks import ServiceSettings
 from augment.draws import Schedule
@@ -27,13 +26,17 @@ from augment.service import SeparationService
 from augment.source_segments import read_source_segments
 from augment.store import SeparatedStore
 from augment.strikes import Strikes
+from augment.views import patch_samples
 from orchestration.config import Experiment, Resources
 from orchestration.ledger import Ledger
 from orchestration.placement import actor_demand, reader_demand, separates_live
 from orchestration.rows import DrawRows, PrefillRows
 from tasks.manifests import Manifest
 
-Columns = dict[str, np.ndarray]
+LEAST_MEMORY = 128 * 2**20
+"""Of the object store, for any stream."""
+
+PCM_BYTES = 2
 
 
 def finite_retries() -> dict[str, int]:
@@ -153,6 +156,23 @@ def _drawn_rows(draws: DrawRows, global_rows: int, block_rows: int, resources: R
         ray.data.range(steps * global_rows, override_num_blocks=max(1, steps))
         .map_batches(draws, batch_size=None)
         .repartition(target_num_rows_per_block=block_rows)
+    )
+
+
+def execution_options(experiment: Experiment) -> ExecutionOptions:
+    """Order of a training stream, and how much of it may lie ready.
+
+    Without a limit, readers that are faster than the trainers would fill half of the object store with views that
+    nobody needs yet. Allowed is twice what all stages have in work (four blocks a process) and eight global batches.
+    """
+    training, resources = experiment.training, experiment.resources
+    views = 2 * patch_samples(experiment.views, experiment.audio.sample_rate) * PCM_BYTES
+    row = experiment.audio.samples * PCM_BYTES if separates_live(experiment) else views
+    in_work = 4 * (resources.readers + resources.separation_actors) * training.service_rows * row
+    limit = max(LEAST_MEMORY, 2 * (in_work + 8 * training.global_batch * views))
+    return ExecutionOptions(
+        preserve_order=training.ordered,
+        resource_limits=ray.data.ExecutionResources.for_limits(object_store_memory=limit),
     )
 
 

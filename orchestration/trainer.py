@@ -56,7 +56,7 @@ def fit(
     stage: str,
     resources: Resources,
     checkpoints_kept: int | None,
-    ordered: bool,
+    options: ray.data.ExecutionOptions,
     validation: ValidationConfig | None = None,
 ) -> Path:
     """Run one stage to the end of its schedule, through the failures of anything but this process.
@@ -72,7 +72,7 @@ def fit(
         stage: name of the stage.
         resources: trainers and where they run.
         checkpoints_kept: how many checkpoints to keep; none keeps all.
-        ordered: keep the schedule's order in the stream.
+        options: order and memory of the stream.
         validation: what Ray Train does with the encoders that a worker hands over (see `validation.py`).
 
     Returns:
@@ -102,7 +102,7 @@ def fit(
     checkpoint_given(checkpoints)
     configuration = {**settings, "checkpoints": str(checkpoints), "checkpoints_kept": checkpoints_kept}
     for died in range(MAX_CONTROLLERS):
-        trainer = _trainer(worker, configuration, remaining, metrics, stage, resources, ordered, validation)
+        trainer = _trainer(worker, configuration, remaining, metrics, stage, resources, options, validation)
         try:
             with checkpoint_on_sigterm(checkpoints):
                 trainer.fit()
@@ -132,14 +132,13 @@ def _trainer(
     metrics: Path,
     stage: str,
     resources: Resources,
-    ordered: bool,
+    options: ray.data.ExecutionOptions,
     validation: ValidationConfig | None,
 ) -> ray.train.torch.TorchTrainer:
     """One controller's worth of a stage. Checkpoints are not given to Ray: it would delete good ones for bad ones.
 
     All that Ray stores are encoders to validate; it keeps them until they are, and the last one.
     """
-    options = ray.data.ExecutionOptions(preserve_order=ordered)
     return ray.train.torch.TorchTrainer(
         worker,
         train_loop_config=configuration,

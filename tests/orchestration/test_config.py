@@ -55,7 +55,7 @@ def test_an_override_changes_one_field() -> None:
         ({"views.combination": ["S9"]}, "unknown processors S9; the ladder has N, F, S1, S2"),
         ({"audio.sample_rate": 22050}, "sample rates differ: audio 22050, separator 16000"),
         ({"training.global_batch": 4096, "training.service_rows": 1024}, "312 MiB.*lower training.service_rows"),
-        ({"training.global_batch": 50}, "not a multiple of resources.trainers x training.service_rows = 16"),
+        ({"training.global_batch": 50}, "not a multiple of resources.trainers x training.service_rows = 64"),
         ({"views.patch_seconds": 20}, "longer than audio.clip_seconds"),
         ({"data.format": "esc50"}, "data.root is missing"),
         ({"separator.ladder.steps": {"N": -1}}, "N is negative"),

@@ -31,6 +31,7 @@ GPUS = {
     "resources.separation_gpus": 1,
     "resources.readers": 40,
     "training.epochs": 5,
+    "training.service_rows": 16,
 }
 
 
