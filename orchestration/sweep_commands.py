@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -10,6 +10,9 @@ from rich.console import Console
 
 from models.config import SepsceneError
 from orchestration.arguments import Address, Changes, Scale, Storage, Verbose, parse_changes, resolve
+
+if TYPE_CHECKING:
+    from orchestration.sweep_config import SweepConfig
 
 console = Console()
 
@@ -59,30 +62,17 @@ def sweep_command(
 
     `sepscene sweep mine.yaml --resume`
     """
-    from orchestration.search import split_fields
     from orchestration.session import ray_session
-    from orchestration.sweep_config import load_sweep, make_sweep
     from orchestration.sweep_plan import find_sweep, plan_trials
     from orchestration.tracking import default_tracking_uri
 
     texts = [*(over or []), *(more or [])]
+    budget = {"trials": trials, "hours": hours, "gpu_hours": gpu_hours}
+    ways = {"scale": scale, "search": search, "scheduler": scheduler, "seeds": seeds}
     if is_sweep(experiment):
-        if texts or change:
-            raise SepsceneError(f"{experiment} is a whole sweep: put further fields and changes into the file")
-        config = load_sweep(Path(experiment))
-    elif not texts:
-        raise SepsceneError("nothing to sweep over: give e.g. --over temperature=0.1,0.2, or a sweep's YAML file")
+        config = _from_file(Path(experiment), texts, change, ways, budget)
     else:
-        config = make_sweep(
-            experiment=experiment,
-            scale=scale,
-            changes=parse_changes(change),
-            over=split_fields(texts),
-            search=search,
-            scheduler=scheduler,
-            seeds=seeds,
-            budget={"trials": trials, "hours": hours, "gpu_hours": gpu_hours},
-        )
+        config = _from_line(experiment, texts, change, ways, budget)
     base, space = config.checked()
     plan_trials(config, base, space)  # refuses bad combinations before anything starts
     from orchestration.sweep import sweep
@@ -94,6 +84,34 @@ def sweep_command(
     with ray_session(base, address, verbose):
         sweep(config, folder.resolve(), default_tracking_uri(storage), console)
     _tell(folder)
+
+
+def _from_line(
+    experiment: str, texts: list[str], change: list[str] | None, ways: dict[str, Any], budget: dict[str, Any]
+) -> "SweepConfig":
+    from orchestration.search import split_fields
+    from orchestration.sweep_config import make_sweep
+
+    if not texts:
+        raise SepsceneError("nothing to sweep over: give e.g. --over temperature=0.1,0.2, or a sweep's YAML file")
+    changes = parse_changes(change)
+    return make_sweep(experiment=experiment, changes=changes, over=split_fields(texts), budget=budget, **ways)
+
+
+def _from_file(
+    path: Path, texts: list[str], change: list[str] | None, ways: dict[str, Any], budget: dict[str, Any]
+) -> "SweepConfig":
+    """The sweep of a file. Only what it may spend can be said anew on the command line."""
+    from orchestration.sweep_config import load_sweep, make_sweep
+
+    usual = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
+    said = [f"--{name}" for name, value in ways.items() if value != usual[name]]
+    said += ["--over"] * bool(texts) + ["--set"] * bool(change)
+    if said:
+        raise SepsceneError(f"{path} is a whole sweep: put {', '.join(said)} into the file")
+    config = load_sweep(path)
+    spends = config.budget.model_dump() | {name: value for name, value in budget.items() if value is not None}
+    return make_sweep(**{**config.model_dump(), "budget": spends})
 
 
 def is_sweep(name: str) -> bool:

@@ -8,6 +8,7 @@ import yaml
 
 from models.config import SepsceneError
 from orchestration.search import Range, drawn, split_fields
+from orchestration.sweep_commands import _from_file, is_sweep
 from orchestration.sweep_config import SweepConfig, load_sweep, make_sweep
 from orchestration.sweep_plan import Trial, find_sweep, plan_trials
 
@@ -144,3 +145,14 @@ def test_probabilities_and_curricula_can_be_swept() -> None:
     (trial,) = planned(over=split_fields([f"views.curriculum={points}"]))
     assert trial.experiment is not None and len(trial.experiment.views.curriculum) == 2
     assert len(trial.name) < 120 and "/" not in trial.name
+
+
+def test_a_file_is_a_whole_sweep_but_for_what_it_may_spend(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("experiment: demo\nover: {alpha: [0, 1]}\nbudget: {hours: 1}\n")
+    assert is_sweep(str(path)) and not is_sweep("demo")
+    usual = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
+    more = _from_file(path, [], None, usual, {"hours": 5.0, "trials": None, "gpu_hours": None})
+    assert more.budget.hours == 5.0 and more.same_as() == load_sweep(path).same_as()
+    with pytest.raises(SepsceneError, match="put --search, --over into the file"):
+        _from_file(path, ["alpha=1"], None, {**usual, "search": "random"}, {})
