@@ -215,11 +215,16 @@ class Resources(Config):
             return self
         if self.trainers_min > self.trainers:
             raise ValueError(f"resources.trainers_min {self.trainers_min} is more than .trainers {self.trainers}")
-        if not self.trainer_labels and not self.trainer_gpus:
+        if (
+            not self.trainer_accelerator
+            or self.trainer_accelerator == self.separation_accelerator
+            or self.trainer_labels
+        ):
             raise ValueError(
-                "resources.trainers_min needs nodes that only trainers use: else, when a node is lost, they take the "
-                "CPUs of the separation actors, and the run waits for ever; set resources.trainer_labels or "
-                "resources.trainer_gpus"
+                "resources.trainers_min needs nodes that only trainers use, marked by an accelerator type: Ray counts "
+                "the places of an elastic group by resources and overlooks labels, and would wait for ever for a place "
+                "on a node of others; set resources.trainer_accelerator, other than .separation_accelerator, and no "
+                ".trainer_labels"
             )
         return self
 

@@ -90,7 +90,7 @@ def test_configurations_are_frozen() -> None:
 
 
 def test_elastic_trainers_must_divide_every_batch_and_have_nodes_of_their_own() -> None:
-    elastic = {"resources": {"trainers": 3, "trainers_min": 1, "trainer_labels": {"pool": "trainers"}}}
+    elastic = {"resources": {"trainers": 3, "trainers_min": 1, "trainer_accelerator": "H100"}}
     fits = {"training": {"global_batch": 96, "service_rows": 16}, "separator": {"batch_mixtures": 12}}
     base = {"name": "x", "scale": "tiny"}
     assert list(parse_experiment(base | elastic | fits, "test").resources.trainer_counts) == [1, 2, 3]
@@ -98,7 +98,8 @@ def test_elastic_trainers_must_divide_every_batch_and_have_nodes_of_their_own() 
         parse_experiment(base | elastic | fits | {"training": {"global_batch": 64, "service_rows": 16}}, "test")
     with pytest.raises(SepsceneError, match=r"resources.trainers 2 \(resources.trainers_min allows that many\)"):
         parse_experiment(base | elastic | fits | {"separator": {"batch_mixtures": 9}}, "test")
-    with pytest.raises(SepsceneError, match=r"set resources.trainer_labels or resources.trainer_gpus"):
-        parse_experiment(base | fits | {"resources": {"trainers": 3, "trainers_min": 1}}, "test")
+    for where in ({}, {"trainer_labels": {"a": "b"}}, {"trainer_accelerator": "L4", "separation_accelerator": "L4"}):
+        with pytest.raises(SepsceneError, match=r"set resources.trainer_accelerator"):
+            parse_experiment(base | fits | {"resources": {"trainers": 3, "trainers_min": 1, **where}}, "test")
     with pytest.raises(SepsceneError, match="is more than"):
         parse_experiment(base | {"resources": elastic["resources"] | {"trainers_min": 4}}, "test")
