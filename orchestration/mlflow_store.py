@@ -48,16 +48,14 @@ class MlflowStore:
     def client(self) -> mlflow.MlflowClient:
         """A client of the store.
 
-        A SQLite store is made, or brought to MLflow's present schema, when a process first asks for it. Two that do so
-        at once leave a broken file behind, so they take turns.
+        The client makes a SQLite store that is not there, or brings it to MLflow's present schema, when it is made
+        itself. Two that do so at once leave a broken file behind, so they take turns.
         """
-        client = mlflow.MlflowClient(tracking_uri=self.uri)
         if not self.uri.startswith("sqlite:///"):
-            return client
+            return mlflow.MlflowClient(tracking_uri=self.uri)
         with Path(self.uri.removeprefix("sqlite:///")).with_suffix(".lock").open("w") as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)
-            client.search_experiments(max_results=1)
-        return client
+            return mlflow.MlflowClient(tracking_uri=self.uri)
 
     def experiment_id(self) -> str | None:
         """MLflow's id of the experiment, when it exists."""

@@ -18,6 +18,8 @@ from orchestration.sweep_plan import plan_trials
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
 
 CLIPS, STEPS = 32, 8  # nano's global batch of 16 and 4 epochs
+STEP_SECONDS = 1.0
+"""Long enough for Tune's word to arrive before the next steps, also on a machine that has other things to do."""
 
 
 def scripted(
@@ -118,7 +120,7 @@ def test_asha_stops_what_falls_behind_and_remembers_it_from_the_folders(run: Any
         "scheduler": "asha",
         "schedule": {"grace_percent": 20, "keep_one_in": 2},
     }
-    first = run(0.2, **fields)
+    first = run(STEP_SECONDS, **fields)
     statuses = [status for status, _ in first.values()]
     assert statuses[0] == "finished" and statuses.count("stopped early") >= 1 and "failed" not in statuses
     stopped = next(name for name, (status, _) in first.items() if status == "stopped early")
@@ -126,13 +128,13 @@ def test_asha_stops_what_falls_behind_and_remembers_it_from_the_folders(run: Any
     assert "% of its rows, with a validation kNN mAP of 0." in reason
     before = starts(tmp_path / "sweep")
     fields["over"] = {"temperature": [0.5, 0.4, 0.3, 0.2, 0.1]}
-    assert run(0.2, **fields)["temperature=0.1,seed=0"][0] == "stopped early"  # against figures of the first command
+    assert run(STEP_SECONDS, **fields)["temperature=0.1,seed=0"][0] == "stopped early"  # against figures of the first command
     assert starts(tmp_path / "sweep") == {**before, "temperature=0.1,seed=0": ["0"]}
 
 
 def test_a_population_takes_over_weights_and_ledger_of_the_better(run: Any, tmp_path: Path) -> None:
     found = run(
-        0.5,
+        STEP_SECONDS,
         over={"temperature": "log(0.01,1)"},
         scheduler="pbt",
         budget={"trials": 3},
