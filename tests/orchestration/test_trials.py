@@ -128,7 +128,8 @@ def test_asha_stops_what_falls_behind_and_remembers_it_from_the_folders(run: Any
     assert "% of its rows, with a validation kNN mAP of 0." in reason
     before = starts(tmp_path / "sweep")
     fields["over"] = {"temperature": [0.5, 0.4, 0.3, 0.2, 0.1]}
-    assert run(STEP_SECONDS, **fields)["temperature=0.1,seed=0"][0] == "stopped early"  # against figures of the first command
+    again = run(STEP_SECONDS, **fields)
+    assert again["temperature=0.1,seed=0"][0] == "stopped early"  # against figures of the first command
     assert starts(tmp_path / "sweep") == {**before, "temperature=0.1,seed=0": ["0"]}
 
 
