@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -175,7 +176,8 @@ def run_trials(
                 console.print(standing(found), highlight=False, soft_wrap=True)
 
         callback = _Ended(folder, tell)
-        with Live(console=console, refresh_per_second=1, get_renderable=table):
+        with Live(console=console, refresh_per_second=1, get_renderable=table), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consider boosting PBT performance")  # see `reuse_actors` below
             _tuner(driver, waiting, tuning, folder, callback).fit()
         _close_runs(outcomes(trials, folder), folder, tracking_uri)
     console.print(table())
@@ -263,7 +265,9 @@ def _tuner(
             num_samples=tuning.samples,
             search_alg=tuning.searcher,
             scheduler=tuning.scheduler,
-            reuse_actors=True,  # a driver that has imported everything runs the next trial, too
+            # A driver that has imported everything runs the next trial, too; but one that was told to stop does not
+            # listen until its own trial has ended, so where trials are stopped each has a process of its own.
+            reuse_actors=tuning.scheduler is None,
         ),
         run_config=ray.tune.RunConfig(
             name=f"tune-{time.time_ns()}",
