@@ -1,0 +1,175 @@
+"""Examples a second of our Ray Train loop, beside a plain single-process PyTorch loop with the same model and batch.
+
+    python -m benchmarks.training [--repeats 3] [--steps 14] [--pairs 16]
+
+The views lie in memory (in Ray's object store for our loop), so that training is measured and not the data: log-mel,
+SpecAugment, CNN14 at a quarter of its widths, NT-Xent and coincidence prediction over the global batch, AdamW. Every
+process has one thread. Our loop runs as it is, with its ledger, its metrics and its reports, with one and with two
+workers that share the same global batch; the plain loop has none of that. `two plain` is what the machine allows: two
+plain loops that know nothing of each other, at the same time. All take turns; medians over steps, then over turns.
+"""
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+import numpy as np
+import ray
+import torch
+from torch import nn
+
+from augment.draws import SPECAUGMENT_UNIFORMS
+from augment.views import from_pcm, patch_samples
+from models.cnn14 import Cnn14Config
+from orchestration.config import Experiment, Resources, Training
+from orchestration.flops import step_flops
+from orchestration.ledger import Ledger
+from orchestration.pretraining import Views, build_objective, pretrain_worker
+from orchestration.results import read_metrics
+from orchestration.session import connect
+from orchestration.stream import configure_data, execution_options
+from orchestration.trainer import fit
+
+WARM_UP = 3
+"""Steps at the beginning that do not count."""
+BLOCK = 4
+"""Rows of a block."""
+Columns = dict[str, np.ndarray]
+
+
+def experiment(pairs: int, workers: int) -> Experiment:
+    """CNN14 at a quarter of its widths (4.8 M parameters), d = 128, both tasks."""
+    return Experiment(
+        name="training",
+        scale="tiny",
+        encoder=Cnn14Config(widths=(16, 32, 64, 128, 256, 512)),
+        training=Training(epochs=1, global_batch=pairs, service_rows=BLOCK, checkpoint_every_steps=10_000),
+        resources=Resources(trainers=workers, trainer_cpus=0.5),
+    )
+
+
+def random_views(columns: Columns, samples: int) -> Columns:
+    """Rows as the separation actors hand them to the trainers, with noise for sound."""
+    rows = columns["id"]
+    noise = np.random.default_rng(int(rows[0]))
+    return {
+        "row": rows,
+        "uri": np.array(["noise"] * len(rows), object),
+        "fault": np.array([""] * len(rows), object),
+        "view_1": noise.integers(-9000, 9000, (len(rows), samples), np.int16),
+        "view_2": noise.integers(-9000, 9000, (len(rows), samples), np.int16),
+        "specaugment_u": noise.random((len(rows), 2 * SPECAUGMENT_UNIFORMS), np.float32),
+    }
+
+
+def our_loop(pairs: int, steps: int, workers: int) -> float:
+    """Seconds of a step of the loop of orchestration/pretraining.py under Ray Train."""
+    settings, rows = experiment(pairs, workers), pairs * steps
+    samples = patch_samples(settings.views, settings.audio.sample_rate)
+
+    def stream(_: Ledger) -> ray.data.Dataset:
+        return (
+            ray.data.range(rows, override_num_blocks=rows // BLOCK)
+            .map_batches(partial(random_views, samples=samples), batch_size=None)
+            .materialize()
+        )
+
+    worker_settings = {"experiment": settings.model_dump(mode="json"), "clips": rows, "start": None}
+    with tempfile.TemporaryDirectory() as folder:
+        fit(
+            pretrain_worker, worker_settings, stream, rows, Path(folder), "pretrain", settings.resources,
+            checkpoints_kept=1, options=execution_options(settings),
+        )  # fmt: skip
+        rates = [float(r["examples_per_second"]) for r in read_metrics(Path(folder)) if "examples_per_second" in r]
+    assert len(rates) == steps
+    return pairs / median(rates[WARM_UP:])
+
+
+def plain_loop(pairs: int, steps: int) -> float:
+    """Seconds of a step of the loop that everybody writes first."""
+    torch.set_num_threads(1)
+    settings = experiment(pairs, 1)
+    samples = patch_samples(settings.views, settings.audio.sample_rate)
+    views = Views(settings)
+    objective = build_objective(settings).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3, weight_decay=1e-4)
+    batch = random_views({"id": np.arange(pairs)}, samples)
+    view_B2P = torch.from_numpy(from_pcm(np.stack([batch["view_1"], batch["view_2"]], axis=1)))
+    uniforms_B2U = torch.from_numpy(batch["specaugment_u"]).reshape(pairs, 2, -1)
+    seconds = []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        result = objective(*views(view_B2P, uniforms_B2U), alpha=1.0)
+        optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()
+        nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+        optimizer.step()
+        seconds.append(time.perf_counter() - begin)
+    return median(seconds[WARM_UP:])
+
+
+def in_processes(loop: Callable[..., float], count: int, *arguments: Any) -> float:
+    """The same loop in fresh processes at the same time; the mean of their steps."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(count) as pool:
+        return float(np.mean(pool.starmap(loop, [arguments] * count, chunksize=1)))
+
+
+def facts(pairs: int) -> None:
+    """The known numbers: operations, and bytes that two workers exchange in a step."""
+    settings = experiment(pairs, 2)
+    objective = build_objective(settings)
+    frames = settings.front_end.frames(patch_samples(settings.views, settings.audio.sample_rate))
+    flops = step_flops(settings.encoder, settings.objective, frames, pairs)
+    parameters = sum(parameter.numel() for parameter in objective.parameters())
+    channels = sum(module.num_features for module in objective.modules() if isinstance(module, nn.BatchNorm2d))
+    gathered = pairs * (2 * settings.objective.projection_dim + settings.encoder.embedding_dim)
+    print(f"torch {torch.__version__}, Ray {ray.__version__}, {os.cpu_count()} cores, {pairs} pairs a step")
+    print(f"a step: {flops / 1e9:.1f} GFLOP; {parameters / 1e6:.2f} M parameters")
+    print(
+        f"bytes a worker sends in a step of two: gradients {4 * parameters / 1e6:.1f} MB, views' z and h "
+        f"{4 * gathered / 1e3:.0f} kB, BatchNorm {4 * 4 * channels / 1e3:.0f} kB"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--pairs", type=int, default=16)
+    given = parser.parse_args()
+    facts(given.pairs)
+    connect(None)
+    configure_data(ordered=True)
+    each = (given.pairs, given.steps)
+    loops: dict[str, Callable[[], float]] = {
+        "plain": lambda: in_processes(plain_loop, 1, *each),
+        "ours, 1 worker": lambda: our_loop(*each, workers=1),
+        "ours, 2 workers": lambda: our_loop(*each, workers=2),
+        "two plain": lambda: in_processes(plain_loop, 2, *each) / 2,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(given.repeats):
+        for name, loop in loops.items():
+            seconds[name].append(loop())
+    plain = seconds["plain"]
+    for name, taken in seconds.items():
+        ratio = median(p / t for p, t in zip(plain, taken, strict=True))
+        spread = " ".join(f"{second:.3f}" for second in taken)
+        rate = given.pairs / median(taken)
+        print(f"{name:16} {rate:7.1f} examples/s   {ratio:.2f} x plain   (seconds a step: {spread})", flush=True)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
