@@ -4,9 +4,10 @@ The plain forward carries each activation through memory about a dozen times per
 last axis, so that dense layers are plain matrix products; scales and the affine part of the norms are folded
 into the weights of the next layer (per clip: a norm's statistics are the clip's own); sums and squares are
 taken while the activations are still in cache; and everything is written in place, a stretch of frames at a
-time. Tried and left: torch.compile of the plain forward gains 7 % on a CPU after minutes of compiling, and 128
-frames are the best stretch in float32, where the matrix products are then two thirds to three quarters of the
-time. The GPU path has been written but not yet run on one.
+time. What is left in float32 on one thread is 70 % matrix products at 95 % of what the core can do. Tried and
+left: torch.compile of the plain forward gains 7 % on a CPU after minutes of compiling; compiled stretches fuse
+their passes, and lose it again to the guards of a hundred calls per block. The GPU path has been written but not
+yet run on one.
 
 Shapes: B clips, S sources, T samples, L frames, C coefficients, W bottleneck width, H hidden width, K taps.
 """
@@ -19,6 +20,7 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._nn import leaky_relu
 
 from models.tdcnpp import (
     NORM_EPSILON,
@@ -32,8 +34,8 @@ from models.tdcnpp import (
 
 Precision = Literal["float32", "bfloat16"]
 
-STRETCH_BYTES = 1 << 18
-"""Hidden activations of a stretch of frames on a CPU: a few of them and the weights fit a core's L2 cache."""
+STRETCH_BYTES = 1 << 19
+"""Hidden activations of a stretch of frames, per thread of a CPU: two of them and the weights fit an L2 cache."""
 
 
 def fast_separator(
@@ -121,7 +123,7 @@ class FastTDCNpp(nn.Module):
         x_BLW = self.initial(feature_BLC)
         clips, frames, _ = x_BLW.shape
         stretch = self._stretch(x_BLW)
-        room = [x_BLW.new_empty(clips, length, self.config.hidden) for length in (frames, frames, stretch)]
+        room = [x_BLW.new_empty(clips, length, self.config.hidden) for length in (frames, stretch)]
         repeat_inputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
             if self.config.skip_residual and index % self.config.blocks == 0:
@@ -135,7 +137,8 @@ class FastTDCNpp(nn.Module):
         """Frames that are worked on together: all on a GPU, what fits the cache on a CPU."""
         if x_BLW.is_cuda:
             return x_BLW.shape[1]
-        return min(x_BLW.shape[1], max(64, STRETCH_BYTES // (self.config.hidden * x_BLW.element_size())))
+        room = STRETCH_BYTES * torch.get_num_threads()
+        return min(x_BLW.shape[1], max(64, room // (self.config.hidden * x_BLW.element_size())))
 
     def _decode(self, x_BLW: Tensor, coefficient_BLC: Tensor, samples: int) -> Tensor:
         """Mask the coefficients of a learned basis and add the frames of every source up to a wave."""
@@ -188,57 +191,71 @@ class FastBlock(nn.Module):
         self.register_buffer("bias_H", block.depthwise.bias.detach())
         self.register_buffer("narrow_HW", (block.dense2.scale * block.dense2.weight).T.contiguous())
 
-    def forward(self, x_BLW: Tensor, first_BLH: Tensor, second_BLH: Tensor, scratch_BLH: Tensor) -> None:
-        """Change `x_BLW`. The others are room: two for all hidden activations, one for a stretch."""
+    def forward(self, x_BLW: Tensor, hidden_BLH: Tensor, scratch_BLH: Tensor) -> None:
+        """Change `x_BLW`. The others are room: for all hidden activations, and for those of a stretch."""
         dtype, (clips, frames, _), stretch = x_BLW.dtype, x_BLW.shape, scratch_BLH.shape[1]
         spans = [slice(start, min(start + stretch, frames)) for start in range(0, frames, stretch)]
         widen_BWH = self.widen_WH.expand(clips, -1, -1)
         sums = Sums(len(spans), clips, len(self.bias_H), x_BLW.device)
         for index, span in enumerate(spans):
-            hidden_BLH = torch.bmm(x_BLW[:, span], widen_BWH, out=first_BLH[:, span])
-            sums.add(index, F.leaky_relu_(hidden_BLH, self.norm1.slope), scratch_BLH)
+            widened_BLH = torch.bmm(x_BLW[:, span], widen_BWH, out=hidden_BLH[:, span])
+            sums.add(index, F.leaky_relu_(widened_BLH, self.norm1.slope), scratch_BLH)
         scale_B1H, shift_B1H = self.norm1.affine(sums, frames)
         taps_BKH = (self.taps_KH * scale_B1H).to(dtype)
         lost_BKH = (self.taps_KH * shift_B1H).to(dtype)
         bias_B1H = (self.bias_H + shift_B1H * self.taps_KH.sum(0)).to(dtype)
+        past_BRH = hidden_BLH[:, :0]
         for index, span in enumerate(spans):
-            hidden_BLH = self._convolve(first_BLH, second_BLH, span, taps_BKH, lost_BKH, bias_B1H)
-            sums.add(index, F.leaky_relu_(hidden_BLH, self.norm2.slope), scratch_BLH)
+            out_BLH = scratch_BLH[:, : span.stop - span.start]
+            self._convolve(past_BRH, hidden_BLH, span, taps_BKH, lost_BKH, bias_B1H, out_BLH)
+            past_BRH = self._past(past_BRH, hidden_BLH[:, span])
+            convolved_BLH = leaky_relu(out_BLH, self.norm2.slope, out=hidden_BLH[:, span])
+            sums.add(index, convolved_BLH, scratch_BLH)
         scale_B1H, shift_B1H = self.norm2.affine(sums, frames)
         narrow_BHW = (self.narrow_HW * scale_B1H.mT).to(dtype)
         added_B1W = (shift_B1H @ self.narrow_HW).to(dtype)
         for span in spans:
-            x_BLW[:, span].baddbmm_(second_BLH[:, span], narrow_BHW).add_(added_B1W)
+            x_BLW[:, span].baddbmm_(hidden_BLH[:, span], narrow_BHW).add_(added_B1W)
+
+    def _past(self, past_BRH: Tensor, now_BLH: Tensor) -> Tensor:
+        """The frames that later stretches look back on, copied before they are overwritten."""
+        reach = len(self.taps_KH) // 2 * self.dilation
+        kept = max(0, reach - now_BLH.shape[1])
+        return torch.cat([past_BRH[:, max(0, past_BRH.shape[1] - kept) :], now_BLH[:, -reach:]], 1)
 
     def _convolve(
         self,
-        first_BLH: Tensor,
-        second_BLH: Tensor,
+        past_BRH: Tensor,
+        hidden_BLH: Tensor,
         span: slice,
         taps_BKH: Tensor,
         lost_BKH: Tensor,
         bias_B1H: Tensor,
-    ) -> Tensor:
+        out_BLH: Tensor,
+    ) -> None:
         """Depthwise convolution of the normed activations, whose norm is folded into `taps` and `bias`.
 
-        Padding follows the norm, so a tap that falls outside of the clip finds 0 and not the norm's shift:
-        where that happens, the shift that the bias holds for this tap (`lost`) is taken back.
+        Frames before `span` are taken from `past`: in `hidden` they have been overwritten. Padding follows the
+        norm, so a tap that falls outside of the clip finds 0 and not the norm's shift: where that happens, the
+        shift that the bias holds for this tap (`lost`) is taken back.
         """
-        start, stop, frames, taps = span.start, span.stop, first_BLH.shape[1], taps_BKH.shape[1]
-        centre = taps // 2
-        out_BLH = second_BLH[:, start:stop]
-        torch.addcmul(bias_B1H, first_BLH[:, start:stop], taps_BKH[:, centre, None], out=out_BLH)
+        start, stop, frames, taps = span.start, span.stop, hidden_BLH.shape[1], taps_BKH.shape[1]
+        torch.addcmul(bias_B1H, hidden_BLH[:, span], taps_BKH[:, taps // 2, None], out=out_BLH)
         for tap in range(taps):
-            if (offset := (tap - centre) * self.dilation) == 0:
+            if (offset := (tap - taps // 2) * self.dilation) == 0:
                 continue
-            low = min(max(start, -offset), stop)
-            high = max(min(stop, frames - offset), low)
-            shifted_BLH = first_BLH[:, low + offset : high + offset]
-            second_BLH[:, low:high].addcmul_(shifted_BLH, taps_BKH[:, tap, None])
+            low, high = min(max(start, -offset), stop), max(min(stop, frames - offset), start)
+            seam = min(max(low, start - offset), high)
+            for source_BLH, origin, begin, end in (
+                (past_BRH, start - past_BRH.shape[1], low, seam),
+                (hidden_BLH, 0, seam, high),
+            ):
+                if begin < end:
+                    shifted_BLH = source_BLH[:, begin + offset - origin : end + offset - origin]
+                    out_BLH[:, begin - start : end - start].addcmul_(shifted_BLH, taps_BKH[:, tap, None])
             if (low, high) != (start, stop):
-                second_BLH[:, start:low] -= lost_BKH[:, tap, None]
-                second_BLH[:, high:stop] -= lost_BKH[:, tap, None]
-        return out_BLH
+                out_BLH[:, : low - start] -= lost_BKH[:, tap, None]
+                out_BLH[:, high - start :] -= lost_BKH[:, tap, None]
 
 
 class Sums:
