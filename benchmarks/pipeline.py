@@ -1,6 +1,6 @@
 """The stream against what one would write without it: ratios, all measured in one run on this machine.
 
-    python -m benchmarks.pipeline [--steps 25] [--repeats 3] [--rows 10000] [--only live,store,ray,memory]
+    python -m benchmarks.pipeline [--steps 40] [--repeats 3] [--rows 10000] [--only live,store,ray,memory] [--full]
 
 live    rows/s of a real pre-training with live separation, against a plain PyTorch loop: as many DDP processes as there
         are trainers, DataLoader workers decode, the same separator forward inside the training loop.
@@ -9,8 +9,11 @@ ray     seconds a row of the stream with one separation actor, against the bare 
 memory  10,000 rows from the store: RSS (without shared memory) by kind of process, and the object store, in the
         first and in the last quarter of the run.
 
-Repeats are interleaved, medians are printed. Starting is left out on both sides: rates are those of the steps after the
-first five. What the stream had separated before those steps began is not counted as done in them.
+With --full the separators have the paper's size (the encoder stays narrow) and a batch 16 pairs: then a row is a second
+of separation, as it is for users, and what Ray costs a row is small beside it.
+
+Repeats are interleaved, medians are printed. Rates are those of the steps between the first five and the last five: the
+first wait for all processes to start, and the last train what was separated before them.
 """
 
 import argparse
@@ -47,7 +50,7 @@ from augment.views import MIXTURE, choose_channels, levels_db, patch_samples, to
 from models.cnn14 import Cnn14Config
 from models.separation import fast_separator
 from models.separators import load_separator, save_separator
-from models.tdcnpp import TDCNpp
+from models.tdcnpp import TDCNpp, TDCNppConfig
 from orchestration.config import Experiment
 from orchestration.experiments import named_experiment
 from orchestration.ledger import Ledger
@@ -58,7 +61,7 @@ from orchestration.stream import configure_data, prefill_stream, schedule_of, vi
 from tasks.batchnorm import synchronise_batchnorm
 from tasks.manifests import Manifest, read_manifest
 
-CLIPS, WARM_UP, STAGE = 32, 5, "pretrain-mix-chan"
+CLIPS, WARM_UP, TAIL, STAGE = 32, 5, 5, "pretrain-mix-chan"
 CPU_SHARES = {"trainer_cpus": 0.2, "separation_cpus": 0.15, "reader_cpus": 0.1}
 
 KINDS = ("ViewMaker", "ClipReader", "SeparationService", "RayTrainWorker", "SplitCoordinator", "raylet")
@@ -68,25 +71,28 @@ KINDS = ("ViewMaker", "ClipReader", "SeparationService", "RayTrainWorker", "Spli
 class Bench:
     """Synthetic clips, two untrained separators, and experiments over them, in one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, full: bool) -> None:
         self.folder = folder
+        self.fixed: dict[str, object] = {"training.checkpoint_every_steps": 10**6, "store.mode": "off"}
+        self.fixed |= {f"resources.{name}": share for name, share in CPU_SHARES.items()}
+        if full:
+            self.fixed |= {"training.global_batch": 16, "training.service_rows": 4}
         write_scenes(folder / "scenes", CLIPS, 0, "train")
         self.clips: Manifest = read_manifest("scenes", str(folder / "scenes")).select("train")
         base = named_experiment("demo", "tiny")
         self.ladder = {}
         for seed, name in enumerate(base.views.combination):
             torch.manual_seed(seed)
-            save_separator(TDCNpp(base.separator.network), folder / name, {"step": seed})
+            network = TDCNppConfig() if full else base.separator.network
+            save_separator(TDCNpp(network), folder / name, {"step": seed})
             self.ladder[name] = str(folder / name)
         self.runs = 0
 
     def experiment(self, steps: int, **changes: object) -> Experiment:
         """The demo of that many steps, without checkpoints on the way."""
-        base = named_experiment("demo", "tiny")
+        base = named_experiment("demo", "tiny").changed(self.fixed)
         epochs = -(-steps * base.training.global_batch // CLIPS)
-        fixed = {"training.epochs": epochs, "training.checkpoint_every_steps": 10**6, "store.mode": "off"}
-        shares = {f"resources.{name}": share for name, share in CPU_SHARES.items()}
-        return base.changed(fixed | shares | changes)
+        return base.changed({"training.epochs": epochs, **changes})
 
     def store(self, name: str = "store") -> SeparatedStore:
         """A SeparatedStore of the bench."""
@@ -160,7 +166,7 @@ def plain_worker(rank: int, bench: Bench, experiment: Experiment, out: str) -> N
 
 
 def plain(bench: Bench, experiment: Experiment) -> tuple[float, float]:
-    """(rows a second after the first steps, share of that time spent separating)."""
+    """(rows a second in the middle of a run, share of that time spent separating)."""
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/times"
         mp.spawn(plain_worker, (bench, experiment, out), nprocs=experiment.resources.trainers)
@@ -173,17 +179,12 @@ def plain(bench: Bench, experiment: Experiment) -> tuple[float, float]:
 # ---- ours ----
 
 
-def rate(records: list[dict[str, float]], separating: float, block_rows: int) -> float:
-    """Rows a second after the first steps. Rows that were separated before them count for their training only.
-
-    Args:
-        separating: share of a row's work that is separation; 0 with a filled store.
-    """
-    later = records[WARM_UP:]
-    seconds = sum(record["pairs"] / record["examples_per_second"] for record in later)
-    told = next((record for record in later if "separation/queue_blocks" in record), {})
-    ahead = told.get("separation/queue_blocks", 0.0) * block_rows
-    return (sum(record["pairs"] for record in later) - separating * ahead) / seconds
+def rate(records: list[dict[str, float]]) -> float:
+    """Rows a second without the first steps, and without the last: those train what was separated before."""
+    middle = records[WARM_UP:-TAIL]
+    return sum(record["pairs"] for record in middle) / sum(
+        record["pairs"] / record["examples_per_second"] for record in middle
+    )
 
 
 def live_and_store(bench: Bench, steps: int, repeats: int, console: Console) -> None:
@@ -201,16 +202,15 @@ def live_and_store(bench: Bench, steps: int, repeats: int, console: Console) -> 
         of_plain, share = plain(bench, live)
         rates["plain PyTorch, separation in the loop"].append(of_plain)
         shares.append(share)
-        block = live.training.service_rows
-        rates["live"].append(rate(bench.run(live), share, block))
-        rates["store, read-through"].append(rate(bench.run(read_through, bench.store()), 0.0, block))
-        rates["store, prefill"].append(rate(bench.run(prefilled, bench.store()), 0.0, block))
-        console.print({name: [round(value, 1) for value in values] for name, values in rates.items()})
+        rates["live"].append(rate(bench.run(live)))
+        rates["store, read-through"].append(rate(bench.run(read_through, bench.store())))
+        rates["store, prefill"].append(rate(bench.run(prefilled, bench.store())))
+        console.print({name: [float(f"{value:.3g}") for value in values] for name, values in rates.items()})
     middle = {name: median(values) for name, values in rates.items()}
-    table = Table("rows a second, after the first steps", "median", "of plain", "of live")
+    table = Table("rows a second, in the middle of a run", "median", "of plain", "of live")
     for name, value in middle.items():
         plain_rate, live_rate = middle["plain PyTorch, separation in the loop"], middle["live"]
-        table.add_row(name, f"{value:.1f}", f"{value / plain_rate:.2f}", f"{value / live_rate:.2f}")
+        table.add_row(name, f"{value:.3g}", f"{value / plain_rate:.2f}", f"{value / live_rate:.2f}")
     console.print(table)
     sweep(middle, median(shares), pace, len(bench.ladder), console)
 
@@ -343,10 +343,11 @@ def memory(bench: Bench, rows: int, console: Console) -> None:
 def main() -> None:
     """Measure what is asked for, in one session of Ray."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--only", default="live,ray,memory")
+    parser.add_argument("--full", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -356,7 +357,7 @@ def main() -> None:
     configure_data(ordered=True)
     console = Console(width=130)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
+        bench = Bench(Path(folder), given.full)
         parts = given.only.split(",")
         if "ray" in parts:
             ray_overhead(bench, 256, given.repeats, console)

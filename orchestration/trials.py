@@ -296,7 +296,7 @@ def _at_once(waiting: list[Trial], tuning: Tuning) -> int:
     """How many trials the cluster holds at once.
 
     Raises:
-        SepsceneError: when not even one fits beside its driver.
+        SepsceneError: when not even one fits beside its driver, or not the whole of a population.
     """
     space = tuning.space or {"trial": {"experiment": waiting[0].for_tune()["experiment"]}}
     experiment = Experiment.model_validate(space["trial"]["experiment"])
@@ -306,6 +306,11 @@ def _at_once(waiting: list[Trial], tuning: Tuning) -> int:
     if not at_once:
         raise SepsceneError(
             "not even one trial fits beside its driver; lower resources.separation_cpus or trainer_cpus"
+        )
+    if waiting and waiting[0].population and at_once < len(waiting):
+        raise SepsceneError(
+            f"a population trains side by side, but of its {len(waiting)} members {at_once} fit into this cluster at "
+            "once; lower budget.trials or what each asks for in resources, or take scheduler asha, which can wait"
         )
     return at_once
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from models.config import SepsceneError
 from orchestration.config import Experiment
 from orchestration.sweep_config import SweepConfig, make_sweep
 from orchestration.sweep_plan import plan_trials
@@ -18,6 +19,7 @@ from orchestration.sweep_plan import plan_trials
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
 
 CLIPS, STEPS = 32, 8  # nano's global batch of 16 and 4 epochs
+CHEAP = {"resources.validation_cpus": 0.1, "resources.trainers": 1}
 STEP_SECONDS = 1.0
 """Long enough for Tune's word to arrive before the next steps, also on a machine that has other things to do."""
 
@@ -81,7 +83,7 @@ def run(nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
     def go(pause: float, **fields: Any) -> dict[str, Any]:
         config: SweepConfig = make_sweep(
             experiment=str(tmp_path / "nano.yaml"),
-            changes={"training.clip_gradient_norm": pause, "training.validation_every_steps": 2},
+            changes={"training.clip_gradient_norm": pause, "training.validation_every_steps": 2, **CHEAP},
             **fields,
         )
         base, space = config.checked()
@@ -133,7 +135,6 @@ def test_asha_stops_what_falls_behind_and_remembers_it_from_the_folders(run: Any
     assert starts(tmp_path / "sweep") == {**before, "temperature=0.1,seed=0": ["0"]}
 
 
-@pytest.mark.xfail(reason="with fewer processes than members Tune ends before it perturbs: PBT is not proven yet")
 def test_a_population_takes_over_weights_and_ledger_of_the_better(run: Any, tmp_path: Path) -> None:
     found = run(
         STEP_SECONDS,
@@ -146,6 +147,12 @@ def test_a_population_takes_over_weights_and_ledger_of_the_better(run: Any, tmp_
     text = "".join(path.read_text() for path in tmp_path.glob("sweep/trials/*/metrics.jsonl"))
     assert "goes on from member=" in text
     assert any(start != "0" for each in starts(tmp_path / "sweep").values() for start in each)
+
+
+def test_a_population_that_does_not_fit_is_refused(run: Any) -> None:
+    fields = {"over": {"temperature": "log(0.01,1)"}, "scheduler": "pbt", "budget": {"trials": 12}}
+    with pytest.raises(SepsceneError, match=r"of its 12 members [1-9] fit into this cluster at once"):
+        run(0.01, **fields)
 
 
 def test_a_spent_budget_leaves_trials_unfinished_and_they_go_on(run: Any, tmp_path: Path) -> None:
