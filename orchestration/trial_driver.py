@@ -55,6 +55,8 @@ def run_trial(config: dict[str, Any], folder: str, tracking_uri: str, tags: dict
     settings = {field: _readable(value) for field, value in chosen.items()}
     experiment = Experiment.model_validate(trial["experiment"]).changed(settings)
     name = trial["name"] or f"{setting_name(settings)},seed={experiment.seed}"
+    if trial.get("population"):  # PBT hands out whole configurations, names included
+        name = ray.tune.get_context().get_trial_name()
     run_dir = Path(folder) / "trials" / name
     if (run_dir / FINISHED).exists() or (run_dir / STOPPED).exists():
         _tell_again(run_dir, experiment)

@@ -246,9 +246,8 @@ class _Ended(ray.tune.Callback):
         self.ended()
 
     def _note(self, trial: Any, file: str, reason: str) -> None:
-        name = trial.config["trial"]["name"] or (trial.last_result or {}).get("name", "")
-        run_dir = self.folder / "trials" / str(name)
-        if name and run_dir.exists() and not any((run_dir / known).exists() for known in (FINISHED, STOPPED, FAILED)):
+        run_dir = self.folder / "trials" / str((trial.last_result or {}).get("name") or trial)
+        if run_dir.exists() and not any((run_dir / known).exists() for known in (FINISHED, STOPPED, FAILED)):
             (run_dir / file).write_text(reason)
 
 
@@ -268,6 +267,7 @@ def _tuner(
             # A driver that has imported everything runs the next trial, too; but one that was told to stop does not
             # listen until its own trial has ended, so where trials are stopped each has a process of its own.
             reuse_actors=tuning.scheduler is None,
+            trial_name_creator=_name,
         ),
         run_config=ray.tune.RunConfig(
             name=f"tune-{time.time_ns()}",
@@ -286,6 +286,11 @@ def _space(waiting: list[Trial]) -> dict[str, Any]:
     if waiting[0].population:
         space["settings"] = ray.tune.sample_from(_starts)
     return space
+
+
+def _name(trial: Any) -> str:
+    """Tune's name for a trial; a member of a population keeps it when it is given another one's configuration."""
+    return str(trial.config["trial"]["name"] or trial.trial_id)
 
 
 def _starts(spec: Any) -> dict[str, Any]:
