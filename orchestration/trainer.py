@@ -181,13 +181,15 @@ def checkpoint_on_sigterm(checkpoints: Path) -> Iterator[None]:
             time.sleep(0.1)
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before, interrupt = signal.signal(signal.SIGTERM, stop), signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit:  # Ray, inside which the signal arrives, makes its own of ours
         raise SystemExit(128 + told[0] if told else 1) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+        # Ray's own handler keeps the controller, and with it three more processes, until the next stage.
+        signal.signal(signal.SIGINT, interrupt)
 
 
 class Reporter:

@@ -303,11 +303,14 @@ def _at_once(waiting: list[Trial], tuning: Tuning) -> int:
     Raises:
         SepsceneError: when not even one fits beside its driver, or not the whole of a population.
     """
-    space = tuning.space or {"trial": {"experiment": waiting[0].for_tune()["experiment"]}}
-    experiment = Experiment.model_validate(space["trial"]["experiment"])
-    validates = experiment.training.validation_every_steps > 0
-    asked = demands(experiment.resources, experiment.views.pair, DRIVER_CPUS, validates)
-    at_once = concurrent_trials(asked, cluster_nodes())
+    listed = [tuning.space["trial"]] if tuning.space else [trial.for_tune() for trial in waiting]
+    experiments = [Experiment.model_validate(each["experiment"]) for each in listed]
+    # The most demanding decides: rows without separation ask for less than those beside them.
+    asked = [
+        demands(e.resources, e.views.pair, DRIVER_CPUS, e.training.validation_every_steps > 0) for e in experiments
+    ]
+    nodes = cluster_nodes()
+    at_once = min(concurrent_trials(each, nodes) for each in {str(each): each for each in asked}.values())
     if not at_once:
         raise SepsceneError(
             "not even one trial fits beside its driver; lower resources.separation_cpus or trainer_cpus"

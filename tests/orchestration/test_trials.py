@@ -179,3 +179,17 @@ def test_a_log_is_told_how_far_the_trials_are() -> None:
     assert standing([Outcome(trial, "unfinished", None, "")] * 2) == "none of 2 trials has ended"
     found = [Outcome(trial, status, None, "") for status in ("finished", "failed", "finished", "unfinished")]
     assert standing(found) == "3 of 4 trials have ended: 2 finished, 1 failed"
+
+
+def test_the_most_demanding_trial_decides_how_many_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clusters.pools import Node
+    from orchestration import trials
+    from orchestration.experiments import named_experiment
+    from orchestration.schedulers import Tuning
+
+    monkeypatch.setattr(trials, "cluster_nodes", lambda: [Node("laptop", 2)])
+    narrow = {"resources.trainers": 1, "resources.separation_actors": 1}
+    rows = ("table2/mix-mix", "table2/mix-chan")
+    mixed = [trials.Trial(row, named_experiment(row, "tiny").changed(narrow), {}, 0) for row in rows]
+    assert trials._at_once(mixed[:1], Tuning()) == 3
+    assert trials._at_once(mixed, Tuning()) == trials._at_once(mixed[1:], Tuning()) == 2
