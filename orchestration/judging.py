@@ -130,6 +130,17 @@ def judge_encoder(
     )
 
 
+def judge_ladder(run: Run, test: Manifest, ladder: dict[str, str]) -> None:
+    """Make the page on which the ladder that many trials share can be heard: RUN/listen.html."""
+    with run.stage("ladder", "listen to the ladder", len(ladder) + 1):
+        processors = []
+        for name, folder in ladder.items():
+            processors.append(judge_processor(name, folder, test, run.experiment))
+            run.advance(len(processors))
+        page = listening_page(run.folder, test, run.experiment.audio, ladder, processors)
+        run.tracker.log_artifact("", page)
+
+
 def judge_processor(name: str, folder: str, test: Manifest, experiment: Experiment) -> ProcessorResult:
     """Score one checkpoint of the ladder on mixtures of held-out clips."""
     card = read_card(folder)

@@ -23,17 +23,17 @@ def listening_page(
     audio: AudioFormat,
     ladder: dict[str, str],
     processors: list[ProcessorResult],
-    encoder: str,
+    encoder: str | None = None,
 ) -> Path:
     """Write RUN/listen.html.
 
     Args:
-        run_dir: the run's folder; the evidence of `encoder` is there.
+        run_dir: the run's folder; the evidence of `encoder`, if there is one, is there.
         test: held-out clips.
         audio: rate and length of the clips.
         ladder: processor name -> separator folder.
         processors: how each was judged.
-        encoder: whose nearest neighbours are played.
+        encoder: whose nearest neighbours are played; none plays none.
     """
     separators = {name: load_separator(folder) for name, folder in ladder.items()}
     scenes = []
@@ -47,7 +47,8 @@ def listening_page(
         sources_KT = _sources(clip["uri"], len(wave_T))
         names = () if sources_KT is None else _source_labels(Path(clip["uri"]))
         scenes.append(Scene(clip["clip_id"], wave_T, separated, tuple(clip["labels"]), sources_KT, names))
-    return write_listening_page(run_dir, scenes, processors, audio.sample_rate, _queries(run_dir, test, audio, encoder))
+    queries = _queries(run_dir, test, audio, encoder) if encoder else []
+    return write_listening_page(run_dir, scenes, processors, audio.sample_rate, queries)
 
 
 def _sources(uri: str, samples: int) -> np.ndarray | None:

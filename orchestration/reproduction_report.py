@@ -43,6 +43,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
         "differs": {row: words for row, runs in by_row.items() if (words := _differences(runs))},
         "seeds": {row: ", ".join(str(run.seed) for run in runs) for row, runs in both_names.items()},
         "reports": {run.run_dir: _report_of(directory, run) for run in results.runs},
+        "has_listening_page": (directory / "shared" / "listen.html").exists(),
     }
     return (
         render("reproduction.html.j2", directory / "report.html", **values),

@@ -68,6 +68,7 @@ def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
         "parallel": _parallel(sweep, groups) if sweep.trials and sweep.fields else None,
         "effects": _effects(sweep),
         "curves": _curves(sweep_dir, sweep),
+        "has_listening_page": (sweep_dir / "shared" / "listen.html").exists(),
     }
     return (
         render("sweep.html.j2", sweep_dir / "report.html", **values),

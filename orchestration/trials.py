@@ -24,6 +24,7 @@ from rich.table import Table
 
 from models.config import SepsceneError
 from orchestration.config import Experiment, Resources
+from orchestration.judging import judge_ladder
 from orchestration.placement import cluster_nodes, concurrent_trials, demands
 from orchestration.results import RunResults, Setting, parse_metrics
 from orchestration.run import Run
@@ -97,8 +98,10 @@ def share(
         ours = base.model_copy(update={"views": base.views.model_copy(update={"pair": "mix-chan"})})
     run = Run.open(folder / "shared", ours, tracking_uri, console, resume=True, tags=tags)
     try:
-        train, _ = run.manifests()
+        train, test = run.manifests()
         ladder = run.ladder(train) if set(processors) else {}
+        if ladder and not (run.folder / "listen.html").exists():
+            judge_ladder(run, test, ladder)
     except BaseException:
         run.tracker.finish("", "FAILED")
         raise
@@ -133,7 +136,10 @@ def thrifty(base: Experiment, console: Console) -> Resources:
     )
     if wide_fit > 1 or narrow_fit <= 1 or resources.trainer_gpus or resources.separation_gpus:
         return resources
-    console.print(f"each trial takes one trainer and one separation actor, so that {narrow_fit} trials run at once")
+    console.print(
+        f"each trial takes one trainer and one separation actor, so that {narrow_fit} trials run at once",
+        soft_wrap=True,
+    )
     return narrow
 
 

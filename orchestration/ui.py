@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import webbrowser
 from pathlib import Path
 from urllib.parse import quote
 
@@ -122,7 +123,9 @@ def start_ui(folder: Path, port: int, patience_seconds: float = 120.0) -> subpro
 
 
 def serve(folder: Path, port: int, console: Console) -> None:
-    """Serve the MLflow UI of `folder` until Ctrl-C and say where it shows our runs; of a server, say where it does.
+    """Open the MLflow UI of `folder` where it shows our runs, until Ctrl-C; of a server, open its own.
+
+    The browser is that of a desktop. Elsewhere, as over SSH, the address is all that is given.
 
     Raises:
         SepsceneError: as `start_ui` does; or when no run was logged yet.
@@ -132,17 +135,27 @@ def serve(folder: Path, port: int, console: Console) -> None:
     if experiment_id is None:
         raise SepsceneError(f"the store of {folder} has no run yet: start one, e.g. with `sepscene demo`")
     if uri.startswith(("http://", "https://")):
-        console.print(f"MLflow shows our runs at\n{deep_link(uri, experiment_id)}", soft_wrap=True)
+        link = deep_link(uri, experiment_id)
+        console.print(f"MLflow shows our runs at\n{link}", soft_wrap=True)
+        _browse(link, console)
         return
     server = start_ui(folder, port)
     link = deep_link(f"http://{HOST}:{port}", experiment_id)
     console.print(f"MLflow shows our runs at\n{link}\nCtrl-C ends it.", soft_wrap=True)
+    _browse(link, console)
     try:
         server.wait()
     except KeyboardInterrupt:
         console.print("The MLflow UI has ended.")
     finally:
         stop_ui(server)
+
+
+def _browse(link: str, console: Console) -> None:
+    """Open the link for somebody who sits before a desktop, and not in a browser of the terminal."""
+    desktop = sys.platform in ("darwin", "win32") or any(os.environ.get(k) for k in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if console.is_terminal and desktop:
+        webbrowser.open(link)
 
 
 def stop_ui(server: subprocess.Popen[bytes]) -> None:

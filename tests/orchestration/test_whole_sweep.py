@@ -1,0 +1,85 @@
+"""One whole sweep by the command line, its driver killed in the middle: what goes on, and what is not done again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from orchestration.config import Experiment
+from orchestration.results import RunResults, SweepResults
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 420
+
+
+def start(storage: Path, *further: str) -> subprocess.Popen[bytes]:
+    """Mix-mix and mix-chan, which ask for different things, two seeds of each."""
+    variables = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "COLUMNS": "100"}
+    variables.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "orchestration.cli", "sweep", str(storage / "nano.yaml")]
+    command += ["--over", "views.pair=mix-mix,mix-chan", "--seeds", "2", "--storage", str(storage), *further]
+    with (storage / "log").open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
+
+
+def wait_for(condition: Any, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until it holds; never longer than SECONDS, and no longer than the process lives."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def storage(nano: Experiment, scenes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the experiment that is swept."""
+    folder = tmp_path_factory.mktemp("sweep")
+    data = nano.data.model_copy(update={"root": str(scenes_dir)})
+    nano.model_copy(update={"data": data}).save(folder / "nano.yaml")
+    return folder
+
+
+def test_a_sweep_goes_on_after_its_driver_was_killed_and_repeats_nothing(storage: Path) -> None:
+    process = start(storage, "--id", "whole")
+    sweep, log = storage / "whole", storage / "log"
+    try:
+        wait_for(lambda: any(sweep.glob("trials/*/results.json")), process, log)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+    done = {path: path.stat().st_mtime_ns for path in sweep.glob("trials/*/results.json")}
+    assert done and len(done) < 4
+    made = [path.stat().st_mtime_ns for path in sorted((sweep / "shared").rglob("model.safetensors"))]
+
+    process = start(storage, "--resume")
+    try:
+        assert process.wait(SECONDS) == 0, log.read_text()[-3000:]
+    finally:
+        process.kill()
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert made == [path.stat().st_mtime_ns for path in sorted((sweep / "shared").rglob("model.safetensors"))]
+    results = SweepResults.load(sweep)
+    assert [trial.status for trial in results.trials] == ["finished"] * 4
+    ledgers = [RunResults.load(sweep / trial.run_dir).ledger for trial in results.trials]
+    assert [ledger.rows if ledger else 0 for ledger in ledgers] == [4 * 24] * 4
+
+    page = (sweep / "report.html").read_text()
+    assert "shared/listen.html" in page and (sweep / "shared" / "listen.html").exists()
+    assert all(f"{trial.run_dir}/report.html" in page for trial in results.trials)
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{storage}/mlflow.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "sepscene"]
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id], max_results=1000)}
+    parent = runs["whole"]
+    for trial in results.trials:
+        child = runs[Path(trial.run_dir).name]
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["sweep.views.pair"] == trial.settings["views.pair"]
+        assert child.info.status == "FINISHED"
