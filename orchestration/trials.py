@@ -123,7 +123,7 @@ def share(
 
 
 def thrifty(base: Experiment, console: Console) -> Resources:
-    """What each of many trials asks for: one trainer and one separation actor where more trials fit at once by that.
+    """What each of many trials asks for: one trainer and one separation actor where more trials fit at once by that, or one at all.
 
     Most of a small trial is the starting of processes and the waiting for them, so that on a small machine two narrow
     trials beside each other end long before two wide ones in turn. The figures differ by rounding only.
@@ -134,10 +134,10 @@ def thrifty(base: Experiment, console: Console) -> Resources:
         concurrent_trials(demands(asked, base.views.pair, DRIVER_CPUS, validates), nodes)
         for asked in (resources, narrow)
     )
-    if wide_fit > 1 or narrow_fit <= 1 or resources.trainer_gpus or resources.separation_gpus:
+    if wide_fit > 1 or narrow_fit <= wide_fit or resources.trainer_gpus or resources.separation_gpus:
         return resources
     console.print(
-        f"each trial takes one trainer and one separation actor, so that {narrow_fit} trials run at once",
+        f"each trial takes one trainer and one separation actor, so that {narrow_fit} can run at once",
         soft_wrap=True,
     )
     return narrow
