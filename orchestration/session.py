@@ -8,14 +8,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
+import ray._private.worker as ray_worker
 
 from augment.service import open_separator
 from orchestration.config import Experiment
 from orchestration.networks import check_start
 from orchestration.placement import check_placement, cluster_nodes, phases
 from orchestration.stream import configure_data
+
+_PRINT = ray_worker.print_to_stdstream
 
 
 @contextmanager
@@ -57,6 +61,8 @@ def connect(address: str | None, verbose: bool = False) -> None:
     level = logging.INFO if verbose else logging.ERROR
     for name in ("ray", "ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(level)
+    if not verbose:
+        ray_worker.print_to_stdstream = _print_but_advice
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, logging_level=level, log_to_driver=verbose)
@@ -71,3 +77,12 @@ def connect(address: str | None, verbose: bool = False) -> None:
     token = Path.home() / ".ray" / "auth_token"
     if token.exists() and token.stat().st_mode & 0o077:
         token.chmod(0o600)  # Ray writes its secret readable for everyone
+
+
+def _print_but_advice(data: dict[str, Any], *further: Any, **named: Any) -> None:
+    """Print what Ray's raylets report, but for the advice that there are more processes than cores.
+
+    Most of ours wait for each other, so on two cores that is how it should be. Ray has no switch for it.
+    """
+    if not any("worker processes have been started" in line for line in data.get("lines", ())):
+        _PRINT(data, *further, **named)

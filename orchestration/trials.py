@@ -123,7 +123,7 @@ def share(
 
 
 def thrifty(base: Experiment, console: Console) -> Resources:
-    """What each of many trials asks for: one trainer and one separation actor where more trials fit at once by that, or one at all.
+    """What each of many trials asks for: one trainer and one separation actor where only so any, or more at once, fit.
 
     Most of a small trial is the starting of processes and the waiting for them, so that on a small machine two narrow
     trials beside each other end long before two wide ones in turn. The figures differ by rounding only.
