@@ -169,7 +169,8 @@ def run_trials(
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     tuning = tuning or Tuning()
     waiting = [trial for trial in trials if tuning.replays or not _over(folder / "trials" / trial.name)]
-    table = partial(_table, trials, folder)
+    pace = _Pace(outcomes(trials, folder))
+    table = partial(_table, trials, folder, pace)
     if waiting or (tuning.searcher and tuning.samples > 0):
         driver = ray.tune.with_parameters(
             run_trial, folder=str(folder), tracking_uri=tracking_uri, tags=tags or {"sweep_id": folder.name}
@@ -179,7 +180,7 @@ def run_trials(
             found = outcomes(trials, folder)
             ended(found)
             if not console.is_terminal:  # where no table can be drawn anew
-                console.print(standing(found), highlight=False, soft_wrap=True)
+                console.print(standing(found) + pace.left(found), highlight=False, soft_wrap=True)
 
         callback = _Ended(folder, tell)
         with Live(console=console, refresh_per_second=1, get_renderable=table), warnings.catch_warnings():
@@ -188,6 +189,24 @@ def run_trials(
         _close_runs(outcomes(trials, folder), folder, tracking_uri)
     console.print(table())
     return outcomes(trials, folder)
+
+
+class _Pace:
+    """How long the rest will take, from how long the trials took that have ended since the command began."""
+
+    def __init__(self, found: list[Outcome]) -> None:
+        self.begun, self.over_before = time.monotonic(), _ended(found)
+
+    def left(self, found: list[Outcome]) -> str:
+        """ ", about 12 min left"; nothing while no trial has ended, and nothing in the end."""
+        ended, waiting = _ended(found) - self.over_before, len(found) - _ended(found)
+        if ended < 1 or not waiting:
+            return ""
+        return f", about {max(1, round((time.monotonic() - self.begun) / ended * waiting / 60))} min left"
+
+
+def _ended(found: list[Outcome]) -> int:
+    return sum(outcome.status != "unfinished" for outcome in found)
 
 
 def standing(found: list[Outcome]) -> str:
@@ -340,12 +359,13 @@ def _close_runs(found: list[Outcome], folder: Path, tracking_uri: str) -> None:
                 tracker.finish(stage, "KILLED")
 
 
-def _table(trials: list[Trial], folder: Path) -> Table:
+def _table(trials: list[Trial], folder: Path, pace: _Pace) -> Table:
     """The trials as they stand."""
-    table = Table(title=folder.name)
+    found = outcomes(trials, folder)
+    table = Table(title=folder.name + pace.left(found))
     for column in ("trial", "state", "rows", "loss", "kNN mAP", "mAP"):
         table.add_column(column, justify="left" if column in ("trial", "state") else "right")
-    for outcome in outcomes(trials, folder):
+    for outcome in found:
         rows, loss, validation = _progress(folder / "trials" / outcome.trial.name)
         state = outcome.status if outcome.status != "unfinished" else "running" if rows else "waiting"
         figure = outcome.results.encoders[0].figures["shallow_map"].value if outcome.results else math.nan

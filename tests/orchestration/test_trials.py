@@ -173,12 +173,17 @@ def test_optuna_goes_on_from_what_the_folder_holds(run: Any, tmp_path: Path) -> 
 
 
 def test_a_log_is_told_how_far_the_trials_are() -> None:
+    from orchestration import trials
     from orchestration.trials import Outcome, Trial, standing
 
     trial = Trial("a", None, {}, 0)
     assert standing([Outcome(trial, "unfinished", None, "")] * 2) == "none of 2 trials has ended"
     found = [Outcome(trial, status, None, "") for status in ("finished", "failed", "finished", "unfinished")]
     assert standing(found) == "3 of 4 trials have ended: 2 finished, 1 failed"
+    pace = trials._Pace(found[:1] + found[3:] * 3)
+    pace.begun -= 600
+    assert pace.left(found[:1] + found[3:] * 3) == ""  # none since the command began
+    assert pace.left(found) == ", about 5 min left"  # two in ten minutes, one to go
 
 
 def test_the_most_demanding_trial_decides_how_many_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
