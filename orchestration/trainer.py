@@ -29,6 +29,7 @@ from orchestration.config import Resources
 from orchestration.ledger import Ledger
 from orchestration.metrics import MetricsFile, append_metrics, collect_validations, fatal_path, recover_metrics
 from orchestration.saving import CheckpointWriter, ask_for_checkpoint, checkpoint_given, checkpoint_wanted
+from orchestration.stream import configure_data
 from tasks.gather import sum_over_workers
 
 MAX_FAILURES = 8
@@ -85,6 +86,7 @@ def fit(
     metrics = run_dir.resolve() / "metrics.jsonl"
 
     def remaining() -> Dataset:
+        configure_data(options.preserve_order)  # Ray calls this in the controller, which has settings of its own
         chosen = choose_resume_point(checkpoints)
         if chosen is None:
             return stream(Ledger(rows))
