@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from models.config import SepsceneError
 from orchestration.search import Range, Space
 from orchestration.sweep_config import SweepConfig, gpus_of
-from orchestration.trial_driver import METRIC, PERCENT, held_seconds
+from orchestration.trial_driver import FINISHED, METRIC, PERCENT, STOPPED, held_seconds
 
 _NEVER = 1000.0  # percent: ASHA ends no trial for having reached its end, because it is judged after that
 _LOOK_SECONDS = 5.0
@@ -172,6 +172,6 @@ def _known(folder: Path) -> list[tuple[dict[str, Any], float | None]]:
     found = []
     for path in sorted(folder.glob("trials/*/trial.json"), key=lambda path: path.stat().st_mtime):
         trial = json.loads(path.read_text())
-        ended = [(path.parent / name).exists() for name in ("results.json", "stopped")]
+        ended = [(path.parent / name).exists() for name in (FINISHED, STOPPED)]
         found.append((trial["chosen"], trial.get("figure") if any(ended) else None))
     return found

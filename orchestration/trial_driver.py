@@ -6,7 +6,8 @@ Started anew, in whatever way it ended before, it continues from its own newest 
 |---|---|
 | trial.json | its name, its settings, its newest validation figure |
 | held/<nanoseconds> | one file a start; its last change minus its name is how long the trial held its resources |
-| results.json | it has finished |
+| results.json | its figures |
+| finished | it has finished: also its report is written, its encoder published and its run in MLflow closed |
 | failure | why it failed; it is tried again when the sweep goes on |
 | stopped | why a scheduler stopped it; it is not tried again |
 """
@@ -38,7 +39,7 @@ METRIC = "validation_knn_map"
 PERCENT = "percent"
 """How much of its rows a trial has trained on: the same scale for trials of different batch sizes."""
 
-FINISHED, FAILED, STOPPED = "results.json", "failure", "stopped"
+FINISHED, FAILED, STOPPED = "finished", "failure", "stopped"
 POLL_SECONDS = 1.0
 
 
@@ -70,6 +71,7 @@ def run_trial(config: dict[str, Any], folder: str, tracking_uri: str, tags: dict
     tags = {**tags, **{f"sweep.{field}": str(value) for field, value in shown.items()}}
     with _holding(run_dir):
         results, reported = _run(run_dir, experiment, tracking_uri, tags, bool(trial.get("population")))
+        (run_dir / FINISHED).touch()
     ray.tune.report({**_figures(results), **reported})
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from mlflow import MlflowClient
@@ -14,7 +15,7 @@ from mlflow import MlflowClient
 from orchestration.config import Experiment
 from orchestration.results import RunResults, SweepResults
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults_long, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 420
 
@@ -51,11 +52,11 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_repeats_nothing(storage
     process = start(storage, "--id", "whole")
     sweep, log = storage / "whole", storage / "log"
     try:
-        wait_for(lambda: any(sweep.glob("trials/*/results.json")), process, log)
+        wait_for(lambda: any(sweep.glob("trials/*/finished")), process, log)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait(30)
-    done = {path: path.stat().st_mtime_ns for path in sweep.glob("trials/*/results.json")}
+    done = {path: path.stat().st_mtime_ns for path in sweep.glob("trials/*/finished")}
     assert done and len(done) < 4
     made = [path.stat().st_mtime_ns for path in sorted((sweep / "shared").rglob("model.safetensors"))]
 
@@ -73,7 +74,7 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_repeats_nothing(storage
 
     page = (sweep / "report.html").read_text()
     assert "shared/listen.html" in page and (sweep / "shared" / "listen.html").exists()
-    assert all(f"{trial.run_dir}/report.html" in page for trial in results.trials)
+    assert all(f"{quote(trial.run_dir)}/report.html" in page for trial in results.trials)
 
     client = MlflowClient(tracking_uri=f"sqlite:///{storage}/mlflow.db")
     (experiment,) = [one for one in client.search_experiments() if one.name == "sepscene"]
