@@ -138,7 +138,7 @@ def test_mix_mix_separates_nothing():
 
 def test_the_separators_own_training():
     found = plan(cluster(), MEASURED, clips=1000)
-    clip_equivalents = 3 * 90 * 8 * 0.2  # forward and backward; 90 steps of 8 mixtures of 2 s
+    clip_equivalents = 3 * 600 * 8 * 0.2  # forward and backward; 600 steps of 8 mixtures of 2 s
     assert found.separator_training_flops == pytest.approx(clip_equivalents * found.separation_flops_per_clip, rel=1e-3)
     assert found.separator_training_seconds == pytest.approx(clip_equivalents * 0.05 / 4, rel=1e-3)
     ready = cluster(**{"separator.checkpoints": {"S2": "a", "F": "b", "N": "c"}})
