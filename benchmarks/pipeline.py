@@ -12,8 +12,8 @@ memory  10,000 rows from the store: RSS (without shared memory) by kind of proce
 With --full the separators have the paper's size (the encoder stays narrow) and a batch 16 pairs: then a row is a second
 of separation, as it is for users, and what Ray costs a row is small beside it.
 
-Repeats are interleaved, medians are printed. Rates are those of the steps between the first five and the last five: the
-first wait for all processes to start, and the last train what was separated before them.
+Repeats are interleaved, medians are printed. Rates are those of the steps after the first five, which wait for all
+processes to start, and for our runs without the last five, which train what was separated before them.
 """
 
 import argparse
@@ -166,7 +166,7 @@ def plain_worker(rank: int, bench: Bench, experiment: Experiment, out: str) -> N
 
 
 def plain(bench: Bench, experiment: Experiment) -> tuple[float, float]:
-    """(rows a second in the middle of a run, share of that time spent separating)."""
+    """(rows a second after the first steps, share of that time spent separating)."""
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/times"
         mp.spawn(plain_worker, (bench, experiment, out), nprocs=experiment.resources.trainers)

@@ -69,10 +69,7 @@ def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str])
             h = [part[name] for part in embedded]
             encoders.append(judge_encoder(name, h[0], h[-1], train, test, experiment, run.folder))
             run.advance(clips + len(encoders))
-        processors = []
-        for name, folder in ladder.items():
-            processors.append(judge_processor(name, folder, test, experiment))
-            run.advance(clips + len(encoders) + len(processors))
+        processors = _judge_processors(run, test, ladder, clips + len(encoders))
         if ladder:
             listening_page(run.folder, test, experiment.audio, ladder, processors, encoders[0].name)
     results = _results(run, train, test, encoders, processors)
@@ -133,12 +130,18 @@ def judge_encoder(
 def judge_ladder(run: Run, test: Manifest, ladder: dict[str, str]) -> None:
     """Make the page on which the ladder that many trials share can be heard: RUN/listen.html."""
     with run.stage("ladder", "listen to the ladder", len(ladder) + 1):
-        processors = []
-        for name, folder in ladder.items():
-            processors.append(judge_processor(name, folder, test, run.experiment))
-            run.advance(len(processors))
+        processors = _judge_processors(run, test, ladder, 0)
         page = listening_page(run.folder, test, run.experiment.audio, ladder, processors)
         run.tracker.log_artifact("", page)
+
+
+def _judge_processors(run: Run, test: Manifest, ladder: dict[str, str], done: int) -> list[ProcessorResult]:
+    """Score the whole ladder; the stage's progress goes on from `done`."""
+    processors: list[ProcessorResult] = []
+    for name, folder in ladder.items():
+        processors.append(judge_processor(name, folder, test, run.experiment))
+        run.advance(done + len(processors))
+    return processors
 
 
 def judge_processor(name: str, folder: str, test: Manifest, experiment: Experiment) -> ProcessorResult:

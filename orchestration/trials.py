@@ -25,7 +25,7 @@ from rich.table import Table
 from models.config import SepsceneError
 from orchestration.config import Experiment, Resources
 from orchestration.judging import judge_ladder
-from orchestration.placement import cluster_nodes, concurrent_trials, demands
+from orchestration.placement import Demand, cluster_nodes, concurrent_trials, demands
 from orchestration.results import RunResults, Setting, parse_metrics
 from orchestration.run import Run
 from orchestration.schedulers import Budget, Tuning
@@ -128,10 +128,10 @@ def thrifty(base: Experiment, console: Console) -> Resources:
     Most of a small trial is the starting of processes and the waiting for them, so that on a small machine two narrow
     trials beside each other end long before two wide ones in turn. The figures differ by rounding only.
     """
-    resources, nodes, validates = base.resources, cluster_nodes(), base.training.validation_every_steps > 0
+    resources, nodes = base.resources, cluster_nodes()
     narrow = resources.model_copy(update={"trainers": 1, "trainers_min": None, "separation_actors": 1, "readers": 1})
     wide_fit, narrow_fit = (
-        concurrent_trials(demands(asked, base.views.pair, DRIVER_CPUS, validates), nodes)
+        concurrent_trials(_demands(base.model_copy(update={"resources": asked})), nodes)
         for asked in (resources, narrow)
     )
     if wide_fit > 1 or narrow_fit <= wide_fit or resources.trainer_gpus or resources.separation_gpus:
@@ -195,25 +195,26 @@ class _Pace:
     """How long the rest will take, from how long the trials took that have ended since the command began."""
 
     def __init__(self, found: list[Outcome]) -> None:
-        self.begun, self.over_before = time.monotonic(), _ended(found)
+        self.begun, self.over_before = time.monotonic(), _count_ended(found)
 
     def left(self, found: list[Outcome]) -> str:
         """ ", about 12 min left"; nothing while no trial has ended, and nothing in the end."""
-        ended, waiting = _ended(found) - self.over_before, len(found) - _ended(found)
+        over = _count_ended(found)
+        ended, waiting = over - self.over_before, len(found) - over
         if ended < 1 or not waiting:
             return ""
         return f", about {max(1, round((time.monotonic() - self.begun) / ended * waiting / 60))} min left"
 
 
-def _ended(found: list[Outcome]) -> int:
+def _count_ended(found: list[Outcome]) -> int:
     return sum(outcome.status != "unfinished" for outcome in found)
 
 
 def standing(found: list[Outcome]) -> str:
     """How far the trials are, in a line: "3 of 18 trials have ended: 2 finished, 1 failed"."""
     counts = Counter(outcome.status for outcome in found)
-    over = len(found) - counts.pop("unfinished", 0)
-    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    over = _count_ended(found)
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if status != "unfinished")
     return f"{over} of {len(found)} trials have ended: {said}" if said else f"none of {len(found)} trials has ended"
 
 
@@ -322,20 +323,26 @@ def _starts(spec: Any) -> dict[str, Any]:
     return dict(spec.config["trial"]["starts"])
 
 
+def _demands(experiment: Experiment) -> list[Demand]:
+    """What a trial asks for, its driver included."""
+    validates = experiment.training.validation_every_steps > 0
+    return demands(experiment.resources, experiment.views.pair, DRIVER_CPUS, validates)
+
+
 def _at_once(waiting: list[Trial], tuning: Tuning) -> int:
     """How many trials the cluster holds at once.
 
     Raises:
         SepsceneError: when not even one fits beside its driver, or not the whole of a population.
     """
-    listed = [tuning.space["trial"]] if tuning.space else [trial.for_tune() for trial in waiting]
-    experiments = [Experiment.model_validate(each["experiment"]) for each in listed]
+    if tuning.space:
+        experiments = [Experiment.model_validate(tuning.space["trial"]["experiment"])]
+    else:
+        experiments = [trial.experiment for trial in waiting if trial.experiment]
     # The most demanding decides: rows without separation ask for less than those beside them.
-    asked = [
-        demands(e.resources, e.views.pair, DRIVER_CPUS, e.training.validation_every_steps > 0) for e in experiments
-    ]
+    kinds = {str(asked): asked for asked in map(_demands, experiments)}
     nodes = cluster_nodes()
-    at_once = min(concurrent_trials(each, nodes) for each in {str(each): each for each in asked}.values())
+    at_once = min(concurrent_trials(asked, nodes) for asked in kinds.values())
     if not at_once:
         raise SepsceneError(
             "not even one trial fits beside its driver; lower resources.separation_cpus or trainer_cpus"

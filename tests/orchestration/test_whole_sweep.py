@@ -1,6 +1,5 @@
 """One whole sweep by the command line, its driver killed in the middle: what goes on, and what is not done again."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,20 +13,17 @@ from mlflow import MlflowClient
 
 from orchestration.config import Experiment
 from orchestration.results import RunResults, SweepResults
+from tests.orchestration.faults import finish, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults_long, pytest.mark.timeout(900)]
-ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 420
 
 
-def start(storage: Path, *further: str) -> subprocess.Popen[bytes]:
+def start_sweep(storage: Path, *further: str) -> subprocess.Popen[bytes]:
     """Mix-mix and mix-chan, which ask for different things, two seeds of each."""
-    variables = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "COLUMNS": "100"}
-    variables.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-m", "orchestration.cli", "sweep", str(storage / "nano.yaml")]
     command += ["--over", "views.pair=mix-mix,mix-chan", "--seeds", "2", "--storage", str(storage), *further]
-    with (storage / "log").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
+    return start(command, storage / "log", RAY_worker_niceness="0")
 
 
 def wait_for(condition: Any, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -48,8 +44,11 @@ def storage(nano: Experiment, scenes_dir: Path, tmp_path_factory: pytest.TempPat
     return folder
 
 
-def test_a_sweep_goes_on_after_its_driver_was_killed_and_repeats_nothing(storage: Path) -> None:
-    process = start(storage, "--id", "whole")
+def test_a_sweep_goes_on_after_its_driver_was_killed_and_repeats_nothing(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    process = start_sweep(storage, "--id", "whole")
     sweep, log = storage / "whole", storage / "log"
     try:
         wait_for(lambda: any(sweep.glob("trials/*/finished")), process, log)
@@ -60,11 +59,7 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_repeats_nothing(storage
     assert done and len(done) < 4
     made = [path.stat().st_mtime_ns for path in sorted((sweep / "shared").rglob("model.safetensors"))]
 
-    process = start(storage, "--resume")
-    try:
-        assert process.wait(SECONDS) == 0, log.read_text()[-3000:]
-    finally:
-        process.kill()
+    finish(start_sweep(storage, "--resume"), log, SECONDS)
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert made == [path.stat().st_mtime_ns for path in sorted((sweep / "shared").rglob("model.safetensors"))]
     results = SweepResults.load(sweep)
