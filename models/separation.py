@@ -2,12 +2,10 @@
 
 The plain forward carries each activation through memory about a dozen times per block. Here channels are the
 last axis, so that dense layers are plain matrix products; scales and the affine part of the norms are folded
-into the weights of the next layer (per clip: a norm's statistics are the clip's own); sums and squares are
-taken while the activations are still in cache; and everything is written in place, a stretch of frames at a
-time. What is left in float32 on one thread is 70 % matrix products at 95 % of what the core can do. Tried and
-left: torch.compile of the plain forward gains 7 % on a CPU after minutes of compiling; compiled stretches fuse
-their passes, and lose it again to the guards of a hundred calls per block. The GPU path has been written but not
-yet run on one.
+into the weights of the next layer (per clip: a norm's statistics are the clip's own); and on a CPU what lies
+between the products is fused (fused.py). Tried and left: torch.compile of the plain forward gains 7 % on a CPU after
+minutes of compiling; compiled stretches fuse their passes, and lose it again to the guards of a hundred calls per
+block. The GPU path equals the other one on a CPU and has not yet run on a GPU.
 
 Shapes: B clips, S sources, T samples, L frames, C coefficients, W bottleneck width, H hidden width, K taps.
 """
@@ -15,12 +13,11 @@ Shapes: B clips, S sources, T samples, L frames, C coefficients, W bottleneck wi
 from __future__ import annotations
 
 import copy
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C._nn import leaky_relu
 
 from models.tdcnpp import (
     NORM_EPSILON,
@@ -32,10 +29,13 @@ from models.tdcnpp import (
     pad_to_frames,
 )
 
+if TYPE_CHECKING:
+    from models.fused import FusedHidden
+
 Precision = Literal["float32", "bfloat16"]
 
-STRETCH_BYTES = 1 << 19
-"""Hidden activations of a stretch of frames, per thread of a CPU: two of them and the weights fit an L2 cache."""
+DECODED_TOGETHER = 256
+"""Frames whose masks are made and applied together on a CPU, so that they stay in cache."""
 
 
 def fast_separator(
@@ -76,7 +76,7 @@ class AutocastSeparator(nn.Module):
 
 
 class FastTDCNpp(nn.Module):
-    """A TDCNpp for inference, on CPU clip by clip in stretches that stay in cache, on a GPU all at once."""
+    """A TDCNpp for inference, on a CPU clip by clip, on a GPU all at once."""
 
     mask: Tensor
 
@@ -121,24 +121,23 @@ class FastTDCNpp(nn.Module):
     def _activations(self, feature_BLC: Tensor) -> Tensor:
         """The mask network up to the last block, in place of one buffer (B, L, W)."""
         x_BLW = self.initial(feature_BLC)
-        clips, frames, _ = x_BLW.shape
-        stretch = self._stretch(x_BLW)
-        room = [x_BLW.new_empty(clips, length, self.config.hidden) for length in (frames, stretch)]
+        hidden = self._hidden(x_BLW)
         repeat_inputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
             if self.config.skip_residual and index % self.config.blocks == 0:
                 for source, stored_BLW in repeat_inputs.items():
                     x_BLW += self.skips[f"{source}_to_{index}"](stored_BLW)
                 repeat_inputs[index] = x_BLW.clone()
-            block(x_BLW, *room)
+            block(x_BLW, hidden)
         return x_BLW
 
-    def _stretch(self, x_BLW: Tensor) -> int:
-        """Frames that are worked on together: all on a GPU, what fits the cache on a CPU."""
-        if x_BLW.is_cuda:
-            return x_BLW.shape[1]
-        room = STRETCH_BYTES * torch.get_num_threads()
-        return min(x_BLW.shape[1], max(64, room // (self.config.hidden * x_BLW.element_size())))
+    def _hidden(self, x_BLW: Tensor) -> FusedHidden | BatchedHidden:
+        if x_BLW.device.type != "cpu":
+            return BatchedHidden()
+        from models.fused import FusedHidden  # Numba takes a third of a second, and most processes never separate
+
+        reach = self.config.kernel // 2 * 2 ** (self.config.blocks - 1)
+        return FusedHidden(x_BLW.shape[1], self.config.hidden, reach, self.dtype)
 
     def _decode(self, x_BLW: Tensor, coefficient_BLC: Tensor, samples: int) -> Tensor:
         """Mask the coefficients of a learned basis and add the frames of every source up to a wave."""
@@ -146,7 +145,7 @@ class FastTDCNpp(nn.Module):
         clips, frames, _ = x_BLW.shape
         parts = -(-window // hop)
         wave_BSLh = x_BLW.new_zeros(clips, sources, frames + parts - 1, hop, dtype=torch.float32)
-        stretch = self._stretch(x_BLW)
+        stretch = frames if x_BLW.is_cuda else DECODED_TOGETHER
         for start in range(0, frames, stretch):
             span = slice(start, start + stretch)
             mask_BLSC = (x_BLW[:, span] @ self.mask).float().sigmoid_().unflatten(-1, (sources, -1))
@@ -191,84 +190,60 @@ class FastBlock(nn.Module):
         self.register_buffer("bias_H", block.depthwise.bias.detach())
         self.register_buffer("narrow_HW", (block.dense2.scale * block.dense2.weight).T.contiguous())
 
-    def forward(self, x_BLW: Tensor, hidden_BLH: Tensor, scratch_BLH: Tensor) -> None:
-        """Change `x_BLW`. The others are room: for all hidden activations, and for those of a stretch."""
-        dtype, (clips, frames, _), stretch = x_BLW.dtype, x_BLW.shape, scratch_BLH.shape[1]
-        spans = [slice(start, min(start + stretch, frames)) for start in range(0, frames, stretch)]
-        widen_BWH = self.widen_WH.expand(clips, -1, -1)
-        sums = Sums(len(spans), clips, len(self.bias_H), x_BLW.device)
-        for index, span in enumerate(spans):
-            widened_BLH = torch.bmm(x_BLW[:, span], widen_BWH, out=hidden_BLH[:, span])
-            sums.add(index, F.leaky_relu_(widened_BLH, self.norm1.slope), scratch_BLH)
-        scale_B1H, shift_B1H = self.norm1.affine(sums, frames)
-        taps_BKH = (self.taps_KH * scale_B1H).to(dtype)
-        lost_BKH = (self.taps_KH * shift_B1H).to(dtype)
-        bias_B1H = (self.bias_H + shift_B1H * self.taps_KH.sum(0)).to(dtype)
-        past_BRH = hidden_BLH[:, :0]
-        for index, span in enumerate(spans):
-            out_BLH = scratch_BLH[:, : span.stop - span.start]
-            self._convolve(past_BRH, hidden_BLH, span, taps_BKH, lost_BKH, bias_B1H, out_BLH)
-            past_BRH = self._past(past_BRH, hidden_BLH[:, span])
-            convolved_BLH = leaky_relu(out_BLH, self.norm2.slope, out=hidden_BLH[:, span])
-            sums.add(index, convolved_BLH, scratch_BLH)
-        scale_B1H, shift_B1H = self.norm2.affine(sums, frames)
-        narrow_BHW = (self.narrow_HW * scale_B1H.mT).to(dtype)
-        added_B1W = (shift_B1H @ self.narrow_HW).to(dtype)
-        for span in spans:
-            x_BLW[:, span].baddbmm_(hidden_BLH[:, span], narrow_BHW).add_(added_B1W)
+    def forward(self, x_BLW: Tensor, hidden: FusedHidden | BatchedHidden) -> None:
+        """Change `x_BLW`; `hidden` is room for the activations in between."""
+        frames = x_BLW.shape[1]
+        sums_2B1H = hidden.widen(x_BLW, self.widen_WH, self.norm1.slope)
+        scale_B1H, shift_B1H = self.norm1.affine(sums_2B1H, frames)
+        # Padding follows the norm: a tap outside of the clip finds 0 and not the norm's shift, which the bias holds.
+        lost_BKH = self.taps_KH * shift_B1H
+        bias_B1H = self.bias_H + lost_BKH.sum(1, keepdim=True)
+        sums_2B1H = hidden.convolve(self.taps_KH * scale_B1H, lost_BKH, bias_B1H, self.dilation, self.norm2.slope)
+        scale_B1H, shift_B1H = self.norm2.affine(sums_2B1H, frames)
+        narrow_BHW = (self.narrow_HW * scale_B1H.mT).to(x_BLW.dtype)
+        hidden.narrow(x_BLW, narrow_BHW, (shift_B1H @ self.narrow_HW).to(x_BLW.dtype))
 
-    def _past(self, past_BRH: Tensor, now_BLH: Tensor) -> Tensor:
-        """The frames that later stretches look back on, copied before they are overwritten."""
-        reach = len(self.taps_KH) // 2 * self.dilation
-        kept = max(0, reach - now_BLH.shape[1])
-        return torch.cat([past_BRH[:, max(0, past_BRH.shape[1] - kept) :], now_BLH[:, -reach:]], 1)
 
-    def _convolve(
-        self,
-        past_BRH: Tensor,
-        hidden_BLH: Tensor,
-        span: slice,
-        taps_BKH: Tensor,
-        lost_BKH: Tensor,
-        bias_B1H: Tensor,
-        out_BLH: Tensor,
-    ) -> None:
-        """Depthwise convolution of the normed activations, whose norm is folded into `taps` and `bias`.
+class BatchedHidden:
+    """The hidden activations of many clips on a GPU; FusedHidden is the same for one clip on a CPU."""
 
-        Frames before `span` are taken from `past`: in `hidden` they have been overwritten. Padding follows the
-        norm, so a tap that falls outside of the clip finds 0 and not the norm's shift: where that happens, the
-        shift that the bias holds for this tap (`lost`) is taken back.
+    hidden_BLH: Tensor
+
+    def widen(self, x_BLW: Tensor, weight_WH: Tensor, slope: float) -> Tensor:
+        """h = PReLU(x·W). Returns the sums of h and of h² over time (2, B, 1, H), float32."""
+        self.hidden_BLH = F.leaky_relu_(x_BLW @ weight_WH, slope)
+        return self._sums()
+
+    def convolve(self, taps_BKH: Tensor, lost_BKH: Tensor, bias_B1H: Tensor, dilation: int, slope: float) -> Tensor:
+        """h = PReLU(depthwise convolution of h). Returns sums as `widen` does.
+
+        `lost` is taken from the output for each tap that falls outside of the clip.
         """
-        start, stop, frames, taps = span.start, span.stop, hidden_BLH.shape[1], taps_BKH.shape[1]
-        torch.addcmul(bias_B1H, hidden_BLH[:, span], taps_BKH[:, taps // 2, None], out=out_BLH)
+        x_BLH, dtype = self.hidden_BLH, self.hidden_BLH.dtype
+        taps_BKH, lost_BKH, bias_B1H = taps_BKH.to(dtype), lost_BKH.to(dtype), bias_B1H.to(dtype)
+        frames, taps = x_BLH.shape[1], taps_BKH.shape[1]
+        out_BLH = bias_B1H.expand_as(x_BLH).clone()
         for tap in range(taps):
-            if (offset := (tap - taps // 2) * self.dilation) == 0:
-                continue
-            low, high = min(max(start, -offset), stop), max(min(stop, frames - offset), start)
-            seam = min(max(low, start - offset), high)
-            for source_BLH, origin, begin, end in (
-                (past_BRH, start - past_BRH.shape[1], low, seam),
-                (hidden_BLH, 0, seam, high),
-            ):
-                if begin < end:
-                    shifted_BLH = source_BLH[:, begin + offset - origin : end + offset - origin]
-                    out_BLH[:, begin - start : end - start].addcmul_(shifted_BLH, taps_BKH[:, tap, None])
-            if (low, high) != (start, stop):
-                out_BLH[:, : low - start] -= lost_BKH[:, tap, None]
-                out_BLH[:, high - start :] -= lost_BKH[:, tap, None]
+            offset = (tap - taps // 2) * dilation
+            low, high = min(max(0, -offset), frames), max(min(frames, frames - offset), 0)
+            if low < high:
+                out_BLH[:, low:high].addcmul_(x_BLH[:, low + offset : high + offset], taps_BKH[:, tap, None])
+            out_BLH[:, :low] -= lost_BKH[:, tap, None]
+            out_BLH[:, high:] -= lost_BKH[:, tap, None]
+        self.hidden_BLH = F.leaky_relu_(out_BLH, slope)
+        return self._sums()
 
+    def narrow(self, x_BLW: Tensor, weight_BHW: Tensor, bias_B1W: Tensor) -> None:
+        """x += h·W + bias, in place."""
+        x_BLW.baddbmm_(self.hidden_BLH, weight_BHW).add_(bias_B1W)
 
-class Sums:
-    """Sums and sums of squares over time, per clip and hidden channel, gathered stretch by stretch."""
-
-    def __init__(self, stretches: int, clips: int, channels: int, device: torch.device):
-        self.parts = torch.empty(2, stretches, clips, 1, channels, device=device)
-
-    def add(self, index: int, hidden_BLH: Tensor, scratch_BLH: Tensor) -> None:
-        """Count stretch number `index` in; `scratch_BLH` is overwritten."""
-        squared_BLH = torch.mul(hidden_BLH, hidden_BLH, out=scratch_BLH[:, : hidden_BLH.shape[1]])
-        for part, values_BLH in zip(self.parts, (hidden_BLH, squared_BLH), strict=True):
-            torch.sum(values_BLH, 1, keepdim=True, dtype=torch.float32, out=part[index])
+    def _sums(self) -> Tensor:
+        return torch.stack(
+            [
+                values_BLH.sum(1, keepdim=True, dtype=torch.float32)
+                for values_BLH in (self.hidden_BLH, self.hidden_BLH**2)
+            ]
+        )
 
 
 class FoldedNorm:
@@ -277,9 +252,9 @@ class FoldedNorm:
     def __init__(self, norm: ActivationNorm):
         self.slope, self.gamma, self.beta = float(norm.slope), float(norm.gamma), float(norm.beta)
 
-    def affine(self, sums: Sums, frames: int) -> tuple[Tensor, Tensor]:
-        """Scale and shift, float32 (B, 1, H), that norm the activations of which `sums` were taken."""
-        mean, square = sums.parts.double().sum(1) / frames
+    def affine(self, sums_2B1H: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+        """Scale and shift, float32 (B, 1, H), that norm the activations of which the sums were taken."""
+        mean, square = sums_2B1H.double() / frames
         variance = (square - mean * mean).clamp_min(0.0)
         scale = self.gamma * (variance + NORM_EPSILON).rsqrt()
         return scale.float(), (self.beta - mean * scale).float()

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from models.config import SepsceneError
 from models.foreign import ConvTasNetConfig, ConvTasNetSeparator
+from models.fused import FusedHidden
 from models.long_clips import LongClips, separate_long, separate_stream
-from models.separation import fast_separator
+from models.separation import BatchedHidden, FastTDCNpp, fast_separator
 from models.tdcnpp import TDCNpp, TDCNppConfig
 
 TINY = {"coefficients": 24, "bottleneck": 16, "hidden": 32, "repeats": 2, "blocks": 5}
@@ -47,11 +48,48 @@ def test_float32_equals_the_plain_forward(basis, consistency):
 @pytest.mark.parametrize("samples", [100, 601, 5000])
 def test_stretches_and_edges_change_nothing(monkeypatch, stretch_frames, samples):
     """Dilations beyond a stretch, and beyond the whole clip, meet the padding in the middle of stretches."""
-    monkeypatch.setattr("models.separation.STRETCH_BYTES", stretch_frames * 32 * 4)
+    monkeypatch.setattr("models.fused.STRETCH_BYTES", stretch_frames * 32 * 4)
     plain = network(blocks=8, kernel=5, window_samples=10, hop_samples=4)
     wave_BT = noise(1, samples)
     with torch.no_grad():
         assert snr_db(plain(wave_BT), fast_separator(plain)(wave_BT)) > 100
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's threads, which the fused passes share, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_threads_change_nothing(threads, precision):
+    """One thread convolves in place, several do not."""
+    x_BLW, weight_WH = noise(1, 700, 16), noise(16, 33)
+    taps_BKH, lost_BKH, bias_B1H = noise(1, 3, 33), noise(1, 3, 33), noise(1, 1, 33)
+    found = []
+    for count in (1, 2):
+        threads(count)
+        dtype = getattr(torch, precision)
+        hidden = FusedHidden(700, 33, 64, dtype)
+        sums = [hidden.widen(x_BLW.to(dtype), weight_WH.to(dtype), 0.1)]
+        sums.append(hidden.convolve(taps_BKH, lost_BKH, bias_B1H, 64, -0.5))
+        found.append([hidden.convolved_LH, *sums])
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fused_passes_equal_those_of_a_gpu(monkeypatch, precision):
+    """The formulation for GPUs, here on a CPU, clip by clip and all at once."""
+    plain = network(blocks=7, kernel=5)
+    wave_BT = noise(3, 2000)
+    fused = fast_separator(plain, precision=precision)(wave_BT)
+    monkeypatch.setattr(FastTDCNpp, "_hidden", lambda self, x_BLW: BatchedHidden())
+    batched = fast_separator(plain, precision=precision)
+    assert snr_db(batched(wave_BT), fused) > (100 if precision == "float32" else 30)
+    assert snr_db(batched._separate(wave_BT), fused) > (100 if precision == "float32" else 30)
 
 
 def test_bfloat16_stays_beyond_30_db():
