@@ -2,6 +2,7 @@
 
 ROOT/shards/<time>-<unique>.shard     published, never changed again; names sort by the time of publication
 ROOT/incoming/                        half-written shards of filesystems that can rename
+ROOT/filled/<name>                    empty; a prefill that came to its end, while nothing was removed since
 """
 
 import re
@@ -48,6 +49,7 @@ class StoreFolder:
         self.uri = without_secrets(uri)
         self.shards_path = root.rstrip("/") + "/shards"
         self.incoming_path = root.rstrip("/") + "/incoming"
+        self.filled_path = root.rstrip("/") + "/filled"
         self._files: OrderedDict[str, pa.NativeFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -134,6 +136,7 @@ class StoreFolder:
     def remove(self, name: str) -> None:
         """Delete a shard; one that is gone already is as good."""
         self.forget(name)
+        self.forget_filled()
         try:
             self.filesystem.delete_file(f"{self.shards_path}/{name}")
         except FileNotFoundError:
@@ -151,6 +154,20 @@ class StoreFolder:
         for info in old:
             self.filesystem.delete_file(info.path)
         return len(old), sum(info.size for info in old)
+
+    def note_filled(self, name: str) -> None:
+        """Remember that the prefill of this name has come to its end."""
+        self.filesystem.create_dir(self.filled_path, recursive=True)
+        with self.filesystem.open_output_stream(f"{self.filled_path}/{name}"):
+            pass
+
+    def is_filled(self, name: str) -> bool:
+        """Whether the prefill of this name has come to its end and nothing was removed since."""
+        return self.filesystem.get_file_info(f"{self.filled_path}/{name}").is_file
+
+    def forget_filled(self) -> None:
+        """Something is being removed: no prefill can be relied on any more."""
+        self.filesystem.delete_dir_contents(self.filled_path, missing_dir_ok=True)
 
     def close(self) -> None:
         """Close all files."""

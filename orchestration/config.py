@@ -56,6 +56,11 @@ class Data(Config):
         """Whether encoders are judged by cross-validation over the splits of `train`."""
         return self.test == (FOLDS,)
 
+    @property
+    def described(self) -> str:
+        """Format and place, as reports name the data set; synthetic scenes lie where their run put them."""
+        return self.format if self.format == "scenes" else f"{self.format} {self.root}"
+
     @model_validator(mode="after")
     def _root_where_needed(self) -> "Data":
         if self.format != "scenes" and self.root is None:

@@ -219,7 +219,7 @@ def _results(
         bottleneck=bottleneck(balance, experiment) if balance else "",
         environment=environment(),
         data={
-            "data set": f"{experiment.data.format} {experiment.data.root or ''}".strip(),
+            "data set": experiment.data.described,
             "training clips": str(len(train.clips)),
             "test clips": "the same, by cross-validation" if experiment.data.by_folds else str(len(test.clips)),
             "hours": f"{clips * experiment.audio.clip_seconds / 3600:.2f}",

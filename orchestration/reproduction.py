@@ -1,6 +1,5 @@
 """The paper's tables, run: every row over several seeds, the paper's figures beside ours, a verdict on each claim."""
 
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from orchestration.paper_tables import planned_rows
 from orchestration.reproduction_report import write_reproduction_report
 from orchestration.results import ReproducedRun, ReproductionResults, RunResults
 from orchestration.sweep_plan import Trial
+from orchestration.trial_driver import FINISHED
 from orchestration.trials import Outcome, parent_run, run_trials, share
 from tasks.beyond import BEYOND
 
@@ -59,17 +59,17 @@ def reproduce(
     with parent_run(tracking_uri, folder, about, {"seeds": seeds, **changes}) as (tracker, tags):
         shared = share(base, processors, folder, tracking_uri, console, tags)
         trials = [_trial(e, shared, seed) for seed in range(seeds) for e in experiments]
-        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
 
         def write(found: list[Outcome]) -> ReproductionResults:
+            finished = _finished(folder)
             results = ReproductionResults(
                 reproduction_id=folder.name,
                 scale=scale,
                 command=command_line(),
-                started=started,
-                seconds=time.monotonic() - clock,
+                started=min((run.started for run in finished), default=datetime.now(UTC).isoformat(timespec="seconds")),
+                seconds=sum(run.seconds for run in finished),
                 differs=_differences(found),
-                runs=_reproduced(folder),
+                runs=tuple(map(_reproduced, finished)),
                 failed={outcome.trial.name: outcome.reason for outcome in found if outcome.reason},
                 environment=environment(),
                 data=next((o.results.data for o in found if o.results), {}),
@@ -93,18 +93,18 @@ def _trial(experiment: Experiment, shared: Experiment, seed: int) -> Trial:
     return Trial(name, experiment.model_copy(update={**parts, "seed": seed}), {"row": experiment.name}, seed)
 
 
-def _reproduced(folder: Path) -> tuple[ReproducedRun, ...]:
+def _finished(folder: Path) -> list[RunResults]:
     """Every finished run of the folder, those of earlier commands included."""
-    found = [RunResults.load(path.parent) for path in sorted(folder.glob("trials/*/results.json"))]
-    return tuple(
-        ReproducedRun(
-            row=results.table_row or results.experiment,
-            seed=results.seed,
-            figure=results.encoders[0].figures["shallow_map"],
-            untrained=next((e.figures["shallow_map"] for e in results.encoders if e.name == "untrained"), None),
-            run_dir=f"trials/{results.run_id}",
-        )
-        for results in found
+    return [RunResults.load(path.parent) for path in sorted(folder.glob(f"trials/*/{FINISHED}"))]
+
+
+def _reproduced(results: RunResults) -> ReproducedRun:
+    return ReproducedRun(
+        row=results.table_row or results.experiment,
+        seed=results.seed,
+        figure=results.encoders[0].figures["shallow_map"],
+        untrained=next((e.figures["shallow_map"] for e in results.encoders if e.name == "untrained"), None),
+        run_dir=f"trials/{results.run_id}",
     )
 
 

@@ -213,8 +213,8 @@ class ReproductionResults(Config):
 
     reproduction_id: str
     scale: str
-    started: str = Field(description="UTC, ISO 8601")
-    seconds: float
+    started: str = Field(description="when the first run began; UTC, ISO 8601")
+    seconds: float = Field(description="of all runs together; some ran beside each other")
     command: str = Field("", description="the command that made it; the last one of several")
     differs: tuple[str, ...] = Field((), description="how all runs differ from the paper: data, steps, batch")
     runs: tuple[ReproducedRun, ...] = ()

@@ -4,6 +4,7 @@ Every stage looks for what it has made before it makes it, so that a run continu
 it. The folder is the truth about the run; MLflow mirrors it.
 """
 
+import hashlib
 import json
 import logging
 import time
@@ -233,16 +234,29 @@ class Run:
             else SeparatedStore(self.store_uri(), self.experiment.store.settings)
         )
 
-    def prefill(self, train: Manifest, ladder: dict[str, str]) -> int:
+    def prefill(self, train: Manifest, ladder: dict[str, str], processors: tuple[str, ...] | None = None) -> int:
         """Separate every clip with every processor into the store; returns how many entries were wanted.
 
-        Clips that can't be used are told; training will quarantine them.
+        Clips that can't be used are told; training will quarantine them. What was filled before, by whatever run, is
+        not gone through again.
+
+        Args:
+            train: the clips.
+            ladder: processor name -> folder.
+            processors: some names of the ladder; none means those of the experiment's combination.
         """
-        total = len(train.clips) * len(self.experiment.views.combination)
+        experiment, processors = self.experiment, processors or self.experiment.views.combination
+        update = {"combination": processors, "weights": None, "curriculum": ()}
+        experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update=update)})
+        total = len(train.clips) * len(processors)
+        store = SeparatedStore(self.store_uri(), experiment.store.settings)
+        digests = sorted(read_card(ladder[name]).digest for name in processors)
+        what = json.dumps([train.digest(), digests, experiment.audio.model_dump()], sort_keys=True)
+        mark = hashlib.sha256(what.encode()).hexdigest()[:32]
+        if store.folder.is_filled(mark):
+            return total
         with self.stage("prefill", "separate into the store", total):
-            rows = prefill_stream(
-                self.experiment, train, ladder, SeparatedStore(self.store_uri(), self.experiment.store.settings)
-            )
+            rows = prefill_stream(experiment, train, ladder, store)
             counts = dict.fromkeys(STORE_COUNTS, 0)
             done = 0
             for batch in blocks_of(rows):
@@ -255,6 +269,7 @@ class Run:
                         logger.warning("%s: %s", uri, fault)
             record = {f"store/{name}": float(count) for name, count in counts.items()}
             append_metrics(self.folder / "metrics.jsonl", "prefill", [{"step": 1, "rows": done} | record])
+            store.folder.note_filled(mark)
         return total
 
     def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None) -> Path:

@@ -47,7 +47,7 @@ def sweep(config: SweepConfig, folder: Path, tracking_uri: str, console: Console
                 scheduler=in_words(config),
                 trials=tuple(_result(outcome, folder) for outcome in found),
                 environment=environment(),
-                data={"data set": f"{base.data.format} {base.data.root or ''}".strip()},
+                data={"data set": base.data.described},
             )
             results.save(folder)
             write_sweep_report(folder)

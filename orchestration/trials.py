@@ -83,7 +83,10 @@ def share(
     console: Console,
     tags: dict[str, str] | None = None,
 ) -> Experiment:
-    """Make what all trials share in FOLDER/shared and point the experiment at it.
+    """Make what all trials share in FOLDER/shared and point the experiment at it: data, ladder, separated clips.
+
+    Trials that begin beside each other meet the same clips at the same time: each would separate them, did they not
+    find the store filled.
 
     Args:
         base: the experiment that the trials vary.
@@ -93,15 +96,21 @@ def share(
         console: shows the progress.
         tags: for its run in MLflow.
     """
-    ours = base
-    if set(processors) and base.views.pair == "mix-mix":  # trials may separate where the base does not
-        ours = base.model_copy(update={"views": base.views.model_copy(update={"pair": "mix-chan"})})
+    separating, store = tuple(sorted(set(processors))), base.store
+    if store.mode != "off":
+        store = store.model_copy(update={"uri": store.uri or str(folder / "store")})
+    ours = base.model_copy(update={"store": store})
+    if separating and base.views.pair == "mix-mix":  # trials may separate where the base does not
+        ours = ours.model_copy(update={"views": base.views.model_copy(update={"pair": "mix-chan"})})
     run = Run.open(folder / "shared", ours, tracking_uri, console, resume=True, tags=tags)
     try:
         train, test = run.manifests()
-        ladder = run.ladder(train) if set(processors) else {}
+        ladder = run.ladder(train) if separating else {}
         if ladder and not (run.folder / "listen.html").exists():
             judge_ladder(run, test, ladder)
+        if separating and store.mode != "off":
+            run.prefill(train, ladder, separating)
+            store = store.model_copy(update={"mode": "prefill"})
     except BaseException:
         run.tracker.finish("", "FAILED")
         raise
@@ -116,7 +125,7 @@ def share(
             "separator": base.separator.model_copy(
                 update={"checkpoints": {name: str(Path(path).resolve()) for name, path in ladder.items()}}
             ),
-            "store": base.store.model_copy(update={"uri": base.store.uri or str(folder / "store")}),
+            "store": store,
             "evaluation": base.evaluation.model_copy(update={"baselines": False}),
         }
     )

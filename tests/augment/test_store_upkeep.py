@@ -84,6 +84,17 @@ def test_gc_by_a_handle_is_seen_by_it(uri):
     assert store.ls().entries == 0
 
 
+def test_a_prefill_counts_as_done_until_something_is_removed(uri):
+    with SeparatedStore(uri, SETTINGS) as store:
+        assert not store.folder.is_filled("scenes")
+        store.folder.note_filled("scenes")
+        store.gc()
+        assert store.folder.is_filled("scenes")
+    collect_store(uri, max_bytes=sum(os.path.getsize(path) for path in shards(uri)[2:]))
+    assert not SeparatedStore(uri, SETTINGS).folder.is_filled("scenes")
+    assert list_store(uri).entries == 4
+
+
 def test_upkeep_of_a_store_that_is_not_there_makes_nothing(tmp_path):
     missing = str(tmp_path / "missing")
     with pytest.raises(StoreError, match=r"no store at .*missing.*check the address"):

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 from mlflow import MlflowClient
 
+from augment.store_upkeep import list_store
 from orchestration.config import Experiment
 from orchestration.results import RunResults, SweepResults
 from tests.orchestration.faults import finish, start
@@ -66,6 +67,10 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_repeats_nothing(
     assert [trial.status for trial in results.trials] == ["finished"] * 4
     ledgers = [RunResults.load(sweep / trial.run_dir).ledger for trial in results.trials]
     assert [ledger.rows if ledger else 0 for ledger in ledgers] == [4 * 24] * 4
+
+    listing = list_store(str(sweep / "store"))
+    processors = {group.processor: group.entries for group in listing.groups}
+    assert set(processors.values()) == {24} and len(processors) == 3, "each clip is separated once, for all trials"
 
     page = (sweep / "report.html").read_text()
     assert "shared/listen.html" in page and (sweep / "shared" / "listen.html").exists()
