@@ -132,6 +132,7 @@ def small_experiment(folder: Path, pools: bool) -> Experiment:
             "views.tp_delta_seconds": 4.0,
             "training.epochs": 60,
             "training.global_batch": 32,
+            "training.service_rows": 8,
             "training.checkpoint_every_steps": 8,
             "store.mode": "off",
             "resources.trainer_labels": {"pool": "trainers"} if pools else {},

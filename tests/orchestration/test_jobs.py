@@ -136,6 +136,15 @@ def test_an_address_that_will_not_do_is_refused(address: str, said: str, monkeyp
     assert TOKEN not in str(refusal.value)
 
 
+@pytest.mark.parametrize("pools", [False, True])
+def test_the_experiment_of_the_tests_with_hosts_is_one(pools: bool, tmp_path: Path) -> None:
+    """Those tests run by themselves only: a change of the configuration must not break them unseen."""
+    from tests.orchestration.hosts import small_experiment
+
+    experiment = small_experiment(tmp_path, pools)
+    assert experiment.training.global_batch == experiment.data.scenes_train == 32
+
+
 @pytest.mark.hosts
 @pytest.mark.timeout(1800)
 def test_a_run_over_hosts_survives_a_cut_cable(tmp_path: Path) -> None:
