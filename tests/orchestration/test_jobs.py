@@ -222,7 +222,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:
     return value
 
 
-@pytest.mark.hosts
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_submission_without_the_token_is_refused(head: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestration import jobs
@@ -237,7 +237,7 @@ def test_a_submission_without_the_token_is_refused(head: str, client: Any, monke
     assert jobs.jobs_of_run(client, "nobody") == jobs.jobs_of_run(client, "stranger") == []
 
 
-@pytest.mark.hosts
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_that_fails_by_itself_is_not_sent_again_and_shows_no_secret(
     head: str, client: Any, monkeypatch: pytest.MonkeyPatch
