@@ -41,7 +41,8 @@ def storage(nano: Experiment, scenes_dir: Path, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("sweep")
     data = nano.data.model_copy(update={"root": str(scenes_dir)})
     two_at_once = {f"resources.{process}_cpus": 0.1 for process in ("trainer", "separation", "reader")}
-    nano.model_copy(update={"data": data}).changed(two_at_once).save(folder / "nano.yaml")
+    shared = {**two_at_once, "store.mode": "read-through"}
+    nano.model_copy(update={"data": data}).changed(shared).save(folder / "nano.yaml")
     return folder
 
 
