@@ -127,7 +127,7 @@ def test_asha_stops_what_falls_behind_and_remembers_it_from_the_folders(run: Any
     assert statuses[0] == "finished" and statuses.count("stopped early") >= 1 and "failed" not in statuses
     stopped = next(name for name, (status, _) in first.items() if status == "stopped early")
     reason = (tmp_path / "sweep" / "trials" / stopped / "stopped").read_text()
-    assert "% of its rows, with a validation kNN mAP of 0." in reason
+    assert "% of its rows, with a validation kNN mAP of " in reason
     before = starts(tmp_path / "sweep")
     fields["over"] = {"temperature": [0.5, 0.4, 0.3, 0.2, 0.1]}
     again = run(STEP_SECONDS, **fields)
