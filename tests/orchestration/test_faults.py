@@ -39,7 +39,15 @@ def run(experiment: Experiment, clips: Manifest, ladder: dict[str, str], run_dir
     return pretrain(experiment, clips, ladder, run_dir, STAGE)
 
 
-@pytest.mark.parametrize("victim", ["SeparationService", "ClipReader", "RayTrainWorker", "TrainController"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "SeparationService",
+        pytest.param("ClipReader", marks=pytest.mark.faults_long),
+        "RayTrainWorker",
+        "TrainController",
+    ],
+)
 def test_a_killed_process_costs_no_row_and_changes_no_bit(
     experiment: Experiment,
     train_clips: Manifest,
@@ -85,7 +93,7 @@ def one_bit_flipped(folder: Path) -> None:
         file.write(bytes([byte[0] ^ 1]))
 
 
-@pytest.mark.parametrize("damage", [cut_in_half, one_bit_flipped])
+@pytest.mark.parametrize("damage", [pytest.param(cut_in_half, marks=pytest.mark.faults_long), one_bit_flipped])
 def test_a_damaged_checkpoint_is_passed_over(
     experiment: Experiment,
     train_clips: Manifest,
