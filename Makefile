@@ -28,7 +28,7 @@ demo: setup
 	$(BIN)/sepscene demo
 
 test: setup lint
-	RAY_worker_niceness=0 $(BIN)/python -m pytest -m "not hosts and not faults_long"
+	RAY_worker_niceness=0 $(BIN)/python -m pytest --durations=15 -m "not hosts and not faults_long"
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow and not hosts and not faults_long"
