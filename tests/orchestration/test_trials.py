@@ -162,6 +162,7 @@ def test_a_spent_budget_leaves_trials_unfinished_and_they_go_on(run: Any, tmp_pa
     assert {status for status, _ in run(0.01, over=over).values()} == {"finished"}
 
 
+@pytest.mark.faults_long
 def test_optuna_goes_on_from_what_the_folder_holds(run: Any, tmp_path: Path) -> None:
     fields = {"over": {"temperature": "log(0.01,1)", "combination": ["S2", "S2+N"]}, "search": "optuna"}
     first = run(0.01, **fields, budget={"trials": 2})
