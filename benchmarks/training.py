@@ -58,6 +58,10 @@ def experiment(pairs: int, workers: int) -> Experiment:
     )
 
 
+STAGE_COLUMNS = ("reading_seconds", "separation_seconds", "queued_seconds", "read_bytes", "stored", "damaged")
+"""What the stages before the trainers tell of themselves: there are none here."""
+
+
 def random_views(columns: Columns, samples: int) -> Columns:
     """Rows as the separation actors hand them to the trainers, with noise for sound."""
     rows = columns["id"]
@@ -69,6 +73,8 @@ def random_views(columns: Columns, samples: int) -> Columns:
         "view_1": noise.integers(-9000, 9000, (len(rows), samples), np.int16),
         "view_2": noise.integers(-9000, 9000, (len(rows), samples), np.int16),
         "specaugment_u": noise.random((len(rows), 2 * SPECAUGMENT_UNIFORMS), np.float32),
+        "made_at": np.full(len(rows), time.time()),
+        **{name: np.zeros(len(rows)) for name in STAGE_COLUMNS},
     }
 
 
