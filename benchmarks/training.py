@@ -1,6 +1,6 @@
 """Examples a second of our Ray Train loop, beside a plain single-process PyTorch loop with the same model and batch.
 
-    python -m benchmarks.training [--repeats 3] [--steps 14] [--pairs 16]
+    python -m benchmarks.training [--repeats 3] [--steps 24] [--pairs 64]
 
 The views lie in memory (in Ray's object store for our loop), so that training is measured and not the data: log-mel,
 SpecAugment, CNN14 at a quarter of its widths, NT-Xent and coincidence prediction over the global batch, AdamW. Every
@@ -40,10 +40,10 @@ from orchestration.session import connect
 from orchestration.stream import configure_data, execution_options
 from orchestration.trainer import fit
 
-WARM_UP = 3
-"""Steps at the beginning that do not count."""
-BLOCK = 4
-"""Rows of a block."""
+WARM_UP = 8
+"""Steps at the beginning that do not count: Ray is still starting processes beside the first ones."""
+BLOCK = 32
+"""Rows of a block, as at scale tiny."""
 Columns = dict[str, np.ndarray]
 
 
@@ -151,8 +151,8 @@ def facts(pairs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=14)
-    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--pairs", type=int, default=64)
     given = parser.parse_args()
     facts(given.pairs)
     connect(None)

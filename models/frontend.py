@@ -92,6 +92,9 @@ FRONT_ENDS: dict[str, FrontEndConfig] = {
 }
 
 
+_TINY = torch.finfo(torch.float32).tiny
+
+
 class LogMel(nn.Module):
     """Log-mel spectrogram: wave_BT at `config.sample_rate`, full scale 1, to logmel_BLF.
 
@@ -147,8 +150,9 @@ class LogMel(nn.Module):
                 center=False,
                 return_complex=True,
             )
-            magnitude_BNL = spectrum_BNL.abs()
-            linear_BNL = magnitude_BNL if config.power == 1 else magnitude_BNL.square()
+            # Its abs() takes five times as long on a CPU. The clamp gives silence a gradient.
+            power_BNL = torch.addcmul(spectrum_BNL.real.square(), spectrum_BNL.imag, spectrum_BNL.imag)
+            linear_BNL = power_BNL if config.power == 2 else power_BNL.clamp(min=_TINY).sqrt()
             mel_BLF = linear_BNL.transpose(1, 2) @ self.bands_NF
             if config.compression == "decibel":
                 return (10.0 / math.log(10.0)) * mel_BLF.clamp(min=config.floor).log()

@@ -14,7 +14,6 @@ Legend: x_BC… clips, channels and any further axes; W workers.
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -123,15 +122,17 @@ class _Normalise(torch.autograd.Function):
         x, weight, mean_C, variance_C = ctx.saved_tensors
         ones_C = torch.ones_like(mean_C)
         scale_C = (ones_C if weight is None else weight) * torch.rsqrt(variance_C + ctx.eps)
-        # With fixed statistics torch's kernel gives dx = dy * scale, and the sums of dy * x_hat and of dy.
-        dx, d_weight, d_bias = _fixed_backward(gradients[0], x, weight, mean_C, variance_C, ctx.eps)
-        sums = torch.stack([d_weight, d_bias])
-        dist.all_reduce(sums)
-        # What flows through the statistics: -scale * (mean(dy) + x_hat * mean(dy * x_hat)), as a + b * x.
+        # With fixed statistics torch's kernel gives the sums of dy * x_hat and of dy.
+        d_weight, d_bias = _local_sums(gradients[0], x, mean_C, variance_C, ctx.eps)
+        # Gathered, not reduced: two thirds of the time over gloo.
+        sums = gather_rows(torch.stack([d_weight, d_bias])[None], [1] * world_size()).sum(0)
+        # dx = scale * (dy - mean(dy) - x_hat * mean(dy * x_hat)), as scale * dy + slope * x + offset: two passes.
         slope_C = -scale_C * sums[0] / ctx.count * torch.rsqrt(variance_C + ctx.eps)
         offset_C = -scale_C * sums[1] / ctx.count - slope_C * mean_C
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        dx = dx.addcmul_(x, slope_C.to(x.dtype).view(shape)).add_(offset_C.to(x.dtype).view(shape))
+        scale, slope, offset = (
+            factor_C.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2)) for factor_C in (scale_C, slope_C, offset_C)
+        )
+        dx = torch.addcmul(offset, x, slope).addcmul_(gradients[0], scale)
         # The parameters' gradients stay local: DistributedDataParallel averages those.
         return (
             dx,
@@ -141,12 +142,11 @@ class _Normalise(torch.autograd.Function):
         )
 
 
-def _fixed_backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, mean_C: Tensor, variance_C: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _local_sums(dy: Tensor, x: Tensor, mean_C: Tensor, variance_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The sums of dy * x_hat and of dy over this worker's rows."""
     if x.numel() == 0:
-        return torch.zeros_like(x), torch.zeros_like(mean_C), torch.zeros_like(mean_C)
-    ones_C = torch.ones_like(mean_C) if weight is None else weight
-    return torch.ops.aten.native_batch_norm_backward(
-        dy, x, ones_C, mean_C, variance_C, None, None, False, eps, [True, True, True]
+        return torch.zeros_like(mean_C), torch.zeros_like(mean_C)
+    _, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+        dy, x, torch.ones_like(mean_C), mean_C, variance_C, None, None, False, eps, [False, True, True]
     )
+    return d_weight, d_bias
