@@ -37,7 +37,8 @@ test-hosts: setup
 	$(BIN)/python -m pytest -m hosts
 
 test-faults: setup
-	RAY_worker_niceness=0 $(BIN)/python -m pytest tests/orchestration/test_faults*.py tests/orchestration/test_whole_sweep.py tests/orchestration/test_trials.py
+	RAY_worker_niceness=0 $(BIN)/python -m pytest \
+	  $(wildcard tests/orchestration/test_faults*.py) tests/orchestration/test_whole_sweep.py tests/orchestration/test_trials.py
 	$(BIN)/python -m tests.orchestration.faults
 
 lint: setup

@@ -292,14 +292,7 @@ def sampling(samples: list[dict[str, float]], seconds: float = 0.5) -> Iterator[
                     memory = process.memory_info()
                 except psutil.Error:
                     continue
-                for kind in (
-                    "ViewMaker",
-                    "ClipReader",
-                    "SeparationService",
-                    "RayTrainWorker",
-                    "SplitCoordinator",
-                    "raylet",
-                ):
+                for kind in KINDS:
                     if kind in title:
                         found[kind] = max(found[kind], memory.rss - memory.shared)
             own = psutil.Process().memory_info()

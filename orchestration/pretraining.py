@@ -93,7 +93,9 @@ class Pretrainer:
         self.local_rows = experiment.training.global_batch // world_size()
         self.model: nn.Module | None = None  # none: gradients are averaged by `accumulate`
         if not experiment.training.microbatch:
-            self.model = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs={"broadcast_buffers": False})
+            self.model = ray.train.torch.prepare_model(
+                objective, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
+            )
         self.faults: dict[str, str] = {}
         self.events: list[str] = []
         """What has happened and is not told yet."""

@@ -250,16 +250,13 @@ class Run:
         experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update=update)})
         total = len(train.clips) * len(processors)
         store = SeparatedStore(self.store_uri(), experiment.store.settings)
-        digests = sorted(read_card(ladder[name]).digest for name in processors)
-        what = json.dumps([train.digest(), digests, experiment.audio.model_dump()], sort_keys=True)
-        mark = hashlib.sha256(what.encode()).hexdigest()[:32]
+        mark = _filling(experiment, train, ladder)
         if store.folder.is_filled(mark):
             return total
         with self.stage("prefill", "separate into the store", total):
-            rows = prefill_stream(experiment, train, ladder, store)
             counts = dict.fromkeys(STORE_COUNTS, 0)
             done = 0
-            for batch in blocks_of(rows):
+            for batch in blocks_of(prefill_stream(experiment, train, ladder, store)):
                 done += len(batch["row"])
                 self.advance(done)
                 for name, count in counts_of_block(batch).items():
@@ -333,6 +330,13 @@ class Run:
         if not bundle.exists():
             save_encoder(encoder_of(self.experiment, None), bundle, {"title": "untrained", "steps": 0})
         return bundle
+
+
+def _filling(experiment: Experiment, train: Manifest, ladder: dict[str, str]) -> str:
+    """A name for these clips, separated by the experiment's processors as its audio settings say."""
+    digests = sorted(read_card(ladder[name]).digest for name in experiment.views.combination)
+    what = json.dumps([train.digest(), digests, experiment.audio.model_dump()], sort_keys=True)
+    return hashlib.sha256(what.encode()).hexdigest()[:32]
 
 
 def losses_of(objective: Objective) -> str:

@@ -138,15 +138,18 @@ class JointObjective(nn.Module):
         counts = gather_counts(len(h_1_nD), h_1_nD.device)
         start, total = sum(counts[: rank()]), sum(counts)
         z_1_nZ, z_2_nZ = self.similarity(torch.cat([h_1_nD, h_2_nD])).to(h_1_nD.dtype).chunk(2)
-        z_1_NZ, z_2_NZ = gather_rows(torch.cat([z_1_nZ, z_2_nZ], 1), counts).chunk(2, 1)
+        # What both losses want of the other workers travels together.
+        wanted = [z_1_nZ, z_2_nZ] + ([h_2_nD] if self.coincidence is not None and own_2_kD is None else [])
+        z_1_NZ, z_2_NZ, *h_2_ND = gather_rows(torch.cat(wanted, 1), counts).split([part.shape[1] for part in wanted], 1)
         share = self._similarity_share(z_1_nZ, z_2_nZ, z_1_NZ, z_2_NZ, start)
         figures, own_counts = {"similarity": share.detach()}, list[int]()
         if self.coincidence is not None:
             if own_1_kD is None or own_2_kD is None:
-                coincidence = _coincidence_share(self.coincidence, h_1_nD, h_2_nD, counts)
+                coincidence = coincidence_loss(self.coincidence, h_1_nD, h_2_nD, h_2_ND[0], start)
             else:
                 own_counts = gather_counts(len(own_1_kD), own_1_kD.device)
-                coincidence = _coincidence_share(self.coincidence, own_1_kD, own_2_kD, own_counts)
+                own_2_KD, own_start = gather_rows(own_2_kD, own_counts), sum(own_counts[: rank()])
+                coincidence = coincidence_loss(self.coincidence, own_1_kD, own_2_kD, own_2_KD, own_start)
             figures["coincidence"] = coincidence.detach()
             share = share + alpha * coincidence
         summed = sum_over_workers(torch.stack([share.detach(), *figures.values()]))
@@ -161,10 +164,6 @@ class JointObjective(nn.Module):
         if self.similarity_loss == "triplet":
             return triplet_loss(z_1, z_2, all_2, start, self.margin)
         return nt_xent(z_1, z_2, all_1, all_2, start, self.temperature)
-
-
-def _coincidence_share(head: CoincidenceHead, h_m_kD: Tensor, h_c_kD: Tensor, counts: list[int]) -> Tensor:
-    return coincidence_loss(head, h_m_kD, h_c_kD, gather_rows(h_c_kD, counts), sum(counts[: rank()]))
 
 
 def _check_pairs(first: Tensor, second: Tensor, own_first: Tensor | None, own_second: Tensor | None) -> None:

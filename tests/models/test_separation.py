@@ -63,6 +63,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_threads_change_nothing(threads, precision):
     """One thread convolves in place, several do not."""
