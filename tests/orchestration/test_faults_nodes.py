@@ -69,7 +69,11 @@ def test_the_trainers_node_is_drained(
 def test_a_trainers_node_leaves_for_good(
     nano: Experiment, train_clips: Manifest, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path
 ) -> None:
-    """With resources.trainers_min the run goes on with one worker: the same rows each step, so nearly the same sums."""
+    """With resources.trainers_min the run goes on with one worker: the same rows each step, so nearly the same sums.
+
+    What rounding makes of them grows from step to step (measured: 6e-7 at first, 3e-3 after twenty); other rows would
+    differ by per cents at once.
+    """
     configure_data(ordered=True)
     experiment = long_enough(nano)
     fewer = {"trainers_min": 1, "trainer_cpus": 1.0, "trainer_accelerator": "trainers"}
@@ -78,4 +82,6 @@ def test_a_trainers_node_leaves_for_good(
          [outcome["struck"]])  # fmt: skip
     expected, got = undisturbed(experiment, train_clips, ladder), losses(tmp_path / "run")
     assert expected.keys() == got.keys()
-    assert all(math.isclose(got[step], expected[step], rel_tol=2e-3) for step in got)
+    first = min(step for step in got if got[step] != expected[step])
+    assert all(math.isclose(got[step], expected[step], rel_tol=1e-4) for step in range(first, first + 3))
+    assert all(math.isclose(got[step], expected[step], rel_tol=2e-2) for step in got)
