@@ -42,9 +42,12 @@ from orchestration.trainer import fit
 
 WARM_UP = 8
 """Steps at the beginning that do not count: Ray is still starting processes beside the first ones."""
-BLOCK = 32
-"""Rows of a block, as at scale tiny."""
 Columns = dict[str, np.ndarray]
+
+
+def _block(pairs: int) -> int:
+    """Rows of a block: what each of two workers takes a step, as at scale tiny."""
+    return pairs // 2
 
 
 def experiment(pairs: int, workers: int) -> Experiment:
@@ -53,7 +56,7 @@ def experiment(pairs: int, workers: int) -> Experiment:
         name="training",
         scale="tiny",
         encoder=Cnn14Config(widths=(16, 32, 64, 128, 256, 512)),
-        training=Training(epochs=1, global_batch=pairs, service_rows=BLOCK, checkpoint_every_steps=10_000),
+        training=Training(epochs=1, global_batch=pairs, service_rows=_block(pairs), checkpoint_every_steps=10_000),
         resources=Resources(trainers=workers, trainer_cpus=0.5),
     )
 
@@ -85,7 +88,7 @@ def our_loop(pairs: int, steps: int, workers: int) -> float:
 
     def stream(_: Ledger) -> ray.data.Dataset:
         return (
-            ray.data.range(rows, override_num_blocks=rows // BLOCK)
+            ray.data.range(rows, override_num_blocks=rows // _block(pairs))
             .map_batches(partial(random_views, samples=samples), batch_size=None)
             .materialize()
         )

@@ -132,7 +132,7 @@ class FastTDCNpp(nn.Module):
         return x_BLW
 
     def _hidden(self, x_BLW: Tensor) -> FusedHidden | BatchedHidden:
-        if x_BLW.is_cuda:
+        if x_BLW.device.type != "cpu":
             return BatchedHidden()
         from models.fused import FusedHidden  # Numba takes a third of a second, and most processes never separate
 

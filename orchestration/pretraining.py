@@ -93,6 +93,7 @@ class Pretrainer:
         self.local_rows = experiment.training.global_batch // world_size()
         self.model: nn.Module | None = None  # none: gradients are averaged by `accumulate`
         if not experiment.training.microbatch:
+            # Views of the buckets: the gradients lie in memory once.
             self.model = ray.train.torch.prepare_model(
                 objective, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
             )

@@ -33,8 +33,8 @@ from orchestration.stream import configure_data
 from tasks.gather import sum_over_workers
 
 MALLOC = ":".join(
-    f"glibc.malloc.{name}"
-    for name in ("hugetlb=1", "arena_max=1", f"mmap_threshold={4 * 2**30}", f"trim_threshold={4 * 2**30}")
+    f"glibc.malloc.{setting}"
+    for setting in ("hugetlb=1", "arena_max=1", f"mmap_threshold={4 * 2**30}", f"trim_threshold={4 * 2**30}")
 )
 """A trainer keeps its memory from step to step, in huge pages. Otherwise glibc gives every large tensor back to the
 system, which hands it out again page by page: a tenth of the time of a step on a CPU. (Ray trains in a thread, whose

@@ -60,11 +60,10 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
         blow = after(10, run_dir, strike)
         assert process.wait(400) == code, log.read_text()[-3000:]
         assert blow.fell
-        orphans, deadline = family, time.monotonic() + 60
+        deadline = time.monotonic() + 60
         # Ray's two agents look for the cluster's head for a while before they give up.
-        while (names := [one.name() for one in orphans if "Agent" not in one.name()]) and time.monotonic() < deadline:
-            orphans = psutil.wait_procs(orphans, timeout=1)[1]
-        assert not names, f"processes were left behind: {names}"
+        while names := [one.name() for one in psutil.wait_procs(family, timeout=1)[1] if "Agent" not in one.name()]:
+            assert time.monotonic() < deadline, f"processes were left behind: {names}"
     finally:
         process.kill()
         for orphan in family:
