@@ -8,10 +8,12 @@ Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels
 """
 
 import time
+from typing import Literal
 
 import numpy as np
 
 from augment.audio import AudioFormat
+from augment.locations import exact_seconds
 from augment.store import SeparatedStore, StoreKey
 from augment.views import MIXTURE, Views, choose_channels, patch_samples, view_starts
 from models.config import Config
@@ -27,6 +29,8 @@ class ServiceSettings(Config):
     audio: AudioFormat
     checkpoints: dict[str, str]
     """Processor name -> separator folder, for every name in `views.combination`; may be empty for mix-mix."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the separators; "bfloat16" where the device has it."""
 
     @property
     def processors(self) -> tuple[str, ...]:
@@ -44,7 +48,9 @@ class ServiceSettings(Config):
 
     def store_settings(self, offset_seconds: float) -> str:
         """What a store entry depends on beside the clip's content and the checkpoint."""
-        return f"{self.audio.model_dump_json()}@{offset_seconds:g}"
+        # float32 goes without saying, as in stores that were filled before anybody said it
+        precision = "" if self.precision == "float32" else f" {self.precision}"
+        return f"{self.audio.model_dump_json()}@{exact_seconds(offset_seconds)}{precision}"
 
 
 def starts_of(columns: Columns, settings: ServiceSettings) -> np.ndarray:

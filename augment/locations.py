@@ -152,6 +152,11 @@ def version_of(uri: str) -> tuple[int, ...] | None:
     return version if settled else None
 
 
+def exact_seconds(seconds: float) -> str:
+    """Where in its recording a clip begins, as text: no two floats share one, and whole seconds have no point."""
+    return repr(float(seconds)).removesuffix(".0")
+
+
 def leaves_root(relative: str) -> bool:
     """Whether a relative name, as found in a manifest or an archive, would lead outside of its root."""
     path = PurePosixPath(relative.replace("\\", "/"))

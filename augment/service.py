@@ -6,10 +6,10 @@ becomes a row with a `fault`; it never breaks the stream.
 Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from torch import nn
@@ -66,18 +66,16 @@ class SeparationService:
         store: SeparatedStore | None = None,
         strikes: Strikes | None = None,
         device: str = "cpu",
-        precision: Literal["float32", "bfloat16"] = "float32",
         clips_per_forward: int = 1,
         load_now: bool = True,
     ) -> None:
         """Load the checkpoints.
 
         Args:
-            settings: views, audio and checkpoints.
+            settings: views, audio, checkpoints and the separators' precision.
             store: where separated clips are kept; none separates every row live.
             strikes: the poison list; none lets a deadly clip kill its actor for ever.
             device: where the separators run.
-            precision: "float32", or "bfloat16" where the device has it.
             clips_per_forward: clips in one forward pass, see `Forward`.
             load_now: false leaves the checkpoints alone until a clip must be separated.
 
@@ -85,8 +83,8 @@ class SeparationService:
             SepsceneError: for a damaged checkpoint, or one trained at another sample rate.
         """
         self.settings, self.store, self.strikes, self.device = settings, store, strikes, device
-        self.precision: Literal["float32", "bfloat16"] = precision
         self.clips_per_forward = clips_per_forward
+        self.number = int.from_bytes(os.urandom(4), "big")  # tells this actor from the others
         self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
         if load_now:
             _ = self.separators, self.forward
@@ -109,7 +107,7 @@ class SeparationService:
 
     def _load(self, name: str) -> nn.Module:
         separator = open_separator(name, self.settings.checkpoints[name], self.settings.audio)
-        return fast_separator(separator, self.device, self.precision)
+        return fast_separator(separator, self.device, self.settings.precision)
 
     def __call__(self, columns: Columns) -> Columns:
         """Make the views of a block; clips on the poison list are left alone. See `serve` for the columns."""
@@ -126,7 +124,8 @@ class SeparationService:
         Returns:
             The columns `PASSED_ON`; `view_1`, `view_2` (int16, (N, P)), zeros on a fault; `channel_1`, `channel_2`
             (int64, −1 is the mixture); `separation_seconds` (this row's share of the block), `queued_seconds` (between
-            the reader's end and the beginning here), `made_at` (when the block was done, seconds of the day's clock).
+            the reader's end and the beginning here), `made_at` (when the block was done, seconds of the day's clock),
+            `made_by` (a number of this very service).
         """
         begin, began_at, count = time.perf_counter(), time.time(), len(columns["row"])
         block = {name: columns[name].copy() for name in PASSED_ON}
@@ -148,6 +147,7 @@ class SeparationService:
             "queued_seconds": np.maximum(began_at - columns["read_at"], 0.0).astype(np.float32),
             "separation_seconds": shared_seconds(begin, count),
             "made_at": np.full(count, time.time()),
+            "made_by": np.full(count, self.number, np.int64),
         }
 
     def _from_store(

@@ -69,7 +69,12 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
     columns["uri"] = train.clips["uri"].to_numpy(zero_copy_only=False)[columns["clip"]]
     columns["offset_seconds"] = train.clips["offset_seconds"].to_numpy()[columns["clip"]]
     checkpoints = experiment.separator.checkpoints or read_ladder(run_dir)
-    settings = ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=checkpoints)
+    settings = ServiceSettings(
+        views=experiment.views,
+        audio=experiment.audio,
+        checkpoints=checkpoints,
+        precision=experiment.resources.separation_precision,
+    )
     reader, service = ClipReader(settings), SeparationService(settings)
     newest = newest_sound(stage_folder(run_dir, experiment))
     objective, views = build_objective(experiment).eval(), Views(experiment)

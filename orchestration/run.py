@@ -333,10 +333,12 @@ class Run:
 
 
 def _filling(experiment: Experiment, train: Manifest, ladder: dict[str, str]) -> str:
-    """A name for these clips, separated by the experiment's processors as its audio settings say."""
+    """A name for these clips, separated by the experiment's processors as its audio and its precision say."""
     digests = sorted(read_card(ladder[name]).digest for name in experiment.views.combination)
-    what = json.dumps([train.digest(), digests, experiment.audio.model_dump()], sort_keys=True)
-    return hashlib.sha256(what.encode()).hexdigest()[:32]
+    what: list[Any] = [train.digest(), digests, experiment.audio.model_dump()]
+    if experiment.resources.separation_precision != "float32":  # which goes without saying, as in the store's keys
+        what.append(experiment.resources.separation_precision)
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def losses_of(objective: Objective) -> str:

@@ -106,7 +106,12 @@ def _served(
     """Rows with draws through the readers, and where clips are separated `live` through the separation actors."""
     training, resources = experiment.training, experiment.resources
     shared = {
-        "settings": ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=dict(checkpoints)),
+        "settings": ServiceSettings(
+            views=experiment.views,
+            audio=experiment.audio,
+            checkpoints=dict(checkpoints),
+            precision=resources.separation_precision,
+        ),
         "store": store,
         "strikes": strikes,
     }
@@ -123,7 +128,6 @@ def _served(
     on_device = {
         "device": "cuda" if resources.separation_gpus else "cpu",
         "clips_per_forward": resources.separation_batch,
-        "precision": resources.separation_precision,
     }
     return read.map_batches(
         SeparationService,

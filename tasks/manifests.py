@@ -11,6 +11,7 @@ The formats audioset, fsd50k, shards, parquet and folder are read by `tasks.data
 import hashlib
 from collections.abc import Callable, Iterator
 
+from augment.locations import exact_seconds
 from tasks.datasets import read_audioset, read_folder, read_fsd50k, read_parquet, read_shards
 from tasks.listing import (
     SPLIT_NAMES,
@@ -81,7 +82,7 @@ def _table_clips(root: Root, table: str) -> Iterator[Clip]:
     ]
     for row, offset in zip(rows, offsets, strict=True):
         name = root.relative(str(row["uri"]).strip())
-        clip_id = f"{name}@{offset:g}" if offset else name
+        clip_id = f"{name}@{exact_seconds(offset)}" if offset else name
         yield Clip(clip_id, root.uri(name), split_labels(row["labels"]), str(row["split"]).strip(), offset)
 
 

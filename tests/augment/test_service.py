@@ -101,6 +101,29 @@ def damage(shard: Path) -> None:
     shard.write_bytes(content)
 
 
+def test_what_one_precision_stored_is_not_for_the_other(
+    clips: list[str], ladder: dict[str, str], tmp_path: Path
+) -> None:
+    exact, rows = settings(ladder), block(clips)
+    coarse = exact.model_copy(update={"precision": "bfloat16"})
+    live = SeparationService(exact)(ClipReader(exact)(rows))
+    with SeparatedStore(str(tmp_path)) as store:
+        half = SeparationService(coarse, store)(ClipReader(coarse, store)(rows))
+        again = ClipReader(coarse, store)(rows)
+        made = SeparationService(exact, store)(ClipReader(exact, store)(rows))
+    same_views(live, made)
+    assert again["stored"][:ROWS].all()
+    assert (half["view_2"] != live["view_2"]).any(), "else this test tells nothing"
+
+
+def test_keys_of_old_stores_stay_and_no_two_offsets_share_one(ladder: dict[str, str]) -> None:
+    one = settings(ladder)
+    assert [one.store_settings(offset).split("@")[1] for offset in (0, 10.0, 20.5)] == ["0", "10", "20.5"]
+    assert one.store_settings(0.0) == AUDIO.model_dump_json() + "@0"
+    assert one.store_settings(100000.2) != one.store_settings(100000.4)
+    assert one.store_settings(np.float64(0.1)) == one.store_settings(0.1)
+
+
 def test_one_or_rule_over_different_architectures(clips: list[str], ladder: dict[str, str]) -> None:
     """Two channels of one, four of the other; both are drawn, and all channels can be."""
     both = settings(ladder, "chan-chan")

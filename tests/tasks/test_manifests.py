@@ -98,6 +98,11 @@ class TestTable:
             ("a.wav@20.5", ["x"], "2", 20.5),
         ]
 
+    def test_far_offsets_have_names_of_their_own(self, tmp_path: Path) -> None:
+        text = "uri,labels,split,offset_seconds\na.wav,x,1,100000.2\na.wav,x,1,100000.4\na.wav,x,1,1000000\n"
+        manifest = read_manifest("table", write(tmp_path, {"manifest.csv": text}))
+        assert [row[0] for row in rows(manifest)] == ["a.wav@100000.2", "a.wav@100000.4", "a.wav@1000000"]
+
     def test_absolute_names_below_the_root(self, tmp_path: Path) -> None:
         text = f"uri,labels,split\n{tmp_path}/a.wav,x,train\ns.tar#b/c.wav,x,train\n"
         manifest = read_manifest("table", write(tmp_path, {"manifest.csv": text}))
