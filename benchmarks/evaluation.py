@@ -44,6 +44,14 @@ def test_set(clips: int, classes: int, prevalence: float, draw: np.random.Genera
     return draw.standard_normal((clips, classes)) + targets, targets
 
 
+def small_set(draw: np.random.Generator, rare: int) -> tuple[Floats, Bools]:
+    """128 clips, 24 classes of about 10 positives; the first `rare` of them have a single one."""
+    scores, targets = test_set(128, 24, 0.08, draw)
+    scores -= targets
+    targets[:, :rare] = np.arange(128)[:, None] == draw.integers(0, 128, rare)
+    return scores + targets, targets
+
+
 def plain_bootstrap(scores_BK: Floats, targets_BK: Bools, weights_BR: Floats) -> Floats:
     """The textbook way, resample by resample with scikit-learn's sample weights: copies are further
     witnesses."""
@@ -95,15 +103,15 @@ def cost_of_the_probes() -> None:
         )
 
 
-def promise_of_the_intervals(trials: int = 60, resamples: int = 200) -> None:
+def promise_of_the_intervals(rare: int, trials: int = 60, resamples: int = 200) -> None:
     """How often the interval of one test set holds the mean over many, as its 95 % promises; and the null
     of the test."""
-    console.print("[bold]Promises: 128 clips, 24 classes, about 10 positives each[/bold]")
+    console.print(f"[bold]Promises: 128 clips, 24 classes, about 10 positives each, a single one in {rare}[/bold]")
     draw = np.random.default_rng(1)
-    sets = [test_set(128, 24, 0.08, draw) for _ in range(trials)]
+    sets = [small_set(draw, rare) for _ in range(trials)]
     values = np.array([mean_average_precision(*one).value for one in sets])
     # The mean to hold comes from further test sets, not from those whose intervals are counted.
-    fresh = (test_set(128, 24, 0.08, draw) for _ in range(5 * trials))
+    fresh = (small_set(draw, rare) for _ in range(5 * trials))
     truth = float(np.mean([mean_average_precision(*one).value for one in fresh]))
     weights = [resample(128, resamples, seed) for seed in range(trials)]
     ways = {
@@ -118,15 +126,15 @@ def promise_of_the_intervals(trials: int = 60, resamples: int = 200) -> None:
             f"  {way:6} holds the mean of fresh test sets ({truth:.3f}) in {held:.0%} of {len(found)}; "
             f"resamples lie {bias:+.3f} off the estimate"
         )
-    console.print(f"  paired test of two equally good runs: p < 0.05 in {null_rate(trials * 4, resamples):.1%}")
+    console.print(f"  paired test of two equally good runs: p < 0.05 in {null_rate(trials * 4, resamples, rare):.1%}")
 
 
-def null_rate(trials: int, resamples: int) -> float:
+def null_rate(trials: int, resamples: int, rare: int) -> float:
     """Share of p < 0.05 where two encoders rank the same clips equally well."""
     draw = np.random.default_rng(2)
     found = []
     for trial in range(trials):
-        scores, targets = test_set(128, 24, 0.08, draw)
+        scores, targets = small_set(draw, rare)
         other = draw.standard_normal(scores.shape) + targets
         weights = resample(128, resamples, trial)
         value_a, value_b = (mean_average_precision(x, targets).value for x in (scores, other))
@@ -138,4 +146,5 @@ def null_rate(trials: int, resamples: int) -> float:
 if __name__ == "__main__":
     cost_of_the_bootstrap()
     cost_of_the_probes()
-    promise_of_the_intervals()
+    for rare in (0, 12):
+        promise_of_the_intervals(rare)

@@ -26,7 +26,13 @@ from tasks.metrics import (
     mean_average_precision,
 )
 from tasks.probes import knn_probe, linear_probe
-from tasks.resampling import mean_where_defined, resample, resampled_retrieval, resampled_scores
+from tasks.resampling import (
+    ENOUGH_POSITIVES,
+    mean_where_defined,
+    resample,
+    resampled_retrieval,
+    resampled_scores,
+)
 from tasks.retrieval import query_by_example
 from tasks.shallow import shallow_classification
 from tasks.statistics import Interval, bootstrap_interval
@@ -223,6 +229,12 @@ def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
             if average_precision.left_out:
                 found.notes.append(f"left out, no positive test clip: {_listed(average_precision.left_out)}")
     _add_retrieval(found, evidence, weights_BR)
+    positives_K = targets_BK.sum(axis=0)
+    rare = [evidence.classes[k] for k in np.flatnonzero((positives_K > 0) & (positives_K < ENOUGH_POSITIVES))]
+    if rare and settings.bootstrap:
+        found.notes.append(
+            f"intervals are too narrow: fewer than {ENOUGH_POSITIVES} positive test clips for {_listed(tuple(rare))}"
+        )
     if (targets_BK.sum(axis=1) == 1).all():
         right_B = evidence.scores["shallow"].argmax(axis=1) == targets_BK.argmax(axis=1)
         found.values["accuracy"] = float(right_B.mean())

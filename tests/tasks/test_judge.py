@@ -86,7 +86,9 @@ def test_gaps_are_noted_not_filled() -> None:
     assert any("no class has a defined query by example" in note for note in found.notes)
     assert "left out, no positive test clip: b, c, d" in found.notes
     assert found.per_class[1].figures == {} and found.per_class[1].positives == 0
-    assert "undefined ones left out" in found.figures["shallow_map"].method
+    assert "50 resamples" in found.figures["shallow_map"].method  # in all of them its one class has a figure
+    assert "intervals are too narrow: fewer than 3 positive test clips for a" in found.notes
+    assert not any("too narrow" in note for note in judged().notes)
 
 
 def test_cross_validation_is_each_fold_by_itself() -> None:

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
+from sklearn.metrics import roc_auc_score
 
-from tasks.metrics import EvaluationError, d_prime, lwlrap, mean_average_precision
+from tasks.metrics import EvaluationError, d_prime, d_prime_of, lwlrap, mean_average_precision
 from tasks.resampling import mean_where_defined, resample, resampled_retrieval, resampled_scores
 from tasks.retrieval import choose, query_by_example, unit_length
 
@@ -15,6 +17,17 @@ def scored(ties: bool = False, clips: int = 50, seed: int = 0) -> tuple[np.ndarr
     targets = draw.random((clips, 4)) < 0.2
     scores = draw.standard_normal(targets.shape) + targets
     return (np.round(scores) if ties else scores), targets
+
+
+def rare(ties: bool = False, clips: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    """Classes of many, three, two and one positive clips, and one of all clips but one."""
+    scores, targets = scored(ties, clips)
+    draw = np.random.default_rng(1)
+    for k, positives in enumerate((3, 2, 1), start=1):
+        targets[:, k] = False
+        targets[draw.choice(clips, positives, replace=False), k] = True
+    common = np.arange(clips) != 7
+    return np.column_stack([scores, draw.standard_normal(clips)]), np.column_stack([targets, common])
 
 
 def slow_average_precision(score: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:
@@ -74,37 +87,85 @@ def test_every_clip_once_is_the_figure_itself(ties: bool) -> None:
     np.testing.assert_allclose(resampled_retrieval(h, targets, once, clips=20), by_example, rtol=1e-6)
 
 
-def test_query_by_example_is_the_slow_loop() -> None:
-    _, targets = scored()
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_lost_class_keeps_its_own_figure_as_in_the_slow_loop(ties: bool) -> None:
+    scores, targets = rare(ties)
+    weights = resample(50, 60)
+    found = resampled_scores(scores, targets, weights)
+    own_precision = mean_average_precision(scores, targets).per_class
+    own_area = ndtr(d_prime(scores, targets).per_class / 2**0.5)
+    drawn_RK = weights.T @ targets
+    assert (drawn_RK[:, 1:4] == 0).any(axis=0).all() and (drawn_RK[:, 4] == 50).any()
+    for r in range(60):
+        rows = np.repeat(np.arange(50), weights[:, r].astype(int))
+        precision, area = own_precision.copy(), own_area.copy()
+        for k in np.flatnonzero(drawn_RK[r] > 0):
+            precision[k] = slow_average_precision(scores[:, k], targets[:, k], weights[:, r])
+        for k in np.flatnonzero((drawn_RK[r] > 0) & (drawn_RK[r] < 50)):
+            half_pair = 0.5 / (drawn_RK[r, k] * (50 - drawn_RK[r, k]))
+            area[k] = np.clip(roc_auc_score(targets[rows, k], scores[rows, k]), half_pair, 1 - half_pair)
+        assert found.map_R[r] == pytest.approx(precision.mean(), rel=1e-6)
+        assert found.d_prime_R[r] == pytest.approx(d_prime_of(area.mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [scored, rare])
+def test_query_by_example_is_the_slow_loop(make: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
+    _, targets = make()
     h = np.random.default_rng(3).standard_normal((50, 6))
     weights, unit = resample(50, 40), unit_length(h)
     found = resampled_retrieval(h, targets, weights, clips=8, seed=2)
-    for r in (0, 20, 39):
-        per_class = []
-        for positive, negative in choose(targets, 8, 2):
+    own = query_by_example(h, targets, clips=8, seed=2).average_precision.per_class
+    lost = 0
+    for r in range(0, 40, 5):
+        per_class = own.copy()
+        for k, (positive, negative) in enumerate(choose(targets, 8, 2)):
             pairs = [(i, j, True) for n, i in enumerate(positive) for j in positive[n + 1 :]]
             pairs += [(i, j, False) for i in positive for j in negative]
             similarity = np.array([unit[i] @ unit[j] for i, j, _ in pairs])
             weight = np.array([weights[i, r] * weights[j, r] for i, j, _ in pairs])
             relevant = np.array([kind for *_, kind in pairs])
-            per_class.append(slow_average_precision(similarity, relevant, weight))
+            if weight[relevant].any() and weight[~relevant].any():
+                per_class[k] = slow_average_precision(similarity, relevant, weight)
+            else:
+                lost += 1
         assert found[r] == pytest.approx(np.nanmean(per_class), rel=1e-6)
+    assert (lost > 0) == (make is rare)
 
 
-def test_a_class_without_positives_in_a_resample_is_left_out_of_it() -> None:
-    scores, targets = scored()
-    targets[:, 0] = False
-    targets[7, 0] = True
+def test_a_lost_class_stands_still() -> None:
+    scores, targets = rare()
     weights = resample(50, 300)
-    present = weights[7] > 0
-    with_class = resampled_scores(scores, targets, weights).map_R
-    without = resampled_scores(scores[:, 1:], targets[:, 1:], weights).map_R
-    assert 0.5 < present.mean() < 0.75  # 1 - 1/e
-    np.testing.assert_array_equal(with_class[~present], without[~present])
-    assert (with_class[present] != without[present]).all()
-    alone = resampled_scores(scores[:, :1], targets[:, :1], weights)
-    for figures in (alone.map_R, alone.d_prime_R, alone.lwlrap_R):
-        np.testing.assert_array_equal(np.isnan(figures), ~present)
+    lost = weights[targets[:, 3]][0] == 0
+    assert 0.25 < lost.mean() < 0.5  # 1/e
+    alone = resampled_scores(scores[:, 3:4], targets[:, 3:4], weights)
+    figures = (mean_average_precision, d_prime)
+    for figure, found in zip(figures, (alone.map_R, alone.d_prime_R), strict=True):
+        np.testing.assert_allclose(found[lost], figure(scores[:, 3:4], targets[:, 3:4]).value, rtol=1e-6)
+    # Its labels weigh by clips, so that without any there is nothing to weigh.
+    np.testing.assert_array_equal(np.isnan(alone.lwlrap_R), lost)
+
+
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_many_classes_of_one_clip_leave_the_estimate_inside_its_interval(strength: float) -> None:
+    """Were lost classes left out, the easier frequent ones would lift mAP by 0.1, beyond its own interval."""
+    bias = []
+    for seed in range(6):
+        draw = np.random.default_rng(seed)
+        targets = draw.random((200, 16)) < 0.15
+        targets[:, 8:] = np.arange(200)[:, None] == draw.integers(0, 200, 8)
+        scores = draw.standard_normal(targets.shape) + targets * np.repeat([3.0, strength], 8)
+        found, weights = resampled_scores(scores, targets, resample(200, 150, seed)), resample(200, 150, seed)
+        by_example = query_by_example(scores, targets, clips=40).average_precision.value
+        by_figure = {
+            mean_average_precision(scores, targets).value: found.map_R,
+            d_prime(scores, targets).value: found.d_prime_R,
+            by_example: resampled_retrieval(scores, targets, weights, clips=40),
+        }
+        for value, replicates in by_figure.items():
+            low, high = np.quantile(replicates, [0.025, 0.975])
+            assert low < value < high
+        bias.append([replicates.mean() - value for value, replicates in by_figure.items()])
+    assert (np.abs(np.mean(bias, axis=0)) < [0.015, 0.03, 0.01]).all()
 
 
 def test_no_resamples_and_nothing_defined() -> None:
