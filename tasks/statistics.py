@@ -97,7 +97,8 @@ def paired_bootstrap(
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Mean over seeds with Student's t interval; no interval from a single seed.
+    """Mean over seeds with Student's t interval; none from one seed, nor from two that agree to the last digit: that
+    says nothing about how far seeds lie apart.
 
     Raises:
         EvaluationError: for no values, or values that are not finite.
@@ -106,12 +107,18 @@ def t_interval(values: Sequence[float]) -> Interval:
     mean, count = float(numbers.mean()), len(numbers)
     if count == 1:
         return Interval(mean, None, None, 1, "no interval: one seed")
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * numbers.std(ddof=1) / np.sqrt(count))
+    error = numbers.std(ddof=1) / np.sqrt(count)
+    if count == 2 and error < ROUNDING:
+        return Interval(mean, None, None, 2, "no interval: two seeds without any spread; run a third")
+    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * error)
     return Interval(mean, mean - half, mean + half, count, f"95 % t over {count} seeds")
 
 
 def paired_t(values_a: Sequence[float], values_b: Sequence[float]) -> PairedTest:
     """Test B against A over seeds: values at the same place were trained with the same seed.
+
+    p and the interval are None from one seed, and from two whose differences are equal; `null` says so. With three
+    or more seeds equal differences are no chance: p is 0, or 1 where all of them are 0.
 
     Raises:
         EvaluationError: when the runs differ in number, or values are not finite.
@@ -123,8 +130,8 @@ def paired_t(values_a: Sequence[float], values_b: Sequence[float]) -> PairedTest
     differences = _finite(values_b) - _finite(values_a)
     interval = t_interval(differences.tolist())
     null = "over seeds, both runs have the same mean"
-    if len(differences) == 1:
-        return PairedTest(interval, None, null)
+    if interval.low is None:
+        return PairedTest(interval, None, f"{null} (no p and {interval.method})")
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     if error < ROUNDING:
         return PairedTest(interval, 1.0 if abs(interval.value) < ROUNDING else 0.0, null)

@@ -36,6 +36,15 @@ def test_equal_and_constantly_different_runs() -> None:
     assert paired_t([0.1, 0.2, 0.3], [0.2, 0.3, 0.4]).p == 0.0  # rounding of the differences is no spread
 
 
+def test_two_seeds_without_spread_prove_nothing() -> None:
+    for b in ([0.2, 0.3], [0.1, 0.2]):
+        found = paired_t([0.1, 0.2], b)
+        assert found.p is None and "no p" in found.null and "run a third" in found.null
+        assert (found.difference.low, found.difference.high, found.difference.count) == (None, None, 2)
+    assert t_interval([0.3, 0.3]).low is None
+    assert paired_t([0.1, 0.2], [0.2, 0.31]).p == pytest.approx(stats.ttest_rel([0.2, 0.31], [0.1, 0.2]).pvalue)
+
+
 def test_figures_over_seeds_must_be_numbers() -> None:
     for bad in ([], [0.1, float("nan")], [float("inf")]):
         with pytest.raises(EvaluationError, match="finite"):
