@@ -18,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from tasks.metrics import Bools, Floats, Macro, check, check_split, mean_average_precision
 
 VOTE_TEMPERATURE = 0.07  # a neighbour at cosine s votes with exp(s / 0.07), as in Wu 2018 (instance discrimination)
-CLIPS_AT_ONCE = 1024
+PIECE_BYTES = 2**28
+"""Of the similarities, and of the neighbours' labels, that `knn_probe` holds at a time."""
 LINEAR_CLIPS = 100_000
 PENALTIES = np.logspace(-1, 6, 15)
 MAP_NEEDS_CLIPS = 50
@@ -69,19 +70,22 @@ def knn_probe(
 ) -> ProbeResult:
     """Each test clip's nearest training clips by cosine vote with their labels, near ones more.
 
-    A score is the share of the votes.
+    A score is the share of the votes. Test clips are taken so few at a time that their similarities to all training
+    clips (and their neighbours' labels) fit 256 MB, however many those are.
 
     Raises:
         EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
     """
     names = check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, classes)
     train_BD, test_BD = (_unit(h_BD) for h_BD in (train_h_BD, test_h_BD))
-    targets_BK = torch.from_numpy(train_targets_BK.astype(np.float32))
+    targets_BK = torch.from_numpy(np.ascontiguousarray(train_targets_BK))
+    voters = min(neighbours, len(train_BD))
+    floats_a_clip = max(len(train_BD), voters * len(names))
     pieces = []
-    for piece_BD in test_BD.split(CLIPS_AT_ONCE):
-        similarity_BN, nearest_BN = (piece_BD @ train_BD.T).topk(min(neighbours, len(train_BD)), dim=1)
+    for piece_BD in test_BD.split(max(1, PIECE_BYTES // (4 * floats_a_clip))):
+        similarity_BN, nearest_BN = (piece_BD @ train_BD.T).topk(voters, dim=1)
         votes_BN = torch.softmax(similarity_BN / VOTE_TEMPERATURE, dim=1)
-        pieces.append(torch.einsum("bn,bnk->bk", votes_BN, targets_BK[nearest_BN]))
+        pieces.append(torch.einsum("bn,bnk->bk", votes_BN, targets_BK[nearest_BN].float()))
     scores_BK = torch.cat(pieces).numpy()
     return ProbeResult(scores_BK, mean_average_precision(scores_BK, test_targets_BK, names))
 

@@ -44,6 +44,30 @@ def test_nearest_neighbours_are_the_slow_loop() -> None:
     assert value == mean_average_precision(found.scores_BK, test_targets).value
 
 
+@pytest.mark.parametrize("rows", [0, 1, 7, 59])
+def test_nearest_neighbours_do_not_depend_on_the_size_of_the_pieces(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = knn_probe(*split())
+    monkeypatch.setattr("tasks.probes.PIECE_BYTES", rows * 4 * 150)  # 150 training clips, but 20 x 5 labels
+    np.testing.assert_allclose(knn_probe(*split()).scores_BK, whole.scores_BK, atol=1e-6)
+
+
+def test_pieces_are_smaller_where_there_are_more_training_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    top = torch.Tensor.topk
+
+    def topk(similarity: torch.Tensor, *args: int, **kwargs: int) -> tuple[torch.Tensor, torch.Tensor]:
+        taken.append(tuple(similarity.shape))
+        return top(similarity, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "topk", topk)
+    monkeypatch.setattr("tasks.probes.PIECE_BYTES", 4 * 3000)
+    knn_probe(*split(train=1000, test=7))
+    assert taken == [(3, 1000), (3, 1000), (1, 1000)]
+    taken.clear()
+    knn_probe(*split(train=20, test=60))
+    assert taken == [(30, 20), (30, 20)]  # here the neighbours' labels, 20 x 5 a clip, are what is large
+
+
 @pytest.mark.parametrize("probe", [linear_probe, knn_probe])
 def test_chance_and_perfection(probe) -> None:  # type: ignore[no-untyped-def]
     targets = np.eye(4, dtype=bool)[np.arange(400) % 4]
