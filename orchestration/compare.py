@@ -23,6 +23,9 @@ from tasks.judge import Evidence, Judgement, measure
 from tasks.judge_settings import JudgeSettings
 from tasks.statistics import Interval, PairedTest, paired_bootstrap, paired_t, t_interval
 
+TEST_CLIPS = "test manifest"
+"""Where `RunResults.data` has the digest of the clips that a run was judged on; older runs lack it."""
+
 
 @dataclass(frozen=True)
 class FigureComparison:
@@ -157,25 +160,32 @@ def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
     """Paired t test of method B against method A over the seeds with which both were run.
 
     Raises:
-        SepsceneError: when a run has no results or no encoder, a seed comes twice, or no seed is shared.
+        SepsceneError: when a run has no results or no encoder, a seed comes twice, no seed is shared, or two
+            runs of one seed were judged on different clips.
     """
     by_seed_a, by_seed_b = _by_seed(runs_a), _by_seed(runs_b)
     seeds = sorted(by_seed_a.keys() & by_seed_b.keys())
     if not seeds:
         raise SepsceneError(f"no seed was run both ways: A has {sorted(by_seed_a)}, B has {sorted(by_seed_b)}")
+    sides = tuple([by_seed[seed] for seed in seeds] for by_seed in (by_seed_a, by_seed_b))
+    unknown = [str(seed) for seed, pair in zip(seeds, zip(*sides, strict=True), strict=True) if not _share_clips(*pair)]
+    notes = [f"seeds whose test clips are unknown, they may differ: {', '.join(unknown)}"] if unknown else []
     left_out = sorted(by_seed_a.keys() ^ by_seed_b.keys())
-    notes = [f"seeds run one way only, left out: {left_out}"] if left_out else []
+    if left_out:
+        notes.append(f"seeds run one way only, left out: {left_out}")
+    of_a, of_b = ([run.results.encoders[0].figures for run in side] for side in sides)
+    names = [name for name in of_a[0] if all(name in found for found in of_a + of_b)]
+    lacking = sorted({name for found in of_a + of_b for name in found} - set(names))
+    if lacking:
+        notes.append(f"figures that some run lacks, left out: {', '.join(lacking)}")
     if len(seeds) == 1:
         notes.append("one seed: no interval and no p; run more seeds, or compare over clips")
-    first_a, first_b = by_seed_a[seeds[0]], by_seed_b[seeds[0]]
     figures = []
-    for name in (name for name in first_a.encoders[0].figures if name in first_b.encoders[0].figures):
-        values_a, values_b = (
-            [by_seed[seed].encoders[0].figures[name].value for seed in seeds] for by_seed in (by_seed_a, by_seed_b)
-        )
+    for name in names:
+        values_a, values_b = ([found[name].value for found in of_side] for of_side in (of_a, of_b))
         test = paired_t(values_a, values_b)
         figures.append(FigureComparison(name, t_interval(values_a), t_interval(values_b), test))
-    label_a, label_b = (f"{run.experiment}/{run.encoders[0].name}" for run in (first_a, first_b))
+    label_a, label_b = (f"{side[0].results.experiment}/{side[0].results.encoders[0].name}" for side in sides)
     return Comparison(label_a, label_b, len(seeds), tuple(figures), (), tuple(notes))
 
 
@@ -210,16 +220,47 @@ def _cell(interval: Interval, signed: bool = False) -> str:
     return f"{interval.value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
 
-def _by_seed(runs: Sequence[Path]) -> dict[int, RunResults]:
-    found: dict[int, RunResults] = {}
+@dataclass(frozen=True)
+class _Judged:
+    """A run's folder, and what it says of its encoder."""
+
+    folder: Path
+    results: RunResults
+
+    def clip_ids(self) -> set[str] | None:
+        """The clips on which the encoder was judged; None without its evidence."""
+        path = evidence_path(self.folder, self.results.encoders[0].name)
+        return set(load_evidence(path).clip_ids.tolist()) if path.exists() else None
+
+
+def _by_seed(runs: Sequence[Path]) -> dict[int, _Judged]:
+    found: dict[int, _Judged] = {}
     for run in runs:
         results = RunResults.load(run)
         if not results.encoders:
             raise SepsceneError(f"{run} has judged no encoder: evaluate it first")
         if results.seed in found:
             raise SepsceneError(f"{run} has seed {results.seed} as another run on its side: give each seed once")
-        found[results.seed] = results
+        found[results.seed] = _Judged(run, results)
     return found
+
+
+def _share_clips(a: _Judged, b: _Judged) -> bool:
+    """Whether it is known that two runs were judged on the same clips: by their digest, or else by the clips' ids.
+
+    Clips may differ between seeds, as synthetic scenes do: a pair shares them.
+
+    Raises:
+        SepsceneError: when they were not.
+    """
+    clips: list[Any] = [run.results.data.get(TEST_CLIPS) for run in (a, b)]
+    if None in clips:
+        clips = [run.clip_ids() for run in (a, b)]
+    if None not in clips and clips[0] != clips[1]:
+        raise SepsceneError(
+            f"{a.folder} and {b.folder} were judged on different test clips: evaluate both on the same data"
+        )
+    return None not in clips
 
 
 def _evidence(run_dir: Path, encoder: str | None) -> tuple[str, Evidence]:

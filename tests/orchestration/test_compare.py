@@ -1,5 +1,6 @@
 """Comparing runs: evidence survives the disk, clips are paired by their ids, a difference is found or not."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from models.config import SepsceneError
 from orchestration.compare import (
+    TEST_CLIPS,
     compare_runs,
     compare_seeds,
     evidence_path,
@@ -151,3 +153,36 @@ def test_seeds_are_paired(tmp_path: Path) -> None:
         compare_seeds(runs["a"][:1], runs["b"][1:2])
     with pytest.raises(SepsceneError, match="give each seed once"):
         compare_seeds(runs["a"][:1] * 2, runs["b"])
+
+
+def changed(run: Path, **update: object) -> Path:
+    RunResults.load(run).model_copy(update=update).save(run)
+    return run
+
+
+def test_figures_that_some_seed_lacks_are_left_out_and_named(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / str(n), measure(evidence(1.0, n)), seed=n % 2) for n in range(4)]
+    encoder = RunResults.load(runs[3]).encoders[0]
+    kept = {name: figure for name, figure in encoder.figures.items() if name not in ("qbe_map", "d_prime")}
+    changed(runs[3], encoders=(encoder.model_copy(update={"figures": kept}),))
+    for sides in ((runs[:2], runs[2:]), (runs[2:], runs[:2])):
+        comparison = compare_seeds(*sides)
+        assert {figure.name for figure in comparison.figures} == set(kept)
+        assert comparison.notes == ("figures that some run lacks, left out: d_prime, qbe_map",)
+
+
+def test_seeds_on_different_test_clips_are_not_compared(tmp_path: Path) -> None:
+    one, fewer = measure(evidence(1.0)), measure(evidence(1.0).rows(np.arange(60)))
+    a, b = (a_run(tmp_path / name, one) for name in "ab")
+    other = a_run(tmp_path / "other", fewer)
+    with pytest.raises(SepsceneError, match=r"a and .*other were judged on different test clips"):
+        compare_seeds([a], [other])  # older runs, that have no digest: by the ids of their clips
+    shutil.rmtree(other / "evaluation")
+    assert "test clips are unknown, they may differ: 0" in compare_seeds([a], [other]).notes[0]
+    assert "unknown" not in str(compare_seeds([changed(a, data={TEST_CLIPS: "1"})], [b]).notes)
+    assert "unknown" not in str(compare_seeds([a], [changed(other, data={TEST_CLIPS: "1"})]).notes)
+    with pytest.raises(SepsceneError, match="different test clips"):
+        compare_seeds([a], [changed(b, data={TEST_CLIPS: "2"})])
+    # Another seed may have clips of its own: generated scenes are drawn anew for each.
+    more = [changed(a_run(tmp_path / name, fewer, seed=1), data={TEST_CLIPS: "3"}) for name in "cd"]
+    assert compare_seeds([a, more[0]], [changed(b, data={TEST_CLIPS: "1"}), more[1]]).notes == ()
