@@ -3,7 +3,8 @@
 A damaged file can crash a native decoder, and a clip can exhaust a device's memory: then nobody is left to catch an
 exception, and the block is simply tried again. So a marker is written before a block is processed and removed after it.
 Who finds the marker of an earlier try goes through the block clip by clip, with a marker for each; a clip that has
-two markers of its own is not touched a third time. The markers are files in a folder that all processes share.
+two markers of its own is not touched a third time; one that came through has none any more. The markers are files in a
+folder that all processes share.
 """
 
 import contextlib
@@ -52,7 +53,8 @@ class Strikes:
             return process(row)
         _leave(free)
         done = process(row)
-        free.unlink(missing_ok=True)
+        for strike in strikes:  # an earlier one too: something else had killed that process
+            strike.unlink(missing_ok=True)
         return done
 
 

@@ -51,6 +51,24 @@ def test_the_third_careful_try_puts_the_clip_aside(tmp_path: Path) -> None:
     assert len(left) == 2 and all("-clip-" in name for name in left)
 
 
+def test_a_clip_that_came_through_is_innocent_again(tmp_path: Path) -> None:
+    """Its process was killed from outside, once in each of two epochs, while the clip was tried alone."""
+
+    class KilledFromOutside(BaseException):
+        pass
+
+    def killed(columns: Columns) -> Columns:
+        raise KilledFromOutside
+
+    strikes, innocent = Strikes(tmp_path), block() | {"uri": np.array(["a", "b", "c"], object)}
+    for _ in range(2):
+        for _ in range(2):  # the block, then its first clip alone
+            with pytest.raises(KilledFromOutside):
+                strikes.guard("reader", killed, innocent)
+        assert strikes.guard("reader", process, innocent)["fault"].tolist() == ["", "", ""]
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_an_innocent_block_leaves_no_marker(tmp_path: Path) -> None:
     innocent = block() | {"uri": np.array(["a", "b", "c"], object)}
     strikes = Strikes(tmp_path)
