@@ -173,13 +173,15 @@ def shard_pieces(entries: Iterable[Entry], segment_samples: int) -> tuple[list[b
 
 
 def read_footer(file: pa.NativeFile, size: int) -> pa.Table:
-    """The footer of a shard of `size` bytes, as a table with the schema FOOTER.
+    """The footer of a shard of `size` bytes, as its folder lists them, as a table with the schema FOOTER.
 
     Raises:
         ShardDamage: when the file is torn, altered or no shard at all.
     """
     if size < len(MAGIC) + _TRAILER.size:
         raise ShardDamage(f"only {size} bytes")
+    if file.size() < size:
+        raise ShardDamage(f"ends after {file.size()} of {size} bytes")
     tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
     length, checksum, magic = _TRAILER.unpack(tail[-_TRAILER.size :])
     if magic != MAGIC:

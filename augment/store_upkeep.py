@@ -2,10 +2,12 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import fs
 
 from augment.shards import Place, ShardDamage, decode_crop, read_footer, segment_samples_of
 from augment.store_folder import StoreFolder
@@ -102,13 +104,12 @@ def _existing(uri: str) -> StoreFolder:
 
 def list_entries(folder: StoreFolder) -> StoreListing:
     """Read all footers and add up what they name."""
-    shards = folder.shards()
     entries: Counter[tuple[str, str]] = Counter()
     channels: Counter[tuple[str, str]] = Counter()
     samples: Counter[tuple[str, str]] = Counter()
-    damaged = []
-    for info in shards:
-        footer = _footer(folder, info.base_name, info.size)
+    damaged, shards, size = [], 0, 0
+    for info, footer in _footers(folder):
+        shards, size = shards + 1, size + info.size
         if isinstance(footer, str):
             damaged.append(info.base_name)
             continue
@@ -119,28 +120,30 @@ def list_entries(folder: StoreFolder) -> StoreListing:
             channels[group] += row["channels"]
             samples[group] += row["channels"] * row["samples"]
     groups = tuple(StoreGroup(*key, entries[key], channels[key], samples[key]) for key in sorted(entries))
-    size = sum(info.size for info in shards)
-    return StoreListing(folder.uri, len(shards), entries.total(), size, groups, tuple(damaged))
+    return StoreListing(folder.uri, shards, entries.total(), size, groups, tuple(damaged))
 
 
 def verify_entries(folder: StoreFolder) -> Verification:
     """Read every sample of every shard and check its checksum."""
     begin = time.monotonic()
-    shards = folder.shards()
-    damaged_shards, damaged_entries, entries = [], [], 0
-    for info in shards:
-        footer = _footer(folder, info.base_name, info.size)
+    damaged_shards, damaged_entries, shards, entries, size = [], [], 0, 0, 0
+    for info, footer in _footers(folder):
         if isinstance(footer, str):
             damaged_shards.append((info.base_name, footer))
-            continue
-        entries += len(footer)
-        damaged_entries += _damaged(folder, info.base_name, footer)
-        folder.forget(info.base_name)
+        else:
+            try:
+                damaged_entries += _damaged(folder, info.base_name, footer)
+            except FileNotFoundError:
+                continue
+            finally:
+                folder.forget(info.base_name)
+            entries += len(footer)
+        shards, size = shards + 1, size + info.size
     return Verification(
         folder.uri,
-        len(shards),
+        shards,
         entries,
-        sum(info.size for info in shards),
+        size,
         time.monotonic() - begin,
         tuple(damaged_shards),
         tuple(damaged_entries),
@@ -150,8 +153,8 @@ def verify_entries(folder: StoreFolder) -> Verification:
 def collect(folder: StoreFolder, max_bytes: int | None) -> Removed:
     """Make room: damaged shards first, then leftovers, then the oldest shards until `max_bytes` are left."""
     sound, damaged, freed = [], 0, 0
-    for info in folder.shards():
-        if isinstance(_footer(folder, info.base_name, info.size), str):
+    for info, footer in _footers(folder):
+        if isinstance(footer, str):
             folder.remove(info.base_name)
             damaged, freed = damaged + 1, freed + info.size
         else:
@@ -166,13 +169,18 @@ def collect(folder: StoreFolder, max_bytes: int | None) -> Removed:
     return Removed(folder.uri, old, damaged, leftovers, freed, int(sizes[old:].sum()))
 
 
-def _footer(folder: StoreFolder, name: str, size: int) -> pa.Table | str:
-    """The footer of a shard, or what is wrong with it."""
-    try:
-        with folder.filesystem.open_input_file(f"{folder.shards_path}/{name}") as file:
-            return read_footer(file, size)
-    except ShardDamage as error:
-        return str(error)
+def _footers(folder: StoreFolder) -> Iterator[tuple[fs.FileInfo, pa.Table | str]]:
+    """Each shard with its footer, or with what is wrong with it; without those that another gc removes meanwhile."""
+    for info in folder.shards():
+        footer: pa.Table | str
+        try:
+            with folder.filesystem.open_input_file(info.path) as file:
+                footer = read_footer(file, info.size)
+        except FileNotFoundError:
+            continue
+        except ShardDamage as error:
+            footer = str(error)
+        yield info, footer
 
 
 def _damaged(folder: StoreFolder, name: str, footer: pa.Table) -> list[DamagedEntry]:

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from pyarrow import fs
 
+from augment.shards import ShardDamage, read_footer
 from augment.store import SeparatedStore, StoreKey, StoreSettings
 
 SETTINGS = StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6, refresh_seconds=1e6, segment_samples=8)
@@ -66,6 +68,15 @@ def test_a_truncated_shard_is_detected(tmp_path):
         assert count == 0
         assert store.counters.damaged == 1
         assert store.counters.misses == 6
+
+
+@pytest.mark.parametrize("lost", [1, 1000, 70_000, 79_990])
+def test_a_shard_shorter_than_its_folder_says_is_damage(tmp_path, lost):
+    """As where a cache of listings is older than the file."""
+    (tmp_path / "x.shard").write_bytes(bytes(80_000 - lost))
+    file = fs.LocalFileSystem().open_input_file(str(tmp_path / "x.shard"))
+    with pytest.raises(ShardDamage, match=f"ends after {80_000 - lost} of 80000 bytes"):
+        read_footer(file, 80_000)
 
 
 def test_a_shard_that_lost_its_middle_is_detected(tmp_path):

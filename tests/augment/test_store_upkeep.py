@@ -1,14 +1,24 @@
 """ls, verify and gc: what they count is what lies on the disk."""
 
+import itertools
 import os
 import time
 
 import numpy as np
 import pytest
 
+from augment import store_upkeep as module
 from augment.store import SeparatedStore, StoreKey, StoreSettings
-from augment.store_folder import StoreError
-from augment.store_upkeep import StoreGroup, collect_store, list_store, verify_store
+from augment.store_folder import StoreError, StoreFolder
+from augment.store_upkeep import (
+    StoreGroup,
+    collect,
+    collect_store,
+    list_entries,
+    list_store,
+    verify_entries,
+    verify_store,
+)
 
 SETTINGS = StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6, refresh_seconds=1e6, segment_samples=16)
 LEVELS = np.array([-10.0, -20.0], np.float32)
@@ -93,6 +103,29 @@ def test_a_prefill_counts_as_done_until_something_is_removed(uri):
     collect_store(uri, max_bytes=sum(os.path.getsize(path) for path in shards(uri)[2:]))
     assert not SeparatedStore(uri, SETTINGS).folder.is_filled("scenes")
     assert list_store(uri).entries == 4
+
+
+@pytest.mark.parametrize("moment", ["before its footer", "before its sound"])
+def test_a_shard_that_another_gc_removes_meanwhile_is_no_concern(uri, moment, monkeypatch):
+    gone = shards(uri)[1]
+    folder = StoreFolder(uri)
+    listed, footer, calls = folder.shards(), module.read_footer, itertools.count()
+    monkeypatch.setattr(folder, "shards", lambda: listed)
+
+    def read_then_remove(file, size):
+        if next(calls) == 1:
+            os.remove(gone)
+        return footer(file, size)
+
+    if moment == "before its footer":
+        os.remove(gone)
+    else:
+        monkeypatch.setattr(module, "read_footer", read_then_remove)
+    found = verify_entries(folder)
+    assert found.whole and (found.shards, found.entries) == (3, 6)
+    assert list_entries(folder).entries == 6
+    assert collect(folder, None).damaged_shards == 0
+    assert collect(folder, 0).bytes_left == 0 and not shards(uri)
 
 
 def test_upkeep_of_a_store_that_is_not_there_makes_nothing(tmp_path):
