@@ -20,6 +20,8 @@ from models.config import Config
 from models.separators import separator_digest
 
 Columns = dict[str, np.ndarray]
+Found = tuple[tuple[int, int], list[np.ndarray]]
+"""A row's two channels and its two crops, int16 (P,)."""
 
 
 class ServiceSettings(Config):
@@ -74,7 +76,14 @@ class StoredViews:
         content, suffix = str(columns["content"][n]), self.settings.store_settings(float(columns["offset_seconds"][n]))
         return StoreKey(content, self.digests[columns["processor"][n]], suffix), StoreKey(content, "mixture", suffix)
 
-    def find(self, columns: Columns, starts_2: np.ndarray, n: int) -> tuple[tuple[int, int], list[np.ndarray]] | None:
+    def look(self, columns: Columns, starts_2: np.ndarray, n: int) -> tuple[Found | None, bool]:
+        """As `find`, and whether the store had row n's sound, but torn or altered, which nobody had seen before."""
+        keys = self.keys(columns, n)
+        known = sum(map(self.store.damaged_copies, keys))
+        found = self.find(columns, starts_2, n)
+        return found, sum(map(self.store.damaged_copies, keys)) > known
+
+    def find(self, columns: Columns, starts_2: np.ndarray, n: int) -> Found | None:
         """The channels and the crops (2 of int16 (P,)) of row n; None where the store lacks any part of them."""
         separated, mixture = self.keys(columns, n)
         levels_S = self.store.levels(separated)

@@ -71,9 +71,7 @@ class ClipReader:
         uri, offset = str(block["uri"][n]), float(block["offset_seconds"][n])
         if self.stored is not None:
             block["content"][n] = content_hash(uri)
-            damaged = self.stored.store.counters.damaged
-            found = self.stored.find(block, starts_2, n)
-            block["damaged"][n] = self.stored.store.counters.damaged > damaged
+            found, block["damaged"][n] = self.stored.look(block, starts_2, n)
             if found is not None:
                 (block["channel_1"][n], block["channel_2"][n]), crops = found
                 block["sound"][n], block["stored"][n] = np.concatenate(crops).tobytes(), True

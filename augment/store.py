@@ -88,7 +88,7 @@ class SeparatedStore:
         self._index = StoreIndex()
         self._writer = ShardWriter(self.folder, self.settings, self._on_published, self._on_refused)
         self._bad_shards: set[str] = set()
-        self._bad_entries: set[tuple[str, bytes]] = set()
+        self._bad_entries: dict[bytes, set[str]] = {}  # digest -> the shards whose copy is damaged
         self._stored_bytes = 0
         self._next_refresh = 0.0
         self.refresh()
@@ -119,6 +119,11 @@ class SeparatedStore:
         """Whether a look-up would find the entry; counts nothing."""
         digest = key.digest()
         return self._writer.find(digest) is not None or bool(self._copies(digest))
+
+    def damaged_copies(self, key: StoreKey) -> int:
+        """Copies of an entry that this handle has found torn or altered."""
+        with self._lock:
+            return len(self._bad_entries.get(key.digest(), ()))
 
     def levels(self, key: StoreKey) -> np.ndarray | None:
         """Level of each channel, RMS in dBFS, float32 (S,); None when the entry is not there."""
@@ -156,7 +161,8 @@ class SeparatedStore:
         """Published copies not known to be damaged; where there is none, new shards are looked for."""
         for attempt in range(2):
             with self._lock:
-                found = [copy for copy in self._index.find(digest) if (copy.shard, digest) not in self._bad_entries]
+                bad = self._bad_entries.get(digest, set())
+                found = [copy for copy in self._index.find(digest) if copy.shard not in bad]
             if found or attempt or time.monotonic() < self._next_refresh:
                 return found
             self._refresh_in_passing()
@@ -194,7 +200,7 @@ class SeparatedStore:
         crop = decode_crop(raw, digest, found.place, channel, start, samples)
         if crop is None:
             with self._lock:
-                self._bad_entries.add((found.shard, digest))
+                self._bad_entries.setdefault(digest, set()).add(found.shard)
             self._count(damaged=1)
             _log.warning("store %s: a damaged entry in %s is passed over", self.folder.uri, found.shard)
         return crop

@@ -15,7 +15,7 @@ from augment.draws import FILLER, Schedule, draw
 from augment.forward import Forward
 from augment.reader import ClipReader, ViewMaker
 from augment.service import SeparationService
-from augment.store import SeparatedStore
+from augment.store import SeparatedStore, StoreSettings
 from augment.views import MIXTURE, Views, from_pcm
 from models.config import SepsceneError
 from models.foreign import ConvTasNetConfig, ConvTasNetSeparator
@@ -114,6 +114,15 @@ def test_what_one_precision_stored_is_not_for_the_other(
     same_views(live, made)
     assert again["stored"][:ROWS].all()
     assert (half["view_2"] != live["view_2"]).any(), "else this test tells nothing"
+
+
+def test_a_torn_shard_of_others_damages_no_row(clips: list[str], ladder: dict[str, str], tmp_path: Path) -> None:
+    both = settings(ladder)
+    with SeparatedStore(str(tmp_path), StoreSettings(refresh_seconds=0)) as store:
+        (tmp_path / "shards" / "torn.shard").write_bytes(b"torn")
+        store._next_refresh = 0.0
+        read = ClipReader(both, store)(block(clips))
+        assert store.counters.damaged == 1 and not read["damaged"].any()
 
 
 def test_keys_of_old_stores_stay_and_no_two_offsets_share_one(ladder: dict[str, str]) -> None:
