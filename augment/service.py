@@ -195,9 +195,10 @@ class SeparationService:
             levels_S = levels_db(pcm_ST)
             if self.stored is not None:
                 separated, mixture = self.stored.keys(columns, n)
-                self.stored.store.put(separated, pcm_ST, levels_S)
+                # The mixture first: where the store is full, a separated clip without one would be of no use.
                 if mixture not in self.stored.store:
                     self.stored.store.put(mixture, mixture_T[None], levels_db(mixture_T[None]))
+                self.stored.store.put(separated, pcm_ST, levels_S)
             yield n, mixture_T, pcm_ST, levels_S
 
 

@@ -86,7 +86,7 @@ class SeparatedStore:
         self.counters = StoreCounters()
         self._lock = threading.RLock()
         self._index = StoreIndex()
-        self._writer = ShardWriter(self.folder, self.settings, self._on_published, self._on_refused)
+        self._writer = ShardWriter(self.folder, self.settings, self._room, self._on_published, self._on_refused)
         self._bad_shards: set[str] = set()
         self._bad_entries: dict[bytes, set[str]] = {}  # digest -> the shards whose copy is damaged
         self._stored_bytes = 0
@@ -226,7 +226,7 @@ class SeparatedStore:
             return
         entry = encode_entry(key, wave_ST, levels, self.settings.segment_samples)
         limit = self.settings.max_bytes
-        if limit is not None and self._stored_bytes + self._writer.pending_bytes + len(entry.data) > limit:
+        if limit is not None and self._stored_bytes + self._writer.unpublished_bytes + len(entry.data) > limit:
             self._count(dropped=1)
             return
         self._writer.add(key.digest(), entry)
@@ -240,6 +240,19 @@ class SeparatedStore:
             self._index.add({name: footer})
             self._stored_bytes += size
         self._count(bytes_written=size)
+
+    def _room(self) -> int | None:
+        """Bytes that the limit leaves after all that is in the folder now, others' shards too; None without a limit.
+
+        Raises:
+            StoreError: when the filesystem does not answer.
+        """
+        if self.settings.max_bytes is None:
+            return None
+        stored = sum(info.size for info in self.folder.shards())
+        with self._lock:
+            self._stored_bytes = stored
+        return self.settings.max_bytes - stored
 
     def _on_refused(self, entries: int) -> None:
         self._count(dropped=entries)

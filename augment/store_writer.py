@@ -5,12 +5,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 
 import pyarrow as pa
 from pydantic import Field
 
 from augment.shards import Entry, shard_pieces
-from augment.store_folder import FILESYSTEM_ERRORS, StoreFolder
+from augment.store_folder import FILESYSTEM_ERRORS, StoreError, StoreFolder
 from models.config import Config
 
 _log = logging.getLogger(__name__)
@@ -28,7 +29,12 @@ class StoreSettings(Config):
     )
     refresh_seconds: float = Field(10.0, ge=0, description="a miss looks for new shards if the last look is this old")
     segment_samples: int = Field(4096, ge=1, description="samples under one checksum; crops are read in whole segments")
-    max_bytes: int | None = Field(None, ge=0, description="writers keep nothing more once the store is this large")
+    max_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="writers keep nothing more once the store is this large; each looks before it publishes a shard, "
+        "so that at worst the shards that are on their way at the same moment, one a writer, come on top",
+    )
 
 
 class ShardWriter:
@@ -38,16 +44,19 @@ class ShardWriter:
         self,
         folder: StoreFolder,
         settings: StoreSettings,
+        room: Callable[[], int | None],
         published: Callable[[str, pa.Table, int], None],
         refused: Callable[[int], None],
     ) -> None:
         """Args:
         folder: where shards are published.
         settings: when.
+        room: asked before a shard is published: how many bytes of entries it may hold; None for any number.
         published: told (name, footer, bytes) of each shard before its entries leave the memory.
-        refused: told how many entries the filesystem did not take.
+        refused: told how many entries the limit or the filesystem did not take.
         """
-        self._folder, self._settings, self._published, self._refused = folder, settings, published, refused
+        self._folder, self._settings, self._room = folder, settings, room
+        self._published, self._refused = published, refused
         self._lock = threading.Lock()  # the entries
         self._starting = threading.Lock()  # one shard after another
         self._pending: dict[bytes, Entry] = {}  # entries of the shard to come
@@ -62,6 +71,12 @@ class ShardWriter:
         """Entries that are not published yet."""
         with self._lock:
             return len(self._pending) + len(self._leaving)
+
+    @property
+    def unpublished_bytes(self) -> int:
+        """Bytes of the entries that are not published yet."""
+        with self._lock:
+            return self.pending_bytes + sum(len(entry.data) for entry in self._leaving.values())
 
     def find(self, digest: bytes) -> Entry | None:
         """An entry that is not published yet."""
@@ -120,13 +135,24 @@ class ShardWriter:
 
     def _publish(self) -> None:
         entries = list(self._leaving.values())
-        pieces, footer = shard_pieces(entries, self._settings.segment_samples)
         try:
-            name = self._folder.publish(pieces)
-        except FILESYSTEM_ERRORS as error:  # a full disk must not end a training run that can separate live
+            kept = _fitting(entries, self._room())
+            if kept:
+                pieces, footer = shard_pieces(kept, self._settings.segment_samples)
+                self._published(self._folder.publish(pieces), footer, sum(map(len, pieces)))
+        except (StoreError, *FILESYSTEM_ERRORS) as error:
+            # a full disk must not end a training run that can separate live
             _log.warning("store %s: %d entries were not kept: %s", self._folder.uri, len(entries), error)
-            self._refused(len(entries))
-        else:
-            self._published(name, footer, sum(map(len, pieces)))
+            kept = []
+        if len(kept) < len(entries):
+            self._refused(len(entries) - len(kept))
         with self._lock:
             self._leaving = {}
+
+
+def _fitting(entries: list[Entry], room: int | None) -> list[Entry]:
+    """The first entries that fit into `room` bytes."""
+    if room is None:
+        return entries
+    ends = accumulate(len(entry.data) for entry in entries)
+    return [entry for entry, end in zip(entries, ends, strict=True) if end <= room]

@@ -125,6 +125,20 @@ def test_a_torn_shard_of_others_damages_no_row(clips: list[str], ladder: dict[st
         assert store.counters.damaged == 1 and not read["damaged"].any()
 
 
+def test_a_full_store_has_no_separated_clip_without_its_mixture(
+    clips: list[str], ladder: dict[str, str], tmp_path: Path
+) -> None:
+    both, rows = settings(ladder), block(clips)
+    with SeparatedStore(str(tmp_path), StoreSettings(max_bytes=5 * AUDIO.samples)) as store:
+        read = ClipReader(both, store)(rows)
+        service = SeparationService(both, store)
+        service(read)
+        assert store.counters.dropped > 0 and len(store) > 0
+        for n in range(ROWS):
+            separated, mixture = service.stored.keys(read, n)  # type: ignore[union-attr]
+            assert mixture in store or separated not in store
+
+
 def test_keys_of_old_stores_stay_and_no_two_offsets_share_one(ladder: dict[str, str]) -> None:
     one = settings(ladder)
     assert [one.store_settings(offset).split("@")[1] for offset in (0, 10.0, 20.5)] == ["0", "10", "20.5"]

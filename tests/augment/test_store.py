@@ -1,6 +1,7 @@
 """The SeparatedStore as its callers see it: what was put comes back exactly, anywhere."""
 
 import pickle
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -202,6 +203,34 @@ def test_a_full_store_keeps_nothing_more(tmp_path):
             store.put(key(number), clip(number), LEVELS)
         assert store.counters.dropped == 3
         assert [key(n) in store for n in range(5)] == [True, True, False, False, False]
+
+
+def test_many_writers_keep_to_one_limit(tmp_path):
+    """None sees the others' entries until they are published, so each looks again before it publishes its own."""
+    one = 2 * (2 * 1000 + 4 * 16)
+    stores = [SeparatedStore(str(tmp_path), MANUAL.model_copy(update={"max_bytes": 10 * one})) for _ in range(8)]
+    for number in range(40):
+        stores[number % 8].put(key(number), clip(number), LEVELS)
+    for store in stores:
+        store.close()
+    kept = len(SeparatedStore(str(tmp_path)))
+    assert 8 <= kept <= 10
+    assert sum(store.counters.dropped for store in stores) == 40 - kept
+
+
+def test_what_is_being_uploaded_counts_for_the_limit(tmp_path, monkeypatch):
+    one = 2 * (2 * 1000 + 4 * 16)
+    store = SeparatedStore(str(tmp_path), MANUAL.model_copy(update={"max_bytes": 2 * one}))
+    go, publish = threading.Event(), store.folder.publish
+    monkeypatch.setattr(store.folder, "publish", lambda pieces: go.wait(10) and publish(pieces))
+    for number in range(2):
+        store.put(key(number), clip(number), LEVELS)
+    store._writer.start()
+    store.put(key(2), clip(2), LEVELS)
+    assert store.counters.dropped == 1
+    go.set()
+    store.close()
+    assert len(SeparatedStore(str(tmp_path))) == 2
 
 
 def test_a_filesystem_that_refuses_costs_the_entries_but_no_error(tmp_path, store):
