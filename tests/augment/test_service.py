@@ -14,11 +14,12 @@ from augment.blocks import Columns, ServiceSettings
 from augment.draws import FILLER, Schedule, draw
 from augment.forward import Forward
 from augment.reader import ClipReader, ViewMaker
-from augment.service import SeparationService
+from augment.service import SeparationService, open_separator
 from augment.store import SeparatedStore, StoreSettings
-from augment.views import MIXTURE, Views, from_pcm
+from augment.views import MIXTURE, Views, from_pcm, to_pcm
 from models.config import SepsceneError
 from models.foreign import ConvTasNetConfig, ConvTasNetSeparator
+from models.separation import fast_separator
 from models.separators import save_separator
 from models.tdcnpp import TDCNpp, TDCNppConfig
 
@@ -183,6 +184,20 @@ def test_clips_are_padded_to_one_shape(clips: list[str], ladder: dict[str, str])
     got = forward.submit(separator, pcm_BT)()  # type: ignore[arg-type]
     np.testing.assert_array_equal(got, np.stack([from_pcm(pcm_BT), -from_pcm(pcm_BT)], axis=1))
     assert shapes == [(3, 10)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_passes_in_flight_on_a_gpu_are_those_of_a_cpu(ladder: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three are submitted before one is looked at: within a step of 16 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    pcm_PBT = np.random.default_rng(0).integers(-8000, 8000, (3, 2, AUDIO.samples)).astype(np.int16)
+    made = []
+    for device in ("cpu", "cuda"):
+        separator = fast_separator(open_separator("S2", ladder["S2"], AUDIO), device)
+        forward = Forward(device, clips=3)
+        results = [forward.submit(separator, pcm_BT) for pcm_BT in pcm_PBT]
+        made.append(np.stack([to_pcm(result()) for result in results]).astype(int))
+    assert np.abs(made[0] - made[1]).max() <= 1
 
 
 def test_another_sample_rate_is_refused_with_a_way_out(ladder: dict[str, str]) -> None:
