@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
 from augment.specaugment import SpecAugment, specaugment
@@ -42,11 +43,16 @@ def test_equals_the_slow_loop() -> None:
     np.testing.assert_allclose(fast, slow, atol=1e-12)
 
 
-def test_a_row_is_the_same_in_any_batch() -> None:
-    patches, uniforms = torch.randn(33, FRAMES, BANDS), torch.rand(33, 10)
+@pytest.mark.parametrize("rows", [1, 7, 33, 255])
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_a_row_is_the_same_in_any_batch(rows: int, device: str) -> None:
+    patches, uniforms = torch.randn(300, FRAMES, BANDS, device=device), torch.rand(300, 10, device=device)
     whole = specaugment(patches, uniforms)
-    for n in (0, 17, 32):
-        assert torch.equal(specaugment(patches[n : n + 1], uniforms[n : n + 1])[0], whole[n])
+    for start in range(0, 300 - rows + 1, max(rows, 22)):
+        some = slice(start, start + rows)
+        assert torch.equal(specaugment(patches[some], uniforms[some]), whole[some])
 
 
 def test_masks_reach_their_bounds_and_never_pass_them() -> None:
