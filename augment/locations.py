@@ -123,7 +123,7 @@ def tar_members(uri: str) -> dict[str, Member]:
 
     Raises:
         ClipError: a name that leaves the archive (absolute, or with `..`).
-        OSError, tarfile.TarError: the archive is missing or broken.
+        OSError, tarfile.TarError: the archive is missing, broken or cut.
     """
     return _tar_index(uri, _stamp(uri))
 
@@ -202,6 +202,8 @@ def _tar_index(uri: str, stamp: tuple[Any, ...]) -> dict[str, Member]:
                 raise ClipError(f"{uri}#{entry.name}", "the member's name leaves the archive; pack it again")
             if entry.isreg() and not entry.issparse():
                 members[entry.name.removeprefix("./")] = Member(entry.offset_data, entry.size)
+        if file.read_at(tarfile.BLOCKSIZE, archive.offset) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it has no end: it was cut, or altered there; copy or pack it again")
     return members
 
 

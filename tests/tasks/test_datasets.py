@@ -202,6 +202,18 @@ class TestShards:
         with pytest.raises(ManifestError, match=message):
             read_manifest("shards", str(tmp_path))
 
+    @pytest.mark.parametrize("where", [0, 100, 512, 600, -10, -600])
+    def test_a_cut_archive(self, tmp_path: Path, where: int) -> None:
+        """At a member's end, in the header of the next, after it, in its sound, and in the sound of the one before."""
+        tar(tmp_path / "s.tar", {f"{n}.wav": wav() for n in range(5)})
+        member = 512 + -(-len(wav()) // 512) * 512
+        whole = (tmp_path / "s.tar").read_bytes()
+        (tmp_path / "s.tar").write_bytes(whole[: 2 * member + where])
+        with pytest.raises(ManifestError, match="not a readable tar archive"):
+            read_manifest("shards", str(tmp_path))
+        (tmp_path / "s.tar").write_bytes(whole[: 5 * member + 1024])  # some writers fill no 10 kB up
+        assert len(read_manifest("shards", str(tmp_path))) == 5
+
     def test_not_a_tar(self, tmp_path: Path) -> None:
         (tmp_path / "s.tar").write_bytes(b"x" * 2_000)
         with pytest.raises(ManifestError, match="not a readable tar"):
