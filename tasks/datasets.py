@@ -123,7 +123,7 @@ def read_folder(root: Root) -> Manifest:
     for table in tables:
         folder = posixpath.dirname(table)
         for line, row in enumerate(root.table(table, ["file_name"]), 2):
-            root.uri(row["file_name"])  # may not leave its own folder either
+            root.relative(row["file_name"])  # may not leave its own folder either
             path = posixpath.join(folder, row["file_name"])
             split = str(row.get("split") or split_of(path))
             offset = parse_offset(row.get("offset_seconds"), f"{root.location}/{table} row {line}")

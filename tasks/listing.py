@@ -69,7 +69,8 @@ class Manifest:
         clips: one row a clip, columns `CLIP_COLUMNS`: clip_id (unique; the path inside the root), uri (see
             `augment.locations`), labels, split, offset_seconds (where in the recording the clip begins).
         classes: all label names, in the data set's own order or sorted; the same for every selection.
-        absent: clip_ids which the data set lists but whose audio its folder does not hold (deleted videos).
+        absent: clip_ids which the data set lists but whose audio its folder does not hold (deleted videos, second
+            segments of a recording).
     """
 
     clips: pa.Table
@@ -168,6 +169,8 @@ class Root:
         if info.type == pyarrow.fs.FileType.NotFound:
             raise ManifestError(f"{location}: no such folder; set data.root to where the data lies")
         self.is_file = info.type == pyarrow.fs.FileType.File
+        self._named = ""  # the file that the user named as root: it may be a link to anywhere
+        self._real_folders: dict[str, str] = {}
 
     def relative(self, name: str) -> str:
         """What a data set names, relative to the root.
@@ -185,18 +188,35 @@ class Root:
         """The URI of what a data set names.
 
         Raises:
-            ManifestError: as `relative`.
+            ManifestError: as `relative`, or a symbolic link leads outside of the root.
         """
         relative = self.relative(name)
-        if self.is_local:
-            return f"{self.location}/{relative}"
         archive, member = split_member(relative)
+        if self.is_local:
+            if archive != self._named and not self._holds_in_truth(f"{self.location}/{archive}"):
+                raise ManifestError(
+                    f"{self.location}: {name!r} leads out of the data set's root by a symbolic link; put the file "
+                    "itself there, or set data.root to a folder that holds the link and the file"
+                )
+            return f"{self.location}/{relative}"
         return f"{self.location}/{quote(archive)}{self._query}" + ("" if member is None else f"#{member}")
+
+    def _holds_in_truth(self, path: str) -> bool:
+        """Whether a local path lies below the root once all links are followed."""
+        folder = os.path.dirname(path)
+        for known in (self.location, folder):  # one look a clip, not one for each folder above it
+            if known not in self._real_folders:
+                self._real_folders[known] = os.path.realpath(known)
+        real = os.path.realpath(path) if os.path.islink(path) else self._real_folders[folder]
+        root = self._real_folders[self.location]
+        return os.path.commonpath([root, real]) == root
 
     def folder(self) -> tuple["Root", str]:
         """The folder and the name of a root that is a file."""
         folder, name = posixpath.split(self.location)
-        return Root(folder + self._query), name
+        root = Root(folder + self._query)
+        root._named = name
+        return root, name
 
     def files(self, under: str = "", suffixes: Iterable[str] = AUDIO_SUFFIXES) -> list[str]:
         """Paths below the root, sorted, of the files with one of the suffixes, without hidden ones."""

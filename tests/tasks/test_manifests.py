@@ -155,6 +155,45 @@ class TestTable:
             read_manifest("table", f"{tmp_path}/m.parquet")
 
 
+class TestLinks:
+    """Symbolic links may lead anywhere below the root; the root itself may be one."""
+
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        write(tmp_path, {"out/secret.wav": "", "data/dog/a.wav": "", "data/cat/b.wav": ""})
+        (tmp_path / "link").symlink_to(tmp_path / "data")
+        return tmp_path / "data"
+
+    @pytest.mark.parametrize("name", ["dog/link.wav", "folder/secret.wav", "folder/none.wav", "folder/s.tar#a.wav"])
+    def test_declared_names_that_lead_out(self, root: Path, name: str) -> None:
+        (root / "dog/link.wav").symlink_to(root.parent / "out/secret.wav")
+        (root / "folder").symlink_to(root.parent / "out")
+        write(root, {"manifest.csv": f"uri,labels,split\n{name},x,train\n"})
+        for place in (root, root.parent / "link"):
+            with pytest.raises(ManifestError, match="out of the data set's root by a symbolic link; put the"):
+                read_manifest("table", str(place))
+
+    @pytest.mark.parametrize(("link", "target"), [("dog/link.wav", "out/secret.wav"), ("owl", "out")])
+    def test_found_links_that_lead_out(self, root: Path, link: str, target: str) -> None:
+        (root / link).symlink_to(root.parent / target)
+        with pytest.raises(ManifestError, match="by a symbolic link"):
+            read_manifest("directory", str(root))
+
+    def test_links_inside_and_a_linked_root(self, root: Path) -> None:
+        (root / "dog/link.wav").symlink_to("../cat/b.wav")
+        (root / "owl").symlink_to(root / "cat")
+        names = ["cat/b.wav", "dog/a.wav", "dog/link.wav", "owl/b.wav"]
+        for place in (root, root.parent / "link"):
+            manifest = read_manifest("directory", str(place))
+            assert manifest.clips["uri"].to_pylist() == [f"{place}/{name}" for name in names]
+
+    def test_a_root_that_is_a_linked_file(self, root: Path) -> None:
+        pq.write_table(pa.table({"audio": [b"x"]}), root.parent / "out/all.parquet")
+        (root / "link.parquet").symlink_to(root.parent / "out/all.parquet")
+        manifest = read_manifest("parquet", f"{root}/link.parquet")
+        assert manifest.clips["uri"].to_pylist() == [f"{root}/link.parquet#0"]
+
+
 class TestDirectory:
     def test_split_folders(self, tmp_path: Path) -> None:
         names = [
