@@ -44,7 +44,7 @@ def read_audioset(root: Root) -> Manifest:
 
     The audio files hold the segment alone (as all downloaders store it) and are found by their YouTube id:
     `<id>.wav`, `Y<id>.wav`, `<id>_30.000.flac`, `<id>_30000_40000.wav`, in any folder. Segments without a
-    file are `absent`.
+    file are `absent`, and so is all but the first segment of one recording (as `<id>_<start in ms>`).
     """
     index = root.table("class_labels_indices.csv", ["index", "mid", "display_name"])
     names = {row["mid"]: row["display_name"] for row in sorted(index, key=lambda row: int(row["index"]))}
@@ -52,13 +52,16 @@ def read_audioset(root: Root) -> Manifest:
     if not tables:
         raise ManifestError(f"{root.location}: has no *_segments.csv, e.g. balanced_train_segments.csv")
     files = _by_youtube_id(root.files())
-    clips, absent, seen = [], [], set()
+    clips, absent = [], []
+    seen: dict[str, float] = {}  # id -> where its segment begins
     for table in tables:
         split = posixpath.basename(table).removesuffix("_segments.csv")
-        for name, labels in _segments(root, table, names):
-            if name in seen:
-                continue  # the strongly labelled lists repeat segments of the others
-            seen.add(name)
+        for name, start, labels in _segments(root, table, names):
+            if name in seen:  # the strongly labelled lists repeat segments of the others
+                if start != seen[name]:
+                    absent.append(f"{name}_{round(1000 * start)}")
+                continue
+            seen[name] = start
             if name in files:
                 clips.append(Clip(name, root.uri(files[name]), labels, split))
             else:
@@ -131,8 +134,8 @@ def read_folder(root: Root) -> Manifest:
     return make_manifest(clips, root.location)
 
 
-def _segments(root: Root, table: str, names: dict[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(YouTube id, class names) of each line; ids may begin with '-', labels are quoted."""
+def _segments(root: Root, table: str, names: dict[str, str]) -> Iterator[tuple[str, float, tuple[str, ...]]]:
+    """(YouTube id, start in seconds, class names) of each line; ids may begin with '-', labels are quoted."""
     lines = [line for line in root.text(table).splitlines() if line.strip() and not line.startswith("#")]
     for row in csv.reader(lines, skipinitialspace=True):
         if len(row) != 4 or not _YOUTUBE_ID.match(row[0]):
@@ -141,18 +144,22 @@ def _segments(root: Root, table: str, names: dict[str, str]) -> Iterator[tuple[s
         unknown = [mid for mid in mids if mid not in names]
         if unknown:
             raise ManifestError(f"{root.location}/{table}: {row[0]} has label {unknown[0]!r}, which the index lacks")
-        yield row[0], tuple(names[mid] for mid in mids)
+        yield row[0], parse_offset(row[1], f"{root.location}/{table}: {row[0]}"), tuple(names[mid] for mid in mids)
 
 
 def _by_youtube_id(paths: list[str]) -> dict[str, str]:
-    """Files by every id that their name may stand for (`Y` may be PANNs' prefix or the id's first letter)."""
+    """Files by the id that their name stands for; of several, the one with the shortest name.
+
+    `Y` may be PANNs' prefix or the id's first letter: it is the prefix where what follows can be an id.
+    """
     files: dict[str, str] = {}
-    for path in paths:
-        stem = posixpath.splitext(posixpath.basename(path))[0]
-        for name, rest in ((stem[:11], stem[11:]), (stem[1:12], stem[12:])):
-            prefixed = name != stem[:11]
-            if _YOUTUBE_ID.match(name) and rest[:1] in ("", "_") and (not prefixed or stem[0] == "Y"):
+    stems = [(posixpath.splitext(posixpath.basename(path))[0], path) for path in paths]
+    for stem, path in sorted(stems, key=lambda item: len(item[0])):
+        for bare in ([stem[1:]] if stem.startswith("Y") else []) + [stem]:
+            name, rest = bare[:11], bare[11:]
+            if _YOUTUBE_ID.match(name) and rest[:1] in ("", "_"):
                 files.setdefault(name, path)
+                break
     return files
 
 

@@ -78,6 +78,21 @@ class TestAudioSet:
         assert [Path(uri).name for uri in manifest.clips["uri"].to_pylist()] == [Path(name).name for name in audio[:4]]
         np.testing.assert_array_equal(manifest.targets().sum(axis=0), [1, 1, 2, 2])
 
+    def test_a_second_segment_of_one_recording_is_told(self, tmp_path: Path) -> None:
+        strong = HEADER + '--aE2O5G5WE, 30.000, 40.000, "/m/09x0r"\n--aE2O5G5WE, 50.500, 60.500, "/m/09x0r"\n'
+        files = self.FILES | {"strong_segments.csv": strong, "a/--aE2O5G5WE.wav": ""}
+        manifest = read_manifest("audioset", write(tmp_path, files))
+        assert [row[0] for row in rows(manifest)] == ["--aE2O5G5WE"]
+        assert manifest.absent[-1] == "--aE2O5G5WE_50500" and len(manifest.absent) == 4
+
+    def test_a_name_stands_for_one_id(self, tmp_path: Path) -> None:
+        both = HEADER + 'ABCDEFGHIJ_, 0, 10, "/m/09x0r"\nYABCDEFGHIJ, 0, 10, "/m/0bt9lr"\n'
+        files = {"class_labels_indices.csv": INDEX, "eval_segments.csv": both, "a/YABCDEFGHIJ_.wav": ""}
+        manifest = read_manifest("audioset", write(tmp_path, files))
+        assert [row[0] for row in rows(manifest)] == ["ABCDEFGHIJ_"] and manifest.absent == ("YABCDEFGHIJ",)
+        plain = read_manifest("audioset", write(tmp_path, {"b/ABCDEFGHIJ_.wav": "", "b/YABCDEFGHIJ.wav": ""}))
+        assert plain.clips["uri"].to_pylist() == [f"{tmp_path}/b/{n}.wav" for n in ("ABCDEFGHIJ_", "YABCDEFGHIJ")]
+
     def test_deleted_videos_are_absent(self, tmp_path: Path) -> None:
         manifest = read_manifest("audioset", write(tmp_path, self.FILES | {"a/eval1234_-A.wav": ""}))
         assert [row[0] for row in rows(manifest)] == ["eval1234_-A"]
