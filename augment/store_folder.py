@@ -128,6 +128,10 @@ class StoreFolder:
                 self._files.popitem(last=False)  # closed when its last reader lets go of it
         return file
 
+    def holds(self, name: str) -> bool:
+        """Whether a shard is still there."""
+        return self.filesystem.get_file_info(f"{self.shards_path}/{name}").is_file
+
     def forget(self, name: str) -> None:
         """Close a shard that is gone."""
         with self._lock:

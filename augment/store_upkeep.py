@@ -133,7 +133,9 @@ def verify_entries(folder: StoreFolder) -> Verification:
         else:
             try:
                 damaged_entries += _damaged(folder, info.base_name, footer)
-            except FileNotFoundError:
+            except OSError:
+                if folder.holds(info.base_name):
+                    raise
                 continue
             finally:
                 folder.forget(info.base_name)
@@ -176,7 +178,9 @@ def _footers(folder: StoreFolder) -> Iterator[tuple[fs.FileInfo, pa.Table | str]
         try:
             with folder.filesystem.open_input_file(info.path) as file:
                 footer = read_footer(file, info.size)
-        except FileNotFoundError:
+        except OSError:  # S3 has no special one for an object that went after it was opened
+            if folder.holds(info.base_name):
+                raise
             continue
         except ShardDamage as error:
             footer = str(error)
