@@ -7,10 +7,13 @@ from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 LINE_SECONDS = 30.0
 """Between two lines of a log."""
+SAME_REPORT_SECONDS = 1.0
+"""Steps that come so close together are told by one report."""
+UNKNOWN = "-:--:--"
 
 
 class Told(Protocol):
@@ -37,7 +40,7 @@ def progress(console: Console, title: str, total: float) -> Iterator[Told]:
         BarColumn(bar_width=12),
         TextColumn("{task.completed:>6.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}", style="progress.remaining"),
         TextColumn("{task.fields[terms]}"),
     )
     with Progress(*columns, console=console) as bar:
@@ -46,15 +49,35 @@ def progress(console: Console, title: str, total: float) -> Iterator[Told]:
         told.update(total)
 
 
+class _Estimate:
+    """The time that is left, by the pace since the first report: before it processes start, which is no pace."""
+
+    def __init__(self, total: float) -> None:
+        self.total = total
+        self.first: tuple[float, float] | None = None
+        """When the first report came, and how far it was."""
+
+    def left(self, done: float) -> str:
+        """In words, e.g. "0:04:10"; empty while nobody knows. To be called at each report."""
+        now = time.monotonic()
+        if done > 0 and (self.first is None or now - self.first[0] < SAME_REPORT_SECONDS):
+            self.first = (now if self.first is None else self.first[0], done)
+        if self.first is None or done <= self.first[1] or done >= self.total:
+            return ""
+        return _clock((now - self.first[0]) * (self.total - done) / (done - self.first[1]))
+
+
 class _Bar:
     """The bar of a terminal."""
 
     def __init__(self, bar: Progress, title: str, total: float) -> None:
-        self.bar = bar
-        self.task = bar.add_task(title, total=total, terms="")
+        self.bar, self.estimate = bar, _Estimate(total)
+        self.task = bar.add_task(title, total=total, terms="", left=UNKNOWN)
 
     def update(self, done: float | None = None, terms: str = "") -> None:
         self.bar.update(self.task, completed=done)
+        if done is not None:
+            self.bar.update(self.task, left=self.estimate.left(done) or UNKNOWN)
         if terms:
             self.bar.update(self.task, terms=terms)
 
@@ -66,13 +89,14 @@ class _Lines:
     """The lines of a log: one when the stage begins, one every `LINE_SECONDS`, one at its end."""
 
     def __init__(self, console: Console, title: str, total: float) -> None:
-        self.console, self.title, self.total = console, title, total
+        self.console, self.title, self.total, self.estimate = console, title, total, _Estimate(total)
         self.started = self.written = time.monotonic()
-        self.done, self.terms = 0.0, ""
+        self.done, self.terms, self.left = 0.0, "", ""
         self._write()
 
     def update(self, done: float | None = None, terms: str = "") -> None:
-        self.done = self.done if done is None else done
+        if done is not None:
+            self.done, self.left = done, self.estimate.left(done)
         self.terms = terms or self.terms
         if time.monotonic() - self.written >= LINE_SECONDS:
             self._write()
@@ -82,15 +106,14 @@ class _Lines:
 
     def end(self) -> None:
         """The last line."""
-        self.done = self.total
+        self.done, self.left = self.total, ""
         self._write()
 
     def _write(self) -> None:
         self.written = time.monotonic()
         spent = self.written - self.started
-        left = spent * (self.total - self.done) / self.done if 0 < self.done < self.total else 0.0
         parts = [f"{self.title:<23}", f"{self.done:>6.0f}/{self.total:.0f}", _clock(spent)]
-        parts += [f"{_clock(left)} left"] if left else []
+        parts += [f"{self.left} left"] if self.left else []
         self.console.print("  ".join([*parts, self.terms]).rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -41,6 +41,22 @@ def test_a_log_gets_a_line_now_and_then(clock: Callable[[float], None]) -> None:
     ]
 
 
+def test_the_start_of_processes_is_no_pace(clock: Callable[[float], None]) -> None:
+    """The first of 600 steps came after 42 s, and the log said that seven hours were left; it took five minutes."""
+    out = io.StringIO()
+    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600) as told:
+        clock(42)
+        for step in range(1, 6):  # five steps in one report
+            told.update(step)
+        for step in range(10, 130, 5):
+            clock(2.5)
+            told.update(step)
+    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    assert lines[1] == "pretrain-mix-chan 1/600 0:00:42"
+    assert lines[2] == "pretrain-mix-chan 65/600 0:01:12 0:04:28 left"
+    assert lines[3] == "pretrain-mix-chan 125/600 0:01:42 0:03:58 left"
+
+
 def test_a_stage_that_fails_is_not_called_complete() -> None:
     out = io.StringIO()
     with contextlib.suppress(ValueError), progress(Console(file=out), "scenes", 5) as told:
