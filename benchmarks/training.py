@@ -61,7 +61,10 @@ def experiment(pairs: int, workers: int) -> Experiment:
     )
 
 
-STAGE_COLUMNS = ("reading_seconds", "separation_seconds", "queued_seconds", "read_bytes", "stored", "damaged")
+STAGE_COLUMNS = (
+    "reading_seconds", "separation_seconds", "queued_seconds", "read_bytes", "stored", "damaged",
+    "channel_1", "channel_2",
+)  # fmt: skip
 """What the stages before the trainers tell of themselves: there are none here."""
 
 

@@ -195,7 +195,14 @@ class Resources(Config):
     )
     trainer_cpus: float = Field(1, gt=0)
     trainer_gpus: float = Field(0, ge=0, description="GPUs of one trainer")
-    separation_actors: int = Field(1, ge=1)
+    separation_actors: int = Field(1, ge=1, description="separation actors; with separation_actors_min the most")
+    separation_actors_min: int | None = Field(
+        None,
+        ge=1,
+        description="let Ray Data start with so few separation actors and add more, up to separation_actors, while all "
+        "of them have two blocks waiting; none, the default, is a fixed number: pools of GPU actors have been seen to "
+        "stay at their smallest size (ray#59144)",
+    )
     separation_cpus: float = Field(1, gt=0)
     separation_gpus: float = Field(0, ge=0, description="GPUs of one separation actor; fractions share one GPU")
     validation_cpus: float = Field(1, gt=0, description="of the validation task, when there is validation")
@@ -213,6 +220,20 @@ class Resources(Config):
     def trainer_counts(self) -> range:
         """How many trainers a worker group may have, from the fewest to the most."""
         return range(self.trainers_min or self.trainers, self.trainers + 1)
+
+    @property
+    def separation_counts(self) -> range:
+        """How many separation actors there may be, from the fewest to the most."""
+        return range(self.separation_actors_min or self.separation_actors, self.separation_actors + 1)
+
+    @model_validator(mode="after")
+    def _fewest_actors_are_not_more_than_the_most(self) -> "Resources":
+        if self.separation_actors_min is not None and self.separation_actors_min > self.separation_actors:
+            raise ValueError(
+                f"resources.separation_actors_min {self.separation_actors_min} is more than .separation_actors "
+                f"{self.separation_actors}; lower the first or raise the second"
+            )
+        return self
 
     @model_validator(mode="after")
     def _elastic_trainers_have_their_own(self) -> "Resources":

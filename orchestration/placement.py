@@ -14,7 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def actor_demand(resources: Resources) -> Demand:
         resources.separation_gpus,
         resources.separation_labels,
         resources.separation_accelerator,
-        "resources.separation_actors, .separation_cpus, .separation_gpus, .separation_labels, .separation_accelerator",
+        "resources.separation_actors, .separation_actors_min, .separation_cpus, .separation_gpus, "
+        ".separation_labels, .separation_accelerator",
     )
 
 
@@ -106,8 +107,10 @@ def phases(experiment: Experiment, driver_cpus: float = 0.0) -> list[list[Demand
 
 
 def demands(resources: Resources, pair: str, driver_cpus: float = 0.0, validates: bool = False) -> list[Demand]:
-    """Everything one trial asks for at once, one entry a bundle. Of trainers it counts the fewest that it goes on with.
+    """Everything one trial asks for at once, one entry a bundle.
 
+    Of trainers and separation actors it counts the fewest that the trial goes on with: the rest may come later or
+    never, and nothing waits for it.
 
     Args:
         pair: kind of the positive pair. "mix-mix" separates nothing: its readers crop the views themselves.
@@ -142,7 +145,7 @@ def demands(resources: Resources, pair: str, driver_cpus: float = 0.0, validates
     driver = [Demand("trial driver", driver_cpus, knobs="the CPUs of the trial's driver")] if driver_cpus else []
     return (
         [trainer] * resources.trainer_counts[0]
-        + [actor] * (0 if pair == "mix-mix" else resources.separation_actors)
+        + [actor] * (0 if pair == "mix-mix" else resources.separation_counts[0])
         + [reader_demand(resources)] * resources.readers
         + [own]
         + [validation] * validates
@@ -243,7 +246,26 @@ def check_placement(asked: Sequence[Demand], nodes: Sequence[Node]) -> None:
     raise SepsceneError(
         "the run does not fit the cluster and would wait forever:\n"
         + "\n".join(lines)
+        + _on_cpus(asked, nodes)
         + f"\n  nodes: {_inventory(nodes)}"
+    )
+
+
+def _on_cpus(asked: Sequence[Demand], nodes: Sequence[Node]) -> str:
+    """Where GPUs are asked for and no node has one: which fields make the run do without."""
+    asking = {demand.role: demand for demand in asked if demand.gpus}
+    if not asking or any(node.gpus for node in nodes):
+        return ""
+    fields = {"trainer": "trainer", "separation actor": "separation", "validation task": "validation"}
+    changes = [f"resources.{fields[role]}_gpus=0" for role in asking]
+    changes += [f"resources.{fields[role]}_accelerator=null" for role, demand in asking.items() if demand.accelerator]
+    said = f"\n  no node has a GPU; to run on CPUs, slowly: --set {' --set '.join(changes)}"
+    if not pack([replace(demand, gpus=0.0, accelerator=None) for demand in asked], nodes)[1]:
+        return said
+    total, there = sum(demand.cpus for demand in asked), sum(node.cpus for node in nodes)
+    return (
+        f"{said}, and lower resources.readers, .reader_cpus, .separation_cpus or .trainer_cpus (shares of a CPU will "
+        f"do): all together ask for {total:g} CPU, and there are {there:g}"
     )
 
 

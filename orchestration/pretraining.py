@@ -39,7 +39,7 @@ from orchestration.validation import HandOver, validation_of
 from tasks.batchnorm import synchronise_batchnorm
 from tasks.gather import gather_ids, gather_rows, world_size
 from tasks.gradcache import accumulate, cut
-from tasks.joint import JointLoss
+from tasks.joint import JointLoss, JointObjective
 from tasks.manifests import Manifest
 from tasks.watch import collapse_warning, watch
 
@@ -65,6 +65,23 @@ class Views(nn.Module):
         return logmel_B2LF[:, 0], logmel_B2LF[:, 1]
 
 
+def prepared_objective(experiment: Experiment, device: torch.device, start: Path | None = None) -> JointObjective:
+    """The networks and losses as a worker trains them: on its device, BatchNorm over all workers, memory format chosen.
+
+    Args:
+        start: encoder bundle whose weights are the start; none keeps the fresh ones.
+    """
+    objective = build_objective(experiment)
+    if start is not None:
+        start_from(objective, start)
+    objective = objective.to(device)
+    synchronise_batchnorm(objective)  # on its device: CUDA has a kernel of its own
+    if device.type == "cuda" or experiment.training.precision == "bfloat16" or experiment.scale == "tiny":
+        # Measured in benchmarks/encoder.py: 1.2 to 1.7 times faster, but slower for full-size float32 on a CPU.
+        objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return objective
+
+
 class Pretrainer:
     """One worker of the pre-training: model, optimiser, ledger, and what it tells the driver."""
 
@@ -73,20 +90,13 @@ class Pretrainer:
         self.experiment, self.clips, self.folder = experiment, clips, folder
         self.device = ray.train.torch.get_device()
         self.views = Views(experiment).to(self.device)
-        objective = build_objective(experiment)
         checkpoint = resume_point(folder)
-        if checkpoint is None and start is not None:
-            start_from(objective, start)
-        objective = objective.to(self.device)
-        synchronise_batchnorm(objective)  # on its device: CUDA has a kernel of its own
+        objective = prepared_objective(experiment, self.device, start if checkpoint is None else None)
         self.optimizer = adamw(objective, experiment.training, self.device)
         rows = schedule_of(experiment, clips).rows
         self.steps = -(-rows // experiment.training.global_batch)
         self.step, self.ledger = 0, Ledger(rows)
         self.bad_rows: list[list[int]] = []
-        if self.device.type == "cuda" or experiment.training.precision == "bfloat16" or experiment.scale == "tiny":
-            # Measured in benchmarks/encoder.py: 1.2 to 1.7 times faster, but slower for full-size float32 on a CPU.
-            objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = objective
         if checkpoint is not None:
             self._restore(read_checkpoint(checkpoint))
@@ -263,13 +273,15 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
             save = worker.step % every == 0
             validate = validate_every > 0 and (worker.step % validate_every == 0 or worker.step == worker.steps)
             tells = save or validate or worker.step % LOG_EVERY_STEPS == 0
-            figures |= pace.figures(pairs, asked, arrived, done) | (balance.figures() if tells else {})
+            figures |= pace.figures(pairs, asked, arrived, done)
+            fatal = worker.must_stop() if tells else ""
+            if tells:
+                figures |= balance.figures() | {"quarantined": len(worker.ledger.quarantined)}
             reporter.add(figures)
-            for event in (*worker.take_events(), hand_over.take_fault()):
+            for event in (*worker.take_events(), hand_over.take_fault(), balance.advice()):
                 reporter.tell(worker.step, event)
             asked = done
             if tells:
-                fatal = worker.must_stop()
                 reporter.send(save, fatal, hand_over.report_options(wait=validate))
                 if fatal:
                     return

@@ -22,7 +22,7 @@ from augment.store import SeparatedStore
 from models.config import SepsceneError
 from models.encoder import save_encoder
 from models.separators import read_card
-from orchestration.balance import STORE_COUNTS, balance_of, bottleneck, counts_of_block
+from orchestration.balance import STORE_COUNTS, balance_line, balance_of, bottleneck, counts_of_block
 from orchestration.checkpoints import read_checkpoint, read_ledger
 from orchestration.config import Experiment, Objective, load_experiment
 from orchestration.environment import commit, environment
@@ -42,6 +42,9 @@ from orchestration.validation import choose_probe
 from tasks.manifests import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")
+
+BALANCE_EVERY = 10
+"""Reports of the balance for one line of it among the progress."""
 
 
 class Run:
@@ -146,13 +149,19 @@ class Run:
         self.tracker.start_stage(name, self._tags() | {"stage": name} | ({"pair": pair} if pair else {}))
         # A log has lines as long as they need to be.
         terms = Terms(self.console.width - BESIDE_THE_BAR if self.console.is_terminal else 120)
+        balances = 0
         with progress(self.console, title, max(1, total)) as told:
 
             def show(record: dict[str, Any]) -> None:
+                nonlocal balances
                 if "event" in record:
                     told.event(record["event"])
                 elif record["stage"] == name:
                     told.update(record.get(counts), terms.update(record))
+                    balance = balance_line(record)
+                    balances += bool(balance)
+                    if balance and balances % BALANCE_EVERY == 0:
+                        told.event(balance)
 
             self._progress = told.update
             try:
@@ -319,10 +328,12 @@ class Run:
         balance = balance_of(read_metrics(self.folder), stage)
         if balance is None:
             return
-        self.console.print(f"  {bottleneck(balance, experiment)}", style="dim", highlight=False)
-        shares = {f"balance/{name}_busy": share for name, share in balance.busy.items()}
-        counts = {f"balance/store_{name}": float(count) for name, count in balance.store.items()}
-        self.tracker.log_figures(stage, shares | counts | {"balance/rows_per_second": balance.rows_per_second})
+        advice = bottleneck(balance, experiment)
+        self.console.print(f"  {advice}", style="dim", highlight=False)
+        self.tracker.log_figures(stage, {f"balance/{name}": value for name, value in balance.figures().items()})
+        self.tracker.tag(stage, {"bottleneck": advice})
+        if stage == f"pretrain-{self.experiment.views.pair}":
+            self.tracker.tag("", {"bottleneck": advice})
 
     def untrained(self) -> Path:
         """The bundle of the untrained encoder, a baseline."""

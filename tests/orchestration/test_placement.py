@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 
 import pytest
 
@@ -79,6 +80,22 @@ def test_a_filled_store_needs_separation_actors_before_the_trainers_not_beside_t
     assert "trainer" not in {demand.role for demand in prefill}
     assert "separation actor" not in {demand.role for demand in training}
     assert phases(before.changed({"views.pair": "mix-mix"})) == [training]
+
+
+def test_of_an_elastic_pool_only_the_fewest_actors_must_fit() -> None:
+    elastic = named_experiment("demo", "tiny").changed(
+        {
+            "resources.separation_actors": 16,
+            "resources.separation_actors_min": 2,
+            "resources.separation_cpus": 1,
+        }
+    )
+    (asked,) = phases(elastic)
+    assert Counter(demand.role for demand in asked)["separation actor"] == 2
+    fixed = elastic.changed({"resources.separation_actors_min": None})
+    check_placement(asked, [Node("laptop", 8)])
+    with pytest.raises(SepsceneError, match=r"of 16 separation actors .*\.separation_actors_min"):
+        check_placement(*phases(fixed), [Node("laptop", 8)])
 
 
 def test_a_tune_trial_asks_for_its_driver_too() -> None:
@@ -186,6 +203,20 @@ def test_a_refusal_says_which_bundle_why_and_what_to_change(changes: dict, nodes
         check_placement(demands(on_two_pools(**changes), "mix-chan"), nodes)
     assert re.search(said, str(refusal.value)), str(refusal.value)
     assert "change resources." in str(refusal.value)
+
+
+def test_without_gpus_the_refusal_says_how_to_run_on_cpus() -> None:
+    small = named_experiment("demo", "small")
+    for cpus, more in ((16, r"\n  nodes"), (2, r", and lower resources.readers, .* ask for 8 CPU, and there are 2\n")):
+        with pytest.raises(SepsceneError) as refusal:
+            check_placement(*phases(small), [Node("laptop", cpus)])
+        said = "to run on CPUs, slowly: --set resources.trainer_gpus=0 --set resources.separation_gpus=0"
+        assert re.search(re.escape(said) + more, str(refusal.value)), str(refusal.value)
+    mended = small.changed({"resources.trainer_gpus": 0, "resources.separation_gpus": 0})
+    check_placement(*phases(mended), [Node("laptop", 16)])
+    with pytest.raises(SepsceneError) as refusal:
+        check_placement(*phases(small), [Node("one GPU", 2, gpus=1)])
+    assert "to run on CPUs" not in str(refusal.value)
 
 
 def test_nodes_are_listed_by_kind() -> None:
