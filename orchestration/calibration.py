@@ -7,7 +7,7 @@ benchmarks/pipeline.py). Weights are random where there are none yet: they do no
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -26,16 +26,20 @@ from models.config import SepsceneError
 from models.separators import save_separator
 from models.tdcnpp import TDCNpp
 from orchestration.config import Experiment
-from orchestration.networks import build_objective
+from orchestration.optimisation import adamw
 from orchestration.plan import CPU, Calibration, threads
-from orchestration.pretraining import Views
+from orchestration.pretraining import Views, prepared_objective
+from orchestration.processors import Processor, processors_of
+from tasks.gradcache import accumulate, cut
 
 _SCENES = 4
 _SHARES = {"reading": 0.1, "separation": 0.4, "training": 0.4}  # of the seconds; starting takes the rest
 _ROUNDS = 3
 
 
-def calibrate(experiment: Experiment, seconds: float = 10.0, clips: Sequence[str] = ()) -> Calibration:
+def calibrate(
+    experiment: Experiment, seconds: float = 10.0, clips: Sequence[str] = (), offsets: Sequence[float] = ()
+) -> Calibration:
     """Measure decoding, the store, separation and training for about `seconds`.
 
     Separation and training use a GPU where the experiment asks for one and this machine has it. They run on
@@ -43,23 +47,26 @@ def calibrate(experiment: Experiment, seconds: float = 10.0, clips: Sequence[str
 
     Args:
         clips: URIs of some clips of the data set; none measures with synthetic scenes.
+        offsets: where each of them begins in its recording, in seconds; none is at the start.
 
     Raises:
         SepsceneError: when a clip cannot be decoded, or a checkpoint does not fit the experiment.
     """
     with tempfile.TemporaryDirectory() as folder:
         uris = [str(uri) for uri in clips] or _scenes(experiment, Path(folder) / "scenes")
-        settings = _settings(experiment, Path(folder) / "separator")
-        columns = _columns(experiment, uris)
+        processors = processors_of(experiment)
+        settings = {p.name: _settings(experiment, p, Path(folder) / "separators") for p in processors}
+        first = settings[processors[0].name]
+        columns = _columns(experiment, uris, offsets or [0.0] * len(uris))
         reading = seconds * _SHARES["reading"]
         with SeparatedStore(str(Path(folder) / "store")) as store:
-            reader = ClipReader(settings, store)
+            reader = ClipReader(first, store)
             block = _decoded(reader, columns)
             decode, _ = _per_row(lambda n: reader(_first(columns, n)), len(block["row"]), reading)
-            put = _put(settings, store, block, experiment.separator.network.sources)
+            put = _put(first, store, block, processors[0].sources)
             stored, _ = _per_row(lambda n: reader(_first(columns, n)), len(block["row"]), reading)
         separation, separation_rows, separation_device = _separation(
-            experiment, settings, block, seconds * _SHARES["separation"]
+            experiment, processors, settings, block, seconds * _SHARES["separation"]
         )
     train, train_rows, train_device = _training(experiment, seconds * _SHARES["training"])
     return Calibration(
@@ -81,23 +88,24 @@ def _scenes(experiment: Experiment, folder: Path) -> list[str]:
     return [str(path) for path in sorted((folder / "train").glob("*.wav"))]
 
 
-def _settings(experiment: Experiment, folder: Path) -> ServiceSettings:
-    """One processor of the combination: all of them cost the same. Mix-mix is measured as if it separated."""
+def _settings(experiment: Experiment, processor: Processor, folder: Path) -> ServiceSettings:
+    """One processor alone. Mix-mix is measured as if it separated."""
     pair = "mix-chan" if experiment.views.pair == "mix-mix" else experiment.views.pair
-    name, checkpoints = experiment.views.combination[0], dict(experiment.separator.checkpoints)
-    if name not in checkpoints:
-        save_separator(TDCNpp(experiment.separator.network), folder, {"step": 0})
-        checkpoints[name] = str(folder)
-    views = experiment.views.model_copy(update={"pair": pair, "combination": (name,), "weights": None})
-    return ServiceSettings(views=views, audio=experiment.audio, checkpoints={name: checkpoints[name]})
+    name, checkpoint = processor.name, processor.folder or str(folder / processor.name)
+    if processor.network is not None:
+        save_separator(TDCNpp(processor.network), checkpoint, {"step": 0})
+    one = {"pair": pair, "combination": (name,), "weights": None, "curriculum": ()}
+    views = experiment.views.model_copy(update=one)
+    precision = experiment.resources.separation_precision
+    return ServiceSettings(views=views, audio=experiment.audio, checkpoints={name: checkpoint}, precision=precision)
 
 
-def _columns(experiment: Experiment, uris: list[str]) -> Columns:
+def _columns(experiment: Experiment, uris: list[str], offsets: Sequence[float]) -> Columns:
     """A block of the service's size with real draws; the clips repeat when there are fewer."""
     rows = np.arange(experiment.training.service_rows)
     columns = draw(Schedule(seed=experiment.seed, clips=len(uris), epochs=len(rows)), rows, (1.0,))
     uri = np.array(uris, object)[rows % len(uris)]
-    return {**columns, "uri": uri, "offset_seconds": np.zeros(len(rows))}
+    return {**columns, "uri": uri, "offset_seconds": np.array(offsets, np.float64)[rows % len(uris)]}
 
 
 def _decoded(reader: ClipReader, columns: Columns) -> Columns:
@@ -123,24 +131,36 @@ def _put(settings: ServiceSettings, store: SeparatedStore, block: Columns, sourc
 
 
 def _separation(
-    experiment: Experiment, settings: ServiceSettings, block: Columns, seconds: float
-) -> tuple[float, int, str]:
+    experiment: Experiment,
+    processors: Sequence[Processor],
+    settings: Mapping[str, ServiceSettings],
+    block: Columns,
+    seconds: float,
+) -> tuple[dict[str, float], int, str]:
+    """Seconds of a row by each processor; of each kind one is measured, in an equal part of the time."""
     resources = experiment.resources
     device = _device(resources.separation_gpus)
+    kinds = {processor.kind: processor.name for processor in processors}
+    measured: dict[str, tuple[float, int]] = {}
     with _threads(resources.separation_cpus):
-        service = SeparationService(settings, device=device)
-        per_row, rows = _per_row(
-            lambda n: service(_first(block, n)), len(block["row"]), seconds, least=service.clips_per_forward
-        )
-    return per_row, rows, _name(device)
+        for kind, name in kinds.items():
+            service = SeparationService(settings[name], device=device, clips_per_forward=resources.separation_batch)
+            measured[kind] = _per_row(
+                lambda n, service=service: service(_first(block, n)),  # type: ignore[misc]
+                len(block["row"]),
+                seconds / len(kinds),
+                least=service.clips_per_forward,
+            )
+    rows = min(rows for _, rows in measured.values())
+    return {p.name: measured[p.kind][0] for p in processors}, rows, _name(device)
 
 
 def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
     """A trainer's step as in orchestration/pretraining.py, on random views, without other trainers."""
     resources, training = experiment.resources, experiment.training
     device = torch.device(_device(resources.trainer_gpus))
-    views, objective = Views(experiment).to(device), build_objective(experiment).to(device)
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=training.learning_rate)
+    views, objective = Views(experiment).to(device), prepared_objective(experiment, device)
+    optimizer = adamw(objective, training, device)
     patch = patch_samples(experiment.views, experiment.audio.sample_rate)
     local_rows = training.global_batch // resources.trainers
     uniforms_B2U = torch.rand(local_rows, 2, SPECAUGMENT_UNIFORMS)
@@ -149,9 +169,15 @@ def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
     def gradients(rows: int) -> None:
         optimizer.zero_grad(set_to_none=True)
         logmels = views(view_B2P[:rows].to(device), uniforms_B2U[:rows].to(device))
-        with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
-            result = objective(*logmels, alpha=experiment.objective.alpha)
-        result.loss.backward()
+        dtype = torch.bfloat16 if training.precision == "bfloat16" else None
+        if training.microbatch:
+            accumulate(
+                objective, cut(logmels, training.microbatch, rows), alpha=experiment.objective.alpha, dtype=dtype
+            )
+        else:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                result = objective(*logmels, alpha=experiment.objective.alpha)
+            result.loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
 

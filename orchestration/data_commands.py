@@ -12,11 +12,17 @@ from rich.text import Text
 from orchestration.arguments import Address, Changes, ExperimentName, Scale, Storage, Verbose, resolve
 
 if TYPE_CHECKING:
+    from augment.audio import AudioFormat
     from augment.store_upkeep import StoreGroup
+    from orchestration.config import Experiment
+    from tasks.manifests import Manifest
 
 console = Console()
 data_app = typer.Typer(no_args_is_help=True, help="Look at a data set before it is used.")
 store_app = typer.Typer(no_args_is_help=True, help="Look after the SeparatedStore.")
+
+CALIBRATION_CLIPS = 16
+"""Clips of the data set whose decoding a plan measures, at most."""
 
 StoreUri = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URI of a store, e.g. `runs/store`.")]
 
@@ -136,7 +142,8 @@ def plan(
 ) -> None:
     """Say before a run what it costs: rows, hours of audio, operations, bytes, time and GPU-hours.
 
-    Measures this machine for ten seconds; the figures are for machines like it.
+    Measures this machine for ten seconds; the figures are for machines like it. A data set at `data.root` is looked at:
+    its training clips are counted, and the first few decoded.
 
     Example: `sepscene plan table4/S2+N/simclr-cp --scale paper --clips 2000000`
     """
@@ -145,4 +152,41 @@ def plan(
     from orchestration.plan_table import plan_table
 
     resolved = resolve(experiment, scale, change)
-    console.print(plan_table(make_plan(resolved, calibrate(resolved, seconds), clips)))
+    present = _training_clips(resolved, needed=clips is None)
+    uris, offsets, skipped = _readable(present, resolved.audio) if present else ([], [], 0)
+    if skipped:
+        console.print(f"{skipped} of the first {len(uris) + skipped} clips cannot be read; see `sepscene data audit`")
+    measured = calibrate(resolved, seconds, uris, offsets)
+    console.print(plan_table(make_plan(resolved, measured, clips or (len(present) if present else None))))
+
+
+def _training_clips(experiment: "Experiment", needed: bool) -> "Manifest | None":
+    """The training clips of a data set that is at hand; None where there is none, unless it is `needed`."""
+    from models.config import SepsceneError
+    from tasks.manifests import read_manifest
+
+    data = experiment.data
+    if data.root is None:
+        return None
+    try:
+        return read_manifest(data.format, data.root).select(*data.train)
+    except SepsceneError as error:
+        if not needed:
+            return None
+        raise SepsceneError(f"{error}; or say how many clips the data set has: --clips N") from error
+
+
+def _readable(manifest: "Manifest", audio: "AudioFormat") -> tuple[list[str], list[float], int]:
+    """URIs and offsets of those of the first clips that can be read, and how many cannot."""
+    from augment.audio import ClipError, read_clip
+
+    uris, offsets = list[str](), list[float]()
+    first = manifest.clips.slice(0, CALIBRATION_CLIPS)
+    for uri, offset in zip(first["uri"].to_pylist(), first["offset_seconds"].to_pylist(), strict=True):
+        try:
+            read_clip(uri, audio, offset)
+        except ClipError:
+            continue
+        uris.append(uri)
+        offsets.append(offset)
+    return uris, offsets, len(first) - len(uris)

@@ -12,6 +12,7 @@ prefill all of that happens before the first step.
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from augment.views import Views, patch_samples
 from models.config import Config, SepsceneError
 from orchestration.config import Experiment
 from orchestration.flops import BACKWARD, separation_flops, step_flops
+from orchestration.processors import Processor, processors_of
 
 PCM_BYTES = 2
 HOUR = 3600.0
@@ -33,7 +35,9 @@ class Calibration(Config):
 
     decode_seconds: float = Field(gt=0, description="a reader decodes one clip")
     stored_seconds: float = Field(gt=0, description="a reader makes one row's views from the store")
-    separation_seconds: float = Field(gt=0, description="an actor separates one clip and crops its views")
+    separation_seconds: dict[str, float] = Field(
+        description="processor -> an actor separates one clip with it and crops its views"
+    )
     put_seconds: float = Field(ge=0, description="an actor keeps one separated clip and its mixture")
     train_seconds: float = Field(gt=0, description="one row of a trainer's optimiser step")
     separation_rows: int = Field(ge=1, description="clips that were separated together")
@@ -52,12 +56,20 @@ class Work:
         stored: rows whose views come from the store.
         trained: rows that reach the trainers.
         kept: what is separated is also written to the store.
+        shares: which processors separate the live rows, adding up to 1, in the combination's order; none as the OR rule
+            draws them over the whole run.
     """
 
     live: float
     stored: float
     trained: float
     kept: bool
+    shares: tuple[float, ...] | None = None
+
+    def mean(self, values: Sequence[float], views: Views) -> float:
+        """The mean of a value of each processor over the live rows."""
+        shares = self.shares or views.processor_weights
+        return sum(share * value for share, value in zip(shares, values, strict=True)) / sum(shares)
 
 
 @dataclass(frozen=True)
@@ -68,9 +80,12 @@ class Way:
         name: "live", "read-through" or "prefill".
         seconds: expected time of the pre-training, with the prefill where there is one.
         separated: clips that are separated.
+        flops: operations of separation and training; None where a processor's are not known.
         busy_gpu_hours: GPU time that is worked.
-        held_gpu_hours: GPU time that is reserved, idle or not.
+        held_gpu_hours: GPU time that is reserved, idle or not: by the separation actors while a store is filled, by the
+            trainers afterwards, by both where they work side by side.
         store_bytes: what the store holds in the end.
+        read_bytes: what is read from it.
         moved_bytes: what passes through the object store.
         bottleneck: the stage that sets the pace for most of the time.
     """
@@ -78,9 +93,11 @@ class Way:
     name: str
     seconds: float
     separated: float
+    flops: float | None
     busy_gpu_hours: float
     held_gpu_hours: float
     store_bytes: float
+    read_bytes: float
     moved_bytes: float
     bottleneck: str
 
@@ -91,6 +108,7 @@ class Plan:
 
     Attributes:
         clip_hours: audio that is read, in hours: every row reads one clip.
+        processors: those of the combination; none for mix-mix.
         view_hours: audio that is learned from, in hours: two views a row.
         actors_per_trainer: separation actors that feed one trainer, live.
         actors, readers: how many keep the configured trainers busy, live.
@@ -103,7 +121,7 @@ class Plan:
     steps: int
     clip_hours: float
     view_hours: float
-    separation_flops_per_clip: int
+    processors: tuple[Processor, ...]
     train_flops_per_row: float
     separator_training_flops: float
     separator_training_seconds: float
@@ -136,10 +154,7 @@ def plan(experiment: Experiment, calibration: Calibration, clips: int | None = N
         clips = experiment.data.scenes_train
     training, resources, audio = experiment.training, experiment.resources, experiment.audio
     rows = clips * training.epochs
-    patch = patch_samples(experiment.views, audio.sample_rate)
-    step = step_flops(
-        experiment.encoder, experiment.objective, experiment.front_end.frames(patch), training.global_batch
-    )
+    processors = processors_of(experiment) if separates(experiment) else ()
     seconds = stage_seconds(experiment, calibration, Work(1.0, 0.0, 1.0, kept=False))
     actors = resources.separation_actors * seconds["separation"] / seconds["trainers"]
     training_flops = separator_training_flops(experiment)
@@ -151,17 +166,24 @@ def plan(experiment: Experiment, calibration: Calibration, clips: int | None = N
         steps=math.ceil(rows / training.global_batch),
         clip_hours=rows * audio.clip_seconds / HOUR,
         view_hours=2 * rows * experiment.views.patch_seconds / HOUR,
-        separation_flops_per_clip=separation_flops(experiment.separator.network, audio.samples),
-        train_flops_per_row=step / training.global_batch,
+        processors=processors,
+        train_flops_per_row=_train_flops(experiment),
         separator_training_flops=training_flops,
         separator_training_seconds=_training_seconds(experiment, calibration, training_flops),
         live_row_bytes=clip_bytes(experiment) + views_bytes(experiment),
         stored_row_bytes=2 * views_bytes(experiment),
-        ways=tuple(_way(name, experiment, calibration, clips) for name in ("live", "read-through", "prefill")),
+        ways=tuple(
+            _way(name, experiment, calibration, clips, processors) for name in ("live", "read-through", "prefill")
+        ),
         actors_per_trainer=actors / resources.trainers,
-        actors=max(1, math.ceil(actors)),
-        readers=max(1, math.ceil(resources.readers * seconds["readers"] / seconds["trainers"])),
+        actors=_enough(actors),
+        readers=_enough(resources.readers * seconds["readers"] / seconds["trainers"]),
     )
+
+
+def _enough(processes: float) -> int:
+    """Whole processes; 100.000000001 of them, by rounding, are 100."""
+    return max(1, math.ceil(processes - 1e-6))
 
 
 def clip_bytes(experiment: Experiment) -> int:
@@ -172,6 +194,13 @@ def clip_bytes(experiment: Experiment) -> int:
 def views_bytes(experiment: Experiment) -> int:
     """Bytes of both views of a row: what its last stage hands on, and of a stored row also the reader."""
     return 2 * patch_samples(experiment.views, experiment.audio.sample_rate) * PCM_BYTES
+
+
+def stored_bytes(experiment: Experiment) -> int:
+    """Bytes read from the store for one row: two crops, each in whole segments."""
+    segments = experiment.store.settings.segment_samples
+    crop = patch_samples(experiment.views, experiment.audio.sample_rate) + segments - 1  # the mean over all starts
+    return 2 * min(crop, experiment.audio.samples) * PCM_BYTES
 
 
 def separates(experiment: Experiment) -> bool:
@@ -190,9 +219,12 @@ def separator_training_flops(experiment: Experiment) -> float:
 
 
 def _training_seconds(experiment: Experiment, calibration: Calibration, flops: float) -> float:
-    """The same network at the pace of the measured separation, on as many devices as there are trainers."""
-    per_clip = separation_flops(experiment.separator.network, experiment.audio.samples)
-    return flops / per_clip * calibration.separation_seconds / experiment.resources.trainers
+    """The ladder's network at the pace of its measured separation, on as many devices as there are trainers."""
+    settings = experiment.separator
+    ours = [name for name in experiment.views.combination if name not in settings.beside]
+    name = (ours or list(calibration.separation_seconds))[0]
+    per_clip = separation_flops(settings.beside.get(name, settings.network), experiment.audio.samples)
+    return flops / per_clip * calibration.separation_seconds[name] / experiment.resources.trainers
 
 
 def work_of(name: str, experiment: Experiment, clips: int) -> list[Work]:
@@ -206,13 +238,16 @@ def work_of(name: str, experiment: Experiment, clips: int) -> list[Work]:
         return [Work(clips * epochs, 0, clips * epochs, kept=False)]
     if name == "prefill":
         return [
-            Work(clips * len(views.combination), 0, 0, kept=True),
+            Work(clips * len(views.combination), 0, 0, kept=True, shares=(1.0,) * len(views.combination)),
             Work(0, clips * epochs, clips * epochs, kept=True),
         ]
     share_EK = _processor_shares(views, epochs)
     missed_EK = np.cumprod(np.vstack([np.ones(share_EK.shape[1]), 1 - share_EK]), axis=0)[:-1]
-    new_E = clips * (share_EK * missed_EK).sum(axis=1)
-    return [Work(fresh, clips - fresh, clips, kept=True) for fresh in new_E.tolist()]
+    new_EK = clips * share_EK * missed_EK
+    return [
+        Work(sum(new_K), clips - sum(new_K), clips, kept=True, shares=tuple(new_K) if sum(new_K) else None)
+        for new_K in new_EK.tolist()
+    ]
 
 
 def _processor_shares(views: Views, epochs: int) -> np.ndarray:
@@ -230,7 +265,10 @@ def stage_seconds(experiment: Experiment, calibration: Calibration, work: Work) 
     the machine has. A fraction of a GPU works at that fraction of its speed.
     """
     resources = experiment.resources
-    separation = calibration.separation_seconds if separates(experiment) else 0.0
+    separation = 0.0
+    if separates(experiment):
+        each = [calibration.separation_seconds[name] for name in experiment.views.combination]
+        separation = work.mean(each, experiment.views)
     put = calibration.put_seconds if work.kept else 0.0
     reading = work.live * calibration.decode_seconds + work.stored * calibration.stored_seconds
     actor_speed = min(1.0, resources.separation_gpus) if resources.separation_gpus else 1.0
@@ -262,11 +300,13 @@ def _cpus_asked(experiment: Experiment) -> float:
     )
 
 
-def _way(name: str, experiment: Experiment, calibration: Calibration, clips: int) -> Way:
+def _way(
+    name: str, experiment: Experiment, calibration: Calibration, clips: int, processors: tuple[Processor, ...]
+) -> Way:
     resources, phases = experiment.resources, work_of(name, experiment, clips)
-    actor_gpus = resources.separation_actors * resources.separation_gpus
+    actor_gpus = resources.separation_actors * resources.separation_gpus if processors else 0.0
     trainer_gpus = resources.trainers * resources.trainer_gpus
-    total, busy = 0.0, 0.0
+    total, busy, held = 0.0, 0.0, 0.0
     slowest: Counter[str] = Counter()
     for work in phases:
         seconds = stage_seconds(experiment, calibration, work)
@@ -274,19 +314,46 @@ def _way(name: str, experiment: Experiment, calibration: Calibration, clips: int
         slowest[stage] += seconds[stage]  # type: ignore[assignment]
         total += seconds[stage]
         busy += seconds["separation"] * actor_gpus + seconds["trainers"] * trainer_gpus
-    live = sum(work.live for work in phases)
-    kept = sum(work.live for work in phases if work.kept)
-    channels = kept * experiment.separator.network.sources + (clips if kept else 0)  # and each mixture once
+        side_by_side = name != "prefill" or not processors
+        held += seconds[stage] * actor_gpus * (side_by_side or not work.trained)
+        held += seconds[stage] * trainer_gpus * (work.trained > 0)
     return Way(
         name=name,
         seconds=total,
-        separated=live if separates(experiment) else 0.0,
+        separated=sum(work.live for work in phases) if processors else 0.0,
+        flops=_flops(experiment, phases, processors),
         busy_gpu_hours=busy / HOUR,
-        held_gpu_hours=total * (actor_gpus + trainer_gpus) / HOUR,
-        store_bytes=channels * clip_bytes(experiment),
+        held_gpu_hours=held / HOUR,
+        store_bytes=_channels(experiment, phases, processors, clips) * clip_bytes(experiment),
+        read_bytes=sum(work.stored for work in phases) * stored_bytes(experiment),
         moved_bytes=_moved_bytes(name, experiment, phases),
         bottleneck=max(slowest, key=lambda key: slowest[key]),
     )
+
+
+def _channels(experiment: Experiment, phases: list[Work], processors: tuple[Processor, ...], clips: int) -> float:
+    """Channels that are kept in the store: all of each separation, and every mixture once."""
+    sources = [processor.sources for processor in processors]
+    kept = sum(work.live * work.mean(sources, experiment.views) for work in phases if work.kept)
+    return kept + clips if kept else 0.0
+
+
+def _flops(experiment: Experiment, phases: list[Work], processors: tuple[Processor, ...]) -> float | None:
+    """Operations of separation and training; None where a processor's are not known."""
+    training = sum(work.trained for work in phases) * _train_flops(experiment)
+    if not processors:
+        return training
+    each = [processor.flops for processor in processors if processor.flops is not None]
+    if len(each) < len(processors):
+        return None
+    return training + sum(work.live * work.mean(each, experiment.views) for work in phases)
+
+
+def _train_flops(experiment: Experiment) -> float:
+    """Operations of one row of a step."""
+    batch = experiment.training.global_batch
+    frames = experiment.front_end.frames(patch_samples(experiment.views, experiment.audio.sample_rate))
+    return step_flops(experiment.encoder, experiment.objective, frames, batch) / batch
 
 
 def _moved_bytes(name: str, experiment: Experiment, phases: list[Work]) -> float:

@@ -4,8 +4,7 @@ from rich.console import Group
 from rich.table import Table
 
 from orchestration.plan import CPU, Plan
-
-_SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+from orchestration.terms import quantity
 
 
 def plan_table(plan: Plan) -> Group:
@@ -21,7 +20,7 @@ def _facts(plan: Plan) -> Table:
     table.add_row("rows", f"{plan.rows:,} = {plan.clips:,} clips x {plan.experiment.training.epochs} epochs")
     table.add_row("steps", f"{plan.steps:,} of {plan.experiment.training.global_batch:,} rows")
     table.add_row("audio", f"{plan.clip_hours:,.1f} h of clips, {plan.view_hours:,.1f} h of views")
-    table.add_row("separation", f"{quantity(plan.separation_flops_per_clip)}FLOP a clip")
+    table.add_row("separation", _separation(plan))
     table.add_row("training", f"{quantity(plan.train_flops_per_row)}FLOP a row")
     if plan.separator_training_flops:
         table.add_row(
@@ -33,28 +32,58 @@ def _facts(plan: Plan) -> Table:
     table.add_row(
         "measured, ms a row",
         f"decode {1e3 * measured.decode_seconds:.3g}, from the store {1e3 * measured.stored_seconds:.3g}, "
-        f"separation {1e3 * measured.separation_seconds:.3g} ({measured.separation_device}), "
+        f"separation {_separation_times(plan)} ({measured.separation_device}), "
         f"put {1e3 * measured.put_seconds:.3g}, "
         f"training {1e3 * measured.train_seconds:.3g} ({measured.train_device})",
     )
     table.add_row(
         "resources",
-        f"{resources.trainers} trainers, {resources.separation_actors} separation actors, {resources.readers} readers",
+        f"{resources.trainers} trainers, {_actors(plan)}{resources.readers} readers",
     )
     return table
 
 
+def _separation(plan: Plan) -> str:
+    """Operations of each kind of processor for one clip."""
+    if not plan.processors:
+        return "none: mix-mix separates nothing"
+    costs = {p.name: "unknown " if p.flops is None else quantity(p.flops) for p in plan.processors}
+    if len(set(costs.values())) == 1:
+        return f"{costs[plan.processors[0].name]}FLOP a clip"
+    return ", ".join(f"{name} {cost}FLOP" for name, cost in costs.items()) + " a clip"
+
+
+def _separation_times(plan: Plan) -> str:
+    """Milliseconds of each processor for one clip, once where all are of one kind."""
+    times = {name: f"{1e3 * seconds:.3g}" for name, seconds in plan.calibration.separation_seconds.items()}
+    if len({p.kind for p in plan.processors}) <= 1:
+        return next(iter(times.values()))
+    return " ".join(f"{name} {time}" for name, time in times.items())
+
+
+def _actors(plan: Plan) -> str:
+    resources = plan.experiment.resources
+    if not plan.processors:
+        return ""
+    fewest = resources.separation_actors_min
+    return f"{f'{fewest} to ' if fewest else ''}{resources.separation_actors} separation actors, "
+
+
 def _ways(plan: Plan) -> Table:
-    table = Table("store", "time", "clips separated", "GPU-h busy", "GPU-h held", "store", "moved", "bottleneck")
+    table = Table(
+        "store", "time", "clips separated", "FLOP", "GPU-h busy", "GPU-h held", "store", "read", "moved", "bottleneck"
+    )
     for way in plan.ways:
         chosen = {"off": "live"}.get(plan.experiment.store.mode, plan.experiment.store.mode) == way.name
         table.add_row(
             f"{way.name} *" if chosen else way.name,
             duration(way.seconds),
             f"{way.separated:,.0f}",
+            "?" if way.flops is None else quantity(way.flops).strip(),
             f"{way.busy_gpu_hours:,.1f}",
             f"{way.held_gpu_hours:,.1f}",
             f"{quantity(way.store_bytes)}B",
+            f"{quantity(way.read_bytes)}B",
             f"{quantity(way.moved_bytes)}B",
             way.bottleneck,
             style="bold" if chosen else None,
@@ -66,13 +95,15 @@ def _advice(plan: Plan) -> list[str]:
     resources = plan.experiment.resources
     measured = plan.calibration
     lines = [
-        "* as configured (store.mode)",
+        "* as configured (store.mode); moved: through Ray's object store; read: from the SeparatedStore",
         f"live, one trainer is kept busy by {plan.actors_per_trainer:.3g} separation actors: "
         f"{plan.actors} for {resources.trainers} trainers, with {plan.readers} readers",
     ]
     more = plan.actors - resources.separation_actors
     live = plan.way("live")
-    if live.bottleneck == "CPU cores":
+    if not plan.processors:
+        lines[1:] = [f"mix-mix separates nothing: {plan.readers} readers feed {resources.trainers} trainers"]
+    elif live.bottleneck == "CPU cores":
         lines.append("the CPU cores are shared by all stages: more actors on the same machine will not help")
     elif more > 0:
         lines.append(f"to run live, add {more} separation actors (resources.separation_actors={plan.actors})")
@@ -86,14 +117,6 @@ def _advice(plan: Plan) -> list[str]:
             lines.append("measured on a CPU although GPUs are asked for: calibrate on a node that has one")
             break
     return lines
-
-
-def quantity(value: float) -> str:
-    """1.39e11 as `139 G`: three digits and a decimal prefix, ready for a unit."""
-    for scale, prefix in _SCALES:
-        if value >= scale:
-            return f"{value / scale:.3g} {prefix}" if value < 999.5 * scale else f"{value / scale:,.0f} {prefix}"
-    return f"{value:.3g} "
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """A plan is arithmetic: each figure is checked against one worked out by hand or by the real draws."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -8,14 +9,19 @@ from rich.console import Console
 
 from augment.draws import Schedule, draw
 from models.config import SepsceneError
+from models.separators import save_separator
+from models.tdcnpp import TDCNpp, TDCNppConfig
+from orchestration.config import Experiment
 from orchestration.experiments import named_experiment
+from orchestration.flops import separation_flops
 from orchestration.plan import Calibration, Work, plan, stage_seconds, work_of
-from orchestration.plan_table import duration, plan_table, quantity
+from orchestration.plan_table import duration, plan_table
+from orchestration.terms import quantity
 
 MEASURED = Calibration(
     decode_seconds=0.004,
     stored_seconds=0.001,
-    separation_seconds=0.05,
+    separation_seconds={"S2": 0.05, "F": 0.05, "N": 0.05},
     put_seconds=0.003,
     train_seconds=0.002,
     separation_rows=16,
@@ -90,6 +96,70 @@ def test_prefill_by_hand():
     assert way.busy_gpu_hours == pytest.approx((3000 * 0.053 + 5000 * 0.002) / 3600)
 
 
+def test_what_prefill_holds_are_actors_first_and_trainers_then():
+    way = plan(cluster(), MEASURED, clips=1000).way("prefill")
+    filling, training = 3000 * 0.053 / 10, 5000 * 0.002 / 4
+    assert way.held_gpu_hours == pytest.approx((filling * 10 + training * 4) / 3600)  # 169.0 GPU-s, not 257.6
+    for name in ("live", "read-through"):
+        beside = plan(cluster(), MEASURED, clips=1000).way(name)
+        assert beside.held_gpu_hours == pytest.approx(beside.seconds * 14 / 3600)
+    mixtures = plan(cluster(**{"views.pair": "mix-mix"}), MEASURED, clips=1000).way("prefill")
+    assert mixtures.held_gpu_hours == pytest.approx(mixtures.seconds * 4 / 3600)
+
+
+def test_operations_in_all_and_bytes_read():
+    found = plan(cluster(), MEASURED, clips=1000)
+    one, training = found.processors[0].flops, 5000 * found.train_flops_per_row
+    assert one is not None
+    assert found.way("live").flops == pytest.approx(5000 * one + training)
+    assert found.way("prefill").flops == pytest.approx(3000 * one + training)
+    crop = 15_360 + cluster().store.settings.segment_samples - 1
+    assert found.way("live").read_bytes == 0
+    assert found.way("prefill").read_bytes == 5000 * 2 * 2 * crop
+    fresh = found.way("read-through").separated
+    assert found.way("read-through").read_bytes == pytest.approx((5000 - fresh) * 2 * 2 * crop)
+
+
+def different(tmp_path, **changes):
+    """S2 of the ladder's shape, F with three sources and other sizes; the OR rule draws F one time in four."""
+    shapes = {"S2": TDCNppConfig.tiny(), "F": TDCNppConfig.tiny(sources=3, blocks=4)}
+    for name, shape in shapes.items():
+        save_separator(TDCNpp(shape), tmp_path / name, {})
+    folders = {name: str(tmp_path / name) for name in shapes}
+    return cluster(
+        **{"separator.checkpoints": folders, "views.combination": ["S2", "F"], "views.weights": [3, 1], **changes}
+    )
+
+
+def test_different_separators_are_weighed_as_they_are_drawn(tmp_path):
+    experiment = different(tmp_path)
+    measured = MEASURED.model_copy(update={"separation_seconds": {"S2": 0.04, "F": 0.08}})
+    found = plan(experiment, measured, clips=1000)
+    assert [p.sources for p in found.processors] == [2, 3]
+    flops = [p.flops for p in found.processors]
+    shapes = TDCNppConfig.tiny(), TDCNppConfig.tiny(sources=3, blocks=4)
+    assert flops == [separation_flops(shape, 160_000) for shape in shapes]
+    assert found.way("live").seconds == pytest.approx(5000 * 0.05 / 10)  # 3/4 of 0.04, 1/4 of 0.08
+    training = 5000 * found.train_flops_per_row
+    assert found.way("live").flops == pytest.approx(5000 * (0.75 * flops[0] + 0.25 * flops[1]) + training)
+    filled = found.way("prefill")  # each clip by both
+    assert filled.seconds == pytest.approx(2000 * (0.06 + 0.003) / 10 + 5000 * 0.002 / 4)
+    assert filled.store_bytes == pytest.approx((1000 * 2 + 1000 * 3 + 1000) * 320_000)
+    first, *_, last = work_of("read-through", experiment, 1000)
+    assert first.shares == pytest.approx((750, 250))
+    assert last.shares == pytest.approx((1000 * 0.75 * 0.25**4, 1000 * 0.25 * 0.75**4))
+
+
+def test_a_program_says_nothing_of_its_operations(tmp_path):
+    experiment = different(tmp_path)
+    card = json.loads((tmp_path / "F" / "config.json").read_text())
+    program = {"sample_rate": 16_000, "sources": 4, "kind": "exported"}
+    (tmp_path / "F" / "config.json").write_text(json.dumps(card | {"architecture": "program", "config": program}))
+    found = plan(experiment, MEASURED, clips=1000)
+    assert found.processors[1].sources == 4 and found.way("live").flops is None
+    assert "F unknown FLOP a clip" in printed(MEASURED, experiment)
+
+
 def test_many_epochs_approach_one_separation_a_processor():
     few, many = (plan(cluster(**{"training.epochs": n}), MEASURED, clips=100) for n in (1, 200))
     assert few.way("read-through").separated == pytest.approx(100)
@@ -134,15 +204,16 @@ def test_mix_mix_separates_nothing():
     for way in found.ways:
         assert way.separated == way.store_bytes == 0
         assert way.seconds == pytest.approx(5000 * 0.002 / 4)
+    text = printed(MEASURED, experiment)
+    assert "mix-mix separates nothing" in text and "separation actors" not in text
 
 
-def test_the_separators_own_training():
+def test_the_separators_own_training(tmp_path):
     found = plan(cluster(), MEASURED, clips=1000)
     clip_equivalents = 3 * 600 * 8 * 0.2  # forward and backward; 600 steps of 8 mixtures of 2 s
-    assert found.separator_training_flops == pytest.approx(clip_equivalents * found.separation_flops_per_clip, rel=1e-3)
+    assert found.separator_training_flops == pytest.approx(clip_equivalents * found.processors[0].flops, rel=1e-3)
     assert found.separator_training_seconds == pytest.approx(clip_equivalents * 0.05 / 4, rel=1e-3)
-    ready = cluster(**{"separator.checkpoints": {"S2": "a", "F": "b", "N": "c"}})
-    assert plan(ready, MEASURED, clips=1000).separator_training_flops == 0
+    assert plan(different(tmp_path), MEASURED, clips=1000).separator_training_flops == 0
 
 
 def test_the_number_of_clips_must_be_known():
@@ -151,9 +222,9 @@ def test_the_number_of_clips_must_be_known():
         plan(named_experiment("demo", "paper"), MEASURED)
 
 
-def printed(calibration: Calibration) -> str:
-    console = Console(width=140, file=io.StringIO())
-    console.print(plan_table(plan(cluster(), calibration, clips=1000)))
+def printed(calibration: Calibration, experiment: Experiment | None = None) -> str:
+    console = Console(width=160, file=io.StringIO())
+    console.print(plan_table(plan(experiment or cluster(), calibration, clips=1000)))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -164,6 +235,8 @@ def test_the_table_says_it_all():
         "381 kB a live row",
         "read-through *",
         "separation 50 (L4)",
+        "FLOP",
+        "read",
     ):
         assert part in text
     assert "add 90 separation actors (resources.separation_actors=100)" in text
