@@ -50,6 +50,19 @@ def finite_retries() -> dict[str, int]:
     return {"max_restarts": 1000, "max_task_retries": 4}
 
 
+def separation_pool(resources: Resources) -> ActorPoolStrategy:
+    """The pool of separation actors: a fixed number, or from `separation_actors_min` to `separation_actors`.
+
+    Ray 2.60 looks at an elastic pool in each turn of the stream's loop: it adds an actor (a seventh of those there are,
+    at least one) while they have 1.75 blocks in work or more on average, the most being 2, and Ray Data's budget has
+    room for it; below 0.5 it lets one go. An actor for which the cluster has no place just waits.
+    """
+    most = resources.separation_actors
+    if resources.separation_actors_min is None:
+        return ActorPoolStrategy(size=most)
+    return ActorPoolStrategy(min_size=resources.separation_actors_min, max_size=most)
+
+
 def schedule_of(experiment: Experiment, clips: int) -> Schedule:
     """The finite schedule of an experiment over so many clips."""
     return Schedule(seed=experiment.seed, clips=clips, epochs=experiment.training.epochs)
@@ -133,7 +146,7 @@ def _served(
         SeparationService,
         fn_constructor_kwargs=shared | on_device,
         batch_size=training.service_rows,
-        compute=ActorPoolStrategy(size=resources.separation_actors),
+        compute=separation_pool(resources),
         ray_remote_args_fn=finite_retries,
         **actor_demand(resources).ray_options(),
     )
