@@ -233,7 +233,9 @@ def test_what_is_being_uploaded_counts_for_the_limit(tmp_path, monkeypatch):
     assert len(SeparatedStore(str(tmp_path))) == 2
 
 
-def test_a_filesystem_that_refuses_costs_the_entries_but_no_error(tmp_path, store):
+@pytest.mark.parametrize("max_bytes", [None, 10**9])
+def test_a_filesystem_that_refuses_costs_the_entries_but_no_error(tmp_path, max_bytes):
+    store = SeparatedStore(str(tmp_path), MANUAL.model_copy(update={"max_bytes": max_bytes}))
     store.put(key(0), clip(0), LEVELS)
     for folder in ("shards", "incoming"):
         (tmp_path / folder).rmdir()
