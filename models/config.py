@@ -11,6 +11,8 @@ class SepsceneError(Exception):
 
 
 class Config(BaseModel):
-    """A frozen, strict piece of configuration: unknown fields are refused, values never change after validation."""
+    """A frozen, strict piece of configuration: unknown fields and numbers without an end are refused, values never
+    change after validation.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)

@@ -17,7 +17,7 @@ from models.config import Config, SepsceneError
 class Figure(Config):
     """A measured number with its confidence interval."""
 
-    model_config = ConfigDict(ser_json_inf_nan="constants")  # a figure that is not a number comes back as one
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")  # not a number comes back as such
 
     value: float
     low: float | None = Field(None, description="lower end of the interval")
@@ -32,6 +32,7 @@ class ClassResult(Config):
     name: str
     positives: int = Field(description="positive clips in the test split")
     shallow_ap: float | None = None
+    linear_ap: float | None = None
     qbe_ap: float | None = None
 
 

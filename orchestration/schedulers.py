@@ -10,20 +10,23 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray.tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
 
 from models.config import SepsceneError
-from orchestration.search import Range, Space
-from orchestration.sweep_config import SweepConfig, gpus_of
+from orchestration.search import Range, Space, grid_size, readable, setting_name
+from orchestration.sweep_config import SweepConfig
 from orchestration.trial_driver import FINISHED, METRIC, PERCENT, STOPPED, held_seconds
 
 _NEVER = 1000.0  # percent: ASHA ends no trial for having reached its end, because it is judged after that
 _LOOK_SECONDS = 5.0
+_ASKED_AT_MOST = 200  # Optuna draws at random: who gets nothing new so often has all that it likes
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,9 @@ class Budget(ray.tune.Stopper):
 class Spending:
     """Whether wall time or GPU-hours are spent; trials' folders say how long each has held its GPUs."""
 
-    def __init__(self, config: SweepConfig, folder: Path) -> None:
-        self.budget, self.folder = config.budget, folder
-        self.gpus = gpus_of(config.base()) if config.budget.gpu_hours is not None else 0.0
-        self.started, self.looked, self.over = time.monotonic(), 0.0, False
+    def __init__(self, config: SweepConfig, folder: Path, begun: float) -> None:
+        self.budget, self.folder, self.begun = config.budget, folder, begun
+        self.looked, self.over = 0.0, False
 
     def __call__(self) -> bool:
         """True from when either is spent."""
@@ -68,17 +70,18 @@ class Spending:
         if not self.over and now - self.looked >= _LOOK_SECONDS:
             self.looked = now
             budget = self.budget
-            self.over = (budget.hours is not None and now - self.started >= budget.hours * 3600) or (
+            self.over = (budget.hours is not None and now - self.begun >= budget.hours * 3600) or (
                 budget.gpu_hours is not None and self.gpu_hours() >= budget.gpu_hours
             )
         return self.over
 
     def gpu_hours(self) -> float:
         """Of all trials so far, those of earlier commands included."""
-        return self.gpus * sum(held_seconds(run_dir) for run_dir in self.folder.glob("trials/*")) / 3600
+        notes = self.folder.glob("trials/*/trial.json")
+        return sum(json.loads(note.read_text())["gpus"] * held_seconds(note.parent) for note in notes) / 3600
 
 
-def tuning_of(config: SweepConfig, space: Space, base: dict[str, Any], folder: Path) -> Tuning:
+def tuning_of(config: SweepConfig, space: Space, base: dict[str, Any], folder: Path, begun: float) -> Tuning:
     """Tune's part of a sweep.
 
     Args:
@@ -86,8 +89,9 @@ def tuning_of(config: SweepConfig, space: Space, base: dict[str, Any], folder: P
         space: its checked space.
         base: the experiment that Optuna's settings change, as plain values.
         folder: of the sweep; what it holds is not suggested again.
+        begun: when the command began, of `time.monotonic()`.
     """
-    spent, schedule = Spending(config, folder), config.schedule
+    spent, schedule = Spending(config, folder, begun), config.schedule
     scheduler: TrialScheduler | None = None
     if config.scheduler == "asha":
         scheduler = ASHAScheduler(
@@ -106,18 +110,20 @@ def tuning_of(config: SweepConfig, space: Space, base: dict[str, Any], folder: P
             perturbation_interval=schedule.perturb_percent,
             burn_in_period=schedule.grace_percent,
             hyperparam_mutations={"settings": {field: _mutation(values) for field, values in space.items()}},
+            custom_explore_fn=partial(_within, space),
             log_config=False,
             require_attrs=False,
         )
     if config.search != "optuna":
         return Tuning(scheduler, replays=config.scheduler == "asha", spent=spent)
     known = _known(folder)
+    most = int(min(config.budget.trials or 1, grid_size(space)))
     domains = {"settings": {field: _domain(values) for field, values in space.items()}}
     return Tuning(
         scheduler,
         searcher=optuna_search(domains, known, base["seed"]),
         space={"trial": {"name": "", "experiment": base}},  # the settings come from the searcher
-        samples=(config.budget.trials or 1) - sum(figure is not None for _, figure in known),
+        samples=most - sum(figure is not None for _, figure in known),
         spent=spent,
     )
 
@@ -125,6 +131,16 @@ def tuning_of(config: SweepConfig, space: Space, base: dict[str, Any], folder: P
 def _mutation(values: list[Any] | Range) -> Any:
     """PBT moves along a list, and multiplies what comes from a range."""
     return values if isinstance(values, list) else _domain(values)
+
+
+def _within(space: Space, config: dict[str, Any]) -> dict[str, Any]:
+    """PBT's new configuration with every setting inside of its range, which a multiplied value may have left."""
+    settings = config["settings"]
+    for field, values in space.items():
+        if isinstance(values, Range):
+            low, high = values.ends
+            settings[field] = min(max(settings[field], low), high)
+    return config
 
 
 def _domain(values: list[Any] | Range) -> Any:
@@ -146,11 +162,9 @@ def optuna_search(domains: dict[str, Any], known: Sequence[tuple[dict[str, Any],
         import optuna
     except ImportError:
         raise SepsceneError("search: optuna needs Optuna: pip install 'sepscene[optuna]'") from None
-    from ray.tune.search.optuna import OptunaSearch
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     unfinished = [_flat(setting) for setting, figure in known if figure is None]
-    searcher = OptunaSearch(
+    searcher = Distinct(
         space=OptunaSearch.convert_search_space(domains),
         metric=METRIC,
         mode="max",
@@ -160,7 +174,35 @@ def optuna_search(domains: dict[str, Any], known: Sequence[tuple[dict[str, Any],
     for setting, figure in known:
         if figure is not None:
             searcher.add_evaluated_point(_flat(setting), figure)
+            searcher.suggested.add(_named(setting))
     return searcher
+
+
+class Distinct(OptunaSearch):
+    """Optuna that suggests nothing twice: a setting is a folder, which two trials must not write into."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.suggested: set[str] = set()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """A setting that was not suggested before; Tune's word for the end when none is found."""
+        for tried in range(_ASKED_AT_MOST):
+            proposal = f"{trial_id}/{tried}"
+            found = super().suggest(proposal)
+            if found is None:
+                return None
+            name = _named(found["settings"])
+            if name not in self.suggested:
+                self.suggested.add(name)
+                self._ot_trials[trial_id] = self._ot_trials.pop(proposal)  # what comes out is told of the trial
+                return found
+            self.on_trial_complete(proposal, error=True)
+        return Searcher.FINISHED  # type: ignore[return-value]  # a word in the place of a setting
+
+
+def _named(chosen: dict[str, Any]) -> str:
+    return setting_name({field: readable(value) for field, value in chosen.items()})
 
 
 def _flat(setting: dict[str, Any]) -> dict[str, Any]:

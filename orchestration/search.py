@@ -90,6 +90,13 @@ def rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
+def readable(value: Any) -> Any:
+    """A value as Tune chose it: numbers with the digits that names show, choices out of their JSON."""
+    if isinstance(value, str):
+        return json.loads(value)
+    return rounded(value) if isinstance(value, float) else value
+
+
 def split_fields(texts: list[str]) -> dict[str, str]:
     """["temperature=log(0.05,0.5)", "combination=S2,S2+N"] to fields with their values as text.
 
@@ -186,6 +193,11 @@ def _refuse_unsweepable(field: str) -> None:
     part = field.split(".")[0]
     if field in _SINGLE:
         raise SepsceneError(f"{field} cannot be swept: {_SINGLE[field]}")
+    if part == "evaluation":
+        raise SepsceneError(
+            f"{field} cannot be swept: figures of trials that are judged in different ways say nothing about each "
+            f"other; change it for all of them with --set {field}=…"
+        )
     if part in _SHARED and field != "separator.checkpoints":
         raise SepsceneError(
             f"{field} cannot be swept: all trials share the data, the separator, the store and the resources; "
@@ -201,6 +213,11 @@ def _typed(base: Experiment, setting: dict[str, Any], field: str) -> Any:
     if isinstance(setting[field], bool) and not isinstance(tree, bool):
         raise SepsceneError(f"{field} takes a number, not {setting[field]!r}")
     return tree
+
+
+def grid_size(space: Space) -> float:
+    """How many settings a space holds; no end where it has a range."""
+    return math.prod(math.inf if isinstance(values, Range) else len(values) for values in space.values())
 
 
 def drawn(space: Space, count: int, seed: int) -> list[dict[str, Any]]:

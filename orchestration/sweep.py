@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from orchestration.environment import command_line, environment
+from orchestration.outcomes import Outcome
 from orchestration.results import Figure, SweepResults, TrialResult, read_metrics
 from orchestration.schedulers import tuning_of
 from orchestration.sweep_config import FILE, SweepConfig
@@ -15,7 +16,7 @@ from orchestration.sweep_plan import in_words, plan_trials, processors_of
 from orchestration.sweep_report import write_sweep_report
 from orchestration.tracking import Tracker
 from orchestration.trial_driver import METRIC, held_seconds
-from orchestration.trials import Outcome, parent_run, run_trials, share
+from orchestration.trials import parent_run, run_trials, share
 
 
 def sweep(config: SweepConfig, folder: Path, tracking_uri: str, console: Console) -> SweepResults:
@@ -25,15 +26,15 @@ def sweep(config: SweepConfig, folder: Path, tracking_uri: str, console: Console
         SepsceneError: for fields or values that the configuration refuses, or a folder that holds another sweep;
             before anything starts.
     """
+    started, begun = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     base, space = config.checked()
     trials = plan_trials(config, base, space)
     config.save(folder)
     about = {"kind": "sweep", "sweep_id": folder.name, "experiment": base.name}
     with parent_run(tracking_uri, folder, about, _params(config)) as (tracker, tags):
         shared = share(base, processors_of(base, trials, space), folder, tracking_uri, console, tags)
-        trials = plan_trials(config, shared, space)
-        tuning = tuning_of(config, space, shared.model_dump(mode="json"), folder)
-        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        trials = plan_trials(config, shared, space, folder)
+        tuning = tuning_of(config, space, shared.model_dump(mode="json"), folder, begun)
 
         def write(found: list[Outcome]) -> SweepResults:
             results = SweepResults(
@@ -42,7 +43,7 @@ def sweep(config: SweepConfig, folder: Path, tracking_uri: str, console: Console
                 scale=base.scale,
                 command=command_line(),
                 started=started,
-                seconds=time.monotonic() - clock,
+                seconds=time.monotonic() - begun,
                 fields=tuple(space),
                 scheduler=in_words(config),
                 trials=tuple(_result(outcome, folder) for outcome in found),

@@ -23,8 +23,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from models.config import Config, SepsceneError
 from orchestration.arguments import resolve
+from orchestration.concurrency import gpus_of
 from orchestration.config import Experiment, explain
-from orchestration.placement import demands
 from orchestration.search import SHORT_NAMES, Range, Space, checked_space, parse_values
 
 FILE = "sweep.yaml"
@@ -101,10 +101,6 @@ class SweepConfig(Config):
                 f"PBT changes settings in the middle of a run, which {', '.join(fixed)} cannot be; it may change "
                 f"{', '.join((*PBT_PARTS, *PBT_PREFIXES))}"
             )
-        alphas = self.space().get("objective.alpha")
-        low = alphas.low if isinstance(alphas, Range) else min(alphas) if alphas else 1
-        if low <= 0:
-            raise ValueError("PBT cannot change objective.alpha from or to 0, which has no coincidence head")
 
     def space(self) -> Space:
         """The fields with their values or ranges.
@@ -131,6 +127,10 @@ class SweepConfig(Config):
                 searcher without a validation to go by.
         """
         base = self.base()
+        space = checked_space(base, self.space())
+        alphas = space.get("objective.alpha")
+        if self.scheduler == "pbt" and alphas and 0 in (alphas.ends if isinstance(alphas, Range) else alphas):
+            raise SepsceneError("PBT cannot change objective.alpha from or to 0, which has no coincidence head")
         if self.budget.gpu_hours is not None and not gpus_of(base):
             raise SepsceneError("budget.gpu_hours is set, but the trials use no GPU: set budget.hours instead")
         if (self.search == "optuna" or self.scheduler != "none") and not base.training.validation_every_steps:
@@ -139,7 +139,7 @@ class SweepConfig(Config):
                 f"{name} goes by the validation kNN mAP, but no trial validates: set training.validation_every_steps "
                 f"to a multiple of training.checkpoint_every_steps, e.g. {base.training.checkpoint_every_steps}"
             )
-        return base, checked_space(base, self.space())
+        return base, space
 
     def save(self, folder: Path) -> None:
         """Keep it in FOLDER/sweep.yaml.
@@ -151,17 +151,13 @@ class SweepConfig(Config):
         if path.exists() and load_sweep(path).same_as() != self.same_as():
             raise SepsceneError(f"{folder} holds another sweep; choose another --id, or give the same arguments")
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        partial = path.with_suffix(".partial")
+        partial.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        partial.replace(path)
 
     def same_as(self) -> str:
         """What makes it this sweep: all but what it may spend and how many seeds; the fields in their order."""
         return self.model_dump_json(exclude={"budget", "seeds"})
-
-
-def gpus_of(experiment: Experiment) -> float:
-    """GPUs that one trial holds."""
-    validates = experiment.training.validation_every_steps > 0
-    return sum(demand.gpus for demand in demands(experiment.resources, experiment.views.pair, validates=validates))
 
 
 def make_sweep(**fields: Any) -> SweepConfig:

@@ -1,14 +1,17 @@
 """What a sweep will run: its trials, planned and validated before anything starts, and without Ray."""
 
-import itertools
+import contextlib
+import json
+from collections import Counter
 from dataclasses import dataclass
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
 from models.config import SepsceneError
 from orchestration.config import Experiment
 from orchestration.results import Setting
-from orchestration.search import Range, Space, drawn, setting_name, shown_setting
+from orchestration.search import Range, Space, drawn, readable, setting_name, shown_setting
 from orchestration.sweep_config import FILE, SweepConfig, load_sweep
 
 
@@ -37,26 +40,31 @@ class Trial:
         return plain if self.population is None else {**plain, "population": True, "starts": self.population}
 
 
-def plan_trials(config: SweepConfig, base: Experiment, space: Space) -> list[Trial]:
+def plan_trials(config: SweepConfig, base: Experiment, space: Space, folder: Path | None = None) -> list[Trial]:
     """The trials of a sweep, each validated before any is started; none where Optuna will choose them.
 
     Args:
         config: how settings are chosen.
         base: what they change.
         space: checked, as `SweepConfig.checked` returns it.
+        folder: of the sweep; members of a population that it holds go on with the settings that they have there.
 
     Raises:
-        SepsceneError: for a combination of values that the configuration refuses.
+        SepsceneError: for a combination of values that the configuration refuses, or two that differ in nothing that
+            the name of a folder can say.
     """
     if config.search == "optuna":
         return []
     if config.scheduler == "pbt":
-        return _population(config, base, space)
+        return _population(config, base, space, folder)
     trials = []
     for setting in _settings(config, base, space):
         for seed in range(base.seed, base.seed + config.seeds):
             name = f"{setting_name(setting)},seed={seed}"
             trials.append(Trial(name, base.changed({**setting, "seed": seed}), shown_setting(setting), seed))
+    twice = [name for name, count in Counter(trial.name for trial in trials).items() if count > 1]
+    if twice:
+        raise SepsceneError(f"two trials would be called {twice[0]}: their values look alike in a name; rename one")
     return trials
 
 
@@ -65,7 +73,7 @@ def _settings(config: SweepConfig, base: Experiment, space: Space) -> list[dict[
     if config.search == "random":
         return drawn(space, most or 1, base.seed)
     lists = {field: values for field, values in space.items() if not isinstance(values, Range)}
-    settings = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+    settings = [dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
     if most is not None and most < len(settings):
         raise SepsceneError(
             f"the grid has {len(settings)} settings, more than budget.trials {most}: take --search random for so many "
@@ -74,12 +82,25 @@ def _settings(config: SweepConfig, base: Experiment, space: Space) -> list[dict[
     return settings
 
 
-def _population(config: SweepConfig, base: Experiment, space: Space) -> list[Trial]:
-    """Members that start with settings at random and the same seed, so that any can go on with another's weights."""
-    return [
-        Trial(f"member={n}", base.changed(starts), shown_setting(starts), base.seed, population=starts)
-        for n, starts in enumerate(drawn(space, config.budget.trials or 1, base.seed))
-    ]
+def _population(config: SweepConfig, base: Experiment, space: Space, folder: Path | None) -> list[Trial]:
+    """Members with the same seed, so that any can go on with another's weights.
+
+    They start with different settings at random, again from the first where the space holds fewer than there are
+    members; one that has started before goes on with what it had become.
+    """
+    size = config.budget.trials or 1
+    members = []
+    for n, drawn_setting in enumerate(islice(cycle(drawn(space, size, base.seed)), size)):
+        name = f"member={n}"
+        note = folder / "trials" / name / "trial.json" if folder else None
+        setting = _become(note) if note and note.exists() else drawn_setting
+        members.append(Trial(name, base.changed(setting), shown_setting(setting), base.seed, population=setting))
+    return members
+
+
+def _become(note: Path) -> dict[str, Any]:
+    """The settings that a member of a population has been given last."""
+    return {field: readable(value) for field, value in json.loads(note.read_text())["chosen"].items()}
 
 
 def processors_of(base: Experiment, trials: list[Trial], space: Space) -> set[str]:
@@ -97,8 +118,9 @@ def find_sweep(storage: Path, config: SweepConfig) -> Path:
         SepsceneError: when there is none.
     """
     for path in sorted(storage.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if load_sweep(path).same_as() == config.same_as():
-            return path.parent
+        with contextlib.suppress(SepsceneError):  # another sweep's file that cannot be read is not this sweep
+            if load_sweep(path).same_as() == config.same_as():
+                return path.parent
     raise SepsceneError(f"{storage} holds no sweep with these arguments; leave --resume away, or name it with --id")
 
 

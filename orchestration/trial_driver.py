@@ -4,7 +4,7 @@ Started anew, in whatever way it ended before, it continues from its own newest 
 
 | file | says |
 |---|---|
-| trial.json | its name, its settings, its newest validation figure |
+| trial.json | its name, its settings, its newest validation figure, the GPUs it holds, its newest id in Tune |
 | held/<nanoseconds> | one file a start; its last change minus its name is how long the trial held its resources |
 | results.json | its figures |
 | finished | it has finished: also its report is written, its encoder published and its run in MLflow closed |
@@ -27,12 +27,13 @@ from ray.tune import Checkpoint
 from rich.console import Console
 
 from orchestration.checkpoints import newest_sound
+from orchestration.concurrency import gpus_of
 from orchestration.config import Experiment
 from orchestration.judging import judge_run
 from orchestration.metrics import append_metrics
-from orchestration.results import RunResults, read_metrics
+from orchestration.results import RunResults, Setting, read_metrics
 from orchestration.run import Run
-from orchestration.search import rounded, setting_name, shown_setting
+from orchestration.search import readable, setting_name, shown_setting
 from orchestration.stream import configure_data, schedule_of
 
 METRIC = "validation_knn_map"
@@ -41,6 +42,8 @@ PERCENT = "percent"
 
 FINISHED, FAILED, STOPPED = "finished", "failure", "stopped"
 POLL_SECONDS = 1.0
+STALE_SECONDS = 15.0
+"""A trial whose mark has not changed for so long is not running."""
 
 
 def run_trial(config: dict[str, Any], folder: str, tracking_uri: str, tags: dict[str, str]) -> None:
@@ -53,7 +56,7 @@ def run_trial(config: dict[str, Any], folder: str, tracking_uri: str, tags: dict
         tags: for the trial's run in MLflow, its parent among them.
     """
     trial, chosen = config["trial"], config.get("settings", {})
-    settings = {field: _readable(value) for field, value in chosen.items()}
+    settings = {field: readable(value) for field, value in chosen.items()}
     experiment = Experiment.model_validate(trial["experiment"]).changed(settings)
     name = trial["name"] or f"{setting_name(settings)},seed={experiment.seed}"
     if trial.get("population"):  # PBT hands out whole configurations, names included
@@ -64,11 +67,13 @@ def run_trial(config: dict[str, Any], folder: str, tracking_uri: str, tags: dict
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     shown = shown_setting(settings) or trial.get("shown", {})
-    _note(run_dir, {"name": name, "settings": shown, "seed": experiment.seed, "chosen": chosen})
+    facts = {"name": name, "settings": shown, "seed": experiment.seed, "chosen": chosen}
+    _note(run_dir, {**facts, "tune": ray.tune.get_context().get_trial_id(), "gpus": gpus_of(experiment)})
     if trial.get("population"):
         _take_over(run_dir, name, experiment, settings)
     (run_dir / FAILED).unlink(missing_ok=True)
-    tags = {**tags, **{f"sweep.{field}": str(value) for field, value in shown.items()}}
+    tags = {**tags, "status": "running", "reason": ""}
+    tags |= {f"sweep.{field}": _joined(value) for field, value in shown.items()}
     with _holding(run_dir):
         results, reported = _run(run_dir, experiment, tracking_uri, tags, bool(trial.get("population")))
         (run_dir / FINISHED).touch()
@@ -97,6 +102,7 @@ def _run(
         (run_dir / FAILED).write_text(f"{type(error).__name__}: {error}")
         run.tracker.finish("", "FAILED")
         raise
+    run.tracker.tag("", {"status": "finished"})
     run.tracker.finish("")
     return results, reported
 
@@ -105,11 +111,9 @@ def _figures(results: RunResults) -> dict[str, float]:
     return {key: figure.value for key, figure in results.encoders[0].figures.items()}
 
 
-def _readable(value: Any) -> Any:
-    """A value as Tune chose it: numbers with the digits that names show, choices out of their JSON."""
-    if isinstance(value, str):
-        return json.loads(value)
-    return rounded(value) if isinstance(value, float) else value
+def _joined(value: Setting) -> str:
+    """S2+N for a combination, as the run's own tag has it."""
+    return "+".join(value) if isinstance(value, list | tuple) else str(value)
 
 
 def _note(run_dir: Path, facts: dict[str, Any]) -> None:
@@ -145,6 +149,12 @@ def _holding(run_dir: Path) -> Iterator[None]:
 def held_seconds(run_dir: Path) -> float:
     """How long a trial has held its share of the cluster, over all its starts."""
     return sum(max(0, mark.stat().st_mtime_ns - int(mark.name)) for mark in run_dir.glob("held/*")) / 1e9
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether a trial holds its resources now."""
+    newest = max((mark.stat().st_mtime for mark in run_dir.glob("held/*")), default=0.0)
+    return time.time() - newest < STALE_SECONDS
 
 
 @contextmanager

@@ -9,47 +9,28 @@ import math
 import os
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray.tune
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from models.config import SepsceneError
+from orchestration.concurrency import DRIVER_CPUS, fitting_trials
 from orchestration.config import Experiment, Resources
 from orchestration.judging import judge_ladder
-from orchestration.placement import Demand, cluster_nodes, concurrent_trials, demands
-from orchestration.results import RunResults, Setting, parse_metrics
+from orchestration.outcomes import Outcome, is_over, outcomes
+from orchestration.placement import cluster_nodes
 from orchestration.run import Run
 from orchestration.schedulers import Budget, Tuning
 from orchestration.sweep_plan import Trial
 from orchestration.tracking import Tracker
 from orchestration.trial_driver import FAILED, FINISHED, METRIC, PERCENT, STOPPED, run_trial
-
-DRIVER_CPUS = 0.01
-"""What Tune sets aside for a trial's driver, which only waits."""
-
-_TAIL_BYTES = 16_384
-
-
-Status = Literal["finished", "stopped early", "failed", "unfinished"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial stands: its results, or why there are none."""
-
-    trial: Trial
-    status: Status
-    results: RunResults | None
-    reason: str
+from orchestration.trial_table import Pace, standing, trial_table
 
 
 @contextmanager
@@ -138,10 +119,10 @@ def thrifty(base: Experiment, console: Console) -> Resources:
     trials beside each other end long before two wide ones in turn. The figures differ by rounding only.
     """
     resources, nodes = base.resources, cluster_nodes()
-    narrow = resources.model_copy(update={"trainers": 1, "trainers_min": None, "separation_actors": 1, "readers": 1})
+    one = {"trainers": 1, "trainers_min": None, "separation_actors": 1, "separation_actors_min": None, "readers": 1}
+    narrow = resources.model_copy(update=one)
     wide_fit, narrow_fit = (
-        concurrent_trials(_demands(base.model_copy(update={"resources": asked})), nodes)
-        for asked in (resources, narrow)
+        fitting_trials([base.model_copy(update={"resources": asked})], nodes) for asked in (resources, narrow)
     )
     if wide_fit > 1 or narrow_fit <= wide_fit or resources.trainer_gpus or resources.separation_gpus:
         return resources
@@ -177,9 +158,9 @@ def run_trials(
     """
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     tuning = tuning or Tuning()
-    waiting = [trial for trial in trials if tuning.replays or not _over(folder / "trials" / trial.name)]
-    pace = _Pace(outcomes(trials, folder))
-    table = partial(_table, trials, folder, pace)
+    waiting = [trial for trial in trials if tuning.replays or not is_over(folder / "trials" / trial.name)]
+    pace = Pace(outcomes(trials, folder))
+    table = partial(trial_table, trials, folder, pace)
     if waiting or (tuning.searcher and tuning.samples > 0):
         driver = ray.tune.with_parameters(
             run_trial, folder=str(folder), tracking_uri=tracking_uri, tags=tags or {"sweep_id": folder.name}
@@ -198,65 +179,6 @@ def run_trials(
         _close_runs(outcomes(trials, folder), folder, tracking_uri)
     console.print(table())
     return outcomes(trials, folder)
-
-
-class _Pace:
-    """How long the rest will take, from how long the trials took that have ended since the command began."""
-
-    def __init__(self, found: list[Outcome]) -> None:
-        self.begun, self.over_before = time.monotonic(), _count_ended(found)
-
-    def left(self, found: list[Outcome]) -> str:
-        """ ", about 12 min left"; nothing while no trial has ended, and nothing in the end."""
-        over = _count_ended(found)
-        ended, waiting = over - self.over_before, len(found) - over
-        if ended < 1 or not waiting:
-            return ""
-        return f", about {max(1, round((time.monotonic() - self.begun) / ended * waiting / 60))} min left"
-
-
-def _count_ended(found: list[Outcome]) -> int:
-    return sum(outcome.status != "unfinished" for outcome in found)
-
-
-def standing(found: list[Outcome]) -> str:
-    """How far the trials are, in a line: "3 of 18 trials have ended: 2 finished, 1 failed"."""
-    counts = Counter(outcome.status for outcome in found)
-    over = _count_ended(found)
-    said = ", ".join(f"{count} {status}" for status, count in counts.items() if status != "unfinished")
-    return f"{over} of {len(found)} trials have ended: {said}" if said else f"none of {len(found)} trials has ended"
-
-
-def _over(run_dir: Path) -> bool:
-    """Whether there is nothing left to do for a trial."""
-    return (run_dir / FINISHED).exists() or (run_dir / STOPPED).exists()
-
-
-def outcomes(trials: list[Trial], folder: Path) -> list[Outcome]:
-    """How each trial stands, from the folders alone: the planned ones and those that Optuna chose."""
-    planned = {trial.name for trial in trials}
-    chosen = []
-    for note in sorted(folder.glob("trials/*/trial.json"), key=lambda path: path.stat().st_ctime):
-        facts = json.loads(note.read_text())
-        if facts["name"] not in planned and facts["chosen"]:
-            chosen.append(Trial(facts["name"], None, _settings(facts), facts["seed"]))
-    return [_outcome(trial, folder / "trials" / trial.name) for trial in [*trials, *chosen]]
-
-
-def _outcome(trial: Trial, run_dir: Path) -> Outcome:
-    note = run_dir / "trial.json"
-    if trial.population and note.exists():  # its settings are those that it has now
-        trial = replace(trial, settings=_settings(json.loads(note.read_text())))
-    if (run_dir / FINISHED).exists():
-        return Outcome(trial, "finished", RunResults.load(run_dir), "")
-    for name, status in ((STOPPED, "stopped early"), (FAILED, "failed")):
-        if (run_dir / name).exists():
-            return Outcome(trial, status, None, (run_dir / name).read_text())  # type: ignore[arg-type]
-    return Outcome(trial, "unfinished", None, "")
-
-
-def _settings(facts: dict[str, Any]) -> dict[str, Setting]:
-    return {field: tuple(value) if isinstance(value, list) else value for field, value in facts["settings"].items()}
 
 
 class _Ended(ray.tune.Callback):
@@ -281,9 +203,17 @@ class _Ended(ray.tune.Callback):
         self.ended()
 
     def _note(self, trial: Any, file: str, reason: str) -> None:
-        run_dir = self.folder / "trials" / str((trial.last_result or {}).get("name") or trial)
+        run_dir = _folder_of(trial, self.folder)
         if run_dir.exists() and not any((run_dir / known).exists() for known in (FINISHED, STOPPED, FAILED)):
             (run_dir / file).write_text(reason)
+
+
+def _folder_of(trial: Any, folder: Path) -> Path:
+    """Where a trial of Tune's runs: its folder notes the id; one that has none yet has the name of the trial."""
+    for note in folder.glob("trials/*/trial.json"):
+        if json.loads(note.read_text()).get("tune") == trial.trial_id:
+            return note.parent
+    return folder / "trials" / str(trial)
 
 
 def _tuner(
@@ -332,12 +262,6 @@ def _starts(spec: Any) -> dict[str, Any]:
     return dict(spec.config["trial"]["starts"])
 
 
-def _demands(experiment: Experiment) -> list[Demand]:
-    """What a trial asks for, its driver included."""
-    validates = experiment.training.validation_every_steps > 0
-    return demands(experiment.resources, experiment.views.pair, DRIVER_CPUS, validates)
-
-
 def _at_once(waiting: list[Trial], tuning: Tuning) -> int:
     """How many trials the cluster holds at once.
 
@@ -348,10 +272,7 @@ def _at_once(waiting: list[Trial], tuning: Tuning) -> int:
         experiments = [Experiment.model_validate(tuning.space["trial"]["experiment"])]
     else:
         experiments = [trial.experiment for trial in waiting if trial.experiment]
-    # The most demanding decides: rows without separation ask for less than those beside them.
-    kinds = {str(asked): asked for asked in map(_demands, experiments)}
-    nodes = cluster_nodes()
-    at_once = min(concurrent_trials(asked, nodes) for asked in kinds.values())
+    at_once = fitting_trials(experiments, cluster_nodes())
     if not at_once:
         raise SepsceneError(
             "not even one trial fits beside its driver; lower resources.separation_cpus or trainer_cpus"
@@ -365,38 +286,11 @@ def _at_once(waiting: list[Trial], tuning: Tuning) -> int:
 
 
 def _close_runs(found: list[Outcome], folder: Path, tracking_uri: str) -> None:
-    """Say in MLflow which trials have not come to their end: their processes were stopped before they could."""
+    """Say in MLflow which trials have not come to their end: their processes may have died before they could."""
     for outcome in found:
         run_dir = folder / "trials" / outcome.trial.name
-        if outcome.status in ("stopped early", "unfinished") and (run_dir / "mlflow.json").exists():
+        if outcome.status != "finished" and (run_dir / "mlflow.json").exists():
             tracker = Tracker(tracking_uri, "sepscene", run_dir)
             tracker.start({"status": outcome.status, "reason": outcome.reason}, {})
             for stage in tracker.stages():
-                tracker.finish(stage, "KILLED")
-
-
-def _table(trials: list[Trial], folder: Path, pace: _Pace) -> Table:
-    """The trials as they stand."""
-    found = outcomes(trials, folder)
-    table = Table(title=folder.name + pace.left(found))
-    for column in ("trial", "state", "rows", "loss", "kNN mAP", "mAP"):
-        table.add_column(column, justify="left" if column in ("trial", "state") else "right")
-    for outcome in found:
-        rows, loss, validation = _progress(folder / "trials" / outcome.trial.name)
-        state = outcome.status if outcome.status != "unfinished" else "running" if rows else "waiting"
-        figure = outcome.results.encoders[0].figures["shallow_map"].value if outcome.results else math.nan
-        table.add_row(outcome.trial.name, state, rows, loss, validation, "" if math.isnan(figure) else f"{figure:.3f}")
-    return table
-
-
-def _progress(run_dir: Path) -> tuple[str, str, str]:
-    """The newest rows, loss and validation figure, from the end of the metrics file."""
-    path, newest = run_dir / "metrics.jsonl", dict[str, float | str]()
-    if path.exists():
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            for record in parse_metrics(file.read()):
-                newest |= record
-    formats = (("rows", ".0f"), ("loss", ".3f"), (METRIC, ".3f"))
-    rows, loss, validation = (format(newest[key], form) if key in newest else "" for key, form in formats)
-    return rows, loss, validation
+                tracker.finish(stage, "FAILED" if outcome.status == "failed" else "KILLED")

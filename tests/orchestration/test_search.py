@@ -34,6 +34,7 @@ def test_a_grid_is_every_combination_with_every_seed_and_typed_values() -> None:
 
 VALIDATES = {"training.validation_every_steps": 60}
 RANDOM = {"search": "random", "budget": {"trials": 3}}
+PBT = {"scheduler": "pbt", "budget": {"trials": 4}, "changes": VALIDATES}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,14 @@ RANDOM = {"search": "random", "budget": {"trials": 3}}
         ({"over": {"alpha": "1,2"}, "search": "optuna", "budget": {"trials": 4}}, "Optuna goes by the validation"),
         ({"over": {"alpha": "0,1,2"}, "budget": {"trials": 2}}, "3 settings, more than"),
         ({"over": {"alpha": "0"}, "budget": {"hours": 0}}, r"budget\.hours"),
+        ({"over": {"temperature": ".inf,0.1"}}, "finite number"),
+        ({"over": {"alpha": ".nan"}}, "finite number"),
+        ({"over": {"temperature": "log(0.1,inf)"}, **RANDOM}, "finite number"),
+        ({"over": {"evaluation.judge.seed": "0,1"}}, "judged in different ways"),
+        ({"over": {"alpha": "high,1"}, **PBT}, "valid number"),
+        ({"over": {"alpha": "0e-3,1"}, **PBT}, "no coincidence head"),  # which YAML reads as text
+        ({"over": {"alpha": "uniform(0,1)"}, **PBT}, "no coincidence head"),
+        ({"over": {"training.start_encoder": "runs/a,runs_a"}}, "two trials would be called start_encoder=runs_a"),
         ({"over": {"alpha": "0"}, "changes": {"training.epoch": 3}}, r"training\.epoch: unknown field"),
     ],
 )
@@ -113,6 +122,9 @@ def test_a_sweep_is_found_again_by_its_arguments_and_a_folder_keeps_to_its_own(t
     more = make_sweep(experiment="demo", over={"alpha": "0,1"}, budget={"hours": 2}, seeds=3)
     assert find_sweep(tmp_path, more) == tmp_path / "one"
     more.save(tmp_path / "one")  # a larger budget and more seeds go on with the same sweep
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "sweep.yaml").write_text("experiment: demo\nov")  # somebody else's, and the newest
+    assert find_sweep(tmp_path, more) == tmp_path / "one"
     other = make_sweep(experiment="demo", over={"alpha": "0,2"})
     with pytest.raises(SepsceneError, match="holds no sweep with these arguments"):
         find_sweep(tmp_path, other)
@@ -126,6 +138,8 @@ def test_members_of_a_population_share_the_seed_and_start_apart() -> None:
     assert {member.seed for member in members} == {0}
     assert len({member.settings["objective.temperature"] for member in members}) == 4
     assert all(member.population for member in members)
+    typed = planned(over={"alpha": "1e-3,1"}, **PBT)  # YAML reads 1e-3 as text
+    assert {member.settings["objective.alpha"] for member in typed} == {0.001, 1.0}
 
 
 def test_optuna_plans_nothing_in_advance() -> None:

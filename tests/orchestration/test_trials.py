@@ -14,7 +14,7 @@ import pytest
 from models.config import SepsceneError
 from orchestration.config import Experiment
 from orchestration.sweep_config import SweepConfig, make_sweep
-from orchestration.sweep_plan import plan_trials
+from orchestration.sweep_plan import Trial, plan_trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
 
@@ -87,8 +87,8 @@ def run(nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
             **fields,
         )
         base, space = config.checked()
-        planned = plan_trials(config, base, space)
-        tuning = tuning_of(config, space, base.model_dump(mode="json"), folder)
+        planned = plan_trials(config, base, space, folder)
+        tuning = tuning_of(config, space, base.model_dump(mode="json"), folder, time.monotonic())
         found = trials.run_trials(planned, folder, "sqlite://", Console(quiet=True), lambda _: None, tuning)
         return {outcome.trial.name: (outcome.status, outcome.trial.settings) for outcome in found}
 
@@ -174,14 +174,14 @@ def test_optuna_goes_on_from_what_the_folder_holds(run: Any, tmp_path: Path) -> 
 
 
 def test_a_log_is_told_how_far_the_trials_are() -> None:
-    from orchestration import trials
-    from orchestration.trials import Outcome, Trial, standing
+    from orchestration.outcomes import Outcome
+    from orchestration.trial_table import Pace, standing
 
     trial = Trial("a", None, {}, 0)
     assert standing([Outcome(trial, "unfinished", None, "")] * 2) == "none of 2 trials has ended"
     found = [Outcome(trial, status, None, "") for status in ("finished", "failed", "finished", "unfinished")]
     assert standing(found) == "3 of 4 trials have ended: 2 finished, 1 failed"
-    pace = trials._Pace(found[:1] + found[3:] * 3)
+    pace = Pace(found[:1] + found[3:] * 3)
     pace.begun -= 600
     assert pace.left(found[:1] + found[3:] * 3) == ""  # none since the command began
     assert pace.left(found) == ", about 5 min left"  # two in ten minutes, one to go
@@ -196,6 +196,6 @@ def test_the_most_demanding_trial_decides_how_many_run_at_once(monkeypatch: pyte
     monkeypatch.setattr(trials, "cluster_nodes", lambda: [Node("laptop", 2)])
     narrow = {"resources.trainers": 1, "resources.separation_actors": 1}
     rows = ("table2/mix-mix", "table2/mix-chan")
-    mixed = [trials.Trial(row, named_experiment(row, "tiny").changed(narrow), {}, 0) for row in rows]
+    mixed = [Trial(row, named_experiment(row, "tiny").changed(narrow), {}, 0) for row in rows]
     assert trials._at_once(mixed[:1], Tuning()) == 3
     assert trials._at_once(mixed, Tuning()) == trials._at_once(mixed[1:], Tuning()) == 2
