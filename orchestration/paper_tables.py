@@ -94,15 +94,17 @@ def row_name(row: str | None) -> str:
 def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
     """The experiments of the tables' rows; one that two of the tables share is run once, under its first name.
 
+    The rows beyond the paper come with those that they are compared with.
+
     Raises:
         SepsceneError: for an unknown table or row.
     """
     rows_of = {table: [row.name for row in known] for table, known in PAPER_TABLES.items()}
-    rows_of["beyond"] = [row.name for row in BEYOND]
+    rows_of["beyond"] = [*dict.fromkeys(row.beside for row in BEYOND), *(row.name for row in BEYOND)]
     unknown = [table for table in tables if table not in rows_of]
     if unknown:
         raise SepsceneError(f"there is no {', '.join(unknown)}; choose from {', '.join(rows_of)}")
-    names = [name for table in tables for name in rows_of[table] if name in EXPERIMENTS]
+    names = list(dict.fromkeys(name for table in tables for name in rows_of[table] if name in EXPERIMENTS))
     wrong = [row for row in rows or [] if row not in names]
     if wrong:
         raise SepsceneError(f"no row {', '.join(wrong)} in {', '.join(tables)}; choose from {', '.join(names)}")

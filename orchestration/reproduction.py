@@ -6,19 +6,22 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestration.config import Experiment
+from models.tdcnpp import TDCNppConfig
+from orchestration.config import Experiment, Separator
 from orchestration.environment import command_line, environment
 from orchestration.experiments import EXPERIMENTS, SCALES, Scale, named_experiment
-from orchestration.paper_tables import planned_rows
+from orchestration.outcomes import Outcome
+from orchestration.paper_tables import TWINS, planned_rows
+from orchestration.reproduction_plan import row_experiments
 from orchestration.reproduction_report import write_reproduction_report
 from orchestration.results import ReproducedRun, ReproductionResults, RunResults
 from orchestration.sweep_plan import Trial
 from orchestration.trial_driver import FINISHED
-from orchestration.trials import Outcome, parent_run, run_trials, share
+from orchestration.trials import parent_run, run_trials, share
 from tasks.beyond import BEYOND
 
 FLOOR_ROW = "table2/mix-mix"
-PAPER_CLIPS, PAPER_BATCH = 2_000_000, 4096
+PAPER_CLIPS = 2_000_000
 
 
 def reproduce(
@@ -48,7 +51,7 @@ def reproduce(
     Raises:
         SepsceneError: for an unknown table or row, or a change that the configuration refuses.
     """
-    experiments = [named_experiment(name, scale).changed(changes) for name in planned_rows(tables, rows)]
+    experiments = row_experiments(planned_rows(tables, rows), scale, changes)
     base = SCALES[scale]().changed({**changes, "name": "reproduction"})
     # What any row beyond the paper needs is made at once, so that the folder can take those rows later.
     others = [named_experiment(row.name, scale).separator.beside for row in BEYOND if row.name in EXPERIMENTS]
@@ -58,7 +61,7 @@ def reproduce(
     about = {"kind": "reproduction", "tables": " ".join(tables), "scale": scale}
     with parent_run(tracking_uri, folder, about, {"seeds": seeds, **changes}) as (tracker, tags):
         shared = share(base, processors, folder, tracking_uri, console, tags)
-        trials = [_trial(e, shared, seed) for seed in range(seeds) for e in experiments]
+        trials = [_trial(e, shared, seed) for seed in range(seeds) for e in experiments if not _done(e, seed, folder)]
 
         def write(found: list[Outcome]) -> ReproductionResults:
             finished = _finished(folder)
@@ -68,11 +71,11 @@ def reproduce(
                 command=command_line(),
                 started=min((run.started for run in finished), default=datetime.now(UTC).isoformat(timespec="seconds")),
                 seconds=sum(run.seconds for run in finished),
-                differs=_differences(found),
+                differs=_differences(base, finished),
                 runs=tuple(map(_reproduced, finished)),
                 failed={outcome.trial.name: outcome.reason for outcome in found if outcome.reason},
                 environment=environment(),
-                data=next((o.results.data for o in found if o.results), {}),
+                data=finished[0].data if finished else {},
             )
             results.save(folder)
             write_reproduction_report(folder)
@@ -89,8 +92,18 @@ def _trial(experiment: Experiment, shared: Experiment, seed: int) -> Trial:
     parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation", "resources")}
     if experiment.name == FLOOR_ROW:
         parts["evaluation"] = shared.evaluation.model_copy(update={"baselines": True})
-    name = f"{experiment.name.replace('/', '-')},seed={seed}"
-    return Trial(name, experiment.model_copy(update={**parts, "seed": seed}), {"row": experiment.name}, seed)
+    row, ours = experiment.name, experiment.model_copy(update={**parts, "seed": seed})
+    return Trial(_trial_name(row, seed), ours, {"row": row}, seed)
+
+
+def _trial_name(row: str, seed: int) -> str:
+    return f"{row.replace('/', '-')},seed={seed}"
+
+
+def _done(experiment: Experiment, seed: int, folder: Path) -> bool:
+    """Whether the folder holds this row finished under its name in another table."""
+    twin = TWINS.get(experiment.name)
+    return twin is not None and (folder / "trials" / _trial_name(twin, seed) / FINISHED).exists()
 
 
 def _finished(folder: Path) -> list[RunResults]:
@@ -99,27 +112,40 @@ def _finished(folder: Path) -> list[RunResults]:
 
 
 def _reproduced(results: RunResults) -> ReproducedRun:
+    unreadable = len(results.ledger.quarantined) if results.ledger else 0
     return ReproducedRun(
         row=results.table_row or results.experiment,
         seed=results.seed,
         figure=results.encoders[0].figures["shallow_map"],
         untrained=next((e.figures["shallow_map"] for e in results.encoders if e.name == "untrained"), None),
+        differs=(f"unreadable clips left out: {unreadable}",) if unreadable else (),
         run_dir=f"trials/{results.run_id}",
     )
 
 
-def _differences(found: list[Outcome]) -> tuple[str, ...]:
-    """How our runs differ from the paper's, as far as the configuration says."""
-    experiment = found[0].trial.experiment
-    assert experiment is not None
-    done = [outcome.results for outcome in found if outcome.results]
-    clips = done[0].data["training clips"] if done else "?"
-    steps = done[0].ledger.rows // experiment.training.global_batch if done and done[0].ledger else 0
+def _differences(experiment: Experiment, finished: list[RunResults]) -> tuple[str, ...]:
+    """How our runs differ from the paper's, as far as the configuration that they share says."""
+    clips = finished[0].data["training clips"] if finished else "?"
+    batch = experiment.training.global_batch
+    steps = -(-finished[0].ledger.rows // batch) if finished and finished[0].ledger else "?"
     network = experiment.encoder.widths
     return (
         f"{clips} clips of {experiment.data.format} instead of about {PAPER_CLIPS:,} of AudioSet",
-        f"global batch {experiment.training.global_batch} and {steps} steps; the paper's are not stated",
+        f"global batch {batch} and {steps} steps; the paper's are not stated",
         f"CNN14 with widths {network}" + ("" if network[-1] == 2048 else " instead of 64 … 2048"),
+        _separator(experiment.separator),
         f"the ladder's steps are {dict(experiment.separator.ladder.steps)} instead of 0, 500, 5k, 1.7M",
         "all seeds share the data and the separator",
     )
+
+
+def _separator(separator: Separator) -> str:
+    """The separator's size; ready ones may be of any."""
+    if separator.checkpoints:
+        return "separators that were given, not trained"
+    ours, paper = (_size(network) for network in (separator.network, TDCNppConfig()))
+    return f"a separator of {ours}" + ("" if ours == paper else f" instead of {paper}")
+
+
+def _size(network: TDCNppConfig) -> str:
+    return f"{network.repeats} x {network.blocks} blocks of width {network.bottleneck} and {network.hidden}"

@@ -8,8 +8,16 @@ from orchestration.pages import render
 from orchestration.paper_tables import TITLES, TWINS, Table, tables_beside
 from orchestration.results import Figure, ReproducedRun, ReproductionResults
 from tasks.beyond import BeyondResult, beyond_results
-from tasks.claims import ClaimResult, judge_claims, table_rows
+from tasks.claims import LEVEL, MARGIN, ClaimResult, judge_claims, table_rows
 from tasks.statistics import Interval, t_interval
+
+THE_TESTS = (
+    f"Paired t tests over the seeds that both rows share, level {LEVEL:g}. A claim is supported when all its "
+    "contrasts come out its way, contradicted when one comes out the other way (Bonferroni over its "
+    f"contrasts), and undecided otherwise. “At least as good” allows {MARGIN:g}. Each claim is judged by itself: "
+    "nothing is corrected for there being six."
+)
+"""How verdicts are made, for readers of the report."""
 
 MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 
@@ -25,14 +33,14 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
     """
     results = ReproductionResults.load(directory)
     by_row = runs_by_row(results)
-    both_names = {name: by_row[row] for row in by_row for name in (row, TWINS.get(row, row))} | by_row
     tables = our_tables(by_row)
     claims = judge_claims(_figures(by_row))
-    beyond = beyond_results({name: {run.seed: run.figure.value for run in runs} for name, runs in both_names.items()})
+    beyond = beyond_results(_figures(by_row))
     values: dict[str, Any] = {
         "results": results,
         "claims": claims,
         "marks": MARKS,
+        "the_tests": THE_TESTS,
         "because": {claim.claim.statement: because(claim) for claim in claims},
         "answer": verdict_in_words(claims),
         "untrained": floor(results),
@@ -41,7 +49,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
         "beyond": [(result, _figure(result.ours) if result.ours else None, _gain(result)) for result in beyond],
         "pictures": {table.name: _beside(table) for table in tables if any(line.ours for line in table.lines)},
         "differs": {row: words for row, runs in by_row.items() if (words := _differences(runs))},
-        "seeds": {row: ", ".join(str(run.seed) for run in runs) for row, runs in both_names.items()},
+        "seeds": {row: ", ".join(str(run.seed) for run in runs) for row, runs in by_row.items()},
         "reports": {run.run_dir: _report_of(directory, run) for run in results.runs},
         "has_listening_page": (directory / "shared" / "listen.html").exists(),
     }
@@ -52,11 +60,13 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
 
 
 def runs_by_row(results: ReproductionResults) -> dict[str, list[ReproducedRun]]:
-    """The runs of each row, by seed."""
-    rows: dict[str, list[ReproducedRun]] = {}
-    for run in sorted(results.runs, key=lambda run: run.seed):
-        rows.setdefault(run.row, []).append(run)
-    return rows
+    """The runs of each row, by seed; an experiment that is a row of two tables is there under both names."""
+    rows: dict[str, dict[int, ReproducedRun]] = {}
+    for run in results.runs:
+        rows.setdefault(run.row, {})[run.seed] = run
+    names = dict.fromkeys(name for row in rows for name in (row, TWINS.get(row, row)))
+    both = {name: {**rows.get(TWINS.get(name, ""), {}), **rows.get(name, {})} for name in names}
+    return {name: [runs[seed] for seed in sorted(runs)] for name, runs in both.items()}
 
 
 def our_tables(by_row: dict[str, list[ReproducedRun]]) -> tuple[Table, ...]:
@@ -65,7 +75,7 @@ def our_tables(by_row: dict[str, list[ReproducedRun]]) -> tuple[Table, ...]:
     for table in TITLES:
         for row in table_rows(table, _figures(by_row)):
             if row.ours:
-                runs = by_row.get(row.paper.name, [])
+                runs = by_row[row.paper.name]
                 ours[row.paper.name] = runs[0].figure if len(runs) == 1 else _figure(row.ours)
     return tables_beside(ours)
 
@@ -95,7 +105,7 @@ def _gain(result: BeyondResult) -> str:
         return "no seed in common"
     found, p = result.test.difference, result.test.p
     if found.low is None or found.high is None or p is None:
-        return f"{found.value:+.3f}, one seed"
+        return f"{found.value:+.3f}, {'one seed' if found.count == 1 else 'two seeds without any spread'}"
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p = {p:.3f}"
 
 

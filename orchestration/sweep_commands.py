@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from models.config import SepsceneError
-from orchestration.arguments import Address, Changes, Scale, Storage, Verbose, parse_changes, resolve
+from orchestration.arguments import Address, Changes, Scale, Storage, Verbose, parse_changes
 
 if TYPE_CHECKING:
     from orchestration.sweep_config import SweepConfig
@@ -62,6 +62,8 @@ def sweep_command(
 
     `sepscene sweep mine.yaml --resume`
     """
+    from orchestration.concurrency import most_demanding
+    from orchestration.data_sets import check_splits
     from orchestration.session import ray_session
     from orchestration.sweep_plan import find_sweep, plan_trials
     from orchestration.tracking import default_tracking_uri
@@ -74,16 +76,18 @@ def sweep_command(
     else:
         config = _from_line(experiment, texts, change, ways, budget)
     base, space = config.checked()
-    plan_trials(config, base, space)  # refuses bad combinations before anything starts
+    planned = plan_trials(config, base, space)  # refuses bad combinations before anything starts
+    check_splits(base.data)
+    most = most_demanding([trial.experiment for trial in planned if trial.experiment] or [base])
     from orchestration.sweep import sweep
 
     if resume and sweep_id is None:
         folder = find_sweep(storage, config)
     else:
         folder = storage / (sweep_id or f"sweep-{base.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
-    with ray_session(base, address, verbose):
-        sweep(config, folder.resolve(), default_tracking_uri(storage), console)
-    _tell(folder)
+    with ray_session(most, address, verbose):
+        results = sweep(config, folder.resolve(), default_tracking_uri(storage), console)
+    _tell(folder, [trial.name for trial in results.trials if trial.status == "failed"])
 
 
 def _from_line(
@@ -147,7 +151,10 @@ def reproduce_command(
 
     Example: `sepscene reproduce table2 --scale tiny --seeds 3`
     """
+    from orchestration.concurrency import most_demanding
+    from orchestration.data_sets import check_splits, data_changes
     from orchestration.paper_tables import planned_rows
+    from orchestration.reproduction_plan import row_experiments
     from orchestration.session import ray_session
     from orchestration.tracking import default_tracking_uri
 
@@ -156,20 +163,25 @@ def reproduce_command(
         kind, colon, root = data.partition(":")
         if not colon:
             raise SepsceneError(f"--data {data!r} must look like FORMAT:ROOT, e.g. esc50:esc10")
-        changes = {"data.format": kind, "data.root": root, **changes}
+        changes = data_changes(kind, root, changes)
     folder = (storage / (reproduction_id or f"{'-'.join(tables)}-{scale}-{time.strftime('%Y%m%d-%H%M%S')}")).resolve()
-    for name in planned_rows(tables, row):  # refuses bad rows and changes before anything starts
-        base = resolve(name, scale, None).changed(changes)
+    # Refuses bad rows, changes and data before anything starts.
+    most = most_demanding(row_experiments(planned_rows(tables, row), scale, changes))
+    check_splits(most.data)
     from orchestration.reproduction import reproduce
 
-    with ray_session(base, address, verbose):
+    with ray_session(most, address, verbose):
         uri = default_tracking_uri(storage)
-        reproduce(tables, row, scale, changes, seeds, folder, uri, console)  # type: ignore[arg-type]
-    _tell(folder)
+        results = reproduce(tables, row, scale, changes, seeds, folder, uri, console)  # type: ignore[arg-type]
+    _tell(folder, list(results.failed))
 
 
-def _tell(folder: Path) -> None:
-    """Where the results are, and what to do next."""
+def _tell(folder: Path, failed: list[str]) -> None:
+    """Where the results are, and what to do next; ends the command with code 3 when trials have failed."""
     console.print(f"report        {folder / 'report.html'}", soft_wrap=True)
     console.print(f"each run      {folder / 'trials'}", soft_wrap=True)
     console.print(f"MLflow UI     sepscene ui {folder}", soft_wrap=True)
+    if failed:
+        told = f"failed        {len(failed)}, e.g. {failed[0]}; the report says why, the same --id tries again"
+        console.print(told, soft_wrap=True, highlight=False)
+        raise typer.Exit(3)

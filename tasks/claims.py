@@ -12,8 +12,8 @@ that both rows were run with (equal seeds share data, draws and probes). The cla
   so that testing many does: Bonferroni);
 - undecided at this scale otherwise: a row is missing, seeds are too few, or differences too small for them.
 
-"At least as good" is tested with a margin: X beats Y - 0.01. The margin, the level and the tests are ours;
-the paper gives one figure for each row and no interval.
+"At least as good" is tested with a margin: X beats Y - 0.01. Each claim is judged by itself: nothing is corrected for
+there being six. The margin, the level and the tests are ours; the paper gives one figure for each row and no interval.
 """
 
 from collections.abc import Mapping
@@ -231,7 +231,7 @@ def _contrast(contrast: Contrast, claim: Claim, figures: Figures) -> ContrastRes
     null = f"{contrast.better} is no different from {contrast.worse}" + (f" - {claim.margin}" if claim.margin else "")
     test = PairedTest(difference, shifted.p, null)
     verdict = _verdict(shifted, len(claim.contrasts))
-    return ContrastResult(contrast, paper, seeds, test, verdict, _reason(contrast, test, paper))
+    return ContrastResult(contrast, paper, seeds, test, verdict, _reason(contrast, test, paper, claim.margin))
 
 
 def _verdict(test: PairedTest, contrasts: int) -> Verdict:
@@ -244,12 +244,13 @@ def _verdict(test: PairedTest, contrasts: int) -> Verdict:
     return "undecided"
 
 
-def _reason(contrast: Contrast, test: PairedTest, paper: float) -> str:
+def _reason(contrast: Contrast, test: PairedTest, paper: float, margin: float) -> str:
     found = test.difference
     if found.low is None or test.p is None:
-        numbers = "one seed, no test"
+        numbers = "one seed, no test" if found.count == 1 else "two seeds without any spread, no test"
     else:
-        numbers = f"95 % [{found.low:+.3f}, {found.high:+.3f}], p = {test.p:.3f}, {found.count} seeds"
+        null = f" against −{margin:g}" if margin else ""  # the interval is about the difference itself
+        numbers = f"95 % [{found.low:+.3f}, {found.high:+.3f}], p = {test.p:.3f}{null}, {found.count} seeds"
     return f"{contrast.better} - {contrast.worse} = {found.value:+.3f} (paper {paper:+.3f}; {numbers})"
 
 

@@ -77,6 +77,8 @@ def test_every_trial_is_a_row_of_the_live_table_the_page_and_the_markdown(tmp_pa
     assert len(page.ids) == len(set(page.ids))
     assert text.read_text().count("| S2∨N | 0.2 |") == 3  # once ranked, twice as a trial
     assert "worker lost 3 times \\| see its log" in text.read_text()
+    for report in (html, text):
+        assert "The best of many trials by its test figure looks better than it is" in report.read_text()
 
 
 def test_sweep_without_trials_still_reports_and_no_sweep_is_named(tmp_path: Path) -> None:

@@ -77,6 +77,18 @@ def test_at_least_as_good_has_a_margin() -> None:
         assert judge_claims(figures)[2].verdict == verdict, n
 
 
+def test_the_reason_says_against_what_a_claim_with_a_margin_is_tested() -> None:
+    third = judge_claims(runs())[2].contrasts[0].reason
+    assert "p = 0.000 against −0.01, 4 seeds" in third
+    assert "against" not in judge_claims(runs())[0].reason
+
+
+def test_two_seeds_without_any_spread_decide_nothing() -> None:
+    two = judge_claims(runs(seeds=2, noise=0.0))
+    assert set(by_number(two)) == {"undecided"} and "two seeds without any spread, no test" in two[0].reason
+    assert by_number(judge_claims(runs(seeds=3, noise=0.0))) == ["supported"] * 6
+
+
 def test_missing_rows_and_single_seeds_leave_it_undecided() -> None:
     nothing = judge_claims({})
     assert set(by_number(nothing)) == {"undecided"}
