@@ -149,14 +149,14 @@ def reproduce_command(
 ) -> None:
     """Run the rows of the paper's tables, put ours beside them, and judge the paper's six claims.
 
-    Example: `sepscene reproduce table2 --scale tiny --seeds 3`
+    Public data sets (esc50, audioset, fsd50k) come with their usual splits; `--set data.train=…` goes before.
+
+    Examples: `sepscene reproduce table2 --scale tiny --seeds 3`; `sepscene reproduce table2 --data esc50:esc10`
     """
     from orchestration.concurrency import most_demanding
     from orchestration.data_sets import check_splits, data_changes
     from orchestration.paper_tables import planned_rows
     from orchestration.reproduction_plan import row_experiments
-    from orchestration.session import ray_session
-    from orchestration.tracking import default_tracking_uri
 
     changes = parse_changes(change)
     if data is not None:
@@ -169,6 +169,8 @@ def reproduce_command(
     most = most_demanding(row_experiments(planned_rows(tables, row), scale, changes))
     check_splits(most.data)
     from orchestration.reproduction import reproduce
+    from orchestration.session import ray_session
+    from orchestration.tracking import default_tracking_uri
 
     with ray_session(most, address, verbose):
         uri = default_tracking_uri(storage)

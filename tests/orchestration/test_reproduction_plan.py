@@ -1,11 +1,15 @@
 """What a reproduction will run is settled before Ray starts: rows stay the paper's, data sets have their splits."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from models.config import SepsceneError
+from orchestration.cli import app
 from orchestration.data_sets import check_splits, data_changes
 from orchestration.experiments import EXPERIMENTS
 from orchestration.paper_tables import planned_rows
@@ -101,3 +105,34 @@ def test_other_public_sets_take_the_splits_that_are_there(
     monkeypatch.setattr("orchestration.data_sets.splits_of", lambda format, root: (train, test))
     changes = data_changes(format, "root", {})
     assert (changes["data.train"], changes["data.test"]) == ([train], [test])
+
+
+def test_the_command_refuses_empty_splits_before_ray_is_asked(esc50: str, tmp_path: Path) -> None:
+    given = ["reproduce", "table2", "--data", f"esc50:{esc50}", "--storage", str(tmp_path / "runs")]
+    result = CliRunner().invoke(app, [*given, "--set", 'data.test=["9"]'])
+    with pytest.raises(SepsceneError, match=r"data\.test: no clip .* is in 9"):
+        raise result.exception or AssertionError(result.output)
+    result = CliRunner().invoke(app, [*given, "--set", "views.specaugment=false"])
+    with pytest.raises(SepsceneError, match=r"the tables' rows differ in views\.specaugment"):
+        raise result.exception or AssertionError(result.output)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("failed", "code"), [({}, 0), ({"table2-mix-mix,seed=0": "ValueError"}, 3)])
+def test_the_command_ends_with_three_when_a_trial_has_failed(
+    failed: dict[str, str], code: int, esc50: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[Any] = []
+
+    def reproduce(*arguments: Any) -> Any:
+        run.extend(arguments)
+        return SimpleNamespace(failed=failed)
+
+    monkeypatch.setattr("orchestration.reproduction.reproduce", reproduce)
+    monkeypatch.setattr("orchestration.session.ray_session", lambda *_: nullcontext())
+    given = ["reproduce", "table2", "--data", f"esc50:{esc50}", "--storage", str(tmp_path / "runs")]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == code, result.output
+    assert ("table2-mix-mix,seed=0" in result.output) == bool(failed)
+    assert run[3]["data.train"] == ["1", "2", "3"]
