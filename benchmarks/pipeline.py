@@ -1,10 +1,11 @@
 """The stream against what one would write without it: ratios, all measured in one run on this machine.
 
-    python -m benchmarks.pipeline [--steps 40] [--repeats 3] [--rows 10000] [--only live,store,ray,memory] [--full]
+    python -m benchmarks.pipeline [--steps 40] [--repeats 3] [--rows 10000] [--only live,ray,own,memory] [--full]
 
-live    rows/s of a real pre-training with live separation, against a plain PyTorch loop: as many DDP processes as there
-        are trainers, DataLoader workers decode, the same separator forward inside the training loop.
-store   the same pre-training with every clip in the SeparatedStore, against live.
+live    rows/s of a real pre-training with live separation, and with every clip in the SeparatedStore, against
+        a plain PyTorch loop: as many DDP processes as there are trainers, DataLoader workers decode, the same separator
+        forward inside the training loop.
+own     the share of its time that a trainer waits, where separation has a core of its own and is not the bottleneck.
 ray     seconds a row of the stream with one separation actor, against the bare loop over the same actor's code.
 memory  10,000 rows from the store: RSS (without shared memory) by kind of process, and the object store, in the
         first and in the last quarter of the run.
@@ -24,9 +25,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 import psutil
@@ -236,6 +237,44 @@ def made_pace(stream: RayDataset) -> float:
     return sum(later) / (arrived[-1][0] - arrived[0][0])
 
 
+# ---- a core of their own ----
+
+
+def own_core(bench: Bench, steps: int, repeats: int, console: Console) -> None:
+    """Part `own`: one separation actor on one core, one trainer with a wider encoder on the other."""
+    wider = Cnn14Config(widths=(16, 32, 64, 128, 256, 512)).model_dump()
+    one_each = {"resources.trainers": 1, "resources.separation_actors": 1, "encoder": wider}
+    for _ in range(repeats):
+        with pinned({"RayTrainWorker": 0, "SeparationService": 1, "ClipReader": 1, "SplitCoordinator": 1}):
+            records = bench.run(bench.experiment(steps, **one_each))[WARM_UP:]
+        waiting = mean(record["waiting_share"] for record in records)
+        busy = [record["separation/busy"] for record in records if "separation/busy" in record]
+        console.print(f"separation on a core of its own, busy {median(busy):.0%}: the trainer waits {waiting:.1%}")
+
+
+@contextmanager
+def pinned(core_of: dict[str, int]) -> Iterator[None]:
+    """Processes of Ray with these words in their titles stay on these cores while the block runs."""
+    stop = threading.Event()
+
+    def pin() -> None:
+        while not stop.wait(0.5):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    title = " ".join(process.cmdline())
+                    for kind, core in core_of.items():
+                        if kind in title and process.cpu_affinity() != [core]:
+                            process.cpu_affinity([core])
+
+    thread = threading.Thread(target=pin, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 # ---- Ray Data's own cost ----
 
 
@@ -339,11 +378,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--only", default="live,ray,memory")
+    parser.add_argument("--only", default="live,ray,own,memory")
     parser.add_argument("--full", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default; the plain loop's processes have 0
     from orchestration.session import connect
 
     connect(None)
@@ -354,8 +394,10 @@ def main() -> None:
         parts = given.only.split(",")
         if "ray" in parts:
             ray_overhead(bench, 256, given.repeats, console)
-        if "live" in parts or "store" in parts:
+        if "live" in parts:
             live_and_store(bench, given.steps, given.repeats, console)
+        if "own" in parts:
+            own_core(bench, given.steps, given.repeats, console)
         if "memory" in parts:
             for batch in prefill_stream(
                 bench.experiment(1, **{"store.mode": "prefill"}), bench.clips, bench.ladder, bench.store()

@@ -1,0 +1,160 @@
+"""What a change of settings does to the figures: runs without Ray, one process each, for questions that need many.
+
+    sepscene separator train table4/S2+N/simclr-cp --run-id study --storage runs     # data and ladder, once
+    python -m benchmarks.study runs/study table4/S2/simclr table4/S2/simclr-cp --set training.epochs=120 --seeds 0,1,2
+
+The same rows, views, networks and losses as the cluster's, in one loop over the schedule; views come out of the
+SeparatedStore, which the first run fills. Each run adds a line to FOLDER/study.jsonl: experiment, changes, seed, both
+losses over the last tenth, figures on the test clips. What is there already is not run again, and several commands may
+share a folder. --table prints what it holds:
+
+    python -m benchmarks.study runs/study --table
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+
+from augment.audio import read_clip
+from augment.blocks import ServiceSettings
+from augment.reader import ViewMaker
+from augment.store import SeparatedStore
+from augment.views import from_pcm
+from models.encoder import Encoder
+from orchestration.arguments import resolve
+from orchestration.config import Experiment
+from orchestration.ledger import Ledger
+from orchestration.networks import build_objective
+from orchestration.optimisation import adamw, learning_rate
+from orchestration.pretraining import Views
+from orchestration.processes import MALLOC
+from orchestration.rows import DrawRows
+from orchestration.separator_training import read_ladder
+from orchestration.stream import schedule_of
+from tasks.judge import judge
+from tasks.manifests import Manifest, read_manifest
+
+FIGURES = ("shallow_map", "linear_map", "knn_map", "qbe_map")
+EMBED_CLIPS = 16
+
+
+def trained(
+    experiment: Experiment, clips: Manifest, ladder: dict[str, str], store: SeparatedStore
+) -> tuple[Encoder, dict[str, float]]:
+    """The encoder after the whole schedule, and the means of its losses over the last tenth of the steps."""
+    training, schedule = experiment.training, schedule_of(experiment, len(clips.clips))
+    rows = DrawRows(clips.clips, schedule, Ledger(schedule.rows), experiment.views)
+    make = ViewMaker(ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=ladder), store)
+    front_end = Views(experiment)
+    objective = build_objective(experiment).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = adamw(objective, training, torch.device("cpu"))
+    steps = -(-schedule.rows // training.global_batch)
+    losses: dict[str, list[float]] = defaultdict(list)
+    for step in track(range(steps), experiment.name, console=Console(stderr=True)):
+        batch = make(rows({"id": np.arange(step * training.global_batch, (step + 1) * training.global_batch)}))
+        usable_B = (batch["row"] >= 0) & (batch["fault"] == "")
+        view_B2P = from_pcm(np.stack([batch["view_1"][usable_B], batch["view_2"][usable_B]], axis=1))
+        uniforms_B2U = torch.from_numpy(batch["specaugment_u"][usable_B].reshape(len(view_B2P), 2, -1))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(training, step, steps)
+        optimizer.zero_grad(set_to_none=True)
+        result = objective(*front_end(torch.from_numpy(view_B2P), uniforms_B2U), alpha=experiment.objective.alpha)
+        result.loss.backward()
+        nn.utils.clip_grad_norm_(objective.parameters(), training.clip_gradient_norm)
+        optimizer.step()
+        for name in ("similarity", "coincidence"):
+            if name in result.parts:
+                losses[name].append(float(result.parts[name]))
+    encoder = Encoder(front_end.front_end, objective.trunk, experiment.views.patch_seconds).eval()
+    return encoder, {name: mean(values[-max(1, steps // 10) :]) for name, values in losses.items()}
+
+
+def embedded(encoder: Encoder, clips: Manifest, experiment: Experiment) -> np.ndarray:
+    """h of every clip, (N, D)."""
+    uris = clips.clips["uri"].to_pylist()
+    h = []
+    with torch.inference_mode():
+        for start in range(0, len(uris), EMBED_CLIPS):
+            waves = [read_clip(uri, experiment.audio) for uri in uris[start : start + EMBED_CLIPS]]
+            h.append(encoder(torch.from_numpy(np.stack(waves))).numpy())
+    return np.concatenate(h)
+
+
+def one_run(folder: Path, experiment: Experiment) -> dict[str, float]:
+    """Losses and figures of one experiment over the folder's data and ladder."""
+    manifest = read_manifest(experiment.data.format, experiment.data.root or str(folder / "scenes"))
+    train, test = manifest.select(*experiment.data.train), manifest.select(*experiment.data.test)
+    store = SeparatedStore(str(folder / "store"))
+    encoder, losses = trained(experiment, train, read_ladder(folder), store)
+    store.close()
+    h = embedded(encoder, train, experiment), embedded(encoder, test, experiment)
+    judgement = judge(h[0], train.targets(), h[1], test.targets(), test.classes, experiment.evaluation.judge)
+    return losses | {name: judgement.figures[name].value for name in FIGURES}
+
+
+def known(folder: Path) -> list[dict[str, Any]]:
+    """What the folder holds."""
+    path = folder / "study.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def print_table(folder: Path) -> None:
+    """Means over seeds, and in brackets every seed's shallow mAP."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for record in known(folder):
+        groups[record["experiment"], " ".join(record["changes"])].append(record)
+    table = Table("experiment", "changes", "shallow mAP (by seed)", "linear", "kNN", "QbE", "NT-Xent", "coincidence")
+    for (name, changes), records in sorted(groups.items()):
+        records = sorted(records, key=lambda record: record["seed"])
+        shallow = [record["shallow_map"] for record in records]
+        by_seed = " ".join(f"{value:.3f}" for value in shallow)
+        others = (*FIGURES[1:], "similarity", "coincidence")
+        means = [mean([r[key] for r in records]) if key in records[0] else float("nan") for key in others]
+        table.add_row(name, changes, f"{mean(shallow):.3f} ({by_seed})", *(f"{value:.3f}" for value in means))
+    Console(width=160).print(table)
+
+
+def main() -> None:
+    """Run what is asked for and not known, or print what is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("experiments", nargs="*")
+    parser.add_argument("--set", action="append", default=[], dest="changes")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    if "GLIBC_TUNABLES" not in os.environ:  # read when a process starts
+        environment = os.environ | {"GLIBC_TUNABLES": MALLOC}
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.study", *sys.argv[1:]], environment)
+    torch.set_num_threads(1)
+    for seed in map(int, given.seeds.split(",")):
+        for name in given.experiments:
+            what = {"experiment": name, "changes": given.changes, "seed": seed}
+            if any(what.items() <= record.items() for record in known(given.folder)):
+                continue
+            experiment = resolve(name, "tiny", [*given.changes, f"seed={seed}"])
+            begin = time.perf_counter()
+            record = what | one_run(given.folder, experiment) | {"seconds": round(time.perf_counter() - begin)}
+            with (given.folder / "study.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+    if given.table:
+        print_table(given.folder)
+
+
+if __name__ == "__main__":
+    main()

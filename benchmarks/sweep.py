@@ -1,0 +1,135 @@
+"""Six trials that share a SeparatedStore, against scripts that do the same without Ray, and against live separation.
+
+    python -m benchmarks.sweep [--epochs 40] [--live]
+
+sweep    `sepscene sweep table4/S2/simclr --over temperature=0.1,0.2,0.5 alpha=0,1`, the whole command: one separation
+         pass, six trials, as many at once as fit, their evaluation, reports, MLflow, and the start of all processes.
+scripts  one separation pass over all clips, then six trainings with evaluation, in as many processes as there are
+         cores, each with one thread: nothing but the work.
+live     the same sweep with store.mode=off: every trial separates every row.
+
+Clips are synthetic scenes and the separator is untrained (its time does not depend on its weights). The figures of the
+trials are printed beside the scripts': with one trainer a trial they do the same arithmetic.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from augment.blocks import ServiceSettings
+from augment.reader import ViewMaker
+from augment.scenes import write_scenes
+from augment.store import SeparatedStore
+from benchmarks.study import one_run
+from models.separators import save_separator
+from models.tdcnpp import TDCNpp
+from orchestration.config import Experiment
+from orchestration.experiments import named_experiment
+from orchestration.ledger import Ledger
+from orchestration.results import SweepResults
+from orchestration.rows import PrefillRows
+from orchestration.stream import schedule_of
+from tasks.manifests import read_manifest
+
+NAME, TEMPERATURES, ALPHAS = "table4/S2/simclr", (0.1, 0.2, 0.5), (0.0, 1.0)
+BLOCK = 32
+
+
+def prepare(folder: Path) -> None:
+    """Scenes and a ladder of one separator."""
+    base = named_experiment(NAME, "tiny")
+    for split, count in (("train", base.data.scenes_train), ("test", base.data.scenes_test)):
+        write_scenes(folder / "scenes", count, 0, split)
+    torch.manual_seed(0)
+    save_separator(TDCNpp(base.separator.network), folder / "ladder" / "S2-0", {"step": 0})
+    (folder / "ladder" / "ladder.json").write_text(json.dumps({"S2": "S2-0"}))
+
+
+def separate(folder: Path, experiment: Experiment, part: int, parts: int) -> None:
+    """Every `parts`-th block of clips into the store."""
+    torch.set_num_threads(1)
+    clips = read_manifest("scenes", str(folder / "scenes")).select("train").clips
+    schedule = schedule_of(experiment, len(clips))
+    settings = ServiceSettings(
+        views=experiment.views, audio=experiment.audio, checkpoints={"S2": str(folder / "ladder" / "S2-0")}
+    )
+    store = SeparatedStore(str(folder / "store"))
+    make, rows = ViewMaker(settings, store), PrefillRows(clips, schedule, Ledger(schedule.rows), experiment.views)
+    for start in range(part * BLOCK, len(clips), parts * BLOCK):
+        make(rows({"id": np.arange(start, min(start + BLOCK, len(clips)))}))
+    store.close()
+
+
+def train(folder: Path, experiment: Experiment) -> float:
+    """One training and its evaluation; the shallow mAP."""
+    torch.set_num_threads(1)
+    return one_run(folder, experiment)["shallow_map"]
+
+
+def scripts(folder: Path, epochs: int) -> tuple[float, float, list[float]]:
+    """(seconds of the separation pass, of the six trainings, their figures)."""
+    base = named_experiment(NAME, "tiny").changed({"training.epochs": epochs})
+    settings = [
+        {"objective.temperature": temperature, "objective.alpha": alpha}
+        for temperature, alpha in product(TEMPERATURES, ALPHAS)
+    ]
+    cores = os.cpu_count() or 1
+    with multiprocessing.get_context("spawn").Pool(cores, maxtasksperchild=1) as pool:
+        begin = time.perf_counter()
+        pool.starmap(separate, [(folder, base, part, cores) for part in range(cores)], chunksize=1)
+        separated = time.perf_counter()
+        figures = pool.starmap(train, [(folder, base.changed(setting)) for setting in settings], chunksize=1)
+    return separated - begin, time.perf_counter() - separated, figures
+
+
+def sweep(folder: Path, epochs: int, mode: str) -> tuple[float, SweepResults]:
+    """(seconds of the whole command, what came out)."""
+    command = [sys.executable, "-m", "orchestration.cli", "sweep", NAME, "--over"]
+    command += [f"temperature={','.join(map(str, TEMPERATURES))}", f"alpha={','.join(map(str, ALPHAS))}"]
+    command += ["--storage", str(folder / mode), "--id", "sweep"]
+    for field, value in {
+        "training.epochs": epochs,
+        "data.root": folder / "scenes",
+        "separator.checkpoints": json.dumps({"S2": str(folder / "ladder" / "S2-0")}),
+        "store.mode": mode,
+    }.items():
+        command += ["--set", f"{field}={value}"]
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"RAY_worker_niceness": "0"})
+    return time.perf_counter() - begin, SweepResults.load(folder / mode / "sweep")
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=named_experiment(NAME, "tiny").training.epochs)
+    parser.add_argument("--live", action="store_true", help="also without a store")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder)
+        separation, training, figures = scripts(folder, given.epochs)
+        ideal = separation + training
+        print(f"scripts: {separation:.0f} s one separation pass + {training:.0f} s six trainings = {ideal:.0f} s")
+        for mode in ("read-through", *(["off"] if given.live else [])):
+            seconds, results = sweep(folder, given.epochs, mode)
+            print(f"sweep, store.mode={mode}: {seconds:.0f} s, {seconds / ideal:.2f} x", flush=True)
+            for trial, theirs in zip(results.trials, figures, strict=True):
+                ours = trial.figures["shallow_map"].value if trial.status == "finished" else float("nan")
+                print(f"  {trial.name}: {trial.status}, {trial.seconds:.0f} s, mAP {ours:.3f} (script {theirs:.3f})")
+
+
+if __name__ == "__main__":
+    main()
