@@ -74,14 +74,14 @@ def steps_done(run_dir: Path) -> int:
     return max(losses(run_dir), default=0)
 
 
-def after(steps: int, run_dir: Path, strike: Callable[[], bool], limit_seconds: float = 240) -> Blow:
-    """Strike once the run has made so many steps; `strike` is tried until it says that it hit something."""
+def when(ripe: Callable[[], bool], strike: Callable[[], bool], limit_seconds: float = 240) -> Blow:
+    """Strike once it is time; `strike` is tried until it says that it hit something."""
     blow = Blow()
 
     def watch() -> None:
         deadline = time.monotonic() + limit_seconds
         while time.monotonic() < deadline:
-            if steps_done(run_dir) >= steps and strike():
+            if ripe() and strike():
                 blow.times.append(time.time())
                 return
             time.sleep(0.05)
@@ -89,6 +89,11 @@ def after(steps: int, run_dir: Path, strike: Callable[[], bool], limit_seconds: 
     blow.thread = threading.Thread(target=watch, daemon=True)
     blow.thread.start()
     return blow
+
+
+def after(steps: int, run_dir: Path, strike: Callable[[], bool], limit_seconds: float = 240) -> Blow:
+    """Strike once the run has made so many steps."""
+    return when(lambda: steps_done(run_dir) >= steps, strike, limit_seconds)
 
 
 def kill(title: str, number: signal.Signals = signal.SIGKILL) -> Callable[[], bool]:

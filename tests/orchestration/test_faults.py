@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from augment.store import SeparatedStore
 from models.config import SepsceneError
 from orchestration.checkpoints import is_sound, newest_sound, read_checkpoint, read_ledger
 from orchestration.config import Experiment
@@ -33,48 +34,71 @@ def unfaulted(experiment: Experiment, train_clips: Manifest, ladder: dict[str, s
     return undisturbed(experiment, train_clips, ladder)
 
 
-def run(experiment: Experiment, clips: Manifest, ladder: dict[str, str], run_dir: Path) -> Path:
+def run(
+    experiment: Experiment,
+    clips: Manifest,
+    ladder: dict[str, str],
+    run_dir: Path,
+    store: SeparatedStore | None = None,
+) -> Path:
     """Pre-train to the end; returns the last checkpoint."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    return pretrain(experiment, clips, ladder, run_dir, STAGE)
+    return pretrain(experiment, clips, ladder, run_dir, STAGE, store)
+
+
+LONG = pytest.mark.faults_long
 
 
 @pytest.mark.parametrize(
-    "victim",
+    "blows",
     [
-        "SeparationService",
-        pytest.param("ClipReader", marks=pytest.mark.faults_long),
-        "RayTrainWorker",
-        "TrainController",
+        [(10, "TrainController")],
+        [(10, "RayTrainWorker"), (25, "SeparationService")],
+        pytest.param([(10, "SeparationService")], marks=LONG),
+        pytest.param([(10, "RayTrainWorker")], marks=LONG),
+        pytest.param([(10, "ClipReader")], marks=LONG),
+        pytest.param([(0, "SeparationService"), (44, "SeparationService")], marks=LONG),
+        pytest.param([(0, "RayTrainWorker"), (44, "RayTrainWorker")], marks=LONG),
+        pytest.param([(5, "RayTrainWorker"), (6, "ClipReader")], marks=LONG),  # a checkpoint is being written
     ],
+    ids=lambda blows: "+".join(f"{victim}@{step}" for step, victim in blows),
 )
-def test_a_killed_process_costs_no_row_and_changes_no_bit(
+def test_killed_processes_cost_no_row_and_change_no_bit(
     experiment: Experiment,
     train_clips: Manifest,
     ladder: dict[str, str],
     unfaulted: dict[int, float],
     tmp_path: Path,
-    victim: str,
+    blows: list[tuple[int, str]],
 ) -> None:
-    blow = after(10, tmp_path, kill(victim))
+    """Once or twice in a run of 45 steps, from before the first to the last."""
+    strikes = [after(step, tmp_path, kill(victim)) for step, victim in blows]
     run(experiment, train_clips, ladder, tmp_path)
-    assert blow.fell, f"no process {victim} was found to kill"
-    note(f"kill -9 of {victim}", "goes on by itself", tmp_path, blow.times)
+    assert all(strike.fell for strike in strikes), f"of {blows}, not all were found to kill"
+    said = ", ".join(f"{victim} after step {step}" for step, victim in blows)
+    note(f"kill -9 of {said}", "goes on by itself", tmp_path, (strike.times[0] for strike in strikes))
     assert losses(tmp_path) == unfaulted
 
 
-@pytest.mark.faults_long
-def test_two_faults_in_one_run(
+@pytest.mark.parametrize(
+    ("mode", "victim"),
+    [pytest.param("read-through", "SeparationService", marks=LONG), pytest.param("prefill", "ViewMaker", marks=LONG)],
+)
+def test_a_kill_beside_the_store_costs_no_row_and_changes_no_bit(
     experiment: Experiment,
     train_clips: Manifest,
     ladder: dict[str, str],
     unfaulted: dict[int, float],
     tmp_path: Path,
+    mode: str,
+    victim: str,
 ) -> None:
-    blows = [after(10, tmp_path, kill("RayTrainWorker")), after(25, tmp_path, kill("SeparationService"))]
-    run(experiment, train_clips, ladder, tmp_path)
-    assert all(blow.fell for blow in blows)
-    note("twice in one run: train worker, separation actor", "goes on by itself", tmp_path, (b.times[0] for b in blows))
+    """From an empty store that the run itself fills, and from one that had nothing yet when it was called filled."""
+    strike = after(10, tmp_path, kill(victim))
+    store = SeparatedStore(str(tmp_path / "store"))
+    run(experiment.changed({"store.mode": mode}), train_clips, ladder, tmp_path, store)
+    assert strike.fell, f"no process {victim} was found to kill"
+    note(f"kill -9 of {victim}, store.mode={mode}", "goes on by itself", tmp_path, strike.times)
     assert losses(tmp_path) == unfaulted
 
 
