@@ -42,10 +42,10 @@ from orchestration.ledger import Ledger
 from orchestration.networks import build_objective
 from orchestration.optimisation import adamw, learning_rate
 from orchestration.pretraining import Views
-from orchestration.processes import MALLOC
 from orchestration.rows import DrawRows
 from orchestration.separator_training import read_ladder
 from orchestration.stream import schedule_of
+from orchestration.trainer import MALLOC
 from tasks.judge import judge
 from tasks.manifests import Manifest, read_manifest
 
