@@ -35,7 +35,7 @@ def row_experiments(rows: list[str], scale: str, changes: dict[str, Any]) -> lis
         if own:
             raise SepsceneError(
                 f"--set {field}: the tables' rows differ in {', '.join(own)}, so that it cannot be set for all of "
-                "them; change another field, or run one experiment with `sepscene run`"
+                "them; change another field, or run one experiment with `sepscene pretrain`"
             )
         if field == "objective.alpha" and value == 0:
             raise SepsceneError(f"--set {field}=0: rows with coincidence prediction would lose it; set it above 0")
