@@ -25,8 +25,8 @@ from models.separation import fast_separator
 from models.separators import load_separator
 
 PASSED_ON = (
-    "row", "clip", "epoch", "processor", "uri", "specaugment_u", "stored", "damaged", "channel_1", "channel_2", "fault",
-    "read_bytes", "reading_seconds",
+    "row", "clip", "epoch", "processor", "uri", "content", "specaugment_u", "stored", "damaged", "channel_1",
+    "channel_2", "fault", "read_bytes", "reading_seconds",
 )  # fmt: skip
 """Columns that go through the service as they are, or with a few rows changed."""
 

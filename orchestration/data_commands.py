@@ -9,6 +9,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from models.config import SepsceneError
 from orchestration.arguments import Address, Changes, ExperimentName, Scale, Storage, Verbose, resolve
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ def prefill(
 ) -> None:
     """Separate every clip with every processor into the SeparatedStore, before any training.
 
+    Exit code 3 when some are missing in the end.
+
     Example: `sepscene separator prefill demo --run-id demo`
     """
     from orchestration.run import Run
@@ -124,13 +127,21 @@ def prefill(
     from orchestration.tracking import default_tracking_uri
 
     resolved = resolve(experiment, scale, change)
+    if resolved.views.pair == "mix-mix":
+        raise SepsceneError("views.pair mix-mix separates nothing: there is nothing to fill a store with")
     folder = storage / (run_id or f"prefill-{resolved.digest()}")
     with ray_session(resolved, address, verbose):
         run = Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True)
         train, _ = run.manifests()
-        counts = run.prefill(train, run.ladder(train))
-        console.print(f"{counts} clips are in {run.store_uri()}")
+        filled = run.prefill(train, run.ladder(train))
+        before = "" if filled.counts else ", filled before"
+        parts = [f"{filled.present} of {filled.wanted} separated clips are in {run.store_uri()}{before}"]
+        parts += [f"{filled.unusable} are of clips that can't be used"] if filled.unusable else []
+        parts += [f"{filled.missing} are missing"] if filled.missing else []
+        console.print("; ".join(parts), soft_wrap=True)
         run.tracker.finish("")
+    if filled.missing:
+        raise typer.Exit(3)
 
 
 def plan(
@@ -162,7 +173,6 @@ def plan(
 
 def _training_clips(experiment: "Experiment", needed: bool) -> "Manifest | None":
     """The training clips of a data set that is at hand; None where there is none, unless it is `needed`."""
-    from models.config import SepsceneError
     from tasks.manifests import read_manifest
 
     data = experiment.data

@@ -22,10 +22,11 @@ from augment.store import SeparatedStore
 from models.config import SepsceneError
 from models.encoder import save_encoder
 from models.separators import read_card
-from orchestration.balance import STORE_COUNTS, balance_line, balance_of, bottleneck, counts_of_block
+from orchestration.balance import balance_line, balance_of, bottleneck
 from orchestration.checkpoints import read_checkpoint, read_ledger
 from orchestration.config import Experiment, Objective, load_experiment
 from orchestration.environment import commit, environment
+from orchestration.filling import Filled, fill
 from orchestration.metrics import append_metrics
 from orchestration.networks import encoder_of
 from orchestration.pretraining import pretrain
@@ -33,8 +34,7 @@ from orchestration.progress import progress
 from orchestration.results import read_metrics
 from orchestration.separator_training import STAGE as SEPARATOR
 from orchestration.separator_training import separator_steps, train_separator
-from orchestration.stream import prefill_stream, schedule_of
-from orchestration.streamed import blocks_of
+from orchestration.stream import schedule_of
 from orchestration.system_metrics import sampled
 from orchestration.terms import BESIDE_THE_BAR, Terms
 from orchestration.tracking import Tracker, following
@@ -243,11 +243,11 @@ class Run:
             else SeparatedStore(self.store_uri(), self.experiment.store.settings)
         )
 
-    def prefill(self, train: Manifest, ladder: dict[str, str], processors: tuple[str, ...] | None = None) -> int:
-        """Separate every clip with every processor into the store; returns how many entries were wanted.
+    def prefill(self, train: Manifest, ladder: dict[str, str], processors: tuple[str, ...] | None = None) -> Filled:
+        """Separate every clip with every processor into the store.
 
         Clips that can't be used are told; training will quarantine them. What was filled before, by whatever run, is
-        not gone through again.
+        not gone through again. Entries that are missing in the end are told, and the next filling looks for them.
 
         Args:
             train: the clips.
@@ -257,26 +257,24 @@ class Run:
         experiment, processors = self.experiment, processors or self.experiment.views.combination
         update = {"combination": processors, "weights": None, "curriculum": ()}
         experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update=update)})
-        total = len(train.clips) * len(processors)
+        total = len(train) * len(processors)
         store = SeparatedStore(self.store_uri(), experiment.store.settings)
         mark = _filling(experiment, train, ladder)
         if store.folder.is_filled(mark):
-            return total
+            return Filled(total, 0, 0, {})
         with self.stage("prefill", "separate into the store", total):
-            counts = dict.fromkeys(STORE_COUNTS, 0)
-            done = 0
-            for batch in blocks_of(prefill_stream(experiment, train, ladder, store)):
-                done += len(batch["row"])
-                self.advance(done)
-                for name, count in counts_of_block(batch).items():
-                    counts[name] += count
-                for uri, fault in zip(batch["uri"], batch["fault"], strict=True):
-                    if fault:
-                        logger.warning("%s: %s", uri, fault)
-            record = {f"store/{name}": float(count) for name, count in counts.items()}
-            append_metrics(self.folder / "metrics.jsonl", "prefill", [{"step": 1, "rows": done} | record])
+            filled = fill(experiment, train, ladder, store, self.advance)
+            record = {f"store/{name}": float(count) for name, count in filled.counts.items()}
+            record |= {"unusable": float(filled.unusable), "missing": float(filled.missing)}
+            append_metrics(self.folder / "metrics.jsonl", "prefill", [{"step": 1, "rows": total} | record])
+        if not filled.missing:
             store.folder.note_filled(mark)
-        return total
+        else:
+            logger.warning(
+                "%d of %d separated clips are still missing in %s, so training must separate them itself, slowly; is "
+                "it full (store.settings.max_bytes), or its filesystem?", filled.missing, total, self.store_uri(),
+            )  # fmt: skip
+        return filled
 
     def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None) -> Path:
         """Pre-train an encoder and write its bundle; `pair` overrides the views for a baseline.

@@ -68,6 +68,16 @@ def schedule_of(experiment: Experiment, clips: int) -> Schedule:
     return Schedule(seed=experiment.seed, clips=clips, epochs=experiment.training.epochs)
 
 
+def service_settings(experiment: Experiment, checkpoints: Mapping[str, str]) -> ServiceSettings:
+    """What readers and separation actors of an experiment agree on; `checkpoints` by processor name."""
+    return ServiceSettings(
+        views=experiment.views,
+        audio=experiment.audio,
+        checkpoints=dict(checkpoints),
+        precision=experiment.resources.separation_precision,
+    )
+
+
 def view_stream(
     experiment: Experiment,
     manifest: Manifest,
@@ -105,7 +115,7 @@ def prefill_stream(
         .repartition(target_num_rows_per_block=block)
     )
     made = _served(rows, experiment, checkpoints, store, strikes=None, live=True)
-    return made.select_columns(["row", "uri", "fault", "stored", "damaged"])
+    return made.select_columns(["row", "clip", "processor", "uri", "content", "fault", "stored", "damaged"])
 
 
 def _served(
@@ -119,12 +129,7 @@ def _served(
     """Rows with draws through the readers, and where clips are separated `live` through the separation actors."""
     training, resources = experiment.training, experiment.resources
     shared = {
-        "settings": ServiceSettings(
-            views=experiment.views,
-            audio=experiment.audio,
-            checkpoints=dict(checkpoints),
-            precision=resources.separation_precision,
-        ),
+        "settings": service_settings(experiment, checkpoints),
         "store": store,
         "strikes": strikes,
     }

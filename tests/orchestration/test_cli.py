@@ -46,6 +46,7 @@ def test_every_command_explains_itself(command: str) -> None:
         (["evaluate", "nowhere"], "does not exist"),
         (["pretrain", "demo", "--set", "separator.checkpoints={S2: nowhere, N: nowhere}"], "processor S2: nowhere"),
         (["embed", "nowhere", "x.wav", "--out", "x.npy"], "nowhere"),
+        (["separator", "prefill", "table2/mix-mix"], "separates nothing"),
         (["data", "audit", "nowhere", "--format", "esc50"], "nowhere"),
     ],
 )
