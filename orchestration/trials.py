@@ -101,7 +101,7 @@ def share(
     root = root if "://" in root else str(Path(root).resolve())
     return base.model_copy(
         update={
-            "resources": thrifty(base, console),
+            "resources": thrifty(ours.model_copy(update={"store": store}), console),
             "data": base.data.model_copy(update={"root": root}),
             "separator": base.separator.model_copy(
                 update={"checkpoints": {name: str(Path(path).resolve()) for name, path in ladder.items()}}

@@ -197,3 +197,17 @@ def test_the_live_table_tells_who_runs_now_from_who_waits(tmp_path: Path) -> Non
         ("done", "finished", "192", "4.100", "0.310", "0.312"),
     ]
     Console(quiet=True).print(table)
+
+
+def test_trials_are_made_narrow_where_more_fit_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clusters.pools import Node
+    from orchestration import trials
+    from orchestration.experiments import SCALES
+
+    base, console = SCALES["tiny"]().changed({"store.mode": "prefill"}), Console(quiet=True, record=True)
+    monkeypatch.setattr(trials, "cluster_nodes", lambda: [Node("laptop", 2)])
+    narrow = trials.thrifty(base, console)
+    assert (narrow.trainers, narrow.separation_actors) == (1, 1)
+    assert trials.fitting_trials([base.model_copy(update={"resources": narrow})], [Node("laptop", 2)]) == 3
+    monkeypatch.setattr(trials, "cluster_nodes", lambda: [Node("server", 256)])
+    assert trials.thrifty(base, console) == base.resources
