@@ -1,6 +1,6 @@
 """What judging costs, and whether its intervals and tests keep their word.
 
-Run with `python -m benchmarks.evaluation` (about a minute on one idle core). Prints ratios and medians
+Run with `python -m benchmarks.evaluation` (about two minutes on one idle core). Prints ratios and medians
 of several runs, interleaved where two ways are compared, beside the known number of additions.
 
 Legend: B clips, K classes, D embedding, R resamples.

@@ -230,11 +230,10 @@ def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
                 found.notes.append(f"left out, no positive test clip: {_listed(average_precision.left_out)}")
     _add_retrieval(found, evidence, weights_BR)
     positives_K = targets_BK.sum(axis=0)
-    rare = [evidence.classes[k] for k in np.flatnonzero((positives_K > 0) & (positives_K < ENOUGH_POSITIVES))]
-    if rare and settings.bootstrap:
-        found.notes.append(
-            f"intervals are too narrow: fewer than {ENOUGH_POSITIVES} positive test clips for {_listed(tuple(rare))}"
-        )
+    rare_K = (positives_K > 0) & (positives_K < ENOUGH_POSITIVES)
+    if rare_K.any() and settings.bootstrap:
+        rare = _listed(tuple(np.array(evidence.classes)[rare_K].tolist()))
+        found.notes.append(f"fewer than {ENOUGH_POSITIVES} positive test clips, their spread is a guess: {rare}")
     if (targets_BK.sum(axis=1) == 1).all():
         right_B = evidence.scores["shallow"].argmax(axis=1) == targets_BK.argmax(axis=1)
         found.values["accuracy"] = float(right_B.mean())

@@ -87,8 +87,8 @@ def test_gaps_are_noted_not_filled() -> None:
     assert "left out, no positive test clip: b, c, d" in found.notes
     assert found.per_class[1].figures == {} and found.per_class[1].positives == 0
     assert "50 resamples" in found.figures["shallow_map"].method  # in all of them its one class has a figure
-    assert "intervals are too narrow: fewer than 3 positive test clips for a" in found.notes
-    assert not any("too narrow" in note for note in judged().notes)
+    assert "fewer than 3 positive test clips, their spread is a guess: a" in found.notes
+    assert not any("spread" in note for note in judged().notes)
 
 
 def test_cross_validation_is_each_fold_by_itself() -> None:
