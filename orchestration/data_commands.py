@@ -33,11 +33,16 @@ def audit_command(
     root: Annotated[str, typer.Argument(help="Folder or URI of the data set.")],
     format: Annotated[str, typer.Option(help="`directory`, `table`, `esc50`, `audioset`, `fsd50k`, `shards`, …")],
     threads: Annotated[int, typer.Option(min=1)] = 4,
+    storage: Storage = Path("runs"),
 ) -> None:
     """Decode every clip and report what is missing, corrupt or double, durations and label counts (exit code 3).
 
+    The report is kept in the storage and logged to MLflow; runs of the same data there carry its hash.
+
     Example: `sepscene data audit esc10 --format esc50`
     """
+    from orchestration.auditing import keep_audit
+    from orchestration.tracking import default_tracking_uri
     from tasks.audit import audit
     from tasks.manifests import read_manifest
 
@@ -46,6 +51,8 @@ def audit_command(
         task = progress.add_task("decode", total=len(manifest.clips))
         found = audit(manifest, threads, lambda done: progress.update(task, completed=done))
     print(found.text())
+    kept = keep_audit(found, manifest, format, root, storage, default_tracking_uri(storage))
+    console.print(f"kept in {kept}", soft_wrap=True)
     if found.missing or found.corrupt:
         raise typer.Exit(3)
 

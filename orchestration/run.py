@@ -22,6 +22,7 @@ from augment.store import SeparatedStore
 from models.config import SepsceneError
 from models.encoder import save_encoder
 from models.separators import read_card
+from orchestration.auditing import audit_hash
 from orchestration.balance import balance_line, balance_of, bottleneck
 from orchestration.checkpoints import read_checkpoint, read_ledger
 from orchestration.config import Experiment, Objective, load_experiment
@@ -53,6 +54,8 @@ class Run:
     def __init__(self, folder: Path, experiment: Experiment, tracker: Tracker, console: Console) -> None:
         self.folder, self.experiment, self.tracker, self.console = folder, experiment, tracker, console
         self.inputs: dict[str, str] = {}
+        self.audit: str | None = None
+        """Digest of the audit of the data set, when there is one in the storage."""
 
     @classmethod
     def open(
@@ -112,11 +115,15 @@ class Run:
     def record_inputs(self, ladder: dict[str, str], **manifests: Manifest) -> None:
         """Tell MLflow what the run is made from: the data sets and the separators, by their digests.
 
+        An audit of the data set in the run's storage is among them, when the data set is still as it was listed then.
+
         Args:
             ladder: processor name -> folder.
             manifests: `training`, and `evaluation` where the run is judged.
         """
         told = {"data_hash" if name == "training" else f"{name}_hash": m.digest() for name, m in manifests.items()}
+        if self.audit:
+            told["audit_hash"] = self.audit
         if ladder:
             digests = {name: read_card(folder).digest[:12] for name, folder in ladder.items()}
             told["separator_digest"] = ",".join(f"{name}={digest}" for name, digest in digests.items())
@@ -196,6 +203,7 @@ class Run:
             manifest = read_manifest("scenes", str(root))
         else:
             manifest = read_manifest(data.format, str(data.root))
+        self.audit = audit_hash(self.folder, manifest)
         train = manifest.select(*data.train)
         test = train if data.by_folds else manifest.select(*data.test)
         for name, part, splits in (("train", train, data.train), ("test", test, data.test)):
