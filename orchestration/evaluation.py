@@ -4,21 +4,20 @@ Shapes: N clips, T samples, D embedding, S channels.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy
 
 from augment.audio import AudioFormat, ClipError, read_clip
 from models import load_encoder, load_separator
 from orchestration.config import Experiment
-from orchestration.stream import finite_retries
+from orchestration.placement import actor_demand
+from orchestration.stream import finite_retries, separation_pool
 from orchestration.streamed import blocks_of
 from tasks.manifests import Manifest
 from tasks.separation_scores import SeparatorScores, score_separation
@@ -64,8 +63,11 @@ def embed_manifests(
 ) -> tuple[dict[str, Embeddings], ...]:
     """Embed every clip of some manifests with several encoders at once: each clip is decoded a single time.
 
-    One pass serves all manifests, because starting the actors takes longer than embedding a small one.
-    Clips that can't be read are left out and logged with their reason.
+    One pass serves all manifests, because starting the actors takes longer than embedding a small one. The actors
+    stand where those of the separation stood. Clips that can't be read are left out and logged with their reason.
+
+    This process holds the embeddings of all clips, N x D float32 for each encoder, and another copy of those of the
+    manifest at hand while it hands them over: 2 million clips at D = 128 are 1 GB an encoder.
 
     Returns:
         For each manifest its embeddings by the name of the encoder.
@@ -73,40 +75,53 @@ def embed_manifests(
     resources = experiment.resources
     clips = pa.concat_tables([manifest.clips.select(["uri", "offset_seconds"]) for manifest in manifests])
     table = clips.append_column("position", [np.arange(len(clips))])
-    options: dict[str, Any] = {"num_gpus": resources.separation_gpus} if resources.separation_gpus else {}
     paths = {name: str(bundle.resolve()) for name, bundle in bundles.items()}
     rows = (
         ray.data.from_arrow(table)
         .repartition(target_num_rows_per_block=EMBED_ROWS)
         .map_batches(
             EmbedClips,
-            fn_constructor_args=(paths, experiment.audio, "cuda" if options else "cpu"),
+            fn_constructor_args=(paths, experiment.audio, "cuda" if resources.separation_gpus else "cpu"),
             batch_size=EMBED_ROWS,
-            compute=ActorPoolStrategy(size=resources.separation_actors),
-            num_cpus=resources.separation_cpus,
+            compute=separation_pool(resources),
             ray_remote_args_fn=finite_retries,
-            **options,
+            **actor_demand(resources).ray_options(),
         )
     )
-    parts: list[dict[str, np.ndarray]] = []
-    for part in blocks_of(rows):
-        parts.append(part)
-        progress(sum(len(done["position"]) for done in parts))
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    order = np.argsort(columns["position"])
-    readable_N = order[columns["fault"][order] == ""]
-    uris = clips["uri"].to_pylist()
-    for n in np.flatnonzero(columns["fault"] != ""):
-        logger.warning("%s is left out of the evaluation: %s", uris[columns["position"][n]], columns["fault"][n])
+    h, fault_N = _by_position(blocks_of(rows), bundles, len(clips), progress)
+    for n in np.flatnonzero(fault_N != ""):
+        logger.warning("%s is left out of the evaluation: %s", clips["uri"][n], fault_N[n])
     ends = np.cumsum([len(manifest.clips) for manifest in manifests])
-    parts_N = np.split(readable_N, np.searchsorted(columns["position"][readable_N], ends[:-1]))
     return tuple(
-        {
-            name: Embeddings(columns[f"h:{name}"][rows_N], columns["position"][rows_N] - (end - len(manifest.clips)))
-            for name in bundles
-        }
-        for manifest, end, rows_N in zip(manifests, ends, parts_N, strict=True)
+        _readable(h, fault_N, slice(end - len(manifest.clips), end))
+        for manifest, end in zip(manifests, ends, strict=True)
     )
+
+
+def _by_position(
+    blocks: Iterable[dict[str, np.ndarray]], names: Iterable[str], clips: int, progress: Callable[[int], None]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Blocks of `EmbedClips`, as they come, in the order of the clips: h by encoder, (N, D), and the faults, (N,)."""
+    h: dict[str, np.ndarray] = {}
+    fault_N = np.full(clips, "its block was lost", object)
+    done = 0
+    for block in blocks:
+        position = block["position"]
+        for name in names:
+            h_BD = block[f"h:{name}"]
+            if name not in h:
+                h[name] = np.zeros((clips, h_BD.shape[1]), np.float32)
+            h[name][position] = h_BD
+        fault_N[position] = block["fault"]
+        done += len(position)
+        progress(done)
+    return h, fault_N
+
+
+def _readable(h: Mapping[str, np.ndarray], fault_N: np.ndarray, part: slice) -> dict[str, Embeddings]:
+    """The embeddings of one manifest's clips, those that could be read."""
+    readable_N = np.flatnonzero(fault_N[part] == "")
+    return {name: Embeddings(h_ND[part][readable_N], readable_N) for name, h_ND in h.items()}
 
 
 def score_separator(folder: str, manifest: Manifest, audio: AudioFormat, mixtures: int) -> SeparatorScores:
