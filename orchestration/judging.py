@@ -10,7 +10,7 @@ from models.config import SepsceneError
 from models.encoder import update_card
 from models.separators import read_card
 from orchestration.balance import Balance, balance_of, bottleneck, store_counts
-from orchestration.compare import evidence_path, save_judgement
+from orchestration.compare import TEST_CLIPS, evidence_path, save_judgement
 from orchestration.config import Experiment
 from orchestration.environment import environment
 from orchestration.evaluation import Embeddings, embed_manifests, score_separator
@@ -119,6 +119,7 @@ def judge_encoder(
                 name=row.name,
                 positives=row.positives,
                 shallow_ap=row.figures.get("shallow_map"),
+                linear_ap=row.figures.get("linear_map"),
                 qbe_ap=row.figures.get("qbe_map"),
             )
             for row in judgement.per_class
@@ -224,6 +225,7 @@ def _results(
             "test clips": "the same, by cross-validation" if experiment.data.by_folds else str(len(test.clips)),
             "hours": f"{clips * experiment.audio.clip_seconds / 3600:.2f}",
             "manifest": train.digest()[:12],
+            TEST_CLIPS: test.digest()[:12],
         },
     )
 

@@ -25,11 +25,18 @@ CURVES_SHOWN, MOST_CURVES = 6, 30
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class over all encoders: average precision by encoder name, of one figure."""
+    """One class over all encoders: average precision by encoder name, of one figure, and of the linear probe beside it
+    where it was kept."""
 
     name: str
     positives: int
     precision: dict[str, float | None]
+    linear: dict[str, float | None]
+
+    @property
+    def cells(self) -> dict[str, float | None]:
+        """What a table says of the class, by column."""
+        return {**self.precision, **{f"{encoder}, linear": value for encoder, value in self.linear.items()}}
 
 
 def report_on(folder: Path) -> tuple[Path, Path]:
@@ -166,9 +173,13 @@ def class_rows(encoders: Sequence[EncoderResult]) -> list[ClassRow]:
     """The classes by name with each encoder's shallow AP, or query-by-example AP where there is none."""
     field = "shallow_ap" if any(item.shallow_ap is not None for e in encoders for item in e.classes) else "qbe_ap"
     positives = {item.name: item.positives for encoder in encoders for item in encoder.classes}
-    precision = {e.name: {item.name: getattr(item, field) for item in e.classes} for e in encoders if e.classes}
+    precision, linear = (
+        {e.name: {item.name: getattr(item, kind) for item in e.classes} for e in encoders if e.classes}
+        for kind in (field, "linear_ap")
+    )
+    linear = {encoder: of_class for encoder, of_class in linear.items() if any(of_class.values())}
     return [
-        ClassRow(name, count, {encoder: of_class.get(name) for encoder, of_class in precision.items()})
+        ClassRow(name, count, *({e: found.get(name) for e, found in kind.items()} for kind in (precision, linear)))
         for name, count in sorted(positives.items())
     ]
 

@@ -38,7 +38,13 @@ def encoder(name: str, level: float, spread: float, seed: int, description: str 
     draws = np.random.default_rng(seed)
     centres = draws.normal(0, 3, (len(CLASSES), 2))
     classes = tuple(
-        ClassResult(name=label, positives=int(draws.integers(5, 40)), shallow_ap=float(ap), qbe_ap=float(ap) * 0.9)
+        ClassResult(
+            name=label,
+            positives=int(draws.integers(5, 40)),
+            shallow_ap=float(ap),
+            linear_ap=float(ap) * 0.8,
+            qbe_ap=float(ap) * 0.9,
+        )
         for label, ap in zip(CLASSES, np.clip(draws.normal(level, 0.15, len(CLASSES)), 0.03, 0.98), strict=True)
     )
     points = [

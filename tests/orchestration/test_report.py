@@ -60,7 +60,8 @@ def test_every_class_processor_and_stage_is_in_a_table(page: str, run_dir: Path)
     tables = Tables(page)
     results = RunResults.load(run_dir)
     for row in class_rows(results.encoders):
-        expected = [number(row.precision[name]) for name in ("mix-chan", "mix-mix", "untrained")]
+        names = ("mix-chan", "mix-mix", "untrained")
+        expected = [number(kind[name]) for kind in (row.precision, row.linear) for name in names]
         assert _row(tables, row.name) == [[row.name, str(row.positives), *expected]]
     assert _row(tables, "S2")[0][:4] == ["S2", "600", "3.94 [3.34, 4.54]", "−9.10 [−9.40, −8.80]"]
     assert _row(tables, "separate")[0][1:5] == ["3 min 18 s", "5,120", "25.8", "93 %"]
