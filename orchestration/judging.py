@@ -213,8 +213,8 @@ def _results(
         ledger=LedgerResult(
             rows=ledger.rows,
             consumed=ledger.consumed,
-            lost=ledger.rows - ledger.consumed,
-            twice=0,  # a row that would be consumed twice stops the run
+            lost=ledger.rows - (ledger.consumed - ledger.twice),
+            twice=ledger.twice,
             quarantined=ledger.quarantined,
         ),
         bottleneck=bottleneck(balance, experiment) if balance else "",
@@ -261,12 +261,12 @@ def _store_note(records: list[dict[str, float | str]]) -> str:
 
 
 def _feeding(name: str, seconds: float, rows: int, balance: Balance) -> list[StageResult]:
-    """Readers and separation actors of a streaming stage; they work for as long as it does."""
+    """Readers and separation actors of a streaming stage, which work for as long as it does, and what went through."""
     return [
         StageResult(
             name=f"{name}: {part}",
             seconds=seconds,
-            rows=rows,
+            rows=round(rows * _share(balance, part)),
             busy_share=balance.busy[part],
             bytes_out=round(rows * balance.bytes_per_second[part] / max(balance.rows_per_second, 1e-9)),
             note=f"{balance.queue_blocks[part]:.1f} blocks wait behind it",
@@ -274,6 +274,12 @@ def _feeding(name: str, seconds: float, rows: int, balance: Balance) -> list[Sta
         for part in ("readers", "separation")
         if part in balance.busy
     ]
+
+
+def _share(balance: Balance, part: str) -> float:
+    """Share of the rows that pass through a part: separation is spared those from the store."""
+    pace = balance.rows_per_second
+    return balance.stage_rows_per_second.get(part, pace) / max(pace, 1e-9)
 
 
 def summarise(run: Run) -> None:

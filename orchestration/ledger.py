@@ -50,6 +50,15 @@ class Ledger:
         """Number of rows consumed."""
         return sum(end - start for start, end in self.intervals)
 
+    @property
+    def twice(self) -> int:
+        """How often a row stands in a second interval: never, unless somebody wrote the ledger without `consume`."""
+        reached, twice = 0, 0
+        for start, end in sorted(self.intervals):
+            twice += max(0, min(end, reached) - start)
+            reached = max(reached, end)
+        return twice
+
     def remaining(self) -> list[tuple[int, int]]:
         """The complement: intervals of rows still to come, in order."""
         edges = [0, *(edge for interval in self.intervals for edge in interval), self.rows]

@@ -26,6 +26,11 @@ def test_a_row_twice_or_outside_is_refused_and_changes_nothing(rows: list[int]) 
     assert ledger.intervals == [(3, 6)]
 
 
+def test_rows_twice_are_counted_in_a_ledger_that_somebody_else_wrote() -> None:
+    assert Ledger(10, [(0, 3), (5, 6)]).twice == 0
+    assert Ledger.from_json('{"rows": 10, "intervals": [[0, 5], [3, 7], [4, 6]], "quarantined": {}}').twice == 4
+
+
 def test_json_round_trip() -> None:
     ledger = Ledger(10, [(0, 3), (5, 6)], {"a.wav": "empty"})
     assert Ledger.from_json(ledger.to_json()) == ledger
