@@ -103,7 +103,9 @@ def phases(experiment: Experiment, driver_cpus: float = 0.0) -> list[list[Demand
         return [asked]
     training = [demand for demand in asked if demand.role != "separation actor"]
     prefill = [demand for demand in asked if demand.role not in ("trainer", "validation task")]
-    return [training] if experiment.views.pair == "mix-mix" else [prefill, training]
+    # Where nothing is separated, the clips to judge are still embedded where separation actors would stand.
+    embedding = [actor_demand(experiment.resources)]
+    return [training, embedding] if experiment.views.pair == "mix-mix" else [prefill, training]
 
 
 def demands(resources: Resources, pair: str, driver_cpus: float = 0.0, validates: bool = False) -> list[Demand]:

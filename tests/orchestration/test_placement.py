@@ -79,7 +79,10 @@ def test_a_filled_store_needs_separation_actors_before_the_trainers_not_beside_t
         check_placement(asked, laptop)
     assert "trainer" not in {demand.role for demand in prefill}
     assert "separation actor" not in {demand.role for demand in training}
-    assert phases(before.changed({"views.pair": "mix-mix"})) == [training]
+    mixtures_alone = before.changed({"views.pair": "mix-mix", "resources.separation_labels": {"pool": "separators"}})
+    assert phases(mixtures_alone)[0] == training
+    with pytest.raises(SepsceneError, match="separation_labels"):  # to judge, one actor has to find its place
+        check_placement(phases(mixtures_alone)[1], laptop)
 
 
 def test_of_an_elastic_pool_only_the_fewest_actors_must_fit() -> None:
