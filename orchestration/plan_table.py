@@ -1,5 +1,6 @@
 """A plan as text for the terminal."""
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 
@@ -70,9 +71,19 @@ def _actors(plan: Plan) -> str:
 
 
 def _ways(plan: Plan) -> Table:
-    table = Table(
-        "store", "time", "clips separated", "FLOP", "GPU-h busy", "GPU-h held", "store", "read", "moved", "bottleneck"
+    heads = (
+        "way",
+        "time",
+        "clips\nseparated",
+        "FLOP",
+        "GPU-h\nbusy",
+        "GPU-h\nheld",
+        "store",
+        "read",
+        "moved",
+        "bottleneck",
     )
+    table = Table(*heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for way in plan.ways:
         chosen = {"off": "live"}.get(plan.experiment.store.mode, plan.experiment.store.mode) == way.name
         table.add_row(
