@@ -97,7 +97,19 @@ def test_a_person_finds_all_of_it_in_mlflow(finished: tuple[Path, str, str]) -> 
         "plots",
     } <= kept
     assert "system/cpu_utilization_percentage" in found["whole/pretrain-mix-chan"].data.metrics
-    assert "loss" in found["whole/pretrain-mix-chan"].data.metrics
+    trained = found["whole/pretrain-mix-chan"].data
+    assert {"loss", "quarantined", "views/silent_share", "balance/silent_share", "balance/waiting_share"} <= set(
+        trained.metrics
+    )
+    stages, told = (
+        ("readers", "separation", "trainers"),
+        ("busy", "rows_per_second", "queue_blocks", "bytes_per_second"),
+    )
+    both = {(stage, name) for stage in stages for name in told} - {("trainers", name) for name in told[2:]}
+    assert {f"balance/{stage}_{name}" for stage, name in both} <= trained.metrics.keys()  # at the end
+    assert {f"{stage}/{name}" for stage, name in both} <= trained.metrics.keys()  # while it ran
+    assert "set the pace" in trained.tags["bottleneck"] or "sets the pace" in trained.tags["bottleneck"]
+    assert parent.data.tags["bottleneck"] == trained.tags["bottleneck"]
     (version,) = client.search_model_versions("name = 'sepscene-nano'")
     assert version.run_id == found["whole/pretrain-mix-chan"].info.run_id
     weights = json.loads((run / "encoder" / "config.json").read_text())["sha256"]
