@@ -141,8 +141,9 @@ def prefill(
         run = Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True)
         train, _ = run.manifests()
         filled = run.prefill(train, run.ladder(train))
-        before = "" if filled.counts else ", filled before"
-        parts = [f"{filled.present} of {filled.wanted} separated clips are in {run.store_uri()}{before}"]
+        parts = [f"{filled.present} of {filled.wanted} separated clips are in {run.store_uri()}"]
+        if not filled.counts:
+            parts = [f"{run.store_uri()} was filled before: it holds every clip that can be used, by all processors"]
         parts += [f"{filled.unusable} are of clips that can't be used"] if filled.unusable else []
         parts += [f"{filled.missing} are missing"] if filled.missing else []
         console.print("; ".join(parts), soft_wrap=True)

@@ -21,9 +21,6 @@ PATIENCE_SECONDS = 30.0
 """The last shards of the actors may appear so long after the last row."""
 _LOOK_SECONDS = 1.0
 
-Pair = tuple[int, int]
-"""A clip's place in the manifest and a processor's in the combination."""
-
 
 @dataclass(frozen=True)
 class Filled:
@@ -48,36 +45,40 @@ class Filled:
 
 
 class _Wanted:
-    """What must be in the store in the end, as far as the readers have seen the clips."""
+    """What must be in the store in the end, as far as the readers have seen the clips.
+
+    Separated clips are counted through as `rows.PrefillRows` does: all processors of the first clip, then the next.
+    """
 
     def __init__(self, stored: StoredViews, train: Manifest) -> None:
         self.stored, self.offset_N = stored, train.clips["offset_seconds"].to_numpy()
-        self.pairs = [(clip, processor) for clip in range(len(train)) for processor in range(len(stored.digests))]
+        self.processors = len(stored.digests)
         self.content: dict[int, str] = {}
-        self.faults: dict[Pair, str] = {}
+        self.unusable_N = np.zeros(len(train) * self.processors, bool)
 
     def note(self, batch: Mapping[str, np.ndarray], clip_N: np.ndarray) -> None:
         """Take in a block of the stream, whose clips are at these places of the whole manifest."""
-        columns = (clip_N.tolist(), batch["processor"].tolist(), batch["content"], batch["fault"], batch["uri"])
-        for clip, processor, content, fault, uri in zip(*columns, strict=True):
-            if not fault:
-                self.content[clip] = str(content)
-                self.faults.pop((clip, processor), None)
-            elif (clip, processor) not in self.faults:
+        self.unusable_N[clip_N * self.processors + batch["processor"]] = batch["fault"] != ""
+        for clip, content, fault, uri in zip(
+            clip_N.tolist(), batch["content"], batch["fault"], batch["uri"], strict=True
+        ):
+            if fault:
                 logger.warning("%s: %s", uri, fault)
-                self.faults[clip, processor] = str(fault)
+            else:
+                self.content[clip] = str(content)
 
-    def missing(self) -> list[Pair]:
-        """Those that the store lacks although their clip can be used; waits for the actors' last shards."""
-        left, deadline = [pair for pair in self.pairs if pair not in self.faults], time.monotonic() + PATIENCE_SECONDS
+    def missing(self) -> np.ndarray:
+        """Numbers of those that the store lacks although their clip can be used; waits for the actors' last shards."""
+        left_N, deadline = np.flatnonzero(~self.unusable_N), time.monotonic() + PATIENCE_SECONDS
         while True:
             self.stored.store.refresh()
-            left = [pair for pair in left if not self._is_there(*pair)]
-            if not left or time.monotonic() >= deadline:
-                return left
+            left_N = left_N[[not self._is_there(number) for number in left_N.tolist()]]
+            if not len(left_N) or time.monotonic() >= deadline:
+                return left_N
             time.sleep(_LOOK_SECONDS)
 
-    def _is_there(self, clip: int, processor: int) -> bool:
+    def _is_there(self, number: int) -> bool:
+        clip, processor = divmod(number, self.processors)
         columns = {
             "content": np.array([self.content.get(clip, "")], object),
             "offset_seconds": self.offset_N[clip : clip + 1],
@@ -110,15 +111,15 @@ def fill(
         advance(done)
         wanted.note(batch, batch["clip"])
         _add(counts, batch)
-    missing = wanted.missing()
-    if missing:
-        logger.warning("%d of %d separated clips are not in the store: once more", len(missing), len(wanted.pairs))
-        again_N = np.array(sorted({clip for clip, _ in missing}))
+    total, missing_N = len(wanted.unusable_N), wanted.missing()
+    if len(missing_N):
+        logger.warning("%d of %d separated clips are not in the store: once more", len(missing_N), total)
+        again_N = np.unique(missing_N // wanted.processors)
         for batch in _blocks(experiment, replace(train, clips=train.clips.take(again_N)), ladder, store):
             wanted.note(batch, again_N[batch["clip"]])
             _add(counts, batch)
-        missing = wanted.missing()
-    return Filled(len(wanted.pairs), len(wanted.faults), len(missing), counts)
+        missing_N = wanted.missing()
+    return Filled(total, int(wanted.unusable_N.sum()), len(missing_N), counts)
 
 
 def _blocks(
