@@ -199,9 +199,8 @@ class Resources(Config):
     separation_actors_min: int | None = Field(
         None,
         ge=1,
-        description="let Ray Data start with so few separation actors and add more, up to separation_actors, while all "
-        "of them have two blocks waiting; none, the default, is a fixed number: pools of GPU actors have been seen to "
-        "stay at their smallest size (ray#59144)",
+        description="let Ray Data begin with so few and add more, up to separation_actors, while all have two blocks "
+        "to do; none is a fixed number: pools of GPU actors have been seen to stay at their smallest (ray#59144)",
     )
     separation_cpus: float = Field(1, gt=0)
     separation_gpus: float = Field(0, ge=0, description="GPUs of one separation actor; fractions share one GPU")
@@ -228,11 +227,9 @@ class Resources(Config):
 
     @model_validator(mode="after")
     def _fewest_actors_are_not_more_than_the_most(self) -> "Resources":
-        if self.separation_actors_min is not None and self.separation_actors_min > self.separation_actors:
-            raise ValueError(
-                f"resources.separation_actors_min {self.separation_actors_min} is more than .separation_actors "
-                f"{self.separation_actors}; lower the first or raise the second"
-            )
+        fewest, most = self.separation_actors_min, self.separation_actors
+        if fewest is not None and fewest > most:
+            raise ValueError(f"resources.separation_actors_min {fewest} is more than .separation_actors {most}")
         return self
 
     @model_validator(mode="after")
