@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from orchestration.cli import app
 from orchestration.config import Experiment
 from orchestration.run import Run
+from orchestration.tracking import Tracker
 
 pytestmark = pytest.mark.slow  # a SQLite store of MLflow
 
@@ -42,8 +43,9 @@ def runs_of(storage: Path) -> dict[str, MlflowRun]:
 def begun(nano: Experiment, data: Path, storage: Path, name: str) -> None:
     """A run that looks at its data and tells MLflow."""
     experiment = nano.changed({"data.format": "table", "data.root": str(data)})
-    uri = f"sqlite:///{storage}/mlflow.db"
-    run = Run.open(storage / name, experiment, uri, Console(quiet=True), resume=False)
+    folder = storage / name
+    folder.mkdir(parents=True)
+    run = Run(folder, experiment, Tracker(f"sqlite:///{storage}/mlflow.db", "sepscene", folder), Console(quiet=True))
     train, _ = run.manifests()
     run.record_inputs({}, training=train)
 
