@@ -31,6 +31,10 @@ def finished(nano: Experiment, scenes_dir: Path, tmp_path_factory: pytest.TempPa
     nano.model_copy(update={"data": data, "table_row": "table4/S2+N/simclr-cp"}).save(storage / "nano.yaml")
     variables = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "COLUMNS": "100"}
     variables.pop("MLFLOW_TRACKING_URI", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        audit = ["data", "audit", str(scenes_dir), "--format", "scenes", "--storage", str(storage)]
+        assert CliRunner().invoke(app, audit).exit_code == 0
     done = subprocess.run(
         [
             *(sys.executable, "-m", "orchestration.cli", "pretrain", str(storage / "nano.yaml")),
@@ -76,14 +80,20 @@ def test_a_person_finds_all_of_it_in_mlflow(finished: tuple[Path, str, str]) -> 
     experiment = client.get_experiment_by_name("sepscene")
     assert experiment is not None
     found = {one.info.run_name: one for one in client.search_runs([experiment.experiment_id])}
+    (kept,) = (run.parent / "audits").iterdir()
     assert set(found) == {
-        "whole", "whole/separator", "whole/pretrain-mix-chan", "whole/pretrain-mix-mix", "whole/evaluate",
+        kept.name, "whole", "whole/separator", "whole/pretrain-mix-chan", "whole/pretrain-mix-mix", "whole/evaluate",
     }  # fmt: skip
     parent = found["whole"]
     assert {one.info.status for one in found.values()} == {"FINISHED"}
     digests = [pair.split("=")[1] for pair in parent.data.tags["separator_digest"].split(",")]
     assert digests == [processor.digest[:12] for processor in RunResults.load(run).ladder]
     assert len(parent.data.tags["data_hash"]) == 64
+    audit = json.loads((kept / "audit.json").read_text())
+    assert parent.data.tags["audit_hash"] == found[kept.name].data.tags["audit_hash"] == audit["digest"]
+    figures = {"clips": 36, "readable": 36, "missing": 0, "corrupt": 0, "duplicates": 0, "leaking": 0}
+    assert figures.items() <= found[kept.name].data.metrics.items()
+    assert {one.path for one in client.list_artifacts(found[kept.name].info.run_id)} == {"audit.json", "audit.txt"}
     assert {"experiment", "table_row", "combination", "temperature", "alpha", "git_commit"} <= parent.data.tags.keys()
     assert {one.dataset.name for one in parent.inputs.dataset_inputs} == {"scenes train", "scenes test"}
     kept = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
