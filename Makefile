@@ -38,7 +38,7 @@ test-hosts: setup
 
 test-faults: setup
 	RAY_worker_niceness=0 $(BIN)/python -m pytest \
-	  tests/orchestration/test_faults*.py tests/orchestration/test_determinism.py \
+	  tests/orchestration/test_faults*.py tests/orchestration/test_stream_determinism.py \
 	  tests/orchestration/test_whole_sweep.py tests/orchestration/test_trials.py
 	$(BIN)/python -m tests.orchestration.faults
 

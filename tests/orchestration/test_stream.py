@@ -1,4 +1,4 @@
-"""The stream: what remains, live, from the store and without separation. Who makes it: test_determinism.py."""
+"""The stream: what remains, live, from the store and without separation. Who makes it: test_stream_determinism.py."""
 
 from pathlib import Path
 
