@@ -105,7 +105,7 @@ class Bench:
         run_dir = self.folder / f"run-{self.runs}"
         run_dir.mkdir()
         pretrain(experiment, self.clips, self.ladder, run_dir, STAGE, store)
-        return [record for record in read_metrics(run_dir) if "step" in record]  # type: ignore[misc]
+        return [record for record in read_metrics(run_dir) if "pairs" in record]  # type: ignore[misc]
 
 
 # ---- a plain PyTorch loop ----
@@ -242,7 +242,7 @@ def made_pace(stream: RayDataset) -> float:
 
 def own_core(bench: Bench, steps: int, repeats: int, console: Console) -> None:
     """Part `own`: one separation actor on one core, one trainer with a wider encoder on the other."""
-    wider = Cnn14Config(widths=(16, 32, 64, 128, 256, 512)).model_dump()
+    wider = Cnn14Config(widths=(32, 64, 128, 192, 256, 512)).model_dump()
     one_each = {"resources.trainers": 1, "resources.separation_actors": 1, "encoder": wider}
     for _ in range(repeats):
         with pinned({"RayTrainWorker": 0, "SeparationService": 1, "ClipReader": 1, "SplitCoordinator": 1}):
