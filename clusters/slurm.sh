@@ -39,7 +39,7 @@ export RAY_AUTH_MODE=token OMP_NUM_THREADS=1
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600 # nodes that load Python from a busy file system miss Ray's own 30 s
 
 # Ray's first node is the first trainer; ports depend on the job, so that two jobs on one node do not meet.
-HEAD=$(scontrol show hostnames "${SLURM_JOB_NODELIST_HET_GROUP_0:-$SLURM_JOB_NODELIST}" | head -n 1)
+read -r HEAD < <(scontrol show hostnames "${SLURM_JOB_NODELIST_HET_GROUP_0:-$SLURM_JOB_NODELIST}")
 PORT=$((20000 + SLURM_JOB_ID % 10000))
 NODES=$((SLURM_JOB_NUM_NODES_HET_GROUP_0 + SLURM_JOB_NUM_NODES_HET_GROUP_1))
 

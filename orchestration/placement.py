@@ -256,9 +256,10 @@ def check_placement(asked: Sequence[Demand], nodes: Sequence[Node]) -> None:
 def _on_cpus(asked: Sequence[Demand], nodes: Sequence[Node]) -> str:
     """Where GPUs are asked for and no node has one: which fields make the run do without."""
     asking = {demand.role: demand for demand in asked if demand.gpus}
-    if not asking or any(node.gpus for node in nodes):
-        return ""
     fields = {"trainer": "trainer", "separation actor": "separation", "validation task": "validation"}
+    # `sepscene embed` asks by options of its own, and its message names them.
+    if not asking or not asking.keys() <= fields.keys() or any(node.gpus for node in nodes):
+        return ""
     changes = [f"resources.{fields[role]}_gpus=0" for role in asking]
     changes += [f"resources.{fields[role]}_accelerator=null" for role, demand in asking.items() if demand.accelerator]
     said = f"\n  no node has a GPU; to run on CPUs, slowly: --set {' --set '.join(changes)}"
