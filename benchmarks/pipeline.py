@@ -24,8 +24,8 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from statistics import mean, median
 
@@ -252,21 +252,30 @@ def own_core(bench: Bench, steps: int, repeats: int, console: Console) -> None:
         console.print(f"separation on a core of its own, busy {median(busy):.0%}: the trainer waits {waiting:.1%}")
 
 
-@contextmanager
-def pinned(core_of: dict[str, int]) -> Iterator[None]:
+def pinned(core_of: dict[str, int]) -> AbstractContextManager[None]:
     """Processes of Ray with these words in their titles stay on these cores while the block runs."""
-    stop = threading.Event()
 
     def pin() -> None:
-        while not stop.wait(0.5):
-            for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):
-                    title = " ".join(process.cmdline())
-                    for kind, core in core_of.items():
-                        if kind in title and process.cpu_affinity() != [core]:
-                            process.cpu_affinity([core])
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                title = " ".join(process.cmdline())
+                for kind, core in core_of.items():
+                    if kind in title and process.cpu_affinity() != [core]:
+                        process.cpu_affinity([core])
 
-    thread = threading.Thread(target=pin, daemon=True)
+    return again_and_again(pin)
+
+
+@contextmanager
+def again_and_again(action: Callable[[], None], seconds: float = 0.5) -> Iterator[None]:
+    """Do it every so many seconds in a thread while the block runs."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
@@ -315,38 +324,28 @@ def _ray_overhead(bench: Bench, rows: int, block_rows: int, repeats: int, consol
 # ---- memory ----
 
 
-@contextmanager
-def sampling(samples: list[dict[str, float]], seconds: float = 0.5) -> Iterator[None]:
+def sampling(samples: list[dict[str, float]]) -> AbstractContextManager[None]:
     """Adds the memory of Ray's processes, by kind, and of the object store, to `samples` while the block runs."""
     import ray
 
-    stop = threading.Event()
-
     def sample() -> None:
-        while not stop.wait(seconds):
-            found: dict[str, float] = defaultdict(float)
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    title = " ".join(process.cmdline())
-                    memory = process.memory_info()
-                except psutil.Error:
-                    continue
-                for kind in KINDS:
-                    if kind in title:
-                        found[kind] = max(found[kind], memory.rss - memory.shared)
-            own = psutil.Process().memory_info()
-            found["driver"] = own.rss - own.shared
-            whole, left = ray.cluster_resources(), ray.available_resources()
-            found["object store"] = whole["object_store_memory"] - left.get("object_store_memory", 0.0)
-            samples.append(dict(found))
+        found: dict[str, float] = defaultdict(float)
+        for process in psutil.Process().children(recursive=True):
+            try:
+                title = " ".join(process.cmdline())
+                memory = process.memory_info()
+            except psutil.Error:
+                continue
+            for kind in KINDS:
+                if kind in title:
+                    found[kind] = max(found[kind], memory.rss - memory.shared)
+        own = psutil.Process().memory_info()
+        found["driver"] = own.rss - own.shared
+        whole, left = ray.cluster_resources(), ray.available_resources()
+        found["object store"] = whole["object_store_memory"] - left.get("object_store_memory", 0.0)
+        samples.append(dict(found))
 
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return again_and_again(sample)
 
 
 def memory(bench: Bench, rows: int, console: Console) -> None:
