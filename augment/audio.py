@@ -9,7 +9,7 @@ wrong with a file becomes a `ClipError` that names it and the cause, which quara
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,8 +19,6 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 import soundfile
-import torch
-import torchaudio
 from pydantic import Field, model_validator
 
 from augment.locations import ClipError, open_location, version_of
@@ -255,15 +253,23 @@ def _resampling_ratio(from_rate: int, to_rate: int) -> Fraction:
 
 
 def _resample(wave_T: np.ndarray, ratio: Fraction) -> np.ndarray:
-    if ratio == 1:
-        return wave_T
-    with torch.inference_mode():
-        return _resampler(ratio)(torch.from_numpy(wave_T)).numpy()
+    return wave_T if ratio == 1 else _resampler(ratio)(wave_T)
 
 
 @lru_cache(maxsize=16)
-def _resampler(ratio: Fraction) -> torchaudio.transforms.Resample:
-    return torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
+def _resampler(ratio: Fraction) -> Callable[[np.ndarray], np.ndarray]:
+    """torchaudio's; it takes seconds to import, which sound at the rate asked for does without."""
+    import torch
+    import torchaudio
+
+    resample = torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
+
+    @torch.inference_mode()
+    def resampled(wave_T: np.ndarray) -> np.ndarray:
+        samples: np.ndarray = resample(torch.from_numpy(wave_T)).numpy()
+        return samples
+
+    return resampled
 
 
 def _fit(wave_T: np.ndarray, samples: int, pad: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from augment.locations import exact_seconds
 from augment.store import SeparatedStore, StoreKey
 from augment.views import MIXTURE, Views, choose_channels, patch_samples, view_starts
 from models.config import Config
-from models.separators import separator_digest
+from models.separator_card import separator_digest
 
 Columns = dict[str, np.ndarray]
 Found = tuple[tuple[int, int], list[np.ndarray]]

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from augment import noisy_events as noisy
 from augment import tonal_events as tonal
+from augment.source_segments import sources_path
 from augment.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
 from models.config import Config
 
@@ -195,7 +196,7 @@ def write_scenes(
         seed: of the whole data set.
         split: e.g. "train"; a folder name.
         config: how scenes are made.
-        with_sources: keep each scene's sources in one multi-channel file beside it (`read_sources`); by
+        with_sources: keep each scene's sources in one multi-channel file beside it (`source_segments.read_sources`); by
             default for the split "test".
         progress: called after each scene with how many are done.
 
@@ -214,7 +215,7 @@ def write_scenes(
         scene, path = generate_scene(split_seed, index, config), folder / f"scene-{index:06d}.wav"
         _write_wav(path, scene.mixture_T, config.sample_rate)
         if with_sources:
-            _write_wav(_sources_path(path), scene.sources_ST.T, config.sample_rate)
+            _write_wav(sources_path(path), scene.sources_ST.T, config.sample_rate)
         uri = f"{split}/{path.name}"
         rows.writerow([uri, ";".join(scene.labels), split, 0.0, scene.scene_type, ";".join(scene.source_labels)])
         if progress is not None:
@@ -231,18 +232,6 @@ def colour(rng: np.random.Generator, wave_T: np.ndarray, rate: int) -> np.ndarra
     for low, high in ((200, 1000), (1000, 4000)):
         wave_T = shelf(wave_T, rate, log_uniform(rng, low, high), rng.uniform(-10, 8))
     return wave_T
-
-
-def read_sources(mixture_path: str | os.PathLike[str]) -> np.ndarray:
-    """The isolated sources (S, T) of a written scene, float32, in the order of its `source_labels`.
-
-    Raises:
-        FileNotFoundError: the scene was written without sources.
-    """
-    path = _sources_path(Path(mixture_path))
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: write the scenes of this split with_sources=True")
-    return np.ascontiguousarray(soundfile.read(path, dtype="float32", always_2d=True)[0].T)
 
 
 def _event(
@@ -291,10 +280,6 @@ def _active_rms(wave_T: np.ndarray) -> float:
     power_T = np.square(wave_T)
     active_T = power_T > 1e-4 * power_T.max()
     return float(np.sqrt(power_T[active_T].mean()))
-
-
-def _sources_path(mixture_path: Path) -> Path:
-    return mixture_path.with_suffix(".sources.wav")
 
 
 def _write_wav(path: Path, wave: np.ndarray, rate: int) -> None:

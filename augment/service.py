@@ -3,6 +3,9 @@
 A plain callable that keeps no random state, so a repeated call gives the same bytes. A clip that can't be separated
 becomes a row with a `fault`; it never breaks the stream.
 
+Torch is imported where the first separator is loaded: the processes of Ray that only pass the service on, and those
+whose store holds every clip, do without, which saves each of them seconds at its start and hundreds of megabytes.
+
 Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels.
 """
 
@@ -10,19 +13,21 @@ import os
 import time
 from collections.abc import Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 from augment.audio import AudioFormat
 from augment.blocks import Columns, ServiceSettings, StoredViews, shared_seconds, starts_of
-from augment.forward import Forward, Result
 from augment.store import SeparatedStore
 from augment.strikes import Strikes
 from augment.views import MIXTURE, choose_channels, levels_db, to_pcm
 from models.config import SepsceneError
-from models.separation import fast_separator
-from models.separators import load_separator
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from augment.forward import Forward, Result
 
 PASSED_ON = (
     "row", "clip", "epoch", "processor", "uri", "content", "specaugment_u", "stored", "damaged", "channel_1",
@@ -35,12 +40,14 @@ Separated = tuple[int, np.ndarray, np.ndarray, np.ndarray]
 """A row's position, its mixture (T,), its separated channels (S, T), their levels (S,)."""
 
 
-def open_separator(name: str, folder: str, audio: AudioFormat) -> nn.Module:
+def open_separator(name: str, folder: str, audio: AudioFormat) -> "nn.Module":
     """Load a processor's checkpoint.
 
     Raises:
         SepsceneError: names the processor whose checkpoint is missing, damaged, or of another sample rate.
     """
+    from models import load_separator
+
     try:
         separator = load_separator(folder)
     except SepsceneError as error:
@@ -96,16 +103,20 @@ class SeparationService:
             store.close()
 
     @cached_property
-    def separators(self) -> list[nn.Module]:
+    def separators(self) -> "list[nn.Module]":
         """The processors' networks, in the order of the draws."""
         return [self._load(name) for name in self.settings.processors]
 
     @cached_property
-    def forward(self) -> Forward:
+    def forward(self) -> "Forward":
         """What passes clips through them."""
+        from augment.forward import Forward
+
         return Forward(self.device, self.clips_per_forward)
 
-    def _load(self, name: str) -> nn.Module:
+    def _load(self, name: str) -> "nn.Module":
+        from models.separation import fast_separator
+
         separator = open_separator(name, self.settings.checkpoints[name], self.settings.audio)
         return fast_separator(separator, self.device, self.settings.precision)
 
@@ -184,7 +195,7 @@ class SeparationService:
             yield from self._finished(columns, block, *before)
 
     def _finished(
-        self, columns: Columns, block: Columns, index: int, some: list[int], result: Result
+        self, columns: Columns, block: Columns, index: int, some: list[int], result: "Result"
     ) -> Iterator[Separated]:
         """The clips of a pass that is done, in 16 bits, kept in the store; a fault is marked in block["fault"]."""
         for n, separated_ST in zip(some, result(), strict=True):

@@ -3,13 +3,33 @@
 Shapes: N rows, K sources of a scene, T samples of a segment.
 """
 
+from os import PathLike
+from pathlib import Path
+
 import numpy as np
+import soundfile
 
 from augment.audio import AudioFormat
 from augment.draws import FILLER, crop_starts
-from augment.scenes import read_sources
 from augment.strikes import Columns
 from augment.views import to_pcm
+
+
+def sources_path(mixture_path: str | PathLike[str]) -> Path:
+    """Where the isolated sources of a scene are, in one multi-channel file beside it."""
+    return Path(mixture_path).with_suffix(".sources.wav")
+
+
+def read_sources(mixture_path: str | PathLike[str]) -> np.ndarray:
+    """The isolated sources (S, T) of a written scene, float32, in the order of its `source_labels`.
+
+    Raises:
+        FileNotFoundError: the scene was written without sources.
+    """
+    path = sources_path(mixture_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: write the scenes of this split with_sources=True")
+    return np.ascontiguousarray(soundfile.read(path, dtype="float32", always_2d=True)[0].T)
 
 
 def read_source_segments(columns: Columns, audio: AudioFormat, segment_seconds: float) -> Columns:

@@ -6,18 +6,9 @@ Shapes: B patches, L frames, F mel bands, U = 10 uniforms.
 """
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from models.config import Config
-
-
-class SpecAugment(Config):
-    """Sizes for a 96 x 64 patch [open in the paper; ours]."""
-
-    time_mask_frames: int = Field(16, ge=0, description="longest time mask; there are two")
-    frequency_mask_bands: int = Field(8, ge=0, description="widest frequency mask; there are two")
-    warp_frames: int = Field(6, ge=0, description="furthest shift of the warp's centre")
+from augment.views import SpecAugment
 
 
 def specaugment(logmel_BLF: Tensor, uniforms_BU: Tensor, settings: SpecAugment | None = None) -> Tensor:

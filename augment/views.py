@@ -29,6 +29,14 @@ class CurriculumPoint(Config):
     weights: tuple[float, ...] = Field(description="one for each processor of views.combination, not normalised")
 
 
+class SpecAugment(Config):
+    """Sizes for a 96 x 64 patch [open in the paper; ours]."""
+
+    time_mask_frames: int = Field(16, ge=0, description="longest time mask; there are two")
+    frequency_mask_bands: int = Field(8, ge=0, description="widest frequency mask; there are two")
+    warp_frames: int = Field(6, ge=0, description="furthest shift of the warp's centre")
+
+
 class Views(Config):
     """How a clip becomes a positive pair."""
 

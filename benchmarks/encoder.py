@@ -25,10 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.cnn14 import Cnn14, Cnn14Config
+from models.cnn14 import Cnn14
 from models.encoder import Encoder
 from models.frontend import FRONT_ENDS, LogMel
 from models.import_encoder import front_end_buffers
+from models.settings import Cnn14Config
 
 Step = Callable[[], Tensor]
 

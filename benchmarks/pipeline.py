@@ -48,10 +48,10 @@ from augment.scenes import write_scenes
 from augment.service import SeparationService
 from augment.store import SeparatedStore
 from augment.views import MIXTURE, choose_channels, levels_db, patch_samples, to_pcm, view_starts
-from models.cnn14 import Cnn14Config
 from models.separation import fast_separator
 from models.separators import load_separator, save_separator
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.settings import Cnn14Config, TDCNppConfig
+from models.tdcnpp import TDCNpp
 from orchestration.config import Experiment
 from orchestration.experiments import named_experiment
 from orchestration.ledger import Ledger

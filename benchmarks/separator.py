@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from models.foreign import ConvTasNetConfig, ConvTasNetSeparator
 from models.separation import fast_separator
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.settings import TDCNppConfig
+from models.tdcnpp import TDCNpp
 
 PLAIN_PASSES = (16, 7)
 """Passes of one plain block over activations of the hidden width and of the bottleneck width.

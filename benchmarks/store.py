@@ -26,7 +26,8 @@ from rich.table import Table
 from augment.audio import read_audio
 from augment.shards import Entry, StoreKey, shard_pieces
 from augment.store import SeparatedStore, StoreSettings
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.settings import TDCNppConfig
+from models.tdcnpp import TDCNpp
 
 RATE = 16_000
 CLIP = 10 * RATE

@@ -30,7 +30,7 @@ from torch import nn
 
 from augment.draws import SPECAUGMENT_UNIFORMS
 from augment.views import from_pcm, patch_samples
-from models.cnn14 import Cnn14Config
+from models.settings import Cnn14Config
 from orchestration.config import Experiment, Resources, Training
 from orchestration.flops import step_flops
 from orchestration.ledger import Ledger

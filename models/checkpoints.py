@@ -9,11 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.config import SepsceneError
-
-
-class CheckpointError(SepsceneError):
-    """A checkpoint that can't be trusted or understood; the message names the file and what to do."""
+from models.config import CheckpointError
 
 
 def check_finite(separator: nn.Module, origin: Path) -> None:

@@ -3,43 +3,11 @@
 Shapes: B clips, C channels, L frames, F mels, D embedding.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.config import Config, SepsceneError
-
-SHORTEST = 32
-"""Frames, and bands, under which five halvings leave nothing."""
-
-
-class Cnn14Config(Config):
-    """Sizes of CNN14. The defaults have 75,739,712 parameters, 75,477,440 in the trunk [stated: "~75M"]."""
-
-    mel_bands: int = Field(64, ge=1)
-    widths: tuple[int, ...] = Field((64, 128, 256, 512, 1024, 2048), description="channels of the six blocks")
-    embedding_dim: int = Field(128, ge=1, description="size d of h; the paper has 128 and 1024")
-    activation: Literal["none", "relu"] = Field(
-        "none", description="after the bottleneck: none, a linear h [open; ours]; relu for PANNs' own `fc1`"
-    )
-    classes: int | None = Field(
-        None, ge=1, description="outputs of PANNs' `fc_audioset` on top of h, where a PANNs file brought one"
-    )
-
-    @model_validator(mode="after")
-    def _six_blocks(self) -> "Cnn14Config":
-        if len(self.widths) != 6 or min(self.widths) < 1:
-            raise ValueError(f"widths {self.widths} must be six positive numbers, one for each block")
-        if self.mel_bands < SHORTEST:
-            raise ValueError(f"mel_bands {self.mel_bands} is below {SHORTEST}: five poolings would leave none")
-        return self
-
-    @classmethod
-    def tiny(cls, embedding_dim: int = 128) -> "Cnn14Config":
-        """The same network with narrow blocks, for two CPU cores: hundreds of steps a minute."""
-        return cls(widths=(8, 16, 32, 64, 96, 128), embedding_dim=embedding_dim)
+from models.config import SepsceneError
+from models.settings import SHORTEST, Cnn14Config
 
 
 def initialise(layer: nn.Conv2d | nn.Linear) -> None:

@@ -10,6 +10,10 @@ class SepsceneError(Exception):
     """
 
 
+class CheckpointError(SepsceneError):
+    """A checkpoint that can't be trusted or understood; the message names the file and what to do."""
+
+
 class Config(BaseModel):
     """A frozen, strict piece of configuration: unknown fields and numbers without an end are refused, values never
     change after validation.

@@ -26,9 +26,10 @@ from models.bundle import (
 )
 from models.card import model_card
 from models.checkpoints import check_finite, load_weights
-from models.cnn14 import SHORTEST, Cnn14, Cnn14Config
+from models.cnn14 import Cnn14
 from models.config import Config, SepsceneError
-from models.frontend import FrontEndConfig, LogMel
+from models.frontend import LogMel
+from models.settings import SHORTEST, Cnn14Config, FrontEndConfig
 
 FORMAT = "sepscene-encoder-1"
 SECONDS_AT_ONCE = 60

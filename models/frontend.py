@@ -4,67 +4,13 @@ Shapes: B clips, T samples, N frequencies, F mels, L frames.
 """
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
-from models.config import Config, SepsceneError
-
-
-class FrontEndConfig(Config):
-    """A log-mel front-end. The defaults are the preset `paper`.
-
-    The paper's sources do not describe its front-end: 16 kHz, 64 bands, 25 ms and 10 ms are [open], ours. The
-    other defaults are [open] too and follow the authors' lineage of AudioSet models: HTK bands from 125 to
-    7500 Hz over magnitudes, and log(mel + 0.01). Sound far below that floor stays dark, which suits separated
-    channels (what is left of a sound that went to the other channel) and hides 16-bit rounding.
-    """
-
-    sample_rate: int = Field(16_000, ge=1_000, description="Hz; the sound must have this rate")
-    window_samples: int = Field(400, ge=2, description="length of the Hann window (25 ms) [open; ours]")
-    fft_samples: int = Field(512, ge=2, description="length of the transform; the window sits in its middle")
-    hop_samples: int = Field(160, ge=1, description="distance of frames (10 ms) [open; ours]")
-    mel_bands: int = Field(64, ge=1, description="[open; ours]")
-    lowest_hz: float = Field(125.0, ge=0, description="lower end of the lowest band [open; ours]")
-    highest_hz: float = Field(7500.0, gt=0, description="upper end of the highest band [open; ours]")
-    mel_scale: Literal["htk", "slaney"] = "htk"
-    equal_area: bool = Field(False, description="bands of equal area (Slaney) instead of equal height")
-    power: Literal[1, 2] = Field(1, description="1 sums magnitudes, 2 sums powers [open; ours]")
-    compression: Literal["log_offset", "decibel"] = Field(
-        "log_offset", description="ln(mel + floor), or 10 log10(max(mel, floor)) [open; ours]"
-    )
-    floor: float = Field(0.01, gt=0, description="see `compression` [open; ours]")
-    framing: Literal["per_hop", "centred"] = Field(
-        "per_hop",
-        description="per_hop: frame l is centred on samples [l hop, (l + 1) hop), T // hop frames; "
-        "centred: frame l is centred on sample l hop, 1 + T // hop frames. Both reflect the ends.",
-    )
-
-    @model_validator(mode="after")
-    def _fits_the_rate(self) -> "FrontEndConfig":
-        if self.highest_hz > self.sample_rate / 2:
-            raise ValueError(
-                f"highest_hz {self.highest_hz:g} is above half of sample_rate {self.sample_rate}: lower it"
-            )
-        if self.lowest_hz >= self.highest_hz:
-            raise ValueError(f"lowest_hz {self.lowest_hz:g} is not below highest_hz {self.highest_hz:g}")
-        if not self.hop_samples <= self.window_samples <= self.fft_samples:
-            raise ValueError("hop_samples <= window_samples <= fft_samples must hold: all sound is looked at")
-        if (self.fft_samples - self.hop_samples) % 2 and self.framing == "per_hop":
-            raise ValueError("framing per_hop needs fft_samples - hop_samples to be even: change one by 1")
-        return self
-
-    @property
-    def padding_samples(self) -> int:
-        """Samples reflected at each end of the sound."""
-        return (self.fft_samples - (self.hop_samples if self.framing == "per_hop" else 0)) // 2
-
-    def frames(self, samples: int) -> int:
-        """Number of frames that a sound of so many samples gives."""
-        return (samples + 2 * self.padding_samples - self.fft_samples) // self.hop_samples + 1
+from models.config import SepsceneError
+from models.settings import FrontEndConfig
 
 
 def _panns(sample_rate: int, fft_samples: int, hop_samples: int, highest_hz: float) -> FrontEndConfig:

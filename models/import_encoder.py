@@ -21,10 +21,10 @@ from torch import Tensor
 
 from models.bundle import explain_validation, write_atomically
 from models.checkpoints import check_finite, load_weights
-from models.cnn14 import Cnn14Config
 from models.config import SepsceneError
 from models.encoder import Encoder, EncoderConfig, save_encoder
-from models.frontend import FRONT_ENDS, FrontEndConfig, LogMel
+from models.frontend import FRONT_ENDS, LogMel
+from models.settings import Cnn14Config, FrontEndConfig
 
 OUR_NAMES = {"fc1.": "embedding.", "fc_audioset.": "tags."}
 FRONT_END_PREFIXES = ("spectrogram_extractor.", "logmel_extractor.")

@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.checkpoints import CheckpointError, load_weights
+from models.checkpoints import load_weights
+from models.config import CheckpointError
 from models.foreign import ConvTasNetConfig, ConvTasNetSeparator
 from models.import_tdcnpp import Facts, ImportHints, read_tdcnpp
 from models.programs import ProgramConfig, ProgramSeparator, read_program
@@ -49,7 +50,7 @@ def import_separator(source: str | Path, sample_rate: int, out: str | Path, hint
         sample_rate: hertz that the separator works at; no format says it.
         out: folder to write; a separator that lies there is replaced.
         hints: what the weights can't tell. What had to be assumed instead is listed in the folder's card,
-            `models.separators.read_card(out).metadata["assumed"]`.
+            `models.separator_card.read_card(out).metadata["assumed"]`.
 
     Raises:
         CheckpointError: the file is damaged or of an unknown kind, a variable is unknown or missing

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from models.checkpoints import CheckpointError, load_weights
-from models.config import Config
-from models.tdcnpp import TDCNpp, TDCNppConfig, stft_bins
+from models.checkpoints import load_weights
+from models.config import CheckpointError, Config
+from models.settings import TDCNppConfig, stft_bins
+from models.tdcnpp import TDCNpp
 from models.tf_bundle import TFBundle
 
 _ENCODER = "conv_encoder/dense/kernel"

@@ -27,8 +27,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.checkpoints import CheckpointError
-from models.config import Config
+from models.config import CheckpointError, Config
 
 _OPERATORS = re.compile(
     r"torch\.ops\.(aten|prims)\.(?!from_file)\w+\.\w+"

@@ -12,42 +12,23 @@ import json
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from models.checkpoints import CheckpointError, check_finite, load_weights, replace_folder
-from models.config import Config
+from models.checkpoints import check_finite, load_weights, replace_folder
+from models.config import CheckpointError
 from models.foreign import ConvTasNetConfig, ConvTasNetSeparator
 from models.programs import ProgramConfig, ProgramSeparator
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.separator_card import CONFIG_FILE, WEIGHTS_FILE, Architecture, SeparatorCard, read_card
+from models.settings import TDCNppConfig
+from models.tdcnpp import TDCNpp
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-
-Architecture = Literal["tdcnpp", "conv_tasnet", "program"]
 Separator = TDCNpp | ConvTasNetSeparator | ProgramSeparator
-
-
-class SeparatorCard(Config):
-    """What `config.json` of a separator folder says."""
-
-    format: Literal[1] = 1
-    architecture: Architecture
-    config: dict[str, Any] = Field(description="fields of the architecture's configuration class")
-    metadata: dict[str, Any] = Field(default_factory=dict, description="where the weights come from; free form")
-    weights: str = Field(pattern=r"^\w[\w.]*$", description="name of the file of weights in the folder")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file of weights")
-
-    @property
-    def digest(self) -> str:
-        """Names the function that the checkpoint computes: architecture, sizes and weights, not metadata."""
-        content = {"architecture": self.architecture, "config": self.config, "sha256": self.sha256}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def save_separator(separator: nn.Module, directory: str | Path, metadata: dict[str, Any]) -> str:
@@ -110,33 +91,6 @@ def load_separator(directory: str | Path) -> nn.Module:
         raise CheckpointError(f"{directory / CONFIG_FILE} has a wrong {card.architecture} config: {error}") from error
     check_finite(separator, weights)
     return separator.eval()
-
-
-def separator_digest(directory: str | Path) -> str:
-    """The digest that names what the separator in `directory` computes; reads `config.json` only.
-
-    Raises:
-        CheckpointError: `config.json` is missing or can't be understood.
-    """
-    return read_card(directory).digest
-
-
-def read_card(directory: str | Path) -> SeparatorCard:
-    """The contents of `config.json`, without a look at the weights.
-
-    Raises:
-        CheckpointError: the file is missing or can't be understood.
-    """
-    path = Path(directory) / CONFIG_FILE
-    try:
-        return SeparatorCard.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} is missing: {Path(directory)} is not a separator folder; make one with "
-            "`sepscene separator import`, or take it from a run's ladder/"
-        ) from error
-    except (ValidationError, UnicodeDecodeError, NotADirectoryError) as error:
-        raise CheckpointError(f"{path} is not the description of a separator: {error}") from error
 
 
 def _build(card: SeparatorCard, weights: Path) -> nn.Module:

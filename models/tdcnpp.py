@@ -10,84 +10,13 @@ This file is the plain formulation, for training and as the reference; `models.s
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.config import Config
+from models.settings import TDCNppConfig
 
 NORM_EPSILON = 1e-3  # Keras' default, which the reference never changes
-
-
-class TDCNppConfig(Config):
-    """Sizes and variants of a TDCN++. The defaults are the MixIT configuration of the reference at 16 kHz."""
-
-    sample_rate: int = Field(16000, gt=0, description="hertz")
-    sources: int = Field(2, ge=1, description="output channels M")
-    basis: Literal["learned", "stft"] = Field("learned", description="linear + ReLU basis, or an STFT")
-    window_samples: int = Field(40, ge=2, description="analysis window; 2.5 ms at 16 kHz")
-    hop_samples: int = Field(20, ge=1, description="distance between frames")
-    coefficients: int = Field(256, ge=1, description="size of the basis; with an STFT always its bins")
-    bottleneck: int = Field(256, ge=1, description="width between blocks")
-    hidden: int = Field(512, ge=1, description="width inside a block")
-    repeats: int = Field(4, ge=1, description="how often the dilations 1, 2, 4, … are run through")
-    blocks: int = Field(8, ge=1, description="blocks per repeat; block b has dilation 2**b")
-    kernel: int = Field(3, ge=1, description="taps of the depthwise convolution over time")
-    skip_residual: bool = Field(False, description="dense connections from earlier repeats to later ones")
-    consistency: Literal["pred_source", "magsq", "uniform"] = Field(
-        "pred_source", description="how the remainder is shared so that the sources sum to the mixture"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bins_of_the_stft(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("basis") == "stft" and "coefficients" not in values:
-            return values | {"coefficients": stft_bins(int(values.get("window_samples", 40)))}
-        return values
-
-    @model_validator(mode="after")
-    def _consistent_sizes(self) -> Self:
-        if self.hop_samples > self.window_samples:
-            raise ValueError(
-                f"hop_samples {self.hop_samples} exceeds window_samples {self.window_samples}: "
-                "samples between windows would be lost; use a hop of at most one window"
-            )
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel {self.kernel} has no centre tap: use an odd number, the reference has 3")
-        bins = stft_bins(self.window_samples)
-        if self.basis == "stft" and self.coefficients != bins:
-            raise ValueError(
-                f"an STFT with window_samples {self.window_samples} has {bins} bins, "
-                f"not coefficients {self.coefficients}: leave coefficients out or set it to {bins}"
-            )
-        return self
-
-    @classmethod
-    def tiny(cls, **changes: Any) -> TDCNppConfig:
-        """The same network in small, for two CPU cores: only widths, repeats and coefficients are scaled."""
-        sizes: dict[str, Any] = {"coefficients": 64, "bottleneck": 32, "hidden": 64, "repeats": 1}
-        if changes.get("basis") == "stft":
-            del sizes["coefficients"]
-        return cls(**(sizes | changes))
-
-    @property
-    def receptive_field_samples(self) -> int:
-        """Samples of the mixture that reach one output sample through convolutions (the norms reach all)."""
-        frames = (self.kernel - 1) * self.repeats * (2**self.blocks - 1)
-        return frames * self.hop_samples + self.window_samples
-
-    def frames(self, samples: int) -> int:
-        """Number of frames L that the basis makes of a clip of `samples` samples."""
-        covered = samples if self.basis == "stft" else samples - self.window_samples + self.hop_samples
-        return max(1, -(-covered // self.hop_samples))
-
-
-def stft_bins(window_samples: int) -> int:
-    """Bins of the STFT of the reference: its FFT length is the next power of two that holds the window."""
-    return 2 ** (window_samples - 1).bit_length() // 2 + 1
 
 
 def pad_to_frames(wave_BT: Tensor, config: TDCNppConfig) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.checkpoints import CheckpointError
+from models.config import CheckpointError
 
 _TABLE_MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48

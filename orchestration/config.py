@@ -13,13 +13,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from augment.audio import AudioFormat
-from augment.specaugment import SpecAugment
 from augment.store import StoreSettings
-from augment.views import Views
-from models.cnn14 import Cnn14Config
+from augment.views import SpecAugment, Views
 from models.config import Config, SepsceneError
-from models.frontend import FrontEndConfig
-from models.tdcnpp import TDCNppConfig
+from models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
 from tasks.judge_settings import JudgeSettings
 
 FOLDS = "folds"

@@ -16,9 +16,8 @@ from functools import partial
 from typing import Literal
 
 from augment.views import CurriculumPoint, Views
-from models.cnn14 import Cnn14Config
 from models.config import SepsceneError
-from models.tdcnpp import TDCNppConfig
+from models.settings import Cnn14Config, TDCNppConfig
 from orchestration.config import (
     Data,
     Evaluation,

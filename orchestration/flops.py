@@ -6,8 +6,7 @@ and mel filters are
 not: under two percent of the arithmetic, though much of the memory traffic.
 """
 
-from models.cnn14 import Cnn14Config
-from models.tdcnpp import TDCNppConfig
+from models.settings import Cnn14Config, TDCNppConfig
 from orchestration.config import Objective
 
 BACKWARD = 2

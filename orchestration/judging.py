@@ -8,7 +8,7 @@ from rich.table import Table
 
 from models.config import SepsceneError
 from models.encoder import update_card
-from models.separators import read_card
+from models.separator_card import read_card
 from orchestration.balance import Balance, balance_of, bottleneck, store_counts
 from orchestration.compare import TEST_CLIPS, evidence_path, save_judgement
 from orchestration.config import Experiment

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from augment.audio import AudioFormat, ClipError, read_clip
-from augment.scenes import read_sources
+from augment.source_segments import read_sources
 from models import load_separator
 from orchestration.compare import evidence_path, load_evidence
 from orchestration.listen import Neighbour, Query, Scene, write_listening_page

@@ -37,7 +37,7 @@ def import_separator_command(
     from models.config import SepsceneError
     from models.import_separator import import_separator
     from models.import_tdcnpp import ImportHints
-    from models.separators import read_card
+    from models.separator_card import read_card
     from orchestration.config import explain
 
     given = {

@@ -3,8 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from models.separators import read_card
-from models.tdcnpp import TDCNppConfig
+from models.separator_card import read_card
+from models.settings import TDCNppConfig
 from orchestration.config import Experiment
 from orchestration.flops import separation_flops
 

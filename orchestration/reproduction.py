@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from models.tdcnpp import TDCNppConfig
+from models.settings import TDCNppConfig
 from orchestration.config import Experiment, Separator
 from orchestration.environment import command_line, environment
 from orchestration.experiments import EXPERIMENTS, SCALES, Scale, named_experiment

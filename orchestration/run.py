@@ -21,7 +21,7 @@ from augment.scenes import write_scenes
 from augment.store import SeparatedStore
 from models.config import SepsceneError
 from models.encoder import save_encoder
-from models.separators import read_card
+from models.separator_card import read_card
 from orchestration.auditing import audit_hash
 from orchestration.balance import balance_line, balance_of, bottleneck
 from orchestration.checkpoints import read_checkpoint, read_ledger

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -35,6 +36,10 @@ from orchestration.ledger import Ledger
 from orchestration.placement import actor_demand, reader_demand, separates_live
 from orchestration.rows import DrawRows, PrefillRows
 from tasks.manifests import Manifest
+
+ROWS_A_TASK = 512
+"""Rows that one task of Ray draws, or one global batch where that is larger. Rows before their sound are small, so that
+what a task costs (at 64 rows 0.1 s of a core, more than drawing them) is better spent on many."""
 
 LEAST_MEMORY = 128 * 2**20
 """Of the object store, for any stream."""
@@ -177,11 +182,18 @@ def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedul
 def _drawn_rows(draws: DrawRows, global_rows: int, block_rows: int, resources: Resources) -> Dataset:
     """What remains, padded to whole global batches, with its draws, in blocks of `block_rows`."""
     steps = -(-sum(end - start for start, end in draws.remaining) // global_rows)
+    tasks = -(-steps // max(1, ROWS_A_TASK // global_rows))
     return (
-        ray.data.range(steps * global_rows, override_num_blocks=max(1, steps))
+        ray.data.range(steps, override_num_blocks=max(1, tasks))
+        .map_batches(partial(_positions, rows=global_rows), batch_size=None)
         .map_batches(draws, batch_size=None)
         .repartition(target_num_rows_per_block=block_rows)
     )
+
+
+def _positions(columns: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    """From steps to the positions of their rows: a task draws whole steps, so that all of its blocks are whole, too."""
+    return {"id": (columns["id"][:, None] * rows + np.arange(rows)).ravel()}
 
 
 def execution_options(experiment: Experiment) -> ExecutionOptions:
@@ -209,7 +221,7 @@ class Rests(ExecutionCallback):
     of a core beside two trainers that shared the rest. As long as the trainers have blocks in stock, nobody needs it.
     """
 
-    SHARE, LONGEST_SECONDS = 0.1, 0.2
+    SHARE, LONGEST_SECONDS = 0.1, 1.0
 
     def __init__(self) -> None:
         self.used, self.turned = 0.0, time.monotonic()

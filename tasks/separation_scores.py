@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from augment.audio import AudioFormat, ClipError, read_clip
-from augment.scenes import read_sources
+from augment.source_segments import read_sources
 from tasks.mixit import mixit_loss, mixture_improvement, si_sdr_improvement
 
 

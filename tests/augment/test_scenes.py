@@ -22,9 +22,9 @@ from augment.scenes import (
     colour,
     draw_events,
     generate_scene,
-    read_sources,
     write_scenes,
 )
+from augment.source_segments import read_sources
 
 RATE = 16_000
 SHORT = SceneConfig(clip_seconds=2.0)

@@ -21,7 +21,8 @@ from models.config import SepsceneError
 from models.foreign import ConvTasNetConfig, ConvTasNetSeparator
 from models.separation import fast_separator
 from models.separators import save_separator
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.settings import TDCNppConfig
+from models.tdcnpp import TDCNpp
 
 AUDIO = AudioFormat(clip_seconds=1.5)
 CLIPS, ROWS = 4, 10

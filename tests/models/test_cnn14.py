@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.cnn14 import Cnn14, Cnn14Config
+from models.cnn14 import Cnn14
 from models.config import SepsceneError
+from models.settings import Cnn14Config
 
 
 def reference_state(reference: Path) -> dict[str, Tensor]:

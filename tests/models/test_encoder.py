@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from models import load_encoder
-from models.cnn14 import Cnn14, Cnn14Config
+from models.cnn14 import Cnn14
 from models.config import SepsceneError
 from models.encoder import Encoder, EncoderConfig, save_encoder, update_card
 from models.frontend import FRONT_ENDS, LogMel
+from models.settings import Cnn14Config
 
 SMALL = Cnn14Config(widths=(2, 3, 4, 5, 6, 7), embedding_dim=5)
 

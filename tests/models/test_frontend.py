@@ -9,7 +9,8 @@ import torchaudio
 from pydantic import ValidationError
 
 from models.config import SepsceneError
-from models.frontend import FRONT_ENDS, FrontEndConfig, LogMel
+from models.frontend import FRONT_ENDS, LogMel
+from models.settings import FrontEndConfig
 
 
 def _noise(samples: int, seed: int = 0) -> torch.Tensor:

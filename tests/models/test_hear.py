@@ -13,7 +13,7 @@ from torch import Tensor
 from models import hear
 from models.config import SepsceneError
 from models.encoder import save_encoder
-from models.frontend import FrontEndConfig
+from models.settings import FrontEndConfig
 from tests.models.test_encoder import small_encoder
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from models import load_encoder
-from models.cnn14 import Cnn14, Cnn14Config
+from models.cnn14 import Cnn14
 from models.config import SepsceneError
 from models.encoder import Encoder
 from models.frontend import FRONT_ENDS, LogMel
 from models.import_encoder import export_panns, front_end_buffers, import_encoder
+from models.settings import Cnn14Config
 from tests.models.test_cnn14 import reference_state
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torchaudio.models import ConvTasNet
 
 from models import load_separator
-from models.checkpoints import CheckpointError
+from models.config import CheckpointError
 from models.import_separator import ImportHints, import_separator
 from models.import_tdcnpp import tensorflow_name
-from models.separators import read_card
+from models.separator_card import read_card
 from models.tf_bundle import TFBundle
 
 CHECKPOINTS = ["tdcnpp_small_m2", "tdcnpp_small_stft_m4"]

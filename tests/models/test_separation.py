@@ -9,7 +9,8 @@ from models.foreign import ConvTasNetConfig, ConvTasNetSeparator
 from models.fused import FusedHidden
 from models.long_clips import LongClips, separate_long, separate_stream
 from models.separation import BatchedHidden, FastTDCNpp, fast_separator
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.settings import TDCNppConfig
+from models.tdcnpp import TDCNpp
 
 TINY = {"coefficients": 24, "bottleneck": 16, "hidden": 32, "repeats": 2, "blocks": 5}
 

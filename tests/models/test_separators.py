@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models import load_separator
-from models.checkpoints import CheckpointError
+from models.config import CheckpointError
 from models.foreign import ConvTasNetConfig, ConvTasNetSeparator
-from models.separators import CONFIG_FILE, WEIGHTS_FILE, read_card, save_separator, separator_digest
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.separator_card import CONFIG_FILE, WEIGHTS_FILE, read_card, separator_digest
+from models.separators import save_separator
+from models.settings import TDCNppConfig
+from models.tdcnpp import TDCNpp
 
 CONFIG = TDCNppConfig(coefficients=12, bottleneck=8, hidden=16, repeats=2, blocks=2, sample_rate=8000, sources=3)
 

@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from models.tdcnpp import ActivationNorm, DepthwiseConvolution, LearnedBasis, StftBasis, TDCNpp, TDCNppConfig
+from models.settings import TDCNppConfig
+from models.tdcnpp import ActivationNorm, DepthwiseConvolution, LearnedBasis, StftBasis, TDCNpp
 
 TINY = {"coefficients": 12, "bottleneck": 8, "hidden": 16, "repeats": 2, "blocks": 3}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.checkpoints import CheckpointError
+from models.config import CheckpointError
 from models.tf_bundle import TFBundle, crc32c, mask
 
 NAME = "model.ckpt-1234"

@@ -9,9 +9,9 @@ import pytest
 from augment.audio import AudioFormat
 from augment.scenes import SceneConfig, write_scenes
 from augment.views import Views
-from models.cnn14 import Cnn14Config
 from models.separators import save_separator
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.settings import Cnn14Config, TDCNppConfig
+from models.tdcnpp import TDCNpp
 from orchestration.config import Evaluation, Experiment, Ladder, Objective, Resources, Separator, Training
 from tasks.judge_settings import JudgeSettings
 from tasks.manifests import Manifest, read_manifest

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from models.config import SepsceneError
 from models.separators import save_separator
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.settings import TDCNppConfig
+from models.tdcnpp import TDCNpp
 from orchestration.cli import app
 from orchestration.experiments import named_experiment
 from tasks.batchnorm import SynchronisedBatchNorm

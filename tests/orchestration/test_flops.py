@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.cnn14 import Cnn14, Cnn14Config
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.cnn14 import Cnn14
+from models.settings import Cnn14Config, TDCNppConfig
+from models.tdcnpp import TDCNpp
 from orchestration.config import Objective
 from orchestration.flops import encoder_flops, separation_flops, step_flops
 

@@ -9,7 +9,8 @@ import torch
 from augment.audio import AudioFormat, read_clip
 from augment.scenes import SceneConfig, write_scenes
 from models.separators import save_separator
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.settings import TDCNppConfig
+from models.tdcnpp import TDCNpp
 from orchestration import listening
 from orchestration.compare import evidence_path, save_judgement
 from orchestration.results import ProcessorResult

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cnn14 import Cnn14, Cnn14Config
+from models.cnn14 import Cnn14
 from models.heads import CoincidenceHead, SimilarityHead
+from models.settings import Cnn14Config
 from orchestration.config import Training
 from orchestration.optimisation import adamw, learning_rate
 from tasks.joint import JointObjective

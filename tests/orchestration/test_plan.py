@@ -10,7 +10,8 @@ from rich.console import Console
 from augment.draws import Schedule, draw
 from models.config import SepsceneError
 from models.separators import save_separator
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.settings import TDCNppConfig
+from models.tdcnpp import TDCNpp
 from orchestration.config import Experiment
 from orchestration.experiments import named_experiment
 from orchestration.flops import separation_flops

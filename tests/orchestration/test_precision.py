@@ -5,7 +5,8 @@ from typing import Any
 
 from augment.blocks import ServiceSettings
 from models.separators import save_separator
-from models.tdcnpp import TDCNpp, TDCNppConfig
+from models.settings import TDCNppConfig
+from models.tdcnpp import TDCNpp
 from orchestration.experiments import named_experiment
 from orchestration.run import _filling
 from orchestration.stream import _served

@@ -7,7 +7,8 @@ import torch
 
 from augment.scenes import SceneConfig, write_scenes
 from models.config import SepsceneError
-from models.separators import load_separator, read_card
+from models.separator_card import read_card
+from models.separators import load_separator
 from orchestration.config import Experiment
 from orchestration.results import read_metrics
 from orchestration.separator_training import train_separator

@@ -12,10 +12,11 @@ import pytest
 from mlflow import MlflowClient
 
 from models import load_encoder
-from models.cnn14 import Cnn14, Cnn14Config
+from models.cnn14 import Cnn14
 from models.config import SepsceneError
 from models.encoder import Encoder, save_encoder, update_card
-from models.frontend import FrontEndConfig, LogMel
+from models.frontend import LogMel
+from models.settings import Cnn14Config, FrontEndConfig
 from orchestration.metrics import append_metrics
 from orchestration.system_metrics import sampled
 from orchestration.tracking import Tracker, default_tracking_uri, tracking_uri_of

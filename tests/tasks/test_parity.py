@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.cnn14 import Cnn14, Cnn14Config
+from models.cnn14 import Cnn14
 from models.heads import CoincidenceHead, SimilarityHead
+from models.settings import Cnn14Config
 from tasks.batchnorm import synchronise_batchnorm
 from tasks.gather import gather_ids, gather_rows
 from tasks.gradcache import accumulate

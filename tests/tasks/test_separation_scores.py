@@ -9,8 +9,8 @@ from torch import Tensor
 
 from augment.audio import AudioFormat
 from augment.draws import Schedule, crop_starts, draw
-from augment.scenes import SceneConfig, read_sources, write_scenes
-from augment.source_segments import read_source_segments
+from augment.scenes import SceneConfig, write_scenes
+from augment.source_segments import read_source_segments, read_sources
 from augment.views import from_pcm
 from tasks.separation_scores import score_separation
 
