@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import ray.data
-import torch
 
-from augment.audio import AudioFormat, ClipError, read_clip
-from models import load_encoder, load_separator
+from augment.audio import AudioFormat
+from models import load_separator
 from orchestration.config import Experiment
+from orchestration.embed_clips import EmbedClips
 from orchestration.placement import actor_demand
 from orchestration.stream import finite_retries, separation_pool
 from orchestration.streamed import blocks_of
@@ -34,28 +34,6 @@ class Embeddings:
     h_ND: np.ndarray
     position_N: np.ndarray
     """Which clip of the manifest each row is."""
-
-
-class EmbedClips:
-    """Maps clips to the h of several encoders; a clip that can't be read becomes a row with a `fault`."""
-
-    def __init__(self, bundles: Mapping[str, str], audio: AudioFormat, device: str) -> None:
-        self.encoders = {name: load_encoder(bundle).to(device) for name, bundle in bundles.items()}
-        self.audio, self.device = audio, device
-
-    def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`uri`, `offset_seconds`, `position` in; `position`, `fault` and h:<name> (N, D) float32 out."""
-        wave_NT = np.zeros((len(columns["uri"]), self.audio.samples), np.float32)
-        fault_N = np.array([""] * len(wave_NT), object)
-        for n, (uri, offset) in enumerate(zip(columns["uri"], columns["offset_seconds"], strict=True)):
-            try:
-                wave_NT[n] = read_clip(str(uri), self.audio, float(offset))
-            except ClipError as error:
-                fault_N[n] = error.cause
-        with torch.inference_mode():
-            wave = torch.from_numpy(wave_NT).to(self.device)
-            h = {f"h:{name}": encoder(wave).float().cpu().numpy() for name, encoder in self.encoders.items()}
-        return {**h, "position": columns["position"], "fault": fault_N}
 
 
 def embed_manifests(
