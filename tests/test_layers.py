@@ -1,6 +1,8 @@
 """The import law: the folders are the architecture."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,17 @@ def test_imports_follow_the_law(path: Path) -> None:
 
 def test_the_law_covers_real_files() -> None:
     assert len(FILES) > 30 and "ray" in imported(REPOSITORY / "orchestration" / "stream.py")
+
+
+@pytest.mark.slow
+def test_processes_that_only_pass_work_on_do_without_torch() -> None:
+    """A trial starts about a dozen processes; torch would take seconds and hundreds of megabytes in each of them."""
+    handed_on = (
+        "import augment.service, augment.reader, orchestration.stream, orchestration.embed_clips, orchestration.rows"
+    )
+    heavy = "sorted({'torch', 'sklearn', 'scipy', 'mlflow'} & set(sys.modules))"
+    told = subprocess.run(
+        [sys.executable, "-c", f"import sys, {handed_on}; print({heavy})"],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert told.stdout.strip() == "[]"
