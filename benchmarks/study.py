@@ -39,13 +39,13 @@ from models.encoder import Encoder
 from orchestration.arguments import resolve
 from orchestration.config import Experiment
 from orchestration.ledger import Ledger
+from orchestration.malloc import MALLOC
 from orchestration.networks import build_objective
 from orchestration.optimisation import adamw, learning_rate
 from orchestration.pretraining import Views
 from orchestration.rows import DrawRows
 from orchestration.separator_training import read_ladder
 from orchestration.stream import schedule_of
-from orchestration.trainer import MALLOC
 from tasks.judge import judge
 from tasks.manifests import Manifest, read_manifest
 

@@ -16,6 +16,7 @@ from augment.audio import AudioFormat
 from models import load_separator
 from orchestration.config import Experiment
 from orchestration.embed_clips import EmbedClips
+from orchestration.malloc import kept_memory
 from orchestration.placement import actor_demand
 from orchestration.stream import finite_retries, separation_pool
 from orchestration.streamed import blocks_of
@@ -63,6 +64,7 @@ def embed_manifests(
             batch_size=EMBED_ROWS,
             compute=separation_pool(resources),
             ray_remote_args_fn=finite_retries,
+            runtime_env={"env_vars": kept_memory()},
             **actor_demand(resources).ray_options(),
         )
     )

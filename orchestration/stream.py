@@ -214,14 +214,14 @@ def execution_options(experiment: Experiment) -> ExecutionOptions:
 
 
 class Rests(ExecutionCallback):
-    """Gives the loop that drives a stream its rests: a tenth of a core is its most, and less while blocks lie ready.
+    """Gives the loop that drives a stream its rests: it has a twentieth of a core, and less while blocks lie ready.
 
     Ray 2.60 waits in each turn of that loop until all running tasks have something to say. Where the trainers set the
     pace, tasks with finished blocks that may not be handed on yet always have: it turned as fast as it could, on 73 %
     of a core beside two trainers that shared the rest. As long as the trainers have blocks in stock, nobody needs it.
     """
 
-    SHARE, LONGEST_SECONDS = 0.1, 1.0
+    SHARE, LONGEST_SECONDS = 0.05, 1.0
 
     def __init__(self) -> None:
         self.used, self.turned = 0.0, time.monotonic()

@@ -27,18 +27,11 @@ from orchestration.checkpoints import (
 )
 from orchestration.config import Resources
 from orchestration.ledger import Ledger
+from orchestration.malloc import kept_memory
 from orchestration.metrics import MetricsFile, append_metrics, collect_validations, fatal_path, recover_metrics
 from orchestration.saving import CheckpointWriter, ask_for_checkpoint, checkpoint_given, checkpoint_wanted
 from orchestration.stream import configure_data
 from tasks.gather import sum_over_workers
-
-MALLOC = ":".join(
-    f"glibc.malloc.{setting}"
-    for setting in ("hugetlb=1", "arena_max=1", f"mmap_threshold={4 * 2**30}", f"trim_threshold={4 * 2**30}")
-)
-"""A trainer keeps its memory from step to step, in huge pages. Otherwise glibc gives every large tensor back to the
-system, which hands it out again page by page: a tenth of the time of a step on a CPU. (Ray trains in a thread, whose
-own arena would hold 64 MiB at most.)"""
 
 MAX_FAILURES = 8
 """Worker groups that may fail before the stage gives up."""
@@ -149,6 +142,7 @@ def _trainer(
 
     All that Ray stores are encoders to validate; it keeps them until they are, and the last one.
     """
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **kept_memory()}
     return ray.train.torch.TorchTrainer(
         worker,
         train_loop_config=configuration,
@@ -162,16 +156,10 @@ def _trainer(
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             callbacks=[MetricsFile(metrics, stage)],  # type: ignore[list-item]
             # Ray's type hints still describe its first Train; this is the second, whose classes these are.
-            worker_runtime_env={"env_vars": _environment()},  # type: ignore[call-arg]
+            worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
         ),
         validation_config=validation,
     )
-
-
-def _environment() -> dict[str, str]:
-    """Of the trainers; what is set where the driver runs wins."""
-    defaults = {"OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": MALLOC}
-    return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
 @contextmanager
