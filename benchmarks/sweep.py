@@ -1,12 +1,14 @@
-"""Six trials that share a SeparatedStore, against scripts that do the same without Ray, and against live separation.
+"""Six trials that share a SeparatedStore against one separation pass and six trainings, and against live separation.
 
-    python -m benchmarks.sweep [--epochs 40] [--live]
+    python -m benchmarks.sweep [--epochs 40] [--only commands,scripts,sweep,live]
 
-sweep    `sepscene sweep table4/S2/simclr --over temperature=0.1,0.2,0.5 alpha=0,1`, the whole command: one separation
-         pass, six trials, as many at once as fit, their evaluation, reports, MLflow, and the start of all processes.
-scripts  one separation pass over all clips, then six trainings with evaluation, in as many processes as there are
-         cores, each with one thread: nothing but the work.
-live     the same sweep with store.mode=off: every trial separates every row.
+sweep     `sepscene sweep table4/S2/simclr --over temperature=0.1,0.2,0.5 alpha=0,1`, the whole command: one separation
+          pass, six trials, as many at once as fit, their evaluation, reports, MLflow, and the start of all processes.
+commands  the same by hand: `sepscene separator prefill`, then `sepscene pretrain` with the filled store, six times one
+          after the other, each with the whole machine (one is measured, and counted six times).
+scripts   the same without Ray: one separation pass over all clips, then six trainings with evaluation, in as many
+          processes as there are cores, each with one thread: nothing but the work.
+live      the sweep with store.mode=off: every trial separates every row.
 
 Clips are synthetic scenes and the separator is untrained (its time does not depend on its weights). The figures of the
 trials are printed beside the scripts': with one trainer a trial they do the same arithmetic.
@@ -94,13 +96,12 @@ def scripts(folder: Path, epochs: int) -> tuple[float, float, list[float]]:
     return separated - begin, time.perf_counter() - separated, figures
 
 
-def sweep(folder: Path, epochs: int, mode: str) -> tuple[float, SweepResults]:
-    """(seconds of the whole command, what came out)."""
-    command = [sys.executable, "-m", "orchestration.cli", "sweep", NAME, "--over"]
-    command += [f"temperature={','.join(map(str, TEMPERATURES))}", f"alpha={','.join(map(str, ALPHAS))}"]
-    command += ["--storage", str(folder / mode), "--id", "sweep"]
+def sepscene(folder: Path, epochs: int, mode: str, *arguments: str) -> float:
+    """Seconds of a whole command on the folder's clips and ladder."""
+    command = [sys.executable, "-m", "orchestration.cli", *arguments, "--storage", str(folder / mode)]
     for field, value in {
         "training.epochs": epochs,
+        "evaluation.baselines": "false",
         "data.root": folder / "scenes",
         "separator.checkpoints": json.dumps({"S2": str(folder / "ladder" / "S2-0")}),
         "store.mode": mode,
@@ -108,24 +109,48 @@ def sweep(folder: Path, epochs: int, mode: str) -> tuple[float, SweepResults]:
         command += ["--set", f"{field}={value}"]
     begin = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"RAY_worker_niceness": "0"})
-    return time.perf_counter() - begin, SweepResults.load(folder / mode / "sweep")
+    return time.perf_counter() - begin
+
+
+def commands(folder: Path, epochs: int) -> tuple[float, float]:
+    """(seconds of the separation pass, of one training)."""
+    separation = sepscene(folder, epochs, "prefill", "separator", "prefill", NAME)
+    return separation, sepscene(folder, epochs, "prefill", "pretrain", NAME, "--run-id", "one")
+
+
+def sweep(folder: Path, epochs: int, mode: str) -> tuple[float, SweepResults]:
+    """(seconds of the whole command, what came out)."""
+    over = [f"temperature={','.join(map(str, TEMPERATURES))}", f"alpha={','.join(map(str, ALPHAS))}"]
+    seconds = sepscene(folder, epochs, mode, "sweep", NAME, *over[1:], "--over", over[0], "--id", "sweep")
+    return seconds, SweepResults.load(folder / mode / "sweep")
 
 
 def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=named_experiment(NAME, "tiny").training.epochs)
-    parser.add_argument("--live", action="store_true", help="also without a store")
+    parser.add_argument("--only", default="commands,scripts,sweep")
     given = parser.parse_args()
+    only, runs = given.only.split(","), len(TEMPERATURES) * len(ALPHAS)
+    yardsticks: dict[str, float] = {}
+    figures = [float("nan")] * runs
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
-        separation, training, figures = scripts(folder, given.epochs)
-        ideal = separation + training
-        print(f"scripts: {separation:.0f} s one separation pass + {training:.0f} s six trainings = {ideal:.0f} s")
-        for mode in ("read-through", *(["off"] if given.live else [])):
+        if "commands" in only:
+            separation, training = commands(folder, given.epochs)
+            yardsticks["commands"] = separation + runs * training
+            print(f"commands: {separation:.0f} s one separation pass + {runs} x {training:.0f} s", flush=True)
+        if "scripts" in only:
+            separation, training, figures = scripts(folder, given.epochs)
+            yardsticks["scripts"] = separation + training
+            print(f"scripts: {separation:.0f} s one separation pass + {training:.0f} s six trainings", flush=True)
+        for part, mode in {"sweep": "read-through", "live": "off"}.items():
+            if part not in only:
+                continue
             seconds, results = sweep(folder, given.epochs, mode)
-            print(f"sweep, store.mode={mode}: {seconds:.0f} s, {seconds / ideal:.2f} x", flush=True)
+            ratios = ", ".join(f"{seconds / theirs:.2f} x {what}" for what, theirs in yardsticks.items())
+            print(f"{part}, store.mode={mode}: {seconds:.0f} s, {ratios}", flush=True)
             for trial, theirs in zip(results.trials, figures, strict=True):
                 ours = trial.figures["shallow_map"].value if trial.status == "finished" else float("nan")
                 print(f"  {trial.name}: {trial.status}, {trial.seconds:.0f} s, mAP {ours:.3f} (script {theirs:.3f})")
