@@ -189,7 +189,7 @@ def rate(records: list[dict[str, float]]) -> float:
 
 
 def live_and_store(bench: Bench, steps: int, repeats: int, console: Console) -> None:
-    """Parts `live` and `store`, and the sweep that follows from them."""
+    """Part `live`: the plain loop, live, and from the store, one after the other."""
     live = bench.experiment(steps)
     read_through = bench.experiment(steps, **{"store.mode": "read-through"})
     prefilled = bench.experiment(steps, **{"store.mode": "prefill"})
@@ -212,20 +212,7 @@ def live_and_store(bench: Bench, steps: int, repeats: int, console: Console) -> 
     for name, value in middle.items():
         plain_rate, live_rate = middle["plain PyTorch, separation in the loop"], middle["live"]
         table.add_row(name, f"{value:.3g}", f"{value / plain_rate:.2f}", f"{value / live_rate:.2f}")
-    console.print(table)
-    sweep(middle, median(shares), pace, len(bench.ladder), console)
-
-
-def sweep(rates: dict[str, float], separating: float, pace: float, processors: int, console: Console) -> None:
-    """Six trials of the demo's 30 epochs, put together from the measured paces, without starting times."""
-    epochs, trials = named_experiment("demo", "tiny").training.epochs, 6
-    plain_row = 1 / rates["plain PyTorch, separation in the loop"]
-    ideal = processors * separating * plain_row + trials * epochs * (1 - separating) * plain_row
-    ours = processors / pace + trials * epochs / max(rates["store, prefill"], rates["store, read-through"])
-    console.print(
-        f"separation is {separating:.0%} of the plain loop; 6 trials of {epochs} epochs with the store: "
-        f"{ours / ideal:.2f} x (one separation pass + 6 trainings of the plain loop), composed of the paces above"
-    )
+    console.print(table, f"separation is {median(shares):.0%} of the plain loop")
 
 
 def made_pace(stream: RayDataset) -> float:
