@@ -27,10 +27,11 @@ LOCAL = {
     "RAY_enable_metrics_collection": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "5",
 }
 """What a Ray of this machine alone does without, so that its cores are free for the work: statistics and task events,
 which nobody can read as its dashboard is off; a process a stage that asks whether its only node is about to leave; and
-listing the folder of logs ten times a second instead of twice."""
+listing the folder of logs ten times a second."""
 
 
 @contextmanager
