@@ -33,7 +33,7 @@ def read_sources(mixture_path: str | PathLike[str]) -> np.ndarray:
 
 
 def read_source_segments(columns: Columns, audio: AudioFormat, segment_seconds: float) -> Columns:
-    """Crop the segments of `augment.service.read_segments` from the scenes' sources instead of their mixtures.
+    """Crop the segments of `augment.reader.read_segments` from the scenes' sources instead of their mixtures.
 
     Returns:
         `row`, `uri`, `fault`, and `sources` (bytes of K·T int16 samples; K differs between scenes; empty on a fault).

@@ -30,7 +30,7 @@ class CurriculumPoint(Config):
 
 
 class SpecAugment(Config):
-    """Sizes for a 96 x 64 patch [open in the paper; ours]."""
+    """Sizes of SpecAugment for a 96 x 64 patch [open in the paper; ours]; `augment.specaugment` applies it."""
 
     time_mask_frames: int = Field(16, ge=0, description="longest time mask; there are two")
     frequency_mask_bands: int = Field(8, ge=0, description="widest frequency mask; there are two")
