@@ -41,6 +41,11 @@ ROWS_A_TASK = 512
 """Rows that one task of Ray draws, or one global batch where that is larger. Rows before their sound are small, so that
 what a task costs (at 64 rows 0.1 s of a core, more than drawing them) is better spent on many."""
 
+BLOCKS_A_TASK = 256
+"""Blocks that a task may have made before the first is taken; Ray's default is two. But a task that draws the rows of
+many would then hold its CPU, which trials share, until the last is taken: minutes, where clips are separated live. Only
+such blocks come many a task, and they are small."""
+
 LEAST_MEMORY = 128 * 2**20
 """Of the object store, for any stream."""
 
@@ -263,5 +268,6 @@ def configure_data(ordered: bool) -> None:
     context.enable_rich_progress_bars = False
     context.max_errored_blocks = 0
     context.custom_execution_callback_classes = [Rests]
+    context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_A_TASK
     # Ray 2.60 deprecates the one way to make restarts finite, before there is another; pyproject.toml pins 2.60.
     warnings.filterwarnings("ignore", message=".*ray_remote_args")
