@@ -48,9 +48,7 @@ def test_the_law_covers_real_files() -> None:
 @pytest.mark.slow
 def test_processes_that_only_pass_work_on_do_without_torch() -> None:
     """A trial starts about a dozen processes; torch would take seconds and hundreds of megabytes in each of them."""
-    handed_on = (
-        "import augment.service, augment.reader, orchestration.stream, orchestration.embed_clips, orchestration.rows"
-    )
+    handed_on = "augment.reader, augment.service, orchestration.embed_clips, orchestration.rows, orchestration.stream"
     heavy = "sorted({'torch', 'sklearn', 'scipy', 'mlflow'} & set(sys.modules))"
     told = subprocess.run(
         [sys.executable, "-c", f"import sys, {handed_on}; print({heavy})"],

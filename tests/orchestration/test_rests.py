@@ -50,4 +50,4 @@ def test_blocks_in_stock_let_it_rest_whatever_has_moved(slept: list[float]) -> N
     rests.on_execution_step(executor(10, ready=8))  # two consumed: the pace is known from here on
     work()
     rests.on_execution_step(executor(11, ready=9))
-    assert slept[0] == 0.0 and 0 < slept[1] <= Rests.LONGEST_SECONDS
+    assert slept[0] < 0.001 < slept[1] <= Rests.LONGEST_SECONDS
