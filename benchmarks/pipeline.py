@@ -4,7 +4,9 @@
 
 live    rows/s of a real pre-training with live separation, and with every clip in the SeparatedStore, against
         a plain PyTorch loop: as many DDP processes as there are trainers, DataLoader workers decode, the same separator
-        forward inside the training loop.
+        forward inside the training loop. Live and plain run beside each other and have the machine in turns of ten
+        seconds, in which all processes of the other are stopped: from one minute to the next, shared machines differ by
+        more than what is measured here.
 own     the share of its time that a trainer waits, where separation has a core of its own and is not the bottleneck.
 ray     seconds a row of the stream with one separation actor, against the bare loop over the same actor's code.
 memory  10,000 rows from the store: RSS (without shared memory) by kind of process, and the object store, in the
@@ -13,8 +15,8 @@ memory  10,000 rows from the store: RSS (without shared memory) by kind of proce
 With --full the separators have the paper's size (the encoder stays narrow) and a batch 16 pairs: then a row is a second
 of separation, as it is for users, and what Ray costs a row is small beside it.
 
-Repeats are interleaved, medians are printed. Rates are those of the steps after the first five, which wait for all
-processes to start, and for our runs without the last five, which train what was separated before them.
+Repeats are interleaved, medians are printed. Rates are those of the steps after the first five (--full: two), which
+wait for all processes to start, and for our runs without the last five (three), which train what was separated before.
 """
 
 import argparse
@@ -26,43 +28,37 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
 import psutil
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from ray.data import Dataset as RayDataset
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
 
-from augment.audio import read_clip
 from augment.blocks import ServiceSettings
 from augment.reader import ClipReader
 from augment.scenes import write_scenes
 from augment.service import SeparationService
 from augment.store import SeparatedStore
-from augment.views import MIXTURE, choose_channels, levels_db, patch_samples, to_pcm, view_starts
-from models.separation import fast_separator
-from models.separators import load_separator, save_separator
+from benchmarks.plain_loop import plain_worker
+from benchmarks.turns import in_turns, seconds_in
+from models.separators import save_separator
 from models.settings import Cnn14Config, TDCNppConfig
 from models.tdcnpp import TDCNpp
 from orchestration.config import Experiment
 from orchestration.experiments import named_experiment
 from orchestration.ledger import Ledger
-from orchestration.networks import build_objective
-from orchestration.pretraining import Views, pretrain
+from orchestration.pretraining import pretrain
 from orchestration.results import read_metrics
 from orchestration.stream import configure_data, prefill_stream, schedule_of, view_stream
-from tasks.batchnorm import synchronise_batchnorm
 from tasks.manifests import Manifest, read_manifest
 
-CLIPS, WARM_UP, TAIL, STAGE = 32, 5, 5, "pretrain-mix-chan"
+CLIPS, STAGE = 32, "pretrain-mix-chan"
 CPU_SHARES = {"trainer_cpus": 0.2, "separation_cpus": 0.15, "reader_cpus": 0.1}
 
 KINDS = ("ViewMaker", "ClipReader", "SeparationService", "RayTrainWorker", "SplitCoordinator", "raylet")
@@ -74,6 +70,7 @@ class Bench:
 
     def __init__(self, folder: Path, full: bool) -> None:
         self.folder = folder
+        self.warm_up, self.tail = (2, 3) if full else (5, 5)
         self.fixed: dict[str, object] = {"training.checkpoint_every_steps": 10**6, "store.mode": "off"}
         self.fixed |= {f"resources.{name}": share for name, share in CPU_SHARES.items()}
         if full:
@@ -108,88 +105,48 @@ class Bench:
         return [record for record in read_metrics(run_dir) if "pairs" in record]  # type: ignore[misc]
 
 
-# ---- a plain PyTorch loop ----
+# ---- live and from the store ----
 
 
-class Decoded(Dataset):
-    """Row -> its decoded clip and its number, as a user's data set would give them."""
-
-    def __init__(self, experiment: Experiment, clips: Manifest) -> None:
-        self.audio = experiment.audio
-        self.uris = clips.clips["uri"].to_pylist()
-        self.clip_N = schedule_of(experiment, len(self.uris)).clip(
-            np.arange(len(self.uris) * experiment.training.epochs)
-        )
-
-    def __getitem__(self, row: int) -> tuple[int, np.ndarray]:
-        return row, read_clip(self.uris[self.clip_N[row]], self.audio)
-
-
-def plain_worker(rank: int, bench: Bench, experiment: Experiment, out: str) -> None:
-    """One DDP process: decode in a DataLoader worker, separate, crop, train."""
-    torch.set_num_threads(1)
-    world, training, views = experiment.resources.trainers, experiment.training, experiment.views
-    dist.init_process_group("gloo", init_method=f"file://{out}.group", rank=rank, world_size=world)
-    local = training.global_batch // world
-    rows = np.arange(len(bench.clips.clips) * training.epochs).reshape(-1, world, local)[:, rank].reshape(-1)
-    loader = DataLoader(Decoded(experiment, bench.clips), local, sampler=rows.tolist(), num_workers=1)
-    separators = [fast_separator(load_separator(bench.ladder[name])) for name in views.combination]
-    objective = synchronise_batchnorm(build_objective(experiment)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = DistributedDataParallel(objective, broadcast_buffers=False)
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=training.learning_rate)
-    front_end, patch = Views(experiment), patch_samples(views, experiment.audio.sample_rate)
-    times = [time.perf_counter()]
-    separating = []
-    for row_B, wave_BT in loader:
-        begin = time.perf_counter()
-        draws = views.draw(schedule_of(experiment, CLIPS), row_B.numpy())
-        start_2B = view_starts(draws, views, experiment.audio.samples, experiment.audio.sample_rate)
-        view_B2P = torch.zeros(local, 2, patch)
-        for n, wave_T in enumerate(wave_BT):
-            with torch.inference_mode():
-                separated_ST = separators[draws["processor"][n]](wave_T[None])[0]
-            levels_S = levels_db(to_pcm(separated_ST.numpy()))
-            chosen = choose_channels(levels_S, draws["channel_u"][n], draws["second_channel_u"][n], views)
-            for view, channel in enumerate(chosen):
-                source_T = wave_T if channel == MIXTURE else separated_ST[channel]
-                view_B2P[n, view] = source_T[start_2B[view][n] : start_2B[view][n] + patch]
-        separating.append(time.perf_counter() - begin)
-        uniforms_B2U = torch.from_numpy(draws["specaugment_u"].reshape(local, 2, -1))
-        loss = model(*front_end(view_B2P, uniforms_B2U), alpha=experiment.objective.alpha).loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(objective.parameters(), training.clip_gradient_norm)
-        optimizer.step()
-        times.append(time.perf_counter())
-    if rank == 0:
-        Path(out).write_text(json.dumps({"times": times, "separating": separating}))
-    dist.destroy_process_group()
-
-
-def plain(bench: Bench, experiment: Experiment) -> tuple[float, float]:
-    """(rows a second after the first steps, share of that time spent separating)."""
+def live_beside_plain(bench: Bench, experiment: Experiment) -> tuple[float, float, float]:
+    """Rows a second of live and of plain, and the share of its time that plain spends separating."""
+    batch = experiment.training.global_batch
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/times"
-        mp.spawn(plain_worker, (bench, experiment, out), nprocs=experiment.resources.trainers)
+        arguments = experiment, bench.clips, bench.ladder, out
+        loop = mp.spawn(plain_worker, arguments, nprocs=experiment.resources.trainers, join=False)
+        with in_turns(loop.pids()) as (of_live, of_plain):
+            times = ends_of(bench.run(experiment))
+        while not loop.join():
+            pass
         told = json.loads(Path(out).read_text())
-    seconds = told["times"][-1] - told["times"][WARM_UP]
-    steps = len(told["separating"]) - WARM_UP
-    return steps * experiment.training.global_batch / seconds, sum(told["separating"][WARM_UP:]) / seconds
+    begin, end = times[bench.warm_up], times[-1 - bench.tail]
+    live = (len(times) - 1 - bench.tail - bench.warm_up) * batch / seconds_in(of_live, begin, end)
+    steps = [step for step in told if step[-1] < of_plain[-1][1]][bench.warm_up :]
+    seconds = seconds_in(of_plain, steps[0][0], steps[-1][-1])
+    separating = sum(seconds_in(of_plain, begin, separated) for begin, separated, _ in steps)
+    return live, len(steps) * batch / seconds, separating / seconds
 
 
-# ---- ours ----
+def ends_of(records: list[dict[str, float]]) -> list[float]:
+    """When each step of a run ended; several are told at a time, the last of them when it has ended."""
+    ends = [records[-1]["seconds"]]
+    for this, after in reversed(list(pairwise(records))):
+        took = after["pairs"] / after["examples_per_second"]
+        ends.append(ends[-1] - took if after["seconds"] == this["seconds"] else this["seconds"])
+    return ends[::-1]
 
 
-def rate(records: list[dict[str, float]]) -> float:
+def rate(bench: Bench, records: list[dict[str, float]]) -> float:
     """Rows a second without the first steps, and without the last: those train what was separated before."""
-    middle = records[WARM_UP:-TAIL]
+    middle = records[bench.warm_up : -bench.tail]
     return sum(record["pairs"] for record in middle) / sum(
         record["pairs"] / record["examples_per_second"] for record in middle
     )
 
 
 def live_and_store(bench: Bench, steps: int, repeats: int, console: Console) -> None:
-    """Part `live`: the plain loop, live, and from the store, one after the other."""
+    """Part `live`: the the plain loop beside live, then from the store."""
     live = bench.experiment(steps)
     read_through = bench.experiment(steps, **{"store.mode": "read-through"})
     prefilled = bench.experiment(steps, **{"store.mode": "prefill"})
@@ -200,12 +157,12 @@ def live_and_store(bench: Bench, steps: int, repeats: int, console: Console) -> 
     rates = defaultdict(list)
     shares = []
     for _ in range(repeats):
-        of_plain, share = plain(bench, live)
+        of_live, of_plain, share = live_beside_plain(bench, live)
         rates["plain PyTorch, separation in the loop"].append(of_plain)
+        rates["live"].append(of_live)
         shares.append(share)
-        rates["live"].append(rate(bench.run(live)))
-        rates["store, read-through"].append(rate(bench.run(read_through, bench.store())))
-        rates["store, prefill"].append(rate(bench.run(prefilled, bench.store())))
+        rates["store, read-through"].append(rate(bench, bench.run(read_through, bench.store())))
+        rates["store, prefill"].append(rate(bench, bench.run(prefilled, bench.store())))
         console.print({name: [float(f"{value:.3g}") for value in values] for name, values in rates.items()})
     middle = {name: median(values) for name, values in rates.items()}
     table = Table("rows a second, in the middle of a run", "median", "of plain", "of live")
@@ -233,7 +190,7 @@ def own_core(bench: Bench, steps: int, repeats: int, console: Console) -> None:
     one_each = {"resources.trainers": 1, "resources.separation_actors": 1, "encoder": wider}
     for _ in range(repeats):
         with pinned({"RayTrainWorker": 0, "SeparationService": 1, "ClipReader": 1, "SplitCoordinator": 1}):
-            records = bench.run(bench.experiment(steps, **one_each))[WARM_UP:]
+            records = bench.run(bench.experiment(steps, **one_each))[bench.warm_up :]
         waiting = mean(record["waiting_share"] for record in records)
         busy = [record["separation/busy"] for record in records if "separation/busy" in record]
         console.print(f"separation on a core of its own, busy {median(busy):.0%}: the trainer waits {waiting:.1%}")
