@@ -23,6 +23,7 @@ _PRINT = ray_worker.print_to_stdstream
 
 LOCAL = {
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

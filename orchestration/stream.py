@@ -224,16 +224,17 @@ class Rests(ExecutionCallback):
     Ray 2.60 waits in each turn of that loop until all running tasks have something to say. Where the trainers set the
     pace, tasks with finished blocks that may not be handed on yet always have: it turned as fast as it could, on 73 %
     of a core beside two trainers that shared the rest. As long as the trainers have blocks in stock, nobody needs it;
-    and turns that move nothing may have a twentieth of a core. A turn that has moved blocks is followed by the next one
-    at once, so that a stream may be as fast as Ray Data can.
+    and the first turn that moves nothing may have a twentieth of a core, the n-th in a row an n-th of that: the longer
+    a block takes, the later it may be handed on. A turn that has moved blocks is followed by the next one at once, so
+    that a stream may be as fast as Ray Data can.
     """
 
     SHARE, LONGEST_SECONDS = 0.05, 1.0
 
     def __init__(self) -> None:
         self.used, self.turned = 0.0, time.monotonic()
-        self.moved = 0
-        """Blocks that any stage has taken or given."""
+        self.moved, self.in_vain = 0, 0
+        """Blocks that any stage has taken or given; turns since the last of them."""
         self.began: float | None = None
         """When the first block was consumed."""
 
@@ -242,9 +243,9 @@ class Rests(ExecutionCallback):
         metrics = [operator.metrics for operator in executor._topology]
         moved = sum(each.num_inputs_received + each.num_outputs_taken for each in metrics)
         due = self._stock_seconds(executor) / 2
-        if moved == self.moved:
-            took = time.monotonic() - self.turned
-            due = max(due, (time.thread_time() - self.used) / self.SHARE - took)
+        self.in_vain = self.in_vain + 1 if moved == self.moved else 0
+        took = time.monotonic() - self.turned
+        due = max(due, self.in_vain * (time.thread_time() - self.used) / self.SHARE - took)
         time.sleep(min(max(0.0, due), self.LONGEST_SECONDS))
         self.used, self.turned, self.moved = time.thread_time(), time.monotonic(), moved
 

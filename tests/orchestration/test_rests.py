@@ -45,6 +45,16 @@ def test_a_turn_that_moved_none_has_its_share_of_a_core(slept: list[float]) -> N
     assert 0.02 / Rests.SHARE * 0.5 < slept[1] <= Rests.LONGEST_SECONDS
 
 
+def test_turns_in_vain_rest_the_longer_the_more_there_are_in_a_row(slept: list[float]) -> None:
+    rests = Rests()
+    rests.on_execution_step(executor(1, ready=0))
+    for taken in (1, 1, 2, 2):
+        work(0.005)
+        rests.on_execution_step(executor(taken, ready=0))
+    _, first, second, moved, again = slept
+    assert second > 1.5 * first > 0 and moved == 0 and again < 1.5 * first
+
+
 def test_blocks_in_stock_let_it_rest_whatever_has_moved(slept: list[float]) -> None:
     rests = Rests()
     rests.on_execution_step(executor(10, ready=8))  # two consumed: the pace is known from here on
