@@ -8,6 +8,8 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
+# Tests of Ray mostly wait for processes to start, so two files at a time; in the order of the folders, the long ones first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-fast test-faults test-hosts lint docs clean
 
@@ -28,10 +30,10 @@ demo: setup
 	$(BIN)/sepscene demo
 
 test: setup lint
-	RAY_worker_niceness=0 $(BIN)/python -m pytest --durations=15 -m "not hosts and not faults_long"
+	RAY_worker_niceness=0 $(PYTEST) --durations=15 -m "not hosts and not faults_long"
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow and not hosts and not faults_long"
+	$(PYTEST) -m "not slow and not hosts and not faults_long"
 
 test-hosts: setup
 	$(BIN)/python -m pytest -m hosts
