@@ -23,11 +23,9 @@ import argparse
 import json
 import os
 import tempfile
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
@@ -46,7 +44,7 @@ from augment.scenes import write_scenes
 from augment.service import SeparationService
 from augment.store import SeparatedStore
 from benchmarks.plain_loop import plain_worker
-from benchmarks.turns import in_turns, seconds_in
+from benchmarks.turns import again_and_again, in_turns, seconds_in
 from models.separators import save_separator
 from models.settings import Cnn14Config, TDCNppConfig
 from models.tdcnpp import TDCNpp
@@ -146,7 +144,7 @@ def rate(bench: Bench, records: list[dict[str, float]]) -> float:
 
 
 def live_and_store(bench: Bench, steps: int, repeats: int, console: Console) -> None:
-    """Part `live`: the the plain loop beside live, then from the store."""
+    """Part `live`: the plain loop beside live, then from the store."""
     live = bench.experiment(steps)
     read_through = bench.experiment(steps, **{"store.mode": "read-through"})
     prefilled = bench.experiment(steps, **{"store.mode": "prefill"})
@@ -208,24 +206,6 @@ def pinned(core_of: dict[str, int]) -> AbstractContextManager[None]:
                         process.cpu_affinity([core])
 
     return again_and_again(pin)
-
-
-@contextmanager
-def again_and_again(action: Callable[[], None], seconds: float = 0.5) -> Iterator[None]:
-    """Do it every so many seconds in a thread while the block runs."""
-    stop = threading.Event()
-
-    def repeat() -> None:
-        while not stop.wait(seconds):
-            action()
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 # ---- Ray Data's own cost ----

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import psutil
@@ -20,41 +20,65 @@ def seconds_in(spans: Spans, begin: float, end: float) -> float:
 
 
 @contextmanager
+def again_and_again(action: Callable[[], None], seconds: float = 0.5) -> Iterator[None]:
+    """Do it every so many seconds in a thread while the block runs."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
 def in_turns(pids: list[int]) -> Iterator[tuple[Spans, Spans]]:
     """While the block runs, these processes with their children, and all others of ours, are stopped in turns.
 
     Yields the spans in which the others, and in which these could run. When these have ended, the others go on alone.
     """
     spans: tuple[Spans, Spans] = ([], [])
-    over = threading.Event()
+    turn, begin = 1, time.time()
 
     def sides() -> tuple[list[psutil.Process], list[psutil.Process]]:
-        ours = psutil.Process().children(recursive=True)
-        these = [one for one in ours if one.pid in pids or {parent.pid for parent in one.parents()} & set(pids)]
-        return [one for one in ours if one not in these], these
+        these = [each for pid in pids for each in _running(pid)]
+        return [child for child in psutil.Process().children(recursive=True) if child not in these], these
 
-    def tell(processes: list[psutil.Process], number: signal.Signals) -> None:
-        for process in processes:
-            with suppress(psutil.Error):
-                process.send_signal(number)
+    def swap() -> None:
+        nonlocal turn, begin
+        both = sides()
+        spans[turn].append((begin, time.time()))
+        turn = 1 - turn if both[1] else 0
+        _tell(both[1 - turn], signal.SIGSTOP)
+        _tell(both[turn], signal.SIGCONT)
+        begin = time.time()
 
-    def take_turns() -> None:
-        turn = 0
-        while not over.is_set():
-            both = sides()
-            tell(both[1 - turn], signal.SIGSTOP)
-            tell(both[turn], signal.SIGCONT)
-            begin = time.time()
-            over.wait(TURN_SECONDS)
-            spans[turn].append((begin, time.time()))
-            turn = 1 - turn if both[1] else 0
-        for processes in sides():
-            tell(processes, signal.SIGCONT)
-
-    thread = threading.Thread(target=take_turns, daemon=True)
-    thread.start()
     try:
-        yield spans
+        swap()
+        with again_and_again(swap, TURN_SECONDS):
+            yield spans
+        spans[turn].append((begin, time.time()))
     finally:
-        over.set()
-        thread.join()
+        for processes in sides():
+            _tell(processes, signal.SIGCONT)
+
+
+def _running(pid: int) -> list[psutil.Process]:
+    """A process with its children; nothing once it has ended, also before its parent has asked for its exit code."""
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return [process, *process.children(recursive=True)]
+    return []
+
+
+def _tell(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.send_signal(number)
