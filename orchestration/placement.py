@@ -25,6 +25,9 @@ from orchestration.config import Experiment, Resources
 CLUSTER_VARIABLE = "SEPSCENE_CLUSTER"
 """Names the description of an autoscaling cluster: nodes that may still come then count as being there."""
 
+LOCAL_LABEL = "sepscene-local"
+"""Marks the node of a Ray that a command of ours has started for itself."""
+
 DATA_TASK_CPUS = 1.0
 """CPUs of Ray Data's own tasks (reading ranges, cutting blocks): its default, out of our reach.
 
@@ -343,6 +346,13 @@ def cluster_nodes() -> list[Node]:
     import ray
 
     return [node_from_ray(entry) for entry in ray.nodes() if entry["Alive"]]
+
+
+def is_local() -> bool:
+    """Whether the Ray that this process is connected to was started by a command of ours and ends with it."""
+    import ray
+
+    return any(LOCAL_LABEL in entry["Labels"] for entry in ray.nodes())
 
 
 def node_from_ray(entry: Mapping[str, Any]) -> Node:

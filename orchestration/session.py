@@ -16,7 +16,7 @@ import ray._private.worker as ray_worker
 from augment.service import open_separator
 from orchestration.config import Experiment
 from orchestration.networks import check_start
-from orchestration.placement import check_placement, cluster_nodes, phases
+from orchestration.placement import LOCAL_LABEL, check_placement, cluster_nodes, phases
 from orchestration.stream import configure_data
 
 _PRINT = ray_worker.print_to_stdstream
@@ -67,8 +67,14 @@ def ray_session(experiment: Experiment, address: str | None = None, verbose: boo
             ray.shutdown()
 
 
-def connect(address: str | None, verbose: bool = False) -> None:
-    """Connect to a cluster, or start Ray on this machine with the dashboard off and its noise in its log files."""
+def connect(address: str | None, verbose: bool = False, cpus: int | None = None) -> None:
+    """Connect to a cluster, or start Ray on this machine with the dashboard off and its noise in its log files.
+
+    Args:
+        address: a cluster's address; none takes RAY_ADDRESS, and without that starts Ray on this machine.
+        verbose: let Ray's own messages through.
+        cpus: logical CPUs of a Ray that is started; none takes this machine's number of cores.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     level = logging.INFO if verbose else logging.ERROR
@@ -84,7 +90,8 @@ def connect(address: str | None, verbose: bool = False) -> None:
             ray.init(
                 address="local",
                 include_dashboard=False,
-                num_cpus=os.cpu_count(),
+                num_cpus=cpus or os.cpu_count(),
+                labels={LOCAL_LABEL: "1"},
                 logging_level=level,
                 log_to_driver=verbose,
             )

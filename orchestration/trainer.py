@@ -14,6 +14,8 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.data import Dataset
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.validation_config import ValidationConfig
 
@@ -29,6 +31,7 @@ from orchestration.config import Resources
 from orchestration.ledger import Ledger
 from orchestration.malloc import kept_memory
 from orchestration.metrics import MetricsFile, append_metrics, collect_validations, fatal_path, recover_metrics
+from orchestration.placement import is_local
 from orchestration.saving import CheckpointWriter, ask_for_checkpoint, checkpoint_given, checkpoint_wanted
 from orchestration.stream import configure_data
 from tasks.gather import sum_over_workers
@@ -143,7 +146,8 @@ def _trainer(
     All that Ray stores are encoders to validate; it keeps them until they are, and the last one.
     """
     environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **kept_memory()}
-    return ray.train.torch.TorchTrainer(
+    kind = LocalTrainer if is_local() else ray.train.torch.TorchTrainer
+    return kind(
         worker,
         train_loop_config=configuration,
         datasets={"views": remaining},
@@ -160,6 +164,18 @@ def _trainer(
         ),
         validation_config=validation,
     )
+
+
+class LocalTrainer(ray.train.torch.TorchTrainer):
+    """A trainer on a Ray of this machine alone, without the process that tidies up after a controller that died.
+
+    Ray Train 2.60 has no switch for it. It asks the dashboard every second whether the controller lives; where there is
+    no dashboard it asks in vain, or that of another Ray on this machine. What is left goes with the command anyway.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
 @contextmanager

@@ -183,7 +183,9 @@ def _validations_reported(
             last.update({METRIC: figure})
             if step < steps:  # at its end a trial is judged, and neither stopped nor changed any more
                 last.update({PERCENT: 100 * step / steps})
-                ray.tune.report(dict(last), checkpoint=_checkpoint(run_dir, experiment) if checkpoints else None)
+                with tempfile.TemporaryDirectory(prefix="sepscene-member-") as folder:
+                    brought = _checkpoint(run_dir, experiment, Path(folder)) if checkpoints else None
+                    ray.tune.report(dict(last), checkpoint=brought)
 
     def follow() -> None:
         while not stop.wait(POLL_SECONDS):
@@ -217,12 +219,11 @@ def _checkpoints(run_dir: Path, experiment: Experiment) -> Path:
     return run_dir / "checkpoints" / f"pretrain-{experiment.views.pair}"
 
 
-def _checkpoint(run_dir: Path, experiment: Experiment) -> Checkpoint | None:
-    """The newest checkpoint with the name of its trial, as Tune hands it to others."""
+def _checkpoint(run_dir: Path, experiment: Experiment, folder: Path) -> Checkpoint | None:
+    """The newest checkpoint with the name of its trial, in a folder of which Tune takes a copy to hand to others."""
     newest = newest_sound(_checkpoints(run_dir, experiment))
     if newest is None:
         return None
-    folder = Path(tempfile.mkdtemp(prefix="sepscene-member-"))
     shutil.copytree(newest, folder / newest.name)
     (folder / "member").write_text(run_dir.name)
     return Checkpoint(folder)

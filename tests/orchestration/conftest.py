@@ -19,11 +19,13 @@ from tasks.manifests import Manifest, read_manifest
 
 @pytest.fixture(scope="session")
 def ray_of_our_own() -> Iterator[None]:
-    """A local Ray with four logical CPUs; leaves no process behind."""
-    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
+    """The Ray that a command of ours starts for itself, with four logical CPUs; leaves no process behind."""
+    os.environ.update(RAY_AUTH_MODE="disabled", OMP_NUM_THREADS="1")
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    from orchestration.session import connect
+
+    connect(None, cpus=4)
     yield
     ray.shutdown()
 

@@ -86,6 +86,32 @@ def test_a_population_is_as_large_as_it_was_asked_to_be(tmp_path: Path) -> None:
     assert members[2].population == members[0].population != members[1].population
 
 
+def test_what_a_member_hands_to_others_does_not_stay_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.tune
+
+    from orchestration import trial_driver
+    from orchestration.checkpoints import TrainingState, checkpoint_name, write_checkpoint
+    from orchestration.ledger import Ledger
+    from orchestration.metrics import append_metrics
+
+    handed: list[set[str]] = []
+
+    def report(metrics: dict[str, Any], checkpoint: Any) -> None:
+        handed.append({path.name for path in Path(checkpoint.path).iterdir()})
+
+    monkeypatch.setattr(ray.tune, "report", report)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    run_dir, experiment = tmp_path / "member", make_sweep(experiment="demo", over={"alpha": [1]}).checked()[0]
+    stage = run_dir / "checkpoints" / "pretrain-mix-chan"
+    write_checkpoint(stage / checkpoint_name(3), TrainingState(3, Ledger(3), {}))
+    append_metrics(run_dir / "metrics.jsonl", stage.name, [{"step": 3, trial_driver.METRIC: 0.5}])
+    with trial_driver._validations_reported(run_dir, experiment, True, 512, checkpoints=True):
+        pass
+    assert handed == [{"member", checkpoint_name(3)}]
+    assert not list((tmp_path / "scratch").iterdir())
+
+
 def test_a_combination_is_a_tag_as_people_write_it(driven: Any) -> None:
     config = make_sweep(experiment="demo", over={"combination": ["S2+N"], "alpha": [1]})
     (trial,) = plan_trials(config, *config.checked())
