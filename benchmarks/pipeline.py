@@ -3,10 +3,11 @@
     python -m benchmarks.pipeline [--steps 40] [--repeats 3] [--rows 10000] [--only live,ray,own,memory] [--full]
 
 live    rows/s of a real pre-training with live separation, and with every clip in the SeparatedStore, against
-        a plain PyTorch loop: as many DDP processes as there are trainers, DataLoader workers decode, the same separator
-        forward inside the training loop. Live and plain run beside each other and have the machine in turns of ten
-        seconds, in which all processes of the other are stopped: from one minute to the next, shared machines differ by
-        more than what is measured here.
+        a plain PyTorch loop: two DDP processes, so that both cores separate, DataLoader workers decode, the same
+        separator forward inside the training loop. Live has its two separation actors for that, and one trainer; from
+        the store there are two. Live and plain run beside each other and have the machine in turns of ten seconds, in
+        which all processes of the other are stopped: from one minute to the next, shared machines differ by more than
+        what is measured here.
 own     the share of its time that a trainer waits, where separation has a core of its own and is not the bottleneck.
 ray     seconds a row of the stream with one separation actor, against the bare loop over the same actor's code.
 memory  10,000 rows from the store: RSS (without shared memory) by kind of process, and the object store, in the
@@ -109,12 +110,13 @@ class Bench:
 def live_beside_plain(bench: Bench, experiment: Experiment) -> tuple[float, float, float]:
     """Rows a second of live and of plain, and the share of its time that plain spends separating."""
     batch = experiment.training.global_batch
+    one_trainer = experiment.changed({"resources.trainers": 1})
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/times"
         arguments = experiment, bench.clips, bench.ladder, out
         loop = mp.spawn(plain_worker, arguments, nprocs=experiment.resources.trainers, join=False)
         with in_turns(loop.pids()) as (of_live, of_plain):
-            times = ends_of(bench.run(experiment))
+            times = ends_of(bench.run(one_trainer))
         while not loop.join():
             pass
         told = json.loads(Path(out).read_text())

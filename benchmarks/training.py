@@ -36,7 +36,7 @@ from orchestration.flops import step_flops
 from orchestration.ledger import Ledger
 from orchestration.pretraining import Views, build_objective, pretrain_worker
 from orchestration.results import read_metrics
-from orchestration.session import connect
+from orchestration.session import connect, disconnect
 from orchestration.stream import configure_data, execution_options
 from orchestration.trainer import fit
 
@@ -180,7 +180,7 @@ def main() -> None:
         spread = " ".join(f"{second:.3f}" for second in taken)
         rate = given.pairs / median(taken)
         print(f"{name:16} {rate:7.1f} examples/s   {ratio:.2f} x plain   (seconds a step: {spread})", flush=True)
-    ray.shutdown()
+    disconnect()
 
 
 if __name__ == "__main__":

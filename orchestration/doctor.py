@@ -90,11 +90,11 @@ def _devices(address: str | None) -> str:
     if address or os.environ.get("RAY_ADDRESS"):
         import ray
 
-        from orchestration.session import connect
+        from orchestration.session import connect, disconnect
 
         connect(address)
         resources = ray.cluster_resources()
-        ray.shutdown()
+        disconnect()
         return f"cluster: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
     import torch
 

@@ -107,13 +107,16 @@ def embed(
     Example: `sepscene embed runs/demo recordings/ --out embeddings.parquet`
     """
     from orchestration.embedding import embed_files, embed_on_cluster
-    from orchestration.session import connect
+    from orchestration.session import connect, disconnect
 
     if (Path(encoder) / "encoder" / "config.json").exists():
         encoder = str(Path(encoder) / "encoder")
     if actors:
         connect(address)
-        report = embed_on_cluster(encoder, inputs, out, actors, 1.0, gpus, bfloat16, readers)
+        try:
+            report = embed_on_cluster(encoder, inputs, out, actors, 1.0, gpus, bfloat16, readers)
+        finally:
+            disconnect()
     else:
         report = embed_files(encoder, inputs, out, device, bfloat16, readers)
     console.print(f"{report.out}: {report.written} new, {report.skipped} there already")

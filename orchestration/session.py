@@ -6,10 +6,11 @@ A request that cannot be placed is refused before anything starts, because Ray i
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import ray._private.worker as ray_worker
 
@@ -33,6 +34,10 @@ LOCAL = {
 """What a Ray of this machine alone does without, so that its cores are free for the work: statistics and task events,
 which nobody can read as its dashboard is off; a process a stage that asks whether its only node is about to leave; and
 listing the folder of logs ten times a second."""
+
+
+EXIT_SECONDS = 10.0
+"""How long the workers of a Ray that was started here may take to end, once it has ended; most take less than one."""
 
 
 @contextmanager
@@ -64,7 +69,7 @@ def ray_session(experiment: Experiment, address: str | None = None, verbose: boo
         yield
     finally:
         if own:
-            ray.shutdown()
+            disconnect()
 
 
 def connect(address: str | None, verbose: bool = False, cpus: int | None = None) -> None:
@@ -98,6 +103,20 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None)
     token = Path.home() / ".ray" / "auth_token"
     if token.exists() and token.stat().st_mode & 0o077:
         token.chmod(0o600)  # Ray writes its secret readable for everyone
+
+
+def disconnect() -> None:
+    """Disconnect from Ray, and end one that was started here together with workers that never end by themselves.
+
+    A worker of Ray 2.60 may lock itself out at its very end (docs/reliability.md). As long as its raylet lives it does
+    no harm; with it goes what would ever find it.
+    """
+    raylets = [child for child in psutil.Process().children() if child.name() == "raylet"]
+    workers = [worker for raylet in raylets for worker in raylet.children(recursive=True)]
+    ray.shutdown()
+    for hanging in psutil.wait_procs(workers, timeout=EXIT_SECONDS)[1]:
+        with suppress(psutil.NoSuchProcess):
+            hanging.kill()
 
 
 @contextmanager

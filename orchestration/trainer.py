@@ -174,7 +174,7 @@ class LocalTrainer(ray.train.torch.TorchTrainer):
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        callbacks = super()._create_default_callbacks()
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 

@@ -21,13 +21,11 @@ from tasks.manifests import Manifest, read_manifest
 def ray_of_our_own() -> Iterator[None]:
     """The Ray that a command of ours starts for itself, with four logical CPUs; leaves no process behind."""
     os.environ.update(RAY_AUTH_MODE="disabled", OMP_NUM_THREADS="1")
-    import ray
-
-    from orchestration.session import connect
+    from orchestration.session import connect, disconnect
 
     connect(None, cpus=4)
     yield
-    ray.shutdown()
+    disconnect()
 
 
 @pytest.fixture(scope="session")

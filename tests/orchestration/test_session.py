@@ -1,10 +1,52 @@
 """The Ray that a command starts for itself does without what nobody reads or needs there."""
 
+import subprocess
+import sys
+
+import psutil
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
+pytestmark = pytest.mark.slow
+
+HANGS = """
+import ctypes, os, sys
+import ray
+from orchestration import session
+
+@ray.remote(num_cpus=0)
+class Worker:
+    def pid(self):
+        ctypes.CDLL(None).on_exit(ctypes.CDLL(None).pause, None)
+        return os.getpid()
+
+session.connect(None, cpus=1)
+session.EXIT_SECONDS = 2.0
+worker = Worker.remote()
+pid = ray.get(worker.pid.remote())
+worker.__ray_terminate__.remote()
+try:
+    ray.get(worker.pid.remote(), timeout=60)
+except ray.exceptions.RayActorError:
+    pass  # Ray takes it for dead
+getattr(sys.modules[sys.argv[1]], sys.argv[2])()
+print(pid)
+"""
 
 
+@pytest.mark.parametrize(("end", "left"), [("orchestration.session.disconnect", False), ("ray.shutdown", True)])
+def test_a_worker_that_never_ends_goes_with_the_ray_of_its_command(end: str, left: bool) -> None:
+    """One that waits in its exit handler, when Ray has seen it off already: Ray itself leaves it."""
+    command = [sys.executable, "-c", HANGS, *end.rsplit(".", 1)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    pid = int(ran.stdout.split()[-1])
+    try:
+        assert psutil.pid_exists(pid) == left
+    finally:
+        if psutil.pid_exists(pid):
+            psutil.Process(pid).kill()
+
+
+@pytest.mark.usefixtures("ray_of_our_own")
 def test_a_local_stage_has_no_process_that_tidies_up_after_it() -> None:
     import ray
     from ray.train.torch import TorchTrainer
