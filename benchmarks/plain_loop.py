@@ -1,7 +1,7 @@
 """What one would write without Sepscene: a PyTorch loop that separates its clips itself.
 
-As many DDP processes as there are trainers, whose DataLoader workers decode, with the separator's forward inside the
-training loop.
+As many DDP processes as the experiment has trainers, whose DataLoader workers decode, with the separator's forward
+inside the training loop.
 
 Shapes: B pairs of a process, T samples of a clip, P of a patch, S channels, U uniforms.
 """

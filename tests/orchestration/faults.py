@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 
 from orchestration.checkpoints import newest_sound, read_ledger
 from orchestration.config import Experiment
@@ -152,17 +153,18 @@ def finish(process: subprocess.Popen[bytes], log: Path, seconds: float = 400) ->
             one.kill()
 
 
-_undisturbed: dict[str, dict[int, float]] = {}
-
-
 def undisturbed(experiment: Experiment, clips: Manifest, ladder: dict[str, str]) -> dict[int, float]:
-    """The losses of the same run in peace; computed once for each experiment."""
-    if experiment.digest() not in _undisturbed:
-        with tempfile.TemporaryDirectory() as folder:
-            newest = pretrain(experiment, clips, ladder, Path(folder), STAGE)
-            assert read_ledger(newest).remaining() == []
-            _undisturbed[experiment.digest()] = losses(Path(folder))
-    return _undisturbed[experiment.digest()]
+    """The losses of the same run in peace; computed once for each experiment, for all processes of the tests."""
+    folder = Path(ladder["S2"]).parents[1]  # pytest's, of this process
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    known = shared / f"undisturbed-{experiment.digest()}.json"
+    with FileLock(f"{known}.lock", timeout=500):
+        if not known.exists():
+            with tempfile.TemporaryDirectory() as run_dir:
+                newest = pretrain(experiment, clips, ladder, Path(run_dir), STAGE)
+                assert read_ledger(newest).remaining() == []
+                known.write_text(json.dumps(losses(Path(run_dir))))
+    return {int(step): loss for step, loss in json.loads(known.read_text()).items()}
 
 
 def note(fault: str, outcome: str, run_dir: Path, struck: Iterable[float] = ()) -> Outcome:
