@@ -45,7 +45,7 @@ from augment.scenes import write_scenes
 from augment.service import SeparationService
 from augment.store import SeparatedStore
 from benchmarks.plain_loop import plain_worker
-from benchmarks.turns import again_and_again, in_turns, seconds_in
+from benchmarks.turns import in_turns, seconds_in
 from models.separators import save_separator
 from models.settings import Cnn14Config, TDCNppConfig
 from models.tdcnpp import TDCNpp
@@ -53,11 +53,13 @@ from orchestration.config import Experiment
 from orchestration.experiments import named_experiment
 from orchestration.ledger import Ledger
 from orchestration.pretraining import pretrain
+from orchestration.repeating import again_and_again
 from orchestration.results import read_metrics
 from orchestration.stream import configure_data, prefill_stream, schedule_of, view_stream
 from tasks.manifests import Manifest, read_manifest
 
 CLIPS, STAGE = 32, "pretrain-mix-chan"
+WATCH_SECONDS = 0.5
 CPU_SHARES = {"trainer_cpus": 0.2, "separation_cpus": 0.15, "reader_cpus": 0.1}
 
 KINDS = ("ViewMaker", "ClipReader", "SeparationService", "RayTrainWorker", "SplitCoordinator", "raylet")
@@ -207,7 +209,7 @@ def pinned(core_of: dict[str, int]) -> AbstractContextManager[None]:
                     if kind in title and process.cpu_affinity() != [core]:
                         process.cpu_affinity([core])
 
-    return again_and_again(pin)
+    return again_and_again(pin, WATCH_SECONDS, "pin")
 
 
 # ---- Ray Data's own cost ----
@@ -271,7 +273,7 @@ def sampling(samples: list[dict[str, float]]) -> AbstractContextManager[None]:
         found["object store"] = whole["object_store_memory"] - left.get("object_store_memory", 0.0)
         samples.append(dict(found))
 
-    return again_and_again(sample)
+    return again_and_again(sample, WATCH_SECONDS, "sample")
 
 
 def memory(bench: Bench, rows: int, console: Console) -> None:
@@ -309,7 +311,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default; the plain loop's processes have 0
-    from orchestration.session import connect
+    from orchestration.session import connect, disconnect
 
     connect(None)
     configure_data(ordered=True)
@@ -329,6 +331,7 @@ def main() -> None:
             ).iter_batches(batch_size=None):
                 del batch
             memory(bench, given.rows, console)
+    disconnect()
 
 
 if __name__ == "__main__":

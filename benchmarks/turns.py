@@ -1,12 +1,13 @@
 """Two families of processes that have one machine in turns, so that both meet it in the same state."""
 
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import psutil
+
+from orchestration.repeating import again_and_again
 
 TURN_SECONDS = 10
 
@@ -17,24 +18,6 @@ Spans = list[tuple[float, float]]
 def seconds_in(spans: Spans, begin: float, end: float) -> float:
     """How much of the time between begin and end lies in the spans."""
     return sum(max(0.0, min(end, stop) - max(begin, start)) for start, stop in spans)
-
-
-@contextmanager
-def again_and_again(action: Callable[[], None], seconds: float = 0.5) -> Iterator[None]:
-    """Do it every so many seconds in a thread while the block runs."""
-    stop = threading.Event()
-
-    def repeat() -> None:
-        while not stop.wait(seconds):
-            action()
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 @contextmanager
@@ -61,7 +44,7 @@ def in_turns(pids: list[int]) -> Iterator[tuple[Spans, Spans]]:
 
     try:
         swap()
-        with again_and_again(swap, TURN_SECONDS):
+        with again_and_again(swap, TURN_SECONDS, "turns"):
             yield spans
         spans[turn].append((begin, time.time()))
     finally:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from models.config import SepsceneError
 from orchestration.mlflow_store import MlflowStore
+from orchestration.repeating import again_and_again
 from orchestration.results import parse_metrics
 
 logger = logging.getLogger("sepscene")
@@ -259,7 +260,7 @@ def read_lines(path: Path, position: int) -> tuple[bytes, int]:
 @contextmanager
 def following(run_dir: Path, tracker: Tracker, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """While the block runs, hand every new record of the metrics file to `show` and mirror it to MLflow."""
-    path, stop = run_dir / "metrics.jsonl", threading.Event()
+    path = run_dir / "metrics.jsonl"
     position = path.stat().st_size if path.exists() else 0
 
     def drain() -> None:
@@ -269,15 +270,8 @@ def following(run_dir: Path, tracker: Tracker, show: Callable[[dict[str, Any]], 
             show(record)
         tracker.mirror_metrics()
 
-    def follow() -> None:
-        while not stop.wait(POLL_SECONDS):
-            drain()
-
-    thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
-    thread.start()
     try:
-        yield
+        with again_and_again(drain, POLL_SECONDS, "follow-metrics"):
+            yield
     finally:
-        stop.set()
-        thread.join()
         drain()

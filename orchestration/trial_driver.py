@@ -15,10 +15,9 @@ Started anew, in whatever way it ended before, it continues from its own newest 
 import json
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from orchestration.concurrency import gpus_of
 from orchestration.config import Experiment
 from orchestration.judging import judge_run
 from orchestration.metrics import append_metrics
+from orchestration.repeating import again_and_again
 from orchestration.results import RunResults, Setting, read_metrics
 from orchestration.run import Run
 from orchestration.search import readable, setting_name, shown_setting
@@ -128,21 +128,13 @@ def _note(run_dir: Path, facts: dict[str, Any]) -> None:
 @contextmanager
 def _holding(run_dir: Path) -> Iterator[None]:
     """Keep up while the block runs how long the trial holds its resources, in a way that kill -9 cannot lose."""
-    mark, stop = run_dir / "held" / str(time.time_ns()), threading.Event()
+    mark = run_dir / "held" / str(time.time_ns())
     mark.parent.mkdir(exist_ok=True)
     mark.touch()
-
-    def touch() -> None:
-        while not stop.wait(POLL_SECONDS):
-            mark.touch()
-
-    thread = threading.Thread(target=touch, name="holding", daemon=True)
-    thread.start()
     try:
-        yield
+        with again_and_again(mark.touch, POLL_SECONDS, "holding"):
+            yield
     finally:
-        stop.set()
-        thread.join()
         mark.touch()
 
 
@@ -172,7 +164,7 @@ def _validations_reported(
         What was reported last: the final report of a trial repeats it.
     """
     last: dict[str, Any] = {"name": run_dir.name}
-    stop, told = threading.Event(), 0 if from_start else len(_validations(run_dir))
+    told = 0 if from_start else len(_validations(run_dir))
     steps = _steps(run_dir, experiment, clips)
 
     def tell() -> None:
@@ -183,21 +175,11 @@ def _validations_reported(
             last.update({METRIC: figure})
             if step < steps:  # at its end a trial is judged, and neither stopped nor changed any more
                 last.update({PERCENT: 100 * step / steps})
-                with tempfile.TemporaryDirectory(prefix="sepscene-member-") as folder:
-                    brought = _checkpoint(run_dir, experiment, Path(folder)) if checkpoints else None
+                with _newest(run_dir, experiment) if checkpoints else nullcontext() as brought:
                     ray.tune.report(dict(last), checkpoint=brought)
 
-    def follow() -> None:
-        while not stop.wait(POLL_SECONDS):
-            tell()
-
-    thread = threading.Thread(target=follow, name="validations", daemon=True)
-    thread.start()
-    try:
+    with again_and_again(tell, POLL_SECONDS, "validations"):
         yield last
-    finally:
-        stop.set()
-        thread.join()
     tell()
 
 
@@ -219,14 +201,17 @@ def _checkpoints(run_dir: Path, experiment: Experiment) -> Path:
     return run_dir / "checkpoints" / f"pretrain-{experiment.views.pair}"
 
 
-def _checkpoint(run_dir: Path, experiment: Experiment, folder: Path) -> Checkpoint | None:
-    """The newest checkpoint with the name of its trial, in a folder of which Tune takes a copy to hand to others."""
+@contextmanager
+def _newest(run_dir: Path, experiment: Experiment) -> Iterator[Checkpoint | None]:
+    """The newest checkpoint with the name of its trial, while the block runs: Tune takes a copy to hand to others."""
     newest = newest_sound(_checkpoints(run_dir, experiment))
     if newest is None:
-        return None
-    shutil.copytree(newest, folder / newest.name)
-    (folder / "member").write_text(run_dir.name)
-    return Checkpoint(folder)
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="sepscene-member-") as folder:
+        shutil.copytree(newest, Path(folder) / newest.name)
+        (Path(folder) / "member").write_text(run_dir.name)
+        yield Checkpoint(folder)
 
 
 def _take_over(run_dir: Path, name: str, experiment: Experiment, settings: dict[str, Any]) -> None:

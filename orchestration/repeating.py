@@ -1,0 +1,23 @@
+"""Doing something every so often beside a block of code."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def again_and_again(action: Callable[[], None], seconds: float, name: str) -> Iterator[None]:
+    """Call `action` every so many seconds in a thread of that name while the block runs; never after it."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=repeat, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
