@@ -356,13 +356,13 @@ def is_local() -> bool:
 
 
 def node_from_ray(entry: Mapping[str, Any]) -> Node:
-    """One entry of `ray.nodes()` as a Node, with its labels except Ray's own node id."""
+    """One entry of `ray.nodes()` as a Node, with its labels except Ray's own node id and our mark."""
     offered = entry["Resources"]
     accelerators = [name.removeprefix("accelerator_type:") for name in offered if name.startswith("accelerator_type:")]
     return Node(
         name=entry["NodeManagerAddress"],
         cpus=offered.get("CPU", 0.0),
         gpus=int(offered.get("GPU", 0)),
-        labels={key: value for key, value in entry["Labels"].items() if key != "ray.io/node-id"},
+        labels={key: value for key, value in entry["Labels"].items() if key not in ("ray.io/node-id", LOCAL_LABEL)},
         accelerator=accelerators[0] if accelerators else None,
     )
