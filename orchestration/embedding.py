@@ -148,11 +148,12 @@ def _cluster_rows(
     import ray
     from ray.data import ActorPoolStrategy
 
-    from orchestration.stream import finite_retries
+    from orchestration.stream import configure_data, finite_retries
     from orchestration.streamed import blocks_of
 
     if not uris:
         return
+    configure_data(ordered=False)
     shared = ray.put((encoder.config, encoder.trunk.state_dict()))
     locations = [os.path.abspath(uri) if local_path(uri) == uri else uri for uri in uris]
     blocks = ray.data.from_arrow(pa.table({"uri": uris, "location": locations}))

@@ -14,7 +14,6 @@ Started anew, in whatever way it ended before, it continues from its own newest 
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -203,15 +202,22 @@ def _checkpoints(run_dir: Path, experiment: Experiment) -> Path:
 
 @contextmanager
 def _newest(run_dir: Path, experiment: Experiment) -> Iterator[Checkpoint | None]:
-    """The newest checkpoint with the name of its trial, while the block runs: Tune takes a copy to hand to others."""
+    """The newest checkpoint with the name of its trial, while the block runs: Tune takes a copy to hand to others.
+
+    Always in the same folder of the trial: of one that Tune ends meanwhile, at most one is left, where people look.
+    """
     newest = newest_sound(_checkpoints(run_dir, experiment))
     if newest is None:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="sepscene-member-") as folder:
-        shutil.copytree(newest, Path(folder) / newest.name)
-        (Path(folder) / "member").write_text(run_dir.name)
+    folder = run_dir / "handed-on"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        shutil.copytree(newest, folder / newest.name)
+        (folder / "member").write_text(run_dir.name)
         yield Checkpoint(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _take_over(run_dir: Path, name: str, experiment: Experiment, settings: dict[str, Any]) -> None:

@@ -196,6 +196,7 @@ def test_bad_manifests_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error::ray.util.annotations.RayDeprecationWarning")
 def test_a_cluster_gives_the_same_rows(bundle: Path, sounds: list[str], tmp_path: Path, monkeypatch) -> None:
     import ray
 

@@ -100,16 +100,16 @@ def test_what_a_member_hands_to_others_does_not_stay_behind(tmp_path: Path, monk
         handed.append({path.name for path in Path(checkpoint.path).iterdir()})
 
     monkeypatch.setattr(ray.tune, "report", report)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
-    (tmp_path / "scratch").mkdir()
     run_dir, experiment = tmp_path / "member", make_sweep(experiment="demo", over={"alpha": [1]}).checked()[0]
     stage = run_dir / "checkpoints" / "pretrain-mix-chan"
     write_checkpoint(stage / checkpoint_name(3), TrainingState(3, Ledger(3), {}))
     append_metrics(run_dir / "metrics.jsonl", stage.name, [{"step": 3, trial_driver.METRIC: 0.5}])
+    (run_dir / "handed-on" / checkpoint_name(1)).mkdir(parents=True)  # Tune ended the member while it handed that on
+    before = set(run_dir.iterdir())
     with trial_driver._validations_reported(run_dir, experiment, True, 512, checkpoints=True):
         pass
     assert handed == [{"member", checkpoint_name(3)}]
-    assert not list((tmp_path / "scratch").iterdir())
+    assert set(run_dir.iterdir()) == before - {run_dir / "handed-on"} | {run_dir / "trial.json"}
 
 
 def test_a_combination_is_a_tag_as_people_write_it(driven: Any) -> None:
