@@ -8,8 +8,8 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
-# Tests of Ray mostly wait for processes to start, so two files at a time; in the order of their names, because ordered by
-# their number of tests the few long ones would come last.
+# Tests of Ray mostly wait for processes to start, so two files at a time; in the order of tests/conftest.py, because
+# ordered by their number of tests the few long ones would come last.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-fast test-faults test-hosts lint docs clean

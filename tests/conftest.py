@@ -7,6 +7,14 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+LONGEST = ("test_faults.py", "test_faults_driver.py", "test_whole_run.py", "test_trials.py", "test_placed_run.py")
+"""Files that take minutes. They come first: where two files run at a time, one that comes last runs alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they are."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:

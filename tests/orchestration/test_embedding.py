@@ -196,25 +196,18 @@ def test_bad_manifests_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_of_our_own")
 @pytest.mark.filterwarnings("error::ray.util.annotations.RayDeprecationWarning")
 def test_a_cluster_gives_the_same_rows(bundle: Path, sounds: list[str], tmp_path: Path, monkeypatch) -> None:
-    import ray
-
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("HOME", str(tmp_path))
+    """Also of files that are named from a folder in which the actors are not."""
     monkeypatch.setattr(embedding, "FILES_A_CALL", 2)
     monkeypatch.chdir(tmp_path / "sounds")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     inputs = [*(os.path.relpath(uri) for uri in sounds), "missing.wav"]
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    try:
-        with pytest.raises(SepsceneError, match="does not fit the cluster"):
-            embedding.embed_on_cluster(bundle, inputs, tmp_path / "no.parquet", gpus_per_actor=1)
-        out = tmp_path / "cluster.parquet"
-        report = embedding.embed_on_cluster(bundle, inputs, out, actors=2, show_progress=False)
-        again = embedding.embed_on_cluster(bundle, inputs[:4], out, actors=2, show_progress=False)
-    finally:
-        ray.shutdown()
+    with pytest.raises(SepsceneError, match="does not fit the cluster"):
+        embedding.embed_on_cluster(bundle, inputs, tmp_path / "no.parquet", gpus_per_actor=1)
+    out = tmp_path / "cluster.parquet"
+    report = embedding.embed_on_cluster(bundle, inputs, out, actors=2, show_progress=False)
+    again = embedding.embed_on_cluster(bundle, inputs[:4], out, actors=2, show_progress=False)
     assert (report.written, report.bad) == (4, {"missing.wav": "no such file"})
     assert (again.written, again.skipped) == (0, 4)
     _embed(bundle, inputs, tmp_path / "local.parquet")
