@@ -29,9 +29,11 @@ class MetricsFile(ray.train.UserCallback):
         """Called by Ray Train when all workers have reported."""
         self._append(metrics[0].get("steps", []))
         if metrics[0].get("fatal"):
+            reason = fatal_path(self.path.parent, self.stage)
             try:
-                fatal_path(self.path.parent, self.stage).write_text(metrics[0]["fatal"])
+                reason.write_text(metrics[0]["fatal"])
             except OSError:
+                reason.unlink(missing_ok=True)  # a full disk makes the file, without a word in it
                 raise RuntimeError(metrics[0]["fatal"]) from None  # ends the stage as well, with this text
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
