@@ -13,6 +13,7 @@ from typing import Any
 
 import ray.train
 
+from orchestration.checkpoints import write_whole
 from orchestration.results import read_metrics
 
 logger = logging.getLogger("sepscene")
@@ -29,11 +30,9 @@ class MetricsFile(ray.train.UserCallback):
         """Called by Ray Train when all workers have reported."""
         self._append(metrics[0].get("steps", []))
         if metrics[0].get("fatal"):
-            reason = fatal_path(self.path.parent, self.stage)
             try:
-                reason.write_text(metrics[0]["fatal"])
+                write_whole(fatal_path(self.path.parent, self.stage), metrics[0]["fatal"])
             except OSError:
-                reason.unlink(missing_ok=True)  # a full disk makes the file, without a word in it
                 raise RuntimeError(metrics[0]["fatal"]) from None  # ends the stage as well, with this text
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

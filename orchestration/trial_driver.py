@@ -24,7 +24,7 @@ import ray.tune
 from ray.tune import Checkpoint
 from rich.console import Console
 
-from orchestration.checkpoints import newest_sound
+from orchestration.checkpoints import newest_sound, write_whole
 from orchestration.concurrency import gpus_of
 from orchestration.config import Experiment
 from orchestration.judging import judge_run
@@ -119,9 +119,7 @@ def _note(run_dir: Path, facts: dict[str, Any]) -> None:
     path, known = run_dir / "trial.json", {}
     if path.exists():
         known = json.loads(path.read_text())
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({**known, **facts}))
-    partial.replace(path)
+    write_whole(path, json.dumps({**known, **facts}))
 
 
 @contextmanager
