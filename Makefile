@@ -41,13 +41,16 @@ test-hosts: setup
 
 test-faults: setup
 	RAY_worker_niceness=0 $(BIN)/python -m pytest \
-	  tests/orchestration/test_faults*.py tests/orchestration/test_stream_determinism.py \
-	  tests/orchestration/test_whole_sweep.py tests/orchestration/test_trials.py
-	$(BIN)/python -m tests.orchestration.faults
+	  tests/orchestration/test_faults*.py tests/faults/test_stream_determinism.py \
+	  tests/orchestration/sweeps/test_whole_sweep.py tests/orchestration/sweeps/test_run_trials.py
+	$(BIN)/python -m tests.faults.faults
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@# mypy does not see the folders that sepscene/__init__.py adds, so it reads a tree of links that shows them.
+	@mkdir -p build/typing/sepscene && for each in sepscene/*.py sepscene/py.typed models augment tasks orchestration clusters; do \
+	  ln -sfn "$(CURDIR)/$$each" build/typing/sepscene/$$(basename $$each); done
 	$(BIN)/mypy
 
 docs: setup

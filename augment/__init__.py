@@ -1,0 +1,1 @@
+"""From a clip to two views: decoding, draws, separation, crops and SpecAugment."""

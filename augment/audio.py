@@ -21,8 +21,8 @@ import numpy as np
 import soundfile
 from pydantic import Field, model_validator
 
-from augment.locations import ClipError, open_location, version_of
-from models.config import Config
+from sepscene.augment.locations import ClipError, open_location, version_of
+from sepscene.models.config import Config
 
 __all__ = ["AudioFormat", "ClipError", "Recording", "check_audio", "content_hash", "read_audio", "read_clip"]
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from pydantic import Field
 
-from models.config import Config
+from sepscene.models.config import Config
 
 FILLER = -1
 """Row number of a filler: it evens out the last global batch and carries nothing."""

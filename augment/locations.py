@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from models.config import SepsceneError
+from sepscene.models.config import SepsceneError
 
 AUDIO_COLUMN = "audio"
 NO_SUCH_FILE = "no such file"

@@ -8,7 +8,7 @@ Shapes: B patches, L frames, F mel bands, U = 10 uniforms.
 import torch
 from torch import Tensor
 
-from augment.views import SpecAugment
+from sepscene.augment.views import SpecAugment
 
 
 def specaugment(logmel_BLF: Tensor, uniforms_BU: Tensor, settings: SpecAugment | None = None) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from augment.draws import Schedule, crop_starts, draw
-from models.config import Config
+from sepscene.augment.draws import Schedule, crop_starts, draw
+from sepscene.models.config import Config
 
 PCM_SCALE = 32767.0
 """16-bit PCM of full scale 1.0."""

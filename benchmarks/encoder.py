@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.cnn14 import Cnn14
-from models.encoder import Encoder
-from models.frontend import FRONT_ENDS, LogMel
-from models.import_encoder import front_end_buffers
-from models.settings import Cnn14Config
+from sepscene.models.encoders.cnn14 import Cnn14
+from sepscene.models.encoders.encoder import Encoder
+from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
+from sepscene.models.encoders.importer import front_end_buffers
+from sepscene.models.settings import Cnn14Config
 
 Step = Callable[[], Tensor]
 

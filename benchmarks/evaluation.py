@@ -13,12 +13,12 @@ import numpy as np
 from rich.console import Console
 from sklearn.metrics import average_precision_score
 
-from tasks.metrics import Bools, Floats, mean_average_precision
-from tasks.probes import knn_map
-from tasks.resampling import resample, resampled_retrieval, resampled_scores
-from tasks.retrieval import query_by_example
-from tasks.shallow import shallow_classification
-from tasks.statistics import bootstrap_interval, paired_bootstrap
+from sepscene.tasks.evaluation.metrics import Bools, Floats, mean_average_precision
+from sepscene.tasks.evaluation.probes import knn_map
+from sepscene.tasks.evaluation.resampling import resample, resampled_retrieval, resampled_scores
+from sepscene.tasks.evaluation.retrieval import query_by_example
+from sepscene.tasks.evaluation.shallow import shallow_classification
+from sepscene.tasks.evaluation.statistics import bootstrap_interval, paired_bootstrap
 
 RESAMPLES = 1000
 CASES = {"scenes": (128, 30, 0.08), "ESC-50 fold": (400, 50, 0.02), "AudioSet eval": (20_000, 527, 0.005)}

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.heads import CoincidenceHead
-from tasks.coincidence import coincidence_loss
-from tasks.nt_xent import nt_xent
+from sepscene.models.encoders.heads import CoincidenceHead
+from sepscene.tasks.losses.coincidence import coincidence_loss
+from sepscene.tasks.losses.nt_xent import nt_xent
 
 D, H, TAU = 128, 512, 0.2
 Loss = Callable[[CoincidenceHead, Tensor, Tensor], Tensor]
@@ -60,7 +60,7 @@ def usual_nt_xent(head: CoincidenceHead, z_1: Tensor, z_2: Tensor) -> Tensor:
 
 
 def our_nt_xent(head: CoincidenceHead, z_1: Tensor, z_2: Tensor) -> Tensor:
-    """`tasks.nt_xent`."""
+    """`tasks.losses.nt_xent`."""
     return nt_xent(z_1, z_2, temperature=TAU)
 
 

@@ -39,24 +39,25 @@ from ray.data import Dataset as RayDataset
 from rich.console import Console
 from rich.table import Table
 
-from augment.blocks import ServiceSettings
-from augment.reader import ClipReader
-from augment.scenes import write_scenes
-from augment.service import SeparationService
-from augment.store import SeparatedStore
 from benchmarks.plain_loop import plain_worker
 from benchmarks.turns import in_turns, seconds_in
-from models.separators import save_separator
-from models.settings import Cnn14Config, TDCNppConfig
-from models.tdcnpp import TDCNpp
-from orchestration.config import Experiment
-from orchestration.experiments import named_experiment
-from orchestration.ledger import Ledger
-from orchestration.pretraining import pretrain
-from orchestration.repeating import again_and_again
-from orchestration.results import read_metrics
-from orchestration.stream import configure_data, prefill_stream, schedule_of, view_stream
-from tasks.manifests import Manifest, read_manifest
+from sepscene.augment.separation.blocks import ServiceSettings
+from sepscene.augment.separation.reader import ClipReader
+from sepscene.augment.separation.service import SeparationService
+from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.augment.synthetic.scenes import write_scenes
+from sepscene.models.separators.folder import save_separator
+from sepscene.models.separators.tdcnpp import TDCNpp
+from sepscene.models.settings import Cnn14Config, TDCNppConfig
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.presets import named_experiment
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.repeating import again_and_again
+from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.training.pretraining import pretrain
+from sepscene.orchestration.training.stream import prefill_stream, schedule_of, view_stream
+from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
 CLIPS, STAGE = 32, "pretrain-mix-chan"
 WATCH_SECONDS = 0.5
@@ -311,7 +312,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default; the plain loop's processes have 0
-    from orchestration.session import connect, disconnect
+    from sepscene.orchestration.runtime.session import connect, disconnect
 
     connect(None)
     configure_data(ordered=True)

@@ -18,16 +18,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from augment.audio import read_clip
-from augment.views import MIXTURE, choose_channels, levels_db, patch_samples, to_pcm, view_starts
-from models.separation import fast_separator
-from models.separators import load_separator
-from orchestration.config import Experiment
-from orchestration.networks import build_objective
-from orchestration.pretraining import Views
-from orchestration.stream import schedule_of
-from tasks.batchnorm import synchronise_batchnorm
-from tasks.manifests import Manifest
+from sepscene.augment.audio import read_clip
+from sepscene.augment.views import MIXTURE, choose_channels, levels_db, patch_samples, to_pcm, view_starts
+from sepscene.models.separators.fast_path import fast_separator
+from sepscene.models.separators.folder import load_separator
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.training.builders import build_objective
+from sepscene.orchestration.training.pretraining import Views
+from sepscene.orchestration.training.stream import schedule_of
+from sepscene.tasks.datasets.readers import Manifest
+from sepscene.tasks.distributed.batchnorm import synchronise_batchnorm
 
 
 class Decoded(Dataset):

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
-from orchestration.simulation import Machine, Pace, Shape, balanced_gpus, limits, simulate
+from benchmarks.simulation import Machine, Pace, Shape, balanced_gpus, limits, simulate
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TRAINERS = (1, 2, 4, 8, 16, 32, 64)

@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from augment.scenes import EVENTS, SceneConfig, generate_scene
+from sepscene.augment.synthetic.scenes import EVENTS, SceneConfig, generate_scene
 
 SCENES, ROUNDS, TARGET = 40, 5, 50.0
 

@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from models.foreign import ConvTasNetConfig, ConvTasNetSeparator
-from models.separation import fast_separator
-from models.settings import TDCNppConfig
-from models.tdcnpp import TDCNpp
+from sepscene.models.separators.fast_path import fast_separator
+from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
+from sepscene.models.separators.tdcnpp import TDCNpp
+from sepscene.models.settings import TDCNppConfig
 
 PLAIN_PASSES = (16, 7)
 """Passes of one plain block over activations of the hidden width and of the bottleneck width.

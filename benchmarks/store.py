@@ -23,11 +23,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from augment.audio import read_audio
-from augment.shards import Entry, StoreKey, shard_pieces
-from augment.store import SeparatedStore, StoreSettings
-from models.settings import TDCNppConfig
-from models.tdcnpp import TDCNpp
+from sepscene.augment.audio import read_audio
+from sepscene.augment.store.separated_store import SeparatedStore, StoreSettings
+from sepscene.augment.store.shards import Entry, StoreKey, shard_pieces
+from sepscene.models.separators.tdcnpp import TDCNpp
+from sepscene.models.settings import TDCNppConfig
 
 RATE = 16_000
 CLIP = 10 * RATE
@@ -63,7 +63,7 @@ def interleaved(candidates: dict[str, Callable[[], None]]) -> dict[str, float]:
 
 
 class Pcm:
-    """Raw samples and a crc for each segment, as augment/shards.py keeps them."""
+    """Raw samples and a crc for each segment, as augment/store/shards.py keeps them."""
 
     @staticmethod
     def encode(wave_T: np.ndarray) -> bytes:

@@ -30,24 +30,24 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from augment.audio import read_clip
-from augment.blocks import ServiceSettings
-from augment.reader import ViewMaker
-from augment.store import SeparatedStore
-from augment.views import from_pcm
-from models.encoder import Encoder
-from orchestration.arguments import resolve
-from orchestration.config import Experiment
-from orchestration.ledger import Ledger
-from orchestration.malloc import MALLOC
-from orchestration.networks import build_objective
-from orchestration.optimisation import adamw, learning_rate
-from orchestration.pretraining import Views
-from orchestration.rows import DrawRows
-from orchestration.separator_training import read_ladder
-from orchestration.stream import schedule_of
-from tasks.judge import judge
-from tasks.manifests import Manifest, read_manifest
+from sepscene.augment.audio import read_clip
+from sepscene.augment.separation.blocks import ServiceSettings
+from sepscene.augment.separation.reader import ViewMaker
+from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.augment.views import from_pcm
+from sepscene.models.encoders.encoder import Encoder
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.presets import resolve
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.runtime.allocator import MALLOC
+from sepscene.orchestration.training.builders import build_objective
+from sepscene.orchestration.training.optimizer import adamw, learning_rate
+from sepscene.orchestration.training.pretraining import Views
+from sepscene.orchestration.training.row_draws import DrawRows
+from sepscene.orchestration.training.separator_training import read_ladder
+from sepscene.orchestration.training.stream import schedule_of
+from sepscene.tasks.datasets.readers import Manifest, read_manifest
+from sepscene.tasks.evaluation.scores import judge
 
 FIGURES = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 EMBED_CLIPS = 16

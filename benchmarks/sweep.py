@@ -30,20 +30,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from augment.blocks import ServiceSettings
-from augment.reader import ViewMaker
-from augment.scenes import write_scenes
-from augment.store import SeparatedStore
 from benchmarks.study import one_run
-from models.separators import save_separator
-from models.tdcnpp import TDCNpp
-from orchestration.config import Experiment
-from orchestration.experiments import named_experiment
-from orchestration.ledger import Ledger
-from orchestration.results import SweepResults
-from orchestration.rows import PrefillRows
-from orchestration.stream import schedule_of
-from tasks.manifests import read_manifest
+from sepscene.augment.separation.blocks import ServiceSettings
+from sepscene.augment.separation.reader import ViewMaker
+from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.augment.synthetic.scenes import write_scenes
+from sepscene.models.separators.folder import save_separator
+from sepscene.models.separators.tdcnpp import TDCNpp
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.presets import named_experiment
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.results import SweepResults
+from sepscene.orchestration.training.row_draws import PrefillRows
+from sepscene.orchestration.training.stream import schedule_of
+from sepscene.tasks.datasets.readers import read_manifest
 
 NAME, TEMPERATURES, ALPHAS = "table4/S2/simclr", (0.1, 0.2, 0.5), (0.0, 1.0)
 BLOCK = 32
@@ -98,7 +98,7 @@ def scripts(folder: Path, epochs: int) -> tuple[float, float, list[float]]:
 
 def sepscene(folder: Path, epochs: int, mode: str, *arguments: str) -> float:
     """Seconds of a whole command on the folder's clips and ladder."""
-    command = [sys.executable, "-m", "orchestration.cli", *arguments, "--storage", str(folder / mode)]
+    command = [sys.executable, "-m", "sepscene", *arguments, "--storage", str(folder / mode)]
     for field, value in {
         "training.epochs": epochs,
         "evaluation.baselines": "false",

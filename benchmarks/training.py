@@ -28,17 +28,18 @@ import ray
 import torch
 from torch import nn
 
-from augment.draws import SPECAUGMENT_UNIFORMS
-from augment.views import from_pcm, patch_samples
-from models.settings import Cnn14Config
-from orchestration.config import Experiment, Resources, Training
-from orchestration.flops import step_flops
-from orchestration.ledger import Ledger
-from orchestration.pretraining import Views, build_objective, pretrain_worker
-from orchestration.results import read_metrics
-from orchestration.session import connect, disconnect
-from orchestration.stream import configure_data, execution_options
-from orchestration.trainer import fit
+from sepscene.augment.draws import SPECAUGMENT_UNIFORMS
+from sepscene.augment.views import from_pcm, patch_samples
+from sepscene.models.settings import Cnn14Config
+from sepscene.orchestration.config import Experiment, Resources, Training
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.runtime.session import connect, disconnect
+from sepscene.orchestration.training.flops import step_flops
+from sepscene.orchestration.training.pretraining import Views, build_objective, pretrain_worker
+from sepscene.orchestration.training.stage import fit
+from sepscene.orchestration.training.stream import execution_options
 
 WARM_UP = 8
 """Steps at the beginning that do not count: Ray is still starting processes beside the first ones."""
@@ -85,7 +86,7 @@ def random_views(columns: Columns, samples: int) -> Columns:
 
 
 def our_loop(pairs: int, steps: int, workers: int) -> float:
-    """Seconds of a step of the loop of orchestration/pretraining.py under Ray Train."""
+    """Seconds of a step of the loop of orchestration/training/pretraining.py under Ray Train."""
     settings, rows = experiment(pairs, workers), pairs * steps
     samples = patch_samples(settings.views, settings.audio.sample_rate)
 

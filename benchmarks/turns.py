@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-from orchestration.repeating import again_and_again
+from sepscene.orchestration.repeating import again_and_again
 
 TURN_SECONDS = 10
 

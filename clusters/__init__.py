@@ -1,0 +1,1 @@
+"""Cluster descriptions for Ray's launchers, and what validates them."""

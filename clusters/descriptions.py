@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from clusters.kuberay import parse_kuberay
-from clusters.pools import Node, Pool
-from models.config import Config, SepsceneError
+from sepscene.clusters.kuberay import parse_kuberay
+from sepscene.clusters.pools import Node, Pool
+from sepscene.models.config import Config, SepsceneError
 
 
 class PoolEntry(Config):

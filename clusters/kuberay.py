@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from clusters.pools import Node, Pool
-from models.config import Config, SepsceneError
+from sepscene.clusters.pools import Node, Pool
+from sepscene.models.config import Config, SepsceneError
 
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LONGEST_CLUSTER_NAME = 53

@@ -1,7 +1,7 @@
 """Plain descriptions of machines: what a node offers, and the pools a cluster is made of.
 
 Nothing here knows of Ray: a node is CPUs, GPUs, labels and an accelerator type, whether it was read from a
-running cluster (`orchestration.placement.cluster_nodes`) or from a template here (`clusters.descriptions`).
+running cluster (`orchestration.runtime.placement.cluster_nodes`) or from a template here (`clusters.descriptions`).
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-FOLDERS = ("models", "augment", "tasks", "orchestration", "clusters")
+FOLDERS = ("sepscene", "models", "augment", "tasks", "orchestration", "clusters")
 Callable = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -37,6 +37,7 @@ def read_modules(root: Path) -> Iterator[tuple[str, ast.Module]]:
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
+            parts = parts if folder == "sepscene" else ("sepscene", *parts)
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
             if (tree := ast.parse(path.read_text(encoding="utf-8"))).body:
                 yield name, tree

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.config import CheckpointError
+from sepscene.models.config import CheckpointError
 
 
 def check_finite(separator: nn.Module, origin: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from models.config import Config
+from sepscene.models.config import Config
 
 SHORTEST = 32
 """Frames, and bands, under which five halvings leave nothing."""

@@ -1,0 +1,1 @@
+"""Experiments on Ray: configuration, training, evaluation, sweeps, reports, MLflow and the command line."""

@@ -1,6 +1,6 @@
 """The configuration of an experiment: one frozen tree in which every number of a run has a name and a unit.
 
-An experiment is made by a named function (`orchestration.experiments`), changed by a YAML file or dotted overrides, and
+An experiment is made by a named function (`orchestration.presets`), changed by a YAML file or dotted overrides, and
 written in full into the run's folder, from which it can be run again as it is.
 """
 
@@ -12,12 +12,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from augment.audio import AudioFormat
-from augment.store import StoreSettings
-from augment.views import SpecAugment, Views
-from models.config import Config, SepsceneError
-from models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
-from tasks.judge_settings import JudgeSettings
+from sepscene.augment.audio import AudioFormat
+from sepscene.augment.store.separated_store import StoreSettings
+from sepscene.augment.views import SpecAugment, Views
+from sepscene.models.config import Config, SepsceneError
+from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
+from sepscene.tasks.evaluation.settings import JudgeSettings
 
 FOLDS = "folds"
 """In the place of test splits: cross-validation over those of training."""

@@ -1,4 +1,4 @@
-"""The import law: the folders are the architecture."""
+"""The import law: the folders and their rooms are the architecture."""
 
 import ast
 import subprocess
@@ -16,42 +16,92 @@ MAY_IMPORT = {
     "clusters": {"models"},
     "orchestration": {"models", "augment", "tasks", "clusters"},
 }
+"""Which other folders a folder may import."""
+
+ROOMS = {
+    "models": ("", "separators", "encoders"),
+    "augment": ("", "synthetic", "store", "separation"),
+    "tasks": ("", "distributed", "losses", "datasets", "evaluation", "paper"),
+    "clusters": ("",),
+    "orchestration": (
+        "",
+        "records",
+        "runtime",
+        "training",
+        "evaluation",
+        "reports",
+        "pipeline",
+        "sweeps",
+        "planning",
+        "cli",
+    ),
+}
+"""The rooms of each folder from the ground up: a room may import the rooms before it. "" is the folder itself."""
+
+FILES_IN_A_ROOM = 20
 FOLDERS = set(MAY_IMPORT)
 FILES = sorted(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names of everything that a file imports, wherever in it."""
+    """Full names of everything that a file imports, wherever in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
+
+
+def place(parts: tuple[str, ...]) -> tuple[str, str]:
+    """Folder and room of a module, from the parts of its name below `sepscene`."""
+    folder, *inside = parts
+    return folder, inside[0] if inside and inside[0] in ROOMS[folder] else ""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_imports_follow_the_law(path: Path) -> None:
-    folder = path.relative_to(REPOSITORY).parts[0]
+    folder, room = place(path.relative_to(REPOSITORY).with_suffix("").parts)
     names = imported(path)
-    foreign = (names & FOLDERS) - MAY_IMPORT[folder] - {folder}
-    assert not foreign, f"{folder}/ may not import {', '.join(sorted(foreign))}"
+    assert not {name for name in names if name.split(".")[0] in FOLDERS}, "import it as sepscene.…"
+    order = ROOMS[folder]
+    for name in sorted(names):
+        parts = tuple(name.split("."))
+        if parts[0] != "sepscene" or len(parts) < 3 or parts[1] not in FOLDERS:
+            continue
+        other, other_room = place(parts[1:])
+        if other != folder:
+            assert other in MAY_IMPORT[folder], f"{folder}/ may not import {name}"
+        else:
+            assert order.index(other_room) <= order.index(room), f"{room or folder} may not import {name}"
     if folder != "orchestration":
-        assert not names & {"ray", "mlflow"}, "only orchestration/ may import ray or mlflow"
+        assert not {name.split(".")[0] for name in names} & {"ray", "mlflow"}, "only orchestration/ may import them"
 
 
 def test_the_law_covers_real_files() -> None:
-    assert len(FILES) > 30 and "ray" in imported(REPOSITORY / "orchestration" / "stream.py")
+    assert len(FILES) > 30 and "ray.data" in imported(REPOSITORY / "orchestration" / "training" / "stream.py")
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda path: path.name)
+def test_a_room_is_no_warehouse(folder: Path) -> None:
+    assert len(list(folder.glob("*.py"))) <= FILES_IN_A_ROOM
+    tree = ast.parse((folder / "__init__.py").read_text())
+    assert ast.get_docstring(tree), "say in a sentence what the room is for"
+    assert len(tree.body) == 1, "an __init__ imports nothing"
 
 
 @pytest.mark.slow
 def test_processes_that_only_pass_work_on_do_without_torch() -> None:
     """A trial starts about a dozen processes; torch would take seconds and hundreds of megabytes in each of them."""
-    handed_on = "augment.reader, augment.service, orchestration.embed_clips, orchestration.rows, orchestration.stream"
+    handed_on = (
+        "sepscene.augment.separation.reader, sepscene.augment.separation.service, "
+        "sepscene.orchestration.evaluation.embed_clips, sepscene.orchestration.training.row_draws, "
+        "sepscene.orchestration.training.stream"
+    )
     heavy = "sorted({'torch', 'sklearn', 'scipy', 'mlflow'} & set(sys.modules))"
-    told = subprocess.run(
+    shown = subprocess.run(
         [sys.executable, "-c", f"import sys, {handed_on}; print({heavy})"],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    assert told.stdout.strip() == "[]"
+    assert shown.stdout.strip() == "[]"

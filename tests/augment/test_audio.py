@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from augment.audio import AudioFormat, ClipError, check_audio, content_hash, read_audio, read_clip
-from augment.locations import filesystem_of, leaves_root, tar_members
-from models.config import SepsceneError
+from sepscene.augment.audio import AudioFormat, ClipError, check_audio, content_hash, read_audio, read_clip
+from sepscene.augment.locations import filesystem_of, leaves_root, tar_members
+from sepscene.models.config import SepsceneError
 
 ONE_SECOND = AudioFormat(clip_seconds=1.0)
 
@@ -305,7 +305,7 @@ class TestContentHash:
     def test_a_clip_that_changes_is_read_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of the same length, with the same time of change: a fresh file is never trusted, an old one by its inode."""
         for racy in (2 * 10**9, 0):
-            monkeypatch.setattr("augment.locations._RACY_NS", racy)
+            monkeypatch.setattr("sepscene.augment.locations._RACY_NS", racy)
             a = _written(tmp_path / "a.wav", WAV)
             os.utime(a, ns=(10**18, 10**18))
             before = content_hash(a)

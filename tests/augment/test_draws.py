@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from augment.draws import Schedule, _mix, crop_starts, draw
+from sepscene.augment.draws import Schedule, _mix, crop_starts, draw
 
 
 def test_mix_is_splitmix64() -> None:

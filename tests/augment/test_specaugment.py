@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from augment.specaugment import specaugment
-from augment.views import SpecAugment
+from sepscene.augment.specaugment import specaugment
+from sepscene.augment.views import SpecAugment
 
 FRAMES, BANDS = 96, 64
 

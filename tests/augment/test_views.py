@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from augment.draws import Schedule
-from augment.views import MIXTURE, Views, choose_channels, from_pcm, levels_db, to_pcm
+from sepscene.augment.draws import Schedule
+from sepscene.augment.views import MIXTURE, Views, choose_channels, from_pcm, levels_db, to_pcm
 
 
 def test_pcm_is_exact_both_ways_and_saturates() -> None:

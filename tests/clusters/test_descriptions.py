@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from clusters.descriptions import read_pools, write_pools
-from clusters.kuberay import parse_kuberay
-from models.config import SepsceneError
+from sepscene.clusters.descriptions import read_pools, write_pools
+from sepscene.clusters.kuberay import parse_kuberay
+from sepscene.models.config import SepsceneError
 
 CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
 TEMPLATES = (

@@ -15,7 +15,7 @@ import requests
 import typer
 import yaml
 
-from tests.orchestration.hosts import free_port
+from tests.faults.hosts import free_port
 
 CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
 LAUNCHER = ("aws.yaml", "gcp.yaml", "onprem.yaml")
@@ -113,7 +113,7 @@ def test_there_are_commands_to_parse() -> None:
     ("name", "words"), list(sources()), ids=lambda value: value if isinstance(value, str) else None
 )
 def test_the_command_line_knows_every_command(name: str, words: list[str]) -> None:
-    from orchestration.cli import app
+    from sepscene.orchestration.cli.main import app
 
     command = typer.main.get_command(app)
     context = typer.Context(command)
@@ -176,7 +176,7 @@ def test_slurm_starts_ray_on_both_components_and_the_run_on_the_first(tmp_path: 
     from ray.scripts.scripts import start
     from ray.scripts.symmetric_run import symmetric_run
 
-    from orchestration.cli import app
+    from sepscene.orchestration.cli.main import app
 
     (tmp_path / "bin").mkdir()
     (tmp_path / ".venv" / "bin").mkdir(parents=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestration.results import (
+from sepscene.orchestration.records.results import (
     ClassResult,
     EncoderResult,
     Figure,
@@ -18,7 +18,7 @@ from orchestration.results import (
     SweepResults,
     TrialResult,
 )
-from tasks.claims import PAPER_TABLES
+from sepscene.tasks.paper.claims import PAPER_TABLES
 
 CLASSES = (
     "dog bark", "rain", "sea waves", "crying baby", "clock tick", "sneezing", "helicopter", "chainsaw",

@@ -7,16 +7,17 @@ import numpy as np
 import ray
 import torch
 
-from augment.audio import read_clip
-from augment.draws import FILLER
-from augment.store import SeparatedStore
-from augment.views import MIXTURE, choose_channels, from_pcm, levels_db, patch_samples, to_pcm, view_starts
-from models import load_separator
-from models.separation import fast_separator
-from orchestration.config import Experiment
-from orchestration.ledger import Ledger
-from orchestration.stream import configure_data, schedule_of, view_stream
-from tasks.manifests import Manifest
+from sepscene.augment.audio import read_clip
+from sepscene.augment.draws import FILLER
+from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.augment.views import MIXTURE, choose_channels, from_pcm, levels_db, patch_samples, to_pcm, view_starts
+from sepscene.models.separators.fast_path import fast_separator
+from sepscene.models.separators.folder import load_separator
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.training.stream import schedule_of, view_stream
+from sepscene.tasks.datasets.readers import Manifest
 
 Checksums = list[tuple[int, int]]
 

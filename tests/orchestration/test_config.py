@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models.config import SepsceneError
-from orchestration.config import Experiment, load_experiment, parse_experiment
-from orchestration.experiments import EXPERIMENTS, SCALES, named_experiment
-from tasks.claims import PAPER_TABLES
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.config import Experiment, load_experiment, parse_experiment
+from sepscene.orchestration.presets import EXPERIMENTS, SCALES, named_experiment
+from sepscene.tasks.paper.claims import PAPER_TABLES
 
 
 @pytest.mark.parametrize("scale", SCALES)

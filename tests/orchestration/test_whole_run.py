@@ -13,11 +13,11 @@ import torch
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from models import load_encoder
-from orchestration.cli import app
-from orchestration.config import Experiment
-from orchestration.ledger import Ledger
-from orchestration.results import RunResults, read_metrics
+from sepscene.models.encoders.encoder import load_encoder
+from sepscene.orchestration.cli.main import app
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.results import RunResults, read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def finished(nano: Experiment, scenes_dir: Path, tmp_path_factory: pytest.TempPa
         assert CliRunner().invoke(app, audit).exit_code == 0
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "orchestration.cli", "pretrain", str(storage / "nano.yaml")),
+            *(sys.executable, "-m", "sepscene", "pretrain", str(storage / "nano.yaml")),
             *("--storage", str(storage), "--run-id", "whole"),
         ],
         cwd=ROOT, env=variables, capture_output=True, text=True, timeout=560, check=False,

@@ -1,0 +1,100 @@
+"""What a block of rows carries from stage to stage, and how its views come out of the SeparatedStore.
+
+Each row carries one piece of `sound` in 16 bits: the whole clip where it must be separated, both crops where they are
+made already, nothing where the clip can't be used. A row also carries what it has cost (`reading_seconds`,
+`separation_seconds`, …), so that whoever consumes it knows how busy each stage is, whatever happens on the way.
+
+Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels.
+"""
+
+import time
+from typing import Literal
+
+import numpy as np
+
+from sepscene.augment.audio import AudioFormat
+from sepscene.augment.locations import exact_seconds
+from sepscene.augment.store.separated_store import SeparatedStore, StoreKey
+from sepscene.augment.views import MIXTURE, Views, choose_channels, patch_samples, view_starts
+from sepscene.models.config import Config
+from sepscene.models.separators.card import separator_digest
+
+Columns = dict[str, np.ndarray]
+Found = tuple[tuple[int, int], list[np.ndarray]]
+"""A row's two channels and its two crops, int16 (P,)."""
+
+
+class ServiceSettings(Config):
+    """What both stages must agree on."""
+
+    views: Views
+    audio: AudioFormat
+    checkpoints: dict[str, str]
+    """Processor name -> separator folder, for every name in `views.combination`; may be empty for mix-mix."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the separators; "bfloat16" where the device has it."""
+
+    @property
+    def processors(self) -> tuple[str, ...]:
+        """The processors in the order that the draws' `processor` column counts them; none for mix-mix."""
+        return () if self.views.pair == "mix-mix" else self.views.combination
+
+    @property
+    def patch(self) -> int:
+        """Samples P of a view."""
+        return patch_samples(self.views, self.audio.sample_rate)
+
+    def digests(self) -> tuple[str, ...]:
+        """Digest of each processor's checkpoint, in order."""
+        return tuple(separator_digest(self.checkpoints[name]) for name in self.processors)
+
+    def store_settings(self, offset_seconds: float) -> str:
+        """What a store entry depends on beside the clip's content and the checkpoint."""
+        # float32 goes without saying, as in stores that were filled before anybody said it
+        precision = "" if self.precision == "float32" else f" {self.precision}"
+        return f"{self.audio.model_dump_json()}@{exact_seconds(offset_seconds)}{precision}"
+
+
+def starts_of(columns: Columns, settings: ServiceSettings) -> np.ndarray:
+    """(N, 2): where both crops of each row start."""
+    return np.stack(view_starts(columns, settings.views, settings.audio.samples, settings.audio.sample_rate), axis=1)
+
+
+def shared_seconds(begin: float, count: int) -> np.ndarray:
+    """The time since `begin` (of `time.perf_counter`), shared evenly among the rows of a block: float32 (N,)."""
+    return np.full(count, (time.perf_counter() - begin) / max(1, count), np.float32)
+
+
+class StoredViews:
+    """Makes a row's two views from the SeparatedStore."""
+
+    def __init__(self, settings: ServiceSettings, store: SeparatedStore) -> None:
+        self.settings, self.store, self.digests = settings, store, settings.digests()
+
+    def keys(self, columns: Columns, n: int) -> tuple[StoreKey, StoreKey]:
+        """Where row n's separated channels are, and where its mixture is."""
+        content, suffix = str(columns["content"][n]), self.settings.store_settings(float(columns["offset_seconds"][n]))
+        return StoreKey(content, self.digests[columns["processor"][n]], suffix), StoreKey(content, "mixture", suffix)
+
+    def look(self, columns: Columns, starts_2: np.ndarray, n: int) -> tuple[Found | None, bool]:
+        """As `find`, and whether the store had row n's sound, but torn or altered, which nobody had seen before."""
+        keys = self.keys(columns, n)
+        known = sum(map(self.store.damaged_copies, keys))
+        found = self.find(columns, starts_2, n)
+        return found, sum(map(self.store.damaged_copies, keys)) > known
+
+    def find(self, columns: Columns, starts_2: np.ndarray, n: int) -> Found | None:
+        """The channels and the crops (2 of int16 (P,)) of row n; None where the store lacks any part of them."""
+        separated, mixture = self.keys(columns, n)
+        levels_S = self.store.levels(separated)
+        if levels_S is None:
+            return None
+        chosen = choose_channels(levels_S, columns["channel_u"][n], columns["second_channel_u"][n], self.settings.views)
+        crops = []
+        for channel, start in zip(chosen, starts_2, strict=True):
+            key, track = (mixture, 0) if channel == MIXTURE else (separated, channel)
+            crop = self.store.get_crop(key, track, int(start), self.settings.patch)
+            if crop is None:
+                return None
+            crops.append(crop)
+        return chosen, crops

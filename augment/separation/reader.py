@@ -1,0 +1,117 @@
+"""The first stage of the stream: clips are decoded, or their views are taken from the SeparatedStore.
+
+Shapes: N rows of a block, T samples of a clip, T' of a segment, P samples of a patch.
+"""
+
+import time
+
+import numpy as np
+
+from sepscene.augment.audio import AudioFormat, ClipError, content_hash, read_clip
+from sepscene.augment.crash_counts import Strikes
+from sepscene.augment.draws import FILLER, crop_starts
+from sepscene.augment.separation.blocks import Columns, ServiceSettings, StoredViews, shared_seconds, starts_of
+from sepscene.augment.separation.service import SeparationService
+from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.augment.views import MIXTURE, to_pcm
+
+
+class ClipReader:
+    """Decodes the clips of a block, or makes their views from the store."""
+
+    def __init__(
+        self, settings: ServiceSettings, store: SeparatedStore | None = None, strikes: Strikes | None = None
+    ) -> None:
+        """Args:
+        settings: views, audio and checkpoints.
+        store: where separated clips are kept; mix-mix has no use for one.
+        strikes: the poison list; none lets a deadly clip kill its reader for ever.
+        """
+        self.settings, self.strikes = settings, strikes
+        self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
+
+    def __call__(self, columns: Columns) -> Columns:
+        """Read the clips of a block; clips on the poison list are left alone. See `read` for the columns."""
+        columns = columns | {"fault": np.array([""] * len(columns["row"]), object)}
+        return self.strikes.guard("reading", self.read, columns) if self.strikes else self.read(columns)
+
+    def read(self, columns: Columns) -> Columns:
+        """Read the clips of a block that have no fault yet.
+
+        Args:
+            columns: the draws, `uri` and `offset_seconds`; fillers have row −1.
+
+        Returns:
+            The same columns and `sound` (bytes of int16 samples: 2·P of both views where the store had them, else T of
+            the clip; empty on a fault), `content` (the clip's content hash, empty without a store), `fault` (empty, or
+            why the clip can't be used), `channel_1`, `channel_2`, `stored` (the views are made), `damaged` (the store
+            had them, but torn or altered), `read_bytes` (of `sound`), `reading_seconds` (this row's share of the
+            block), `read_at` (when the block was done, seconds of the day's clock).
+        """
+        begin, count = time.perf_counter(), len(columns["row"])
+        block = columns | {
+            "sound": np.array([b""] * count, object),
+            "content": np.array([""] * count, object),
+            "fault": columns["fault"].copy(),
+            "stored": np.zeros(count, bool),
+            "damaged": np.zeros(count, bool),
+            "channel_1": np.full(count, MIXTURE, np.int64),
+            "channel_2": np.full(count, MIXTURE, np.int64),
+        }
+        starts_N2 = starts_of(columns, self.settings)
+        for n in np.flatnonzero((columns["row"] != FILLER) & (columns["fault"] == "")):
+            try:
+                self._read(block, starts_N2[n], int(n))
+            except ClipError as error:
+                block["fault"][n] = error.cause
+        block["read_bytes"] = np.array([len(sound) for sound in block["sound"]], np.int64)
+        return block | {"reading_seconds": shared_seconds(begin, count), "read_at": np.full(count, time.time())}
+
+    def _read(self, block: Columns, starts_2: np.ndarray, n: int) -> None:
+        uri, offset = str(block["uri"][n]), float(block["offset_seconds"][n])
+        if self.stored is not None:
+            block["content"][n] = content_hash(uri)
+            found, block["damaged"][n] = self.stored.look(block, starts_2, n)
+            if found is not None:
+                (block["channel_1"][n], block["channel_2"][n]), crops = found
+                block["sound"][n], block["stored"][n] = np.concatenate(crops).tobytes(), True
+                return
+        block["sound"][n] = to_pcm(read_clip(uri, self.settings.audio, offset)).tobytes()
+
+
+class ViewMaker:
+    """Both stages in one process, for streams in which there is nothing to separate, or next to nothing.
+
+    Mix-mix needs no separator. Where every clip is in the store already, only an entry that is lost or damaged has to
+    be separated: then the separators are loaded, and run on this process's own CPU.
+    """
+
+    def __init__(
+        self, settings: ServiceSettings, store: SeparatedStore | None = None, strikes: Strikes | None = None
+    ) -> None:
+        """Args: as `ClipReader`."""
+        self.reader = ClipReader(settings, store, strikes)
+        self.service = SeparationService(settings, store, strikes, load_now=False)
+
+    def __call__(self, columns: Columns) -> Columns:
+        """Make the views of a block; see `SeparationService.serve` for the columns."""
+        return self.service(self.reader(columns))
+
+
+def read_segments(columns: Columns, audio: AudioFormat, segment_seconds: float) -> Columns:
+    """Decode the clips of a block and crop the first view's segment from each, for the training of a separator.
+
+    Returns:
+        `row`, `uri`, `fault`, and `segment` (int16, (N, T')), zeros on a fault.
+    """
+    samples = round(segment_seconds * audio.sample_rate)
+    start_N, _ = crop_starts(columns["crop_1_u"], columns["crop_2_u"], audio.samples, samples, 0)
+    segment_NT = np.zeros((len(start_N), samples), np.int16)
+    fault_N = np.array([""] * len(start_N), object)
+    for n in np.flatnonzero(columns["row"] != FILLER):
+        try:
+            clip_T = read_clip(str(columns["uri"][n]), audio, float(columns["offset_seconds"][n]))
+            segment_NT[n] = to_pcm(clip_T[start_N[n] : start_N[n] + samples])
+        except ClipError as error:
+            fault_N[n] = error.cause
+    return {"row": columns["row"], "uri": columns["uri"], "fault": fault_N, "segment": segment_NT}

@@ -1,0 +1,224 @@
+"""The separation service: rows with their draws and their sound in, rows with two view crops out.
+
+A plain callable that keeps no random state, so a repeated call gives the same bytes. A clip that can't be separated
+becomes a row with a `fault`; it never breaks the stream.
+
+Torch is imported where the first separator is loaded: the processes of Ray that only pass the service on, and those
+whose store holds every clip, do without, which saves each of them seconds at its start and hundreds of megabytes.
+
+Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sepscene.augment.audio import AudioFormat
+from sepscene.augment.crash_counts import Strikes
+from sepscene.augment.separation.blocks import Columns, ServiceSettings, StoredViews, shared_seconds, starts_of
+from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.augment.views import MIXTURE, choose_channels, levels_db, to_pcm
+from sepscene.models.config import SepsceneError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sepscene.augment.separation.forward import Forward, Result
+
+PASSED_ON = (
+    "row", "clip", "epoch", "processor", "uri", "content", "specaugment_u", "stored", "damaged", "channel_1",
+    "channel_2", "fault", "read_bytes", "reading_seconds",
+)  # fmt: skip
+"""Columns that go through the service as they are, or with a few rows changed."""
+
+
+Separated = tuple[int, np.ndarray, np.ndarray, np.ndarray]
+"""A row's position, its mixture (T,), its separated channels (S, T), their levels (S,)."""
+
+
+def open_separator(name: str, folder: str, audio: AudioFormat) -> "nn.Module":
+    """Load a processor's checkpoint.
+
+    Raises:
+        SepsceneError: names the processor whose checkpoint is missing, damaged, or of another sample rate.
+    """
+    from sepscene.models.separators.folder import load_separator
+
+    try:
+        separator = load_separator(folder)
+    except SepsceneError as error:
+        raise SepsceneError(f"processor {name}: {error}") from error
+    if separator.sample_rate != audio.sample_rate:
+        raise SepsceneError(
+            f"processor {name} ({folder}) works at {separator.sample_rate} Hz but audio.sample_rate is "
+            f"{audio.sample_rate} Hz; set audio.sample_rate to {separator.sample_rate} or choose another separator"
+        )
+    return separator
+
+
+class SeparationService:
+    """Hosts every processor of a combination and turns decoded clips into the two views of each row.
+
+    A block is grouped by processor, so that each network runs on as large a batch as there is. What leaves is only
+    the two crops in 16 bits: about 60 kB a row instead of 2 MB.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        store: SeparatedStore | None = None,
+        strikes: Strikes | None = None,
+        device: str = "cpu",
+        clips_per_forward: int = 1,
+        load_now: bool = True,
+    ) -> None:
+        """Load the checkpoints.
+
+        Args:
+            settings: views, audio, checkpoints and the separators' precision.
+            store: where separated clips are kept; none separates every row live.
+            strikes: the poison list; none lets a deadly clip kill its actor for ever.
+            device: where the separators run.
+            clips_per_forward: clips in one forward pass, see `Forward`.
+            load_now: false leaves the checkpoints alone until a clip must be separated.
+
+        Raises:
+            SepsceneError: for a damaged checkpoint, or one trained at another sample rate.
+        """
+        self.settings, self.store, self.strikes, self.device = settings, store, strikes, device
+        self.clips_per_forward = clips_per_forward
+        self.number = int.from_bytes(os.urandom(4), "big")  # tells this actor from the others
+        self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
+        if load_now:
+            _ = self.separators, self.forward
+
+    def __del__(self) -> None:
+        """Publish what this actor separated; Ray Data deletes the callable when its actor ends in peace."""
+        store = getattr(self, "store", None)
+        if store is not None:
+            store.close()
+
+    @cached_property
+    def separators(self) -> "list[nn.Module]":
+        """The processors' networks, in the order of the draws."""
+        return [self._load(name) for name in self.settings.processors]
+
+    @cached_property
+    def forward(self) -> "Forward":
+        """What passes clips through them."""
+        from sepscene.augment.separation.forward import Forward
+
+        return Forward(self.device, self.clips_per_forward)
+
+    def _load(self, name: str) -> "nn.Module":
+        from sepscene.models.separators.fast_path import fast_separator
+
+        separator = open_separator(name, self.settings.checkpoints[name], self.settings.audio)
+        return fast_separator(separator, self.device, self.settings.precision)
+
+    def __call__(self, columns: Columns) -> Columns:
+        """Make the views of a block; clips on the poison list are left alone. See `serve` for the columns."""
+        if self.strikes is None or not _to_separate(columns):
+            return self.serve(columns)
+        return self.strikes.guard("separation", self.serve, columns)
+
+    def serve(self, columns: Columns) -> Columns:
+        """Separate the clips of a block whose views are not made yet, and crop both views.
+
+        Args:
+            columns: what `ClipReader` returns.
+
+        Returns:
+            The columns `PASSED_ON`; `view_1`, `view_2` (int16, (N, P)), zeros on a fault; `channel_1`, `channel_2`
+            (int64, −1 is the mixture); `separation_seconds` (this row's share of the block), `queued_seconds` (between
+            the reader's end and the beginning here), `made_at` (when the block was done, seconds of the day's clock),
+            `made_by` (a number of this very service).
+        """
+        begin, began_at, count = time.perf_counter(), time.time(), len(columns["row"])
+        block = {name: columns[name].copy() for name in PASSED_ON}
+        starts_N2 = starts_of(columns, self.settings)
+        view_N2P = np.zeros((count, 2, self.settings.patch), np.int16)
+        for n in np.flatnonzero(columns["stored"]).tolist():
+            view_N2P[n] = np.frombuffer(columns["sound"][n], np.int16).reshape(2, -1)
+        rows = [n for n in _to_separate(columns) if not self._from_store(columns, block, view_N2P, starts_N2, n)]
+        for n, mixture_T, separated_ST, levels_S in self._separated(columns, block, rows):
+            uniforms = columns["channel_u"][n], columns["second_channel_u"][n]
+            chosen = choose_channels(levels_S, *uniforms, self.settings.views)
+            block["channel_1"][n], block["channel_2"][n] = chosen
+            for view, (channel, start) in enumerate(zip(chosen, starts_N2[n], strict=True)):
+                source_T = mixture_T if channel == MIXTURE else separated_ST[channel]
+                view_N2P[n, view] = source_T[start : start + self.settings.patch]
+        return block | {
+            "view_1": np.ascontiguousarray(view_N2P[:, 0]),
+            "view_2": np.ascontiguousarray(view_N2P[:, 1]),
+            "queued_seconds": np.maximum(began_at - columns["read_at"], 0.0).astype(np.float32),
+            "separation_seconds": shared_seconds(begin, count),
+            "made_at": np.full(count, time.time()),
+            "made_by": np.full(count, self.number, np.int64),
+        }
+
+    def _from_store(
+        self, columns: Columns, block: Columns, view_N2P: np.ndarray, starts_N2: np.ndarray, n: int
+    ) -> bool:
+        """Row n's views, if its clip was separated since the reader looked, perhaps in this very actor."""
+        found = self.stored.find(columns, starts_N2[n], n) if self.stored else None
+        if found is None:
+            return False
+        (block["channel_1"][n], block["channel_2"][n]), view_N2P[n] = found
+        block["stored"][n] = True
+        return True
+
+    def _separated(self, columns: Columns, block: Columns, rows: list[int]) -> Iterator[Separated]:
+        """Pass the clips through the networks; the next pass is submitted before the last one is looked at."""
+        mixtures = {n: _mixture(columns, n) for n in rows}
+        if not self.settings.processors:
+            nothing_ST = np.empty((0, self.settings.audio.samples), np.int16)
+            yield from ((n, mixtures[n], nothing_ST, np.empty(0, np.float32)) for n in rows)
+            return
+        passes = [
+            (index, mine[start : start + self.clips_per_forward])
+            for index in range(len(self.settings.processors))
+            for mine in [[n for n in rows if columns["processor"][n] == index]]
+            for start in range(0, len(mine), self.clips_per_forward)
+        ]
+        before: tuple[int, list[int], Result] | None = None
+        for index, some in passes:
+            result = self.forward.submit(self.separators[index], np.stack([mixtures[n] for n in some]))
+            if before:
+                yield from self._finished(columns, block, *before)
+            before = (index, some, result)
+        if before:
+            yield from self._finished(columns, block, *before)
+
+    def _finished(
+        self, columns: Columns, block: Columns, index: int, some: list[int], result: "Result"
+    ) -> Iterator[Separated]:
+        """The clips of a pass that is done, in 16 bits, kept in the store; a fault is marked in block["fault"]."""
+        for n, separated_ST in zip(some, result(), strict=True):
+            if not np.isfinite(separated_ST).all():
+                block["fault"][n] = f"processor {self.settings.processors[index]} gave NaN or infinite samples"
+                continue
+            mixture_T, pcm_ST = _mixture(columns, n), to_pcm(separated_ST)
+            levels_S = levels_db(pcm_ST)
+            if self.stored is not None:
+                separated, mixture = self.stored.keys(columns, n)
+                # The mixture first: where the store is full, a separated clip without one would be of no use.
+                if mixture not in self.stored.store:
+                    self.stored.store.put(mixture, mixture_T[None], levels_db(mixture_T[None]))
+                self.stored.store.put(separated, pcm_ST, levels_S)
+            yield n, mixture_T, pcm_ST, levels_S
+
+
+def _to_separate(columns: Columns) -> list[int]:
+    """Positions of the rows that carry a whole clip."""
+    carries = columns["read_bytes"] > 0
+    return np.flatnonzero(carries & ~columns["stored"] & (columns["fault"] == "")).tolist()
+
+
+def _mixture(columns: Columns, n: int) -> np.ndarray:
+    """The whole clip of row n, int16 (T,)."""
+    return np.frombuffer(columns["sound"][n], np.int16)

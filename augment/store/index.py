@@ -1,0 +1,144 @@
+"""Which shard holds which clip: sorted columns in memory, grown by whole shards, never rewritten.
+
+A dictionary of six million keys (AudioSet, three processors) would take over a gigabyte in every process;
+columns take 41 bytes an entry with two channels. A new shard becomes a small block, and blocks of like size
+are merged, so a lookup searches few blocks and an entry is moved only a logarithmic number of times.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from sepscene.augment.store.shards import Place, segment_samples_of
+
+
+@dataclass(frozen=True)
+class Found:
+    """One copy of an entry: its shard, its place there, and the levels of its channels."""
+
+    shard: str
+    place: Place
+    levels: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Columns of equal length, sorted by (high, low, shard)."""
+
+    high: np.ndarray
+    low: np.ndarray
+    shard: np.ndarray
+    offset: np.ndarray
+    samples: np.ndarray
+    channels: np.ndarray
+    levels: np.ndarray  # (entries, most channels), NaN beyond an entry's own
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(column.nbytes for column in vars(self).values())
+
+
+class StoreIndex:
+    """Entries of all known shards by their 16-byte key. Not locked: its owner does that."""
+
+    def __init__(self) -> None:
+        self._blocks: list[_Block] = []
+        self._names: list[str] = []
+        self._segments: list[int] = []
+        self._numbers: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        """Entries in the columns, those of removed shards included until they are merged away."""
+        return sum(len(block) for block in self._blocks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the columns."""
+        return sum(block.nbytes for block in self._blocks)
+
+    @property
+    def shards(self) -> set[str]:
+        """Names of the known shards."""
+        return set(self._numbers)
+
+    def add(self, footers: Mapping[str, pa.Table]) -> None:
+        """Learn the entries of shards, given by name; many at once are sorted once."""
+        new = {name: footer for name, footer in footers.items() if name not in self._numbers}
+        if not new:
+            return
+        first = len(self._names)
+        for name, footer in new.items():
+            self._numbers[name] = len(self._names)
+            self._names.append(name)
+            self._segments.append(segment_samples_of(footer))
+        block = _block(list(new.values()), first)
+        while self._blocks and len(self._blocks[-1]) <= 2 * len(block):
+            block = self._merge(self._blocks.pop(), block)
+        self._blocks.append(block)
+
+    def remove(self, shard: str) -> None:
+        """Forget a shard; its rows stay behind, unseen, until their block is merged."""
+        self._numbers.pop(shard, None)
+
+    def find(self, digest: bytes) -> list[Found]:
+        """All copies of an entry, the first published first; empty when there is none."""
+        high, low = np.frombuffer(digest, "<u8")
+        found = []
+        for block in self._blocks:
+            row = int(np.searchsorted(block.high, high))
+            while row < len(block) and block.high[row] == high:
+                if block.low[row] == low and self._names[block.shard[row]] in self._numbers:
+                    found.append(self._found(block, row))
+                row += 1
+        return sorted(found, key=lambda copy: copy.shard) if len(found) > 1 else found
+
+    def _found(self, block: _Block, row: int) -> Found:
+        shard = block.shard[row]
+        channels = int(block.channels[row])
+        place = Place(int(block.offset[row]), channels, int(block.samples[row]), self._segments[shard])
+        return Found(self._names[shard], place, block.levels[row, :channels].copy())
+
+    def _merge(self, old: _Block, new: _Block) -> _Block:
+        width = max(old.levels.shape[1], new.levels.shape[1])
+        columns = []
+        for name in vars(old):
+            pair = [getattr(block, name) for block in (old, new)]
+            if name == "levels":
+                pair = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=np.nan) for x in pair]
+            columns.append(np.concatenate(pair))
+        merged = _Block(*columns)
+        live = np.array([name in self._numbers for name in self._names])
+        return _sorted(merged, live[merged.shard])
+
+
+def _block(footers: list[pa.Table], first: int) -> _Block:
+    """The entries of shards number `first`, `first` + 1, ... as one block."""
+    columns = ["key", "offset", "samples", "channels", "levels"]
+    table = pa.concat_tables([footer.select(columns).replace_schema_metadata() for footer in footers])
+    keys = np.frombuffer(b"".join(table["key"].to_pylist()), "<u8").reshape(-1, 2)
+    channels = table["channels"].to_numpy().astype(np.uint8)
+    levels = np.full((len(table), int(channels.max(initial=0))), np.nan, np.float32)
+    flat = table["levels"].combine_chunks().flatten().to_numpy()
+    levels[np.arange(levels.shape[1]) < channels[:, None]] = flat
+    numbers = np.arange(first, first + len(footers), dtype=np.uint32)
+    block = _Block(
+        keys[:, 0],
+        keys[:, 1],
+        np.repeat(numbers, [len(footer) for footer in footers]),
+        table["offset"].to_numpy(),
+        table["samples"].to_numpy(),
+        channels,
+        levels,
+    )
+    return _sorted(block, np.ones(len(table), bool))
+
+
+def _sorted(block: _Block, keep: np.ndarray) -> _Block:
+    order = np.lexsort((block.low, block.high))
+    order = order[keep[order]]
+    return _Block(*(np.ascontiguousarray(column[order]) for column in vars(block).values()))

@@ -1,0 +1,158 @@
+"""The writing half of the SeparatedStore: entries wait in memory until they make a shard."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
+
+import pyarrow as pa
+from pydantic import Field
+
+from sepscene.augment.store.folder import FILESYSTEM_ERRORS, StoreError, StoreFolder
+from sepscene.augment.store.shards import Entry, shard_pieces
+from sepscene.models.config import Config
+
+_log = logging.getLogger(__name__)
+
+
+class StoreSettings(Config):
+    """How a store is written and how often it is looked at again; readers and writers may differ in it."""
+
+    shard_bytes: int = Field(128 * 2**20, ge=1, description="a writer publishes when it holds this much")
+    publish_seconds: float = Field(
+        10.0, ge=0, description="... or when its oldest entry is this old; each shard published doubles it"
+    )
+    publish_max_seconds: float = Field(
+        600.0, ge=0, description="end of the doubling: so short runs share early and long runs make large shards"
+    )
+    refresh_seconds: float = Field(10.0, ge=0, description="a miss looks for new shards if the last look is this old")
+    segment_samples: int = Field(4096, ge=1, description="samples under one checksum; crops are read in whole segments")
+    max_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="writers keep nothing more once the store is this large; each looks before it publishes a shard, "
+        "so that at worst the shards that are on their way at the same moment, one a writer, come on top",
+    )
+
+
+class ShardWriter:
+    """Gathers entries and publishes them from a thread of its own. Memory: two shards at most. Thread-safe."""
+
+    def __init__(
+        self,
+        folder: StoreFolder,
+        settings: StoreSettings,
+        room: Callable[[], int | None],
+        published: Callable[[str, pa.Table, int], None],
+        refused: Callable[[int], None],
+    ) -> None:
+        """Args:
+        folder: where shards are published.
+        settings: when.
+        room: asked before a shard is published: how many bytes of entries it may hold; None for any number.
+        published: told (name, footer, bytes) of each shard before its entries leave the memory.
+        refused: told how many entries the limit or the filesystem did not take.
+        """
+        self._folder, self._settings, self._room = folder, settings, room
+        self._published, self._refused = published, refused
+        self._lock = threading.Lock()  # the entries
+        self._starting = threading.Lock()  # one shard after another
+        self._pending: dict[bytes, Entry] = {}  # entries of the shard to come
+        self._leaving: dict[bytes, Entry] = {}  # entries of the shard on its way
+        self._since = 0.0
+        self._publish_seconds = settings.publish_seconds
+        self._upload: Future[None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self.pending_bytes = 0
+
+    def __len__(self) -> int:
+        """Entries that are not published yet."""
+        with self._lock:
+            return len(self._pending) + len(self._leaving)
+
+    @property
+    def unpublished_bytes(self) -> int:
+        """Bytes of the entries that are not published yet."""
+        with self._lock:
+            return self.pending_bytes + sum(len(entry.data) for entry in self._leaving.values())
+
+    def find(self, digest: bytes) -> Entry | None:
+        """An entry that is not published yet."""
+        with self._lock:
+            return self._leaving.get(digest) or self._pending.get(digest)
+
+    def add(self, digest: bytes, entry: Entry) -> None:
+        """Keep an entry for the next shard."""
+        with self._lock:
+            if not self._pending:
+                self._since = time.monotonic()
+            self._pending[digest] = entry
+            self.pending_bytes += len(entry.data)
+        self.publish_if_due()
+
+    def publish_if_due(self) -> None:
+        """Start a shard when the entries are many or old enough."""
+        if not self._pending:
+            return
+        age = time.monotonic() - self._since
+        if self.pending_bytes >= self._settings.shard_bytes or age >= self._publish_seconds:
+            self.start()
+
+    def start(self) -> None:
+        """Hand the pending entries to the thread; the shard before them is waited for."""
+        with self._starting:
+            self.wait()
+            with self._lock:
+                if not self._pending:
+                    return
+                self._leaving, self._pending, self.pending_bytes = self._pending, {}, 0
+                self._publish_seconds = min(2 * self._publish_seconds, self._settings.publish_max_seconds)
+                self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="separated-store")
+            try:
+                self._upload = self._thread.submit(self._publish)
+            except RuntimeError:  # the process is ending and starts no threads any more
+                self._publish()
+
+    def wait(self) -> None:
+        """Wait for the shard that is on its way."""
+        upload = self._upload
+        if upload is not None:
+            upload.result()
+
+    def flush(self) -> None:
+        """Publish everything and wait for it."""
+        self.start()
+        self.wait()
+
+    def close(self) -> None:
+        """Publish everything and end the thread."""
+        self.flush()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
+    def _publish(self) -> None:
+        entries = list(self._leaving.values())
+        try:
+            kept = _fitting(entries, self._room())
+            if kept:
+                pieces, footer = shard_pieces(kept, self._settings.segment_samples)
+                self._published(self._folder.publish(pieces), footer, sum(map(len, pieces)))
+        except (StoreError, *FILESYSTEM_ERRORS) as error:
+            # a full disk must not end a training run that can separate live
+            _log.warning("store %s: %d entries were not kept: %s", self._folder.uri, len(entries), error)
+            kept = []
+        if len(kept) < len(entries):
+            self._refused(len(entries) - len(kept))
+        with self._lock:
+            self._leaving = {}
+
+
+def _fitting(entries: list[Entry], room: int | None) -> list[Entry]:
+    """The first entries that fit into `room` bytes."""
+    if room is None:
+        return entries
+    ends = accumulate(len(entry.data) for entry in entries)
+    return [entry for entry, end in zip(entries, ends, strict=True) if end <= room]

@@ -1,0 +1,1 @@
+"""Synthetic sound scenes with known sources, for the demo, tests and studies."""

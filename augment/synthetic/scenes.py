@@ -1,0 +1,286 @@
+"""Synthetic sound scenes: who sounds together is decided by the place, as in the world.
+
+A scene type (a street, a kitchen, …) has its own vocabulary of event classes. A scene draws a few of them,
+each a new individual with its own pitch, timing, timbre, level and place in the room, over a background of
+the place. So classes co-occur by scene and not independently, which is the paper's hypothesis about why a
+mixture and its parts make a positive pair. The isolated sources are kept: they make separation measurable.
+
+Shape suffixes: S sources (the events, then the background), T samples.
+"""
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from pydantic import Field, model_validator
+
+from sepscene.augment.synthetic import noisy_events as noisy
+from sepscene.augment.synthetic import tonal_events as tonal
+from sepscene.augment.synthetic.source_segments import sources_path
+from sepscene.augment.synthetic.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
+from sepscene.models.config import Config
+
+BACKGROUND = "background"
+"""The label of the last source of every scene; not an event class."""
+
+EventMaker = Callable[[np.random.Generator, int], np.ndarray]
+
+EVENTS: dict[str, EventMaker] = {
+    maker.__name__: maker
+    for maker in (
+        *(
+            tonal.car_horn,
+            tonal.siren,
+            tonal.ship_horn,
+            tonal.kettle,
+            tonal.beeps,
+            tonal.speech,
+            tonal.laughter,
+        ),
+        *(
+            tonal.dog_bark,
+            tonal.gull,
+            tonal.rooster,
+            tonal.bird_song,
+            tonal.cricket,
+            tonal.frog,
+            tonal.engine,
+        ),
+        *(tonal.drill, tonal.bell, noisy.dishes, noisy.footsteps, noisy.knock, noisy.hammer, noisy.chopping),
+        *(noisy.woodpecker, noisy.keyboard, noisy.water_tap, noisy.frying, noisy.waves, noisy.wind_gust),
+        noisy.printer,
+    )
+}
+"""The event classes and what makes one instance of each."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A scene type.
+
+    Attributes:
+        vocabulary: the event classes that belong here.
+        echo_seconds: range of the reverberation time of its rooms.
+        slope: range of the background's spectral slope, dB per octave.
+        hum: how strong the hum of machines is beside the background's noise, 0 for none.
+        restlessness: how much the background's loudness moves, 0 to 1.
+    """
+
+    vocabulary: tuple[str, ...]
+    echo_seconds: tuple[float, float]
+    slope: tuple[float, float]
+    hum: float
+    restlessness: float
+
+
+PLACES: dict[str, Place] = {
+    "street": Place(("car_horn", "siren", "engine", "footsteps", "dog_bark", "speech"), (0.1, 0.4), (-6, -3), 0.3, 0.5),
+    "forest": Place(
+        ("bird_song", "woodpecker", "cricket", "frog", "wind_gust", "footsteps"),
+        (0.1, 0.6),
+        (-4, 0),
+        0.0,
+        0.7,
+    ),
+    "kitchen": Place(("kettle", "dishes", "water_tap", "frying", "chopping", "speech"), (0.2, 0.6), (-6, -2), 0.5, 0.1),
+    "harbour": Place(("ship_horn", "gull", "waves", "bell", "wind_gust", "engine"), (0.2, 0.7), (-5, -1), 0.1, 0.8),
+    "office": Place(("keyboard", "printer", "knock", "beeps", "laughter", "speech"), (0.2, 0.5), (-7, -3), 0.4, 0.1),
+    "farm": Place(("rooster", "dog_bark", "bird_song", "cricket", "hammer", "bell"), (0.1, 0.4), (-5, -1), 0.0, 0.6),
+    "workshop": Place(("drill", "hammer", "engine", "beeps", "laughter", "knock"), (0.4, 1.1), (-6, -2), 0.6, 0.3),
+}
+"""The scene types. Some classes belong to two places, so that one event does not give its place away."""
+
+
+class SceneConfig(Config):
+    """How scenes are made. All of it is ours: the paper uses AudioSet."""
+
+    sample_rate: int = Field(16_000, ge=8_000, le=96_000, description="Hz")
+    clip_seconds: float = Field(10.0, ge=0.5, le=60)
+    min_events: int = Field(2, ge=1, le=20)
+    max_events: int = Field(5, ge=1, le=20)
+    min_snr_db: float = Field(-3.0, description="an event's level while it sounds, against the background")
+    max_snr_db: float = Field(20.0)
+    stray_share: float = Field(0.05, ge=0, le=1, description="chance of each event to be of any class")
+
+    @model_validator(mode="after")
+    def _ranges_in_order(self) -> "SceneConfig":
+        if self.min_events > self.max_events:
+            raise ValueError("min_events is larger than max_events; swap them")
+        if self.min_snr_db > self.max_snr_db:
+            raise ValueError("min_snr_db is larger than max_snr_db; swap them")
+        return self
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One synthetic scene.
+
+    Attributes:
+        mixture_T: float32 in [-1, 1].
+        sources_ST: float32; the events in order of their onset, then the background. They sum to the mixture
+            exactly: all lie on the grid of 16-bit sound, on which float32 sums do not round.
+        source_labels: the event class of each source, `BACKGROUND` last.
+        labels: the event classes in the scene, sorted, each once.
+        scene_type: a key of `PLACES`.
+    """
+
+    mixture_T: np.ndarray
+    sources_ST: np.ndarray
+    source_labels: tuple[str, ...]
+    labels: tuple[str, ...]
+    scene_type: str
+
+
+def generate_scene(seed: int, index: int, config: SceneConfig | None = None) -> Scene:
+    """The scene of that number; the same for the same arguments, whatever was generated before."""
+    config = config or SceneConfig()
+    rng = np.random.default_rng([seed, index])
+    samples = round(config.clip_seconds * config.sample_rate)
+    scene_type, names = draw_events(rng, config)
+    place = PLACES[scene_type]
+    background_T = _background(rng, samples, config.sample_rate, place)
+    background_T *= np.float32(10 ** (rng.uniform(-46, -34) / 20))
+    echo_seconds = rng.uniform(*place.echo_seconds)
+    sources, onsets = [], []
+    for name in names:
+        event_T, onset = _event(rng, name, samples, echo_seconds, config)
+        level = 10 ** (rng.uniform(config.min_snr_db, config.max_snr_db) / 20) * _rms(background_T)
+        sources.append(event_T * np.float32(level / _active_rms(event_T)))
+        onsets.append(onset)
+    order = np.argsort(onsets, kind="stable")
+    sources_ST = _on_grid(np.stack([*(sources[k] for k in order), background_T]))
+    return Scene(
+        mixture_T=sources_ST.sum(axis=0),
+        sources_ST=sources_ST,
+        source_labels=(*(names[k] for k in order), BACKGROUND),
+        labels=tuple(sorted(set(names))),
+        scene_type=scene_type,
+    )
+
+
+def draw_events(rng: np.random.Generator, config: SceneConfig) -> tuple[str, list[str]]:
+    """A scene type, uniform over `PLACES`, and the classes of its events: where co-occurrence is decided."""
+    scene_type = str(rng.choice(sorted(PLACES)))
+    names = []
+    for _ in range(int(rng.integers(config.min_events, config.max_events + 1))):
+        stray = rng.random() < config.stray_share
+        names.append(str(rng.choice(sorted(EVENTS) if stray else PLACES[scene_type].vocabulary)))
+    return scene_type, names
+
+
+def write_scenes(
+    directory: str | os.PathLike[str],
+    count: int,
+    seed: int,
+    split: str,
+    config: SceneConfig | None = None,
+    with_sources: bool | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Write `count` scenes as 16-bit WAV under DIRECTORY/SPLIT, and the manifest DIRECTORY/SPLIT.csv.
+
+    The manifest has the declared columns (uri, labels, split, offset_seconds) and scene_type, source_labels.
+    A split's scenes depend on (seed, split, number) only: a larger `count` adds scenes and changes none, and
+    no two splits share one. The manifest is written last, so that an interrupted call leaves none that names
+    missing files.
+
+    Args:
+        directory: made if it is not there.
+        count: scenes of this split.
+        seed: of the whole data set.
+        split: e.g. "train"; a folder name.
+        config: how scenes are made.
+        with_sources: keep each scene's sources in one multi-channel file beside it (`source_segments.read_sources`); by
+            default for the split "test".
+        progress: called after each scene with how many are done.
+
+    Returns:
+        The manifest's path.
+    """
+    config = config or SceneConfig()
+    with_sources = split == "test" if with_sources is None else with_sources
+    folder = Path(directory) / split
+    folder.mkdir(parents=True, exist_ok=True)
+    split_seed = int.from_bytes(hashlib.sha256(f"{seed}/{split}".encode()).digest()[:8], "big")
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["uri", "labels", "split", "offset_seconds", "scene_type", "source_labels"])
+    for index in range(count):
+        scene, path = generate_scene(split_seed, index, config), folder / f"scene-{index:06d}.wav"
+        _write_wav(path, scene.mixture_T, config.sample_rate)
+        if with_sources:
+            _write_wav(sources_path(path), scene.sources_ST.T, config.sample_rate)
+        uri = f"{split}/{path.name}"
+        rows.writerow([uri, ";".join(scene.labels), split, 0.0, scene.scene_type, ";".join(scene.source_labels)])
+        if progress is not None:
+            progress(index + 1)
+    manifest = Path(directory) / f"{split}.csv"
+    unfinished = manifest.with_suffix(".csv.part")
+    unfinished.write_text(table.getvalue(), encoding="utf-8")
+    os.replace(unfinished, manifest)
+    return manifest
+
+
+def colour(rng: np.random.Generator, wave_T: np.ndarray, rate: int) -> np.ndarray:
+    """The event as its place and the microphone colour it: random shelves of the middle and the treble."""
+    for low, high in ((200, 1000), (1000, 4000)):
+        wave_T = shelf(wave_T, rate, log_uniform(rng, low, high), rng.uniform(-10, 8))
+    return wave_T
+
+
+def _event(
+    rng: np.random.Generator, name: str, samples: int, echo_seconds: float, config: SceneConfig
+) -> tuple[np.ndarray, int]:
+    """One individual of a class in its room, at a random time; and its onset in samples."""
+    rate = config.sample_rate
+    dry_T = np.trim_zeros(EVENTS[name](rng, rate), "b")[:samples]
+    dry_T = colour(rng, dry_T, rate)
+    event_T = reverberate(rng, dry_T, rate, echo_seconds * rng.uniform(0.8, 1.2), rng.uniform(0.1, 0.9))
+    onset = int(rng.integers(0, max(1, samples - len(dry_T)) + 1))
+    placed_T = np.zeros(samples, np.float32)
+    tail_T = event_T[: samples - onset]
+    placed_T[onset : onset + len(tail_T)] = tail_T
+    return placed_T, onset
+
+
+def _background(rng: np.random.Generator, samples: int, rate: int, place: Place) -> np.ndarray:
+    """The texture of a place (T,): noise of two colours whose shares drift, and the hum of machines."""
+    dark_T, light_T = (coloured(rng, samples, rate, rng.uniform(*place.slope) + shift) for shift in (-2, 2))
+    points = max(2, round(samples / rate * 0.8))
+    share_T = curve(samples, rng.uniform(0.5 - 0.5 * place.restlessness, 0.5 + 0.5 * place.restlessness, points))
+    wave_T = (1 - share_T) * dark_T + share_T * light_T
+    wave_T *= curve(samples, rng.uniform(1 - 0.7 * place.restlessness, 1, points))
+    if place.hum:
+        mains = rng.choice([50.0, 60.0]) * rng.uniform(0.99, 1.01)
+        pitch_T = np.full(samples, mains, np.float32)
+        hum_T = tone(rng, pitch_T, overtones(rng, mains, rate, rng.uniform(-12, -6), spread=6), rate)
+        wave_T += np.float32(place.hum * rng.uniform(0, 1)) * hum_T
+    return wave_T / _rms(wave_T)
+
+
+def _on_grid(sources_ST: np.ndarray) -> np.ndarray:
+    """The sources as multiples of 2^-15, scaled down together where one or their sum would leave [-1, 1]."""
+    peak = max(float(np.abs(sources_ST.sum(axis=0)).max()), float(np.abs(sources_ST).max()))
+    gain = min(1.0, 0.9 / peak)
+    return (np.rint(sources_ST * np.float32(gain * 2**15)) / np.float32(2**15)).astype(np.float32)
+
+
+def _rms(wave_T: np.ndarray) -> np.float32:
+    return np.float32(np.sqrt(np.mean(np.square(wave_T))))
+
+
+def _active_rms(wave_T: np.ndarray) -> float:
+    """RMS over what is less than 40 dB below the peak, so that the gaps between strokes do not count."""
+    power_T = np.square(wave_T)
+    active_T = power_T > 1e-4 * power_T.max()
+    return float(np.sqrt(power_T[active_T].mean()))
+
+
+def _write_wav(path: Path, wave: np.ndarray, rate: int) -> None:
+    soundfile.write(path, np.rint(wave * 2**15).astype(np.int16), rate, subtype="PCM_16")

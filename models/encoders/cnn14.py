@@ -1,0 +1,86 @@
+"""CNN14 of PANNs (Kong et al. 2020), with a bottleneck to the representation h, under PANNs' parameter names.
+
+Shapes: B clips, C channels, L frames, F mels, D embedding.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sepscene.models.config import SepsceneError
+from sepscene.models.settings import SHORTEST, Cnn14Config
+
+
+def initialise(layer: nn.Conv2d | nn.Linear) -> None:
+    """Xavier-uniform weight, zero bias, as PANNs has it."""
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class ConvBlock(nn.Module):
+    """(3×3 convolution without bias, batch norm, ReLU) twice; then optional 2×2 average pooling."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, kernel_size=3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+        initialise(self.conv1)
+        initialise(self.conv2)
+
+    def forward(self, x_BCLF: Tensor, pool: bool) -> Tensor:
+        """(B, C_in, L, F) to (B, C, L, F), or to (B, C, L // 2, F // 2) when pooled."""
+        x_BCLF = nn.functional.relu_(self.bn1(self.conv1(x_BCLF)))
+        x_BCLF = nn.functional.relu_(self.bn2(self.conv2(x_BCLF)))
+        return nn.functional.avg_pool2d(x_BCLF, 2) if pool else x_BCLF
+
+
+class Cnn14(nn.Module):
+    """logmel_BLF to h_BD. No dropout [open; ours]."""
+
+    def __init__(self, config: Cnn14Config) -> None:
+        super().__init__()
+        self.config = config
+        self.bn0 = nn.BatchNorm2d(config.mel_bands)
+        inputs = (1, *config.widths[:-1])
+        for number, (channels_in, channels) in enumerate(zip(inputs, config.widths, strict=True), start=1):
+            self.add_module(f"conv_block{number}", ConvBlock(channels_in, channels))
+        self.embedding = nn.Linear(config.widths[-1], config.embedding_dim)
+        initialise(self.embedding)
+        self.tags = nn.Linear(config.embedding_dim, config.classes) if config.classes else None
+        if self.tags is not None:
+            initialise(self.tags)
+
+    def forward(self, logmel_BLF: Tensor) -> Tensor:
+        """logmel_BLF, at least 32 frames, to the representation h_BD (before any head)."""
+        h_BD = self.embedding(self.pooled(logmel_BLF))
+        return nn.functional.relu(h_BD) if self.config.activation == "relu" else h_BD
+
+    def pooled(self, logmel_BLF: Tensor) -> Tensor:
+        """logmel_BLF to the trunk's output (B, widths[-1]): mean over mels, then max plus mean over frames.
+
+        Raises:
+            SepsceneError: when the mel bands are not the configured ones, or there are fewer than 32 frames.
+        """
+        frames, mels = logmel_BLF.shape[1:]
+        if mels != self.config.mel_bands or frames < SHORTEST:
+            raise SepsceneError(
+                f"log-mel of {frames} frames and {mels} bands: CNN14 needs at least {SHORTEST} frames and "
+                f"exactly {self.config.mel_bands} bands; check front_end.mel_bands and the clip's length"
+            )
+        x_BCLF = self.bn0(logmel_BLF.transpose(1, 2)[..., None]).permute(0, 3, 2, 1)
+        for number in range(1, 7):
+            x_BCLF = getattr(self, f"conv_block{number}")(x_BCLF, pool=number < 6)
+        x_BCL = x_BCLF.mean(dim=3)
+        return x_BCL.amax(dim=2) + x_BCL.mean(dim=2)
+
+    def clipwise(self, h_BD: Tensor) -> Tensor:
+        """h_BD to the probability of each class (B, classes), as PANNs' `clipwise_output`.
+
+        Raises:
+            SepsceneError: when the network was not imported with its classifier.
+        """
+        if self.tags is None:
+            raise SepsceneError("this CNN14 has no classifier: import a PANNs file that holds `fc_audioset`")
+        return torch.sigmoid(self.tags(h_BD))

@@ -1,0 +1,243 @@
+"""The encoder as it leaves Sepscene: waveform in, representation h out, in a folder that describes itself.
+
+An encoder bundle is a folder with `config.json` (sizes, front-end, SHA-256 of the weights, the card's facts),
+`model.safetensors` and `README.md`, the model card.
+
+Shapes: B clips, T samples, P patches, L frames, F mels, D embedding.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from torch import Tensor, nn
+
+from sepscene.models.checkpoints import check_finite, load_weights
+from sepscene.models.config import Config, SepsceneError
+from sepscene.models.encoders.bundle import (
+    explain_validation,
+    read_description,
+    read_weights,
+    write_atomically,
+    write_bundle,
+    write_description,
+)
+from sepscene.models.encoders.cnn14 import Cnn14
+from sepscene.models.encoders.frontend import LogMel
+from sepscene.models.encoders.model_card import model_card
+from sepscene.models.settings import SHORTEST, Cnn14Config, FrontEndConfig
+
+FORMAT = "sepscene-encoder-1"
+SECONDS_AT_ONCE = 60
+MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
+
+
+class EncoderConfig(Config):
+    """All that is needed to build an `Encoder` around its weights."""
+
+    front_end: FrontEndConfig = FrontEndConfig()
+    trunk: Cnn14Config = Cnn14Config()
+    patch_seconds: float = Field(0.96, gt=0, description="a longer clip is cut into such patches [open; ours]")
+    shortest_seconds: float = Field(0.96, gt=0, description="a shorter clip is zero-padded to this [open; ours]")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "EncoderConfig":
+        if self.front_end.mel_bands != self.trunk.mel_bands:
+            raise ValueError(
+                f"front_end.mel_bands {self.front_end.mel_bands} and trunk.mel_bands {self.trunk.mel_bands} "
+                "differ: set both to one number"
+            )
+        if self.shortest_seconds > self.patch_seconds:
+            raise ValueError("shortest_seconds is longer than patch_seconds: a patch would be cut from padding")
+        frames = self.front_end.frames(round(self.shortest_seconds * self.front_end.sample_rate))
+        if frames < SHORTEST:
+            raise ValueError(
+                f"shortest_seconds {self.shortest_seconds:g} makes {frames} frames, CNN14 needs {SHORTEST}: lengthen it"
+            )
+        return self
+
+
+class Encoder(nn.Module):
+    """Log-mel and CNN14 together: wave_BT at `sample_rate` to h_BD.
+
+    A clip is the mean over its patches [open; ours]: whole patches side by side from its start; the last
+    one ends where the clip ends (and overlaps its neighbour), so that every sample counts and no silence is
+    made up. A clip shorter than a patch is one patch by itself, zero-padded to `shortest_seconds`. The
+    default is the patch of pre-training, 0.96 s; an imported PANNs file has patches of 10 s, its own
+    training length.
+    """
+
+    def __init__(
+        self,
+        front_end: LogMel,
+        trunk: Cnn14,
+        patch_seconds: float = 0.96,
+        shortest_seconds: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = EncoderConfig(
+            front_end=front_end.config,
+            trunk=trunk.config,
+            patch_seconds=patch_seconds,
+            shortest_seconds=patch_seconds if shortest_seconds is None else shortest_seconds,
+        )
+        self.front_end = front_end
+        self.trunk = trunk
+
+    @classmethod
+    def from_config(cls, config: EncoderConfig) -> "Encoder":
+        """An encoder with fresh weights."""
+        return cls(LogMel(config.front_end), Cnn14(config.trunk), config.patch_seconds, config.shortest_seconds)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz of the sound that this encoder reads."""
+        return self.config.front_end.sample_rate
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size D of the representation h."""
+        return self.config.trunk.embedding_dim
+
+    @property
+    def patch_samples(self) -> int:
+        """Samples of a patch."""
+        return round(self.config.patch_seconds * self.sample_rate)
+
+    @property
+    def shortest_samples(self) -> int:
+        """Samples to which a shorter clip is padded."""
+        return round(self.config.shortest_seconds * self.sample_rate)
+
+    def forward(self, wave_BT: Tensor) -> Tensor:
+        """wave_BT (full scale 1) to h_BD: mean over the clip's patches."""
+        if wave_BT.ndim != 2:
+            raise SepsceneError(f"the encoder reads clips of shape (B, T), not {tuple(wave_BT.shape)}")
+        patches_BPT = self.patches(wave_BT)
+        h_BPD = self.encode_patches(patches_BPT.flatten(0, 1)).unflatten(0, patches_BPT.shape[:2])
+        return h_BPD.mean(dim=1)
+
+    def encode_patches(self, wave_BT: Tensor) -> Tensor:
+        """Each row as one patch, of any length from `shortest_samples`, to h_BD.
+
+        In evaluation mode at most a minute of sound is in the network at once, so that memory does not grow
+        with the clip. Training needs the batch as a whole: batch norm looks across it.
+        """
+        if self.training:
+            return self.trunk(self.front_end(wave_BT))
+        at_once = max(1, SECONDS_AT_ONCE * self.sample_rate // wave_BT.shape[1])
+        return torch.cat([self.trunk(self.front_end(part_BT)) for part_BT in wave_BT.split(at_once)])
+
+    def patches(self, wave_BT: Tensor) -> Tensor:
+        """wave_BT to patches (B, P, T) as the class describes them."""
+        samples = wave_BT.shape[1]
+        if samples <= self.patch_samples:
+            return nn.functional.pad(wave_BT, (0, max(0, self.shortest_samples - samples)))[:, None]
+        starts = [*range(0, samples - self.patch_samples, self.patch_samples), samples - self.patch_samples]
+        return torch.stack([wave_BT[:, start : start + self.patch_samples] for start in starts], dim=1)
+
+
+def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) -> str:
+    """Write an encoder bundle; return the SHA-256 of its weights.
+
+    Args:
+        encoder: what to save; its weights must be finite.
+        directory: made if need be; an older bundle in it is replaced.
+        card: facts for the model card: any of title, data, separator, combination, losses, steps, figures
+            ({name: {"value", "low", "high"}}), versions, license, notes. Kept as they are in config.json.
+
+    Raises:
+        SepsceneError: when a weight is NaN or infinite.
+    """
+    check_finite(encoder.trunk, Path(directory))
+    config = encoder.config.model_dump(mode="json")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.trunk.state_dict().items()}
+    description = {"config": config, "card": card}
+    return write_bundle(Path(directory), FORMAT, description, tensors, readme=model_card(config, card))
+
+
+def update_card(directory: Path | str, facts: dict[str, Any]) -> None:
+    """Add facts to the card of a bundle, or replace them, e.g. the figures once they are measured.
+
+    Args:
+        directory: the bundle; its weights stay as they are.
+        facts: as the card of `save_encoder`.
+
+    Raises:
+        SepsceneError: when config.json is missing, damaged or of another format.
+    """
+    directory = Path(directory)
+    description = read_description(directory, FORMAT)
+    description["card"] = description.get("card", {}) | facts
+    write_atomically(directory / "README.md", model_card(description["config"], description["card"]).encode())
+    write_description(directory, description)
+
+
+def load_encoder(dir_or_uri: Path | str) -> Encoder:
+    """Load an encoder bundle, verified, on CPU and in evaluation mode.
+
+    Args:
+        dir_or_uri: a folder, or an MLflow URI (`runs:/...`, `models:/...`, `mlflow-artifacts:/...`), which is
+            fetched with MLflow's command line.
+
+    Raises:
+        SepsceneError: names the file and what is wrong: missing, damaged, another format, NaN weights, or
+            weights that do not fit the configuration.
+    """
+    text = str(dir_or_uri)
+    if text.startswith(MLFLOW_SCHEMES):
+        with tempfile.TemporaryDirectory() as folder:
+            return load_encoder(_fetch_from_mlflow(text, Path(folder)))
+    directory = Path(text.removeprefix("file://"))
+    encoder = Encoder.from_config(read_encoder_config(directory))
+    weights = directory / "model.safetensors"
+    tensors = read_weights(directory, read_description(directory, FORMAT).get("sha256"))
+    load_weights(encoder.trunk, tensors, weights)
+    check_finite(encoder.trunk, weights)
+    return encoder.eval()
+
+
+def read_encoder_config(directory: Path) -> EncoderConfig:
+    """The configuration of the encoder in a bundle, without its weights.
+
+    Raises:
+        SepsceneError: when config.json is missing, damaged, or holds values that make no encoder.
+    """
+    try:
+        return EncoderConfig.model_validate(read_description(directory, FORMAT)["config"])
+    except (ValidationError, KeyError) as error:
+        why = explain_validation(error) if isinstance(error, ValidationError) else f"{error} is missing"
+        raise SepsceneError(f"{directory / 'config.json'} makes no encoder ({why}): copy the bundle again") from None
+
+
+def _fetch_from_mlflow(uri: str, folder: Path) -> Path:
+    """Download an MLflow artifact and find the bundle in it.
+
+    It runs MLflow's command line, because only orchestration/ may import MLflow, and a notebook that loads a
+    folder should not need it.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "artifacts",
+        "download",
+        "--artifact-uri",
+        uri,
+        "--dst-path",
+        str(folder),
+    ]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SepsceneError(f"{uri} cannot be fetched ({reason}): check the URI and MLFLOW_TRACKING_URI")
+    found = [
+        path.parent for path in sorted(folder.rglob("config.json")) if (path.parent / "model.safetensors").exists()
+    ]
+    if len(found) != 1:
+        raise SepsceneError(f"{uri} holds {len(found)} encoder bundles: give the URI of one")
+    return found[0]

@@ -1,0 +1,105 @@
+"""From waveform to log-mel: the front-end of the paper and those of PANNs, as one small module.
+
+Shapes: B clips, T samples, N frequencies, F mels, L frames.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
+
+from sepscene.models.config import SepsceneError
+from sepscene.models.settings import FrontEndConfig
+
+
+def _panns(sample_rate: int, fft_samples: int, hop_samples: int, highest_hz: float) -> FrontEndConfig:
+    """PANNs' settings (audioset_tagging_cnn): power in Slaney bands, decibels above 1e-10, centred frames."""
+    return FrontEndConfig(
+        sample_rate=sample_rate,
+        window_samples=fft_samples,
+        fft_samples=fft_samples,
+        hop_samples=hop_samples,
+        lowest_hz=50.0,
+        highest_hz=highest_hz,
+        mel_scale="slaney",
+        equal_area=True,
+        power=2,
+        floor=1e-10,
+        compression="decibel",
+        framing="centred",
+    )
+
+
+FRONT_ENDS: dict[str, FrontEndConfig] = {
+    "paper": FrontEndConfig(),
+    "panns_16k": _panns(16_000, 512, 160, 8_000.0),
+    "panns_32k": _panns(32_000, 1024, 320, 14_000.0),
+}
+
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram: wave_BT at `config.sample_rate`, full scale 1, to logmel_BLF.
+
+    Always computed in float32, also under autocast: a power of 1e-10 has no place in half precision. The
+    window and the bands follow from the configuration, so they are not part of the state dict.
+    """
+
+    window: Tensor
+    bands_NF: Tensor
+
+    def __init__(self, config: FrontEndConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("window", torch.hann_window(config.window_samples), persistent=False)
+        bands_NF = melscale_fbanks(
+            n_freqs=config.fft_samples // 2 + 1,
+            f_min=config.lowest_hz,
+            f_max=config.highest_hz,
+            n_mels=config.mel_bands,
+            sample_rate=config.sample_rate,
+            norm="slaney" if config.equal_area else None,
+            mel_scale=config.mel_scale,
+        )
+        self.register_buffer("bands_NF", bands_NF, persistent=False)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz of the sound that this front-end reads."""
+        return self.config.sample_rate
+
+    def forward(self, wave_BT: Tensor) -> Tensor:
+        """wave_BT to logmel_BLF with L = `config.frames(T)`.
+
+        Raises:
+            SepsceneError: when the sound is too short for its ends to be reflected.
+        """
+        config = self.config
+        if wave_BT.shape[-1] <= config.padding_samples:
+            raise SepsceneError(
+                f"the sound has {wave_BT.shape[-1]} samples, the front-end needs more than "
+                f"{config.padding_samples}: pad it with zeros"
+            )
+        with torch.autocast(wave_BT.device.type, enabled=False):
+            padded_BT = nn.functional.pad(
+                wave_BT.float()[:, None], (config.padding_samples, config.padding_samples), mode="reflect"
+            )[:, 0]
+            spectrum_BNL = torch.stft(
+                padded_BT,
+                n_fft=config.fft_samples,
+                hop_length=config.hop_samples,
+                win_length=config.window_samples,
+                window=self.window,
+                center=False,
+                return_complex=True,
+            )
+            # Its abs() takes five times as long on a CPU. The clamp gives silence a gradient.
+            power_BNL = torch.addcmul(spectrum_BNL.real.square(), spectrum_BNL.imag, spectrum_BNL.imag)
+            linear_BNL = power_BNL if config.power == 2 else power_BNL.clamp(min=_TINY).sqrt()
+            mel_BLF = linear_BNL.transpose(1, 2) @ self.bands_NF
+            if config.compression == "decibel":
+                return (10.0 / math.log(10.0)) * mel_BLF.clamp(min=config.floor).log()
+            return (mel_BLF + config.floor).log()

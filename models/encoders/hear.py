@@ -1,0 +1,108 @@
+"""The HEAR interface (hearbenchmark.com): any encoder bundle as an entry of that benchmark, one import away.
+
+Pass `models.encoders.hear` as the module and the bundle's folder as the weights.
+
+Shapes: N sounds, T samples, K timestamps, D embedding.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.encoder import Encoder, load_encoder
+
+STEPS_PER_SECOND = 20
+"""One timestamp every 50 ms, the longest spacing that HEAR's event tasks tolerate."""
+
+
+class HearModel(nn.Module):
+    """An encoder with the attributes that HEAR asks of a model.
+
+    Attributes:
+        sample_rate: Hz of the sound that it reads.
+        scene_embedding_size, timestamp_embedding_size: size D of h, for both.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.sample_rate = encoder.sample_rate
+        self.scene_embedding_size = encoder.embedding_dim
+        self.timestamp_embedding_size = encoder.embedding_dim
+
+    def forward(self, audio_NT: Tensor) -> Tensor:
+        """audio_NT to the scene embeddings (N, D)."""
+        return self.encoder(audio_NT)
+
+
+def load_model(model_file_path: str = "") -> HearModel:
+    """Load an encoder bundle for HEAR.
+
+    Args:
+        model_file_path: folder or MLflow URI of the bundle.
+
+    Raises:
+        SepsceneError: when no bundle is named (there are no default weights), or it cannot be loaded.
+    """
+    if not model_file_path:
+        raise SepsceneError("Sepscene has no default weights: pass the folder of an encoder bundle to load_model")
+    return HearModel(load_encoder(model_file_path)).eval()
+
+
+def get_scene_embeddings(audio_NT: Tensor, model: HearModel) -> Tensor:
+    """One embedding a sound, the mean over its patches.
+
+    Args:
+        audio_NT: mono sound in [-1, 1] at `model.sample_rate`.
+        model: from `load_model`, on any device.
+
+    Returns:
+        (N, D), float32, on the model's device.
+
+    Raises:
+        SepsceneError: when the sound has another shape.
+    """
+    audio_NT = _checked(audio_NT, model)
+    with torch.no_grad():
+        return model(audio_NT).float()
+
+
+def get_timestamp_embeddings(audio_NT: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
+    """An embedding every 50 ms, from 0 to the end of the sound, each of a window centred on its timestamp.
+
+    The window is the shortest that the encoder takes (0.96 s); silence surrounds the sound. Where 50 ms are
+    no whole number of samples, each centre is rounded by itself, so that nothing drifts.
+
+    Args:
+        audio_NT: mono sound in [-1, 1] at `model.sample_rate`.
+        model: from `load_model`, on any device.
+
+    Returns:
+        Embeddings (N, K, D), float32, and timestamps (N, K) in milliseconds, both on the model's device.
+
+    Raises:
+        SepsceneError: when the sound has another shape.
+    """
+    audio_NT = _checked(audio_NT, model)
+    window = model.encoder.shortest_samples
+    device = audio_NT.device
+    step_K = torch.arange(audio_NT.shape[1] * STEPS_PER_SECOND // model.sample_rate + 1, device=device)
+    centre_K = (step_K * model.sample_rate + STEPS_PER_SECOND // 2) // STEPS_PER_SECOND
+    padded_NT = nn.functional.pad(audio_NT, (window // 2, window - window // 2))
+    offsets_T = torch.arange(window, device=device)
+    embedded = []
+    with torch.no_grad():
+        # Windows overlap 19-fold: they are cut out a few at a time, or a long sound would fill the memory.
+        for some_K in centre_K.split(64):
+            windows_NKT = padded_NT[:, some_K[:, None] + offsets_T]
+            embedded.append(model.encoder.encode_patches(windows_NKT.flatten(0, 1)).float())
+            embedded[-1] = embedded[-1].unflatten(0, windows_NKT.shape[:2])
+    timestamps_K = step_K.float() * (1000 // STEPS_PER_SECOND)
+    return torch.cat(embedded, dim=1), timestamps_K.repeat(len(audio_NT), 1)
+
+
+def _checked(audio_NT: Tensor, model: HearModel) -> Tensor:
+    """The sound in float32 on the model's device."""
+    if audio_NT.ndim != 2:
+        raise SepsceneError(f"HEAR sound has the shape (sounds, samples), not {tuple(audio_NT.shape)}")
+    return audio_NT.to(next(model.parameters()).device, torch.float32)

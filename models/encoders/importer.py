@@ -1,0 +1,205 @@
+"""Encoders from and to PANNs' checkpoints (`.pth` of audioset_tagging_cnn), under PANNs' parameter names.
+
+In PANNs, `fc1` with a ReLU makes the 2048-d `embedding`, and `fc_audioset` makes `clipwise_output` from it.
+Here `fc1` is the bottleneck (`embedding`, with activation "relu") and `fc_audioset` the classifier
+(`tags`), so the h of an imported file is its `embedding`.
+
+Shapes: N frequencies, F mels.
+"""
+
+import hashlib
+import io
+import pickle
+import zipfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from sepscene.models.checkpoints import check_finite, load_weights
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.bundle import explain_validation, write_atomically
+from sepscene.models.encoders.encoder import Encoder, EncoderConfig, save_encoder
+from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
+from sepscene.models.settings import Cnn14Config, FrontEndConfig
+
+OUR_NAMES = {"fc1.": "embedding.", "fc_audioset.": "tags."}
+FRONT_END_PREFIXES = ("spectrogram_extractor.", "logmel_extractor.")
+PATCH_SECONDS, SHORTEST_SECONDS = 10.0, 0.96
+"""PANNs was trained on clips of 10 s; the shortest is ours."""
+
+
+def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
+    """Turn a PANNs CNN14 checkpoint into an encoder bundle; return the SHA-256 of its weights.
+
+    Args:
+        file: `{"model": state_dict}` as PANNs publishes it, or a bare state dict; with or without the buffers
+            of its front-end. Read with `weights_only`, never unpickled.
+        front_end: name of a preset in `FRONT_ENDS`; where the file holds its front-end's buffers they must
+            agree.
+        out: folder of the bundle.
+
+    Raises:
+        SepsceneError: when the file is missing, damaged, needs unpickling, is not a CNN14, holds NaN, or was
+            trained with another front-end.
+    """
+    file = Path(file)
+    if front_end not in FRONT_ENDS:
+        raise SepsceneError(f"there is no front-end preset {front_end!r}: use one of {', '.join(FRONT_ENDS)}")
+    content = _read(file)
+    checkpoint = _parse(content, file)
+    tensors = _tensors(checkpoint, file)
+    buffers = {name: tensors.pop(name) for name in list(tensors) if name.startswith(FRONT_END_PREFIXES)}
+    _refuse_other_front_end(buffers, front_end, file)
+    encoder = Encoder.from_config(_config(checkpoint, tensors, FRONT_ENDS[front_end], file))
+    load_weights(encoder.trunk, _renamed(tensors, OUR_NAMES), file)
+    check_finite(encoder.trunk, file)
+    digest = hashlib.sha256(content).hexdigest()
+    notes = f"Imported from `{file.name}` (SHA-256 {digest}) with the front-end preset `{front_end}`."
+    return save_encoder(encoder, out, {"title": "Imported CNN14", "notes": notes})
+
+
+def export_panns(encoder: Encoder, file: Path | str) -> None:
+    """Write an encoder as a checkpoint under PANNs' names, for PANNs' own classes and `import_encoder`.
+
+    `{"model": state_dict, "sepscene": configuration}`; the front-end's buffers are part of it where PANNs
+    can build that front-end. An encoder without a classifier has no `fc_audioset`.
+
+    Raises:
+        SepsceneError: when a weight is NaN or infinite.
+    """
+    panns_names = {ours: theirs for theirs, ours in OUR_NAMES.items()}
+    state = {name: tensor.detach().cpu() for name, tensor in encoder.trunk.state_dict().items()}
+    check_finite(encoder.trunk, Path(file))
+    model = front_end_buffers(encoder.config.front_end) | _renamed(state, panns_names)
+    content = io.BytesIO()
+    torch.save({"model": model, "sepscene": encoder.config.model_dump(mode="json")}, content)
+    write_atomically(Path(file), content.getvalue())
+
+
+@cache
+def front_end_buffers(config: FrontEndConfig) -> dict[str, Tensor]:
+    """The buffers that PANNs keeps of its front-end: windowed DFT as convolutions, and mel bands (N, F).
+
+    Empty for a front-end that PANNs has no modules for (one that is not centred, in decibels, of one length).
+    """
+    if config.framing != "centred" or config.compression != "decibel" or config.fft_samples != config.window_samples:
+        return {}
+    sample = torch.arange(config.fft_samples, dtype=torch.float64)
+    frequency = torch.arange(config.fft_samples // 2 + 1, dtype=torch.float64)
+    angle = 2 * torch.pi / config.fft_samples * torch.outer(frequency, sample)
+    window = torch.hann_window(config.window_samples, dtype=torch.float64)
+    return {
+        "spectrogram_extractor.stft.conv_real.weight": (angle.cos() * window)[:, None].float(),
+        "spectrogram_extractor.stft.conv_imag.weight": (-angle.sin() * window)[:, None].float(),
+        "logmel_extractor.melW": LogMel(config).bands_NF,
+    }
+
+
+def _read(file: Path) -> bytes:
+    """The file's content."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise SepsceneError(f"{file} cannot be read ({error.strerror}): give the path of a .pth file") from None
+
+
+def _parse(content: bytes, file: Path) -> dict[str, Any]:
+    """The checkpoint as plain containers and tensors; nothing in the file is executed."""
+    broken = _broken_record(content)
+    if broken:
+        raise SepsceneError(f"{file} is damaged: the checksum of {broken} is wrong; download it again")
+    try:
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise SepsceneError(
+            f"{file} is damaged or holds more than tensors ({reason}); it is not unpickled, for safety: "
+            'download it again, or save {"model": model.state_dict()} alone'
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, OSError) as error:
+        reason = (str(error).splitlines() or ["it ends too early"])[0]
+        raise SepsceneError(f"{file} is not a torch checkpoint or is damaged ({reason}): download it again") from None
+    if not isinstance(checkpoint, dict):
+        raise SepsceneError(f"{file} holds a {type(checkpoint).__name__}, not a state dict: see PANNs' own files")
+    return checkpoint
+
+
+def _broken_record(content: bytes) -> str | None:
+    """The first record of a zip archive whose checksum is wrong; `torch.load` does not look at them.
+
+    Checkpoints from before the zip format have no checksums.
+    """
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return None
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return archive.testzip()
+
+
+def _tensors(checkpoint: dict[str, Any], file: Path) -> dict[str, Tensor]:
+    """The state dict of a checkpoint."""
+    state = checkpoint.get("model", checkpoint)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise SepsceneError(f'{file} holds no state dict: a PANNs file is {{"model": state_dict}}')
+    return dict(state)
+
+
+def _config(
+    checkpoint: dict[str, Any], tensors: dict[str, Tensor], front_end: FrontEndConfig, file: Path
+) -> EncoderConfig:
+    """The configuration that a file of ours carries, or the one that the shapes of a PANNs file tell."""
+    try:
+        if "sepscene" in checkpoint:
+            config = EncoderConfig.model_validate(checkpoint["sepscene"])
+            if config.front_end != front_end:
+                raise SepsceneError(f"{file} was exported with another front-end: name the preset it was trained with")
+            return config
+        trunk = Cnn14Config(
+            mel_bands=len(tensors["bn0.weight"]),
+            widths=tuple(len(tensors[f"conv_block{number}.conv1.weight"]) for number in range(1, 7)),
+            embedding_dim=len(tensors["fc1.weight"]),
+            activation="relu",
+            classes=len(tensors["fc_audioset.weight"]) if "fc_audioset.weight" in tensors else None,
+        )
+        return EncoderConfig(
+            front_end=front_end, trunk=trunk, patch_seconds=PATCH_SECONDS, shortest_seconds=SHORTEST_SECONDS
+        )
+    except KeyError as error:
+        raise SepsceneError(
+            f"{file} is not a CNN14: {error.args[0]} is missing; other PANNs networks won't do"
+        ) from None
+    except ValidationError as error:
+        raise SepsceneError(f"{file} makes no encoder: {explain_validation(error)}") from None
+
+
+def _refuse_other_front_end(buffers: dict[str, Tensor], front_end: str, file: Path) -> None:
+    """Compare the front-end's buffers in a file with those of the preset."""
+    if not buffers or _agree(buffers, FRONT_ENDS[front_end]):
+        return
+    fitting = [name for name, config in FRONT_ENDS.items() if _agree(buffers, config)]
+    advice = f"it was trained with {fitting[0]}, use that" if fitting else "none of the presets fits it"
+    rate = FRONT_ENDS[front_end].sample_rate
+    raise SepsceneError(f"{file} was not trained with the front-end {front_end} ({rate} Hz): {advice}")
+
+
+def _agree(buffers: dict[str, Tensor], config: FrontEndConfig) -> bool:
+    """Are these the buffers that PANNs would build for the front-end, up to other versions' rounding?"""
+    expected = front_end_buffers(config)
+    return all(
+        name in expected
+        and expected[name].shape == tensor.shape
+        and bool((expected[name] - tensor).abs().max() <= 1e-3 * expected[name].abs().max())
+        for name, tensor in buffers.items()
+    )
+
+
+def _renamed(tensors: dict[str, Tensor], prefixes: dict[str, str]) -> dict[str, Tensor]:
+    """The tensors with the prefixes of their names exchanged."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+        renamed[prefixes.get(prefix, "") + name.removeprefix(prefix)] = tensor
+    return renamed

@@ -1,0 +1,71 @@
+"""The model card that travels with every encoder: what it was made from, what it reached, how to use it."""
+
+from typing import Any
+
+FACTS = ("data", "separator", "combination", "losses", "start", "steps", "seed")
+
+
+def model_card(config: dict[str, Any], card: dict[str, Any]) -> str:
+    """README.md of an encoder bundle, in the form that model hubs read (YAML header, then Markdown).
+
+    Args:
+        config: the encoder's configuration as plain values.
+        card: facts as `models.encoders.encoder.save_encoder` describes them; what is not known is said to be so.
+    """
+    license_name = card.get("license") or "unknown"
+    front_end, trunk = config["front_end"], config["trunk"]
+    lines = [
+        "---",
+        f"license: {license_name}",
+        "library_name: sepscene",
+        "tags: [audio, self-supervised, embedding]",
+        "---",
+        "",
+        f"# {card.get('title') or 'Sepscene encoder'}",
+        "",
+        f"Maps mono sound at {front_end['sample_rate']} Hz (float, full scale 1) to a representation h of "
+        f"{trunk['embedding_dim']} numbers: log-mel with {front_end['mel_bands']} bands, then CNN14 "
+        f"(widths {'-'.join(map(str, trunk['widths']))}). A clip is the mean over patches of at most "
+        f"{config['patch_seconds']:g} s.",
+        "",
+        "```python",
+        "from sepscene import load_encoder",
+        'h_BD = load_encoder("this folder or an MLflow URI")(wave_BT)',
+        "```",
+        "",
+        "## How it was made",
+        "",
+        *(f"- {fact}: {_plain(card[fact]) if fact in card else 'not recorded'}" for fact in FACTS),
+        "",
+        "## Figures",
+        "",
+        *_figures(card.get("figures") or {}),
+        "",
+        "## Versions",
+        "",
+        *(f"- {name}: {version}" for name, version in (card.get("versions") or {}).items()),
+        "",
+        "## License",
+        "",
+        license_name if card.get("license") else "Unknown: ask whoever trained it before you pass it on.",
+    ]
+    if card.get("notes"):
+        lines += ["", "## Notes", "", str(card["notes"])]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> str:
+    """A list as words, anything else as it is."""
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _figures(figures: dict[str, dict[str, Any]]) -> list[str]:
+    """A table of the measured figures with their intervals."""
+    if not figures:
+        return ["None were measured."]
+    rows = ["| figure | value | interval |", "|---|---|---|"]
+    for name, figure in figures.items():
+        known = figure.get("low") is not None and figure.get("high") is not None
+        interval = f"{figure['low']:.4f} to {figure['high']:.4f}" if known else "not measured"
+        rows.append(f"| {name} | {figure['value']:.4f} | {interval} |")
+    return rows

@@ -1,0 +1,1 @@
+"""Separation networks: our TDCN++, foreign separators, their folders of weights and their import."""

@@ -1,0 +1,63 @@
+"""Separators that are not ours, under our contract: `wave_BT` in, `separated_BST` out, a rate and sources.
+
+Shapes: B clips, S sources, T samples.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torchaudio.models import ConvTasNet
+
+from sepscene.models.config import Config
+
+
+class ConvTasNetConfig(Config):
+    """Sizes of a `torchaudio.models.ConvTasNet`, with the defaults of its paper (arXiv 1809.07454)."""
+
+    sample_rate: int = Field(16000, gt=0, description="hertz")
+    sources: int = Field(2, ge=1)
+    window_samples: int = Field(16, ge=2, description="encoder kernel; the hop is half of it")
+    coefficients: int = Field(512, ge=1)
+    bottleneck: int = Field(128, ge=1)
+    hidden: int = Field(512, ge=1)
+    kernel: int = Field(3, ge=1)
+    blocks: int = Field(8, ge=1, description="blocks per repeat; block b has dilation 2**b")
+    repeats: int = Field(3, ge=1)
+    mask_activation: Literal["sigmoid", "relu"] = "relu"
+
+    @property
+    def receptive_field_samples(self) -> int:
+        """Samples of the mixture that reach one output sample through convolutions (the norms reach all)."""
+        frames = (self.kernel - 1) * self.repeats * (2**self.blocks - 1)
+        return frames * (self.window_samples // 2) + self.window_samples
+
+
+class ConvTasNetSeparator(nn.Module):
+    """torchaudio's Conv-TasNet behind the contract of every separator of the project.
+
+    Its sources need not sum to the mixture: the network has no mixture consistency.
+    """
+
+    def __init__(self, config: ConvTasNetConfig):
+        super().__init__()
+        self.config = config
+        self.sample_rate = config.sample_rate
+        self.sources = config.sources
+        self.network = ConvTasNet(
+            num_sources=config.sources,
+            enc_kernel_size=config.window_samples,
+            enc_num_feats=config.coefficients,
+            msk_kernel_size=config.kernel,
+            msk_num_feats=config.bottleneck,
+            msk_num_hidden_feats=config.hidden,
+            msk_num_layers=config.blocks,
+            msk_num_stacks=config.repeats,
+            msk_activate=config.mask_activation,
+        )
+
+    def forward(self, wave_BT: Tensor) -> Tensor:
+        """Separate clips (B, T) into sources (B, S, T)."""
+        return self.network(wave_BT[:, None])

@@ -1,0 +1,226 @@
+"""Reads TensorFlow checkpoints of the reference's TDCN++ (google-research/sound-separation) into our network.
+
+The variables tell the sizes, the sources and the basis. What they leave open (how many dilated blocks make a
+repeat, the framing of an STFT, which consistency without weights) comes from hints, from the training
+configuration beside the checkpoint, or from the published defaults; assumptions are handed back to be kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from sepscene.models.checkpoints import load_weights
+from sepscene.models.config import CheckpointError, Config
+from sepscene.models.separators.tdcnpp import TDCNpp
+from sepscene.models.separators.tf_bundle import TFBundle
+from sepscene.models.settings import TDCNppConfig, stft_bins
+
+_ENCODER = "conv_encoder/dense/kernel"
+_MIX_WEIGHTS = "mix_weights/dense/kernel"
+_SKIPPED = re.compile(  # optimiser slots, counters and moving averages
+    r"(.*/)?(global_step|Adam(_\d+)?|beta[12]_power(_\d+)?|Momentum|RMSProp(_\d+)?|Adagrad|Ftrl(_\d+)?"
+    r"|ExponentialMovingAverage|save_counter|learning_rate)|_CHECKPOINTABLE_OBJECT_GRAPH"
+)
+_NAMES = {
+    "basis.analysis": _ENCODER,
+    "basis.synthesis": "conv_decoder/dense_1/kernel",
+    "basis.gamma": "layer_norm_on_mag/gamma",
+    "basis.beta": "layer_norm_on_mag/beta",
+    "mask": "dense/kernel",
+    "mix_weights": _MIX_WEIGHTS,
+}
+_LEAVES = {
+    "weight": "dense/kernel",
+    "bias": "dense/bias",
+    "scale": "dense_scale/scale_layer",
+    "slope": "prelu/prelu",
+    "gamma": "instance_norm/gamma",
+    "beta": "instance_norm/beta",
+    "depthwise.weight": "timeconv/separable_conv/depthwise_kernel",
+    "depthwise.bias": "timeconv/separable_conv/bias",
+}
+
+
+class ImportHints(Config):
+    """What weights can't tell. Each is needed only where its default is wrong; None takes the default."""
+
+    blocks: int | None = Field(default=None, ge=1, description="dilated blocks per repeat; published networks: 8")
+    window_samples: int | None = Field(default=None, ge=2, description="STFT window; the reference's is 32 ms")
+    hop_samples: int | None = Field(default=None, ge=1, description="half a learned window, 8 ms of an STFT")
+    consistency: Literal["magsq", "uniform"] | None = Field(
+        default=None, description="of a TDCN++ without mix_weights; default magsq"
+    )
+    mask_activation: Literal["sigmoid", "relu"] | None = Field(
+        default=None, description="of a Conv-TasNet; default sigmoid as its class, conv_tasnet_base has relu"
+    )
+
+
+@dataclass
+class Facts:
+    """Answers about one checkpoint: given, found beside it, or assumed; the assumed ones are noted."""
+
+    origin: Path
+    given: dict[str, Any]
+    beside: dict[str, Any] = field(default_factory=dict)
+    assumed: list[str] = field(default_factory=list)
+
+    def answer(self, question: str, default: Any) -> Any:
+        """The value of a hint, else what stands beside the checkpoint, else `default`, which is noted."""
+        for known in (self.given, self.beside):
+            if known.get(question) is not None:
+                return known[question]
+        self.assumed.append(f"{question} {default}")
+        return default
+
+    def blocks(self, total: int) -> int:
+        """Dilated blocks per repeat, of which the variables show only the `total`.
+
+        Raises:
+            CheckpointError: the total is no multiple of 8 and nothing tells, or the answer doesn't divide it.
+        """
+        if total % 8 and not (self.given.get("blocks") or self.beside.get("blocks")):
+            raise CheckpointError(
+                f"{self.origin} has {total} dilated blocks and nothing says how many make one repeat (8 in "
+                "the published networks): give the number of blocks per repeat"
+            )
+        blocks = self.answer("blocks", 8)
+        if total % blocks:
+            raise CheckpointError(f"{self.origin} has {total} dilated blocks, not a multiple of blocks {blocks}")
+        return blocks
+
+
+def read_tdcnpp(prefix: str | Path, sample_rate: int, hints: ImportHints) -> tuple[TDCNpp, list[str]]:
+    """The network of a checkpoint, and what had to be assumed about it.
+
+    Args:
+        prefix: of the TensorFlow bundle (`…/model.ckpt-1234`).
+        sample_rate: hertz that the network was trained at.
+        hints: what the variables can't tell.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, a variable is missing or unknown (it is named), or the
+            checkpoint leaves open what a hint must tell.
+    """
+    bundle = TFBundle(prefix)
+    shapes = {name: entry.shape for name, entry in bundle.entries.items() if not _SKIPPED.fullmatch(name)}
+    facts = Facts(bundle.index, hints.model_dump(), _training_configuration(bundle, sample_rate))
+    network = TDCNpp(_sizes(shapes, sample_rate, facts))
+    names = {tensorflow_name(ours): ours for ours in network.state_dict()}
+    _name_difference(facts.origin, expected=set(names), found=set(shapes))
+    weights = {ours: _value(ours, bundle.read(name)) for name, ours in names.items()}
+    load_weights(network, weights, facts.origin)
+    return network, facts.assumed
+
+
+def tensorflow_name(ours: str) -> str:
+    """The reference's name of a parameter of our TDCNpp."""
+    if ours in _NAMES:
+        return _NAMES[ours]
+    part, *inner, leaf = ours.split(".")
+    if part == "initial":
+        return f"initial_dense/{_LEAVES[leaf]}"
+    if part == "skips":
+        return f"improved_tdcn/res_dense_{inner[0]}/{_LEAVES[leaf]}"
+    index, layer = inner
+    block = f"improved_tdcn/conv_block_{index}/tdcn_block"
+    if layer == "depthwise":
+        return f"{block}/{_LEAVES[f'depthwise.{leaf}']}"
+    return f"{block}/{layer.replace('norm', 'normact')}/{_LEAVES[leaf]}"
+
+
+def _value(ours: str, value: np.ndarray) -> torch.Tensor:
+    """Keras keeps kernels as (inputs, outputs), depthwise ones as (taps, 1, channels, 1), scalars anyhow."""
+    if value.ndim == 4:
+        value = value[:, 0, :, 0]
+    if value.size == 1:
+        value = value.reshape((1,) if ours.startswith("blocks.") and "norm" in ours else ())
+    elif value.ndim == 2 and ours != "basis.synthesis":
+        value = value.T
+    return torch.from_numpy(value.astype(np.float32))
+
+
+def _sizes(shapes: dict[str, tuple[int, ...]], sample_rate: int, facts: Facts) -> TDCNppConfig:
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        if name not in shapes:
+            raise CheckpointError(f"{facts.origin} misses the variable {name}; is it a TDCN++?")
+        if len(shapes[name]) != rank or 0 in shapes[name]:
+            raise CheckpointError(f"{facts.origin}: variable {name} has shape {shapes[name]}, not {rank} axes")
+        return shapes[name]
+
+    coefficients, bottleneck = shape("initial_dense/dense/kernel", 2)
+    kernel, _, hidden, _ = shape(tensorflow_name("blocks.0.depthwise.weight"), 4)
+    outputs = shape("dense/kernel", 2)[1]
+    if outputs % coefficients:
+        raise CheckpointError(
+            f"{facts.origin}: the mask (dense/kernel) has {outputs} outputs, not a multiple of "
+            f"{coefficients} coefficients; only separators of one microphone are supported"
+        )
+    indices = {int(found[1]) for name in shapes if (found := re.match(r"improved_tdcn/conv_block_(\d+)/", name))}
+    skips = [int(found[1]) for name in shapes if (found := re.match(r".*/res_dense_\d+_to_(\d+)/", name))]
+    blocks = min(skips) if skips else facts.blocks(max(indices) + 1)
+    learned = _ENCODER in shapes
+    window, hop = _framing(shape(_ENCODER, 2)[0] if learned else None, coefficients, sample_rate, facts)
+    return TDCNppConfig(
+        sample_rate=sample_rate,
+        sources=outputs // coefficients,
+        basis="learned" if learned else "stft",
+        window_samples=window,
+        hop_samples=hop,
+        coefficients=coefficients,
+        bottleneck=bottleneck,
+        hidden=hidden,
+        repeats=(max(indices) + 1) // blocks,
+        blocks=blocks,
+        kernel=kernel,
+        skip_residual=bool(skips),
+        consistency="pred_source" if _MIX_WEIGHTS in shapes else facts.answer("consistency", "magsq"),
+    )
+
+
+def _framing(learned: int | None, coefficients: int, sample_rate: int, facts: Facts) -> tuple[int, int]:
+    """Window and hop in samples; `learned` is the window of a learned basis, whose hop is half of it."""
+    if learned is not None:
+        return learned, facts.given["hop_samples"] or learned // 2
+    window = facts.answer("window_samples", round(0.032 * sample_rate))
+    if stft_bins(window) != coefficients:
+        raise CheckpointError(
+            f"{facts.origin} was trained on {coefficients} STFT bins, but a window of {window} samples gives "
+            f"{stft_bins(window)}: give the sample rate of its training, or window_samples"
+        )
+    return window, facts.answer("hop_samples", round(0.008 * sample_rate))
+
+
+def _training_configuration(bundle: TFBundle, sample_rate: int) -> dict[str, Any]:
+    """What a config.json of the training beside the bundle says that the variables don't."""
+    path = bundle.prefix.with_name("config.json")
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        hparams, rate = content.get("hparams", {}), float(content.get("sample_rate", sample_rate))
+        found = {
+            "blocks": content.get("tdcn", {}).get("num_dilations"),
+            "consistency": hparams.get("mix_weights_type"),
+            "window_samples": round(hparams["ws"] * rate) if "ws" in hparams else None,
+            "hop_samples": round(hparams["hs"] * rate) if "hs" in hparams else None,
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} lies beside the checkpoint but isn't its configuration: {error}") from error
+    if rate != sample_rate:
+        raise CheckpointError(f"{path} says {rate:g} Hz, not {sample_rate} Hz: give the sample rate {rate:g}")
+    return found
+
+
+def _name_difference(origin: Path, expected: set[str], found: set[str]) -> None:
+    for names, verdict in ((expected - found, "misses"), (found - expected, "has the unknown")):
+        if names:
+            listed = ", ".join(sorted(names)[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            raise CheckpointError(f"{origin} {verdict} variables {listed}: it isn't a TDCN++ as published")

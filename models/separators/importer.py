@@ -1,0 +1,176 @@
+"""Turns foreign weights into a separator folder: `sepscene separator import`.
+
+Understood are TensorFlow checkpoints of the reference's TDCN++ (the published MixIT separators), state dicts
+of `torchaudio.models.ConvTasNet`, and TorchScript or torch.export programs that map (B, T) to (B, S, T).
+Nothing is unpickled.
+
+Shapes: B clips, S sources, T samples.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sepscene.models.checkpoints import load_weights
+from sepscene.models.config import CheckpointError
+from sepscene.models.separators.folder import save_separator
+from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
+from sepscene.models.separators.import_tdcnpp import Facts, ImportHints, read_tdcnpp
+from sepscene.models.separators.programs import ProgramConfig, ProgramSeparator, read_program
+
+__all__ = ["ImportHints", "detect_kind", "import_separator"]
+
+_UNREADABLE = (  # what torch.load and safetensors raise on files that are damaged or something else
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+)
+
+Kind = Literal["tensorflow", "conv_tasnet", "torchscript", "exported"]
+
+
+def import_separator(source: str | Path, sample_rate: int, out: str | Path, hints: ImportHints | None = None) -> str:
+    """Write the separator of `source` as a separator folder `out` and return its digest.
+
+    Args:
+        source: prefix of a TensorFlow checkpoint (`…/model.ckpt-1234`), or a file: a Conv-TasNet's state dict
+            (`.pt`, `.safetensors`), a TorchScript program (`.pt`) or an exported one (`.pt2`).
+        sample_rate: hertz that the separator works at; no format says it.
+        out: folder to write; a separator that lies there is replaced.
+        hints: what the weights can't tell. What had to be assumed instead is listed in the folder's card,
+            `models.separators.card.read_card(out).metadata["assumed"]`.
+
+    Raises:
+        CheckpointError: the file is damaged or of an unknown kind, a variable is unknown or missing
+            (it is named), a program doesn't map (B, T) to (B, S, T), or a hint is needed.
+    """
+    source, hints = Path(source), hints or ImportHints()
+    kind = detect_kind(source)
+    separator: nn.Module
+    assumed: list[str] = []
+    if kind == "tensorflow":
+        separator, assumed = read_tdcnpp(source, sample_rate, hints)
+    elif kind == "conv_tasnet":
+        separator, assumed = _read_conv_tasnet(source, sample_rate, hints)
+    else:
+        separator = _read_program(source, sample_rate, kind)
+    return save_separator(separator, out, {"imported_from": source.name, "kind": kind, "assumed": assumed})
+
+
+def detect_kind(source: Path) -> Kind:
+    """What a file or prefix holds, judged by its contents.
+
+    Raises:
+        CheckpointError: nothing is there.
+    """
+    if source.suffix == ".index" or Path(f"{source}.index").is_file():
+        return "tensorflow"
+    if not source.is_file():
+        raise CheckpointError(
+            f"{source} is no file, and {source}.index is missing: give a .pt, .pt2 or .safetensors file, or "
+            "the prefix of a TensorFlow checkpoint (model.ckpt-1234)"
+        )
+    if not zipfile.is_zipfile(source):
+        return "conv_tasnet"
+    with zipfile.ZipFile(source) as archive:
+        inner = [name.partition("/")[2] for name in archive.namelist()]
+    if any(name.startswith("models/") for name in inner):
+        return "exported"
+    return "torchscript" if "constants.pkl" in inner else "conv_tasnet"
+
+
+def _read_conv_tasnet(source: Path, sample_rate: int, hints: ImportHints) -> tuple[ConvTasNetSeparator, list[str]]:
+    """A state dict's shapes tell every size but the number of blocks per repeat and the mask's activation."""
+    weights = _read_state_dict(source)
+    facts = Facts(source, hints.model_dump())
+
+    def shape(name: str) -> tuple[int, int, int]:
+        if name not in weights or weights[name].ndim != 3:
+            raise CheckpointError(f"{source} has no weight {name} of three axes: is it a torchaudio ConvTasNet?")
+        return tuple(weights[name].shape)  # type: ignore[return-value]
+
+    coefficients, _, window = shape("encoder.weight")
+    hidden, bottleneck, _ = shape("mask_generator.conv_layers.0.conv_layers.0.weight")
+    _, _, kernel = shape("mask_generator.conv_layers.0.conv_layers.3.weight")
+    outputs, _, _ = shape("mask_generator.output_conv.weight")
+    total = sum(name.endswith(".skip_out.weight") for name in weights)
+    blocks = facts.blocks(total)
+    config = ConvTasNetConfig(
+        sample_rate=sample_rate,
+        sources=outputs // coefficients,
+        window_samples=window,
+        coefficients=coefficients,
+        bottleneck=bottleneck,
+        hidden=hidden,
+        kernel=kernel,
+        blocks=blocks,
+        repeats=total // blocks,
+        mask_activation=facts.answer("mask_activation", "sigmoid"),
+    )
+    separator = ConvTasNetSeparator(config)
+    load_weights(separator.network, weights, source)
+    return separator, facts.assumed
+
+
+def _read_state_dict(source: Path) -> dict[str, Tensor]:
+    """Named tensors of a safetensors file or of torch.save, also those under `state_dict` or `model`."""
+    try:
+        if source.suffix == ".safetensors":
+            return load_file(source)
+        content = torch.load(source, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{source} can't be read as weights ({reason}): it is damaged, or holds more than tensors; save "
+            "the state dict alone, or export the separator as a program"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{source} holds no state dict: save `separator.state_dict()`")
+    return content
+
+
+def _read_program(source: Path, sample_rate: int, kind: Literal["torchscript", "exported"]) -> ProgramSeparator:
+    """Try a program on two clips of other sizes, which also tells its sources."""
+    content = source.read_bytes()
+    program = read_program(content, kind, source)
+    sources = {_probe(program, source, clips, sample_rate + clips - 1) for clips in (1, 2)}
+    if len(sources) != 1:
+        raise CheckpointError(f"{source} gives {sorted(sources)} sources for clips of different lengths")
+    return ProgramSeparator(ProgramConfig(sample_rate=sample_rate, sources=sources.pop(), kind=kind), content, program)
+
+
+@torch.inference_mode()
+def _probe(program: nn.Module, source: Path, clips: int, samples: int) -> int:
+    wave_BT = torch.rand(clips, samples, generator=torch.Generator().manual_seed(0)) - 0.5
+    try:
+        separated_BST = program(wave_BT)
+    except Exception as error:  # foreign code raises whatever it likes
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{source} fails on clips of shape {tuple(wave_BT.shape)} ({reason}): a separator must take any "
+            "(B, T); export it with both sizes dynamic"
+        ) from error
+    if not isinstance(separated_BST, Tensor) or separated_BST.ndim != 3:
+        raise CheckpointError(f"{source} doesn't return a tensor (B, S, T): wrap it so that it does")
+    if (separated_BST.shape[0], separated_BST.shape[2]) != tuple(wave_BT.shape):
+        raise CheckpointError(
+            f"{source} maps {tuple(wave_BT.shape)} to {tuple(separated_BST.shape)}, not to (B, S, T): wrap it"
+        )
+    if not separated_BST.isfinite().all():
+        raise CheckpointError(f"{source} returns NaN or infinite samples for noise of moderate level")
+    return separated_BST.shape[1]

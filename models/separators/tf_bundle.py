@@ -1,0 +1,248 @@
+"""Reads TensorFlow's checkpoint bundles (PREFIX.index, PREFIX.data-*) without TensorFlow.
+
+We know of no small kept-up reader for Python, and TensorFlow is a heavy guest on a cluster for one import,
+hence this file. It reads what `tf.train.Saver` writes: the index is a LevelDB table whose values are protocol
+buffers (tensor_bundle.proto), the shards are raw little-endian tensors. Whatever is read, its checksum is
+verified.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sepscene.models.config import CheckpointError
+
+_TABLE_MAGIC = 0xDB4775248B80FB57
+_FOOTER_BYTES = 48
+_DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 6: "i1", 9: "<i8", 10: "?", 19: "<f2"}
+
+
+class _Damaged(Exception):
+    """Something that no writer writes; the caller knows the file's name."""
+
+
+@dataclass(frozen=True)
+class BundleEntry:
+    """Where one variable lies. `dtype` is TensorFlow's number; `sliced` variables are spread over entries."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int
+    crc32c: int
+    sliced: bool
+
+
+class TFBundle:
+    """An opened checkpoint bundle: `entries` by variable name, and `read` for their values."""
+
+    def __init__(self, prefix: str | Path):
+        """Read the index of a bundle.
+
+        Args:
+            prefix: what `tf.train.Saver` was given (`…/model.ckpt-1234`); with `.index` is right too.
+
+        Raises:
+            CheckpointError: the index is missing, damaged or of an unknown kind.
+        """
+        text = str(prefix).removesuffix(".index").removesuffix(".meta")
+        self.prefix = Path(text.split(".data-")[0])
+        self.index = Path(f"{self.prefix}.index")
+        if not self.index.is_file():
+            raise CheckpointError(
+                f"{self.index} is missing: give the prefix of a TensorFlow checkpoint (model.ckpt-1234 for "
+                "model.ckpt-1234.index and model.ckpt-1234.data-00000-of-00001)"
+            )
+        try:
+            rows = dict(_table(self.index.read_bytes()))
+            header = _fields(rows.pop(b"", b""))
+            if not header:
+                raise _Damaged("it has no header")
+            self.entries = {name.decode(): _entry(value) for name, value in rows.items()}
+        except (_Damaged, IndexError, struct.error, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{self.index} is damaged or no checkpoint index: {error}; copy it again") from error
+        self.shards = _number(header, 1)
+        if _number(header, 2):
+            raise CheckpointError(f"{self.index} was written on a big-endian machine, which is not supported")
+
+    def read(self, name: str) -> np.ndarray:
+        """The value of a variable.
+
+        Raises:
+            CheckpointError: the variable is unknown, not numeric, or its shard is missing or damaged.
+        """
+        if name not in self.entries:
+            raise CheckpointError(f"{self.index} has no variable {name}")
+        entry = self.entries[name]
+        if entry.sliced or entry.dtype not in _DTYPES:
+            kind = "partitioned" if entry.sliced else f"of TensorFlow's type {entry.dtype}"
+            raise CheckpointError(f"variable {name} of {self.index} is {kind}, which is not supported")
+        shard = Path(f"{self.prefix}.data-{entry.shard:05d}-of-{self.shards:05d}")
+        if not shard.is_file():
+            raise CheckpointError(f"{shard} is missing: copy all files of the checkpoint together")
+        with shard.open("rb") as file:
+            file.seek(entry.offset)
+            content = file.read(entry.size)
+        dtype = np.dtype(_DTYPES[entry.dtype])
+        if len(content) != entry.size or entry.size != dtype.itemsize * int(np.prod(entry.shape, dtype=np.int64)):
+            raise CheckpointError(f"{shard} is truncated: variable {name} is not whole; copy it again")
+        if mask(crc32c(content)) != entry.crc32c:
+            raise CheckpointError(f"{shard} is damaged: the checksum of variable {name} differs; copy it again")
+        return np.frombuffer(content, dtype).reshape(entry.shape)
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli) of `data`, computed over many lanes at once and then joined."""
+    lanes = 1 << max(0, (len(data) // 512).bit_length() - 1)
+    lane_bytes = len(data) // lanes
+    body = np.frombuffer(data, np.uint8, lanes * lane_bytes).reshape(lanes, lane_bytes)
+    crc = np.full(lanes, 0xFFFFFFFF, np.uint32)
+    for column in np.ascontiguousarray(body.T):
+        crc = _TABLE[(crc ^ column) & 0xFF] ^ (crc >> np.uint32(8))
+    crc ^= np.uint32(0xFFFFFFFF)
+    joined_bytes = lane_bytes
+    while len(crc) > 1:
+        crc = _append_zeros(crc[0::2], joined_bytes) ^ crc[1::2]
+        joined_bytes *= 2
+    value = int(crc[0]) ^ 0xFFFFFFFF
+    for byte in data[lanes * lane_bytes :]:
+        value = int(_TABLE[(value ^ byte) & 0xFF]) ^ (value >> 8)
+    return value ^ 0xFFFFFFFF
+
+
+def mask(crc: int) -> int:
+    """The form in which LevelDB and TensorFlow store a CRC, so that a CRC of CRCs is not degenerate."""
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _crc_table() -> np.ndarray:
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = (table >> np.uint32(1)) ^ np.where(table & 1, np.uint32(0x82F63B78), np.uint32(0))
+    return table
+
+
+_TABLE = _crc_table()
+
+
+def _append_zeros(crc: np.ndarray, count: int) -> np.ndarray:
+    """The CRCs when `count` zero bytes follow: a linear map over bits, raised to a power by squaring."""
+    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    power = _TABLE[bits & 0xFF] ^ (bits >> np.uint32(8))  # images of the 32 unit vectors under one zero byte
+    while count:
+        if count & 1:
+            crc = _apply(power, crc)
+        power = _apply(power, power)
+        count >>= 1
+    return crc
+
+
+def _apply(images: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Multiply bit vectors by the matrix over GF(2) whose columns are `images`."""
+    chosen = (vectors[:, None] >> np.arange(32, dtype=np.uint32)) & 1
+    return np.bitwise_xor.reduce(np.where(chosen, images, np.uint32(0)), axis=1)
+
+
+def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """All rows of a LevelDB table."""
+    if len(content) < _FOOTER_BYTES or struct.unpack("<Q", content[-8:])[0] != _TABLE_MAGIC:
+        raise _Damaged("its end is not that of a table")
+    footer = len(content) - _FOOTER_BYTES
+    _, position = _handle(content, footer)  # the metaindex, which bundles leave empty
+    index, _ = _handle(content, position)
+    for _, handle in _rows(_block(content, *index)):
+        yield from _rows(_block(content, *_handle(handle, 0)[0]))
+
+
+def _handle(content: bytes, position: int) -> tuple[tuple[int, int], int]:
+    offset, position = _varint(content, position)
+    size, position = _varint(content, position)
+    return (offset, size), position
+
+
+def _block(content: bytes, offset: int, size: int) -> bytes:
+    trailer = content[offset + size : offset + size + 5]
+    if len(trailer) < 5:
+        raise _Damaged("it is truncated")
+    if mask(crc32c(content[offset : offset + size + 1])) != struct.unpack("<I", trailer[1:])[0]:
+        raise _Damaged(f"the checksum of the block at byte {offset} differs")
+    if trailer[0] != 0:
+        raise _Damaged("it is compressed, which TensorFlow's writer never does")
+    return content[offset : offset + size]
+
+
+def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Rows of a block; each key gives how much of the previous one it shares."""
+    end = len(block) - 4 - 4 * struct.unpack("<I", block[-4:])[0]
+    key, position = b"", 0
+    while position < end:
+        shared, position = _varint(block, position)
+        unshared, position = _varint(block, position)
+        value_bytes, position = _varint(block, position)
+        key = key[:shared] + block[position : position + unshared]
+        position += unshared
+        yield key, block[position : position + value_bytes]
+        position += value_bytes
+
+
+def _varint(content: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise _Damaged(f"a number at byte {position} has no end")
+
+
+def _fields(message: bytes) -> dict[int, list[int | bytes]]:
+    """The fields of a protocol buffer: numbers stay numbers, strings and messages stay bytes."""
+    found: dict[int, list[int | bytes]] = {}
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        value: int | bytes
+        if tag & 7 == 0:
+            value, position = _varint(message, position)
+        elif tag & 7 == 2:
+            size, position = _varint(message, position)
+            value, position = message[position : position + size], position + size
+        elif tag & 7 == 5:
+            value, position = struct.unpack("<I", message[position : position + 4])[0], position + 4
+        else:
+            raise _Damaged(f"a field has the unexpected wire type {tag & 7}")
+        found.setdefault(tag >> 3, []).append(value)
+    return found
+
+
+def _number(fields: dict[int, list[int | bytes]], key: int) -> int:
+    value = fields.get(key, [0])[-1]
+    if not isinstance(value, int):
+        raise _Damaged(f"field {key} is not a number")
+    return value
+
+
+def _entry(message: bytes) -> BundleEntry:
+    fields = _fields(message)
+    shape = []
+    for part in fields.get(2, []):
+        for dimension in _fields(part if isinstance(part, bytes) else b"").get(2, []):
+            shape.append(_number(_fields(dimension if isinstance(dimension, bytes) else b""), 1))
+    return BundleEntry(
+        dtype=_number(fields, 1),
+        shape=tuple(shape),
+        shard=_number(fields, 3),
+        offset=_number(fields, 4),
+        size=_number(fields, 5),
+        crc32c=_number(fields, 6),
+        sliced=7 in fields,
+    )

@@ -1,0 +1,1 @@
+"""The command `sepscene`: arguments in, one clear message out."""

@@ -1,0 +1,47 @@
+"""Arguments that several commands share, and what they mean."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sepscene.models.config import SepsceneError
+
+
+def mounted(storage: Any) -> Any:
+    """A folder in which runs can live, as it was given.
+
+    Raises:
+        SepsceneError: for the address of a bucket.
+    """
+    found = re.match(r"([a-z][a-z0-9+.-]+):/", str(storage))
+    if found:
+        raise SepsceneError(
+            f"runs cannot live at {found[1]}://...: a run renames and appends, which buckets cannot. Give a folder "
+            "that every node mounts at the same path (NFS, EFS, Filestore, Lustre; docs/clusters.md). Clips and the "
+            "SeparatedStore may stay in the bucket: --set data.root=..., --set store.uri=..."
+        )
+    return storage
+
+
+ExperimentName = Annotated[
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="A name such as `table4/S2+N/simclr-cp` (see `sepscene show`), or a YAML file.",
+    ),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. `runs/demo`.")]
+Storage = Annotated[
+    Path, typer.Option(help="Folder in which runs are kept; on a cluster a shared one.", callback=mounted)
+]
+RunId = Annotated[str | None, typer.Option(help="Name of the run's folder; chosen from the experiment when absent.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of that id where it stopped.")]
+Scale = Annotated[str, typer.Option(help="`tiny` (two CPU cores), `small` (one GPU) or `paper` (a cluster).")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a field: `--set objective.temperature=0.1`. Repeat as needed."),
+]
+Address = Annotated[str | None, typer.Option(help="Ray cluster; absent means RAY_ADDRESS, else this machine.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages.")]

@@ -1,0 +1,210 @@
+"""The commands about data: `data audit`, `store ls | verify | gc`, `separator prefill`, `plan`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.cli.arguments import Address, Changes, ExperimentName, Scale, Storage, Verbose
+from sepscene.orchestration.presets import resolve
+
+if TYPE_CHECKING:
+    from sepscene.augment.audio import AudioFormat
+    from sepscene.augment.store.upkeep import StoreGroup
+    from sepscene.orchestration.config import Experiment
+    from sepscene.tasks.datasets.readers import Manifest
+
+console = Console()
+data_app = typer.Typer(no_args_is_help=True, help="Look at a data set before it is used.")
+store_app = typer.Typer(no_args_is_help=True, help="Look after the SeparatedStore.")
+
+CALIBRATION_CLIPS = 16
+"""Clips of the data set whose decoding a plan measures, at most."""
+
+StoreUri = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URI of a store, e.g. `runs/store`.")]
+
+
+@data_app.command("audit")
+def audit_command(
+    root: Annotated[str, typer.Argument(help="Folder or URI of the data set.")],
+    format: Annotated[str, typer.Option(help="`directory`, `table`, `esc50`, `audioset`, `fsd50k`, `shards`, …")],
+    threads: Annotated[int, typer.Option(min=1)] = 4,
+    storage: Storage = Path("runs"),
+) -> None:
+    """Decode every clip and report what is missing, corrupt or double, durations and label counts (exit code 3).
+
+    The report is kept in the storage and logged to MLflow; runs of the same data there carry its hash.
+
+    Example: `sepscene data audit esc10 --format esc50`
+    """
+    from sepscene.orchestration.records.audit_log import keep_audit
+    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+    from sepscene.tasks.datasets.audit import audit
+    from sepscene.tasks.datasets.readers import read_manifest
+
+    manifest = read_manifest(format, root)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("decode", total=len(manifest.clips))
+        found = audit(manifest, threads, lambda done: progress.update(task, completed=done))
+    print(found.text())
+    kept = keep_audit(found, manifest, format, root, storage, default_tracking_uri(storage))
+    console.print(f"kept in {kept}", soft_wrap=True)
+    if found.missing or found.corrupt:
+        raise typer.Exit(3)
+
+
+@store_app.command("ls")
+def store_ls(store: StoreUri) -> None:
+    """Show what a store holds, by separator and settings."""
+    from sepscene.augment.store.upkeep import list_store
+
+    listing = list_store(store)
+    console.print(f"{listing.uri}: {listing.entries} clips in {listing.shards} shards, {listing.bytes / 2**20:.1f} MiB")
+    if listing.groups:
+        console.print(_groups(listing.groups))
+    for shard in listing.damaged_shards:
+        console.print(f"[red]damaged[/red] {shard}")
+
+
+def _groups(groups: "tuple[StoreGroup, ...]") -> Table:
+    """A row for each separator and each of its settings."""
+    table = Table("separator", "clips", "channels", "MiB", "settings")
+    for group in groups:
+        size = f"{2 * group.samples / 2**20:.1f}"
+        table.add_row(group.processor[:12], f"{group.entries:,}", f"{group.channels:,}", size, Text(group.settings))
+    return table
+
+
+@store_app.command("verify")
+def store_verify(store: StoreUri) -> None:
+    """Read a whole store and check every checksum; exit code 3 when anything is damaged."""
+    from sepscene.augment.store.upkeep import verify_store
+
+    found = verify_store(store)
+    console.print(
+        f"{found.entries} clips in {found.shards} shards, {found.bytes_read / 2**20:.1f} MiB, {found.seconds:.1f} s"
+    )
+    for name, fault in found.damaged_shards:
+        console.print(f"[red]damaged[/red] {name}: {fault}")
+    for entry in found.damaged_entries:
+        where = f"channel {entry.channel} of clip {entry.content[:12]} by {entry.processor[:12]}"
+        console.print(f"[red]damaged[/red] {entry.shard}: {where}")
+    if not found.whole:
+        console.print(
+            "damaged clips are separated again when they are needed; `sepscene store gc` removes whole shards"
+        )
+        raise typer.Exit(3)
+
+
+@store_app.command("gc")
+def store_gc(
+    store: StoreUri, max_gib: Annotated[float | None, typer.Option(min=0, help="Shrink to this size.")] = None
+) -> None:
+    """Remove damaged and left-over files, and the oldest shards beyond a size."""
+    from sepscene.augment.store.upkeep import collect_store
+
+    removed = collect_store(store, None if max_gib is None else int(max_gib * 2**30))
+    console.print(
+        f"removed {removed.damaged_shards} damaged and {removed.old_shards} old shards, {removed.leftovers} left over: "
+        f"{removed.bytes_freed / 2**20:.1f} MiB freed, {removed.bytes_left / 2**20:.1f} MiB left"
+    )
+
+
+def prefill(
+    experiment: ExperimentName,
+    scale: Scale = "tiny",
+    storage: Storage = Path("runs"),
+    run_id: Annotated[str | None, typer.Option(help="Take data and ladder of this run.")] = None,
+    change: Changes = None,
+    address: Address = None,
+    verbose: Verbose = False,
+) -> None:
+    """Separate every clip with every processor into the SeparatedStore, before any training.
+
+    Exit code 3 when some are missing in the end.
+
+    Example: `sepscene separator prefill demo --run-id demo`
+    """
+    from sepscene.orchestration.pipeline import Run, prepared_session
+    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+
+    resolved = resolve(experiment, scale, change)
+    if resolved.views.pair == "mix-mix":
+        raise SepsceneError("views.pair mix-mix separates nothing: there is nothing to fill a store with")
+    folder = storage / (run_id or f"prefill-{resolved.digest()}")
+    with prepared_session(resolved, address, verbose):
+        run = Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True)
+        train, _ = run.manifests()
+        filled = run.prefill(train, run.ladder(train))
+        parts = [f"{filled.present} of {filled.wanted} separated clips are in {run.store_uri()}"]
+        if not filled.counts:
+            parts = [f"{run.store_uri()} was filled before: it holds every clip that can be used, by all processors"]
+        parts += [f"{filled.unusable} are of clips that can't be used"] if filled.unusable else []
+        parts += [f"{filled.missing} are missing"] if filled.missing else []
+        console.print("; ".join(parts), soft_wrap=True)
+        run.tracker.finish("")
+    if filled.missing:
+        raise typer.Exit(3)
+
+
+def plan(
+    experiment: ExperimentName,
+    scale: Scale = "tiny",
+    change: Changes = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of the calibration on this machine.")] = 10.0,
+    clips: Annotated[int | None, typer.Option(min=1, help="Clips of the data set, when it is not at hand.")] = None,
+) -> None:
+    """Say before a run what it costs: rows, hours of audio, operations, bytes, time and GPU-hours.
+
+    Measures this machine for ten seconds; the figures are for machines like it. A data set at `data.root` is looked at:
+    its training clips are counted, and the first few decoded.
+
+    Example: `sepscene plan table4/S2+N/simclr-cp --scale paper --clips 2000000`
+    """
+    from sepscene.orchestration.planning.calibration import calibrate
+    from sepscene.orchestration.planning.plan import plan as make_plan
+    from sepscene.orchestration.planning.plan_table import plan_table
+
+    resolved = resolve(experiment, scale, change)
+    present = _training_clips(resolved, needed=clips is None)
+    uris, offsets, skipped = _readable(present, resolved.audio) if present else ([], [], 0)
+    if skipped:
+        console.print(f"{skipped} of the first {len(uris) + skipped} clips cannot be read; see `sepscene data audit`")
+    measured = calibrate(resolved, seconds, uris, offsets)
+    console.print(plan_table(make_plan(resolved, measured, clips or (len(present) if present else None))))
+
+
+def _training_clips(experiment: "Experiment", needed: bool) -> "Manifest | None":
+    """The training clips of a data set that is at hand; None where there is none, unless it is `needed`."""
+    from sepscene.tasks.datasets.readers import read_manifest
+
+    data = experiment.data
+    if data.root is None:
+        return None
+    try:
+        return read_manifest(data.format, data.root).select(*data.train)
+    except SepsceneError as error:
+        if not needed:
+            return None
+        raise SepsceneError(f"{error}; or say how many clips the data set has: --clips N") from error
+
+
+def _readable(manifest: "Manifest", audio: "AudioFormat") -> tuple[list[str], list[float], int]:
+    """URIs and offsets of those of the first clips that can be read, and how many cannot."""
+    from sepscene.augment.audio import ClipError, read_clip
+
+    uris, offsets = list[str](), list[float]()
+    first = manifest.clips.slice(0, CALIBRATION_CLIPS)
+    for uri, offset in zip(first["uri"].to_pylist(), first["offset_seconds"].to_pylist(), strict=True):
+        try:
+            read_clip(uri, audio, offset)
+        except ClipError:
+            continue
+        uris.append(uri)
+        offsets.append(offset)
+    return uris, offsets, len(first) - len(uris)

@@ -1,0 +1,124 @@
+"""Is this machine ready? Each check says what it found and, on a fault, how to mend it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+NEEDED_FREE_BYTES = 5 * 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding."""
+
+    name: str
+    ok: bool
+    says: str
+
+
+def examine(storage: Path, address: str | None) -> Iterator[Check]:
+    """All checks, each as soon as it is done."""
+    checks: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("torch and torchaudio", _torch),
+        ("ray", _ray),
+        ("mlflow", _mlflow),
+        ("sound files", _soundfile),
+        ("CPUs and GPUs", lambda: _devices(address)),
+        ("write access", lambda: _writable(storage)),
+        ("SeparatedStore", lambda: _store(storage)),
+    )
+    for name, check in checks:
+        try:
+            yield Check(name, True, check())
+        except Exception as error:  # a doctor reports whatever is wrong
+            yield Check(name, False, str(error) or type(error).__name__)
+
+
+def _torch() -> str:
+    try:
+        torch_version, torchaudio_version = version("torch"), version("torchaudio")
+    except PackageNotFoundError as error:
+        raise RuntimeError(f"{error} is not installed; run `make setup`") from None
+    number = tuple(int(part) for part in torch_version.split("+")[0].split(".")[:2])
+    if not (2, 11) <= number < (2, 15) or not torchaudio_version.startswith("2.11.0"):
+        raise RuntimeError(
+            f"torch {torch_version} with torchaudio {torchaudio_version}: needed are torch >= 2.11, < 2.15 and "
+            "torchaudio 2.11.0; run `make setup`"
+        )
+    import torchaudio  # noqa: F401  # its binary part fails here when built for another torch
+
+    return f"torch {torch_version}, torchaudio {torchaudio_version}"
+
+
+def _ray() -> str:
+    found = version("ray")
+    if not found.startswith("2.60."):
+        raise RuntimeError(f"ray {found}: 2.60 is needed; run `make setup`")
+    import ray.data
+    import ray.job_submission
+    import ray.train
+    import ray.tune  # noqa: F401
+
+    return f"ray {found} with data, train, tune and jobs"
+
+
+def _mlflow() -> str:
+    import mlflow
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri:
+        mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    return f"mlflow {mlflow.__version__}, " + (f"server {uri} answers" if uri else "SQLite in the storage folder")
+
+
+def _soundfile() -> str:
+    import soundfile
+
+    missing = {"WAV", "FLAC", "OGG", "MP3"} - set(soundfile.available_formats())
+    if missing:
+        raise RuntimeError(
+            f"libsndfile {soundfile.__libsndfile_version__} reads no {', '.join(missing)}; update soundfile"
+        )
+    return f"libsndfile {soundfile.__libsndfile_version__}: WAV, FLAC, OGG, MP3"
+
+
+def _devices(address: str | None) -> str:
+    if address or os.environ.get("RAY_ADDRESS"):
+        import ray
+
+        from sepscene.orchestration.runtime.session import connect, disconnect
+
+        connect(address)
+        resources = ray.cluster_resources()
+        disconnect()
+        return f"cluster: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+    import torch
+
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    cpus = os.cpu_count() or 1
+    if cpus < 2:
+        raise RuntimeError(f"{cpus} CPU: the smallest runs need 2")
+    return f"{cpus} CPUs, {', '.join(gpus) or 'no GPU: everything runs on the CPU'}"
+
+
+def _writable(storage: Path) -> str:
+    storage.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=storage):
+        free = shutil.disk_usage(storage).free
+    if free < NEEDED_FREE_BYTES:
+        raise RuntimeError(f"{storage} has {free / 2**30:.1f} GiB free; runs need about {NEEDED_FREE_BYTES >> 30} GiB")
+    return f"{storage} is writable, {free / 2**30:.0f} GiB free"
+
+
+def _store(storage: Path) -> str:
+    from sepscene.augment.store.separated_store import SeparatedStore
+
+    folder = storage / "store"
+    if not folder.exists():
+        return "none yet; the first run makes it"
+    with SeparatedStore(str(folder.resolve())) as store:
+        return f"{len(store)} separated clips in {folder}"

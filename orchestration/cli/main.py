@@ -1,0 +1,295 @@
+"""The command `sepscene`: arguments in, one clear message out. What the commands do lives in the other modules."""
+
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.cli.arguments import (
+    Address,
+    Changes,
+    ExperimentName,
+    Resume,
+    RunFolder,
+    RunId,
+    Scale,
+    Storage,
+    Verbose,
+)
+from sepscene.orchestration.cli.cluster_commands import cluster_app, stop, submit
+from sepscene.orchestration.cli.data_commands import data_app, plan, prefill, store_app
+from sepscene.orchestration.cli.model_commands import embed, encoder_app, import_separator_command
+from sepscene.orchestration.cli.result_commands import compare, replay_command, sync, ui
+from sepscene.orchestration.cli.sweep_commands import reproduce_command, sweep_command
+from sepscene.orchestration.config import Experiment, load_experiment
+from sepscene.orchestration.presets import resolve
+
+if TYPE_CHECKING:
+    from sepscene.orchestration.pipeline import Run
+
+console = Console()
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Learn sound representations from automatically separated sound scenes, on one laptop or a Ray cluster.\n\n"
+    "Start with `sepscene demo`. Every command takes `--help`; most need a few flags only.",
+)
+separator_app = typer.Typer(no_args_is_help=True, help="Train a separator's ladder, or bring one you have.")
+separator_app.command("import")(import_separator_command)
+separator_app.command("prefill")(prefill)
+for _name, _group in (
+    ("separator", separator_app),
+    ("encoder", encoder_app),
+    ("data", data_app),
+    ("store", store_app),
+    ("cluster", cluster_app),
+):
+    app.add_typer(_group, name=_name)
+app.command("replay")(replay_command)
+app.command("sweep")(sweep_command)
+app.command("reproduce")(reproduce_command)
+for _command in (embed, plan, submit, stop, compare, ui, sync):
+    app.command()(_command)
+
+
+@app.command()
+def demo(
+    storage: Storage = Path("runs"),
+    run_id: RunId = "demo",
+    resume: Resume = False,
+    change: Changes = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the whole job in a few minutes on two CPU cores: scenes, separator, pre-training, evaluation, report.
+
+    Example: `sepscene demo --storage runs`
+    """
+    _execute(resolve("demo", "tiny", change), storage, run_id, resume, None, verbose, evaluate=True)
+
+
+@app.command()
+def pretrain(
+    experiment: ExperimentName,
+    scale: Scale = "tiny",
+    storage: Storage = Path("runs"),
+    run_id: RunId = None,
+    resume: Resume = False,
+    change: Changes = None,
+    address: Address = None,
+    verbose: Verbose = False,
+    evaluate: Annotated[bool, typer.Option(help="Judge the encoder and write the report at the end.")] = True,
+) -> None:
+    """Pre-train an encoder on separated views; trains the separator first unless checkpoints are given.
+
+    Examples:
+
+    `sepscene pretrain table4/S2+N/simclr-cp`
+
+    `sepscene pretrain demo --set data.format=esc50 --set data.root=esc10 --set 'data.train=["1","2","3"]'
+    --set 'data.test=["4"]'`
+    """
+    _execute(resolve(experiment, scale, change), storage, run_id, resume, address, verbose, evaluate)
+
+
+def _execute(
+    experiment: Experiment,
+    storage: Path,
+    run_id: str | None,
+    resume: bool,
+    address: str | None,
+    verbose: bool,
+    evaluate: bool,
+) -> None:
+    from sepscene.orchestration.evaluation.scoring import judge_run, summarise
+    from sepscene.orchestration.pipeline import Run, prepared_session
+    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+
+    run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = storage / run_id
+    # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
+    uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
+    with prepared_session(experiment, address, verbose):
+        run = Run.open(folder.resolve(), experiment, uri, console, resume)
+        with _to_its_end(run, "pretrain"):
+            train, test = run.manifests()
+            ladder = run.ladder(train)
+            bundle = run.encoder(train, ladder)
+            if evaluate:
+                judge_run(run, train, test, ladder)
+            else:
+                run.publish(experiment.views.pair, bundle)
+        summarise(run)
+
+
+@contextmanager
+def _to_its_end(run: "Run", *command: str) -> Iterator[None]:
+    """Close the run in MLflow however the block ends; where it ends badly, say how to go on with it."""
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)  # SIGTERM ends as the latter
+        run.tracker.finish("", "KILLED" if interrupted else "FAILED")
+        words = [*command, str(run.folder / "experiment.yaml"), "--storage", str(run.folder.parent)]
+        again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
+        said = f"{'stopped' if interrupted else 'failed'}; what is done is kept, go on with\n{again}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        raise
+    run.tracker.finish("")
+
+
+@separator_app.command("train")
+def separator_train(
+    experiment: ExperimentName,
+    scale: Scale = "tiny",
+    storage: Storage = Path("runs"),
+    run_id: RunId = None,
+    resume: Resume = False,
+    change: Changes = None,
+    address: Address = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train a TDCN++ by MixIT on unlabelled clips and keep its ladder of checkpoints.
+
+    Example: `sepscene separator train demo --set 'separator.ladder.steps={N: 0, S: 200}'`
+    """
+    from sepscene.orchestration.pipeline import Run, prepared_session
+    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+
+    resolved = resolve(experiment, scale, change)
+    run_id = run_id or f"separator-{resolved.digest()}"
+    with prepared_session(resolved, address, verbose):
+        run = Run.open((storage / run_id).resolve(), resolved, default_tracking_uri(storage), console, resume)
+        with _to_its_end(run, "separator", "train"):
+            ladder = run.ladder(run.manifests()[0])
+    for name, path in ladder.items():
+        console.print(f"[bold]{name}[/bold]  {path}", highlight=False, soft_wrap=True)
+    chosen = "separator.checkpoints=" + json.dumps(ladder)
+    words = shlex.join(["sepscene", "pretrain", experiment, "--scale", scale, "--set", chosen])
+    console.print(f"use it        {words}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(run: RunFolder, address: Address = None, verbose: Verbose = False) -> None:
+    """Judge a run's encoder beside its baselines, and write its report.
+
+    Example: `sepscene evaluate runs/demo`
+    """
+    from sepscene.orchestration.evaluation.scoring import judge_run, summarise
+    from sepscene.orchestration.pipeline import Run, prepared_session
+    from sepscene.orchestration.records.mlflow_mirror import tracking_uri_of
+
+    experiment = load_experiment(run / "experiment.yaml")
+    with prepared_session(experiment, address, verbose):
+        opened = Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True)
+        train, test = opened.manifests()
+        judge_run(opened, train, test, opened.ladder(train))
+        opened.tracker.finish("")
+        summarise(opened)
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="Also put the Markdown into this page, between the markers of the folder's name."),
+    ] = None,
+) -> None:
+    """Write the report of a run, a sweep or a reproduction again: report.html (one file, works offline) and report.md.
+
+    Examples:
+
+    `sepscene report runs/demo`
+
+    `sepscene report runs/table2-tiny --into docs/results.md`
+    """
+    from sepscene.orchestration.reports.result_book import put_into
+    from sepscene.orchestration.reports.run_report import report_on
+
+    html, markdown = report_on(run)
+    console.print(f"{html}\n{markdown}", soft_wrap=True)
+    if into is not None:
+        put_into(into, run.resolve().name, markdown)
+        console.print(str(into), soft_wrap=True)
+
+
+@app.command()
+def show(
+    experiment: Annotated[str | None, typer.Argument(help="A name or a YAML file; none lists all.")] = None,
+    scale: Scale = "tiny",
+    change: Changes = None,
+) -> None:
+    """List the named experiments, or print one's whole configuration as YAML.
+
+    Example: `sepscene show table4/S2+N/simclr-cp --scale paper > mine.yaml`
+    """
+    from sepscene.orchestration.presets import EXPERIMENTS
+
+    if experiment is None:
+        for name in EXPERIMENTS:
+            print(name)
+        return
+    resolved = resolve(experiment, scale, change)
+    print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command()
+def scenes(
+    directory: Annotated[Path, typer.Argument(help="Where to write.")],
+    count: Annotated[int, typer.Option(min=1, help="Scenes to write.")] = 100,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
+) -> None:
+    """Generate labelled synthetic sound scenes: 10 s, 16 kHz WAV, and a manifest.
+
+    Example: `sepscene scenes data/scenes --count 200 --split test --seed 1`
+    """
+    from rich.progress import Progress
+
+    from sepscene.augment.synthetic.scenes import write_scenes
+
+    with Progress(console=console) as progress:
+        task = progress.add_task("scenes", total=count)
+        manifest = write_scenes(directory, count, seed, split, progress=lambda n: progress.update(task, completed=n))
+    console.print(str(manifest))
+
+
+@app.command()
+def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
+    """Check this machine: versions (torch and torchaudio above all), CPUs and GPUs, the store, write access."""
+    from sepscene.orchestration.cli.doctor import examine
+
+    faults = 0
+    for check in examine(storage, address):
+        mark = "[green]ok[/green]  " if check.ok else "[red]fail[/red]"
+        console.print(f"{mark} {check.name}: {check.says}")
+        faults += not check.ok
+    raise typer.Exit(1 if faults else 0)
+
+
+def main() -> None:
+    """Run the command line; a fault that the user can mend is one message and exit code 2."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        app()
+    except SepsceneError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

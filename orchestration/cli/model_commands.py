@@ -1,0 +1,126 @@
+"""The commands that bring networks in and take them out: `separator import`, `encoder import | export`, `embed`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+console = Console()
+encoder_app = typer.Typer(no_args_is_help=True, help="Bring an encoder, or take one away.")
+
+Device = Annotated[str, typer.Option(help="`auto` takes a GPU where there is one; `cpu`, `cuda`, `cuda:1`.")]
+
+
+def import_separator_command(
+    prefix: Annotated[str, typer.Argument(help="`…/model.ckpt-1234` (TensorFlow), or a .pt, .pt2, .safetensors file.")],
+    sample_rate: Annotated[int, typer.Option(min=1, help="Hz at which it works; no format says it.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    blocks: Annotated[int | None, typer.Option(help="Dilated blocks a repeat of a TDCN++ (8 when absent).")] = None,
+    window_samples: Annotated[int | None, typer.Option(help="STFT window (32 ms when absent).")] = None,
+    hop_samples: Annotated[int | None, typer.Option(help="Hop (half a learned window, 8 ms of an STFT).")] = None,
+    consistency: Annotated[
+        str | None, typer.Option(help="`magsq` or `uniform`, of a TDCN++ without mix_weights.")
+    ] = None,
+    mask_activation: Annotated[str | None, typer.Option(help="`sigmoid` or `relu`, of a Conv-TasNet.")] = None,
+) -> None:
+    """Turn somebody's separator into one of ours, so that it can serve as a processor.
+
+    Reads TensorFlow checkpoints of the MixIT TDCN++ (without TensorFlow), state dicts of torchaudio's ConvTasNet, and
+    any TorchScript or torch.export program that maps (B, T) to (B, S, T). Nothing is unpickled.
+
+    Example: `sepscene separator import yfcc/model.ckpt-3223090 --sample-rate 16000 --out separators/yfcc`
+    """
+    from pydantic import ValidationError
+
+    from sepscene.models.config import SepsceneError
+    from sepscene.models.separators.card import read_card
+    from sepscene.models.separators.import_tdcnpp import ImportHints
+    from sepscene.models.separators.importer import import_separator
+    from sepscene.orchestration.config import explain
+
+    given = {
+        "blocks": blocks,
+        "window_samples": window_samples,
+        "hop_samples": hop_samples,
+        "consistency": consistency,
+        "mask_activation": mask_activation,
+    }
+    try:
+        hints = ImportHints.model_validate(given)
+    except ValidationError as error:
+        raise SepsceneError(f"bad option:\n{explain(error)}") from None
+    digest = import_separator(prefix, sample_rate, out, hints)
+    console.print(f"{out}  {digest[:12]}")
+    for assumed in read_card(out).metadata["assumed"]:
+        console.print(f"[yellow]assumed[/yellow] {assumed}")
+    console.print(f"use it: --set separator.checkpoints='{{S2: {out}}}'", markup=False)
+
+
+@encoder_app.command("import")
+def import_encoder_command(
+    file: Annotated[Path, typer.Argument(help="A published PANNs CNN14 checkpoint (.pth).")],
+    front_end: Annotated[
+        Literal["paper", "panns_16k", "panns_32k"], typer.Option(help="The front-end it was trained with.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle to write.")],
+) -> None:
+    """Turn PANNs' CNN14 into an encoder bundle: a baseline, or a starting point; h is its 2048-d `embedding`.
+
+    Example: `sepscene encoder import Cnn14_16k_mAP=0.438.pth --front-end panns_16k --out encoders/panns`
+    """
+    from sepscene.models.encoders.importer import import_encoder
+
+    console.print(f"{out}  {import_encoder(file, front_end, out)[:12]}")
+
+
+@encoder_app.command("export")
+def export_encoder_command(
+    encoder: Annotated[str, typer.Argument(help="Folder or MLflow URI of an encoder bundle.")],
+    file: Annotated[Path, typer.Argument(help="The .pth file to write.")],
+) -> None:
+    """Write an encoder's weights under PANNs' names, with the front-end's buffers, for other people's code.
+
+    Example: `sepscene encoder export runs/demo/encoder cnn14.pth`
+    """
+    from sepscene.models.encoders.encoder import load_encoder
+    from sepscene.models.encoders.importer import export_panns
+
+    export_panns(load_encoder(encoder), file)
+    console.print(str(file))
+
+
+def embed(
+    encoder: Annotated[str, typer.Argument(help="Folder of an encoder bundle or of a run, or an MLflow URI.")],
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, manifests (.csv, .parquet); `-` reads a list.")],
+    out: Annotated[Path, typer.Option(help="`NAME.parquet`, or `NAME.npy` with `NAME.names.json` beside it.")],
+    device: Device = "auto",
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Half precision on a GPU.")] = False,
+    readers: Annotated[int, typer.Option(min=1, help="Files decoded ahead.")] = 2,
+    actors: Annotated[int, typer.Option(min=0, help="Spread over so many actors of a Ray cluster; 0 stays here.")] = 0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of one actor.")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="Ray cluster, with `--actors`.")] = None,
+) -> None:
+    """Turn sound files into embeddings; goes on where it stopped; bad files are told at the end (exit code 3).
+
+    Example: `sepscene embed runs/demo recordings/ --out embeddings.parquet`
+    """
+    from sepscene.orchestration.evaluation.embed_files import embed_files, embed_on_cluster
+    from sepscene.orchestration.runtime.session import connect, disconnect
+
+    if (Path(encoder) / "encoder" / "config.json").exists():
+        encoder = str(Path(encoder) / "encoder")
+    if actors:
+        connect(address)
+        try:
+            report = embed_on_cluster(encoder, inputs, out, actors, 1.0, gpus, bfloat16, readers)
+        finally:
+            disconnect()
+    else:
+        report = embed_files(encoder, inputs, out, device, bfloat16, readers)
+    console.print(f"{report.out}: {report.written} new, {report.skipped} there already")
+    for uri, cause in report.bad.items():
+        print(f"{uri}: {cause}", file=sys.stderr)
+    if report.bad:
+        raise typer.Exit(3)

@@ -1,0 +1,98 @@
+"""The commands about results: `compare`, `ui`, `sync`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sepscene.orchestration.cli.arguments import RunFolder
+
+console = Console()
+
+
+def compare(
+    a: Annotated[list[Path], typer.Argument(metavar="A B", help="Two runs; or with --seeds two groups of equal size.")],
+    encoder_a: Annotated[
+        str | None, typer.Option(help="Which encoder of A, e.g. `mix-mix`; its own when absent.")
+    ] = None,
+    encoder_b: Annotated[str | None, typer.Option(help="Which encoder of B.")] = None,
+    seeds: Annotated[
+        bool, typer.Option("--seeds", help="The first half of the runs against the second, paired by seed.")
+    ] = False,
+) -> None:
+    """Test whether run B differs from run A on the clips that both judged.
+
+    Examples: `sepscene compare runs/one runs/two`; a run with its baseline:
+    `sepscene compare runs/demo runs/demo --encoder-a mix-mix`
+    """
+    from sepscene.models.config import SepsceneError
+    from sepscene.orchestration.evaluation.compare import compare_runs, compare_seeds, render
+
+    if seeds and len(a) >= 4 and len(a) % 2 == 0:
+        comparison = compare_seeds(a[: len(a) // 2], a[len(a) // 2 :])
+    elif not seeds and len(a) == 2:
+        comparison = compare_runs(a[0], a[1], encoder_a, encoder_b)
+    else:
+        raise SepsceneError("compare takes two runs; with --seeds the runs of A, then as many of B, two or more each")
+    print(render(comparison))
+
+
+def ui(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or the folder that holds runs.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=1024, max=65535)] = 5000,
+) -> None:
+    """Open the MLflow UI on the store of a run or a folder of runs, on this machine only, at our training runs.
+
+    Example: `sepscene ui runs/demo`
+    """
+    from sepscene.orchestration.records.mlflow_ui import serve
+
+    serve(folder, port, console)
+
+
+def sync(run: RunFolder) -> None:
+    """Send to MLflow what it missed while its server was away. The run's folder has it all."""
+    import json
+
+    from sepscene.models.config import SepsceneError
+    from sepscene.orchestration.records.mlflow_mirror import Tracker
+
+    state = run / "mlflow.json"
+    if not state.exists():
+        raise SepsceneError(f"{run} has no mlflow.json: it is not the folder of a run")
+    tracker = Tracker(json.loads(state.read_text())["uri"], "sepscene", run)
+    tracker.mirror_metrics()
+    if tracker.unsent:
+        raise SepsceneError(f"MLflow at {tracker.uri} still does not answer; nothing is lost, try again later")
+    console.print("MLflow has everything")
+
+
+def replay_command(
+    run: RunFolder,
+    row: Annotated[
+        list[int] | None, typer.Option(min=0, help="A row of the schedule; several. None: the last skipped step's.")
+    ] = None,
+) -> None:
+    """Compute the views and the loss of some rows again, in one process, with the newest weights.
+
+    A run that stopped for too many steps with a NaN or infinite loss has kept their rows: they are the default.
+
+    Example: `sepscene replay runs/demo --row 17 --row 42`
+    """
+    from sepscene.models.config import SepsceneError
+    from sepscene.orchestration.config import load_experiment
+    from sepscene.orchestration.pipeline import Run
+    from sepscene.orchestration.records.mlflow_mirror import Tracker, tracking_uri_of
+    from sepscene.orchestration.training.replay import last_bad_rows, replay
+
+    row = row or last_bad_rows(run.resolve())
+    if len(row) < 2:
+        raise SepsceneError("a contrastive loss needs at least two rows: give --row twice")
+    opened = Run(
+        run.resolve(), load_experiment(run / "experiment.yaml"), Tracker(tracking_uri_of(run), "", run), console
+    )
+    found, loss = replay(run.resolve(), opened.manifests()[0], row)
+    for one in found:
+        console.print(one, highlight=False)
+    console.print(f"loss of these rows: {loss:.6f}")

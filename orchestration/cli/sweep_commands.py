@@ -1,0 +1,190 @@
+"""The commands that make many runs: `sweep` and `reproduce`."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.cli.arguments import Address, Changes, Scale, Storage, Verbose
+from sepscene.orchestration.presets import parse_changes
+
+if TYPE_CHECKING:
+    from sepscene.orchestration.sweeps.config import SweepConfig
+
+console = Console()
+
+Id = Annotated[str | None, typer.Option("--id", help="Name of the folder; an existing one is continued.")]
+
+
+def sweep_command(
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT|SWEEP.yaml",
+            help="A name such as `table4/S2+N/simclr-cp`, an experiment's YAML file, or a whole sweep as YAML.",
+        ),
+    ],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[FIELD=VALUES…]", help="Further fields.")] = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(help="`combination=S2,N,S2+N`, `'temperature=log(0.05,0.5)'`, `alpha=0,1`, any dotted field."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting.")] = 1,
+    search: Annotated[str, typer.Option(help="`grid`, `random` or `optuna`.")] = "grid",
+    scheduler: Annotated[
+        str, typer.Option(help="`none`, `asha` or `pbt`; both go by the validation kNN mAP.")
+    ] = "none",
+    trials: Annotated[int | None, typer.Option(min=1, help="So many settings; needed by all but a grid.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Stop after this wall time; go on with `--resume`.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="Stop after so many GPU-hours of all trials.")] = None,
+    scale: Scale = "tiny",
+    storage: Storage = Path("runs"),
+    sweep_id: Id = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest sweep of these arguments.")] = False,
+    change: Changes = None,
+    address: Address = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run an experiment over combinations, temperatures, task weights or any fields, and rank the settings.
+
+    All trials share the data, the separator's ladder and the SeparatedStore. A sweep that was stopped goes on with
+    `--resume` or `--id`: what is finished is not repeated, what is not continues from its checkpoint.
+
+    Examples:
+
+    `sepscene sweep demo --over combination=S2,N,S2+N temperature=0.1,0.2 --seeds 3`
+
+    `sepscene sweep demo --over 'temperature=log(0.05,0.5)' --search random --trials 12 --scheduler asha --hours 4
+    --set training.validation_every_steps=60`
+
+    `sepscene sweep mine.yaml --resume`
+    """
+    from sepscene.orchestration.dataset_presets import check_splits
+    from sepscene.orchestration.pipeline import prepared_session
+    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+    from sepscene.orchestration.runtime.concurrency import most_demanding
+    from sepscene.orchestration.sweeps.trial_plan import find_sweep, plan_trials
+
+    texts = [*(over or []), *(more or [])]
+    budget = {"trials": trials, "hours": hours, "gpu_hours": gpu_hours}
+    ways = {"scale": scale, "search": search, "scheduler": scheduler, "seeds": seeds}
+    if is_sweep(experiment):
+        config = _from_file(Path(experiment), texts, change, ways, budget)
+    else:
+        config = _from_line(experiment, texts, change, ways, budget)
+    base, space = config.checked()
+    planned = plan_trials(config, base, space)  # refuses bad combinations before anything starts
+    check_splits(base.data)
+    most = most_demanding([trial.experiment for trial in planned if trial.experiment] or [base])
+    from sepscene.orchestration.sweeps.sweep import sweep
+
+    if resume and sweep_id is None:
+        folder = find_sweep(storage, config)
+    else:
+        folder = storage / (sweep_id or f"sweep-{base.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
+    with prepared_session(most, address, verbose):
+        results = sweep(config, folder.resolve(), default_tracking_uri(storage), console)
+    _tell(folder, [trial.name for trial in results.trials if trial.status == "failed"])
+
+
+def _from_line(
+    experiment: str, texts: list[str], change: list[str] | None, ways: dict[str, Any], budget: dict[str, Any]
+) -> "SweepConfig":
+    from sepscene.orchestration.sweeps.config import make_sweep
+    from sepscene.orchestration.sweeps.search_space import split_fields
+
+    if not texts:
+        raise SepsceneError("nothing to sweep over: give e.g. --over temperature=0.1,0.2, or a sweep's YAML file")
+    changes = parse_changes(change)
+    return make_sweep(experiment=experiment, changes=changes, over=split_fields(texts), budget=budget, **ways)
+
+
+def _from_file(
+    path: Path, texts: list[str], change: list[str] | None, ways: dict[str, Any], budget: dict[str, Any]
+) -> "SweepConfig":
+    """The sweep of a file. Only what it may spend can be said anew on the command line."""
+    from sepscene.orchestration.sweeps.config import load_sweep, make_sweep
+
+    usual = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
+    said = [f"--{name}" for name, value in ways.items() if value != usual[name]]
+    said += ["--over"] * bool(texts) + ["--set"] * bool(change)
+    if said:
+        raise SepsceneError(f"{path} is a whole sweep: put {', '.join(said)} into the file")
+    config = load_sweep(path)
+    spends = config.budget.model_dump() | {name: value for name, value in budget.items() if value is not None}
+    return make_sweep(**{**config.model_dump(), "budget": spends})
+
+
+def is_sweep(name: str) -> bool:
+    """Whether a YAML file holds a sweep, and not an experiment."""
+    if not name.endswith((".yaml", ".yml")) or not Path(name).exists():
+        return False
+    try:
+        tree = yaml.safe_load(Path(name).read_text())
+    except yaml.YAMLError as error:
+        raise SepsceneError(f"{name} is not YAML: {error}") from None
+    return isinstance(tree, dict) and "over" in tree
+
+
+def reproduce_command(
+    tables: Annotated[
+        list[str], typer.Argument(help="`table2`, `table4`, `table5`; `beyond` for rows that the paper does not have.")
+    ],
+    row: Annotated[
+        list[str] | None, typer.Option(help="Only this row, e.g. `table4/S2+N/simclr`. Repeat as needed.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 3,
+    data: Annotated[
+        str | None, typer.Option(help="`FORMAT:ROOT`, e.g. `esc50:esc10`; synthetic scenes when absent.")
+    ] = None,
+    scale: Scale = "tiny",
+    storage: Storage = Path("runs"),
+    reproduction_id: Id = None,
+    change: Changes = None,
+    address: Address = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the rows of the paper's tables, put ours beside them, and judge the paper's six claims.
+
+    Public data sets (esc50, audioset, fsd50k) come with their usual splits; `--set data.train=…` goes before.
+
+    Examples: `sepscene reproduce table2 --scale tiny --seeds 3`; `sepscene reproduce table2 --data esc50:esc10`
+    """
+    from sepscene.orchestration.dataset_presets import check_splits, data_changes
+    from sepscene.orchestration.reports.paper_tables import planned_rows
+    from sepscene.orchestration.runtime.concurrency import most_demanding
+    from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
+
+    changes = parse_changes(change)
+    if data is not None:
+        kind, colon, root = data.partition(":")
+        if not colon:
+            raise SepsceneError(f"--data {data!r} must look like FORMAT:ROOT, e.g. esc50:esc10")
+        changes = data_changes(kind, root, changes)
+    folder = (storage / (reproduction_id or f"{'-'.join(tables)}-{scale}-{time.strftime('%Y%m%d-%H%M%S')}")).resolve()
+    # Refuses bad rows, changes and data before anything starts.
+    most = most_demanding(row_experiments(planned_rows(tables, row), scale, changes))
+    check_splits(most.data)
+    from sepscene.orchestration.pipeline import prepared_session
+    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+    from sepscene.orchestration.sweeps.reproduction import reproduce
+
+    with prepared_session(most, address, verbose):
+        uri = default_tracking_uri(storage)
+        results = reproduce(tables, row, scale, changes, seeds, folder, uri, console)  # type: ignore[arg-type]
+    _tell(folder, list(results.failed))
+
+
+def _tell(folder: Path, failed: list[str]) -> None:
+    """Where the results are, and what to do next; ends the command with code 3 when trials have failed."""
+    console.print(f"report        {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"each run      {folder / 'trials'}", soft_wrap=True)
+    console.print(f"MLflow UI     sepscene ui {folder}", soft_wrap=True)
+    if failed:
+        told = f"failed        {len(failed)}, e.g. {failed[0]}; the report says why, the same --id tries again"
+        console.print(told, soft_wrap=True, highlight=False)
+        raise typer.Exit(3)

@@ -1,0 +1,1 @@
+"""From weights to metrics: embedding of clips and files, scores, comparison of runs."""

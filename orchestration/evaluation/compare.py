@@ -1,0 +1,302 @@
+"""Compare two runs: the same clips judged by both encoders, or the same seeds trained both ways.
+
+Legend: B clips, K classes, D embedding, R resamples.
+
+An evaluation leaves its evidence in RUN/evaluation/<encoder>.npz (`save_judgement`): clip ids, classes,
+targets, folds, the probes' scores and the embeddings. A comparison reads evidence alone, needs no Ray, and
+makes every figure anew on the clips that both runs judged.
+"""
+
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records.results import RunResults
+from sepscene.tasks.evaluation.scores import Evidence, Judgement, measure
+from sepscene.tasks.evaluation.settings import JudgeSettings
+from sepscene.tasks.evaluation.statistics import Interval, PairedTest, paired_bootstrap, paired_t, t_interval
+
+TEST_CLIPS = "test manifest"
+"""Where `RunResults.data` has the digest of the clips that a run was judged on; older runs lack it."""
+
+
+@dataclass(frozen=True)
+class FigureComparison:
+    """One figure of both runs, and the test of their difference (B minus A)."""
+
+    name: str
+    a: Interval
+    b: Interval
+    test: PairedTest
+
+
+@dataclass(frozen=True)
+class ClassComparison:
+    """One class in both runs: its positive clips, and its average precision by the perceptron."""
+
+    name: str
+    positives: int
+    a: float
+    b: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two encoders side by side.
+
+    Attributes:
+        a, b: what was compared, in words.
+        pairs: clips or seeds that both sides share.
+        figures: in the order of the evaluation; decide by the first, the others are its company.
+        classes: largest gain of B first; empty when comparing over seeds.
+        notes: what a reader must know before believing it.
+    """
+
+    a: str
+    b: str
+    pairs: int
+    figures: tuple[FigureComparison, ...]
+    classes: tuple[ClassComparison, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def evidence_path(run_dir: Path, encoder: str) -> Path:
+    """Where the evidence of one encoder lies in a run's folder."""
+    return run_dir / "evaluation" / f"{encoder}.npz"
+
+
+def save_judgement(judgement: Judgement, path: Path) -> Path:
+    """Keep the evidence of a judgement: all that comparisons need. Written whole or not at all."""
+    evidence = judgement.evidence
+    arrays: dict[str, Any] = {
+        "clip_ids": evidence.clip_ids,
+        "classes": np.array(evidence.classes, dtype=np.str_),
+        "targets": evidence.targets_BK,
+        "folds": evidence.folds,
+        "h": evidence.h_BD,
+        "settings": np.array(evidence.settings.model_dump_json()),
+        "notes": np.array(evidence.notes, dtype=np.str_),
+    }
+    arrays |= {f"scores_{name}": scores_BK for name, scores_BK in evidence.scores.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(partial, path)
+    return path
+
+
+def load_evidence(path: Path) -> Evidence:
+    """Read what `save_judgement` wrote. Nothing is unpickled.
+
+    Raises:
+        SepsceneError: when the file is missing, damaged, or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            scores = {name.removeprefix("scores_"): file[name] for name in file.files if name.startswith("scores_")}
+            return Evidence(
+                clip_ids=file["clip_ids"],
+                classes=tuple(file["classes"].tolist()),
+                targets_BK=file["targets"],
+                folds=file["folds"],
+                h_BD=file["h"],
+                scores=scores,
+                settings=JudgeSettings.model_validate_json(str(file["settings"])),
+                notes=tuple(file["notes"].tolist()),
+            )
+    except FileNotFoundError:
+        raise SepsceneError(f"{path} does not exist: evaluate the run first with `sepscene evaluate`") from None
+    except (OSError, EOFError, KeyError, ValueError, ValidationError, zipfile.BadZipFile) as error:
+        raise SepsceneError(f"{path} is damaged or no evaluation ({error}): evaluate the run again") from None
+
+
+def compare_runs(run_a: Path, run_b: Path, encoder_a: str | None = None, encoder_b: str | None = None) -> Comparison:
+    """Paired bootstrap test of run B against run A, over the clips that both have judged.
+
+    Args:
+        encoder_a, encoder_b: which encoder of each run; None means its own, not a baseline. The same folder
+            twice with two encoders compares a run with its baseline.
+
+    Raises:
+        SepsceneError: when a run has no evidence, the runs share no clips, or were judged in different ways.
+    """
+    (name_a, evidence_a), (name_b, evidence_b) = _evidence(run_a, encoder_a), _evidence(run_b, encoder_b)
+    if evidence_a.settings != evidence_b.settings:
+        raise SepsceneError(
+            f"{name_a} and {name_b} were judged with different settings ({evidence_a.settings} and "
+            f"{evidence_b.settings}): evaluate one of them again with the other's"
+        )
+    evidence_a, evidence_b, notes = _paired(evidence_a, evidence_b, name_a, name_b)
+    return compare_judgements(measure(evidence_a), measure(evidence_b), name_a, name_b, notes)
+
+
+def compare_judgements(a: Judgement, b: Judgement, name_a: str, name_b: str, notes: tuple[str, ...] = ()) -> Comparison:
+    """Paired bootstrap test of two judgements of the same clips in the same order."""
+    clips = len(a.evidence.clip_ids)
+    figures = []
+    for name in (name for name in a.figures if name in b.figures):
+        figure_a, figure_b = a.figures[name], b.figures[name]
+        replicates = (a.replicates[name], b.replicates[name])
+        test = paired_bootstrap(figure_a.value, figure_b.value, *replicates, clips)
+        figures.append(FigureComparison(name, figure_a, figure_b, test))
+    classes = [
+        ClassComparison(of_a.name, of_a.positives, of_a.figures["shallow_map"], of_b.figures["shallow_map"])
+        for of_a, of_b in zip(a.per_class, b.per_class, strict=True)
+        if "shallow_map" in of_a.figures
+    ]
+    classes.sort(key=lambda row: row.a - row.b)
+    return Comparison(name_a, name_b, clips, tuple(figures), tuple(classes), notes)
+
+
+def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
+    """Paired t test of method B against method A over the seeds with which both were run.
+
+    Raises:
+        SepsceneError: when a run has no results or no encoder, a seed comes twice, no seed is shared, or two
+            runs of one seed were judged on different clips.
+    """
+    by_seed_a, by_seed_b = _by_seed(runs_a), _by_seed(runs_b)
+    seeds = sorted(by_seed_a.keys() & by_seed_b.keys())
+    if not seeds:
+        raise SepsceneError(f"no seed was run both ways: A has {sorted(by_seed_a)}, B has {sorted(by_seed_b)}")
+    sides = tuple([by_seed[seed] for seed in seeds] for by_seed in (by_seed_a, by_seed_b))
+    unknown = [str(seed) for seed, pair in zip(seeds, zip(*sides, strict=True), strict=True) if not _share_clips(*pair)]
+    notes = [f"seeds whose test clips are unknown, they may differ: {', '.join(unknown)}"] if unknown else []
+    left_out = sorted(by_seed_a.keys() ^ by_seed_b.keys())
+    if left_out:
+        notes.append(f"seeds run one way only, left out: {left_out}")
+    of_a, of_b = ([run.results.encoders[0].figures for run in side] for side in sides)
+    names = [name for name in of_a[0] if all(name in found for found in of_a + of_b)]
+    lacking = sorted({name for found in of_a + of_b for name in found} - set(names))
+    if lacking:
+        notes.append(f"figures that some run lacks, left out: {', '.join(lacking)}")
+    if len(seeds) == 1:
+        notes.append("one seed: no interval and no p; run more seeds, or compare over clips")
+    figures = []
+    for name in names:
+        values_a, values_b = ([found[name].value for found in of_side] for of_side in (of_a, of_b))
+        test = paired_t(values_a, values_b)
+        figures.append(FigureComparison(name, t_interval(values_a), t_interval(values_b), test))
+    label_a, label_b = (f"{side[0].results.experiment}/{side[0].results.encoders[0].name}" for side in sides)
+    return Comparison(label_a, label_b, len(seeds), tuple(figures), (), tuple(notes))
+
+
+def render(comparison: Comparison, classes: int = 5) -> str:
+    """The comparison as plain text: figures with intervals, differences, p, and the classes that moved
+    most."""
+    lines = [f"A  {comparison.a}", f"B  {comparison.b}", ""]
+    lines.append(f"{'':12} {'A':>23} {'B':>23} {'B - A':>26}  p")
+    for figure in comparison.figures:
+        test = figure.test
+        p = "–" if test.p is None else "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
+        cells = f"{_cell(figure.a):>23} {_cell(figure.b):>23} {_cell(test.difference, signed=True):>26}"
+        lines.append(f"{figure.name:12} {cells}  {p}")
+    if comparison.figures:
+        first = comparison.figures[0]
+        lines += ["", f"intervals: {first.test.difference.method}; {comparison.pairs} pairs"]
+        lines.append(f"p: two-sided, if {first.test.null}")
+        lines.append(f"decide by {first.name}: the other figures depend on it, and many tests find something")
+    lines += [f"note: {note}" for note in comparison.notes]
+    if comparison.classes:
+        moved = comparison.classes
+        shown = moved if len(moved) <= 2 * classes else moved[:classes] + moved[-classes:]
+        lines += ["", f"{'classes that moved most':40} {'clips':>5} {'A':>6} {'B':>6} {'B - A':>7}"]
+        lines += [f"{c.name[:40]:40} {c.positives:5d} {c.a:6.3f} {c.b:6.3f} {c.b - c.a:+7.3f}" for c in shown]
+    return "\n".join(lines)
+
+
+def _cell(interval: Interval, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:{sign}.3f}"
+    return f"{interval.value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A run's folder, and what it says of its encoder."""
+
+    folder: Path
+    results: RunResults
+
+    def clip_ids(self) -> set[str] | None:
+        """The clips on which the encoder was judged; None without its evidence."""
+        path = evidence_path(self.folder, self.results.encoders[0].name)
+        return set(load_evidence(path).clip_ids.tolist()) if path.exists() else None
+
+
+def _by_seed(runs: Sequence[Path]) -> dict[int, _Judged]:
+    found: dict[int, _Judged] = {}
+    for run in runs:
+        results = RunResults.load(run)
+        if not results.encoders:
+            raise SepsceneError(f"{run} has judged no encoder: evaluate it first")
+        if results.seed in found:
+            raise SepsceneError(f"{run} has seed {results.seed} as another run on its side: give each seed once")
+        found[results.seed] = _Judged(run, results)
+    return found
+
+
+def _share_clips(a: _Judged, b: _Judged) -> bool:
+    """Whether it is known that two runs were judged on the same clips: by their digest, or else by the clips' ids.
+
+    Clips may differ between seeds, as synthetic scenes do: a pair shares them.
+
+    Raises:
+        SepsceneError: when they were not.
+    """
+    clips: list[Any] = [run.results.data.get(TEST_CLIPS) for run in (a, b)]
+    if None in clips:
+        clips = [run.clip_ids() for run in (a, b)]
+    if None not in clips and clips[0] != clips[1]:
+        raise SepsceneError(
+            f"{a.folder} and {b.folder} were judged on different test clips: evaluate both on the same data"
+        )
+    return None not in clips
+
+
+def _evidence(run_dir: Path, encoder: str | None) -> tuple[str, Evidence]:
+    results = RunResults.load(run_dir)
+    names = [found.name for found in results.encoders]
+    if not names:
+        raise SepsceneError(f"{run_dir} has judged no encoder: evaluate it first")
+    if encoder is not None and encoder not in names:
+        raise SepsceneError(f"{run_dir} has no encoder {encoder!r}; it has {', '.join(names)}")
+    chosen = encoder or names[0]
+    label = f"{run_dir.name}/{chosen} ({results.experiment}, {results.scale}, seed {results.seed})"
+    return label, load_evidence(evidence_path(run_dir, chosen))
+
+
+def _paired(a: Evidence, b: Evidence, name_a: str, name_b: str) -> tuple[Evidence, Evidence, tuple[str, ...]]:
+    """Both sides on the clips that they share, in the same order.
+
+    Raises:
+        SepsceneError: when they share none, or disagree about classes, labels or folds.
+    """
+    for evidence, name in ((a, name_a), (b, name_b)):
+        if len(set(evidence.clip_ids.tolist())) < len(evidence.clip_ids):
+            raise SepsceneError(f"{name} judged clips with the same id: give each clip its own in the manifest")
+    _, rows_a, rows_b = np.intersect1d(a.clip_ids, b.clip_ids, assume_unique=True, return_indices=True)
+    if not len(rows_a):
+        raise SepsceneError(f"{name_a} and {name_b} share no test clip: judge both on the same data")
+    in_order = np.argsort(rows_a)  # A's own order: on the same clips its figures come out as in its report
+    rows_a, rows_b = rows_a[in_order], rows_b[in_order]
+    notes: tuple[str, ...] = ()
+    if len(rows_a) < max(len(a.clip_ids), len(b.clip_ids)):
+        notes = (f"{len(rows_a)} shared clips of {len(a.clip_ids)} (A) and {len(b.clip_ids)} (B)",)
+    a, b = a.rows(rows_a), b.rows(rows_b)
+    same = np.array_equal(a.targets_BK, b.targets_BK) and np.array_equal(a.folds, b.folds)
+    if a.classes != b.classes or not same:
+        raise SepsceneError(
+            f"{name_a} and {name_b} disagree about the classes, labels or folds of the same clips: "
+            "evaluate both with the same manifest"
+        )
+    return a, b, notes

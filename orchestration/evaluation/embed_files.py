@@ -1,0 +1,267 @@
+"""`sepscene embed`: everybody's sound files through an encoder, on this machine or as a batch job of a cluster.
+
+Shapes: N files, D embedding.
+"""
+
+import csv
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sepscene.augment.locations import local_path
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.encoder import Encoder, load_encoder
+from sepscene.orchestration.evaluation.embedding_writer import EmbeddingOutput
+from sepscene.orchestration.evaluation.file_encoder import FileEmbedding, FileEncoder, encoder_digest
+
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+FILES_A_PART = 256
+FILES_A_CALL = 8
+"""Files of one actor call on a cluster: enough for a batch, few enough to spread over the actors."""
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What a call of `embed_files` did.
+
+    Attributes:
+        out: the file with the embeddings.
+        written: rows that this call added.
+        skipped: inputs that OUT or its parts held already.
+        bad: URI -> what is wrong with it; the command exits with 3 when there is any.
+    """
+
+    out: Path
+    written: int
+    skipped: int
+    bad: dict[str, str]
+
+
+def embed_files(
+    encoder_uri: Path | str,
+    inputs: list[str],
+    out: Path,
+    device: str = "auto",
+    bfloat16: bool = False,
+    readers: int = 2,
+    show_progress: bool = True,
+) -> EmbedReport:
+    """Embed files on this machine; a call that was interrupted goes on where it stopped.
+
+    Args:
+        encoder_uri: folder or MLflow URI of an encoder bundle.
+        inputs: see `list_files`.
+        out: .parquet (columns uri, h), or NAME.npy with the names in NAME.names.json.
+        device: "cpu", "cuda", ..., or "auto" for a GPU where there is one.
+        bfloat16: see `FileEncoder`.
+        readers: files decoded ahead.
+        show_progress: a progress bar on stderr.
+
+    Raises:
+        SepsceneError: the encoder, a manifest, the device or an existing output cannot be used. What is wrong
+            with single files never raises; it is reported.
+    """
+    uris = list_files(inputs)
+    encoder = load_encoder(encoder_uri)
+    output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
+    todo = [uri for uri in uris if uri not in output.done]
+    file_encoder = FileEncoder(encoder, usable_device(device), bfloat16, readers)
+    rows = ((file.uri, file.cause or "", _row(file, encoder.embedding_dim)) for file in file_encoder.embed(todo))
+    return _collect(rows, output, total=len(uris), todo=len(todo), show_progress=show_progress)
+
+
+def embed_on_cluster(
+    encoder_uri: Path | str,
+    inputs: list[str],
+    out: Path,
+    actors: int = 1,
+    cpus_per_actor: float = 1.0,
+    gpus_per_actor: float = 0.0,
+    bfloat16: bool = False,
+    readers: int = 2,
+    show_progress: bool = True,
+) -> EmbedReport:
+    """As `embed_files`, spread over the actors of a Ray cluster; Ray must be connected.
+
+    The encoder travels through Ray's object store, so that only this process must reach it; the sound files
+    must be reachable from every node. Rows come in the order in which they are done.
+
+    Raises:
+        SepsceneError: as `embed_files`, or the actors do not fit the cluster.
+    """
+    from sepscene.orchestration.runtime.placement import DATA_TASK_CPUS, Demand, check_placement, cluster_nodes
+
+    uris = list_files(inputs)
+    actor = Demand(
+        "embedding actor",
+        cpus_per_actor,
+        gpus_per_actor,
+        knobs="--actors, --cpus-per-actor or --gpus-per-actor",
+    )
+    check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, knobs="--actors")], cluster_nodes())
+    encoder = load_encoder(encoder_uri)
+    output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
+    todo = [uri for uri in uris if uri not in output.done]
+    device = "cuda" if gpus_per_actor else "cpu"
+    rows = _cluster_rows(todo, encoder, actors, actor.ray_options(), (device, bfloat16, readers))
+    return _collect(rows, output, total=len(uris), todo=len(todo), show_progress=show_progress)
+
+
+class EmbedActor:
+    """Ray Data's view of a `FileEncoder`: blocks of URIs in, blocks of embeddings out, faults as a column."""
+
+    def __init__(self, shared: list[Any], device: str, bfloat16: bool, readers: int) -> None:
+        """`shared` is a list of one reference, which Ray leaves alone, to (EncoderConfig, state dict)."""
+        import ray
+
+        config, state = ray.get(shared[0])
+        encoder = Encoder.from_config(config)
+        encoder.trunk.load_state_dict(state)
+        self.file_encoder = FileEncoder(encoder, device, bfloat16, readers)
+
+    def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`uri` and `location` (its place for a process in any folder) in; `uri`, `fault`, `h` (N, D) out."""
+        files = list(self.file_encoder.embed(map(str, columns["location"])))
+        return {
+            "uri": columns["uri"],
+            "fault": np.array([file.cause or "" for file in files], object),
+            "h": np.stack([_row(file, self.file_encoder.encoder.embedding_dim) for file in files]),
+        }
+
+
+def _cluster_rows(
+    uris: list[str], encoder: Encoder, actors: int, placement: dict[str, Any], settings: tuple[str, bool, int]
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Rows (uri, fault, h) as the actors finish them."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    from sepscene.orchestration.runtime.ray_compat import configure_data
+    from sepscene.orchestration.runtime.streamed import blocks_of
+    from sepscene.orchestration.training.stream import finite_retries
+
+    if not uris:
+        return
+    configure_data(ordered=False)
+    shared = ray.put((encoder.config, encoder.trunk.state_dict()))
+    locations = [os.path.abspath(uri) if local_path(uri) == uri else uri for uri in uris]
+    blocks = ray.data.from_arrow(pa.table({"uri": uris, "location": locations}))
+    stream = blocks.repartition(target_num_rows_per_block=FILES_A_CALL).map_batches(
+        EmbedActor,
+        fn_constructor_args=([shared], *settings),
+        batch_size=FILES_A_CALL,
+        compute=ActorPoolStrategy(size=min(actors, math.ceil(len(uris) / FILES_A_CALL))),
+        ray_remote_args_fn=finite_retries,
+        **placement,
+    )
+    for columns in blocks_of(stream):
+        yield from zip(map(str, columns["uri"]), map(str, columns["fault"]), columns["h"], strict=True)
+
+
+def list_files(inputs: Iterable[str]) -> list[str]:
+    """The sound files that the arguments of `sepscene embed` mean, each once, in their order.
+
+    Args:
+        inputs: files or URIs as they are; folders, with all .wav, .flac, .ogg and .mp3 below them; manifests,
+            .csv or .parquet, with a column `uri` (relative to the manifest's folder; whole files are
+            embedded); "-" for a list of all these on stdin, one a line.
+
+    Raises:
+        SepsceneError: a manifest cannot be read or has no column `uri`; or there is no file at all.
+    """
+    uris = list(dict.fromkeys(uri for text in inputs for uri in _expand(text)))
+    if not uris:
+        raise SepsceneError(f"there is no sound file to embed: folders are searched for {', '.join(SOUND_SUFFIXES)}")
+    return uris
+
+
+def usable_device(device: str) -> str:
+    """The device for a `--device` option.
+
+    Raises:
+        SepsceneError: when a GPU is asked for and torch finds none.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SepsceneError(f"--device {device}: torch finds no GPU here; use --device cpu")
+    return device
+
+
+def _expand(text: str) -> Iterator[str]:
+    """One argument as files."""
+    path = Path(local_path(text) or "")
+    if text == "-":
+        for line in sys.stdin:
+            if line.strip() and line.strip() != "-":
+                yield from _expand(line.strip())
+    elif text and path.is_dir() and local_path(text) is not None:
+        yield from (str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in SOUND_SUFFIXES)
+    elif text.lower().endswith((".csv", ".parquet")):
+        for uri in _manifest_uris(path):
+            local = local_path(uri)
+            yield uri if local is None else str(path.parent / local)
+    else:
+        yield text
+
+
+def _manifest_uris(path: Path) -> list[str]:
+    """The column `uri` of a manifest."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pq.read_table(path, columns=["uri"])["uri"].to_pylist()
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return [row["uri"] for row in csv.DictReader(file)]
+    except (KeyError, pa.ArrowInvalid, pa.ArrowKeyError, csv.Error, UnicodeDecodeError) as error:
+        raise SepsceneError(f"{path} is no manifest with a column `uri` ({error}): add the column") from None
+    except OSError as error:
+        raise SepsceneError(f"{path} cannot be read ({error.strerror}): check the path of the manifest") from None
+
+
+def _row(file: FileEmbedding, dim: int) -> np.ndarray:
+    return np.zeros(dim, np.float32) if file.cause is not None else file.h_D
+
+
+def _collect(
+    rows: Iterable[tuple[str, str, np.ndarray]],
+    output: EmbeddingOutput,
+    total: int,
+    todo: int,
+    show_progress: bool,
+) -> EmbedReport:
+    """Write rows (uri, fault, h) as they come, in parts; what is done is kept when something breaks."""
+    bad: dict[str, str] = {}
+    names: list[str] = []
+    h_ND: list[np.ndarray] = []
+    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    written = 0
+    with Progress(*columns, console=Console(stderr=True), disable=not show_progress) as progress:
+        task = progress.add_task("", total=total, completed=total - todo)
+        try:
+            for uri, fault, h_D in rows:
+                progress.advance(task)
+                if fault:
+                    bad[uri] = fault
+                    continue
+                names.append(uri)
+                h_ND.append(h_D)
+                written += 1
+                if len(names) == FILES_A_PART:
+                    output.add(names, np.stack(h_ND))
+                    names, h_ND = [], []
+        finally:
+            if names:
+                output.add(names, np.stack(h_ND))
+    output.finish()
+    return EmbedReport(output.out, written, total - todo, bad)

@@ -1,0 +1,213 @@
+"""From sound files of any length to their representations, with memory that does not grow with the file.
+
+A long file is read in blocks of whole patches; short ones share batches. While the network works on one file,
+the next ones are being decoded.
+
+Shapes: P patches, T samples, D embedding.
+"""
+
+import hashlib
+import math
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from typing import TypeVar
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from sepscene.augment.audio import AudioFormat, ClipError, read_audio, read_clip
+from sepscene.augment.locations import open_location
+from sepscene.models.encoders.encoder import SECONDS_AT_ONCE, Encoder
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class FileEmbedding:
+    """What became of one file.
+
+    Attributes:
+        uri: the file.
+        cause: why it could not be embedded, or None.
+        seconds: how much sound it held.
+    """
+
+    uri: str
+    cause: str | None = None
+    seconds: float = 0.0
+    _sum_D: Tensor | None = None
+    _patches: int = 0
+    _read: bool = False
+
+    @property
+    def h_D(self) -> np.ndarray:
+        """The mean over the file's patches, float32."""
+        assert self._sum_D is not None, f"{self.uri} has no embedding: {self.cause}"
+        return (self._sum_D / self._patches).float().numpy()
+
+    def _add(self, h_PD: Tensor) -> None:
+        sum_D = h_PD.double().sum(dim=0)
+        self._sum_D = sum_D if self._sum_D is None else self._sum_D + sum_D
+        self._patches += len(h_PD)
+
+
+class FileEncoder:
+    """Embeds files with one encoder; equal to the encoder on the whole file, whatever its length.
+
+    Args:
+        encoder: from `models.load_encoder`.
+        device: e.g. "cpu" or "cuda".
+        bfloat16: run the network in bfloat16: off by about 1e-2, and faster where the device has units for it.
+        readers: files decoded ahead, each in a thread.
+    """
+
+    def __init__(self, encoder: Encoder, device: str = "cpu", bfloat16: bool = False, readers: int = 2) -> None:
+        self.encoder = encoder.to(device).eval()
+        if bfloat16:  # the units for it want an example's channels side by side
+            self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device, self.bfloat16, self.readers = torch.device(device), bfloat16, readers
+        patch = Fraction(encoder.config.patch_seconds).limit_denominator(1000)
+        # Whole seconds, so that a block starts on a sample at any rate, and whole patches.
+        self.block_seconds = patch.numerator * max(1, SECONDS_AT_ONCE // patch.numerator)
+
+    def embed(self, uris: Iterable[str]) -> Iterator[FileEmbedding]:
+        """Every file in order, the unreadable ones with their cause."""
+        files: deque[FileEmbedding] = deque()
+        batch: list[tuple[FileEmbedding, Tensor]] = []
+        for file, patches_PT in self._pieces(uris, files):
+            if batch and (_samples(batch) >= self._limit or batch[0][1].shape[1] != patches_PT.shape[1]):
+                self._run(batch)
+                batch = []
+                # The file of this piece is still open, so what is finished are the ones before it.
+                yield from _finished(files)
+            batch.append((file, patches_PT))
+        self._run(batch)
+        yield from _finished(files)
+
+    @property
+    def _limit(self) -> int:
+        return SECONDS_AT_ONCE * self.encoder.sample_rate
+
+    def _pieces(self, uris: Iterable[str], files: deque[FileEmbedding]) -> Iterator[tuple[FileEmbedding, Tensor]]:
+        """The patches of all files, piece by piece; every file is put into `files` as it is reached."""
+        opened = _ahead(self._open, uris, self.readers)
+        for file, blocks in opened:
+            files.append(file)
+            previous_T, rest_T = np.zeros(0, np.float32), np.zeros(0, np.float32)
+            try:
+                for block_T in blocks:
+                    file.seconds += len(block_T) / self.encoder.sample_rate
+                    whole = len(block_T) - len(block_T) % self.encoder.patch_samples
+                    rest_T = block_T[whole:]
+                    if whole:
+                        yield (
+                            file,
+                            torch.from_numpy(block_T[:whole]).unflatten(0, (-1, self.encoder.patch_samples)),
+                        )
+                    previous_T = np.concatenate((previous_T, block_T))[-self.encoder.patch_samples :]
+                if len(rest_T):
+                    # The encoder's own rule: the last patch ends with the file, a short file is padded.
+                    yield file, self.encoder.patches(torch.from_numpy(previous_T)[None])[0]
+            except ClipError as error:
+                file.cause = error.cause
+            file._read = True
+
+    def _open(self, uri: str) -> tuple[FileEmbedding, Iterator[np.ndarray]]:
+        """Decode the first block, in a reader's thread; a ClipError is kept for the one who iterates."""
+        blocks = read_blocks(uri, self.encoder.sample_rate, self.block_seconds)
+        try:
+            first_T = next(blocks)
+        except ClipError as error:
+            return FileEmbedding(uri), _raising(error)
+        return FileEmbedding(uri), chain([first_T], blocks)
+
+    def _run(self, batch: list[tuple[FileEmbedding, Tensor]]) -> None:
+        """One pass through the network for pieces of equal patch length."""
+        if not batch:
+            return
+        patches_PT = torch.cat([patches_PT for _, patches_PT in batch]).to(self.device)
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            h_PD = self.encoder.encode_patches(patches_PT).float().cpu()
+        for (file, _), part_PD in zip(batch, h_PD.split([len(patches) for _, patches in batch]), strict=True):
+            file._add(part_PD)
+
+
+def read_blocks(uri: str, sample_rate: int, block_seconds: int) -> Iterator[np.ndarray]:
+    """A recording as mono float32 blocks (T,) of `block_seconds`, the last shorter; together equal to `read_audio`.
+
+    Raises:
+        ClipError: as `augment.audio.read_clip`, when the iteration reaches what is wrong.
+    """
+    with _on_disk(uri) as path:
+        try:
+            header = soundfile.info(path)
+        except (soundfile.LibsndfileError, TypeError, OSError):
+            header = None
+        try:
+            if header is None or header.frames <= block_seconds * header.samplerate:
+                yield read_audio(path, sample_rate)  # says precisely what is wrong, if anything is
+                return
+            block = AudioFormat(sample_rate=sample_rate, clip_seconds=block_seconds)
+            samples = math.ceil(header.frames * sample_rate / header.samplerate)
+            for start in range(0, samples, block.samples):
+                yield read_clip(path, block, start / sample_rate)[: samples - start]
+        except ClipError as error:
+            raise ClipError(uri, error.cause) from error
+
+
+def encoder_digest(encoder: Encoder) -> str:
+    """SHA-256 over configuration and weights: what two outputs must share to be put together."""
+    digest = hashlib.sha256(encoder.config.model_dump_json().encode())
+    for name, tensor in encoder.trunk.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _on_disk(uri: str) -> Iterator[str]:
+    """The path of a file; what is not a local file is fetched once, not once for each block."""
+    location = open_location(uri)
+    if isinstance(location, str):
+        yield location
+        return
+    with tempfile.NamedTemporaryFile(prefix="sepscene-") as file:
+        file.write(location.getbuffer())
+        file.flush()
+        yield file.name
+
+
+def _finished(files: deque[FileEmbedding]) -> Iterator[FileEmbedding]:
+    """Take from the front the files that are read to their end (their pieces have all been run)."""
+    while files and files[0]._read:
+        yield files.popleft()
+
+
+def _samples(batch: list[tuple[FileEmbedding, Tensor]]) -> int:
+    return sum(patches_PT.numel() for _, patches_PT in batch)
+
+
+def _raising(error: ClipError) -> Iterator[np.ndarray]:
+    raise error
+    yield  # makes this a generator
+
+
+def _ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """function(item) for every item in order, computed in threads a few items ahead."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,11 @@
+"""Numbers in words."""
+
+_SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def quantity(value: float) -> str:
+    """1.39e11 as `139 G`: three digits and a decimal prefix, ready for a unit."""
+    for scale, prefix in _SCALES:
+        if value >= scale:
+            return f"{value / scale:.3g} {prefix}" if value < 999.5 * scale else f"{value / scale:,.0f} {prefix}"
+    return f"{value:.3g} "

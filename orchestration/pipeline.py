@@ -1,0 +1,397 @@
+"""A run: one experiment from its data to its report, stage by stage, in one folder.
+
+Every stage looks for what it has made before it makes it, so that a run continues where it stopped, whatever stopped
+it. The folder is the truth about the run; MLflow mirrors it.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sepscene.augment.separation.service import open_separator
+from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.augment.synthetic.scenes import write_scenes
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.encoder import save_encoder
+from sepscene.models.separators.card import read_card
+from sepscene.orchestration.config import Experiment, Objective, load_experiment
+from sepscene.orchestration.records.audit_log import audit_hash
+from sepscene.orchestration.records.checkpoints import read_checkpoint, read_ledger
+from sepscene.orchestration.records.environment import commit, environment
+from sepscene.orchestration.records.metrics_log import append_metrics
+from sepscene.orchestration.records.mlflow_mirror import Tracker, following
+from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.records.system_metrics import sampled
+from sepscene.orchestration.reports.progress import progress
+from sepscene.orchestration.reports.status_line import BESIDE_THE_BAR, Terms
+from sepscene.orchestration.runtime.session import ray_session
+from sepscene.orchestration.training.builders import check_start, encoder_of
+from sepscene.orchestration.training.prefill import Filled, fill
+from sepscene.orchestration.training.pretraining import pretrain
+from sepscene.orchestration.training.separator_training import STAGE as SEPARATOR
+from sepscene.orchestration.training.separator_training import separator_steps, train_separator
+from sepscene.orchestration.training.stream import schedule_of
+from sepscene.orchestration.training.throughput import balance_line, balance_of, bottleneck
+from sepscene.orchestration.training.validation import choose_probe
+from sepscene.tasks.datasets.readers import Manifest, read_manifest
+
+logger = logging.getLogger("sepscene")
+
+BALANCE_EVERY = 10
+"""Reports of the balance for one line of it among the progress."""
+
+
+class Run:
+    """The folder of one run, its experiment, its tracker and its terminal."""
+
+    def __init__(self, folder: Path, experiment: Experiment, tracker: Tracker, console: Console) -> None:
+        self.folder, self.experiment, self.tracker, self.console = folder, experiment, tracker, console
+        self.inputs: dict[str, str] = {}
+        self.audit: str | None = None
+        """Digest of the audit of the data set, when there is one in the storage."""
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        experiment: Experiment,
+        tracking_uri: str,
+        console: Console,
+        resume: bool,
+        tags: Mapping[str, str] | None = None,
+    ) -> "Run":
+        """Make the run's folder and begin its parent run in MLflow, or continue an earlier one.
+
+        Args:
+            tags: for the parent run in MLflow, beside those that say what the experiment is.
+
+        Raises:
+            SepsceneError: when the folder holds another experiment, or this one and `resume` is not set.
+        """
+        saved = folder / "experiment.yaml"
+        if saved.exists():
+            earlier = load_experiment(saved).model_copy(update={"resources": experiment.resources})
+            if earlier.digest() != experiment.digest():  # it may go on with other resources
+                raise SepsceneError(f"{folder} holds another experiment; choose another --run-id or storage")
+            if not resume:
+                raise SepsceneError(f"{folder} holds this run already; add --resume to continue it")
+        folder.mkdir(parents=True, exist_ok=True)
+        experiment.save(saved)
+        tracker = Tracker(tracking_uri, "sepscene", folder)
+        run = cls(folder, experiment, tracker, console)
+        facts = environment()
+        if not (folder / "started").exists():
+            (folder / "started").write_text(datetime.now(UTC).isoformat(timespec="seconds"))
+        env = {f"env.{key}": value for key, value in facts.items()}
+        tracker.start({**run._tags(), **env, **(tags or {})}, _flat(experiment))
+        tracker.log_artifact("", saved)
+        return run
+
+    def _tags(self) -> dict[str, str]:
+        experiment = self.experiment
+        return {
+            "experiment": experiment.name,
+            "scale": experiment.scale,
+            "table_row": experiment.table_row or "",
+            "combination": "+".join(experiment.views.combination),
+            "pair": experiment.views.pair,
+            "temperature": str(experiment.objective.temperature),
+            "alpha": str(experiment.objective.alpha),
+            "seed": str(experiment.seed),
+            "digest": experiment.digest(),
+            "git_commit": commit() or "unknown",
+            "mlflow.source.git.commit": commit() or "unknown",
+            "mlflow.source.name": "sepscene",
+            **self.inputs,
+        }
+
+    def record_inputs(self, ladder: dict[str, str], **manifests: Manifest) -> None:
+        """Tell MLflow what the run is made from: the data sets and the separators, by their digests.
+
+        An audit of the data set in the run's storage is among them, when the data set is still as it was listed then.
+
+        Args:
+            ladder: processor name -> folder.
+            manifests: `training`, and `evaluation` where the run is judged.
+        """
+        told = {"data_hash" if name == "training" else f"{name}_hash": m.digest() for name, m in manifests.items()}
+        if self.audit:
+            told["audit_hash"] = self.audit
+        if ladder:
+            digests = {name: read_card(folder).digest[:12] for name, folder in ladder.items()}
+            told["separator_digest"] = ",".join(f"{name}={digest}" for name, digest in digests.items())
+        if told.items() <= self.inputs.items():
+            return
+        self.inputs |= told
+        self.tracker.tag("", self.inputs)
+        data = self.experiment.data
+        for context, manifest in manifests.items():
+            profile = {"clips": len(manifest), "classes": len(manifest.classes), "absent": len(manifest.absent)}
+            splits = data.train if context == "training" else data.test
+            source = data.root or str(self.folder / "scenes")
+            self.tracker.log_data("", {
+                "name": f"{data.format} {'+'.join(splits)}", "digest": manifest.digest(), "context": context,
+                "source": source if "://" in source else str(Path(source).resolve()), "profile": profile,
+            })  # fmt: skip
+
+    @contextmanager
+    def stage(self, name: str, title: str, total: int, counts: str = "rows", pair: str | None = None) -> Iterator[None]:
+        """Time a stage, show its progress, mirror its metrics.
+
+        Args:
+            name: of the stage, in metrics and in MLflow.
+            title: for the terminal.
+            total: where the progress ends.
+            counts: which field of a metrics record says how far it is.
+            pair: kind of its positive pairs, where it is not the experiment's.
+        """
+        started = time.perf_counter()
+        self.tracker.start_stage(name, self._tags() | {"stage": name} | ({"pair": pair} if pair else {}))
+        # A log has lines as long as they need to be.
+        terms = Terms(self.console.width - BESIDE_THE_BAR if self.console.is_terminal else 120)
+        balances = 0
+        with progress(self.console, title, max(1, total)) as told:
+
+            def show(record: dict[str, Any]) -> None:
+                nonlocal balances
+                if "event" in record:
+                    told.event(record["event"])
+                elif record["stage"] == name:
+                    told.update(record.get(counts), terms.update(record))
+                    balance = balance_line(record)
+                    balances += bool(balance)
+                    if balance and balances % BALANCE_EVERY == 0:
+                        told.event(balance)
+
+            self._progress = told.update
+            try:
+                with following(self.folder, self.tracker, show), sampled(self.folder, name):
+                    yield
+            except BaseException:
+                self.tracker.finish(name, "FAILED")
+                raise
+        self.add_timing(name, time.perf_counter() - started)
+        self.tracker.finish(name)
+
+    def advance(self, done: float) -> None:
+        """Move the progress of the stage that runs in this process."""
+        self._progress(done)
+
+    def _advance_from(self, before: int, done: int) -> None:
+        self.advance(before + done)
+
+    def add_timing(self, name: str, seconds: float) -> None:
+        """Add to a stage's wall time in RUN/stages.json; a continued stage adds up."""
+        path = self.folder / "stages.json"
+        timings = json.loads(path.read_text()) if path.exists() else {}
+        timings[name] = timings.get(name, 0.0) + seconds
+        path.write_text(json.dumps(timings, indent=2))
+
+    def manifests(self) -> tuple[Manifest, Manifest]:
+        """The training and the test clips, the same ones for cross-validation; scenes are generated the first time."""
+        data = self.experiment.data
+        if data.format == "scenes" and data.root is None:
+            root = self.folder / "scenes"
+            self._generate_scenes(root)
+            manifest = read_manifest("scenes", str(root))
+        else:
+            manifest = read_manifest(data.format, str(data.root))
+        self.audit = audit_hash(self.folder, manifest)
+        train = manifest.select(*data.train)
+        test = train if data.by_folds else manifest.select(*data.test)
+        for name, part, splits in (("train", train, data.train), ("test", test, data.test)):
+            if not len(part.clips):
+                raise SepsceneError(f"data.{name}: no clip of {data.root or 'the scenes'} is in {', '.join(splits)}")
+        if self.experiment.training.validation_every_steps:
+            choose_probe(train, self.experiment.training.validation_clips)  # refuses clips that tell nothing, now
+        return train, test
+
+    def _generate_scenes(self, root: Path) -> None:
+        data = self.experiment.data
+        splits = {"train": data.scenes_train, "test": data.scenes_test}
+        if all((root / f"{split}.done").exists() for split in splits):
+            return
+        with self.stage("scenes", "generate sound scenes", sum(splits.values())):
+            done = 0
+            for split, count in splits.items():
+                known = split == "test" or self.experiment.separator.objective == "supervised"
+                progress = partial(self._advance_from, done)
+                write_scenes(root, count, self.experiment.seed, split, with_sources=known, progress=progress)
+                done += count
+                (root / f"{split}.done").touch()
+
+    def ladder(self, train: Manifest) -> dict[str, str]:
+        """The processors: those of the configuration, or the ladder that this run trains."""
+        experiment = self.experiment
+        if experiment.separator.checkpoints:
+            return experiment.separator.checkpoints
+        if experiment.views.pair == "mix-mix" and not experiment.evaluation.baselines:
+            return {}
+        self.record_inputs({}, training=train)
+        steps = separator_steps(experiment)
+        with self.stage(SEPARATOR, "train separator", steps, counts="step"):
+            return train_separator(experiment, train, self.folder, held_out=self.manifests()[1])
+
+    def store_uri(self) -> str:
+        """Where the SeparatedStore of this run lies: beside the run, for all runs of its storage."""
+        return self.experiment.store.uri or str((self.folder.parent / "store").resolve())
+
+    def store(self) -> SeparatedStore | None:
+        """The SeparatedStore of the configuration, opened."""
+        return (
+            None
+            if self.experiment.store.mode == "off"
+            else SeparatedStore(self.store_uri(), self.experiment.store.settings)
+        )
+
+    def prefill(self, train: Manifest, ladder: dict[str, str], processors: tuple[str, ...] | None = None) -> Filled:
+        """Separate every clip with every processor into the store.
+
+        Clips that can't be used are told; training will quarantine them. What was filled before, by whatever run, is
+        not gone through again. Entries that are missing in the end are told, and the next filling looks for them.
+
+        Args:
+            train: the clips.
+            ladder: processor name -> folder.
+            processors: some names of the ladder; none means those of the experiment's combination.
+        """
+        experiment, processors = self.experiment, processors or self.experiment.views.combination
+        update = {"combination": processors, "weights": None, "curriculum": ()}
+        experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update=update)})
+        total = len(train) * len(processors)
+        store = SeparatedStore(self.store_uri(), experiment.store.settings)
+        mark = _filling(experiment, train, ladder)
+        if store.folder.is_filled(mark):
+            return Filled(total, 0, 0, {})
+        with self.stage("prefill", "separate into the store", total):
+            filled = fill(experiment, train, ladder, store, self.advance)
+            record = {f"store/{name}": float(count) for name, count in filled.counts.items()}
+            record |= {"unusable": float(filled.unusable), "missing": float(filled.missing)}
+            append_metrics(self.folder / "metrics.jsonl", "prefill", [{"step": 1, "rows": total} | record])
+        if not filled.missing:
+            store.folder.note_filled(mark)
+        else:
+            logger.warning(
+                "%d of %d separated clips are still missing in %s, so training must separate them itself, slowly; is "
+                "it full (store.settings.max_bytes), or its filesystem?", filled.missing, total, self.store_uri(),
+            )  # fmt: skip
+        return filled
+
+    def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None) -> Path:
+        """Pre-train an encoder and write its bundle; `pair` overrides the views for a baseline.
+
+        Returns:
+            The bundle's folder: RUN/encoder, or RUN/baselines/<pair>.
+        """
+        self.record_inputs(ladder, training=train)
+        experiment, bundle = self.experiment, self.folder / "encoder"
+        if pair is not None:
+            experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update={"pair": pair})})
+            bundle = self.folder / "baselines" / pair
+        stage = f"pretrain-{experiment.views.pair}"
+        rows = schedule_of(experiment, len(train.clips)).rows
+        if experiment.store.mode == "prefill" and experiment.views.pair != "mix-mix":
+            self.prefill(train, ladder)
+        with self.stage(stage, stage, rows, pair=experiment.views.pair):
+            newest = pretrain(experiment, train, ladder, self.folder, stage, self.store())
+            state = read_checkpoint(newest)
+            card = {
+                "title": f"{experiment.name} ({experiment.views.pair})",
+                "data": f"{experiment.data.format}, {len(train.clips)} clips, manifest {train.digest()[:12]}",
+                "separator": "TDCN++ by MixIT" if experiment.views.pair != "mix-mix" else "none",
+                "combination": list(experiment.views.combination) if experiment.views.pair != "mix-mix" else [],
+                "losses": losses_of(experiment.objective),
+                "steps": state.step,
+                "start": experiment.training.start_encoder or "random weights",
+                "seed": experiment.seed,
+                "versions": environment(),
+            }
+            save_encoder(encoder_of(experiment, state), bundle, card)
+        self._tell_balance(stage, experiment)
+        if pair is None:
+            (self.folder / "ledger.json").write_text(read_ledger(newest).to_json())
+            self.tracker.log_artifact("", self.folder / "ledger.json")
+        return bundle
+
+    def publish(self, pair: str, bundle: Path) -> None:
+        """Log an encoder with its model card to MLflow; the run's own is registered, a baseline is not.
+
+        Called last, when the card holds the figures.
+        """
+        own = bundle == self.folder / "encoder"
+        name = f"sepscene-{self.experiment.name.replace('/', '-')}" if own else None
+        self.tracker.log_encoder(f"pretrain-{pair}", bundle, name)
+
+    def _tell_balance(self, stage: str, experiment: Experiment) -> None:
+        """Say which part of the stream set the pace, and log the balance as figures of the stage."""
+        balance = balance_of(read_metrics(self.folder), stage)
+        if balance is None:
+            return
+        advice = bottleneck(balance, experiment)
+        self.console.print(f"  {advice}", style="dim", highlight=False)
+        self.tracker.log_figures(stage, {f"balance/{name}": value for name, value in balance.figures().items()})
+        self.tracker.tag(stage, {"bottleneck": advice})
+        if stage == f"pretrain-{self.experiment.views.pair}":
+            self.tracker.tag("", {"bottleneck": advice})
+
+    def untrained(self) -> Path:
+        """The bundle of the untrained encoder, a baseline."""
+        bundle = self.folder / "baselines" / "untrained"
+        if not bundle.exists():
+            save_encoder(encoder_of(self.experiment, None), bundle, {"title": "untrained", "steps": 0})
+        return bundle
+
+
+def _filling(experiment: Experiment, train: Manifest, ladder: dict[str, str]) -> str:
+    """A name for these clips, separated by the experiment's processors as its audio and its precision say."""
+    digests = sorted(read_card(ladder[name]).digest for name in experiment.views.combination)
+    what: list[Any] = [train.digest(), digests, experiment.audio.model_dump()]
+    if experiment.resources.separation_precision != "float32":  # which goes without saying, as in the store's keys
+        what.append(experiment.resources.separation_precision)
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def losses_of(objective: Objective) -> str:
+    """What an encoder was trained with, in words for its card."""
+    learned = ", learned" if objective.learn_temperature else ""
+    nt_xent, triplet = f"NT-Xent (tau {objective.temperature:g}{learned})", f"triplet ({objective.triplet_margin:g})"
+    coincidence = f" + {objective.alpha:g} coincidence" if objective.alpha else ""
+    return (triplet if objective.similarity == "triplet" else nt_xent) + coincidence
+
+
+def _flat(experiment: Experiment) -> dict[str, Any]:
+    """The configuration as dotted parameters for MLflow."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = value
+
+    walk("", experiment.model_dump(mode="json"))
+    return flat
+
+
+@contextmanager
+def prepared_session(experiment: Experiment, address: str | None = None, verbose: bool = False) -> Iterator[None]:
+    """A Ray session (`runtime.session.ray_session`) for an experiment whose separators and start encoder can be used.
+
+    Raises:
+        SepsceneError: when one of them can't be used, or the experiment can't be placed; it says what to change.
+    """
+    for name, folder in experiment.separator.checkpoints.items():
+        open_separator(name, folder, experiment.audio)
+    check_start(experiment)
+    with ray_session(experiment, address, verbose):
+        yield

@@ -1,0 +1,248 @@
+"""Ten seconds of the real thing on the present hardware: how long one row takes in each stage.
+
+Everything is measured in this process with the modules that a run uses; what Ray adds is not in it (see
+benchmarks/pipeline.py). Weights are random where there are none yet: they do not change the time.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from sepscene.augment.draws import SPECAUGMENT_UNIFORMS, Schedule, draw
+from sepscene.augment.separation.blocks import Columns, ServiceSettings
+from sepscene.augment.separation.reader import ClipReader
+from sepscene.augment.separation.service import SeparationService
+from sepscene.augment.store.separated_store import SeparatedStore, StoreKey
+from sepscene.augment.synthetic.scenes import write_scenes
+from sepscene.augment.views import levels_db, patch_samples
+from sepscene.models.config import SepsceneError
+from sepscene.models.separators.folder import save_separator
+from sepscene.models.separators.tdcnpp import TDCNpp
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.planning.plan import CPU, Calibration, threads
+from sepscene.orchestration.planning.processors import Processor, processors_of
+from sepscene.orchestration.training.optimizer import adamw
+from sepscene.orchestration.training.pretraining import Views, prepared_objective
+from sepscene.tasks.losses.gradcache import accumulate, cut
+
+_SCENES = 4
+_SHARES = {"reading": 0.1, "separation": 0.4, "training": 0.4}  # of the seconds; starting takes the rest
+_ROUNDS = 3
+
+
+def calibrate(
+    experiment: Experiment, seconds: float = 10.0, clips: Sequence[str] = (), offsets: Sequence[float] = ()
+) -> Calibration:
+    """Measure decoding, the store, separation and training for about `seconds`.
+
+    Separation and training use a GPU where the experiment asks for one and this machine has it. They run on
+    as large a block or batch as the time allows, up to the experiment's own.
+
+    Args:
+        clips: URIs of some clips of the data set; none measures with synthetic scenes.
+        offsets: where each of them begins in its recording, in seconds; none is at the start.
+
+    Raises:
+        SepsceneError: when a clip cannot be decoded, or a checkpoint does not fit the experiment.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        uris = [str(uri) for uri in clips] or _scenes(experiment, Path(folder) / "scenes")
+        processors = processors_of(experiment)
+        settings = {p.name: _settings(experiment, p, Path(folder) / "separators") for p in processors}
+        first = settings[processors[0].name]
+        columns = _columns(experiment, uris, offsets or [0.0] * len(uris))
+        reading = seconds * _SHARES["reading"]
+        with SeparatedStore(str(Path(folder) / "store")) as store:
+            reader = ClipReader(first, store)
+            block = _decoded(reader, columns)
+            decode, _ = _per_row(lambda n: reader(_first(columns, n)), len(block["row"]), reading)
+            put = _put(first, store, block, processors[0].sources)
+            stored, _ = _per_row(lambda n: reader(_first(columns, n)), len(block["row"]), reading)
+        separation, separation_rows, separation_device = _separation(
+            experiment, processors, settings, block, seconds * _SHARES["separation"]
+        )
+    train, train_rows, train_device = _training(experiment, seconds * _SHARES["training"])
+    return Calibration(
+        decode_seconds=decode,
+        stored_seconds=stored,
+        separation_seconds=separation,
+        put_seconds=put,
+        train_seconds=train,
+        separation_rows=separation_rows,
+        train_rows=train_rows,
+        separation_device=separation_device,
+        train_device=train_device,
+        cores=_cores(),
+    )
+
+
+def _scenes(experiment: Experiment, folder: Path) -> list[str]:
+    write_scenes(folder, _SCENES, experiment.seed, "train")
+    return [str(path) for path in sorted((folder / "train").glob("*.wav"))]
+
+
+def _settings(experiment: Experiment, processor: Processor, folder: Path) -> ServiceSettings:
+    """One processor alone. Mix-mix is measured as if it separated."""
+    pair = "mix-chan" if experiment.views.pair == "mix-mix" else experiment.views.pair
+    name, checkpoint = processor.name, processor.folder or str(folder / processor.name)
+    if processor.network is not None:
+        save_separator(TDCNpp(processor.network), checkpoint, {"step": 0})
+    one = {"pair": pair, "combination": (name,), "weights": None, "curriculum": ()}
+    views = experiment.views.model_copy(update=one)
+    precision = experiment.resources.separation_precision
+    return ServiceSettings(views=views, audio=experiment.audio, checkpoints={name: checkpoint}, precision=precision)
+
+
+def _columns(experiment: Experiment, uris: list[str], offsets: Sequence[float]) -> Columns:
+    """A block of the service's size with real draws; the clips repeat when there are fewer."""
+    rows = np.arange(experiment.training.service_rows)
+    columns = draw(Schedule(seed=experiment.seed, clips=len(uris), epochs=len(rows)), rows, (1.0,))
+    uri = np.array(uris, object)[rows % len(uris)]
+    return {**columns, "uri": uri, "offset_seconds": np.array(offsets, np.float64)[rows % len(uris)]}
+
+
+def _decoded(reader: ClipReader, columns: Columns) -> Columns:
+    block = reader(columns)
+    for uri, fault in zip(block["uri"], block["fault"], strict=True):
+        if fault:
+            raise SepsceneError(f"cannot calibrate with {uri}: {fault}; give clips that can be read")
+    return block
+
+
+def _put(settings: ServiceSettings, store: SeparatedStore, block: Columns, sources: int) -> float:
+    """Seconds to keep one clip. Any sound will do: the mixture stands for each of its channels."""
+    (digest,) = settings.digests()
+    chosen = {content: n for n, content in enumerate(block["content"])}
+    begin = time.perf_counter()
+    for content, n in chosen.items():
+        mixture_T = np.frombuffer(block["sound"][n], np.int16)
+        separated_ST = np.repeat(mixture_T[None], sources, axis=0)
+        for processor, pcm_ST in ((digest, separated_ST), ("mixture", mixture_T[None])):
+            store.put(StoreKey(content, processor, settings.store_settings(0.0)), pcm_ST, levels_db(pcm_ST))
+    store.flush()
+    return (time.perf_counter() - begin) / len(chosen)
+
+
+def _separation(
+    experiment: Experiment,
+    processors: Sequence[Processor],
+    settings: Mapping[str, ServiceSettings],
+    block: Columns,
+    seconds: float,
+) -> tuple[dict[str, float], int, str]:
+    """Seconds of a row by each processor; of each kind one is measured, in an equal part of the time."""
+    resources = experiment.resources
+    device = _device(resources.separation_gpus)
+    kinds = {processor.kind: processor.name for processor in processors}
+    measured: dict[str, tuple[float, int]] = {}
+    with _threads(resources.separation_cpus):
+        for kind, name in kinds.items():
+            service = SeparationService(settings[name], device=device, clips_per_forward=resources.separation_batch)
+            measured[kind] = _per_row(
+                lambda n, service=service: service(_first(block, n)),  # type: ignore[misc]
+                len(block["row"]),
+                seconds / len(kinds),
+                least=service.clips_per_forward,
+            )
+    rows = min(rows for _, rows in measured.values())
+    return {p.name: measured[p.kind][0] for p in processors}, rows, _name(device)
+
+
+def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
+    """A trainer's step as in orchestration/training/pretraining.py, on random views, without other trainers."""
+    resources, training = experiment.resources, experiment.training
+    device = torch.device(_device(resources.trainer_gpus))
+    views, objective = Views(experiment).to(device), prepared_objective(experiment, device)
+    optimizer = adamw(objective, training, device)
+    patch = patch_samples(experiment.views, experiment.audio.sample_rate)
+    local_rows = training.global_batch // resources.trainers
+    uniforms_B2U = torch.rand(local_rows, 2, SPECAUGMENT_UNIFORMS)
+    view_B2P = 0.1 * torch.randn(local_rows, 2, patch)
+
+    def gradients(rows: int) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        logmels = views(view_B2P[:rows].to(device), uniforms_B2U[:rows].to(device))
+        dtype = torch.bfloat16 if training.precision == "bfloat16" else None
+        if training.microbatch:
+            accumulate(
+                objective, cut(logmels, training.microbatch, rows), alpha=experiment.objective.alpha, dtype=dtype
+            )
+        else:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                result = objective(*logmels, alpha=experiment.objective.alpha)
+            result.loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def update(_: int) -> None:
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), training.clip_gradient_norm)
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    with _threads(resources.trainer_cpus):
+        per_row, rows = _per_row(gradients, local_rows, 0.9 * seconds, least=2)  # one pair has no negatives
+        per_step, _ = _per_row(update, 1, 0.1 * seconds)  # its cost does not depend on the rows
+    return per_row + per_step / local_rows, rows, _name(device.type)
+
+
+def _per_row(run: Callable[[int], object], most: int, seconds: float, least: int = 1) -> tuple[float, int]:
+    """Median seconds of a row, on as many rows at once as three rounds of them fit into `seconds`.
+
+    Returns:
+        (seconds of a row, rows at once).
+    """
+    deadline = time.perf_counter() + seconds
+    rows = min(least, most)
+    took = _timed(run, rows)  # also warms up caches, kernels and threads
+    if took > seconds:
+        return took / rows, rows
+    took = _timed(run, rows)
+    while rows < most and _ROUNDS * 2 * took < deadline - time.perf_counter():
+        rows = min(2 * rows, most)
+        run(rows)
+        took = _timed(run, rows)
+    rounds = [took]
+    while len(rounds) < 50 * _ROUNDS and time.perf_counter() + took < deadline:
+        rounds.append(_timed(run, rows))
+    return median(rounds) / rows, rows
+
+
+def _timed(run: Callable[[int], object], rows: int) -> float:
+    begin = time.perf_counter()
+    run(rows)
+    return time.perf_counter() - begin
+
+
+def _first(columns: Columns, rows: int) -> Columns:
+    return {name: column[:rows] for name, column in columns.items()}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _device(gpus: float) -> str:
+    return "cuda" if gpus and torch.cuda.is_available() else "cpu"
+
+
+def _name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else CPU
+
+
+@contextmanager
+def _threads(cpus: float) -> Iterator[None]:
+    """As many threads as Ray gives a process with so many CPUs, but not more than there are cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(threads(cpus), _cores()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

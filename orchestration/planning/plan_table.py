@@ -1,0 +1,142 @@
+"""A plan as text for the terminal."""
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from sepscene.orchestration.formatting import quantity
+from sepscene.orchestration.planning.plan import CPU, Plan
+
+
+def plan_table(plan: Plan) -> Group:
+    """The whole plan, ready for `rich.console.Console.print`."""
+    return Group(_facts(plan), "", _ways(plan), "", *_advice(plan))
+
+
+def _facts(plan: Plan) -> Table:
+    measured, resources = plan.calibration, plan.experiment.resources
+    table = Table(title=f"plan of {plan.experiment.name}", show_header=False, title_justify="left", box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("rows", f"{plan.rows:,} = {plan.clips:,} clips x {plan.experiment.training.epochs} epochs")
+    table.add_row("steps", f"{plan.steps:,} of {plan.experiment.training.global_batch:,} rows")
+    table.add_row("audio", f"{plan.clip_hours:,.1f} h of clips, {plan.view_hours:,.1f} h of views")
+    table.add_row("separation", _separation(plan))
+    table.add_row("training", f"{quantity(plan.train_flops_per_row)}FLOP a row")
+    if plan.separator_training_flops:
+        table.add_row(
+            "separator (MixIT)",
+            f"{quantity(plan.separator_training_flops)}FLOP, about {duration(plan.separator_training_seconds)}",
+        )
+    live, stored = quantity(plan.live_row_bytes), quantity(plan.stored_row_bytes)
+    table.add_row("object store", f"{live}B a live row, {stored}B a row from the SeparatedStore")
+    table.add_row(
+        "measured, ms a row",
+        f"decode {1e3 * measured.decode_seconds:.3g}, from the store {1e3 * measured.stored_seconds:.3g}, "
+        f"separation {_separation_times(plan)} ({measured.separation_device}), "
+        f"put {1e3 * measured.put_seconds:.3g}, "
+        f"training {1e3 * measured.train_seconds:.3g} ({measured.train_device})",
+    )
+    table.add_row(
+        "resources",
+        f"{resources.trainers} trainers, {_actors(plan)}{resources.readers} readers",
+    )
+    return table
+
+
+def _separation(plan: Plan) -> str:
+    """Operations of each kind of processor for one clip."""
+    if not plan.processors:
+        return "none: mix-mix separates nothing"
+    costs = {p.name: "unknown " if p.flops is None else quantity(p.flops) for p in plan.processors}
+    if len(set(costs.values())) == 1:
+        return f"{costs[plan.processors[0].name]}FLOP a clip"
+    return ", ".join(f"{name} {cost}FLOP" for name, cost in costs.items()) + " a clip"
+
+
+def _separation_times(plan: Plan) -> str:
+    """Milliseconds of each processor for one clip, once where all are of one kind."""
+    times = {name: f"{1e3 * seconds:.3g}" for name, seconds in plan.calibration.separation_seconds.items()}
+    if len({p.kind for p in plan.processors}) <= 1:
+        return next(iter(times.values()))
+    return " ".join(f"{name} {time}" for name, time in times.items())
+
+
+def _actors(plan: Plan) -> str:
+    resources = plan.experiment.resources
+    if not plan.processors:
+        return ""
+    fewest = resources.separation_actors_min
+    return f"{f'{fewest} to ' if fewest else ''}{resources.separation_actors} separation actors, "
+
+
+def _ways(plan: Plan) -> Table:
+    heads = (
+        "way",
+        "time",
+        "clips\nseparated",
+        "FLOP",
+        "GPU-h\nbusy",
+        "GPU-h\nheld",
+        "store",
+        "read",
+        "moved",
+        "bottleneck",
+    )
+    table = Table(*heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for way in plan.ways:
+        chosen = {"off": "live"}.get(plan.experiment.store.mode, plan.experiment.store.mode) == way.name
+        table.add_row(
+            f"{way.name} *" if chosen else way.name,
+            duration(way.seconds),
+            f"{way.separated:,.0f}",
+            "?" if way.flops is None else quantity(way.flops).strip(),
+            f"{way.busy_gpu_hours:,.1f}",
+            f"{way.held_gpu_hours:,.1f}",
+            f"{quantity(way.store_bytes)}B",
+            f"{quantity(way.read_bytes)}B",
+            f"{quantity(way.moved_bytes)}B",
+            way.bottleneck,
+            style="bold" if chosen else None,
+        )
+    return table
+
+
+def _advice(plan: Plan) -> list[str]:
+    resources = plan.experiment.resources
+    measured = plan.calibration
+    lines = [
+        "* as configured (store.mode); moved: through Ray's object store; read: from the SeparatedStore",
+        f"live, one trainer is kept busy by {plan.actors_per_trainer:.3g} separation actors: "
+        f"{plan.actors} for {resources.trainers} trainers, with {plan.readers} readers",
+    ]
+    more = plan.actors - resources.separation_actors
+    live = plan.way("live")
+    if not plan.processors:
+        lines[1:] = [f"mix-mix separates nothing: {plan.readers} readers feed {resources.trainers} trainers"]
+    elif live.bottleneck == "CPU cores":
+        lines.append("the CPU cores are shared by all stages: more actors on the same machine will not help")
+    elif more > 0:
+        lines.append(f"to run live, add {more} separation actors (resources.separation_actors={plan.actors})")
+    elif more < 0:
+        lines.append(f"{-more} of the {resources.separation_actors} separation actors would idle even live")
+    for gpus, device in (
+        (resources.separation_gpus, measured.separation_device),
+        (resources.trainer_gpus, measured.train_device),
+    ):
+        if gpus and device == CPU:
+            lines.append("measured on a CPU although GPUs are asked for: calibrate on a node that has one")
+            break
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `5 h 10 min`, `12 days 3 h`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 60:
+        return f"{int(minutes)} min {int(seconds % 60)} s"
+    if hours < 48:
+        return f"{int(hours)} h {int(minutes % 60)} min"
+    return f"{int(hours // 24):,} days {int(hours % 24)} h"

@@ -1,0 +1,55 @@
+"""A combination's processors before anything is measured: their sizes, from a card or from the experiment."""
+
+import json
+from dataclasses import dataclass
+
+from sepscene.models.separators.card import read_card
+from sepscene.models.settings import TDCNppConfig
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.training.flops import separation_flops
+
+
+@dataclass(frozen=True)
+class Processor:
+    """One processor.
+
+    Attributes:
+        kind: processors of the same kind cost the same, whatever their weights.
+        sources: channels S that it gives.
+        flops: operations for one clip; None for a network that nobody has counted.
+        network: what it is built from where it has no checkpoint yet.
+        folder: its checkpoint, where there is one.
+    """
+
+    name: str
+    kind: str
+    sources: int
+    flops: int | None
+    network: TDCNppConfig | None
+    folder: str | None
+
+
+def processors_of(experiment: Experiment) -> tuple[Processor, ...]:
+    """The processors of `views.combination`, in its order.
+
+    Raises:
+        SepsceneError: when the card of a checkpoint cannot be read.
+    """
+    return tuple(_processor(name, experiment) for name in experiment.views.combination)
+
+
+def _processor(name: str, experiment: Experiment) -> Processor:
+    settings, samples = experiment.separator, experiment.audio.samples
+    folder = settings.checkpoints.get(name)
+    if folder is None:
+        network = settings.beside.get(name, settings.network)
+        flops = separation_flops(network, samples)
+        return Processor(name, network.model_dump_json(), network.sources, flops, network, None)
+    card = read_card(folder)
+    kind = json.dumps([card.architecture, card.config], sort_keys=True)
+    if card.architecture != "tdcnpp":
+        # The configuration of an imported program says next to nothing of its cost.
+        kind += card.sha256 if card.architecture == "program" else ""
+        return Processor(name, kind, int(card.config["sources"]), None, None, folder)
+    network = TDCNppConfig.model_validate(card.config)
+    return Processor(name, network.model_dump_json(), network.sources, separation_flops(network, samples), None, folder)

@@ -1,0 +1,287 @@
+"""Named experiments: every row of the paper's tables that this framework produced, at three scales.
+
+| scale | meant for | data | costs |
+|---|---|---|---|
+| tiny | two CPU cores | 10 s synthetic scenes | minutes (the demo takes less of both) |
+| small | one GPU | a few thousand clips of your own | about an hour |
+| paper | a cluster | AudioSet's 2 M clips, set `data.root` | about 200 M rows; see `sepscene plan` |
+
+The networks are the paper's at `small` and `paper`; `tiny` scales their widths, repeats and coefficients. Rows are
+named like the paper's: `table2/mix-chan+specaug`, `table4/S2+N/simclr-cp`, `table5/d1024`. What a row must reach is in
+`tasks.paper.claims`, beside the paper's other figures.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sepscene.augment.views import CurriculumPoint, Views
+from sepscene.models.config import SepsceneError
+from sepscene.models.settings import Cnn14Config, TDCNppConfig
+from sepscene.orchestration.config import (
+    Data,
+    Evaluation,
+    Experiment,
+    Ladder,
+    Objective,
+    Resources,
+    Separator,
+    Store,
+    Training,
+    load_experiment,
+)
+from sepscene.tasks.evaluation.settings import JudgeSettings
+
+Scale = Literal["tiny", "small", "paper"]
+
+COMBINATIONS = (("S2",), ("S1",), ("F",), ("N",), ("S2", "F"), ("S2", "N"), ("S2", "F", "N"))
+"""Table 4's combinations of processors, from top to bottom."""
+
+
+def tiny() -> Experiment:
+    """Two CPU cores, a few minutes a row: narrow networks on 10 s synthetic scenes, enough steps to learn something."""
+    return Experiment(
+        name="tiny",
+        scale="tiny",
+        data=Data(scenes_train=512, scenes_test=256),
+        separator=Separator(
+            network=TDCNppConfig.tiny(),
+            ladder=Ladder(steps={"N": 0, "F": 20, "S1": 100, "S2": 600}),
+            batch_mixtures=8,
+            segment_seconds=2.0,
+            learning_rate=3e-3,
+        ),
+        encoder=Cnn14Config.tiny(),
+        objective=Objective(head_hidden=256, temperature=0.1),
+        training=Training(epochs=40, global_batch=64, service_rows=32, checkpoint_every_steps=60, learning_rate=5e-4),
+        evaluation=Evaluation(judge=JudgeSettings(bootstrap=500)),
+        resources=Resources(
+            trainers=2,
+            trainer_cpus=0.2,
+            separation_actors=2,
+            separation_cpus=0.15,
+            readers=1,
+            reader_cpus=0.1,
+            validation_cpus=0.15,
+        ),
+        store=Store(mode="read-through"),
+    )
+
+
+def small() -> Experiment:
+    """One GPU, about an hour: full networks; separators and trainer share the GPU."""
+    return Experiment(
+        name="small",
+        scale="small",
+        data=Data(scenes_train=4096, scenes_test=1024),
+        separator=Separator(ladder=Ladder(steps={"N": 0, "F": 100, "S1": 500, "S2": 3000}), segment_seconds=5.0),
+        training=Training(
+            epochs=50, global_batch=256, service_rows=32, precision="bfloat16", checkpoint_every_steps=200
+        ),
+        resources=Resources(
+            trainers=1,
+            trainer_gpus=0.5,
+            separation_actors=2,
+            separation_gpus=0.25,
+            separation_batch=8,
+            readers=4,
+            reader_cpus=1,
+        ),
+        store=Store(mode="read-through"),
+    )
+
+
+def paper() -> Experiment:
+    """A cluster: AudioSet, the ladder of the paper; trainers on one kind of GPU, separators on a cheaper one."""
+    return Experiment(
+        name="paper",
+        scale="paper",
+        data=Data(format="audioset", root="audioset", train=("unbalanced_train", "balanced_train"), test=("eval",)),
+        separator=Separator(network=TDCNppConfig(), batch_mixtures=64),
+        training=Training(
+            epochs=100, global_batch=4096, service_rows=256, precision="bfloat16", checkpoint_every_steps=500
+        ),
+        evaluation=Evaluation(judge=JudgeSettings(shallow_epochs=20)),
+        resources=Resources(
+            trainers=16,
+            trainer_cpus=8,
+            trainer_gpus=1,
+            separation_actors=64,
+            separation_cpus=3,
+            separation_gpus=1,
+            separation_batch=8,
+            readers=128,
+            reader_cpus=1,
+            validation_cpus=8,
+            trainer_labels={"pool": "trainers"},
+            separation_labels={"pool": "separators"},
+        ),
+        store=Store(mode="read-through"),
+    )
+
+
+SCALES: dict[str, Callable[[], Experiment]] = {"tiny": tiny, "small": small, "paper": paper}
+
+
+def table2(separation: bool, specaugment: bool, scale: Scale) -> Experiment:
+    """A row of Table 2: SimCLR alone, with or without the separated channel (S2) and SpecAugment."""
+    row = ("mix-chan" if separation else "mix-mix") + ("+specaug" if specaugment else "")
+    views = Views(pair="mix-chan" if separation else "mix-mix", combination=("S2",), specaugment=specaugment)
+    return _row(f"table2/{row}", scale, views, coincidence=False)
+
+
+def table4(combination: tuple[str, ...], coincidence: bool, scale: Scale) -> Experiment:
+    """A cell of Table 4: a combination of processors, with SimCLR alone or with coincidence prediction as well."""
+    task = "simclr-cp" if coincidence else "simclr"
+    return _row(f"table4/{'+'.join(combination)}/{task}", scale, Views(combination=combination), coincidence)
+
+
+def table5(dim: int, scale: Scale) -> Experiment:
+    """Table 5's own rows: the best combination with both tasks, h of size d."""
+    row = _row(f"table5/d{dim}", scale, Views(combination=("S2", "F", "N")), coincidence=True)
+    return row.model_copy(update={"encoder": row.encoder.model_copy(update={"embedding_dim": dim})})
+
+
+def triplet(scale: Scale) -> Experiment:
+    """A baseline beside Table 5's first row: the triplet loss on two crops of the mixture, without separation.
+
+    The paper's figure there (Jansen 2018) is another framework's: other encoder, other positives (noise, mixing,
+    shifts). Ours shares encoder, views and schedule with this framework's rows, and changes the loss and the pairs.
+    """
+    row = _row("table5/triplet", scale, Views(pair="mix-mix"), coincidence=False)
+    return row.model_copy(update={"objective": row.objective.model_copy(update={"similarity": "triplet"})})
+
+
+def chan_chan(scale: Scale) -> Experiment:
+    """Beyond the paper: both views are separated channels, different ones, of S2 or N; the mixture is not heard."""
+    return _row("beyond/chan-chan", scale, Views(pair="chan-chan", combination=("S2", "N")), coincidence=True)
+
+
+def loudest(scale: Scale) -> Experiment:
+    """Beyond the paper: of the two channels always the louder one."""
+    return _row("beyond/loudest", scale, Views(combination=("S2", "N"), channel="loudest"), coincidence=True)
+
+
+def weights(scale: Scale) -> Experiment:
+    """Beyond the paper: N three times as often as S2. Better weights are found by a sweep, see docs/sweeps.md."""
+    return _row("beyond/weights", scale, Views(combination=("S2", "N"), weights=(1, 3)), coincidence=True)
+
+
+def curriculum(towards: str, scale: Scale) -> Experiment:
+    """Beyond the paper: up or down the ladder while the run goes on, from N alone to S2 alone or the other way."""
+    untrained, trained = (0.0, 1.0), (1.0, 0.0)
+    ends = (untrained, trained) if towards == "S2" else (trained, untrained)
+    points = tuple(CurriculumPoint(at=at, weights=end) for at, end in enumerate(ends))
+    views = Views(combination=("S2", "N"), curriculum=points)
+    return _row(f"beyond/curriculum-to-{towards}", scale, views, coincidence=True)
+
+
+def architectures(scale: Scale) -> Experiment:
+    """Beyond the paper: S2, N, or an untrained network of another kind, whose basis is an STFT of 32 ms windows.
+
+    That an untrained separator is as good as a trained one asks whether what matters is that channels differ. Another
+    basis with windows twelve times as long differs from S2 and N more than they do from each other.
+    """
+    row = _row("beyond/architectures", scale, Views(combination=("S2", "N", "STFT")), coincidence=True)
+    network = row.separator.network
+    other = {"basis": "stft", "window_samples": 512, "hop_samples": 256}
+    plain = {key: value for key, value in network.model_dump().items() if key != "coefficients"}
+    beside = {"STFT": TDCNppConfig.model_validate({**plain, **other})}
+    return row.model_copy(update={"separator": row.separator.model_copy(update={"beside": beside})})
+
+
+def demo(scale: Scale = "tiny") -> Experiment:
+    """What `make demo` runs: S2 or N, both tasks, on 10 s synthetic scenes.
+
+    At tiny it takes fewer scenes, steps and epochs than the rows of the tables, so that all of it ends in five minutes.
+    """
+    base = SCALES[scale]().model_copy(update={"name": "demo", "views": Views(combination=("S2", "N"))})
+    if scale != "tiny":
+        return base
+    return base.changed(
+        {
+            "data.scenes_train": 192,
+            "data.scenes_test": 128,
+            "separator.ladder.steps": {"N": 0, "F": 10, "S1": 30, "S2": 90},
+            "training.epochs": 30,
+        }
+    )
+
+
+def _row(name: str, scale: Scale, views: Views, coincidence: bool) -> Experiment:
+    base = SCALES[scale]()
+    objective = base.objective.model_copy(update={"alpha": base.objective.alpha if coincidence else 0.0})
+    update = {"name": name, "table_row": name, "views": views, "objective": objective}
+    return base.model_copy(update=update)
+
+
+EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {"demo": demo}
+"""Every named experiment, as a function of the scale."""
+for _separation in (False, True):
+    for _specaugment in (False, True):
+        _make = partial(table2, _separation, _specaugment)
+        EXPERIMENTS[_make("tiny").name] = _make
+for _combination in COMBINATIONS:
+    for _coincidence in (False, True):
+        EXPERIMENTS[f"table4/{'+'.join(_combination)}/{'simclr-cp' if _coincidence else 'simclr'}"] = partial(
+            table4, _combination, _coincidence
+        )
+EXPERIMENTS |= {"table5/triplet": triplet} | {f"table5/d{_dim}": partial(table5, _dim) for _dim in (128, 1024)}
+
+EXPERIMENTS |= {
+    "beyond/weights": weights,
+    "beyond/curriculum-to-S2": partial(curriculum, "S2"),
+    "beyond/curriculum-to-N": partial(curriculum, "N"),
+    "beyond/chan-chan": chan_chan,
+    "beyond/architectures": architectures,
+    "beyond/loudest": loudest,
+}
+
+
+def named_experiment(name: str, scale: Scale) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        SepsceneError: when there is none; it lists those that there are.
+    """
+    if name not in EXPERIMENTS:
+        raise SepsceneError(
+            f"there is no experiment {name!r}; choose one of: {', '.join(EXPERIMENTS)}; or give a YAML file"
+        )
+    return EXPERIMENTS[name](scale)
+
+
+def resolve(name: str, scale: str, changes: list[str] | None) -> Experiment:
+    """The experiment of a name or a YAML file, with the changes of the command line.
+
+    Raises:
+        SepsceneError: for an unknown name, scale or field, or a refused value.
+    """
+    if name.endswith((".yaml", ".yml")):
+        experiment = load_experiment(Path(name))
+    elif scale not in SCALES:
+        raise SepsceneError(f"--scale {scale!r} is unknown; choose one of {', '.join(SCALES)}")
+    else:
+        experiment = named_experiment(name, scale)  # type: ignore[arg-type]
+    return experiment.changed(parse_changes(changes)) if changes else experiment
+
+
+def parse_changes(changes: list[str] | None) -> dict[str, Any]:
+    """["a.b=1"] to {"a.b": 1}; values are read as YAML.
+
+    Raises:
+        SepsceneError: for a piece without "=".
+    """
+    parsed: dict[str, Any] = {}
+    for change in changes or []:
+        field, equals, value = change.partition("=")
+        if not equals:
+            raise SepsceneError(f"--set {change!r} must look like field=value, e.g. --set objective.temperature=0.1")
+        try:
+            parsed[field] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SepsceneError(f"--set {change!r}: the value is not YAML ({error})") from None
+    return parsed

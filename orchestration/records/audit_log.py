@@ -1,0 +1,66 @@
+"""Audits of data sets beside the runs: kept by the digest of what was audited, mirrored to MLflow, found by runs."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from sepscene.orchestration.records.mlflow_mirror import Tracker
+from sepscene.tasks.datasets.audit import Audit
+from sepscene.tasks.datasets.readers import Manifest
+
+_DEEPEST = 3
+"""A trial's folder lies so many levels below its storage."""
+
+
+def audit_folder(storage: Path, manifest_digest: str) -> Path:
+    """Where the audit of a manifest lies: STORAGE/audits/audit-<digest>."""
+    return storage / "audits" / f"audit-{manifest_digest[:12]}"
+
+
+def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage: Path, tracking_uri: str) -> Path:
+    """Write an audit into its folder (audit.json, audit.txt) and log it as a run of MLflow; a later one replaces it.
+
+    Args:
+        found: the findings.
+        manifest: what was audited, whole.
+        format, root: how and from where it was read.
+        storage: where runs lie that use the data.
+        tracking_uri: MLflow's.
+
+    Returns:
+        The folder.
+    """
+    folder = audit_folder(storage.resolve(), found.manifest_digest)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "audit.json").write_text(json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
+    (folder / "audit.txt").write_text(found.text() + "\n")
+    tracker = Tracker(tracking_uri, "sepscene", folder)
+    tags = {"stage": "audit", "data": f"{format} {root}", "data_hash": found.manifest_digest}
+    tracker.start(tags | {"audit_hash": found.digest, "mlflow.source.name": "sepscene"}, {"format": format})
+    tracker.log_data("", {
+        "name": format, "digest": found.manifest_digest, "context": "audit", "source": root,
+        "profile": {"clips": len(manifest), "classes": len(manifest.classes), "absent": len(manifest.absent)},
+    })  # fmt: skip
+    figures = {
+        "clips": found.clips,
+        "readable": found.readable,
+        "missing": len(found.missing),
+        "corrupt": len(found.corrupt),
+        "duplicates": len(found.duplicates),
+        "leaking": found.leaking,
+        "hours": found.durations.total / 3600 if found.durations else 0.0,
+    }
+    tracker.log_figures("", {name: float(value) for name, value in figures.items()})
+    for name in ("audit.txt", "audit.json"):
+        tracker.log_artifact("", folder / name)
+    tracker.finish("")
+    return folder
+
+
+def audit_hash(run_dir: Path, manifest: Manifest) -> str | None:
+    """The digest of the audit of this very manifest in the run's storage; None where there is none."""
+    storages = [parent for parent in run_dir.parents[:_DEEPEST] if (parent / "audits").is_dir()]
+    if not storages:
+        return None  # a digest of millions of clips takes its time
+    path = audit_folder(storages[0], manifest.digest()) / "audit.json"
+    return str(json.loads(path.read_text())["digest"]) if path.exists() else None

@@ -1,0 +1,100 @@
+"""The step metrics of a run: one JSON object a line in RUN/metrics.jsonl, written in the Train controller.
+
+The file is the truth; the terminal's progress and MLflow follow it. So training goes on when MLflow is down, and
+whatever it missed can be sent later.
+"""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from sepscene.orchestration.records.checkpoints import write_whole
+from sepscene.orchestration.records.results import read_metrics
+
+logger = logging.getLogger("sepscene")
+
+
+class MetricsFile(ray.train.UserCallback):
+    """Appends the steps that rank 0 reports to the run's metrics file; what a full disk refuses waits in memory."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path, self.stage = path, stage
+        self.waiting: list[dict[str, Any]] = []
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called by Ray Train when all workers have reported."""
+        self._append(metrics[0].get("steps", []))
+        if metrics[0].get("fatal"):
+            try:
+                write_whole(fatal_path(self.path.parent, self.stage), metrics[0]["fatal"])
+            except OSError:
+                raise RuntimeError(metrics[0]["fatal"]) from None  # ends the stage as well, with this text
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train when workers failed; the next group continues from the newest checkpoint."""
+        reason = "; ".join(f"worker {rank}: {type(error).__name__}" for rank, error in worker_exceptions.items())
+        self._append([{"event": f"worker group failed ({reason}), restarting"}])
+
+    def _append(self, records: list[dict[str, Any]]) -> None:
+        now = time.time()
+        self.waiting += [{"seconds": now, **record} for record in records]
+        try:
+            append_metrics(self.path, self.stage, self.waiting)
+            self.waiting = []
+            collect_validations(self.path, self.stage)
+        except OSError as error:  # an exception here would end the stage for good
+            logger.warning("%s cannot be written (%s); training goes on", self.path, error)
+
+
+def fatal_path(run_dir: Path, stage: str) -> Path:
+    """Where a stage's reason to stop for good is written down."""
+    return run_dir / "checkpoints" / stage / "fatal"
+
+
+def recover_metrics(path: Path, stage: str, records: list[dict[str, float]]) -> None:
+    """Append those steps of a checkpoint that the metrics file lacks, because their report died with its workers."""
+    steps = [record for record in read_metrics(path.parent) if record["stage"] == stage and "step" in record]
+    known = {record["step"] for record in steps if "event" not in record and "validation_knn_map" not in record}
+    append_metrics(path, stage, [record for record in records if record["step"] not in known])
+
+
+def validations_folder(run_dir: Path, stage: str) -> Path:
+    """Where validation tasks leave their records, one file a step, until they are in the metrics file."""
+    return run_dir / "checkpoints" / stage / "validation"
+
+
+def collect_validations(path: Path, stage: str) -> None:
+    """Move the records that validation tasks have left to the metrics file.
+
+    The tasks may run anywhere, and appends from two machines to one shared file can overwrite each other: only the
+    process that writes the steps writes these too. One that dies in between writes a record twice.
+    """
+    for left in sorted(validations_folder(path.parent, stage).glob("step-*.json")):
+        append_metrics(path, stage, [json.loads(left.read_text())])
+        left.unlink()
+
+
+def append_metrics(path: Path, stage: str, records: list[dict[str, Any]]) -> None:
+    """Append records to a metrics file, each with its stage and the time of day in seconds.
+
+    Raises:
+        OSError: when the disk refuses; then the file is as it was.
+    """
+    now = time.time()
+    lines = [json.dumps({"stage": stage, "seconds": now, **record}) + "\n" for record in records]
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            lines.insert(0, "\n")  # a line torn by a killed process: it alone is lost
+        content = memoryview("".join(lines).encode())
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(size)
+            raise

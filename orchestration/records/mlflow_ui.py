@@ -1,0 +1,177 @@
+"""The MLflow UI on the store of a run's folder: on loopback only, opened at the view that shows training runs."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from pathlib import Path
+from urllib.parse import quote
+
+from mlflow import MlflowClient
+from rich.console import Console
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records.mlflow_mirror import tracking_uri_of
+
+HOST = "127.0.0.1"
+ENVIRONMENT = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two processes instead of nine
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+
+
+def tracking_store(folder: Path) -> str:
+    """The tracking URI of a run's folder, or of the folder that holds runs: the store that the run was begun in,
+    or the SQLite store in the folder or above it.
+
+    MLFLOW_TRACKING_URI, where it is set, comes first, as it does for the runs themselves.
+
+    Raises:
+        SepsceneError: when there is no store.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if (folder / "mlflow.json").exists():
+        return tracking_uri_of(folder)
+    for place in (folder, folder.parent):
+        store = place.resolve() / "mlflow.db"
+        if store.exists():
+            return f"sqlite:///{store}"
+    raise SepsceneError(f"{folder} holds no mlflow.db and neither does the folder above it: give a folder of runs")
+
+
+def mlflow_ui_command(folder: Path, port: int) -> list[str]:
+    """The command that serves the MLflow UI of `folder` on loopback; run it with `ENVIRONMENT` added.
+
+    An open server lets everyone who reaches it delete runs and read files, so it listens on 127.0.0.1 alone.
+
+    Raises:
+        SepsceneError: when the folder has no store, or its store is a server that has a UI of its own.
+    """
+    uri = tracking_store(folder)
+    if uri.startswith(("http://", "https://")):
+        raise SepsceneError(f"the runs are on the server {uri}, which shows its own UI: open that address")
+    artifacts = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+    return [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--backend-store-uri", uri),
+        *("--artifacts-destination", artifacts.as_uri()),
+        *("--host", HOST, "--port", str(port), "--workers", "1"),
+    ]
+
+
+def deep_link(server: str, experiment_id: str, order_by: str = "shallow_map") -> str:
+    """The address of an experiment's training runs with their charts, best first.
+
+    Without `workflowType` the UI opens in its mode for generative AI, where no training run is seen; the table
+    view shows no metric until columns are chosen, so the link opens the charts. Sorting by a metric unfolds the
+    child runs, which start folded otherwise.
+
+    Args:
+        server: its address, e.g. http://127.0.0.1:5000.
+        order_by: a metric, largest first.
+    """
+    key = quote(f"metrics.`{order_by}`", safe="")
+    return (
+        f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
+        f"?workflowType=machine_learning&compareRunsMode=CHART&orderByKey={key}&orderByAsc=false"
+    )
+
+
+def newest_experiment(uri: str) -> str | None:
+    """MLflow's id of the experiment that has the newest run; None when no run was ever logged."""
+    client = MlflowClient(tracking_uri=uri)
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    newest = client.search_runs(ids, order_by=["attributes.start_time DESC"], max_results=1) if ids else []
+    return newest[0].info.experiment_id if newest else None
+
+
+def free_port() -> int:
+    """A port of loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def start_ui(folder: Path, port: int, patience_seconds: float = 120.0) -> subprocess.Popen[bytes]:
+    """Start the MLflow UI of `folder` and wait until it answers. The caller ends it with `stop_ui`.
+
+    Raises:
+        SepsceneError: when it ends or does not answer in time; the message holds what it said.
+    """
+    command = mlflow_ui_command(folder, port)
+    if _answers(port):  # or the other server would be taken for ours
+        raise SepsceneError(f"port {port} is in use by another server; choose another with --port")
+    log = folder / "mlflow-ui.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT, start_new_session=True
+        )
+    deadline = time.monotonic() + patience_seconds
+    while time.monotonic() < deadline and server.poll() is None:
+        if _answers(port):
+            return server
+        time.sleep(0.2)
+    stop_ui(server)
+    said = log.read_text(errors="replace").strip().splitlines()[-5:]
+    raise SepsceneError(f"the MLflow UI did not start on port {port}; choose another with --port; it said: {said}")
+
+
+def serve(folder: Path, port: int, console: Console) -> None:
+    """Open the MLflow UI of `folder` where it shows our runs, until Ctrl-C; of a server, open its own.
+
+    The browser is that of a desktop. Elsewhere, as over SSH, the address is all that is given.
+
+    Raises:
+        SepsceneError: as `start_ui` does; or when no run was logged yet.
+    """
+    uri = tracking_store(folder)
+    experiment_id = newest_experiment(uri)
+    if experiment_id is None:
+        raise SepsceneError(f"the store of {folder} has no run yet: start one, e.g. with `sepscene demo`")
+    if uri.startswith(("http://", "https://")):
+        link = deep_link(uri, experiment_id)
+        console.print(f"MLflow shows our runs at\n{link}", soft_wrap=True)
+        _browse(link, console)
+        return
+    server = start_ui(folder, port)
+    link = deep_link(f"http://{HOST}:{port}", experiment_id)
+    console.print(f"MLflow shows our runs at\n{link}\nCtrl-C ends it.", soft_wrap=True)
+    _browse(link, console)
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        console.print("The MLflow UI has ended.")
+    finally:
+        stop_ui(server)
+
+
+def _browse(link: str, console: Console) -> None:
+    """Open the link for somebody who sits before a desktop, and not in a browser of the terminal."""
+    desktop = sys.platform in ("darwin", "win32") or any(os.environ.get(k) for k in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if console.is_terminal and desktop:
+        webbrowser.open(link)
+
+
+def stop_ui(server: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers."""
+    if server.poll() is None:
+        os.killpg(server.pid, 15)
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, 9)
+            server.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,242 @@
+"""What a finished run leaves behind for readers: figures with intervals, stage timings, the ledger's summary.
+
+`RUN/results.json` holds one `RunResults`, `SWEEP/sweep.json` one `SweepResults`. Reports and tables read
+these files alone, so that they can be made again at any time, on another machine, without Ray.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from sepscene.models.config import Config, SepsceneError
+
+
+class Figure(Config):
+    """A measured number with its confidence interval."""
+
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")  # not a number comes back as such
+
+    value: float
+    low: float | None = Field(None, description="lower end of the interval")
+    high: float | None = Field(None, description="upper end of the interval")
+    count: int | None = Field(None, description="clips, queries or seeds behind the number")
+    interval: str = Field("", description='how the interval was made, e.g. "95 % bootstrap over clips"')
+
+
+class ClassResult(Config):
+    """Figures of one class of the evaluation data."""
+
+    name: str
+    positives: int = Field(description="positive clips in the test split")
+    shallow_ap: float | None = None
+    linear_ap: float | None = None
+    qbe_ap: float | None = None
+
+
+class EncoderResult(Config):
+    """How one encoder was judged."""
+
+    name: str = Field(description='"mix-chan", "mix-mix", "untrained", or a row of a table')
+    description: str = ""
+    figures: dict[str, Figure] = Field(
+        description='"shallow_map", "qbe_map", "knn_map", "linear_map", "d_prime", "lwlrap"'
+    )
+    classes: tuple[ClassResult, ...] = ()
+    map_2d: tuple[tuple[float, float, str], ...] = Field(
+        (), description="test clips' embeddings in two dimensions: x, y, first label"
+    )
+
+
+class ProcessorResult(Config):
+    """One separator checkpoint of the ladder."""
+
+    name: str
+    step: int
+    digest: str
+    si_sdr_improvement_db: Figure | None = None
+    mixit_loss: Figure | None = None
+
+
+class StageResult(Config):
+    """One stage of a run: its wall time, and for streaming stages where the time went."""
+
+    name: str
+    seconds: float
+    rows: int | None = None
+    busy_share: float | None = Field(None, description="share of the stage's capacity that was working, 0 to 1")
+    waiting_share: float | None = Field(None, description="share of the time spent waiting for input, 0 to 1")
+    bytes_out: int | None = None
+    note: str = ""
+
+
+class LedgerResult(Config):
+    """The ledger in numbers: what the weights have consumed."""
+
+    rows: int = Field(description="rows of the schedule")
+    consumed: int
+    lost: int
+    twice: int
+    quarantined: dict[str, str] = Field(default_factory=dict, description="clip URI -> reason")
+
+
+class RunResults(Config):
+    """Everything a report says about one run."""
+
+    run_id: str
+    experiment: str
+    scale: str
+    table_row: str | None = None
+    seed: int
+    started: str = Field(description="UTC, ISO 8601")
+    seconds: float
+    stages: tuple[StageResult, ...] = ()
+    ladder: tuple[ProcessorResult, ...] = ()
+    encoders: tuple[EncoderResult, ...] = ()
+    ledger: LedgerResult | None = None
+    bottleneck: str = Field("", description="which stage limits the run and what to change")
+    environment: dict[str, str] = Field(default_factory=dict, description="versions, devices, commit")
+    data: dict[str, str] = Field(default_factory=dict, description="data set, clips, hours, hash")
+
+    def save(self, run_dir: Path) -> Path:
+        """Write RUN/results.json."""
+        path = run_dir / "results.json"
+        path.write_text(self.model_dump_json(indent=2) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "RunResults":
+        """Read RUN/results.json.
+
+        Raises:
+            SepsceneError: when there is none.
+        """
+        path = run_dir / "results.json"
+        if not path.exists():
+            raise SepsceneError(f"{run_dir} holds no results.json: not a finished run; evaluate it first")
+        return cls.model_validate_json(path.read_text())
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float | str]]:
+    """The step metrics of a run, in the order in which they were written.
+
+    Each is {"stage": str, "step": int, "seconds": float, <metric>: float, ...}. A torn line, as a killed run or a full
+    disk leaves it, is passed over.
+    """
+    path = run_dir / "metrics.jsonl"
+    return parse_metrics(path.read_bytes()) if path.exists() else []
+
+
+def parse_metrics(lines: bytes) -> list[dict[str, float | str]]:
+    """The records of whole lines of a metrics file; torn ones are passed over."""
+    records = []
+    for line in lines.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+Setting = str | bool | int | float | tuple[str, ...] | None
+
+
+class TrialResult(Config):
+    """One trial of a sweep."""
+
+    name: str = Field(description="unique within the sweep")
+    status: Literal["finished", "stopped early", "failed", "unfinished"]
+    reason: str = Field("", description="why it failed or was stopped early")
+    settings: dict[str, Setting] = Field(description="the swept fields, dotted, with this trial's values")
+    seed: int
+    figures: dict[str, Figure] = Field(default_factory=dict, description="as in EncoderResult")
+    steps: int = Field(0, description="training steps done")
+    seconds: float = 0.0
+    run_dir: str = Field("", description="the trial's run folder, relative to the sweep's")
+
+
+class SweepResults(Config):
+    """Everything a report says about one sweep: SWEEP/sweep.json, written anew whenever a trial ends."""
+
+    sweep_id: str
+    experiment: str
+    scale: str
+    started: str = Field(description="UTC, ISO 8601")
+    seconds: float
+    command: str = Field("", description="the command that made it")
+    figure: str = Field("shallow_map", description="the figure by which trials are ranked; larger is better")
+    fields: tuple[str, ...] = Field(description="the swept fields, dotted; the seed is not one of them")
+    scheduler: str = Field("", description="which trials are stopped early, in words; empty when none are")
+    trials: tuple[TrialResult, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    data: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _settings_are_the_swept_fields(self) -> "SweepResults":
+        for trial in self.trials:
+            if set(trial.settings) != set(self.fields):
+                raise ValueError(f"trial {trial.name!r} has settings {sorted(trial.settings)}, not {self.fields}")
+        return self
+
+    def save(self, sweep_dir: Path) -> Path:
+        """Write SWEEP/sweep.json, whole or not at all: a reader may come while the sweep runs."""
+        path = sweep_dir / "sweep.json"
+        draft = path.with_suffix(".json.new")
+        draft.write_text(self.model_dump_json(indent=2) + "\n")
+        return draft.replace(path)
+
+    @classmethod
+    def load(cls, sweep_dir: Path) -> "SweepResults":
+        """Read SWEEP/sweep.json.
+
+        Raises:
+            SepsceneError: when there is none.
+        """
+        path = sweep_dir / "sweep.json"
+        if not path.exists():
+            raise SepsceneError(f"{sweep_dir} holds no sweep.json: give the folder of a sweep")
+        return cls.model_validate_json(path.read_text())
+
+
+class ReproducedRun(Config):
+    """One row of the paper, run with one seed."""
+
+    row: str = Field(description='as in sepscene.tasks.paper.claims, e.g. "table4/S2+N/simclr-cp"')
+    seed: int
+    figure: Figure = Field(description="shallow classification mAP")
+    untrained: Figure | None = Field(None, description="the same of the encoder before training, where it was judged")
+    differs: tuple[str, ...] = Field((), description='from the paper, e.g. "batch 64 instead of 4096"')
+    run_dir: str = Field("", description="the run's folder, relative to the reproduction's")
+
+
+class ReproductionResults(Config):
+    """Everything a report says about a reproduction of the paper's tables: REPRODUCTION/reproduction.json."""
+
+    reproduction_id: str
+    scale: str
+    started: str = Field(description="when the first run began; UTC, ISO 8601")
+    seconds: float = Field(description="of all runs together; some ran beside each other")
+    command: str = Field("", description="the command that made it; the last one of several")
+    differs: tuple[str, ...] = Field((), description="how all runs differ from the paper: data, steps, batch")
+    runs: tuple[ReproducedRun, ...] = ()
+    failed: dict[str, str] = Field(default_factory=dict, description="trial -> why it failed")
+    environment: dict[str, str] = Field(default_factory=dict)
+    data: dict[str, str] = Field(default_factory=dict)
+
+    def save(self, directory: Path) -> Path:
+        """Write REPRODUCTION/reproduction.json."""
+        path = directory / "reproduction.json"
+        path.write_text(self.model_dump_json(indent=2) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, directory: Path) -> "ReproductionResults":
+        """Read REPRODUCTION/reproduction.json.
+
+        Raises:
+            SepsceneError: when there is none.
+        """
+        path = directory / "reproduction.json"
+        if not path.exists():
+            raise SepsceneError(f"{directory} holds no reproduction.json: give the folder of a reproduction")
+        return cls.model_validate_json(path.read_text())

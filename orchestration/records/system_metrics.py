@@ -1,0 +1,112 @@
+"""What the machines of a run are doing: CPU, memory, disk, network and GPUs, sampled in a thread of the driver.
+
+The samples go to RUN/system.jsonl, which is mirrored to MLflow like the step metrics (`records.mlflow_mirror`), so
+that nothing is lost while its server is away. Names and sensors are MLflow's own: they show in the tab "System metrics"
+of its UI. The driver's machine is sampled here; every other node by an actor that takes no CPU.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+SAMPLE_SECONDS = 10.0
+_ANSWER_SECONDS = 5.0
+
+
+class Machine:
+    """The sensors of the machine that this process runs on."""
+
+    def __init__(self) -> None:
+        self.sensors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        self.sample()  # the first reading of the CPUs says nothing: it is the mean since the one before
+        with contextlib.suppress(ImportError, RuntimeError):  # no GPU, or no `nvidia-ml-py`
+            self.sensors.append(GPUMonitor())
+
+    def sample(self) -> dict[str, float]:
+        """One reading of every sensor, e.g. cpu_utilization_percentage, gpu_0_memory_usage_megabytes."""
+        readings: dict[str, float] = {}
+        for sensor in self.sensors:
+            sensor.collect_metrics()
+            readings |= sensor.aggregate_metrics()
+            sensor.clear_metrics()
+        return readings
+
+
+class Machines:
+    """The machine of this process, and one actor on each further node of the Ray cluster that it is connected to."""
+
+    def __init__(self) -> None:
+        self.here = Machine()
+        self.others: dict[str, Any] = {}
+
+    def sample(self) -> dict[str, float]:
+        """All readings: `system/<name>` of this machine, `system/<address>/<name>` of the others."""
+        readings = {f"system/{name}": value for name, value in self.here.sample().items()}
+        if not ray.is_initialized():
+            return readings
+        here = ray.get_runtime_context().get_node_id()
+        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        self.others = {node: self._actor(node) for node in nodes if node != here}
+        asked: dict[Any, str] = {actor.sample.remote(): node for node, actor in self.others.items()}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS) if asked else ([], [])
+        for reference in answered:
+            node = asked[reference]
+            try:
+                values = ray.get(reference)
+            except ray.exceptions.RayError:  # the node has just gone, or the run that had started its actor
+                del self.others[node]
+                continue
+            readings |= {f"system/{nodes[node]}/{name}": value for name, value in values.items()}
+        return readings
+
+    def _actor(self, node: str) -> Any:
+        """The actor on a node: one for all runs of the cluster, which may be many."""
+        if node in self.others:
+            return self.others[node]
+        place = NodeAffinitySchedulingStrategy(node, soft=False)
+        names = {"name": f"machine-{node}", "namespace": "sepscene", "get_if_exists": True}
+        return ray.remote(Machine).options(num_cpus=0, scheduling_strategy=place, max_restarts=0, **names).remote()
+
+
+@contextmanager
+def sampled(run_dir: Path, stage: str) -> Iterator[None]:
+    """While the block runs, write a sample to RUN/system.jsonl every `SAMPLE_SECONDS`, and one at the end."""
+    path, stop = run_dir / "system.jsonl", threading.Event()
+    machines = Machines()
+    step = len(path.read_bytes().splitlines()) if path.exists() else 0
+
+    def write() -> None:
+        nonlocal step
+        record = {"stage": stage, "step": step, "seconds": time.time(), **machines.sample()}
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        step += 1
+
+    def repeat() -> None:
+        while not stop.wait(SAMPLE_SECONDS):
+            with contextlib.suppress(Exception):  # a full disk, a head that is gone: no sample is worth a run
+                write()
+
+    thread = threading.Thread(target=repeat, name="system-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(2 * _ANSWER_SECONDS)
+        if not thread.is_alive():  # else Ray does not answer, and would not answer us either
+            with contextlib.suppress(Exception):
+                write()

@@ -1,0 +1,96 @@
+"""What there is to hear of a run: held-out clips through every processor, and what an encoder finds similar."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sepscene.augment.audio import AudioFormat, ClipError, read_clip
+from sepscene.augment.synthetic.source_segments import read_sources
+from sepscene.models.separators.folder import load_separator
+from sepscene.orchestration.evaluation.compare import evidence_path, load_evidence
+from sepscene.orchestration.records.results import ProcessorResult
+from sepscene.orchestration.reports.listening_page import Neighbour, Query, Scene, write_listening_page
+from sepscene.tasks.datasets.readers import Manifest
+
+SCENES, QUERIES, NEIGHBOURS = 4, 3, 4
+
+
+def listening_page(
+    run_dir: Path,
+    test: Manifest,
+    audio: AudioFormat,
+    ladder: dict[str, str],
+    processors: list[ProcessorResult],
+    encoder: str | None = None,
+) -> Path:
+    """Write RUN/listen.html.
+
+    Args:
+        run_dir: the run's folder; the evidence of `encoder`, if there is one, is there.
+        test: held-out clips.
+        audio: rate and length of the clips.
+        ladder: processor name -> separator folder.
+        processors: how each was judged.
+        encoder: whose nearest neighbours are played; none plays none.
+    """
+    separators = {name: load_separator(folder) for name, folder in ladder.items()}
+    scenes = []
+    for clip in test.clips.slice(0, SCENES).to_pylist():
+        try:
+            wave_T = read_clip(clip["uri"], audio, clip["offset_seconds"])
+        except ClipError:
+            continue  # named in the ledger or by the evaluation
+        with torch.inference_mode():
+            separated = {name: net(torch.from_numpy(wave_T)[None])[0].numpy() for name, net in separators.items()}
+        sources_KT = _sources(clip["uri"], len(wave_T))
+        names = () if sources_KT is None else _source_labels(Path(clip["uri"]))
+        scenes.append(Scene(clip["clip_id"], wave_T, separated, tuple(clip["labels"]), sources_KT, names))
+    queries = _queries(run_dir, test, audio, encoder) if encoder else []
+    return write_listening_page(run_dir, scenes, processors, audio.sample_rate, queries)
+
+
+def _sources(uri: str, samples: int) -> np.ndarray | None:
+    """The true sources of a synthetic scene, cut to the clip; None for other sound."""
+    try:
+        return read_sources(uri)[:, :samples]
+    except FileNotFoundError:
+        return None
+
+
+def _source_labels(path: Path) -> tuple[str, ...]:
+    """What each true source is, from the table beside the split's folder; empty where there is none."""
+    table = path.parent.with_suffix(".csv")
+    if not table.exists():
+        return ()
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if Path(row["uri"]).name == path.name]
+    return tuple(rows[0]["source_labels"].split(";")) if rows and rows[0].get("source_labels") else ()
+
+
+def _queries(run_dir: Path, test: Manifest, audio: AudioFormat, encoder: str) -> list[Query]:
+    """A few clips of different classes with their nearest neighbours by cosine distance of h."""
+    evidence = load_evidence(evidence_path(run_dir, encoder))
+    clips = {clip["clip_id"]: clip for clip in test.clips.to_pylist()}
+    unit_BD = evidence.h_BD / np.maximum(np.linalg.norm(evidence.h_BD, axis=1, keepdims=True), 1e-12)
+    queries: list[Query] = []
+    asked: set[int] = set()
+    for k in np.argsort(-evidence.targets_BK.sum(axis=0))[:QUERIES]:
+        heard_in = [int(b) for b in np.flatnonzero(evidence.targets_BK[:, k]) if b not in asked]
+        if not heard_in:
+            continue
+        query = heard_in[0]
+        asked.add(query)
+        distance_B = 1 - unit_BD @ unit_BD[query]
+        distance_B[query] = np.inf
+        found = []
+        for b in np.argsort(distance_B)[:NEIGHBOURS]:
+            clip = clips[str(evidence.clip_ids[b])]
+            wave_T = read_clip(clip["uri"], audio, clip["offset_seconds"])
+            relevant = bool(evidence.targets_BK[b, k])
+            found.append(Neighbour(clip["clip_id"], wave_T, tuple(clip["labels"]), float(distance_B[b]), relevant))
+        clip = clips[str(evidence.clip_ids[query])]
+        wave_T = read_clip(clip["uri"], audio, clip["offset_seconds"])
+        queries.append(Query(clip["clip_id"], wave_T, tuple(clip["labels"]), tuple(found), evidence.classes[k]))
+    return queries

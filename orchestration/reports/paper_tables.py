@@ -1,0 +1,112 @@
+"""The paper's tables with ours beside them, for the reports of a run and of a reproduction."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.presets import EXPERIMENTS
+from sepscene.orchestration.records.results import Figure, RunResults
+from sepscene.tasks.paper.beyond import BEYOND
+from sepscene.tasks.paper.claims import PAPER_TABLES, SAME_EXPERIMENT
+
+TITLES = {
+    "table2": "Table 2: separation and SpecAugment (SimCLR)",
+    "table4": "Table 4: combinations of processors (TP + SpecAug)",
+    "table5": "Table 5: beside other methods",
+}
+
+TWINS = {**SAME_EXPERIMENT, **{second: first for first, second in SAME_EXPERIMENT.items()}}
+"""The other name of a row that two tables share."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the paper, ours beside it; None where it was not run."""
+
+    name: str
+    label: str
+    note: str
+    paper: float
+    ours: Figure | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper, by its name in sepscene.tasks.paper.claims."""
+
+    name: str
+    title: str
+    lines: tuple[Line, ...]
+
+
+def tables_beside(ours: Mapping[str, Figure]) -> tuple[Table, ...]:
+    """All of the paper's tables; `ours` is by row, and a row that two tables share is found by either name."""
+    return tuple(
+        Table(
+            table,
+            TITLES[table],
+            tuple(
+                Line(
+                    row.name,
+                    row.label,
+                    row.note,
+                    row.value,
+                    _either(ours, row.name),
+                )
+                for row in rows
+            ),
+        )
+        for table, rows in PAPER_TABLES.items()
+    )
+
+
+def _either(ours: Mapping[str, Figure], row: str) -> Figure | None:
+    return ours.get(row) or ours.get(TWINS.get(row, ""))
+
+
+def run_rows(results: RunResults) -> dict[str, Figure]:
+    """The rows of the paper for which this run has a figure: its own, and its baseline's where that is a row.
+
+    The mix-mix baseline shares everything but the pair with the run, so it is a row of Table 2 only beside
+    a run with SimCLR alone.
+    """
+    row = results.table_row
+    figures = {encoder.name: encoder.figures.get("shallow_map") for encoder in results.encoders}
+    if row is None or not figures:
+        return {}
+    rows = {row: next(iter(figures.values()))}
+    if row.startswith("table2/mix-chan"):
+        rows[row.replace("mix-chan", "mix-mix")] = figures.get("mix-mix")
+    elif row.endswith("/simclr"):
+        rows["table2/mix-mix+specaug"] = figures.get("mix-mix")
+    return {name: figure for name, figure in rows.items() if figure}
+
+
+def row_name(row: str | None) -> str:
+    """Table 4, S2∨N, SimCLR & CP; the name itself where the paper has no such row."""
+    for table, rows in PAPER_TABLES.items():
+        for known in rows:
+            if known.name == row:
+                return f"{table[:-1].capitalize()} {table[-1]}, {known.label}"
+    return row or ""
+
+
+def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
+    """The experiments of the tables' rows; one that two of the tables share is run once, under its first name.
+
+    The rows beyond the paper come with those that they are compared with.
+
+    Raises:
+        SepsceneError: for an unknown table or row.
+    """
+    rows_of = {table: [row.name for row in known] for table, known in PAPER_TABLES.items()}
+    rows_of["beyond"] = [*dict.fromkeys(row.beside for row in BEYOND), *(row.name for row in BEYOND)]
+    unknown = [table for table in tables if table not in rows_of]
+    if unknown:
+        raise SepsceneError(f"there is no {', '.join(unknown)}; choose from {', '.join(rows_of)}")
+    names = list(dict.fromkeys(name for table in tables for name in rows_of[table] if name in EXPERIMENTS))
+    wrong = [row for row in rows or [] if row not in names]
+    if wrong:
+        raise SepsceneError(f"no row {', '.join(wrong)} in {', '.join(tables)}; choose from {', '.join(names)}")
+    wanted = rows or names
+    return [name for n, name in enumerate(wanted) if TWINS.get(name) not in wanted[:n]]

@@ -1,0 +1,137 @@
+"""The report of a reproduction: the paper's tables beside ours, and a verdict on each of its six claims."""
+
+from pathlib import Path
+from typing import Any
+
+from sepscene.orchestration.records.results import Figure, ReproducedRun, ReproductionResults
+from sepscene.orchestration.reports import plots
+from sepscene.orchestration.reports.paper_tables import TITLES, TWINS, Table, tables_beside
+from sepscene.orchestration.reports.render import render
+from sepscene.tasks.evaluation.statistics import Interval, t_interval
+from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
+from sepscene.tasks.paper.claims import LEVEL, MARGIN, ClaimResult, judge_claims, table_rows
+
+THE_TESTS = (
+    f"Paired t tests over the seeds that both rows share, level {LEVEL:g}. A claim is supported when all its "
+    "contrasts come out its way, contradicted when one comes out the other way (Bonferroni over its "
+    f"contrasts), and undecided otherwise. “At least as good” allows {MARGIN:g}. Each claim is judged by itself: "
+    "nothing is corrected for there being six."
+)
+"""How verdicts are made, for readers of the report."""
+
+MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
+
+
+def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
+    """Write REPRODUCTION/report.html and REPRODUCTION/report.md from reproduction.json.
+
+    Returns:
+        The paths of both.
+
+    Raises:
+        SepsceneError: when the folder holds no reproduction.json.
+    """
+    results = ReproductionResults.load(directory)
+    by_row = runs_by_row(results)
+    tables = our_tables(by_row)
+    claims = judge_claims(_figures(by_row))
+    beyond = beyond_results(_figures(by_row))
+    values: dict[str, Any] = {
+        "results": results,
+        "claims": claims,
+        "marks": MARKS,
+        "the_tests": THE_TESTS,
+        "because": {claim.claim.statement: because(claim) for claim in claims},
+        "answer": verdict_in_words(claims),
+        "untrained": floor(results),
+        "tables": tables,
+        "shown_tables": [table for table in tables if any(line.ours for line in table.lines)],
+        "beyond": [(result, _figure(result.ours) if result.ours else None, _gain(result)) for result in beyond],
+        "pictures": {table.name: _beside(table) for table in tables if any(line.ours for line in table.lines)},
+        "differs": {row: words for row, runs in by_row.items() if (words := _differences(runs))},
+        "seeds": {row: ", ".join(str(run.seed) for run in runs) for row, runs in by_row.items()},
+        "reports": {run.run_dir: _report_of(directory, run) for run in results.runs},
+        "has_listening_page": (directory / "shared" / "listen.html").exists(),
+    }
+    return (
+        render("reproduction.html.j2", directory / "report.html", **values),
+        render("reproduction.md.j2", directory / "report.md", **values),
+    )
+
+
+def runs_by_row(results: ReproductionResults) -> dict[str, list[ReproducedRun]]:
+    """The runs of each row, by seed; an experiment that is a row of two tables is there under both names."""
+    rows: dict[str, dict[int, ReproducedRun]] = {}
+    for run in results.runs:
+        rows.setdefault(run.row, {})[run.seed] = run
+    names = dict.fromkeys(name for row in rows for name in (row, TWINS.get(row, row)))
+    both = {name: {**rows.get(TWINS.get(name, ""), {}), **rows.get(name, {})} for name in names}
+    return {name: [runs[seed] for seed in sorted(runs)] for name, runs in both.items()}
+
+
+def our_tables(by_row: dict[str, list[ReproducedRun]]) -> tuple[Table, ...]:
+    """The paper's tables with our mean over seeds; with one seed, the run's own figure and interval."""
+    ours = {}
+    for table in TITLES:
+        for row in table_rows(table, _figures(by_row)):
+            if row.ours:
+                runs = by_row[row.paper.name]
+                ours[row.paper.name] = runs[0].figure if len(runs) == 1 else _figure(row.ours)
+    return tables_beside(ours)
+
+
+def floor(results: ReproductionResults) -> Figure | None:
+    """The untrained encoder's mAP over seeds; none where no run has judged it."""
+    values = [run.untrained.value for run in results.runs if run.untrained]
+    return _figure(t_interval(values)) if values else None
+
+
+def verdict_in_words(claims: tuple[ClaimResult, ...]) -> str:
+    """How many of the claims are supported, contradicted and undecided."""
+    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in MARKS}
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    return f"Of the paper's {len(claims)} claims: {said}."
+
+
+def because(claim: ClaimResult) -> str:
+    """Why the verdict is what it is; in two words where none of the claim's many contrasts was run."""
+    short = len(claim.contrasts) == 1 or any(contrast.seeds for contrast in claim.contrasts)
+    return claim.reason if short else "not run"
+
+
+def _gain(result: BeyondResult) -> str:
+    """+0.012 [−0.003, +0.027], p = 0.08; or why there is none."""
+    if result.test is None:
+        return "no seed in common"
+    found, p = result.test.difference, result.test.p
+    if found.low is None or found.high is None or p is None:
+        return f"{found.value:+.3f}, {'one seed' if found.count == 1 else 'two seeds without any spread'}"
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p = {p:.3f}"
+
+
+def _figures(by_row: dict[str, list[ReproducedRun]]) -> dict[str, dict[int, float]]:
+    return {row: {run.seed: run.figure.value for run in runs} for row, runs in by_row.items()}
+
+
+def _figure(interval: Interval) -> Figure:
+    return Figure(
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        count=interval.count,
+        interval=interval.method,
+    )
+
+
+def _differences(runs: list[ReproducedRun]) -> str:
+    return "; ".join(dict.fromkeys(difference for run in runs for difference in run.differs))
+
+
+def _beside(table: Table) -> plots.Picture:
+    rows = [(line.label, line.paper, line.ours) for line in table.lines]
+    return plots.beside(table.name, "Shallow classifier mAP", rows)
+
+
+def _report_of(directory: Path, run: ReproducedRun) -> str:
+    path = f"{run.run_dir}/report.html"
+    return path if run.run_dir and (directory / path).exists() else ""

@@ -1,0 +1,45 @@
+"""A page of results that is written partly by hand: reports go between markers, what stands around them stays.
+
+A marker pair is `<!-- begin NAME -->` and `<!-- end NAME -->`, where NAME is the report's folder.
+"""
+
+import re
+from pathlib import Path
+
+from sepscene.models.config import SepsceneError
+
+
+def put_into(page: Path, name: str, report: Path) -> None:
+    """Replace what the page says between the markers of `name` by a report, or add both at the end.
+
+    The report's headings go one level down, since the page has its own title.
+
+    Raises:
+        SepsceneError: when the page does not exist, or has one of the two markers only.
+    """
+    if not page.exists():
+        raise SepsceneError(
+            f"{page} does not exist: make it first, with a title and what you want to say around tables"
+        )
+    text = page.read_text()
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    if (begin in text) != (end in text) or text.count(begin) > 1:
+        raise SepsceneError(f"{page} must have {begin!r} and {end!r} once each, or neither")
+    body = f"{begin}\n{_demoted(report.read_text()).strip()}\n{end}"
+    if begin in text:
+        before, rest = text.split(begin)
+        text = before + body + rest.split(end, 1)[1]
+    else:
+        text = f"{text.rstrip()}\n\n{body}\n"
+    draft = page.with_name(f".{page.name}.new")
+    draft.write_text(text)
+    draft.replace(page)
+
+
+def _demoted(markdown: str) -> str:
+    """Every heading one level down; lines inside of code blocks are left as they are."""
+    lines, code = [], False
+    for line in markdown.splitlines():
+        code ^= line.startswith("```")
+        lines.append(re.sub(r"^(#+ )", r"#\1", line) if not code else line)
+    return "\n".join(lines)

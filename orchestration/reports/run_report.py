@@ -1,0 +1,261 @@
+"""The report of one run: report.html, one self-contained page, and report.md, the same figures as text.
+
+Reads the folder alone (results.json, metrics.jsonl, experiment.yaml), so that a report can be made again
+at any time, on another machine, without Ray.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from sepscene.orchestration.records.results import EncoderResult, Figure, RunResults, read_metrics
+from sepscene.orchestration.reports import plots
+from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tables_beside
+from sepscene.orchestration.reports.render import FIGURE_NAMES, light_palette, render, with_interval
+from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
+from sepscene.orchestration.reports.sweep_report import write_sweep_report
+
+HEADLINE_FIGURES = ("shallow_map", "linear_map", "knn_map", "qbe_map")
+MOST_CLASSES_DRAWN = 30
+CURVES_SHOWN, MOST_CURVES = 6, 30
+"""Learning curves that are seen at once, and those that can be unfolded."""
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class over all encoders: average precision by encoder name, of one figure, and of the linear probe beside it
+    where it was kept."""
+
+    name: str
+    positives: int
+    precision: dict[str, float | None]
+    linear: dict[str, float | None]
+
+    @property
+    def cells(self) -> dict[str, float | None]:
+        """What a table says of the class, by column."""
+        return {**self.precision, **{f"{encoder}, linear": value for encoder, value in self.linear.items()}}
+
+
+def report_on(folder: Path) -> tuple[Path, Path]:
+    """Write the report of a run, a sweep or a reproduction, whichever the folder holds.
+
+    Returns:
+        The paths of report.html and report.md.
+
+    Raises:
+        SepsceneError: when it holds none of them.
+    """
+    writers = {"sweep.json": write_sweep_report, "reproduction.json": write_reproduction_report}
+    found = next((write for name, write in writers.items() if (folder / name).exists()), write_report)
+    return found(folder)
+
+
+def write_report(run_dir: Path) -> tuple[Path, Path]:
+    """Write RUN/report.html and RUN/report.md from what the run left behind, and its pictures into RUN/plots.
+
+    Returns:
+        The paths of both.
+
+    Raises:
+        SepsceneError: when the folder holds no results.json.
+    """
+    results = RunResults.load(run_dir)
+    values = _values(results, run_dir)
+    _save_pictures([*values["pictures"].values(), *values["curves"], *values["maps"]], run_dir / "plots")
+    return (
+        render("run.html.j2", run_dir / "report.html", **values),
+        render("run.md.j2", run_dir / "report.md", **values),
+    )
+
+
+def _save_pictures(pictures: Sequence[plots.Picture], folder: Path) -> None:
+    """The pictures of the page as files, for slides and for MLflow; those of an earlier report go."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.svg"):
+        old.unlink()
+    palette = light_palette()
+    for picture in pictures:
+        picture.save(folder, palette)
+
+
+def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
+    """Everything that both templates say."""
+    records = read_metrics(run_dir)
+    configuration = run_dir / "experiment.yaml"
+    headline = headline_figure(results.encoders)
+    classes = class_rows(results.encoders)
+    figures = _figure_order(results.encoders)
+    in_headline = {e.name: e.figures[headline] for e in results.encoders if headline in e.figures}
+    return {
+        "results": results,
+        "row_name": row_name(results.table_row),
+        "headline": headline,
+        "headline_figures": in_headline,
+        "how": next((figure.interval for figure in in_headline.values() if figure.interval), ""),
+        "answer": answer(in_headline),
+        "figures": figures,
+        "notes": encoder_notes(results.encoders),
+        "figure_titles": [FIGURE_NAMES.get(name, name) for name in figures],
+        "encoder_cells": {e.name: [with_interval(e.figures.get(name)) for name in figures] for e in results.encoders},
+        "tables": tables_beside(run_rows(results)),
+        "classes": classes,
+        "drawn_classes": min(len(classes), MOST_CLASSES_DRAWN),
+        "curves": learning_curves(records),
+        "curves_shown": CURVES_SHOWN,
+        "events": told_events(records),
+        "pictures": _pictures(results, in_headline, classes),
+        "maps": [
+            plots.scatter(f"map{index}", encoder.name, encoder.map_2d)
+            for index, encoder in enumerate(results.encoders)
+            if encoder.map_2d
+        ],
+        "configuration": configuration.read_text() if configuration.exists() else "",
+        "has_listening_page": (run_dir / "listen.html").exists(),
+        "slowest": max((stage.seconds for stage in results.stages), default=0.0),
+    }
+
+
+def encoder_notes(encoders: Sequence[EncoderResult]) -> dict[str, list[str]]:
+    """What is to be known about the figures of each encoder; what is true of all of them stands once, under "all"."""
+    notes = {encoder.name: [note for note in encoder.description.split("; ") if note] for encoder in encoders}
+    common = [note for note in next(iter(notes.values()), []) if all(note in of_one for of_one in notes.values())]
+    if len(notes) < 2:
+        common = []
+    own = {name: [note for note in of_one if note not in common] for name, of_one in notes.items()}
+    return {name: of_one for name, of_one in {**own, "all": common}.items() if of_one}
+
+
+def headline_figure(encoders: Sequence[EncoderResult]) -> str:
+    """The figure that the report opens with: the first of `HEADLINE_FIGURES` that was measured."""
+    measured = {name for encoder in encoders for name in encoder.figures}
+    return next((name for name in HEADLINE_FIGURES if name in measured), HEADLINE_FIGURES[0])
+
+
+def answer(known: dict[str, Figure]) -> str:
+    """What the run found, in one or two sentences that claim no more than the intervals allow.
+
+    Args:
+        known: the headline figure by encoder, the encoder that the run is about first.
+    """
+    if not known:
+        return "No encoder was judged in this run."
+    (first, ours), *others = known.items()
+    gaps = [f"{_difference(ours, other)} {_called(name)} ({other.value:.3f})" for name, other in others]
+    sentence = f"{first} reaches an mAP of {ours.value:.3f}" + (f", {' and '.join(gaps)}." if gaps else ".")
+    unsettled = [_called(name) for name, other in others if _overlap(ours, other)]
+    if unsettled:
+        sentence += f" The intervals of {first} and {' and '.join(unsettled)} overlap: "
+        sentence += "alone, this run does not settle which is better."
+    return sentence
+
+
+def _called(name: str) -> str:
+    return f"the {name} encoder" if name == "untrained" else name
+
+
+def _difference(ours: Figure, other: Figure) -> str:
+    gain = ours.value - other.value
+    if abs(gain) < 0.0005:
+        return "level with"
+    return f"{abs(gain):.3f} {'above' if gain > 0 else 'below'}"
+
+
+def _overlap(a: Figure, b: Figure) -> bool:
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return False
+    return a.low <= b.high and b.low <= a.high
+
+
+def class_rows(encoders: Sequence[EncoderResult]) -> list[ClassRow]:
+    """The classes by name with each encoder's shallow AP, or query-by-example AP where there is none."""
+    field = "shallow_ap" if any(item.shallow_ap is not None for e in encoders for item in e.classes) else "qbe_ap"
+    positives = {item.name: item.positives for encoder in encoders for item in encoder.classes}
+    precision, linear = (
+        {e.name: {item.name: getattr(item, kind) for item in e.classes} for e in encoders if e.classes}
+        for kind in (field, "linear_ap")
+    )
+    linear = {encoder: of_class for encoder, of_class in linear.items() if any(of_class.values())}
+    return [
+        ClassRow(name, count, *({e: found.get(name) for e, found in kind.items()} for kind in (precision, linear)))
+        for name, count in sorted(positives.items())
+    ]
+
+
+def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Picture]:
+    """One picture for each quantity of each kind of stage, losses first.
+
+    Stages that differ after their first hyphen ("pretrain-mix-chan", "pretrain-mix-mix") share a picture, and so do
+    metrics that differ before their last slash ("train/loss", "val/loss"). A step that was done twice, because
+    workers were lost, counts once, as it was done last. Values that are not finite, and quantities that never
+    change, are left out.
+    """
+    panels: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
+    for record in records:
+        stage, _, variant = str(record["stage"]).partition("-")
+        for metric, value in record.items():
+            if metric in _NOT_DRAWN or "step" not in record:
+                continue
+            if isinstance(value, int | float) and isfinite(value):
+                prefix, _, quantity = metric.rpartition("/")
+                label = " ".join(filter(None, (variant, prefix))) or quantity
+                panels.setdefault((stage, quantity), {}).setdefault(label, {})[float(record["step"])] = float(value)
+    drawn: list[plots.Picture] = []
+    for (stage, quantity), panel in sorted(panels.items(), key=lambda item: _importance(item[0][1])):
+        curves = {label: sorted(curve.items()) for label, curve in panel.items() if len(curve) > 1}
+        series = {label: ([x for x, _ in curve], [y for _, y in curve]) for label, curve in curves.items()}
+        moves = len({y for _, values in series.values() for y in values}) > 1
+        if moves and len(drawn) < MOST_CURVES:
+            title = f"{stage}: {quantity.replace('_', ' ')}"
+            drawn.append(plots.curves(f"curve{len(drawn)}", title, "step", series))
+    return drawn
+
+
+def _importance(quantity: str) -> int:
+    """Losses first, then their parts, then what is measured on held-out clips, then the rest."""
+    ranks = ("loss" in quantity, quantity in ("similarity", "coincidence"), "validation" in quantity, True)
+    return ranks.index(True)
+
+
+_NOT_DRAWN = ("stage", "step", "seconds", "rows", "balance_seconds")
+
+
+def told_events(records: Sequence[dict[str, float | str]]) -> list[str]:
+    """What happened to the run on its way, in order: "pretrain-mix-chan: worker group failed (…), restarting"."""
+    return [f"{record['stage']}: {record['event']}" for record in records if "event" in record]
+
+
+def _figure_order(encoders: Sequence[EncoderResult]) -> list[str]:
+    measured = list(dict.fromkeys(name for encoder in encoders for name in encoder.figures))
+    first = [name for name in HEADLINE_FIGURES if name in measured]
+    return first + [name for name in measured if name not in first]
+
+
+def _pictures(
+    results: RunResults, headline: dict[str, Figure], classes: Sequence[ClassRow]
+) -> dict[str, plots.Picture]:
+    """The pictures for which the run has figures, by the name under which the templates look for them."""
+    pictures: dict[str, plots.Picture] = {}
+    if headline:
+        pictures["answer"] = plots.intervals("answer", "mAP", headline)
+    complete = [row for row in classes if row.precision and None not in row.precision.values()]
+    if complete:
+        drawn = _largest_changes(complete)
+        columns = {name: [row.precision[name] or 0.0 for row in drawn] for name in drawn[0].precision}
+        pictures["classes"] = plots.class_gains("classes", "Average precision", [row.name for row in drawn], columns)
+    if any(processor.si_sdr_improvement_db for processor in results.ladder):
+        pictures["ladder"] = plots.ladder("ladder", results.ladder)
+    return pictures
+
+
+def _largest_changes(rows: Sequence[ClassRow]) -> list[ClassRow]:
+    """At most `MOST_CLASSES_DRAWN` classes, where the encoders differ most, by the first encoder's AP."""
+
+    def spread(row: ClassRow) -> float:
+        values = [value for value in row.precision.values() if value is not None]
+        return max(values) - min(values)
+
+    chosen = sorted(rows, key=spread, reverse=True)[:MOST_CLASSES_DRAWN]
+    return sorted(chosen, key=lambda row: next(iter(row.precision.values())) or 0.0, reverse=True)

@@ -1,0 +1,272 @@
+"""The report of a sweep: which setting won, how sure that is, and what every trial did.
+
+Reads SWEEP/sweep.json and the trials' metrics.jsonl alone; may be called while the sweep still runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sepscene.orchestration.records.results import Figure, Setting, SweepResults, TrialResult, read_metrics
+from sepscene.orchestration.reports import plots
+from sepscene.orchestration.reports.render import FIGURE_NAMES, duration, render, with_interval
+from sepscene.tasks.evaluation.statistics import t_interval
+
+SHORT_NAMES = {"objective.temperature": "τ", "objective.alpha": "α", "views.combination": "combination"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The finished trials that differ in their seed alone."""
+
+    settings: dict[str, Setting]
+    trials: tuple[TrialResult, ...]
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Means of the ranking figure over finished trials by two fields; None where none has finished."""
+
+    row_field: str
+    column_field: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    means: dict[tuple[str, str], float | None]
+    low: float
+    high: float
+
+
+def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
+    """Write SWEEP/report.html and SWEEP/report.md.
+
+    Returns:
+        The paths of both.
+
+    Raises:
+        SepsceneError: when the folder holds no sweep.json.
+    """
+    sweep = SweepResults.load(sweep_dir)
+    groups = ranked(sweep)
+    headers, rows = sweep_table(sweep)
+    values: dict[str, Any] = {
+        "sweep": sweep,
+        "figure_name": FIGURE_NAMES.get(sweep.figure, sweep.figure),
+        "answer": sweep_answer(sweep, groups),
+        "groups": groups,
+        "best": groups[0] if groups else None,
+        "fields": [field_name(field) for field in sweep.fields],
+        "shown": shown,
+        "headers": headers,
+        "rows": rows,
+        "reports": [_report_of(sweep_dir, trial) for trial in sweep.trials],
+        "heat": heat_map(sweep),
+        "parallel": _parallel(sweep, groups) if sweep.trials and sweep.fields else None,
+        "effects": _effects(sweep),
+        "curves": _curves(sweep_dir, sweep),
+        "has_listening_page": (sweep_dir / "shared" / "listen.html").exists(),
+    }
+    return (
+        render("sweep.html.j2", sweep_dir / "report.html", **values),
+        render("sweep.md.j2", sweep_dir / "report.md", **values),
+    )
+
+
+def field_name(field: str) -> str:
+    """A swept field as people call it: τ, α, combination, or its last part."""
+    return SHORT_NAMES.get(field, field.rpartition(".")[2].replace("_", " "))
+
+
+def shown(setting: Setting) -> str:
+    """A setting as people write it: S2∨N for a combination, ✓ and – for switches."""
+    if isinstance(setting, tuple):
+        return "∨".join(setting)
+    if isinstance(setting, bool):
+        return "✓" if setting else "–"
+    return f"{setting:g}" if isinstance(setting, float) else str(setting)
+
+
+def sweep_table(sweep: SweepResults) -> tuple[list[str], list[list[str]]]:
+    """One row for each trial: the columns of the report's table and of the terminal's live table."""
+    names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.figures))
+    headers = ["Trial", "Status", *map(field_name, sweep.fields), "Seed"]
+    headers += [FIGURE_NAMES.get(name, name) for name in names] + ["Steps", "Time"]
+    rows = []
+    for trial in sweep.trials:
+        settings = [shown(trial.settings[field]) for field in sweep.fields]
+        figures = [with_interval(trial.figures.get(name)) for name in names]
+        rows.append(
+            [
+                trial.name,
+                trial.status,
+                *settings,
+                str(trial.seed),
+                *figures,
+                f"{trial.steps:,}",
+                duration(trial.seconds),
+            ]
+        )
+    return headers, rows
+
+
+def ranked(sweep: SweepResults) -> list[Group]:
+    """The settings with a finished trial, best mean first; intervals are Student's t over seeds."""
+    by_setting: dict[tuple[str, ...], list[TrialResult]] = {}
+    for trial in _measured(sweep):
+        by_setting.setdefault(tuple(shown(trial.settings[field]) for field in sweep.fields), []).append(trial)
+    groups = []
+    for trials in by_setting.values():
+        over_seeds = t_interval([trial.figures[sweep.figure].value for trial in trials])
+        figure = trials[0].figures[sweep.figure]
+        if len(trials) > 1:
+            low, high = over_seeds.low, over_seeds.high
+            figure = Figure(
+                value=over_seeds.value,
+                low=low,
+                high=high,
+                count=len(trials),
+                interval="95 % Student's t over seeds",
+            )
+        groups.append(Group(trials[0].settings, tuple(trials), figure))
+    return sorted(groups, key=lambda group: -group.figure.value)
+
+
+def sweep_answer(sweep: SweepResults, groups: Sequence[Group]) -> str:
+    """Which setting is best and whether its interval leaves the next one behind."""
+    counts = {status: sum(trial.status == status for trial in sweep.trials) for status in _STATUSES}
+    done = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    if not groups:
+        return f"No trial has a figure yet ({done or 'no trials'})."
+    best, *others = groups
+    name = FIGURE_NAMES.get(sweep.figure, sweep.figure)
+    words = setting_in_words(best.settings)
+    said = f"{words[0].upper()}{words[1:]} is best: {name} {with_interval(best.figure)} ({done})."
+    if not others:
+        return said
+    level = [group for group in others if _may_be_level(best.figure, group.figure)]
+    if level:
+        others_too = "The other one" if len(others) == 1 else f"{len(level)} of the {len(others)} other settings"
+        return f"{said} {others_too} may be as good: the intervals do not settle it."
+    return said + " Its interval lies above those of all other settings."
+
+
+_STATUSES = ("finished", "stopped early", "failed", "unfinished")
+
+
+def setting_in_words(settings: dict[str, Setting]) -> str:
+    """combination S2∨N, τ 0.2."""
+    return ", ".join(f"{field_name(field)} {shown(value)}" for field, value in settings.items()) or "The only setting"
+
+
+def _may_be_level(best: Figure, other: Figure) -> bool:
+    """Without an interval on both sides nothing is settled."""
+    return best.low is None or other.high is None or other.high >= best.low
+
+
+def heat_map(sweep: SweepResults) -> HeatMap | None:
+    """Combination by τ where both are swept, else the first two fields that vary; else None."""
+    varied = [field for field in sweep.fields if len(_values(sweep, field)) > 1]
+    preferred = [field for field in ("views.combination", "objective.temperature") if field in varied]
+    row_field, column_field = (preferred + [f for f in varied if f not in preferred] + ["", ""])[:2]
+    measured = _measured(sweep)
+    if not column_field or not measured:
+        return None
+    cells: dict[tuple[str, str], list[float]] = {}
+    for trial in measured:
+        key = (shown(trial.settings[row_field]), shown(trial.settings[column_field]))
+        cells.setdefault(key, []).append(trial.figures[sweep.figure].value)
+    means = {key: float(np.mean(values)) for key, values in cells.items()}
+    rows, columns = _values(sweep, row_field), _values(sweep, column_field)
+    whole = {(row, column): means.get((row, column)) for row in rows for column in columns}
+    return HeatMap(
+        field_name(row_field),
+        field_name(column_field),
+        rows,
+        columns,
+        whole,
+        min(means.values()),
+        max(means.values()),
+    )
+
+
+def _measured(sweep: SweepResults) -> list[TrialResult]:
+    """The finished trials with a finite ranking figure; what was stopped early is not compared with them."""
+    return [
+        trial
+        for trial in sweep.trials
+        if trial.status == "finished" and sweep.figure in trial.figures and isfinite(trial.figures[sweep.figure].value)
+    ]
+
+
+def _values(sweep: SweepResults, field: str) -> tuple[str, ...]:
+    """The values of a field as they are shown: numbers by size, others in the order of the trials."""
+    values = list(dict.fromkeys(trial.settings[field] for trial in sweep.trials))
+    if all(isinstance(value, int | float) for value in values):
+        values.sort(key=lambda value: float(value))  # type: ignore[arg-type]  # all are numbers here
+    return tuple(dict.fromkeys(shown(value) for value in values))
+
+
+def _parallel(sweep: SweepResults, groups: Sequence[Group]) -> plots.Picture:
+    best = {trial.name for trial in groups[0].trials} if groups else set()
+    paths = []
+    for trial in sweep.trials:
+        figure = trial.figures.get(sweep.figure)
+        places = tuple(shown(trial.settings[field]) for field in sweep.fields)
+        value = figure.value if figure and isfinite(figure.value) else None
+        paths.append(plots.TrialPath(places, value, "best" if trial.name in best else trial.status))
+    axes = {field_name(field): _values(sweep, field) for field in sweep.fields}
+    return plots.parallel("parallel", axes, FIGURE_NAMES.get(sweep.figure, sweep.figure), paths)
+
+
+def _effects(sweep: SweepResults) -> list[plots.Picture]:
+    """One small multiple for each field that varies."""
+    pictures = []
+    for index, field in enumerate(sweep.fields):
+        groups: dict[str, list[float]] = {value: [] for value in _values(sweep, field)}
+        for trial in _measured(sweep):
+            groups[shown(trial.settings[field])].append(trial.figures[sweep.figure].value)
+        filled = {value: figures for value, figures in groups.items() if figures}
+        if len(filled) > 1:
+            name = FIGURE_NAMES.get(sweep.figure, sweep.figure)
+            pictures.append(plots.effect(f"effect{index}", field_name(field), name, filled))
+    return pictures
+
+
+def _curves(sweep_dir: Path, sweep: SweepResults) -> list[plots.Picture]:
+    """The training loss of the trials, one small multiple for each value of the first field that varies."""
+    field = next((field for field in sweep.fields if len(_values(sweep, field)) > 1), None)
+    panels: dict[str, dict[str, plots.Curve]] = {}
+    for trial in sweep.trials:
+        curve = _training_loss(sweep_dir / trial.run_dir) if trial.run_dir else None
+        if curve:
+            rest = [shown(trial.settings[other]) for other in sweep.fields if other != field]
+            label = ", ".join([*rest, f"seed {trial.seed}"])
+            panel = panels.setdefault(f"{field_name(field)} {shown(trial.settings[field])}" if field else "loss", {})
+            panel[label] = curve
+    values = [value for panel in panels.values() for _, losses in panel.values() for value in losses]
+    return [
+        plots.curves(f"loss{index}", f"{title}: training loss", "step", series, (min(values), max(values)))
+        for index, (title, series) in enumerate(panels.items())
+    ]
+
+
+def _training_loss(run_dir: Path) -> plots.Curve | None:
+    """The loss of the first pre-training stage (a baseline's comes later), by step."""
+    records = [record for record in read_metrics(run_dir) if str(record["stage"]).startswith("pretrain")]
+    curve: dict[float, float] = {}
+    for record in records:
+        value = record.get("train/loss", record.get("loss"))
+        if record["stage"] == records[0]["stage"] and isinstance(value, int | float) and isfinite(value):
+            curve[float(record["step"])] = float(value)
+    steps = sorted(curve)
+    return (steps, [curve[step] for step in steps]) if len(steps) > 1 else None
+
+
+def _report_of(sweep_dir: Path, trial: TrialResult) -> str:
+    """The link to a trial's own report; empty when it has none."""
+    path = f"{trial.run_dir}/report.html"
+    return path if trial.run_dir and (sweep_dir / path).exists() else ""

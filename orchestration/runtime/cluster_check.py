@@ -1,0 +1,81 @@
+"""Does an experiment fit a cluster that is not there yet? The logic of `sepscene cluster check FILE`."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from sepscene.clusters.descriptions import read_pools
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.runtime.placement import Demand, check_placement, concurrent_trials, demands, pack
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an experiment and a cluster go together.
+
+    Attributes:
+        started: nodes that autoscaling must start for one trial, by their pool's name.
+        spot: roles of the bundles that lie on nodes which may be taken away.
+        places: role -> pools where its bundles lie, with how many.
+        trials: trials that fit at once when every pool is at its largest.
+    """
+
+    started: dict[str, int]
+    spot: list[str]
+    places: dict[str, dict[str, int]]
+    trials: int
+
+    def lines(self) -> list[str]:
+        """The verdict in words, one sentence a line."""
+        said = [
+            f"{role}s: " + ", ".join(f"{n} on {pool}" for pool, n in on.items()) for role, on in self.places.items()
+        ]
+        if self.started:
+            wait = ", ".join(f"{count} x {pool}" for pool, count in self.started.items())
+            said.append(f"waits until autoscaling has started {wait} (minutes; nothing is lost by waiting)")
+        else:
+            said.append("starts at once: every bundle lies on nodes that are always there")
+        if self.spot:
+            said.append(f"on spot: {', '.join(self.spot)}; a lost node costs rows since the last checkpoint, no more")
+        said.append(f"at once: {self.trials} trial{'s' if self.trials != 1 else ''}; further ones of a sweep wait")
+        return said
+
+
+def check_cluster(description: Path, experiment: Experiment, driver_cpus: float = 0.0) -> Verdict:
+    """Place one trial of an experiment on a described cluster.
+
+    Args:
+        description: a launcher's YAML, a RayCluster, a RayJob, or a list of pools.
+        driver_cpus: CPUs of the trial's driver (see `placement.demands`).
+
+    Raises:
+        SepsceneError: when the description is bad, or the experiment does not fit it at its largest:
+            what does not fit, why, and what to change.
+    """
+    pools = read_pools(description)
+    asked = demands(
+        experiment.resources,
+        experiment.views.pair,
+        driver_cpus,
+        validates=experiment.training.validation_every_steps > 0,
+    )
+    largest = [node for pool in pools for node in pool.nodes(pool.most)]
+    check_placement(asked, largest)
+    present = [node for pool in pools for node in pool.nodes(pool.least)]
+    placed, waiting = pack(asked, present)
+    if waiting:
+        placed, _ = pack(asked, largest)
+    on = [(demand, node.name.rpartition("-")[0]) for demand, node in placed]
+    used = Counter(node.name.rpartition("-")[0] for node in {id(node): node for _, node in placed}.values())
+    spot_pools = {pool.name for pool in pools if pool.spot}
+    return Verdict(
+        started={pool.name: used[pool.name] - pool.least for pool in pools if used[pool.name] > pool.least},
+        spot=sorted({f"{demand.role}s" for demand, pool in on if pool in spot_pools}),
+        places={role: dict(Counter(pool for demand, pool in on if demand.role == role)) for role in _roles(asked)},
+        trials=concurrent_trials(asked, largest),
+    )
+
+
+def _roles(asked: list[Demand]) -> list[str]:
+    """The roles in the order of the demands, each once."""
+    return list(dict.fromkeys(demand.role for demand in asked))

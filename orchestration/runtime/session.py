@@ -1,0 +1,134 @@
+"""Connecting to Ray: a cluster where one is named, this machine otherwise, and quietly.
+
+A request that cannot be placed is refused before anything starts, because Ray itself would wait for ever.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import ray._private.worker as ray_worker
+
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.runtime.placement import LOCAL_LABEL, check_placement, cluster_nodes, phases
+from sepscene.orchestration.runtime.ray_compat import configure_data
+
+_PRINT = ray_worker.print_to_stdstream
+
+LOCAL = {
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "5",
+}
+"""What a Ray of this machine alone does without, so that its cores are free for the work: statistics and task events,
+which nobody can read as its dashboard is off; a process a stage that asks whether its only node is about to leave; and
+listing the folder of logs ten times a second."""
+
+
+EXIT_SECONDS = 10.0
+"""How long the workers of a Ray that was started here may take to end, once it has ended; most take less than one."""
+
+
+@contextmanager
+def ray_session(experiment: Experiment, address: str | None = None, verbose: bool = False) -> Iterator[None]:
+    """Connect to Ray, check that the experiment fits, and disconnect at the end.
+
+    Inside a job or a Tune trial, where Ray is connected already, only the check is made.
+
+    Args:
+        experiment: its resources are checked.
+        address: a cluster's address; none takes RAY_ADDRESS, and without that starts Ray on this machine.
+        verbose: let Ray's own messages through.
+
+    Raises:
+        SepsceneError: when the experiment can't be placed; it says what to change.
+    """
+    own = not ray.is_initialized()
+    if own:
+        connect(address, verbose)
+    try:
+        nodes = cluster_nodes()
+        for asked in phases(experiment):
+            check_placement(asked, nodes)
+        configure_data(experiment.training.ordered)
+        yield
+    finally:
+        if own:
+            disconnect()
+
+
+def connect(address: str | None, verbose: bool = False, cpus: int | None = None) -> None:
+    """Connect to a cluster, or start Ray on this machine with the dashboard off and its noise in its log files.
+
+    Args:
+        address: a cluster's address; none takes RAY_ADDRESS, and without that starts Ray on this machine.
+        verbose: let Ray's own messages through.
+        cpus: logical CPUs of a Ray that is started; none takes this machine's number of cores.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    level = logging.INFO if verbose else logging.ERROR
+    for name in ("ray", "ray.train", "ray.data", "ray.tune"):
+        logging.getLogger(name).setLevel(level)
+    if not verbose:
+        ray_worker.print_to_stdstream = _print_but_advice
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level=level, log_to_driver=verbose)
+    else:
+        with _environment(LOCAL):
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                num_cpus=cpus or os.cpu_count(),
+                labels={LOCAL_LABEL: "1"},
+                logging_level=level,
+                log_to_driver=verbose,
+            )
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)  # Ray writes its secret readable for everyone
+
+
+def disconnect() -> None:
+    """Disconnect from Ray, and end one that was started here together with workers that never end by themselves.
+
+    A worker of Ray 2.60 may lock itself out at its very end (docs/reliability.md). As long as its raylet lives it does
+    no harm; with it goes what would ever find it.
+    """
+    raylets = [child for child in psutil.Process().children() if child.name() == "raylet"]
+    workers = [worker for raylet in raylets for worker in raylet.children(recursive=True)]
+    ray.shutdown()
+    for hanging in psutil.wait_procs(workers, timeout=EXIT_SECONDS)[1]:
+        with suppress(psutil.NoSuchProcess):
+            hanging.kill()
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """While the block runs, what starts finds these settings, unless the user has set them otherwise."""
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _print_but_advice(data: dict[str, Any], *further: Any, **named: Any) -> None:
+    """Print what Ray's raylets report, but for the advice that there are more processes than cores.
+
+    Most of ours wait for each other, so on two cores that is how it should be. Ray has no switch for it.
+    """
+    if not any("worker processes have been started" in line for line in data.get("lines", ())):
+        _PRINT(data, *further, **named)

@@ -1,0 +1,151 @@
+"""The paper's tables, run: every row over several seeds, the paper's figures beside ours, a verdict on each claim."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sepscene.models.settings import TDCNppConfig
+from sepscene.orchestration.config import Experiment, Separator
+from sepscene.orchestration.presets import EXPERIMENTS, SCALES, Scale, named_experiment
+from sepscene.orchestration.records.environment import command_line, environment
+from sepscene.orchestration.records.results import ReproducedRun, ReproductionResults, RunResults
+from sepscene.orchestration.reports.paper_tables import TWINS, planned_rows
+from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
+from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
+from sepscene.orchestration.sweeps.run_trials import parent_run, run_trials, share
+from sepscene.orchestration.sweeps.trial import FINISHED
+from sepscene.orchestration.sweeps.trial_plan import Trial
+from sepscene.orchestration.sweeps.trial_status import Outcome
+from sepscene.tasks.paper.beyond import BEYOND
+
+FLOOR_ROW = "table2/mix-mix"
+PAPER_CLIPS = 2_000_000
+
+
+def reproduce(
+    tables: list[str],
+    rows: list[str] | None,
+    scale: Scale,
+    changes: dict[str, Any],
+    seeds: int,
+    folder: Path,
+    tracking_uri: str,
+    console: Console,
+) -> ReproductionResults:
+    """Run the rows of the paper's tables that are this framework's, or go on with it, and write the report.
+
+    A folder may take further rows, tables and seeds later: whatever it holds finished is not run again.
+
+    Args:
+        tables: "table2", "table4", "table5", and "beyond" for rows that the paper does not have.
+        rows: only these rows; none runs all.
+        scale: of the experiments.
+        changes: dotted fields to change in every row, e.g. the data.
+        seeds: runs of each row.
+        folder: where everything goes.
+        tracking_uri: MLflow's.
+        console: shows the progress.
+
+    Raises:
+        SepsceneError: for an unknown table or row, or a change that the configuration refuses.
+    """
+    experiments = row_experiments(planned_rows(tables, rows), scale, changes)
+    base = SCALES[scale]().changed({**changes, "name": "reproduction"})
+    # What any row beyond the paper needs is made at once, so that the folder can take those rows later.
+    others = [named_experiment(row.name, scale).separator.beside for row in BEYOND if row.name in EXPERIMENTS]
+    beside = {name: network for networks in others for name, network in networks.items()}
+    base = base.model_copy(update={"separator": base.separator.model_copy(update={"beside": beside})})
+    processors = {p for e in experiments if e.views.pair != "mix-mix" for p in e.views.combination}
+    about = {"kind": "reproduction", "tables": " ".join(tables), "scale": scale}
+    with parent_run(tracking_uri, folder, about, {"seeds": seeds, **changes}) as (tracker, tags):
+        shared = share(base, processors, folder, tracking_uri, console, tags)
+        trials = [_trial(e, shared, seed) for seed in range(seeds) for e in experiments if not _done(e, seed, folder)]
+
+        def write(found: list[Outcome]) -> ReproductionResults:
+            finished = _finished(folder)
+            results = ReproductionResults(
+                reproduction_id=folder.name,
+                scale=scale,
+                command=command_line(),
+                started=min((run.started for run in finished), default=datetime.now(UTC).isoformat(timespec="seconds")),
+                seconds=sum(run.seconds for run in finished),
+                differs=_differences(base, finished),
+                runs=tuple(map(_reproduced, finished)),
+                failed={outcome.trial.name: outcome.reason for outcome in found if outcome.reason},
+                environment=environment(),
+                data=finished[0].data if finished else {},
+            )
+            results.save(folder)
+            write_reproduction_report(folder)
+            return results
+
+        results = write(run_trials(trials, folder, tracking_uri, console, write, tags=tags))
+        for name in ("reproduction.json", "report.html", "report.md"):
+            tracker.log_artifact("", folder / name)
+    return results
+
+
+def _trial(experiment: Experiment, shared: Experiment, seed: int) -> Trial:
+    """A row with one seed. The first row judges the untrained encoder as well: the floor of all others."""
+    parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation", "resources")}
+    if experiment.name == FLOOR_ROW:
+        parts["evaluation"] = shared.evaluation.model_copy(update={"baselines": True})
+    row, ours = experiment.name, experiment.model_copy(update={**parts, "seed": seed})
+    return Trial(_trial_name(row, seed), ours, {"row": row}, seed)
+
+
+def _trial_name(row: str, seed: int) -> str:
+    return f"{row.replace('/', '-')},seed={seed}"
+
+
+def _done(experiment: Experiment, seed: int, folder: Path) -> bool:
+    """Whether the folder holds this row finished under its name in another table."""
+    twin = TWINS.get(experiment.name)
+    return twin is not None and (folder / "trials" / _trial_name(twin, seed) / FINISHED).exists()
+
+
+def _finished(folder: Path) -> list[RunResults]:
+    """Every finished run of the folder, those of earlier commands included."""
+    return [RunResults.load(path.parent) for path in sorted(folder.glob(f"trials/*/{FINISHED}"))]
+
+
+def _reproduced(results: RunResults) -> ReproducedRun:
+    unreadable = len(results.ledger.quarantined) if results.ledger else 0
+    return ReproducedRun(
+        row=results.table_row or results.experiment,
+        seed=results.seed,
+        figure=results.encoders[0].figures["shallow_map"],
+        untrained=next((e.figures["shallow_map"] for e in results.encoders if e.name == "untrained"), None),
+        differs=(f"unreadable clips left out: {unreadable}",) if unreadable else (),
+        run_dir=f"trials/{results.run_id}",
+    )
+
+
+def _differences(experiment: Experiment, finished: list[RunResults]) -> tuple[str, ...]:
+    """How our runs differ from the paper's, as far as the configuration that they share says."""
+    clips = finished[0].data["training clips"] if finished else "?"
+    batch = experiment.training.global_batch
+    steps = -(-finished[0].ledger.rows // batch) if finished and finished[0].ledger else "?"
+    network = experiment.encoder.widths
+    return (
+        f"{clips} clips of {experiment.data.format} instead of about {PAPER_CLIPS:,} of AudioSet",
+        f"global batch {batch} and {steps} steps; the paper's are not stated",
+        f"CNN14 with widths {network}" + ("" if network[-1] == 2048 else " instead of 64 … 2048"),
+        _separator(experiment.separator),
+        f"the ladder's steps are {dict(experiment.separator.ladder.steps)} instead of 0, 500, 5k, 1.7M",
+        "all seeds share the data and the separator",
+    )
+
+
+def _separator(separator: Separator) -> str:
+    """The separator's size; ready ones may be of any."""
+    if separator.checkpoints:
+        return "separators that were given, not trained"
+    ours, paper = (_size(network) for network in (separator.network, TDCNppConfig()))
+    return f"a separator of {ours}" + ("" if ours == paper else f" instead of {paper}")
+
+
+def _size(network: TDCNppConfig) -> str:
+    return f"{network.repeats} x {network.blocks} blocks of width {network.bottleneck} and {network.hidden}"

@@ -1,0 +1,95 @@
+"""Sweeps: an experiment over combinations, temperatures, task weights or any other fields, each over several seeds."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sepscene.orchestration.records.environment import command_line, environment
+from sepscene.orchestration.records.mlflow_mirror import Tracker
+from sepscene.orchestration.records.results import Figure, SweepResults, TrialResult, read_metrics
+from sepscene.orchestration.reports.sweep_report import write_sweep_report
+from sepscene.orchestration.sweeps.config import FILE, SweepConfig
+from sepscene.orchestration.sweeps.run_trials import parent_run, run_trials, share
+from sepscene.orchestration.sweeps.schedulers import tuning_of
+from sepscene.orchestration.sweeps.trial import METRIC, held_seconds
+from sepscene.orchestration.sweeps.trial_plan import in_words, plan_trials, processors_of
+from sepscene.orchestration.sweeps.trial_status import Outcome
+
+
+def sweep(config: SweepConfig, folder: Path, tracking_uri: str, console: Console) -> SweepResults:
+    """Run a sweep to its end, or go on with it; writes SWEEP/sweep.json and its report as trials end.
+
+    Raises:
+        SepsceneError: for fields or values that the configuration refuses, or a folder that holds another sweep;
+            before anything starts.
+    """
+    started, begun = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    base, space = config.checked()
+    trials = plan_trials(config, base, space)
+    config.save(folder)
+    about = {"kind": "sweep", "sweep_id": folder.name, "experiment": base.name}
+    with parent_run(tracking_uri, folder, about, _params(config)) as (tracker, tags):
+        shared = share(base, processors_of(base, trials, space), folder, tracking_uri, console, tags)
+        trials = plan_trials(config, shared, space, folder)
+        tuning = tuning_of(config, space, shared.model_dump(mode="json"), folder, begun)
+
+        def write(found: list[Outcome]) -> SweepResults:
+            results = SweepResults(
+                sweep_id=folder.name,
+                experiment=base.name,
+                scale=base.scale,
+                command=command_line(),
+                started=started,
+                seconds=time.monotonic() - begun,
+                fields=tuple(space),
+                scheduler=in_words(config),
+                trials=tuple(_result(outcome, folder) for outcome in found),
+                environment=environment(),
+                data={"data set": base.data.described},
+            )
+            results.save(folder)
+            write_sweep_report(folder)
+            return results
+
+        results = write(run_trials(trials, folder, tracking_uri, console, write, tuning, tags))
+        _log(tracker, results, folder)
+    return results
+
+
+def _params(config: SweepConfig) -> dict[str, Any]:
+    plain = config.model_dump(mode="json", exclude={"over", "changes"})
+    return {**plain, **{f"over.{field}": values for field, values in config.over.items()}}
+
+
+def _log(tracker: Tracker, results: SweepResults, folder: Path) -> None:
+    """The best figures and the report on the sweep's own run."""
+    done = [trial.figures[results.figure].value for trial in results.trials if trial.status == "finished"]
+    if done:
+        tracker.log_figures("", {f"best_{results.figure}": max(done)})
+    counts = {status: sum(t.status == status for t in results.trials) for status in {t.status for t in results.trials}}
+    tracker.log_figures("", {f"trials_{status.replace(' ', '_')}": float(n) for status, n in counts.items()})
+    for name in (FILE, "sweep.json", "report.html", "report.md"):
+        tracker.log_artifact("", folder / name)
+
+
+def _result(outcome: Outcome, folder: Path) -> TrialResult:
+    results, run_dir = outcome.results, folder / "trials" / outcome.trial.name
+    figures = dict(results.encoders[0].figures) if results else {}
+    records = [record for record in read_metrics(run_dir) if str(record["stage"]).startswith("pretrain")]
+    validations = [float(record[METRIC]) for record in records if METRIC in record]
+    if validations:
+        figures[METRIC] = Figure(value=validations[-1], interval="of held-out training clips, the last one")
+    return TrialResult(
+        name=outcome.trial.name,
+        status=outcome.status,
+        reason=outcome.reason,
+        settings=outcome.trial.settings,
+        seed=outcome.trial.seed,
+        figures=figures,
+        steps=max((int(record["step"]) for record in records if "step" in record), default=0),
+        seconds=held_seconds(run_dir),
+        run_dir=f"trials/{outcome.trial.name}",
+    )

@@ -1,0 +1,77 @@
+"""The live table of many trials, and the line that a log gets in its place."""
+
+import math
+import time
+from collections import Counter
+from pathlib import Path
+
+from rich.table import Table
+
+from sepscene.orchestration.records.results import parse_metrics
+from sepscene.orchestration.sweeps.trial import METRIC, is_held
+from sepscene.orchestration.sweeps.trial_plan import Trial
+from sepscene.orchestration.sweeps.trial_status import Outcome, outcomes
+
+_TAIL_BYTES = 16_384
+
+
+class Pace:
+    """How long the rest will take, from how long the trials took that have ended since the command began."""
+
+    def __init__(self, found: list[Outcome]) -> None:
+        self.begun, self.over_before = time.monotonic(), _count_ended(found)
+
+    def left(self, found: list[Outcome]) -> str:
+        """ ", about 12 min left"; nothing while no trial has ended, and nothing in the end."""
+        over = _count_ended(found)
+        ended, waiting = over - self.over_before, len(found) - over
+        if ended < 1 or not waiting:
+            return ""
+        return f", about {max(1, round((time.monotonic() - self.begun) / ended * waiting / 60))} min left"
+
+
+def _count_ended(found: list[Outcome]) -> int:
+    return sum(outcome.status != "unfinished" for outcome in found)
+
+
+def standing(found: list[Outcome]) -> str:
+    """How far the trials are, in a line: "3 of 18 trials have ended: 2 finished, 1 failed"."""
+    counts = Counter(outcome.status for outcome in found)
+    over = _count_ended(found)
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if status != "unfinished")
+    return f"{over} of {len(found)} trials have ended: {said}" if said else f"none of {len(found)} trials has ended"
+
+
+def trial_table(trials: list[Trial], folder: Path, pace: Pace) -> Table:
+    """The trials as they stand."""
+    found = outcomes(trials, folder)
+    table = Table(title=folder.name + pace.left(found))
+    for column in ("trial", "state", "rows", "loss", "kNN mAP", "mAP"):
+        table.add_column(column, justify="left" if column in ("trial", "state") else "right")
+    for outcome in found:
+        run_dir = folder / "trials" / outcome.trial.name
+        rows, loss, validation = _progress(run_dir)
+        figure = outcome.results.encoders[0].figures["shallow_map"].value if outcome.results else math.nan
+        shown = "" if math.isnan(figure) else f"{figure:.3f}"
+        table.add_row(outcome.trial.name, _state(outcome, run_dir), rows, loss, validation, shown)
+    return table
+
+
+def _state(outcome: Outcome, run_dir: Path) -> str:
+    """Its status; of one that has not ended, whether it runs now: an earlier command may have left it behind."""
+    if outcome.status != "unfinished":
+        return outcome.status
+    return "running" if is_held(run_dir) else "waiting"
+
+
+def _progress(run_dir: Path) -> tuple[str, str, str]:
+    """The newest rows, loss and validation figure, from the end of the metrics file."""
+    path, newest = run_dir / "metrics.jsonl", dict[str, float | str]()
+    if path.exists():
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            for record in parse_metrics(file.read()):
+                newest |= record
+    formats = (("rows", ".0f"), ("loss", ".3f"), (METRIC, ".3f"))
+    rows, loss, validation = (format(newest[key], form) if key in newest else "" for key, form in formats)
+    return rows, loss, validation

@@ -1,0 +1,134 @@
+"""Filling the SeparatedStore before any training, and making sure: every wanted entry is looked for at the end."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sepscene.augment.separation.blocks import StoredViews
+from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.runtime.streamed import blocks_of
+from sepscene.orchestration.training.stream import prefill_stream, service_settings
+from sepscene.orchestration.training.throughput import STORE_COUNTS, counts_of_block
+from sepscene.tasks.datasets.readers import Manifest
+
+logger = logging.getLogger("sepscene")
+
+PATIENCE_SECONDS = 30.0
+"""The last shards of the actors may appear so long after the last row."""
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Filled:
+    """How a filling has ended.
+
+    Attributes:
+        wanted: separated clips that were asked for: clips times processors.
+        unusable: of them, those of clips that can't be used; training will put these in quarantine.
+        missing: of them, those that are not in the store although their clip can be used.
+        counts: rows by `balance.STORE_COUNTS`; empty where an earlier filling had come to its end.
+    """
+
+    wanted: int
+    unusable: int
+    missing: int
+    counts: Mapping[str, int]
+
+    @property
+    def present(self) -> int:
+        """Separated clips that are in the store."""
+        return self.wanted - self.unusable - self.missing
+
+
+class _Wanted:
+    """What must be in the store in the end, as far as the readers have seen the clips.
+
+    Separated clips are counted through as `rows.PrefillRows` does: all processors of the first clip, then the next.
+    """
+
+    def __init__(self, stored: StoredViews, train: Manifest) -> None:
+        self.stored, self.offset_N = stored, train.clips["offset_seconds"].to_numpy()
+        self.processors = len(stored.digests)
+        self.content: dict[int, str] = {}
+        self.unusable_N = np.zeros(len(train) * self.processors, bool)
+
+    def note(self, batch: Mapping[str, np.ndarray], clip_N: np.ndarray) -> None:
+        """Take in a block of the stream, whose clips are at these places of the whole manifest."""
+        self.unusable_N[clip_N * self.processors + batch["processor"]] = batch["fault"] != ""
+        for clip, content, fault, uri in zip(
+            clip_N.tolist(), batch["content"], batch["fault"], batch["uri"], strict=True
+        ):
+            if fault:
+                logger.warning("%s: %s", uri, fault)
+            else:
+                self.content[clip] = str(content)
+
+    def missing(self) -> np.ndarray:
+        """Numbers of those that the store lacks although their clip can be used; waits for the actors' last shards."""
+        left_N, deadline = np.flatnonzero(~self.unusable_N), time.monotonic() + PATIENCE_SECONDS
+        while True:
+            self.stored.store.refresh()
+            left_N = left_N[[not self._is_there(number) for number in left_N.tolist()]]
+            if not len(left_N) or time.monotonic() >= deadline:
+                return left_N
+            time.sleep(_LOOK_SECONDS)
+
+    def _is_there(self, number: int) -> bool:
+        clip, processor = divmod(number, self.processors)
+        columns = {
+            "content": np.array([self.content.get(clip, "")], object),
+            "offset_seconds": self.offset_N[clip : clip + 1],
+            "processor": np.array([processor]),
+        }
+        return all(key in self.stored.store for key in self.stored.keys(columns, 0))
+
+
+def fill(
+    experiment: Experiment,
+    train: Manifest,
+    ladder: Mapping[str, str],
+    store: SeparatedStore,
+    advance: Callable[[int], None],
+) -> Filled:
+    """Separate every clip with every processor of the combination into the store; what is lost, a second time.
+
+    Args:
+        experiment: its combination, audio settings and resources.
+        train: the clips.
+        ladder: processor name -> folder.
+        store: where they go.
+        advance: told how many rows are done.
+    """
+    wanted = _Wanted(StoredViews(service_settings(experiment, ladder), store), train)
+    counts = dict.fromkeys(STORE_COUNTS, 0)
+    done = 0
+    for batch in _blocks(experiment, train, ladder, store):
+        done += len(batch["row"])
+        advance(done)
+        wanted.note(batch, batch["clip"])
+        _add(counts, batch)
+    total, missing_N = len(wanted.unusable_N), wanted.missing()
+    if len(missing_N):
+        logger.warning("%d of %d separated clips are not in the store: once more", len(missing_N), total)
+        again_N = np.unique(missing_N // wanted.processors)
+        for batch in _blocks(experiment, replace(train, clips=train.clips.take(again_N)), ladder, store):
+            wanted.note(batch, again_N[batch["clip"]])
+            _add(counts, batch)
+        missing_N = wanted.missing()
+    return Filled(total, int(wanted.unusable_N.sum()), len(missing_N), counts)
+
+
+def _blocks(
+    experiment: Experiment, clips: Manifest, ladder: Mapping[str, str], store: SeparatedStore
+) -> Iterator[dict[str, np.ndarray]]:
+    """One pass over some clips: what comes out of the separation actors."""
+    return blocks_of(prefill_stream(experiment, clips, ladder, store))
+
+
+def _add(counts: dict[str, int], batch: dict[str, np.ndarray]) -> None:
+    for name, count in counts_of_block(batch).items():
+        counts[name] += count

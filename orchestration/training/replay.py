@@ -1,0 +1,107 @@
+"""Replay: the views and the loss of given rows, computed again in one process, to look at what went wrong."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sepscene.augment.separation.blocks import ServiceSettings
+from sepscene.augment.separation.reader import ClipReader
+from sepscene.augment.separation.service import SeparationService
+from sepscene.augment.views import from_pcm
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.config import Experiment, load_experiment
+from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint
+from sepscene.orchestration.training.builders import build_objective
+from sepscene.orchestration.training.pretraining import BAD_ROWS, Views
+from sepscene.orchestration.training.separator_training import read_ladder
+from sepscene.orchestration.training.stream import schedule_of
+from sepscene.tasks.datasets.readers import Manifest
+
+_ROWS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One row again."""
+
+    row: int
+    uri: str
+    fault: str
+    peak_1: float
+    peak_2: float
+    h_norm: float
+    """Norm of h of both views together; NaN or infinite where the encoder fails on this row."""
+
+
+def stage_folder(run_dir: Path, experiment: Experiment) -> Path:
+    """Where the run's pre-training keeps its checkpoints."""
+    return run_dir / "checkpoints" / f"pretrain-{experiment.views.pair}"
+
+
+def last_bad_rows(run_dir: Path) -> list[int]:
+    """The rows of the last step that the run skipped.
+
+    Raises:
+        SepsceneError: when it has skipped none.
+    """
+    path = stage_folder(run_dir, load_experiment(run_dir / "experiment.yaml")) / BAD_ROWS
+    if not path.exists():
+        raise SepsceneError(f"{run_dir} has skipped no step: name the rows to replay, --row at least twice")
+    rows: list[int] = json.loads(path.read_text())[-1]
+    return rows
+
+
+def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replayed], float]:
+    """Rows of a run through the newest checkpoint's weights; also their loss as one batch.
+
+    Raises:
+        SepsceneError: when the run has no configuration or no such row, or a separator is damaged.
+    """
+    experiment = load_experiment(run_dir / "experiment.yaml")
+    schedule = schedule_of(experiment, len(train.clips))
+    if max(rows) >= schedule.rows:
+        raise SepsceneError(f"the schedule has the rows 0 to {schedule.rows - 1}, not {max(rows)}")
+    columns = experiment.views.draw(schedule, np.array(rows, np.int64))
+    columns["uri"] = train.clips["uri"].to_numpy(zero_copy_only=False)[columns["clip"]]
+    columns["offset_seconds"] = train.clips["offset_seconds"].to_numpy()[columns["clip"]]
+    checkpoints = experiment.separator.checkpoints or read_ladder(run_dir)
+    settings = ServiceSettings(
+        views=experiment.views,
+        audio=experiment.audio,
+        checkpoints=checkpoints,
+        precision=experiment.resources.separation_precision,
+    )
+    reader, service = ClipReader(settings), SeparationService(settings)
+    newest = newest_sound(stage_folder(run_dir, experiment))
+    objective, views = build_objective(experiment).eval(), Views(experiment)
+    if newest is not None:
+        objective.load_state_dict(read_checkpoint(newest).tensors["model"])
+    found: list[Replayed] = []
+    h: list[tuple[Tensor, ...]] = []
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        some = slice(start, start + _ROWS_AT_ONCE)
+        block = service(reader({name: column[some] for name, column in columns.items()}))
+        view_B2P = torch.from_numpy(from_pcm(np.stack([block["view_1"], block["view_2"]], axis=1)))
+        uniforms = torch.from_numpy(block["specaugment_u"].reshape(len(view_B2P), 2, -1))
+        with torch.no_grad():
+            h.append(objective.encode(*views(view_B2P, uniforms)))
+        found += _told(block, view_B2P, *h[-1])
+    with torch.no_grad():
+        h_1_BD, h_2_BD = (torch.cat(view) for view in zip(*h, strict=True))
+        loss = objective.loss(h_1_BD, h_2_BD, alpha=experiment.objective.alpha).parts["loss"]
+    return found, float(loss)
+
+
+def _told(block: dict[str, np.ndarray], view_B2P: Tensor, h_1_BD: Tensor, h_2_BD: Tensor) -> list[Replayed]:
+    norm_B = (h_1_BD.square().sum(1) + h_2_BD.square().sum(1)).sqrt()
+    peak_B2 = view_B2P.abs().amax(dim=2)
+    return [
+        Replayed(int(row), str(uri), str(fault), float(peak_2[0]), float(peak_2[1]), float(norm))
+        for row, uri, fault, peak_2, norm in zip(
+            block["row"], block["uri"], block["fault"], peak_B2, norm_B, strict=True
+        )
+    ]

@@ -1,0 +1,247 @@
+"""Training of the separator with Ray Train, by MixIT or supervised, and its ladder of checkpoints.
+
+Every rung of the ladder is scored on held-out clips before it is kept, and its card tells the figures.
+
+Shapes: N rows and B mixtures of mixtures of this worker, R = 2 references, K sources, T samples of a segment,
+S channels.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor, nn
+
+from sepscene.augment.draws import FILLER, Schedule
+from sepscene.augment.views import from_pcm
+from sepscene.models.separators.folder import save_separator
+from sepscene.models.separators.tdcnpp import TDCNpp
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.checkpoints import (
+    TrainingState,
+    read_checkpoint,
+    resume_point,
+)
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.training.stage import Reporter, fit
+from sepscene.orchestration.training.stream import execution_options, segment_stream
+from sepscene.tasks.datasets.readers import Manifest
+from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers
+from sepscene.tasks.evaluation.separation_scores import score_separation
+from sepscene.tasks.losses.mixit import loudest_targets, mixit_loss, supervised_loss
+
+STAGE = "separator"
+LOG_EVERY_STEPS = 5
+
+
+def separator_steps(experiment: Experiment) -> int:
+    """Steps until the last checkpoint of the ladder."""
+    return max(experiment.separator.ladder.steps.values())
+
+
+def separator_schedule(experiment: Experiment, clips: int) -> tuple[Schedule, int]:
+    """The schedule of the separator's training and how many of its rows are used."""
+    rows = separator_steps(experiment) * 2 * experiment.separator.batch_mixtures
+    return Schedule(seed=experiment.seed, clips=clips, epochs=max(1, -(-rows // clips))), rows
+
+
+def read_ladder(run_dir: Path) -> dict[str, str]:
+    """Processor name -> separator folder, for the checkpoints that a run has made so far."""
+    index = run_dir / "ladder" / "ladder.json"
+    if not index.exists():
+        return {}
+    return {name: str(run_dir / "ladder" / folder) for name, folder in json.loads(index.read_text()).items()}
+
+
+def add_to_ladder(run_dir: Path, name: str, step: int, separator: TDCNpp, metadata: dict[str, Any]) -> None:
+    """Keep a checkpoint for good as ladder/<name>-<step>-<digest>, and enter it in the ladder's index."""
+    ladder = run_dir / "ladder"
+    fresh = ladder / f".{name}-{step}"
+    digest = save_separator(separator, fresh, {"name": name, "step": step, **metadata})
+    final = ladder / f"{name}-{step}-{digest[:12]}"
+    if final.exists():
+        return  # a repeated step after a restart gives the same weights
+    fresh.rename(final)
+    index = {key: Path(folder).name for key, folder in read_ladder(run_dir).items()} | {name: final.name}
+    partial = ladder / "ladder.json.partial"
+    partial.write_text(json.dumps(index, indent=2))
+    partial.replace(ladder / "ladder.json")
+
+
+class SeparatorTrainer:
+    """One worker of the separator's training."""
+
+    def __init__(self, experiment: Experiment, settings: dict[str, Any], checkpoint: Path | None) -> None:
+        self.experiment, self.run_dir = experiment, Path(settings["run_dir"])
+        self.held_out: list[tuple[str, float]] = [(uri, offset) for uri, offset in settings["held_out"]]
+        self.supervised = experiment.separator.objective == "supervised"
+        self.device = ray.train.torch.get_device()
+        torch.manual_seed(experiment.seed)
+        self.separator = TDCNpp(experiment.separator.network).to(self.device)
+        self.optimizer = torch.optim.Adam(self.separator.parameters(), lr=experiment.separator.learning_rate)
+        self.step, self.ledger = 0, Ledger(settings["rows"])
+        if checkpoint is not None:
+            state = read_checkpoint(checkpoint)
+            self.separator.load_state_dict(state.tensors["model"])
+            self.optimizer.load_state_dict(state.tensors["optimizer"])
+            self.step, self.ledger = state.step, state.ledger
+        self.model = ray.train.torch.prepare_model(self.separator)
+        self.is_first = ray.train.get_context().get_world_rank() == 0
+        self.keep_on_ladder({})
+
+    def keep_on_ladder(self, metadata: dict[str, Any]) -> None:
+        """Score and keep the weights if the ladder has a rung at this step."""
+        for name, step in self.experiment.separator.ladder.steps.items():
+            if self.is_first and step == self.step and name not in read_ladder(self.run_dir):
+                scores = score_rung(self.separator, self.held_out, self.experiment)
+                add_to_ladder(self.run_dir, name, step, self.separator, metadata | scores)
+
+    def consume(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
+        """One optimiser step on this worker's part of the batch; returns its figures."""
+        present_N = batch["row"] != FILLER
+        usable_N = (batch["fault"] == "") & present_N
+        loss = self._optimise(*(self._supervised(batch, usable_N) if self.supervised else self._mixit(batch, usable_N)))
+        row_N = torch.from_numpy(batch["row"][present_N]).to(self.device)
+        self.ledger.consume(np.array(gather_ids(row_N), np.int64))
+        self.step += 1
+        name = "supervised_loss" if self.supervised else "mixit_loss"
+        self.keep_on_ladder({name: loss, "mixtures": self.ledger.consumed // (1 if self.supervised else 2)})
+        return {"step": self.step, name: loss, "rows": self.ledger.consumed}
+
+    def _mixit(self, batch: dict[str, np.ndarray], usable_N: np.ndarray) -> tuple[Tensor, int]:
+        """Sum of MixIT's losses over the pairs of rows whose clips are both usable, and their number."""
+        wave_BRT = from_pcm(batch["segment"]).reshape(len(usable_N) // 2, 2, -1)
+        reference_BRT = torch.from_numpy(wave_BRT[usable_N.reshape(-1, 2).all(axis=1)]).to(self.device)
+        if not len(reference_BRT):
+            return self._nothing(), 0
+        return mixit_loss(reference_BRT, self.model(reference_BRT.sum(dim=1))).loss_B.sum(), len(reference_BRT)
+
+    def _supervised(self, batch: dict[str, np.ndarray], usable_N: np.ndarray) -> tuple[Tensor, int]:
+        """Sum of the losses with known sources over the usable rows, and their number."""
+        samples = self._segment_samples()
+        scenes = [
+            torch.from_numpy(from_pcm(np.frombuffer(pcm, np.int16).reshape(-1, samples))).to(self.device)
+            for pcm in batch["sources"][usable_N]
+        ]
+        if not scenes:
+            return self._nothing(), 0
+        estimate_BST = self.model(torch.stack([source_KT.sum(dim=0) for source_KT in scenes]))
+        # Scene by scene: they differ in how many sources sound in the segment.
+        losses = [
+            supervised_loss(loudest_targets(source_KT, len(estimate_ST))[None], estimate_ST[None])
+            for source_KT, estimate_ST in zip(scenes, estimate_BST, strict=True)
+        ]
+        return torch.stack(losses).sum(), len(scenes)
+
+    def _nothing(self) -> Tensor:
+        """A loss of zero for a worker without a usable row, which still takes part in the exchange of gradients."""
+        return self.model(torch.zeros(1, self._segment_samples(), device=self.device)).sum() * 0
+
+    def _segment_samples(self) -> int:
+        return round(self.experiment.separator.segment_seconds * self.experiment.audio.sample_rate)
+
+    def _optimise(self, loss: Tensor, local: int) -> float:
+        """A step on the mean loss over the mixtures of all workers, which may hold unequal numbers of them."""
+        workers = ray.train.get_context().get_world_size()
+        count = sum_over_workers(torch.tensor(float(local), device=self.device))
+        loss = loss * (workers / count.clamp_min(1))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.separator.parameters(), self.experiment.separator.clip_gradient_norm)
+        self.optimizer.step()
+        return float(sum_over_workers(loss)) / workers
+
+    def state(self) -> TrainingState:
+        """What a checkpoint must hold to continue from here."""
+        tensors = {"model": self.separator.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return TrainingState(self.step, self.ledger, tensors)
+
+
+def separator_worker(settings: dict[str, Any]) -> None:
+    """What every Ray Train worker runs."""
+    experiment = Experiment.model_validate(settings["experiment"])
+    start = resume_point(Path(settings["checkpoints"]))
+    worker = SeparatorTrainer(experiment, settings, start)
+    local_rows = 2 * experiment.separator.batch_mixtures // ray.train.get_context().get_world_size()
+    shard = ray.train.get_dataset_shard("views")
+    reporter, every = Reporter(settings, worker.state), experiment.training.checkpoint_every_steps
+    asked = time.perf_counter()
+    for batch in shard.iter_batches(batch_size=local_rows, batch_format="numpy", prefetch_batches=2):
+        with reporter.step(worker.device):
+            figures = worker.consume(batch)
+            now = time.perf_counter()
+            figures["mixtures_per_second"] = experiment.separator.batch_mixtures / (now - asked)
+            reporter.add(figures)
+            asked = now
+            save = worker.step % every == 0
+            if save or worker.step % LOG_EVERY_STEPS == 0:
+                reporter.send(save)
+    reporter.finish(save=worker.step % every != 0)
+
+
+def score_rung(separator: TDCNpp, held_out: list[tuple[str, float]], experiment: Experiment) -> dict[str, Any]:
+    """What a rung's card says of held-out clips; nothing where there are none."""
+    if len(held_out) < 2:
+        return {}
+    device = next(separator.parameters()).device
+    separator.eval()
+    scores = score_separation(
+        lambda wave_BT: separator(wave_BT.to(device)),
+        held_out,
+        experiment.audio,
+        experiment.evaluation.separator_mixtures,
+    )
+    separator.train()
+    return scores.means()
+
+
+def train_separator(
+    experiment: Experiment, manifest: Manifest, run_dir: Path, held_out: Manifest | None = None
+) -> dict[str, str]:
+    """Train the separator to the top of its ladder, or continue; returns processor name -> folder.
+
+    Args:
+        experiment: separator, audio and resources.
+        manifest: the training clips; labels are not looked at.
+        run_dir: the run's folder.
+        held_out: clips on which every rung is scored.
+    """
+    steps = experiment.separator.ladder.steps
+    for name, network in experiment.separator.beside.items():
+        if name not in read_ladder(run_dir):
+            torch.manual_seed(experiment.seed)
+            add_to_ladder(run_dir, name, 0, TDCNpp(network), {})
+    if set(read_ladder(run_dir)) >= set(steps):
+        return read_ladder(run_dir)
+    schedule, rows = separator_schedule(experiment, len(manifest.clips))
+    clips = held_out.clips.select(["uri", "offset_seconds"]).to_pylist() if held_out is not None else []
+    scored = [(clip["uri"], clip["offset_seconds"]) for clip in clips[: 2 * experiment.evaluation.separator_mixtures]]
+    if rows == 0:  # only the untrained checkpoint is wanted
+        torch.manual_seed(experiment.seed)
+        untrained = TDCNpp(experiment.separator.network)
+        for name in steps:
+            add_to_ladder(run_dir, name, 0, untrained, score_rung(untrained, scored, experiment))
+        return read_ladder(run_dir)
+    settings = {
+        "experiment": experiment.model_dump(mode="json"),
+        "run_dir": str(run_dir.resolve()),
+        "rows": rows,
+        "held_out": scored,
+    }
+    fit(
+        separator_worker,
+        settings,
+        lambda ledger: segment_stream(experiment, manifest, schedule, ledger),
+        rows,
+        run_dir,
+        STAGE,
+        experiment.resources,
+        checkpoints_kept=1,
+        options=execution_options(experiment),
+    )
+    return read_ladder(run_dir)

@@ -1,0 +1,55 @@
+"""How fast training goes: examples a second, the share of the time spent waiting, and what the device could do.
+
+MFU (model FLOPs utilisation) is the operations that a step needs, over its time, over the rate of one large matrix
+product in the same precision on the same device, measured when the worker starts. So it is a share of what this machine
+reaches, not of what is printed on its box; a repeated forward pass (`training.microbatch`) does not count as work.
+"""
+
+import time
+
+import torch
+
+from sepscene.augment.views import patch_samples
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.training.flops import step_flops
+
+_SIDE = {"cpu": 768, "cuda": 8192}  # of the matrices: 0.9 and 1100 GFLOP a product
+_ROUNDS = 5
+
+
+class Pace:
+    """Figures of a step's time on one worker."""
+
+    def __init__(self, experiment: Experiment, device: torch.device, workers: int) -> None:
+        frames = experiment.front_end.frames(patch_samples(experiment.views, experiment.audio.sample_rate))
+        training = experiment.training
+        step = step_flops(experiment.encoder, experiment.objective, frames, training.global_batch)
+        self.flops = step / workers
+        self.ceiling = matmul_rate(device, torch.bfloat16 if training.precision == "bfloat16" else torch.float32)
+
+    def figures(self, pairs: float, asked: float, arrived: float, done: float) -> dict[str, float]:
+        """Of a step.
+
+        Args:
+            pairs: in the global batch.
+            asked, arrived, done: seconds at which the batch was asked for, was there, and was learned from.
+        """
+        seconds = done - asked
+        return {
+            "examples_per_second": pairs / seconds,
+            "waiting_share": (arrived - asked) / seconds,
+            "mfu": self.flops / seconds / self.ceiling,
+        }
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large square matrix product: the best of a few."""
+    side = _SIDE.get(device.type, _SIDE["cpu"])
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        started = time.perf_counter()
+        product = a @ a
+        product[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * side**3 / best

@@ -1,0 +1,341 @@
+"""How busy each stage of the stream is, which one sets the pace, and what to change.
+
+Every row brings what it has cost on its way (`augment.separation.blocks`), so the trainers know all about the stages
+before them without asking anybody.
+
+    readers ──queue──▶ separation actors ──queue──▶ trainers
+
+A queue is measured by its waiting time: blocks that wait = blocks a second × seconds that each waits (Little's law).
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sepscene.augment.draws import FILLER
+from sepscene.augment.views import MIXTURE
+from sepscene.models.config import Config
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.formatting import quantity
+from sepscene.orchestration.runtime.placement import separates_live
+from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers, world_size
+
+ENOUGH = 0.1
+"""Share of the trainers' time spent waiting from which on they are not the bottleneck."""
+
+STORE_COUNTS = ("hits", "misses", "repairs")
+
+_STARVED = 0.85  # a process on a CPU that gets less than this share of a core while it works shares it with others
+
+
+ADVICE_REPORTS = 6
+"""Reports whose mean says what sets the pace now."""
+
+_SUMS = (
+    "seconds", "cpu", "waiting", "rows", "usable", "separated", "silent", "reading", "separating", "queued", "delivery",
+    "read_bytes", "view_bytes", "hits", "misses", "repairs",
+)  # fmt: skip
+"""What each trainer adds up between two reports."""
+
+
+class StreamBalance:
+    """Adds up the costs that rows bring to one trainer, and gives figures for the whole stream."""
+
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        """Args: device: where the trainers' process group communicates."""
+        self.experiment, self.device = experiment, device
+        self.live = separates_live(experiment)
+        self.separates = experiment.views.pair != "mix-mix"
+        self.stored = self.separates and experiment.store.mode != "off"
+        self.elastic = self.live and experiment.resources.separation_actors_min is not None
+        self.started, self.last, self.paced_by = False, list[dict[str, float]](), ""
+        self._start()
+
+    def _start(self) -> None:
+        self.begin, self.cpu_begin = time.perf_counter(), time.process_time()
+        self.sums = dict.fromkeys(_SUMS, 0.0)
+        self.actors: set[int] = set()
+
+    def add(self, batch: dict[str, np.ndarray], waited_seconds: float) -> None:
+        """Count a batch in that has just arrived, after so long a wait."""
+        present_B = batch["row"] != FILLER
+        usable_B = present_B & (batch["fault"] == "")
+        seen = {
+            "waiting": waited_seconds,
+            "rows": present_B.sum(),
+            "usable": usable_B.sum(),
+            "separated": (usable_B & ~batch["stored"].astype(bool)).sum(),
+            "reading": batch["reading_seconds"].sum(),
+            "separating": batch["separation_seconds"].sum(),
+            "queued": batch["queued_seconds"].sum(),
+            "delivery": np.maximum(time.time() - batch["made_at"], 0).sum(),
+            "read_bytes": batch["read_bytes"].sum(),
+            "view_bytes": batch["view_1"].nbytes + batch["view_2"].nbytes,
+        }
+        if self.separates:
+            seen["silent"] = (usable_B & _silent(batch, self.experiment.views.pair)).sum()
+        if self.elastic:
+            self.actors.update(batch["made_by"].tolist())
+        if self.stored:
+            seen |= counts_of_block({name: batch[name][present_B] for name in ("fault", "stored", "damaged")})
+        for name, value in seen.items():
+            self.sums[name] += float(value)
+
+    def figures(self) -> dict[str, float]:
+        """Figures of all stages since the last call, by `stage/quantity`. Collective: all trainers call it together.
+
+        `busy`: share of a stage's processes at work, 0 to 1. `queue_blocks`: blocks behind a stage that wait for the
+        next. `bytes_per_second`: what it hands on. `rows_per_second`: through a stage; through separation only those
+        that were not in the store. `core_share`: how much of a core a trainer got while it worked.
+        `separation/actors`: how many of an elastic pool were at work. `views/silent_share`: share of the usable rows
+        in which the mixture stands for a channel, because no channel was audible. `store/…`: rows whose views came
+        from the store (hits), had to be separated (misses), and of those the ones whose entry was damaged (repairs).
+        `balance_seconds`: the time that all of this speaks of.
+        """
+        self.sums |= {"seconds": time.perf_counter() - self.begin, "cpu": time.process_time() - self.cpu_begin}
+        local = torch.tensor([self.sums[name] for name in _SUMS], dtype=torch.float64, device=self.device)
+        total = dict(zip(_SUMS, sum_over_workers(local).tolist(), strict=True))
+        told = self._told(total, self._actors())
+        self._start()
+        if self.started:  # the first report holds the start of all processes
+            self.last.append(told)
+        self.started = True
+        return told
+
+    def advice(self) -> str:
+        """What sets the pace of the last reports and what to change, when it is another stage than before; else ""."""
+        if len(self.last) < ADVICE_REPORTS:
+            return ""
+        balance, self.last = _mean_of(self.last), []
+        before, self.paced_by = self.paced_by, pace_setter(balance, self.experiment)
+        return "" if self.paced_by == before else bottleneck(balance, self.experiment)
+
+    def _actors(self) -> int:
+        """Separation actors that made the rows; of an elastic pool nobody else knows how many there are."""
+        counts = self.experiment.resources.separation_counts
+        if not self.elastic:
+            return counts[-1]
+        numbers = gather_ids(torch.tensor(sorted(self.actors), dtype=torch.int64, device=self.device))
+        return min(max(len(set(numbers)), counts[0]), counts[-1])
+
+    def _told(self, total: dict[str, float], actors: int) -> dict[str, float]:
+        resources = self.experiment.resources
+        seconds, working = total["seconds"] / world_size(), max(total["seconds"] - total["waiting"], 1e-9)
+        blocks = seconds * self.experiment.training.service_rows
+        making, handed = total["reading"] + (0 if self.live else total["separating"]), "read_bytes"
+        queued = total["queued"]
+        if not self.live:
+            handed, queued = "view_bytes", total["delivery"]
+        told = {
+            "balance_seconds": seconds,
+            "rows_per_second": total["rows"] / seconds,
+            "trainers/rows_per_second": total["rows"] / seconds,
+            "readers/rows_per_second": total["rows"] / seconds,
+            "trainers/busy": working / total["seconds"],
+            "trainers/core_share": total["cpu"] / working,
+            "readers/busy": making / seconds / resources.readers,
+            "readers/queue_blocks": queued / blocks,
+            "readers/bytes_per_second": total[handed] / seconds,
+        }
+        if self.live:
+            told |= {
+                "separation/rows_per_second": total["separated"] / seconds,
+                "separation/busy": total["separating"] / seconds / actors,
+                "separation/queue_blocks": total["delivery"] / blocks,
+                "separation/bytes_per_second": total["view_bytes"] / seconds,
+            }
+        if self.elastic:
+            told["separation/actors"] = actors
+        if self.separates:
+            told["views/silent_share"] = total["silent"] / max(1.0, total["usable"])
+        return told | ({f"store/{name}": total[name] for name in STORE_COUNTS} if self.stored else {})
+
+
+def _silent(batch: dict[str, np.ndarray], pair: str) -> np.ndarray:
+    """Rows in which the mixture stands where a channel should, because all channels left were silent."""
+    second_B: np.ndarray = batch["channel_2"] == MIXTURE
+    return second_B | (batch["channel_1"] == MIXTURE) if pair == "chan-chan" else second_B
+
+
+class Balance(Config):
+    """The balance of a whole stage: means over its time, and the store's counts."""
+
+    seconds: float
+    rows_per_second: float
+    stage_rows_per_second: dict[str, float]
+    """By stage; of separation only what was not in the store."""
+    busy: dict[str, float]
+    """Stage ("readers", "separation", "trainers") -> share of its processes at work."""
+    queue_blocks: dict[str, float]
+    bytes_per_second: dict[str, float]
+    core_share: float
+    actors: float | None = None
+    """Separation actors at work; None where their number is fixed."""
+    silent_share: float | None = None
+    """Share of the rows in which the mixture stands for a silent channel; None where nothing is separated."""
+    store: dict[str, int]
+    """"hits", "misses", "repairs"; empty without a store."""
+
+    @property
+    def waiting(self) -> float:
+        """Share of the trainers' time spent waiting for views."""
+        return 1 - self.busy["trainers"]
+
+    def figures(self) -> dict[str, float]:
+        """All of it as single figures: `readers_busy`, `separation_queue_blocks`, `waiting_share`, `store_hits`, …"""
+        by_stage = {
+            "busy": self.busy,
+            "rows_per_second": self.stage_rows_per_second,
+            "queue_blocks": self.queue_blocks,
+            "bytes_per_second": self.bytes_per_second,
+        }
+        told = {f"{stage}_{name}": value for name, values in by_stage.items() for stage, value in values.items()}
+        told |= {"rows_per_second": self.rows_per_second, "waiting_share": self.waiting}
+        told |= {f"store_{name}": float(count) for name, count in self.store.items()}
+        optional = {"separation_actors": self.actors, "silent_share": self.silent_share}
+        return told | {name: value for name, value in optional.items() if value is not None}
+
+
+def balance_of(records: Sequence[dict[str, Any]], stage: str) -> Balance | None:
+    """The balance of a stage from the run's metrics; None where they hold none.
+
+    Each record that tells of the balance speaks for the time since the one before; the first, which holds the start of
+    all processes, only counts where it is the only one.
+    """
+    told = [record for record in records if record["stage"] == stage and "trainers/busy" in record]
+    if not told:
+        return None
+    settled = told[1:] or told
+    return _mean_of(settled).model_copy(update={"store": store_counts(told)})
+
+
+def _mean_of(told: Sequence[dict[str, Any]]) -> Balance:
+    """The mean of some reports, each weighted by the time that it speaks of."""
+    times = [float(record["balance_seconds"]) for record in told]
+    total = sum(times)
+
+    def mean(name: str) -> float:
+        parts = zip(told, times, strict=True)
+        return sum(float(record[name]) * seconds for record, seconds in parts) / max(total, 1e-9)
+
+    def mean_if_told(name: str) -> float | None:
+        return mean(name) if all(name in record for record in told) else None
+
+    def by_stage(quantity: str) -> dict[str, float]:
+        names = [name.removesuffix(f"/{quantity}") for name in told[0] if name.endswith(f"/{quantity}")]
+        return {name: mean(f"{name}/{quantity}") for name in names}
+
+    return Balance(
+        seconds=total,
+        rows_per_second=mean("rows_per_second"),
+        stage_rows_per_second=by_stage("rows_per_second"),
+        busy=by_stage("busy"),
+        queue_blocks=by_stage("queue_blocks"),
+        bytes_per_second=by_stage("bytes_per_second"),
+        core_share=mean("trainers/core_share"),
+        actors=mean_if_told("separation/actors"),
+        silent_share=mean_if_told("views/silent_share"),
+        store=store_counts(told),
+    )
+
+
+def balance_line(record: Mapping[str, Any]) -> str:
+    """The balance of every stage in one line, from a record that tells of it; empty for another."""
+    parts = []
+    for stage in ("readers", "separation", "trainers"):
+        if f"{stage}/busy" not in record:
+            continue
+        words = [f"{stage} {record[f'{stage}/rows_per_second']:.3g} rows/s", f"{record[f'{stage}/busy']:.0%} busy"]
+        if stage == "trainers":
+            words.append(f"waiting {1 - record['trainers/busy']:.0%}")
+        else:
+            moved = quantity(float(record[f"{stage}/bytes_per_second"]))
+            words += [f"{record[f'{stage}/queue_blocks']:.1f} blocks wait", f"{moved}B/s"]
+        parts.append(", ".join(words))
+    return "; ".join(parts)
+
+
+def counts_of_block(block: dict[str, np.ndarray]) -> dict[str, int]:
+    """Rows of a block that were in the store, that had to be separated, and of those the ones that were damaged."""
+    usable_N, stored_N = block["fault"] == "", block["stored"]
+    separated_N = usable_N & ~stored_N
+    counts = (usable_N & stored_N, separated_N, separated_N & block["damaged"])
+    return {name: int(np.count_nonzero(rows_N)) for name, rows_N in zip(STORE_COUNTS, counts, strict=True)}
+
+
+def store_counts(records: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """What the SeparatedStore gave: rows by "hits", "misses" and "repairs" over all records; empty without a store."""
+    return {
+        name: round(sum(float(record.get(f"store/{name}", 0)) for record in records))
+        for name in STORE_COUNTS
+        if any(f"store/{name}" in record for record in records)
+    }
+
+
+def pace_setter(balance: Balance, experiment: Experiment) -> str:
+    """What sets the pace: "cores", "trainers", "separation", "readers" or "scheduling"."""
+    resources = experiment.resources
+    on_cpus = not (resources.trainer_gpus or resources.separation_gpus)
+    if on_cpus and balance.core_share < _STARVED:
+        return "cores"
+    if balance.waiting <= ENOUGH:
+        return "trainers"
+    stage = _busiest(balance)
+    return "scheduling" if balance.busy[stage] < 1 - 2 * ENOUGH else stage
+
+
+def _busiest(balance: Balance) -> str:
+    """The busiest of the stages before the trainers."""
+    return max((name for name in balance.busy if name != "trainers"), key=lambda name: balance.busy[name])
+
+
+def bottleneck(balance: Balance, experiment: Experiment) -> str:
+    """Which stage sets the pace, and what to change, in one or two sentences."""
+    resources, waiting = experiment.resources, balance.waiting
+    waited = f"the trainers waited {waiting:.0%} of the time"
+    setter = pace_setter(balance, experiment)
+    if setter == "cores":
+        return (
+            f"the CPU cores set the pace: the trainers got {balance.core_share:.0%} of a core each while they worked, "
+            f"and {waited}; more processes won't help, more cores or store.mode=prefill will"
+        )
+    if setter == "trainers":
+        spare = _spare(balance, experiment)
+        return f"the trainers set the pace ({waited} only): add trainers (resources.trainers)" + spare
+    stage = _busiest(balance)
+    busy = balance.busy[stage]
+    if setter == "scheduling":
+        return (
+            f"{waited}, though no stage was more than {busy:.0%} busy ({stage}): scheduling sets the pace; "
+            "make blocks larger (training.service_rows)"
+        )
+    started = round(balance.actors) if balance.actors is not None else resources.separation_actors
+    if stage == "separation" and started < resources.separation_actors:
+        return (
+            f"separation sets the pace: {started} actors {busy:.0%} busy, {waited}, and Ray has added no more of the "
+            f"{resources.separation_actors} allowed; start with more (resources.separation_actors_min)"
+        )
+    field_name, count = {
+        "separation": ("separation_actors", resources.separation_actors),
+        "readers": ("readers", resources.readers),
+    }[stage]
+    wanted = max(count + 1, math.ceil(count * busy / (1 - waiting)))
+    said = (
+        f"{stage} sets the pace: {count} of {count} {busy:.0%} busy, {waited}; add {wanted - count} "
+        f"{'separation actor' if stage == 'separation' else 'reader'}{'s' if wanted - count > 1 else ''} "
+        f"(resources.{field_name}: {count} → {wanted})"
+    )
+    return said + (", or separate once for all epochs (store.mode=prefill)" if stage == "separation" else "")
+
+
+def _spare(balance: Balance, experiment: Experiment) -> str:
+    """How many separation actors a run could do without."""
+    if "separation" not in balance.busy:
+        return ""
+    count = round(balance.actors) if balance.actors is not None else experiment.resources.separation_actors
+    needed = max(1, math.ceil(count * balance.busy["separation"] / (1 - ENOUGH)))
+    return f"; {needed} of the {count} separation actors would do" if needed < count else ""

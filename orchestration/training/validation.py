@@ -1,0 +1,238 @@
+"""Validation while training goes on: how well the encoder of a step tells the classes apart, by its neighbours.
+
+Every `training.validation_every_steps` steps, and after the last, Ray Train stores the encoder and then hands it to a
+task of its own (one at a time; the others queue), while the trainers go on. The task embeds labelled clips of the
+TRAINING split, never of the test split: `training.validation_clips` of them, chosen by the hash of their names, hence
+the same for every seed, trial and restart. Every fourth is asked for, the other three are the neighbours that answer
+(`probes.knn_map`). The encoder has heard these clips, as all training clips, but nobody has told it their labels.
+
+What readers can rely on (MLflow, the report, Tune trials): each validation adds one record to RUN/metrics.jsonl,
+
+    {"stage": "pretrain-mix-chan", "seconds": …, "step": 60, "validation_knn_map": 0.31, "validation_seconds": 4.2}
+
+- it comes after the record of that step's losses, which has the field "rows"; this one has not;
+- steps come in order; one may come twice, after a restart, and then the last counts;
+- when training has ended, the last step's is there, unless the validation failed, which an "event" record tells.
+
+Shapes: N clips, K classes, D embedding.
+"""
+
+import copy
+import hashlib
+import json
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+from ray.train.v2.api.validation_config import ValidationConfig
+
+from sepscene.augment.audio import ClipError, read_clip
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder, update_card
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.checkpoints import write_whole
+from sepscene.orchestration.records.metrics_log import validations_folder
+from sepscene.tasks.datasets.readers import Manifest
+
+FIGURE = "validation_knn_map"
+ASKED_EVERY = 4
+CLIPS_AT_ONCE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeClips:
+    """The labelled clips of a validation: some are asked for, the others answer."""
+
+    uris: tuple[str, ...]
+    offsets: tuple[float, ...]
+    targets_NK: np.ndarray
+    asked_N: np.ndarray
+    """bool: which clips are asked for."""
+
+
+def choose_probe(manifest: Manifest, count: int) -> ProbeClips:
+    """The clips of a validation, from the training split.
+
+    Args:
+        manifest: the training clips.
+        count: how many of those with a label are taken, at most.
+
+    Raises:
+        SepsceneError: when no class has a clip on both sides.
+    """
+    targets_NK = manifest.targets()
+    names = manifest.clips["clip_id"].to_pylist()
+    labelled = [n for n in range(len(names)) if targets_NK[n].any()]
+    chosen = sorted(labelled, key=lambda n: hashlib.sha256(names[n].encode()).digest())[:count]
+    asked_N = np.arange(len(chosen)) % ASKED_EVERY == 0
+    targets_NK = targets_NK[chosen]
+    known_K = targets_NK[asked_N].any(0) & targets_NK[~asked_N].any(0)
+    if not known_K.any():
+        raise SepsceneError(
+            f"validation needs labelled training clips, and a class with several: {len(labelled)} of {len(names)} "
+            "clips have a label; set training.validation_every_steps to 0, or raise training.validation_clips"
+        )
+    uris, offsets = manifest.clips["uri"].to_pylist(), manifest.clips["offset_seconds"].to_pylist()
+    return ProbeClips(
+        tuple(uris[n] for n in chosen), tuple(offsets[n] for n in chosen), targets_NK[:, known_K], asked_N
+    )
+
+
+def validation_of(experiment: Experiment, manifest: Manifest, run_dir: Path, stage: str) -> ValidationConfig | None:
+    """What Ray Train needs to validate a stage; none when the experiment does not ask for it.
+
+    Raises:
+        SepsceneError: as `choose_probe`.
+    """
+    if not experiment.training.validation_every_steps:
+        return None
+    clips = choose_probe(manifest, experiment.training.validation_clips)
+    resources = experiment.resources
+    return ValidationConfig(
+        fn=Validator(experiment, clips, run_dir.resolve(), stage),
+        ray_remote_kwargs={"num_cpus": resources.validation_cpus, "num_gpus": resources.validation_gpus},
+    )
+
+
+class HandOver:
+    """Rank 0's encoders on their way to the validation: written in a thread, then brought along with a report.
+
+    What Ray stores and validates is the encoder alone, a bundle; the checkpoints from which a run continues are none of
+    its business.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.folder = Path()
+        self.fault = ""
+        self._thread: threading.Thread | None = None
+
+    def start(self, encoder: Encoder, step: int) -> None:
+        """Copy the encoder as it is now, and write the copy while training goes on."""
+        self.step, self.folder = step, Path(tempfile.mkdtemp(prefix="sepscene-validation-"))
+        self._thread = threading.Thread(target=self._write, args=(copy.deepcopy(encoder).cpu(),), name="hand-over")
+        self._thread.start()
+
+    def _write(self, encoder: Encoder) -> None:
+        try:
+            save_encoder(encoder, self.folder, {"title": f"step {self.step}", "steps": self.step})
+        except (SepsceneError, OSError) as error:
+            self.fault = f"step {self.step} is not validated: {error}"
+
+    def report_options(self, wait: bool) -> dict[str, Any]:
+        """What `ray.train.report` takes to store the encoder and validate it; nothing when none is ready.
+
+        Args:
+            wait: for the one that is being written.
+        """
+        if self._thread is None or (self._thread.is_alive() and not wait):
+            return {}
+        self._thread.join()
+        self._thread = None
+        if self.fault:
+            return {}
+        return {
+            "checkpoint": ray.train.Checkpoint.from_directory(self.folder),
+            # Of two with one name Ray would delete both.
+            "checkpoint_dir_name": f"encoder-{self.step:08d}-{time.time_ns()}",
+            "checkpoint_upload_mode": ray.train.CheckpointUploadMode.ASYNC,
+            "validation": True,
+        }
+
+    def take_fault(self) -> str:
+        """Why an encoder could not be written, once."""
+        fault, self.fault = self.fault, ""
+        return fault
+
+
+class Validator:
+    """What the validation task does with an encoder; Ray sends it to wherever there is room."""
+
+    def __init__(self, experiment: Experiment, clips: ProbeClips, run_dir: Path, stage: str) -> None:
+        self.experiment, self.clips, self.run_dir, self.stage = experiment, clips, run_dir, stage
+
+    def __call__(self, checkpoint: ray.train.Checkpoint, **_: Any) -> dict[str, float]:
+        """Judge an encoder, leave the record for the metrics file, and keep the encoder if it is the best so far.
+
+        A validation that fails must not fail the training: it is told as an event.
+        """
+        started = time.perf_counter()
+        step = int(Path(checkpoint.path).name.split("-")[1])
+        figures: dict[str, float] = {}
+        record: dict[str, Any]
+        try:
+            with checkpoint.as_directory() as folder:
+                figures = {FIGURE: probe(load_encoder(folder), self.clips, self.experiment)}
+                keep_best(best_folder(self.run_dir, self.stage), Path(folder), step, figures[FIGURE])
+            record = {**figures, "validation_seconds": round(time.perf_counter() - started, 3)}
+        except Exception as error:
+            record = {"event": f"the validation of step {step} failed: {type(error).__name__}: {error}"}
+        left = validations_folder(self.run_dir, self.stage) / f"step-{step:08d}.json"
+        write_whole(left, json.dumps({"step": step, **record}))
+        return figures
+
+
+def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
+    """mAP of the clips asked for, by the votes of their neighbours. Clips that can't be read are left out.
+
+    Raises:
+        EvaluationError: for NaN embeddings, or when no class is left on both sides.
+    """
+    from sepscene.tasks.evaluation.probes import (
+        knn_map,  # scikit-learn: the trainers, who import this module too, do without
+    )
+
+    torch.set_num_threads(max(1, int(experiment.resources.validation_cpus)))
+    device = "cuda" if experiment.resources.validation_gpus else "cpu"
+    encoder.to(device)
+    h, kept = [], []
+    for start in range(0, len(clips.uris), CLIPS_AT_ONCE):
+        waves = []
+        for n in range(start, min(start + CLIPS_AT_ONCE, len(clips.uris))):
+            try:
+                waves.append(read_clip(clips.uris[n], experiment.audio, clips.offsets[n]))
+            except ClipError:
+                continue  # the readers quarantine it and say why
+            kept.append(n)
+        if waves:
+            with torch.inference_mode():
+                h.append(encoder(torch.from_numpy(np.stack(waves)).to(device)).float().cpu().numpy())
+    h_ND, targets_NK, asked_N = np.concatenate(h), clips.targets_NK[kept], clips.asked_N[kept]
+    neighbours = experiment.evaluation.judge.neighbours
+    return knn_map(h_ND[~asked_N], targets_NK[~asked_N], h_ND[asked_N], targets_NK[asked_N], neighbours)
+
+
+def best_folder(run_dir: Path, stage: str) -> Path:
+    """Where a stage keeps the best encoder so far: a bundle, with `validation.json` beside its files."""
+    return run_dir / "checkpoints" / stage / "best"
+
+
+def best_figure(best: Path) -> float:
+    """The figure of the best encoder so far; −∞ before there is one."""
+    try:
+        return float(json.loads((best / "validation.json").read_text())[FIGURE])
+    except (OSError, ValueError, KeyError):
+        return float("-inf")
+
+
+def keep_best(best: Path, bundle: Path, step: int, value: float) -> None:
+    """Copy a bundle to `best` if its figure is higher; the old best stays until the new one is whole."""
+    if value <= best_figure(best):
+        return
+    fresh, old = best.with_name("best.partial"), best.with_name("best.old")
+    for left_over in (fresh, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    shutil.copytree(bundle, fresh)
+    update_card(fresh, {"title": "the best step by validation", "figures": {FIGURE: {"value": value}}})
+    write_whole(fresh / "validation.json", json.dumps({"step": step, FIGURE: value}))
+    if best.exists():
+        best.rename(old)
+    fresh.rename(best)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,37 @@
+"""Sepscene: self-supervised audio learning from automatically separated sound scenes, orchestrated on Ray.
+
+The public names are those of `__all__`. Everything else may change between versions. Each name is loaded when it is
+first used, because most processes of a run need neither torch nor Ray.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sepscene.models.config import SepsceneError
+    from sepscene.models.encoders.encoder import load_encoder
+    from sepscene.models.separators.folder import load_separator
+    from sepscene.orchestration.config import Experiment
+
+__version__ = "0.2.0"
+
+_PUBLIC = {
+    "Experiment": "orchestration.config",
+    "SepsceneError": "models.config",
+    "load_encoder": "models.encoders.encoder",
+    "load_separator": "models.separators.folder",
+}
+__all__ = ["Experiment", "SepsceneError", "load_encoder", "load_separator"]
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+if not (Path(__file__).parent / "models").is_dir() and (_CHECKOUT / "models").is_dir():
+    # A checkout or an uploaded working directory: the folders lie beside this one, not in it.
+    __path__.append(str(_CHECKOUT))
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -1,0 +1,1 @@
+"""Manifests: which clips a data set has, with their labels and splits, and what an audit finds in them."""

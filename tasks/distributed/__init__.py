@@ -1,0 +1,1 @@
+"""Exact batch operations over all training workers: gathers with gradients, batch statistics."""

@@ -1,0 +1,1 @@
+"""From embeddings to metrics with intervals: shallow classification, query by example, probes, tests."""

@@ -1,0 +1,132 @@
+"""Quick looks at a representation: linear probe, nearest neighbours, and a map in two dimensions.
+
+Legend: B clips, D embedding, K classes, N neighbours. All constants here are ours: the paper has neither
+probe. They need no budget or stopping rule, so they separate what the representation knows from what the
+perceptron of `tasks.evaluation.shallow` makes of it, and `knn_map` is quick enough to validate with during training.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import RidgeCV
+from sklearn.manifold import TSNE
+from sklearn.preprocessing import StandardScaler
+
+from sepscene.tasks.evaluation.metrics import Bools, Floats, Macro, check, check_split, mean_average_precision
+
+VOTE_TEMPERATURE = 0.07  # a neighbour at cosine s votes with exp(s / 0.07), as in Wu 2018 (instance discrimination)
+PIECE_BYTES = 2**28
+"""Of the similarities, and of the neighbours' labels, that `knn_probe` holds at a time."""
+LINEAR_CLIPS = 100_000
+PENALTIES = np.logspace(-1, 6, 15)
+MAP_NEEDS_CLIPS = 50
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeResult:
+    """Scores of the test clips (B, K), and how well they rank them."""
+
+    scores_BK: Floats
+    average_precision: Macro
+
+
+def linear_probe(
+    train_h_BD: Floats,
+    train_targets_BK: Bools,
+    test_h_BD: Floats,
+    test_targets_BK: Bools,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+) -> ProbeResult:
+    """Ridge regression of the targets on standardised h.
+
+    Each class's penalty is chosen by leave-one-out cross-validation. More than 100,000 training clips are
+    thinned to so many, drawn with the seed: a linear map of some hundred dimensions is known long before.
+
+    Raises:
+        EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
+    """
+    names = check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, classes)
+    if len(train_h_BD) > LINEAR_CLIPS:
+        rows = np.sort(np.random.default_rng(seed).permutation(len(train_h_BD))[:LINEAR_CLIPS])
+        train_h_BD, train_targets_BK = train_h_BD[rows], train_targets_BK[rows]
+    scaler = StandardScaler().fit(train_h_BD.astype(np.float64))
+    ridge = RidgeCV(alphas=PENALTIES, alpha_per_target=True)
+    ridge.fit(scaler.transform(train_h_BD), train_targets_BK.astype(np.float64))
+    scores_BK = ridge.predict(scaler.transform(test_h_BD)).reshape(test_targets_BK.shape)
+    return ProbeResult(scores_BK, mean_average_precision(scores_BK, test_targets_BK, names))
+
+
+def knn_probe(
+    train_h_BD: Floats,
+    train_targets_BK: Bools,
+    test_h_BD: Floats,
+    test_targets_BK: Bools,
+    classes: Sequence[str] | None = None,
+    neighbours: int = 20,
+) -> ProbeResult:
+    """Each test clip's nearest training clips by cosine vote with their labels, near ones more.
+
+    A score is the share of the votes. Test clips are taken so few at a time that their similarities to all training
+    clips (and their neighbours' labels) fit 256 MB, however many those are.
+
+    Raises:
+        EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
+    """
+    names = check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, classes)
+    train_BD, test_BD = (_unit(h_BD) for h_BD in (train_h_BD, test_h_BD))
+    targets_BK = torch.from_numpy(np.ascontiguousarray(train_targets_BK))
+    voters = min(neighbours, len(train_BD))
+    floats_a_clip = max(len(train_BD), voters * len(names))
+    pieces = []
+    for piece_BD in test_BD.split(max(1, PIECE_BYTES // (4 * floats_a_clip))):
+        similarity_BN, nearest_BN = (piece_BD @ train_BD.T).topk(voters, dim=1)
+        votes_BN = torch.softmax(similarity_BN / VOTE_TEMPERATURE, dim=1)
+        pieces.append(torch.einsum("bn,bnk->bk", votes_BN, targets_BK[nearest_BN].float()))
+    scores_BK = torch.cat(pieces).numpy()
+    return ProbeResult(scores_BK, mean_average_precision(scores_BK, test_targets_BK, names))
+
+
+def knn_map(
+    train_h_BD: Floats,
+    train_targets_BK: Bools,
+    test_h_BD: Floats,
+    test_targets_BK: Bools,
+    neighbours: int = 20,
+) -> float:
+    """mAP of `knn_probe`: the figure to validate with during training, comparable across objectives.
+
+    Raises:
+        EvaluationError: as `knn_probe`.
+    """
+    probe = knn_probe(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, neighbours=neighbours)
+    return probe.average_precision.value
+
+
+def embedding_map(h_BD: Floats, seed: int = 0) -> Floats:
+    """Embeddings on a plane, for a picture: (B, 2). Distances mean little; neighbours mean something.
+
+    t-SNE after PCA to at most 50 dimensions; for fewer than 50 clips PCA alone. The same seed draws the
+    same map. 500 clips take about two seconds; thin out more before.
+
+    Raises:
+        EvaluationError: for NaN embeddings.
+    """
+    check(h_BD, np.ones((len(h_BD), 1), dtype=bool), None)
+    wide_BD = h_BD.astype(np.float64)
+    if np.ptp(wide_BD, axis=0).max() == 0:
+        return np.zeros((len(h_BD), 2))  # one clip, or an encoder that has collapsed to a point
+    dimensions = min(*h_BD.shape, 50)
+    if len(h_BD) < MAP_NEEDS_CLIPS or dimensions < 3:
+        plane = PCA(min(dimensions, 2), svd_solver="full").fit_transform(wide_BD)
+        return np.pad(plane, ((0, 0), (0, 2)))[:, :2]
+    reduced = PCA(dimensions, svd_solver="full").fit_transform(wide_BD)
+    perplexity = min(30.0, (len(h_BD) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced).astype(np.float64)
+
+
+def _unit(h_BD: Floats) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.from_numpy(h_BD.astype(np.float32)), dim=1)

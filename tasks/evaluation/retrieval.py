@@ -1,0 +1,98 @@
+"""Query by example: do clips of one class lie closer to each other than to other clips?
+
+The paper's second downstream task (section "Evaluation"): per class about 100 positive and 100 negative
+clips; cosine distance of all (positive, positive) and (positive, negative) pairs; rank all of them in one
+list; average precision of finding the (positive, positive) ones; mean over classes. Nothing is trained.
+Chance is not 0 but the share of (positive, positive) pairs: 4950 / 14950 = 0.331 for 100 and 100 clips.
+
+Legend: B clips, D embedding, K classes, P positives, N negatives.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
+
+from sepscene.tasks.evaluation.metrics import Bools, Floats, Macro, check, macro
+
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalResult:
+    """What query by example found.
+
+    Attributes:
+        average_precision: for every class, and the mean as its value. Left out: classes with fewer than two
+            positive clips or without a negative one.
+        chance: (K,) share of (positive, positive) pairs: what random embeddings reach, NaN where left out.
+        short: names of the classes that had fewer than the wanted clips of either kind and used what there
+            is.
+    """
+
+    average_precision: Macro
+    chance: Floats
+    short: tuple[str, ...]
+
+
+def query_by_example(
+    h_BD: Floats, targets_BK: Bools, classes: Sequence[str] | None = None, clips: int = 100, seed: int = 0
+) -> RetrievalResult:
+    """Rank the pairs of each class by cosine distance.
+
+    Args:
+        clips: positive and negative clips for each class; classes with fewer use all that they have.
+        seed: decides which clips, for each class by itself; runs compared with each other must share it.
+
+    Raises:
+        EvaluationError: for NaN embeddings, shapes that do not fit, or when no class has two positive clips.
+    """
+    names = check(h_BD, targets_BK, classes)
+    unit_BD = unit_length(h_BD)
+    precision_K, chance_K = np.full((2, len(names)), np.nan)
+    short = []
+    for k, (positive_P, negative_N) in enumerate(choose(targets_BK, clips, seed)):
+        if min(len(positive_P), len(negative_N)) < clips:
+            short.append(names[k])
+        if len(positive_P) < 2 or len(negative_N) < 1:
+            continue
+        relevant, similarity = ranked_pairs(unit_BD, positive_P, negative_N)
+        precision_K[k] = average_precision_score(relevant, similarity)
+        chance_K[k] = relevant.mean()
+    return RetrievalResult(macro(precision_K, names, "query by example"), chance_K, tuple(short))
+
+
+def choose(targets_BK: Bools, clips: int, seed: int) -> list[tuple[Rows, Rows]]:
+    """For each class the rows of its positive and its negative clips, at most `clips` of each, none twice."""
+    chosen = []
+    for k, target_B in enumerate(targets_BK.T):
+        # A generator for each class: the choice does not change when another class is added or loses clips.
+        generator = np.random.default_rng((seed, k))
+        positive, negative = (generator.permutation(np.flatnonzero(kind))[:clips] for kind in (target_B, ~target_B))
+        chosen.append((positive, negative))
+    return chosen
+
+
+def pair_rows(positive_P: Rows, negative_N: Rows) -> tuple[Rows, Rows, Bools]:
+    """The two clips of every pair, and whether both are positive: such pairs come first."""
+    first, second = np.triu_indices(len(positive_P), k=1)
+    left = np.concatenate([positive_P[first], np.repeat(positive_P, len(negative_N))])
+    right = np.concatenate([positive_P[second], np.tile(negative_N, len(positive_P))])
+    return left, right, np.arange(len(left)) < len(first)
+
+
+def ranked_pairs(unit_BD: Floats, positive_P: Rows, negative_N: Rows) -> tuple[Bools, Floats]:
+    """Which pairs (in the order of `pair_rows`) are relevant, and their cosine similarity."""
+    unit_PD = unit_BD[positive_P]
+    among_PP, across_PN = unit_PD @ unit_PD.T, unit_PD @ unit_BD[negative_N].T
+    first, second = np.triu_indices(len(positive_P), k=1)
+    similarity = np.concatenate([among_PP[first, second], across_PN.ravel()])
+    return np.arange(len(similarity)) < len(first), similarity
+
+
+def unit_length(h_BD: Floats) -> Floats:
+    """Embeddings of length 1 in float64. A zero embedding stays zero: at distance 1 from every clip."""
+    wide_BD = h_BD.astype(np.float64)
+    return wide_BD / np.maximum(np.linalg.norm(wide_BD, axis=1, keepdims=True), 1e-12)

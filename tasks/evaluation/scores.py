@@ -1,0 +1,283 @@
+"""Judge an encoder: every figure with its interval, and the table of classes, from embeddings of clips.
+
+Legend: B clips, D embedding, K classes, R resamples.
+
+`judge` (one training and one test split) and `cross_validate` (folds, as ESC-50) gather the evidence: what
+the encoder and the probes trained on it said of each test clip. `measure` turns evidence into figures.
+Evidence is what is kept of an evaluation, so that two runs can be compared on the same clips later
+(`orchestration.evaluation.compare`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sepscene.tasks.evaluation.metrics import (
+    Bools,
+    EvaluationError,
+    Floats,
+    Macro,
+    check,
+    d_prime,
+    lwlrap,
+    mean_average_precision,
+)
+from sepscene.tasks.evaluation.probes import knn_probe, linear_probe
+from sepscene.tasks.evaluation.resampling import (
+    ENOUGH_POSITIVES,
+    mean_where_defined,
+    resample,
+    resampled_retrieval,
+    resampled_scores,
+)
+from sepscene.tasks.evaluation.retrieval import query_by_example
+from sepscene.tasks.evaluation.settings import JudgeSettings
+from sepscene.tasks.evaluation.shallow import shallow_classification
+from sepscene.tasks.evaluation.statistics import Interval, bootstrap_interval
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What an encoder, and the probes on it, said of each test clip.
+
+    Attributes:
+        clip_ids: (B,) str.
+        classes: K names.
+        targets_BK: bool.
+        folds: (B,) str: figures are made within each fold and averaged. A plain test split is one fold.
+        h_BD: the encoder's embeddings.
+        scores: "shallow", "linear", "knn" -> (B, K), from probes that did not see the clip's fold.
+        notes: what a reader must know, e.g. which fold chose how many epochs.
+    """
+
+    clip_ids: NDArray[np.str_]
+    classes: tuple[str, ...]
+    targets_BK: Bools
+    folds: NDArray[np.str_]
+    h_BD: Floats
+    scores: dict[str, Floats]
+    settings: JudgeSettings
+    notes: tuple[str, ...] = ()
+
+    def rows(self, rows: NDArray[np.intp] | Bools) -> "Evidence":
+        """The same for some clips, in the order given."""
+        scores = {name: scores_BK[rows] for name, scores_BK in self.scores.items()}
+        clip_ids, folds = self.clip_ids[rows], self.folds[rows]
+        targets_BK, h_BD = self.targets_BK[rows], self.h_BD[rows]
+        return replace(self, clip_ids=clip_ids, folds=folds, targets_BK=targets_BK, h_BD=h_BD, scores=scores)
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class: its positive test clips, and the figures by name; a figure it has no clips for is
+    missing."""
+
+    name: str
+    positives: int
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """Figures with intervals, and what they were made from.
+
+    Attributes:
+        figures: "shallow_map", "d_prime", "lwlrap" (both of the perceptron), "linear_map", "knn_map",
+            "qbe_map", and "accuracy" of the perceptron where each clip has exactly one label.
+        replicates: the same names -> the figure on each resample, (R,).
+        per_class: figures of each class, those of d' and lwlrap included.
+        notes: classes left out or short of clips, chance levels, epochs.
+    """
+
+    evidence: Evidence
+    figures: dict[str, Interval]
+    replicates: dict[str, Floats]
+    per_class: tuple[ClassFigures, ...]
+    notes: tuple[str, ...]
+
+
+def judge(
+    train_h_BD: Floats,
+    train_targets_BK: Bools,
+    test_h_BD: Floats,
+    test_targets_BK: Bools,
+    classes: Sequence[str] | None = None,
+    settings: JudgeSettings | None = None,
+    clip_ids: Sequence[str] | None = None,
+    device: str = "cpu",
+) -> Judgement:
+    """All figures of one encoder on a training and a test split.
+
+    Args:
+        clip_ids: of the test clips; None numbers them. Comparisons pair clips by them.
+        device: where the perceptron is trained.
+
+    Raises:
+        EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
+    """
+    settings = settings or JudgeSettings()
+    split = (train_h_BD, train_targets_BK, test_h_BD, test_targets_BK)
+    shallow = shallow_classification(
+        *split, classes, settings.shallow_hidden, settings.shallow_epochs, settings.seed, device
+    )
+    linear = linear_probe(*split, classes, settings.seed)
+    knn = knn_probe(*split, classes, settings.neighbours)
+    names = [str(row) for row in range(len(test_h_BD))] if clip_ids is None else list(clip_ids)
+    if len(names) != len(test_h_BD):
+        raise EvaluationError(f"{len(names)} clip ids for {len(test_h_BD)} test clips: give one for each")
+    evidence = Evidence(
+        clip_ids=np.array(names, dtype=np.str_),
+        classes=linear.average_precision.classes,
+        targets_BK=test_targets_BK,
+        folds=np.full(len(names), "test", dtype=np.str_),
+        h_BD=test_h_BD,
+        scores={"shallow": shallow.scores_BK, "linear": linear.scores_BK, "knn": knn.scores_BK},
+        settings=settings,
+        notes=(f"the perceptron trained {shallow.epochs} epochs on {len(train_h_BD)} clips",),
+    )
+    return measure(evidence)
+
+
+def cross_validate(
+    h_BD: Floats,
+    targets_BK: Bools,
+    folds: Sequence[str],
+    classes: Sequence[str] | None = None,
+    settings: JudgeSettings | None = None,
+    clip_ids: Sequence[str] | None = None,
+    device: str = "cpu",
+) -> Judgement:
+    """All figures by cross-validation over given folds, as ESC-50 asks.
+
+    Each fold is tested by probes trained on the others. Figures are means over the folds; the bootstrap
+    draws clips within each fold.
+
+    Raises:
+        EvaluationError: as `judge`, or when there are fewer than two folds.
+    """
+    settings = settings or JudgeSettings()
+    names = check(h_BD, targets_BK, classes)
+    fold_B = np.array(list(folds), dtype=np.str_)
+    if len(fold_B) != len(h_BD) or len(set(folds)) < 2:
+        raise EvaluationError(
+            f"{len(fold_B)} fold names ({len(set(folds))} different) for {len(h_BD)} clips: cross-validation "
+            "needs one for each clip, and at least two folds"
+        )
+    ids = np.array([str(row) for row in range(len(h_BD))] if clip_ids is None else list(clip_ids), dtype=np.str_)
+    # Figures come at the end, from all folds together: no resamples for each fold by itself.
+    quiet = settings.model_copy(update={"bootstrap": 0})
+    scores: dict[str, Floats] = {name: np.zeros(targets_BK.shape) for name in ("shallow", "linear", "knn")}
+    notes: tuple[str, ...] = ()
+    for fold in sorted(set(folds)):
+        test_B = fold_B == fold
+        train, test = (h_BD[~test_B], targets_BK[~test_B]), (h_BD[test_B], targets_BK[test_B])
+        part = judge(*train, *test, names, quiet, ids[test_B].tolist(), device)
+        for name, scores_BK in part.evidence.scores.items():
+            scores[name][test_B] = scores_BK
+        notes += tuple(f"fold {fold}: {note}" for note in part.evidence.notes)
+    return measure(Evidence(ids, names, targets_BK, fold_B, h_BD, scores, settings, notes))
+
+
+@dataclass
+class _Fold:
+    """Figures of one fold by name: the value, one for each class, and one for each resample."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    per_class: dict[str, Floats] = field(default_factory=dict)
+    replicates: dict[str, Floats] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, figure: Macro, replicates_R: Floats) -> None:
+        self.values[name], self.per_class[name] = figure.value, figure.per_class
+        self.replicates[name] = replicates_R
+
+
+def measure(evidence: Evidence) -> Judgement:
+    """Figures with intervals from evidence; the same evidence gives the same figures, resamples included.
+
+    Raises:
+        EvaluationError: for NaN scores or embeddings, or no class with a positive clip in some fold.
+    """
+    names = sorted(set(evidence.folds.tolist()))
+    folds = [_measure_fold(evidence.rows(evidence.folds == name), seed) for seed, name in enumerate(names)]
+    figures, replicates = {}, {}
+    for figure in folds[0].values:
+        if any(figure not in fold.values for fold in folds):
+            continue
+        replicates[figure] = np.mean([fold.replicates[figure] for fold in folds], axis=0)
+        value = float(np.mean([fold.values[figure] for fold in folds]))
+        figures[figure] = bootstrap_interval(value, replicates[figure], len(evidence.clip_ids))
+    notes = list(evidence.notes)
+    for name, fold in zip(names, folds, strict=True):
+        notes += fold.notes if len(folds) == 1 else [f"fold {name}: {note}" for note in fold.notes]
+    return Judgement(evidence, figures, replicates, _class_table(evidence, folds), tuple(notes))
+
+
+def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
+    targets_BK, settings = evidence.targets_BK, evidence.settings
+    weights_BR = resample(len(targets_BK), settings.bootstrap, settings.seed + fold)
+    found = _Fold()
+    for probe, scores_BK in evidence.scores.items():
+        replicates = resampled_scores(scores_BK, targets_BK, weights_BR)
+        average_precision = mean_average_precision(scores_BK, targets_BK, evidence.classes)
+        found.add(f"{probe}_map", average_precision, replicates.map_R)
+        if probe == "shallow":
+            found.add("lwlrap", lwlrap(scores_BK, targets_BK, evidence.classes), replicates.lwlrap_R)
+            _add_d_prime(found, evidence, scores_BK, replicates.d_prime_R)
+            if average_precision.left_out:
+                found.notes.append(f"left out, no positive test clip: {_listed(average_precision.left_out)}")
+    _add_retrieval(found, evidence, weights_BR)
+    positives_K = targets_BK.sum(axis=0)
+    rare_K = (positives_K > 0) & (positives_K < ENOUGH_POSITIVES)
+    if rare_K.any() and settings.bootstrap:
+        rare = _listed(tuple(np.array(evidence.classes)[rare_K].tolist()))
+        found.notes.append(f"fewer than {ENOUGH_POSITIVES} positive test clips, their spread is a guess: {rare}")
+    if (targets_BK.sum(axis=1) == 1).all():
+        right_B = evidence.scores["shallow"].argmax(axis=1) == targets_BK.argmax(axis=1)
+        found.values["accuracy"] = float(right_B.mean())
+        found.replicates["accuracy"] = right_B @ weights_BR / len(right_B)
+    return found
+
+
+def _add_d_prime(found: _Fold, evidence: Evidence, scores_BK: Floats, replicates_R: Floats) -> None:
+    try:
+        found.add("d_prime", d_prime(scores_BK, evidence.targets_BK, evidence.classes), replicates_R)
+    except EvaluationError as error:  # every clip has every class: the other figures still stand
+        found.notes.append(str(error))
+
+
+def _add_retrieval(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None:
+    clips, seed = evidence.settings.qbe_clips, evidence.settings.seed
+    try:
+        result = query_by_example(evidence.h_BD, evidence.targets_BK, evidence.classes, clips, seed)
+    except EvaluationError as error:  # no class has two positive clips: the other figures still stand
+        found.notes.append(str(error))
+        return
+    replicates_R = resampled_retrieval(evidence.h_BD, evidence.targets_BK, weights_BR, clips, seed)
+    found.add("qbe_map", result.average_precision, replicates_R)
+    found.notes.append(f"query by example: random embeddings would reach {np.nanmean(result.chance):.3f}")
+    if result.short:
+        found.notes.append(f"query by example: fewer than {clips} clips of a kind for {_listed(result.short)}")
+
+
+def _class_table(evidence: Evidence, folds: list[_Fold]) -> tuple[ClassFigures, ...]:
+    per_class = {
+        name: mean_where_defined(np.array([fold.per_class[name] for fold in folds if name in fold.per_class]))
+        for name in folds[0].per_class
+    }
+    positives_K = evidence.targets_BK.sum(axis=0)
+    return tuple(
+        ClassFigures(
+            name,
+            int(positives_K[k]),
+            {figure: float(values_K[k]) for figure, values_K in per_class.items() if not np.isnan(values_K[k])},
+        )
+        for k, name in enumerate(evidence.classes)
+    )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:8])
+    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"

@@ -1,0 +1,1 @@
+"""The training objectives: MixIT, NT-Xent, coincidence prediction, triplet, and their joint form."""

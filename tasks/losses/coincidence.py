@@ -1,0 +1,138 @@
+"""Coincidence prediction over all pairs of the global batch, in memory linear in N.
+
+(1/N) sum_i -log g(h_m^i, h_c^i) + 1/(N(N-1)) sum over i != j of -log(1 - g(h_m^i, h_c^j)), with g the sigmoid
+of the coincidence head's logit (paper.md, "Losses"). Positives and negatives are averaged separately.
+
+Two steps keep it small. The head's first layer on a concatenation is a sum, W [a; b] = W_a a + W_b b, so it
+is computed for N rows and N columns, not for N^2 pairs. What is left for a pair, relu(u_i + v_j) . w + c, is
+done in tiles, and each tile's gradient is taken while it is there: nothing of size N^2 is kept, nothing
+computed twice.
+
+Legend: n local rows, N global rows, D features of h, H hidden units of the head, i x j one tile.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+# Hidden activations of one tile: what stays in the cache of a CPU; enough to fill a GPU.
+TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
+
+
+class PairHead(Protocol):
+    """A two-layer ReLU head on [h_m, h_c], as `models.encoders.heads.CoincidenceHead`."""
+
+    first: nn.Linear
+    last: nn.Linear
+
+
+def coincidence_loss(
+    head: PairHead,
+    h_m_nD: Tensor,
+    h_c_nD: Tensor,
+    global_c_ND: Tensor | None = None,
+    start: int = 0,
+    tile_bytes: int | None = None,
+) -> Tensor:
+    """This worker's share of the loss: its h_m against everybody's h_c. Summed over workers it is the loss.
+
+    The pairs are computed in float32 whatever autocast says (float64 stays float64).
+
+    Args:
+        head: the coincidence head.
+        h_m_nD: the mixtures of the local pairs; n may be 0.
+        h_c_nD: the channels of the local pairs.
+        global_c_ND: the channels of all workers (`gather_rows`); none means that the local ones are all.
+        start: index of the first local pair in the global batch.
+        tile_bytes: memory for the hidden activations of one tile.
+
+    Returns:
+        Scalar. A global batch of one pair has no negatives and their term is 0; an empty one gives 0.
+    """
+    global_c_ND = h_c_nD if global_c_ND is None else global_c_ND
+    total, tile = global_c_ND.shape[0], tile_bytes or TILE_BYTES.get(h_m_nD.device.type, TILE_BYTES["cuda"])
+    with torch.autocast(h_m_nD.device.type, enabled=False):
+        u_nH, v_NH = split_first_layer(head, h_m_nD, global_c_ND)
+        last_H, bias = head.last.weight[0].to(u_nH.dtype), head.last.bias.to(u_nH.dtype)
+        weights = (1 / max(1, total), 1 / max(1, total * (total - 1)))
+        return _PairLoss.apply(u_nH, v_NH, last_H, bias, start, weights, tile)
+
+
+def split_first_layer(head: PairHead, h_m_nD: Tensor, h_c_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """u_nH = W_a h_m and v_NH = W_b h_c + bias: relu(u_i + v_j) is the hidden layer of the pair (i, j)."""
+    dtype = torch.float64 if h_m_nD.dtype == torch.float64 else torch.float32
+    weight_a, weight_b = head.first.weight.to(dtype).split(h_m_nD.shape[1], dim=1)
+    bias = head.first.bias.to(dtype)
+    return functional.linear(h_m_nD.to(dtype), weight_a), functional.linear(h_c_ND.to(dtype), weight_b, bias)
+
+
+class _PairLoss(torch.autograd.Function):
+    """Weighted sum of softplus(-logit) over the positives and softplus(logit) over the negatives of the rows u.
+
+    logit_ij = relu(u_i + v_j) . w + c; the positive of row i is column start + i. The result is a scalar, so
+    its gradients are known up to a factor as soon as it is: they are made in the forward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        v: Tensor,
+        w: Tensor,
+        c: Tensor,
+        start: int,
+        weights: tuple[float, float],
+        tile: int,
+    ) -> Tensor:
+        gradients = [torch.zeros_like(x) for x in (u, v, w, c)] if any(ctx.needs_input_grad) else None
+        loss = u.new_zeros(())
+        side = max(1, int((tile / (u.shape[1] * u.element_size())) ** 0.5))
+        for i in range(0, u.shape[0], side):
+            for j in range(0, v.shape[0], side):
+                loss += _tile_loss(u, v, w, c, i, j, side, start, weights, gradients)
+        if gradients is not None:
+            ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *(gradients[0] * saved for saved in ctx.saved_tensors), None, None, None
+
+
+def _tile_loss(
+    u: Tensor,
+    v: Tensor,
+    w: Tensor,
+    c: Tensor,
+    i: int,
+    j: int,
+    side: int,
+    start: int,
+    weights: tuple[float, float],
+    gradients: list[Tensor] | None,
+) -> Tensor:
+    """The loss of the tile of rows i… and columns j…; adds its gradients to those of u, v, w and c."""
+    rows, columns = slice(i, i + side), slice(j, j + side)
+    hidden = (u[rows, None] + v[None, columns]).relu_()
+    # The positives lie on the tile's diagonal that is shifted by `start`; the sign turns them into negatives.
+    logit = hidden @ w + c
+    weight, sign = torch.full_like(logit, weights[1]), torch.ones_like(logit)
+    shift = start + i - j
+    if -logit.shape[0] < shift < logit.shape[1]:
+        weight.diagonal(shift).fill_(weights[0])
+        sign.diagonal(shift).fill_(-1)
+    loss = (weight * functional.softplus(sign * logit)).sum()
+    if gradients is None:
+        return loss
+    slope = weight * sign * torch.sigmoid(sign * logit)
+    d_u, d_v, d_w, d_c = gradients
+    d_w += slope.flatten() @ hidden.flatten(0, 1)
+    d_c += slope.sum()
+    passing = hidden.sign_()  # the derivative of relu, in the memory of relu
+    d_u[rows] += torch.bmm(slope[:, None], passing)[:, 0] * w
+    d_v[columns] += torch.bmm(slope.T[:, None], passing.transpose(0, 1))[:, 0] * w
+    return loss

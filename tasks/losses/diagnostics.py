@@ -1,0 +1,106 @@
+"""Is pre-training healthy? Figures from what a step has computed anyway, and a warning when h collapses.
+
+Alignment and uniformity (Wang & Isola 2020), similarity of positives and negatives, accuracy and area under
+the ROC curve of coincidence prediction, effective rank of h (Roy & Vetterli 2007). No collective call and no
+encoder pass: every worker may ask, or one alone, and at any step.
+
+Legend: n local pairs, N global pairs, D features of h, Z features of z, H hidden units of the coincidence
+head.
+"""
+
+import torch
+from torch import Tensor
+
+from sepscene.tasks.losses.coincidence import PairHead, split_first_layer
+from sepscene.tasks.losses.joint import JointLoss
+from sepscene.tasks.losses.nt_xent import unit_rows
+
+MOST_ROWS = 512  # figures look at this many rows at most
+COLLAPSED = 0.05  # share of the attainable effective rank below which h counts as collapsed [ours]
+FEWEST_ROWS = 16  # below, the rank says nothing
+
+
+@torch.no_grad()
+def watch(result: JointLoss, head: PairHead | None = None) -> dict[str, float]:
+    """Figures of one step, by name.
+
+    Args:
+        result: what the objective returned.
+        head: the coincidence head; none leaves its figures out.
+
+    Returns:
+        alignment: mean squared distance of positives on the unit sphere (0 best, 2 for strangers).
+        uniformity: log mean exp(-2 d^2) over rows of one view (0 when all are one point; lower is more even).
+        positive_similarity, negative_similarity: mean cosine of z.
+        effective_rank: of the centred h of the local views, 1 to `attainable_rank` = min(D, rows - 1).
+        coincidence_accuracy: mean of the shares of positives and of negatives told right, 0.5 for a guess.
+        coincidence_auc: share of (positive, negative) couples in the right order.
+
+        Figures without a basis are left out: most need two pairs.
+    """
+    figures: dict[str, float] = {}
+    z_1, z_2 = (unit_rows(z[:MOST_ROWS]) for z in (result.z_1_NZ, result.z_2_NZ))
+    if len(z_1) >= 2:
+        figures |= similarity_figures(z_1, z_2)
+    h_BD = torch.cat([result.h_1_nD[:MOST_ROWS], result.h_2_nD[:MOST_ROWS]])
+    if len(h_BD) >= 2:
+        figures["effective_rank"] = effective_rank(h_BD)
+        figures["attainable_rank"] = float(min(h_BD.shape[1], len(h_BD) - 1))
+    if head is not None and len(result.h_1_nD) >= 2:
+        figures |= coincidence_figures(head, result.h_1_nD[:MOST_ROWS], result.h_2_nD[:MOST_ROWS])
+    return figures
+
+
+def similarity_figures(unit_1_NZ: Tensor, unit_2_NZ: Tensor) -> dict[str, float]:
+    """Alignment, uniformity and mean cosines of two views on the unit sphere, N >= 2."""
+    cosine_NN = unit_1_NZ @ unit_2_NZ.T
+    positive, different = cosine_NN.diagonal(), ~torch.eye(len(cosine_NN), dtype=torch.bool, device=cosine_NN.device)
+    # |a - b|^2 = 2 - 2 cos, so exp(-2 |a - b|^2) = exp(4 cos - 4).
+    spread = [(4 * (unit @ unit.T)[different] - 4).exp().mean().log() for unit in (unit_1_NZ, unit_2_NZ)]
+    return {
+        "alignment": float((unit_1_NZ - unit_2_NZ).square().sum(1).mean()),
+        "uniformity": float(sum(spread)) / 2,
+        "positive_similarity": float(positive.mean()),
+        "negative_similarity": float(cosine_NN[different].mean()),
+    }
+
+
+def coincidence_figures(head: PairHead, h_m_nD: Tensor, h_c_nD: Tensor) -> dict[str, float]:
+    """Balanced accuracy and AUC (ties count half) over all n^2 pairs, n >= 2; memory n x H."""
+    u_nH, v_nH = split_first_layer(head, h_m_nD, h_c_nD)
+    last_H = head.last.weight[0].to(u_nH.dtype)
+    logit_nn = torch.stack([(u_H + v_nH).relu_() @ last_H for u_H in u_nH]) + head.last.bias
+    different = ~torch.eye(len(logit_nn), dtype=torch.bool, device=logit_nn.device)
+    positive, negative = logit_nn.diagonal().contiguous(), logit_nn[different].sort().values
+    below = torch.searchsorted(negative, positive) + torch.searchsorted(negative, positive, right=True)
+    return {
+        "coincidence_accuracy": float(((positive > 0).double().mean() + (negative <= 0).double().mean()) / 2),
+        "coincidence_auc": float(below.double().mean() / (2 * len(negative))),
+    }
+
+
+def effective_rank(h_BD: Tensor) -> float:
+    """exp of the entropy of the normalised singular values of the centred rows: 1 for a line, D for a ball.
+
+    Rows that are all the same, the complete collapse, give 0; rows that are not finite give nan.
+    """
+    centred = h_BD.double() - h_BD.double().mean(0)
+    if not torch.isfinite(centred).all():
+        return float("nan")
+    values = torch.linalg.svdvals(centred)
+    if values.max() <= 1e-7 * h_BD.double().norm().clamp_min(1e-30):
+        return 0.0
+    share = values / values.sum()
+    return float(torch.special.entr(share).sum().exp())
+
+
+def collapse_warning(figures: dict[str, float]) -> str:
+    """What to tell the user when the representation collapses; empty while it is well."""
+    rank, attainable = figures.get("effective_rank", 0.0), figures.get("attainable_rank", 0.0)
+    if attainable + 1 < FEWEST_ROWS or rank >= max(1.5, COLLAPSED * attainable):
+        return ""
+    return (
+        f"the representation is collapsing: h has an effective rank of {rank:.1f} where {attainable:.0f} "
+        "is attainable. Lower training.learning_rate, raise training.global_batch or objective.temperature, "
+        "and listen to the views: pairs that are all alike teach nothing"
+    )

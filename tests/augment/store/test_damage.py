@@ -1,0 +1,152 @@
+"""Whatever happens to a shard, a crop is exact or a miss: never wrong, never an exception."""
+
+import numpy as np
+import pytest
+from pyarrow import fs
+
+from sepscene.augment.store.separated_store import SeparatedStore, StoreKey, StoreSettings
+from sepscene.augment.store.shards import ShardDamage, read_footer
+
+SETTINGS = StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6, refresh_seconds=1e6, segment_samples=8)
+KEYS = [StoreKey(f"clip-{n}", "F", "s") for n in range(3)]
+CLIPS = [np.arange(40, dtype=np.int16).reshape(2, 20) * (n + 1) for n in range(3)]
+LEVELS = np.array([-10.0, -20.0], np.float32)
+
+
+def written(folder):
+    """A store with one shard of three clips; returns its path and bytes."""
+    with SeparatedStore(str(folder), SETTINGS) as store:
+        for key, clip in zip(KEYS, CLIPS, strict=True):
+            store.put(key, clip, LEVELS)
+    (shard,) = (folder / "shards").iterdir()
+    return shard, shard.read_bytes()
+
+
+def readable(folder) -> tuple[int, SeparatedStore]:
+    """Reads everything: how many of the six channels came back; each of them is checked to be exact."""
+    store = SeparatedStore(str(folder), SETTINGS)
+    count = 0
+    for key, clip in zip(KEYS, CLIPS, strict=True):
+        for channel in (0, 1):
+            crop = store.get_crop(key, channel, 0, 20)
+            if crop is not None:
+                np.testing.assert_array_equal(crop, clip[channel])
+                count += 1
+    return count, store
+
+
+def test_a_flipped_byte_is_detected(tmp_path):
+    shard, whole = written(tmp_path)
+    for position in range(0, len(whole), 3):
+        altered = bytearray(whole)
+        altered[position] ^= 0x10
+        shard.write_bytes(altered)
+        count, store = readable(tmp_path)
+        if position < 8:
+            assert count == 6, "the first magic carries nothing"
+        elif count == 0:  # the footer or the trailer
+            assert store.counters.damaged == 1
+            assert len(store.verify().damaged_shards) == 1
+        else:  # one entry; its other channel is not trusted either once the damage is seen
+            assert count in (4, 5)
+            assert store.counters.damaged == 1
+            assert store.counters.misses == 6 - count
+            (found,) = store.verify().damaged_entries
+            assert found.content == f"clip-{(position - 8) // ((len(whole) - len(footer(whole)) - 8) // 3)}"
+
+
+def footer(whole: bytes) -> bytes:
+    length = int.from_bytes(whole[-20:-12], "little")
+    return whole[-20 - length :]
+
+
+def test_a_truncated_shard_is_detected(tmp_path):
+    shard, whole = written(tmp_path)
+    for length in range(0, len(whole), 2):
+        shard.write_bytes(whole[:length])
+        count, store = readable(tmp_path)
+        assert count == 0
+        assert store.counters.damaged == 1
+        assert store.counters.misses == 6
+
+
+@pytest.mark.parametrize("lost", [1, 1000, 70_000, 79_990])
+def test_a_shard_shorter_than_its_folder_says_is_damage(tmp_path, lost):
+    """As where a cache of listings is older than the file."""
+    (tmp_path / "x.shard").write_bytes(bytes(80_000 - lost))
+    file = fs.LocalFileSystem().open_input_file(str(tmp_path / "x.shard"))
+    with pytest.raises(ShardDamage, match=f"ends after {80_000 - lost} of 80000 bytes"):
+        read_footer(file, 80_000)
+
+
+def test_a_shard_that_lost_its_middle_is_detected(tmp_path):
+    """The footer is whole, so the gap shows only when it is read: as after a disk lost a write-back."""
+    shard, whole = written(tmp_path)
+    shard.write_bytes(whole[:8] + bytes(len(whole) - len(footer(whole)) - 8) + footer(whole))
+    count, store = readable(tmp_path)
+    assert count == 0
+    assert store.counters.damaged == 3
+    assert len(store.verify().damaged_entries) == 3
+
+
+def test_the_sound_of_another_clip_is_damage(tmp_path):
+    """A segment's checksum knows where it belongs: two entries of equal size, exchanged, are both refused."""
+    shard, whole = written(tmp_path)
+    size = (len(whole) - len(footer(whole)) - 8) // 3
+    first, second, rest = whole[8 : 8 + size], whole[8 + size : 8 + 2 * size], whole[8 + 2 * size :]
+    shard.write_bytes(whole[:8] + second + first + rest)
+    count, store = readable(tmp_path)
+    assert count == 2
+    assert store.counters.damaged == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"SEPSHRD1", bytes(100_000), b"SEPSHRD1" * 20_000])
+def test_a_foreign_file_among_the_shards_is_passed_over(tmp_path, content):
+    written(tmp_path)
+    (tmp_path / "shards" / "00000000000000000000-foreign.shard").write_bytes(content)
+    (tmp_path / "shards" / "README").write_text("not a shard at all")
+    count, store = readable(tmp_path)
+    assert count == 6
+    assert store.counters.damaged == 1
+    store.refresh()
+    assert store.counters.damaged == 1, "counted once, not at each look"
+
+
+def test_a_damaged_entry_is_mended_by_separating_it_anew(tmp_path):
+    shard, whole = written(tmp_path)
+    altered = bytearray(whole)
+    altered[30] ^= 1
+    shard.write_bytes(altered)
+    with SeparatedStore(str(tmp_path), SETTINGS) as store:
+        assert store.get_crop(KEYS[0], 0, 0, 20) is None
+        assert store.levels(KEYS[0]) is None
+        store.put(KEYS[0], CLIPS[0], LEVELS)
+        np.testing.assert_array_equal(store.get_crop(KEYS[0], 0, 0, 20), CLIPS[0][0])
+    count, fresh = readable(tmp_path)
+    assert count == 6, "a later reader finds the damage, and then the second copy"
+    assert fresh.counters.damaged == 1
+    assert fresh.counters.hits == 6 and fresh.counters.misses == 0
+
+
+def test_a_shard_removed_under_a_reader_is_a_miss(tmp_path):
+    shard, _ = written(tmp_path)
+    store = SeparatedStore(str(tmp_path), SETTINGS)
+    shard.unlink()
+    assert store.get_crop(KEYS[0], 0, 0, 20) is None
+    assert store.levels(KEYS[1]) is None, "the whole shard is forgotten"
+    assert store.counters.damaged == 0
+    assert store.counters.misses == 2
+
+
+def test_large_footers_are_read_too(tmp_path):
+    """Beyond 64 KiB the footer takes a second read; long random names keep it from compressing away."""
+    with SeparatedStore(str(tmp_path), SETTINGS) as store:
+        names = np.random.default_rng(0).bytes(2000 * 32)
+        for n in range(2000):
+            store.put(StoreKey(names[32 * n : 32 * n + 32].hex(), "F", "s"), CLIPS[0], LEVELS)
+    (shard,) = (tmp_path / "shards").iterdir()
+    assert len(footer(shard.read_bytes())) > 100_000
+    store = SeparatedStore(str(tmp_path), SETTINGS)
+    assert len(store) == 2000
+    crop = store.get_crop(StoreKey(names[-32:].hex(), "F", "s"), 1, 0, 20)
+    np.testing.assert_array_equal(crop, CLIPS[0][1])

@@ -1,0 +1,80 @@
+"""The poison list, with processes that really die."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sepscene.augment.crash_counts import Columns, Strikes
+
+POISON = "poison.wav"
+
+
+def block() -> Columns:
+    """Three rows, the second one deadly."""
+    return {
+        "row": np.array([5, 6, 7]),
+        "uri": np.array(["a.wav", POISON, "b.wav"], object),
+        "fault": np.array(["", "", ""], object),
+    }
+
+
+def process(columns: Columns) -> Columns:
+    """Dies as a native decoder would: at once, with nothing to catch."""
+    for uri, fault in zip(columns["uri"], columns["fault"], strict=True):
+        if uri == POISON and not fault:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return columns
+
+
+def attempt(folder: Path, results) -> None:  # type: ignore[no-untyped-def]
+    """One actor's try."""
+    results.put(Strikes(folder).guard("reader", process, block())["fault"].tolist())
+
+
+@pytest.mark.slow
+def test_the_third_careful_try_puts_the_clip_aside(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    codes = []
+    for _ in range(4):
+        actor = context.Process(target=attempt, args=(tmp_path, results))
+        actor.start()
+        actor.join(60)
+        codes.append(actor.exitcode)
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    assert results.get(timeout=10) == ["", "killed its reader process 2 times", ""]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert len(left) == 2 and all("-clip-" in name for name in left)
+
+
+def test_a_clip_that_came_through_is_innocent_again(tmp_path: Path) -> None:
+    """Its process was killed from outside, once in each of two epochs, while the clip was tried alone."""
+
+    class KilledFromOutside(BaseException):
+        pass
+
+    def killed(columns: Columns) -> Columns:
+        raise KilledFromOutside
+
+    strikes, innocent = Strikes(tmp_path), block() | {"uri": np.array(["a", "b", "c"], object)}
+    for _ in range(2):
+        for _ in range(2):  # the block, then its first clip alone
+            with pytest.raises(KilledFromOutside):
+                strikes.guard("reader", killed, innocent)
+        assert strikes.guard("reader", process, innocent)["fault"].tolist() == ["", "", ""]
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_innocent_block_leaves_no_marker(tmp_path: Path) -> None:
+    innocent = block() | {"uri": np.array(["a", "b", "c"], object)}
+    strikes = Strikes(tmp_path)
+    for _ in range(3):
+        assert strikes.guard("reader", process, innocent)["fault"].tolist() == ["", "", ""]
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "reader-rows-5-7-3").touch()  # an actor was killed from outside while it had the block
+    assert strikes.guard("reader", process, innocent)["row"].tolist() == [5, 6, 7]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,242 @@
+"""Several hosts on one machine: each a network namespace with its own address, hostname, /dev/shm and session folder.
+
+Run as `unshare --pid --fork --mount-proc --net --mount --uts --kill-child python -m tests.faults.hosts FOLDER`:
+all processes end with it, and nothing outside sees them. The scenario starts a head, a node with the label
+pool=separators and one with pool=trainers, submits a real run through the Jobs API on the head's loopback, cuts the
+separators' cable in the middle, plugs it in again, and writes FOLDER/outcome.json.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from sepscene.models.separators.folder import save_separator
+from sepscene.models.separators.tdcnpp import TDCNpp
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.presets import named_experiment
+
+ADDRESSES = {"head": "10.77.0.1", "separators": "10.77.0.2", "trainers": "10.77.0.3"}
+TOKEN = "scenario-" + "0123456789abcdef" * 3
+JOB_SERVER = "http://127.0.0.1:8265"
+QUICK = {
+    "RAY_worker_niceness": "0",  # 15 by default: on a busy machine its workers starve
+    # A lost host is noticed after 6 s instead of 65.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A session folder for Ray, whose sockets' paths may have 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="ss", dir="/tmp", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+def shell(command: str) -> None:
+    """Run one line as root of the namespaces."""
+    subprocess.run(command, shell=True, check=True)
+
+
+def plug_hosts() -> None:
+    """A bridge, and for each host a namespace with a cable to it."""
+    shell("mount --make-rprivate / && mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && ip link set lo up")
+    shell("ip link add bridge type bridge && ip link set bridge up")
+    for name, address in ADDRESSES.items():
+        shell(f"ip netns add {name} && ip link add c-{name} type veth peer name eth0 netns {name}")
+        shell(f"ip link set c-{name} master bridge up && ip -n {name} link set lo up")
+        shell(f"ip -n {name} address add {address}/24 dev eth0 && ip -n {name} link set eth0 up")
+
+
+def cut(name: str) -> None:
+    """Pull a host's cable."""
+    shell(f"ip link set c-{name} down")
+
+
+def mend(name: str) -> None:
+    """Plug it in again."""
+    shell(f"ip link set c-{name} up")
+
+
+def on_host(name: str, command: str, folder: Path, **variables: str) -> subprocess.Popen[bytes]:
+    """Start a shell command on a host; its output goes to FOLDER/<host>.log."""
+    environment = {
+        **os.environ,
+        **QUICK,
+        "HOME": str(folder),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        **variables,
+    }
+    own = f"hostname {name} && mount -t tmpfs tmpfs /dev/shm && mkdir -p /tmp/hosts && mount -t tmpfs tmpfs /tmp/hosts"
+    return subprocess.Popen(
+        ["ip", "netns", "exec", name, "unshare", "--mount", "--uts", "bash", "-c", f"{own} && {command}"],
+        env=environment,
+        stdout=(folder / f"{name}.log").open("ab"),
+        stderr=subprocess.STDOUT,
+    )
+
+
+def start_ray(folder: Path) -> None:
+    """The head, and the two workers, each of which joins again when Ray ends there, as a service manager would do.
+
+    Ray gives a node 30 seconds to start, which a loaded machine may miss: so the head is started again as well.
+    """
+    common = "--temp-dir=/tmp/hosts --object-store-memory=200000000 --disable-usage-stats --block"
+    head = f"ray start --head --port=6379 --node-ip-address={ADDRESSES['head']} --dashboard-host=127.0.0.1"
+    on_host("head", f"until {head} --num-cpus=1 {common}; do sleep 2; done", folder, RAY_AUTH_TOKEN=TOKEN)
+    for name in ("separators", "trainers"):
+        joining = f"ray start --address={ADDRESSES['head']}:6379 --node-ip-address={ADDRESSES[name]} --num-cpus=1"
+        options = common.removeprefix("--temp-dir=/tmp/hosts ")
+        again = f"while true; do {joining} --labels=pool={name} {options}; sleep 2; done"
+        on_host(name, again, folder, RAY_AUTH_TOKEN=TOKEN)
+
+
+def small_experiment(folder: Path, pools: bool) -> Experiment:
+    """Live separation by ready separators, 32 rows an epoch and a step.
+
+    Args:
+        pools: trainers and separators on their own nodes, by label.
+    """
+    base = named_experiment("demo", "tiny")
+    checkpoints = {}
+    for name in ("N", "S2"):
+        save_separator(TDCNpp(base.separator.network), folder / "ladder" / name, {"step": 0})
+        checkpoints[name] = str(folder / "ladder" / name)
+    return base.changed(
+        {
+            "separator.checkpoints": checkpoints,
+            "data.scenes_train": 32,
+            "data.scenes_test": 4,
+            "audio.clip_seconds": 4.0,
+            "views.tp_delta_seconds": 4.0,
+            "training.epochs": 60,
+            "training.global_batch": 32,
+            "training.service_rows": 8,
+            "training.checkpoint_every_steps": 8,
+            "store.mode": "off",
+            "resources.trainer_labels": {"pool": "trainers"} if pools else {},
+            "resources.separation_labels": {"pool": "separators"} if pools else {},
+        }
+    )
+
+
+def client(folder: Path) -> None:
+    """On the head: refused without the token and with a wrong one; then submit and follow to the end."""
+    from sepscene.models.config import SepsceneError
+    from sepscene.orchestration.runtime import jobs
+
+    refusals: list[str] = []
+    for token in ("", "wrong" * 10):
+        os.environ["RAY_AUTH_TOKEN"] = token
+        refusals.append(_wait(lambda: _refusal(jobs, SepsceneError), 400))
+    os.environ["RAY_AUTH_TOKEN"] = TOKEN
+    _wait(lambda: _joined() >= ADDRESSES.keys() - {"head"}, 600)
+    submission = jobs.pretraining(small_experiment(folder, pools=True), str(folder / "runs"), "cut", evaluate=False)
+    with (folder / "job.log").open("w", buffering=1) as log:
+        end = jobs.run_to_end(JOB_SERVER, submission, log.write)
+    (folder / "client.json").write_text(json.dumps({"refusals": refusals, "end": end.value}))
+
+
+def _refusal(jobs: Any, refused: type[Exception]) -> str:
+    """What the job server says to this token; empty while it does not answer."""
+    try:
+        jobs.connect(JOB_SERVER)
+    except refused as error:
+        return "" if "no job server answers" in str(error) else str(error)
+    return "accepted"
+
+
+def _joined() -> set[str]:
+    """The pools whose node is alive, as the dashboard's state API says."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    try:
+        nodes = requests.get(f"{JOB_SERVER}/api/v0/nodes?detail=true", headers=headers, timeout=60).json()
+    except OSError:  # the dashboard is still starting
+        return set()
+    return {node["labels"].get("pool", "") for node in nodes["data"]["result"]["result"] if node["state"] == "ALIVE"}
+
+
+def _wait(condition: Callable[[], Any], seconds: float) -> Any:
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing for {seconds} s")
+        time.sleep(0.5)
+    return value
+
+
+def processes() -> dict[str, set[str]]:
+    """Host -> what Ray runs there, read from the processes themselves."""
+    found: dict[str, set[str]] = {name: set() for name in ADDRESSES}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            title = (entry / "cmdline").read_bytes().split(b"\0")[0].decode()
+        except OSError:
+            continue
+        if title.startswith("ray::"):
+            where = subprocess.run(
+                ["ip", "netns", "identify", entry.name], capture_output=True, text=True
+            ).stdout.strip()
+            for name in ("SeparationService", "TrainWorker"):
+                if name in title and where:
+                    found[where].add(name)
+    return found
+
+
+def consumed(run: Path) -> int:
+    """Rows that a run has trained on, by its metrics."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    return max((int(record.get("rows", 0)) for record in records), default=0)
+
+
+def scenario(folder: Path) -> None:
+    """Everything, in order; writes FOLDER/outcome.json."""
+    plug_hosts()
+    start_ray(folder)
+    sender = on_host("head", f"exec python -m tests.faults.hosts {folder} client", folder)
+    run = folder / "runs" / "cut"
+    rows = small_experiment(folder, pools=True).training.epochs * 32
+    _wait(lambda: consumed(run) > rows // 4 or sender.poll() is not None, 900)
+    before, where = consumed(run), processes()
+    cut("separators")
+    time.sleep(15)
+    mend("separators")
+    sender.wait(timeout=900)
+    outcome = {
+        **json.loads((folder / "client.json").read_text()),
+        "rows": rows,
+        "rows_before_cut": before,
+        "where": {name: sorted(kinds) for name, kinds in where.items()},
+    }
+    (folder / "outcome.json").write_text(json.dumps(outcome, indent=2))
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    client(root) if sys.argv[2:] == ["client"] else scenario(root)

@@ -1,0 +1,177 @@
+"""Kill -9 in the middle of a run: every row once, and the same final loss, bit for bit."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.checkpoints import is_sound, newest_sound, read_checkpoint, read_ledger
+from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.training.pretraining import pretrain
+from sepscene.tasks.datasets.readers import Manifest
+from tests.faults.faults import STAGE, after, kill, long_enough, losses, note, undisturbed
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_of_our_own")]
+
+
+@pytest.fixture(scope="module")
+def experiment(nano: Experiment) -> Experiment:
+    """Long enough to be hit in the middle: 45 steps."""
+    configure_data(ordered=True)
+    return long_enough(nano)
+
+
+@pytest.fixture(scope="module")
+def unfaulted(experiment: Experiment, train_clips: Manifest, ladder: dict[str, str]) -> dict[int, float]:
+    """The losses of a run in peace."""
+    return undisturbed(experiment, train_clips, ladder)
+
+
+def run(
+    experiment: Experiment,
+    clips: Manifest,
+    ladder: dict[str, str],
+    run_dir: Path,
+    store: SeparatedStore | None = None,
+) -> Path:
+    """Pre-train to the end; returns the last checkpoint."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return pretrain(experiment, clips, ladder, run_dir, STAGE, store)
+
+
+LONG = pytest.mark.faults_long
+
+
+@pytest.mark.parametrize(
+    "blows",
+    [
+        [(10, "RayTrainWorker"), (25, "TrainController")],
+        pytest.param([(10, "TrainController")], marks=LONG),
+        pytest.param([(10, "RayTrainWorker"), (25, "SeparationService")], marks=LONG),
+        pytest.param([(10, "SeparationService")], marks=LONG),  # CI: tests/faults/test_stream_determinism.py
+        pytest.param([(10, "RayTrainWorker")], marks=LONG),
+        pytest.param([(10, "ClipReader")], marks=LONG),
+        pytest.param([(0, "SeparationService"), (10, "SeparationService")], marks=LONG),  # later it has made all rows
+        pytest.param([(0, "RayTrainWorker"), (44, "RayTrainWorker")], marks=LONG),
+        pytest.param([(5, "RayTrainWorker"), (6, "ClipReader")], marks=LONG),  # a checkpoint is being written
+    ],
+    ids=lambda blows: "+".join(f"{victim}@{step}" for step, victim in blows),
+)
+def test_killed_processes_cost_no_row_and_change_no_bit(
+    experiment: Experiment,
+    train_clips: Manifest,
+    ladder: dict[str, str],
+    unfaulted: dict[int, float],
+    tmp_path: Path,
+    blows: list[tuple[int, str]],
+) -> None:
+    """Once or twice in a run of 45 steps, from before the first to the last."""
+    strikes = [after(step, tmp_path, kill(victim)) for step, victim in blows]
+    run(experiment, train_clips, ladder, tmp_path)
+    assert all(strike.fell for strike in strikes), f"of {blows}, not all were found to kill"
+    said = ", ".join(f"{victim} after step {step}" for step, victim in blows)
+    note(f"kill -9 of {said}", "goes on by itself", tmp_path, (strike.times[0] for strike in strikes))
+    assert losses(tmp_path) == unfaulted
+
+
+@pytest.mark.parametrize(
+    ("mode", "victim"),
+    [pytest.param("read-through", "SeparationService", marks=LONG), pytest.param("prefill", "ViewMaker", marks=LONG)],
+)
+def test_a_kill_beside_the_store_costs_no_row_and_changes_no_bit(
+    experiment: Experiment,
+    train_clips: Manifest,
+    ladder: dict[str, str],
+    unfaulted: dict[int, float],
+    tmp_path: Path,
+    mode: str,
+    victim: str,
+) -> None:
+    """From an empty store that the run itself fills, and from one that had nothing yet when it was called filled."""
+    strike = after(10, tmp_path, kill(victim))
+    store = SeparatedStore(str(tmp_path / "store"))
+    run(experiment.changed({"store.mode": mode}), train_clips, ladder, tmp_path, store)
+    assert strike.fell, f"no process {victim} was found to kill"
+    note(f"kill -9 of {victim}, store.mode={mode}", "goes on by itself", tmp_path, strike.times)
+    assert losses(tmp_path) == unfaulted
+
+
+def cut_in_half(folder: Path) -> None:
+    """Half of the state is missing."""
+    state = folder / "state.pt"
+    os.truncate(state, state.stat().st_size // 2)
+
+
+def one_bit_flipped(folder: Path) -> None:
+    """One bit is wrong, in the middle of the weights."""
+    with (folder / "state.pt").open("r+b") as file:
+        file.seek(file.seek(0, os.SEEK_END) // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.faults_long  # CI: tests/orchestration/records/test_checkpoints.py chooses among damaged ones
+@pytest.mark.parametrize("damage", [cut_in_half, one_bit_flipped])
+def test_a_damaged_checkpoint_is_passed_over(
+    experiment: Experiment,
+    train_clips: Manifest,
+    ladder: dict[str, str],
+    unfaulted: dict[int, float],
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+) -> None:
+    short = experiment.model_copy(update={"training": experiment.training.model_copy(update={"epochs": 10})})
+    newest = run(short, train_clips, ladder, tmp_path)
+    final = read_checkpoint(newest)
+    damage(newest)
+    assert not is_sound(newest)
+    before = newest_sound(newest.parent)
+    assert before is not None and before != newest
+    again = run(short, train_clips, ladder, tmp_path)
+    note(f"newest checkpoint: {damage.__name__}", "the one before is used, and said so", tmp_path)
+    for name, tensor in read_checkpoint(again).tensors["model"].items():
+        assert tensor.equal(final.tensors["model"][name]), name
+
+
+def break_clips(uris: list[str]) -> None:
+    """Break one clip in each of the ways that sound files break."""
+    paths = [Path(uri) for uri in uris]
+    whole = paths[0].read_bytes()
+    for path, content in zip(paths, (b"", b"not audio at all", whole[:30], whole[:2000]), strict=False):
+        path.write_bytes(content)
+    missing, nothing, not_a_number, folder = paths[4:8]
+    missing.unlink()
+    soundfile.write(nothing, np.zeros(0, np.float32), 16_000)
+    soundfile.write(not_a_number, np.full(32_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    folder.unlink()
+    folder.mkdir()
+
+
+def test_corrupt_clips_are_quarantined_and_named(
+    experiment: Experiment, train_clips: Manifest, ladder: dict[str, str], tmp_path: Path
+) -> None:
+    uris = train_clips.clips["uri"].to_pylist()[:8]
+    originals = {uri: Path(uri).read_bytes() for uri in uris}
+    short = experiment.model_copy(
+        update={"training": experiment.training.model_copy(update={"epochs": 2, "quarantine_share": 0.4})}
+    )
+    try:
+        break_clips(uris)
+        ledger = read_ledger(run(short, train_clips, ladder, tmp_path / "some"))
+        assert ledger.intervals == [(0, ledger.rows)] and set(ledger.quarantined) == set(uris)
+        assert all(ledger.quarantined.values())
+        strict = short.model_copy(update={"training": short.training.model_copy(update={"quarantine_share": 0.0})})
+        with pytest.raises(SepsceneError, match="of 24 clips cannot be used"):
+            run(strict, train_clips, ladder, tmp_path / "strict")
+    finally:
+        shutil.rmtree(uris[7])
+        for uri, content in originals.items():
+            Path(uri).write_bytes(content)

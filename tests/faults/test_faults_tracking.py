@@ -1,0 +1,111 @@
+"""MLflow is away or its store is locked: training goes on, and `sepscene sync` sends every figure later."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.results import read_metrics
+from tests.faults.faults import STAGE, after, as_command, finish, long_enough, note, start
+from tests.faults.hosts import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults_long, pytest.mark.timeout(600)]
+
+
+def assert_all_there(run_dir: Path, uri: str) -> None:
+    """Every figure of every step of the metrics file is in MLflow, once."""
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    run_id = json.loads((run_dir / "mlflow.json").read_text())["runs"][STAGE]
+    for name in ("loss", "rows", "examples_per_second"):
+        sent = sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
+        kept = sorted((int(r["step"]), float(r[name])) for r in read_metrics(run_dir) if name in r)
+        assert sent == kept, name
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def sync(run_dir: Path, log: Path, **variables: str) -> None:
+    """`sepscene sync RUN`."""
+    finish(start([sys.executable, "-m", "sepscene", "sync", str(run_dir)], log, **variables), log)
+
+
+def test_a_server_that_comes_up_after_the_run(
+    nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path
+) -> None:
+    port = free_port()
+    uri, log, run_dir = f"http://127.0.0.1:{port}", tmp_path / "log", tmp_path / "runs" / "dead"
+    command = as_command(long_enough(nano), ladder, scenes_dir, tmp_path, "dead")
+    finish(start(command, log, MLFLOW_TRACKING_URI=uri), log)
+    note("MLflow server down", "goes on; `sepscene sync` sends it all later", run_dir)
+    assert json.loads((run_dir / "mlflow.json").read_text())["spool"]
+    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "art")]
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+            *store,
+        ],
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not _answers(uri):
+            assert time.monotonic() < deadline, "the MLflow server did not start"
+            time.sleep(0.5)
+        sync(run_dir, log)
+        assert_all_there(run_dir, uri)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _answers(uri: str) -> bool:
+    try:
+        return requests.get(f"{uri}/health", timeout=5).ok
+    except OSError:
+        return False
+
+
+def test_a_store_that_is_locked_in_the_middle(
+    nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path
+) -> None:
+    log, run_dir, uri = tmp_path / "log", tmp_path / "runs" / "locked", f"sqlite:///{tmp_path}/runs/mlflow.db"
+    command = as_command(long_enough(nano), ladder, scenes_dir, tmp_path, "locked")
+    locks: list[sqlite3.Connection] = []
+
+    def strike() -> bool:
+        store = sqlite3.connect(tmp_path / "runs" / "mlflow.db", check_same_thread=False)
+        locks.append(store)
+        try:
+            store.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:  # in use just now
+            store.close()
+            return False
+        return True
+
+    blow = after(5, run_dir, strike)
+    try:
+        finish(start(command, log, MLFLOW_TRACKING_URI=uri), log)
+    finally:
+        locks[-1].close()
+    assert blow.fell
+    note("MLflow's SQLite store locked", "goes on; `sepscene sync` sends it all later", run_dir, blow.times)
+    sync(run_dir, log)
+    assert_all_there(run_dir, uri)

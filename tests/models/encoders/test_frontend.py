@@ -1,0 +1,136 @@
+"""Front-ends: frames, filters and log-mel against librosa, torchaudio, PANNs' own output and a slow loop."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchaudio
+from pydantic import ValidationError
+
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
+from sepscene.models.settings import FrontEndConfig
+
+
+def _noise(samples: int, seed: int = 0) -> torch.Tensor:
+    return 0.1 * torch.randn(2, samples, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_patch_of_the_paper_has_exactly_96_frames() -> None:
+    assert FrontEndConfig() == FRONT_ENDS["paper"]
+    log_mel = LogMel(FrontEndConfig())
+    assert log_mel(_noise(15_360)).shape == (2, 96, 64)
+    assert log_mel(_noise(160_000)).shape == (2, 1000, 64)
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+@pytest.mark.parametrize("samples", [1024, 15_359, 15_360, 15_361, 32_000])
+def test_frames_are_foretold(name: str, samples: int) -> None:
+    config = FRONT_ENDS[name]
+    assert LogMel(config)(_noise(samples)).shape[1] == config.frames(samples)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_bands_equal_librosas(name: str) -> None:
+    import librosa  # takes seconds
+
+    config = FRONT_ENDS[name]
+    expected = librosa.filters.mel(
+        sr=config.sample_rate,
+        n_fft=config.fft_samples,
+        n_mels=config.mel_bands,
+        fmin=config.lowest_hz,
+        fmax=config.highest_hz,
+        htk=config.mel_scale == "htk",
+        norm="slaney" if config.equal_area else None,
+        dtype=np.float64,
+    )
+    np.testing.assert_allclose(LogMel(config).bands_NF.numpy().T, expected, atol=2e-5 * expected.max())
+
+
+@pytest.mark.parametrize("name", ["panns_16k", "panns_32k"])
+def test_panns_presets_equal_torchaudio(name: str) -> None:
+    config = FRONT_ENDS[name]
+    wave_BT = _noise(config.sample_rate)
+    mel_BFL = torchaudio.transforms.MelSpectrogram(
+        sample_rate=config.sample_rate,
+        n_fft=config.fft_samples,
+        hop_length=config.hop_samples,
+        f_min=config.lowest_hz,
+        f_max=config.highest_hz,
+        n_mels=config.mel_bands,
+        norm="slaney",
+        mel_scale="slaney",
+    )(wave_BT)
+    expected_BLF = 10 * mel_BFL.clamp(min=1e-10).log10().transpose(1, 2)
+    torch.testing.assert_close(LogMel(config)(wave_BT), expected_BLF, atol=1e-3, rtol=0)
+
+
+def test_panns_16k_equals_the_reference(shared_dir) -> None:
+    vectors = np.load(shared_dir / "reference" / "cnn14_panns.npz")
+    logmel_BLF = LogMel(FRONT_ENDS["panns_16k"])(torch.from_numpy(vectors["waveform"]))
+    np.testing.assert_allclose(logmel_BLF.numpy(), vectors["logmel"], atol=2e-3, rtol=1e-5)
+
+
+def test_the_papers_log_mel_equals_a_slow_loop_in_float64() -> None:
+    config = FrontEndConfig()
+    wave_BT = _noise(1600)
+    padded = np.pad(wave_BT[0].double().numpy(), 176, mode="reflect")
+    window = np.zeros(512)
+    window[56:456] = np.sin(np.pi * np.arange(400) / 400) ** 2
+    bands_NF = LogMel(config).bands_NF.double().numpy()
+    for frame in range(10):
+        magnitude_N = np.abs(np.fft.rfft(window * padded[frame * 160 : frame * 160 + 512]))
+        expected_F = np.log(magnitude_N @ bands_NF + 0.01)
+        np.testing.assert_allclose(LogMel(config)(wave_BT)[0, frame].numpy(), expected_F, atol=2e-5)
+
+
+def test_a_frame_sits_in_the_middle_of_its_hop() -> None:
+    wave_BT = torch.zeros(1, 3200)
+    wave_BT[0, 10 * 160 + 80] = 1.0
+    assert LogMel(FrontEndConfig())(wave_BT).sum(dim=2).argmax() == 10
+
+
+def test_autocast_changes_nothing() -> None:
+    log_mel, wave_BT = LogMel(FRONT_ENDS["panns_16k"]), _noise(16_000)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logmel_BLF = log_mel(wave_BT)
+    assert logmel_BLF.dtype == torch.float32
+    assert torch.equal(logmel_BLF, log_mel(wave_BT))
+
+
+def test_silence_and_full_scale_stay_finite_with_their_gradients() -> None:
+    for config in FRONT_ENDS.values():
+        wave_BT = torch.stack([torch.zeros(16_000), torch.ones(16_000)]).requires_grad_()
+        logmel_BLF = LogMel(config)(wave_BT)
+        logmel_BLF.sum().backward()
+        assert torch.isfinite(logmel_BLF).all()
+        assert wave_BT.grad is not None and torch.isfinite(wave_BT.grad).all()
+
+
+def test_buffers_are_not_persisted_and_the_configuration_round_trips() -> None:
+    assert LogMel(FrontEndConfig()).state_dict() == {}
+    for config in FRONT_ENDS.values():
+        assert FrontEndConfig.model_validate(json.loads(config.model_dump_json())) == config
+
+
+def test_a_sound_too_short_to_reflect_is_named() -> None:
+    with pytest.raises(SepsceneError, match=r"100 samples.*more than 176.*pad"):
+        LogMel(FrontEndConfig())(_noise(100))
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({"sample_rate": 8000}, "above half of sample_rate"),
+        ({"lowest_hz": 7500.0}, "not below highest_hz"),
+        ({"hop_samples": 401}, "hop_samples <= window_samples"),
+        ({"fft_samples": 513}, "even"),
+        ({"hop_seconds": 0.01}, "Extra inputs"),
+    ],
+)
+def test_bad_front_ends_are_refused_with_advice(change: dict, advice: str) -> None:
+    with pytest.raises(ValidationError, match=advice):
+        FrontEndConfig(**change)

@@ -1,0 +1,114 @@
+"""The HEAR contract, checked as its validator does and beyond, on noise and on real sound."""
+
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from scipy.signal import resample_poly
+from torch import Tensor
+
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders import hear
+from sepscene.models.encoders.encoder import save_encoder
+from sepscene.models.settings import FrontEndConfig
+from tests.models.encoders.test_encoder import small_encoder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> hear.HearModel:
+    save_encoder(small_encoder(), tmp_path / "bundle", {})
+    return hear.load_model(str(tmp_path / "bundle"))
+
+
+def _assert_contract(audio_NT: Tensor, model: hear.HearModel) -> None:
+    """All that HEAR's validator demands or warns of."""
+    scenes = hear.get_scene_embeddings(audio_NT, model)
+    assert scenes.shape == (len(audio_NT), model.scene_embedding_size)
+    assert scenes.dtype == torch.float32 and torch.isfinite(scenes).all()
+
+    embeddings, timestamps = hear.get_timestamp_embeddings(audio_NT, model)
+    assert embeddings.dtype == torch.float32 and torch.isfinite(embeddings).all()
+    assert embeddings.ndim == 3 and timestamps.ndim == 2
+    assert embeddings.shape == (*timestamps.shape, model.timestamp_embedding_size)
+    assert len(embeddings) == len(audio_NT)
+    spacing = np.diff(timestamps.double().numpy(), axis=1)
+    assert np.abs(spacing - spacing.mean()).max() <= 1
+    assert spacing.max() <= 50
+    end = 1000 * audio_NT.shape[1] / model.sample_rate
+    assert timestamps.min() <= spacing.mean()
+    assert end - 50 <= timestamps.max() <= end
+
+
+def test_the_model_has_the_attributes_of_the_contract(model: hear.HearModel) -> None:
+    assert isinstance(model, torch.nn.Module) and not model.training
+    assert model.sample_rate in (16_000, 22_050, 32_000, 44_100, 48_000)
+    assert isinstance(model.scene_embedding_size, int) and isinstance(model.timestamp_embedding_size, int)
+
+
+@pytest.mark.parametrize("seconds", [0.06, 1.07, 1.98])
+def test_the_contract_holds_on_noise(model: hear.HearModel, seconds: float) -> None:
+    noise = torch.rand(2, int(seconds * model.sample_rate), generator=torch.Generator().manual_seed(0))
+    _assert_contract(2 * noise - 1, model)
+
+
+def test_the_contract_holds_on_real_sound(model: hear.HearModel, shared_dir: Path) -> None:
+    clips = sorted((shared_dir / "data" / "esc10" / "audio").glob("*.ogg"))[:3]
+    waves = [resample_poly(soundfile.read(clip, dtype="float32")[0], 160, 441)[:24_000] for clip in clips]
+    audio_NT = torch.from_numpy(np.stack(waves).astype(np.float32))
+    _assert_contract(audio_NT, model)
+    scenes = hear.get_scene_embeddings(audio_NT, model)
+    assert (scenes[0] - scenes[1]).abs().max() > 0.05
+
+
+def test_embeddings_are_centred_on_their_timestamps(model: hear.HearModel) -> None:
+    """A click at a timestamp must give the embedding of a window with the click in its middle."""
+    audio_NT = torch.zeros(1, 48_000)
+    audio_NT[0, 24_000] = 1.0
+    embeddings, timestamps = hear.get_timestamp_embeddings(audio_NT, model)
+    window_NT = torch.zeros(1, 15_360)
+    window_NT[0, 7_680] = 1.0
+    at = int((timestamps[0] == 1500).nonzero())
+    expected = model.encoder(window_NT)[0]
+    torch.testing.assert_close(embeddings[0, at], expected, atol=1e-5, rtol=1e-4)
+    assert (embeddings[0, at + 1] - expected).abs().max() > 0.01
+
+
+def test_nothing_drifts_where_the_step_is_no_whole_number_of_samples() -> None:
+    config = FrontEndConfig(sample_rate=22_050)
+    encoder = small_encoder()
+    odd = type(encoder)(type(encoder.front_end)(config), encoder.trunk).eval()
+    audio_NT = torch.zeros(1, 22_050 * 3 + 1_500)
+    audio_NT[0, 22_050 * 3 + 1_103] = 1.0
+    embeddings, timestamps = hear.get_timestamp_embeddings(audio_NT, hear.HearModel(odd))
+    window_NT = torch.zeros(1, odd.patch_samples)
+    window_NT[0, odd.patch_samples // 2] = 1.0
+    at = int((timestamps[0] == 3_050).nonzero())
+    torch.testing.assert_close(embeddings[0, at], odd(window_NT)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_embeddings_do_not_depend_on_the_company(model: hear.HearModel) -> None:
+    audio_NT = 0.1 * torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0))
+    together, _ = hear.get_timestamp_embeddings(audio_NT, model)
+    alone, _ = hear.get_timestamp_embeddings(audio_NT[1:2], model)
+    torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=1e-5)
+
+
+def test_wrong_shapes_and_missing_weights_are_named(model: hear.HearModel) -> None:
+    with pytest.raises(SepsceneError, match=r"\(sounds, samples\), not \(16000,\)"):
+        hear.get_scene_embeddings(torch.zeros(16_000), model)
+    with pytest.raises(SepsceneError, match="no default weights"):
+        hear.load_model()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_minutes_fit_in_a_fraction_of_16_gb() -> None:
+    model = hear.HearModel(small_encoder(shortest_seconds=0.32))
+    audio_NT = 0.1 * torch.randn(1, 20 * 60 * 16_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _assert_contract(audio_NT, model)
+    grown_gb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    assert grown_gb < 1

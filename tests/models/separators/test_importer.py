@@ -1,0 +1,294 @@
+"""Imports: the reference's checkpoints against its outputs, Conv-TasNet, programs, and what is refused."""
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchaudio.models import ConvTasNet
+
+from sepscene.models.config import CheckpointError
+from sepscene.models.separators.card import read_card
+from sepscene.models.separators.folder import load_separator
+from sepscene.models.separators.import_tdcnpp import tensorflow_name
+from sepscene.models.separators.importer import ImportHints, import_separator
+from sepscene.models.separators.tf_bundle import TFBundle
+
+CHECKPOINTS = ["tdcnpp_small_m2", "tdcnpp_small_stft_m4"]
+SIZES = {
+    "num_sources": 3,
+    "enc_kernel_size": 8,
+    "enc_num_feats": 6,
+    "msk_num_feats": 4,
+    "msk_num_hidden_feats": 5,
+}
+
+
+class Filters(nn.Module):
+    """A separator of two fixed filters, which a program can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters = nn.Conv1d(1, 2, 5, padding=2, bias=False)
+
+    def forward(self, wave_BT: Tensor) -> Tensor:
+        return self.filters(wave_BT.unsqueeze(1))
+
+
+class Halves(nn.Module):
+    """No separator: it returns half of the samples."""
+
+    def forward(self, wave_BT: Tensor) -> Tensor:
+        return wave_BT.unsqueeze(1)[:, :, ::2]
+
+
+def export(module: nn.Module, path: Path, dynamic: bool = True) -> Path:
+    sizes = ({0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=16)},) if dynamic else None
+    torch.export.save(torch.export.export(module, (torch.zeros(2, 400),), dynamic_shapes=sizes), path)
+    return path
+
+
+def edit(path: Path, ending: str, old: bytes, new: bytes) -> Path:
+    """Change a file inside of an exported program, as an attacker would."""
+    other = path.with_name("edited.pt2")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(other, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith(ending):
+                assert old in content
+                content = content.replace(old, new)
+            target.writestr(name, content)
+    return other
+
+
+class Evil:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def bundle(shared_dir: Path, tmp_path: Path) -> Path:
+    """A copy of a reference checkpoint without the configuration that lies beside it."""
+    for path in (shared_dir / "reference/tdcnpp_small_m2").glob("model.ckpt-1234.*"):
+        shutil.copyfile(path, tmp_path / path.name)
+    return tmp_path / "model.ckpt-1234"
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_network_equals_the_reference(name, shared_dir, tmp_path):
+    folder = shared_dir / "reference" / name
+    import_separator(folder / "model.ckpt-1234", 16000, tmp_path / "out")
+    separator = load_separator(tmp_path / "out")
+    vectors = np.load(folder / "vectors.npz")
+    with torch.no_grad():
+        separated_BST = separator(torch.from_numpy(vectors["mixture"]))
+    assert np.abs(separated_BST.numpy() - vectors["separated"]).max() < 1e-5
+    assert read_card(tmp_path / "out").metadata["assumed"] == []
+
+
+def test_sizes_come_from_the_variables(shared_dir, tmp_path):
+    import_separator(shared_dir / "reference/tdcnpp_small_stft_m4/model.ckpt-1234", 16000, tmp_path / "out")
+    config = load_separator(tmp_path / "out").config
+    assert (config.basis, config.sources, config.window_samples, config.hop_samples) == ("stft", 4, 512, 128)
+    assert (config.repeats, config.blocks, config.skip_residual, config.consistency) == (2, 3, True, "magsq")
+
+
+def test_every_parameter_has_a_name_in_the_checkpoint(shared_dir, tmp_path):
+    for name in CHECKPOINTS:
+        prefix = shared_dir / "reference" / name / "model.ckpt-1234"
+        import_separator(prefix, 16000, tmp_path / name)
+        ours = load_separator(tmp_path / name).state_dict()
+        assert {tensorflow_name(key) for key in ours} == set(TFBundle(prefix).entries)
+
+
+def test_optimiser_slots_and_averages_are_skipped(bundle, tmp_path, monkeypatch):
+    opened = TFBundle(bundle)
+    extra = ("dense/kernel/Adam", "dense/kernel/Adam_1", "beta1_power", "global_step")
+    extra += ("initial_dense/dense/bias/ExponentialMovingAverage",)
+    monkeypatch.setattr(TFBundle, "__init__", lambda self, prefix: self.__dict__.update(opened.__dict__))
+    opened.entries |= dict.fromkeys(extra, opened.entries["dense/kernel"])
+    import_separator(bundle, 16000, tmp_path / "out", ImportHints(blocks=3))
+    opened.entries["decoder/extra"] = opened.entries["dense/kernel"]
+    with pytest.raises(CheckpointError, match="unknown variables decoder/extra"):
+        import_separator(bundle, 16000, tmp_path / "out", ImportHints(blocks=3))
+    del opened.entries["decoder/extra"]
+    for missing in ("mask", "blocks.2.norm1.slope", "basis.synthesis"):
+        entry = opened.entries.pop(tensorflow_name(missing))
+        with pytest.raises(CheckpointError, match=tensorflow_name(missing)):
+            import_separator(bundle, 16000, tmp_path / "out", ImportHints(blocks=3))
+        opened.entries[tensorflow_name(missing)] = entry
+
+
+def test_what_the_variables_leave_open_is_asked_for(bundle, tmp_path):
+    with pytest.raises(CheckpointError, match="6 dilated blocks and nothing says"):
+        import_separator(bundle, 16000, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="not a multiple of blocks 4"):
+        import_separator(bundle, 16000, tmp_path / "out", ImportHints(blocks=4))
+    import_separator(f"{bundle}.index", 22050, tmp_path / "out", ImportHints(blocks=3))
+    assert load_separator(tmp_path / "out").sample_rate == 22050
+
+
+def test_a_rate_other_than_that_of_the_training_is_refused(shared_dir, tmp_path):
+    with pytest.raises(CheckpointError, match="says 16000 Hz, not 8000 Hz"):
+        import_separator(shared_dir / "reference/tdcnpp_small_m2/model.ckpt-1234", 8000, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_stft_of_another_rate_is_refused(shared_dir, tmp_path):
+    for path in (shared_dir / "reference/tdcnpp_small_stft_m4").glob("model.ckpt-1234.*"):
+        shutil.copyfile(path, tmp_path / path.name)
+    with pytest.raises(CheckpointError, match="257 STFT bins, but a window of 1411 samples gives 1025"):
+        import_separator(tmp_path / "model.ckpt-1234", 44100, tmp_path / "out")
+    import_separator(tmp_path / "model.ckpt-1234", 16000, tmp_path / "out")
+    assumed = read_card(tmp_path / "out").metadata["assumed"]
+    assert assumed == ["window_samples 512", "hop_samples 128", "consistency magsq"]
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+@pytest.mark.parametrize("form", ["pt", "safetensors", "nested"])
+def test_a_conv_tasnet_separates_as_before(tmp_path, form, activation):
+    network = ConvTasNet(**SIZES, msk_num_layers=2, msk_num_stacks=2, msk_activate=activation).eval()
+    path = tmp_path / f"weights.{'safetensors' if form == 'safetensors' else 'pt'}"
+    if form == "safetensors":
+        save_file(network.state_dict(), path)
+    else:
+        torch.save({"state_dict": network.state_dict()} if form == "nested" else network.state_dict(), path)
+    import_separator(path, 8000, tmp_path / "out", ImportHints(blocks=2, mask_activation=activation))
+    separator = load_separator(tmp_path / "out")
+    wave_BT = torch.randn(2, 403)
+    torch.testing.assert_close(separator(wave_BT), network(wave_BT[:, None]), rtol=0, atol=0)
+    assert (separator.sample_rate, separator.sources) == (8000, 3)
+
+
+def test_a_conv_tasnet_of_other_names_is_refused(tmp_path):
+    weights = ConvTasNet(**SIZES, msk_num_layers=2, msk_num_stacks=2).state_dict()
+    weights["mask_generator.extra"] = torch.zeros(1)
+    del weights["mask_generator.output_prelu.weight"]
+    torch.save(weights, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"output_prelu.weight is missing; mask_generator.extra is unknown"):
+        import_separator(tmp_path / "weights.pt", 8000, tmp_path / "out", ImportHints(blocks=2))
+    torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"encoder.weight .* is it a torchaudio ConvTasNet"):
+        import_separator(tmp_path / "weights.pt", 8000, tmp_path / "out")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    weights = ConvTasNet(**SIZES, msk_num_layers=2, msk_num_stacks=2).state_dict()
+    weights["encoder.weight"][0] = float("nan")
+    torch.save(weights, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"network.encoder.weight holds NaN"):
+        import_separator(tmp_path / "weights.pt", 8000, tmp_path / "out", ImportHints(blocks=2))
+
+
+def test_a_pickle_is_never_executed(tmp_path):
+    torch.save({"encoder.weight": Evil(tmp_path / "executed")}, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="holds more than tensors"):
+        import_separator(tmp_path / "weights.pt", 8000, tmp_path / "out")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.slow
+def test_a_pickle_within_an_exported_program_is_never_executed(tmp_path):
+    path = export(Filters(), tmp_path / "program.pt2")
+    torch.save(Evil(tmp_path / "executed"), pickled := io.BytesIO())
+    with zipfile.ZipFile(path) as archive:
+        weights = archive.read("program/data/weights/weight_0")
+    path = edit(path, "weights/weight_0", weights, pickled.getvalue())
+    path = edit(
+        path.rename(tmp_path / "program.pt2"),
+        "weights_config.json",
+        b'"use_pickle": false',
+        b'"use_pickle": true',
+    )
+    with pytest.raises(CheckpointError, match="edited"):
+        import_separator(path, 8000, tmp_path / "out")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("kind", ["torchscript", pytest.param("exported", marks=pytest.mark.slow)])
+def test_a_program_separates_as_before(tmp_path, kind):
+    module = Filters().eval()
+    path = tmp_path / ("program.pt" if kind == "torchscript" else "program.pt2")
+    if kind == "torchscript":
+        torch.jit.script(module).save(path)
+    else:
+        export(module, path)
+    import_separator(path, 8000, tmp_path / "out")
+    separator = load_separator(tmp_path / "out").eval().to("cpu")
+    wave_BT = torch.randn(3, 777)
+    torch.testing.assert_close(separator(wave_BT), module(wave_BT), rtol=0, atol=1e-7)
+    assert (separator.sample_rate, separator.sources) == (8000, 2)
+    content = bytearray((tmp_path / "out" / path.name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "out" / path.name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{path.name} is damaged"):
+        load_separator(tmp_path / "out")
+
+
+@pytest.mark.parametrize("ending", ["pt", pytest.param("pt2", marks=pytest.mark.slow)])
+def test_a_damaged_program_is_named(tmp_path, ending):
+    path = tmp_path / f"program.{ending}"
+    torch.jit.script(Filters()).save(path) if ending == "pt" else export(Filters(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=path.name):
+        import_separator(path, 8000, tmp_path / "out")
+
+
+def test_a_program_that_is_no_separator_says_what_it_did(tmp_path):
+    torch.jit.script(Halves()).save(tmp_path / "halves.pt")
+    with pytest.raises(CheckpointError, match=r"maps \(1, 8000\) to \(1, 1, 4000\), not to \(B, S, T\)"):
+        import_separator(tmp_path / "halves.pt", 8000, tmp_path / "out")
+    broken = Filters()
+    nn.init.constant_(broken.filters.weight, float("inf"))
+    torch.jit.script(broken).save(tmp_path / "infinite.pt")
+    with pytest.raises(CheckpointError, match="NaN or infinite samples"):
+        import_separator(tmp_path / "infinite.pt", 8000, tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"torch.ops.aten.unsqueeze.default", b"torch.os.system"),
+        (b"torch.ops.aten.unsqueeze.default", b"torch.ops.aten.from_file.default"),
+        (b"torch.ops.aten.unsqueeze.default", b"#extension:evil"),
+        (b"Symbol('s", b"__import__('os').system('true') or Symbol('s"),
+        (b'"name": "unsqueeze"', b'"name": "unsqueeze = 0\\nimport os"'),
+    ],
+)
+def test_an_exported_program_that_does_more_than_compute_is_refused(tmp_path, old, new):
+    path = edit(export(Filters(), tmp_path / "program.pt2"), "models/model.json", old, new)
+    with pytest.raises(CheckpointError, match=r"edited\.pt2 is refused"):
+        import_separator(path, 8000, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_an_exported_program_of_one_size_is_refused(tmp_path):
+    export(Filters(), tmp_path / "fixed.pt2", dynamic=False)
+    with pytest.raises(CheckpointError, match=r"maps|dynamic"):
+        import_separator(tmp_path / "fixed.pt2", 8000, tmp_path / "out")
+
+
+def test_nothing_there_says_what_to_give(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is no file, and .*index is missing"):
+        import_separator(tmp_path / "model.ckpt-7", 16000, tmp_path / "out")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"notes\.txt can't be read as weights"):
+        import_separator(tmp_path / "notes.txt", 16000, tmp_path / "out")
+
+
+def test_a_configuration_of_something_else_beside_the_checkpoint_is_named(bundle, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(["not", "ours"]))
+    with pytest.raises(CheckpointError, match=r"config\.json lies beside"):
+        import_separator(bundle, 16000, tmp_path / "out", ImportHints(blocks=3))

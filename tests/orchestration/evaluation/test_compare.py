@@ -1,0 +1,188 @@
+"""Comparing runs: evidence survives the disk, clips are paired by their ids, a difference is found or not."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.evaluation.compare import (
+    TEST_CLIPS,
+    compare_runs,
+    compare_seeds,
+    evidence_path,
+    load_evidence,
+    render,
+    save_judgement,
+)
+from sepscene.orchestration.records.results import EncoderResult, Figure, RunResults
+from sepscene.tasks.evaluation.scores import Evidence, Judgement, measure
+from sepscene.tasks.evaluation.settings import JudgeSettings
+
+CLASSES = ("bird", "car", "door")
+
+
+def evidence(strength: float, seed: int = 0, clips: int = 80) -> Evidence:
+    """Scores that know the targets as well as `strength` says, over noise that differs between seeds."""
+    targets = np.random.default_rng(99).random((clips, len(CLASSES))) < 0.3
+    noise = np.random.default_rng(seed)
+    scores = {p: strength * targets + noise.standard_normal(targets.shape) for p in ("shallow", "linear", "knn")}
+    h = strength * targets.astype(float) + noise.standard_normal(targets.shape)
+    ids = np.array([f"clip{row}" for row in range(clips)])
+    settings = JudgeSettings(qbe_clips=40, bootstrap=200)
+    return Evidence(ids, CLASSES, targets, np.full(clips, "test"), h, scores, settings, ("a note",))
+
+
+def a_run(folder: Path, judgement: Judgement, encoder: str = "mix-chan", seed: int = 0) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_judgement(judgement, evidence_path(folder, encoder))
+    figures = {name: Figure(value=i.value, low=i.low, high=i.high) for name, i in judgement.figures.items()}
+    results = RunResults(
+        run_id=folder.name,
+        experiment="demo",
+        scale="tiny",
+        seed=seed,
+        started="2026-01-01T00:00:00Z",
+        seconds=1.0,
+        encoders=(EncoderResult(name=encoder, figures=figures),),
+    )
+    results.save(folder)
+    return folder
+
+
+def test_evidence_survives_the_disk(tmp_path: Path) -> None:
+    judgement = measure(evidence(1.0))
+    path = save_judgement(judgement, tmp_path / "deep" / "e.npz")
+    read = load_evidence(path)
+    assert read.settings == judgement.evidence.settings and read.notes == ("a note",)
+    assert read.classes == CLASSES and (read.clip_ids == judgement.evidence.clip_ids).all()
+    again = measure(read)
+    assert again.figures == judgement.figures and again.per_class == judgement.per_class
+    assert [p.name for p in path.parent.iterdir()] == ["e.npz"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text", b"PK\x03\x04 torn"])
+def test_missing_or_damaged_evidence_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "e.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SepsceneError, match="evaluate the run"):
+        load_evidence(path)
+
+
+def test_pickled_evidence_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "e.npz"
+    np.savez(path, clip_ids=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(SepsceneError, match="damaged"):
+        load_evidence(path)
+
+
+def test_a_real_difference_is_found(tmp_path: Path) -> None:
+    a = a_run(tmp_path / "a", measure(evidence(0.2)))
+    b = a_run(tmp_path / "b", measure(evidence(2.5, seed=1)))
+    comparison = compare_runs(a, b)
+    by_name = {figure.name: figure for figure in comparison.figures}
+    assert set(by_name) == {"shallow_map", "d_prime", "lwlrap", "linear_map", "knn_map", "qbe_map"}
+    for figure in by_name.values():
+        assert figure.test.difference.value > 0
+        assert figure.test.p is not None and figure.test.p < 0.02
+    assert by_name["shallow_map"].a.value == RunResults.load(a).encoders[0].figures["shallow_map"].value
+    assert comparison.pairs == 80 and len(comparison.classes) == 3
+    text = render(comparison)
+    assert "shallow_map" in text and "bird" in text and "B - A" in text
+    assert all(len(line) <= 110 for line in text.splitlines())
+
+
+def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
+    a = a_run(tmp_path / "a", measure(evidence(1.0)))
+    for figure in compare_runs(a, a).figures:
+        assert figure.test.p == 1.0
+        assert (figure.test.difference.low, figure.test.difference.high) == (0.0, 0.0)
+
+
+def test_clips_are_paired_by_id_whatever_their_order(tmp_path: Path) -> None:
+    one, other = evidence(0.5), evidence(1.0, seed=1)
+    shuffled = other.rows(np.random.default_rng(0).permutation(80))
+    a = a_run(tmp_path / "a", measure(one))
+    in_order = compare_runs(a, a_run(tmp_path / "b", measure(other)))
+    mixed = compare_runs(a, a_run(tmp_path / "c", measure(shuffled)))
+    assert in_order.figures == mixed.figures
+    fewer = compare_runs(a, a_run(tmp_path / "d", measure(shuffled.rows(np.arange(60)))))
+    assert fewer.pairs == 60 and "60 shared clips of 80 (A) and 60 (B)" in fewer.notes
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    base = evidence(1.0)
+    a = a_run(tmp_path / "a", measure(base))
+    faults = {
+        "share no test clip": replace(base, clip_ids=np.char.add("other", base.clip_ids)),
+        "disagree about the classes": replace(base, classes=("x", "y", "z")),
+        "different settings": replace(base, settings=JudgeSettings(bootstrap=10)),
+        "same id": replace(base, clip_ids=np.full(80, "same")),
+    }
+    for number, (message, changed) in enumerate(faults.items()):
+        with pytest.raises(SepsceneError, match=message):
+            compare_runs(a, a_run(tmp_path / str(number), measure(changed)))
+    with pytest.raises(SepsceneError, match="it has mix-chan"):
+        compare_runs(a, a, encoder_b="mix-mix")
+    with pytest.raises(SepsceneError, match=r"results\.json"):
+        compare_runs(a, tmp_path / "nowhere")
+
+
+def test_seeds_are_paired(tmp_path: Path) -> None:
+    runs = {
+        side: [
+            a_run(tmp_path / f"{side}{seed}", measure(evidence(strength, 10 * seed)), seed=seed)
+            for seed in range(seeds)
+        ]
+        for side, strength, seeds in (("a", 0.5, 4), ("b", 1.5, 3))
+    }
+    comparison = compare_seeds(runs["a"], runs["b"][::-1])
+    assert comparison.pairs == 3 and "left out: [3]" in comparison.notes[0]
+    first = comparison.figures[0]
+    values = {
+        side: [RunResults.load(run).encoders[0].figures[first.name].value for run in runs[side][:3]] for side in runs
+    }
+    assert first.test.difference.value == pytest.approx(np.mean(values["b"]) - np.mean(values["a"]))
+    assert first.test.p is not None and first.test.p < 0.05
+    alone = compare_seeds(runs["a"][:1], runs["b"][:1])
+    assert alone.figures[0].test.p is None and "one seed" in alone.notes[-1] and "–" in render(alone)
+    with pytest.raises(SepsceneError, match="no seed was run both ways"):
+        compare_seeds(runs["a"][:1], runs["b"][1:2])
+    with pytest.raises(SepsceneError, match="give each seed once"):
+        compare_seeds(runs["a"][:1] * 2, runs["b"])
+
+
+def changed(run: Path, **update: object) -> Path:
+    RunResults.load(run).model_copy(update=update).save(run)
+    return run
+
+
+def test_figures_that_some_seed_lacks_are_left_out_and_named(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / str(n), measure(evidence(1.0, n)), seed=n % 2) for n in range(4)]
+    encoder = RunResults.load(runs[3]).encoders[0]
+    kept = {name: figure for name, figure in encoder.figures.items() if name not in ("qbe_map", "d_prime")}
+    changed(runs[3], encoders=(encoder.model_copy(update={"figures": kept}),))
+    for sides in ((runs[:2], runs[2:]), (runs[2:], runs[:2])):
+        comparison = compare_seeds(*sides)
+        assert {figure.name for figure in comparison.figures} == set(kept)
+        assert comparison.notes == ("figures that some run lacks, left out: d_prime, qbe_map",)
+
+
+def test_seeds_on_different_test_clips_are_not_compared(tmp_path: Path) -> None:
+    one, fewer = measure(evidence(1.0)), measure(evidence(1.0).rows(np.arange(60)))
+    a, b = (a_run(tmp_path / name, one) for name in "ab")
+    other = a_run(tmp_path / "other", fewer)
+    with pytest.raises(SepsceneError, match=r"a and .*other were judged on different test clips"):
+        compare_seeds([a], [other])  # older runs, that have no digest: by the ids of their clips
+    shutil.rmtree(other / "evaluation")
+    assert "test clips are unknown, they may differ: 0" in compare_seeds([a], [other]).notes[0]
+    assert "unknown" not in str(compare_seeds([changed(a, data={TEST_CLIPS: "1"})], [b]).notes)
+    assert "unknown" not in str(compare_seeds([a], [changed(other, data={TEST_CLIPS: "1"})]).notes)
+    with pytest.raises(SepsceneError, match="different test clips"):
+        compare_seeds([a], [changed(b, data={TEST_CLIPS: "2"})])
+    # Another seed may have clips of its own: generated scenes are drawn anew for each.
+    more = [changed(a_run(tmp_path / name, fewer, seed=1), data={TEST_CLIPS: "3"}) for name in "cd"]
+    assert compare_seeds([a, more[0]], [changed(b, data={TEST_CLIPS: "1"}), more[1]]).notes == ()

@@ -1,0 +1,224 @@
+"""`sepscene embed`: equal to the encoder on the whole file, resumable, and never stopped by a bad file."""
+
+import io
+import json
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+
+from sepscene.augment.audio import read_audio
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.encoder import save_encoder
+from sepscene.orchestration.evaluation import embed_files as embedding
+from sepscene.orchestration.evaluation.embed_files import EmbedReport, embed_files, list_files
+from sepscene.orchestration.evaluation.file_encoder import FileEncoder, read_blocks
+from tests.models.encoders.test_encoder import small_encoder
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    save_encoder(small_encoder(), tmp_path / "bundle", {})
+    return tmp_path / "bundle"
+
+
+def _noise(path: Path, seconds: float, rate: int = 16_000, channels: int = 1) -> str:
+    draws = np.random.default_rng(zlib.crc32(path.name.encode()))
+    soundfile.write(path, 0.1 * draws.standard_normal((int(seconds * rate), channels)), rate)
+    return str(path)
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> list[str]:
+    """Every format and odd lengths, and one file that is no sound."""
+    folder = tmp_path / "sounds"
+    (folder / "deeper").mkdir(parents=True)
+    files = [
+        _noise(folder / "a.wav", 2.5),
+        _noise(folder / "b.flac", 0.3, rate=22_050),
+        _noise(folder / "c.ogg", 1.92, rate=44_100, channels=2),
+        _noise(folder / "deeper" / "d.mp3", 1.1, rate=48_000),
+    ]
+    (folder / "broken.wav").write_bytes(b"not a sound")
+    (folder / "notes.txt").write_text("no sound either")
+    return files
+
+
+def _embed(bundle: Path, inputs: list[str], out: Path, **options) -> EmbedReport:
+    return embed_files(bundle, inputs, out, device="cpu", show_progress=False, **options)
+
+
+def _read(out: Path) -> dict[str, np.ndarray]:
+    if out.suffix == ".npy":
+        names, h_ND = json.loads(out.with_suffix(".names.json").read_text())["names"], np.load(out)
+    else:
+        table = pq.read_table(out)
+        names, h_ND = table["uri"].to_pylist(), np.stack(table["h"].to_numpy())
+    assert h_ND.dtype == np.float32 and len(set(names)) == len(names) == len(h_ND)
+    return dict(zip(names, h_ND, strict=True))
+
+
+@pytest.mark.parametrize("name", ["out.npy", "out.parquet"])
+def test_each_file_gets_the_encoders_h_and_bad_ones_are_reported(
+    bundle: Path, sounds: list[str], tmp_path: Path, name: str
+) -> None:
+    broken, missing = str(tmp_path / "sounds" / "broken.wav"), str(tmp_path / "missing.wav")
+    report = _embed(bundle, [str(tmp_path / "sounds"), missing], tmp_path / name)
+    assert (report.written, report.skipped, set(report.bad)) == (4, 0, {broken, missing})
+    assert report.bad[missing] == "no such file" and "not decodable" in report.bad[broken]
+    encoder, found = small_encoder(), _read(tmp_path / name)
+    assert set(found) == set(sounds)
+    for uri in sounds:
+        with torch.inference_mode():
+            expected = encoder(torch.from_numpy(read_audio(uri, 16_000))[None])[0].numpy()
+        np.testing.assert_allclose(found[uri], expected, atol=1e-4, rtol=1e-4)
+    assert not (tmp_path / f"{name}.parts").exists()
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100, 11_025])
+@pytest.mark.parametrize("seconds", [4.0, 5.3])
+def test_blocks_together_are_the_whole_file(tmp_path: Path, rate: int, seconds: float) -> None:
+    uri = _noise(tmp_path / "long.wav", seconds, rate)
+    blocks = list(read_blocks(uri, 16_000, 2))
+    assert {len(block_T) for block_T in blocks[:-1]} == {32_000}
+    np.testing.assert_allclose(np.concatenate(blocks), read_audio(uri, 16_000), atol=1e-6)
+
+
+def test_a_file_longer_than_a_block_gives_the_same_h(tmp_path: Path) -> None:
+    uri, encoder = _noise(tmp_path / "long.wav", 51.0, 8_000), small_encoder()
+    file_encoder = FileEncoder(encoder)
+    assert file_encoder.block_seconds == 48
+    (file,) = file_encoder.embed([uri])
+    with torch.inference_mode():
+        expected = encoder(torch.from_numpy(read_audio(uri, 16_000))[None])[0].numpy()
+    np.testing.assert_allclose(file.h_D, expected, atol=1e-4, rtol=1e-4)
+    assert file.seconds == 51
+
+
+def test_damage_in_the_middle_of_a_long_file_is_reported_and_the_next_is_done(tmp_path: Path) -> None:
+    long, good = Path(_noise(tmp_path / "long.flac", 60.0, 8_000)), _noise(tmp_path / "good.wav", 1.0)
+    content = bytearray(long.read_bytes())
+    content[len(content) * 9 // 10 :] = bytes(len(content) - len(content) * 9 // 10)
+    long.write_bytes(content)
+    damaged, done = FileEncoder(small_encoder()).embed([str(long), good])
+    assert damaged.cause and done.cause is None
+
+
+@pytest.mark.parametrize("name", ["out.npy", "out.parquet"])
+def test_an_interrupted_call_goes_on_where_it_stopped(
+    bundle: Path, sounds: list[str], tmp_path: Path, name: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(embedding, "FILES_A_PART", 1)
+    embed = FileEncoder.embed
+
+    def killed_after_two(self: FileEncoder, uris):
+        for count, file in enumerate(embed(self, uris)):
+            if count == 2:
+                raise KeyboardInterrupt
+            yield file
+
+    monkeypatch.setattr(FileEncoder, "embed", killed_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        _embed(bundle, sounds, tmp_path / name)
+    assert not (tmp_path / name).exists()
+    monkeypatch.setattr(FileEncoder, "embed", embed)
+    report = _embed(bundle, sounds, tmp_path / name)
+    assert (report.written, report.skipped) == (2, 2)
+    assert list(_read(tmp_path / name)) == sounds
+
+
+@pytest.mark.parametrize("name", ["out.npy", "out.parquet"])
+def test_a_finished_output_is_added_to(bundle: Path, sounds: list[str], tmp_path: Path, name: str) -> None:
+    _embed(bundle, sounds[:2], tmp_path / name)
+    before = _read(tmp_path / name)
+    report = _embed(bundle, sounds[1:], tmp_path / name)
+    after = _read(tmp_path / name)
+    assert (report.written, report.skipped) == (2, 1)
+    assert list(after) == sounds
+    assert all(np.array_equal(after[uri], before[uri]) for uri in before)
+
+
+def test_a_kill_between_the_rows_and_their_names_loses_nothing(bundle: Path, sounds: list[str], tmp_path: Path) -> None:
+    out, parts = tmp_path / "out.npy", tmp_path / "out.npy.parts"
+    _embed(bundle, sounds, out)
+    parts.mkdir()
+    out.with_suffix(".names.json").rename(parts / "merged.names.json")
+    assert _embed(bundle, sounds, out).skipped == 4
+    assert list(_read(out)) == sounds
+
+
+def test_rows_of_another_encoder_are_not_mixed_in(bundle: Path, sounds: list[str], tmp_path: Path) -> None:
+    other = small_encoder()
+    other.trunk.embedding.bias.data += 1
+    save_encoder(other, tmp_path / "other", {})
+    for name in ("out.npy", "out.parquet"):
+        _embed(bundle, sounds[:1], tmp_path / name)
+        with pytest.raises(SepsceneError, match=rf"{name} holds rows of another encoder"):
+            _embed(tmp_path / "other", sounds, tmp_path / name)
+        (tmp_path / name).write_bytes(b"damaged")
+        with pytest.raises(SepsceneError, match=r"cannot be continued.*--out"):
+            _embed(bundle, sounds, tmp_path / name)
+    with pytest.raises(SepsceneError, match=r"must end in \.npy or \.parquet"):
+        _embed(bundle, sounds, tmp_path / "out.csv")
+
+
+def test_arguments_are_files_folders_manifests_and_stdin(sounds: list[str], tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "sounds"
+    (folder / "list.csv").write_text("label,uri\ndog,a.wav\ncat,s3://bucket/x.wav\n")
+    pq.write_table(pa.table({"uri": ["deeper/d.mp3", sounds[0]]}), folder / "list.parquet")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{sounds[1]}\n\n{folder / 'list.csv'}\n"))
+    assert list_files([sounds[2], sounds[2]]) == [sounds[2]]
+    everything = sorted([*sounds, str(folder / "broken.wav")], key=Path)
+    assert list_files([str(folder)]) == everything
+    assert list_files([str(folder / "list.csv")]) == [sounds[0], "s3://bucket/x.wav"]
+    assert list_files([str(folder / "list.parquet")]) == [sounds[3], sounds[0]]
+    assert list_files(["-"]) == [sounds[1], sounds[0], "s3://bucket/x.wav"]
+
+
+def test_bad_manifests_are_named(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("file\na.wav\n")
+    (tmp_path / "list.parquet").write_bytes(b"damaged")
+    (tmp_path / "empty").mkdir()
+    for name, message in {
+        "list.csv": "no manifest with a column `uri`",
+        "list.parquet": "no manifest with a column `uri`",
+        "none.csv": "cannot be read",
+        "empty": "no sound file to embed",
+    }.items():
+        with pytest.raises(SepsceneError, match=message):
+            list_files([str(tmp_path / name)])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_of_our_own")
+@pytest.mark.filterwarnings("error::ray.util.annotations.RayDeprecationWarning")
+def test_a_cluster_gives_the_same_rows(bundle: Path, sounds: list[str], tmp_path: Path, monkeypatch) -> None:
+    """Also of files that are named from a folder in which the actors are not."""
+    monkeypatch.setattr(embedding, "FILES_A_CALL", 2)
+    monkeypatch.chdir(tmp_path / "sounds")
+    inputs = [*(os.path.relpath(uri) for uri in sounds), "missing.wav"]
+    with pytest.raises(SepsceneError, match="does not fit the cluster"):
+        embedding.embed_on_cluster(bundle, inputs, tmp_path / "no.parquet", gpus_per_actor=1)
+    out = tmp_path / "cluster.parquet"
+    report = embedding.embed_on_cluster(bundle, inputs, out, actors=2, show_progress=False)
+    again = embedding.embed_on_cluster(bundle, inputs[:4], out, actors=2, show_progress=False)
+    assert (report.written, report.bad) == (4, {"missing.wav": "no such file"})
+    assert (again.written, again.skipped) == (0, 4)
+    _embed(bundle, inputs, tmp_path / "local.parquet")
+    found, expected = _read(out), _read(tmp_path / "local.parquet")
+    assert found.keys() == expected.keys()
+    for uri in expected:
+        np.testing.assert_allclose(found[uri], expected[uri], atol=1e-4, rtol=1e-4)
+
+
+def test_bfloat16_stays_near(sounds: list[str]) -> None:
+    whole = [file.h_D for file in FileEncoder(small_encoder()).embed(sounds)]
+    half = [file.h_D for file in FileEncoder(small_encoder(), bfloat16=True).embed(sounds)]
+    for exact_D, near_D in zip(whole, half, strict=True):
+        assert 0 < np.linalg.norm(near_D - exact_D) < 0.05 * np.linalg.norm(exact_D)

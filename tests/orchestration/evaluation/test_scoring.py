@@ -1,0 +1,160 @@
+"""An encoder's judgement from embeddings: a test split, or cross-validation over the folds of the training clips."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.evaluation.compare import evidence_path, load_evidence
+from sepscene.orchestration.presets import named_experiment
+from sepscene.tasks.datasets.manifest import Clip, Manifest, make_manifest
+from sepscene.tasks.datasets.readers import read_manifest
+from tests.tasks.datasets.test_public import write
+
+CLASSES = ("Bark", "Guitar", "Rain")
+
+pytestmark = pytest.mark.slow  # imports Ray
+
+
+def by_folds() -> Experiment:
+    changes = {"data.format": "esc50", "data.root": "x", "data.train": ["1", "2"], "data.test": ["folds"]}
+    return named_experiment("demo", "tiny").changed({**changes, "evaluation.judge.bootstrap": 20})
+
+
+def clips(folds: int, each: int) -> Manifest:
+    """Two classes in every fold."""
+    rows = [(fold, n) for fold in range(1, folds + 1) for n in range(each)]
+    return make_manifest(
+        (Clip(f"{fold}-{n}.wav", f"/x/{fold}-{n}.wav", ("ab"[n % 2],), str(fold)) for fold, n in rows), "a test"
+    )
+
+
+def test_no_probe_sees_a_label_of_its_own_fold(tmp_path: Path) -> None:
+    """Labels that are the other way round in each fold: a probe that saw its own fold would do well."""
+    from sepscene.orchestration.evaluation.embed_manifest import Embeddings
+    from sepscene.orchestration.evaluation.scoring import LEAK, judge_encoder
+
+    manifest = clips(folds=2, each=40)
+    sign = np.array([1.0 if split == "1" else -1.0 for split in manifest.clips["split"].to_pylist()])
+    label = manifest.targets()[:, 0] * 2.0 - 1
+    h = np.random.default_rng(0).normal(0, 0.1, (80, 4)).astype(np.float32)
+    h[:, 0] += label * sign
+    embedded = Embeddings(h, np.arange(80))
+    result = judge_encoder("mix-chan", embedded, embedded, manifest, manifest, by_folds(), tmp_path)
+    assert result.figures["linear_map"].value < 0.4
+    assert result.figures["accuracy"].value < 0.1
+    assert result.description.startswith(LEAK)
+    evidence = load_evidence(evidence_path(tmp_path, "mix-chan"))
+    assert sorted(set(evidence.folds.tolist())) == ["1", "2"]
+    assert evidence.clip_ids.tolist() == manifest.clips["clip_id"].to_pylist()
+
+
+def test_cross_validation_needs_two_folds() -> None:
+    with pytest.raises(SepsceneError, match="name at least two"):
+        by_folds().changed({"data.train": ["1"]})
+
+
+def labels(clips: int, most: int, seed: int) -> list[list[str]]:
+    """One to `most` of the classes for each clip."""
+    draw = np.random.default_rng(seed)
+    return [list(draw.permutation(CLASSES)[: draw.integers(1, most + 1)]) for _ in range(clips)]
+
+
+def audioset() -> dict[str, str]:
+    """60 and 40 segments in two lists; the index has a class that no segment has."""
+    index = [f"{k},/m/{name},{name}" for k, name in enumerate((*CLASSES, "Silence"))]
+    files = {"class_labels_indices.csv": "\n".join(["index,mid,display_name", *index])}
+    for seed, (split, clips) in enumerate({"balanced_train": 60, "eval": 40}.items()):
+        ids = [f"{split[:2]}{n:09d}" for n in range(clips)]
+        mids = [",".join(f"/m/{name}" for name in heard) for heard in labels(clips, 2, seed)]
+        rows = [f'{name}, 30.000, 40.000, "{heard}"' for name, heard in zip(ids, mids, strict=True)]
+        files |= {f"{split}_segments.csv": "# YTID\n" + "\n".join(rows)} | {f"audio/{name}.wav": "" for name in ids}
+    return files
+
+
+def fsd50k() -> dict[str, str]:
+    """60 development and 40 evaluation clips with one or two labels each."""
+    files = {}
+    for seed, (part, clips) in enumerate({"dev": 60, "eval": 40}.items()):
+        rows = [f'{n},"{",".join(heard)}",x,train' for n, heard in enumerate(labels(clips, 2, seed))]
+        files[f"FSD50K.ground_truth/{part}.csv"] = "\n".join(["fname,labels,mids,split", *rows])
+        files |= {f"FSD50K.{part}_audio/{n}.wav": "" for n in range(clips)}
+    return files
+
+
+def esc50() -> dict[str, str]:
+    """100 clips in five folds."""
+    rows = [f"{n}.wav,{n % 5 + 1},{heard}" for n, (heard,) in enumerate(labels(100, 1, 0))]
+    return {"meta/esc50.csv": "\n".join(["filename,fold,category", *rows])} | {f"audio/{n}.wav": "" for n in range(100)}
+
+
+def directory() -> dict[str, str]:
+    """60 and 40 clips in folders named after split and class."""
+    clips = [("train", 60), ("test", 40)]
+    return {
+        f"{split}/{heard}/{n}.wav": ""
+        for seed, (split, count) in enumerate(clips)
+        for n, (heard,) in enumerate(labels(count, 1, seed))
+    }
+
+
+@pytest.mark.parametrize(
+    ("layout", "train_splits", "test_splits"),
+    [
+        (audioset, ["balanced_train"], ["eval"]),
+        (fsd50k, ["train"], ["test"]),
+        (esc50, ["1", "2", "3", "4", "5"], ["folds"]),
+        (directory, ["train"], ["test"]),
+    ],
+)
+def test_public_data_is_judged(
+    layout: Callable[[], dict[str, str]], train_splits: list[str], test_splits: list[str], tmp_path: Path
+) -> None:
+    """From the files on the disk to figures and the table of classes, with embeddings that know the labels."""
+    from sepscene.orchestration.evaluation.embed_manifest import Embeddings
+    from sepscene.orchestration.evaluation.scoring import judge_encoder
+
+    data = {"format": layout.__name__, "root": write(tmp_path, layout()), "train": train_splits, "test": test_splits}
+    judged = {"bootstrap": 20, "shallow_hidden": 16, "shallow_epochs": 60, "qbe_clips": 20}
+    changes = {f"data.{key}": value for key, value in data.items()}
+    experiment = named_experiment("demo", "tiny").changed(
+        changes | {f"evaluation.judge.{key}": value for key, value in judged.items()}
+    )
+    manifest = read_manifest(layout.__name__, str(tmp_path))
+    train = manifest.select(*experiment.data.train)
+    test = train if experiment.data.by_folds else manifest.select(*experiment.data.test)
+    assert (len(train), len(test)) == ((100, 100) if experiment.data.by_folds else (60, 40))
+    assert manifest.classes[:3] == CLASSES
+    draw = np.random.default_rng(0)
+    directions = 2 * draw.standard_normal((len(manifest.classes), 8))
+
+    def embedded(part: Manifest) -> Embeddings:
+        readable = np.arange(1, len(part))  # the first clip could not be read
+        h = part.targets()[readable] @ directions + 0.5 * draw.standard_normal((len(readable), 8))
+        return Embeddings(h.astype(np.float32), readable)
+
+    h = [embedded(train)] * 2 if test is train else [embedded(train), embedded(test)]
+    result = judge_encoder("mix-mix", *h, train, test, experiment, tmp_path)
+    targets = test.targets()[1:]
+    evidence = load_evidence(evidence_path(tmp_path, "mix-mix"))
+    assert evidence.clip_ids.tolist() == test.clips["clip_id"].to_pylist()[1:]
+    np.testing.assert_array_equal(evidence.targets_BK, targets)
+
+    single = layout in (esc50, directory)
+    figures = {"shallow_map", "linear_map", "knn_map", "qbe_map", "d_prime", "lwlrap", *["accuracy"] * single}
+    assert set(result.figures) == figures
+    assert min(result.figures[name].value for name in figures - {"qbe_map", "d_prime"}) > 0.9
+    assert result.figures["d_prime"].value > 2.5 and result.figures["qbe_map"].value > 0.6
+    assert [(row.name, row.positives) for row in result.classes] == list(
+        zip(manifest.classes, targets.sum(axis=0), strict=True)
+    )
+    for figure, column in (("shallow_map", "shallow_ap"), ("linear_map", "linear_ap"), ("qbe_map", "qbe_ap")):
+        of_class = [getattr(row, column) for row in result.classes if row.positives]
+        assert result.figures[figure].value == pytest.approx(np.mean(of_class))
+    unheard = [row for row in result.classes if not row.positives]
+    assert [row.name for row in unheard] == ["Silence"] * (layout is audioset)
+    assert all((row.shallow_ap, row.linear_ap, row.qbe_ap) == (None, None, None) for row in unheard)
+    assert ("left out, no positive test clip: Silence" in result.description) == (layout is audioset)

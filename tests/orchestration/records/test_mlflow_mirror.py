@@ -1,0 +1,216 @@
+"""What a person finds in MLflow after a run, in a SQLite store, on a server, and after many runs at once."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.cnn14 import Cnn14
+from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder, update_card
+from sepscene.models.encoders.frontend import LogMel
+from sepscene.models.settings import Cnn14Config, FrontEndConfig
+from sepscene.orchestration.records.metrics_log import append_metrics
+from sepscene.orchestration.records.mlflow_mirror import Tracker, default_tracking_uri, tracking_uri_of
+from sepscene.orchestration.records.mlflow_ui import free_port, start_ui, stop_ui
+from sepscene.orchestration.records.system_metrics import sampled
+
+DATA = {
+    "name": "esc50 1+2",
+    "digest": "ab" * 32,
+    "context": "training",
+    "source": "s3://bucket/esc50",
+    "profile": {"clips": 12, "classes": 3},
+}
+
+
+def track_a_run(uri: str, run_dir: Path, steps: int = 20) -> Tracker:
+    """All that a run tells MLflow, but for the encoder."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    tracker = Tracker(uri, "sepscene", run_dir)
+    tracker.start({"experiment": "table4/S2+N/simclr-cp", "temperature": "0.2"}, {"objective.alpha": 1.0})
+    tracker.log_data("", DATA)
+    tracker.start_stage("pretrain-mix-chan", {"stage": "pretrain-mix-chan"})
+    records = [{"step": step, "loss": 5.0 - step / 10, "waiting_share": 0.01} for step in range(steps)]
+    append_metrics(run_dir / "metrics.jsonl", "pretrain-mix-chan", records)
+    tracker.mirror_metrics()
+    with sampled(run_dir, "pretrain-mix-chan"):
+        pass
+    tracker.tag("", {"separator_digest": "S2=0123456789ab"})
+    (run_dir / "ledger.json").write_text("{}")
+    tracker.log_artifact("", run_dir / "ledger.json")
+    tracker.finish("pretrain-mix-chan")
+    tracker.log_figures("", {"shallow_map": 0.31})
+    tracker.finish("")
+    return tracker
+
+
+def check_the_run(uri: str, tracker: Tracker, steps: int = 20) -> None:
+    """Everything that was told is there, once."""
+    assert tracker.unsent == 0
+    client = MlflowClient(tracking_uri=uri)
+    parent, child = (client.get_run(str(tracker.run_id(stage))) for stage in ("", "pretrain-mix-chan"))
+    assert (parent.info.run_name, parent.info.status) == (tracker.run_dir.name, "FINISHED")
+    assert child.info.run_name == f"{tracker.run_dir.name}/pretrain-mix-chan"
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.tags["separator_digest"] == "S2=0123456789ab"
+    assert parent.data.params == {"objective.alpha": "1.0"}
+    assert parent.data.metrics["shallow_map"] == 0.31
+    history = client.get_metric_history(child.info.run_id, "loss")
+    assert [(one.step, one.value) for one in history] == [(n, 5.0 - n / 10) for n in range(steps)]
+    assert 0 <= child.data.metrics["system/cpu_utilization_percentage"] <= 100
+    assert child.data.metrics["system/system_memory_usage_megabytes"] > 100
+    (given,) = parent.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("esc50 1+2", ("ab" * 32)[:36])
+    assert json.loads(given.dataset.source) == {"uri": "s3://bucket/esc50"}
+    assert (given.dataset.source_type, given.tags[0].value) == ("s3", "training")
+    assert [artifact.path for artifact in client.list_artifacts(parent.info.run_id)] == ["ledger.json"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "encoder"
+    trunk = Cnn14(Cnn14Config(widths=(2, 4, 4, 8, 8, 8), embedding_dim=16))
+    save_encoder(Encoder(LogMel(FrontEndConfig()), trunk), folder, {"title": "nano", "steps": 40, "license": "MIT"})
+    update_card(folder, {"figures": {"shallow_map": {"value": 0.31, "low": 0.27, "high": 0.36}}})
+    return folder
+
+
+def check_the_model(uri: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One registered version with signature, card and figures; it gives what the bundle gives, by both loaders."""
+    client = MlflowClient(tracking_uri=uri)
+    (version,) = client.search_model_versions("name = 'sepscene-nano'")
+    assert "| shallow_map | 0.3100 | 0.2700 to 0.3600 |" in version.description
+    assert version.tags["sha256"] == json.loads((bundle / "config.json").read_text())["sha256"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    model = mlflow.pyfunc.load_model("models:/sepscene-nano/1")
+    assert model.metadata.signature.outputs.inputs[0].shape == (-1, 16)
+    assert model.metadata.metadata["figures"]["shallow_map"]["value"] == 0.31
+    wave_BT = np.random.default_rng(0).normal(0, 0.1, (2, 16_000)).astype(np.float32)
+    import torch
+
+    with torch.inference_mode():
+        expected_BD = load_encoder(bundle)(torch.from_numpy(wave_BT)).numpy()
+    np.testing.assert_array_equal(model.predict(wave_BT), expected_BD)
+
+
+def log_encoder_twice(tracker: Tracker, bundle: Path) -> None:
+    for _ in range(2):
+        tracker.log_encoder("pretrain-mix-chan", bundle, "sepscene-nano")
+    tracker.finish("")
+    assert tracker.unsent == 0
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+@pytest.mark.slow
+def test_a_person_finds_the_run_its_data_and_its_model_in_a_sqlite_store(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = track_a_run(uri, tmp_path / "first")
+    check_the_run(uri, tracker)
+    log_encoder_twice(tracker, bundle)
+    check_the_model(uri, bundle, monkeypatch)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
+    port = free_port()
+    process = start_ui(tmp_path, port)
+    yield f"http://127.0.0.1:{port}"
+    stop_ui(process)
+
+
+@pytest.mark.slow
+def test_the_same_on_a_server(tmp_path: Path, bundle: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = track_a_run(server, tmp_path / "runs" / "first")
+    check_the_run(server, tracker)
+    log_encoder_twice(tracker, bundle)
+    assert tracking_uri_of(tmp_path / "runs" / "first") == server
+    check_the_model(server, bundle, monkeypatch)
+
+
+@pytest.mark.slow
+def test_several_runs_write_at_once_to_one_store_that_none_of_them_finds_ready(tmp_path: Path) -> None:
+    """Three processes begin in the same second: all make the database, the experiment and their runs."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    context = multiprocessing.get_context("spawn")
+    runs = [tmp_path / f"trial-{n}" for n in range(3)]
+    processes = [context.Process(target=_track_until_all_is_sent, args=(uri, run)) for run in runs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    for run in runs:
+        check_the_run(uri, Tracker(uri, "sepscene", run), steps=300)
+
+
+def _track_until_all_is_sent(uri: str, run_dir: Path) -> None:
+    import time
+
+    tracker = track_a_run(uri, run_dir, steps=300)
+    deadline = time.monotonic() + 120
+    while tracker.unsent and time.monotonic() < deadline:  # as the thread of `following` does
+        time.sleep(1)
+        tracker.mirror_metrics()
+
+
+@pytest.mark.slow
+def test_what_a_server_missed_is_sent_once_it_is_there(tmp_path: Path) -> None:
+    """The whole run while nobody listens, then another process that goes on with the queue."""
+    MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    missed = track_a_run(uri, tmp_path / "runs" / "first")
+    assert missed.unsent > 0
+    assert missed.run_id() is None
+    server = start_ui(tmp_path, port)
+    try:
+        later = Tracker(uri, "sepscene", tmp_path / "runs" / "first")
+        later.mirror_metrics()
+        check_the_run(uri, later)
+    finally:
+        stop_ui(server)
+
+
+@pytest.mark.slow
+def test_a_store_that_lost_the_run_gets_all_of_it_again(tmp_path: Path) -> None:
+    first, second = (f"sqlite:///{tmp_path}/{name}.db" for name in ("first", "second"))
+    track_a_run(first, tmp_path / "run")
+    tracker = Tracker(second, "sepscene", tmp_path / "run")
+    tracker.start({}, {})
+    tracker.finish("")
+    client = MlflowClient(tracking_uri=second)
+    assert len(client.get_metric_history(str(tracker.run_id("pretrain-mix-chan")), "loss")) == 20
+
+
+def test_a_password_in_the_address_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:swordfish@mlflow.example.org")
+    with pytest.raises(SepsceneError, match="MLFLOW_TRACKING_USERNAME") as refusal:
+        default_tracking_uri(tmp_path)
+    assert "swordfish" not in str(refusal.value)
+
+
+def test_runs_that_were_moved_are_found_with_their_store(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.json").write_text('{"uri": "sqlite:////gone/mlflow.db"}')
+    (tmp_path / "mlflow.db").write_text("")
+    assert tracking_uri_of(tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+
+
+def test_a_parameter_that_changed_when_a_run_goes_on_is_a_tag_and_holds_nothing_up(tmp_path: Path) -> None:
+    uri = default_tracking_uri(tmp_path)
+    for trainers in (2, 1):
+        tracker = Tracker(uri, "sepscene", tmp_path)
+        tracker.start({"kind": "sweep"}, {"resources.trainers": trainers, "seed": 0})
+        assert tracker.unsent == 0
+    found = MlflowClient(tracking_uri=uri).get_run(str(tracker.run_id())).data
+    assert found.params == {"resources.trainers": "2", "seed": "0"}
+    assert found.tags["now.resources.trainers"] == "1" and "now.seed" not in found.tags

@@ -1,0 +1,151 @@
+"""`sepscene ui` finds the store, listens on loopback alone, and its link opens on our runs."""
+
+import io
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from rich.console import Console
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records.mlflow_ui import (
+    deep_link,
+    free_port,
+    mlflow_ui_command,
+    newest_experiment,
+    serve,
+    start_ui,
+    stop_ui,
+    tracking_store,
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_server_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_store_is_found_from_the_runs_folder_and_from_a_run(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("")
+    (tmp_path / "run").mkdir()
+    expected = f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+    assert tracking_store(tmp_path) == tracking_store(tmp_path / "run") == expected
+    command = mlflow_ui_command(tmp_path, 5000)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--backend-store-uri") + 1] == expected
+
+
+def test_a_run_is_shown_from_the_store_it_was_begun_in(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("")
+    (tmp_path / "elsewhere.db").write_text("")
+    (tmp_path / "mlflow.json").write_text(json.dumps({"uri": f"sqlite:///{tmp_path}/elsewhere.db"}))
+    assert tracking_store(tmp_path) == f"sqlite:///{tmp_path}/elsewhere.db"
+
+
+def test_no_store_and_a_store_with_its_own_ui_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with pytest.raises(SepsceneError, match="give a folder of runs"):
+        tracking_store(tmp_path / "a" / "b")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.org")
+    with pytest.raises(SepsceneError, match=r"tracking\.example\.org"):
+        mlflow_ui_command(tmp_path, 5000)
+
+
+def test_link_asks_for_training_runs_best_first() -> None:
+    address = urlsplit(deep_link("http://127.0.0.1:5001", "7", "mix-chan/shallow_map"))
+    path, _, query = address.fragment.partition("?")
+    assert (address.netloc, path) == ("127.0.0.1:5001", "/experiments/7/runs")
+    assert parse_qs(query) == {
+        "workflowType": ["machine_learning"],
+        "compareRunsMode": ["CHART"],
+        "orderByKey": ["metrics.`mix-chan/shallow_map`"],
+        "orderByAsc": ["false"],
+    }
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A SQLite store with two parent runs and a child each, as the tracker writes them; and the experiment's id."""
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("runs")
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    experiment = client.create_experiment("demo", artifact_location=(folder / "mlartifacts").as_uri())
+    for name, value in (("demo-tiny-1", 0.31), ("demo-tiny-2", 0.42)):
+        parent = client.create_run(experiment, tags={"mlflow.runName": name}).info.run_id
+        client.log_metric(parent, "shallow_map", value)
+        tags = {"mlflow.runName": f"{name}/pretrain", "mlflow.parentRunId": parent}
+        child = client.create_run(experiment, tags=tags).info.run_id
+        for step in range(5):
+            client.log_metric(child, "loss", 5.0 - step, step=step)
+        for run in (child, parent):
+            client.set_terminated(run)
+    return folder, experiment
+
+
+@pytest.fixture(scope="module")
+def served(logged: tuple[Path, str]) -> Iterator[tuple[int, str]]:
+    port = free_port()
+    server = start_ui(logged[0], port)
+    yield port, logged[1]
+    stop_ui(server)
+
+
+@pytest.mark.slow
+def test_newest_experiment_is_the_one_with_the_newest_run(logged: tuple[Path, str]) -> None:
+    assert newest_experiment(tracking_store(logged[0])) == logged[1]
+
+
+@pytest.mark.slow
+def test_store_without_a_run_is_named(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
+    with pytest.raises(SepsceneError, match="no run yet"):
+        serve(tmp_path, free_port(), Console())
+
+
+@pytest.mark.slow
+def test_link_opens_on_our_runs_and_their_figures(served: tuple[int, str]) -> None:
+    from tests.orchestration.reports.chromium import browser
+
+    with browser() as driver:
+        driver.get(deep_link(f"http://127.0.0.1:{served[0]}", served[1]))
+        wanted = ("demo-tiny-1", "demo-tiny-2", "demo-tiny-1/pretrain", "0.42")
+        deadline = time.monotonic() + 120
+        text = ""
+        while time.monotonic() < deadline and not all(word in text for word in wanted):
+            time.sleep(0.5)
+            text = driver.execute_script("return document.body.innerText")
+        assert [word for word in wanted if word not in text] == [], text[:2000]
+        assert text.index("demo-tiny-2") < text.index("demo-tiny-1"), "the best run is not first"
+
+
+@pytest.mark.slow
+def test_runs_on_a_server_are_shown_by_that_server(
+    served: tuple[int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = f"http://127.0.0.1:{served[0]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    out = io.StringIO()
+    serve(tmp_path, free_port(), Console(file=out, width=200))
+    assert deep_link(server, served[1]) in out.getvalue()
+
+
+@pytest.mark.slow
+def test_server_listens_on_loopback_alone_and_a_taken_port_is_named(
+    served: tuple[int, str], logged: tuple[Path, str]
+) -> None:
+    port, _ = served
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+    addresses = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    for address in addresses - {"127.0.0.1", "127.0.1.1"}:
+        with pytest.raises(OSError), socket.create_connection((str(address), port), timeout=5):
+            pass
+    with pytest.raises(SepsceneError, match="in use"):
+        start_ui(logged[0], port)

@@ -1,0 +1,142 @@
+"""The listening page holds the sounds it names, at the level it says, and the source each is closest to."""
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from sepscene.orchestration.records.results import ProcessorResult
+from sepscene.orchestration.reports import listening_page as listen
+from sepscene.orchestration.reports.listening_page import Neighbour, Query, Scene, write_listening_page
+
+RATE = 8000
+LADDER = (ProcessorResult(name="S2", step=600, digest="b"), ProcessorResult(name="N", step=0, digest="a"))
+
+
+def tone(hertz: float, seconds: float = 0.5, level: float = 0.2) -> np.ndarray:
+    """A sine."""
+    return (level * np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def scene(name: str = "scene-0", seconds: float = 0.5) -> Scene:
+    """Two tones, which S2 separates up to a little leakage and N does not separate."""
+    sources_KT = np.stack([tone(440, seconds), tone(1500, seconds)])
+    mixture_T = sources_KT.sum(0)
+    separated = np.stack([sources_KT[1] + 0.1 * sources_KT[0], sources_KT[0] + 0.1 * sources_KT[1]])
+    return Scene(
+        name=name,
+        mixture_T=mixture_T,
+        separated_ST={"N": np.stack([mixture_T, mixture_T]) / 2, "S2": separated},
+        labels=("low", "high"),
+        sources_KT=sources_KT,
+        source_labels=("low", "high"),
+    )
+
+
+def query() -> Query:
+    """A query with one neighbour of its class and one of another."""
+    near = Neighbour("clip-1", tone(450), ("low",), 0.031, True)
+    far = Neighbour("clip-2", tone(1500), ("high",), 0.4, False)
+    return Query("clip-0", tone(440), ("low",), (near, far), "low")
+
+
+def sounds(page: str) -> list[tuple[str, np.ndarray]]:
+    """Label and wave of every audio element."""
+    found = re.findall(r'src="data:audio/flac;base64,([^"]+)" aria-label="([^"]+)"', page)
+    return [(label, soundfile.read(io.BytesIO(base64.b64decode(data)))[0]) for data, label in found]
+
+
+def test_every_channel_is_heard_as_it_is_at_one_gain_for_the_scene(tmp_path: Path) -> None:
+    one = scene()
+    page = write_listening_page(tmp_path, [one], LADDER, RATE).read_text()
+    heard = dict(sounds(page))
+    assert list(heard) == [
+        "Mixture", "True source: low", "True source: high",
+        "N, channel 1", "N, channel 2", "S2, channel 1", "S2, channel 2",
+    ]  # fmt: skip
+    gain = listen.PEAK / np.abs(one.mixture_T).max()
+    for label, expected_T in (("Mixture", one.mixture_T), ("S2, channel 2", one.separated_ST["S2"][1])):
+        np.testing.assert_allclose(heard[label], expected_T * gain, atol=2 / 32768)
+
+
+def test_channels_name_the_source_they_are_closest_to(tmp_path: Path) -> None:
+    page = write_listening_page(tmp_path, [scene()], LADDER, RATE).read_text()
+    notes = re.findall(r'class="note">([^<]+)<', page)
+    assert notes[2:] == ["closest to high, SI-SDR 20.0 dB", "closest to low, SI-SDR 20.0 dB"]
+    assert re.findall(r"SI-SDR improvement ([−\d.]+) dB", page) == ["0.0", "20.0"]
+
+
+def test_pictures_are_on_the_mixtures_scale_with_low_bands_at_the_bottom(tmp_path: Path) -> None:
+    quiet = Scene("q", tone(300), {"S2": np.stack([tone(300, level=0.002), tone(300)])})
+    page = write_listening_page(tmp_path, [quiet], LADDER[:1], RATE).read_text()
+    found = re.findall(r'data:image/png;base64,([^"]+)', page)
+    mixture, faint, same = (np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found)
+    np.testing.assert_array_equal(mixture, same)
+    assert mixture.argmax(axis=0).min() > 40, "a 300 Hz tone belongs into the lower third"
+    step = 255 / listen.PICTURE_RANGE_DB
+    assert mixture.max() - float(faint.max()) == pytest.approx(40 * step, abs=1.5)
+
+
+def test_a_channel_that_would_clip_is_silent_or_not_finite_says_so(tmp_path: Path) -> None:
+    loud = tone(440) * 10
+    broken = tone(440)
+    broken[5] = np.nan
+    odd = Scene("odd", tone(440), {"S2": np.stack([loud, np.zeros_like(loud), broken])})
+    page = write_listening_page(tmp_path, [odd], LADDER[:1], RATE).read_text()
+    assert re.findall(r'class="note">([^<]+)<', page) == [
+        "played 20 dB quieter, it would clip",
+        "silent",
+        "1 samples are not finite, played as silence",
+    ]
+    assert np.abs(dict(sounds(page))["S2, channel 1"]).max() == pytest.approx(listen.PEAK, abs=1e-3)
+
+
+def test_neighbours_come_in_order_with_distance_and_verdict(tmp_path: Path) -> None:
+    page = write_listening_page(tmp_path, [], (), RATE, [query()]).read_text()
+    assert [label for label, _ in sounds(page)] == ["Query for low", "1. clip-1", "2. clip-2"]
+    assert re.findall(r'class="note">([^<]+)<', page) == [
+        "distance 0.031 · low · ✓ low",
+        "distance 0.400 · high · ✗ no low",
+    ]
+
+
+def test_page_stays_small_and_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "SCENE_BYTES", 250_000)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 2 * RATE).astype(np.float32)
+    scenes = [Scene(f"s{k}", noise, {"S2": np.stack([noise, noise])}) for k in range(4)]
+    path = write_listening_page(tmp_path, scenes, LADDER[:1], RATE, [query()])
+    page = path.read_text()
+    assert "2 more did not fit" in page or "3 more did not fit" in page
+    assert path.stat().st_size < 250_000 + 100_000
+    assert "1. clip-1" in page
+
+
+def test_long_clips_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "MOST_SECONDS", 0.25)
+    page = write_listening_page(tmp_path, [scene()], LADDER, RATE).read_text()
+    assert {len(wave_T) for _, wave_T in sounds(page)} == {RATE // 4}
+
+
+def test_of_a_long_scene_all_players_hear_the_same_loudest_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "MOST_SECONDS", 0.25)
+    wave_T = np.concatenate([tone(440, 0.4, 0.01), tone(440, 0.25, 0.4), tone(440, 0.4, 0.01)])
+    page = write_listening_page(tmp_path, [Scene("s", wave_T, {"N": np.stack([wave_T / 2])})], LADDER[1:], RATE)
+    heard = dict(sounds(page.read_text()))
+    np.testing.assert_allclose(heard["N, channel 1"], heard["Mixture"] / 2, atol=2 / 32768)
+    expected_T = tone(440, 0.25, 0.4)
+    correlation = heard["Mixture"] @ expected_T / np.linalg.norm(heard["Mixture"]) / np.linalg.norm(expected_T)
+    assert correlation == pytest.approx(1, abs=0.02)
+
+
+def test_page_needs_nothing_from_outside_and_only_its_own_script_may_run(tmp_path: Path) -> None:
+    page = write_listening_page(tmp_path, [scene("<b>odd</b>")], LADDER, RATE, [query()]).read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#|report\.html)""", page)
+    assert "script-src 'sha256-" in page
+    assert "<b>odd" not in page

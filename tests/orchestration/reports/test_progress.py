@@ -1,0 +1,75 @@
+"""Progress in a log: a line at the beginning, now and then, and at the end; on a terminal a bar."""
+
+import contextlib
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from sepscene.orchestration.reports import progress as module
+from sepscene.orchestration.reports.progress import progress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Move the clock of the module."""
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    def move(seconds: float) -> None:
+        now[0] += seconds
+
+    return move
+
+
+def test_a_log_gets_a_line_now_and_then(clock: Callable[[float], None]) -> None:
+    out = io.StringIO()
+    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600) as told:
+        for done in range(10, 110, 10):
+            clock(10)
+            told.update(done, f"loss {5 - done / 100:.2f}")
+        told.event("worker group failed (worker 1), restarting")
+        clock(5)
+    assert [" ".join(line.split()) for line in out.getvalue().splitlines()] == [
+        "pretrain-mix-chan 0/600 0:00:00",
+        "pretrain-mix-chan 30/600 0:00:30 0:09:30 left loss 4.70",
+        "pretrain-mix-chan 60/600 0:01:00 0:09:00 left loss 4.40",
+        "pretrain-mix-chan 90/600 0:01:30 0:08:30 left loss 4.10",
+        "pretrain-mix-chan: worker group failed (worker 1), restarting",
+        "pretrain-mix-chan 600/600 0:01:45 loss 4.00",
+    ]
+
+
+def test_the_start_of_processes_is_no_pace(clock: Callable[[float], None]) -> None:
+    """The first of 600 steps came after 42 s, and the log said that seven hours were left; it took five minutes."""
+    out = io.StringIO()
+    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600) as told:
+        clock(42)
+        for step in range(1, 6):  # five steps in one report
+            told.update(step)
+        for step in range(10, 130, 5):
+            clock(2.5)
+            told.update(step)
+    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    assert lines[1] == "pretrain-mix-chan 1/600 0:00:42"
+    assert lines[2] == "pretrain-mix-chan 65/600 0:01:12 0:04:28 left"
+    assert lines[3] == "pretrain-mix-chan 125/600 0:01:42 0:03:58 left"
+
+
+def test_a_stage_that_fails_is_not_called_complete() -> None:
+    out = io.StringIO()
+    with contextlib.suppress(ValueError), progress(Console(file=out), "scenes", 5) as told:
+        told.update(2)
+        raise ValueError
+    assert "5/5" not in out.getvalue()
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    out = io.StringIO()
+    with progress(Console(file=out, force_terminal=True, width=100), "scenes", 5) as told:
+        told.update(2, "loss 1.00")
+        told.event("something happened")
+    assert "━" in out.getvalue()
+    assert "5/5" in out.getvalue()
+    assert "something happened" in out.getvalue()

@@ -1,0 +1,34 @@
+"""A page of results keeps what people wrote, and takes reports between its markers."""
+
+from pathlib import Path
+
+import pytest
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.reports.result_book import put_into
+
+
+def test_a_report_goes_between_its_markers_and_again(tmp_path: Path) -> None:
+    page, report = tmp_path / "results.md", tmp_path / "report.md"
+    page.write_text("# Results\n\nOurs.\n\n<!-- begin a -->\nold\n<!-- end a -->\n\nAfter.\n")
+    report.write_text("# Title\n\n```\n# no heading\n```\n\n## Part\n")
+    put_into(page, "a", report)
+    wanted = "<!-- begin a -->\n## Title\n\n```\n# no heading\n```\n\n### Part\n<!-- end a -->"
+    assert page.read_text() == f"# Results\n\nOurs.\n\n{wanted}\n\nAfter.\n"
+    put_into(page, "a", report)
+    put_into(page, "b", report)
+    text = page.read_text()
+    assert text.count("## Title\n") == 2
+    assert text.endswith("<!-- end b -->\n")
+    assert text.index("After.") < text.index("<!-- begin b -->")
+
+
+def test_a_page_with_half_a_pair_of_markers_is_left_alone(tmp_path: Path) -> None:
+    page, report = tmp_path / "results.md", tmp_path / "report.md"
+    page.write_text("# Results\n<!-- begin a -->\n")
+    report.write_text("# Title\n")
+    with pytest.raises(SepsceneError, match="once each, or neither"):
+        put_into(page, "a", report)
+    assert page.read_text() == "# Results\n<!-- begin a -->\n"
+    with pytest.raises(SepsceneError, match="does not exist"):
+        put_into(tmp_path / "none.md", "a", report)

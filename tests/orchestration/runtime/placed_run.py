@@ -1,0 +1,94 @@
+"""A real run on a head and two labelled nodes, in a process of its own.
+
+Run as `python -m tests.orchestration.runtime.placed_run FOLDER`.
+
+FOLDER holds experiment.yaml; the run goes to FOLDER/run. FOLDER/outcome.json says on which node each kind of actor was
+seen, how far the ledger came, what a label that no node has is answered, and how many trials fit.
+"""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import ray
+from ray._private.state import actors
+from ray.cluster_utils import Cluster
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.config import load_experiment
+from sepscene.orchestration.records.checkpoints import read_ledger
+from sepscene.orchestration.records.system_metrics import Machines
+from sepscene.orchestration.runtime.placement import check_placement, cluster_nodes, concurrent_trials, demands
+from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.training.pretraining import pretrain
+from sepscene.tasks.datasets.readers import read_manifest
+
+KINDS = {"SeparationService": "separation actor", "TrainWorker": "trainer"}
+
+
+def main(folder: Path) -> None:
+    """Everything, in order."""
+    quiet = {"include_dashboard": False, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **quiet})
+    nodes = {cluster.head_node.node_id: "head"}
+    for pool in ("separators", "trainers"):
+        node = cluster.add_node(num_cpus=1, labels={"pool": pool}, object_store_memory=100_000_000)
+        nodes[node.node_id] = pool
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    try:
+        (folder / "outcome.json").write_text(json.dumps(_outcome(folder, nodes)))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def _outcome(folder: Path, nodes: dict[str, str]) -> dict[str, object]:
+    experiment = load_experiment(folder / "experiment.yaml")
+    asked = demands(experiment.resources, experiment.views.pair)
+    check_placement(asked, cluster_nodes())
+    elsewhere = experiment.changed({"resources.separation_labels": {"pool": "nowhere"}})
+    refusal = ""
+    try:
+        check_placement(demands(elsewhere.resources, "mix-chan"), cluster_nodes())
+    except SepsceneError as error:
+        refusal = str(error)
+    seen: dict[str, set[str]] = {kind: set() for kind in KINDS.values()}
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.3):
+            for actor in actors().values():
+                for title, kind in KINDS.items():
+                    if title in actor["ActorClassName"] and actor["State"] == "ALIVE":
+                        seen[kind].add(nodes[actor["Address"]["NodeID"]])
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    configure_data(ordered=True)
+    clips = read_manifest("scenes", str(experiment.data.root)).select("train")
+    newest = pretrain(experiment, clips, experiment.separator.checkpoints, folder / "run", "pretrain-mix-chan")
+    over.set()
+    watcher.join()
+    ledger = read_ledger(newest)
+    return {
+        "where": {kind: sorted(where) for kind, where in seen.items()},
+        "rows": ledger.rows,
+        "consumed": ledger.intervals,
+        "refusal": refusal,
+        "trials": concurrent_trials(asked, cluster_nodes()),
+        "sampled": _sampled(),
+    }
+
+
+def _sampled() -> list[str]:
+    """The names under which the machines of the cluster are sampled; the actors may need a moment to start."""
+    machines, names, deadline = Machines(), set[str](), time.monotonic() + 60
+    while len({name.count("/") for name in names}) < 2 and time.monotonic() < deadline:
+        names = {name for name in machines.sample() if name.endswith("cpu_utilization_percentage")}
+    return sorted(names)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,60 @@
+"""Labels put the parts of a real run where they belong: separators on one node, trainers on another."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sepscene.orchestration.config import Experiment
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def outcome(
+    nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("placed")
+    nano.changed(
+        {
+            "data.root": str(scenes_dir),
+            "separator.checkpoints": ladder,
+            "resources.trainer_labels": {"pool": "trainers"},
+            "resources.separation_labels": {"pool": "separators"},
+        }
+    ).save(folder / "experiment.yaml")
+    (folder / "run").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.orchestration.runtime.placed_run", str(folder)],
+        cwd=ROOT, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, timeout=380,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
+    return found
+
+
+def test_separators_and_trainers_lie_on_their_own_nodes_and_every_row_is_consumed(outcome: dict[str, Any]) -> None:
+    assert outcome["where"] == {"separation actor": ["separators"], "trainer": ["trainers"]}
+    assert outcome["consumed"] == [[0, outcome["rows"]]]
+
+
+def test_a_label_that_no_node_has_is_refused_and_named(outcome: dict[str, Any]) -> None:
+    assert "separation actors" in outcome["refusal"]
+    assert "no node has these labels" in outcome["refusal"]
+    assert "pool=separators" in outcome["refusal"]
+
+
+def test_trials_are_counted_on_the_cluster_that_is_there(outcome: dict[str, Any]) -> None:
+    assert (
+        outcome["trials"] == 2
+    )  # the head's two CPUs are Ray Data's own tasks; four trainers of a quarter CPU fill a node
+
+
+def test_every_machine_of_the_cluster_is_sampled(outcome: dict[str, Any]) -> None:
+    here, other = outcome["sampled"]
+    assert here.endswith("/cpu_utilization_percentage") and other == "system/cpu_utilization_percentage"

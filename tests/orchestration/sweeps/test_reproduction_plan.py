@@ -1,0 +1,138 @@
+"""What a reproduction will run is settled before Ray starts: rows stay the paper's, data sets have their splits."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.cli.main import app
+from sepscene.orchestration.dataset_presets import check_splits, data_changes
+from sepscene.orchestration.presets import EXPERIMENTS
+from sepscene.orchestration.reports.paper_tables import planned_rows
+from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"views.specaugment": False}, "views.specaugment"),
+        ({"views.pair": "mix-mix"}, "views.pair"),
+        ({"views.combination": ["S2"]}, "views.combination"),
+        ({"views.weights": [1]}, "views.weights"),
+        ({"views.curriculum": []}, "views.curriculum"),
+        ({"views.channel": "loudest"}, "views.channel"),
+        ({"views": {}}, "views.pair"),
+        ({"objective": {"alpha": 1}}, "objective.similarity"),
+        ({"objective.similarity": "triplet"}, "objective.similarity"),
+        ({"encoder.embedding_dim": 64}, "encoder.embedding_dim"),
+        ({"name": "x"}, "name"),
+        ({"objective.alpha": 0}, "set it above 0"),
+        ({"training.epoch": 3}, "training.epoch: unknown field"),
+    ],
+)
+def test_a_change_that_makes_a_row_another_one_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(SepsceneError, match=said):
+        row_experiments(["table4/S2/simclr"], "tiny", changes)
+
+
+def test_alpha_is_changed_only_where_coincidence_is_predicted() -> None:
+    rows = [name for name in EXPERIMENTS if name != "demo"]
+    before = {row.name: row.objective.alpha for row in row_experiments(rows, "tiny", {})}
+    changes = {"objective.alpha": 0.5, "objective.coincidence_pairs": "own", "training.epochs": 7}
+    after = row_experiments(rows, "tiny", changes)
+    assert {row.training.epochs for row in after} == {7}
+    assert {row.name: row.objective.alpha for row in after} == {
+        row: 0.5 if alpha else 0.0 for row, alpha in before.items()
+    }
+
+
+def test_rows_beyond_the_paper_come_with_those_beside_them() -> None:
+    rows = planned_rows(["beyond"], None)
+    assert rows[0] == "table4/S2+N/simclr-cp" and len(rows) == 7
+    both = planned_rows(["table4", "beyond"], None)
+    assert len(both) == len(set(both)) == 14 + 6
+    assert planned_rows(["beyond"], ["beyond/weights"]) == ["beyond/weights"]
+
+
+@pytest.fixture
+def esc50(tmp_path: Path) -> str:
+    """Folds 1 to 3 of a data set laid out as ESC-50."""
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "audio").mkdir()
+    lines = ["filename,fold,category"]
+    for fold in (1, 2, 3):
+        for category in ("dog", "rain"):
+            name = f"{fold}-{category}.wav"
+            (tmp_path / "audio" / name).write_bytes(b"")
+            lines.append(f"{name},{fold},{category}")
+    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(lines) + "\n")
+    return str(tmp_path)
+
+
+def test_esc50_comes_with_its_folds_and_its_length(esc50: str) -> None:
+    usual = data_changes("esc50", esc50, {})
+    assert usual == {
+        "data.format": "esc50",
+        "data.root": esc50,
+        "audio.clip_seconds": 5.0,
+        "data.train": ["1", "2", "3"],
+        "data.test": ["folds"],
+    }
+    (row,) = row_experiments(["table2/mix-mix"], "tiny", usual)
+    check_splits(row.data)
+    fixed = data_changes("esc50", esc50, {"data.test": ["3"], "audio.clip_seconds": 4.0})
+    assert (fixed["data.train"], fixed["data.test"], fixed["audio.clip_seconds"]) == (["1", "2"], ["3"], 4.0)
+
+
+def test_a_split_without_clips_is_named_before_anything_starts(esc50: str) -> None:
+    for field, splits in (("data.train", ["1", "9"]), ("data.test", ["9"])):
+        (row,) = row_experiments(["table2/mix-mix"], "tiny", data_changes("esc50", esc50, {field: splits}))
+        with pytest.raises(SepsceneError, match=rf"{field}: no clip .* is in 9; the data has 1, 2, 3"):
+            check_splits(row.data)
+    check_splits(row_experiments(["table2/mix-mix"], "tiny", {})[0].data)  # scenes are still to be generated
+
+
+@pytest.mark.parametrize(
+    ("format", "train", "test"), [("audioset", "balanced_train", "eval"), ("fsd50k", "val", "test")]
+)
+def test_other_public_sets_take_the_splits_that_are_there(
+    format: str, train: str, test: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sepscene.orchestration.dataset_presets.splits_of", lambda format, root: (train, test))
+    changes = data_changes(format, "root", {})
+    assert (changes["data.train"], changes["data.test"]) == ([train], [test])
+
+
+def test_the_command_refuses_empty_splits_before_ray_is_asked(esc50: str, tmp_path: Path) -> None:
+    given = ["reproduce", "table2", "--data", f"esc50:{esc50}", "--storage", str(tmp_path / "runs")]
+    result = CliRunner().invoke(app, [*given, "--set", 'data.test=["9"]'])
+    with pytest.raises(SepsceneError, match=r"data\.test: no clip .* is in 9"):
+        raise result.exception or AssertionError(result.output)
+    result = CliRunner().invoke(app, [*given, "--set", "views.specaugment=false"])
+    with pytest.raises(SepsceneError, match=r"the tables' rows differ in views\.specaugment"):
+        raise result.exception or AssertionError(result.output)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("failed", "code"), [({}, 0), ({"table2-mix-mix,seed=0": "ValueError"}, 3)])
+def test_the_command_ends_with_three_when_a_trial_has_failed(
+    failed: dict[str, str], code: int, esc50: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[Any] = []
+
+    def reproduce(*arguments: Any) -> Any:
+        run.extend(arguments)
+        return SimpleNamespace(failed=failed)
+
+    monkeypatch.setattr("sepscene.orchestration.sweeps.reproduction.reproduce", reproduce)
+    monkeypatch.setattr("sepscene.orchestration.pipeline.prepared_session", lambda *_: nullcontext())
+    given = ["reproduce", "table2", "--data", f"esc50:{esc50}", "--storage", str(tmp_path / "runs")]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == code, result.output
+    assert ("table2-mix-mix,seed=0" in result.output) == bool(failed)
+    assert run[3]["data.train"] == ["1", "2", "3"]

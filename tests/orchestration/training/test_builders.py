@@ -1,0 +1,71 @@
+"""What is trained, and from where it starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.cnn14 import Cnn14
+from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder
+from sepscene.models.encoders.frontend import LogMel
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.training.builders import build_objective, check_start, encoder_of, start_from
+
+
+@pytest.fixture
+def bundle(nano: Experiment, tmp_path: Path) -> Path:
+    """An encoder as `sepscene encoder import` leaves it: other weights, and a classifier."""
+    torch.manual_seed(7)
+    trunk = Cnn14(nano.encoder.model_copy(update={"classes": 5}))
+    save_encoder(Encoder(LogMel(nano.front_end), trunk, 10.0, 0.96), tmp_path / "theirs", {})
+    return tmp_path / "theirs"
+
+
+def test_a_start_gives_its_trunk_and_leaves_the_heads_fresh(nano: Experiment, bundle: Path) -> None:
+    fresh, started = build_objective(nano), build_objective(nano)
+    start_from(started, bundle)
+    theirs = load_encoder(bundle).trunk.state_dict()
+    for name, weight in started.trunk.state_dict().items():
+        assert torch.equal(weight, theirs[name]), name
+    for name, weight in started.similarity.state_dict().items():
+        assert torch.equal(weight, fresh.similarity.state_dict()[name]), name
+    check_start(nano.changed({"training.start_encoder": str(bundle)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"encoder.embedding_dim": 8}, r"encoder\.embedding_dim is 8, must be 16"),
+        ({"front_end.hop_samples": 200}, r"front_end\.hop_samples is 200, must be 160"),
+        ({"encoder.activation": "relu"}, r"encoder\.activation is 'relu', must be 'none'"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(
+    nano: Experiment, bundle: Path, changes: dict[str, object], says: str
+) -> None:
+    with pytest.raises(SepsceneError, match=says):
+        check_start(nano.changed({"training.start_encoder": str(bundle), **changes}))
+
+
+def test_a_start_that_is_damaged_or_missing_is_refused(nano: Experiment, bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(SepsceneError, match=r"nowhere.config\.json cannot be read"):
+        check_start(nano.changed({"training.start_encoder": str(tmp_path / "nowhere")}))
+    (bundle / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(SepsceneError, match="damaged"):
+        start_from(build_objective(nano), bundle)
+    description = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps({**description, "format": "other"}))
+    with pytest.raises(SepsceneError, match="format 'other'"):
+        check_start(nano.changed({"training.start_encoder": str(bundle)}))
+
+
+def test_the_triplet_baseline_trains_its_loss(nano: Experiment) -> None:
+    triplet = nano.changed({"objective.similarity": "triplet", "objective.alpha": 0, "objective.triplet_margin": 0.3})
+    objective = build_objective(triplet)
+    assert objective.similarity_loss == "triplet" and objective.margin == 0.3 and objective.coincidence is None
+    result = objective(*torch.randn(2, 6, 96, 64))
+    result.loss.backward()
+    assert 0 < result.loss.item() < 4.3
+    assert encoder_of(triplet, None).embedding_dim == 16

@@ -1,0 +1,93 @@
+"""How the weights move: what is decayed, that the fused kernel is AdamW, that its state resumes, the learning rate."""
+
+import io
+
+import pytest
+import torch
+from torch import Tensor
+
+from sepscene.models.encoders.cnn14 import Cnn14
+from sepscene.models.encoders.heads import CoincidenceHead, SimilarityHead
+from sepscene.models.settings import Cnn14Config
+from sepscene.orchestration.config import Training
+from sepscene.orchestration.training.optimizer import adamw, learning_rate
+from sepscene.tasks.losses.joint import JointObjective
+
+CPU = torch.device("cpu")
+TRAINING = Training(weight_decay=0.1, learning_rate=1e-2)
+
+
+def build(learn_temperature: bool = True) -> JointObjective:
+    torch.manual_seed(0)
+    trunk = Cnn14(Cnn14Config(widths=(2, 2, 4, 4, 4, 4), embedding_dim=4))
+    return JointObjective(trunk, SimilarityHead(4, 8, 4), CoincidenceHead(4, 8), learn_temperature=learn_temperature)
+
+
+def pull(objective: JointObjective, seed: int) -> None:
+    """Gradients that any run could have."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in objective.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_only_matrices_and_kernels_are_decayed() -> None:
+    objective = build()
+    decayed, kept = adamw(objective, TRAINING, CPU).param_groups
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    assert decayed["weight_decay"] == 0.1 and kept["weight_decay"] == 0
+    assert all(names[id(p)].endswith("weight") and ".bn" not in names[id(p)] for p in decayed["params"])
+    spared = {names[id(p)] for p in kept["params"]}
+    assert {"log_temperature", "trunk.bn0.weight", "trunk.bn0.bias", "trunk.embedding.bias"} <= spared
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+
+def test_a_fixed_temperature_is_not_touched() -> None:
+    objective = build(learn_temperature=False)
+    learned = {id(p) for group in adamw(objective, TRAINING, CPU).param_groups for p in group["params"]}
+    assert id(objective.log_temperature) not in learned
+
+
+def test_a_step_is_adamw_written_out() -> None:
+    objective = build()
+    before = {name: parameter.detach().clone() for name, parameter in objective.named_parameters()}
+    optimizer = adamw(objective, TRAINING, CPU)
+    pull(objective, 1)
+    optimizer.step()
+    for name, parameter in objective.named_parameters():
+        gradient: Tensor = parameter.grad  # type: ignore[assignment]
+        decay = 0.1 if parameter.ndim > 1 else 0.0
+        expected = before[name] * (1 - 1e-2 * decay) - 1e-2 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_its_state_resumes_bit_for_bit() -> None:
+    straight, resumed = build(), build()
+    optimizer = adamw(straight, TRAINING, CPU)
+    for seed in (1, 2):
+        pull(straight, seed)
+        optimizer.step()
+        if seed == 1:
+            saved = {"model": straight.state_dict(), "optimizer": optimizer.state_dict()}
+            saved = torch.load(_stored(saved), weights_only=True)
+    resumed.load_state_dict(saved["model"])
+    continued = adamw(resumed, TRAINING, CPU)
+    continued.load_state_dict(saved["optimizer"])
+    pull(resumed, 2)
+    continued.step()
+    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def _stored(state: dict[str, object]) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    training = Training(learning_rate=2.0, warmup_share=0.1)
+    rates = [learning_rate(training, step, 100) for step in range(100)]
+    assert rates[:3] == pytest.approx([0.2, 0.4, 0.6]) and rates[9] == rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0) and rates[99] < 1e-3
+    assert sorted(rates[10:], reverse=True) == rates[10:]

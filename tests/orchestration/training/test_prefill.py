@@ -1,0 +1,126 @@
+"""A store counts as filled when every entry is there, not when the stream has ended."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from sepscene.augment.separation.blocks import StoredViews
+from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.models.separators.folder import save_separator
+from sepscene.models.separators.tdcnpp import TDCNpp
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.pipeline import Run
+from sepscene.orchestration.records.mlflow_mirror import Tracker
+from sepscene.orchestration.training import prefill as filling
+from sepscene.orchestration.training.prefill import Filled, fill
+from sepscene.orchestration.training.stream import service_settings
+from sepscene.tasks.datasets.manifest import Clip, Manifest, make_manifest
+
+pytestmark = pytest.mark.slow  # imports Ray, though it starts none
+CLIPS = 6
+
+
+class Actors:
+    """Stands in for the stream: puts into the store what it is told to, loses the rest, and notes its clips."""
+
+    def __init__(self, lost: list[set[tuple[str, int]]], bad: str = "") -> None:
+        """Args:
+        lost: of each pass the (uri, processor) whose entry never arrives.
+        bad: a clip that can't be used.
+        """
+        self.lost, self.bad, self.passes = lost, bad, list[list[str]]()
+
+    def __call__(
+        self, experiment: Experiment, clips: Manifest, ladder: dict[str, str], store: SeparatedStore
+    ) -> Iterator[dict[str, np.ndarray]]:
+        stored, uris = StoredViews(service_settings(experiment, ladder), store), clips.clips["uri"].to_pylist()
+        lost = self.lost[len(self.passes)]
+        self.passes.append(uris)
+        rows = [(n, k) for n in range(len(uris)) for k in range(len(stored.digests))]
+        batch: dict[str, Any] = {
+            "row": np.arange(len(rows)),
+            "clip": np.array([n for n, _ in rows]),
+            "processor": np.array([k for _, k in rows]),
+            "uri": np.array([uris[n] for n, _ in rows], object),
+            "fault": np.array(["torn" * (uris[n] == self.bad) for n, _ in rows], object),
+            "stored": np.zeros(len(rows), bool),
+            "damaged": np.zeros(len(rows), bool),
+            "offset_seconds": clips.clips["offset_seconds"].to_numpy()[[n for n, _ in rows]],
+        }
+        batch["content"] = np.array([f"hash of {uri}" for uri in batch["uri"]], object)
+        for row, (n, k) in enumerate(rows):
+            if (uris[n], k) not in lost and uris[n] != self.bad:
+                for key in stored.keys(batch, row):
+                    store.put(key, np.ones((1, 100), np.int16), np.zeros(1))
+        store.flush()
+        yield batch
+
+
+@pytest.fixture
+def ladder(nano: Experiment, tmp_path: Path) -> dict[str, str]:
+    """Two processors."""
+    for name in ("S2", "N"):
+        save_separator(TDCNpp(nano.separator.network), tmp_path / name, {})
+    return {name: str(tmp_path / name) for name in ("S2", "N")}
+
+
+@pytest.fixture
+def clips() -> Manifest:
+    """Clips that nobody will look for."""
+    return make_manifest((Clip(f"{n}.wav", f"/x/{n}.wav", ("a",), "train", n / 4) for n in range(CLIPS)), "a test")
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling, "PATIENCE_SECONDS", 0.0)
+
+
+def filled_by(
+    actors: Actors, nano: Experiment, clips: Manifest, ladder: dict[str, str], folder: Path, patch: pytest.MonkeyPatch
+) -> Filled:
+    patch.setattr(filling, "_blocks", actors)
+    with SeparatedStore(str(folder / "store")) as store:
+        return fill(nano, clips, ladder, store, lambda done: None)
+
+
+def test_what_is_lost_on_its_way_is_separated_again(
+    nano: Experiment, clips: Manifest, ladder: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actors = Actors([{("/x/2.wav", 1), ("/x/4.wav", 0), ("/x/4.wav", 1)}, set()], bad="/x/5.wav")
+    filled = filled_by(actors, nano, clips, ladder, tmp_path, monkeypatch)
+    assert actors.passes == [[f"/x/{n}.wav" for n in range(CLIPS)], ["/x/2.wav", "/x/4.wav"]]
+    assert (filled.wanted, filled.unusable, filled.missing, filled.present) == (12, 2, 0, 10)
+
+
+def test_a_complete_store_takes_one_pass(
+    nano: Experiment, clips: Manifest, ladder: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actors = Actors([set()])
+    assert filled_by(actors, nano, clips, ladder, tmp_path, monkeypatch).present == 12 and len(actors.passes) == 1
+
+
+def test_only_a_complete_filling_is_marked_as_one(
+    nano: Experiment,
+    clips: Manifest,
+    ladder: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    always = {("/x/0.wav", 0)}
+    actors = Actors([always, always, set()])
+    monkeypatch.setattr(filling, "_blocks", actors)
+    run = Run(tmp_path, nano, Mock(spec=Tracker), Console(quiet=True))
+    with caplog.at_level(logging.WARNING, "sepscene"):
+        first = run.prefill(clips, ladder)
+    assert (first.present, first.missing) == (11, 1) and len(actors.passes) == 2
+    assert "1 of 12 separated clips are still missing" in caplog.text
+    assert run.prefill(clips, ladder).present == 12 and len(actors.passes) == 3, "it is looked for again"
+    again = run.prefill(clips, ladder)
+    assert again.present == 12 and not again.counts and len(actors.passes) == 3, "what is marked is not gone through"

@@ -1,0 +1,35 @@
+"""Rows of a run computed again in one process."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.training import replay as module
+from sepscene.orchestration.training.replay import replay
+from sepscene.orchestration.training.stream import schedule_of
+from sepscene.tasks.datasets.readers import Manifest
+
+
+def test_rows_are_told_one_by_one_and_their_loss_is_that_of_one_batch(
+    nano: Experiment,
+    train_clips: Manifest,
+    ladder: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nano.changed({"separator.checkpoints": ladder}).save(tmp_path / "experiment.yaml")
+    rows = [17, 3, 40, 41, 90]
+    found, loss = replay(tmp_path, train_clips, rows)
+    assert [one.row for one in found] == rows and all(not one.fault for one in found)
+    uris = train_clips.clips["uri"].to_pylist()
+    clip_N = schedule_of(nano, len(train_clips.clips)).clip(np.array(rows))
+    assert [one.uri for one in found] == [uris[clip] for clip in clip_N]
+    assert all(0 < one.peak_1 <= 1 and one.h_norm > 0 for one in found)
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 2)
+    again, chunked = replay(tmp_path, train_clips, rows)
+    assert chunked == pytest.approx(loss, rel=1e-5) and [one.peak_2 for one in again] == [one.peak_2 for one in found]
+    with pytest.raises(SepsceneError, match="the rows 0 to 95, not 96"):
+        replay(tmp_path, train_clips, [0, 96])

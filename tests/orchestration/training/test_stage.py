@@ -1,0 +1,32 @@
+"""What a stage says while it runs: its progress, events, and now and then the balance of the stream."""
+
+import io
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+from rich.console import Console
+
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.pipeline import BALANCE_EVERY, Run
+from sepscene.orchestration.records.metrics_log import append_metrics
+from sepscene.orchestration.records.mlflow_mirror import Tracker
+
+pytestmark = pytest.mark.slow  # imports Ray, though it starts none
+BALANCE = {
+    "readers/rows_per_second": 20.0, "readers/busy": 0.02, "readers/queue_blocks": 0.1, "readers/bytes_per_second": 2e4,
+    "trainers/rows_per_second": 20.0, "trainers/busy": 0.75,
+}  # fmt: skip
+
+
+def test_every_tenth_report_of_the_balance_is_a_line(nano: Experiment, tmp_path: Path) -> None:
+    out = io.StringIO()
+    run = Run(tmp_path, nano, Mock(spec=Tracker), Console(file=out, width=100))
+    reports = [{"step": 5 * n, "rows": 80 * n, **BALANCE} for n in range(1, 2 * BALANCE_EVERY + 5)]
+    steps = [record for report in reports for record in ({"step": report["step"] - 1, "loss": 1.0}, report)]
+    with run.stage("pretrain", "pretrain", 10_000):
+        append_metrics(tmp_path / "metrics.jsonl", "another", reports)
+        append_metrics(tmp_path / "metrics.jsonl", "pretrain", [*steps, {"event": "another stage sets the pace"}])
+    line = "pretrain: readers 20 rows/s, 2% busy, 0.1 blocks wait, 20 kB/s; trainers 20 rows/s, 75% busy, waiting 25%"
+    assert out.getvalue().splitlines().count(line) == 2
+    assert "pretrain: another stage sets the pace" in out.getvalue()

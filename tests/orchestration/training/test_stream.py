@@ -1,0 +1,82 @@
+"""The stream: what remains, live, from the store and without separation. Who makes it: test_stream_determinism.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.orchestration.cli.main import app
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.training.stream import prefill_stream
+from sepscene.tasks.datasets.readers import Manifest
+from tests.orchestration.streams import Checksums, by_hand, collect
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
+
+
+@pytest.fixture(scope="module")
+def reference(nano: Experiment, train_clips: Manifest, ladder: dict[str, str]) -> Checksums:
+    """What the stream must give."""
+    return by_hand(nano, train_clips, ladder)
+
+
+def test_only_what_the_ledger_lacks_is_streamed(
+    nano: Experiment, train_clips: Manifest, ladder: dict[str, str], reference: Checksums
+) -> None:
+    ledger = Ledger(len(reference))
+    ledger.consume(np.array([0, 1, 2, 17, 40, 41]))
+    pool = {"resources.separation_actors": 3, "resources.separation_actors_min": 1}  # elastic: the views are the same
+    (part,) = collect(nano.changed(pool), train_clips, ladder, ledger)
+    assert part == [row for row in reference if row[0] not in (0, 1, 2, 17, 40, 41)]
+
+
+def test_the_store_gives_the_very_same_views(
+    nano: Experiment, train_clips: Manifest, ladder: dict[str, str], reference: Checksums, tmp_path: Path
+) -> None:
+    store = SeparatedStore(str(tmp_path / "store"))
+    for _ in range(2):  # the first pass fills the store, the second reads it
+        (part,) = collect(nano, train_clips, ladder, Ledger(len(reference)), store)
+        assert part == reference
+    store.refresh()
+    assert len(store) >= 2 * len(train_clips.clips)
+
+
+def test_a_store_filled_before_needs_no_separation_actors(
+    nano: Experiment,
+    train_clips: Manifest,
+    scenes_dir: Path,
+    ladder: dict[str, str],
+    reference: Checksums,
+    tmp_path: Path,
+) -> None:
+    """Filled by the command, which says what is there."""
+    experiment = nano.changed(
+        {"store.mode": "prefill", "separator.checkpoints": ladder, "data.root": str(scenes_dir)}
+        | {"store.uri": str(tmp_path / "store")}
+    )
+    experiment.save(tmp_path / "nano.yaml")
+    words = ["separator", "prefill", str(tmp_path / "nano.yaml"), "--storage", str(tmp_path), "--run-id", "filling"]
+    both = 2 * len(train_clips)
+    for what in (f"{both} of {both} separated clips are in {tmp_path}/store\n", f"{tmp_path}/store was filled before"):
+        said = CliRunner().invoke(app, words)
+        assert said.exit_code == 0, (said.output, said.exception)
+        assert what in said.output
+    configure_data(ordered=True)
+    store = SeparatedStore(str(tmp_path / "store"))
+    blocks = prefill_stream(experiment, train_clips, ladder, store).iter_batches(batch_size=None, batch_format="numpy")
+    stored = np.concatenate([block["stored"] for block in blocks])
+    assert len(stored) == both and stored.all(), "what is there is not separated again"
+    nowhere = experiment.changed({"resources.separation_cpus": 1000})
+    (part,) = collect(nowhere, train_clips, ladder, Ledger(len(reference)), store)
+    assert part == reference
+
+
+def test_mix_mix_needs_no_separation_actors(nano: Experiment, train_clips: Manifest, ladder: dict[str, str]) -> None:
+    experiment = nano.changed({"views.pair": "mix-mix", "resources.separation_cpus": 1000})
+    expected = by_hand(experiment, train_clips, ladder)
+    (part,) = collect(experiment, train_clips, {}, Ledger(len(expected)))
+    assert part == expected

@@ -1,0 +1,196 @@
+"""The balance of the stream: figures from known costs, and the advice that follows from them."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from sepscene.augment.draws import FILLER
+from sepscene.augment.views import MIXTURE
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.presets import named_experiment
+from sepscene.orchestration.training.throughput import (
+    ADVICE_REPORTS,
+    STORE_COUNTS,
+    Balance,
+    StreamBalance,
+    balance_line,
+    balance_of,
+    bottleneck,
+)
+
+GPUS = {"resources.separation_gpus": 1.0, "resources.trainer_gpus": 1.0}
+
+
+def experiment(**changes: object) -> Experiment:
+    """Two trainers, two separation actors, one reader, blocks of 8 rows."""
+    return named_experiment("demo", "tiny").changed({"store.mode": "off", "training.service_rows": 8} | changes)
+
+
+def batch(rows: int, made_seconds_ago: float = 0.0) -> dict[str, np.ndarray]:
+    """Rows that took 1 ms to read, 10 ms to separate, and waited 20 ms in between; half were in the store."""
+    return {
+        "row": np.arange(rows),
+        "fault": np.array([""] * rows, object),
+        "reading_seconds": np.full(rows, 1e-3),
+        "separation_seconds": np.full(rows, 1e-2),
+        "queued_seconds": np.full(rows, 2e-2),
+        "made_at": np.full(rows, time.time() - made_seconds_ago),
+        "made_by": np.arange(rows) % 3,
+        "read_bytes": np.full(rows, 1000),
+        "view_1": np.zeros((rows, 50), np.int16),
+        "view_2": np.zeros((rows, 50), np.int16),
+        "stored": np.arange(rows) % 2 == 0,
+        "damaged": np.arange(rows) == 1,
+        "channel_1": np.where(np.arange(rows) < 2, MIXTURE, 0),
+        "channel_2": np.where(np.arange(rows) % 8 == 1, MIXTURE, 1),
+    }
+
+
+def told(settings: Experiment, seconds: float, rows: int) -> dict[str, float]:
+    """Figures of one trainer that took so many rows in so many seconds."""
+    balance = StreamBalance(settings, torch.device("cpu"))
+    balance.add(batch(rows, made_seconds_ago=0.5), waited_seconds=0.25 * seconds)
+    balance.begin -= seconds
+    return balance.figures()
+
+
+def test_figures_follow_from_what_rows_bring() -> None:
+    one = experiment(**{"resources.trainers": 1})
+    figures = told(one, seconds=4.0, rows=80)
+    expected = {
+        "balance_seconds": 4,
+        "rows_per_second": 20,
+        "trainers/busy": 0.75,
+        "readers/busy": 80 * 1e-3 / 4,
+        "separation/busy": 80 * 1e-2 / 4 / 2,
+        "readers/queue_blocks": 2.5 * 0.02,  # 2.5 blocks a second, each waits 20 ms
+        "separation/queue_blocks": 2.5 * 0.5,
+        "readers/bytes_per_second": 20_000,
+        "separation/bytes_per_second": 20 * 200,
+        "readers/rows_per_second": 20,
+        "separation/rows_per_second": 10,  # the other half was in the store
+        "trainers/rows_per_second": 20,
+        "views/silent_share": 1 / 8,
+    }
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=0.02)
+    assert not any(name.startswith("store/") for name in figures)
+
+
+def test_fillers_and_unusable_rows_are_no_work() -> None:
+    balance = StreamBalance(experiment(**{"resources.trainers": 1}), torch.device("cpu"))
+    some = batch(8)
+    some["row"][6:], some["fault"][:2] = FILLER, "torn"
+    balance.add(some, waited_seconds=0.0)
+    balance.begin -= 1.0
+    figures = balance.figures()
+    assert figures["rows_per_second"] == pytest.approx(6, rel=0.02)
+    assert figures["separation/rows_per_second"] == pytest.approx(2, rel=0.02)  # rows 3 and 5
+    assert figures["views/silent_share"] == 0
+
+
+def test_a_silent_channel_of_either_view_counts() -> None:
+    both = told(experiment(**{"resources.trainers": 1, "views.pair": "chan-chan"}), seconds=4.0, rows=80)
+    assert both["views/silent_share"] == pytest.approx(11 / 80)  # channel_2 of ten rows, channel_1 of one more
+    none = told(experiment(**{"resources.trainers": 1, "views.pair": "mix-mix"}), seconds=4.0, rows=80)
+    assert "views/silent_share" not in none and "separation/rows_per_second" not in none
+
+
+def test_an_elastic_pool_is_as_busy_as_the_actors_that_it_has() -> None:
+    elastic = {"resources.trainers": 1, "resources.separation_actors": 8, "resources.separation_actors_min": 1}
+    figures = told(experiment(**elastic), seconds=4.0, rows=80)
+    assert figures["separation/actors"] == 3
+    assert figures["separation/busy"] == pytest.approx(80 * 1e-2 / 4 / 3, rel=0.02)
+    stuck = measured(0.3, 0.99).model_copy(update={"actors": 1.0})
+    said = bottleneck(stuck, experiment(**GPUS | elastic))
+    assert "1 actors 99% busy" in said and "resources.separation_actors_min" in said
+
+
+def test_the_advice_comes_while_it_runs_and_when_it_changes() -> None:
+    settings = experiment(**GPUS | {"resources.trainers": 1})
+    balance = StreamBalance(settings, torch.device("cpu"))
+
+    def report(waiting: float, separating: float) -> str:
+        busy = batch(80) | {"separation_seconds": np.full(80, separating * 4.0 * 2 / 80)}
+        balance.add(busy, waited_seconds=4.0 * waiting)
+        balance.begin -= 4.0
+        balance.figures()
+        return balance.advice()
+
+    starts = [report(0.99, 0.1)]
+    slow = [report(0.5, 0.97) for _ in range(2 * ADVICE_REPORTS)]
+    mended = [report(0.02, 0.4) for _ in range(ADVICE_REPORTS)]
+    assert starts == [""]
+    assert [n for n, said in enumerate(slow) if said] == [ADVICE_REPORTS - 1]  # said once, not again
+    assert "separation sets the pace" in slow[ADVICE_REPORTS - 1]
+    assert mended[:-1] == [""] * (ADVICE_REPORTS - 1) and "the trainers set the pace" in mended[-1]
+
+
+def test_a_line_says_the_balance_of_every_stage() -> None:
+    assert balance_line({"stage": "separator", "step": 5}) == ""
+    figures = told(experiment(**{"resources.trainers": 1}), seconds=4.0, rows=80)
+    exact = {"readers/queue_blocks": 0.1, "separation/queue_blocks": 1.2}
+    line = balance_line({name: float(f"{value:.2g}") for name, value in figures.items()} | exact)
+    assert line == (
+        "readers 20 rows/s, 2% busy, 0.1 blocks wait, 20 kB/s; "
+        "separation 10 rows/s, 10% busy, 1.2 blocks wait, 4 kB/s; "
+        "trainers 20 rows/s, 75% busy, waiting 25%"
+    )
+
+
+def test_with_a_filled_store_the_readers_do_it_all() -> None:
+    filled = experiment(**{"resources.trainers": 1, "store.mode": "prefill"})
+    figures = told(filled, seconds=4.0, rows=80)
+    assert figures["readers/busy"] == pytest.approx(80 * 1.1e-2 / 4, rel=0.02)
+    assert "separation/busy" not in figures
+    assert [figures[f"store/{name}"] for name in STORE_COUNTS] == [40, 40, 1]
+
+
+def test_the_first_record_holds_the_start_and_is_left_out() -> None:
+    record = {"stage": "pretrain", "store/hits": 10.0, "trainers/core_share": 1.0, "rows_per_second": 10.0}
+    records = [
+        record | {"trainers/busy": busy, "balance_seconds": seconds, "separation/busy": 0.5}
+        for busy, seconds in ((0.1, 60.0), (0.8, 1.0), (0.5, 3.0))
+    ]
+    balance = balance_of([*records, {"stage": "other", "step": 1}], "pretrain")
+    assert balance is not None
+    assert balance.busy["trainers"] == pytest.approx((0.8 + 3 * 0.5) / 4)
+    assert balance.store == {"hits": 30}
+    assert balance_of(records[:1], "pretrain").busy["trainers"] == pytest.approx(0.1)  # type: ignore[union-attr]
+    assert balance_of([{"stage": "pretrain", "step": 1}], "pretrain") is None
+
+
+def measured(trainers: float, separation: float, readers: float = 0.2, core: float = 1.0) -> Balance:
+    """A balance with these busy shares."""
+    busy = {"trainers": trainers, "separation": separation, "readers": readers}
+    return Balance(
+        seconds=60,
+        rows_per_second=30,
+        stage_rows_per_second={},
+        busy=busy,
+        queue_blocks={},
+        bytes_per_second={},
+        core_share=core,
+        store={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("balance", "says"),
+    [
+        (measured(0.5, 0.99), "add 2 separation actors (resources.separation_actors: 2 → 4), or separate once"),
+        (measured(0.85, 0.99), "add 1 separation actor (resources.separation_actors: 2 → 3)"),
+        (measured(0.6, 0.5, readers=0.97), "add 1 reader (resources.readers: 1 → 2)"),
+        (measured(0.5, 0.4), "make blocks larger (training.service_rows)"),
+        (measured(0.97, 0.9), "add trainers (resources.trainers)"),
+        (measured(0.97, 0.3), "1 of the 2 separation actors would do"),
+    ],
+)
+def test_the_advice_names_the_stage_and_the_number(balance: Balance, says: str) -> None:
+    assert says in bottleneck(balance, experiment(**GPUS))
+
+
+def test_where_cores_are_short_more_processes_are_not_the_advice() -> None:
+    assert "more cores" in bottleneck(measured(0.5, 0.99, core=0.6), experiment())
+    assert "add 2 separation actors" in bottleneck(measured(0.5, 0.99, core=1.0), experiment())

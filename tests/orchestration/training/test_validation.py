@@ -1,0 +1,157 @@
+"""Validation while training goes on: whose clips, which figure, where it lands, what is kept."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sepscene.clusters.pools import Node
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.encoder import load_encoder, save_encoder
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.presets import named_experiment
+from sepscene.orchestration.records.checkpoints import read_checkpoint, read_ledger, write_whole
+from sepscene.orchestration.records.metrics_log import (
+    append_metrics,
+    collect_validations,
+    recover_metrics,
+    validations_folder,
+)
+from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.runtime.placement import check_placement, demands, phases
+from sepscene.orchestration.training.builders import encoder_of
+from sepscene.orchestration.training.validation import (
+    FIGURE,
+    HandOver,
+    best_figure,
+    best_folder,
+    choose_probe,
+    keep_best,
+    probe,
+)
+from sepscene.tasks.datasets.manifest import Clip, make_manifest
+from sepscene.tasks.datasets.readers import Manifest
+
+STAGE = "pretrain-mix-chan"
+
+
+def manifest(labels: list[tuple[str, ...]]) -> Manifest:
+    return make_manifest((Clip(f"{n:03d}", f"/{n:03d}", own, "train") for n, own in enumerate(labels)), "test")
+
+
+def test_the_same_clips_are_chosen_whatever_their_order_and_only_labelled_ones() -> None:
+    labels: list[tuple[str, ...]] = [("dog",), ("rain",), ()] * 20
+    chosen = choose_probe(manifest(labels), 24)
+    assert len(set(chosen.uris)) == 24 and chosen.asked_N.sum() == 6
+    assert chosen.targets_NK.any(axis=1).all() and chosen.targets_NK.shape == (24, 2)
+    clips = manifest(labels)
+    backwards = Manifest(clips.clips.take(list(range(59, -1, -1))), clips.classes)
+    assert choose_probe(backwards, 24).uris == chosen.uris
+
+
+def test_a_class_that_is_on_one_side_only_is_left_out() -> None:
+    clips = [("dog",)] * 20 + [("once",)]
+    assert choose_probe(manifest(clips), 100).targets_NK.shape[1] == 1
+
+
+@pytest.mark.parametrize("labels", [[()] * 20, [(f"class {n}",) for n in range(20)]])
+def test_validation_without_labels_that_tell_anything_is_refused(labels: list[tuple[str, ...]]) -> None:
+    with pytest.raises(SepsceneError, match=r"set training\.validation_every_steps to 0"):
+        choose_probe(manifest(labels), 100)
+
+
+def test_records_are_moved_to_the_metrics_file_once_and_hide_no_step(tmp_path: Path) -> None:
+    path, folder = tmp_path / "metrics.jsonl", validations_folder(tmp_path, STAGE)
+    for step in (20, 100):
+        write_whole(folder / f"step-{step:08d}.json", json.dumps({"step": step, FIGURE: step / 200}))
+    for _ in range(2):
+        collect_validations(path, STAGE)
+    assert [(record["step"], record[FIGURE]) for record in read_metrics(tmp_path)] == [(20, 0.1), (100, 0.5)]
+    recover_metrics(path, STAGE, [{"step": 20, "rows": 320, "loss": 1.0}])
+    assert read_metrics(tmp_path)[-1]["loss"] == 1.0
+    append_metrics(path, "other", [])
+
+
+def test_an_encoder_is_handed_over_as_it_was_and_once(nano: Experiment) -> None:
+    hand_over, encoder = HandOver(), encoder_of(nano, None)
+    assert hand_over.report_options(wait=True) == {}
+    before = encoder.trunk.embedding.weight.detach().clone()
+    hand_over.start(encoder, 7)
+    with torch.no_grad():
+        encoder.trunk.embedding.weight.add_(1)  # training goes on
+    options = hand_over.report_options(wait=True)
+    assert options["validation"] and options["checkpoint_dir_name"].startswith("encoder-00000007-")
+    assert torch.equal(load_encoder(options["checkpoint"].path).trunk.embedding.weight, before)
+    assert hand_over.report_options(wait=True) == {} and hand_over.take_fault() == ""
+
+
+def test_an_encoder_that_is_not_finite_is_told_and_not_handed_over(nano: Experiment) -> None:
+    hand_over, encoder = HandOver(), encoder_of(nano, None)
+    with torch.no_grad():
+        encoder.trunk.embedding.weight.fill_(torch.nan)
+    hand_over.start(encoder, 7)
+    assert hand_over.report_options(wait=True) == {}
+    assert hand_over.take_fault().startswith("step 7 is not validated") and hand_over.take_fault() == ""
+
+
+def test_the_best_is_replaced_whole(nano: Experiment, tmp_path: Path) -> None:
+    best = best_folder(tmp_path, STAGE)
+    assert best_figure(best) == -np.inf
+    bundles = {}
+    for step, value in ((2, 0.25), (4, 0.5), (6, 0.4)):
+        bundles[step] = encoder_of(nano.model_copy(update={"seed": step}), None)
+        save_encoder(bundles[step], tmp_path / str(step), {"steps": step})
+        keep_best(best, tmp_path / str(step), step, value)
+        assert best_figure(best) == (0.5 if step == 6 else value)
+    assert sorted(folder.name for folder in best.parent.iterdir()) == ["best"]
+    wave_BT = torch.randn(2, 32_000)
+    with torch.inference_mode():
+        assert torch.equal(load_encoder(best)(wave_BT), bundles[4](wave_BT))
+    assert "0.500" in (best / "README.md").read_text()
+
+
+def test_the_placement_counts_the_validation(nano: Experiment) -> None:
+    without, validated = (demands(nano.resources, "mix-chan", validates=on) for on in (False, True))
+    assert [demand.role for demand in validated if demand not in without] == ["validation task"]
+
+
+@pytest.mark.parametrize("cpus", [0.15, 0.25])
+def test_a_tiny_run_with_validation_fits_two_cores_and_says_when_it_does_not(cpus: float) -> None:
+    tiny = named_experiment("demo", "tiny").changed(
+        {"training.validation_every_steps": 30, "resources.validation_cpus": cpus}
+    )
+    (asked,) = phases(tiny)
+    if cpus == 0.15:
+        check_placement(asked, [Node("laptop", 2)])
+    else:
+        with pytest.raises(SepsceneError, match="does not fit the cluster"):
+            check_placement(asked, [Node("laptop", 2)])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_of_our_own")
+def test_a_run_is_validated_on_its_way_and_at_its_end(
+    nano: Experiment, train_clips: Manifest, ladder: dict[str, str], tmp_path: Path
+) -> None:
+    from sepscene.orchestration.runtime.ray_compat import configure_data
+    from sepscene.orchestration.training.pretraining import pretrain
+
+    configure_data(ordered=True)
+    experiment = nano.changed(
+        {"training.validation_every_steps": 4, "training.validation_clips": 16, "training.epochs": 9}
+    )
+    newest = pretrain(experiment, train_clips, ladder, tmp_path, STAGE)
+    records = [record for record in read_metrics(tmp_path) if FIGURE in record]
+    assert [record["step"] for record in records] == [4, 8, 12, 14]  # 14 is the last one
+    assert all(record["stage"] == STAGE and 0 <= float(record[FIGURE]) <= 1 for record in records)
+    state = read_checkpoint(newest)
+    assert state.step == 14 and read_ledger(newest).remaining() == []
+    clips = choose_probe(train_clips, 16)
+    by_hand = probe(encoder_of(experiment, state), clips, experiment)
+    assert records[-1][FIGURE] == pytest.approx(by_hand, abs=1e-6)
+    best = best_folder(tmp_path, STAGE)
+    assert best_figure(best) == max(float(record[FIGURE]) for record in records)
+    assert probe(load_encoder(best), clips, experiment) == pytest.approx(best_figure(best), abs=1e-6)
+    assert [record["step"] for record in read_metrics(tmp_path) if "loss" in record] == list(range(1, 15))

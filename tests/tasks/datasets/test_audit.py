@@ -1,0 +1,91 @@
+"""The audit finds what is wrong, counts what is right, and its digest follows the data alone."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from sepscene.tasks.datasets.audit import Audit, audit
+from sepscene.tasks.datasets.readers import read_manifest
+
+TABLE = """uri,labels,split,offset_seconds
+a.wav,dog,train,0
+b.flac,dog;cat,train,0
+copy.wav,cat,test,0
+none.wav,cat,test,0
+empty.wav,owl,test,0
+text.wav,,train,0
+cut.wav,owl,train,0
+nan.wav,owl,train,0
+a.wav,dog,train,0.5
+a.wav,dog,train,99
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    rng, folder = np.random.default_rng(0), tmp_path / "data"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", rng.uniform(-0.5, 0.5, (16_000, 2)), 16_000)
+    soundfile.write(folder / "b.flac", rng.uniform(-0.5, 0.5, 88_200), 44_100)
+    soundfile.write(folder / "nan.wav", np.array([0.1, np.nan]), 16_000, subtype="FLOAT")
+    shutil.copy(folder / "a.wav", folder / "copy.wav")
+    (folder / "cut.wav").write_bytes((folder / "a.wav").read_bytes()[:-100])
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.wav").write_text("no sound")
+    (folder / "manifest.csv").write_text(TABLE)
+    return folder
+
+
+def found(root: Path, threads: int = 2) -> Audit:
+    return audit(read_manifest("table", str(root)), threads)
+
+
+def test_findings(root: Path) -> None:
+    done: list[int] = []
+    result = audit(read_manifest("table", str(root)), 2, done.append)
+    assert done == list(range(1, 9)), "each recording once, though three clips share one"
+    assert (result.clips, result.readable, result.unlabelled) == (10, 4, 1)
+    assert result.missing == ("none.wav",)
+    causes = dict(result.corrupt)
+    assert list(causes) == ["empty.wav", "text.wav", "cut.wav", "nan.wav", "a.wav@99"]
+    for name, words in (("empty", "0 bytes"), ("text", "not decodable"), ("cut", "truncated"), ("nan", "NaN")):
+        assert words in causes[f"{name}.wav"]
+    assert "past the end (1.000 s)" in causes["a.wav@99"]
+    assert result.durations is not None
+    assert (result.durations.total, result.durations.longest, result.durations.median) == (4.0, 2.0, 1.0)
+    assert result.sample_rates == ((16_000, 2), (44_100, 1)) and result.channels == ((2, 2), (1, 1))
+    assert result.labels == (("dog", 4), ("cat", 3), ("owl", 3)) and result.splits == (("test", 3), ("train", 7))
+    assert result.duplicates == (("a.wav", "copy.wav", "a.wav@0.5", "a.wav@99"),) and result.leaking == 1
+
+
+def test_text_says_all(root: Path) -> None:
+    text = found(root).text()
+    for words in ("clips       10, readable 4", "none.wav", "cut.wav: truncated", "WARNING     1 of the duplicates"):
+        assert words in text
+    assert text.splitlines()[-1] == f"digest      {found(root).digest}"
+
+
+def test_digest_follows_the_data_not_its_place_or_the_threads(root: Path) -> None:
+    first = found(root)
+    shutil.copytree(root, root.parent / "moved")
+    assert found(root.parent / "moved", threads=1).digest == first.digest
+    soundfile.write(root / "b.flac", np.zeros(88_200), 44_100)
+    changed = found(root)
+    assert changed.digest != first.digest and changed.manifest_digest == first.manifest_digest
+    assert replace(changed, content_digest=first.content_digest) == first, "only the content has changed"
+
+
+def test_absent_clips_are_missing(root: Path) -> None:
+    manifest = replace(read_manifest("table", str(root)), absent=("gone",))
+    result = audit(manifest)
+    assert result.missing == ("gone", "none.wav") and result.readable == 4
+
+
+def test_nothing_readable(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("uri,labels,split\na.wav,,train\n")
+    result = found(tmp_path)
+    assert result.durations is None and result.readable == 0 and "duration" not in result.text()

@@ -1,0 +1,122 @@
+"""One entry for all figures: by split, by folds, with notes instead of silent gaps."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from sepscene.tasks.evaluation.metrics import EvaluationError, mean_average_precision
+from sepscene.tasks.evaluation.retrieval import query_by_example
+from sepscene.tasks.evaluation.scores import Judgement, cross_validate, judge, measure
+from sepscene.tasks.evaluation.settings import JudgeSettings
+
+SETTINGS = JudgeSettings(shallow_hidden=16, shallow_epochs=3, qbe_clips=8, neighbours=5, bootstrap=50)
+MAPS = {"shallow_map", "linear_map", "knn_map", "qbe_map"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Products this small only make threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def embedded(clips: int, seed: int, single: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    directions = 2 * np.random.default_rng(42).standard_normal((4, 8))
+    draw = np.random.default_rng(seed)
+    targets = np.eye(4, dtype=bool)[draw.integers(0, 4, clips)] if single else draw.random((clips, 4)) < 0.3
+    return (targets @ directions + draw.standard_normal((clips, 8))).astype(np.float32), targets
+
+
+def judged(settings: JudgeSettings = SETTINGS, single: bool = False) -> Judgement:
+    return judge(*embedded(120, 0, single), *embedded(60, 1, single), ["a", "b", "c", "d"], settings)
+
+
+def test_every_figure_has_an_interval_around_it() -> None:
+    found = judged()
+    assert set(found.figures) == MAPS | {"d_prime", "lwlrap"}
+    for name, interval in found.figures.items():
+        assert interval.low is not None and interval.high is not None
+        assert interval.low < interval.value < interval.high, name
+        assert interval.count == 60 and found.replicates[name].shape == (50,)
+    evidence = found.evidence
+    shallow = mean_average_precision(evidence.scores["shallow"], evidence.targets_BK)
+    assert found.figures["shallow_map"].value == shallow.value
+    by_example = query_by_example(evidence.h_BD, evidence.targets_BK, clips=8, seed=0)
+    assert found.figures["qbe_map"].value == by_example.average_precision.value
+    assert any("random embeddings would reach" in note for note in found.notes)
+
+
+def test_the_table_of_classes() -> None:
+    found = judged()
+    assert [row.name for row in found.per_class] == ["a", "b", "c", "d"]
+    assert [row.positives for row in found.per_class] == found.evidence.targets_BK.sum(axis=0).tolist()
+    for figure in MAPS:
+        mean = np.mean([row.figures[figure] for row in found.per_class])
+        assert mean == pytest.approx(found.figures[figure].value)
+
+
+def test_the_same_input_gives_the_same_judgement() -> None:
+    first, again = judged(), judged()
+    assert first.figures == again.figures and first.per_class == again.per_class
+    assert measure(first.evidence).figures == first.figures
+    without = judged(SETTINGS.model_copy(update={"bootstrap": 0}))
+    assert without.figures["shallow_map"].low is None
+    assert without.figures["shallow_map"].value == first.figures["shallow_map"].value
+
+
+def test_accuracy_where_each_clip_has_one_label() -> None:
+    found = judged(single=True)
+    evidence = found.evidence
+    right = evidence.scores["shallow"].argmax(axis=1) == evidence.targets_BK.argmax(axis=1)
+    assert found.figures["accuracy"].value == right.mean()
+    assert "accuracy" not in judged().figures
+
+
+def test_gaps_are_noted_not_filled() -> None:
+    (train_h, train_targets), (test_h, test_targets) = embedded(120, 0), embedded(60, 1)
+    test_targets[:, 1:] = False
+    test_targets[1:, 0] = False
+    test_targets[0, 0] = True  # a single positive in all: no pair to query by
+    found = judge(train_h, train_targets, test_h, test_targets, ["a", "b", "c", "d"], SETTINGS)
+    assert "qbe_map" not in found.figures and "shallow_map" in found.figures
+    assert any("no class has a defined query by example" in note for note in found.notes)
+    assert "left out, no positive test clip: b, c, d" in found.notes
+    assert found.per_class[1].figures == {} and found.per_class[1].positives == 0
+    assert "50 resamples" in found.figures["shallow_map"].method  # in all of them its one class has a figure
+    assert "fewer than 3 positive test clips, their spread is a guess: a" in found.notes
+    assert not any("spread" in note for note in judged().notes)
+
+
+def test_cross_validation_is_each_fold_by_itself() -> None:
+    h, targets = embedded(90, 0, single=True)
+    folds = np.array(["1", "2", "3"])[np.arange(90) % 3]
+    found = cross_validate(h, targets, folds.tolist(), ["a", "b", "c", "d"], SETTINGS)
+    alone = []
+    for fold in ("1", "2", "3"):
+        test = folds == fold
+        alone.append(judge(h[~test], targets[~test], h[test], targets[test], None, SETTINGS))
+    for name, interval in found.figures.items():
+        assert interval.value == pytest.approx(np.mean([part.figures[name].value for part in alone]))
+        assert interval.low is not None and interval.low < interval.value and interval.count == 90
+    np.testing.assert_array_equal(found.evidence.scores["knn"][folds == "2"], alone[1].evidence.scores["knn"])
+    assert sum(row.positives for row in found.per_class) == 90
+    # Means of three folds are surer than each fold.
+    widths = [part.replicates["shallow_map"].std() for part in alone]
+    assert found.replicates["shallow_map"].std() < min(widths)
+
+
+def test_what_cannot_be_judged_is_refused() -> None:
+    h, targets = embedded(40, 0)
+    with pytest.raises(EvaluationError, match="at least two folds"):
+        cross_validate(h, targets, ["1"] * 40, settings=SETTINGS)
+    with pytest.raises(EvaluationError, match="39 fold names"):
+        cross_validate(h, targets, ["1"] * 20 + ["2"] * 19, settings=SETTINGS)
+    with pytest.raises(EvaluationError, match="3 clip ids for 40 test clips"):
+        judge(h, targets, h, targets, settings=SETTINGS, clip_ids=["a", "b", "c"])
+    h[2] = np.inf
+    with pytest.raises(EvaluationError, match="1 of 40 clips have NaN or infinite"):
+        judge(h, targets, h, targets, settings=SETTINGS)

@@ -1,0 +1,169 @@
+"""The joint objective in one process; several workers are in test_parity."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sepscene.models.encoders.heads import CoincidenceHead, SimilarityHead
+from sepscene.tasks.losses.coincidence import coincidence_loss
+from sepscene.tasks.losses.gradcache import accumulate, cut
+from sepscene.tasks.losses.joint import JointObjective
+from sepscene.tasks.losses.nt_xent import nt_xent
+
+
+class Trunk(nn.Module):
+    """Just enough of an encoder: one layer with batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.last = nn.Linear(5, 4)
+
+    def forward(self, logmel_BLF: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.norm(self.first(logmel_BLF.flatten(1)))))
+
+
+def build(**options: object) -> JointObjective:
+    torch.manual_seed(0)
+    head = options.pop("head", CoincidenceHead(4, 8))
+    return JointObjective(Trunk(), SimilarityHead(4, 8, 3), head, **options).double()  # type: ignore[arg-type]
+
+
+def views(count: int = 2, rows: int = 5) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(rows, 2, 3, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def gradients(objective: JointObjective) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+
+
+def test_is_the_weighted_sum_of_its_parts() -> None:
+    objective = build(temperature=0.3)
+    head = objective.coincidence
+    assert head is not None
+    result = objective(*views(), alpha=0.4)
+    h_1, h_2 = objective.encode(*views())
+    similarity = nt_xent(objective.similarity(h_1), objective.similarity(h_2), temperature=objective.temperature)
+    coincidence = coincidence_loss(head, h_1, h_2)
+    torch.testing.assert_close(result.loss, similarity + 0.4 * coincidence, rtol=1e-12, atol=0)
+    expected = {"loss": result.loss, "similarity": similarity, "coincidence": coincidence, "pairs": 5.0}
+    assert {name: float(result.parts[name]) for name in expected} == pytest.approx(
+        {name: float(torch.as_tensor(value).detach()) for name, value in expected.items()}, rel=1e-12
+    )
+    assert not any(part.requires_grad for part in result.parts.values())
+
+
+def test_both_views_share_batch_statistics() -> None:
+    objective = build()
+    together = objective.encode(*views())[0]
+    torch.testing.assert_close(together, objective.trunk(torch.cat(views()))[:5], rtol=1e-12, atol=0)
+    assert (together - objective.encode(views()[0])[0]).abs().max() > 1e-3
+
+
+def test_alpha_zero_still_reaches_every_parameter() -> None:
+    objective = build()
+    objective(*views(), alpha=0.0).loss.backward()
+    assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
+    assert objective.coincidence is not None
+    assert all(not p.grad.any() for p in objective.coincidence.parameters() if p.grad is not None)
+
+
+def test_without_a_coincidence_head_there_is_similarity_only() -> None:
+    result = build(head=None)(*views())
+    assert "coincidence" not in result.parts
+    assert result.loss.item() == result.parts["similarity"].item()
+
+
+def test_own_draws_of_any_number_feed_coincidence_only() -> None:
+    objective = build().eval()
+    own = views(4, rows=7)[2:]
+    shared, separate = objective(*views()), objective(*views(), *own)
+    torch.testing.assert_close(separate.parts["similarity"], shared.parts["similarity"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(separate.parts["coincidence"], objective(*own).parts["coincidence"], rtol=1e-12, atol=0)
+
+
+def test_learned_temperature_moves_and_is_clamped() -> None:
+    objective = build(learn_temperature=True, temperature=0.2)
+    objective(*views()).loss.backward()
+    assert objective.log_temperature.grad is not None and objective.log_temperature.grad.abs() > 0
+    with torch.no_grad():
+        objective.log_temperature.fill_(-20.0)
+    assert objective.temperature.item() == pytest.approx(0.01)
+    assert build(temperature=0.005).temperature.item() == pytest.approx(0.005, rel=1e-6)
+    with pytest.raises(ValueError, match="no temperature"):
+        build(learn_temperature=True, similarity_loss="triplet")
+
+
+def test_no_rows_give_zero_and_finite_gradients() -> None:
+    objective = build()
+    result = objective(*[view[:0] for view in views()])
+    result.loss.backward()
+    assert result.loss.item() == 0
+    assert all(not gradient.any() for gradient in gradients(objective).values())
+    assert all(torch.isfinite(buffer).all() for buffer in objective.buffers())
+
+
+def test_bfloat16_autocast_keeps_losses_in_float32() -> None:
+    objective = build().float()
+    small = [view.float() for view in views()]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = objective(*small)
+    assert half.loss.dtype == torch.float32 and half.h_1_nD.dtype == torch.float32
+    torch.testing.assert_close(half.loss, objective(*small).loss, rtol=0.02, atol=0)
+    half.loss.backward()
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(objective).values())
+
+
+def chunks(parts: list[Tensor]) -> list[tuple[Tensor, ...]]:
+    return [tuple(part[start : start + 2] for part in parts) for start in (0, 2, 4, 6)]  # 2, 2, 1 and 0 rows
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_accumulation_equals_the_large_batch(own: bool) -> None:
+    parts = views(4 if own else 2)
+    large, small = build(learn_temperature=True).eval(), build(learn_temperature=True).eval()
+    whole = large(*parts, alpha=0.6)
+    whole.loss.backward()
+    accumulated = accumulate(small, chunks(parts), alpha=0.6)
+    torch.testing.assert_close(accumulated.loss, whole.loss.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients(small), gradients(large), rtol=1e-10, atol=1e-14)
+
+
+def test_accumulation_in_training_uses_the_statistics_of_a_chunk_once() -> None:
+    parts = views()
+    direct, cached = build(), build()
+    pieces = chunks(parts)[:2]
+    h = [torch.cat(view) for view in zip(*(direct.encode(*piece) for piece in pieces), strict=True)]
+    direct.loss(*h).loss.backward()
+    accumulate(cached, pieces)
+    torch.testing.assert_close(gradients(cached), gradients(direct), rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(dict(cached.named_buffers()), dict(direct.named_buffers()), rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="at least one chunk"):
+        accumulate(cached, [])
+
+
+def test_accumulation_in_bfloat16_keeps_the_graph_of_every_weight() -> None:
+    parts = [view.float() for view in views()]
+    whole, cached = build().float().eval(), build().float().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = whole(*parts)
+    result.loss.backward()
+    accumulate(cached, cut(parts, 2, 5), dtype=torch.bfloat16)
+    torch.testing.assert_close(gradients(cached), gradients(whole), rtol=0.05, atol=0.01)
+
+
+def test_views_are_cut_into_as_many_chunks_on_every_worker() -> None:
+    first, second = views()
+    pieces = cut((first, second), 2, 8)
+    assert [len(piece[0]) for piece in pieces] == [2, 2, 1, 0] and len(cut((first[:0], second[:0]), 2, 8)) == 4
+    assert torch.equal(torch.cat([piece[1] for piece in pieces]), second)
+
+
+def test_views_without_a_partner_are_refused() -> None:
+    objective, (first, second) = build(), views()
+    with pytest.raises(ValueError, match="\\[5, 4, None, None\\]"):
+        objective(first, second[:4])
+    with pytest.raises(ValueError, match="\\[5, 5, 5, None\\]"):
+        objective(first, second, first)

@@ -1,0 +1,23 @@
+"""Rows beyond the paper are compared with the row beside them over the seeds of both."""
+
+import pytest
+from scipy import stats
+
+from sepscene.tasks.paper.beyond import BEYOND, beyond_results
+
+
+def test_gain_is_paired_over_shared_seeds_and_rows_not_run_are_left_out() -> None:
+    row = BEYOND[0]
+    figures = {row.name: {0: 0.30, 1: 0.33, 2: 0.31}, row.beside: {0: 0.28, 2: 0.30, 3: 0.9}}
+    (found,) = beyond_results(figures)
+    assert found.row is row and found.ours is not None and found.test is not None
+    assert found.ours.value == pytest.approx((0.30 + 0.33 + 0.31) / 3)
+    assert found.test.difference.value == pytest.approx(0.015)
+    assert found.test.p == pytest.approx(stats.ttest_rel([0.30, 0.31], [0.28, 0.30]).pvalue)
+
+
+def test_without_a_shared_seed_there_is_no_gain() -> None:
+    row = BEYOND[0]
+    (found,) = beyond_results({row.name: {0: 0.3}, row.beside: {1: 0.3}})
+    assert found.test is None
+    assert beyond_results({row.beside: {0: 0.3}}) == ()
