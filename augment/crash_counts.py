@@ -16,10 +16,10 @@ import numpy as np
 
 Columns = dict[str, np.ndarray]
 
-MOST_STRIKES = 2
+MOST_CRASHES = 2
 
 
-class Strikes:
+class CrashCounts:
     """Markers in one folder."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,14 +46,14 @@ class Strikes:
 
     def _guard_row(self, stage: str, process: Callable[[Columns], Columns], row: Columns) -> Columns:
         name = hashlib.sha256(str(row["uri"][0]).encode()).hexdigest()[:24]
-        strikes = [self.folder / f"{stage}-clip-{name}-{strike}" for strike in range(MOST_STRIKES)]
-        free = next((strike for strike in strikes if not strike.exists()), None)
+        crash_counts = [self.folder / f"{stage}-clip-{name}-{strike}" for strike in range(MOST_CRASHES)]
+        free = next((strike for strike in crash_counts if not strike.exists()), None)
         if free is None:
-            row = row | {"fault": np.array([f"killed its {stage} process {MOST_STRIKES} times"], object)}
+            row = row | {"fault": np.array([f"killed its {stage} process {MOST_CRASHES} times"], object)}
             return process(row)
         _leave(free)
         done = process(row)
-        for strike in strikes:  # an earlier one too: something else had killed that process
+        for strike in crash_counts:  # an earlier one too: something else had killed that process
             strike.unlink(missing_ok=True)
         return done
 

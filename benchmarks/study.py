@@ -47,7 +47,7 @@ from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.orchestration.training.separator_training import read_ladder
 from sepscene.orchestration.training.stream import schedule_of
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
-from sepscene.tasks.evaluation.scores import judge
+from sepscene.tasks.evaluation.scores import score_embeddings
 
 FIGURES = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 EMBED_CLIPS = 16
@@ -103,8 +103,8 @@ def one_run(folder: Path, experiment: Experiment) -> dict[str, float]:
     encoder, losses = trained(experiment, train, read_ladder(folder), store)
     store.close()
     h = embedded(encoder, train, experiment), embedded(encoder, test, experiment)
-    judgement = judge(h[0], train.targets(), h[1], test.targets(), test.classes, experiment.evaluation.judge)
-    return losses | {name: judgement.figures[name].value for name in FIGURES}
+    scores = score_embeddings(h[0], train.targets(), h[1], test.targets(), test.classes, experiment.evaluation.scoring)
+    return losses | {name: scores.figures[name].value for name in FIGURES}
 
 
 def known(folder: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from sepscene.augment.store.separated_store import StoreSettings
 from sepscene.augment.views import SpecAugment, Views
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
-from sepscene.tasks.evaluation.settings import JudgeSettings
+from sepscene.tasks.evaluation.settings import ScoringSettings
 
 FOLDS = "folds"
 """In the place of test splits: cross-validation over those of training."""
@@ -178,7 +178,7 @@ class Training(Config):
 class Evaluation(Config):
     """How an encoder is judged (paper: shallow classification and query by example)."""
 
-    judge: JudgeSettings = JudgeSettings()
+    scoring: ScoringSettings = ScoringSettings()
     baselines: bool = Field(True, description="judge the untrained encoder and the mix-mix encoder beside this one")
     separator_mixtures: int = Field(32, ge=1, description="held-out mixtures on which each processor is scored")
 

@@ -33,7 +33,7 @@ from sepscene.orchestration.config import (
     Training,
     load_experiment,
 )
-from sepscene.tasks.evaluation.settings import JudgeSettings
+from sepscene.tasks.evaluation.settings import ScoringSettings
 
 Scale = Literal["tiny", "small", "paper"]
 
@@ -57,7 +57,7 @@ def tiny() -> Experiment:
         encoder=Cnn14Config.tiny(),
         objective=Objective(head_hidden=256, temperature=0.1),
         training=Training(epochs=40, global_batch=64, service_rows=32, checkpoint_every_steps=60, learning_rate=5e-4),
-        evaluation=Evaluation(judge=JudgeSettings(bootstrap=500)),
+        evaluation=Evaluation(scoring=ScoringSettings(bootstrap=500)),
         resources=Resources(
             trainers=2,
             trainer_cpus=0.2,
@@ -104,7 +104,7 @@ def paper() -> Experiment:
         training=Training(
             epochs=100, global_batch=4096, service_rows=256, precision="bfloat16", checkpoint_every_steps=500
         ),
-        evaluation=Evaluation(judge=JudgeSettings(shallow_epochs=20)),
+        evaluation=Evaluation(scoring=ScoringSettings(shallow_epochs=20)),
         resources=Resources(
             trainers=16,
             trainer_cpus=8,

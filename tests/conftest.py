@@ -15,7 +15,7 @@ from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import Cnn14Config, TDCNppConfig
 from sepscene.orchestration.config import Evaluation, Experiment, Ladder, Objective, Resources, Separator, Training
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
-from sepscene.tasks.evaluation.settings import JudgeSettings
+from sepscene.tasks.evaluation.settings import ScoringSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -74,7 +74,7 @@ def nano() -> Experiment:
         objective=Objective(head_hidden=16, projection_dim=8),
         training=Training(epochs=4, global_batch=16, service_rows=4, checkpoint_every_steps=2),
         evaluation=Evaluation(
-            judge=JudgeSettings(shallow_hidden=16, shallow_epochs=5, bootstrap=20), separator_mixtures=2
+            scoring=ScoringSettings(shallow_hidden=16, shallow_epochs=5, bootstrap=20), separator_mixtures=2
         ),
         resources=Resources(trainers=2, trainer_cpus=0.25, separation_actors=1, separation_cpus=0.25, reader_cpus=0.25),
     )

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from sepscene.augment.audio import AudioFormat, ClipError, content_hash, read_clip
-from sepscene.augment.crash_counts import Strikes
+from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.draws import FILLER, crop_starts
 from sepscene.augment.separation.blocks import Columns, ServiceSettings, StoredViews, shared_seconds, starts_of
 from sepscene.augment.separation.service import SeparationService
@@ -20,20 +20,20 @@ class ClipReader:
     """Decodes the clips of a block, or makes their views from the store."""
 
     def __init__(
-        self, settings: ServiceSettings, store: SeparatedStore | None = None, strikes: Strikes | None = None
+        self, settings: ServiceSettings, store: SeparatedStore | None = None, crash_counts: CrashCounts | None = None
     ) -> None:
         """Args:
         settings: views, audio and checkpoints.
         store: where separated clips are kept; mix-mix has no use for one.
-        strikes: the poison list; none lets a deadly clip kill its reader for ever.
+        crash_counts: the poison list; none lets a deadly clip kill its reader for ever.
         """
-        self.settings, self.strikes = settings, strikes
+        self.settings, self.crash_counts = settings, crash_counts
         self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
 
     def __call__(self, columns: Columns) -> Columns:
         """Read the clips of a block; clips on the poison list are left alone. See `read` for the columns."""
         columns = columns | {"fault": np.array([""] * len(columns["row"]), object)}
-        return self.strikes.guard("reading", self.read, columns) if self.strikes else self.read(columns)
+        return self.crash_counts.guard("reading", self.read, columns) if self.crash_counts else self.read(columns)
 
     def read(self, columns: Columns) -> Columns:
         """Read the clips of a block that have no fault yet.
@@ -87,11 +87,11 @@ class ViewMaker:
     """
 
     def __init__(
-        self, settings: ServiceSettings, store: SeparatedStore | None = None, strikes: Strikes | None = None
+        self, settings: ServiceSettings, store: SeparatedStore | None = None, crash_counts: CrashCounts | None = None
     ) -> None:
         """Args: as `ClipReader`."""
-        self.reader = ClipReader(settings, store, strikes)
-        self.service = SeparationService(settings, store, strikes, load_now=False)
+        self.reader = ClipReader(settings, store, crash_counts)
+        self.service = SeparationService(settings, store, crash_counts, load_now=False)
 
     def __call__(self, columns: Columns) -> Columns:
         """Make the views of a block; see `SeparationService.serve` for the columns."""

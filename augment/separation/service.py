@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sepscene.augment.audio import AudioFormat
-from sepscene.augment.crash_counts import Strikes
+from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.separation.blocks import Columns, ServiceSettings, StoredViews, shared_seconds, starts_of
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import MIXTURE, choose_channels, levels_db, to_pcm
@@ -71,7 +71,7 @@ class SeparationService:
         self,
         settings: ServiceSettings,
         store: SeparatedStore | None = None,
-        strikes: Strikes | None = None,
+        crash_counts: CrashCounts | None = None,
         device: str = "cpu",
         clips_per_forward: int = 1,
         load_now: bool = True,
@@ -81,7 +81,7 @@ class SeparationService:
         Args:
             settings: views, audio, checkpoints and the separators' precision.
             store: where separated clips are kept; none separates every row live.
-            strikes: the poison list; none lets a deadly clip kill its actor for ever.
+            crash_counts: the poison list; none lets a deadly clip kill its actor for ever.
             device: where the separators run.
             clips_per_forward: clips in one forward pass, see `Forward`.
             load_now: false leaves the checkpoints alone until a clip must be separated.
@@ -89,7 +89,7 @@ class SeparationService:
         Raises:
             SepsceneError: for a damaged checkpoint, or one trained at another sample rate.
         """
-        self.settings, self.store, self.strikes, self.device = settings, store, strikes, device
+        self.settings, self.store, self.crash_counts, self.device = settings, store, crash_counts, device
         self.clips_per_forward = clips_per_forward
         self.number = int.from_bytes(os.urandom(4), "big")  # tells this actor from the others
         self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
@@ -122,9 +122,9 @@ class SeparationService:
 
     def __call__(self, columns: Columns) -> Columns:
         """Make the views of a block; clips on the poison list are left alone. See `serve` for the columns."""
-        if self.strikes is None or not _to_separate(columns):
+        if self.crash_counts is None or not _to_separate(columns):
             return self.serve(columns)
-        return self.strikes.guard("separation", self.serve, columns)
+        return self.crash_counts.guard("separation", self.serve, columns)
 
     def serve(self, columns: Columns) -> Columns:
         """Separate the clips of a block whose views are not made yet, and crop both views.

@@ -113,7 +113,7 @@ def _execute(
     verbose: bool,
     evaluate: bool,
 ) -> None:
-    from sepscene.orchestration.evaluation.scoring import judge_run, summarise
+    from sepscene.orchestration.evaluation.scoring import evaluate_run, summarise
     from sepscene.orchestration.pipeline import Run, prepared_session
     from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
 
@@ -128,7 +128,7 @@ def _execute(
             ladder = run.ladder(train)
             bundle = run.encoder(train, ladder)
             if evaluate:
-                judge_run(run, train, test, ladder)
+                evaluate_run(run, train, test, ladder)
             else:
                 run.publish(experiment.views.pair, bundle)
         summarise(run)
@@ -187,7 +187,7 @@ def evaluate(run: RunFolder, address: Address = None, verbose: Verbose = False) 
 
     Example: `sepscene evaluate runs/demo`
     """
-    from sepscene.orchestration.evaluation.scoring import judge_run, summarise
+    from sepscene.orchestration.evaluation.scoring import evaluate_run, summarise
     from sepscene.orchestration.pipeline import Run, prepared_session
     from sepscene.orchestration.records.mlflow_mirror import tracking_uri_of
 
@@ -195,7 +195,7 @@ def evaluate(run: RunFolder, address: Address = None, verbose: Verbose = False) 
     with prepared_session(experiment, address, verbose):
         opened = Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True)
         train, test = opened.manifests()
-        judge_run(opened, train, test, opened.ladder(train))
+        evaluate_run(opened, train, test, opened.ladder(train))
         opened.tracker.finish("")
         summarise(opened)
 

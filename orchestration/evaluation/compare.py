@@ -2,7 +2,7 @@
 
 Legend: B clips, K classes, D embedding, R resamples.
 
-An evaluation leaves its evidence in RUN/evaluation/<encoder>.npz (`save_judgement`): clip ids, classes,
+An evaluation leaves its evidence in RUN/evaluation/<encoder>.npz (`save_scores`): clip ids, classes,
 targets, folds, the probes' scores and the embeddings. A comparison reads evidence alone, needs no Ray, and
 makes every figure anew on the clips that both runs judged.
 """
@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.results import RunResults
-from sepscene.tasks.evaluation.scores import Evidence, Judgement, measure
-from sepscene.tasks.evaluation.settings import JudgeSettings
+from sepscene.tasks.evaluation.scores import Evidence, Scores, measure
+from sepscene.tasks.evaluation.settings import ScoringSettings
 from sepscene.tasks.evaluation.statistics import Interval, PairedTest, paired_bootstrap, paired_t, t_interval
 
 TEST_CLIPS = "test manifest"
@@ -72,9 +72,9 @@ def evidence_path(run_dir: Path, encoder: str) -> Path:
     return run_dir / "evaluation" / f"{encoder}.npz"
 
 
-def save_judgement(judgement: Judgement, path: Path) -> Path:
-    """Keep the evidence of a judgement: all that comparisons need. Written whole or not at all."""
-    evidence = judgement.evidence
+def save_scores(scores: Scores, path: Path) -> Path:
+    """Keep the evidence of a scores: all that comparisons need. Written whole or not at all."""
+    evidence = scores.evidence
     arrays: dict[str, Any] = {
         "clip_ids": evidence.clip_ids,
         "classes": np.array(evidence.classes, dtype=np.str_),
@@ -94,7 +94,7 @@ def save_judgement(judgement: Judgement, path: Path) -> Path:
 
 
 def load_evidence(path: Path) -> Evidence:
-    """Read what `save_judgement` wrote. Nothing is unpickled.
+    """Read what `save_scores` wrote. Nothing is unpickled.
 
     Raises:
         SepsceneError: when the file is missing, damaged, or holds something else.
@@ -109,7 +109,7 @@ def load_evidence(path: Path) -> Evidence:
                 folds=file["folds"],
                 h_BD=file["h"],
                 scores=scores,
-                settings=JudgeSettings.model_validate_json(str(file["settings"])),
+                settings=ScoringSettings.model_validate_json(str(file["settings"])),
                 notes=tuple(file["notes"].tolist()),
             )
     except FileNotFoundError:
@@ -135,11 +135,11 @@ def compare_runs(run_a: Path, run_b: Path, encoder_a: str | None = None, encoder
             f"{evidence_b.settings}): evaluate one of them again with the other's"
         )
     evidence_a, evidence_b, notes = _paired(evidence_a, evidence_b, name_a, name_b)
-    return compare_judgements(measure(evidence_a), measure(evidence_b), name_a, name_b, notes)
+    return compare_scores(measure(evidence_a), measure(evidence_b), name_a, name_b, notes)
 
 
-def compare_judgements(a: Judgement, b: Judgement, name_a: str, name_b: str, notes: tuple[str, ...] = ()) -> Comparison:
-    """Paired bootstrap test of two judgements of the same clips in the same order."""
+def compare_scores(a: Scores, b: Scores, name_a: str, name_b: str, notes: tuple[str, ...] = ()) -> Comparison:
+    """Paired bootstrap test of two scores of the same clips in the same order."""
     clips = len(a.evidence.clip_ids)
     figures = []
     for name in (name for name in a.figures if name in b.figures):

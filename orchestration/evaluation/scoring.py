@@ -10,7 +10,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import update_card
 from sepscene.models.separators.card import read_card
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.evaluation.compare import TEST_CLIPS, evidence_path, save_judgement
+from sepscene.orchestration.evaluation.compare import TEST_CLIPS, evidence_path, save_scores
 from sepscene.orchestration.evaluation.embed_manifest import Embeddings, embed_manifests, score_separator
 from sepscene.orchestration.pipeline import Run
 from sepscene.orchestration.records.environment import environment
@@ -31,7 +31,7 @@ from sepscene.orchestration.training.throughput import Balance, balance_of, bott
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.probes import embedding_map
 from sepscene.tasks.evaluation.resampling import resample
-from sepscene.tasks.evaluation.scores import cross_validate, judge
+from sepscene.tasks.evaluation.scores import cross_validate, score_embeddings
 from sepscene.tasks.evaluation.statistics import Interval, bootstrap_interval
 
 STAGE = "evaluate"
@@ -44,7 +44,7 @@ LEAK = (
 HEADLINES = ("shallow_map", "qbe_map", "linear_map")
 
 
-def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str]) -> RunResults:
+def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str]) -> RunResults:
     """Judge the run's encoder and its baselines, write results.json and the report, and log both.
 
     Args:
@@ -67,7 +67,7 @@ def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str])
         encoders = []
         for name in bundles:
             h = [part[name] for part in embedded]
-            encoders.append(judge_encoder(name, h[0], h[-1], train, test, experiment, run.folder))
+            encoders.append(score_encoder(name, h[0], h[-1], train, test, experiment, run.folder))
             run.advance(clips + len(encoders))
         processors = _judge_processors(run, test, ladder, clips + len(encoders))
         if ladder:
@@ -88,7 +88,7 @@ def judge_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str])
     return results
 
 
-def judge_encoder(
+def score_encoder(
     name: str,
     train_h: Embeddings,
     test_h: Embeddings,
@@ -102,18 +102,18 @@ def judge_encoder(
     Where training and test clips are the same, its probes are cross-validated over their splits.
     """
     ids = np.array(test.clips["clip_id"].to_pylist())[test_h.position_N].tolist()
-    settings, test_targets = experiment.evaluation.judge, test.targets()[test_h.position_N]
+    settings, test_targets = experiment.evaluation.scoring, test.targets()[test_h.position_N]
     if experiment.data.by_folds:
         folds = np.array(test.clips["split"].to_pylist())[test_h.position_N].tolist()
-        judgement = cross_validate(test_h.h_ND, test_targets, folds, test.classes, settings, ids)
+        scores = cross_validate(test_h.h_ND, test_targets, folds, test.classes, settings, ids)
     else:
         train_targets = train.targets()[train_h.position_N]
-        judgement = judge(train_h.h_ND, train_targets, test_h.h_ND, test_targets, test.classes, settings, ids)
-    save_judgement(judgement, evidence_path(run_dir, name))
+        scores = score_embeddings(train_h.h_ND, train_targets, test_h.h_ND, test_targets, test.classes, settings, ids)
+    save_scores(scores, evidence_path(run_dir, name))
     return EncoderResult(
         name=name,
-        description="; ".join([LEAK] * experiment.data.by_folds + list(judgement.notes)),
-        figures={key: _figure(interval) for key, interval in judgement.figures.items()},
+        description="; ".join([LEAK] * experiment.data.by_folds + list(scores.notes)),
+        figures={key: _figure(interval) for key, interval in scores.figures.items()},
         classes=tuple(
             ClassResult(
                 name=row.name,
@@ -122,13 +122,13 @@ def judge_encoder(
                 linear_ap=row.figures.get("linear_map"),
                 qbe_ap=row.figures.get("qbe_map"),
             )
-            for row in judgement.per_class
+            for row in scores.per_class
         ),
         map_2d=_map_2d(test_h, test),
     )
 
 
-def judge_ladder(run: Run, test: Manifest, ladder: dict[str, str]) -> None:
+def score_ladder(run: Run, test: Manifest, ladder: dict[str, str]) -> None:
     """Make the page on which the ladder that many trials share can be heard: RUN/listen.html."""
     with run.stage("ladder", "listen to the ladder", len(ladder) + 1):
         processors = _judge_processors(run, test, ladder, 0)
@@ -140,12 +140,12 @@ def _judge_processors(run: Run, test: Manifest, ladder: dict[str, str], done: in
     """Score the whole ladder; the stage's progress goes on from `done`."""
     processors: list[ProcessorResult] = []
     for name, folder in ladder.items():
-        processors.append(judge_processor(name, folder, test, run.experiment))
+        processors.append(score_processor(name, folder, test, run.experiment))
         run.advance(done + len(processors))
     return processors
 
 
-def judge_processor(name: str, folder: str, test: Manifest, experiment: Experiment) -> ProcessorResult:
+def score_processor(name: str, folder: str, test: Manifest, experiment: Experiment) -> ProcessorResult:
     """Score one checkpoint of the ladder on mixtures of held-out clips."""
     card = read_card(folder)
     scores = score_separator(folder, test, experiment.audio, experiment.evaluation.separator_mixtures)

@@ -9,7 +9,7 @@ from sepscene.orchestration.reports.paper_tables import TITLES, TWINS, Table, ta
 from sepscene.orchestration.reports.render import render
 from sepscene.tasks.evaluation.statistics import Interval, t_interval
 from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
-from sepscene.tasks.paper.claims import LEVEL, MARGIN, ClaimResult, judge_claims, table_rows
+from sepscene.tasks.paper.claims import LEVEL, MARGIN, ClaimResult, decide_claims, table_rows
 
 THE_TESTS = (
     f"Paired t tests over the seeds that both rows share, level {LEVEL:g}. A claim is supported when all its "
@@ -34,7 +34,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
     results = ReproductionResults.load(directory)
     by_row = runs_by_row(results)
     tables = our_tables(by_row)
-    claims = judge_claims(_figures(by_row))
+    claims = decide_claims(_figures(by_row))
     beyond = beyond_results(_figures(by_row))
     values: dict[str, Any] = {
         "results": results,

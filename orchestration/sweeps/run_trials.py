@@ -21,7 +21,7 @@ from rich.live import Live
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment, Resources
-from sepscene.orchestration.evaluation.scoring import judge_ladder
+from sepscene.orchestration.evaluation.scoring import score_ladder
 from sepscene.orchestration.pipeline import Run
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.runtime.concurrency import DRIVER_CPUS, fitting_trials
@@ -88,7 +88,7 @@ def share(
         train, test = run.manifests()
         ladder = run.ladder(train) if separating else {}
         if ladder and not (run.folder / "listen.html").exists():
-            judge_ladder(run, test, ladder)
+            score_ladder(run, test, ladder)
         if separating and store.mode != "off":
             run.prefill(train, ladder, separating)
             store = store.model_copy(update={"mode": "prefill"})

@@ -25,7 +25,7 @@ from ray.tune import Checkpoint
 from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.evaluation.scoring import judge_run
+from sepscene.orchestration.evaluation.scoring import evaluate_run
 from sepscene.orchestration.pipeline import Run
 from sepscene.orchestration.records.checkpoints import newest_sound, write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics
@@ -97,7 +97,7 @@ def _run(
         train, test = run.manifests()
         with _validations_reported(run_dir, experiment, not population, len(train.clips), population) as reported:
             run.encoder(train, experiment.separator.checkpoints)
-        results = judge_run(run, train, test, {})
+        results = evaluate_run(run, train, test, {})
     except BaseException as error:
         (run_dir / FAILED).write_text(f"{type(error).__name__}: {error}")
         run.tracker.finish("", "FAILED")

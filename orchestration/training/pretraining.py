@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sepscene.augment.crash_counts import Strikes
+from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.draws import FILLER
 from sepscene.augment.specaugment import specaugment
 from sepscene.augment.store.separated_store import SeparatedStore
@@ -318,7 +318,9 @@ def pretrain(
             "clips": len(manifest.clips),
             "start": start and str(Path(start).resolve()),  # workers have folders of their own
         },
-        lambda ledger: view_stream(experiment, manifest, checkpoints, ledger, store, Strikes(run_dir / "strikes")),
+        lambda ledger: view_stream(
+            experiment, manifest, checkpoints, ledger, store, CrashCounts(run_dir / "crash_counts")
+        ),
         schedule_of(experiment, len(manifest.clips)).rows,
         run_dir,
         stage,

@@ -19,7 +19,7 @@ import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrategy
 
-from sepscene.augment.crash_counts import Strikes
+from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.draws import Schedule
 from sepscene.augment.separation.blocks import ServiceSettings
 from sepscene.augment.separation.reader import ClipReader, ViewMaker, read_segments
@@ -85,7 +85,7 @@ def view_stream(
     checkpoints: Mapping[str, str],
     ledger: Ledger,
     store: SeparatedStore | None = None,
-    strikes: Strikes | None = None,
+    crash_counts: CrashCounts | None = None,
 ) -> Dataset:
     """The views of all rows that the ledger still lacks, lazily.
 
@@ -95,12 +95,12 @@ def view_stream(
         checkpoints: processor name -> separator folder.
         ledger: what the weights have consumed.
         store: where separated clips are kept; none separates every row live.
-        strikes: the poison list; none lets a deadly clip end the run.
+        crash_counts: the poison list; none lets a deadly clip end the run.
     """
     training, resources = experiment.training, experiment.resources
     draws = DrawRows(manifest.clips, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views)
     rows = _drawn_rows(draws, training.global_batch, training.service_rows, resources)
-    return _served(rows, experiment, checkpoints, store, strikes, separates_live(experiment))
+    return _served(rows, experiment, checkpoints, store, crash_counts, separates_live(experiment))
 
 
 def prefill_stream(
@@ -115,7 +115,7 @@ def prefill_stream(
         .map_batches(draws, batch_size=None)
         .repartition(target_num_rows_per_block=block)
     )
-    made = _served(rows, experiment, checkpoints, store, strikes=None, live=True)
+    made = _served(rows, experiment, checkpoints, store, crash_counts=None, live=True)
     return made.select_columns(["row", "clip", "processor", "uri", "content", "fault", "stored", "damaged"])
 
 
@@ -124,7 +124,7 @@ def _served(
     experiment: Experiment,
     checkpoints: Mapping[str, str],
     store: SeparatedStore | None,
-    strikes: Strikes | None,
+    crash_counts: CrashCounts | None,
     live: bool,
 ) -> Dataset:
     """Rows with draws through the readers, and where clips are separated `live` through the separation actors."""
@@ -132,7 +132,7 @@ def _served(
     shared = {
         "settings": service_settings(experiment, checkpoints),
         "store": store,
-        "strikes": strikes,
+        "crash_counts": crash_counts,
     }
     read = rows.map_batches(
         ClipReader if live else ViewMaker,

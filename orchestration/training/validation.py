@@ -205,7 +205,7 @@ def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
             with torch.inference_mode():
                 h.append(encoder(torch.from_numpy(np.stack(waves)).to(device)).float().cpu().numpy())
     h_ND, targets_NK, asked_N = np.concatenate(h), clips.targets_NK[kept], clips.asked_N[kept]
-    neighbours = experiment.evaluation.judge.neighbours
+    neighbours = experiment.evaluation.scoring.neighbours
     return knn_map(h_ND[~asked_N], targets_NK[~asked_N], h_ND[asked_N], targets_NK[asked_N], neighbours)
 
 

@@ -2,7 +2,7 @@
 
 Legend: B clips, D embedding, K classes, R resamples.
 
-`judge` (one training and one test split) and `cross_validate` (folds, as ESC-50) gather the evidence: what
+`score_embeddings` (one training and one test split) and `cross_validate` (folds, as ESC-50) gather the evidence: what
 the encoder and the probes trained on it said of each test clip. `measure` turns evidence into figures.
 Evidence is what is kept of an evaluation, so that two runs can be compared on the same clips later
 (`orchestration.evaluation.compare`).
@@ -33,7 +33,7 @@ from sepscene.tasks.evaluation.resampling import (
     resampled_scores,
 )
 from sepscene.tasks.evaluation.retrieval import query_by_example
-from sepscene.tasks.evaluation.settings import JudgeSettings
+from sepscene.tasks.evaluation.settings import ScoringSettings
 from sepscene.tasks.evaluation.shallow import shallow_classification
 from sepscene.tasks.evaluation.statistics import Interval, bootstrap_interval
 
@@ -58,7 +58,7 @@ class Evidence:
     folds: NDArray[np.str_]
     h_BD: Floats
     scores: dict[str, Floats]
-    settings: JudgeSettings
+    settings: ScoringSettings
     notes: tuple[str, ...] = ()
 
     def rows(self, rows: NDArray[np.intp] | Bools) -> "Evidence":
@@ -80,7 +80,7 @@ class ClassFigures:
 
 
 @dataclass(frozen=True, eq=False)
-class Judgement:
+class Scores:
     """Figures with intervals, and what they were made from.
 
     Attributes:
@@ -98,16 +98,16 @@ class Judgement:
     notes: tuple[str, ...]
 
 
-def judge(
+def score_embeddings(
     train_h_BD: Floats,
     train_targets_BK: Bools,
     test_h_BD: Floats,
     test_targets_BK: Bools,
     classes: Sequence[str] | None = None,
-    settings: JudgeSettings | None = None,
+    settings: ScoringSettings | None = None,
     clip_ids: Sequence[str] | None = None,
     device: str = "cpu",
-) -> Judgement:
+) -> Scores:
     """All figures of one encoder on a training and a test split.
 
     Args:
@@ -117,7 +117,7 @@ def judge(
     Raises:
         EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
     """
-    settings = settings or JudgeSettings()
+    settings = settings or ScoringSettings()
     split = (train_h_BD, train_targets_BK, test_h_BD, test_targets_BK)
     shallow = shallow_classification(
         *split, classes, settings.shallow_hidden, settings.shallow_epochs, settings.seed, device
@@ -145,19 +145,19 @@ def cross_validate(
     targets_BK: Bools,
     folds: Sequence[str],
     classes: Sequence[str] | None = None,
-    settings: JudgeSettings | None = None,
+    settings: ScoringSettings | None = None,
     clip_ids: Sequence[str] | None = None,
     device: str = "cpu",
-) -> Judgement:
+) -> Scores:
     """All figures by cross-validation over given folds, as ESC-50 asks.
 
     Each fold is tested by probes trained on the others. Figures are means over the folds; the bootstrap
     draws clips within each fold.
 
     Raises:
-        EvaluationError: as `judge`, or when there are fewer than two folds.
+        EvaluationError: as `score_embeddings`, or when there are fewer than two folds.
     """
-    settings = settings or JudgeSettings()
+    settings = settings or ScoringSettings()
     names = check(h_BD, targets_BK, classes)
     fold_B = np.array(list(folds), dtype=np.str_)
     if len(fold_B) != len(h_BD) or len(set(folds)) < 2:
@@ -173,7 +173,7 @@ def cross_validate(
     for fold in sorted(set(folds)):
         test_B = fold_B == fold
         train, test = (h_BD[~test_B], targets_BK[~test_B]), (h_BD[test_B], targets_BK[test_B])
-        part = judge(*train, *test, names, quiet, ids[test_B].tolist(), device)
+        part = score_embeddings(*train, *test, names, quiet, ids[test_B].tolist(), device)
         for name, scores_BK in part.evidence.scores.items():
             scores[name][test_B] = scores_BK
         notes += tuple(f"fold {fold}: {note}" for note in part.evidence.notes)
@@ -194,7 +194,7 @@ class _Fold:
         self.replicates[name] = replicates_R
 
 
-def measure(evidence: Evidence) -> Judgement:
+def measure(evidence: Evidence) -> Scores:
     """Figures with intervals from evidence; the same evidence gives the same figures, resamples included.
 
     Raises:
@@ -212,7 +212,7 @@ def measure(evidence: Evidence) -> Judgement:
     notes = list(evidence.notes)
     for name, fold in zip(names, folds, strict=True):
         notes += fold.notes if len(folds) == 1 else [f"fold {name}: {note}" for note in fold.notes]
-    return Judgement(evidence, figures, replicates, _class_table(evidence, folds), tuple(notes))
+    return Scores(evidence, figures, replicates, _class_table(evidence, folds), tuple(notes))
 
 
 def _measure_fold(evidence: Evidence, fold: int) -> _Fold:

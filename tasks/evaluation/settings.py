@@ -8,7 +8,7 @@ from pydantic import Field
 from sepscene.models.config import Config
 
 
-class JudgeSettings(Config):
+class ScoringSettings(Config):
     """How an encoder is judged. Runs that are compared must share these."""
 
     shallow_hidden: int = Field(default=512, ge=1, description="hidden units of the perceptron [open; ours]")

@@ -198,7 +198,7 @@ def table_rows(table: str, figures: Figures) -> tuple[TableRow, ...]:
     return tuple(rows)
 
 
-def judge_claims(figures: Figures) -> tuple[ClaimResult, ...]:
+def decide_claims(figures: Figures) -> tuple[ClaimResult, ...]:
     """A verdict for each of the six claims, from as many rows and seeds as there are.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sepscene.augment.crash_counts import Columns, Strikes
+from sepscene.augment.crash_counts import Columns, CrashCounts
 
 POISON = "poison.wav"
 
@@ -32,7 +32,7 @@ def process(columns: Columns) -> Columns:
 
 def attempt(folder: Path, results) -> None:  # type: ignore[no-untyped-def]
     """One actor's try."""
-    results.put(Strikes(folder).guard("reader", process, block())["fault"].tolist())
+    results.put(CrashCounts(folder).guard("reader", process, block())["fault"].tolist())
 
 
 @pytest.mark.slow
@@ -60,21 +60,21 @@ def test_a_clip_that_came_through_is_innocent_again(tmp_path: Path) -> None:
     def killed(columns: Columns) -> Columns:
         raise KilledFromOutside
 
-    strikes, innocent = Strikes(tmp_path), block() | {"uri": np.array(["a", "b", "c"], object)}
+    crash_counts, innocent = CrashCounts(tmp_path), block() | {"uri": np.array(["a", "b", "c"], object)}
     for _ in range(2):
         for _ in range(2):  # the block, then its first clip alone
             with pytest.raises(KilledFromOutside):
-                strikes.guard("reader", killed, innocent)
-        assert strikes.guard("reader", process, innocent)["fault"].tolist() == ["", "", ""]
+                crash_counts.guard("reader", killed, innocent)
+        assert crash_counts.guard("reader", process, innocent)["fault"].tolist() == ["", "", ""]
         assert list(tmp_path.iterdir()) == []
 
 
 def test_an_innocent_block_leaves_no_marker(tmp_path: Path) -> None:
     innocent = block() | {"uri": np.array(["a", "b", "c"], object)}
-    strikes = Strikes(tmp_path)
+    crash_counts = CrashCounts(tmp_path)
     for _ in range(3):
-        assert strikes.guard("reader", process, innocent)["fault"].tolist() == ["", "", ""]
+        assert crash_counts.guard("reader", process, innocent)["fault"].tolist() == ["", "", ""]
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "reader-rows-5-7-3").touch()  # an actor was killed from outside while it had the block
-    assert strikes.guard("reader", process, innocent)["row"].tolist() == [5, 6, 7]
+    assert crash_counts.guard("reader", process, innocent)["row"].tolist() == [5, 6, 7]
     assert list(tmp_path.iterdir()) == []

@@ -15,11 +15,11 @@ from sepscene.orchestration.evaluation.compare import (
     evidence_path,
     load_evidence,
     render,
-    save_judgement,
+    save_scores,
 )
 from sepscene.orchestration.records.results import EncoderResult, Figure, RunResults
-from sepscene.tasks.evaluation.scores import Evidence, Judgement, measure
-from sepscene.tasks.evaluation.settings import JudgeSettings
+from sepscene.tasks.evaluation.scores import Evidence, Scores, measure
+from sepscene.tasks.evaluation.settings import ScoringSettings
 
 CLASSES = ("bird", "car", "door")
 
@@ -31,14 +31,14 @@ def evidence(strength: float, seed: int = 0, clips: int = 80) -> Evidence:
     scores = {p: strength * targets + noise.standard_normal(targets.shape) for p in ("shallow", "linear", "knn")}
     h = strength * targets.astype(float) + noise.standard_normal(targets.shape)
     ids = np.array([f"clip{row}" for row in range(clips)])
-    settings = JudgeSettings(qbe_clips=40, bootstrap=200)
+    settings = ScoringSettings(qbe_clips=40, bootstrap=200)
     return Evidence(ids, CLASSES, targets, np.full(clips, "test"), h, scores, settings, ("a note",))
 
 
-def a_run(folder: Path, judgement: Judgement, encoder: str = "mix-chan", seed: int = 0) -> Path:
+def a_run(folder: Path, scores: Scores, encoder: str = "mix-chan", seed: int = 0) -> Path:
     folder.mkdir(exist_ok=True)
-    save_judgement(judgement, evidence_path(folder, encoder))
-    figures = {name: Figure(value=i.value, low=i.low, high=i.high) for name, i in judgement.figures.items()}
+    save_scores(scores, evidence_path(folder, encoder))
+    figures = {name: Figure(value=i.value, low=i.low, high=i.high) for name, i in scores.figures.items()}
     results = RunResults(
         run_id=folder.name,
         experiment="demo",
@@ -53,13 +53,13 @@ def a_run(folder: Path, judgement: Judgement, encoder: str = "mix-chan", seed: i
 
 
 def test_evidence_survives_the_disk(tmp_path: Path) -> None:
-    judgement = measure(evidence(1.0))
-    path = save_judgement(judgement, tmp_path / "deep" / "e.npz")
+    scores = measure(evidence(1.0))
+    path = save_scores(scores, tmp_path / "deep" / "e.npz")
     read = load_evidence(path)
-    assert read.settings == judgement.evidence.settings and read.notes == ("a note",)
-    assert read.classes == CLASSES and (read.clip_ids == judgement.evidence.clip_ids).all()
+    assert read.settings == scores.evidence.settings and read.notes == ("a note",)
+    assert read.classes == CLASSES and (read.clip_ids == scores.evidence.clip_ids).all()
     again = measure(read)
-    assert again.figures == judgement.figures and again.per_class == judgement.per_class
+    assert again.figures == scores.figures and again.per_class == scores.per_class
     assert [p.name for p in path.parent.iterdir()] == ["e.npz"]
 
 
@@ -119,7 +119,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     faults = {
         "share no test clip": replace(base, clip_ids=np.char.add("other", base.clip_ids)),
         "disagree about the classes": replace(base, classes=("x", "y", "z")),
-        "different settings": replace(base, settings=JudgeSettings(bootstrap=10)),
+        "different settings": replace(base, settings=ScoringSettings(bootstrap=10)),
         "same id": replace(base, clip_ids=np.full(80, "same")),
     }
     for number, (message, changed) in enumerate(faults.items()):

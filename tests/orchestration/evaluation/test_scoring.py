@@ -1,4 +1,4 @@
-"""An encoder's judgement from embeddings: a test split, or cross-validation over the folds of the training clips."""
+"""An encoder's scores from embeddings: a test split, or cross-validation over the folds of the training clips."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow  # imports Ray
 
 def by_folds() -> Experiment:
     changes = {"data.format": "esc50", "data.root": "x", "data.train": ["1", "2"], "data.test": ["folds"]}
-    return named_experiment("demo", "tiny").changed({**changes, "evaluation.judge.bootstrap": 20})
+    return named_experiment("demo", "tiny").changed({**changes, "evaluation.scoring.bootstrap": 20})
 
 
 def clips(folds: int, each: int) -> Manifest:
@@ -35,7 +35,7 @@ def clips(folds: int, each: int) -> Manifest:
 def test_no_probe_sees_a_label_of_its_own_fold(tmp_path: Path) -> None:
     """Labels that are the other way round in each fold: a probe that saw its own fold would do well."""
     from sepscene.orchestration.evaluation.embed_manifest import Embeddings
-    from sepscene.orchestration.evaluation.scoring import LEAK, judge_encoder
+    from sepscene.orchestration.evaluation.scoring import LEAK, score_encoder
 
     manifest = clips(folds=2, each=40)
     sign = np.array([1.0 if split == "1" else -1.0 for split in manifest.clips["split"].to_pylist()])
@@ -43,7 +43,7 @@ def test_no_probe_sees_a_label_of_its_own_fold(tmp_path: Path) -> None:
     h = np.random.default_rng(0).normal(0, 0.1, (80, 4)).astype(np.float32)
     h[:, 0] += label * sign
     embedded = Embeddings(h, np.arange(80))
-    result = judge_encoder("mix-chan", embedded, embedded, manifest, manifest, by_folds(), tmp_path)
+    result = score_encoder("mix-chan", embedded, embedded, manifest, manifest, by_folds(), tmp_path)
     assert result.figures["linear_map"].value < 0.4
     assert result.figures["accuracy"].value < 0.1
     assert result.description.startswith(LEAK)
@@ -115,13 +115,13 @@ def test_public_data_is_judged(
 ) -> None:
     """From the files on the disk to figures and the table of classes, with embeddings that know the labels."""
     from sepscene.orchestration.evaluation.embed_manifest import Embeddings
-    from sepscene.orchestration.evaluation.scoring import judge_encoder
+    from sepscene.orchestration.evaluation.scoring import score_encoder
 
     data = {"format": layout.__name__, "root": write(tmp_path, layout()), "train": train_splits, "test": test_splits}
     judged = {"bootstrap": 20, "shallow_hidden": 16, "shallow_epochs": 60, "qbe_clips": 20}
     changes = {f"data.{key}": value for key, value in data.items()}
     experiment = named_experiment("demo", "tiny").changed(
-        changes | {f"evaluation.judge.{key}": value for key, value in judged.items()}
+        changes | {f"evaluation.scoring.{key}": value for key, value in judged.items()}
     )
     manifest = read_manifest(layout.__name__, str(tmp_path))
     train = manifest.select(*experiment.data.train)
@@ -137,7 +137,7 @@ def test_public_data_is_judged(
         return Embeddings(h.astype(np.float32), readable)
 
     h = [embedded(train)] * 2 if test is train else [embedded(train), embedded(test)]
-    result = judge_encoder("mix-mix", *h, train, test, experiment, tmp_path)
+    result = score_encoder("mix-mix", *h, train, test, experiment, tmp_path)
     targets = test.targets()[1:]
     evidence = load_evidence(evidence_path(tmp_path, "mix-mix"))
     assert evidence.clip_ids.tolist() == test.clips["clip_id"].to_pylist()[1:]

@@ -11,12 +11,12 @@ from sepscene.augment.synthetic.scenes import SceneConfig, write_scenes
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
-from sepscene.orchestration.evaluation.compare import evidence_path, save_judgement
+from sepscene.orchestration.evaluation.compare import evidence_path, save_scores
 from sepscene.orchestration.records.results import ProcessorResult
 from sepscene.orchestration.reports import listening_data as listening
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
-from sepscene.tasks.evaluation.scores import judge
-from sepscene.tasks.evaluation.settings import JudgeSettings
+from sepscene.tasks.evaluation.scores import score_embeddings
+from sepscene.tasks.evaluation.settings import ScoringSettings
 from tests.orchestration.reports.test_listening_page import sounds
 
 AUDIO = AudioFormat(clip_seconds=1.0)
@@ -36,10 +36,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     angle_N = np.linspace(0, 1, CLIPS)
     h_ND = np.stack([np.cos(angle_N), np.sin(angle_N)], axis=1)
     targets = test.targets()
-    settings = JudgeSettings(shallow_epochs=1, bootstrap=0, qbe_clips=2)
+    settings = ScoringSettings(shallow_epochs=1, bootstrap=0, qbe_clips=2)
     ids = test.clips["clip_id"].to_pylist()
-    judgement = judge(h_ND, targets, h_ND, targets, test.classes, settings, ids)
-    save_judgement(judgement, evidence_path(folder, "mix-chan"))
+    scores = score_embeddings(h_ND, targets, h_ND, targets, test.classes, settings, ids)
+    save_scores(scores, evidence_path(folder, "mix-chan"))
     return folder
 
 

@@ -70,7 +70,7 @@ PBT = {"scheduler": "pbt", "budget": {"trials": 4}, "changes": VALIDATES}
         ({"over": {"temperature": ".inf,0.1"}}, "finite number"),
         ({"over": {"alpha": ".nan"}}, "finite number"),
         ({"over": {"temperature": "log(0.1,inf)"}, **RANDOM}, "finite number"),
-        ({"over": {"evaluation.judge.seed": "0,1"}}, "judged in different ways"),
+        ({"over": {"evaluation.scoring.seed": "0,1"}}, "judged in different ways"),
         ({"over": {"alpha": "high,1"}, **PBT}, "valid number"),
         ({"over": {"alpha": "0e-3,1"}, **PBT}, "no coincidence head"),  # which YAML reads as text
         ({"over": {"alpha": "uniform(0,1)"}, **PBT}, "no coincidence head"),

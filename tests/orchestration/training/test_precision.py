@@ -30,7 +30,7 @@ class Rows:
 def test_readers_and_separators_know_the_precision() -> None:
     for experiment in (FLOAT32, BFLOAT16):
         rows = Rows()
-        _served(rows, experiment, {}, store=None, strikes=None, live=True)  # type: ignore[arg-type]
+        _served(rows, experiment, {}, store=None, crash_counts=None, live=True)  # type: ignore[arg-type]
         assert [s.precision for s in rows.settings] == [experiment.resources.separation_precision] * 2
 
 

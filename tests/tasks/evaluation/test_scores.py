@@ -8,10 +8,10 @@ import torch
 
 from sepscene.tasks.evaluation.metrics import EvaluationError, mean_average_precision
 from sepscene.tasks.evaluation.retrieval import query_by_example
-from sepscene.tasks.evaluation.scores import Judgement, cross_validate, judge, measure
-from sepscene.tasks.evaluation.settings import JudgeSettings
+from sepscene.tasks.evaluation.scores import Scores, cross_validate, measure, score_embeddings
+from sepscene.tasks.evaluation.settings import ScoringSettings
 
-SETTINGS = JudgeSettings(shallow_hidden=16, shallow_epochs=3, qbe_clips=8, neighbours=5, bootstrap=50)
+SETTINGS = ScoringSettings(shallow_hidden=16, shallow_epochs=3, qbe_clips=8, neighbours=5, bootstrap=50)
 MAPS = {"shallow_map", "linear_map", "knn_map", "qbe_map"}
 
 
@@ -31,12 +31,12 @@ def embedded(clips: int, seed: int, single: bool = False) -> tuple[np.ndarray, n
     return (targets @ directions + draw.standard_normal((clips, 8))).astype(np.float32), targets
 
 
-def judged(settings: JudgeSettings = SETTINGS, single: bool = False) -> Judgement:
-    return judge(*embedded(120, 0, single), *embedded(60, 1, single), ["a", "b", "c", "d"], settings)
+def scored(settings: ScoringSettings = SETTINGS, single: bool = False) -> Scores:
+    return score_embeddings(*embedded(120, 0, single), *embedded(60, 1, single), ["a", "b", "c", "d"], settings)
 
 
 def test_every_figure_has_an_interval_around_it() -> None:
-    found = judged()
+    found = scored()
     assert set(found.figures) == MAPS | {"d_prime", "lwlrap"}
     for name, interval in found.figures.items():
         assert interval.low is not None and interval.high is not None
@@ -51,7 +51,7 @@ def test_every_figure_has_an_interval_around_it() -> None:
 
 
 def test_the_table_of_classes() -> None:
-    found = judged()
+    found = scored()
     assert [row.name for row in found.per_class] == ["a", "b", "c", "d"]
     assert [row.positives for row in found.per_class] == found.evidence.targets_BK.sum(axis=0).tolist()
     for figure in MAPS:
@@ -60,20 +60,20 @@ def test_the_table_of_classes() -> None:
 
 
 def test_the_same_input_gives_the_same_judgement() -> None:
-    first, again = judged(), judged()
+    first, again = scored(), scored()
     assert first.figures == again.figures and first.per_class == again.per_class
     assert measure(first.evidence).figures == first.figures
-    without = judged(SETTINGS.model_copy(update={"bootstrap": 0}))
+    without = scored(SETTINGS.model_copy(update={"bootstrap": 0}))
     assert without.figures["shallow_map"].low is None
     assert without.figures["shallow_map"].value == first.figures["shallow_map"].value
 
 
 def test_accuracy_where_each_clip_has_one_label() -> None:
-    found = judged(single=True)
+    found = scored(single=True)
     evidence = found.evidence
     right = evidence.scores["shallow"].argmax(axis=1) == evidence.targets_BK.argmax(axis=1)
     assert found.figures["accuracy"].value == right.mean()
-    assert "accuracy" not in judged().figures
+    assert "accuracy" not in scored().figures
 
 
 def test_gaps_are_noted_not_filled() -> None:
@@ -81,14 +81,14 @@ def test_gaps_are_noted_not_filled() -> None:
     test_targets[:, 1:] = False
     test_targets[1:, 0] = False
     test_targets[0, 0] = True  # a single positive in all: no pair to query by
-    found = judge(train_h, train_targets, test_h, test_targets, ["a", "b", "c", "d"], SETTINGS)
+    found = score_embeddings(train_h, train_targets, test_h, test_targets, ["a", "b", "c", "d"], SETTINGS)
     assert "qbe_map" not in found.figures and "shallow_map" in found.figures
     assert any("no class has a defined query by example" in note for note in found.notes)
     assert "left out, no positive test clip: b, c, d" in found.notes
     assert found.per_class[1].figures == {} and found.per_class[1].positives == 0
     assert "50 resamples" in found.figures["shallow_map"].method  # in all of them its one class has a figure
     assert "fewer than 3 positive test clips, their spread is a guess: a" in found.notes
-    assert not any("spread" in note for note in judged().notes)
+    assert not any("spread" in note for note in scored().notes)
 
 
 def test_cross_validation_is_each_fold_by_itself() -> None:
@@ -98,7 +98,7 @@ def test_cross_validation_is_each_fold_by_itself() -> None:
     alone = []
     for fold in ("1", "2", "3"):
         test = folds == fold
-        alone.append(judge(h[~test], targets[~test], h[test], targets[test], None, SETTINGS))
+        alone.append(score_embeddings(h[~test], targets[~test], h[test], targets[test], None, SETTINGS))
     for name, interval in found.figures.items():
         assert interval.value == pytest.approx(np.mean([part.figures[name].value for part in alone]))
         assert interval.low is not None and interval.low < interval.value and interval.count == 90
@@ -116,7 +116,7 @@ def test_what_cannot_be_judged_is_refused() -> None:
     with pytest.raises(EvaluationError, match="39 fold names"):
         cross_validate(h, targets, ["1"] * 20 + ["2"] * 19, settings=SETTINGS)
     with pytest.raises(EvaluationError, match="3 clip ids for 40 test clips"):
-        judge(h, targets, h, targets, settings=SETTINGS, clip_ids=["a", "b", "c"])
+        score_embeddings(h, targets, h, targets, settings=SETTINGS, clip_ids=["a", "b", "c"])
     h[2] = np.inf
     with pytest.raises(EvaluationError, match="1 of 40 clips have NaN or infinite"):
-        judge(h, targets, h, targets, settings=SETTINGS)
+        score_embeddings(h, targets, h, targets, settings=SETTINGS)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sepscene.tasks.paper.claims import CLAIMS, PAPER_TABLES, SAME_EXPERIMENT, ClaimResult, judge_claims, table_rows
+from sepscene.tasks.paper.claims import CLAIMS, PAPER_TABLES, SAME_EXPERIMENT, ClaimResult, decide_claims, table_rows
 
 PAPER = {row.name: row.value for table in PAPER_TABLES.values() for row in table}
 
@@ -35,7 +35,7 @@ def test_there_are_six_claims_over_known_rows() -> None:
 
 
 def test_the_papers_own_figures_support_all_six() -> None:
-    results = judge_claims(runs())
+    results = decide_claims(runs())
     assert by_number(results) == ["supported"] * 6
     first = results[0].contrasts[0]
     assert first.paper == pytest.approx(0.007) and first.seeds == (0, 1, 2, 3)
@@ -44,7 +44,7 @@ def test_the_papers_own_figures_support_all_six() -> None:
 
 
 def test_a_reversed_difference_contradicts() -> None:
-    results = judge_claims(runs({"table2/mix-chan": 0.240, "table5/d1024": 0.300, "table4/F/simclr-cp": 0.270}))
+    results = decide_claims(runs({"table2/mix-chan": 0.240, "table5/d1024": 0.300, "table4/F/simclr-cp": 0.270}))
     assert by_number(results) == [
         "contradicted",  # separation alone is now below SpecAugment alone
         "supported",
@@ -57,7 +57,7 @@ def test_a_reversed_difference_contradicts() -> None:
 
 
 def test_noise_leaves_all_undecided() -> None:
-    results = judge_claims(runs(noise=0.2, seeds=3))
+    results = decide_claims(runs(noise=0.2, seeds=3))
     assert set(by_number(results)) == {"undecided"}
 
 
@@ -67,49 +67,49 @@ def test_contradiction_of_many_contrasts_asks_for_more() -> None:
     draw = np.array([-0.010, -0.004, -0.013, -0.005])  # paired t: p = 0.033
     for better, worse in (("table4/F/simclr-cp", "table4/F/simclr"), ("table5/d1024", "table5/d128")):
         figures[better] = {seed: figures[worse][seed] + draw[seed] for seed in range(4)}
-    results = judge_claims(figures)
+    results = decide_claims(figures)
     assert results[4].verdict == "undecided" and results[5].verdict == "contradicted"
 
 
 def test_at_least_as_good_has_a_margin() -> None:
     for n, verdict in ((0.276, "supported"), (0.268, "contradicted"), (0.272, "undecided")):
         figures = runs({"table4/N/simclr": n}, noise=1e-3)
-        assert judge_claims(figures)[2].verdict == verdict, n
+        assert decide_claims(figures)[2].verdict == verdict, n
 
 
 def test_the_reason_says_against_what_a_claim_with_a_margin_is_tested() -> None:
-    third = judge_claims(runs())[2].contrasts[0].reason
+    third = decide_claims(runs())[2].contrasts[0].reason
     assert "p = 0.000 against −0.01, 4 seeds" in third
-    assert "against" not in judge_claims(runs())[0].reason
+    assert "against" not in decide_claims(runs())[0].reason
 
 
 def test_two_seeds_without_any_spread_decide_nothing() -> None:
-    two = judge_claims(runs(seeds=2, noise=0.0))
+    two = decide_claims(runs(seeds=2, noise=0.0))
     assert set(by_number(two)) == {"undecided"} and "two seeds without any spread, no test" in two[0].reason
-    assert by_number(judge_claims(runs(seeds=3, noise=0.0))) == ["supported"] * 6
+    assert by_number(decide_claims(runs(seeds=3, noise=0.0))) == ["supported"] * 6
 
 
 def test_missing_rows_and_single_seeds_leave_it_undecided() -> None:
-    nothing = judge_claims({})
+    nothing = decide_claims({})
     assert set(by_number(nothing)) == {"undecided"}
     assert nothing[0].reason == "table2/mix-chan was not run and table2/mix-mix+specaug was not run"
-    one_seed = judge_claims(runs(seeds=1))
+    one_seed = decide_claims(runs(seeds=1))
     assert set(by_number(one_seed)) == {"undecided"} and "one seed, no test" in one_seed[0].reason
     figures = runs()
     del figures["table4/F/simclr-cp"]
-    assert judge_claims(figures)[4].reason == "table4/F/simclr-cp was not run"
+    assert decide_claims(figures)[4].reason == "table4/F/simclr-cp was not run"
     figures["table2/mix-chan"] = {7: 0.3}
-    assert judge_claims(figures)[0].reason == "table2/mix-chan and table2/mix-mix+specaug share no seed"
+    assert decide_claims(figures)[0].reason == "table2/mix-chan and table2/mix-mix+specaug share no seed"
     # One row against the claim is enough, whatever else is missing.
     figures["table4/N/simclr-cp"] = {seed: 0.2 for seed in range(4)}
-    assert judge_claims(figures)[4].verdict == "contradicted"
+    assert decide_claims(figures)[4].verdict == "contradicted"
 
 
 def test_one_experiment_under_two_names_serves_both_tables() -> None:
     figures = runs()
     twin = figures.pop("table2/mix-chan+specaug")
     figures["table4/S2/simclr"] = twin
-    results = judge_claims(figures)
+    results = decide_claims(figures)
     assert results[1].verdict == "supported"
     rows = {row.paper.name: row.ours for row in table_rows("table2", figures)}
     ours = rows["table2/mix-chan+specaug"]
