@@ -130,7 +130,7 @@ def prefill(
 
     Example: `sepscene separator prefill demo --run-id demo`
     """
-    from sepscene.orchestration.pipeline import Run, prepared_session
+    from sepscene.orchestration.pipeline.run import Run, prepared_session
     from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
 
     resolved = resolve(experiment, scale, change)

@@ -37,7 +37,7 @@ from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.presets import resolve
 
 if TYPE_CHECKING:
-    from sepscene.orchestration.pipeline import Run
+    from sepscene.orchestration.pipeline.run import Run
 
 console = Console()
 app = typer.Typer(
@@ -113,8 +113,8 @@ def _execute(
     verbose: bool,
     evaluate: bool,
 ) -> None:
-    from sepscene.orchestration.evaluation.scoring import evaluate_run, summarise
-    from sepscene.orchestration.pipeline import Run, prepared_session
+    from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
+    from sepscene.orchestration.pipeline.run import Run, prepared_session
     from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
 
     run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -165,7 +165,7 @@ def separator_train(
 
     Example: `sepscene separator train demo --set 'separator.ladder.steps={N: 0, S: 200}'`
     """
-    from sepscene.orchestration.pipeline import Run, prepared_session
+    from sepscene.orchestration.pipeline.run import Run, prepared_session
     from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
 
     resolved = resolve(experiment, scale, change)
@@ -187,8 +187,8 @@ def evaluate(run: RunFolder, address: Address = None, verbose: Verbose = False) 
 
     Example: `sepscene evaluate runs/demo`
     """
-    from sepscene.orchestration.evaluation.scoring import evaluate_run, summarise
-    from sepscene.orchestration.pipeline import Run, prepared_session
+    from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
+    from sepscene.orchestration.pipeline.run import Run, prepared_session
     from sepscene.orchestration.records.mlflow_mirror import tracking_uri_of
 
     experiment = load_experiment(run / "experiment.yaml")

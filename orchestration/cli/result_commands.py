@@ -82,7 +82,7 @@ def replay_command(
     """
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.config import load_experiment
-    from sepscene.orchestration.pipeline import Run
+    from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.records.mlflow_mirror import Tracker, tracking_uri_of
     from sepscene.orchestration.training.replay import last_bad_rows, replay
 

@@ -64,7 +64,7 @@ def sweep_command(
     `sepscene sweep mine.yaml --resume`
     """
     from sepscene.orchestration.dataset_presets import check_splits
-    from sepscene.orchestration.pipeline import prepared_session
+    from sepscene.orchestration.pipeline.run import prepared_session
     from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
     from sepscene.orchestration.runtime.concurrency import most_demanding
     from sepscene.orchestration.sweeps.trial_plan import find_sweep, plan_trials
@@ -169,7 +169,7 @@ def reproduce_command(
     # Refuses bad rows, changes and data before anything starts.
     most = most_demanding(row_experiments(planned_rows(tables, row), scale, changes))
     check_splits(most.data)
-    from sepscene.orchestration.pipeline import prepared_session
+    from sepscene.orchestration.pipeline.run import prepared_session
     from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
     from sepscene.orchestration.sweeps.reproduction import reproduce
 

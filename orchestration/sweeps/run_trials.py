@@ -21,8 +21,8 @@ from rich.live import Live
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment, Resources
-from sepscene.orchestration.evaluation.scoring import score_ladder
-from sepscene.orchestration.pipeline import Run
+from sepscene.orchestration.pipeline.evaluate_stage import score_ladder
+from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.runtime.concurrency import DRIVER_CPUS, fitting_trials
 from sepscene.orchestration.runtime.placement import cluster_nodes

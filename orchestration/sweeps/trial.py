@@ -25,8 +25,8 @@ from ray.tune import Checkpoint
 from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.evaluation.scoring import evaluate_run
-from sepscene.orchestration.pipeline import Run
+from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run
+from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.checkpoints import newest_sound, write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.results import RunResults, Setting, read_metrics

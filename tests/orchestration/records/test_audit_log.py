@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.pipeline import Run
+from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records import audit_log as auditing
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 

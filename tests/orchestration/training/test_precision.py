@@ -7,7 +7,7 @@ from sepscene.augment.separation.blocks import ServiceSettings
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
-from sepscene.orchestration.pipeline import _filling
+from sepscene.orchestration.pipeline.run import _filling
 from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.training.stream import _served
 from sepscene.tasks.datasets.manifest import Clip, make_manifest

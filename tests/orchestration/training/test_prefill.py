@@ -15,7 +15,7 @@ from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.pipeline import Run
+from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.training import prefill as filling
 from sepscene.orchestration.training.prefill import Filled, fill

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.pipeline import BALANCE_EVERY, Run
+from sepscene.orchestration.pipeline.run import BALANCE_EVERY, Run
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 

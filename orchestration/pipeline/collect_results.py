@@ -1,0 +1,116 @@
+"""What a run's folder holds, gathered into its results: timings, the ledger's summary, the balance of its streams."""
+
+import json
+
+import numpy as np
+
+from sepscene.orchestration.evaluation.compare import TEST_CLIPS
+from sepscene.orchestration.pipeline.run import Run
+from sepscene.orchestration.records.environment import environment
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.results import (
+    EncoderResult,
+    LedgerResult,
+    ProcessorResult,
+    RunResults,
+    StageResult,
+    read_metrics,
+)
+from sepscene.orchestration.training.throughput import Balance, balance_of, bottleneck, store_counts
+from sepscene.tasks.datasets.readers import Manifest
+
+
+def collect_results(
+    run: Run,
+    train: Manifest,
+    test: Manifest,
+    encoders: list[EncoderResult],
+    processors: list[ProcessorResult],
+) -> RunResults:
+    experiment, folder = run.experiment, run.folder
+    clips = len(train.clips) + (0 if experiment.data.by_folds else len(test.clips))
+    timings = json.loads((folder / "stages.json").read_text())
+    metrics = read_metrics(folder)
+    balance = balance_of(metrics, f"pretrain-{experiment.views.pair}")
+    ledger = Ledger.from_json((folder / "ledger.json").read_text())
+    return RunResults(
+        run_id=folder.name,
+        experiment=experiment.name,
+        scale=experiment.scale,
+        table_row=experiment.table_row,
+        seed=experiment.seed,
+        started=(folder / "started").read_text(),
+        seconds=sum(timings.values()),
+        stages=_stages(timings, metrics),
+        ladder=tuple(processors),
+        encoders=tuple(encoders),
+        ledger=LedgerResult(
+            rows=ledger.rows,
+            consumed=ledger.consumed,
+            lost=ledger.rows - (ledger.consumed - ledger.twice),
+            twice=ledger.twice,
+            quarantined=ledger.quarantined,
+        ),
+        bottleneck=bottleneck(balance, experiment) if balance else "",
+        environment=environment(),
+        data={
+            "data set": experiment.data.described,
+            "training clips": str(len(train.clips)),
+            "test clips": "the same, by cross-validation" if experiment.data.by_folds else str(len(test.clips)),
+            "hours": f"{clips * experiment.audio.clip_seconds / 3600:.2f}",
+            "manifest": train.digest()[:12],
+            TEST_CLIPS: test.digest()[:12],
+        },
+    )
+
+
+def _stages(timings: dict[str, float], metrics: list[dict[str, float | str]]) -> tuple[StageResult, ...]:
+    """Every stage of the run, and below a streaming one what feeds its trainers."""
+    stages: list[StageResult] = []
+    for name, seconds in timings.items():
+        records = [record for record in metrics if record["stage"] == name and "step" in record]
+        waiting = [float(record["waiting_share"]) for record in records if "waiting_share" in record]
+        rows = next((int(float(record["rows"])) for record in reversed(records) if "rows" in record), None)
+        share = float(np.mean(waiting)) if waiting else None
+        balance = balance_of(records, name)
+        stages.append(
+            StageResult(
+                name=name,
+                seconds=seconds,
+                rows=rows,
+                busy_share=balance.busy["trainers"] if balance else None,
+                waiting_share=balance.waiting if balance else share,
+                note=_store_note(records),
+            )
+        )
+        if balance and rows is not None:
+            stages += _feeding(name, seconds, rows, balance)
+    return tuple(stages)
+
+
+def _store_note(records: list[dict[str, float | str]]) -> str:
+    """What the SeparatedStore gave to a stage: "store: 10,000 hits, 20 misses, 1 repairs"; empty without one."""
+    counts = store_counts(records)
+    return "store: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) if counts else ""
+
+
+def _feeding(name: str, seconds: float, rows: int, balance: Balance) -> list[StageResult]:
+    """Readers and separation actors of a streaming stage, which work for as long as it does, and what went through."""
+    return [
+        StageResult(
+            name=f"{name}: {part}",
+            seconds=seconds,
+            rows=round(rows * _share(balance, part)),
+            busy_share=balance.busy[part],
+            bytes_out=round(rows * balance.bytes_per_second[part] / max(balance.rows_per_second, 1e-9)),
+            note=f"{balance.queue_blocks[part]:.1f} blocks wait behind it",
+        )
+        for part in ("readers", "separation")
+        if part in balance.busy
+    ]
+
+
+def _share(balance: Balance, part: str) -> float:
+    """Share of the rows that pass through a part: separation is spared those from the store."""
+    pace = balance.rows_per_second
+    return balance.stage_rows_per_second.get(part, pace) / max(pace, 1e-9)

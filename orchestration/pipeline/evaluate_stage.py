@@ -1,0 +1,128 @@
+"""The last stage of a run: evaluate its encoder beside the baselines and its ladder, and write what was measured."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.encoder import update_card
+from sepscene.orchestration.evaluation.embed_manifest import embed_manifests
+from sepscene.orchestration.evaluation.scoring import score_encoder, score_processor
+from sepscene.orchestration.pipeline.collect_results import collect_results
+from sepscene.orchestration.pipeline.run import Run
+from sepscene.orchestration.records.results import Figure, ProcessorResult, RunResults
+from sepscene.orchestration.reports.listening_data import listening_page
+from sepscene.orchestration.reports.run_report import write_report
+from sepscene.tasks.datasets.readers import Manifest
+
+STAGE = "evaluate"
+HEADLINES = ("shallow_map", "qbe_map", "linear_map")
+
+
+def encoders_of(run: Run, train: Manifest) -> dict[str, Path]:
+    """The run's encoder and the baselines beside it, made where they are not there yet: name -> bundle's folder.
+
+    Args:
+        run: with its encoder trained.
+        train: the clips on which a mix-mix baseline is trained.
+    """
+    pair = run.experiment.views.pair
+    bundles: dict[str, Path] = {pair: run.folder / "encoder"}
+    if run.experiment.evaluation.baselines:
+        if pair != "mix-mix":
+            bundles["mix-mix"] = run.encoder(train, {}, pair="mix-mix")
+        bundles["untrained"] = run.untrained()
+    return bundles
+
+
+def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str]) -> RunResults:
+    """Judge the run's encoder and its baselines, write results.json and the report, and log both.
+
+    Args:
+        run: with its encoder trained.
+        train: its clips train the probes.
+        test: its clips are judged.
+        ladder: processor name -> folder, scored on held-out mixtures.
+    """
+    experiment = run.experiment
+    bundles = encoders_of(run, train)
+    run.record_inputs(ladder, training=train, evaluation=test)
+    parts = (train,) if experiment.data.by_folds else (train, test)
+    clips = sum(len(part.clips) for part in parts)
+    with run.stage(STAGE, "evaluate", clips + len(bundles) + len(ladder)):
+        embedded = embed_manifests(bundles, parts, experiment, run.advance)
+        encoders = []
+        for name in bundles:
+            h = [part[name] for part in embedded]
+            encoders.append(score_encoder(name, h[0], h[-1], train, test, experiment, run.folder))
+            run.advance(clips + len(encoders))
+        processors = _score_processors(run, test, ladder, clips + len(encoders))
+        if ladder:
+            listening_page(run.folder, test, experiment.audio, ladder, processors, encoders[0].name)
+    results = collect_results(run, train, test, encoders, processors)
+    results.save(run.folder)
+    figures = {f"{e.name}/{name}": figure.value for e in encoders for name, figure in e.figures.items()}
+    run.tracker.log_figures(STAGE, figures)
+    run.tracker.log_figures("", {name: figure.value for name, figure in encoders[0].figures.items()})
+    for encoder in encoders:
+        update_card(bundles[encoder.name], {"figures": {k: f.model_dump() for k, f in encoder.figures.items()}})
+        if encoder.name != "untrained":
+            run.publish(encoder.name, bundles[encoder.name])
+    pages = (*write_report(run.folder), run.folder / "listen.html", run.folder / "plots")
+    for path in (run.folder / "results.json", *pages):
+        if path.exists():
+            run.tracker.log_artifact("", path, "plots" if path.is_dir() else None)
+    return results
+
+
+def score_ladder(run: Run, test: Manifest, ladder: dict[str, str]) -> None:
+    """Make the page on which the ladder that many trials share can be heard: RUN/listen.html."""
+    with run.stage("ladder", "listen to the ladder", len(ladder) + 1):
+        processors = _score_processors(run, test, ladder, 0)
+        page = listening_page(run.folder, test, run.experiment.audio, ladder, processors)
+        run.tracker.log_artifact("", page)
+
+
+def _score_processors(run: Run, test: Manifest, ladder: dict[str, str], done: int) -> list[ProcessorResult]:
+    """Score the whole ladder; the stage's progress goes on from `done`."""
+    processors: list[ProcessorResult] = []
+    for name, folder in ladder.items():
+        processors.append(score_processor(name, folder, test, run.experiment))
+        run.advance(done + len(processors))
+    return processors
+
+
+def summarise(run: Run) -> None:
+    """Tell what was made, where it is, and what to do next."""
+    try:
+        results = RunResults.load(run.folder)
+    except SepsceneError:
+        run.console.print(f"encoder       {run.folder / 'encoder'}", soft_wrap=True)
+        run.console.print(f"judge it      sepscene evaluate {run.folder}", soft_wrap=True)
+        return
+    table = Table(title=f"{results.experiment} ({results.scale}), {results.seconds:.0f} s")
+    names = [name for name in HEADLINES if name in results.encoders[0].figures]
+    table.add_column("encoder", no_wrap=True)
+    for name in names:
+        table.add_column(name.replace("_map", " mAP").replace("qbe", "query by ex."), justify="right", no_wrap=True)
+    for encoder in results.encoders:
+        table.add_row(encoder.name, *(_cell(encoder.figures.get(name)) for name in names))
+    run.console.print(table)
+    run.console.print(f"report        {run.folder / 'report.html'}", soft_wrap=True)
+    if (run.folder / "listen.html").exists():
+        run.console.print(f"listen        {run.folder / 'listen.html'}", soft_wrap=True)
+    run.console.print(f"encoder       {run.folder / 'encoder'}", soft_wrap=True)
+    run.console.print(f"embed sounds  sepscene embed {run.folder} FILES --out embeddings.parquet", soft_wrap=True)
+    run.console.print(f"MLflow UI     sepscene ui {run.folder}", soft_wrap=True)
+    if run.tracker.unsent:
+        run.console.print(
+            f"[yellow]MLflow was away; send the rest later: sepscene sync {run.folder}[/yellow]", soft_wrap=True
+        )
+
+
+def _cell(figure: Figure | None) -> str:
+    if figure is None:
+        return "–"
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.3f}"
+    return f"{figure.value:.3f} ({figure.low:.2f}–{figure.high:.2f})"
