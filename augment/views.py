@@ -77,6 +77,11 @@ class Views(Config):
         return self
 
     @property
+    def separates(self) -> bool:
+        """Whether a view of the pair may be a separated channel; "mix-mix" crops both views from the clip itself."""
+        return self.pair != "mix-mix"
+
+    @property
     def processor_weights(self) -> tuple[float, ...]:
         """The OR rule's probabilities, not yet normalised: uniform unless `weights` says otherwise; with a curriculum
         their mean over the run.
@@ -144,7 +149,7 @@ def choose_channel(levels_S: np.ndarray, uniform: float, views: Views, taken: in
 
 def choose_channels(levels_S: np.ndarray, channel_u: float, second_channel_u: float, views: Views) -> tuple[int, int]:
     """The channels of both views of a row; `MIXTURE` stands for the mixture."""
-    if views.pair == "mix-mix":
+    if not views.separates:
         return MIXTURE, MIXTURE
     first = choose_channel(levels_S, channel_u, views)
     if views.pair == "mix-chan":

@@ -291,7 +291,7 @@ class Experiment(Config):
             raise ValueError(f"separator.beside and separator.ladder.steps both have {', '.join(twice)}: rename one")
         known = [*(self.separator.checkpoints or [*self.separator.ladder.steps, *self.separator.beside])]
         unknown = [name for name in self.views.combination if name not in known]
-        if self.views.pair != "mix-mix" and unknown:
+        if self.views.separates and unknown:
             raise ValueError(
                 f"views.combination names unknown processors {', '.join(unknown)}; the ladder has {', '.join(known)}"
             )

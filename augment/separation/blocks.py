@@ -37,7 +37,7 @@ class ServiceSettings(Config):
     @property
     def processors(self) -> tuple[str, ...]:
         """The processors in the order that the draws' `processor` column counts them; none for mix-mix."""
-        return () if self.views.pair == "mix-mix" else self.views.combination
+        return self.views.combination if self.views.separates else ()
 
     @property
     def patch(self) -> int:

@@ -134,7 +134,7 @@ def prefill(
     from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
 
     resolved = resolve(experiment, scale, change)
-    if resolved.views.pair == "mix-mix":
+    if not resolved.views.separates:
         raise SepsceneError("views.pair mix-mix separates nothing: there is nothing to fill a store with")
     folder = storage / (run_id or f"prefill-{resolved.digest()}")
     with prepared_session(resolved, address, verbose):

@@ -29,7 +29,7 @@ def encoders_of(run: Run, train: Manifest) -> dict[str, Path]:
     pair = run.experiment.views.pair
     bundles: dict[str, Path] = {pair: run.folder / "encoder"}
     if run.experiment.evaluation.baselines:
-        if pair != "mix-mix":
+        if run.experiment.views.separates:
             bundles["mix-mix"] = run.encoder(train, {}, pair="mix-mix")
         bundles["untrained"] = run.untrained()
     return bundles

@@ -234,7 +234,7 @@ class Run:
         experiment = self.experiment
         if experiment.separator.checkpoints:
             return experiment.separator.checkpoints
-        if experiment.views.pair == "mix-mix" and not experiment.evaluation.baselines:
+        if not experiment.views.separates and not experiment.evaluation.baselines:
             return {}
         self.record_inputs({}, training=train)
         steps = separator_steps(experiment)
@@ -299,7 +299,7 @@ class Run:
             bundle = self.folder / "baselines" / pair
         stage = f"pretrain-{experiment.views.pair}"
         rows = schedule_of(experiment, len(train.clips)).rows
-        if experiment.store.mode == "prefill" and experiment.views.pair != "mix-mix":
+        if experiment.store.mode == "prefill" and experiment.views.separates:
             self.prefill(train, ladder)
         with self.stage(stage, stage, rows, pair=experiment.views.pair):
             newest = pretrain(experiment, train, ladder, self.folder, stage, self.store())
@@ -307,8 +307,8 @@ class Run:
             card = {
                 "title": f"{experiment.name} ({experiment.views.pair})",
                 "data": f"{experiment.data.format}, {len(train.clips)} clips, manifest {train.digest()[:12]}",
-                "separator": "TDCN++ by MixIT" if experiment.views.pair != "mix-mix" else "none",
-                "combination": list(experiment.views.combination) if experiment.views.pair != "mix-mix" else [],
+                "separator": "TDCN++ by MixIT" if experiment.views.separates else "none",
+                "combination": list(experiment.views.combination) if experiment.views.separates else [],
                 "losses": losses_of(experiment.objective),
                 "steps": state.step,
                 "start": experiment.training.start_encoder or "random weights",

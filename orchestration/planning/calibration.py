@@ -90,7 +90,7 @@ def _scenes(experiment: Experiment, folder: Path) -> list[str]:
 
 def _settings(experiment: Experiment, processor: Processor, folder: Path) -> ServiceSettings:
     """One processor alone. Mix-mix is measured as if it separated."""
-    pair = "mix-chan" if experiment.views.pair == "mix-mix" else experiment.views.pair
+    pair = experiment.views.pair if experiment.views.separates else "mix-chan"
     name, checkpoint = processor.name, processor.folder or str(folder / processor.name)
     if processor.network is not None:
         save_separator(TDCNpp(processor.network), checkpoint, {"step": 0})

@@ -154,7 +154,7 @@ def plan(experiment: Experiment, calibration: Calibration, clips: int | None = N
         clips = experiment.data.scenes_train
     training, resources, audio = experiment.training, experiment.resources, experiment.audio
     rows = clips * training.epochs
-    processors = processors_of(experiment) if separates(experiment) else ()
+    processors = processors_of(experiment) if experiment.views.separates else ()
     seconds = stage_seconds(experiment, calibration, Work(1.0, 0.0, 1.0, kept=False))
     actors = resources.separation_actors * seconds["separation"] / seconds["trainers"]
     training_flops = separator_training_flops(experiment)
@@ -203,15 +203,10 @@ def stored_bytes(experiment: Experiment) -> int:
     return 2 * min(crop, experiment.audio.samples) * PCM_BYTES
 
 
-def separates(experiment: Experiment) -> bool:
-    """Whether the views need separated channels at all: mix-mix does not."""
-    return experiment.views.pair != "mix-mix"
-
-
 def separator_training_flops(experiment: Experiment) -> float:
     """Operations of the MixIT training of the ladder; none when the checkpoints are there already."""
     settings = experiment.separator
-    if settings.checkpoints or not separates(experiment):
+    if settings.checkpoints or not experiment.views.separates:
         return 0.0
     samples = round(settings.segment_seconds * experiment.audio.sample_rate)
     mixtures = settings.batch_mixtures * max(settings.ladder.steps.values())
@@ -234,7 +229,7 @@ def work_of(name: str, experiment: Experiment, clips: int) -> list[Work]:
         name: "live", "read-through" or "prefill".
     """
     epochs, views = experiment.training.epochs, experiment.views
-    if name == "live" or not separates(experiment):
+    if name == "live" or not experiment.views.separates:
         return [Work(clips * epochs, 0, clips * epochs, kept=False)]
     if name == "prefill":
         return [
@@ -266,7 +261,7 @@ def stage_seconds(experiment: Experiment, calibration: Calibration, work: Work) 
     """
     resources = experiment.resources
     separation = 0.0
-    if separates(experiment):
+    if experiment.views.separates:
         each = [calibration.separation_seconds[name] for name in experiment.views.combination]
         separation = work.mean(each, experiment.views)
     put = calibration.put_seconds if work.kept else 0.0
@@ -359,7 +354,7 @@ def _train_flops(experiment: Experiment) -> float:
 def _moved_bytes(name: str, experiment: Experiment, phases: list[Work]) -> float:
     """Through the object store: clips to the actors, views from them; readers that do it all hand on views only."""
     clip, views = clip_bytes(experiment), views_bytes(experiment)
-    if not separates(experiment):
+    if not experiment.views.separates:
         return sum(work.live for work in phases) * views
     stored = views if name == "prefill" else 2 * views
     return sum(work.live * (clip + views) + work.stored * stored for work in phases)

@@ -55,8 +55,8 @@ def check_cluster(description: Path, experiment: Experiment, driver_cpus: float 
     pools = read_pools(description)
     asked = demands(
         experiment.resources,
-        experiment.views.pair,
-        driver_cpus,
+        separates=experiment.views.separates,
+        driver_cpus=driver_cpus,
         validates=experiment.training.validation_every_steps > 0,
     )
     largest = [node for pool in pools for node in pool.nodes(pool.most)]

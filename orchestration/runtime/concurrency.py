@@ -17,7 +17,7 @@ def trial_phases(experiment: Experiment) -> list[list[Demand]]:
     Beside a run's own phases there is the judging, whose actors stand where separation actors would, also for views
     that need no separation.
     """
-    everything = demands(experiment.resources, "mix-chan", DRIVER_CPUS)
+    everything = demands(experiment.resources, driver_cpus=DRIVER_CPUS)
     judging = [demand for demand in everything if demand.role not in ("trainer", "reader")]
     return [*phases(experiment, DRIVER_CPUS), judging]
 

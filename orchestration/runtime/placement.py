@@ -95,30 +95,33 @@ def separates_live(experiment: Experiment) -> bool:
     Mix-mix separates nothing, and with `store.mode=prefill` all is separated before: then the readers alone make the
     views, and no separation actor is asked for.
     """
-    return experiment.views.pair != "mix-mix" and experiment.store.mode != "prefill"
+    return experiment.views.separates and experiment.store.mode != "prefill"
 
 
 def phases(experiment: Experiment, driver_cpus: float = 0.0) -> list[list[Demand]]:
     """What a run asks for at one time and another; each phase must fit the cluster on its own."""
     validates = experiment.training.validation_every_steps > 0
-    asked = demands(experiment.resources, experiment.views.pair, driver_cpus, validates)
+    separates = experiment.views.separates
+    asked = demands(experiment.resources, separates=separates, driver_cpus=driver_cpus, validates=validates)
     if separates_live(experiment):
         return [asked]
     training = [demand for demand in asked if demand.role != "separation actor"]
     prefill = [demand for demand in asked if demand.role not in ("trainer", "validation task")]
     # Where nothing is separated, the clips to judge are still embedded where separation actors would stand.
     embedding = [actor_demand(experiment.resources)]
-    return [training, embedding] if experiment.views.pair == "mix-mix" else [prefill, training]
+    return [prefill, training] if separates else [training, embedding]
 
 
-def demands(resources: Resources, pair: str, driver_cpus: float = 0.0, validates: bool = False) -> list[Demand]:
+def demands(
+    resources: Resources, *, separates: bool = True, driver_cpus: float = 0.0, validates: bool = False
+) -> list[Demand]:
     """Everything one trial asks for at once, one entry a bundle.
 
     Of trainers and separation actors it counts the fewest that the trial goes on with: the rest may come later or
     never, and nothing waits for it.
 
     Args:
-        pair: kind of the positive pair. "mix-mix" separates nothing: its readers crop the views themselves.
+        separates: whether clips are separated; where not, the readers crop the views themselves.
         driver_cpus: CPUs of the trial's driver: none for a job's, what Tune is told for a Tune trial's.
         validates: whether checkpoints are validated while training goes on, one at a time.
 
@@ -150,7 +153,7 @@ def demands(resources: Resources, pair: str, driver_cpus: float = 0.0, validates
     driver = [Demand("trial driver", driver_cpus, knobs="the CPUs of the trial's driver")] if driver_cpus else []
     return (
         [trainer] * resources.trainer_counts[0]
-        + [actor] * (0 if pair == "mix-mix" else resources.separation_counts[0])
+        + [actor] * (resources.separation_counts[0] if separates else 0)
         + [reader_demand(resources)] * resources.readers
         + [own]
         + [validation] * validates

@@ -57,7 +57,7 @@ def reproduce(
     others = [named_experiment(row.name, scale).separator.beside for row in BEYOND if row.name in EXPERIMENTS]
     beside = {name: network for networks in others for name, network in networks.items()}
     base = base.model_copy(update={"separator": base.separator.model_copy(update={"beside": beside})})
-    processors = {p for e in experiments if e.views.pair != "mix-mix" for p in e.views.combination}
+    processors = {p for e in experiments if e.views.separates for p in e.views.combination}
     about = {"kind": "reproduction", "tables": " ".join(tables), "scale": scale}
     with parent_run(tracking_uri, folder, about, {"seeds": seeds, **changes}) as (tracker, tags):
         shared = share(base, processors, folder, tracking_uri, console, tags)

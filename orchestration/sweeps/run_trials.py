@@ -81,7 +81,7 @@ def share(
     if store.mode != "off":
         store = store.model_copy(update={"uri": store.uri or str(folder / "store")})
     ours = base.model_copy(update={"store": store})
-    if separating and base.views.pair == "mix-mix":  # trials may separate where the base does not
+    if separating and not base.views.separates:  # trials may separate where the base does not
         ours = ours.model_copy(update={"views": base.views.model_copy(update={"pair": "mix-chan"})})
     run = Run.open(folder / "shared", ours, tracking_uri, console, resume=True, tags=tags)
     try:

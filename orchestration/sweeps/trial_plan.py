@@ -106,7 +106,7 @@ def _become(note: Path) -> dict[str, Any]:
 def processors_of(base: Experiment, trials: list[Trial], space: Space) -> set[str]:
     """What any trial may need of the ladder."""
     tried = [trial.experiment for trial in trials if trial.experiment] or [base]
-    names = {name for e in tried if e.views.pair != "mix-mix" for name in e.views.combination}
+    names = {name for e in tried if e.views.separates for name in e.views.combination}
     combinations = space.get("views.combination", [])
     return names | {name for names in combinations if isinstance(combinations, list) for name in names}
 

@@ -49,7 +49,7 @@ class StreamBalance:
         """Args: device: where the trainers' process group communicates."""
         self.experiment, self.device = experiment, device
         self.live = separates_live(experiment)
-        self.separates = experiment.views.pair != "mix-mix"
+        self.separates = experiment.views.separates
         self.stored = self.separates and experiment.store.mode != "off"
         self.elastic = self.live and experiment.resources.separation_actors_min is not None
         self.started, self.last, self.paced_by = False, list[dict[str, float]](), ""

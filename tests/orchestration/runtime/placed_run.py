@@ -46,12 +46,12 @@ def main(folder: Path) -> None:
 
 def _outcome(folder: Path, nodes: dict[str, str]) -> dict[str, object]:
     experiment = load_experiment(folder / "experiment.yaml")
-    asked = demands(experiment.resources, experiment.views.pair)
+    asked = demands(experiment.resources, separates=experiment.views.separates)
     check_placement(asked, cluster_nodes())
     elsewhere = experiment.changed({"resources.separation_labels": {"pool": "nowhere"}})
     refusal = ""
     try:
-        check_placement(demands(elsewhere.resources, "mix-chan"), cluster_nodes())
+        check_placement(demands(elsewhere.resources), cluster_nodes())
     except SepsceneError as error:
         refusal = str(error)
     seen: dict[str, set[str]] = {kind: set() for kind in KINDS.values()}

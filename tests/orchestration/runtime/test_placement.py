@@ -45,7 +45,7 @@ def on_two_pools(**changes: object) -> Resources:
 
 
 def test_a_trial_asks_for_trainers_actors_and_readers() -> None:
-    asked = demands(on_two_pools(), "mix-chan")
+    asked = demands(on_two_pools())
     assert [(d.role, d.cpus, d.gpus) for d, _ in itertools.groupby(asked)] == [
         ("trainer", 1, 1),
         ("separation actor", 1, 0.5),
@@ -59,12 +59,12 @@ def test_a_trial_asks_for_trainers_actors_and_readers() -> None:
 def test_half_a_cpu_left_over_is_not_enough_for_ray_data() -> None:
     resources = Resources(trainers=1, trainer_cpus=1, separation_cpus=0.5, readers=1, reader_cpus=0.5)
     with pytest.raises(SepsceneError, match="would wait forever"):
-        check_placement(demands(resources, "mix-chan"), [Node("laptop", 2.5)])
-    check_placement(demands(resources, "mix-chan"), [Node("laptop", 3)])
+        check_placement(demands(resources), [Node("laptop", 2.5)])
+    check_placement(demands(resources), [Node("laptop", 3)])
 
 
 def test_mix_mix_asks_for_no_separation_actors() -> None:
-    assert {demand.role for demand in demands(on_two_pools(), "mix-mix")} == {"trainer", "reader", "data task"}
+    assert {demand.role for demand in demands(on_two_pools(), separates=False)} == {"trainer", "reader", "data task"}
 
 
 def test_a_filled_store_needs_separation_actors_before_the_trainers_not_beside_them() -> None:
@@ -102,14 +102,14 @@ def test_of_an_elastic_pool_only_the_fewest_actors_must_fit() -> None:
 
 
 def test_a_tune_trial_asks_for_its_driver_too() -> None:
-    plain, tuned = demands(Resources(), "mix-chan"), demands(Resources(), "mix-chan", driver_cpus=1)
+    plain, tuned = demands(Resources()), demands(Resources(), driver_cpus=1)
     assert len(tuned) == len(plain) + 1
     assert (tuned[-1].role, tuned[-1].cpus) == ("trial driver", 1)
 
 
 def test_gpus_above_one_are_whole() -> None:
     with pytest.raises(SepsceneError, match=r"1\.5 GPUs.*whole GPUs"):
-        demands(Resources(trainer_gpus=1.5), "mix-chan")
+        demands(Resources(trainer_gpus=1.5))
 
 
 def test_the_options_given_to_ray_are_the_demand() -> None:
@@ -148,7 +148,7 @@ def test_label_selectors_mean_what_they_mean_to_ray(selector: dict[str, str], ex
 
 
 def test_what_fits_exactly_is_placed_and_on_the_right_nodes() -> None:
-    placed, waiting = pack(demands(on_two_pools(), "mix-chan"), [SEPARATORS, SEPARATORS, TRAINERS, HEAD])
+    placed, waiting = pack(demands(on_two_pools()), [SEPARATORS, SEPARATORS, TRAINERS, HEAD])
     assert waiting == []
     where = {
         role: {node.name for d, node in placed if d.role == role} for role in ("trainer", "separation actor", "reader")
@@ -159,7 +159,7 @@ def test_what_fits_exactly_is_placed_and_on_the_right_nodes() -> None:
 def test_readers_leave_nodes_with_gpus_to_those_who_need_them() -> None:
     nodes = [Node("gpu", cpus=2, gpus=1), Node("cpu", cpus=3)]
     check_placement(
-        demands(Resources(trainers=1, trainer_cpus=2, trainer_gpus=1, separation_cpus=1, readers=2), "x"),
+        demands(Resources(trainers=1, trainer_cpus=2, trainer_gpus=1, separation_cpus=1, readers=2)),
         nodes,
     )
 
@@ -203,7 +203,7 @@ def test_one_bundle_never_spans_two_nodes() -> None:
 )
 def test_a_refusal_says_which_bundle_why_and_what_to_change(changes: dict, nodes: list[Node], said: str) -> None:
     with pytest.raises(SepsceneError) as refusal:
-        check_placement(demands(on_two_pools(**changes), "mix-chan"), nodes)
+        check_placement(demands(on_two_pools(**changes)), nodes)
     assert re.search(said, str(refusal.value)), str(refusal.value)
     assert "change resources." in str(refusal.value)
 
@@ -231,7 +231,7 @@ def test_nodes_are_listed_by_kind() -> None:
 
 def test_how_many_trials_fit_at_once() -> None:
     nodes = [SEPARATORS] * 8 + [TRAINERS] * 3 + [HEAD]
-    asked = demands(on_two_pools(), "mix-chan")
+    asked = demands(on_two_pools())
     assert concurrent_trials(asked, nodes) == 3  # 3 x 8 trainers; separators would do for 4
     assert concurrent_trials(asked, [SEPARATORS, TRAINERS]) == 0
     assert concurrent_trials([Demand("reader", 0.5)], [HEAD]) == 8

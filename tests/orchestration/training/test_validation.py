@@ -113,7 +113,7 @@ def test_the_best_is_replaced_whole(nano: Experiment, tmp_path: Path) -> None:
 
 
 def test_the_placement_counts_the_validation(nano: Experiment) -> None:
-    without, validated = (demands(nano.resources, "mix-chan", validates=on) for on in (False, True))
+    without, validated = (demands(nano.resources, validates=on) for on in (False, True))
     assert [demand.role for demand in validated if demand not in without] == ["validation task"]
 
 
