@@ -27,6 +27,14 @@ def collect_results(
     encoders: list[EncoderResult],
     processors: list[ProcessorResult],
 ) -> RunResults:
+    """The results of a run whose encoders and ladder are evaluated, from what its folder holds.
+
+    Args:
+        run: with its timings, metrics and ledger written.
+        train, test: the clips of both splits; the same ones for cross-validation.
+        encoders: the run's own first.
+        processors: the checkpoints of the ladder.
+    """
     experiment, folder = run.experiment, run.folder
     clips = len(train.clips) + (0 if experiment.data.by_folds else len(test.clips))
     timings = json.loads((folder / "stages.json").read_text())
