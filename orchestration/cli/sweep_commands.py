@@ -31,12 +31,14 @@ def sweep_command(
     more: Annotated[list[str] | None, typer.Argument(metavar="[FIELD=VALUES…]", help="Further fields.")] = None,
     over: Annotated[
         list[str] | None,
-        typer.Option(help="`combination=S2,N,S2+N`, `'temperature=log(0.05,0.5)'`, `alpha=0,1`, any dotted field."),
+        typer.Option(
+            help="`combination=S2,N,S2+N`, `'temperature=loguniform(0.05,0.5)'`, `alpha=0,1`, any dotted field."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting.")] = 1,
     search: Annotated[str, typer.Option(help="`grid`, `random` or `optuna`.")] = "grid",
     scheduler: Annotated[
-        str, typer.Option(help="`none`, `asha` or `pbt`; both go by the validation kNN mAP.")
+        str, typer.Option(help="`none`, or `asha`, which stops trials with a low validation kNN mAP.")
     ] = "none",
     trials: Annotated[int | None, typer.Option(min=1, help="So many settings; needed by all but a grid.")] = None,
     hours: Annotated[float | None, typer.Option(help="Stop after this wall time; go on with `--resume`.")] = None,
@@ -58,7 +60,7 @@ def sweep_command(
 
     `sepscene sweep demo --over combination=S2,N,S2+N temperature=0.1,0.2 --seeds 3`
 
-    `sepscene sweep demo --over 'temperature=log(0.05,0.5)' --search random --trials 12 --scheduler asha --hours 4
+    `sepscene sweep demo --over 'temperature=loguniform(0.05,0.5)' --search random --trials 12 --scheduler asha --hours 4
     --set training.validation_every_steps=60`
 
     `sepscene sweep mine.yaml --resume`

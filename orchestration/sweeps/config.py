@@ -6,7 +6,7 @@ scale: tiny
 changes: {training.epochs: 20}
 over:
   combination: [S2, N, S2+N]
-  temperature: log(0.05, 0.5)
+  temperature: loguniform(0.05, 0.5)
   alpha: [0, 1]
 search: random
 scheduler: asha
@@ -20,18 +20,16 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
+from ray.tune.search.sample import Domain
 
 from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.config import Experiment, explain
 from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.runtime.concurrency import gpus_of
-from sepscene.orchestration.sweeps.search_space import SHORT_NAMES, Range, Space, checked_space, parse_values
+from sepscene.orchestration.sweeps.search_space import SHORT_NAMES, Space, checked_space, parse_values
 
 FILE = "sweep.yaml"
 """Where a sweep's folder keeps its configuration."""
-
-PBT_PARTS = ("objective.temperature", "objective.alpha", "training.learning_rate", "training.weight_decay")
-PBT_PREFIXES = ("specaugment.", "views.silence_db", "views.tp_delta_seconds", "views.weights", "views.combination")
 
 
 class Budget(Config):
@@ -45,11 +43,10 @@ class Budget(Config):
 
 
 class Schedule(Config):
-    """How ASHA and PBT act on trials; both look at `validation_knn_map`, never at the training loss."""
+    """How ASHA acts on trials; it looks at `validation_knn_map`, never at the training loss."""
 
-    grace_percent: float = Field(10, gt=0, le=100, description="no trial is stopped or changed before this much of it")
-    keep_one_in: float = Field(3, gt=1, description="ASHA: the share that goes on at each rung")
-    perturb_percent: float = Field(20, gt=0, le=100, description="PBT: how much of a trial lies between two changes")
+    grace_percent: float = Field(10, gt=0, le=100, description="no trial is stopped before this much of it")
+    keep_one_in: float = Field(3, gt=1, description="one trial in so many goes on at each checkpoint of ASHA")
 
 
 class SweepConfig(Config):
@@ -59,14 +56,12 @@ class SweepConfig(Config):
     scale: Literal["tiny", "small", "paper"] = "tiny"
     changes: dict[str, Any] = Field(default_factory=dict, description="dotted fields set for all trials")
     over: dict[str, Any] = Field(
-        min_length=1, description="field -> list of values, or a range: log(0.05,0.5), uniform(0,1), int(2,8)"
+        min_length=1, description="field -> list of values, or one of Tune's ranges: loguniform(0.05,0.5)"
     )
     search: Literal["grid", "random", "optuna"] = Field(
-        "grid", description="all combinations; some at random; or chosen by Optuna from what came out so far"
+        "grid", description="all combinations, random ones, or those that Optuna chooses from the results so far"
     )
-    scheduler: Literal["none", "asha", "pbt"] = Field(
-        "none", description="asha stops trials that fall behind; pbt lets them take over from better ones"
-    )
+    scheduler: Literal["none", "asha"] = Field("none", description="asha stops trials that are behind others")
     seeds: int = Field(1, ge=1, description="runs of each setting")
     budget: Budget = Budget()
     schedule: Schedule = Schedule()
@@ -79,34 +74,29 @@ class SweepConfig(Config):
             raise ValueError("a field is given twice, by its short and by its full name")
         return full
 
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _not_removed(cls, scheduler: Any) -> Any:
+        if scheduler == "pbt":
+            raise ValueError("population based training was removed; take `asha`, or search: optuna")
+        return scheduler
+
     @model_validator(mode="after")
     def _parts_fit(self) -> "SweepConfig":
-        ranges = [name for name, values in self.space().items() if isinstance(values, Range)]
-        if self.search == "grid" and self.scheduler != "pbt" and ranges:
+        ranges = [name for name, values in self.space().items() if isinstance(values, Domain)]
+        if self.search == "grid" and ranges:
             raise ValueError(f"{', '.join(ranges)}: a grid needs values, not a range; use search: random or optuna")
-        if (self.search != "grid" or self.scheduler == "pbt") and self.budget.trials is None:
+        if self.search != "grid" and self.budget.trials is None:
             raise ValueError("budget.trials is missing: say how many settings to try")
-        if self.seeds > 1 and (self.search == "optuna" or self.scheduler == "pbt"):
-            raise ValueError("Optuna and PBT go by one seed; run the best settings again over several seeds")
-        if self.scheduler == "pbt":
-            self._check_pbt()
+        if self.seeds > 1 and self.search == "optuna":
+            raise ValueError("Optuna uses one seed; run the best settings again with several seeds")
         return self
-
-    def _check_pbt(self) -> None:
-        if self.search == "optuna":
-            raise ValueError("PBT chooses settings itself: use search: random")
-        fixed = [name for name in self.over if name not in PBT_PARTS and not name.startswith(PBT_PREFIXES)]
-        if fixed:
-            raise ValueError(
-                f"PBT changes settings in the middle of a run, which {', '.join(fixed)} cannot be; it may change "
-                f"{', '.join((*PBT_PARTS, *PBT_PREFIXES))}"
-            )
 
     def space(self) -> Space:
         """The fields with their values or ranges.
 
         Raises:
-            SepsceneError: for a range that cannot be.
+            SepsceneError: for a range that Tune refuses.
         """
         return {field: parse_values(field, values) for field, values in self.over.items()}
 
@@ -120,23 +110,20 @@ class SweepConfig(Config):
         return experiment.changed(self.changes) if self.changes else experiment
 
     def checked(self) -> tuple[Experiment, Space]:
-        """The base and the space, every value held against the configuration.
+        """The base and the space, every value checked against the configuration.
 
         Raises:
             SepsceneError: for a bad field or value, a budget of GPU-hours for trials without GPUs, or a scheduler or
-                searcher without a validation to go by.
+                searcher in an experiment that does not validate.
         """
         base = self.base()
         space = checked_space(base, self.space())
-        alphas = space.get("objective.alpha")
-        if self.scheduler == "pbt" and alphas and 0 in (alphas.ends if isinstance(alphas, Range) else alphas):
-            raise SepsceneError("PBT cannot change objective.alpha from or to 0, which has no coincidence head")
         if self.budget.gpu_hours is not None and not gpus_of(base):
             raise SepsceneError("budget.gpu_hours is set, but the trials use no GPU: set budget.hours instead")
         if (self.search == "optuna" or self.scheduler != "none") and not base.training.validation_every_steps:
             name = "Optuna" if self.search == "optuna" else self.scheduler.upper()
             raise SepsceneError(
-                f"{name} goes by the validation kNN mAP, but no trial validates: set training.validation_every_steps "
+                f"{name} uses the validation kNN mAP, but no trial validates: set training.validation_every_steps "
                 f"to a multiple of training.checkpoint_every_steps, e.g. {base.training.checkpoint_every_steps}"
             )
         return base, space
@@ -164,7 +151,7 @@ def make_sweep(**fields: Any) -> SweepConfig:
     """A sweep from its fields, as the command line gives them.
 
     Raises:
-        SepsceneError: says which field is wrong and how to mend it.
+        SepsceneError: says which field is wrong and how to fix it.
     """
     return _parse(fields, "the command line")
 
@@ -187,6 +174,8 @@ def load_sweep(path: Path) -> SweepConfig:
 
 
 def _parse(tree: Any, source: str) -> SweepConfig:
+    if isinstance(tree, dict) and "perturb_percent" in (tree.get("schedule") or {}):
+        raise SepsceneError(f"{source} was written by an older Sepscene; run the sweep again in a new folder (--id)")
     try:
         return SweepConfig.model_validate(tree)
     except ValidationError as error:

@@ -1,219 +1,212 @@
-"""How a sweep chooses, stops and changes its trials: Ray Tune's own schedulers and searchers, set up for our trials.
+"""How a sweep chooses and stops its trials: Ray Tune's own schedulers and searchers, set up for our trials.
 
 All of them act on `validation_knn_map`, the nearest-neighbour mAP on held-out training clips that a trial reports as it
 trains. None acts on the training loss: it depends on the temperature, on alpha and on the batch, so that a trial with a
-low loss may be the one that learns nothing. None acts on the test figures either, which would then be figures of the
-choice and no longer of the method.
+low loss may be the one that learns nothing. None acts on the test metrics either: they would then measure the choice
+and no longer the method.
 """
 
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray.tune
-from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Domain
 
 from sepscene.models.config import SepsceneError
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.sweeps.config import SweepConfig
-from sepscene.orchestration.sweeps.search_space import Range, Space, grid_size, readable, setting_name
+from sepscene.orchestration.sweeps.search_space import Space, key_of, shown_setting
 from sepscene.orchestration.sweeps.trial import FINISHED, METRIC, PERCENT, STOPPED, held_seconds
+from sepscene.orchestration.sweeps.trial_plan import trial_name
 
-_NEVER = 1000.0  # percent: ASHA ends no trial for having reached its end, because it is judged after that
+_NEVER = 1000  # percent: ASHA ends no trial for having reached its end, because it is evaluated after that
 _LOOK_SECONDS = 5.0
-_ASKED_AT_MOST = 200  # Optuna draws at random: who gets nothing new so often has all that it likes
+_MOST_ATTEMPTS = 200  # Optuna draws at random: when so many draws are known, it has no new setting
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What Tune is told beside the list of trials. By default it runs them all to their end."""
+    """What Tune gets beside the list of trials. By default it runs them all to their end."""
 
     scheduler: TrialScheduler | None = None
     replays: bool = False
-    """Whether finished trials tell the scheduler their figures again when a sweep goes on."""
+    """Whether finished trials report their validations again when a sweep goes on."""
     searcher: Searcher | None = None
-    space: dict[str, Any] | None = None
+    base: Experiment | None = None
+    """What the searcher's settings change."""
     samples: int = 1
-    spent: Callable[[], bool] = lambda: False
+    stopper: ray.tune.Stopper | None = None
 
 
-class Budget(ray.tune.Stopper):
-    """Stops the whole sweep when what it may spend is spent."""
+class SpentBudget(ray.tune.Stopper):
+    """Stops the whole sweep when its wall time or its GPU-hours are spent.
 
-    def __init__(self, spent: Callable[[], bool]) -> None:
-        self.spent = spent
+    The trials' folders say how long each has held its GPUs, in earlier commands as well.
+    """
+
+    def __init__(self, config: SweepConfig, folder: Path, begun: float) -> None:
+        self.budget = config.budget
+        self.folder = folder
+        self.begun = begun
+        self.looked = -math.inf
+        self.spent = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No trial is stopped for a result of its own."""
         return False
 
     def stop_all(self) -> bool:
-        """Asked by Tune between its steps."""
-        return self.spent()
-
-
-class Spending:
-    """Whether wall time or GPU-hours are spent; trials' folders say how long each has held its GPUs."""
-
-    def __init__(self, config: SweepConfig, folder: Path, begun: float) -> None:
-        self.budget, self.folder, self.begun = config.budget, folder, begun
-        self.looked, self.over = 0.0, False
-
-    def __call__(self) -> bool:
-        """True from when either is spent."""
+        """Tune asks between its steps."""
         now = time.monotonic()
-        if not self.over and now - self.looked >= _LOOK_SECONDS:
+        if not self.spent and now - self.looked >= _LOOK_SECONDS:
             self.looked = now
-            budget = self.budget
-            self.over = (budget.hours is not None and now - self.begun >= budget.hours * 3600) or (
-                budget.gpu_hours is not None and self.gpu_hours() >= budget.gpu_hours
-            )
-        return self.over
+            hours, gpu_hours = self.budget.hours, self.budget.gpu_hours
+            self.spent = hours is not None and now - self.begun >= hours * 3600
+            self.spent |= gpu_hours is not None and self.gpu_hours() >= gpu_hours
+        return self.spent
 
     def gpu_hours(self) -> float:
-        """Of all trials so far, those of earlier commands included."""
+        """Of all trials so far."""
         notes = self.folder.glob("trials/*/trial.json")
         return sum(json.loads(note.read_text())["gpus"] * held_seconds(note.parent) for note in notes) / 3600
 
 
-def tuning_of(config: SweepConfig, space: Space, base: dict[str, Any], folder: Path, begun: float) -> Tuning:
+def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path, begun: float) -> Tuning:
     """Tune's part of a sweep.
 
     Args:
         config: the sweep.
         space: its checked space.
-        base: the experiment that Optuna's settings change, as plain values.
+        base: the experiment that Optuna's settings change.
         folder: of the sweep; what it holds is not suggested again.
         begun: when the command began, of `time.monotonic()`.
+
+    Raises:
+        SepsceneError: when Optuna is wanted and not installed.
     """
-    spent, schedule = Spending(config, folder, begun), config.schedule
+    stopper = SpentBudget(config, folder, begun)
     scheduler: TrialScheduler | None = None
     if config.scheduler == "asha":
         scheduler = ASHAScheduler(
             time_attr=PERCENT,
             metric=METRIC,
             mode="max",
-            max_t=_NEVER,  # type: ignore[arg-type]  # any number will do
-            grace_period=schedule.grace_percent,  # type: ignore[arg-type]
-            reduction_factor=schedule.keep_one_in,
-        )
-    elif config.scheduler == "pbt":
-        scheduler = PopulationBasedTraining(
-            time_attr=PERCENT,
-            metric=METRIC,
-            mode="max",
-            perturbation_interval=schedule.perturb_percent,
-            burn_in_period=schedule.grace_percent,
-            hyperparam_mutations={"settings": {field: _mutation(values) for field, values in space.items()}},
-            custom_explore_fn=partial(_within, space),
-            log_config=False,
-            require_attrs=False,
+            max_t=_NEVER,
+            grace_period=config.schedule.grace_percent,  # type: ignore[arg-type]  # Tune takes any number
+            reduction_factor=config.schedule.keep_one_in,
         )
     if config.search != "optuna":
-        return Tuning(scheduler, replays=config.scheduler == "asha", spent=spent)
-    known = _known(folder)
-    most = int(min(config.budget.trials or 1, grid_size(space)))
-    domains = {"settings": {field: _domain(values) for field, values in space.items()}}
-    return Tuning(
-        scheduler,
-        searcher=optuna_search(domains, known, base["seed"]),
-        space={"trial": {"name": "", "experiment": base}},  # the settings come from the searcher
-        samples=most - sum(figure is not None for _, figure in known),
-        spent=spent,
-    )
+        return Tuning(scheduler, replays=config.scheduler == "asha", stopper=stopper)
+    known = _known_trials(folder)
+    over = sum(known_trial.over for known_trial in known)
+    size = math.prod(math.inf if isinstance(values, Domain) else len(values) for values in space.values())
+    samples = int(min(config.budget.trials or 1, size)) - over
+    return Tuning(scheduler, searcher=NewSettings(space, known, base.seed), base=base, samples=samples, stopper=stopper)
 
 
-def _mutation(values: list[Any] | Range) -> Any:
-    """PBT moves along a list, and multiplies what comes from a range."""
-    return values if isinstance(values, list) else _domain(values)
+@dataclass(frozen=True)
+class KnownTrial:
+    """A trial of Optuna's that the sweep's folder holds."""
+
+    name: str
+    settings: dict[str, Any]
+    metric: float | None
+    over: bool
 
 
-def _within(space: Space, config: dict[str, Any]) -> dict[str, Any]:
-    """PBT's new configuration with every setting inside of its range, which a multiplied value may have left."""
-    settings = config["settings"]
-    for field, values in space.items():
-        if isinstance(values, Range):
-            low, high = values.ends
-            settings[field] = min(max(settings[field], low), high)
-    return config
+def _known_trials(folder: Path) -> list[KnownTrial]:
+    """What Optuna has chosen in this folder so far, in that order."""
+    known = []
+    for path in sorted(folder.glob("trials/*/trial.json")):
+        facts = json.loads(path.read_text())
+        over = any((path.parent / name).exists() for name in (FINISHED, STOPPED))
+        known.append(KnownTrial(facts["name"], facts["chosen"], facts.get("metric"), over))
+    return known
 
 
-def _domain(values: list[Any] | Range) -> Any:
-    """Tune's own form of a range or a choice; a choice goes as JSON, because Optuna chooses among plain values."""
-    if isinstance(values, list):
-        return ray.tune.choice([json.dumps(value) for value in values])
-    if values.kind == "int":
-        return ray.tune.randint(int(values.low), int(values.high) + 1)
-    return (ray.tune.loguniform if values.kind == "log" else ray.tune.uniform)(values.low, values.high)
+class NewSettings(Searcher):
+    """Optuna's TPE. It suggests no setting twice, gives each a name, and tries the unfinished ones first."""
 
+    def __init__(self, space: Space, known: list[KnownTrial], seed: int) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        try:
+            import optuna
+        except ImportError:
+            raise SepsceneError("search: optuna needs Optuna: pip install 'sepscene[optuna]'") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.space = space
+        self.seed = seed
+        self.names = {key_of(trial.settings): trial.name for trial in known}
+        self.suggested = {key_of(trial.settings) for trial in known if trial.over}
+        self.proposals: dict[str, str] = {}
+        """Id of Tune's trial -> id of Optuna's proposal that it runs."""
+        domains = {field: self._domain(values) for field, values in space.items()}
+        self.optuna = OptunaSearch(
+            OptunaSearch.convert_search_space(domains),
+            metric=METRIC,
+            mode="max",
+            points_to_evaluate=[self._encoded(trial.settings) for trial in known if not trial.over],
+            seed=seed + len(known),  # going on must not repeat the first draws
+        )
+        for trial in known:
+            if trial.over and trial.metric is not None:
+                self.optuna.add_evaluated_point(self._encoded(trial.settings), trial.metric)
 
-def optuna_search(domains: dict[str, Any], known: Sequence[tuple[dict[str, Any], float | None]], seed: int) -> Searcher:
-    """Optuna's TPE, told what is known: settings with their figure, and those without one to try first.
+    @staticmethod
+    def _domain(values: list[Any] | Domain) -> Domain:
+        """Optuna chooses among plain values, so that lists go to it as JSON."""
+        return values if isinstance(values, Domain) else ray.tune.choice([json.dumps(value) for value in values])
 
-    Raises:
-        SepsceneError: when Optuna is not installed.
-    """
-    try:
-        import optuna
-    except ImportError:
-        raise SepsceneError("search: optuna needs Optuna: pip install 'sepscene[optuna]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    unfinished = [_flat(setting) for setting, figure in known if figure is None]
-    searcher = Distinct(
-        space=OptunaSearch.convert_search_space(domains),
-        metric=METRIC,
-        mode="max",
-        points_to_evaluate=unfinished,
-        seed=seed + len(known),  # going on must not repeat the first draws
-    )
-    for setting, figure in known:
-        if figure is not None:
-            searcher.add_evaluated_point(_flat(setting), figure)
-            searcher.suggested.add(_named(setting))
-    return searcher
+    def _encoded(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return {
+            field: value if isinstance(self.space[field], Domain) else json.dumps(value)
+            for field, value in settings.items()
+        }
 
-
-class Distinct(OptunaSearch):
-    """Optuna that suggests nothing twice: a setting is a folder, which two trials must not write into."""
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.suggested: set[str] = set()
+    def _decoded(self, proposal: dict[str, Any]) -> dict[str, Any]:
+        return {
+            field: proposal[field] if isinstance(values, Domain) else json.loads(proposal[field])
+            for field, values in self.space.items()
+        }
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A setting that was not suggested before; Tune's word for the end when none is found."""
-        for tried in range(_ASKED_AT_MOST):
-            proposal = f"{trial_id}/{tried}"
-            found = super().suggest(proposal)
-            if found is None:
-                return None
-            name = _named(found["settings"])
-            if name not in self.suggested:
-                self.suggested.add(name)
-                self._ot_trials[trial_id] = self._ot_trials.pop(proposal)  # what comes out is told of the trial
-                return found
-            self.on_trial_complete(proposal, error=True)
+        for attempt in range(_MOST_ATTEMPTS):
+            proposal = f"{trial_id}/{attempt}"
+            found = self.optuna.suggest(proposal)
+            assert found is not None
+            settings = self._decoded(found)
+            if key_of(settings) not in self.suggested:
+                self.suggested.add(key_of(settings))
+                self.proposals[trial_id] = proposal
+                name = self.names.setdefault(key_of(settings), self._next_name())
+                return {"trial": {"name": name, "settings": settings, "shown": shown_setting(settings)}}
+            self.optuna.on_trial_complete(proposal, error=True)
         return Searcher.FINISHED  # type: ignore[return-value]  # a word in the place of a setting
 
+    def _next_name(self) -> str:
+        numbers = [int(name[1:].partition("-")[0]) for name in self.names.values()]
+        return trial_name(max(numbers, default=-1) + 1, self.seed)
 
-def _named(chosen: dict[str, Any]) -> str:
-    return setting_name({field: readable(value) for field, value in chosen.items()})
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A validation of a trial that runs."""
+        self.optuna.on_trial_result(self.proposals[trial_id], result)
 
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Its last validation."""
+        self.optuna.on_trial_complete(self.proposals[trial_id], result, error)
 
-def _flat(setting: dict[str, Any]) -> dict[str, Any]:
-    return {f"settings/{field}": value for field, value in setting.items()}
+    def save(self, checkpoint_path: str) -> None:
+        """For Tune, which saves searchers; a sweep that goes on reads its trials' folders instead."""
+        self.optuna.save(checkpoint_path)
 
-
-def _known(folder: Path) -> list[tuple[dict[str, Any], float | None]]:
-    """What Optuna has chosen in this folder so far, with the figure of what has ended."""
-    found = []
-    for path in sorted(folder.glob("trials/*/trial.json"), key=lambda path: path.stat().st_mtime):
-        trial = json.loads(path.read_text())
-        ended = [(path.parent / name).exists() for name in (FINISHED, STOPPED)]
-        found.append((trial["chosen"], trial.get("figure") if any(ended) else None))
-    return found
+    def restore(self, checkpoint_path: str) -> None:
+        """As `save`."""
+        self.optuna.restore(checkpoint_path)

@@ -33,8 +33,8 @@ def sweep(config: SweepConfig, folder: Path, tracking_uri: str, console: Console
     about = {"kind": "sweep", "sweep_id": folder.name, "experiment": base.name}
     with parent_run(tracking_uri, folder, about, _params(config)) as (tracker, tags):
         shared = share(base, processors_of(base, trials, space), folder, tracking_uri, console, tags)
-        trials = plan_trials(config, shared, space, folder)
-        tuning = tuning_of(config, space, shared.model_dump(mode="json"), folder, begun)
+        trials = plan_trials(config, shared, space)
+        tuning = tuning_of(config, space, shared, folder, begun)
 
         def write(found: list[Outcome]) -> SweepResults:
             results = SweepResults(

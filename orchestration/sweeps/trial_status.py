@@ -1,7 +1,7 @@
 """How the trials of a sweep or a reproduction stand, from their folders alone."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ def outcomes(trials: list[Trial], folder: Path) -> list[Outcome]:
     """How each trial stands: the planned ones and those that Optuna chose."""
     planned = {trial.name for trial in trials}
     chosen = []
-    for note in sorted(folder.glob("trials/*/trial.json"), key=lambda path: path.stat().st_ctime):
+    for note in sorted(folder.glob("trials/*/trial.json")):
         facts = json.loads(note.read_text())
         if facts["name"] not in planned and facts["chosen"]:
             chosen.append(Trial(facts["name"], None, _settings(facts), facts["seed"]))
@@ -39,9 +39,6 @@ def outcomes(trials: list[Trial], folder: Path) -> list[Outcome]:
 
 
 def _outcome(trial: Trial, run_dir: Path) -> Outcome:
-    note = run_dir / "trial.json"
-    if trial.population and note.exists():  # its settings are those that it has now
-        trial = replace(trial, settings=_settings(json.loads(note.read_text())))
     if (run_dir / FINISHED).exists():
         return Outcome(trial, "finished", RunResults.load(run_dir), "")
     for name, status in ((STOPPED, "stopped early"), (FAILED, "failed")):

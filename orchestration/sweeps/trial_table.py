@@ -5,9 +5,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from sepscene.orchestration.records.results import parse_metrics
+from sepscene.orchestration.reports.sweep_report import setting_in_words
 from sepscene.orchestration.sweeps.trial import METRIC, is_held
 from sepscene.orchestration.sweeps.trial_plan import Trial
 from sepscene.orchestration.sweeps.trial_status import Outcome, outcomes
@@ -46,14 +48,17 @@ def trial_table(trials: list[Trial], folder: Path, pace: Pace) -> Table:
     """The trials as they stand."""
     found = outcomes(trials, folder)
     table = Table(title=folder.name + pace.left(found))
-    for column in ("trial", "state", "rows", "loss", "kNN mAP", "mAP"):
-        table.add_column(column, justify="left" if column in ("trial", "state") else "right")
+    for column in ("trial", "setting", "state"):
+        table.add_column(column)
+    for column in ("rows", "loss", "kNN mAP", "mAP"):
+        table.add_column(column, justify="right", no_wrap=True)
     for outcome in found:
         run_dir = folder / "trials" / outcome.trial.name
         rows, loss, validation = _progress(run_dir)
         figure = outcome.results.encoders[0].figures["shallow_map"].value if outcome.results else math.nan
         shown = "" if math.isnan(figure) else f"{figure:.3f}"
-        table.add_row(outcome.trial.name, _state(outcome, run_dir), rows, loss, validation, shown)
+        setting = escape(setting_in_words(outcome.trial.settings))
+        table.add_row(escape(outcome.trial.name), setting, _state(outcome, run_dir), rows, loss, validation, shown)
     return table
 
 
@@ -65,7 +70,7 @@ def _state(outcome: Outcome, run_dir: Path) -> str:
 
 
 def _progress(run_dir: Path) -> tuple[str, str, str]:
-    """The newest rows, loss and validation figure, from the end of the metrics file."""
+    """The newest rows, loss and validation metric, from the end of the metrics file."""
     path, newest = run_dir / "metrics.jsonl", dict[str, float | str]()
     if path.exists():
         with path.open("rb") as file:

@@ -2,41 +2,65 @@
 
 import json
 import os
-import random
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sepscene.orchestration.sweeps.config import make_sweep
-from sepscene.orchestration.sweeps.search_space import Range
 
 pytestmark = pytest.mark.slow  # imports Ray
 
 
-def test_optuna_is_told_what_is_known_and_tries_the_unfinished_first() -> None:
-    from sepscene.orchestration.sweeps.schedulers import _domain, optuna_search
+def tried(folder: Path, name: str, chosen: dict[str, Any], metric: float | None = None, over: bool = False) -> None:
+    """A trial of Optuna's as its folder tells it."""
+    run_dir = folder / "trials" / name
+    run_dir.mkdir(parents=True)
+    facts = {"name": name, "chosen": chosen} | ({} if metric is None else {"metric": metric})
+    (run_dir / "trial.json").write_text(json.dumps(facts))
+    if over:
+        (run_dir / "finished").touch()
 
-    domains = {
-        "settings": {
-            "objective.temperature": _domain(Range(kind="log", low=0.01, high=1)),
-            "views.combination": _domain([["S2"], ["S2", "N"]]),
-            "training.epochs": _domain(Range(kind="int", low=2, high=4)),
-        }
-    }
-    setting = {"objective.temperature": 0.1, "views.combination": '["S2", "N"]', "training.epochs": 3}
-    better = {**setting, "objective.temperature": 0.2}
-    searcher = optuna_search(domains, [(setting, 0.3), (better, None)], seed=0)
-    assert searcher.suggest("a") == {"settings": better}
-    other = searcher.suggest("b")["settings"]
-    assert 0.01 <= other["objective.temperature"] <= 1 and other["training.epochs"] in (2, 3, 4)
-    assert json.loads(other["views.combination"]) in (["S2"], ["S2", "N"])
+
+def searcher(folder: Path, over: dict[str, str], trials: int = 40) -> Any:
+    """Optuna's part of a sweep that goes on in this folder, and how many trials it may suggest."""
+    from sepscene.orchestration.sweeps.schedulers import tuning_of
+
+    fields = {"search": "optuna", "budget": {"trials": trials}, "changes": {"training.validation_every_steps": 60}}
+    config = make_sweep(experiment="demo", over=over, **fields)
+    base, space = config.checked()
+    tuning = tuning_of(config, space, base, folder, 0.0)
+    return tuning.searcher, tuning.samples
+
+
+def test_optuna_goes_on_with_unfinished_trials_under_their_names(tmp_path: Path) -> None:
+    over = {"temperature": "loguniform(0.01,1)", "combination": "S2,S2+N", "training.epochs": "randint(2,5)"}
+    setting = {"objective.temperature": 0.1, "views.combination": ["S2", "N"], "training.epochs": 3}
+    tried(tmp_path, "t000-s0", setting, metric=0.3, over=True)
+    tried(tmp_path, "t001-s0", {**setting, "objective.temperature": 0.2}, metric=0.1)
+    optuna, samples = searcher(tmp_path, over, trials=4)
+    first = optuna.suggest("a")["trial"]
+    assert samples == 3 and first["name"] == "t001-s0" and first["settings"]["objective.temperature"] == 0.2
+    assert first["shown"]["views.combination"] == ("S2", "N")
+    second = optuna.suggest("b")["trial"]
+    assert second["name"] == "t002-s0" and 0.01 <= second["settings"]["objective.temperature"] <= 1
+    assert second["settings"]["training.epochs"] in (2, 3, 4)
+    assert second["settings"]["views.combination"] in (["S2"], ["S2", "N"])
+
+
+def test_optuna_learns_from_what_the_folder_holds(tmp_path: Path) -> None:
+    for n in range(40):  # the metric is best at a temperature of 0.1
+        temperature = 10 ** (-2 + n / 20)
+        tried(tmp_path, f"t{n:03d}-s0", {"objective.temperature": temperature}, -abs(n / 20 - 1), over=True)
+    optuna, _ = searcher(tmp_path, {"temperature": "loguniform(0.01,1)"}, trials=80)
+    suggested = [optuna.suggest(str(n))["trial"]["settings"]["objective.temperature"] for n in range(20)]
+    near = sum(0.05 < value < 0.2 for value in suggested)
+    assert near >= 12, f"a third of the decades, but {near} of 20 suggestions"
 
 
 def test_gpu_hours_are_the_time_that_trials_held_their_gpus_over_all_commands(tmp_path: Path) -> None:
-    from sepscene.orchestration.sweeps.schedulers import Spending
+    from sepscene.orchestration.sweeps.schedulers import SpentBudget
 
     config = make_sweep(
         experiment="demo", scale="small", over={"alpha": "0,1"}, budget={"gpu_hours": 2.0, "hours": 100.0}
@@ -50,86 +74,52 @@ def test_gpu_hours_are_the_time_that_trials_held_their_gpus_over_all_commands(tm
             end = begun + start + round(held * 3600e9)
             os.utime(mark, ns=(end, end))
         (mark.parents[1] / "trial.json").write_text(json.dumps({"gpus": gpus}))
-    spending = Spending(config, tmp_path, time.monotonic())
+    spending = SpentBudget(config, tmp_path, time.monotonic())
     assert spending.gpu_hours() == pytest.approx(2 * 0.75 + 0.5 * 1.0, abs=1e-6)
     spending.looked = -100.0
-    assert spending()
-    spending = Spending(config, tmp_path, time.monotonic())
+    assert spending.stop_all()
+    spending = SpentBudget(config, tmp_path, time.monotonic())
     os.utime(mark, ns=(end - round(0.3 * 3600e9),) * 2)
     spending.looked = -100.0
-    assert not spending()
+    assert not spending.stop_all()
     os.utime(mark, ns=(end, end))
     spending.looked = -100.0
-    assert spending() and spending()
+    assert spending.stop_all() and spending.stop_all()
 
 
 def test_what_tune_pickles_may_hold_a_terminal(tmp_path: Path) -> None:
     import ray.cloudpickle
     from rich.console import Console
 
-    from sepscene.orchestration.sweeps.run_trials import _Ended
+    from sepscene.orchestration.sweeps.run_trials import TrialEnds
 
     console = Console()
-    copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(_Ended(tmp_path, lambda: console.print("ended"))))
+    copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(TrialEnds(tmp_path, lambda: console.print("ended"))))
     assert copy.folder == tmp_path
 
 
 def test_wall_time_counts_from_the_beginning_of_the_command(tmp_path: Path) -> None:
-    from sepscene.orchestration.sweeps.schedulers import Spending
+    from sepscene.orchestration.sweeps.schedulers import SpentBudget
 
     config = make_sweep(experiment="demo", over={"alpha": "0,1"}, budget={"hours": 1.0})
-    assert Spending(config, tmp_path, time.monotonic() - 3601)()
-    assert not Spending(config, tmp_path, time.monotonic() - 3500)()
+    assert SpentBudget(config, tmp_path, time.monotonic() - 3601).stop_all()
+    assert not SpentBudget(config, tmp_path, time.monotonic() - 3500).stop_all()
 
 
 def test_optuna_suggests_no_setting_twice_and_ends_with_a_space_of_lists(tmp_path: Path) -> None:
-    """Two trials of one setting would write into one folder."""
     from ray.tune.search import Searcher
 
-    from sepscene.orchestration.sweeps.schedulers import tuning_of
-    from sepscene.orchestration.sweeps.search_space import readable, setting_name
-
-    over = {"combination": "S2,N,S2+N", "alpha": "0,1"}
-    validates = {"training.validation_every_steps": 60}
-    fields = {"over": over, "search": "optuna", "budget": {"trials": 40}, "changes": validates}
-    config = make_sweep(experiment="demo", **fields)
-    base, space = config.checked()
-    done = tmp_path / "trials" / "combination=S2,alpha=0.0,seed=0"
-    done.mkdir(parents=True)
-    chosen = {"views.combination": '["S2"]', "objective.alpha": "0.0"}
-    (done / "trial.json").write_text(json.dumps({"chosen": chosen, "figure": 0.3}))
-    (done / "finished").touch()
-    tuning = tuning_of(config, space, base.model_dump(mode="json"), tmp_path, 0.0)
-    assert tuning.samples == 5 and tuning.searcher is not None  # six settings there are, one is known
-    names = set()
+    tried(tmp_path, "t000-s0", {"views.combination": ["S2"], "objective.alpha": 0.0}, metric=0.3, over=True)
+    optuna, samples = searcher(tmp_path, {"combination": "S2,N,S2+N", "alpha": "0,1"})
+    assert samples == 5  # of six settings one is known
+    suggested = []
     for n in range(5):
-        suggested = tuning.searcher.suggest(str(n))
-        assert isinstance(suggested, dict)
-        names.add(setting_name({field: readable(value) for field, value in suggested["settings"].items()}))
-        if n % 2:  # some are still running when the next is asked for
-            tuning.searcher.on_trial_complete(str(n), {"validation_knn_map": 0.1, "training_iteration": 1})
-    assert len(names) == 5 and "combination=S2,alpha=0.0" not in names
-    assert tuning.searcher.suggest("more") == Searcher.FINISHED
-
-
-def test_a_population_moves_the_or_rules_weights_and_keeps_to_its_ranges(tmp_path: Path) -> None:
-    from sepscene.orchestration.sweeps.schedulers import tuning_of
-
-    weights = [[3, 1], [1, 1], [1, 3]]
-    config = make_sweep(
-        experiment="demo",
-        over={"views.weights": weights, "temperature": "log(0.05,0.5)"},
-        scheduler="pbt",
-        budget={"trials": 4},
-        changes={"training.validation_every_steps": 60},
-    )
-    base, space = config.checked()
-    population: Any = tuning_of(config, space, base.model_dump(mode="json"), tmp_path, 0.0).scheduler
-    random.seed(0)
-    settings = {"views.weights": [1, 1], "objective.temperature": 0.45}
-    better = SimpleNamespace(config={"trial": {"name": "member=1"}, "settings": settings})
-    changed = [population._get_new_config(None, better)[0]["settings"] for _ in range(50)]
-    assert {tuple(setting["views.weights"]) for setting in changed} == {(3.0, 1.0), (1.0, 1.0), (1.0, 3.0)}
-    temperatures = [setting["objective.temperature"] for setting in changed]
-    assert min(temperatures) >= 0.05 and max(temperatures) == 0.5  # 0.45 times 1.2 is more
-    assert settings["objective.temperature"] == 0.45
+        suggested.append(optuna.suggest(str(n))["trial"])
+        result = {"validation_knn_map": 0.1, "training_iteration": 1}
+        if n % 2:  # some still run when the next is suggested
+            optuna.on_trial_result(str(n), result)
+            optuna.on_trial_complete(str(n), result)
+    assert [trial["name"] for trial in suggested] == [f"t{n:03d}-s0" for n in range(1, 6)]
+    settings = [(trial["settings"]["views.combination"], trial["settings"]["objective.alpha"]) for trial in suggested]
+    assert len({json.dumps(setting) for setting in settings}) == 5 and (["S2"], 0.0) not in settings
+    assert optuna.suggest("5") == Searcher.FINISHED
