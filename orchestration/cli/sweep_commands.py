@@ -60,8 +60,8 @@ def sweep_command(
 
     `sepscene sweep demo --over combination=S2,N,S2+N temperature=0.1,0.2 --seeds 3`
 
-    `sepscene sweep demo --over 'temperature=loguniform(0.05,0.5)' --search random --trials 12 --scheduler asha --hours 4
-    --set training.validation_every_steps=60`
+    `sepscene sweep demo --over 'temperature=loguniform(0.05,0.5)' --search random --trials 12 --scheduler asha
+    --hours 4 --set training.validation_every_steps=60`
 
     `sepscene sweep mine.yaml --resume`
     """
