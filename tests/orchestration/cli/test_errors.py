@@ -1,0 +1,65 @@
+"""What comes from outside becomes one message; what only a programmer can fix keeps its traceback."""
+
+from pathlib import Path
+
+import pytest
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.cli.errors import in_words
+
+
+def words(error: BaseException) -> str:
+    """What the user gets; a test fails where this is a traceback."""
+    said = in_words(error)
+    assert said is not None
+    return said
+
+
+def raised(action: object, *arguments: object) -> BaseException:
+    """The error of a call."""
+    with pytest.raises(Exception) as caught:  # each test looks at the words
+        action(*arguments)  # type: ignore[operator]
+    return caught.value
+
+
+def test_errors_of_the_system_name_the_file_and_a_remedy(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert words(raised((file / "runs").mkdir)) == (
+        f"{file}/runs: Not a directory: a file is where a folder is needed; choose another folder, or remove the file"
+    )
+    assert words(raised(file.mkdir)).startswith(f"{file}: File exists: something else has that name")
+    assert words(raised((tmp_path / "no" / "where").read_text)).endswith("No such file or directory: check the path")
+    with Path("/dev/full").open("w") as full:
+        full.write("x")
+        said = words(raised(full.flush))
+        with pytest.raises(OSError, match="No space"):
+            full.close()
+    assert "the disk is full; free some space" in said and "--resume" in said
+
+
+def test_text_of_another_encoding_says_what_to_rename(tmp_path: Path) -> None:
+    said = words(raised(b"caf\xe9".decode))
+    assert "0xe9" in said and "not UTF-8" in said
+    said = words(raised("\udce9".encode))
+    assert "rename the file" in said
+
+
+@pytest.mark.slow
+def test_errors_of_ray_and_of_a_device_are_messages() -> None:
+    import ray.exceptions
+    import torch
+
+    lost = ray.exceptions.RaySystemError("the raylet died\nwith a long log")
+    assert words(lost).startswith("Ray: ") and "the raylet died" in words(lost) and "--resume" in words(lost)
+    assert "with a long log" not in words(lost)
+    absent = ConnectionError("Could not find any running Ray instance. Please specify the one to connect to.")
+    assert words(absent).startswith("Ray: Could not find any running Ray instance")
+    memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    assert "CUDA out of memory" in words(memory) and "`--device cpu` avoids it" in words(memory)
+
+
+def test_our_own_errors_are_said_as_they_are_and_mistakes_in_code_are_not_hidden() -> None:
+    assert in_words(SepsceneError("data.root: no such folder")) == "data.root: no such folder"
+    assert in_words(KeyError("field")) is None and in_words(AssertionError()) is None
+    assert in_words(OSError("only words")) is None
