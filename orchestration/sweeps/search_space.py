@@ -110,11 +110,11 @@ def checked_space(base: Experiment, space: Space) -> Space:
         SepsceneError: for a field that does not exist or cannot be swept, or a value that it refuses.
     """
     ends = {field: _ends(values) for field, values in space.items()}
-    for field, values in ends.items():
+    for field, of_field in ends.items():
         _refuse_unsweepable(field)
-        if not values:
+        if not of_field:
             raise SepsceneError(f"{field} has no values to sweep over")
-    firsts = {field: values[0] for field, values in ends.items()}
+    firsts = {field: of_field[0] for field, of_field in ends.items()}
     checked: Space = {}
     for field, values in space.items():
         typed = [_typed(base, {**firsts, field: value}, field) for value in ends[field]]
@@ -130,7 +130,10 @@ def _ends(values: list[Any] | Domain) -> list[Any]:
     """The values of a list, the ends of a range."""
     if isinstance(values, Integer):
         return list(dict.fromkeys((values.lower, values.upper - 1)))
-    return [values.lower, values.upper] if isinstance(values, Float) else values
+    if isinstance(values, Float):
+        return [values.lower, values.upper]
+    assert isinstance(values, list)  # RANGES makes no other domain
+    return values
 
 
 def _refuse_unsweepable(field: str) -> None:

@@ -83,7 +83,7 @@ def processors_of(base: Experiment, trials: list[Trial], space: Space) -> set[st
     tried = [trial.experiment for trial in trials if trial.experiment] or [base]
     names = {name for e in tried if e.views.separates for name in e.views.combination}
     combinations = space.get("views.combination", [])
-    return names | {name for names in combinations if isinstance(combinations, list) for name in names}
+    return names | {name for names in combinations for name in names} if isinstance(combinations, list) else names
 
 
 def find_sweep(storage: Path, config: SweepConfig) -> Path:
