@@ -35,10 +35,50 @@ class Cnn14Config(Config):
             raise ValueError(f"mel_bands {self.mel_bands} is below {SHORTEST}: five poolings would leave none")
         return self
 
+    @property
+    def shortest_frames(self) -> int:
+        """The fewest frames that the network can read."""
+        return SHORTEST
+
     @classmethod
     def tiny(cls, embedding_dim: int = 128) -> Cnn14Config:
         """The same network with narrow blocks, for two CPU cores: hundreds of steps a minute."""
         return cls(widths=(8, 16, 32, 64, 96, 128), embedding_dim=embedding_dim)
+
+
+class PatchTransformerConfig(Config):
+    """Sizes of the patch transformer. The defaults are AST's base model (Gong et al. 2021): 85 M parameters."""
+
+    mel_bands: int = Field(64, ge=1)
+    patch_frames: int = Field(16, ge=1, description="frames of a token")
+    patch_bands: int = Field(16, ge=1, description="mel bands of a token; mel_bands must be a multiple of it")
+    width: int = Field(768, ge=4, description="features of a token; a multiple of 4 and of `heads`")
+    layers: int = Field(12, ge=1)
+    heads: int = Field(12, ge=1, description="attention heads of a layer")
+    embedding_dim: int = Field(128, ge=1, description="size d of h")
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> PatchTransformerConfig:
+        if self.mel_bands % self.patch_bands:
+            raise ValueError(f"mel_bands {self.mel_bands} is no multiple of patch_bands {self.patch_bands}: change one")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} must be a multiple of 4 and of heads {self.heads}: change one")
+        return self
+
+    @property
+    def shortest_frames(self) -> int:
+        """The fewest frames that the network can read."""
+        return self.patch_frames
+
+    @classmethod
+    def tiny(cls, embedding_dim: int = 128) -> PatchTransformerConfig:
+        """The same network for two CPU cores: 64 features, 3 layers, 4 heads."""
+        return cls(width=64, layers=3, heads=4, embedding_dim=embedding_dim)
+
+    @classmethod
+    def small(cls, embedding_dim: int = 128) -> PatchTransformerConfig:
+        """The same network for one GPU: 384 features, 6 layers, 6 heads."""
+        return cls(width=384, layers=6, heads=6, embedding_dim=embedding_dim)
 
 
 class FrontEndConfig(Config):

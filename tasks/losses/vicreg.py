@@ -1,0 +1,71 @@
+"""VICReg (Bardes, Ponce & LeCun 2022, eqs. 1 to 6) over the global batch: a similarity loss without negative pairs.
+
+    invariance * mean (z_1 - z_2)^2
+    + variance * mean over features of max(0, 1 - sqrt(var + 1e-4)), averaged over both views
+    + covariance * sum of the squared off-diagonal covariances / D, added up over both views
+
+Contrastive losses are short of negative pairs in batches of 64; this one needs none. Variances and covariances are those
+of the global batch, unbiased. The weights 25, 25 and 1 are the authors'; the paper of this framework has no such loss.
+
+Legend: n local pairs, N global pairs, D features of z.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+TINY_VARIANCE = 1e-4
+"""Keeps the slope of the square root finite where a feature is constant (the authors' value)."""
+
+
+def vicreg(
+    z_1_nD: Tensor,
+    z_2_nD: Tensor,
+    global_1_ND: Tensor | None = None,
+    global_2_ND: Tensor | None = None,
+    *,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+) -> Tensor:
+    """This worker's share of the loss: summed over workers it is VICReg of the global batch.
+
+    The terms over the global batch are shared out by the number of local pairs, so that a worker without pairs
+    contributes nothing and the sum of all gradients is exact.
+
+    Args:
+        z_1_nD, z_2_nD: both views of the local pairs, not normalised; n may be 0.
+        global_1_ND, global_2_ND: the views of all workers (`gather_rows`); none means that the local ones are all.
+        invariance, variance, covariance: weights of the three terms.
+
+    Returns:
+        Scalar, in float32 whatever autocast says (float64 stays float64). A global batch of fewer than two pairs has no
+        variance and only the first term.
+    """
+    global_1_ND = z_1_nD if global_1_ND is None else global_1_ND
+    global_2_ND = z_2_nD if global_2_ND is None else global_2_ND
+    total, features = global_1_ND.shape
+    with torch.autocast(z_1_nD.device.type, enabled=False):
+        first, second, all_first, all_second = (_full(z) for z in (z_1_nD, z_2_nD, global_1_ND, global_2_ND))
+        share = invariance * (first - second).square().sum() / max(1, total * features)
+        if total < 2:
+            return share + 0.0 * (all_first.sum() + all_second.sum())
+        spread = _variance_term(all_first) + _variance_term(all_second)
+        redundancy = _covariance_term(all_first) + _covariance_term(all_second)
+        return share + len(z_1_nD) / total * (variance / 2 * spread + covariance * redundancy)
+
+
+def _full(z_ND: Tensor) -> Tensor:
+    return z_ND if z_ND.dtype == torch.float64 else z_ND.float()
+
+
+def _variance_term(z_ND: Tensor) -> Tensor:
+    """Mean over the features of how far their standard deviation falls short of 1."""
+    return functional.relu(1 - (z_ND.var(dim=0) + TINY_VARIANCE).sqrt()).mean()
+
+
+def _covariance_term(z_ND: Tensor) -> Tensor:
+    """Sum of the squared covariances of different features, divided by their number D."""
+    centred_ND = z_ND - z_ND.mean(dim=0)
+    covariance_DD = centred_ND.T @ centred_ND / (len(z_ND) - 1)
+    return (covariance_DD.square().sum() - covariance_DD.diagonal().square().sum()) / z_ND.shape[1]
