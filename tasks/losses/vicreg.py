@@ -5,7 +5,7 @@
     + covariance * sum of the squared off-diagonal covariances / D, added up over both views
 
 Contrastive losses are short of negative pairs in batches of 64; this one needs none. Variances and covariances are
-those of the global batch, unbiased. The weights 25, 25 and 1 are the authors'; the paper of this framework has no such loss.
+those of the global batch, unbiased. The weights 25, 25 and 1 are the authors'; this framework's paper has no such loss.
 
 Legend: n local pairs, N global pairs, D features of z.
 """
