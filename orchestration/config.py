@@ -22,6 +22,19 @@ from sepscene.tasks.evaluation.settings import ScoringSettings
 FOLDS = "folds"
 """In the place of test splits: cross-validation over those of training."""
 
+DataFormat = Literal[
+    "scenes",
+    "directory",
+    "table",
+    "esc50",
+    "urbansound8k",
+    "audioset",
+    "fsd50k",
+    "shards",
+    "parquet",
+    "folder",
+]
+
 _PCM_BYTES = 2
 MOST_BLOCK_BYTES = 128 * 2**20
 """Larger blocks of whole clips are cut by Ray Data (its `target_max_block_size`), and equal blocks keep the order."""
@@ -30,11 +43,11 @@ MOST_BLOCK_BYTES = 128 * 2**20
 class Data(Config):
     """Where the clips come from, and which of them are for what."""
 
-    format: Literal["scenes", "directory", "table", "esc50", "audioset", "fsd50k", "shards", "parquet", "folder"] = (
-        Field(
-            "scenes",
-            description="how the manifest is read; `scenes` generates synthetic sound scenes into the run's folder",
-        )
+    format: Literal[
+        "scenes", "directory", "table", "esc50", "urbansound8k", "audioset", "fsd50k", "shards", "parquet", "folder"
+    ] = Field(
+        "scenes",
+        description="how the manifest is read; `scenes` generates synthetic sound scenes into the run's folder",
     )
     root: str | None = Field(None, description="folder or URI of the data; `scenes` without one are generated")
     train: tuple[str, ...] = Field(

@@ -182,11 +182,30 @@ def separator_train(
 
 
 @app.command()
-def evaluate(run: RunFolder, address: Address = None, verbose: Verbose = False) -> None:
-    """Judge a run's encoder beside its baselines, and write its report.
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run; with --task also an encoder bundle.")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="FORMAT:FOLDER, e.g. `esc50:ESC-50-master` or `hear:FOLDER`. Repeat as needed."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="With --task: folder of results, one file each.")] = Path("task-results"),
+    name: Annotated[str | None, typer.Option(help="With --task: the encoder's name in tables.")] = None,
+    device: Annotated[str, typer.Option(help="With --task: `cpu` or `cuda`.")] = "cpu",
+    address: Address = None,
+    verbose: Verbose = False,
+) -> None:
+    """Evaluate a run's encoder beside its baselines and write its report; with --task on tasks that people compare on.
 
-    Example: `sepscene evaluate runs/demo`
+    Examples:
+
+    `sepscene evaluate runs/demo`
+
+    `sepscene evaluate runs/demo/encoder --task esc50:ESC-50-master --task hear:tasks/dcase2016_task2-hear2021-full`
     """
+    if task:
+        from sepscene.orchestration.cli.task_commands import evaluate_on_tasks
+
+        raise typer.Exit(evaluate_on_tasks(str(run), task, out, name, device))
     from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
     from sepscene.orchestration.pipeline.run import Run, prepared_session
     from sepscene.orchestration.records.mlflow_mirror import tracking_uri_of

@@ -12,7 +12,9 @@ console = Console()
 
 
 def compare(
-    a: Annotated[list[Path], typer.Argument(metavar="A B", help="Two runs; or with --seeds two groups of equal size.")],
+    a: Annotated[
+        list[Path] | None, typer.Argument(metavar="A B", help="Two runs; or with --seeds two groups of equal size.")
+    ] = None,
     encoder_a: Annotated[
         str | None, typer.Option(help="Which encoder of A, e.g. `mix-mix`; its own when absent.")
     ] = None,
@@ -20,12 +22,24 @@ def compare(
     seeds: Annotated[
         bool, typer.Option("--seeds", help="The first half of the runs against the second, paired by seed.")
     ] = False,
+    tasks: Annotated[
+        Path | None, typer.Option(help="Instead of runs: the folder of results of `sepscene evaluate --task`.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="With --tasks: write the table as CSV, too.")] = None,
+    latex: Annotated[Path | None, typer.Option(help="With --tasks: write the table as LaTeX, too.")] = None,
 ) -> None:
     """Test whether run B differs from run A on the clips that both judged.
 
     Examples: `sepscene compare runs/one runs/two`; a run with its baseline:
-    `sepscene compare runs/demo runs/demo --encoder-a mix-mix`
+    `sepscene compare runs/demo runs/demo --encoder-a mix-mix`; encoders over tasks:
+    `sepscene compare --tasks task-results --latex table.tex`
     """
+    if tasks is not None:
+        from sepscene.orchestration.cli.task_commands import compare_on_tasks
+
+        compare_on_tasks(tasks, csv, latex)
+        return
+    a = a or []
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.evaluation.compare import compare_runs, compare_seeds, render
 

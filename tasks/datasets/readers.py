@@ -4,6 +4,7 @@
     directory  one folder for each class, or folders `train` and `test` that hold those
     table      CSV or Parquet with the columns uri, labels (separated by ';'), split and, if wanted, offset_seconds
     esc50      ESC-50 and ESC-10: meta/esc50.csv and audio/; the split is the fold
+    urbansound8k  UrbanSound8K: metadata/UrbanSound8K.csv and audio/fold1 … fold10; the split is the fold
 
 The formats audioset, fsd50k, shards, parquet and folder are read by `tasks.datasets.public`.
 """
@@ -45,6 +46,7 @@ def read_manifest(format: str, root: str) -> Manifest:
         "directory": _read_directory,
         "table": _read_table,
         "esc50": _read_esc50,
+        "urbansound8k": _read_urbansound8k,
         "audioset": read_audioset,
         "fsd50k": read_fsd50k,
         "shards": read_shards,
@@ -93,6 +95,15 @@ def _read_esc50(root: Root) -> Manifest:
         for row in rows
     )
     return make_manifest(clips, f"{root.location}/meta/esc50.csv")
+
+
+def _read_urbansound8k(root: Root) -> Manifest:
+    table = "metadata/UrbanSound8K.csv"
+    clips = []
+    for row in root.table(table, ["slice_file_name", "fold", "class"]):
+        path = f"audio/fold{row['fold']}/{row['slice_file_name']}"
+        clips.append(Clip(path, root.uri(path), (row["class"],), str(row["fold"])))
+    return make_manifest(clips, f"{root.location}/{table}")
 
 
 def _read_directory(root: Root) -> Manifest:

@@ -1,0 +1,61 @@
+"""`sepscene evaluate ENCODER --task …` and `sepscene compare --tasks FOLDER`: arguments in, tables out."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+console = Console()
+
+
+def evaluate_on_tasks(encoder: str, tasks: list[str], out: Path, name: str | None, device: str) -> int:
+    """Evaluate one encoder on some tasks, keep each result as a file in `out`, and print the table of all of them.
+
+    Returns:
+        The exit code: 3 when sounds had to be left out, else 0.
+
+    Raises:
+        SepsceneError: for a task or an encoder that cannot be used; results made before stay.
+    """
+    from sepscene.models.encoders.encoder import load_encoder
+    from sepscene.orchestration.evaluation.downstream import evaluate_task, read_results, result_path
+    from sepscene.orchestration.evaluation.file_encoder import encoder_digest
+    from sepscene.orchestration.reports.task_table import terminal_table
+    from sepscene.tasks.datasets.downstream import read_task
+
+    bundle = Path(encoder) / "encoder"
+    loaded = load_encoder(bundle if (bundle / "config.json").exists() else encoder).to(device)
+    digest = encoder_digest(loaded)
+    read = [read_task(task) for task in tasks]  # a mistake in the last one is found before the first is embedded
+    out.mkdir(parents=True, exist_ok=True)
+    left_out: dict[str, str] = {}
+    for task in read:
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task(task.name, total=len(task.sounds))
+            show = partial(_show, progress, bar)
+            result = evaluate_task(loaded, name or Path(encoder).name, digest, task, progress=show)
+        result_path(out, result).write_text(result.model_dump_json(indent=2) + "\n")
+        left_out |= result.left_out
+    console.print(terminal_table(read_results(out)))
+    for uri, cause in left_out.items():
+        print(f"left out: {uri}: {cause}", file=sys.stderr)
+    return 3 if left_out else 0
+
+
+def compare_on_tasks(folder: Path, csv_file: Path | None, latex_file: Path | None) -> None:
+    """Print the table of all results in a folder, and write it as CSV and LaTeX where asked."""
+    from sepscene.orchestration.evaluation.downstream import read_results
+    from sepscene.orchestration.reports.task_table import csv_table, latex_table, terminal_table
+
+    results = read_results(folder)
+    console.print(terminal_table(results))
+    for file, text in ((csv_file, csv_table), (latex_file, latex_table)):
+        if file is not None:
+            file.write_text(text(results))
+            console.print(str(file), soft_wrap=True)
+
+
+def _show(progress: Progress, bar: TaskID, done: int) -> None:
+    progress.update(bar, completed=done)

@@ -1,0 +1,135 @@
+"""`sepscene evaluate ENCODER --task …`: encoders on the tasks that people compare on; one JSON file for each result.
+
+The forward passes run in this process: an encoder bundle and the task's files are all that is needed, no cluster.
+
+Shapes: T samples, N sounds or timestamps, D embedding.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from sepscene.augment.audio import ClipError, read_audio
+from sepscene.models.config import Config, SepsceneError
+from sepscene.models.encoders.encoder import Encoder
+from sepscene.models.encoders.hear import HearModel, get_timestamp_embeddings
+from sepscene.tasks.datasets.downstream import Sound, Task
+from sepscene.tasks.evaluation.downstream import Rows, score_task, targets_at
+from sepscene.tasks.evaluation.settings import ScoringSettings
+
+
+class TaskResult(Config):
+    """What one encoder reached on one task.
+
+    Attributes:
+        encoder: name of the encoder, as tables show it.
+        digest: of its configuration and weights.
+        task: name of the task.
+        metrics: as `tasks.evaluation.downstream.score_task`.
+        sounds: how many sounds were embedded.
+        left_out: sounds that could not be read, with the reason.
+    """
+
+    encoder: str
+    digest: str
+    task: str
+    metrics: dict[str, float]
+    sounds: int
+    left_out: dict[str, str]
+
+
+def evaluate_task(
+    encoder: Encoder,
+    name: str,
+    digest: str,
+    task: Task,
+    settings: ScoringSettings | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> TaskResult:
+    """Embed the sounds of a task and score them.
+
+    Args:
+        encoder: in evaluation mode, on any device.
+        name, digest: of the encoder, for the result.
+        task: from `tasks.datasets.downstream.read_task`.
+        settings: of the probes; none takes the defaults.
+        progress: called with the number of sounds that are done.
+
+    Raises:
+        SepsceneError: when no sound can be read, or a test part holds no labelled sound.
+    """
+    left_out: dict[str, str] = {}
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
+    for number, sound in enumerate(task.sounds):
+        try:
+            parts.append((*_embed(encoder, sound, task), number))
+        except ClipError as error:
+            left_out[sound.uri] = error.cause
+        progress(number + 1)
+    if not parts:
+        uri, cause = next(iter(left_out.items()))
+        raise SepsceneError(f"task {task.name}: no sound can be read; the first: {uri}: {cause}")
+    counts = [len(h_ND) for h_ND, *_ in parts]
+    sound_N = np.repeat([number for *_, number in parts], counts)
+    rows = Rows(
+        h_ND=np.concatenate([h_ND for h_ND, *_ in parts]),
+        targets_NK=np.concatenate([targets_NK for _, targets_NK, *_ in parts]),
+        split_N=np.array([sound.split for sound in task.sounds], np.str_)[sound_N],
+        sound_N=sound_N,
+        seconds_N=np.concatenate([seconds_N for *_, seconds_N, _ in parts]),
+    )
+    metrics = score_task(task, rows, settings or ScoringSettings())
+    return TaskResult(
+        encoder=name, digest=digest, task=task.name, metrics=metrics, sounds=len(parts), left_out=left_out
+    )
+
+
+def _embed(encoder: Encoder, sound: Sound, task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings (N, D), targets (N, K) and times (N,) of one sound: one row, or one for each timestamp."""
+    wave_1T = torch.from_numpy(read_audio(sound.uri, encoder.sample_rate))[None]
+    wave_1T = wave_1T[:, round(sound.offset_seconds * encoder.sample_rate) :]
+    if task.kind == "event":
+        h_1ND, milliseconds_1N = get_timestamp_embeddings(wave_1T, HearModel(encoder))
+        seconds_N = milliseconds_1N[0].cpu().numpy() / 1000
+        return h_1ND[0].cpu().numpy(), targets_at(sound.events, seconds_N, task.classes), seconds_N
+    device = next(encoder.parameters()).device
+    with torch.inference_mode():
+        h_1D = encoder(wave_1T.to(device)).float().cpu().numpy()
+    targets_1K = np.isin(np.array(task.classes), sound.labels)[None]
+    return h_1D, targets_1K, np.zeros(1)
+
+
+def result_path(folder: Path, result: TaskResult) -> Path:
+    """Where the result of an encoder on a task is kept below `folder`."""
+    return folder / f"{_file_name(result.task)}--{_file_name(result.encoder)}.json"
+
+
+def read_results(folder: Path) -> list[TaskResult]:
+    """All results that a folder holds, by task and encoder.
+
+    Raises:
+        SepsceneError: names a file that is damaged, or the folder when it holds no result.
+    """
+    results = []
+    for path in sorted(folder.glob("*--*.json")):
+        try:
+            results.append(TaskResult.model_validate_json(path.read_bytes()))
+        except (OSError, ValidationError) as error:
+            raise SepsceneError(f"{path} is damaged ({type(error).__name__}): delete it, and evaluate again") from None
+    if not results:
+        raise SepsceneError(f"{folder} holds no results of tasks: make some with `sepscene evaluate ENCODER --task …`")
+    return results
+
+
+def headline(task: Iterable[TaskResult]) -> tuple[str, ...]:
+    """The metrics that tables show of a task: those that all of its results have, accuracy before mAP."""
+    shared = set.intersection(*(set(result.metrics) for result in task))
+    order: Sequence[str] = ("accuracy", "segment_f1", "map")
+    return tuple(sorted(shared, key=lambda name: (next(n for n, end in enumerate(order) if name.endswith(end)), name)))
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)

@@ -1,0 +1,166 @@
+"""Downstream tasks on which encoders are compared: what to embed, what to predict, which part is tested by which.
+
+    hear:FOLDER           a task in the layout of the HEAR benchmark (hearbenchmark.com): scene and event tasks
+    esc50:FOLDER          ESC-50 or ESC-10, over its folds
+    urbansound8k:FOLDER   UrbanSound8K, over its ten folds
+    fsd50k:FOLDER         FSD50K: training and validation clips train, evaluation clips test
+    directory:FOLDER      a folder for each class; also table, parquet, shards, folder and audioset
+
+HEAR's layout: task_metadata.json, labelvocabulary.csv, a JSON file for each split (train, valid and test, or fold00,
+fold01, …) that maps file names to labels or to events, and the sound in folders named by rate and split.
+"""
+
+import csv
+import io
+import json
+import posixpath
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sepscene.tasks.datasets.manifest import ManifestError, Root
+from sepscene.tasks.datasets.readers import read_manifest
+
+FOLDED = ("esc50", "urbansound8k")
+"""Formats whose splits are folds of a cross-validation."""
+
+TEST_SPLITS = ("test", "testing", "eval", "evaluation")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One sound event: its class, and where it is heard, in seconds from the start of the file."""
+
+    label: str
+    start_seconds: float
+    end_seconds: float
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One file of a task: whole-file labels in scene tasks, events in event tasks."""
+
+    uri: str
+    split: str
+    labels: tuple[str, ...] = ()
+    events: tuple[Event, ...] = ()
+    offset_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task.
+
+    Attributes:
+        name: as results and tables show it.
+        kind: scene (labels of whole files) or event (labels with times).
+        multilabel: whether a sound may have more than one label, or none.
+        classes: all labels.
+        sounds: all files, with their split.
+        folded: whether each split is tested by probes trained on the others; otherwise the split `test` is tested by
+            probes trained on the rest.
+    """
+
+    name: str
+    kind: Literal["scene", "event"]
+    multilabel: bool
+    classes: tuple[str, ...]
+    sounds: tuple[Sound, ...]
+    folded: bool
+
+    def __post_init__(self) -> None:
+        splits = {sound.split for sound in self.sounds}
+        if self.folded and len(splits) < 2:
+            raise ManifestError(f"task {self.name}: cross-validation needs at least two folds, it has {len(splits)}")
+        if not self.folded and (not self.tested or len(self.tested) == len(self.sounds)):
+            raise ManifestError(
+                f"task {self.name}: has the splits {', '.join(sorted(splits)) or 'none'}; one must be named "
+                f"{' or '.join(TEST_SPLITS)}, and another one must be there to train on"
+            )
+
+    @property
+    def tested(self) -> tuple[int, ...]:
+        """Positions of the sounds that are tested, where the task is not folded."""
+        return tuple(n for n, sound in enumerate(self.sounds) if sound.split.lower() in TEST_SPLITS)
+
+
+def read_task(task: str) -> Task:
+    """Read a downstream task.
+
+    Args:
+        task: format and folder, e.g. `hear:tasks/dcase2016_task2-hear2021-full` or `esc50:ESC-50-master`.
+
+    Raises:
+        ManifestError: names the task and what is wrong: unknown format, no such folder, a file that is missing.
+    """
+    format, colon, folder = task.partition(":")
+    if not colon or not folder:
+        raise ManifestError(f"task {task!r} must look like FORMAT:FOLDER, e.g. esc50:ESC-50-master or hear:FOLDER")
+    if format == "hear":
+        return _read_hear(Root(folder))
+    manifest = read_manifest(format, folder)
+    labelled = [row for row in manifest.clips.to_pylist() if row["labels"]]
+    sounds = tuple(
+        Sound(row["uri"], row["split"], tuple(row["labels"]), offset_seconds=row["offset_seconds"]) for row in labelled
+    )
+    return Task(
+        name=f"{format}-{posixpath.basename(folder.rstrip('/'))}",
+        kind="scene",
+        multilabel=any(len(sound.labels) != 1 for sound in sounds),
+        classes=manifest.classes,
+        sounds=sounds,
+        folded=format in FOLDED,
+    )
+
+
+def _read_hear(root: Root) -> Task:
+    metadata = _json(root, "task_metadata.json")
+    try:
+        kind, prediction, mode = (str(metadata[key]) for key in ("embedding_type", "prediction_type", "split_mode"))
+        name = f"{metadata['task_name']}-{metadata['version']}"
+    except (KeyError, TypeError) as error:
+        raise ManifestError(f"{root.location}/task_metadata.json: the field {error} is missing") from None
+    if kind not in ("scene", "event"):
+        raise ManifestError(f"{root.location}/task_metadata.json: embedding_type {kind!r} must be scene or event")
+    vocabulary = csv.DictReader(io.StringIO(root.text("labelvocabulary.csv"), newline=""))
+    labels = [str(row.get("label")) for row in vocabulary]
+    folded = mode.endswith("kfold")
+    splits = [path.removesuffix(".json") for path in root.files(suffixes=[".json"]) if "/" not in path]
+    sounds: list[Sound] = []
+    audio = _hear_audio(root)
+    for split in splits:
+        if split.startswith("fold") if folded else split in ("train", "valid", "test"):
+            sounds += _hear_sounds(root, split, audio, kind)
+    return Task(name, kind, kind == "event" or prediction == "multilabel", tuple(labels), tuple(sounds), folded)
+
+
+def _hear_audio(root: Root) -> str:
+    """The folder with the sound of the highest rate: it is resampled to the encoder's anyway."""
+    rates = {path.split("/")[0] for path in root.files() if path.split("/")[0].isdigit()}
+    if not rates:
+        raise ManifestError(f"{root.location}: has no folder of sound named by its rate, e.g. 48000/train/x.wav")
+    return max(rates, key=int)
+
+
+def _hear_sounds(root: Root, split: str, audio: str, kind: str) -> list[Sound]:
+    entries = _json(root, f"{split}.json")
+    if not isinstance(entries, dict):
+        raise ManifestError(f"{root.location}/{split}.json: must map file names to labels")
+    sounds = []
+    for name, said in entries.items():
+        uri = root.uri(f"{audio}/{split}/{name}")
+        try:
+            if kind == "event":
+                events = tuple(Event(str(e["label"]), float(e["start"]) / 1000, float(e["end"]) / 1000) for e in said)
+                sounds.append(Sound(uri, split, events=events))
+            else:
+                sounds.append(Sound(uri, split, labels=tuple(map(str, said))))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ManifestError(f"{root.location}/{split}.json: {name!r} has a malformed entry ({error!r})") from None
+    return sounds
+
+
+def _json(root: Root, name: str) -> Any:
+    try:
+        return json.loads(root.text(name))
+    except ValueError as error:
+        raise ManifestError(f"{root.location}/{name}: is not JSON ({error})") from None

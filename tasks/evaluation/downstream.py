@@ -1,0 +1,115 @@
+"""From the embeddings of a downstream task to its metrics: linear, shallow and nearest-neighbour predictions.
+
+Scene tasks: accuracy where each sound has one label, and mAP over the classes. Event tasks: each timestamp is labelled
+with the events that are heard then; mAP over the timestamps, and F1 over segments of one second, in which a class is
+predicted when the perceptron's probability exceeds 0.5 at any of its timestamps. Over folds all metrics are means of
+the folds' metrics. Accuracy, F1 and average precision are scikit-learn's.
+
+Legend: N sounds or timestamps, D embedding, K classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score
+
+from sepscene.tasks.datasets.downstream import Event, Task
+from sepscene.tasks.evaluation.metrics import Bools, EvaluationError, Floats
+from sepscene.tasks.evaluation.probes import knn_probe, linear_probe
+from sepscene.tasks.evaluation.settings import ScoringSettings
+from sepscene.tasks.evaluation.shallow import shallow_classification
+
+SEGMENT_SECONDS = 1.0
+Predict = Callable[[Floats, Bools, Floats, Bools], Floats]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the probes see of a task.
+
+    Attributes:
+        h_ND: embeddings.
+        targets_NK: which classes are heard.
+        split_N: the split of each row.
+        sound_N: which sound of the task each row is, or belongs to.
+        seconds_N: where in its sound a timestamp lies; 0 in scene tasks.
+    """
+
+    h_ND: Floats
+    targets_NK: Bools
+    split_N: NDArray[np.str_]
+    sound_N: NDArray[np.intp]
+    seconds_N: Floats
+
+
+def targets_at(events: Sequence[Event], seconds_N: Floats, classes: Sequence[str]) -> Bools:
+    """Which classes are heard at each timestamp, (N, K): an event covers its start and not its end."""
+    heard_NK = np.zeros((len(seconds_N), len(classes)), bool)
+    for event in events:
+        inside_N = (seconds_N >= event.start_seconds) & (seconds_N < event.end_seconds)
+        heard_NK[inside_N, classes.index(event.label)] = True
+    return heard_NK
+
+
+def score_task(task: Task, rows: Rows, settings: ScoringSettings) -> dict[str, float]:
+    """The metrics of a task by name, e.g. "linear_accuracy", "shallow_map", "shallow_segment_f1".
+
+    Raises:
+        EvaluationError: when a test part has no positive example of any class.
+    """
+    parts = [_score_part(task, rows, test_N, settings) for test_N in _test_parts(task, rows)]
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: float(np.mean([part[name] for part in parts])) for name in names}
+
+
+def _test_parts(task: Task, rows: Rows) -> list[Bools]:
+    """Which rows are tested, once for each fold."""
+    if task.folded:
+        return [rows.split_N == fold for fold in sorted(set(rows.split_N.tolist()))]
+    return [np.isin(rows.sound_N, task.tested)]
+
+
+def _score_part(task: Task, rows: Rows, test_N: Bools, settings: ScoringSettings) -> dict[str, float]:
+    train, test = (rows.h_ND[~test_N], rows.targets_NK[~test_N]), (rows.h_ND[test_N], rows.targets_NK[test_N])
+    if not test[1].any():
+        raise EvaluationError(f"task {task.name}: a test part has no labelled sound; check its splits and labels")
+    metrics: dict[str, float] = {}
+    for name, predict in _probes(settings).items():
+        scores_NK = predict(*train, *test)
+        metrics[f"{name}_map"] = macro_map(test[1], scores_NK)
+        if not task.multilabel:
+            metrics[f"{name}_accuracy"] = float(accuracy_score(test[1].argmax(axis=1), scores_NK.argmax(axis=1)))
+        if task.kind == "event" and name == "shallow":
+            segment_N = rows.sound_N[test_N] * 10**6 + (rows.seconds_N[test_N] // SEGMENT_SECONDS).astype(np.intp)
+            metrics["shallow_segment_f1"] = segment_f1(test[1], scores_NK > 0, segment_N)
+    return metrics
+
+
+def _probes(settings: ScoringSettings) -> dict[str, Predict]:
+    """Each probe as a function from a training and a test part to the scores (N, K) of the test part."""
+    return {
+        "linear": lambda *split: linear_probe(*split, seed=settings.seed).scores_BK,
+        "shallow": lambda *split: (
+            shallow_classification(
+                *split, None, settings.shallow_hidden, settings.shallow_epochs, settings.seed
+            ).scores_BK
+        ),
+        "knn": lambda *split: knn_probe(*split, None, settings.neighbours).scores_BK,
+    }
+
+
+def macro_map(targets_NK: Bools, scores_NK: Floats) -> float:
+    """Mean average precision over the classes that have a positive example."""
+    present = np.flatnonzero(targets_NK.any(axis=0))
+    return float(np.mean([average_precision_score(targets_NK[:, k], scores_NK[:, k]) for k in present]))
+
+
+def segment_f1(targets_NK: Bools, predicted_NK: Bools, segment_N: NDArray[np.intp]) -> float:
+    """Micro F1 over segments: a class counts in a segment when it does at any of the segment's timestamps."""
+    segments, place_N = np.unique(segment_N, return_inverse=True)
+    merged = np.zeros((2, len(segments), targets_NK.shape[1]), bool)
+    np.logical_or.at(merged[0], place_N, targets_NK)
+    np.logical_or.at(merged[1], place_N, predicted_NK)
+    return float(f1_score(merged[0], merged[1], average="micro", zero_division=0.0))
