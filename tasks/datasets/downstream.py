@@ -119,7 +119,7 @@ def _read_hear(root: Root) -> Task:
         name = f"{metadata['task_name']}-{metadata['version']}"
     except (KeyError, TypeError) as error:
         raise ManifestError(f"{root.location}/task_metadata.json: the field {error} is missing") from None
-    if kind not in ("scene", "event"):
+    if kind != "scene" and kind != "event":
         raise ManifestError(f"{root.location}/task_metadata.json: embedding_type {kind!r} must be scene or event")
     vocabulary = csv.DictReader(io.StringIO(root.text("labelvocabulary.csv"), newline=""))
     labels = [str(row.get("label")) for row in vocabulary]

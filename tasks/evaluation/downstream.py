@@ -8,7 +8,7 @@ the folds' metrics. Accuracy, F1 and average precision are scikit-learn's.
 Legend: N sounds or timestamps, D embedding, K classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,6 @@ from sepscene.tasks.evaluation.settings import ScoringSettings
 from sepscene.tasks.evaluation.shallow import shallow_classification
 
 SEGMENT_SECONDS = 1.0
-Predict = Callable[[Floats, Bools, Floats, Bools], Floats]
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ def _score_part(task: Task, rows: Rows, test_N: Bools, settings: ScoringSettings
     if not test[1].any():
         raise EvaluationError(f"task {task.name}: a test part has no labelled sound; check its splits and labels")
     metrics: dict[str, float] = {}
-    for name, predict in _probes(settings).items():
-        scores_NK = predict(*train, *test)
+    for name, scores_NK in _scores_of_probes(*train, *test, settings).items():
         metrics[f"{name}_map"] = macro_map(test[1], scores_NK)
         if not task.multilabel:
             metrics[f"{name}_accuracy"] = float(accuracy_score(test[1].argmax(axis=1), scores_NK.argmax(axis=1)))
@@ -87,16 +85,18 @@ def _score_part(task: Task, rows: Rows, test_N: Bools, settings: ScoringSettings
     return metrics
 
 
-def _probes(settings: ScoringSettings) -> dict[str, Predict]:
-    """Each probe as a function from a training and a test part to the scores (N, K) of the test part."""
+def _scores_of_probes(
+    train_h_ND: Floats, train_NK: Bools, test_h_ND: Floats, test_NK: Bools, settings: ScoringSettings
+) -> dict[str, Floats]:
+    """Scores (N, K) of the test part by each probe, trained on the training part; `shallow` are logits."""
+    split = (train_h_ND, train_NK, test_h_ND, test_NK)
+    shallow = shallow_classification(
+        *split, hidden=settings.shallow_hidden, epochs=settings.shallow_epochs, seed=settings.seed
+    )
     return {
-        "linear": lambda *split: linear_probe(*split, seed=settings.seed).scores_BK,
-        "shallow": lambda *split: (
-            shallow_classification(
-                *split, None, settings.shallow_hidden, settings.shallow_epochs, settings.seed
-            ).scores_BK
-        ),
-        "knn": lambda *split: knn_probe(*split, None, settings.neighbours).scores_BK,
+        "linear": linear_probe(*split, classes=None, seed=settings.seed).scores_BK,
+        "shallow": shallow.scores_BK,
+        "knn": knn_probe(*split, classes=None, neighbours=settings.neighbours).scores_BK,
     }
 
 
