@@ -23,6 +23,9 @@ from sepscene.tasks.datasets.readers import read_manifest
 FOLDED = ("esc50", "urbansound8k")
 """Formats whose splits are folds of a cross-validation."""
 
+Kind = Literal["scene", "event"]
+KINDS: dict[str, Kind] = {"scene": "scene", "event": "event"}
+
 TEST_SPLITS = ("test", "testing", "eval", "evaluation")
 
 
@@ -61,7 +64,7 @@ class Task:
     """
 
     name: str
-    kind: Literal["scene", "event"]
+    kind: Kind
     multilabel: bool
     classes: tuple[str, ...]
     sounds: tuple[Sound, ...]
@@ -119,7 +122,7 @@ def _read_hear(root: Root) -> Task:
         name = f"{metadata['task_name']}-{metadata['version']}"
     except (KeyError, TypeError) as error:
         raise ManifestError(f"{root.location}/task_metadata.json: the field {error} is missing") from None
-    if kind != "scene" and kind != "event":
+    if kind not in KINDS:
         raise ManifestError(f"{root.location}/task_metadata.json: embedding_type {kind!r} must be scene or event")
     vocabulary = csv.DictReader(io.StringIO(root.text("labelvocabulary.csv"), newline=""))
     labels = [str(row.get("label")) for row in vocabulary]
@@ -130,7 +133,8 @@ def _read_hear(root: Root) -> Task:
     for split in splits:
         if split.startswith("fold") if folded else split in ("train", "valid", "test"):
             sounds += _hear_sounds(root, split, audio, kind)
-    return Task(name, kind, kind == "event" or prediction == "multilabel", tuple(labels), tuple(sounds), folded)
+    multilabel = kind == "event" or prediction == "multilabel"
+    return Task(name, KINDS[kind], multilabel, tuple(labels), tuple(sounds), folded)
 
 
 def _hear_audio(root: Root) -> str:
