@@ -20,6 +20,9 @@ FILLER = -1
 SPECAUGMENT_UNIFORMS = 10
 """Uniforms of one SpecAugment instance: two for each of 2 time masks and 2 frequency masks, two for the warp."""
 
+_BELOW_ONE = np.float32(1 - 2**-24)
+"""The largest float32 below 1: of 53-bit uniforms one in 3e7 rounds to 1.0, and a mask would be too wide by a cell."""
+
 # One stream for each kind of choice. The numbers are part of the file format of a run: never renumber them.
 _PERMUTATION, _PROCESSOR, _CHANNEL, _CROP_1, _CROP_2, _SECOND_CHANNEL, _SPECAUGMENT = range(1, 8)
 
@@ -82,7 +85,7 @@ def draw(schedule: Schedule, row_N: np.ndarray, weights: tuple[float, ...] | np.
         "second_channel_u": uniform(_SECOND_CHANNEL),
         "crop_1_u": uniform(_CROP_1),
         "crop_2_u": uniform(_CROP_2),
-        "specaugment_u": np.stack(specaugment, axis=1).astype(np.float32),
+        "specaugment_u": np.minimum(np.stack(specaugment, axis=1).astype(np.float32), _BELOW_ONE),
     }
 
 

@@ -12,7 +12,7 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +22,13 @@ from pydantic import Field, model_validator
 
 from sepscene.augment.synthetic import noisy_events as noisy
 from sepscene.augment.synthetic import tonal_events as tonal
+from sepscene.augment.synthetic.one_shots import EventMaker, one_shot_makers
 from sepscene.augment.synthetic.source_segments import sources_path
 from sepscene.augment.synthetic.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
 from sepscene.models.config import Config
 
 BACKGROUND = "background"
 """The label of the last source of every scene; not an event class."""
-
-EventMaker = Callable[[np.random.Generator, int], np.ndarray]
 
 EVENTS: dict[str, EventMaker] = {
     maker.__name__: maker
@@ -107,6 +106,16 @@ class SceneConfig(Config):
     min_snr_db: float = Field(-3.0, description="an event's level while it sounds, against the background")
     max_snr_db: float = Field(20.0)
     stray_share: float = Field(0.05, ge=0, le=1, description="chance of each event to be of any class")
+    recurring: bool = Field(
+        False, description="every event returns again and again through the whole clip; off: it is heard once"
+    )
+    longest_gap_seconds: float = Field(1.0, ge=0, description="between two returns of a recurring event")
+    gain_db: float = Field(0.0, ge=0, le=30, description="each clip is louder or softer by up to this many dB")
+    one_shots: str | None = Field(
+        None,
+        description="folder of labelled recordings, FOLDER/LABEL/*.wav or in the layout of ESC-50: they are the events "
+        "instead of the synthetic ones; none keeps these",
+    )
 
     @model_validator(mode="after")
     def _ranges_in_order(self) -> "SceneConfig":
@@ -115,6 +124,15 @@ class SceneConfig(Config):
         if self.min_snr_db > self.max_snr_db:
             raise ValueError("min_snr_db is larger than max_snr_db; swap them")
         return self
+
+
+PROFILES: dict[str, SceneConfig] = {
+    "single": SceneConfig(),
+    "recurring": SceneConfig(recurring=True, longest_gap_seconds=2.0, max_events=4, min_snr_db=6.0, max_snr_db=24.0, gain_db=10.0),
+}
+"""Ready kinds of scenes. In `single` each event is heard once, so two crops of a clip often share nothing but the
+background and the level, and these give away that they belong together. In `recurring` they share what sounds, the
+level says nothing, and the background can be exchanged (`generate_scene(..., background=1)`)."""
 
 
 @dataclass(frozen=True)
@@ -137,24 +155,42 @@ class Scene:
     scene_type: str
 
 
-def generate_scene(seed: int, index: int, config: SceneConfig | None = None) -> Scene:
-    """The scene of that number; the same for the same arguments, whatever was generated before."""
+def generate_scene(seed: int, index: int, config: SceneConfig | None = None, background: int = 0) -> Scene:
+    """The scene of that number; the same for the same arguments, whatever was generated before.
+
+    Args:
+        seed: of the data set.
+        index: number of the scene.
+        config: how it is made.
+        background: 0 for the scene's own; each other number puts the same events, at the same times and levels, over
+            another background of any place, with another gain.
+    """
     config = config or SceneConfig()
     rng = np.random.default_rng([seed, index])
+    view_rng = np.random.default_rng([seed, index, 1 + background])
     samples = round(config.clip_seconds * config.sample_rate)
+    events = event_makers(config)
     scene_type, names = draw_events(rng, config)
     place = PLACES[scene_type]
     background_T = _background(rng, samples, config.sample_rate, place)
     background_T *= np.float32(10 ** (rng.uniform(-46, -34) / 20))
+    level = _rms(background_T)
     echo_seconds = rng.uniform(*place.echo_seconds)
     sources, onsets = [], []
     for name in names:
-        event_T, onset = _event(rng, name, samples, echo_seconds, config)
-        level = 10 ** (rng.uniform(config.min_snr_db, config.max_snr_db) / 20) * _rms(background_T)
-        sources.append(event_T * np.float32(level / _active_rms(event_T)))
+        event_T, onset = _event(rng, events[name], samples, echo_seconds, config)
+        snr_db = rng.uniform(config.min_snr_db, config.max_snr_db)
+        sources.append(event_T * np.float32(10 ** (snr_db / 20) * level / _active_rms(event_T)))
         onsets.append(onset)
+    if background:
+        elsewhere = PLACES[str(view_rng.choice(sorted(PLACES)))]
+        background_T = _background(view_rng, samples, config.sample_rate, elsewhere)
+        background_T *= np.float32(10 ** (view_rng.uniform(-6, 6) / 20)) * level
     order = np.argsort(onsets, kind="stable")
-    sources_ST = _on_grid(np.stack([*(sources[k] for k in order), background_T]))
+    sources_ST = np.stack([*(sources[k] for k in order), background_T])
+    if config.gain_db:
+        sources_ST *= np.float32(10 ** (view_rng.uniform(-config.gain_db, config.gain_db) / 20))
+    sources_ST = _on_grid(sources_ST)
     return Scene(
         mixture_T=sources_ST.sum(axis=0),
         sources_ST=sources_ST,
@@ -164,13 +200,29 @@ def generate_scene(seed: int, index: int, config: SceneConfig | None = None) -> 
     )
 
 
+def event_makers(config: SceneConfig) -> Mapping[str, EventMaker]:
+    """The event classes of a configuration, and what makes one instance of each."""
+    return EVENTS if config.one_shots is None else one_shot_makers(config.one_shots)
+
+
+def vocabulary(scene_type: str, config: SceneConfig) -> tuple[str, ...]:
+    """The event classes that belong to a scene type; recorded ones are dealt out, each to two scene types."""
+    if config.one_shots is None:
+        return PLACES[scene_type].vocabulary
+    place = sorted(PLACES).index(scene_type)
+    classes = sorted(event_makers(config))
+    return tuple(c for k, c in enumerate(classes) if place in (k % len(PLACES), (2 * k + 3) % len(PLACES))) or (
+        classes[place % len(classes)],
+    )
+
+
 def draw_events(rng: np.random.Generator, config: SceneConfig) -> tuple[str, list[str]]:
     """A scene type, uniform over `PLACES`, and the classes of its events: where co-occurrence is decided."""
     scene_type = str(rng.choice(sorted(PLACES)))
     names = []
     for _ in range(int(rng.integers(config.min_events, config.max_events + 1))):
         stray = rng.random() < config.stray_share
-        names.append(str(rng.choice(sorted(EVENTS) if stray else PLACES[scene_type].vocabulary)))
+        names.append(str(rng.choice(sorted(event_makers(config)) if stray else vocabulary(scene_type, config))))
     return scene_type, names
 
 
@@ -181,6 +233,7 @@ def write_scenes(
     split: str,
     config: SceneConfig | None = None,
     with_sources: bool | None = None,
+    backgrounds: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Write `count` scenes as 16-bit WAV under DIRECTORY/SPLIT, and the manifest DIRECTORY/SPLIT.csv.
@@ -198,6 +251,8 @@ def write_scenes(
         config: how scenes are made.
         with_sources: keep each scene's sources in one multi-channel file beside it (`source_segments.read_sources`); by
             default for the split "test".
+        backgrounds: versions of each scene; beside its own, scene-N.wav, so many less one with other backgrounds,
+            scene-N.background-1.wav and so on, which the manifest does not list.
         progress: called after each scene with how many are done.
 
     Returns:
@@ -216,6 +271,9 @@ def write_scenes(
         _write_wav(path, scene.mixture_T, config.sample_rate)
         if with_sources:
             _write_wav(sources_path(path), scene.sources_ST.T, config.sample_rate)
+        for number in range(1, backgrounds):
+            other = generate_scene(split_seed, index, config, number)
+            _write_wav(background_path(path, number), other.mixture_T, config.sample_rate)
         uri = f"{split}/{path.name}"
         rows.writerow([uri, ";".join(scene.labels), split, 0.0, scene.scene_type, ";".join(scene.source_labels)])
         if progress is not None:
@@ -227,6 +285,12 @@ def write_scenes(
     return manifest
 
 
+def background_path(mixture_path: str | os.PathLike[str], number: int) -> Path:
+    """Where the scene with another background is; number 0 is the scene itself."""
+    path = Path(mixture_path)
+    return path.with_suffix(f".background-{number}.wav") if number else path
+
+
 def colour(rng: np.random.Generator, wave_T: np.ndarray, rate: int) -> np.ndarray:
     """The event as its place and the microphone colour it: random shelves of the middle and the treble."""
     for low, high in ((200, 1000), (1000, 4000)):
@@ -235,18 +299,31 @@ def colour(rng: np.random.Generator, wave_T: np.ndarray, rate: int) -> np.ndarra
 
 
 def _event(
-    rng: np.random.Generator, name: str, samples: int, echo_seconds: float, config: SceneConfig
+    rng: np.random.Generator, make: EventMaker, samples: int, echo_seconds: float, config: SceneConfig
 ) -> tuple[np.ndarray, int]:
-    """One individual of a class in its room, at a random time; and its onset in samples."""
+    """One individual of a class in its room, at a random time or returning; and its onset in samples."""
     rate = config.sample_rate
-    dry_T = np.trim_zeros(EVENTS[name](rng, rate), "b")[:samples]
+    dry_T = np.trim_zeros(make(rng, rate), "b")[:samples]
     dry_T = colour(rng, dry_T, rate)
+    if config.recurring:
+        dry_T = _returning(rng, dry_T, samples, config)
     event_T = reverberate(rng, dry_T, rate, echo_seconds * rng.uniform(0.8, 1.2), rng.uniform(0.1, 0.9))
     onset = int(rng.integers(0, max(1, samples - len(dry_T)) + 1))
     placed_T = np.zeros(samples, np.float32)
     tail_T = event_T[: samples - onset]
     placed_T[onset : onset + len(tail_T)] = tail_T
     return placed_T, onset
+
+
+def _returning(rng: np.random.Generator, dry_T: np.ndarray, samples: int, config: SceneConfig) -> np.ndarray:
+    """The event again and again over the whole clip (T,), up to 3 dB louder or softer; it may have begun before."""
+    wave_T = np.zeros(samples, np.float32)
+    start = -int(rng.integers(0, len(dry_T)))
+    while start < samples:
+        first, last = max(0, start), min(samples, start + len(dry_T))
+        wave_T[first:last] += np.float32(10 ** (rng.uniform(-3, 3) / 20)) * dry_T[first - start : last - start]
+        start += len(dry_T) + round(rng.uniform(0, config.longest_gap_seconds) * config.sample_rate)
+    return wave_T
 
 
 def _background(rng: np.random.Generator, samples: int, rate: int, place: Place) -> np.ndarray:

@@ -1,0 +1,145 @@
+"""Make the demo's checkpoint ladder again: a small STFT TDCN++, trained by MixIT on recurring synthetic scenes.
+
+    python -m benchmarks.demo_ladder WORK_FOLDER --into models/demo_ladder
+
+One process and one thread, so that it can run beside other work; cut anywhere, it continues from its last save. The
+same rows, draws, segments and loss as `sepscene separator train`, without Ray. Each checkpoint is scored on 32 held-out
+mixtures before it is kept; the figures are in its card. WORK_FOLDER keeps the scenes, the state and scores.jsonl.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from torch import nn
+
+from sepscene.augment.audio import AudioFormat
+from sepscene.augment.draws import Schedule
+from sepscene.augment.separation.reader import read_segments
+from sepscene.augment.synthetic.scenes import PROFILES, write_scenes
+from sepscene.augment.synthetic.source_segments import read_source_segments
+from sepscene.augment.views import Views, from_pcm
+from sepscene.models.separators.folder import save_separator
+from sepscene.models.separators.tdcnpp import TDCNpp
+from sepscene.models.settings import TDCNppConfig
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.training.row_draws import DrawRows
+from sepscene.tasks.datasets.readers import Manifest, read_manifest
+from sepscene.tasks.evaluation.separation_scores import score_separation
+from sepscene.tasks.losses.mixit import loudest_targets, mixit_loss, supervised_loss
+
+NETWORK = TDCNppConfig(basis="stft", window_samples=512, hop_samples=128, bottleneck=64, hidden=128, repeats=1, blocks=6)
+STEPS = {"N": 0, "F": 100, "S1": 500, "S2": 3000}
+AUDIO = AudioFormat()
+SCENES = {"train": 384, "held_out": 64}
+BATCH, SEGMENT_SECONDS, CLIP_NORM, SAVE_EVERY, SCORE_EVERY, HELD_OUT = 8, 2.0, 5.0, 50, 250, 32
+
+
+def scenes(work: Path, seed: int) -> Manifest:
+    """The scenes of both splits, made the first time."""
+    for split, count in SCENES.items():
+        if not (work / "scenes" / f"{split}.csv").exists():
+            write_scenes(work / "scenes", count, seed, split, PROFILES["recurring"], with_sources=True)
+    return read_manifest("scenes", str(work / "scenes"))
+
+
+class Training:
+    """The separator, its optimiser and its rows."""
+
+    def __init__(self, work: Path, seed: int, rate: float, objective: str) -> None:
+        self.work, self.seed, self.objective, self.step = work, seed, objective, 0
+        self.manifest = scenes(work, seed)
+        train = self.manifest.select("train")
+        rows = max(STEPS.values()) * 2 * BATCH
+        schedule = Schedule(seed=seed, clips=len(train), epochs=-(-rows // len(train)))
+        self.draws = DrawRows(train.clips, schedule, Ledger(schedule.rows), Views())
+        torch.manual_seed(seed)
+        self.separator = TDCNpp(NETWORK)
+        self.optimizer = torch.optim.Adam(self.separator.parameters(), lr=rate)
+        held_out = self.manifest.select("held_out").clips
+        self.held_out = [(row["uri"], row["offset_seconds"]) for row in held_out.to_pylist()]
+        state = work / "state.pt"
+        if state.exists():
+            saved = torch.load(state, weights_only=True)
+            self.separator.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step = saved["step"]
+
+    def loss(self) -> torch.Tensor:
+        """The mean loss of the next step's rows."""
+        rows = 2 * BATCH if self.objective == "mixit" else BATCH
+        columns = self.draws({"id": np.arange(self.step * rows, (self.step + 1) * rows)})
+        if self.objective == "mixit":
+            wave_BRT = from_pcm(read_segments(columns, AUDIO, SEGMENT_SECONDS)["segment"]).reshape(BATCH, 2, -1)
+            reference_BRT = torch.from_numpy(wave_BRT)
+            return mixit_loss(reference_BRT, self.separator(reference_BRT.sum(dim=1))).loss
+        found = read_source_segments(columns, AUDIO, SEGMENT_SECONDS)["sources"]
+        samples = round(SEGMENT_SECONDS * AUDIO.sample_rate)
+        sources = [torch.from_numpy(from_pcm(np.frombuffer(pcm, np.int16).reshape(-1, samples))) for pcm in found]
+        estimate_BST = self.separator(torch.stack([source_KT.sum(dim=0) for source_KT in sources]))
+        losses = [
+            supervised_loss(loudest_targets(source_KT, NETWORK.sources)[None], estimate_ST[None])
+            for source_KT, estimate_ST in zip(sources, estimate_BST, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    def advance(self) -> float:
+        """One optimiser step."""
+        loss = self.loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.separator.parameters(), CLIP_NORM)
+        self.optimizer.step()
+        self.step += 1
+        if self.step % SAVE_EVERY == 0:
+            draft = self.work / "state.pt.new"
+            state = {"model": self.separator.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+            torch.save(state, draft)
+            draft.replace(self.work / "state.pt")
+        return float(loss)
+
+    def score(self) -> dict[str, float | int]:
+        """Figures on the held-out scenes, as for a checkpoint's card."""
+        self.separator.eval()
+        figures = score_separation(self.separator, self.held_out, AUDIO, HELD_OUT).means()
+        self.separator.train()
+        return figures
+
+
+def main() -> None:
+    """Train from where the folder is, and keep every checkpoint of the ladder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--into", type=Path, required=True, help="folder of the ladder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--objective", choices=("mixit", "supervised"), default="mixit")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    given.work.mkdir(parents=True, exist_ok=True)
+    training = Training(given.work, given.seed, given.learning_rate, given.objective)
+    loss, begin = float("nan"), time.time()
+    while True:
+        names = [name for name, step in STEPS.items() if step == training.step]
+        if names or training.step % SCORE_EVERY == 0:
+            figures = training.score()
+            record = {"step": training.step, "loss": loss, "seconds": round(time.time() - begin)} | figures
+            with (given.work / "scores.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            about = {"objective": given.objective, "learning_rate": given.learning_rate, "seed": given.seed}
+            for name in names:
+                facts = {"name": name, "step": training.step, "data": f"{SCENES['train']} recurring scenes"}
+                save_separator(training.separator, given.into / name, facts | about | figures)
+        if training.step >= max(STEPS.values()):
+            return
+        loss = training.advance()
+
+
+if __name__ == "__main__":
+    main()
