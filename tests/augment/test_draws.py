@@ -42,6 +42,12 @@ def test_processors_follow_their_weights_and_columns_are_independent() -> None:
     assert np.abs(correlation).max() < 0.013  # over 5 standard errors
 
 
+def test_a_uniform_never_rounds_up_to_one() -> None:
+    """Row 1,730,969 of seed 0 holds 1 - 2^-25 or more, which float32 would round to 1: a mask one cell too wide."""
+    columns = draw(Schedule(seed=0, clips=2_000_000, epochs=1), np.array([1_730_969]), (1,))
+    assert columns["specaugment_u"].max() == np.float32(1 - 2**-24)
+
+
 def test_another_seed_is_another_run() -> None:
     rows = np.arange(100)
     one, two = (draw(Schedule(seed=s, clips=100, epochs=1), rows, (1,)) for s in (0, 1))

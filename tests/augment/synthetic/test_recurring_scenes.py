@@ -1,0 +1,86 @@
+"""Scenes that do not give the answer away: events return, backgrounds and levels can be exchanged, sounds can be real."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from sepscene.augment.synthetic.scenes import PLACES, PROFILES, generate_scene, vocabulary, write_scenes
+from sepscene.augment.synthetic.shared_events import audible_events, shared_event_rate
+from sepscene.models.config import SepsceneError
+
+RATE, CROP = 16_000, 15_360
+RECURRING = PROFILES["recurring"]
+
+
+def test_two_crops_anywhere_in_a_recurring_scene_share_an_event() -> None:
+    scenes = [generate_scene(0, index, RECURRING).sources_ST for index in range(6)]
+    once = [generate_scene(0, index).sources_ST for index in range(6)]
+    assert shared_event_rate(scenes, CROP, 10 * RATE) >= 0.8
+    assert shared_event_rate(once, CROP, 10 * RATE) < 0.6
+
+
+def test_the_rate_of_shared_events_of_known_scenes() -> None:
+    """A source over all of the clip is in every crop, one in a half of it only where both crops touch that half."""
+    noise_T = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
+    half_T = np.where(np.arange(10_000) < 5_000, noise_T, 0)
+    quiet_T = 0.01 * noise_T
+    assert shared_event_rate([np.stack([noise_T, quiet_T])], 100, 10_000) == 1
+    assert shared_event_rate([np.stack([0.01 * quiet_T, noise_T])], 100, 10_000) == 0
+    found = shared_event_rate([np.stack([half_T, quiet_T])] * 20, 100, 10_000)
+    assert found == pytest.approx(0.25, abs=0.05)
+    heard_1N = audible_events(np.stack([half_T, quiet_T]), np.array([0, 4_950, 6_000]), 100)
+    assert heard_1N.tolist() == [[True, True, False]]
+
+
+def test_another_background_keeps_the_events_and_changes_the_rest() -> None:
+    config = RECURRING.model_copy(update={"gain_db": 0.0})
+    for index in range(3):
+        own, other = (generate_scene(0, index, config, background) for background in (0, 1))
+        assert own.source_labels == other.source_labels and own.scene_type == other.scene_type
+        events, others = own.sources_ST[:-1].astype(np.float64), other.sources_ST[:-1].astype(np.float64)
+        ratio = np.linalg.norm(others) / np.linalg.norm(events)  # the peak limits the whole scene
+        np.testing.assert_allclose(others, events * ratio, atol=2e-4)
+        correlation = np.corrcoef(own.sources_ST[-1], other.sources_ST[-1])[0, 1]
+        assert abs(correlation) < 0.2
+
+
+def test_the_gain_is_the_clips_own() -> None:
+    loud, plain = (RECURRING.model_copy(update={"gain_db": gain}) for gain in (10.0, 0.0))
+    gains = []
+    for index in range(6):
+        one, two = generate_scene(2, index, loud).mixture_T, generate_scene(2, index, plain).mixture_T
+        gains.append(20 * np.log10(np.linalg.norm(one) / np.linalg.norm(two)))
+    assert max(gains) - min(gains) > 3 and max(np.abs(gains)) < 10.1
+
+
+def test_the_scenes_of_before_have_kept_their_bytes() -> None:
+    known = hashlib.sha256()
+    for index in range(2):
+        known.update(generate_scene(7, index).sources_ST.tobytes())
+    assert known.hexdigest()[:16] == "339aae4c5867a8a3"
+
+
+def test_files_of_other_backgrounds_lie_beside_the_scene(tmp_path: Path) -> None:
+    config = RECURRING.model_copy(update={"clip_seconds": 2.0})
+    manifest = write_scenes(tmp_path, 1, 0, "train", config, backgrounds=2)
+    names = sorted(path.name for path in (tmp_path / "train").iterdir())
+    assert names == ["scene-000000.background-1.wav", "scene-000000.wav"]
+    assert "background-1" not in manifest.read_text()
+
+
+def test_recorded_events(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label in ("bell", "crow", "drum"):
+        (tmp_path / label).mkdir()
+        wave_T = np.pad(0.3 * rng.standard_normal(4_000), (2_000, 2_000))
+        soundfile.write(tmp_path / label / "one.wav", wave_T, 8_000)
+    config = RECURRING.model_copy(update={"clip_seconds": 2.0, "one_shots": str(tmp_path)})
+    scenes = [generate_scene(0, index, config) for index in range(24)]
+    assert {label for scene in scenes for label in scene.labels} == {"bell", "crow", "drum"}
+    assert all(set(vocabulary(place, config)) <= {"bell", "crow", "drum"} and vocabulary(place, config) for place in PLACES)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SepsceneError, match="holds no labelled recordings"):
+        generate_scene(0, 0, config.model_copy(update={"one_shots": str(tmp_path / "empty")}))
