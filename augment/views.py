@@ -57,6 +57,11 @@ class Views(Config):
     patch_seconds: float = Field(0.96, gt=0, description="length of a view [open; ours]")
     tp_delta_seconds: float = Field(10.0, ge=0, description="largest distance of the two crops' starts [open; ours]")
     specaugment: bool = Field(True, description="SpecAugment on both views (paper: yes)")
+    background: Literal["kept", "exchanged"] = Field(
+        "kept",
+        description="exchanged: the second view has another background than the first; synthetic scenes at scale mini "
+        "only [beyond the paper]",
+    )
 
     @model_validator(mode="after")
     def _weights_match(self) -> "Views":

@@ -34,7 +34,9 @@ from sepscene.tasks.datasets.readers import Manifest, read_manifest
 from sepscene.tasks.evaluation.separation_scores import score_separation
 from sepscene.tasks.losses.mixit import loudest_targets, mixit_loss, supervised_loss
 
-NETWORK = TDCNppConfig(basis="stft", window_samples=512, hop_samples=128, bottleneck=64, hidden=128, repeats=1, blocks=6)
+NETWORK = TDCNppConfig(
+    basis="stft", window_samples=512, hop_samples=128, bottleneck=64, hidden=128, repeats=1, blocks=6
+)
 STEPS = {"N": 0, "F": 100, "S1": 500, "S2": 3000}
 AUDIO = AudioFormat()
 SCENES = {"train": 384, "held_out": 64}

@@ -37,10 +37,11 @@ from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import from_pcm
 from sepscene.models.encoders.encoder import Encoder
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.mini.training import alpha_at, refuse_what_is_ignored, views_of_tasks
 from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.allocator import MALLOC
-from sepscene.orchestration.training.builders import build_objective
+from sepscene.orchestration.training.builders import build_objective, start_from
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.orchestration.training.pretraining import Views
 from sepscene.orchestration.training.row_draws import DrawRows
@@ -57,11 +58,15 @@ def trained(
     experiment: Experiment, clips: Manifest, ladder: dict[str, str], store: SeparatedStore
 ) -> tuple[Encoder, dict[str, float]]:
     """The encoder after the whole schedule, and the means of its losses over the last tenth of the steps."""
+    refuse_what_is_ignored(experiment)
     training, schedule = experiment.training, schedule_of(experiment, len(clips.clips))
     rows = DrawRows(clips.clips, schedule, Ledger(schedule.rows), experiment.views)
     make = ViewMaker(ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=ladder), store)
     front_end = Views(experiment)
-    objective = build_objective(experiment).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective = build_objective(experiment)
+    if training.start_encoder is not None:
+        start_from(objective, Path(training.start_encoder))
+    objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = adamw(objective, training, torch.device("cpu"))
     steps = -(-schedule.rows // training.global_batch)
     losses: dict[str, list[float]] = defaultdict(list)
@@ -73,7 +78,9 @@ def trained(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, step, steps)
         optimizer.zero_grad(set_to_none=True)
-        result = objective(*front_end(torch.from_numpy(view_B2P), uniforms_B2U), alpha=experiment.objective.alpha)
+        views = front_end(torch.from_numpy(view_B2P), uniforms_B2U)
+        views = views_of_tasks(experiment.objective, views, batch["row"][usable_B])
+        result = objective(*views, alpha=alpha_at(experiment.objective, step))
         result.loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), training.clip_gradient_norm)
         optimizer.step()
@@ -86,11 +93,11 @@ def trained(
 
 def embedded(encoder: Encoder, clips: Manifest, experiment: Experiment) -> np.ndarray:
     """h of every clip, (N, D)."""
-    uris = clips.clips["uri"].to_pylist()
+    found = list(zip(*(clips.clips[name].to_pylist() for name in ("uri", "offset_seconds")), strict=True))
     h = []
     with torch.inference_mode():
-        for start in range(0, len(uris), EMBED_CLIPS):
-            waves = [read_clip(uri, experiment.audio) for uri in uris[start : start + EMBED_CLIPS]]
+        for start in range(0, len(found), EMBED_CLIPS):
+            waves = [read_clip(uri, experiment.audio, offset) for uri, offset in found[start : start + EMBED_CLIPS]]
             h.append(encoder(torch.from_numpy(np.stack(waves))).numpy())
     return np.concatenate(h)
 

@@ -60,6 +60,11 @@ class Data(Config):
     )
     scenes_train: int = Field(256, ge=1, description="synthetic scenes for training")
     scenes_test: int = Field(128, ge=1, description="synthetic scenes for testing")
+    scenes_profile: Literal["single", "recurring"] = Field(
+        "single",
+        description="kind of the synthetic scenes: single, each event is heard once; recurring, events return through "
+        "the whole clip and levels vary, so that two crops share what sounds and not the background alone",
+    )
 
     @property
     def by_folds(self) -> bool:
@@ -173,7 +178,12 @@ class Training(Config):
     learning_rate: float = Field(1e-3, gt=0, description="AdamW, cosine after warm-up [open; ours]")
     warmup_share: float = Field(0.05, ge=0, le=1, description="share of the steps with growing learning rate")
     weight_decay: float = Field(1e-4, ge=0, description="of matrices and kernels; nothing else is decayed")
-    clip_gradient_norm: float = Field(1.0, gt=0)
+    clip_gradient_norm: float = Field(
+        1.0,
+        gt=0,
+        description="largest norm of a step's gradient. At 1.0 it rescales nearly every step at tiny, where norms are 3 "
+        "to 7; 30 is a safeguard, which rescales none [open; ours]",
+    )
     precision: Literal["float32", "bfloat16"] = "float32"
     ordered: bool = Field(True, description="rows arrive in the schedule's order: bit-for-bit repeatable on CPU")
     checkpoint_every_steps: int = Field(500, ge=1)
@@ -274,7 +284,7 @@ class Experiment(Config):
     """One run in full."""
 
     name: str
-    scale: Literal["tiny", "small", "paper"]
+    scale: Literal["mini", "tiny", "small", "paper"]
     table_row: str | None = Field(None, description='row of the paper this belongs to, e.g. "table4/S2+N/SimCLR&CP"')
     seed: int = Field(0, ge=0)
     audio: AudioFormat = AudioFormat()

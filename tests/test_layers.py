@@ -30,6 +30,7 @@ ROOMS = {
         "training",
         "evaluation",
         "reports",
+        "mini",
         "pipeline",
         "sweeps",
         "planning",

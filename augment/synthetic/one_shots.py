@@ -1,6 +1,7 @@
 """Recorded events: a folder of labelled one-shots takes the place of the synthetic events.
 
-Two layouts are read: FOLDER/LABEL/*.wav (also flac, ogg, aiff), and ESC-50's, FOLDER/audio/* with FOLDER/meta/esc50.csv.
+Two layouts are read: FOLDER/LABEL/*.wav (also flac, ogg, aiff), and that of ESC-50, FOLDER/audio/* with
+FOLDER/meta/esc50.csv.
 """
 
 import csv
@@ -31,7 +32,7 @@ def one_shot_makers(folder: str) -> Mapping[str, EventMaker]:
     recordings = _esc50(Path(folder)) or _by_folder(Path(folder))
     if not recordings:
         raise SepsceneError(
-            f"one_shots {folder} holds no labelled recordings: it needs FOLDER/LABEL/*.wav, or audio/ and meta/esc50.csv"
+            f"one_shots {folder} holds no labelled recordings: it needs LABEL/*.wav, or audio/ and meta/esc50.csv"
         )
     return {label: partial(_draw, tuple(paths)) for label, paths in sorted(recordings.items())}
 

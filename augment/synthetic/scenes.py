@@ -128,7 +128,9 @@ class SceneConfig(Config):
 
 PROFILES: dict[str, SceneConfig] = {
     "single": SceneConfig(),
-    "recurring": SceneConfig(recurring=True, longest_gap_seconds=2.0, max_events=4, min_snr_db=6.0, max_snr_db=24.0, gain_db=10.0),
+    "recurring": SceneConfig(
+        recurring=True, longest_gap_seconds=2.0, max_events=4, min_snr_db=6.0, max_snr_db=24.0, gain_db=10.0
+    ),
 }
 """Ready kinds of scenes. In `single` each event is heard once, so two crops of a clip often share nothing but the
 background and the level, and these give away that they belong together. In `recurring` they share what sounds, the

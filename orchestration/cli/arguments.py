@@ -38,7 +38,12 @@ Storage = Annotated[
 ]
 RunId = Annotated[str | None, typer.Option(help="Name of the run's folder; chosen from the experiment when absent.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of that id where it stopped.")]
-Scale = Annotated[str, typer.Option(help="`tiny` (two CPU cores), `small` (one GPU) or `paper` (a cluster).")]
+Scale = Annotated[
+    str,
+    typer.Option(
+        help="`mini` (one core; `reproduce` only), `tiny` (two CPU cores), `small` (one GPU) or `paper` (a cluster)."
+    ),
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a field: `--set objective.temperature=0.1`. Repeat as needed."),

@@ -146,6 +146,8 @@ def reproduce_command(
     scale: Scale = "tiny",
     storage: Storage = Path("runs"),
     reproduction_id: Id = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest one of these tables.")] = False,
+    hours: Annotated[float | None, typer.Option(help="Scale mini: start no trial after so long.")] = None,
     change: Changes = None,
     address: Address = None,
     verbose: Verbose = False,
@@ -154,7 +156,9 @@ def reproduce_command(
 
     Public data sets (esc50, audioset, fsd50k) come with their usual splits; `--set data.train=…` goes before.
 
-    Examples: `sepscene reproduce table2 --scale tiny --seeds 3`; `sepscene reproduce table2 --data esc50:esc10`
+    Examples: `sepscene reproduce table2 --scale tiny --seeds 3`; `sepscene reproduce table2 --data esc50:esc10`;
+    `sepscene reproduce table2 table4 --scale mini --seeds 16 --id study`, which needs one core and no Ray, and goes on
+    where it was cut when it is given again
     """
     from sepscene.orchestration.dataset_presets import check_splits, data_changes
     from sepscene.orchestration.reports.paper_tables import planned_rows
@@ -167,7 +171,15 @@ def reproduce_command(
         if not colon:
             raise SepsceneError(f"--data {data!r} must look like FORMAT:ROOT, e.g. esc50:esc10")
         changes = data_changes(kind, root, changes)
-    folder = (storage / (reproduction_id or f"{'-'.join(tables)}-{scale}-{time.strftime('%Y%m%d-%H%M%S')}")).resolve()
+    name = f"{'-'.join(tables)}-{scale}-"
+    newest = max((path.name for path in storage.glob(f"{name}*")), default=None) if resume else None
+    folder = (storage / (reproduction_id or newest or name + time.strftime("%Y%m%d-%H%M%S"))).resolve()
+    if scale == "mini":
+        from sepscene.orchestration.mini.study import run_study
+
+        run_study(row_experiments(planned_rows(tables, row), scale, changes), seeds, folder, console, hours)
+        console.print(f"report        {folder / 'report.html'}", soft_wrap=True)
+        return
     # Refuses bad rows, changes and data before anything starts.
     most = most_demanding(row_experiments(planned_rows(tables, row), scale, changes))
     check_splits(most.data)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from sepscene.augment.separation.service import open_separator
 from sepscene.augment.store.separated_store import SeparatedStore
-from sepscene.augment.synthetic.scenes import write_scenes
+from sepscene.augment.synthetic.scenes import PROFILES, write_scenes
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
 from sepscene.models.separators.card import read_card
@@ -225,7 +225,9 @@ class Run:
             for split, count in splits.items():
                 known = split == "test" or self.experiment.separator.objective == "supervised"
                 progress = partial(self._advance_from, done)
-                write_scenes(root, count, self.experiment.seed, split, with_sources=known, progress=progress)
+                write_scenes(
+                    root, count, self.experiment.seed, split, PROFILES[data.scenes_profile], known, progress=progress
+                )
                 done += count
                 (root / f"{split}.done").touch()
 

@@ -205,6 +205,13 @@ class ReproducedRun(Config):
     seed: int
     figure: Figure = Field(description="shallow classification mAP")
     untrained: Figure | None = Field(None, description="the same of the encoder before training, where it was judged")
+    replicates: tuple[float, ...] = Field(
+        (),
+        description="the figure on resampled test clips, the same resamples in all runs: what the clips' luck is worth",
+    )
+    diagnostics: dict[str, float] = Field(
+        default_factory=dict, description="background, level: shares of h that they explain; rank: of h"
+    )
     differs: tuple[str, ...] = Field((), description='from the paper, e.g. "batch 64 instead of 4096"')
     run_dir: str = Field("", description="the run's folder, relative to the reproduction's")
 

@@ -1,6 +1,7 @@
 """The report of a reproduction: the paper's tables beside ours, and a verdict on each of its six claims."""
 
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from sepscene.orchestration.records.results import Figure, ReproducedRun, ReproductionResults
@@ -9,17 +10,21 @@ from sepscene.orchestration.reports.paper_tables import TITLES, TWINS, Table, ta
 from sepscene.orchestration.reports.render import render
 from sepscene.tasks.evaluation.statistics import Interval, t_interval
 from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
-from sepscene.tasks.paper.claims import LEVEL, MARGIN, ClaimResult, decide_claims, table_rows
+from sepscene.tasks.paper.claims import ClaimResult, decide_claims, table_rows
+from sepscene.tasks.paper.verdicts import LEVEL, MARGIN
 
 THE_TESTS = (
-    f"Paired t tests over the seeds that both rows share, level {LEVEL:g}. A claim is supported when all its "
-    "contrasts come out its way, contradicted when one comes out the other way (Bonferroni over its "
-    f"contrasts), and undecided otherwise. “At least as good” allows {MARGIN:g}. Each claim is judged by itself: "
-    "nothing is corrected for there being six."
+    f"Paired t tests over the seeds that both rows share, one-sided, level {LEVEL:g}; intervals cover seeds, and test "
+    "clips where the runs say what these are worth. A claim is supported when all its contrasts come out its way, "
+    "contradicted when one comes out the other way, equal when all are known to lie above "
+    f"−{MARGIN:g} and one below +{MARGIN:g} (Bonferroni over the contrasts that were run where one is enough), and "
+    f"undecided otherwise. “At least as good” allows {MARGIN:g}. Coincidence prediction is decided by its mean over "
+    f"the rows. Power is the chance that this design finds a true difference of {MARGIN:g}. Each claim is decided by "
+    "itself: nothing is corrected for there being six."
 )
 """How verdicts are made, for readers of the report."""
 
-MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
+MARKS = {"supported": "✓", "contradicted": "✗", "equal": "=", "undecided": "?"}
 
 
 def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
@@ -34,7 +39,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
     results = ReproductionResults.load(directory)
     by_row = runs_by_row(results)
     tables = our_tables(by_row)
-    claims = decide_claims(_figures(by_row))
+    claims = decide_claims(_figures(by_row), _replicates(by_row))
     beyond = beyond_results(_figures(by_row))
     values: dict[str, Any] = {
         "results": results,
@@ -48,6 +53,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
         "shown_tables": [table for table in tables if any(line.ours for line in table.lines)],
         "beyond": [(result, _figure(result.ours) if result.ours else None, _gain(result)) for result in beyond],
         "pictures": {table.name: _beside(table) for table in tables if any(line.ours for line in table.lines)},
+        "diagnostics": shortcut_lines(by_row),
         "differs": {row: words for row, runs in by_row.items() if (words := _differences(runs))},
         "seeds": {row: ", ".join(str(run.seed) for run in runs) for row, runs in by_row.items()},
         "reports": {run.run_dir: _report_of(directory, run) for run in results.runs},
@@ -87,7 +93,7 @@ def floor(results: ReproductionResults) -> Figure | None:
 
 
 def verdict_in_words(claims: tuple[ClaimResult, ...]) -> str:
-    """How many of the claims are supported, contradicted and undecided."""
+    """How many of the claims got which verdict."""
     counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in MARKS}
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     return f"Of the paper's {len(claims)} claims: {said}."
@@ -111,6 +117,20 @@ def _gain(result: BeyondResult) -> str:
 
 def _figures(by_row: dict[str, list[ReproducedRun]]) -> dict[str, dict[int, float]]:
     return {row: {run.seed: run.figure.value for run in runs} for row, runs in by_row.items()}
+
+
+def _replicates(by_row: dict[str, list[ReproducedRun]]) -> dict[str, dict[int, tuple[float, ...]]]:
+    return {row: {run.seed: run.replicates for run in runs} for row, runs in by_row.items()}
+
+
+def shortcut_lines(by_row: dict[str, list[ReproducedRun]]) -> list[tuple[str, dict[str, float]]]:
+    """The diagnostics of each row, as means over its seeds; rows without any are left out."""
+    lines = []
+    for row, runs in by_row.items():
+        known = [run.diagnostics for run in runs if run.diagnostics]
+        if known:
+            lines.append((row, {name: mean(one[name] for one in known) for name in known[0]}))
+    return lines
 
 
 def _figure(interval: Interval) -> Figure:

@@ -3,31 +3,42 @@
 Rows go by the names of the experiments that make them (`table2/mix-mix+specaug`, `table4/S2+N/simclr-cp`,
 `table5/d1024`); figures are the shallow classification mAP of each row and seed.
 
-How a claim is decided. It is a set of contrasts "row X beats row Y". Each is a paired t test over the seeds
-that both rows were run with (equal seeds share data, draws and probes). The claim is
+How a claim is decided. It is a set of contrasts "row X beats row Y", and says that the smallest of their true
+differences is above zero (above -0.01 for "at least as good"). Coincidence prediction helps "in every row" is one
+contrast: the mean over the rows that were run; the rows themselves are shown, and do not decide. Each contrast is a
+paired t test over the seeds that its rows share (equal seeds share data, draws and probes); where runs say how their
+figure changes with the test clips, that variance is added to the seeds'. `tasks.paper.verdicts` has the rule:
 
-- supported when every contrast was run and comes out its way, each with p < 0.05 (all must hold, so that
-  testing many needs no correction);
-- contradicted when some contrast comes out the other way with p < 0.05 / number of contrasts (one is enough,
-  so that testing many does: Bonferroni);
-- undecided at this scale otherwise: a row is missing, seeds are too few, or differences too small for them.
+- supported: all contrasts were run, and each is above zero with p < 0.05 (all must hold, so that testing many needs no
+  correction);
+- contradicted: some contrast is below zero with p < 0.05 / number of contrasts that were run (one is enough, so that
+  testing many does: Bonferroni);
+- equal within 0.01: all were run, each is above -0.01 with p < 0.05, and some is below +0.01 with p < 0.05 / number
+  (two one-sided tests);
+- undecided otherwise: a row is missing, seeds are too few, or differences too small for them. The power says which
+  differences such a design would have found.
 
-"At least as good" is tested with a margin: X beats Y - 0.01. Each claim is judged by itself: nothing is corrected for
-there being six. The margin, the level and the tests are ours; the paper gives one figure for each row and no interval.
+All p are one-sided. Each claim is decided by itself: nothing is corrected for there being six. The margin, the level
+and the tests are ours; the paper gives one figure for each row and no interval.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TypeVar
 
-from sepscene.tasks.evaluation.statistics import Interval, PairedTest, paired_t, t_interval
+import numpy as np
 
-Verdict = Literal["supported", "contradicted", "undecided"]
+from sepscene.tasks.evaluation.metrics import Floats
+from sepscene.tasks.evaluation.statistics import Interval, t_interval
+from sepscene.tasks.paper.verdicts import MARGIN, Contrasted, Decision, Verdict, contrasted, decide
+
 Figures = Mapping[str, Mapping[int, float]]
 """Row name -> seed -> mAP."""
 
-LEVEL = 0.05
-MARGIN = 0.01
+Value = TypeVar("Value")
+
+Replicates = Mapping[str, Mapping[int, Sequence[float]]]
+"""Row name -> seed -> mAP on resampled test clips, the same resamples in all runs."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +120,13 @@ class Claim:
         statement: the claim in words.
         contrasts: all must hold.
         margin: how much lower `better` may lie and the claim still hold; 0 unless it says "at least as good".
+        by_mean: the mean over the contrasts decides, not each of them.
     """
 
     statement: str
     contrasts: tuple[Contrast, ...]
     margin: float = 0.0
+    by_mean: bool = False
 
 
 def _claims() -> tuple[Claim, ...]:
@@ -140,6 +153,7 @@ def _claims() -> tuple[Claim, ...]:
         Claim(
             "coincidence prediction helps in every row",
             tuple(Contrast(f"{row}-cp", row) for row in simclr),
+            by_mean=True,
         ),
         Claim("d = 1024 beats d = 128", (Contrast("table5/d1024", "table5/d128"),)),
     )
@@ -156,28 +170,27 @@ class ContrastResult:
     Attributes:
         paper: the paper's own difference.
         seeds: that both rows were run with.
-        test: difference `better` - `worse` with its interval, and p against "no better than the margin
-            allows"; None where a row was not run or no seed is shared.
-        verdict: of this contrast; contradiction at the level that its claim's number of contrasts asks for.
+        found: the difference `better` - `worse` with its interval and p; None where a row was not run or no seed is
+            shared.
         reason: the numbers, or what is missing, in words.
     """
 
     contrast: Contrast
     paper: float
     seeds: tuple[int, ...]
-    test: PairedTest | None
-    verdict: Verdict
+    found: Contrasted | None
     reason: str
 
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """The verdict on a claim, with the contrasts behind it."""
+    """The verdict on a claim, with the contrasts behind it; `power` is of finding a true difference of 0.01."""
 
     claim: Claim
     verdict: Verdict
     contrasts: tuple[ContrastResult, ...]
     reason: str
+    power: float | None
 
 
 @dataclass(frozen=True)
@@ -193,68 +206,90 @@ def table_rows(table: str, figures: Figures) -> tuple[TableRow, ...]:
     each row."""
     rows = []
     for row in PAPER_TABLES[table]:
-        seeds = _seeds(figures, row.name)
+        seeds = _by_seed(figures, row.name)
         rows.append(TableRow(row, t_interval(list(seeds.values())) if seeds else None))
     return tuple(rows)
 
 
-def decide_claims(figures: Figures) -> tuple[ClaimResult, ...]:
+def decide_claims(figures: Figures, replicates: Replicates | None = None) -> tuple[ClaimResult, ...]:
     """A verdict for each of the six claims, from as many rows and seeds as there are.
+
+    Args:
+        figures: mAP of each row and seed.
+        replicates: mAP on resampled test clips; intervals then cover the test clips as well as the seeds.
 
     Raises:
         EvaluationError: for figures that are not finite.
     """
-    return tuple(_judge(claim, figures) for claim in CLAIMS)
+    return tuple(_decide(claim, figures, replicates or {}) for claim in CLAIMS)
 
 
-def _judge(claim: Claim, figures: Figures) -> ClaimResult:
-    results = tuple(_contrast(contrast, claim, figures) for contrast in claim.contrasts)
-    for verdict in ("contradicted", "undecided"):
-        decisive = [result.reason for result in results if result.verdict == verdict]
-        if decisive:
-            return ClaimResult(claim, verdict, results, "; ".join(decisive))
-    return ClaimResult(claim, "supported", results, "; ".join(result.reason for result in results))
+def _decide(claim: Claim, figures: Figures, replicates: Replicates) -> ClaimResult:
+    results = tuple(_contrast(contrast, claim.margin, figures, replicates) for contrast in claim.contrasts)
+    if claim.by_mean:
+        mean, words = _mean_of_rows(results, figures, replicates)
+        decision = decide([mean], claim.margin, complete=all(result.found for result in results))
+        return ClaimResult(claim, decision.verdict, results, words, decision.power)
+    run = [result.found for result in results if result.found]
+    decision = decide(run, claim.margin, complete=len(run) == len(results))
+    return ClaimResult(claim, decision.verdict, results, _because(results, decision), decision.power)
 
 
-def _contrast(contrast: Contrast, claim: Claim, figures: Figures) -> ContrastResult:
+def _because(results: tuple[ContrastResult, ...], decision: Decision) -> str:
+    """The contrasts that led to the verdict: the decisive one, and those that are missing."""
+    run = [result for result in results if result.found]
+    if decision.verdict in ("supported", "equal"):
+        return "; ".join(result.reason for result in run)
+    decisive = [run[decision.lowest].reason] if run else []
+    return "; ".join(decisive + [result.reason for result in results if not result.found])
+
+
+def _mean_of_rows(
+    results: tuple[ContrastResult, ...], figures: Figures, replicates: Replicates
+) -> tuple[Contrasted | None, str]:
+    """The mean over the contrasts that were run, on the seeds that all of these share; and how it reads."""
+    run = [result for result in results if result.found]
+    missing = [result.reason for result in results if not result.found]
+    seeds = sorted(set.intersection(*(set(result.seeds) for result in run))) if run else []
+    if not seeds:
+        return None, "; ".join(missing) or "the rows share no seed"
+    gains = [_gains(result.contrast, seeds, figures, replicates) for result in run]
+    clips = [gain_R for _, gain_R in gains if gain_R is not None]
+    found = contrasted(
+        np.mean([gain for gain, _ in gains], axis=0), np.mean(clips, axis=0) if len(clips) == len(run) else None
+    )
+    papers = float(np.mean([result.paper for result in run]))
+    words = f"mean over {len(run)} of {len(results)} rows = {found.words} (paper {papers:+.3f})"
+    return found, "; ".join([words, *(result.reason for result in run), *missing])
+
+
+def _contrast(contrast: Contrast, margin: float, figures: Figures, replicates: Replicates) -> ContrastResult:
     paper = _paper_value(contrast.better) - _paper_value(contrast.worse)
-    better, worse = _seeds(figures, contrast.better), _seeds(figures, contrast.worse)
+    better, worse = _by_seed(figures, contrast.better), _by_seed(figures, contrast.worse)
     seeds = tuple(sorted(better.keys() & worse.keys()))
     if not seeds:
-        absent = [row for row, found in ((contrast.better, better), (contrast.worse, worse)) if not found]
+        absent = [row for row, ours in ((contrast.better, better), (contrast.worse, worse)) if not ours]
         reason = " and ".join(f"{row} was not run" for row in absent)
         reason = reason or f"{contrast.better} and {contrast.worse} share no seed"
-        return ContrastResult(contrast, paper, (), None, "undecided", reason)
-    ours, theirs = [better[seed] for seed in seeds], [worse[seed] for seed in seeds]
-    shifted = paired_t([value - claim.margin for value in theirs], ours)
-    difference = paired_t(theirs, ours).difference
-    null = f"{contrast.better} is no different from {contrast.worse}" + (f" - {claim.margin}" if claim.margin else "")
-    test = PairedTest(difference, shifted.p, null)
-    verdict = _verdict(shifted, len(claim.contrasts))
-    return ContrastResult(contrast, paper, seeds, test, verdict, _reason(contrast, test, paper, claim.margin))
+        return ContrastResult(contrast, paper, (), None, reason)
+    found = contrasted(*_gains(contrast, seeds, figures, replicates), margin)
+    reason = f"{contrast.better} - {contrast.worse} = {found.words} (paper {paper:+.3f})"
+    return ContrastResult(contrast, paper, seeds, found, reason)
 
 
-def _verdict(test: PairedTest, contrasts: int) -> Verdict:
-    if test.p is None:
-        return "undecided"
-    if test.difference.value > 0 and test.p < LEVEL:
-        return "supported"
-    if test.difference.value < 0 and test.p < LEVEL / contrasts:
-        return "contradicted"
-    return "undecided"
+def _gains(
+    contrast: Contrast, seeds: Sequence[int], figures: Figures, replicates: Replicates
+) -> tuple[Floats, Floats | None]:
+    """`better` - `worse` for each seed, and the mean over seeds on each resample of the test clips, where known."""
+    better, worse = _by_seed(figures, contrast.better), _by_seed(figures, contrast.worse)
+    gain = np.array([better[seed] - worse[seed] for seed in seeds])
+    ours, theirs = _by_seed(replicates, contrast.better), _by_seed(replicates, contrast.worse)
+    if not all(len(row.get(seed, ())) for row in (ours, theirs) for seed in seeds):
+        return gain, None
+    return gain, np.mean([np.subtract(ours[seed], theirs[seed]) for seed in seeds], axis=0)
 
 
-def _reason(contrast: Contrast, test: PairedTest, paper: float, margin: float) -> str:
-    found = test.difference
-    if found.low is None or test.p is None:
-        numbers = "one seed, no test" if found.count == 1 else "two seeds without any spread, no test"
-    else:
-        null = f" against −{margin:g}" if margin else ""  # the interval is about the difference itself
-        numbers = f"95 % [{found.low:+.3f}, {found.high:+.3f}], p = {test.p:.3f}{null}, {found.count} seeds"
-    return f"{contrast.better} - {contrast.worse} = {found.value:+.3f} (paper {paper:+.3f}; {numbers})"
-
-
-def _seeds(figures: Figures, row: str) -> dict[int, float]:
+def _by_seed(figures: Mapping[str, Mapping[int, Value]], row: str) -> dict[int, Value]:
     """The figures of a row by seed, those under its other name included."""
     twins = {**SAME_EXPERIMENT, **{second: first for first, second in SAME_EXPERIMENT.items()}}
     return {**figures.get(twins.get(row, ""), {}), **figures.get(row, {})}

@@ -1,4 +1,4 @@
-"""Scenes that do not give the answer away: events return, backgrounds and levels can be exchanged, sounds can be real."""
+"""Scenes that do not give the answer away: events return, backgrounds and levels change, sounds can be real."""
 
 import hashlib
 from pathlib import Path
@@ -80,7 +80,9 @@ def test_recorded_events(tmp_path: Path) -> None:
     config = RECURRING.model_copy(update={"clip_seconds": 2.0, "one_shots": str(tmp_path)})
     scenes = [generate_scene(0, index, config) for index in range(24)]
     assert {label for scene in scenes for label in scene.labels} == {"bell", "crow", "drum"}
-    assert all(set(vocabulary(place, config)) <= {"bell", "crow", "drum"} and vocabulary(place, config) for place in PLACES)
+    assert all(
+        set(vocabulary(place, config)) <= {"bell", "crow", "drum"} and vocabulary(place, config) for place in PLACES
+    )
     (tmp_path / "empty").mkdir()
     with pytest.raises(SepsceneError, match="holds no labelled recordings"):
         generate_scene(0, 0, config.model_copy(update={"one_shots": str(tmp_path / "empty")}))

@@ -50,7 +50,7 @@ def test_six_claims_with_verdict_and_reason(reports: tuple[ReproductionResults, 
     verdicts = re.findall(r'class="verdict \w*">. (\w+)<', html)
     assert len(verdicts) == 6
     assert verdicts[4:] == ["supported", "undecided"]  # coincidence prediction helps; d = 1024 was not run
-    assert "| d = 1024 beats d = 128 | undecided | table5/d1024 was not run |" in text
+    assert "| d = 1024 beats d = 128 | undecided |  | table5/d1024 was not run |" in text
     assert f"{verdicts.count('supported')} supported" in text
 
 
@@ -59,7 +59,7 @@ def test_both_reports_state_the_tests_and_what_the_papers_rows_are(
 ) -> None:
     _, html, text = reports
     for page in (html, text):
-        assert "both rows share, level 0.05" in page and "nothing is corrected for there being six" in page
+        assert "both rows share, one-sided, level 0.05" in page and "nothing is corrected for there being six" in page
         assert "another framework; ours is its loss on mix-mix views" in page
     assert "Differs further" not in text
 

@@ -1,0 +1,169 @@
+"""Pre-training of one trial in one process: the rows, draws, losses and ledger of the cluster, views from a store.
+
+Shapes: B pairs of a step, N clips, S channels, L frames of a clip, P frames of a patch, F bands.
+"""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sepscene.augment.draws import Schedule
+from sepscene.augment.specaugment import specaugment
+from sepscene.augment.views import MIXTURE, choose_channels, patch_samples, view_starts
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.config import Experiment, Objective
+from sepscene.orchestration.mini.logmel_store import LogMelStore
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.training.builders import build_objective, check_start, start_from
+from sepscene.orchestration.training.optimizer import adamw, learning_rate
+from sepscene.tasks.losses.joint import JointObjective
+
+
+def refuse_what_is_ignored(experiment: Experiment) -> None:
+    """Refuse settings that have no meaning in one process on a CPU, so that none is silently left out.
+
+    Raises:
+        SepsceneError: names the fields.
+    """
+    training = experiment.training
+    unusable = {
+        "training.microbatch": training.microbatch is not None,
+        "training.precision bfloat16": training.precision != "float32",
+        "training.validation_every_steps": training.validation_every_steps > 0,
+        "data.test folds": experiment.data.by_folds,
+    }
+    wrong = [field for field, used in unusable.items() if used]
+    if wrong:
+        raise SepsceneError(f"training in one process on a CPU cannot honour {', '.join(wrong)}: unset it")
+    if experiment.views.background == "exchanged" and experiment.data.scenes_profile != "recurring":
+        raise SepsceneError("views.background exchanged needs data.scenes_profile recurring: other clips have one only")
+    check_start(experiment)
+
+
+def alpha_at(objective: Objective, step: int) -> float:
+    """The weight of coincidence prediction at step 0, 1, …: it grows over `alpha_warmup_steps`."""
+    return objective.alpha * min(1.0, (step + 1) / max(1, objective.alpha_warmup_steps))
+
+
+def views_of_tasks(objective: Objective, views: tuple[Tensor, ...], row_N: np.ndarray) -> tuple[Tensor, ...]:
+    """Both views of all rows; with pairs of their own, those of the even rows and then those of the odd ones."""
+    if objective.coincidence_pairs == "same":
+        return views
+    own_B = torch.from_numpy(row_N % 2 == 1)
+    return *(view[~own_B] for view in views), *(view[own_B] for view in views)
+
+
+class ViewCrops:
+    """Both views of rows, cropped from the log-mels of their clips."""
+
+    def __init__(self, experiment: Experiment, store: LogMelStore, processors: dict[str, str], clips: int) -> None:
+        self.experiment = experiment
+        self.schedule = Schedule(seed=experiment.seed, clips=clips, epochs=experiment.training.epochs)
+        views = experiment.views
+        second = 1 if views.background == "exchanged" else 0
+        self.mixtures = (store.mixtures(), store.mixtures(second))
+        names = () if views.pair == "mix-mix" else views.combination
+        # A view of a mix-chan pair that is separated is the second one; of chan-chan pairs the first one is, too.
+        self.channels = tuple(
+            [store.channels(processors[name], background) for name in names] for background in (0, second)
+        )
+        self.hop = experiment.front_end.hop_samples
+        self.patch = experiment.front_end.frames(patch_samples(views, experiment.audio.sample_rate))
+        self.last = store.frames - self.patch
+
+    def __call__(self, row_N: np.ndarray) -> tuple[Tensor, Tensor, dict[str, np.ndarray]]:
+        """Log-mel patches (B, P, F) of both views, before SpecAugment, and the draws of the rows."""
+        views, audio = self.experiment.views, self.experiment.audio
+        draws = views.draw(self.schedule, row_N)
+        starts = np.stack(view_starts(draws, views, audio.samples, audio.sample_rate), axis=1)
+        frame_B2 = np.minimum(np.rint(starts / self.hop).astype(np.int64), self.last)
+        view_B2PF = np.empty((len(row_N), 2, self.patch, self.experiment.front_end.mel_bands), np.float32)
+        for n, (clip, processor) in enumerate(zip(draws["clip"], draws["processor"], strict=True)):
+            levels_S = self.channels[-1][processor][1][clip] if self.channels[-1] else np.empty(0, np.float32)
+            chosen = choose_channels(levels_S, draws["channel_u"][n], draws["second_channel_u"][n], views)
+            for view, channel in enumerate(chosen):
+                part = slice(frame_B2[n, view], frame_B2[n, view] + self.patch)
+                if channel == MIXTURE:
+                    view_B2PF[n, view] = self.mixtures[view][clip, part]
+                else:
+                    view_B2PF[n, view] = self.channels[view][processor][0][clip, channel, part]
+        first, second = torch.from_numpy(view_B2PF).unbind(1)
+        return first, second, draws
+
+
+class MiniTrainer:
+    """Model, optimiser and ledger of one trial."""
+
+    def __init__(self, experiment: Experiment, crops: ViewCrops) -> None:
+        self.experiment, self.crops = experiment, crops
+        objective = build_objective(experiment)
+        if experiment.training.start_encoder is not None:
+            start_from(objective, Path(experiment.training.start_encoder))
+        self.objective: JointObjective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = adamw(self.objective, experiment.training, torch.device("cpu"))
+        self.rows, self.batch = crops.schedule.rows, experiment.training.global_batch
+        self.steps, self.step, self.ledger = -(-self.rows // self.batch), 0, Ledger(self.rows)
+        self.losses: dict[str, list[float]] = defaultdict(list)
+
+    def advance(self) -> None:
+        """One step on the next rows of the schedule.
+
+        Raises:
+            SepsceneError: when the loss is not finite.
+        """
+        training, objective = self.experiment.training, self.experiment.objective
+        row_N = np.arange(self.step * self.batch, min((self.step + 1) * self.batch, self.rows))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(training, self.step, self.steps)
+        alpha = alpha_at(objective, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        result = self.objective(*self.patches(row_N), alpha=alpha)
+        result.loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), training.clip_gradient_norm))
+        if not math.isfinite(float(result.parts["loss"]) + norm):
+            raise SepsceneError(
+                f"step {self.step + 1} has a loss or gradient that is not finite: lower the learning rate"
+            )
+        self.optimizer.step()
+        self.ledger.consume(row_N)
+        self.step += 1
+        for name in ("similarity", "coincidence"):
+            if name in result.parts:
+                self.losses[name].append(float(result.parts[name]))
+        self.losses["gradient_norm"].append(norm)
+
+    def patches(self, row_N: np.ndarray) -> tuple[Tensor, ...]:
+        """The log-mel patches of both views; of four, when each task has pairs of its own."""
+        first, second, draws = self.crops(row_N)
+        views: tuple[Tensor, ...] = (first, second)
+        if self.experiment.views.specaugment:
+            uniforms_B2U = torch.from_numpy(draws["specaugment_u"]).unflatten(1, (2, -1))
+            views = tuple(
+                specaugment(view, uniforms_B2U[:, k], self.experiment.specaugment) for k, view in enumerate(views)
+            )
+        return views_of_tasks(self.experiment.objective, views, row_N)
+
+    def last_losses(self) -> dict[str, float]:
+        """The mean of each loss over the last tenth of the steps, and the median norm of the gradient."""
+        last = max(1, self.steps // 10)
+        means = {name: mean(values[-last:]) for name, values in self.losses.items() if name != "gradient_norm"}
+        return means | {"gradient_norm": float(np.median(self.losses["gradient_norm"]))}
+
+
+def embed(trainer: MiniTrainer, store: LogMelStore, clips_at_once: int = 32) -> np.ndarray:
+    """h of every clip (N, D), from its mixture: the mean over patches side by side, as `Encoder` takes it."""
+    trunk, patch = trainer.objective.trunk.eval(), trainer.crops.patch
+    logmel_NLF = store.mixtures()
+    starts = [*range(0, store.frames - patch, patch), store.frames - patch]
+    h = []
+    with torch.inference_mode():
+        for first in range(0, len(logmel_NLF), clips_at_once):
+            clip_BLF = torch.from_numpy(logmel_NLF[first : first + clips_at_once].astype(np.float32))
+            patch_BKPF = torch.stack([clip_BLF[:, start : start + patch] for start in starts], dim=1)
+            h.append(trunk(patch_BKPF.flatten(0, 1)).unflatten(0, patch_BKPF.shape[:2]).mean(dim=1).numpy())
+    return np.concatenate(h)

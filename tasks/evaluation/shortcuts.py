@@ -1,0 +1,77 @@
+"""Whether a representation has learned a shortcut: how much of h the clip's background and level explain.
+
+Two crops of one clip share its background and its level, whatever sounds in it. An encoder can tell pairs apart by
+these alone, which lowers its loss and says nothing about sound events.
+
+Shapes: N clips, L frames, F mel bands, D embedding, X features.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.linear_model import RidgeCV
+from sklearn.preprocessing import StandardScaler
+
+from sepscene.tasks.evaluation.metrics import Floats
+from sepscene.tasks.losses.diagnostics import effective_rank
+
+QUIET_PERCENTILE = 10.0
+MUCH = 0.35
+"""A share of h from which the report warns [ours]: untrained encoders of this kind have 0.15 to 0.3."""
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Shares of the variance of h over test clips, by ridge regression on the training clips: R² from 0 to 1.
+
+    Attributes:
+        background: explained by the spectrum of each clip's quietest frames.
+        level: explained by each clip's mean log-mel, a single number.
+        rank: effective dimensions of h, exp of the entropy of its spectrum (Roy & Vetterli 2007).
+    """
+
+    background: float
+    level: float
+    rank: float
+
+    @property
+    def warning(self) -> str:
+        """A sentence for the report when a shortcut is being learned; empty otherwise."""
+        found = [name for name, share in (("background", self.background), ("level", self.level)) if share > MUCH]
+        if not found:
+            return ""
+        return (
+            f"The {' and the '.join(found)} of a clip explain more than {MUCH:.0%} of h: the encoder tells clips apart "
+            "by these rather than by what sounds. Try crops closer to each other (views.tp_delta_seconds), a smaller "
+            "objective.alpha, or data in which background and level vary within a pair."
+        )
+
+
+def find_shortcuts(
+    train_logmel_NLF: Floats, train_h_ND: Floats, test_logmel_NLF: Floats, test_h_ND: Floats
+) -> Shortcuts:
+    """Regress h on what two crops of a clip share for free."""
+    background = [background_spectrum(logmel_NLF) for logmel_NLF in (train_logmel_NLF, test_logmel_NLF)]
+    level = [
+        logmel_NLF.mean(axis=(1, 2), dtype=np.float64)[:, None] for logmel_NLF in (train_logmel_NLF, test_logmel_NLF)
+    ]
+    return Shortcuts(
+        background=explained_share(background[0], train_h_ND, background[1], test_h_ND),
+        level=explained_share(level[0], train_h_ND, level[1], test_h_ND),
+        rank=effective_rank(torch.from_numpy(test_h_ND)),
+    )
+
+
+def background_spectrum(logmel_NLF: Floats) -> Floats:
+    """The spectrum of what never stops: in each band the level that 10 % of the frames stay below, (N, F)."""
+    return np.stack([np.percentile(logmel_LF.astype(np.float32), QUIET_PERCENTILE, axis=0) for logmel_LF in logmel_NLF])
+
+
+def explained_share(train_X: Floats, train_h_ND: Floats, test_X: Floats, test_h_ND: Floats) -> float:
+    """R² of h predicted from features, over all dimensions of h together; 0 where the features predict nothing."""
+    scaler = StandardScaler().fit(train_X)
+    ridge = RidgeCV(alphas=np.logspace(-2, 4, 7)).fit(scaler.transform(train_X), train_h_ND.astype(np.float64))
+    rest = np.square(test_h_ND - ridge.predict(scaler.transform(test_X))).sum()
+    total = np.square(test_h_ND - train_h_ND.mean(axis=0)).sum()
+    return float(max(0.0, 1 - rest / max(total, 1e-12)))

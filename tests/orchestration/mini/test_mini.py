@@ -1,0 +1,158 @@
+"""Scale mini: views from stored log-mels equal views from sound, the study can be cut, and nothing is ignored."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks.study import trained
+from sepscene.augment.audio import read_clip
+from sepscene.augment.separation.blocks import ServiceSettings
+from sepscene.augment.separation.reader import ViewMaker
+from sepscene.augment.synthetic.scenes import PROFILES, write_scenes
+from sepscene.augment.views import from_pcm
+from sepscene.models.config import SepsceneError
+from sepscene.models.separators.folder import save_separator
+from sepscene.models.separators.tdcnpp import TDCNpp
+from sepscene.models.settings import TDCNppConfig
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.mini.logmel_store import LogMelStore
+from sepscene.orchestration.mini.study import read_records, run_study, trial_path
+from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, alpha_at, refuse_what_is_ignored
+from sepscene.orchestration.presets import resolve
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.training.row_draws import DrawRows
+from sepscene.tasks.datasets.readers import Manifest, read_manifest
+
+CHANGES = (
+    "audio.clip_seconds=2.0",
+    "training.epochs=2",
+    "training.global_batch=16",
+    "training.service_rows=16",
+    "evaluation.scoring.shallow_epochs=2",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Scenes of 2 s with a second background, and an untrained separator."""
+    folder = tmp_path_factory.mktemp("mini")
+    config = PROFILES["recurring"].model_copy(update={"clip_seconds": 2.0})
+    for split in ("train", "test"):
+        write_scenes(folder / "scenes", 16, 0, split, config, False, 2)
+    torch.manual_seed(0)
+    network = TDCNppConfig(
+        basis="stft", window_samples=512, hop_samples=256, bottleneck=8, hidden=8, repeats=1, blocks=2
+    )
+    save_separator(TDCNpp(network), folder / "N", {"step": 0})
+    return folder, str(folder / "N")
+
+
+def experiment(data: tuple[Path, str], row: str = "table4/N/simclr-cp", *changes: str) -> Experiment:
+    folder, separator = data
+    names = f"separator.checkpoints={{N: {separator}, S2: {separator}, F: {separator}, S1: {separator}}}"
+    return resolve(row, "mini", [*CHANGES, names, f"data.root={folder / 'scenes'}", *changes])
+
+
+def stores(data: tuple[Path, str], ours: Experiment, root: Path) -> tuple[LogMelStore, Manifest]:
+    manifest = read_manifest("scenes", str(data[0] / "scenes")).select("train")
+    store = LogMelStore(root, ours, manifest)
+    store.fill({"N": data[1]}, backgrounds=2)
+    return store, manifest
+
+
+def test_views_from_the_store_are_those_of_the_cluster(data: tuple[Path, str], tmp_path: Path) -> None:
+    """Same draws, channels and places; the crop begins at the nearest frame, and values have 16 bits."""
+    ours = experiment(data)
+    store, manifest = stores(data, ours, tmp_path)
+    crops = ViewCrops(ours, store, {"N": data[1]}, len(manifest))
+    views = crops(np.arange(16))[:2]
+    rows = DrawRows(manifest.clips, crops.schedule, Ledger(crops.schedule.rows), ours.views)
+    make = ViewMaker(ServiceSettings(views=ours.views, audio=ours.audio, checkpoints={"N": data[1]}))
+    batch = make(rows({"id": np.arange(16)}))
+    for view, name in zip(views, ("view_1", "view_2"), strict=True):
+        theirs = store.front_end(torch.from_numpy(from_pcm(batch[name])))
+        assert view.shape == theirs.shape == (16, 48, 32)
+        inner, other = view[:, 2:-2], theirs[:, 2:-2]
+        assert float(torch.corrcoef(torch.stack([inner.flatten(), other.flatten()]))[0, 1]) > 0.95
+        assert float((inner.mean(dim=(1, 2)) - other.mean(dim=(1, 2))).abs().max()) < 0.1
+
+
+def test_a_stored_clip_is_its_log_mel(data: tuple[Path, str], tmp_path: Path) -> None:
+    ours = experiment(data)
+    store, manifest = stores(data, ours, tmp_path)
+    wave_T = read_clip(manifest.clips["uri"][3].as_py(), ours.audio)
+    expected = store.front_end(torch.from_numpy(wave_T)[None])[0].numpy()
+    np.testing.assert_allclose(store.mixtures()[3], expected, atol=5e-3)  # half precision of values below 5
+    assert np.abs(store.mixtures(1)[3].astype(np.float32) - expected).mean() > 0.05, "another background"
+
+
+def test_an_exchanged_background_is_heard_in_the_second_view_alone(data: tuple[Path, str], tmp_path: Path) -> None:
+    kept = experiment(data, "table2/mix-mix")
+    exchanged = kept.changed({"views.background": "exchanged"})
+    store, manifest = stores(data, kept, tmp_path)
+    one, two = (ViewCrops(ours, store, {}, len(manifest))(np.arange(16)) for ours in (kept, exchanged))
+    assert torch.equal(one[0], two[0]) and not torch.equal(one[1], two[1])
+
+
+def test_the_same_seed_gives_the_same_losses_and_an_exact_ledger(data: tuple[Path, str], tmp_path: Path) -> None:
+    ours = experiment(data)
+    store, manifest = stores(data, ours, tmp_path)
+    runs = []
+    for _ in range(2):
+        trainer = MiniTrainer(ours, ViewCrops(ours, store, {"N": data[1]}, len(manifest)))
+        for _ in range(trainer.steps):
+            trainer.advance()
+        runs.append(trainer)
+    assert runs[0].losses == runs[1].losses and runs[0].steps == 2
+    assert runs[0].ledger.intervals == [(0, 32)] and set(runs[0].losses) == {
+        "similarity",
+        "coincidence",
+        "gradient_norm",
+    }
+    assert max(runs[0].losses["gradient_norm"]) < ours.training.clip_gradient_norm, "the limit is a safeguard here"
+
+
+def test_alpha_warms_up_and_tasks_may_have_rows_of_their_own(data: tuple[Path, str], tmp_path: Path) -> None:
+    ours = experiment(data, "table4/N/simclr-cp", "objective.coincidence_pairs=own", "objective.alpha_warmup_steps=4")
+    assert [alpha_at(ours.objective, step) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    store, manifest = stores(data, ours, tmp_path)
+    trainer = MiniTrainer(ours, ViewCrops(ours, store, {"N": data[1]}, len(manifest)))
+    first, second, own_1, own_2 = trainer.patches(np.arange(16))
+    assert [len(view) for view in (first, second, own_1, own_2)] == [8] * 4
+    assert torch.equal(own_1[0], trainer.patches(np.array([1]))[2][0])
+
+
+@pytest.mark.parametrize(
+    "change", ["training.microbatch=4", "training.precision=bfloat16", "training.validation_every_steps=1"]
+)
+def test_what_cannot_be_honoured_is_refused(data: tuple[Path, str], change: str, tmp_path: Path) -> None:
+    ours = experiment(data, "table4/N/simclr", change)
+    with pytest.raises(SepsceneError, match=change.split("=")[0]):
+        refuse_what_is_ignored(ours)
+    with pytest.raises(SepsceneError, match=change.split("=")[0]):  # the benchmark's loop, before it does anything
+        trained(ours, read_manifest("scenes", str(data[0] / "scenes")), {}, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path) -> None:
+    rows = [experiment(data, row) for row in ("table2/mix-mix", "table4/N/simclr-cp")]
+    run_study(rows[:1], 1, tmp_path, Console(quiet=True))
+    assert (tmp_path / "report.md").exists() and {r.row for r in read_records(tmp_path)} == {
+        "untrained",
+        "table2/mix-mix",
+    }
+    first = trial_path(tmp_path, "table2/mix-mix", 0)
+    before = first.stat().st_mtime_ns
+    run_study(rows, 1, tmp_path, Console(quiet=True))
+    assert first.stat().st_mtime_ns == before
+    records = {record.row: record for record in read_records(tmp_path)}
+    found = records["table4/N/simclr-cp"]
+    assert found.ledger.consumed == found.ledger.rows == 32 and len(found.perceptrons) == 5
+    assert found.figures["shallow_map"] == pytest.approx(np.mean(found.perceptrons), abs=1e-4)
+    assert 0 <= found.diagnostics["background"] <= 1 and len(found.replicates) == 200
+    assert (
+        "table2/mix-mix" in (tmp_path / "report.md").read_text() or "mix vs mix" in (tmp_path / "report.md").read_text()
+    )

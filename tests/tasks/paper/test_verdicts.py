@@ -1,0 +1,99 @@
+"""The rule behind verdicts: its error rates, its power, and what it says of clear cases."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sepscene.tasks.evaluation.metrics import EvaluationError
+from sepscene.tasks.evaluation.statistics import paired_t
+from sepscene.tasks.paper.verdicts import LEVEL, MARGIN, Contrasted, contrasted, decide
+
+SEEDS, SPREAD, STUDIES = 8, 0.012, 4_000
+HIGH = LEVEL + 3 * np.sqrt(LEVEL * (1 - LEVEL) / STUDIES)  # three standard errors of a rate of 5 %: 0.060
+
+
+def verdicts(true_C: tuple[float, ...], margin: float = 0.0, studies: int = STUDIES) -> dict[str, float]:
+    """How often each verdict falls when the contrasts' true differences are these."""
+    draw = np.random.default_rng(0).normal(true_C, SPREAD, (studies, SEEDS, len(true_C)))
+    mean_SC, error_SC = draw.mean(axis=1), draw.std(axis=1, ddof=1) / np.sqrt(SEEDS)
+    found = [
+        decide([Contrasted(m, e, SEEDS, margin) for m, e in zip(means, errors, strict=True)], margin, True).verdict
+        for means, errors in zip(mean_SC.tolist(), error_SC.tolist(), strict=True)
+    ]
+    return {name: found.count(name) / studies for name in ("supported", "contradicted", "equal", "undecided")}
+
+
+@pytest.mark.parametrize(
+    ("true_C", "wrong"),
+    [
+        ((0.0,), ("supported", "contradicted")),
+        ((MARGIN,), ("equal", "contradicted")),
+        ((-MARGIN,), ("equal", "supported")),
+        ((0.0, 0.2, 0.2), ("supported",)),  # the least favourable case: one contrast on the edge, the others sure
+        ((0.0, 0.0, 0.0), ("supported", "contradicted")),
+        ((MARGIN, MARGIN, MARGIN), ("equal", "contradicted")),
+        ((-MARGIN, 0.2, 0.2), ("equal", "supported")),
+    ],
+)
+@pytest.mark.slow
+def test_each_wrong_verdict_falls_in_five_per_cent_at_most(true_C: tuple[float, ...], wrong: tuple[str, ...]) -> None:
+    rates = verdicts(true_C)
+    for verdict in wrong:
+        assert rates[verdict] <= HIGH, (verdict, rates)
+
+
+@pytest.mark.slow
+def test_at_least_as_good_falls_wrongly_in_five_per_cent_at_most() -> None:
+    rates = verdicts((-MARGIN,), margin=MARGIN)
+    assert rates["supported"] <= HIGH and rates["contradicted"] <= HIGH
+
+
+@pytest.mark.slow
+def test_the_power_is_how_often_a_true_difference_is_found() -> None:
+    found = Contrasted(0.0, SPREAD / np.sqrt(SEEDS), SEEDS, 0.0).power(MARGIN)
+    assert found is not None
+    # The error of a real study varies; the mean over studies of the power at each one's error lies near this.
+    assert verdicts((MARGIN,))["supported"] == pytest.approx(found, abs=0.03)
+
+
+def test_clear_cases() -> None:
+    def verdict(*values: float, margin: float = 0.0, complete: bool = True) -> str:
+        return decide([Contrasted(value, 0.002, 16, margin) for value in values], margin, complete).verdict
+
+    assert verdict(0.02, 0.03) == "supported"
+    assert verdict(0.02, -0.02) == "contradicted"
+    assert verdict(0.001, 0.03) == "equal" and verdict(0.0) == "equal"
+    assert verdict(-0.012) == "contradicted" and verdict(-0.002, 0.03) == "equal"
+    assert verdict(-0.003, margin=MARGIN) == "supported" and verdict(-0.02, margin=MARGIN) == "contradicted"
+    assert verdict(0.02, complete=False) == "undecided" and verdict(-0.02, complete=False) == "contradicted"
+    assert decide([], 0.0, False).verdict == "undecided"
+
+
+def test_bonferroni_counts_the_contrasts_that_were_run() -> None:
+    """p = 0.0146, two-sided 0.029, stands against one of three contrasts but not against one of seven."""
+    value = -float(stats.t.isf(0.0146, 15)) * 0.002
+    low, sure = Contrasted(value, 0.002, 16, 0.0), Contrasted(0.03, 0.002, 16, 0.0)
+    assert decide([low, sure, sure], 0.0, complete=False).verdict == "contradicted"
+    assert decide([low, *[sure] * 6], 0.0, complete=True).verdict != "contradicted"
+
+
+def test_the_test_is_the_paired_t_test() -> None:
+    a, b = np.random.default_rng(1).normal(0.3, 0.01, (2, 9))
+    ours, theirs = contrasted(b - a), paired_t(a.tolist(), b.tolist())
+    assert theirs.p == pytest.approx(2 * min(ours.p_above(0), ours.p_below(0)), rel=1e-12)
+    assert ours.interval == pytest.approx((theirs.difference.low, theirs.difference.high), rel=1e-12)
+
+
+def test_the_luck_of_test_clips_widens_the_interval() -> None:
+    gain_N, clips_R = np.random.default_rng(2).normal(0.01, 0.01, 16), np.random.default_rng(3).normal(0.01, 0.006, 500)
+    seeds, both = contrasted(gain_N), contrasted(gain_N, clips_R)
+    assert seeds.error is not None and both.error is not None
+    assert both.error**2 - seeds.error**2 == pytest.approx(np.var(clips_R, ddof=1), rel=1e-9)
+
+
+def test_one_seed_and_no_spread() -> None:
+    assert contrasted(np.array([0.1])).interval is None and "one seed" in contrasted(np.array([0.1])).words
+    assert decide([contrasted(np.array([0.1]))], 0.0, True).verdict == "undecided"
+    assert decide([contrasted(np.array([0.1, 0.1, 0.1]))], 0.0, True).verdict == "supported"
+    with pytest.raises(EvaluationError, match="finite"):
+        contrasted(np.array([0.1, np.nan]))
