@@ -37,7 +37,7 @@ from sepscene.tasks.losses.mixit import loudest_targets, mixit_loss, supervised_
 NETWORK = TDCNppConfig(
     basis="stft", window_samples=512, hop_samples=128, bottleneck=64, hidden=128, repeats=1, blocks=6
 )
-STEPS = {"N": 0, "F": 100, "S1": 500, "S2": 3000}
+STEPS = {"N": 0, "F": 100, "S1": 500, "S2": 2000}
 AUDIO = AudioFormat()
 SCENES = {"train": 384, "held_out": 64}
 BATCH, SEGMENT_SECONDS, CLIP_NORM, SAVE_EVERY, SCORE_EVERY, HELD_OUT = 8, 2.0, 5.0, 50, 250, 32
@@ -55,7 +55,7 @@ class Training:
     """The separator, its optimiser and its rows."""
 
     def __init__(self, work: Path, seed: int, rate: float, objective: str) -> None:
-        self.work, self.seed, self.objective, self.step = work, seed, objective, 0
+        self.work, self.objective, self.rate, self.step = work, objective, rate, 0
         self.manifest = scenes(work, seed)
         train = self.manifest.select("train")
         rows = max(STEPS.values()) * 2 * BATCH
@@ -93,6 +93,9 @@ class Training:
 
     def advance(self) -> float:
         """One optimiser step."""
+        left = 1 - self.step / max(STEPS.values())
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * min(1.0, 2 * left)  # constant, then down to zero over the second half
         loss = self.loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -104,7 +107,7 @@ class Training:
             state = {"model": self.separator.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
             torch.save(state, draft)
             draft.replace(self.work / "state.pt")
-        return float(loss)
+        return float(loss.detach())
 
     def score(self) -> dict[str, float | int]:
         """Figures on the held-out scenes, as for a checkpoint's card."""
@@ -120,7 +123,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--into", type=Path, required=True, help="folder of the ladder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--objective", choices=("mixit", "supervised"), default="mixit")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -181,8 +181,8 @@ class Training(Config):
     clip_gradient_norm: float = Field(
         1.0,
         gt=0,
-        description="largest norm of a step's gradient. At 1.0 it rescales nearly every step at tiny, where norms are 3 "
-        "to 7; 30 is a safeguard, which rescales none [open; ours]",
+        description="largest norm of a step's gradient. At 1.0 it rescales nearly every step at tiny, where norms are "
+        "3 to 7; 30 would be a safeguard, which rescales none [open; ours]",
     )
     precision: Literal["float32", "bfloat16"] = "float32"
     ordered: bool = Field(True, description="rows arrive in the schedule's order: bit-for-bit repeatable on CPU")
