@@ -34,11 +34,12 @@ from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment, Resources, Training
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.runtime.session import connect, disconnect
 from sepscene.orchestration.training.flops import step_flops
 from sepscene.orchestration.training.pretraining import Views, build_objective, pretrain_worker
-from sepscene.orchestration.training.stage import fit
+from sepscene.orchestration.training.stage import Stage
 from sepscene.orchestration.training.stream import execution_options
 
 WARM_UP = 8
@@ -99,10 +100,10 @@ def our_loop(pairs: int, steps: int, workers: int) -> float:
 
     worker_settings = {"experiment": settings.model_dump(mode="json"), "clips": rows, "start": None}
     with tempfile.TemporaryDirectory() as folder:
-        fit(
-            pretrain_worker, worker_settings, stream, rows, Path(folder), "pretrain", settings.resources,
-            checkpoints_kept=1, options=execution_options(settings),
-        )  # fmt: skip
+        Stage(
+            StageFolder(Path(folder), "pretrain"), pretrain_worker, worker_settings, stream, rows, settings.resources,
+            execution_options(settings),
+        ).run()  # fmt: skip
         rates = [float(r["examples_per_second"]) for r in read_metrics(Path(folder)) if "examples_per_second" in r]
     assert len(rates) == steps
     return pairs / median(rates[WARM_UP:])

@@ -8,31 +8,18 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import ray
-import ray._private.worker as ray_worker
 
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.placement import LOCAL_LABEL, check_placement, cluster_nodes, phases
 from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.runtime.signals import exit_on_signal
 
-_PRINT = ray_worker.print_to_stdstream
-
-LOCAL = {
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",
-    "RAY_event_stats": "0",
-    "RAY_task_events_report_interval_ms": "0",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
-    "LOG_NAME_UPDATE_INTERVAL_S": "5",
-}
-"""What a Ray of this machine alone does without, so that its cores are free for the work: statistics and task events,
-which nobody can read as its dashboard is off; a process a stage that asks whether its only node is about to leave; and
-listing the folder of logs ten times a second."""
-
+LOCAL = {"RAY_worker_maximum_startup_concurrency": "1000"}
+"""For a Ray of this machine alone. Ray advises against more processes than a few times this number (default: its CPUs),
+but most of ours wait for each other, so on two cores that is how it should be (ray#63800: the advice has no switch)."""
 
 EXIT_SECONDS = 10.0
 """How long the workers of a Ray that was started here may take to end, once it has ended; most take less than one."""
@@ -60,7 +47,8 @@ def ray_session(experiment: Experiment, address: str | None = None, verbose: boo
         for asked in phases(experiment):
             check_placement(asked, nodes)
         configure_data(experiment.training.ordered)
-        yield
+        with exit_on_signal():
+            yield
     finally:
         if own:
             disconnect()
@@ -79,8 +67,6 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None)
     level = logging.INFO if verbose else logging.ERROR
     for name in ("ray", "ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(level)
-    if not verbose:
-        ray_worker.print_to_stdstream = _print_but_advice
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, logging_level=level, log_to_driver=verbose)
@@ -123,12 +109,3 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
-
-
-def _print_but_advice(data: dict[str, Any], *further: Any, **named: Any) -> None:
-    """Print what Ray's raylets report, but for the advice that there are more processes than cores.
-
-    Most of ours wait for each other, so on two cores that is how it should be. Ray has no switch for it.
-    """
-    if not any("worker processes have been started" in line for line in data.get("lines", ())):
-        _PRINT(data, *further, **named)

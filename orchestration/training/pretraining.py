@@ -1,13 +1,10 @@
-"""Contrastive pre-training with Ray Train: what each worker does, and the driver that starts them.
+"""Contrastive pre-training with Ray Train: what each worker does, and the stage that starts them.
 
 Shapes: B pairs of this worker, P samples of a view, L frames, F mels.
 """
 
-import json
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ import numpy as np
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from sepscene.augment.crash_counts import CrashCounts
@@ -27,25 +23,24 @@ from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint, resume_point, write_whole
+from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint, resume_point
 from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.builders import build_objective, start_from
+from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine
+from sepscene.orchestration.training.hooks import Batch, Hook, run_steps, usable_rows
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
-from sepscene.orchestration.training.stage import Reporter, fit
-from sepscene.orchestration.training.step_timing import Pace
+from sepscene.orchestration.training.saving import Reporting, Saving
+from sepscene.orchestration.training.stage import Stage
+from sepscene.orchestration.training.step_timing import StepTiming
 from sepscene.orchestration.training.stream import execution_options, schedule_of, view_stream
 from sepscene.orchestration.training.throughput import StreamBalance
 from sepscene.orchestration.training.validation import HandOver, validation_of
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.distributed.batchnorm import synchronise_batchnorm
-from sepscene.tasks.distributed.gather import gather_ids, gather_rows, world_size
-from sepscene.tasks.losses.diagnostics import collapse_warning, watch
+from sepscene.tasks.distributed.gather import gather_ids, world_size
 from sepscene.tasks.losses.gradcache import accumulate, cut
 from sepscene.tasks.losses.joint import JointLoss, JointObjective
-
-LOG_EVERY_STEPS = 5
-BAD_ROWS = "bad_rows.json"
-"""In the stage's folder: the rows of each step that was skipped for a loss or gradient that is not finite."""
 
 
 class Views(nn.Module):
@@ -83,40 +78,52 @@ def prepared_objective(experiment: Experiment, device: torch.device, start: Path
 
 
 class Pretrainer:
-    """One worker of the pre-training: model, optimiser, ledger, and what it tells the driver."""
+    """One worker of the pre-training: model, optimiser and ledger. It needs no Ray; see `hooks.Worker`."""
 
-    def __init__(self, experiment: Experiment, clips: int, folder: Path, start: Path | None = None) -> None:
-        """Begin at the resume point of `folder`, the stage's; without one at the encoder bundle `start`, if any."""
-        self.experiment, self.clips, self.folder = experiment, clips, folder
-        self.device = ray.train.torch.get_device()
-        self.views = Views(experiment).to(self.device)
-        checkpoint = resume_point(folder)
-        objective = prepared_objective(experiment, self.device, start if checkpoint is None else None)
-        self.optimizer = adamw(objective, experiment.training, self.device)
-        rows = schedule_of(experiment, clips).rows
-        self.steps = -(-rows // experiment.training.global_batch)
-        self.step, self.ledger = 0, Ledger(rows)
+    def __init__(
+        self,
+        experiment: Experiment,
+        clips: int,
+        device: torch.device,
+        checkpoint: Path | None = None,
+        start: Path | None = None,
+    ) -> None:
+        """Fresh, or as a checkpoint left it.
+
+        Args:
+            experiment: what to train.
+            clips: number of training clips.
+            device: where to train.
+            checkpoint: what to continue from.
+            start: encoder bundle to begin with where there is no checkpoint; none begins with fresh weights.
+        """
+        self.experiment, self.device = experiment, device
+        self.views = Views(experiment).to(device)
+        self.objective = prepared_objective(experiment, device, start if checkpoint is None else None)
+        self.optimizer = adamw(self.objective, experiment.training, device)
+        self.steps = steps_of(experiment, clips)
+        self.step, self.ledger = 0, Ledger(schedule_of(experiment, clips).rows)
         self.bad_rows: list[list[int]] = []
-        self.objective = objective
+        """The rows of each step that was skipped for a loss or gradient that is not finite."""
         if checkpoint is not None:
             self._restore(read_checkpoint(checkpoint))
         self.local_rows = experiment.training.global_batch // world_size()
-        self.model: nn.Module | None = None  # none: gradients are averaged by `accumulate`
-        if not experiment.training.microbatch:
-            # Views of the buckets: the gradients lie in memory once.
-            self.model = ray.train.torch.prepare_model(
-                objective, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
-            )
-        self.faults: dict[str, str] = {}
-        self.events: list[str] = []
-        """What has happened and is not told yet."""
-        self.collapsed = False  # whether the last look found h collapsed
+        self.model: nn.Module | None = None if experiment.training.microbatch else self.objective
+        """What averages the gradients of all workers; none where `accumulate` does."""
+        self.result: JointLoss | None = None
+        """What the objective gave in the last step; none where that was skipped."""
 
     def _restore(self, state: TrainingState) -> None:
         self.objective.load_state_dict(state.tensors["model"])
         self.optimizer.load_state_dict(state.tensors["optimizer"])
         self.bad_rows = state.tensors["bad_rows"]
         self.step, self.ledger = state.step, state.ledger
+
+    @property
+    def last_step(self) -> int:
+        """Number of the step with which the schedule ends."""
+        left = sum(end - start for start, end in self.ledger.remaining())
+        return self.step + -(-left // self.experiment.training.global_batch)
 
     def state(self) -> TrainingState:
         """What a checkpoint must hold to continue from here."""
@@ -127,35 +134,29 @@ class Pretrainer:
         }
         return TrainingState(self.step, self.ledger, tensors)
 
-    def consume(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
-        """One optimiser step on this worker's part of the global batch; returns its figures."""
-        row_B, fault_B = batch["row"], batch["fault"]
-        present_B = row_B != FILLER
-        usable_B = present_B & (fault_B == "")
-        for n in np.flatnonzero(present_B & ~usable_B):
-            self.faults[str(batch["uri"][n])] = str(fault_B[n])
+    def consume(self, batch: Batch, usable: int) -> dict[str, float]:
+        """One optimiser step on this worker's part of the global batch; returns its figures.
+
+        Where no worker has a usable row there is nothing to learn from: the weights stay, the rows count as consumed.
+        """
         rate = learning_rate(self.experiment.training, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        figures = self._optimise(self._logmels(batch, usable_B))
-        rows = gather_ids(torch.from_numpy(row_B[present_B]).to(self.device))
+        self.result = None
+        figures = self._optimise(self._logmels(batch)) if usable else {"pairs": 0.0, "bad": 0.0}
+        rows = gather_ids(torch.from_numpy(batch["row"][batch["row"] != FILLER]).to(self.device))
         if figures["bad"]:
-            self._note_bad(rows)
+            self.bad_rows.append(rows)
         self.ledger.consume(np.array(rows, np.int64))
         self.step += 1
         return {"step": self.step, "learning_rate": rate, "rows": self.ledger.consumed, **figures}
 
-    def _note_bad(self, rows: list[int]) -> None:
-        """Keep the rows of a skipped step where `sepscene replay` finds them; their number counts over restarts."""
-        self.bad_rows.append(rows)
-        if ray.train.get_context().get_world_rank() == 0:
-            write_whole(self.folder / BAD_ROWS, json.dumps(self.bad_rows))
-            self.events.append(f"step {self.step + 1} is skipped: {len(rows)} rows from {rows[0]} on")
-
-    def _logmels(self, batch: dict[str, np.ndarray], usable_B: np.ndarray) -> tuple[Tensor, ...]:
+    def _logmels(self, batch: Batch) -> tuple[Tensor, ...]:
         """The log-mel patches (B, L, F) of both views of the usable rows; of four, when each task has its own."""
-        view_B2P = np.stack([batch["view_1"][usable_B], batch["view_2"][usable_B]], axis=1)
-        uniforms_B2U = batch["specaugment_u"][usable_B].reshape(len(view_B2P), 2, -1)
+        usable_B = usable_rows(batch)
+        view_B2P = np.stack([batch["view_1"], batch["view_2"]], axis=1)[usable_B]
+        uniforms = batch["specaugment_u"]
+        uniforms_B2U = uniforms.reshape(len(uniforms), 2, -1)[usable_B]
         logmels: tuple[Tensor, ...] = self.views(
             torch.from_numpy(from_pcm(view_B2P)).to(self.device),
             torch.from_numpy(uniforms_B2U).to(self.device),
@@ -181,8 +182,8 @@ class Pretrainer:
                 buffer.copy_(before)
             return {**figures, "bad": 1.0}
         self.optimizer.step()
-        watched = self._watch(result) if (self.step + 1) % LOG_EVERY_STEPS == 0 else {}
-        return {**figures, **watched, "bad": 0.0}
+        self.result = result
+        return {**figures, "bad": 0.0}
 
     def _loss_and_gradient(self, logmels: tuple[Tensor, ...]) -> JointLoss:
         dtype = torch.bfloat16 if self.experiment.training.precision == "bfloat16" else None
@@ -196,17 +197,9 @@ class Pretrainer:
         result.loss.backward()
         return result
 
-    def _watch(self, result: JointLoss) -> dict[str, float]:
-        """Whether the representation is healthy, over the global batch; all workers call it, rank 0 looks."""
-        h_1_ND, h_2_ND = gather_rows(result.h_1_nD), gather_rows(result.h_2_nD)
-        if ray.train.get_context().get_world_rank() != 0:
-            return {}
-        figures = watch(replace(result, h_1_nD=h_1_ND, h_2_nD=h_2_ND), self.objective.coincidence)
-        warning = collapse_warning(figures)
-        if warning and not self.collapsed:
-            self.events.append(warning)
-        self.collapsed = bool(warning)
-        return figures
+    def _alpha(self) -> float:
+        settings = self.experiment.objective
+        return settings.alpha * min(1.0, (self.step + 1) / max(1, settings.alpha_warmup_steps))
 
     def encoder(self) -> Encoder:
         """The encoder as it is now; it shares its weights with the training."""
@@ -214,82 +207,42 @@ class Pretrainer:
         assert isinstance(trunk, Cnn14)
         return Encoder(self.views.front_end, trunk, self.experiment.views.patch_seconds)
 
-    def _alpha(self) -> float:
-        settings = self.experiment.objective
-        return settings.alpha * min(1.0, (self.step + 1) / max(1, settings.alpha_warmup_steps))
 
-    def take_events(self) -> list[str]:
-        """What has happened since they were asked for."""
-        events, self.events = self.events, []
-        return events
-
-    def must_stop(self) -> str:
-        """Share the faults of all workers; returns why the run must stop, or nothing."""
-        if len(self.bad_rows) > self.experiment.training.bad_steps:
-            return (
-                f"{len(self.bad_rows)} steps had a NaN or infinite loss or gradient, more than training.bad_steps = "
-                f"{self.experiment.training.bad_steps}; the last one's rows: {_some(self.bad_rows[-1])}; all are in "
-                f"{self.folder / BAD_ROWS}, and `sepscene replay RUN` computes the last step's again, one by one"
-            )
-        everyone = [self.faults]
-        if dist.is_initialized():
-            everyone = [{} for _ in range(dist.get_world_size())]
-            dist.all_gather_object(everyone, self.faults)
-        for faults in everyone:
-            self.ledger.quarantined.update(faults)
-        share = len(self.ledger.quarantined) / self.clips
-        if share <= self.experiment.training.quarantine_share:
-            return ""
-        uri, reason = next(iter(self.ledger.quarantined.items()))
-        return (
-            f"{len(self.ledger.quarantined)} of {self.clips} clips cannot be used, more than "
-            f"training.quarantine_share = {self.experiment.training.quarantine_share:g}; the first: {uri}: {reason}"
-        )
-
-
-def _some(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
+def steps_of(experiment: Experiment, clips: int) -> int:
+    """Optimiser steps of the whole schedule."""
+    return -(-schedule_of(experiment, clips).rows // experiment.training.global_batch)
 
 
 def pretrain_worker(settings: dict[str, Any]) -> None:
-    """What every Ray Train worker runs: consume its part of the stream, report, checkpoint."""
+    """What every Ray Train worker runs: its part of the stream, step by step, with the hooks beside it."""
     experiment = Experiment.model_validate(settings["experiment"])
+    folder = StageFolder(Path(settings["run"]), settings["stage"])
     start = Path(settings["start"]) if settings["start"] else None
-    worker = Pretrainer(experiment, settings["clips"], Path(settings["checkpoints"]), start)
-    pace = Pace(experiment, worker.device, ray.train.get_context().get_world_size())
+    device, checkpoint = ray.train.torch.get_device(), resume_point(folder.path)
+    worker = Pretrainer(experiment, settings["clips"], device, checkpoint, start)
+    if worker.model is not None:
+        # Views of the buckets: the gradients lie in memory once.
+        one_copy = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        worker.model = ray.train.torch.prepare_model(worker.objective, parallel_strategy_kwargs=one_copy)
     shard = ray.train.get_dataset_shard("views")
-    batches = iter(shard.iter_batches(batch_size=worker.local_rows, batch_format="numpy", prefetch_batches=2))
-    every, validate_every = experiment.training.checkpoint_every_steps, experiment.training.validation_every_steps
-    reporter, hand_over = Reporter(settings, worker.state), HandOver()
-    balance = StreamBalance(experiment, worker.device)
-    asked = time.perf_counter()
-    while (batch := next(batches, None)) is not None:
-        with reporter.step(worker.device):
-            arrived = time.perf_counter()
-            balance.add(batch, arrived - asked)
-            figures = worker.consume(batch)
-            done = time.perf_counter()
-            pairs = figures["pairs"] + figures.get("coincidence_pairs", 0.0)
-            save = worker.step % every == 0
-            validate = validate_every > 0 and (worker.step % validate_every == 0 or worker.step == worker.steps)
-            tells = save or validate or worker.step % LOG_EVERY_STEPS == 0
-            figures |= pace.figures(pairs, asked, arrived, done)
-            fatal = worker.must_stop() if tells else ""
-            if tells:
-                figures |= balance.figures() | {"quarantined": len(worker.ledger.quarantined)}
-            reporter.add(figures)
-            for event in (*worker.take_events(), hand_over.take_fault(), balance.advice()):
-                reporter.tell(worker.step, event)
-            asked = done
-            if tells:
-                reporter.send(save, fatal, hand_over.report_options(wait=validate))
-                if fatal:
-                    return
-            if validate and reporter.is_first:
-                hand_over.start(worker.encoder(), worker.step)
-    fatal = worker.must_stop()
-    save = not fatal and worker.step % every != 0
-    reporter.finish(save, fatal, hand_over.report_options(wait=True))
+    batches = shard.iter_batches(batch_size=worker.local_rows, batch_format="numpy", prefetch_batches=2)
+    training = experiment.training
+    saving = Saving(folder, worker.state, training.checkpoint_every_steps, training.checkpoints_kept)
+    hooks = [*_observers(worker, settings["clips"], folder), saving, Reporting()]
+    run_steps(worker, batches, hooks, saving.pause)
+
+
+def _observers(worker: Pretrainer, clips: int, folder: StageFolder) -> list[Hook]:
+    """Everything that looks at a step before it is saved and reported."""
+    experiment, training = worker.experiment, worker.experiment.training
+    return [
+        StepTiming(experiment, worker.device, world_size()),
+        BadSteps(folder, worker.bad_rows, training.bad_steps),
+        Quarantine(worker.ledger, clips, training.quarantine_share, worker.device),
+        Diagnostics(lambda: worker.result, worker.objective.coincidence),
+        StreamBalance(experiment, worker.device),
+        HandOver(worker.encoder, training.validation_every_steps, worker.last_step),
+    ]
 
 
 def pretrain(
@@ -306,26 +259,26 @@ def pretrain(
         experiment: what to train.
         manifest: the training clips; labels are not looked at.
         checkpoints: processor name -> separator folder; may be empty for mix-mix.
-        run_dir: the run's folder; checkpoints go to RUN/checkpoints/<stage>/.
+        run_dir: the run's folder.
         stage: name of the stage in metrics and checkpoints.
         store: where separated clips are kept; none separates every row live.
+
+    Raises:
+        SepsceneError: as `Stage.run`.
     """
-    start = experiment.training.start_encoder
-    return fit(
-        pretrain_worker,
-        {
+    folder, start = StageFolder(run_dir, stage), experiment.training.start_encoder
+    crashes = CrashCounts(folder.crashes)
+    return Stage(
+        folder=folder,
+        worker=pretrain_worker,
+        settings={
             "experiment": experiment.model_dump(mode="json"),
             "clips": len(manifest.clips),
             "start": start and str(Path(start).resolve()),  # workers have folders of their own
         },
-        lambda ledger: view_stream(
-            experiment, manifest, checkpoints, ledger, store, CrashCounts(run_dir / "crash_counts")
-        ),
-        schedule_of(experiment, len(manifest.clips)).rows,
-        run_dir,
-        stage,
-        experiment.resources,
-        checkpoints_kept=experiment.training.checkpoints_kept,
+        stream=lambda ledger: view_stream(experiment, manifest, checkpoints, ledger, store, crashes),
+        rows=schedule_of(experiment, len(manifest.clips)).rows,
+        resources=experiment.resources,
         options=execution_options(experiment),
-        validation=validation_of(experiment, manifest, run_dir, stage),
-    )
+        validation=validation_of(experiment, manifest, folder),
+    ).run()

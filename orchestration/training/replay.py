@@ -15,8 +15,9 @@ from sepscene.augment.views import from_pcm
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint
+from sepscene.orchestration.records.run_folder import StageFolder, pretraining
 from sepscene.orchestration.training.builders import build_objective
-from sepscene.orchestration.training.pretraining import BAD_ROWS, Views
+from sepscene.orchestration.training.pretraining import Views
 from sepscene.orchestration.training.separator_training import read_ladder
 from sepscene.orchestration.training.stream import schedule_of
 from sepscene.tasks.datasets.readers import Manifest
@@ -37,9 +38,9 @@ class Replayed:
     """Norm of h of both views together; NaN or infinite where the encoder fails on this row."""
 
 
-def stage_folder(run_dir: Path, experiment: Experiment) -> Path:
-    """Where the run's pre-training keeps its checkpoints."""
-    return run_dir / "checkpoints" / f"pretrain-{experiment.views.pair}"
+def stage_folder(run_dir: Path, experiment: Experiment) -> StageFolder:
+    """The folder of the run's pre-training."""
+    return pretraining(run_dir, experiment.views.pair)
 
 
 def last_bad_rows(run_dir: Path) -> list[int]:
@@ -48,7 +49,7 @@ def last_bad_rows(run_dir: Path) -> list[int]:
     Raises:
         SepsceneError: when it has skipped none.
     """
-    path = stage_folder(run_dir, load_experiment(run_dir / "experiment.yaml")) / BAD_ROWS
+    path = stage_folder(run_dir, load_experiment(run_dir / "experiment.yaml")).bad_rows
     if not path.exists():
         raise SepsceneError(f"{run_dir} has skipped no step: name the rows to replay, --row at least twice")
     rows: list[int] = json.loads(path.read_text())[-1]
@@ -76,7 +77,7 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
         precision=experiment.resources.separation_precision,
     )
     reader, service = ClipReader(settings), SeparationService(settings)
-    newest = newest_sound(stage_folder(run_dir, experiment))
+    newest = newest_sound(stage_folder(run_dir, experiment).path)
     objective, views = build_objective(experiment).eval(), Views(experiment)
     if newest is not None:
         objective.load_state_dict(read_checkpoint(newest).tensors["model"])

@@ -1,13 +1,12 @@
 """Training of the separator with Ray Train, by MixIT or supervised, and its ladder of checkpoints.
 
-Every rung of the ladder is scored on held-out clips before it is kept, and its card tells the figures.
+Every checkpoint of the ladder is scored on held-out clips before it is kept, and its card states the metrics.
 
 Shapes: N rows and B mixtures of mixtures of this worker, R = 2 references, K sources, T samples of a segment,
 S channels.
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +21,20 @@ from sepscene.augment.views import from_pcm
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import (
-    TrainingState,
-    read_checkpoint,
-    resume_point,
-)
+from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint, resume_point, write_whole
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.training.stage import Reporter, fit
+from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.training.health import Quarantine
+from sepscene.orchestration.training.hooks import Batch, Hook, Step, run_steps, usable_rows
+from sepscene.orchestration.training.saving import Reporting, Saving
+from sepscene.orchestration.training.stage import Stage
 from sepscene.orchestration.training.stream import execution_options, segment_stream
 from sepscene.tasks.datasets.readers import Manifest
-from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers
+from sepscene.tasks.distributed.gather import gather_ids, rank, sum_over_workers, world_size
 from sepscene.tasks.evaluation.separation_scores import score_separation
 from sepscene.tasks.losses.mixit import loudest_targets, mixit_loss, supervised_loss
 
 STAGE = "separator"
-LOG_EVERY_STEPS = 5
 
 
 def separator_steps(experiment: Experiment) -> int:
@@ -68,52 +66,52 @@ def add_to_ladder(run_dir: Path, name: str, step: int, separator: TDCNpp, metada
         return  # a repeated step after a restart gives the same weights
     fresh.rename(final)
     index = {key: Path(folder).name for key, folder in read_ladder(run_dir).items()} | {name: final.name}
-    partial = ladder / "ladder.json.partial"
-    partial.write_text(json.dumps(index, indent=2))
-    partial.replace(ladder / "ladder.json")
+    write_whole(ladder / "ladder.json", json.dumps(index, indent=2))
 
 
 class SeparatorTrainer:
-    """One worker of the separator's training."""
+    """One worker of the separator's training: network, optimiser and ledger. It needs no Ray; see `hooks.Worker`."""
 
-    def __init__(self, experiment: Experiment, settings: dict[str, Any], checkpoint: Path | None) -> None:
-        self.experiment, self.run_dir = experiment, Path(settings["run_dir"])
-        self.held_out: list[tuple[str, float]] = [(uri, offset) for uri, offset in settings["held_out"]]
+    def __init__(self, experiment: Experiment, rows: int, device: torch.device, checkpoint: Path | None) -> None:
+        """Fresh, or as a checkpoint left it.
+
+        Args:
+            experiment: what to train.
+            rows: rows of the schedule.
+            device: where to train.
+            checkpoint: what to continue from.
+        """
+        self.experiment, self.device = experiment, device
         self.supervised = experiment.separator.objective == "supervised"
-        self.device = ray.train.torch.get_device()
         torch.manual_seed(experiment.seed)
-        self.separator = TDCNpp(experiment.separator.network).to(self.device)
+        self.separator = TDCNpp(experiment.separator.network).to(device)
         self.optimizer = torch.optim.Adam(self.separator.parameters(), lr=experiment.separator.learning_rate)
-        self.step, self.ledger = 0, Ledger(settings["rows"])
+        self.step, self.ledger = 0, Ledger(rows)
         if checkpoint is not None:
             state = read_checkpoint(checkpoint)
             self.separator.load_state_dict(state.tensors["model"])
             self.optimizer.load_state_dict(state.tensors["optimizer"])
             self.step, self.ledger = state.step, state.ledger
-        self.model = ray.train.torch.prepare_model(self.separator)
-        self.is_first = ray.train.get_context().get_world_rank() == 0
-        self.keep_on_ladder({})
+        self.model: nn.Module = self.separator
+        """What averages the gradients of all workers."""
 
-    def keep_on_ladder(self, metadata: dict[str, Any]) -> None:
-        """Score and keep the weights if the ladder has a rung at this step."""
-        for name, step in self.experiment.separator.ladder.steps.items():
-            if self.is_first and step == self.step and name not in read_ladder(self.run_dir):
-                scores = score_rung(self.separator, self.held_out, self.experiment)
-                add_to_ladder(self.run_dir, name, step, self.separator, metadata | scores)
+    def consume(self, batch: Batch, usable: int) -> dict[str, float]:
+        """One optimiser step on this worker's part of the batch; returns its figures.
 
-    def consume(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
-        """One optimiser step on this worker's part of the batch; returns its figures."""
-        present_N = batch["row"] != FILLER
-        usable_N = (batch["fault"] == "") & present_N
-        loss = self._optimise(*(self._supervised(batch, usable_N) if self.supervised else self._mixit(batch, usable_N)))
-        row_N = torch.from_numpy(batch["row"][present_N]).to(self.device)
+        Where no worker has a usable row the weights stay, and the rows count as consumed.
+        """
+        name = "supervised_loss" if self.supervised else "mixit_loss"
+        losses = {name: self._optimise(*self._loss(batch))} if usable else {}
+        row_N = torch.from_numpy(batch["row"][batch["row"] != FILLER]).to(self.device)
         self.ledger.consume(np.array(gather_ids(row_N), np.int64))
         self.step += 1
-        name = "supervised_loss" if self.supervised else "mixit_loss"
-        self.keep_on_ladder({name: loss, "mixtures": self.ledger.consumed // (1 if self.supervised else 2)})
-        return {"step": self.step, name: loss, "rows": self.ledger.consumed}
+        return {"step": self.step, **losses, "rows": self.ledger.consumed}
 
-    def _mixit(self, batch: dict[str, np.ndarray], usable_N: np.ndarray) -> tuple[Tensor, int]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+        usable_N = usable_rows(batch)
+        return self._supervised(batch, usable_N) if self.supervised else self._mixit(batch, usable_N)
+
+    def _mixit(self, batch: Batch, usable_N: np.ndarray) -> tuple[Tensor, int]:
         """Sum of MixIT's losses over the pairs of rows whose clips are both usable, and their number."""
         wave_BRT = from_pcm(batch["segment"]).reshape(len(usable_N) // 2, 2, -1)
         reference_BRT = torch.from_numpy(wave_BRT[usable_N.reshape(-1, 2).all(axis=1)]).to(self.device)
@@ -121,7 +119,7 @@ class SeparatorTrainer:
             return self._nothing(), 0
         return mixit_loss(reference_BRT, self.model(reference_BRT.sum(dim=1))).loss_B.sum(), len(reference_BRT)
 
-    def _supervised(self, batch: dict[str, np.ndarray], usable_N: np.ndarray) -> tuple[Tensor, int]:
+    def _supervised(self, batch: Batch, usable_N: np.ndarray) -> tuple[Tensor, int]:
         """Sum of the losses with known sources over the usable rows, and their number."""
         samples = self._segment_samples()
         scenes = [
@@ -147,7 +145,7 @@ class SeparatorTrainer:
 
     def _optimise(self, loss: Tensor, local: int) -> float:
         """A step on the mean loss over the mixtures of all workers, which may hold unequal numbers of them."""
-        workers = ray.train.get_context().get_world_size()
+        workers = world_size()
         count = sum_over_workers(torch.tensor(float(local), device=self.device))
         loss = loss * (workers / count.clamp_min(1))
         self.optimizer.zero_grad(set_to_none=True)
@@ -162,30 +160,62 @@ class SeparatorTrainer:
         return TrainingState(self.step, self.ledger, tensors)
 
 
+class LadderKeeper(Hook):
+    """Rank 0 scores and keeps the weights whose step is one of the ladder's."""
+
+    def __init__(self, worker: SeparatorTrainer, run_dir: Path, held_out: list[tuple[str, float]]) -> None:
+        """Keep what belongs on the ladder from now on, the weights as they are now included."""
+        self.worker, self.run_dir, self.held_out = worker, run_dir, held_out
+        self._keep({})
+
+    def after_step(self, step: Step) -> None:
+        """Keep the weights with the loss of their last step."""
+        mixtures = self.worker.ledger.consumed // (1 if self.worker.supervised else 2)
+        losses = {name: value for name, value in step.figures.items() if name.endswith("_loss")}
+        self._keep({**losses, "mixtures": mixtures})
+
+    def _keep(self, metadata: dict[str, Any]) -> None:
+        experiment, separator, now = self.worker.experiment, self.worker.separator, self.worker.step
+        for name, step in experiment.separator.ladder.steps.items():
+            if rank() == 0 and step == now and name not in read_ladder(self.run_dir):
+                scores = score_checkpoint(separator, self.held_out, experiment)
+                add_to_ladder(self.run_dir, name, step, separator, metadata | scores)
+
+
+class MixtureRate(Hook):
+    """How many mixtures are learned from per second."""
+
+    def __init__(self, batch_mixtures: int) -> None:
+        self.batch_mixtures = batch_mixtures
+
+    def after_step(self, step: Step) -> None:
+        """Of the step that was made, its wait for data included."""
+        step.figures["mixtures_per_second"] = self.batch_mixtures / step.seconds
+
+
 def separator_worker(settings: dict[str, Any]) -> None:
-    """What every Ray Train worker runs."""
+    """What every Ray Train worker runs: its part of the stream, step by step, with the hooks beside it."""
     experiment = Experiment.model_validate(settings["experiment"])
-    start = resume_point(Path(settings["checkpoints"]))
-    worker = SeparatorTrainer(experiment, settings, start)
-    local_rows = 2 * experiment.separator.batch_mixtures // ray.train.get_context().get_world_size()
+    folder, separator = StageFolder(Path(settings["run"]), settings["stage"]), experiment.separator
+    worker = SeparatorTrainer(experiment, settings["rows"], ray.train.torch.get_device(), resume_point(folder.path))
+    worker.model = ray.train.torch.prepare_model(worker.separator)
+    local_rows = 2 * separator.batch_mixtures // world_size()
     shard = ray.train.get_dataset_shard("views")
-    reporter, every = Reporter(settings, worker.state), experiment.training.checkpoint_every_steps
-    asked = time.perf_counter()
-    for batch in shard.iter_batches(batch_size=local_rows, batch_format="numpy", prefetch_batches=2):
-        with reporter.step(worker.device):
-            figures = worker.consume(batch)
-            now = time.perf_counter()
-            figures["mixtures_per_second"] = experiment.separator.batch_mixtures / (now - asked)
-            reporter.add(figures)
-            asked = now
-            save = worker.step % every == 0
-            if save or worker.step % LOG_EVERY_STEPS == 0:
-                reporter.send(save)
-    reporter.finish(save=worker.step % every != 0)
+    batches = shard.iter_batches(batch_size=local_rows, batch_format="numpy", prefetch_batches=2)
+    training = experiment.training
+    saving = Saving(folder, worker.state, training.checkpoint_every_steps, kept=1)
+    hooks = [
+        MixtureRate(separator.batch_mixtures),
+        Quarantine(worker.ledger, settings["clips"], training.quarantine_share, worker.device),
+        LadderKeeper(worker, folder.run, [(uri, offset) for uri, offset in settings["held_out"]]),
+        saving,
+        Reporting(),
+    ]
+    run_steps(worker, batches, hooks, saving.pause)
 
 
-def score_rung(separator: TDCNpp, held_out: list[tuple[str, float]], experiment: Experiment) -> dict[str, Any]:
-    """What a rung's card says of held-out clips; nothing where there are none."""
+def score_checkpoint(separator: TDCNpp, held_out: list[tuple[str, float]], experiment: Experiment) -> dict[str, Any]:
+    """What a checkpoint's card says of held-out clips; nothing where there are none."""
     if len(held_out) < 2:
         return {}
     device = next(separator.parameters()).device
@@ -209,7 +239,10 @@ def train_separator(
         experiment: separator, audio and resources.
         manifest: the training clips; labels are not looked at.
         run_dir: the run's folder.
-        held_out: clips on which every rung is scored.
+        held_out: clips on which every checkpoint is scored.
+
+    Raises:
+        SepsceneError: as `Stage.run`.
     """
     steps = experiment.separator.ladder.steps
     for name, network in experiment.separator.beside.items():
@@ -225,23 +258,20 @@ def train_separator(
         torch.manual_seed(experiment.seed)
         untrained = TDCNpp(experiment.separator.network)
         for name in steps:
-            add_to_ladder(run_dir, name, 0, untrained, score_rung(untrained, scored, experiment))
+            add_to_ladder(run_dir, name, 0, untrained, score_checkpoint(untrained, scored, experiment))
         return read_ladder(run_dir)
-    settings = {
-        "experiment": experiment.model_dump(mode="json"),
-        "run_dir": str(run_dir.resolve()),
-        "rows": rows,
-        "held_out": scored,
-    }
-    fit(
-        separator_worker,
-        settings,
-        lambda ledger: segment_stream(experiment, manifest, schedule, ledger),
-        rows,
-        run_dir,
-        STAGE,
-        experiment.resources,
-        checkpoints_kept=1,
+    Stage(
+        folder=StageFolder(run_dir, STAGE),
+        worker=separator_worker,
+        settings={
+            "experiment": experiment.model_dump(mode="json"),
+            "clips": len(manifest.clips),
+            "rows": rows,
+            "held_out": scored,
+        },
+        stream=lambda ledger: segment_stream(experiment, manifest, schedule, ledger),
+        rows=rows,
+        resources=experiment.resources,
         options=execution_options(experiment),
-    )
+    ).run()
     return read_ladder(run_dir)

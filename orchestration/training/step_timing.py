@@ -1,4 +1,4 @@
-"""How fast training goes: examples a second, the share of the time spent waiting, and what the device could do.
+"""How fast training goes: examples per second, the share of the time spent waiting, and what the device could do.
 
 MFU (model FLOPs utilisation) is the operations that a step needs, over its time, over the rate of one large matrix
 product in the same precision on the same device, measured when the worker starts. So it is a share of what this machine
@@ -12,12 +12,13 @@ import torch
 from sepscene.augment.views import patch_samples
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.flops import step_flops
+from sepscene.orchestration.training.hooks import Hook, Step
 
 _SIDE = {"cpu": 768, "cuda": 8192}  # of the matrices: 0.9 and 1100 GFLOP a product
 _ROUNDS = 5
 
 
-class Pace:
+class StepTiming(Hook):
     """Figures of a step's time on one worker."""
 
     def __init__(self, experiment: Experiment, device: torch.device, workers: int) -> None:
@@ -27,18 +28,13 @@ class Pace:
         self.flops = step / workers
         self.ceiling = matmul_rate(device, torch.bfloat16 if training.precision == "bfloat16" else torch.float32)
 
-    def figures(self, pairs: float, asked: float, arrived: float, done: float) -> dict[str, float]:
-        """Of a step.
-
-        Args:
-            pairs: in the global batch.
-            asked, arrived, done: seconds at which the batch was asked for, was there, and was learned from.
-        """
-        seconds = done - asked
-        return {
-            "examples_per_second": pairs / seconds,
-            "waiting_share": (arrived - asked) / seconds,
-            "mfu": self.flops / seconds / self.ceiling,
+    def after_step(self, step: Step) -> None:
+        """Add the figures of a step: pairs of the global batch per second, share of its time spent waiting, and MFU."""
+        pairs = step.figures["pairs"] + step.figures.get("coincidence_pairs", 0.0)
+        step.figures |= {
+            "examples_per_second": pairs / step.seconds,
+            "waiting_share": step.waited_seconds / step.seconds,
+            "mfu": self.flops / step.seconds / self.ceiling,
         }
 
 

@@ -22,6 +22,7 @@ from sepscene.models.config import Config
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.formatting import quantity
 from sepscene.orchestration.runtime.placement import separates_live
+from sepscene.orchestration.training.hooks import Batch, Hook, Step
 from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers, world_size
 
 ENOUGH = 0.1
@@ -42,7 +43,7 @@ _SUMS = (
 """What each trainer adds up between two reports."""
 
 
-class StreamBalance:
+class StreamBalance(Hook):
     """Adds up the costs that rows bring to one trainer, and gives figures for the whole stream."""
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
@@ -60,7 +61,15 @@ class StreamBalance:
         self.sums = dict.fromkeys(_SUMS, 0.0)
         self.actors: set[int] = set()
 
-    def add(self, batch: dict[str, np.ndarray], waited_seconds: float) -> None:
+    def after_step(self, step: Step) -> None:
+        """Add the figures to a step that is reported, and an advice when another stage sets the pace."""
+        if not step.reported:
+            return
+        step.figures |= self.figures()
+        advice = self.advice()
+        step.events += [advice] if advice else []
+
+    def before_step(self, batch: Batch, waited_seconds: float) -> None:
         """Count a batch in that has just arrived, after so long a wait."""
         present_B = batch["row"] != FILLER
         usable_B = present_B & (batch["fault"] == "")
@@ -110,7 +119,8 @@ class StreamBalance:
         """What sets the pace of the last reports and what to change, when it is another stage than before; else ""."""
         if len(self.last) < ADVICE_REPORTS:
             return ""
-        balance, self.last = _mean_of(self.last), []
+        balance = _mean_of(self.last, store_counts(self.last))
+        self.last = []
         before, self.paced_by = self.paced_by, pace_setter(balance, self.experiment)
         return "" if self.paced_by == before else bottleneck(balance, self.experiment)
 
@@ -210,11 +220,11 @@ def balance_of(records: Sequence[dict[str, Any]], stage: str) -> Balance | None:
     if not told:
         return None
     settled = told[1:] or told
-    return _mean_of(settled).model_copy(update={"store": store_counts(told)})
+    return _mean_of(settled, store_counts(told))
 
 
-def _mean_of(told: Sequence[dict[str, Any]]) -> Balance:
-    """The mean of some reports, each weighted by the time that it speaks of."""
+def _mean_of(told: Sequence[dict[str, Any]], store: dict[str, int]) -> Balance:
+    """The mean of some reports, each weighted by the time that it speaks of; `store` as it is."""
     times = [float(record["balance_seconds"]) for record in told]
     total = sum(times)
 
@@ -239,7 +249,7 @@ def _mean_of(told: Sequence[dict[str, Any]]) -> Balance:
         core_share=mean("trainers/core_share"),
         actors=mean_if_told("separation/actors"),
         silent_share=mean_if_told("views/silent_share"),
-        store=store_counts(told),
+        store=store,
     )
 
 

@@ -24,6 +24,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,10 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder, update_card
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import write_whole
-from sepscene.orchestration.records.metrics_log import validations_folder
+from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.training.hooks import Hook, Step
 from sepscene.tasks.datasets.readers import Manifest
+from sepscene.tasks.distributed.gather import rank
 
 FIGURE = "validation_knn_map"
 ASKED_EVERY = 4
@@ -85,7 +88,7 @@ def choose_probe(manifest: Manifest, count: int) -> ProbeClips:
     )
 
 
-def validation_of(experiment: Experiment, manifest: Manifest, run_dir: Path, stage: str) -> ValidationConfig | None:
+def validation_of(experiment: Experiment, manifest: Manifest, folder: StageFolder) -> ValidationConfig | None:
     """What Ray Train needs to validate a stage; none when the experiment does not ask for it.
 
     Raises:
@@ -96,23 +99,47 @@ def validation_of(experiment: Experiment, manifest: Manifest, run_dir: Path, sta
     clips = choose_probe(manifest, experiment.training.validation_clips)
     resources = experiment.resources
     return ValidationConfig(
-        fn=Validator(experiment, clips, run_dir.resolve(), stage),
+        fn=Validator(experiment, clips, StageFolder(folder.run.resolve(), folder.name)),
         ray_remote_kwargs={"num_cpus": resources.validation_cpus, "num_gpus": resources.validation_gpus},
     )
 
 
-class HandOver:
-    """Rank 0's encoders on their way to the validation: written in a thread, then brought along with a report.
+class HandOver(Hook):
+    """Rank 0's encoders on their way to the validation: written in a thread, then handed on with a later report.
 
-    What Ray stores and validates is the encoder alone, a bundle; the checkpoints from which a run continues are none of
-    its business.
+    What Ray stores and validates is the encoder alone, a bundle. It never sees the checkpoints from which a run
+    continues.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, encoder: Callable[[], Encoder], every: int, last_step: int) -> None:
+        """Args:
+        encoder: the encoder as it is now.
+        every: steps from one validation to the next; 0 never validates.
+        last_step: the step that is validated in any case.
+        """
+        self.encoder, self.every, self.last_step = encoder, every, last_step
         self.step = 0
         self.folder = Path()
         self.fault = ""
         self._thread: threading.Thread | None = None
+
+    def reports_after(self, number: int) -> bool:
+        """Where an encoder is to be validated: the one before must be on its way by then."""
+        return self.every > 0 and (number % self.every == 0 or number == self.last_step)
+
+    def after_step(self, step: Step) -> None:
+        """Hand on what is written, and begin to write the next."""
+        due = self.reports_after(step.number)
+        if step.reported:
+            step.report_options |= self.report_options(wait=due)
+            step.events += self.take_fault()
+        if due and rank() == 0 and not step.fatal:
+            self.start(self.encoder(), step.number)
+
+    def at_end(self, last: Step) -> None:
+        """Hand on the last one."""
+        last.report_options |= self.report_options(wait=True)
+        last.events += self.take_fault()
 
     def start(self, encoder: Encoder, step: int) -> None:
         """Copy the encoder as it is now, and write the copy while training goes on."""
@@ -146,17 +173,18 @@ class HandOver:
             "validation": True,
         }
 
-    def take_fault(self) -> str:
+    def take_fault(self) -> list[str]:
         """Why an encoder could not be written, once."""
-        fault, self.fault = self.fault, ""
-        return fault
+        faults = [self.fault] if self.fault else []
+        self.fault = ""
+        return faults
 
 
 class Validator:
     """What the validation task does with an encoder; Ray sends it to wherever there is room."""
 
-    def __init__(self, experiment: Experiment, clips: ProbeClips, run_dir: Path, stage: str) -> None:
-        self.experiment, self.clips, self.run_dir, self.stage = experiment, clips, run_dir, stage
+    def __init__(self, experiment: Experiment, clips: ProbeClips, folder: StageFolder) -> None:
+        self.experiment, self.clips, self.folder = experiment, clips, folder
 
     def __call__(self, checkpoint: ray.train.Checkpoint, **_: Any) -> dict[str, float]:
         """Judge an encoder, leave the record for the metrics file, and keep the encoder if it is the best so far.
@@ -170,11 +198,11 @@ class Validator:
         try:
             with checkpoint.as_directory() as folder:
                 figures = {FIGURE: probe(load_encoder(folder), self.clips, self.experiment)}
-                keep_best(best_folder(self.run_dir, self.stage), Path(folder), step, figures[FIGURE])
+                keep_best(self.folder.best, Path(folder), step, figures[FIGURE])
             record = {**figures, "validation_seconds": round(time.perf_counter() - started, 3)}
         except Exception as error:
             record = {"event": f"the validation of step {step} failed: {type(error).__name__}: {error}"}
-        left = validations_folder(self.run_dir, self.stage) / f"step-{step:08d}.json"
+        left = self.folder.validations / f"step-{step:08d}.json"
         write_whole(left, json.dumps({"step": step, **record}))
         return figures
 
@@ -207,11 +235,6 @@ def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
     h_ND, targets_NK, asked_N = np.concatenate(h), clips.targets_NK[kept], clips.asked_N[kept]
     neighbours = experiment.evaluation.scoring.neighbours
     return knn_map(h_ND[~asked_N], targets_NK[~asked_N], h_ND[asked_N], targets_NK[asked_N], neighbours)
-
-
-def best_folder(run_dir: Path, stage: str) -> Path:
-    """Where a stage keeps the best encoder so far: a bundle, with `validation.json` beside its files."""
-    return run_dir / "checkpoints" / stage / "best"
 
 
 def best_figure(best: Path) -> float:

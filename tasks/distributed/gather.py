@@ -56,6 +56,21 @@ def gather_ids(local_ids: Tensor) -> list[int]:
     return gather_rows(local_ids.detach().to(torch.int64)).tolist()
 
 
+def gather_texts(local: str, device: torch.device) -> list[str]:
+    """A text of each worker, in rank order. As bytes in tensors, so that nothing that arrives is unpickled.
+
+    Args:
+        local: this worker's text; it may be empty.
+        device: where the process group communicates.
+    """
+    byte_n = torch.tensor(list(local.encode()), dtype=torch.uint8, device=device)
+    counts = gather_counts(len(byte_n), device)
+    if not any(counts):
+        return [""] * len(counts)
+    parts = gather_rows(byte_n, counts).split(counts)
+    return [bytes(part.tolist()).decode() for part in parts]
+
+
 def sum_over_workers(values: Tensor) -> Tensor:
     """The sum of a tensor over the workers, without a gradient: for figures that are logged."""
     total = values.detach().clone()

@@ -22,7 +22,8 @@ from filelock import FileLock
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_ledger
 from sepscene.orchestration.records.results import read_metrics
-from sepscene.orchestration.training.pretraining import LOG_EVERY_STEPS, pretrain
+from sepscene.orchestration.training.hooks import REPORT_EVERY_STEPS
+from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import Manifest
 
 STAGE = "pretrain-mix-chan"
@@ -194,7 +195,7 @@ def note(fault: str, outcome: str, run_dir: Path, struck: Iterable[float] = ()) 
 
 def _recovery(records: list[dict[str, float | str]], moment: float) -> float:
     told = max((float(record["step"]) for record in records if float(record["seconds"]) <= moment), default=0.0)
-    beyond = [float(record["seconds"]) for record in records if float(record["step"]) > told + LOG_EVERY_STEPS]
+    beyond = [float(record["seconds"]) for record in records if float(record["step"]) > told + REPORT_EVERY_STEPS]
     return min(beyond, default=moment) - moment
 
 

@@ -1,39 +1,60 @@
-"""One worker of the pre-training by itself: bad steps, accumulation, what is watched. With Ray: test_faults."""
+"""One worker of the pre-training with its hooks, in this process: bad steps, accumulation. With Ray: tests/faults."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
+from threading import RLock
 
 import numpy as np
 import pytest
-import ray.train
-import ray.train.torch
 import torch
 
 from sepscene.augment.draws import FILLER, SPECAUGMENT_UNIFORMS
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import write_checkpoint, write_whole
+from sepscene.orchestration.records.checkpoints import write_checkpoint
+from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.builders import build_objective
-from sepscene.orchestration.training.pretraining import BAD_ROWS, LOG_EVERY_STEPS, Pretrainer
+from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine
+from sepscene.orchestration.training.hooks import REPORT_EVERY_STEPS, Batch, Hook, Step, run_steps
+from sepscene.orchestration.training.pretraining import Pretrainer
 from sepscene.orchestration.training.replay import last_bad_rows, stage_folder
 
 CLIPS = 24
-Batch = dict[str, np.ndarray]
+CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One worker without Ray around it."""
-    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(ray.train.torch, "prepare_model", lambda model, **_: model)
-    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+def worker(experiment: Experiment, checkpoint: Path | None = None) -> Pretrainer:
+    return Pretrainer(experiment, CLIPS, CPU, checkpoint)
 
 
-def worker(experiment: Experiment, folder: Path) -> Pretrainer:
-    if not (folder / "resume").exists():
-        write_whole(folder / "resume", "")
-    return Pretrainer(experiment, CLIPS, folder)
+class Recorder(Hook):
+    """Keeps every step, as the last of the hooks sees it."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def reports_after(self, number: int) -> bool:
+        return number % REPORT_EVERY_STEPS == 0
+
+    def after_step(self, step: Step) -> None:
+        self.steps.append(step)
+
+    @property
+    def events(self) -> list[str]:
+        return [event for step in self.steps for event in step.events]
+
+
+def trained(one: Pretrainer, batches: Iterable[Batch], *hooks: Hook) -> Recorder:
+    """Train on some batches with these hooks beside it."""
+    recorder = Recorder()
+    run_steps(one, batches, [*hooks, recorder], RLock())
+    return recorder
+
+
+def consumed(one: Pretrainer, rows: Batch) -> dict[str, float]:
+    """The figures of one step."""
+    return trained(one, [rows]).steps[0].figures
 
 
 def batch(step: int, rows: int = 8, spoiled: tuple[int, ...] = ()) -> Batch:
@@ -67,46 +88,42 @@ def weights(one: Pretrainer) -> list[torch.Tensor]:
 
 
 def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, tmp_path: Path) -> None:
-    one = worker(nano, tmp_path)
-    one.consume(batch(0))
+    one, folder = worker(nano), StageFolder(tmp_path, "pretrain")
+    hook = BadSteps(folder, one.bad_rows, most=10)
+    trained(one, [batch(0)], hook)
     before = weights(one)
     poison(one)
-    figures = one.consume(batch(1))
-    assert figures["bad"] == 1 and figures["rows"] == 16
+    (step,) = trained(one, [batch(1)], hook).steps
+    assert step.figures["bad"] == 1 and step.figures["rows"] == 16
     assert all(torch.equal(now, then) for now, then in zip(weights(one), before, strict=True))
-    assert json.loads((tmp_path / BAD_ROWS).read_text()) == [list(range(8, 16))]
-    assert one.events == ["step 2 is skipped: 8 rows from 8 on"]
-    assert one.consume(batch(2))["bad"] == 0
+    assert json.loads(folder.bad_rows.read_text()) == [list(range(8, 16))]
+    assert step.events == ["step 2 is skipped: 8 rows from 8 on"] and not step.fatal
+    assert consumed(one, batch(2))["bad"] == 0
     assert any(not torch.equal(now, then) for now, then in zip(weights(one), before, strict=True))
 
 
 def test_bad_steps_count_over_restarts(nano: Experiment, tmp_path: Path) -> None:
-    strict = nano.changed({"training.bad_steps": 1})
-    one = worker(strict, tmp_path)
+    one, folder = worker(nano), StageFolder(tmp_path, "pretrain")
     poison(one)
-    one.consume(batch(0))
-    assert one.must_stop() == ""
+    (step,) = trained(one, [batch(0)], BadSteps(folder, one.bad_rows, most=1)).steps
+    assert not step.fatal
     write_checkpoint(tmp_path / "step-00000001", one.state())
-    write_whole(tmp_path / "resume", "step-00000001")
-    again = worker(strict, tmp_path)
+    again = worker(nano, tmp_path / "step-00000001")
     assert again.bad_rows == [list(range(8))] and again.step == 1
     poison(again)
-    again.consume(batch(1))
-    assert "2 steps had a NaN" in again.must_stop() and "rows: 8, 9, 10" in again.must_stop()
+    (step,) = trained(again, [batch(1), batch(2)], BadSteps(folder, again.bad_rows, most=1)).steps
+    assert "2 steps had a NaN" in step.fatal and "rows: 8, 9, 10" in step.fatal
 
 
 @pytest.mark.parametrize("microbatch", [None, 3])
 def test_a_restored_worker_continues_bit_for_bit(nano: Experiment, tmp_path: Path, microbatch: int | None) -> None:
     experiment = nano.changed({"objective.learn_temperature": True, "training.microbatch": microbatch})
-    straight = worker(experiment, tmp_path)
-    for step in range(4):
-        straight.consume(batch(step))
-        if step == 1:
-            write_checkpoint(tmp_path / "step-00000002", straight.state())
-    write_whole(tmp_path / "resume", "step-00000002")
-    resumed = worker(experiment, tmp_path)
-    for step in (2, 3):
-        resumed.consume(batch(step))
+    straight = worker(experiment)
+    trained(straight, [batch(0), batch(1)])
+    write_checkpoint(tmp_path / "step-00000002", straight.state())
+    trained(straight, [batch(2), batch(3)])
+    resumed = worker(experiment, tmp_path / "step-00000002")
+    trained(resumed, [batch(2), batch(3)])
     assert resumed.step == straight.step and resumed.ledger == straight.ledger
     assert all(torch.equal(one, other) for one, other in zip(weights(resumed), weights(straight), strict=True))
 
@@ -115,59 +132,88 @@ def test_replay_takes_the_rows_of_the_last_bad_step(nano: Experiment, tmp_path: 
     nano.save(tmp_path / "experiment.yaml")
     with pytest.raises(SepsceneError, match="has skipped no step"):
         last_bad_rows(tmp_path)
-    one = worker(nano, stage_folder(tmp_path, nano))
+    one = worker(nano)
+    hook = BadSteps(stage_folder(tmp_path, nano), one.bad_rows, most=10)
     for step in range(2):
         poison(one)
-        one.consume(batch(step))
+        trained(one, [batch(step)], hook)
     assert last_bad_rows(tmp_path) == list(range(8, 16))
 
 
-def test_microbatches_give_the_losses_of_the_whole_batch(nano: Experiment, tmp_path: Path) -> None:
-    whole, small = (worker(nano.changed({"training.microbatch": m}), tmp_path) for m in (None, 4))
+def test_a_batch_without_a_usable_row_changes_no_weight(nano: Experiment) -> None:
+    one = worker(nano)
+    trained(one, [batch(0)])
+    before = weights(one)
+    figures = consumed(one, batch(1, spoiled=tuple(range(8))))
+    assert figures["rows"] == 16 and "loss" not in figures
+    assert all(torch.equal(now, then) for now, then in zip(weights(one), before, strict=True))
+    assert consumed(one, batch(2, spoiled=tuple(range(7))))["pairs"] == 1
+
+
+def test_data_that_is_gone_ends_the_run_in_its_second_batch(nano: Experiment) -> None:
+    one = worker(nano)
+    batches = [batch(step, spoiled=tuple(range(8))) for step in range(4)]
+    recorder = trained(one, batches, Quarantine(one.ledger, CLIPS, 1.0, CPU))
+    assert [bool(step.fatal) for step in recorder.steps] == [False, True]
+    assert recorder.steps[1].fatal == "no clip of 2 whole batches in a row can be used; the first: clip 0: broken"
+
+
+def test_too_many_unusable_clips_end_the_run_in_the_step_that_meets_them(nano: Experiment) -> None:
+    one = worker(nano)
+    recorder = trained(one, [batch(0, spoiled=(3,)), batch(1, spoiled=(4, 5)), batch(2)],
+                       Quarantine(one.ledger, CLIPS, 0.1, CPU))  # fmt: skip
+    assert one.ledger.quarantined == {"clip 3": "broken", "clip 4": "broken", "clip 5": "broken"}
+    assert [step.fatal for step in recorder.steps] == [
+        "", "3 of 24 clips cannot be used, more than training.quarantine_share = 0.1; the first: clip 3: broken"
+    ]  # fmt: skip
+
+
+def test_microbatches_give_the_losses_of_the_whole_batch(nano: Experiment) -> None:
+    whole, small = (worker(nano.changed({"training.microbatch": m})) for m in (None, 4))
     for one in (whole, small):
         one.objective.eval()  # BatchNorm's statistics are a microbatch's: fix them to compare
     for step in range(2):
         rows = batch(step, spoiled=(0, 3))
-        expected, figures = whole.consume(rows), small.consume(rows)
+        expected, figures = consumed(whole, rows), consumed(small, rows)
         for name in ("loss", "similarity", "coincidence"):
             assert figures[name] == pytest.approx(expected[name], rel=1e-5), name
         assert figures["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=2e-4)  # sums of float32
         assert figures["pairs"] == 6
 
 
-def test_each_task_may_have_rows_of_its_own(nano: Experiment, tmp_path: Path) -> None:
+def test_each_task_may_have_rows_of_its_own(nano: Experiment) -> None:
     own = {"objective.coincidence_pairs": "own", "objective.alpha": 0.5}
-    one, small = (worker(nano.changed({**own, "training.microbatch": m}), tmp_path) for m in (None, 2))
+    one, small = (worker(nano.changed({**own, "training.microbatch": m})) for m in (None, 2))
     rows = batch(0, spoiled=(1,))
-    view_1, view_2, own_1, own_2 = one._logmels(rows, rows["fault"] == "")
+    view_1, view_2, own_1, own_2 = one._logmels(rows)
     assert len(view_1) == len(view_2) == 4 and len(own_1) == len(own_2) == 3
-    shared = worker(nano, tmp_path)._logmels(rows, rows["fault"] == "")
+    shared = worker(nano)._logmels(rows)
     assert torch.equal(shared[0][[0, 1, 3, 5]], view_1) and torch.equal(shared[1][[2, 4, 6]], own_2)
     for alone in (one, small):
         alone.objective.eval()
-    figures, chunked = one.consume(rows), small.consume(rows)
+    figures, chunked = consumed(one, rows), consumed(small, rows)
     assert figures["pairs"] == 4 and figures["coincidence_pairs"] == 3
     assert chunked["loss"] == pytest.approx(figures["loss"], rel=1e-5)
 
 
-def test_health_is_watched_every_few_steps_and_a_collapse_told_once(nano: Experiment, tmp_path: Path) -> None:
-    one = worker(nano, tmp_path)
-    records = [one.consume(batch(step)) for step in range(LOG_EVERY_STEPS)]
-    assert ["effective_rank" in record for record in records] == [False] * (LOG_EVERY_STEPS - 1) + [True]
+def test_health_is_looked_at_every_few_steps_and_a_collapse_reported_once(nano: Experiment) -> None:
+    one = worker(nano)
+    hook = Diagnostics(lambda: one.result, one.objective.coincidence)
+    records = [step.figures for step in trained(one, map(batch, range(REPORT_EVERY_STEPS)), hook).steps]
+    assert ["effective_rank" in record for record in records] == [False] * (REPORT_EVERY_STEPS - 1) + [True]
     assert records[-1].keys() >= {"alignment", "uniformity", "positive_similarity", "coincidence_auc"}
-    one = worker(nano.changed({"training.epochs": 40, "training.learning_rate": 1e-9}), tmp_path)
+    one = worker(nano.changed({"training.epochs": 40, "training.learning_rate": 1e-9}))
+    hook = Diagnostics(lambda: one.result, one.objective.coincidence)
     with torch.no_grad():
         one.objective.get_submodule("trunk").embedding.weight.zero_()  # type: ignore[union-attr, operator]
-    for step in range(2 * LOG_EVERY_STEPS):
-        one.consume(batch(step))
-    assert sum("collapsing" in event for event in one.events) == 1
+    events = trained(one, map(batch, range(2 * REPORT_EVERY_STEPS)), hook).events
+    assert sum("collapsing" in event for event in events) == 1
 
 
-def test_a_filler_carries_nothing(nano: Experiment, tmp_path: Path) -> None:
-    one = worker(nano, tmp_path)
+def test_a_filler_carries_nothing(nano: Experiment) -> None:
     rows = batch(0)
     rows["row"][5:] = FILLER
-    figures = one.consume(rows)
+    figures = consumed(worker(nano), rows)
     assert figures["pairs"] == 5 and figures["rows"] == 5
 
 

@@ -51,7 +51,7 @@ def batch(rows: int, made_seconds_ago: float = 0.0) -> dict[str, np.ndarray]:
 def told(settings: Experiment, seconds: float, rows: int) -> dict[str, float]:
     """Figures of one trainer that took so many rows in so many seconds."""
     balance = StreamBalance(settings, torch.device("cpu"))
-    balance.add(batch(rows, made_seconds_ago=0.5), waited_seconds=0.25 * seconds)
+    balance.before_step(batch(rows, made_seconds_ago=0.5), waited_seconds=0.25 * seconds)
     balance.begin -= seconds
     return balance.figures()
 
@@ -82,7 +82,7 @@ def test_fillers_and_unusable_rows_are_no_work() -> None:
     balance = StreamBalance(experiment(**{"resources.trainers": 1}), torch.device("cpu"))
     some = batch(8)
     some["row"][6:], some["fault"][:2] = FILLER, "torn"
-    balance.add(some, waited_seconds=0.0)
+    balance.before_step(some, waited_seconds=0.0)
     balance.begin -= 1.0
     figures = balance.figures()
     assert figures["rows_per_second"] == pytest.approx(6, rel=0.02)
@@ -113,7 +113,7 @@ def test_the_advice_comes_while_it_runs_and_when_it_changes() -> None:
 
     def report(waiting: float, separating: float) -> str:
         busy = batch(80) | {"separation_seconds": np.full(80, separating * 4.0 * 2 / 80)}
-        balance.add(busy, waited_seconds=4.0 * waiting)
+        balance.before_step(busy, waited_seconds=4.0 * waiting)
         balance.begin -= 4.0
         balance.figures()
         return balance.advice()

@@ -20,13 +20,13 @@ from sepscene.orchestration.records.metrics_log import (
     validations_folder,
 )
 from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.placement import check_placement, demands, phases
 from sepscene.orchestration.training.builders import encoder_of
 from sepscene.orchestration.training.validation import (
     FIGURE,
     HandOver,
     best_figure,
-    best_folder,
     choose_probe,
     keep_best,
     probe,
@@ -75,7 +75,7 @@ def test_records_are_moved_to_the_metrics_file_once_and_hide_no_step(tmp_path: P
 
 
 def test_an_encoder_is_handed_over_as_it_was_and_once(nano: Experiment) -> None:
-    hand_over, encoder = HandOver(), encoder_of(nano, None)
+    hand_over, encoder = HandOver(lambda: encoder_of(nano, None), 2, 4), encoder_of(nano, None)
     assert hand_over.report_options(wait=True) == {}
     before = encoder.trunk.embedding.weight.detach().clone()
     hand_over.start(encoder, 7)
@@ -84,24 +84,25 @@ def test_an_encoder_is_handed_over_as_it_was_and_once(nano: Experiment) -> None:
     options = hand_over.report_options(wait=True)
     assert options["validation"] and options["checkpoint_dir_name"].startswith("encoder-00000007-")
     assert torch.equal(load_encoder(options["checkpoint"].path).trunk.embedding.weight, before)
-    assert hand_over.report_options(wait=True) == {} and hand_over.take_fault() == ""
+    assert hand_over.report_options(wait=True) == {} and hand_over.take_fault() == []
 
 
 def test_an_encoder_that_is_not_finite_is_told_and_not_handed_over(nano: Experiment) -> None:
-    hand_over, encoder = HandOver(), encoder_of(nano, None)
+    hand_over, encoder = HandOver(lambda: encoder_of(nano, None), 2, 4), encoder_of(nano, None)
     with torch.no_grad():
         encoder.trunk.embedding.weight.fill_(torch.nan)
     hand_over.start(encoder, 7)
     assert hand_over.report_options(wait=True) == {}
-    assert hand_over.take_fault().startswith("step 7 is not validated") and hand_over.take_fault() == ""
+    (fault,) = hand_over.take_fault()
+    assert fault.startswith("step 7 is not validated") and hand_over.take_fault() == []
 
 
 def test_the_best_is_replaced_whole(nano: Experiment, tmp_path: Path) -> None:
-    best = best_folder(tmp_path, STAGE)
+    best = StageFolder(tmp_path, STAGE).best
     assert best_figure(best) == -np.inf
     bundles = {}
     for step, value in ((2, 0.25), (4, 0.5), (6, 0.4)):
-        bundles[step] = encoder_of(nano.model_copy(update={"seed": step}), None)
+        bundles[step] = encoder_of(nano.changed({"seed": step}), None)
         save_encoder(bundles[step], tmp_path / str(step), {"steps": step})
         keep_best(best, tmp_path / str(step), step, value)
         assert best_figure(best) == (0.5 if step == 6 else value)
@@ -151,7 +152,7 @@ def test_a_run_is_validated_on_its_way_and_at_its_end(
     clips = choose_probe(train_clips, 16)
     by_hand = probe(encoder_of(experiment, state), clips, experiment)
     assert records[-1][FIGURE] == pytest.approx(by_hand, abs=1e-6)
-    best = best_folder(tmp_path, STAGE)
+    best = StageFolder(tmp_path, STAGE).best
     assert best_figure(best) == max(float(record[FIGURE]) for record in records)
     assert probe(load_encoder(best), clips, experiment) == pytest.approx(best_figure(best), abs=1e-6)
     assert [record["step"] for record in read_metrics(tmp_path) if "loss" in record] == list(range(1, 15))

@@ -1,0 +1,125 @@
+"""Hooks that look after the training's health: clips that cannot be used, steps that are not finite, a collapse of h.
+
+Shapes: N rows of this worker's part of a batch.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from sepscene.augment.draws import FILLER
+from sepscene.orchestration.records.checkpoints import write_whole
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.training.hooks import REPORT_EVERY_STEPS, Batch, Hook, Step
+from sepscene.tasks.distributed.gather import gather_rows, gather_texts, rank
+from sepscene.tasks.losses.coincidence import PairHead
+from sepscene.tasks.losses.diagnostics import collapse_warning, watch
+from sepscene.tasks.losses.joint import JointLoss
+
+EMPTY_BATCHES = 2
+"""Global batches in a row without any usable row after which the data itself must be gone."""
+
+
+class Quarantine(Hook):
+    """Enters clips that cannot be used in the ledger, and stops the run when there are too many."""
+
+    def __init__(self, ledger: Ledger, clips: int, most_share: float, device: torch.device) -> None:
+        """Args:
+        ledger: the worker's.
+        clips: number of clips of the data set.
+        most_share: share of them that may be unusable.
+        device: where the process group communicates.
+        """
+        self.ledger, self.clips, self.most_share, self.device = ledger, clips, most_share, device
+        self.faults: dict[str, str] = {}
+        self.empty = 0  # global batches in a row without a usable row
+
+    def before_step(self, batch: Batch, waited_seconds: float) -> None:
+        """Note the faults of this worker's rows."""
+        for n in np.flatnonzero((batch["row"] != FILLER) & (batch["fault"] != "")):
+            self.faults[str(batch["uri"][n])] = str(batch["fault"][n])
+
+    def after_step(self, step: Step) -> None:
+        """Share the faults of all workers in every step that has some; all know how many rows were usable."""
+        self.empty = 0 if step.usable or not step.rows else self.empty + 1
+        if step.usable < step.rows:
+            self._share(step)
+        if step.reported:
+            step.figures["quarantined"] = len(self.ledger.quarantined)
+
+    def _share(self, step: Step) -> None:
+        for faults in gather_texts(json.dumps(self.faults), self.device):
+            self.ledger.quarantined.update(json.loads(faults))
+        self.faults = {}
+        unusable = self.ledger.quarantined
+        uri, reason = next(iter(unusable.items()))
+        first = f"the first: {uri}: {reason}"
+        if self.empty >= EMPTY_BATCHES:
+            step.fatal = step.fatal or f"no clip of {self.empty} whole batches in a row can be used; {first}"
+        elif len(unusable) > self.most_share * self.clips:
+            step.fatal = step.fatal or (
+                f"{len(unusable)} of {self.clips} clips cannot be used, more than "
+                f"training.quarantine_share = {self.most_share:g}; {first}"
+            )
+
+
+class BadSteps(Hook):
+    """Keeps the rows of steps whose loss or gradient was not finite, and stops the run when there are too many."""
+
+    def __init__(self, folder: StageFolder, bad_rows: list[list[int]], most: int) -> None:
+        """Args:
+        folder: of the stage; `sepscene replay` finds the rows there.
+        bad_rows: the worker's own list of the rows of each such step; its length counts over restarts.
+        most: such steps that a run may have.
+        """
+        self.folder, self.bad_rows, self.most = folder, bad_rows, most
+        self.known = len(bad_rows)
+
+    def after_step(self, step: Step) -> None:
+        """Look whether this step was skipped."""
+        if len(self.bad_rows) > self.known and rank() == 0:
+            rows = self.bad_rows[-1]
+            write_whole(self.folder.bad_rows, json.dumps(self.bad_rows))
+            step.events.append(f"step {step.number} is skipped: {len(rows)} rows from {rows[0]} on")
+        self.known = len(self.bad_rows)
+        if self.known > self.most:
+            step.fatal = step.fatal or (
+                f"{self.known} steps had a NaN or infinite loss or gradient, more than training.bad_steps = "
+                f"{self.most}; the last one's rows: {_some(self.bad_rows[-1])}; all are in "
+                f"{self.folder.bad_rows}, and `sepscene replay RUN` computes the last step's again, one by one"
+            )
+
+
+class Diagnostics(Hook):
+    """Whether the representation is healthy, over the global batch: figures, and a warning when h collapses."""
+
+    def __init__(self, result: Callable[[], JointLoss | None], head: PairHead | None) -> None:
+        """Args:
+        result: what the objective gave in the last step; none where that was skipped.
+        head: the coincidence head; none leaves its figures out.
+        """
+        self.result, self.head = result, head
+        self.collapsed = False  # whether the last look found h collapsed
+
+    def after_step(self, step: Step) -> None:
+        """Every few steps; all workers share their rows, and rank 0 looks."""
+        result = self.result()
+        if step.number % REPORT_EVERY_STEPS or result is None:
+            return
+        h_1_ND, h_2_ND = gather_rows(result.h_1_nD), gather_rows(result.h_2_nD)
+        if rank() != 0:
+            return
+        figures = watch(replace(result, h_1_nD=h_1_ND, h_2_nD=h_2_ND), self.head)
+        warning = collapse_warning(figures)
+        if warning and not self.collapsed:
+            step.events.append(warning)
+        self.collapsed = bool(warning)
+        step.figures |= figures
+
+
+def _some(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")

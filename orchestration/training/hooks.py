@@ -1,0 +1,133 @@
+"""The training loop, and the hooks that act beside it.
+
+The loop knows three things: the next batch, a step on it, and the hooks. Whatever else goes on (figures, diagnostics,
+checkpoints, reports to the driver) is a hook with a cadence of its own, so that a new one touches no other. Hooks act
+in the order in which they stand, and hand on a `Step`, to which each adds what it has to say.
+
+Shapes: N rows of this worker's part of a batch.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from sepscene.augment.draws import FILLER
+from sepscene.orchestration.records.checkpoints import TrainingState
+from sepscene.tasks.distributed.gather import sum_over_workers
+
+Batch = dict[str, np.ndarray]
+
+REPORT_EVERY_STEPS = 5
+"""Steps between two reports of all workers, at most."""
+
+
+class Worker(Protocol):
+    """What is trained: one worker's networks, optimiser and ledger."""
+
+    step: int
+    """Optimiser steps so far."""
+    device: torch.device
+
+    def consume(self, batch: Batch, usable: int) -> dict[str, float]:
+        """One step on this worker's part of the global batch, of which all workers together can use so many rows."""
+
+    def state(self) -> TrainingState:
+        """What a checkpoint must hold to continue from here."""
+
+
+@dataclass
+class Step:
+    """A step that was made, on its way through the hooks.
+
+    Attributes:
+        number: optimiser steps so far, with this one.
+        figures: its record in the metrics file.
+        usable: rows of the global batch whose clips could be used.
+        rows: rows of the global batch.
+        waited_seconds: from asking for the batch to having it.
+        seconds: from asking for the batch to the end of the step.
+        reported: whether all workers report to the driver after this step.
+        events: sentences for the terminal, the report and the metrics file.
+        fatal: why the run must stop; empty while it goes on. The same on all workers.
+        report_options: further arguments of `ray.train.report`.
+    """
+
+    number: int
+    figures: dict[str, float] = field(default_factory=dict)
+    usable: int = 0
+    rows: int = 0
+    waited_seconds: float = 0.0
+    seconds: float = 0.0
+    reported: bool = True
+    events: list[str] = field(default_factory=list)
+    fatal: str = ""
+    report_options: dict[str, Any] = field(default_factory=dict)
+
+
+class Hook:
+    """Something beside the training loop. A hook overrides what it needs; all workers have the same hooks."""
+
+    def reports_after(self, number: int) -> bool:
+        """Whether all workers must report after this step; the answer depends on the number alone."""
+        return False
+
+    def before_step(self, batch: Batch, waited_seconds: float) -> None:
+        """This worker's part of a batch has arrived, after so long a wait."""
+
+    def after_step(self, step: Step) -> None:
+        """The step was made."""
+
+    def at_end(self, last: Step) -> None:
+        """The stream is at its end; what is added to `last` goes with the last report."""
+
+
+def usable_rows(batch: Batch) -> np.ndarray:
+    """bool (N,): rows that are no fillers and whose clips could be read."""
+    usable_N: np.ndarray = (batch["row"] != FILLER) & (batch["fault"] == "")
+    return usable_N
+
+
+def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], pause: threading.RLock) -> None:
+    """Train on every batch of the stream, or until a hook finds a reason to stop. All workers call it together.
+
+    Args:
+        worker: what is trained.
+        batches: this worker's parts of the global batches.
+        hooks: in the order in which they act.
+        pause: held during a step; whoever holds it between two steps finds the worker's state whole.
+    """
+    asked = time.perf_counter()
+    for batch in batches:
+        usable, rows = _shared_counts(batch, worker.device)
+        with pause:
+            arrived = time.perf_counter()
+            for hook in hooks:
+                hook.before_step(batch, arrived - asked)
+            figures = worker.consume(batch, usable)
+            done = time.perf_counter()
+            step = Step(worker.step, figures, usable, rows, arrived - asked, done - asked)
+            step.reported = any(hook.reports_after(step.number) for hook in hooks)
+            for hook in hooks:
+                hook.after_step(step)
+        if step.fatal:
+            return
+        asked = done
+    last = Step(worker.step)
+    for hook in hooks:
+        hook.at_end(last)
+
+
+def _shared_counts(batch: Batch, device: torch.device) -> tuple[int, int]:
+    """Usable rows and rows of the global batch.
+
+    It returns when all workers have their batch. So nobody waits for another's data in the middle of a step, when its
+    state cannot be saved.
+    """
+    local = torch.tensor([usable_rows(batch).sum(), (batch["row"] != FILLER).sum()], device=device)
+    usable, rows = sum_over_workers(local).tolist()
+    return usable, rows

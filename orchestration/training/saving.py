@@ -1,0 +1,138 @@
+"""Hooks through which a worker leaves its traces: checkpoints on the disk, reports to the driver."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import ray.train
+
+from sepscene.orchestration.records.checkpoint_writer import (
+    CheckpointWriter,
+    checkpoint_given,
+    checkpoint_wanted,
+)
+from sepscene.orchestration.records.checkpoints import TrainingState
+from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.runtime.ray_compat import leaving_nodes
+from sepscene.orchestration.training.hooks import REPORT_EVERY_STEPS, Hook, Step
+from sepscene.tasks.distributed.gather import rank
+
+FULL_DISK_SECONDS = 60.0
+"""How long the last checkpoint waits for room on the disk."""
+
+WATCH_SECONDS = 0.5
+"""How often rank 0 looks for a warning."""
+
+
+class Saving(Hook):
+    """Rank 0 writes a checkpoint every few steps, at the end, and when the end may be near.
+
+    A thread waits for a warning (a signal to the driver, a node that is being drained), and then saves at once, between
+    two steps. That cannot be left to the steps themselves: Ray Data gives no more work to a node that is being drained,
+    so the stream may stand still until that node is gone.
+    """
+
+    def __init__(self, folder: StageFolder, state: Callable[[], TrainingState], every: int, kept: int | None) -> None:
+        """Wait for warnings from now on.
+
+        Args:
+            folder: of the stage.
+            state: what a checkpoint must hold; called between two steps only.
+            every: steps from one checkpoint to the next.
+            kept: how many checkpoints stay; none keeps all.
+        """
+        self.folder, self.state, self.every = folder, state, every
+        self.pause = threading.RLock()
+        """Held during a step; see `hooks.run_steps`."""
+        self.unsaved: list[dict[str, float]] = []
+        self.events: list[str] = []
+        self._reason = ""  # why the last checkpoint failed
+        self._ended = threading.Event()
+        self.writer = CheckpointWriter(folder.path, kept) if rank() == 0 else None
+        if self.writer is not None:
+            threading.Thread(target=self._watch, args=(self.writer,), name="save-on-warning", daemon=True).start()
+
+    def reports_after(self, number: int) -> bool:
+        """Before each checkpoint: the steps of the one before are then known to the driver, whatever is lost."""
+        return number % self.every == 0
+
+    def after_step(self, step: Step) -> None:
+        """Write a checkpoint beside training, if it is time."""
+        self.unsaved.append(step.figures)
+        if self.writer is not None and step.number % self.every == 0:
+            self._note(self.writer.wait())
+            self.writer.start(self._state())
+        step.events += self.events
+        self.events = []
+        if step.fatal:
+            self._ended.set()
+
+    def at_end(self, last: Step) -> None:
+        """When this returns, the last checkpoint is on the disk; on a disk that stays full, the run must stop."""
+        self._ended.set()
+        if self.writer is None:
+            return
+        with self.pause:
+            refused = self.writer.wait()
+            if not last.fatal and last.number % self.every:
+                refused = self.writer.save(self._state(), FULL_DISK_SECONDS)
+            if refused:
+                advice = f"make room under {self.folder.path}, then continue the run with --resume"
+                last.fatal = last.fatal or f"{refused}; {advice}"
+            checkpoint_given(self.folder.path)
+
+    def _watch(self, writer: CheckpointWriter) -> None:
+        saved_for: set[str] = set()
+        while not self._ended.wait(WATCH_SECONDS):
+            leaving = leaving_nodes()
+            if leaving <= saved_for and not checkpoint_wanted(self.folder.path):
+                continue
+            with self.pause:
+                if self._ended.is_set():
+                    return
+                self._note(writer.wait())
+                writer.start(self._state())
+                self._note(writer.wait())
+                if not writer.failure:
+                    saved_for |= leaving
+                    checkpoint_given(self.folder.path)
+
+    def _state(self) -> TrainingState:
+        figures, self.unsaved = self.unsaved, []
+        return replace(self.state(), figures=figures)
+
+    def _note(self, failure: str) -> None:
+        if failure and failure != self._reason:
+            self.events.append(f"{failure}; training goes on")
+        self._reason = failure
+
+
+class Reporting(Hook):
+    """Reports figures and events to the driver every few steps. It stands last, when all others have spoken."""
+
+    def __init__(self) -> None:
+        self.unsent: list[dict[str, Any]] = []
+
+    def reports_after(self, number: int) -> bool:
+        """Every few steps."""
+        return number % REPORT_EVERY_STEPS == 0
+
+    def after_step(self, step: Step) -> None:
+        """Keep the figures for the next report, and send it if it is time."""
+        self.unsent.append(step.figures)
+        self._add(step)
+        if step.reported or step.fatal:
+            self._send(step)
+
+    def at_end(self, last: Step) -> None:
+        """Send what is left."""
+        self._add(last)
+        self._send(last)
+
+    def _add(self, step: Step) -> None:
+        self.unsent += [{"step": step.number, "event": event} for event in step.events]
+
+    def _send(self, step: Step) -> None:
+        ray.train.report({"steps": self.unsent, "fatal": step.fatal}, **step.report_options)
+        self.unsent = []
