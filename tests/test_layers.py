@@ -106,3 +106,24 @@ def test_processes_that_only_pass_work_on_do_without_torch() -> None:
         cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert shown.stdout.strip() == "[]"
+
+
+def private_parts_of_ray(path: Path) -> set[str]:
+    """What a file takes from Ray that Ray keeps private: by import, or by attribute of what is not its own."""
+    names = {name for name in imported(path) if name.split(".")[0] == "ray"}
+    if not names:
+        return set()
+    taken = {name for name in names if any(part.startswith("_") for part in name.split("."))}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            taken |= set() if own else {ast.unparse(node)}
+    return taken
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_one_file_alone_uses_private_parts_of_ray(path: Path) -> None:
+    if path.relative_to(REPOSITORY).as_posix() == "orchestration/runtime/ray_compat.py":
+        assert private_parts_of_ray(path)
+    else:
+        assert not private_parts_of_ray(path), "move it to orchestration/runtime/ray_compat.py, or do without"

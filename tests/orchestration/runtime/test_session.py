@@ -49,12 +49,10 @@ def test_a_worker_that_never_ends_goes_with_the_ray_of_its_command(end: str, lef
 
 
 @pytest.mark.usefixtures("ray_of_our_own")
-def test_a_local_stage_has_no_process_that_tidies_up_after_it() -> None:
+def test_processes_of_a_local_ray_know_that_it_is_local() -> None:
     import ray
-    from ray.train.torch import TorchTrainer
 
     from sepscene.orchestration.runtime.placement import is_local
-    from sepscene.orchestration.training.stage import LocalTrainer
 
     @ray.remote(num_cpus=0)
     def in_a_process_of_ray() -> bool:
@@ -62,7 +60,24 @@ def test_a_local_stage_has_no_process_that_tidies_up_after_it() -> None:
 
     assert is_local() and ray.get(in_a_process_of_ray.remote(), timeout=60)  # where trials of a sweep ask
 
-    def callbacks(kind: type[TorchTrainer]) -> set[str]:
-        return {type(each).__name__ for each in kind(lambda: None)._create_default_callbacks()}
 
-    assert callbacks(TorchTrainer) - callbacks(LocalTrainer) == {"PlacementGroupCleanerCallback"}
+QUIET = """
+import ray
+from sepscene.orchestration.runtime.session import connect, disconnect
+
+@ray.remote(num_cpus=0)
+class Waits:
+    def begun(self):
+        return True
+
+connect(None, cpus=1)
+actors = [Waits.remote() for _ in range(8)]
+ray.get([actor.begun.remote() for actor in actors], timeout=100)
+disconnect()
+"""
+
+
+def test_more_processes_than_cores_write_nothing_on_the_terminal() -> None:
+    """Ray would advise against them at four times its CPUs; most of ours only wait."""
+    ran = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=150, check=True)
+    assert "worker processes have been started" not in ran.stdout + ran.stderr
