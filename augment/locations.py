@@ -28,6 +28,9 @@ import pyarrow.parquet as pq
 from sepscene.models.config import SepsceneError
 
 AUDIO_COLUMN = "audio"
+PASSING = "cannot be read at present"
+"""Begins the cause of a clip that may be readable later: its disk or its server does not answer."""
+
 NO_SUCH_FILE = "no such file"
 """The cause of a `ClipError` whose clip is not there at all, rather than broken."""
 

@@ -7,13 +7,17 @@ import time
 
 import numpy as np
 
-from sepscene.augment.audio import AudioFormat, ClipError, content_hash, read_clip
+from sepscene.augment.audio import AudioFormat, content_hash, read_clip
 from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.draws import FILLER, crop_starts
 from sepscene.augment.separation.blocks import Columns, ServiceSettings, StoredViews, shared_seconds, starts_of
+from sepscene.augment.separation.patience import Patience
 from sepscene.augment.separation.service import SeparationService
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import MIXTURE, to_pcm
+
+_PATIENCE = Patience()
+"""Of this process, for `read_segments`."""
 
 
 class ClipReader:
@@ -27,7 +31,7 @@ class ClipReader:
         store: where separated clips are kept; mix-mix has no use for one.
         crash_counts: the poison list; none lets a deadly clip kill its reader for ever.
         """
-        self.settings, self.crash_counts = settings, crash_counts
+        self.settings, self.crash_counts, self.patience = settings, crash_counts, Patience()
         self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
 
     def __call__(self, columns: Columns) -> Columns:
@@ -59,11 +63,8 @@ class ClipReader:
             "channel_2": np.full(count, MIXTURE, np.int64),
         }
         starts_N2 = starts_of(columns, self.settings)
-        for n in np.flatnonzero((columns["row"] != FILLER) & (columns["fault"] == "")):
-            try:
-                self._read(block, starts_N2[n], int(n))
-            except ClipError as error:
-                block["fault"][n] = error.cause
+        wanted = np.flatnonzero((columns["row"] != FILLER) & (columns["fault"] == "")).tolist()
+        block["fault"] = self.patience.read(lambda n: self._read(block, starts_N2[n], n), wanted, block)
         block["read_bytes"] = np.array([len(sound) for sound in block["sound"]], np.int64)
         return block | {"reading_seconds": shared_seconds(begin, count), "read_at": np.full(count, time.time())}
 
@@ -107,11 +108,10 @@ def read_segments(columns: Columns, audio: AudioFormat, segment_seconds: float) 
     samples = round(segment_seconds * audio.sample_rate)
     start_N, _ = crop_starts(columns["crop_1_u"], columns["crop_2_u"], audio.samples, samples, 0)
     segment_NT = np.zeros((len(start_N), samples), np.int16)
-    fault_N = np.array([""] * len(start_N), object)
-    for n in np.flatnonzero(columns["row"] != FILLER):
-        try:
-            clip_T = read_clip(str(columns["uri"][n]), audio, float(columns["offset_seconds"][n]))
-            segment_NT[n] = to_pcm(clip_T[start_N[n] : start_N[n] + samples])
-        except ClipError as error:
-            fault_N[n] = error.cause
+
+    def read(n: int) -> None:
+        clip_T = read_clip(str(columns["uri"][n]), audio, float(columns["offset_seconds"][n]))
+        segment_NT[n] = to_pcm(clip_T[start_N[n] : start_N[n] + samples])
+
+    fault_N = _PATIENCE.read(read, np.flatnonzero(columns["row"] != FILLER).tolist(), columns)
     return {"row": columns["row"], "uri": columns["uri"], "fault": fault_N, "segment": segment_NT}

@@ -91,6 +91,7 @@ class SeparationService:
         """
         self.settings, self.store, self.crash_counts, self.device = settings, store, crash_counts, device
         self.clips_per_forward = clips_per_forward
+        self.dropped = np.int64(0)  # entries that the store has not kept, as far as blocks have said so
         self.number = int.from_bytes(os.urandom(4), "big")  # tells this actor from the others
         self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
         if load_now:
@@ -136,7 +137,8 @@ class SeparationService:
             The columns `PASSED_ON`; `view_1`, `view_2` (int16, (N, P)), zeros on a fault; `channel_1`, `channel_2`
             (int64, −1 is the mixture); `separation_seconds` (this row's share of the block), `queued_seconds` (between
             the reader's end and the beginning here), `made_at` (when the block was done, seconds of the day's clock),
-            `made_by` (a number of this very service).
+            `made_by` (a number of this very service), `dropped` (in the first row: separated clips that the store has
+            not kept since the block before, because it or its disk is full).
         """
         begin, began_at, count = time.perf_counter(), time.time(), len(columns["row"])
         block = {name: columns[name].copy() for name in PASSED_ON}
@@ -159,7 +161,15 @@ class SeparationService:
             "separation_seconds": shared_seconds(begin, count),
             "made_at": np.full(count, time.time()),
             "made_by": np.full(count, self.number, np.int64),
+            "dropped": self._dropped(count),
         }
+
+    def _dropped(self, count: int) -> np.ndarray:
+        dropped_N = np.zeros(count, np.int64)
+        if self.store is not None and count:
+            dropped_N[0] = self.store.counters.dropped - self.dropped
+            self.dropped += dropped_N[0]
+        return dropped_N
 
     def _from_store(
         self, columns: Columns, block: Columns, view_N2P: np.ndarray, starts_N2: np.ndarray, n: int

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -99,16 +100,21 @@ class StoreFolder:
             the shard's file name, unique among all writers.
 
         Raises:
-            OSError: when the filesystem refuses; nothing is visible then.
+            OSError: when the filesystem refuses; then nothing of it is left.
         """
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.shard"
         final = f"{self.shards_path}/{name}"
         path = f"{self.incoming_path}/{name}" if self._renames else final
-        with self.filesystem.open_output_stream(path) as stream:
-            for piece in pieces:
-                stream.write(piece)
-        if self._renames:
-            self.filesystem.move(path, final)
+        try:
+            with self.filesystem.open_output_stream(path) as stream:
+                for piece in pieces:
+                    stream.write(piece)
+            if self._renames:
+                self.filesystem.move(path, final)
+        except BaseException:
+            with suppress(*FILESYSTEM_ERRORS):  # half a shard would fill a disk that the run needs for other things
+                self.filesystem.delete_file(path)
+            raise
         return name
 
     def open(self, name: str) -> pa.NativeFile:

@@ -57,6 +57,7 @@ def collect_results(
             consumed=ledger.consumed,
             lost=ledger.rows - (ledger.consumed - ledger.twice),
             twice=ledger.twice,
+            untrained=ledger.untrained,
             quarantined=ledger.quarantined,
         ),
         bottleneck=bottleneck(balance, experiment) if balance else "",

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sepscene.augment.locations import PASSING
+
 
 @dataclass
 class Ledger:
@@ -19,6 +21,24 @@ class Ledger:
     intervals: list[tuple[int, int]] = field(default_factory=list)
     quarantined: dict[str, str] = field(default_factory=dict)
     """Clip URI -> why it could not be used. Its rows count as consumed: there is nothing else to do with them."""
+    untrained: int = 0
+    """Of the consumed rows, those that no weight has learned from, because their clip could not be used."""
+    unread: list[tuple[int, int]] = field(default_factory=list)
+    """Of these, the rows whose clip may be readable later, as intervals; see `try_again`."""
+
+    def skip(self, row_N: np.ndarray, unread_N: np.ndarray) -> None:
+        """Note consumed rows that nothing was learned from, and which of them may be tried again."""
+        self.untrained += len(row_N)
+        self.unread = _merged([*self.unread, *_intervals(np.sort(unread_N))])
+
+    def try_again(self) -> "Ledger":
+        """The ledger as it was before the rows were met whose clips could not be read at the time."""
+        if not self.unread:
+            return self
+        again = sum(end - start for start, end in self.unread)
+        left = _without(self.intervals, self.unread)
+        usable = {uri: why for uri, why in self.quarantined.items() if not why.startswith(PASSING)}
+        return Ledger(self.rows, left, usable, self.untrained - again)
 
     def consume(self, row_N: np.ndarray) -> None:
         """Enter rows, in any order.
@@ -31,19 +51,7 @@ class Ledger:
             return
         if row_N[0] < 0 or row_N[-1] >= self.rows:
             raise ValueError(f"rows {row_N[0]} … {row_N[-1]} are not all inside the schedule's 0 … {self.rows - 1}")
-        breaks = np.flatnonzero(np.diff(row_N) != 1)
-        starts = row_N[np.concatenate([[0], breaks + 1])]
-        ends = row_N[np.concatenate([breaks, [len(row_N) - 1]])] + 1
-        new = list(zip(starts.tolist(), ends.tolist(), strict=True))
-        merged: list[tuple[int, int]] = []
-        for start, end in sorted(self.intervals + new):
-            if merged and start < merged[-1][1]:
-                raise ValueError(f"row {start} is consumed twice")
-            if merged and start == merged[-1][1]:
-                merged[-1] = (merged[-1][0], end)
-            else:
-                merged.append((start, end))
-        self.intervals = merged
+        self.intervals = _merged([*self.intervals, *_intervals(row_N)])
 
     @property
     def consumed(self) -> int:
@@ -66,13 +74,55 @@ class Ledger:
 
     def to_json(self) -> str:
         """The ledger as JSON, for a checkpoint."""
-        return json.dumps({"rows": self.rows, "intervals": self.intervals, "quarantined": self.quarantined})
+        return json.dumps(
+            {
+                "rows": self.rows,
+                "intervals": self.intervals,
+                "quarantined": self.quarantined,
+                "untrained": self.untrained,
+                "unread": self.unread,
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "Ledger":
         """Read what `to_json` wrote."""
         data = json.loads(text)
-        return cls(data["rows"], [(start, end) for start, end in data["intervals"]], data["quarantined"])
+        intervals, unread = ([(start, end) for start, end in data.get(name, [])] for name in ("intervals", "unread"))
+        return cls(data["rows"], intervals, data["quarantined"], data.get("untrained", 0), unread)
+
+
+def _intervals(row_N: np.ndarray) -> list[tuple[int, int]]:
+    """Sorted rows as half-open intervals; a row that comes twice begins an interval of its own."""
+    if not len(row_N):
+        return []
+    breaks = np.flatnonzero(np.diff(row_N) != 1)
+    starts = row_N[np.concatenate([[0], breaks + 1])]
+    ends = row_N[np.concatenate([breaks, [len(row_N) - 1]])] + 1
+    return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def _merged(intervals: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Disjoint intervals in order, neighbours joined.
+
+    Raises:
+        ValueError: when two overlap.
+    """
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(intervals):
+        if merged and start < merged[-1][1]:
+            raise ValueError(f"row {start} is consumed twice")
+        if merged and start == merged[-1][1]:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _without(intervals: list[tuple[int, int]], removed: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of disjoint intervals that lie in none of the removed ones, which lie inside of them."""
+    edges = sorted(edge for interval in [*intervals, *removed] for edge in interval)
+    return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
 
 
 def nth_rows(intervals: list[tuple[int, int]], index_N: np.ndarray, beyond: int) -> np.ndarray:

@@ -79,6 +79,7 @@ class LedgerResult(Config):
     consumed: int
     lost: int
     twice: int
+    untrained: int = Field(0, description="consumed rows that nothing was learned from: their clips could not be used")
     quarantined: dict[str, str] = Field(default_factory=dict, description="clip URI -> reason")
 
 

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from sepscene.augment.draws import FILLER
+from sepscene.augment.locations import PASSING
 from sepscene.orchestration.records.checkpoints import TrainingState
-from sepscene.tasks.distributed.gather import sum_over_workers
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers
 
 Batch = dict[str, np.ndarray]
 
@@ -90,6 +92,29 @@ def usable_rows(batch: Batch) -> np.ndarray:
     """bool (N,): rows that are no fillers and whose clips could be read."""
     usable_N: np.ndarray = (batch["row"] != FILLER) & (batch["fault"] == "")
     return usable_N
+
+
+def consume_rows(ledger: Ledger, batch: Batch, device: torch.device, usable: int) -> list[int]:
+    """Enter the rows of the global batch in every worker's ledger; returns them. All workers call it together.
+
+    Args:
+        ledger: this worker's.
+        batch: its part of the global batch.
+        device: where the process group communicates.
+        usable: usable rows of the global batch.
+    """
+
+    def shared(chosen_N: np.ndarray) -> list[int]:
+        return gather_ids(torch.from_numpy(batch["row"][chosen_N]).to(device))
+
+    present_N = batch["row"] != FILLER
+    rows = shared(present_N)
+    ledger.consume(np.array(rows, np.int64))
+    if usable < len(rows):
+        passing_N = np.array([str(fault).startswith(PASSING) for fault in batch["fault"]], bool)
+        skipped = shared(present_N & ~usable_rows(batch))
+        ledger.skip(np.array(skipped, np.int64), np.array(shared(present_N & passing_N), np.int64))
+    return rows
 
 
 def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], pause: threading.RLock) -> None:

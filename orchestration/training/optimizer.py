@@ -14,7 +14,8 @@ def learning_rate(training: Training, step: int, steps: int) -> float:
     warmup = max(1, round(training.warmup_share * steps))
     if step < warmup:
         return training.learning_rate * (step + 1) / warmup
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    done = min(step, steps) - warmup  # rows that are tried again may come after the last step
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done / max(1, steps - warmup)))
 
 
 def adamw(module: nn.Module, training: Training, device: torch.device) -> AdamW:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from sepscene.augment.crash_counts import CrashCounts
-from sepscene.augment.draws import FILLER
 from sepscene.augment.specaugment import specaugment
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import from_pcm
@@ -28,7 +27,7 @@ from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.builders import build_objective, start_from
 from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine
-from sepscene.orchestration.training.hooks import Batch, Hook, run_steps, usable_rows
+from sepscene.orchestration.training.hooks import Batch, Hook, consume_rows, run_steps, usable_rows
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.orchestration.training.saving import Reporting, Saving
 from sepscene.orchestration.training.stage import Stage
@@ -38,7 +37,7 @@ from sepscene.orchestration.training.throughput import StreamBalance
 from sepscene.orchestration.training.validation import HandOver, validation_of
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.distributed.batchnorm import synchronise_batchnorm
-from sepscene.tasks.distributed.gather import gather_ids, world_size
+from sepscene.tasks.distributed.gather import world_size
 from sepscene.tasks.losses.gradcache import accumulate, cut
 from sepscene.tasks.losses.joint import JointLoss, JointObjective
 
@@ -117,7 +116,7 @@ class Pretrainer:
         self.objective.load_state_dict(state.tensors["model"])
         self.optimizer.load_state_dict(state.tensors["optimizer"])
         self.bad_rows = state.tensors["bad_rows"]
-        self.step, self.ledger = state.step, state.ledger
+        self.step, self.ledger = state.step, state.ledger.try_again()
 
     @property
     def last_step(self) -> int:
@@ -144,10 +143,9 @@ class Pretrainer:
             group["lr"] = rate
         self.result = None
         figures = self._optimise(self._logmels(batch)) if usable else {"pairs": 0.0, "bad": 0.0}
-        rows = gather_ids(torch.from_numpy(batch["row"][batch["row"] != FILLER]).to(self.device))
+        rows = consume_rows(self.ledger, batch, self.device, usable)
         if figures["bad"]:
             self.bad_rows.append(rows)
-        self.ledger.consume(np.array(rows, np.int64))
         self.step += 1
         return {"step": self.step, "learning_rate": rate, "rows": self.ledger.consumed, **figures}
 

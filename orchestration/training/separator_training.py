@@ -16,7 +16,7 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from sepscene.augment.draws import FILLER, Schedule
+from sepscene.augment.draws import Schedule
 from sepscene.augment.views import from_pcm
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
@@ -25,12 +25,12 @@ from sepscene.orchestration.records.checkpoints import TrainingState, read_check
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.health import Quarantine
-from sepscene.orchestration.training.hooks import Batch, Hook, Step, run_steps, usable_rows
+from sepscene.orchestration.training.hooks import Batch, Hook, Step, consume_rows, run_steps, usable_rows
 from sepscene.orchestration.training.saving import Reporting, Saving
 from sepscene.orchestration.training.stage import Stage
 from sepscene.orchestration.training.stream import execution_options, segment_stream
 from sepscene.tasks.datasets.readers import Manifest
-from sepscene.tasks.distributed.gather import gather_ids, rank, sum_over_workers, world_size
+from sepscene.tasks.distributed.gather import rank, sum_over_workers, world_size
 from sepscene.tasks.evaluation.separation_scores import score_separation
 from sepscene.tasks.losses.mixit import loudest_targets, mixit_loss, supervised_loss
 
@@ -91,7 +91,7 @@ class SeparatorTrainer:
             state = read_checkpoint(checkpoint)
             self.separator.load_state_dict(state.tensors["model"])
             self.optimizer.load_state_dict(state.tensors["optimizer"])
-            self.step, self.ledger = state.step, state.ledger
+            self.step, self.ledger = state.step, state.ledger.try_again()
         self.model: nn.Module = self.separator
         """What averages the gradients of all workers."""
 
@@ -102,8 +102,7 @@ class SeparatorTrainer:
         """
         name = "supervised_loss" if self.supervised else "mixit_loss"
         losses = {name: self._optimise(*self._loss(batch))} if usable else {}
-        row_N = torch.from_numpy(batch["row"][batch["row"] != FILLER]).to(self.device)
-        self.ledger.consume(np.array(gather_ids(row_N), np.int64))
+        consume_rows(self.ledger, batch, self.device, usable)
         self.step += 1
         return {"step": self.step, **losses, "rows": self.ledger.consumed}
 

@@ -188,7 +188,7 @@ class Stage:
         if chosen is None:
             return self.stream(Ledger(self.rows))
         recover_metrics(self._metrics, self.folder.name, read_figures(chosen))
-        return self.stream(read_ledger(chosen))
+        return self.stream(read_ledger(chosen).try_again())
 
     def _note(self, event: str) -> None:
         append_metrics(self._metrics, self.folder.name, [{"event": event}])

@@ -116,7 +116,7 @@ def prefill_stream(
         .repartition(target_num_rows_per_block=block)
     )
     made = _served(rows, experiment, checkpoints, store, crash_counts=None, live=True)
-    return made.select_columns(["row", "clip", "processor", "uri", "content", "fault", "stored", "damaged"])
+    return made.select_columns(["row", "clip", "processor", "uri", "content", "fault", "stored", "damaged", "dropped"])
 
 
 def _served(

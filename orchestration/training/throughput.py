@@ -28,7 +28,7 @@ from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers, worl
 ENOUGH = 0.1
 """Share of the trainers' time spent waiting from which on they are not the bottleneck."""
 
-STORE_COUNTS = ("hits", "misses", "repairs")
+STORE_COUNTS = ("hits", "misses", "repairs", "dropped")
 
 _STARVED = 0.85  # a process on a CPU that gets less than this share of a core while it works shares it with others
 
@@ -38,7 +38,7 @@ ADVICE_REPORTS = 6
 
 _SUMS = (
     "seconds", "cpu", "waiting", "rows", "usable", "separated", "silent", "reading", "separating", "queued", "delivery",
-    "read_bytes", "view_bytes", "hits", "misses", "repairs",
+    "read_bytes", "view_bytes", "hits", "misses", "repairs", "dropped",
 )  # fmt: skip
 """What each trainer adds up between two reports."""
 
@@ -54,6 +54,7 @@ class StreamBalance(Hook):
         self.stored = self.separates and experiment.store.mode != "off"
         self.elastic = self.live and experiment.resources.separation_actors_min is not None
         self.started, self.last, self.paced_by = False, list[dict[str, float]](), ""
+        self.store_is_full = False  # and this was said
         self._start()
 
     def _start(self) -> None:
@@ -68,6 +69,13 @@ class StreamBalance(Hook):
         step.figures |= self.figures()
         advice = self.advice()
         step.events += [advice] if advice else []
+        dropped = step.figures.get("store/dropped", 0)
+        if dropped and not self.store_is_full:
+            step.events.append(
+                f"the store did not keep {dropped:.0f} separated clips: it or its disk is full. They are separated anew "
+                "whenever they are needed; make room, or raise store.settings.max_bytes"
+            )
+        self.store_is_full = self.store_is_full or dropped > 0
 
     def before_step(self, batch: Batch, waited_seconds: float) -> None:
         """Count a batch in that has just arrived, after so long a wait."""
@@ -90,7 +98,8 @@ class StreamBalance(Hook):
         if self.elastic:
             self.actors.update(batch["made_by"].tolist())
         if self.stored:
-            seen |= counts_of_block({name: batch[name][present_B] for name in ("fault", "stored", "damaged")})
+            present = {name: batch[name][present_B] for name in ("fault", "stored", "damaged")}
+            seen |= counts_of_block({**present, "dropped": batch["dropped"]})
         for name, value in seen.items():
             self.sums[name] += float(value)
 
@@ -102,7 +111,8 @@ class StreamBalance(Hook):
         that were not in the store. `core_share`: how much of a core a trainer got while it worked.
         `separation/actors`: how many of an elastic pool were at work. `views/silent_share`: share of the usable rows
         in which the mixture stands for a channel, because no channel was audible. `store/…`: rows whose views came
-        from the store (hits), had to be separated (misses), and of those the ones whose entry was damaged (repairs).
+        from the store (hits), had to be separated (misses), and of those the ones whose entry was damaged (repairs);
+        separated clips that the store did not keep (dropped).
         `balance_seconds`: the time that all of this speaks of.
         """
         self.sums |= {"seconds": time.perf_counter() - self.begin, "cpu": time.process_time() - self.cpu_begin}
@@ -270,15 +280,18 @@ def balance_line(record: Mapping[str, Any]) -> str:
 
 
 def counts_of_block(block: dict[str, np.ndarray]) -> dict[str, int]:
-    """Rows of a block that were in the store, that had to be separated, and of those the ones that were damaged."""
+    """Rows of a block that were in the store, that had to be separated, and of those the ones that were damaged; also
+    the separated clips that the store did not keep."""
     usable_N, stored_N = block["fault"] == "", block["stored"]
     separated_N = usable_N & ~stored_N
-    counts = (usable_N & stored_N, separated_N, separated_N & block["damaged"])
-    return {name: int(np.count_nonzero(rows_N)) for name, rows_N in zip(STORE_COUNTS, counts, strict=True)}
+    rows = {"hits": usable_N & stored_N, "misses": separated_N, "repairs": separated_N & block["damaged"]}
+    counts = {name: int(np.count_nonzero(rows_N)) for name, rows_N in rows.items()}
+    return {**counts, "dropped": int(block["dropped"].sum())}
 
 
 def store_counts(records: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """What the SeparatedStore gave: rows by "hits", "misses" and "repairs" over all records; empty without a store."""
+    """What the SeparatedStore did over all records: rows by "hits", "misses" and "repairs", and separated clips
+    "dropped"; empty without a store."""
     return {
         name: round(sum(float(record.get(f"store/{name}", 0)) for record in records))
         for name in STORE_COUNTS

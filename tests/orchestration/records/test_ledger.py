@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sepscene.augment.locations import PASSING
 from sepscene.orchestration.records.ledger import Ledger, nth_rows
 
 
@@ -41,3 +42,22 @@ def test_nth_rows_walks_the_intervals() -> None:
     rows = nth_rows(intervals, np.arange(8), beyond=-1)
     assert rows.tolist() == [2, 3, 7, 10, 11, 12, -1, -1]
     assert nth_rows([], np.arange(2), beyond=-1).tolist() == [-1, -1]
+
+
+def test_rows_whose_clips_could_not_be_read_are_tried_again() -> None:
+    ledger = Ledger(20)
+    ledger.consume(np.arange(12))
+    ledger.quarantined = {"gone": f"{PASSING}: no such file", "torn": "truncated"}
+    ledger.skip(np.array([0, 5, 6, 11]), np.array([11, 5, 6]))
+    ledger = Ledger.from_json(ledger.to_json())
+    assert ledger.untrained == 4 and ledger.unread == [(5, 7), (11, 12)]
+    again = ledger.try_again()
+    assert again.remaining() == [(5, 7), (11, 20)] and again.untrained == 1
+    assert again.quarantined == {"torn": "truncated"} and again.unread == []
+    again.consume(np.array([5, 6, 11]))
+    assert again.remaining() == [(12, 20)] and again.twice == 0
+    assert Ledger(5).try_again() == Ledger(5)
+
+
+def test_a_ledger_of_an_earlier_version_is_read() -> None:
+    assert Ledger.from_json('{"rows": 5, "intervals": [[0, 2]], "quarantined": {}}') == Ledger(5, [(0, 2)])

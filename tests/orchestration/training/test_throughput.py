@@ -43,6 +43,7 @@ def batch(rows: int, made_seconds_ago: float = 0.0) -> dict[str, np.ndarray]:
         "view_2": np.zeros((rows, 50), np.int16),
         "stored": np.arange(rows) % 2 == 0,
         "damaged": np.arange(rows) == 1,
+        "dropped": np.where(np.arange(rows) == 0, 7, 0),
         "channel_1": np.where(np.arange(rows) < 2, MIXTURE, 0),
         "channel_2": np.where(np.arange(rows) % 8 == 1, MIXTURE, 1),
     }
@@ -144,7 +145,7 @@ def test_with_a_filled_store_the_readers_do_it_all() -> None:
     figures = told(filled, seconds=4.0, rows=80)
     assert figures["readers/busy"] == pytest.approx(80 * 1.1e-2 / 4, rel=0.02)
     assert "separation/busy" not in figures
-    assert [figures[f"store/{name}"] for name in STORE_COUNTS] == [40, 40, 1]
+    assert [figures[f"store/{name}"] for name in STORE_COUNTS] == [40, 40, 1, 7]
 
 
 def test_the_first_record_holds_the_start_and_is_left_out() -> None:

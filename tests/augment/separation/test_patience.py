@@ -1,0 +1,62 @@
+"""A passing read error costs no clip; a broken clip costs no time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sepscene.augment.audio import read_clip
+from sepscene.augment.locations import PASSING, ClipError
+from sepscene.augment.separation import patience
+from sepscene.augment.separation.patience import Patience
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were made, without the time they take."""
+    made: list[float] = []
+    monkeypatch.setattr(patience.time, "sleep", made.append)
+    return made
+
+
+def columns(*uris: str) -> dict[str, np.ndarray]:
+    return {"uri": np.array(uris, object)}
+
+
+def test_a_folder_that_is_away_for_a_moment_costs_nothing(tmp_path: Path, pauses: list[float]) -> None:
+    there, away = tmp_path / "sound", tmp_path / "away"
+    there.mkdir()
+    block = columns(str(there / "a"), str(there / "b"))
+    for path in block["uri"]:
+        Path(path).write_text("sound")
+    there.rename(away)
+    reads: list[int] = []
+
+    def read(n: int) -> None:
+        if pauses and away.exists():
+            away.rename(there)  # it comes back during the first pause
+        if not Path(block["uri"][n]).exists():
+            raise ClipError(block["uri"][n], "no such file")
+        reads.append(n)
+
+    assert Patience().read(read, [0, 1], block).tolist() == ["", ""]
+    assert reads == [0, 1] and pauses == [0.5]
+
+
+def test_a_folder_that_stays_away_is_given_up_once_and_may_come_later(tmp_path: Path, pauses: list[float]) -> None:
+    uri, waits = str(tmp_path / "gone" / "a"), Patience()
+
+    def read(n: int) -> None:
+        raise ClipError(uri, "no such file")
+
+    for _ in range(3):
+        (fault,) = waits.read(read, [0], columns(uri))
+        assert fault == f"{PASSING}: no such file"
+    assert pauses == list(patience.PAUSES_SECONDS)
+
+
+def test_a_broken_or_missing_clip_is_not_waited_for(tmp_path: Path, pauses: list[float], nano) -> None:
+    (tmp_path / "text.wav").write_text("not sound")
+    block = columns(str(tmp_path / "text.wav"), str(tmp_path / "missing.wav"))
+    faults = Patience().read(lambda n: read_clip(block["uri"][n], nano.audio), [0, 1], block)  # type: ignore[arg-type, return-value]
+    assert faults[0].startswith("not decodable") and faults[1] == "no such file" and pauses == []
