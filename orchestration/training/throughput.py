@@ -72,8 +72,8 @@ class StreamBalance(Hook):
         dropped = step.figures.get("store/dropped", 0)
         if dropped and not self.store_is_full:
             step.events.append(
-                f"the store did not keep {dropped:.0f} separated clips: it or its disk is full. They are separated anew "
-                "whenever they are needed; make room, or raise store.settings.max_bytes"
+                f"the store did not keep {dropped:.0f} separated clips: it or its disk is full; they are separated "
+                "again when they are needed; make room, or raise store.settings.max_bytes"
             )
         self.store_is_full = self.store_is_full or dropped > 0
 
