@@ -200,3 +200,8 @@ class TDCNppConfig(Config):
 def stft_bins(window_samples: int) -> int:
     """Bins of the STFT of the reference: its FFT length is the next power of two that holds the window."""
     return 2 ** (window_samples - 1).bit_length() // 2 + 1
+
+
+def whole_samples(seconds: float, sample_rate: float) -> int:
+    """Samples of a window or hop. Each is rounded by itself, as the reference does: a hop is not half of a window."""
+    return round(seconds * sample_rate)

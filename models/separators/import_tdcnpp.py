@@ -21,10 +21,13 @@ from sepscene.models.checkpoints import load_weights
 from sepscene.models.config import CheckpointError, Config
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.separators.tf_bundle import TFBundle
-from sepscene.models.settings import TDCNppConfig, stft_bins
+from sepscene.models.settings import TDCNppConfig, stft_bins, whole_samples
 
 _ENCODER = "conv_encoder/dense/kernel"
 _MIX_WEIGHTS = "mix_weights/dense/kernel"
+LEARNED_WINDOW_SECONDS, LEARNED_HOP_SECONDS = 0.0025, 0.00125
+STFT_WINDOW_SECONDS, STFT_HOP_SECONDS = 0.032, 0.008
+"""The framing of the published networks [code]."""
 _SKIPPED = re.compile(  # optimiser slots, counters and moving averages
     r"(.*/)?(global_step|Adam(_\d+)?|beta[12]_power(_\d+)?|Momentum|RMSProp(_\d+)?|Adagrad|Ftrl(_\d+)?"
     r"|ExponentialMovingAverage|save_counter|learning_rate)|_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -53,8 +56,14 @@ class ImportHints(Config):
     """What weights can't tell. Each is needed only where its default is wrong; None takes the default."""
 
     blocks: int | None = Field(default=None, ge=1, description="dilated blocks per repeat; published networks: 8")
-    window_samples: int | None = Field(default=None, ge=2, description="STFT window; the reference's is 32 ms")
-    hop_samples: int | None = Field(default=None, ge=1, description="half a learned window, 8 ms of an STFT")
+    window_samples: int | None = Field(
+        default=None, ge=2, description="STFT window; default round(0.032 * rate). A learned window shows its size"
+    )
+    hop_samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="default round(0.00125 * rate) with a learned window of 2.5 ms, round(0.008 * rate) with an STFT",
+    )
     consistency: Literal["magsq", "uniform"] | None = Field(
         default=None, description="of a TDCN++ without mix_weights; default magsq"
     )
@@ -65,19 +74,24 @@ class ImportHints(Config):
 
 @dataclass
 class Facts:
-    """Answers about one checkpoint: given, found beside it, or assumed; the assumed ones are noted."""
+    """Answers about one checkpoint: given by the user, found beside it, or assumed; the assumed ones are noted."""
 
     origin: Path
     given: dict[str, Any]
     beside: dict[str, Any] = field(default_factory=dict)
     assumed: list[str] = field(default_factory=list)
 
-    def answer(self, question: str, default: Any) -> Any:
-        """The value of a hint, else what stands beside the checkpoint, else `default`, which is noted."""
-        for known in (self.given, self.beside):
-            if known.get(question) is not None:
-                return known[question]
-        self.assumed.append(f"{question} {default}")
+    def known(self, question: str) -> Any:
+        """The value of a hint, else what the configuration beside the checkpoint says, else None."""
+        given = self.given.get(question)
+        return given if given is not None else self.beside.get(question)
+
+    def answer(self, question: str, default: Any, why: str = "") -> Any:
+        """What is known, else `default`, which is noted as assumed, with the reason `why`."""
+        known = self.known(question)
+        if known is not None:
+            return known
+        self.assumed.append(f"{question} {default}" + (f" ({why})" if why else ""))
         return default
 
     def blocks(self, total: int) -> int:
@@ -86,7 +100,7 @@ class Facts:
         Raises:
             CheckpointError: the total is no multiple of 8 and nothing tells, or the answer doesn't divide it.
         """
-        if total % 8 and not (self.given.get("blocks") or self.beside.get("blocks")):
+        if total % 8 and self.known("blocks") is None:
             raise CheckpointError(
                 f"{self.origin} has {total} dilated blocks and nothing says how many make one repeat (8 in "
                 "the published networks): give the number of blocks per repeat"
@@ -167,7 +181,11 @@ def _sizes(shapes: dict[str, tuple[int, ...]], sample_rate: int, facts: Facts) -
     skips = [int(found[1]) for name in shapes if (found := re.match(r".*/res_dense_\d+_to_(\d+)/", name))]
     blocks = min(skips) if skips else facts.blocks(max(indices) + 1)
     learned = _ENCODER in shapes
-    window, hop = _framing(shape(_ENCODER, 2)[0] if learned else None, coefficients, sample_rate, facts)
+    if learned:
+        window = shape(_ENCODER, 2)[0]
+        hop = _learned_hop(window, sample_rate, facts)
+    else:
+        window, hop = _stft_framing(coefficients, sample_rate, facts)
     return TDCNppConfig(
         sample_rate=sample_rate,
         sources=outputs // coefficients,
@@ -185,17 +203,41 @@ def _sizes(shapes: dict[str, tuple[int, ...]], sample_rate: int, facts: Facts) -
     )
 
 
-def _framing(learned: int | None, coefficients: int, sample_rate: int, facts: Facts) -> tuple[int, int]:
-    """Window and hop in samples; `learned` is the window of a learned basis, whose hop is half of it."""
-    if learned is not None:
-        return learned, facts.given["hop_samples"] or learned // 2
-    window = facts.answer("window_samples", round(0.032 * sample_rate))
+def _learned_hop(window: int, sample_rate: int, facts: Facts) -> int:
+    """Hop in samples of a learned basis whose window has so many samples.
+
+    The reference rounds window and hop from seconds, each by itself: at 22,050 Hz its 2.5 ms and 1.25 ms are 55 and
+    28 samples. A window of 2.5 ms is the published one and tells the hop; any other leaves it open.
+
+    Raises:
+        CheckpointError: a hint or the configuration beside the checkpoint contradicts the window.
+    """
+    stated = facts.known("window_samples")
+    if stated not in (None, window):
+        raise CheckpointError(
+            f"{facts.origin} has a learned window of {window} samples, not window_samples {stated}: leave "
+            "window_samples out, and check the sample rate"
+        )
+    if window == whole_samples(LEARNED_WINDOW_SECONDS, sample_rate):
+        known = facts.known("hop_samples")
+        return known if known is not None else whole_samples(LEARNED_HOP_SECONDS, sample_rate)
+    half_milliseconds = round(2000 * window / sample_rate)
+    seconds = half_milliseconds / 2000
+    if whole_samples(seconds, sample_rate) != window:
+        seconds = window / sample_rate
+    why = f"half of the window's {1000 * seconds:.4g} ms, at {sample_rate} Hz"
+    return facts.answer("hop_samples", max(1, whole_samples(seconds / 2, sample_rate)), why)
+
+
+def _stft_framing(coefficients: int, sample_rate: int, facts: Facts) -> tuple[int, int]:
+    """Window and hop of an STFT in samples, each rounded from seconds."""
+    window = facts.answer("window_samples", whole_samples(STFT_WINDOW_SECONDS, sample_rate), "32 ms")
     if stft_bins(window) != coefficients:
         raise CheckpointError(
             f"{facts.origin} was trained on {coefficients} STFT bins, but a window of {window} samples gives "
             f"{stft_bins(window)}: give the sample rate of its training, or window_samples"
         )
-    return window, facts.answer("hop_samples", round(0.008 * sample_rate))
+    return window, facts.answer("hop_samples", whole_samples(STFT_HOP_SECONDS, sample_rate), "8 ms")
 
 
 def _training_configuration(bundle: TFBundle, sample_rate: int) -> dict[str, Any]:
@@ -209,8 +251,8 @@ def _training_configuration(bundle: TFBundle, sample_rate: int) -> dict[str, Any
         found = {
             "blocks": content.get("tdcn", {}).get("num_dilations"),
             "consistency": hparams.get("mix_weights_type"),
-            "window_samples": round(hparams["ws"] * rate) if "ws" in hparams else None,
-            "hop_samples": round(hparams["hs"] * rate) if "hs" in hparams else None,
+            "window_samples": whole_samples(hparams["ws"], rate) if "ws" in hparams else None,
+            "hop_samples": whole_samples(hparams["hs"], rate) if "hs" in hparams else None,
         }
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} lies beside the checkpoint but isn't its configuration: {error}") from error

@@ -19,7 +19,9 @@ def import_separator_command(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     blocks: Annotated[int | None, typer.Option(help="Dilated blocks a repeat of a TDCN++ (8 when absent).")] = None,
     window_samples: Annotated[int | None, typer.Option(help="STFT window (32 ms when absent).")] = None,
-    hop_samples: Annotated[int | None, typer.Option(help="Hop (half a learned window, 8 ms of an STFT).")] = None,
+    hop_samples: Annotated[
+        int | None, typer.Option(help="Hop; 1.25 ms of a learned basis, 8 ms of an STFT when absent.")
+    ] = None,
     consistency: Annotated[
         str | None, typer.Option(help="`magsq` or `uniform`, of a TDCN++ without mix_weights.")
     ] = None,

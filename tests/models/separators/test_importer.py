@@ -152,7 +152,7 @@ def test_an_stft_of_another_rate_is_refused(shared_dir, tmp_path):
         import_separator(tmp_path / "model.ckpt-1234", 44100, tmp_path / "out")
     import_separator(tmp_path / "model.ckpt-1234", 16000, tmp_path / "out")
     assumed = read_card(tmp_path / "out").metadata["assumed"]
-    assert assumed == ["window_samples 512", "hop_samples 128", "consistency magsq"]
+    assert assumed == ["window_samples 512 (32 ms)", "hop_samples 128 (8 ms)", "consistency magsq"]
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "relu"])
