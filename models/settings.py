@@ -10,6 +10,10 @@ from pydantic import Field, model_validator
 
 from sepscene.models.config import Config
 
+MOST_CHANNELS = 1 << 16
+"""Bounds of sizes are far above what anybody trains. They are there because a card may be a stranger's, and a network
+of its sizes is built."""
+
 SHORTEST = 32
 """Frames, and bands, under which five halvings leave nothing."""
 
@@ -17,20 +21,23 @@ SHORTEST = 32
 class Cnn14Config(Config):
     """Sizes of CNN14. The defaults have 75,739,712 parameters, 75,477,440 in the trunk [stated: "~75M"]."""
 
-    mel_bands: int = Field(64, ge=1)
+    mel_bands: int = Field(64, ge=1, le=1024)
     widths: tuple[int, ...] = Field((64, 128, 256, 512, 1024, 2048), description="channels of the six blocks")
-    embedding_dim: int = Field(128, ge=1, description="size d of h; the paper has 128 and 1024")
+    embedding_dim: int = Field(128, ge=1, le=MOST_CHANNELS, description="size d of h; the paper has 128 and 1024")
     activation: Literal["none", "relu"] = Field(
         "none", description="after the bottleneck: none, a linear h [open; ours]; relu for PANNs' own `fc1`"
     )
     classes: int | None = Field(
-        None, ge=1, description="outputs of PANNs' `fc_audioset` on top of h, where a PANNs file brought one"
+        None,
+        ge=1,
+        le=MOST_CHANNELS,
+        description="outputs of PANNs' `fc_audioset` on h, where a PANNs file has one",
     )
 
     @model_validator(mode="after")
     def _six_blocks(self) -> Cnn14Config:
-        if len(self.widths) != 6 or min(self.widths) < 1:
-            raise ValueError(f"widths {self.widths} must be six positive numbers, one for each block")
+        if len(self.widths) != 6 or not 1 <= min(self.widths) <= max(self.widths) <= MOST_CHANNELS:
+            raise ValueError(f"widths {self.widths} must be six numbers from 1 to {MOST_CHANNELS}, one for each block")
         if self.mel_bands < SHORTEST:
             raise ValueError(f"mel_bands {self.mel_bands} is below {SHORTEST}: five poolings would leave none")
         return self
@@ -90,11 +97,11 @@ class FrontEndConfig(Config):
     channels (what is left of a sound that went to the other channel) and hides 16-bit rounding.
     """
 
-    sample_rate: int = Field(16_000, ge=1_000, description="Hz; the sound must have this rate")
+    sample_rate: int = Field(16_000, ge=1_000, le=1_000_000, description="Hz; the sound must have this rate")
     window_samples: int = Field(400, ge=2, description="length of the Hann window (25 ms) [open; ours]")
-    fft_samples: int = Field(512, ge=2, description="length of the transform; the window sits in its middle")
+    fft_samples: int = Field(512, ge=2, le=32_768, description="length of the transform; the window sits in its middle")
     hop_samples: int = Field(160, ge=1, description="distance of frames (10 ms) [open; ours]")
-    mel_bands: int = Field(64, ge=1, description="[open; ours]")
+    mel_bands: int = Field(64, ge=1, le=1024, description="[open; ours]")
     lowest_hz: float = Field(125.0, ge=0, description="lower end of the lowest band [open; ours]")
     highest_hz: float = Field(7500.0, gt=0, description="upper end of the highest band [open; ours]")
     mel_scale: Literal["htk", "slaney"] = "htk"
@@ -137,17 +144,17 @@ class FrontEndConfig(Config):
 class TDCNppConfig(Config):
     """Sizes and variants of a TDCN++. The defaults are the MixIT configuration of the reference at 16 kHz."""
 
-    sample_rate: int = Field(16000, gt=0, description="hertz")
-    sources: int = Field(2, ge=1, description="output channels M")
+    sample_rate: int = Field(16000, gt=0, le=1_000_000, description="hertz")
+    sources: int = Field(2, ge=1, le=64, description="output channels M")
     basis: Literal["learned", "stft"] = Field("learned", description="linear + ReLU basis, or an STFT")
-    window_samples: int = Field(40, ge=2, description="analysis window; 2.5 ms at 16 kHz")
+    window_samples: int = Field(40, ge=2, le=32_768, description="analysis window; 2.5 ms at 16 kHz")
     hop_samples: int = Field(20, ge=1, description="distance between frames")
-    coefficients: int = Field(256, ge=1, description="size of the basis; with an STFT always its bins")
-    bottleneck: int = Field(256, ge=1, description="width between blocks")
-    hidden: int = Field(512, ge=1, description="width inside a block")
-    repeats: int = Field(4, ge=1, description="how often the dilations 1, 2, 4, … are run through")
-    blocks: int = Field(8, ge=1, description="blocks per repeat; block b has dilation 2**b")
-    kernel: int = Field(3, ge=1, description="taps of the depthwise convolution over time")
+    coefficients: int = Field(256, ge=1, le=MOST_CHANNELS, description="size of the basis; of an STFT its bins")
+    bottleneck: int = Field(256, ge=1, le=MOST_CHANNELS, description="width between blocks")
+    hidden: int = Field(512, ge=1, le=MOST_CHANNELS, description="width inside a block")
+    repeats: int = Field(4, ge=1, le=64, description="how often the dilations 1, 2, 4, … are run through")
+    blocks: int = Field(8, ge=1, le=16, description="blocks per repeat; block b has dilation 2**b")
+    kernel: int = Field(3, ge=1, le=255, description="taps of the depthwise convolution over time")
     skip_residual: bool = Field(False, description="dense connections from earlier repeats to later ones")
     consistency: Literal["pred_source", "magsq", "uniform"] = Field(
         "pred_source", description="how the remainder is shared so that the sources sum to the mixture"

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.store.separated_store import StoreSettings
 from sepscene.augment.views import SpecAugment, Views
+from sepscene.models.card import ProcessorName
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
 from sepscene.tasks.evaluation.settings import ScoringSettings
@@ -91,7 +92,7 @@ class Data(Config):
 class Ladder(Config):
     """The separator's checkpoints: a name and the step after which each is kept (paper: N 0, F 500, S1 5k, S2 1.7M)."""
 
-    steps: dict[str, int] = Field({"N": 0, "F": 500, "S1": 5_000, "S2": 1_700_000})
+    steps: dict[ProcessorName, int] = Field({"N": 0, "F": 500, "S1": 5_000, "S2": 1_700_000})
 
     @model_validator(mode="after")
     def _not_empty_not_negative(self) -> "Ladder":
@@ -108,11 +109,11 @@ class Separator(Config):
 
     network: TDCNppConfig = TDCNppConfig()
     ladder: Ladder = Ladder()
-    beside: dict[str, TDCNppConfig] = Field(
+    beside: dict[ProcessorName, TDCNppConfig] = Field(
         default_factory=dict,
         description="processors of other shapes beside the ladder, untrained like N: name -> network",
     )
-    checkpoints: dict[str, str] = Field(
+    checkpoints: dict[ProcessorName, str] = Field(
         default_factory=dict,
         description="ready separators by processor name -> folder; nothing is trained then",
     )

@@ -16,8 +16,8 @@ from sepscene.augment.audio import AudioFormat
 from sepscene.augment.locations import exact_seconds
 from sepscene.augment.store.separated_store import SeparatedStore, StoreKey
 from sepscene.augment.views import MIXTURE, Views, choose_channels, patch_samples, view_starts
+from sepscene.models.card import read_card
 from sepscene.models.config import Config
-from sepscene.models.separators.card import separator_digest
 
 Columns = dict[str, np.ndarray]
 Found = tuple[tuple[int, int], list[np.ndarray]]
@@ -46,7 +46,7 @@ class ServiceSettings(Config):
 
     def digests(self) -> tuple[str, ...]:
         """Digest of each processor's checkpoint, in order."""
-        return tuple(separator_digest(self.checkpoints[name]) for name in self.processors)
+        return tuple(read_card(self.checkpoints[name]).digest for name in self.processors)
 
     def store_settings(self, offset_seconds: float) -> str:
         """What a store entry depends on beside the clip's content and the checkpoint."""

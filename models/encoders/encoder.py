@@ -1,7 +1,7 @@
 """The encoder as it leaves Sepscene: waveform in, representation h out, in a folder that describes itself.
 
-An encoder bundle is a folder with `config.json` (sizes, front-end, SHA-256 of the weights, the card's facts),
-`model.safetensors` and `README.md`, the model card.
+An encoder bundle is a folder of weights (`models.weights`): `config.json` (sizes, front-end, SHA-256 of the weights,
+the model card's facts), `model.safetensors` and `README.md`, the model card.
 
 Shapes: B clips, T samples, P patches, L frames, F mels, D embedding.
 """
@@ -12,26 +12,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from sepscene.models.checkpoints import check_finite, load_weights
-from sepscene.models.config import Config, SepsceneError
-from sepscene.models.encoders.bundle import (
-    explain_validation,
-    read_description,
-    read_weights,
-    write_atomically,
-    write_bundle,
-    write_description,
-)
+from sepscene.models.card import CARD_FILE, WeightsCard, explain_validation, read_card
+from sepscene.models.config import CheckpointError, Config, SepsceneError
 from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.model_card import model_card
+from sepscene.models.files import write_atomically
 from sepscene.models.settings import SHORTEST, Cnn14Config, FrontEndConfig
+from sepscene.models.sound import checked_sound
+from sepscene.models.weights import README, card_text, check_finite, packed, read_network, write_folder
 
-FORMAT = "sepscene-encoder-1"
 SECONDS_AT_ONCE = 60
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 
@@ -41,8 +36,8 @@ class EncoderConfig(Config):
 
     front_end: FrontEndConfig = FrontEndConfig()
     trunk: Cnn14Config = Cnn14Config()
-    patch_seconds: float = Field(0.96, gt=0, description="a longer clip is cut into such patches [open; ours]")
-    shortest_seconds: float = Field(0.96, gt=0, description="a shorter clip is zero-padded to this [open; ours]")
+    patch_seconds: float = Field(0.96, gt=0, le=3600, description="a longer clip is cut into such patches [open; ours]")
+    shortest_seconds: float = Field(0.96, gt=0, le=3600, description="shorter clips are padded to it [open; ours]")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "EncoderConfig":
@@ -113,13 +108,22 @@ class Encoder(nn.Module):
         """Samples to which a shorter clip is padded."""
         return round(self.config.shortest_seconds * self.sample_rate)
 
-    def forward(self, wave_BT: Tensor) -> Tensor:
-        """wave_BT (full scale 1) to h_BD: mean over the clip's patches."""
-        if wave_BT.ndim != 2:
-            raise SepsceneError(f"the encoder reads clips of shape (B, T), not {tuple(wave_BT.shape)}")
-        patches_BPT = self.patches(wave_BT)
-        h_BPD = self.encode_patches(patches_BPT.flatten(0, 1)).unflatten(0, patches_BPT.shape[:2])
-        return h_BPD.mean(dim=1)
+    def forward(self, wave_BT: Tensor | np.ndarray) -> Tensor:
+        """Clips to h_BD, the mean over each clip's patches, on the encoder's device.
+
+        Gradients are kept in training mode only: `encoder.train()`.
+
+        Args:
+            wave_BT: array or tensor of full scale 1, or of integers of their type's full scale.
+
+        Raises:
+            SepsceneError: for what is no such sound, see `models.sound.checked_sound`.
+        """
+        sound_BT = checked_sound(wave_BT, self.trunk.embedding.weight.device)
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            patches_BPT = self.patches(sound_BT)
+            h_BPD = self.encode_patches(patches_BPT.flatten(0, 1)).unflatten(0, patches_BPT.shape[:2])
+            return h_BPD.mean(dim=1)
 
     def encode_patches(self, wave_BT: Tensor) -> Tensor:
         """Each row as one patch, of any length from `shortest_samples`, to h_BD.
@@ -148,16 +152,16 @@ def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) 
         encoder: what to save; its weights must be finite.
         directory: made if need be; an older bundle in it is replaced.
         card: facts for the model card: any of title, data, separator, combination, losses, steps, figures
-            ({name: {"value", "low", "high"}}), versions, license, notes. Kept as they are in config.json.
+            ({name: {"value", "low", "high"}}), versions, license, notes. Kept as they are in config.json, as metadata.
 
     Raises:
-        SepsceneError: when a weight is NaN or infinite.
+        CheckpointError: when a weight is NaN or infinite, or `directory` holds something else.
     """
-    check_finite(encoder.trunk, Path(directory))
+    directory = Path(directory)
+    check_finite(encoder.trunk, directory)
     config = encoder.config.model_dump(mode="json")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.trunk.state_dict().items()}
-    description = {"config": config, "card": card}
-    return write_bundle(Path(directory), FORMAT, description, tensors, readme=model_card(config, card))
+    content = {"architecture": "cnn14", "config": config, "metadata": card}
+    return write_folder(directory, content, packed(encoder.trunk), readme=model_card(config, card)).sha256
 
 
 def update_card(directory: Path | str, facts: dict[str, Any]) -> None:
@@ -168,13 +172,13 @@ def update_card(directory: Path | str, facts: dict[str, Any]) -> None:
         facts: as the card of `save_encoder`.
 
     Raises:
-        SepsceneError: when config.json is missing, damaged or of another format.
+        CheckpointError: when config.json is missing, damaged or of another format.
     """
     directory = Path(directory)
-    description = read_description(directory, FORMAT)
-    description["card"] = description.get("card", {}) | facts
-    write_atomically(directory / "README.md", model_card(description["config"], description["card"]).encode())
-    write_description(directory, description)
+    card = _encoder_card(directory)
+    card = WeightsCard(**card.model_dump() | {"metadata": card.metadata | facts})
+    write_atomically(directory / README, model_card(card.config, card.metadata).encode())
+    write_atomically(directory / CARD_FILE, card_text(card).encode())
 
 
 def load_encoder(dir_or_uri: Path | str) -> Encoder:
@@ -192,26 +196,30 @@ def load_encoder(dir_or_uri: Path | str) -> Encoder:
     if text.startswith(MLFLOW_SCHEMES):
         with tempfile.TemporaryDirectory() as folder:
             return load_encoder(_fetch_from_mlflow(text, Path(folder)))
-    directory = Path(text.removeprefix("file://"))
-    encoder = Encoder.from_config(read_encoder_config(directory))
-    weights = directory / "model.safetensors"
-    tensors = read_weights(directory, read_description(directory, FORMAT).get("sha256"))
-    load_weights(encoder.trunk, tensors, weights)
-    check_finite(encoder.trunk, weights)
-    return encoder.eval()
+    directory = Path(text.removeprefix("file://")).expanduser()
+    config = read_encoder_config(directory)
+    trunk = read_network(directory, _encoder_card(directory), lambda: Cnn14(config.trunk))
+    return Encoder(LogMel(config.front_end), trunk, config.patch_seconds, config.shortest_seconds).eval()
 
 
 def read_encoder_config(directory: Path) -> EncoderConfig:
     """The configuration of the encoder in a bundle, without its weights.
 
     Raises:
-        SepsceneError: when config.json is missing, damaged, or holds values that make no encoder.
+        CheckpointError: when config.json is missing, damaged, or holds values that make no encoder.
     """
     try:
-        return EncoderConfig.model_validate(read_description(directory, FORMAT)["config"])
-    except (ValidationError, KeyError) as error:
-        why = explain_validation(error) if isinstance(error, ValidationError) else f"{error} is missing"
-        raise SepsceneError(f"{directory / 'config.json'} makes no encoder ({why}): copy the bundle again") from None
+        return EncoderConfig.model_validate(_encoder_card(directory).config)
+    except ValidationError as error:
+        why = explain_validation(error)
+        raise CheckpointError(f"{directory / CARD_FILE} makes no encoder ({why}): copy the bundle again") from None
+
+
+def _encoder_card(directory: Path) -> WeightsCard:
+    card = read_card(directory)
+    if card.architecture != "cnn14":
+        raise CheckpointError(f"{directory} holds a separator ({card.architecture}), not an encoder")
+    return card
 
 
 def _fetch_from_mlflow(uri: str, folder: Path) -> Path:

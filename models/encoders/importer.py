@@ -9,8 +9,6 @@ Shapes: N frequencies, F mels.
 
 import hashlib
 import io
-import pickle
-import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from sepscene.models.checkpoints import check_finite, load_weights
+from sepscene.models.card import explain_validation
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.bundle import explain_validation, write_atomically
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, save_encoder
 from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
+from sepscene.models.files import write_atomically
 from sepscene.models.settings import Cnn14Config, FrontEndConfig
+from sepscene.models.state_dicts import read_state_dict, without_wrapper
+from sepscene.models.weights import check_finite, load_weights
 
 OUR_NAMES = {"fc1.": "embedding.", "fc_audioset.": "tags."}
 FRONT_END_PREFIXES = ("spectrogram_extractor.", "logmel_extractor.")
@@ -42,6 +42,8 @@ def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
             agree.
         out: folder of the bundle.
 
+    What the file doesn't tell is listed in the card, `models.card.read_card(out).metadata["assumed"]`.
+
     Raises:
         SepsceneError: when the file is missing, damaged, needs unpickling, is not a CNN14, holds NaN, or was
             trained with another front-end.
@@ -49,17 +51,17 @@ def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
     file = Path(file)
     if front_end not in FRONT_ENDS:
         raise SepsceneError(f"there is no front-end preset {front_end!r}: use one of {', '.join(FRONT_ENDS)}")
-    content = _read(file)
-    checkpoint = _parse(content, file)
-    tensors = _tensors(checkpoint, file)
+    tensors, checkpoint = read_state_dict(file)
+    tensors = without_wrapper(tensors, known="bn0.weight")
     buffers = {name: tensors.pop(name) for name in list(tensors) if name.startswith(FRONT_END_PREFIXES)}
     _refuse_other_front_end(buffers, front_end, file)
     encoder = Encoder.from_config(_config(checkpoint, tensors, FRONT_ENDS[front_end], file))
     load_weights(encoder.trunk, _renamed(tensors, OUR_NAMES), file)
     check_finite(encoder.trunk, file)
-    digest = hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     notes = f"Imported from `{file.name}` (SHA-256 {digest}) with the front-end preset `{front_end}`."
-    return save_encoder(encoder, out, {"title": "Imported CNN14", "notes": notes})
+    assumed = [] if "sepscene" in checkpoint else _assumptions(front_end, bool(buffers))
+    return save_encoder(encoder, out, {"title": "Imported CNN14", "notes": notes, "assumed": assumed})
 
 
 def export_panns(encoder: Encoder, file: Path | str) -> None:
@@ -99,54 +101,6 @@ def front_end_buffers(config: FrontEndConfig) -> dict[str, Tensor]:
     }
 
 
-def _read(file: Path) -> bytes:
-    """The file's content."""
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise SepsceneError(f"{file} cannot be read ({error.strerror}): give the path of a .pth file") from None
-
-
-def _parse(content: bytes, file: Path) -> dict[str, Any]:
-    """The checkpoint as plain containers and tensors; nothing in the file is executed."""
-    broken = _broken_record(content)
-    if broken:
-        raise SepsceneError(f"{file} is damaged: the checksum of {broken} is wrong; download it again")
-    try:
-        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise SepsceneError(
-            f"{file} is damaged or holds more than tensors ({reason}); it is not unpickled, for safety: "
-            'download it again, or save {"model": model.state_dict()} alone'
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, OSError) as error:
-        reason = (str(error).splitlines() or ["it ends too early"])[0]
-        raise SepsceneError(f"{file} is not a torch checkpoint or is damaged ({reason}): download it again") from None
-    if not isinstance(checkpoint, dict):
-        raise SepsceneError(f"{file} holds a {type(checkpoint).__name__}, not a state dict: see PANNs' own files")
-    return checkpoint
-
-
-def _broken_record(content: bytes) -> str | None:
-    """The first record of a zip archive whose checksum is wrong; `torch.load` does not look at them.
-
-    Checkpoints from before the zip format have no checksums.
-    """
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        return None
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return archive.testzip()
-
-
-def _tensors(checkpoint: dict[str, Any], file: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint."""
-    state = checkpoint.get("model", checkpoint)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise SepsceneError(f'{file} holds no state dict: a PANNs file is {{"model": state_dict}}')
-    return dict(state)
-
-
 def _config(
     checkpoint: dict[str, Any], tensors: dict[str, Tensor], front_end: FrontEndConfig, file: Path
 ) -> EncoderConfig:
@@ -173,6 +127,13 @@ def _config(
         ) from None
     except ValidationError as error:
         raise SepsceneError(f"{file} makes no encoder: {explain_validation(error)}") from None
+
+
+def _assumptions(front_end: str, buffers: bool) -> list[str]:
+    """What a PANNs file doesn't tell, one clause each."""
+    assumed = [f"patch_seconds {PATCH_SECONDS:g} (the length of PANNs' training clips)"]
+    assumed.append(f"shortest_seconds {SHORTEST_SECONDS:g} (shorter clips are padded to it)")
+    return assumed if buffers else [f"front_end {front_end} (the file holds no buffers to check it against)", *assumed]
 
 
 def _refuse_other_front_end(buffers: dict[str, Tensor], front_end: str, file: Path) -> None:

@@ -12,20 +12,21 @@ from torch import Tensor, nn
 from torchaudio.models import ConvTasNet
 
 from sepscene.models.config import Config
+from sepscene.models.settings import MOST_CHANNELS
 
 
 class ConvTasNetConfig(Config):
     """Sizes of a `torchaudio.models.ConvTasNet`, with the defaults of its paper (arXiv 1809.07454)."""
 
-    sample_rate: int = Field(16000, gt=0, description="hertz")
-    sources: int = Field(2, ge=1)
-    window_samples: int = Field(16, ge=2, description="encoder kernel; the hop is half of it")
-    coefficients: int = Field(512, ge=1)
-    bottleneck: int = Field(128, ge=1)
-    hidden: int = Field(512, ge=1)
-    kernel: int = Field(3, ge=1)
-    blocks: int = Field(8, ge=1, description="blocks per repeat; block b has dilation 2**b")
-    repeats: int = Field(3, ge=1)
+    sample_rate: int = Field(16000, gt=0, le=1_000_000, description="hertz")
+    sources: int = Field(2, ge=1, le=64)
+    window_samples: int = Field(16, ge=2, le=32_768, description="encoder kernel; the hop is half of it")
+    coefficients: int = Field(512, ge=1, le=MOST_CHANNELS)
+    bottleneck: int = Field(128, ge=1, le=MOST_CHANNELS)
+    hidden: int = Field(512, ge=1, le=MOST_CHANNELS)
+    kernel: int = Field(3, ge=1, le=255)
+    blocks: int = Field(8, ge=1, le=16, description="blocks per repeat; block b has dilation 2**b")
+    repeats: int = Field(3, ge=1, le=64)
     mask_activation: Literal["sigmoid", "relu"] = "relu"
 
     @property

@@ -11,17 +11,20 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from sepscene.models.checkpoints import load_weights
+from sepscene.models.card import explain_validation
 from sepscene.models.config import CheckpointError, Config
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.separators.tf_bundle import TFBundle
 from sepscene.models.settings import TDCNppConfig, stft_bins, whole_samples
+from sepscene.models.weights import load_weights
+
+Sizes = TypeVar("Sizes", bound=Config)
 
 _ENCODER = "conv_encoder/dense/kernel"
 _MIX_WEIGHTS = "mix_weights/dense/kernel"
@@ -94,6 +97,17 @@ class Facts:
         self.assumed.append(f"{question} {default}" + (f" ({why})" if why else ""))
         return default
 
+    def configuration(self, kind: type[Sizes], sizes: dict[str, Any]) -> Sizes:
+        """The sizes of a network, validated.
+
+        Raises:
+            CheckpointError: no such network has these sizes.
+        """
+        try:
+            return kind(**sizes)
+        except ValidationError as error:
+            raise CheckpointError(f"{self.origin} makes no separator: {explain_validation(error)}") from error
+
     def blocks(self, total: int) -> int:
         """Dilated blocks per repeat, of which the variables show only the `total`.
 
@@ -126,10 +140,12 @@ def read_tdcnpp(prefix: str | Path, sample_rate: int, hints: ImportHints) -> tup
     bundle = TFBundle(prefix)
     shapes = {name: entry.shape for name, entry in bundle.entries.items() if not _SKIPPED.fullmatch(name)}
     facts = Facts(bundle.index, hints.model_dump(), _training_configuration(bundle, sample_rate))
-    network = TDCNpp(_sizes(shapes, sample_rate, facts))
-    names = {tensorflow_name(ours): ours for ours in network.state_dict()}
+    config = _sizes(shapes, sample_rate, facts)
+    with torch.device("meta"):
+        names = {tensorflow_name(ours): ours for ours in TDCNpp(config).state_dict()}
     _name_difference(facts.origin, expected=set(names), found=set(shapes))
     weights = {ours: _value(ours, bundle.read(name)) for name, ours in names.items()}
+    network = TDCNpp(config)
     load_weights(network, weights, facts.origin)
     return network, facts.assumed
 
@@ -186,21 +202,22 @@ def _sizes(shapes: dict[str, tuple[int, ...]], sample_rate: int, facts: Facts) -
         hop = _learned_hop(window, sample_rate, facts)
     else:
         window, hop = _stft_framing(coefficients, sample_rate, facts)
-    return TDCNppConfig(
-        sample_rate=sample_rate,
-        sources=outputs // coefficients,
-        basis="learned" if learned else "stft",
-        window_samples=window,
-        hop_samples=hop,
-        coefficients=coefficients,
-        bottleneck=bottleneck,
-        hidden=hidden,
-        repeats=(max(indices) + 1) // blocks,
-        blocks=blocks,
-        kernel=kernel,
-        skip_residual=bool(skips),
-        consistency="pred_source" if _MIX_WEIGHTS in shapes else facts.answer("consistency", "magsq"),
-    )
+    sizes = {
+        "sample_rate": sample_rate,
+        "sources": outputs // coefficients,
+        "basis": "learned" if learned else "stft",
+        "window_samples": window,
+        "hop_samples": hop,
+        "coefficients": coefficients,
+        "bottleneck": bottleneck,
+        "hidden": hidden,
+        "repeats": (max(indices) + 1) // blocks,
+        "blocks": blocks,
+        "kernel": kernel,
+        "skip_residual": bool(skips),
+        "consistency": "pred_source" if _MIX_WEIGHTS in shapes else facts.answer("consistency", "magsq"),
+    }
+    return facts.configuration(TDCNppConfig, sizes)
 
 
 def _learned_hop(window: int, sample_rate: int, facts: Facts) -> int:

@@ -9,39 +9,31 @@ Shapes: B clips, S sources, T samples.
 
 from __future__ import annotations
 
-import pickle
+import hashlib
 import zipfile
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sepscene.models.checkpoints import load_weights
 from sepscene.models.config import CheckpointError
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
 from sepscene.models.separators.import_tdcnpp import Facts, ImportHints, read_tdcnpp
 from sepscene.models.separators.programs import ProgramConfig, ProgramSeparator, read_program
+from sepscene.models.separators.trust import trust_program
+from sepscene.models.state_dicts import read_state_dict, without_wrapper
+from sepscene.models.weights import load_weights
 
 __all__ = ["ImportHints", "detect_kind", "import_separator"]
-
-_UNREADABLE = (  # what torch.load and safetensors raise on files that are damaged or something else
-    SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-)
 
 Kind = Literal["tensorflow", "conv_tasnet", "torchscript", "exported"]
 
 
-def import_separator(source: str | Path, sample_rate: int, out: str | Path, hints: ImportHints | None = None) -> str:
+def import_separator(
+    source: str | Path, sample_rate: int, out: str | Path, hints: ImportHints | None = None, trust_code: bool = False
+) -> str:
     """Write the separator of `source` as a separator folder `out` and return its digest.
 
     Args:
@@ -50,11 +42,13 @@ def import_separator(source: str | Path, sample_rate: int, out: str | Path, hint
         sample_rate: hertz that the separator works at; no format says it.
         out: folder to write; a separator that lies there is replaced.
         hints: what the weights can't tell. What had to be assumed instead is listed in the folder's card,
-            `models.separators.card.read_card(out).metadata["assumed"]`.
+            `models.card.read_card(out).metadata["assumed"]`.
+        trust_code: the user trusts the author of `source`, a TorchScript program, with all that the user may do:
+            such a program can read and write files. It is entered in the user's list (`models.separators.trust`).
 
     Raises:
         CheckpointError: the file is damaged or of an unknown kind, a variable is unknown or missing
-            (it is named), a program doesn't map (B, T) to (B, S, T), or a hint is needed.
+            (it is named), a program isn't trusted or doesn't map (B, T) to (B, S, T), or a hint is needed.
     """
     source, hints = Path(source), hints or ImportHints()
     kind = detect_kind(source)
@@ -65,7 +59,7 @@ def import_separator(source: str | Path, sample_rate: int, out: str | Path, hint
     elif kind == "conv_tasnet":
         separator, assumed = _read_conv_tasnet(source, sample_rate, hints)
     else:
-        separator = _read_program(source, sample_rate, kind)
+        separator = _read_program(source, sample_rate, kind, trust_code)
     return save_separator(separator, out, {"imported_from": source.name, "kind": kind, "assumed": assumed})
 
 
@@ -84,8 +78,11 @@ def detect_kind(source: Path) -> Kind:
         )
     if not zipfile.is_zipfile(source):
         return "conv_tasnet"
-    with zipfile.ZipFile(source) as archive:
-        inner = [name.partition("/")[2] for name in archive.namelist()]
+    try:
+        with zipfile.ZipFile(source) as archive:
+            inner = [name.partition("/")[2] for name in archive.namelist()]
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{source} is damaged ({error}): copy it again") from error
     if any(name.startswith("models/") for name in inner):
         return "exported"
     return "torchscript" if "constants.pkl" in inner else "conv_tasnet"
@@ -93,7 +90,7 @@ def detect_kind(source: Path) -> Kind:
 
 def _read_conv_tasnet(source: Path, sample_rate: int, hints: ImportHints) -> tuple[ConvTasNetSeparator, list[str]]:
     """A state dict's shapes tell every size but the number of blocks per repeat and the mask's activation."""
-    weights = _read_state_dict(source)
+    weights = without_wrapper(read_state_dict(source)[0], known="mask_generator.output_conv.weight")
     facts = Facts(source, hints.model_dump())
 
     def shape(name: str) -> tuple[int, int, int]:
@@ -106,47 +103,33 @@ def _read_conv_tasnet(source: Path, sample_rate: int, hints: ImportHints) -> tup
     _, _, kernel = shape("mask_generator.conv_layers.0.conv_layers.3.weight")
     outputs, _, _ = shape("mask_generator.output_conv.weight")
     total = sum(name.endswith(".skip_out.weight") for name in weights)
+    if not total or not outputs >= coefficients > 0:
+        raise CheckpointError(f"{source} has no complete mask_generator: is it a torchaudio ConvTasNet?")
     blocks = facts.blocks(total)
-    config = ConvTasNetConfig(
-        sample_rate=sample_rate,
-        sources=outputs // coefficients,
-        window_samples=window,
-        coefficients=coefficients,
-        bottleneck=bottleneck,
-        hidden=hidden,
-        kernel=kernel,
-        blocks=blocks,
-        repeats=total // blocks,
-        mask_activation=facts.answer("mask_activation", "sigmoid"),
-    )
-    separator = ConvTasNetSeparator(config)
+    sizes = {
+        "sample_rate": sample_rate,
+        "sources": outputs // coefficients,
+        "window_samples": window,
+        "coefficients": coefficients,
+        "bottleneck": bottleneck,
+        "hidden": hidden,
+        "kernel": kernel,
+        "blocks": blocks,
+        "repeats": total // blocks,
+        "mask_activation": facts.answer("mask_activation", "sigmoid"),
+    }
+    separator = ConvTasNetSeparator(facts.configuration(ConvTasNetConfig, sizes))
     load_weights(separator.network, weights, source)
     return separator, facts.assumed
 
 
-def _read_state_dict(source: Path) -> dict[str, Tensor]:
-    """Named tensors of a safetensors file or of torch.save, also those under `state_dict` or `model`."""
-    try:
-        if source.suffix == ".safetensors":
-            return load_file(source)
-        content = torch.load(source, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(
-            f"{source} can't be read as weights ({reason}): it is damaged, or holds more than tensors; save "
-            "the state dict alone, or export the separator as a program"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{source} holds no state dict: save `separator.state_dict()`")
-    return content
-
-
-def _read_program(source: Path, sample_rate: int, kind: Literal["torchscript", "exported"]) -> ProgramSeparator:
+def _read_program(
+    source: Path, sample_rate: int, kind: Literal["torchscript", "exported"], trust_code: bool
+) -> ProgramSeparator:
     """Try a program on two clips of other sizes, which also tells its sources."""
     content = source.read_bytes()
+    if trust_code and kind == "torchscript":
+        trust_program(hashlib.sha256(content).hexdigest())
     program = read_program(content, kind, source)
     sources = {_probe(program, source, clips, sample_rate + clips - 1) for clips in (1, 2)}
     if len(sources) != 1:

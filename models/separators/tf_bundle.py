@@ -8,6 +8,7 @@ verified.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,12 +87,13 @@ class TFBundle:
         shard = Path(f"{self.prefix}.data-{entry.shard:05d}-of-{self.shards:05d}")
         if not shard.is_file():
             raise CheckpointError(f"{shard} is missing: copy all files of the checkpoint together")
+        dtype = np.dtype(_DTYPES[entry.dtype])
+        whole = entry.offset + entry.size <= shard.stat().st_size  # before reading: the index may claim any size
+        if not whole or entry.size != dtype.itemsize * math.prod(entry.shape):
+            raise CheckpointError(f"{shard} is truncated: variable {name} is not whole; copy it again")
         with shard.open("rb") as file:
             file.seek(entry.offset)
             content = file.read(entry.size)
-        dtype = np.dtype(_DTYPES[entry.dtype])
-        if len(content) != entry.size or entry.size != dtype.itemsize * int(np.prod(entry.shape, dtype=np.int64)):
-            raise CheckpointError(f"{shard} is truncated: variable {name} is not whole; copy it again")
         if mask(crc32c(content)) != entry.crc32c:
             raise CheckpointError(f"{shard} is damaged: the checksum of variable {name} differs; copy it again")
         return np.frombuffer(content, dtype).reshape(entry.shape)

@@ -26,18 +26,21 @@ def import_separator_command(
         str | None, typer.Option(help="`magsq` or `uniform`, of a TDCN++ without mix_weights.")
     ] = None,
     mask_activation: Annotated[str | None, typer.Option(help="`sigmoid` or `relu`, of a Conv-TasNet.")] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="A TorchScript file: run it, though it can read and write your files.")
+    ] = False,
 ) -> None:
     """Turn somebody's separator into one of ours, so that it can serve as a processor.
 
     Reads TensorFlow checkpoints of the MixIT TDCN++ (without TensorFlow), state dicts of torchaudio's ConvTasNet, and
-    any TorchScript or torch.export program that maps (B, T) to (B, S, T). Nothing is unpickled.
+    any TorchScript or torch.export program that maps (B, T) to (B, S, T). Nothing is unpickled. A torch.export program
+    (.pt2) may only compute. TorchScript can do with files what you can: it needs --trust-code, once for each file.
 
     Example: `sepscene separator import yfcc/model.ckpt-3223090 --sample-rate 16000 --out separators/yfcc`
     """
     from pydantic import ValidationError
 
     from sepscene.models.config import SepsceneError
-    from sepscene.models.separators.card import read_card
     from sepscene.models.separators.import_tdcnpp import ImportHints
     from sepscene.models.separators.importer import import_separator
     from sepscene.orchestration.config import explain
@@ -53,10 +56,9 @@ def import_separator_command(
         hints = ImportHints.model_validate(given)
     except ValidationError as error:
         raise SepsceneError(f"bad option:\n{explain(error)}") from None
-    digest = import_separator(prefix, sample_rate, out, hints)
+    digest = import_separator(prefix, sample_rate, out, hints, trust_code)
     console.print(f"{out}  {digest[:12]}")
-    for assumed in read_card(out).metadata["assumed"]:
-        console.print(f"[yellow]assumed[/yellow] {assumed}")
+    _print_assumptions(out)
     console.print(f"use it: --set separator.checkpoints='{{S2: {out}}}'", markup=False)
 
 
@@ -74,7 +76,17 @@ def import_encoder_command(
     """
     from sepscene.models.encoders.importer import import_encoder
 
-    console.print(f"{out}  {import_encoder(file, front_end, out)[:12]}")
+    digest = import_encoder(file, front_end, out)
+    console.print(f"{out}  {digest[:12]}", markup=False)
+    _print_assumptions(out)
+
+
+def _print_assumptions(out: Path) -> None:
+    """Print what the imported file left open and had to be assumed."""
+    from sepscene.models.card import read_card
+
+    for assumed in read_card(out).metadata["assumed"]:
+        console.print(f"assumed {assumed}", style="yellow", markup=False)
 
 
 @encoder_app.command("export")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.bundle import write_atomically
+from sepscene.models.files import write_atomically
 
 ENCODER_KEY = b"sepscene.encoder"
 Rows = tuple[list[str], np.ndarray]

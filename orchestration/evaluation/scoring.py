@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sepscene.models.separators.card import read_card
+from sepscene.models.card import read_card
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.compare import evidence_path, save_scores
 from sepscene.orchestration.evaluation.embed_manifest import Embeddings, score_separator

@@ -20,9 +20,9 @@ from rich.console import Console
 from sepscene.augment.separation.service import open_separator
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.synthetic.scenes import PROFILES, write_scenes
+from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
-from sepscene.models.separators.card import read_card
 from sepscene.orchestration.config import Experiment, Objective, load_experiment
 from sepscene.orchestration.records.audit_log import audit_hash
 from sepscene.orchestration.records.checkpoints import read_checkpoint, read_ledger

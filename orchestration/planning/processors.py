@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from sepscene.models.separators.card import read_card
+from sepscene.models.card import read_card
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.flops import separation_flops

@@ -29,6 +29,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from sepscene.models.card import read_card
 from sepscene.models.encoders.encoder import read_encoder_config
 from sepscene.orchestration.source import copy_source
 
@@ -156,7 +157,7 @@ class MlflowStore:
         dim = read_encoder_config(bundle).trunk.embedding_dim
         wave_BT = TensorSpec(np.dtype("float32"), (-1, -1), name=None)
         h_BD = TensorSpec(np.dtype("float32"), (-1, dim), name=None)
-        card = json.loads((bundle / "config.json").read_text())
+        card = read_card(bundle)
         # MLflow tells its registrations on stderr, in the middle of our progress.
         with (
             TemporaryDirectory(prefix="sepscene-") as folder,
@@ -174,14 +175,14 @@ class MlflowStore:
                 signature=ModelSignature(inputs=Schema([wave_BT]), outputs=Schema([h_BD])),
                 registered_model_name=registered_name,
                 pip_requirements=["torch", "torchaudio", "safetensors", "pydantic", "numpy"],
-                metadata=card["card"],
-                tags={"sha256": card["sha256"]},
+                metadata=card.metadata,
+                tags={"sha256": card.sha256},
             )
         if registered_name and info.registered_model_version:
             version = str(info.registered_model_version)
             text = _without_header((bundle / "README.md").read_text())[:_LONGEST_DESCRIPTION]
             self.client.update_model_version(registered_name, version, description=text)
-            self.client.set_model_version_tag(registered_name, version, "sha256", card["sha256"])
+            self.client.set_model_version_tag(registered_name, version, "sha256", card.sha256)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ class EncoderModel(PythonModel):
     ) -> np.ndarray:
         """h of each waveform of full scale 1."""
         with torch.inference_mode():
-            return self.encoder(torch.from_numpy(np.asarray(model_input, np.float32))).numpy()
+            return self.encoder(model_input).numpy()
 
 
 mlflow.models.set_model(EncoderModel())

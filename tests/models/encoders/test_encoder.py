@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder, save_encoder, update_card
@@ -57,7 +58,7 @@ def test_a_clip_is_the_mean_over_patches_the_last_of_which_ends_with_it() -> Non
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("samples", [0, 1, 177, 15_359])
+@pytest.mark.parametrize("samples", [1, 177, 15_359])
 def test_a_shorter_clip_is_padded_with_silence(samples: int) -> None:
     encoder, wave_BT = small_encoder(), 0.1 * torch.randn(1, samples)
     padded_BT = torch.cat((wave_BT, torch.zeros(1, 15_360 - samples)), dim=1)
@@ -127,7 +128,7 @@ def test_the_card_tells_what_is_known_and_what_is_not(tmp_path: Path) -> None:
         "- torch: 2.11",
     ):
         assert line in text.splitlines()
-    assert json.loads((tmp_path / "config.json").read_text())["card"] == card
+    assert json.loads((tmp_path / "config.json").read_text())["metadata"] == card
 
 
 def test_figures_join_the_card_when_they_are_measured(bundle: Path) -> None:
@@ -197,12 +198,15 @@ def _unknown_field(bundle: Path) -> None:
         (_poison, r"embedding\.bias holds NaN or infinite.*earlier one"),
         (_not_safetensors, "not a safetensors file"),
         (_other_architecture, r"doesn't fit a Cnn14.*conv_block6.*has shape \(7,.*not \(8,"),
-        (lambda bundle: _sign_again(bundle, sha256=None), r"model\.safetensors is damaged.*SHA-256"),
-        (_other_layout, r"format 'sepscene-separator-1', not 'sepscene-encoder-1'"),
+        (
+            lambda bundle: _sign_again(bundle, sha256=None),
+            r"config\.json.*sha256: Input should be a valid string",
+        ),
+        (_other_layout, "format: Input should be 1"),
         (_cut_config, r"config\.json is damaged.*not JSON"),
         (_unknown_field, r"makes no encoder.*highest_hz 7500 is above half of sample_rate 8000"),
         (lambda bundle: (bundle / "model.safetensors").unlink(), "not complete"),
-        (lambda bundle: (bundle / "config.json").unlink(), "give the folder of a bundle"),
+        (lambda bundle: (bundle / "config.json").unlink(), "give the folder of a separator or an encoder"),
     ],
 )
 def test_a_bad_bundle_is_named_with_what_is_wrong(bundle: Path, damage, message: str) -> None:
@@ -210,6 +214,41 @@ def test_a_bad_bundle_is_named_with_what_is_wrong(bundle: Path, damage, message:
     with pytest.raises(SepsceneError, match=message) as caught:
         load_encoder(bundle)
     assert str(bundle) in str(caught.value)
+
+
+def test_a_bundle_of_version_0_2_is_read(bundle: Path) -> None:
+    card = json.loads((bundle / "config.json").read_text())
+    old = {
+        "format": "sepscene-encoder-1",
+        "sha256": card["sha256"],
+        "config": card["config"],
+        "card": {"data": "noise"},
+    }
+    (bundle / "config.json").write_text(json.dumps(old))
+    assert load_encoder(bundle).config == small_encoder().config
+    update_card(bundle, {"steps": 8})
+    assert read_card(bundle).metadata == {"data": "noise", "steps": 8}
+
+
+def test_sizes_of_a_card_are_looked_at_before_anything_is_built(bundle: Path) -> None:
+    config = small_encoder().config.model_dump(mode="json")
+    for sizes, message in (
+        ({"widths": [2, 3, 4, 5, 60_000, 60_000]}, r"has shape .*not \(60000, 5, 3, 3\)"),
+        ({"widths": [2, 3, 4, 5, 6, 10**9]}, "from 1 to 65536"),
+        ({"embedding_dim": 10**12}, "less than or equal"),
+    ):
+        _sign_again(bundle, config=config | {"trunk": config["trunk"] | sizes})
+        with pytest.raises(SepsceneError, match=message):
+            load_encoder(bundle)
+    (bundle / "config.json").write_text(" " * (1 << 20) + "{}")
+    with pytest.raises(SepsceneError, match="has more than"):
+        load_encoder(bundle)
+
+
+def test_inference_builds_no_graph_and_training_does(bundle: Path) -> None:
+    encoder, wave_BT = load_encoder(bundle), 0.1 * torch.randn(2, 16_000)
+    assert not encoder(wave_BT).requires_grad
+    assert encoder.train()(wave_BT).requires_grad
 
 
 def test_nan_weights_are_not_saved(tmp_path: Path) -> None:
@@ -234,7 +273,7 @@ def test_parts_that_do_not_fit_are_refused(change: dict, advice: str) -> None:
 
 
 def test_clips_of_a_wrong_shape_are_refused() -> None:
-    with pytest.raises(SepsceneError, match=r"\(B, T\), not \(15360,\)"):
+    with pytest.raises(SepsceneError, match=r"\(B, T\), clips by samples, not \(15360,\)"):
         small_encoder()(torch.zeros(15_360))
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder, load_encoder
@@ -169,6 +170,31 @@ def test_wrong_files_are_named_with_what_is_wrong(
     with pytest.raises(SepsceneError, match=message):
         import_encoder(file, front_end, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.module.", "net."])
+@pytest.mark.parametrize("container", ["model", "state_dict"])
+def test_the_prefix_of_a_wrapper_is_read_over(tmp_path: Path, prefix: str, container: str) -> None:
+    state = _panns_state()
+    file = _saved(tmp_path, {container: {prefix + name: tensor for name, tensor in state.items()}})
+    wrapped = import_encoder(file, "panns_16k", tmp_path / "wrapped")
+    assert wrapped == import_encoder(_saved(tmp_path, state), "panns_16k", tmp_path / "bare")
+
+
+def test_what_the_file_leaves_open_is_in_the_card(tmp_path: Path) -> None:
+    import_encoder(_saved(tmp_path, _panns_state(None)), "panns_32k", tmp_path / "out")
+    assumed = read_card(tmp_path / "out").metadata["assumed"]
+    assert [clause.split(" (")[0] for clause in assumed] == [
+        "front_end panns_32k",
+        "patch_seconds 10",
+        "shortest_seconds 0.96",
+    ]
+
+
+def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    state = _panns_state() | {"fc1.weight": torch.zeros(1).expand(100_000, 100_000)}
+    with pytest.raises(SepsceneError, match="claims tensors of"):
+        import_encoder(_saved(tmp_path, state), "panns_16k", tmp_path / "out")
 
 
 def test_a_pickle_bomb_does_not_go_off(tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
-"""The fast path equals the plain forward; long clips equal whole ones where they can; seams don't show."""
+"""The fast path equals the plain forward."""
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sepscene.models.config import SepsceneError
 from sepscene.models.separators.fast_path import BatchedHidden, FastTDCNpp, fast_separator
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
 from sepscene.models.separators.fused import FusedHidden
-from sepscene.models.separators.long_clips import LongClips, separate_long, separate_stream
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 
@@ -131,90 +129,3 @@ def test_other_separators_run_as_they_are():
         half = fast_separator(separator, precision="bfloat16")
         assert snr_db(separator(wave_BT), half(wave_BT)) > 30
     assert (half.sample_rate, half.sources) == (16000, 2)
-
-
-class Bands(nn.Module):
-    """Splits at a fixed frequency, with a reach of 801 samples; remembers the longest clip that it saw."""
-
-    sample_rate, sources = 1000, 2
-
-    def __init__(self, swap: bool = False) -> None:
-        super().__init__()
-        self.calls, self.longest, self.swap = 0, 0, swap
-
-    def forward(self, wave_BT: Tensor) -> Tensor:
-        self.longest = max(self.longest, wave_BT.shape[1])
-        taps = torch.hann_window(801, periodic=False)
-        low_BT = torch.conv1d(wave_BT[:, None], (taps / taps.sum())[None, None], padding=400)[:, 0]
-        self.calls += 1
-        pair = [low_BT, wave_BT - low_BT]
-        return torch.stack(pair[::-1] if self.swap and self.calls % 2 else pair, 1)
-
-
-CUT = LongClips(window_seconds=4, fade_seconds=0.3, receptive_seconds=0.801)
-
-
-def test_windows_of_a_local_separator_equal_the_whole_clip():
-    """Both sides of a seam see their whole reach, so a separator without statistics shows no seam at all."""
-    wave_T = noise(31_007)
-    whole_ST = Bands()(wave_T[None])[0]
-    torch.testing.assert_close(separate_long(Bands(), wave_T, CUT), whole_ST, rtol=0, atol=1e-6)
-
-
-def test_windows_too_close_would_show():
-    """The test above can fail: half of the reach is not enough."""
-    narrow = CUT.model_copy(update={"receptive_seconds": 0.2, "fade_seconds": 0.01})
-    wave_T = noise(31_007)
-    whole_ST = Bands()(wave_T[None])[0]
-    assert (separate_long(Bands(), wave_T, narrow) - whole_ST).abs().max() > 1e-3
-
-
-def test_sources_keep_their_order_across_windows():
-    wave_T = noise(31_007)
-    separated_ST = separate_long(Bands(swap=True), wave_T, CUT)
-    torch.testing.assert_close(separated_ST, Bands()(wave_T[None])[0].flip(0), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("block", [1, 700, 5000, 100_000])
-def test_blocks_of_a_stream_change_nothing_and_memory_is_bounded(block):
-    wave_T = noise(15_000) if block == 1 else noise(60_000)
-    separator = Bands()
-    pieces = list(separate_stream(separator, wave_T.split(block), CUT))
-    assert separator.longest <= 6000
-    assert max(piece.shape[1] for piece in pieces) <= 6000
-    torch.testing.assert_close(torch.cat(pieces, 1), separate_long(Bands(), wave_T, CUT), rtol=0, atol=0)
-
-
-def test_seams_of_a_tdcnpp_are_no_worse_than_the_rest():
-    """Windows are normed by their own statistics: they differ from the whole clip, but evenly, with no jump."""
-    separator = network(sample_rate=2000, repeats=1, blocks=3)
-    cut = LongClips(window_seconds=4, fade_seconds=0.5)
-    wave_T = noise(40_000)
-    with torch.no_grad():
-        whole_ST = separator(wave_T[None])[0]
-    long_ST = separate_long(separator, wave_T, cut)
-    assert snr_db(whole_ST, long_ST) > 20
-    torch.testing.assert_close(long_ST.sum(0), wave_T, rtol=0, atol=2e-6)
-    reach = separator.config.receptive_field_samples
-    margin = -(-reach // 2)
-    step = 8000 - 2 * margin - 1000
-    at_seam = torch.zeros(40_000, dtype=torch.bool)
-    for start in range(step, 40_000 - 12_000 + step, step):
-        at_seam[start + margin : start + margin + 1000] = True
-    error_T = (long_ST - whole_ST).square().sum(0)
-    assert error_T[at_seam].mean() < 1.2 * error_T[~at_seam].mean()
-    step_error_T = (long_ST - whole_ST).diff(dim=1).abs().amax(0)
-    assert step_error_T[at_seam[1:]].max() < 1.2 * step_error_T[~at_seam[1:]].max()
-
-
-def test_short_clips_are_separated_whole():
-    separator = network()
-    wave_T = noise(9000)
-    with torch.no_grad():
-        assert torch.equal(separate_long(separator, wave_T), separator(wave_T[None])[0])
-    assert list(separate_stream(separator, [])) == []
-
-
-def test_windows_within_the_receptive_field_are_refused():
-    with pytest.raises(SepsceneError, match=r"window_seconds 4 is too short.*at least 6\.11 s"):
-        separate_long(network(repeats=4, blocks=8), noise(9000), LongClips(window_seconds=4))

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, read_card
 from sepscene.models.config import CheckpointError
-from sepscene.models.separators.card import CONFIG_FILE, WEIGHTS_FILE, read_card, separator_digest
 from sepscene.models.separators.folder import load_separator, save_separator
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
 from sepscene.models.separators.tdcnpp import TDCNpp
@@ -27,9 +27,9 @@ def folder(tmp_path: Path) -> Path:
 
 def rewrite(folder: Path, **changes) -> None:
     """Write weights anew with a right checksum, as a diverged training would."""
-    card = json.loads((folder / CONFIG_FILE).read_text())
+    card = json.loads((folder / CARD_FILE).read_text())
     card["sha256"] = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
-    (folder / CONFIG_FILE).write_text(json.dumps(card | changes))
+    (folder / CARD_FILE).write_text(json.dumps(card | changes))
 
 
 def test_a_network_comes_back_as_it_was(folder):
@@ -40,7 +40,7 @@ def test_a_network_comes_back_as_it_was(folder):
     wave_BT = torch.randn(2, 500)
     assert torch.equal(loaded(wave_BT), network(wave_BT))
     assert (loaded.sample_rate, loaded.sources, loaded.training) == (8000, 3, False)
-    assert separator_digest(folder) == digest
+    assert read_card(folder).digest == digest
     assert read_card(folder).metadata == {"steps": 7}
     assert sorted(path.name for path in folder.parent.iterdir()) == ["S1"]  # nothing temporary stays
 
@@ -92,7 +92,7 @@ def test_truncation_is_found(folder):
         load_separator(folder)
 
 
-@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+@pytest.mark.parametrize("name", [CARD_FILE, WEIGHTS_FILE])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
@@ -108,7 +108,7 @@ def test_a_missing_file_is_named(folder, name):
     ],
 )
 def test_a_broken_description_is_named(folder, text, said):
-    (folder / CONFIG_FILE).write_text(text)
+    (folder / CARD_FILE).write_text(text)
     with pytest.raises(CheckpointError, match=said):
         load_separator(folder)
 
@@ -148,13 +148,13 @@ def test_weights_that_are_not_finite_are_found(folder, value):
 
 
 def test_a_diverged_network_is_not_saved(folder):
-    before = (folder / CONFIG_FILE).read_bytes()
+    before = (folder / CARD_FILE).read_bytes()
     network = TDCNpp(CONFIG)
     with torch.no_grad():
         network.mask[0, 0] = float("nan")
     with pytest.raises(CheckpointError, match="mask"):
         save_separator(network, folder, {})
-    assert (folder / CONFIG_FILE).read_bytes() == before
+    assert (folder / CARD_FILE).read_bytes() == before
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
@@ -170,7 +170,7 @@ def test_an_interrupted_save_leaves_the_earlier_checkpoint(folder, monkeypatch):
     def dies(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("sepscene.models.separators.folder.replace_folder", dies)
+    monkeypatch.setattr("sepscene.models.weights.replace_folder", dies)
     with pytest.raises(OSError, match="no space"):
         save_separator(TDCNpp(CONFIG), folder, {})
     assert [path.name for path in folder.parent.iterdir()] == ["S1"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from sepscene.models.card import read_card
 from sepscene.models.config import CheckpointError
-from sepscene.models.separators.card import read_card
 from sepscene.models.separators.folder import load_separator
 from sepscene.models.separators.importer import ImportHints, import_separator
 from tests.models.separators.tensorflow_files import draw_variables, separate, write_bundle

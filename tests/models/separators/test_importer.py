@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchaudio.models import ConvTasNet
 
+from sepscene.models.card import read_card
 from sepscene.models.config import CheckpointError
-from sepscene.models.separators.card import read_card
 from sepscene.models.separators.folder import load_separator
 from sepscene.models.separators.import_tdcnpp import tensorflow_name
 from sepscene.models.separators.importer import ImportHints, import_separator
@@ -75,6 +75,13 @@ class Evil:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
+
+
+@pytest.fixture(autouse=True)
+def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's list of trusted programs is the test's own."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
+    monkeypatch.delenv("SEPSCENE_TRUSTED_PROGRAMS", raising=False)
 
 
 @pytest.fixture
@@ -224,7 +231,7 @@ def test_a_program_separates_as_before(tmp_path, kind):
         torch.jit.script(module).save(path)
     else:
         export(module, path)
-    import_separator(path, 8000, tmp_path / "out")
+    import_separator(path, 8000, tmp_path / "out", trust_code=True)
     separator = load_separator(tmp_path / "out").eval().to("cpu")
     wave_BT = torch.randn(3, 777)
     torch.testing.assert_close(separator(wave_BT), module(wave_BT), rtol=0, atol=1e-7)
@@ -242,18 +249,18 @@ def test_a_damaged_program_is_named(tmp_path, ending):
     torch.jit.script(Filters()).save(path) if ending == "pt" else export(Filters(), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CheckpointError, match=path.name):
-        import_separator(path, 8000, tmp_path / "out")
+        import_separator(path, 8000, tmp_path / "out", trust_code=True)
 
 
 def test_a_program_that_is_no_separator_says_what_it_did(tmp_path):
     torch.jit.script(Halves()).save(tmp_path / "halves.pt")
     with pytest.raises(CheckpointError, match=r"maps \(1, 8000\) to \(1, 1, 4000\), not to \(B, S, T\)"):
-        import_separator(tmp_path / "halves.pt", 8000, tmp_path / "out")
+        import_separator(tmp_path / "halves.pt", 8000, tmp_path / "out", trust_code=True)
     broken = Filters()
     nn.init.constant_(broken.filters.weight, float("inf"))
     torch.jit.script(broken).save(tmp_path / "infinite.pt")
     with pytest.raises(CheckpointError, match="NaN or infinite samples"):
-        import_separator(tmp_path / "infinite.pt", 8000, tmp_path / "out")
+        import_separator(tmp_path / "infinite.pt", 8000, tmp_path / "out", trust_code=True)
 
 
 @pytest.mark.slow

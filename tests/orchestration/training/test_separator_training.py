@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sepscene.augment.synthetic.scenes import SceneConfig, write_scenes
+from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
-from sepscene.models.separators.card import read_card
 from sepscene.models.separators.folder import load_separator
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.results import read_metrics
