@@ -26,7 +26,7 @@ OLD_ENCODER = "sepscene-encoder-1"
 Architecture = Literal["cnn14", "tdcnpp", "conv_tasnet", "program"]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^\w[\w.]{0,63}$")]
-ProcessorName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]{0,63}$")]
+ProcessorName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]{0,99}$")]
 """Of a separator's checkpoint. It becomes a part of paths, so nothing in it may lead elsewhere."""
 
 

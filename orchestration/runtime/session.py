@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import ray
 
+from sepscene.models.separators.trust import VARIABLE, trusted_programs
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.placement import LOCAL_LABEL, check_placement, cluster_nodes, phases
 from sepscene.orchestration.runtime.ray_compat import configure_data
@@ -69,7 +70,8 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None)
         logging.getLogger(name).setLevel(level)
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level=level, log_to_driver=verbose)
+        trust = {"env_vars": {VARIABLE: ",".join(trusted_programs())}} if VARIABLE not in os.environ else None
+        ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=trust)
     else:
         with _environment(LOCAL):
             ray.init(

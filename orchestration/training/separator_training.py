@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from sepscene.augment.draws import Schedule
 from sepscene.augment.views import from_pcm
+from sepscene.models.card import ProcessorName, explain_validation
+from sepscene.models.config import SepsceneError
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
@@ -37,6 +39,10 @@ from sepscene.tasks.losses.mixit import loudest_targets, mixit_loss, supervised_
 STAGE = "separator"
 
 
+_INDEX = TypeAdapter(dict[ProcessorName, ProcessorName])
+"""Of a ladder: processor name -> name of its folder. A run folder may be a stranger's."""
+
+
 def separator_steps(experiment: Experiment) -> int:
     """Steps until the last checkpoint of the ladder."""
     return max(experiment.separator.ladder.steps.values())
@@ -49,11 +55,19 @@ def separator_schedule(experiment: Experiment, clips: int) -> tuple[Schedule, in
 
 
 def read_ladder(run_dir: Path) -> dict[str, str]:
-    """Processor name -> separator folder, for the checkpoints that a run has made so far."""
+    """Processor name -> separator folder, for the checkpoints that a run has made so far.
+
+    Raises:
+        SepsceneError: the run's index names a checkpoint outside of the ladder, or is no index.
+    """
     index = run_dir / "ladder" / "ladder.json"
     if not index.exists():
         return {}
-    return {name: str(run_dir / "ladder" / folder) for name, folder in json.loads(index.read_text()).items()}
+    try:
+        folders = _INDEX.validate_json(index.read_bytes())
+    except ValidationError as error:
+        raise SepsceneError(f"{index} is not the index of a ladder: {explain_validation(error)}") from None
+    return {name: str(run_dir / "ladder" / folder) for name, folder in folders.items()}
 
 
 def add_to_ladder(run_dir: Path, name: str, step: int, separator: TDCNpp, metadata: dict[str, Any]) -> None:

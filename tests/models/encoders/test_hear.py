@@ -97,7 +97,7 @@ def test_embeddings_do_not_depend_on_the_company(model: hear.HearModel) -> None:
 
 
 def test_wrong_shapes_and_missing_weights_are_named(model: hear.HearModel) -> None:
-    with pytest.raises(SepsceneError, match=r"\(sounds, samples\), not \(16000,\)"):
+    with pytest.raises(SepsceneError, match=r"\(B, T\), clips by samples, not \(16000,\)"):
         hear.get_scene_embeddings(torch.zeros(16_000), model)
     with pytest.raises(SepsceneError, match="no default weights"):
         hear.load_model()
