@@ -14,6 +14,7 @@ import numpy as np
 import ray.train
 import ray.train.torch
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from sepscene.augment.draws import Schedule
