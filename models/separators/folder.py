@@ -39,7 +39,7 @@ def save_separator(separator: nn.Module, directory: str | Path, metadata: dict[s
             "and import the program with `sepscene separator import`"
         )
     check_finite(separator, directory)
-    card = {"config": separator.config.model_dump(mode="json"), "metadata": metadata}
+    card: dict[str, Any] = {"config": separator.config.model_dump(mode="json"), "metadata": metadata}
     if isinstance(separator, ProgramSeparator):
         card["architecture"] = "program"
         return write_folder(directory, card, separator.content, separator.config.file_name).digest

@@ -19,9 +19,9 @@ from sepscene.augment.audio import read_clip
 from sepscene.augment.separation.service import open_separator
 from sepscene.augment.synthetic.scenes import background_path
 from sepscene.augment.views import from_pcm, levels_db, to_pcm
+from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.frontend import LogMel
-from sepscene.models.separators.card import separator_digest
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import write_whole
 from sepscene.tasks.datasets.readers import Manifest
@@ -77,7 +77,7 @@ class LogMelStore:
                 self._fill(part, separator, channels, background, progress)
 
     def _part(self, folder: str, background: int) -> str:
-        return f"channels-{separator_digest(folder)[:16]}-{background}"
+        return f"channels-{read_card(folder).digest[:16]}-{background}"
 
     def _done(self, part: str) -> int:
         path = self.folder / f"{part}.done"
