@@ -17,6 +17,7 @@ from sepscene.augment.store.separated_store import StoreSettings
 from sepscene.augment.views import SpecAugment, Views
 from sepscene.models.card import ProcessorName
 from sepscene.models.config import Config, SepsceneError
+from sepscene.models.precision import PrecisionChoice
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
@@ -185,7 +186,10 @@ class Training(Config):
         description="largest norm of a step's gradient. At 1.0 it rescales nearly every step at tiny, where norms are "
         "3 to 7; 30 would be a safeguard, which rescales none [open; ours]",
     )
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: PrecisionChoice = Field(
+        "auto",
+        description="auto: bfloat16 where the device has units for it, else float32; a run keeps what was chosen",
+    )
     ordered: bool = Field(True, description="rows arrive in the schedule's order: bit-for-bit repeatable on CPU")
     checkpoint_every_steps: int = Field(500, ge=1)
     checkpoints_kept: int = Field(2, ge=1)
@@ -228,7 +232,7 @@ class Resources(Config):
     validation_cpus: float = Field(1, gt=0, description="of the validation task, when there is validation")
     validation_gpus: float = Field(0, ge=0, description="GPUs of the validation task; 0 validates on CPUs")
     separation_batch: int = Field(1, ge=1, description="clips in one forward pass; 1 on a CPU, several on a GPU")
-    separation_precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 pays on GPUs")
+    separation_precision: PrecisionChoice = Field("auto", description="of the separators; as training.precision")
     readers: int = Field(1, ge=1, description="reading actors")
     reader_cpus: float = Field(0.5, gt=0)
     trainer_labels: dict[str, str] = Field(default_factory=dict, description='node labels, e.g. {"pool": "trainers"}')

@@ -96,13 +96,21 @@ def tiny() -> Experiment:
         ),
         encoder=Cnn14Config.tiny(),
         objective=Objective(head_hidden=256, temperature=0.1),
-        training=Training(epochs=40, global_batch=64, service_rows=32, checkpoint_every_steps=60, learning_rate=5e-4),
+        training=Training(
+            epochs=40,
+            global_batch=64,
+            service_rows=32,
+            precision="float32",  # the same numbers on every CPU
+            checkpoint_every_steps=60,
+            learning_rate=5e-4,
+        ),
         evaluation=Evaluation(scoring=ScoringSettings(bootstrap=500)),
         resources=Resources(
             trainers=2,
             trainer_cpus=0.2,
             separation_actors=2,
             separation_cpus=0.15,
+            separation_precision="float32",
             readers=1,
             reader_cpus=0.1,
             validation_cpus=0.15,
@@ -118,9 +126,7 @@ def small() -> Experiment:
         scale="small",
         data=Data(scenes_train=4096, scenes_test=1024),
         separator=Separator(ladder=Ladder(steps={"N": 0, "F": 100, "S1": 500, "S2": 3000}), segment_seconds=5.0),
-        training=Training(
-            epochs=50, global_batch=256, service_rows=32, precision="bfloat16", checkpoint_every_steps=200
-        ),
+        training=Training(epochs=50, global_batch=256, service_rows=32, checkpoint_every_steps=200),
         resources=Resources(
             trainers=1,
             trainer_gpus=0.5,
@@ -141,9 +147,7 @@ def paper() -> Experiment:
         scale="paper",
         data=Data(format="audioset", root="audioset", train=("unbalanced_train", "balanced_train"), test=("eval",)),
         separator=Separator(network=TDCNppConfig(), batch_mixtures=64),
-        training=Training(
-            epochs=100, global_batch=4096, service_rows=256, precision="bfloat16", checkpoint_every_steps=500
-        ),
+        training=Training(epochs=100, global_batch=4096, service_rows=256, checkpoint_every_steps=500),
         evaluation=Evaluation(scoring=ScoringSettings(shallow_epochs=20)),
         resources=Resources(
             trainers=16,

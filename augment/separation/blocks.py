@@ -8,7 +8,6 @@ Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels
 """
 
 import time
-from typing import Literal
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from sepscene.augment.store.separated_store import SeparatedStore, StoreKey
 from sepscene.augment.views import MIXTURE, Views, choose_channels, patch_samples, view_starts
 from sepscene.models.card import read_card
 from sepscene.models.config import Config
+from sepscene.models.precision import Precision
 
 Columns = dict[str, np.ndarray]
 Found = tuple[tuple[int, int], list[np.ndarray]]
@@ -31,7 +31,7 @@ class ServiceSettings(Config):
     audio: AudioFormat
     checkpoints: dict[str, str]
     """Processor name -> separator folder, for every name in `views.combination`; may be empty for mix-mix."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the separators; "bfloat16" where the device has it."""
 
     @property

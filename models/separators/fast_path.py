@@ -13,12 +13,13 @@ Shapes: B clips, S sources, T samples, L frames, C coefficients, W bottleneck wi
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sepscene.models.precision import Precision
 from sepscene.models.separators.tdcnpp import (
     NORM_EPSILON,
     ActivationNorm,
@@ -31,8 +32,6 @@ from sepscene.models.separators.tdcnpp import (
 
 if TYPE_CHECKING:
     from sepscene.models.separators.fused import FusedHidden
-
-Precision = Literal["float32", "bfloat16"]
 
 DECODED_TOGETHER = 256
 """Frames whose masks are made and applied together on a CPU, so that they stay in cache."""

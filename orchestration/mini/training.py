@@ -33,7 +33,7 @@ def refuse_what_is_ignored(experiment: Experiment) -> None:
     training = experiment.training
     unusable = {
         "training.microbatch": training.microbatch is not None,
-        "training.precision bfloat16": training.precision != "float32",
+        "training.precision bfloat16": training.precision == "bfloat16",
         "training.validation_every_steps": training.validation_every_steps > 0,
         "data.test folds": experiment.data.by_folds,
     }

@@ -33,6 +33,7 @@ from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import progress
 from sepscene.orchestration.reports.status_line import BESIDE_THE_BAR, Terms
+from sepscene.orchestration.runtime.precision import separation_precision, slow_precisions, with_precisions
 from sepscene.orchestration.runtime.session import ray_session
 from sepscene.orchestration.training.builders import check_start, encoder_of
 from sepscene.orchestration.training.prefill import Filled, fill
@@ -71,12 +72,17 @@ class Run:
     ) -> "Run":
         """Make the run's folder and begin its parent run in MLflow, or continue an earlier one.
 
+        The run's experiment says which precisions were chosen, where they were left to `auto`.
+
         Args:
             tags: for the parent run in MLflow, beside those that say what the experiment is.
 
         Raises:
             SepsceneError: when the folder holds another experiment, or this one and `resume` is not set.
         """
+        for warning in slow_precisions(experiment):
+            console.print(warning, style="yellow", markup=False)
+        experiment = with_precisions(experiment)
         saved = folder / "experiment.yaml"
         if saved.exists():
             earlier = load_experiment(saved).model_copy(update={"resources": experiment.resources})
@@ -357,8 +363,10 @@ def _filling(experiment: Experiment, train: Manifest, ladder: dict[str, str]) ->
     """A name for these clips, separated by the experiment's processors as its audio and its precision say."""
     digests = sorted(read_card(ladder[name]).digest for name in experiment.views.combination)
     what: list[Any] = [train.digest(), digests, experiment.audio.model_dump()]
-    if experiment.resources.separation_precision != "float32":  # which goes without saying, as in the store's keys
-        what.append(experiment.resources.separation_precision)
+    if (
+        precision := separation_precision(experiment)
+    ) != "float32":  # which goes without saying, as in the store's keys
+        what.append(precision)
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 

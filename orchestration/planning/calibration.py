@@ -28,6 +28,7 @@ from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.planning.plan import CPU, Calibration, threads
 from sepscene.orchestration.planning.processors import Processor, processors_of
+from sepscene.orchestration.runtime.precision import separation_precision, training_precision
 from sepscene.orchestration.training.optimizer import adamw
 from sepscene.orchestration.training.pretraining import Views, prepared_objective
 from sepscene.tasks.losses.gradcache import accumulate, cut
@@ -96,7 +97,7 @@ def _settings(experiment: Experiment, processor: Processor, folder: Path) -> Ser
         save_separator(TDCNpp(processor.network), checkpoint, {"step": 0})
     one = {"pair": pair, "combination": (name,), "weights": None, "curriculum": ()}
     views = experiment.views.model_copy(update=one)
-    precision = experiment.resources.separation_precision
+    precision = separation_precision(experiment)
     return ServiceSettings(views=views, audio=experiment.audio, checkpoints={name: checkpoint}, precision=precision)
 
 
@@ -169,7 +170,7 @@ def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
     def gradients(rows: int) -> None:
         optimizer.zero_grad(set_to_none=True)
         logmels = views(view_B2P[:rows].to(device), uniforms_B2U[:rows].to(device))
-        dtype = torch.bfloat16 if training.precision == "bfloat16" else None
+        dtype = torch.bfloat16 if training_precision(experiment) == "bfloat16" else None
         if training.microbatch:
             accumulate(
                 objective, cut(logmels, training.microbatch, rows), alpha=experiment.objective.alpha, dtype=dtype

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from sepscene.orchestration.formatting import quantity
 from sepscene.orchestration.planning.plan import CPU, Plan
+from sepscene.orchestration.runtime.precision import separation_precision, training_precision
 
 
 def plan_table(plan: Plan) -> Group:
@@ -23,6 +24,8 @@ def _facts(plan: Plan) -> Table:
     table.add_row("audio", f"{plan.clip_hours:,.1f} h of clips, {plan.view_hours:,.1f} h of views")
     table.add_row("separation", _separation(plan))
     table.add_row("training", f"{quantity(plan.train_flops_per_row)}FLOP a row")
+    precisions = (separation_precision(plan.experiment), training_precision(plan.experiment))
+    table.add_row("precision", "separators {}, training {}".format(*precisions))
     if plan.separator_training_flops:
         table.add_row(
             "separator (MixIT)",

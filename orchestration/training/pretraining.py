@@ -25,6 +25,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint, resume_point
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.runtime.precision import training_precision
 from sepscene.orchestration.training.builders import build_objective, start_from
 from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine
 from sepscene.orchestration.training.hooks import Batch, Hook, consume_rows, run_steps, usable_rows
@@ -70,7 +71,7 @@ def prepared_objective(experiment: Experiment, device: torch.device, start: Path
         start_from(objective, start)
     objective = objective.to(device)
     synchronise_batchnorm(objective)  # on its device: CUDA has a kernel of its own
-    if device.type == "cuda" or experiment.training.precision == "bfloat16" or experiment.scale == "tiny":
+    if device.type == "cuda" or training_precision(experiment) == "bfloat16" or experiment.scale == "tiny":
         # Measured in benchmarks/encoder.py: 1.2 to 1.7 times faster, but slower for full-size float32 on a CPU.
         objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return objective
@@ -184,7 +185,7 @@ class Pretrainer:
         return {**figures, "bad": 0.0}
 
     def _loss_and_gradient(self, logmels: tuple[Tensor, ...]) -> JointLoss:
-        dtype = torch.bfloat16 if self.experiment.training.precision == "bfloat16" else None
+        dtype = torch.bfloat16 if training_precision(self.experiment) == "bfloat16" else None
         if self.model is None:
             # With four views a chunk has rows of either task: half as many of each.
             rows = max(1, (self.experiment.training.microbatch or self.local_rows) * 2 // len(logmels))

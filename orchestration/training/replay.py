@@ -16,6 +16,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint
 from sepscene.orchestration.records.run_folder import StageFolder, pretraining
+from sepscene.orchestration.runtime.precision import separation_precision
 from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.pretraining import Views
 from sepscene.orchestration.training.separator_training import read_ladder
@@ -74,7 +75,7 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
         views=experiment.views,
         audio=experiment.audio,
         checkpoints=checkpoints,
-        precision=experiment.resources.separation_precision,
+        precision=separation_precision(experiment),
     )
     reader, service = ClipReader(settings), SeparationService(settings)
     newest = newest_sound(stage_folder(run_dir, experiment).path)

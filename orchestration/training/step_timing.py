@@ -11,6 +11,7 @@ import torch
 
 from sepscene.augment.views import patch_samples
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.runtime.precision import training_precision
 from sepscene.orchestration.training.flops import step_flops
 from sepscene.orchestration.training.hooks import Hook, Step
 
@@ -26,7 +27,9 @@ class StepTiming(Hook):
         training = experiment.training
         step = step_flops(experiment.encoder, experiment.objective, frames, training.global_batch)
         self.flops = step / workers
-        self.ceiling = matmul_rate(device, torch.bfloat16 if training.precision == "bfloat16" else torch.float32)
+        self.ceiling = matmul_rate(
+            device, torch.bfloat16 if training_precision(experiment) == "bfloat16" else torch.float32
+        )
 
     def after_step(self, step: Step) -> None:
         """Add the figures of a step: pairs of the global batch per second, share of its time spent waiting, and MFU."""

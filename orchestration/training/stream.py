@@ -30,6 +30,7 @@ from sepscene.augment.views import patch_samples
 from sepscene.orchestration.config import Experiment, Resources
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.placement import actor_demand, reader_demand, separates_live
+from sepscene.orchestration.runtime.precision import separation_precision
 from sepscene.orchestration.training.row_draws import DrawRows, PrefillRows
 from sepscene.tasks.datasets.readers import Manifest
 
@@ -75,7 +76,7 @@ def service_settings(experiment: Experiment, checkpoints: Mapping[str, str]) -> 
         views=experiment.views,
         audio=experiment.audio,
         checkpoints=dict(checkpoints),
-        precision=experiment.resources.separation_precision,
+        precision=separation_precision(experiment),
     )
 
 
