@@ -169,12 +169,15 @@ def plan(
     from sepscene.orchestration.planning.calibration import calibrate
     from sepscene.orchestration.planning.plan import plan as make_plan
     from sepscene.orchestration.planning.plan_table import plan_table
+    from sepscene.orchestration.runtime.precision import slow_precisions
 
     resolved = resolve(experiment, scale, change)
     present = _training_clips(resolved, needed=clips is None)
     uris, offsets, skipped = _readable(present, resolved.audio) if present else ([], [], 0)
     if skipped:
         console.print(f"{skipped} of the first {len(uris) + skipped} clips cannot be read; see `sepscene data audit`")
+    for warning in slow_precisions(resolved):
+        console.print(warning, style="yellow", markup=False)
     measured = calibrate(resolved, seconds, uris, offsets)
     console.print(plan_table(make_plan(resolved, measured, clips or (len(present) if present else None))))
 

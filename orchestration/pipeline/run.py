@@ -363,9 +363,8 @@ def _filling(experiment: Experiment, train: Manifest, ladder: dict[str, str]) ->
     """A name for these clips, separated by the experiment's processors as its audio and its precision say."""
     digests = sorted(read_card(ladder[name]).digest for name in experiment.views.combination)
     what: list[Any] = [train.digest(), digests, experiment.audio.model_dump()]
-    if (
-        precision := separation_precision(experiment)
-    ) != "float32":  # which goes without saying, as in the store's keys
+    precision = separation_precision(experiment)
+    if precision != "float32":  # which goes without saying, as in the store's keys
         what.append(precision)
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
