@@ -7,6 +7,12 @@ class SepsceneError(Exception):
     """An error whose message a user can act on: it names the file or field, what is wrong and how to mend it.
 
     The command line prints the message alone, without a traceback, and exits with code 2.
+
+    Example:
+        >>> try:
+        ...     sepscene.load_encoder("runs/nothing/encoder")
+        ... except sepscene.SepsceneError as error:
+        ...     print(error)
     """
 
 

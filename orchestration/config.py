@@ -286,7 +286,12 @@ class Store(Config):
 
 
 class Experiment(Config):
-    """One run in full."""
+    """One run in full: every number that it depends on, frozen and validated.
+
+    Example:
+        >>> experiment = sepscene.named_experiment("demo", "tiny").changed({"objective.temperature": 0.1})
+        >>> run = sepscene.pretrain(experiment)
+    """
 
     name: str
     scale: Literal["mini", "tiny", "small", "paper"]

@@ -286,7 +286,10 @@ EXPERIMENTS |= {
 
 
 def named_experiment(name: str, scale: Scale) -> Experiment:
-    """The experiment of that name.
+    """The experiment of that name (`sepscene show` lists them) at a scale: "tiny", "small" or "paper".
+
+    Example:
+        >>> experiment = sepscene.named_experiment("table4/S2+N/simclr-cp", "paper")
 
     Raises:
         SepsceneError: when there is none; it lists those that there are.

@@ -1,7 +1,14 @@
 """Sepscene: self-supervised audio learning from automatically separated sound scenes, orchestrated on Ray.
 
-The public names are those of `__all__`. Everything else may change between versions. Each name is loaded when it is
-first used, because most processes of a run need neither torch nor Ray.
+The public names are those of `__all__`: they are documented, and a release that changes one says so in CHANGELOG.md.
+Everything else may change between versions. Each name is loaded when it is first used, because most processes of a run
+need neither torch nor Ray.
+
+Example:
+    >>> import sepscene
+    >>> run = sepscene.pretrain("demo")  # a few minutes on two CPU cores
+    >>> encoder = sepscene.load_encoder(run / "encoder")
+    >>> h_BD = encoder(wave_BT)  # (B, T) at 16 kHz to (B, D)
 """
 
 from importlib import import_module
@@ -12,17 +19,32 @@ if TYPE_CHECKING:
     from sepscene.models.config import SepsceneError
     from sepscene.models.encoders.encoder import load_encoder
     from sepscene.models.separators.folder import load_separator
+    from sepscene.orchestration.api import embed, pretrain, sweep
     from sepscene.orchestration.config import Experiment
+    from sepscene.orchestration.presets import named_experiment
 
 __version__ = "0.2.0"
 
 _PUBLIC = {
     "Experiment": "orchestration.config",
     "SepsceneError": "models.config",
+    "embed": "orchestration.api",
     "load_encoder": "models.encoders.encoder",
     "load_separator": "models.separators.folder",
+    "named_experiment": "orchestration.presets",
+    "pretrain": "orchestration.api",
+    "sweep": "orchestration.api",
 }
-__all__ = ["Experiment", "SepsceneError", "load_encoder", "load_separator"]
+__all__ = [
+    "Experiment",
+    "SepsceneError",
+    "embed",
+    "load_encoder",
+    "load_separator",
+    "named_experiment",
+    "pretrain",
+    "sweep",
+]
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 if not (Path(__file__).parent / "models").is_dir() and (_CHECKOUT / "models").is_dir():
@@ -35,3 +57,8 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion in a shell or a notebook."""
+    return [*__all__, "__version__"]

@@ -34,6 +34,7 @@ ROOMS = {
         "pipeline",
         "sweeps",
         "planning",
+        "api",
         "cli",
     ),
 }

@@ -184,6 +184,10 @@ def update_card(directory: Path | str, facts: dict[str, Any]) -> None:
 def load_encoder(dir_or_uri: Path | str) -> Encoder:
     """Load an encoder bundle, verified, on CPU and in evaluation mode.
 
+    Example:
+        >>> encoder = sepscene.load_encoder("runs/demo/encoder")
+        >>> h_BD = encoder(torch.zeros(1, encoder.sample_rate))  # one second of silence
+
     Args:
         dir_or_uri: a folder, or an MLflow URI (`runs:/...`, `models:/...`, `mlflow-artifacts:/...`), which is
             fetched with MLflow's command line.

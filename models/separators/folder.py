@@ -53,6 +53,10 @@ def load_separator(directory: str | Path) -> nn.Module:
     The module has `sample_rate` (hertz) and `sources`. It takes sound as `models.sound.checked_sound` describes it, and
     builds no autograd graph: `separator.requires_grad_()` lets it be trained further.
 
+    Example:
+        >>> separator = sepscene.load_separator("runs/demo/ladder/S2")
+        >>> separated_BST = separator(torch.zeros(1, separator.sample_rate))
+
     Raises:
         CheckpointError: a file is missing, truncated or altered, the architecture is unknown, the weights don't fit
             it or aren't finite, or it is a program whose author the user doesn't trust. The message names the file.

@@ -5,17 +5,15 @@ import logging
 import os
 import shlex
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from sepscene import __version__
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.cli.arguments import (
     Address,
@@ -30,14 +28,11 @@ from sepscene.orchestration.cli.arguments import (
 )
 from sepscene.orchestration.cli.cluster_commands import cluster_app, stop, submit
 from sepscene.orchestration.cli.data_commands import data_app, plan, prefill, store_app
-from sepscene.orchestration.cli.model_commands import embed, encoder_app, import_separator_command
+from sepscene.orchestration.cli.model_commands import embed_command, encoder_app, import_separator_command
 from sepscene.orchestration.cli.result_commands import compare, replay_command, sync, ui
 from sepscene.orchestration.cli.sweep_commands import reproduce_command, sweep_command
-from sepscene.orchestration.config import Experiment, load_experiment
+from sepscene.orchestration.config import load_experiment
 from sepscene.orchestration.presets import resolve
-
-if TYPE_CHECKING:
-    from sepscene.orchestration.pipeline.run import Run
 
 console = Console()
 app = typer.Typer(
@@ -61,8 +56,24 @@ for _name, _group in (
 app.command("replay")(replay_command)
 app.command("sweep")(sweep_command)
 app.command("reproduce")(reproduce_command)
-for _command in (embed, plan, submit, stop, compare, ui, sync):
+app.command("embed")(embed_command)
+for _command in (plan, submit, stop, compare, ui, sync):
     app.command()(_command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"sepscene {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -77,11 +88,13 @@ def demo(
 
     Example: `sepscene demo --storage runs`
     """
-    _execute(resolve("demo", "tiny", change), storage, run_id, resume, None, verbose, evaluate=True)
+    from sepscene.orchestration.api import pretrain
+
+    pretrain(resolve("demo", "tiny", change), storage=storage, run_id=run_id, resume=resume, verbose=verbose)
 
 
-@app.command()
-def pretrain(
+@app.command("pretrain")
+def pretrain_command(
     experiment: ExperimentName,
     scale: Scale = "tiny",
     storage: Storage = Path("runs"),
@@ -101,53 +114,17 @@ def pretrain(
     `sepscene pretrain demo --set data.format=esc50 --set data.root=esc10 --set 'data.train=["1","2","3"]'
     --set 'data.test=["4"]'`
     """
-    _execute(resolve(experiment, scale, change), storage, run_id, resume, address, verbose, evaluate)
+    from sepscene.orchestration.api import pretrain
 
-
-def _execute(
-    experiment: Experiment,
-    storage: Path,
-    run_id: str | None,
-    resume: bool,
-    address: str | None,
-    verbose: bool,
-    evaluate: bool,
-) -> None:
-    from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
-    from sepscene.orchestration.pipeline.run import Run, prepared_session
-    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
-
-    run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = storage / run_id
-    # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
-    uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
-    with prepared_session(experiment, address, verbose):
-        run = Run.open(folder.resolve(), experiment, uri, console, resume)
-        with _to_its_end(run, "pretrain"):
-            train, test = run.manifests()
-            ladder = run.ladder(train)
-            bundle = run.encoder(train, ladder)
-            if evaluate:
-                evaluate_run(run, train, test, ladder)
-            else:
-                run.publish(experiment.views.pair, bundle)
-        summarise(run)
-
-
-@contextmanager
-def _to_its_end(run: "Run", *command: str) -> Iterator[None]:
-    """Close the run in MLflow however the block ends; where it ends badly, say how to go on with it."""
-    try:
-        yield
-    except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)  # SIGTERM ends as the latter
-        run.tracker.finish("", "KILLED" if interrupted else "FAILED")
-        words = [*command, str(run.folder / "experiment.yaml"), "--storage", str(run.folder.parent)]
-        again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
-        said = f"{'stopped' if interrupted else 'failed'}; what is done is kept, go on with\n{again}"
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
-        raise
-    run.tracker.finish("")
+    pretrain(
+        resolve(experiment, scale, change),
+        storage=storage,
+        run_id=run_id,
+        resume=resume,
+        evaluate=evaluate,
+        address=address,
+        verbose=verbose,
+    )
 
 
 @separator_app.command("train")
@@ -165,15 +142,9 @@ def separator_train(
 
     Example: `sepscene separator train demo --set 'separator.ladder.steps={N: 0, S: 200}'`
     """
-    from sepscene.orchestration.pipeline.run import Run, prepared_session
-    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+    from sepscene.orchestration.api import train_separator
 
-    resolved = resolve(experiment, scale, change)
-    run_id = run_id or f"separator-{resolved.digest()}"
-    with prepared_session(resolved, address, verbose):
-        run = Run.open((storage / run_id).resolve(), resolved, default_tracking_uri(storage), console, resume)
-        with _to_its_end(run, "separator", "train"):
-            ladder = run.ladder(run.manifests()[0])
+    ladder = train_separator(resolve(experiment, scale, change), storage, run_id, resume, address, verbose)
     for name, path in ladder.items():
         console.print(f"[bold]{name}[/bold]  {path}", highlight=False, soft_wrap=True)
     chosen = "separator.checkpoints=" + json.dumps(ladder)

@@ -105,7 +105,7 @@ def export_encoder_command(
     console.print(str(file))
 
 
-def embed(
+def embed_command(
     encoder: Annotated[str, typer.Argument(help="Folder of an encoder bundle or of a run, or an MLflow URI.")],
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, manifests (.csv, .parquet); `-` reads a list.")],
     out: Annotated[Path, typer.Option(help="`NAME.parquet`, or `NAME.npy` with `NAME.names.json` beside it.")],
@@ -120,19 +120,19 @@ def embed(
 
     Example: `sepscene embed runs/demo recordings/ --out embeddings.parquet`
     """
-    from sepscene.orchestration.evaluation.embed_files import embed_files, embed_on_cluster
-    from sepscene.orchestration.runtime.session import connect, disconnect
+    from sepscene.orchestration.api import embed
 
-    if (Path(encoder) / "encoder" / "config.json").exists():
-        encoder = str(Path(encoder) / "encoder")
-    if actors:
-        connect(address)
-        try:
-            report = embed_on_cluster(encoder, inputs, out, actors, 1.0, gpus, bfloat16, readers)
-        finally:
-            disconnect()
-    else:
-        report = embed_files(encoder, inputs, out, device, bfloat16, readers)
+    report = embed(
+        encoder,
+        inputs,
+        out,
+        device=device,
+        bfloat16=bfloat16,
+        readers=readers,
+        actors=actors,
+        gpus=gpus,
+        address=address,
+    )
     console.print(f"{report.out}: {report.written} new, {report.skipped} there already")
     for uri, cause in report.bad.items():
         print(f"{uri}: {cause}", file=sys.stderr)

@@ -65,11 +65,7 @@ def sweep_command(
 
     `sepscene sweep mine.yaml --resume`
     """
-    from sepscene.orchestration.dataset_presets import check_splits
-    from sepscene.orchestration.pipeline.run import prepared_session
-    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
-    from sepscene.orchestration.runtime.concurrency import most_demanding
-    from sepscene.orchestration.sweeps.trial_plan import find_sweep, plan_trials
+    from sepscene.orchestration.api import run_sweep
 
     texts = [*(over or []), *(more or [])]
     budget = {"trials": trials, "hours": hours, "gpu_hours": gpu_hours}
@@ -78,18 +74,7 @@ def sweep_command(
         config = _from_file(Path(experiment), texts, change, ways, budget)
     else:
         config = _from_line(experiment, texts, change, ways, budget)
-    base, space = config.checked()
-    planned = plan_trials(config, base, space)  # refuses bad combinations before anything starts
-    check_splits(base.data)
-    most = most_demanding([trial.experiment for trial in planned if trial.experiment] or [base])
-    from sepscene.orchestration.sweeps.sweep import sweep
-
-    if resume and sweep_id is None:
-        folder = find_sweep(storage, config)
-    else:
-        folder = storage / (sweep_id or f"sweep-{base.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
-    with prepared_session(most, address, verbose):
-        results = sweep(config, folder.resolve(), default_tracking_uri(storage), console)
+    folder, results = run_sweep(config, storage, sweep_id, resume, address, verbose, console)
     _tell(folder, [trial.name for trial in results.trials if trial.status == "failed"])
 
 

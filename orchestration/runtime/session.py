@@ -40,19 +40,26 @@ def ray_session(experiment: Experiment, address: str | None = None, verbose: boo
     Raises:
         SepsceneError: when the experiment can't be placed; it says what to change.
     """
-    own = not ray.is_initialized()
-    if own:
-        connect(address, verbose)
-    try:
+    with connected(address, verbose):
         nodes = cluster_nodes()
         for asked in phases(experiment):
             check_placement(asked, nodes)
         configure_data(experiment.training.ordered)
         with exit_on_signal():
             yield
+
+
+@contextmanager
+def connected(address: str | None = None, verbose: bool = False) -> Iterator[None]:
+    """Ray for the length of a block, by `connect`; a Ray that this process is connected to already stays connected."""
+    if ray.is_initialized():
+        yield
+        return
+    connect(address, verbose)
+    try:
+        yield
     finally:
-        if own:
-            disconnect()
+        disconnect()
 
 
 def connect(address: str | None, verbose: bool = False, cpus: int | None = None) -> None:

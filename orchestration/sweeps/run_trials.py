@@ -7,7 +7,7 @@ continues from its own newest checkpoint. Data, separator and SeparatedStore are
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -137,6 +137,7 @@ def run_trials(
     tuning: Tuning | None = None,
     tags: dict[str, str] | None = None,
     work: Work = whole_run,
+    callbacks: Sequence[ray.tune.Callback] = (),
 ) -> list[Outcome]:
     """Run all trials that FOLDER does not hold finished, through the failure of any of them.
 
@@ -151,6 +152,7 @@ def run_trials(
         tuning: what chooses and stops trials.
         tags: for the trials' runs in MLflow.
         work: what a trial does.
+        callbacks: the user's own, for Tune.
     """
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     tuning = tuning or Tuning()
@@ -171,7 +173,7 @@ def run_trials(
 
         live = Live(console=console, refresh_per_second=1, get_renderable=table, transient=True)
         with live if console.is_terminal else nullcontext():
-            _tuner(driver, waiting, tuning, folder, TrialEnds(folder, report)).fit()
+            _tuner(driver, waiting, tuning, folder, [TrialEnds(folder, report), *callbacks]).fit()
         close_runs(outcomes(trials, folder), folder, tracking_uri)
     console.print(table())
     return outcomes(trials, folder)
@@ -211,7 +213,7 @@ def _name(trial: Any) -> str:
 
 
 def _tuner(
-    driver: Callable[..., Any], waiting: list[Trial], tuning: Tuning, folder: Path, callback: TrialEnds
+    driver: Callable[..., Any], waiting: list[Trial], tuning: Tuning, folder: Path, callbacks: list[ray.tune.Callback]
 ) -> ray.tune.Tuner:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of a configuration mean the driver's folder
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer output prints even when asked not to
@@ -238,7 +240,7 @@ def _tuner(
             name=f"tune-{time.time_ns()}",
             storage_path=str(folder / "tune"),
             verbose=0,
-            callbacks=[callback],
+            callbacks=callbacks,
             stop=tuning.stopper,
         ),
     )

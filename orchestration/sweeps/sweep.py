@@ -1,10 +1,12 @@
 """Sweeps: an experiment over combinations, temperatures, task weights or any other fields, each over several seeds."""
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import ray.tune
 from rich.console import Console
 
 from sepscene.orchestration.records.environment import command_line, environment
@@ -19,7 +21,13 @@ from sepscene.orchestration.sweeps.trial_plan import in_words, plan_trials, proc
 from sepscene.orchestration.sweeps.trial_status import Outcome
 
 
-def sweep(config: SweepConfig, folder: Path, tracking_uri: str, console: Console) -> SweepResults:
+def sweep(
+    config: SweepConfig,
+    folder: Path,
+    tracking_uri: str,
+    console: Console,
+    callbacks: Sequence[ray.tune.Callback] = (),
+) -> SweepResults:
     """Run a sweep to its end, or go on with it; writes SWEEP/sweep.json and its report as trials end.
 
     Raises:
@@ -54,7 +62,7 @@ def sweep(config: SweepConfig, folder: Path, tracking_uri: str, console: Console
             write_sweep_report(folder)
             return results
 
-        results = write(run_trials(trials, folder, tracking_uri, console, write, tuning, tags))
+        results = write(run_trials(trials, folder, tracking_uri, console, write, tuning, tags, callbacks))
         _log(tracker, results, folder)
     return results
 

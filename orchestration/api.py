@@ -1,0 +1,275 @@
+"""Whole jobs as functions: what the command line calls, and what `sepscene` offers to Python."""
+
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.presets import resolve
+
+if TYPE_CHECKING:
+    import ray.tune
+
+    from sepscene.orchestration.evaluation.embed_files import EmbedReport
+    from sepscene.orchestration.pipeline.run import Run
+    from sepscene.orchestration.records.results import SweepResults
+    from sepscene.orchestration.sweeps.config import SweepConfig
+
+
+def pretrain(
+    experiment: Experiment | str,
+    *,
+    scale: str = "tiny",
+    changes: Mapping[str, Any] | None = None,
+    storage: Path | str = "runs",
+    run_id: str | None = None,
+    resume: bool = False,
+    evaluate: bool = True,
+    address: str | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> Path:
+    """Pre-train an encoder on separated views; trains the separator first unless checkpoints are given.
+
+    Example:
+        >>> import sepscene
+        >>> run = sepscene.pretrain("demo", changes={"training.epochs": 2})
+        >>> encoder = sepscene.load_encoder(run / "encoder")
+
+    Args:
+        experiment: a name (`sepscene show` lists them), the path of a YAML file, or an `Experiment`.
+        scale: "tiny", "small" or "paper", for a name.
+        changes: dotted fields with new values.
+        storage: folder in which runs are kept; on a cluster one that all nodes mount.
+        run_id: name of the run's folder; chosen from the experiment when absent.
+        resume: continue the run of that id where it stopped.
+        evaluate: evaluate the encoder and write the report at the end.
+        address: Ray cluster; absent means a Ray that is connected already, RAY_ADDRESS, or this machine.
+        quiet: no progress bars and tables.
+        verbose: show Ray's own messages.
+
+    Returns:
+        The run's folder: `encoder/`, `report.html`, `results.json`, `experiment.yaml`, `ledger.json`, `checkpoints/`.
+
+    Raises:
+        SepsceneError: for an experiment that is refused or doesn't fit the machine or cluster, or a stage that fails.
+    """
+    from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
+    from sepscene.orchestration.pipeline.run import Run, prepared_session
+    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+
+    experiment = _resolved(experiment, scale, changes)
+    storage, console = Path(storage), Console(quiet=quiet)
+    run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = (storage / run_id).resolve()
+    # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
+    uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
+    with prepared_session(experiment, address, verbose):
+        run = Run.open(folder, experiment, uri, console, resume)
+        with _closed(run, "pretrain"):
+            train, test = run.manifests()
+            ladder = run.ladder(train)
+            bundle = run.encoder(train, ladder)
+            if evaluate:
+                evaluate_run(run, train, test, ladder)
+            else:
+                run.publish(experiment.views.pair, bundle)
+        summarise(run)
+    return folder
+
+
+def train_separator(
+    experiment: Experiment, storage: Path, run_id: str | None, resume: bool, address: str | None, verbose: bool
+) -> dict[str, str]:
+    """Train a separator by MixIT on unlabelled clips.
+
+    Returns:
+        The ladder: processor name -> folder of the checkpoint.
+
+    Raises:
+        SepsceneError: as `pretrain`.
+    """
+    from sepscene.orchestration.pipeline.run import Run, prepared_session
+    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+
+    folder = (storage / (run_id or f"separator-{experiment.digest()}")).resolve()
+    with prepared_session(experiment, address, verbose):
+        run = Run.open(folder, experiment, default_tracking_uri(storage), Console(), resume)
+        with _closed(run, "separator", "train"):
+            return run.ladder(run.manifests()[0])
+
+
+@contextmanager
+def _closed(run: "Run", *command: str) -> Iterator[None]:
+    """Close the run in MLflow however the block ends; where it ends badly, say how to continue it."""
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)  # SIGTERM ends as the latter
+        run.tracker.finish("", "KILLED" if interrupted else "FAILED")
+        words = [*command, str(run.folder / "experiment.yaml"), "--storage", str(run.folder.parent)]
+        again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
+        said = f"{'stopped' if interrupted else 'failed'}; what is done is kept, continue it with\n{again}"
+        run.console.print(said, highlight=False, markup=False, soft_wrap=True)
+        raise
+    run.tracker.finish("")
+
+
+def sweep(
+    experiment: str,
+    over: Mapping[str, Any],
+    *,
+    scale: str = "tiny",
+    changes: Mapping[str, Any] | None = None,
+    seeds: int = 1,
+    search: Literal["grid", "random", "optuna"] = "grid",
+    scheduler: str = "none",
+    budget: Mapping[str, Any] | None = None,
+    storage: Path | str = "runs",
+    sweep_id: str | None = None,
+    resume: bool = False,
+    address: str | None = None,
+    callbacks: "Sequence[ray.tune.Callback]" = (),
+    quiet: bool = False,
+    verbose: bool = False,
+) -> "ray.tune.ResultGrid":
+    """Run an experiment over combinations, temperatures, task weights or any fields, and rank the settings.
+
+    Example:
+        >>> import sepscene
+        >>> grid = sepscene.sweep("demo", {"temperature": [0.1, 0.2]}, seeds=2, sweep_id="tau")
+        >>> grid.get_best_result("map", "max").path
+
+    Args:
+        experiment: a name (`sepscene show` lists them) or the path of an experiment's YAML file.
+        over: field -> list of values, or a range such as "log(0.05,0.5)".
+        scale, changes, storage, address, quiet, verbose: as for `pretrain`.
+        seeds: runs of each setting.
+        search: "grid", "random" or "optuna".
+        scheduler: what stops trials early: "none" or "asha".
+        budget: "trials", "hours" and "gpu_hours" that the sweep may take.
+        sweep_id: name of the sweep's folder; an existing one is continued.
+        resume: continue the newest sweep of these arguments.
+        callbacks: for Ray Tune, which calls them in this process.
+
+    Returns:
+        The trials of this call as Tune has them. Those that an earlier call finished are in the sweep's report and
+        sweep.json only. When everything was finished before: the newest call's trials.
+
+    Raises:
+        SepsceneError: for fields, values or a budget that are refused; before anything starts.
+    """
+    from sepscene.orchestration.sweeps.config import make_sweep
+
+    config = make_sweep(
+        experiment=experiment,
+        over=dict(over),
+        scale=scale,
+        changes=dict(changes or {}),
+        seeds=seeds,
+        search=search,
+        scheduler=scheduler,
+        budget=dict(budget or {}),
+    )
+    folder, _ = run_sweep(config, Path(storage), sweep_id, resume, address, verbose, Console(quiet=quiet), callbacks)
+    return _newest_grid(folder)
+
+
+def run_sweep(
+    config: "SweepConfig",
+    storage: Path,
+    sweep_id: str | None,
+    resume: bool,
+    address: str | None,
+    verbose: bool,
+    console: Console,
+    callbacks: "Sequence[ray.tune.Callback]" = (),
+) -> "tuple[Path, SweepResults]":
+    """Run a configured sweep or continue it; returns its folder and its results (see `sweep`)."""
+    from sepscene.orchestration.dataset_presets import check_splits
+    from sepscene.orchestration.pipeline.run import prepared_session
+    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+    from sepscene.orchestration.runtime.concurrency import most_demanding
+    from sepscene.orchestration.sweeps.trial_plan import find_sweep, plan_trials
+
+    base, space = config.checked()
+    planned = plan_trials(config, base, space)  # refuses bad combinations before anything starts
+    check_splits(base.data)
+    most = most_demanding([trial.experiment for trial in planned if trial.experiment] or [base])
+    from sepscene.orchestration.sweeps import sweep as sweeps
+
+    if resume and sweep_id is None:
+        folder = find_sweep(storage, config).resolve()
+    else:
+        name = sweep_id or f"sweep-{base.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = (storage / name).resolve()
+    with prepared_session(most, address, verbose):
+        return folder, sweeps.sweep(config, folder, default_tracking_uri(storage), console, callbacks)
+
+
+def _newest_grid(folder: Path) -> "ray.tune.ResultGrid":
+    """What Tune has written down of the newest call for a sweep."""
+    import ray.tune
+
+    newest = max(path for path in (folder / "tune").iterdir() if path.is_dir())
+    return ray.tune.ResultGrid(ray.tune.ExperimentAnalysis(str(newest)))
+
+
+def embed(
+    encoder: Path | str,
+    inputs: Sequence[Path | str],
+    out: Path | str,
+    *,
+    device: str = "auto",
+    bfloat16: bool = False,
+    readers: int = 2,
+    actors: int = 0,
+    gpus: float = 0.0,
+    address: str | None = None,
+    quiet: bool = False,
+) -> "EmbedReport":
+    """Turn sound files into embeddings; a call that was interrupted continues where it stopped.
+
+    Example:
+        >>> import sepscene
+        >>> report = sepscene.embed("runs/demo", ["recordings/"], "embeddings.parquet")
+        >>> report.written, report.bad
+
+    Args:
+        encoder: folder of an encoder bundle or of a run, or an MLflow URI.
+        inputs: files, folders, and manifests (.csv or .parquet with a column `uri`).
+        out: .parquet (columns uri, h), or NAME.npy with the names in NAME.names.json.
+        device: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
+        bfloat16: half precision on a GPU.
+        readers: files decoded ahead.
+        actors: spread over so many actors of a Ray cluster; 0 computes in this process, without Ray.
+        gpus: GPUs of one actor.
+        address: Ray cluster, with `actors`.
+        quiet: no progress bar.
+
+    Raises:
+        SepsceneError: the encoder, a manifest, the device or an existing output cannot be used. What is wrong with
+            single files never raises; it stands in the report.
+    """
+    from sepscene.orchestration.evaluation.embed_files import embed_files, embed_on_cluster
+
+    if (Path(encoder) / "encoder" / "config.json").exists():
+        encoder = Path(encoder) / "encoder"
+    files, out = [str(each) for each in inputs], Path(out)
+    if not actors:
+        return embed_files(encoder, files, out, device, bfloat16, readers, not quiet)
+    from sepscene.orchestration.runtime.session import connected
+
+    with connected(address):
+        return embed_on_cluster(encoder, files, out, actors, 1.0, gpus, bfloat16, readers, not quiet)
+
+
+def _resolved(experiment: Experiment | str, scale: str, changes: Mapping[str, Any] | None) -> Experiment:
+    if isinstance(experiment, str):
+        experiment = resolve(experiment, scale, None)
+    return experiment.changed(dict(changes)) if changes else experiment

@@ -1,0 +1,68 @@
+"""The built package in an empty environment, in a folder whose owner has modules of the same names as our rooms."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from sepscene.orchestration.config import Experiment
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LOADS = """
+import mlflow, numpy, sepscene
+mlflow.set_tracking_uri("sqlite:///runs/mlflow.db")
+(model,) = mlflow.search_logged_models(output_format="list")
+h = mlflow.pyfunc.load_model(model.model_uri).predict(numpy.zeros((1, 32000), numpy.float32))
+assert numpy.isfinite(h).all() and h.shape == (1, 16), h
+bundle = sepscene.load_encoder("runs/first/encoder")
+assert bundle.embedding_dim == 16
+print(sepscene.__file__, sepscene.models.__path__)
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with the wheel, and with what it depends on by a path: installing that anew would take minutes."""
+    place = tmp_path_factory.mktemp("installed")
+    uv = [sys.executable, "-m", "uv"]
+    build = [*uv, "build", "--quiet", "--wheel", "--no-build-isolation", "--python", sys.executable]
+    subprocess.run([*build, "--out-dir", str(place), str(REPOSITORY)], check=True, timeout=120)
+    (wheel,) = place.glob("sepscene-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place / "env")], check=True, timeout=60)
+    python = place / "env" / "bin" / "python"
+    subprocess.run([*uv, "pip", "install", "--quiet", "--no-deps", "--python", str(python), str(wheel)], check=True)
+    (own,) = (place / "env").glob("lib/python*/site-packages")
+    assert {path.name for path in own.iterdir() if not path.name.startswith("sepscene-")} <= {"sepscene"}
+    assert (own / "sepscene" / "py.typed").exists()
+    (own / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])  # its own .pth files are not read
+    return place / "env"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_wheel_works_beside_the_users_own_modules(environment: Path, nano: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+    (tmp_path / "tasks.py").write_text("raise RuntimeError('the user has imported nothing of this name')")
+    nano.changed({"data.scenes_train": 16, "data.scenes_test": 8, "training.epochs": 1}).save(tmp_path / "mine.yaml")
+    soundfile.write(tmp_path / "one.wav", np.zeros(32000, np.float32), 16000)
+    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    variables |= {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+
+    def call(*words: str) -> str:
+        done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        return done.stdout
+
+    assert "pretrain" in call("sepscene", "--help")
+    assert call("sepscene", "--version").startswith("sepscene ")
+    assert "torchaudio 2.11.0" in call("sepscene", "doctor")
+    call("sepscene", "pretrain", "mine.yaml", "--run-id", "first", "--no-evaluate")
+    call("python", "-m", "sepscene", "embed", "runs/first", "one.wav", "--out", "h.npy")
+    assert np.isfinite(np.load(tmp_path / "h.npy")).all()
+    assert str(environment) in call("python", "-c", LOADS)
