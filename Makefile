@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+CONSTRAINTS := constraints.txt constraints-dev.txt
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
@@ -19,12 +20,13 @@ help:
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml constraints.txt
+.venv/.ready: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Sepscene needs Python 3.11 or newer; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt uv
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
+	  $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
 	touch $@
 
 demo: setup

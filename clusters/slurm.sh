@@ -4,17 +4,18 @@
 #   ray get-auth-token --generate && chmod 600 ~/.ray/auth_token    # once: the cluster's password; $HOME is shared
 #   mkdir -p runs && sepscene cluster check clusters/slurm.sh --experiment table4/S2+N/simclr-cp --scale paper
 #   sbatch clusters/slurm.sh 'table4/S2+N/simclr-cp' my-run
+#   scancel --batch --signal=TERM JOB          # stops the run with a checkpoint; a plain scancel saves nothing more
 #
-# The same run id continues the run: where the time limit or a failure ends the job, send it again. --requeue does so by
-# itself when a node is lost. What it costs: the allocation, whether it is used or not, so keep --time near what
-# `sepscene plan` says. Partitions and sizes are yours to set, here and in slurm.pools.yaml.
-#
-# Nodes are exclusive: `ray symmetric-run` refuses a node that already runs Ray, and stops all its user's Ray at the end.
+# The same run id continues the run: submit it again after the time limit or a failure. Five minutes before the time
+# limit the run saves a checkpoint and ends. What it costs: the allocation, whether it is used or not, so keep --time
+# near what `sepscene plan` says. Partitions and sizes are yours to set, here and in slurm.pools.yaml
+# (`sepscene cluster template slurm` does both).
 #
 #SBATCH --job-name=sepscene
 #SBATCH --output=runs/slurm-%j.log
 #SBATCH --time=24:00:00
-#SBATCH --requeue
+#SBATCH --signal=B:TERM@300
+#SBATCH --no-kill
 #SBATCH --partition=h100
 #SBATCH --nodes=2
 #SBATCH --exclusive
@@ -30,23 +31,50 @@
 #SBATCH --gpus-per-node=L4:8
 
 set -euo pipefail
-EXPERIMENT=${1:?usage: sbatch clusters/slurm.sh EXPERIMENT RUN_ID}
-RUN_ID=${2:?usage: sbatch clusters/slurm.sh EXPERIMENT RUN_ID}
+EXPERIMENT=${1:?usage: sbatch clusters/slurm.sh EXPERIMENT RUN_ID [OPTION...]}
+RUN_ID=${2:?usage: sbatch clusters/slurm.sh EXPERIMENT RUN_ID [OPTION...]}
 STORAGE=${SEPSCENE_STORAGE:-$PWD/runs} # a folder that every node sees (Lustre, NFS)
+TRAINER_CPUS=64 SEPARATOR_CPUS=64
 
 source .venv/bin/activate
 export RAY_AUTH_MODE=token OMP_NUM_THREADS=1
-export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600 # nodes that load Python from a busy file system miss Ray's own 30 s
+# The run starts when the nodes that it asks for have joined, and ends with a message when they don't within this time.
+export SEPSCENE_CLUSTER=${SEPSCENE_CLUSTER:-clusters/slurm.pools.yaml} SEPSCENE_NODE_WAIT_SECONDS=900
 
-# Ray's first node is the first trainer; ports depend on the job, so that two jobs on one node do not meet.
-read -r HEAD < <(scontrol show hostnames "${SLURM_JOB_NODELIST_HET_GROUP_0:-$SLURM_JOB_NODELIST}")
+# This script runs on the first trainer, which is Ray's head. Ports depend on the job, so that two jobs never meet.
+HEAD=$(hostname -s)
 PORT=$((20000 + SLURM_JOB_ID % 10000))
-NODES=$((SLURM_JOB_NUM_NODES_HET_GROUP_0 + SLURM_JOB_NUM_NODES_HET_GROUP_1))
+export RAY_ADDRESS=$HEAD:$PORT
 
-# On every node: start Ray, join, and wait; on the first one: run the command, then stop Ray everywhere. The
-# dashboard stays on the first node's loopback. Ray finds the GPUs that Slurm gave; --num-cpus says how many CPUs it gave.
-symmetric() { echo ray symmetric-run --address "$HEAD:$PORT" --min-nodes "$NODES" "$@"; }
-srun --kill-on-bad-exit=1 \
-    --het-group=0 $(symmetric --num-cpus=64 --labels=pool=trainers) -- \
-    sepscene pretrain "$EXPERIMENT" --scale paper --storage "$STORAGE" --run-id "$RUN_ID" --resume : \
-    --het-group=1 $(symmetric --num-cpus=64 --labels=pool=separators) -- true
+# What every other node runs: it waits for the head's port and joins. A node that loads Python from a busy file system
+# may miss the 30 s that Ray gives itself, so it tries three times.
+join() { # CPUS POOL
+    cat <<SCRIPT
+for second in \$(seq 600); do (: < /dev/tcp/$HEAD/$PORT) 2> /dev/null && break; sleep 1; done
+for attempt in 1 2 3; do
+    ray start --block --address=$HEAD:$PORT --num-cpus=$1 --labels=pool=$2 && break
+    (: < /dev/tcp/$HEAD/$PORT) 2> /dev/null || break
+done
+SCRIPT
+}
+# Ray finds the GPUs that Slurm gave; --num-cpus says how many CPUs it gave. The dashboard stays on loopback.
+ray start --head --block --port="$PORT" --dashboard-host=127.0.0.1 --num-cpus=$TRAINER_CPUS --labels=pool=trainers &
+RAY=$!
+if [ "$SLURM_JOB_NUM_NODES_HET_GROUP_0" -gt 1 ]; then
+    srun --het-group=0 --nodes=$((SLURM_JOB_NUM_NODES_HET_GROUP_0 - 1)) --ntasks-per-node=1 --exclude="$HEAD" \
+        bash -c "$(join $TRAINER_CPUS trainers)" &
+fi
+srun --het-group=1 --nodes="$SLURM_JOB_NUM_NODES_HET_GROUP_1" --ntasks-per-node=1 \
+    bash -c "$(join $SEPARATOR_CPUS separators)" &
+
+for second in $(seq 600); do (: < "/dev/tcp/$HEAD/$PORT") 2> /dev/null && break; sleep 1; done
+sepscene pretrain "$EXPERIMENT" --scale paper --storage "$STORAGE" --run-id "$RUN_ID" --resume "${@:3}" &
+RUN=$!
+# SIGTERM reaches this script alone; only the run is told, because it needs all of Ray to save its checkpoint.
+trap 'kill -TERM $RUN' TERM
+code=0
+wait $RUN || code=$?
+while kill -0 $RUN 2> /dev/null; do wait $RUN && code=0 || code=$?; done # a signal ends `wait` before the run
+kill $RAY # the other nodes leave with their head
+wait
+exit $code

@@ -1,14 +1,13 @@
 """The commands `sepscene cluster check`, `submit` and `stop`: arguments in, one clear message out."""
 
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from sepscene.orchestration.cli.arguments import Changes, ExperimentName, Scale, mounted
+from sepscene.orchestration.cli.arguments import Changes, Scale
 from sepscene.orchestration.presets import resolve
 
 console = Console()
@@ -42,43 +41,74 @@ def check(
         console.print(f"  {line}", highlight=False)
 
 
+@cluster_app.command("template")
+def template(
+    name: Annotated[str, typer.Argument(help="`aws`, `gcp`, `onprem`, `raycluster`, `rayjob`, `skypilot` or `slurm`.")],
+    out: Annotated[Path, typer.Option(help="File to write; a list of pools may be written beside it.")],
+    trainers: Annotated[int | None, typer.Option(min=1, help="Nodes that train, at most.")] = None,
+    separators: Annotated[int | None, typer.Option(min=1, help="Nodes that separate, at most.")] = None,
+    trainer_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of a trainer's node (Slurm).")] = None,
+    trainer_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of a trainer's node (Slurm).")] = None,
+    separator_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of a separator's node (Slurm).")] = None,
+    separator_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of a separator's node (Slurm).")] = None,
+    fill: Annotated[
+        list[str] | None, typer.Option(help="`YOUR-BUCKET=clips`: replace what is in CAPITALS. Repeat as needed.")
+    ] = None,
+) -> None:
+    """Write a template for a cluster with your sizes and names filled in.
+
+    Example: `sepscene cluster template slurm --out mine.sh --trainers 1 --separators 4 --trainer-gpus 4`
+    """
+    from sepscene.clusters.templates import Sizes, write_template
+
+    sizes = {
+        "trainers": Sizes(trainers, trainer_cpus, trainer_gpus),
+        "separators": Sizes(separators, separator_cpus, separator_gpus),
+    }
+    values = dict(text.partition("=")[::2] for text in fill or [])
+    for path in write_template(name, out, sizes, values):
+        console.print(str(path), soft_wrap=True)
+
+
 def submit(
-    experiment: ExperimentName,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="COMMAND [ARGUMENT…]",
+            help="`pretrain`, `sweep`, `reproduce`, `separator train` or `embed` with its arguments.",
+        ),
+    ],
     address: JobServer = "http://127.0.0.1:8265",
-    scale: Scale = "paper",
-    storage: Annotated[
-        str, typer.Option(help="Folder of the runs as the cluster's nodes see it.", callback=mounted)
-    ] = "/mnt/sepscene/runs",
-    run_id: Annotated[str | None, typer.Option(help="Name of the run; the same name continues it.")] = None,
-    change: Changes = None,
     cluster: Annotated[
         Path | None, typer.Option(help="Description of an autoscaling cluster, e.g. `clusters/aws.yaml`.")
     ] = None,
     follow: Annotated[bool, typer.Option(help="Show the log, and send the run again when the cluster fails.")] = True,
 ) -> None:
-    """Run an experiment on a Ray cluster as a job; sent again with the same run id it continues.
+    """Run a command on a Ray cluster as a job; submitted again with the same run id it continues.
 
-    The cluster's token is taken from RAY_AUTH_TOKEN or ~/.ray/auth_token.
+    The scale is `paper` and the storage /mnt/sepscene/runs unless the command says otherwise. YAML files that it names
+    travel with it. The cluster's token is taken from RAY_AUTH_TOKEN or ~/.ray/auth_token.
 
-    Example: `sepscene submit table4/S2+N/simclr-cp --run-id first --storage /mnt/sepscene/runs`
+    Examples:
+
+    `sepscene submit pretrain table4/S2+N/simclr-cp --run-id first --storage /mnt/sepscene/runs`
+
+    `sepscene submit sweep mine.yaml --id tau --cluster clusters/aws.yaml`
     """
+    from sepscene.orchestration.cli.submission import submission_of
     from sepscene.orchestration.runtime import jobs
-    from sepscene.orchestration.runtime.cluster_check import check_cluster
 
-    resolved = resolve(experiment, scale, change)
-    if cluster:
-        check_cluster(cluster, resolved)
-    run_id = run_id or f"{resolved.name.replace('/', '-')}-{resolved.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
-    submission = jobs.pretraining(resolved, storage, run_id, cluster)
+    submission = submission_of(words, cluster)
     if not follow:
         console.print(jobs.submit(jobs.connect(address), submission))
         return
     try:
         end = jobs.run_to_end(address, submission, sys.stdout.write)
     except KeyboardInterrupt:
-        console.print(f"\nthe run goes on; end it with [bold]sepscene stop {run_id} --address {address}[/bold]")
+        stop_it = f"sepscene stop {submission.run_id} --address {address}"
+        console.print(f"\nthe run goes on; end it with [bold]{stop_it}[/bold]")
         raise typer.Exit(130) from None
-    console.print(f"run {run_id} {end.value}")
+    console.print(f"run {submission.run_id} {end.value}")
     raise typer.Exit(0 if end is jobs.Ending.SUCCEEDED else 1)
 
 

@@ -57,7 +57,8 @@ app.command("replay")(replay_command)
 app.command("sweep")(sweep_command)
 app.command("reproduce")(reproduce_command)
 app.command("embed")(embed_command)
-for _command in (plan, submit, stop, compare, ui, sync):
+app.command("submit", context_settings={"ignore_unknown_options": True})(submit)
+for _command in (plan, stop, compare, ui, sync):
     app.command()(_command)
 
 

@@ -23,15 +23,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
-import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from sepscene.clusters.descriptions import read_pools, write_pools
 from sepscene.models.config import SepsceneError
-from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.environment import COMMIT_VARIABLE, commit
-from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE
 from sepscene.orchestration.source import copy_source
 
 STOP_WAIT_SECONDS = 120
@@ -76,33 +72,6 @@ class Submission:
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
-
-
-def pretraining(
-    experiment: Experiment, storage: str, run_id: str, cluster: Path | None = None, evaluate: bool = True
-) -> Submission:
-    """The submission that pre-trains `experiment`, or continues to.
-
-    Args:
-        storage: folder of the runs as the cluster's nodes see it.
-        cluster: description of an autoscaling cluster, e.g. clusters/aws.yaml: what it may still start counts
-            as being there when placement is checked. Its list of pools travels with the source, and no more.
-        evaluate: judge the encoder and write the report at the end.
-
-    Raises:
-        SepsceneError: when the description cannot be read.
-    """
-    judge = "--evaluate" if evaluate else "--no-evaluate"
-    files = {"experiment.yaml": yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)}
-    if cluster:
-        files["cluster.pools.yaml"] = write_pools(read_pools(cluster))
-    return Submission(
-        arguments=("pretrain", "experiment.yaml", "--storage", storage, "--run-id", run_id, "--resume", judge),
-        run_id=run_id,
-        metadata={"experiment": experiment.name, "scale": experiment.scale, "digest": experiment.digest()},
-        files=files,
-        environment={CLUSTER_VARIABLE: "cluster.pools.yaml"} if cluster else {},
-    )
 
 
 def connect(address: str) -> JobSubmissionClient:

@@ -305,6 +305,12 @@ def describe(demand: Demand) -> str:
     return ", ".join(parts + [f"{key}={value}" for key, value in demand.labels.items()])
 
 
+def unplaced(waiting: Sequence[Demand]) -> str:
+    """`2 trainers (4 CPU, 1 GPU each)`: demands without a place, equal ones together."""
+    counts = Counter((demand.role, describe(demand)) for demand in waiting)
+    return ", ".join(f"{n} {role}{'s' * (n > 1)} ({asks} each)" for (role, asks), n in counts.items())
+
+
 def _reason(demand: Demand, nodes: Sequence[Node]) -> str:
     """Why this demand has no place: the first condition that leaves no node."""
     if not nodes:

@@ -14,6 +14,7 @@ import ray
 
 from sepscene.models.separators.trust import VARIABLE, trusted_programs
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.runtime.node_wait import wait_for_nodes
 from sepscene.orchestration.runtime.placement import LOCAL_LABEL, check_placement, cluster_nodes, phases
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.runtime.signals import exit_on_signal
@@ -44,6 +45,7 @@ def ray_session(experiment: Experiment, address: str | None = None, verbose: boo
         nodes = cluster_nodes()
         for asked in phases(experiment):
             check_placement(asked, nodes)
+        wait_for_nodes(phases(experiment)[0])
         configure_data(experiment.training.ordered)
         with exit_on_signal():
             yield

@@ -60,7 +60,7 @@ def test_the_list_beside_the_slurm_script_says_what_the_script_asks_for() -> Non
             int(count),
             kind,
         )
-        assert f"--num-cpus={asked['cpus-per-task']} --labels=pool={pool.name}" in script
+        assert f"{pool.name.removesuffix('s').upper()}_CPUS={asked['cpus-per-task']}" in script
 
 
 def test_the_lists_beside_the_other_templates_count_the_same_nodes() -> None:

@@ -17,7 +17,8 @@ import yaml
 
 from tests.faults.hosts import free_port
 
-CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTERS = ROOT / "clusters"
 LAUNCHER = ("aws.yaml", "gcp.yaml", "onprem.yaml")
 FILES = sorted(path for path in CLUSTERS.iterdir() if path.suffix in (".yaml", ".sh") or path.name == "Dockerfile")
 DOCUMENT = CLUSTERS.parent / "docs" / "clusters.md"
@@ -79,7 +80,7 @@ def commands(text: str) -> Iterator[list[str]]:
     joined = re.sub(r"\\\n\s*(#\s*)?", " ", text)
     for line in joined.splitlines():
         for match in re.finditer(r"(?:^|&& |; |`|# +|-- +|^ *)(sepscene (?!on\b|under\b|with\b)[a-z].*)", line.strip()):
-            command = re.split(r"`| #|\s+&&|\s+\|\s| : |; ", match[1])[0]
+            command = re.split(r"`| #|\s+&&|\s+\|\|?\s| : |; |\s+&$|\s+\"\$\{@", match[1])[0]
             words = shlex.split(command.strip("'\""))
             if not {"...", "…"} & set(words):
                 yield words
@@ -114,6 +115,7 @@ def test_there_are_commands_to_parse() -> None:
 )
 def test_the_command_line_knows_every_command(name: str, words: list[str]) -> None:
     from sepscene.orchestration.cli.main import app
+    from sepscene.orchestration.cli.submission import submission_of
 
     command = typer.main.get_command(app)
     context = typer.Context(command)
@@ -122,7 +124,9 @@ def test_the_command_line_knows_every_command(name: str, words: list[str]) -> No
         _, command, rest = command.resolve_command(context, rest)
         context = typer.Context(command, parent=context)
     if rest and rest != ["--help"]:  # otherwise only its name is mentioned
-        command.make_context(words[1], list(rest))
+        given = command.make_context(words[1], list(rest)).params
+        if words[1] == "submit":
+            submission_of(given["words"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -170,50 +174,6 @@ def test_scripts_are_bash(name: str) -> None:
     subprocess.run(["bash", "-n", str(CLUSTERS / name)], check=True)
 
 
-@pytest.mark.slow
-def test_slurm_starts_ray_on_both_components_and_the_run_on_the_first(tmp_path: Path) -> None:
-    """The whole script with Slurm's own commands replaced; what it would start is parsed by those who would get it."""
-    from ray.scripts.scripts import start
-    from ray.scripts.symmetric_run import symmetric_run
-
-    from sepscene.orchestration.cli.main import app
-
-    (tmp_path / "bin").mkdir()
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "activate").write_text("")
-    for name, does in {"srun": 'printf "%s\\n" "$@"', "scontrol": "printf 'gpu-%s\\n' 1 2"}.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    done = subprocess.run(
-        ["bash", str(CLUSTERS / "slurm.sh"), "table4/S2+N/simclr-cp", "my-run"], cwd=tmp_path, text=True, check=True,
-        env={
-            "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "gpu-[1-9]",
-            "SLURM_JOB_NUM_NODES_HET_GROUP_0": "2", "SLURM_JOB_NUM_NODES_HET_GROUP_1": "8",
-        }, capture_output=True,
-    )  # fmt: skip
-    words = done.stdout.splitlines()
-    first, second = words[: words.index(":")], words[words.index(":") + 1 :]
-    for component, group, pool in ((first, 0, "trainers"), (second, 1, "separators")):
-        assert f"--het-group={group}" in component
-        options, entrypoint = (part for part in _split(component[component.index("symmetric-run") + 1 :], "--"))
-        given = symmetric_run.make_context("symmetric-run", [*options, "--", *entrypoint]).params
-        assert (given["address"], given["min_nodes"]) == ("gpu-1:23456", 10)
-        rest = list(given["ray_args_and_entrypoint"])[: -len(entrypoint)]
-        started = start.make_context("start", ["--address", "gpu-1:23456", *rest]).params
-        assert (started["num_cpus"], started["labels"]) == (64, f"pool={pool}")
-    command = first[first.index("--") + 1 :]
-    assert command[:3] == ["sepscene", "pretrain", "table4/S2+N/simclr-cp"]
-    run = typer.main.get_command(app).commands["pretrain"].make_context("pretrain", command[2:])  # type: ignore[attr-defined]
-    assert (run.params["run_id"], run.params["resume"]) == ("my-run", True)
-    assert second[second.index("--") + 1 :] == ["true"]
-
-
-def _split(words: list[str], separator: str) -> Iterator[list[str]]:
-    """The words before and after the first separator."""
-    at = words.index(separator)
-    yield from (words[:at], words[at + 1 :])
-
-
 def test_the_shells_of_the_other_templates_are_bash() -> None:
     sky = yaml.safe_load((CLUSTERS / "skypilot.yaml").read_text())
     texts = [sky["setup"], sky["run"]]
@@ -230,14 +190,36 @@ def test_the_shells_of_the_other_templates_are_bash() -> None:
 
 
 def test_the_pools_of_own_machines_are_told_apart_by_address() -> None:
-    """The real shell line, with `hostname` answering as each machine would."""
+    """The real shell line, with `hostname` answering as each machine would and Ray saying how it is started."""
     tree = yaml.safe_load((CLUSTERS / "onprem.yaml").read_text())
-    line = tree["setup_commands"][-1].replace("> ~/.sepscene-labels", "")
-    for address in [tree["provider"]["head_ip"], *tree["provider"]["worker_ips"]]:
-        script = f"hostname() {{ echo '{address} 172.17.0.1 '; }}; {line}"
-        said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.strip()
-        expected = {"1": "head", "2": "trainers", "3": "separators"}[address.split(".")[-1][0]]
-        assert said == f"pool={expected}", address
+    line = tree["worker_start_ray_commands"][-1].replace("~/sepscene-env/bin/ray", "echo")
+    for address in tree["provider"]["worker_ips"]:
+        script = f"hostname() {{ echo '{address} 172.17.0.1 '; }}; ulimit() {{ :; }}; {line}"
+        said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split()
+        assert f"--labels=pool={'trainers' if '.2' in address[-4:] else 'separators'}" in said, address
+    assert "--labels=pool=head" in tree["head_start_ray_commands"][-1]
+
+
+def test_images_and_drivers_suit_what_constraints_install() -> None:
+    """CUDA 13 needs driver 580; the image of Ray must hold the Ray that the packages are pinned to."""
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert pinned["cuda-toolkit"].startswith("13.0")
+    least_driver = 580
+    drivers = {}
+    for path in FILES:
+        text = path.read_text()
+        for ray_version in re.findall(r"rayproject/ray:([\d.]+)|rayVersion: \"([\d.]+)\"", text):
+            assert "".join(ray_version) == pinned["ray"], path.name
+        drivers[path.name] = [int(found) for found in re.findall(r"(?:nvidia-|[Dd]river )(\d{3})\b", text)]
+        assert all(driver >= least_driver for driver in drivers[path.name]), path.name
+    assert all(drivers[name] for name in ("aws.yaml", "gcp.yaml", "onprem.yaml", "raycluster.yaml", "rayjob.yaml"))
+
+
+def test_users_install_nothing_that_only_developers_need() -> None:
+    names = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    tools = {line.split("==")[0] for line in (ROOT / "constraints-dev.txt").read_text().splitlines() if "==" in line}
+    assert not names & tools and {"pytest", "ruff", "mypy", "moto", "botocore"} <= tools
+    assert not [path.name for path in FILES if re.search("s3fs|gcsfs", path.read_text())]  # nothing imports them
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,11 @@ def shell(command: str) -> None:
     subprocess.run(command, shell=True, check=True)
 
 
-def plug_hosts() -> None:
+def plug_hosts(addresses: Mapping[str, str] = ADDRESSES) -> None:
     """A bridge, and for each host a namespace with a cable to it."""
     shell("mount --make-rprivate / && mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && ip link set lo up")
     shell("ip link add bridge type bridge && ip link set bridge up")
-    for name, address in ADDRESSES.items():
+    for name, address in addresses.items():
         shell(f"ip netns add {name} && ip link add c-{name} type veth peer name eth0 netns {name}")
         shell(f"ip link set c-{name} master bridge up && ip -n {name} link set lo up")
         shell(f"ip -n {name} address add {address}/24 dev eth0 && ip -n {name} link set eth0 up")
@@ -141,6 +141,15 @@ def small_experiment(folder: Path, pools: bool) -> Experiment:
     )
 
 
+def small_run(experiment: Experiment, folder: Path, run_id: str) -> Any:
+    """The job that pre-trains `experiment` in FOLDER/runs, as `sepscene submit` makes it."""
+    from sepscene.orchestration.cli.submission import submission_of
+
+    experiment.save(folder / "mine.yaml")
+    words = ["pretrain", str(folder / "mine.yaml"), "--storage", str(folder / "runs"), "--run-id", run_id]
+    return submission_of([*words, "--no-evaluate"])
+
+
 def client(folder: Path) -> None:
     """On the head: refused without the token and with a wrong one; then submit and follow to the end."""
     from sepscene.models.config import SepsceneError
@@ -152,7 +161,7 @@ def client(folder: Path) -> None:
         refusals.append(_wait(lambda: _refusal(jobs, SepsceneError), 400))
     os.environ["RAY_AUTH_TOKEN"] = TOKEN
     _wait(lambda: _joined() >= ADDRESSES.keys() - {"head"}, 600)
-    submission = jobs.pretraining(small_experiment(folder, pools=True), str(folder / "runs"), "cut", evaluate=False)
+    submission = small_run(small_experiment(folder, pools=True), folder, "cut")
     with (folder / "job.log").open("w", buffering=1) as log:
         end = jobs.run_to_end(JOB_SERVER, submission, log.write)
     (folder / "client.json").write_text(json.dumps({"refusals": refusals, "end": end.value}))

@@ -7,6 +7,7 @@ seen, how far the ledger came, what a label that no node has is answered, and ho
 """
 
 import json
+import os
 import sys
 import threading
 import time
@@ -20,7 +21,15 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import load_experiment
 from sepscene.orchestration.records.checkpoints import read_ledger
 from sepscene.orchestration.records.system_metrics import Machines
-from sepscene.orchestration.runtime.placement import check_placement, cluster_nodes, concurrent_trials, demands
+from sepscene.orchestration.runtime.node_wait import WAIT_VARIABLE, wait_for_nodes
+from sepscene.orchestration.runtime.placement import (
+    CLUSTER_VARIABLE,
+    Demand,
+    check_placement,
+    cluster_nodes,
+    concurrent_trials,
+    demands,
+)
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import read_manifest
@@ -44,6 +53,19 @@ def main(folder: Path) -> None:
         cluster.shutdown()
 
 
+def _promised(folder: Path) -> str:
+    """What is said when a node that a description promises does not join in time."""
+    (folder / "promised.pools.yaml").write_text("pools: [{name: late, nodes: 1, cpus: 8, labels: {pool: late}}]")
+    os.environ |= {CLUSTER_VARIABLE: str(folder / "promised.pools.yaml"), WAIT_VARIABLE: "3"}
+    try:
+        wait_for_nodes([Demand("trainer", 1.0, labels={"pool": "late"})] * 2)
+    except SepsceneError as error:
+        return str(error)
+    finally:
+        del os.environ[CLUSTER_VARIABLE], os.environ[WAIT_VARIABLE]
+    return "started"
+
+
 def _outcome(folder: Path, nodes: dict[str, str]) -> dict[str, object]:
     experiment = load_experiment(folder / "experiment.yaml")
     asked = demands(experiment.resources, separates=experiment.views.separates)
@@ -54,6 +76,7 @@ def _outcome(folder: Path, nodes: dict[str, str]) -> dict[str, object]:
         check_placement(demands(elsewhere.resources), cluster_nodes())
     except SepsceneError as error:
         refusal = str(error)
+    never_came = _promised(folder)
     seen: dict[str, set[str]] = {kind: set() for kind in KINDS.values()}
     over = threading.Event()
 
@@ -77,6 +100,7 @@ def _outcome(folder: Path, nodes: dict[str, str]) -> dict[str, object]:
         "rows": ledger.rows,
         "consumed": ledger.intervals,
         "refusal": refusal,
+        "never_came": never_came,
         "trials": concurrent_trials(asked, cluster_nodes()),
         "sampled": _sampled(),
     }

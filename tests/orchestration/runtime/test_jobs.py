@@ -29,6 +29,7 @@ def test_nothing_but_source_is_uploaded_whatever_lies_around(tmp_path: Path) -> 
     for folder in ("sepscene", "models", "augment", "tasks", "orchestration", "clusters"):
         shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / ".rayignore", checkout)
+    (checkout / "mine.yaml").write_text("name: mine")
     decoys = (
         ".env",
         "key.pem",
@@ -65,7 +66,7 @@ print("\\n".join("ray:" + n for n in zipfile.ZipFile(target).namelist()))
         "sepscene/models/config.py",
         "sepscene/clusters/aws.yaml",
     } <= set(lines)
-    assert {"ray:orchestration/cli/main.py", "ray:clusters/aws.yaml"} <= set(lines)
+    assert {"ray:orchestration/cli/main.py", "ray:clusters/aws.yaml", "ray:mine.yaml"} <= set(lines)
     bytes_and_leak = next(line for line in lines if line.endswith(("True", "False"))).split()
     assert int(bytes_and_leak[0]) < 3_000_000
     assert bytes_and_leak[1] == "False"
@@ -268,13 +269,13 @@ def test_a_run_whose_process_is_killed_is_sent_again_and_finishes_with_an_exact_
 ) -> None:
     """The driver is killed in the middle, as for memory; nothing else says anything to the launcher."""
     from sepscene.orchestration.runtime import jobs
-    from tests.faults.hosts import consumed, small_experiment
+    from tests.faults.hosts import consumed, small_experiment, small_run
 
     experiment = small_experiment(tmp_path, pools=False)
     rows = experiment.training.epochs * 32
     log: list[str] = []
     ends: list[Any] = []
-    submission = jobs.pretraining(experiment, str(tmp_path / "runs"), "killed", evaluate=False)
+    submission = small_run(experiment, tmp_path, "killed")
     thread = threading.Thread(target=lambda: ends.append(jobs.run_to_end(head, submission, log.append)), daemon=True)
     thread.start()
     wait_for(lambda: consumed(tmp_path / "runs" / "killed") > rows // 4 or not thread.is_alive(), 900)
@@ -325,11 +326,9 @@ def assert_ledger_exact(run: Path, rows: int) -> None:
 @pytest.mark.timeout(900)
 def test_a_stopped_run_ends_as_stopped(head: str, client: Any, tmp_path: Path) -> None:
     from sepscene.orchestration.runtime import jobs
-    from tests.faults.hosts import small_experiment
+    from tests.faults.hosts import small_experiment, small_run
 
-    job = jobs.submit(
-        client, jobs.pretraining(small_experiment(tmp_path, pools=False), str(tmp_path / "runs"), "stopped")
-    )
+    job = jobs.submit(client, small_run(small_experiment(tmp_path, pools=False), tmp_path, "stopped"))
     wait_for(lambda: (tmp_path / "runs" / "stopped" / "started").exists())
     assert jobs.stop(client, job) is jobs.Ending.STOPPED
     assert jobs.active_jobs(client, "stopped") == []

@@ -49,6 +49,10 @@ def test_a_label_that_no_node_has_is_refused_and_named(outcome: dict[str, Any]) 
     assert "pool=separators" in outcome["refusal"]
 
 
+def test_a_promised_node_that_does_not_come_ends_in_a_message(outcome: dict[str, Any]) -> None:
+    assert "have not joined within 3 s: no place for 2 trainers (1 CPU, pool=late each)" in outcome["never_came"]
+
+
 def test_trials_are_counted_on_the_cluster_that_is_there(outcome: dict[str, Any]) -> None:
     assert (
         outcome["trials"] == 2

@@ -1,0 +1,140 @@
+"""From a command that would run here to a job that runs on a cluster: its files staged, its arguments resolved."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.presets import resolve
+
+COMMANDS = ("pretrain", "sweep", "reproduce", "separator train", "embed")
+CLUSTER_STORAGE = Path("/mnt/sepscene/runs")
+"""Where runs live on a cluster when nothing else is said; every template mounts it."""
+
+
+def submission_of(words: list[str], cluster: Path | None = None) -> Any:
+    """The job for `sepscene WORDS`.
+
+    An experiment is resolved here, so that mistakes are found before anything travels, and sent as a YAML file; so are
+    a sweep's and an experiment's own YAML files. Other paths must mean something on the cluster. The scale is `paper`
+    and the storage CLUSTER_STORAGE unless the words say otherwise.
+
+    Args:
+        words: the command and its arguments, e.g. ["pretrain", "mine.yaml", "--run-id", "first"].
+        cluster: description of an autoscaling cluster, e.g. clusters/aws.yaml: what it may still start counts as being
+            there when placement is checked. Its list of pools travels with the source, and no more.
+
+    Returns:
+        A `jobs.Submission`.
+
+    Raises:
+        SepsceneError: for another command, an experiment that is refused, or one that doesn't fit `cluster`.
+    """
+    from sepscene.clusters.descriptions import read_pools, write_pools
+    from sepscene.orchestration.runtime.cluster_check import check_cluster
+    from sepscene.orchestration.runtime.jobs import Submission
+    from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE
+
+    name, context = _parsed(words)
+    given = context.params
+    for field, value in (("scale", "paper"), ("storage", CLUSTER_STORAGE)):
+        source = context.get_parameter_source(field)
+        if field in given and source is not None and source.name == "DEFAULT":
+            given[field] = value
+    files: dict[str, str] = {}
+    metadata: dict[str, str] = {"command": name}
+    if name in ("pretrain", "separator train"):
+        experiment = resolve(given["experiment"], given["scale"], given["change"])
+        if cluster:
+            check_cluster(cluster, experiment)
+        files["experiment.yaml"] = _as_yaml(experiment)
+        metadata |= {"experiment": experiment.name, "scale": experiment.scale, "digest": experiment.digest()}
+        run_id = given["run_id"] or _run_id(f"{experiment.name}-{experiment.digest()}")
+        given |= {"experiment": "experiment.yaml", "scale": None, "change": None, "run_id": run_id, "resume": True}
+    elif name == "sweep":
+        files = _stage_sweep(given)
+        run_id = given["sweep_id"] = given["sweep_id"] or _run_id("sweep")
+    elif name == "reproduce":
+        run_id = given["reproduction_id"] = given["reproduction_id"] or _run_id("-".join(given["tables"]))
+    else:
+        run_id = _run_id(f"embed-{Path(given['out']).stem}")
+    if cluster:
+        files["cluster.pools.yaml"] = write_pools(read_pools(cluster))
+    return Submission(
+        arguments=(*name.split(), *_as_words(context)),
+        run_id=run_id,
+        metadata=metadata,
+        files=files,
+        environment={CLUSTER_VARIABLE: "cluster.pools.yaml"} if cluster else {},
+    )
+
+
+def _parsed(words: list[str]) -> tuple[str, typer.Context]:
+    """The command's name and its parsed arguments.
+
+    Raises:
+        SepsceneError: when it is none of COMMANDS.
+    """
+    from sepscene.orchestration.cli.main import app
+
+    size = 2 if words[:1] == ["separator"] else 1
+    name = " ".join(words[:size])
+    if name not in COMMANDS:
+        hint = f", e.g. `sepscene submit pretrain {name}`" if "/" in name or name.endswith((".yaml", ".yml")) else ""
+        raise SepsceneError(f"submit what? Give one of the commands {', '.join(COMMANDS)}{hint}")
+    command: Any = typer.main.get_command(app)
+    for word in name.split():
+        command = command.commands[word]
+    context: typer.Context = command.make_context(name, words[size:])
+    return name, context
+
+
+def _stage_sweep(given: dict[str, Any]) -> dict[str, str]:
+    """The YAML files that a sweep names, under the names that they have on the cluster."""
+    from sepscene.orchestration.cli.sweep_commands import is_sweep
+    from sepscene.orchestration.sweeps.config import load_sweep
+
+    name = given["experiment"]
+    files: dict[str, str] = {}
+    if is_sweep(name):
+        config = load_sweep(Path(name))
+        tree = config.model_dump(mode="json")
+        if config.experiment.endswith((".yaml", ".yml")):
+            files["experiment.yaml"] = _as_yaml(resolve(config.experiment, config.scale, None))
+            tree["experiment"] = "experiment.yaml"
+        files["sweep.yaml"] = yaml.safe_dump(tree, sort_keys=False)
+        given |= {"experiment": "sweep.yaml", "scale": None}
+    elif name.endswith((".yaml", ".yml")):
+        files["experiment.yaml"] = _as_yaml(resolve(name, given["scale"], None))
+        given["experiment"] = "experiment.yaml"
+    return files
+
+
+def _as_yaml(experiment: Experiment) -> str:
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+def _run_id(name: str) -> str:
+    return f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _as_words(context: typer.Context) -> list[str]:
+    """Parsed arguments as words again: arguments first, then the options that are not as they are by default."""
+    words: list[str] = []
+    options: list[str] = []
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if value is None or value == parameter.default or value in ((), []):
+            continue
+        values = [str(each) for each in (value if isinstance(value, list | tuple) else [value])]
+        if parameter.param_type_name == "argument":
+            words += values
+        elif isinstance(value, bool):
+            options.append(parameter.opts[0] if value else parameter.secondary_opts[0])
+        else:
+            options += [word for each in values for word in (parameter.opts[0], each)]
+    return [*words, *options]
