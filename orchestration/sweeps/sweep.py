@@ -62,7 +62,7 @@ def sweep(
             write_sweep_report(folder)
             return results
 
-        results = write(run_trials(trials, folder, tracking_uri, console, write, tuning, tags, callbacks))
+        results = write(run_trials(trials, folder, tracking_uri, console, write, tuning, tags, callbacks=callbacks))
         _log(tracker, results, folder)
     return results
 

@@ -37,7 +37,7 @@ def test_every_command_explains_itself(command: str) -> None:
         (["pretrain", "nowhere.yaml"], "does not exist"),
         (["pretrain", "demo", "--storage", "s3://bucket/runs"], "runs cannot live at s3://.*store.uri"),
         (["sweep", "demo", "--over", "alpha=0,1", "--storage", "gs://bucket/runs"], "runs cannot live at gs://"),
-        (["submit", "demo", "--storage", "s3://bucket/runs"], "every node mounts"),
+        (["submit", "pretrain", "demo", "--storage", "s3://bucket/runs"], "every node mounts"),
         (["sweep", "demo"], "nothing to sweep over"),
         (["sweep", "demo", "--over", "temprature=1,2"], "unknown field|no configuration field"),
         (["sweep", "demo", "--over", "alpha=0,high"], "alpha"),
