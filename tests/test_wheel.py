@@ -1,6 +1,7 @@
 """The built package in an empty environment, in a folder whose owner has modules of the same names as our rooms."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,6 +12,7 @@ import pytest
 import soundfile
 
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.source import FOLDERS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LOADS = """
@@ -30,8 +32,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python with the wheel, and with what it depends on by a path: installing that anew would take minutes."""
     place = tmp_path_factory.mktemp("installed")
     uv = [sys.executable, "-m", "uv"]
+    checkout = place / "checkout"  # without what earlier builds have left behind
+    for folder in ("sepscene", *FOLDERS):
+        shutil.copytree(REPOSITORY / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / file, checkout)
     build = [*uv, "build", "--quiet", "--wheel", "--no-build-isolation", "--python", sys.executable]
-    subprocess.run([*build, "--out-dir", str(place), str(REPOSITORY)], check=True, timeout=120)
+    subprocess.run([*build, "--out-dir", str(place), str(checkout)], check=True, timeout=120)
     (wheel,) = place.glob("sepscene-*.whl")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place / "env")], check=True, timeout=60)
     python = place / "env" / "bin" / "python"
