@@ -13,6 +13,9 @@ import pyarrow as pa
 
 from sepscene.augment.store.shards import Place, segment_samples_of
 
+COLUMNS = ["key", "offset", "samples", "channels", "levels"]
+"""Of a shard's footer: all that the index needs. The names of the clips, most of a footer, are not among them."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -118,8 +121,7 @@ class StoreIndex:
 
 def _block(footers: list[pa.Table], first: int) -> _Block:
     """The entries of shards number `first`, `first` + 1, ... as one block."""
-    columns = ["key", "offset", "samples", "channels", "levels"]
-    table = pa.concat_tables([footer.select(columns).replace_schema_metadata() for footer in footers])
+    table = pa.concat_tables([footer.select(COLUMNS).replace_schema_metadata() for footer in footers])
     keys = np.frombuffer(b"".join(table["key"].to_pylist()), "<u8").reshape(-1, 2)
     channels = table["channels"].to_numpy().astype(np.uint8)
     levels = np.full((len(table), int(channels.max(initial=0))), np.nan, np.float32)

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sepscene.augment.store.folder import FILESYSTEM_ERRORS, StoreError, StoreFolder
-from sepscene.augment.store.index import Found, StoreIndex
+from sepscene.augment.store.index import COLUMNS, Found, StoreIndex
 from sepscene.augment.store.shards import (
     Place,
     ShardDamage,
@@ -278,10 +278,10 @@ class SeparatedStore:
         self._next_refresh = time.monotonic() + max(self.settings.refresh_seconds, took / _REFRESH_SHARE)
 
     def _footer(self, info: fs.FileInfo) -> pa.Table | None:
-        """A shard's footer; None where it is damaged, which is counted, or cannot be read just now."""
+        """What the index needs of a footer; None where the shard is damaged, which is counted, or can't be read now."""
         try:
             with self.folder.filesystem.open_input_file(info.path) as file:
-                return read_footer(file, info.size)
+                return read_footer(file, info.size).select(COLUMNS)
         except ShardDamage as error:
             _log.warning("store %s: %s is passed over: %s", self.folder.uri, info.base_name, error)
             self._bad_shards.add(info.base_name)

@@ -1,11 +1,13 @@
 """A plan as text for the terminal."""
 
+from collections.abc import Callable
+
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
 from sepscene.orchestration.formatting import quantity
-from sepscene.orchestration.planning.plan import CPU, Plan
+from sepscene.orchestration.planning.plan import CPU, Plan, Way
 from sepscene.orchestration.runtime.precision import separation_precision, training_precision
 
 
@@ -74,34 +76,26 @@ def _actors(plan: Plan) -> str:
 
 
 def _ways(plan: Plan) -> Table:
-    heads = (
-        "way",
-        "time",
-        "clips\nseparated",
-        "FLOP",
-        "GPU-h\nbusy",
-        "GPU-h\nheld",
-        "store",
-        "read",
-        "moved",
-        "bottleneck",
-    )
-    table = Table(*heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    """A column for each way and a row for each quantity, so that no number is cut on a terminal of 80 columns."""
+    configured = {"off": "live"}.get(plan.experiment.store.mode, plan.experiment.store.mode)
+    table = Table("", box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
     for way in plan.ways:
-        chosen = {"off": "live"}.get(plan.experiment.store.mode, plan.experiment.store.mode) == way.name
-        table.add_row(
-            f"{way.name} *" if chosen else way.name,
-            duration(way.seconds),
-            f"{way.separated:,.0f}",
-            "?" if way.flops is None else quantity(way.flops).strip(),
-            f"{way.busy_gpu_hours:,.1f}",
-            f"{way.held_gpu_hours:,.1f}",
-            f"{quantity(way.store_bytes)}B",
-            f"{quantity(way.read_bytes)}B",
-            f"{quantity(way.moved_bytes)}B",
-            way.bottleneck,
-            style="bold" if chosen else None,
-        )
+        chosen = way.name == configured
+        style = "bold" if chosen else None
+        table.add_column(f"{way.name} *" if chosen else way.name, style=style, justify="right", overflow="fold")
+    quantities: dict[str, Callable[[Way], str]] = {
+        "time": lambda way: duration(way.seconds),
+        "clips separated": lambda way: f"{way.separated:,.0f}",
+        "FLOP": lambda way: "?" if way.flops is None else quantity(way.flops).strip(),
+        "GPU hours, busy": lambda way: f"{way.busy_gpu_hours:,.1f}",
+        "GPU hours, held": lambda way: f"{way.held_gpu_hours:,.1f}",
+        "store": lambda way: f"{quantity(way.store_bytes)}B",
+        "read": lambda way: f"{quantity(way.read_bytes)}B",
+        "moved": lambda way: f"{quantity(way.moved_bytes)}B",
+        "bottleneck": lambda way: way.bottleneck,
+    }
+    for name, of in quantities.items():
+        table.add_row(name, *(of(way) for way in plan.ways))
     return table
 
 

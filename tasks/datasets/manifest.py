@@ -87,7 +87,7 @@ class Manifest:
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that occur, sorted."""
-        return tuple(sorted(set(self.clips["split"].to_pylist())))
+        return tuple(sorted(pc.unique(self.clips["split"]).to_pylist()))
 
     def select(self, *split: str) -> "Manifest":
         """The clips of the given splits, in order, with all classes.
