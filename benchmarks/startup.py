@@ -1,0 +1,132 @@
+"""How long a user waits before anything happens: help, one embedded file, the first step of a pre-training.
+
+    python -m benchmarks.startup [--repeats 5] [--imports]
+
+help      `sepscene --help`, the whole process
+embed     `sepscene embed` of one file of ten seconds with the full-size CNN14, the whole process, without Ray
+pretrain  `sepscene pretrain table4/S2/simclr` at tiny with a data set and a separator at hand: from the start of the
+          process to the first step in its metrics.jsonl; the run is stopped then
+
+Median and range over the repeats, on a machine that should be doing nothing else. `--imports` lists what Python's
+`-X importtime` finds most costly for the help.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+COMMAND = (sys.executable, "-m", "sepscene")
+LIMIT_SECONDS = 300
+
+
+def prepare(folder: Path) -> None:
+    """A data set, an untrained separator and an untrained encoder of full size."""
+    import torch
+
+    from sepscene.augment.synthetic.scenes import write_scenes
+    from sepscene.models.encoders.cnn14 import Cnn14
+    from sepscene.models.encoders.encoder import Encoder, save_encoder
+    from sepscene.models.encoders.front_end import LogMel
+    from sepscene.models.separators.folder import save_separator
+    from sepscene.models.separators.tdcnpp import TDCNpp
+    from sepscene.orchestration.presets import named_experiment
+
+    tiny = named_experiment("table4/S2/simclr", "tiny")
+    for split, count in (("train", tiny.data.scenes_train), ("test", tiny.data.scenes_test)):
+        write_scenes(folder / "scenes", count, 0, split)
+    torch.manual_seed(0)
+    save_separator(TDCNpp(tiny.separator.network), folder / "S2", {"step": 0})
+    full = named_experiment("table4/S2/simclr", "paper")
+    save_encoder(Encoder(LogMel(full.front_end), Cnn14(full.encoder)), folder / "encoder", {})
+
+
+def seconds_of(arguments: list[str]) -> float:
+    """Of a whole command."""
+    began = time.perf_counter()
+    subprocess.run([*COMMAND, *arguments], check=True, capture_output=True, timeout=LIMIT_SECONDS)
+    return time.perf_counter() - began
+
+
+def help_seconds(folder: Path) -> float:
+    """Of the help."""
+    return seconds_of(["--help"])
+
+
+def embed_seconds(folder: Path) -> float:
+    """Of one file."""
+    out = folder / "one.parquet"
+    out.unlink(missing_ok=True)
+    sound = sorted((folder / "scenes").rglob("*.wav"))[0]
+    return seconds_of(["embed", str(folder / "encoder"), str(sound), "--out", str(out)])
+
+
+def first_step_seconds(folder: Path) -> float:
+    """From the start of a pre-training to its first step."""
+    run = folder / "runs" / "one"
+    shutil.rmtree(run, ignore_errors=True)
+    changes = {
+        "data.root": str(folder / "scenes"),
+        "separator.checkpoints": json.dumps({"S2": str(folder / "S2")}),
+        "resources.trainers": "1",
+    }
+    arguments = ["pretrain", "table4/S2/simclr", "--storage", str(run.parent), "--run-id", run.name]
+    arguments += [part for field, value in changes.items() for part in ("--set", f"{field}={value}")]
+    began = time.perf_counter()
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not _has_step(run / "metrics.jsonl"):
+            if process.poll() is not None or time.perf_counter() - began > LIMIT_SECONDS:
+                raise RuntimeError(f"no first step: {' '.join([*COMMAND, *arguments])}")
+            time.sleep(0.02)
+        return time.perf_counter() - began
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(LIMIT_SECONDS)
+
+
+def _has_step(metrics: Path) -> bool:
+    return metrics.exists() and '"step"' in metrics.read_text()
+
+
+def imports() -> None:
+    """Print what costs most of the help's imports."""
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "sepscene", "--help"], capture_output=True, text=True, check=True
+    ).stderr.splitlines()
+    rows = [line.removeprefix("import time:").split("|") for line in told if line.startswith("import time:")][1:]
+    for own, cumulative, name in sorted(rows, key=lambda row: -int(row[1]))[:25]:
+        print(f"{int(cumulative) / 1000:8.1f} ms with what it imports, {int(own) / 1000:7.1f} ms alone  {name.strip()}")
+
+
+def main() -> None:
+    """Print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", default=["help", "embed", "pretrain"])
+    parser.add_argument("--imports", action="store_true", help="list the costly imports of the help, and stop")
+    given = parser.parse_args()
+    if given.imports:
+        imports()
+        return
+    parts = {"help": help_seconds, "embed": embed_seconds, "pretrain": first_step_seconds}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if set(given.only) - {"help"}:
+            prepare(folder)
+        for part in given.only:
+            took = [parts[part](folder) for _ in range(given.repeats)]
+            print(f"{part:9} {statistics.median(took):6.2f} s  ({min(took):.2f} to {max(took):.2f})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
