@@ -36,7 +36,7 @@ def prepare(folder: Path) -> None:
     from sepscene.augment.synthetic.scenes import write_scenes
     from sepscene.models.encoders.cnn14 import Cnn14
     from sepscene.models.encoders.encoder import Encoder, save_encoder
-    from sepscene.models.encoders.front_end import LogMel
+    from sepscene.models.encoders.frontend import LogMel
     from sepscene.models.separators.folder import save_separator
     from sepscene.models.separators.tdcnpp import TDCNpp
     from sepscene.orchestration.presets import named_experiment
