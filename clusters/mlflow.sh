@@ -17,7 +17,7 @@ PORT=${SEPSCENE_MLFLOW_PORT:-5000}
 umask 077 # what follows is for this user alone
 mkdir -p "$STATE" "$HOME/.mlflow"
 printf '[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = %s\n' \
-    "$MLFLOW_AUTH_ADMIN_PASSWORD" > "$HOME/.mlflow/credentials"
+    "${MLFLOW_AUTH_ADMIN_PASSWORD//%/%%}" > "$HOME/.mlflow/credentials" # a % stands for itself when doubled
 # The server itself takes the password from the environment; users that you add start without any right.
 printf '[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = sqlite:///%s/users.db\nadmin_username = admin\n' \
     "$STATE" > "$STATE/auth.ini"

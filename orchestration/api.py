@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve
+from sepscene.orchestration.terminal import Terminal
 
 if TYPE_CHECKING:
     import ray.tune
@@ -61,10 +62,10 @@ def pretrain(
     """
     from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
     from sepscene.orchestration.pipeline.run import Run, prepared_session
-    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+    from sepscene.orchestration.records.mlflow_address import default_tracking_uri
 
     experiment = _resolved(experiment, scale, changes)
-    storage, console = Path(storage), Console(quiet=quiet)
+    storage, console = Path(storage), Terminal(quiet=quiet)
     run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = (storage / run_id).resolve()
     # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
@@ -95,11 +96,11 @@ def train_separator(
         SepsceneError: as `pretrain`.
     """
     from sepscene.orchestration.pipeline.run import Run, prepared_session
-    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+    from sepscene.orchestration.records.mlflow_address import default_tracking_uri
 
     folder = (storage / (run_id or f"separator-{experiment.digest()}")).resolve()
     with prepared_session(experiment, address, verbose):
-        run = Run.open(folder, experiment, default_tracking_uri(storage), Console(), resume)
+        run = Run.open(folder, experiment, default_tracking_uri(storage), Terminal(), resume)
         with _closed(run, "separator", "train"):
             return run.ladder(run.manifests()[0])
 
@@ -176,7 +177,7 @@ def sweep(
         scheduler=scheduler,
         budget=dict(budget or {}),
     )
-    folder, _ = run_sweep(config, Path(storage), sweep_id, resume, address, verbose, Console(quiet=quiet), callbacks)
+    folder, _ = run_sweep(config, Path(storage), sweep_id, resume, address, verbose, Terminal(quiet=quiet), callbacks)
     return _newest_grid(folder)
 
 
@@ -193,7 +194,7 @@ def run_sweep(
     """Run a configured sweep or continue it; returns its folder and its results (see `sweep`)."""
     from sepscene.orchestration.dataset_presets import check_splits
     from sepscene.orchestration.pipeline.run import prepared_session
-    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+    from sepscene.orchestration.records.mlflow_address import default_tracking_uri
     from sepscene.orchestration.runtime.concurrency import most_demanding
     from sepscene.orchestration.sweeps.trial_plan import find_sweep, plan_trials
 

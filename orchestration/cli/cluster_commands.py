@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from sepscene.orchestration.cli.arguments import Changes, Scale
 from sepscene.orchestration.presets import resolve
+from sepscene.orchestration.terminal import Terminal
 
-console = Console()
+console = Terminal()
 cluster_app = typer.Typer(no_args_is_help=True, help="Clusters: what fits, before it costs anything.")
 
 JobServer = Annotated[
@@ -36,7 +37,7 @@ def check(
     from sepscene.orchestration.runtime.cluster_check import check_cluster
 
     resolved = resolve(experiment, scale, change)
-    console.print(f"[green]fits[/green]  {resolved.name} ({resolved.scale}) on {file}", highlight=False)
+    console.print(Text("fits", "green"), f"{resolved.name} ({resolved.scale}) on {file}", highlight=False)
     for line in check_cluster(file, resolved).lines():
         console.print(f"  {line}", highlight=False)
 
@@ -106,7 +107,7 @@ def submit(
         end = jobs.run_to_end(address, submission, sys.stdout.write)
     except KeyboardInterrupt:
         stop_it = f"sepscene stop {submission.run_id} --address {address}"
-        console.print(f"\nthe run goes on; end it with [bold]{stop_it}[/bold]")
+        console.print(f"\nthe run goes on; end it with: {stop_it}")
         raise typer.Exit(130) from None
     console.print(f"run {submission.run_id} {end.value}")
     raise typer.Exit(0 if end is jobs.Ending.SUCCEEDED else 1)

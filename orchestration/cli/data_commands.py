@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
     from sepscene.orchestration.config import Experiment
     from sepscene.tasks.datasets.readers import Manifest
 
-console = Console()
+from sepscene.orchestration.terminal import Terminal
+
+console = Terminal()
 data_app = typer.Typer(no_args_is_help=True, help="Look at a data set before it is used.")
 store_app = typer.Typer(no_args_is_help=True, help="Look after the SeparatedStore.")
 
@@ -43,7 +44,7 @@ def audit_command(
     Example: `sepscene data audit esc10 --format esc50`
     """
     from sepscene.orchestration.records.audit_log import keep_audit
-    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+    from sepscene.orchestration.records.mlflow_address import default_tracking_uri
     from sepscene.tasks.datasets.audit import audit
     from sepscene.tasks.datasets.readers import read_manifest
 
@@ -68,7 +69,7 @@ def store_ls(store: StoreUri) -> None:
     if listing.groups:
         console.print(_groups(listing.groups))
     for shard in listing.damaged_shards:
-        console.print(f"[red]damaged[/red] {shard}")
+        console.print(Text("damaged", "red"), f"{shard}")
 
 
 def _groups(groups: "tuple[StoreGroup, ...]") -> Table:
@@ -90,10 +91,10 @@ def store_verify(store: StoreUri) -> None:
         f"{found.entries} clips in {found.shards} shards, {found.bytes_read / 2**20:.1f} MiB, {found.seconds:.1f} s"
     )
     for name, fault in found.damaged_shards:
-        console.print(f"[red]damaged[/red] {name}: {fault}")
+        console.print(Text("damaged", "red"), f"{name}: {fault}")
     for entry in found.damaged_entries:
         where = f"channel {entry.channel} of clip {entry.content[:12]} by {entry.processor[:12]}"
-        console.print(f"[red]damaged[/red] {entry.shard}: {where}")
+        console.print(Text("damaged", "red"), f"{entry.shard}: {where}")
     if not found.whole:
         console.print(
             "damaged clips are separated again when they are needed; `sepscene store gc` removes whole shards"
@@ -131,7 +132,7 @@ def prefill(
     Example: `sepscene separator prefill demo --run-id demo`
     """
     from sepscene.orchestration.pipeline.run import Run, prepared_session
-    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+    from sepscene.orchestration.records.mlflow_address import default_tracking_uri
 
     resolved = resolve(experiment, scale, change)
     if not resolved.views.separates:

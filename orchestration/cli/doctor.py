@@ -69,9 +69,13 @@ def _ray() -> str:
 def _mlflow() -> str:
     import mlflow
 
+    from sepscene.orchestration.records.mlflow_address import checked_uri
+    from sepscene.orchestration.records.mlflow_client import MlflowStore
+
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri:
-        mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+        uri = checked_uri(uri)
+        MlflowStore(uri, "sepscene").experiment_id()  # refuses what would refuse a run
     return f"mlflow {mlflow.__version__}, " + (f"server {uri} answers" if uri else "SQLite in the storage folder")
 
 

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 import yaml
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from sepscene import __version__
 from sepscene.models.config import SepsceneError
@@ -33,8 +32,9 @@ from sepscene.orchestration.cli.result_commands import compare, replay_command, 
 from sepscene.orchestration.cli.sweep_commands import reproduce_command, sweep_command
 from sepscene.orchestration.config import load_experiment
 from sepscene.orchestration.presets import resolve
+from sepscene.orchestration.terminal import PlainFormatter, Terminal
 
-console = Console()
+console = Terminal()
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -147,10 +147,10 @@ def separator_train(
 
     ladder = train_separator(resolve(experiment, scale, change), storage, run_id, resume, address, verbose)
     for name, path in ladder.items():
-        console.print(f"[bold]{name}[/bold]  {path}", highlight=False, soft_wrap=True)
+        console.print(Text(name, "bold"), f" {path}", highlight=False, soft_wrap=True)
     chosen = "separator.checkpoints=" + json.dumps(ladder)
     words = shlex.join(["sepscene", "pretrain", experiment, "--scale", scale, "--set", chosen])
-    console.print(f"use it        {words}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"use it        {words}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -180,7 +180,7 @@ def evaluate(
         raise typer.Exit(evaluate_on_tasks(str(run), task, out, name, device))
     from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
     from sepscene.orchestration.pipeline.run import Run, prepared_session
-    from sepscene.orchestration.records.mlflow_mirror import tracking_uri_of
+    from sepscene.orchestration.records.mlflow_address import tracking_uri_of
 
     experiment = load_experiment(run / "experiment.yaml")
     with prepared_session(experiment, address, verbose):
@@ -265,8 +265,8 @@ def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
 
     faults = 0
     for check in examine(storage, address):
-        mark = "[green]ok[/green]  " if check.ok else "[red]fail[/red]"
-        console.print(f"{mark} {check.name}: {check.says}")
+        mark = Text("ok  ", "green") if check.ok else Text("fail", "red")
+        console.print(mark, f"{check.name}: {check.says}")
         faults += not check.ok
     raise typer.Exit(1 if faults else 0)
 
@@ -274,11 +274,13 @@ def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
 def main() -> None:
     """Run the command line; a fault that the user can mend is one message and exit code 2."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PlainFormatter("%(message)s"))
     try:
         app()
     except SepsceneError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(Text("error:", "bold red"), str(error), highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-console = Console()
+from sepscene.orchestration.terminal import Terminal
+
+console = Terminal()
 encoder_app = typer.Typer(no_args_is_help=True, help="Bring an encoder, or take one away.")
 
 Device = Annotated[str, typer.Option(help="`auto` takes a GPU where there is one; `cpu`, `cuda`, `cuda:1`.")]
@@ -59,7 +60,7 @@ def import_separator_command(
     digest = import_separator(prefix, sample_rate, out, hints, trust_code)
     console.print(f"{out}  {digest[:12]}")
     _print_assumptions(out)
-    console.print(f"use it: --set separator.checkpoints='{{S2: {out}}}'", markup=False)
+    console.print(f"use it: --set separator.checkpoints='{{S2: {out}}}'")
 
 
 @encoder_app.command("import")
@@ -77,7 +78,7 @@ def import_encoder_command(
     from sepscene.models.encoders.importer import import_encoder
 
     digest = import_encoder(file, front_end, out)
-    console.print(f"{out}  {digest[:12]}", markup=False)
+    console.print(f"{out}  {digest[:12]}")
     _print_assumptions(out)
 
 
@@ -86,7 +87,7 @@ def _print_assumptions(out: Path) -> None:
     from sepscene.models.card import read_card
 
     for assumed in read_card(out).metadata["assumed"]:
-        console.print(f"assumed {assumed}", style="yellow", markup=False)
+        console.print(f"assumed {assumed}", style="yellow")
 
 
 @encoder_app.command("export")

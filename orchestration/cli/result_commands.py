@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sepscene.orchestration.cli.arguments import RunFolder
+from sepscene.orchestration.terminal import Terminal
 
-console = Console()
+console = Terminal()
 
 
 def compare(
@@ -66,20 +66,16 @@ def ui(
 
 
 def sync(run: RunFolder) -> None:
-    """Send to MLflow what it missed while its server was away. The run's folder has it all."""
-    import json
+    """Send to MLflow what it misses of a run or a sweep: all of it, when MLflow has lost the run.
 
-    from sepscene.models.config import SepsceneError
-    from sepscene.orchestration.records.mlflow_mirror import Tracker
+    It goes to MLFLOW_TRACKING_URI, or to the mlflow.db beside the run; never to an address that the folder names.
+    """
+    from sepscene.orchestration.records.mlflow_address import tracking_uri_of
+    from sepscene.orchestration.records.mlflow_mirror import sync as send
 
-    state = run / "mlflow.json"
-    if not state.exists():
-        raise SepsceneError(f"{run} has no mlflow.json: it is not the folder of a run")
-    tracker = Tracker(json.loads(state.read_text())["uri"], "sepscene", run)
-    tracker.mirror_metrics()
-    if tracker.unsent:
-        raise SepsceneError(f"MLflow at {tracker.uri} still does not answer; nothing is lost, try again later")
-    console.print("MLflow has everything")
+    uri = tracking_uri_of(run)
+    send(run, uri)
+    console.print(f"MLflow at {uri} has everything", soft_wrap=True)
 
 
 def replay_command(
@@ -97,7 +93,8 @@ def replay_command(
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.config import load_experiment
     from sepscene.orchestration.pipeline.run import Run
-    from sepscene.orchestration.records.mlflow_mirror import Tracker, tracking_uri_of
+    from sepscene.orchestration.records.mlflow_address import tracking_uri_of
+    from sepscene.orchestration.records.mlflow_mirror import Tracker
     from sepscene.orchestration.training.replay import last_bad_rows, replay
 
     row = row or last_bad_rows(run.resolve())

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.cli.arguments import Address, Changes, Scale, Storage, Verbose
@@ -15,7 +14,9 @@ from sepscene.orchestration.presets import parse_changes
 if TYPE_CHECKING:
     from sepscene.orchestration.sweeps.config import SweepConfig
 
-console = Console()
+from sepscene.orchestration.terminal import Terminal
+
+console = Terminal()
 
 Id = Annotated[str | None, typer.Option("--id", help="Name of the folder; an existing one is continued.")]
 
@@ -169,7 +170,7 @@ def reproduce_command(
     most = most_demanding(row_experiments(planned_rows(tables, row), scale, changes))
     check_splits(most.data)
     from sepscene.orchestration.pipeline.run import prepared_session
-    from sepscene.orchestration.records.mlflow_mirror import default_tracking_uri
+    from sepscene.orchestration.records.mlflow_address import default_tracking_uri
     from sepscene.orchestration.sweeps.reproduction import reproduce
 
     with prepared_session(most, address, verbose):

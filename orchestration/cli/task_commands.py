@@ -4,10 +4,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import Progress, TaskID
 
-console = Console()
+from sepscene.orchestration.terminal import Terminal
+
+console = Terminal()
 
 
 def evaluate_on_tasks(encoder: str, tasks: list[str], out: Path, name: str | None, device: str) -> int:

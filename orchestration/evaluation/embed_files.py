@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sepscene.augment.locations import local_path
@@ -24,6 +23,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder
 from sepscene.orchestration.evaluation.embedding_writer import EmbeddingOutput
 from sepscene.orchestration.evaluation.file_encoder import FileEmbedding, FileEncoder, encoder_digest
+from sepscene.orchestration.terminal import Terminal
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 FILES_A_PART = 256
@@ -246,7 +246,7 @@ def _collect(
     h_ND: list[np.ndarray] = []
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     written = 0
-    with Progress(*columns, console=Console(stderr=True), disable=not show_progress) as progress:
+    with Progress(*columns, console=Terminal(stderr=True), disable=not show_progress) as progress:
         task = progress.add_task("", total=total, completed=total - todo)
         try:
             for uri, fault, h_D in rows:

@@ -62,8 +62,8 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
     results = collect_results(run, train, test, encoders, processors)
     results.save(run.folder)
     figures = {f"{e.name}/{name}": figure.value for e in encoders for name, figure in e.figures.items()}
-    run.tracker.log_figures(STAGE, figures)
-    run.tracker.log_figures("", {name: figure.value for name, figure in encoders[0].figures.items()})
+    run.tracker.log_metrics(STAGE, figures)
+    run.tracker.log_metrics("", {name: figure.value for name, figure in encoders[0].figures.items()})
     for encoder in encoders:
         update_card(bundles[encoder.name], {"figures": {k: f.model_dump() for k, f in encoder.figures.items()}})
         if encoder.name != "untrained":
@@ -115,9 +115,9 @@ def summarise(run: Run) -> None:
     run.console.print(f"embed sounds  sepscene embed {run.folder} FILES --out embeddings.parquet", soft_wrap=True)
     run.console.print(f"MLflow UI     sepscene ui {run.folder}", soft_wrap=True)
     if run.tracker.unsent:
-        run.console.print(
-            f"[yellow]MLflow was away; send the rest later: sepscene sync {run.folder}[/yellow]", soft_wrap=True
-        )
+        why = run.tracker.fault or "it does not answer"
+        words = f"MLflow does not have all of it ({why}); send the rest later: sepscene sync {run.folder}"
+        run.console.print(words, style="yellow", soft_wrap=True)
 
 
 def _cell(figure: Figure | None) -> str:

@@ -29,6 +29,7 @@ from sepscene.orchestration.records.checkpoints import read_checkpoint, read_led
 from sepscene.orchestration.records.environment import commit, environment
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import Tracker, following
+from sepscene.orchestration.records.mlflow_registry import sepscene_version
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import progress
@@ -59,6 +60,8 @@ class Run:
         self.inputs: dict[str, str] = {}
         self.audit: str | None = None
         """Digest of the audit of the data set, when there is one in the storage."""
+        self.family = experiment.name
+        """Encoders of one family are versions of one registered model: those of an experiment, or of a whole sweep."""
 
     @classmethod
     def open(
@@ -94,11 +97,16 @@ class Run:
         experiment.save(saved)
         tracker = Tracker(tracking_uri, "sepscene", folder)
         run = cls(folder, experiment, tracker, console)
+        run.family = (tags or {}).get("sweep_id", experiment.name)
         facts = environment()
         if not (folder / "started").exists():
             (folder / "started").write_text(datetime.now(UTC).isoformat(timespec="seconds"))
         env = {f"env.{key}": value for key, value in facts.items()}
-        tracker.start({**run._tags(), **env, **(tags or {})}, _flat(experiment))
+        about = (
+            f"{_in_words(experiment)}\n\nEverything about this run is in `{folder}`; its report is among the artifacts."
+        )
+        about_run = {"mlflow.note.content": about, "sepscene_version": sepscene_version()}
+        tracker.start({**run._tags(), **env, **about_run, **(tags or {})}, _flat(experiment))
         tracker.log_artifact("", saved)
         return run
 
@@ -161,7 +169,9 @@ class Run:
             pair: kind of its positive pairs, where it is not the experiment's.
         """
         started = time.perf_counter()
-        self.tracker.start_stage(name, self._tags() | {"stage": name} | ({"pair": pair} if pair else {}))
+        about = {"stage": name, "mlflow.note.content": f"The stage {name} of {_in_words(self.experiment)}"}
+        tags = self._tags() | about | ({"pair": pair} if pair else {})
+        self.tracker.start_stage(name, tags, _flat(self.experiment))
         # A log has lines as long as they need to be.
         terms = Terms(self.console.width - BESIDE_THE_BAR if self.console.is_terminal else 120)
         balances = 0
@@ -336,8 +346,8 @@ class Run:
         Called last, when the card holds the figures.
         """
         own = bundle == self.folder / "encoder"
-        name = f"sepscene-{self.experiment.name.replace('/', '-')}" if own else None
-        self.tracker.log_encoder(f"pretrain-{pair}", bundle, name)
+        registered = f"sepscene-{self.family.replace('/', '-')}" if own else None
+        self.tracker.log_encoder(f"pretrain-{pair}", bundle, f"{self.experiment.name} {pair}", registered)
 
     def _tell_balance(self, stage: str, experiment: Experiment) -> None:
         """Say which part of the stream set the pace, and log the balance as figures of the stage."""
@@ -346,7 +356,7 @@ class Run:
             return
         advice = bottleneck(balance, experiment)
         self.console.print(f"  {advice}", style="dim", highlight=False)
-        self.tracker.log_figures(stage, {f"balance/{name}": value for name, value in balance.figures().items()})
+        self.tracker.log_metrics(stage, {f"balance/{name}": value for name, value in balance.figures().items()})
         self.tracker.tag(stage, {"bottleneck": advice})
         if stage == f"pretrain-{self.experiment.views.pair}":
             self.tracker.tag("", {"bottleneck": advice})
@@ -375,6 +385,12 @@ def losses_of(objective: Objective) -> str:
     nt_xent, triplet = f"NT-Xent (tau {objective.temperature:g}{learned})", f"triplet ({objective.triplet_margin:g})"
     coincidence = f" + {objective.alpha:g} coincidence" if objective.alpha else ""
     return (triplet if objective.similarity == "triplet" else nt_xent) + coincidence
+
+
+def _in_words(experiment: Experiment) -> str:
+    views, what = experiment.views, f"{experiment.name}, scale {experiment.scale}, seed {experiment.seed}"
+    separated = f" of {'∨'.join(views.combination)}" if views.pair != "mix-mix" else ""
+    return f"{what}: {views.pair} views{separated}, {losses_of(experiment.objective)}."
 
 
 def _flat(experiment: Experiment) -> dict[str, Any]:

@@ -8,13 +8,8 @@ import fcntl
 import json
 import logging
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -23,22 +18,28 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
-import numpy as np
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
 
-from sepscene.models.card import read_card
-from sepscene.models.encoders.encoder import read_encoder_config
-from sepscene.orchestration.source import copy_source
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records.mlflow_address import SQLITE, artifact_folder, check_local_store, sqlite_path
 
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 _METRICS_AT_ONCE = 900  # MLflow takes at most 1000 a call
 _LONGEST_PARAM = 5900
-_LONGEST_DESCRIPTION = 5000
+_REFUSALS = {
+    "BAD_REQUEST",
+    "ENDPOINT_NOT_FOUND",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "NOT_IMPLEMENTED",
+    "PERMISSION_DENIED",
+    "RESOURCE_ALREADY_EXISTS",
+    "UNAUTHENTICATED",
+}
+"""MLflow's error codes that the same call will meet again."""
 
 
 class MlflowStore:
@@ -51,28 +52,67 @@ class MlflowStore:
     def client(self) -> mlflow.MlflowClient:
         """A client of the store.
 
-        The client makes a SQLite store that is not there, or brings it to MLflow's present schema, when it is made
-        itself. Two that do so at once leave a broken file behind, so they take turns.
+        The client makes a SQLite store that is not there when it is made itself. Two that do so at once leave a broken
+        file behind, so they take turns.
+
+        Raises:
+            SepsceneError: for a SQLite store that can't be used (`check_local_store`).
         """
-        if not self.uri.startswith("sqlite:///"):
+        if not self.uri.startswith(SQLITE):
             return mlflow.MlflowClient(tracking_uri=self.uri)
-        with Path(self.uri.removeprefix("sqlite:///")).with_suffix(".lock").open("w") as turn:
+        path = sqlite_path(self.uri)
+        with path.with_suffix(".lock").open("w") as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)
-            return mlflow.MlflowClient(tracking_uri=self.uri)
+            check_local_store(self.uri)
+            client = mlflow.MlflowClient(tracking_uri=self.uri)
+            client.search_experiments(max_results=1)
+            self._file = path.stat().st_ino
+            return client
+
+    def check_file(self) -> None:
+        """Notice that the file of a SQLite store was deleted or replaced while it is open.
+
+        Raises:
+            SepsceneError: then. What is written from here on would be lost, and a later process makes it again.
+        """
+        if "client" not in self.__dict__ or not self.uri.startswith(SQLITE):
+            return
+        path = sqlite_path(self.uri)
+        if not path.exists() or path.stat().st_ino != self._file:
+            raise SepsceneError(f"{path} was deleted or replaced while it was in use; nothing is lost")
 
     def experiment_id(self) -> str | None:
-        """MLflow's id of the experiment, when it exists."""
+        """MLflow's id of the experiment, when it exists.
+
+        Raises:
+            SepsceneError: when it was deleted: MLflow keeps the name, and takes no run for it.
+        """
         found = self.client.get_experiment_by_name(self.experiment)
+        if found and found.lifecycle_stage == LifecycleStage.DELETED:
+            raise SepsceneError(
+                f"the experiment {self.experiment!r} was deleted in MLflow: bring it back with `MLFLOW_TRACKING_URI="
+                f"{self.uri} mlflow experiments restore --experiment-id {found.experiment_id}`"
+            )
         return found.experiment_id if found else None
 
     def has_run(self, run_id: str) -> bool:
-        """Whether the store knows a run."""
+        """Whether the store knows a run.
+
+        Raises:
+            SepsceneError: when it was deleted, and can be brought back.
+        """
         try:
-            self.client.get_run(run_id)
+            found = self.client.get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
+        if found.info.lifecycle_stage == LifecycleStage.DELETED:
+            self.experiment_id()
+            raise SepsceneError(
+                f"the run was deleted in MLflow: bring it back with `MLFLOW_TRACKING_URI={self.uri} "
+                f"mlflow runs restore --run-id {run_id}`"
+            )
         return True
 
     def create_run(self, name: str, parent_id: str | None, now: int) -> str:
@@ -82,9 +122,7 @@ class MlflowStore:
         return self.client.create_run(experiment_id, start_time=now, tags=tags).info.run_id
 
     def _create_experiment(self) -> str:
-        location = None
-        if self.uri.startswith("sqlite:///"):
-            location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+        location = artifact_folder(self.uri).as_uri() if self.uri.startswith(SQLITE) else None
         try:
             return self.client.create_experiment(self.experiment, artifact_location=location)
         except MlflowException:  # another run of a sweep was faster
@@ -110,9 +148,9 @@ class MlflowStore:
         """Set tags."""
         self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
-    def log_figures(self, run_id: str, figures: dict[str, float], now: int) -> None:
-        """Log single figures."""
-        self.client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in figures.items()])
+    def log_metrics(self, run_id: str, metrics: dict[str, float], now: int) -> None:
+        """Log metrics that have no step."""
+        self.client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
 
     def log_records(self, run_id: str, records: list[dict[str, Any]]) -> None:
         """Log records of a metrics file: every number in them, at the record's step and time of day."""
@@ -148,56 +186,21 @@ class MlflowStore:
         send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
         send(run_id, str(path), folder)
 
-    def finish(self, run_id: str, status: str) -> None:
-        """End a run."""
-        self.client.set_terminated(run_id, status)
-
-    def log_encoder(self, run_id: str, bundle: Path, registered_name: str | None) -> None:
-        """Log an encoder bundle as a model: signature, model card, facts; register it where a name is given."""
-        dim = read_encoder_config(bundle).trunk.embedding_dim
-        wave_BT = TensorSpec(np.dtype("float32"), (-1, -1), name=None)
-        h_BD = TensorSpec(np.dtype("float32"), (-1, dim), name=None)
-        card = read_card(bundle)
-        # MLflow tells its registrations on stderr, in the middle of our progress.
-        with (
-            TemporaryDirectory(prefix="sepscene-") as folder,
-            _pointed_at(self.uri),
-            mlflow.start_run(run_id=run_id),
-            redirect_stderr(StringIO()),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            info = mlflow.pyfunc.log_model(
-                name="encoder",
-                python_model=str(Path(__file__).with_name("mlflow_model.py")),
-                artifacts={"bundle": str(bundle)},
-                code_paths=[str(copy_source(Path(folder), ("models",)))],
-                signature=ModelSignature(inputs=Schema([wave_BT]), outputs=Schema([h_BD])),
-                registered_model_name=registered_name,
-                pip_requirements=["torch", "torchaudio", "safetensors", "pydantic", "numpy"],
-                metadata=card.metadata,
-                tags={"sha256": card.sha256},
-            )
-        if registered_name and info.registered_model_version:
-            version = str(info.registered_model_version)
-            text = _without_header((bundle / "README.md").read_text())[:_LONGEST_DESCRIPTION]
-            self.client.update_model_version(registered_name, version, description=text)
-            self.client.set_model_version_tag(registered_name, version, "sha256", card.sha256)
+    def finish(self, run_id: str, status: str, now: int) -> None:
+        """End a run at a time in milliseconds."""
+        self.client.set_terminated(run_id, status, end_time=now)
 
 
-@contextmanager
-def _pointed_at(uri: str) -> Iterator[None]:
-    """MLflow's fluent calls go to `uri` for this long; it also keeps the address in the environment."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # forgets it, and deletes the variable
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before
-
-
-def _without_header(card: str) -> str:
-    """A model card's Markdown without its YAML header."""
-    return card.split("---\n", 2)[2].lstrip() if card.startswith("---\n") else card
+def lasting_fault(error: Exception) -> str | None:
+    """Why a call can't succeed when it is made again, in words; None where a later try may."""
+    if isinstance(error, SepsceneError):
+        return str(error)
+    if not isinstance(error, MlflowException):
+        return None
+    status = error.get_http_status_code()
+    if error.error_code not in _REFUSALS and status not in (400, 401, 403, 404):
+        return None
+    reason = (str(error).splitlines() or [error.error_code])[0][:300]
+    if status in (401, 403):
+        return f"{reason}. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    return reason

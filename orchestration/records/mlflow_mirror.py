@@ -2,11 +2,13 @@
 
 Nothing here is in the way of training: the metrics file is written first, by the Train controller, and a thread of the
 driver follows it, draws the progress and sends what is new to MLflow. While the server is away, training goes on; the
-thread tries again, and what could not be sent by the end stays in the file for `sepscene sync`.
+thread tries again, and what could not be sent by the end stays in the folder for `sepscene sync`.
+
+The folder holds all that MLflow is to know: the calls in mlflow-calls.jsonl, the metrics in `FOLLOWED`. How far they
+are sent, and to which runs, is in mlflow.json. Where MLflow has lost the run, all of it is sent again.
 """
 
 import hashlib
-import json
 import logging
 import os
 import threading
@@ -14,11 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
-from sepscene.models.config import SepsceneError
-from sepscene.orchestration.records.mlflow_client import MlflowStore
+from pydantic import Field, ValidationError
+
+from sepscene.models.config import Config, SepsceneError
+from sepscene.orchestration.records.mlflow_client import MlflowStore, lasting_fault
+from sepscene.orchestration.records.mlflow_registry import log_encoder
 from sepscene.orchestration.records.results import parse_metrics
 from sepscene.orchestration.repeating import again_and_again
 
@@ -31,42 +35,29 @@ RETRY_SECONDS = 5.0
 """While the server is away it is asked again this often, and nobody waits for it in between."""
 
 
-def default_tracking_uri(storage: Path) -> str:
-    """MLFLOW_TRACKING_URI, or a SQLite store in the folder.
+class MirrorState(Config):
+    """RUN/mlflow.json: how far MLflow has been told."""
 
-    Raises:
-        SepsceneError: when the address holds a password: it would be written into the run's folder and its log.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(storage / 'mlflow.db').resolve()}"
-    if urlsplit(uri).password:
-        raise SepsceneError(
-            "MLFLOW_TRACKING_URI holds a password, which would be written down: leave it out of the address and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ~/.mlflow/credentials"
-        )
-    return uri
+    uri: str = ""
+    runs: dict[str, str] = Field(default_factory=dict, description='stage -> id of its run; "" is the parent')
+    calls: int = Field(0, ge=0, description="calls that MLflow has had")
+    positions: dict[str, int] = Field(default_factory=dict, description="file of records -> bytes that MLflow has had")
+    encoders: dict[str, str] = Field(default_factory=dict, description="stage -> digest of the card it was logged with")
 
 
-def tracking_uri_of(run_dir: Path) -> str:
-    """MLFLOW_TRACKING_URI, or the store that the run was begun in, or the one beside the run.
+class Call(Config):
+    """One line of RUN/mlflow-calls.jsonl."""
 
-    Raises:
-        SepsceneError: as `default_tracking_uri` does.
-    """
-    state = run_dir / "mlflow.json"
-    if "MLFLOW_TRACKING_URI" not in os.environ and state.exists():
-        uri = str(json.loads(state.read_text())["uri"])
-        if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists():
-            return uri
-        if (run_dir / "mlflow.db").exists():  # the runs were moved, and their store with them
-            return default_tracking_uri(run_dir)
-    return default_tracking_uri(run_dir.parent)
+    kind: Literal["start", "tag", "metrics", "data", "artifact", "encoder", "finish"]
+    stage: str = Field(description='"" is the parent')
+    milliseconds: int
+    argument: dict[str, Any]
 
 
 class Tracker:
     """One parent run in MLflow and a child for each stage; every call survives a server that is down.
 
-    A call is written to RUN/mlflow.json before it is made and struck out when it has come through, so that it
-    outlives this process as well.
+    A call is written to the folder before it is made, so that it outlives this process.
     """
 
     def __init__(self, tracking_uri: str, experiment: str, run_dir: Path) -> None:
@@ -79,30 +70,32 @@ class Tracker:
         """
         self.run_dir, self.uri = run_dir, tracking_uri
         self.store = MlflowStore(tracking_uri, experiment)
-        self.state_path = run_dir / "mlflow.json"
-        self.state: dict[str, Any] = {"runs": {}, "positions": {}, "encoders": {}, "spool": []}
-        if self.state_path.exists():
-            self.state |= json.loads(self.state_path.read_text())
-        self.state["uri"] = tracking_uri
+        self.fault: str | None = None
+        """Why MLflow will not take what is sent, until somebody changes something; None while it may."""
+        self.state = self._read_state()
+        self._unwritten: list[str] = []
+        self._queue = self._read_calls()[self.state.calls :]
         self._lock = threading.RLock()
+        self._checked = False
         self._down_since: float | None = None
         self._asked = 0.0
 
     def start(self, tags: dict[str, str], params: dict[str, Any]) -> None:
         """Begin the parent run."""
-        self._do("start", "", {"tags": tags, "params": {key: str(value) for key, value in params.items()}})
+        self.start_stage("", tags, params)
 
-    def start_stage(self, stage: str, tags: dict[str, str]) -> None:
+    def start_stage(self, stage: str, tags: dict[str, str], params: dict[str, Any] | None = None) -> None:
         """Begin the child run of a stage."""
-        self._do("start", stage, {"tags": tags, "params": {}})
+        params = {key: str(value) for key, value in (params or {}).items()}
+        self._do("start", stage, {"tags": tags, "params": params})
 
     def tag(self, stage: str, tags: dict[str, str]) -> None:
         """Set tags of a stage's run; "" is the parent."""
         self._do("tag", stage, tags)
 
-    def log_figures(self, stage: str, figures: dict[str, float]) -> None:
-        """Log single figures of a stage; "" is the parent."""
-        self._do("figures", stage, figures)
+    def log_metrics(self, stage: str, metrics: dict[str, float]) -> None:
+        """Log metrics without steps of a stage; "" is the parent."""
+        self._do("metrics", stage, metrics)
 
     def log_data(self, stage: str, data: dict[str, Any]) -> None:
         """Log a data set as a stage's input, as `MlflowStore.log_data` takes it."""
@@ -110,14 +103,14 @@ class Tracker:
 
     def log_artifact(self, stage: str, path: Path, folder: str | None = None) -> None:
         """Log a file or a folder of the run's folder."""
-        self._do("artifact", stage, {"path": str(path), "folder": folder})
+        self._do("artifact", stage, {"path": self._relative(path), "folder": folder})
 
-    def log_encoder(self, stage: str, bundle: Path, registered_name: str | None) -> None:
+    def log_encoder(self, stage: str, bundle: Path, name: str, registered_name: str | None) -> None:
         """Log an encoder bundle as a model with its signature and card; register it where a name is given.
 
         A bundle that MLflow has had already, weights and card, is not logged again.
         """
-        self._do("encoder", stage, {"path": str(bundle), "name": registered_name})
+        self._do("encoder", stage, {"path": self._relative(bundle), "name": name, "registered_name": registered_name})
 
     def finish(self, stage: str, status: str = "FINISHED") -> None:
         """End a stage's run; "" is the parent, and the last chance to send what waits."""
@@ -126,124 +119,225 @@ class Tracker:
             self.mirror_metrics()
 
     def mirror_metrics(self) -> None:
-        """Send the records of the run's files that MLflow has not had."""
+        """Send the calls and the records of the run's files that MLflow has not had."""
         with self._lock:
             if not self._replay():
                 return
             for name in FOLLOWED:
-                whole, position = read_lines(self.run_dir / name, self.state["positions"].get(name, 0))
+                whole, position = read_lines(self.run_dir / name, self.state.positions.get(name, 0))
                 if not whole:
                     continue
                 try:
                     self._send(parse_metrics(whole))
                 except Exception as error:  # whatever the client raises, training must go on
-                    self._note_down(error)
+                    self._note_fault(error)
                     return
-                self.state["positions"][name] = position
-                self._save()
+                self._save(positions={**self.state.positions, name: position})
 
     @property
     def unsent(self) -> int:
         """Calls, and bytes of records, that MLflow has not had yet; 0 when all is sent."""
         paths = [self.run_dir / name for name in FOLLOWED]
-        sizes = sum(path.stat().st_size - self.state["positions"].get(path.name, 0) for path in paths if path.exists())
-        return len(self.state["spool"]) + sizes
+        sizes = sum(path.stat().st_size - self.state.positions.get(path.name, 0) for path in paths if path.exists())
+        return len(self._queue) + sizes
 
     def run_id(self, stage: str = "") -> str | None:
         """MLflow's id of a stage's run, when it exists."""
-        return self.state["runs"].get(stage)
+        return self.state.runs.get(stage)
 
     def stages(self) -> tuple[str, ...]:
         """The stages that have a run; "" is the parent."""
-        return tuple(self.state["runs"])
+        return tuple(self.state.runs)
 
-    def _do(self, call: str, stage: str, argument: dict[str, Any], urgent: bool = False) -> None:
+    def _do(self, kind: Any, stage: str, argument: dict[str, Any], urgent: bool = False) -> None:
         """Queue a call on disk, then try to empty the queue."""
         with self._lock:
-            self.state["spool"].append([call, stage, argument, int(time.time() * 1000)])
-            self._save()
+            call = Call(kind=kind, stage=stage, milliseconds=int(time.time() * 1000), argument=argument)
+            self._queue.append(call)
+            self._unwritten.append(call.model_dump_json() + "\n")
             self._replay(urgent)
 
     def _replay(self, urgent: bool = False) -> bool:
-        """Make the queued calls in their order; False when the server does not answer."""
-        if self._down_since and not urgent and time.time() - self._asked < RETRY_SECONDS:
+        """Make the queued calls in their order; False when MLflow does not take them."""
+        self._write_calls()
+        if self.fault or (self._down_since and not urgent and time.time() - self._asked < RETRY_SECONDS):
             return False
-        while self.state["spool"]:
-            call, stage, argument, now = self.state["spool"][0]
-            try:
-                self._call(call, stage, argument, now)
-            except Exception as error:  # whatever the client raises, training must go on
-                self._note_down(error)
-                return False
-            self._down_since = None
-            self.state["spool"].pop(0)
-            self._save()
+        try:
+            self._begin_again_where_lost()
+            while self._queue:
+                try:
+                    self._call(self._queue[0])
+                except (_UnusableCall, FileNotFoundError) as error:  # it alone: the next ones may be fine
+                    logger.warning("MLflow is not sent %s: %s", self._queue[0].kind, error)
+                self._queue.pop(0)
+                self._save(calls=self.state.calls + 1)
+        except Exception as error:  # whatever the client raises, training must go on
+            self._note_fault(error)
+            return False
+        self._down_since = None
         return True
 
-    def _call(self, call: str, stage: str, argument: dict[str, Any], now: int) -> None:
-        if call == "start" and not stage:
-            self._forget_lost_runs()
-        run_id = self._run(stage, now)
-        match call:
+    def _call(self, call: Call) -> None:
+        self.store.check_file()
+        run_id, argument = self._run(call.stage, call.milliseconds), call.argument
+        match call.kind:
             case "start":
                 self.store.begin(run_id, argument["tags"], argument["params"])
             case "tag":
                 self.store.tag(run_id, argument)
-            case "figures":
-                self.store.log_figures(run_id, argument, now)
+            case "metrics":
+                self.store.log_metrics(run_id, argument, call.milliseconds)
             case "data":
                 self.store.log_data(run_id, argument)
             case "encoder":
-                self._log_encoder(stage, run_id, Path(argument["path"]), argument["name"])
+                self._log_encoder(call.stage, run_id, argument)
             case "artifact":
-                self.store.log_artifact(run_id, Path(argument["path"]), argument["folder"])
+                self.store.log_artifact(run_id, self._inside(argument["path"]), argument["folder"])
             case "finish":
-                self.store.finish(run_id, argument["status"])
+                self.store.finish(run_id, argument["status"], call.milliseconds)
 
     def _run(self, stage: str, now: int) -> str:
         """The id of a stage's run, which is made the first time, below the parent."""
-        if stage not in self.state["runs"]:
+        if stage not in self.state.runs:
             parent = self._run("", now) if stage else None
             name = f"{self.run_dir.name}/{stage}" if stage else self.run_dir.name
-            self.state["runs"][stage] = self.store.create_run(name, parent, now)
-            self._save()
-        return self.state["runs"][stage]
+            self._save(runs={**self.state.runs, stage: self.store.create_run(name, parent, now)})
+        return self.state.runs[stage]
 
-    def _forget_lost_runs(self) -> None:
-        """Begin anew in a store that does not know our runs: another server, or a file that was deleted."""
-        if "" in self.state["runs"] and not self.store.has_run(self.state["runs"][""]):
-            self.state |= {"runs": {}, "positions": {}, "encoders": {}}
-            self._save()
-
-    def _log_encoder(self, stage: str, run_id: str, bundle: Path, name: str | None) -> None:
-        told = hashlib.sha256((bundle / "config.json").read_bytes()).hexdigest()
-        if self.state["encoders"].get(stage) == told:
+    def _begin_again_where_lost(self) -> None:
+        """Send everything anew to a store that does not know our run: another server, or a file that was deleted."""
+        if self._checked or "" not in self.state.runs:
             return
-        self.store.log_encoder(run_id, bundle, name)
-        self.state["encoders"][stage] = told
-        self._save()
+        self.store.check_file()
+        if not self.store.has_run(self.state.runs[""]):
+            logger.warning("MLflow at %s does not have this run; all of it is sent from %s", self.uri, self.run_dir)
+            self._save(runs={}, positions={}, encoders={}, calls=0)
+            self._queue = self._read_calls()
+        self._checked = True
+
+    def _log_encoder(self, stage: str, run_id: str, argument: dict[str, Any]) -> None:
+        bundle = self._inside(argument["path"])
+        digest = hashlib.sha256((bundle / "config.json").read_bytes()).hexdigest()
+        if self.state.encoders.get(stage) == digest:
+            return
+        log_encoder(self.store, run_id, bundle, argument["name"], argument["registered_name"])
+        self._save(encoders={**self.state.encoders, stage: digest})
 
     def _send(self, records: list[dict[str, Any]]) -> None:
+        self.store.check_file()
         by_stage: dict[str, list[dict[str, Any]]] = {}
         for record in records:
-            by_stage.setdefault(record["stage"], []).append(record)
+            if isinstance(record.get("stage"), str) and isinstance(record.get("seconds"), int | float):
+                by_stage.setdefault(record["stage"], []).append(record)
         for stage, of_stage in by_stage.items():
             self.store.log_records(self._run(stage, int(of_stage[0]["seconds"] * 1000)), of_stage)
 
-    def _note_down(self, error: Exception) -> None:
+    def _relative(self, path: Path) -> str:
+        return str(path.resolve().relative_to(self.run_dir.resolve()))
+
+    def _inside(self, name: str) -> Path:
+        """A path of the run's folder. Neither it nor what lies below it may lead elsewhere: the folder may be a
+        stranger's, and name the user's own files."""
+        top = self.run_dir.resolve()
+        path = (top / name).resolve()
+        for each in (path, *(path.rglob("*") if path.is_dir() else ())):
+            if not each.resolve().is_relative_to(top):
+                raise _UnusableCall(f"{each} is not in {self.run_dir}")
+        return path
+
+    def _note_fault(self, error: Exception) -> None:
+        """Say once that MLflow is away, or what is wrong with it that only the user can change."""
         self._asked = time.time()
-        if self._down_since is None:
+        self._checked = False  # it may have lost our run
+        if reason := lasting_fault(error):
+            self.fault = reason
+            logger.warning("MLflow at %s: %s. The run goes on; later: sepscene sync %s", self.uri, reason, self.run_dir)
+        elif self._down_since is None:
             self._down_since = self._asked
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             logger.warning("MLflow at %s does not answer (%s); the run goes on and sends it later", self.uri, reason)
 
-    def _save(self) -> None:
-        partial = self.state_path.with_suffix(".partial")
+    def _read_state(self) -> MirrorState:
         try:
-            partial.write_text(json.dumps(self.state))
-            partial.replace(self.state_path)
+            state = MirrorState.model_validate_json(self._path("mlflow.json").read_bytes())
+        except FileNotFoundError:
+            state = MirrorState()
+        except (OSError, ValidationError):
+            logger.warning("%s can't be read; MLflow is sent everything again", self._path("mlflow.json"))
+            state = MirrorState()
+        return MirrorState(**{**dict(state), "uri": self.uri})
+
+    def _read_calls(self) -> list[Call]:
+        """All calls of the run so far, those of this process included."""
+        path = self._path("mlflow-calls.jsonl")
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return [call for line in (*lines, *self._unwritten) if (call := _parsed(line))]
+
+    def _write_calls(self) -> None:
+        if not self._unwritten:
+            return
+        path = self._path("mlflow-calls.jsonl")
+        try:
+            with path.open("a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        file.write(b"\n")  # a line torn by a killed process: it alone is lost
+                file.write("".join(self._unwritten).encode())
+            self._unwritten = []
         except OSError as error:  # the mirror of a run must not end it: the next call writes it again
-            logger.warning("%s cannot be written (%s)", self.state_path, error)
+            logger.warning("%s cannot be written (%s)", path, error)
+
+    def _save(self, **changes: Any) -> None:
+        self.state = MirrorState(**{**dict(self.state), **changes})
+        path = self._path("mlflow.json")
+        partial = path.with_suffix(".partial")
+        try:
+            partial.write_text(self.state.model_dump_json())
+            partial.replace(path)
+        except OSError as error:
+            logger.warning("%s cannot be written (%s)", path, error)
+
+    def _path(self, name: str) -> Path:
+        return self.run_dir / name
+
+
+class _UnusableCall(SepsceneError):
+    """A call that can never be made, whatever MLflow answers."""
+
+
+def _parsed(line: str) -> Call | None:
+    """A line of the calls; None for a torn or strange one."""
+    try:
+        return Call.model_validate_json(line)
+    except ValidationError:
+        return None
+
+
+def sync(run_dir: Path, tracking_uri: str) -> None:
+    """Send to MLflow what it misses of a run, or of a sweep with its trials.
+
+    Raises:
+        SepsceneError: when MLflow does not take it.
+    """
+    trackers = [Tracker(tracking_uri, "sepscene", folder) for folder in _mirrored(run_dir)]
+    if not trackers:
+        raise SepsceneError(f"{run_dir} has no mlflow.json: it is not the folder of a run")
+    parent = trackers[0]
+    for tracker in trackers:
+        tracker.mirror_metrics()
+        if tracker.fault:
+            raise SepsceneError(f"MLflow at {tracking_uri}: {tracker.fault}")
+        if tracker.unsent:
+            raise SepsceneError(f"MLflow at {tracking_uri} still does not answer; nothing is lost, try again later")
+        if tracker is not parent and (run_id := tracker.run_id()) and (parent_id := parent.run_id()):
+            tracker.store.tag(run_id, {"mlflow.parentRunId": parent_id})  # a parent that was lost is another one now
+
+
+def _mirrored(folder: Path) -> list[Path]:
+    """The folder and the runs in it that have a mirror, the parent first."""
+    places = [folder, folder / "shared", *sorted((folder / "trials").glob("*"))]
+    return [place for place in places if (place / "mlflow.json").exists()]
 
 
 def read_lines(path: Path, position: int) -> tuple[bytes, int]:
@@ -251,7 +345,7 @@ def read_lines(path: Path, position: int) -> tuple[bytes, int]:
     if not path.exists():
         return b"", position
     with path.open("rb") as file:
-        file.seek(position)
+        file.seek(max(0, position))
         data = file.read()
     whole = data[: data.rfind(b"\n") + 1]
     return whole, position + len(whole)

@@ -1,6 +1,6 @@
 """The encoder as an MLflow model. MLflow stores this file as the model's code, so that nothing is pickled.
 
-Loaded by `mlflow.pyfunc.load_model`; `models.load_encoder("models:/…")` reads the same bundle as plain PyTorch.
+Loaded by `mlflow.pyfunc.load_model`; `sepscene.load_encoder("models:/…")` reads the same bundle as plain PyTorch.
 """
 
 from typing import Any
@@ -20,12 +20,30 @@ class EncoderModel(PythonModel):
         """Load the bundle that was logged with the model."""
         self.encoder = load_encoder(context.artifacts["bundle"])
 
-    def predict(
-        self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
-    ) -> np.ndarray:
-        """h of each waveform of full scale 1."""
+    # MLflow would check a type hint of the input, which is any of several.
+    def predict(self, context: PythonModelContext, model_input, params: dict[str, Any] | None = None) -> np.ndarray:
+        """h of each waveform.
+
+        Args:
+            model_input: one waveform (T) or several (B, T): an array, a list, or a DataFrame with a clip in each row,
+                as samples in columns or as one column of lists. Floats have full scale 1; integers that of their type.
+        """
         with torch.inference_mode():
-            return self.encoder(model_input).numpy()
+            return self.encoder(_waveforms(model_input)).numpy()
+
+
+def _waveforms(given: Any) -> np.ndarray:
+    """(B, T), float32, full scale 1."""
+    if hasattr(given, "to_numpy"):  # a DataFrame
+        given = given.to_numpy()
+    wave = np.asarray(given)
+    if wave.dtype == object:
+        wave = np.array([np.asarray(cell, np.float32).ravel() for cell in wave.ravel()])
+    if wave.dtype.kind == "i":
+        wave = wave / -float(np.iinfo(wave.dtype).min)
+    if wave.dtype.kind != "f" or wave.ndim not in (1, 2):
+        raise ValueError(f"give waveforms as (T) or (B, T) numbers, not {wave.dtype} of shape {wave.shape}")
+    return np.ascontiguousarray(np.atleast_2d(wave), dtype=np.float32)
 
 
 mlflow.models.set_model(EncoderModel())

@@ -1,6 +1,12 @@
-"""The MLflow UI on the store of a run's folder: on loopback only, opened at the view that shows training runs."""
+"""The MLflow UI on the store of a run's folder, opened at the view that shows training runs.
+
+It listens on loopback and asks for a password that is made for this start: other users of the machine reach loopback
+too, and an open MLflow server lets everyone who reaches it change runs and read the user's files.
+"""
 
 import os
+import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -8,59 +14,63 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
 from mlflow import MlflowClient
 from rich.console import Console
 
 from sepscene.models.config import SepsceneError
-from sepscene.orchestration.records.mlflow_mirror import tracking_uri_of
+from sepscene.orchestration.records.mlflow_address import (
+    SQLITE,
+    STORE_FILE,
+    artifact_folder,
+    check_local_store,
+    checked_uri,
+    tracking_uri_of,
+)
 
 HOST = "127.0.0.1"
-ENVIRONMENT = {
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two processes instead of nine
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-}
+USER = "sepscene"
 
 
 def tracking_store(folder: Path) -> str:
-    """The tracking URI of a run's folder, or of the folder that holds runs: the store that the run was begun in,
-    or the SQLite store in the folder or above it.
+    """The tracking URI of a run's folder, or of the folder that holds runs.
 
     MLFLOW_TRACKING_URI, where it is set, comes first, as it does for the runs themselves.
 
     Raises:
-        SepsceneError: when there is no store.
+        SepsceneError: when there is no store; as `tracking_uri_of`.
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
+        return checked_uri(uri)
     if (folder / "mlflow.json").exists():
         return tracking_uri_of(folder)
     for place in (folder, folder.parent):
-        store = place.resolve() / "mlflow.db"
+        store = place.resolve() / STORE_FILE
         if store.exists():
-            return f"sqlite:///{store}"
+            return f"{SQLITE}{store}"
     raise SepsceneError(f"{folder} holds no mlflow.db and neither does the folder above it: give a folder of runs")
 
 
 def mlflow_ui_command(folder: Path, port: int) -> list[str]:
-    """The command that serves the MLflow UI of `folder` on loopback; run it with `ENVIRONMENT` added.
-
-    An open server lets everyone who reaches it delete runs and read files, so it listens on 127.0.0.1 alone.
+    """The command that serves the MLflow UI of `folder` on loopback, for users with a password.
 
     Raises:
-        SepsceneError: when the folder has no store, or its store is a server that has a UI of its own.
+        SepsceneError: when the folder has no store, or its store is a server that has a UI of its own, or names files
+            that are not its own (`check_local_store`).
     """
     uri = tracking_store(folder)
     if uri.startswith(("http://", "https://")):
         raise SepsceneError(f"the runs are on the server {uri}, which shows its own UI: open that address")
-    artifacts = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+    if uri.startswith(SQLITE):
+        check_local_store(uri)
     return [
-        *(sys.executable, "-m", "mlflow", "server"),
+        *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"),
         *("--backend-store-uri", uri),
-        *("--artifacts-destination", artifacts.as_uri()),
+        *("--artifacts-destination", artifact_folder(uri).as_uri()),
         *("--host", HOST, "--port", str(port), "--workers", "1"),
     ]
 
@@ -98,28 +108,81 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ui(folder: Path, port: int, patience_seconds: float = 120.0) -> subprocess.Popen[bytes]:
-    """Start the MLflow UI of `folder` and wait until it answers. The caller ends it with `stop_ui`.
+@dataclass
+class Ui:
+    """A running MLflow server, and what a person logs in with."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    password: str
+    private: TemporaryDirectory[str]
+    """Its settings, its table of users and its log, which nobody else can read."""
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"http://{HOST}:{self.port}"
+
+    def stop(self) -> None:
+        """End the server and its workers."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+        self.private.cleanup()
+
+
+def start_ui(folder: Path, port: int, patience_seconds: float = 120.0) -> Ui:
+    """Start the MLflow UI of `folder` and wait until it answers. The caller ends it with `Ui.stop`.
 
     Raises:
-        SepsceneError: when it ends or does not answer in time; the message holds what it said.
+        SepsceneError: when it ends or does not answer in time; the message holds the last lines of its log.
     """
     command = mlflow_ui_command(folder, port)
     if _answers(port):  # or the other server would be taken for ours
         raise SepsceneError(f"port {port} is in use by another server; choose another with --port")
-    log = folder / "mlflow-ui.log"
+    private = TemporaryDirectory(prefix="sepscene-ui-")
+    password = secrets.token_urlsafe(12)
+    log = Path(private.name, "server.log")
     with log.open("wb") as out:
-        server = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT, start_new_session=True
+        process = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=_environment(Path(private.name), password),
+            start_new_session=True,
         )
+    server = Ui(process, port, password, private)
     deadline = time.monotonic() + patience_seconds
-    while time.monotonic() < deadline and server.poll() is None:
+    while time.monotonic() < deadline and process.poll() is None:
         if _answers(port):
             return server
         time.sleep(0.2)
-    stop_ui(server)
-    said = log.read_text(errors="replace").strip().splitlines()[-5:]
-    raise SepsceneError(f"the MLflow UI did not start on port {port}; choose another with --port; it said: {said}")
+    last = log.read_text(errors="replace").strip().splitlines()[-5:]
+    server.stop()
+    raise SepsceneError(f"the MLflow UI did not start on port {port}; choose another with --port; its log ends: {last}")
+
+
+def _environment(private: Path, password: str) -> dict[str, str]:
+    """The server's: a user with a password, and none of the user's own credentials for other servers."""
+    settings = private / "auth.ini"
+    settings.write_text(
+        "[mlflow]\ndefault_permission = NO_PERMISSIONS\nauth_cache_ttl_seconds = 3600\n"
+        f"database_uri = {SQLITE}{private / 'users.db'}\n"
+    )
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING_")}
+    return own | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two processes instead of nine
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_AUTH_ADMIN_USERNAME": USER,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32),
+    }
 
 
 def serve(folder: Path, port: int, console: Console) -> None:
@@ -131,6 +194,8 @@ def serve(folder: Path, port: int, console: Console) -> None:
         SepsceneError: as `start_ui` does; or when no run was logged yet.
     """
     uri = tracking_store(folder)
+    if uri.startswith(SQLITE):
+        check_local_store(uri)
     experiment_id = newest_experiment(uri)
     if experiment_id is None:
         raise SepsceneError(f"the store of {folder} has no run yet: start one, e.g. with `sepscene demo`")
@@ -140,15 +205,16 @@ def serve(folder: Path, port: int, console: Console) -> None:
         _browse(link, console)
         return
     server = start_ui(folder, port)
-    link = deep_link(f"http://{HOST}:{port}", experiment_id)
-    console.print(f"MLflow shows our runs at\n{link}\nCtrl-C ends it.", soft_wrap=True)
+    link = deep_link(server.address, experiment_id)
+    words = f"MLflow shows our runs at\n{link}\nuser {USER}, password {server.password}\nCtrl-C ends it."
+    console.print(words, soft_wrap=True, highlight=False, markup=False)
     _browse(link, console)
     try:
-        server.wait()
+        server.process.wait()
     except KeyboardInterrupt:
         console.print("The MLflow UI has ended.")
     finally:
-        stop_ui(server)
+        server.stop()
 
 
 def _browse(link: str, console: Console) -> None:
@@ -156,17 +222,6 @@ def _browse(link: str, console: Console) -> None:
     desktop = sys.platform in ("darwin", "win32") or any(os.environ.get(k) for k in ("DISPLAY", "WAYLAND_DISPLAY"))
     if console.is_terminal and desktop:
         webbrowser.open(link)
-
-
-def stop_ui(server: subprocess.Popen[bytes]) -> None:
-    """End the server and its workers."""
-    if server.poll() is None:
-        os.killpg(server.pid, 15)
-        try:
-            server.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, 9)
-            server.wait()
 
 
 def _answers(port: int) -> bool:

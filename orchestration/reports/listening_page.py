@@ -148,7 +148,7 @@ def write_listening_page(
         "seconds": f"{MOST_SECONDS:g}",
         "has_report": any((run_dir / name).exists() for name in ("report.html", "results.json")),
     }
-    return render("listen.html.j2", run_dir / "listen.html", **values)
+    return render("listen.html.j2", run_dir / "listen.html", script="listen.js", **values)
 
 
 def _that_fit(blocks: Iterable[Block], most_bytes: int) -> tuple[list[Block], int]:

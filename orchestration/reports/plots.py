@@ -23,6 +23,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from sepscene.orchestration.records.results import Figure, ProcessorResult
+from sepscene.orchestration.terminal import printable
 
 INK, SOFT, LINE, PAPER = "#010203", "#020304", "#030405", "#040506"
 SERIES = tuple(f"#0a0b{index:02x}" for index in range(10, 20))
@@ -136,7 +137,7 @@ def intervals(name: str, title: str, figures: Mapping[str, Figure], reference: f
             axes.plot([figure.value], [place], marker, color=colour, markersize=6)
         if reference is not None:
             axes.axvline(reference, color=SOFT, linestyle=DASHES[1], linewidth=1)
-        axes.set_yticks(range(len(rows)), [label for label, _ in rows], color=INK)
+        axes.set_yticks(range(len(rows)), [brief(label) for label, _ in rows], color=INK)
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
@@ -153,7 +154,9 @@ def class_gains(name: str, title: str, classes: Sequence[str], columns: Mapping[
         table = np.array(list(columns.values()), dtype=float)
         axes.hlines(places, table.min(axis=0), table.max(axis=0), color=SOFT, linewidth=1)
         for index, (label, values) in enumerate(columns.items()):
-            axes.plot(values, places, MARKERS[index], color=SERIES[index], label=label, linestyle="", markersize=5)
+            axes.plot(
+                values, places, MARKERS[index], color=SERIES[index], label=brief(label), linestyle="", markersize=5
+            )
         axes.set_yticks(places, [brief(label, 34) for label in classes], color=INK)
         axes.set_ylim(-0.7, len(classes) - 0.3)
         axes.set_xlim(-0.02, 1.02)
@@ -384,7 +387,7 @@ def _picture(canvas: Canvas, name: str, alt: str) -> Picture:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
+    svg = printable(buffer.getvalue())
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'<style type="text/css">.*?</style>', "", svg)  # would apply to the whole page
@@ -393,5 +396,5 @@ def _picture(canvas: Canvas, name: str, alt: str) -> Picture:
         svg = svg.replace(colour, variable)
     width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # type: ignore[index]  # Matplotlib always writes it
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    head = f'<svg role="img" aria-label="{escape(alt)}" style="--width: {width * 1.5:.0f}px"'
+    head = f'<svg role="img" aria-label="{escape(printable(alt))}" style="--width: {width * 1.5:.0f}px"'
     return Picture(name, Markup(svg.replace("<svg", head, 1)), alt)

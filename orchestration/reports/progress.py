@@ -82,7 +82,7 @@ class _Bar:
             self.bar.update(self.task, terms=terms)
 
     def event(self, text: str) -> None:
-        self.bar.console.print(f"[yellow]{text}[/yellow]")
+        self.bar.console.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
 class _Lines:

@@ -4,15 +4,20 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from sepscene.models.config import Config
 from sepscene.orchestration.records.results import Figure
+from sepscene.orchestration.terminal import printable
+
+Results = TypeVar("Results", bound=Config)
 
 _TEMPLATES = Path(__file__).parent / "templates"
 FIGURE_NAMES = {
@@ -27,17 +32,39 @@ FIGURE_NAMES = {
 }
 
 
-def render(template: str, path: Path, **values: Any) -> Path:
-    """Fill a template of orchestration/templates and write it to `path`, whole or not at all."""
-    text = _ENVIRONMENT.get_template(template).render(**values)
+def render(template: str, path: Path, script: str | None = None, **values: Any) -> Path:
+    """Fill a template of this room and write it to `path`, whole or not at all.
+
+    Args:
+        template: its name; what is written on a page of HTML or Markdown is text, whatever it holds.
+        path: the page.
+        script: a script of the room. Its digest is the only one that the page's content security policy names, so no
+            other script runs, however it came into the page.
+        values: for the template.
+    """
     if path.suffix == ".html":
-        text = text.replace("SCRIPT-HASHES", _script_hashes(text))
+        code = _HTML.get_template(script).render() if script else ""
+        text = _HTML.get_template(template).render(script=Markup(code), script_policy=_policy(code), **values)
     else:
+        text = _MARKDOWN.get_template(template).render(**values)
         text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
     return path
+
+
+def plain(results: Results) -> Results:
+    """The same results with every control character in their texts written out; a picture could not hold them."""
+    return type(results).model_validate(_written_out(results.model_dump()))
+
+
+def _written_out(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_written_out(key): _written_out(inner) for key, inner in value.items()}
+    return [_written_out(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def light_palette() -> dict[str, str]:
@@ -46,11 +73,10 @@ def light_palette() -> dict[str, str]:
     return dict(re.findall(r"(--\w+): (#\w+);", root))
 
 
-def _script_hashes(html: str) -> str:
-    """The page's own scripts by their digests: its content security policy lets no other script run."""
-    scripts = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
-    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+def _policy(script: str) -> Markup:
+    """Which scripts a page may run: none but this one."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return Markup(f"'sha256-{digest}'" if script else "'none'")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -109,30 +135,51 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] if text[1:2].isalpha() else text
 
 
-def cell(value: object) -> str:
-    """Text that is safe inside a Markdown table: no pipes, no line ends, no HTML."""
-    text = " ".join(str(value).split())
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+_INTERVAL = r"\[[−\d.]+, [−\d.]+\](?![(\[:])"
+_MARKDOWN_SIGNS = re.compile(rf"({_INTERVAL})|([\\`*\[\]|])")
 
 
-def markdown_row(values: Iterable[object]) -> str:
+def cell(value: object) -> Markup:
+    """Text that is only text in Markdown, also in a table: no links or pictures, no pipes, line ends or HTML."""
+    text = " ".join(printable(str(value)).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    return Markup(_MARKDOWN_SIGNS.sub(lambda found: found[1] or f"\\{found[2]}", text))
+
+
+def markdown_row(values: Iterable[object]) -> Markup:
     """| a | b |"""
-    return f"| {' | '.join(cell(value) for value in values)} |"
+    return Markup(f"| {' | '.join(cell(value) for value in values)} |")
 
 
-def _environment() -> Environment:
+def fenced(text: str) -> Markup:
+    """A block of code whose fence is longer than any that the text holds."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return Markup(f"{fence}\n{printable(text)}\n{fence}")
+
+
+def _environment(finalize: Callable[[Any], Any], autoescape: bool) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
-        autoescape=lambda name: name is not None and ".html" in name,
+        autoescape=autoescape,
+        finalize=finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (number, interval, with_interval, duration, size, percent, moment, sentence, cell)
+    filters = (number, interval, with_interval, duration, size, percent, moment, sentence, cell, fenced)
     environment.filters |= {each.__name__: each for each in filters}
     environment.filters["row"] = markdown_row
     environment.globals["figure_names"] = FIGURE_NAMES
     return environment
 
 
-_ENVIRONMENT = _environment()
+def _text(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _markdown_text(value: Any) -> Any:
+    return cell(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+_HTML = _environment(_text, autoescape=True)
+_MARKDOWN = _environment(_markdown_text, autoescape=False)

@@ -7,7 +7,7 @@ from typing import Any
 from sepscene.orchestration.records.results import Figure, ReproducedRun, ReproductionResults
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import TITLES, TWINS, Table, tables_beside
-from sepscene.orchestration.reports.render import render
+from sepscene.orchestration.reports.render import plain, render
 from sepscene.tasks.evaluation.statistics import Interval, t_interval
 from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
 from sepscene.tasks.paper.claims import ClaimResult, decide_claims, table_rows
@@ -36,7 +36,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
     Raises:
         SepsceneError: when the folder holds no reproduction.json.
     """
-    results = ReproductionResults.load(directory)
+    results = plain(ReproductionResults.load(directory))
     by_row = runs_by_row(results)
     tables = our_tables(by_row)
     claims = decide_claims(_figures(by_row), _replicates(by_row))

@@ -13,9 +13,10 @@ from typing import Any
 from sepscene.orchestration.records.results import EncoderResult, Figure, RunResults, read_metrics
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tables_beside
-from sepscene.orchestration.reports.render import FIGURE_NAMES, light_palette, render, with_interval
+from sepscene.orchestration.reports.render import FIGURE_NAMES, light_palette, plain, render, with_interval
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
+from sepscene.orchestration.terminal import printable
 
 HEADLINE_FIGURES = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 MOST_CLASSES_DRAWN = 30
@@ -62,7 +63,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     Raises:
         SepsceneError: when the folder holds no results.json.
     """
-    results = RunResults.load(run_dir)
+    results = plain(RunResults.load(run_dir))
     values = _values(results, run_dir)
     _save_pictures([*values["pictures"].values(), *values["curves"], *values["maps"]], run_dir / "plots")
     return (
@@ -194,9 +195,9 @@ def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Pic
     """
     panels: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
     for record in records:
-        stage, _, variant = str(record["stage"]).partition("-")
+        stage, _, variant = printable(str(record["stage"])).partition("-")
         for metric, value in record.items():
-            if metric in _NOT_DRAWN or "step" not in record:
+            if metric in _NOT_DRAWN or "step" not in record or metric != printable(metric):
                 continue
             if isinstance(value, int | float) and isfinite(value):
                 prefix, _, quantity = metric.rpartition("/")

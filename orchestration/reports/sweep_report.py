@@ -13,7 +13,7 @@ import numpy as np
 
 from sepscene.orchestration.records.results import Figure, Setting, SweepResults, TrialResult, read_metrics
 from sepscene.orchestration.reports import plots
-from sepscene.orchestration.reports.render import FIGURE_NAMES, duration, render, with_interval
+from sepscene.orchestration.reports.render import FIGURE_NAMES, duration, plain, render, with_interval
 from sepscene.tasks.evaluation.statistics import t_interval
 
 SHORT_NAMES = {"objective.temperature": "τ", "objective.alpha": "α", "views.combination": "combination"}
@@ -50,7 +50,7 @@ def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
     Raises:
         SepsceneError: when the folder holds no sweep.json.
     """
-    sweep = SweepResults.load(sweep_dir)
+    sweep = plain(SweepResults.load(sweep_dir))
     groups = ranked(sweep)
     headers, rows = sweep_table(sweep)
     values: dict[str, Any] = {

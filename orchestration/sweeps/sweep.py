@@ -76,9 +76,9 @@ def _log(tracker: Tracker, results: SweepResults, folder: Path) -> None:
     """The best figures and the report on the sweep's own run."""
     done = [trial.figures[results.figure].value for trial in results.trials if trial.status == "finished"]
     if done:
-        tracker.log_figures("", {f"best_{results.figure}": max(done)})
+        tracker.log_metrics("", {f"best_{results.figure}": max(done)})
     counts = {status: sum(t.status == status for t in results.trials) for status in {t.status for t in results.trials}}
-    tracker.log_figures("", {f"trials_{status.replace(' ', '_')}": float(n) for status, n in counts.items()})
+    tracker.log_metrics("", {f"trials_{status.replace(' ', '_')}": float(n) for status, n in counts.items()})
     for name in (FILE, "sweep.json", "report.html", "report.md"):
         tracker.log_artifact("", folder / name)
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import ray.tune
-from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run
@@ -30,6 +29,7 @@ from sepscene.orchestration.records.results import RunResults, Setting, read_met
 from sepscene.orchestration.repeating import again_and_again
 from sepscene.orchestration.runtime.concurrency import gpus_of
 from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.terminal import Terminal
 from sepscene.orchestration.training.stream import schedule_of
 
 METRIC = "validation_knn_map"
@@ -49,7 +49,7 @@ Work = Callable[[Path, Experiment, str, dict[str, str]], RunResults]
 def whole_run(run_dir: Path, experiment: Experiment, tracking_uri: str, tags: dict[str, str]) -> RunResults:
     """Train and evaluate one encoder, or go on with it."""
     configure_data(experiment.training.ordered)
-    run = Run.open(run_dir, experiment, tracking_uri, Console(quiet=True), resume=True, tags=tags)
+    run = Run.open(run_dir, experiment, tracking_uri, Terminal(quiet=True), resume=True, tags=tags)
     try:
         train, test = run.manifests()
         note_steps(run_dir, experiment, len(train.clips))

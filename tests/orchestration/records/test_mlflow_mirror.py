@@ -3,11 +3,13 @@
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
@@ -17,8 +19,9 @@ from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.settings import Cnn14Config, FrontEndConfig
 from sepscene.orchestration.records.metrics_log import append_metrics
-from sepscene.orchestration.records.mlflow_mirror import Tracker, default_tracking_uri, tracking_uri_of
-from sepscene.orchestration.records.mlflow_ui import free_port, start_ui, stop_ui
+from sepscene.orchestration.records.mlflow_address import default_tracking_uri, tracking_uri_of
+from sepscene.orchestration.records.mlflow_mirror import Tracker
+from sepscene.orchestration.records.mlflow_ui import USER, Ui, free_port, start_ui
 from sepscene.orchestration.records.system_metrics import sampled
 
 DATA = {
@@ -46,7 +49,7 @@ def track_a_run(uri: str, run_dir: Path, steps: int = 20) -> Tracker:
     (run_dir / "ledger.json").write_text("{}")
     tracker.log_artifact("", run_dir / "ledger.json")
     tracker.finish("pretrain-mix-chan")
-    tracker.log_figures("", {"shallow_map": 0.31})
+    tracker.log_metrics("", {"shallow_map": 0.31})
     tracker.finish("")
     return tracker
 
@@ -88,21 +91,33 @@ def check_the_model(uri: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (version,) = client.search_model_versions("name = 'sepscene-nano'")
     assert "| shallow_map | 0.3100 | 0.2700 to 0.3600 |" in version.description
     assert version.tags["sha256"] == json.loads((bundle / "config.json").read_text())["sha256"]
+    assert version.tags["shallow_map"] == "0.3100" and version.tags["sepscene_version"]
+    logged = client.get_logged_model(version.source.removeprefix("models:/"))
+    assert logged.name == "nano mix-chan"
+    assert [(one.key, one.value) for one in logged.metrics or ()] == [("shallow_map", 0.31)]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    model = mlflow.pyfunc.load_model("models:/sepscene-nano/1")
+    model = mlflow.pyfunc.load_model("models:/sepscene-nano@best")
     assert model.metadata.signature.outputs.inputs[0].shape == (-1, 16)
     assert model.metadata.metadata["figures"]["shallow_map"]["value"] == 0.31
+    assert np.shape(model.input_example) == (1, 16_000)
     wave_BT = np.random.default_rng(0).normal(0, 0.1, (2, 16_000)).astype(np.float32)
     import torch
 
     with torch.inference_mode():
         expected_BD = load_encoder(bundle)(torch.from_numpy(wave_BT)).numpy()
     np.testing.assert_array_equal(model.predict(wave_BT), expected_BD)
+    frames = (pd.DataFrame(wave_BT), pd.DataFrame({"wave": [*wave_BT]}))
+    for given in (wave_BT.astype(np.float64), wave_BT.tolist(), *frames):
+        np.testing.assert_array_equal(model.predict(given), expected_BD)
+    np.testing.assert_array_equal(model.predict(wave_BT[0]), model.predict(wave_BT[:1]))
+    integers_BT = (wave_BT * 32768).round().astype(np.int16)
+    np.testing.assert_allclose(model.predict(integers_BT), expected_BD, rtol=0.05, atol=1e-3)
 
 
 def log_encoder_twice(tracker: Tracker, bundle: Path) -> None:
+    shutil.copytree(bundle, tracker.run_dir / "encoder")
     for _ in range(2):
-        tracker.log_encoder("pretrain-mix-chan", bundle, "sepscene-nano")
+        tracker.log_encoder("pretrain-mix-chan", tracker.run_dir / "encoder", "nano mix-chan", "sepscene-nano")
     tracker.finish("")
     assert tracker.unsent == 0
     assert "MLFLOW_TRACKING_URI" not in os.environ
@@ -119,13 +134,19 @@ def test_a_person_finds_the_run_its_data_and_its_model_in_a_sqlite_store(
     check_the_model(uri, bundle, monkeypatch)
 
 
+def log_in(server: Ui, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", server.password)
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
     port = free_port()
-    process = start_ui(tmp_path, port)
-    yield f"http://127.0.0.1:{port}"
-    stop_ui(process)
+    running = start_ui(tmp_path, port)
+    log_in(running, monkeypatch)
+    yield running.address
+    running.stop()
 
 
 @pytest.mark.slow
@@ -133,7 +154,8 @@ def test_the_same_on_a_server(tmp_path: Path, bundle: Path, server: str, monkeyp
     tracker = track_a_run(server, tmp_path / "runs" / "first")
     check_the_run(server, tracker)
     log_encoder_twice(tracker, bundle)
-    assert tracking_uri_of(tmp_path / "runs" / "first") == server
+    with pytest.raises(SepsceneError, match="MLFLOW_TRACKING_URI=http://127"):  # a folder's word is not enough
+        tracking_uri_of(tmp_path / "runs" / "first")
     check_the_model(server, bundle, monkeypatch)
 
 
@@ -164,7 +186,7 @@ def _track_until_all_is_sent(uri: str, run_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_server_missed_is_sent_once_it_is_there(tmp_path: Path) -> None:
+def test_what_a_server_missed_is_sent_once_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole run while nobody listens, then another process that goes on with the queue."""
     MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
     port = free_port()
@@ -173,12 +195,13 @@ def test_what_a_server_missed_is_sent_once_it_is_there(tmp_path: Path) -> None:
     assert missed.unsent > 0
     assert missed.run_id() is None
     server = start_ui(tmp_path, port)
+    log_in(server, monkeypatch)
     try:
         later = Tracker(uri, "sepscene", tmp_path / "runs" / "first")
         later.mirror_metrics()
         check_the_run(uri, later)
     finally:
-        stop_ui(server)
+        server.stop()
 
 
 @pytest.mark.slow
@@ -186,17 +209,20 @@ def test_a_store_that_lost_the_run_gets_all_of_it_again(tmp_path: Path) -> None:
     first, second = (f"sqlite:///{tmp_path}/{name}.db" for name in ("first", "second"))
     track_a_run(first, tmp_path / "run")
     tracker = Tracker(second, "sepscene", tmp_path / "run")
-    tracker.start({}, {})
-    tracker.finish("")
-    client = MlflowClient(tracking_uri=second)
-    assert len(client.get_metric_history(str(tracker.run_id("pretrain-mix-chan")), "loss")) == 20
+    tracker.mirror_metrics()
+    check_the_run(second, tracker)
 
 
 def test_a_password_in_the_address_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:swordfish@mlflow.example.org")
-    with pytest.raises(SepsceneError, match="MLFLOW_TRACKING_USERNAME") as refusal:
-        default_tracking_uri(tmp_path)
-    assert "swordfish" not in str(refusal.value)
+    for address in (
+        "https://me:swordfish@mlflow.example.org",
+        "https://swordfish@mlflow.example.org",
+        "postgresql://mlflow.example.org/db?user=me&password=swordfish",
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(SepsceneError, match="MLFLOW_TRACKING_USERNAME") as refusal:
+            default_tracking_uri(tmp_path)
+        assert "swordfish" not in str(refusal.value)
 
 
 def test_runs_that_were_moved_are_found_with_their_store(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """`sepscene ui` finds the store, listens on loopback alone, and its link opens on our runs."""
 
+import base64
 import io
 import json
 import socket
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -13,13 +16,14 @@ from rich.console import Console
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.mlflow_ui import (
+    USER,
+    Ui,
     deep_link,
     free_port,
     mlflow_ui_command,
     newest_experiment,
     serve,
     start_ui,
-    stop_ui,
     tracking_store,
 )
 
@@ -40,10 +44,12 @@ def test_store_is_found_from_the_runs_folder_and_from_a_run(tmp_path: Path) -> N
 
 
 def test_a_run_is_shown_from_the_store_it_was_begun_in(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("")
-    (tmp_path / "elsewhere.db").write_text("")
-    (tmp_path / "mlflow.json").write_text(json.dumps({"uri": f"sqlite:///{tmp_path}/elsewhere.db"}))
-    assert tracking_store(tmp_path) == f"sqlite:///{tmp_path}/elsewhere.db"
+    run_dir = tmp_path / "demo"
+    run_dir.mkdir()
+    for folder in (tmp_path, run_dir):
+        (folder / "mlflow.db").write_text("")
+        (run_dir / "mlflow.json").write_text(json.dumps({"uri": f"sqlite:///{folder}/mlflow.db"}))
+        assert tracking_store(run_dir) == f"sqlite:///{folder}/mlflow.db"
 
 
 def test_no_store_and_a_store_with_its_own_ui_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,11 +94,10 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def served(logged: tuple[Path, str]) -> Iterator[tuple[int, str]]:
-    port = free_port()
-    server = start_ui(logged[0], port)
-    yield port, logged[1]
-    stop_ui(server)
+def served(logged: tuple[Path, str]) -> Iterator[tuple[Ui, str]]:
+    server = start_ui(logged[0], free_port())
+    yield server, logged[1]
+    server.stop()
 
 
 @pytest.mark.slow
@@ -110,11 +115,14 @@ def test_store_without_a_run_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_link_opens_on_our_runs_and_their_figures(served: tuple[int, str]) -> None:
+def test_link_opens_on_our_runs_and_their_figures(served: tuple[Ui, str]) -> None:
     from tests.orchestration.reports.chromium import browser
 
+    known = base64.b64encode(f"{USER}:{served[0].password}".encode()).decode()
     with browser() as driver:
-        driver.get(deep_link(f"http://127.0.0.1:{served[0]}", served[1]))
+        driver.execute_cdp_cmd("Network.enable", {})
+        driver.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": {"Authorization": f"Basic {known}"}})
+        driver.get(deep_link(served[0].address, served[1]))
         wanted = ("demo-tiny-1", "demo-tiny-2", "demo-tiny-1/pretrain", "0.42")
         deadline = time.monotonic() + 120
         text = ""
@@ -126,11 +134,33 @@ def test_link_opens_on_our_runs_and_their_figures(served: tuple[int, str]) -> No
 
 
 @pytest.mark.slow
+def test_other_users_of_the_machine_are_not_let_in(served: tuple[Ui, str]) -> None:
+    """Loopback is open to all of them: without the password nothing is shown, and nothing can be changed."""
+    server = served[0]
+    wrong = base64.b64encode(f"{USER}:wrong".encode()).decode()
+    for headers in ({}, {"Authorization": f"Basic {wrong}"}):
+        for path, body in (
+            ("/", None),
+            ("/api/2.0/mlflow/experiments/search?max_results=1", None),
+            ("/ajax-api/2.0/mlflow/experiments/create", b'{"name": "x", "artifact_location": "/etc"}'),
+            ("/api/2.0/mlflow-artifacts/artifacts", None),
+        ):
+            asked = urllib.request.Request(server.address + path, body, {"Content-Type": "application/json", **headers})
+            with pytest.raises(urllib.error.HTTPError) as refusal:
+                urllib.request.urlopen(asked, timeout=30)
+            assert refusal.value.code in (401, 403), path
+    assert Path(server.private.name).stat().st_mode & 0o077 == 0
+    assert server.password not in " ".join(map(str, server.process.args))
+
+
+@pytest.mark.slow
 def test_runs_on_a_server_are_shown_by_that_server(
-    served: tuple[int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: tuple[Ui, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = f"http://127.0.0.1:{served[0]}"
+    server = served[0].address
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", served[0].password)
     out = io.StringIO()
     serve(tmp_path, free_port(), Console(file=out, width=200))
     assert deep_link(server, served[1]) in out.getvalue()
@@ -138,9 +168,9 @@ def test_runs_on_a_server_are_shown_by_that_server(
 
 @pytest.mark.slow
 def test_server_listens_on_loopback_alone_and_a_taken_port_is_named(
-    served: tuple[int, str], logged: tuple[Path, str]
+    served: tuple[Ui, str], logged: tuple[Path, str]
 ) -> None:
-    port, _ = served
+    port = served[0].port
     with socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
     addresses = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}

@@ -1,0 +1,209 @@
+"""Which MLflow a run is mirrored to, and whether that address may be used.
+
+A run's folder may come from a stranger, so nothing in it decides where data and passwords are sent. The address is the
+user's: `MLFLOW_TRACKING_URI`, or else a SQLite store that lies in the run's folder or in one of the folders above it.
+"""
+
+import json
+import os
+import sqlite3
+from contextlib import closing
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from sepscene.models.config import SepsceneError
+
+SQLITE = "sqlite:///"
+STORE_FILE = "mlflow.db"
+_LEVELS_ABOVE = 3
+"""A trial lies in STORAGE/SWEEP/trials/TRIAL, and its store in STORAGE."""
+_SECRET_KEYS = ("password", "token", "secret", "key", "sig", "credential")
+_ARTIFACT_COLUMNS = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("source", "storage_location"),
+}
+"""Where an MLflow store keeps addresses of files."""
+
+
+def default_tracking_uri(storage: Path) -> str:
+    """MLFLOW_TRACKING_URI, or a SQLite store in the folder.
+
+    Raises:
+        SepsceneError: when the address holds a secret, which would be written into the run's folder and its log; or
+            when it is of a kind that MLflow no longer writes to.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    return checked_uri(uri) if uri else _sqlite_in(storage)
+
+
+def tracking_uri_of(run_dir: Path) -> str:
+    """The address for a run that exists: MLFLOW_TRACKING_URI, or the SQLite store in or above its folder.
+
+    The address in RUN/mlflow.json is believed only where it names such a store.
+
+    Raises:
+        SepsceneError: as `default_tracking_uri`; or when the run was recorded elsewhere, which only the user can
+            confirm.
+    """
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        return default_tracking_uri(run_dir)
+    recorded = _recorded_uri(run_dir)
+    near = [_sqlite_in(folder) for folder in _folders_of(run_dir)]
+    existing = [uri for uri in near if sqlite_path(uri).exists()]
+    if recorded in existing:
+        return recorded
+    if recorded and not recorded.startswith(SQLITE):
+        raise _elsewhere(run_dir, recorded)
+    if existing:
+        return existing[0]
+    if recorded in near:  # deleted: it is made again
+        return recorded
+    if recorded and sqlite_path(recorded).exists():
+        raise _elsewhere(run_dir, recorded)
+    return default_tracking_uri(run_dir.parent)
+
+
+def _folders_of(run_dir: Path) -> list[Path]:
+    whole = run_dir.resolve()
+    return [whole, *list(whole.parents)[:_LEVELS_ABOVE]]
+
+
+def _recorded_uri(run_dir: Path) -> str:
+    try:
+        state = json.loads((run_dir / "mlflow.json").read_text())
+        return str(state.get("uri") or "")
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _elsewhere(run_dir: Path, recorded: str) -> SepsceneError:
+    return SepsceneError(
+        f"{run_dir} says that it was recorded at {recorded}. A folder may come from anybody, so its word does not "
+        f"decide where data and passwords go. If that address is yours, set MLFLOW_TRACKING_URI={recorded}"
+    )
+
+
+def checked_uri(uri: str) -> str:
+    """The address as it is used: that of a SQLite file made absolute, because workers have another working folder.
+
+    Raises:
+        SepsceneError: for an address with a secret in it, or of a kind that MLflow no longer writes to.
+    """
+    parts = urlsplit(uri)
+    keys = [key for key, _ in parse_qsl(parts.query) if any(word in key.lower() for word in _SECRET_KEYS)]
+    if parts.password or keys or (parts.username and parts.scheme in ("http", "https")):
+        raise SepsceneError(
+            "MLFLOW_TRACKING_URI holds a password or token, which would be written down: leave it out of the address "
+            "and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or "
+            "~/.mlflow/credentials"
+        )
+    if uri.startswith(SQLITE):
+        return _sqlite_at(sqlite_path(uri))
+    if parts.scheme in ("", "file"):
+        raise SepsceneError(
+            f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow no longer writes to: "
+            f"use a SQLite file, e.g. sqlite:///{Path.cwd() / STORE_FILE}, or a server"
+        )
+    return uri
+
+
+def sqlite_path(uri: str) -> Path:
+    """The file of a SQLite address."""
+    return Path(uri.removeprefix(SQLITE))
+
+
+def _sqlite_at(path: Path) -> str:
+    return f"{SQLITE}{path.expanduser().resolve()}"
+
+
+def _sqlite_in(folder: Path) -> str:
+    return _sqlite_at(folder / STORE_FILE)
+
+
+def artifact_folder(uri: str) -> Path:
+    """Where a SQLite store keeps its files: the folder `mlartifacts` beside it."""
+    return sqlite_path(uri).parent / "mlartifacts"
+
+
+def check_local_store(uri: str) -> None:
+    """Refuse a SQLite store that this MLflow can't use as it is, or that would have files read or written elsewhere.
+
+    A store that is not there yet is fine.
+
+    Raises:
+        SepsceneError: when the file is no MLflow store, has another schema, or names files outside `mlartifacts`.
+    """
+    path = sqlite_path(uri)
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=10)) as store:
+            _check_schema(uri, store)
+            _check_artifacts(uri, store)
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise _not_a_store(path, error) from error
+    except sqlite3.DatabaseError as error:
+        raise _not_a_store(path, error) from error
+
+
+def _not_a_store(path: Path, error: Exception) -> SepsceneError:
+    return SepsceneError(
+        f"{path} can't be read as an MLflow store ({error}): move it away, and `sepscene sync RUN` makes it again "
+        "from the run's folder"
+    )
+
+
+def _check_schema(uri: str, store: sqlite3.Connection) -> None:
+    """MLflow would migrate an older store without asking, and stumble over a newer one."""
+    if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
+        return  # still empty: another process is making it
+    found = [row[0] for row in store.execute("SELECT version_num FROM alembic_version")]
+    import mlflow
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(files("mlflow.store") / "db_migrations").replace("%", "%%"))
+    script = ScriptDirectory.from_config(config)
+    newest = script.get_current_head()
+    if not found or found[0] == newest:
+        return
+    path = sqlite_path(uri)
+    if found[0] in {revision.revision for revision in script.walk_revisions()}:
+        raise SepsceneError(
+            f"{path} was made by an older MLflow than this one ({mlflow.__version__}), and is not changed without "
+            f"your word: keep a copy, then run `mlflow db upgrade {uri}`"
+        )
+    raise SepsceneError(
+        f"{path} was made by a newer MLflow than this one ({mlflow.__version__}): update mlflow, or set "
+        "MLFLOW_TRACKING_URI to another store"
+    )
+
+
+def _check_artifacts(uri: str, store: sqlite3.Connection) -> None:
+    tables = {row[0] for row in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    allowed = artifact_folder(uri).resolve()
+    for table in tables & _ARTIFACT_COLUMNS.keys():
+        unused = " WHERE experiment_id != 0" if table == "experiments" else ""  # "Default", which MLflow makes itself
+        for column in _ARTIFACT_COLUMNS[table]:
+            for (address,) in store.execute(f"SELECT DISTINCT {column} FROM {table}{unused}"):
+                if address and not _lies_in(address, allowed):
+                    raise SepsceneError(
+                        f"{sqlite_path(uri)} keeps files at {address}, outside {allowed}, so it is not used: it may "
+                        "come from a stranger, or its folder was moved. Move the file away, and `sepscene sync RUN` "
+                        "makes it again from the run's folder; or, if it is yours, serve it with `mlflow server`, and "
+                        "set MLFLOW_TRACKING_URI to that server"
+                    )
+
+
+def _lies_in(address: str, folder: Path) -> bool:
+    parts = urlsplit(address)
+    if parts.scheme in ("models", "runs", "mlflow-artifacts"):  # names inside the same store
+        return True
+    if parts.scheme not in ("", "file") or parts.netloc:
+        return False
+    return Path(unquote(parts.path)).resolve().is_relative_to(folder)

@@ -1,0 +1,136 @@
+"""Encoders as MLflow models: logged with what they reach, registered under one name for all runs that compare."""
+
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from sepscene.models.card import read_card
+from sepscene.models.encoders.encoder import read_encoder_config
+from sepscene.orchestration.records.mlflow_client import MlflowStore
+from sepscene.orchestration.source import copy_source
+
+BEST = "best"
+"""Alias of the registered version with the largest ranking metric."""
+RANKING = ("shallow_map", "linear_map", "knn_map", "qbe_map")
+"""What versions are ranked by: the first of these that was measured."""
+_LONGEST_DESCRIPTION = 5000
+_INPUT = """\
+**Input**: one waveform (T) or several (B, T) at {rate:,} Hz, floats of full scale 1 or integers; an array, a list or a
+DataFrame. **Output**: h, (B, {dim}), float32.
+"""
+
+
+def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, registered_name: str | None) -> None:
+    """Log an encoder bundle as a model with its metrics, signature, card and an example; register it where asked.
+
+    Args:
+        store: where the run is.
+        run_id: the run that made the encoder.
+        bundle: its folder.
+        name: of the model, e.g. "table4-S2-N-simclr-cp mix-chan".
+        registered_name: none registers nothing. Of several versions the best one has the alias `best`.
+    """
+    config = read_encoder_config(bundle)
+    card = read_card(bundle)
+    dim = config.trunk.embedding_dim
+    tags = {"sha256": card.sha256, "sepscene_version": sepscene_version()}
+    rate = config.front_end.sample_rate
+    example_BT = (0.1 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate, dtype=np.float32))[None].astype(np.float32)
+    with TemporaryDirectory(prefix="sepscene-") as folder, _fluent(store.uri, run_id):
+        info = mlflow.pyfunc.log_model(
+            name=_plain(name),
+            python_model=str(Path(__file__).with_name("mlflow_model.py")),
+            artifacts={"bundle": str(bundle)},
+            code_paths=[str(copy_source(Path(folder), ("models",)))],
+            # No schema for the input: it would refuse float64, lists and single waveforms, which `predict` takes.
+            signature=ModelSignature(outputs=Schema([TensorSpec(np.dtype("float32"), (-1, dim))])),
+            input_example=example_BT,
+            registered_model_name=registered_name,
+            pip_requirements=["torch", "torchaudio", "safetensors", "pydantic", "numpy"],
+            metadata=card.metadata,
+            tags=tags,
+        )
+    metrics = {key: float(value["value"]) for key, value in card.metadata.get("figures", {}).items()}
+    now = store.client.get_run(run_id).info.start_time
+    linked = [Metric(key, value, now, 0, model_id=info.model_id) for key, value in metrics.items()]
+    if linked:
+        store.client.log_batch(run_id, metrics=linked)
+    if registered_name and info.registered_model_version:
+        text = _INPUT.format(rate=rate, dim=dim) + "\n" + _without_header((bundle / "README.md").read_text())
+        number = str(info.registered_model_version)
+        store.client.update_model_version(registered_name, number, description=text[:_LONGEST_DESCRIPTION])
+        _describe_version(store, registered_name, number, tags, metrics)
+
+
+def _describe_version(
+    store: MlflowStore, name: str, number: str, tags: dict[str, str], metrics: dict[str, float]
+) -> None:
+    ranked_by = next((key for key in RANKING if key in metrics), None)
+    if ranked_by:
+        tags = {**tags, ranked_by: f"{metrics[ranked_by]:.4f}"}
+    for key, value in tags.items():
+        store.client.set_model_version_tag(name, number, key, value)
+    about = "Encoders of sound learned by Sepscene. Each version's description is its model card."
+    if ranked_by:
+        about += f" The alias `{BEST}` is on the version with the largest {ranked_by}."
+        if metrics[ranked_by] >= _best_so_far(store, name, ranked_by):
+            store.client.set_registered_model_alias(name, BEST, number)
+    store.client.update_registered_model(name, description=about)
+
+
+def _best_so_far(store: MlflowStore, name: str, ranked_by: str) -> float:
+    try:
+        best = store.client.get_model_version_by_alias(name, BEST)
+        return float(best.tags.get(ranked_by, "-inf"))
+    except (MlflowException, ValueError):  # no version has the alias yet
+        return float("-inf")
+
+
+def sepscene_version() -> str:
+    """The installed version; "unknown" for a checkout that is not installed."""
+    try:
+        return version("sepscene")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _plain(name: str) -> str:
+    """A model's name without the characters that MLflow refuses."""
+    return re.sub(r"[^\w .+-]+", "-", name)
+
+
+@contextmanager
+def _fluent(uri: str, run_id: str) -> Iterator[Any]:
+    """MLflow's fluent calls go to a run of `uri` for this long; it also keeps the address in the environment.
+
+    MLflow reports its registrations on stderr, in the middle of our progress: that is dropped.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        with mlflow.start_run(run_id=run_id), redirect_stderr(StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # forgets it, and deletes the variable
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def _without_header(card: str) -> str:
+    """A model card's Markdown without its YAML header."""
+    return card.split("---\n", 2)[2].lstrip() if card.startswith("---\n") else card
