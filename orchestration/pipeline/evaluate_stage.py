@@ -68,10 +68,10 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
         update_card(bundles[encoder.name], {"figures": {k: f.model_dump() for k, f in encoder.figures.items()}})
         if encoder.name != "untrained":
             run.publish(encoder.name, bundles[encoder.name])
-    pages = (*write_report(run.folder), run.folder / "listen.html", run.folder / "plots")
+    pages = (*write_report(run.folder), run.folder / "listen.html", run.folder / "listen", run.folder / "plots")
     for path in (run.folder / "results.json", *pages):
         if path.exists():
-            run.tracker.log_artifact("", path, "plots" if path.is_dir() else None)
+            run.tracker.log_artifact("", path, path.name if path.is_dir() else None)
     return results
 
 

@@ -1,14 +1,16 @@
 """The listening page: what every processor makes of held-out clips, and which clips the encoder finds alike.
 
-One self-contained page: sound is 16-bit FLAC inside the page (lossless: what is heard is what the separator
-gave; Chromium, Firefox and Safari play it), pictures are small PNGs. All channels of a scene are played at
-one gain and drawn on the mixture's scale, so that a quiet channel sounds and looks quiet.
+The page holds its pictures, small PNGs; the sounds lie in a folder beside it and are loaded when they are played. They
+are 16-bit FLAC (lossless: what is heard is what the separator gave; Chromium, Firefox and Safari play it). All channels
+of a scene are played at one gain and drawn on the mixture's scale, so that a quiet channel sounds and looks quiet.
 
 Shapes: T samples, S channels, K sources, F mels, L frames.
 """
 
 import base64
 import io
+import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +28,8 @@ from sepscene.orchestration.records.results import ProcessorResult
 from sepscene.orchestration.reports.render import number, render
 from sepscene.tasks.losses.mixit import si_sdr, si_sdr_improvement
 
+SOUNDS = "listen"
+"""The folder beside the page that holds its sounds."""
 MOST_SECONDS = 5.0
 MOST_BYTES = 7_500_000
 SCENE_BYTES = 5_000_000
@@ -77,18 +81,21 @@ class Query:
 
 @dataclass(frozen=True)
 class Player:
-    """One sound of the page, ready to be shown: data URIs, and what is said beside them."""
+    """One sound of the page, ready to be shown: a file beside the page, a picture as data URI, and words."""
 
     title: str
     audio: str
+    audio_bytes: int
     picture: str
     alt: str
+    level_db: float
+    seconds: float
     notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes in the page."""
-        return len(self.audio) + len(self.picture)
+        """Bytes of its sound and its picture."""
+        return self.audio_bytes + len(self.picture)
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,14 @@ class Block:
 
     @property
     def size(self) -> int:
-        """Bytes in the page."""
+        """Bytes of its sounds and pictures."""
         return sum(player.size for row in self.rows for player in row.players)
+
+    def forget(self, folder: Path) -> None:
+        """Delete its sounds."""
+        for row in self.rows:
+            for player in row.players:
+                (folder / player.audio).unlink()
 
 
 def write_listening_page(
@@ -122,7 +135,7 @@ def write_listening_page(
     queries: Iterable[Query] = (),
     title: str = "",
 ) -> Path:
-    """Write RUN/listen.html, smaller than 8 MB.
+    """Write RUN/listen.html and its sounds in RUN/listen, together smaller than 8 MB.
 
     Scenes and queries are taken in their order for as long as they fit (of a long sound the loudest
     `MOST_SECONDS` are heard); the page says how many are left out.
@@ -135,10 +148,13 @@ def write_listening_page(
     Returns:
         The path of the page.
     """
-    drawer = _Drawer(sample_rate)
-    kept_scenes, scenes_left = _that_fit((drawer.scene(scene, ladder) for scene in scenes), SCENE_BYTES)
+    sounds = run_dir / SOUNDS
+    shutil.rmtree(sounds, ignore_errors=True)
+    sounds.mkdir(parents=True)
+    drawer = _Drawer(sample_rate, sounds)
+    kept_scenes, scenes_left = _that_fit((drawer.scene(scene, ladder) for scene in scenes), SCENE_BYTES, run_dir)
     spent = sum(block.size for block in kept_scenes)
-    kept_queries, queries_left = _that_fit((drawer.query(query) for query in queries), MOST_BYTES - spent)
+    kept_queries, queries_left = _that_fit((drawer.query(query) for query in queries), MOST_BYTES - spent, run_dir)
     values: dict[str, Any] = {
         "title": title or run_dir.name,
         "scenes": kept_scenes,
@@ -151,7 +167,7 @@ def write_listening_page(
     return render("listen.html.j2", run_dir / "listen.html", script="listen.js", **values)
 
 
-def _that_fit(blocks: Iterable[Block], most_bytes: int) -> tuple[list[Block], int]:
+def _that_fit(blocks: Iterable[Block], most_bytes: int, folder: Path) -> tuple[list[Block], int]:
     """The blocks that fit in the bytes, in order, and how many do not."""
     kept: list[Block] = []
     left = 0
@@ -159,6 +175,7 @@ def _that_fit(blocks: Iterable[Block], most_bytes: int) -> tuple[list[Block], in
         most_bytes -= block.size
         if left or most_bytes < 0:
             left += 1
+            block.forget(folder)
         else:
             kept.append(block)
     return kept, left
@@ -167,8 +184,9 @@ def _that_fit(blocks: Iterable[Block], most_bytes: int) -> tuple[list[Block], in
 class _Drawer:
     """Turns waves of one sample rate into players."""
 
-    def __init__(self, sample_rate: int) -> None:
-        self.sample_rate = sample_rate
+    def __init__(self, sample_rate: int, sounds: Path) -> None:
+        self.sample_rate, self.sounds = sample_rate, sounds
+        self.written = 0
         self.samples = round(MOST_SECONDS * sample_rate)
 
     def scene(self, scene: Scene, ladder: Sequence[ProcessorResult]) -> Block:
@@ -231,12 +249,23 @@ class _Drawer:
             notes += ("silent",)
         seconds = len(finite_T) / self.sample_rate
         alt = f"Mel picture of {title}: {seconds:.1f} s, {abs(level_db):.0f} dB below full scale"
-        return Player(title, self._flac(finite_T * own_gain), self._mel(finite_T, scale_T), alt, notes)
+        path = self._write_flac(finite_T * own_gain)
+        return Player(
+            title=title,
+            audio=f"{self.sounds.name}/{path.name}",
+            audio_bytes=path.stat().st_size,
+            picture=self._mel(finite_T, scale_T),
+            alt=alt,
+            level_db=level_db,
+            seconds=seconds,
+            notes=notes,
+        )
 
-    def _flac(self, wave_T: np.ndarray) -> str:
-        buffer = io.BytesIO()
-        soundfile.write(buffer, wave_T, self.sample_rate, format="FLAC", subtype="PCM_16")
-        return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
+    def _write_flac(self, wave_T: np.ndarray) -> Path:
+        path = self.sounds / f"{self.written:03d}.flac"
+        self.written += 1
+        soundfile.write(path, wave_T, self.sample_rate, format="FLAC", subtype="PCM_16")
+        return path
 
     def _mel(self, wave_T: np.ndarray, scale_T: np.ndarray) -> str:
         """A log-mel picture as PNG, low bands at the bottom, on the scale of another wave."""
@@ -285,7 +314,9 @@ def _judged(
 def _source_names(sources_KT: np.ndarray | None, labels: tuple[str, ...]) -> tuple[str, ...]:
     if sources_KT is None:
         return ()
-    return labels or tuple(f"source {k + 1}" for k in range(len(sources_KT)))
+    names = labels or ("source",) * len(sources_KT)
+    counts = Counter(names)
+    return tuple(f"{name} {names[: k + 1].count(name)}" if counts[name] > 1 else name for k, name in enumerate(names))
 
 
 def decibel_full_scale(wave_T: np.ndarray) -> float:

@@ -92,29 +92,31 @@ def curves(
     series: Mapping[str, Curve],
     y_range: tuple[float, float] | None = None,
 ) -> Picture:
-    """Lines over steps, one for each of `series`. A long series is drawn faintly, its running mean on top.
+    """Lines over steps, one for each of `series`. Of a long series the line is the mean of some steps, which is said,
+    and single steps are pale.
 
     `y_range` puts small multiples on one scale.
     """
     with matplotlib.rc_context(_STYLE):
-        canvas, axes = _canvas(3.7, 2.5)
-        said = []
+        columns = 1 + (len(series) > 4)
+        canvas, axes = _canvas(3.7, 2.5 + 0.16 * -(-len(series) // columns))
+        said, averaged = [], 1
         for index, (label, (steps, values)) in enumerate(series.items()):
             x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
             look = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
             if len(y) > 60:
                 axes.plot(*_thin(x, y, 400), color=look["color"], linewidth=0.7, alpha=0.35)
+                averaged = max(averaged, round(len(y) / 25))
                 x, y = _thin(x, y, 25)
-            axes.plot(x, y, label=label, **look)
+            axes.plot(x, y, label=brief(label), **look)
             start = f"{_short(values[0])} at {x_label} {_short(steps[0])}"
             said.append(f"{label} goes from {start} to {_short(values[-1])} at {_short(steps[-1])}")
         axes.set_title(title)
-        axes.set_xlabel(x_label)
+        axes.set_xlabel(x_label if averaged == 1 else f"{x_label} (line: mean of {averaged}, pale: each)")
         axes.margins(x=0.02)
         if y_range:
             axes.set_ylim(y_range)
-        if 1 < len(series) <= 8:
-            axes.legend()
+        canvas.legend(loc="outside lower left", ncols=columns, columnspacing=1)
         return _picture(canvas, name, f"{title}. {'; '.join(said)}.")
 
 
@@ -363,7 +365,7 @@ def in_words(figure: Figure) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.4g}" if isfinite(value) else "not a number"
+    return f"{value:,.4g}".replace("-", "−") if isfinite(value) else "not a number"
 
 
 def _thin(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -44,7 +44,9 @@ def test_a_server_that_comes_up_after_the_run(
     command = as_command(long_enough(nano), ladder, scenes_dir, tmp_path, "dead")
     finish(start(command, log, MLFLOW_TRACKING_URI=uri), log)
     note("MLflow server down", "goes on; `sepscene sync` sends it all later", run_dir)
-    assert json.loads((run_dir / "mlflow.json").read_text())["spool"]
+    from sepscene.orchestration.records.mlflow_mirror import Tracker
+
+    assert Tracker("http://127.0.0.1:9", "sepscene", run_dir).unsent > 0
     store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "art")]
     server = subprocess.Popen(
         [
