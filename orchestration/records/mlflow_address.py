@@ -73,9 +73,9 @@ def _folders_of(run_dir: Path) -> list[Path]:
 
 def _recorded_uri(run_dir: Path) -> str:
     try:
-        state = json.loads((run_dir / "mlflow.json").read_text())
-        return str(state.get("uri") or "")
-    except (OSError, ValueError, AttributeError):
+        uri = json.loads((run_dir / "mlflow.json").read_text())["uri"]
+        return uri if isinstance(uri, str) and ":" in uri else ""
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 

@@ -116,13 +116,20 @@ def test_tables_show_the_figures(driver: webdriver.Chrome, site: Path) -> None:
     assert driver.execute_script("return document.querySelectorAll('#claims .verdict').length") == 6
 
 
-def test_every_sound_plays_and_one_stops_the_other(driver: webdriver.Chrome, site: Path) -> None:
+def test_sounds_are_loaded_when_they_are_played_and_can_be_compared(driver: webdriver.Chrome, site: Path) -> None:
     show(driver, site / "run/listen.html")
+    assert driver.execute_script(
+        "return [...document.querySelectorAll('audio')].every((audio) => audio.preload === 'none' && !audio.controls)"
+    )
     durations = driver.execute_async_script(_DURATIONS)
     assert len(durations) == 11  # mixture, 2 sources, 3 processors of 2 channels, query, neighbour
     assert durations == pytest.approx([2.0] * 11, abs=0.01)
-    played = driver.execute_async_script(_PLAY_TWO)
-    assert played == {"first": "paused", "second": "playing", "error": None}
+    played = driver.execute_async_script(_COMPARE)
+    assert played["error"] is None
+    assert (played["first"], played["second"]) == ("paused", "playing")
+    assert played["seconds"] >= played["before"] > 0.2, "the second sound goes on where the first one was"
+    assert played["volumes"][0] < played["volumes"][1] == 1, "the louder sound is turned down to the other"
+    assert played["loop"] is True
     assert driver.execute_script("return [...document.images].every((i) => i.complete && i.naturalWidth > 0)")
 
 
@@ -242,19 +249,31 @@ _DURATIONS = """
 const done = arguments[0], sounds = [...document.querySelectorAll('audio')];
 Promise.all(sounds.map((audio) => new Promise((ready) => {
   if (audio.readyState >= 1) return ready(audio.duration);
+  audio.preload = "metadata";
   audio.addEventListener('loadedmetadata', () => ready(audio.duration), {once: true});
   audio.addEventListener('error', () => ready(-1), {once: true});
   audio.load();
 }))).then(done);
 """
 
-_PLAY_TWO = """
-const done = arguments[0], [first, second] = document.querySelectorAll('audio');
+_COMPARE = """
+const done = arguments[0], block = document.querySelector('.block');
+const buttons = block.querySelectorAll('.play'), [first, ...others] = block.querySelectorAll('audio');
+const second = others[Number(block.dataset.second) - 1];
 const state = (audio) => audio.paused ? 'paused' : 'playing';
+const reached = (audio, seconds) => new Promise((ready) => {
+  const look = () => audio.currentTime > seconds ? ready() : setTimeout(look, 20);
+  look();
+});
 (async () => {
-  await first.play();
-  await second.play();
-  await new Promise((ready) => second.addEventListener('timeupdate', ready, {once: true}));
-  done({first: state(first), second: second.currentTime >= 0 ? state(second) : 'stuck', error: null});
-})().catch((error) => done({first: state(first), second: state(second), error: String(error)}));
+  document.querySelector('#loop').click();
+  document.querySelector('#match').click();
+  buttons[0].click();
+  await reached(first, 0.3);
+  const before = first.currentTime, volume = first.volume;
+  block.querySelector('.swap').click();
+  await reached(second, before);
+  done({first: state(first), second: state(second), before, seconds: second.currentTime, loop: second.loop,
+        volumes: [volume, second.volume], error: null});
+})().catch((error) => done({error: String(error)}));
 """

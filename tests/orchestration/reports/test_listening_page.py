@@ -45,15 +45,15 @@ def query() -> Query:
     return Query("clip-0", tone(440), ("low",), (near, far), "low")
 
 
-def sounds(page: str) -> list[tuple[str, np.ndarray]]:
-    """Label and wave of every audio element."""
-    found = re.findall(r'src="data:audio/flac;base64,([^"]+)" aria-label="([^"]+)"', page)
-    return [(label, soundfile.read(io.BytesIO(base64.b64decode(data)))[0]) for data, label in found]
+def sounds(path: Path) -> list[tuple[str, np.ndarray]]:
+    """Label and wave of every audio element of a page."""
+    found = re.findall(r'src="(listen/[^"]+)" aria-label="([^"]+)"', path.read_text())
+    return [(label, soundfile.read(path.parent / name)[0]) for name, label in found]
 
 
 def test_every_channel_is_heard_as_it_is_at_one_gain_for_the_scene(tmp_path: Path) -> None:
     one = scene()
-    page = write_listening_page(tmp_path, [one], LADDER, RATE).read_text()
+    page = write_listening_page(tmp_path, [one], LADDER, RATE)
     heard = dict(sounds(page))
     assert list(heard) == [
         "Mixture", "True source: low", "True source: high",
@@ -87,8 +87,8 @@ def test_a_channel_that_would_clip_is_silent_or_not_finite_says_so(tmp_path: Pat
     broken = tone(440)
     broken[5] = np.nan
     odd = Scene("odd", tone(440), {"S2": np.stack([loud, np.zeros_like(loud), broken])})
-    page = write_listening_page(tmp_path, [odd], LADDER[:1], RATE).read_text()
-    assert re.findall(r'class="note">([^<]+)<', page) == [
+    page = write_listening_page(tmp_path, [odd], LADDER[:1], RATE)
+    assert re.findall(r'class="note">([^<]+)<', page.read_text()) == [
         "played 20 dB quieter, it would clip",
         "silent",
         "1 samples are not finite, played as silence",
@@ -97,9 +97,9 @@ def test_a_channel_that_would_clip_is_silent_or_not_finite_says_so(tmp_path: Pat
 
 
 def test_neighbours_come_in_order_with_distance_and_verdict(tmp_path: Path) -> None:
-    page = write_listening_page(tmp_path, [], (), RATE, [query()]).read_text()
+    page = write_listening_page(tmp_path, [], (), RATE, [query()])
     assert [label for label, _ in sounds(page)] == ["Query for low", "1. clip-1", "2. clip-2"]
-    assert re.findall(r'class="note">([^<]+)<', page) == [
+    assert re.findall(r'class="note">([^<]+)<', page.read_text()) == [
         "distance 0.031 · low · ✓ low",
         "distance 0.400 · high · ✗ no low",
     ]
@@ -112,13 +112,15 @@ def test_page_stays_small_and_says_what_is_left_out(tmp_path: Path, monkeypatch:
     path = write_listening_page(tmp_path, scenes, LADDER[:1], RATE, [query()])
     page = path.read_text()
     assert "2 more did not fit" in page or "3 more did not fit" in page
-    assert path.stat().st_size < 250_000 + 100_000
+    kept = [*path.parent.glob("listen/*.flac")]
+    assert path.stat().st_size + sum(sound.stat().st_size for sound in kept) < 250_000 + 100_000
+    assert len(kept) == len(sounds(path)) == page.count("<audio")
     assert "1. clip-1" in page
 
 
 def test_long_clips_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen, "MOST_SECONDS", 0.25)
-    page = write_listening_page(tmp_path, [scene()], LADDER, RATE).read_text()
+    page = write_listening_page(tmp_path, [scene()], LADDER, RATE)
     assert {len(wave_T) for _, wave_T in sounds(page)} == {RATE // 4}
 
 
@@ -128,7 +130,7 @@ def test_of_a_long_scene_all_players_hear_the_same_loudest_part(
     monkeypatch.setattr(listen, "MOST_SECONDS", 0.25)
     wave_T = np.concatenate([tone(440, 0.4, 0.01), tone(440, 0.25, 0.4), tone(440, 0.4, 0.01)])
     page = write_listening_page(tmp_path, [Scene("s", wave_T, {"N": np.stack([wave_T / 2])})], LADDER[1:], RATE)
-    heard = dict(sounds(page.read_text()))
+    heard = dict(sounds(page))
     np.testing.assert_allclose(heard["N, channel 1"], heard["Mixture"] / 2, atol=2 / 32768)
     expected_T = tone(440, 0.25, 0.4)
     correlation = heard["Mixture"] @ expected_T / np.linalg.norm(heard["Mixture"]) / np.linalg.norm(expected_T)
@@ -137,6 +139,13 @@ def test_of_a_long_scene_all_players_hear_the_same_loudest_part(
 
 def test_page_needs_nothing_from_outside_and_only_its_own_script_may_run(tmp_path: Path) -> None:
     page = write_listening_page(tmp_path, [scene("<b>odd</b>")], LADDER, RATE, [query()]).read_text()
-    assert not re.findall(r"""(?:src|href)=["'](?!data:|#|report\.html)""", page)
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#|report\.html|listen/\d+\.flac)""", page)
     assert "script-src 'sha256-" in page
     assert "<b>odd" not in page
+
+
+def test_sources_of_one_kind_have_names_of_their_own(tmp_path: Path) -> None:
+    channels, sources = np.stack([tone(440)] * 2), np.stack([tone(440)] * 3)
+    twice = Scene("s", tone(440), {"S2": channels}, (), sources, ("dog", "cat", "dog"))
+    page = write_listening_page(tmp_path, [twice], LADDER[:1], RATE)
+    assert [label for label, _ in sounds(page)][1:4] == ["True source: dog 1", "True source: cat", "True source: dog 2"]
