@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sepscene.models.config import SepsceneError
-
 
 def mounted(storage: Any) -> Any:
     """A folder in which runs can live, as it was given.
@@ -17,6 +15,8 @@ def mounted(storage: Any) -> Any:
     """
     found = re.match(r"([a-z][a-z0-9+.-]+):/", str(storage))
     if found:
+        from sepscene.models.config import SepsceneError
+
         raise SepsceneError(
             f"runs cannot live at {found[1]}://...: a run renames and appends, which buckets cannot. Give a folder "
             "that every node mounts at the same path (NFS, EFS, Filestore, Lustre; docs/clusters.md). Clips and the "

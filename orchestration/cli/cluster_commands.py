@@ -8,11 +8,12 @@ import typer
 from rich.text import Text
 
 from sepscene.orchestration.cli.arguments import Changes, Scale
-from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.terminal import Terminal
 
 console = Terminal()
-cluster_app = typer.Typer(no_args_is_help=True, help="Clusters: what fits, before it costs anything.")
+cluster_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Clusters: what fits, before it costs anything."
+)
 
 JobServer = Annotated[
     str,
@@ -34,6 +35,7 @@ def check(
 
     Example: `sepscene cluster check clusters/aws.yaml --experiment table4/S2+N/simclr-cp`
     """
+    from sepscene.orchestration.presets import resolve
     from sepscene.orchestration.runtime.cluster_check import check_cluster
 
     resolved = resolve(experiment, scale, change)
@@ -117,7 +119,10 @@ def stop(
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Name of the run, as given to `submit`.")],
     address: JobServer = "http://127.0.0.1:8265",
 ) -> None:
-    """Stop a run's job; `submit` with the same run id continues it from its last checkpoint."""
+    """Stop a run's job; `submit` with the same run id continues it from its last checkpoint.
+
+    Example: `sepscene stop first`
+    """
     from sepscene.orchestration.runtime import jobs
 
     client = jobs.connect(address)

@@ -4,25 +4,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
-from rich.table import Table
 from rich.text import Text
 
-from sepscene.models.config import SepsceneError
 from sepscene.orchestration.cli.arguments import Address, Changes, ExperimentName, Scale, Storage, Verbose
-from sepscene.orchestration.presets import resolve
+from sepscene.orchestration.terminal import Terminal
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from sepscene.augment.audio import AudioFormat
     from sepscene.augment.store.upkeep import StoreGroup
     from sepscene.orchestration.config import Experiment
     from sepscene.tasks.datasets.readers import Manifest
 
-from sepscene.orchestration.terminal import Terminal
-
 console = Terminal()
-data_app = typer.Typer(no_args_is_help=True, help="Look at a data set before it is used.")
-store_app = typer.Typer(no_args_is_help=True, help="Look after the SeparatedStore.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a data set before it is used.")
+store_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the SeparatedStore.")
 
 CALIBRATION_CLIPS = 16
 """Clips of the data set whose decoding a plan measures, at most."""
@@ -43,6 +40,8 @@ def audit_command(
 
     Example: `sepscene data audit esc10 --format esc50`
     """
+    from rich.progress import Progress
+
     from sepscene.orchestration.records.audit_log import keep_audit
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
     from sepscene.tasks.datasets.audit import audit
@@ -61,7 +60,10 @@ def audit_command(
 
 @store_app.command("ls")
 def store_ls(store: StoreUri) -> None:
-    """Show what a store holds, by separator and settings."""
+    """Show what a store holds, by separator and settings.
+
+    Example: `sepscene store ls runs/store`
+    """
     from sepscene.augment.store.upkeep import list_store
 
     listing = list_store(store)
@@ -72,8 +74,10 @@ def store_ls(store: StoreUri) -> None:
         console.print(Text("damaged", "red"), f"{shard}")
 
 
-def _groups(groups: "tuple[StoreGroup, ...]") -> Table:
+def _groups(groups: "tuple[StoreGroup, ...]") -> "Table":
     """A row for each separator and each of its settings."""
+    from rich.table import Table
+
     table = Table("separator", "clips", "channels", "MiB", "settings")
     for group in groups:
         size = f"{2 * group.samples / 2**20:.1f}"
@@ -83,7 +87,10 @@ def _groups(groups: "tuple[StoreGroup, ...]") -> Table:
 
 @store_app.command("verify")
 def store_verify(store: StoreUri) -> None:
-    """Read a whole store and check every checksum; exit code 3 when anything is damaged."""
+    """Read a whole store and check every checksum; exit code 3 when anything is damaged.
+
+    Example: `sepscene store verify runs/store`
+    """
     from sepscene.augment.store.upkeep import verify_store
 
     found = verify_store(store)
@@ -106,7 +113,10 @@ def store_verify(store: StoreUri) -> None:
 def store_gc(
     store: StoreUri, max_gib: Annotated[float | None, typer.Option(min=0, help="Shrink to this size.")] = None
 ) -> None:
-    """Remove damaged and left-over files, and the oldest shards beyond a size."""
+    """Remove damaged and left-over files, and the oldest shards beyond a size.
+
+    Example: `sepscene store gc runs/store --max-gib 200`
+    """
     from sepscene.augment.store.upkeep import collect_store
 
     removed = collect_store(store, None if max_gib is None else int(max_gib * 2**30))
@@ -131,7 +141,9 @@ def prefill(
 
     Example: `sepscene separator prefill demo --run-id demo`
     """
+    from sepscene.models.config import SepsceneError
     from sepscene.orchestration.pipeline.run import Run, prepared_session
+    from sepscene.orchestration.presets import resolve
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
 
     resolved = resolve(experiment, scale, change)
@@ -170,6 +182,7 @@ def plan(
     from sepscene.orchestration.planning.calibration import calibrate
     from sepscene.orchestration.planning.plan import plan as make_plan
     from sepscene.orchestration.planning.plan_table import plan_table
+    from sepscene.orchestration.presets import resolve
     from sepscene.orchestration.runtime.precision import slow_precisions
 
     resolved = resolve(experiment, scale, change)
@@ -185,6 +198,7 @@ def plan(
 
 def _training_clips(experiment: "Experiment", needed: bool) -> "Manifest | None":
     """The training clips of a data set that is at hand; None where there is none, unless it is `needed`."""
+    from sepscene.models.config import SepsceneError
     from sepscene.tasks.datasets.readers import read_manifest
 
     data = experiment.data

@@ -1,4 +1,4 @@
-"""Is this machine ready? Each check says what it found and, on a fault, how to mend it."""
+"""Is this machine ready? Each check says what it found and what to do about a fault."""
 
 import os
 import shutil
@@ -25,6 +25,7 @@ def examine(storage: Path, address: str | None) -> Iterator[Check]:
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("torch and torchaudio", _torch),
         ("ray", _ray),
+        ("temporary files", _temp_folder),
         ("mlflow", _mlflow),
         ("sound files", _soundfile),
         ("CPUs and GPUs", lambda: _devices(address)),
@@ -64,6 +65,13 @@ def _ray() -> str:
     import ray.tune  # noqa: F401
 
     return f"ray {found} with data, train, tune and jobs"
+
+
+def _temp_folder() -> str:
+    from sepscene.orchestration.runtime.reachable import check_temp_folder
+
+    check_temp_folder()
+    return f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()} is short enough for Ray's sockets"
 
 
 def _mlflow() -> str:

@@ -1,5 +1,6 @@
 """The command `sepscene`: arguments in, one clear message out. What the commands do lives in the other modules."""
 
+import io
 import json
 import logging
 import os
@@ -9,11 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.text import Text
 
 from sepscene import __version__
-from sepscene.models.config import SepsceneError
 from sepscene.orchestration.cli.arguments import (
     Address,
     Changes,
@@ -27,39 +26,38 @@ from sepscene.orchestration.cli.arguments import (
 )
 from sepscene.orchestration.cli.cluster_commands import cluster_app, stop, submit
 from sepscene.orchestration.cli.data_commands import data_app, plan, prefill, store_app
+from sepscene.orchestration.cli.errors import in_words
 from sepscene.orchestration.cli.model_commands import embed_command, encoder_app, import_separator_command
 from sepscene.orchestration.cli.result_commands import compare, replay_command, sync, ui
 from sepscene.orchestration.cli.sweep_commands import reproduce_command, sweep_command
-from sepscene.orchestration.config import load_experiment
-from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.terminal import PlainFormatter, Terminal
+
+HELP = """Learn sound representations from automatically separated sound scenes, on one laptop or a Ray cluster.
+
+First steps:
+
+\b
+  sepscene doctor                         is this machine ready?
+  sepscene demo                           the whole job in a few minutes on two CPU cores
+  sepscene data audit FOLDER --format …   what a data set holds, before it is used
+  sepscene show                           the named experiments
+  sepscene plan NAME --scale paper        what an experiment costs
+  sepscene pretrain NAME                  run it; --resume continues it
+  sepscene embed runs/demo FILES --out embeddings.parquet
+
+Every command has an example: `sepscene COMMAND --help`.
+"""
 
 console = Terminal()
 app = typer.Typer(
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # plain text: as quick as Python starts, and the same on any terminal
     pretty_exceptions_enable=False,
-    help="Learn sound representations from automatically separated sound scenes, on one laptop or a Ray cluster.\n\n"
-    "Start with `sepscene demo`. Every command takes `--help`; most need a few flags only.",
+    help=HELP,
 )
-separator_app = typer.Typer(no_args_is_help=True, help="Train a separator's ladder, or bring one you have.")
-separator_app.command("import")(import_separator_command)
-separator_app.command("prefill")(prefill)
-for _name, _group in (
-    ("separator", separator_app),
-    ("encoder", encoder_app),
-    ("data", data_app),
-    ("store", store_app),
-    ("cluster", cluster_app),
-):
-    app.add_typer(_group, name=_name)
-app.command("replay")(replay_command)
-app.command("sweep")(sweep_command)
-app.command("reproduce")(reproduce_command)
-app.command("embed")(embed_command)
-app.command("submit", context_settings={"ignore_unknown_options": True})(submit)
-for _command in (plan, stop, compare, ui, sync):
-    app.command()(_command)
+separator_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Train a separator's ladder, or bring one you have."
+)
 
 
 def _print_version(asked: bool) -> None:
@@ -90,6 +88,7 @@ def demo(
     Example: `sepscene demo --storage runs`
     """
     from sepscene.orchestration.api import pretrain
+    from sepscene.orchestration.presets import resolve
 
     pretrain(resolve("demo", "tiny", change), storage=storage, run_id=run_id, resume=resume, verbose=verbose)
 
@@ -104,7 +103,7 @@ def pretrain_command(
     change: Changes = None,
     address: Address = None,
     verbose: Verbose = False,
-    evaluate: Annotated[bool, typer.Option(help="Judge the encoder and write the report at the end.")] = True,
+    evaluate: Annotated[bool, typer.Option(help="Evaluate the encoder and write the report at the end.")] = True,
 ) -> None:
     """Pre-train an encoder on separated views; trains the separator first unless checkpoints are given.
 
@@ -116,6 +115,7 @@ def pretrain_command(
     --set 'data.test=["4"]'`
     """
     from sepscene.orchestration.api import pretrain
+    from sepscene.orchestration.presets import resolve
 
     pretrain(
         resolve(experiment, scale, change),
@@ -144,6 +144,7 @@ def separator_train(
     Example: `sepscene separator train demo --set 'separator.ladder.steps={N: 0, S: 200}'`
     """
     from sepscene.orchestration.api import train_separator
+    from sepscene.orchestration.presets import resolve
 
     ladder = train_separator(resolve(experiment, scale, change), storage, run_id, resume, address, verbose)
     for name, path in ladder.items():
@@ -178,6 +179,7 @@ def evaluate(
         from sepscene.orchestration.cli.task_commands import evaluate_on_tasks
 
         raise typer.Exit(evaluate_on_tasks(str(run), task, out, name, device))
+    from sepscene.orchestration.config import load_experiment
     from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
     from sepscene.orchestration.pipeline.run import Run, prepared_session
     from sepscene.orchestration.records.mlflow_address import tracking_uri_of
@@ -227,7 +229,9 @@ def show(
 
     Example: `sepscene show table4/S2+N/simclr-cp --scale paper > mine.yaml`
     """
-    from sepscene.orchestration.presets import EXPERIMENTS
+    import yaml
+
+    from sepscene.orchestration.presets import EXPERIMENTS, resolve
 
     if experiment is None:
         for name in EXPERIMENTS:
@@ -260,7 +264,10 @@ def scenes(
 
 @app.command()
 def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
-    """Check this machine: versions (torch and torchaudio above all), CPUs and GPUs, the store, write access."""
+    """Check this machine: versions (torch and torchaudio above all), CPUs and GPUs, the store, write access.
+
+    Example: `sepscene doctor --storage runs`
+    """
     from sepscene.orchestration.cli.doctor import examine
 
     faults = 0
@@ -271,16 +278,41 @@ def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
     raise typer.Exit(1 if faults else 0)
 
 
+separator_app.command("import")(import_separator_command)
+separator_app.command("prefill")(prefill)
+for _name, _group in (
+    ("separator", separator_app),
+    ("encoder", encoder_app),
+    ("data", data_app),
+    ("store", store_app),
+    ("cluster", cluster_app),
+):
+    app.add_typer(_group, name=_name)
+app.command("replay")(replay_command)
+app.command("sweep")(sweep_command)
+app.command("reproduce")(reproduce_command)
+app.command("embed")(embed_command)
+app.command("submit", context_settings={"ignore_unknown_options": True})(submit)
+for _command in (plan, stop, compare, ui, sync):
+    app.command()(_command)
+
+
 def main() -> None:
-    """Run the command line; a fault that the user can mend is one message and exit code 2."""
+    """Run the command line. An error that the user can fix is one message and exit code 2."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(PlainFormatter("%(message)s"))
     try:
         app()
-    except SepsceneError as error:
-        Terminal(stderr=True).print(Text("error:", "bold red"), str(error), highlight=False, soft_wrap=True)
+    except Exception as error:
+        said = in_words(error)
+        if said is None:
+            raise
+        Terminal(stderr=True).print(Text("error:", "bold red"), said, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -9,7 +9,7 @@ import typer
 from sepscene.orchestration.terminal import Terminal
 
 console = Terminal()
-encoder_app = typer.Typer(no_args_is_help=True, help="Bring an encoder, or take one away.")
+encoder_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Bring an encoder, or take one away.")
 
 Device = Annotated[str, typer.Option(help="`auto` takes a GPU where there is one; `cpu`, `cuda`, `cuda:1`.")]
 

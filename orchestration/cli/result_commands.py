@@ -28,7 +28,7 @@ def compare(
     csv: Annotated[Path | None, typer.Option(help="With --tasks: write the table as CSV, too.")] = None,
     latex: Annotated[Path | None, typer.Option(help="With --tasks: write the table as LaTeX, too.")] = None,
 ) -> None:
-    """Test whether run B differs from run A on the clips that both judged.
+    """Test whether run B differs from run A on the clips on which both were evaluated.
 
     Examples: `sepscene compare runs/one runs/two`; a run with its baseline:
     `sepscene compare runs/demo runs/demo --encoder-a mix-mix`; encoders over tasks:
@@ -69,6 +69,8 @@ def sync(run: RunFolder) -> None:
     """Send to MLflow what it misses of a run or a sweep: all of it, when MLflow has lost the run.
 
     It goes to MLFLOW_TRACKING_URI, or to the mlflow.db beside the run; never to an address that the folder names.
+
+    Example: `sepscene sync runs/demo`
     """
     from sepscene.orchestration.records.mlflow_address import tracking_uri_of
     from sepscene.orchestration.records.mlflow_mirror import sync as send
@@ -81,7 +83,8 @@ def sync(run: RunFolder) -> None:
 def replay_command(
     run: RunFolder,
     row: Annotated[
-        list[int] | None, typer.Option(min=0, help="A row of the schedule; several. None: the last skipped step's.")
+        list[int] | None,
+        typer.Option(min=0, help="A row; repeat it. Absent: those of the last skipped step."),
     ] = None,
 ) -> None:
     """Compute the views and the loss of some rows again, in one process, with the newest weights.

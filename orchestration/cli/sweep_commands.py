@@ -5,11 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
-from sepscene.models.config import SepsceneError
 from sepscene.orchestration.cli.arguments import Address, Changes, Scale, Storage, Verbose
-from sepscene.orchestration.presets import parse_changes
 
 if TYPE_CHECKING:
     from sepscene.orchestration.sweeps.config import SweepConfig
@@ -82,6 +79,8 @@ def sweep_command(
 def _from_line(
     experiment: str, texts: list[str], change: list[str] | None, ways: dict[str, Any], budget: dict[str, Any]
 ) -> "SweepConfig":
+    from sepscene.models.config import SepsceneError
+    from sepscene.orchestration.presets import parse_changes
     from sepscene.orchestration.sweeps.config import make_sweep
     from sepscene.orchestration.sweeps.search_space import split_fields
 
@@ -95,6 +94,7 @@ def _from_file(
     path: Path, texts: list[str], change: list[str] | None, ways: dict[str, Any], budget: dict[str, Any]
 ) -> "SweepConfig":
     """The sweep of a file. Only what it may spend can be said anew on the command line."""
+    from sepscene.models.config import SepsceneError
     from sepscene.orchestration.sweeps.config import load_sweep, make_sweep
 
     usual = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
@@ -109,6 +109,10 @@ def _from_file(
 
 def is_sweep(name: str) -> bool:
     """Whether a YAML file holds a sweep, and not an experiment."""
+    import yaml
+
+    from sepscene.models.config import SepsceneError
+
     if not name.endswith((".yaml", ".yml")) or not Path(name).exists():
         return False
     try:
@@ -146,7 +150,9 @@ def reproduce_command(
     `sepscene reproduce table2 table4 --scale mini --seeds 16 --id study`, which needs one core and no Ray, and goes on
     where it was cut when it is given again
     """
+    from sepscene.models.config import SepsceneError
     from sepscene.orchestration.dataset_presets import check_splits, data_changes
+    from sepscene.orchestration.presets import parse_changes
     from sepscene.orchestration.reports.paper_tables import planned_rows
     from sepscene.orchestration.runtime.concurrency import most_demanding
     from sepscene.orchestration.sweeps.reproduction_plan import row_experiments

@@ -3,8 +3,10 @@
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.progress import Progress, TaskID
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 from sepscene.orchestration.terminal import Terminal
 
@@ -20,6 +22,8 @@ def evaluate_on_tasks(encoder: str, tasks: list[str], out: Path, name: str | Non
     Raises:
         SepsceneError: for a task or an encoder that cannot be used; results made before stay.
     """
+    from rich.progress import Progress
+
     from sepscene.models.encoders.encoder import load_encoder
     from sepscene.orchestration.evaluation.downstream import evaluate_task, read_results, result_path
     from sepscene.orchestration.evaluation.file_encoder import encoder_digest
@@ -58,5 +62,5 @@ def compare_on_tasks(folder: Path, csv_file: Path | None, latex_file: Path | Non
             console.print(str(file), soft_wrap=True)
 
 
-def _show(progress: Progress, bar: TaskID, done: int) -> None:
+def _show(progress: "Progress", bar: "TaskID", done: int) -> None:
     progress.update(bar, completed=done)

@@ -17,6 +17,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.node_wait import wait_for_nodes
 from sepscene.orchestration.runtime.placement import LOCAL_LABEL, check_placement, cluster_nodes, phases
 from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
 from sepscene.orchestration.runtime.signals import exit_on_signal
 
 LOCAL = {"RAY_worker_maximum_startup_concurrency": "1000"}
@@ -71,6 +72,9 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None)
         address: a cluster's address; none takes RAY_ADDRESS, and without that starts Ray on this machine.
         verbose: let Ray's own messages through.
         cpus: logical CPUs of a Ray that is started; none takes this machine's number of cores.
+
+    Raises:
+        SepsceneError: when no cluster answers at the address, or Ray's sockets do not fit the temporary folder.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -79,9 +83,11 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None)
         logging.getLogger(name).setLevel(level)
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
+        check_address(address)
         trust = {"env_vars": {VARIABLE: ",".join(trusted_programs())}} if VARIABLE not in os.environ else None
         ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=trust)
     else:
+        check_temp_folder()
         with _environment(LOCAL):
             ray.init(
                 address="local",

@@ -25,6 +25,7 @@ COMMANDS = (
 def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0 and "Usage" in result.output
+    assert f"sepscene {command}" in " ".join(result.output.split()), "the help has no example"
 
 
 @pytest.mark.parametrize(
