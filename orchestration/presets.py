@@ -229,6 +229,8 @@ def architectures(scale: Scale) -> Experiment:
     That an untrained separator is as good as a trained one asks whether what matters is that channels differ. Another
     basis with windows twelve times as long differs from S2 and N more than they do from each other.
     """
+    if scale == "mini":
+        raise SepsceneError("beyond/architectures needs a separator that scale mini does not bring: use --scale tiny")
     row = _row("beyond/architectures", scale, Views(combination=("S2", "N", "STFT")), coincidence=True)
     network = row.separator.network
     other = {"basis": "stft", "window_samples": 512, "hop_samples": 256}

@@ -42,7 +42,7 @@ class Shortcuts:
         if not found:
             return ""
         return (
-            f"The {' and the '.join(found)} of a clip explain more than {MUCH:.0%} of h: the encoder tells clips apart "
+            f"The {' and the '.join(found)} of a clip explain over {MUCH:.0%} of h: the encoder tells clips apart "
             "by these rather than by what sounds. Try crops closer to each other (views.tp_delta_seconds), a smaller "
             "objective.alpha, or data in which background and level vary within a pair."
         )
@@ -72,6 +72,6 @@ def explained_share(train_X: Floats, train_h_ND: Floats, test_X: Floats, test_h_
     """R² of h predicted from features, over all dimensions of h together; 0 where the features predict nothing."""
     scaler = StandardScaler().fit(train_X)
     ridge = RidgeCV(alphas=np.logspace(-2, 4, 7)).fit(scaler.transform(train_X), train_h_ND.astype(np.float64))
-    rest = np.square(test_h_ND - ridge.predict(scaler.transform(test_X))).sum()
+    rest = np.square(test_h_ND - ridge.predict(scaler.transform(test_X)).reshape(test_h_ND.shape)).sum()
     total = np.square(test_h_ND - train_h_ND.mean(axis=0)).sum()
     return float(max(0.0, 1 - rest / max(total, 1e-12)))

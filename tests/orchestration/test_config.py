@@ -11,13 +11,23 @@ from sepscene.orchestration.presets import EXPERIMENTS, SCALES, named_experiment
 from sepscene.tasks.paper.claims import PAPER_TABLES
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", EXPERIMENTS)
+NOT_AT_MINI = "beyond/architectures"  # it needs a separator that scale mini does not bring
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [(name, scale) for name in EXPERIMENTS for scale in SCALES if (name, scale) != (NOT_AT_MINI, "mini")],
+)
 def test_every_named_experiment_survives_yaml(name: str, scale: str, tmp_path: Path) -> None:
     experiment = named_experiment(name, scale)  # type: ignore[arg-type]
     experiment.save(tmp_path / "e.yaml")
     again = load_experiment(tmp_path / "e.yaml")
     assert again == experiment and again.digest() == experiment.digest() and again.name == name
+
+
+def test_what_mini_cannot_make_is_refused() -> None:
+    with pytest.raises(SepsceneError, match="--scale tiny"):
+        named_experiment(NOT_AT_MINI, "mini")
 
 
 def test_every_row_of_the_paper_that_is_ours_has_an_experiment() -> None:

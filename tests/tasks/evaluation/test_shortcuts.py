@@ -1,0 +1,43 @@
+"""How much of h background and level explain, on representations that hold exactly these."""
+
+import numpy as np
+import pytest
+
+from sepscene.tasks.evaluation.shortcuts import MUCH, Shortcuts, background_spectrum, explained_share, find_shortcuts
+
+
+def clips(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Log-mels of 50 frames and 8 bands with a background of their own, and short loud events; and the backgrounds."""
+    rng = np.random.default_rng(seed)
+    background_NF = rng.normal(-3, 1, (count, 8))
+    logmel_NLF = background_NF[:, None] + 0.01 * rng.standard_normal((count, 50, 8))
+    logmel_NLF[:, 10:25] += rng.uniform(0, 6, (count, 1, 8))
+    return logmel_NLF.astype(np.float16), background_NF
+
+
+def test_the_background_is_what_never_stops() -> None:
+    logmel_NLF, background_NF = clips(20, 0)
+    np.testing.assert_allclose(background_spectrum(logmel_NLF), background_NF, atol=0.05)
+
+
+def test_a_representation_of_the_background_is_found_and_one_of_something_else_is_not() -> None:
+    (train, train_NF), (test, test_NF) = clips(300, 1), clips(200, 2)
+    mix_FD = np.random.default_rng(3).standard_normal((8, 16))
+    shortcut = find_shortcuts(train, train_NF @ mix_FD, test, test_NF @ mix_FD)
+    assert shortcut.background > 0.98 and shortcut.level < 0.3 and shortcut.rank == pytest.approx(8, abs=1)
+    assert "The background of a clip explain" in shortcut.warning and "tp_delta_seconds" in shortcut.warning
+    other = [np.random.default_rng(seed).standard_normal((count, 16)) for seed, count in ((4, 300), (5, 200))]
+    nothing = find_shortcuts(train, other[0], test, other[1])
+    assert max(nothing.background, nothing.level) < 0.05 and nothing.warning == ""
+
+
+def test_half_of_the_variance() -> None:
+    rng = np.random.default_rng(6)
+    x, noise = rng.standard_normal((4_000, 1)), rng.standard_normal((4_000, 1))
+    share = explained_share(x[:2_000], (x + noise)[:2_000], x[2_000:], (x + noise)[2_000:])
+    assert share == pytest.approx(0.5, abs=0.04)
+
+
+def test_a_warning_names_all_shortcuts() -> None:
+    assert "background and the level" in Shortcuts(MUCH + 0.1, MUCH + 0.1, 3.0).warning
+    assert Shortcuts(MUCH, MUCH, 3.0).warning == ""
