@@ -415,6 +415,8 @@ def prepared_session(experiment: Experiment, address: str | None = None, verbose
     Raises:
         SepsceneError: when one of them can't be used, or the experiment can't be placed; it says what to change.
     """
+    if experiment.views.background == "exchanged":
+        raise SepsceneError("views.background exchanged works with `reproduce --scale mini` only: set it to kept")
     for name, folder in experiment.separator.checkpoints.items():
         open_separator(name, folder, experiment.audio)
     check_start(experiment)

@@ -10,7 +10,6 @@ from sepscene.orchestration.config import Experiment, load_experiment, parse_exp
 from sepscene.orchestration.presets import EXPERIMENTS, SCALES, named_experiment
 from sepscene.tasks.paper.claims import PAPER_TABLES
 
-
 NOT_AT_MINI = "beyond/architectures"  # it needs a separator that scale mini does not bring
 
 
