@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from sepscene.clusters.kuberay import parse_kuberay
+from sepscene.clusters.kuberay import read_manifest_pools
 from sepscene.clusters.pools import Node, Pool
 from sepscene.models.config import Config, SepsceneError
 
@@ -47,7 +47,7 @@ def read_pools(path: Path) -> list[Pool]:
     if "pools" in tree:
         return _from_list(tree, str(source))
     if tree.get("kind") in ("RayCluster", "RayJob"):
-        return parse_kuberay(tree, str(source)).pools()
+        return read_manifest_pools(tree, str(source))
     if "available_node_types" in tree:
         return _from_launcher(tree, str(source))
     raise SepsceneError(

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,12 @@ def test_a_room_is_no_warehouse(folder: Path) -> None:
     tree = ast.parse((folder / "__init__.py").read_text())
     assert ast.get_docstring(tree), "say in a sentence what the room is for"
     assert len(tree.body) == 1, "an __init__ imports nothing"
+
+
+def test_the_package_holds_every_room() -> None:
+    listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = {".".join(path.parent.relative_to(REPOSITORY).parts) for path in FILES if path.name == "__init__.py"}
+    assert sorted(listed) == sorted({"sepscene", *(f"sepscene.{room}" for room in rooms)})
 
 
 @pytest.mark.slow

@@ -52,11 +52,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_wheel_works_beside_the_users_own_modules(environment: Path, nano: Experiment, tmp_path: Path) -> None:
+def test_the_wheel_works_beside_the_users_own_modules(
+    environment: Path, nano: Experiment, ladder: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").touch()
     (tmp_path / "tasks.py").write_text("raise RuntimeError('the user has imported nothing of this name')")
-    nano.changed({"data.scenes_train": 16, "data.scenes_test": 8, "training.epochs": 1}).save(tmp_path / "mine.yaml")
+    small = {"data.scenes_train": 16, "data.scenes_test": 8, "training.epochs": 1, "separator.checkpoints": ladder}
+    nano.changed(small).save(tmp_path / "mine.yaml")
     soundfile.write(tmp_path / "one.wav", np.zeros(32000, np.float32), 16000)
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     variables |= {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
