@@ -1,47 +1,40 @@
 """From any sound file to mono float32 samples at one rate and, for a clip, of one length.
 
-Shape suffixes: T samples, C recorded channels.
+Shape suffixes: T samples.
 
-libsndfile decodes (WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF, W64, …), torchaudio resamples. What is
-wrong with a file becomes a `ClipError` that names it and the cause, which quarantines that clip and no other.
+This is the one way into Sepscene for sound: audit, training, evaluation and `sepscene embed` read through it, so that
+rate, mix-down and level are the same everywhere. `augment.decoder` decodes, torchaudio resamples.
 """
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from io import SEEK_END, BytesIO
-from typing import BinaryIO, Literal
+from io import BytesIO
+from typing import Literal
 
 import numpy as np
-import soundfile
 from pydantic import Field, model_validator
 
+from sepscene.augment.decoder import HIGHEST_RATE, LOWEST_RATE, Decoder, cancels, open_recording
 from sepscene.augment.locations import ClipError, open_location, version_of
 from sepscene.models.config import Config
 
-__all__ = ["AudioFormat", "ClipError", "Recording", "check_audio", "content_hash", "read_audio", "read_clip"]
+__all__ = [
+    *("AudioFormat", "ClipError", "Recording", "check_audio", "content_hash", "read_audio", "read_blocks"),
+    *("read_clip", "read_sound", "sound_samples"),
+]
 
-_RATES = (
-    1_000,
-    768_000,
-)  # Hz; beyond lies a broken header, which would ask for an absurd filter
-_BLOCK_SAMPLES = 1 << 20  # values decoded at a time, over all channels: bounds the memory of wide files
-_UNKNOWN_LENGTH = 1 << 40  # frames; libsndfile reports absurdly many where a header does not say
-_MPEG_FRAME = 1152  # MP3 headers state the length only to within one of these
-# What libsndfile notes in its log when a container promises more audio than the file holds.
-_OVERSTATED = re.compile(r"^\s*(data|SSND|riff|Data Size)\s*:.*should be|Calculated frame count", re.MULTILINE)
-_CHUNK_OUTSIDE = re.compile(r"^\*\*\* Chunk size \d+ > file length", re.MULTILINE)
+_FULL_SCALE = 32_766.5 / 32_768
+"""From here on a sample counts as clipped."""
 
 
 class AudioFormat(Config):
     """The one form in which every clip of a run is processed."""
 
-    sample_rate: int = Field(16_000, ge=_RATES[0], le=_RATES[1], description="Hz [open; ours]")
+    sample_rate: int = Field(16_000, ge=LOWEST_RATE, le=HIGHEST_RATE, description="Hz [open; ours]")
     clip_seconds: float = Field(10.0, gt=0, le=3600, description="length of every clip; AudioSet has 10 s")
     pad: Literal["zeros", "repeat"] = Field(
         "zeros",
@@ -65,11 +58,29 @@ class AudioFormat(Config):
 
 @dataclass(frozen=True)
 class Recording:
-    """What a recording is: its rate in Hz, its channels, and its frames (samples of one channel)."""
+    """What a recording is, and how it sounds as a whole.
+
+    Attributes:
+        sample_rate: Hz.
+        channels: recorded ones.
+        frames: samples of one channel.
+        peak: largest absolute sample of any channel, full scale 1.
+        level_db: RMS over all channels in dBFS; digital silence is −200.
+        quietest_db: RMS of the quietest channel.
+        offset: mean of the samples (DC), of the channel where it is largest.
+        clipped: share of the samples at full scale.
+        cancels: whether the channels cancel each other when they are averaged.
+    """
 
     sample_rate: int
     channels: int
     frames: int
+    peak: float = 0.0
+    level_db: float = -200.0
+    quietest_db: float = -200.0
+    offset: float = 0.0
+    clipped: float = 0.0
+    cancels: bool = False
 
     @property
     def seconds(self) -> float:
@@ -86,50 +97,141 @@ def read_clip(uri: str, audio_format: AudioFormat, offset_seconds: float = 0.0) 
         offset_seconds: where in the recording the clip begins.
 
     Raises:
-        ClipError: empty, truncated, a header that lies, NaN or Inf, not audio, unreadable, missing, or an
-            offset past the end.
+        ClipError: empty, truncated, a header that lies, NaN or Inf, not in full scale 1, not audio, unreadable,
+            missing, or an offset past the end.
     """
-    rate, samples = audio_format.sample_rate, audio_format.samples
-    if not (math.isfinite(offset_seconds) and offset_seconds >= 0):
-        raise ClipError(uri, f"offset_seconds is {offset_seconds}; it counts from 0")
-    with _opened(uri) as file:
-        ratio = _resampling_ratio(file.samplerate, rate)
-        needed = math.ceil(samples * ratio)
-        start = round(offset_seconds * file.samplerate)
-        if start >= file.frames:
-            seconds = file.frames / file.samplerate
-            raise ClipError(uri, f"offset {offset_seconds:g} s is past its end ({seconds:.3f} s)")
-        if audio_format.crop == "centre":
-            start += max(0, file.frames - start - needed) // 2
-        # Frames beyond the window feed the filter at its edges: a partial read then gives what the whole file
-        # gives. Before the window they are whole periods of the ratio, which keeps the resampler's phase.
-        margin = 16 * math.ceil(max(float(ratio), 1))
-        lead = min(start // ratio.numerator, math.ceil(margin / ratio.numerator))
-        first = start - lead * ratio.numerator
-        wanted = min(file.frames - first, start - first + needed + margin)
-        wave_T = _resample(_read_mono(file, uri, first, wanted), ratio)[lead * ratio.denominator :]
-    return _fit(_finite(wave_T, uri), samples, audio_format.pad)
+    return pad_sound(read_sound(uri, audio_format, offset_seconds), audio_format)
+
+
+def read_sound(uri: str, audio_format: AudioFormat, offset_seconds: float = 0.0) -> np.ndarray:
+    """The sound of a clip without any padding, float32 (T,): T is `sound_samples`, at most `audio_format.samples`.
+
+    Raises:
+        ClipError: as `read_clip`.
+    """
+    with open_recording(uri) as decoder:
+        return _window(decoder, audio_format, offset_seconds)
+
+
+def sound_samples(uri: str, audio_format: AudioFormat, offset_seconds: float = 0.0) -> int:
+    """How many samples `read_sound` gives, by the header alone.
+
+    Raises:
+        ClipError: as `read_clip`, for what a header shows.
+    """
+    with open_recording(uri) as decoder:
+        return _samples_from(decoder, audio_format, _first_frame(decoder, audio_format, offset_seconds))
+
+
+def pad_sound(wave_T: np.ndarray, audio_format: AudioFormat) -> np.ndarray:
+    """A clip's sound with as much padding as its format needs: silence, or the sound again."""
+    missing = (0, audio_format.samples - len(wave_T))
+    if missing[1] == 0:
+        return wave_T
+    return np.pad(wave_T, missing, mode="wrap") if audio_format.pad == "repeat" else np.pad(wave_T, missing)
 
 
 def read_audio(uri: str, sample_rate: int) -> np.ndarray:
     """Read a whole recording as mono float32 (T,) at `sample_rate` Hz.
 
     Raises:
-        ClipError: as `read_clip`.
+        ClipError: as `read_clip`, or longer than `augment.decoder.MOST_SAMPLES`.
     """
-    with _opened(uri) as file:
-        wave_T = _read_mono(file, uri, 0, file.frames)
-        return _finite(_resample(wave_T, _resampling_ratio(file.samplerate, sample_rate)), uri)
+    with open_recording(uri) as decoder:
+        return _whole(decoder, sample_rate)
+
+
+def read_blocks(uri: str, sample_rate: int, block_seconds: int) -> Iterator[np.ndarray]:
+    """A recording as mono float32 blocks (T,) of `block_seconds`, the last shorter; together equal to `read_audio`.
+
+    Raises:
+        ClipError: as `read_clip`, when the iteration reaches what is wrong.
+    """
+    with open_recording(uri) as decoder:
+        if decoder.frames <= block_seconds * decoder.sample_rate:
+            yield _whole(decoder, sample_rate)
+            return
+        block = AudioFormat(sample_rate=sample_rate, clip_seconds=block_seconds)
+        samples = math.ceil(decoder.frames / _resampling_ratio(decoder.sample_rate, sample_rate))
+        for start in range(0, samples, block.samples):
+            if round(start / sample_rate * decoder.sample_rate) < decoder.frames:
+                yield _window(decoder, block, start / sample_rate)
 
 
 def check_audio(uri: str) -> Recording:
-    """Decode a whole recording, and say what it is.
+    """Decode a whole recording, and say what it is and how it sounds.
 
     Raises:
         ClipError: as `read_clip`.
     """
-    with _opened(uri) as file:
-        return Recording(file.samplerate, file.channels, len(_read_mono(file, uri, 0, file.frames)))
+    with open_recording(uri) as decoder:
+        frames, clipped, peak, cancelling = 0, 0, 0.0, 0
+        sum_C, power_C = np.zeros(decoder.file.channels), np.zeros(decoder.file.channels)
+        for wave_TC in decoder.blocks(0, decoder.frames):
+            frames += len(wave_TC)
+            size_TC = np.abs(wave_TC)
+            peak = max(peak, float(size_TC.max()))
+            clipped += int((size_TC >= _FULL_SCALE).sum())
+            cancelling += len(wave_TC) * cancels(wave_TC, wave_TC.mean(axis=1))
+            sum_C += wave_TC.sum(axis=0, dtype=np.float64)
+            power_C += np.square(wave_TC, dtype=np.float64).sum(axis=0)
+        return Recording(
+            decoder.sample_rate,
+            decoder.file.channels,
+            frames,
+            peak=round(peak, 6),
+            level_db=_decibels(float(power_C.mean()) / frames),
+            quietest_db=_decibels(float(power_C.min()) / frames),
+            offset=round(float(np.abs(sum_C).max()) / frames, 6),
+            clipped=round(clipped / (frames * decoder.file.channels), 6),
+            cancels=2 * cancelling > frames,
+        )
+
+
+def _decibels(power: float) -> float:
+    return round(10 * math.log10(max(power, 1e-20)), 2)
+
+
+def _whole(decoder: Decoder, sample_rate: int) -> np.ndarray:
+    wave_T = decoder.read_mono(0, decoder.frames)
+    return _resample(wave_T, _resampling_ratio(decoder.sample_rate, sample_rate))
+
+
+def _first_frame(decoder: Decoder, audio_format: AudioFormat, offset_seconds: float) -> int:
+    """Where in the recording a clip begins, in its own frames."""
+    if not (math.isfinite(offset_seconds) and offset_seconds >= 0):
+        raise ClipError(decoder.uri, f"offset_seconds is {offset_seconds}; it counts from 0")
+    start = round(offset_seconds * decoder.sample_rate)
+    if start >= decoder.frames:
+        seconds = decoder.frames / decoder.sample_rate
+        raise ClipError(decoder.uri, f"offset {offset_seconds:g} s is past its end ({seconds:.3f} s)")
+    if audio_format.crop == "centre":
+        needed = math.ceil(audio_format.samples * _resampling_ratio(decoder.sample_rate, audio_format.sample_rate))
+        start += max(0, decoder.frames - start - needed) // 2
+    return start
+
+
+def _samples_from(decoder: Decoder, audio_format: AudioFormat, start: int) -> int:
+    ratio = _resampling_ratio(decoder.sample_rate, audio_format.sample_rate)
+    return min(audio_format.samples, math.ceil((decoder.frames - start) / ratio))
+
+
+def _window(decoder: Decoder, audio_format: AudioFormat, offset_seconds: float) -> np.ndarray:
+    """The samples of a clip that are there."""
+    start = _first_frame(decoder, audio_format, offset_seconds)
+    samples = _samples_from(decoder, audio_format, start)
+    ratio = _resampling_ratio(decoder.sample_rate, audio_format.sample_rate)
+    needed = math.ceil(audio_format.samples * ratio)
+    # Frames beyond the window feed the filter at its edges: a partial read then gives what the whole file
+    # gives. Before the window they are whole periods of the ratio, which keeps the resampler's phase.
+    margin = 16 * math.ceil(max(float(ratio), 1))
+    lead = min(start // ratio.numerator, math.ceil(margin / ratio.numerator))
+    first = start - lead * ratio.numerator
+    wanted = min(decoder.frames - first, start - first + needed + margin)
+    wave_T = _resample(decoder.read_mono(first, wanted), ratio)[lead * ratio.denominator :][:samples]
+    if len(wave_T) < samples:  # the last frame of an MP3, which its header counts in full
+        wave_T = np.pad(wave_T, (0, samples - len(wave_T)))
+    return np.ascontiguousarray(wave_T, dtype=np.float32)
 
 
 def content_hash(uri: str) -> str:
@@ -160,88 +262,6 @@ def _hash(uri: str) -> str:
         raise ClipError(uri, f"cannot be read ({error})") from error
 
 
-@contextmanager
-def _opened(uri: str) -> Iterator[soundfile.SoundFile]:
-    """A decoder whose header has been checked; decoding errors inside the block become a `ClipError`."""
-    source = open_location(uri)
-    try:
-        with open(source, "rb") if isinstance(source, str) else source as stream:
-            size = stream.seek(0, SEEK_END)
-            if size == 0:
-                raise ClipError(uri, "the file is empty (0 bytes)")
-            with soundfile.SoundFile(source if isinstance(source, str) else _rewound(source)) as file:
-                _check_header(file, uri, size)
-                if file.format == "OGG" and not _ends_with_whole_page(stream):
-                    raise ClipError(uri, "truncated: the last Ogg page is incomplete")
-                yield file
-    except soundfile.LibsndfileError as error:
-        raise ClipError(uri, f"not decodable: {error.error_string}") from error
-    except TypeError as error:  # soundfile asks for a rate where the name ends in .raw
-        raise ClipError(uri, "headerless audio (.raw) is not read; convert it to WAV or FLAC") from error
-    except (OSError, RuntimeError) as error:
-        raise ClipError(uri, f"cannot be read ({error})") from error
-
-
-def _rewound(stream: BytesIO) -> BytesIO:
-    stream.seek(0)
-    return stream
-
-
-def _check_header(file: soundfile.SoundFile, uri: str, size: int) -> None:
-    if file.frames >= _UNKNOWN_LENGTH:
-        raise ClipError(uri, "its header does not say how long it is; encode it again")
-    log = file.extra_info
-    if _OVERSTATED.search(log):
-        raise ClipError(uri, f"truncated: its header promises more than the {file.frames} frames it holds")
-    # Half of the bytes are not accounted for, and what follows the audio is no chunk: the length is wrong.
-    accounted = 4 * file.frames * file.channels
-    if _CHUNK_OUTSIDE.search(log) and file.subtype.startswith("PCM") and 2 * accounted < size:
-        raise ClipError(uri, f"its header lies: it claims {file.frames} frames in a file of {size} bytes")
-    if file.frames <= 0:
-        raise ClipError(uri, "holds no samples")
-    low, high = _RATES
-    if not low <= file.samplerate <= high:
-        raise ClipError(uri, f"its header gives {file.samplerate} Hz; {low} to {high} Hz are read")
-
-
-def _ends_with_whole_page(stream: BinaryIO) -> bool:
-    """Whether the last Ogg page is complete: decoders quietly drop a cut one, and seconds of sound."""
-    end = stream.seek(0, SEEK_END)
-    stream.seek(max(0, end - 70_000))  # a page has at most 65,307 bytes
-    tail = stream.read()
-    page = tail[max(tail.rfind(b"OggS"), 0) :]
-    if len(page) < 27 or len(page) < 27 + page[26]:
-        return False
-    return len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-
-
-def _read_mono(file: soundfile.SoundFile, uri: str, start: int, frames: int) -> np.ndarray:
-    """`frames` frames from `start`, averaged over the recorded channels.
-
-    Read in blocks, so that no memory is taken on a header's word alone.
-    """
-    file.seek(start)
-    block, parts, got = max(1, _BLOCK_SAMPLES // file.channels), [], 0
-    while got < frames:
-        wave_TC = file.read(min(block, frames - got), dtype="float32", always_2d=True)
-        if len(wave_TC) == 0:
-            break
-        parts.append(wave_TC.mean(axis=1))
-        got += len(wave_TC)
-    tolerated = _MPEG_FRAME if file.format == "MP3" else 0
-    if got < frames - tolerated or not parts:
-        end = start + got
-        raise ClipError(uri, f"truncated: its header says {file.frames} frames, decoding ended after {end}")
-    return _finite(np.concatenate(parts), uri)
-
-
-def _finite(wave_T: np.ndarray, uri: str) -> np.ndarray:
-    bad = np.flatnonzero(~np.isfinite(wave_T))
-    if len(bad):
-        raise ClipError(uri, f"{len(bad)} samples are NaN or infinite, the first at {bad[0]}")
-    return wave_T
-
-
 def _resampling_ratio(from_rate: int, to_rate: int) -> Fraction:
     """from/to, exact for every usual pair of rates.
 
@@ -270,11 +290,3 @@ def _resampler(ratio: Fraction) -> Callable[[np.ndarray], np.ndarray]:
         return samples
 
     return resampled
-
-
-def _fit(wave_T: np.ndarray, samples: int, pad: str) -> np.ndarray:
-    wave_T = wave_T[:samples]
-    if len(wave_T) < samples:
-        missing = (0, samples - len(wave_T))
-        wave_T = np.pad(wave_T, missing, mode="wrap") if pad == "repeat" else np.pad(wave_T, missing)
-    return np.ascontiguousarray(wave_T, dtype=np.float32)

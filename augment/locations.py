@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -36,6 +35,11 @@ NO_SUCH_FILE = "no such file"
 
 _SHARD = re.compile(r"^(.+?\.(?:tar|parquet)(?:\?[^#]*)?)#(.*)$", re.DOTALL)
 _RACY_NS = 2 * 10**9
+MOST_BYTES = 1 << 30
+"""Of a clip that is read into memory as it is stored: an object, a member of an archive, a value of Parquet."""
+MOST_ROWS = 20_000_000
+"""Of a table, or members of an archive: a file of some hundred bytes can claim any number."""
+_LEAVES = re.compile(r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)|\0")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -79,7 +83,10 @@ def open_location(uri: str) -> str | BytesIO:
         if local is None:
             filesystem, path = filesystem_of(uri)
             with filesystem.open_input_stream(path) as stream:
-                return BytesIO(stream.read())
+                data = stream.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise ClipError(uri, f"has more than {MOST_BYTES} bytes, which are not read at once; split it")
+            return BytesIO(data)
         if not os.path.isfile(local):  # a pipe or a device would block for ever
             raise ClipError(uri, "is not a regular file" if os.path.exists(local) else NO_SUCH_FILE)
         with open(local, "rb"):
@@ -88,7 +95,9 @@ def open_location(uri: str) -> str | BytesIO:
         raise
     except FileNotFoundError:
         raise ClipError(uri, NO_SUCH_FILE) from None
-    except (OSError, ValueError, pa.ArrowException, tarfile.TarError) as error:
+    except MemoryError as error:
+        raise ClipError(uri, "needs more memory than there is; split it") from error
+    except (OSError, ValueError, OverflowError, pa.ArrowException, tarfile.TarError) as error:
         raise ClipError(uri, f"cannot be read ({_first_line(error)})") from error
 
 
@@ -162,9 +171,7 @@ def exact_seconds(seconds: float) -> str:
 
 def leaves_root(relative: str) -> bool:
     """Whether a relative name, as found in a manifest or an archive, would lead outside of its root."""
-    path = PurePosixPath(relative.replace("\\", "/"))
-    windows_drive = re.match(r"^[A-Za-z]:", relative) is not None
-    return path.is_absolute() or windows_drive or ".." in path.parts or "\0" in relative
+    return _LEAVES.search(relative) is not None
 
 
 def _tar_member(uri: str, archive: str, name: str) -> bytes:
@@ -172,6 +179,8 @@ def _tar_member(uri: str, archive: str, name: str) -> bytes:
     if name not in members:
         raise ClipError(uri, f"the archive has no regular file of that name ({len(members)} members)")
     member = members[name]
+    if member.size > MOST_BYTES:
+        raise ClipError(uri, f"has {member.size} bytes; at most {MOST_BYTES} are read at once: split it")
     filesystem, path = filesystem_of(archive)
     with filesystem.open_input_file(path) as file:
         data = file.read_at(member.size, member.start)
@@ -223,7 +232,14 @@ def _parquet_audio(uri: str, stamp: tuple[Any, ...], group: int) -> pa.ChunkedAr
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         if AUDIO_COLUMN not in file.schema_arrow.names:
             raise ValueError(f"has no column `{AUDIO_COLUMN}`; it has {', '.join(file.schema_arrow.names)}")
-        return file.read_row_group(group, columns=[AUDIO_COLUMN]).column(AUDIO_COLUMN)
+        batches, size = [], 0
+        # Row by row: of a packed or repeated value the file tells neither its size nor how often it comes.
+        for batch in file.iter_batches(batch_size=1, row_groups=[group], columns=[AUDIO_COLUMN]):
+            batches.append(batch.column(0))
+            size += batch.nbytes
+            if size > 2 * MOST_BYTES:
+                raise ValueError(f"a row group holds more than {2 * MOST_BYTES} bytes; write smaller ones")
+        return pa.chunked_array(batches)
 
 
 def _stamp(uri: str) -> tuple[Any, ...]:

@@ -1,0 +1,277 @@
+"""Lengths that a container's header states wrongly, and a view of the file in which it states them rightly.
+
+Who writes sound into a pipe can't go back to fill in how long it became; a field of 32 bits wraps at 4 GiB; two
+recordings joined end to end have the header of the first. A decoder that believes the header then refuses the file or
+reads a part of it without a word. `corrected` looks at the file itself.
+"""
+
+import io
+import struct
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+
+from sepscene.augment.mpeg import count_frames, true_head
+
+UNFILLED = 0x7FFF0000
+"""Lengths from here on are what writers into a pipe leave (ffmpeg 0xFFFFFFFF, sox 0x7FFFFFFF less the header)."""
+_LARGEST_IN_MEMORY = 1 << 30  # bytes of an MPEG or a chained Ogg file, which are gone through as a whole
+_SMALL = 1 << 22  # bytes of an Ogg file that is searched as a whole
+_TAIL = 1 << 17  # bytes at the end of a FLAC file among which its last frame begins
+
+
+class Corrected(io.RawIOBase):
+    """A file whose beginning is replaced: `head`, and then what `stream` holds from byte `start` on."""
+
+    def __init__(self, head: bytes, stream: BinaryIO, start: int) -> None:
+        self.head, self.stream, self.start, self.at = head, stream, start, 0
+        self.size = len(head) + max(0, stream.seek(0, io.SEEK_END) - start)
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of any file."""
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
+        return self.at
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        """As of any file."""
+        view = memoryview(buffer).cast("B")
+        if self.at < len(self.head):
+            data = self.head[self.at : self.at + len(view)]
+        else:
+            self.stream.seek(self.start + self.at - len(self.head))
+            data = self.stream.read(len(view))
+        view[: len(data)] = data
+        self.at += len(data)
+        return len(data)
+
+
+def corrected(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
+    """The file with lengths that are true, or None where nothing needs to be corrected.
+
+    Args:
+        stream: the whole file; its position moves.
+        size: its bytes.
+
+    Raises:
+        ValueError: the length can be neither believed nor found out, or the sound changes its form on the way.
+    """
+    stream.seek(0)
+    magic = stream.read(12)
+    if magic[:4] == b"RIFF" and magic[8:] == b"WAVE":
+        return _wav(stream, size)
+    if magic[:4] == b"caff":
+        return _caf(stream, size)
+    if magic[:4] == b"fLaC":
+        return _flac(stream, size)
+    if magic[:4] == b"OggS":
+        return _chained_ogg(stream, size)
+    if magic[:3] == b"ID3" or (magic[:1] == b"\xff" and len(magic) > 1 and magic[1] & 0xE0 == 0xE0):
+        return _mpeg(stream, size)
+    return None
+
+
+def _wav(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
+    """A data field that was never filled in, or that has wrapped at 4 GiB."""
+    at, head = 12, b""
+    while at + 8 <= size:
+        stream.seek(at)
+        name, length = struct.unpack("<4sI", stream.read(8))
+        if name == b"data":
+            break
+        at += 8 + length + length % 2
+    else:
+        return None
+    there = size - at - 8
+    if length == there or length >= there or _chunks_follow(stream, at + 8 + length + length % 2, size):
+        return None  # whole, or longer than the file: libsndfile takes what is there and says so
+    if length and (there - length) % (1 << 32):
+        return None  # whatever follows the sound is no chunk; `audio` looks at how much it is
+    stream.seek(0)
+    head = stream.read(at)
+    if there < UNFILLED:
+        return Corrected(head + b"data" + struct.pack("<I", there), stream, at + 8)
+    added = 36  # bytes of the chunk with the long sizes
+    align = head.find(b"fmt ") + 20
+    frames = there // max(1, int.from_bytes(head[align : align + 2], "little"))
+    sizes = b"ds64" + struct.pack("<IQQQI", 28, size + added - 8, there, frames, 0)
+    head = b"RF64\xff\xff\xff\xffWAVE" + sizes + head[12:] + b"data\xff\xff\xff\xff"
+    return Corrected(head, stream, at + 8)
+
+
+def _chunks_follow(stream: BinaryIO, at: int, size: int) -> bool:
+    """Whether what begins here is nothing, or chunks up to the end of the file."""
+    while at + 8 <= size:
+        stream.seek(at)
+        name, length = struct.unpack("<4sI", stream.read(8))
+        if not all(32 <= byte < 127 for byte in name):
+            return False
+        at += 8 + length + length % 2
+    return at <= size + 1  # the last byte of padding may be missing
+
+
+def _caf(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
+    """A data chunk of size −1: "up to the end of the file" in Apple's specification, which libsndfile refuses."""
+    at = 8
+    while at + 12 <= size:
+        stream.seek(at)
+        name, length = struct.unpack(">4sq", stream.read(12))
+        if name == b"data":
+            if length != -1:
+                return None
+            stream.seek(0)
+            return Corrected(stream.read(at) + struct.pack(">4sq", b"data", size - at - 12), stream, at + 12)
+        at += 12 + max(0, length)
+    return None
+
+
+def _flac(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
+    """Samples that STREAMINFO does not state, or fewer than the last frame shows."""
+    stream.seek(0)
+    head = stream.read(42)
+    if len(head) < 42 or head[4] & 0x7F:
+        return None
+    fields = int.from_bytes(head[18:26], "big")
+    told, smallest, largest = fields & ((1 << 36) - 1), *struct.unpack(">HH", head[8:12])
+    start = max(42, size - max(_TAIL, 2 * int.from_bytes(head[15:18], "big")))
+    stream.seek(start)
+    end = _end_of_flac(stream.read(), smallest if smallest == largest else 0)
+    if end is None:
+        if told == 0:
+            raise ValueError("truncated: its header does not say how long it is, and its last frame is not whole")
+        return None
+    if end <= told:
+        return None  # longer is what a decoder notices
+    fields = fields >> 36 << 36 | end & ((1 << 36) - 1)
+    return Corrected(head[:18] + fields.to_bytes(8, "big") + head[26:], stream, 42)
+
+
+def _end_of_flac(tail: bytes, block: int) -> int | None:
+    """The sample with which the last frame ends, if that frame is whole; `block` is the size of fixed blocks, or 0."""
+    at = len(tail)
+    while (at := tail.rfind(b"\xff", 0, at)) >= 0:
+        end = _flac_frame_end(tail[at : at + 16], block)
+        if end is not None and _crc(tail[at:], 16, 0x8005) == 0:
+            return end
+    return None
+
+
+def _flac_frame_end(head: bytes, block: int) -> int | None:
+    """Where the frame with this header ends, in samples; None where it is no header (RFC 9639, 9.1)."""
+    if len(head) < 16 or head[1] & 0xFE != 0xF8 or head[3] & 1:
+        return None
+    length = next((n for n, mask in enumerate((0x80, 0x40, 0x20, 0x10, 8, 4, 2, 1)) if not head[4] & mask), 8)
+    length = 1 if length == 0 else length
+    number = head[4] & (0x7F if length == 1 else 0xFF >> (length + 1))
+    for byte in head[5 : 4 + length]:
+        number = number << 6 | byte & 0x3F
+    at, code = 4 + length, head[2] >> 4
+    if code in (6, 7):
+        samples = int.from_bytes(head[at : at + code - 5], "big") + 1
+        at += code - 5
+    else:
+        samples = {0: 0, 1: 192}.get(code) or (576 << (code - 2) if code < 6 else 1 << code)
+    at += {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
+    if code == 0 or at >= len(head) or _crc(head[: at + 1], 8, 0x07) != 0:
+        return None
+    return samples + (number if head[1] & 1 else number * (block or samples))
+
+
+def _crc(data: bytes, bits: int, polynomial: int) -> int:
+    """A cyclic redundancy check; 0 over data that ends with its own."""
+    table, crc, mask = _crc_table(bits, polynomial), 0, (1 << bits) - 1
+    for byte in data:
+        crc = (crc << 8 & mask) ^ table[(crc >> bits - 8) ^ byte]
+    return crc
+
+
+@lru_cache
+def _crc_table(bits: int, polynomial: int) -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        crc = byte << bits - 8
+        for _ in range(8):
+            crc = (crc << 1 ^ (polynomial if crc >> bits - 1 else 0)) & (1 << bits) - 1
+        table.append(crc)
+    return tuple(table)
+
+
+def _chained_ogg(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
+    """Several Ogg streams one after another, of which libsndfile decodes the first: all of them, as float WAV."""
+    if not _may_be_chained(stream, size):
+        return None
+    links = _ogg_links(_whole(stream, size))
+    if len(links) < 2:
+        return None
+    parts = [soundfile.read(io.BytesIO(link), dtype="float32", always_2d=True) for link in links]
+    waves, rates = [wave_TC for wave_TC, _ in parts], [rate for _, rate in parts]
+    if len(set(rates)) > 1 or len({wave_TC.shape[1] for wave_TC in waves}) > 1:
+        raise ValueError("its rate or its channels change on the way; split it")
+    return as_wav(np.concatenate(waves), rates[0])
+
+
+def as_wav(wave_TC: np.ndarray, rate: int) -> BinaryIO:
+    """Decoded sound as a file in memory."""
+    file = io.BytesIO()
+    soundfile.write(file, wave_TC, rate, format="WAV", subtype="FLOAT")
+    file.seek(0)
+    return file
+
+
+def _may_be_chained(stream: BinaryIO, size: int) -> bool:
+    """Whether a second stream begins, or the first and the last page belong to different ones."""
+    stream.seek(0)
+    if size <= _SMALL:
+        return stream.read().count(b"OggS\0\2") > 1
+    first = stream.read(18)[14:18]
+    stream.seek(size - 70_000)  # a page has at most 65,307 bytes
+    tail = stream.read()
+    last = tail.rfind(b"OggS")
+    return last >= 0 and tail[last + 14 : last + 18] != first
+
+
+def _ogg_links(data: bytes) -> list[bytes]:
+    """The parts of a chained file: each begins with the first page of a stream that follows pages of sound."""
+    starts, at, sound = [0], 0, False
+    while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
+        segments = data[at + 26]
+        begins = bool(data[at + 5] & 2)
+        if begins and sound:
+            starts.append(at)
+        sound = not begins
+        at += 27 + segments + sum(data[at + 27 : at + 27 + segments])
+    return [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
+
+
+def _mpeg(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
+    """MPEG frames whose number the file does not state, or states too low."""
+    data = _whole(stream, size)
+    mpeg = count_frames(data)
+    if mpeg is None or mpeg.frames == 0 or (mpeg.told is not None and mpeg.told >= mpeg.frames):
+        return None  # more than there are is what a decoder notices
+    if mpeg.changes:
+        raise ValueError("its rate or its channels change on the way; split it")
+    if mpeg.told is None and mpeg.first.layer != 3:
+        return None
+    start = mpeg.start + (mpeg.first.size if mpeg.told is not None else 0)
+    return io.BytesIO(true_head(data, mpeg) + data[start:])
+
+
+def _whole(stream: BinaryIO, size: int) -> bytes:
+    if size > _LARGEST_IN_MEMORY:
+        raise ValueError(f"has {size} bytes; files of this kind are read up to {_LARGEST_IN_MEMORY}: split it")
+    stream.seek(0)
+    return stream.read()

@@ -1,0 +1,196 @@
+"""An opened recording: its header is checked against the file, and its samples come as mono in full scale 1.
+
+Shape suffixes: T samples, C recorded channels.
+
+libsndfile decodes (WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF, W64, …). What is wrong with a file becomes a
+`ClipError` that names it and the cause, which quarantines that clip and no other.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import SEEK_END
+from typing import BinaryIO, cast
+
+import numpy as np
+import soundfile
+
+from sepscene.augment.containers import UNFILLED, as_wav, corrected
+from sepscene.augment.locations import ClipError, open_location
+
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
+"""Hz; beyond lies a broken header, which would ask for an absurd filter."""
+MOST_SAMPLES = 1 << 29
+"""Samples that are held at once, 2 GiB: 9 hours at 16 kHz. Packed silence of a megabyte can claim far more."""
+
+_BLOCK_SAMPLES = 1 << 20  # values decoded at a time, over all channels: bounds the memory of wide files
+_UNKNOWN_LENGTH = 1 << 40  # frames; libsndfile reports absurdly many where a header does not say
+_MPEG_FRAME = 1152  # MP3 headers state the length only to within one of these
+_MPEG_PREROLL = 20 * _MPEG_FRAME  # an MP3's frames borrow bits from those before: the first after a seek are wrong
+_LOUDEST = 4.0  # float samples beyond are not in full scale 1: 16-bit values that nobody divided by 32768
+_CANCELS = 1e-4  # power of the mean of the channels, as a share of their own, below which they cancel: -40 dB
+# What libsndfile notes in its log when a container promises more audio than the file holds.
+_OVERSTATED = re.compile(r"^\s*(?:data|SSND|riff|Data Size)\s*:\s*(\d+).*should be", re.MULTILINE)
+_MORE_CALCULATED = re.compile(r"Calculated frame count")
+_CHUNK_OUTSIDE = re.compile(r"^\*\*\* Chunk size \d+ > file length", re.MULTILINE)
+
+
+@dataclass
+class Decoder:
+    """One opened recording.
+
+    Attributes:
+        uri: its name in errors.
+        file: libsndfile's handle.
+    """
+
+    uri: str
+    file: soundfile.SoundFile
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return cast(int, self.file.samplerate)
+
+    @property
+    def frames(self) -> int:
+        """Samples of one channel."""
+        return cast(int, self.file.frames)
+
+    def read_mono(self, start: int, frames: int) -> np.ndarray:
+        """`frames` samples from `start` on, the mean of the channels, float32 (T,) within [-1, 1].
+
+        Where the channels cancel each other in the mean, the loudest is taken instead.
+
+        Raises:
+            ClipError: truncated, NaN or Inf, not in full scale 1, or more than `MOST_SAMPLES`.
+        """
+        if frames > MOST_SAMPLES:
+            seconds = frames / self.sample_rate
+            raise ClipError(self.uri, f"{seconds:.0f} s are too long to be read at once; split it, or name offsets")
+        parts = [_mono(wave_TC) for wave_TC in self.blocks(start, frames)]
+        return np.concatenate(parts)
+
+    def blocks(self, start: int, frames: int) -> Iterator[np.ndarray]:
+        """The same in blocks of all channels, float32 (T, C), so that no memory is taken on a header's word alone.
+
+        Raises:
+            ClipError: as `read_mono`.
+        """
+        self.file.seek(start)
+        block, got = max(1, _BLOCK_SAMPLES // self.file.channels), 0
+        while got < frames:
+            wave_TC = self._read(start + got, min(block, frames - got))
+            if len(wave_TC) == 0:
+                break
+            self._check_samples(wave_TC, got)
+            yield wave_TC
+            got += len(wave_TC)
+        tolerated = _MPEG_FRAME if self.file.format == "MP3" else 0
+        if got < frames - tolerated or not got:
+            end = start + got
+            raise ClipError(self.uri, f"truncated: its header says {self.frames} frames, decoding ended after {end}")
+
+    def _read(self, start: int, frames: int) -> np.ndarray:
+        """The next frames, (T, C). An MP3 is decoded from somewhat before, in one call: soundfile seeks after each."""
+        before = min(start, _MPEG_PREROLL) if self.file.format == "MP3" else 0
+        if before:
+            self.file.seek(start - before)
+        wave_TC: np.ndarray = self.file.read(before + frames, dtype="float32", always_2d=True)
+        return wave_TC[before:]
+
+    def _check_samples(self, wave_TC: np.ndarray, before: int) -> None:
+        peak = max(float(wave_TC.max()), -float(wave_TC.min()))
+        if not math.isfinite(peak):
+            bad = np.flatnonzero(~np.isfinite(wave_TC).all(axis=1))
+            raise ClipError(self.uri, f"{len(bad)} samples are NaN or infinite, the first at {before + bad[0]}")
+        if peak > _LOUDEST:
+            raise ClipError(
+                self.uri,
+                f"its samples reach {peak:.0f}, but full scale is 1: divide them, 16-bit values by 32768",
+            )
+
+
+def _mono(wave_TC: np.ndarray) -> np.ndarray:
+    mono_T = wave_TC.mean(axis=1)
+    if cancels(wave_TC, mono_T):
+        mono_T = wave_TC[:, int(np.square(wave_TC).sum(axis=0).argmax())]
+    return np.clip(mono_T, -1.0, 1.0)
+
+
+def cancels(wave_TC: np.ndarray, mono_T: np.ndarray) -> bool:
+    """Whether channels with sound in them have a mean that is 40 dB below them: opposite phases."""
+    if wave_TC.shape[1] == 1:
+        return False
+    power, own = float(np.square(mono_T).mean()), float(np.square(wave_TC).mean())
+    return own > 1e-9 and power < _CANCELS * own
+
+
+@contextmanager
+def open_recording(uri: str) -> Iterator[Decoder]:
+    """A decoder whose header has been checked; decoding errors inside the block become a `ClipError`.
+
+    Raises:
+        ClipError: missing, empty, not audio, truncated, a header that lies.
+    """
+    source = open_location(uri)
+    try:
+        with ExitStack() as stack:
+            stream = stack.enter_context(open(source, "rb")) if isinstance(source, str) else source
+            size = stream.seek(0, SEEK_END)
+            if size == 0:
+                raise ClipError(uri, "the file is empty (0 bytes)")
+            fixed = corrected(stream, size)
+            stream.seek(0)
+            file = stack.enter_context(soundfile.SoundFile(fixed or (source if isinstance(source, str) else stream)))
+            _check_header(file, uri, size)
+            if file.format == "OGG" and not _ends_with_whole_page(stream):
+                raise ClipError(uri, "truncated: the last Ogg page is incomplete")
+            if not file.seekable():
+                file = stack.enter_context(soundfile.SoundFile(_in_memory(file, uri)))
+            yield Decoder(uri, file)
+    except soundfile.LibsndfileError as error:
+        raise ClipError(uri, f"not decodable: {error.error_string}") from error
+    except TypeError as error:  # soundfile asks for a rate where the name ends in .raw
+        raise ClipError(uri, "headerless audio (.raw) is not read; convert it to WAV or FLAC") from error
+    except MemoryError as error:
+        raise ClipError(uri, "needs more memory than there is; split it") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClipError(uri, f"cannot be read ({error})") from error
+
+
+def _check_header(file: soundfile.SoundFile, uri: str, size: int) -> None:
+    if file.frames >= _UNKNOWN_LENGTH:
+        raise ClipError(uri, "its header does not say how long it is; encode it again")
+    log = file.extra_info
+    promised = [int(stated) for stated in _OVERSTATED.findall(log)]
+    if any(0 < stated < UNFILLED for stated in promised) or _MORE_CALCULATED.search(log):
+        raise ClipError(uri, f"truncated: its header promises more than the {file.frames} frames it holds")
+    # Half of the bytes are not accounted for, and what follows the audio is no chunk: the length is wrong.
+    accounted = 4 * file.frames * file.channels
+    if _CHUNK_OUTSIDE.search(log) and file.subtype.startswith("PCM") and 2 * accounted < size:
+        raise ClipError(uri, f"its header lies: it claims {file.frames} frames in a file of {size} bytes")
+    if file.frames <= 0:
+        raise ClipError(uri, "holds no samples")
+    if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
+        raise ClipError(uri, f"its header gives {file.samplerate} Hz; {LOWEST_RATE} to {HIGHEST_RATE} Hz are read")
+
+
+def _in_memory(file: soundfile.SoundFile, uri: str) -> BinaryIO:
+    """A recording in which libsndfile cannot seek (GSM 6.10, G.721), decoded as a whole."""
+    if file.frames * file.channels > MOST_SAMPLES:
+        raise ClipError(uri, f"{file.subtype_info} of this length is not read; convert it")
+    return as_wav(file.read(file.frames, dtype="float32", always_2d=True), file.samplerate)
+
+
+def _ends_with_whole_page(stream: BinaryIO) -> bool:
+    """Whether the last Ogg page is complete: decoders quietly drop a cut one, and seconds of sound."""
+    end = stream.seek(0, SEEK_END)
+    stream.seek(max(0, end - 70_000))  # a page has at most 65,307 bytes
+    tail = stream.read()
+    page = tail[max(tail.rfind(b"OggS"), 0) :]
+    if len(page) < 27 or len(page) < 27 + page[26]:
+        return False
+    return len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])

@@ -1,0 +1,136 @@
+"""How long an MPEG recording (MP3 and its older layers) is: its frames are counted, its header is not asked.
+
+Without a Xing or Info frame a decoder guesses the length from the first frame's size: of variable bit rates it then
+reads a part. With one, it stops where that frame says, though another recording may follow. So the frames are
+counted, and where the answer differs an Info frame that tells the truth is put in front.
+
+Sources: ISO/IEC 11172-3 2.4.2.3, ISO/IEC 13818-3 2.4.2.3; the Xing header as LAME writes it.
+"""
+
+import struct
+from dataclasses import dataclass
+
+_KBIT = {
+    (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (2, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+"""Bit rates in kbit/s by (version, layer) of the indices 1 to 14."""
+_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+_JUNK = 1 << 16  # bytes between two frames that are searched for the next one; tags are stepped over by their size
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame's header: its bytes, its samples a channel, and what may not change within a recording."""
+
+    size: int
+    samples: int
+    rate: int
+    channels: int
+    layer: int
+    info_at: int
+    """Where a Xing or Info mark lies in it."""
+
+
+@dataclass(frozen=True)
+class Mpeg:
+    """What a file of MPEG frames holds: the first frame, where it lies, and how many there are with sound."""
+
+    first: Frame
+    start: int
+    frames: int
+    told: int | None
+    """Frames that the first Xing or Info frame states; None without one."""
+    changes: bool
+    """Whether the rate or the channels change on the way."""
+
+
+def frame_at(data: bytes, at: int) -> Frame | None:
+    """The frame that begins at a byte, or None where none does; free formats are not known."""
+    if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE0 != 0xE0:
+        return None
+    version, layer = (data[at + 1] >> 3) & 3, 4 - ((data[at + 1] >> 1) & 3)
+    index, rate_index, padding = data[at + 2] >> 4, (data[at + 2] >> 2) & 3, (data[at + 2] >> 1) & 1
+    if version == 1 or layer == 4 or index in (0, 15) or rate_index == 3:
+        return None
+    kbit, rate = _KBIT[1 if version == 3 else 2, layer][index - 1], _RATES[version][rate_index]
+    mono = data[at + 3] >> 6 == 3
+    if layer == 1:
+        return Frame((12_000 * kbit // rate + padding) * 4, 384, rate, 2 - mono, layer, 0)
+    samples = 576 if layer == 3 and version != 3 else 1152
+    side_info = {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}[version == 3, mono]
+    return Frame(samples * 125 * kbit // rate + padding, samples, rate, 2 - mono, layer, 4 + side_info)
+
+
+def count_frames(data: bytes) -> Mpeg | None:
+    """Go through all frames of a file; None where its first is not found."""
+    at = _next_frame(data, 0)
+    if at is None:
+        return None
+    first = frame_at(data, at)
+    assert first is not None
+    start, frames, told, changes = at, 0, None, False
+    while at is not None:
+        frame = frame_at(data, at)
+        if frame is None or at + frame.size > len(data):
+            at = None if frame is not None else _next_frame(data, at)
+            continue
+        stated = _told(data, at, frame)
+        if stated is None:
+            frames += 1
+            changes |= (frame.rate, frame.channels) != (first.rate, first.channels)
+        elif told is None and frames == 0:
+            told = stated
+        at += frame.size
+    return Mpeg(first, start, frames, told, changes)
+
+
+def true_head(data: bytes, mpeg: Mpeg) -> bytes:
+    """An Info frame that states the true number of frames, to be put before the first one."""
+    header = bytearray(data[mpeg.start : mpeg.start + 4])
+    header[1] |= 1  # no checksum follows
+    for index in range(1, 15):  # the smallest frame that holds the mark, its flags and two counts
+        header[2] = index << 4 | header[2] & 0x0C
+        frame = frame_at(bytes(header), 0)
+        if frame is not None and frame.size >= frame.info_at + 16:
+            break
+    assert frame is not None
+    mark = b"Info" + struct.pack(">III", 3, mpeg.frames, len(data) - mpeg.start + frame.size)
+    return bytes(header).ljust(frame.info_at, b"\0") + mark + bytes(frame.size - frame.info_at - len(mark))
+
+
+def _told(data: bytes, at: int, frame: Frame) -> int | None:
+    """The count of a Xing or Info frame, 0 where it has none; None for a frame of sound."""
+    mark = at + frame.info_at
+    if frame.layer != 3 or data[mark : mark + 4] not in (b"Xing", b"Info"):
+        return None
+    flags, count = struct.unpack(">II", data[mark + 4 : mark + 12].ljust(8, b"\0"))
+    return count if flags & 1 else 0
+
+
+def _next_frame(data: bytes, at: int) -> int | None:
+    """The next byte at which two frames follow each other, or one that ends with the file; tags are stepped over."""
+    end = at + _JUNK
+    while at < min(end, len(data)):
+        if data[at : at + 3] == b"ID3" and at + 10 <= len(data):
+            size = 0
+            for byte in data[at + 6 : at + 10]:
+                size = size << 7 | byte & 0x7F
+            at += 10 + size
+            end = at + _JUNK
+            continue
+        frame = frame_at(data, at)
+        if frame is not None:
+            after = at + frame.size
+            if after == len(data) or frame_at(data, after) is not None:
+                return at
+        at = _sooner(data.find(b"\xff", at + 1), data.find(b"ID3", at + 1), len(data))
+    return None
+
+
+def _sooner(one: int, other: int, end: int) -> int:
+    return min(place if place >= 0 else end for place in (one, other))
