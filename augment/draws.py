@@ -90,17 +90,28 @@ def draw(schedule: Schedule, row_N: np.ndarray, weights: tuple[float, ...] | np.
 
 
 def crop_starts(
-    crop_1_u_N: np.ndarray, crop_2_u_N: np.ndarray, clip_samples: int, crop_samples: int, delta_samples: int
+    crop_1_u_N: np.ndarray,
+    crop_2_u_N: np.ndarray,
+    clip_samples: int | np.ndarray,
+    crop_samples: int,
+    delta_samples: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Temporal proximity sampling: where the two crops of each clip start, at most `delta_samples` apart.
 
     The first start is uniform over the clip; the second is uniform over the part of the clip that lies within the
     distance, so that a large distance gives two independent uniform crops (paper.md, front-end).
 
+    Args:
+        crop_1_u_N: uniforms of the first crop.
+        crop_2_u_N: and of the second.
+        clip_samples: length of the clips, one for all or (N,); a clip shorter than a crop is cropped from its start.
+        crop_samples: length of a crop.
+        delta_samples: largest distance of the two starts.
+
     Returns:
         Two int64 arrays of length N, in samples.
     """
-    last = clip_samples - crop_samples
+    last = np.maximum(0, np.asarray(clip_samples) - crop_samples)
     start_1_N = np.floor(crop_1_u_N * (last + 1)).astype(np.int64)
     low_N = np.maximum(0, start_1_N - delta_samples)
     high_N = np.minimum(last, start_1_N + delta_samples)

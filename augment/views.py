@@ -163,9 +163,9 @@ def choose_channels(levels_S: np.ndarray, channel_u: float, second_channel_u: fl
 
 
 def view_starts(
-    draws: dict[str, np.ndarray], views: Views, clip_samples: int, sample_rate: int
+    draws: dict[str, np.ndarray], views: Views, clip_samples: int | np.ndarray, sample_rate: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where both crops of each row start (temporal proximity), in samples."""
+    """Where both crops of each row start (temporal proximity), in samples; `clip_samples` as of `crop_starts`."""
     return crop_starts(
         draws["crop_1_u"],
         draws["crop_2_u"],

@@ -56,8 +56,20 @@ class ServiceSettings(Config):
 
 
 def starts_of(columns: Columns, settings: ServiceSettings) -> np.ndarray:
-    """(N, 2): where both crops of each row start."""
-    return np.stack(view_starts(columns, settings.views, settings.audio.samples, settings.audio.sample_rate), axis=1)
+    """(N, 2): where both crops of each row start, within the sound of its clip (`sound_samples`)."""
+    starts = view_starts(columns, settings.views, columns["sound_samples"], settings.audio.sample_rate)
+    return np.stack(starts, axis=1)
+
+
+def start_of(columns: Columns, settings: ServiceSettings, n: int) -> np.ndarray:
+    """(2,): the same of row n alone."""
+    row = {name: columns[name][n : n + 1] for name in ("crop_1_u", "crop_2_u", "sound_samples")}
+    return starts_of(row, settings)[0]
+
+
+def sound_levels(levels_S: np.ndarray, sound_samples: int, settings: ServiceSettings) -> np.ndarray:
+    """Levels over the sound of a clip, of those over the clip with its padding, which is silent."""
+    return levels_S + np.float32(10 * np.log10(settings.audio.samples / sound_samples))
 
 
 def shared_seconds(begin: float, count: int) -> np.ndarray:
@@ -89,6 +101,7 @@ class StoredViews:
         levels_S = self.store.levels(separated)
         if levels_S is None:
             return None
+        levels_S = sound_levels(levels_S, int(columns["sound_samples"][n]), self.settings)
         chosen = choose_channels(levels_S, columns["channel_u"][n], columns["second_channel_u"][n], self.settings.views)
         crops = []
         for channel, start in zip(chosen, starts_2, strict=True):

@@ -4,13 +4,14 @@ Shapes: N rows of a block, T samples of a clip, T' of a segment, P samples of a 
 """
 
 import time
+from functools import lru_cache
 
 import numpy as np
 
-from sepscene.augment.audio import AudioFormat, content_hash, read_clip
+from sepscene.augment.audio import AudioFormat, content_hash, pad_sound, read_sound, sound_samples
 from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.draws import FILLER, crop_starts
-from sepscene.augment.separation.blocks import Columns, ServiceSettings, StoredViews, shared_seconds, starts_of
+from sepscene.augment.separation.blocks import Columns, ServiceSettings, StoredViews, shared_seconds, start_of
 from sepscene.augment.separation.patience import Patience
 from sepscene.augment.separation.service import SeparationService
 from sepscene.augment.store.separated_store import SeparatedStore
@@ -49,7 +50,7 @@ class ClipReader:
             The same columns and `sound` (bytes of int16 samples: 2·P of both views where the store had them, else T of
             the clip; empty on a fault), `content` (the clip's content hash, empty without a store), `fault` (empty, or
             why the clip can't be used), `channel_1`, `channel_2`, `stored` (the views are made), `damaged` (the store
-            had them, but torn or altered), `read_bytes` (of `sound`), `reading_seconds` (this row's share of the
+            had them, but torn or altered), `sound_samples` (of the clip, before its padding), `read_bytes` (of `sound`), `reading_seconds` (this row's share of the
             block), `read_at` (when the block was done, seconds of the day's clock).
         """
         begin, count = time.perf_counter(), len(columns["row"])
@@ -59,25 +60,34 @@ class ClipReader:
             "fault": columns["fault"].copy(),
             "stored": np.zeros(count, bool),
             "damaged": np.zeros(count, bool),
+            "sound_samples": np.full(count, self.settings.audio.samples, np.int64),
             "channel_1": np.full(count, MIXTURE, np.int64),
             "channel_2": np.full(count, MIXTURE, np.int64),
         }
-        starts_N2 = starts_of(columns, self.settings)
         wanted = np.flatnonzero((columns["row"] != FILLER) & (columns["fault"] == "")).tolist()
-        block["fault"] = self.patience.read(lambda n: self._read(block, starts_N2[n], n), wanted, block)
+        block["fault"] = self.patience.read(lambda n: self._read(block, n), wanted, block)
         block["read_bytes"] = np.array([len(sound) for sound in block["sound"]], np.int64)
         return block | {"reading_seconds": shared_seconds(begin, count), "read_at": np.full(count, time.time())}
 
-    def _read(self, block: Columns, starts_2: np.ndarray, n: int) -> None:
-        uri, offset = str(block["uri"][n]), float(block["offset_seconds"][n])
+    def _read(self, block: Columns, n: int) -> None:
+        uri, offset, audio = str(block["uri"][n]), float(block["offset_seconds"][n]), self.settings.audio
         if self.stored is not None:
-            block["content"][n] = content_hash(uri)
-            found, block["damaged"][n] = self.stored.look(block, starts_2, n)
+            block["content"][n] = content = content_hash(uri)
+            block["sound_samples"][n] = _samples_to_crop(uri, content, audio, offset)
+            found, block["damaged"][n] = self.stored.look(block, start_of(block, self.settings, n), n)
             if found is not None:
                 (block["channel_1"][n], block["channel_2"][n]), crops = found
                 block["sound"][n], block["stored"][n] = np.concatenate(crops).tobytes(), True
                 return
-        block["sound"][n] = to_pcm(read_clip(uri, self.settings.audio, offset)).tobytes()
+        wave_T = read_sound(uri, audio, offset)
+        block["sound_samples"][n] = audio.samples if audio.pad == "repeat" else len(wave_T)
+        block["sound"][n] = to_pcm(pad_sound(wave_T, audio)).tobytes()
+
+
+@lru_cache(maxsize=1 << 16)
+def _samples_to_crop(uri: str, content: str, audio: AudioFormat, offset: float) -> int:
+    """How much of a clip the views may come from; with `content`, its hash, the answer holds for ever."""
+    return audio.samples if audio.pad == "repeat" else sound_samples(uri, audio, offset)
 
 
 class ViewMaker:
@@ -100,18 +110,20 @@ class ViewMaker:
 
 
 def read_segments(columns: Columns, audio: AudioFormat, segment_seconds: float) -> Columns:
-    """Decode the clips of a block and crop the first view's segment from each, for the training of a separator.
+    """Decode the clips of a block and crop the first view's segment from the sound of each, to train a separator.
 
     Returns:
         `row`, `uri`, `fault`, and `segment` (int16, (N, T')), zeros on a fault.
     """
     samples = round(segment_seconds * audio.sample_rate)
-    start_N, _ = crop_starts(columns["crop_1_u"], columns["crop_2_u"], audio.samples, samples, 0)
-    segment_NT = np.zeros((len(start_N), samples), np.int16)
+    segment_NT = np.zeros((len(columns["row"]), samples), np.int16)
 
     def read(n: int) -> None:
-        clip_T = read_clip(str(columns["uri"][n]), audio, float(columns["offset_seconds"][n]))
-        segment_NT[n] = to_pcm(clip_T[start_N[n] : start_N[n] + samples])
+        sound_T = read_sound(str(columns["uri"][n]), audio, float(columns["offset_seconds"][n]))
+        clip_T = pad_sound(sound_T, audio)
+        length = len(clip_T) if audio.pad == "repeat" else len(sound_T)
+        (start,), _ = crop_starts(columns["crop_1_u"][n : n + 1], columns["crop_2_u"][n : n + 1], length, samples, 0)
+        segment_NT[n] = to_pcm(clip_T[start : start + samples])
 
     fault_N = _PATIENCE.read(read, np.flatnonzero(columns["row"] != FILLER).tolist(), columns)
     return {"row": columns["row"], "uri": columns["uri"], "fault": fault_N, "segment": segment_NT}

@@ -19,7 +19,14 @@ import numpy as np
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.crash_counts import CrashCounts
-from sepscene.augment.separation.blocks import Columns, ServiceSettings, StoredViews, shared_seconds, starts_of
+from sepscene.augment.separation.blocks import (
+    Columns,
+    ServiceSettings,
+    StoredViews,
+    shared_seconds,
+    sound_levels,
+    starts_of,
+)
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import MIXTURE, choose_channels, levels_db, to_pcm
 from sepscene.models.config import SepsceneError
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
 
 PASSED_ON = (
     "row", "clip", "epoch", "processor", "uri", "content", "specaugment_u", "stored", "damaged", "channel_1",
-    "channel_2", "fault", "read_bytes", "reading_seconds",
+    "channel_2", "fault", "read_bytes", "reading_seconds", "sound_samples",
 )  # fmt: skip
 """Columns that go through the service as they are, or with a few rows changed."""
 
@@ -149,6 +156,7 @@ class SeparationService:
         rows = [n for n in _to_separate(columns) if not self._from_store(columns, block, view_N2P, starts_N2, n)]
         for n, mixture_T, separated_ST, levels_S in self._separated(columns, block, rows):
             uniforms = columns["channel_u"][n], columns["second_channel_u"][n]
+            levels_S = sound_levels(levels_S, int(columns["sound_samples"][n]), self.settings)
             chosen = choose_channels(levels_S, *uniforms, self.settings.views)
             block["channel_1"][n], block["channel_2"][n] = chosen
             for view, (channel, start) in enumerate(zip(chosen, starts_N2[n], strict=True)):

@@ -40,16 +40,17 @@ def read_source_segments(columns: Columns, audio: AudioFormat, segment_seconds: 
         The sources of a segment add up to its mixture.
     """
     samples = round(segment_seconds * audio.sample_rate)
-    start_N, _ = crop_starts(columns["crop_1_u"], columns["crop_2_u"], audio.samples, samples, 0)
-    sources_N = np.array([b""] * len(start_N), object)
-    fault_N = np.array([""] * len(start_N), object)
+    sources_N = np.array([b""] * len(columns["row"]), object)
+    fault_N = np.array([""] * len(columns["row"]), object)
     for n in np.flatnonzero(columns["row"] != FILLER):
         try:
             source_KT = read_sources(str(columns["uri"][n]))
         except (OSError, RuntimeError) as error:  # soundfile tells a damaged file as a RuntimeError
             fault_N[n] = str(error)
             continue
-        segment_KT = source_KT[:, start_N[n] : start_N[n] + samples]
+        length = audio.samples if audio.pad == "repeat" else min(audio.samples, source_KT.shape[1])
+        (start,), _ = crop_starts(columns["crop_1_u"][n : n + 1], columns["crop_2_u"][n : n + 1], length, samples, 0)
+        segment_KT = source_KT[:, start : start + samples]
         if segment_KT.shape[1] < samples:
             fault_N[n] = f"its sources have {source_KT.shape[1]} samples, fewer than audio.clip_seconds asks for"
             continue

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sepscene.augment.audio import AudioFormat, ClipError, read_clip
+from sepscene.augment.audio import AudioFormat, ClipError, read_sound
 
 
 class EmbedClips:
@@ -22,17 +22,29 @@ class EmbedClips:
         self.audio, self.device = audio, device
 
     def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`uri`, `offset_seconds`, `position` in; `position`, `fault` and h:<name> (N, D) float32 out."""
-        import torch
+        """Embed each clip's sound as it is, without padding.
 
-        wave_NT = np.zeros((len(columns["uri"]), self.audio.samples), np.float32)
-        fault_N = np.array([""] * len(wave_NT), object)
+        Args:
+            columns: `uri`, `offset_seconds`, `position`.
+
+        Returns:
+            `position`; `fault`, empty or why the clip cannot be used; `samples` of its sound; `silent`, whether all of
+            them are zero; h:<name> (N, D) float32, zeros on a fault.
+        """
+        from sepscene.tasks.evaluation.embed_sounds import embed_sounds
+
+        count = len(columns["uri"])
+        fault_N, sample_N, silent_N = np.array([""] * count, object), np.zeros(count, np.int64), np.zeros(count, bool)
+        waves: list[np.ndarray] = []
         for n, (uri, offset) in enumerate(zip(columns["uri"], columns["offset_seconds"], strict=True)):
             try:
-                wave_NT[n] = read_clip(str(uri), self.audio, float(offset))
+                waves.append(read_sound(str(uri), self.audio, float(offset)))
+                sample_N[n], silent_N[n] = len(waves[-1]), not waves[-1].any()
             except ClipError as error:
                 fault_N[n] = error.cause
-        with torch.inference_mode():
-            wave = torch.from_numpy(wave_NT).to(self.device)
-            h = {f"h:{name}": encoder(wave).float().cpu().numpy() for name, encoder in self.encoders.items()}
-        return {**h, "position": columns["position"], "fault": fault_N}
+        h = {}
+        for name, encoder in self.encoders.items():
+            h[f"h:{name}"] = np.zeros((count, encoder.embedding_dim), np.float32)
+            if waves:
+                h[f"h:{name}"][fault_N == ""] = embed_sounds(encoder, waves, self.device)
+        return {**h, "position": columns["position"], "fault": fault_N, "samples": sample_N, "silent": silent_N}

@@ -68,9 +68,11 @@ def embed_manifests(
             **actor_demand(resources).ray_options(),
         )
     )
-    h, fault_N = _by_position(blocks_of(rows), bundles, len(clips), progress)
+    h, facts = _by_position(blocks_of(rows), bundles, len(clips), progress)
+    fault_N = facts["fault"]
     for n in np.flatnonzero(fault_N != ""):
         logger.warning("%s is left out of the evaluation: %s", clips["uri"][n], fault_N[n])
+    _warn_of_sound(facts, experiment.audio)
     ends = np.cumsum([len(manifest.clips) for manifest in manifests])
     return tuple(
         _readable(h, fault_N, slice(end - len(manifest.clips), end))
@@ -80,10 +82,14 @@ def embed_manifests(
 
 def _by_position(
     blocks: Iterable[dict[str, np.ndarray]], names: Iterable[str], clips: int, progress: Callable[[int], None]
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Blocks of `EmbedClips`, as they come, in the order of the clips: h by encoder, (N, D), and the faults, (N,)."""
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Blocks of `EmbedClips`, as they come, in the order of the clips: h by encoder, (N, D), and the facts, (N,)."""
     h: dict[str, np.ndarray] = {}
-    fault_N = np.full(clips, "its block was lost", object)
+    facts = {
+        "fault": np.full(clips, "its block was lost", object),
+        "samples": np.zeros(clips, np.int64),
+        "silent": np.zeros(clips, bool),
+    }
     done = 0
     for block in blocks:
         position = block["position"]
@@ -92,10 +98,22 @@ def _by_position(
             if name not in h:
                 h[name] = np.zeros((clips, h_BD.shape[1]), np.float32)
             h[name][position] = h_BD
-        fault_N[position] = block["fault"]
+        for name, fact_N in facts.items():
+            fact_N[position] = block[name]
         done += len(position)
         progress(done)
-    return h, fault_N
+    return h, facts
+
+
+def _warn_of_sound(facts: Mapping[str, np.ndarray], audio: AudioFormat) -> None:
+    """Say what a reader of the metrics must know of the clips: silent ones, and ones shorter than the window."""
+    read_N = facts["fault"] == ""
+    silent, short = int(facts["silent"].sum()), int((read_N & (facts["samples"] < audio.samples)).sum())
+    if silent:
+        logger.warning("%d of %d evaluated clips are silent: every sample is 0", silent, int(read_N.sum()))
+    if short:
+        text = "%d of %d evaluated clips are shorter than audio.clip_seconds (%g s): embedded as long as they are"
+        logger.warning(text, short, int(read_N.sum()), audio.clip_seconds)
 
 
 def _readable(h: Mapping[str, np.ndarray], fault_N: np.ndarray, part: slice) -> dict[str, Embeddings]:

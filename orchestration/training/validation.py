@@ -34,7 +34,7 @@ import ray.train
 import torch
 from ray.train.v2.api.validation_config import ValidationConfig
 
-from sepscene.augment.audio import ClipError, read_clip
+from sepscene.augment.audio import ClipError, read_sound
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder, update_card
 from sepscene.orchestration.config import Experiment
@@ -43,6 +43,7 @@ from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.hooks import Hook, Step
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.distributed.gather import rank
+from sepscene.tasks.evaluation.embed_sounds import embed_sounds
 
 FIGURE = "validation_knn_map"
 ASKED_EVERY = 4
@@ -225,13 +226,12 @@ def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
         waves = []
         for n in range(start, min(start + CLIPS_AT_ONCE, len(clips.uris))):
             try:
-                waves.append(read_clip(clips.uris[n], experiment.audio, clips.offsets[n]))
+                waves.append(read_sound(clips.uris[n], experiment.audio, clips.offsets[n]))
             except ClipError:
                 continue  # the readers quarantine it and say why
             kept.append(n)
         if waves:
-            with torch.inference_mode():
-                h.append(encoder(torch.from_numpy(np.stack(waves)).to(device)).float().cpu().numpy())
+            h.append(embed_sounds(encoder, waves, device))
     h_ND, targets_NK, asked_N = np.concatenate(h), clips.targets_NK[kept], clips.asked_N[kept]
     neighbours = experiment.evaluation.scoring.neighbours
     return knn_map(h_ND[~asked_N], targets_NK[~asked_N], h_ND[asked_N], targets_NK[asked_N], neighbours)
