@@ -47,14 +47,14 @@ def audit_command(
     from sepscene.tasks.datasets.audit import audit
     from sepscene.tasks.datasets.readers import read_manifest
 
-    manifest = read_manifest(format, root)
+    manifest = read_manifest(format, root, survey=True)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("decode", total=len(manifest.clips))
         found = audit(manifest, threads, lambda done: progress.update(task, completed=done))
     print(found.text())
     kept = keep_audit(found, manifest, format, root, storage, default_tracking_uri(storage))
     console.print(f"kept in {kept}", soft_wrap=True)
-    if found.missing or found.corrupt:
+    if found.missing or found.corrupt or found.unnamed:
         raise typer.Exit(3)
 
 

@@ -13,8 +13,12 @@ import numpy as np
 from sepscene.augment.audio import ClipError, Recording, check_audio, content_hash
 from sepscene.augment.locations import NO_SUCH_FILE
 from sepscene.tasks.datasets.manifest import Manifest
+from sepscene.tasks.datasets.survey import NOT_UTF8
 
 _LISTED = 10  # entries of a long list that the text shows
+_QUIET_DB = -70.0  # RMS in dBFS below which nothing but noise is left of a 16-bit recording
+_SHORT, _LONG = 0.1, 6 * 3600.0  # seconds
+_FAR = 20  # times the median: a recording that nobody has cut
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class Audit:
         unlabelled: clips without a label.
         duplicates: groups of clip_ids whose recordings are equal byte for byte, though they are other files.
         leaking: how many of these groups lie in more than one split.
+        sound: (what is strange about how recordings sound, how many, the first clip_ids), in a fixed order.
+        remarks: what the reader left out, by reason, and what else it has to say.
+        unnamed: files whose name is not UTF-8, which no manifest can hold.
     """
 
     manifest_digest: str
@@ -62,6 +69,9 @@ class Audit:
     unlabelled: int
     duplicates: tuple[tuple[str, ...], ...]
     leaking: int
+    sound: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+    remarks: tuple[str, ...] = ()
+    unnamed: int = 0
 
     @property
     def digest(self) -> str:
@@ -88,6 +98,10 @@ class Audit:
         lines += _section("duplicates", [" = ".join(group) for group in self.duplicates])
         if self.leaking:
             lines.append(f"WARNING     {self.leaking} of the duplicates lie in more than one split")
+        for what, count, names in self.sound:
+            more = ", …" if count > len(names) else ""
+            lines.append(f"sound       {count} {what}: {', '.join(names)}{more}")
+        lines += [f"note        {remark}" for remark in self.remarks]
         lines.append(f"digest      {self.digest}")
         return "\n".join(lines)
 
@@ -163,7 +177,41 @@ def _summary(manifest: Manifest, found: dict[str, _Finding]) -> Audit:
         unlabelled=sum(not row["labels"] for row in rows),
         duplicates=tuple(tuple(row["clip_id"] for row in group) for group in groups),
         leaking=sum(len({row["split"] for row in group}) > 1 for group in groups),
+        sound=_sound(rows, found),
+        remarks=tuple(manifest.remarks()),
+        unnamed=sum(entry.count for entry in manifest.survey.skipped if entry.reason == NOT_UTF8)
+        if manifest.survey
+        else 0,
     )
+
+
+def _sound(rows: list[dict[str, Any]], found: dict[str, _Finding]) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
+    """What is strange about the sound of the recordings: each recording is named once for each of it."""
+    owner = {row["uri"]: row["clip_id"] for row in reversed(rows)}
+    recordings = {owner[uri]: finding.recording for uri, finding in found.items() if finding.recording is not None}
+    median = float(np.median([recording.seconds for recording in recordings.values()])) if recordings else 0.0
+    named: dict[str, list[str]] = defaultdict(list)
+    for name, recording in recordings.items():
+        for what in _oddities(recording, median):
+            named[what].append(name)
+    return tuple((what, len(names), tuple(names[:3])) for what, names in sorted(named.items()))
+
+
+def _oddities(recording: Recording, median_seconds: float) -> list[str]:
+    several = recording.channels > 1
+    seconds = recording.seconds
+    found = {
+        "silent, every sample is 0": recording.peak == 0,
+        f"nearly silent, below {_QUIET_DB:g} dBFS": recording.peak > 0 and recording.level_db < _QUIET_DB,
+        "have channels that cancel each other in the mean, the loudest is used": recording.cancels,
+        "have a silent channel": several and recording.quietest_db < _QUIET_DB <= recording.level_db,
+        "clipped, more than 0.1 % of the samples are at full scale": recording.clipped > 1e-3,
+        "go beyond full scale and are limited to it": recording.peak > 1,
+        "have a constant offset (DC) of more than 0.05": recording.offset > 0.05,
+        f"shorter than {_SHORT:g} s": seconds < _SHORT,
+        f"longer than {_LONG / 3600:g} h, or {_FAR} times the median": seconds > min(_LONG, _FAR * median_seconds),
+    }
+    return [what for what, is_so in found.items() if is_so]
 
 
 def _durations(recordings: list[Recording]) -> Durations | None:

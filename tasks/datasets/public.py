@@ -22,51 +22,57 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sepscene.augment.locations import AUDIO_COLUMN, ClipError, tar_members
-from sepscene.tasks.datasets.manifest import (
-    AUDIO_SUFFIXES,
-    Clip,
-    Manifest,
+from sepscene.augment.locations import AUDIO_COLUMN, MOST_ROWS, ClipError, Member, tar_members
+from sepscene.tasks.datasets.labels import (
     ManifestError,
-    Root,
-    make_manifest,
+    class_labels,
     parse_offset,
     split_labels,
-    split_of,
+    split_of_folder,
+    split_of_shard,
 )
+from sepscene.tasks.datasets.manifest import Clip, Manifest, read_from
+from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root, read_parquet_columns
 
 _YOUTUBE_ID = re.compile(r"^[A-Za-z0-9_-]{11}$")
+_START = re.compile(r"^_(\d+(?:\.\d+)?)(?:_(\d+(?:\.\d+)?))?$")
 _LARGEST_LABEL_FILE = 1 << 20  # bytes; a label file beside a clip is far smaller
+_LABEL_SUFFIXES = (".json", ".cls", ".txt")
+_NOT_PACKED = "it lies beside the archives, not in one"
 
 
 def read_audioset(root: Root) -> Manifest:
     """AudioSet. A clip's split is its segments file's name without `_segments.csv`: balanced_train, eval, ….
 
     The audio files hold the segment alone (as all downloaders store it) and are found by their YouTube id:
-    `<id>.wav`, `Y<id>.wav`, `<id>_30.000.flac`, `<id>_30000_40000.wav`, in any folder. Segments without a
-    file are `absent`, and so is all but the first segment of one recording (as `<id>_<start in ms>`).
+    `<id>.wav`, `Y<id>.wav`, `<id>_30.000.flac`, `<id>_30000_40000.wav`, in any folder. Of several segments of one
+    recording, a file belongs to the one whose start is in its name, and without a start to the first that is listed.
+    Segments without a file are `absent`; all but the first of a recording are named `<id>_<start in ms>`.
     """
-    index = root.table("class_labels_indices.csv", ["index", "mid", "display_name"])
-    names = {row["mid"]: row["display_name"] for row in sorted(index, key=lambda row: int(row["index"]))}
+    index = root.rows("class_labels_indices.csv", ["index", "mid", "display_name"])
+    try:
+        names = {row["mid"]: row["display_name"] for row in sorted(index, key=lambda row: int(row["index"]))}
+    except ValueError as error:
+        raise ManifestError(f"{root.location}/class_labels_indices.csv: {error}; `index` is a number") from error
     tables = [path for path in root.files(suffixes=[".csv"]) if path.endswith("_segments.csv")]
     if not tables:
         raise ManifestError(f"{root.location}: has no *_segments.csv, e.g. balanced_train_segments.csv")
     files = _by_youtube_id(root.files())
     clips, absent = [], []
-    seen: dict[str, float] = {}  # id -> where its segment begins
+    seen: dict[str, set[float]] = defaultdict(set)  # id -> where its segments begin
     for table in tables:
         split = posixpath.basename(table).removesuffix("_segments.csv")
         for name, start, labels in _segments(root, table, names):
-            if name in seen:  # the strongly labelled lists repeat segments of the others
-                if start != seen[name]:
-                    absent.append(f"{name}_{round(1000 * start)}")
+            if start in seen[name]:  # the strongly labelled lists repeat segments of the others
                 continue
-            seen[name] = start
-            if name in files:
-                clips.append(Clip(name, root.uri(files[name]), labels, split))
+            clip_id = f"{name}_{round(1000 * start)}" if seen[name] else name
+            path = _file_of_segment(files.get(name, {}), start, first=not seen[name])
+            seen[name].add(start)
+            if path is None:
+                absent.append(clip_id)
             else:
-                absent.append(name)
-    return make_manifest(clips, root.location, tuple(names.values()), absent)
+                clips.append(Clip(clip_id, root.uri(path), labels, split))
+    return read_from(root, clips, "its name is that of no segment", tuple(names.values()), absent)
 
 
 def read_fsd50k(root: Root) -> Manifest:
@@ -79,26 +85,27 @@ def read_fsd50k(root: Root) -> Manifest:
     clips, absent = [], []
     for part, table in tables.items():
         folder = f"FSD50K.{part}_audio"
-        there = set(root.files(folder))
-        for row in root.table(table, ["fname", "labels"]):
-            path = f"{folder}/{row['fname']}.wav"
+        there = {posixpath.splitext(path)[0]: path for path in reversed(root.files(folder))}
+        for row in root.rows(table, ["fname", "labels"], empty=["labels"]):
+            name = root.relative(f"{folder}/{row['fname']}")
+            path = there.get(name.removesuffix(".wav"))
+            if path is None:
+                absent.append(f"{name.removesuffix('.wav')}.wav")
+                continue
             split = "test" if part == "eval" else row.get("split") or "train"
-            clip = Clip(path, root.uri(path), split_labels(row["labels"], ","), split)
-            if path in there:
-                clips.append(clip)
-            else:
-                absent.append(path)
-    return make_manifest(clips, root.location, absent=absent)
+            clips.append(Clip(path, root.uri(path), split_labels(row["labels"], ","), split))
+    return read_from(root, clips, absent=absent)
 
 
 def read_shards(root: Root) -> Manifest:
     """WebDataset shards, in a folder or one alone.
 
-    The labels come from the clip's `.json` (labels or label), `.cls` or `.txt`; the split from that `.json`,
-    a folder (`train/000.tar`) or the shard's name (`train-000.tar`).
+    Each member with a sound's suffix is a clip; what comes before that suffix is its key, dots and all. The labels come
+    from the `.json` (labels or label), `.cls` or `.txt` of that key; the split from that `.json`, a folder
+    (`train/000.tar`) or the shard's name (`train-000.tar`).
     """
     root, shards = root.members(".tar")
-    return make_manifest((clip for shard in shards for clip in _shard_clips(root, shard)), root.location)
+    return read_from(root, (clip for shard in shards for clip in _shard_clips(root, shard)), _NOT_PACKED)
 
 
 def read_parquet(root: Root) -> Manifest:
@@ -108,11 +115,14 @@ def read_parquet(root: Root) -> Manifest:
     Split: column `split`, a folder or the file's name. `offset_seconds` is read if it is there.
     """
     root, files = root.members(".parquet")
-    return make_manifest((clip for file in files for clip in _parquet_clips(root, file)), root.location)
+    return read_from(root, (clip for file in files for clip in _parquet_clips(root, file)), _NOT_PACKED)
 
 
 def read_folder(root: Root) -> Manifest:
-    """A Hugging Face audio folder: each metadata file names files relative to its own folder."""
+    """A Hugging Face audio folder: each metadata file names files relative to its own folder.
+
+    Split: column `split`; else folders with names of splits, if every clip without that column lies in one; else train.
+    """
     tables = [
         path
         for path in root.files(suffixes=[".csv", ".jsonl"])
@@ -122,16 +132,21 @@ def read_folder(root: Root) -> Manifest:
         raise ManifestError(
             f"{root.location}: has no metadata.csv or metadata.jsonl; for plain folders use `directory`"
         )
+    rows = [(table, line, row) for table in tables for line, row in enumerate(root.rows(table, ["file_name"]), 2)]
+    paths = []
+    for table, _, row in rows:
+        root.relative(str(row["file_name"]))  # may not leave its own folder either
+        paths.append(posixpath.join(posixpath.dirname(table), str(row["file_name"])))
+    undecided = [path for path, (_, _, row) in zip(paths, rows, strict=True) if not row.get("split")]
+    by_folder = all(split_of_folder(path) for path in undecided)
     clips = []
-    for table in tables:
-        folder = posixpath.dirname(table)
-        for line, row in enumerate(root.table(table, ["file_name"]), 2):
-            root.relative(row["file_name"])  # may not leave its own folder either
-            path = posixpath.join(folder, row["file_name"])
-            split = str(row.get("split") or split_of(path))
-            offset = parse_offset(row.get("offset_seconds"), f"{root.location}/{table} row {line}")
-            clips.append(Clip(path, root.uri(path), _row_labels(row), split, offset))
-    return make_manifest(clips, root.location)
+    for path, (table, line, row) in zip(paths, rows, strict=True):
+        split = str(row.get("split") or (split_of_folder(path) if by_folder else "train"))
+        offset = parse_offset(row.get("offset_seconds"), f"{root.location}/{table} row {line}")
+        clips.append(Clip(path, root.uri(path), _row_labels(row), split, offset))
+    some = not by_folder and any(split_of_folder(path) for path in undecided)
+    notes = ["some clips lie in folders with names of splits, others don't: all are in split train"] if some else []
+    return read_from(root, clips, notes=notes)
 
 
 def _segments(root: Root, table: str, names: dict[str, str]) -> Iterator[tuple[str, float, tuple[str, ...]]]:
@@ -147,81 +162,151 @@ def _segments(root: Root, table: str, names: dict[str, str]) -> Iterator[tuple[s
         yield row[0], parse_offset(row[1], f"{root.location}/{table}: {row[0]}"), tuple(names[mid] for mid in mids)
 
 
-def _by_youtube_id(paths: list[str]) -> dict[str, str]:
-    """Files by the id that their name stands for; of several, the one with the shortest name.
+def _by_youtube_id(paths: list[str]) -> dict[str, dict[float | None, str]]:
+    """Files by the id in their name, and by the second at which their segment begins, None where it is not named.
 
-    `Y` may be PANNs' prefix or the id's first letter: it is the prefix where what follows can be an id.
+    Of several for one segment, the one with the shortest name. `Y` may be PANNs' prefix or the id's first letter: it is
+    the prefix where what follows can be an id.
     """
-    files: dict[str, str] = {}
+    files: dict[str, dict[float | None, str]] = defaultdict(dict)
     stems = [(posixpath.splitext(posixpath.basename(path))[0], path) for path in paths]
     for stem, path in sorted(stems, key=lambda item: len(item[0])):
         for bare in ([stem[1:]] if stem.startswith("Y") else []) + [stem]:
             name, rest = bare[:11], bare[11:]
             if _YOUTUBE_ID.match(name) and rest[:1] in ("", "_"):
-                files.setdefault(name, path)
+                files[name].setdefault(_start_in_name(rest), path)
                 break
     return files
 
 
+def _start_in_name(rest: str) -> float | None:
+    """Seconds of `_30.000` or `_30.000_40.000`, milliseconds of `_30000_40000`; None of anything else."""
+    found = _START.match(rest)
+    if found is None:
+        return None
+    begin, end = found[1], found[2]
+    if "." in begin or (end is not None and "." in end):
+        return float(begin)
+    if end is not None:  # a segment has some 10 s: whole seconds differ by tens, milliseconds by thousands
+        return float(begin) / (1000 if int(end) - int(begin) > 100 else 1)
+    return float(begin) / (1000 if int(begin) % 1000 == 0 and int(begin) > 0 else 1)
+
+
+def _file_of_segment(files: dict[float | None, str], start: float, first: bool) -> str | None:
+    """A recording's file that holds the segment from `start` on; the one without a start in its name is the first."""
+    named = next((path for at, path in files.items() if at is not None and abs(at - start) < 0.01), None)
+    return named or (files.get(None) if first else None)
+
+
 def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
-    members: dict[str, dict[str, str]] = defaultdict(dict)  # key -> suffix -> member
-    texts: dict[str, bytes] = {}
     uri = root.uri(shard)
     try:
-        names = tar_members(uri)
-        with root.filesystem.open_input_file(f"{root.path}/{shard}") as file:
-            for name, member in names.items():
-                folder, base = posixpath.split(name)
-                key, dot, suffix = base.partition(".")
-                if not dot or base.startswith("."):
-                    continue
-                members[posixpath.join(folder, key)][f".{suffix.lower()}"] = name
-                if suffix.lower() in ("json", "cls", "txt") and member.size <= _LARGEST_LABEL_FILE:
-                    texts[name] = file.read_at(member.size, member.start)
+        members = tar_members(uri)
+        texts = _label_texts(root, shard, members)
     except ClipError as error:
         raise ManifestError(str(error)) from error
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, OverflowError, tarfile.TarError) as error:
         raise ManifestError(f"{uri}: is not a readable tar archive ({error})") from error
-    for key, parts in members.items():
-        audio = [name for suffix, name in parts.items() if suffix in AUDIO_SUFFIXES]
-        if audio:
-            row = _sample_row(parts, texts, f"{uri}#{key}")
-            split = str(row.get("split") or split_of(shard))
-            offset = parse_offset(row.get("offset_seconds"), f"{uri}#{key}")
-            yield Clip(f"{shard}#{audio[0]}", f"{uri}#{audio[0]}", _row_labels(row), split, offset)
+    root.members_seen += len(members)
+    keys: set[str] = set()
+    used: set[str] = set()
+    for name in members:
+        key, suffix = posixpath.splitext(name)
+        if _is_hidden_member(name) or suffix.lower() not in AUDIO_SUFFIXES:
+            continue
+        if key in keys:
+            root.skipped.add("another sound has the same key", f"{shard}#{name}")
+            used.add(name)
+            continue
+        keys.add(key)
+        row, label_file = _sample_row(key, texts, f"{uri}#{key}")
+        used |= {name, label_file}
+        split = str(row.get("split") or split_of_shard(shard))
+        offset = parse_offset(row.get("offset_seconds"), f"{uri}#{key}")
+        yield Clip(f"{shard}#{name}", f"{uri}#{name}", _row_labels(row), split, offset)
+    for name in members:
+        if name not in used:
+            root.skipped.add(_why_not_member(name, keys), f"{shard}#{name}")
 
 
-def _sample_row(parts: dict[str, str], texts: dict[str, bytes], where: str) -> dict[str, Any]:
+def _label_texts(root: Root, shard: str, members: dict[str, Member]) -> dict[str, bytes]:
+    with root.filesystem.open_input_file(f"{root.path}/{shard}") as file:
+        return {
+            name: file.read_at(member.size, member.start)
+            for name, member in members.items()
+            if name.lower().endswith(_LABEL_SUFFIXES) and member.size <= _LARGEST_LABEL_FILE
+        }
+
+
+def _is_hidden_member(name: str) -> bool:
+    return posixpath.basename(name).startswith(".")
+
+
+def _why_not_member(name: str, keys: set[str]) -> str:
+    if _is_hidden_member(name):
+        return "hidden: a name in its path begins with a dot"
+    suffix = posixpath.splitext(name)[1]
+    if name.lower().endswith(_LABEL_SUFFIXES):
+        known = posixpath.splitext(name)[0] in keys
+        return "another label file of its clip is read" if known else "no sound has its key"
+    return f"suffix {suffix or 'missing'} is not read"
+
+
+def _sample_row(key: str, texts: dict[str, bytes], where: str) -> tuple[dict[str, Any], str]:
+    """What a clip's label file says, and the name of that file; nothing and "" without one.
+
+    WebDataset's own keys end at the first dot (`a.left.wav` belongs to `a.json`): such a file is the second choice.
+    """
+    folder, base = posixpath.split(key)
+    for stem in dict.fromkeys((key, posixpath.join(folder, base.partition(".")[0]))):
+        for suffix in _LABEL_SUFFIXES:
+            name = next((n for n in (stem + suffix, stem + suffix.upper()) if n in texts), None)
+            if name is not None:
+                return _parsed(texts[name], suffix, where), name
+    return {}, ""
+
+
+def _parsed(text: bytes, suffix: str, where: str) -> dict[str, Any]:
     try:
-        if ".json" in parts:
-            row = json.loads(texts.get(parts[".json"], b"{}"))
+        if suffix == ".json":
+            row = json.loads(text)
             if not isinstance(row, dict):
                 raise ValueError("not an object")
             return row
-        for suffix in (".cls", ".txt"):
-            if suffix in parts:
-                return {"labels": texts.get(parts[suffix], b"").decode().strip().replace("\n", ";")}
-    except ValueError as error:  # malformed JSON and malformed UTF-8 alike
+        lines = text.decode().strip().replace("\n", ";")
+    except (ValueError, RecursionError) as error:  # malformed JSON and malformed UTF-8 alike
         raise ManifestError(f"{where}: its labels cannot be read ({error})") from error
-    return {}
+    return {"labels": class_labels(split_labels(lines), (), where) if suffix == ".cls" else split_labels(lines)}
 
 
 def _parquet_clips(root: Root, file: str) -> Iterator[Clip]:
-    uri = root.uri(file)
+    uri, path = root.uri(file), f"{root.path}/{file}"
     try:
-        with pq.ParquetFile(f"{root.path}/{file}", filesystem=root.filesystem) as parquet:
-            schema = parquet.schema_arrow
-            wanted = [n for n in ("labels", "label", "split", "offset_seconds") if n in schema.names]
-            rows = parquet.read(columns=wanted).to_pylist() if wanted else [{}] * parquet.metadata.num_rows
-    except (OSError, pa.ArrowException) as error:
+        with pq.ParquetFile(path, filesystem=root.filesystem) as parquet:
+            schema, count = parquet.schema_arrow, parquet.metadata.num_rows
+        wanted = [n for n in ("labels", "label", "split", "offset_seconds") if n in schema.names]
+        if count > MOST_ROWS:
+            raise ValueError(f"it claims {count} rows; at most {MOST_ROWS} are read")
+        table = read_parquet_columns(path, root.filesystem, wanted)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ManifestError(f"{uri}: cannot be read as Parquet ({error})") from error
     if AUDIO_COLUMN not in schema.names:
         raise ManifestError(f"{uri}: has no column `{AUDIO_COLUMN}`; it has {', '.join(schema.names)}")
     names = _class_names(schema, "labels" if "labels" in wanted else "label")
+    numbers = [n for n in ("labels", "label") if n in wanted and not _is_text(schema.field(n).type)]
+    rows = table.to_pylist() if wanted else [{}] * count
     for number, row in enumerate(rows):
-        split = str(row.get("split") or split_of(file))
-        offset = parse_offset(row.get("offset_seconds"), f"{uri}#{number}")
-        yield Clip(f"{file}#{number}", f"{uri}#{number}", _row_labels(row, names), split, offset)
+        where = f"{uri}#{number}"
+        value = row.get("labels") if row.get("labels") is not None else row.get("label")
+        labels = class_labels(value, names, where) if names or numbers else split_labels(value)
+        split = str(row.get("split") or split_of_shard(file))
+        yield Clip(f"{file}#{number}", where, labels, split, parse_offset(row.get("offset_seconds"), where))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str]:
@@ -234,9 +319,6 @@ def _class_names(schema: pa.Schema, column: str) -> list[str]:
         return []
 
 
-def _row_labels(row: dict[str, Any], names: list[str] | None = None) -> tuple[str, ...]:
+def _row_labels(row: dict[str, Any]) -> tuple[str, ...]:
     value = row.get("labels")
-    labels = split_labels(row.get("label") if value is None else value)
-    if not names:
-        return labels
-    return tuple(names[int(label)] if label.isdigit() and int(label) < len(names) else label for label in labels)
+    return split_labels(row.get("label") if value is None else value)

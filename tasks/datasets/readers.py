@@ -10,20 +10,18 @@ The formats audioset, fsd50k, shards, parquet and folder are read by `tasks.data
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from sepscene.augment.locations import exact_seconds
-from sepscene.tasks.datasets.manifest import (
-    SPLIT_NAMES,
-    Clip,
-    Manifest,
-    ManifestError,
-    Root,
-    make_manifest,
-    parse_offset,
-    split_labels,
-)
+from sepscene.tasks.datasets.labels import SPLIT_NAMES, ManifestError, parse_offset, split_labels
+from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, Clip, Manifest, manifest_of, read_from
 from sepscene.tasks.datasets.public import read_audioset, read_folder, read_fsd50k, read_parquet, read_shards
+from sepscene.tasks.datasets.root import Root
 
 __all__ = ["Manifest", "ManifestError", "read_manifest"]
 
@@ -31,12 +29,13 @@ TEST_SHARE = 0.2
 """Share of each class that becomes the test split where a directory tree names no splits."""
 
 
-def read_manifest(format: str, root: str) -> Manifest:
+def read_manifest(format: str, root: str, survey: bool = False) -> Manifest:
     """Read the manifest of a data set.
 
     Args:
         format: one of the layouts above, as `data.format` of an experiment names it.
         root: its folder or URI; for `table` the file itself, or a folder with manifest.csv or manifest.parquet.
+        survey: list all files below the root, also for the formats that need no list, to say what is left out.
 
     Raises:
         ManifestError: unknown format, no such root, missing column, a path that leaves the root, no clips, …
@@ -55,14 +54,14 @@ def read_manifest(format: str, root: str) -> Manifest:
     }
     if format not in readers:
         raise ManifestError(f"data.format {format!r} is unknown; choose from {', '.join(readers)}")
-    return readers[format](Root(root))
+    return readers[format](Root(root, survey))
 
 
 def _read_scenes(root: Root) -> Manifest:
     tables = [path for path in root.files(suffixes=[".csv"]) if "/" not in path]
     if not tables:
         raise ManifestError(f"{root.location}: holds no scenes; generate some with `sepscene scenes`")
-    return make_manifest((clip for path in tables for clip in _table_clips(root, path)), root.location)
+    return _from_tables(root, tables, root.location)
 
 
 def _read_table(root: Root) -> Manifest:
@@ -73,28 +72,54 @@ def _read_table(root: Root) -> Manifest:
         if not names:
             raise ManifestError(f"{root.location}: has no manifest.csv or manifest.parquet; name the table itself")
         name = names[0]
-    return make_manifest(_table_clips(root, name), f"{root.location}/{name}")
+    return _from_tables(root, [name], f"{root.location}/{name}")
 
 
-def _table_clips(root: Root, table: str) -> Iterator[Clip]:
-    """The clips of a declared table; several may lie in one recording, at different offsets."""
-    rows = root.table(table, ["uri", "labels", "split"])
-    offsets = [
-        parse_offset(row.get("offset_seconds"), f"{root.location}/{table} row {n}") for n, row in enumerate(rows, 2)
-    ]
-    for row, offset in zip(rows, offsets, strict=True):
-        name = root.relative(str(row["uri"]).strip())
-        clip_id = f"{name}@{exact_seconds(offset)}" if offset else name
-        yield Clip(clip_id, root.uri(name), split_labels(row["labels"]), str(row["split"]).strip(), offset)
+def _from_tables(root: Root, tables: list[str], source: str) -> Manifest:
+    clips = pa.concat_tables([_table_clips(root, table) for table in tables])
+    survey = root.left_out("no table names it") if root.survey else None
+    return replace(manifest_of(clips, source), survey=survey)
+
+
+def _table_clips(root: Root, name: str) -> pa.Table:
+    """The clips of a declared table; several may lie in one recording, at different offsets. Made column by column."""
+    table = root.table(name, ["uri", "labels", "split"], empty=["labels"])
+    where = f"{root.location}/{name}"
+    names, uris = root.uris(_texts(table["uri"]))
+    offsets = _offsets(table, where)
+    if any(offsets):
+        pairs = zip(names, offsets, strict=True)
+        names = [f"{name}@{exact_seconds(offset)}" if offset else name for name, offset in pairs]
+    return pa.table([names, uris, _labels(table["labels"]), _texts(table["split"]), offsets], schema=CLIP_COLUMNS)
+
+
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    return list(pc.utf8_trim_whitespace(column.cast(pa.string())).to_pylist())
+
+
+def _offsets(table: pa.Table, where: str) -> list[float]:
+    if "offset_seconds" not in table.column_names:
+        return [0.0] * len(table)
+    return [parse_offset(cell, f"{where} row {n}") for n, cell in enumerate(table["offset_seconds"].to_pylist(), 2)]
+
+
+def _labels(column: pa.ChunkedArray) -> pa.Array:
+    """The labels of every row; cells of text are taken apart once for each different text."""
+    if not pa.types.is_string(column.type):
+        return pa.array([split_labels(cell) for cell in column.to_pylist()], pa.list_(pa.string()))
+    coded = column.combine_chunks().dictionary_encode()
+    different = pa.array([split_labels(text) for text in coded.dictionary.to_pylist()] + [()], pa.list_(pa.string()))
+    return different.take(pc.fill_null(coded.indices, len(different) - 1))
 
 
 def _read_esc50(root: Root) -> Manifest:
-    rows = root.table("meta/esc50.csv", ["filename", "fold", "category"])
-    clips = (
-        Clip(row["filename"], root.uri(f"audio/{row['filename']}"), (row["category"],), str(row["fold"]))
-        for row in rows
-    )
-    return make_manifest(clips, f"{root.location}/meta/esc50.csv")
+    rows = root.rows("meta/esc50.csv", ["filename", "fold", "category"])
+    _, uris = root.uris([f"audio/{row['filename']}" for row in rows])
+    clips = [
+        Clip(row["filename"], uri, split_labels(row["category"]), str(row["fold"]))
+        for row, uri in zip(rows, uris, strict=True)
+    ]
+    return read_from(root, clips)
 
 
 def _read_urbansound8k(root: Root) -> Manifest:
@@ -108,21 +133,44 @@ def _read_urbansound8k(root: Root) -> Manifest:
 
 def _read_directory(root: Root) -> Manifest:
     paths = root.files()
-    with_splits = bool(paths) and all(path.split("/")[0].lower() in SPLIT_NAMES for path in paths)
+    tops = {path.split("/")[0] for path in paths if "/" in path}
+    splits = {top for top in tops if top.lower() in SPLIT_NAMES}
+    if len(splits) > 1 and tops != splits:
+        raise ManifestError(
+            f"{root.location}: folders {', '.join(sorted(splits))} are splits, but {', '.join(sorted(tops - splits))} "
+            "beside them are not: move them away, or name the clips in a table"
+        )
+    with_splits = bool(splits) and tops == splits
+    used = [path for path in paths if "/" in path] if with_splits else paths
+    _, uris = root.uris(used)
     clips = []
-    for path in paths:
+    for path, uri in zip(used, uris, strict=True):
         parts = path.split("/")
         folders = parts[1:-1] if with_splits else parts[:-1]
-        clips.append(Clip(path, root.uri(path), tuple(folders[:1]), parts[0] if with_splits else ""))
-    return make_manifest(clips if with_splits else _with_drawn_splits(clips), root.location)
+        clips.append(Clip(path, uri, tuple(folders[:1]), parts[0] if with_splits else ""))
+    notes = _one_class(clips, depth=2 if with_splits else 1)
+    beside = "it lies beside the folders of the splits"
+    return read_from(root, clips if with_splits else _with_drawn_splits(clips), beside, notes=notes)
+
+
+def _one_class(clips: list[Clip], depth: int) -> list[str]:
+    """A warning where all clips are of one class, which says nothing about an encoder."""
+    classes = {label for clip in clips for label in clip.labels}
+    if len(classes) != 1:
+        return []
+    below = {clip.clip_id.split("/")[depth] for clip in clips if clip.clip_id.count("/") > depth}
+    hint = f": it holds folders of its own ({', '.join(sorted(below)[:3])}); is the root one level too high?"
+    return [f"there is one class, {min(classes)!r}" + (hint if below else ": nothing can be told apart")]
 
 
 def _with_drawn_splits(clips: list[Clip]) -> Iterator[Clip]:
     """The clips with a split: of each class the fifth whose hashed names come first is for testing."""
     order = sorted(clips, key=lambda clip: hashlib.sha256(clip.clip_id.encode()).digest())
+    by_labels: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for clip in order:
+        by_labels[clip.labels].append(clip.clip_id)
     test: set[str] = set()
-    for labels in {clip.labels for clip in clips}:
-        names = [clip.clip_id for clip in order if clip.labels == labels]
+    for names in by_labels.values():
         test.update(names[: max(round(TEST_SHARE * len(names)), int(len(names) > 1))])
     for clip in clips:
-        yield Clip(clip.clip_id, clip.uri, clip.labels, "test" if clip.clip_id in test else "train")
+        yield replace(clip, split="test" if clip.clip_id in test else "train")

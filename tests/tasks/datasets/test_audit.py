@@ -44,6 +44,38 @@ def found(root: Path, threads: int = 2) -> Audit:
     return audit(read_manifest("table", str(root)), threads)
 
 
+def test_how_recordings_sound(tmp_path: Path) -> None:
+    tone = 0.3 * np.sin(np.arange(16_000) / 10)
+    sounds = {
+        "antiphase": np.stack([tone, -tone], 1),
+        "dead_channel": np.stack([tone, 0 * tone], 1),
+        "silence": 0 * tone,
+        "whisper": 1e-4 * tone,
+        "hot": 5 * tone,
+        "clipped": np.clip(5 * tone, -1, 1),
+        "offset": tone + 0.2,
+        "blip": tone[:160],
+        "long": np.tile(tone, 30),
+        "good": tone,
+        "int16": 32767 * tone,
+    }
+    for name, wave in sounds.items():
+        soundfile.write(tmp_path / f"{name}.wav", wave, 16_000, subtype="FLOAT")
+    result = audit(read_manifest("directory", str(tmp_path)))
+    assert {what.split(",")[0]: names for what, _, names in result.sound} == {
+        "silent": ("silence.wav",),
+        "nearly silent": ("whisper.wav",),
+        "have channels that cancel each other in the mean": ("antiphase.wav",),
+        "have a silent channel": ("dead_channel.wav",),
+        "clipped": ("clipped.wav", "hot.wav"),
+        "go beyond full scale and are limited to it": ("hot.wav",),
+        "have a constant offset (DC) of more than 0.05": ("offset.wav",),
+        "shorter than 0.1 s": ("blip.wav",),
+        "longer than 6 h": ("long.wav",),
+    }
+    assert [name for name, _ in result.corrupt] == ["int16.wav"] and "1 silent, every sample is 0" in result.text()
+
+
 def test_findings(root: Path) -> None:
     done: list[int] = []
     result = audit(read_manifest("table", str(root)), 2, done.append)

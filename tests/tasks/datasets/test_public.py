@@ -172,12 +172,13 @@ class TestShards:
         manifest = read_manifest("shards", str(tmp_path))
         assert rows(manifest) == [
             ("test/000.tar#d.wav", ["dog", "owl"], "test"),
+            ("test/000.tar#e.v2.wav", [], "test"),
             ("train-000000.tar#a/0001.wav", ["dog", "cat"], "train"),
             ("train-000000.tar#b.flac", ["owl"], "val"),
             ("train-000000.tar#c.mp3", ["3"], "train"),
         ]
         clips = manifest.clips.to_pylist()
-        for clip, samples in zip(clips, (6_400, 1_600, 2_400, 4_800), strict=True):
+        for clip, samples in zip(clips, (6_400, 8_000, 1_600, 2_400, 4_800), strict=True):
             read = read_clip(clip["uri"], AudioFormat(clip_seconds=1), clip["offset_seconds"])
             assert np.flatnonzero(read)[-1] == samples - 1
 

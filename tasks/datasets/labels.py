@@ -1,0 +1,89 @@
+"""What a cell of a table, an archive or a Parquet file says of a clip: its labels, where it begins, its split.
+
+"No label" has one meaning: an empty list. An empty cell, null, NaN and the −1 of class numbers all say it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from sepscene.models.config import SepsceneError
+
+SPLIT_NAMES = (
+    *("train", "training", "val", "valid", "validation", "dev"),
+    *("test", "testing", "eval", "evaluation"),
+)
+"""Names of folders and shard prefixes that are understood as splits."""
+
+
+class ManifestError(SepsceneError):
+    """A data set that cannot be used as it is; the message names the file, the fault and the remedy."""
+
+
+def split_labels(value: Any, separator: str = ";") -> tuple[str, ...]:
+    """Labels from a cell: a list, or text with separators; blanks, nulls and NaN fall away, repetitions too."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    if not isinstance(value, list | tuple) and isinstance(value, str):
+        parts = value.split(separator)
+    texts = [str(part).strip() for part in parts if not _is_nothing(part)]
+    return tuple(dict.fromkeys(text for text in texts if text))
+
+
+def class_labels(value: Any, names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Labels from class numbers, which `names` names; −1 is no label, as of Hugging Face's ClassLabel.
+
+    Raises:
+        ManifestError: a number without a name.
+    """
+    labels: list[str] = []
+    for part in value if isinstance(value, list | tuple) else [value]:
+        number = _class_number(part)
+        if number is None:
+            labels += split_labels(part)
+        elif number >= len(names) and names:
+            raise ManifestError(f"{where}: label {number} has no name; the schema names {len(names)} classes")
+        elif number >= 0:
+            labels.append(names[number] if names else str(number))
+    return tuple(dict.fromkeys(labels))
+
+
+def _class_number(part: Any) -> int | None:
+    """An integer, also one that pandas has made a float beside missing ones; None for anything else."""
+    if isinstance(part, bool) or _is_nothing(part):
+        return None
+    if isinstance(part, float):
+        return int(part) if part.is_integer() else None
+    if isinstance(part, str):
+        digits = part.strip().removeprefix("-")
+        return int(part) if digits.isascii() and digits.isdigit() else None
+    return part if isinstance(part, int) else None
+
+
+def _is_nothing(part: Any) -> bool:
+    return part is None or (isinstance(part, float) and math.isnan(part))
+
+
+def parse_offset(value: Any, where: str) -> float:
+    """An offset in seconds from a cell; an empty one is 0.
+
+    Raises:
+        ManifestError: not a number, negative, NaN or infinite.
+    """
+    try:
+        seconds = float(value or 0)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ManifestError(f"{where}: offset_seconds is {value!r}; give seconds from 0")
+    return seconds
+
+
+def split_of_folder(relative: str) -> str | None:
+    """The first folder of a path that has the name of a split."""
+    return next((part for part in relative.split("/")[:-1] if part.lower() in SPLIT_NAMES), None)
+
+
+def split_of_shard(relative: str) -> str:
+    """The split of a shard: a folder named so, or a file name that begins so (`train-000.tar`); else "train"."""
+    begin = relative.rsplit("/", 1)[-1].split(".")[0].split("-")[0].split("_")[0]
+    return split_of_folder(relative) or (begin if begin.lower() in SPLIT_NAMES else "train")

@@ -1,0 +1,384 @@
+"""The root of a data set: a folder here, or on any filesystem that pyarrow reaches, its files and its tables.
+
+Nothing that is named inside a data set may lie outside of its root.
+"""
+
+import csv
+import io
+import json
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from sepscene.augment.locations import MOST_BYTES, MOST_ROWS, filesystem_of, leaves_root, local_path, split_member
+from sepscene.tasks.datasets.labels import ManifestError
+from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Survey
+
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+    *(".aiff", ".aif", ".au", ".caf", ".w64", ".rf64"),
+)
+"""Files with these are taken for sound, by the readers and by `sepscene embed`."""
+_PLAIN = re.compile(r"^(?!/|[A-Za-z]:)(?:(?!\.\.|://)[^\\#\0])+$")
+"""A name below the root without anything that needs a closer look."""
+_RAGGED = "\0ragged"
+
+
+class Root:
+    """The folder of a data set, local or remote."""
+
+    def __init__(self, location: str, survey: bool = False) -> None:
+        """`survey` lists all files even where the format does not need it, to say which are left out.
+
+        Raises ManifestError where there is no such folder, or its filesystem cannot be reached.
+        """
+        self.survey, self.skipped, self.members_seen = survey, LeftOut(), 0
+        self.named: set[str] = set()
+        local = local_path(location)
+        self.is_local = local is not None
+        bare, mark, query = (location, "", "") if local is not None else location.partition("?")
+        self._query = mark + query  # of a remote filesystem, e.g. ?region=eu-west-1
+        self.location = bare.rstrip("/") if local is None else os.path.abspath(local)
+        try:
+            self.filesystem, self.path = filesystem_of(self.location + self._query)
+            info = self.filesystem.get_file_info(self.path)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise ManifestError(f"{location}: cannot be reached ({error})") from error
+        if info.type == pyarrow.fs.FileType.NotFound:
+            raise ManifestError(f"{location}: no such folder; set data.root to where the data lies")
+        self.is_file = info.type == pyarrow.fs.FileType.File
+        self._named = ""  # the file that the user named as root: it may be a link to anywhere
+        self._real_folders: dict[str, str] = {}
+        self._links: dict[str, set[str]] = {}  # folder -> names of the symbolic links in it
+        self.tables_read: set[str] = set()
+
+    def relative(self, name: str) -> str:
+        """What a data set names, relative to the root.
+
+        Raises:
+            ManifestError: the name leads outside of the root.
+        """
+        relative = name.removeprefix(f"{self.location}/")
+        archive, member = split_member(relative)
+        if not relative or "://" in relative or leaves_root(archive) or leaves_root(member or ""):
+            raise ManifestError(f"{self.location}: {name!r} leaves the data set's root; name files relative to it")
+        return relative
+
+    def uri(self, name: str) -> str:
+        """The URI of what a data set names.
+
+        Raises:
+            ManifestError: as `relative`, or a symbolic link leads outside of the root.
+        """
+        relative = self.relative(name)
+        archive, member = split_member(relative)
+        self.named.add(archive)
+        if self.is_local:
+            if archive != self._named and not self._holds_in_truth(f"{self.location}/{archive}"):
+                raise ManifestError(
+                    f"{self.location}: {name!r} leads out of the data set's root by a symbolic link; put the file "
+                    "itself there, or set data.root to a folder that holds the link and the file"
+                )
+            return f"{self.location}/{relative}"
+        return f"{self.location}/{quote(archive)}{self._query}" + ("" if member is None else f"#{member}")
+
+    def uris(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The relative names and the URIs of many names; as `relative` and `uri`, each folder looked at once.
+
+        Raises:
+            ManifestError: as `uri`.
+        """
+        if not self.is_local:
+            return [self.relative(name) for name in names], [self.uri(name) for name in names]
+        relatives, uris, prefix = [], [], f"{self.location}/"
+        safe: dict[str, set[str]] = {}  # folder below the root -> the links in it
+        for name in names:
+            folder, _, base = name.rpartition("/")
+            if folder in safe and base not in safe[folder] and _PLAIN.match(name):
+                self.named.add(name)
+                relatives.append(name)
+                uris.append(prefix + name)
+                continue
+            relatives.append(self.relative(name))
+            uris.append(self.uri(name))
+            if relatives[-1] == name and "#" not in name:
+                safe[folder] = self._links[os.path.dirname(prefix + name)]
+        return relatives, uris
+
+    def _holds_in_truth(self, path: str) -> bool:
+        """Whether a local path lies below the root once all links are followed."""
+        folder, name = os.path.split(path)
+        for known in (self.location, folder):  # one look a folder, not one a clip
+            if known not in self._real_folders:
+                self._real_folders[known] = os.path.realpath(known)
+        if folder not in self._links:
+            self._links[folder] = _links_in(folder)
+        real = os.path.realpath(path) if name in self._links[folder] else self._real_folders[folder]
+        root = self._real_folders[self.location].rstrip("/")
+        return real == root or real.startswith(f"{root}/")
+
+    def folder(self) -> tuple["Root", str]:
+        """The folder and the name of a root that is a file."""
+        folder, name = posixpath.split(self.location)
+        root = Root(folder + self._query)
+        root._named = name
+        return root, name
+
+    def files(self, under: str = "", suffixes: Iterable[str] = AUDIO_SUFFIXES) -> list[str]:
+        """Paths below the root, sorted, of the files with one of the suffixes, without hidden ones."""
+        wanted, prefix = tuple(suffixes), f"{under}/" if under else ""
+        return [
+            name
+            for name in self.everything
+            if name.startswith(prefix) and name.lower().endswith(wanted) and not is_hidden(name)
+        ]
+
+    @cached_property
+    def everything(self) -> list[str]:
+        """Paths of all files below the root, sorted; looked up once.
+
+        Raises:
+            ManifestError: the folder cannot be listed.
+        """
+        if self.is_local:
+            return sorted(self._walk())
+        selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True, recursive=True)
+        try:
+            infos = self.filesystem.get_file_info(selector)
+        except (OSError, pa.ArrowException) as error:
+            raise ManifestError(f"{self.location}: cannot be listed ({error})") from error
+        return sorted(
+            posixpath.relpath(info.path, self.path) for info in infos if info.type == pyarrow.fs.FileType.File
+        )
+
+    def _walk(self) -> Iterator[str]:
+        """Regular files of a local folder; a folder that links to one above it is not entered again."""
+        above, todo = (
+            len(self.location.rstrip("/")) + 1,
+            [(self.location, frozenset({os.path.realpath(self.location)}))],
+        )
+        while todo:
+            folder, parents = todo.pop()
+            try:
+                entries = list(os.scandir(folder))
+            except OSError as error:
+                raise ManifestError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
+            for entry in entries:
+                if entry.is_dir():
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                    if real not in parents:
+                        todo.append((entry.path, parents | {real} if entry.is_symlink() else parents))
+                elif entry.is_file():
+                    name = entry.path[above:]
+                    if name.isascii() or _is_utf8(name):
+                        yield name
+                    else:
+                        self.skipped.add(NOT_UTF8, name.encode("utf-8", "backslashreplace").decode())
+
+    def members(self, suffix: str) -> tuple["Root", list[str]]:
+        """The files with a suffix below the root; for a root that is such a file, its folder and it."""
+        if self.is_file:
+            folder, name = self.folder()
+            return folder, [name]
+        return self, self.files(suffixes=[suffix])
+
+    def holds(self, relative: str) -> bool:
+        """Whether there is a file of that name."""
+        info = self.filesystem.get_file_info(f"{self.path}/{relative}")
+        return info.type == pyarrow.fs.FileType.File
+
+    def text(self, relative: str) -> str:
+        """A text file below the root, UTF-8 with or without byte order mark.
+
+        Raises:
+            ManifestError: missing or not text.
+        """
+        name = f"{self.location}/{relative}"
+        self.tables_read.add(relative)
+        try:
+            with self.filesystem.open_input_stream(f"{self.path}/{relative}") as stream:
+                data = stream.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise ManifestError(f"{name}: has more than {MOST_BYTES} bytes; split it, or write it as Parquet")
+            return data.decode("utf-8-sig")
+        except FileNotFoundError:
+            raise ManifestError(f"{name}: no such file; is this the root of such a data set?") from None
+        except UnicodeDecodeError:
+            raise ManifestError(f"{name}: is not UTF-8 text") from None
+        except (OSError, pa.ArrowException) as error:
+            raise ManifestError(f"{name}: cannot be read ({error})") from error
+
+    def table(self, relative: str, needed: Sequence[str], empty: Sequence[str] = ()) -> pa.Table:
+        """A CSV or Parquet table; the cells of a CSV are text.
+
+        Args:
+            relative: its name below the root.
+            needed: columns that it must have, filled in every row.
+            empty: those of them in which a cell may be null.
+
+        Raises:
+            ManifestError: missing, malformed, or without one of the needed columns.
+        """
+        name, suffix = f"{self.location}/{relative}", posixpath.splitext(relative)[1].lower()
+        self.tables_read.add(relative)
+        try:
+            if suffix == ".parquet":
+                table = read_parquet_columns(f"{self.path}/{relative}", self.filesystem)
+            else:
+                table = _csv(self.text(relative))
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError, csv.Error, pa.ArrowException) as error:
+            raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
+        self._check_columns(name, [column for column in table.column_names if column != _RAGGED], needed)
+        if _RAGGED in table.column_names:
+            row = pc.index(table[_RAGGED], True).as_py()
+            if row >= 0:
+                raise ManifestError(f"{name}: row {row + 2} does not fill the columns {', '.join(needed)}")
+        for column in needed:
+            if column not in empty and table[column].null_count:
+                row = pc.index(pc.is_null(table[column]), True).as_py()
+                raise ManifestError(f"{name}: row {row + 2} does not fill the columns {', '.join(needed)}")
+        return table
+
+    def rows(self, relative: str, needed: Sequence[str], empty: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """The rows of a CSV, JSON-lines or Parquet table; arguments and errors as of `table`."""
+        if not relative.lower().endswith(".jsonl"):
+            return list(self.table(relative, needed, empty).to_pylist())
+        name = f"{self.location}/{relative}"
+        try:
+            rows = [json.loads(line) for line in self.text(relative).splitlines() if line.strip()]
+            there = sorted({str(key) for row in rows for key, _ in row.items()})
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
+        self._check_columns(name, there, needed)
+        for number, row in enumerate(rows, 2):
+            if any(row.get(column) is None for column in needed if column not in empty):
+                raise ManifestError(f"{name}: row {number} does not fill the columns {', '.join(needed)}")
+        return rows
+
+    @staticmethod
+    def _check_columns(name: str, there: Sequence[str], needed: Sequence[str]) -> None:
+        missing = [column for column in needed if column not in there]
+        if missing:
+            has = ", ".join(map(str, there)) or "nothing"
+            raise ManifestError(f"{name}: column {', '.join(missing)} is missing; the table has {has}")
+
+    def left_out(self, unused: str) -> Survey | None:
+        """Which files below the root are used, and why not the others; None where nobody has listed them.
+
+        Args:
+            unused: the reason of a sound file that no clip came from.
+        """
+        if not self.survey and "everything" not in self.__dict__:
+            return None
+        used = self.named | self.tables_read
+        for name in self.everything:
+            if name not in used:
+                self.skipped.add(_reason(name, unused), name)
+        members = self.members_seen + self.skipped.count(NOT_UTF8)
+        return Survey(len(self.everything) + members, self.skipped.entries())
+
+
+def _reason(name: str, unused: str) -> str:
+    if is_hidden(name):
+        return "hidden: a name in its path begins with a dot"
+    if name.lower().endswith(AUDIO_SUFFIXES):
+        return unused
+    base = name.rsplit("/", 1)[-1].lower()
+    packed = next((end for end in (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2") if base.endswith(end)), None)
+    if packed:
+        return f"{packed} is not read: unpack it to .tar"
+    return f"suffix {posixpath.splitext(base)[1] or 'missing'} is not read"
+
+
+def is_hidden(relative: str) -> bool:
+    """Whether a file, or a folder above it, has a name that begins with a dot."""
+    return relative.startswith(".") or "/." in relative
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _links_in(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_symlink()}
+    except OSError:
+        return set()  # what is not there is missing, which the audit says
+
+
+def read_parquet_columns(
+    path: str, filesystem: pyarrow.fs.FileSystem, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """A Parquet table whose size is checked before its values are made.
+
+    Repeated values take a few bytes in the file, whatever they become in memory: text stays a dictionary until its
+    length is known.
+
+    Raises:
+        ValueError: more than `MOST_ROWS` rows or `MOST_BYTES` of text.
+        OSError, pyarrow.ArrowException: not readable.
+    """
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        if file.metadata.num_rows > MOST_ROWS:
+            raise ValueError(f"it claims {file.metadata.num_rows} rows; at most {MOST_ROWS} are read")
+        leaves = [file.schema.column(n) for n in range(len(file.schema))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    with pq.ParquetFile(path, filesystem=filesystem, read_dictionary=texts) as file:
+        batches, size = [], 0
+        for batch in file.iter_batches(batch_size=65_536, columns=None if columns is None else list(columns)):
+            size += sum(_bytes_of(column) for column in batch.columns)
+            if size > MOST_BYTES:
+                raise ValueError(f"its values are more than {MOST_BYTES} bytes; split it")
+            batches.append(pa.record_batch([_plain(column) for column in batch.columns], names=batch.schema.names))
+        names = file.schema_arrow.names if columns is None else list(columns)
+    return pa.Table.from_batches(batches) if batches else pa.table({name: [] for name in names})
+
+
+def _bytes_of(column: pa.Array) -> int:
+    """Bytes of a column once its dictionaries are values."""
+    if pa.types.is_dictionary(column.type):
+        lengths = pc.fill_null(pc.binary_length(column.dictionary), 0)
+        return int(pc.sum(pc.take(lengths, column.indices)).as_py() or 0)
+    if pa.types.is_struct(column.type):
+        return sum(_bytes_of(column.field(n)) for n in range(column.type.num_fields))
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return _bytes_of(column.flatten())
+    return int(column.nbytes)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _csv(text: str) -> pa.Table:
+    """A CSV table of text; a row with too many or too few cells is marked in a column of its own."""
+    try:
+        return pyarrow.csv.read_csv(
+            io.BytesIO(text.encode()),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types={name: pa.string() for name in next(csv.reader(io.StringIO(text, newline="")), [])},
+                strings_can_be_null=False,
+            ),
+        )
+    except (pa.ArrowException, ValueError):  # the slow way says what is wrong, and where
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows = list(reader)
+        names = list(reader.fieldnames or ())
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in names}
+        columns[_RAGGED] = pa.array([None in row or None in row.values() for row in rows], pa.bool_())
+        return pa.table(columns) if names else pa.table({})

@@ -1,0 +1,58 @@
+"""What a reader has left out, by reason: files seen = files used + files skipped."""
+
+from dataclasses import dataclass, field
+
+NOT_UTF8 = "its name is not UTF-8: rename it"
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Files, or members of archives, that a reader has left out for one reason, with the names of the first few."""
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = ", …" if self.count > len(self.examples) else ""
+        return f"{self.count} ({self.reason}): {', '.join(self.examples)}{more}"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Attributes:
+    seen: files below the root, and members of the archives among them.
+    skipped: those that no clip came from, by reason; tables and archives that were read count as used.
+    """
+
+    seen: int
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def used(self) -> int:
+        """Files and members that were read."""
+        return self.seen - sum(entry.count for entry in self.skipped)
+
+
+@dataclass
+class LeftOut:
+    """Counts what is left out while a data set is read."""
+
+    _names: dict[str, list[str]] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, reason: str, name: str) -> None:
+        """One more file or member."""
+        self._counts[reason] = self._counts.get(reason, 0) + 1
+        if self._counts[reason] <= _EXAMPLES:
+            self._names.setdefault(reason, []).append(name)
+
+    def count(self, reason: str) -> int:
+        """How many were left out for this reason."""
+        return self._counts.get(reason, 0)
+
+    def entries(self) -> tuple[Skipped, ...]:
+        """All reasons, the most frequent first."""
+        found = [Skipped(reason, count, tuple(self._names[reason])) for reason, count in self._counts.items()]
+        return tuple(sorted(found, key=lambda entry: (-entry.count, entry.reason)))
