@@ -157,8 +157,10 @@ def open_recording(uri: str) -> Iterator[Decoder]:
         raise ClipError(uri, "headerless audio (.raw) is not read; convert it to WAV or FLAC") from error
     except MemoryError as error:
         raise ClipError(uri, "needs more memory than there is; split it") from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except OSError as error:
         raise ClipError(uri, f"cannot be read ({error})") from error
+    except (RuntimeError, ValueError) as error:
+        raise ClipError(uri, f"not decodable: {error}") from error
 
 
 def _check_header(file: soundfile.SoundFile, uri: str, size: int) -> None:

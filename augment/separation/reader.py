@@ -51,7 +51,8 @@ class ClipReader:
             the clip; empty on a fault), `content` (the clip's content hash, empty without a store), `fault` (empty, or
             why the clip can't be used), `channel_1`, `channel_2`, `stored` (the views are made), `damaged` (the store
             had them, but torn or altered), `sound_samples` (of the clip, before its padding), `read_bytes`
-            (of `sound`), `reading_seconds` (this row's share of the block), `read_at` (when the block was done, seconds of the day's clock).
+            (of `sound`), `reading_seconds` (this row's share of the block), `read_at` (when the block was done, seconds
+            of the day's clock).
         """
         begin, count = time.perf_counter(), len(columns["row"])
         block = columns | {

@@ -44,6 +44,7 @@ from sepscene.orchestration.training.separator_training import separator_steps, 
 from sepscene.orchestration.training.stream import schedule_of
 from sepscene.orchestration.training.throughput import balance_line, balance_of, bottleneck
 from sepscene.orchestration.training.validation import choose_probe
+from sepscene.tasks.datasets.first_look import first_look
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")
@@ -58,6 +59,7 @@ class Run:
     def __init__(self, folder: Path, experiment: Experiment, tracker: Tracker, console: Console) -> None:
         self.folder, self.experiment, self.tracker, self.console = folder, experiment, tracker, console
         self.inputs: dict[str, str] = {}
+        self._manifests: tuple[Manifest, Manifest] | None = None
         self.audit: str | None = None
         """Digest of the audit of the data set, when there is one in the storage."""
         self.family = experiment.name
@@ -213,7 +215,12 @@ class Run:
         path.write_text(json.dumps(timings, indent=2))
 
     def manifests(self) -> tuple[Manifest, Manifest]:
-        """The training and the test clips, the same ones for cross-validation; scenes are generated the first time."""
+        """The training and the test clips, the same ones for cross-validation; read, and scenes generated, once."""
+        if self._manifests is None:
+            self._manifests = self._read_manifests()
+        return self._manifests
+
+    def _read_manifests(self) -> tuple[Manifest, Manifest]:
         data = self.experiment.data
         if data.format == "scenes" and data.root is None:
             root = self.folder / "scenes"
@@ -229,6 +236,8 @@ class Run:
                 raise SepsceneError(f"data.{name}: no clip of {data.root or 'the scenes'} is in {', '.join(splits)}")
         if self.experiment.training.validation_every_steps:
             choose_probe(train, self.experiment.training.validation_clips)  # refuses clips that tell nothing, now
+        for line in (*manifest.remarks(), *first_look(train, self.experiment.audio)):
+            self.console.print(f"note          {line}", soft_wrap=True, markup=False, highlight=False)
         return train, test
 
     def _generate_scenes(self, root: Path) -> None:

@@ -17,8 +17,9 @@ import posixpath
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sepscene.tasks.datasets.manifest import ManifestError, Root
+from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.readers import read_manifest
+from sepscene.tasks.datasets.root import Root
 
 FOLDED = ("esc50", "urbansound8k")
 """Formats whose splits are folds of a cross-validation."""

@@ -123,12 +123,13 @@ def _read_esc50(root: Root) -> Manifest:
 
 
 def _read_urbansound8k(root: Root) -> Manifest:
-    table = "metadata/UrbanSound8K.csv"
-    clips = []
-    for row in root.table(table, ["slice_file_name", "fold", "class"]):
-        path = f"audio/fold{row['fold']}/{row['slice_file_name']}"
-        clips.append(Clip(path, root.uri(path), (row["class"],), str(row["fold"])))
-    return make_manifest(clips, f"{root.location}/{table}")
+    rows = root.rows("metadata/UrbanSound8K.csv", ["slice_file_name", "fold", "class"])
+    names, uris = root.uris([f"audio/fold{row['fold']}/{row['slice_file_name']}" for row in rows])
+    clips = [
+        Clip(name, uri, split_labels(row["class"]), str(row["fold"]))
+        for name, uri, row in zip(names, uris, rows, strict=True)
+    ]
+    return read_from(root, clips)
 
 
 def _read_directory(root: Root) -> Manifest:

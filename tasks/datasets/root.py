@@ -8,7 +8,6 @@ import io
 import json
 import os
 import posixpath
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -29,8 +28,8 @@ AUDIO_SUFFIXES = (
     *(".aiff", ".aif", ".au", ".caf", ".w64", ".rf64"),
 )
 """Files with these are taken for sound, by the readers and by `sepscene embed`."""
-_PLAIN = re.compile(r"^(?!/|[A-Za-z]:)(?:(?!\.\.|://)[^\\#\0])+$")
-"""A name below the root without anything that needs a closer look."""
+_NOT_PLAIN = r"^$|^/|^[A-Za-z]:|\.\.|://|[\\#\x00]"
+"""A name that needs a closer look, in the dialect of pyarrow (RE2)."""
 _RAGGED = "\0ragged"
 
 
@@ -102,17 +101,18 @@ class Root:
             return [self.relative(name) for name in names], [self.uri(name) for name in names]
         relatives, uris, prefix = [], [], f"{self.location}/"
         safe: dict[str, set[str]] = {}  # folder below the root -> the links in it
-        for name in names:
+        odd_N = pc.match_substring_regex(pa.array(names, pa.string()), _NOT_PLAIN).to_pylist()
+        for name, odd in zip(names, odd_N, strict=True):
             folder, _, base = name.rpartition("/")
-            if folder in safe and base not in safe[folder] and _PLAIN.match(name):
-                self.named.add(name)
+            if odd or folder not in safe or base in safe[folder]:
+                relatives.append(self.relative(name))
+                uris.append(self.uri(name))
+                if not odd:
+                    safe[folder] = self._links[os.path.dirname(prefix + name)]
+            else:
                 relatives.append(name)
                 uris.append(prefix + name)
-                continue
-            relatives.append(self.relative(name))
-            uris.append(self.uri(name))
-            if relatives[-1] == name and "#" not in name:
-                safe[folder] = self._links[os.path.dirname(prefix + name)]
+        self.named.update(relatives)
         return relatives, uris
 
     def _holds_in_truth(self, path: str) -> bool:

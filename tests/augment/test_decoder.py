@@ -3,6 +3,7 @@
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -22,7 +23,7 @@ def noise(seconds: float, rate: int = RATE, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-0.3, 0.3, round(rate * seconds))
 
 
-def encoded(wave: np.ndarray, format: str, subtype: str | None = None, rate: int = RATE, **how: object) -> bytes:
+def encoded(wave: np.ndarray, format: str, subtype: str | None = None, rate: int = RATE, **how: Any) -> bytes:
     sink = io.BytesIO()
     with soundfile.SoundFile(
         sink, "w", rate, 1 if wave.ndim == 1 else wave.shape[1], subtype=subtype, format=format, **how
@@ -34,7 +35,7 @@ def encoded(wave: np.ndarray, format: str, subtype: str | None = None, rate: int
 
 def by_ffmpeg(data: bytes) -> np.ndarray:
     """The first channel, float (T,)."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         resampler = av.AudioResampler(format="fltp")
         parts = [part.to_ndarray()[0] for frame in container.decode(audio=0) for part in resampler.resample(frame)]
     return np.concatenate(parts)
@@ -62,7 +63,7 @@ def changing() -> np.ndarray:
     return wave
 
 
-def mp3(wave: np.ndarray, info: bool = True, **how: object) -> bytes:
+def mp3(wave: np.ndarray, info: bool = True, **how: Any) -> bytes:
     data = encoded(wave, "MP3", **how)
     first = frame_at(data, 0)
     assert first is not None
@@ -71,7 +72,7 @@ def mp3(wave: np.ndarray, info: bool = True, **how: object) -> bytes:
 
 PICTURE = b"ID3\x03\0\0\0\x02\0\0" + bytes(2 << 14)
 PCM = (32767 * noise(1.0)).astype("<i2").tobytes()
-VARIABLE = {"bitrate_mode": "VARIABLE", "compression_level": 0.3}
+VARIABLE: dict[str, Any] = {"bitrate_mode": "VARIABLE", "compression_level": 0.3}
 WHOLE = {
     "wav of ffmpeg in a pipe": wav(PCM, 0xFFFFFFFF, 0xFFFFFFFF),
     "wav of sox in a pipe": wav(PCM, 0x7FFFFFFF, 0x7FFFFFFF - 36),
