@@ -1,16 +1,19 @@
-"""How many operations the networks cost, from their configurations alone.
+"""How many operations the networks cost, from their configurations alone, by `torch.utils.flop_counter`.
 
-`torch.utils.flop_counter` counts them on the meta device, where nothing is computed. One multiplication with one
-addition counts as two operations (FLOPs). It counts convolutions and matrix products; norms, activations, Fourier
-transforms and mel filters it does not: under two percent of the arithmetic, though much of the memory traffic. Torch is
-imported where something is counted, since not everybody who asks for a plan's settings has to count.
+One multiplication with one addition counts as two operations (FLOPs). Convolutions and matrix products are counted, on
+the meta device, where nothing is computed; norms, activations, Fourier transforms and mel filters are not: under two
+percent of the arithmetic, though much of the memory traffic. Torch is imported only where something is counted; the
+first count takes a process two seconds of further imports.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from sepscene.models.settings import Cnn14Config, TDCNppConfig
 from sepscene.orchestration.config import Objective
+
+if TYPE_CHECKING:
+    from torch import nn
 
 BACKWARD = 2
 """The backward pass costs twice the forward: a gradient for the inputs and one for the weights."""
@@ -23,7 +26,8 @@ def separation_flops(config: TDCNppConfig, samples: int) -> int:
 
     from sepscene.models.separators.tdcnpp import TDCNpp
 
-    return _counted(lambda: TDCNpp(config)(torch.empty(1, samples)))
+    with torch.device("meta"):
+        return _counted(TDCNpp(config), (1, samples))
 
 
 @lru_cache
@@ -33,37 +37,31 @@ def encoder_flops(config: Cnn14Config, frames: int) -> int:
 
     from sepscene.models.encoders.cnn14 import Cnn14
 
-    return _counted(lambda: Cnn14(config)(torch.empty(1, frames, config.mel_bands)))
+    with torch.device("meta"):
+        return _counted(Cnn14(config), (1, frames, config.mel_bands))
 
 
-@lru_cache
 def step_flops(config: Cnn14Config, objective: Objective, frames: int, global_batch: int) -> int:
     """Operations of a step over the global batch: encoder, heads and all pairs, forward and backward."""
-    import torch
-    from torch import nn
-
-    from sepscene.models.encoders.heads import SimilarityHead
-
     views, dim, hidden = 2 * global_batch, config.embedding_dim, objective.head_hidden
-
-    def similarity() -> None:
-        SimilarityHead(dim, hidden, objective.projection_dim)(torch.empty(views, dim))
-        z_VZ = torch.empty(views, objective.projection_dim)
-        z_VZ @ z_VZ.T  # every view with every other
-
-    def coincidence() -> None:
-        nn.Linear(dim, hidden)(torch.empty(views, dim))  # its first layer splits into a part for each view
-        nn.Linear(hidden, 1)(torch.empty(global_batch, global_batch, hidden))
-
-    forward = views * encoder_flops(config, frames) + _counted(similarity)
-    return (1 + BACKWARD) * (forward + (_counted(coincidence) if objective.alpha > 0 else 0))
+    projection = objective.projection_dim
+    forward = views * encoder_flops(config, frames)
+    forward += _product(views, dim, hidden) + _product(views, hidden, projection)
+    forward += _product(views, projection, views)  # all cosines
+    if objective.alpha > 0:  # the head's first layer splits into a part for each view, its second sees all pairs
+        forward += _product(views, dim, hidden) + _product(global_batch**2, hidden, 1)
+    return (1 + BACKWARD) * forward
 
 
-def _counted(compute: Callable[[], object]) -> int:
-    """Operations of what is computed inside, on tensors without contents."""
+def _counted(network: "nn.Module", shape: tuple[int, ...]) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        compute()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.empty(shape))
     return counter.get_total_flops()
+
+
+def _product(rows: int, inner: int, columns: int) -> int:
+    """Operations of a matrix product."""
+    return 2 * rows * inner * columns

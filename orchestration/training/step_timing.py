@@ -6,6 +6,7 @@ reaches, not of what is printed on its box; a repeated forward pass (`training.m
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -25,11 +26,19 @@ class StepTiming(Hook):
     def __init__(self, experiment: Experiment, device: torch.device, workers: int) -> None:
         frames = experiment.front_end.frames(patch_samples(experiment.views, experiment.audio.sample_rate))
         training = experiment.training
-        step = step_flops(experiment.encoder, experiment.objective, frames, training.global_batch)
-        self.flops = step / workers
+        sizes = (experiment.encoder, experiment.objective, frames, training.global_batch)
+        counting = ThreadPoolExecutor(1, thread_name_prefix="count-operations")
+        self._flops = counting.submit(step_flops, *sizes)  # seconds of imports, which the first batch takes as well
+        counting.shutdown(wait=False)
+        self.workers = workers
         self.ceiling = matmul_rate(
             device, torch.bfloat16 if training_precision(experiment) == "bfloat16" else torch.float32
         )
+
+    @property
+    def flops(self) -> float:
+        """Operations of this worker's part of a step."""
+        return self._flops.result() / self.workers
 
     def after_step(self, step: Step) -> None:
         """Add the figures of a step: pairs of the global batch per second, share of its time spent waiting, and MFU."""

@@ -120,18 +120,12 @@ def _title(process: psutil.Process) -> list[str]:
 
 def long_enough(nano: Experiment, every: int = 5, epochs: int = 30) -> Experiment:
     """An experiment that can be hit in the middle: 45 steps, a checkpoint every 5."""
-    training = nano.training.model_copy(update={"epochs": epochs, "checkpoint_every_steps": every})
-    return nano.model_copy(update={"training": training})
+    return nano.changed({"training.epochs": epochs, "training.checkpoint_every_steps": every})
 
 
 def as_command(experiment: Experiment, ladder: dict[str, str], scenes: Path, folder: Path, run_id: str) -> list[str]:
     """The command line that runs the experiment on written scenes: `sepscene pretrain …` under FOLDER/runs."""
-    whole = experiment.model_copy(
-        update={
-            "data": experiment.data.model_copy(update={"root": str(scenes)}),
-            "separator": experiment.separator.model_copy(update={"checkpoints": ladder}),
-        }
-    )
+    whole = experiment.changed({"data.root": str(scenes), "separator.checkpoints": ladder})
     whole.save(folder / "experiment.yaml")
     options = ["--storage", str(folder / "runs"), "--run-id", run_id, "--no-evaluate"]
     return [sys.executable, "-m", "sepscene", "pretrain", str(folder / "experiment.yaml"), *options]

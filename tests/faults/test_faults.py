@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     tmp_path: Path,
     damage: Callable[[Path], None],
 ) -> None:
-    short = experiment.model_copy(update={"training": experiment.training.model_copy(update={"epochs": 10})})
+    short = experiment.changed({"training.epochs": 10})
     newest = run(short, train_clips, ladder, tmp_path)
     final = read_checkpoint(newest)
     damage(newest)
@@ -160,18 +160,32 @@ def test_corrupt_clips_are_quarantined_and_named(
 ) -> None:
     uris = train_clips.clips["uri"].to_pylist()[:8]
     originals = {uri: Path(uri).read_bytes() for uri in uris}
-    short = experiment.model_copy(
-        update={"training": experiment.training.model_copy(update={"epochs": 2, "quarantine_share": 0.4})}
-    )
+    short = experiment.changed({"training.epochs": 2, "training.quarantine_share": 0.4})
     try:
         break_clips(uris)
         ledger = read_ledger(run(short, train_clips, ladder, tmp_path / "some"))
         assert ledger.intervals == [(0, ledger.rows)] and set(ledger.quarantined) == set(uris)
         assert all(ledger.quarantined.values())
-        strict = short.model_copy(update={"training": short.training.model_copy(update={"quarantine_share": 0.0})})
+        assert ledger.untrained == 8 * 2 and ledger.unread == []  # eight clips, two epochs
         with pytest.raises(SepsceneError, match="of 24 clips cannot be used"):
-            run(strict, train_clips, ladder, tmp_path / "strict")
+            run(short.changed({"training.quarantine_share": 0.0}), train_clips, ladder, tmp_path / "strict")
     finally:
         shutil.rmtree(uris[7])
         for uri, content in originals.items():
             Path(uri).write_bytes(content)
+
+
+def test_data_that_goes_away_for_good_ends_the_run_with_one_sentence(
+    experiment: Experiment, train_clips: Manifest, ladder: dict[str, str], tmp_path: Path
+) -> None:
+    """And once it is back, the run goes on and learns from every row."""
+    folder = Path(train_clips.clips["uri"][0].as_py()).parent
+    away = folder.with_name("away")
+    folder.rename(away)
+    try:
+        with pytest.raises(SepsceneError, match=r"no clip of 2 whole batches in a row can be used; the first: .*\.wav"):
+            run(experiment, train_clips, ladder, tmp_path)
+    finally:
+        away.rename(folder)
+    ledger = read_ledger(run(experiment, train_clips, ladder, tmp_path))
+    assert ledger.intervals == [(0, ledger.rows)] and ledger.untrained == 0 and not ledger.quarantined

@@ -9,6 +9,7 @@ import pytest
 
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_ledger
+from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.tasks.datasets.readers import Manifest
 from tests.faults.faults import (
@@ -31,6 +32,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixture
     ("number", "every", "code"),
     [
         (signal.SIGKILL, 5, -signal.SIGKILL),
+        (signal.SIGHUP, 1000, 128 + signal.SIGHUP),
+        pytest.param(signal.SIGINT, 1000, 128 + signal.SIGINT, marks=pytest.mark.faults_long),
         pytest.param(signal.SIGTERM, 1000, 128 + signal.SIGTERM, marks=pytest.mark.faults_long),
     ],
 )
@@ -44,7 +47,10 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
     every: int,
     code: int,
 ) -> None:
-    """With SIGTERM there is no checkpoint but the one that it asks for."""
+    """With a signal that can be heard there is no checkpoint but the one that it leads to, and a word on how to go on.
+
+    Ray Train's own notes of the earlier command, torn here as a kill may tear them, do not matter.
+    """
     configure_data(ordered=True)
     command = as_command(long_enough(nano, every), ladder, scenes_dir, tmp_path, "hit")
     run_dir, log = tmp_path / "runs" / "hit", tmp_path / "log"
@@ -71,6 +77,9 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
                 orphan.kill()
     made = newest_sound(run_dir / "checkpoints" / STAGE)
     assert made is not None and 0 < read_ledger(made).consumed < read_ledger(made).rows
+    if number != signal.SIGKILL:
+        assert "the checkpoint is saved; go on with --resume" in log.read_text()
+    StageFolder(run_dir, STAGE).ray_snapshot.write_text('{"ckpt')
     before, again = steps_done(run_dir), time.time()
     finish(start([*command, "--resume"], log), log)
     assert before < 45

@@ -35,7 +35,7 @@ def suffer(experiment: Experiment, fault: str, scenes: Path, ladder: dict[str, s
 
 def with_resources(experiment: Experiment, **changes: Any) -> Experiment:
     """The experiment with other resources."""
-    return experiment.model_copy(update={"resources": experiment.resources.model_copy(update=changes)})
+    return experiment.changed({f"resources.{name}": value for name, value in changes.items()})
 
 
 def test_the_separators_node_dies(
