@@ -6,6 +6,7 @@ The same for the separator and for pre-training: storage, retries, metrics.
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.allocator import kept_memory
 from sepscene.orchestration.runtime.ray_compat import configure_data, trainer_class
 from sepscene.orchestration.runtime.signals import checkpoint_on_signal
+from sepscene.orchestration.runtime.watchdog import Watchdog
 
 MAX_FAILURES = 8
 """Worker groups that may fail before the stage gives up."""
@@ -39,7 +41,7 @@ MAX_CONTROLLERS = 4
 """Train controllers that may die; Ray itself never starts a second one."""
 
 LOOK_SECONDS = 0.5
-"""How often the driver wakes up while a stage runs, to hear signals."""
+"""How often the driver wakes up while a stage runs, to hear signals and to see what stands still."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,13 @@ class Stage:
             except BaseException as error:
                 raised.append(error)
 
+        watchdog = Watchdog(self._metrics, self._note)
         thread = threading.Thread(target=fit, name=f"fit-{self.folder.name}", daemon=True)
         with checkpoint_on_signal(self.folder):
             thread.start()
             while thread.is_alive():
                 thread.join(LOOK_SECONDS)
+                watchdog.look()
         if not raised:
             return True
         error = raised[0]
@@ -191,7 +195,8 @@ class Stage:
         return self.stream(read_ledger(chosen).try_again())
 
     def _note(self, event: str) -> None:
-        append_metrics(self._metrics, self.folder.name, [{"event": event}])
+        with suppress(OSError):  # on a full disk, the end of the stage says more
+            append_metrics(self._metrics, self.folder.name, [{"event": event}])
 
 
 def _scaling(resources: Resources) -> ray.train.ScalingConfig:

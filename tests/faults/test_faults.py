@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import is_sound, newest_sound, read_checkpoint, read_ledger
+from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.runtime import watchdog
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import Manifest
@@ -189,3 +192,25 @@ def test_data_that_goes_away_for_good_ends_the_run_with_one_sentence(
         away.rename(folder)
     ledger = read_ledger(run(experiment, train_clips, ladder, tmp_path))
     assert ledger.intervals == [(0, ledger.rows)] and ledger.untrained == 0 and not ledger.quarantined
+
+
+@pytest.mark.faults_long  # CI: tests/orchestration/runtime/test_watchdog.py
+@pytest.mark.parametrize("victim", ["SeparationService", "RayTrainWorker", "TrainController"])
+def test_a_stopped_process_is_named_and_restarted(
+    experiment: Experiment,
+    train_clips: Manifest,
+    ladder: dict[str, str],
+    unfaulted: dict[int, float],
+    tmp_path: Path,
+    victim: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, seconds in (("EVERY_SECONDS", 1.0), ("SILENT_SECONDS", 3.0), ("RESTART_SECONDS", 8.0)):
+        monkeypatch.setattr(watchdog, name, seconds)
+    strike = after(10, tmp_path, kill(victim, signal.SIGSTOP))
+    run(experiment, train_clips, ladder, tmp_path)
+    assert strike.fell
+    said = [str(record["event"]) for record in read_metrics(tmp_path) if "event" in record]
+    assert any(victim in event and "has been stopped" in event for event in said), said
+    note(f"SIGSTOP of {victim}", "is named, then restarted", tmp_path, strike.times)
+    assert losses(tmp_path) == unfaulted

@@ -1,0 +1,99 @@
+"""Which process stands still, while a stage of training runs: it is named within a minute and restarted later.
+
+A process that is killed is noticed by Ray. One that is stopped (SIGSTOP, a debugger, a machine that is suspended in
+part) is not: the run waits without a word. The driver looks at the processes of the Ray that it started itself, and at
+how long ago the last step was reported. Of a cluster's processes it only knows the latter.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+EVERY_SECONDS = 5.0
+"""Between two looks."""
+
+SILENT_SECONDS = 30.0
+"""A process that was stopped for so long is named."""
+
+RESTART_SECONDS = 300.0
+"""A process that was stopped for so long is killed, so that Ray starts another in its place."""
+
+QUIET_SECONDS = 60.0
+"""So long without a step, and three times longer than ever before, is worth a word."""
+
+
+class Watchdog:
+    """Looks at the processes of this machine's Ray and at the metrics file. Call `look` often."""
+
+    def __init__(self, metrics: Path, report: Callable[[str], None]) -> None:
+        """Args:
+        metrics: file that grows with every report of steps.
+        report: takes what is to be said.
+        """
+        self.metrics, self.report = metrics, report
+        self.looked = 0.0
+        self.stopped: dict[psutil.Process, float] = {}  # since when
+        self.named: set[psutil.Process] = set()
+        self.size, self.grew, self.longest = self._size(), time.monotonic(), 0.0
+        self.steps_seen = self.quiet = False
+
+    def look(self) -> None:
+        """Name what stands still, and kill what has done so for too long."""
+        now = time.monotonic()
+        if now - self.looked < EVERY_SECONDS:
+            return
+        self.looked = now
+        self._look_at_processes(now)
+        self._look_at_steps(now)
+
+    def _look_at_processes(self, now: float) -> None:
+        found = [each for each in psutil.Process().children(recursive=True) if _is_stopped(each)]
+        self.stopped = {each: self.stopped.get(each, now) for each in found}
+        self.named &= set(found)
+        for process, since in self.stopped.items():
+            seconds = now - since
+            if seconds >= RESTART_SECONDS:
+                self.report(f"{_name(process)} was stopped for {seconds:.0f} s: it is killed, and Ray starts another")
+                with suppress(psutil.Error):
+                    process.kill()
+            elif seconds >= SILENT_SECONDS and process not in self.named:
+                self.named.add(process)
+                self.report(
+                    f"{_name(process)} has been stopped for {seconds:.0f} s; `kill -CONT {process.pid}` lets"
+                    f" it go on, else it is restarted after {RESTART_SECONDS:.0f} s"
+                )
+
+    def _look_at_steps(self, now: float) -> None:
+        size, waited = self._size(), now - self.grew
+        if size != self.size:
+            self.longest = max(self.longest, waited) if self.steps_seen else 0.0  # the first wait is the start's
+            self.size, self.grew, self.steps_seen, self.quiet = size, now, True, False
+        elif self.steps_seen and not self.quiet and waited > max(QUIET_SECONDS, 3 * self.longest):
+            self.quiet = True
+            self.report(f"no step was reported for {waited:.0f} s, at most {self.longest:.0f} s before")
+            self.size = self._size()  # its own words are no step
+
+    def _size(self) -> int:
+        try:
+            return self.metrics.stat().st_size
+        except OSError:
+            return 0
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
+
+
+def _name(process: psutil.Process) -> str:
+    """What Ray calls the process, and its number."""
+    try:
+        title = " ".join(process.cmdline()).strip() or process.name()
+    except psutil.Error:
+        title = "a process"
+    return f"{title.removeprefix('ray::')[:60]} (process {process.pid})"

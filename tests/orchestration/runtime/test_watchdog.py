@@ -1,0 +1,73 @@
+"""A stopped process is named, then killed; a stage without steps is spoken of once."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sepscene.orchestration.runtime import watchdog
+from sepscene.orchestration.runtime.watchdog import Watchdog
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A child with a title as Ray gives them."""
+    child = subprocess.Popen(["bash", "-c", "exec -a ray::SeparationService sleep 60"])
+    yield child
+    child.kill()
+    child.wait(10)
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        monkeypatch.setattr(watchdog.time, "monotonic", lambda: self.now)
+
+
+def test_a_stopped_process_is_named_and_then_killed(
+    process: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, said = Clock(monkeypatch), list[str]()
+    dog = Watchdog(tmp_path / "metrics.jsonl", said.append)
+
+    def wait(seconds: float) -> None:
+        for _ in range(round(seconds / 10)):
+            clock.now += 10
+            dog.look()
+
+    wait(100)
+    assert not said
+    process.send_signal(signal.SIGSTOP)
+    for _ in range(100):  # the system takes a moment
+        if watchdog._is_stopped(watchdog.psutil.Process(process.pid)):
+            break
+        time.sleep(0.05)
+    wait(50)
+    assert len(said) == 1 and said[0].startswith(f"SeparationService 60 (process {process.pid}) has been stopped for")
+    wait(300)
+    assert len(said) == 2 and "it is killed, and Ray starts another" in said[1]
+    assert process.wait(10) == -signal.SIGKILL
+
+
+def test_a_stage_whose_steps_stay_away_is_spoken_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = Clock(monkeypatch), list[str]()
+    metrics = tmp_path / "metrics.jsonl"
+    dog = Watchdog(metrics, said.append)
+    for _ in range(60):  # however long it takes to start
+        clock.now += 10
+        dog.look()
+    for _ in range(3):
+        with metrics.open("a") as file:
+            file.write("{}\n")
+        clock.now += 40
+        dog.look()
+    assert not said
+    for _ in range(30):
+        clock.now += 10
+        dog.look()
+    assert len(said) == 1 and said[0].startswith("no step was reported for 130 s, at most 40 s before")
