@@ -9,7 +9,7 @@
 # The same run id continues the run: submit it again after the time limit or a failure. Five minutes before the time
 # limit the run saves a checkpoint and ends. What it costs: the allocation, whether it is used or not, so keep --time
 # near what `sepscene plan` says. Partitions and sizes are yours to set, here and in slurm.pools.yaml
-# (`sepscene cluster template slurm` does both).
+# (the command `cluster template slurm` does both).
 #
 #SBATCH --job-name=sepscene
 #SBATCH --output=runs/slurm-%j.log

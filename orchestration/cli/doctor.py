@@ -99,6 +99,8 @@ def _soundfile() -> str:
 
 
 def _devices(address: str | None) -> str:
+    if address and address.startswith("http"):
+        return _job_server(address)
     if address or os.environ.get("RAY_ADDRESS"):
         import ray
 
@@ -115,6 +117,17 @@ def _devices(address: str | None) -> str:
     if cpus < 2:
         raise RuntimeError(f"{cpus} CPU: the smallest runs need 2")
     return f"{cpus} CPUs, {', '.join(gpus) or 'no GPU: everything runs on the CPU'}"
+
+
+def _job_server(address: str) -> str:
+    """Whether jobs can be submitted there, with `sepscene submit` and with Ray's own command."""
+    from sepscene.orchestration.runtime.jobs import connect
+
+    jobs = len(connect(address).list_jobs())
+    says = f"the job server at {address} answers and takes this token; {jobs} jobs so far"
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        says += "; for Ray's own commands (`ray job submit`): export RAY_AUTH_MODE=token"
+    return says
 
 
 def _writable(storage: Path) -> str:

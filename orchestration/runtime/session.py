@@ -12,10 +12,12 @@ from pathlib import Path
 import psutil
 import ray
 
+from sepscene.models.config import SepsceneError
 from sepscene.models.separators.trust import VARIABLE, trusted_programs
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.node_wait import wait_for_nodes
 from sepscene.orchestration.runtime.placement import LOCAL_LABEL, check_placement, cluster_nodes, phases
+from sepscene.orchestration.runtime.private_files import make_token, private_temp_folder
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
 from sepscene.orchestration.runtime.signals import exit_on_signal
@@ -85,10 +87,18 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None)
     if address:
         check_address(address)
         trust = {"env_vars": {VARIABLE: ",".join(trusted_programs())}} if VARIABLE not in os.environ else None
-        ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=trust)
+        try:
+            ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=trust)
+        except ray.exceptions.AuthenticationError as error:
+            raise SepsceneError(
+                f"the cluster at {address} asks for a token: export RAY_AUTH_MODE=token, and keep its token in "
+                "~/.ray/auth_token or RAY_AUTH_TOKEN (docs/clusters.md, Safety)"
+            ) from error
     else:
-        check_temp_folder()
-        with _environment(LOCAL):
+        folder = private_temp_folder()
+        check_temp_folder(Path(folder))
+        make_token()
+        with _environment(LOCAL | {"RAY_TMPDIR": folder}):
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -97,9 +107,6 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None)
                 logging_level=level,
                 log_to_driver=verbose,
             )
-    token = Path.home() / ".ray" / "auth_token"
-    if token.exists() and token.stat().st_mode & 0o077:
-        token.chmod(0o600)  # Ray writes its secret readable for everyone
 
 
 def disconnect() -> None:
