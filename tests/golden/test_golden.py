@@ -1,0 +1,64 @@
+"""Draws, ledger and losses of a tiny training are those of the day on which they were written down.
+
+The same seeds must give the same numbers, whatever is rebuilt around them. A change that is meant to alter them runs
+`python -m tests.golden.test_golden`, which writes new ones, and says why in docs/log.md.
+
+Draws are integers of a hash and floats of one division: they must be equal to the last bit. Losses are sums of float32
+in the order of the day's kernels: 1e-5 of their size is what other processors may differ by.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sepscene.augment.audio import AudioFormat
+from sepscene.augment.draws import Schedule
+from sepscene.augment.separation.blocks import ServiceSettings
+from sepscene.augment.separation.reader import ViewMaker
+from sepscene.augment.synthetic.scenes import SceneConfig, write_scenes
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.training.pretraining import Pretrainer
+
+VALUES = Path(__file__).with_name("values.json")
+CLIPS, STEPS, ROWS = 24, 4, 8
+
+
+def measured(nano: Experiment, folder: Path) -> dict[str, object]:
+    """The draws' digests, the rows of the ledger and the losses of four steps on mixtures alone."""
+    write_scenes(folder, CLIPS, 0, "train", SceneConfig(clip_seconds=2.0))
+    paths = np.array(sorted(str(path) for path in (folder / "train").glob("*.wav")), object)
+    experiment = nano.changed({"views.pair": "mix-mix"})
+    schedule = Schedule(seed=experiment.seed, clips=CLIPS, epochs=4)
+    maker = ViewMaker(ServiceSettings(views=experiment.views, audio=AudioFormat(clip_seconds=2.0), checkpoints={}))
+    trainer = Pretrainer(experiment, CLIPS, torch.device("cpu"))
+    digests, losses = {}, []
+    for step in range(STEPS):
+        draws = experiment.views.draw(schedule, np.arange(step * ROWS, (step + 1) * ROWS))
+        digests |= {f"{name} {step}": _digest(column) for name, column in draws.items()}
+        columns = {**draws, "uri": paths[draws["clip"]], "offset_seconds": np.zeros(ROWS)}
+        figures = trainer.consume(maker(columns), ROWS)
+        losses.append([figures["loss"], figures["similarity"], figures["coincidence"], figures["gradient_norm"]])
+    return {"draws": digests, "ledger": trainer.ledger.intervals, "losses": losses}
+
+
+def _digest(column: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(column).tobytes()).hexdigest()[:16]
+
+
+def test_the_numbers_are_those_that_were_written_down(nano: Experiment, tmp_path: Path) -> None:
+    found, written = measured(nano, tmp_path), json.loads(VALUES.read_text())
+    assert found["draws"] == written["draws"]
+    assert [list(interval) for interval in found["ledger"]] == written["ledger"]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(found["losses"], written["losses"], rtol=1e-5)
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    from tests.conftest import nano as _nano
+
+    with tempfile.TemporaryDirectory() as where:
+        VALUES.write_text(json.dumps(measured(_nano.__wrapped__(), Path(where)), indent=1))  # type: ignore[attr-defined]
