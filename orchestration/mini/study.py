@@ -43,8 +43,7 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
     begin = time.monotonic()
     planned = [(row, seed) for seed in range(seeds) for row in rows if not _finished(folder, row.name, seed)]
     if planned:
-        train, test = _stores(rows, folder, console)
-        processors = {name: rows[0].separator.checkpoints[name] for row in rows for name in _processors(row)}
+        train, test, processors = stores_of(rows, folder, console)
     for number, (row, seed) in enumerate(planned):
         if hours is not None and time.monotonic() - begin > 3600 * hours:
             break
@@ -129,8 +128,11 @@ def _generated(data: Data) -> bool:
     return data.format == "scenes" and data.root is None
 
 
-def _stores(rows: list[Experiment], folder: Path, console: Console) -> tuple[LogMelStore, LogMelStore]:
-    """The log-mels of the training clips with all channels that any row needs, and those of the test clips."""
+def stores_of(
+    rows: list[Experiment], folder: Path, console: Console
+) -> tuple[LogMelStore, LogMelStore, dict[str, str]]:
+    """The log-mels of the training clips with all channels that any row needs, those of the test clips, and the
+    separators' folders by name."""
     base, backgrounds = rows[0], 1 + any(row.views.background == "exchanged" for row in rows)
     train, test = _manifests(base, folder, backgrounds, console)
     processors = {name: base.separator.checkpoints[name] for row in rows for name in _processors(row)}
@@ -138,7 +140,7 @@ def _stores(rows: list[Experiment], folder: Path, console: Console) -> tuple[Log
     show = _counter(console)
     train_store.fill(processors, backgrounds, show)
     test_store.fill({}, progress=show)
-    return train_store, test_store
+    return train_store, test_store, processors
 
 
 def _manifests(base: Experiment, folder: Path, backgrounds: int, console: Console) -> tuple[Manifest, Manifest]:
