@@ -4,6 +4,7 @@ Seeds are outermost, so that each finished seed is a complete table. A finished 
 run again. The report is made from these files after every trial, so it can be read, and the process cut, at any time.
 """
 
+import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,9 +14,12 @@ import torch
 from rich.console import Console
 
 from sepscene.augment.synthetic.scenes import PROFILES, write_scenes
+from sepscene.models.card import read_card
+from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Data, Experiment
 from sepscene.orchestration.mini.logmel_store import LogMelStore
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
+from sepscene.orchestration.records.checkpoints import write_whole
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.results import Figure, ReproducedRun, ReproductionResults
 from sepscene.orchestration.reports.paper_tables import TWINS
@@ -41,6 +45,7 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
     """
     torch.set_num_threads(1)
     begin = time.monotonic()
+    _check_same_study(rows[0], folder)
     planned = [(row, seed) for seed in range(seeds) for row in rows if not _finished(folder, row.name, seed)]
     if planned:
         train, test, processors = stores_of(rows, folder, console)
@@ -94,6 +99,29 @@ def write_results(base: Experiment, folder: Path) -> ReproductionResults:
     results.save(folder)
     write_reproduction_report(folder)
     return results
+
+
+def _check_same_study(base: Experiment, folder: Path) -> None:
+    """Refuse to go on with other settings: rows of one table must differ in nothing but what makes them rows.
+
+    Raises:
+        SepsceneError: names the parts of the configuration that differ from those that the folder was begun with.
+    """
+    tree = base.model_dump(mode="json")
+    shared = {part: tree[part] for part in ("audio", "data", "front_end", "specaugment", "training", "evaluation")}
+    shared["objective"] = {k: v for k, v in tree["objective"].items() if k not in ("alpha", "similarity")}
+    shared["separators"] = {name: read_card(place).digest for name, place in base.separator.checkpoints.items()}
+    path = folder / "study.json"
+    if not path.exists():
+        write_whole(path, json.dumps(shared, indent=1))
+        return
+    before = json.loads(path.read_text())
+    differ = [part for part in shared if shared[part] != before.get(part)]
+    if differ:
+        raise SepsceneError(
+            f"{folder} was begun with other settings ({', '.join(differ)}; study.json has them): give the same ones, "
+            "or another --id"
+        )
 
 
 def _reproduced(record: TrialRecord, untrained: TrialRecord | None) -> ReproducedRun:

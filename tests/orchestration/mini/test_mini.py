@@ -11,17 +11,18 @@ from benchmarks.study import trained
 from sepscene.augment.audio import read_clip
 from sepscene.augment.separation.blocks import ServiceSettings
 from sepscene.augment.separation.reader import ViewMaker
-from sepscene.augment.synthetic.scenes import PROFILES, write_scenes
+from sepscene.augment.synthetic.scenes import PROFILES, generate_scene, write_scenes
 from sepscene.augment.views import from_pcm
+from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
-from sepscene.models.separators.folder import save_separator
+from sepscene.models.separators.folder import load_separator, save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.logmel_store import LogMelStore
 from sepscene.orchestration.mini.study import read_records, run_study, trial_path
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, alpha_at, refuse_what_is_ignored
-from sepscene.orchestration.presets import resolve
+from sepscene.orchestration.presets import resolve, shipped_ladder
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
@@ -156,3 +157,21 @@ def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path
     assert (
         "table2/mix-mix" in (tmp_path / "report.md").read_text() or "mix vs mix" in (tmp_path / "report.md").read_text()
     )
+    with pytest.raises(SepsceneError, match=r"other settings \(training"):
+        run_study([experiment(data, "table2/mix-mix", "training.epochs=3")], 1, tmp_path, Console(quiet=True))
+
+
+def test_the_ladder_that_ships_is_small_whole_and_separates() -> None:
+    """Its cards' figures on the held-out scenes it was scored on: each rung better than the untrained network."""
+    ladder = shipped_ladder()
+    assert set(ladder) == {"N", "F", "S1", "S2"}
+    size = sum(path.stat().st_size for folder in ladder.values() for path in Path(folder).iterdir())
+    assert size < 3_000_000
+    wave_BT = torch.from_numpy(generate_scene(5, 0, PROFILES["recurring"]).mixture_T[None, :32_000])
+    for name, folder in ladder.items():
+        with torch.inference_mode():
+            separated_BST = load_separator(folder)(wave_BT)
+        assert separated_BST.shape == (1, 2, 32_000)
+        torch.testing.assert_close(separated_BST.sum(dim=1), wave_BT, atol=1e-4, rtol=0)
+        found = read_card(folder).metadata.get("held_out_source_improvement_db")
+        assert found is None or (found > 2.5) == (name != "N"), name
