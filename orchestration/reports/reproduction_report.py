@@ -8,6 +8,7 @@ from sepscene.orchestration.records.results import Figure, ReproducedRun, Reprod
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import TITLES, TWINS, Table, tables_beside
 from sepscene.orchestration.reports.render import plain, render
+from sepscene.tasks.evaluation.shortcuts import Shortcuts
 from sepscene.tasks.evaluation.statistics import Interval, t_interval
 from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
 from sepscene.tasks.paper.claims import ClaimResult, decide_claims, table_rows
@@ -53,7 +54,8 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
         "shown_tables": [table for table in tables if any(line.ours for line in table.lines)],
         "beyond": [(result, _figure(result.ours) if result.ours else None, _gain(result)) for result in beyond],
         "pictures": {table.name: _beside(table) for table in tables if any(line.ours for line in table.lines)},
-        "diagnostics": shortcut_lines(by_row),
+        "diagnostics": (diagnostics := shortcut_lines(by_row)),
+        "shortcut": shortcut_sentence(diagnostics),
         "differs": {row: words for row, runs in by_row.items() if (words := _differences(runs))},
         "seeds": {row: ", ".join(str(run.seed) for run in runs) for row, runs in by_row.items()},
         "reports": {run.run_dir: _report_of(directory, run) for run in results.runs},
@@ -131,6 +133,13 @@ def shortcut_lines(by_row: dict[str, list[ReproducedRun]]) -> list[tuple[str, di
         if known:
             lines.append((row, {name: mean(one[name] for one in known) for name in known[0]}))
     return lines
+
+
+def shortcut_sentence(lines: list[tuple[str, dict[str, float]]]) -> str:
+    """Which rows have learned a shortcut, and what to do; empty where none has."""
+    found = {row: Shortcuts(**diagnostics).warning for row, diagnostics in lines}
+    rows = [row for row, warning in found.items() if warning]
+    return f"{', '.join(rows)}: {found[rows[0]]}" if rows else ""
 
 
 def _figure(interval: Interval) -> Figure:

@@ -132,3 +132,17 @@ def test_rows_that_two_tables_share_are_run_once_and_unknown_ones_are_refused() 
         planned_rows(["table3"], None)
     with pytest.raises(SepsceneError, match="no row table4/N/simclr in table2"):
         planned_rows(["table2"], ["table4/N/simclr"])
+
+
+def test_a_learned_shortcut_is_named(tmp_path: Path) -> None:
+    def run(row: str, share: float) -> ReproducedRun:
+        found = {"background": share, "level": 0.1, "rank": 12.0}
+        return ReproducedRun(row=row, seed=0, figure=Figure(value=0.3), diagnostics=found)
+
+    runs = (run("table2/mix-mix", 0.2), run("table2/mix-chan", 0.6))
+    ReproductionResults(reproduction_id="r", scale="mini", started="2026-11-29T00:00:00Z", seconds=1.0, runs=runs).save(
+        tmp_path
+    )
+    for page in (path.read_text() for path in write_reproduction_report(tmp_path)):
+        assert "table2/mix-chan: The background of a clip explain" in page and "0.60" in page
+        assert "table2/mix-mix: The background" not in page
