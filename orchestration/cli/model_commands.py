@@ -135,6 +135,8 @@ def embed_command(
         address=address,
     )
     console.print(f"{report.out}: {report.written} new, {report.skipped} there already")
+    for entry in report.left_out:
+        console.print(f"left out: {entry}", markup=False, soft_wrap=True)
     for uri, cause in report.bad.items():
         print(f"{uri}: {cause}", file=sys.stderr)
     if report.bad:

@@ -3,7 +3,6 @@
 Shapes: N files, D embedding.
 """
 
-import csv
 import math
 import os
 import sys
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -24,8 +22,9 @@ from sepscene.models.encoders.encoder import Encoder, load_encoder
 from sepscene.orchestration.evaluation.embedding_writer import EmbeddingOutput
 from sepscene.orchestration.evaluation.file_encoder import FileEmbedding, FileEncoder, encoder_digest
 from sepscene.orchestration.terminal import Terminal
+from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root, is_utf8
+from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped, printable
 
-SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 FILES_A_PART = 256
 FILES_A_CALL = 8
 """Files of one actor call on a cluster: enough for a batch, few enough to spread over the actors."""
@@ -40,12 +39,14 @@ class EmbedReport:
         written: rows that this call added.
         skipped: inputs that OUT or its parts held already.
         bad: URI -> what is wrong with it; the command exits with 3 when there is any.
+        left_out: files of the folders that were not taken, by reason.
     """
 
     out: Path
     written: int
     skipped: int
     bad: dict[str, str]
+    left_out: tuple[Skipped, ...] = ()
 
 
 def embed_files(
@@ -72,13 +73,14 @@ def embed_files(
         SepsceneError: the encoder, a manifest, the device or an existing output cannot be used. What is wrong
             with single files never raises; it is reported.
     """
-    uris = list_files(inputs)
+    left_out = LeftOut()
+    uris = list_files(inputs, left_out)
     encoder = load_encoder(encoder_uri)
     output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
-    todo = [uri for uri in uris if uri not in output.done]
+    todo = output.missing(uris)
     file_encoder = FileEncoder(encoder, usable_device(device), bfloat16, readers)
     rows = ((file.uri, file.cause or "", _row(file, encoder.embedding_dim)) for file in file_encoder.embed(todo))
-    return _collect(rows, output, total=len(uris), todo=len(todo), show_progress=show_progress)
+    return _collect(rows, output, total=len(uris), todo=len(todo), show_progress=show_progress, left_out=left_out)
 
 
 def embed_on_cluster(
@@ -102,7 +104,8 @@ def embed_on_cluster(
     """
     from sepscene.orchestration.runtime.placement import DATA_TASK_CPUS, Demand, check_placement, cluster_nodes
 
-    uris = list_files(inputs)
+    left_out = LeftOut()
+    uris = list_files(inputs, left_out)
     actor = Demand(
         "embedding actor",
         cpus_per_actor,
@@ -112,10 +115,10 @@ def embed_on_cluster(
     check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, knobs="--actors")], cluster_nodes())
     encoder = load_encoder(encoder_uri)
     output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
-    todo = [uri for uri in uris if uri not in output.done]
+    todo = output.missing(uris)
     device = "cuda" if gpus_per_actor else "cpu"
     rows = _cluster_rows(todo, encoder, actors, actor.ray_options(), (device, bfloat16, readers))
-    return _collect(rows, output, total=len(uris), todo=len(todo), show_progress=show_progress)
+    return _collect(rows, output, total=len(uris), todo=len(todo), show_progress=show_progress, left_out=left_out)
 
 
 class EmbedActor:
@@ -169,20 +172,25 @@ def _cluster_rows(
         yield from zip(map(str, columns["uri"]), map(str, columns["fault"]), columns["h"], strict=True)
 
 
-def list_files(inputs: Iterable[str]) -> list[str]:
+def list_files(inputs: Iterable[str], left_out: LeftOut | None = None) -> list[str]:
     """The sound files that the arguments of `sepscene embed` mean, each once, in their order.
 
     Args:
-        inputs: files or URIs as they are; folders, with all .wav, .flac, .ogg and .mp3 below them; manifests,
-            .csv or .parquet, with a column `uri` (relative to the manifest's folder; whole files are
-            embedded); "-" for a list of all these on stdin, one a line.
+        inputs: files or URIs as they are; folders, with the sound below them that a data set of format `directory`
+            would have; manifests, .csv or .parquet, with a column `uri` (relative to the manifest's folder; whole
+            files are embedded); "-" for a list of all these on stdin, one a line.
+        left_out: takes the files of folders that are not taken, by reason.
 
     Raises:
         SepsceneError: a manifest cannot be read or has no column `uri`; or there is no file at all.
     """
-    uris = list(dict.fromkeys(uri for text in inputs for uri in _expand(text)))
-    if not uris:
-        raise SepsceneError(f"there is no sound file to embed: folders are searched for {', '.join(SOUND_SUFFIXES)}")
+    left_out = LeftOut() if left_out is None else left_out
+    uris = list(dict.fromkeys(uri for text in inputs for uri in _expand(text, left_out)))
+    if not uris and not left_out.count(NOT_UTF8):
+        skipped = "".join(f"; left out: {entry}" for entry in left_out.entries())
+        raise SepsceneError(
+            f"there is no sound file to embed: folders are searched for {', '.join(AUDIO_SUFFIXES)}{skipped}"
+        )
     return uris
 
 
@@ -190,43 +198,62 @@ def usable_device(device: str) -> str:
     """The device for a `--device` option.
 
     Raises:
-        SepsceneError: when a GPU is asked for and torch finds none.
+        SepsceneError: a GPU is asked for and torch finds none, or torch knows no such device.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SepsceneError(f"--device {device}: torch finds no GPU here; use --device cpu")
-    return device
+    wanted = "cuda" if device == "gpu" else device
+    try:
+        kind, index = torch.device(wanted).type, torch.device(wanted).index
+    except RuntimeError:
+        raise SepsceneError(f"--device {device}: torch knows no such device; use auto, cpu, gpu or cuda:1") from None
+    there = torch.cuda.device_count()
+    if kind == "cuda" and (index or 0) >= there:
+        found = f"torch finds {there} GPUs here" if there else "torch finds no GPU here"
+        raise SepsceneError(f"--device {device}: {found}; use --device cpu")
+    return wanted
 
 
-def _expand(text: str) -> Iterator[str]:
+def _expand(text: str, left_out: LeftOut) -> Iterator[str]:
     """One argument as files."""
     path = Path(local_path(text) or "")
     if text == "-":
         for line in sys.stdin:
             if line.strip() and line.strip() != "-":
-                yield from _expand(line.strip())
+                yield from _expand(line.strip(), left_out)
     elif text and path.is_dir() and local_path(text) is not None:
-        yield from (str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in SOUND_SUFFIXES)
+        yield from _folder_files(path, left_out)
     elif text.lower().endswith((".csv", ".parquet")):
         for uri in _manifest_uris(path):
             local = local_path(uri)
             yield uri if local is None else str(path.parent / local)
+    elif not is_utf8(text):
+        left_out.add(NOT_UTF8, printable(text))
     else:
         yield text
 
 
+def _folder_files(path: Path, left_out: LeftOut) -> Iterator[str]:
+    """The sound below a folder, as a data set of format `directory` has it."""
+    root = Root(str(path))
+    for name in root.files():
+        root.named.add(name)
+        yield str(path / name)
+    survey = root.left_out("")
+    for entry in survey.skipped if survey else ():
+        left_out.merge(entry)
+
+
 def _manifest_uris(path: Path) -> list[str]:
     """The column `uri` of a manifest."""
-    try:
-        if path.suffix.lower() == ".parquet":
-            return pq.read_table(path, columns=["uri"])["uri"].to_pylist()
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return [row["uri"] for row in csv.DictReader(file)]
-    except (KeyError, pa.ArrowInvalid, pa.ArrowKeyError, csv.Error, UnicodeDecodeError) as error:
-        raise SepsceneError(f"{path} is no manifest with a column `uri` ({error}): add the column") from None
-    except OSError as error:
-        raise SepsceneError(f"{path} cannot be read ({error.strerror}): check the path of the manifest") from None
+    root, name = Root(str(path.parent)), path.name
+    if not path.exists():
+        raise SepsceneError(f"{path} cannot be read (no such file): check the path of the manifest")
+    cells = root.table(name, ["uri"])["uri"].cast(pa.string()).to_pylist()
+    uris = [str(cell).strip() for cell in cells]
+    if "" in uris:
+        raise SepsceneError(f"{path}: row {uris.index('') + 2} has no uri: fill it, or remove the row")
+    return uris
 
 
 def _row(file: FileEmbedding, dim: int) -> np.ndarray:
@@ -239,9 +266,11 @@ def _collect(
     total: int,
     todo: int,
     show_progress: bool,
+    left_out: LeftOut,
 ) -> EmbedReport:
     """Write rows (uri, fault, h) as they come, in parts; what is done is kept when something breaks."""
-    bad: dict[str, str] = {}
+    skipped = left_out.entries()
+    bad = {name: NOT_UTF8 for entry in skipped if entry.reason == NOT_UTF8 for name in entry.examples}
     names: list[str] = []
     h_ND: list[np.ndarray] = []
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -264,4 +293,4 @@ def _collect(
             if names:
                 output.add(names, np.stack(h_ND))
     output.finish()
-    return EmbedReport(output.out, written, total - todo, bad)
+    return EmbedReport(output.out, written, total - todo, bad, skipped)

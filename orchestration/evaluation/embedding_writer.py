@@ -7,25 +7,42 @@ Shapes: N files, D embedding.
 """
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sepscene.augment.locations import local_path, split_member
 from sepscene.models.config import SepsceneError
 from sepscene.models.files import write_atomically
 
 ENCODER_KEY = b"sepscene.encoder"
-Rows = tuple[list[str], np.ndarray]
+SOURCES_KEY = b"sepscene.sources"
+Rows = tuple[list[str], list[str], np.ndarray]
+"""Names, sources and h (N, D)."""
+
+
+def source_of(name: str) -> str:
+    """Which file a name means, and which version of it: its absolute path, size and time; of a remote one the URI."""
+    archive, member = split_member(name)
+    local = local_path(archive)
+    if local is None:
+        return name
+    try:
+        found = os.stat(local)
+    except OSError:
+        return os.path.abspath(local)
+    return f"{os.path.abspath(local)}#{member or ''} {found.st_size} {found.st_mtime_ns}"
 
 
 class EmbeddingOutput:
     """Rows (name, h) on their way into one file.
 
-    Opening it finds what an earlier call left, finished or not: `done` holds the names of those rows. Rows
+    Opening it finds what an earlier call left, finished or not: `sources` holds the names of those rows. Rows
     that an existing OUT holds stay in it; new ones follow.
 
     Args:
@@ -43,18 +60,53 @@ class EmbeddingOutput:
         self.out, self.encoder, self.dim = out, encoder, dim
         self.parts = out.with_name(out.name + ".parts")
         self.names_file = out.with_suffix(".names.json")
-        self.parts.mkdir(parents=True, exist_ok=True)
-        self._finish_a_move()
-        self.done = {name for names, _ in self._rows() for name in names}
+        try:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            self._finish_a_move()
+        except OSError as error:
+            raise SepsceneError(f"--out {out} cannot be written ({error.strerror}): choose another place") from None
+        self.sources: dict[str, str] = {}
+        """Name -> which file it was, as `source_of` says it; empty where an older version wrote the row."""
+        for names, sources, _ in self._rows():
+            self.sources.update(zip(names, sources, strict=True))
         self._next = 1 + max((int(path.stem) for path in self.parts.glob("*.parquet")), default=-1)
 
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that have no row yet.
+
+        Raises:
+            SepsceneError: a row has the name of another file, or its file has changed since.
+        """
+        todo = []
+        for name in names:
+            known = self.sources.get(name)
+            if known is None:
+                todo.append(name)
+            elif known and known != source_of(name):
+                raise SepsceneError(
+                    f"{self.out} holds a row for {name} of another file, or the file has changed since: choose another "
+                    "--out, or give absolute names"
+                )
+        return todo
+
     def add(self, names: list[str], h_ND: np.ndarray) -> None:
-        """Keep rows for good, as one part."""
+        """Keep rows for good, as one part.
+
+        Raises:
+            SepsceneError: the disk is full, or the folder is gone.
+        """
         if names:
-            sink = pa.BufferOutputStream()
-            pq.write_table(self._table(names, h_ND), sink)
-            write_atomically(self.parts / f"{self._next:08d}.parquet", sink.getvalue().to_pybytes())
-            self.done.update(names)
+            sink, sources = pa.BufferOutputStream(), [source_of(name) for name in names]
+            pq.write_table(self._table(names, sources, h_ND), sink)
+            part = self.parts / f"{self._next:08d}.parquet"
+            try:
+                write_atomically(part, sink.getvalue().to_pybytes())
+            except OSError as error:
+                raise SepsceneError(
+                    f"{part} cannot be written ({error.strerror}): make room, then give the same command again; what "
+                    "was done before is kept"
+                ) from None
+            self.sources.update(zip(names, sources, strict=True))
             self._next += 1
 
     def finish(self) -> None:
@@ -63,21 +115,23 @@ class EmbeddingOutput:
             self._merge_npy() if self.out.suffix == ".npy" else self._merge_parquet()
         shutil.rmtree(self.parts)
 
-    def _table(self, names: list[str], h_ND: np.ndarray) -> pa.Table:
+    def _table(self, names: list[str], sources: list[str], h_ND: np.ndarray) -> pa.Table:
+        """The rows; which files they are of stands beside them, in the metadata."""
         flat = pa.array(np.ascontiguousarray(h_ND, dtype=np.float32).reshape(-1))
         columns = {
             "uri": pa.array(names, pa.string()),
             "h": pa.FixedSizeListArray.from_arrays(flat, self.dim),
         }
-        return pa.table(columns).replace_schema_metadata({ENCODER_KEY: self.encoder.encode()})
+        metadata = {ENCODER_KEY: self.encoder.encode(), SOURCES_KEY: json.dumps(dict(zip(names, sources, strict=True)))}
+        return pa.table(columns).replace_schema_metadata(metadata)
 
     def _rows(self) -> Iterator[Rows]:
         """All rows there are, OUT's first, each name once."""
         seen: set[str] = set()
-        for names, h_ND in self._all_rows():
+        for names, sources, h_ND in self._all_rows():
             new = [index for index, name in enumerate(names) if name not in seen]
             seen.update(names)
-            yield [names[index] for index in new], h_ND[new]
+            yield [names[index] for index in new], [sources[index] for index in new], h_ND[new]
 
     def _all_rows(self) -> Iterator[Rows]:
         if self.out.exists() and self.out.suffix == ".npy":
@@ -98,7 +152,8 @@ class EmbeddingOutput:
                 "or choose another --out"
             ) from None
         self._refuse_other(self.out, encoder, h_ND.shape[1:] == (self.dim,) and len(names) == len(h_ND))
-        return names, h_ND
+        sources = companion.get("sources", {})
+        return names, [sources.get(name, "") for name in names], h_ND
 
     def _read_parquet(self, path: Path) -> Iterator[Rows]:
         try:
@@ -107,10 +162,12 @@ class EmbeddingOutput:
                 encoder = (schema.metadata or {}).get(ENCODER_KEY, b"").decode()
                 fits = schema.names == ["uri", "h"] and schema.field("h").type == pa.list_(pa.float32(), self.dim)
                 self._refuse_other(path, encoder, fits)
+                known = json.loads((schema.metadata or {}).get(SOURCES_KEY, b"{}"))
                 for batch in file.iter_batches():
                     h_ND = batch["h"].flatten().to_numpy().reshape(-1, self.dim)
-                    yield batch["uri"].to_pylist(), h_ND
-        except (OSError, pa.ArrowException) as error:
+                    names = batch["uri"].to_pylist()
+                    yield names, [known.get(name, "") for name in names], h_ND
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise SepsceneError(f"{path} cannot be continued ({error}): remove it, or choose another --out") from None
 
     def _refuse_other(self, path: Path, encoder: str, fits: bool) -> None:
@@ -119,20 +176,23 @@ class EmbeddingOutput:
 
     def _merge_parquet(self) -> None:
         merged = self.parts / "merged"
-        with pq.ParquetWriter(merged, self._table([], np.zeros((0, self.dim))).schema) as writer:
-            for names, h_ND in self._rows():
-                writer.write_table(self._table(names, h_ND))
+        schema = self._table([], [], np.zeros((0, self.dim))).schema
+        schema = schema.with_metadata(schema.metadata | {SOURCES_KEY: json.dumps(self.sources)})
+        with pq.ParquetWriter(merged, schema) as writer:
+            for names, sources, h_ND in self._rows():
+                writer.write_table(self._table(names, sources, h_ND).replace_schema_metadata(schema.metadata))
         merged.replace(self.out)
 
     def _merge_npy(self) -> None:
         merged, names_file = self.parts / "merged.npy", self.parts / "merged.names.json"
         names: list[str] = []
-        h_ND = np.lib.format.open_memmap(merged, mode="w+", dtype=np.float32, shape=(len(self.done), self.dim))
-        for some, rows_ND in self._rows():
+        h_ND = np.lib.format.open_memmap(merged, mode="w+", dtype=np.float32, shape=(len(self.sources), self.dim))
+        for some, _, rows_ND in self._rows():
             h_ND[len(names) : len(names) + len(some)] = rows_ND
             names += some
         h_ND.flush()
-        write_atomically(names_file, json.dumps({"encoder": self.encoder, "names": names}, indent=0).encode())
+        companion = {"encoder": self.encoder, "names": names, "sources": self.sources}
+        write_atomically(names_file, json.dumps(companion, indent=0).encode())
         merged.replace(self.out)
         names_file.replace(self.names_file)
 

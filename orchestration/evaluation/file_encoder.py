@@ -7,24 +7,19 @@ Shapes: P patches, T samples, D embedding.
 """
 
 import hashlib
-import math
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from typing import TypeVar
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 
-from sepscene.augment.audio import AudioFormat, ClipError, read_audio, read_clip
-from sepscene.augment.locations import open_location
+from sepscene.augment.audio import ClipError, read_blocks
 from sepscene.models.encoders.encoder import SECONDS_AT_ONCE, Encoder
 
 Item = TypeVar("Item")
@@ -141,29 +136,6 @@ class FileEncoder:
             file._add(part_PD)
 
 
-def read_blocks(uri: str, sample_rate: int, block_seconds: int) -> Iterator[np.ndarray]:
-    """A recording as mono float32 blocks (T,) of `block_seconds`, the last shorter; together equal to `read_audio`.
-
-    Raises:
-        ClipError: as `augment.audio.read_clip`, when the iteration reaches what is wrong.
-    """
-    with _on_disk(uri) as path:
-        try:
-            header = soundfile.info(path)
-        except (soundfile.LibsndfileError, TypeError, OSError):
-            header = None
-        try:
-            if header is None or header.frames <= block_seconds * header.samplerate:
-                yield read_audio(path, sample_rate)  # says precisely what is wrong, if anything is
-                return
-            block = AudioFormat(sample_rate=sample_rate, clip_seconds=block_seconds)
-            samples = math.ceil(header.frames * sample_rate / header.samplerate)
-            for start in range(0, samples, block.samples):
-                yield read_clip(path, block, start / sample_rate)[: samples - start]
-        except ClipError as error:
-            raise ClipError(uri, error.cause) from error
-
-
 def encoder_digest(encoder: Encoder) -> str:
     """SHA-256 over configuration and weights: what two outputs must share to be put together."""
     digest = hashlib.sha256(encoder.config.model_dump_json().encode())
@@ -171,19 +143,6 @@ def encoder_digest(encoder: Encoder) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _on_disk(uri: str) -> Iterator[str]:
-    """The path of a file; what is not a local file is fetched once, not once for each block."""
-    location = open_location(uri)
-    if isinstance(location, str):
-        yield location
-        return
-    with tempfile.NamedTemporaryFile(prefix="sepscene-") as file:
-        file.write(location.getbuffer())
-        file.flush()
-        yield file.name
 
 
 def _finished(files: deque[FileEmbedding]) -> Iterator[FileEmbedding]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from sepscene.augment.locations import MOST_BYTES, MOST_ROWS, filesystem_of, leaves_root, local_path, split_member
 from sepscene.tasks.datasets.labels import ManifestError
-from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Survey
+from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Survey, printable
 
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
@@ -180,10 +180,10 @@ class Root:
                         todo.append((entry.path, parents | {real} if entry.is_symlink() else parents))
                 elif entry.is_file():
                     name = entry.path[above:]
-                    if name.isascii() or _is_utf8(name):
+                    if name.isascii() or is_utf8(name):
                         yield name
                     else:
-                        self.skipped.add(NOT_UTF8, name.encode("utf-8", "backslashreplace").decode())
+                        self.skipped.add(NOT_UTF8, printable(name))
 
     def members(self, suffix: str) -> tuple["Root", list[str]]:
         """The files with a suffix below the root; for a root that is such a file, its folder and it."""
@@ -305,7 +305,8 @@ def is_hidden(relative: str) -> bool:
     return relative.startswith(".") or "/." in relative
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """Whether a name can be written into a table; Linux allows any bytes."""
     try:
         return bool(name.encode())
     except UnicodeEncodeError:

@@ -6,6 +6,11 @@ NOT_UTF8 = "its name is not UTF-8: rename it"
 _EXAMPLES = 5
 
 
+def printable(name: str) -> str:
+    """A file's name as text, whatever its bytes are."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True)
 class Skipped:
     """Files, or members of archives, that a reader has left out for one reason, with the names of the first few."""
@@ -47,6 +52,11 @@ class LeftOut:
         self._counts[reason] = self._counts.get(reason, 0) + 1
         if self._counts[reason] <= _EXAMPLES:
             self._names.setdefault(reason, []).append(name)
+
+    def merge(self, entry: Skipped) -> None:
+        """All that another count has for one reason."""
+        self._counts[entry.reason] = self._counts.get(entry.reason, 0) + entry.count
+        self._names.setdefault(entry.reason, []).extend(entry.examples)
 
     def count(self, reason: str) -> int:
         """How many were left out for this reason."""

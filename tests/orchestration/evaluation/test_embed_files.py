@@ -13,12 +13,14 @@ import pytest
 import soundfile
 import torch
 
-from sepscene.augment.audio import read_audio
+from sepscene.augment.audio import read_audio, read_blocks
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
 from sepscene.orchestration.evaluation import embed_files as embedding
 from sepscene.orchestration.evaluation.embed_files import EmbedReport, embed_files, list_files
-from sepscene.orchestration.evaluation.file_encoder import FileEncoder, read_blocks
+from sepscene.orchestration.evaluation.file_encoder import FileEncoder
+from sepscene.tasks.datasets.readers import read_manifest
+from sepscene.tasks.datasets.survey import NOT_UTF8
 from tests.models.encoders.test_encoder import small_encoder
 
 
@@ -181,13 +183,60 @@ def test_arguments_are_files_folders_manifests_and_stdin(sounds: list[str], tmp_
     assert list_files(["-"]) == [sounds[1], sounds[0], "s3://bucket/x.wav"]
 
 
+def test_a_folder_gives_what_an_audit_counts_and_says_what_it_leaves_out(bundle: Path, tmp_path: Path) -> None:
+    folder, tone = tmp_path / "sounds", 0.3 * np.sin(np.arange(16_000) / 10)
+    (folder / ".git").mkdir(parents=True)
+    for name in ("plain.wav", ".git/x.wav", "a.aiff", "b.au", "c.caf", "f.w64"):
+        soundfile.write(folder / name, tone, 16_000)
+    for name in ("._plain.wav", "v.m4a"):
+        (folder / name).write_bytes(bytes(100))
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.wav")).write_bytes((folder / "plain.wav").read_bytes())
+    report = _embed(bundle, [str(folder)], tmp_path / "out.parquet")
+    listed = read_manifest("directory", str(folder)).clips["uri"].to_pylist()
+    assert sorted(_read(tmp_path / "out.parquet")) == listed and len(listed) == 5
+    assert report.bad == {r"caf\udce9.wav": NOT_UTF8}
+    assert sum(entry.count for entry in report.left_out) == 4
+
+
+@pytest.mark.parametrize("name", ["o.parquet", "o.npy"])
+def test_the_same_name_of_another_file_is_refused(
+    bundle: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, hz in (("one", 300), ("two", 3_000)):
+        (tmp_path / folder).mkdir()
+        soundfile.write(tmp_path / folder / "take.wav", 0.3 * np.sin(np.arange(16_000) * hz / 16_000), 16_000)
+    monkeypatch.chdir(tmp_path / "one")
+    assert _embed(bundle, ["take.wav"], tmp_path / name).written == 1
+    assert _embed(bundle, ["take.wav"], tmp_path / name).skipped == 1
+    monkeypatch.chdir(tmp_path / "two")
+    with pytest.raises(SepsceneError, match=r"a row for take.wav of another file.*absolute names"):
+        _embed(bundle, ["take.wav"], tmp_path / name)
+    assert _embed(bundle, [str(tmp_path / "two/take.wav")], tmp_path / name).written == 1
+    os.utime(tmp_path / "two/take.wav", ns=(1, 1))
+    with pytest.raises(SepsceneError, match="the file has changed since"):
+        _embed(bundle, [str(tmp_path / "two/take.wav")], tmp_path / name)
+
+
+def test_devices_and_places_that_are_not_there(bundle: Path, sounds: list[str], tmp_path: Path) -> None:
+    for device in ("gpu", "cuda:99", "warp"):
+        with pytest.raises(SepsceneError, match=f"--device {device}: torch"):
+            embedding.usable_device(device)
+    (tmp_path / "file").touch()
+    with pytest.raises(SepsceneError, match="cannot be written"):
+        _embed(bundle, sounds[:1], tmp_path / "file/out.parquet")
+
+
 def test_bad_manifests_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file\na.wav\n")
     (tmp_path / "list.parquet").write_bytes(b"damaged")
+    pq.write_table(pa.table({"uri": ["a.wav", None]}), tmp_path / "null.parquet")
+    (tmp_path / "blank.csv").write_text("uri,label\n,dog\n")
     (tmp_path / "empty").mkdir()
     for name, message in {
-        "list.csv": "no manifest with a column `uri`",
-        "list.parquet": "no manifest with a column `uri`",
+        "list.csv": "column uri is missing; the table has file",
+        "list.parquet": "cannot be read as a table",
+        "null.parquet": "row 3 does not fill the columns uri",
+        "blank.csv": "row 2 has no uri",
         "none.csv": "cannot be read",
         "empty": "no sound file to embed",
     }.items():
