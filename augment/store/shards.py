@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 MAGIC = b"SEPSHRD1"
 FOOTER = pa.schema(
@@ -195,10 +196,31 @@ def read_footer(file: pa.NativeFile, size: int) -> pa.Table:
         footer = tail[len(tail) - _TRAILER.size - length : len(tail) - _TRAILER.size]
     if zlib.crc32(footer) != checksum:
         raise ShardDamage("its footer is altered")
-    table = pa.ipc.open_stream(footer).read_all()
-    if not table.schema.equals(FOOTER):
-        raise ShardDamage("its footer has other columns: written by another version")
+    try:
+        table = pa.ipc.open_stream(footer).read_all()
+        table.validate(full=True)
+        if not table.schema.equals(FOOTER):
+            raise ShardDamage("its footer has other columns: written by another version")
+        _check_entries(table, begin)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise ShardDamage(f"its footer is malformed: {error}") from None
     return table
+
+
+def _check_entries(table: pa.Table, end: int) -> None:
+    """Raise ValueError where an entry does not lie between the magic bytes and the footer, which begins at `end`."""
+    if any(table[name].null_count for name in table.column_names):
+        raise ValueError("an entry lacks a value")
+    samples_N, channels_N = (table[name].to_numpy().astype(np.float64) for name in ("samples", "channels"))
+    offset_N = table["offset"].to_numpy().astype(np.float64)  # no overflow, whatever is written there
+    segment = segment_samples_of(table)
+    if segment < 1:
+        raise ValueError(f"segments of {segment} samples")
+    size_N = channels_N * (2 * samples_N + _CRC.size * np.ceil(samples_N / segment))
+    if (offset_N < len(MAGIC)).any() or (offset_N + size_N > end).any():
+        raise ValueError("an entry lies outside of the file")
+    if not np.array_equal(pc.list_value_length(table["levels"]).to_numpy(), channels_N):
+        raise ValueError("an entry has not one level for each channel")
 
 
 def segment_samples_of(footer: pa.Table) -> int:

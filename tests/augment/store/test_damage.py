@@ -1,6 +1,10 @@
 """Whatever happens to a shard, a crop is exact or a miss: never wrong, never an exception."""
 
+import struct
+import zlib
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from pyarrow import fs
 
@@ -110,6 +114,47 @@ def test_a_foreign_file_among_the_shards_is_passed_over(tmp_path, content):
     assert store.counters.damaged == 1
     store.refresh()
     assert store.counters.damaged == 1, "counted once, not at each look"
+
+
+def _with_footer(whole: bytes, table: pa.Table) -> bytes:
+    """A shard with another footer whose checksum is right, as a program with a fault may write it."""
+    _, _, magic = struct.unpack("<QI8s", whole[-20:])
+    length = struct.unpack("<Q", whole[-20:-12])[0]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    footer = sink.getvalue().to_pybytes()
+    return whole[: -20 - length] + footer + struct.pack("<QI8s", len(footer), zlib.crc32(footer), magic)
+
+
+@pytest.mark.parametrize(
+    "fault", ["offset", "samples", "channels", "levels", "null", "segment", "no segment", "no Arrow"]
+)
+def test_a_malformed_footer_with_a_good_checksum_is_damage_of_that_shard_only(tmp_path, fault):
+    shard, whole = written(tmp_path)
+    with fs.LocalFileSystem().open_input_file(str(shard)) as file:
+        table = read_footer(file, len(whole))
+    names = table.column_names
+    values = {
+        "offset": pa.array([2**64 - 1] * 3, pa.uint64()),
+        "samples": pa.array([2**32 - 1] * 3, pa.uint32()),
+        "channels": pa.array([9] * 3, pa.uint16()),
+        "levels": pa.array([[0.0]] * 3, pa.list_(pa.float32())),
+        "null": pa.array([None] * 3, pa.uint64()),
+    }
+    if fault in values:
+        column = "offset" if fault == "null" else fault
+        table = table.set_column(names.index(column), table.schema.field(column), values[fault])
+    if fault in ("segment", "no segment"):
+        table = table.replace_schema_metadata({"segment_samples": "0"} if fault == "segment" else {})
+    bad = _with_footer(whole, table)
+    if fault == "no Arrow":
+        length = struct.unpack("<Q", whole[-20:-12])[0]
+        junk = b"\x07" * length
+        bad = whole[: -20 - length] + junk + struct.pack("<QI8s", length, zlib.crc32(junk), whole[-8:])
+    (shard.parent / f"{shard.stem}-bad.shard").write_bytes(bad)
+    count, store = readable(tmp_path)
+    assert count == 6 and store.counters.damaged == 1
 
 
 def test_a_damaged_entry_is_mended_by_separating_it_anew(tmp_path):

@@ -1,0 +1,104 @@
+"""Whatever a file holds, a reader gives an answer or a `SepsceneError`; nothing else leaves.
+
+By hand, for as long as wanted: SEPSCENE_FUZZ_SECONDS=3600 python -m pytest tests/tasks/datasets/test_fuzz.py
+"""
+
+import io
+import json
+import os
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from sepscene.augment.audio import AudioFormat, check_audio, read_clip
+from sepscene.models.config import SepsceneError
+from sepscene.tasks.datasets.audit import audit
+from sepscene.tasks.datasets.readers import read_manifest
+
+SECONDS = float(os.environ.get("SEPSCENE_FUZZ_SECONDS", "5"))
+"""For each kind of file; there are six."""
+
+
+def sound(format: str) -> bytes:
+    sink = io.BytesIO()
+    soundfile.write(sink, np.random.default_rng(0).uniform(-0.3, 0.3, 3_000), 16_000, format=format)
+    return sink.getvalue()
+
+
+def tar_file() -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for name, data in (("a.wav", sound("WAV")), ("a.json", b'{"labels": ["dog"], "offset_seconds": 0.1}')):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def parquet_file() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"audio": [sound("WAV")] * 2, "label": [0, -1], "split": ["train", "test"]}), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """Flipped bytes, a cut, a repeated or a removed piece, or a number of all ones."""
+    changed = bytearray(data)
+    for _ in range(int(rng.integers(1, 5))):
+        at, length = int(rng.integers(max(1, len(changed)))), int(rng.integers(1, 40))
+        kind = int(rng.integers(5))
+        if kind == 0:
+            changed[at : at + 1] = bytes([int(rng.integers(256))])
+        elif kind == 1:
+            del changed[at : at + length]
+        elif kind == 2:
+            changed[at:at] = changed[at : at + length]
+        elif kind == 3:
+            changed[at : at + 4] = b"\xff\xff\xff\xff"
+        else:
+            del changed[max(1, len(changed) - length) :]
+    return bytes(changed)
+
+
+def _audited(format: str) -> Callable[[Path], object]:
+    return lambda path: audit(read_manifest(format, str(path.parent), survey=True), threads=1)
+
+
+KINDS: dict[str, tuple[list[bytes], str, Callable[[Path], object]]] = {
+    "sound": ([sound(f) for f in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "CAF", "W64", "AU")], "a.wav", lambda path: (
+        check_audio(str(path)), read_clip(str(path), AudioFormat(clip_seconds=0.1), 0.05))),
+    "csv": ([b"uri,labels,split,offset_seconds\na.wav,dog;cat,train,0\nb.wav,,test,1.5\n"], "manifest.csv",
+            _audited("table")),
+    "jsonl": ([json.dumps({"file_name": "a.wav", "labels": ["dog"]}).encode() * 2], "metadata.jsonl",
+              _audited("folder")),
+    "tar": ([tar_file()], "a.tar", _audited("shards")),
+    "parquet": ([parquet_file()], "a.parquet", _audited("parquet")),
+    "segments": ([b'# a\naaaaaaaaaaa, 30.000, 40.000, "/m/1"\n'], "eval_segments.csv", _audited("audioset")),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 120)
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_typed_errors_leave(tmp_path: Path, kind: str) -> None:
+    originals, name, read = KINDS[kind]
+    (tmp_path / "class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/1,Dog\n")
+    (tmp_path / "aaaaaaaaaaa.wav").write_bytes(sound("WAV"))
+    rng, end, tried = np.random.default_rng(len(kind)), time.monotonic() + SECONDS, 0
+    while time.monotonic() < end or tried < 20:
+        data = damaged(originals[tried % len(originals)], rng)
+        (tmp_path / name).write_bytes(data)
+        tried += 1
+        try:
+            read(tmp_path / name)
+        except SepsceneError:
+            continue
+        except BaseException as error:
+            pytest.fail(f"{kind}, try {tried}: {error!r} of {data!r}")
