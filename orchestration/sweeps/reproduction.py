@@ -59,7 +59,7 @@ def reproduce(
     base = base.model_copy(update={"separator": base.separator.model_copy(update={"beside": beside})})
     processors = {p for e in experiments if e.views.separates for p in e.views.combination}
     about = {"kind": "reproduction", "tables": " ".join(tables), "scale": scale}
-    with parent_run(tracking_uri, folder, about, {"seeds": seeds, **changes}) as (tracker, tags):
+    with parent_run(tracking_uri, folder, about, {"seeds": seeds, **changes}, console) as (tracker, tags):
         shared = share(base, processors, folder, tracking_uri, console, tags)
         trials = [_trial(e, shared, seed) for seed in range(seeds) for e in experiments if not _done(e, seed, folder)]
 

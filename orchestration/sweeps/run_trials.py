@@ -6,6 +6,8 @@ continues from its own newest checkpoint. Data, separator and SeparatedStore are
 
 import math
 import os
+import re
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,6 +23,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment, Resources
 from sepscene.orchestration.pipeline.evaluate_stage import score_ladder
 from sepscene.orchestration.pipeline.run import Run
+from sepscene.orchestration.records.environment import command_line
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.runtime.concurrency import DRIVER_CPUS, fitting_trials
 from sepscene.orchestration.runtime.placement import cluster_nodes
@@ -33,9 +36,9 @@ from sepscene.orchestration.sweeps.trial_table import Pace, standing, trial_tabl
 
 @contextmanager
 def parent_run(
-    tracking_uri: str, folder: Path, tags: dict[str, str], params: dict[str, Any]
+    tracking_uri: str, folder: Path, tags: dict[str, str], params: dict[str, Any], console: Console
 ) -> Iterator[tuple[Tracker, dict[str, str]]]:
-    """The MLflow run of a whole sweep or reproduction.
+    """The MLflow run of a whole sweep or reproduction; where that ends badly, says how to continue it.
 
     Yields:
         Its tracker, and the tags that make other runs its children.
@@ -49,9 +52,18 @@ def parent_run(
     try:
         yield tracker, children
     except BaseException as error:
-        tracker.finish("", "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)  # SIGTERM ends as the latter
+        tracker.finish("", "KILLED" if interrupted else "FAILED")
+        said = f"{'stopped' if interrupted else 'failed'}; what is done is kept, continue it with"
+        console.print(f"{said}\n{_again(folder.name)}", highlight=False, markup=False, soft_wrap=True)
         raise
     tracker.finish("")
+
+
+def _again(name: str) -> str:
+    """The command that continues the folder of that name: this one, with the name."""
+    command = command_line()
+    return command if re.search(r" --(id|resume)\b", command) else f"{command} --id {shlex.quote(name)}"
 
 
 def share(

@@ -39,7 +39,7 @@ def sweep(
     trials = plan_trials(config, base, space)
     config.save(folder)
     about = {"kind": "sweep", "sweep_id": folder.name, "experiment": base.name}
-    with parent_run(tracking_uri, folder, about, _params(config)) as (tracker, tags):
+    with parent_run(tracking_uri, folder, about, _params(config), console) as (tracker, tags):
         shared = share(base, processors_of(base, trials, space), folder, tracking_uri, console, tags)
         trials = plan_trials(config, shared, space)
         tuning = tuning_of(config, space, shared, folder, begun)

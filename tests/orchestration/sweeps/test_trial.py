@@ -1,5 +1,6 @@
 """What trials leave in their folders, and what is made of it: without Ray's processes, and without training."""
 
+import io
 import json
 import os
 import time
@@ -113,3 +114,24 @@ def test_trials_are_made_narrow_where_more_fit_so(monkeypatch: pytest.MonkeyPatc
     assert fitting_trials([asked], [Node("laptop", 2)]) == 3
     monkeypatch.setattr(trials, "cluster_nodes", lambda: [Node("server", 256)])
     assert trials.narrow_resources(base, console) == base.resources
+
+
+@pytest.mark.parametrize(
+    ("given", "again"),
+    [
+        ("sweep demo --over alpha=0,1", "sweep demo --over alpha=0,1 --id mine"),
+        ("sweep mine.yaml --resume", "sweep mine.yaml --resume"),
+        ("reproduce table2 --id mine", "reproduce table2 --id mine"),
+    ],
+)
+def test_a_sweep_that_ends_badly_says_how_to_continue_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, again: str
+) -> None:
+    from sepscene.orchestration.sweeps.run_trials import parent_run
+
+    monkeypatch.setattr("sys.argv", ["sepscene", *given.split()])
+    out = io.StringIO()
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(KeyboardInterrupt), parent_run(uri, tmp_path / "mine", {}, {}, Console(file=out, width=200)):
+        raise KeyboardInterrupt
+    assert out.getvalue() == f"stopped; what is done is kept, continue it with\nsepscene {again}\n"
