@@ -83,15 +83,18 @@ def manifest(clips: int) -> Any:
 def part_list(clips: int, folder: Path) -> Callable[[], object]:
     from sepscene.tasks.datasets.readers import read_manifest
 
-    root = folder / f"table-{clips}"
-    root.mkdir(parents=True, exist_ok=True)
-    in_a_process(write_table, clips, root / "manifest.parquet")  # its memory is not this process's
-    return lambda: read_manifest("table", str(root))
+    return lambda: read_manifest("table", str(table_of(clips, folder)))
 
 
-def write_table(clips: int, path: Path) -> None:
+def table_of(clips: int, folder: Path) -> Path:
+    """Where the manifest of so many clips lies, as a data set."""
+    return folder / f"table-{clips}"
+
+
+def write_table(clips: int, folder: Path) -> None:
     """A Parquet manifest of so many clips."""
-    pq.write_table(clips_table(clips), path)
+    table_of(clips, folder).mkdir(parents=True, exist_ok=True)
+    pq.write_table(clips_table(clips), table_of(clips, folder) / "manifest.parquet")
 
 
 def part_select(clips: int, folder: Path) -> Callable[[], object]:
@@ -265,6 +268,8 @@ def main() -> None:
     for part in given.parts:
         found[part] = {}
         for clips in given.clips:
+            if part == "list":
+                in_a_process(write_table, clips, given.folder)
             found[part][clips] = in_a_process(measure, part, clips, given.folder)
         last = [found[part][clips][0] for clips in given.clips[-2:]]
         growth = f"{last[-1] / max(last[0], 1e-9):.1f} x" if len(last) == 2 else ""

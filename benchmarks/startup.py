@@ -14,6 +14,7 @@ Median and range over the repeats, on a machine that should be doing nothing els
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import statistics
@@ -51,10 +52,17 @@ def prepare(folder: Path) -> None:
 
 
 def seconds_of(arguments: list[str]) -> float:
-    """Of a whole command."""
-    began = time.perf_counter()
+    """Of a whole command; prints its seconds of CPU, which a busy machine changes less."""
+    began, cpu = time.perf_counter(), cpu_of_children()
     subprocess.run([*COMMAND, *arguments], check=True, capture_output=True, timeout=LIMIT_SECONDS)
+    print(f"  {arguments[0]}: {cpu_of_children() - cpu:.2f} s of CPU", flush=True)
     return time.perf_counter() - began
+
+
+def cpu_of_children() -> float:
+    """Seconds of CPU of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def help_seconds(folder: Path) -> float:
