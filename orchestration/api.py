@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve
+from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder, encoder_of
 from sepscene.orchestration.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def pretrain(
     experiment = _resolved(experiment, scale, changes)
     storage, console = Path(storage), Terminal(quiet=quiet)
     run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = (storage / run_id).resolve()
+    folder = RunFolder.named(storage, run_id).path
     # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
     uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
     with prepared_session(experiment, address, verbose):
@@ -98,7 +99,7 @@ def train_separator(
     from sepscene.orchestration.pipeline.run import Run, prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
 
-    folder = (storage / (run_id or f"separator-{experiment.digest()}")).resolve()
+    folder = RunFolder.named(storage, run_id or f"separator-{experiment.digest()}").path
     with prepared_session(experiment, address, verbose):
         run = Run.open(folder, experiment, default_tracking_uri(storage), Terminal(), resume)
         with _closed(run, "separator", "train"):
@@ -113,7 +114,7 @@ def _closed(run: "Run", *command: str) -> Iterator[None]:
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)  # SIGTERM ends as the latter
         run.tracker.finish("", "KILLED" if interrupted else "FAILED")
-        words = [*command, str(run.folder / "experiment.yaml"), "--storage", str(run.folder.parent)]
+        words = [*command, str(run.files.experiment), "--storage", str(run.folder.parent)]
         again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
         said = f"{'stopped' if interrupted else 'failed'}; what is done is kept, continue it with\n{again}"
         run.console.print(said, highlight=False, markup=False, soft_wrap=True)
@@ -208,7 +209,7 @@ def run_sweep(
         folder = find_sweep(storage, config).resolve()
     else:
         name = sweep_id or f"sweep-{base.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = (storage / name).resolve()
+        folder = SweepFolder.named(storage, name).path
     with prepared_session(most, address, verbose):
         return folder, sweeps.sweep(config, folder, default_tracking_uri(storage), console, callbacks)
 
@@ -217,7 +218,7 @@ def _newest_grid(folder: Path) -> "ray.tune.ResultGrid":
     """What Tune has written down of the newest call for a sweep."""
     import ray.tune
 
-    newest = max(path for path in (folder / "tune").iterdir() if path.is_dir())
+    newest = max(path for path in SweepFolder(folder).tune.iterdir() if path.is_dir())
     return ray.tune.ResultGrid(ray.tune.ExperimentAnalysis(str(newest)))
 
 
@@ -259,8 +260,7 @@ def embed(
     """
     from sepscene.orchestration.evaluation.embed_files import embed_files, embed_on_cluster
 
-    if (Path(encoder) / "encoder" / "config.json").exists():
-        encoder = Path(encoder) / "encoder"
+    encoder = encoder_of(Path(encoder))
     files, out = [str(each) for each in inputs], Path(out)
     if not actors:
         return embed_files(encoder, files, out, device, bfloat16, readers, not quiet)

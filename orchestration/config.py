@@ -17,6 +17,7 @@ from sepscene.augment.store.separated_store import StoreSettings
 from sepscene.augment.views import SpecAugment, Views
 from sepscene.models.card import ProcessorName
 from sepscene.models.config import Config, SepsceneError
+from sepscene.models.files import write_atomically
 from sepscene.models.precision import PrecisionChoice
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
 from sepscene.tasks.evaluation.settings import ScoringSettings
@@ -385,7 +386,7 @@ class Experiment(Config):
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML."""
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        write_atomically(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False).encode())
 
 
 def parse_experiment(tree: Any, source: str) -> Experiment:

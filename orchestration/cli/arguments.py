@@ -32,7 +32,7 @@ ExperimentName = Annotated[
         help="A name such as `table4/S2+N/simclr-cp` (see `sepscene show`), or a YAML file.",
     ),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. `runs/demo`.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. `runs/demo`.")]
 Storage = Annotated[
     Path, typer.Option(help="Folder in which runs are kept; on a cluster a shared one.", callback=mounted)
 ]

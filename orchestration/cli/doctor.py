@@ -141,8 +141,9 @@ def _writable(storage: Path) -> str:
 
 def _store(storage: Path) -> str:
     from sepscene.augment.store.separated_store import SeparatedStore
+    from sepscene.orchestration.records.run_folder import store_of
 
-    folder = storage / "store"
+    folder = store_of(storage)
     if not folder.exists():
         return "none yet; the first run makes it"
     with SeparatedStore(str(folder.resolve())) as store:

@@ -18,7 +18,7 @@ from sepscene.orchestration.cli.arguments import (
     Changes,
     ExperimentName,
     Resume,
-    RunFolder,
+    RunArgument,
     RunId,
     Scale,
     Storage,
@@ -175,6 +175,8 @@ def evaluate(
 
     `sepscene evaluate runs/demo/encoder --task esc50:ESC-50-master --task hear:tasks/dcase2016_task2-hear2021-full`
     """
+    from sepscene.orchestration.records.run_folder import RunFolder
+
     if task:
         from sepscene.orchestration.cli.task_commands import evaluate_on_tasks
 
@@ -184,7 +186,7 @@ def evaluate(
     from sepscene.orchestration.pipeline.run import Run, prepared_session
     from sepscene.orchestration.records.mlflow_address import tracking_uri_of
 
-    experiment = load_experiment(run / "experiment.yaml")
+    experiment = load_experiment(RunFolder(run).experiment)
     with prepared_session(experiment, address, verbose):
         opened = Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True)
         train, test = opened.manifests()
@@ -195,7 +197,7 @@ def evaluate(
 
 @app.command()
 def report(
-    run: RunFolder,
+    run: RunArgument,
     into: Annotated[
         Path | None,
         typer.Option(help="Also put the Markdown into this page, between the markers of the folder's name."),

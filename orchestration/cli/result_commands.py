@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sepscene.orchestration.cli.arguments import RunFolder
+from sepscene.orchestration.cli.arguments import RunArgument
 from sepscene.orchestration.terminal import Terminal
 
 console = Terminal()
@@ -65,7 +65,7 @@ def ui(
     serve(folder, port, console)
 
 
-def sync(run: RunFolder) -> None:
+def sync(run: RunArgument) -> None:
     """Send to MLflow what it misses of a run or a sweep: all of it, when MLflow has lost the run.
 
     It goes to MLFLOW_TRACKING_URI, or to the mlflow.db beside the run; never to an address that the folder names.
@@ -81,7 +81,7 @@ def sync(run: RunFolder) -> None:
 
 
 def replay_command(
-    run: RunFolder,
+    run: RunArgument,
     row: Annotated[
         list[int] | None,
         typer.Option(min=0, help="A row; repeat it. Absent: those of the last skipped step."),
@@ -98,13 +98,14 @@ def replay_command(
     from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.records.mlflow_address import tracking_uri_of
     from sepscene.orchestration.records.mlflow_mirror import Tracker
+    from sepscene.orchestration.records.run_folder import RunFolder
     from sepscene.orchestration.training.replay import last_bad_rows, replay
 
     row = row or last_bad_rows(run.resolve())
     if len(row) < 2:
         raise SepsceneError("a contrastive loss needs at least two rows: give --row twice")
     opened = Run(
-        run.resolve(), load_experiment(run / "experiment.yaml"), Tracker(tracking_uri_of(run), "", run), console
+        run.resolve(), load_experiment(RunFolder(run).experiment), Tracker(tracking_uri_of(run), "", run), console
     )
     found, loss = replay(run.resolve(), opened.manifests()[0], row)
     for one in found:

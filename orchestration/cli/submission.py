@@ -35,6 +35,7 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Any:
         SepsceneError: for another command, an experiment that is refused, or one that doesn't fit `cluster`.
     """
     from sepscene.clusters.descriptions import read_pools, write_pools
+    from sepscene.orchestration.records.run_folder import plain_name
     from sepscene.orchestration.runtime.cluster_check import check_cluster
     from sepscene.orchestration.runtime.jobs import Submission
     from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE
@@ -66,7 +67,7 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Any:
         files["cluster.pools.yaml"] = write_pools(read_pools(cluster))
     return Submission(
         arguments=(*name.split(), *_as_words(context)),
-        run_id=run_id,
+        run_id=plain_name(run_id, "the run id"),
         metadata=metadata,
         files=files,
         environment={CLUSTER_VARIABLE: "cluster.pools.yaml"} if cluster else {},

@@ -153,6 +153,7 @@ def reproduce_command(
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.dataset_presets import check_splits, data_changes
     from sepscene.orchestration.presets import parse_changes
+    from sepscene.orchestration.records.run_folder import SweepFolder
     from sepscene.orchestration.reports.paper_tables import planned_rows
     from sepscene.orchestration.runtime.concurrency import most_demanding
     from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
@@ -165,12 +166,12 @@ def reproduce_command(
         changes = data_changes(kind, root, changes)
     name = f"{'-'.join(tables)}-{scale}-"
     newest = max((path.name for path in storage.glob(f"{name}*")), default=None) if resume else None
-    folder = (storage / (reproduction_id or newest or name + time.strftime("%Y%m%d-%H%M%S"))).resolve()
+    folder = SweepFolder.named(storage, reproduction_id or newest or name + time.strftime("%Y%m%d-%H%M%S")).path
     if scale == "mini":
         from sepscene.orchestration.mini.study import run_study
 
         run_study(row_experiments(planned_rows(tables, row), scale, changes), seeds, folder, console, hours)
-        console.print(f"report        {folder / 'report.html'}", soft_wrap=True)
+        console.print(f"report        {SweepFolder(folder).report_html}", soft_wrap=True)
         return
     # Refuses bad rows, changes and data before anything starts.
     most = most_demanding(row_experiments(planned_rows(tables, row), scale, changes))
@@ -187,8 +188,10 @@ def reproduce_command(
 
 def _tell(folder: Path, failed: list[str]) -> None:
     """Where the results are, and what to do next; ends the command with code 3 when trials have failed."""
-    console.print(f"report        {folder / 'report.html'}", soft_wrap=True)
-    console.print(f"each run      {folder / 'trials'}", soft_wrap=True)
+    from sepscene.orchestration.records.run_folder import SweepFolder
+
+    console.print(f"report        {SweepFolder(folder).report_html}", soft_wrap=True)
+    console.print(f"each run      {SweepFolder(folder).trials}", soft_wrap=True)
     console.print(f"MLflow UI     sepscene ui {folder}", soft_wrap=True)
     if failed:
         told = f"failed        {len(failed)}, e.g. {failed[0]}; the report says why, the same --id tries again"

@@ -27,11 +27,11 @@ def evaluate_on_tasks(encoder: str, tasks: list[str], out: Path, name: str | Non
     from sepscene.models.encoders.encoder import load_encoder
     from sepscene.orchestration.evaluation.downstream import evaluate_task, read_results, result_path
     from sepscene.orchestration.evaluation.file_encoder import encoder_digest
+    from sepscene.orchestration.records.run_folder import encoder_of
     from sepscene.orchestration.reports.task_table import terminal_table
     from sepscene.tasks.datasets.downstream import read_task
 
-    bundle = Path(encoder) / "encoder"
-    loaded = load_encoder(bundle if (bundle / "config.json").exists() else encoder).to(device)
+    loaded = load_encoder(encoder_of(Path(encoder))).to(device)
     digest = encoder_digest(loaded)
     read = [read_task(task) for task in tasks]  # a mistake in the last one is found before the first is embedded
     out.mkdir(parents=True, exist_ok=True)

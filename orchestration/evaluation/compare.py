@@ -7,7 +7,7 @@ targets, folds, the probes' scores and the embeddings. A comparison reads eviden
 makes every figure anew on the clips that both runs judged.
 """
 
-import os
+import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.files import write_atomically
 from sepscene.orchestration.records.results import RunResults
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.evaluation.scores import Evidence, Scores, measure
 from sepscene.tasks.evaluation.settings import ScoringSettings
 from sepscene.tasks.evaluation.statistics import Interval, PairedTest, paired_bootstrap, paired_t, t_interval
@@ -67,11 +69,6 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
 
-def evidence_path(run_dir: Path, encoder: str) -> Path:
-    """Where the evidence of one encoder lies in a run's folder."""
-    return run_dir / "evaluation" / f"{encoder}.npz"
-
-
 def save_scores(scores: Scores, path: Path) -> Path:
     """Keep the evidence of a scores: all that comparisons need. Written whole or not at all."""
     evidence = scores.evidence
@@ -86,10 +83,9 @@ def save_scores(scores: Scores, path: Path) -> Path:
     }
     arrays |= {f"scores_{name}": scores_BK for name, scores_BK in evidence.scores.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(partial, path)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_atomically(path, content.getvalue())
     return path
 
 
@@ -229,7 +225,7 @@ class _Judged:
 
     def clip_ids(self) -> set[str] | None:
         """The clips on which the encoder was judged; None without its evidence."""
-        path = evidence_path(self.folder, self.results.encoders[0].name)
+        path = RunFolder(self.folder).evidence(self.results.encoders[0].name)
         return set(load_evidence(path).clip_ids.tolist()) if path.exists() else None
 
 
@@ -272,7 +268,7 @@ def _evidence(run_dir: Path, encoder: str | None) -> tuple[str, Evidence]:
         raise SepsceneError(f"{run_dir} has no encoder {encoder!r}; it has {', '.join(names)}")
     chosen = encoder or names[0]
     label = f"{run_dir.name}/{chosen} ({results.experiment}, {results.scale}, seed {results.seed})"
-    return label, load_evidence(evidence_path(run_dir, chosen))
+    return label, load_evidence(RunFolder(run_dir).evidence(chosen))
 
 
 def _paired(a: Evidence, b: Evidence, name_a: str, name_b: str) -> tuple[Evidence, Evidence, tuple[str, ...]]:

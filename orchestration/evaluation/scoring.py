@@ -7,9 +7,10 @@ import numpy as np
 
 from sepscene.models.card import read_card
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.evaluation.compare import evidence_path, save_scores
+from sepscene.orchestration.evaluation.compare import save_scores
 from sepscene.orchestration.evaluation.embed_manifest import Embeddings, score_separator
 from sepscene.orchestration.records.results import ClassResult, EncoderResult, Figure, ProcessorResult
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.probes import embedding_map
 from sepscene.tasks.evaluation.resampling import resample
@@ -45,7 +46,7 @@ def score_encoder(
     else:
         train_targets = train.targets()[train_h.position_N]
         scores = score_embeddings(train_h.h_ND, train_targets, test_h.h_ND, test_targets, test.classes, settings, ids)
-    save_scores(scores, evidence_path(run_dir, name))
+    save_scores(scores, RunFolder(run_dir).evidence(name))
     return EncoderResult(
         name=name,
         description="; ".join([LEAK] * experiment.data.by_folds + list(scores.notes)),

@@ -23,7 +23,7 @@ from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import write_whole
+from sepscene.orchestration.records.files import write_whole
 from sepscene.tasks.datasets.readers import Manifest
 
 NOTE_EVERY = 32

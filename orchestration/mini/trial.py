@@ -16,8 +16,8 @@ from sepscene.models.config import Config
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.logmel_store import LogMelStore
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, embed, refuse_what_is_ignored
-from sepscene.orchestration.records.checkpoints import write_whole
 from sepscene.orchestration.records.environment import commit
+from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import LedgerResult
 from sepscene.tasks.evaluation.metrics import Floats
 from sepscene.tasks.evaluation.probes import knn_probe, linear_probe

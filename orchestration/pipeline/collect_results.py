@@ -1,12 +1,11 @@
 """What a run's folder holds, gathered into its results: timings, the ledger's summary, the balance of its streams."""
 
-import json
-
 import numpy as np
 
 from sepscene.orchestration.evaluation.compare import TEST_CLIPS
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.environment import environment
+from sepscene.orchestration.records.files import read_text, read_typed_or
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import (
     EncoderResult,
@@ -16,6 +15,7 @@ from sepscene.orchestration.records.results import (
     StageResult,
     read_metrics,
 )
+from sepscene.orchestration.records.run_folder import pretraining_stage
 from sepscene.orchestration.training.throughput import Balance, balance_of, bottleneck, store_counts
 from sepscene.tasks.datasets.readers import Manifest
 
@@ -35,19 +35,19 @@ def collect_results(
         encoders: the run's own first.
         processors: the checkpoints of the ladder.
     """
-    experiment, folder = run.experiment, run.folder
+    experiment, files = run.experiment, run.files
     clips = len(train.clips) + (0 if experiment.data.by_folds else len(test.clips))
-    timings = json.loads((folder / "stages.json").read_text())
-    metrics = read_metrics(folder)
-    balance = balance_of(metrics, f"pretrain-{experiment.views.pair}")
-    ledger = Ledger.from_json((folder / "ledger.json").read_text())
+    timings = read_typed_or(files.timings, dict[str, float], {})
+    metrics = read_metrics(files.path)
+    balance = balance_of(metrics, pretraining_stage(experiment.views.pair))
+    ledger = Ledger.from_json(read_text(files.ledger))
     return RunResults(
-        run_id=folder.name,
+        run_id=files.path.name,
         experiment=experiment.name,
         scale=experiment.scale,
         table_row=experiment.table_row,
         seed=experiment.seed,
-        started=(folder / "started").read_text(),
+        started=read_text(files.started),
         seconds=sum(timings.values()),
         stages=_stages(timings, metrics),
         ladder=tuple(processors),

@@ -27,7 +27,7 @@ def encoders_of(run: Run, train: Manifest) -> dict[str, Path]:
         train: the clips on which a mix-mix baseline is trained.
     """
     pair = run.experiment.views.pair
-    bundles: dict[str, Path] = {pair: run.folder / "encoder"}
+    bundles: dict[str, Path] = {pair: run.files.encoder}
     if run.experiment.evaluation.baselines:
         if run.experiment.views.separates:
             bundles["mix-mix"] = run.encoder(train, {}, pair="mix-mix")
@@ -68,8 +68,9 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
         update_card(bundles[encoder.name], {"figures": {k: f.model_dump() for k, f in encoder.figures.items()}})
         if encoder.name != "untrained":
             run.publish(encoder.name, bundles[encoder.name])
-    pages = (*write_report(run.folder), run.folder / "listen.html", run.folder / "listen", run.folder / "plots")
-    for path in (run.folder / "results.json", *pages):
+    files = run.files
+    pages = (*write_report(run.folder), files.listening_page, files.sounds, files.plots)
+    for path in (files.results, *pages):
         if path.exists():
             run.tracker.log_artifact("", path, path.name if path.is_dir() else None)
     return results
@@ -97,7 +98,7 @@ def summarise(run: Run) -> None:
     try:
         results = RunResults.load(run.folder)
     except SepsceneError:
-        run.console.print(f"encoder       {run.folder / 'encoder'}", soft_wrap=True)
+        run.console.print(f"encoder       {run.files.encoder}", soft_wrap=True)
         run.console.print(f"judge it      sepscene evaluate {run.folder}", soft_wrap=True)
         return
     table = Table(title=f"{results.experiment} ({results.scale}), {results.seconds:.0f} s")
@@ -108,10 +109,10 @@ def summarise(run: Run) -> None:
     for encoder in results.encoders:
         table.add_row(encoder.name, *(_cell(encoder.figures.get(name)) for name in names))
     run.console.print(table)
-    run.console.print(f"report        {run.folder / 'report.html'}", soft_wrap=True)
-    if (run.folder / "listen.html").exists():
-        run.console.print(f"listen        {run.folder / 'listen.html'}", soft_wrap=True)
-    run.console.print(f"encoder       {run.folder / 'encoder'}", soft_wrap=True)
+    run.console.print(f"report        {run.files.report_html}", soft_wrap=True)
+    if run.files.listening_page.exists():
+        run.console.print(f"listen        {run.files.listening_page}", soft_wrap=True)
+    run.console.print(f"encoder       {run.files.encoder}", soft_wrap=True)
     run.console.print(f"embed sounds  sepscene embed {run.folder} FILES --out embeddings.parquet", soft_wrap=True)
     run.console.print(f"MLflow UI     sepscene ui {run.folder}", soft_wrap=True)
     if run.tracker.unsent:

@@ -27,10 +27,12 @@ from sepscene.orchestration.config import Experiment, Objective, load_experiment
 from sepscene.orchestration.records.audit_log import audit_hash
 from sepscene.orchestration.records.checkpoints import read_checkpoint, read_ledger
 from sepscene.orchestration.records.environment import commit, environment
+from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import Tracker, following
 from sepscene.orchestration.records.mlflow_registry import sepscene_version
 from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.records.run_folder import RunFolder, pretraining_stage
 from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import progress
 from sepscene.orchestration.reports.status_line import BESIDE_THE_BAR, Terms
@@ -58,6 +60,7 @@ class Run:
 
     def __init__(self, folder: Path, experiment: Experiment, tracker: Tracker, console: Console) -> None:
         self.folder, self.experiment, self.tracker, self.console = folder, experiment, tracker, console
+        self.files = RunFolder(folder)
         self.inputs: dict[str, str] = {}
         self._manifests: tuple[Manifest, Manifest] | None = None
         self.audit: str | None = None
@@ -88,7 +91,8 @@ class Run:
         for warning in slow_precisions(experiment):
             console.print(warning, style="yellow", markup=False)
         experiment = with_precisions(experiment)
-        saved = folder / "experiment.yaml"
+        files = RunFolder(folder)
+        saved = files.experiment
         if saved.exists():
             earlier = load_experiment(saved).model_copy(update={"resources": experiment.resources})
             if earlier.digest() != experiment.digest():  # it may go on with other resources
@@ -101,8 +105,8 @@ class Run:
         run = cls(folder, experiment, tracker, console)
         run.family = (tags or {}).get("sweep_id", experiment.name)
         facts = environment()
-        if not (folder / "started").exists():
-            (folder / "started").write_text(datetime.now(UTC).isoformat(timespec="seconds"))
+        if not files.started.exists():
+            write_whole(files.started, datetime.now(UTC).isoformat(timespec="seconds"))
         env = {f"env.{key}": value for key, value in facts.items()}
         about = (
             f"{_in_words(experiment)}\n\nEverything about this run is in `{folder}`; its report is among the artifacts."
@@ -153,7 +157,7 @@ class Run:
         for context, manifest in manifests.items():
             profile = {"clips": len(manifest), "classes": len(manifest.classes), "absent": len(manifest.absent)}
             splits = data.train if context == "training" else data.test
-            source = data.root or str(self.folder / "scenes")
+            source = data.root or str(self.files.scenes)
             self.tracker.log_data("", {
                 "name": f"{data.format} {'+'.join(splits)}", "digest": manifest.digest(), "context": context,
                 "source": source if "://" in source else str(Path(source).resolve()), "profile": profile,
@@ -209,10 +213,9 @@ class Run:
 
     def add_timing(self, name: str, seconds: float) -> None:
         """Add to a stage's wall time in RUN/stages.json; a continued stage adds up."""
-        path = self.folder / "stages.json"
-        timings = json.loads(path.read_text()) if path.exists() else {}
+        timings = read_typed_or(self.files.timings, dict[str, float], {})
         timings[name] = timings.get(name, 0.0) + seconds
-        path.write_text(json.dumps(timings, indent=2))
+        write_whole(self.files.timings, json.dumps(timings, indent=2))
 
     def manifests(self) -> tuple[Manifest, Manifest]:
         """The training and the test clips, the same ones for cross-validation; read, and scenes generated, once."""
@@ -223,7 +226,7 @@ class Run:
     def _read_manifests(self) -> tuple[Manifest, Manifest]:
         data = self.experiment.data
         if data.format == "scenes" and data.root is None:
-            root = self.folder / "scenes"
+            root = self.files.scenes
             self._generate_scenes(root)
             manifest = read_manifest("scenes", str(root))
         else:
@@ -243,7 +246,7 @@ class Run:
     def _generate_scenes(self, root: Path) -> None:
         data = self.experiment.data
         splits = {"train": data.scenes_train, "test": data.scenes_test}
-        if all((root / f"{split}.done").exists() for split in splits):
+        if all(self.files.scenes_done(split).exists() for split in splits):
             return
         with self.stage("scenes", "generate sound scenes", sum(splits.values())):
             done = 0
@@ -254,7 +257,7 @@ class Run:
                     root, count, self.experiment.seed, split, PROFILES[data.scenes_profile], known, progress=progress
                 )
                 done += count
-                (root / f"{split}.done").touch()
+                self.files.scenes_done(split).touch()
 
     def ladder(self, train: Manifest) -> dict[str, str]:
         """The processors: those of the configuration, or the ladder that this run trains."""
@@ -270,7 +273,7 @@ class Run:
 
     def store_uri(self) -> str:
         """Where the SeparatedStore of this run lies: beside the run, for all runs of its storage."""
-        return self.experiment.store.uri or str((self.folder.parent / "store").resolve())
+        return self.experiment.store.uri or str(self.files.store.resolve())
 
     def store(self) -> SeparatedStore | None:
         """The SeparatedStore of the configuration, opened."""
@@ -303,7 +306,7 @@ class Run:
             filled = fill(experiment, train, ladder, store, self.advance)
             record = {f"store/{name}": float(count) for name, count in filled.counts.items()}
             record |= {"unusable": float(filled.unusable), "missing": float(filled.missing)}
-            append_metrics(self.folder / "metrics.jsonl", "prefill", [{"step": 1, "rows": total} | record])
+            append_metrics(self.files.metrics, "prefill", [{"step": 1, "rows": total} | record])
         if not filled.missing:
             store.folder.note_filled(mark)
         else:
@@ -320,11 +323,11 @@ class Run:
             The bundle's folder: RUN/encoder, or RUN/baselines/<pair>.
         """
         self.record_inputs(ladder, training=train)
-        experiment, bundle = self.experiment, self.folder / "encoder"
+        experiment, bundle = self.experiment, self.files.encoder
         if pair is not None:
             experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update={"pair": pair})})
-            bundle = self.folder / "baselines" / pair
-        stage = f"pretrain-{experiment.views.pair}"
+            bundle = self.files.baseline(pair)
+        stage = pretraining_stage(experiment.views.pair)
         rows = schedule_of(experiment, len(train.clips)).rows
         if experiment.store.mode == "prefill" and experiment.views.separates:
             self.prefill(train, ladder)
@@ -345,8 +348,8 @@ class Run:
             save_encoder(encoder_of(experiment, state), bundle, card)
         self._tell_balance(stage, experiment)
         if pair is None:
-            (self.folder / "ledger.json").write_text(read_ledger(newest).to_json())
-            self.tracker.log_artifact("", self.folder / "ledger.json")
+            write_whole(self.files.ledger, read_ledger(newest).to_json())
+            self.tracker.log_artifact("", self.files.ledger)
         return bundle
 
     def publish(self, pair: str, bundle: Path) -> None:
@@ -354,9 +357,9 @@ class Run:
 
         Called last, when the card holds the figures.
         """
-        own = bundle == self.folder / "encoder"
+        own = bundle == self.files.encoder
         registered = f"sepscene-{self.family.replace('/', '-')}" if own else None
-        self.tracker.log_encoder(f"pretrain-{pair}", bundle, f"{self.experiment.name} {pair}", registered)
+        self.tracker.log_encoder(pretraining_stage(pair), bundle, f"{self.experiment.name} {pair}", registered)
 
     def _tell_balance(self, stage: str, experiment: Experiment) -> None:
         """Say which part of the stream set the pace, and log the balance as figures of the stage."""
@@ -367,12 +370,12 @@ class Run:
         self.console.print(f"  {advice}", style="dim", highlight=False)
         self.tracker.log_metrics(stage, {f"balance/{name}": value for name, value in balance.figures().items()})
         self.tracker.tag(stage, {"bottleneck": advice})
-        if stage == f"pretrain-{self.experiment.views.pair}":
+        if stage == pretraining_stage(self.experiment.views.pair):
             self.tracker.tag("", {"bottleneck": advice})
 
     def untrained(self) -> Path:
         """The bundle of the untrained encoder, a baseline."""
-        bundle = self.folder / "baselines" / "untrained"
+        bundle = self.files.baseline("untrained")
         if not bundle.exists():
             save_encoder(encoder_of(self.experiment, None), bundle, {"title": "untrained", "steps": 0})
         return bundle

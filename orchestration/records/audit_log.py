@@ -4,12 +4,21 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.tasks.datasets.audit import Audit
 from sepscene.tasks.datasets.readers import Manifest
 
 _DEEPEST = 3
 """A trial's folder lies so many levels below its storage."""
+
+
+class AuditDigest(BaseModel):
+    """What a run takes from an audit."""
+
+    digest: str | None = None
 
 
 def audit_folder(storage: Path, manifest_digest: str) -> Path:
@@ -32,8 +41,8 @@ def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
     """
     folder = audit_folder(storage.resolve(), found.manifest_digest)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "audit.json").write_text(json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
-    (folder / "audit.txt").write_text(found.text() + "\n")
+    write_whole(folder / "audit.json", json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
+    write_whole(folder / "audit.txt", found.text() + "\n")
     tracker = Tracker(tracking_uri, "sepscene", folder)
     tags = {"stage": "audit", "data": f"{format} {root}", "data_hash": found.manifest_digest}
     tracker.start(tags | {"audit_hash": found.digest, "mlflow.source.name": "sepscene"}, {"format": format})
@@ -63,4 +72,4 @@ def audit_hash(run_dir: Path, manifest: Manifest) -> str | None:
     if not storages:
         return None  # a digest of millions of clips takes its time
     path = audit_folder(storages[0], manifest.digest()) / "audit.json"
-    return str(json.loads(path.read_text())["digest"]) if path.exists() else None
+    return read_typed_or(path, AuditDigest, AuditDigest()).digest

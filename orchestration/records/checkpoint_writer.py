@@ -3,7 +3,7 @@
 A checkpoint is written into a hidden folder, brought to the disk and renamed; only then are older ones removed. A disk
 that is full costs that checkpoint and not the run: the steps' figures wait for the next one.
 
-Whoever knows that the end is near (a driver that got SIGTERM) leaves the file `wanted` in the stage's folder; rank 0
+Whoever knows that the end is near (a driver that got SIGTERM) leaves the file `StageFolder.wanted`; rank 0
 finds it at its next report, saves, and removes it.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sepscene.orchestration.records.checkpoints import TrainingState, checkpoint_name, write_checkpoint
+from sepscene.orchestration.records.checkpoints import TrainingState, checkpoint_name, checkpoints_of, write_checkpoint
 
 HIDDEN = ".writing-"
 
@@ -83,24 +83,9 @@ class CheckpointWriter:
             return
         self.failure, self.unsaved = "", []
         if self.kept is not None:
-            older = sorted(folder for folder in self.root.glob("step-*") if folder.name < final.name)
+            older = [folder for folder in checkpoints_of(self.root) if folder.name < final.name]
             for folder in older[: len(older) + 1 - self.kept]:
                 _remove(folder)
-
-
-def ask_for_checkpoint(root: Path) -> None:
-    """Ask the workers of a stage for a checkpoint soon."""
-    (root / "wanted").touch()
-
-
-def checkpoint_wanted(root: Path) -> bool:
-    """Whether somebody asked for a checkpoint that is not made yet."""
-    return (root / "wanted").exists()
-
-
-def checkpoint_given(root: Path) -> None:
-    """Tell whoever asked that the checkpoint is on the disk."""
-    (root / "wanted").unlink(missing_ok=True)
 
 
 def _copied(value: Any) -> Any:

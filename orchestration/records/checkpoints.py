@@ -8,15 +8,33 @@ damaged or unfinished and is passed over for the one before it.
 import hashlib
 import json
 import logging
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, Field
 
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records.files import read_text, read_typed, write_whole
 from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.run_folder import StageFolder
 
 logger = logging.getLogger("sepscene")
+
+STATE, LEDGER, STEPS, MANIFEST = "state.pt", "ledger.json", "figures.json", "manifest.json"
+FILES = (STATE, LEDGER, STEPS)
+"""What a checkpoint consists of, beside its manifest."""
+
+NAME = re.compile(r"step-\d{8,}")
+
+
+class Manifest(BaseModel):
+    """The step of a checkpoint, and the SHA-256 of each of its files."""
+
+    step: int = Field(ge=0)
+    sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -37,28 +55,33 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def checkpoints_of(root: Path) -> list[Path]:
+    """The folders of all checkpoints under `root`, sound or not, the oldest first."""
+    return sorted(folder for folder in root.glob("step-*") if NAME.fullmatch(folder.name))
+
+
 def write_checkpoint(folder: Path, state: TrainingState) -> None:
     """Fill `folder` with a checkpoint; its manifest is written last."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state.tensors, folder / "state.pt")
-    (folder / "ledger.json").write_text(state.ledger.to_json())
-    (folder / "figures.json").write_text(json.dumps(state.figures))
-    files = {name: _sha256(folder / name) for name in ("state.pt", "ledger.json", "figures.json")}
-    (folder / "manifest.json").write_text(json.dumps({"step": state.step, "sha256": files}, indent=2))
+    torch.save(state.tensors, folder / STATE)
+    write_whole(folder / LEDGER, state.ledger.to_json())
+    write_whole(folder / STEPS, json.dumps(state.figures))
+    files = {name: _sha256(folder / name) for name in FILES}
+    write_whole(folder / MANIFEST, json.dumps({"step": state.step, "sha256": files}, indent=2))
 
 
 def is_sound(folder: Path) -> bool:
-    """Whether every file of the checkpoint is there and has the hash its manifest states."""
+    """Whether the manifest lists every file of a checkpoint, and each is there and has the hash that it states."""
     try:
-        files = json.loads((folder / "manifest.json").read_text())["sha256"]
-        return all(_sha256(folder / name) == expected for name, expected in files.items())
-    except (OSError, ValueError, KeyError):
+        manifest = read_typed(folder / MANIFEST, Manifest)
+        return manifest.sha256 == {name: _sha256(folder / name) for name in FILES}
+    except (OSError, SepsceneError):
         return False
 
 
 def newest_sound(root: Path) -> Path | None:
     """The newest undamaged checkpoint under `root`; says which damaged ones it passed over."""
-    for folder in sorted(root.glob("step-*"), reverse=True):
+    for folder in checkpoints_of(root)[::-1]:
         if is_sound(folder):
             return folder
         logger.warning("checkpoint %s is damaged or unfinished; using the one before it", folder)
@@ -67,44 +90,42 @@ def newest_sound(root: Path) -> Path | None:
 
 def read_ledger(folder: Path) -> Ledger:
     """The ledger of a checkpoint."""
-    return Ledger.from_json((folder / "ledger.json").read_text())
+    return Ledger.from_json(read_text(folder / LEDGER))
 
 
 def read_figures(folder: Path) -> list[dict[str, float]]:
     """The records of the steps between the checkpoint before and this one."""
-    records: list[dict[str, float]] = json.loads((folder / "figures.json").read_text())
+    records: list[dict[str, float]] = json.loads(read_text(folder / STEPS))
     return records
 
 
 def read_checkpoint(folder: Path) -> TrainingState:
     """Read a checkpoint that `newest_sound` chose. Nothing is unpickled but tensors and plain values."""
-    step = json.loads((folder / "manifest.json").read_text())["step"]
-    tensors = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    step = read_typed(folder / MANIFEST, Manifest).step
+    tensors = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     return TrainingState(step, read_ledger(folder), tensors, read_figures(folder))
 
 
-def choose_resume_point(root: Path) -> Path | None:
+def choose_resume_point(folder: StageFolder) -> Path | None:
     """Choose where a worker group starts and write the choice down, so that stream and workers agree on it.
 
     Called where the stream is built; `resume_point` reads it on every worker.
     """
-    chosen = newest_sound(root)
-    write_whole(root / "resume", chosen.name if chosen else "")
+    chosen = newest_sound(folder.path)
+    write_whole(folder.resume, chosen.name if chosen else "")
     return chosen
 
 
-def resume_point(root: Path) -> Path | None:
-    """What `choose_resume_point` wrote."""
-    name = (root / "resume").read_text()
-    return root / name if name else None
+def resume_point(folder: StageFolder) -> Path | None:
+    """What `choose_resume_point` wrote.
 
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is either complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text)
-    partial.replace(path)
+    Raises:
+        SepsceneError: when the file names anything but a checkpoint of this folder.
+    """
+    name = read_text(folder.resume)
+    if name and not NAME.fullmatch(name):
+        raise SepsceneError(f"{folder.resume} names {name[:80]!r}, no checkpoint: delete it and continue the run")
+    return folder.path / name if name else None
 
 
 def _sha256(path: Path) -> str:

@@ -7,10 +7,24 @@ twice and nothing is lost, whatever dies.
 
 import json
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from sepscene.augment.locations import PASSING
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records.files import first_fault
+
+Row = Annotated[int, Field(ge=0)]
+
+
+class _Fields(BaseModel):
+    rows: Row
+    intervals: list[tuple[Row, Row]]
+    quarantined: dict[str, str]
+    untrained: Row = 0
+    unread: list[tuple[Row, Row]] = []
 
 
 @dataclass
@@ -86,10 +100,18 @@ class Ledger:
 
     @classmethod
     def from_json(cls, text: str) -> "Ledger":
-        """Read what `to_json` wrote."""
-        data = json.loads(text)
-        intervals, unread = ([(start, end) for start, end in data.get(name, [])] for name in ("intervals", "unread"))
-        return cls(data["rows"], intervals, data["quarantined"], data.get("untrained", 0), unread)
+        """Read what `to_json` wrote.
+
+        Raises:
+            SepsceneError: when the text is anything else.
+        """
+        try:
+            fields = _Fields.model_validate_json(text)
+            return cls(**dict(fields))
+        except ValidationError as error:
+            raise SepsceneError(
+                f"the ledger is damaged: {first_fault(error)}; continue the run with --resume"
+            ) from None
 
 
 def _intervals(row_N: np.ndarray) -> list[tuple[int, int]]:

@@ -13,8 +13,10 @@ from typing import Any
 
 import ray.train
 
-from sepscene.orchestration.records.checkpoints import write_whole
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records.files import read_typed, write_whole
 from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 
 logger = logging.getLogger("sepscene")
 
@@ -25,13 +27,14 @@ class MetricsFile(ray.train.UserCallback):
     def __init__(self, path: Path, stage: str) -> None:
         self.path, self.stage = path, stage
         self.waiting: list[dict[str, Any]] = []
+        self.configured = RunFolder(path.parent).experiment.exists()
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called by Ray Train when all workers have reported."""
         self._append(metrics[0].get("steps", []))
         if metrics[0].get("fatal"):
             try:
-                write_whole(fatal_path(self.path.parent, self.stage), metrics[0]["fatal"])
+                write_whole(StageFolder(self.path.parent, self.stage).fatal, metrics[0]["fatal"])
             except OSError:
                 raise RuntimeError(metrics[0]["fatal"]) from None  # ends the stage as well, with this text
 
@@ -41,6 +44,8 @@ class MetricsFile(ray.train.UserCallback):
         self._append([{"event": f"worker group failed ({reason}), restarting"}])
 
     def _append(self, records: list[dict[str, Any]]) -> None:
+        if self.configured and not RunFolder(self.path.parent).experiment.exists():
+            raise RuntimeError(f"the run's folder {self.path.parent} was deleted while it ran")  # ends the stage
         now = time.time()
         self.waiting += [{"seconds": now, **record} for record in records]
         try:
@@ -51,21 +56,11 @@ class MetricsFile(ray.train.UserCallback):
             logger.warning("%s cannot be written (%s); training goes on", self.path, error)
 
 
-def fatal_path(run_dir: Path, stage: str) -> Path:
-    """Where a stage's reason to stop for good is written down."""
-    return run_dir / "checkpoints" / stage / "fatal"
-
-
 def recover_metrics(path: Path, stage: str, records: list[dict[str, float]]) -> None:
     """Append those steps of a checkpoint that the metrics file lacks, because their report died with its workers."""
     steps = [record for record in read_metrics(path.parent) if record["stage"] == stage and "step" in record]
     known = {record["step"] for record in steps if "event" not in record and "validation_knn_map" not in record}
     append_metrics(path, stage, [record for record in records if record["step"] not in known])
-
-
-def validations_folder(run_dir: Path, stage: str) -> Path:
-    """Where validation tasks leave their records, one file a step, until they are in the metrics file."""
-    return run_dir / "checkpoints" / stage / "validation"
 
 
 def collect_validations(path: Path, stage: str) -> None:
@@ -74,8 +69,11 @@ def collect_validations(path: Path, stage: str) -> None:
     The tasks may run anywhere, and appends from two machines to one shared file can overwrite each other: only the
     process that writes the steps writes these too. One that dies in between writes a record twice.
     """
-    for left in sorted(validations_folder(path.parent, stage).glob("step-*.json")):
-        append_metrics(path, stage, [json.loads(left.read_text())])
+    for left in sorted(StageFolder(path.parent, stage).validations.glob("step-*.json")):
+        try:
+            append_metrics(path, stage, [read_typed(left, dict[str, float | str], "it is left out")])
+        except SepsceneError as error:
+            logger.warning("%s", error)
         left.unlink()
 
 
@@ -89,8 +87,10 @@ def append_metrics(path: Path, stage: str, records: list[dict[str, Any]]) -> Non
     lines = [json.dumps({"stage": stage, "seconds": now, **record}) + "\n" for record in records]
     with path.open("a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
-        if size and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-            lines.insert(0, "\n")  # a line torn by a killed process: it alone is lost
+        if size:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                lines.insert(0, "\n")  # a line torn by a killed process: it alone is lost
         content = memoryview("".join(lines).encode())
         try:
             while content:

@@ -21,9 +21,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from sepscene.models.config import Config, SepsceneError
+from sepscene.orchestration.records.files import parse_records
 from sepscene.orchestration.records.mlflow_client import MlflowStore, lasting_fault
 from sepscene.orchestration.records.mlflow_registry import log_encoder
-from sepscene.orchestration.records.results import parse_metrics
 from sepscene.orchestration.repeating import again_and_again
 
 logger = logging.getLogger("sepscene")
@@ -128,7 +128,7 @@ class Tracker:
                 if not whole:
                     continue
                 try:
-                    self._send(parse_metrics(whole))
+                    self._send(parse_records(whole, self.run_dir / name))
                 except Exception as error:  # whatever the client raises, training must go on
                     self._note_fault(error)
                     return
@@ -360,7 +360,7 @@ def following(run_dir: Path, tracker: Tracker, show: Callable[[dict[str, Any]], 
     def drain() -> None:
         nonlocal position
         whole, position = read_lines(path, position)
-        for record in parse_metrics(whole):
+        for record in parse_records(whole, path):
             show(record)
         tracker.mirror_metrics()
 

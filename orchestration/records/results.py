@@ -4,14 +4,17 @@
 these files alone, so that they can be made again at any time, on another machine, without Ray.
 """
 
-import contextlib
-import json
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from sepscene.models.config import Config, SepsceneError
+from sepscene.orchestration.records.files import Record, parse_records, read_bytes, read_typed, write_whole
+from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
+
+MOST_METRICS = 8 * 2**30
+"""Bytes of a metrics file: 10 million steps have some 5 GB."""
 
 
 class Figure(Config):
@@ -103,8 +106,8 @@ class RunResults(Config):
 
     def save(self, run_dir: Path) -> Path:
         """Write RUN/results.json."""
-        path = run_dir / "results.json"
-        path.write_text(self.model_dump_json(indent=2) + "\n")
+        path = RunFolder(run_dir).results
+        write_whole(path, self.model_dump_json(indent=2) + "\n")
         return path
 
     @classmethod
@@ -114,29 +117,24 @@ class RunResults(Config):
         Raises:
             SepsceneError: when there is none.
         """
-        path = run_dir / "results.json"
-        if not path.exists():
-            raise SepsceneError(f"{run_dir} holds no results.json: not a finished run; evaluate it first")
-        return cls.model_validate_json(path.read_text())
+        path = RunFolder(run_dir).results
+        try:
+            return read_typed(path, cls, f"make it again with `sepscene evaluate {run_dir}`")
+        except FileNotFoundError:
+            raise SepsceneError(f"{run_dir} holds no {path.name}: not a finished run; evaluate it first") from None
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, float | str]]:
+def read_metrics(run_dir: Path) -> list[Record]:
     """The step metrics of a run, in the order in which they were written.
 
-    Each is {"stage": str, "step": int, "seconds": float, <metric>: float, ...}. A torn line, as a killed run or a full
-    disk leaves it, is passed over.
+    Each is {"stage": str, "step": int, "seconds": float, <metric>: float, ...}. Damaged lines, as a killed run or a
+    full disk leaves them, are left out with a warning.
     """
-    path = run_dir / "metrics.jsonl"
-    return parse_metrics(path.read_bytes()) if path.exists() else []
-
-
-def parse_metrics(lines: bytes) -> list[dict[str, float | str]]:
-    """The records of whole lines of a metrics file; torn ones are passed over."""
-    records = []
-    for line in lines.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
+    path = RunFolder(run_dir).metrics
+    try:
+        return parse_records(read_bytes(path, MOST_METRICS), path)
+    except FileNotFoundError:
+        return []
 
 
 Setting = str | bool | int | float | tuple[str, ...] | None
@@ -181,10 +179,9 @@ class SweepResults(Config):
 
     def save(self, sweep_dir: Path) -> Path:
         """Write SWEEP/sweep.json, whole or not at all: a reader may come while the sweep runs."""
-        path = sweep_dir / "sweep.json"
-        draft = path.with_suffix(".json.new")
-        draft.write_text(self.model_dump_json(indent=2) + "\n")
-        return draft.replace(path)
+        path = SweepFolder(sweep_dir).sweep
+        write_whole(path, self.model_dump_json(indent=2) + "\n")
+        return path
 
     @classmethod
     def load(cls, sweep_dir: Path) -> "SweepResults":
@@ -193,10 +190,11 @@ class SweepResults(Config):
         Raises:
             SepsceneError: when there is none.
         """
-        path = sweep_dir / "sweep.json"
-        if not path.exists():
-            raise SepsceneError(f"{sweep_dir} holds no sweep.json: give the folder of a sweep")
-        return cls.model_validate_json(path.read_text())
+        path = SweepFolder(sweep_dir).sweep
+        try:
+            return read_typed(path, cls, "go on with the sweep, which writes it again")
+        except FileNotFoundError:
+            raise SepsceneError(f"{sweep_dir} holds no {path.name}: give the folder of a sweep") from None
 
 
 class ReproducedRun(Config):
@@ -233,8 +231,8 @@ class ReproductionResults(Config):
 
     def save(self, directory: Path) -> Path:
         """Write REPRODUCTION/reproduction.json."""
-        path = directory / "reproduction.json"
-        path.write_text(self.model_dump_json(indent=2) + "\n")
+        path = SweepFolder(directory).reproduction
+        write_whole(path, self.model_dump_json(indent=2) + "\n")
         return path
 
     @classmethod
@@ -244,7 +242,8 @@ class ReproductionResults(Config):
         Raises:
             SepsceneError: when there is none.
         """
-        path = directory / "reproduction.json"
-        if not path.exists():
-            raise SepsceneError(f"{directory} holds no reproduction.json: give the folder of a reproduction")
-        return cls.model_validate_json(path.read_text())
+        path = SweepFolder(directory).reproduction
+        try:
+            return read_typed(path, cls, "go on with the reproduction, which writes it again")
+        except FileNotFoundError:
+            raise SepsceneError(f"{directory} holds no {path.name}: give the folder of a reproduction") from None

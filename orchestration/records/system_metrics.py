@@ -22,6 +22,8 @@ from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sepscene.orchestration.records.run_folder import RunFolder
+
 SAMPLE_SECONDS = 10.0
 _ANSWER_SECONDS = 5.0
 
@@ -84,7 +86,7 @@ class Machines:
 @contextmanager
 def sampled(run_dir: Path, stage: str) -> Iterator[None]:
     """While the block runs, write a sample to RUN/system.jsonl every `SAMPLE_SECONDS`, and one at the end."""
-    path, stop = run_dir / "system.jsonl", threading.Event()
+    path, stop = RunFolder(run_dir).system, threading.Event()
     machines = Machines()
     step = len(path.read_bytes().splitlines()) if path.exists() else 0
 

@@ -9,8 +9,9 @@ import torch
 from sepscene.augment.audio import AudioFormat, ClipError, read_clip
 from sepscene.augment.synthetic.source_segments import read_sources
 from sepscene.models.separators.folder import load_separator
-from sepscene.orchestration.evaluation.compare import evidence_path, load_evidence
+from sepscene.orchestration.evaluation.compare import load_evidence
 from sepscene.orchestration.records.results import ProcessorResult
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.reports.listening_page import Neighbour, Query, Scene, write_listening_page
 from sepscene.tasks.datasets.readers import Manifest
 
@@ -71,7 +72,7 @@ def _source_labels(path: Path) -> tuple[str, ...]:
 
 def _queries(run_dir: Path, test: Manifest, audio: AudioFormat, encoder: str) -> list[Query]:
     """A few clips of different classes with their nearest neighbours by cosine distance of h."""
-    evidence = load_evidence(evidence_path(run_dir, encoder))
+    evidence = load_evidence(RunFolder(run_dir).evidence(encoder))
     clips = {clip["clip_id"]: clip for clip in test.clips.to_pylist()}
     unit_BD = evidence.h_BD / np.maximum(np.linalg.norm(evidence.h_BD, axis=1, keepdims=True), 1e-12)
     queries: list[Query] = []

@@ -25,6 +25,7 @@ from PIL import Image
 from torchaudio.transforms import MelSpectrogram
 
 from sepscene.orchestration.records.results import ProcessorResult
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.reports.render import number, render
 from sepscene.tasks.losses.mixit import si_sdr, si_sdr_improvement
 
@@ -148,7 +149,8 @@ def write_listening_page(
     Returns:
         The path of the page.
     """
-    sounds = run_dir / SOUNDS
+    files = RunFolder(run_dir)
+    sounds = files.sounds
     shutil.rmtree(sounds, ignore_errors=True)
     sounds.mkdir(parents=True)
     drawer = _Drawer(sample_rate, sounds)
@@ -162,9 +164,9 @@ def write_listening_page(
         "scenes_left": scenes_left,
         "queries_left": queries_left,
         "seconds": f"{MOST_SECONDS:g}",
-        "has_report": any((run_dir / name).exists() for name in ("report.html", "results.json")),
+        "has_report": files.report_html.exists() or files.results.exists(),
     }
-    return render("listen.html.j2", run_dir / "listen.html", script="listen.js", **values)
+    return render("listen.html.j2", files.listening_page, script="listen.js", **values)
 
 
 def _that_fit(blocks: Iterable[Block], most_bytes: int, folder: Path) -> tuple[list[Block], int]:

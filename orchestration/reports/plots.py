@@ -22,6 +22,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
+from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import Figure, ProcessorResult
 from sepscene.orchestration.terminal import printable
 
@@ -78,7 +79,7 @@ class Picture:
         text = re.sub(r"var\((--\w+)\)", lambda found: palette[found[1]], str(self.svg))
         back = f"background: {palette['--paper']}; font-family: sans-serif; --width:"
         path = folder / f"{self.name}.svg"
-        path.write_text(text.replace("--width:", back, 1), encoding="utf-8")
+        write_whole(path, text.replace("--width:", back, 1))
         return path
 
 

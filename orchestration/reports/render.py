@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sepscene.models.config import Config
+from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import Figure
 from sepscene.orchestration.terminal import printable
 
@@ -48,9 +48,7 @@ def render(template: str, path: Path, script: str | None = None, **values: Any) 
     else:
         text = _MARKDOWN.get_template(template).render(**values)
         text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, text)
     return path
 
 

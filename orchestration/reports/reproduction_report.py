@@ -5,6 +5,7 @@ from statistics import mean
 from typing import Any
 
 from sepscene.orchestration.records.results import Figure, ReproducedRun, ReproductionResults
+from sepscene.orchestration.records.run_folder import SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import TITLES, TWINS, Table, tables_beside
 from sepscene.orchestration.reports.render import plain, render
@@ -59,11 +60,11 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
         "differs": {row: words for row, runs in by_row.items() if (words := _differences(runs))},
         "seeds": {row: ", ".join(str(run.seed) for run in runs) for row, runs in by_row.items()},
         "reports": {run.run_dir: _report_of(directory, run) for run in results.runs},
-        "has_listening_page": (directory / "shared" / "listen.html").exists(),
+        "has_listening_page": SweepFolder(directory).shared.listening_page.exists(),
     }
     return (
-        render("reproduction.html.j2", directory / "report.html", **values),
-        render("reproduction.md.j2", directory / "report.md", **values),
+        render("reproduction.html.j2", SweepFolder(directory).report_html, **values),
+        render("reproduction.md.j2", SweepFolder(directory).report_md, **values),
     )
 
 

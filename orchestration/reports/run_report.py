@@ -10,7 +10,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from sepscene.orchestration.records.files import read_text
 from sepscene.orchestration.records.results import EncoderResult, Figure, RunResults, read_metrics
+from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tables_beside
 from sepscene.orchestration.reports.render import FIGURE_NAMES, light_palette, plain, render, with_interval
@@ -49,9 +51,10 @@ def report_on(folder: Path) -> tuple[Path, Path]:
     Raises:
         SepsceneError: when it holds none of them.
     """
-    writers = {"sweep.json": write_sweep_report, "reproduction.json": write_reproduction_report}
-    found = next((write for name, write in writers.items() if (folder / name).exists()), write_report)
-    return found(folder)
+    files = SweepFolder(folder)
+    if files.sweep.exists():
+        return write_sweep_report(folder)
+    return write_reproduction_report(folder) if files.reproduction.exists() else write_report(folder)
 
 
 def write_report(run_dir: Path) -> tuple[Path, Path]:
@@ -63,12 +66,12 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     Raises:
         SepsceneError: when the folder holds no results.json.
     """
-    results = plain(RunResults.load(run_dir))
+    results, files = plain(RunResults.load(run_dir)), RunFolder(run_dir)
     values = _values(results, run_dir)
-    _save_pictures([*values["pictures"].values(), *values["curves"], *values["maps"]], run_dir / "plots")
+    _save_pictures([*values["pictures"].values(), *values["curves"], *values["maps"]], files.plots)
     return (
-        render("run.html.j2", run_dir / "report.html", **values),
-        render("run.md.j2", run_dir / "report.md", **values),
+        render("run.html.j2", files.report_html, **values),
+        render("run.md.j2", files.report_md, **values),
     )
 
 
@@ -85,7 +88,7 @@ def _save_pictures(pictures: Sequence[plots.Picture], folder: Path) -> None:
 def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
     """Everything that both templates say."""
     records = read_metrics(run_dir)
-    configuration = run_dir / "experiment.yaml"
+    files = RunFolder(run_dir)
     headline = headline_figure(results.encoders)
     classes = class_rows(results.encoders)
     figures = _figure_order(results.encoders)
@@ -113,8 +116,8 @@ def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
             for index, encoder in enumerate(results.encoders)
             if encoder.map_2d
         ],
-        "configuration": configuration.read_text() if configuration.exists() else "",
-        "has_listening_page": (run_dir / "listen.html").exists(),
+        "configuration": read_text(files.experiment) if files.experiment.exists() else "",
+        "has_listening_page": files.listening_page.exists(),
         "slowest": max((stage.seconds for stage in results.stages), default=0.0),
     }
 

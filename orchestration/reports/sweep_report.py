@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sepscene.orchestration.records.results import Figure, Setting, SweepResults, TrialResult, read_metrics
+from sepscene.orchestration.records.run_folder import SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.render import FIGURE_NAMES, duration, plain, render, with_interval
 from sepscene.tasks.evaluation.statistics import t_interval
@@ -68,11 +69,11 @@ def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
         "parallel": _parallel(sweep, groups) if sweep.trials and sweep.fields else None,
         "effects": _effects(sweep),
         "curves": _curves(sweep_dir, sweep),
-        "has_listening_page": (sweep_dir / "shared" / "listen.html").exists(),
+        "has_listening_page": SweepFolder(sweep_dir).shared.listening_page.exists(),
     }
     return (
-        render("sweep.html.j2", sweep_dir / "report.html", **values),
-        render("sweep.md.j2", sweep_dir / "report.md", **values),
+        render("sweep.html.j2", SweepFolder(sweep_dir).report_html, **values),
+        render("sweep.md.j2", SweepFolder(sweep_dir).report_md, **values),
     )
 
 

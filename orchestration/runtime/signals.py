@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from sepscene.orchestration.records.checkpoint_writer import ask_for_checkpoint, checkpoint_wanted
 from sepscene.orchestration.records.run_folder import StageFolder
 
 GRACE_SECONDS = 100.0
@@ -44,11 +43,11 @@ def checkpoint_on_signal(folder: StageFolder) -> Iterator[None]:
         received.append(number)
         if len(received) == 1:
             _say(f"{signal.Signals(number).name}: saving a checkpoint; another signal ends at once")
-            ask_for_checkpoint(folder.path)
+            folder.wanted.touch()
             deadline = time.monotonic() + GRACE_SECONDS
-            while checkpoint_wanted(folder.path) and time.monotonic() < deadline:
+            while folder.wanted.exists() and time.monotonic() < deadline:
                 time.sleep(0.1)
-            saved = not checkpoint_wanted(folder.path)
+            saved = not folder.wanted.exists()
             _say(("the checkpoint is saved" if saved else "no checkpoint could be saved") + "; go on with --resume")
         raise SystemExit(128 + number)
 

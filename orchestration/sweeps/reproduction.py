@@ -11,6 +11,7 @@ from sepscene.orchestration.config import Experiment, Separator
 from sepscene.orchestration.presets import EXPERIMENTS, SCALES, Scale, named_experiment
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.results import ReproducedRun, ReproductionResults, RunResults
+from sepscene.orchestration.records.run_folder import SweepFolder
 from sepscene.orchestration.reports.paper_tables import TWINS, planned_rows
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
@@ -103,7 +104,7 @@ def _trial_name(row: str, seed: int) -> str:
 def _done(experiment: Experiment, seed: int, folder: Path) -> bool:
     """Whether the folder holds this row finished under its name in another table."""
     twin = TWINS.get(experiment.name)
-    return twin is not None and (folder / "trials" / _trial_name(twin, seed) / FINISHED).exists()
+    return twin is not None and SweepFolder(folder).trial(_trial_name(twin, seed)).finished.exists()
 
 
 def _finished(folder: Path) -> list[RunResults]:

@@ -25,6 +25,7 @@ from sepscene.orchestration.pipeline.evaluate_stage import score_ladder
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.environment import command_line
 from sepscene.orchestration.records.mlflow_mirror import Tracker
+from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
 from sepscene.orchestration.runtime.concurrency import DRIVER_CPUS, fitting_trials
 from sepscene.orchestration.runtime.placement import cluster_nodes
 from sepscene.orchestration.sweeps.schedulers import Tuning
@@ -90,14 +91,14 @@ def share(
     separating = tuple(sorted(set(processors)))
     ours = base
     if base.store.mode != "off":
-        ours = ours.changed({"store.uri": base.store.uri or str(folder / "store")})
+        ours = ours.changed({"store.uri": base.store.uri or str(SweepFolder(folder).store)})
     if separating and not base.views.separates:  # trials may separate where the base does not
         ours = ours.changed({"views.pair": "mix-chan"})
-    run = Run.open(folder / "shared", ours, tracking_uri, console, resume=True, tags=tags)
+    run = Run.open(SweepFolder(folder).shared.path, ours, tracking_uri, console, resume=True, tags=tags)
     try:
         train, test = run.manifests()
         ladder = run.ladder(train) if separating else {}
-        if ladder and not (run.folder / "listen.html").exists():
+        if ladder and not run.files.listening_page.exists():
             score_ladder(run, test, ladder)
         if separating and ours.store.mode != "off":
             run.prefill(train, ladder, separating)
@@ -107,7 +108,7 @@ def share(
         raise
     run.tracker.finish("")
     # Trials run in processes of their own, perhaps on other hosts, with another working folder.
-    root = base.data.root or str(folder / "shared" / "scenes")
+    root = base.data.root or str(SweepFolder(folder).shared.scenes)
     return ours.changed(
         {
             "resources": narrow_resources(ours, console).model_dump(mode="json"),
@@ -166,9 +167,9 @@ def run_trials(
         work: what a trial does.
         callbacks: the user's own, for Tune.
     """
-    (folder / "trials").mkdir(parents=True, exist_ok=True)
+    SweepFolder(folder).trials.mkdir(parents=True, exist_ok=True)
     tuning = tuning or Tuning()
-    waiting = [trial for trial in trials if tuning.replays or not is_over(folder / "trials" / trial.name)]
+    waiting = [trial for trial in trials if tuning.replays or not is_over(SweepFolder(folder).trial(trial.name).path)]
     pace = Pace(outcomes(trials, folder))
     table = partial(trial_table, trials, folder, pace)
     if waiting or (tuning.searcher and tuning.samples > 0):
@@ -214,7 +215,7 @@ class TrialEnds(ray.tune.Callback):
         self.ended()
 
     def _note(self, trial: Any, file: str, reason: str) -> None:
-        run_dir = self.folder / "trials" / _name(trial)
+        run_dir = SweepFolder(self.folder).trial(_name(trial)).path
         if run_dir.exists() and not any((run_dir / known).exists() for known in (FINISHED, STOPPED, FAILED)):
             (run_dir / file).write_text(reason)
 
@@ -250,7 +251,7 @@ def _tuner(
         ),
         run_config=ray.tune.RunConfig(
             name=f"tune-{time.time_ns()}",
-            storage_path=str(folder / "tune"),
+            storage_path=str(SweepFolder(folder).tune),
             verbose=0,
             callbacks=callbacks,
             stop=tuning.stopper,
@@ -275,8 +276,8 @@ def _at_once(experiments: list[Experiment]) -> int:
 def close_runs(found: list[Outcome], folder: Path, tracking_uri: str) -> None:
     """Say in MLflow which trials have not finished: their processes may have died before they could."""
     for outcome in found:
-        run_dir = folder / "trials" / outcome.trial.name
-        if outcome.status != "finished" and (run_dir / "mlflow.json").exists():
+        run_dir = SweepFolder(folder).trial(outcome.trial.name).path
+        if outcome.status != "finished" and RunFolder(run_dir).mlflow.exists():
             tracker = Tracker(tracking_uri, "sepscene", run_dir)
             tracker.start({"status": outcome.status, "reason": outcome.reason}, {})
             for stage in tracker.stages():

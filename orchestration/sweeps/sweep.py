@@ -12,6 +12,7 @@ from rich.console import Console
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.results import Figure, SweepResults, TrialResult, read_metrics
+from sepscene.orchestration.records.run_folder import SweepFolder
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
 from sepscene.orchestration.sweeps.config import FILE, SweepConfig
 from sepscene.orchestration.sweeps.run_trials import parent_run, run_trials, share
@@ -84,7 +85,7 @@ def _log(tracker: Tracker, results: SweepResults, folder: Path) -> None:
 
 
 def _result(outcome: Outcome, folder: Path) -> TrialResult:
-    results, run_dir = outcome.results, folder / "trials" / outcome.trial.name
+    results, run_dir = outcome.results, SweepFolder(folder).trial(outcome.trial.name).path
     figures = dict(results.encoders[0].figures) if results else {}
     records = [record for record in read_metrics(run_dir) if str(record["stage"]).startswith("pretrain")]
     validations = [float(record[METRIC]) for record in records if METRIC in record]

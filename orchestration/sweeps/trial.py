@@ -24,8 +24,9 @@ import ray.tune
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run
 from sepscene.orchestration.pipeline.run import Run
-from sepscene.orchestration.records.checkpoints import write_whole
+from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.results import RunResults, Setting, read_metrics
+from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
 from sepscene.orchestration.repeating import again_and_again
 from sepscene.orchestration.runtime.concurrency import gpus_of
 from sepscene.orchestration.runtime.ray_compat import configure_data
@@ -79,7 +80,7 @@ def run_trial(
     trial = config["trial"]
     chosen, shown = trial.get("settings", {}), trial["shown"]
     experiment = Experiment.model_validate(trial["experiment"]).changed(chosen)
-    run_dir = Path(folder) / "trials" / trial["name"]
+    run_dir = SweepFolder(Path(folder)).trial(trial["name"]).path
     if (run_dir / FINISHED).exists() or (run_dir / STOPPED).exists():
         _report_again(run_dir)
         return
@@ -93,7 +94,7 @@ def run_trial(
         with _holding(run_dir), _validations_reported(run_dir) as reported:
             results = work(run_dir, experiment, tracking_uri, tags)
     except BaseException as error:
-        (run_dir / FAILED).write_text(f"{type(error).__name__}: {error}")
+        write_whole(run_dir / FAILED, f"{type(error).__name__}: {error}")
         raise
     (run_dir / FINISHED).touch()
     ray.tune.report({**_figures(results), **reported})
@@ -117,18 +118,17 @@ def _joined(value: Setting) -> str:
 
 
 def _note(run_dir: Path, facts: dict[str, Any]) -> None:
-    write_whole(run_dir / "trial.json", json.dumps({**_facts(run_dir), **facts}))
+    write_whole(RunFolder(run_dir).trial, json.dumps({**_facts(run_dir), **facts}))
 
 
 def _facts(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "trial.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return read_typed_or(RunFolder(run_dir).trial, dict[str, Any], {})
 
 
 @contextmanager
 def _holding(run_dir: Path) -> Iterator[None]:
     """Write down while the block runs how long the trial holds its resources; what is written survives a kill -9."""
-    mark = run_dir / "held" / str(time.time_ns())
+    mark = RunFolder(run_dir).held / str(time.time_ns())
     mark.parent.mkdir(exist_ok=True)
     mark.touch()
     try:

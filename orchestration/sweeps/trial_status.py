@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sepscene.orchestration.records.results import RunResults, Setting
+from sepscene.orchestration.records.run_folder import SweepFolder
 from sepscene.orchestration.sweeps.trial import FAILED, FINISHED, STOPPED
 from sepscene.orchestration.sweeps.trial_plan import Trial
 
@@ -35,7 +36,7 @@ def outcomes(trials: list[Trial], folder: Path) -> list[Outcome]:
         facts = json.loads(note.read_text())
         if facts["name"] not in planned and facts["chosen"]:
             chosen.append(Trial(facts["name"], None, _settings(facts), facts["seed"]))
-    return [_outcome(trial, folder / "trials" / trial.name) for trial in [*trials, *chosen]]
+    return [_outcome(trial, SweepFolder(folder).trial(trial.name).path) for trial in [*trials, *chosen]]
 
 
 def _outcome(trial: Trial, run_dir: Path) -> Outcome:

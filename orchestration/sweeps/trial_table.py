@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from sepscene.orchestration.records.results import parse_metrics
+from sepscene.orchestration.records.files import parse_records
+from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
 from sepscene.orchestration.reports.sweep_report import setting_in_words
 from sepscene.orchestration.sweeps.trial import METRIC, is_held
 from sepscene.orchestration.sweeps.trial_plan import Trial
@@ -53,7 +54,7 @@ def trial_table(trials: list[Trial], folder: Path, pace: Pace) -> Table:
     for column in ("rows", "loss", "kNN mAP", "mAP"):
         table.add_column(column, justify="right", no_wrap=True)
     for outcome in found:
-        run_dir = folder / "trials" / outcome.trial.name
+        run_dir = SweepFolder(folder).trial(outcome.trial.name).path
         rows, loss, validation = _progress(run_dir)
         figure = outcome.results.encoders[0].figures["shallow_map"].value if outcome.results else math.nan
         shown = "" if math.isnan(figure) else f"{figure:.3f}"
@@ -71,11 +72,11 @@ def _state(outcome: Outcome, run_dir: Path) -> str:
 
 def _progress(run_dir: Path) -> tuple[str, str, str]:
     """The newest rows, loss and validation metric, from the end of the metrics file."""
-    path, newest = run_dir / "metrics.jsonl", dict[str, float | str]()
+    path, newest = RunFolder(run_dir).metrics, dict[str, float | str]()
     if path.exists():
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            for record in parse_metrics(file.read()):
+            for record in parse_records(file.read(), path):
                 newest |= record
     formats = (("rows", ".0f"), ("loss", ".3f"), (METRIC, ".3f"))
     rows, loss, validation = (format(newest[key], form) if key in newest else "" for key, form in formats)

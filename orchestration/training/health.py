@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sepscene.augment.draws import FILLER
-from sepscene.orchestration.records.checkpoints import write_whole
+from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.hooks import REPORT_EVERY_STEPS, Batch, Hook, Step

@@ -217,7 +217,7 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
     experiment = Experiment.model_validate(settings["experiment"])
     folder = StageFolder(Path(settings["run"]), settings["stage"])
     start = Path(settings["start"]) if settings["start"] else None
-    device, checkpoint = ray.train.torch.get_device(), resume_point(folder.path)
+    device, checkpoint = ray.train.torch.get_device(), resume_point(folder)
     worker = Pretrainer(experiment, settings["clips"], device, checkpoint, start)
     if worker.model is not None:
         # Views of the buckets: the gradients lie in memory once.

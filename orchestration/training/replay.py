@@ -15,7 +15,7 @@ from sepscene.augment.views import from_pcm
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint
-from sepscene.orchestration.records.run_folder import StageFolder, pretraining
+from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining
 from sepscene.orchestration.runtime.precision import separation_precision
 from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.pretraining import Views
@@ -50,7 +50,7 @@ def last_bad_rows(run_dir: Path) -> list[int]:
     Raises:
         SepsceneError: when it has skipped none.
     """
-    path = stage_folder(run_dir, load_experiment(run_dir / "experiment.yaml")).bad_rows
+    path = stage_folder(run_dir, load_experiment(RunFolder(run_dir).experiment)).bad_rows
     if not path.exists():
         raise SepsceneError(f"{run_dir} has skipped no step: name the rows to replay, --row at least twice")
     rows: list[int] = json.loads(path.read_text())[-1]
@@ -63,7 +63,7 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
     Raises:
         SepsceneError: when the run has no configuration or no such row, or a separator is damaged.
     """
-    experiment = load_experiment(run_dir / "experiment.yaml")
+    experiment = load_experiment(RunFolder(run_dir).experiment)
     schedule = schedule_of(experiment, len(train.clips))
     if max(rows) >= schedule.rows:
         raise SepsceneError(f"the schedule has the rows 0 to {schedule.rows - 1}, not {max(rows)}")

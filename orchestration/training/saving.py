@@ -9,8 +9,6 @@ import ray.train
 
 from sepscene.orchestration.records.checkpoint_writer import (
     CheckpointWriter,
-    checkpoint_given,
-    checkpoint_wanted,
 )
 from sepscene.orchestration.records.checkpoints import TrainingState
 from sepscene.orchestration.records.run_folder import StageFolder
@@ -80,13 +78,13 @@ class Saving(Hook):
             if refused:
                 advice = f"make room under {self.folder.path}, then continue the run with --resume"
                 last.fatal = last.fatal or f"{refused}; {advice}"
-            checkpoint_given(self.folder.path)
+            self.folder.wanted.unlink(missing_ok=True)
 
     def _watch(self, writer: CheckpointWriter) -> None:
         saved_for: set[str] = set()
         while not self._ended.wait(WATCH_SECONDS):
             leaving = leaving_nodes()
-            if leaving <= saved_for and not checkpoint_wanted(self.folder.path):
+            if leaving <= saved_for and not self.folder.wanted.exists():
                 continue
             with self.pause:
                 if self._ended.is_set():
@@ -96,7 +94,7 @@ class Saving(Hook):
                 self._note(writer.wait())
                 if not writer.failure:
                     saved_for |= leaving
-                    checkpoint_given(self.folder.path)
+                    self.folder.wanted.unlink(missing_ok=True)
 
     def _state(self) -> TrainingState:
         figures, self.unsaved = self.unsaved, []

@@ -14,19 +14,18 @@ import numpy as np
 import ray.train
 import ray.train.torch
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from sepscene.augment.draws import Schedule
 from sepscene.augment.views import from_pcm
-from sepscene.models.card import ProcessorName, explain_validation
-from sepscene.models.config import SepsceneError
+from sepscene.models.card import ProcessorName
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint, resume_point, write_whole
+from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint, resume_point
+from sepscene.orchestration.records.files import read_typed, write_whole
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 from sepscene.orchestration.training.health import Quarantine
 from sepscene.orchestration.training.hooks import Batch, Hook, Step, consume_rows, run_steps, usable_rows
 from sepscene.orchestration.training.saving import Reporting, Saving
@@ -38,10 +37,6 @@ from sepscene.tasks.evaluation.separation_scores import score_separation
 from sepscene.tasks.losses.mixit import loudest_targets, mixit_loss, supervised_loss
 
 STAGE = "separator"
-
-
-_INDEX = TypeAdapter(dict[ProcessorName, ProcessorName])
-"""Of a ladder: processor name -> name of its folder. A run folder may be a stranger's."""
 
 
 def separator_steps(experiment: Experiment) -> int:
@@ -61,19 +56,18 @@ def read_ladder(run_dir: Path) -> dict[str, str]:
     Raises:
         SepsceneError: the run's index names a checkpoint outside of the ladder, or is no index.
     """
-    index = run_dir / "ladder" / "ladder.json"
-    if not index.exists():
-        return {}
+    files = RunFolder(run_dir)
     try:
-        folders = _INDEX.validate_json(index.read_bytes())
-    except ValidationError as error:
-        raise SepsceneError(f"{index} is not the index of a ladder: {explain_validation(error)}") from None
-    return {name: str(run_dir / "ladder" / folder) for name, folder in folders.items()}
+        folders = read_typed(files.ladder_index, dict[ProcessorName, ProcessorName], "train the separator again")
+    except FileNotFoundError:
+        return {}
+    return {name: str(files.ladder / folder) for name, folder in folders.items()}
 
 
 def add_to_ladder(run_dir: Path, name: str, step: int, separator: TDCNpp, metadata: dict[str, Any]) -> None:
     """Keep a checkpoint for good as ladder/<name>-<step>-<digest>, and enter it in the ladder's index."""
-    ladder = run_dir / "ladder"
+    files = RunFolder(run_dir)
+    ladder = files.ladder
     fresh = ladder / f".{name}-{step}"
     digest = save_separator(separator, fresh, {"name": name, "step": step, **metadata})
     final = ladder / f"{name}-{step}-{digest[:12]}"
@@ -81,7 +75,7 @@ def add_to_ladder(run_dir: Path, name: str, step: int, separator: TDCNpp, metada
         return  # a repeated step after a restart gives the same weights
     fresh.rename(final)
     index = {key: Path(folder).name for key, folder in read_ladder(run_dir).items()} | {name: final.name}
-    write_whole(ladder / "ladder.json", json.dumps(index, indent=2))
+    write_whole(files.ladder_index, json.dumps(index, indent=2))
 
 
 class SeparatorTrainer:
@@ -211,7 +205,7 @@ def separator_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs: its part of the stream, step by step, with the hooks beside it."""
     experiment = Experiment.model_validate(settings["experiment"])
     folder, separator = StageFolder(Path(settings["run"]), settings["stage"]), experiment.separator
-    worker = SeparatorTrainer(experiment, settings["rows"], ray.train.torch.get_device(), resume_point(folder.path))
+    worker = SeparatorTrainer(experiment, settings["rows"], ray.train.torch.get_device(), resume_point(folder))
     worker.model = ray.train.torch.prepare_model(worker.separator)
     local_rows = 2 * separator.batch_mixtures // world_size()
     shard = ray.train.get_dataset_shard("views")

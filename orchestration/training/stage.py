@@ -19,7 +19,6 @@ from ray.train.v2.api.validation_config import ValidationConfig
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Resources
-from sepscene.orchestration.records.checkpoint_writer import checkpoint_given
 from sepscene.orchestration.records.checkpoints import choose_resume_point, newest_sound, read_figures, read_ledger
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import (
@@ -118,7 +117,7 @@ class Stage:
         """
         self.folder.fatal.unlink(missing_ok=True)
         self.folder.ray_snapshot.unlink(missing_ok=True)
-        checkpoint_given(self.folder.path)
+        self.folder.wanted.unlink(missing_ok=True)
 
     def _controller_lived(self) -> bool:
         """Train until the schedule is done; false when the Train controller died on the way.
@@ -188,7 +187,7 @@ class Stage:
     def _remaining(self) -> Dataset:
         """The data of a worker group. Ray calls this in the controller, which has settings of its own."""
         configure_data(self.options.preserve_order)
-        chosen = choose_resume_point(self.folder.path)
+        chosen = choose_resume_point(self.folder)
         if chosen is None:
             return self.stream(Ledger(self.rows))
         recover_metrics(self._metrics, self.folder.name, read_figures(chosen))

@@ -38,7 +38,7 @@ from sepscene.augment.audio import ClipError, read_sound
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder, update_card
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import write_whole
+from sepscene.orchestration.records.files import read_typed, write_whole
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.hooks import Hook, Step
 from sepscene.tasks.datasets.readers import Manifest
@@ -46,6 +46,9 @@ from sepscene.tasks.distributed.gather import rank
 from sepscene.tasks.evaluation.embed_sounds import embed_sounds
 
 FIGURE = "validation_knn_map"
+VALIDATED = "validation.json"
+"""Beside the files of the best bundle: its step and its metric."""
+
 ASKED_EVERY = 4
 CLIPS_AT_ONCE = 8
 
@@ -240,8 +243,8 @@ def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
 def best_figure(best: Path) -> float:
     """The figure of the best encoder so far; −∞ before there is one."""
     try:
-        return float(json.loads((best / "validation.json").read_text())[FIGURE])
-    except (OSError, ValueError, KeyError):
+        return read_typed(best / VALIDATED, dict[str, float])[FIGURE]
+    except (OSError, SepsceneError, KeyError):
         return float("-inf")
 
 
@@ -254,7 +257,7 @@ def keep_best(best: Path, bundle: Path, step: int, value: float) -> None:
         shutil.rmtree(left_over, ignore_errors=True)
     shutil.copytree(bundle, fresh)
     update_card(fresh, {"title": "the best step by validation", "figures": {FIGURE: {"value": value}}})
-    write_whole(fresh / "validation.json", json.dumps({"step": step, FIGURE: value}))
+    write_whole(fresh / VALIDATED, json.dumps({"step": step, FIGURE: value}))
     if best.exists():
         best.rename(old)
     fresh.rename(best)

@@ -12,12 +12,12 @@ from sepscene.orchestration.evaluation.compare import (
     TEST_CLIPS,
     compare_runs,
     compare_seeds,
-    evidence_path,
     load_evidence,
     render,
     save_scores,
 )
 from sepscene.orchestration.records.results import EncoderResult, Figure, RunResults
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.evaluation.scores import Evidence, Scores, measure
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
@@ -37,7 +37,7 @@ def evidence(strength: float, seed: int = 0, clips: int = 80) -> Evidence:
 
 def a_run(folder: Path, scores: Scores, encoder: str = "mix-chan", seed: int = 0) -> Path:
     folder.mkdir(exist_ok=True)
-    save_scores(scores, evidence_path(folder, encoder))
+    save_scores(scores, RunFolder(folder).evidence(encoder))
     figures = {name: Figure(value=i.value, low=i.low, high=i.high) for name, i in scores.figures.items()}
     results = RunResults(
         run_id=folder.name,

@@ -8,8 +8,9 @@ import pytest
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.evaluation.compare import evidence_path, load_evidence
+from sepscene.orchestration.evaluation.compare import load_evidence
 from sepscene.orchestration.presets import named_experiment
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.datasets.manifest import Clip, Manifest, make_manifest
 from sepscene.tasks.datasets.readers import read_manifest
 from tests.tasks.datasets.test_public import write
@@ -47,7 +48,7 @@ def test_no_probe_sees_a_label_of_its_own_fold(tmp_path: Path) -> None:
     assert result.figures["linear_map"].value < 0.4
     assert result.figures["accuracy"].value < 0.1
     assert result.description.startswith(LEAK)
-    evidence = load_evidence(evidence_path(tmp_path, "mix-chan"))
+    evidence = load_evidence(RunFolder(tmp_path).evidence("mix-chan"))
     assert sorted(set(evidence.folds.tolist())) == ["1", "2"]
     assert evidence.clip_ids.tolist() == manifest.clips["clip_id"].to_pylist()
 
@@ -139,7 +140,7 @@ def test_public_data_is_judged(
     h = [embedded(train)] * 2 if test is train else [embedded(train), embedded(test)]
     result = score_encoder("mix-mix", *h, train, test, experiment, tmp_path)
     targets = test.targets()[1:]
-    evidence = load_evidence(evidence_path(tmp_path, "mix-mix"))
+    evidence = load_evidence(RunFolder(tmp_path).evidence("mix-mix"))
     assert evidence.clip_ids.tolist() == test.clips["clip_id"].to_pylist()[1:]
     np.testing.assert_array_equal(evidence.targets_BK, targets)
 

@@ -62,12 +62,3 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced_and_leavings_are_clea
     writer = saving.CheckpointWriter(tmp_path, kept=2)
     assert writer.save(state(2), 0) == ""
     assert names(tmp_path) == ["step-00000002"] and newest_sound(tmp_path) == tmp_path / "step-00000002"
-
-
-def test_a_request_lasts_until_it_is_answered(tmp_path: Path) -> None:
-    assert not saving.checkpoint_wanted(tmp_path)
-    saving.ask_for_checkpoint(tmp_path)
-    assert saving.checkpoint_wanted(tmp_path)
-    saving.checkpoint_given(tmp_path)
-    saving.checkpoint_given(tmp_path)
-    assert not saving.checkpoint_wanted(tmp_path)

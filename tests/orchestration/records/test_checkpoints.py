@@ -1,5 +1,6 @@
 """Checkpoints: whole or passed over, and chosen once."""
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.checkpoints import (
     TrainingState,
     checkpoint_name,
@@ -17,6 +19,7 @@ from sepscene.orchestration.records.checkpoints import (
     write_checkpoint,
 )
 from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.run_folder import StageFolder
 
 
 def write(root: Path, step: int) -> Path:
@@ -45,12 +48,31 @@ def test_the_newest_sound_one_is_chosen(tmp_path: Path) -> None:
     assert newest_sound(tmp_path) == first
 
 
+def test_a_manifest_that_does_not_list_all_files_proves_nothing(tmp_path: Path) -> None:
+    first, second = write(tmp_path, 1), write(tmp_path, 2)
+    content = bytearray((second / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (second / "state.pt").write_bytes(content)
+    whole = json.loads((second / "manifest.json").read_text())
+    for damaged in ({}, {"ledger.json": whole["sha256"]["ledger.json"]}, {**whole["sha256"], "../../x": "0"}):
+        (second / "manifest.json").write_text(json.dumps({**whole, "sha256": damaged}))
+        assert newest_sound(tmp_path) == first
+    for text in ("null", "{}", "[]", '{"step": "two", "sha256": {}}', "{", "\xff"):
+        (second / "manifest.json").write_bytes(text.encode("latin-1"))
+        assert newest_sound(tmp_path) == first
+
+
 def test_all_workers_start_from_what_was_chosen(tmp_path: Path) -> None:
-    assert choose_resume_point(tmp_path) is None and resume_point(tmp_path) is None
-    first = write(tmp_path, 1)
-    assert choose_resume_point(tmp_path) == first
-    write(tmp_path, 2)  # a late upload of the dead group must not split the new one
-    assert resume_point(tmp_path) == first
+    stage = StageFolder(tmp_path, "pretrain")
+    assert choose_resume_point(stage) is None and resume_point(stage) is None
+    first = write(stage.path, 1)
+    assert choose_resume_point(stage) == first
+    write(stage.path, 2)  # a late upload of the dead group must not split the new one
+    assert resume_point(stage) == first
+    for name in ("../../elsewhere/step-00000001", "/etc", "step-1\n"):
+        stage.resume.write_text(name)
+        with pytest.raises(SepsceneError, match="no checkpoint"):
+            resume_point(stage)
 
 
 def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:

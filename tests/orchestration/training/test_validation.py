@@ -12,12 +12,12 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import load_encoder, save_encoder
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import named_experiment
-from sepscene.orchestration.records.checkpoints import read_checkpoint, read_ledger, write_whole
+from sepscene.orchestration.records.checkpoints import read_checkpoint, read_ledger
+from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.metrics_log import (
     append_metrics,
     collect_validations,
     recover_metrics,
-    validations_folder,
 )
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import StageFolder
@@ -63,7 +63,7 @@ def test_validation_without_labels_that_tell_anything_is_refused(labels: list[tu
 
 
 def test_records_are_moved_to_the_metrics_file_once_and_hide_no_step(tmp_path: Path) -> None:
-    path, folder = tmp_path / "metrics.jsonl", validations_folder(tmp_path, STAGE)
+    path, folder = tmp_path / "metrics.jsonl", StageFolder(tmp_path, STAGE).validations
     for step in (20, 100):
         write_whole(folder / f"step-{step:08d}.json", json.dumps({"step": step, FIGURE: step / 200}))
     for _ in range(2):

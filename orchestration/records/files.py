@@ -1,0 +1,139 @@
+"""Reading and writing the files of a run: written whole or not at all, read with a check of what they hold.
+
+A run's folder may come from anywhere, and a killed machine leaves files of any content. So nothing here trusts a file:
+its size is bounded before it is read, and what it holds is checked against a type.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from sepscene.models.config import SepsceneError
+from sepscene.models.files import write_atomically
+
+logger = logging.getLogger("sepscene")
+
+T = TypeVar("T")
+
+MOST_BYTES = 512 * 2**20
+"""Larger files of a run are not read: the ledger and the results of millions of clips stay below."""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text that is either complete or not there; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.encode())
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a file of a run.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        SepsceneError: when it is larger than `most` bytes, or cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise SepsceneError(f"{path} has {size:,} bytes, more than the {most:,} that are read: it is no such file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise SepsceneError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """The text of a file of a run.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        SepsceneError: when it is too large, cannot be read or is not UTF-8.
+    """
+    try:
+        return read_bytes(path, most).decode()
+    except UnicodeDecodeError as error:
+        raise SepsceneError(f"{path} is damaged: not UTF-8 at byte {error.start}") from None
+
+
+def read_typed(path: Path, kind: type[T], remedy: str = "delete it, and what makes it will make it again") -> T:
+    """What a JSON file of a run holds, checked.
+
+    Args:
+        path: the file.
+        kind: any type that pydantic can check, e.g. `dict[str, float]` or a `Config`.
+        remedy: what a user can do when the file is damaged.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        SepsceneError: when it holds anything else; names the file, the fault and the remedy.
+    """
+    content = read_bytes(path)
+    try:
+        value: T = TypeAdapter(kind).validate_json(content)
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise SepsceneError(f"{path} is damaged: {first_fault(error)}; {remedy}") from None
+    return value
+
+
+def read_typed_or(path: Path, kind: type[T], default: T) -> T:
+    """What a JSON file of a run holds; `default` where there is none, and, with a warning, where it is damaged."""
+    try:
+        return read_typed(path, kind, "it is left out")
+    except FileNotFoundError:
+        return default
+    except SepsceneError as error:
+        logger.warning("%s", error)
+        return default
+
+
+Record = dict[str, float | str]
+
+
+def parse_records(content: bytes, origin: Path | str) -> list[Record]:
+    """The records of a file with one JSON object a line; lines that hold anything else are left out, with a warning.
+
+    Every record has a "stage" that is text and "seconds" that are a number; "step", where it is there, is a number.
+    """
+    records: list[Record] = []
+    damaged = 0
+    for line in content.splitlines():
+        if not line.strip():
+            continue
+        try:
+            record: Any = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if _is_record(record):
+            records.append(record)
+        else:
+            damaged += 1
+    if damaged:
+        logger.warning("%s: %d damaged lines are left out", origin, damaged)
+    return records
+
+
+def first_fault(error: Exception) -> str:
+    """The first thing that is wrong, in one line."""
+    if isinstance(error, ValidationError):
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        return f"{where}: {fault['msg']}" if where else str(fault["msg"])
+    return str(error)
+
+
+def _is_record(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("stage"), str)
+        and _is_number(record.get("seconds", 0.0))
+        and _is_number(record.get("step", 0))
+        and all(isinstance(value, str | int | float) for value in record.values())
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

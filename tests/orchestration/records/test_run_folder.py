@@ -1,0 +1,35 @@
+"""Nobody but RunFolder spells the path of a file in a run's folder."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ORCHESTRATION = Path(__file__).resolve().parents[3] / "orchestration"
+NAMES = ORCHESTRATION / "records" / "run_folder.py"
+OTHERS = sorted(
+    path
+    for path in ORCHESTRATION.rglob("*.py")
+    if path != NAMES and not path.name.startswith("mlflow_") and path.parent.name not in ("mini", "planning")
+)
+
+
+def _joined(path: Path) -> set[str]:
+    """The literals that a file appends to a path by `/`."""
+    return {
+        node.right.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Div)
+        and isinstance(node.right, ast.Constant)
+        and isinstance(node.right.value, str)
+    }
+
+
+def test_the_names_are_known() -> None:
+    assert {"experiment.yaml", "metrics.jsonl", "results.json", "sweep.json", "trials", "fatal"} <= _joined(NAMES)
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.relative_to(ORCHESTRATION)))
+def test_no_other_file_spells_a_path(path: Path) -> None:
+    assert not _joined(path) & _joined(NAMES)
