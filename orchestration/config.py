@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.store.separated_store import StoreSettings
@@ -20,7 +20,11 @@ from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
 from sepscene.models.precision import PrecisionChoice
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
+from sepscene.orchestration.yaml_files import read_yaml, secrets_of
 from sepscene.tasks.evaluation.settings import ScoringSettings
+
+RENAMED = {"evaluation.judge": "evaluation.scoring"}
+"""Names of earlier versions -> their names now."""
 
 FOLDS = "folds"
 """In the place of test splits: cross-validation over those of training."""
@@ -78,6 +82,18 @@ class Data(Config):
     def described(self) -> str:
         """Format and place, as reports name the data set; synthetic scenes lie where their run put them."""
         return self.format if self.format == "scenes" else f"{self.format} {self.root}"
+
+    @field_validator("root", mode="before")
+    @classmethod
+    def _home_is_expanded(cls, root: Any) -> Any:
+        return str(Path(root).expanduser()) if isinstance(root, str) and root.startswith("~") else root
+
+    @field_validator("train", "test", mode="before")
+    @classmethod
+    def _folds_may_be_numbers(cls, splits: Any) -> Any:
+        if not isinstance(splits, list | tuple):
+            return splits
+        return [str(split) if isinstance(split, int) and not isinstance(split, bool) else split for split in splits]
 
     @model_validator(mode="after")
     def _root_where_needed(self) -> "Data":
@@ -312,6 +328,16 @@ class Experiment(Config):
     store: Store = Store()
 
     @model_validator(mode="after")
+    def _no_secret_is_written_down(self) -> "Experiment":
+        found = secrets_of(self.model_dump(mode="json"))
+        if found:
+            raise ValueError(
+                f"{'; '.join(found)}, which the run's folder, MLflow and reports would show: leave it out, and give it "
+                "to the storage's own client by its environment variables or its credentials file"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit(self) -> "Experiment":
         rates = {self.audio.sample_rate, self.separator.network.sample_rate, self.front_end.sample_rate}
         rates |= {network.sample_rate for network in self.separator.beside.values()}
@@ -408,7 +434,7 @@ def explain(error: ValidationError) -> str:
         field = ".".join(str(part) for part in fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            message = "unknown field; check its spelling"
+            message = f"it is called {RENAMED[field]} now" if field in RENAMED else "unknown field; check its spelling"
         elif field and not isinstance(fault["input"], dict):
             message += f" (got {fault['input']!r})"
         lines.append(f"  {field}: {message}" if field else f"  {message}")
@@ -421,10 +447,4 @@ def load_experiment(path: Path) -> Experiment:
     Raises:
         SepsceneError: when the file is missing, is not YAML, or holds a bad configuration.
     """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise SepsceneError(f"{path} does not exist: give the path of an experiment's YAML file") from None
-    except yaml.YAMLError as error:
-        raise SepsceneError(f"{path} is not YAML: {error}") from None
-    return parse_experiment(tree, source=str(path))
+    return parse_experiment(read_yaml(path, "an experiment"), source=str(path))

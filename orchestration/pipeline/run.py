@@ -33,6 +33,7 @@ from sepscene.orchestration.records.mlflow_mirror import Tracker, following
 from sepscene.orchestration.records.mlflow_registry import sepscene_version
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder, pretraining_stage
+from sepscene.orchestration.records.run_lock import check_free, locked
 from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import progress
 from sepscene.orchestration.reports.status_line import BESIDE_THE_BAR, Terms
@@ -99,6 +100,7 @@ class Run:
                 raise SepsceneError(f"{folder} holds another experiment; choose another --run-id or storage")
             if not resume:
                 raise SepsceneError(f"{folder} holds this run already; add --resume to continue it")
+        check_free(files)
         folder.mkdir(parents=True, exist_ok=True)
         experiment.save(saved)
         tracker = Tracker(tracking_uri, "sepscene", folder)
@@ -196,7 +198,11 @@ class Run:
 
             self._progress = told.update
             try:
-                with following(self.folder, self.tracker, show), sampled(self.folder, name):
+                with (
+                    locked(self.files),
+                    following(self.folder, self.tracker, show),
+                    sampled(self.folder, name),
+                ):
                     yield
             except BaseException:
                 self.tracker.finish(name, "FAILED")

@@ -1,0 +1,66 @@
+"""Reading YAML files that anybody may have written, and addresses without secrets in them."""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import yaml
+
+from sepscene.models.config import SepsceneError
+
+MOST_BYTES = 2**20
+SECRET_KEYS = ("password", "token", "secret", "access_key", "sig", "signature", "credential")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Plain values only, and no aliases: a few hundred bytes of them stand for more values than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name): write the value out where it is used")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The plain values of a YAML file.
+
+    Args:
+        path: the file.
+        what: whose file it is, for the message, e.g. "an experiment".
+
+    Raises:
+        SepsceneError: when it is missing, larger than 1 MiB, not text or not YAML, or has aliases.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise SepsceneError(f"{path} has {path.stat().st_size:,} bytes: that is not {what}'s YAML file")
+        return yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+    except FileNotFoundError:
+        raise SepsceneError(f"{path} does not exist: give the path of {what}'s YAML file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise SepsceneError(f"{path} cannot be read as YAML: {error}") from None
+
+
+def secret_in(address: str) -> str | None:
+    """What of an address is a secret, in words without the secret itself; None when nothing is."""
+    if "://" not in address:
+        return None
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return None
+    if parts.password or (parts.username and parts.scheme in ("http", "https")):
+        return "a user name and password before the @"
+    keys = [key for key, _ in parse_qsl(parts.query) if any(word in key.lower() for word in SECRET_KEYS)]
+    return f"the query key {keys[0]!r}" if keys else None
+
+
+def secrets_of(tree: Any, field: str = "") -> list[str]:
+    """The secrets in the addresses of a tree of plain values: "data.root holds the query key 'token'"."""
+    if isinstance(tree, dict):
+        return [found for key, value in tree.items() for found in secrets_of(value, f"{field}.{key}".strip("."))]
+    if isinstance(tree, list | tuple):
+        return [found for value in tree for found in secrets_of(value, field)]
+    found = secret_in(tree) if isinstance(tree, str) else None
+    return [f"{field} holds {found}"] if found else []

@@ -1,0 +1,76 @@
+"""Two processes never work in one run's folder; a lock that is left over stops nobody."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records import run_lock
+from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.run_lock import STALE_SECONDS, Holder, check_free, locked
+
+
+def test_an_inner_block_of_the_same_process_needs_no_lock(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with locked(folder):
+        with locked(folder):
+            check_free(folder)
+        assert folder.lock.exists()
+    assert not folder.lock.exists()
+
+
+def test_another_process_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    code = (
+        "import sys, pathlib; from sepscene.orchestration.records.run_lock import locked; "
+        "from sepscene.orchestration.records.run_folder import RunFolder\n"
+        f"with locked(RunFolder(pathlib.Path({str(tmp_path)!r}))): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(SepsceneError, match=f"in use by process {other.pid} on .* since"):
+            check_free(folder)
+        with pytest.raises(SepsceneError, match="in use"), locked(folder):
+            pass
+    finally:
+        other.kill()
+        other.wait(30)
+    check_free(folder)  # kill -9 left the lock behind
+    with locked(folder):
+        assert json.loads(folder.lock.read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_of_another_host_is_stale_once_nobody_touches_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    holder = Holder(host="elsewhere", pid=1, process_began=1.0, since="2026-11-29T10:00:00+00:00")
+    folder.lock.write_text(holder.model_dump_json())
+    with pytest.raises(SepsceneError, match="process 1 on elsewhere"):
+        check_free(folder)
+    old = time.time() - STALE_SECONDS - 1
+    os.utime(folder.lock, (old, old))
+    check_free(folder)
+    with locked(folder):
+        pass
+
+
+def test_a_damaged_lock_stops_nobody(tmp_path: Path) -> None:
+    for content in (b"", b"null", b"{", b"\xff"):
+        RunFolder(tmp_path).lock.write_bytes(content)
+        with locked(RunFolder(tmp_path)):
+            pass
+
+
+def test_a_deleted_folder_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    monkeypatch.setattr(run_lock, "BEAT_SECONDS", 0.01)
+    with pytest.raises(SepsceneError, match="was deleted while it ran"), locked(folder):
+        shutil.rmtree(folder.path)

@@ -1,0 +1,52 @@
+"""Configuration from strangers: no alias bombs, no giants, no secrets."""
+
+from pathlib import Path
+
+import pytest
+
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.config import Data, load_experiment
+from sepscene.orchestration.presets import named_experiment
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "content", [BOMB.encode(), b"\xff\xfe", b"[" * 100_000, b"a: [", b"#" * 2**21, b"!!python/object:os.system {}"]
+)
+def test_a_strange_file_is_refused_with_a_message(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SepsceneError, match=r"experiment\.yaml"):
+        load_experiment(path)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("s3://KEY:SECRET@bucket/clips", "user name and password"),
+        ("https://host/clips?password=SECRET", "query key 'password'"),
+        ("https://host/clips?X-Amz-Signature=SECRET", "query key 'X-Amz-Signature'"),
+        ("https://SECRET@host/clips", "user name and password"),
+    ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_repeated(address: str, said: str) -> None:
+    demo = named_experiment("demo", "tiny")
+    for field in ("data.root", "store.uri"):
+        with pytest.raises(SepsceneError, match=f"{field} holds .*{said}.*credentials file") as refused:
+            demo.changed({field: address})
+        assert "SECRET" not in str(refused.value)
+    assert demo.changed({"store.uri": "s3://bucket/store?region=eu-west-1"}).store.uri
+
+
+def test_an_old_name_is_answered_with_the_new_one() -> None:
+    with pytest.raises(SepsceneError, match=r"evaluation\.judge: it is called evaluation\.scoring now"):
+        named_experiment("demo", "tiny").changed({"evaluation.judge": {}})
+
+
+def test_a_home_folder_and_numbers_of_folds_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    data = Data(format="esc50", root="~/esc50", train=[1, 2], test=[3])  # type: ignore[arg-type]
+    assert (data.root, data.train, data.test) == ("/home/somebody/esc50", ("1", "2"), ("3",))
