@@ -99,7 +99,7 @@ def crop_starts(
     """Temporal proximity sampling: where the two crops of each clip start, at most `delta_samples` apart.
 
     The first start is uniform over the clip; the second is uniform over the part of the clip that lies within the
-    distance, so that a large distance gives two independent uniform crops (paper.md, front-end).
+    distance, so that a large distance gives two independent uniform crops (docs/paper.md, front-end).
 
     Args:
         crop_1_u_N: uniforms of the first crop.

@@ -137,7 +137,7 @@ def choose_channel(levels_S: np.ndarray, uniform: float, views: Views, taken: in
         taken: a channel that the other view already uses.
 
     Returns:
-        Its number, or `MIXTURE` when no channel is left (paper.md: if both are silent, the mixture is used).
+        Its number, or `MIXTURE` when no channel is left (docs/paper.md: if both are silent, the mixture is used).
     """
     audible = [s for s in range(len(levels_S)) if levels_S[s] >= views.silence_db and s != taken]
     if not audible:

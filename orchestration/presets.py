@@ -81,7 +81,8 @@ def shipped_ladder() -> dict[str, str]:
 def tiny() -> Experiment:
     """Two CPU cores, a few minutes a row: narrow networks on 10 s synthetic scenes, enough steps to learn something.
 
-    Its tau of 0.1 is that of the results recorded for it; 0.2, the default elsewhere, did as well (docs/log.md).
+    Its tau of 0.1 is that of the results recorded for it; 0.2, the default elsewhere, did as well
+    (docs/log/2026-11.md).
     """
     return Experiment(
         name="tiny",

@@ -23,7 +23,7 @@ def adamw(module: nn.Module, training: Training, device: torch.device) -> AdamW:
 
     Biases, the scales and shifts of BatchNorm and a learned log τ are not decayed: zero is no better value for them
     than any other (for log τ it would mean τ = 1). One fused kernel does the update where torch has one: on CPUs, where
-    it takes a fifth to a tenth of the time (docs/log.md), and on CUDA.
+    it takes a fifth to a tenth of the time (docs/log/2026-11.md), and on CUDA.
     """
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [

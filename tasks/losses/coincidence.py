@@ -1,7 +1,7 @@
 """Coincidence prediction over all pairs of the global batch, in memory linear in N.
 
 (1/N) sum_i -log g(h_m^i, h_c^i) + 1/(N(N-1)) sum over i != j of -log(1 - g(h_m^i, h_c^j)), with g the sigmoid
-of the coincidence head's logit (paper.md, "Losses"). Positives and negatives are averaged separately.
+of the coincidence head's logit (docs/paper.md, "Losses"). Positives and negatives are averaged separately.
 
 Two steps keep it small. The head's first layer on a concatenation is a sum, W [a; b] = W_a a + W_b b, so it
 is computed for N rows and N columns, not for N^2 pairs. What is left for a pair, relu(u_i + v_j) . w + c, is

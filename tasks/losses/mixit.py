@@ -39,7 +39,7 @@ class MixitResult:
 
 
 def mixit_loss(reference_BRT: Tensor, estimate_BST: Tensor) -> MixitResult:
-    """The mixture-invariant training loss (paper.md, "Training").
+    """The mixture-invariant training loss (docs/paper.md, "Training").
 
     Per reference 10 log10(|y - y'|^2 + 10^-3 |y|^2 + 1e-8), sums over time; mean over references; minimum
     over all R^S assignments of channels to references (a reference may get none); mean over the batch.

@@ -1,7 +1,7 @@
 """NT-Xent (SimCLR) over the global batch, without keeping the matrix of similarities.
 
 For a positive pair (i, j) of the 2N views: -log(exp(s_ij / tau) / sum over v != i of exp(s_iv / tau)), s the
-cosine; the mean over all 2N views (paper.md, "Losses").
+cosine; the mean over all 2N views (docs/paper.md, "Losses").
 
 Each worker computes the rows of its own views against all views, block by block. A block's gradient is taken
 while its logits are still there, so nothing of size n x N outlives its block and nothing is computed twice.

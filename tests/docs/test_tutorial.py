@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from sepscene.orchestration.cli.main import app
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = (DOCS / "tutorial.md", DOCS / "sweeps.md", DOCS.parent / "README.md")
+PAGES = (DOCS / "tutorial.md", DOCS / "sweeps.md", DOCS / "separators.md", DOCS.parent / "README.md")
 
 
 def commands(path: Path) -> list[str]:
@@ -45,7 +45,7 @@ def test_tutorial_shows_the_whole_way() -> None:
     assert len(commands(DOCS / "tutorial.md")) >= 12
 
 
-@pytest.mark.parametrize("page", [*PAGES, DOCS / "clusters.md", DOCS / "results.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
 def test_links_between_pages_resolve(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert link.startswith("https://") or (page.parent / link).exists(), link
