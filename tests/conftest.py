@@ -72,11 +72,18 @@ def nano() -> Experiment:
         views=Views(combination=("S2", "N")),
         encoder=Cnn14Config(widths=(2, 4, 4, 8, 8, 8), embedding_dim=16),
         objective=Objective(head_hidden=16, projection_dim=8),
-        training=Training(epochs=4, global_batch=16, service_rows=4, checkpoint_every_steps=2),
+        training=Training(epochs=4, global_batch=16, service_rows=4, checkpoint_every_steps=2, precision="float32"),
         evaluation=Evaluation(
             scoring=ScoringSettings(shallow_hidden=16, shallow_epochs=5, bootstrap=20), separator_mixtures=2
         ),
-        resources=Resources(trainers=2, trainer_cpus=0.25, separation_actors=1, separation_cpus=0.25, reader_cpus=0.25),
+        resources=Resources(
+            trainers=2,
+            trainer_cpus=0.25,
+            separation_actors=1,
+            separation_cpus=0.25,
+            separation_precision="float32",
+            reader_cpus=0.25,
+        ),
     )
 
 
