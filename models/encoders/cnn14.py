@@ -9,12 +9,31 @@ from torch import Tensor, nn
 from sepscene.models.config import SepsceneError
 from sepscene.models.settings import SHORTEST, Cnn14Config
 
+FEW_POSITIONS, MANY_WEIGHTS = 12, 1024 * 1024
+"""Where a convolution is a matrix product: at most so many positions, at least so many pairs of channels."""
+
 
 def initialise(layer: nn.Conv2d | nn.Linear) -> None:
     """Xavier-uniform weight, zero bias, as PANNs has it."""
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def convolved(layer: nn.Conv2d, x_BCLF: Tensor) -> Tensor:
+    """A 3×3 convolution with padding 1; as one matrix product where that is faster.
+
+    oneDNN's float32 convolutions reach the rate of matrix products, but not where many channels meet few positions
+    (the last blocks, 3×2 positions for a patch): there they run at a fifth of it (docs/log.md, 2026-11-29).
+    """
+    positions = x_BCLF.shape[2] * x_BCLF.shape[3]
+    plain_cpu = x_BCLF.device.type == "cpu" and x_BCLF.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not plain_cpu or positions > FEW_POSITIONS or layer.in_channels * layer.out_channels < MANY_WEIGHTS:
+        return layer(x_BCLF)
+    neighbours_BKP = nn.functional.unfold(x_BCLF, kernel_size=3, padding=1)
+    rows_RK = neighbours_BKP.transpose(1, 2).flatten(0, 1)
+    out_RC = rows_RK @ layer.weight.flatten(1).T
+    return out_RC.unflatten(0, (len(x_BCLF), -1)).transpose(1, 2).unflatten(2, x_BCLF.shape[2:])
 
 
 class ConvBlock(nn.Module):
@@ -31,8 +50,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x_BCLF: Tensor, pool: bool) -> Tensor:
         """(B, C_in, L, F) to (B, C, L, F), or to (B, C, L // 2, F // 2) when pooled."""
-        x_BCLF = nn.functional.relu_(self.bn1(self.conv1(x_BCLF)))
-        x_BCLF = nn.functional.relu_(self.bn2(self.conv2(x_BCLF)))
+        x_BCLF = nn.functional.relu_(self.bn1(convolved(self.conv1, x_BCLF)))
+        x_BCLF = nn.functional.relu_(self.bn2(convolved(self.conv2, x_BCLF)))
         return nn.functional.avg_pool2d(x_BCLF, 2) if pool else x_BCLF
 
 

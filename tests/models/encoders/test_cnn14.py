@@ -1,5 +1,6 @@
 """CNN14: sizes, initialisation, equality with a slow formulation, and with PANNs' own output."""
 
+import copy
 import json
 import zlib
 from pathlib import Path
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.cnn14 import Cnn14
+from sepscene.models.encoders.cnn14 import Cnn14, convolved
 from sepscene.models.settings import Cnn14Config
 
 
@@ -150,3 +151,23 @@ def test_bad_sizes_are_refused(change: dict, advice: str) -> None:
 def test_a_network_without_classifier_says_so() -> None:
     with pytest.raises(SepsceneError, match="no classifier"):
         Cnn14(Cnn14Config.tiny()).clipwise(torch.zeros(1, 128))
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_few_positions_are_convolved_as_the_definition_says(monkeypatch, contiguous: bool) -> None:
+    """Values and both gradients against the convolution in float64; the sizes are made to count as large."""
+    monkeypatch.setattr("sepscene.models.encoders.cnn14.MANY_WEIGHTS", 1)
+    torch.manual_seed(0)
+    layer, x_BCLF = nn.Conv2d(20, 30, 3, padding=1, bias=False), torch.randn(4, 20, 3, 2)
+    if not contiguous:
+        x_BCLF = x_BCLF.to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(layer).double()
+    inputs = x_BCLF.requires_grad_(), x_BCLF.detach().double().requires_grad_()
+    found, expected = convolved(layer, inputs[0]), exact(inputs[1])
+    assert found.grad_fn.name() != layer(inputs[0]).grad_fn.name()
+    gradient = torch.randn(expected.shape, dtype=torch.float64)
+    found.backward(gradient.float())
+    expected.backward(gradient)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(inputs[0].grad.double(), inputs[1].grad, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer.weight.grad.double(), exact.weight.grad, atol=1e-5, rtol=1e-5)
