@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import encoder as encoder_benchmark
 from benchmarks import separator as separator_benchmark
@@ -85,8 +85,8 @@ def separator(device: str, small: bool, out: Path) -> dict[str, Any]:
     wave_BT = 0.1 * torch.randn(clips, samples, generator=torch.Generator().manual_seed(0)).to(device)
     ways = {name: separator_benchmark.build(name, config, device) for name in separator_benchmark.VARIANTS}
     backend = "eager" if small else "inductor"
-    ways["compiled float32"] = torch.compile(
-        separator_benchmark.build("plain float32", config, device), backend=backend
+    ways["compiled float32"] = cast(
+        nn.Module, torch.compile(separator_benchmark.build("plain float32", config, device), backend=backend)
     )
     best = separator_benchmark.ceilings(device, ROUNDS)
     flops = 2 * clips * separator_benchmark.multiply_adds(config, samples)
