@@ -61,10 +61,12 @@ SCRIPT
 ray start --head --block --port="$PORT" --dashboard-host=127.0.0.1 --num-cpus=$TRAINER_CPUS --labels=pool=trainers &
 RAY=$!
 if [ "$SLURM_JOB_NUM_NODES_HET_GROUP_0" -gt 1 ]; then
-    srun --het-group=0 --nodes=$((SLURM_JOB_NUM_NODES_HET_GROUP_0 - 1)) --ntasks-per-node=1 --exclude="$HEAD" \
+    OTHERS=$((SLURM_JOB_NUM_NODES_HET_GROUP_0 - 1))
+    srun --het-group=0 --nodes=$OTHERS --ntasks=$OTHERS --exclude="$HEAD" \
         bash -c "$(join $TRAINER_CPUS trainers)" &
 fi
-srun --het-group=1 --nodes="$SLURM_JOB_NUM_NODES_HET_GROUP_1" --ntasks-per-node=1 \
+SEPARATORS=$SLURM_JOB_NUM_NODES_HET_GROUP_1
+srun --het-group=1 --nodes="$SEPARATORS" --ntasks="$SEPARATORS" \
     bash -c "$(join $SEPARATOR_CPUS separators)" &
 
 for second in $(seq 600); do (: < "/dev/tcp/$HEAD/$PORT") 2> /dev/null && break; sleep 1; done

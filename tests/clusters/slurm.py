@@ -58,6 +58,7 @@ def variables(folder: Path) -> dict[str, str]:
 def on_node(name: str, command: str, folder: Path) -> subprocess.Popen[str]:
     """A shell command on a node, with folders of the node's own for Ray and Slurm."""
     own = f"hostname {name} && mkdir -p /tmp/hosts && mount -t tmpfs tmpfs /tmp/hosts && mount -t tmpfs tmpfs /dev/shm"
+    own += " && mkdir /tmp/hosts/slurmd"
     line = ["ip", "netns", "exec", name, "unshare", "--mount", "--uts", "bash", "-c", f"{own} && {command}"]
     log = (folder / f"{name}.log").open("a")
     return subprocess.Popen(line, env=variables(folder), cwd=folder / "work", stdout=log, stderr=log, text=True)
@@ -84,8 +85,11 @@ def start_slurm(folder: Path) -> None:
     shell(f"mkdir -p {folder}/state && chmod 755 {folder} && chown root:root {folder}")
     own = "--log-file=/run/munge/log --pid-file=/run/munge/pid --seed-file=/run/munge/seed"
     shell(f"munged --force --key-file={key} {own}")
-    nodes = "\n".join(f"NodeName={name} NodeAddr={ip} CPUs=2 State=UNKNOWN" for name, ip in ADDRESSES.items())
+    nodes = "\n".join(
+        f"NodeName={name} NodeAddr={ip} CPUs=2 CoresPerSocket=2 State=UNKNOWN" for name, ip in ADDRESSES.items()
+    )
     (folder / "slurm.conf").write_text(SLURM_CONF.format(folder=folder, nodes=nodes))
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     on_node("n1", "exec slurmctld -D -i", folder)
     for name in ADDRESSES:
         on_node(name, "exec slurmd -D", folder)
