@@ -85,10 +85,8 @@ def start_slurm(folder: Path) -> None:
     shell(f"mkdir -p {folder}/state && chmod 755 {folder} && chown root:root {folder}")
     own = "--log-file=/run/munge/log --pid-file=/run/munge/pid --seed-file=/run/munge/seed"
     shell(f"munged --force --key-file={key} {own}")
-    nodes = "\n".join(
-        f"NodeName={name} NodeAddr={ip} CPUs=2 CoresPerSocket=2 State=UNKNOWN" for name, ip in ADDRESSES.items()
-    )
-    (folder / "slurm.conf").write_text(SLURM_CONF.format(folder=folder, nodes=nodes))
+    lines = [f"NodeName={name} NodeAddr={ip} CPUs=2 CoresPerSocket=2" for name, ip in ADDRESSES.items()]
+    (folder / "slurm.conf").write_text(SLURM_CONF.format(folder=folder, nodes="\n".join(lines)))
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     on_node("n1", "exec slurmctld -D -i", folder)
     for name in ADDRESSES:
