@@ -285,6 +285,8 @@ class Tracker:
                         file.write(b"\n")  # a line torn by a killed process: it alone is lost
                 file.write("".join(self._unwritten).encode())
             self._unwritten = []
+            if not self._path("mlflow.json").exists():
+                self._save()  # the address, for `sepscene sync` after a run that MLflow has heard nothing of
         except OSError as error:  # the mirror of a run must not end it: the next call writes it again
             logger.warning("%s cannot be written (%s)", path, error)
 
