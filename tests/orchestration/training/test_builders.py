@@ -50,7 +50,7 @@ def test_a_start_that_does_not_fit_is_refused(
 
 
 def test_a_start_that_is_damaged_or_missing_is_refused(nano: Experiment, bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(SepsceneError, match=r"nowhere.config\.json cannot be read"):
+    with pytest.raises(SepsceneError, match=r"nowhere.config\.json is missing or cannot be read"):
         check_start(nano.changed({"training.start_encoder": str(tmp_path / "nowhere")}))
     (bundle / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(SepsceneError, match="damaged"):
