@@ -13,10 +13,11 @@ import pytest
 import soundfile
 import torch
 
-from sepscene.augment.audio import read_audio, read_blocks
+from sepscene.augment.audio import AudioFormat, read_audio, read_blocks
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
 from sepscene.orchestration.evaluation import embed_files as embedding
+from sepscene.orchestration.evaluation.embed_clips import EmbedClips
 from sepscene.orchestration.evaluation.embed_files import EmbedReport, embed_files, list_files
 from sepscene.orchestration.evaluation.file_encoder import FileEncoder
 from sepscene.tasks.datasets.readers import read_manifest
@@ -271,3 +272,19 @@ def test_bfloat16_stays_near(sounds: list[str]) -> None:
     half = [file.h_D for file in FileEncoder(small_encoder(), bfloat16=True).embed(sounds)]
     for exact_D, near_D in zip(whole, half, strict=True):
         assert 0 < np.linalg.norm(near_D - exact_D) < 0.05 * np.linalg.norm(exact_D)
+
+
+def test_evaluation_embeds_a_short_clip_as_embed_does(bundle: Path, tmp_path: Path) -> None:
+    """In a window of 10 s; before, the padding was embedded, too."""
+    paths = []
+    for seconds in (1.0, 4.0, 4.0, 0.5):
+        paths.append(str(tmp_path / f"{len(paths)}.wav"))
+        noise = np.random.default_rng(len(paths)).uniform(-0.5, 0.5, round(16_000 * seconds))
+        soundfile.write(paths[-1], noise, 16_000)
+    _embed(bundle, paths, tmp_path / "out.parquet")
+    columns = {"uri": np.array([*paths, "none.wav"]), "offset_seconds": np.zeros(5), "position": np.arange(5)}
+    made = EmbedClips({"e": str(bundle)}, AudioFormat(clip_seconds=10.0), "cpu")(columns)
+    expected = _read(tmp_path / "out.parquet")
+    np.testing.assert_allclose(made["h:e"][:4], np.stack([expected[path] for path in paths]), atol=1e-4, rtol=1e-4)
+    assert made["fault"].tolist() == [""] * 4 + ["no such file"]
+    assert made["samples"].tolist() == [16_000, 64_000, 64_000, 8_000, 0]
