@@ -43,7 +43,7 @@ test-hosts: setup
 
 test-faults: setup
 	RAY_worker_niceness=0 $(BIN)/python -m pytest \
-	  tests/orchestration/test_faults*.py tests/faults/test_stream_determinism.py \
+	  tests/faults \
 	  tests/orchestration/sweeps/test_whole_sweep.py tests/orchestration/sweeps/test_run_trials.py
 	$(BIN)/python -m tests.faults.faults
 
