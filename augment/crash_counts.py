@@ -1,10 +1,10 @@
-"""The poison list: a clip that kills its process twice is put aside instead of killing it for ever.
+"""Crash counts: a clip that kills its process twice is put in quarantine instead of killing it again and again.
 
 A damaged file can crash a native decoder, and a clip can exhaust a device's memory: then nobody is left to catch an
 exception, and the block is simply tried again. So a marker is written before a block is processed and removed after it.
-Who finds the marker of an earlier try goes through the block clip by clip, with a marker for each; a clip that has
-two markers of its own is not touched a third time; one that came through has none any more. The markers are files in a
-folder that all processes share.
+A process that finds the marker of an earlier try goes through the block clip by clip, with a marker for each clip. A
+clip with two markers of its own is not processed a third time; one that was processed has none any more. The markers
+are files in a folder that all processes share.
 """
 
 import contextlib

@@ -38,18 +38,6 @@ def plain_name(name: str, what: str) -> str:
     return name
 
 
-def path_below(root: Path, relative: str, what: str) -> Path:
-    """A path that a file of the folder names, if it leads into that folder.
-
-    Raises:
-        SepsceneError: for an absolute path or one that leaves the folder.
-    """
-    path = Path(relative)
-    if path.is_absolute() or ".." in path.parts:
-        raise SepsceneError(f"{what} {relative[:80]!r} leads out of {root}: the file that names it is damaged")
-    return root / path
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run."""
