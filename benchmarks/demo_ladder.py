@@ -4,7 +4,7 @@
 
 One process and one thread, so that it can run beside other work; cut anywhere, it continues from its last save. The
 same rows, draws, segments and loss as `sepscene separator train`, without Ray. Each checkpoint is scored on 32 held-out
-mixtures before it is kept; the figures are in its card. WORK_FOLDER keeps the scenes, the state and scores.jsonl.
+mixtures before it is kept; the metrics are in its card. WORK_FOLDER keeps the scenes, the state and scores.jsonl.
 """
 
 import argparse
@@ -110,11 +110,11 @@ class Training:
         return float(loss.detach())
 
     def score(self) -> dict[str, float | int]:
-        """Figures on the held-out scenes, as for a checkpoint's card."""
+        """Metrics on the held-out scenes, as for a checkpoint's card."""
         self.separator.eval()
-        figures = score_separation(self.separator, self.held_out, AUDIO, HELD_OUT).means()
+        metrics = score_separation(self.separator, self.held_out, AUDIO, HELD_OUT).means()
         self.separator.train()
-        return figures
+        return metrics
 
 
 def main() -> None:
@@ -133,14 +133,14 @@ def main() -> None:
     while True:
         names = [name for name, step in STEPS.items() if step == training.step]
         if names or training.step % SCORE_EVERY == 0:
-            figures = training.score()
-            record = {"step": training.step, "loss": loss, "seconds": round(time.time() - begin)} | figures
+            metrics = training.score()
+            record = {"step": training.step, "loss": loss, "seconds": round(time.time() - begin)} | metrics
             with (given.work / "scores.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
             about = {"objective": given.objective, "learning_rate": given.learning_rate, "seed": given.seed}
             for name in names:
                 facts = {"name": name, "step": training.step, "data": f"{SCENES['train']} recurring scenes"}
-                save_separator(training.separator, given.into / name, facts | about | figures)
+                save_separator(training.separator, given.into / name, facts | about | metrics)
         if training.step >= max(STEPS.values()):
             return
         loss = training.advance()

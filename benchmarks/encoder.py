@@ -2,7 +2,7 @@
 
     python -m benchmarks.encoder [--device cuda] [--compile] [--tiny] [--batch 32] [--rounds 5]
 
-Every way of running the same weights takes its turn in each round; the figures are medians over the rounds.
+Every way of running the same weights takes its turn in each round; the times are medians over the rounds.
 On a CPU one thread works and its processor time is counted, so that a busy machine changes little; on a GPU
 it is the wall time, synchronised. An example is one patch of 0.96 s. Work is counted in the convolutions
 alone: 1.93 G multiply-adds an example for the full network (float32 bytes of weights: 303 MB), three times

@@ -88,7 +88,7 @@ def cost_of_the_bootstrap() -> None:
 
 
 def cost_of_the_probes() -> None:
-    """The figures themselves."""
+    """The metrics themselves."""
     console.print("[bold]Probes, h of 128 dimensions, 30 classes[/bold]")
     draw = np.random.default_rng(0)
     for train, test in ((256, 128), (4096, 1024)):

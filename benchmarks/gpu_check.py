@@ -5,7 +5,7 @@
 Needs no network. Each part runs in a process of its own and saves FOLDER/PART.json before the next begins, so that a
 part that fails, hangs or is cut off costs nothing but itself; a part that is saved already is not run again. At the
 end FOLDER/report.md holds all results as tables. `--device cpu --small` runs the same code with small networks in
-minutes: the figures mean nothing then, but the script is known to work before a GPU is there.
+minutes: the numbers mean nothing then, but the script is known to work before a GPU is there.
 
 The parts are in `benchmarks.gpu_parts` (networks, separator, encoder, losses, copies, memory) and `benchmarks.gpu_runs`
 (tests, live, stored, plan).

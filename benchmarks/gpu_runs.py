@@ -86,5 +86,5 @@ def _run(device: str, small: bool, out: Path, name: str, changes: dict[str, Any]
     records = [record for record in read_metrics(out / "runs" / name) if "examples_per_second" in record]
     steady = records[SKIPPED_STEPS:] or records
     kept = [key for key in ("examples_per_second", "waiting_share", "mfu") if key in steady[0]]
-    figures: dict[str, Any] = {key: median(float(record[key]) for record in steady) for key in kept}
-    return {"steps": len(records), "rows/s": figures.pop("examples_per_second"), **figures}
+    metrics: dict[str, Any] = {key: median(float(record[key]) for record in steady) for key in kept}
+    return {"steps": len(records), "rows/s": metrics.pop("examples_per_second"), **metrics}

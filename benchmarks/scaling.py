@@ -111,7 +111,7 @@ def draw_blocks(axes: Axes, machine: Machine) -> None:
 
 
 def plot(machine: Machine, live: dict, stored: dict, path: Path) -> None:
-    """Draw all three panels; the same figures give the same file."""
+    """Draw all three panels; the same numbers give the same file."""
     plt.rcParams.update({"svg.hashsalt": "sepscene", "font.size": 9})
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
     draw_paces(left, "live", machine, live, 0.0)

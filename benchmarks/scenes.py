@@ -9,7 +9,7 @@ convolution with a room for each event, two noises as long as the scene for the 
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is loaded: the figure is for one core
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is loaded: the rate is for one core
 
 import statistics
 import time
@@ -25,13 +25,13 @@ def main() -> None:
     """Print the speed of whole scenes (median, slowest), and of each event class."""
     config = SceneConfig()
     generate_scene(0, 0, config)
-    figures = []
+    rates = []
     for number in range(ROUNDS):
         begin = time.process_time()
         for index in range(SCENES):
             generate_scene(number, index, config)
-        figures.append(SCENES * config.clip_seconds / (time.process_time() - begin))
-    median, slowest = statistics.median(figures), min(figures)
+        rates.append(SCENES * config.clip_seconds / (time.process_time() - begin))
+    median, slowest = statistics.median(rates), min(rates)
     print(f"scenes      {median:.0f} x real time on one core, at least {slowest:.0f} x (wanted: {TARGET:.0f} x)")
     for name, make in sorted(EVENTS.items()):
         seconds, costs = 0.0, []

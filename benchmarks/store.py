@@ -2,7 +2,7 @@
 
     python -m benchmarks.store [--audio FOLDER] [--entries 1000000]
 
-Every figure is the median of several rounds in which the candidates take turns, so that a busy machine slows
+Every number is the median of several rounds in which the candidates take turns, so that a busy machine slows
 all of them alike: trust the ratios more than the microseconds.
 """
 

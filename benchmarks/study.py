@@ -1,11 +1,11 @@
-"""What a change of settings does to the figures: runs without Ray, one process each, for questions that need many.
+"""What a change of settings does to the metrics: runs without Ray, one process each, for questions that need many.
 
     sepscene separator train table4/S2+N/simclr-cp --run-id study --storage runs     # data and ladder, once
     python -m benchmarks.study runs/study table4/S2/simclr table4/S2/simclr-cp --set training.epochs=120 --seeds 0,1,2
 
 The same rows, views, networks and losses as the cluster's, in one loop over the schedule; views come out of the
 SeparatedStore, which the first run fills. Each run adds a line to FOLDER/study.jsonl: experiment, changes, seed, both
-losses over the last tenth, figures on the test clips. What is there already is not run again, and several commands may
+losses over the last tenth, metrics on the test clips. What is there already is not run again, and several commands may
 share a folder. --table prints what it holds:
 
     python -m benchmarks.study runs/study --table
@@ -50,7 +50,7 @@ from sepscene.orchestration.training.stream import schedule_of
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 from sepscene.tasks.evaluation.scores import score_embeddings
 
-FIGURES = ("shallow_map", "linear_map", "knn_map", "qbe_map")
+METRICS = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 EMBED_CLIPS = 16
 
 
@@ -103,7 +103,7 @@ def embedded(encoder: Encoder, clips: Manifest, experiment: Experiment) -> np.nd
 
 
 def one_run(folder: Path, experiment: Experiment) -> dict[str, float]:
-    """Losses and figures of one experiment over the folder's data and ladder."""
+    """Losses and metrics of one experiment over the folder's data and ladder."""
     manifest = read_manifest(experiment.data.format, experiment.data.root or str(folder / "scenes"))
     train, test = manifest.select(*experiment.data.train), manifest.select(*experiment.data.test)
     store = SeparatedStore(str(folder / "store"))
@@ -111,7 +111,7 @@ def one_run(folder: Path, experiment: Experiment) -> dict[str, float]:
     store.close()
     h = embedded(encoder, train, experiment), embedded(encoder, test, experiment)
     scores = score_embeddings(h[0], train.targets(), h[1], test.targets(), test.classes, experiment.evaluation.scoring)
-    return losses | {name: scores.figures[name].value for name in FIGURES}
+    return losses | {name: scores.metrics[name].value for name in METRICS}
 
 
 def known(folder: Path) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ def print_table(folder: Path) -> None:
         records = sorted(records, key=lambda record: record["seed"])
         shallow = [record["shallow_map"] for record in records]
         by_seed = " ".join(f"{value:.3f}" for value in shallow)
-        others = (*FIGURES[1:], "similarity", "coincidence")
+        others = (*METRICS[1:], "similarity", "coincidence")
         means = [mean([r[key] for r in records]) if key in records[0] else float("nan") for key in others]
         table.add_row(name, changes, f"{mean(shallow):.3f} ({by_seed})", *(f"{value:.3f}" for value in means))
     Console(width=160).print(table)

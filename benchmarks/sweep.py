@@ -10,7 +10,7 @@ scripts   the same without Ray: one separation pass over all clips, then six tra
           processes as there are cores, each with one thread: nothing but the work.
 live      the sweep with store.mode=off: every trial separates every row.
 
-Clips are synthetic scenes and the separator is untrained (its time does not depend on its weights). The figures of the
+Clips are synthetic scenes and the separator is untrained (its time does not depend on its weights). The metrics of the
 trials are printed beside the scripts': with one trainer a trial they do the same arithmetic.
 """
 
@@ -81,7 +81,7 @@ def train(folder: Path, experiment: Experiment) -> float:
 
 
 def scripts(folder: Path, epochs: int) -> tuple[float, float, list[float]]:
-    """(seconds of the separation pass, of the six trainings, their figures)."""
+    """(seconds of the separation pass, of the six trainings, their metrics)."""
     base = named_experiment(NAME, "tiny").changed({"training.epochs": epochs})
     settings = [
         {"objective.temperature": temperature, "objective.alpha": alpha}
@@ -92,8 +92,8 @@ def scripts(folder: Path, epochs: int) -> tuple[float, float, list[float]]:
         begin = time.perf_counter()
         pool.starmap(separate, [(folder, base, part, cores) for part in range(cores)], chunksize=1)
         separated = time.perf_counter()
-        figures = pool.starmap(train, [(folder, base.changed(setting)) for setting in settings], chunksize=1)
-    return separated - begin, time.perf_counter() - separated, figures
+        metrics = pool.starmap(train, [(folder, base.changed(setting)) for setting in settings], chunksize=1)
+    return separated - begin, time.perf_counter() - separated, metrics
 
 
 def sepscene(folder: Path, epochs: int, mode: str, *arguments: str) -> float:
@@ -133,7 +133,7 @@ def main() -> None:
     given = parser.parse_args()
     only, runs = given.only.split(","), len(TEMPERATURES) * len(ALPHAS)
     yardsticks: dict[str, float] = {}
-    figures = [float("nan")] * runs
+    metrics = [float("nan")] * runs
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
@@ -142,7 +142,7 @@ def main() -> None:
             yardsticks["commands"] = separation + runs * training
             print(f"commands: {separation:.0f} s one separation pass + {runs} x {training:.0f} s", flush=True)
         if "scripts" in only:
-            separation, training, figures = scripts(folder, given.epochs)
+            separation, training, metrics = scripts(folder, given.epochs)
             yardsticks["scripts"] = separation + training
             print(f"scripts: {separation:.0f} s one separation pass + {training:.0f} s six trainings", flush=True)
         for part, mode in {"sweep": "read-through", "live": "off"}.items():
@@ -151,8 +151,8 @@ def main() -> None:
             seconds, results = sweep(folder, given.epochs, mode)
             ratios = ", ".join(f"{seconds / theirs:.2f} x {what}" for what, theirs in yardsticks.items())
             print(f"{part}, store.mode={mode}: {seconds:.0f} s, {ratios}", flush=True)
-            for trial, theirs in zip(results.trials, figures, strict=True):
-                ours = trial.figures["shallow_map"].value if trial.status == "finished" else float("nan")
+            for trial, theirs in zip(results.trials, metrics, strict=True):
+                ours = trial.metrics["shallow_map"].value if trial.status == "finished" else float("nan")
                 print(f"  {trial.name}: {trial.status}, {trial.seconds:.0f} s, mAP {ours:.3f} (script {theirs:.3f})")
 
 

@@ -20,11 +20,9 @@ from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
 from sepscene.models.precision import PrecisionChoice
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
+from sepscene.orchestration.renamed import new_name
 from sepscene.orchestration.yaml_files import read_yaml, secrets_of
 from sepscene.tasks.evaluation.settings import ScoringSettings
-
-RENAMED = {"evaluation.judge": "evaluation.scoring"}
-"""Names of earlier versions -> their names now."""
 
 FOLDS = "folds"
 """In the place of test splits: cross-validation over those of training."""
@@ -434,7 +432,8 @@ def explain(error: ValidationError) -> str:
         field = ".".join(str(part) for part in fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            message = f"it is called {RENAMED[field]} now" if field in RENAMED else "unknown field; check its spelling"
+            new = new_name(field)
+            message = f"it is called {new} now" if new else "unknown field; check its spelling"
         elif field and not isinstance(fault["input"], dict):
             message += f" (got {fault['input']!r})"
         lines.append(f"  {field}: {message}" if field else f"  {message}")

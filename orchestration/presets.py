@@ -9,7 +9,7 @@
 
 The networks are the paper's at `small` and `paper`; `tiny` scales their widths, repeats and coefficients. Rows are
 named like the paper's: `table2/mix-chan+specaug`, `table4/S2+N/simclr-cp`, `table5/d1024`. What a row must reach is in
-`tasks.paper.claims`, beside the paper's other figures.
+`tasks.paper.claims`, beside the paper's other numbers.
 """
 
 from collections.abc import Callable
@@ -193,7 +193,7 @@ def table5(dim: int, scale: Scale) -> Experiment:
 def triplet(scale: Scale) -> Experiment:
     """A baseline beside Table 5's first row: the triplet loss on two crops of the mixture, without separation.
 
-    The paper's figure there (Jansen 2018) is another framework's: other encoder, other positives (noise, mixing,
+    The paper's number there (Jansen 2018) is another framework's: other encoder, other positives (noise, mixing,
     shifts). Ours shares encoder, views and schedule with this framework's rows, and changes the loss and the pairs.
     """
     row = _row("table5/triplet", scale, Views(pair="mix-mix"), coincidence=False)

@@ -151,7 +151,7 @@ def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) 
     Args:
         encoder: what to save; its weights must be finite.
         directory: made if need be; an older bundle in it is replaced.
-        card: facts for the model card: any of title, data, separator, combination, losses, steps, figures
+        card: facts for the model card: any of title, data, separator, combination, losses, steps, metrics
             ({name: {"value", "low", "high"}}), versions, license, notes. Kept as they are in config.json, as metadata.
 
     Raises:
@@ -165,7 +165,7 @@ def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) 
 
 
 def update_card(directory: Path | str, facts: dict[str, Any]) -> None:
-    """Add facts to the card of a bundle, or replace them, e.g. the figures once they are measured.
+    """Add facts to the card of a bundle, or replace them, e.g. the metrics once they are measured.
 
     Args:
         directory: the bundle; its weights stay as they are.

@@ -37,9 +37,9 @@ def model_card(config: dict[str, Any], card: dict[str, Any]) -> str:
         "",
         *(f"- {fact}: {_plain(card[fact]) if fact in card else 'not recorded'}" for fact in FACTS),
         "",
-        "## Figures",
+        "## Metrics",
         "",
-        *_figures(card.get("figures") or {}),
+        *_metrics(card.get("metrics") or {}),
         "",
         "## Versions",
         "",
@@ -59,13 +59,13 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _figures(figures: dict[str, dict[str, Any]]) -> list[str]:
-    """A table of the measured figures with their intervals."""
-    if not figures:
+def _metrics(metrics: dict[str, dict[str, Any]]) -> list[str]:
+    """A table of the measured metrics with their intervals."""
+    if not metrics:
         return ["None were measured."]
-    rows = ["| figure | value | interval |", "|---|---|---|"]
-    for name, figure in figures.items():
-        known = figure.get("low") is not None and figure.get("high") is not None
-        interval = f"{figure['low']:.4f} to {figure['high']:.4f}" if known else "not measured"
-        rows.append(f"| {name} | {figure['value']:.4f} | {interval} |")
+    rows = ["| metric | value | interval |", "|---|---|---|"]
+    for name, metric in metrics.items():
+        known = metric.get("low") is not None and metric.get("high") is not None
+        interval = f"{metric['low']:.4f} to {metric['high']:.4f}" if known else "not measured"
+        rows.append(f"| {name} | {metric['value']:.4f} | {interval} |")
     return rows

@@ -1,7 +1,7 @@
 """The hidden activations of a TDCN++ on a CPU, in two passes where torch takes a dozen.
 
 For torch a PReLU, a square, two sums and each tap of a depthwise convolution are passes of their own through memory.
-Here what belongs together is one pass, compiled by Numba for this machine at its first use. Figures do not depend on
+Here what belongs together is one pass, compiled by Numba for this machine at its first use. Results do not depend on
 the number of threads.
 
 Shapes: B = 1 clip, L frames, P parts of them, W bottleneck width, H hidden channels, K taps. Activations are float32,

@@ -175,7 +175,7 @@ def plan(
 ) -> None:
     """Say before a run what it costs: rows, hours of audio, operations, bytes, time and GPU-hours.
 
-    Measures this machine for ten seconds; the figures are for machines like it. A data set at `data.root` is looked at:
+    Measures this machine for ten seconds; the numbers are for machines like it. A data set at `data.root` is looked at:
     its training clips are counted, and the first few decoded.
 
     Example: `sepscene plan table4/S2+N/simclr-cp --scale paper --clips 2000000`

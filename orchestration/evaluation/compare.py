@@ -4,7 +4,7 @@ Legend: B clips, K classes, D embedding, R resamples.
 
 An evaluation leaves its evidence in RUN/evaluation/<encoder>.npz (`save_scores`): clip ids, classes,
 targets, folds, the probes' scores and the embeddings. A comparison reads evidence alone, needs no Ray, and
-makes every figure anew on the clips that both runs judged.
+makes every metric anew on the clips that both runs judged.
 """
 
 import io
@@ -30,8 +30,8 @@ TEST_CLIPS = "test manifest"
 
 
 @dataclass(frozen=True)
-class FigureComparison:
-    """One figure of both runs, and the test of their difference (B minus A)."""
+class MetricComparison:
+    """One metric of both runs, and the test of their difference (B minus A)."""
 
     name: str
     a: Interval
@@ -56,7 +56,7 @@ class Comparison:
     Attributes:
         a, b: what was compared, in words.
         pairs: clips or seeds that both sides share.
-        figures: in the order of the evaluation; decide by the first, the others are its company.
+        metrics: in the order of the evaluation; decide by the first, the others are its company.
         classes: largest gain of B first; empty when comparing over seeds.
         notes: what a reader must know before believing it.
     """
@@ -64,7 +64,7 @@ class Comparison:
     a: str
     b: str
     pairs: int
-    figures: tuple[FigureComparison, ...]
+    metrics: tuple[MetricComparison, ...]
     classes: tuple[ClassComparison, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -137,19 +137,19 @@ def compare_runs(run_a: Path, run_b: Path, encoder_a: str | None = None, encoder
 def compare_scores(a: Scores, b: Scores, name_a: str, name_b: str, notes: tuple[str, ...] = ()) -> Comparison:
     """Paired bootstrap test of two scores of the same clips in the same order."""
     clips = len(a.evidence.clip_ids)
-    figures = []
-    for name in (name for name in a.figures if name in b.figures):
-        figure_a, figure_b = a.figures[name], b.figures[name]
+    metrics = []
+    for name in (name for name in a.metrics if name in b.metrics):
+        metric_a, metric_b = a.metrics[name], b.metrics[name]
         replicates = (a.replicates[name], b.replicates[name])
-        test = paired_bootstrap(figure_a.value, figure_b.value, *replicates, clips)
-        figures.append(FigureComparison(name, figure_a, figure_b, test))
+        test = paired_bootstrap(metric_a.value, metric_b.value, *replicates, clips)
+        metrics.append(MetricComparison(name, metric_a, metric_b, test))
     classes = [
-        ClassComparison(of_a.name, of_a.positives, of_a.figures["shallow_map"], of_b.figures["shallow_map"])
+        ClassComparison(of_a.name, of_a.positives, of_a.metrics["shallow_map"], of_b.metrics["shallow_map"])
         for of_a, of_b in zip(a.per_class, b.per_class, strict=True)
-        if "shallow_map" in of_a.figures
+        if "shallow_map" in of_a.metrics
     ]
     classes.sort(key=lambda row: row.a - row.b)
-    return Comparison(name_a, name_b, clips, tuple(figures), tuple(classes), notes)
+    return Comparison(name_a, name_b, clips, tuple(metrics), tuple(classes), notes)
 
 
 def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
@@ -169,37 +169,37 @@ def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
     left_out = sorted(by_seed_a.keys() ^ by_seed_b.keys())
     if left_out:
         notes.append(f"seeds run one way only, left out: {left_out}")
-    of_a, of_b = ([run.results.encoders[0].figures for run in side] for side in sides)
+    of_a, of_b = ([run.results.encoders[0].metrics for run in side] for side in sides)
     names = [name for name in of_a[0] if all(name in found for found in of_a + of_b)]
     lacking = sorted({name for found in of_a + of_b for name in found} - set(names))
     if lacking:
-        notes.append(f"figures that some run lacks, left out: {', '.join(lacking)}")
+        notes.append(f"metrics that some run lacks, left out: {', '.join(lacking)}")
     if len(seeds) == 1:
         notes.append("one seed: no interval and no p; run more seeds, or compare over clips")
-    figures = []
+    metrics = []
     for name in names:
         values_a, values_b = ([found[name].value for found in of_side] for of_side in (of_a, of_b))
         test = paired_t(values_a, values_b)
-        figures.append(FigureComparison(name, t_interval(values_a), t_interval(values_b), test))
+        metrics.append(MetricComparison(name, t_interval(values_a), t_interval(values_b), test))
     label_a, label_b = (f"{side[0].results.experiment}/{side[0].results.encoders[0].name}" for side in sides)
-    return Comparison(label_a, label_b, len(seeds), tuple(figures), (), tuple(notes))
+    return Comparison(label_a, label_b, len(seeds), tuple(metrics), (), tuple(notes))
 
 
 def render(comparison: Comparison, classes: int = 5) -> str:
-    """The comparison as plain text: figures with intervals, differences, p, and the classes that moved
+    """The comparison as plain text: metrics with intervals, differences, p, and the classes that moved
     most."""
     lines = [f"A  {comparison.a}", f"B  {comparison.b}", ""]
     lines.append(f"{'':12} {'A':>23} {'B':>23} {'B - A':>26}  p")
-    for figure in comparison.figures:
-        test = figure.test
+    for metric in comparison.metrics:
+        test = metric.test
         p = "–" if test.p is None else "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
-        cells = f"{_cell(figure.a):>23} {_cell(figure.b):>23} {_cell(test.difference, signed=True):>26}"
-        lines.append(f"{figure.name:12} {cells}  {p}")
-    if comparison.figures:
-        first = comparison.figures[0]
+        cells = f"{_cell(metric.a):>23} {_cell(metric.b):>23} {_cell(test.difference, signed=True):>26}"
+        lines.append(f"{metric.name:12} {cells}  {p}")
+    if comparison.metrics:
+        first = comparison.metrics[0]
         lines += ["", f"intervals: {first.test.difference.method}; {comparison.pairs} pairs"]
         lines.append(f"p: two-sided, if {first.test.null}")
-        lines.append(f"decide by {first.name}: the other figures depend on it, and many tests find something")
+        lines.append(f"decide by {first.name}: the other metrics depend on it, and many tests find something")
     lines += [f"note: {note}" for note in comparison.notes]
     if comparison.classes:
         moved = comparison.classes
@@ -283,7 +283,7 @@ def _paired(a: Evidence, b: Evidence, name_a: str, name_b: str) -> tuple[Evidenc
     _, rows_a, rows_b = np.intersect1d(a.clip_ids, b.clip_ids, assume_unique=True, return_indices=True)
     if not len(rows_a):
         raise SepsceneError(f"{name_a} and {name_b} share no test clip: judge both on the same data")
-    in_order = np.argsort(rows_a)  # A's own order: on the same clips its figures come out as in its report
+    in_order = np.argsort(rows_a)  # A's own order: on the same clips its metrics come out as in its report
     rows_a, rows_b = rows_a[in_order], rows_b[in_order]
     notes: tuple[str, ...] = ()
     if len(rows_a) < max(len(a.clip_ids), len(b.clip_ids)):

@@ -9,7 +9,7 @@ from sepscene.models.card import read_card
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.compare import save_scores
 from sepscene.orchestration.evaluation.embed_manifest import Embeddings, score_separator
-from sepscene.orchestration.records.results import ClassResult, EncoderResult, Figure, ProcessorResult
+from sepscene.orchestration.records.results import ClassResult, EncoderResult, Metric, ProcessorResult
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.probes import embedding_map
@@ -22,7 +22,7 @@ LEAK = (
     "cross-validated over the folds: no probe has seen a label of the fold it is tested on, but separator and "
     "encoder have heard all clips, without labels"
 )
-"""What a reader of a cross-validated figure must know."""
+"""What a reader of a cross-validated metric must know."""
 
 
 def score_encoder(
@@ -34,7 +34,7 @@ def score_encoder(
     experiment: Experiment,
     run_dir: Path,
 ) -> EncoderResult:
-    """All figures of one encoder; its evidence is kept in RUN/evaluation/<name>.npz for comparisons.
+    """All metrics of one encoder; its evidence is kept in RUN/evaluation/<name>.npz for comparisons.
 
     Where training and test clips are the same, its probes are cross-validated over their splits.
     """
@@ -50,14 +50,14 @@ def score_encoder(
     return EncoderResult(
         name=name,
         description="; ".join([LEAK] * experiment.data.by_folds + list(scores.notes)),
-        figures={key: _figure(interval) for key, interval in scores.figures.items()},
+        metrics={key: _metric(interval) for key, interval in scores.metrics.items()},
         classes=tuple(
             ClassResult(
                 name=row.name,
                 positives=row.positives,
-                shallow_ap=row.figures.get("shallow_map"),
-                linear_ap=row.figures.get("linear_map"),
-                qbe_ap=row.figures.get("qbe_map"),
+                shallow_ap=row.metrics.get("shallow_map"),
+                linear_ap=row.metrics.get("linear_map"),
+                qbe_ap=row.metrics.get("qbe_map"),
             )
             for row in scores.per_class
         ),
@@ -73,13 +73,13 @@ def score_processor(name: str, folder: str, test: Manifest, experiment: Experime
         name=name,
         step=int(card.metadata.get("step", 0)),
         digest=card.digest,
-        si_sdr_improvement_db=_mean_figure(scores.improvement_db),
-        mixit_loss=_mean_figure(scores.loss),
+        si_sdr_improvement_db=_mean_metric(scores.improvement_db),
+        mixit_loss=_mean_metric(scores.loss),
     )
 
 
-def _figure(interval: Interval) -> Figure:
-    return Figure(
+def _metric(interval: Interval) -> Metric:
+    return Metric(
         value=interval.value,
         low=interval.low,
         high=interval.high,
@@ -88,12 +88,12 @@ def _figure(interval: Interval) -> Figure:
     )
 
 
-def _mean_figure(values_N: np.ndarray) -> Figure | None:
+def _mean_metric(values_N: np.ndarray) -> Metric | None:
     values_N = values_N[np.isfinite(values_N)]
     if not len(values_N):
         return None
     weights_NR = resample(len(values_N))
-    return _figure(bootstrap_interval(float(values_N.mean()), values_N @ weights_NR / len(values_N), len(values_N)))
+    return _metric(bootstrap_interval(float(values_N.mean()), values_N @ weights_NR / len(values_N), len(values_N)))
 
 
 def _map_2d(embedded: Embeddings, test: Manifest) -> tuple[tuple[float, float, str], ...]:

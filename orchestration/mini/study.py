@@ -21,7 +21,7 @@ from sepscene.orchestration.mini.logmel_store import LogMelStore
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
 from sepscene.orchestration.records.checkpoints import write_whole
 from sepscene.orchestration.records.environment import command_line, environment
-from sepscene.orchestration.records.results import Figure, ReproducedRun, ReproductionResults
+from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
 from sepscene.orchestration.reports.paper_tables import TWINS
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
@@ -58,7 +58,7 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
             fresh.save(trial_path(folder, UNTRAINED, seed))
         record = run_trial(experiment, train, test, processors)
         record.save(trial_path(folder, row.name, seed))
-        found = f"{record.figures['shallow_map']:.3f}, {record.steps_per_second:.1f} steps per second"
+        found = f"{record.metrics['shallow_map']:.3f}, {record.steps_per_second:.1f} steps per second"
         console.print(f"{number + 1}/{len(planned)}  {row.name}, seed {seed}: {found}", highlight=False)
         write_results(rows[0], folder)
     write_results(rows[0], folder)
@@ -128,16 +128,16 @@ def _reproduced(record: TrialRecord, untrained: TrialRecord | None) -> Reproduce
     return ReproducedRun(
         row=record.row,
         seed=record.seed,
-        figure=_figure(record),
-        untrained=_figure(untrained) if untrained else None,
+        metric=_metric(record),
+        untrained=_metric(untrained) if untrained else None,
         replicates=record.replicates,
         diagnostics=record.diagnostics,
     )
 
 
-def _figure(record: TrialRecord) -> Figure:
-    return Figure(
-        value=record.figures["shallow_map"],
+def _metric(record: TrialRecord) -> Metric:
+    return Metric(
+        value=record.metrics["shallow_map"],
         count=len(record.perceptrons),
         interval=f"mean of {len(record.perceptrons)} perceptrons",
     )

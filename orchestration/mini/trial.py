@@ -26,7 +26,7 @@ from sepscene.tasks.evaluation.shallow import shallow_classification
 from sepscene.tasks.evaluation.shortcuts import find_shortcuts
 
 PERCEPTRONS = 5
-"""Perceptrons whose mean is the figure: the seed of a single one moves it by 0.012 [measured]."""
+"""Perceptrons whose mean is the metric: the seed of a single one moves it by 0.012 [measured]."""
 
 RESAMPLES = 200
 SAME_DIMENSIONS = 128
@@ -44,7 +44,7 @@ class TrialRecord(Config):
     seconds: float
     steps: int
     steps_per_second: float
-    figures: dict[str, float] = Field(description="shallow_map is the mean over the perceptrons")
+    metrics: dict[str, float] = Field(description="shallow_map is the mean over the perceptrons")
     perceptrons: tuple[float, ...] = Field(description="shallow mAP of each perceptron")
     replicates: tuple[float, ...] = Field(
         description="shallow mAP on resampled test clips, the same ones in each trial"
@@ -82,11 +82,11 @@ def run_trial(
     trained = time.perf_counter() - begin
     train_h, test_h = embed(trainer, train), embed(trainer, test)
     values, replicates_R = score(train_h, train, test_h, test, experiment)
-    figures = {"shallow_map": mean(values)} | _quick_figures(train_h, train, test_h, test)
+    metrics = {"shallow_map": mean(values)} | _quick_metrics(train_h, train, test_h, test)
     if train_h.shape[1] > SAME_DIMENSIONS:
         pca = PCA(SAME_DIMENSIONS, random_state=0).fit(train_h)
         smaller = score(pca.transform(train_h), train, pca.transform(test_h), test, experiment)[0]
-        figures["shallow_map_pca"] = mean(smaller)
+        metrics["shallow_map_pca"] = mean(smaller)
     shortcuts = find_shortcuts(train.mixtures(), train_h, test.mixtures(), test_h)
     ledger = trainer.ledger
     return TrialRecord(
@@ -98,7 +98,7 @@ def run_trial(
         seconds=round(time.perf_counter() - begin, 1),
         steps=trainer.step,
         steps_per_second=round(trainer.step / trained, 3),
-        figures=_rounded(figures),
+        metrics=_rounded(metrics),
         perceptrons=tuple(round(value, 5) for value in values),
         replicates=tuple(np.round(replicates_R, 5).tolist()),
         losses=_rounded(trainer.last_losses()) if trainer.step else {},
@@ -125,7 +125,7 @@ def score(
     return values, np.mean(replicates, axis=0)
 
 
-def _quick_figures(train_h: Floats, train: LogMelStore, test_h: Floats, test: LogMelStore) -> dict[str, float]:
+def _quick_metrics(train_h: Floats, train: LogMelStore, test_h: Floats, test: LogMelStore) -> dict[str, float]:
     split = (train_h, train.manifest.targets(), test_h, test.manifest.targets())
     return {
         "linear_map": linear_probe(*split).average_precision.value,

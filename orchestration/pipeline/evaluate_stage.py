@@ -10,7 +10,7 @@ from sepscene.orchestration.evaluation.embed_manifest import embed_manifests
 from sepscene.orchestration.evaluation.scoring import score_encoder, score_processor
 from sepscene.orchestration.pipeline.collect_results import collect_results
 from sepscene.orchestration.pipeline.run import Run
-from sepscene.orchestration.records.results import Figure, ProcessorResult, RunResults
+from sepscene.orchestration.records.results import Metric, ProcessorResult, RunResults
 from sepscene.orchestration.reports.listening_data import listening_page
 from sepscene.orchestration.reports.run_report import write_report
 from sepscene.tasks.datasets.readers import Manifest
@@ -61,11 +61,11 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
             listening_page(run.folder, test, experiment.audio, ladder, processors, encoders[0].name)
     results = collect_results(run, train, test, encoders, processors)
     results.save(run.folder)
-    figures = {f"{e.name}/{name}": figure.value for e in encoders for name, figure in e.figures.items()}
-    run.tracker.log_metrics(STAGE, figures)
-    run.tracker.log_metrics("", {name: figure.value for name, figure in encoders[0].figures.items()})
+    metrics = {f"{e.name}/{name}": metric.value for e in encoders for name, metric in e.metrics.items()}
+    run.tracker.log_metrics(STAGE, metrics)
+    run.tracker.log_metrics("", {name: metric.value for name, metric in encoders[0].metrics.items()})
     for encoder in encoders:
-        update_card(bundles[encoder.name], {"figures": {k: f.model_dump() for k, f in encoder.figures.items()}})
+        update_card(bundles[encoder.name], {"metrics": {k: f.model_dump() for k, f in encoder.metrics.items()}})
         if encoder.name != "untrained":
             run.publish(encoder.name, bundles[encoder.name])
     files = run.files
@@ -102,12 +102,12 @@ def summarise(run: Run) -> None:
         run.console.print(f"judge it      sepscene evaluate {run.folder}", soft_wrap=True)
         return
     table = Table(title=f"{results.experiment} ({results.scale}), {results.seconds:.0f} s")
-    names = [name for name in HEADLINES if name in results.encoders[0].figures]
+    names = [name for name in HEADLINES if name in results.encoders[0].metrics]
     table.add_column("encoder", no_wrap=True)
     for name in names:
         table.add_column(name.replace("_map", " mAP").replace("qbe", "query by ex."), justify="right", no_wrap=True)
     for encoder in results.encoders:
-        table.add_row(encoder.name, *(_cell(encoder.figures.get(name)) for name in names))
+        table.add_row(encoder.name, *(_cell(encoder.metrics.get(name)) for name in names))
     run.console.print(table)
     run.console.print(f"report        {run.files.report_html}", soft_wrap=True)
     if run.files.listening_page.exists():
@@ -121,9 +121,9 @@ def summarise(run: Run) -> None:
         run.console.print(words, style="yellow", soft_wrap=True)
 
 
-def _cell(figure: Figure | None) -> str:
-    if figure is None:
+def _cell(metric: Metric | None) -> str:
+    if metric is None:
         return "–"
-    if figure.low is None or figure.high is None:
-        return f"{figure.value:.3f}"
-    return f"{figure.value:.3f} ({figure.low:.2f}–{figure.high:.2f})"
+    if metric.low is None or metric.high is None:
+        return f"{metric.value:.3f}"
+    return f"{metric.value:.3f} ({metric.low:.2f}–{metric.high:.2f})"

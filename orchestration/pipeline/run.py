@@ -361,20 +361,20 @@ class Run:
     def publish(self, pair: str, bundle: Path) -> None:
         """Log an encoder with its model card to MLflow; the run's own is registered, a baseline is not.
 
-        Called last, when the card holds the figures.
+        Called last, when the card holds the metrics.
         """
         own = bundle == self.files.encoder
         registered = f"sepscene-{self.family.replace('/', '-')}" if own else None
         self.tracker.log_encoder(pretraining_stage(pair), bundle, f"{self.experiment.name} {pair}", registered)
 
     def _tell_balance(self, stage: str, experiment: Experiment) -> None:
-        """Say which part of the stream set the pace, and log the balance as figures of the stage."""
+        """Say which part of the stream set the pace, and log the balance as metrics of the stage."""
         balance = balance_of(read_metrics(self.folder), stage)
         if balance is None:
             return
         advice = bottleneck(balance, experiment)
         self.console.print(f"  {advice}", style="dim", highlight=False)
-        self.tracker.log_metrics(stage, {f"balance/{name}": value for name, value in balance.figures().items()})
+        self.tracker.log_metrics(stage, {f"balance/{name}": value for name, value in balance.metrics().items()})
         self.tracker.tag(stage, {"bottleneck": advice})
         if stage == pretraining_stage(self.experiment.views.pair):
             self.tracker.tag("", {"bottleneck": advice})

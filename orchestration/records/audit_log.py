@@ -50,7 +50,7 @@ def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
         "name": format, "digest": found.manifest_digest, "context": "audit", "source": root,
         "profile": {"clips": len(manifest), "classes": len(manifest.classes), "absent": len(manifest.absent)},
     })  # fmt: skip
-    figures = {
+    metrics = {
         "clips": found.clips,
         "readable": found.readable,
         "missing": len(found.missing),
@@ -59,7 +59,7 @@ def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
         "leaking": found.leaking,
         "hours": found.durations.total / 3600 if found.durations else 0.0,
     }
-    tracker.log_metrics("", {name: float(value) for name, value in figures.items()})
+    tracker.log_metrics("", {name: float(value) for name, value in metrics.items()})
     for name in ("audit.txt", "audit.json"):
         tracker.log_artifact("", folder / name)
     tracker.finish("")

@@ -1,7 +1,7 @@
 """Saving checkpoints beside training: in a thread, whole or not at all, and on request.
 
 A checkpoint is written into a hidden folder, brought to the disk and renamed; only then are older ones removed. A disk
-that is full costs that checkpoint and not the run: the steps' figures wait for the next one.
+that is full costs that checkpoint and not the run: the steps' metrics wait for the next one.
 
 Whoever knows that the end is near (a driver that got SIGTERM) leaves the file `StageFolder.wanted`; rank 0
 finds it at its next report, saves, and removes it.
@@ -42,7 +42,7 @@ class CheckpointWriter:
     def start(self, state: TrainingState) -> None:
         """Copy the state and write it in a thread; waits for the one before."""
         self.wait()
-        copy = replace(state, tensors=_copied(state.tensors), figures=[*self.unsaved, *state.figures])
+        copy = replace(state, tensors=_copied(state.tensors), metrics=[*self.unsaved, *state.metrics])
         copy = replace(copy, ledger=type(state.ledger).from_json(state.ledger.to_json()))
         self._thread = threading.Thread(target=self._write, args=(copy,), name="write-checkpoint")
         self._thread.start()
@@ -60,7 +60,7 @@ class CheckpointWriter:
         self.start(state)
         while self.wait() and time.monotonic() < deadline:
             time.sleep(min(2.0, patience_seconds))
-            self.start(replace(state, figures=[]))  # its figures are among the unsaved ones by now
+            self.start(replace(state, metrics=[]))  # its metrics are among the unsaved ones by now
         return self.failure
 
     def _write(self, state: TrainingState) -> None:
@@ -79,7 +79,7 @@ class CheckpointWriter:
             shutil.rmtree(hidden, ignore_errors=True)
             reason = str(error).splitlines()[0]
             self.failure = f"checkpoint {final.name} could not be written, {free:.1f} MB were free: {reason}"
-            self.unsaved = state.figures
+            self.unsaved = state.metrics
             return
         self.failure, self.unsaved = "", []
         if self.kept is not None:

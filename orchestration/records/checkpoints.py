@@ -1,6 +1,6 @@
 """Checkpoints of a training stage: written whole or not at all, verified before use, chosen once.
 
-A checkpoint is a folder `step-00000100` with the training state, the ledger, the figures of its steps and
+A checkpoint is a folder `step-00000100` with the training state, the ledger, the metrics of its steps and
 `manifest.json`, which holds the SHA-256 of every file and is written last. A folder whose hashes do not match is
 damaged or unfinished and is passed over for the one before it.
 """
@@ -20,10 +20,11 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.files import read_text, read_typed, write_whole
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.renamed import OLD_STEPS
 
 logger = logging.getLogger("sepscene")
 
-STATE, LEDGER, STEPS, MANIFEST = "state.pt", "ledger.json", "figures.json", "manifest.json"
+STATE, LEDGER, STEPS, MANIFEST = "state.pt", "ledger.json", "metrics.json", "manifest.json"
 FILES = (STATE, LEDGER, STEPS)
 """What a checkpoint consists of, beside its manifest."""
 
@@ -45,7 +46,7 @@ class TrainingState:
     ledger: Ledger
     tensors: dict[str, Any]
     """State dicts by name: "model", "optimizer", …"""
-    figures: list[dict[str, float]] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
     """One record a step since the checkpoint before: a worker group may die after its checkpoint is written and
     before the driver hears of it; the metrics of those steps are brought back from here."""
 
@@ -65,7 +66,7 @@ def write_checkpoint(folder: Path, state: TrainingState) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state.tensors, folder / STATE)
     write_whole(folder / LEDGER, state.ledger.to_json())
-    write_whole(folder / STEPS, json.dumps(state.figures))
+    write_whole(folder / STEPS, json.dumps(state.metrics))
     files = {name: _sha256(folder / name) for name in FILES}
     write_whole(folder / MANIFEST, json.dumps({"step": state.step, "sha256": files}, indent=2))
 
@@ -80,8 +81,17 @@ def is_sound(folder: Path) -> bool:
 
 
 def newest_sound(root: Path) -> Path | None:
-    """The newest undamaged checkpoint under `root`; says which damaged ones it passed over."""
+    """The newest undamaged checkpoint under `root`; says which damaged ones it passed over.
+
+    Raises:
+        SepsceneError: when the newest one was written by an earlier version.
+    """
     for folder in checkpoints_of(root)[::-1]:
+        if (folder / OLD_STEPS).exists():
+            raise SepsceneError(
+                f"{folder} was written by an earlier version of Sepscene ({OLD_STEPS} is called {STEPS} now): finish "
+                "the run with that version, or begin it again under another --id"
+            )
         if is_sound(folder):
             return folder
         logger.warning("checkpoint %s is damaged or unfinished; using the one before it", folder)
@@ -93,7 +103,7 @@ def read_ledger(folder: Path) -> Ledger:
     return Ledger.from_json(read_text(folder / LEDGER))
 
 
-def read_figures(folder: Path) -> list[dict[str, float]]:
+def read_steps(folder: Path) -> list[dict[str, float]]:
     """The records of the steps between the checkpoint before and this one."""
     records: list[dict[str, float]] = json.loads(read_text(folder / STEPS))
     return records
@@ -103,7 +113,7 @@ def read_checkpoint(folder: Path) -> TrainingState:
     """Read a checkpoint that `newest_sound` chose. Nothing is unpickled but tensors and plain values."""
     step = read_typed(folder / MANIFEST, Manifest).step
     tensors = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    return TrainingState(step, read_ledger(folder), tensors, read_figures(folder))
+    return TrainingState(step, read_ledger(folder), tensors, read_steps(folder))
 
 
 def choose_resume_point(folder: StageFolder) -> Path | None:

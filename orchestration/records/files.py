@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sepscene.models.config import SepsceneError
 from sepscene.models.files import write_atomically
+from sepscene.orchestration.renamed import renamed_field
 
 logger = logging.getLogger("sepscene")
 
@@ -117,8 +118,11 @@ def parse_records(content: bytes, origin: Path | str) -> list[Record]:
 
 
 def first_fault(error: Exception) -> str:
-    """The first thing that is wrong, in one line."""
+    """The first thing that is wrong, in one line; a field of an earlier version comes first."""
     if isinstance(error, ValidationError):
+        renamed = renamed_field(error)
+        if renamed:
+            return renamed
         fault = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in fault["loc"])
         return f"{where}: {fault['msg']}" if where else str(fault["msg"])

@@ -64,7 +64,7 @@ def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, regist
             metadata=card.metadata,
             tags=tags,
         )
-    metrics = {key: float(value["value"]) for key, value in card.metadata.get("figures", {}).items()}
+    metrics = {key: float(value["value"]) for key, value in card.metadata.get("metrics", {}).items()}
     now = store.client.get_run(run_id).info.start_time
     linked = [Metric(key, value, now, 0, model_id=info.model_id) for key, value in metrics.items()]
     if linked:

@@ -1,4 +1,4 @@
-"""What a finished run leaves behind for readers: figures with intervals, stage timings, the ledger's summary.
+"""What a finished run leaves behind for readers: metrics with intervals, stage timings, the ledger's summary.
 
 `RUN/results.json` holds one `RunResults`, `SWEEP/sweep.json` one `SweepResults`. Reports and tables read
 these files alone, so that they can be made again at any time, on another machine, without Ray.
@@ -17,7 +17,7 @@ MOST_METRICS = 8 * 2**30
 """Bytes of a metrics file: 10 million steps have some 5 GB."""
 
 
-class Figure(Config):
+class Metric(Config):
     """A measured number with its confidence interval."""
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")  # not a number comes back as such
@@ -30,7 +30,7 @@ class Figure(Config):
 
 
 class ClassResult(Config):
-    """Figures of one class of the evaluation data."""
+    """Metrics of one class of the evaluation data."""
 
     name: str
     positives: int = Field(description="positive clips in the test split")
@@ -44,7 +44,7 @@ class EncoderResult(Config):
 
     name: str = Field(description='"mix-chan", "mix-mix", "untrained", or a row of a table')
     description: str = ""
-    figures: dict[str, Figure] = Field(
+    metrics: dict[str, Metric] = Field(
         description='"shallow_map", "qbe_map", "knn_map", "linear_map", "d_prime", "lwlrap"'
     )
     classes: tuple[ClassResult, ...] = ()
@@ -59,8 +59,8 @@ class ProcessorResult(Config):
     name: str
     step: int
     digest: str
-    si_sdr_improvement_db: Figure | None = None
-    mixit_loss: Figure | None = None
+    si_sdr_improvement_db: Metric | None = None
+    mixit_loss: Metric | None = None
 
 
 class StageResult(Config):
@@ -148,7 +148,7 @@ class TrialResult(Config):
     reason: str = Field("", description="why it failed or was stopped early")
     settings: dict[str, Setting] = Field(description="the swept fields, dotted, with this trial's values")
     seed: int
-    figures: dict[str, Figure] = Field(default_factory=dict, description="as in EncoderResult")
+    metrics: dict[str, Metric] = Field(default_factory=dict, description="as in EncoderResult")
     steps: int = Field(0, description="training steps done")
     seconds: float = 0.0
     run_dir: str = Field("", description="the trial's run folder, relative to the sweep's")
@@ -163,7 +163,7 @@ class SweepResults(Config):
     started: str = Field(description="UTC, ISO 8601")
     seconds: float
     command: str = Field("", description="the command that made it")
-    figure: str = Field("shallow_map", description="the figure by which trials are ranked; larger is better")
+    metric: str = Field("shallow_map", description="the metric by which trials are ranked; larger is better")
     fields: tuple[str, ...] = Field(description="the swept fields, dotted; the seed is not one of them")
     scheduler: str = Field("", description="which trials are stopped early, in words; empty when none are")
     trials: tuple[TrialResult, ...] = ()
@@ -202,11 +202,11 @@ class ReproducedRun(Config):
 
     row: str = Field(description='as in sepscene.tasks.paper.claims, e.g. "table4/S2+N/simclr-cp"')
     seed: int
-    figure: Figure = Field(description="shallow classification mAP")
-    untrained: Figure | None = Field(None, description="the same of the encoder before training, where it was judged")
+    metric: Metric = Field(description="shallow classification mAP")
+    untrained: Metric | None = Field(None, description="the same of the encoder before training, where it was judged")
     replicates: tuple[float, ...] = Field(
         (),
-        description="the figure on resampled test clips, the same resamples in all runs: what the clips' luck is worth",
+        description="the metric on resampled test clips, the same resamples in all runs: what the clips' luck is worth",
     )
     diagnostics: dict[str, float] = Field(
         default_factory=dict, description="background, level: shares of h that they explain; rank: of h"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.presets import EXPERIMENTS
-from sepscene.orchestration.records.results import Figure, RunResults
+from sepscene.orchestration.records.results import Metric, RunResults
 from sepscene.tasks.paper.beyond import BEYOND
 from sepscene.tasks.paper.claims import PAPER_TABLES, SAME_EXPERIMENT
 
@@ -27,7 +27,7 @@ class Line:
     label: str
     note: str
     paper: float
-    ours: Figure | None
+    ours: Metric | None
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Table:
     lines: tuple[Line, ...]
 
 
-def tables_beside(ours: Mapping[str, Figure]) -> tuple[Table, ...]:
+def tables_beside(ours: Mapping[str, Metric]) -> tuple[Table, ...]:
     """All of the paper's tables; `ours` is by row, and a row that two tables share is found by either name."""
     return tuple(
         Table(
@@ -60,26 +60,26 @@ def tables_beside(ours: Mapping[str, Figure]) -> tuple[Table, ...]:
     )
 
 
-def _either(ours: Mapping[str, Figure], row: str) -> Figure | None:
+def _either(ours: Mapping[str, Metric], row: str) -> Metric | None:
     return ours.get(row) or ours.get(TWINS.get(row, ""))
 
 
-def run_rows(results: RunResults) -> dict[str, Figure]:
-    """The rows of the paper for which this run has a figure: its own, and its baseline's where that is a row.
+def run_rows(results: RunResults) -> dict[str, Metric]:
+    """The rows of the paper for which this run has a metric: its own, and its baseline's where that is a row.
 
     The mix-mix baseline shares everything but the pair with the run, so it is a row of Table 2 only beside
     a run with SimCLR alone.
     """
     row = results.table_row
-    figures = {encoder.name: encoder.figures.get("shallow_map") for encoder in results.encoders}
-    if row is None or not figures:
+    metrics = {encoder.name: encoder.metrics.get("shallow_map") for encoder in results.encoders}
+    if row is None or not metrics:
         return {}
-    rows = {row: next(iter(figures.values()))}
+    rows = {row: next(iter(metrics.values()))}
     if row.startswith("table2/mix-chan"):
-        rows[row.replace("mix-chan", "mix-mix")] = figures.get("mix-mix")
+        rows[row.replace("mix-chan", "mix-mix")] = metrics.get("mix-mix")
     elif row.endswith("/simclr"):
-        rows["table2/mix-mix+specaug"] = figures.get("mix-mix")
-    return {name: figure for name, figure in rows.items() if figure}
+        rows["table2/mix-mix+specaug"] = metrics.get("mix-mix")
+    return {name: metric for name, metric in rows.items() if metric}
 
 
 def row_name(row: str | None) -> str:

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from sepscene.orchestration.records.files import write_whole
-from sepscene.orchestration.records.results import Figure, ProcessorResult
+from sepscene.orchestration.records.results import Metric, ProcessorResult
 from sepscene.orchestration.terminal import printable
 
 INK, SOFT, LINE, PAPER = "#010203", "#020304", "#030405", "#040506"
@@ -121,23 +121,23 @@ def curves(
         return _picture(canvas, name, f"{title}. {'; '.join(said)}.")
 
 
-def intervals(name: str, title: str, figures: Mapping[str, Figure], reference: float | None = None) -> Picture:
-    """One row for each named figure: a point with its interval; `reference` is a dashed upright line."""
+def intervals(name: str, title: str, metrics: Mapping[str, Metric], reference: float | None = None) -> Picture:
+    """One row for each named metric: a point with its interval; `reference` is a dashed upright line."""
     with matplotlib.rc_context(_STYLE):
-        canvas, axes = _canvas(4.4, 0.75 + 0.33 * len(figures))
-        rows = list(figures.items())[::-1]
-        for place, (_, figure) in enumerate(rows):
+        canvas, axes = _canvas(4.4, 0.75 + 0.33 * len(metrics))
+        rows = list(metrics.items())[::-1]
+        for place, (_, metric) in enumerate(rows):
             colour = SERIES[(len(rows) - 1 - place) % len(SERIES)]
-            if figure.low is not None and figure.high is not None:
+            if metric.low is not None and metric.high is not None:
                 axes.plot(
-                    [figure.low, figure.high],
+                    [metric.low, metric.high],
                     [place, place],
                     color=colour,
                     linewidth=2.2,
                     solid_capstyle="butt",
                 )
             marker = MARKERS[(len(rows) - 1 - place) % len(MARKERS)]
-            axes.plot([figure.value], [place], marker, color=colour, markersize=6)
+            axes.plot([metric.value], [place], marker, color=colour, markersize=6)
         if reference is not None:
             axes.axvline(reference, color=SOFT, linestyle=DASHES[1], linewidth=1)
         axes.set_yticks(range(len(rows)), [brief(label) for label, _ in rows], color=INK)
@@ -145,7 +145,7 @@ def intervals(name: str, title: str, figures: Mapping[str, Figure], reference: f
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(title)
-        said = "; ".join(f"{label} {in_words(figure)}" for label, figure in figures.items())
+        said = "; ".join(f"{label} {in_words(metric)}" for label, metric in metrics.items())
         return _picture(canvas, name, f"{title}: {said}.")
 
 
@@ -174,7 +174,7 @@ def class_gains(name: str, title: str, classes: Sequence[str], columns: Mapping[
         return _picture(
             canvas,
             name,
-            f"{title} of {len(classes)} classes. {said or first}. The figures are in the table below.",
+            f"{title} of {len(classes)} classes. {said or first}. The metrics are in the table below.",
         )
 
 
@@ -228,15 +228,15 @@ def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -
 def ladder(name: str, processors: Sequence[ProcessorResult]) -> Picture:
     """SI-SDR improvement of each processor, in the order of the ladder's steps."""
     known = [item for item in sorted(processors, key=lambda item: item.step) if item.si_sdr_improvement_db]
-    figures = [item.si_sdr_improvement_db for item in known if item.si_sdr_improvement_db]
+    metrics = [item.si_sdr_improvement_db for item in known if item.si_sdr_improvement_db]
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _canvas(3.7, 2.5)
-        for place, figure in enumerate(figures):
-            if figure.low is not None and figure.high is not None:
-                axes.plot([place, place], [figure.low, figure.high], color=SERIES[0], linewidth=2.2)
+        for place, metric in enumerate(metrics):
+            if metric.low is not None and metric.high is not None:
+                axes.plot([place, place], [metric.low, metric.high], color=SERIES[0], linewidth=2.2)
         axes.plot(
-            range(len(figures)),
-            [figure.value for figure in figures],
+            range(len(metrics)),
+            [metric.value for metric in metrics],
             "o",
             color=SERIES[0],
             linestyle=DASHES[1],
@@ -247,7 +247,7 @@ def ladder(name: str, processors: Sequence[ProcessorResult]) -> Picture:
         axes.margins(x=0.15, y=0.15)
         axes.set_title("SI-SDR improvement, dB")
         axes.set_xlabel("processor and its training steps")
-        said = "; ".join(f"{item.name} {in_words(figure)}" for item, figure in zip(known, figures, strict=True))
+        said = "; ".join(f"{item.name} {in_words(metric)}" for item, metric in zip(known, metrics, strict=True))
         return _picture(canvas, name, f"SI-SDR improvement in dB by processor: {said}.")
 
 
@@ -256,7 +256,7 @@ class TrialPath:
     """One trial's way through the parallel coordinates."""
 
     places: tuple[str, ...]
-    figure: float | None
+    metric: float | None
     kind: Literal["best", "finished", "stopped early", "failed", "unfinished"]
 
 
@@ -270,18 +270,18 @@ _LOOK: dict[str, dict[str, Any]] = {
 
 
 def parallel(name: str, axes_values: Mapping[str, Sequence[str]], title: str, paths: Sequence[TrialPath]) -> Picture:
-    """An upright axis for each swept field, a last one for the figure, and a line for each trial."""
+    """An upright axis for each swept field, a last one for the metric, and a line for each trial."""
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _canvas(1.7 * (len(axes_values) + 1), 3.4)
         height = {field: _even(values) for field, values in axes_values.items()}
-        measured = [path.figure for path in paths if path.figure is not None]
+        measured = [path.metric for path in paths if path.metric is not None]
         low, high = (min(measured), max(measured)) if measured else (0.0, 1.0)
         span = high - low or 1.0
         for index, path in enumerate(sorted(paths, key=lambda path: list(_LOOK).index(path.kind))):
             aside = 0.03 * ((index * 7) % 5 - 2) / 2  # so that trials with the same setting stay apart
             y = [height[field][place] + aside for field, place in zip(axes_values, path.places, strict=True)]
-            if path.figure is not None:
-                y.append((path.figure - low) / span)
+            if path.metric is not None:
+                y.append((path.metric - low) / span)
             axes.plot(range(len(y)), y, **_LOOK[path.kind])
         for x, field in enumerate(axes_values):
             axes.axvline(x, color=SOFT, linewidth=0.8)
@@ -311,7 +311,7 @@ def _tag(axes: Axes, x: float, y: float, text: str) -> None:
 
 
 def effect(name: str, title: str, y_label: str, groups: Mapping[str, Sequence[float]]) -> Picture:
-    """One swept field: every trial's figure at each of its values, and a dashed line through the means."""
+    """One swept field: every trial's metric at each of its values, and a dashed line through the means."""
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _canvas(3.7, 2.5)
         for place, values in enumerate(groups.values()):
@@ -329,8 +329,8 @@ def effect(name: str, title: str, y_label: str, groups: Mapping[str, Sequence[fl
         return _picture(canvas, name, f"{y_label} by {title}. {said}.")
 
 
-def beside(name: str, title: str, rows: Sequence[tuple[str, float, Figure | None]]) -> Picture:
-    """The paper's figure (hollow diamond) and ours with its interval (dot) for each row of a table."""
+def beside(name: str, title: str, rows: Sequence[tuple[str, float, Metric | None]]) -> Picture:
+    """The paper's number (hollow diamond) and ours with its interval (dot) for each row of a table."""
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _canvas(4.6, 0.95 + 0.25 * len(rows))
         for place, (_, paper, ours) in enumerate(rows):
@@ -358,11 +358,11 @@ def brief(label: str, most: int = 26) -> str:
     return label if len(label) <= most else label[: most - 1].rstrip() + "…"
 
 
-def in_words(figure: Figure) -> str:
-    """A figure as it is read aloud: '0.412, interval 0.396 to 0.428'."""
-    if figure.low is None or figure.high is None:
-        return _short(figure.value)
-    return f"{_short(figure.value)}, interval {_short(figure.low)} to {_short(figure.high)}"
+def in_words(metric: Metric) -> str:
+    """A metric as it is read aloud: '0.412, interval 0.396 to 0.428'."""
+    if metric.low is None or metric.high is None:
+        return _short(metric.value)
+    return f"{_short(metric.value)}, interval {_short(metric.low)} to {_short(metric.high)}"
 
 
 def _short(value: float) -> str:

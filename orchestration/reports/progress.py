@@ -20,7 +20,7 @@ class Told(Protocol):
     """What a stage may say while it runs."""
 
     def update(self, done: float | None = None, terms: str = "") -> None:
-        """How far it is, and a few figures in words; what is not given stays."""
+        """How far it is, and a few metrics in words; what is not given stays."""
 
     def event(self, text: str) -> None:
         """Something that happened on the way."""

@@ -14,13 +14,13 @@ from markupsafe import Markup
 
 from sepscene.models.config import Config
 from sepscene.orchestration.records.files import write_whole
-from sepscene.orchestration.records.results import Figure
+from sepscene.orchestration.records.results import Metric
 from sepscene.orchestration.terminal import printable
 
 Results = TypeVar("Results", bound=Config)
 
 _TEMPLATES = Path(__file__).parent / "templates"
-FIGURE_NAMES = {
+METRIC_NAMES = {
     "shallow_map": "Shallow classifier mAP",
     "linear_map": "Linear probe mAP",
     "knn_map": "k-NN mAP",
@@ -84,16 +84,16 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}".replace("-", "−") if isfinite(value) else "not a number"
 
 
-def interval(figure: Figure | None, digits: int = 3) -> str:
+def interval(metric: Metric | None, digits: int = 3) -> str:
     """[0.396, 0.428]; empty where there is none."""
-    if figure is None or figure.low is None or figure.high is None:
+    if metric is None or metric.low is None or metric.high is None:
         return ""
-    return f"[{number(figure.low, digits)}, {number(figure.high, digits)}]"
+    return f"[{number(metric.low, digits)}, {number(metric.high, digits)}]"
 
 
-def with_interval(figure: Figure | None, digits: int = 3) -> str:
+def with_interval(metric: Metric | None, digits: int = 3) -> str:
     """0.412 [0.396, 0.428]."""
-    return f"{number(figure.value if figure else None, digits)} {interval(figure, digits)}".strip()
+    return f"{number(metric.value if metric else None, digits)} {interval(metric, digits)}".strip()
 
 
 def duration(seconds: float) -> str:
@@ -167,7 +167,7 @@ def _environment(finalize: Callable[[Any], Any], autoescape: bool) -> Environmen
     filters = (number, interval, with_interval, duration, size, percent, moment, sentence, cell, fenced)
     environment.filters |= {each.__name__: each for each in filters}
     environment.filters["row"] = markdown_row
-    environment.globals["figure_names"] = FIGURE_NAMES
+    environment.globals["metric_names"] = METRIC_NAMES
     return environment
 
 

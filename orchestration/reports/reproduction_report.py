@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from sepscene.orchestration.records.results import Figure, ReproducedRun, ReproductionResults
+from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
 from sepscene.orchestration.records.run_folder import SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import TITLES, TWINS, Table, tables_beside
@@ -41,8 +41,8 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
     results = plain(ReproductionResults.load(directory))
     by_row = runs_by_row(results)
     tables = our_tables(by_row)
-    claims = decide_claims(_figures(by_row), _replicates(by_row))
-    beyond = beyond_results(_figures(by_row))
+    claims = decide_claims(_metrics(by_row), _replicates(by_row))
+    beyond = beyond_results(_metrics(by_row))
     values: dict[str, Any] = {
         "results": results,
         "claims": claims,
@@ -53,7 +53,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
         "untrained": floor(results),
         "tables": tables,
         "shown_tables": [table for table in tables if any(line.ours for line in table.lines)],
-        "beyond": [(result, _figure(result.ours) if result.ours else None, _gain(result)) for result in beyond],
+        "beyond": [(result, _metric(result.ours) if result.ours else None, _gain(result)) for result in beyond],
         "pictures": {table.name: _beside(table) for table in tables if any(line.ours for line in table.lines)},
         "diagnostics": (diagnostics := shortcut_lines(by_row)),
         "shortcut": shortcut_sentence(diagnostics),
@@ -79,20 +79,20 @@ def runs_by_row(results: ReproductionResults) -> dict[str, list[ReproducedRun]]:
 
 
 def our_tables(by_row: dict[str, list[ReproducedRun]]) -> tuple[Table, ...]:
-    """The paper's tables with our mean over seeds; with one seed, the run's own figure and interval."""
+    """The paper's tables with our mean over seeds; with one seed, the run's own metric and interval."""
     ours = {}
     for table in TITLES:
-        for row in table_rows(table, _figures(by_row)):
+        for row in table_rows(table, _metrics(by_row)):
             if row.ours:
                 runs = by_row[row.paper.name]
-                ours[row.paper.name] = runs[0].figure if len(runs) == 1 else _figure(row.ours)
+                ours[row.paper.name] = runs[0].metric if len(runs) == 1 else _metric(row.ours)
     return tables_beside(ours)
 
 
-def floor(results: ReproductionResults) -> Figure | None:
+def floor(results: ReproductionResults) -> Metric | None:
     """The untrained encoder's mAP over seeds; none where no run has judged it."""
     values = [run.untrained.value for run in results.runs if run.untrained]
-    return _figure(t_interval(values)) if values else None
+    return _metric(t_interval(values)) if values else None
 
 
 def verdict_in_words(claims: tuple[ClaimResult, ...]) -> str:
@@ -118,8 +118,8 @@ def _gain(result: BeyondResult) -> str:
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p = {p:.3f}"
 
 
-def _figures(by_row: dict[str, list[ReproducedRun]]) -> dict[str, dict[int, float]]:
-    return {row: {run.seed: run.figure.value for run in runs} for row, runs in by_row.items()}
+def _metrics(by_row: dict[str, list[ReproducedRun]]) -> dict[str, dict[int, float]]:
+    return {row: {run.seed: run.metric.value for run in runs} for row, runs in by_row.items()}
 
 
 def _replicates(by_row: dict[str, list[ReproducedRun]]) -> dict[str, dict[int, tuple[float, ...]]]:
@@ -143,8 +143,8 @@ def shortcut_sentence(lines: list[tuple[str, dict[str, float]]]) -> str:
     return f"{', '.join(rows)}: {found[rows[0]]}" if rows else ""
 
 
-def _figure(interval: Interval) -> Figure:
-    return Figure(
+def _metric(interval: Interval) -> Metric:
+    return Metric(
         value=interval.value,
         low=interval.low,
         high=interval.high,

@@ -1,4 +1,4 @@
-"""The report of one run: report.html, one self-contained page, and report.md, the same figures as text.
+"""The report of one run: report.html, one self-contained page, and report.md, the same metrics as text.
 
 Reads the folder alone (results.json, metrics.jsonl, experiment.yaml), so that a report can be made again
 at any time, on another machine, without Ray.
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from sepscene.orchestration.records.files import read_text
-from sepscene.orchestration.records.results import EncoderResult, Figure, RunResults, read_metrics
+from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults, read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tables_beside
-from sepscene.orchestration.reports.render import FIGURE_NAMES, light_palette, plain, render, with_interval
+from sepscene.orchestration.reports.render import METRIC_NAMES, light_palette, plain, render, with_interval
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
 from sepscene.orchestration.terminal import printable
 
-HEADLINE_FIGURES = ("shallow_map", "linear_map", "knn_map", "qbe_map")
+HEADLINE_METRICS = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 MOST_CLASSES_DRAWN = 30
 CURVES_SHOWN, MOST_CURVES = 6, 30
 """Learning curves that are seen at once, and those that can be unfolded."""
@@ -28,7 +28,7 @@ CURVES_SHOWN, MOST_CURVES = 6, 30
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class over all encoders: average precision by encoder name, of one figure, and of the linear probe beside it
+    """One class over all encoders: average precision by encoder name, of one metric, and of the linear probe beside it
     where it was kept."""
 
     name: str
@@ -89,21 +89,21 @@ def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
     """Everything that both templates say."""
     records = read_metrics(run_dir)
     files = RunFolder(run_dir)
-    headline = headline_figure(results.encoders)
+    headline = headline_metric(results.encoders)
     classes = class_rows(results.encoders)
-    figures = _figure_order(results.encoders)
-    in_headline = {e.name: e.figures[headline] for e in results.encoders if headline in e.figures}
+    metrics = _metric_order(results.encoders)
+    in_headline = {e.name: e.metrics[headline] for e in results.encoders if headline in e.metrics}
     return {
         "results": results,
         "row_name": row_name(results.table_row),
         "headline": headline,
-        "headline_figures": in_headline,
-        "how": next((figure.interval for figure in in_headline.values() if figure.interval), ""),
+        "headline_metrics": in_headline,
+        "how": next((metric.interval for metric in in_headline.values() if metric.interval), ""),
         "answer": answer(in_headline),
-        "figures": figures,
+        "metrics": metrics,
         "notes": encoder_notes(results.encoders),
-        "figure_titles": [FIGURE_NAMES.get(name, name) for name in figures],
-        "encoder_cells": {e.name: [with_interval(e.figures.get(name)) for name in figures] for e in results.encoders},
+        "metric_titles": [METRIC_NAMES.get(name, name) for name in metrics],
+        "encoder_cells": {e.name: [with_interval(e.metrics.get(name)) for name in metrics] for e in results.encoders},
         "tables": tables_beside(run_rows(results)),
         "classes": classes,
         "drawn_classes": min(len(classes), MOST_CLASSES_DRAWN),
@@ -123,7 +123,7 @@ def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
 
 
 def encoder_notes(encoders: Sequence[EncoderResult]) -> dict[str, list[str]]:
-    """What is to be known about the figures of each encoder; what is true of all of them stands once, under "all"."""
+    """What is to be known about the metrics of each encoder; what is true of all of them stands once, under "all"."""
     notes = {encoder.name: [note for note in encoder.description.split("; ") if note] for encoder in encoders}
     common = [note for note in next(iter(notes.values()), []) if all(note in of_one for of_one in notes.values())]
     if len(notes) < 2:
@@ -132,17 +132,17 @@ def encoder_notes(encoders: Sequence[EncoderResult]) -> dict[str, list[str]]:
     return {name: of_one for name, of_one in {**own, "all": common}.items() if of_one}
 
 
-def headline_figure(encoders: Sequence[EncoderResult]) -> str:
-    """The figure that the report opens with: the first of `HEADLINE_FIGURES` that was measured."""
-    measured = {name for encoder in encoders for name in encoder.figures}
-    return next((name for name in HEADLINE_FIGURES if name in measured), HEADLINE_FIGURES[0])
+def headline_metric(encoders: Sequence[EncoderResult]) -> str:
+    """The metric that the report opens with: the first of `HEADLINE_METRICS` that was measured."""
+    measured = {name for encoder in encoders for name in encoder.metrics}
+    return next((name for name in HEADLINE_METRICS if name in measured), HEADLINE_METRICS[0])
 
 
-def answer(known: dict[str, Figure]) -> str:
+def answer(known: dict[str, Metric]) -> str:
     """What the run found, in one or two sentences that claim no more than the intervals allow.
 
     Args:
-        known: the headline figure by encoder, the encoder that the run is about first.
+        known: the headline metric by encoder, the encoder that the run is about first.
     """
     if not known:
         return "No encoder was judged in this run."
@@ -160,14 +160,14 @@ def _called(name: str) -> str:
     return f"the {name} encoder" if name == "untrained" else name
 
 
-def _difference(ours: Figure, other: Figure) -> str:
+def _difference(ours: Metric, other: Metric) -> str:
     gain = ours.value - other.value
     if abs(gain) < 0.0005:
         return "level with"
     return f"{abs(gain):.3f} {'above' if gain > 0 else 'below'}"
 
 
-def _overlap(a: Figure, b: Figure) -> bool:
+def _overlap(a: Metric, b: Metric) -> bool:
     if a.low is None or a.high is None or b.low is None or b.high is None:
         return False
     return a.low <= b.high and b.low <= a.high
@@ -231,16 +231,16 @@ def told_events(records: Sequence[dict[str, float | str]]) -> list[str]:
     return [f"{record['stage']}: {record['event']}" for record in records if "event" in record]
 
 
-def _figure_order(encoders: Sequence[EncoderResult]) -> list[str]:
-    measured = list(dict.fromkeys(name for encoder in encoders for name in encoder.figures))
-    first = [name for name in HEADLINE_FIGURES if name in measured]
+def _metric_order(encoders: Sequence[EncoderResult]) -> list[str]:
+    measured = list(dict.fromkeys(name for encoder in encoders for name in encoder.metrics))
+    first = [name for name in HEADLINE_METRICS if name in measured]
     return first + [name for name in measured if name not in first]
 
 
 def _pictures(
-    results: RunResults, headline: dict[str, Figure], classes: Sequence[ClassRow]
+    results: RunResults, headline: dict[str, Metric], classes: Sequence[ClassRow]
 ) -> dict[str, plots.Picture]:
-    """The pictures for which the run has figures, by the name under which the templates look for them."""
+    """The pictures for which the run has metrics, by the name under which the templates look for them."""
     pictures: dict[str, plots.Picture] = {}
     if headline:
         pictures["answer"] = plots.intervals("answer", "mAP", headline)

@@ -24,7 +24,7 @@ BESIDE_THE_BAR = 70
 
 
 class Terms:
-    """The latest figures of a stage in words, as many as fit."""
+    """The latest metrics of a stage in words, as many as fit."""
 
     def __init__(self, width: int) -> None:
         self.width, self.latest = width, dict[str, float]()

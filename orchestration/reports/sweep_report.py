@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sepscene.orchestration.records.results import Figure, Setting, SweepResults, TrialResult, read_metrics
+from sepscene.orchestration.records.results import Metric, Setting, SweepResults, TrialResult, read_metrics
 from sepscene.orchestration.records.run_folder import SweepFolder
 from sepscene.orchestration.reports import plots
-from sepscene.orchestration.reports.render import FIGURE_NAMES, duration, plain, render, with_interval
+from sepscene.orchestration.reports.render import METRIC_NAMES, duration, plain, render, with_interval
 from sepscene.tasks.evaluation.statistics import t_interval
 
 SHORT_NAMES = {"objective.temperature": "τ", "objective.alpha": "α", "views.combination": "combination"}
@@ -26,12 +26,12 @@ class Group:
 
     settings: dict[str, Setting]
     trials: tuple[TrialResult, ...]
-    figure: Figure
+    metric: Metric
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Means of the ranking figure over finished trials by two fields; None where none has finished."""
+    """Means of the ranking metric over finished trials by two fields; None where none has finished."""
 
     row_field: str
     column_field: str
@@ -56,7 +56,7 @@ def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
     headers, rows = sweep_table(sweep)
     values: dict[str, Any] = {
         "sweep": sweep,
-        "figure_name": FIGURE_NAMES.get(sweep.figure, sweep.figure),
+        "metric_name": METRIC_NAMES.get(sweep.metric, sweep.metric),
         "answer": sweep_answer(sweep, groups),
         "groups": groups,
         "best": groups[0] if groups else None,
@@ -93,20 +93,20 @@ def shown(setting: Setting) -> str:
 
 def sweep_table(sweep: SweepResults) -> tuple[list[str], list[list[str]]]:
     """One row for each trial: the columns of the report's table and of the terminal's live table."""
-    names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.figures))
+    names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.metrics))
     headers = ["Trial", "Status", *map(field_name, sweep.fields), "Seed"]
-    headers += [FIGURE_NAMES.get(name, name) for name in names] + ["Steps", "Time"]
+    headers += [METRIC_NAMES.get(name, name) for name in names] + ["Steps", "Time"]
     rows = []
     for trial in sweep.trials:
         settings = [shown(trial.settings[field]) for field in sweep.fields]
-        figures = [with_interval(trial.figures.get(name)) for name in names]
+        metrics = [with_interval(trial.metrics.get(name)) for name in names]
         rows.append(
             [
                 trial.name,
                 trial.status,
                 *settings,
                 str(trial.seed),
-                *figures,
+                *metrics,
                 f"{trial.steps:,}",
                 duration(trial.seconds),
             ]
@@ -121,19 +121,19 @@ def ranked(sweep: SweepResults) -> list[Group]:
         by_setting.setdefault(tuple(shown(trial.settings[field]) for field in sweep.fields), []).append(trial)
     groups = []
     for trials in by_setting.values():
-        over_seeds = t_interval([trial.figures[sweep.figure].value for trial in trials])
-        figure = trials[0].figures[sweep.figure]
+        over_seeds = t_interval([trial.metrics[sweep.metric].value for trial in trials])
+        metric = trials[0].metrics[sweep.metric]
         if len(trials) > 1:
             low, high = over_seeds.low, over_seeds.high
-            figure = Figure(
+            metric = Metric(
                 value=over_seeds.value,
                 low=low,
                 high=high,
                 count=len(trials),
                 interval="95 % Student's t over seeds",
             )
-        groups.append(Group(trials[0].settings, tuple(trials), figure))
-    return sorted(groups, key=lambda group: -group.figure.value)
+        groups.append(Group(trials[0].settings, tuple(trials), metric))
+    return sorted(groups, key=lambda group: -group.metric.value)
 
 
 def sweep_answer(sweep: SweepResults, groups: Sequence[Group]) -> str:
@@ -141,14 +141,14 @@ def sweep_answer(sweep: SweepResults, groups: Sequence[Group]) -> str:
     counts = {status: sum(trial.status == status for trial in sweep.trials) for status in _STATUSES}
     done = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     if not groups:
-        return f"No trial has a figure yet ({done or 'no trials'})."
+        return f"No trial has a metric yet ({done or 'no trials'})."
     best, *others = groups
-    name = FIGURE_NAMES.get(sweep.figure, sweep.figure)
+    name = METRIC_NAMES.get(sweep.metric, sweep.metric)
     words = setting_in_words(best.settings)
-    said = f"{words[0].upper()}{words[1:]} is best: {name} {with_interval(best.figure)} ({done})."
+    said = f"{words[0].upper()}{words[1:]} is best: {name} {with_interval(best.metric)} ({done})."
     if not others:
         return said
-    level = [group for group in others if _may_be_level(best.figure, group.figure)]
+    level = [group for group in others if _may_be_level(best.metric, group.metric)]
     if level:
         others_too = "The other one" if len(others) == 1 else f"{len(level)} of the {len(others)} other settings"
         return f"{said} {others_too} may be as good: the intervals do not settle it."
@@ -163,7 +163,7 @@ def setting_in_words(settings: dict[str, Setting]) -> str:
     return ", ".join(f"{field_name(field)} {shown(value)}" for field, value in settings.items()) or "The only setting"
 
 
-def _may_be_level(best: Figure, other: Figure) -> bool:
+def _may_be_level(best: Metric, other: Metric) -> bool:
     """Without an interval on both sides nothing is settled."""
     return best.low is None or other.high is None or other.high >= best.low
 
@@ -179,7 +179,7 @@ def heat_map(sweep: SweepResults) -> HeatMap | None:
     cells: dict[tuple[str, str], list[float]] = {}
     for trial in measured:
         key = (shown(trial.settings[row_field]), shown(trial.settings[column_field]))
-        cells.setdefault(key, []).append(trial.figures[sweep.figure].value)
+        cells.setdefault(key, []).append(trial.metrics[sweep.metric].value)
     means = {key: float(np.mean(values)) for key, values in cells.items()}
     rows, columns = _values(sweep, row_field), _values(sweep, column_field)
     whole = {(row, column): means.get((row, column)) for row in rows for column in columns}
@@ -195,11 +195,11 @@ def heat_map(sweep: SweepResults) -> HeatMap | None:
 
 
 def _measured(sweep: SweepResults) -> list[TrialResult]:
-    """The finished trials with a finite ranking figure; what was stopped early is not compared with them."""
+    """The finished trials with a finite ranking metric; what was stopped early is not compared with them."""
     return [
         trial
         for trial in sweep.trials
-        if trial.status == "finished" and sweep.figure in trial.figures and isfinite(trial.figures[sweep.figure].value)
+        if trial.status == "finished" and sweep.metric in trial.metrics and isfinite(trial.metrics[sweep.metric].value)
     ]
 
 
@@ -215,12 +215,12 @@ def _parallel(sweep: SweepResults, groups: Sequence[Group]) -> plots.Picture:
     best = {trial.name for trial in groups[0].trials} if groups else set()
     paths = []
     for trial in sweep.trials:
-        figure = trial.figures.get(sweep.figure)
+        metric = trial.metrics.get(sweep.metric)
         places = tuple(shown(trial.settings[field]) for field in sweep.fields)
-        value = figure.value if figure and isfinite(figure.value) else None
+        value = metric.value if metric and isfinite(metric.value) else None
         paths.append(plots.TrialPath(places, value, "best" if trial.name in best else trial.status))
     axes = {field_name(field): _values(sweep, field) for field in sweep.fields}
-    return plots.parallel("parallel", axes, FIGURE_NAMES.get(sweep.figure, sweep.figure), paths)
+    return plots.parallel("parallel", axes, METRIC_NAMES.get(sweep.metric, sweep.metric), paths)
 
 
 def _effects(sweep: SweepResults) -> list[plots.Picture]:
@@ -229,10 +229,10 @@ def _effects(sweep: SweepResults) -> list[plots.Picture]:
     for index, field in enumerate(sweep.fields):
         groups: dict[str, list[float]] = {value: [] for value in _values(sweep, field)}
         for trial in _measured(sweep):
-            groups[shown(trial.settings[field])].append(trial.figures[sweep.figure].value)
-        filled = {value: figures for value, figures in groups.items() if figures}
+            groups[shown(trial.settings[field])].append(trial.metrics[sweep.metric].value)
+        filled = {value: metrics for value, metrics in groups.items() if metrics}
         if len(filled) > 1:
-            name = FIGURE_NAMES.get(sweep.figure, sweep.figure)
+            name = METRIC_NAMES.get(sweep.metric, sweep.metric)
             pictures.append(plots.effect(f"effect{index}", field_name(field), name, filled))
     return pictures
 

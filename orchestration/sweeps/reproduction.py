@@ -1,4 +1,4 @@
-"""The paper's tables, run: every row over several seeds, the paper's figures beside ours, a verdict on each claim."""
+"""The paper's tables, run: every row over several seeds, the paper's numbers beside ours, a verdict on each claim."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,8 +117,8 @@ def _reproduced(results: RunResults) -> ReproducedRun:
     return ReproducedRun(
         row=results.table_row or results.experiment,
         seed=results.seed,
-        figure=results.encoders[0].figures["shallow_map"],
-        untrained=next((e.figures["shallow_map"] for e in results.encoders if e.name == "untrained"), None),
+        metric=results.encoders[0].metrics["shallow_map"],
+        untrained=next((e.metrics["shallow_map"] for e in results.encoders if e.name == "untrained"), None),
         differs=(f"unreadable clips left out: {unreadable}",) if unreadable else (),
         run_dir=f"trials/{results.run_id}",
     )

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.mlflow_mirror import Tracker
-from sepscene.orchestration.records.results import Figure, SweepResults, TrialResult, read_metrics
+from sepscene.orchestration.records.results import Metric, SweepResults, TrialResult, read_metrics
 from sepscene.orchestration.records.run_folder import SweepFolder
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
 from sepscene.orchestration.sweeps.config import FILE, SweepConfig
@@ -74,10 +74,10 @@ def _params(config: SweepConfig) -> dict[str, Any]:
 
 
 def _log(tracker: Tracker, results: SweepResults, folder: Path) -> None:
-    """The best figures and the report on the sweep's own run."""
-    done = [trial.figures[results.figure].value for trial in results.trials if trial.status == "finished"]
+    """The best metrics and the report on the sweep's own run."""
+    done = [trial.metrics[results.metric].value for trial in results.trials if trial.status == "finished"]
     if done:
-        tracker.log_metrics("", {f"best_{results.figure}": max(done)})
+        tracker.log_metrics("", {f"best_{results.metric}": max(done)})
     counts = {status: sum(t.status == status for t in results.trials) for status in {t.status for t in results.trials}}
     tracker.log_metrics("", {f"trials_{status.replace(' ', '_')}": float(n) for status, n in counts.items()})
     for name in (FILE, "sweep.json", "report.html", "report.md"):
@@ -86,18 +86,18 @@ def _log(tracker: Tracker, results: SweepResults, folder: Path) -> None:
 
 def _result(outcome: Outcome, folder: Path) -> TrialResult:
     results, run_dir = outcome.results, SweepFolder(folder).trial(outcome.trial.name).path
-    figures = dict(results.encoders[0].figures) if results else {}
+    metrics = dict(results.encoders[0].metrics) if results else {}
     records = [record for record in read_metrics(run_dir) if str(record["stage"]).startswith("pretrain")]
     validations = [float(record[METRIC]) for record in records if METRIC in record]
     if validations:
-        figures[METRIC] = Figure(value=validations[-1], interval="of held-out training clips, the last one")
+        metrics[METRIC] = Metric(value=validations[-1], interval="of held-out training clips, the last one")
     return TrialResult(
         name=outcome.trial.name,
         status=outcome.status,
         reason=outcome.reason,
         settings=outcome.trial.settings,
         seed=outcome.trial.seed,
-        figures=figures,
+        metrics=metrics,
         steps=max((int(record["step"]) for record in records if "step" in record), default=0),
         seconds=held_seconds(run_dir),
         run_dir=f"trials/{outcome.trial.name}",

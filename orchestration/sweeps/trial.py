@@ -97,19 +97,19 @@ def run_trial(
         write_whole(run_dir / FAILED, f"{type(error).__name__}: {error}")
         raise
     (run_dir / FINISHED).touch()
-    ray.tune.report({**_figures(results), **reported})
+    ray.tune.report({**_metrics(results), **reported})
 
 
 def _report_again(run_dir: Path) -> None:
     """Report the metrics of a trial that is over, for a scheduler that has lost its memory with its driver."""
     with _validations_reported(run_dir) as reported:
         pass
-    figures = _figures(RunResults.load(run_dir)) if (run_dir / FINISHED).exists() else {}
-    ray.tune.report({**figures, **reported})
+    metrics = _metrics(RunResults.load(run_dir)) if (run_dir / FINISHED).exists() else {}
+    ray.tune.report({**metrics, **reported})
 
 
-def _figures(results: RunResults) -> dict[str, float]:
-    return {key: figure.value for key, figure in results.encoders[0].figures.items()}
+def _metrics(results: RunResults) -> dict[str, float]:
+    return {key: metric.value for key, metric in results.encoders[0].metrics.items()}
 
 
 def _joined(value: Setting) -> str:

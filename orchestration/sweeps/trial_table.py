@@ -56,8 +56,8 @@ def trial_table(trials: list[Trial], folder: Path, pace: Pace) -> Table:
     for outcome in found:
         run_dir = SweepFolder(folder).trial(outcome.trial.name).path
         rows, loss, validation = _progress(run_dir)
-        figure = outcome.results.encoders[0].figures["shallow_map"].value if outcome.results else math.nan
-        shown = "" if math.isnan(figure) else f"{figure:.3f}"
+        metric = outcome.results.encoders[0].metrics["shallow_map"].value if outcome.results else math.nan
+        shown = "" if math.isnan(metric) else f"{metric:.3f}"
         setting = escape(setting_in_words(outcome.trial.settings))
         table.add_row(escape(outcome.trial.name), setting, _state(outcome, run_dir), rows, loss, validation, shown)
     return table

@@ -49,7 +49,7 @@ class Quarantine(Hook):
         if step.usable < step.rows:
             self._share(step)
         if step.reported:
-            step.figures["quarantined"] = len(self.ledger.quarantined)
+            step.metrics["quarantined"] = len(self.ledger.quarantined)
 
     def _share(self, step: Step) -> None:
         for faults in gather_texts(json.dumps(self.faults), self.device):
@@ -95,12 +95,12 @@ class BadSteps(Hook):
 
 
 class Diagnostics(Hook):
-    """Whether the representation is healthy, over the global batch: figures, and a warning when h collapses."""
+    """Whether the representation is healthy, over the global batch: metrics, and a warning when h collapses."""
 
     def __init__(self, result: Callable[[], JointLoss | None], head: PairHead | None) -> None:
         """Args:
         result: what the objective gave in the last step; none where that was skipped.
-        head: the coincidence head; none leaves its figures out.
+        head: the coincidence head; none leaves its metrics out.
         """
         self.result, self.head = result, head
         self.collapsed = False  # whether the last look found h collapsed
@@ -113,12 +113,12 @@ class Diagnostics(Hook):
         h_1_ND, h_2_ND = gather_rows(result.h_1_nD), gather_rows(result.h_2_nD)
         if rank() != 0:
             return
-        figures = watch(replace(result, h_1_nD=h_1_ND, h_2_nD=h_2_ND), self.head)
-        warning = collapse_warning(figures)
+        metrics = watch(replace(result, h_1_nD=h_1_ND, h_2_nD=h_2_ND), self.head)
+        warning = collapse_warning(metrics)
         if warning and not self.collapsed:
             step.events.append(warning)
         self.collapsed = bool(warning)
-        step.figures |= figures
+        step.metrics |= metrics
 
 
 def _some(rows: list[int]) -> str:

@@ -1,6 +1,6 @@
 """The training loop, and the hooks that act beside it.
 
-The loop knows three things: the next batch, a step on it, and the hooks. Whatever else goes on (figures, diagnostics,
+The loop knows three things: the next batch, a step on it, and the hooks. Whatever else goes on (metrics, diagnostics,
 checkpoints, reports to the driver) is a hook with a cadence of its own, so that a new one touches no other. Hooks act
 in the order in which they stand, and hand on a `Step`, to which each adds what it has to say.
 
@@ -48,7 +48,7 @@ class Step:
 
     Attributes:
         number: optimiser steps so far, with this one.
-        figures: its record in the metrics file.
+        metrics: its record in the metrics file.
         usable: rows of the global batch whose clips could be used.
         rows: rows of the global batch.
         waited_seconds: from asking for the batch to having it.
@@ -60,7 +60,7 @@ class Step:
     """
 
     number: int
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     usable: int = 0
     rows: int = 0
     waited_seconds: float = 0.0
@@ -133,9 +133,9 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
             arrived = time.perf_counter()
             for hook in hooks:
                 hook.before_step(batch, arrived - asked)
-            figures = worker.consume(batch, usable)
+            metrics = worker.consume(batch, usable)
             done = time.perf_counter()
-            step = Step(worker.step, figures, usable, rows, arrived - asked, done - asked)
+            step = Step(worker.step, metrics, usable, rows, arrived - asked, done - asked)
             step.reported = any(hook.reports_after(step.number) for hook in hooks)
             for hook in hooks:
                 hook.after_step(step)

@@ -135,7 +135,7 @@ class Pretrainer:
         return TrainingState(self.step, self.ledger, tensors)
 
     def consume(self, batch: Batch, usable: int) -> dict[str, float]:
-        """One optimiser step on this worker's part of the global batch; returns its figures.
+        """One optimiser step on this worker's part of the global batch; returns its metrics.
 
         Where no worker has a usable row there is nothing to learn from: the weights stay, the rows count as consumed.
         """
@@ -143,12 +143,12 @@ class Pretrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.result = None
-        figures = self._optimise(self._logmels(batch)) if usable else {"pairs": 0.0, "bad": 0.0}
+        metrics = self._optimise(self._logmels(batch)) if usable else {"pairs": 0.0, "bad": 0.0}
         rows = consume_rows(self.ledger, batch, self.device, usable)
-        if figures["bad"]:
+        if metrics["bad"]:
             self.bad_rows.append(rows)
         self.step += 1
-        return {"step": self.step, "learning_rate": rate, "rows": self.ledger.consumed, **figures}
+        return {"step": self.step, "learning_rate": rate, "rows": self.ledger.consumed, **metrics}
 
     def _logmels(self, batch: Batch) -> tuple[Tensor, ...]:
         """The log-mel patches (B, L, F) of both views of the usable rows; of four, when each task has its own."""
@@ -175,14 +175,14 @@ class Pretrainer:
         result = self._loss_and_gradient(logmels)
         limit = self.experiment.training.clip_gradient_norm
         norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), limit))
-        figures = {name: float(value) for name, value in result.parts.items()} | {"gradient_norm": norm}
-        if not (math.isfinite(figures["loss"]) and math.isfinite(norm)):
+        metrics = {name: float(value) for name, value in result.parts.items()} | {"gradient_norm": norm}
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
             for buffer, before in zip(self.objective.buffers(), averages, strict=True):
                 buffer.copy_(before)
-            return {**figures, "bad": 1.0}
+            return {**metrics, "bad": 1.0}
         self.optimizer.step()
         self.result = result
-        return {**figures, "bad": 0.0}
+        return {**metrics, "bad": 0.0}
 
     def _loss_and_gradient(self, logmels: tuple[Tensor, ...]) -> JointLoss:
         dtype = torch.bfloat16 if training_precision(self.experiment) == "bfloat16" else None

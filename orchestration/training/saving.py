@@ -57,7 +57,7 @@ class Saving(Hook):
 
     def after_step(self, step: Step) -> None:
         """Write a checkpoint beside training, if it is time."""
-        self.unsaved.append(step.figures)
+        self.unsaved.append(step.metrics)
         if self.writer is not None and step.number % self.every == 0:
             self._note(self.writer.wait())
             self.writer.start(self._state())
@@ -97,8 +97,8 @@ class Saving(Hook):
                     self.folder.wanted.unlink(missing_ok=True)
 
     def _state(self) -> TrainingState:
-        figures, self.unsaved = self.unsaved, []
-        return replace(self.state(), figures=figures)
+        metrics, self.unsaved = self.unsaved, []
+        return replace(self.state(), metrics=metrics)
 
     def _note(self, failure: str) -> None:
         if failure and failure != self._reason:
@@ -107,7 +107,7 @@ class Saving(Hook):
 
 
 class Reporting(Hook):
-    """Reports figures and events to the driver every few steps. It stands last, when all others have spoken."""
+    """Reports metrics and events to the driver every few steps. It stands last, when all others have spoken."""
 
     def __init__(self) -> None:
         self.unsent: list[dict[str, Any]] = []
@@ -117,8 +117,8 @@ class Reporting(Hook):
         return number % REPORT_EVERY_STEPS == 0
 
     def after_step(self, step: Step) -> None:
-        """Keep the figures for the next report, and send it if it is time."""
-        self.unsent.append(step.figures)
+        """Keep the metrics for the next report, and send it if it is time."""
+        self.unsent.append(step.metrics)
         self._add(step)
         if step.reported or step.fatal:
             self._send(step)

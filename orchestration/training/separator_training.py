@@ -105,7 +105,7 @@ class SeparatorTrainer:
         """What averages the gradients of all workers."""
 
     def consume(self, batch: Batch, usable: int) -> dict[str, float]:
-        """One optimiser step on this worker's part of the batch; returns its figures.
+        """One optimiser step on this worker's part of the batch; returns its metrics.
 
         Where no worker has a usable row the weights stay, and the rows count as consumed.
         """
@@ -179,7 +179,7 @@ class LadderKeeper(Hook):
     def after_step(self, step: Step) -> None:
         """Keep the weights with the loss of their last step."""
         mixtures = self.worker.ledger.consumed // (1 if self.worker.supervised else 2)
-        losses = {name: value for name, value in step.figures.items() if name.endswith("_loss")}
+        losses = {name: value for name, value in step.metrics.items() if name.endswith("_loss")}
         self._keep({**losses, "mixtures": mixtures})
 
     def _keep(self, metadata: dict[str, Any]) -> None:
@@ -198,7 +198,7 @@ class MixtureRate(Hook):
 
     def after_step(self, step: Step) -> None:
         """Of the step that was made, its wait for data included."""
-        step.figures["mixtures_per_second"] = self.batch_mixtures / step.seconds
+        step.metrics["mixtures_per_second"] = self.batch_mixtures / step.seconds
 
 
 def separator_worker(settings: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from ray.train.v2.api.validation_config import ValidationConfig
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Resources
-from sepscene.orchestration.records.checkpoints import choose_resume_point, newest_sound, read_figures, read_ledger
+from sepscene.orchestration.records.checkpoints import choose_resume_point, newest_sound, read_ledger, read_steps
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import (
     MetricsFile,
@@ -105,7 +105,7 @@ class Stage:
         last = newest_sound(self.folder.path)
         if last is None or read_ledger(last).remaining():
             return None
-        recover_metrics(self._metrics, self.folder.name, read_figures(last))
+        recover_metrics(self._metrics, self.folder.name, read_steps(last))
         collect_validations(self._metrics, self.folder.name)
         return last
 
@@ -190,7 +190,7 @@ class Stage:
         chosen = choose_resume_point(self.folder)
         if chosen is None:
             return self.stream(Ledger(self.rows))
-        recover_metrics(self._metrics, self.folder.name, read_figures(chosen))
+        recover_metrics(self._metrics, self.folder.name, read_steps(chosen))
         return self.stream(read_ledger(chosen).try_again())
 
     def _note(self, event: str) -> None:

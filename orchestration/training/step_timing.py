@@ -21,7 +21,7 @@ _ROUNDS = 5
 
 
 class StepTiming(Hook):
-    """Figures of a step's time on one worker."""
+    """Metrics of a step's time on one worker."""
 
     def __init__(self, experiment: Experiment, device: torch.device, workers: int) -> None:
         frames = experiment.front_end.frames(patch_samples(experiment.views, experiment.audio.sample_rate))
@@ -41,9 +41,9 @@ class StepTiming(Hook):
         return self._flops.result() / self.workers
 
     def after_step(self, step: Step) -> None:
-        """Add the figures of a step: pairs of the global batch per second, share of its time spent waiting, and MFU."""
-        pairs = step.figures["pairs"] + step.figures.get("coincidence_pairs", 0.0)
-        step.figures |= {
+        """Add the metrics of a step: pairs of the global batch per second, share of its time spent waiting, and MFU."""
+        pairs = step.metrics["pairs"] + step.metrics.get("coincidence_pairs", 0.0)
+        step.metrics |= {
             "examples_per_second": pairs / step.seconds,
             "waiting_share": step.waited_seconds / step.seconds,
             "mfu": self.flops / step.seconds / self.ceiling,

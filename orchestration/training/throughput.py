@@ -44,7 +44,7 @@ _SUMS = (
 
 
 class StreamBalance(Hook):
-    """Adds up the costs that rows bring to one trainer, and gives figures for the whole stream."""
+    """Adds up the costs that rows bring to one trainer, and gives metrics for the whole stream."""
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         """Args: device: where the trainers' process group communicates."""
@@ -63,13 +63,13 @@ class StreamBalance(Hook):
         self.actors: set[int] = set()
 
     def after_step(self, step: Step) -> None:
-        """Add the figures to a step that is reported, and an advice when another stage sets the pace."""
+        """Add the metrics to a step that is reported, and an advice when another stage sets the pace."""
         if not step.reported:
             return
-        step.figures |= self.figures()
+        step.metrics |= self.metrics()
         advice = self.advice()
         step.events += [advice] if advice else []
-        dropped = step.figures.get("store/dropped", 0)
+        dropped = step.metrics.get("store/dropped", 0)
         if dropped and not self.store_is_full:
             step.events.append(
                 f"the store did not keep {dropped:.0f} separated clips: it or its disk is full; they are separated "
@@ -103,8 +103,8 @@ class StreamBalance(Hook):
         for name, value in seen.items():
             self.sums[name] += float(value)
 
-    def figures(self) -> dict[str, float]:
-        """Figures of all stages since the last call, by `stage/quantity`. Collective: all trainers call it together.
+    def metrics(self) -> dict[str, float]:
+        """Metrics of all stages since the last call, by `stage/quantity`. Collective: all trainers call it together.
 
         `busy`: share of a stage's processes at work, 0 to 1. `queue_blocks`: blocks behind a stage that wait for the
         next. `bytes_per_second`: what it hands on. `rows_per_second`: through a stage; through separation only those
@@ -205,8 +205,8 @@ class Balance(Config):
         """Share of the trainers' time spent waiting for views."""
         return 1 - self.busy["trainers"]
 
-    def figures(self) -> dict[str, float]:
-        """All of it as single figures: `readers_busy`, `separation_queue_blocks`, `waiting_share`, `store_hits`, …"""
+    def metrics(self) -> dict[str, float]:
+        """All of it as single metrics: `readers_busy`, `separation_queue_blocks`, `waiting_share`, `store_hits`, …"""
         by_stage = {
             "busy": self.busy,
             "rows_per_second": self.stage_rows_per_second,

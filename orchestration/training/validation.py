@@ -45,7 +45,7 @@ from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.distributed.gather import rank
 from sepscene.tasks.evaluation.embed_sounds import embed_sounds
 
-FIGURE = "validation_knn_map"
+METRIC = "validation_knn_map"
 VALIDATED = "validation.json"
 """Beside the files of the best bundle: its step and its metric."""
 
@@ -197,18 +197,18 @@ class Validator:
         """
         started = time.perf_counter()
         step = int(Path(checkpoint.path).name.split("-")[1])
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         record: dict[str, Any]
         try:
             with checkpoint.as_directory() as folder:
-                figures = {FIGURE: probe(load_encoder(folder), self.clips, self.experiment)}
-                keep_best(self.folder.best, Path(folder), step, figures[FIGURE])
-            record = {**figures, "validation_seconds": round(time.perf_counter() - started, 3)}
+                metrics = {METRIC: probe(load_encoder(folder), self.clips, self.experiment)}
+                keep_best(self.folder.best, Path(folder), step, metrics[METRIC])
+            record = {**metrics, "validation_seconds": round(time.perf_counter() - started, 3)}
         except Exception as error:
             record = {"event": f"the validation of step {step} failed: {type(error).__name__}: {error}"}
         left = self.folder.validations / f"step-{step:08d}.json"
         write_whole(left, json.dumps({"step": step, **record}))
-        return figures
+        return metrics
 
 
 def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
@@ -240,24 +240,24 @@ def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
     return knn_map(h_ND[~asked_N], targets_NK[~asked_N], h_ND[asked_N], targets_NK[asked_N], neighbours)
 
 
-def best_figure(best: Path) -> float:
-    """The figure of the best encoder so far; −∞ before there is one."""
+def best_metric(best: Path) -> float:
+    """The metric of the best encoder so far; −∞ before there is one."""
     try:
-        return read_typed(best / VALIDATED, dict[str, float])[FIGURE]
+        return read_typed(best / VALIDATED, dict[str, float])[METRIC]
     except (OSError, SepsceneError, KeyError):
         return float("-inf")
 
 
 def keep_best(best: Path, bundle: Path, step: int, value: float) -> None:
-    """Copy a bundle to `best` if its figure is higher; the old best stays until the new one is whole."""
-    if value <= best_figure(best):
+    """Copy a bundle to `best` if its metric is higher; the old best stays until the new one is whole."""
+    if value <= best_metric(best):
         return
     fresh, old = best.with_name("best.partial"), best.with_name("best.old")
     for left_over in (fresh, old):
         shutil.rmtree(left_over, ignore_errors=True)
     shutil.copytree(bundle, fresh)
-    update_card(fresh, {"title": "the best step by validation", "figures": {FIGURE: {"value": value}}})
-    write_whole(fresh / VALIDATED, json.dumps({"step": step, FIGURE: value}))
+    update_card(fresh, {"title": "the best step by validation", "metrics": {METRIC: {"value": value}}})
+    write_whole(fresh / VALIDATED, json.dumps({"step": step, METRIC: value}))
     if best.exists():
         best.rename(old)
     fresh.rename(best)

@@ -218,8 +218,8 @@ def _durations(recordings: list[Recording]) -> Durations | None:
     if not recordings:
         return None
     seconds = np.array([recording.seconds for recording in recordings])
-    figures = (seconds.sum(), seconds.min(), np.median(seconds), seconds.max())
-    return Durations(*(round(float(figure), 6) for figure in figures))
+    metrics = (seconds.sum(), seconds.min(), np.median(seconds), seconds.max())
+    return Durations(*(round(float(metric), 6) for metric in metrics))
 
 
 def _counts(items: Sequence[tuple[object, int]], unit: str = "") -> str:

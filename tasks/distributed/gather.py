@@ -72,7 +72,7 @@ def gather_texts(local: str, device: torch.device) -> list[str]:
 
 
 def sum_over_workers(values: Tensor) -> Tensor:
-    """The sum of a tensor over the workers, without a gradient: for figures that are logged."""
+    """The sum of a tensor over the workers, without a gradient: for metrics that are logged."""
     total = values.detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)

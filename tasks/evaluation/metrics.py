@@ -5,7 +5,7 @@ likely present";
 `targets_BK` says which class is present in which clip.
 
 mAP and d' are macro averages: each class counts the same. A class without a positive (for d' also: without a
-negative) has no defined figure; it is left out of the mean and named in `Macro.left_out`, never counted as 0.
+negative) has no defined metric; it is left out of the mean and named in `Macro.left_out`, never counted as 0.
 """
 
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ class EvaluationError(SepsceneError):
 
 @dataclass(frozen=True, eq=False)
 class Macro:
-    """A figure for every class, and one for all.
+    """A metric for every class, and one for all.
 
     Attributes:
-        value: the mean over the classes that have a figure (lwlrap: over labels).
+        value: the mean over the classes that have a metric (lwlrap: over labels).
         classes: names of all K classes.
         per_class: (K,) float64, NaN for a class that was left out.
-        left_out: names of the classes without a defined figure.
+        left_out: names of the classes without a defined metric.
     """
 
     value: float
@@ -45,7 +45,7 @@ class Macro:
 
 
 def mean_average_precision(scores_BK: Floats, targets_BK: Bools, classes: Sequence[str] | None = None) -> Macro:
-    """mAP, the figure of the paper's Tables 2, 4 and 5: scikit-learn's average precision, mean over classes.
+    """mAP, the metric of the paper's Tables 2, 4 and 5: scikit-learn's average precision, mean over classes.
 
     Raises:
         EvaluationError: for shapes that differ, NaN or infinite scores, or when no class has a positive.
@@ -87,7 +87,7 @@ def lwlrap(scores_BK: Floats, targets_BK: Bools, classes: Sequence[str] | None =
     """Label-weighted label-ranking average precision (DCASE 2019 task 2; Fonseca 2019).
 
     Classes are ranked within each clip. Each (clip, present class) gives the precision down to that class;
-    a class's figure is its mean over clips, and the value the mean over all present labels, so that classes
+    a class's metric is its mean over clips, and the value the mean over all present labels, so that classes
     weigh as they occur. Ties count against the system, as in scikit-learn's
     label_ranking_average_precision_score.
 
@@ -110,7 +110,7 @@ def label_precisions(scores_BK: Floats, targets_BK: Bools) -> Floats:
     return np.where(targets_BK, hit_rank_BK / rank_BK, 0.0)
 
 
-def macro(per_class: Floats, names: tuple[str, ...], figure: str) -> Macro:
+def macro(per_class: Floats, names: tuple[str, ...], metric: str) -> Macro:
     """The mean over the classes that are not NaN.
 
     Raises:
@@ -119,7 +119,7 @@ def macro(per_class: Floats, names: tuple[str, ...], figure: str) -> Macro:
     defined = ~np.isnan(per_class)
     if not defined.any():
         raise EvaluationError(
-            f"no class has a defined {figure}: the {len(names)} classes lack positive or negative clips; "
+            f"no class has a defined {metric}: the {len(names)} classes lack positive or negative clips; "
             "check the labels and the test split"
         )
     left_out = tuple(name for name, ok in zip(names, defined, strict=True) if not ok)

@@ -97,7 +97,7 @@ def knn_map(
     test_targets_BK: Bools,
     neighbours: int = 20,
 ) -> float:
-    """mAP of `knn_probe`: the figure to validate with during training, comparable across objectives.
+    """mAP of `knn_probe`: the metric to validate with during training, comparable across objectives.
 
     Raises:
         EvaluationError: as `knn_probe`.

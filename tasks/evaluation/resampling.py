@@ -1,8 +1,8 @@
-"""Figures of resampled test sets: what mAP, d', lwlrap and query by example would have been on other clips.
+"""Metrics of resampled test sets: what mAP, d', lwlrap and query by example would have been on other clips.
 
 Legend: B clips, K classes, R resamples, P positives of a class, M pairs, D embedding.
 
-A resample draws B clips with replacement; `weights_BR` says how often it holds each clip. All figures are
+A resample draws B clips with replacement; `weights_BR` says how often it holds each clip. All metrics are
 computed from the weights, for all resamples at once. `tasks.evaluation.statistics` turns them into intervals and tests.
 
 Two rules that the textbook bootstrap leaves open:
@@ -14,10 +14,10 @@ Two rules that the textbook bootstrap leaves open:
   other clips as often as they are drawn: the mean of the resamples is then the estimate, and the intervals
   cover what they say (`benchmarks.evaluation`).
 - The mean goes over the same classes in every resample. A class whose positives a resample has all lost (or its
-  negatives, where it has few) keeps the figure that it has on the test set itself. Leaving it out, as
+  negatives, where it has few) keeps the metric that it has on the test set itself. Leaving it out, as
   `tasks.evaluation.metrics` does where the test set has none, would favour the classes that stay: beside 20 frequent
   classes, 20 with a single positive each put the 95 % interval of mAP 0.510 at 0.545 to 0.693. But a class of
-  one or two positives that keeps its figure hardly moves, which made p < 0.05 of 31 % of the tests of two
+  one or two positives that keeps its metric hardly moves, which made p < 0.05 of 31 % of the tests of two
   equally good runs (`benchmarks.evaluation`: half of the classes with a single positive). So the classes with
   fewer than `ENOUGH_POSITIVES` stand for each other: the group keeps its weight in the mean, and within it each
   counts as often as its positives are drawn. What they differ by counts as chance then, so that intervals are
@@ -41,7 +41,7 @@ PAIR_RESAMPLES_AT_ONCE = 32  # a class has some 15,000 pairs, far more than clip
 
 @dataclass(frozen=True, eq=False)
 class ScoreReplicates:
-    """Figures of scores on each resample, (R,) each; lwlrap is NaN where no clip with a label was drawn."""
+    """Metrics of scores on each resample, (R,) each; lwlrap is NaN where no clip with a label was drawn."""
 
     map_R: Floats
     d_prime_R: Floats
@@ -139,17 +139,17 @@ def _blocks(weights_BR: Floats, resamples: int) -> Iterator[tuple[slice, Floats]
         yield part, np.ascontiguousarray(weights_BR[:, part])
 
 
-def _over_classes(figure_KR: Floats, drawn_KR: Floats, rare_K: Bools) -> Floats:
+def _over_classes(metric_KR: Floats, drawn_KR: Floats, rare_K: Bools) -> Floats:
     """Mean over the classes in each resample, by the second rule above; NaN without a class. (R,)
 
     Args:
-        figure_KR: (K, 1 + R), first on the test set itself; NaN where a resample has lost the class.
+        metric_KR: (K, 1 + R), first on the test set itself; NaN where a resample has lost the class.
         drawn_KR: (K, 1 + R), how often a positive clip, or pair of them, was drawn on average.
         rare_K: which classes stand for each other.
     """
-    defined_K = ~np.isnan(figure_KR[:, 0])
-    figure_KR, drawn_KR, rare_K = figure_KR[defined_K], drawn_KR[defined_K], rare_K[defined_K]
-    kept_KR = np.where(np.isnan(figure_KR), figure_KR[:, :1], figure_KR)
+    defined_K = ~np.isnan(metric_KR[:, 0])
+    metric_KR, drawn_KR, rare_K = metric_KR[defined_K], drawn_KR[defined_K], rare_K[defined_K]
+    kept_KR = np.where(np.isnan(metric_KR), metric_KR[:, :1], metric_KR)
     weight_KR, group_R = np.ones_like(kept_KR), drawn_KR[rare_K].sum(axis=0)
     np.divide(drawn_KR * rare_K.sum(), group_R, out=weight_KR, where=rare_K[:, None] & (group_R > 0))
     return _share((weight_KR * kept_KR).sum(axis=0), np.full(len(group_R), len(kept_KR)))[1:]

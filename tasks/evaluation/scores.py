@@ -1,9 +1,9 @@
-"""Judge an encoder: every figure with its interval, and the table of classes, from embeddings of clips.
+"""Judge an encoder: every metric with its interval, and the table of classes, from embeddings of clips.
 
 Legend: B clips, D embedding, K classes, R resamples.
 
 `score_embeddings` (one training and one test split) and `cross_validate` (folds, as ESC-50) gather the evidence: what
-the encoder and the probes trained on it said of each test clip. `measure` turns evidence into figures.
+the encoder and the probes trained on it said of each test clip. `measure` turns evidence into metrics.
 Evidence is what is kept of an evaluation, so that two runs can be compared on the same clips later
 (`orchestration.evaluation.compare`).
 """
@@ -46,7 +46,7 @@ class Evidence:
         clip_ids: (B,) str.
         classes: K names.
         targets_BK: bool.
-        folds: (B,) str: figures are made within each fold and averaged. A plain test split is one fold.
+        folds: (B,) str: metrics are made within each fold and averaged. A plain test split is one fold.
         h_BD: the encoder's embeddings.
         scores: "shallow", "linear", "knn" -> (B, K), from probes that did not see the clip's fold.
         notes: what a reader must know, e.g. which fold chose how many epochs.
@@ -70,31 +70,31 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class ClassFigures:
-    """One class: its positive test clips, and the figures by name; a figure it has no clips for is
+class ClassMetrics:
+    """One class: its positive test clips, and the metrics by name; a metric it has no clips for is
     missing."""
 
     name: str
     positives: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Figures with intervals, and what they were made from.
+    """Metrics with intervals, and what they were made from.
 
     Attributes:
-        figures: "shallow_map", "d_prime", "lwlrap" (both of the perceptron), "linear_map", "knn_map",
+        metrics: "shallow_map", "d_prime", "lwlrap" (both of the perceptron), "linear_map", "knn_map",
             "qbe_map", and "accuracy" of the perceptron where each clip has exactly one label.
-        replicates: the same names -> the figure on each resample, (R,).
-        per_class: figures of each class, those of d' and lwlrap included.
+        replicates: the same names -> the metric on each resample, (R,).
+        per_class: metrics of each class, those of d' and lwlrap included.
         notes: classes left out or short of clips, chance levels, epochs.
     """
 
     evidence: Evidence
-    figures: dict[str, Interval]
+    metrics: dict[str, Interval]
     replicates: dict[str, Floats]
-    per_class: tuple[ClassFigures, ...]
+    per_class: tuple[ClassMetrics, ...]
     notes: tuple[str, ...]
 
 
@@ -108,7 +108,7 @@ def score_embeddings(
     clip_ids: Sequence[str] | None = None,
     device: str = "cpu",
 ) -> Scores:
-    """All figures of one encoder on a training and a test split.
+    """All metrics of one encoder on a training and a test split.
 
     Args:
         clip_ids: of the test clips; None numbers them. Comparisons pair clips by them.
@@ -149,9 +149,9 @@ def cross_validate(
     clip_ids: Sequence[str] | None = None,
     device: str = "cpu",
 ) -> Scores:
-    """All figures by cross-validation over given folds, as ESC-50 asks.
+    """All metrics by cross-validation over given folds, as ESC-50 asks.
 
-    Each fold is tested by probes trained on the others. Figures are means over the folds; the bootstrap
+    Each fold is tested by probes trained on the others. Metrics are means over the folds; the bootstrap
     draws clips within each fold.
 
     Raises:
@@ -166,7 +166,7 @@ def cross_validate(
             "needs one for each clip, and at least two folds"
         )
     ids = np.array([str(row) for row in range(len(h_BD))] if clip_ids is None else list(clip_ids), dtype=np.str_)
-    # Figures come at the end, from all folds together: no resamples for each fold by itself.
+    # Metrics come at the end, from all folds together: no resamples for each fold by itself.
     quiet = settings.model_copy(update={"bootstrap": 0})
     scores: dict[str, Floats] = {name: np.zeros(targets_BK.shape) for name in ("shallow", "linear", "knn")}
     notes: tuple[str, ...] = ()
@@ -182,37 +182,37 @@ def cross_validate(
 
 @dataclass
 class _Fold:
-    """Figures of one fold by name: the value, one for each class, and one for each resample."""
+    """Metrics of one fold by name: the value, one for each class, and one for each resample."""
 
     values: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, Floats] = field(default_factory=dict)
     replicates: dict[str, Floats] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, figure: Macro, replicates_R: Floats) -> None:
-        self.values[name], self.per_class[name] = figure.value, figure.per_class
+    def add(self, name: str, metric: Macro, replicates_R: Floats) -> None:
+        self.values[name], self.per_class[name] = metric.value, metric.per_class
         self.replicates[name] = replicates_R
 
 
 def measure(evidence: Evidence) -> Scores:
-    """Figures with intervals from evidence; the same evidence gives the same figures, resamples included.
+    """Metrics with intervals from evidence; the same evidence gives the same metrics, resamples included.
 
     Raises:
         EvaluationError: for NaN scores or embeddings, or no class with a positive clip in some fold.
     """
     names = sorted(set(evidence.folds.tolist()))
     folds = [_measure_fold(evidence.rows(evidence.folds == name), seed) for seed, name in enumerate(names)]
-    figures, replicates = {}, {}
-    for figure in folds[0].values:
-        if any(figure not in fold.values for fold in folds):
+    metrics, replicates = {}, {}
+    for metric in folds[0].values:
+        if any(metric not in fold.values for fold in folds):
             continue
-        replicates[figure] = np.mean([fold.replicates[figure] for fold in folds], axis=0)
-        value = float(np.mean([fold.values[figure] for fold in folds]))
-        figures[figure] = bootstrap_interval(value, replicates[figure], len(evidence.clip_ids))
+        replicates[metric] = np.mean([fold.replicates[metric] for fold in folds], axis=0)
+        value = float(np.mean([fold.values[metric] for fold in folds]))
+        metrics[metric] = bootstrap_interval(value, replicates[metric], len(evidence.clip_ids))
     notes = list(evidence.notes)
     for name, fold in zip(names, folds, strict=True):
         notes += fold.notes if len(folds) == 1 else [f"fold {name}: {note}" for note in fold.notes]
-    return Scores(evidence, figures, replicates, _class_table(evidence, folds), tuple(notes))
+    return Scores(evidence, metrics, replicates, _class_table(evidence, folds), tuple(notes))
 
 
 def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
@@ -244,7 +244,7 @@ def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
 def _add_d_prime(found: _Fold, evidence: Evidence, scores_BK: Floats, replicates_R: Floats) -> None:
     try:
         found.add("d_prime", d_prime(scores_BK, evidence.targets_BK, evidence.classes), replicates_R)
-    except EvaluationError as error:  # every clip has every class: the other figures still stand
+    except EvaluationError as error:  # every clip has every class: the other metrics still stand
         found.notes.append(str(error))
 
 
@@ -252,7 +252,7 @@ def _add_retrieval(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None
     clips, seed = evidence.settings.qbe_clips, evidence.settings.seed
     try:
         result = query_by_example(evidence.h_BD, evidence.targets_BK, evidence.classes, clips, seed)
-    except EvaluationError as error:  # no class has two positive clips: the other figures still stand
+    except EvaluationError as error:  # no class has two positive clips: the other metrics still stand
         found.notes.append(str(error))
         return
     replicates_R = resampled_retrieval(evidence.h_BD, evidence.targets_BK, weights_BR, clips, seed)
@@ -262,17 +262,17 @@ def _add_retrieval(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None
         found.notes.append(f"query by example: fewer than {clips} clips of a kind for {_listed(result.short)}")
 
 
-def _class_table(evidence: Evidence, folds: list[_Fold]) -> tuple[ClassFigures, ...]:
+def _class_table(evidence: Evidence, folds: list[_Fold]) -> tuple[ClassMetrics, ...]:
     per_class = {
         name: mean_where_defined(np.array([fold.per_class[name] for fold in folds if name in fold.per_class]))
         for name in folds[0].per_class
     }
     positives_K = evidence.targets_BK.sum(axis=0)
     return tuple(
-        ClassFigures(
+        ClassMetrics(
             name,
             int(positives_K[k]),
-            {figure: float(values_K[k]) for figure, values_K in per_class.items() if not np.isnan(values_K[k])},
+            {metric: float(values_K[k]) for metric, values_K in per_class.items() if not np.isnan(values_K[k])},
         )
         for k, name in enumerate(evidence.classes)
     )

@@ -17,7 +17,7 @@ from sepscene.tasks.losses.mixit import mixit_loss, mixture_improvement, si_sdr_
 
 @dataclass(frozen=True)
 class SeparatorScores:
-    """One figure for each held-out mixture."""
+    """One metric for each held-out mixture."""
 
     improvement_db: np.ndarray
     """SI-SDR improvement of the remixed references (MoMi) on mixtures of two clips."""
@@ -29,13 +29,13 @@ class SeparatorScores:
 
     def means(self) -> dict[str, float | int]:
         """The means, for a checkpoint's card."""
-        figures: dict[str, float | int] = {"held_out_mixtures": len(self.loss)}
+        metrics: dict[str, float | int] = {"held_out_mixtures": len(self.loss)}
         for name in ("improvement_db", "loss", "source_improvement_db"):
             values_N = getattr(self, name)
             values_N = values_N[np.isfinite(values_N)]
             if len(values_N):
-                figures[f"held_out_{name}"] = round(float(values_N.mean()), 4)
-        return figures
+                metrics[f"held_out_{name}"] = round(float(values_N.mean()), 4)
+        return metrics
 
 
 def score_separation(

@@ -1,4 +1,4 @@
-"""Intervals and tests: how sure a figure is, and whether two runs differ.
+"""Intervals and tests: how sure a metric is, and whether two runs differ.
 
 Legend: R resamples.
 
@@ -6,9 +6,9 @@ Two kinds of chance are kept apart. The bootstrap over clips asks "what if other
 set?" for one trained encoder; the t statistics over seeds ask "what if the encoder had been trained
 again?". A statement about a method needs seeds; a statement about an encoder needs clips.
 
-What a bootstrap interval is about: the figure to expect on another test set of the same size and kind.
+What a bootstrap interval is about: the metric to expect on another test set of the same size and kind.
 Average precision of a handful of positives lies above that of infinitely many, so intervals of small test
-sets must not be compared with figures of large ones.
+sets must not be compared with metrics of large ones.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ ROUNDING = 1e-12  # differences below this are noise of the arithmetic
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % interval.
+    """A metric with its 95 % interval.
 
     Attributes:
-        value: the figure itself.
+        value: the metric itself.
         low, high: ends of the interval; None where one measurement gives none.
         count: clips or seeds behind it.
         method: how the interval was made, in words for a report.
@@ -57,13 +57,13 @@ class PairedTest:
 
 
 def bootstrap_interval(value: float, replicates_R: Floats, clips: int) -> Interval:
-    """The percentile interval of a figure from its resamples (`tasks.evaluation.resampling`).
+    """The percentile interval of a metric from its resamples (`tasks.evaluation.resampling`).
 
-    Resamples in which the figure is undefined (NaN: no class had a positive) are left out and counted in
+    Resamples in which the metric is undefined (NaN: no class had a positive) are left out and counted in
     `method`.
 
     Raises:
-        EvaluationError: when the figure is undefined in every resample.
+        EvaluationError: when the metric is undefined in every resample.
     """
     defined = _defined(replicates_R)
     if len(defined) == 0:
@@ -75,7 +75,7 @@ def bootstrap_interval(value: float, replicates_R: Floats, clips: int) -> Interv
 def paired_bootstrap(
     value_a: float, value_b: float, replicates_a_R: Floats, replicates_b_R: Floats, clips: int
 ) -> PairedTest:
-    """Test B against A on the same clips: both figures on the same resamples, so that the clips' own luck cancels.
+    """Test B against A on the same clips: both metrics on the same resamples, so that the clips' own luck cancels.
 
     p is the share of resamples whose difference strays from the measured one by at least the measured one's
     size: the bootstrap distribution moved to the null. (Swapping the two runs' scores clip by clip would be
@@ -152,7 +152,7 @@ def _defined(replicates_R: Floats) -> Floats:
     defined = replicates_R[~np.isnan(replicates_R)]
     if len(replicates_R) and not len(defined):
         raise EvaluationError(
-            f"the figure is undefined in all {len(replicates_R)} resamples: too few positives; judge "
+            f"the metric is undefined in all {len(replicates_R)} resamples: too few positives; judge "
             " on more clips or fewer classes"
         )
     return defined
@@ -166,5 +166,5 @@ def _finite(values: Sequence[float]) -> Floats:
     """
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.size == 0 or not np.isfinite(numbers).all():
-        raise EvaluationError(f"figures over seeds must be finite numbers, at least one: got {list(values)}")
+        raise EvaluationError(f"metrics over seeds must be finite numbers, at least one: got {list(values)}")
     return numbers

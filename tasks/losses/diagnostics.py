@@ -1,4 +1,4 @@
-"""Is pre-training healthy? Figures from what a step has computed anyway, and a warning when h collapses.
+"""Is pre-training healthy? Metrics from what a step has computed anyway, and a warning when h collapses.
 
 Alignment and uniformity (Wang & Isola 2020), similarity of positives and negatives, accuracy and area under
 the ROC curve of coincidence prediction, effective rank of h (Roy & Vetterli 2007). No collective call and no
@@ -15,18 +15,18 @@ from sepscene.tasks.losses.coincidence import PairHead, split_first_layer
 from sepscene.tasks.losses.joint import JointLoss
 from sepscene.tasks.losses.nt_xent import unit_rows
 
-MOST_ROWS = 512  # figures look at this many rows at most
+MOST_ROWS = 512  # metrics look at this many rows at most
 COLLAPSED = 0.05  # share of the attainable effective rank below which h counts as collapsed [ours]
 FEWEST_ROWS = 16  # below, the rank says nothing
 
 
 @torch.no_grad()
 def watch(result: JointLoss, head: PairHead | None = None) -> dict[str, float]:
-    """Figures of one step, by name.
+    """Metrics of one step, by name.
 
     Args:
         result: what the objective returned.
-        head: the coincidence head; none leaves its figures out.
+        head: the coincidence head; none leaves its metrics out.
 
     Returns:
         alignment: mean squared distance of positives on the unit sphere (0 best, 2 for strangers).
@@ -36,22 +36,22 @@ def watch(result: JointLoss, head: PairHead | None = None) -> dict[str, float]:
         coincidence_accuracy: mean of the shares of positives and of negatives told right, 0.5 for a guess.
         coincidence_auc: share of (positive, negative) couples in the right order.
 
-        Figures without a basis are left out: most need two pairs.
+        Metrics without a basis are left out: most need two pairs.
     """
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     z_1, z_2 = (unit_rows(z[:MOST_ROWS]) for z in (result.z_1_NZ, result.z_2_NZ))
     if len(z_1) >= 2:
-        figures |= similarity_figures(z_1, z_2)
+        metrics |= similarity_metrics(z_1, z_2)
     h_BD = torch.cat([result.h_1_nD[:MOST_ROWS], result.h_2_nD[:MOST_ROWS]])
     if len(h_BD) >= 2:
-        figures["effective_rank"] = effective_rank(h_BD)
-        figures["attainable_rank"] = float(min(h_BD.shape[1], len(h_BD) - 1))
+        metrics["effective_rank"] = effective_rank(h_BD)
+        metrics["attainable_rank"] = float(min(h_BD.shape[1], len(h_BD) - 1))
     if head is not None and len(result.h_1_nD) >= 2:
-        figures |= coincidence_figures(head, result.h_1_nD[:MOST_ROWS], result.h_2_nD[:MOST_ROWS])
-    return figures
+        metrics |= coincidence_metrics(head, result.h_1_nD[:MOST_ROWS], result.h_2_nD[:MOST_ROWS])
+    return metrics
 
 
-def similarity_figures(unit_1_NZ: Tensor, unit_2_NZ: Tensor) -> dict[str, float]:
+def similarity_metrics(unit_1_NZ: Tensor, unit_2_NZ: Tensor) -> dict[str, float]:
     """Alignment, uniformity and mean cosines of two views on the unit sphere, N >= 2."""
     cosine_NN = unit_1_NZ @ unit_2_NZ.T
     positive, different = cosine_NN.diagonal(), ~torch.eye(len(cosine_NN), dtype=torch.bool, device=cosine_NN.device)
@@ -65,7 +65,7 @@ def similarity_figures(unit_1_NZ: Tensor, unit_2_NZ: Tensor) -> dict[str, float]
     }
 
 
-def coincidence_figures(head: PairHead, h_m_nD: Tensor, h_c_nD: Tensor) -> dict[str, float]:
+def coincidence_metrics(head: PairHead, h_m_nD: Tensor, h_c_nD: Tensor) -> dict[str, float]:
     """Balanced accuracy and AUC (ties count half) over all n^2 pairs, n >= 2; memory n x H."""
     u_nH, v_nH = split_first_layer(head, h_m_nD, h_c_nD)
     last_H = head.last.weight[0].to(u_nH.dtype)
@@ -94,9 +94,9 @@ def effective_rank(h_BD: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
-def collapse_warning(figures: dict[str, float]) -> str:
+def collapse_warning(metrics: dict[str, float]) -> str:
     """What to tell the user when the representation collapses; empty while it is well."""
-    rank, attainable = figures.get("effective_rank", 0.0), figures.get("attainable_rank", 0.0)
+    rank, attainable = metrics.get("effective_rank", 0.0), metrics.get("attainable_rank", 0.0)
     if attainable + 1 < FEWEST_ROWS or rank >= max(1.5, COLLAPSED * attainable):
         return ""
     return (

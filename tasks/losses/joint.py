@@ -142,7 +142,7 @@ class JointObjective(nn.Module):
         wanted = [z_1_nZ, z_2_nZ] + ([h_2_nD] if self.coincidence is not None and own_2_kD is None else [])
         z_1_NZ, z_2_NZ, *h_2_ND = gather_rows(torch.cat(wanted, 1), counts).split([part.shape[1] for part in wanted], 1)
         share = self._similarity_share(z_1_nZ, z_2_nZ, z_1_NZ, z_2_NZ, start)
-        figures, own_counts = {"similarity": share.detach()}, list[int]()
+        metrics, own_counts = {"similarity": share.detach()}, list[int]()
         if self.coincidence is not None:
             if own_1_kD is None or own_2_kD is None:
                 coincidence = coincidence_loss(self.coincidence, h_1_nD, h_2_nD, h_2_ND[0], start)
@@ -150,10 +150,10 @@ class JointObjective(nn.Module):
                 own_counts = gather_counts(len(own_1_kD), own_1_kD.device)
                 own_2_KD, own_start = gather_rows(own_2_kD, own_counts), sum(own_counts[: rank()])
                 coincidence = coincidence_loss(self.coincidence, own_1_kD, own_2_kD, own_2_KD, own_start)
-            figures["coincidence"] = coincidence.detach()
+            metrics["coincidence"] = coincidence.detach()
             share = share + alpha * coincidence
-        summed = sum_over_workers(torch.stack([share.detach(), *figures.values()]))
-        parts = dict(zip(["loss", *figures], summed, strict=True))
+        summed = sum_over_workers(torch.stack([share.detach(), *metrics.values()]))
+        parts = dict(zip(["loss", *metrics], summed, strict=True))
         parts |= {"temperature": self.temperature.detach(), "pairs": summed.new_tensor(float(total))}
         if own_counts:
             parts["coincidence_pairs"] = summed.new_tensor(float(sum(own_counts)))

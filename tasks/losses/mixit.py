@@ -1,4 +1,4 @@
-"""MixIT, the loss that trains a separator without clean sources, and the figures that judge a separator.
+"""MixIT, the loss that trains a separator without clean sources, and the metrics that judge a separator.
 
 Mixtures of mixtures (MoM) are the plain sum of two clips. The separated channels are remixed into estimates
 of the two clips; every channel goes to exactly one of them and the cheapest assignment counts (Wisdom et al.
@@ -145,7 +145,7 @@ def si_sdr_improvement(mixture_BT: Tensor, source_BKT: Tensor, separated_BST: Te
 
     Every source is matched with a channel of its own so that the mean of SI-SDR(channel, source) -
     SI-SDR(mixture, source) over the matched pairs is largest. With fewer channels than sources (S < K) only S
-    sources are matched: the figure then speaks of the S sources that the separator brought out best. Silent
+    sources are matched: the metric then speaks of the S sources that the separator brought out best. Silent
     sources do not count; a clip without an active source gives nan.
     """
     _check_same(source_BKT, separated_BST, "source_BKT", "separated_BST")

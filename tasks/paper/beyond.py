@@ -1,8 +1,8 @@
 """Rows that the paper does not have, each beside the row of ours that it differs from in one thing.
 
-They have no figure to reach. What is asked of each is whether it beats the row beside it, by a paired t test over the
-seeds that both were run with. A single test at 0.05 is meant for a single question: who tries many rows must expect one
-in twenty to come out well by luck.
+The paper gives no number for them. The question for each is whether it beats the row beside it, by a paired t test over
+the seeds that both were run with. A test at 0.05 is meant for a single question: with many rows, expect one in twenty
+to come out well by luck.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sepscene.tasks.evaluation.statistics import Interval, PairedTest, paired_t, t_interval
 
-Figures = Mapping[str, Mapping[int, float]]
+Metrics = Mapping[str, Mapping[int, float]]
 """Row name -> seed -> mAP."""
 
 
@@ -48,15 +48,15 @@ class BeyondResult:
     test: PairedTest | None
 
 
-def beyond_results(figures: Figures) -> tuple[BeyondResult, ...]:
+def beyond_results(metrics: Metrics) -> tuple[BeyondResult, ...]:
     """The rows that were run.
 
     Raises:
-        EvaluationError: for figures that are not finite.
+        EvaluationError: for metrics that are not finite.
     """
     results = []
     for row in BEYOND:
-        ours, theirs = figures.get(row.name, {}), figures.get(row.beside, {})
+        ours, theirs = metrics.get(row.name, {}), metrics.get(row.beside, {})
         seeds = sorted(ours.keys() & theirs.keys())
         test = paired_t([theirs[seed] for seed in seeds], [ours[seed] for seed in seeds]) if seeds else None
         if ours:

@@ -1,13 +1,13 @@
-"""The paper's Tables 2, 4 and 5 as data, its six claims, and the test that decides each from our own figures.
+"""The paper's Tables 2, 4 and 5 as data, its six claims, and the test that decides each from our own metrics.
 
 Rows go by the names of the experiments that make them (`table2/mix-mix+specaug`, `table4/S2+N/simclr-cp`,
-`table5/d1024`); figures are the shallow classification mAP of each row and seed.
+`table5/d1024`); metrics are the shallow classification mAP of each row and seed.
 
 How a claim is decided. It is a set of contrasts "row X beats row Y", and says that the smallest of their true
 differences is above zero (above -0.01 for "at least as good"). Coincidence prediction helps "in every row" is one
 contrast: the mean over the rows that were run; the rows themselves are shown, and do not decide. Each contrast is a
 paired t test over the seeds that its rows share (equal seeds share data, draws and probes); where runs say how their
-figure changes with the test clips, that variance is added to the seeds'. `tasks.paper.verdicts` has the rule:
+metric changes with the test clips, that variance is added to the seeds'. `tasks.paper.verdicts` has the rule:
 
 - supported: all contrasts were run, and each is above zero with p < 0.05 (all must hold, so that testing many needs no
   correction);
@@ -19,7 +19,7 @@ figure changes with the test clips, that variance is added to the seeds'. `tasks
   differences such a design would have found.
 
 All p are one-sided. Each claim is decided by itself: nothing is corrected for there being six. The margin, the level
-and the tests are ours; the paper gives one figure for each row and no interval.
+and the tests are ours; the paper gives one number for each row and no interval.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from sepscene.tasks.evaluation.metrics import Floats
 from sepscene.tasks.evaluation.statistics import Interval, t_interval
 from sepscene.tasks.paper.verdicts import MARGIN, Contrasted, Decision, Verdict, contrasted, decide
 
-Figures = Mapping[str, Mapping[int, float]]
+Metrics = Mapping[str, Mapping[int, float]]
 """Row name -> seed -> mAP."""
 
 Value = TypeVar("Value")
@@ -59,7 +59,7 @@ class PaperRow:
 
 
 def _table4() -> tuple[PaperRow, ...]:
-    figures = {
+    metrics = {
         "S2": (0.282, 0.289),
         "S1": (0.283, 0.293),
         "F": (0.280, 0.297),
@@ -71,7 +71,7 @@ def _table4() -> tuple[PaperRow, ...]:
     tasks = (("simclr", "SimCLR"), ("simclr-cp", "SimCLR & CP"))
     return tuple(
         PaperRow(f"table4/{combination}/{task}", f"{combination.replace('+', '∨')}, {label}", value)
-        for combination, values in figures.items()
+        for combination, values in metrics.items()
         for (task, label), value in zip(tasks, values, strict=True)
     )
 
@@ -101,7 +101,7 @@ SAME_EXPERIMENT = {
     "table2/mix-chan+specaug": "table4/S2/simclr",
     "table5/d128": "table4/S2+F+N/simclr-cp",
 }
-"""Rows of two tables that are one experiment under two names: either one's figures serve both."""
+"""Rows of two tables that are one experiment under two names: either one's metrics serve both."""
 
 
 @dataclass(frozen=True)
@@ -201,33 +201,33 @@ class TableRow:
     ours: Interval | None
 
 
-def table_rows(table: str, figures: Figures) -> tuple[TableRow, ...]:
+def table_rows(table: str, metrics: Metrics) -> tuple[TableRow, ...]:
     """A table of the paper ("table2", "table4", "table5") with our mean and t interval over seeds beside
     each row."""
     rows = []
     for row in PAPER_TABLES[table]:
-        seeds = _by_seed(figures, row.name)
+        seeds = _by_seed(metrics, row.name)
         rows.append(TableRow(row, t_interval(list(seeds.values())) if seeds else None))
     return tuple(rows)
 
 
-def decide_claims(figures: Figures, replicates: Replicates | None = None) -> tuple[ClaimResult, ...]:
+def decide_claims(metrics: Metrics, replicates: Replicates | None = None) -> tuple[ClaimResult, ...]:
     """A verdict for each of the six claims, from as many rows and seeds as there are.
 
     Args:
-        figures: mAP of each row and seed.
+        metrics: mAP of each row and seed.
         replicates: mAP on resampled test clips; intervals then cover the test clips as well as the seeds.
 
     Raises:
-        EvaluationError: for figures that are not finite.
+        EvaluationError: for metrics that are not finite.
     """
-    return tuple(_decide(claim, figures, replicates or {}) for claim in CLAIMS)
+    return tuple(_decide(claim, metrics, replicates or {}) for claim in CLAIMS)
 
 
-def _decide(claim: Claim, figures: Figures, replicates: Replicates) -> ClaimResult:
-    results = tuple(_contrast(contrast, claim.margin, figures, replicates) for contrast in claim.contrasts)
+def _decide(claim: Claim, metrics: Metrics, replicates: Replicates) -> ClaimResult:
+    results = tuple(_contrast(contrast, claim.margin, metrics, replicates) for contrast in claim.contrasts)
     if claim.by_mean:
-        mean, words = _mean_of_rows(results, figures, replicates)
+        mean, words = _mean_of_rows(results, metrics, replicates)
         decision = decide([mean], claim.margin, complete=all(result.found for result in results))
         return ClaimResult(claim, decision.verdict, results, words, decision.power)
     run = [result.found for result in results if result.found]
@@ -245,7 +245,7 @@ def _because(results: tuple[ContrastResult, ...], decision: Decision) -> str:
 
 
 def _mean_of_rows(
-    results: tuple[ContrastResult, ...], figures: Figures, replicates: Replicates
+    results: tuple[ContrastResult, ...], metrics: Metrics, replicates: Replicates
 ) -> tuple[Contrasted | None, str]:
     """The mean over the contrasts that were run, on the seeds that all of these share; and how it reads."""
     run = [result for result in results if result.found]
@@ -253,7 +253,7 @@ def _mean_of_rows(
     seeds = sorted(set.intersection(*(set(result.seeds) for result in run))) if run else []
     if not seeds:
         return None, "; ".join(missing) or "the rows share no seed"
-    gains = [_gains(result.contrast, seeds, figures, replicates) for result in run]
+    gains = [_gains(result.contrast, seeds, metrics, replicates) for result in run]
     clips = [gain_R for _, gain_R in gains if gain_R is not None]
     found = contrasted(
         np.mean([gain for gain, _ in gains], axis=0), np.mean(clips, axis=0) if len(clips) == len(run) else None
@@ -263,25 +263,25 @@ def _mean_of_rows(
     return found, "; ".join([words, *(result.reason for result in run), *missing])
 
 
-def _contrast(contrast: Contrast, margin: float, figures: Figures, replicates: Replicates) -> ContrastResult:
+def _contrast(contrast: Contrast, margin: float, metrics: Metrics, replicates: Replicates) -> ContrastResult:
     paper = _paper_value(contrast.better) - _paper_value(contrast.worse)
-    better, worse = _by_seed(figures, contrast.better), _by_seed(figures, contrast.worse)
+    better, worse = _by_seed(metrics, contrast.better), _by_seed(metrics, contrast.worse)
     seeds = tuple(sorted(better.keys() & worse.keys()))
     if not seeds:
         absent = [row for row, ours in ((contrast.better, better), (contrast.worse, worse)) if not ours]
         reason = " and ".join(f"{row} was not run" for row in absent)
         reason = reason or f"{contrast.better} and {contrast.worse} share no seed"
         return ContrastResult(contrast, paper, (), None, reason)
-    found = contrasted(*_gains(contrast, seeds, figures, replicates), margin)
+    found = contrasted(*_gains(contrast, seeds, metrics, replicates), margin)
     reason = f"{contrast.better} - {contrast.worse} = {found.words} (paper {paper:+.3f})"
     return ContrastResult(contrast, paper, seeds, found, reason)
 
 
 def _gains(
-    contrast: Contrast, seeds: Sequence[int], figures: Figures, replicates: Replicates
+    contrast: Contrast, seeds: Sequence[int], metrics: Metrics, replicates: Replicates
 ) -> tuple[Floats, Floats | None]:
     """`better` - `worse` for each seed, and the mean over seeds on each resample of the test clips, where known."""
-    better, worse = _by_seed(figures, contrast.better), _by_seed(figures, contrast.worse)
+    better, worse = _by_seed(metrics, contrast.better), _by_seed(metrics, contrast.worse)
     gain = np.array([better[seed] - worse[seed] for seed in seeds])
     ours, theirs = _by_seed(replicates, contrast.better), _by_seed(replicates, contrast.worse)
     if not all(len(row.get(seed, ())) for row in (ours, theirs) for seed in seeds):
@@ -289,10 +289,10 @@ def _gains(
     return gain, np.mean([np.subtract(ours[seed], theirs[seed]) for seed in seeds], axis=0)
 
 
-def _by_seed(figures: Mapping[str, Mapping[int, Value]], row: str) -> dict[int, Value]:
-    """The figures of a row by seed, those under its other name included."""
+def _by_seed(metrics: Mapping[str, Mapping[int, Value]], row: str) -> dict[int, Value]:
+    """The metrics of a row by seed, those under its other name included."""
     twins = {**SAME_EXPERIMENT, **{second: first for first, second in SAME_EXPERIMENT.items()}}
-    return {**figures.get(twins.get(row, ""), {}), **figures.get(row, {})}
+    return {**metrics.get(twins.get(row, ""), {}), **metrics.get(row, {})}
 
 
 def _paper_value(row: str) -> float:

@@ -1,4 +1,4 @@
-"""MLflow is away or its store is locked: training goes on, and `sepscene sync` sends every figure later."""
+"""MLflow is away or its store is locked: training goes on, and `sepscene sync` sends every metric later."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults_long, pytest.mark.timeout(600
 
 
 def assert_all_there(run_dir: Path, uri: str) -> None:
-    """Every figure of every step of the metrics file is in MLflow, once."""
+    """Every metric of every step of the metrics file is in MLflow, once."""
     client = mlflow.MlflowClient(tracking_uri=uri)
     run_id = json.loads((run_dir / "mlflow.json").read_text())["runs"][STAGE]
     for name in ("loss", "rows", "examples_per_second"):

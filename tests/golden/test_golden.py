@@ -39,8 +39,8 @@ def measured(nano: Experiment, folder: Path) -> dict[str, object]:
         draws = experiment.views.draw(schedule, np.arange(step * ROWS, (step + 1) * ROWS))
         digests |= {f"{name} {step}": _digest(column) for name, column in draws.items()}
         columns = {**draws, "uri": paths[draws["clip"]], "offset_seconds": np.zeros(ROWS)}
-        figures = trainer.consume(maker(columns), ROWS)
-        losses.append([figures["loss"], figures["similarity"], figures["coincidence"], figures["gradient_norm"]])
+        metrics = trainer.consume(maker(columns), ROWS)
+        losses.append([metrics["loss"], metrics["similarity"], metrics["coincidence"], metrics["gradient_norm"]])
     return {"draws": digests, "ledger": trainer.ledger.intervals, "losses": losses}
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from sepscene.orchestration.records.results import (
     ClassResult,
     EncoderResult,
-    Figure,
     LedgerResult,
+    Metric,
     ProcessorResult,
     ReproducedRun,
     ReproductionResults,
@@ -28,13 +28,13 @@ CLASSES = (
 BOOTSTRAP = "95 % bootstrap over clips"
 
 
-def figure(value: float, half: float = 0.018, count: int = 128) -> Figure:
-    """A figure with a symmetric interval."""
-    return Figure(value=value, low=value - half, high=value + half, count=count, interval=BOOTSTRAP)
+def metric(value: float, half: float = 0.018, count: int = 128) -> Metric:
+    """A metric with a symmetric interval."""
+    return Metric(value=value, low=value - half, high=value + half, count=count, interval=BOOTSTRAP)
 
 
 def encoder(name: str, level: float, spread: float, seed: int, description: str = "") -> EncoderResult:
-    """An encoder with plausible figures around `level`, and a map in which classes form clusters."""
+    """An encoder with plausible metrics around `level`, and a map in which classes form clusters."""
     draws = np.random.default_rng(seed)
     centres = draws.normal(0, 3, (len(CLASSES), 2))
     classes = tuple(
@@ -52,13 +52,13 @@ def encoder(name: str, level: float, spread: float, seed: int, description: str 
         for label, centre in zip(CLASSES, centres, strict=True)
         for x, y in draws.normal(centre, spread, (12, 2))
     ]
-    figures = {
-        "shallow_map": figure(level),
-        "linear_map": figure(level - 0.02),
-        "qbe_map": figure(level + 0.11, 0.012),
-        "d_prime": Figure(value=1.62),
+    metrics = {
+        "shallow_map": metric(level),
+        "linear_map": metric(level - 0.02),
+        "qbe_map": metric(level + 0.11, 0.012),
+        "d_prime": Metric(value=1.62),
     }
-    return EncoderResult(name=name, description=description, figures=figures, classes=classes, map_2d=tuple(points))
+    return EncoderResult(name=name, description=description, metrics=metrics, classes=classes, map_2d=tuple(points))
 
 
 def sample_results() -> RunResults:
@@ -79,14 +79,14 @@ def sample_results() -> RunResults:
             StageResult(name="evaluate", seconds=48.2, note="mix-chan, mix-mix, untrained"),
         ),
         ladder=(
-            ProcessorResult(name="N", step=0, digest="9d2e" * 16, si_sdr_improvement_db=figure(-1.73, 0.4)),
-            ProcessorResult(name="F", step=30, digest="41aa" * 16, si_sdr_improvement_db=figure(0.61, 0.5)),
+            ProcessorResult(name="N", step=0, digest="9d2e" * 16, si_sdr_improvement_db=metric(-1.73, 0.4)),
+            ProcessorResult(name="F", step=30, digest="41aa" * 16, si_sdr_improvement_db=metric(0.61, 0.5)),
             ProcessorResult(
                 name="S2",
                 step=600,
                 digest="c07b" * 16,
-                si_sdr_improvement_db=figure(3.94, 0.6),
-                mixit_loss=figure(-9.1, 0.3),
+                si_sdr_improvement_db=metric(3.94, 0.6),
+                mixit_loss=metric(-9.1, 0.3),
             ),
         ),
         encoders=(
@@ -149,9 +149,9 @@ def sample_sweep() -> SweepResults:
                 name = f"{'-or-'.join(combination)}-t{temperature}-s{seed}"
                 settings = {"views.combination": combination, "objective.temperature": temperature}
                 value = level + change + float(draws.normal(0, 0.004))
-                finished = {"shallow_map": figure(value), "qbe_map": figure(value + 0.1, 0.012)}
+                finished = {"shallow_map": metric(value), "qbe_map": metric(value + 0.1, 0.012)}
                 trial = TrialResult(
-                    name=name, status="finished", settings=settings, seed=seed, figures=finished, steps=80,
+                    name=name, status="finished", settings=settings, seed=seed, metrics=finished, steps=80,
                     seconds=220.0, run_dir=f"trials/{name},100%",
                 )  # fmt: skip
                 changes: dict[str, object] = {}
@@ -161,12 +161,12 @@ def sample_sweep() -> SweepResults:
                         "reason": "below the median at step 20",
                         "steps": 20,
                     }
-                    changes["figures"] = {"shallow_map": figure(value - 0.05)}
+                    changes["metrics"] = {"shallow_map": metric(value - 0.05)}
                 if name == "S2-t0.1-s1":
                     changes = {
                         "status": "failed",
                         "reason": "worker lost 3 times | see its log",
-                        "figures": {},
+                        "metrics": {},
                     }
                 trials.append(trial.model_copy(update=changes))
     return SweepResults(
@@ -197,7 +197,7 @@ def write_sample_reproduction(directory: Path) -> ReproductionResults:
         for seed in range(3):
             value = row.value + 0.1 + float(draws.normal(0, 0.003)) + 0.02 * row.name.endswith("-cp")
             folder = f"runs/{row.name.replace('/', '-')}-s{seed}"
-            runs.append(ReproducedRun(row=row.name, seed=seed, figure=figure(value), run_dir=folder))
+            runs.append(ReproducedRun(row=row.name, seed=seed, metric=metric(value), run_dir=folder))
     results = ReproductionResults(
         reproduction_id="tiny-19fe02", scale="tiny", started="2026-11-22T17:02:11Z", seconds=9000.0,
         differs=("256 synthetic scenes instead of AudioSet", "80 steps", "batch 64"),

@@ -12,7 +12,7 @@ import pytest
 from markupsafe import Markup
 from rich.table import Table
 
-from sepscene.orchestration.records.results import ClassResult, EncoderResult, Figure
+from sepscene.orchestration.records.results import ClassResult, EncoderResult, Metric
 from sepscene.orchestration.reports.plots import curves
 from sepscene.orchestration.reports.render import cell, fenced, light_palette, render
 from sepscene.orchestration.reports.run_report import write_report
@@ -78,7 +78,7 @@ def test_no_part_of_a_report_acts(tmp_path: Path) -> None:
     encoder = EncoderResult(
         name=NASTY,
         description=NASTY,
-        figures={"shallow_map": Figure(value=0.5)},
+        metrics={"shallow_map": Metric(value=0.5)},
         classes=(ClassResult(name=NASTY, positives=3, shallow_ap=0.5),),
         map_2d=((0.0, 1.0, NASTY), (1.0, 0.0, NASTY)),
     )

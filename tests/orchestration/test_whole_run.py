@@ -69,8 +69,8 @@ def test_the_folder_is_the_truth_about_the_run(finished: tuple[Path, str, str], 
     assert max(record["step"] for record in read_metrics(run) if record["stage"] == "pretrain-mix-chan") == rows // 16
     assert load_encoder(run / "encoder").embedding_dim == 16
     card = (run / "encoder" / "README.md").read_text()
-    figure = results.encoders[0].figures["shallow_map"]
-    assert f"| shallow_map | {figure.value:.4f} | {figure.low:.4f} to {figure.high:.4f} |" in card
+    metric = results.encoders[0].metrics["shallow_map"]
+    assert f"| shallow_map | {metric.value:.4f} | {metric.low:.4f} to {metric.high:.4f} |" in card
     assert {path.name for path in (run / "plots").iterdir()} >= {"answer.svg", "ladder.svg", "map0.svg", "curve0.svg"}
 
 
@@ -91,8 +91,8 @@ def test_a_person_finds_all_of_it_in_mlflow(finished: tuple[Path, str, str]) -> 
     assert len(parent.data.tags["data_hash"]) == 64
     audit = json.loads((kept / "audit.json").read_text())
     assert parent.data.tags["audit_hash"] == found[kept.name].data.tags["audit_hash"] == audit["digest"]
-    figures = {"clips": 36, "readable": 36, "missing": 0, "corrupt": 0, "duplicates": 0, "leaking": 0}
-    assert figures.items() <= found[kept.name].data.metrics.items()
+    metrics = {"clips": 36, "readable": 36, "missing": 0, "corrupt": 0, "duplicates": 0, "leaking": 0}
+    assert metrics.items() <= found[kept.name].data.metrics.items()
     assert {one.path for one in client.list_artifacts(found[kept.name].info.run_id)} == {"audit.json", "audit.txt"}
     assert {"experiment", "table_row", "combination", "temperature", "alpha", "git_commit"} <= parent.data.tags.keys()
     assert {one.dataset.name for one in parent.inputs.dataset_inputs} == {"scenes train", "scenes test"}

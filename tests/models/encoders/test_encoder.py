@@ -112,7 +112,7 @@ def test_the_card_tells_what_is_known_and_what_is_not(tmp_path: Path) -> None:
     card = {
         "data": "320 clips of ESC-10",
         "combination": ["S2", "N"],
-        "figures": {"shallow_map": {"value": 0.31, "low": 0.3, "high": 0.32}, "qbe_map": {"value": 0.5}},
+        "metrics": {"shallow_map": {"value": 0.31, "low": 0.3, "high": 0.32}, "qbe_map": {"value": 0.5}},
         "versions": {"torch": "2.11"},
         "license": "Apache-2.0",
     }
@@ -131,10 +131,10 @@ def test_the_card_tells_what_is_known_and_what_is_not(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["metadata"] == card
 
 
-def test_figures_join_the_card_when_they_are_measured(bundle: Path) -> None:
+def test_metrics_join_the_card_when_they_are_measured(bundle: Path) -> None:
     save_encoder(small_encoder(), bundle, {"data": "noise", "steps": 7})
     weights = (bundle / "model.safetensors").read_bytes()
-    update_card(bundle, {"figures": {"shallow_map": {"value": 0.31, "low": 0.3, "high": 0.32}}, "steps": 8})
+    update_card(bundle, {"metrics": {"shallow_map": {"value": 0.31, "low": 0.3, "high": 0.32}}, "steps": 8})
     text = (bundle / "README.md").read_text().splitlines()
     assert {"- data: noise", "- steps: 8", "| shallow_map | 0.3100 | 0.3000 to 0.3200 |"} <= set(text)
     assert (bundle / "model.safetensors").read_bytes() == weights

@@ -16,7 +16,7 @@ from sepscene.orchestration.evaluation.compare import (
     render,
     save_scores,
 )
-from sepscene.orchestration.records.results import EncoderResult, Figure, RunResults
+from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.evaluation.scores import Evidence, Scores, measure
 from sepscene.tasks.evaluation.settings import ScoringSettings
@@ -38,7 +38,7 @@ def evidence(strength: float, seed: int = 0, clips: int = 80) -> Evidence:
 def a_run(folder: Path, scores: Scores, encoder: str = "mix-chan", seed: int = 0) -> Path:
     folder.mkdir(exist_ok=True)
     save_scores(scores, RunFolder(folder).evidence(encoder))
-    figures = {name: Figure(value=i.value, low=i.low, high=i.high) for name, i in scores.figures.items()}
+    metrics = {name: Metric(value=i.value, low=i.low, high=i.high) for name, i in scores.metrics.items()}
     results = RunResults(
         run_id=folder.name,
         experiment="demo",
@@ -46,7 +46,7 @@ def a_run(folder: Path, scores: Scores, encoder: str = "mix-chan", seed: int = 0
         seed=seed,
         started="2026-01-01T00:00:00Z",
         seconds=1.0,
-        encoders=(EncoderResult(name=encoder, figures=figures),),
+        encoders=(EncoderResult(name=encoder, metrics=metrics),),
     )
     results.save(folder)
     return folder
@@ -59,7 +59,7 @@ def test_evidence_survives_the_disk(tmp_path: Path) -> None:
     assert read.settings == scores.evidence.settings and read.notes == ("a note",)
     assert read.classes == CLASSES and (read.clip_ids == scores.evidence.clip_ids).all()
     again = measure(read)
-    assert again.figures == scores.figures and again.per_class == scores.per_class
+    assert again.metrics == scores.metrics and again.per_class == scores.per_class
     assert [p.name for p in path.parent.iterdir()] == ["e.npz"]
 
 
@@ -83,12 +83,12 @@ def test_a_real_difference_is_found(tmp_path: Path) -> None:
     a = a_run(tmp_path / "a", measure(evidence(0.2)))
     b = a_run(tmp_path / "b", measure(evidence(2.5, seed=1)))
     comparison = compare_runs(a, b)
-    by_name = {figure.name: figure for figure in comparison.figures}
+    by_name = {metric.name: metric for metric in comparison.metrics}
     assert set(by_name) == {"shallow_map", "d_prime", "lwlrap", "linear_map", "knn_map", "qbe_map"}
-    for figure in by_name.values():
-        assert figure.test.difference.value > 0
-        assert figure.test.p is not None and figure.test.p < 0.02
-    assert by_name["shallow_map"].a.value == RunResults.load(a).encoders[0].figures["shallow_map"].value
+    for metric in by_name.values():
+        assert metric.test.difference.value > 0
+        assert metric.test.p is not None and metric.test.p < 0.02
+    assert by_name["shallow_map"].a.value == RunResults.load(a).encoders[0].metrics["shallow_map"].value
     assert comparison.pairs == 80 and len(comparison.classes) == 3
     text = render(comparison)
     assert "shallow_map" in text and "bird" in text and "B - A" in text
@@ -97,9 +97,9 @@ def test_a_real_difference_is_found(tmp_path: Path) -> None:
 
 def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
     a = a_run(tmp_path / "a", measure(evidence(1.0)))
-    for figure in compare_runs(a, a).figures:
-        assert figure.test.p == 1.0
-        assert (figure.test.difference.low, figure.test.difference.high) == (0.0, 0.0)
+    for metric in compare_runs(a, a).metrics:
+        assert metric.test.p == 1.0
+        assert (metric.test.difference.low, metric.test.difference.high) == (0.0, 0.0)
 
 
 def test_clips_are_paired_by_id_whatever_their_order(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_clips_are_paired_by_id_whatever_their_order(tmp_path: Path) -> None:
     a = a_run(tmp_path / "a", measure(one))
     in_order = compare_runs(a, a_run(tmp_path / "b", measure(other)))
     mixed = compare_runs(a, a_run(tmp_path / "c", measure(shuffled)))
-    assert in_order.figures == mixed.figures
+    assert in_order.metrics == mixed.metrics
     fewer = compare_runs(a, a_run(tmp_path / "d", measure(shuffled.rows(np.arange(60)))))
     assert fewer.pairs == 60 and "60 shared clips of 80 (A) and 60 (B)" in fewer.notes
 
@@ -141,14 +141,14 @@ def test_seeds_are_paired(tmp_path: Path) -> None:
     }
     comparison = compare_seeds(runs["a"], runs["b"][::-1])
     assert comparison.pairs == 3 and "left out: [3]" in comparison.notes[0]
-    first = comparison.figures[0]
+    first = comparison.metrics[0]
     values = {
-        side: [RunResults.load(run).encoders[0].figures[first.name].value for run in runs[side][:3]] for side in runs
+        side: [RunResults.load(run).encoders[0].metrics[first.name].value for run in runs[side][:3]] for side in runs
     }
     assert first.test.difference.value == pytest.approx(np.mean(values["b"]) - np.mean(values["a"]))
     assert first.test.p is not None and first.test.p < 0.05
     alone = compare_seeds(runs["a"][:1], runs["b"][:1])
-    assert alone.figures[0].test.p is None and "one seed" in alone.notes[-1] and "–" in render(alone)
+    assert alone.metrics[0].test.p is None and "one seed" in alone.notes[-1] and "–" in render(alone)
     with pytest.raises(SepsceneError, match="no seed was run both ways"):
         compare_seeds(runs["a"][:1], runs["b"][1:2])
     with pytest.raises(SepsceneError, match="give each seed once"):
@@ -160,15 +160,15 @@ def changed(run: Path, **update: object) -> Path:
     return run
 
 
-def test_figures_that_some_seed_lacks_are_left_out_and_named(tmp_path: Path) -> None:
+def test_metrics_that_some_seed_lacks_are_left_out_and_named(tmp_path: Path) -> None:
     runs = [a_run(tmp_path / str(n), measure(evidence(1.0, n)), seed=n % 2) for n in range(4)]
     encoder = RunResults.load(runs[3]).encoders[0]
-    kept = {name: figure for name, figure in encoder.figures.items() if name not in ("qbe_map", "d_prime")}
-    changed(runs[3], encoders=(encoder.model_copy(update={"figures": kept}),))
+    kept = {name: metric for name, metric in encoder.metrics.items() if name not in ("qbe_map", "d_prime")}
+    changed(runs[3], encoders=(encoder.model_copy(update={"metrics": kept}),))
     for sides in ((runs[:2], runs[2:]), (runs[2:], runs[:2])):
         comparison = compare_seeds(*sides)
-        assert {figure.name for figure in comparison.figures} == set(kept)
-        assert comparison.notes == ("figures that some run lacks, left out: d_prime, qbe_map",)
+        assert {metric.name for metric in comparison.metrics} == set(kept)
+        assert comparison.notes == ("metrics that some run lacks, left out: d_prime, qbe_map",)
 
 
 def test_seeds_on_different_test_clips_are_not_compared(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def test_no_probe_sees_a_label_of_its_own_fold(tmp_path: Path) -> None:
     h[:, 0] += label * sign
     embedded = Embeddings(h, np.arange(80))
     result = score_encoder("mix-chan", embedded, embedded, manifest, manifest, by_folds(), tmp_path)
-    assert result.figures["linear_map"].value < 0.4
-    assert result.figures["accuracy"].value < 0.1
+    assert result.metrics["linear_map"].value < 0.4
+    assert result.metrics["accuracy"].value < 0.1
     assert result.description.startswith(LEAK)
     evidence = load_evidence(RunFolder(tmp_path).evidence("mix-chan"))
     assert sorted(set(evidence.folds.tolist())) == ["1", "2"]
@@ -114,7 +114,7 @@ def directory() -> dict[str, str]:
 def test_public_data_is_judged(
     layout: Callable[[], dict[str, str]], train_splits: list[str], test_splits: list[str], tmp_path: Path
 ) -> None:
-    """From the files on the disk to figures and the table of classes, with embeddings that know the labels."""
+    """From the files on the disk to metrics and the table of classes, with embeddings that know the labels."""
     from sepscene.orchestration.evaluation.embed_manifest import Embeddings
     from sepscene.orchestration.evaluation.scoring import score_encoder
 
@@ -145,16 +145,16 @@ def test_public_data_is_judged(
     np.testing.assert_array_equal(evidence.targets_BK, targets)
 
     single = layout in (esc50, directory)
-    figures = {"shallow_map", "linear_map", "knn_map", "qbe_map", "d_prime", "lwlrap", *["accuracy"] * single}
-    assert set(result.figures) == figures
-    assert min(result.figures[name].value for name in figures - {"qbe_map", "d_prime"}) > 0.9
-    assert result.figures["d_prime"].value > 2.5 and result.figures["qbe_map"].value > 0.6
+    metrics = {"shallow_map", "linear_map", "knn_map", "qbe_map", "d_prime", "lwlrap", *["accuracy"] * single}
+    assert set(result.metrics) == metrics
+    assert min(result.metrics[name].value for name in metrics - {"qbe_map", "d_prime"}) > 0.9
+    assert result.metrics["d_prime"].value > 2.5 and result.metrics["qbe_map"].value > 0.6
     assert [(row.name, row.positives) for row in result.classes] == list(
         zip(manifest.classes, targets.sum(axis=0), strict=True)
     )
-    for figure, column in (("shallow_map", "shallow_ap"), ("linear_map", "linear_ap"), ("qbe_map", "qbe_ap")):
+    for metric, column in (("shallow_map", "shallow_ap"), ("linear_map", "linear_ap"), ("qbe_map", "qbe_ap")):
         of_class = [getattr(row, column) for row in result.classes if row.positives]
-        assert result.figures[figure].value == pytest.approx(np.mean(of_class))
+        assert result.metrics[metric].value == pytest.approx(np.mean(of_class))
     unheard = [row for row in result.classes if not row.positives]
     assert [row.name for row in unheard] == ["Silence"] * (layout is audioset)
     assert all((row.shallow_ap, row.linear_ap, row.qbe_ap) == (None, None, None) for row in unheard)

@@ -152,7 +152,7 @@ def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path
     records = {record.row: record for record in read_records(tmp_path)}
     found = records["table4/N/simclr-cp"]
     assert found.ledger.consumed == found.ledger.rows == 32 and len(found.perceptrons) == 5
-    assert found.figures["shallow_map"] == pytest.approx(np.mean(found.perceptrons), abs=1e-4)
+    assert found.metrics["shallow_map"] == pytest.approx(np.mean(found.perceptrons), abs=1e-4)
     assert 0 <= found.diagnostics["background"] <= 1 and len(found.replicates) == 200
     assert (
         "table2/mix-mix" in (tmp_path / "report.md").read_text() or "mix vs mix" in (tmp_path / "report.md").read_text()
@@ -162,7 +162,7 @@ def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path
 
 
 def test_the_ladder_that_ships_is_small_whole_and_separates() -> None:
-    """Its cards' figures on the held-out scenes it was scored on: each rung better than the untrained network."""
+    """Its cards' metrics on the held-out scenes it was scored on: each rung better than the untrained network."""
     ladder = shipped_ladder()
     assert set(ladder) == {"N", "F", "S1", "S2"}
     size = sum(path.stat().st_size for folder in ladder.values() for path in Path(folder).iterdir())

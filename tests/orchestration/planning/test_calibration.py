@@ -1,4 +1,4 @@
-"""The calibration runs the real modules; its figures are what they cost, to the accuracy of a busy machine."""
+"""The calibration runs the real modules; its metrics are what they cost, to the accuracy of a busy machine."""
 
 import time
 from pathlib import Path

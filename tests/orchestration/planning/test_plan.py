@@ -1,4 +1,4 @@
-"""A plan is arithmetic: each figure is checked against one worked out by hand or by the real draws."""
+"""A plan is arithmetic: each metric is checked against one worked out by hand or by the real draws."""
 
 import io
 import json

@@ -53,8 +53,8 @@ def test_a_run_carries_the_hash_of_the_audit_of_its_data(
     (folder,) = (storage / "audits").iterdir()
     kept = json.loads((folder / "audit.json").read_text())
     assert f"digest      {kept['digest']}" in (folder / "audit.txt").read_text()
-    stage, figures = tracker.log_figures.call_args.args
-    assert stage == "" and figures.items() >= {
+    stage, metrics = tracker.log_metrics.call_args.args
+    assert stage == "" and metrics.items() >= {
         "clips": 3, "readable": 2, "missing": 0, "corrupt": 1, "duplicates": 1, "leaking": 1,
     }.items()  # fmt: skip
     for name in ("after", "sweep/trials/trial"):

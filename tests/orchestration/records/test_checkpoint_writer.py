@@ -38,7 +38,7 @@ def test_training_may_change_the_weights_while_they_are_written(tmp_path: Path) 
     assert back.tensors["model"]["w"].tolist() == [1, 1, 1] and back.ledger.consumed == 1
 
 
-def test_a_full_disk_costs_one_checkpoint_and_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_one_checkpoint_and_no_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = saving.CheckpointWriter(tmp_path, kept=1)
     assert writer.save(state(1), 0) == ""
     with monkeypatch.context() as full:
@@ -47,7 +47,7 @@ def test_a_full_disk_costs_one_checkpoint_and_no_figures(tmp_path: Path, monkeyp
         assert names(tmp_path) == ["step-00000001"]
     assert writer.save(state(3), 0) == ""
     assert names(tmp_path) == ["step-00000003"]
-    assert read_checkpoint(tmp_path / "step-00000003").figures == [{"step": 2}, {"step": 3}]
+    assert read_checkpoint(tmp_path / "step-00000003").metrics == [{"step": 2}, {"step": 3}]
 
 
 def _refuse(folder: Path, _: TrainingState) -> None:

@@ -48,6 +48,12 @@ def test_the_newest_sound_one_is_chosen(tmp_path: Path) -> None:
     assert newest_sound(tmp_path) == first
 
 
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_its_new_name(tmp_path: Path) -> None:
+    (write(tmp_path, 3) / "metrics.json").rename(tmp_path / "step-00000003" / "figures.json")
+    with pytest.raises(SepsceneError, match=r"step-00000003 .*earlier version.*figures\.json is called metrics\.json"):
+        newest_sound(tmp_path)
+
+
 def test_a_manifest_that_does_not_list_all_files_proves_nothing(tmp_path: Path) -> None:
     first, second = write(tmp_path, 1), write(tmp_path, 2)
     content = bytearray((second / "state.pt").read_bytes())

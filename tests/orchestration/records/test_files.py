@@ -77,6 +77,17 @@ def test_damaged_records_are_counted_and_left_out(caplog: pytest.LogCaptureFixtu
     assert "metrics.jsonl: 7 damaged lines are left out" in caplog.text
 
 
+def test_results_of_an_earlier_version_name_the_new_field(tmp_path: Path) -> None:
+    """Those of before 2026-11-29 had figures, not metrics, and a sweep was ranked by its figure."""
+    for results, old in ((sample_results(), "figures"), (sample_sweep(), "figure")):
+        path = results.save(tmp_path)
+        path.write_text(path.read_text().replace('"metric', '"figure'))
+        with pytest.raises(
+            SepsceneError, match=rf"{path.name} .*{old}: it is called .*{old.replace('figure', 'metric')} now"
+        ):
+            type(results).load(tmp_path)
+
+
 def test_a_damaged_file_is_named_with_its_remedy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "stages.json"
     path.write_text('{"train": "long"}')

@@ -81,12 +81,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "encoder"
     trunk = Cnn14(Cnn14Config(widths=(2, 4, 4, 8, 8, 8), embedding_dim=16))
     save_encoder(Encoder(LogMel(FrontEndConfig()), trunk), folder, {"title": "nano", "steps": 40, "license": "MIT"})
-    update_card(folder, {"figures": {"shallow_map": {"value": 0.31, "low": 0.27, "high": 0.36}}})
+    update_card(folder, {"metrics": {"shallow_map": {"value": 0.31, "low": 0.27, "high": 0.36}}})
     return folder
 
 
 def check_the_model(uri: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One registered version with signature, card and figures; it gives what the bundle gives, by both loaders."""
+    """One registered version with signature, card and metrics; it gives what the bundle gives, by both loaders."""
     client = MlflowClient(tracking_uri=uri)
     (version,) = client.search_model_versions("name = 'sepscene-nano'")
     assert "| shallow_map | 0.3100 | 0.2700 to 0.3600 |" in version.description
@@ -98,7 +98,7 @@ def check_the_model(uri: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     model = mlflow.pyfunc.load_model("models:/sepscene-nano@best")
     assert model.metadata.signature.outputs.inputs[0].shape == (-1, 16)
-    assert model.metadata.metadata["figures"]["shallow_map"]["value"] == 0.31
+    assert model.metadata.metadata["metrics"]["shallow_map"]["value"] == 0.31
     assert np.shape(model.input_example) == (1, 16_000)
     wave_BT = np.random.default_rng(0).normal(0, 0.1, (2, 16_000)).astype(np.float32)
     import torch

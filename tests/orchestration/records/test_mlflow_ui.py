@@ -115,7 +115,7 @@ def test_store_without_a_run_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_link_opens_on_our_runs_and_their_figures(served: tuple[Ui, str]) -> None:
+def test_link_opens_on_our_runs_and_their_metrics(served: tuple[Ui, str]) -> None:
     from tests.orchestration.reports.chromium import browser
 
     known = base64.b64encode(f"{USER}:{served[0].password}".encode()).decode()

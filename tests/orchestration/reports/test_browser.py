@@ -103,7 +103,7 @@ def test_every_link_leads_somewhere(driver: webdriver.Chrome, site: Path, page: 
             assert (site / page).parent.joinpath(unquote(link)).is_file(), link
 
 
-def test_tables_show_the_figures(driver: webdriver.Chrome, site: Path) -> None:
+def test_tables_show_the_metrics(driver: webdriver.Chrome, site: Path) -> None:
     show(driver, site / "run/report.html")
     text = driver.execute_script("return document.querySelector('#encoders table').innerText")
     assert "mix-chan\t0.412 [0.394, 0.430]\t0.392 [0.374, 0.410]" in text
@@ -186,7 +186,7 @@ def test_what_a_screen_reader_finds(driver: webdriver.Chrome, site: Path, page: 
 
 _WIDER_THAN_THE_PAGE = """
 return [...document.querySelectorAll('body *')].filter((e) => {
-  if (e.closest('.scroll, pre, figure.wide, .skip')) return false;
+  if (e.closest('.scroll, pre, metric.wide, .skip')) return false;
   return e.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
 }).map((e) => e.outerHTML.slice(0, 120));
 """

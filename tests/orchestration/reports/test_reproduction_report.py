@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sepscene.models.config import SepsceneError
-from sepscene.orchestration.records.results import Figure, ReproducedRun, ReproductionResults
+from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
 from sepscene.orchestration.reports.paper_tables import planned_rows, row_name, run_rows, tables_beside
 from sepscene.orchestration.reports.reproduction_report import our_tables, runs_by_row, write_reproduction_report
 from sepscene.tasks.evaluation.statistics import t_interval
@@ -29,7 +29,7 @@ def test_every_row_of_the_paper_is_there_with_our_mean_and_t_interval(
     results, html, _ = reports
     rows = [[" ".join(cell.split()) for cell in row] for row in Tables(html).rows]
     row = PAPER_TABLES["table4"][3]
-    seeds = t_interval([run.figure.value for run in results.runs if run.row == row.name])
+    seeds = t_interval([run.metric.value for run in results.runs if run.row == row.name])
     ours = f"{seeds.value:.3f} [{seeds.low:.3f}, {seeds.high:.3f}]"
     assert [row.label, f"{row.value:.3f}", ours, "0, 1, 2"] in rows
     for table in PAPER_TABLES.values():
@@ -66,7 +66,7 @@ def test_both_reports_state_the_tests_and_what_the_papers_rows_are(
 
 def test_an_experiment_with_two_names_has_the_seeds_of_both_and_one_interval() -> None:
     def run(row: str, seed: int) -> ReproducedRun:
-        return ReproducedRun(row=row, seed=seed, figure=Figure(value=0.3, low=0.2, high=0.4, interval="bootstrap"))
+        return ReproducedRun(row=row, seed=seed, metric=Metric(value=0.3, low=0.2, high=0.4, interval="bootstrap"))
 
     one = ReproductionResults(
         reproduction_id="r", scale="tiny", started="", seconds=1.0, runs=(run("table2/mix-chan+specaug", 0),)
@@ -85,7 +85,7 @@ def test_one_seed_keeps_the_runs_own_interval(tmp_path: Path) -> None:
     one = ReproducedRun(
         row="table2/mix-mix",
         seed=3,
-        figure=Figure(value=0.3, low=0.2, high=0.4, interval="95 % bootstrap over clips"),
+        metric=Metric(value=0.3, low=0.2, high=0.4, interval="95 % bootstrap over clips"),
         differs=("40 steps",),
     )
     results = ReproductionResults(reproduction_id="r", scale="tiny", started="now", seconds=1.0, runs=(one,))
@@ -109,7 +109,7 @@ def test_a_run_fills_its_own_row_and_its_baseline_only_where_that_is_a_row() -> 
     alone = joint.model_copy(update={"table_row": "table4/S2+N/simclr"})
     assert run_rows(alone)["table2/mix-mix+specaug"].value == pytest.approx(0.389)
     bare = joint.model_copy(update={"table_row": "table2/mix-chan"})
-    assert {row: figure.value for row, figure in run_rows(bare).items()} == pytest.approx(
+    assert {row: metric.value for row, metric in run_rows(bare).items()} == pytest.approx(
         {"table2/mix-chan": 0.412, "table2/mix-mix": 0.389}
     )
     assert run_rows(joint.model_copy(update={"table_row": None})) == {}
@@ -137,7 +137,7 @@ def test_rows_that_two_tables_share_are_run_once_and_unknown_ones_are_refused() 
 def test_a_learned_shortcut_is_named(tmp_path: Path) -> None:
     def run(row: str, share: float) -> ReproducedRun:
         found = {"background": share, "level": 0.1, "rank": 12.0}
-        return ReproducedRun(row=row, seed=0, figure=Figure(value=0.3), diagnostics=found)
+        return ReproducedRun(row=row, seed=0, metric=Metric(value=0.3), diagnostics=found)
 
     runs = (run("table2/mix-mix", 0.2), run("table2/mix-chan", 0.6))
     ReproductionResults(reproduction_id="r", scale="mini", started="2026-11-29T00:00:00Z", seconds=1.0, runs=runs).save(

@@ -1,4 +1,4 @@
-"""A run's report says what its results say: every figure, safe against odd names, honest about intervals."""
+"""A run's report says what its results say: every metric, safe against odd names, honest about intervals."""
 
 import re
 from pathlib import Path
@@ -7,13 +7,13 @@ from xml.etree import ElementTree
 import pytest
 
 from sepscene.models.config import SepsceneError
-from sepscene.orchestration.records.results import ClassResult, EncoderResult, Figure, RunResults
+from sepscene.orchestration.records.results import ClassResult, EncoderResult, Metric, RunResults
 from sepscene.orchestration.reports.render import duration, number, size
 from sepscene.orchestration.reports.run_report import (
     answer,
     class_rows,
     encoder_notes,
-    headline_figure,
+    headline_metric,
     learning_curves,
     report_on,
     write_report,
@@ -45,7 +45,7 @@ def _row(tables: Tables, first: str) -> list[list[str]]:
     return [[" ".join(cell.split()) for cell in row] for row in tables.rows if row and row[0].strip() == first]
 
 
-def test_encoder_table_holds_the_figures_with_their_intervals(page: str) -> None:
+def test_encoder_table_holds_the_metrics_with_their_intervals(page: str) -> None:
     rows = _row(Tables(page), "mix-chan")
     assert rows[0] == [
         "mix-chan",
@@ -93,7 +93,7 @@ def test_listening_page_is_linked_once_it_exists(tmp_path: Path) -> None:
     assert "listen.html" in Tables(write_report(tmp_path)[0].read_text()).links
 
 
-def test_markdown_holds_the_same_figures_and_whole_tables(run_dir: Path) -> None:
+def test_markdown_holds_the_same_metrics_and_whole_tables(run_dir: Path) -> None:
     text = (run_dir / "report.md").read_text()
     assert "| mix-mix | 0.389 [0.371, 0.407] |" in text
     assert "siren \\| alarm" in text
@@ -106,7 +106,7 @@ def test_odd_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
     name = '<script>alert("1")</script> $x_1$ 雨'
     encoder = EncoderResult(
         name=name,
-        figures={"shallow_map": Figure(value=0.5)},
+        metrics={"shallow_map": Metric(value=0.5)},
         classes=(ClassResult(name=name, positives=3, shallow_ap=0.5),),
         map_2d=((0.0, 1.0, name), (1.0, 0.0, name)),
     )
@@ -139,9 +139,9 @@ def test_unfinished_run_is_named(tmp_path: Path) -> None:
 
 
 def test_answer_claims_no_more_than_the_intervals() -> None:
-    ours = Figure(value=0.40, low=0.38, high=0.42)
-    near = Figure(value=0.39, low=0.37, high=0.41)
-    far = Figure(value=0.20, low=0.19, high=0.21)
+    ours = Metric(value=0.40, low=0.38, high=0.42)
+    near = Metric(value=0.39, low=0.37, high=0.41)
+    far = Metric(value=0.20, low=0.19, high=0.21)
     assert answer({"mix-chan": ours, "mix-mix": near, "untrained": far}) == (
         "mix-chan reaches an mAP of 0.400, 0.010 above mix-mix (0.390) "
         "and 0.200 above the untrained encoder (0.200). "
@@ -153,8 +153,8 @@ def test_answer_claims_no_more_than_the_intervals() -> None:
 
 
 def test_headline_falls_back_to_what_was_measured() -> None:
-    knn = EncoderResult(name="a", figures={"qbe_map": Figure(value=0.1), "knn_map": Figure(value=0.2)})
-    assert headline_figure([knn]) == "knn_map"
+    knn = EncoderResult(name="a", metrics={"qbe_map": Metric(value=0.1), "knn_map": Metric(value=0.2)})
+    assert headline_metric([knn]) == "knn_map"
 
 
 def test_curves_share_a_panel_by_quantity_and_leave_out_what_is_not_finite() -> None:
@@ -206,7 +206,7 @@ def test_stages_of_one_kind_share_a_panel_and_a_repeated_step_counts_once() -> N
 
 def test_what_is_true_of_all_encoders_is_said_once() -> None:
     said = ("14 epochs; chance 0.058", "10 epochs; chance 0.058")
-    encoders = [EncoderResult(name=name, figures={}, description=text) for name, text in zip("ab", said, strict=True)]
+    encoders = [EncoderResult(name=name, metrics={}, description=text) for name, text in zip("ab", said, strict=True)]
     assert encoder_notes(encoders) == {"a": ["14 epochs"], "b": ["10 epochs"], "all": ["chance 0.058"]}
     assert encoder_notes(encoders[:1]) == {"a": ["14 epochs", "chance 0.058"]}
     assert encoder_notes([]) == {}

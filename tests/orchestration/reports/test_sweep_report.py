@@ -10,14 +10,14 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.results import SweepResults
 from sepscene.orchestration.reports.sweep_report import heat_map, ranked, sweep_answer, sweep_table, write_sweep_report
 from tests.orchestration.reports.pages import Tables
-from tests.orchestration.samples import figure, sample_sweep, write_sample_sweep
+from tests.orchestration.samples import metric, sample_sweep, write_sample_sweep
 
 
 def _with_values(values: dict[str, float]) -> SweepResults:
-    """The sample's trials of these names alone, with these figures."""
+    """The sample's trials of these names alone, with these metrics."""
     sweep = sample_sweep()
     trials = [
-        trial.model_copy(update={"figures": {"shallow_map": figure(values[trial.name], 0.001)}})
+        trial.model_copy(update={"metrics": {"shallow_map": metric(values[trial.name], 0.001)}})
         for trial in sweep.trials
         if trial.name in values
     ]
@@ -28,10 +28,10 @@ def test_settings_are_ranked_by_their_mean_over_seeds_with_a_t_interval() -> Non
     values = {"S2-t0.2-s0": 0.30, "S2-t0.2-s1": 0.34, "N-t0.2-s0": 0.33, "N-t0.2-s1": 0.33}
     best, second = ranked(_with_values(values))
     assert best.settings["views.combination"] == ("N",)
-    assert second.figure.value == pytest.approx(0.32, abs=1e-12)
+    assert second.metric.value == pytest.approx(0.32, abs=1e-12)
     half = stats.t.ppf(0.975, 1) * np.std([0.30, 0.34], ddof=1) / np.sqrt(2)
-    assert second.figure.low == pytest.approx(0.32 - half, abs=1e-9)
-    assert second.figure.count == 2
+    assert second.metric.low == pytest.approx(0.32 - half, abs=1e-9)
+    assert second.metric.count == 2
 
 
 def test_what_was_stopped_early_or_failed_is_not_ranked() -> None:
@@ -49,7 +49,7 @@ def test_answer_settles_nothing_that_the_intervals_do_not_settle() -> None:
     level = _with_values({"S2-t0.2-s0": 0.3995, "N-t0.2-s0": 0.40})
     assert "The other one may be as good" in sweep_answer(level, ranked(level))
     nothing = sample_sweep().model_copy(update={"trials": ()})
-    assert sweep_answer(nothing, ranked(nothing)) == "No trial has a figure yet (no trials)."
+    assert sweep_answer(nothing, ranked(nothing)) == "No trial has a metric yet (no trials)."
 
 
 def test_heat_map_is_combination_by_temperature_with_gaps_where_nothing_finished() -> None:
@@ -58,7 +58,7 @@ def test_heat_map_is_combination_by_temperature_with_gaps_where_nothing_finished
     assert (heat.row_field, heat.rows) == ("combination", ("S2", "N", "S2∨N"))
     assert (heat.column_field, heat.columns) == ("τ", ("0.1", "0.2", "0.5"))
     assert heat.means["S2", "0.5"] is None
-    two = [t.figures["shallow_map"].value for t in sample_sweep().trials if t.name.startswith("N-t0.2")]
+    two = [t.metrics["shallow_map"].value for t in sample_sweep().trials if t.name.startswith("N-t0.2")]
     assert heat.means["N", "0.2"] == pytest.approx(np.mean(two), abs=1e-12)
 
 
@@ -78,14 +78,14 @@ def test_every_trial_is_a_row_of_the_live_table_the_page_and_the_markdown(tmp_pa
     assert text.read_text().count("| S2∨N | 0.2 |") == 3  # once ranked, twice as a trial
     assert "worker lost 3 times \\| see its log" in text.read_text()
     for report in (html, text):
-        assert "The best of many trials by its test figure looks better than it is" in report.read_text()
+        assert "The best of many trials by its test metric looks better than it is" in report.read_text()
 
 
 def test_sweep_without_trials_still_reports_and_no_sweep_is_named(tmp_path: Path) -> None:
     with pytest.raises(SepsceneError, match=r"sweep\.json"):
         write_sweep_report(tmp_path)
     sample_sweep().model_copy(update={"trials": ()}).save(tmp_path)
-    assert "No trial has a figure yet" in write_sweep_report(tmp_path)[1].read_text()
+    assert "No trial has a metric yet" in write_sweep_report(tmp_path)[1].read_text()
 
 
 def test_trial_with_other_fields_than_the_sweep_is_refused() -> None:

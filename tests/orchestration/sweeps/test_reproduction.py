@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from sepscene.orchestration.presets import SCALES, named_experiment
-from sepscene.orchestration.records.results import EncoderResult, Figure, LedgerResult, RunResults
+from sepscene.orchestration.records.results import EncoderResult, LedgerResult, Metric, RunResults
 
 pytestmark = pytest.mark.slow  # imports Ray
 
 
 def results(rows: int = 100, quarantined: dict[str, str] | None = None) -> RunResults:
     """A finished run of Table 2's first row, which judges the untrained encoder as well."""
-    figures = (("mix-mix", 0.3), ("untrained", 0.1))
+    metrics = (("mix-mix", 0.3), ("untrained", 0.1))
     return RunResults(
         run_id="table2-mix-mix,seed=1",
         experiment="table2/mix-mix",
@@ -21,7 +21,7 @@ def results(rows: int = 100, quarantined: dict[str, str] | None = None) -> RunRe
         seed=1,
         started="2026-11-22T17:02:11+00:00",
         seconds=1.0,
-        encoders=tuple(EncoderResult(name=name, figures={"shallow_map": Figure(value=v)}) for name, v in figures),
+        encoders=tuple(EncoderResult(name=name, metrics={"shallow_map": Metric(value=v)}) for name, v in metrics),
         ledger=LedgerResult(rows=rows, consumed=rows, lost=0, twice=0, quarantined=quarantined or {}),
         data={"training clips": "512"},
     )
@@ -55,7 +55,7 @@ def test_what_a_run_leaves_is_a_row_with_its_seed_and_its_floor() -> None:
     from sepscene.orchestration.sweeps.reproduction import _reproduced
 
     run = _reproduced(results(quarantined={"a.wav": "truncated"}))
-    assert (run.row, run.seed, run.figure.value) == ("table2/mix-mix", 1, 0.3)
+    assert (run.row, run.seed, run.metric.value) == ("table2/mix-mix", 1, 0.3)
     assert run.untrained is not None and run.untrained.value == 0.1
     assert run.differs == ("unreadable clips left out: 1",)
     assert run.run_dir == "trials/table2-mix-mix,seed=1"

@@ -1,6 +1,6 @@
 """Trials under Tune: what is over is not run again, what falls behind is stopped, what is spent ends the sweep.
 
-The work of a trial is a script here, which writes validation figures as training does; all around it is real.
+The work of a trial is a script here, which writes validation metrics as training does; all around it is real.
 """
 
 import json
@@ -24,7 +24,7 @@ from sepscene.orchestration.records.checkpoints import (
 )
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import append_metrics
-from sepscene.orchestration.records.results import EncoderResult, Figure, RunResults
+from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults
 from sepscene.orchestration.sweeps.config import make_sweep
 from sepscene.orchestration.sweeps.run_trials import run_trials
 from sepscene.orchestration.sweeps.schedulers import tuning_of
@@ -57,7 +57,7 @@ def scripted(run_dir: Path, experiment: Experiment, uri: str, tags: dict[str, st
         metric = experiment.objective.temperature * step
         record = {"step": step, "loss": 1.0, "validation_knn_map": metric}
         append_metrics(run_dir / "metrics.jsonl", "pretrain-mix-chan", [record])
-    encoder = EncoderResult(name="mix-chan", figures={"shallow_map": Figure(value=metric)})
+    encoder = EncoderResult(name="mix-chan", metrics={"shallow_map": Metric(value=metric)})
     results = RunResults(
         run_id=run_dir.name, experiment="x", scale="tiny", seed=0, started="", seconds=1, encoders=(encoder,)
     )
@@ -124,7 +124,7 @@ def test_asha_stops_what_falls_behind_and_remembers_it_from_the_folders(run: Any
     before = starts(tmp_path / "sweep")
     fields["over"] = {"temperature": [0.5, 0.4, 0.3, 0.2, 0.1]}
     again = run(STEP_SECONDS, **fields)
-    assert again["t004-s0"][0] == "stopped early"  # against figures of the first command
+    assert again["t004-s0"][0] == "stopped early"  # against metrics of the first command
     assert starts(tmp_path / "sweep") == {**before, "t004-s0": ["0"]}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sepscene.orchestration.records.results import EncoderResult, Figure, RunResults
+from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults
 from sepscene.orchestration.sweeps.trial_plan import Trial
 
 pytestmark = pytest.mark.slow  # imports Ray and MLflow
@@ -21,7 +21,7 @@ RESULTS = RunResults(
     seed=0,
     started="",
     seconds=1.0,
-    encoders=(EncoderResult(name="mix-chan", figures={"shallow_map": Figure(value=0.3125)}),),
+    encoders=(EncoderResult(name="mix-chan", metrics={"shallow_map": Metric(value=0.3125)}),),
 )
 
 

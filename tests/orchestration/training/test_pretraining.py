@@ -53,8 +53,8 @@ def trained(one: Pretrainer, batches: Iterable[Batch], *hooks: Hook) -> Recorder
 
 
 def consumed(one: Pretrainer, rows: Batch) -> dict[str, float]:
-    """The figures of one step."""
-    return trained(one, [rows]).steps[0].figures
+    """The metrics of one step."""
+    return trained(one, [rows]).steps[0].metrics
 
 
 def batch(step: int, rows: int = 8, spoiled: tuple[int, ...] = ()) -> Batch:
@@ -94,7 +94,7 @@ def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, t
     before = weights(one)
     poison(one)
     (step,) = trained(one, [batch(1)], hook).steps
-    assert step.figures["bad"] == 1 and step.figures["rows"] == 16
+    assert step.metrics["bad"] == 1 and step.metrics["rows"] == 16
     assert all(torch.equal(now, then) for now, then in zip(weights(one), before, strict=True))
     assert json.loads(folder.bad_rows.read_text()) == [list(range(8, 16))]
     assert step.events == ["step 2 is skipped: 8 rows from 8 on"] and not step.fatal
@@ -144,8 +144,8 @@ def test_a_batch_without_a_usable_row_changes_no_weight(nano: Experiment) -> Non
     one = worker(nano)
     trained(one, [batch(0)])
     before = weights(one)
-    figures = consumed(one, batch(1, spoiled=tuple(range(8))))
-    assert figures["rows"] == 16 and "loss" not in figures
+    metrics = consumed(one, batch(1, spoiled=tuple(range(8))))
+    assert metrics["rows"] == 16 and "loss" not in metrics
     assert all(torch.equal(now, then) for now, then in zip(weights(one), before, strict=True))
     assert consumed(one, batch(2, spoiled=tuple(range(7))))["pairs"] == 1
 
@@ -174,11 +174,11 @@ def test_microbatches_give_the_losses_of_the_whole_batch(nano: Experiment) -> No
         one.objective.eval()  # BatchNorm's statistics are a microbatch's: fix them to compare
     for step in range(2):
         rows = batch(step, spoiled=(0, 3))
-        expected, figures = consumed(whole, rows), consumed(small, rows)
+        expected, metrics = consumed(whole, rows), consumed(small, rows)
         for name in ("loss", "similarity", "coincidence"):
-            assert figures[name] == pytest.approx(expected[name], rel=1e-5), name
-        assert figures["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=2e-4)  # sums of float32
-        assert figures["pairs"] == 6
+            assert metrics[name] == pytest.approx(expected[name], rel=1e-5), name
+        assert metrics["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=2e-4)  # sums of float32
+        assert metrics["pairs"] == 6
 
 
 def test_each_task_may_have_rows_of_its_own(nano: Experiment) -> None:
@@ -191,15 +191,15 @@ def test_each_task_may_have_rows_of_its_own(nano: Experiment) -> None:
     assert torch.equal(shared[0][[0, 1, 3, 5]], view_1) and torch.equal(shared[1][[2, 4, 6]], own_2)
     for alone in (one, small):
         alone.objective.eval()
-    figures, chunked = consumed(one, rows), consumed(small, rows)
-    assert figures["pairs"] == 4 and figures["coincidence_pairs"] == 3
-    assert chunked["loss"] == pytest.approx(figures["loss"], rel=1e-5)
+    metrics, chunked = consumed(one, rows), consumed(small, rows)
+    assert metrics["pairs"] == 4 and metrics["coincidence_pairs"] == 3
+    assert chunked["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
 
 
 def test_health_is_looked_at_every_few_steps_and_a_collapse_reported_once(nano: Experiment) -> None:
     one = worker(nano)
     hook = Diagnostics(lambda: one.result, one.objective.coincidence)
-    records = [step.figures for step in trained(one, map(batch, range(REPORT_EVERY_STEPS)), hook).steps]
+    records = [step.metrics for step in trained(one, map(batch, range(REPORT_EVERY_STEPS)), hook).steps]
     assert ["effective_rank" in record for record in records] == [False] * (REPORT_EVERY_STEPS - 1) + [True]
     assert records[-1].keys() >= {"alignment", "uniformity", "positive_similarity", "coincidence_auc"}
     one = worker(nano.changed({"training.epochs": 40, "training.learning_rate": 1e-9}))
@@ -213,8 +213,8 @@ def test_health_is_looked_at_every_few_steps_and_a_collapse_reported_once(nano: 
 def test_a_filler_carries_nothing(nano: Experiment) -> None:
     rows = batch(0)
     rows["row"][5:] = FILLER
-    figures = consumed(worker(nano), rows)
-    assert figures["pairs"] == 5 and figures["rows"] == 5
+    metrics = consumed(worker(nano), rows)
+    assert metrics["pairs"] == 5 and metrics["rows"] == 5
 
 
 def test_every_worker_starts_from_the_same_weights(nano: Experiment) -> None:

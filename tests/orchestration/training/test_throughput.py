@@ -1,4 +1,4 @@
-"""The balance of the stream: figures from known costs, and the advice that follows from them."""
+"""The balance of the stream: metrics from known costs, and the advice that follows from them."""
 
 import time
 
@@ -50,16 +50,16 @@ def batch(rows: int, made_seconds_ago: float = 0.0) -> dict[str, np.ndarray]:
 
 
 def told(settings: Experiment, seconds: float, rows: int) -> dict[str, float]:
-    """Figures of one trainer that took so many rows in so many seconds."""
+    """Metrics of one trainer that took so many rows in so many seconds."""
     balance = StreamBalance(settings, torch.device("cpu"))
     balance.before_step(batch(rows, made_seconds_ago=0.5), waited_seconds=0.25 * seconds)
     balance.begin -= seconds
-    return balance.figures()
+    return balance.metrics()
 
 
-def test_figures_follow_from_what_rows_bring() -> None:
+def test_metrics_follow_from_what_rows_bring() -> None:
     one = experiment(**{"resources.trainers": 1})
-    figures = told(one, seconds=4.0, rows=80)
+    metrics = told(one, seconds=4.0, rows=80)
     expected = {
         "balance_seconds": 4,
         "rows_per_second": 20,
@@ -75,8 +75,8 @@ def test_figures_follow_from_what_rows_bring() -> None:
         "trainers/rows_per_second": 20,
         "views/silent_share": 1 / 8,
     }
-    assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=0.02)
-    assert not any(name.startswith("store/") for name in figures)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=0.02)
+    assert not any(name.startswith("store/") for name in metrics)
 
 
 def test_fillers_and_unusable_rows_are_no_work() -> None:
@@ -85,10 +85,10 @@ def test_fillers_and_unusable_rows_are_no_work() -> None:
     some["row"][6:], some["fault"][:2] = FILLER, "torn"
     balance.before_step(some, waited_seconds=0.0)
     balance.begin -= 1.0
-    figures = balance.figures()
-    assert figures["rows_per_second"] == pytest.approx(6, rel=0.02)
-    assert figures["separation/rows_per_second"] == pytest.approx(2, rel=0.02)  # rows 3 and 5
-    assert figures["views/silent_share"] == 0
+    metrics = balance.metrics()
+    assert metrics["rows_per_second"] == pytest.approx(6, rel=0.02)
+    assert metrics["separation/rows_per_second"] == pytest.approx(2, rel=0.02)  # rows 3 and 5
+    assert metrics["views/silent_share"] == 0
 
 
 def test_a_silent_channel_of_either_view_counts() -> None:
@@ -100,9 +100,9 @@ def test_a_silent_channel_of_either_view_counts() -> None:
 
 def test_an_elastic_pool_is_as_busy_as_the_actors_that_it_has() -> None:
     elastic = {"resources.trainers": 1, "resources.separation_actors": 8, "resources.separation_actors_min": 1}
-    figures = told(experiment(**elastic), seconds=4.0, rows=80)
-    assert figures["separation/actors"] == 3
-    assert figures["separation/busy"] == pytest.approx(80 * 1e-2 / 4 / 3, rel=0.02)
+    metrics = told(experiment(**elastic), seconds=4.0, rows=80)
+    assert metrics["separation/actors"] == 3
+    assert metrics["separation/busy"] == pytest.approx(80 * 1e-2 / 4 / 3, rel=0.02)
     stuck = measured(0.3, 0.99).model_copy(update={"actors": 1.0})
     said = bottleneck(stuck, experiment(**GPUS | elastic))
     assert "1 actors 99% busy" in said and "resources.separation_actors_min" in said
@@ -116,7 +116,7 @@ def test_the_advice_comes_while_it_runs_and_when_it_changes() -> None:
         busy = batch(80) | {"separation_seconds": np.full(80, separating * 4.0 * 2 / 80)}
         balance.before_step(busy, waited_seconds=4.0 * waiting)
         balance.begin -= 4.0
-        balance.figures()
+        balance.metrics()
         return balance.advice()
 
     starts = [report(0.99, 0.1)]
@@ -130,9 +130,9 @@ def test_the_advice_comes_while_it_runs_and_when_it_changes() -> None:
 
 def test_a_line_says_the_balance_of_every_stage() -> None:
     assert balance_line({"stage": "separator", "step": 5}) == ""
-    figures = told(experiment(**{"resources.trainers": 1}), seconds=4.0, rows=80)
+    metrics = told(experiment(**{"resources.trainers": 1}), seconds=4.0, rows=80)
     exact = {"readers/queue_blocks": 0.1, "separation/queue_blocks": 1.2}
-    line = balance_line({name: float(f"{value:.2g}") for name, value in figures.items()} | exact)
+    line = balance_line({name: float(f"{value:.2g}") for name, value in metrics.items()} | exact)
     assert line == (
         "readers 20 rows/s, 2% busy, 0.1 blocks wait, 20 kB/s; "
         "separation 10 rows/s, 10% busy, 1.2 blocks wait, 4 kB/s; "
@@ -142,10 +142,10 @@ def test_a_line_says_the_balance_of_every_stage() -> None:
 
 def test_with_a_filled_store_the_readers_do_it_all() -> None:
     filled = experiment(**{"resources.trainers": 1, "store.mode": "prefill"})
-    figures = told(filled, seconds=4.0, rows=80)
-    assert figures["readers/busy"] == pytest.approx(80 * 1.1e-2 / 4, rel=0.02)
-    assert "separation/busy" not in figures
-    assert [figures[f"store/{name}"] for name in STORE_COUNTS] == [40, 40, 1, 7]
+    metrics = told(filled, seconds=4.0, rows=80)
+    assert metrics["readers/busy"] == pytest.approx(80 * 1.1e-2 / 4, rel=0.02)
+    assert "separation/busy" not in metrics
+    assert [metrics[f"store/{name}"] for name in STORE_COUNTS] == [40, 40, 1, 7]
 
 
 def test_the_first_record_holds_the_start_and_is_left_out() -> None:

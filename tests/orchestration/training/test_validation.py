@@ -1,4 +1,4 @@
-"""Validation while training goes on: whose clips, which figure, where it lands, what is kept."""
+"""Validation while training goes on: whose clips, which metric, where it lands, what is kept."""
 
 import json
 from pathlib import Path
@@ -24,9 +24,9 @@ from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.placement import check_placement, demands, phases
 from sepscene.orchestration.training.builders import encoder_of
 from sepscene.orchestration.training.validation import (
-    FIGURE,
+    METRIC,
     HandOver,
-    best_figure,
+    best_metric,
     choose_probe,
     keep_best,
     probe,
@@ -65,10 +65,10 @@ def test_validation_without_labels_that_tell_anything_is_refused(labels: list[tu
 def test_records_are_moved_to_the_metrics_file_once_and_hide_no_step(tmp_path: Path) -> None:
     path, folder = tmp_path / "metrics.jsonl", StageFolder(tmp_path, STAGE).validations
     for step in (20, 100):
-        write_whole(folder / f"step-{step:08d}.json", json.dumps({"step": step, FIGURE: step / 200}))
+        write_whole(folder / f"step-{step:08d}.json", json.dumps({"step": step, METRIC: step / 200}))
     for _ in range(2):
         collect_validations(path, STAGE)
-    assert [(record["step"], record[FIGURE]) for record in read_metrics(tmp_path)] == [(20, 0.1), (100, 0.5)]
+    assert [(record["step"], record[METRIC]) for record in read_metrics(tmp_path)] == [(20, 0.1), (100, 0.5)]
     recover_metrics(path, STAGE, [{"step": 20, "rows": 320, "loss": 1.0}])
     assert read_metrics(tmp_path)[-1]["loss"] == 1.0
     append_metrics(path, "other", [])
@@ -99,13 +99,13 @@ def test_an_encoder_that_is_not_finite_is_told_and_not_handed_over(nano: Experim
 
 def test_the_best_is_replaced_whole(nano: Experiment, tmp_path: Path) -> None:
     best = StageFolder(tmp_path, STAGE).best
-    assert best_figure(best) == -np.inf
+    assert best_metric(best) == -np.inf
     bundles = {}
     for step, value in ((2, 0.25), (4, 0.5), (6, 0.4)):
         bundles[step] = encoder_of(nano.changed({"seed": step}), None)
         save_encoder(bundles[step], tmp_path / str(step), {"steps": step})
         keep_best(best, tmp_path / str(step), step, value)
-        assert best_figure(best) == (0.5 if step == 6 else value)
+        assert best_metric(best) == (0.5 if step == 6 else value)
     assert sorted(folder.name for folder in best.parent.iterdir()) == ["best"]
     wave_BT = torch.randn(2, 32_000)
     with torch.inference_mode():
@@ -144,15 +144,15 @@ def test_a_run_is_validated_on_its_way_and_at_its_end(
         {"training.validation_every_steps": 4, "training.validation_clips": 16, "training.epochs": 9}
     )
     newest = pretrain(experiment, train_clips, ladder, tmp_path, STAGE)
-    records = [record for record in read_metrics(tmp_path) if FIGURE in record]
+    records = [record for record in read_metrics(tmp_path) if METRIC in record]
     assert [record["step"] for record in records] == [4, 8, 12, 14]  # 14 is the last one
-    assert all(record["stage"] == STAGE and 0 <= float(record[FIGURE]) <= 1 for record in records)
+    assert all(record["stage"] == STAGE and 0 <= float(record[METRIC]) <= 1 for record in records)
     state = read_checkpoint(newest)
     assert state.step == 14 and read_ledger(newest).remaining() == []
     clips = choose_probe(train_clips, 16)
     by_hand = probe(encoder_of(experiment, state), clips, experiment)
-    assert records[-1][FIGURE] == pytest.approx(by_hand, abs=1e-6)
+    assert records[-1][METRIC] == pytest.approx(by_hand, abs=1e-6)
     best = StageFolder(tmp_path, STAGE).best
-    assert best_figure(best) == max(float(record[FIGURE]) for record in records)
-    assert probe(load_encoder(best), clips, experiment) == pytest.approx(best_figure(best), abs=1e-6)
+    assert best_metric(best) == max(float(record[METRIC]) for record in records)
+    assert probe(load_encoder(best), clips, experiment) == pytest.approx(best_metric(best), abs=1e-6)
     assert [record["step"] for record in read_metrics(tmp_path) if "loss" in record] == list(range(1, 15))

@@ -108,7 +108,7 @@ def test_lwlrap_is_the_slow_loop_and_scikit_learns(ties: bool) -> None:
     assert found.value == pytest.approx(slow_lwlrap(scores, targets), rel=1e-12)
     weighted = label_ranking_average_precision_score(targets, scores, sample_weight=targets.sum(axis=1))
     assert found.value == pytest.approx(weighted, rel=1e-12)
-    # The value is the per-class figures weighted by how often each class occurs.
+    # The value is the per-class metrics weighted by how often each class occurs.
     assert found.value == pytest.approx(np.average(found.per_class, weights=targets.sum(axis=0)), rel=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Figures of resamples: all at once from weights must equal drawing the clips and counting by hand."""
+"""Metrics of resamples: all at once from weights must equal drawing the clips and counting by hand."""
 
 from collections.abc import Callable
 
@@ -47,12 +47,12 @@ def slow_area(score: np.ndarray, target: np.ndarray, weight: np.ndarray) -> floa
     return float((pairs * (0.5 + 0.5 * np.sign(apart))).sum() / pairs.sum())
 
 
-def slow_mean(figures: np.ndarray, share: np.ndarray, few: list[int]) -> float:
+def slow_mean(metrics: np.ndarray, share: np.ndarray, few: list[int]) -> float:
     """Mean over classes: those of few positives count as often as theirs are drawn, together as much as they are."""
-    weights = np.ones(len(figures))
+    weights = np.ones(len(metrics))
     if few and share[few].any():
         weights[few] = len(few) * share[few] / share[few].sum()
-    return float(np.mean(weights * figures))
+    return float(np.mean(weights * metrics))
 
 
 def test_resamples_hold_as_many_clips_as_there_are() -> None:
@@ -89,7 +89,7 @@ def test_d_prime_and_lwlrap_are_those_of_the_drawn_clips(ties: bool) -> None:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_every_clip_once_is_the_figure_itself(ties: bool) -> None:
+def test_every_clip_once_is_the_metric_itself(ties: bool) -> None:
     scores, targets = scored(ties)
     once = np.ones((50, 200), dtype=np.float32)  # more than fit one block
     found = resampled_scores(scores, targets, once)
@@ -102,7 +102,7 @@ def test_every_clip_once_is_the_figure_itself(ties: bool) -> None:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_a_lost_class_keeps_its_figure_and_rare_ones_stand_for_each_other_as_in_the_slow_loop(ties: bool) -> None:
+def test_a_lost_class_keeps_its_metric_and_rare_ones_stand_for_each_other_as_in_the_slow_loop(ties: bool) -> None:
     scores, targets = rare(ties)
     weights = resample(50, 60)
     found = resampled_scores(scores, targets, weights)
@@ -155,9 +155,9 @@ def test_a_lost_class_stands_still() -> None:
     lost = weights[targets[:, 3]][0] == 0
     assert 0.25 < lost.mean() < 0.5  # 1/e
     alone = resampled_scores(scores[:, 3:4], targets[:, 3:4], weights)
-    figures = (mean_average_precision, d_prime)
-    for figure, found in zip(figures, (alone.map_R, alone.d_prime_R), strict=True):
-        np.testing.assert_allclose(found[lost], figure(scores[:, 3:4], targets[:, 3:4]).value, rtol=1e-6)
+    metrics = (mean_average_precision, d_prime)
+    for metric, found in zip(metrics, (alone.map_R, alone.d_prime_R), strict=True):
+        np.testing.assert_allclose(found[lost], metric(scores[:, 3:4], targets[:, 3:4]).value, rtol=1e-6)
     # Its labels weigh by clips, so that without any there is nothing to weigh.
     np.testing.assert_array_equal(np.isnan(alone.lwlrap_R), lost)
 
@@ -173,15 +173,15 @@ def test_many_classes_of_one_clip_leave_the_estimate_inside_its_interval(strengt
         scores = draw.standard_normal(targets.shape) + targets * np.repeat([3.0, strength], 8)
         found, weights = resampled_scores(scores, targets, resample(200, 150, seed)), resample(200, 150, seed)
         by_example = query_by_example(scores, targets, clips=20).average_precision.value
-        by_figure = {
+        by_metric = {
             mean_average_precision(scores, targets).value: found.map_R,
             d_prime(scores, targets).value: found.d_prime_R,
             by_example: resampled_retrieval(scores, targets, weights, clips=20),
         }
-        for value, replicates in by_figure.items():
+        for value, replicates in by_metric.items():
             low, high = np.quantile(replicates, [0.025, 0.975])
             assert low < value < high
-        bias.append([replicates.mean() - value for value, replicates in by_figure.items()])
+        bias.append([replicates.mean() - value for value, replicates in by_metric.items()])
     assert (np.abs(np.mean(bias, axis=0)) < [0.015, 0.1, 0.015]).all()
 
 
@@ -192,9 +192,9 @@ def test_no_resamples_and_nothing_defined() -> None:
     np.testing.assert_array_equal(mean_where_defined(np.array([[1.0, np.nan], [3.0, np.nan]])), [2.0, np.nan])
 
 
-def spread(figure: Callable[[np.ndarray, np.ndarray], float], trials: int = 60) -> tuple[float, float]:
-    """Mean and deviation of a figure over fresh test sets."""
-    values = [figure(*scored(clips=120, seed=seed)) for seed in range(trials)]
+def spread(metric: Callable[[np.ndarray, np.ndarray], float], trials: int = 60) -> tuple[float, float]:
+    """Mean and deviation of a metric over fresh test sets."""
+    values = [metric(*scored(clips=120, seed=seed)) for seed in range(trials)]
     return float(np.mean(values)), float(np.std(values))
 
 

@@ -1,4 +1,4 @@
-"""One entry for all figures: by split, by folds, with notes instead of silent gaps."""
+"""One entry for all metrics: by split, by folds, with notes instead of silent gaps."""
 
 from collections.abc import Iterator
 
@@ -35,18 +35,18 @@ def scored(settings: ScoringSettings = SETTINGS, single: bool = False) -> Scores
     return score_embeddings(*embedded(120, 0, single), *embedded(60, 1, single), ["a", "b", "c", "d"], settings)
 
 
-def test_every_figure_has_an_interval_around_it() -> None:
+def test_every_metric_has_an_interval_around_it() -> None:
     found = scored()
-    assert set(found.figures) == MAPS | {"d_prime", "lwlrap"}
-    for name, interval in found.figures.items():
+    assert set(found.metrics) == MAPS | {"d_prime", "lwlrap"}
+    for name, interval in found.metrics.items():
         assert interval.low is not None and interval.high is not None
         assert interval.low < interval.value < interval.high, name
         assert interval.count == 60 and found.replicates[name].shape == (50,)
     evidence = found.evidence
     shallow = mean_average_precision(evidence.scores["shallow"], evidence.targets_BK)
-    assert found.figures["shallow_map"].value == shallow.value
+    assert found.metrics["shallow_map"].value == shallow.value
     by_example = query_by_example(evidence.h_BD, evidence.targets_BK, clips=8, seed=0)
-    assert found.figures["qbe_map"].value == by_example.average_precision.value
+    assert found.metrics["qbe_map"].value == by_example.average_precision.value
     assert any("random embeddings would reach" in note for note in found.notes)
 
 
@@ -54,26 +54,26 @@ def test_the_table_of_classes() -> None:
     found = scored()
     assert [row.name for row in found.per_class] == ["a", "b", "c", "d"]
     assert [row.positives for row in found.per_class] == found.evidence.targets_BK.sum(axis=0).tolist()
-    for figure in MAPS:
-        mean = np.mean([row.figures[figure] for row in found.per_class])
-        assert mean == pytest.approx(found.figures[figure].value)
+    for metric in MAPS:
+        mean = np.mean([row.metrics[metric] for row in found.per_class])
+        assert mean == pytest.approx(found.metrics[metric].value)
 
 
 def test_the_same_input_gives_the_same_judgement() -> None:
     first, again = scored(), scored()
-    assert first.figures == again.figures and first.per_class == again.per_class
-    assert measure(first.evidence).figures == first.figures
+    assert first.metrics == again.metrics and first.per_class == again.per_class
+    assert measure(first.evidence).metrics == first.metrics
     without = scored(SETTINGS.model_copy(update={"bootstrap": 0}))
-    assert without.figures["shallow_map"].low is None
-    assert without.figures["shallow_map"].value == first.figures["shallow_map"].value
+    assert without.metrics["shallow_map"].low is None
+    assert without.metrics["shallow_map"].value == first.metrics["shallow_map"].value
 
 
 def test_accuracy_where_each_clip_has_one_label() -> None:
     found = scored(single=True)
     evidence = found.evidence
     right = evidence.scores["shallow"].argmax(axis=1) == evidence.targets_BK.argmax(axis=1)
-    assert found.figures["accuracy"].value == right.mean()
-    assert "accuracy" not in scored().figures
+    assert found.metrics["accuracy"].value == right.mean()
+    assert "accuracy" not in scored().metrics
 
 
 def test_gaps_are_noted_not_filled() -> None:
@@ -82,11 +82,11 @@ def test_gaps_are_noted_not_filled() -> None:
     test_targets[1:, 0] = False
     test_targets[0, 0] = True  # a single positive in all: no pair to query by
     found = score_embeddings(train_h, train_targets, test_h, test_targets, ["a", "b", "c", "d"], SETTINGS)
-    assert "qbe_map" not in found.figures and "shallow_map" in found.figures
+    assert "qbe_map" not in found.metrics and "shallow_map" in found.metrics
     assert any("no class has a defined query by example" in note for note in found.notes)
     assert "left out, no positive test clip: b, c, d" in found.notes
-    assert found.per_class[1].figures == {} and found.per_class[1].positives == 0
-    assert "50 resamples" in found.figures["shallow_map"].method  # in all of them its one class has a figure
+    assert found.per_class[1].metrics == {} and found.per_class[1].positives == 0
+    assert "50 resamples" in found.metrics["shallow_map"].method  # in all of them its one class has a metric
     assert "fewer than 3 positive test clips, their spread is a guess: a" in found.notes
     assert not any("spread" in note for note in scored().notes)
 
@@ -99,8 +99,8 @@ def test_cross_validation_is_each_fold_by_itself() -> None:
     for fold in ("1", "2", "3"):
         test = folds == fold
         alone.append(score_embeddings(h[~test], targets[~test], h[test], targets[test], None, SETTINGS))
-    for name, interval in found.figures.items():
-        assert interval.value == pytest.approx(np.mean([part.figures[name].value for part in alone]))
+    for name, interval in found.metrics.items():
+        assert interval.value == pytest.approx(np.mean([part.metrics[name].value for part in alone]))
         assert interval.low is not None and interval.low < interval.value and interval.count == 90
     np.testing.assert_array_equal(found.evidence.scores["knn"][folds == "2"], alone[1].evidence.scores["knn"])
     assert sum(row.positives for row in found.per_class) == 90

@@ -45,7 +45,7 @@ def test_two_seeds_without_spread_prove_nothing() -> None:
     assert paired_t([0.1, 0.2], [0.2, 0.31]).p == pytest.approx(stats.ttest_rel([0.2, 0.31], [0.1, 0.2]).pvalue)
 
 
-def test_figures_over_seeds_must_be_numbers() -> None:
+def test_metrics_over_seeds_must_be_numbers() -> None:
     for bad in ([], [0.1, float("nan")], [float("inf")]):
         with pytest.raises(EvaluationError, match="finite"):
             t_interval(bad)

@@ -1,4 +1,4 @@
-"""The figures by which a run is watched, against closed forms and scikit-learn."""
+"""The metrics by which a run is watched, against closed forms and scikit-learn."""
 
 from math import exp, log
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sepscene.models.encoders.heads import CoincidenceHead
 from sepscene.tasks.losses.diagnostics import (
-    coincidence_figures,
+    coincidence_metrics,
     collapse_warning,
     effective_rank,
-    similarity_figures,
+    similarity_metrics,
     watch,
 )
 from sepscene.tasks.losses.joint import JointLoss
@@ -23,32 +23,32 @@ def step(h_1: Tensor, h_2: Tensor) -> JointLoss:
 
 
 def test_similarity_of_orthogonal_pairs() -> None:
-    figures = similarity_figures(torch.eye(6), torch.eye(6))
+    metrics = similarity_metrics(torch.eye(6), torch.eye(6))
     expected = {"alignment": 0, "uniformity": -4, "positive_similarity": 1, "negative_similarity": 0}
-    assert figures == pytest.approx(expected, abs=1e-6)
+    assert metrics == pytest.approx(expected, abs=1e-6)
 
 
 def test_uniformity_is_the_mean_kernel_of_wang_and_isola() -> None:
     torch.manual_seed(0)
     unit = torch.nn.functional.normalize(torch.randn(7, 3, dtype=torch.float64), dim=1)
     kernel = [exp(-2 * float((unit[i] - unit[j]).square().sum())) for i in range(7) for j in range(7) if i != j]
-    assert similarity_figures(unit, unit)["uniformity"] == pytest.approx(log(sum(kernel) / len(kernel)), rel=1e-10)
-    assert similarity_figures(unit, -unit)["alignment"] == pytest.approx(4, rel=1e-10)
+    assert similarity_metrics(unit, unit)["uniformity"] == pytest.approx(log(sum(kernel) / len(kernel)), rel=1e-10)
+    assert similarity_metrics(unit, -unit)["alignment"] == pytest.approx(4, rel=1e-10)
 
 
-def test_coincidence_figures_equal_scikit_learn() -> None:
+def test_coincidence_metrics_equal_scikit_learn() -> None:
     torch.manual_seed(0)
     head, h_m, h_c = CoincidenceHead(4, 9), torch.randn(8, 4), torch.randn(8, 4)
     with torch.no_grad():
         logits = torch.stack([head(h_m[i : i + 1].expand(8, -1), h_c) for i in range(8)])
-        figures = coincidence_figures(head, h_m, h_c)
+        metrics = coincidence_metrics(head, h_m, h_c)
     same = torch.eye(8, dtype=torch.bool)
-    assert figures["coincidence_auc"] == pytest.approx(roc_auc_score(same.flatten(), logits.flatten()), abs=1e-9)
+    assert metrics["coincidence_auc"] == pytest.approx(roc_auc_score(same.flatten(), logits.flatten()), abs=1e-9)
     right = ((logits[same] > 0).double().mean() + (logits[~same] <= 0).double().mean()) / 2
-    assert figures["coincidence_accuracy"] == pytest.approx(float(right), abs=1e-9)
+    assert metrics["coincidence_accuracy"] == pytest.approx(float(right), abs=1e-9)
     torch.nn.init.zeros_(head.last.weight)
     with torch.no_grad():
-        assert coincidence_figures(head, h_m, h_c)["coincidence_auc"] == 0.5
+        assert coincidence_metrics(head, h_m, h_c)["coincidence_auc"] == 0.5
 
 
 def test_effective_rank_closed_forms() -> None:

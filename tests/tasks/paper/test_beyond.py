@@ -8,8 +8,8 @@ from sepscene.tasks.paper.beyond import BEYOND, beyond_results
 
 def test_gain_is_paired_over_shared_seeds_and_rows_not_run_are_left_out() -> None:
     row = BEYOND[0]
-    figures = {row.name: {0: 0.30, 1: 0.33, 2: 0.31}, row.beside: {0: 0.28, 2: 0.30, 3: 0.9}}
-    (found,) = beyond_results(figures)
+    metrics = {row.name: {0: 0.30, 1: 0.33, 2: 0.31}, row.beside: {0: 0.28, 2: 0.30, 3: 0.9}}
+    (found,) = beyond_results(metrics)
     assert found.row is row and found.ours is not None and found.test is not None
     assert found.ours.value == pytest.approx((0.30 + 0.33 + 0.31) / 3)
     assert found.test.difference.value == pytest.approx(0.015)

@@ -1,4 +1,4 @@
-"""The six claims: what the paper's own figures say, what noise says, and what is said when rows are missing."""
+"""The six claims: what the paper's own numbers say, what noise says, and what is said when rows are missing."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ PAPER = {row.name: row.value for table in PAPER_TABLES.values() for row in table
 
 
 def runs(changes: dict[str, float] | None = None, seeds: int = 4, noise: float = 1e-4) -> dict[str, dict[int, float]]:
-    """The paper's figures as if they were ours, with a little noise between seeds."""
+    """The paper's numbers as if they were ours, with a little noise between seeds."""
     draw = np.random.default_rng(0)
     values = {**PAPER, **(changes or {})}
     return {
@@ -26,7 +26,7 @@ def test_the_papers_tables() -> None:
     assert PAPER["table4/S2+F+N/simclr-cp"] == 0.310 and PAPER["table2/mix-mix"] == 0.248
     assert len(PAPER) == 24
     for one, other in SAME_EXPERIMENT.items():
-        assert PAPER[one] == PAPER[other]  # the paper gives both tables the same figure
+        assert PAPER[one] == PAPER[other]  # the paper gives both tables the same metric
 
 
 def test_there_are_six_claims_over_known_rows() -> None:
@@ -34,7 +34,7 @@ def test_there_are_six_claims_over_known_rows() -> None:
     assert {row for claim in CLAIMS for c in claim.contrasts for row in (c.better, c.worse)} <= PAPER.keys()
 
 
-def test_the_papers_own_figures_support_all_six() -> None:
+def test_the_papers_own_metrics_support_all_six() -> None:
     results = decide_claims(runs())
     assert by_number(results) == ["supported"] * 6
     first = results[0].contrasts[0]
@@ -72,20 +72,20 @@ def test_noise_leaves_all_undecided() -> None:
 
 def test_only_contrasts_that_were_run_count_against_a_contradiction() -> None:
     """One-sided p = 0.017 against one of the two rows that were run; beside five more it is too little."""
-    figures = runs(noise=1e-5)
+    metrics = runs(noise=1e-5)
     best, rival = "table4/S2+N/simclr", "table4/F/simclr"
     draw = np.array([-0.010, -0.004, -0.013, -0.005])  # paired t over four seeds
-    figures[rival] = {seed: figures[best][seed] - draw[seed] for seed in range(4)}
-    assert decide_claims(figures)[3].verdict == "undecided"
+    metrics[rival] = {seed: metrics[best][seed] - draw[seed] for seed in range(4)}
+    assert decide_claims(metrics)[3].verdict == "undecided"
     for row in ("S2", "S1", "S2+F", "S2+F+N"):
-        del figures[f"table4/{row}/simclr"]
-    assert decide_claims(figures)[3].verdict == "contradicted"
+        del metrics[f"table4/{row}/simclr"]
+    assert decide_claims(metrics)[3].verdict == "contradicted"
 
 
 def test_at_least_as_good_has_a_margin() -> None:
     for n, verdict in ((0.276, "supported"), (0.268, "contradicted"), (0.272, "undecided")):
-        figures = runs({"table4/N/simclr": n}, noise=1e-3)
-        assert decide_claims(figures)[2].verdict == verdict, n
+        metrics = runs({"table4/N/simclr": n}, noise=1e-3)
+        assert decide_claims(metrics)[2].verdict == verdict, n
 
 
 def test_the_reason_says_against_what_a_claim_with_a_margin_is_tested() -> None:
@@ -106,38 +106,38 @@ def test_missing_rows_and_single_seeds_leave_it_undecided() -> None:
     assert nothing[0].reason == "table2/mix-chan was not run and table2/mix-mix+specaug was not run"
     one_seed = decide_claims(runs(seeds=1))
     assert set(by_number(one_seed)) == {"undecided"} and "one seed, no test" in one_seed[0].reason
-    figures = runs()
-    del figures["table4/F/simclr-cp"]
-    assert decide_claims(figures)[4].verdict == "undecided"
-    assert decide_claims(figures)[4].reason.endswith("table4/F/simclr-cp was not run")
-    figures["table2/mix-chan"] = {7: 0.3}
-    assert decide_claims(figures)[0].reason == "table2/mix-chan and table2/mix-mix+specaug share no seed"
+    metrics = runs()
+    del metrics["table4/F/simclr-cp"]
+    assert decide_claims(metrics)[4].verdict == "undecided"
+    assert decide_claims(metrics)[4].reason.endswith("table4/F/simclr-cp was not run")
+    metrics["table2/mix-chan"] = {7: 0.3}
+    assert decide_claims(metrics)[0].reason == "table2/mix-chan and table2/mix-mix+specaug share no seed"
 
 
 def test_intervals_cover_the_test_clips_where_runs_say_how_they_matter() -> None:
-    figures, draw = runs(), np.random.default_rng(0)
+    metrics, draw = runs(), np.random.default_rng(0)
     replicates = {
-        row: {seed: draw.normal(value, 0.05, 50) for seed, value in by.items()} for row, by in figures.items()
+        row: {seed: draw.normal(value, 0.05, 50) for seed, value in by.items()} for row, by in metrics.items()
     }
-    sure, unsure = (decide_claims(figures, given)[0] for given in (None, replicates))
+    sure, unsure = (decide_claims(metrics, given)[0] for given in (None, replicates))
     assert (sure.verdict, unsure.verdict) == ("supported", "undecided")
 
 
 def test_one_experiment_under_two_names_serves_both_tables() -> None:
-    figures = runs()
-    twin = figures.pop("table2/mix-chan+specaug")
-    figures["table4/S2/simclr"] = twin
-    results = decide_claims(figures)
+    metrics = runs()
+    twin = metrics.pop("table2/mix-chan+specaug")
+    metrics["table4/S2/simclr"] = twin
+    results = decide_claims(metrics)
     assert results[1].verdict == "supported"
-    rows = {row.paper.name: row.ours for row in table_rows("table2", figures)}
+    rows = {row.paper.name: row.ours for row in table_rows("table2", metrics)}
     ours = rows["table2/mix-chan+specaug"]
     assert ours is not None and ours.value == pytest.approx(np.mean(list(twin.values())))
 
 
 def test_ours_stands_beside_the_papers() -> None:
-    figures = runs(seeds=3)
-    del figures["table2/mix-mix"]
-    rows = table_rows("table2", figures)
+    metrics = runs(seeds=3)
+    del metrics["table2/mix-mix"]
+    rows = table_rows("table2", metrics)
     assert rows[0].ours is None
     assert rows[1].ours is not None and rows[1].ours.count == 3
     assert rows[1].ours.value == pytest.approx(rows[1].paper.value, abs=1e-3)
