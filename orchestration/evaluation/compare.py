@@ -81,7 +81,7 @@ def save_scores(scores: Scores, path: Path) -> Path:
         "settings": np.array(evidence.settings.model_dump_json()),
         "notes": np.array(evidence.notes, dtype=np.str_),
     }
-    arrays |= {f"scores_{name}": scores_BK for name, scores_BK in evidence.scores.items()}
+    arrays |= {f"scores_{name}": scores_PBK for name, scores_PBK in evidence.scores.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
@@ -98,6 +98,8 @@ def load_evidence(path: Path) -> Evidence:
     try:
         with np.load(path, allow_pickle=False) as file:
             scores = {name.removeprefix("scores_"): file[name] for name in file.files if name.startswith("scores_")}
+            if any(scores_PBK.ndim != 3 for scores_PBK in scores.values()):
+                raise ValueError("it holds the scores of one perceptron, by an earlier version")
             return Evidence(
                 clip_ids=file["clip_ids"],
                 classes=tuple(file["classes"].tolist()),

@@ -29,9 +29,10 @@ class EmbedClips:
 
         Returns:
             `position`; `fault`, empty or why the clip cannot be used; `samples` of its sound; `silent`, whether all of
-            them are zero; h:<name> (N, D) float32, zeros on a fault.
+            them are zero; `background` (N, F) and `level` of its log-mel; h:<name> (N, D) float32. Zeros on a fault.
         """
-        from sepscene.tasks.evaluation.embed_sounds import embed_sounds
+        from sepscene.tasks.evaluation.clip_features import clip_features
+        from sepscene.tasks.evaluation.embed_sounds import embed_sounds, logmel_of
 
         count = len(columns["uri"])
         fault_N, sample_N, silent_N = np.array([""] * count, object), np.zeros(count, np.int64), np.zeros(count, bool)
@@ -47,4 +48,9 @@ class EmbedClips:
             h[f"h:{name}"] = np.zeros((count, encoder.embedding_dim), np.float32)
             if waves:
                 h[f"h:{name}"][fault_N == ""] = embed_sounds(encoder, waves, self.device)
+        listener = next(iter(self.encoders.values()))
+        h["background"], h["level"] = np.zeros((count, listener.front_end.config.mel_bands)), np.zeros(count)
+        if waves:
+            features = clip_features([logmel_of(listener, wave_T, self.device) for wave_T in waves])
+            h["background"][fault_N == ""], h["level"][fault_N == ""] = features.background_NF, features.level_N
         return {**h, "position": columns["position"], "fault": fault_N, "samples": sample_N, "silent": silent_N}

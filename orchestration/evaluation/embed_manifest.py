@@ -21,6 +21,7 @@ from sepscene.orchestration.runtime.placement import actor_demand
 from sepscene.orchestration.runtime.streamed import blocks_of
 from sepscene.orchestration.training.stream import finite_retries, separation_pool
 from sepscene.tasks.datasets.readers import Manifest
+from sepscene.tasks.evaluation.clip_features import ClipFeatures
 from sepscene.tasks.evaluation.separation_scores import SeparatorScores, score_separation
 
 logger = logging.getLogger("sepscene")
@@ -35,6 +36,8 @@ class Embeddings:
     h_ND: np.ndarray
     position_N: np.ndarray
     """Which clip of the manifest each row is."""
+    features: ClipFeatures
+    """Background and level of these clips."""
 
 
 def embed_manifests(
@@ -68,47 +71,38 @@ def embed_manifests(
             **actor_demand(resources).ray_options(),
         )
     )
-    h, facts = _by_position(blocks_of(rows), bundles, len(clips), progress)
-    fault_N = facts["fault"]
+    columns = _by_position(blocks_of(rows), len(clips), progress)
+    fault_N = columns["fault"]
     for n in np.flatnonzero(fault_N != ""):
         logger.warning("%s is left out of the evaluation: %s", clips["uri"][n], fault_N[n])
-    _warn_of_sound(facts, experiment.audio)
+    _warn_of_sound(columns, experiment.audio)
     ends = np.cumsum([len(manifest.clips) for manifest in manifests])
     return tuple(
-        _readable(h, fault_N, slice(end - len(manifest.clips), end))
+        _readable(columns, bundles, slice(end - len(manifest.clips), end))
         for manifest, end in zip(manifests, ends, strict=True)
     )
 
 
 def _by_position(
-    blocks: Iterable[dict[str, np.ndarray]], names: Iterable[str], clips: int, progress: Callable[[int], None]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Blocks of `EmbedClips`, as they come, in the order of the clips: h by encoder, (N, D), and the facts, (N,)."""
-    h: dict[str, np.ndarray] = {}
-    facts = {
-        "fault": np.full(clips, "its block was lost", object),
-        "samples": np.zeros(clips, np.int64),
-        "silent": np.zeros(clips, bool),
-    }
+    blocks: Iterable[dict[str, np.ndarray]], clips: int, progress: Callable[[int], None]
+) -> dict[str, np.ndarray]:
+    """The columns of `EmbedClips` in the order of the clips, (N,) or (N, D), from blocks in any order."""
+    columns: dict[str, np.ndarray] = {"fault": np.full(clips, "its block was lost", object)}
     done = 0
     for block in blocks:
-        position = block["position"]
-        for name in names:
-            h_BD = block[f"h:{name}"]
-            if name not in h:
-                h[name] = np.zeros((clips, h_BD.shape[1]), np.float32)
-            h[name][position] = h_BD
-        for name, fact_N in facts.items():
-            fact_N[position] = block[name]
-        done += len(position)
+        for name, values in block.items():
+            if name not in columns:
+                columns[name] = np.zeros((clips, *values.shape[1:]), values.dtype)
+            columns[name][block["position"]] = values
+        done += len(block["position"])
         progress(done)
-    return h, facts
+    return columns
 
 
-def _warn_of_sound(facts: Mapping[str, np.ndarray], audio: AudioFormat) -> None:
+def _warn_of_sound(columns: Mapping[str, np.ndarray], audio: AudioFormat) -> None:
     """Say what a reader of the metrics must know of the clips: silent ones, and ones shorter than the window."""
-    read_N = facts["fault"] == ""
-    silent, short = int(facts["silent"].sum()), int((read_N & (facts["samples"] < audio.samples)).sum())
+    read_N = columns["fault"] == ""
+    silent, short = int(columns["silent"].sum()), int((read_N & (columns["samples"] < audio.samples)).sum())
     if silent:
         logger.warning("%d of %d evaluated clips are silent: every sample is 0", silent, int(read_N.sum()))
     if short:
@@ -116,10 +110,11 @@ def _warn_of_sound(facts: Mapping[str, np.ndarray], audio: AudioFormat) -> None:
         logger.warning(text, short, int(read_N.sum()), audio.clip_seconds)
 
 
-def _readable(h: Mapping[str, np.ndarray], fault_N: np.ndarray, part: slice) -> dict[str, Embeddings]:
-    """The embeddings of one manifest's clips, those that could be read."""
-    readable_N = np.flatnonzero(fault_N[part] == "")
-    return {name: Embeddings(h_ND[part][readable_N], readable_N) for name, h_ND in h.items()}
+def _readable(columns: Mapping[str, np.ndarray], names: Iterable[str], part: slice) -> dict[str, Embeddings]:
+    """The embeddings of one manifest's clips by each encoder, those that could be read."""
+    readable_N = np.flatnonzero(columns["fault"][part] == "")
+    features = ClipFeatures(columns["background"][part][readable_N], columns["level"][part][readable_N])
+    return {name: Embeddings(columns[f"h:{name}"][part][readable_N], readable_N, features) for name in names}
 
 
 def score_separator(folder: str, manifest: Manifest, audio: AudioFormat, mixtures: int) -> SeparatorScores:

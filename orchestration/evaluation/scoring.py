@@ -1,6 +1,7 @@
 """From embeddings and separators to metrics with their intervals: what the evaluation says of one encoder, or of one
 checkpoint of a ladder."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.probes import embedding_map
 from sepscene.tasks.evaluation.resampling import resample
 from sepscene.tasks.evaluation.scores import cross_validate, score_embeddings
+from sepscene.tasks.evaluation.shortcuts import find_shortcuts
 from sepscene.tasks.evaluation.statistics import Interval, bootstrap_interval
 
 _MAP_CLIPS = 400
+FEWEST_CLIPS = 20
+"""From so many clips on it can be said what background and level explain of h."""
 LEAK = (
     "cross-validated over the folds: no probe has seen a label of the fold it is tested on, but separator and "
     "encoder have heard all clips, without labels"
@@ -62,7 +66,20 @@ def score_encoder(
             for row in scores.per_class
         ),
         map_2d=_map_2d(test_h, test),
+        replicates=tuple(np.round(scores.replicates["shallow_map"], 5).tolist()),
+        diagnostics=_diagnostics(train_h, test_h, experiment.data.by_folds),
     )
+
+
+def _diagnostics(train_h: Embeddings, test_h: Embeddings, by_folds: bool) -> dict[str, float]:
+    """How much of h background and level explain; of folds every second clip explains the others."""
+    known, asked = (slice(0, None, 2), slice(1, None, 2)) if by_folds else (slice(None), slice(None))
+    if len(train_h.h_ND[known]) < FEWEST_CLIPS:
+        return {}
+    found = find_shortcuts(
+        train_h.features.of(known), train_h.h_ND[known], test_h.features.of(asked), test_h.h_ND[asked]
+    )
+    return {name: round(value, 4) for name, value in asdict(found).items()}
 
 
 def score_processor(name: str, folder: str, test: Manifest, experiment: Experiment) -> ProcessorResult:

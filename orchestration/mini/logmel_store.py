@@ -25,6 +25,7 @@ from sepscene.models.encoders.frontend import LogMel
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.files import write_whole
 from sepscene.tasks.datasets.readers import Manifest
+from sepscene.tasks.evaluation.clip_features import ClipFeatures, clip_features
 
 NOTE_EVERY = 32
 """Clips between two notes of how far a part of the store is: so many are made again after a cut."""
@@ -43,6 +44,7 @@ class LogMelStore:
         name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / name
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._features: ClipFeatures | None = None
 
     @property
     def frames(self) -> int:
@@ -52,6 +54,12 @@ class LogMelStore:
     def mixtures(self, background: int = 0) -> np.ndarray:
         """Log-mels of the clips, (N, L, F); of their versions with another background."""
         return self._open(f"mixture-{background}")[:, 0]
+
+    def features(self) -> ClipFeatures:
+        """Background and level of the clips; worked out once."""
+        if self._features is None:
+            self._features = clip_features(self.mixtures())
+        return self._features
 
     def channels(self, processor: str, background: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Log-mels (N, S, L, F) and levels in dBFS (N, S) of a processor's channels.

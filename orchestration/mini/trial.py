@@ -4,6 +4,7 @@ Shapes: N clips, D embedding, R resamples of the test clips.
 """
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
@@ -22,11 +23,8 @@ from sepscene.orchestration.records.results import LedgerResult
 from sepscene.tasks.evaluation.metrics import Floats
 from sepscene.tasks.evaluation.probes import knn_probe, linear_probe
 from sepscene.tasks.evaluation.resampling import resample, resampled_scores
-from sepscene.tasks.evaluation.shallow import shallow_classification
+from sepscene.tasks.evaluation.shallow import train_perceptrons
 from sepscene.tasks.evaluation.shortcuts import find_shortcuts
-
-PERCEPTRONS = 5
-"""Perceptrons whose mean is the metric: the seed of a single one moves it by 0.012 [measured]."""
 
 RESAMPLES = 200
 SAME_DIMENSIONS = 128
@@ -87,7 +85,7 @@ def run_trial(
         pca = PCA(SAME_DIMENSIONS, random_state=0).fit(train_h)
         smaller = score(pca.transform(train_h), train, pca.transform(test_h), test, experiment)[0]
         metrics["shallow_map_pca"] = mean(smaller)
-    shortcuts = find_shortcuts(train.mixtures(), train_h, test.mixtures(), test_h)
+    shortcuts = find_shortcuts(train.features(), train_h, test.features(), test_h)
     ledger = trainer.ledger
     return TrialRecord(
         row="untrained" if untrained else experiment.name,
@@ -102,7 +100,7 @@ def run_trial(
         perceptrons=tuple(round(value, 5) for value in values),
         replicates=tuple(np.round(replicates_R, 5).tolist()),
         losses=_rounded(trainer.last_losses()) if trainer.step else {},
-        diagnostics=_rounded({"background": shortcuts.background, "level": shortcuts.level, "rank": shortcuts.rank}),
+        diagnostics=_rounded(asdict(shortcuts)),
         warning=shortcuts.warning,
         ledger=LedgerResult(rows=ledger.rows, consumed=ledger.consumed, lost=ledger.rows - ledger.consumed, twice=0),
     )
@@ -112,17 +110,12 @@ def score(
     train_h: Floats, train: LogMelStore, test_h: Floats, test: LogMelStore, experiment: Experiment
 ) -> tuple[list[float], Floats]:
     """The shallow mAP of each perceptron, and their mean on each resample of the test clips (R,)."""
-    settings, weights = experiment.evaluation.scoring, resample(len(test_h), RESAMPLES)
-    values, replicates = [], []
-    train_targets, test_targets = train.manifest.targets(), test.manifest.targets()
-    for seed in range(PERCEPTRONS):
-        found = shallow_classification(
-            train_h, train_targets, test_h, test_targets, test.manifest.classes,
-            settings.shallow_hidden, settings.shallow_epochs, settings.seed + seed,
-        )  # fmt: skip
-        values.append(found.average_precision.value)
-        replicates.append(resampled_scores(found.scores_BK, test_targets, weights).map_R)
-    return values, np.mean(replicates, axis=0)
+    weights, test_targets = resample(len(test_h), RESAMPLES), test.manifest.targets()
+    found = train_perceptrons(
+        train_h, train.manifest.targets(), test_h, test_targets, test.manifest.classes, experiment.evaluation.scoring
+    )
+    replicates = [resampled_scores(one.scores_BK, test_targets, weights).map_R for one in found]
+    return [one.average_precision.value for one in found], np.mean(replicates, axis=0)
 
 
 def _quick_metrics(train_h: Floats, train: LogMelStore, test_h: Floats, test: LogMelStore) -> dict[str, float]:

@@ -51,6 +51,10 @@ class EncoderResult(Config):
     map_2d: tuple[tuple[float, float, str], ...] = Field(
         (), description="test clips' embeddings in two dimensions: x, y, first label"
     )
+    replicates: tuple[float, ...] = Field((), description="shallow mAP on resampled test clips")
+    diagnostics: dict[str, float] = Field(
+        default_factory=dict, description="background, level: shares of h that they explain; rank: of h"
+    )
 
 
 class ProcessorResult(Config):

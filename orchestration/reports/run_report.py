@@ -16,7 +16,7 @@ from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tables_beside
 from sepscene.orchestration.reports.render import METRIC_NAMES, light_palette, plain, render, with_interval
-from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
+from sepscene.orchestration.reports.reproduction_report import shortcut_sentence, write_reproduction_report
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
 from sepscene.orchestration.terminal import printable
 
@@ -104,6 +104,8 @@ def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
         "notes": encoder_notes(results.encoders),
         "metric_titles": [METRIC_NAMES.get(name, name) for name in metrics],
         "encoder_cells": {e.name: [with_interval(e.metrics.get(name)) for name in metrics] for e in results.encoders},
+        "diagnostics": (known := [(e.name, e.diagnostics) for e in results.encoders if e.diagnostics]),
+        "shortcut": shortcut_sentence([line for line in known if line[0] != "untrained"]),
         "tables": tables_beside(run_rows(results)),
         "classes": classes,
         "drawn_classes": min(len(classes), MOST_CLASSES_DRAWN),

@@ -113,12 +113,15 @@ def _finished(folder: Path) -> list[RunResults]:
 
 
 def _reproduced(results: RunResults) -> ReproducedRun:
+    ours = results.encoders[0]
     unreadable = len(results.ledger.quarantined) if results.ledger else 0
     return ReproducedRun(
         row=results.table_row or results.experiment,
         seed=results.seed,
-        metric=results.encoders[0].metrics["shallow_map"],
+        metric=ours.metrics["shallow_map"],
         untrained=next((e.metrics["shallow_map"] for e in results.encoders if e.name == "untrained"), None),
+        replicates=ours.replicates,
+        diagnostics=ours.diagnostics,
         differs=(f"unreadable clips left out: {unreadable}",) if unreadable else (),
         run_dir=f"trials/{results.run_id}",
     )

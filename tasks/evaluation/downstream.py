@@ -19,7 +19,7 @@ from sepscene.tasks.datasets.downstream import Event, Task
 from sepscene.tasks.evaluation.metrics import Bools, EvaluationError, Floats
 from sepscene.tasks.evaluation.probes import knn_probe, linear_probe
 from sepscene.tasks.evaluation.settings import ScoringSettings
-from sepscene.tasks.evaluation.shallow import shallow_classification
+from sepscene.tasks.evaluation.shallow import train_perceptrons
 
 SEGMENT_SECONDS = 1.0
 
@@ -75,28 +75,28 @@ def _score_part(task: Task, rows: Rows, test_N: Bools, settings: ScoringSettings
     if not test[1].any():
         raise EvaluationError(f"task {task.name}: a test part has no labelled sound; check its splits and labels")
     metrics: dict[str, float] = {}
-    for name, scores_NK in _scores_of_probes(*train, *test, settings).items():
-        metrics[f"{name}_map"] = macro_map(test[1], scores_NK)
+    for name, scores_PNK in _scores_of_probes(*train, *test, settings).items():
+        metrics[f"{name}_map"] = float(np.mean([macro_map(test[1], scores_NK) for scores_NK in scores_PNK]))
         if not task.multilabel:
-            metrics[f"{name}_accuracy"] = float(accuracy_score(test[1].argmax(axis=1), scores_NK.argmax(axis=1)))
+            accuracies = [accuracy_score(test[1].argmax(axis=1), scores_NK.argmax(axis=1)) for scores_NK in scores_PNK]
+            metrics[f"{name}_accuracy"] = float(np.mean(accuracies))
         if task.kind == "event" and name == "shallow":
             segment_N = rows.sound_N[test_N] * 10**6 + (rows.seconds_N[test_N] // SEGMENT_SECONDS).astype(np.intp)
-            metrics["shallow_segment_f1"] = segment_f1(test[1], scores_NK > 0, segment_N)
+            found = [segment_f1(test[1], scores_NK > 0, segment_N) for scores_NK in scores_PNK]
+            metrics["shallow_segment_f1"] = float(np.mean(found))
     return metrics
 
 
 def _scores_of_probes(
     train_h_ND: Floats, train_NK: Bools, test_h_ND: Floats, test_NK: Bools, settings: ScoringSettings
-) -> dict[str, Floats]:
-    """Scores (N, K) of the test part by each probe, trained on the training part; `shallow` are logits."""
+) -> dict[str, list[Floats]]:
+    """Scores (N, K) of the test part by each probe, trained on the training part; `shallow` are the logits of each
+    perceptron."""
     split = (train_h_ND, train_NK, test_h_ND, test_NK)
-    shallow = shallow_classification(
-        *split, hidden=settings.shallow_hidden, epochs=settings.shallow_epochs, seed=settings.seed
-    )
     return {
-        "linear": linear_probe(*split, classes=None, seed=settings.seed).scores_BK,
-        "shallow": shallow.scores_BK,
-        "knn": knn_probe(*split, classes=None, neighbours=settings.neighbours).scores_BK,
+        "linear": [linear_probe(*split, classes=None, seed=settings.seed).scores_BK],
+        "shallow": [perceptron.scores_BK for perceptron in train_perceptrons(*split, settings=settings)],
+        "knn": [knn_probe(*split, classes=None, neighbours=settings.neighbours).scores_BK],
     }
 
 

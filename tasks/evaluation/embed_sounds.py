@@ -1,6 +1,6 @@
 """Clips of different lengths through an encoder, each as it is: what is evaluated is what `sepscene embed` gives.
 
-Shapes: N clips, T samples, D embedding.
+Shapes: N clips, T samples, L frames, F mel bands, D embedding.
 """
 
 from collections import defaultdict
@@ -29,3 +29,10 @@ def embed_sounds(encoder: Encoder, waves: Sequence[np.ndarray], device: str) -> 
             wave_BT = torch.from_numpy(np.stack([waves[n] for n in some])).to(device)
             h_ND[some] = encoder(wave_BT).float().cpu().numpy()
     return h_ND
+
+
+def logmel_of(encoder: Encoder, wave_T: np.ndarray, device: str) -> np.ndarray:
+    """The log-mel (L, F) of a whole clip by the encoder's front-end; a clip shorter than it needs is padded."""
+    wave_T = np.pad(wave_T, (0, max(0, encoder.shortest_samples - len(wave_T))))
+    with torch.inference_mode():
+        return encoder.front_end(torch.from_numpy(wave_T)[None].to(device))[0].cpu().numpy()

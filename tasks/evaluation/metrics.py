@@ -44,6 +44,12 @@ class Macro:
     left_out: tuple[str, ...]
 
 
+def mean_macro(several: Sequence[Macro]) -> Macro:
+    """The mean of one metric over several perceptrons, for every class and for all."""
+    per_class = np.mean([one.per_class for one in several], axis=0)
+    return Macro(float(np.mean([one.value for one in several])), several[0].classes, per_class, several[0].left_out)
+
+
 def mean_average_precision(scores_BK: Floats, targets_BK: Bools, classes: Sequence[str] | None = None) -> Macro:
     """mAP, the metric of the paper's Tables 2, 4 and 5: scikit-learn's average precision, mean over classes.
 

@@ -1,6 +1,6 @@
 """Judge an encoder: every metric with its interval, and the table of classes, from embeddings of clips.
 
-Legend: B clips, D embedding, K classes, R resamples.
+Legend: B clips, D embedding, K classes, R resamples, P perceptrons.
 
 `score_embeddings` (one training and one test split) and `cross_validate` (folds, as ESC-50) gather the evidence: what
 the encoder and the probes trained on it said of each test clip. `measure` turns evidence into metrics.
@@ -23,6 +23,7 @@ from sepscene.tasks.evaluation.metrics import (
     d_prime,
     lwlrap,
     mean_average_precision,
+    mean_macro,
 )
 from sepscene.tasks.evaluation.probes import knn_probe, linear_probe
 from sepscene.tasks.evaluation.resampling import (
@@ -34,7 +35,7 @@ from sepscene.tasks.evaluation.resampling import (
 )
 from sepscene.tasks.evaluation.retrieval import query_by_example
 from sepscene.tasks.evaluation.settings import ScoringSettings
-from sepscene.tasks.evaluation.shallow import shallow_classification
+from sepscene.tasks.evaluation.shallow import ShallowResult, train_perceptrons
 from sepscene.tasks.evaluation.statistics import Interval, bootstrap_interval
 
 
@@ -48,7 +49,7 @@ class Evidence:
         targets_BK: bool.
         folds: (B,) str: metrics are made within each fold and averaged. A plain test split is one fold.
         h_BD: the encoder's embeddings.
-        scores: "shallow", "linear", "knn" -> (B, K), from probes that did not see the clip's fold.
+        scores: "shallow" -> (P, B, K), "linear" and "knn" -> (1, B, K), from probes that did not see the clip's fold.
         notes: what a reader must know, e.g. which fold chose how many epochs.
     """
 
@@ -63,7 +64,7 @@ class Evidence:
 
     def rows(self, rows: NDArray[np.intp] | Bools) -> "Evidence":
         """The same for some clips, in the order given."""
-        scores = {name: scores_BK[rows] for name, scores_BK in self.scores.items()}
+        scores = {name: scores_PBK[:, rows] for name, scores_PBK in self.scores.items()}
         clip_ids, folds = self.clip_ids[rows], self.folds[rows]
         targets_BK, h_BD = self.targets_BK[rows], self.h_BD[rows]
         return replace(self, clip_ids=clip_ids, folds=folds, targets_BK=targets_BK, h_BD=h_BD, scores=scores)
@@ -119,9 +120,7 @@ def score_embeddings(
     """
     settings = settings or ScoringSettings()
     split = (train_h_BD, train_targets_BK, test_h_BD, test_targets_BK)
-    shallow = shallow_classification(
-        *split, classes, settings.shallow_hidden, settings.shallow_epochs, settings.seed, device
-    )
+    perceptrons = train_perceptrons(*split, classes, settings, device)
     linear = linear_probe(*split, classes, settings.seed)
     knn = knn_probe(*split, classes, settings.neighbours)
     names = [str(row) for row in range(len(test_h_BD))] if clip_ids is None else list(clip_ids)
@@ -133,9 +132,13 @@ def score_embeddings(
         targets_BK=test_targets_BK,
         folds=np.full(len(names), "test", dtype=np.str_),
         h_BD=test_h_BD,
-        scores={"shallow": shallow.scores_BK, "linear": linear.scores_BK, "knn": knn.scores_BK},
+        scores={
+            "shallow": np.stack([perceptron.scores_BK for perceptron in perceptrons]),
+            "linear": linear.scores_BK[None],
+            "knn": knn.scores_BK[None],
+        },
         settings=settings,
-        notes=(f"the perceptron trained {shallow.epochs} epochs on {len(train_h_BD)} clips",),
+        notes=(_trained(perceptrons, len(train_h_BD)),),
     )
     return measure(evidence)
 
@@ -168,14 +171,15 @@ def cross_validate(
     ids = np.array([str(row) for row in range(len(h_BD))] if clip_ids is None else list(clip_ids), dtype=np.str_)
     # Metrics come at the end, from all folds together: no resamples for each fold by itself.
     quiet = settings.model_copy(update={"bootstrap": 0})
-    scores: dict[str, Floats] = {name: np.zeros(targets_BK.shape) for name in ("shallow", "linear", "knn")}
+    probes = {"shallow": settings.perceptrons, "linear": 1, "knn": 1}
+    scores: dict[str, Floats] = {name: np.zeros((count, *targets_BK.shape)) for name, count in probes.items()}
     notes: tuple[str, ...] = ()
     for fold in sorted(set(folds)):
         test_B = fold_B == fold
         train, test = (h_BD[~test_B], targets_BK[~test_B]), (h_BD[test_B], targets_BK[test_B])
         part = score_embeddings(*train, *test, names, quiet, ids[test_B].tolist(), device)
-        for name, scores_BK in part.evidence.scores.items():
-            scores[name][test_B] = scores_BK
+        for name, scores_PBK in part.evidence.scores.items():
+            scores[name][:, test_B] = scores_PBK
         notes += tuple(f"fold {fold}: {note}" for note in part.evidence.notes)
     return measure(Evidence(ids, names, targets_BK, fold_B, h_BD, scores, settings, notes))
 
@@ -219,15 +223,20 @@ def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
     targets_BK, settings = evidence.targets_BK, evidence.settings
     weights_BR = resample(len(targets_BK), settings.bootstrap, settings.seed + fold)
     found = _Fold()
-    for probe, scores_BK in evidence.scores.items():
-        replicates = resampled_scores(scores_BK, targets_BK, weights_BR)
-        average_precision = mean_average_precision(scores_BK, targets_BK, evidence.classes)
-        found.add(f"{probe}_map", average_precision, replicates.map_R)
+    for probe, scores_PBK in evidence.scores.items():
+        replicates = [resampled_scores(scores_BK, targets_BK, weights_BR) for scores_BK in scores_PBK]
+        share_PR = resample(len(scores_PBK), settings.bootstrap, settings.seed + fold) / len(scores_PBK)
+        precisions = [mean_average_precision(scores_BK, targets_BK, evidence.classes) for scores_BK in scores_PBK]
+        found.add(f"{probe}_map", mean_macro(precisions), _drawn(share_PR, [one.map_R for one in replicates]))
         if probe == "shallow":
-            found.add("lwlrap", lwlrap(scores_BK, targets_BK, evidence.classes), replicates.lwlrap_R)
-            _add_d_prime(found, evidence, scores_BK, replicates.d_prime_R)
-            if average_precision.left_out:
-                found.notes.append(f"left out, no positive test clip: {_listed(average_precision.left_out)}")
+            found.add(
+                "lwlrap",
+                mean_macro([lwlrap(scores_BK, targets_BK, evidence.classes) for scores_BK in scores_PBK]),
+                _drawn(share_PR, [one.lwlrap_R for one in replicates]),
+            )
+            _add_d_prime(found, evidence, _drawn(share_PR, [one.d_prime_R for one in replicates]))
+            if precisions[0].left_out:
+                found.notes.append(f"left out, no positive test clip: {_listed(precisions[0].left_out)}")
     _add_retrieval(found, evidence, weights_BR)
     positives_K = targets_BK.sum(axis=0)
     rare_K = (positives_K > 0) & (positives_K < ENOUGH_POSITIVES)
@@ -235,15 +244,26 @@ def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
         rare = _listed(tuple(np.array(evidence.classes)[rare_K].tolist()))
         found.notes.append(f"fewer than {ENOUGH_POSITIVES} positive test clips, their spread is a guess: {rare}")
     if (targets_BK.sum(axis=1) == 1).all():
-        right_B = evidence.scores["shallow"].argmax(axis=1) == targets_BK.argmax(axis=1)
-        found.values["accuracy"] = float(right_B.mean())
-        found.replicates["accuracy"] = right_B @ weights_BR / len(right_B)
+        _add_accuracy(found, evidence, weights_BR)
     return found
 
 
-def _add_d_prime(found: _Fold, evidence: Evidence, scores_BK: Floats, replicates_R: Floats) -> None:
+def _drawn(share_PR: Floats, replicates: Sequence[Floats]) -> Floats:
+    """The mean over perceptrons that each resample has drawn, too: intervals cover clips and perceptrons. (R,)"""
+    return (share_PR * np.stack(replicates)).sum(axis=0)
+
+
+def _add_accuracy(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None:
+    scores_PBK = evidence.scores["shallow"]
+    right_B = (scores_PBK.argmax(axis=2) == evidence.targets_BK.argmax(axis=1)).mean(axis=0)
+    found.values["accuracy"] = float(right_B.mean())
+    found.replicates["accuracy"] = right_B @ weights_BR / len(right_B)
+
+
+def _add_d_prime(found: _Fold, evidence: Evidence, replicates_R: Floats) -> None:
     try:
-        found.add("d_prime", d_prime(scores_BK, evidence.targets_BK, evidence.classes), replicates_R)
+        each = [d_prime(scores_BK, evidence.targets_BK, evidence.classes) for scores_BK in evidence.scores["shallow"]]
+        found.add("d_prime", mean_macro(each), replicates_R)
     except EvaluationError as error:  # every clip has every class: the other metrics still stand
         found.notes.append(str(error))
 
@@ -276,6 +296,13 @@ def _class_table(evidence: Evidence, folds: list[_Fold]) -> tuple[ClassMetrics, 
         )
         for k, name in enumerate(evidence.classes)
     )
+
+
+def _trained(perceptrons: tuple[ShallowResult, ...], clips: int) -> str:
+    epochs = ", ".join(str(perceptron.epochs) for perceptron in perceptrons)
+    if len(perceptrons) == 1:
+        return f"the perceptron trained {epochs} epochs on {clips} clips"
+    return f"metrics of shallow classification are means of {len(perceptrons)} perceptrons ({epochs} epochs, {clips} clips)"
 
 
 def _listed(names: tuple[str, ...]) -> str:

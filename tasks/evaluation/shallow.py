@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sepscene.tasks.evaluation.metrics import Bools, Floats, Macro, check_split, mean_average_precision
+from sepscene.tasks.evaluation.settings import ScoringSettings
 
 VALIDATION_SHARE = 0.15
 VALIDATION_CLIPS = 20_000
@@ -41,6 +42,28 @@ class ShallowResult:
     scores_BK: Floats
     average_precision: Macro
     epochs: int
+
+
+def train_perceptrons(
+    train_h_BD: Floats,
+    train_targets_BK: Bools,
+    test_h_BD: Floats,
+    test_targets_BK: Bools,
+    classes: Sequence[str] | None = None,
+    settings: ScoringSettings | None = None,
+    device: str = "cpu",
+) -> tuple[ShallowResult, ...]:
+    """Shallow classification by several perceptrons that differ in their seed, as the settings say.
+
+    Raises:
+        EvaluationError: as `shallow_classification`.
+    """
+    settings = settings or ScoringSettings()
+    split = (train_h_BD, train_targets_BK, test_h_BD, test_targets_BK)
+    return tuple(
+        shallow_classification(*split, classes, settings.shallow_hidden, settings.shallow_epochs, seed, device)
+        for seed in range(settings.seed, settings.seed + settings.perceptrons)
+    )
 
 
 def shallow_classification(

@@ -28,7 +28,8 @@ def evidence(strength: float, seed: int = 0, clips: int = 80) -> Evidence:
     """Scores that know the targets as well as `strength` says, over noise that differs between seeds."""
     targets = np.random.default_rng(99).random((clips, len(CLASSES))) < 0.3
     noise = np.random.default_rng(seed)
-    scores = {p: strength * targets + noise.standard_normal(targets.shape) for p in ("shallow", "linear", "knn")}
+    perceptrons = {"shallow": 2, "linear": 1, "knn": 1}
+    scores = {p: strength * targets + noise.standard_normal((n, *targets.shape)) for p, n in perceptrons.items()}
     h = strength * targets.astype(float) + noise.standard_normal(targets.shape)
     ids = np.array([f"clip{row}" for row in range(clips)])
     settings = ScoringSettings(qbe_clips=40, bootstrap=200)

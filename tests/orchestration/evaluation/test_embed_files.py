@@ -288,3 +288,4 @@ def test_evaluation_embeds_a_short_clip_as_embed_does(bundle: Path, tmp_path: Pa
     np.testing.assert_allclose(made["h:e"][:4], np.stack([expected[path] for path in paths]), atol=1e-4, rtol=1e-4)
     assert made["fault"].tolist() == [""] * 4 + ["no such file"]
     assert made["samples"].tolist() == [16_000, 64_000, 64_000, 8_000, 0]
+    assert made["background"].shape == (5, 64) and made["level"][4] == 0 and (made["level"][:4] != 0).all()

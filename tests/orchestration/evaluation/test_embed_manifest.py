@@ -33,6 +33,10 @@ class Recorded:
                 "h:small": np.repeat(position[:, None], 2, axis=1).astype(np.float32),
                 "h:large": np.repeat(position[:, None], 5, axis=1).astype(np.float32),
                 "fault": np.array(["torn" if n == 3 else "" for n in position], object),
+                "samples": np.full(len(position), 160_000),
+                "silent": np.zeros(len(position), bool),
+                "level": -position.astype(np.float64),
+                "background": np.repeat(-position[:, None], 3, axis=1).astype(np.float64),
             }
             for position in np.array_split(np.arange(self.clips), 4)[::-1]
         ]
@@ -65,6 +69,8 @@ def test_clips_of_blocks_in_any_order_come_back_to_their_manifests(
         np.testing.assert_array_equal(train[name].h_ND, np.repeat([[0], [1], [2], [4], [5]], dimensions, axis=1))
         assert test[name].position_N.tolist() == [0, 1, 2, 3]
         np.testing.assert_array_equal(test[name].h_ND[:, 0], [6, 7, 8, 9])
+        np.testing.assert_array_equal(train[name].features.level_N, [0, -1, -2, -4, -5])
+        np.testing.assert_array_equal(test[name].features.background_NF[:, 2], [-6, -7, -8, -9])
     assert "/x/a3.wav is left out of the evaluation: torn" in caplog.text
     asked = {key: stream.asked[key] for key in ("num_gpus", "label_selector", "accelerator_type")}
     assert asked == {"num_gpus": 0.5, "label_selector": {"pool": "separators"}, "accelerator_type": "L4"}

@@ -13,6 +13,7 @@ from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.datasets.manifest import Clip, Manifest, make_manifest
 from sepscene.tasks.datasets.readers import read_manifest
+from sepscene.tasks.evaluation.clip_features import ClipFeatures
 from tests.tasks.datasets.test_public import write
 
 CLASSES = ("Bark", "Guitar", "Rain")
@@ -43,7 +44,7 @@ def test_no_probe_sees_a_label_of_its_own_fold(tmp_path: Path) -> None:
     label = manifest.targets()[:, 0] * 2.0 - 1
     h = np.random.default_rng(0).normal(0, 0.1, (80, 4)).astype(np.float32)
     h[:, 0] += label * sign
-    embedded = Embeddings(h, np.arange(80))
+    embedded = Embeddings(h, np.arange(80), ClipFeatures(h[:, :3], h[:, 3]))
     result = score_encoder("mix-chan", embedded, embedded, manifest, manifest, by_folds(), tmp_path)
     assert result.metrics["linear_map"].value < 0.4
     assert result.metrics["accuracy"].value < 0.1
@@ -51,6 +52,7 @@ def test_no_probe_sees_a_label_of_its_own_fold(tmp_path: Path) -> None:
     evidence = load_evidence(RunFolder(tmp_path).evidence("mix-chan"))
     assert sorted(set(evidence.folds.tolist())) == ["1", "2"]
     assert evidence.clip_ids.tolist() == manifest.clips["clip_id"].to_pylist()
+    assert result.diagnostics["background"] > 0.9, "h is made of these features"
 
 
 def test_cross_validation_needs_two_folds() -> None:
@@ -135,7 +137,8 @@ def test_public_data_is_judged(
     def embedded(part: Manifest) -> Embeddings:
         readable = np.arange(1, len(part))  # the first clip could not be read
         h = part.targets()[readable] @ directions + 0.5 * draw.standard_normal((len(readable), 8))
-        return Embeddings(h.astype(np.float32), readable)
+        background = draw.standard_normal((len(readable), 6))
+        return Embeddings(h.astype(np.float32), readable, ClipFeatures(background, h[:, 0]))
 
     h = [embedded(train)] * 2 if test is train else [embedded(train), embedded(test)]
     result = score_encoder("mix-mix", *h, train, test, experiment, tmp_path)
@@ -146,7 +149,8 @@ def test_public_data_is_judged(
 
     single = layout in (esc50, directory)
     metrics = {"shallow_map", "linear_map", "knn_map", "qbe_map", "d_prime", "lwlrap", *["accuracy"] * single}
-    assert set(result.metrics) == metrics
+    assert set(result.metrics) == metrics and len(result.replicates) == 20
+    assert result.diagnostics["background"] < 0.15 < result.diagnostics["level"], "the level is a dimension of h"
     assert min(result.metrics[name].value for name in metrics - {"qbe_map", "d_prime"}) > 0.9
     assert result.metrics["d_prime"].value > 2.5 and result.metrics["qbe_map"].value > 0.6
     assert [(row.name, row.positives) for row in result.classes] == list(

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from sepscene.tasks.evaluation.metrics import EvaluationError, mean_average_precision
+from sepscene.tasks.evaluation.resampling import resample, resampled_scores
 from sepscene.tasks.evaluation.retrieval import query_by_example
 from sepscene.tasks.evaluation.scores import Scores, cross_validate, measure, score_embeddings
 from sepscene.tasks.evaluation.settings import ScoringSettings
+from sepscene.tasks.evaluation.shallow import shallow_classification
 
-SETTINGS = ScoringSettings(shallow_hidden=16, shallow_epochs=3, qbe_clips=8, neighbours=5, bootstrap=50)
+SETTINGS = ScoringSettings(shallow_hidden=16, shallow_epochs=3, perceptrons=3, qbe_clips=8, neighbours=5, bootstrap=50)
 MAPS = {"shallow_map", "linear_map", "knn_map", "qbe_map"}
 
 
@@ -43,11 +45,30 @@ def test_every_metric_has_an_interval_around_it() -> None:
         assert interval.low < interval.value < interval.high, name
         assert interval.count == 60 and found.replicates[name].shape == (50,)
     evidence = found.evidence
-    shallow = mean_average_precision(evidence.scores["shallow"], evidence.targets_BK)
-    assert found.metrics["shallow_map"].value == shallow.value
+    shallow = [mean_average_precision(scores_BK, evidence.targets_BK).value for scores_BK in evidence.scores["shallow"]]
+    assert len(shallow) == 3 and found.metrics["shallow_map"].value == pytest.approx(np.mean(shallow), abs=1e-12)
     by_example = query_by_example(evidence.h_BD, evidence.targets_BK, clips=8, seed=0)
     assert found.metrics["qbe_map"].value == by_example.average_precision.value
     assert any("random embeddings would reach" in note for note in found.notes)
+
+
+def test_perceptrons_differ_in_their_seed_and_the_interval_covers_them() -> None:
+    """Of one perceptron each metric is what it was; the interval of the mean holds clips and perceptrons."""
+    several, (train, test) = scored(), (embedded(120, 0), embedded(60, 1))
+    values, replicates = [], []
+    for seed in range(3):
+        alone = shallow_classification(*train, *test, hidden=16, epochs=3, seed=seed)
+        np.testing.assert_array_equal(several.evidence.scores["shallow"][seed], alone.scores_BK)
+        values.append(alone.average_precision.value)
+        replicates.append(resampled_scores(alone.scores_BK, test[1], resample(60, 50)).map_R)
+    assert len(set(values)) == 3 and several.figures["shallow_map"].value == pytest.approx(np.mean(values), abs=1e-12)
+    share_PR = resample(3, 50) / 3
+    np.testing.assert_allclose(several.replicates["shallow_map"], (share_PR * replicates).sum(axis=0), rtol=1e-12)
+    assert set(share_PR[0].round(2)) == {0, 0.33, 0.67, 1}, "a resample may draw a perceptron not at all, or thrice"
+    one = scored(SETTINGS.model_copy(update={"perceptrons": 1}))
+    assert one.figures["shallow_map"].value == values[0]
+    np.testing.assert_array_equal(one.replicates["shallow_map"], replicates[0])
+    assert "the perceptron trained" in one.notes[0] and "means of 3 perceptrons" in several.notes[0]
 
 
 def test_the_table_of_classes() -> None:
@@ -71,8 +92,8 @@ def test_the_same_input_gives_the_same_judgement() -> None:
 def test_accuracy_where_each_clip_has_one_label() -> None:
     found = scored(single=True)
     evidence = found.evidence
-    right = evidence.scores["shallow"].argmax(axis=1) == evidence.targets_BK.argmax(axis=1)
-    assert found.metrics["accuracy"].value == right.mean()
+    right = evidence.scores["shallow"].argmax(axis=2) == evidence.targets_BK.argmax(axis=1)
+    assert found.metrics["accuracy"].value == pytest.approx(right.mean(), abs=1e-12)
     assert "accuracy" not in scored().metrics
 
 
@@ -102,7 +123,7 @@ def test_cross_validation_is_each_fold_by_itself() -> None:
     for name, interval in found.metrics.items():
         assert interval.value == pytest.approx(np.mean([part.metrics[name].value for part in alone]))
         assert interval.low is not None and interval.low < interval.value and interval.count == 90
-    np.testing.assert_array_equal(found.evidence.scores["knn"][folds == "2"], alone[1].evidence.scores["knn"])
+    np.testing.assert_array_equal(found.evidence.scores["knn"][:, folds == "2"], alone[1].evidence.scores["knn"])
     assert sum(row.positives for row in found.per_class) == 90
     # Means of three folds are surer than each fold.
     widths = [part.replicates["shallow_map"].std() for part in alone]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sepscene.tasks.evaluation.shortcuts import MUCH, Shortcuts, background_spectrum, explained_share, find_shortcuts
+from sepscene.tasks.evaluation.clip_features import clip_features
+from sepscene.tasks.evaluation.shortcuts import MUCH, Shortcuts, explained_share, find_shortcuts
 
 
 def clips(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -17,15 +18,22 @@ def clips(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_background_is_what_never_stops() -> None:
     logmel_NLF, background_NF = clips(20, 0)
-    np.testing.assert_allclose(background_spectrum(logmel_NLF), background_NF, atol=0.05)
+    features = clip_features(logmel_NLF)
+    np.testing.assert_allclose(features.background_NF, background_NF, atol=0.05)
+    np.testing.assert_allclose(features.level_N, logmel_NLF.astype(np.float64).mean(axis=(1, 2)), rtol=1e-6)
+    some = clip_features([logmel_NLF[0], logmel_NLF[1, :30]])
+    np.testing.assert_array_equal(some.background_NF[0], features.of([0]).background_NF[0])
 
 
 def test_a_representation_of_the_background_is_found_and_one_of_something_else_is_not() -> None:
-    (train, train_NF), (test, test_NF) = clips(300, 1), clips(200, 2)
+    (train_clips, train_NF), (test_clips, test_NF) = clips(300, 1), clips(200, 2)
+    train, test = clip_features(train_clips), clip_features(test_clips)
     mix_FD = np.random.default_rng(3).standard_normal((8, 16))
     shortcut = find_shortcuts(train, train_NF @ mix_FD, test, test_NF @ mix_FD)
     assert shortcut.background > 0.98 and shortcut.level < 0.3 and shortcut.rank == pytest.approx(8, abs=1)
-    assert "The background of a clip explain" in shortcut.warning and "tp_delta_seconds" in shortcut.warning
+    assert (
+        "The background of a clip explains over 35% of h" in shortcut.warning and "tp_delta_seconds" in shortcut.warning
+    )
     other = [np.random.default_rng(seed).standard_normal((count, 16)) for seed, count in ((4, 300), (5, 200))]
     nothing = find_shortcuts(train, other[0], test, other[1])
     assert max(nothing.background, nothing.level) < 0.05 and nothing.warning == ""
