@@ -225,7 +225,7 @@ def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
     found = _Fold()
     for probe, scores_PBK in evidence.scores.items():
         replicates = [resampled_scores(scores_BK, targets_BK, weights_BR) for scores_BK in scores_PBK]
-        share_PR = resample(len(scores_PBK), settings.bootstrap, settings.seed + fold) / len(scores_PBK)
+        share_PR = resample(len(scores_PBK), settings.bootstrap, settings.seed + fold) / np.float64(len(scores_PBK))
         precisions = [mean_average_precision(scores_BK, targets_BK, evidence.classes) for scores_BK in scores_PBK]
         found.add(f"{probe}_map", mean_macro(precisions), _drawn(share_PR, [one.map_R for one in replicates]))
         if probe == "shallow":
@@ -302,7 +302,7 @@ def _trained(perceptrons: tuple[ShallowResult, ...], clips: int) -> str:
     epochs = ", ".join(str(perceptron.epochs) for perceptron in perceptrons)
     if len(perceptrons) == 1:
         return f"the perceptron trained {epochs} epochs on {clips} clips"
-    return f"metrics of shallow classification are means of {len(perceptrons)} perceptrons ({epochs} epochs, {clips} clips)"
+    return f"shallow classification is the mean of {len(perceptrons)} perceptrons ({epochs} epochs on {clips} clips)"
 
 
 def _listed(names: tuple[str, ...]) -> str:
