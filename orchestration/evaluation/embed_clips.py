@@ -43,7 +43,7 @@ class EmbedClips:
                 sample_N[n], silent_N[n] = len(waves[-1]), not waves[-1].any()
             except ClipError as error:
                 fault_N[n] = error.cause
-        h = {}
+        h: dict[str, np.ndarray] = {}
         for name, encoder in self.encoders.items():
             h[f"h:{name}"] = np.zeros((count, encoder.embedding_dim), np.float32)
             if waves:
