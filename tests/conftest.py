@@ -19,7 +19,7 @@ from sepscene.tasks.evaluation.settings import ScoringSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-LONGEST = ("test_faults.py", "test_faults_driver.py", "test_whole_run.py", "test_trials.py", "test_placed_run.py")
+LONGEST = ("test_faults.py", "test_faults_driver.py", "test_whole_run.py", "test_whole_sweep.py", "test_placed_run.py")
 """Files that take minutes. They come first: where two files run at a time, one that comes last runs alone."""
 
 
@@ -38,10 +38,15 @@ def _one_thread() -> None:
 def shared_dir() -> Path:
     """The folder `shared` beside the checkout, with the reference vectors and the real sound.
 
-    A test that needs it fails without it: a reference that is silently not compared is worth nothing.
+    Without it these tests are skipped; CI sets SEPSCENE_SHARED_REQUIRED, and there they fail, because a reference
+    that is silently not compared proves nothing.
     """
     shared = REPOSITORY.parent / "shared"
-    assert shared.is_dir(), f"{shared} is missing: the reference vectors live there"
+    if not shared.is_dir():
+        reason = f"the reference vectors and the real sound are not at {shared}"
+        if os.environ.get("SEPSCENE_SHARED_REQUIRED"):
+            pytest.fail(reason)
+        pytest.skip(reason)
     return shared
 
 
