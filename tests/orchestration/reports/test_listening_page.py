@@ -45,9 +45,9 @@ def query() -> Query:
     return Query("clip-0", tone(440), ("low",), (near, far), "low")
 
 
-def sounds(path: Path) -> list[tuple[str, np.ndarray]]:
-    """Label and wave of every audio element of a page."""
-    found = re.findall(r'src="(listen/[^"]+)" aria-label="([^"]+)"', path.read_text())
+def sounds(path: Path, part: str | None = None) -> list[tuple[str, np.ndarray]]:
+    """Label and wave of every audio element of a page, or of a part of its text."""
+    found = re.findall(r'src="(listen/[^"]+)" aria-label="([^"]+)"', path.read_text() if part is None else part)
     return [(label, soundfile.read(path.parent / name)[0]) for name, label in found]
 
 
