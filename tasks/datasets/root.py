@@ -8,6 +8,7 @@ import io
 import json
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -268,6 +269,9 @@ class Root:
     @staticmethod
     def _check_columns(name: str, there: Sequence[str], needed: Sequence[str]) -> None:
         missing = [column for column in needed if column not in there]
+        double = sorted(column for column, count in Counter(there).items() if count > 1 and column)
+        if double:
+            raise ManifestError(f"{name}: column {', '.join(map(repr, double))} is there twice; remove one of each")
         if missing:
             has = ", ".join(map(str, there)) or "nothing"
             raise ManifestError(f"{name}: column {', '.join(missing)} is missing; the table has {has}")

@@ -89,7 +89,7 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SepsceneError, match="does not exist"):
         load_experiment(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("{")
-    with pytest.raises(SepsceneError, match="is not YAML"):
+    with pytest.raises(SepsceneError, match="cannot be read as YAML"):
         load_experiment(tmp_path / "bad.yaml")
     (tmp_path / "half.yaml").write_text(yaml.safe_dump({"name": "x"}))
     with pytest.raises(SepsceneError, match="scale: Field required"):

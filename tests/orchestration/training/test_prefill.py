@@ -51,6 +51,7 @@ class Actors:
             "fault": np.array(["torn" * (uris[n] == self.bad) for n, _ in rows], object),
             "stored": np.zeros(len(rows), bool),
             "damaged": np.zeros(len(rows), bool),
+            "dropped": np.zeros(len(rows), np.int64),
             "offset_seconds": clips.clips["offset_seconds"].to_numpy()[[n for n, _ in rows]],
         }
         batch["content"] = np.array([f"hash of {uri}" for uri in batch["uri"]], object)

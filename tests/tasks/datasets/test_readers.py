@@ -130,6 +130,7 @@ class TestTable:
         [
             ("", "column uri, labels, split is missing; the table has nothing"),
             ("uri,split\na.wav,train\n", "column labels is missing; the table has uri, split"),
+            ("uri,labels,split,split\na.wav,x,train,test\n", "column 'split' is there twice"),
             ("uri,labels,split\n", "the data set is empty"),
             ("uri,labels,split\na.wav,x\n", "row 2 does not fill"),
             ("uri,labels,split\na.wav,x,train,more\n", "row 2 does not fill"),
