@@ -57,7 +57,7 @@ def test_a_start_that_is_damaged_or_missing_is_refused(nano: Experiment, bundle:
         start_from(build_objective(nano), bundle)
     description = json.loads((bundle / "config.json").read_text())
     (bundle / "config.json").write_text(json.dumps({**description, "format": "other"}))
-    with pytest.raises(SepsceneError, match="config.json is not the description of .* format: Input should be 1"):
+    with pytest.raises(SepsceneError, match=r"config\.json is not the description of .* format: Input should be 1"):
         check_start(nano.changed({"training.start_encoder": str(bundle)}))
 
 
