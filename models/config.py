@@ -1,10 +1,13 @@
 """What every configuration and every user-facing error of Sepscene has in common."""
 
+from collections.abc import Mapping
+from typing import Any, Self
+
 from pydantic import BaseModel, ConfigDict
 
 
 class SepsceneError(Exception):
-    """An error whose message a user can act on: it names the file or field, what is wrong and how to mend it.
+    """An error whose message a user can act on: it names the file or field, what is wrong and how to fix it.
 
     The command line prints the message alone, without a traceback, and exits with code 2.
 
@@ -26,3 +29,24 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with some fields changed, checked like any other: the one way to change a configuration.
+
+        Args:
+            changes: dotted field -> value, e.g. {"objective.temperature": 0.1}; they are checked together.
+
+        Raises:
+            SepsceneError: for a field whose parent does not exist.
+            ValidationError: for an unknown field or a value that the field refuses.
+        """
+        tree = self.model_dump()
+        for path, value in changes.items():
+            *parents, leaf = path.split(".")
+            node: Any = tree
+            for key in parents:
+                node = node.get(key) if isinstance(node, dict) else None
+            if not isinstance(node, dict):
+                raise SepsceneError(f"there is no configuration field {path!r}; `sepscene show` prints all")
+            node[leaf] = value
+        return self.model_validate(tree)

@@ -6,6 +6,7 @@ written in full into the run's folder, from which it can be run again as it is.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -391,22 +392,18 @@ class Experiment(Config):
         """SHA-256 of the configuration, short: equal digests mean equal experiments."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
 
-    def changed(self, overrides: dict[str, Any]) -> "Experiment":
+    def changed(self, changes: Mapping[str, Any]) -> "Experiment":
         """A copy with dotted fields changed, e.g. {"objective.temperature": 0.1}.
 
         Raises:
             SepsceneError: for an unknown field or a value that the field refuses.
         """
-        tree = self.model_dump(mode="json")
-        for path, value in overrides.items():
-            *parents, leaf = path.split(".")
-            node: Any = tree
-            for key in parents:
-                node = node.get(key) if isinstance(node, dict) else None
-            if not isinstance(node, dict):
-                raise SepsceneError(f"there is no configuration field {path!r}; see `sepscene show {self.name}`")
-            node[leaf] = value
-        return parse_experiment(tree, source=f"{self.name} with {', '.join(overrides)}")
+        try:
+            return super().changed(changes)
+        except ValidationError as error:
+            raise SepsceneError(
+                f"bad configuration in {self.name} with {', '.join(changes)}:\n{explain(error)}"
+            ) from None
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML."""

@@ -188,7 +188,7 @@ def table4(combination: tuple[str, ...], coincidence: bool, scale: Scale) -> Exp
 def table5(dim: int, scale: Scale) -> Experiment:
     """Table 5's own rows: the best combination with both tasks, h of size d."""
     row = _row(f"table5/d{dim}", scale, Views(combination=("S2", "F", "N")), coincidence=True)
-    return row.model_copy(update={"encoder": row.encoder.model_copy(update={"embedding_dim": dim})})
+    return row.changed({"encoder.embedding_dim": dim})
 
 
 def triplet(scale: Scale) -> Experiment:
@@ -198,7 +198,7 @@ def triplet(scale: Scale) -> Experiment:
     shifts). Ours shares encoder, views and schedule with this framework's rows, and changes the loss and the pairs.
     """
     row = _row("table5/triplet", scale, Views(pair="mix-mix"), coincidence=False)
-    return row.model_copy(update={"objective": row.objective.model_copy(update={"similarity": "triplet"})})
+    return row.changed({"objective.similarity": "triplet"})
 
 
 def chan_chan(scale: Scale) -> Experiment:
@@ -238,7 +238,7 @@ def architectures(scale: Scale) -> Experiment:
     other = {"basis": "stft", "window_samples": 512, "hop_samples": 256}
     plain = {key: value for key, value in network.model_dump().items() if key != "coefficients"}
     beside = {"STFT": TDCNppConfig.model_validate({**plain, **other})}
-    return row.model_copy(update={"separator": row.separator.model_copy(update={"beside": beside})})
+    return row.changed({"separator.beside": beside})
 
 
 def demo(scale: Scale = "tiny") -> Experiment:
@@ -246,7 +246,7 @@ def demo(scale: Scale = "tiny") -> Experiment:
 
     At tiny it takes fewer scenes, steps and epochs than the rows of the tables, so that all of it ends in five minutes.
     """
-    base = SCALES[scale]().model_copy(update={"name": "demo", "views": Views(combination=("S2", "N"))})
+    base = SCALES[scale]().changed({"name": "demo", "views": Views(combination=("S2", "N"))})
     if scale != "tiny":
         return base
     return base.changed(
@@ -261,9 +261,8 @@ def demo(scale: Scale = "tiny") -> Experiment:
 
 def _row(name: str, scale: Scale, views: Views, coincidence: bool) -> Experiment:
     base = SCALES[scale]()
-    objective = base.objective.model_copy(update={"alpha": base.objective.alpha if coincidence else 0.0})
-    update = {"name": name, "table_row": name, "views": views, "objective": objective}
-    return base.model_copy(update=update)
+    alpha = base.objective.alpha if coincidence else 0.0
+    return base.changed({"name": name, "table_row": name, "views": views, "objective.alpha": alpha})
 
 
 EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {"demo": demo}

@@ -135,3 +135,42 @@ def test_one_file_alone_uses_private_parts_of_ray(path: Path) -> None:
         assert private_parts_of_ray(path)
     else:
         assert not private_parts_of_ray(path), "move it to orchestration/runtime/ray_compat.py, or do without"
+
+
+def attributes(path: Path) -> set[str]:
+    """Names of the attributes that a file reads or calls, wherever in it."""
+    return {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+
+
+def test_a_configuration_is_changed_in_one_way_that_checks_it() -> None:
+    """pydantic's `model_copy(update=...)` and `model_construct` take values that the fields refuse: use `changed`."""
+    everywhere = [*FILES, *(REPOSITORY / "tests").rglob("*.py"), *(REPOSITORY / "benchmarks").rglob("*.py")]
+    unchecked = {"model_copy", "model_construct"}
+    assert [str(path) for path in everywhere if attributes(path) & unchecked] == []
+    assert "changed" in attributes(REPOSITORY / "orchestration" / "presets.py")
+
+
+def writes_by_hand(path: Path) -> set[str]:
+    """Calls that write a file in place: a process that dies in between leaves half of it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+        modes = [arg.value for arg in given if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        opens = name == "open" and any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes)
+        if name in ("write_text", "write_bytes") or opens:
+            found.add(ast.unparse(node)[:80])
+    return found
+
+
+ORCHESTRATION = sorted((REPOSITORY / "orchestration").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", ORCHESTRATION, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_one_file_alone_writes_the_files_of_runs(path: Path) -> None:
+    if path.relative_to(REPOSITORY).as_posix() == "orchestration/records/files.py":
+        assert writes_by_hand(path)
+    else:
+        assert not writes_by_hand(path), "write it by a function of orchestration/records/files.py"

@@ -95,7 +95,7 @@ class Run:
         files = RunFolder(folder)
         saved = files.experiment
         if saved.exists():
-            earlier = load_experiment(saved).model_copy(update={"resources": experiment.resources})
+            earlier = load_experiment(saved).changed({"resources": experiment.resources})
             if earlier.digest() != experiment.digest():  # it may go on with other resources
                 raise SepsceneError(f"{folder} holds another experiment; choose another --run-id or storage")
             if not resume:
@@ -301,8 +301,9 @@ class Run:
             processors: some names of the ladder; none means those of the experiment's combination.
         """
         experiment, processors = self.experiment, processors or self.experiment.views.combination
-        update = {"combination": processors, "weights": None, "curriculum": ()}
-        experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update=update)})
+        experiment = experiment.changed(
+            {"views.combination": processors, "views.weights": None, "views.curriculum": ()}
+        )
         total = len(train) * len(processors)
         store = SeparatedStore(self.store_uri(), experiment.store.settings)
         mark = _filling(experiment, train, ladder)
@@ -331,7 +332,7 @@ class Run:
         self.record_inputs(ladder, training=train)
         experiment, bundle = self.experiment, self.files.encoder
         if pair is not None:
-            experiment = experiment.model_copy(update={"views": experiment.views.model_copy(update={"pair": pair})})
+            experiment = experiment.changed({"views.pair": pair})
             bundle = self.files.baseline(pair)
         stage = pretraining_stage(experiment.views.pair)
         rows = schedule_of(experiment, len(train.clips)).rows

@@ -95,8 +95,7 @@ def _settings(experiment: Experiment, processor: Processor, folder: Path) -> Ser
     name, checkpoint = processor.name, processor.folder or str(folder / processor.name)
     if processor.network is not None:
         save_separator(TDCNpp(processor.network), checkpoint, {"step": 0})
-    one = {"pair": pair, "combination": (name,), "weights": None, "curriculum": ()}
-    views = experiment.views.model_copy(update=one)
+    views = experiment.views.changed({"pair": pair, "combination": (name,), "weights": None, "curriculum": ()})
     precision = separation_precision(experiment)
     return ServiceSettings(views=views, audio=experiment.audio, checkpoints={name: checkpoint}, precision=precision)
 

@@ -57,7 +57,7 @@ def reproduce(
     # What any row beyond the paper needs is made at once, so that the folder can take those rows later.
     others = [named_experiment(row.name, scale).separator.beside for row in BEYOND if row.name in EXPERIMENTS]
     beside = {name: network for networks in others for name, network in networks.items()}
-    base = base.model_copy(update={"separator": base.separator.model_copy(update={"beside": beside})})
+    base = base.changed({"separator.beside": beside})
     processors = {p for e in experiments if e.views.separates for p in e.views.combination}
     about = {"kind": "reproduction", "tables": " ".join(tables), "scale": scale}
     with parent_run(tracking_uri, folder, about, {"seeds": seeds, **changes}, console) as (tracker, tags):
@@ -92,9 +92,9 @@ def _trial(experiment: Experiment, shared: Experiment, seed: int) -> Trial:
     """A row with one seed. The first row judges the untrained encoder as well: the floor of all others."""
     parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation", "resources")}
     if experiment.name == FLOOR_ROW:
-        parts["evaluation"] = shared.evaluation.model_copy(update={"baselines": True})
-    row, ours = experiment.name, experiment.model_copy(update={**parts, "seed": seed})
-    return Trial(_trial_name(row, seed), ours, {"row": row}, seed)
+        parts["evaluation"] = shared.evaluation.changed({"baselines": True})
+    row = experiment.name
+    return Trial(_trial_name(row, seed), experiment.changed({**parts, "seed": seed}), {"row": row}, seed)
 
 
 def _trial_name(row: str, seed: int) -> str:

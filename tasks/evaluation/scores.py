@@ -170,7 +170,7 @@ def cross_validate(
         )
     ids = np.array([str(row) for row in range(len(h_BD))] if clip_ids is None else list(clip_ids), dtype=np.str_)
     # Metrics come at the end, from all folds together: no resamples for each fold by itself.
-    quiet = settings.model_copy(update={"bootstrap": 0})
+    quiet = settings.changed({"bootstrap": 0})
     probes = {"shallow": settings.perceptrons, "linear": 1, "knn": 1}
     scores: dict[str, Floats] = {name: np.zeros((count, *targets_BK.shape)) for name, count in probes.items()}
     notes: tuple[str, ...] = ()

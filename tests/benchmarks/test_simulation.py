@@ -20,11 +20,11 @@ MACHINE = Machine(
 SHAPE = Shape(readers=64, separation_gpus=16, trainers=4, block_rows=64, global_batch=1024)
 SHAPES = [
     SHAPE,
-    SHAPE.model_copy(update={"separation_gpus": 256, "readers": 512}),
-    SHAPE.model_copy(update={"readers": 1}),
-    SHAPE.model_copy(update={"stored_share": 0.97, "trainers": 16}),
-    SHAPE.model_copy(update={"stored_share": 1.0, "trainers": 64, "block_rows": 16}),
-    SHAPE.model_copy(update={"stored_share": 1.0, "trainers": 64, "block_rows": 1024, "readers": 4096}),
+    SHAPE.changed({"separation_gpus": 256, "readers": 512}),
+    SHAPE.changed({"readers": 1}),
+    SHAPE.changed({"stored_share": 0.97, "trainers": 16}),
+    SHAPE.changed({"stored_share": 1.0, "trainers": 64, "block_rows": 16}),
+    SHAPE.changed({"stored_share": 1.0, "trainers": 64, "block_rows": 1024, "readers": 4096}),
 ]
 
 
@@ -39,23 +39,23 @@ def test_without_scatter_the_lowest_limit_is_reached(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scatter", [0.1, 0.5])
 def test_scatter_costs_a_little_and_never_helps(shape, scatter):
-    pace = simulate(MACHINE.model_copy(update={"scatter": scatter}), shape, steps=200)
+    pace = simulate(MACHINE.changed({"scatter": scatter}), shape, steps=200)
     assert 0.85 * pace.limit < pace.rows_per_second < 1.03 * pace.limit  # 3 %: the sample's mean is not 1
 
 
 def test_each_part_can_be_the_bottleneck():
     """One part at a time is made so slow that it must be it; its limit is then known by hand."""
-    ample = SHAPE.model_copy(update={"separation_gpus": 256, "readers": 2000, "stored_share": 0.5})
+    ample = SHAPE.changed({"separation_gpus": 256, "readers": 2000, "stored_share": 0.5})
     cases = {
-        "readers": (MACHINE, ample.model_copy(update={"readers": 1}), 1 / (0.5 * 0.003 + 0.5 * 0.0005)),
-        "separation": (MACHINE, ample.model_copy(update={"separation_gpus": 1}), 1 / (0.5 * 0.02)),
-        "store": (MACHINE.model_copy(update={"store_bytes_per_second": 1e6}), ample, 1e6 / (0.5 * 78_000)),
-        "coordinator": (MACHINE.model_copy(update={"block_seconds": 1.0}), ample, 64.0),
-        "network": (MACHINE.model_copy(update={"link_bytes_per_second": 1e6}), ample, 4e6 / 61_440),
-        "trainers": (MACHINE.model_copy(update={"train_seconds": 1.0}), ample, 4.0),
+        "readers": (MACHINE, ample.changed({"readers": 1}), 1 / (0.5 * 0.003 + 0.5 * 0.0005)),
+        "separation": (MACHINE, ample.changed({"separation_gpus": 1}), 1 / (0.5 * 0.02)),
+        "store": (MACHINE.changed({"store_bytes_per_second": 1e6}), ample, 1e6 / (0.5 * 78_000)),
+        "coordinator": (MACHINE.changed({"block_seconds": 1.0}), ample, 64.0),
+        "network": (MACHINE.changed({"link_bytes_per_second": 1e6}), ample, 4e6 / 61_440),
+        "trainers": (MACHINE.changed({"train_seconds": 1.0}), ample, 4.0),
     }
     for name, (machine, shape, expected) in cases.items():
-        machine = machine.model_copy(update={"gradient_bytes": 0.0})
+        machine = machine.changed({"gradient_bytes": 0.0})
         pace = simulate(machine, shape)
         assert pace.bottleneck == name
         assert pace.limit == pytest.approx(expected, rel=1e-3)
@@ -64,21 +64,21 @@ def test_each_part_can_be_the_bottleneck():
 
 def test_more_of_anything_never_slows_the_stream():
     for field, values in {"separation_gpus": (1, 2, 4, 8, 16, 64, 256), "readers": (1, 4, 16, 64, 256)}.items():
-        rates = [simulate(MACHINE, SHAPE.model_copy(update={field: n})).rows_per_second for n in values]
+        rates = [simulate(MACHINE, SHAPE.changed({field: n})).rows_per_second for n in values]
         assert all(b >= a * (1 - 1e-9) for a, b in pairwise(rates))
 
 
 def test_a_step_is_rows_and_ring():
     assert step_seconds(MACHINE, SHAPE) == pytest.approx(256 * 0.0002 + 1.5 * 3e8 / 10e9)
-    alone = SHAPE.model_copy(update={"trainers": 1})
+    alone = SHAPE.changed({"trainers": 1})
     assert step_seconds(MACHINE, alone) == pytest.approx(1024 * 0.0002)
 
 
 def test_the_balanced_number_of_gpus_keeps_trainers_busy():
-    shape = SHAPE.model_copy(update={"readers": 512})
+    shape = SHAPE.changed({"readers": 512})
     gpus = balanced_gpus(MACHINE, shape) * shape.trainers
-    enough = simulate(MACHINE, shape.model_copy(update={"separation_gpus": round(gpus) + 1}))
-    half = simulate(MACHINE, shape.model_copy(update={"separation_gpus": round(gpus) // 2}))
+    enough = simulate(MACHINE, shape.changed({"separation_gpus": round(gpus) + 1}))
+    half = simulate(MACHINE, shape.changed({"separation_gpus": round(gpus) // 2}))
     assert enough.trainer_busy > 0.9
     assert half.trainer_busy == pytest.approx(0.95 / 2, abs=0.03)
     assert half.separation_busy > 0.95

@@ -168,7 +168,7 @@ def sample_sweep() -> SweepResults:
                         "reason": "worker lost 3 times | see its log",
                         "metrics": {},
                     }
-                trials.append(trial.model_copy(update=changes))
+                trials.append(trial.changed(changes))
     return SweepResults(
         sweep_id="tiny-combinations-77aa10", experiment="table4-s2-n-joint", scale="tiny", seconds=3720.0,
         started="2026-11-22T17:02:11+00:00", fields=("views.combination", "objective.temperature"),

@@ -83,7 +83,7 @@ def test_no_part_of_a_report_acts(tmp_path: Path) -> None:
         map_2d=((0.0, 1.0, NASTY), (1.0, 0.0, NASTY)),
     )
     fields = {"encoders": (encoder,), "experiment": NASTY, "run_id": NASTY, "data": {NASTY: NASTY}}
-    sample_results().model_copy(update=fields).save(tmp_path)
+    sample_results().changed(fields).save(tmp_path)
     html, markdown = write_report(tmp_path)
     for path in (html, markdown, *(tmp_path / "plots").glob("*.svg")):
         text = path.read_text(encoding="utf-8")
@@ -95,10 +95,8 @@ def test_no_part_of_a_report_acts(tmp_path: Path) -> None:
 
 def test_no_part_of_a_sweeps_report_acts(tmp_path: Path) -> None:
     sweep = write_sample_sweep(tmp_path)
-    trials = tuple(trial.model_copy(update={"reason": NASTY}) for trial in sweep.trials)
-    sweep.model_copy(update={"command": f"sepscene\n```\n{NASTY}", "experiment": NASTY, "trials": trials}).save(
-        tmp_path
-    )
+    trials = tuple(trial.changed({"reason": NASTY}) for trial in sweep.trials)
+    sweep.changed({"command": f"sepscene\n```\n{NASTY}", "experiment": NASTY, "trials": trials}).save(tmp_path)
     markdown = write_sweep_report(tmp_path)[1].read_text()
     prose = re.sub(r"^(`{3,})\n.*?^\1$", "", markdown, flags=re.MULTILINE | re.DOTALL)
     assert not re.search(r"(?<!\\)\]\(", prose) and "\x1b" not in markdown

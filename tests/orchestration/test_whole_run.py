@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def finished(nano: Experiment, scenes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """The run's folder, and what the command wrote to its two outputs."""
     storage = tmp_path_factory.mktemp("whole")
-    data = nano.data.model_copy(update={"root": str(scenes_dir)})
-    nano.model_copy(update={"data": data, "table_row": "table4/S2+N/simclr-cp"}).save(storage / "nano.yaml")
+    data = nano.data.changed({"root": str(scenes_dir)})
+    nano.changed({"data": data, "table_row": "table4/S2+N/simclr-cp"}).save(storage / "nano.yaml")
     variables = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "COLUMNS": "100"}
     variables.pop("MLFLOW_TRACKING_URI", None)
     with pytest.MonkeyPatch.context() as patch:

@@ -107,7 +107,7 @@ def test_what_one_precision_stored_is_not_for_the_other(
     clips: list[str], ladder: dict[str, str], tmp_path: Path
 ) -> None:
     exact, rows = settings(ladder), block(clips)
-    coarse = exact.model_copy(update={"precision": "bfloat16"})
+    coarse = exact.changed({"precision": "bfloat16"})
     live = SeparationService(exact)(ClipReader(exact)(rows))
     with SeparatedStore(str(tmp_path)) as store:
         half = SeparationService(coarse, store)(ClipReader(coarse, store)(rows))

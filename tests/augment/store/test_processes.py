@@ -35,7 +35,7 @@ def work(uri: str, seed: int, results) -> None:
 
 
 def put_until_killed(uri: str, published) -> None:
-    store = SeparatedStore(uri, SETTINGS.model_copy(update={"publish_seconds": 1e6, "shard_bytes": 10**9}))
+    store = SeparatedStore(uri, SETTINGS.changed({"publish_seconds": 1e6, "shard_bytes": 10**9}))
     for number in range(1000):
         store.put(StoreKey(f"clip-{number}", "S1", "s"), clip(number), np.array([-1.0, -2.0]))
         if number % 5 == 4:

@@ -13,7 +13,7 @@ from sepscene.augment.store.separated_store import SeparatedStore, StoreKey, Sto
 
 MANUAL = StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6, refresh_seconds=1e6, segment_samples=64)
 """Nothing happens unless the test asks for it."""
-EAGER = MANUAL.model_copy(update={"refresh_seconds": 0.0})
+EAGER = MANUAL.changed({"refresh_seconds": 0.0})
 
 
 def key(number: int, processor: str = "S2") -> StoreKey:
@@ -107,7 +107,7 @@ def test_a_miss_looks_for_new_shards_by_itself(tmp_path):
 def test_a_reader_with_other_settings_reads_the_same(tmp_path):
     with SeparatedStore(str(tmp_path), MANUAL) as writer:
         writer.put(key(0), clip(0), LEVELS)
-    reader = SeparatedStore(str(tmp_path), MANUAL.model_copy(update={"segment_samples": 4096}))
+    reader = SeparatedStore(str(tmp_path), MANUAL.changed({"segment_samples": 4096}))
     np.testing.assert_array_equal(reader.get_crop(key(0), 0, 100, 500), clip(0)[0, 100:600])
 
 
@@ -156,7 +156,7 @@ def test_growth_leaves_existing_shards_alone(tmp_path, store):
 
 def test_a_shard_is_published_when_it_is_large_enough(tmp_path):
     one = 2 * (2 * 1000 + 4 * 16)  # two channels of sixteen segments
-    store = SeparatedStore(str(tmp_path), MANUAL.model_copy(update={"shard_bytes": 3 * one}))
+    store = SeparatedStore(str(tmp_path), MANUAL.changed({"shard_bytes": 3 * one}))
     for number in range(7):
         store.put(key(number), clip(number), LEVELS)
     store._writer.wait()
@@ -168,7 +168,7 @@ def test_a_shard_is_published_when_it_is_large_enough(tmp_path):
 
 def test_threads_share_a_handle(tmp_path):
     """Eight threads put, flush and read at once; a flush leaves nothing of its own thread behind."""
-    store = SeparatedStore(str(tmp_path), MANUAL.model_copy(update={"shard_bytes": 20_000}))
+    store = SeparatedStore(str(tmp_path), MANUAL.changed({"shard_bytes": 20_000}))
 
     def work(first: int) -> int:
         wrong = 0
@@ -198,7 +198,7 @@ def test_a_shard_is_published_when_it_is_old_enough_and_ever_later(tmp_path):
 
 def test_a_full_store_keeps_nothing_more(tmp_path):
     one = 2 * (2 * 1000 + 4 * 16)
-    with SeparatedStore(str(tmp_path), MANUAL.model_copy(update={"max_bytes": 2 * one})) as store:
+    with SeparatedStore(str(tmp_path), MANUAL.changed({"max_bytes": 2 * one})) as store:
         for number in range(5):
             store.put(key(number), clip(number), LEVELS)
         assert store.counters.dropped == 3
@@ -208,7 +208,7 @@ def test_a_full_store_keeps_nothing_more(tmp_path):
 def test_many_writers_keep_to_one_limit(tmp_path):
     """None sees the others' entries until they are published, so each looks again before it publishes its own."""
     one = 2 * (2 * 1000 + 4 * 16)
-    stores = [SeparatedStore(str(tmp_path), MANUAL.model_copy(update={"max_bytes": 10 * one})) for _ in range(8)]
+    stores = [SeparatedStore(str(tmp_path), MANUAL.changed({"max_bytes": 10 * one})) for _ in range(8)]
     for number in range(40):
         stores[number % 8].put(key(number), clip(number), LEVELS)
     for store in stores:
@@ -220,7 +220,7 @@ def test_many_writers_keep_to_one_limit(tmp_path):
 
 def test_what_is_being_uploaded_counts_for_the_limit(tmp_path, monkeypatch):
     one = 2 * (2 * 1000 + 4 * 16)
-    store = SeparatedStore(str(tmp_path), MANUAL.model_copy(update={"max_bytes": 2 * one}))
+    store = SeparatedStore(str(tmp_path), MANUAL.changed({"max_bytes": 2 * one}))
     go, publish = threading.Event(), store.folder.publish
     monkeypatch.setattr(store.folder, "publish", lambda pieces: go.wait(10) and publish(pieces))
     for number in range(2):
@@ -235,7 +235,7 @@ def test_what_is_being_uploaded_counts_for_the_limit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("max_bytes", [None, 10**9])
 def test_a_filesystem_that_refuses_costs_the_entries_but_no_error(tmp_path, max_bytes):
-    store = SeparatedStore(str(tmp_path), MANUAL.model_copy(update={"max_bytes": max_bytes}))
+    store = SeparatedStore(str(tmp_path), MANUAL.changed({"max_bytes": max_bytes}))
     store.put(key(0), clip(0), LEVELS)
     for folder in ("shards", "incoming"):
         (tmp_path / folder).rmdir()

@@ -36,7 +36,7 @@ def test_the_rate_of_shared_events_of_known_scenes() -> None:
 
 
 def test_another_background_keeps_the_events_and_changes_the_rest() -> None:
-    config = RECURRING.model_copy(update={"gain_db": 0.0})
+    config = RECURRING.changed({"gain_db": 0.0})
     for index in range(3):
         own, other = (generate_scene(0, index, config, background) for background in (0, 1))
         assert own.source_labels == other.source_labels and own.scene_type == other.scene_type
@@ -48,7 +48,7 @@ def test_another_background_keeps_the_events_and_changes_the_rest() -> None:
 
 
 def test_the_gain_is_the_clips_own() -> None:
-    loud, plain = (RECURRING.model_copy(update={"gain_db": gain}) for gain in (10.0, 0.0))
+    loud, plain = (RECURRING.changed({"gain_db": gain}) for gain in (10.0, 0.0))
     gains = []
     for index in range(6):
         one, two = generate_scene(2, index, loud).mixture_T, generate_scene(2, index, plain).mixture_T
@@ -64,7 +64,7 @@ def test_the_scenes_of_before_have_kept_their_bytes() -> None:
 
 
 def test_files_of_other_backgrounds_lie_beside_the_scene(tmp_path: Path) -> None:
-    config = RECURRING.model_copy(update={"clip_seconds": 2.0})
+    config = RECURRING.changed({"clip_seconds": 2.0})
     manifest = write_scenes(tmp_path, 1, 0, "train", config, backgrounds=2)
     names = sorted(path.name for path in (tmp_path / "train").iterdir())
     assert names == ["scene-000000.background-1.wav", "scene-000000.wav"]
@@ -77,7 +77,7 @@ def test_recorded_events(tmp_path: Path) -> None:
         (tmp_path / label).mkdir()
         wave_T = np.pad(0.3 * rng.standard_normal(4_000), (2_000, 2_000))
         soundfile.write(tmp_path / label / "one.wav", wave_T, 8_000)
-    config = RECURRING.model_copy(update={"clip_seconds": 2.0, "one_shots": str(tmp_path)})
+    config = RECURRING.changed({"clip_seconds": 2.0, "one_shots": str(tmp_path)})
     scenes = [generate_scene(0, index, config) for index in range(24)]
     assert {label for scene in scenes for label in scene.labels} == {"bell", "crow", "drum"}
     assert all(
@@ -85,4 +85,4 @@ def test_recorded_events(tmp_path: Path) -> None:
     )
     (tmp_path / "empty").mkdir()
     with pytest.raises(SepsceneError, match="holds no labelled recordings"):
-        generate_scene(0, 0, config.model_copy(update={"one_shots": str(tmp_path / "empty")}))
+        generate_scene(0, 0, config.changed({"one_shots": str(tmp_path / "empty")}))

@@ -57,7 +57,7 @@ def test_the_digest_names_weights_and_sizes_but_not_metadata(tmp_path):
     network = TDCNpp(CONFIG)
     first = save_separator(network, tmp_path / "a", {"steps": 1})
     assert save_separator(network, tmp_path / "b", {"steps": 2}) == first
-    other = TDCNpp(CONFIG.model_copy(update={"sample_rate": 16000}))
+    other = TDCNpp(CONFIG.changed({"sample_rate": 16000}))
     other.load_state_dict(network.state_dict())
     assert save_separator(other, tmp_path / "c", {}) != first
     with torch.no_grad():

@@ -157,7 +157,7 @@ def test_seeds_are_paired(tmp_path: Path) -> None:
 
 
 def changed(run: Path, **update: object) -> Path:
-    RunResults.load(run).model_copy(update=update).save(run)
+    RunResults.load(run).changed(update).save(run)
     return run
 
 
@@ -165,7 +165,7 @@ def test_metrics_that_some_seed_lacks_are_left_out_and_named(tmp_path: Path) -> 
     runs = [a_run(tmp_path / str(n), measure(evidence(1.0, n)), seed=n % 2) for n in range(4)]
     encoder = RunResults.load(runs[3]).encoders[0]
     kept = {name: metric for name, metric in encoder.metrics.items() if name not in ("qbe_map", "d_prime")}
-    changed(runs[3], encoders=(encoder.model_copy(update={"metrics": kept}),))
+    changed(runs[3], encoders=(encoder.changed({"metrics": kept}),))
     for sides in ((runs[:2], runs[2:]), (runs[2:], runs[:2])):
         comparison = compare_seeds(*sides)
         assert {metric.name for metric in comparison.metrics} == set(kept)

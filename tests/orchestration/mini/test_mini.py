@@ -40,7 +40,7 @@ CHANGES = (
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Scenes of 2 s with a second background, and an untrained separator."""
     folder = tmp_path_factory.mktemp("mini")
-    config = PROFILES["recurring"].model_copy(update={"clip_seconds": 2.0})
+    config = PROFILES["recurring"].changed({"clip_seconds": 2.0})
     for split in ("train", "test"):
         write_scenes(folder / "scenes", 16, 0, split, config, False, 2)
     torch.manual_seed(0)

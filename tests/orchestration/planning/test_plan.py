@@ -134,7 +134,7 @@ def different(tmp_path, **changes):
 
 def test_different_separators_are_weighed_as_they_are_drawn(tmp_path):
     experiment = different(tmp_path)
-    measured = MEASURED.model_copy(update={"separation_seconds": {"S2": 0.04, "F": 0.08}})
+    measured = MEASURED.changed({"separation_seconds": {"S2": 0.04, "F": 0.08}})
     found = plan(experiment, measured, clips=1000)
     assert [p.sources for p in found.processors] == [2, 3]
     flops = [p.flops for p in found.processors]
@@ -187,7 +187,7 @@ def test_a_share_of_a_gpu_works_at_that_share():
 
 
 def test_without_gpus_all_stages_share_the_cores():
-    here = MEASURED.model_copy(update={"cores": 2})
+    here = MEASURED.changed({"cores": 2})
     experiment = cluster(**{"resources.trainer_gpus": 0, "resources.separation_gpus": 0})
     experiment = experiment.changed(
         {"resources.trainer_cpus": 0.1, "resources.separation_cpus": 0.1, "resources.reader_cpus": 0.01}
@@ -245,7 +245,7 @@ def test_the_table_says_it_all():
 
 
 def test_the_table_warns_of_a_calibration_on_other_hardware():
-    on_cpu = MEASURED.model_copy(update={"train_device": "CPU"})
+    on_cpu = MEASURED.changed({"train_device": "CPU"})
     assert "measured on a CPU although GPUs are asked for" in printed(on_cpu)
 
 

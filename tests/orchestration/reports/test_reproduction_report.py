@@ -71,7 +71,7 @@ def test_an_experiment_with_two_names_has_the_seeds_of_both_and_one_interval() -
     one = ReproductionResults(
         reproduction_id="r", scale="tiny", started="", seconds=1.0, runs=(run("table2/mix-chan+specaug", 0),)
     )
-    two = one.model_copy(update={"runs": (*one.runs, run("table4/S2/simclr", 1))})
+    two = one.changed({"runs": (*one.runs, run("table4/S2/simclr", 1))})
     for results, seeds in ((one, [0]), (two, [0, 1])):
         rows = runs_by_row(results)
         lines = {line.name: line.ours for table in our_tables(rows) for line in table.lines if line.ours}
@@ -106,13 +106,13 @@ def test_folder_without_a_reproduction_is_named(tmp_path: Path) -> None:
 def test_a_run_fills_its_own_row_and_its_baseline_only_where_that_is_a_row() -> None:
     joint = sample_results()
     assert set(run_rows(joint)) == {"table4/S2+N/simclr-cp"}
-    alone = joint.model_copy(update={"table_row": "table4/S2+N/simclr"})
+    alone = joint.changed({"table_row": "table4/S2+N/simclr"})
     assert run_rows(alone)["table2/mix-mix+specaug"].value == pytest.approx(0.389)
-    bare = joint.model_copy(update={"table_row": "table2/mix-chan"})
+    bare = joint.changed({"table_row": "table2/mix-chan"})
     assert {row: metric.value for row, metric in run_rows(bare).items()} == pytest.approx(
         {"table2/mix-chan": 0.412, "table2/mix-mix": 0.389}
     )
-    assert run_rows(joint.model_copy(update={"table_row": None})) == {}
+    assert run_rows(joint.changed({"table_row": None})) == {}
     lines = [line for table in tables_beside(run_rows(joint)) for line in table.lines if line.ours]
     assert [(line.label, line.paper) for line in lines] == [("S2∨N, SimCLR & CP", 0.306)]
 

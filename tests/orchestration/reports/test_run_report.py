@@ -110,7 +110,7 @@ def test_odd_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
         classes=(ClassResult(name=name, positives=3, shallow_ap=0.5),),
         map_2d=((0.0, 1.0, name), (1.0, 0.0, name)),
     )
-    results.model_copy(update={"encoders": (encoder,)}).save(tmp_path)
+    results.changed({"encoders": (encoder,)}).save(tmp_path)
     for path in write_report(tmp_path):
         assert "<script>alert" not in path.read_text()
     assert Tables((tmp_path / "report.html").read_text()).rows[1][0] == name
@@ -124,7 +124,7 @@ def test_a_run_with_almost_nothing_still_reports(tmp_path: Path) -> None:
 
 
 def test_each_kind_of_folder_gets_its_report(tmp_path: Path) -> None:
-    nothing = sample_sweep().model_copy(update={"trials": ()})
+    nothing = sample_sweep().changed({"trials": ()})
     nothing.save(tmp_path)
     assert "# Sweep of" in report_on(tmp_path)[1].read_text()
     write_sample_reproduction(tmp_path / "again")
@@ -180,13 +180,13 @@ def test_curves_share_a_panel_by_quantity_and_leave_out_what_is_not_finite() -> 
 def test_long_names_fit_beside_pictures_and_are_whole_in_tables(tmp_path: Path) -> None:
     long = "Heart sounds, heartbeat, and some more words that nobody needs"
     results = sample_results()
-    encoder = results.encoders[0].model_copy(
-        update={
+    encoder = results.encoders[0].changed(
+        {
             "classes": (ClassResult(name=long, positives=3, shallow_ap=0.5),),
             "map_2d": ((0.0, 1.0, long), (1.0, 0.0, "b")),
         }
     )
-    results.model_copy(update={"encoders": (encoder,)}).save(tmp_path)
+    results.changed({"encoders": (encoder,)}).save(tmp_path)
     page = write_report(tmp_path)[0].read_text()
     assert "Heart sounds, heartbeat,…" in page
     assert _row(Tables(page), long) == [[long, "3", "0.500"]]

@@ -17,11 +17,11 @@ def _with_values(values: dict[str, float]) -> SweepResults:
     """The sample's trials of these names alone, with these metrics."""
     sweep = sample_sweep()
     trials = [
-        trial.model_copy(update={"metrics": {"shallow_map": metric(values[trial.name], 0.001)}})
+        trial.changed({"metrics": {"shallow_map": metric(values[trial.name], 0.001)}})
         for trial in sweep.trials
         if trial.name in values
     ]
-    return sweep.model_copy(update={"trials": tuple(trials)})
+    return sweep.changed({"trials": tuple(trials)})
 
 
 def test_settings_are_ranked_by_their_mean_over_seeds_with_a_t_interval() -> None:
@@ -48,7 +48,7 @@ def test_answer_settles_nothing_that_the_intervals_do_not_settle() -> None:
     )
     level = _with_values({"S2-t0.2-s0": 0.3995, "N-t0.2-s0": 0.40})
     assert "The other one may be as good" in sweep_answer(level, ranked(level))
-    nothing = sample_sweep().model_copy(update={"trials": ()})
+    nothing = sample_sweep().changed({"trials": ()})
     assert sweep_answer(nothing, ranked(nothing)) == "No trial has a metric yet (no trials)."
 
 
@@ -84,11 +84,11 @@ def test_every_trial_is_a_row_of_the_live_table_the_page_and_the_markdown(tmp_pa
 def test_sweep_without_trials_still_reports_and_no_sweep_is_named(tmp_path: Path) -> None:
     with pytest.raises(SepsceneError, match=r"sweep\.json"):
         write_sweep_report(tmp_path)
-    sample_sweep().model_copy(update={"trials": ()}).save(tmp_path)
+    sample_sweep().changed({"trials": ()}).save(tmp_path)
     assert "No trial has a metric yet" in write_sweep_report(tmp_path)[1].read_text()
 
 
 def test_trial_with_other_fields_than_the_sweep_is_refused() -> None:
-    trial = sample_sweep().trials[0].model_copy(update={"settings": {"seed": 1}})
+    trial = sample_sweep().trials[0].changed({"settings": {"seed": 1}})
     with pytest.raises(ValueError, match=r"S2-t0\.1-s0"):
         SweepResults.model_validate(sample_sweep().model_dump() | {"trials": [trial.model_dump()]})

@@ -39,10 +39,10 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes], log: Path) -> Non
 def storage(nano: Experiment, scenes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the experiment that is swept."""
     folder = tmp_path_factory.mktemp("sweep")
-    data = nano.data.model_copy(update={"root": str(scenes_dir)})
+    data = nano.data.changed({"root": str(scenes_dir)})
     two_at_once = {f"resources.{process}_cpus": 0.1 for process in ("trainer", "separation", "reader")}
     shared = {**two_at_once, "store.mode": "read-through"}
-    nano.model_copy(update={"data": data}).changed(shared).save(folder / "nano.yaml")
+    nano.changed({"data": data}).changed(shared).save(folder / "nano.yaml")
     return folder
 
 

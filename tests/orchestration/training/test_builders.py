@@ -18,7 +18,7 @@ from sepscene.orchestration.training.builders import build_objective, check_star
 def bundle(nano: Experiment, tmp_path: Path) -> Path:
     """An encoder as `sepscene encoder import` leaves it: other weights, and a classifier."""
     torch.manual_seed(7)
-    trunk = Cnn14(nano.encoder.model_copy(update={"classes": 5}))
+    trunk = Cnn14(nano.encoder.changed({"classes": 5}))
     save_encoder(Encoder(LogMel(nano.front_end), trunk, 10.0, 0.96), tmp_path / "theirs", {})
     return tmp_path / "theirs"
 

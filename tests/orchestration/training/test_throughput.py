@@ -103,7 +103,7 @@ def test_an_elastic_pool_is_as_busy_as_the_actors_that_it_has() -> None:
     metrics = told(experiment(**elastic), seconds=4.0, rows=80)
     assert metrics["separation/actors"] == 3
     assert metrics["separation/busy"] == pytest.approx(80 * 1e-2 / 4 / 3, rel=0.02)
-    stuck = measured(0.3, 0.99).model_copy(update={"actors": 1.0})
+    stuck = measured(0.3, 0.99).changed({"actors": 1.0})
     said = bottleneck(stuck, experiment(**GPUS | elastic))
     assert "1 actors 99% busy" in said and "resources.separation_actors_min" in said
 

@@ -84,7 +84,7 @@ def test_the_same_input_gives_the_same_judgement() -> None:
     first, again = scored(), scored()
     assert first.metrics == again.metrics and first.per_class == again.per_class
     assert measure(first.evidence).metrics == first.metrics
-    without = scored(SETTINGS.model_copy(update={"bootstrap": 0}))
+    without = scored(SETTINGS.changed({"bootstrap": 0}))
     assert without.metrics["shallow_map"].low is None
     assert without.metrics["shallow_map"].value == first.metrics["shallow_map"].value
 
