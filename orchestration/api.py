@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve
-from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder, encoder_of
+from sepscene.orchestration.records.run_folder import SweepFolder, encoder_of, folder_in
 from sepscene.orchestration.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def pretrain(
     experiment = _resolved(experiment, scale, changes)
     storage, console = Path(storage), Terminal(quiet=quiet)
     run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = RunFolder.named(storage, run_id).path
+    folder = folder_in(storage, run_id, "the run id")
     # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
     uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
     with prepared_session(experiment, address, verbose):
@@ -99,7 +99,7 @@ def train_separator(
     from sepscene.orchestration.pipeline.run import Run, prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
 
-    folder = RunFolder.named(storage, run_id or f"separator-{experiment.digest()}").path
+    folder = folder_in(storage, run_id or f"separator-{experiment.digest()}", "the run id")
     with prepared_session(experiment, address, verbose):
         run = Run.open(folder, experiment, default_tracking_uri(storage), Terminal(), resume)
         with _closed(run, "separator", "train"):
@@ -209,7 +209,7 @@ def run_sweep(
         folder = find_sweep(storage, config).resolve()
     else:
         name = sweep_id or f"sweep-{base.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = SweepFolder.named(storage, name).path
+        folder = folder_in(storage, name, "the sweep id")
     with prepared_session(most, address, verbose):
         return folder, sweeps.sweep(config, folder, default_tracking_uri(storage), console, callbacks)
 

@@ -12,7 +12,7 @@ named like the paper's: `table2/mix-chan+specaug`, `table4/S2+N/simclr-cp`, `tab
 `tasks.paper.claims`, beside the paper's other numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -233,12 +233,11 @@ def architectures(scale: Scale) -> Experiment:
     """
     if scale == "mini":
         raise SepsceneError("beyond/architectures needs a separator that scale mini does not bring: use --scale tiny")
-    row = _row("beyond/architectures", scale, Views(combination=("S2", "N", "STFT")), coincidence=True)
-    network = row.separator.network
+    network = SCALES[scale]().separator.network
     other = {"basis": "stft", "window_samples": 512, "hop_samples": 256}
     plain = {key: value for key, value in network.model_dump().items() if key != "coefficients"}
-    beside = {"STFT": TDCNppConfig.model_validate({**plain, **other})}
-    return row.changed({"separator.beside": beside})
+    beside = {"separator.beside": {"STFT": TDCNppConfig.model_validate({**plain, **other})}}
+    return _row("beyond/architectures", scale, Views(combination=("S2", "N", "STFT")), coincidence=True, more=beside)
 
 
 def demo(scale: Scale = "tiny") -> Experiment:
@@ -259,10 +258,11 @@ def demo(scale: Scale = "tiny") -> Experiment:
     )
 
 
-def _row(name: str, scale: Scale, views: Views, coincidence: bool) -> Experiment:
+def _row(name: str, scale: Scale, views: Views, coincidence: bool, more: Mapping[str, Any] | None = None) -> Experiment:
+    """The scale's experiment with the views of a row; `more` holds other dotted fields that it changes."""
     base = SCALES[scale]()
     alpha = base.objective.alpha if coincidence else 0.0
-    return base.changed({"name": name, "table_row": name, "views": views, "objective.alpha": alpha})
+    return base.changed({"name": name, "table_row": name, "views": views, "objective.alpha": alpha, **(more or {})})
 
 
 EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {"demo": demo}

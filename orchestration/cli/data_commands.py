@@ -145,12 +145,12 @@ def prefill(
     from sepscene.orchestration.pipeline.run import Run, prepared_session
     from sepscene.orchestration.presets import resolve
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
-    from sepscene.orchestration.records.run_folder import RunFolder
+    from sepscene.orchestration.records.run_folder import folder_in
 
     resolved = resolve(experiment, scale, change)
     if not resolved.views.separates:
         raise SepsceneError("views.pair mix-mix separates nothing: there is nothing to fill a store with")
-    folder = RunFolder.named(storage, run_id or f"prefill-{resolved.digest()}").path
+    folder = folder_in(storage, run_id or f"prefill-{resolved.digest()}", "the run id")
     with prepared_session(resolved, address, verbose):
         run = Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True)
         train, _ = run.manifests()

@@ -196,29 +196,15 @@ def evaluate(
 
 
 @app.command()
-def report(
-    run: RunArgument,
-    into: Annotated[
-        Path | None,
-        typer.Option(help="Also put the Markdown into this page, between the markers of the folder's name."),
-    ] = None,
-) -> None:
+def report(run: RunArgument) -> None:
     """Write the report of a run, a sweep or a reproduction again: report.html (one file, works offline) and report.md.
 
-    Examples:
-
-    `sepscene report runs/demo`
-
-    `sepscene report runs/table2-tiny --into docs/results.md`
+    Example: `sepscene report runs/demo`
     """
-    from sepscene.orchestration.reports.result_book import put_into
     from sepscene.orchestration.reports.run_report import report_on
 
     html, markdown = report_on(run)
     console.print(f"{html}\n{markdown}", soft_wrap=True)
-    if into is not None:
-        put_into(into, run.resolve().name, markdown)
-        console.print(str(into), soft_wrap=True)
 
 
 @app.command()

@@ -153,7 +153,7 @@ def reproduce_command(
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.dataset_presets import check_splits, data_changes
     from sepscene.orchestration.presets import parse_changes
-    from sepscene.orchestration.records.run_folder import SweepFolder
+    from sepscene.orchestration.records.run_folder import SweepFolder, folder_in
     from sepscene.orchestration.reports.paper_tables import planned_rows
     from sepscene.orchestration.runtime.concurrency import most_demanding
     from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
@@ -166,7 +166,8 @@ def reproduce_command(
         changes = data_changes(kind, root, changes)
     name = f"{'-'.join(tables)}-{scale}-"
     newest = max((path.name for path in storage.glob(f"{name}*")), default=None) if resume else None
-    folder = SweepFolder.named(storage, reproduction_id or newest or name + time.strftime("%Y%m%d-%H%M%S")).path
+    reproduction_id = reproduction_id or newest or name + time.strftime("%Y%m%d-%H%M%S")
+    folder = folder_in(storage, reproduction_id, "the reproduction id")
     if scale == "mini":
         from sepscene.orchestration.mini.study import run_study
 

@@ -27,6 +27,7 @@ def evaluate_on_tasks(encoder: str, tasks: list[str], out: Path, name: str | Non
     from sepscene.models.encoders.encoder import load_encoder
     from sepscene.orchestration.evaluation.downstream import evaluate_task, read_results, result_path
     from sepscene.orchestration.evaluation.file_encoder import encoder_digest
+    from sepscene.orchestration.records.files import write_whole
     from sepscene.orchestration.records.run_folder import encoder_of
     from sepscene.orchestration.reports.task_table import terminal_table
     from sepscene.tasks.datasets.downstream import read_task
@@ -41,7 +42,7 @@ def evaluate_on_tasks(encoder: str, tasks: list[str], out: Path, name: str | Non
             bar = progress.add_task(task.name, total=len(task.sounds))
             show = partial(_show, progress, bar)
             result = evaluate_task(loaded, name or Path(encoder).name, digest, task, progress=show)
-        result_path(out, result).write_text(result.model_dump_json(indent=2) + "\n")
+        write_whole(result_path(out, result), result.model_dump_json(indent=2) + "\n")
         left_out |= result.left_out
     console.print(terminal_table(read_results(out)))
     for uri, cause in left_out.items():
@@ -52,13 +53,14 @@ def evaluate_on_tasks(encoder: str, tasks: list[str], out: Path, name: str | Non
 def compare_on_tasks(folder: Path, csv_file: Path | None, latex_file: Path | None) -> None:
     """Print the table of all results in a folder, and write it as CSV and LaTeX where asked."""
     from sepscene.orchestration.evaluation.downstream import read_results
+    from sepscene.orchestration.records.files import write_whole
     from sepscene.orchestration.reports.task_table import csv_table, latex_table, terminal_table
 
     results = read_results(folder)
     console.print(terminal_table(results))
     for file, text in ((csv_file, csv_table), (latex_file, latex_table)):
         if file is not None:
-            file.write_text(text(results))
+            write_whole(file, text(results))
             console.print(str(file), soft_wrap=True)
 
 

@@ -19,9 +19,10 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Data, Experiment
 from sepscene.orchestration.mini.logmel_store import LogMelStore
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
-from sepscene.orchestration.records.checkpoints import write_whole
 from sepscene.orchestration.records.environment import command_line, environment
+from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
+from sepscene.orchestration.records.run_folder import StudyFolder
 from sepscene.orchestration.reports.paper_tables import TWINS
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
@@ -53,25 +54,22 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
         if hours is not None and time.monotonic() - begin > 3600 * hours:
             break
         experiment = row.changed({"seed": seed})
-        if not trial_path(folder, UNTRAINED, seed).exists():
+        if not StudyFolder(folder).trial(UNTRAINED, seed).exists():
             fresh = run_trial(experiment, train, test, processors, untrained=True)
-            fresh.save(trial_path(folder, UNTRAINED, seed))
+            fresh.save(StudyFolder(folder).trial(UNTRAINED, seed))
         record = run_trial(experiment, train, test, processors)
-        record.save(trial_path(folder, row.name, seed))
+        record.save(StudyFolder(folder).trial(row.name, seed))
         found = f"{record.metrics['shallow_map']:.3f}, {record.steps_per_second:.1f} steps per second"
         console.print(f"{number + 1}/{len(planned)}  {row.name}, seed {seed}: {found}", highlight=False)
         write_results(rows[0], folder)
     write_results(rows[0], folder)
 
 
-def trial_path(folder: Path, row: str, seed: int) -> Path:
-    """Where the record of a trial is."""
-    return folder / "trials" / f"{row.replace('/', '-')},seed={seed}.json"
-
-
 def read_records(folder: Path) -> list[TrialRecord]:
     """All finished trials of a study."""
-    return [TrialRecord.model_validate_json(path.read_text()) for path in sorted((folder / "trials").glob("*.json"))]
+    return [
+        TrialRecord.model_validate_json(path.read_text()) for path in sorted(StudyFolder(folder).trials.glob("*.json"))
+    ]
 
 
 def write_results(base: Experiment, folder: Path) -> ReproductionResults:
@@ -111,7 +109,7 @@ def _check_same_study(base: Experiment, folder: Path) -> None:
     shared = {part: tree[part] for part in ("audio", "data", "front_end", "specaugment", "training", "evaluation")}
     shared["objective"] = {k: v for k, v in tree["objective"].items() if k not in ("alpha", "similarity")}
     shared["separators"] = {name: read_card(place).digest for name, place in base.separator.checkpoints.items()}
-    path = folder / "study.json"
+    path = StudyFolder(folder).settings
     if not path.exists():
         write_whole(path, json.dumps(shared, indent=1))
         return
@@ -145,11 +143,11 @@ def _metric(record: TrialRecord) -> Metric:
 
 def _finished(folder: Path, row: str, seed: int) -> bool:
     """Whether the folder holds the row, under its own name or that which another table has for it."""
-    return any(trial_path(folder, name, seed).exists() for name in (row, TWINS.get(row, row)))
+    return any(StudyFolder(folder).trial(name, seed).exists() for name in (row, TWINS.get(row, row)))
 
 
 def _processors(row: Experiment) -> tuple[str, ...]:
-    return () if row.views.pair == "mix-mix" else row.views.combination
+    return row.views.combination if row.views.separates else ()
 
 
 def _generated(data: Data) -> bool:
@@ -164,7 +162,7 @@ def stores_of(
     base, backgrounds = rows[0], 1 + any(row.views.background == "exchanged" for row in rows)
     train, test = _manifests(base, folder, backgrounds, console)
     processors = {name: base.separator.checkpoints[name] for row in rows for name in _processors(row)}
-    train_store, test_store = (LogMelStore(folder / "logmels", base, manifest) for manifest in (train, test))
+    train_store, test_store = (LogMelStore(StudyFolder(folder).logmels, base, manifest) for manifest in (train, test))
     show = _counter(console)
     train_store.fill(processors, backgrounds, show)
     test_store.fill({}, progress=show)
@@ -176,9 +174,9 @@ def _manifests(base: Experiment, folder: Path, backgrounds: int, console: Consol
     if not _generated(data):
         manifest = read_manifest(data.format, str(data.root))
         return manifest.select(*data.train), manifest.select(*data.test)
-    root = folder / "scenes"
+    root = StudyFolder(folder).scenes
     for split, count, versions in (("train", data.scenes_train, backgrounds), ("test", data.scenes_test, 1)):
-        mark = root / f"{split}.done"
+        mark = StudyFolder(folder).scenes_done(split)
         if not mark.exists():
             console.print(f"generating {count} scenes for {split}")
             write_scenes(root, count, 0, split, PROFILES[data.scenes_profile], False, versions)

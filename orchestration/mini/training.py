@@ -67,7 +67,7 @@ class ViewCrops:
         views = experiment.views
         second = 1 if views.background == "exchanged" else 0
         self.mixtures = (store.mixtures(), store.mixtures(second))
-        names = () if views.pair == "mix-mix" else views.combination
+        names = views.combination if views.separates else ()
         # A view of a mix-chan pair that is separated is the second one; of chan-chan pairs the first one is, too.
         self.channels = tuple(
             [store.channels(processors[name], background) for name in names] for background in (0, second)

@@ -408,7 +408,7 @@ def losses_of(objective: Objective) -> str:
 
 def _in_words(experiment: Experiment) -> str:
     views, what = experiment.views, f"{experiment.name}, scale {experiment.scale}, seed {experiment.seed}"
-    separated = f" of {'∨'.join(views.combination)}" if views.pair != "mix-mix" else ""
+    separated = f" of {'∨'.join(views.combination)}" if views.separates else ""
     return f"{what}: {views.pair} views{separated}, {losses_of(experiment.objective)}."
 
 

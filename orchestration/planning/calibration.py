@@ -28,6 +28,7 @@ from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.planning.plan import CPU, Calibration, threads
 from sepscene.orchestration.planning.processors import Processor, processors_of
+from sepscene.orchestration.records.run_folder import RunFolder, store_of
 from sepscene.orchestration.runtime.precision import separation_precision, training_precision
 from sepscene.orchestration.training.optimizer import adamw
 from sepscene.orchestration.training.pretraining import Views, prepared_objective
@@ -54,13 +55,13 @@ def calibrate(
         SepsceneError: when a clip cannot be decoded, or a checkpoint does not fit the experiment.
     """
     with tempfile.TemporaryDirectory() as folder:
-        uris = [str(uri) for uri in clips] or _scenes(experiment, Path(folder) / "scenes")
+        uris = [str(uri) for uri in clips] or _scenes(experiment, RunFolder(Path(folder)).scenes)
         processors = processors_of(experiment)
-        settings = {p.name: _settings(experiment, p, Path(folder) / "separators") for p in processors}
+        settings = {p.name: _settings(experiment, p, RunFolder(Path(folder)).ladder) for p in processors}
         first = settings[processors[0].name]
         columns = _columns(experiment, uris, offsets or [0.0] * len(uris))
         reading = seconds * _SHARES["reading"]
-        with SeparatedStore(str(Path(folder) / "store")) as store:
+        with SeparatedStore(str(store_of(Path(folder)))) as store:
             reader = ClipReader(first, store)
             block = _decoded(reader, columns)
             decode, _ = _per_row(lambda n: reader(_first(columns, n)), len(block["row"]), reading)

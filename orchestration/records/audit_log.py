@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.mlflow_mirror import Tracker
+from sepscene.orchestration.records.run_folder import AuditFolder, audits_of
 from sepscene.tasks.datasets.audit import Audit
 from sepscene.tasks.datasets.readers import Manifest
 
@@ -19,11 +20,6 @@ class AuditDigest(BaseModel):
     """What a run takes from an audit."""
 
     digest: str | None = None
-
-
-def audit_folder(storage: Path, manifest_digest: str) -> Path:
-    """Where the audit of a manifest lies: STORAGE/audits/audit-<digest>."""
-    return storage / "audits" / f"audit-{manifest_digest[:12]}"
 
 
 def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage: Path, tracking_uri: str) -> Path:
@@ -39,11 +35,10 @@ def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
     Returns:
         The folder.
     """
-    folder = audit_folder(storage.resolve(), found.manifest_digest)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "audit.json", json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
-    write_whole(folder / "audit.txt", found.text() + "\n")
-    tracker = Tracker(tracking_uri, "sepscene", folder)
+    folder = AuditFolder.of(storage.resolve(), found.manifest_digest)
+    write_whole(folder.findings, json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
+    write_whole(folder.text, found.text() + "\n")
+    tracker = Tracker(tracking_uri, "sepscene", folder.path)
     tags = {"stage": "audit", "data": f"{format} {root}", "data_hash": found.manifest_digest}
     tracker.start(tags | {"audit_hash": found.digest, "mlflow.source.name": "sepscene"}, {"format": format})
     tracker.log_data("", {
@@ -60,16 +55,16 @@ def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
         "hours": found.durations.total / 3600 if found.durations else 0.0,
     }
     tracker.log_metrics("", {name: float(value) for name, value in metrics.items()})
-    for name in ("audit.txt", "audit.json"):
-        tracker.log_artifact("", folder / name)
+    tracker.log_artifact("", folder.text)
+    tracker.log_artifact("", folder.findings)
     tracker.finish("")
-    return folder
+    return folder.path
 
 
 def audit_hash(run_dir: Path, manifest: Manifest) -> str | None:
     """The digest of the audit of this very manifest in the run's storage; None where there is none."""
-    storages = [parent for parent in run_dir.parents[:_DEEPEST] if (parent / "audits").is_dir()]
+    storages = [parent for parent in run_dir.parents[:_DEEPEST] if audits_of(parent).is_dir()]
     if not storages:
         return None  # a digest of millions of clips takes its time
-    path = audit_folder(storages[0], manifest.digest()) / "audit.json"
+    path = AuditFolder.of(storages[0], manifest.digest()).findings
     return read_typed_or(path, AuditDigest, AuditDigest()).digest

@@ -4,8 +4,12 @@ A run's folder may come from anywhere, and a killed machine leaves files of any 
 its size is bounded before it is read, and what it holds is checked against a type.
 """
 
+import fcntl
 import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +31,38 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text that is either complete or not there; its folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode())
+
+
+def append_lines(path: Path, lines: list[str]) -> None:
+    """Append lines to a file that grows; a line that a killed process left torn is ended first, so it alone is lost.
+
+    Args:
+        path: the file; it is made where it is missing.
+        lines: without line ends.
+
+    Raises:
+        OSError: when the disk refuses; then the file is as it was.
+    """
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(-1, os.SEEK_END)
+        torn = size > 0 and file.read(1) != b"\n"
+        content = memoryview(("\n" * torn + "".join(f"{line}\n" for line in lines)).encode())
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """While the block runs, no other process of this machine is in such a block with the same lock file."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:

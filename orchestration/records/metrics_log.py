@@ -6,7 +6,6 @@ whatever it missed can be sent later.
 
 import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import ray.train
 
 from sepscene.models.config import SepsceneError
-from sepscene.orchestration.records.files import read_typed, write_whole
+from sepscene.orchestration.records.files import append_lines, read_typed, write_whole
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 
@@ -84,17 +83,4 @@ def append_metrics(path: Path, stage: str, records: list[dict[str, Any]]) -> Non
         OSError: when the disk refuses; then the file is as it was.
     """
     now = time.time()
-    lines = [json.dumps({"stage": stage, "seconds": now, **record}) + "\n" for record in records]
-    with path.open("a+b", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                lines.insert(0, "\n")  # a line torn by a killed process: it alone is lost
-        content = memoryview("".join(lines).encode())
-        try:
-            while content:
-                content = content[file.write(content) :]
-        except OSError:
-            file.truncate(size)
-            raise
+    append_lines(path, [json.dumps({"stage": stage, "seconds": now, **record}) for record in records])

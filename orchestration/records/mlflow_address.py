@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records.run_folder import RunFolder
 
 SQLITE = "sqlite:///"
 STORE_FILE = "mlflow.db"
@@ -73,7 +74,7 @@ def _folders_of(run_dir: Path) -> list[Path]:
 
 def _recorded_uri(run_dir: Path) -> str:
     try:
-        uri = json.loads((run_dir / "mlflow.json").read_text())["uri"]
+        uri = json.loads(RunFolder(run_dir).mlflow.read_text())["uri"]
         return uri if isinstance(uri, str) and ":" in uri else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""

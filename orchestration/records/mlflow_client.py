@@ -4,7 +4,6 @@
 a call whose answer was lost is made again.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Met
 from mlflow.exceptions import MlflowException
 
 from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records.files import one_at_a_time
 from sepscene.orchestration.records.mlflow_address import SQLITE, artifact_folder, check_local_store, sqlite_path
 
 for _name in ("mlflow", "alembic"):
@@ -61,8 +61,7 @@ class MlflowStore:
         if not self.uri.startswith(SQLITE):
             return mlflow.MlflowClient(tracking_uri=self.uri)
         path = sqlite_path(self.uri)
-        with path.with_suffix(".lock").open("w") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)
+        with one_at_a_time(path.with_suffix(".lock")):
             check_local_store(self.uri)
             client = mlflow.MlflowClient(tracking_uri=self.uri)
             client.search_experiments(max_results=1)

@@ -4,13 +4,13 @@ Nothing here is in the way of training: the metrics file is written first, by th
 driver follows it, draws the progress and sends what is new to MLflow. While the server is away, training goes on; the
 thread tries again, and what could not be sent by the end stays in the folder for `sepscene sync`.
 
-The folder holds all that MLflow is to know: the calls in mlflow-calls.jsonl, the metrics in `FOLLOWED`. How far they
-are sent, and to which runs, is in mlflow.json. Where MLflow has lost the run, all of it is sent again.
+The folder holds all that MLflow is to know: the calls in mlflow-calls.jsonl, the metrics in the files of
+`RunFolder.mirrored`. How far they are sent, and to which runs, is in mlflow.json. Where MLflow has lost the run, all
+of it is sent again.
 """
 
 import hashlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,22 +21,21 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from sepscene.models.config import Config, SepsceneError
-from sepscene.orchestration.records.files import parse_records
+from sepscene.orchestration.records.files import append_lines, parse_records, write_whole
 from sepscene.orchestration.records.mlflow_client import MlflowStore, lasting_fault
 from sepscene.orchestration.records.mlflow_registry import log_encoder
+from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
 from sepscene.orchestration.repeating import again_and_again
 
 logger = logging.getLogger("sepscene")
 
-FOLLOWED = ("metrics.jsonl", "system.jsonl")
-"""Files of a run's folder whose records are mirrored to MLflow."""
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 5.0
 """While the server is away it is asked again this often, and nobody waits for it in between."""
 
 
 class MirrorState(Config):
-    """RUN/mlflow.json: how far MLflow has been told."""
+    """RUN/mlflow.json: how much MLflow has had."""
 
     uri: str = ""
     runs: dict[str, str] = Field(default_factory=dict, description='stage -> id of its run; "" is the parent')
@@ -68,7 +67,9 @@ class Tracker:
             experiment: its name in MLflow.
             run_dir: the run's folder.
         """
-        self.run_dir, self.uri = run_dir, tracking_uri
+        self.run_dir = run_dir
+        self.folder = RunFolder(run_dir)
+        self.uri = tracking_uri
         self.store = MlflowStore(tracking_uri, experiment)
         self.fault: str | None = None
         """Why MLflow will not take what is sent, until somebody changes something; None while it may."""
@@ -123,22 +124,22 @@ class Tracker:
         with self._lock:
             if not self._replay():
                 return
-            for name in FOLLOWED:
-                whole, position = read_lines(self.run_dir / name, self.state.positions.get(name, 0))
+            for path in self.folder.mirrored:
+                whole, position = read_lines(path, self.state.positions.get(path.name, 0))
                 if not whole:
                     continue
                 try:
-                    self._send(parse_records(whole, self.run_dir / name))
+                    self._send(parse_records(whole, path))
                 except Exception as error:  # whatever the client raises, training must go on
                     self._note_fault(error)
                     return
-                self._save(positions={**self.state.positions, name: position})
+                self._save(positions={**self.state.positions, path.name: position})
 
     @property
     def unsent(self) -> int:
         """Calls, and bytes of records, that MLflow has not had yet; 0 when all is sent."""
-        paths = [self.run_dir / name for name in FOLLOWED]
-        sizes = sum(path.stat().st_size - self.state.positions.get(path.name, 0) for path in paths if path.exists())
+        paths = [path for path in self.folder.mirrored if path.exists()]
+        sizes = sum(path.stat().st_size - self.state.positions.get(path.name, 0) for path in paths)
         return len(self._queue) + sizes
 
     def run_id(self, stage: str = "") -> str | None:
@@ -154,7 +155,7 @@ class Tracker:
         with self._lock:
             call = Call(kind=kind, stage=stage, milliseconds=int(time.time() * 1000), argument=argument)
             self._queue.append(call)
-            self._unwritten.append(call.model_dump_json() + "\n")
+            self._unwritten.append(call.model_dump_json())
             self._replay(urgent)
 
     def _replay(self, urgent: bool = False) -> bool:
@@ -259,49 +260,39 @@ class Tracker:
 
     def _read_state(self) -> MirrorState:
         try:
-            state = MirrorState.model_validate_json(self._path("mlflow.json").read_bytes())
+            state = MirrorState.model_validate_json(self.folder.mlflow.read_bytes())
         except FileNotFoundError:
             state = MirrorState()
         except (OSError, ValidationError):
-            logger.warning("%s can't be read; MLflow is sent everything again", self._path("mlflow.json"))
+            logger.warning("%s can't be read; MLflow is sent everything again", self.folder.mlflow)
             state = MirrorState()
         return MirrorState(**{**dict(state), "uri": self.uri})
 
     def _read_calls(self) -> list[Call]:
         """All calls of the run so far, those of this process included."""
-        path = self._path("mlflow-calls.jsonl")
+        path = self.folder.mlflow_calls
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         return [call for line in (*lines, *self._unwritten) if (call := _parsed(line))]
 
     def _write_calls(self) -> None:
         if not self._unwritten:
             return
-        path = self._path("mlflow-calls.jsonl")
+        path = self.folder.mlflow_calls
         try:
-            with path.open("a+b") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":
-                        file.write(b"\n")  # a line torn by a killed process: it alone is lost
-                file.write("".join(self._unwritten).encode())
+            append_lines(path, self._unwritten)
             self._unwritten = []
-            if not self._path("mlflow.json").exists():
+            if not self.folder.mlflow.exists():
                 self._save()  # the address, for `sepscene sync` after a run that MLflow has heard nothing of
         except OSError as error:  # the mirror of a run must not end it: the next call writes it again
             logger.warning("%s cannot be written (%s)", path, error)
 
     def _save(self, **changes: Any) -> None:
         self.state = MirrorState(**{**dict(self.state), **changes})
-        path = self._path("mlflow.json")
-        partial = path.with_suffix(".partial")
+        path = self.folder.mlflow
         try:
-            partial.write_text(self.state.model_dump_json())
-            partial.replace(path)
+            write_whole(path, self.state.model_dump_json())
         except OSError as error:
             logger.warning("%s cannot be written (%s)", path, error)
-
-    def _path(self, name: str) -> Path:
-        return self.run_dir / name
 
 
 class _UnusableCall(SepsceneError):
@@ -338,8 +329,9 @@ def sync(run_dir: Path, tracking_uri: str) -> None:
 
 def _mirrored(folder: Path) -> list[Path]:
     """The folder and the runs in it that have a mirror, the parent first."""
-    places = [folder, folder / "shared", *sorted((folder / "trials").glob("*"))]
-    return [place for place in places if (place / "mlflow.json").exists()]
+    sweep = SweepFolder(folder)
+    places = [RunFolder(folder), sweep.shared, *sweep.runs()]
+    return [place.path for place in places if place.mlflow.exists()]
 
 
 def read_lines(path: Path, position: int) -> tuple[bytes, int]:
@@ -356,7 +348,7 @@ def read_lines(path: Path, position: int) -> tuple[bytes, int]:
 @contextmanager
 def following(run_dir: Path, tracker: Tracker, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """While the block runs, hand every new record of the metrics file to `show` and mirror it to MLflow."""
-    path = run_dir / "metrics.jsonl"
+    path = RunFolder(run_dir).metrics
     position = path.stat().st_size if path.exists() else 0
 
     def drain() -> None:

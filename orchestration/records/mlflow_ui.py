@@ -16,13 +16,14 @@ import urllib.request
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from urllib.parse import quote
 
 from mlflow import MlflowClient
 from rich.console import Console
 
 from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.mlflow_address import (
     SQLITE,
     STORE_FILE,
@@ -31,6 +32,7 @@ from sepscene.orchestration.records.mlflow_address import (
     checked_uri,
     tracking_uri_of,
 )
+from sepscene.orchestration.records.run_folder import RunFolder
 
 HOST = "127.0.0.1"
 USER = "sepscene"
@@ -46,7 +48,7 @@ def tracking_store(folder: Path) -> str:
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return checked_uri(uri)
-    if (folder / "mlflow.json").exists():
+    if RunFolder(folder).mlflow.exists():
         return tracking_uri_of(folder)
     for place in (folder, folder.parent):
         store = place.resolve() / STORE_FILE
@@ -146,22 +148,22 @@ def start_ui(folder: Path, port: int, patience_seconds: float = 120.0) -> Ui:
         raise SepsceneError(f"port {port} is in use by another server; choose another with --port")
     private = TemporaryDirectory(prefix="sepscene-ui-")
     password = secrets.token_urlsafe(12)
-    log = Path(private.name, "server.log")
-    with log.open("wb") as out:
+    with TemporaryFile(dir=private.name) as log:
         process = subprocess.Popen(
             command,
-            stdout=out,
+            stdout=log,
             stderr=subprocess.STDOUT,
             env=_environment(Path(private.name), password),
             start_new_session=True,
         )
-    server = Ui(process, port, password, private)
-    deadline = time.monotonic() + patience_seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if _answers(port):
-            return server
-        time.sleep(0.2)
-    last = log.read_text(errors="replace").strip().splitlines()[-5:]
+        server = Ui(process, port, password, private)
+        deadline = time.monotonic() + patience_seconds
+        while time.monotonic() < deadline and process.poll() is None:
+            if _answers(port):
+                return server
+            time.sleep(0.2)
+        log.seek(0)
+        last = log.read().decode(errors="replace").strip().splitlines()[-5:]
     server.stop()
     raise SepsceneError(f"the MLflow UI did not start on port {port}; choose another with --port; its log ends: {last}")
 
@@ -169,9 +171,10 @@ def start_ui(folder: Path, port: int, patience_seconds: float = 120.0) -> Ui:
 def _environment(private: Path, password: str) -> dict[str, str]:
     """The server's: a user with a password, and none of the user's own credentials for other servers."""
     settings = private / "auth.ini"
-    settings.write_text(
+    write_whole(
+        settings,
         "[mlflow]\ndefault_permission = NO_PERMISSIONS\nauth_cache_ttl_seconds = 3600\n"
-        f"database_uri = {SQLITE}{private / 'users.db'}\n"
+        f"database_uri = {SQLITE}{private / 'users.db'}\n",
     )
     own = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING_")}
     return own | {

@@ -38,20 +38,25 @@ def plain_name(name: str, what: str) -> str:
     return name
 
 
+def folder_in(storage: Path, name: str, what: str) -> Path:
+    """The folder of a run, a sweep or a reproduction in a storage.
+
+    Args:
+        storage: folder of all runs.
+        name: the id that the user gave.
+        what: what it names, for the message.
+
+    Raises:
+        SepsceneError: when the id is no plain name.
+    """
+    return (storage / plain_name(name, what)).resolve()
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run."""
 
     path: Path
-
-    @classmethod
-    def named(cls, storage: Path, run_id: str) -> "RunFolder":
-        """The run of that id in a storage.
-
-        Raises:
-            SepsceneError: when the id is no plain name.
-        """
-        return cls((storage / plain_name(run_id, "the run id")).resolve())
 
     @property
     def experiment(self) -> Path:
@@ -97,6 +102,16 @@ class RunFolder:
     def mlflow(self) -> Path:
         """What MLflow has of the run, and what it lacks."""
         return self.path / "mlflow.json"
+
+    @property
+    def mlflow_calls(self) -> Path:
+        """All calls of MLflow that the run has made, whether they have arrived or not; one JSON object a line."""
+        return self.path / "mlflow-calls.jsonl"
+
+    @property
+    def mirrored(self) -> tuple[Path, ...]:
+        """The files whose records are mirrored to MLflow."""
+        return self.metrics, self.system
 
     @property
     def scenes(self) -> Path:
@@ -190,6 +205,11 @@ class RunFolder:
         return self.path / "stopped"
 
     @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do for a trial."""
+        return self.finished.exists() or self.stopped.exists()
+
+    @property
     def held(self) -> Path:
         """Folder with a file for each time that a trial held its resources."""
         return self.path / "held"
@@ -202,6 +222,68 @@ class RunFolder:
     def pretraining(self, pair: str) -> "StageFolder":
         """The stage that trains on one kind of positive pair."""
         return StageFolder(self.path, pretraining_stage(pair))
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The folder of a reproduction at scale mini, whose trials are one file each; its report lies as in a sweep's."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """The settings that all trials share, and the digests of the separators."""
+        return self.path / "study.json"
+
+    @property
+    def trials(self) -> Path:
+        """Folder of the trials' records."""
+        return self.path / "trials"
+
+    def trial(self, row: str, seed: int) -> Path:
+        """The record of one row with one seed."""
+        return self.trials / f"{row.replace('/', '-')},seed={seed}.json"
+
+    @property
+    def logmels(self) -> Path:
+        """Folder of the stored log-mels."""
+        return self.path / "logmels"
+
+    @property
+    def scenes(self) -> Path:
+        """The synthetic scenes."""
+        return self.path / "scenes"
+
+    def scenes_done(self, split: str) -> Path:
+        """There once all scenes of a split are written."""
+        return self.scenes / f"{split}.done"
+
+
+@dataclass(frozen=True)
+class AuditFolder:
+    """The audit of one data set."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, storage: Path, manifest_digest: str) -> "AuditFolder":
+        """Where the audit of a manifest lies."""
+        return cls(audits_of(storage) / f"audit-{manifest_digest[:12]}")
+
+    @property
+    def findings(self) -> Path:
+        """The findings with their digest, as JSON."""
+        return self.path / "audit.json"
+
+    @property
+    def text(self) -> Path:
+        """The findings to read."""
+        return self.path / "audit.txt"
+
+
+def audits_of(storage: Path) -> Path:
+    """The audits of all data sets that the runs of a storage use."""
+    return storage / "audits"
 
 
 def store_of(storage: Path) -> Path:
@@ -220,15 +302,6 @@ class SweepFolder:
     """The folder of a sweep or of a reproduction."""
 
     path: Path
-
-    @classmethod
-    def named(cls, storage: Path, sweep_id: str) -> "SweepFolder":
-        """The sweep of that id in a storage.
-
-        Raises:
-            SepsceneError: when the id is no plain name.
-        """
-        return cls((storage / plain_name(sweep_id, "the sweep id")).resolve())
 
     @property
     def configuration(self) -> Path:
@@ -258,6 +331,10 @@ class SweepFolder:
     def trial(self, name: str) -> RunFolder:
         """The run of one trial."""
         return RunFolder(self.trials / name)
+
+    def runs(self) -> list[RunFolder]:
+        """The runs of all trials that have begun, by name."""
+        return [RunFolder(path) for path in sorted(self.trials.glob("*")) if path.is_dir()]
 
     @property
     def store(self) -> Path:

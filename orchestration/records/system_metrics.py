@@ -22,6 +22,7 @@ from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sepscene.orchestration.records.files import append_lines
 from sepscene.orchestration.records.run_folder import RunFolder
 
 SAMPLE_SECONDS = 10.0
@@ -93,8 +94,7 @@ def sampled(run_dir: Path, stage: str) -> Iterator[None]:
     def write() -> None:
         nonlocal step
         record = {"stage": stage, "step": step, "seconds": time.time(), **machines.sample()}
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_lines(path, [json.dumps(record)])
         step += 1
 
     def repeat() -> None:

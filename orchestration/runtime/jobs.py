@@ -28,6 +28,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.environment import COMMIT_VARIABLE, commit
+from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.source import copy_source
 
 STOP_WAIT_SECONDS = 120
@@ -181,7 +182,7 @@ def staged(submission: Submission) -> Iterator[Path]:
         folder = Path(name)
         copy_source(folder)
         for file, text in submission.files.items():
-            (folder / file).write_text(text)
+            write_whole(folder / file, text)
         yield folder
 
 

@@ -25,10 +25,11 @@ from ray.tune.search.sample import Domain
 from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.config import Experiment, explain
 from sepscene.orchestration.presets import resolve
+from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.run_folder import SweepFolder
 from sepscene.orchestration.runtime.concurrency import gpus_of
 from sepscene.orchestration.sweeps.search_space import SHORT_NAMES, Space, checked_space, parse_values
 
-FILE = "sweep.yaml"
 """Where a sweep's folder keeps its configuration."""
 
 
@@ -134,13 +135,10 @@ class SweepConfig(Config):
         Raises:
             SepsceneError: when the folder holds another sweep. A larger budget is the same sweep.
         """
-        path = folder / FILE
+        path = SweepFolder(folder).configuration
         if path.exists() and load_sweep(path).same_as() != self.same_as():
             raise SepsceneError(f"{folder} holds another sweep; choose another --id, or give the same arguments")
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
-        partial.replace(path)
+        write_whole(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
     def same_as(self) -> str:
         """What makes it this sweep: all but what it may spend and how many seeds; the fields in their order."""

@@ -16,7 +16,6 @@ from sepscene.orchestration.reports.paper_tables import TWINS, planned_rows
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
 from sepscene.orchestration.sweeps.run_trials import parent_run, run_trials, share
-from sepscene.orchestration.sweeps.trial import FINISHED
 from sepscene.orchestration.sweeps.trial_plan import Trial
 from sepscene.orchestration.sweeps.trial_status import Outcome
 from sepscene.tasks.paper.beyond import BEYOND
@@ -83,8 +82,9 @@ def reproduce(
             return results
 
         results = write(run_trials(trials, folder, tracking_uri, console, write, tags=tags))
-        for name in ("reproduction.json", "report.html", "report.md"):
-            tracker.log_artifact("", folder / name)
+        files = SweepFolder(folder)
+        for path in (files.reproduction, files.report_html, files.report_md):
+            tracker.log_artifact("", path)
     return results
 
 
@@ -109,7 +109,7 @@ def _done(experiment: Experiment, seed: int, folder: Path) -> bool:
 
 def _finished(folder: Path) -> list[RunResults]:
     """Every finished run of the folder, those of earlier commands included."""
-    return [RunResults.load(path.parent) for path in sorted(folder.glob(f"trials/*/{FINISHED}"))]
+    return [RunResults.load(run.path) for run in SweepFolder(folder).runs() if run.finished.exists()]
 
 
 def _reproduced(results: RunResults) -> ReproducedRun:

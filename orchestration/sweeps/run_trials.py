@@ -24,14 +24,15 @@ from sepscene.orchestration.config import Experiment, Resources
 from sepscene.orchestration.pipeline.evaluate_stage import score_ladder
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.environment import command_line
+from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
 from sepscene.orchestration.runtime.concurrency import DRIVER_CPUS, fitting_trials
 from sepscene.orchestration.runtime.placement import cluster_nodes
 from sepscene.orchestration.sweeps.schedulers import Tuning
-from sepscene.orchestration.sweeps.trial import FAILED, FINISHED, METRIC, PERCENT, STOPPED, Work, run_trial, whole_run
+from sepscene.orchestration.sweeps.trial import METRIC, PERCENT, Work, run_trial, whole_run
 from sepscene.orchestration.sweeps.trial_plan import Trial
-from sepscene.orchestration.sweeps.trial_status import Outcome, is_over, outcomes
+from sepscene.orchestration.sweeps.trial_status import Outcome, outcomes
 from sepscene.orchestration.sweeps.trial_table import Pace, standing, trial_table
 
 
@@ -169,7 +170,7 @@ def run_trials(
     """
     SweepFolder(folder).trials.mkdir(parents=True, exist_ok=True)
     tuning = tuning or Tuning()
-    waiting = [trial for trial in trials if tuning.replays or not is_over(SweepFolder(folder).trial(trial.name).path)]
+    waiting = [trial for trial in trials if tuning.replays or not SweepFolder(folder).trial(trial.name).is_over]
     pace = Pace(outcomes(trials, folder))
     table = partial(trial_table, trials, folder, pace)
     if waiting or (tuning.searcher and tuning.samples > 0):
@@ -206,18 +207,22 @@ class TrialEnds(ray.tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Also called for what a scheduler stops, but not for what a spent budget does."""
         percent, metric = (float(trial.last_result.get(key, math.nan)) for key in (PERCENT, METRIC))
-        self._note(trial, STOPPED, f"at {percent:.0f} % of its rows, with a validation kNN mAP of {metric:.3f}")
+        folder = self._folder(trial)
+        self._note(folder, folder.stopped, f"at {percent:.0f} % of its rows, with a validation kNN mAP of {metric:.3f}")
         self.ended()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Also called when the process of a trial's driver died."""
-        self._note(trial, FAILED, "the process of its driver died; Ray's logs say why")
+        folder = self._folder(trial)
+        self._note(folder, folder.failure, "the process of its driver died; Ray's logs say why")
         self.ended()
 
-    def _note(self, trial: Any, file: str, reason: str) -> None:
-        run_dir = SweepFolder(self.folder).trial(_name(trial)).path
-        if run_dir.exists() and not any((run_dir / known).exists() for known in (FINISHED, STOPPED, FAILED)):
-            (run_dir / file).write_text(reason)
+    def _folder(self, trial: Any) -> RunFolder:
+        return SweepFolder(self.folder).trial(_name(trial))
+
+    def _note(self, folder: RunFolder, file: Path, reason: str) -> None:
+        if folder.path.exists() and not folder.is_over and not folder.failure.exists():
+            write_whole(file, reason)
 
 
 def _name(trial: Any) -> str:

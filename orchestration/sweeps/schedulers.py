@@ -21,9 +21,10 @@ from ray.tune.search.sample import Domain
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.run_folder import SweepFolder
 from sepscene.orchestration.sweeps.config import SweepConfig
 from sepscene.orchestration.sweeps.search_space import Space, key_of, shown_setting
-from sepscene.orchestration.sweeps.trial import FINISHED, METRIC, PERCENT, STOPPED, held_seconds
+from sepscene.orchestration.sweeps.trial import METRIC, PERCENT, held_seconds
 from sepscene.orchestration.sweeps.trial_plan import trial_name
 
 _NEVER = 1000  # percent: ASHA ends no trial for having reached its end, because it is evaluated after that
@@ -74,8 +75,8 @@ class SpentBudget(ray.tune.Stopper):
 
     def gpu_hours(self) -> float:
         """Of all trials so far."""
-        notes = self.folder.glob("trials/*/trial.json")
-        return sum(json.loads(note.read_text())["gpus"] * held_seconds(note.parent) for note in notes) / 3600
+        runs = [run for run in SweepFolder(self.folder).runs() if run.trial.exists()]
+        return sum(json.loads(run.trial.read_text())["gpus"] * held_seconds(run.path) for run in runs) / 3600
 
 
 def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path, begun: float) -> Tuning:
@@ -124,10 +125,10 @@ class KnownTrial:
 def _known_trials(folder: Path) -> list[KnownTrial]:
     """What Optuna has chosen in this folder so far, in that order."""
     known = []
-    for path in sorted(folder.glob("trials/*/trial.json")):
-        facts = json.loads(path.read_text())
-        over = any((path.parent / name).exists() for name in (FINISHED, STOPPED))
-        known.append(KnownTrial(facts["name"], facts["chosen"], facts.get("metric"), over))
+    for run in SweepFolder(folder).runs():
+        if run.trial.exists():
+            facts = json.loads(run.trial.read_text())
+            known.append(KnownTrial(facts["name"], facts["chosen"], facts.get("metric"), run.is_over))
     return known
 
 

@@ -14,7 +14,7 @@ from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.results import Metric, SweepResults, TrialResult, read_metrics
 from sepscene.orchestration.records.run_folder import SweepFolder
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
-from sepscene.orchestration.sweeps.config import FILE, SweepConfig
+from sepscene.orchestration.sweeps.config import SweepConfig
 from sepscene.orchestration.sweeps.run_trials import parent_run, run_trials, share
 from sepscene.orchestration.sweeps.schedulers import tuning_of
 from sepscene.orchestration.sweeps.trial import METRIC, held_seconds
@@ -80,8 +80,9 @@ def _log(tracker: Tracker, results: SweepResults, folder: Path) -> None:
         tracker.log_metrics("", {f"best_{results.metric}": max(done)})
     counts = {status: sum(t.status == status for t in results.trials) for status in {t.status for t in results.trials}}
     tracker.log_metrics("", {f"trials_{status.replace(' ', '_')}": float(n) for status, n in counts.items()})
-    for name in (FILE, "sweep.json", "report.html", "report.md"):
-        tracker.log_artifact("", folder / name)
+    files = SweepFolder(folder)
+    for path in (files.configuration, files.sweep, files.report_html, files.report_md):
+        tracker.log_artifact("", path)
 
 
 def _result(outcome: Outcome, folder: Path) -> TrialResult:

@@ -37,7 +37,6 @@ METRIC = "validation_knn_map"
 PERCENT = "percent"
 """How much of its rows a trial has trained on: the same scale for trials of different batch sizes."""
 
-FINISHED, FAILED, STOPPED = "finished", "failure", "stopped"
 POLL_SECONDS = 1.0
 STALE_SECONDS = 15.0
 """A trial whose mark has not changed for so long is not running."""
@@ -80,23 +79,24 @@ def run_trial(
     trial = config["trial"]
     chosen, shown = trial.get("settings", {}), trial["shown"]
     experiment = Experiment.model_validate(trial["experiment"]).changed(chosen)
-    run_dir = SweepFolder(Path(folder)).trial(trial["name"]).path
-    if (run_dir / FINISHED).exists() or (run_dir / STOPPED).exists():
+    files = SweepFolder(Path(folder)).trial(trial["name"])
+    run_dir = files.path
+    if files.is_over:
         _report_again(run_dir)
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     facts = {"name": trial["name"], "settings": shown, "seed": experiment.seed, "chosen": chosen}
     _note(run_dir, {**facts, "gpus": gpus_of(experiment)})
-    (run_dir / FAILED).unlink(missing_ok=True)
+    files.failure.unlink(missing_ok=True)
     tags = {**tags, "status": "running", "reason": ""}
     tags |= {f"sweep.{field}": _joined(value) for field, value in shown.items()}
     try:
         with _holding(run_dir), _validations_reported(run_dir) as reported:
             results = work(run_dir, experiment, tracking_uri, tags)
     except BaseException as error:
-        write_whole(run_dir / FAILED, f"{type(error).__name__}: {error}")
+        write_whole(files.failure, f"{type(error).__name__}: {error}")
         raise
-    (run_dir / FINISHED).touch()
+    files.finished.touch()
     ray.tune.report({**_metrics(results), **reported})
 
 
@@ -104,7 +104,7 @@ def _report_again(run_dir: Path) -> None:
     """Report the metrics of a trial that is over, for a scheduler that has lost its memory with its driver."""
     with _validations_reported(run_dir) as reported:
         pass
-    metrics = _metrics(RunResults.load(run_dir)) if (run_dir / FINISHED).exists() else {}
+    metrics = _metrics(RunResults.load(run_dir)) if RunFolder(run_dir).finished.exists() else {}
     ray.tune.report({**metrics, **reported})
 
 
@@ -140,12 +140,12 @@ def _holding(run_dir: Path) -> Iterator[None]:
 
 def held_seconds(run_dir: Path) -> float:
     """How long a trial has held its share of the cluster, over all its starts."""
-    return sum(max(0, mark.stat().st_mtime_ns - int(mark.name)) for mark in run_dir.glob("held/*")) / 1e9
+    return sum(max(0, mark.stat().st_mtime_ns - int(mark.name)) for mark in RunFolder(run_dir).held.glob("*")) / 1e9
 
 
 def is_held(run_dir: Path) -> bool:
     """Whether a trial holds its resources now."""
-    newest = max((mark.stat().st_mtime for mark in run_dir.glob("held/*")), default=0.0)
+    newest = max((mark.stat().st_mtime for mark in RunFolder(run_dir).held.glob("*")), default=0.0)
     return time.time() - newest < STALE_SECONDS
 
 

@@ -11,7 +11,8 @@ from ray.tune.search.sample import Domain
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.results import Setting
-from sepscene.orchestration.sweeps.config import FILE, SweepConfig, load_sweep
+from sepscene.orchestration.records.run_folder import SweepFolder
+from sepscene.orchestration.sweeps.config import SweepConfig, load_sweep
 from sepscene.orchestration.sweeps.search_space import Space, draw_settings, shown_setting
 
 
@@ -92,7 +93,9 @@ def find_sweep(storage: Path, config: SweepConfig) -> Path:
     Raises:
         SepsceneError: when there is none.
     """
-    for path in sorted(storage.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True):
+    files = [SweepFolder(folder).configuration for folder in storage.iterdir()] if storage.is_dir() else []
+    newest_first = sorted(filter(Path.exists, files), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in newest_first:
         with contextlib.suppress(SepsceneError):  # another sweep's file that cannot be read is not this sweep
             if load_sweep(path).same_as() == config.same_as():
                 return path.parent

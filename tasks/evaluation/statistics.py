@@ -107,7 +107,7 @@ def t_interval(values: Sequence[float]) -> Interval:
     mean, count = float(numbers.mean()), len(numbers)
     if count == 1:
         return Interval(mean, None, None, 1, "no interval: one seed")
-    error = numbers.std(ddof=1) / np.sqrt(count)
+    error = stats.sem(numbers)
     if count == 2 and error < ROUNDING:
         return Interval(mean, None, None, 2, "no interval: two seeds without any spread; run a third")
     half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * error)
@@ -132,10 +132,9 @@ def paired_t(values_a: Sequence[float], values_b: Sequence[float]) -> PairedTest
     null = "over seeds, both runs have the same mean"
     if interval.low is None:
         return PairedTest(interval, None, f"{null} (no p and {interval.method})")
-    error = differences.std(ddof=1) / np.sqrt(len(differences))
-    if error < ROUNDING:
+    if stats.sem(differences) < ROUNDING:
         return PairedTest(interval, 1.0 if abs(interval.value) < ROUNDING else 0.0, null)
-    return PairedTest(interval, float(2 * stats.t.sf(abs(interval.value) / error, len(differences) - 1)), null)
+    return PairedTest(interval, float(stats.ttest_rel(values_b, values_a).pvalue), null)
 
 
 def _bootstrap_method(used: int, wanted: int) -> str:

@@ -20,10 +20,11 @@ from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.logmel_store import LogMelStore
-from sepscene.orchestration.mini.study import read_records, run_study, trial_path
+from sepscene.orchestration.mini.study import read_records, run_study
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, alpha_at, refuse_what_is_ignored
 from sepscene.orchestration.presets import resolve, shipped_ladder
 from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.run_folder import StudyFolder
 from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
@@ -145,7 +146,7 @@ def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path
         "untrained",
         "table2/mix-mix",
     }
-    first = trial_path(tmp_path, "table2/mix-mix", 0)
+    first = StudyFolder(tmp_path).trial("table2/mix-mix", 0)
     before = first.stat().st_mtime_ns
     run_study(rows, 1, tmp_path, Console(quiet=True))
     assert first.stat().st_mtime_ns == before

@@ -7,11 +7,7 @@ import pytest
 
 ORCHESTRATION = Path(__file__).resolve().parents[3] / "orchestration"
 NAMES = ORCHESTRATION / "records" / "run_folder.py"
-OTHERS = sorted(
-    path
-    for path in ORCHESTRATION.rglob("*.py")
-    if path != NAMES and not path.name.startswith("mlflow_") and path.parent.name not in ("mini", "planning")
-)
+OTHERS = sorted(path for path in ORCHESTRATION.rglob("*.py") if path != NAMES)
 
 
 def _joined(path: Path) -> set[str]:

@@ -1,12 +1,16 @@
-"""A page of results that is written partly by hand: reports go between markers, what stands around them stays.
+"""Put the report of a run, a sweep or a reproduction into a page that is written partly by hand.
 
-A marker pair is `<!-- begin NAME -->` and `<!-- end NAME -->`, where NAME is the report's folder.
+    python docs/put_report.py docs/results.md runs/tables
+
+The report goes between `<!-- begin NAME -->` and `<!-- end NAME -->`, where NAME is the folder's; the rest stays.
 """
 
 import re
+import sys
 from pathlib import Path
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.files import write_atomically
 
 
 def put_into(page: Path, name: str, report: Path) -> None:
@@ -31,9 +35,7 @@ def put_into(page: Path, name: str, report: Path) -> None:
         text = before + body + rest.split(end, 1)[1]
     else:
         text = f"{text.rstrip()}\n\n{body}\n"
-    draft = page.with_name(f".{page.name}.new")
-    draft.write_text(text)
-    draft.replace(page)
+    write_atomically(page, text.encode())
 
 
 def _demoted(markdown: str) -> str:
@@ -43,3 +45,7 @@ def _demoted(markdown: str) -> str:
         code ^= line.startswith("```")
         lines.append(re.sub(r"^(#+ )", r"#\1", line) if not code else line)
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    put_into(Path(sys.argv[1]), Path(sys.argv[2]).resolve().name, Path(sys.argv[2]) / "report.md")
