@@ -65,7 +65,7 @@ def test_perceptrons_differ_in_their_seed_and_the_interval_covers_them() -> None
     share_PR = resample(3, 50) / np.float64(3)
     np.testing.assert_allclose(several.replicates["shallow_map"], (share_PR * replicates).sum(axis=0), rtol=1e-12)
     assert set((3 * share_PR[0]).round(9)) == {0, 1, 2, 3}, "a resample may draw a perceptron not at all, or thrice"
-    one = scored(SETTINGS.model_copy(update={"perceptrons": 1}))
+    one = scored(SETTINGS.changed({"perceptrons": 1}))
     assert one.metrics["shallow_map"].value == values[0]
     np.testing.assert_array_equal(one.replicates["shallow_map"], replicates[0])
     assert "the perceptron trained" in one.notes[0] and "mean of 3 perceptrons" in several.notes[0]
