@@ -2,43 +2,76 @@
 
     python -m benchmarks.gpu_check --out FOLDER [--device cuda] [--minutes 9] [--small] [--only PART,PART]
 
-Needs no network. Each part runs in a process of its own and saves FOLDER/PART.json before the next begins, so that a
-part that fails, hangs or is cut off costs nothing but itself; a part that is saved already is not run again. At the
-end FOLDER/report.md holds all results as tables. `--device cpu --small` runs the same code with small networks in
-minutes: the numbers mean nothing then, but the script is known to work before a GPU is there.
+Needs no network. The parts run one after the other in a process beside this one, each saved as FOLDER/PART.json before
+the next begins. A part that raises is saved with its reason. One that takes too long, or whose process dies, is noted
+as failed, and a new process goes on with the next. A part that is saved already is not run again. At the end
+FOLDER/report.md holds all results as tables. `--device cpu --small` runs the same code with small networks in a minute
+or two: its speeds mean nothing, but the script is known to work before a GPU is there.
 
 The parts are in `benchmarks.gpu_parts` (networks, separator, encoder, losses, copies, memory) and `benchmarks.gpu_runs`
 (tests, live, stored, plan).
 """
 
+import faulthandler
+import importlib
 import json
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-PARTS = ("networks", "separator", "encoder", "losses", "copies", "memory", "tests", "live", "stored", "plan")
-LONGEST_SECONDS = 240
+PARTS = {
+    "benchmarks.gpu_parts": ("networks", "separator", "encoder", "losses", "copies", "memory"),
+    "benchmarks.gpu_runs": ("tests", "live", "stored", "plan"),
+}
+"""Module -> its parts, in order. Modules are imported when their first part begins."""
+NAMES = tuple(name for names in PARTS.values() for name in names)
+LONGEST_SECONDS = 240.0
 """Of one part. The whole must fit into `--minutes`."""
 
 
-def run_part(name: str, out: Path, device: str, small: bool, seconds: float) -> dict[str, Any]:
-    """Run one part in a process of its own; its result, or what went wrong."""
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "--out", str(out), "--device", device, "--part", name]
-    begin = time.monotonic()
-    try:
-        done = subprocess.run(
-            command + ["--small"] * small, capture_output=True, text=True, timeout=seconds, check=False
-        )
-        failed = "" if done.returncode == 0 else f"exit code {done.returncode}: {done.stderr[-2000:]}"
-    except subprocess.TimeoutExpired:
-        failed = f"took more than {seconds:.0f} s"
-    saved = out / f"{name}.json"
-    result = json.loads(saved.read_text()) if saved.exists() and not failed else {"failed": failed}
-    return result | {"seconds": round(time.monotonic() - begin, 1)}
+def run_parts(names: Sequence[str], out: Path, device: str, small: bool) -> None:
+    """Run parts in this process and save each; one that takes longer than LONGEST_SECONDS ends the process."""
+    for name in names:
+        faulthandler.dump_traceback_later(LONGEST_SECONDS, exit=True)
+        began = time.monotonic()
+        try:
+            module = next(module for module, parts in PARTS.items() if name in parts)
+            result = getattr(importlib.import_module(module), name)(device, small, out)
+        except Exception:
+            result = {"failed": traceback.format_exc(limit=-4)}
+        faulthandler.cancel_dump_traceback_later()
+        save(out / f"{name}.json", json.dumps(result | {"seconds": round(time.monotonic() - began, 1)}, indent=2))
+        print(f"{name}: {result.get('failed', 'done')} ({time.monotonic() - began:.1f} s)", flush=True)
+
+
+def run_in_processes(names: Sequence[str], out: Path, device: str, small: bool, seconds: float) -> None:
+    """Run parts in a process beside this one; where that ends early, the part that it was at has failed."""
+    end = time.monotonic() + seconds
+    waiting = [name for name in names if not _is_done(out / f"{name}.json")]
+    for name in waiting:
+        (out / f"{name}.json").unlink(missing_ok=True)
+    while waiting and (left := end - time.monotonic()) > 0:
+        command = [sys.executable, "-m", "benchmarks.gpu_check", "--out", str(out), "--device", device]
+        command += ["--small"] * small + ["--in-process", "--only", ",".join(waiting)]
+        try:
+            process = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=left, check=False)
+            reason = f"exit code {process.returncode}: {process.stderr[-2000:]}"
+        except subprocess.TimeoutExpired:
+            reason = "the time was over"
+        waiting = [name for name in waiting if not (out / f"{name}.json").exists()]
+        if waiting:
+            save(out / f"{waiting[0]}.json", json.dumps({"failed": reason}, indent=2))
+            print(f"{waiting.pop(0)}: {reason}", flush=True)
+
+
+def _is_done(saved: Path) -> bool:
+    return saved.exists() and "failed" not in json.loads(saved.read_text())
 
 
 def save(path: Path, content: str) -> None:
@@ -75,28 +108,19 @@ def main(
     minutes: float = 9.0,
     small: bool = False,
     only: str = typer.Option("", help="Some parts, with commas between."),
-    part: str = typer.Option("", hidden=True),
+    in_process: bool = typer.Option(False, hidden=True),
 ) -> None:
     """Run the parts one after the other and write the report; exit code 1 where a part failed."""
     out.mkdir(parents=True, exist_ok=True)
-    if part:
-        from benchmarks import gpu_parts, gpu_runs
-
-        work = getattr(gpu_parts, part, None) or getattr(gpu_runs, part)
-        save(out / f"{part}.json", json.dumps(work(device, small, out), indent=2))
+    names = only.split(",") if only else NAMES
+    if in_process:
+        run_parts(names, out, device, small)
         return
-    end = time.monotonic() + 60 * minutes
-    results: dict[str, dict[str, Any]] = {}
-    for name in only.split(",") if only else PARTS:
-        saved = out / f"{name}.json"
-        known = json.loads(saved.read_text()) if saved.exists() else {"failed": "was not run"}
-        left = end - time.monotonic()
-        if "failed" in known and left > 0:
-            known = run_part(name, out, device, small, min(left, LONGEST_SECONDS))
-            save(saved, json.dumps(known, indent=2))
-        results[name] = known
-        save(out / "report.md", report(results, device))
-        print(f"{name}: {known.get('failed') or 'done'} ({known.get('seconds', 0)} s)", flush=True)
+    run_in_processes(names, out, device, small, 60 * minutes)
+    files = {name: out / f"{name}.json" for name in names}
+    not_run = {"failed": "was not run: the time was over"}
+    results = {name: json.loads(file.read_text()) if file.exists() else not_run for name, file in files.items()}
+    save(out / "report.md", report(results, device))
     if any("failed" in result for result in results.values()):
         raise typer.Exit(1)
 

@@ -26,6 +26,7 @@ from sepscene.models.separators.fast_path import fast_separator
 from sepscene.models.separators.folder import load_separator
 from sepscene.models.separators.importer import import_separator
 from sepscene.models.settings import Cnn14Config, TDCNppConfig
+from sepscene.orchestration.training.memory import out_of_memory
 from sepscene.tasks.losses.coincidence import coincidence_loss
 from sepscene.tasks.losses.nt_xent import nt_xent
 
@@ -38,11 +39,12 @@ def networks(device: str, small: bool, out: Path) -> dict[str, Any]:
     if not REFERENCE.is_dir():
         return {"skipped": f"{REFERENCE} is not there"}
     rows = []
-    for tf32 in (False, True):
+    for tf32 in (False, True) if torch.device(device).type == "cuda" else (False,):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         for name in ("tdcnpp_small_m2", "tdcnpp_small_stft_m4"):
             rows += [{"network": name, "TF32": tf32, **row} for row in _separators(name, device, out)]
         rows.append({"network": "cnn14", "TF32": tf32, "way": "plain", "SNR dB": _cnn14(device)})
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return {"device": _name(device), "rows": rows}
 
 
@@ -145,7 +147,7 @@ def _gradient_snr(device: str) -> float:
     draws = [torch.randn(48, 16, dtype=torch.float64) for _ in range(2)]
 
     def gradient(dtype: torch.dtype, where: str) -> Tensor:
-        z_1, z_2 = (draw.to(where, dtype).requires_grad_() for draw in draws)
+        z_1, z_2 = (draw.detach().clone().to(where, dtype).requires_grad_() for draw in draws)
         nt_xent(z_1, z_2, temperature=0.2).backward()
         assert z_1.grad is not None
         return z_1.grad.cpu().double()
@@ -184,15 +186,15 @@ def memory(device: str, small: bool, out: Path) -> dict[str, Any]:
         wave_BT = 0.1 * torch.randn(batch, network.patch_samples, device=device)
         taken, peak = _measured(encoder_benchmark.training_step(network, False, wave_BT), device, rounds=2)
         rows.append({"batch": batch, "s/step": taken, "peak MB": peak})
-    if device == "cpu":
-        return {"device": _name(device), "too large a batch": "not tried on a CPU", "rows": rows}
+    rows_that_no_memory_holds = 1 << (40 if device == "cpu" else 17)
     try:
-        wave_BT = torch.zeros(1 << 17, network.patch_samples, device=device)
-        encoder_benchmark.training_step(network, False, wave_BT)()
-        said = "it fitted"
-    except torch.OutOfMemoryError as error:
-        said = str(error).splitlines()[0]
-    return {"device": _name(device), "too large a batch": said, "rows": rows}
+        encoder_benchmark.training_step(
+            network, False, torch.zeros(rows_that_no_memory_holds, network.patch_samples, device=device)
+        )()
+        message = "it fitted"
+    except RuntimeError as error:
+        message = out_of_memory(error, "lower the batch") or f"not understood: {error}"
+    return {"device": _name(device), "too large a batch": message, "rows": rows}
 
 
 def _measured(call: Callable[[], Any], device: str, rounds: int = ROUNDS) -> tuple[float, float]:

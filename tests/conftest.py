@@ -24,8 +24,12 @@ LONGEST = ("test_faults.py", "test_faults_driver.py", "test_whole_run.py", "test
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, the others as they are."""
+    """The longest files first, the others as they are; tests for GPUs are skipped where there is none."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sepscene.models.config import SepsceneError
 from sepscene.models.settings import SHORTEST, Cnn14Config
 
-FEW_POSITIONS, MANY_WEIGHTS = 12, 1024 * 1024
+FEW_POSITIONS, MANY_WEIGHTS = 24, 512 * 1024
 """Where a convolution is a matrix product: at most so many positions, at least so many pairs of channels."""
 
 
@@ -23,12 +23,13 @@ def initialise(layer: nn.Conv2d | nn.Linear) -> None:
 def convolved(layer: nn.Conv2d, x_BCLF: Tensor) -> Tensor:
     """A 3×3 convolution with padding 1; as one matrix product where that is faster.
 
-    oneDNN's float32 convolutions reach the rate of matrix products, but not where many channels meet few positions
-    (the last blocks, 3×2 positions for a patch): there they run at a fifth of it (docs/log.md, 2026-11-29).
+    On a CPU, oneDNN's convolutions reach the rate of matrix products, but not where many channels meet few positions
+    (for a patch 6×4 in the fifth block and 3×2 in the last). In the last block they run at a fifth of it, in bfloat16
+    at a thirtieth (docs/scaling.md, Encoder).
     """
     positions = x_BCLF.shape[2] * x_BCLF.shape[3]
-    plain_cpu = x_BCLF.device.type == "cpu" and x_BCLF.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not plain_cpu or positions > FEW_POSITIONS or layer.in_channels * layer.out_channels < MANY_WEIGHTS:
+    few = positions <= FEW_POSITIONS and layer.in_channels * layer.out_channels >= MANY_WEIGHTS
+    if x_BCLF.device.type != "cpu" or x_BCLF.dtype == torch.float64 or not few:
         return layer(x_BCLF)
     neighbours_BKP = nn.functional.unfold(x_BCLF, kernel_size=3, padding=1)
     rows_RK = neighbours_BKP.transpose(1, 2).flatten(0, 1)

@@ -29,6 +29,7 @@ from sepscene.orchestration.runtime.precision import training_precision
 from sepscene.orchestration.training.builders import build_objective, start_from
 from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine
 from sepscene.orchestration.training.hooks import Batch, Hook, consume_rows, run_steps, usable_rows
+from sepscene.orchestration.training.memory import ends_when_memory_is_full, pretraining_advice
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.orchestration.training.saving import Reporting, Saving
 from sepscene.orchestration.training.stage import Stage
@@ -217,6 +218,8 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
     experiment = Experiment.model_validate(settings["experiment"])
     folder = StageFolder(Path(settings["run"]), settings["stage"])
     start = Path(settings["start"]) if settings["start"] else None
+    if folder.fatal.exists():
+        return  # a worker group before this one has found that to go on is no use
     device, checkpoint = ray.train.torch.get_device(), resume_point(folder)
     worker = Pretrainer(experiment, settings["clips"], device, checkpoint, start)
     if worker.model is not None:
@@ -228,7 +231,8 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
     training = experiment.training
     saving = Saving(folder, worker.state, training.checkpoint_every_steps, training.checkpoints_kept)
     hooks = [*_observers(worker, settings["clips"], folder), saving, Reporting()]
-    run_steps(worker, batches, hooks, saving.pause)
+    with ends_when_memory_is_full(folder, pretraining_advice(experiment, worker.local_rows)):
+        run_steps(worker, batches, hooks, saving.pause)
 
 
 def _observers(worker: Pretrainer, clips: int, folder: StageFolder) -> list[Hook]:

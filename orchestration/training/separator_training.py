@@ -28,6 +28,7 @@ from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 from sepscene.orchestration.training.health import Quarantine
 from sepscene.orchestration.training.hooks import Batch, Hook, Step, consume_rows, run_steps, usable_rows
+from sepscene.orchestration.training.memory import SEPARATOR_ADVICE, ends_when_memory_is_full
 from sepscene.orchestration.training.saving import Reporting, Saving
 from sepscene.orchestration.training.stage import Stage
 from sepscene.orchestration.training.stream import execution_options, segment_stream
@@ -205,6 +206,8 @@ def separator_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs: its part of the stream, step by step, with the hooks beside it."""
     experiment = Experiment.model_validate(settings["experiment"])
     folder, separator = StageFolder(Path(settings["run"]), settings["stage"]), experiment.separator
+    if folder.fatal.exists():
+        return  # a worker group before this one has found that to go on is no use
     worker = SeparatorTrainer(experiment, settings["rows"], ray.train.torch.get_device(), resume_point(folder))
     worker.model = ray.train.torch.prepare_model(worker.separator)
     local_rows = 2 * separator.batch_mixtures // world_size()
@@ -219,7 +222,8 @@ def separator_worker(settings: dict[str, Any]) -> None:
         saving,
         Reporting(),
     ]
-    run_steps(worker, batches, hooks, saving.pause)
+    with ends_when_memory_is_full(folder, SEPARATOR_ADVICE):
+        run_steps(worker, batches, hooks, saving.pause)
 
 
 def score_checkpoint(separator: TDCNpp, held_out: list[tuple[str, float]], experiment: Experiment) -> dict[str, Any]:

@@ -45,9 +45,7 @@ def test_equals_the_slow_loop() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 7, 33, 255])
-@pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_row_is_the_same_in_any_batch(rows: int, device: str) -> None:
     patches, uniforms = torch.randn(300, FRAMES, BANDS, device=device), torch.rand(300, 10, device=device)
     whole = specaugment(patches, uniforms)

@@ -187,7 +187,7 @@ def test_clips_are_padded_to_one_shape(clips: list[str], ladder: dict[str, str])
     assert shapes == [(3, 10)]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_passes_in_flight_on_a_gpu_are_those_of_a_cpu(ladder: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Three are submitted before one is looked at: within a step of 16 bits."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
