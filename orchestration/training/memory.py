@@ -41,6 +41,4 @@ def pretraining_advice(experiment: Experiment, local_rows: int) -> str:
     )
 
 
-SEPARATOR_ADVICE = (
-    "lower separator.batch_mixtures or separator.segment_seconds, or raise resources.trainers"
-)
+SEPARATOR_ADVICE = "lower separator.batch_mixtures or separator.segment_seconds, or raise resources.trainers"
