@@ -15,6 +15,7 @@ from sepscene.orchestration.records.run_folder import SweepFolder, encoder_of, f
 from sepscene.orchestration.terminal import Terminal
 
 if TYPE_CHECKING:
+    import ray.train
     import ray.tune
 
     from sepscene.orchestration.evaluation.embed_files import EmbedReport
@@ -33,6 +34,8 @@ def pretrain(
     resume: bool = False,
     evaluate: bool = True,
     address: str | None = None,
+    callbacks: "Sequence[ray.train.UserCallback]" = (),
+    dashboard: bool = False,
     quiet: bool = False,
     verbose: bool = False,
 ) -> Path:
@@ -52,6 +55,9 @@ def pretrain(
         resume: continue the run of that id where it stopped.
         evaluate: evaluate the encoder and write the report at the end.
         address: Ray cluster; absent means a Ray that is connected already, RAY_ADDRESS, or this machine.
+        callbacks: for Ray Train, which calls them in the process of its controller when the workers of a training
+            stage report, fail, or end. They must be picklable, and one that raises ends its stage.
+        dashboard: start Ray's dashboard on a Ray of this machine; a cluster has its own.
         quiet: no progress bars and tables.
         verbose: show Ray's own messages.
 
@@ -71,8 +77,9 @@ def pretrain(
     folder = folder_in(storage, run_id, "the run id")
     # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
     uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
-    with prepared_session(experiment, address, verbose):
+    with prepared_session(experiment, address, verbose, dashboard):
         run = Run.open(folder, experiment, uri, console, resume)
+        run.callbacks = callbacks
         with _closed(run, "pretrain"):
             train, test = run.manifests()
             ladder = run.ladder(train)
@@ -137,6 +144,7 @@ def sweep(
     resume: bool = False,
     address: str | None = None,
     callbacks: "Sequence[ray.tune.Callback]" = (),
+    dashboard: bool = False,
     quiet: bool = False,
     verbose: bool = False,
 ) -> "ray.tune.ResultGrid":
@@ -150,7 +158,7 @@ def sweep(
     Args:
         experiment: a name (`sepscene show` lists them) or the path of an experiment's YAML file.
         over: field -> list of values, or a range such as "log(0.05,0.5)".
-        scale, changes, storage, address, quiet, verbose: as for `pretrain`.
+        scale, changes, storage, address, dashboard, quiet, verbose: as for `pretrain`.
         seeds: runs of each setting.
         search: "grid", "random" or "optuna".
         scheduler: what stops trials early: "none" or "asha".
@@ -178,7 +186,8 @@ def sweep(
         scheduler=scheduler,
         budget=dict(budget or {}),
     )
-    folder, _ = run_sweep(config, Path(storage), sweep_id, resume, address, verbose, Terminal(quiet=quiet), callbacks)
+    console = Terminal(quiet=quiet)
+    folder, _ = run_sweep(config, Path(storage), sweep_id, resume, address, verbose, console, callbacks, dashboard)
     return _newest_grid(folder)
 
 
@@ -191,6 +200,7 @@ def run_sweep(
     verbose: bool,
     console: Console,
     callbacks: "Sequence[ray.tune.Callback]" = (),
+    dashboard: bool = False,
 ) -> "tuple[Path, SweepResults]":
     """Run a configured sweep or continue it; returns its folder and its results (see `sweep`)."""
     from sepscene.orchestration.dataset_presets import check_splits
@@ -210,7 +220,7 @@ def run_sweep(
     else:
         name = sweep_id or f"sweep-{base.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
         folder = folder_in(storage, name, "the sweep id")
-    with prepared_session(most, address, verbose):
+    with prepared_session(most, address, verbose, dashboard):
         return folder, sweeps.sweep(config, folder, default_tracking_uri(storage), console, callbacks)
 
 

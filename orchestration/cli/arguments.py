@@ -49,4 +49,7 @@ Changes = Annotated[
     typer.Option("--set", help="Change a field: `--set objective.temperature=0.1`. Repeat as needed."),
 ]
 Address = Annotated[str | None, typer.Option(help="Ray cluster; absent means RAY_ADDRESS, else this machine.")]
+Dashboard = Annotated[
+    bool, typer.Option("--dashboard", help="Start Ray's dashboard with a Ray of this machine, and say where it is.")
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages.")]

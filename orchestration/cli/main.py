@@ -16,6 +16,7 @@ from sepscene import __version__
 from sepscene.orchestration.cli.arguments import (
     Address,
     Changes,
+    Dashboard,
     ExperimentName,
     Resume,
     RunArgument,
@@ -81,6 +82,7 @@ def demo(
     run_id: RunId = "demo",
     resume: Resume = False,
     change: Changes = None,
+    dashboard: Dashboard = False,
     verbose: Verbose = False,
 ) -> None:
     """Run the whole job in a few minutes on two CPU cores: scenes, separator, pre-training, evaluation, report.
@@ -90,7 +92,14 @@ def demo(
     from sepscene.orchestration.api import pretrain
     from sepscene.orchestration.presets import resolve
 
-    pretrain(resolve("demo", "tiny", change), storage=storage, run_id=run_id, resume=resume, verbose=verbose)
+    pretrain(
+        resolve("demo", "tiny", change),
+        storage=storage,
+        run_id=run_id,
+        resume=resume,
+        dashboard=dashboard,
+        verbose=verbose,
+    )
 
 
 @app.command("pretrain")
@@ -102,6 +111,7 @@ def pretrain_command(
     resume: Resume = False,
     change: Changes = None,
     address: Address = None,
+    dashboard: Dashboard = False,
     verbose: Verbose = False,
     evaluate: Annotated[bool, typer.Option(help="Evaluate the encoder and write the report at the end.")] = True,
 ) -> None:
@@ -124,6 +134,7 @@ def pretrain_command(
         resume=resume,
         evaluate=evaluate,
         address=address,
+        dashboard=dashboard,
         verbose=verbose,
     )
 

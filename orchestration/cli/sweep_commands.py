@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sepscene.orchestration.cli.arguments import Address, Changes, Scale, Storage, Verbose
+from sepscene.orchestration.cli.arguments import Address, Changes, Dashboard, Scale, Storage, Verbose
 
 if TYPE_CHECKING:
     from sepscene.orchestration.sweeps.config import SweepConfig
@@ -47,6 +47,7 @@ def sweep_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest sweep of these arguments.")] = False,
     change: Changes = None,
     address: Address = None,
+    dashboard: Dashboard = False,
     verbose: Verbose = False,
 ) -> None:
     """Run an experiment over combinations, temperatures, task weights or any fields, and rank the settings.
@@ -72,7 +73,7 @@ def sweep_command(
         config = _from_file(Path(experiment), texts, change, ways, budget)
     else:
         config = _from_line(experiment, texts, change, ways, budget)
-    folder, results = run_sweep(config, storage, sweep_id, resume, address, verbose, console)
+    folder, results = run_sweep(config, storage, sweep_id, resume, address, verbose, console, dashboard=dashboard)
     _tell(folder, [trial.name for trial in results.trials if trial.status == "failed"])
 
 
@@ -140,6 +141,7 @@ def reproduce_command(
     hours: Annotated[float | None, typer.Option(help="Scale mini: start no trial after so long.")] = None,
     change: Changes = None,
     address: Address = None,
+    dashboard: Dashboard = False,
     verbose: Verbose = False,
 ) -> None:
     """Run the rows of the paper's tables, put ours beside them, and judge the paper's six claims.
@@ -181,7 +183,7 @@ def reproduce_command(
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
     from sepscene.orchestration.sweeps.reproduction import reproduce
 
-    with prepared_session(most, address, verbose):
+    with prepared_session(most, address, verbose, dashboard):
         uri = default_tracking_uri(storage)
         results = reproduce(tables, row, scale, changes, seeds, folder, uri, console)  # type: ignore[arg-type]
     _tell(folder, list(results.failed))

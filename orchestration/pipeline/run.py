@@ -8,13 +8,14 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray.train
 from rich.console import Console
 
 from sepscene.augment.separation.service import open_separator
@@ -25,14 +26,14 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
 from sepscene.orchestration.config import Experiment, Objective, load_experiment
 from sepscene.orchestration.records.audit_log import audit_hash
-from sepscene.orchestration.records.checkpoints import read_checkpoint, read_ledger
+from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint, read_ledger, read_steps
 from sepscene.orchestration.records.environment import commit, environment
 from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import Tracker, following
 from sepscene.orchestration.records.mlflow_registry import sepscene_version
 from sepscene.orchestration.records.results import read_metrics
-from sepscene.orchestration.records.run_folder import RunFolder, pretraining_stage
+from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
 from sepscene.orchestration.records.run_lock import check_free, locked
 from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import progress
@@ -66,6 +67,8 @@ class Run:
         self._manifests: tuple[Manifest, Manifest] | None = None
         self.audit: str | None = None
         """Digest of the audit of the data set, when there is one in the storage."""
+        self.callbacks: Sequence[ray.train.UserCallback] = ()
+        """The user's own, for Ray Train."""
         self.family = experiment.name
         """Encoders of one family are versions of one registered model: those of an experiment, or of a whole sweep."""
 
@@ -183,7 +186,7 @@ class Run:
         # A log has lines as long as they need to be.
         terms = Terms(self.console.width - BESIDE_THE_BAR if self.console.is_terminal else 120)
         balances = 0
-        with progress(self.console, title, max(1, total)) as told:
+        with progress(self.console, title, max(1, total), self._done(name, counts)) as told:
 
             def show(record: dict[str, Any]) -> None:
                 nonlocal balances
@@ -209,6 +212,13 @@ class Run:
                 raise
         self.add_timing(name, time.perf_counter() - started)
         self.tracker.finish(name)
+
+    def _done(self, stage: str, counts: str) -> float:
+        """How far an earlier command has come with a training stage; 0 for one that begins or has no checkpoints."""
+        newest = newest_sound(StageFolder(self.folder, stage).path)
+        if newest is None:
+            return 0.0
+        return max((float(record[counts]) for record in read_steps(newest) if counts in record), default=0.0)
 
     def advance(self, done: float) -> None:
         """Move the progress of the stage that runs in this process."""
@@ -275,7 +285,7 @@ class Run:
         self.record_inputs({}, training=train)
         steps = separator_steps(experiment)
         with self.stage(SEPARATOR, "train separator", steps, counts="step"):
-            return train_separator(experiment, train, self.folder, held_out=self.manifests()[1])
+            return train_separator(experiment, train, self.folder, self.manifests()[1], self.callbacks)
 
     def store_uri(self) -> str:
         """Where the SeparatedStore of this run lies: beside the run, for all runs of its storage."""
@@ -339,7 +349,7 @@ class Run:
         if experiment.store.mode == "prefill" and experiment.views.separates:
             self.prefill(train, ladder)
         with self.stage(stage, stage, rows, pair=experiment.views.pair):
-            newest = pretrain(experiment, train, ladder, self.folder, stage, self.store())
+            newest = pretrain(experiment, train, ladder, self.folder, stage, self.store(), self.callbacks)
             state = read_checkpoint(newest)
             card = {
                 "title": f"{experiment.name} ({experiment.views.pair})",
@@ -428,7 +438,9 @@ def _flat(experiment: Experiment) -> dict[str, Any]:
 
 
 @contextmanager
-def prepared_session(experiment: Experiment, address: str | None = None, verbose: bool = False) -> Iterator[None]:
+def prepared_session(
+    experiment: Experiment, address: str | None = None, verbose: bool = False, dashboard: bool = False
+) -> Iterator[None]:
     """A Ray session (`runtime.session.ray_session`) for an experiment whose separators and start encoder can be used.
 
     Raises:
@@ -439,5 +451,5 @@ def prepared_session(experiment: Experiment, address: str | None = None, verbose
     for name, folder in experiment.separator.checkpoints.items():
         open_separator(name, folder, experiment.audio)
     check_start(experiment)
-    with ray_session(experiment, address, verbose):
+    with ray_session(experiment, address, verbose, dashboard):
         yield

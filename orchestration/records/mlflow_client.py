@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.files import one_at_a_time
 from sepscene.orchestration.records.mlflow_address import SQLITE, artifact_folder, check_local_store, sqlite_path
+from sepscene.orchestration.records.mlflow_names import metric_name
 
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -149,12 +150,14 @@ class MlflowStore:
 
     def log_metrics(self, run_id: str, metrics: dict[str, float], now: int) -> None:
         """Log metrics that have no step."""
-        self.client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
+        self.client.log_batch(
+            run_id, metrics=[Metric(metric_name(key), value, now, 0) for key, value in metrics.items()]
+        )
 
     def log_records(self, run_id: str, records: list[dict[str, Any]]) -> None:
         """Log records of a metrics file: every number in them, at the record's step and time of day."""
         metrics = [
-            Metric(key, float(value), int(record["seconds"] * 1000), int(record.get("step", 0)))
+            Metric(metric_name(key), float(value), int(record["seconds"] * 1000), int(record.get("step", 0)))
             for record in records
             for key, value in record.items()
             if key not in ("stage", "step", "seconds") and isinstance(value, int | float)

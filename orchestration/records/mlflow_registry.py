@@ -21,6 +21,7 @@ from mlflow.types import Schema, TensorSpec
 from sepscene.models.card import read_card
 from sepscene.models.encoders.encoder import read_encoder_config
 from sepscene.orchestration.records.mlflow_client import MlflowStore
+from sepscene.orchestration.records.mlflow_names import metric_name
 from sepscene.orchestration.source import copy_source
 
 BEST = "best"
@@ -66,7 +67,7 @@ def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, regist
         )
     metrics = {key: float(value["value"]) for key, value in card.metadata.get("metrics", {}).items()}
     now = store.client.get_run(run_id).info.start_time
-    linked = [Metric(key, value, now, 0, model_id=info.model_id) for key, value in metrics.items()]
+    linked = [Metric(metric_name(key), value, now, 0, model_id=info.model_id) for key, value in metrics.items()]
     if linked:
         store.client.log_batch(run_id, metrics=linked)
     if registered_name and info.registered_model_version:

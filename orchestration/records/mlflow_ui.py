@@ -32,6 +32,7 @@ from sepscene.orchestration.records.mlflow_address import (
     checked_uri,
     tracking_uri_of,
 )
+from sepscene.orchestration.records.mlflow_names import metric_name
 from sepscene.orchestration.records.run_folder import RunFolder
 
 HOST = "127.0.0.1"
@@ -86,9 +87,9 @@ def deep_link(server: str, experiment_id: str, order_by: str = "shallow_map") ->
 
     Args:
         server: its address, e.g. http://127.0.0.1:5000.
-        order_by: a metric, largest first.
+        order_by: a metric by its name in the run's folder, largest first.
     """
-    key = quote(f"metrics.`{order_by}`", safe="")
+    key = quote(f"metrics.`{metric_name(order_by)}`", safe="")
     return (
         f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
         f"?workflowType=machine_learning&compareRunsMode=CHART&orderByKey={key}&orderByAsc=false"

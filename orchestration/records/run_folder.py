@@ -420,9 +420,19 @@ class StageFolder:
         return self.path / "best"
 
     @property
+    def shown(self) -> str:
+        """The stage's name in Ray's dashboard, where the stages of several runs stand side by side."""
+        return f"{self.run.resolve().name}-{self.name}"
+
+    @property
+    def ray(self) -> Path:
+        """Where Ray Train keeps its own files."""
+        return self.path / self.shown
+
+    @property
     def ray_snapshot(self) -> Path:
         """What Ray Train remembers of the encoders that it stored; it names folders that Ray deletes."""
-        return self.path / "checkpoint_manager_snapshot.json"
+        return self.ray / "checkpoint_manager_snapshot.json"
 
 
 def pretraining(run: Path, pair: str) -> StageFolder:

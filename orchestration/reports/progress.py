@@ -27,11 +27,18 @@ class Told(Protocol):
 
 
 @contextmanager
-def progress(console: Console, title: str, total: float) -> Iterator[Told]:
-    """Show a stage's progress for as long as the block runs, and that it is complete when the block ends well."""
+def progress(console: Console, title: str, total: float, start: float = 0.0) -> Iterator[Told]:
+    """Show a stage's progress for as long as the block runs, and that it is complete when the block ends well.
+
+    Args:
+        console: where.
+        title: of the stage.
+        total: where the progress ends.
+        start: where it begins, for a stage that is continued.
+    """
     told: Told
     if not console.is_terminal:
-        told = _Lines(console, title, total)
+        told = _Lines(console, title, total, start)
         yield told
         told.end()
         return
@@ -44,7 +51,7 @@ def progress(console: Console, title: str, total: float) -> Iterator[Told]:
         TextColumn("{task.fields[terms]}"),
     )
     with Progress(*columns, console=console) as bar:
-        told = _Bar(bar, title, total)
+        told = _Bar(bar, title, total, start)
         yield told
         told.update(total)
 
@@ -70,9 +77,9 @@ class _Estimate:
 class _Bar:
     """The bar of a terminal."""
 
-    def __init__(self, bar: Progress, title: str, total: float) -> None:
+    def __init__(self, bar: Progress, title: str, total: float, start: float) -> None:
         self.bar, self.estimate = bar, _Estimate(total)
-        self.task = bar.add_task(title, total=total, terms="", left=UNKNOWN)
+        self.task = bar.add_task(title, total=total, completed=start, terms="", left=UNKNOWN)
 
     def update(self, done: float | None = None, terms: str = "") -> None:
         self.bar.update(self.task, completed=done)
@@ -88,10 +95,10 @@ class _Bar:
 class _Lines:
     """The lines of a log: one when the stage begins, one every `LINE_SECONDS`, one at its end."""
 
-    def __init__(self, console: Console, title: str, total: float) -> None:
+    def __init__(self, console: Console, title: str, total: float, start: float) -> None:
         self.console, self.title, self.total, self.estimate = console, title, total, _Estimate(total)
         self.started = self.written = time.monotonic()
-        self.done, self.terms, self.left = 0.0, "", ""
+        self.done, self.terms, self.left = start, "", ""
         self._write()
 
     def update(self, done: float | None = None, terms: str = "") -> None:

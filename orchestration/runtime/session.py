@@ -31,7 +31,9 @@ EXIT_SECONDS = 10.0
 
 
 @contextmanager
-def ray_session(experiment: Experiment, address: str | None = None, verbose: bool = False) -> Iterator[None]:
+def ray_session(
+    experiment: Experiment, address: str | None = None, verbose: bool = False, dashboard: bool = False
+) -> Iterator[None]:
     """Connect to Ray, check that the experiment fits, and disconnect at the end.
 
     Inside a job or a Tune trial, where Ray is connected already, only the check is made.
@@ -40,11 +42,12 @@ def ray_session(experiment: Experiment, address: str | None = None, verbose: boo
         experiment: its resources are checked.
         address: a cluster's address; none takes RAY_ADDRESS, and without that starts Ray on this machine.
         verbose: let Ray's own messages through.
+        dashboard: start Ray's dashboard with a Ray of this machine.
 
     Raises:
         SepsceneError: when the experiment can't be placed; it says what to change.
     """
-    with connected(address, verbose):
+    with connected(address, verbose, dashboard):
         nodes = cluster_nodes()
         for asked in phases(experiment):
             check_placement(asked, nodes)
@@ -55,25 +58,26 @@ def ray_session(experiment: Experiment, address: str | None = None, verbose: boo
 
 
 @contextmanager
-def connected(address: str | None = None, verbose: bool = False) -> Iterator[None]:
+def connected(address: str | None = None, verbose: bool = False, dashboard: bool = False) -> Iterator[None]:
     """Ray for the length of a block, by `connect`; a Ray that this process is connected to already stays connected."""
     if ray.is_initialized():
         yield
         return
-    connect(address, verbose)
+    connect(address, verbose, dashboard=dashboard)
     try:
         yield
     finally:
         disconnect()
 
 
-def connect(address: str | None, verbose: bool = False, cpus: int | None = None) -> None:
-    """Connect to a cluster, or start Ray on this machine with the dashboard off and its noise in its log files.
+def connect(address: str | None, verbose: bool = False, cpus: int | None = None, dashboard: bool = False) -> None:
+    """Connect to a cluster, or start Ray on this machine with its messages in its log files.
 
     Args:
         address: a cluster's address; none takes RAY_ADDRESS, and without that starts Ray on this machine.
         verbose: let Ray's own messages through.
         cpus: logical CPUs of a Ray that is started; none takes this machine's number of cores.
+        dashboard: start Ray's dashboard with it, on loopback, and say where; a cluster has its own.
 
     Raises:
         SepsceneError: when no cluster answers at the address, or Ray's sockets do not fit the temporary folder.
@@ -99,14 +103,16 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None)
         check_temp_folder(Path(folder))
         make_token()
         with _environment(LOCAL | {"RAY_TMPDIR": folder}):
-            ray.init(
+            context = ray.init(
                 address="local",
-                include_dashboard=False,
+                include_dashboard=dashboard,
                 num_cpus=cpus or os.cpu_count(),
                 labels={LOCAL_LABEL: "1"},
                 logging_level=level,
                 log_to_driver=verbose,
             )
+        if dashboard:
+            print(f"Ray's dashboard  http://{context.dashboard_url} (it may ask for the token in ~/.ray/auth_token)")
 
 
 def disconnect() -> None:

@@ -4,7 +4,7 @@ Shapes: B pairs of this worker, P samples of a view, L frames, F mels.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +255,7 @@ def pretrain(
     run_dir: Path,
     stage: str,
     store: SeparatedStore | None = None,
+    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> Path:
     """Pre-train an encoder over the whole schedule, or continue; returns the newest checkpoint.
 
@@ -265,6 +266,7 @@ def pretrain(
         run_dir: the run's folder.
         stage: name of the stage in metrics and checkpoints.
         store: where separated clips are kept; none separates every row live.
+        callbacks: the user's own, for Ray Train.
 
     Raises:
         SepsceneError: as `Stage.run`.
@@ -279,9 +281,10 @@ def pretrain(
             "clips": len(manifest.clips),
             "start": start and str(Path(start).resolve()),  # workers have folders of their own
         },
-        stream=lambda ledger: view_stream(experiment, manifest, checkpoints, ledger, store, crashes),
+        stream=lambda ledger: view_stream(experiment, manifest, checkpoints, ledger, store, crashes, folder.shown),
         rows=schedule_of(experiment, len(manifest.clips)).rows,
         resources=experiment.resources,
         options=execution_options(experiment),
         validation=validation_of(experiment, manifest, folder),
+        callbacks=callbacks,
     ).run()

@@ -7,6 +7,7 @@ S channels.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,11 @@ def score_checkpoint(separator: TDCNpp, held_out: list[tuple[str, float]], exper
 
 
 def train_separator(
-    experiment: Experiment, manifest: Manifest, run_dir: Path, held_out: Manifest | None = None
+    experiment: Experiment,
+    manifest: Manifest,
+    run_dir: Path,
+    held_out: Manifest | None = None,
+    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> dict[str, str]:
     """Train the separator to the top of its ladder, or continue; returns processor name -> folder.
 
@@ -252,6 +257,7 @@ def train_separator(
         manifest: the training clips; labels are not looked at.
         run_dir: the run's folder.
         held_out: clips on which every checkpoint is scored.
+        callbacks: the user's own, for Ray Train.
 
     Raises:
         SepsceneError: as `Stage.run`.
@@ -285,5 +291,6 @@ def train_separator(
         rows=rows,
         resources=experiment.resources,
         options=execution_options(experiment),
+        callbacks=callbacks,
     ).run()
     return read_ladder(run_dir)

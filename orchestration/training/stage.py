@@ -5,7 +5,7 @@ The same for the separator and for pre-training: storage, retries, metrics.
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,7 @@ class Stage:
         resources: trainers and where they run.
         options: order and memory of the stream.
         validation: what Ray Train does with the encoders that a worker hands over (see `validation.py`).
+        callbacks: the user's own, for Ray Train, which calls them in its controller's process.
     """
 
     folder: StageFolder
@@ -66,6 +67,7 @@ class Stage:
     resources: Resources
     options: ExecutionOptions
     validation: ValidationConfig | None = None
+    callbacks: Sequence[ray.train.UserCallback] = ()
 
     def run(self) -> Path:
         """Run to the end of the schedule, through the failures of anything but this process.
@@ -173,11 +175,11 @@ class Stage:
             dataset_config=ray.train.DataConfig(execution_options=self.options),
             scaling_config=_scaling(self.resources),
             run_config=ray.train.RunConfig(
-                name=folder.name,
-                storage_path=str(folder.path.parent),
+                name=folder.shown,
+                storage_path=str(folder.path),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
                 failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-                callbacks=[MetricsFile(folder.metrics, folder.name)],  # type: ignore[list-item]
+                callbacks=[MetricsFile(folder.metrics, folder.name), *self.callbacks],  # type: ignore[list-item]
                 # Ray's type hints still describe its first Train; this is the second, whose classes these are.
                 worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
             ),
@@ -187,11 +189,13 @@ class Stage:
     def _remaining(self) -> Dataset:
         """The data of a worker group. Ray calls this in the controller, which has settings of its own."""
         configure_data(self.options.preserve_order)
-        chosen = choose_resume_point(self.folder)
-        if chosen is None:
-            return self.stream(Ledger(self.rows))
-        recover_metrics(self._metrics, self.folder.name, read_steps(chosen))
-        return self.stream(read_ledger(chosen).try_again())
+        chosen, ledger = choose_resume_point(self.folder), Ledger(self.rows)
+        if chosen is not None:
+            recover_metrics(self._metrics, self.folder.name, read_steps(chosen))
+            ledger = read_ledger(chosen).try_again()
+        stream = self.stream(ledger)
+        stream.set_name(self.folder.shown)
+        return stream
 
     def _note(self, event: str) -> None:
         with suppress(OSError):  # on a full disk, the end of the stage says more

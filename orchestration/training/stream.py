@@ -87,6 +87,7 @@ def view_stream(
     ledger: Ledger,
     store: SeparatedStore | None = None,
     crash_counts: CrashCounts | None = None,
+    shown: str = "",
 ) -> Dataset:
     """The views of all rows that the ledger still lacks, lazily.
 
@@ -96,12 +97,13 @@ def view_stream(
         checkpoints: processor name -> separator folder.
         ledger: what the weights have consumed.
         store: where separated clips are kept; none separates every row live.
-        crash_counts: the poison list; none lets a deadly clip end the run.
+        crash_counts: of clips that end their actor; none lets such a clip end the run.
+        shown: a name beside those of its actors, which tells them from another run's in Ray's dashboard.
     """
     training, resources = experiment.training, experiment.resources
     draws = DrawRows(manifest.clips, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views)
     rows = _drawn_rows(draws, training.global_batch, training.service_rows, resources)
-    return _served(rows, experiment, checkpoints, store, crash_counts, separates_live(experiment))
+    return _served(rows, experiment, checkpoints, store, crash_counts, separates_live(experiment), shown)
 
 
 def prefill_stream(
@@ -127,6 +129,7 @@ def _served(
     store: SeparatedStore | None,
     crash_counts: CrashCounts | None,
     live: bool,
+    shown: str = "",
 ) -> Dataset:
     """Rows with draws through the readers, and where clips are separated `live` through the separation actors."""
     training, resources = experiment.training, experiment.resources
@@ -136,7 +139,7 @@ def _served(
         "crash_counts": crash_counts,
     }
     read = rows.map_batches(
-        ClipReader if live else ViewMaker,
+        _named(ClipReader if live else ViewMaker, shown),
         fn_constructor_kwargs=shared,
         batch_size=training.service_rows,
         compute=ActorPoolStrategy(size=resources.readers),
@@ -150,13 +153,18 @@ def _served(
         "clips_per_forward": resources.separation_batch,
     }
     return read.map_batches(
-        SeparationService,
+        _named(SeparationService, shown),
         fn_constructor_kwargs=shared | on_device,
         batch_size=training.service_rows,
         compute=separation_pool(resources),
         ray_remote_args_fn=finite_retries,
         **actor_demand(resources).ray_options(),
     )
+
+
+def _named(actor: type, shown: str) -> type:
+    """The class of actors under a name of their own: Ray Data shows each actor by the name of its class."""
+    return type(f"{actor.__name__} of {shown}", (actor,), {}) if shown else actor
 
 
 def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedule, ledger: Ledger) -> Dataset:

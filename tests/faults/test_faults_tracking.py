@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.mlflow_names import metric_name
 from sepscene.orchestration.records.results import read_metrics
 from tests.faults.faults import STAGE, after, as_command, finish, long_enough, note, start
 from tests.faults.hosts import free_port
@@ -25,7 +26,7 @@ def assert_all_there(run_dir: Path, uri: str) -> None:
     client = mlflow.MlflowClient(tracking_uri=uri)
     run_id = json.loads((run_dir / "mlflow.json").read_text())["runs"][STAGE]
     for name in ("loss", "rows", "examples_per_second"):
-        sent = sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
+        sent = sorted((point.step, point.value) for point in client.get_metric_history(run_id, metric_name(name)))
         kept = sorted((int(r["step"]), float(r[name])) for r in read_metrics(run_dir) if name in r)
         assert sent == kept, name
     assert client.get_run(run_id).info.status == "FINISHED"

@@ -38,7 +38,7 @@ def test_a_deleted_store_is_made_again_from_the_folder(tmp_path: Path, caplog: p
     again = Tracker(uri, "sepscene", tmp_path / "run")
     assert again.run_id() != tracker.run_id()
     found = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/./mlflow.db").get_run(str(again.run_id())).data
-    assert found.metrics == {"shallow_map": 0.31} and found.tags["after"] == "it was deleted"
+    assert found.metrics == {"2_quality/shallow_map": 0.31} and found.tags["after"] == "it was deleted"
     assert found.params == {"objective.alpha": "1.0"}
 
 

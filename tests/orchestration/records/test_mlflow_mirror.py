@@ -64,8 +64,8 @@ def check_the_run(uri: str, tracker: Tracker, steps: int = 20) -> None:
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.data.tags["separator_digest"] == "S2=0123456789ab"
     assert parent.data.params == {"objective.alpha": "1.0"}
-    assert parent.data.metrics["shallow_map"] == 0.31
-    history = client.get_metric_history(child.info.run_id, "loss")
+    assert parent.data.metrics["2_quality/shallow_map"] == 0.31
+    history = client.get_metric_history(child.info.run_id, "1_loss/loss")
     assert [(one.step, one.value) for one in history] == [(n, 5.0 - n / 10) for n in range(steps)]
     assert 0 <= child.data.metrics["system/cpu_utilization_percentage"] <= 100
     assert child.data.metrics["system/system_memory_usage_megabytes"] > 100
@@ -94,7 +94,7 @@ def check_the_model(uri: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert version.tags["shallow_map"] == "0.3100" and version.tags["sepscene_version"]
     logged = client.get_logged_model(version.source.removeprefix("models:/"))
     assert logged.name == "nano mix-chan"
-    assert ("shallow_map", 0.31) in [(one.key, one.value) for one in logged.metrics or ()]
+    assert ("2_quality/shallow_map", 0.31) in [(one.key, one.value) for one in logged.metrics or ()]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     model = mlflow.pyfunc.load_model("models:/sepscene-nano@best")
     assert model.metadata.signature.outputs.inputs[0].shape == (-1, 16)

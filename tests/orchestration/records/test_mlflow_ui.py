@@ -68,7 +68,7 @@ def test_link_asks_for_training_runs_best_first() -> None:
     assert parse_qs(query) == {
         "workflowType": ["machine_learning"],
         "compareRunsMode": ["CHART"],
-        "orderByKey": ["metrics.`mix-chan/shallow_map`"],
+        "orderByKey": ["metrics.`2_quality/mix-chan/shallow_map`"],
         "orderByAsc": ["false"],
     }
 
@@ -83,11 +83,11 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     experiment = client.create_experiment("demo", artifact_location=(folder / "mlartifacts").as_uri())
     for name, value in (("demo-tiny-1", 0.31), ("demo-tiny-2", 0.42)):
         parent = client.create_run(experiment, tags={"mlflow.runName": name}).info.run_id
-        client.log_metric(parent, "shallow_map", value)
+        client.log_metric(parent, "2_quality/shallow_map", value)
         tags = {"mlflow.runName": f"{name}/pretrain", "mlflow.parentRunId": parent}
         child = client.create_run(experiment, tags=tags).info.run_id
         for step in range(5):
-            client.log_metric(child, "loss", 5.0 - step, step=step)
+            client.log_metric(child, "1_loss/loss", 5.0 - step, step=step)
         for run in (child, parent):
             client.set_terminated(run)
     return folder, experiment

@@ -57,6 +57,17 @@ def test_the_start_of_processes_is_no_pace(clock: Callable[[float], None]) -> No
     assert lines[3] == "pretrain-mix-chan 125/600 0:01:42 0:03:58 left"
 
 
+def test_a_continued_stage_begins_where_it_was(clock: Callable[[float], None]) -> None:
+    out = io.StringIO()
+    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600, start=300) as told:
+        for done in (310, 320, 330):
+            clock(15)
+            told.update(done)
+    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    assert lines[0] == "pretrain-mix-chan 300/600 0:00:00"
+    assert lines[1] == "pretrain-mix-chan 320/600 0:00:30 0:07:00 left"  # 10 in 15 s, 280 to go
+
+
 def test_a_stage_that_fails_is_not_called_complete() -> None:
     out = io.StringIO()
     with contextlib.suppress(ValueError), progress(Console(file=out), "scenes", 5) as told:

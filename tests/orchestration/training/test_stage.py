@@ -9,8 +9,11 @@ from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.pipeline.run import BALANCE_EVERY, Run
+from sepscene.orchestration.records.checkpoints import TrainingState, write_checkpoint
+from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import Tracker
+from sepscene.orchestration.records.run_folder import StageFolder
 
 pytestmark = pytest.mark.slow  # imports Ray, though it starts none
 BALANCE = {
@@ -30,3 +33,14 @@ def test_every_tenth_report_of_the_balance_is_a_line(nano: Experiment, tmp_path:
     line = "pretrain: readers 20 rows/s, 2% busy, 0.1 blocks wait, 20 kB/s; trainers 20 rows/s, 75% busy, waiting 25%"
     assert out.getvalue().splitlines().count(line) == 2
     assert "pretrain: another stage sets the pace" in out.getvalue()
+
+
+def test_a_stage_that_is_continued_shows_how_far_it_is(nano: Experiment, tmp_path: Path) -> None:
+    steps = [{"step": 3, "rows": 48}, {"step": 4, "rows": 64}]
+    folder = StageFolder(tmp_path, "pretrain-mix-chan")
+    write_checkpoint(folder.path / "step-00000004", TrainingState(4, Ledger(160), {}, steps))
+    out = io.StringIO()
+    run = Run(tmp_path, nano, Mock(spec=Tracker), Console(file=out, width=100))
+    with run.stage("pretrain-mix-chan", "pretrain-mix-chan", 160):
+        pass
+    assert " 64/160 " in out.getvalue().splitlines()[0]

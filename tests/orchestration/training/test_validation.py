@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import ray.train
 import torch
 
 from sepscene.clusters.pools import Node
@@ -131,6 +134,18 @@ def test_a_tiny_run_with_validation_fits_two_cores_and_says_when_it_does_not(cpu
             check_placement(asked, [Node("laptop", 2)])
 
 
+class ProcessTitles(ray.train.UserCallback):
+    """A user's callback: at each report it writes down how Ray calls the run and its processes."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        found = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
+        titles = [words[0] for words in found if words and words[0].startswith("ray::")]
+        write_whole(self.file, json.dumps([run_context.run_config.name, *titles]))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_our_own")
 def test_a_run_is_validated_on_its_way_and_at_its_end(
@@ -143,7 +158,8 @@ def test_a_run_is_validated_on_its_way_and_at_its_end(
     experiment = nano.changed(
         {"training.validation_every_steps": 4, "training.validation_clips": 16, "training.epochs": 9}
     )
-    newest = pretrain(experiment, train_clips, ladder, tmp_path, STAGE)
+    seen = [ProcessTitles(tmp_path / "titles.json")]
+    newest = pretrain(experiment, train_clips, ladder, tmp_path, STAGE, callbacks=seen)
     records = [record for record in read_metrics(tmp_path) if METRIC in record]
     assert [record["step"] for record in records] == [4, 8, 12, 14]  # 14 is the last one
     assert all(record["stage"] == STAGE and 0 <= float(record[METRIC]) <= 1 for record in records)
@@ -156,3 +172,6 @@ def test_a_run_is_validated_on_its_way_and_at_its_end(
     assert best_metric(best) == max(float(record[METRIC]) for record in records)
     assert probe(load_encoder(best), clips, experiment) == pytest.approx(best_metric(best), abs=1e-6)
     assert [record["step"] for record in read_metrics(tmp_path) if "loss" in record] == list(range(1, 15))
+    name, *titles = json.loads((tmp_path / "titles.json").read_text())
+    assert name == f"{tmp_path.name}-{STAGE}"  # so the dashboard tells the runs of a sweep apart, and their actors
+    assert any(f"SeparationService of {name}" in title for title in titles), titles
