@@ -1,4 +1,4 @@
-"""Slurm itself with three nodes on one machine, and the template's script in it: submit, stop, submit again.
+"""Slurm itself with two nodes on one machine, and the template's script in it: submit, stop, submit again.
 
 Run as `unshare --pid --fork --mount-proc --net --mount --uts --kill-child python -m tests.clusters.slurm FOLDER`; needs
 munged, slurmctld, slurmd and the commands of Slurm. Each node is a network namespace with a hostname of its own. Writes
@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 
 from sepscene.clusters.templates import Sizes, write_template
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_ledger
 from tests.faults.hosts import QUICK, consumed, plug_hosts, shell, small_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
-ADDRESSES = {"n1": "10.78.0.1", "n2": "10.78.0.2", "n3": "10.78.0.3"}
+ADDRESSES = {"n1": "10.78.0.1", "n2": "10.78.0.2"}
 SLURM_CONF = """
 ClusterName=test
 SlurmctldHost=n1
@@ -36,8 +37,8 @@ SlurmdSpoolDir=/tmp/hosts/slurmd
 SlurmdPidFile=/tmp/hosts/slurmd.pid
 SlurmdLogFile={folder}/slurmd.%h.log
 {nodes}
-PartitionName=h100 Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
-PartitionName=l4 Nodes=n3 MaxTime=INFINITE State=UP
+PartitionName=h100 Nodes=n1 Default=YES MaxTime=INFINITE State=UP
+PartitionName=l4 Nodes=n2 MaxTime=INFINITE State=UP
 """
 
 
@@ -101,8 +102,14 @@ def prepare(folder: Path) -> None:
     (folder / ".ray").mkdir()
     (folder / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
     (folder / ".ray" / "auth_token").chmod(0o600)
-    write_template("slurm", work / "slurm.sh", {"trainers": Sizes(2, 2, 0), "separators": Sizes(1, 2, 0)}, {})
-    small_experiment(folder, pools=True).save(work / "experiment.yaml")
+    write_template("slurm", work / "slurm.sh", {name: Sizes(1, 2, 0) for name in ("trainers", "separators")}, {})
+    experiment_of(folder).save(work / "experiment.yaml")
+
+
+def experiment_of(folder: Path) -> Experiment:
+    """Sixteen steps of 32 rows, a checkpoint in the middle, one trainer and one separation actor."""
+    changes = {"training.epochs": 16, "resources.trainers": 1, "resources.separation_actors": 1}
+    return small_experiment(folder, pools=True).changed(changes)
 
 
 def submit(folder: Path) -> str:
@@ -133,7 +140,7 @@ def scenario(folder: Path) -> None:
     prepare(folder)
     start_slurm(folder)
     run = folder / "runs" / "mine"
-    rows = small_experiment(folder, pools=True).training.epochs * 32
+    rows = experiment_of(folder).training.epochs * 32
     first = submit(folder)
     wait_until(first, folder, rows // 8, 900)
     ask(f"scancel --batch --signal=TERM {first}", folder)

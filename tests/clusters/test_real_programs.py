@@ -1,4 +1,4 @@
-"""The templates in the programs that they are written for; see slurm.py and skypilot.py beside this file."""
+"""The templates in the programs that they are written for; see slurm.py, onprem.py and skypilot.py beside this file."""
 
 import json
 import os
@@ -33,12 +33,21 @@ def in_namespaces(module: str, folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not shutil.which("slurmctld"), reason="needs Debian's slurmctld, slurmd, slurm-client and munge")
-def test_slurm_trains_on_three_nodes_stops_with_a_checkpoint_and_continues(tmp_path: Path) -> None:
+def test_slurm_trains_on_two_nodes_stops_with_a_checkpoint_and_continues(tmp_path: Path) -> None:
     outcome = in_namespaces("tests.clusters.slurm", tmp_path)
     logs = [(tmp_path / "work" / "runs" / f"slurm-{job}.log").read_text() for job in outcome["jobs"]]
     assert "stopped; what is done is kept" in logs[0], logs[0][-3000:]
     assert 0 < outcome["rows_at_stop"] < outcome["rows"]
     assert outcome["state"] == ["JobState=COMPLETED", "ExitCode=0:0"], logs[1][-3000:]
+    ledger = Ledger.from_json((tmp_path / "runs" / "mine" / "ledger.json").read_text())
+    assert ledger.intervals == [(0, outcome["rows"])] and not ledger.quarantined
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ("sshd", "ssh", "rsync"))), reason="needs sshd, ssh and rsync")
+def test_ray_up_over_sshd_starts_a_cluster_that_trains_stops_and_continues(tmp_path: Path) -> None:
+    outcome = in_namespaces("tests.clusters.onprem", tmp_path)
+    assert (outcome["up"], outcome["stop"], outcome["again"], outcome["down"]) == (0, 0, 0, 0), outcome
+    assert outcome["stopped"] != 0 and 0 < outcome["rows_at_stop"] < outcome["rows"]
     ledger = Ledger.from_json((tmp_path / "runs" / "mine" / "ledger.json").read_text())
     assert ledger.intervals == [(0, outcome["rows"])] and not ledger.quarantined
 
