@@ -1,7 +1,8 @@
-"""`ray up` with the template onprem.yaml on two machines of one computer, over their own sshd: submit, stop, submit again.
+"""`ray up` with the template onprem.yaml on three machines of one computer: submit, stop, submit again, over real sshd.
 
-Run as `unshare --pid --fork --mount-proc --net --mount --uts --kill-child python -m tests.clusters.onprem FOLDER`; needs
-sshd, ssh and rsync. Each machine has an address, a hostname, processes and a home of its own. Writes FOLDER/outcome.json.
+Run as `unshare --pid --fork --mount-proc --net --mount --uts --kill-child python -m tests.clusters.onprem FOLDER`.
+Needs sshd, ssh and rsync. Each machine has an address, a hostname, processes and a home of its own. Writes
+FOLDER/outcome.json.
 """
 
 import json
