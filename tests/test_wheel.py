@@ -18,7 +18,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LOADS = """
 import mlflow, numpy, sepscene
 mlflow.set_tracking_uri("sqlite:///runs/mlflow.db")
-(model,) = mlflow.search_logged_models(output_format="list")
+experiments = [each.experiment_id for each in mlflow.search_experiments()]
+(model,) = mlflow.search_logged_models(experiments, output_format="list")
 h = mlflow.pyfunc.load_model(model.model_uri).predict(numpy.zeros((1, 32000), numpy.float32))
 assert numpy.isfinite(h).all() and h.shape == (1, 16), h
 bundle = sepscene.load_encoder("runs/first/encoder")
