@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray.train
+from ray.train import UserCallback
 from rich.console import Console
 
 from sepscene.augment.separation.service import open_separator
@@ -67,7 +67,7 @@ class Run:
         self._manifests: tuple[Manifest, Manifest] | None = None
         self.audit: str | None = None
         """Digest of the audit of the data set, when there is one in the storage."""
-        self.callbacks: Sequence[ray.train.UserCallback] = ()
+        self.callbacks: Sequence[UserCallback] = ()
         """The user's own, for Ray Train."""
         self.family = experiment.name
         """Encoders of one family are versions of one registered model: those of an experiment, or of a whole sweep."""
@@ -117,11 +117,12 @@ class Run:
             f"{_in_words(experiment)}\n\nEverything about this run is in `{folder}`; its report is among the artifacts."
         )
         about_run = {"mlflow.note.content": about, "sepscene_version": sepscene_version()}
-        tracker.start({**run._tags(), **env, **about_run, **(tags or {})}, _flat(experiment))
+        tracker.start({**run.tags(), **env, **about_run, **(tags or {})}, _flat(experiment))
         tracker.log_artifact("", saved)
         return run
 
-    def _tags(self) -> dict[str, str]:
+    def tags(self) -> dict[str, str]:
+        """What the experiment is, for its runs in MLflow."""
         experiment = self.experiment
         return {
             "experiment": experiment.name,
@@ -181,7 +182,7 @@ class Run:
         """
         started = time.perf_counter()
         about = {"stage": name, "mlflow.note.content": f"The stage {name} of {_in_words(self.experiment)}"}
-        tags = self._tags() | about | ({"pair": pair} if pair else {})
+        tags = self.tags() | about | ({"pair": pair} if pair else {})
         self.tracker.start_stage(name, tags, _flat(self.experiment))
         # A log has lines as long as they need to be.
         terms = Terms(self.console.width - BESIDE_THE_BAR if self.console.is_terminal else 120)
