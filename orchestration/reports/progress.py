@@ -79,7 +79,7 @@ class _Bar:
 
     def __init__(self, bar: Progress, title: str, total: float, start: float) -> None:
         self.bar, self.estimate = bar, _Estimate(total)
-        self.task = bar.add_task(title, total=total, completed=start, terms="", left=UNKNOWN)
+        self.task = bar.add_task(title, total=total, completed=round(start), terms="", left=UNKNOWN)
 
     def update(self, done: float | None = None, terms: str = "") -> None:
         self.bar.update(self.task, completed=done)
