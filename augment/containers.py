@@ -145,15 +145,15 @@ def _flac(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     if len(head) < 42 or head[4] & 0x7F:
         return None
     fields = int.from_bytes(head[18:26], "big")
-    told, smallest, largest = fields & ((1 << 36) - 1), *struct.unpack(">HH", head[8:12])
+    declared, smallest, largest = fields & ((1 << 36) - 1), *struct.unpack(">HH", head[8:12])
     start = max(42, size - max(_TAIL, 2 * int.from_bytes(head[15:18], "big")))
     stream.seek(start)
     end = _end_of_flac(stream.read(), smallest if smallest == largest else 0)
     if end is None:
-        if told == 0:
+        if declared == 0:
             raise ValueError("truncated: its header does not say how long it is, and its last frame is not whole")
         return None
-    if end <= told:
+    if end <= declared:
         return None  # longer is what a decoder notices
     fields = fields >> 36 << 36 | end & ((1 << 36) - 1)
     return Corrected(head[:18] + fields.to_bytes(8, "big") + head[26:], stream, 42)
@@ -260,13 +260,13 @@ def _mpeg(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     """MPEG frames whose number the file does not state, or states too low."""
     data = _whole(stream, size)
     mpeg = count_frames(data)
-    if mpeg is None or mpeg.frames == 0 or (mpeg.told is not None and mpeg.told >= mpeg.frames):
+    if mpeg is None or mpeg.frames == 0 or (mpeg.declared is not None and mpeg.declared >= mpeg.frames):
         return None  # more than there are is what a decoder notices
     if mpeg.changes:
         raise ValueError("its rate or its channels change on the way; split it")
-    if mpeg.told is None and mpeg.first.layer != 3:
+    if mpeg.declared is None and mpeg.first.layer != 3:
         return None
-    start = mpeg.start + (mpeg.first.size if mpeg.told is not None else 0)
+    start = mpeg.start + (mpeg.first.size if mpeg.declared is not None else 0)
     return io.BytesIO(true_head(data, mpeg) + data[start:])
 
 

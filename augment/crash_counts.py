@@ -46,15 +46,15 @@ class CrashCounts:
 
     def _guard_row(self, stage: str, process: Callable[[Columns], Columns], row: Columns) -> Columns:
         name = hashlib.sha256(str(row["uri"][0]).encode()).hexdigest()[:24]
-        crash_counts = [self.folder / f"{stage}-clip-{name}-{strike}" for strike in range(MOST_CRASHES)]
-        free = next((strike for strike in crash_counts if not strike.exists()), None)
+        crash_counts = [self.folder / f"{stage}-clip-{name}-{count}" for count in range(MOST_CRASHES)]
+        free = next((count for count in crash_counts if not count.exists()), None)
         if free is None:
             row = row | {"fault": np.array([f"killed its {stage} process {MOST_CRASHES} times"], object)}
             return process(row)
         _leave(free)
         done = process(row)
-        for strike in crash_counts:  # an earlier one too: something else had killed that process
-            strike.unlink(missing_ok=True)
+        for count in crash_counts:  # an earlier one too: something else had killed that process
+            count.unlink(missing_ok=True)
         return done
 
 

@@ -43,7 +43,7 @@ class Mpeg:
     first: Frame
     start: int
     frames: int
-    told: int | None
+    declared: int | None
     """Frames that the first Xing or Info frame states; None without one."""
     changes: bool
     """Whether the rate or the channels change on the way."""
@@ -73,20 +73,20 @@ def count_frames(data: bytes) -> Mpeg | None:
         return None
     first = frame_at(data, at)
     assert first is not None
-    start, frames, told, changes = at, 0, None, False
+    start, frames, declared, changes = at, 0, None, False
     while at is not None:
         frame = frame_at(data, at)
         if frame is None or at + frame.size > len(data):
             at = None if frame is not None else _next_frame(data, at)
             continue
-        stated = _told(data, at, frame)
+        stated = _declared(data, at, frame)
         if stated is None:
             frames += 1
             changes |= (frame.rate, frame.channels) != (first.rate, first.channels)
-        elif told is None and frames == 0:
-            told = stated
+        elif declared is None and frames == 0:
+            declared = stated
         at += frame.size
-    return Mpeg(first, start, frames, told, changes)
+    return Mpeg(first, start, frames, declared, changes)
 
 
 def true_head(data: bytes, mpeg: Mpeg) -> bytes:
@@ -103,7 +103,7 @@ def true_head(data: bytes, mpeg: Mpeg) -> bytes:
     return bytes(header).ljust(frame.info_at, b"\0") + mark + bytes(frame.size - frame.info_at - len(mark))
 
 
-def _told(data: bytes, at: int, frame: Frame) -> int | None:
+def _declared(data: bytes, at: int, frame: Frame) -> int | None:
     """The count of a Xing or Info frame, 0 where it has none; None for a frame of sound."""
     mark = at + frame.info_at
     if frame.layer != 3 or data[mark : mark + 4] not in (b"Xing", b"Info"):

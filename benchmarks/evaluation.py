@@ -1,4 +1,4 @@
-"""What judging costs, and whether its intervals and tests keep their word.
+"""What an evaluation costs, and whether its intervals and tests keep their word.
 
 Run with `python -m benchmarks.evaluation` (about two minutes on one idle core). Prints ratios and medians
 of several runs, interleaved where two ways are compared, beside the known number of additions.

@@ -60,7 +60,7 @@ from sepscene.orchestration.training.stream import prefill_stream, schedule_of, 
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
 CLIPS, STAGE = 32, "pretrain-mix-chan"
-WATCH_SECONDS = 0.5
+POLL_SECONDS = 0.5
 CPU_SHARES = {"trainer_cpus": 0.2, "separation_cpus": 0.15, "reader_cpus": 0.1}
 
 KINDS = ("ViewMaker", "ClipReader", "SeparationService", "RayTrainWorker", "SplitCoordinator", "raylet")
@@ -122,17 +122,17 @@ def live_beside_plain(bench: Bench, experiment: Experiment) -> tuple[float, floa
             times = ends_of(bench.run(one_trainer))
         while not loop.join():
             pass
-        told = json.loads(Path(out).read_text())
+        steps_of_all = json.loads(Path(out).read_text())
     begin, end = times[bench.warm_up], times[-1 - bench.tail]
     live = (len(times) - 1 - bench.tail - bench.warm_up) * batch / seconds_in(of_live, begin, end)
-    steps = [step for step in told if step[-1] < of_plain[-1][1]][bench.warm_up :]
+    steps = [step for step in steps_of_all if step[-1] < of_plain[-1][1]][bench.warm_up :]
     seconds = seconds_in(of_plain, steps[0][0], steps[-1][-1])
     separating = sum(seconds_in(of_plain, begin, separated) for begin, separated, _ in steps)
     return live, len(steps) * batch / seconds, separating / seconds
 
 
 def ends_of(records: list[dict[str, float]]) -> list[float]:
-    """When each step of a run ended; several are told at a time, the last of them when it has ended."""
+    """When each step of a run ended; several are reported at a time, the last of them when it has ended."""
     ends = [records[-1]["seconds"]]
     for this, after in reversed(list(pairwise(records))):
         took = after["pairs"] / after["examples_per_second"]
@@ -210,7 +210,7 @@ def pinned(core_of: dict[str, int]) -> AbstractContextManager[None]:
                     if kind in title and process.cpu_affinity() != [core]:
                         process.cpu_affinity([core])
 
-    return again_and_again(pin, WATCH_SECONDS, "pin")
+    return again_and_again(pin, POLL_SECONDS, "pin")
 
 
 # ---- Ray Data's own cost ----
@@ -274,7 +274,7 @@ def sampling(samples: list[dict[str, float]]) -> AbstractContextManager[None]:
         found["object store"] = whole["object_store_memory"] - left.get("object_store_memory", 0.0)
         samples.append(dict(found))
 
-    return again_and_again(sample, WATCH_SECONDS, "sample")
+    return again_and_again(sample, POLL_SECONDS, "sample")
 
 
 def memory(bench: Bench, rows: int, console: Console) -> None:

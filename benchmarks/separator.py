@@ -3,7 +3,7 @@
 Run it with `python -m benchmarks.separator [--device cuda] [--size tiny] [--threads 1]`. All variants are timed
 interleaved, one after the other in every round, and the medians over the rounds are compared, so that a busy
 machine slows all of them alike. On a CPU the processor time of the process counts beside the time on the wall:
-with one thread it is the better judge on a shared machine.
+with one thread it is the better measure on a shared machine.
 
 The known numbers: multiply-adds follow from the sizes (about 69 G per 10 s clip at full size). The bytes are those
 that a formulation must move through memory, counted from its passes over the activations; what stays in cache is

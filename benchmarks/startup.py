@@ -108,10 +108,10 @@ def _has_step(metrics: Path) -> bool:
 
 def imports() -> None:
     """Print what costs most of the help's imports."""
-    told = subprocess.run(
+    lines = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "sepscene", "--help"], capture_output=True, text=True, check=True
     ).stderr.splitlines()
-    rows = [line.removeprefix("import time:").split("|") for line in told if line.startswith("import time:")][1:]
+    rows = [line.removeprefix("import time:").split("|") for line in lines if line.startswith("import time:")][1:]
     for own, cumulative, name in sorted(rows, key=lambda row: -int(row[1]))[:25]:
         print(f"{int(cumulative) / 1000:8.1f} ms with what it imports, {int(own) / 1000:7.1f} ms alone  {name.strip()}")
 

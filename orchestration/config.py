@@ -61,8 +61,8 @@ class Data(Config):
     )
     test: tuple[str, ...] = Field(
         ("test",),
-        description="splits or folds for testing; [folds] alone judges the clips of `train` by cross-validation over "
-        "their splits, as ESC-50 asks",
+        description="splits or folds for testing; [folds] alone is cross-validation over the splits of `train`, as "
+        "ESC-50 asks",
     )
     scenes_train: int = Field(256, ge=1, description="synthetic scenes for training")
     scenes_test: int = Field(128, ge=1, description="synthetic scenes for testing")
@@ -74,7 +74,7 @@ class Data(Config):
 
     @property
     def by_folds(self) -> bool:
-        """Whether encoders are judged by cross-validation over the splits of `train`."""
+        """Whether encoders are evaluated by cross-validation over the splits of `train`."""
         return self.test == (FOLDS,)
 
     @property
@@ -220,10 +220,10 @@ class Training(Config):
 
 
 class Evaluation(Config):
-    """How an encoder is judged (paper: shallow classification and query by example)."""
+    """How an encoder is evaluated (paper: shallow classification and query by example)."""
 
     scoring: ScoringSettings = ScoringSettings()
-    baselines: bool = Field(True, description="judge the untrained encoder and the mix-mix encoder beside this one")
+    baselines: bool = Field(True, description="evaluate the untrained encoder and the mix-mix encoder beside this one")
     separator_mixtures: int = Field(32, ge=1, description="held-out mixtures on which each processor is scored")
 
 

@@ -30,13 +30,13 @@ class ClipReader:
         """Args:
         settings: views, audio and checkpoints.
         store: where separated clips are kept; mix-mix has no use for one.
-        crash_counts: the poison list; none lets a deadly clip kill its reader for ever.
+        crash_counts: of clips; without them a deadly clip kills its reader for ever.
         """
         self.settings, self.crash_counts, self.patience = settings, crash_counts, Patience()
         self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
 
     def __call__(self, columns: Columns) -> Columns:
-        """Read the clips of a block; clips on the poison list are left alone. See `read` for the columns."""
+        """Read the clips of a block; clips in crash quarantine are left alone. See `read` for the columns."""
         columns = columns | {"fault": np.array([""] * len(columns["row"]), object)}
         return self.crash_counts.guard("reading", self.read, columns) if self.crash_counts else self.read(columns)
 

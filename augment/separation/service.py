@@ -88,7 +88,7 @@ class SeparationService:
         Args:
             settings: views, audio, checkpoints and the separators' precision.
             store: where separated clips are kept; none separates every row live.
-            crash_counts: the poison list; none lets a deadly clip kill its actor for ever.
+            crash_counts: of clips; without them a deadly clip kills its actor for ever.
             device: where the separators run.
             clips_per_forward: clips in one forward pass, see `Forward`.
             load_now: false leaves the checkpoints alone until a clip must be separated.
@@ -129,7 +129,7 @@ class SeparationService:
         return fast_separator(separator, self.device, self.settings.precision)
 
     def __call__(self, columns: Columns) -> Columns:
-        """Make the views of a block; clips on the poison list are left alone. See `serve` for the columns."""
+        """Make the views of a block; clips in crash quarantine are left alone. See `serve` for the columns."""
         if self.crash_counts is None or not _to_separate(columns):
             return self.serve(columns)
         return self.crash_counts.guard("separation", self.serve, columns)

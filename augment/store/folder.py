@@ -25,7 +25,7 @@ _RENAMING = ("local", "hdfs", "mock")
 _OPEN_FILES = 64
 
 FILESYSTEM_ERRORS = (OSError, pa.ArrowException)
-"""What a filesystem raises when it does not do as it is told."""
+"""What a filesystem raises when it refuses."""
 
 
 class StoreError(SepsceneError):

@@ -52,8 +52,8 @@ class ShardWriter:
         folder: where shards are published.
         settings: when.
         room: asked before a shard is published: how many bytes of entries it may hold; None for any number.
-        published: told (name, footer, bytes) of each shard before its entries leave the memory.
-        refused: told how many entries the limit or the filesystem did not take.
+        published: called with (name, footer, bytes) of each shard before its entries leave the memory.
+        refused: called with how many entries the limit or the filesystem did not take.
         """
         self._folder, self._settings, self._room = folder, settings, room
         self._published, self._refused = published, refused

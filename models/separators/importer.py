@@ -64,7 +64,7 @@ def import_separator(
 
 
 def detect_kind(source: Path) -> Kind:
-    """What a file or prefix holds, judged by its contents.
+    """What a file or prefix holds, by its contents.
 
     Raises:
         CheckpointError: nothing is there.

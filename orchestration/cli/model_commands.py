@@ -117,7 +117,7 @@ def embed_command(
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of one actor.")] = 0.0,
     address: Annotated[str | None, typer.Option(help="Ray cluster, with `--actors`.")] = None,
 ) -> None:
-    """Turn sound files into embeddings; goes on where it stopped; bad files are told at the end (exit code 3).
+    """Turn sound files into embeddings; goes on where it stopped; bad files are listed at the end (exit code 3).
 
     Example: `sepscene embed runs/demo recordings/ --out embeddings.parquet`
     """

@@ -144,7 +144,7 @@ def reproduce_command(
     dashboard: Dashboard = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run the rows of the paper's tables, put ours beside them, and judge the paper's six claims.
+    """Run the rows of the paper's tables, put ours beside them, and decide the paper's six claims.
 
     Public data sets (esc50, audioset, fsd50k) come with their usual splits; `--set data.train=…` goes before.
 
@@ -197,6 +197,6 @@ def _tell(folder: Path, failed: list[str]) -> None:
     console.print(f"each run      {SweepFolder(folder).trials}", soft_wrap=True)
     console.print(f"MLflow UI     sepscene ui {folder}", soft_wrap=True)
     if failed:
-        told = f"failed        {len(failed)}, e.g. {failed[0]}; the report says why, the same --id tries again"
-        console.print(told, soft_wrap=True, highlight=False)
+        text = f"failed        {len(failed)}, e.g. {failed[0]}; the report says why, the same --id tries again"
+        console.print(text, soft_wrap=True, highlight=False)
         raise typer.Exit(3)

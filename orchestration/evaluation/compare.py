@@ -1,10 +1,10 @@
-"""Compare two runs: the same clips judged by both encoders, or the same seeds trained both ways.
+"""Compare two runs: the same clips evaluated by both encoders, or the same seeds trained both ways.
 
 Legend: B clips, K classes, D embedding, R resamples.
 
 An evaluation leaves its evidence in RUN/evaluation/<encoder>.npz (`save_scores`): clip ids, classes,
 targets, folds, the probes' scores and the embeddings. A comparison reads evidence alone, needs no Ray, and
-makes every metric anew on the clips that both runs judged.
+makes every metric anew on the clips that both runs evaluated.
 """
 
 import io
@@ -26,7 +26,7 @@ from sepscene.tasks.evaluation.settings import ScoringSettings
 from sepscene.tasks.evaluation.statistics import Interval, PairedTest, paired_bootstrap, paired_t, t_interval
 
 TEST_CLIPS = "test manifest"
-"""Where `RunResults.data` has the digest of the clips that a run was judged on; older runs lack it."""
+"""Where `RunResults.data` has the digest of the clips that a run was evaluated on; older runs lack it."""
 
 
 @dataclass(frozen=True)
@@ -117,19 +117,19 @@ def load_evidence(path: Path) -> Evidence:
 
 
 def compare_runs(run_a: Path, run_b: Path, encoder_a: str | None = None, encoder_b: str | None = None) -> Comparison:
-    """Paired bootstrap test of run B against run A, over the clips that both have judged.
+    """Paired bootstrap test of run B against run A, over the clips that both have evaluated.
 
     Args:
         encoder_a, encoder_b: which encoder of each run; None means its own, not a baseline. The same folder
             twice with two encoders compares a run with its baseline.
 
     Raises:
-        SepsceneError: when a run has no evidence, the runs share no clips, or were judged in different ways.
+        SepsceneError: when a run has no evidence, the runs share no clips, or were evaluated in different ways.
     """
     (name_a, evidence_a), (name_b, evidence_b) = _evidence(run_a, encoder_a), _evidence(run_b, encoder_b)
     if evidence_a.settings != evidence_b.settings:
         raise SepsceneError(
-            f"{name_a} and {name_b} were judged with different settings ({evidence_a.settings} and "
+            f"{name_a} and {name_b} were evaluated with different settings ({evidence_a.settings} and "
             f"{evidence_b.settings}): evaluate one of them again with the other's"
         )
     evidence_a, evidence_b, notes = _paired(evidence_a, evidence_b, name_a, name_b)
@@ -159,7 +159,7 @@ def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
 
     Raises:
         SepsceneError: when a run has no results or no encoder, a seed comes twice, no seed is shared, or two
-            runs of one seed were judged on different clips.
+            runs of one seed were evaluated on different clips.
     """
     by_seed_a, by_seed_b = _by_seed(runs_a), _by_seed(runs_b)
     seeds = sorted(by_seed_a.keys() & by_seed_b.keys())
@@ -219,32 +219,32 @@ def _cell(interval: Interval, signed: bool = False) -> str:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Evaluated:
     """A run's folder, and what it says of its encoder."""
 
     folder: Path
     results: RunResults
 
     def clip_ids(self) -> set[str] | None:
-        """The clips on which the encoder was judged; None without its evidence."""
+        """The clips on which the encoder was evaluated; None without its evidence."""
         path = RunFolder(self.folder).evidence(self.results.encoders[0].name)
         return set(load_evidence(path).clip_ids.tolist()) if path.exists() else None
 
 
-def _by_seed(runs: Sequence[Path]) -> dict[int, _Judged]:
-    found: dict[int, _Judged] = {}
+def _by_seed(runs: Sequence[Path]) -> dict[int, _Evaluated]:
+    found: dict[int, _Evaluated] = {}
     for run in runs:
         results = RunResults.load(run)
         if not results.encoders:
-            raise SepsceneError(f"{run} has judged no encoder: evaluate it first")
+            raise SepsceneError(f"{run} holds no evaluated encoder: evaluate it first")
         if results.seed in found:
             raise SepsceneError(f"{run} has seed {results.seed} as another run on its side: give each seed once")
-        found[results.seed] = _Judged(run, results)
+        found[results.seed] = _Evaluated(run, results)
     return found
 
 
-def _share_clips(a: _Judged, b: _Judged) -> bool:
-    """Whether it is known that two runs were judged on the same clips: by their digest, or else by the clips' ids.
+def _share_clips(a: _Evaluated, b: _Evaluated) -> bool:
+    """Whether it is known that two runs were evaluated on the same clips: by their digest, or else by the clips' ids.
 
     Clips may differ between seeds, as synthetic scenes do: a pair shares them.
 
@@ -256,7 +256,7 @@ def _share_clips(a: _Judged, b: _Judged) -> bool:
         clips = [run.clip_ids() for run in (a, b)]
     if None not in clips and clips[0] != clips[1]:
         raise SepsceneError(
-            f"{a.folder} and {b.folder} were judged on different test clips: evaluate both on the same data"
+            f"{a.folder} and {b.folder} were evaluated on different test clips: evaluate both on the same data"
         )
     return None not in clips
 
@@ -265,7 +265,7 @@ def _evidence(run_dir: Path, encoder: str | None) -> tuple[str, Evidence]:
     results = RunResults.load(run_dir)
     names = [found.name for found in results.encoders]
     if not names:
-        raise SepsceneError(f"{run_dir} has judged no encoder: evaluate it first")
+        raise SepsceneError(f"{run_dir} holds no evaluated encoder: evaluate it first")
     if encoder is not None and encoder not in names:
         raise SepsceneError(f"{run_dir} has no encoder {encoder!r}; it has {', '.join(names)}")
     chosen = encoder or names[0]
@@ -281,10 +281,10 @@ def _paired(a: Evidence, b: Evidence, name_a: str, name_b: str) -> tuple[Evidenc
     """
     for evidence, name in ((a, name_a), (b, name_b)):
         if len(set(evidence.clip_ids.tolist())) < len(evidence.clip_ids):
-            raise SepsceneError(f"{name} judged clips with the same id: give each clip its own in the manifest")
+            raise SepsceneError(f"{name} evaluated clips with the same id: give each clip its own in the manifest")
     _, rows_a, rows_b = np.intersect1d(a.clip_ids, b.clip_ids, assume_unique=True, return_indices=True)
     if not len(rows_a):
-        raise SepsceneError(f"{name_a} and {name_b} share no test clip: judge both on the same data")
+        raise SepsceneError(f"{name_a} and {name_b} share no test clip: evaluate both on the same data")
     in_order = np.argsort(rows_a)  # A's own order: on the same clips its metrics come out as in its report
     rows_a, rows_b = rows_a[in_order], rows_b[in_order]
     notes: tuple[str, ...] = ()

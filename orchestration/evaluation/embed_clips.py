@@ -1,4 +1,4 @@
-"""What an embedding actor does with a block of clips, apart from the judging.
+"""What an embedding actor does with a block of clips, apart from the scoring.
 
 Ray Data hands it through processes that need no network of their own, so torch is imported where encoders are.
 

@@ -1,4 +1,4 @@
-"""Judging encoders and separators over a manifest, with Ray Data for the forward passes.
+"""Evaluating encoders and separators over a manifest, with Ray Data for the forward passes.
 
 Shapes: N clips, T samples, D embedding, S channels.
 """

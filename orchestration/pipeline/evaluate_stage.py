@@ -36,12 +36,12 @@ def encoders_of(run: Run, train: Manifest) -> dict[str, Path]:
 
 
 def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str]) -> RunResults:
-    """Judge the run's encoder and its baselines, write results.json and the report, and log both.
+    """Evaluate the run's encoder and its baselines, write results.json and the report, and log both.
 
     Args:
         run: with its encoder trained.
         train: its clips train the probes.
-        test: its clips are judged.
+        test: its clips are evaluated.
         ladder: processor name -> folder, scored on held-out mixtures.
     """
     experiment = run.experiment
@@ -99,7 +99,7 @@ def summarise(run: Run) -> None:
         results = RunResults.load(run.folder)
     except SepsceneError:
         run.console.print(f"encoder       {run.files.encoder}", soft_wrap=True)
-        run.console.print(f"judge it      sepscene evaluate {run.folder}", soft_wrap=True)
+        run.console.print(f"evaluate it   sepscene evaluate {run.folder}", soft_wrap=True)
         return
     table = Table(title=f"{results.experiment} ({results.scale}), {results.seconds:.0f} s")
     names = [name for name in HEADLINES if name in results.encoders[0].metrics]

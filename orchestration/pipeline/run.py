@@ -147,17 +147,17 @@ class Run:
 
         Args:
             ladder: processor name -> folder.
-            manifests: `training`, and `evaluation` where the run is judged.
+            manifests: `training`, and `evaluation` where the run is evaluated.
         """
-        told = {"data_hash" if name == "training" else f"{name}_hash": m.digest() for name, m in manifests.items()}
+        facts = {"data_hash" if name == "training" else f"{name}_hash": m.digest() for name, m in manifests.items()}
         if self.audit:
-            told["audit_hash"] = self.audit
+            facts["audit_hash"] = self.audit
         if ladder:
             digests = {name: read_card(folder).digest[:12] for name, folder in ladder.items()}
-            told["separator_digest"] = ",".join(f"{name}={digest}" for name, digest in digests.items())
-        if told.items() <= self.inputs.items():
+            facts["separator_digest"] = ",".join(f"{name}={digest}" for name, digest in digests.items())
+        if facts.items() <= self.inputs.items():
             return
-        self.inputs |= told
+        self.inputs |= facts
         self.tracker.tag("", self.inputs)
         data = self.experiment.data
         for context, manifest in manifests.items():
@@ -187,20 +187,20 @@ class Run:
         # A log has lines as long as they need to be.
         terms = Terms(self.console.width - BESIDE_THE_BAR if self.console.is_terminal else 120)
         balances = 0
-        with progress(self.console, title, max(1, total), self._done(name, counts)) as told:
+        with progress(self.console, title, max(1, total), self._done(name, counts)) as shown:
 
             def show(record: dict[str, Any]) -> None:
                 nonlocal balances
                 if "event" in record:
-                    told.event(record["event"])
+                    shown.event(record["event"])
                 elif record["stage"] == name:
-                    told.update(record.get(counts), terms.update(record))
+                    shown.update(record.get(counts), terms.update(record))
                     balance = balance_line(record)
                     balances += bool(balance)
                     if balance and balances % BALANCE_EVERY == 0:
-                        told.event(balance)
+                        shown.event(balance)
 
-            self._progress = told.update
+            self._progress = shown.update
             try:
                 with (
                     locked(self.files),
@@ -303,8 +303,8 @@ class Run:
     def prefill(self, train: Manifest, ladder: dict[str, str], processors: tuple[str, ...] | None = None) -> Filled:
         """Separate every clip with every processor into the store.
 
-        Clips that can't be used are told; training will quarantine them. What was filled before, by whatever run, is
-        not gone through again. Entries that are missing in the end are told, and the next filling looks for them.
+        Clips that can't be used are reported; training will quarantine them. What any run has filled before is skipped.
+        Entries that are missing in the end are reported, and the next filling looks for them.
 
         Args:
             train: the clips.

@@ -40,7 +40,7 @@ class ClassResult(Config):
 
 
 class EncoderResult(Config):
-    """How one encoder was judged."""
+    """How one encoder was evaluated."""
 
     name: str = Field(description='"mix-chan", "mix-mix", "untrained", or a row of a table')
     description: str = ""
@@ -207,7 +207,9 @@ class ReproducedRun(Config):
     row: str = Field(description='as in sepscene.tasks.paper.claims, e.g. "table4/S2+N/simclr-cp"')
     seed: int
     metric: Metric = Field(description="shallow classification mAP")
-    untrained: Metric | None = Field(None, description="the same of the encoder before training, where it was judged")
+    untrained: Metric | None = Field(
+        None, description="the same of the encoder before training, where it was evaluated"
+    )
     replicates: tuple[float, ...] = Field(
         (),
         description="the metric on resampled test clips, the same resamples in all runs: what the clips' luck is worth",

@@ -33,7 +33,7 @@ def listening_page(
         test: held-out clips.
         audio: rate and length of the clips.
         ladder: processor name -> separator folder.
-        processors: how each was judged.
+        processors: how each was evaluated.
         encoder: whose nearest neighbours are played; none plays none.
     """
     separators = {name: load_separator(folder) for name, folder in ladder.items()}

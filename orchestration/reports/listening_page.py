@@ -202,7 +202,7 @@ class _Drawer:
         rows = [Row("", tuple(first))]
         for processor in sorted(ladder, key=lambda processor: processor.step):
             separated_ST = np.asarray(scene.separated_ST[processor.name], dtype=np.float32)[:, heard]
-            notes, overall = _judged(mixture_T, separated_ST, sources_KT, names)
+            notes, overall = _scored(mixture_T, separated_ST, sources_KT, names)
             players = [
                 self.player(f"{processor.name}, channel {index + 1}", wave_T, mixture_T, note)
                 for index, (wave_T, note) in enumerate(zip(separated_ST, notes, strict=True))
@@ -293,7 +293,7 @@ def _mel_bands(sample_rate: int, window_samples: int, hop_samples: int) -> MelSp
     return MelSpectrogram(sample_rate, n_fft=window_samples, hop_length=hop_samples, f_min=50.0, n_mels=64)
 
 
-def _judged(
+def _scored(
     mixture_T: np.ndarray,
     separated_ST: np.ndarray,
     sources_KT: np.ndarray | None,

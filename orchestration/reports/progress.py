@@ -12,11 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 LINE_SECONDS = 30.0
 """Between two lines of a log."""
 SAME_REPORT_SECONDS = 1.0
-"""Steps that come so close together are told by one report."""
+"""Steps that come so close together are shown by one report."""
 UNKNOWN = "-:--:--"
 
 
-class Told(Protocol):
+class Shown(Protocol):
     """What a stage may say while it runs."""
 
     def update(self, done: float | None = None, terms: str = "") -> None:
@@ -27,7 +27,7 @@ class Told(Protocol):
 
 
 @contextmanager
-def progress(console: Console, title: str, total: float, start: float = 0.0) -> Iterator[Told]:
+def progress(console: Console, title: str, total: float, start: float = 0.0) -> Iterator[Shown]:
     """Show a stage's progress for as long as the block runs, and that it is complete when the block ends well.
 
     Args:
@@ -36,11 +36,11 @@ def progress(console: Console, title: str, total: float, start: float = 0.0) -> 
         total: where the progress ends.
         start: where it begins, for a stage that is continued.
     """
-    told: Told
+    shown: Shown
     if not console.is_terminal:
-        told = _Lines(console, title, total, start)
-        yield told
-        told.end()
+        shown = _Lines(console, title, total, start)
+        yield shown
+        shown.end()
         return
     columns = (
         TextColumn("{task.description:<23}"),
@@ -51,9 +51,9 @@ def progress(console: Console, title: str, total: float, start: float = 0.0) -> 
         TextColumn("{task.fields[terms]}"),
     )
     with Progress(*columns, console=console) as bar:
-        told = _Bar(bar, title, total, start)
-        yield told
-        told.update(total)
+        shown = _Bar(bar, title, total, start)
+        yield shown
+        shown.update(total)
 
 
 class _Estimate:

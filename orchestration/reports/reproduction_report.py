@@ -90,7 +90,7 @@ def our_tables(by_row: dict[str, list[ReproducedRun]]) -> tuple[Table, ...]:
 
 
 def floor(results: ReproductionResults) -> Metric | None:
-    """The untrained encoder's mAP over seeds; none where no run has judged it."""
+    """The untrained encoder's mAP over seeds; none where no run has evaluated it."""
     values = [run.untrained.value for run in results.runs if run.untrained]
     return _metric(t_interval(values)) if values else None
 

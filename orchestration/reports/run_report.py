@@ -111,7 +111,7 @@ def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
         "drawn_classes": min(len(classes), MOST_CLASSES_DRAWN),
         "curves": learning_curves(records),
         "curves_shown": CURVES_SHOWN,
-        "events": told_events(records),
+        "events": reported_events(records),
         "pictures": _pictures(results, in_headline, classes),
         "maps": [
             plots.scatter(f"map{index}", encoder.name, encoder.map_2d)
@@ -147,7 +147,7 @@ def answer(known: dict[str, Metric]) -> str:
         known: the headline metric by encoder, the encoder that the run is about first.
     """
     if not known:
-        return "No encoder was judged in this run."
+        return "No encoder was evaluated in this run."
     (first, ours), *others = known.items()
     gaps = [f"{_difference(ours, other)} {_called(name)} ({other.value:.3f})" for name, other in others]
     sentence = f"{first} reaches an mAP of {ours.value:.3f}" + (f", {' and '.join(gaps)}." if gaps else ".")
@@ -228,7 +228,7 @@ def _importance(quantity: str) -> int:
 _NOT_DRAWN = ("stage", "step", "seconds", "rows", "balance_seconds")
 
 
-def told_events(records: Sequence[dict[str, float | str]]) -> list[str]:
+def reported_events(records: Sequence[dict[str, float | str]]) -> list[str]:
     """What happened to the run on its way, in order: "pretrain-mix-chan: worker group failed (…), restarting"."""
     return [f"{record['stage']}: {record['event']}" for record in records if "event" in record]
 

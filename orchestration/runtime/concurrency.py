@@ -14,12 +14,12 @@ DRIVER_CPUS = 0.01
 def trial_phases(experiment: Experiment) -> list[list[Demand]]:
     """What a trial asks for at one time and another, its driver included: it never holds more than one of them.
 
-    Beside a run's own phases there is the judging, whose actors stand where separation actors would, also for views
+    Beside a run's own phases there is the evaluation, whose actors stand where separation actors would, also for views
     that need no separation.
     """
     everything = demands(experiment.resources, driver_cpus=DRIVER_CPUS)
-    judging = [demand for demand in everything if demand.role not in ("trainer", "reader")]
-    return [*phases(experiment, DRIVER_CPUS), judging]
+    evaluating = [demand for demand in everything if demand.role not in ("trainer", "reader")]
+    return [*phases(experiment, DRIVER_CPUS), evaluating]
 
 
 def gpus_of(experiment: Experiment) -> float:

@@ -107,7 +107,7 @@ def phases(experiment: Experiment, driver_cpus: float = 0.0) -> list[list[Demand
         return [asked]
     training = [demand for demand in asked if demand.role != "separation actor"]
     prefill = [demand for demand in asked if demand.role not in ("trainer", "validation task")]
-    # Where nothing is separated, the clips to judge are still embedded where separation actors would stand.
+    # Where nothing is separated, the clips to evaluate are still embedded where separation actors would stand.
     embedding = [actor_demand(experiment.resources)]
     return [prefill, training] if separates else [training, embedding]
 
@@ -122,7 +122,7 @@ def demands(
 
     Args:
         separates: whether clips are separated; where not, the readers crop the views themselves.
-        driver_cpus: CPUs of the trial's driver: none for a job's, what Tune is told for a Tune trial's.
+        driver_cpus: CPUs of the trial's driver: none for a job's, what Tune is given for a Tune trial's.
         validates: whether checkpoints are validated while training goes on, one at a time.
 
     Raises:

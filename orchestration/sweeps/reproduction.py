@@ -89,7 +89,7 @@ def reproduce(
 
 
 def _trial(experiment: Experiment, shared: Experiment, seed: int) -> Trial:
-    """A row with one seed. The first row judges the untrained encoder as well: the floor of all others."""
+    """A row with one seed. The first row evaluates the untrained encoder as well: the floor of all others."""
     parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation", "resources")}
     if experiment.name == FLOOR_ROW:
         parts["evaluation"] = shared.evaluation.changed({"baselines": True})

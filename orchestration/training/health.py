@@ -17,7 +17,7 @@ from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.hooks import REPORT_EVERY_STEPS, Batch, Hook, Step
 from sepscene.tasks.distributed.gather import gather_rows, gather_texts, rank
 from sepscene.tasks.losses.coincidence import PairHead
-from sepscene.tasks.losses.diagnostics import collapse_warning, watch
+from sepscene.tasks.losses.diagnostics import collapse_warning, diagnose
 from sepscene.tasks.losses.joint import JointLoss
 
 EMPTY_BATCHES = 2
@@ -113,7 +113,7 @@ class Diagnostics(Hook):
         h_1_ND, h_2_ND = gather_rows(result.h_1_nD), gather_rows(result.h_2_nD)
         if rank() != 0:
             return
-        metrics = watch(replace(result, h_1_nD=h_1_ND, h_2_nD=h_2_ND), self.head)
+        metrics = diagnose(replace(result, h_1_nD=h_1_ND, h_2_nD=h_2_ND), self.head)
         warning = collapse_warning(metrics)
         if warning and not self.collapsed:
             step.events.append(warning)

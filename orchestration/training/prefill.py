@@ -101,7 +101,7 @@ def fill(
         train: the clips.
         ladder: processor name -> folder.
         store: where they go.
-        advance: told how many rows are done.
+        advance: called with how many rows are done.
     """
     wanted = _Wanted(StoredViews(service_settings(experiment, ladder), store), train)
     counts = dict.fromkeys(STORE_COUNTS, 0)

@@ -91,14 +91,14 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
         uniforms = torch.from_numpy(block["specaugment_u"].reshape(len(view_B2P), 2, -1))
         with torch.no_grad():
             h.append(objective.encode(*views(view_B2P, uniforms)))
-        found += _told(block, view_B2P, *h[-1])
+        found += _reported(block, view_B2P, *h[-1])
     with torch.no_grad():
         h_1_BD, h_2_BD = (torch.cat(view) for view in zip(*h, strict=True))
         loss = objective.loss(h_1_BD, h_2_BD, alpha=experiment.objective.alpha).parts["loss"]
     return found, float(loss)
 
 
-def _told(block: dict[str, np.ndarray], view_B2P: Tensor, h_1_BD: Tensor, h_2_BD: Tensor) -> list[Replayed]:
+def _reported(block: dict[str, np.ndarray], view_B2P: Tensor, h_1_BD: Tensor, h_2_BD: Tensor) -> list[Replayed]:
     norm_B = (h_1_BD.square().sum(1) + h_2_BD.square().sum(1)).sqrt()
     peak_B2 = view_B2P.abs().amax(dim=2)
     return [

@@ -19,7 +19,7 @@ from sepscene.tasks.distributed.gather import rank
 FULL_DISK_SECONDS = 60.0
 """How long the last checkpoint waits for room on the disk."""
 
-WATCH_SECONDS = 0.5
+POLL_SECONDS = 0.5
 """How often rank 0 looks for a warning."""
 
 
@@ -49,7 +49,7 @@ class Saving(Hook):
         self._ended = threading.Event()
         self.writer = CheckpointWriter(folder.path, kept) if rank() == 0 else None
         if self.writer is not None:
-            threading.Thread(target=self._watch, args=(self.writer,), name="save-on-warning", daemon=True).start()
+            threading.Thread(target=self._poll, args=(self.writer,), name="save-on-warning", daemon=True).start()
 
     def reports_after(self, number: int) -> bool:
         """Before each checkpoint: the steps of the one before are then known to the driver, whatever is lost."""
@@ -80,9 +80,9 @@ class Saving(Hook):
                 last.fatal = last.fatal or f"{refused}; {advice}"
             self.folder.wanted.unlink(missing_ok=True)
 
-    def _watch(self, writer: CheckpointWriter) -> None:
+    def _poll(self, writer: CheckpointWriter) -> None:
         saved_for: set[str] = set()
-        while not self._ended.wait(WATCH_SECONDS):
+        while not self._ended.wait(POLL_SECONDS):
             leaving = leaving_nodes()
             if leaving <= saved_for and not self.folder.wanted.exists():
                 continue

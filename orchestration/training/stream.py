@@ -47,7 +47,7 @@ PCM_BYTES = 2
 def finite_retries() -> dict[str, int]:
     """How often Ray may restart an actor and repeat one of its calls; its defaults are for ever.
 
-    Three repeats are what the poison list needs to find a deadly clip (see `augment.crash_counts`).
+    Three repeats are what the crash quarantine needs to find a deadly clip (see `augment.crash_counts`).
     """
     return {"max_restarts": 1000, "max_task_retries": 4}
 

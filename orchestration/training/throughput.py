@@ -118,12 +118,12 @@ class StreamBalance(Hook):
         self.sums |= {"seconds": time.perf_counter() - self.begin, "cpu": time.process_time() - self.cpu_begin}
         local = torch.tensor([self.sums[name] for name in _SUMS], dtype=torch.float64, device=self.device)
         total = dict(zip(_SUMS, sum_over_workers(local).tolist(), strict=True))
-        told = self._told(total, self._actors())
+        found = self._means(total, self._actors())
         self._start()
         if self.started:  # the first report holds the start of all processes
-            self.last.append(told)
+            self.last.append(found)
         self.started = True
-        return told
+        return found
 
     def advice(self) -> str:
         """What sets the pace of the last reports and what to change, when it is another stage than before; else ""."""
@@ -142,7 +142,7 @@ class StreamBalance(Hook):
         numbers = gather_ids(torch.tensor(sorted(self.actors), dtype=torch.int64, device=self.device))
         return min(max(len(set(numbers)), counts[0]), counts[-1])
 
-    def _told(self, total: dict[str, float], actors: int) -> dict[str, float]:
+    def _means(self, total: dict[str, float], actors: int) -> dict[str, float]:
         resources = self.experiment.resources
         seconds, working = total["seconds"] / world_size(), max(total["seconds"] - total["waiting"], 1e-9)
         blocks = seconds * self.experiment.training.service_rows
@@ -150,7 +150,7 @@ class StreamBalance(Hook):
         queued = total["queued"]
         if not self.live:
             handed, queued = "view_bytes", total["delivery"]
-        told = {
+        found = {
             "balance_seconds": seconds,
             "rows_per_second": total["rows"] / seconds,
             "trainers/rows_per_second": total["rows"] / seconds,
@@ -162,17 +162,17 @@ class StreamBalance(Hook):
             "readers/bytes_per_second": total[handed] / seconds,
         }
         if self.live:
-            told |= {
+            found |= {
                 "separation/rows_per_second": total["separated"] / seconds,
                 "separation/busy": total["separating"] / seconds / actors,
                 "separation/queue_blocks": total["delivery"] / blocks,
                 "separation/bytes_per_second": total["view_bytes"] / seconds,
             }
         if self.elastic:
-            told["separation/actors"] = actors
+            found["separation/actors"] = actors
         if self.separates:
-            told["views/silent_share"] = total["silent"] / max(1.0, total["usable"])
-        return told | ({f"store/{name}": total[name] for name in STORE_COUNTS} if self.stored else {})
+            found["views/silent_share"] = total["silent"] / max(1.0, total["usable"])
+        return found | ({f"store/{name}": total[name] for name in STORE_COUNTS} if self.stored else {})
 
 
 def _silent(batch: dict[str, np.ndarray], pair: str) -> np.ndarray:
@@ -213,11 +213,11 @@ class Balance(Config):
             "queue_blocks": self.queue_blocks,
             "bytes_per_second": self.bytes_per_second,
         }
-        told = {f"{stage}_{name}": value for name, values in by_stage.items() for stage, value in values.items()}
-        told |= {"rows_per_second": self.rows_per_second, "waiting_share": self.waiting}
-        told |= {f"store_{name}": float(count) for name, count in self.store.items()}
+        found = {f"{stage}_{name}": value for name, values in by_stage.items() for stage, value in values.items()}
+        found |= {"rows_per_second": self.rows_per_second, "waiting_share": self.waiting}
+        found |= {f"store_{name}": float(count) for name, count in self.store.items()}
         optional = {"separation_actors": self.actors, "silent_share": self.silent_share}
-        return told | {name: value for name, value in optional.items() if value is not None}
+        return found | {name: value for name, value in optional.items() if value is not None}
 
 
 def balance_of(records: Sequence[dict[str, Any]], stage: str) -> Balance | None:
@@ -226,27 +226,27 @@ def balance_of(records: Sequence[dict[str, Any]], stage: str) -> Balance | None:
     Each record that tells of the balance speaks for the time since the one before; the first, which holds the start of
     all processes, only counts where it is the only one.
     """
-    told = [record for record in records if record["stage"] == stage and "trainers/busy" in record]
-    if not told:
+    found = [record for record in records if record["stage"] == stage and "trainers/busy" in record]
+    if not found:
         return None
-    settled = told[1:] or told
-    return _mean_of(settled, store_counts(told))
+    settled = found[1:] or found
+    return _mean_of(settled, store_counts(found))
 
 
-def _mean_of(told: Sequence[dict[str, Any]], store: dict[str, int]) -> Balance:
+def _mean_of(found: Sequence[dict[str, Any]], store: dict[str, int]) -> Balance:
     """The mean of some reports, each weighted by the time that it speaks of; `store` as it is."""
-    times = [float(record["balance_seconds"]) for record in told]
+    times = [float(record["balance_seconds"]) for record in found]
     total = sum(times)
 
     def mean(name: str) -> float:
-        parts = zip(told, times, strict=True)
+        parts = zip(found, times, strict=True)
         return sum(float(record[name]) * seconds for record, seconds in parts) / max(total, 1e-9)
 
-    def mean_if_told(name: str) -> float | None:
-        return mean(name) if all(name in record for record in told) else None
+    def mean_if_known(name: str) -> float | None:
+        return mean(name) if all(name in record for record in found) else None
 
     def by_stage(quantity: str) -> dict[str, float]:
-        names = [name.removesuffix(f"/{quantity}") for name in told[0] if name.endswith(f"/{quantity}")]
+        names = [name.removesuffix(f"/{quantity}") for name in found[0] if name.endswith(f"/{quantity}")]
         return {name: mean(f"{name}/{quantity}") for name in names}
 
     return Balance(
@@ -257,8 +257,8 @@ def _mean_of(told: Sequence[dict[str, Any]], store: dict[str, int]) -> Balance:
         queue_blocks=by_stage("queue_blocks"),
         bytes_per_second=by_stage("bytes_per_second"),
         core_share=mean("trainers/core_share"),
-        actors=mean_if_told("separation/actors"),
-        silent_share=mean_if_told("views/silent_share"),
+        actors=mean_if_known("separation/actors"),
+        silent_share=mean_if_known("views/silent_share"),
         store=store,
     )
 

@@ -4,7 +4,7 @@ Every `training.validation_every_steps` steps, and after the last, Ray Train sto
 task of its own (one at a time; the others queue), while the trainers go on. The task embeds labelled clips of the
 TRAINING split, never of the test split: `training.validation_clips` of them, chosen by the hash of their names, hence
 the same for every seed, trial and restart. Every fourth is asked for, the other three are the neighbours that answer
-(`probes.knn_map`). The encoder has heard these clips, as all training clips, but nobody has told it their labels.
+(`probes.knn_map`). The encoder has heard these clips, as all training clips, but never with their labels.
 
 What readers can rely on (MLflow, the report, Tune trials): each validation adds one record to RUN/metrics.jsonl,
 
@@ -191,9 +191,9 @@ class Validator:
         self.experiment, self.clips, self.folder = experiment, clips, folder
 
     def __call__(self, checkpoint: ray.train.Checkpoint, **_: Any) -> dict[str, float]:
-        """Judge an encoder, leave the record for the metrics file, and keep the encoder if it is the best so far.
+        """Evaluate an encoder, leave the record for the metrics file, and keep the encoder if it is the best so far.
 
-        A validation that fails must not fail the training: it is told as an event.
+        A validation that fails must not fail the training: it is reported as an event.
         """
         started = time.perf_counter()
         step = int(Path(checkpoint.path).name.split("-")[1])

@@ -24,7 +24,7 @@ Bools = NDArray[np.bool_]
 
 
 class EvaluationError(SepsceneError):
-    """Scores, embeddings or targets that cannot be judged."""
+    """Scores, embeddings or targets that cannot be evaluated."""
 
 
 @dataclass(frozen=True, eq=False)

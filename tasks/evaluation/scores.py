@@ -1,4 +1,4 @@
-"""Judge an encoder: every metric with its interval, and the table of classes, from embeddings of clips.
+"""Evaluate an encoder: every metric with its interval, and the table of classes, from embeddings of clips.
 
 Legend: B clips, D embedding, K classes, R resamples, P perceptrons.
 

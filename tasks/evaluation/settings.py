@@ -1,6 +1,6 @@
 """The settings of `tasks.evaluation.scores`, apart from it.
 
-Every process of a cluster reads the configuration and few of them judge; scikit-learn takes a second to import.
+Every process of a cluster reads the configuration and few of them evaluate; scikit-learn takes a second to import.
 """
 
 from pydantic import Field
@@ -9,7 +9,7 @@ from sepscene.models.config import Config
 
 
 class ScoringSettings(Config):
-    """How an encoder is judged. Runs that are compared must share these."""
+    """How an encoder is evaluated. Runs that are compared must share these."""
 
     shallow_hidden: int = Field(default=512, ge=1, description="hidden units of the perceptron [open; ours]")
     shallow_epochs: int = Field(default=100, ge=1, description="most epochs of the perceptron [open; ours]")

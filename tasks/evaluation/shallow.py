@@ -77,7 +77,7 @@ def shallow_classification(
     seed: int = 0,
     device: str = "cpu",
 ) -> ShallowResult:
-    """Train the perceptron on the training clips and judge its ranking of the test clips.
+    """Train the perceptron on the training clips and evaluate its ranking of the test clips.
 
     The same seed gives the same scores on the same machine. h is standardised with the training clips' mean
     and deviation; the embeddings stay in host memory and travel to `device` batch by batch.

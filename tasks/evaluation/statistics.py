@@ -151,7 +151,7 @@ def _defined(replicates_R: Floats) -> Floats:
     defined = replicates_R[~np.isnan(replicates_R)]
     if len(replicates_R) and not len(defined):
         raise EvaluationError(
-            f"the metric is undefined in all {len(replicates_R)} resamples: too few positives; judge "
+            f"the metric is undefined in all {len(replicates_R)} resamples: too few positives; evaluate "
             " on more clips or fewer classes"
         )
     return defined

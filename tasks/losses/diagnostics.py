@@ -21,7 +21,7 @@ FEWEST_ROWS = 16  # below, the rank says nothing
 
 
 @torch.no_grad()
-def watch(result: JointLoss, head: PairHead | None = None) -> dict[str, float]:
+def diagnose(result: JointLoss, head: PairHead | None = None) -> dict[str, float]:
     """Metrics of one step, by name.
 
     Args:
@@ -29,7 +29,7 @@ def watch(result: JointLoss, head: PairHead | None = None) -> dict[str, float]:
         head: the coincidence head; none leaves its metrics out.
 
     Returns:
-        alignment: mean squared distance of positives on the unit sphere (0 best, 2 for strangers).
+        alignment: mean squared distance of positives on the unit sphere (0 best, 2 for negative pairs).
         uniformity: log mean exp(-2 d^2) over rows of one view (0 when all are one point; lower is more even).
         positive_similarity, negative_similarity: mean cosine of z.
         effective_rank: of the centred h of the local views, 1 to `attainable_rank` = min(D, rows - 1).

@@ -1,4 +1,4 @@
-"""MixIT, the loss that trains a separator without clean sources, and the metrics that judge a separator.
+"""MixIT, the loss that trains a separator without clean sources, and the metrics of a separator.
 
 Mixtures of mixtures (MoM) are the plain sum of two clips. The separated channels are remixed into estimates
 of the two clips; every channel goes to exactly one of them and the cheapest assignment counts (Wisdom et al.

@@ -1,4 +1,4 @@
-"""The poison list, with processes that really die."""
+"""The crash quarantine, with processes that really die."""
 
 import multiprocessing
 import os
@@ -10,14 +10,14 @@ import pytest
 
 from sepscene.augment.crash_counts import Columns, CrashCounts
 
-POISON = "poison.wav"
+DEADLY = "deadly.wav"
 
 
 def block() -> Columns:
     """Three rows, the second one deadly."""
     return {
         "row": np.array([5, 6, 7]),
-        "uri": np.array(["a.wav", POISON, "b.wav"], object),
+        "uri": np.array(["a.wav", DEADLY, "b.wav"], object),
         "fault": np.array(["", "", ""], object),
     }
 
@@ -25,7 +25,7 @@ def block() -> Columns:
 def process(columns: Columns) -> Columns:
     """Dies as a native decoder would: at once, with nothing to catch."""
     for uri, fault in zip(columns["uri"], columns["fault"], strict=True):
-        if uri == POISON and not fault:
+        if uri == DEADLY and not fault:
             os.kill(os.getpid(), signal.SIGKILL)
     return columns
 

@@ -179,7 +179,7 @@ class TestMpegFrames:
     def test_frames_fill_the_file_at_every_rate(self, rate: int) -> None:
         data = encoded(noise(1.0, rate), "MP3", rate=rate)
         found = count_frames(data)
-        assert found is not None and found.told == found.frames and found.first.rate == rate
+        assert found is not None and found.declared == found.frames and found.first.rate == rate
 
 
 class TestLevel:

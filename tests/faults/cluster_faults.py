@@ -83,29 +83,29 @@ def separators_lost(nodes: Nodes, _: Path) -> Callable[[], bool]:
     """The node of the separation actors dies; another comes."""
     node = nodes.join("separators")
 
-    def strike() -> bool:
+    def inject() -> bool:
         kill_raylet(node)
         nodes.join("separators")
         return True
 
-    return strike
+    return inject
 
 
 def trainers_drained(nodes: Nodes, folder: Path) -> Callable[[], bool]:
     """The node of the trainers is told to stop, as a cloud or Kubernetes does; another has come before."""
     node = nodes.join("trainers")
 
-    def strike() -> bool:
+    def inject() -> bool:
         nodes.join("trainers")
-        told = time.time()
+        asked = time.time()
         node.terminate()
         checkpoints = folder / "run" / "checkpoints" / STAGE
-        while newest_sound(checkpoints) is None and time.time() < told + DRAIN_SECONDS:
+        while newest_sound(checkpoints) is None and time.time() < asked + DRAIN_SECONDS:
             time.sleep(0.1)
-        (folder / "checkpoint_seconds").write_text(str(time.time() - told))
+        (folder / "checkpoint_seconds").write_text(str(time.time() - asked))
         return True
 
-    return strike
+    return inject
 
 
 def trainers_fewer(nodes: Nodes, _: Path) -> Callable[[], bool]:
@@ -113,11 +113,11 @@ def trainers_fewer(nodes: Nodes, _: Path) -> Callable[[], bool]:
     nodes.join("trainers")
     node = nodes.join("trainers")
 
-    def strike() -> bool:
+    def inject() -> bool:
         kill_raylet(node)
         return True
 
-    return strike
+    return inject
 
 
 FAULTS = {fault.__name__: fault for fault in (separators_lost, trainers_drained, trainers_fewer)}
@@ -130,15 +130,15 @@ def main(folder: Path, fault: str) -> None:
     nodes = Nodes(folder, head_cpus=3)
     try:
         ray.init(address=nodes.cluster.address, log_to_driver=False, logging_level="ERROR")
-        strike = FAULTS[fault](nodes, folder)
+        inject = FAULTS[fault](nodes, folder)
         configure_data(ordered=True)
         clips = read_manifest("scenes", inputs["scenes"]).select("train")
         run_dir = folder / "run"
         run_dir.mkdir()
-        blow = after(10, run_dir, strike)
+        injection = after(10, run_dir, inject)
         pretrain(experiment, clips, inputs["ladder"], run_dir, STAGE)
-        assert blow.fell
-        (folder / "outcome.json").write_text(json.dumps({"struck": blow.times[0]}))
+        assert injection.happened
+        (folder / "outcome.json").write_text(json.dumps({"injected": injection.times[0]}))
     finally:
         nodes.end()
 

@@ -1,4 +1,4 @@
-"""What the fault suite shares: an undisturbed run to compare with, something that strikes in the middle, the table.
+"""What the fault suite shares: an undisturbed run to compare with, a fault in the middle, the table.
 
 `python -m tests.faults.faults` prints the table of the last `make test-faults`, as it stands in
 docs/reliability.md.
@@ -52,14 +52,14 @@ class Outcome:
 
 
 @dataclass
-class Blow:
+class Injection:
     """Something that happens to a run, once."""
 
     thread: threading.Thread | None = None
     times: list[float] = field(default_factory=list)
 
     @property
-    def fell(self) -> bool:
+    def happened(self) -> bool:
         """Whether it happened; waits for a watcher that is at it."""
         if self.thread is not None:
             self.thread.join(5)
@@ -76,39 +76,39 @@ def steps_done(run_dir: Path) -> int:
     return max(losses(run_dir), default=0)
 
 
-def when(ripe: Callable[[], bool], strike: Callable[[], bool], limit_seconds: float = 240) -> Blow:
-    """Strike once it is time; `strike` is tried until it says that it hit something."""
-    blow = Blow()
+def when(ripe: Callable[[], bool], inject: Callable[[], bool], limit_seconds: float = 240) -> Injection:
+    """Inject a fault once it is time; `inject` is tried until it says that it hit something."""
+    injection = Injection()
 
-    def watch() -> None:
+    def wait_and_inject() -> None:
         deadline = time.monotonic() + limit_seconds
         while time.monotonic() < deadline:
-            if ripe() and strike():
-                blow.times.append(time.time())
+            if ripe() and inject():
+                injection.times.append(time.time())
                 return
             time.sleep(0.05)
 
-    blow.thread = threading.Thread(target=watch, daemon=True)
-    blow.thread.start()
-    return blow
+    injection.thread = threading.Thread(target=wait_and_inject, daemon=True)
+    injection.thread.start()
+    return injection
 
 
-def after(steps: int, run_dir: Path, strike: Callable[[], bool], limit_seconds: float = 240) -> Blow:
-    """Strike once the run has made so many steps."""
-    return when(lambda: steps_done(run_dir) >= steps, strike, limit_seconds)
+def after(steps: int, run_dir: Path, inject: Callable[[], bool], limit_seconds: float = 240) -> Injection:
+    """Inject a fault once the run has made so many steps."""
+    return when(lambda: steps_done(run_dir) >= steps, inject, limit_seconds)
 
 
 def kill(title: str, number: signal.Signals = signal.SIGKILL) -> Callable[[], bool]:
-    """A strike: one of our own processes with that in its title gets the signal."""
+    """A fault: one of our own processes with that in its title gets the signal."""
 
-    def strike() -> bool:
+    def inject() -> bool:
         for process in psutil.Process().children(recursive=True):
             if title in " ".join(_title(process)):
                 os.kill(process.pid, number)
                 return True
         return False
 
-    return strike
+    return inject
 
 
 def _title(process: psutil.Process) -> list[str]:
@@ -188,8 +188,8 @@ def note(fault: str, outcome: str, run_dir: Path, struck: Iterable[float] = ()) 
 
 
 def _recovery(records: list[dict[str, float | str]], moment: float) -> float:
-    told = max((float(record["step"]) for record in records if float(record["seconds"]) <= moment), default=0.0)
-    beyond = [float(record["seconds"]) for record in records if float(record["step"]) > told + REPORT_EVERY_STEPS]
+    reported = max((float(record["step"]) for record in records if float(record["seconds"]) <= moment), default=0.0)
+    beyond = [float(record["seconds"]) for record in records if float(record["step"]) > reported + REPORT_EVERY_STEPS]
     return min(beyond, default=moment) - moment
 
 

@@ -71,7 +71,7 @@ def cut(name: str) -> None:
     shell(f"ip link set c-{name} down")
 
 
-def mend(name: str) -> None:
+def plug_in(name: str) -> None:
     """Plug it in again."""
     shell(f"ip link set c-{name} up")
 
@@ -235,7 +235,7 @@ def scenario(folder: Path) -> None:
     before, where = consumed(run), processes()
     cut("separators")
     time.sleep(15)
-    mend("separators")
+    plug_in("separators")
     sender.wait(timeout=900)
     outcome = {
         **json.loads((folder / "client.json").read_text()),

@@ -53,7 +53,7 @@ LONG = pytest.mark.faults_long
 
 
 @pytest.mark.parametrize(
-    "blows",
+    "kills",
     [
         [(10, "RayTrainWorker"), (25, "TrainController")],
         pytest.param([(10, "TrainController")], marks=LONG),
@@ -65,7 +65,7 @@ LONG = pytest.mark.faults_long
         pytest.param([(0, "RayTrainWorker"), (44, "RayTrainWorker")], marks=LONG),
         pytest.param([(5, "RayTrainWorker"), (6, "ClipReader")], marks=LONG),  # a checkpoint is being written
     ],
-    ids=lambda blows: "+".join(f"{victim}@{step}" for step, victim in blows),
+    ids=lambda kills: "+".join(f"{victim}@{step}" for step, victim in kills),
 )
 def test_killed_processes_cost_no_row_and_change_no_bit(
     experiment: Experiment,
@@ -73,14 +73,14 @@ def test_killed_processes_cost_no_row_and_change_no_bit(
     ladder: dict[str, str],
     unfaulted: dict[int, float],
     tmp_path: Path,
-    blows: list[tuple[int, str]],
+    kills: list[tuple[int, str]],
 ) -> None:
     """Once or twice in a run of 45 steps, from before the first to the last."""
-    strikes = [after(step, tmp_path, kill(victim)) for step, victim in blows]
+    injections = [after(step, tmp_path, kill(victim)) for step, victim in kills]
     run(experiment, train_clips, ladder, tmp_path)
-    assert all(strike.fell for strike in strikes), f"of {blows}, not all were found to kill"
-    said = ", ".join(f"{victim} after step {step}" for step, victim in blows)
-    note(f"kill -9 of {said}", "goes on by itself", tmp_path, (strike.times[0] for strike in strikes))
+    assert all(injection.happened for injection in injections), f"of {kills}, not all were found to kill"
+    said = ", ".join(f"{victim} after step {step}" for step, victim in kills)
+    note(f"kill -9 of {said}", "goes on by itself", tmp_path, (injection.times[0] for injection in injections))
     assert losses(tmp_path) == unfaulted
 
 
@@ -98,11 +98,11 @@ def test_a_kill_beside_the_store_costs_no_row_and_changes_no_bit(
     victim: str,
 ) -> None:
     """From an empty store that the run itself fills, and from one that had nothing yet when it was called filled."""
-    strike = after(10, tmp_path, kill(victim))
+    injection = after(10, tmp_path, kill(victim))
     store = SeparatedStore(str(tmp_path / "store"))
     run(experiment.changed({"store.mode": mode}), train_clips, ladder, tmp_path, store)
-    assert strike.fell, f"no process {victim} was found to kill"
-    note(f"kill -9 of {victim}, store.mode={mode}", "goes on by itself", tmp_path, strike.times)
+    assert injection.happened, f"no process {victim} was found to kill"
+    note(f"kill -9 of {victim}, store.mode={mode}", "goes on by itself", tmp_path, injection.times)
     assert losses(tmp_path) == unfaulted
 
 
@@ -209,10 +209,10 @@ def test_a_stopped_process_is_named_and_restarted(
 ) -> None:
     for name, seconds in (("EVERY_SECONDS", 1.0), ("SILENT_SECONDS", 3.0), ("RESTART_SECONDS", 8.0)):
         monkeypatch.setattr(watchdog, name, seconds)
-    strike = after(10, tmp_path, kill(victim, signal.SIGSTOP))
+    injection = after(10, tmp_path, kill(victim, signal.SIGSTOP))
     run(experiment, train_clips, ladder, tmp_path)
-    assert strike.fell
+    assert injection.happened
     said = [str(record["event"]) for record in read_metrics(tmp_path) if "event" in record]
     assert any(victim in event and "has been stopped" in event for event in said), said
-    note(f"SIGSTOP of {victim}", "is named, then restarted", tmp_path, strike.times)
+    note(f"SIGSTOP of {victim}", "is named, then restarted", tmp_path, injection.times)
     assert losses(tmp_path) == unfaulted

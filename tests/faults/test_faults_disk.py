@@ -49,15 +49,15 @@ def test_a_run_goes_on_while_its_disk_is_full(
     run_dir = small_disk / "run"
     run_dir.mkdir()
 
-    def strike() -> bool:
+    def inject() -> bool:
         fill(small_disk)
         threading.Timer(6, (small_disk / "ballast").unlink).start()
         return True
 
-    blow = after(10, run_dir, strike)
+    injection = after(10, run_dir, inject)
     pretrain(experiment, train_clips, ladder, run_dir, STAGE)
-    assert blow.fell
-    note("disk full for six seconds: checkpoints, metrics", "goes on; writes both later", run_dir, blow.times)
+    assert injection.happened
+    note("disk full for six seconds: checkpoints, metrics", "goes on; writes both later", run_dir, injection.times)
     assert losses(run_dir) == expected
     assert "could not be written" in " ".join(str(record.get("event")) for record in read_metrics(run_dir))
 
@@ -71,14 +71,14 @@ def test_a_run_whose_disk_stays_full_says_so_and_continues_when_there_is_room(
     run_dir = small_disk / "run"
     run_dir.mkdir()
 
-    def strike() -> bool:
+    def inject() -> bool:
         fill(small_disk)
         return True
 
-    blow = after(10, run_dir, strike)
+    injection = after(10, run_dir, inject)
     with pytest.raises(SepsceneError, match=r"make room under .* then continue the run with --resume"):
         pretrain(experiment, train_clips, ladder, run_dir, STAGE)
-    assert blow.fell
+    assert injection.happened
     (small_disk / "ballast").unlink()
     pretrain(experiment, train_clips, ladder, run_dir, STAGE)
     note("disk full to the end", "waits 60 s, then says what to do; goes on with --resume", run_dir)

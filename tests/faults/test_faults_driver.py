@@ -57,15 +57,15 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
     process = start(command, log)
     family: list[psutil.Process] = []
 
-    def strike() -> bool:
+    def inject() -> bool:
         family.extend(psutil.Process(process.pid).children(recursive=True))
         process.send_signal(number)
         return True
 
     try:
-        blow = after(10, run_dir, strike)
+        injection = after(10, run_dir, inject)
         assert process.wait(400) == code, log.read_text()[-3000:]
-        assert blow.fell
+        assert injection.happened
         deadline = time.monotonic() + 60
         # Ray's two agents look for the cluster's head for a while before they give up.
         while names := [one.name() for one in psutil.wait_procs(family, timeout=1)[1] if "Agent" not in one.name()]:

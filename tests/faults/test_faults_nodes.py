@@ -46,7 +46,7 @@ def test_the_separators_node_dies(
     placed = with_resources(experiment, separation_labels={"pool": "separators"})
     outcome = suffer(placed, "separators_lost", scenes_dir, ladder, tmp_path)
     note("kill -9 of the raylet of the separators' node", "goes on once another node is there", tmp_path / "run",
-         [outcome["struck"]])  # fmt: skip
+         [outcome["injected"]])  # fmt: skip
     assert losses(tmp_path / "run") == undisturbed(experiment, train_clips, ladder)
 
 
@@ -60,7 +60,7 @@ def test_the_trainers_node_is_drained(
     outcome = suffer(placed, "trainers_drained", scenes_dir, ladder, tmp_path)
     assert float((tmp_path / "checkpoint_seconds").read_text()) < DRAIN_SECONDS
     note("SIGTERM to the trainers' node", "checkpoint within the grace time; goes on elsewhere", tmp_path / "run",
-         [outcome["struck"]])  # fmt: skip
+         [outcome["injected"]])  # fmt: skip
     newest = newest_sound(tmp_path / "run" / "checkpoints" / STAGE)
     assert newest is not None and read_checkpoint(newest).step == 240
     assert losses(tmp_path / "run") == undisturbed(experiment, train_clips, ladder)
@@ -79,7 +79,7 @@ def test_a_trainers_node_leaves_for_good(
     fewer = {"trainers_min": 1, "trainer_cpus": 1.0, "trainer_accelerator": "trainers"}
     outcome = suffer(with_resources(experiment, **fewer), "trainers_fewer", scenes_dir, ladder, tmp_path)
     note("kill -9 of the raylet of one of two trainers' nodes, for good", "goes on with one trainer", tmp_path / "run",
-         [outcome["struck"]])  # fmt: skip
+         [outcome["injected"]])  # fmt: skip
     expected, got = undisturbed(experiment, train_clips, ladder), losses(tmp_path / "run")
     assert expected.keys() == got.keys()
     first = min(step for step in got if got[step] != expected[step])

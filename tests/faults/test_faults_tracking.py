@@ -93,7 +93,7 @@ def test_a_store_that_is_locked_in_the_middle(
     command = as_command(long_enough(nano), ladder, scenes_dir, tmp_path, "locked")
     locks: list[sqlite3.Connection] = []
 
-    def strike() -> bool:
+    def inject() -> bool:
         store = sqlite3.connect(tmp_path / "runs" / "mlflow.db", check_same_thread=False)
         locks.append(store)
         try:
@@ -103,12 +103,12 @@ def test_a_store_that_is_locked_in_the_middle(
             return False
         return True
 
-    blow = after(5, run_dir, strike)
+    injection = after(5, run_dir, inject)
     try:
         finish(start(command, log, MLFLOW_TRACKING_URI=uri), log)
     finally:
         locks[-1].close()
-    assert blow.fell
-    note("MLflow's SQLite store locked", "goes on; `sepscene sync` sends it all later", run_dir, blow.times)
+    assert injection.happened
+    note("MLflow's SQLite store locked", "goes on; `sepscene sync` sends it all later", run_dir, injection.times)
     sync(run_dir, log)
     assert_all_there(run_dir, uri)

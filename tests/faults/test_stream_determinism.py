@@ -82,9 +82,9 @@ def test_every_row_has_its_one_view(
     store = None if source == "off" else SeparatedStore(filled)
     victim = "ViewMaker" if source == "prefill" else "SeparationService"
     sign = tmp_path / "first"
-    blow = when(sign.exists, kill(victim)) if killed else None
+    injection = when(sign.exists, kill(victim)) if killed else None
     parts = collect(experiment, train_clips, ladder, Ledger(len(reference)), store, trainers, sign)
-    assert blow is None or blow.fell, f"no process {victim} was found to kill"
+    assert injection is None or injection.happened, f"no process {victim} was found to kill"
     block = experiment.training.service_rows
     expected = [reference[start : start + block] for start in range(0, len(reference), block)]
     for trainer, part in enumerate(parts):

@@ -62,7 +62,7 @@ def encoder(name: str, level: float, spread: float, seed: int, description: str 
 
 
 def sample_results() -> RunResults:
-    """A finished tiny run of Table 4's row S2 or N with both tasks, judged beside two baselines."""
+    """A finished tiny run of Table 4's row S2 or N with both tasks, evaluated beside two baselines."""
     return RunResults(
         run_id="tiny-s2-or-n-joint-3f9c1a",
         experiment="table4-s2-n-joint",

@@ -115,11 +115,11 @@ def test_a_person_finds_all_of_it_in_mlflow(finished: tuple[Path, str, str]) -> 
     ]  # fmt: skip
     assert {"1_loss/loss", "4_training/quarantined", "6_balance/silent_share", "6_balance/waiting_share"} <= set(ours)
     assert trained.params == parent.data.params
-    stages, told = (
+    stages, quantities = (
         ("readers", "separation", "trainers"),
         ("busy", "rows_per_second", "queue_blocks", "bytes_per_second"),
     )
-    both = {(stage, name) for stage in stages for name in told} - {("trainers", name) for name in told[2:]}
+    both = {(stage, name) for stage in stages for name in quantities} - {("trainers", name) for name in quantities[2:]}
     assert {f"6_balance/{stage}_{name}" for stage, name in both} <= trained.metrics.keys()  # at the end
     assert {f"5_pace/{stage}_{name}" for stage, name in both} <= trained.metrics.keys()  # while it ran
     assert "set the pace" in trained.tags["bottleneck"] or "sets the pace" in trained.tags["bottleneck"]

@@ -76,7 +76,9 @@ def test_a_killed_writer_loses_only_what_it_had_not_published(tmp_path):
     writer.join()
     store = SeparatedStore(str(tmp_path), SETTINGS)
     assert store.counters.damaged == 0
-    assert len(store) in (published.value, published.value + 5), "the count may have been cut off before it was told"
+    assert len(store) in (published.value, published.value + 5), (
+        "the count may have been cut off before it was reported"
+    )
     assert store.verify().whole
     for number in range(published.value):
         crop = store.get_crop(StoreKey(f"clip-{number}", "S1", "s"), 0, 0, 4000)

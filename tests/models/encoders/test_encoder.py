@@ -159,7 +159,7 @@ def _sign_again(bundle: Path, **changes) -> None:
     (bundle / "config.json").write_text(json.dumps(config | changes))
 
 
-def _poison(bundle: Path) -> None:
+def _spoil(bundle: Path) -> None:
     tensors = load_file(bundle / "model.safetensors")
     tensors["embedding.bias"][0] = float("nan")
     save_file(tensors, bundle / "model.safetensors")
@@ -195,7 +195,7 @@ def _unknown_field(bundle: Path) -> None:
     [
         (_truncate, r"model\.safetensors is damaged.*SHA-256"),
         (_flip_one_bit, r"model\.safetensors is damaged.*SHA-256"),
-        (_poison, r"embedding\.bias holds NaN or infinite.*earlier one"),
+        (_spoil, r"embedding\.bias holds NaN or infinite.*earlier one"),
         (_not_safetensors, "not a safetensors file"),
         (_other_architecture, r"doesn't fit a Cnn14.*conv_block6.*has shape \(7,.*not \(8,"),
         (

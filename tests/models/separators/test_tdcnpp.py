@@ -165,6 +165,6 @@ def test_the_receptive_field_is_what_the_configuration_says():
         ({"widths": 3}, "widths"),
     ],
 )
-def test_wrong_configurations_say_how_to_mend(changes, said):
+def test_wrong_configurations_say_how_to_fix_them(changes, said):
     with pytest.raises(ValidationError, match=said):
         TDCNppConfig(**changes)

@@ -1,4 +1,4 @@
-"""The command line: help that teaches, and one message with exit code 2 for what a user can mend."""
+"""The command line: help that teaches, and one message with exit code 2 for what a user can fix."""
 
 import subprocess
 import sys

@@ -46,7 +46,7 @@ def test_what_names_no_file_goes_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("words", [["table4/S2+N/simclr-cp"], ["mine.yaml", "--run-id", "a"]])
-def test_an_experiment_without_a_command_is_told_which(words: list[str]) -> None:
+def test_an_experiment_without_a_command_is_asked_for_one(words: list[str]) -> None:
     with pytest.raises(SepsceneError, match=f"sepscene submit pretrain {words[0].split('+')[0]}"):
         submission_of(words)
     with pytest.raises(SepsceneError, match="submit what"):

@@ -176,7 +176,7 @@ def test_seeds_on_different_test_clips_are_not_compared(tmp_path: Path) -> None:
     one, fewer = measure(evidence(1.0)), measure(evidence(1.0).rows(np.arange(60)))
     a, b = (a_run(tmp_path / name, one) for name in "ab")
     other = a_run(tmp_path / "other", fewer)
-    with pytest.raises(SepsceneError, match=r"a and .*other were judged on different test clips"):
+    with pytest.raises(SepsceneError, match=r"a and .*other were evaluated on different test clips"):
         compare_seeds([a], [other])  # older runs, that have no digest: by the ids of their clips
     shutil.rmtree(other / "evaluation")
     assert "test clips are unknown, they may differ: 0" in compare_seeds([a], [other]).notes[0]

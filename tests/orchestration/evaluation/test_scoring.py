@@ -113,7 +113,7 @@ def directory() -> dict[str, str]:
         (directory, ["train"], ["test"]),
     ],
 )
-def test_public_data_is_judged(
+def test_public_data_is_evaluated(
     layout: Callable[[], dict[str, str]], train_splits: list[str], test_splits: list[str], tmp_path: Path
 ) -> None:
     """From the files on the disk to metrics and the table of classes, with embeddings that know the labels."""
@@ -121,10 +121,10 @@ def test_public_data_is_judged(
     from sepscene.orchestration.evaluation.scoring import score_encoder
 
     data = {"format": layout.__name__, "root": write(tmp_path, layout()), "train": train_splits, "test": test_splits}
-    judged = {"bootstrap": 20, "shallow_hidden": 16, "shallow_epochs": 60, "qbe_clips": 20}
+    evaluated = {"bootstrap": 20, "shallow_hidden": 16, "shallow_epochs": 60, "qbe_clips": 20}
     changes = {f"data.{key}": value for key, value in data.items()}
     experiment = named_experiment("demo", "tiny").changed(
-        changes | {f"evaluation.scoring.{key}": value for key, value in judged.items()}
+        changes | {f"evaluation.scoring.{key}": value for key, value in evaluated.items()}
     )
     manifest = read_manifest(layout.__name__, str(tmp_path))
     train = manifest.select(*experiment.data.train)

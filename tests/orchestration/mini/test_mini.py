@@ -163,7 +163,7 @@ def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path
 
 
 def test_the_ladder_that_ships_is_small_whole_and_separates() -> None:
-    """Its cards' metrics on the held-out scenes it was scored on: each rung better than the untrained network."""
+    """Its cards' metrics on the held-out scenes it was scored on: each checkpoint better than the untrained network."""
     ladder = shipped_ladder()
     assert set(ladder) == {"N", "F", "S1", "S2"}
     size = sum(path.stat().st_size for folder in ladder.values() for path in Path(folder).iterdir())

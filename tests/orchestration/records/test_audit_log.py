@@ -33,7 +33,7 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
-def told_by(nano: Experiment, data: Path, folder: Path) -> dict[str, str]:
+def recorded_by(nano: Experiment, data: Path, folder: Path) -> dict[str, str]:
     """The inputs that a run in this folder tells MLflow."""
     run = Run(folder, nano.changed({"data.format": "table", "data.root": str(data)}), Mock(spec=Tracker), Console())
     train, _ = run.manifests()
@@ -47,7 +47,7 @@ def test_a_run_carries_the_hash_of_the_audit_of_its_data(
     tracker = Mock(spec=Tracker)
     monkeypatch.setattr(auditing, "Tracker", lambda *_: tracker)
     storage = tmp_path / "runs"
-    assert "audit_hash" not in told_by(nano, data, storage / "before")
+    assert "audit_hash" not in recorded_by(nano, data, storage / "before")
     said = CliRunner().invoke(app, ["data", "audit", str(data), "--format", "table", "--storage", str(storage)])
     assert said.exit_code == 3 and "corrupt" in said.output
     (folder,) = (storage / "audits").iterdir()
@@ -58,6 +58,6 @@ def test_a_run_carries_the_hash_of_the_audit_of_its_data(
         "clips": 3, "readable": 2, "missing": 0, "corrupt": 1, "duplicates": 1, "leaking": 1,
     }.items()  # fmt: skip
     for name in ("after", "sweep/trials/trial"):
-        assert told_by(nano, data, storage / name)["audit_hash"] == kept["digest"]
+        assert recorded_by(nano, data, storage / name)["audit_hash"] == kept["digest"]
     (data / "manifest.csv").write_text((data / "manifest.csv").read_text().replace(",x,test", ",y,test"))
-    assert "audit_hash" not in told_by(nano, data, storage / "changed")
+    assert "audit_hash" not in recorded_by(nano, data, storage / "changed")

@@ -55,7 +55,7 @@ def track_a_run(uri: str, run_dir: Path, steps: int = 20) -> Tracker:
 
 
 def check_the_run(uri: str, tracker: Tracker, steps: int = 20) -> None:
-    """Everything that was told is there, once."""
+    """Everything that was sent is there, once."""
     assert tracker.unsent == 0
     client = MlflowClient(tracking_uri=uri)
     parent, child = (client.get_run(str(tracker.run_id(stage))) for stage in ("", "pretrain-mix-chan"))

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with test scenes of one second, one processor and judged embeddings on a line."""
+    """A run's folder with test scenes of one second, one processor and evaluated embeddings on a line."""
     folder = tmp_path_factory.mktemp("run")
     write_scenes(folder / "scenes", CLIPS, 0, "test", SceneConfig(clip_seconds=1.0, max_events=2))
     torch.manual_seed(0)

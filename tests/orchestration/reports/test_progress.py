@@ -25,11 +25,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 def test_a_log_gets_a_line_now_and_then(clock: Callable[[float], None]) -> None:
     out = io.StringIO()
-    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600) as told:
+    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600) as shown:
         for done in range(10, 110, 10):
             clock(10)
-            told.update(done, f"loss {5 - done / 100:.2f}")
-        told.event("worker group failed (worker 1), restarting")
+            shown.update(done, f"loss {5 - done / 100:.2f}")
+        shown.event("worker group failed (worker 1), restarting")
         clock(5)
     assert [" ".join(line.split()) for line in out.getvalue().splitlines()] == [
         "pretrain-mix-chan 0/600 0:00:00",
@@ -44,13 +44,13 @@ def test_a_log_gets_a_line_now_and_then(clock: Callable[[float], None]) -> None:
 def test_the_start_of_processes_is_no_pace(clock: Callable[[float], None]) -> None:
     """The first of 600 steps came after 42 s, and the log said that seven hours were left; it took five minutes."""
     out = io.StringIO()
-    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600) as told:
+    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600) as shown:
         clock(42)
         for step in range(1, 6):  # five steps in one report
-            told.update(step)
+            shown.update(step)
         for step in range(10, 130, 5):
             clock(2.5)
-            told.update(step)
+            shown.update(step)
     lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
     assert lines[1] == "pretrain-mix-chan 1/600 0:00:42"
     assert lines[2] == "pretrain-mix-chan 65/600 0:01:12 0:04:28 left"
@@ -59,10 +59,10 @@ def test_the_start_of_processes_is_no_pace(clock: Callable[[float], None]) -> No
 
 def test_a_continued_stage_begins_where_it_was(clock: Callable[[float], None]) -> None:
     out = io.StringIO()
-    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600, start=300) as told:
+    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600, start=300) as shown:
         for done in (310, 320, 330):
             clock(15)
-            told.update(done)
+            shown.update(done)
     lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
     assert lines[0] == "pretrain-mix-chan 300/600 0:00:00"
     assert lines[1] == "pretrain-mix-chan 320/600 0:00:30 0:07:00 left"  # 10 in 15 s, 280 to go
@@ -70,17 +70,17 @@ def test_a_continued_stage_begins_where_it_was(clock: Callable[[float], None]) -
 
 def test_a_stage_that_fails_is_not_called_complete() -> None:
     out = io.StringIO()
-    with contextlib.suppress(ValueError), progress(Console(file=out), "scenes", 5) as told:
-        told.update(2)
+    with contextlib.suppress(ValueError), progress(Console(file=out), "scenes", 5) as shown:
+        shown.update(2)
         raise ValueError
     assert "5/5" not in out.getvalue()
 
 
 def test_a_terminal_gets_a_bar() -> None:
     out = io.StringIO()
-    with progress(Console(file=out, force_terminal=True, width=100), "scenes", 5) as told:
-        told.update(2, "loss 1.00")
-        told.event("something happened")
+    with progress(Console(file=out, force_terminal=True, width=100), "scenes", 5) as shown:
+        shown.update(2, "loss 1.00")
+        shown.event("something happened")
     assert "━" in out.getvalue()
     assert "5/5" in out.getvalue()
     assert "something happened" in out.getvalue()

@@ -119,7 +119,7 @@ def test_odd_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
 def test_a_run_with_almost_nothing_still_reports(tmp_path: Path) -> None:
     RunResults(run_id="r", experiment="e", scale="tiny", seed=1, started="now", seconds=1.0).save(tmp_path)
     html, text = write_report(tmp_path)
-    assert "No encoder was judged" in html.read_text()
+    assert "No encoder was evaluated" in html.read_text()
     assert "kept no ledger" in text.read_text()
 
 
@@ -221,7 +221,7 @@ def test_pictures_are_files_of_their_own_too(run_dir: Path) -> None:
         assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_lost_workers_are_told(tmp_path: Path) -> None:
+def test_lost_workers_are_reported(tmp_path: Path) -> None:
     RunResults(run_id="r", experiment="e", scale="tiny", seed=1, started="now", seconds=1.0).save(tmp_path)
     line = '{"stage": "pretrain", "seconds": 1.0, "event": "worker group failed (worker 1), restarting"}\n'
     (tmp_path / "metrics.jsonl").write_text(line)

@@ -41,9 +41,9 @@ def test_one_gpu_holds_two_small_trials_when_all_is_separated() -> None:
     assert (fitting_trials([filled("small")], nodes), gpus_of(filled("small"))) == (2, 0.5)
 
 
-def test_who_separates_nothing_is_judged_on_the_separators_gpus() -> None:
+def test_who_separates_nothing_is_evaluated_on_the_separators_gpus() -> None:
     mix_mix = named_experiment("table2/mix-mix", "small").changed({"resources.separation_gpus": 0.4})
-    assert gpus_of(mix_mix) == pytest.approx(0.8)  # two judging actors; the trainer takes half a GPU
+    assert gpus_of(mix_mix) == pytest.approx(0.8)  # two actors that evaluate; the trainer takes half a GPU
 
 
 def test_the_most_demanding_of_all_is_held_against_the_cluster() -> None:

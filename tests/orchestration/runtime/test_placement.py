@@ -81,7 +81,7 @@ def test_a_filled_store_needs_separation_actors_before_the_trainers_not_beside_t
     assert "separation actor" not in {demand.role for demand in training}
     mixtures_alone = before.changed({"views.pair": "mix-mix", "resources.separation_labels": {"pool": "separators"}})
     assert phases(mixtures_alone)[0] == training
-    with pytest.raises(SepsceneError, match="separation_labels"):  # to judge, one actor has to find its place
+    with pytest.raises(SepsceneError, match="separation_labels"):  # to evaluate, one actor has to find its place
         check_placement(phases(mixtures_alone)[1], laptop)
 
 
@@ -215,8 +215,8 @@ def test_without_gpus_the_refusal_says_how_to_run_on_cpus() -> None:
             check_placement(*phases(small), [Node("laptop", cpus)])
         said = "to run on CPUs, slowly: --set resources.trainer_gpus=0 --set resources.separation_gpus=0"
         assert re.search(re.escape(said) + more, str(refusal.value)), str(refusal.value)
-    mended = small.changed({"resources.trainer_gpus": 0, "resources.separation_gpus": 0})
-    check_placement(*phases(mended), [Node("laptop", 16)])
+    fixed = small.changed({"resources.trainer_gpus": 0, "resources.separation_gpus": 0})
+    check_placement(*phases(fixed), [Node("laptop", 16)])
     with pytest.raises(SepsceneError) as refusal:
         check_placement(*phases(small), [Node("one GPU", 2, gpus=1)])
     assert "to run on CPUs" not in str(refusal.value)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow  # imports Ray
 
 
 def results(rows: int = 100, quarantined: dict[str, str] | None = None) -> RunResults:
-    """A finished run of Table 2's first row, which judges the untrained encoder as well."""
+    """A finished run of Table 2's first row, which evaluates the untrained encoder as well."""
     metrics = (("mix-mix", 0.3), ("untrained", 0.1))
     return RunResults(
         run_id="table2-mix-mix,seed=1",
@@ -27,7 +27,7 @@ def results(rows: int = 100, quarantined: dict[str, str] | None = None) -> RunRe
     )
 
 
-def test_a_trial_is_the_row_on_the_shared_parts_and_the_first_one_judges_the_floor() -> None:
+def test_a_trial_is_the_row_on_the_shared_parts_and_the_first_one_evaluates_the_floor() -> None:
     from sepscene.orchestration.sweeps.reproduction import _trial
 
     shared = SCALES["tiny"]().changed({"data.root": "/scenes", "store.mode": "prefill", "evaluation.baselines": False})

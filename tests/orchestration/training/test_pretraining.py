@@ -72,7 +72,7 @@ def batch(step: int, rows: int = 8, spoiled: tuple[int, ...] = ()) -> Batch:
     }
 
 
-def poison(one: Pretrainer) -> None:
+def spoil_the_weights(one: Pretrainer) -> None:
     """The next forward pass gives NaN."""
     forward = one.views.forward
 
@@ -92,7 +92,7 @@ def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, t
     hook = BadSteps(folder, one.bad_rows, most=10)
     trained(one, [batch(0)], hook)
     before = weights(one)
-    poison(one)
+    spoil_the_weights(one)
     (step,) = trained(one, [batch(1)], hook).steps
     assert step.metrics["bad"] == 1 and step.metrics["rows"] == 16
     assert all(torch.equal(now, then) for now, then in zip(weights(one), before, strict=True))
@@ -104,13 +104,13 @@ def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, t
 
 def test_bad_steps_count_over_restarts(nano: Experiment, tmp_path: Path) -> None:
     one, folder = worker(nano), StageFolder(tmp_path, "pretrain")
-    poison(one)
+    spoil_the_weights(one)
     (step,) = trained(one, [batch(0)], BadSteps(folder, one.bad_rows, most=1)).steps
     assert not step.fatal
     write_checkpoint(tmp_path / "step-00000001", one.state())
     again = worker(nano, tmp_path / "step-00000001")
     assert again.bad_rows == [list(range(8))] and again.step == 1
-    poison(again)
+    spoil_the_weights(again)
     (step,) = trained(again, [batch(1), batch(2)], BadSteps(folder, again.bad_rows, most=1)).steps
     assert "2 steps had a NaN" in step.fatal and "rows: 8, 9, 10" in step.fatal
 
@@ -135,7 +135,7 @@ def test_replay_takes_the_rows_of_the_last_bad_step(nano: Experiment, tmp_path: 
     one = worker(nano)
     hook = BadSteps(stage_folder(tmp_path, nano), one.bad_rows, most=10)
     for step in range(2):
-        poison(one)
+        spoil_the_weights(one)
         trained(one, [batch(step)], hook)
     assert last_bad_rows(tmp_path) == list(range(8, 16))
 

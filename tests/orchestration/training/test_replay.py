@@ -13,7 +13,7 @@ from sepscene.orchestration.training.stream import schedule_of
 from sepscene.tasks.datasets.readers import Manifest
 
 
-def test_rows_are_told_one_by_one_and_their_loss_is_that_of_one_batch(
+def test_rows_are_reported_one_by_one_and_their_loss_is_that_of_one_batch(
     nano: Experiment,
     train_clips: Manifest,
     ladder: dict[str, str],

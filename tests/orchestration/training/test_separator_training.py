@@ -1,4 +1,4 @@
-"""The separator's training: a supervised ladder on scenes with known sources, every rung scored on held-out clips."""
+"""The separator's training: a supervised ladder on scenes with known sources; held-out clips score each checkpoint."""
 
 from pathlib import Path
 

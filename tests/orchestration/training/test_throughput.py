@@ -49,7 +49,7 @@ def batch(rows: int, made_seconds_ago: float = 0.0) -> dict[str, np.ndarray]:
     }
 
 
-def told(settings: Experiment, seconds: float, rows: int) -> dict[str, float]:
+def balance_of_steps(settings: Experiment, seconds: float, rows: int) -> dict[str, float]:
     """Metrics of one trainer that took so many rows in so many seconds."""
     balance = StreamBalance(settings, torch.device("cpu"))
     balance.before_step(batch(rows, made_seconds_ago=0.5), waited_seconds=0.25 * seconds)
@@ -59,7 +59,7 @@ def told(settings: Experiment, seconds: float, rows: int) -> dict[str, float]:
 
 def test_metrics_follow_from_what_rows_bring() -> None:
     one = experiment(**{"resources.trainers": 1})
-    metrics = told(one, seconds=4.0, rows=80)
+    metrics = balance_of_steps(one, seconds=4.0, rows=80)
     expected = {
         "balance_seconds": 4,
         "rows_per_second": 20,
@@ -92,15 +92,15 @@ def test_fillers_and_unusable_rows_are_no_work() -> None:
 
 
 def test_a_silent_channel_of_either_view_counts() -> None:
-    both = told(experiment(**{"resources.trainers": 1, "views.pair": "chan-chan"}), seconds=4.0, rows=80)
+    both = balance_of_steps(experiment(**{"resources.trainers": 1, "views.pair": "chan-chan"}), seconds=4.0, rows=80)
     assert both["views/silent_share"] == pytest.approx(11 / 80)  # channel_2 of ten rows, channel_1 of one more
-    none = told(experiment(**{"resources.trainers": 1, "views.pair": "mix-mix"}), seconds=4.0, rows=80)
+    none = balance_of_steps(experiment(**{"resources.trainers": 1, "views.pair": "mix-mix"}), seconds=4.0, rows=80)
     assert "views/silent_share" not in none and "separation/rows_per_second" not in none
 
 
 def test_an_elastic_pool_is_as_busy_as_the_actors_that_it_has() -> None:
     elastic = {"resources.trainers": 1, "resources.separation_actors": 8, "resources.separation_actors_min": 1}
-    metrics = told(experiment(**elastic), seconds=4.0, rows=80)
+    metrics = balance_of_steps(experiment(**elastic), seconds=4.0, rows=80)
     assert metrics["separation/actors"] == 3
     assert metrics["separation/busy"] == pytest.approx(80 * 1e-2 / 4 / 3, rel=0.02)
     stuck = measured(0.3, 0.99).changed({"actors": 1.0})
@@ -121,16 +121,16 @@ def test_the_advice_comes_while_it_runs_and_when_it_changes() -> None:
 
     starts = [report(0.99, 0.1)]
     slow = [report(0.5, 0.97) for _ in range(2 * ADVICE_REPORTS)]
-    mended = [report(0.02, 0.4) for _ in range(ADVICE_REPORTS)]
+    fixed = [report(0.02, 0.4) for _ in range(ADVICE_REPORTS)]
     assert starts == [""]
     assert [n for n, said in enumerate(slow) if said] == [ADVICE_REPORTS - 1]  # said once, not again
     assert "separation sets the pace" in slow[ADVICE_REPORTS - 1]
-    assert mended[:-1] == [""] * (ADVICE_REPORTS - 1) and "the trainers set the pace" in mended[-1]
+    assert fixed[:-1] == [""] * (ADVICE_REPORTS - 1) and "the trainers set the pace" in fixed[-1]
 
 
 def test_a_line_says_the_balance_of_every_stage() -> None:
     assert balance_line({"stage": "separator", "step": 5}) == ""
-    metrics = told(experiment(**{"resources.trainers": 1}), seconds=4.0, rows=80)
+    metrics = balance_of_steps(experiment(**{"resources.trainers": 1}), seconds=4.0, rows=80)
     exact = {"readers/queue_blocks": 0.1, "separation/queue_blocks": 1.2}
     line = balance_line({name: float(f"{value:.2g}") for name, value in metrics.items()} | exact)
     assert line == (
@@ -142,7 +142,7 @@ def test_a_line_says_the_balance_of_every_stage() -> None:
 
 def test_with_a_filled_store_the_readers_do_it_all() -> None:
     filled = experiment(**{"resources.trainers": 1, "store.mode": "prefill"})
-    metrics = told(filled, seconds=4.0, rows=80)
+    metrics = balance_of_steps(filled, seconds=4.0, rows=80)
     assert metrics["readers/busy"] == pytest.approx(80 * 1.1e-2 / 4, rel=0.02)
     assert "separation/busy" not in metrics
     assert [metrics[f"store/{name}"] for name in STORE_COUNTS] == [40, 40, 1, 7]

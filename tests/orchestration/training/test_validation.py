@@ -90,7 +90,7 @@ def test_an_encoder_is_handed_over_as_it_was_and_once(nano: Experiment) -> None:
     assert hand_over.report_options(wait=True) == {} and hand_over.take_fault() == []
 
 
-def test_an_encoder_that_is_not_finite_is_told_and_not_handed_over(nano: Experiment) -> None:
+def test_an_encoder_that_is_not_finite_is_reported_and_not_handed_over(nano: Experiment) -> None:
     hand_over, encoder = HandOver(lambda: encoder_of(nano, None), 2, 4), encoder_of(nano, None)
     with torch.no_grad():
         encoder.trunk.embedding.weight.fill_(torch.nan)

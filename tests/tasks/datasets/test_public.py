@@ -78,7 +78,7 @@ class TestAudioSet:
         assert [Path(uri).name for uri in manifest.clips["uri"].to_pylist()] == [Path(name).name for name in audio[:4]]
         np.testing.assert_array_equal(manifest.targets().sum(axis=0), [1, 1, 2, 2])
 
-    def test_a_second_segment_of_one_recording_is_told(self, tmp_path: Path) -> None:
+    def test_a_second_segment_of_one_recording_is_reported(self, tmp_path: Path) -> None:
         strong = HEADER + '--aE2O5G5WE, 30.000, 40.000, "/m/09x0r"\n--aE2O5G5WE, 50.500, 60.500, "/m/09x0r"\n'
         files = self.FILES | {"strong_segments.csv": strong, "a/--aE2O5G5WE.wav": ""}
         manifest = read_manifest("audioset", write(tmp_path, files))

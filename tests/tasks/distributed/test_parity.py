@@ -132,7 +132,7 @@ def check(sizes: tuple[int, ...], folder: Path) -> None:
     workers = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(sizes))]
     for name, case in CASES.items():
         expected = one_process(case, sizes)
-        # In float32 a batch of so few rows amplifies rounding; the law itself is judged in float64.
+        # In float32 a batch of so few rows amplifies rounding; the law itself is checked in float64.
         tolerances = {"parts": 3e-6, "gradients": 1e-4, "buffers": 3e-6} if name == "float32" else {}
         for result in (outcome[name] for outcome in workers):
             for kind in ("parts", "gradients", "buffers"):

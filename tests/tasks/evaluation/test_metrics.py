@@ -113,7 +113,7 @@ def test_lwlrap_is_the_slow_loop_and_scikit_learns(ties: bool) -> None:
 
 
 @pytest.mark.parametrize("metric", [mean_average_precision, d_prime, lwlrap])
-def test_what_cannot_be_judged_is_refused(metric) -> None:  # type: ignore[no-untyped-def]
+def test_what_cannot_be_evaluated_is_refused(metric) -> None:  # type: ignore[no-untyped-def]
     scores, targets = scored()
     broken = scores.copy()
     broken[[3, 7], 1] = np.nan

@@ -89,7 +89,7 @@ def test_small_classes_use_what_there_is_and_say_so() -> None:
     assert query_by_example(h, targets, ["one", "all", "c", "d"], clips=500).short == ("one", "all", "c", "d")
 
 
-def test_what_cannot_be_judged_is_refused() -> None:
+def test_what_cannot_be_evaluated_is_refused() -> None:
     h, targets = embedded()
     with pytest.raises(EvaluationError, match="no class has a defined query by example"):
         query_by_example(h, np.eye(60, dtype=bool))

@@ -80,7 +80,7 @@ def test_the_table_of_classes() -> None:
         assert mean == pytest.approx(found.metrics[metric].value)
 
 
-def test_the_same_input_gives_the_same_judgement() -> None:
+def test_the_same_input_gives_the_same_metrics() -> None:
     first, again = scored(), scored()
     assert first.metrics == again.metrics and first.per_class == again.per_class
     assert measure(first.evidence).metrics == first.metrics
@@ -130,7 +130,7 @@ def test_cross_validation_is_each_fold_by_itself() -> None:
     assert found.replicates["shallow_map"].std() < min(widths)
 
 
-def test_what_cannot_be_judged_is_refused() -> None:
+def test_what_cannot_be_evaluated_is_refused() -> None:
     h, targets = embedded(40, 0)
     with pytest.raises(EvaluationError, match="at least two folds"):
         cross_validate(h, targets, ["1"] * 40, settings=SETTINGS)

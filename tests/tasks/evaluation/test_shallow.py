@@ -93,7 +93,7 @@ def test_edges() -> None:
     assert np.isfinite(run((train_h, unseen, test_h, test_targets), epochs=2).average_precision.value)
 
 
-def test_what_cannot_be_judged_is_refused() -> None:
+def test_what_cannot_be_evaluated_is_refused() -> None:
     train_h, train_targets, test_h, test_targets = split(train=80)
     broken = train_h.copy()
     broken[0, 0] = np.nan

@@ -1,4 +1,4 @@
-"""The metrics by which a run is watched, against closed forms and scikit-learn."""
+"""The metrics that show whether pre-training is healthy, against closed forms and scikit-learn."""
 
 from math import exp, log
 
@@ -11,9 +11,9 @@ from sepscene.models.encoders.heads import CoincidenceHead
 from sepscene.tasks.losses.diagnostics import (
     coincidence_metrics,
     collapse_warning,
+    diagnose,
     effective_rank,
     similarity_metrics,
-    watch,
 )
 from sepscene.tasks.losses.joint import JointLoss
 
@@ -63,17 +63,17 @@ def test_effective_rank_closed_forms() -> None:
 
 def test_warns_of_collapse_and_only_then() -> None:
     torch.manual_seed(0)
-    healthy = watch(step(torch.randn(64, 32), torch.randn(64, 32)), CoincidenceHead(32, 16))
+    healthy = diagnose(step(torch.randn(64, 32), torch.randn(64, 32)), CoincidenceHead(32, 16))
     assert collapse_warning(healthy) == ""
     assert {"alignment", "effective_rank", "coincidence_auc"} <= healthy.keys()
     one_line = torch.randn(64, 1) * torch.ones(32)
-    collapsed = watch(step(one_line, one_line + 1e-6 * torch.randn(64, 32)))
+    collapsed = diagnose(step(one_line, one_line + 1e-6 * torch.randn(64, 32)))
     assert "effective rank of 1.0 where 32 is attainable" in collapse_warning(collapsed)
     assert "coincidence_auc" not in collapsed
     point = torch.ones(64, 32)
-    assert "0.0" in collapse_warning(watch(step(point, point)))
+    assert "0.0" in collapse_warning(diagnose(step(point, point)))
 
 
-def test_few_rows_are_not_judged() -> None:
-    assert watch(step(torch.zeros(0, 4), torch.zeros(0, 4)), CoincidenceHead(4)) == {}
-    assert collapse_warning(watch(step(torch.ones(3, 4), torch.ones(3, 4)))) == ""
+def test_too_few_rows_give_no_metrics() -> None:
+    assert diagnose(step(torch.zeros(0, 4), torch.zeros(0, 4)), CoincidenceHead(4)) == {}
+    assert collapse_warning(diagnose(step(torch.ones(3, 4), torch.ones(3, 4)))) == ""
