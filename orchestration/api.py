@@ -11,7 +11,8 @@ from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve
-from sepscene.orchestration.records.run_folder import SweepFolder, encoder_of, folder_in
+from sepscene.orchestration.records.run_folder import encoder_of, folder_in
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def pretrain(
         SepsceneError: for an experiment that is refused or doesn't fit the machine or cluster, or a stage that fails.
     """
     from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
-    from sepscene.orchestration.pipeline.run import Run, prepared_session
+    from sepscene.orchestration.pipeline.run import Run
+    from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
 
     experiment = _resolved(experiment, scale, changes)
@@ -103,7 +105,8 @@ def train_separator(
     Raises:
         SepsceneError: as `pretrain`.
     """
-    from sepscene.orchestration.pipeline.run import Run, prepared_session
+    from sepscene.orchestration.pipeline.run import Run
+    from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
 
     folder = folder_in(storage, run_id or f"separator-{experiment.digest()}", "the run id")
@@ -204,7 +207,7 @@ def run_sweep(
 ) -> "tuple[Path, SweepResults]":
     """Run a configured sweep or continue it; returns its folder and its results (see `sweep`)."""
     from sepscene.orchestration.dataset_presets import check_splits
-    from sepscene.orchestration.pipeline.run import prepared_session
+    from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
     from sepscene.orchestration.runtime.concurrency import most_demanding
     from sepscene.orchestration.sweeps.trial_plan import find_sweep, plan_trials

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.store.separated_store import StoreSettings
@@ -21,89 +21,14 @@ from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
 from sepscene.models.precision import PrecisionChoice
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
+from sepscene.orchestration.data_config import Data
 from sepscene.orchestration.renamed import new_name
 from sepscene.orchestration.yaml_files import read_yaml, secrets_of
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
-FOLDS = "folds"
-"""In the place of test splits: cross-validation over those of training."""
-
-DataFormat = Literal[
-    "scenes",
-    "directory",
-    "table",
-    "esc50",
-    "urbansound8k",
-    "audioset",
-    "fsd50k",
-    "shards",
-    "parquet",
-    "folder",
-]
-
 _PCM_BYTES = 2
 MOST_BLOCK_BYTES = 128 * 2**20
 """Larger blocks of whole clips are cut by Ray Data (its `target_max_block_size`), and equal blocks keep the order."""
-
-
-class Data(Config):
-    """Where the clips come from, and which of them are for what."""
-
-    format: Literal[
-        "scenes", "directory", "table", "esc50", "urbansound8k", "audioset", "fsd50k", "shards", "parquet", "folder"
-    ] = Field(
-        "scenes",
-        description="how the manifest is read; `scenes` generates synthetic sound scenes into the run's folder",
-    )
-    root: str | None = Field(None, description="folder or URI of the data; `scenes` without one are generated")
-    train: tuple[str, ...] = Field(
-        ("train",), description="splits or folds for training; their labels train probes only"
-    )
-    test: tuple[str, ...] = Field(
-        ("test",),
-        description="splits or folds for testing; [folds] alone is cross-validation over the splits of `train`, as "
-        "ESC-50 asks",
-    )
-    scenes_train: int = Field(256, ge=1, description="synthetic scenes for training")
-    scenes_test: int = Field(128, ge=1, description="synthetic scenes for testing")
-    scenes_profile: Literal["single", "recurring"] = Field(
-        "single",
-        description="kind of the synthetic scenes: single, each event is heard once; recurring, events return through "
-        "the whole clip and levels vary, so that two crops share what sounds and not the background alone",
-    )
-
-    @property
-    def by_folds(self) -> bool:
-        """Whether encoders are evaluated by cross-validation over the splits of `train`."""
-        return self.test == (FOLDS,)
-
-    @property
-    def described(self) -> str:
-        """Format and place, as reports name the data set; synthetic scenes lie where their run put them."""
-        return self.format if self.format == "scenes" else f"{self.format} {self.root}"
-
-    @field_validator("root", mode="before")
-    @classmethod
-    def _home_is_expanded(cls, root: Any) -> Any:
-        return str(Path(root).expanduser()) if isinstance(root, str) and root.startswith("~") else root
-
-    @field_validator("train", "test", mode="before")
-    @classmethod
-    def _folds_may_be_numbers(cls, splits: Any) -> Any:
-        if not isinstance(splits, list | tuple):
-            return splits
-        return [str(split) if isinstance(split, int) and not isinstance(split, bool) else split for split in splits]
-
-    @model_validator(mode="after")
-    def _root_where_needed(self) -> "Data":
-        if self.format != "scenes" and self.root is None:
-            raise ValueError(f"data.root is missing: format {self.format!r} reads from a folder or URI; set data.root")
-        if self.by_folds and len(set(self.train)) < 2:
-            raise ValueError(
-                f"data.test is [{FOLDS}], but data.train names one split only: name at least two, e.g. "
-                '["1","2","3","4","5"] for ESC-50'
-            )
-        return self
 
 
 class Ladder(Config):

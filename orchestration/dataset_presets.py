@@ -6,7 +6,7 @@ Whatever `--set` says goes before. Here, and nowhere else, stands what is usual 
 from functools import cache
 from typing import Any
 
-from sepscene.orchestration.config import FOLDS, Data
+from sepscene.orchestration.data_config import FOLDS, Data
 from sepscene.tasks.datasets.readers import ManifestError, read_manifest
 
 USUAL: dict[str, dict[str, Any]] = {

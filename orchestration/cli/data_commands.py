@@ -142,7 +142,8 @@ def prefill(
     Example: `sepscene separator prefill demo --run-id demo`
     """
     from sepscene.models.config import SepsceneError
-    from sepscene.orchestration.pipeline.run import Run, prepared_session
+    from sepscene.orchestration.pipeline.run import Run
+    from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.presets import resolve
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
     from sepscene.orchestration.records.run_folder import folder_in

@@ -194,7 +194,8 @@ def evaluate(
         raise typer.Exit(evaluate_on_tasks(str(run), task, out, name, device))
     from sepscene.orchestration.config import load_experiment
     from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
-    from sepscene.orchestration.pipeline.run import Run, prepared_session
+    from sepscene.orchestration.pipeline.run import Run
+    from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import tracking_uri_of
 
     experiment = load_experiment(RunFolder(run).experiment)

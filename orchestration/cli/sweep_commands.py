@@ -155,7 +155,8 @@ def reproduce_command(
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.dataset_presets import check_splits, data_changes
     from sepscene.orchestration.presets import parse_changes
-    from sepscene.orchestration.records.run_folder import SweepFolder, folder_in
+    from sepscene.orchestration.records.run_folder import folder_in
+    from sepscene.orchestration.records.sweep_folder import SweepFolder
     from sepscene.orchestration.reports.paper_tables import planned_rows
     from sepscene.orchestration.runtime.concurrency import most_demanding
     from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
@@ -179,7 +180,7 @@ def reproduce_command(
     # Refuses bad rows, changes and data before anything starts.
     most = most_demanding(row_experiments(planned_rows(tables, row), scale, changes))
     check_splits(most.data)
-    from sepscene.orchestration.pipeline.run import prepared_session
+    from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
     from sepscene.orchestration.sweeps.reproduction import reproduce
 
@@ -191,7 +192,7 @@ def reproduce_command(
 
 def _tell(folder: Path, failed: list[str]) -> None:
     """Where the results are, and what to do next; ends the command with code 3 when trials have failed."""
-    from sepscene.orchestration.records.run_folder import SweepFolder
+    from sepscene.orchestration.records.sweep_folder import SweepFolder
 
     console.print(f"report        {SweepFolder(folder).report_html}", soft_wrap=True)
     console.print(f"each run      {SweepFolder(folder).trials}", soft_wrap=True)

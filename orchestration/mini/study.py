@@ -22,7 +22,7 @@ from sepscene.orchestration.mini.trial import TrialRecord, run_trial
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
-from sepscene.orchestration.records.run_folder import StudyFolder
+from sepscene.orchestration.records.sweep_folder import StudyFolder
 from sepscene.orchestration.reports.paper_tables import TWINS
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 from sepscene.tasks.datasets.readers import Manifest, read_manifest

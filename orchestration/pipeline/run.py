@@ -18,16 +18,16 @@ from typing import Any
 from ray.train import UserCallback
 from rich.console import Console
 
-from sepscene.augment.separation.service import open_separator
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.synthetic.scenes import PROFILES, write_scenes
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
-from sepscene.orchestration.config import Experiment, Objective, load_experiment
+from sepscene.orchestration.config import Experiment, load_experiment
+from sepscene.orchestration.pipeline.description import flat, in_words, losses_of, tags_of
 from sepscene.orchestration.records.audit_log import audit_hash
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint, read_ledger, read_steps
-from sepscene.orchestration.records.environment import commit, environment
+from sepscene.orchestration.records.environment import environment
 from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import Tracker, following
@@ -39,8 +39,7 @@ from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import progress
 from sepscene.orchestration.reports.status_line import BESIDE_THE_BAR, Terms
 from sepscene.orchestration.runtime.precision import separation_precision, slow_precisions, with_precisions
-from sepscene.orchestration.runtime.session import ray_session
-from sepscene.orchestration.training.builders import check_start, encoder_of
+from sepscene.orchestration.training.builders import encoder_of
 from sepscene.orchestration.training.prefill import Filled, fill
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.separator_training import STAGE as SEPARATOR
@@ -114,31 +113,16 @@ class Run:
             write_whole(files.started, datetime.now(UTC).isoformat(timespec="seconds"))
         env = {f"env.{key}": value for key, value in facts.items()}
         about = (
-            f"{_in_words(experiment)}\n\nEverything about this run is in `{folder}`; its report is among the artifacts."
+            f"{in_words(experiment)}\n\nEverything about this run is in `{folder}`; its report is among the artifacts."
         )
         about_run = {"mlflow.note.content": about, "sepscene_version": sepscene_version()}
-        tracker.start({**run.tags(), **env, **about_run, **(tags or {})}, _flat(experiment))
+        tracker.start({**run.tags(), **env, **about_run, **(tags or {})}, flat(experiment))
         tracker.log_artifact("", saved)
         return run
 
     def tags(self) -> dict[str, str]:
-        """What the experiment is, for its runs in MLflow."""
-        experiment = self.experiment
-        return {
-            "experiment": experiment.name,
-            "scale": experiment.scale,
-            "table_row": experiment.table_row or "",
-            "combination": "+".join(experiment.views.combination),
-            "pair": experiment.views.pair,
-            "temperature": str(experiment.objective.temperature),
-            "alpha": str(experiment.objective.alpha),
-            "seed": str(experiment.seed),
-            "digest": experiment.digest(),
-            "git_commit": commit() or "unknown",
-            "mlflow.source.git.commit": commit() or "unknown",
-            "mlflow.source.name": "sepscene",
-            **self.inputs,
-        }
+        """What the experiment is and what it is made from, for its runs in MLflow."""
+        return {**tags_of(self.experiment), **self.inputs}
 
     def record_inputs(self, ladder: dict[str, str], **manifests: Manifest) -> None:
         """Tell MLflow what the run is made from: the data sets and the separators, by their digests.
@@ -181,9 +165,9 @@ class Run:
             pair: kind of its positive pairs, where it is not the experiment's.
         """
         started = time.perf_counter()
-        about = {"stage": name, "mlflow.note.content": f"The stage {name} of {_in_words(self.experiment)}"}
+        about = {"stage": name, "mlflow.note.content": f"The stage {name} of {in_words(self.experiment)}"}
         tags = self.tags() | about | ({"pair": pair} if pair else {})
-        self.tracker.start_stage(name, tags, _flat(self.experiment))
+        self.tracker.start_stage(name, tags, flat(self.experiment))
         # A log has lines as long as they need to be.
         terms = Terms(self.console.width - BESIDE_THE_BAR if self.console.is_terminal else 120)
         balances = 0
@@ -407,50 +391,3 @@ def _filling(experiment: Experiment, train: Manifest, ladder: dict[str, str]) ->
     if precision != "float32":  # which goes without saying, as in the store's keys
         what.append(precision)
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def losses_of(objective: Objective) -> str:
-    """What an encoder was trained with, in words for its card."""
-    learned = ", learned" if objective.learn_temperature else ""
-    nt_xent, triplet = f"NT-Xent (tau {objective.temperature:g}{learned})", f"triplet ({objective.triplet_margin:g})"
-    coincidence = f" + {objective.alpha:g} coincidence" if objective.alpha else ""
-    return (triplet if objective.similarity == "triplet" else nt_xent) + coincidence
-
-
-def _in_words(experiment: Experiment) -> str:
-    views, what = experiment.views, f"{experiment.name}, scale {experiment.scale}, seed {experiment.seed}"
-    separated = f" of {'∨'.join(views.combination)}" if views.separates else ""
-    return f"{what}: {views.pair} views{separated}, {losses_of(experiment.objective)}."
-
-
-def _flat(experiment: Experiment) -> dict[str, Any]:
-    """The configuration as dotted parameters for MLflow."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            flat[prefix] = value
-
-    walk("", experiment.model_dump(mode="json"))
-    return flat
-
-
-@contextmanager
-def prepared_session(
-    experiment: Experiment, address: str | None = None, verbose: bool = False, dashboard: bool = False
-) -> Iterator[None]:
-    """A Ray session (`runtime.session.ray_session`) for an experiment whose separators and start encoder can be used.
-
-    Raises:
-        SepsceneError: when one of them can't be used, or the experiment can't be placed; it says what to change.
-    """
-    if experiment.views.background == "exchanged":
-        raise SepsceneError("views.background exchanged works with `reproduce --scale mini` only: set it to kept")
-    for name, folder in experiment.separator.checkpoints.items():
-        open_separator(name, folder, experiment.audio)
-    check_start(experiment)
-    with ray_session(experiment, address, verbose, dashboard):
-        yield

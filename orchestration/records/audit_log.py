@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.mlflow_mirror import Tracker
-from sepscene.orchestration.records.run_folder import AuditFolder, audits_of
+from sepscene.orchestration.records.sweep_folder import AuditFolder, audits_of
 from sepscene.tasks.datasets.audit import Audit
 from sepscene.tasks.datasets.readers import Manifest
 

@@ -24,7 +24,8 @@ from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.records.files import append_lines, parse_records, write_whole
 from sepscene.orchestration.records.mlflow_client import MlflowStore, lasting_fault
 from sepscene.orchestration.records.mlflow_registry import log_encoder
-from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
+from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.repeating import again_and_again
 
 logger = logging.getLogger("sepscene")

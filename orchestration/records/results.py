@@ -11,7 +11,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.records.files import Record, parse_records, read_bytes, read_typed, write_whole
-from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
+from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 
 MOST_METRICS = 8 * 2**30
 """Bytes of a metrics file: 10 million steps have some 5 GB."""

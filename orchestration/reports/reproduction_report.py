@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
-from sepscene.orchestration.records.run_folder import SweepFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import TITLES, TWINS, Table, tables_beside
 from sepscene.orchestration.reports.render import plain, render

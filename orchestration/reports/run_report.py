@@ -12,7 +12,8 @@ from typing import Any
 
 from sepscene.orchestration.records.files import read_text
 from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults, read_metrics
-from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
+from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tables_beside
 from sepscene.orchestration.reports.render import METRIC_NAMES, light_palette, plain, render, with_interval

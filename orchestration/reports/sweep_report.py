@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sepscene.orchestration.records.results import Metric, Setting, SweepResults, TrialResult, read_metrics
-from sepscene.orchestration.records.run_folder import SweepFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.render import METRIC_NAMES, duration, plain, render, with_interval
 from sepscene.tasks.evaluation.statistics import t_interval

@@ -26,7 +26,7 @@ from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.config import Experiment, explain
 from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.records.files import write_whole
-from sepscene.orchestration.records.run_folder import SweepFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.runtime.concurrency import gpus_of
 from sepscene.orchestration.sweeps.search_space import SHORT_NAMES, Space, checked_space, parse_values
 

@@ -11,7 +11,7 @@ from sepscene.orchestration.config import Experiment, Separator
 from sepscene.orchestration.presets import EXPERIMENTS, SCALES, Scale, named_experiment
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.results import ReproducedRun, ReproductionResults, RunResults
-from sepscene.orchestration.records.run_folder import SweepFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports.paper_tables import TWINS, planned_rows
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 from sepscene.orchestration.sweeps.reproduction_plan import row_experiments

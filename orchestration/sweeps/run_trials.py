@@ -26,7 +26,8 @@ from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.environment import command_line
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.mlflow_mirror import Tracker
-from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
+from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.runtime.concurrency import DRIVER_CPUS, fitting_trials
 from sepscene.orchestration.runtime.placement import cluster_nodes
 from sepscene.orchestration.sweeps.schedulers import Tuning

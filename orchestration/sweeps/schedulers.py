@@ -21,7 +21,7 @@ from ray.tune.search.sample import Domain
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.run_folder import SweepFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.sweeps.config import SweepConfig
 from sepscene.orchestration.sweeps.search_space import Space, key_of, shown_setting
 from sepscene.orchestration.sweeps.trial import METRIC, PERCENT, held_seconds

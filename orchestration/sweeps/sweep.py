@@ -12,7 +12,7 @@ from rich.console import Console
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.results import Metric, SweepResults, TrialResult, read_metrics
-from sepscene.orchestration.records.run_folder import SweepFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
 from sepscene.orchestration.sweeps.config import SweepConfig
 from sepscene.orchestration.sweeps.run_trials import parent_run, run_trials, share

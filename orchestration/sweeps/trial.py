@@ -26,7 +26,8 @@ from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.results import RunResults, Setting, read_metrics
-from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
+from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.repeating import again_and_again
 from sepscene.orchestration.runtime.concurrency import gpus_of
 from sepscene.orchestration.runtime.ray_compat import configure_data

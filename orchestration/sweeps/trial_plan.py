@@ -11,7 +11,7 @@ from ray.tune.search.sample import Domain
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.results import Setting
-from sepscene.orchestration.records.run_folder import SweepFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.sweeps.config import SweepConfig, load_sweep
 from sepscene.orchestration.sweeps.search_space import Space, draw_settings, shown_setting
 

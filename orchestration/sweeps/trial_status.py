@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from sepscene.orchestration.records.files import read_typed_or
 from sepscene.orchestration.records.results import RunResults, Setting
-from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
+from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.sweeps.trial_plan import Trial
 
 Status = Literal["finished", "stopped early", "failed", "unfinished"]

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from sepscene.orchestration.records.files import parse_records
-from sepscene.orchestration.records.run_folder import RunFolder, SweepFolder
+from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports.sweep_report import setting_in_words
 from sepscene.orchestration.sweeps.trial import METRIC, is_held
 from sepscene.orchestration.sweeps.trial_plan import Trial

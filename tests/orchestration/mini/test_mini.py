@@ -24,7 +24,7 @@ from sepscene.orchestration.mini.study import read_records, run_study
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, alpha_at, refuse_what_is_ignored
 from sepscene.orchestration.presets import resolve, shipped_ladder
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.records.run_folder import StudyFolder
+from sepscene.orchestration.records.sweep_folder import StudyFolder
 from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 

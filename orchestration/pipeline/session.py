@@ -1,0 +1,28 @@
+"""The Ray session of a run, begun once what the experiment names can be used."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sepscene.augment.separation.service import open_separator
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.runtime.session import ray_session
+from sepscene.orchestration.training.builders import check_start
+
+
+@contextmanager
+def prepared_session(
+    experiment: Experiment, address: str | None = None, verbose: bool = False, dashboard: bool = False
+) -> Iterator[None]:
+    """A Ray session (`runtime.session.ray_session`) for an experiment whose separators and start encoder can be used.
+
+    Raises:
+        SepsceneError: when one of them can't be used, or the experiment can't be placed; it says what to change.
+    """
+    if experiment.views.background == "exchanged":
+        raise SepsceneError("views.background exchanged works with `reproduce --scale mini` only: set it to kept")
+    for name, folder in experiment.separator.checkpoints.items():
+        open_separator(name, folder, experiment.audio)
+    check_start(experiment)
+    with ray_session(experiment, address, verbose, dashboard):
+        yield

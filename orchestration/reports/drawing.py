@@ -1,0 +1,139 @@
+"""How pictures of reports are drawn: their style, their size, and SVG that takes the colours of the page around it.
+
+One picture must be legible on light and dark screens and in black-and-white print. Matplotlib draws with stand-in
+colours; `picture` replaces them by the page's variables, so the style sheet decides how they look.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure as Canvas
+
+from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.results import Metric
+from sepscene.orchestration.terminal import printable
+
+INK, SOFT, LINE, PAPER = "#010203", "#020304", "#030405", "#040506"
+SERIES = tuple(f"#0a0b{index:02x}" for index in range(10, 20))
+DASHES: tuple = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = "osD^vPX<>*"
+MOST_POINTS = 2000
+
+_VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)", PAPER: "var(--paper)"} | {
+    colour: f"var(--s{index})" for index, colour in enumerate(SERIES, start=1)
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sepscene",
+    "text.parse_math": False,
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": LINE,
+    "axes.titlesize": 9.5,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An inline SVG, and what it says in words for those who cannot see it."""
+
+    name: str
+    svg: Markup
+    alt: str
+
+    def save(self, folder: Path, palette: Mapping[str, str]) -> Path:
+        """Write FOLDER/<name>.svg, a file that stands alone.
+
+        Args:
+            palette: the page's variables -> colours, e.g. {"--ink": "#1d1f22"}.
+        """
+        text = re.sub(r"var\((--\w+)\)", lambda found: palette[found[1]], str(self.svg))
+        back = f"background: {palette['--paper']}; font-family: sans-serif; --width:"
+        path = folder / f"{self.name}.svg"
+        write_whole(path, text.replace("--width:", back, 1))
+        return path
+
+
+def brief(label: str, most: int = 26) -> str:
+    """A label that fits beside a picture: cut at `most` characters."""
+    return label if len(label) <= most else label[: most - 1].rstrip() + "…"
+
+
+def in_words(metric: Metric) -> str:
+    """A metric as it is read aloud: '0.412, interval 0.396 to 0.428'."""
+    if metric.low is None or metric.high is None:
+        return short(metric.value)
+    return f"{short(metric.value)}, interval {short(metric.low)} to {short(metric.high)}"
+
+
+def short(value: float) -> str:
+    """A number with four digits."""
+    return f"{value:,.4g}".replace("-", "−") if isfinite(value) else "not a number"
+
+
+def thin(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `most` points, each the mean of a run of neighbours."""
+    if len(x) <= most:
+        return x, y
+    edges = np.linspace(0, len(x), most + 1).astype(int)[:-1]
+    sizes = np.diff(np.append(edges, len(x)))
+    return np.add.reduceat(x, edges) / sizes, np.add.reduceat(y, edges) / sizes
+
+
+def styled() -> AbstractContextManager[None]:
+    """The style of all pictures, for as long as the block runs."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def canvas(width: float, height: float) -> tuple[Canvas, Axes]:
+    """An empty picture of that size in inches, and its axes."""
+    drawing = Canvas(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(drawing)
+    return drawing, drawing.add_subplot()
+
+
+def picture(drawing: Canvas, name: str, alt: str) -> Picture:
+    """The canvas as SVG that can stand in a page: no fixed size, its own names, the page's colours."""
+    buffer = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = printable(buffer.getvalue())
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'<style type="text/css">.*?</style>', "", svg)  # would apply to the whole page
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # type: ignore[index]  # Matplotlib always writes it
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    head = f'<svg role="img" aria-label="{escape(printable(alt))}" style="--width: {width * 1.5:.0f}px"'
+    return Picture(name, Markup(svg.replace("<svg", head, 1)), alt)
