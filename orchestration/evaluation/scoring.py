@@ -1,6 +1,7 @@
 """From embeddings and separators to metrics with their intervals: what the evaluation says of one encoder, or of one
 checkpoint of a ladder."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from sepscene.orchestration.evaluation.embed_manifest import Embeddings, score_s
 from sepscene.orchestration.records.results import ClassResult, EncoderResult, Metric, ProcessorResult
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.datasets.readers import Manifest
+from sepscene.tasks.evaluation.metrics import NothingToEvaluate
 from sepscene.tasks.evaluation.probes import embedding_map
 from sepscene.tasks.evaluation.resampling import resample
 from sepscene.tasks.evaluation.scores import cross_validate, score_embeddings
 from sepscene.tasks.evaluation.shortcuts import find_shortcuts
 from sepscene.tasks.evaluation.statistics import Interval, bootstrap_interval
+
+logger = logging.getLogger("sepscene")
 
 _MAP_CLIPS = 400
 FEWEST_CLIPS = 20
@@ -40,16 +44,21 @@ def score_encoder(
 ) -> EncoderResult:
     """All metrics of one encoder; its evidence is kept in RUN/evaluation/<name>.npz for comparisons.
 
-    Where training and test clips are the same, its probes are cross-validated over their splits.
+    Where training and test clips are the same, its probes are cross-validated over their splits. Labels from which
+    nothing can be made leave it without metrics, and the description says why.
     """
     ids = np.array(test.clips["clip_id"].to_pylist())[test_h.position_N].tolist()
     settings, test_targets = experiment.evaluation.scoring, test.targets()[test_h.position_N]
-    if experiment.data.by_folds:
-        folds = np.array(test.clips["split"].to_pylist())[test_h.position_N].tolist()
-        scores = cross_validate(test_h.h_ND, test_targets, folds, test.classes, settings, ids)
-    else:
-        train_targets = train.targets()[train_h.position_N]
-        scores = score_embeddings(train_h.h_ND, train_targets, test_h.h_ND, test_targets, test.classes, settings, ids)
+    try:
+        if experiment.data.by_folds:
+            folds = np.array(test.clips["split"].to_pylist())[test_h.position_N].tolist()
+            scores = cross_validate(test_h.h_ND, test_targets, folds, test.classes, settings, ids)
+        else:
+            trained = train_h.h_ND, train.targets()[train_h.position_N]
+            scores = score_embeddings(*trained, test_h.h_ND, test_targets, test.classes, settings, ids)
+    except NothingToEvaluate as error:
+        logger.warning("%s is not evaluated: %s", name, error)
+        return EncoderResult(name=name, description=f"not evaluated, {error}", metrics={}, map_2d=_map_2d(test_h, test))
     save_scores(scores, RunFolder(run_dir).evidence(name))
     return EncoderResult(
         name=name,

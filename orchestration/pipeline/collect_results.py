@@ -26,6 +26,7 @@ def collect_results(
     test: Manifest,
     encoders: list[EncoderResult],
     processors: list[ProcessorResult],
+    unread: int,
 ) -> RunResults:
     """The results of a run whose encoders and ladder are evaluated, from what its folder holds.
 
@@ -34,6 +35,7 @@ def collect_results(
         train, test: the clips of both splits; the same ones for cross-validation.
         encoders: the run's own first.
         processors: the checkpoints of the ladder.
+        unread: clips that the evaluation could not read.
     """
     experiment, files = run.experiment, run.files
     clips = len(train.clips) + (0 if experiment.data.by_folds else len(test.clips))
@@ -70,7 +72,19 @@ def collect_results(
             "manifest": train.digest()[:12],
             TEST_CLIPS: test.digest()[:12],
         },
+        left_out=_left_out(train, test, unread),
     )
+
+
+def _left_out(train: Manifest, test: Manifest, unread: int) -> dict[str, int]:
+    """What of the data set was not used, by reason; reasons without any are left out."""
+    parts = {"clips": test} if train is test else {"training clips": train, "test clips": test}
+    counts = {f"files: {entry.reason}": entry.count for entry in (train.survey.skipped if train.survey else ())}
+    counts["clips that are listed, but whose sound is not there"] = len(train.absent)
+    counts["clips that the evaluation could not read"] = unread
+    for name, part in parts.items():
+        counts[f"{name} without a label, in the evaluation only"] = part.unlabelled
+    return {reason: count for reason, count in counts.items() if count}
 
 
 def _stages(timings: dict[str, float], metrics: list[dict[str, float | str]]) -> tuple[StageResult, ...]:

@@ -58,8 +58,10 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
             run.advance(clips + len(encoders))
         processors = _score_processors(run, test, ladder, clips + len(encoders))
         if ladder:
-            listening_page(run.folder, test, experiment.audio, ladder, processors, encoders[0].name)
-    results = collect_results(run, train, test, encoders, processors)
+            own = encoders[0].name if encoders[0].metrics else None
+            listening_page(run.folder, test, experiment.audio, ladder, processors, own)
+    unread = [len(part) - len(h[encoders[0].name].position_N) for part, h in zip(parts, embedded, strict=True)]
+    results = collect_results(run, train, test, encoders, processors, sum(unread))
     results.save(run.folder)
     metrics = {f"{e.name}/{name}": metric.value for e in encoders for name, metric in e.metrics.items()}
     run.tracker.log_metrics(STAGE, metrics)

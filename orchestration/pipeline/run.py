@@ -240,7 +240,12 @@ class Run:
                 raise SepsceneError(f"data.{name}: no clip of {data.root or 'the scenes'} is in {', '.join(splits)}")
         if self.experiment.training.validation_every_steps:
             choose_probe(train, self.experiment.training.validation_clips)  # refuses clips that tell nothing, now
-        for line in (*manifest.remarks(), *first_look(train, self.experiment.audio)):
+        unlabelled = [
+            f"{part.unlabelled} of {len(part)} {name} clips have no label: the evaluation leaves them out"
+            for name, part in {"training": train, "test": test}.items()
+            if part.unlabelled
+        ]
+        for line in (*manifest.remarks(), *unlabelled, *first_look(train, self.experiment.audio)):
             self.console.print(f"note          {line}", soft_wrap=True, markup=False, highlight=False)
         return train, test
 

@@ -108,6 +108,9 @@ class RunResults(Config):
     bottleneck: str = Field("", description="which stage limits the run and what to change")
     environment: dict[str, str] = Field(default_factory=dict, description="versions, devices, commit")
     data: dict[str, str] = Field(default_factory=dict, description="data set, clips, hours, hash")
+    left_out: dict[str, int] = Field(
+        default_factory=dict, description="reason -> files or clips of the data set that were not used"
+    )
 
     def save(self, run_dir: Path) -> Path:
         """Write RUN/results.json."""

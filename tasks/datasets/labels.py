@@ -15,6 +15,9 @@ SPLIT_NAMES = (
 )
 """Names of folders and shard prefixes that are understood as splits."""
 
+_NO_LABEL = ("", "-1", "-1.0", "nan", "NaN")
+"""Texts that mean what a null means: class number −1, and a missing value as programs write it into a table."""
+
 
 class ManifestError(SepsceneError):
     """A data set that cannot be used as it is; the message names the file, the fault and the remedy."""
@@ -60,7 +63,10 @@ def _class_number(part: Any) -> int | None:
 
 
 def _is_nothing(part: Any) -> bool:
-    return part is None or (isinstance(part, float) and math.isnan(part))
+    """Whether a cell, or a part of one, says that there is no label."""
+    if isinstance(part, str):
+        return part.strip() in _NO_LABEL
+    return part is None or (isinstance(part, float) and math.isnan(part)) or (part == -1 and part is not True)
 
 
 def parse_offset(value: Any, where: str) -> float:

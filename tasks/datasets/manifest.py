@@ -13,6 +13,9 @@ from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.root import Root
 from sepscene.tasks.datasets.survey import Survey
 
+ONE_CLASS = "there is one class"
+"""Begins the note about a data set that says nothing about an encoder."""
+
 CLIP_COLUMNS = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -81,11 +84,18 @@ class Manifest:
         kept = pc.is_in(self.clips["split"], value_set=pa.array(split, pa.string()))
         return replace(self, clips=self.clips.filter(kept))
 
+    @property
+    def unlabelled(self) -> int:
+        """How many clips have no label."""
+        return int(pc.sum(pc.equal(pc.list_value_length(self.clips["labels"]), 0)).as_py() or 0)
+
     def remarks(self) -> list[str]:
         """What was left out when it was read, and what else a user should know, in plain lines."""
         skipped = self.survey.skipped if self.survey else ()
         absent = [f"{len(self.absent)} clips are listed, but their sound is not there"] if self.absent else []
-        return [*(f"left out: {entry}" for entry in skipped), *absent, *self.notes]
+        said = any(note.startswith(ONE_CLASS) for note in self.notes)
+        one = [] if said or len(self.classes) != 1 else [f"{ONE_CLASS}, {self.classes[0]!r}: nothing can be told apart"]
+        return [*(f"left out: {entry}" for entry in skipped), *absent, *one, *self.notes]
 
     def targets(self) -> np.ndarray:
         """What is heard where: bool (clips, classes).

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from sepscene.augment.locations import exact_seconds
 from sepscene.tasks.datasets.labels import SPLIT_NAMES, ManifestError, parse_offset, split_labels
-from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, Clip, Manifest, manifest_of, read_from
+from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, ONE_CLASS, Clip, Manifest, manifest_of, read_from
 from sepscene.tasks.datasets.public import read_audioset, read_folder, read_fsd50k, read_parquet, read_shards
 from sepscene.tasks.datasets.root import Root
 
@@ -161,7 +161,7 @@ def _one_class(clips: list[Clip], depth: int) -> list[str]:
         return []
     below = {clip.clip_id.split("/")[depth] for clip in clips if clip.clip_id.count("/") > depth}
     hint = f": it holds folders of its own ({', '.join(sorted(below)[:3])}); is the root one level too high?"
-    return [f"there is one class, {min(classes)!r}" + (hint if below else ": nothing can be told apart")]
+    return [f"{ONE_CLASS}, {min(classes)!r}{hint}"] if below else []
 
 
 def _with_drawn_splits(clips: list[Clip]) -> Iterator[Clip]:

@@ -27,6 +27,10 @@ class EvaluationError(SepsceneError):
     """Scores, embeddings or targets that cannot be evaluated."""
 
 
+class NothingToEvaluate(EvaluationError):
+    """Labels from which no metric can be made, whatever the encoder: too few, or nothing that differs."""
+
+
 @dataclass(frozen=True, eq=False)
 class Macro:
     """A metric for every class, and one for all.

@@ -6,6 +6,8 @@ Legend: B clips, D embedding, K classes, R resamples, P perceptrons.
 the encoder and the probes trained on it said of each test clip. `measure` turns evidence into metrics.
 Evidence is what is kept of an evaluation, so that two runs can be compared on the same clips later
 (`orchestration.evaluation.compare`).
+
+Which clips and classes count is decided in `tasks.evaluation.labels`.
 """
 
 from collections.abc import Sequence
@@ -14,12 +16,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sepscene.tasks.evaluation.labels import labelled, listed, targets_of_probes, unlabelled_notes
 from sepscene.tasks.evaluation.metrics import (
     Bools,
     EvaluationError,
     Floats,
     Macro,
     check,
+    check_split,
     d_prime,
     lwlrap,
     mean_average_precision,
@@ -51,6 +55,7 @@ class Evidence:
         h_BD: the encoder's embeddings.
         scores: "shallow" -> (P, B, K), "linear" and "knn" -> (1, B, K), from probes that did not see the clip's fold.
         notes: what a reader must know, e.g. which fold chose how many epochs.
+        trained_BK: which classes the probes that scored a clip had seen in training; None means all.
     """
 
     clip_ids: NDArray[np.str_]
@@ -61,13 +66,16 @@ class Evidence:
     scores: dict[str, Floats]
     settings: ScoringSettings
     notes: tuple[str, ...] = ()
+    trained_BK: Bools | None = None
 
     def rows(self, rows: NDArray[np.intp] | Bools) -> "Evidence":
         """The same for some clips, in the order given."""
         scores = {name: scores_PBK[:, rows] for name, scores_PBK in self.scores.items()}
         clip_ids, folds = self.clip_ids[rows], self.folds[rows]
         targets_BK, h_BD = self.targets_BK[rows], self.h_BD[rows]
-        return replace(self, clip_ids=clip_ids, folds=folds, targets_BK=targets_BK, h_BD=h_BD, scores=scores)
+        trained_BK = None if self.trained_BK is None else self.trained_BK[rows]
+        kept = {"clip_ids": clip_ids, "folds": folds, "targets_BK": targets_BK, "h_BD": h_BD, "scores": scores}
+        return replace(self, **kept, trained_BK=trained_BK)
 
 
 @dataclass(frozen=True)
@@ -119,18 +127,32 @@ def score_embeddings(
         EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
     """
     settings = settings or ScoringSettings()
-    split = (train_h_BD, train_targets_BK, test_h_BD, test_targets_BK)
-    perceptrons = train_perceptrons(*split, classes, settings, device)
-    linear = linear_probe(*split, classes, settings.seed)
-    knn = knn_probe(*split, classes, settings.neighbours)
-    names = [str(row) for row in range(len(test_h_BD))] if clip_ids is None else list(clip_ids)
-    if len(names) != len(test_h_BD):
-        raise EvaluationError(f"{len(names)} clip ids for {len(test_h_BD)} test clips: give one for each")
-    evidence = Evidence(
-        clip_ids=np.array(names, dtype=np.str_),
-        classes=linear.average_precision.classes,
+    names = check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, classes)
+    ids = _ids(clip_ids, len(test_h_BD))
+    train_B, test_B = labelled(train_targets_BK, "training"), labelled(test_targets_BK, "test")
+    notes = unlabelled_notes(training=train_B, test=test_B)
+    split = (train_h_BD[train_B], train_targets_BK[train_B], test_h_BD[test_B], test_targets_BK[test_B])
+    return measure(_evidence(split, names, settings, ids[test_B], notes, device))
+
+
+def _evidence(
+    split: tuple[Floats, Bools, Floats, Bools],
+    names: tuple[str, ...],
+    settings: ScoringSettings,
+    ids: NDArray[np.str_],
+    notes: tuple[str, ...],
+    device: str,
+) -> Evidence:
+    """What the probes say of the test clips; `split` is training h and targets, test h and targets, all labelled."""
+    train_h_BD, train_targets_BK, test_h_BD, test_targets_BK = split
+    perceptrons = train_perceptrons(*split, names, settings, device)
+    linear = linear_probe(*split, names, settings.seed)
+    knn = knn_probe(*split, names, settings.neighbours)
+    return Evidence(
+        clip_ids=ids,
+        classes=names,
         targets_BK=test_targets_BK,
-        folds=np.full(len(names), "test", dtype=np.str_),
+        folds=np.full(len(ids), "test", dtype=np.str_),
         h_BD=test_h_BD,
         scores={
             "shallow": np.stack([perceptron.scores_BK for perceptron in perceptrons]),
@@ -138,9 +160,9 @@ def score_embeddings(
             "knn": knn.scores_BK[None],
         },
         settings=settings,
-        notes=(_trained(perceptrons, len(train_h_BD)),),
+        notes=(*notes, _trained(perceptrons, len(train_h_BD))),
+        trained_BK=np.tile(train_targets_BK.any(axis=0), (len(ids), 1)),
     )
-    return measure(evidence)
 
 
 def cross_validate(
@@ -168,20 +190,28 @@ def cross_validate(
             f"{len(fold_B)} fold names ({len(set(folds))} different) for {len(h_BD)} clips: cross-validation "
             "needs one for each clip, and at least two folds"
         )
-    ids = np.array([str(row) for row in range(len(h_BD))] if clip_ids is None else list(clip_ids), dtype=np.str_)
-    # Metrics come at the end, from all folds together: no resamples for each fold by itself.
-    quiet = settings.changed({"bootstrap": 0})
+    ids, labelled_B = _ids(clip_ids, len(h_BD)), labelled(targets_BK)
+    notes = unlabelled_notes(all=labelled_B)
+    h_BD, targets_BK, fold_B, ids = (column[labelled_B] for column in (h_BD, targets_BK, fold_B, ids))
     probes = {"shallow": settings.perceptrons, "linear": 1, "knn": 1}
     scores: dict[str, Floats] = {name: np.zeros((count, *targets_BK.shape)) for name, count in probes.items()}
-    notes: tuple[str, ...] = ()
-    for fold in sorted(set(folds)):
+    trained_BK = np.zeros(targets_BK.shape, bool)
+    for fold in sorted(set(fold_B.tolist())):
         test_B = fold_B == fold
         train, test = (h_BD[~test_B], targets_BK[~test_B]), (h_BD[test_B], targets_BK[test_B])
-        part = score_embeddings(*train, *test, names, quiet, ids[test_B].tolist(), device)
-        for name, scores_PBK in part.evidence.scores.items():
+        part = _evidence((*train, *test), names, settings, ids[test_B], (), device)
+        for name, scores_PBK in part.scores.items():
             scores[name][:, test_B] = scores_PBK
-        notes += tuple(f"fold {fold}: {note}" for note in part.evidence.notes)
-    return measure(Evidence(ids, names, targets_BK, fold_B, h_BD, scores, settings, notes))
+        trained_BK[test_B] = part.trained_BK
+        notes += tuple(f"fold {fold}: {note}" for note in part.notes)
+    return measure(Evidence(ids, names, targets_BK, fold_B, h_BD, scores, settings, notes, trained_BK))
+
+
+def _ids(clip_ids: Sequence[str] | None, clips: int) -> NDArray[np.str_]:
+    names = [str(row) for row in range(clips)] if clip_ids is None else list(clip_ids)
+    if len(names) != clips:
+        raise EvaluationError(f"{len(names)} clip ids for {clips} test clips: give one for each")
+    return np.array(names, dtype=np.str_)
 
 
 @dataclass
@@ -223,28 +253,28 @@ def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
     targets_BK, settings = evidence.targets_BK, evidence.settings
     weights_BR = resample(len(targets_BK), settings.bootstrap, settings.seed + fold)
     found = _Fold()
+    known_BK, notes = targets_of_probes(targets_BK, evidence.classes, evidence.trained_BK)
+    found.notes += notes
     for probe, scores_PBK in evidence.scores.items():
-        replicates = [resampled_scores(scores_BK, targets_BK, weights_BR) for scores_BK in scores_PBK]
+        replicates = [resampled_scores(scores_BK, known_BK, weights_BR) for scores_BK in scores_PBK]
         share_PR = resample(len(scores_PBK), settings.bootstrap, settings.seed + fold) / np.float64(len(scores_PBK))
-        precisions = [mean_average_precision(scores_BK, targets_BK, evidence.classes) for scores_BK in scores_PBK]
+        precisions = [mean_average_precision(scores_BK, known_BK, evidence.classes) for scores_BK in scores_PBK]
         found.add(f"{probe}_map", mean_macro(precisions), _drawn(share_PR, [one.map_R for one in replicates]))
         if probe == "shallow":
             found.add(
                 "lwlrap",
-                mean_macro([lwlrap(scores_BK, targets_BK, evidence.classes) for scores_BK in scores_PBK]),
+                mean_macro([lwlrap(scores_BK, known_BK, evidence.classes) for scores_BK in scores_PBK]),
                 _drawn(share_PR, [one.lwlrap_R for one in replicates]),
             )
-            _add_d_prime(found, evidence, _drawn(share_PR, [one.d_prime_R for one in replicates]))
-            if precisions[0].left_out:
-                found.notes.append(f"left out, no positive test clip: {_listed(precisions[0].left_out)}")
+            _add_d_prime(found, evidence, known_BK, _drawn(share_PR, [one.d_prime_R for one in replicates]))
     _add_retrieval(found, evidence, weights_BR)
-    positives_K = targets_BK.sum(axis=0)
+    positives_K = known_BK.sum(axis=0)
     rare_K = (positives_K > 0) & (positives_K < ENOUGH_POSITIVES)
     if rare_K.any() and settings.bootstrap:
-        rare = _listed(tuple(np.array(evidence.classes)[rare_K].tolist()))
+        rare = listed(np.array(evidence.classes)[rare_K].tolist())
         found.notes.append(f"fewer than {ENOUGH_POSITIVES} positive test clips, their spread is a guess: {rare}")
     if (targets_BK.sum(axis=1) == 1).all():
-        _add_accuracy(found, evidence, weights_BR)
+        _add_accuracy(found, evidence, known_BK, weights_BR)
     return found
 
 
@@ -253,16 +283,19 @@ def _drawn(share_PR: Floats, replicates: Sequence[Floats]) -> Floats:
     return (share_PR * np.stack(replicates)).sum(axis=0)
 
 
-def _add_accuracy(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None:
-    scores_PBK = evidence.scores["shallow"]
-    right_B = (scores_PBK.argmax(axis=2) == evidence.targets_BK.argmax(axis=1)).mean(axis=0)
-    found.values["accuracy"] = float(right_B.mean())
-    found.replicates["accuracy"] = right_B @ weights_BR / len(right_B)
+def _add_accuracy(found: _Fold, evidence: Evidence, known_BK: Bools, weights_BR: Floats) -> None:
+    """Of the clips whose class the probes can know."""
+    scores_PBK, known_B = evidence.scores["shallow"], known_BK.any(axis=1)
+    right_B = known_B * (scores_PBK.argmax(axis=2) == evidence.targets_BK.argmax(axis=1)).mean(axis=0)
+    found.values["accuracy"] = float(right_B.sum() / known_B.sum())
+    drawn_R = known_B @ weights_BR
+    none = np.full(drawn_R.shape, np.nan)
+    found.replicates["accuracy"] = np.divide(right_B @ weights_BR, drawn_R, out=none, where=drawn_R > 0)
 
 
-def _add_d_prime(found: _Fold, evidence: Evidence, replicates_R: Floats) -> None:
+def _add_d_prime(found: _Fold, evidence: Evidence, known_BK: Bools, replicates_R: Floats) -> None:
     try:
-        each = [d_prime(scores_BK, evidence.targets_BK, evidence.classes) for scores_BK in evidence.scores["shallow"]]
+        each = [d_prime(scores_BK, known_BK, evidence.classes) for scores_BK in evidence.scores["shallow"]]
         found.add("d_prime", mean_macro(each), replicates_R)
     except EvaluationError as error:  # every clip has every class: the other metrics still stand
         found.notes.append(str(error))
@@ -279,7 +312,7 @@ def _add_retrieval(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None
     found.add("qbe_map", result.average_precision, replicates_R)
     found.notes.append(f"query by example: random embeddings would reach {np.nanmean(result.chance):.3f}")
     if result.short:
-        found.notes.append(f"query by example: fewer than {clips} clips of a kind for {_listed(result.short)}")
+        found.notes.append(f"query by example: fewer than {clips} clips of a kind for {listed(result.short)}")
 
 
 def _class_table(evidence: Evidence, folds: list[_Fold]) -> tuple[ClassMetrics, ...]:
@@ -303,8 +336,3 @@ def _trained(perceptrons: tuple[ShallowResult, ...], clips: int) -> str:
     if len(perceptrons) == 1:
         return f"the perceptron trained {epochs} epochs on {clips} clips"
     return f"shallow classification is the mean of {len(perceptrons)} perceptrons ({epochs} epochs on {clips} clips)"
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:8])
-    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"

@@ -59,8 +59,9 @@ class PairedTest:
 def bootstrap_interval(value: float, replicates_R: Floats, clips: int) -> Interval:
     """The percentile interval of a metric from its resamples (`tasks.evaluation.resampling`).
 
-    Resamples in which the metric is undefined (NaN: no class had a positive) are left out and counted in
-    `method`.
+    It always holds the metric itself: where resamples lie to one side of it (scores that are all equal, a single
+    positive clip), the interval ends there instead. Resamples in which the metric is undefined (NaN: no class had a
+    positive) are left out and counted in `method`.
 
     Raises:
         EvaluationError: when the metric is undefined in every resample.
@@ -69,7 +70,8 @@ def bootstrap_interval(value: float, replicates_R: Floats, clips: int) -> Interv
     if len(defined) == 0:
         return Interval(value, None, None, clips, "no interval: no resamples")
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high), clips, _bootstrap_method(len(defined), len(replicates_R)))
+    low, high = min(float(low), value), max(float(high), value)
+    return Interval(value, low, high, clips, _bootstrap_method(len(defined), len(replicates_R)))
 
 
 def paired_bootstrap(
@@ -152,7 +154,7 @@ def _defined(replicates_R: Floats) -> Floats:
     if len(replicates_R) and not len(defined):
         raise EvaluationError(
             f"the metric is undefined in all {len(replicates_R)} resamples: too few positives; evaluate "
-            " on more clips or fewer classes"
+            "on more clips or fewer classes"
         )
     return defined
 

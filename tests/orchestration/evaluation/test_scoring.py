@@ -163,3 +163,29 @@ def test_public_data_is_evaluated(
     assert [row.name for row in unheard] == ["Silence"] * (layout is audioset)
     assert all((row.shallow_ap, row.linear_ap, row.qbe_ap) == (None, None, None) for row in unheard)
     assert ("left out, no positive test clip: Silence" in result.description) == (layout is audioset)
+
+
+def test_clips_without_a_label_are_no_negatives(tmp_path: Path) -> None:
+    """Four easy classes, and 40 clips of the same sounds without a label in either split: mAP stays 1."""
+    from sepscene.orchestration.evaluation.embed_manifest import Embeddings
+    from sepscene.orchestration.evaluation.scoring import score_encoder
+
+    rows = [(f"{k}_{n}", "abcd"[k], k, "train" if n < 10 else "test") for k in range(4) for n in range(15)]
+    rows += [(f"u{n}_{split}", "", n % 4, split) for n in range(40) for split in ("train", "test")]
+    table = "uri,labels,split\n" + "".join(f"{name}.wav,{label},{split}\n" for name, label, _, split in rows)
+    manifest = read_manifest("table", write(tmp_path, {"manifest.csv": table}))
+    sounds = np.array([k for _, _, k, _ in rows])
+    noise = np.random.default_rng(0).normal(0, 0.05, (len(rows), 4))
+    h = (np.eye(4)[sounds] + noise).astype(np.float32)
+    in_train = np.array([split == "train" for *_, split in rows])
+    changes = {"data.format": "table", "data.root": str(tmp_path), "evaluation.scoring.bootstrap": 20}
+    experiment = named_experiment("demo", "tiny").changed(changes)
+    train, test = manifest.select("train"), manifest.select("test")
+    embedded = [Embeddings(h[rows], np.arange(rows.sum())) for rows in (in_train, ~in_train)]
+    result = score_encoder("mix-chan", *embedded, train, test, experiment, tmp_path)
+    assert {result.metrics[name].value for name in ("shallow_map", "linear_map", "knn_map", "qbe_map")} == {1.0}
+    assert "left out, without a label: 40 of 60 test clips" in result.description
+
+    unlabelled = Embeddings(h[:2], np.array([20, 21]))  # nothing but clips without a label could be read
+    result = score_encoder("mix-chan", embedded[0], unlabelled, train, test, experiment, tmp_path)
+    assert result.metrics == {} and "not evaluated, 0 of 2 test clips have a label" in result.description

@@ -233,3 +233,12 @@ def test_numbers_are_written_for_people() -> None:
     assert [duration(s) for s in (1.23, 99.9, 125, 12345)] == ["1.2 s", "99.9 s", "2 min 5 s", "3 h 25 min"]
     assert [size(b) for b in (12, 60_000, 2.5e9)] == ["12 B", "60.0 kB", "2.5 GB"]
     assert [number(x) for x in (-0.5, None, float("nan"))] == ["−0.500", "–", "not a number"]
+
+
+def test_what_was_left_out_is_said_with_its_reason(tmp_path: Path) -> None:
+    left_out = {"files: suffix .m4a is not read": 3, "test clips without a label, in the evaluation only": 40}
+    sample_results().model_copy(update={"left_out": left_out}).save(tmp_path)
+    assert RunResults.load(tmp_path).left_out == left_out
+    html, markdown = (path.read_text() for path in write_report(tmp_path))
+    assert "<dt>files: suffix .m4a is not read</dt><dd>3</dd>" in html
+    assert "- left out, test clips without a label, in the evaluation only: 40" in markdown

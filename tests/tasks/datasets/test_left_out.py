@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sepscene.tasks.datasets.audit import audit
 from sepscene.tasks.datasets.labels import class_labels, split_labels
 from sepscene.tasks.datasets.readers import Manifest, ManifestError, read_manifest
-from sepscene.tasks.datasets.survey import NOT_UTF8
+from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut
 
 
 def touch(root: Path, *names: str, **texts: str) -> str:
@@ -146,7 +146,9 @@ class TestPublic:
 
 
 class TestNoLabel:
-    @pytest.mark.parametrize("cell", [None, math.nan, "", " ; ", [], [None], [math.nan, ""], ()])
+    @pytest.mark.parametrize(
+        "cell", [None, math.nan, "", " ; ", [], [None], [math.nan, ""], (), -1, -1.0, "-1", "nan", " NaN ", [-1]]
+    )
     def test_cells_that_say_nothing(self, cell: object) -> None:
         assert split_labels(cell) == () and class_labels(cell, ("dog",), "here") == ()
 
@@ -174,6 +176,24 @@ class TestNoLabel:
         manifest = read_manifest("table", f"{tmp_path}/m.parquet")
         assert manifest.clips["labels"].to_pylist() == [["dog"], []] and manifest.classes == ("dog",)
 
+    def test_minus_one_in_every_format(self, tmp_path: Path) -> None:
+        """As Hugging Face and scripts around it write "no label", also where no schema says that it is a number."""
+        touch(tmp_path, "a.wav", "b.wav")
+        (tmp_path / "manifest.csv").write_text("uri,labels,split\na.wav,3,train\nb.wav,-1,test\n")
+        (tmp_path / "metadata.jsonl").write_text(
+            '{"file_name": "a.wav", "label": 3}\n{"file_name": "b.wav", "label": -1}\n'
+        )
+        (tmp_path / "t").mkdir()
+        tar(
+            tmp_path / "t/a.tar",
+            {"a.wav": sound(), "a.json": b'{"label": 3}', "b.wav": b"x", "b.json": b'{"label": -1}'},
+        )
+        for format, root in (("table", tmp_path), ("folder", tmp_path), ("shards", tmp_path / "t")):
+            manifest = read_manifest(format, str(root))
+            assert manifest.clips["labels"].to_pylist() == [["3"], []], format
+            assert manifest.classes == ("3",) and manifest.unlabelled == 1
+            assert "there is one class, '3': nothing can be told apart" in manifest.remarks()
+
 
 class TestBounds:
     def test_a_table_of_repeated_values(self, tmp_path: Path) -> None:
@@ -188,11 +208,13 @@ class TestBounds:
 
 
 NAMES = st.lists(st.sampled_from(["train", "test", "dog", "cat", ".git", "a b", "é"]), min_size=0, max_size=3)
+OFTEN = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+ENDINGS = [".wav", ".flac", ".json", ".txt", ".cls", ".png", ""]
 ENDS = st.sampled_from([".wav", ".FLAC", ".m4a", ".txt", "", ".csv", ".tar.gz", ".mp3"])
 FILES = st.sets(st.tuples(NAMES.map(tuple), st.sampled_from(["x", ".y", "z.1"]), ENDS), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@OFTEN
 @given(files=FILES, listed=st.integers(0, 12))
 def test_every_file_is_used_or_skipped_for_a_reason(files: set[tuple[tuple[str, ...], str, str]], listed: int) -> None:
     with TemporaryDirectory() as folder:
@@ -210,3 +232,91 @@ def test_every_file_is_used_or_skipped_for_a_reason(files: set[tuple[tuple[str, 
             assert manifest.survey is not None and manifest.survey.seen == len(names) + 2
             tables = {"directory": 0, "table": 1, "folder": len([n for n in names if n.endswith("metadata.csv")]) + 1}
             assert manifest.survey.used == len(manifest) + tables[format]
+
+
+KEYS = st.lists(
+    st.tuples(st.sampled_from(["a", "b.1", "d/c", ".h", "x y"]), st.sampled_from(ENDINGS)), min_size=1, max_size=10
+)
+
+
+@OFTEN
+@given(members=KEYS, beside=st.sets(st.sampled_from(["s.wav", "b.tar.gz", "r.txt"])))
+def test_every_member_of_an_archive_is_used_or_skipped(members: list[tuple[str, str]], beside: set[str]) -> None:
+    with TemporaryDirectory() as folder:
+        touch(Path(folder), *beside)
+        names = {key + end for key, end in members}
+        tar(Path(folder) / "x.tar", {name: b'{"label": "dog"}' for name in names})
+        try:
+            manifest = read_manifest("shards", folder)
+        except ManifestError as error:
+            assert "no clip was found" in str(error)
+            return
+        assert manifest.survey is not None and manifest.survey.seen == 1 + len(names) + len(beside)
+        assert manifest.survey.used == manifest.survey.seen - sum(reasons(manifest).values())
+        sounds = {name for name in names if name.endswith((".wav", ".flac")) and "/." not in f"/{name}"}
+        doubled = reasons(manifest).get("another sound has the same key", 0)
+        assert len(manifest) == len(sounds) - doubled
+        labelled = {
+            next(f"{key}{end}" for end in (".json", ".cls", ".txt") if key + end in names)
+            for clip in manifest.clips.to_pylist()
+            if clip["labels"]
+            for key in (_stem_of(clip["clip_id"].split("#")[1], names),)
+        }
+        assert manifest.survey.used == 1 + len(manifest) + len(labelled)
+
+
+def _stem_of(sound_name: str, names: set[str]) -> str:
+    """The key of the label file that belongs to a sound: its own, or what comes before the first dot."""
+    key = sound_name.rsplit(".", 1)[0]
+    folder, _, base = key.rpartition("/")
+    short = f"{folder}/{base.split('.')[0]}" if folder else base.split(".")[0]
+    return key if any(key + end in names for end in (".json", ".cls", ".txt")) else short
+
+
+@OFTEN
+@given(names=st.sets(st.sampled_from(["1", "2", "3", "Yaaaaaaaaaaa", "aaaaaaaaaaa_30.000", ".h", "n"])), data=st.data())
+def test_every_file_of_a_public_data_set_is_used_or_skipped(names: set[str], data: st.DataObject) -> None:
+    files = {name + data.draw(st.sampled_from([".wav", ".flac", ".txt"])) for name in names}
+    layouts = {
+        "fsd50k": ("FSD50K.dev_audio/", {
+            f"FSD50K.ground_truth/{part}.csv": "fname,labels\n1,Bark\n2,\n" for part in ("dev", "eval")}),
+        "audioset": ("audio/", {
+            "class_labels_indices.csv": "index,mid,display_name\n0,/m/1,Dog\n",
+            "eval_segments.csv": 'aaaaaaaaaaa, 30.000, 40.000, "/m/1"\n'}),
+        "esc50": ("audio/", {"meta/esc50.csv": "filename,fold,category\n1.wav,1,dog\n"}),
+        "urbansound8k": ("audio/fold1/", {
+            "metadata/UrbanSound8K.csv": "slice_file_name,fold,class\n1.wav,1,dog\n"}),
+        "scenes": ("", {"train.csv": "uri,labels,split\n1.wav,dog,train\n"}),
+    }  # fmt: skip
+    for format, (folder, tables) in layouts.items():
+        with TemporaryDirectory() as root:
+            touch(Path(root), *(folder + name for name in files), *tables)
+            for name, text in tables.items():
+                (Path(root) / name).write_text(text)
+            try:
+                manifest = read_manifest(format, root, survey=True)
+            except ManifestError as error:
+                assert "no clip was found" in str(error)
+                continue
+            there = [clip for clip in manifest.clips["uri"].to_pylist() if Path(clip).exists()]
+            assert manifest.survey is not None and manifest.survey.seen == len(files) + len(tables)
+            assert manifest.survey.used == len(set(there)) + len(tables), format
+
+
+@OFTEN
+@given(files=FILES)
+def test_every_file_below_a_folder_is_embedded_or_skipped(files: set[tuple[tuple[str, ...], str, str]]) -> None:
+    """`sepscene embed FOLDER` takes what a data set of format `directory` has, and counts the rest."""
+    from sepscene.models.config import SepsceneError
+    from sepscene.orchestration.evaluation.embed_files import list_files
+
+    with TemporaryDirectory() as folder:
+        names = {"/".join([*parts, base + end]) for parts, base, end in files}
+        touch(Path(folder), *names)
+        left_out = LeftOut()
+        try:
+            taken = list_files([folder], left_out)
+        except SepsceneError as error:
+            assert "there is no sound file to embed" in str(error)
+            taken = []
+        assert len(taken) + sum(entry.count for entry in left_out.entries()) == len(names)

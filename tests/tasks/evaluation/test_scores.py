@@ -30,6 +30,7 @@ def embedded(clips: int, seed: int, single: bool = False) -> tuple[np.ndarray, n
     directions = 2 * np.random.default_rng(42).standard_normal((4, 8))
     draw = np.random.default_rng(seed)
     targets = np.eye(4, dtype=bool)[draw.integers(0, 4, clips)] if single else draw.random((clips, 4)) < 0.3
+    targets[~targets.any(axis=1), 0] = True
     return (targets @ directions + draw.standard_normal((clips, 8))).astype(np.float32), targets
 
 
@@ -98,17 +99,15 @@ def test_accuracy_where_each_clip_has_one_label() -> None:
 
 
 def test_gaps_are_noted_not_filled() -> None:
-    (train_h, train_targets), (test_h, test_targets) = embedded(120, 0), embedded(60, 1)
-    test_targets[:, 1:] = False
-    test_targets[1:, 0] = False
-    test_targets[0, 0] = True  # a single positive in all: no pair to query by
+    (train_h, train_targets), (test_h, _) = embedded(120, 0), embedded(2, 1)
+    test_targets = np.eye(4, dtype=bool)[:2]  # a single positive of two classes: no pair to query by
     found = score_embeddings(train_h, train_targets, test_h, test_targets, ["a", "b", "c", "d"], SETTINGS)
     assert "qbe_map" not in found.metrics and "shallow_map" in found.metrics
     assert any("no class has a defined query by example" in note for note in found.notes)
-    assert "left out, no positive test clip: b, c, d" in found.notes
-    assert found.per_class[1].metrics == {} and found.per_class[1].positives == 0
-    assert "50 resamples" in found.metrics["shallow_map"].method  # in all of them its one class has a metric
-    assert "fewer than 3 positive test clips, their spread is a guess: a" in found.notes
+    assert "left out, no positive test clip: c, d" in found.notes
+    assert found.per_class[2].metrics == {} and found.per_class[2].positives == 0
+    assert "50 resamples" in found.metrics["shallow_map"].method  # a class that a resample has lost keeps its metric
+    assert "fewer than 3 positive test clips, their spread is a guess: a, b" in found.notes
     assert not any("spread" in note for note in scored().notes)
 
 
@@ -141,3 +140,59 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
     h[2] = np.inf
     with pytest.raises(EvaluationError, match="1 of 40 clips have NaN or infinite"):
         score_embeddings(h, targets, h, targets, settings=SETTINGS)
+
+
+def test_clips_without_a_label_are_left_out_of_probes_and_tests() -> None:
+    """They are no negative examples: the same sounds without labels change no metric."""
+    train, test = embedded(120, 0), embedded(60, 1)
+    (more_train, more_test), nothing = (embedded(40, seed)[0] for seed in (2, 3)), np.zeros((40, 4), bool)
+    beside = [
+        np.concatenate(pair) for pair in zip((*train, *test), (more_train, nothing, more_test, nothing), strict=True)
+    ]
+    names = ["a", "b", "c", "d"]
+    alone, found = score_embeddings(*train, *test, names, SETTINGS), score_embeddings(*beside, names, SETTINGS)
+    assert found.metrics == alone.metrics
+    assert found.notes[:2] == (
+        "left out, without a label: 40 of 160 training clips",
+        "left out, without a label: 40 of 100 test clips",
+    )
+    assert found.notes[2:] == alone.notes
+    assert found.evidence.clip_ids.tolist() == [str(n) for n in range(60)]
+
+
+def test_clips_without_a_label_are_left_out_of_cross_validation() -> None:
+    h, targets = embedded(90, 0, single=True)
+    folds = np.array(["1", "2", "3"])[np.arange(90) % 3].tolist()
+    alone = cross_validate(h, targets, folds, settings=SETTINGS)
+    h, targets = np.concatenate([h, h[:30]]), np.concatenate([targets, np.zeros((30, 4), bool)])
+    found = cross_validate(h, targets, folds + ["1"] * 30, settings=SETTINGS)
+    assert found.metrics == alone.metrics
+    assert found.notes == ("left out, without a label: 30 of 120 all clips", *alone.notes)
+
+
+def test_a_class_only_in_test_is_no_class_of_the_probes() -> None:
+    """No probe can know it, so it counts in no mean of theirs; query by example needs no training."""
+    (train_h, train_targets), (test_h, test_targets) = embedded(120, 0, single=True), embedded(60, 1, single=True)
+    known = ~train_targets[:, 3]
+    found = score_embeddings(train_h[known], train_targets[known], test_h, test_targets, list("abcd"), SETTINGS)
+    assert "left out, no positive training clip: d" in found.notes
+    row = found.per_class[3]
+    assert row.positives == test_targets[:, 3].sum() and set(row.metrics) == {"qbe_map"}
+    for name in ("shallow_map", "linear_map", "knn_map"):
+        mean = np.mean([row.metrics[name] for row in found.per_class[:3]])
+        assert found.metrics[name].value == pytest.approx(mean, abs=1e-12)
+    right = found.evidence.scores["shallow"].argmax(axis=2) == test_targets.argmax(axis=1)
+    assert found.metrics["accuracy"].value == pytest.approx(right[:, ~test_targets[:, 3]].mean(), abs=1e-12)
+
+
+def test_one_class_in_all_is_refused_instead_of_being_perfect() -> None:
+    h = embedded(40, 0)[0]
+    with pytest.raises(EvaluationError, match="every test clip has it, so there is nothing to rank: dog"):
+        score_embeddings(h, np.ones((40, 1), bool), h, np.ones((40, 1), bool), ["dog"], SETTINGS)
+    with pytest.raises(EvaluationError, match="0 of 40 test clips have a label"):
+        score_embeddings(h, np.ones((40, 1), bool), h, np.zeros((40, 1), bool), ["dog"], SETTINGS)
+    both = np.arange(40) % 2 == 0
+    targets = np.stack([np.ones(40, bool), both, ~both], axis=1)
+    found = score_embeddings(h, targets, h, targets, ["sound", "dog", "cat"], SETTINGS)
+    assert "left out, every test clip has it, so there is nothing to rank: sound" in found.notes
+    assert found.per_class[0].metrics == {}
