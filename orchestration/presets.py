@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from sepscene import models
 from sepscene.augment.views import CurriculumPoint, Views
 from sepscene.models.config import SepsceneError
@@ -35,6 +33,7 @@ from sepscene.orchestration.config import (
     Training,
     load_experiment,
 )
+from sepscene.orchestration.yaml_files import parse_yaml
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
 Scale = Literal["mini", "tiny", "small", "paper"]
@@ -330,8 +329,5 @@ def parse_changes(changes: list[str] | None) -> dict[str, Any]:
         field, equals, value = change.partition("=")
         if not equals:
             raise SepsceneError(f"--set {change!r} must look like field=value, e.g. --set objective.temperature=0.1")
-        try:
-            parsed[field] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise SepsceneError(f"--set {change!r}: the value is not YAML ({error})") from None
+        parsed[field] = parse_yaml(value, f"--set {change!r}: the value")
     return parsed

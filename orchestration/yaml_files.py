@@ -35,11 +35,28 @@ def read_yaml(path: Path, what: str) -> Any:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise SepsceneError(f"{path} has {path.stat().st_size:,} bytes: that is not {what}'s YAML file")
-        return yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SepsceneError(f"{path} does not exist: give the path of {what}'s YAML file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise SepsceneError(f"{path} cannot be read as YAML: {error}") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The plain values of a YAML text.
+
+    Args:
+        text: from a file, or from an argument of a command.
+        source: where it comes from, for the message.
+
+    Raises:
+        SepsceneError: not YAML, or it has aliases.
+    """
+    try:
+        return yaml.load(text, _PlainLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise SepsceneError(f"{source} cannot be read as YAML: {error}") from None
 
 
 def secret_in(address: str) -> str | None:

@@ -110,16 +110,11 @@ def _from_file(
 
 def is_sweep(name: str) -> bool:
     """Whether a YAML file holds a sweep, and not an experiment."""
-    import yaml
-
-    from sepscene.models.config import SepsceneError
+    from sepscene.orchestration.yaml_files import read_yaml
 
     if not name.endswith((".yaml", ".yml")) or not Path(name).exists():
         return False
-    try:
-        tree = yaml.safe_load(Path(name).read_text())
-    except yaml.YAMLError as error:
-        raise SepsceneError(f"{name} is not YAML: {error}") from None
+    tree = read_yaml(Path(name), "an experiment")
     return isinstance(tree, dict) and "over" in tree
 
 

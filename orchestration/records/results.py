@@ -5,10 +5,11 @@ these files alone, so that they can be made again at any time, on another machin
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from sepscene.augment.locations import leaves_root
 from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.records.files import Record, parse_records, read_bytes, read_typed, write_whole
 from sepscene.orchestration.records.run_folder import RunFolder
@@ -16,6 +17,17 @@ from sepscene.orchestration.records.sweep_folder import SweepFolder
 
 MOST_METRICS = 8 * 2**30
 """Bytes of a metrics file: 10 million steps have some 5 GB."""
+
+
+def _inside(name: str) -> str:
+    """A path that stays in its folder; results may be a stranger's."""
+    if leaves_root(name):
+        raise ValueError(f"{name!r} leads out of the folder that holds these results")
+    return name
+
+
+InsideFolder = Annotated[str, AfterValidator(_inside)]
+"""A relative path of which no part is "..": a report reads files there and links to them."""
 
 
 class Metric(Config):
@@ -159,7 +171,7 @@ class TrialResult(Config):
     metrics: dict[str, Metric] = Field(default_factory=dict, description="as in EncoderResult")
     steps: int = Field(0, description="training steps done")
     seconds: float = 0.0
-    run_dir: str = Field("", description="the trial's run folder, relative to the sweep's")
+    run_dir: InsideFolder = Field("", description="the trial's run folder, relative to the sweep's")
 
 
 class SweepResults(Config):
@@ -222,7 +234,7 @@ class ReproducedRun(Config):
         default_factory=dict, description="background, level: shares of h that they explain; rank: of h"
     )
     differs: tuple[str, ...] = Field((), description='from the paper, e.g. "batch 64 instead of 4096"')
-    run_dir: str = Field("", description="the run's folder, relative to the reproduction's")
+    run_dir: InsideFolder = Field("", description="the run's folder, relative to the reproduction's")
 
 
 class ReproductionResults(Config):

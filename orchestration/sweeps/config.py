@@ -29,6 +29,7 @@ from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.runtime.concurrency import gpus_of
 from sepscene.orchestration.sweeps.search_space import SHORT_NAMES, Space, checked_space, parse_values
+from sepscene.orchestration.yaml_files import read_yaml
 
 """Where a sweep's folder keeps its configuration."""
 
@@ -160,12 +161,7 @@ def load_sweep(path: Path) -> SweepConfig:
     Raises:
         SepsceneError: when the file is missing, is not YAML, or holds a bad sweep.
     """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise SepsceneError(f"{path} does not exist: give the path of a sweep's YAML file") from None
-    except yaml.YAMLError as error:
-        raise SepsceneError(f"{path} is not YAML: {error}") from None
+    tree = read_yaml(path, "a sweep")
     if isinstance(tree, dict) and str(tree.get("experiment", "")).endswith((".yaml", ".yml")):
         tree["experiment"] = str((path.parent / tree["experiment"]).resolve())
     return _parse(tree, str(path))

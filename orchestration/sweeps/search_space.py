@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import ray.tune
-import yaml
 from ray.tune.search.sample import Domain, Float, Integer
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.results import Setting
+from sepscene.orchestration.yaml_files import parse_yaml
 
 SHORT_NAMES = {
     "combination": "views.combination",
@@ -76,10 +76,7 @@ def parse_values(field: str, values: Any) -> list[Any] | Domain:
         call = re.fullmatch(r"\s*([a-z]+)\((.*)\)\s*", values)
         if call:
             return _range(field, call[1], call[2])
-        try:
-            values = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError as error:
-            raise SepsceneError(f"{field}: {values!r} is no list of YAML values ({error})") from None
+        values = parse_yaml(f"[{values}]", f"{field}: {values!r}")
     listed = values if isinstance(values, list) else [values]
     if field == "views.combination":
         return [value.split("+") if isinstance(value, str) else value for value in listed]

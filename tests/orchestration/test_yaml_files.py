@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from sepscene.models.config import SepsceneError
+from sepscene.orchestration.cli.sweep_commands import is_sweep
 from sepscene.orchestration.config import Data, load_experiment
-from sepscene.orchestration.presets import named_experiment
+from sepscene.orchestration.presets import named_experiment, parse_changes
+from sepscene.orchestration.sweeps.config import load_sweep
+from sepscene.orchestration.sweeps.search_space import parse_values
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -21,6 +24,22 @@ def test_a_strange_file_is_refused_with_a_message(content: bytes, tmp_path: Path
     path.write_bytes(content)
     with pytest.raises(SepsceneError, match=r"experiment\.yaml"):
         load_experiment(path)
+
+
+@pytest.mark.parametrize("content", [BOMB.encode(), b"\xff\xfe", b"[" * 100_000, b"#" * 2**21])
+def test_a_strange_sweep_file_is_refused_with_a_message(content: bytes, tmp_path: Path) -> None:
+    """Wherever such a file is opened: as a sweep, and where a command asks which of both a file is."""
+    path = tmp_path / "sweep.yaml"
+    path.write_bytes(content)
+    for read in (load_sweep, lambda path: is_sweep(str(path)), lambda path: load_experiment(path)):
+        with pytest.raises(SepsceneError, match=r"sweep\.yaml"):
+            read(path)
+
+
+def test_aliases_in_arguments_are_refused() -> None:
+    for read in (lambda: parse_changes(["name=[&a 1, *a]"]), lambda: parse_values("seed", "&a 1,*a")):
+        with pytest.raises(SepsceneError, match="alias"):
+            read()
 
 
 @pytest.mark.parametrize(

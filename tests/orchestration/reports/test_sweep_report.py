@@ -1,5 +1,6 @@
 """A sweep's report ranks finished trials only, over seeds, and says when the intervals settle nothing."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,15 @@ def test_trial_with_other_fields_than_the_sweep_is_refused() -> None:
     trial = sample_sweep().trials[0].changed({"settings": {"seed": 1}})
     with pytest.raises(ValueError, match=r"S2-t0\.1-s0"):
         SweepResults.model_validate(sample_sweep().model_dump() | {"trials": [trial.model_dump()]})
+
+
+@pytest.mark.parametrize("path", ["../../../etc", "/etc", "a/../../b"])
+def test_a_trial_whose_folder_lies_elsewhere_is_refused(path: str, tmp_path: Path) -> None:
+    """A report of a stranger's sweep would read there, and link to it."""
+    write_sample_sweep(tmp_path)
+    file = tmp_path / "sweep.json"
+    tree = json.loads(file.read_text())
+    tree["trials"][0]["run_dir"] = path
+    file.write_text(json.dumps(tree))
+    with pytest.raises(SepsceneError, match="leads out of the folder"):
+        SweepResults.load(tmp_path)

@@ -57,7 +57,7 @@ RANDOM = {"search": "random", "budget": {"trials": 3}}
         ({"over": {"training.epochs": "uniform(1,5)"}, **RANDOM}, r"write randint\(1,6\)"),
         ({"over": {"temperature": "randint(1,5)"}, "search": "random"}, r"budget\.trials is missing"),
         ({"over": {"alpha": "0,1"}, "scheduler": "pbt", "budget": {"trials": 4}}, "training was removed"),
-        ({"over": {"views.weights": "[3,1],[1"}}, "no list of YAML values"),
+        ({"over": {"views.weights": "[3,1],[1"}}, "cannot be read as YAML"),
         ({"over": {"combination": "S2,S3"}}, "unknown processors S3"),
         ({"over": {"data.root": "a,b"}}, "all trials share the data"),
         ({"over": {"resources.trainers": "1,2"}}, "share the data, the separator, the store and the resources"),

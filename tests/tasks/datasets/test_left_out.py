@@ -249,7 +249,8 @@ def test_every_member_of_an_archive_is_used_or_skipped(members: list[tuple[str, 
         try:
             manifest = read_manifest("shards", folder)
         except ManifestError as error:
-            assert "no clip was found" in str(error)
+            if "no clip was found" not in str(error):
+                raise
             return
         assert manifest.survey is not None and manifest.survey.seen == 1 + len(names) + len(beside)
         assert manifest.survey.used == manifest.survey.seen - sum(reasons(manifest).values())
@@ -296,7 +297,8 @@ def test_every_file_of_a_public_data_set_is_used_or_skipped(names: set[str], dat
             try:
                 manifest = read_manifest(format, root, survey=True)
             except ManifestError as error:
-                assert "no clip was found" in str(error)
+                if "no clip was found" not in str(error):
+                    raise
                 continue
             there = [clip for clip in manifest.clips["uri"].to_pylist() if Path(clip).exists()]
             assert manifest.survey is not None and manifest.survey.seen == len(files) + len(tables)
@@ -317,6 +319,7 @@ def test_every_file_below_a_folder_is_embedded_or_skipped(files: set[tuple[tuple
         try:
             taken = list_files([folder], left_out)
         except SepsceneError as error:
-            assert "there is no sound file to embed" in str(error)
+            if "there is no sound file to embed" not in str(error):
+                raise
             taken = []
         assert len(taken) + sum(entry.count for entry in left_out.entries()) == len(names)
