@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from sepscene.augment.decoder import HIGHEST_RATE, LOWEST_RATE, Decoder, cancels, open_recording
-from sepscene.augment.locations import ClipError, open_location, version_of
+from sepscene.augment.locations import ClipError, open_location, unreadable, version_of
 from sepscene.models.config import Config
 
 __all__ = [
@@ -259,7 +259,7 @@ def _hash(uri: str) -> str:
         with open(opened, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ClipError(uri, f"cannot be read ({error})") from error
+        raise unreadable(uri, error) from error
 
 
 def _resampling_ratio(from_rate: int, to_rate: int) -> Fraction:

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 
 from sepscene.augment.containers import UNFILLED, as_wav, corrected
-from sepscene.augment.locations import ClipError, open_location
+from sepscene.augment.locations import ClipError, open_location, unreadable
 
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 """Hz; beyond lies a broken header, which would ask for an absurd filter."""
@@ -158,7 +158,7 @@ def open_recording(uri: str) -> Iterator[Decoder]:
     except MemoryError as error:
         raise ClipError(uri, "needs more memory than there is; split it") from error
     except OSError as error:
-        raise ClipError(uri, f"cannot be read ({error})") from error
+        raise unreadable(uri, error) from error
     except (RuntimeError, ValueError) as error:
         raise ClipError(uri, f"not decodable: {error}") from error
 

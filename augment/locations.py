@@ -49,12 +49,13 @@ class ClipError(SepsceneError):
     Attributes:
         uri: the clip, as the manifest names it.
         cause: what is wrong with it, a phrase in plain words.
+        refused: the number of the system's error (errno) where the system did not give the clip, 0 where it has no
+            number; None where the clip itself is at fault.
     """
 
-    def __init__(self, uri: str, cause: str) -> None:
-        super().__init__(uri, cause)  # both arguments, so that the error survives pickling between processes
-        self.uri = uri
-        self.cause = cause
+    def __init__(self, uri: str, cause: str, refused: int | None = None) -> None:
+        super().__init__(uri, cause, refused)  # all arguments, so that the error survives pickling between processes
+        self.uri, self.cause, self.refused = uri, cause, refused
 
     def __str__(self) -> str:
         return f"{self.uri}: {self.cause}"
@@ -98,7 +99,19 @@ def open_location(uri: str) -> str | BytesIO:
     except MemoryError as error:
         raise ClipError(uri, "needs more memory than there is; split it") from error
     except (OSError, ValueError, OverflowError, pa.ArrowException, tarfile.TarError) as error:
-        raise ClipError(uri, f"cannot be read ({_first_line(error)})") from error
+        raise unreadable(uri, error) from error
+
+
+def unreadable(uri: str, error: BaseException) -> ClipError:
+    """What to raise where a clip's bytes could not be had.
+
+    Of a local file the system numbers its errors; one without a number is the complaint of a decoder of Parquet or tar
+    about what is in the file. A remote filesystem numbers none.
+    """
+    refused = None
+    if isinstance(error, OSError):
+        refused = error.errno or (0 if local_path(split_member(uri)[0]) is None else None)
+    return ClipError(uri, f"cannot be read ({_first_line(error)})", refused)
 
 
 def split_member(uri: str) -> tuple[str, str | None]:

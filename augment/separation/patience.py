@@ -1,11 +1,12 @@
 """Reading again what a disk or a server did not give: a passing error must not cost a clip.
 
-A clip that is broken is broken for good. One that cannot be read, or whose folder is gone, may be there a second later:
-a network share that is mounted again, a server that answers again. So it is tried again, with growing pauses. What is
-still not there then is given up for this run's present command, and its cause begins with `PASSING`, so that a later
-one tries again.
+A clip that is broken is broken for good. One that the system does not give, or whose folder is gone, may be there a
+second later: a network share that is mounted again, a server that answers again. So it is tried again, with growing
+pauses. What is still not there then is given up for this run's present command, and its cause begins with `PASSING`, so
+that a later one tries again. A permission that is missing is not waited for, but a later command tries again, too.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,9 @@ from sepscene.augment.locations import NO_SUCH_FILE, PASSING, ClipError, local_p
 
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)
 """Before each further try of the clips of one block."""
+
+_STAYS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+"""Errors that no waiting ends: somebody must change a permission, a name or a folder first."""
 
 
 class Patience:
@@ -57,18 +61,19 @@ class Patience:
                 fault_N[n] = ""
             except ClipError as error:
                 fault_N[n] = error.cause
-                if may_pass(error):
+                if is_not_the_clips(error):
                     fault_N[n] = f"{PASSING}: {error.cause}"
-                    left.append(n)
+                    if error.refused not in _STAYS:
+                        left.append(n)
         return left
 
 
-def may_pass(error: ClipError) -> bool:
+def is_not_the_clips(error: ClipError) -> bool:
     """Whether a clip may be readable later: the system refused it, or the folder or archive that holds it is gone.
 
     A file that is missing from a folder that is there will not come back by waiting.
     """
-    if error.cause.startswith("cannot be read"):
+    if error.refused is not None:
         return True
     place = local_path(split_member(error.uri)[0])
     return error.cause == NO_SUCH_FILE and place is not None and not os.path.isdir(os.path.dirname(place) or ".")

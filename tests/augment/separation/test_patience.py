@@ -1,12 +1,15 @@
 """A passing read error costs no clip; a broken clip costs no time."""
 
+import errno
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sepscene.augment.audio import read_clip
-from sepscene.augment.locations import PASSING, ClipError
+from sepscene.augment.locations import PASSING, ClipError, unreadable
 from sepscene.augment.separation import patience
 from sepscene.augment.separation.patience import Patience
 
@@ -60,3 +63,31 @@ def test_a_broken_or_missing_clip_is_not_waited_for(tmp_path: Path, pauses: list
     block = columns(str(tmp_path / "text.wav"), str(tmp_path / "missing.wav"))
     faults = Patience().read(lambda n: read_clip(block["uri"][n], nano.audio), [0, 1], block)  # type: ignore[arg-type, return-value]
     assert faults[0].startswith("not decodable") and faults[1] == "no such file" and pauses == []
+
+
+@pytest.mark.parametrize(("number", "waits"), [(errno.EIO, True), (errno.ESTALE, True), (errno.EACCES, False)])
+def test_what_the_system_refuses_is_waited_for_where_waiting_may_help(
+    number: int, waits: bool, tmp_path: Path, pauses: list[float]
+) -> None:
+    uri = str(tmp_path / "a.wav")
+
+    def read(n: int) -> None:
+        raise unreadable(uri, OSError(number, os.strerror(number)))
+
+    (fault,) = Patience().read(read, [0], columns(uri))
+    assert fault.startswith(f"{PASSING}: cannot be read ([Errno {number}]")  # a later command tries it again
+    assert pauses == (list(patience.PAUSES_SECONDS) if waits else [])
+
+
+def test_a_broken_archive_is_the_clips_own_fault(tmp_path: Path, pauses: list[float], nano) -> None:
+    """Its messages say "cannot be read", too, but it stays broken."""
+    (tmp_path / "a.tar").write_bytes(b"no archive" * 100)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"no table" * 100 + b"PAR1")
+    block = columns(f"{tmp_path}/a.tar#x.wav", f"{tmp_path}/a.parquet#0")
+    faults = Patience().read(lambda n: read_clip(block["uri"][n], nano.audio), [0, 1], block)  # type: ignore[arg-type, return-value]
+    assert all(fault.startswith("cannot be read (") for fault in faults) and pauses == []
+
+
+def test_the_error_survives_its_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(unreadable("a.wav", OSError(errno.EIO, "broken"))))
+    assert (error.uri, error.refused, str(error)) == ("a.wav", errno.EIO, "a.wav: cannot be read ([Errno 5] broken)")

@@ -181,12 +181,17 @@ def test_clips_without_a_label_are_no_negatives(tmp_path: Path) -> None:
     changes = {"data.format": "table", "data.root": str(tmp_path), "evaluation.scoring.bootstrap": 20}
     experiment = named_experiment("demo", "tiny").changed(changes)
     train, test = manifest.select("train"), manifest.select("test")
-    embedded = [Embeddings(h[rows], np.arange(rows.sum())) for rows in (in_train, ~in_train)]
+    embedded = [
+        Embeddings(h[rows], np.arange(rows.sum()), ClipFeatures(h[rows][:, :3], h[rows][:, 3]))
+        for rows in (in_train, ~in_train)
+    ]
     result = score_encoder("mix-chan", *embedded, train, test, experiment, tmp_path)
     for name in ("shallow_map", "linear_map", "knn_map", "qbe_map"):
         assert result.metrics[name].value == pytest.approx(1.0, abs=1e-12), name
     assert "left out, without a label: 40 of 60 test clips" in result.description
 
-    unlabelled = Embeddings(h[:2], np.array([20, 21]))  # nothing but clips without a label could be read
+    unlabelled = Embeddings(
+        h[:2], np.array([20, 21]), np.zeros((2, 3))
+    )  # nothing but clips without a label could be read
     result = score_encoder("mix-chan", embedded[0], unlabelled, train, test, experiment, tmp_path)
     assert result.metrics == {} and "not evaluated, 0 of 2 test clips have a label" in result.description
