@@ -70,12 +70,15 @@ class Evidence:
 
     def rows(self, rows: NDArray[np.intp] | Bools) -> "Evidence":
         """The same for some clips, in the order given."""
-        scores = {name: scores_PBK[:, rows] for name, scores_PBK in self.scores.items()}
-        clip_ids, folds = self.clip_ids[rows], self.folds[rows]
-        targets_BK, h_BD = self.targets_BK[rows], self.h_BD[rows]
-        trained_BK = None if self.trained_BK is None else self.trained_BK[rows]
-        kept = {"clip_ids": clip_ids, "folds": folds, "targets_BK": targets_BK, "h_BD": h_BD, "scores": scores}
-        return replace(self, **kept, trained_BK=trained_BK)
+        return replace(
+            self,
+            clip_ids=self.clip_ids[rows],
+            folds=self.folds[rows],
+            targets_BK=self.targets_BK[rows],
+            h_BD=self.h_BD[rows],
+            scores={name: scores_PBK[:, rows] for name, scores_PBK in self.scores.items()},
+            trained_BK=None if self.trained_BK is None else self.trained_BK[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,8 @@ def cross_validate(
         )
     ids, labelled_B = _ids(clip_ids, len(h_BD)), labelled(targets_BK)
     notes = unlabelled_notes(all=labelled_B)
-    h_BD, targets_BK, fold_B, ids = (column[labelled_B] for column in (h_BD, targets_BK, fold_B, ids))
+    h_BD, targets_BK = h_BD[labelled_B], targets_BK[labelled_B]
+    fold_B, ids = fold_B[labelled_B], ids[labelled_B]
     probes = {"shallow": settings.perceptrons, "linear": 1, "knn": 1}
     scores: dict[str, Floats] = {name: np.zeros((count, *targets_BK.shape)) for name, count in probes.items()}
     trained_BK = np.zeros(targets_BK.shape, bool)
