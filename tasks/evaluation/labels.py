@@ -26,7 +26,7 @@ def labelled(targets_BK: Bools, part: str = "all") -> Bools:
     Raises:
         NothingToEvaluate: fewer than two have one.
     """
-    labelled_B = targets_BK.any(axis=1)
+    labelled_B: Bools = np.any(targets_BK, axis=1)
     if labelled_B.sum() < 2:
         raise NothingToEvaluate(
             f"{labelled_B.sum()} of {len(labelled_B)} {part} clips have a label: an evaluation needs at least 2; "
