@@ -237,7 +237,7 @@ def test_numbers_are_written_for_people() -> None:
 
 def test_what_was_left_out_is_said_with_its_reason(tmp_path: Path) -> None:
     left_out = {"files: suffix .m4a is not read": 3, "test clips without a label, in the evaluation only": 40}
-    sample_results().model_copy(update={"left_out": left_out}).save(tmp_path)
+    sample_results().changed({"left_out": left_out}).save(tmp_path)
     assert RunResults.load(tmp_path).left_out == left_out
     html, markdown = (path.read_text() for path in write_report(tmp_path))
     assert "<dt>files: suffix .m4a is not read</dt><dd>3</dd>" in html
