@@ -70,7 +70,8 @@ def _cluster_spec(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _broken_rules(tree: dict[str, Any]) -> Iterator[str]:
     """What no schema says: the operator's rules about names, versions and groups, and ours about safety."""
-    name, longest = str(tree["metadata"].get("name", "")), _LONGEST_NAME[tree["kind"]]
+    name = str(tree["metadata"].get("name", ""))
+    longest = _LONGEST_NAME[tree["kind"]]
     if len(name) > longest or not _NAME.fullmatch(name):
         yield (
             f"metadata.name {name!r} must begin with a letter, hold small letters, digits and '-' only, and have at "
@@ -94,7 +95,9 @@ def _broken_rules(tree: dict[str, Any]) -> Iterator[str]:
 
 
 def _group_faults(group: dict[str, Any], newer_autoscaler: bool) -> Iterator[str]:
-    name, start, pod = group.get("groupName", "head"), group.get("rayStartParams", {}), group["template"]["spec"]
+    name = group.get("groupName", "head")
+    start = group.get("rayStartParams", {})
+    pod = group["template"]["spec"]
     if group.get("resources") and _OWN_RESOURCE_FLAGS & start.keys():
         yield f"{name}: resources stand in both rayStartParams and `resources`: use one of them"
     if "labels" in start:

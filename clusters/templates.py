@@ -60,7 +60,8 @@ def write_template(name: str, out: Path, sizes: Mapping[str, Sizes], values: Map
     file = next((each for each in TEMPLATES if name in (each, each.partition(".")[0])), None)
     if file is None:
         raise SepsceneError(f"there is no template {name!r}; choose one of {', '.join(TEMPLATES)}")
-    beside, pools_out = (FOLDER / file).with_suffix(".pools.yaml"), out.with_suffix(".pools.yaml")
+    beside = (FOLDER / file).with_suffix(".pools.yaml")
+    pools_out = out.with_suffix(".pools.yaml")
     written = [out, pools_out] if beside.exists() else [out]
     for path in written:
         if path.exists():

@@ -80,7 +80,8 @@ class SeparatedStore:
         Raises:
             StoreError: when the store cannot be reached or its folder cannot be made.
         """
-        self.uri, self.settings = uri, settings or StoreSettings()
+        self.uri = uri
+        self.settings = settings or StoreSettings()
         self.folder = StoreFolder(uri)
         self.folder.create()
         self.counters = StoreCounters()

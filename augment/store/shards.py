@@ -85,7 +85,8 @@ class Place:
         Returns:
             (offset in the shard, number of bytes, number of the first segment).
         """
-        first, last = start // self.segment_samples, (start + samples - 1) // self.segment_samples
+        first = start // self.segment_samples
+        last = (start + samples - 1) // self.segment_samples
         stride = _CRC.size + 2 * self.segment_samples
         begin = self.offset + channel * channel_bytes(self.samples, self.segment_samples)
         end_sample = min((last + 1) * self.segment_samples, self.samples)

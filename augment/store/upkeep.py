@@ -104,9 +104,12 @@ def _existing(uri: str) -> StoreFolder:
 def list_entries(folder: StoreFolder) -> StoreListing:
     """Read all footers and add up what they name."""
     totals: dict[tuple[str, str], np.ndarray] = {}
-    damaged, shards, size = [], 0, 0
+    damaged = []
+    shards = 0
+    size = 0
     for info, footer in _footers(folder):
-        shards, size = shards + 1, size + info.size
+        shards += 1
+        size += info.size
         if isinstance(footer, str):
             damaged.append(info.base_name)
             continue
@@ -139,7 +142,11 @@ def _counts(footer: pa.Table) -> dict[tuple[str, str], np.ndarray]:
 def verify_entries(folder: StoreFolder) -> Verification:
     """Read every sample of every shard and check its checksum."""
     begin = time.monotonic()
-    damaged_shards, damaged_entries, shards, entries, size = [], [], 0, 0, 0
+    damaged_shards = []
+    damaged_entries = []
+    shards = 0
+    entries = 0
+    size = 0
     for info, footer in _footers(folder):
         if isinstance(footer, str):
             damaged_shards.append((info.base_name, footer))
@@ -153,7 +160,8 @@ def verify_entries(folder: StoreFolder) -> Verification:
             finally:
                 folder.forget(info.base_name)
             entries += len(footer)
-        shards, size = shards + 1, size + info.size
+        shards += 1
+        size += info.size
     return Verification(
         folder.uri,
         shards,
@@ -167,11 +175,14 @@ def verify_entries(folder: StoreFolder) -> Verification:
 
 def collect(folder: StoreFolder, max_bytes: int | None) -> Removed:
     """Make room: damaged shards first, then leftovers, then the oldest shards until `max_bytes` are left."""
-    sound, damaged, freed = [], 0, 0
+    sound = []
+    damaged = 0
+    freed = 0
     for info, footer in _footers(folder):
         if isinstance(footer, str):
             folder.remove(info.base_name)
-            damaged, freed = damaged + 1, freed + info.size
+            damaged += 1
+            freed += info.size
         else:
             sound.append(info)
     leftovers, leftover_bytes = folder.remove_leftovers(_LEFTOVER_SECONDS)
@@ -202,7 +213,8 @@ def _footers(folder: StoreFolder) -> Iterator[tuple[fs.FileInfo, pa.Table | str]
 
 def _damaged(folder: StoreFolder, name: str, footer: pa.Table) -> list[DamagedEntry]:
     """At most one finding for each entry: its first damaged channel."""
-    file, segment_samples = folder.open(name), segment_samples_of(footer)
+    file = folder.open(name)
+    segment_samples = segment_samples_of(footer)
     damaged = []
     for row in footer.to_pylist():
         place = Place(row["offset"], row["channels"], row["samples"], segment_samples)

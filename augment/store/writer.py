@@ -55,8 +55,11 @@ class ShardWriter:
         published: called with (name, footer, bytes) of each shard before its entries leave the memory.
         refused: called with how many entries the limit or the filesystem did not take.
         """
-        self._folder, self._settings, self._room = folder, settings, room
-        self._published, self._refused = published, refused
+        self._folder = folder
+        self._settings = settings
+        self._room = room
+        self._published = published
+        self._refused = refused
         self._lock = threading.Lock()  # the entries
         self._starting = threading.Lock()  # one shard after another
         self._pending: dict[bytes, Entry] = {}  # entries of the shard to come
@@ -107,7 +110,9 @@ class ShardWriter:
             with self._lock:
                 if not self._pending:
                     return
-                self._leaving, self._pending, self.pending_bytes = self._pending, {}, 0
+                self._leaving = self._pending
+                self._pending = {}
+                self.pending_bytes = 0
                 self._publish_seconds = min(2 * self._publish_seconds, self._settings.publish_max_seconds)
                 self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="separated-store")
             try:

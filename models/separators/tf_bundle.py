@@ -182,7 +182,8 @@ def _block(content: bytes, offset: int, size: int) -> bytes:
 def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Rows of a block; each key gives how much of the previous one it shares."""
     end = len(block) - 4 - 4 * struct.unpack("<I", block[-4:])[0]
-    key, position = b"", 0
+    key = b""
+    position = 0
     while position < end:
         shared, position = _varint(block, position)
         unshared, position = _varint(block, position)
@@ -217,9 +218,11 @@ def _fields(message: bytes) -> dict[int, list[int | bytes]]:
             value, position = _varint(message, position)
         elif tag & 7 == 2:
             size, position = _varint(message, position)
-            value, position = message[position : position + size], position + size
+            value = message[position : position + size]
+            position += size
         elif tag & 7 == 5:
-            value, position = struct.unpack("<I", message[position : position + 4])[0], position + 4
+            value = struct.unpack("<I", message[position : position + 4])[0]
+            position += 4
         else:
             raise _Damaged(f"a field has the unexpected wire type {tag & 7}")
         found.setdefault(tag >> 3, []).append(value)

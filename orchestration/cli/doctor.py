@@ -41,7 +41,8 @@ def examine(storage: Path, address: str | None) -> Iterator[Check]:
 
 def _torch() -> str:
     try:
-        torch_version, torchaudio_version = version("torch"), version("torchaudio")
+        torch_version = version("torch")
+        torchaudio_version = version("torchaudio")
     except PackageNotFoundError as error:
         raise RuntimeError(f"{error} is not installed; run `make setup`") from None
     number = tuple(int(part) for part in torch_version.split("+")[0].split(".")[:2])

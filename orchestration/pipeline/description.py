@@ -27,14 +27,16 @@ def tags_of(experiment: Experiment) -> dict[str, str]:
 def losses_of(objective: Objective) -> str:
     """What an encoder was trained with, in words for its card."""
     learned = ", learned" if objective.learn_temperature else ""
-    nt_xent, triplet = f"NT-Xent (tau {objective.temperature:g}{learned})", f"triplet ({objective.triplet_margin:g})"
+    nt_xent = f"NT-Xent (tau {objective.temperature:g}{learned})"
+    triplet = f"triplet ({objective.triplet_margin:g})"
     coincidence = f" + {objective.alpha:g} coincidence" if objective.alpha else ""
     return (triplet if objective.similarity == "triplet" else nt_xent) + coincidence
 
 
 def in_words(experiment: Experiment) -> str:
     """One sentence: name, scale, seed, views and losses."""
-    views, what = experiment.views, f"{experiment.name}, scale {experiment.scale}, seed {experiment.seed}"
+    views = experiment.views
+    what = f"{experiment.name}, scale {experiment.scale}, seed {experiment.seed}"
     separated = f" of {'∨'.join(views.combination)}" if views.separates else ""
     return f"{what}: {views.pair} views{separated}, {losses_of(experiment.objective)}."
 

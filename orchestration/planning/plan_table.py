@@ -17,7 +17,8 @@ def plan_table(plan: Plan) -> Group:
 
 
 def _facts(plan: Plan) -> Table:
-    measured, resources = plan.calibration, plan.experiment.resources
+    measured = plan.calibration
+    resources = plan.experiment.resources
     table = Table(title=f"plan of {plan.experiment.name}", show_header=False, title_justify="left", box=None)
     table.add_column(style="bold")
     table.add_column()
@@ -33,7 +34,8 @@ def _facts(plan: Plan) -> Table:
             "separator (MixIT)",
             f"{quantity(plan.separator_training_flops)}FLOP, about {duration(plan.separator_training_seconds)}",
         )
-    live, stored = quantity(plan.live_row_bytes), quantity(plan.stored_row_bytes)
+    live = quantity(plan.live_row_bytes)
+    stored = quantity(plan.stored_row_bytes)
     table.add_row("object store", f"{live}B a live row, {stored}B a row from the SeparatedStore")
     table.add_row(
         "measured, ms a row",
@@ -131,7 +133,8 @@ def duration(seconds: float) -> str:
     """`45 s`, `3 min 20 s`, `5 h 10 min`, `12 days 3 h`."""
     if seconds < 60:
         return f"{seconds:.3g} s"
-    minutes, hours = seconds / 60, seconds / 3600
+    minutes = seconds / 60
+    hours = seconds / 3600
     if minutes < 60:
         return f"{int(minutes)} min {int(seconds % 60)} s"
     if hours < 48:

@@ -39,7 +39,8 @@ def processors_of(experiment: Experiment) -> tuple[Processor, ...]:
 
 
 def _processor(name: str, experiment: Experiment) -> Processor:
-    settings, samples = experiment.separator, experiment.audio.samples
+    settings = experiment.separator
+    samples = experiment.audio.samples
     folder = settings.checkpoints.get(name)
     if folder is None:
         network = settings.beside.get(name, settings.network)

@@ -32,8 +32,10 @@ class CheckpointWriter:
             root: the stage's folder.
             kept: how many checkpoints stay; none keeps all.
         """
-        self.root, self.kept = root, kept
-        self.failure, self.unsaved = "", list[dict[str, float]]()
+        self.root = root
+        self.kept = kept
+        self.failure = ""
+        self.unsaved = list[dict[str, float]]()
         self._thread: threading.Thread | None = None
         root.mkdir(parents=True, exist_ok=True)
         for left in root.glob(f"{HIDDEN}*"):
@@ -81,7 +83,8 @@ class CheckpointWriter:
             self.failure = f"checkpoint {final.name} could not be written, {free:.1f} MB were free: {reason}"
             self.unsaved = state.metrics
             return
-        self.failure, self.unsaved = "", []
+        self.failure = ""
+        self.unsaved = []
         if self.kept is not None:
             older = [folder for folder in checkpoints_of(self.root) if folder.name < final.name]
             for folder in older[: len(older) + 1 - self.kept]:

@@ -24,7 +24,10 @@ from sepscene.orchestration.renamed import OLD_STEPS
 
 logger = logging.getLogger("sepscene")
 
-STATE, LEDGER, STEPS, MANIFEST = "state.pt", "ledger.json", "metrics.json", "manifest.json"
+STATE = "state.pt"
+LEDGER = "ledger.json"
+STEPS = "metrics.json"
+MANIFEST = "manifest.json"
 FILES = (STATE, LEDGER, STEPS)
 """What a checkpoint consists of, beside its manifest."""
 

@@ -75,7 +75,8 @@ class Ledger:
     @property
     def twice(self) -> int:
         """How often a row stands in a second interval: never, unless somebody wrote the ledger without `consume`."""
-        reached, twice = 0, 0
+        reached = 0
+        twice = 0
         for start, end in sorted(self.intervals):
             twice += max(0, min(end, reached) - start)
             reached = max(reached, end)

@@ -24,7 +24,8 @@ class MetricsFile(ray.train.UserCallback):
     """Appends the steps that rank 0 reports to the run's metrics file; what a full disk refuses waits in memory."""
 
     def __init__(self, path: Path, stage: str) -> None:
-        self.path, self.stage = path, stage
+        self.path = path
+        self.stage = stage
         self.waiting: list[dict[str, Any]] = []
         self.configured = RunFolder(path.parent).experiment.exists()
 

@@ -47,7 +47,8 @@ class MlflowStore:
     """An MLflow server, or a SQLite store, and the experiment in it that holds our runs."""
 
     def __init__(self, uri: str, experiment: str) -> None:
-        self.uri, self.experiment = uri, experiment
+        self.uri = uri
+        self.experiment = experiment
 
     @cached_property
     def client(self) -> mlflow.MlflowClient:

@@ -181,7 +181,8 @@ class Tracker:
 
     def _call(self, call: Call) -> None:
         self.store.check_file()
-        run_id, argument = self._run(call.stage, call.milliseconds), call.argument
+        run_id = self._run(call.stage, call.milliseconds)
+        argument = call.argument
         match call.kind:
             case "start":
                 self.store.begin(run_id, argument["tags"], argument["params"])

@@ -87,7 +87,8 @@ class Machines:
 @contextmanager
 def sampled(run_dir: Path, stage: str) -> Iterator[None]:
     """While the block runs, write a sample to RUN/system.jsonl every `SAMPLE_SECONDS`, and one at the end."""
-    path, stop = RunFolder(run_dir).system, threading.Event()
+    path = RunFolder(run_dir).system
+    stop = threading.Event()
     machines = Machines()
     step = len(path.read_bytes().splitlines()) if path.exists() else 0
 

@@ -15,7 +15,9 @@ from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.reports.listening_page import Neighbour, Query, Scene, write_listening_page
 from sepscene.tasks.datasets.readers import Manifest
 
-SCENES, QUERIES, NEIGHBOURS = 4, 3, 4
+SCENES = 4
+QUERIES = 3
+NEIGHBOURS = 4
 
 
 def listening_page(

@@ -187,7 +187,8 @@ class _Drawer:
     """Turns waves of one sample rate into players."""
 
     def __init__(self, sample_rate: int, sounds: Path) -> None:
-        self.sample_rate, self.sounds = sample_rate, sounds
+        self.sample_rate = sample_rate
+        self.sounds = sounds
         self.written = 0
         self.samples = round(MOST_SECONDS * sample_rate)
 
@@ -302,7 +303,8 @@ def _scored(
     """For each channel the source it is closest to, with its SI-SDR; for all of them the mean improvement."""
     if sources_KT is None or not np.isfinite(separated_ST).all():
         return [()] * len(separated_ST), ""
-    separated, sources = torch.from_numpy(separated_ST), torch.from_numpy(sources_KT.astype(np.float32))
+    separated = torch.from_numpy(separated_ST)
+    sources = torch.from_numpy(sources_KT.astype(np.float32))
     score_SK = si_sdr(separated[:, None], sources[None])
     notes: list[tuple[str, ...]] = []
     for score_K in score_SK:

@@ -48,9 +48,11 @@ def curves(
     with styled():
         columns = 1 + (len(series) > 4)
         drawing, axes = canvas(3.7, 2.5 + 0.16 * -(-len(series) // columns))
-        said, averaged = [], 1
+        said = []
+        averaged = 1
         for index, (label, (steps, values)) in enumerate(series.items()):
-            x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+            x = np.asarray(steps, dtype=float)
+            y = np.asarray(values, dtype=float)
             look = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
             if len(y) > 60:
                 axes.plot(*thin(x, y, 400), color=look["color"], linewidth=0.7, alpha=0.35)
@@ -166,7 +168,8 @@ def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -
         axes.set_aspect("equal", adjustable="datalim")
         handles, labels = axes.get_legend_handles_labels()
         if len(others):  # drawn first, named last
-            handles, labels = handles[1:] + handles[:1], labels[1:] + labels[:1]
+            handles = handles[1:] + handles[:1]
+            labels = labels[1:] + labels[:1]
         drawing.legend(handles, labels, loc="outside lower left", ncols=2, handletextpad=0.2, columnspacing=1)
         omitted = f"; {len(drawn)} of {len(points)} drawn" if len(drawn) < len(points) else ""
         return picture(drawing, name, f"{title}: {len(points)} clips of {len(counts)} classes{omitted}.")

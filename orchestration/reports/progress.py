@@ -78,7 +78,8 @@ class _Bar:
     """The bar of a terminal."""
 
     def __init__(self, bar: Progress, title: str, total: float, start: float) -> None:
-        self.bar, self.estimate = bar, _Estimate(total)
+        self.bar = bar
+        self.estimate = _Estimate(total)
         self.task = bar.add_task(title, total=total, completed=round(start), terms="", left=UNKNOWN)
 
     def update(self, done: float | None = None, terms: str = "") -> None:
@@ -96,14 +97,20 @@ class _Lines:
     """The lines of a log: one when the stage begins, one every `LINE_SECONDS`, one at its end."""
 
     def __init__(self, console: Console, title: str, total: float, start: float) -> None:
-        self.console, self.title, self.total, self.estimate = console, title, total, _Estimate(total)
+        self.console = console
+        self.title = title
+        self.total = total
+        self.estimate = _Estimate(total)
         self.started = self.written = time.monotonic()
-        self.done, self.terms, self.left = start, "", ""
+        self.done = start
+        self.terms = ""
+        self.left = ""
         self._write()
 
     def update(self, done: float | None = None, terms: str = "") -> None:
         if done is not None:
-            self.done, self.left = done, self.estimate.left(done)
+            self.done = done
+            self.left = self.estimate.left(done)
         self.terms = terms or self.terms
         if time.monotonic() - self.written >= LINE_SECONDS:
             self._write()
@@ -113,7 +120,8 @@ class _Lines:
 
     def end(self) -> None:
         """The last line."""
-        self.done, self.left = self.total, ""
+        self.done = self.total
+        self.left = ""
         self._write()
 
     def _write(self) -> None:

@@ -112,7 +112,8 @@ def _gain(result: BeyondResult) -> str:
     """+0.012 [−0.003, +0.027], p = 0.08; or why there is none."""
     if result.test is None:
         return "no seed in common"
-    found, p = result.test.difference, result.test.p
+    found = result.test.difference
+    p = result.test.p
     if found.low is None or found.high is None or p is None:
         return f"{found.value:+.3f}, {'one seed' if found.count == 1 else 'two seeds without any spread'}"
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p = {p:.3f}"

@@ -67,7 +67,8 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     Raises:
         SepsceneError: when the folder holds no results.json.
     """
-    results, files = plain(RunResults.load(run_dir)), RunFolder(run_dir)
+    results = plain(RunResults.load(run_dir))
+    files = RunFolder(run_dir)
     values = _values(results, run_dir)
     _save_pictures([*values["pictures"].values(), *values["curves"], *values["maps"]], files.plots)
     return (

@@ -27,7 +27,8 @@ class Terms:
     """The latest metrics of a stage in words, as many as fit."""
 
     def __init__(self, width: int) -> None:
-        self.width, self.latest = width, dict[str, float]()
+        self.width = width
+        self.latest = dict[str, float]()
 
     def update(self, record: Mapping[str, Any]) -> str:
         """Take in a record of the metrics file; what it does not mention stays as it was."""

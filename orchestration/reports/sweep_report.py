@@ -124,7 +124,8 @@ def ranked(sweep: SweepResults) -> list[Group]:
         over_seeds = t_interval([trial.metrics[sweep.metric].value for trial in trials])
         metric = trials[0].metrics[sweep.metric]
         if len(trials) > 1:
-            low, high = over_seeds.low, over_seeds.high
+            low = over_seeds.low
+            high = over_seeds.high
             metric = Metric(
                 value=over_seeds.value,
                 low=low,
@@ -181,7 +182,8 @@ def heat_map(sweep: SweepResults) -> HeatMap | None:
         key = (shown(trial.settings[row_field]), shown(trial.settings[column_field]))
         cells.setdefault(key, []).append(trial.metrics[sweep.metric].value)
     means = {key: float(np.mean(values)) for key, values in cells.items()}
-    rows, columns = _values(sweep, row_field), _values(sweep, column_field)
+    rows = _values(sweep, row_field)
+    columns = _values(sweep, column_field)
     whole = {(row, column): means.get((row, column)) for row in rows for column in columns}
     return HeatMap(
         field_name(row_field),

@@ -24,7 +24,8 @@ logger = logging.getLogger("sepscene")
 
 WAIT_VARIABLE = "SEPSCENE_NODE_WAIT_SECONDS"
 DEFAULT_WAIT_SECONDS = 1800.0
-POLL_SECONDS, SAY_EVERY_SECONDS = 2.0, 60.0
+POLL_SECONDS = 2.0
+SAY_EVERY_SECONDS = 60.0
 
 
 def wait_for_nodes(asked: Sequence[Demand]) -> None:

@@ -271,7 +271,8 @@ def _on_cpus(asked: Sequence[Demand], nodes: Sequence[Node]) -> str:
     said = f"\n  no node has a GPU; to run on CPUs, slowly: --set {' --set '.join(changes)}"
     if not pack([replace(demand, gpus=0.0, accelerator=None) for demand in asked], nodes)[1]:
         return said
-    total, there = sum(demand.cpus for demand in asked), sum(node.cpus for node in nodes)
+    total = sum(demand.cpus for demand in asked)
+    there = sum(node.cpus for node in nodes)
     return (
         f"{said}, and lower resources.readers, .reader_cpus, .separation_cpus or .trainer_cpus (shares of a CPU will "
         f"do): all together ask for {total:g} CPU, and there are {there:g}"
@@ -285,7 +286,8 @@ def concurrent_trials(asked: Sequence[Demand], nodes: Sequence[Node], limit: int
     """
     tasks = [demand for demand in asked if demand.role == "data task"]
     rest = [demand for demand in asked if demand.role != "data task"]
-    fitting, refused = 0, limit + 1
+    fitting = 0
+    refused = limit + 1
     while refused - fitting > 1:  # more trials never fit where fewer did not
         tried = min(2 * fitting + 1, (fitting + refused) // 2)
         if pack(rest * tried + tasks * -(-tried // TRIALS_PER_DATA_TASK), nodes)[1]:

@@ -33,11 +33,14 @@ class Watchdog:
         metrics: file that grows with every report of steps.
         report: takes what is to be said.
         """
-        self.metrics, self.report = metrics, report
+        self.metrics = metrics
+        self.report = report
         self.looked = 0.0
         self.stopped: dict[psutil.Process, float] = {}  # since when
         self.named: set[psutil.Process] = set()
-        self.size, self.grew, self.longest = self._size(), time.monotonic(), 0.0
+        self.size = self._size()
+        self.grew = time.monotonic()
+        self.longest = 0.0
         self.steps_seen = self.quiet = False
 
     def look(self) -> None:
@@ -67,10 +70,14 @@ class Watchdog:
                 )
 
     def _look_at_steps(self, now: float) -> None:
-        size, waited = self._size(), now - self.grew
+        size = self._size()
+        waited = now - self.grew
         if size != self.size:
             self.longest = max(self.longest, waited) if self.steps_seen else 0.0  # the first wait is the start's
-            self.size, self.grew, self.steps_seen, self.quiet = size, now, True, False
+            self.size = size
+            self.grew = now
+            self.steps_seen = True
+            self.quiet = False
         elif self.steps_seen and not self.quiet and waited > max(QUIET_SECONDS, 3 * self.longest):
             self.quiet = True
             self.report(f"no step was reported for {waited:.0f} s, at most {self.longest:.0f} s before")

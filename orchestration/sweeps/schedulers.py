@@ -68,7 +68,8 @@ class SpentBudget(ray.tune.Stopper):
         now = time.monotonic()
         if not self.spent and now - self.looked >= _LOOK_SECONDS:
             self.looked = now
-            hours, gpu_hours = self.budget.hours, self.budget.gpu_hours
+            hours = self.budget.hours
+            gpu_hours = self.budget.gpu_hours
             self.spent = hours is not None and now - self.begun >= hours * 3600
             self.spent |= gpu_hours is not None and self.gpu_hours() >= gpu_hours
         return self.spent

@@ -35,7 +35,8 @@ def sweep(
         SepsceneError: for fields or values that the configuration refuses, or a folder that holds another sweep;
             before anything starts.
     """
-    started, begun = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    begun = time.monotonic()
     base, space = config.checked()
     trials = plan_trials(config, base, space)
     config.save(folder)
@@ -86,7 +87,8 @@ def _log(tracker: Tracker, results: SweepResults, folder: Path) -> None:
 
 
 def _result(outcome: Outcome, folder: Path) -> TrialResult:
-    results, run_dir = outcome.results, SweepFolder(folder).trial(outcome.trial.name).path
+    results = outcome.results
+    run_dir = SweepFolder(folder).trial(outcome.trial.name).path
     metrics = dict(results.encoders[0].metrics) if results else {}
     records = [record for record in read_metrics(run_dir) if str(record["stage"]).startswith("pretrain")]
     validations = [float(record[METRIC]) for record in records if METRIC in record]

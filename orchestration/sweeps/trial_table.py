@@ -23,12 +23,14 @@ class Pace:
     """How long the rest will take, from how long the trials took that have ended since the command began."""
 
     def __init__(self, found: list[Outcome]) -> None:
-        self.begun, self.over_before = time.monotonic(), _count_ended(found)
+        self.begun = time.monotonic()
+        self.over_before = _count_ended(found)
 
     def left(self, found: list[Outcome]) -> str:
         """ ", about 12 min left"; nothing while no trial has ended, and nothing in the end."""
         over = _count_ended(found)
-        ended, waiting = over - self.over_before, len(found) - over
+        ended = over - self.over_before
+        waiting = len(found) - over
         if ended < 1 or not waiting:
             return ""
         return f", about {max(1, round((time.monotonic() - self.begun) / ended * waiting / 60))} min left"
@@ -73,7 +75,8 @@ def _state(outcome: Outcome, run_dir: Path) -> str:
 
 def _progress(run_dir: Path) -> tuple[str, str, str]:
     """The newest rows, loss and validation metric, from the end of the metrics file."""
-    path, newest = RunFolder(run_dir).metrics, dict[str, float | str]()
+    path = RunFolder(run_dir).metrics
+    newest = dict[str, float | str]()
     if path.exists():
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
