@@ -84,7 +84,7 @@ class Recording:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """Length in seconds."""
         return self.frames / self.sample_rate
 
 

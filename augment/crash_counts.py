@@ -20,7 +20,7 @@ MOST_CRASHES = 2
 
 
 class CrashCounts:
-    """Markers in one folder."""
+    """How often each clip was at hand when a process died: a marker file for each time, in one folder."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)

@@ -64,7 +64,7 @@ class Verification:
 
     @property
     def whole(self) -> bool:
-        """Nothing is damaged."""
+        """Whether no shard and no entry is damaged."""
         return not self.damaged_shards and not self.damaged_entries
 
 

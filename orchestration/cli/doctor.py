@@ -13,7 +13,7 @@ NEEDED_FREE_BYTES = 5 * 2**30
 
 @dataclass(frozen=True)
 class Check:
-    """One finding."""
+    """What one check of this machine has found, and what to do about it."""
 
     name: str
     ok: bool

@@ -215,7 +215,7 @@ def usable_device(device: str) -> str:
 
 
 def _expand(text: str, left_out: LeftOut) -> Iterator[str]:
-    """One argument as files."""
+    """The sound files that one argument of the command line stands for."""
     path = Path(local_path(text) or "")
     if text == "-":
         for line in sys.stdin:

@@ -133,7 +133,7 @@ class Plan:
     readers: int
 
     def way(self, name: str) -> Way:
-        """The way of that name."""
+        """The cost with that setting of `store.mode`."""
         return next(way for way in self.ways if way.name == name)
 
 

@@ -11,7 +11,7 @@ from sepscene.orchestration.training.flops import separation_flops
 
 @dataclass(frozen=True)
 class Processor:
-    """One processor.
+    """One processor of the ladder, as a plan counts it.
 
     Attributes:
         kind: processors of the same kind cost the same, whatever their weights.

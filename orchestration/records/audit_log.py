@@ -17,7 +17,7 @@ _DEEPEST = 3
 
 
 class AuditDigest(BaseModel):
-    """What a run takes from an audit."""
+    """The part of audit.json that a run reads: the digest of the findings."""
 
     digest: str | None = None
 

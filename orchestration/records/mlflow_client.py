@@ -146,7 +146,7 @@ class MlflowStore:
         self.client.update_run(run_id, status="RUNNING")
 
     def tag(self, run_id: str, tags: dict[str, str]) -> None:
-        """Set tags."""
+        """Set tags of a run; values become text."""
         self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
     def log_metrics(self, run_id: str, metrics: dict[str, float], now: int) -> None:

@@ -123,7 +123,7 @@ class Ui:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address of the page."""
         return f"http://{HOST}:{self.port}"
 
     def stop(self) -> None:

@@ -40,7 +40,7 @@ class Holder(BaseModel):
 
     @classmethod
     def this_process(cls) -> "Holder":
-        """This one."""
+        """The holder that this process is."""
         since = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(host=socket.gethostname(), pid=os.getpid(), process_began=_began(os.getpid()), since=since)
 

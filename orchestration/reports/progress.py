@@ -119,7 +119,7 @@ class _Lines:
         self.console.print(f"{self.title}: {text}", highlight=False, markup=False, soft_wrap=True)
 
     def end(self) -> None:
-        """The last line."""
+        """Print the last line: the stage is complete."""
         self.done = self.total
         self.left = ""
         self._write()

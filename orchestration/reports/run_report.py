@@ -88,7 +88,7 @@ def _save_pictures(pictures: Sequence[plots.Picture], folder: Path) -> None:
 
 
 def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
-    """Everything that both templates say."""
+    """The values that report.html and report.md show, by the names that the templates use."""
     records = read_metrics(run_dir)
     files = RunFolder(run_dir)
     headline = headline_metric(results.encoders)

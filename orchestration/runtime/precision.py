@@ -8,7 +8,7 @@ WORTH_A_WORD = 1.1
 
 
 def separation_precision(experiment: Experiment) -> Precision:
-    """That of the separators."""
+    """The precision in which separators compute: the one asked for, or what their device does well."""
     asked = experiment.resources
     return choose(asked.separation_precision, asked.separation_gpus, asked.separation_accelerator)
 

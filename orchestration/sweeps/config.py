@@ -52,7 +52,7 @@ class Schedule(Config):
 
 
 class SweepConfig(Config):
-    """One sweep in full."""
+    """A sweep: what is varied, how settings are chosen and trials stopped, and what all of it may cost."""
 
     experiment: str = Field(description="name of an experiment, or path of its YAML file")
     scale: Literal["tiny", "small", "paper"] = "tiny"

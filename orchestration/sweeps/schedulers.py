@@ -75,7 +75,7 @@ class SpentBudget(ray.tune.Stopper):
         return self.spent
 
     def gpu_hours(self) -> float:
-        """Of all trials so far."""
+        """GPU-hours that all trials have held so far."""
         runs = [run for run in SweepFolder(self.folder).runs() if run.trial.exists()]
         return sum(json.loads(run.trial.read_text())["gpus"] * held_seconds(run.path) for run in runs) / 3600
 
@@ -198,11 +198,11 @@ class NewSettings(Searcher):
         return trial_name(max(numbers, default=-1) + 1, self.seed)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A validation of a trial that runs."""
+        """Pass a validation of a trial that still runs to Optuna."""
         self.optuna.on_trial_result(self.proposals[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Its last validation."""
+        """Pass the last validation of a trial that has ended to Optuna."""
         self.optuna.on_trial_complete(self.proposals[trial_id], result, error)
 
     def save(self, checkpoint_path: str) -> None:
@@ -210,5 +210,5 @@ class NewSettings(Searcher):
         self.optuna.save(checkpoint_path)
 
     def restore(self, checkpoint_path: str) -> None:
-        """As `save`."""
+        """Nothing to restore, see `save`."""
         self.optuna.restore(checkpoint_path)

@@ -178,7 +178,7 @@ def draw_settings(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def key_of(setting: dict[str, Any]) -> str:
-    """Equal for equal settings."""
+    """A text that is equal for equal settings."""
     return json.dumps(setting, sort_keys=True)
 
 

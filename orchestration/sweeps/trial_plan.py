@@ -33,7 +33,7 @@ class Trial:
     seed: int = 0
 
     def for_tune(self) -> dict[str, Any]:
-        """What its driver gets."""
+        """What Ray Tune hands to the driver of the trial: plain values only."""
         assert self.experiment is not None
         return {"name": self.name, "experiment": self.experiment.model_dump(mode="json"), "shown": self.settings}
 

@@ -28,7 +28,7 @@ _ROWS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Replayed:
-    """One row again."""
+    """One row computed again: its clip, what went wrong, the peaks of its views and the norm of h."""
 
     row: int
     uri: str

@@ -31,7 +31,7 @@ class DrawRows:
         return {**draws, "row": row_N, **self._where(draws["clip"])}
 
     def _where(self, clip_N: np.ndarray) -> Columns:
-        """Where the clips are."""
+        """The URIs of clips and where in their files they begin."""
         uri_N = self.uri.take(pa.array(clip_N)).to_numpy(zero_copy_only=False)
         return {"uri": uri_N, "offset_seconds": self.offset_seconds[clip_N]}
 

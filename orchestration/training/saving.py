@@ -113,7 +113,7 @@ class Reporting(Hook):
         self.unsent: list[dict[str, Any]] = []
 
     def reports_after(self, number: int) -> bool:
-        """Every few steps."""
+        """Whether a report is due after this step: every `REPORT_EVERY_STEPS`."""
         return number % REPORT_EVERY_STEPS == 0
 
     def after_step(self, step: Step) -> None:
