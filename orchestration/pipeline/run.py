@@ -323,8 +323,8 @@ class Run:
             )  # fmt: skip
         return filled
 
-    def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None) -> Path:
-        """Pre-train an encoder and write its bundle; `pair` overrides the views for a baseline.
+    def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None, light: bool = False) -> Path:
+        """Pre-train an encoder and write its bundle; `pair` overrides the views for a baseline, `light` trains here.
 
         Returns:
             The bundle's folder: RUN/encoder, or RUN/baselines/<pair>.
@@ -339,7 +339,9 @@ class Run:
         if experiment.store.mode == "prefill" and experiment.views.separates:
             self.prefill(train, ladder)
         with self.stage(stage, stage, rows, pair=experiment.views.pair):
-            newest = pretrain(experiment, train, ladder, self.folder, stage, self.store(), self.callbacks)
+            newest = pretrain(
+                experiment, train, ladder, self.folder, stage, self.store(), self.callbacks, light and not self.callbacks
+            )
             state = read_checkpoint(newest)
             card = {
                 "title": f"{experiment.name} ({experiment.views.pair})",

@@ -4,14 +4,18 @@ Shapes: B pairs of this worker, P samples of a view, L frames, F mels.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray.data
 import ray.train
 import ray.train.torch
 import torch
+from ray.data import Dataset
+from ray.train.v2.api.validation_config import ValidationConfig
 from torch import Tensor, nn
 
 from sepscene.augment.crash_counts import CrashCounts
@@ -26,9 +30,11 @@ from sepscene.orchestration.records.checkpoints import TrainingState, read_check
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.precision import training_precision
+from sepscene.orchestration.runtime.ray_compat import leaving_nodes
 from sepscene.orchestration.training.builders import build_objective, start_from
 from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine
 from sepscene.orchestration.training.hooks import Batch, Hook, consume_rows, run_steps, usable_rows
+from sepscene.orchestration.training.light import LocalReports
 from sepscene.orchestration.training.memory import ends_when_memory_is_full, pretraining_advice
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.orchestration.training.saving import Reporting, Saving
@@ -215,23 +221,45 @@ def steps_of(experiment: Experiment, clips: int) -> int:
 
 def pretrain_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs: its part of the stream, step by step, with the hooks beside it."""
-    experiment = Experiment.model_validate(settings["experiment"])
-    folder = StageFolder(Path(settings["run"]), settings["stage"])
-    start = Path(settings["start"]) if settings["start"] else None
-    if folder.fatal.exists():
+    if _folder(settings).fatal.exists():
         return  # a worker group before this one has found that to go on is no use
-    device, checkpoint = ray.train.torch.get_device(), resume_point(folder)
-    worker = Pretrainer(experiment, settings["clips"], device, checkpoint, start)
+    worker = _pretrainer(settings, ray.train.torch.get_device())
     if worker.model is not None:
         # Views of the buckets: the gradients lie in memory once.
         one_copy = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         worker.model = ray.train.torch.prepare_model(worker.objective, parallel_strategy_kwargs=one_copy)
-    shard = ray.train.get_dataset_shard("views")
+    _train(worker, settings, ray.train.get_dataset_shard("views"), leaving_nodes, ray.train.report)
+
+
+def pretrain_here(settings: dict[str, Any], data: Dataset, validation: ValidationConfig | None) -> None:
+    """The same without Ray Train: the one worker is this process; see `light.py`."""
+    reports = LocalReports(_folder(settings), validation)
+    _train(_pretrainer(settings, torch.device("cpu")), settings, data, lambda: set[str](), reports)
+
+
+def _folder(settings: dict[str, Any]) -> StageFolder:
+    return StageFolder(Path(settings["run"]), settings["stage"])
+
+
+def _pretrainer(settings: dict[str, Any], device: torch.device) -> Pretrainer:
+    experiment = Experiment.model_validate(settings["experiment"])
+    start = Path(settings["start"]) if settings["start"] else None
+    return Pretrainer(experiment, settings["clips"], device, resume_point(_folder(settings)), start)
+
+
+def _train(
+    worker: Pretrainer,
+    settings: dict[str, Any],
+    shard: ray.data.DataIterator | Dataset,
+    leaving: Callable[[], set[str]],
+    report: Callable[..., None],
+) -> None:
+    """Args: shard: this worker's part of the stream; leaving, report: as `Saving` and `Reporting` take them."""
+    folder, training = _folder(settings), worker.experiment.training
     batches = shard.iter_batches(batch_size=worker.local_rows, batch_format="numpy", prefetch_batches=2)
-    training = experiment.training
-    saving = Saving(folder, worker.state, training.checkpoint_every_steps, training.checkpoints_kept)
-    hooks = [*_observers(worker, settings["clips"], folder), saving, Reporting()]
-    with ends_when_memory_is_full(folder, pretraining_advice(experiment, worker.local_rows)):
+    saving = Saving(folder, worker.state, training.checkpoint_every_steps, training.checkpoints_kept, leaving)
+    hooks = [*_observers(worker, settings["clips"], folder), saving, Reporting(report)]
+    with ends_when_memory_is_full(folder, pretraining_advice(worker.experiment, worker.local_rows)):
         run_steps(worker, batches, hooks, saving.pause)
 
 
@@ -256,6 +284,7 @@ def pretrain(
     stage: str,
     store: SeparatedStore | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
+    light: bool = False,
 ) -> Path:
     """Pre-train an encoder over the whole schedule, or continue; returns the newest checkpoint.
 
@@ -267,12 +296,13 @@ def pretrain(
         stage: name of the stage in metrics and checkpoints.
         store: where separated clips are kept; none separates every row live.
         callbacks: the user's own, for Ray Train.
+        light: train in this process; for an experiment of which `starts_light` says that it can.
 
     Raises:
         SepsceneError: as `Stage.run`.
     """
     folder, start = StageFolder(run_dir, stage), experiment.training.start_encoder
-    crashes = CrashCounts(folder.crashes)
+    crashes, validation = CrashCounts(folder.crashes), validation_of(experiment, manifest, folder)
     return Stage(
         folder=folder,
         worker=pretrain_worker,
@@ -285,6 +315,7 @@ def pretrain(
         rows=schedule_of(experiment, len(manifest.clips)).rows,
         resources=experiment.resources,
         options=execution_options(experiment),
-        validation=validation_of(experiment, manifest, folder),
+        validation=validation,
         callbacks=callbacks,
+        here=partial(pretrain_here, validation=validation) if light else None,
     ).run()

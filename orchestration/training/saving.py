@@ -31,7 +31,14 @@ class Saving(Hook):
     so the stream may stand still until that node is gone.
     """
 
-    def __init__(self, folder: StageFolder, state: Callable[[], TrainingState], every: int, kept: int | None) -> None:
+    def __init__(
+        self,
+        folder: StageFolder,
+        state: Callable[[], TrainingState],
+        every: int,
+        kept: int | None,
+        leaving: Callable[[], set[str]] = leaving_nodes,
+    ) -> None:
         """Wait for warnings from now on.
 
         Args:
@@ -39,8 +46,9 @@ class Saving(Hook):
             state: what a checkpoint must hold; called between two steps only.
             every: steps from one checkpoint to the next.
             kept: how many checkpoints stay; none keeps all.
+            leaving: the nodes that are being drained.
         """
-        self.folder, self.state, self.every = folder, state, every
+        self.folder, self.state, self.every, self.leaving = folder, state, every, leaving
         self.pause = threading.RLock()
         """Held during a step; see `hooks.run_steps`."""
         self.unsaved: list[dict[str, float]] = []
@@ -83,7 +91,7 @@ class Saving(Hook):
     def _poll(self, writer: CheckpointWriter) -> None:
         saved_for: set[str] = set()
         while not self._ended.wait(POLL_SECONDS):
-            leaving = leaving_nodes()
+            leaving = self.leaving()
             if leaving <= saved_for and not self.folder.wanted.exists():
                 continue
             with self.pause:
@@ -109,7 +117,9 @@ class Saving(Hook):
 class Reporting(Hook):
     """Reports metrics and events to the driver every few steps. It stands last, when all others have spoken."""
 
-    def __init__(self) -> None:
+    def __init__(self, send: Callable[..., None] = ray.train.report) -> None:
+        """Args: send: with the arguments of `ray.train.report`."""
+        self.send = send
         self.unsent: list[dict[str, Any]] = []
 
     def reports_after(self, number: int) -> bool:
@@ -132,5 +142,5 @@ class Reporting(Hook):
         self.unsent += [{"step": step.number, "event": event} for event in step.events]
 
     def _send(self, step: Step) -> None:
-        ray.train.report({"steps": self.unsent, "fatal": step.fatal}, **step.report_options)
+        self.send({"steps": self.unsent, "fatal": step.fatal}, **step.report_options)
         self.unsent = []

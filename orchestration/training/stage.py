@@ -57,6 +57,7 @@ class Stage:
         options: order and memory of the stream.
         validation: what Ray Train does with the encoders that a worker hands over (see `validation.py`).
         callbacks: the user's own, for Ray Train, which calls them in its controller's process.
+        here: trains in this process, given the settings and the data (see `light.py`); none leaves it to Ray Train.
     """
 
     folder: StageFolder
@@ -68,6 +69,7 @@ class Stage:
     options: ExecutionOptions
     validation: ValidationConfig | None = None
     callbacks: Sequence[ray.train.UserCallback] = ()
+    here: Callable[[dict[str, Any], Dataset], None] | None = None
 
     def run(self) -> Path:
         """Run to the end of the schedule, through the failures of anything but this process.
@@ -88,8 +90,8 @@ class Stage:
             if self._controller_lived():
                 break
             if controller == MAX_CONTROLLERS:
-                raise SepsceneError(f"stage {self.folder.name} failed: its Train controller died {controller} times")
-            self._note("the Train controller died, starting another")
+                raise SepsceneError(f"stage {self.folder.name} failed: {self._controller} died {controller} times")
+            self._note(f"{self._controller} died, starting another")
         collect_validations(self._metrics, self.folder.name)
         if self.folder.fatal.exists():
             raise SepsceneError(self.folder.fatal.read_text())
@@ -97,6 +99,14 @@ class Stage:
         if last is None:
             raise SepsceneError(f"{self.folder.path} holds no sound checkpoint after training")
         return last
+
+    @property
+    def _controller(self) -> str:
+        return "its stream of data" if self.here else "its Train controller"
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {**self.settings, "run": str(self.folder.run.resolve()), "stage": self.folder.name}
 
     @property
     def _metrics(self) -> Path:
@@ -130,7 +140,10 @@ class Stage:
 
         def fit() -> None:
             try:
-                self._trainer().fit()
+                if self.here:
+                    self.here(self._settings, self._remaining())
+                else:
+                    self._trainer().fit()
             except BaseException as error:
                 raised.append(error)
 
@@ -144,7 +157,8 @@ class Stage:
         if not raised:
             return True
         error = raised[0]
-        if isinstance(error, ray.exceptions.RayActorError) and ray.is_initialized():
+        passing = ray.exceptions.RayError if self.here else ray.exceptions.RayActorError
+        if isinstance(error, passing) and ray.is_initialized() and not self.folder.fatal.exists():
             return False
         self._fail(error)
         return False
@@ -152,7 +166,7 @@ class Stage:
     def _fail(self, error: BaseException) -> None:
         """Raise what ended the stage, as a sentence that says what to do."""
         name = self.folder.name
-        if isinstance(error, ray.train.TrainingFailedError):
+        if isinstance(error, ray.train.TrainingFailedError) or self.folder.fatal.exists():
             reason = self.folder.fatal.read_text() if self.folder.fatal.exists() else str(error)
             raise SepsceneError(f"stage {name} failed: {reason}") from error
         if isinstance(error, RayError | ConnectionError):
@@ -166,20 +180,19 @@ class Stage:
 
         All that Ray stores are encoders to validate; it keeps them until they are, and the last one.
         """
-        folder = StageFolder(self.folder.run.resolve(), self.folder.name)
         environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **kept_memory()}
         return trainer_class()(
             self.worker,
-            train_loop_config={**self.settings, "run": str(folder.run), "stage": folder.name},
+            train_loop_config=self._settings,
             datasets={"views": self._remaining},
             dataset_config=ray.train.DataConfig(execution_options=self.options),
             scaling_config=_scaling(self.resources),
             run_config=ray.train.RunConfig(
-                name=folder.shown,
-                storage_path=str(folder.path),
+                name=self.folder.shown,
+                storage_path=str(self.folder.path.resolve()),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
                 failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-                callbacks=[MetricsFile(folder.metrics, folder.name), *self.callbacks],  # type: ignore[list-item]
+                callbacks=[MetricsFile(self._metrics, self.folder.name), *self.callbacks],  # type: ignore[list-item]
                 # Ray's type hints still describe its first Train; this is the second, whose classes these are.
                 worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
             ),
@@ -195,6 +208,7 @@ class Stage:
             ledger = read_ledger(chosen).try_again()
         stream = self.stream(ledger)
         stream.set_name(self.folder.shown)
+        stream.context.execution_options = self.options  # as Ray Train does, where it trains
         return stream
 
     def _note(self, event: str) -> None:
