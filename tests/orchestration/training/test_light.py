@@ -1,0 +1,62 @@
+"""A trainer in the driver's own process does what one of Ray Train's does, number for number."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.checkpoints import newest_sound, read_ledger
+from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.training.light import starts_light
+from sepscene.orchestration.training.pretraining import pretrain
+from sepscene.tasks.datasets.readers import Manifest
+
+STAGE = "pretrain-mix-mix"
+CHANGES = {
+    "views.pair": "mix-mix",
+    "resources.trainers": 1,
+    "training.ordered": True,
+    "training.validation_every_steps": 4,
+    "training.validation_clips": 12,
+}
+MEASURED = ("loss", "similarity", "gradient_norm", "learning_rate", "rows", "validation_knn_map")
+
+
+def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
+    """What does not depend on the clock, by step and whether it is a validation."""
+    records = sorted(
+        (record for record in read_metrics(run_dir) if "step" in record),
+        key=lambda record: (record["step"], "validation_knn_map" in record),
+    )
+    return [{key: record[key] for key in ("step", *MEASURED) if key in record} for record in records]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_of_our_own")
+def test_a_light_trial_gives_the_same_numbers_and_goes_on_from_its_checkpoint(
+    nano: Experiment, train_clips: Manifest, tmp_path: Path
+) -> None:
+    experiment = nano.changed(CHANGES)
+    assert starts_light(experiment)
+    assert not starts_light(experiment.changed({"resources.trainers": 2}))
+    assert not starts_light(experiment.changed({"views.pair": "mix-chan"}))  # separates live
+    for name, light in (("train", False), ("light", True)):
+        pretrain(experiment, train_clips, {}, tmp_path / name, STAGE, light=light)
+    expected, found = metrics_of(tmp_path / "train"), metrics_of(tmp_path / "light")
+    assert [record["step"] for record in expected if "loss" in record] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in expected if "validation_knn_map" in record] == [4, 6]
+    assert found == expected  # to the last bit
+    stages = [tmp_path / name / "checkpoints" / STAGE for name in ("train", "light")]
+    newest = [newest_sound(stage) for stage in stages]
+    assert newest[0] and newest[1]
+    assert read_ledger(newest[0]).to_json() == read_ledger(newest[1]).to_json()
+
+    newest[1].rename(tmp_path / "lost")  # as if a kill had come before the last checkpoint
+    before = newest_sound(stages[1])
+    assert before is not None
+    again = pretrain(experiment, train_clips, {}, tmp_path / "light", STAGE, light=True)
+    assert read_ledger(again).to_json() == read_ledger(newest[0]).to_json()
+    losses = {record["step"]: record["loss"] for record in metrics_of(tmp_path / "light") if "loss" in record}
+    assert losses == {record["step"]: record["loss"] for record in expected if "loss" in record}
