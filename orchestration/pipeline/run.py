@@ -339,9 +339,8 @@ class Run:
         if experiment.store.mode == "prefill" and experiment.views.separates:
             self.prefill(train, ladder)
         with self.stage(stage, stage, rows, pair=experiment.views.pair):
-            newest = pretrain(
-                experiment, train, ladder, self.folder, stage, self.store(), self.callbacks, light and not self.callbacks
-            )
+            here = light and not self.callbacks
+            newest = pretrain(experiment, train, ladder, self.folder, stage, self.store(), self.callbacks, here)
             state = read_checkpoint(newest)
             card = {
                 "title": f"{experiment.name} ({experiment.views.pair})",
