@@ -8,12 +8,15 @@ import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from sepscene.augment.synthetic.scenes import PROFILES, write_scenes
+from sepscene.augment.synthetic.scenes import PROFILES, generate_scene, write_scenes
+from sepscene.augment.synthetic.shared_events import shared_events_in_words
+from sepscene.augment.views import Views
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Data, Experiment
@@ -29,6 +32,8 @@ from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
 UNTRAINED = "untrained"
 PAPER_CLIPS = 2_000_000
+SCENES_LISTENED_TO = 16
+"""Scenes of the study's kind whose sources say how often two crops share an event."""
 
 
 def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console, hours: float | None = None) -> None:
@@ -86,17 +91,30 @@ def write_results(base: Experiment, folder: Path) -> ReproductionResults:
         differs=_differences(base, runs),
         runs=tuple(_reproduced(record, untrained.get(record.seed)) for record in runs),
         environment=environment(),
-        data={
-            "data set": f"{base.data.described} ({base.data.scenes_profile})"
-            if _generated(base.data)
-            else base.data.described,
-            "training clips": str(base.data.scenes_train) if _generated(base.data) else "",
-            "test clips": str(base.data.scenes_test) if _generated(base.data) else "",
-        },
+        data=_described(base),
     )
     results.save(folder)
     write_reproduction_report(folder)
     return results
+
+
+def _described(base: Experiment) -> dict[str, str]:
+    """The data, as the report says it."""
+    data = base.data
+    if not _generated(data):
+        return {"data set": data.described}
+    return {
+        "data set": f"{data.described} ({data.scenes_profile})",
+        "training clips": str(data.scenes_train),
+        "test clips": str(data.scenes_test),
+        "pairs that share an event": _shared_events(data.scenes_profile, base.views, base.audio.sample_rate),
+    }
+
+
+@cache
+def _shared_events(profile: str, views: Views, sample_rate: int) -> str:
+    scenes = [generate_scene(0, index, PROFILES[profile]).sources_ST for index in range(SCENES_LISTENED_TO)]
+    return shared_events_in_words(scenes, views, sample_rate)
 
 
 def _check_same_study(base: Experiment, folder: Path) -> None:

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from sepscene.augment.synthetic.shared_events import shared_events_in_words
+from sepscene.augment.synthetic.source_segments import read_sources
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.compare import TEST_CLIPS
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.environment import environment
@@ -18,6 +21,9 @@ from sepscene.orchestration.records.results import (
 from sepscene.orchestration.records.run_folder import pretraining_stage
 from sepscene.orchestration.training.throughput import Balance, balance_of, bottleneck, store_counts
 from sepscene.tasks.datasets.readers import Manifest
+
+SCENES_LISTENED_TO = 32
+"""Whose sources say how often two crops share an event."""
 
 
 def collect_results(
@@ -71,6 +77,7 @@ def collect_results(
             "hours": f"{clips * experiment.audio.clip_seconds / 3600:.2f}",
             "manifest": train.digest()[:12],
             TEST_CLIPS: test.digest()[:12],
+            **_shared_events(experiment, test),
         },
         left_out=_left_out(train, test, unread),
     )
@@ -85,6 +92,17 @@ def _left_out(train: Manifest, test: Manifest, unread: int) -> dict[str, int]:
     for name, part in parts.items():
         counts[f"{name} without a label, in the evaluation only"] = part.unlabelled
     return {reason: count for reason, count in counts.items() if count}
+
+
+def _shared_events(experiment: Experiment, test: Manifest) -> dict[str, str]:
+    """How often two crops of a clip hear the same event; known of scenes that were written with their sources."""
+    uris = test.clips["uri"].to_pylist()[:SCENES_LISTENED_TO] if experiment.data.format == "scenes" else []
+    try:
+        scenes = [read_sources(uri) for uri in uris]
+    except OSError:
+        return {}
+    words = shared_events_in_words(scenes, experiment.views, experiment.audio.sample_rate) if scenes else ""
+    return {"pairs that share an event": words} if words else {}
 
 
 def _stages(timings: dict[str, float], metrics: list[dict[str, float | str]]) -> tuple[StageResult, ...]:

@@ -8,7 +8,12 @@ import pytest
 import soundfile
 
 from sepscene.augment.synthetic.scenes import PLACES, PROFILES, generate_scene, vocabulary, write_scenes
-from sepscene.augment.synthetic.shared_events import audible_events, shared_event_rate
+from sepscene.augment.synthetic.shared_events import (
+    audible_events,
+    shared_event_rate,
+    shared_events_in_words,
+)
+from sepscene.augment.views import Views
 from sepscene.models.config import SepsceneError
 
 RATE, CROP = 16_000, 15_360
@@ -31,6 +36,8 @@ def test_the_rate_of_shared_events_of_known_scenes() -> None:
     assert shared_event_rate([np.stack([0.01 * quiet_T, noise_T])], 100, 10_000) == 0
     found = shared_event_rate([np.stack([half_T, quiet_T])] * 20, 100, 10_000)
     assert found == pytest.approx(0.25, abs=0.05)
+    words = shared_events_in_words([np.stack([noise_T, quiet_T])] * 2, Views(patch_seconds=1.0), 100)
+    assert words == "100% of positive pairs (-10 dB, 2 scenes)"
     heard_1N = audible_events(np.stack([half_T, quiet_T]), np.array([0, 4_950, 6_000]), 100)
     assert heard_1N.tolist() == [[True, True, False]]
 
