@@ -1,6 +1,6 @@
 """Steps of scale mini against a plain loop on the same data, in CPU time of one thread, start-up included.
 
-    python -m benchmarks.mini STUDY_FOLDER table4/N/simclr-cp --steps 1000 --set data.scenes_train=64 …
+    python -m benchmarks.mini STORAGE table4/N/simclr-cp --steps 1000 --set data.scenes_train=64 …
 
 Both train the same objective with the same optimiser. The plain loop has its patches in memory and makes no draws, no
 masks and no ledger: it is the floor. CPU time, because a shared machine's clock says nothing.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from sepscene.orchestration.mini.study import stores_of
+from sepscene.orchestration.mini.data import stores_of
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops
 from sepscene.orchestration.presets import resolve
 
@@ -22,7 +22,7 @@ from sepscene.orchestration.presets import resolve
 def main() -> None:
     """Print CPU seconds a step of both loops, and their ratio at the number of steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("storage", type=Path)
     parser.add_argument("row")
     parser.add_argument("--steps", type=int, default=1000, help="for which the ratio is stated")
     parser.add_argument("--measured", type=int, default=20, help="steps of each loop that are run")
@@ -30,7 +30,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     experiment = resolve(given.row, "mini", given.changes)
-    train, _, processors = stores_of([experiment], given.folder, Console())
+    train, _, processors = stores_of([experiment], given.storage, Console())
     trainer = MiniTrainer(experiment, ViewCrops(experiment, train, processors, len(train.manifest)))
     started = time.process_time()  # all that a trial needs before its first step
     patches = trainer.patches(np.arange(trainer.batch))

@@ -41,6 +41,23 @@ Scale = Literal["mini", "tiny", "small", "paper"]
 COMBINATIONS = (("S2",), ("S1",), ("F",), ("N",), ("S2", "F"), ("S2", "N"), ("S2", "F", "N"))
 """Table 4's combinations of processors, from top to bottom."""
 
+OWN = (
+    "name",
+    "table_row",
+    "views.pair",
+    "views.combination",
+    "views.weights",
+    "views.curriculum",
+    "views.channel",
+    "views.specaugment",
+    "objective.similarity",
+    "encoder.embedding_dim",
+)
+"""Fields in which rows differ: a change of one would make a row another one under its old name."""
+
+OF_COINCIDENCE = ("objective.alpha", "objective.alpha_warmup_steps", "objective.coincidence_pairs")
+"""Fields that only rows with coincidence prediction have."""
+
 
 def mini() -> Experiment:
     """One core without Ray, two minutes a row: tiny's networks on half the frames and bands, the shipped separators.

@@ -6,34 +6,28 @@ run again. The report is made from these files after every trial, so it can be r
 
 import json
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from sepscene.augment.synthetic.scenes import PROFILES, generate_scene, write_scenes
-from sepscene.augment.synthetic.shared_events import shared_events_in_words
-from sepscene.augment.views import Views
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
-from sepscene.orchestration.config import Data, Experiment
-from sepscene.orchestration.mini.logmel_store import LogMelStore
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.mini.data import described, is_generated, stores_of
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
+from sepscene.orchestration.presets import OF_COINCIDENCE, OWN, shipped_ladder
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
 from sepscene.orchestration.records.sweep_folder import StudyFolder
 from sepscene.orchestration.reports.paper_tables import TWINS
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
-from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
 UNTRAINED = "untrained"
 PAPER_CLIPS = 2_000_000
-SCENES_LISTENED_TO = 16
-"""Scenes of the study's kind whose sources say how often two crops share an event."""
 
 
 def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console, hours: float | None = None) -> None:
@@ -51,10 +45,10 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
     """
     torch.set_num_threads(1)
     begin = time.monotonic()
-    _check_same_study(rows[0], folder)
+    _check_same_study(rows, folder)
     planned = [(row, seed) for seed in range(seeds) for row in rows if not _finished(folder, row.name, seed)]
     if planned:
-        train, test, processors = stores_of(rows, folder, console)
+        train, test, processors = stores_of(rows, folder.parent, console)
     for number, (row, seed) in enumerate(planned):
         if hours is not None and time.monotonic() - begin > 3600 * hours:
             break
@@ -91,53 +85,44 @@ def write_results(base: Experiment, folder: Path) -> ReproductionResults:
         differs=_differences(base, runs),
         runs=tuple(_reproduced(record, untrained.get(record.seed)) for record in runs),
         environment=environment(),
-        data=_described(base),
+        data=described(base),
     )
     results.save(folder)
     write_reproduction_report(folder)
     return results
 
 
-def _described(base: Experiment) -> dict[str, str]:
-    """The data, as the report says it."""
-    data = base.data
-    if not _generated(data):
-        return {"data set": data.described}
-    return {
-        "data set": f"{data.described} ({data.scenes_profile})",
-        "training clips": str(data.scenes_train),
-        "test clips": str(data.scenes_test),
-        "pairs that share an event": _shared_events(data.scenes_profile, base.views, base.audio.sample_rate),
-    }
-
-
-@cache
-def _shared_events(profile: str, views: Views, sample_rate: int) -> str:
-    scenes = [generate_scene(0, index, PROFILES[profile]).sources_ST for index in range(SCENES_LISTENED_TO)]
-    return shared_events_in_words(scenes, views, sample_rate)
-
-
-def _check_same_study(base: Experiment, folder: Path) -> None:
+def _check_same_study(rows: list[Experiment], folder: Path) -> None:
     """Refuse to go on with other settings: rows of one table must differ in nothing but what makes them rows.
 
     Raises:
         SepsceneError: names the parts of the configuration that differ from those that the folder was begun with.
     """
-    tree = base.model_dump(mode="json")
-    shared = {part: tree[part] for part in ("audio", "data", "front_end", "specaugment", "training", "evaluation")}
-    shared["objective"] = {k: v for k, v in tree["objective"].items() if k not in ("alpha", "similarity")}
-    shared["separators"] = {name: read_card(place).digest for name, place in base.separator.checkpoints.items()}
-    path = StudyFolder(folder).settings
-    if not path.exists():
-        write_whole(path, json.dumps(shared, indent=1))
-        return
-    before = json.loads(path.read_text())
-    differ = [part for part in shared if shared[part] != before.get(part)]
+    shared, path = _shared_settings(rows), StudyFolder(folder).settings
+    before = json.loads(path.read_text()) if path.exists() else {}
+    differ = [part for part in shared if shared[part] != before.get(part, shared[part])]
     if differ:
         raise SepsceneError(
             f"{folder} was begun with other settings ({', '.join(differ)}; study.json has them): give the same ones, "
             "or another --id"
         )
+    if shared != before:
+        write_whole(path, json.dumps({**before, **shared}, indent=1))
+
+
+def _shared_settings(rows: list[Experiment]) -> dict[str, Any]:
+    """What all rows of a study have in common; what only rows with coincidence prediction have, where there are any."""
+    tree = rows[0].model_dump(mode="json")
+    parts = ("audio", "data", "front_end", "specaugment", "training", "evaluation", "views", "encoder", "objective")
+    own = {*OWN, *OF_COINCIDENCE}
+    shared: dict[str, Any] = {
+        part: {key: value for key, value in tree[part].items() if f"{part}.{key}" not in own} for part in parts
+    }
+    shared["separators"] = {name: read_card(place).digest for name, place in rows[0].separator.checkpoints.items()}
+    with_coincidence = [row.objective.model_dump(mode="json") for row in rows if row.objective.alpha]
+    for objective in with_coincidence[:1]:
+        shared["coincidence"] = {field: objective[field.partition(".")[2]] for field in OF_COINCIDENCE}
+    return shared
 
 
 def _reproduced(record: TrialRecord, untrained: TrialRecord | None) -> ReproducedRun:
@@ -164,62 +149,17 @@ def _finished(folder: Path, row: str, seed: int) -> bool:
     return any(StudyFolder(folder).trial(name, seed).exists() for name in (row, TWINS.get(row, row)))
 
 
-def _processors(row: Experiment) -> tuple[str, ...]:
-    return row.views.combination if row.views.separates else ()
-
-
-def _generated(data: Data) -> bool:
-    return data.format == "scenes" and data.root is None
-
-
-def stores_of(
-    rows: list[Experiment], folder: Path, console: Console
-) -> tuple[LogMelStore, LogMelStore, dict[str, str]]:
-    """The log-mels of the training clips with all channels that any row needs, those of the test clips, and the
-    separators' folders by name."""
-    base, backgrounds = rows[0], 1 + any(row.views.background == "exchanged" for row in rows)
-    train, test = _manifests(base, folder, backgrounds, console)
-    processors = {name: base.separator.checkpoints[name] for row in rows for name in _processors(row)}
-    train_store, test_store = (LogMelStore(StudyFolder(folder).logmels, base, manifest) for manifest in (train, test))
-    show = _counter(console)
-    train_store.fill(processors, backgrounds, show)
-    test_store.fill({}, progress=show)
-    return train_store, test_store, processors
-
-
-def _manifests(base: Experiment, folder: Path, backgrounds: int, console: Console) -> tuple[Manifest, Manifest]:
-    data = base.data
-    if not _generated(data):
-        manifest = read_manifest(data.format, str(data.root))
-        return manifest.select(*data.train), manifest.select(*data.test)
-    root = StudyFolder(folder).scenes
-    for split, count, versions in (("train", data.scenes_train, backgrounds), ("test", data.scenes_test, 1)):
-        mark = StudyFolder(folder).scenes_done(split)
-        if not mark.exists():
-            console.print(f"generating {count} scenes for {split}")
-            write_scenes(root, count, 0, split, PROFILES[data.scenes_profile], False, versions)
-            mark.touch()
-    manifest = read_manifest("scenes", str(root))
-    return manifest.select("train"), manifest.select("test")
-
-
-def _counter(console: Console) -> Callable[[str, int, int], None]:
-    def show(part: str, done: int, clips: int) -> None:
-        if done == clips or done % 256 == 0:
-            console.print(f"log-mels of {part}: {done} of {clips} clips", highlight=False)
-
-    return show
-
-
 def _differences(base: Experiment, runs: list[TrialRecord]) -> tuple[str, ...]:
     """How all runs differ from the paper's."""
     steps = ", ".join(map(str, sorted({run.steps for run in runs})))
-    clips = base.data.scenes_train if _generated(base.data) else "?"
+    clips = base.data.scenes_train if is_generated(base.data) else "?"
     return (
         f"{clips} clips of {base.data.format} instead of about {PAPER_CLIPS:,} of AudioSet",
         f"global batch {base.training.global_batch} and {steps or '?'} steps; the paper's are not stated",
         f"CNN14 with widths {base.encoder.widths} instead of 64 … 2048, on {base.front_end.mel_bands} bands every "
         f"{1000 * base.front_end.hop_samples // base.front_end.sample_rate} ms",
-        "small separators that were trained before, of an STFT basis",
+        "small separators that come with the package, of an STFT basis"
+        if base.separator.checkpoints == shipped_ladder()
+        else "separators that were given",
         "all seeds share the data and the separators",
     )

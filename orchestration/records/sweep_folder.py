@@ -86,19 +86,35 @@ class StudyFolder:
         """The record of one row with one seed."""
         return self.trials / f"{row.replace('/', '-')},seed={seed}.json"
 
+
+@dataclass(frozen=True)
+class StudyData:
+    """The data that all studies of one storage share."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, storage: Path) -> "StudyData":
+        """Beside the studies."""
+        return cls(storage / "mini-data")
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that makes data."""
+        return self.path / "lock"
+
     @property
     def logmels(self) -> Path:
         """Folder of the stored log-mels."""
         return self.path / "logmels"
 
-    @property
-    def scenes(self) -> Path:
-        """The synthetic scenes."""
-        return self.path / "scenes"
+    def scenes(self, profile: str, train: int, test: int) -> Path:
+        """So many synthetic scenes of one kind."""
+        return self.path / f"{profile}-{train}+{test}"
 
-    def scenes_done(self, split: str) -> Path:
-        """There once all scenes of a split are written."""
-        return self.scenes / f"{split}.done"
+    def scenes_done(self, scenes: Path, split: str, backgrounds: int) -> Path:
+        """There once all scenes of a split are written, in so many versions each."""
+        return scenes / f"{split}.{backgrounds}.done"
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,7 @@ from typing import Any
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.presets import resolve
-
-OWN = (
-    "name",
-    "table_row",
-    "views.pair",
-    "views.combination",
-    "views.weights",
-    "views.curriculum",
-    "views.channel",
-    "views.specaugment",
-    "objective.similarity",
-    "encoder.embedding_dim",
-)
-"""Fields in which rows differ: a change of one would make a row another one under its old name."""
-
-OF_COINCIDENCE = ("objective.alpha", "objective.alpha_warmup_steps", "objective.coincidence_pairs")
-"""Fields that only rows with coincidence prediction have."""
+from sepscene.orchestration.presets import OF_COINCIDENCE, OWN, resolve
 
 
 def row_experiments(rows: list[str], scale: str, changes: dict[str, Any]) -> list[Experiment]:

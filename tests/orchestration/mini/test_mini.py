@@ -19,12 +19,13 @@ from sepscene.models.separators.folder import load_separator, save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.mini.data import stores_of
 from sepscene.orchestration.mini.logmel_store import LogMelStore
-from sepscene.orchestration.mini.study import read_records, run_study
+from sepscene.orchestration.mini.study import _check_same_study, read_records, run_study
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, alpha_at, refuse_what_is_ignored
 from sepscene.orchestration.presets import resolve, shipped_ladder
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.records.sweep_folder import StudyFolder
+from sepscene.orchestration.records.sweep_folder import StudyData, StudyFolder
 from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
@@ -160,6 +161,36 @@ def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path
     )
     with pytest.raises(SepsceneError, match=r"other settings \(training"):
         run_study([experiment(data, "table2/mix-mix", "training.epochs=3")], 1, tmp_path, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ("views.tp_delta_seconds=1.0", "views"),
+        ("views.background=exchanged", "views"),
+        ("encoder.widths=[4, 4, 4, 4, 4, 4]", "encoder"),
+        ("objective.temperature=0.1", "objective"),
+        ("objective.coincidence_pairs=own", "coincidence"),
+    ],
+)
+def test_a_study_takes_further_rows_and_no_other_settings(
+    data: tuple[Path, str], tmp_path: Path, change: str, part: str
+) -> None:
+    """Rows without coincidence prediction say nothing of its settings, so these are noted with the first row that has
+    it; a folder held views of one distance under rows of another before."""
+    for row in ("table2/mix-mix", "table4/N/simclr-cp", "table2/mix-mix", "table5/d1024"):
+        _check_same_study([experiment(data, row)], tmp_path)
+    with pytest.raises(SepsceneError, match=rf"other settings \({part};"):
+        _check_same_study([experiment(data, "table4/N/simclr-cp", change)], tmp_path)
+
+
+def test_studies_of_one_storage_share_their_data(data: tuple[Path, str], tmp_path: Path) -> None:
+    ours = experiment(data)
+    first = stores_of([ours], tmp_path, Console(quiet=True))
+    made = {path: path.stat().st_mtime_ns for path in StudyData.of(tmp_path).logmels.rglob("*.npy")}
+    again = stores_of([ours, experiment(data, "table2/mix-mix")], tmp_path, Console(quiet=True))
+    assert made and all(path.stat().st_mtime_ns == before for path, before in made.items())
+    assert [store.folder for store in first[:2]] == [store.folder for store in again[:2]]
 
 
 def test_the_ladder_that_ships_is_small_whole_and_separates() -> None:

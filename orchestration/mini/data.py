@@ -1,0 +1,108 @@
+"""The data that all studies of one storage share: scenes, and the log-mels of clips and channels, each made once."""
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console
+
+from sepscene.augment.synthetic.scenes import PROFILES, generate_scene, write_scenes
+from sepscene.augment.synthetic.shared_events import shared_events_in_words
+from sepscene.augment.views import Views
+from sepscene.orchestration.config import Data, Experiment
+from sepscene.orchestration.mini.logmel_store import LogMelStore
+from sepscene.orchestration.records.sweep_folder import StudyData
+from sepscene.tasks.datasets.readers import Manifest, read_manifest
+
+SCENES_LISTENED_TO = 16
+"""Scenes of the study's kind whose sources say how often two crops share an event."""
+
+
+def stores_of(
+    rows: list[Experiment], storage: Path, console: Console
+) -> tuple[LogMelStore, LogMelStore, dict[str, str]]:
+    """The log-mels of the training clips with all channels that any row needs, those of the test clips, and the
+    separators' folders by name.
+
+    Args:
+        rows: experiments of scale mini over the same data.
+        storage: folder of the studies. Another process that needs the same data waits until it is there.
+        console: shows the progress.
+
+    Raises:
+        SepsceneError: when a clip cannot be read, or a separator is damaged.
+    """
+    base, backgrounds = rows[0], 1 + any(row.views.background == "exchanged" for row in rows)
+    shared = StudyData.of(storage)
+    processors = {name: base.separator.checkpoints[name] for row in rows for name in _processors(row)}
+    with _alone(shared):
+        train, test = _manifests(base, shared, backgrounds, console)
+        train_store, test_store = (LogMelStore(shared.logmels, base, manifest) for manifest in (train, test))
+        show = _counter(console)
+        train_store.fill(processors, backgrounds, show)
+        test_store.fill({}, progress=show)
+    return train_store, test_store, processors
+
+
+def described(base: Experiment) -> dict[str, str]:
+    """The data, as the report says it."""
+    data = base.data
+    if not is_generated(data):
+        return {"data set": data.described}
+    return {
+        "data set": f"{data.described} ({data.scenes_profile})",
+        "training clips": str(data.scenes_train),
+        "test clips": str(data.scenes_test),
+        "pairs that share an event": _shared_events(data.scenes_profile, base.views, base.audio.sample_rate),
+    }
+
+
+def is_generated(data: Data) -> bool:
+    """Whether the clips are synthetic scenes of our own."""
+    return data.format == "scenes" and data.root is None
+
+
+@cache
+def _shared_events(profile: str, views: Views, sample_rate: int) -> str:
+    scenes = [generate_scene(0, index, PROFILES[profile]).sources_ST for index in range(SCENES_LISTENED_TO)]
+    return shared_events_in_words(scenes, views, sample_rate)
+
+
+@contextmanager
+def _alone(shared: StudyData) -> Iterator[None]:
+    """Wait until no other process makes data in the folder; the lock goes with the process, however it ends."""
+    shared.path.mkdir(parents=True, exist_ok=True)
+    with shared.lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _processors(row: Experiment) -> tuple[str, ...]:
+    return row.views.combination if row.views.separates else ()
+
+
+def _manifests(base: Experiment, shared: StudyData, backgrounds: int, console: Console) -> tuple[Manifest, Manifest]:
+    data = base.data
+    if not is_generated(data):
+        manifest = read_manifest(data.format, str(data.root))
+        return manifest.select(*data.train), manifest.select(*data.test)
+    root = shared.scenes(data.scenes_profile, data.scenes_train, data.scenes_test)
+    for split, count, versions in (("train", data.scenes_train, backgrounds), ("test", data.scenes_test, 1)):
+        marks = [shared.scenes_done(root, split, version) for version in range(1, versions + 1)]
+        if not marks[-1].exists():
+            console.print(f"generating {count} scenes for {split}")
+            write_scenes(root, count, 0, split, PROFILES[data.scenes_profile], False, versions)
+            for mark in marks:
+                mark.touch()
+    manifest = read_manifest("scenes", str(root))
+    return manifest.select("train"), manifest.select("test")
+
+
+def _counter(console: Console) -> Callable[[str, int, int], None]:
+    def show(part: str, done: int, clips: int) -> None:
+        if done == clips or done % 256 == 0:
+            console.print(f"log-mels of {part}: {done} of {clips} clips", highlight=False)
+
+    return show
