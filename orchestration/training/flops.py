@@ -38,7 +38,8 @@ def encoder_flops(config: Cnn14Config, frames: int) -> int:
     from sepscene.models.encoders.cnn14 import Cnn14
 
     with torch.device("meta"):
-        return _counted(Cnn14(config), (1, frames, config.mel_bands))
+        # In training mode a BatchNorm refuses one patch of which a single position is left.
+        return _counted(Cnn14(config).eval(), (1, frames, config.mel_bands))
 
 
 def step_flops(config: Cnn14Config, objective: Objective, frames: int, global_batch: int) -> int:
