@@ -1,6 +1,7 @@
 """The data that all studies of one storage share: scenes, and the log-mels of clips and channels, each made once."""
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -74,9 +75,12 @@ def _shared_events(profile: str, views: Views, sample_rate: int) -> str:
 def _alone(shared: StudyData) -> Iterator[None]:
     """Wait until no other process makes data in the folder; the lock goes with the process, however it ends."""
     shared.path.mkdir(parents=True, exist_ok=True)
-    with shared.lock.open("w") as lock:
+    lock = os.open(shared.lock, os.O_CREAT | os.O_RDWR)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _processors(row: Experiment) -> tuple[str, ...]:
