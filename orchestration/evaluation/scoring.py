@@ -11,7 +11,7 @@ from sepscene.models.card import read_card
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.compare import save_scores
 from sepscene.orchestration.evaluation.embed_manifest import Embeddings, score_separator
-from sepscene.orchestration.records.results import ClassResult, EncoderResult, Metric, ProcessorResult
+from sepscene.orchestration.records.results import ClassResult, EncoderResult, Metric, ProcessorResult, metric_of
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.metrics import NothingToEvaluate
@@ -19,7 +19,7 @@ from sepscene.tasks.evaluation.probes import embedding_map
 from sepscene.tasks.evaluation.resampling import resample
 from sepscene.tasks.evaluation.scores import cross_validate, score_embeddings
 from sepscene.tasks.evaluation.shortcuts import find_shortcuts
-from sepscene.tasks.evaluation.statistics import Interval, bootstrap_interval
+from sepscene.tasks.evaluation.statistics import bootstrap_interval
 
 logger = logging.getLogger("sepscene")
 
@@ -63,7 +63,7 @@ def score_encoder(
     return EncoderResult(
         name=name,
         description="; ".join([LEAK] * experiment.data.by_folds + list(scores.notes)),
-        metrics={key: _metric(interval) for key, interval in scores.metrics.items()},
+        metrics={key: metric_of(interval) for key, interval in scores.metrics.items()},
         classes=tuple(
             ClassResult(
                 name=row.name,
@@ -104,22 +104,12 @@ def score_processor(name: str, folder: str, test: Manifest, experiment: Experime
     )
 
 
-def _metric(interval: Interval) -> Metric:
-    return Metric(
-        value=interval.value,
-        low=interval.low,
-        high=interval.high,
-        count=interval.count,
-        interval=interval.method,
-    )
-
-
 def _mean_metric(values_N: np.ndarray) -> Metric | None:
     values_N = values_N[np.isfinite(values_N)]
     if not len(values_N):
         return None
     weights_NR = resample(len(values_N))
-    return _metric(bootstrap_interval(float(values_N.mean()), values_N @ weights_NR / len(values_N), len(values_N)))
+    return metric_of(bootstrap_interval(float(values_N.mean()), values_N @ weights_NR / len(values_N), len(values_N)))
 
 
 def _map_2d(embedded: Embeddings, test: Manifest) -> tuple[tuple[float, float, str], ...]:

@@ -5,7 +5,7 @@ these files alone, so that they can be made again at any time, on another machin
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
@@ -14,6 +14,9 @@ from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.records.files import Record, parse_records, read_bytes, read_typed, write_whole
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
+
+if TYPE_CHECKING:
+    from sepscene.tasks.evaluation.statistics import Interval
 
 MOST_METRICS = 8 * 2**30
 """Bytes of a metrics file: 10 million steps have some 5 GB."""
@@ -40,6 +43,17 @@ class Metric(Config):
     high: float | None = Field(None, description="upper end of the interval")
     count: int | None = Field(None, description="clips, queries or seeds behind the number")
     interval: str = Field("", description='how the interval was made, e.g. "95 % bootstrap over clips"')
+
+
+def metric_of(interval: "Interval") -> Metric:
+    """What results keep of an interval."""
+    return Metric(
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        count=interval.count,
+        interval=interval.method,
+    )
 
 
 class ClassResult(Config):

@@ -4,13 +4,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
+from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults, metric_of
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import TITLES, TWINS, Table, tables_beside
 from sepscene.orchestration.reports.render import plain, render
 from sepscene.tasks.evaluation.shortcuts import Shortcuts
-from sepscene.tasks.evaluation.statistics import Interval, t_interval
+from sepscene.tasks.evaluation.statistics import t_interval
 from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
 from sepscene.tasks.paper.claims import ClaimResult, decide_claims, table_rows
 from sepscene.tasks.paper.verdicts import LEVEL, MARGIN
@@ -53,7 +53,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
         "untrained": floor(results),
         "tables": tables,
         "shown_tables": [table for table in tables if any(line.ours for line in table.lines)],
-        "beyond": [(result, _metric(result.ours) if result.ours else None, _gain(result)) for result in beyond],
+        "beyond": [(result, metric_of(result.ours) if result.ours else None, _gain(result)) for result in beyond],
         "pictures": {table.name: _beside(table) for table in tables if any(line.ours for line in table.lines)},
         "diagnostics": (diagnostics := shortcut_lines(by_row)),
         "shortcut": shortcut_sentence(diagnostics),
@@ -85,14 +85,14 @@ def our_tables(by_row: dict[str, list[ReproducedRun]]) -> tuple[Table, ...]:
         for row in table_rows(table, _metrics(by_row)):
             if row.ours:
                 runs = by_row[row.paper.name]
-                ours[row.paper.name] = runs[0].metric if len(runs) == 1 else _metric(row.ours)
+                ours[row.paper.name] = runs[0].metric if len(runs) == 1 else metric_of(row.ours)
     return tables_beside(ours)
 
 
 def floor(results: ReproductionResults) -> Metric | None:
     """The untrained encoder's mAP over seeds; none where no run has evaluated it."""
     values = [run.untrained.value for run in results.runs if run.untrained]
-    return _metric(t_interval(values)) if values else None
+    return metric_of(t_interval(values)) if values else None
 
 
 def verdict_in_words(claims: tuple[ClaimResult, ...]) -> str:
@@ -142,16 +142,6 @@ def shortcut_sentence(lines: list[tuple[str, dict[str, float]]]) -> str:
     found = {row: Shortcuts(**diagnostics).warning for row, diagnostics in lines}
     rows = [row for row, warning in found.items() if warning]
     return f"{', '.join(rows)}: {found[rows[0]]}" if rows else ""
-
-
-def _metric(interval: Interval) -> Metric:
-    return Metric(
-        value=interval.value,
-        low=interval.low,
-        high=interval.high,
-        count=interval.count,
-        interval=interval.method,
-    )
 
 
 def _differences(runs: list[ReproducedRun]) -> str:
