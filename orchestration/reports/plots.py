@@ -70,8 +70,8 @@ def curves(
         return picture(drawing, name, f"{title}. {'; '.join(said)}.")
 
 
-def intervals(name: str, title: str, metrics: Mapping[str, Metric], reference: float | None = None) -> Picture:
-    """One row for each named metric: a point with its interval; `reference` is a dashed upright line."""
+def intervals(name: str, title: str, metrics: Mapping[str, Metric]) -> Picture:
+    """One row for each named metric: a point with its interval."""
     with styled():
         drawing, axes = canvas(4.4, 0.75 + 0.33 * len(metrics))
         rows = list(metrics.items())[::-1]
@@ -87,8 +87,6 @@ def intervals(name: str, title: str, metrics: Mapping[str, Metric], reference: f
                 )
             marker = MARKERS[(len(rows) - 1 - place) % len(MARKERS)]
             axes.plot([metric.value], [place], marker, color=colour, markersize=6)
-        if reference is not None:
-            axes.axvline(reference, color=SOFT, linestyle=DASHES[1], linewidth=1)
         axes.set_yticks(range(len(rows)), [brief(label) for label, _ in rows], color=INK)
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(axis="y", visible=False)
