@@ -8,6 +8,7 @@ import pytest
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.results import ClassResult, EncoderResult, Metric, RunResults
+from sepscene.orchestration.reports import render
 from sepscene.orchestration.reports.render import duration, number, size
 from sepscene.orchestration.reports.run_report import (
     answer,
@@ -242,3 +243,16 @@ def test_what_was_left_out_is_said_with_its_reason(tmp_path: Path) -> None:
     html, markdown = (path.read_text() for path in write_report(tmp_path))
     assert "<dt>files: suffix .m4a is not read</dt><dd>3</dd>" in html
     assert "- left out, test clips without a label, in the evaluation only: 40" in markdown
+
+
+def test_the_style_speaks_of_elements_and_classes_that_the_pages_have() -> None:
+    """A word that was replaced in all files had once become the name of an element that does not exist."""
+    folder = Path(render.__file__).parent / "templates"
+    pages = "".join(page.read_text() for page in folder.glob("*.html.j2"))
+    style = re.sub(r"/\*.*?\*/", "", (folder / "style.css").read_text(), flags=re.DOTALL)
+    selectors = re.findall(r"(?:^|[{};])\s*([^{};@]+?)\s*\{", style)
+    elements = {name for one in selectors for name in re.findall(r"(?<![.#\w:\[-])[a-z]+\d?(?![\w-]*\()", one)}
+    classes = {name for one in selectors for name in re.findall(r"\.([a-z][\w-]*)", one)}
+    assert "figure" in elements and "pictures" in classes
+    assert {name for name in elements if f"<{name}" not in pages and name not in ("root", "svg", "i", "code")} == set()
+    assert {name for name in classes if not re.search(rf"[\"' ]{name}[\"' ]", pages)} == set()
