@@ -254,6 +254,7 @@ def _tuner(
             # does not react until its own trial has ended: where trials are stopped, each has its own process.
             reuse_actors=tuning.scheduler is None,
             trial_name_creator=_name,
+            trial_dirname_creator=_name,  # or all of a trial's settings, cut at 130 characters
         ),
         run_config=ray.tune.RunConfig(
             name=f"tune-{time.time_ns()}",

@@ -101,6 +101,8 @@ def test_a_failed_trial_stops_no_other_and_going_on_repeats_nothing(run: Any, tm
     assert "process of its driver died" in (died / "failure").read_text()
     tags = json.loads((died / "tags.json").read_text())
     assert tags["sweep.objective.alpha"] == "9.0" and tags["status"] == "running"
+    shown = sorted(path.name for path in (tmp_path / "sweep" / "tune").glob("*/*") if path.is_dir())
+    assert shown == ["t000-s0", "t001-s0"]  # and not all of their settings
     again = run(0.01, over=over)
     assert [status for status, _ in again.values()] == ["finished", "finished"]
     assert starts(tmp_path / "sweep") == {
