@@ -69,8 +69,13 @@ def _read_table(root: Root) -> Manifest:
         root, name = root.folder()
     else:
         names = [name for name in ("manifest.csv", "manifest.parquet") if root.holds(name)]
-        if not names:
-            raise ManifestError(f"{root.location}: has no manifest.csv or manifest.parquet; name the table itself")
+        if not names:  # any name will do where there is only one table
+            names = [path for path in root.files(suffixes=[".csv", ".parquet"]) if "/" not in path]
+            if len(names) != 1:
+                raise ManifestError(
+                    f"{root.location}: has {len(names) or 'no'} tables (CSV, Parquet) and no manifest.csv or "
+                    "manifest.parquet; name the table itself"
+                )
         name = names[0]
     return _from_tables(root, [name], f"{root.location}/{name}")
 

@@ -46,6 +46,14 @@ class TestManifest:
         with pytest.raises(ManifestError, match="split 'dev'; the data has test, train"):
             manifest.select("train", "dev")
 
+    def test_a_folders_only_table_may_have_any_name(self, tmp_path: Path) -> None:
+        named = read_manifest("table", write(tmp_path / "a", {"manifest.csv": TABLE}))
+        found = read_manifest("table", write(tmp_path / "b", {"train.csv": TABLE, "notes.txt": "none"}))
+        assert found.clips["clip_id"].to_pylist() == named.clips["clip_id"].to_pylist()
+        for files, count in (({"one.csv": TABLE, "two.csv": TABLE}, "2"), ({"notes.txt": "none"}, "no")):
+            with pytest.raises(ManifestError, match=f"has {count} tables .* name the table itself"):
+                read_manifest("table", write(tmp_path / count, files))
+
     def test_targets_of_a_sliced_table(self) -> None:
         manifest = make_manifest([Clip(str(n), str(n), ("a", "b")[: n % 3], "train") for n in range(7)], "here")
         part = Manifest(manifest.clips.slice(2, 4), manifest.classes)
