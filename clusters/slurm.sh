@@ -64,10 +64,12 @@ if [ "$SLURM_JOB_NUM_NODES_HET_GROUP_0" -gt 1 ]; then
     OTHERS=$((SLURM_JOB_NUM_NODES_HET_GROUP_0 - 1))
     srun --het-group=0 --nodes=$OTHERS --ntasks=$OTHERS --exclude="$HEAD" \
         bash -c "$(join $TRAINER_CPUS trainers)" &
+    STEPS=$!
 fi
 SEPARATORS=$SLURM_JOB_NUM_NODES_HET_GROUP_1
 srun --het-group=1 --nodes="$SEPARATORS" --ntasks="$SEPARATORS" \
     bash -c "$(join $SEPARATOR_CPUS separators)" &
+STEPS="${STEPS:-} $!"
 
 for second in $(seq 600); do (: < "/dev/tcp/$HEAD/$PORT") 2> /dev/null && break; sleep 1; done
 sepscene pretrain "$EXPERIMENT" --scale paper --storage "$STORAGE" --run-id "$RUN_ID" --resume "${@:3}" &
@@ -77,6 +79,6 @@ trap 'kill -TERM $RUN' TERM
 code=0
 wait $RUN || code=$?
 while kill -0 $RUN 2> /dev/null; do wait $RUN && code=0 || code=$?; done # a signal ends `wait` before the run
-kill $RAY # the other nodes leave with their head
+kill $RAY $STEPS # all nodes now: by itself a node would look for its head for a minute, and then complain
 wait
 exit $code

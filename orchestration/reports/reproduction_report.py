@@ -115,8 +115,13 @@ def _gain(result: BeyondResult) -> str:
     found = result.test.difference
     p = result.test.p
     if found.low is None or found.high is None or p is None:
-        return f"{found.value:+.3f}, {'one seed' if found.count == 1 else 'two seeds without any spread'}"
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p = {p:.3f}"
+        return f"{_signed(found.value)}, {'one seed' if found.count == 1 else 'two seeds without any spread'}"
+    return f"{_signed(found.value)} [{_signed(found.low)}, {_signed(found.high)}], p = {p:.3f}"
+
+
+def _signed(value: float) -> str:
+    """+0.012 or −0.003, with a minus sign."""
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _metrics(by_row: dict[str, list[ReproducedRun]]) -> dict[str, dict[int, float]]:
