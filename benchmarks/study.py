@@ -30,7 +30,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from sepscene.augment.audio import read_clip
+from sepscene.augment.audio import read_sound
 from sepscene.augment.separation.blocks import ServiceSettings
 from sepscene.augment.separation.reader import ViewMaker
 from sepscene.augment.store.separated_store import SeparatedStore
@@ -48,6 +48,7 @@ from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.orchestration.training.separator_training import read_ladder
 from sepscene.orchestration.training.stream import schedule_of
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
+from sepscene.tasks.evaluation.embed_sounds import embed_sounds
 from sepscene.tasks.evaluation.scores import score_embeddings
 
 METRICS = ("shallow_map", "linear_map", "knn_map", "qbe_map")
@@ -92,13 +93,12 @@ def trained(
 
 
 def embedded(encoder: Encoder, clips: Manifest, experiment: Experiment) -> np.ndarray:
-    """h of every clip, (N, D)."""
+    """h of every clip, (N, D): of its sound as it is, without padding, as a run evaluates it."""
     found = list(zip(*(clips.clips[name].to_pylist() for name in ("uri", "offset_seconds")), strict=True))
     h = []
-    with torch.inference_mode():
-        for start in range(0, len(found), EMBED_CLIPS):
-            waves = [read_clip(uri, experiment.audio, offset) for uri, offset in found[start : start + EMBED_CLIPS]]
-            h.append(encoder(torch.from_numpy(np.stack(waves))).numpy())
+    for start in range(0, len(found), EMBED_CLIPS):
+        waves = [read_sound(uri, experiment.audio, offset) for uri, offset in found[start : start + EMBED_CLIPS]]
+        h.append(embed_sounds(encoder, waves, "cpu"))
     return np.concatenate(h)
 
 

@@ -1,10 +1,11 @@
 """The part of the configuration that says where clips come from, and which of them train and test."""
 
-from pathlib import Path
+import os
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sepscene.augment.locations import local_path
 from sepscene.models.config import Config
 
 FOLDS = "folds"
@@ -58,10 +59,13 @@ class Data(Config):
         """Format and place, as reports name the data set; synthetic scenes lie where their run put them."""
         return self.format if self.format == "scenes" else f"{self.format} {self.root}"
 
-    @field_validator("root", mode="before")
+    @field_validator("root")
     @classmethod
-    def _home_is_expanded(cls, root: Any) -> Any:
-        return str(Path(root).expanduser()) if isinstance(root, str) and root.startswith("~") else root
+    def _root_is_kept_absolute(cls, root: str | None) -> str | None:
+        """A run goes on from other folders, and its workers have a working folder of their own."""
+        if root is None or local_path(root) != root:
+            return root
+        return os.path.abspath(os.path.expanduser(root))
 
     @field_validator("train", "test", mode="before")
     @classmethod

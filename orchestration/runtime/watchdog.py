@@ -2,7 +2,8 @@
 
 A process that is killed is noticed by Ray. One that is stopped (SIGSTOP, a debugger, a machine that is suspended in
 part) is not: the run waits without a word. The driver looks at the processes of the Ray that it started itself, and at
-how long ago the last step was reported. Of a cluster's processes it only knows the latter.
+how long ago the last step was reported. Of a cluster's processes it only knows the latter. Where Ray's own processes
+have died, Ray ends this one without a word a minute later; so the stage is ended before, with words.
 """
 
 import time
@@ -11,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from sepscene.models.config import SepsceneError
 
 EVERY_SECONDS = 5.0
 """Between two looks."""
@@ -23,6 +26,9 @@ RESTART_SECONDS = 300.0
 
 QUIET_SECONDS = 60.0
 """So long without a step, and three times longer than ever before, is worth a word."""
+
+RAY_ITSELF = ("gcs_server", "raylet")
+"""Processes of a Ray that was started here, without which it is at its end."""
 
 
 class Watchdog:
@@ -42,15 +48,29 @@ class Watchdog:
         self.grew = time.monotonic()
         self.longest = 0.0
         self.steps_seen = self.quiet = False
+        self.ray = [(each, each.name()) for each in psutil.Process().children() if each.name() in RAY_ITSELF]
 
     def look(self) -> None:
-        """Name what stands still, and kill what has done so for too long."""
+        """Name what stands still, and kill what has done so for too long.
+
+        Raises:
+            SepsceneError: Ray itself has died on this machine.
+        """
         now = time.monotonic()
         if now - self.looked < EVERY_SECONDS:
             return
         self.looked = now
+        self._look_at_ray()
         self._look_at_processes(now)
         self._look_at_steps(now)
+
+    def _look_at_ray(self) -> None:
+        dead = [f"{name} (process {each.pid})" for each, name in self.ray if not _is_alive(each)]
+        if dead:
+            raise SepsceneError(
+                f"Ray has died on this machine: {', '.join(dead)} is gone; all that is saved is kept, continue the run "
+                "with --resume"
+            )
 
     def _look_at_processes(self, now: float) -> None:
         found = [each for each in psutil.Process().children(recursive=True) if _is_stopped(each)]
@@ -88,6 +108,13 @@ class Watchdog:
             return self.metrics.stat().st_size
         except OSError:
             return 0
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def _is_stopped(process: psutil.Process) -> bool:

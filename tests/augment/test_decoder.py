@@ -5,7 +5,6 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import soundfile
@@ -14,6 +13,8 @@ from sepscene.augment.audio import AudioFormat, ClipError, check_audio, read_aud
 from sepscene.augment.containers import corrected
 from sepscene.augment.mpeg import count_frames, frame_at
 from sepscene.models.config import SepsceneError
+
+av = pytest.importorskip("av", reason="FFmpeg's Python package, from constraints-dev.txt")
 
 RATE = 44_100
 WINDOW = AudioFormat(sample_rate=RATE, clip_seconds=0.5)

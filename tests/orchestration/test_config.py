@@ -1,5 +1,6 @@
 """Configuration: every named experiment is sound, overrides are typed, faults are one clear message."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment, load_experiment, parse_experiment
+from sepscene.orchestration.data_config import Data
 from sepscene.orchestration.presets import EXPERIMENTS, SCALES, named_experiment
 from sepscene.tasks.paper.claims import PAPER_TABLES
 
@@ -116,3 +118,20 @@ def test_elastic_trainers_must_divide_every_batch_and_have_nodes_of_their_own() 
             parse_experiment(base | fits | {"resources": {"trainers": 3, "trainers_min": 1, **where}}, "test")
     with pytest.raises(SepsceneError, match="is more than"):
         parse_experiment(base | {"resources": elastic["resources"] | {"trainers_min": 4}}, "test")
+
+
+def test_the_root_is_absolute_wherever_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what a run saves and a worker with another working folder reads again; addresses stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for given, kept in (("data/esc50", "data/esc50"), ("../x", "../x"), ("~/esc50", "home/esc50"), ("/a b", "/a b")):
+        changes = {"data.format": "table", "data.root": given, "data.train": [1, 2], "data.test": [3]}
+        experiment = named_experiment("demo", "tiny").changed(changes)
+        assert experiment.data.root == os.path.normpath(tmp_path / kept)
+        assert experiment.data.train == ("1", "2") and experiment.data.test == ("3",)
+        experiment.save(tmp_path / "experiment.yaml")
+        monkeypatch.chdir("/")
+        assert load_experiment(tmp_path / "experiment.yaml") == experiment
+        monkeypatch.chdir(tmp_path)
+    for address in ("s3://bucket/clips", "gs://b/c?region=x", "file:///data/x"):
+        assert Data(format="table", root=address).root == address

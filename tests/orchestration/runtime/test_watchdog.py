@@ -1,5 +1,6 @@
 """A stopped process is named, then killed; a stage without steps is spoken of once."""
 
+import shutil
 import signal
 import subprocess
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sepscene.models.config import SepsceneError
 from sepscene.orchestration.runtime import watchdog
 from sepscene.orchestration.runtime.watchdog import Watchdog
 
@@ -71,3 +73,30 @@ def test_a_stage_whose_steps_stay_away_is_spoken_of_once(tmp_path: Path, monkeyp
         clock.now += 10
         dog.look()
     assert len(said) == 1 and said[0].startswith("no step was reported for 130 s, at most 40 s before")
+
+
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+def test_a_ray_that_has_died_ends_the_stage_with_words(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would end this process a minute later, without any."""
+    program = shutil.which("sleep")
+    assert program is not None
+    shutil.copy(program, tmp_path / name)
+    clock, said = Clock(monkeypatch), list[str]()
+    child = subprocess.Popen([str(tmp_path / name), "60"])
+    try:
+        for _ in range(100):  # until it is the copy
+            if watchdog.psutil.Process(child.pid).name() == name:
+                break
+            time.sleep(0.05)
+        dog = Watchdog(tmp_path / "metrics.jsonl", said.append)
+        clock.now += 10
+        dog.look()
+    finally:
+        child.kill()
+    child.wait(10)
+    clock.now += 10
+    with pytest.raises(SepsceneError, match=rf"{name} \(process {child.pid}\) is gone; .* with --resume"):
+        dog.look()
+    assert not said
