@@ -297,8 +297,16 @@ for _command in (plan, stop, compare, ui, sync):
     app.command()(_command)
 
 
+def _take_names_as_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding, in which names cannot be written down."""
+    if sys.getfilesystemencoding().lower() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
+
+
 def main() -> None:
     """Run the command line. An error that the user can fix is one message and exit code 2."""
+    _take_names_as_utf8()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a command
         if isinstance(stream, io.TextIOWrapper):

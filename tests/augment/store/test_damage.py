@@ -1,5 +1,6 @@
 """Whatever happens to a shard, a crop is exact or a miss: never wrong, never an exception."""
 
+import resource
 import struct
 import zlib
 
@@ -195,3 +196,22 @@ def test_large_footers_are_read_too(tmp_path):
     assert len(store) == 2000
     crop = store.get_crop(StoreKey(names[-32:].hex(), "F", "s"), 1, 0, 20)
     np.testing.assert_array_equal(crop, CLIPS[0][1])
+
+
+def test_a_disk_that_is_full_keeps_no_half_of_a_shard(tmp_path):
+    """The system takes 4 KiB a file at most: nothing of the shard stays, it is counted, and later ones are kept."""
+    clip = np.random.default_rng(0).integers(-9, 9, (2, 20_000)).astype(np.int16)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with SeparatedStore(str(tmp_path), SETTINGS) as store:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            for key in KEYS:
+                store.put(key, clip, LEVELS)
+            store.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+        assert store.counters.dropped == 3 and all(key not in store for key in KEYS)
+        store.put(KEYS[0], clip, LEVELS)
+        store.flush()
+        np.testing.assert_array_equal(store.get_crop(KEYS[0], 1, 0, 20_000), clip[1])

@@ -1,10 +1,13 @@
 """The command line: help that teaches, and one message with exit code 2 for what a user can fix."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from typer.testing import CliRunner
 
 from sepscene.models.config import SepsceneError
@@ -83,3 +86,18 @@ def test_show_prints_what_pretrain_reads(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(shown.output)
     again = CliRunner().invoke(app, ["show", str(tmp_path / "mine.yaml")])
     assert again.output == shown.output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_chinese_root_where_the_locale_is_ascii(tmp_path: Path) -> None:
+    """The name is UTF-8, whatever the locale says; before, it was refused as a name that is not."""
+    root = tmp_path / "日本"
+    root.mkdir()
+    soundfile.write(root / "a.wav", np.linspace(-0.5, 0.5, 16_000), 16_000)
+    command = [sys.executable, "-m", "sepscene", "data", "audit", "日本", "--format", "directory"]
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | ascii_only, capture_output=True, timeout=200)
+    said = (done.stdout + done.stderr).decode()
+    assert done.returncode == 0, said
+    assert "clips       1, readable 1" in said

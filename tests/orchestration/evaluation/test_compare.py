@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sepscene.models.config import SepsceneError
+from sepscene.orchestration.evaluation import compare
 from sepscene.orchestration.evaluation.compare import (
     TEST_CLIPS,
     compare_runs,
@@ -70,6 +71,14 @@ def test_missing_or_damaged_evidence_is_refused(tmp_path: Path, content: bytes |
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SepsceneError, match="evaluate the run"):
+        load_evidence(path)
+
+
+def test_evidence_larger_than_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros take a thousandth of their bytes in the file; their size is looked at first."""
+    path = save_scores(measure(evidence(1.0)), tmp_path / "e.npz")
+    monkeypatch.setattr(compare, "MOST_EVIDENCE", 10_000)
+    with pytest.raises(SepsceneError, match=r"its arrays have [\d,]+ bytes; at most 10,000 are read"):
         load_evidence(path)
 
 

@@ -10,6 +10,7 @@ from sepscene.augment.draws import FILLER
 from sepscene.augment.views import MIXTURE
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import named_experiment
+from sepscene.orchestration.training.hooks import Step
 from sepscene.orchestration.training.throughput import (
     ADVICE_REPORTS,
     STORE_COUNTS,
@@ -195,3 +196,17 @@ def test_the_advice_names_the_stage_and_the_number(balance: Balance, says: str) 
 def test_where_cores_are_short_more_processes_are_not_the_advice() -> None:
     assert "more cores" in bottleneck(measured(0.5, 0.99, core=0.6), experiment())
     assert "add 2 separation actors" in bottleneck(measured(0.5, 0.99, core=1.0), experiment())
+
+
+def test_a_full_store_is_said_once() -> None:
+    """The report lists the events of a run."""
+    stream = StreamBalance(experiment(**{"store.mode": "read-through"}), torch.device("cpu"))
+    said: list[str] = []
+    for dropped in (0, 3, 5):
+        rows = batch(16)
+        rows["dropped"] = np.array([dropped, *[0] * 15])
+        stream.before_step(rows, 0.0)
+        step = Step(1, reported=True)
+        stream.after_step(step)
+        said += [event for event in step.events if event.startswith("the store")]
+    assert len(said) == 1 and said[0].startswith("the store did not keep 3 separated clips: it or its disk is full")
