@@ -298,7 +298,7 @@ for _command in (plan, stop, compare, ui, sync):
 
 
 def _take_names_as_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale has another encoding, in which names cannot be written down."""
+    """Start again in Python's UTF-8 mode where the locale has another encoding: names of files are UTF-8."""
     if sys.getfilesystemencoding().lower() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, sys.orig_argv)

@@ -86,32 +86,3 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
     word = "goes on with --resume" if number == signal.SIGKILL else "checkpoint, exit; goes on with --resume"
     note(f"{number.name} of the driver", word, run_dir, [again])
     assert losses(run_dir) == undisturbed(long_enough(nano), train_clips, ladder)
-
-
-@pytest.mark.parametrize("name", ["gcs_server", pytest.param("raylet", marks=pytest.mark.faults_long)])
-def test_a_ray_that_dies_below_its_driver_ends_the_run_with_a_word(
-    nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path, name: str
-) -> None:
-    """Ray's own process of this machine is killed: the command says so, and how to go on, before Ray ends it."""
-    command = as_command(long_enough(nano, 5), ladder, scenes_dir, tmp_path, "hit")
-    run_dir, log = tmp_path / "runs" / "hit", tmp_path / "log"
-    process = start(command, log)
-    family: list[psutil.Process] = []
-
-    def inject() -> bool:
-        family.extend(psutil.Process(process.pid).children(recursive=True))
-        next(one for one in family if one.name() == name).kill()
-        return True
-
-    try:
-        injection = after(10, run_dir, inject)
-        code = process.wait(300)
-        assert injection.happened and code != 0
-        said = " ".join(log.read_text().split())
-        assert f"Ray has died on this machine: {name}" in said or "ended because Ray did" in said, said[-3000:]
-        assert "--run-id hit --resume" in said
-    finally:
-        process.kill()
-        for orphan in family:
-            if orphan.is_running():
-                orphan.kill()
