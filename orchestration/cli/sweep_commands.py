@@ -74,7 +74,7 @@ def sweep_command(
     else:
         config = _from_line(experiment, texts, change, ways, budget)
     folder, results = run_sweep(config, storage, sweep_id, resume, address, verbose, console, dashboard=dashboard)
-    _tell(folder, [trial.name for trial in results.trials if trial.status == "failed"])
+    _report(folder, [trial.name for trial in results.trials if trial.status == "failed"])
 
 
 def _from_line(
@@ -182,10 +182,10 @@ def reproduce_command(
     with prepared_session(most, address, verbose, dashboard):
         uri = default_tracking_uri(storage)
         results = reproduce(tables, row, scale, changes, seeds, folder, uri, console)  # type: ignore[arg-type]
-    _tell(folder, list(results.failed))
+    _report(folder, list(results.failed))
 
 
-def _tell(folder: Path, failed: list[str]) -> None:
+def _report(folder: Path, failed: list[str]) -> None:
     """Where the results are, and what to do next; ends the command with code 3 when trials have failed."""
     from sepscene.orchestration.records.sweep_folder import SweepFolder
 

@@ -354,7 +354,7 @@ class Run:
                 "versions": environment(),
             }
             save_encoder(encoder_of(experiment, state), bundle, card)
-        self._tell_balance(stage, experiment)
+        self._report_balance(stage, experiment)
         if pair is None:
             write_whole(self.files.ledger, read_ledger(newest).to_json())
             self.tracker.log_artifact("", self.files.ledger)
@@ -369,7 +369,7 @@ class Run:
         registered = f"sepscene-{self.family.replace('/', '-')}" if own else None
         self.tracker.log_encoder(pretraining_stage(pair), bundle, f"{self.experiment.name} {pair}", registered)
 
-    def _tell_balance(self, stage: str, experiment: Experiment) -> None:
+    def _report_balance(self, stage: str, experiment: Experiment) -> None:
         """Say which part of the stream set the pace, and log the balance as metrics of the stage."""
         balance = balance_of(read_metrics(self.folder), stage)
         if balance is None:

@@ -51,7 +51,7 @@ class StepTiming(Hook):
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square matrix product: the best of a few."""
+    """Operations per second of a large square matrix product: the best of a few."""
     side = _SIDE.get(device.type, _SIDE["cpu"])
     a = torch.ones(side, side, device=device, dtype=dtype)
     best = float("inf")

@@ -5,7 +5,7 @@ before them without asking anybody.
 
     readers ──queue──▶ separation actors ──queue──▶ trainers
 
-A queue is measured by its waiting time: blocks that wait = blocks a second × seconds that each waits (Little's law).
+A queue is measured by its waiting time: blocks that wait = blocks per second × seconds that each waits (Little's law).
 """
 
 import math
