@@ -275,6 +275,7 @@ def main() -> None:
         growth = f"{last[-1] / max(last[0], 1e-9):.1f} x" if len(last) == 2 else ""
         cells = [f"{seconds:.3g} s, {mib:,.0f} MiB" for seconds, mib in found[part].values()]
         print(f"| {part} | " + " | ".join(cells) + f" | {growth} |", flush=True)
+    given.folder.mkdir(parents=True, exist_ok=True)
     (given.folder / "audioset_size.json").write_text(json.dumps(found))
 
 

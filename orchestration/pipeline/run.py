@@ -19,7 +19,6 @@ from ray.train import UserCallback
 from rich.console import Console
 
 from sepscene.augment.store.separated_store import SeparatedStore
-from sepscene.augment.synthetic.scenes import PROFILES, write_scenes
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
@@ -250,6 +249,11 @@ class Run:
         return train, test
 
     def _generate_scenes(self, root: Path) -> None:
+        from sepscene.augment.synthetic.scenes import (  # scipy.signal takes a second, and most runs have their data
+            PROFILES,
+            write_scenes,
+        )
+
         data = self.experiment.data
         splits = {"train": data.scenes_train, "test": data.scenes_test}
         if all(self.files.scenes_done(split).exists() for split in splits):
