@@ -107,11 +107,16 @@ def read_network(directory: Path, card: WeightsCard, build: Callable[[], Network
         tensors = load(verified(directory, card))
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file ({error}); copy the folder again") from error
-    with torch.device("meta"):  # sizes without memory: a card may claim any
-        check_shapes(build(), tensors, path)
-    with torch.random.fork_rng(devices=[]):  # the weights drawn while building are thrown away
+    with torch.device("meta"):  # sizes without memory, a card may claim any; and no weights are drawn
         network = build()
-    network.load_state_dict(tensors)
+    expected = network.state_dict()
+    check_shapes(network, tensors, path)
+    weights = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    network.load_state_dict(weights, assign=True)
+    if any(buffer.is_meta for buffer in network.buffers()):  # computed while building and not saved: an STFT's window
+        with torch.random.fork_rng(devices=[]):  # the weights drawn while building are thrown away
+            network = build()
+        network.load_state_dict(weights)
     check_finite(network, path)
     return network.eval()
 
@@ -119,7 +124,8 @@ def read_network(directory: Path, card: WeightsCard, build: Callable[[], Network
 def check_finite(network: nn.Module, origin: Path) -> None:
     """Raise CheckpointError when a weight of the network is NaN or infinite; `origin` is named."""
     for name, tensor in network.state_dict().items():
-        if not torch.isfinite(tensor).all():
+        # The bounds are one pass; a NaN is the bound of whatever it is in.
+        if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
             raise CheckpointError(
                 f"{origin}: weight {name} holds NaN or infinite values: the training diverged before this "
                 "checkpoint was written; use an earlier one"

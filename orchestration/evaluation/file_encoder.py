@@ -141,7 +141,7 @@ def encoder_digest(encoder: Encoder) -> str:
     digest = hashlib.sha256(encoder.config.model_dump_json().encode())
     for name, tensor in encoder.trunk.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().numpy())
     return digest.hexdigest()
 
 
