@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class PlainPanns(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.trunk = encoder.trunk
+        self.trunk: Any = encoder.trunk
         self.hop = encoder.config.front_end.hop_samples
         real, imaginary, self.bands_NF = (
             nn.Parameter(tensor, requires_grad=False) for tensor in front_end_buffers(encoder.config.front_end).values()

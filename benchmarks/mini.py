@@ -40,7 +40,7 @@ def main() -> None:
         trainer.advance()
         middle = time.process_time()
         trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.objective(*patches, alpha=experiment.objective.alpha).loss.backward()
+        trainer.objective(*patches, weights=experiment.objective.weights_at(0)).loss.backward()
         trainer.optimizer.step()
         costs["plain"].append(time.process_time() - middle)
         costs["engine"].append(middle - begin)

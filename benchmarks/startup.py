@@ -35,9 +35,9 @@ def prepare(folder: Path) -> None:
     import torch
 
     from sepscene.augment.synthetic.scenes import write_scenes
-    from sepscene.models.encoders.cnn14 import Cnn14
     from sepscene.models.encoders.encoder import Encoder, save_encoder
     from sepscene.models.encoders.frontend import LogMel
+    from sepscene.models.encoders.network import build_network
     from sepscene.models.separators.folder import save_separator
     from sepscene.models.separators.tdcnpp import TDCNpp
     from sepscene.orchestration.presets import named_experiment
@@ -48,7 +48,7 @@ def prepare(folder: Path) -> None:
     torch.manual_seed(0)
     save_separator(TDCNpp(tiny.separator.network), folder / "S2", {"step": 0})
     full = named_experiment("table4/S2/simclr", "paper")
-    save_encoder(Encoder(LogMel(full.front_end), Cnn14(full.encoder)), folder / "encoder", {})
+    save_encoder(Encoder(LogMel(full.front_end), build_network(full.encoder)), folder / "encoder", {})
 
 
 def seconds_of(arguments: list[str]) -> float:

@@ -37,7 +37,7 @@ from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import from_pcm
 from sepscene.models.encoders.encoder import Encoder
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.training import alpha_at, refuse_what_is_ignored, views_of_tasks
+from sepscene.orchestration.mini.training import refuse_what_is_ignored, views_of_tasks
 from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.allocator import MALLOC
@@ -81,7 +81,7 @@ def trained(
         optimizer.zero_grad(set_to_none=True)
         views = front_end(torch.from_numpy(view_B2P), uniforms_B2U)
         views = views_of_tasks(experiment.objective, views, batch["row"][usable_B])
-        result = objective(*views, alpha=alpha_at(experiment.objective, step))
+        result = objective(*views, weights=experiment.objective.weights_at(step))
         result.loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), training.clip_gradient_norm)
         optimizer.step()

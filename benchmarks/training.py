@@ -30,6 +30,7 @@ from torch import nn
 
 from sepscene.augment.draws import SPECAUGMENT_UNIFORMS
 from sepscene.augment.views import from_pcm, patch_samples
+from sepscene.models.encoders.network import settings_of
 from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment, Resources, Training
 from sepscene.orchestration.records.ledger import Ledger
@@ -123,7 +124,7 @@ def plain_loop(pairs: int, steps: int) -> float:
     seconds = []
     for _ in range(steps):
         begin = time.perf_counter()
-        result = objective(*views(view_B2P, uniforms_B2U), alpha=1.0)
+        result = objective(*views(view_B2P, uniforms_B2U))
         optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
@@ -143,11 +144,10 @@ def facts(pairs: int) -> None:
     """The known numbers: operations, and bytes that two workers exchange in a step."""
     settings = experiment(pairs, 2)
     objective = build_objective(settings)
-    frames = settings.front_end.frames(patch_samples(settings.views, settings.audio.sample_rate))
-    flops = step_flops(settings.encoder, settings.objective, frames, pairs)
+    flops = step_flops(settings)
     parameters = sum(parameter.numel() for parameter in objective.parameters())
     channels = sum(module.num_features for module in objective.modules() if isinstance(module, nn.BatchNorm2d))
-    gathered = pairs * (2 * settings.objective.projection_dim + settings.encoder.embedding_dim)
+    gathered = pairs * (2 * settings.objective.projection_dim + settings_of(settings.encoder).embedding_dim)
     print(f"torch {torch.__version__}, Ray {ray.__version__}, {os.cpu_count()} cores, {pairs} pairs a step")
     print(f"a step: {flops / 1e9:.1f} GFLOP; {parameters / 1e6:.2f} M parameters")
     print(

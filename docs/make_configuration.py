@@ -65,7 +65,7 @@ def page() -> str:
         if rows:
             about = " ".join((model.__doc__ or "").split("\n\n")[0].split())
             table = ["| field | type | unit | default | meaning |", "|---|---|---|---|---|", *rows]
-            sections.append("\n".join([f"## `{prefix or 'experiment'}`", about, "", *table]))
+            sections.append("\n".join([f"## `{prefix or 'experiment'}`{chosen_by(model)}", about, "", *table]))
     return "\n\n".join(sections) + "\n"
 
 
@@ -73,16 +73,25 @@ def sections_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type
     """A model and the models of its fields, each with its dotted name."""
     yield prefix, model
     for name, field in model.model_fields.items():
-        if found := inner(field):
+        for found in inner(field):
             yield from sections_of(found, f"{prefix}.{name}".lstrip("."))
 
 
-def inner(field: FieldInfo) -> type[BaseModel] | None:
-    """The model that a field holds; None for a plain value or a collection."""
+def inner(field: FieldInfo) -> list[type[BaseModel]]:
+    """The models of which a field holds one; empty for a plain value or a collection."""
     options = typing.get_args(field.annotation) or (field.annotation,)
     if typing.get_origin(field.annotation) in (tuple, list, dict):
-        return None
-    return next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        return []
+    plain = [typing.get_args(each)[0] if typing.get_origin(each) is typing.Annotated else each for each in options]
+    return [each for each in plain if isinstance(each, type) and issubclass(each, BaseModel)]
+
+
+def chosen_by(model: type[BaseModel]) -> str:
+    """What a heading adds for a model that is one of several: the name by which it is chosen."""
+    use = model.model_fields.get("use")
+    if use is None:
+        return ""
+    return f" with `use: {use.default}`" if use.default is not PydanticUndefined else " with `use: package.module:Name`"
 
 
 def row(prefix: str, name: str, field: FieldInfo) -> str:

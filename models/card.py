@@ -23,7 +23,7 @@ CARD_BYTES = 1 << 20
 
 OLD_ENCODER = "sepscene-encoder-1"
 
-Architecture = Literal["cnn14", "tdcnpp", "conv_tasnet", "program"]
+Architecture = Literal["cnn14", "patch-transformer", "own-encoder", "tdcnpp", "conv_tasnet", "program"]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^\w[\w.]{0,63}$")]
 ProcessorName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]{0,99}$")]
@@ -73,11 +73,15 @@ def read_card(directory: str | Path) -> WeightsCard:
         raise CheckpointError(f"{path} is damaged, it is not JSON (Invalid JSON: {error}): copy it again") from error
 
 
+def dotted(location: tuple[int | str, ...]) -> str:
+    """Where a fault is, as a dotted field; the tags with which pydantic marks the members of a union are left out."""
+    return ".".join(str(part) for part in location if not str(part).startswith("<"))
+
+
 def explain_validation(error: ValidationError) -> str:
     """One clause for each fault: the dotted field and what is wrong with it."""
     return "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'config'}: {fault['msg'].removeprefix('Value error, ')}"
-        for fault in error.errors()
+        f"{dotted(fault['loc']) or 'config'}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()
     )
 
 

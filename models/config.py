@@ -34,19 +34,22 @@ class Config(BaseModel):
         """A copy with some fields changed, checked like any other: the one way to change a configuration.
 
         Args:
-            changes: dotted field -> value, e.g. {"objective.temperature": 0.1}; they are checked together.
+            changes: dotted field -> value, e.g. {"objective.temperature": 0.1}; they are checked together. Another
+                name in a field `use` (which encoder, …) takes all that stood beside it away: it meant something else.
 
         Raises:
             SepsceneError: for a field whose parent does not exist.
             ValidationError: for an unknown field or a value that the field refuses.
         """
         tree = self.model_dump()
-        for path, value in changes.items():
+        for path, value in sorted(changes.items(), key=lambda change: not change[0].endswith(".use")):
             *parents, leaf = path.split(".")
             node: Any = tree
             for key in parents:
                 node = node.get(key) if isinstance(node, dict) else None
             if not isinstance(node, dict):
                 raise SepsceneError(f"there is no configuration field {path!r}; `sepscene show` prints all")
+            if leaf == "use" and value != node.get(leaf):
+                node.clear()
             node[leaf] = value
         return self.model_validate(tree)

@@ -21,6 +21,7 @@ SHORTEST = 32
 class Cnn14Config(Config):
     """Sizes of CNN14. The defaults have 75,739,712 parameters, 75,477,440 in the trunk [stated: "~75M"]."""
 
+    use: Literal["cnn14"] = Field("cnn14", description="this encoder, the default")
     mel_bands: int = Field(64, ge=1, le=1024)
     widths: tuple[int, ...] = Field((64, 128, 256, 512, 1024, 2048), description="channels of the six blocks")
     embedding_dim: int = Field(128, ge=1, le=MOST_CHANNELS, description="size d of h; the paper has 128 and 1024")
@@ -47,6 +48,11 @@ class Cnn14Config(Config):
         """The fewest frames that the network can read."""
         return SHORTEST
 
+    @property
+    def described(self) -> str:
+        """In words, for cards and reports."""
+        return f"CNN14 (widths {'-'.join(map(str, self.widths))})"
+
     @classmethod
     def tiny(cls, embedding_dim: int = 128) -> Cnn14Config:
         """The same network with narrow blocks, for two CPU cores: hundreds of steps a minute."""
@@ -56,13 +62,14 @@ class Cnn14Config(Config):
 class PatchTransformerConfig(Config):
     """Sizes of the patch transformer. The defaults are AST's base model (Gong et al. 2021): 85 M parameters."""
 
-    mel_bands: int = Field(64, ge=1)
-    patch_frames: int = Field(16, ge=1, description="frames of a token")
-    patch_bands: int = Field(16, ge=1, description="mel bands of a token; mel_bands must be a multiple of it")
-    width: int = Field(768, ge=4, description="features of a token; a multiple of 4 and of `heads`")
-    layers: int = Field(12, ge=1)
-    heads: int = Field(12, ge=1, description="attention heads of a layer")
-    embedding_dim: int = Field(128, ge=1, description="size d of h")
+    use: Literal["patch-transformer"] = Field("patch-transformer", description="this encoder")
+    mel_bands: int = Field(64, ge=1, le=1024)
+    patch_frames: int = Field(16, ge=1, le=4096, description="frames of a token")
+    patch_bands: int = Field(16, ge=1, le=1024, description="mel bands of a token; mel_bands must be a multiple of it")
+    width: int = Field(768, ge=4, le=MOST_CHANNELS, description="features of a token; a multiple of 4 and of `heads`")
+    layers: int = Field(12, ge=1, le=256)
+    heads: int = Field(12, ge=1, le=1024, description="attention heads of a layer")
+    embedding_dim: int = Field(128, ge=1, le=MOST_CHANNELS, description="size d of h")
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> PatchTransformerConfig:
@@ -76,6 +83,11 @@ class PatchTransformerConfig(Config):
     def shortest_frames(self) -> int:
         """The fewest frames that the network can read."""
         return self.patch_frames
+
+    @property
+    def described(self) -> str:
+        """In words, for cards and reports."""
+        return f"a patch transformer (width {self.width}, {self.layers} layers, {self.heads} heads)"
 
     @classmethod
     def tiny(cls, embedding_dim: int = 128) -> PatchTransformerConfig:

@@ -277,8 +277,11 @@ def embed(
     files, out = [str(each) for each in inputs], Path(out)
     if not actors:
         return embed_files(encoder, files, out, device, bfloat16, readers, not quiet)
+    from sepscene.models.encoders.encoder import MLFLOW_SCHEMES, import_own
     from sepscene.orchestration.runtime.session import connected
 
+    if not str(encoder).startswith(MLFLOW_SCHEMES):
+        import_own(Path(encoder))  # what is imported before Ray is connected travels with it
     with connected(address):
         return embed_on_cluster(encoder, files, out, actors, 1.0, gpus, bfloat16, readers, not quiet)
 

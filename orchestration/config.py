@@ -6,7 +6,8 @@ written in full into the run's folder, from which it can be run again as it is.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,15 +17,18 @@ from pydantic import Field, ValidationError, model_validator
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.store.separated_store import StoreSettings
 from sepscene.augment.views import SpecAugment, Views
-from sepscene.models.card import ProcessorName
+from sepscene.models.card import ProcessorName, dotted
 from sepscene.models.config import Config, SepsceneError
+from sepscene.models.encoders.choice import EncoderChoice
 from sepscene.models.files import write_atomically
+from sepscene.models.names import TERMS, is_own
 from sepscene.models.precision import PrecisionChoice
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
 from sepscene.orchestration.data_config import Data
 from sepscene.orchestration.renamed import new_name
 from sepscene.orchestration.yaml_files import read_yaml, secrets_of
 from sepscene.tasks.evaluation.settings import ScoringSettings
+from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings, TermChoice
 
 _PCM_BYTES = 2
 MOST_BLOCK_BYTES = 128 * 2**20
@@ -69,29 +73,88 @@ class Separator(Config):
     clip_gradient_norm: float = Field(5.0, gt=0, description="[open; ours]")
 
 
-class Objective(Config):
-    """L = L_sim + alpha * L_coin over the global batch."""
+TERM_NAME = re.compile(r"[a-z][a-z0-9_]*")
+RESERVED = (
+    "loss",
+    "pairs",
+    "coincidence_pairs",
+    "temperature",
+    "bad",
+    "rows",
+    "step",
+    "keys",
+    "values",
+    "items",
+    "pop",
+)
+"""Names that a step's metrics have already, or that a module may not have."""
 
-    similarity: Literal["nt-xent", "triplet"] = Field(
-        "nt-xent", description="the paper's NT-Xent, or the triplet loss of Jansen et al. 2018 as a baseline"
+SHORT_FORMS = {
+    "alpha": ("coincidence", "weight"),
+    "alpha_warmup_steps": ("coincidence", "warmup_steps"),
+    "temperature": ("similarity", "temperature"),
+    "learn_temperature": ("similarity", "learn_temperature"),
+    "triplet_margin": ("similarity", "margin"),
+}
+"""The paper's names for settings of terms: short form -> term and field."""
+
+_OF = {"temperature": "nt-xent", "learn_temperature": "nt-xent", "triplet_margin": "triplet"}
+"""Short form -> the only term that has it. Others pass it over: older files hold all short forms."""
+
+
+class Objective(Config):
+    """L = sum of weight * term over the global batch. The paper's: similarity (NT-Xent) + alpha * coincidence.
+
+    The paper's names are short forms: `alpha` is `terms.coincidence.weight`, `alpha_warmup_steps` its `warmup_steps`,
+    `similarity` is `terms.similarity.use`, `temperature`, `learn_temperature` and `triplet_margin` are its settings.
+    """
+
+    terms: dict[str, TermChoice] = Field(
+        {"similarity": NtXentSettings(), "coincidence": CoincidenceSettings()},
+        description="by names of your choice, which metrics carry; `use` is nt-xent, triplet, vicreg, coincidence, or "
+        "your own. A name that is that of a term needs no `use`",
     )
-    temperature: float = Field(0.2, gt=0, description="tau of NT-Xent [open; ours]")
-    learn_temperature: bool = Field(False, description="tau is a parameter, from 0.01 to 1; `temperature` is its start")
-    triplet_margin: float = Field(0.1, gt=0, description="squared distance on the unit sphere [open; ours]")
-    alpha: float = Field(1.0, ge=0, description="weight of coincidence prediction; 0 is SimCLR alone [open; ours]")
     coincidence_pairs: Literal["same", "own"] = Field(
         "same",
         description="same: both tasks learn from every row's pair; own: from rows of their own, the even ones for "
         "similarity, the odd ones for coincidence (for as many pairs of each, double training.global_batch) [open]",
     )
-    alpha_warmup_steps: int = Field(0, ge=0, description="steps over which alpha grows from 0 to its value")
     projection_dim: int = Field(128, ge=1, description="size of z [open; ours]")
-    head_hidden: int = Field(512, ge=1, description="hidden units of both heads [open; ours]")
+    head_hidden: int = Field(512, ge=1, description="hidden units of the heads [open; ours]")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        rest = {name: value for name, value in given.items() if name not in (*SHORT_FORMS, "similarity")}
+        terms = rest.get("terms", {"similarity": {}, "coincidence": {}})
+        if not isinstance(terms, dict):
+            return given
+        rest["terms"] = terms = {name: _with_use(name, term) for name, term in terms.items()}
+        short = {name: value for name, value in given.items() if name in SHORT_FORMS}
+        if "similarity" in given:
+            before = terms.get("similarity", {})
+            kept = before if before.get("use") == given["similarity"] else {"weight": before.get("weight", 1.0)}
+            rest["terms"] = terms = {"similarity": None, **terms} | {"similarity": kept | {"use": given["similarity"]}}
+        for name, value in short.items():
+            term, field = SHORT_FORMS[name]
+            settings = terms.setdefault(term, {"use": "coincidence" if term == "coincidence" else "nt-xent"})
+            if name == "learn_temperature" and value and settings["use"] == "triplet":
+                raise ValueError("the triplet loss has no temperature: set objective.learn_temperature to false")
+            if settings["use"] == _OF.get(name, settings["use"]):
+                settings[field] = value
+            elif settings["use"] not in ("nt-xent", "triplet"):
+                raise ValueError(f"objective.{name} is a setting of {_OF[name]}; terms.similarity is {settings['use']}")
+        return rest
 
     @model_validator(mode="after")
-    def _a_triplet_has_no_temperature(self) -> "Objective":
-        if self.learn_temperature and self.similarity == "triplet":
-            raise ValueError("the triplet loss has no temperature: set objective.learn_temperature to false")
+    def _terms_can_be_used(self) -> "Objective":
+        for name in self.terms:
+            if not TERM_NAME.fullmatch(name) or name in RESERVED:
+                raise ValueError(f"a term cannot be called {name!r}: take another name of a-z, 0-9 and _")
+        if not self.used_terms:
+            raise ValueError("objective.terms has no term whose weight is above 0: there is nothing to learn")
         return self
 
     @model_validator(mode="after")
@@ -99,6 +162,63 @@ class Objective(Config):
         if self.coincidence_pairs == "own" and self.alpha == 0:
             raise ValueError("objective.coincidence_pairs own leaves half of the rows idle at alpha 0: set it to same")
         return self
+
+    @property
+    def used_terms(self) -> dict[str, Any]:
+        """The settings of the terms that are trained, in their order."""
+        return {name: term for name, term in self.terms.items() if term.weight > 0}
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        """The terms' weights at step 0, 1, …"""
+        return {name: term.weight_at(step) for name, term in self.used_terms.items()}
+
+    @property
+    def alpha(self) -> float:
+        """Weight of coincidence prediction; 0 where it is not trained."""
+        return self.terms["coincidence"].weight if "coincidence" in self.terms else 0.0
+
+    @property
+    def alpha_warmup_steps(self) -> int:
+        """Steps over which alpha grows."""
+        return self.terms["coincidence"].warmup_steps if "coincidence" in self.terms else 0
+
+    @property
+    def similarity(self) -> str:
+        """Which term is called `similarity`; empty where none is."""
+        return str(self.terms["similarity"].use) if "similarity" in self.terms else ""
+
+    @property
+    def temperature(self) -> float | None:
+        """tau of NT-Xent, where that is the term `similarity`."""
+        return getattr(self.terms.get("similarity"), "temperature", None)
+
+    @property
+    def short_forms(self) -> dict[str, Any]:
+        """The settings that all rows of the paper's tables share, by their short forms; other terms as they are."""
+        settings = {"temperature": 0.2, "learn_temperature": False, "triplet_margin": 0.1}
+        for name in settings:
+            term, field = SHORT_FORMS[name]
+            settings[name] = getattr(self.terms.get(term), field, settings[name])
+        others = {
+            name: term.model_dump() for name, term in self.terms.items() if name not in ("similarity", "coincidence")
+        }
+        return settings | others
+
+    @property
+    def described(self) -> str:
+        """The terms with their weights, in words."""
+        return " + ".join(
+            term.described if term.weight == 1 and number == 0 else f"{term.weight:g} {term.described}"
+            for number, term in enumerate(self.used_terms.values())
+        )
+
+
+def _with_use(name: str, term: Any) -> Any:
+    """A term as plain values, with the `use` that its name implies."""
+    if isinstance(term, Config):
+        return term.model_dump()
+    implied = {"similarity": "nt-xent"} | {use: use for use in TERMS} | {use.replace("-", "_"): use for use in TERMS}
+    return {"use": implied[name], **term} if isinstance(term, dict) and name in implied else term
 
 
 class Training(Config):
@@ -244,7 +364,7 @@ class Experiment(Config):
     views: Views = Views()
     specaugment: SpecAugment = SpecAugment()
     front_end: FrontEndConfig = FrontEndConfig()
-    encoder: Cnn14Config = Cnn14Config()
+    encoder: EncoderChoice = Cnn14Config()
     objective: Objective = Objective()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -313,6 +433,19 @@ class Experiment(Config):
                 f"{trainers}{elastic}; change one of them"
             )
 
+    @property
+    def own_code(self) -> tuple[str, ...]:
+        """Import paths of all code in this experiment that does not come with the package."""
+
+        def named(node: Any) -> Iterator[str]:
+            values = node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else ())
+            for key, value in values:
+                if key == "use" and isinstance(value, str) and is_own(value):
+                    yield value
+                yield from named(value)
+
+        return tuple(sorted(set(named(self.model_dump(mode="json")))))
+
     def digest(self) -> str:
         """SHA-256 of the configuration, short: equal digests mean equal experiments."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
@@ -351,7 +484,7 @@ def explain(error: ValidationError) -> str:
     """One line a fault: dotted field, fault, and the offending value where that helps."""
     lines = []
     for fault in error.errors():
-        field = ".".join(str(part) for part in fault["loc"])
+        field = dotted(fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             new = new_name(field)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from sepscene import models
 from sepscene.augment.views import CurriculumPoint, Views
 from sepscene.models.config import SepsceneError
-from sepscene.models.settings import Cnn14Config, TDCNppConfig
+from sepscene.models.settings import Cnn14Config, PatchTransformerConfig, TDCNppConfig
 from sepscene.orchestration.config import (
     Data,
     Evaluation,
@@ -51,11 +51,19 @@ OWN = (
     "views.channel",
     "views.specaugment",
     "objective.similarity",
+    "objective.terms.similarity.use",
+    "encoder.use",
     "encoder.embedding_dim",
 )
 """Fields in which rows differ: a change of one would make a row another one under its old name."""
 
-OF_COINCIDENCE = ("objective.alpha", "objective.alpha_warmup_steps", "objective.coincidence_pairs")
+OF_COINCIDENCE = (
+    "objective.alpha",
+    "objective.alpha_warmup_steps",
+    "objective.coincidence_pairs",
+    "objective.terms.coincidence.weight",
+    "objective.terms.coincidence.warmup_steps",
+)
 """Fields that only rows with coincidence prediction have."""
 
 
@@ -112,7 +120,7 @@ def tiny() -> Experiment:
             learning_rate=3e-3,
         ),
         encoder=Cnn14Config.tiny(),
-        objective=Objective(head_hidden=256, temperature=0.1),
+        objective=Objective.model_validate({"head_hidden": 256, "temperature": 0.1}),
         training=Training(
             epochs=40,
             global_batch=64,
@@ -256,6 +264,14 @@ def architectures(scale: Scale) -> Experiment:
     return _row("beyond/architectures", scale, Views(combination=("S2", "N", "STFT")), coincidence=True, more=beside)
 
 
+def patch_transformer(scale: Scale) -> Experiment:
+    """Beyond the paper: another encoder, a transformer over patches of the log-mel, as large as the scale allows."""
+    row = _row("beyond/patch-transformer", scale, Views(combination=("S2", "N")), coincidence=True)
+    sizes = {"paper": PatchTransformerConfig(), "small": PatchTransformerConfig.small()}
+    encoder = sizes.get(scale, PatchTransformerConfig.tiny()).model_dump()
+    return row.changed({"encoder": encoder | {"mel_bands": row.front_end.mel_bands}})
+
+
 def demo(scale: Scale = "tiny") -> Experiment:
     """What `make demo` runs: S2 or N, both tasks, on 10 s synthetic scenes.
 
@@ -301,6 +317,7 @@ EXPERIMENTS |= {
     "beyond/chan-chan": chan_chan,
     "beyond/architectures": architectures,
     "beyond/loudest": loudest,
+    "beyond/patch-transformer": patch_transformer,
 }
 
 

@@ -1,6 +1,8 @@
 """Where Sepscene's own source files are, in a checkout and in an installed package alike."""
 
 import shutil
+import sysconfig
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +30,33 @@ def copy_source(folder: Path, parts: tuple[str, ...] = FOLDERS) -> Path:
     for part in parts:
         _copy(source_folder(part), target / part)
     return target
+
+
+def code_to_send(names: Iterable[str]) -> list[Path]:
+    """What of a user's own code must travel to other machines: its top packages (folders) or modules (files).
+
+    What is installed with the other packages is left out: it is taken to be installed there, too.
+
+    Args:
+        names: import paths, `package.module:Name`. Those that this machine cannot find are left out.
+    """
+    installed = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")}
+    found = set()
+    for top in {name.partition(":")[0].partition(".")[0] for name in names}:
+        spec = find_spec(top)
+        if spec is not None and spec.origin is not None and Path(spec.origin).suffix == ".py" and top != "sepscene":
+            file = Path(spec.origin).resolve()
+            found.add(file.parent if file.name == "__init__.py" else file)
+    return sorted(path for path in found if not installed & set(path.parents))
+
+
+def copy_own_code(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Copy what `code_to_send` names to `folder`, from where it can be imported; returns the copies."""
+    copies = []
+    for path in code_to_send(names):
+        copies.append(folder / path.name)
+        _copy(path, copies[-1]) if path.is_dir() else shutil.copyfile(path, copies[-1])
+    return copies
 
 
 def _copy(source: Path, target: Path, only_files: bool = False) -> None:

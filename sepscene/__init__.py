@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sepscene.models.config import SepsceneError
     from sepscene.models.encoders.encoder import load_encoder
+    from sepscene.models.names import trust_code
     from sepscene.models.separators.folder import load_separator
     from sepscene.orchestration.api import embed, pretrain, sweep
     from sepscene.orchestration.config import Experiment
@@ -34,6 +35,7 @@ _PUBLIC = {
     "named_experiment": "orchestration.presets",
     "pretrain": "orchestration.api",
     "sweep": "orchestration.api",
+    "trust_code": "models.names",
 }
 __all__ = [
     "Experiment",
@@ -44,6 +46,7 @@ __all__ = [
     "named_experiment",
     "pretrain",
     "sweep",
+    "trust_code",
 ]
 
 _CHECKOUT = Path(__file__).resolve().parent.parent

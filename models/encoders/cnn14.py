@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.choice import Reads
 from sepscene.models.settings import SHORTEST, Cnn14Config
 
 FEW_POSITIONS, MANY_WEIGHTS = 24, 512 * 1024
@@ -58,6 +59,9 @@ class ConvBlock(nn.Module):
 
 class Cnn14(nn.Module):
     """logmel_BLF to h_BD. No dropout [open; ours]."""
+
+    Config = Cnn14Config
+    reads: Reads = "log-mel"
 
     def __init__(self, config: Cnn14Config) -> None:
         super().__init__()

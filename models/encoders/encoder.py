@@ -6,6 +6,7 @@ the model card's facts), `model.safetensors` and `README.md`, the model card.
 Shapes: B clips, T samples, P patches, L frames, F mels, D embedding.
 """
 
+import logging
 import subprocess
 import sys
 import tempfile
@@ -14,18 +15,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, field_serializer, model_validator
 from torch import Tensor, nn
 
 from sepscene.models.card import CARD_FILE, WeightsCard, explain_validation, read_card
 from sepscene.models.config import CheckpointError, Config, SepsceneError
-from sepscene.models.encoders.cnn14 import Cnn14
+from sepscene.models.encoders.choice import EncoderChoice, OwnEncoder, Reads
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.model_card import model_card
+from sepscene.models.encoders.network import build_network, choice_of, misfit, network_class, settings_of
 from sepscene.models.files import write_atomically
-from sepscene.models.settings import SHORTEST, Cnn14Config, FrontEndConfig
+from sepscene.models.names import ENCODERS, package_of, resolve
+from sepscene.models.settings import Cnn14Config, FrontEndConfig
 from sepscene.models.sound import checked_sound
+from sepscene.models.trust import CODE
 from sepscene.models.weights import README, card_text, check_finite, packed, read_network, write_folder
+
+logger = logging.getLogger("sepscene")
 
 SECONDS_AT_ONCE = 60
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
@@ -35,29 +41,39 @@ class EncoderConfig(Config):
     """All that is needed to build an `Encoder` around its weights."""
 
     front_end: FrontEndConfig = FrontEndConfig()
-    trunk: Cnn14Config = Cnn14Config()
+    trunk: EncoderChoice = Cnn14Config()
     patch_seconds: float = Field(0.96, gt=0, le=3600, description="a longer clip is cut into such patches [open; ours]")
     shortest_seconds: float = Field(0.96, gt=0, le=3600, description="shorter clips are padded to it [open; ours]")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "EncoderConfig":
-        if self.front_end.mel_bands != self.trunk.mel_bands:
-            raise ValueError(
-                f"front_end.mel_bands {self.front_end.mel_bands} and trunk.mel_bands {self.trunk.mel_bands} "
-                "differ: set both to one number"
-            )
         if self.shortest_seconds > self.patch_seconds:
             raise ValueError("shortest_seconds is longer than patch_seconds: a patch would be cut from padding")
-        frames = self.front_end.frames(round(self.shortest_seconds * self.front_end.sample_rate))
-        if frames < SHORTEST:
-            raise ValueError(
-                f"shortest_seconds {self.shortest_seconds:g} makes {frames} frames, CNN14 needs {SHORTEST}: lengthen it"
-            )
+        # An own encoder is asked when it is built: a card is read without importing anybody's code.
+        if not isinstance(self.trunk, OwnEncoder):
+            why = misfit(self.trunk, self.front_end, self.shortest_seconds)
+            if why:
+                raise ValueError(why)
         return self
+
+    @field_serializer("trunk", mode="wrap")
+    def _as_ever(self, trunk: Any, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A CNN14 is written as before there was another encoder: digests of bundles and of their outputs stay."""
+        return {key: value for key, value in serialise(trunk).items() if (key, value) != ("use", "cnn14")}
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size D of the representation h."""
+        return int(settings_of(self.trunk).embedding_dim)
+
+    @property
+    def reads(self) -> Reads:
+        """What the network takes."""
+        return "log-mel" if not isinstance(self.trunk, OwnEncoder) else network_class(self.trunk).reads
 
 
 class Encoder(nn.Module):
-    """Log-mel and CNN14 together: wave_BT at `sample_rate` to h_BD.
+    """Log-mel and network together: wave_BT at `sample_rate` to h_BD. A network that reads waveforms gets the sound.
 
     A clip is the mean over its patches [open; ours]: whole patches side by side from its start; the last
     one ends where the clip ends (and overlaps its neighbour), so that every sample counts and no silence is
@@ -69,24 +85,26 @@ class Encoder(nn.Module):
     def __init__(
         self,
         front_end: LogMel,
-        trunk: Cnn14,
+        trunk: nn.Module,
         patch_seconds: float = 0.96,
         shortest_seconds: float | None = None,
     ) -> None:
         super().__init__()
         self.config = EncoderConfig(
             front_end=front_end.config,
-            trunk=trunk.config,
+            trunk=choice_of(trunk),
             patch_seconds=patch_seconds,
             shortest_seconds=patch_seconds if shortest_seconds is None else shortest_seconds,
         )
         self.front_end = front_end
         self.trunk = trunk
+        self._reads = self.config.reads
 
     @classmethod
     def from_config(cls, config: EncoderConfig) -> "Encoder":
         """An encoder with fresh weights."""
-        return cls(LogMel(config.front_end), Cnn14(config.trunk), config.patch_seconds, config.shortest_seconds)
+        trunk = build_network(config.trunk)
+        return cls(LogMel(config.front_end), trunk, config.patch_seconds, config.shortest_seconds)
 
     @property
     def sample_rate(self) -> int:
@@ -96,7 +114,7 @@ class Encoder(nn.Module):
     @property
     def embedding_dim(self) -> int:
         """Size D of the representation h."""
-        return self.config.trunk.embedding_dim
+        return self.config.embedding_dim
 
     @property
     def patch_samples(self) -> int:
@@ -119,7 +137,7 @@ class Encoder(nn.Module):
         Raises:
             SepsceneError: for what is no such sound, see `models.sound.checked_sound`.
         """
-        sound_BT = checked_sound(wave_BT, self.trunk.embedding.weight.device)
+        sound_BT = checked_sound(wave_BT, next(self.parameters()).device)
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
             patches_BPT = self.patches(sound_BT)
             h_BPD = self.encode_patches(patches_BPT.flatten(0, 1)).unflatten(0, patches_BPT.shape[:2])
@@ -132,9 +150,13 @@ class Encoder(nn.Module):
         with the clip. Training needs the batch as a whole: batch norm looks across it.
         """
         if self.training:
-            return self.trunk(self.front_end(wave_BT))
+            return self.trunk(self._heard(wave_BT))
         at_once = max(1, SECONDS_AT_ONCE * self.sample_rate // wave_BT.shape[1])
-        return torch.cat([self.trunk(self.front_end(part_BT)) for part_BT in wave_BT.split(at_once)])
+        return torch.cat([self.trunk(self._heard(part_BT)) for part_BT in wave_BT.split(at_once)])
+
+    def _heard(self, wave_BT: Tensor) -> Tensor:
+        """What the network takes: log-mels, or the sound itself."""
+        return self.front_end(wave_BT) if self._reads == "log-mel" else wave_BT
 
     def patches(self, wave_BT: Tensor) -> Tensor:
         """wave_BT to patches (B, P, T) as the class describes them."""
@@ -159,9 +181,16 @@ def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) 
     """
     directory = Path(directory)
     check_finite(encoder.trunk, directory)
-    config = encoder.config.model_dump(mode="json")
-    content = {"architecture": "cnn14", "config": config, "metadata": card}
-    return write_folder(directory, content, packed(encoder.trunk), readme=model_card(config, card)).sha256
+    trunk = encoder.config.trunk
+    own = isinstance(trunk, OwnEncoder)
+    facts = card | ({"code": package_of(trunk.use)} if own else {})
+    content = {
+        "architecture": "own-encoder" if own else trunk.use,
+        "config": encoder.config.model_dump(mode="json"),
+        "metadata": facts,
+    }
+    readme = model_card(encoder.config, facts)
+    return write_folder(directory, content, packed(encoder.trunk), readme=readme).sha256
 
 
 def update_card(directory: Path | str, facts: dict[str, Any]) -> None:
@@ -177,11 +206,11 @@ def update_card(directory: Path | str, facts: dict[str, Any]) -> None:
     directory = Path(directory)
     card = _encoder_card(directory)
     card = WeightsCard(**card.model_dump() | {"metadata": card.metadata | facts})
-    write_atomically(directory / README, model_card(card.config, card.metadata).encode())
+    write_atomically(directory / README, model_card(read_encoder_config(directory), card.metadata).encode())
     write_atomically(directory / CARD_FILE, card_text(card).encode())
 
 
-def load_encoder(dir_or_uri: Path | str) -> Encoder:
+def load_encoder(dir_or_uri: Path | str, trust_code: bool = False) -> Encoder:
     """Load an encoder bundle, verified, on CPU and in evaluation mode.
 
     Example:
@@ -191,18 +220,22 @@ def load_encoder(dir_or_uri: Path | str) -> Encoder:
     Args:
         dir_or_uri: a folder, or an MLflow URI (`runs:/...`, `models:/...`, `mlflow-artifacts:/...`), which is
             fetched with MLflow's command line.
+        trust_code: the user trusts the class of an own encoder that the bundle names, which is then imported.
 
     Raises:
-        SepsceneError: names the file and what is wrong: missing, damaged, another format, NaN weights, or
-            weights that do not fit the configuration.
+        SepsceneError: names the file and what is wrong: missing, damaged, another format, NaN weights, weights that do
+            not fit the configuration, or an own encoder whose code is not trusted or cannot be imported.
     """
     text = str(dir_or_uri)
     if text.startswith(MLFLOW_SCHEMES):
         with tempfile.TemporaryDirectory() as folder:
-            return load_encoder(_fetch_from_mlflow(text, Path(folder)))
+            return load_encoder(_fetch_from_mlflow(text, Path(folder)), trust_code)
     directory = Path(text.removeprefix("file://")).expanduser()
-    config = read_encoder_config(directory)
-    trunk = read_network(directory, _encoder_card(directory), lambda: Cnn14(config.trunk))
+    config, own = read_encoder_config(directory), own_code(directory)
+    if own and trust_code:
+        CODE.grant(own)
+    import_own(directory)
+    trunk = read_network(directory, _encoder_card(directory), lambda: build_network(config.trunk))
     return Encoder(LogMel(config.front_end), trunk, config.patch_seconds, config.shortest_seconds).eval()
 
 
@@ -219,9 +252,36 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
         raise CheckpointError(f"{directory / CARD_FILE} makes no encoder ({why}): copy the bundle again") from None
 
 
+def own_code(directory: Path) -> str:
+    """Import path of the own encoder in a bundle; empty where it is one of the package's.
+
+    Raises:
+        CheckpointError: as `read_encoder_config`.
+    """
+    trunk = read_encoder_config(directory).trunk
+    return trunk.use if isinstance(trunk, OwnEncoder) else ""
+
+
+def import_own(directory: Path) -> None:
+    """Import the own encoder of a bundle, where it has one; warn when it is of another version than made the bundle.
+
+    Raises:
+        SepsceneError: the code is not trusted, or cannot be imported.
+    """
+    use = own_code(directory)
+    if not use:
+        return
+    resolve(use, ENCODERS, "encoder")
+    here = package_of(use)
+    made_by = _encoder_card(directory).metadata.get("code", {}).get("version", "unknown")
+    if here["version"] != made_by:
+        text = "%s was made with version %s of %s; version %s is installed here"
+        logger.warning(text, directory, made_by, here["package"], here["version"])
+
+
 def _encoder_card(directory: Path) -> WeightsCard:
     card = read_card(directory)
-    if card.architecture != "cnn14":
+    if card.architecture not in (*ENCODERS, "own-encoder"):
         raise CheckpointError(f"{directory} holds a separator ({card.architecture}), not an encoder")
     return card
 

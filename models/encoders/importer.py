@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sepscene.models.card import explain_validation
 from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, save_encoder
 from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
 from sepscene.models.files import write_atomically
@@ -71,8 +72,10 @@ def export_panns(encoder: Encoder, file: Path | str) -> None:
     can build that front-end. An encoder without a classifier has no `fc_audioset`.
 
     Raises:
-        SepsceneError: when a weight is NaN or infinite.
+        SepsceneError: when it is no CNN14, or a weight is NaN or infinite.
     """
+    if not isinstance(encoder.trunk, Cnn14):
+        raise SepsceneError(f"PANNs has no network like {encoder.config.trunk.described}: only a CNN14 can be exported")
     panns_names = {ours: theirs for theirs, ours in OUR_NAMES.items()}
     state = {name: tensor.detach().cpu() for name, tensor in encoder.trunk.state_dict().items()}
     check_finite(encoder.trunk, Path(file))

@@ -1,19 +1,23 @@
 """The model card that travels with every encoder: what it was made from, what it reached, how to use it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sepscene.models.encoders.encoder import EncoderConfig
 
 FACTS = ("data", "separator", "combination", "losses", "start", "steps", "seed")
 
 
-def model_card(config: dict[str, Any], card: dict[str, Any]) -> str:
+def model_card(config: "EncoderConfig", card: dict[str, Any]) -> str:
     """README.md of an encoder bundle, in the form that model hubs read (YAML header, then Markdown).
 
     Args:
-        config: the encoder's configuration as plain values.
+        config: the encoder's configuration.
         card: facts as `models.encoders.encoder.save_encoder` describes them; what is not known is said to be so.
     """
     license_name = card.get("license") or "unknown"
-    front_end, trunk = config["front_end"], config["trunk"]
+    front_end = config.front_end
+    heard = f"log-mel with {front_end.mel_bands} bands, then " if config.reads == "log-mel" else ""
     lines = [
         "---",
         f"license: {license_name}",
@@ -23,10 +27,9 @@ def model_card(config: dict[str, Any], card: dict[str, Any]) -> str:
         "",
         f"# {card.get('title') or 'Sepscene encoder'}",
         "",
-        f"Maps mono sound at {front_end['sample_rate']} Hz (float, full scale 1) to a representation h of "
-        f"{trunk['embedding_dim']} numbers: log-mel with {front_end['mel_bands']} bands, then CNN14 "
-        f"(widths {'-'.join(map(str, trunk['widths']))}). A clip is the mean over patches of at most "
-        f"{config['patch_seconds']:g} s.",
+        f"Maps mono sound at {front_end.sample_rate} Hz (float, full scale 1) to a representation h of "
+        f"{config.embedding_dim} numbers: {heard}{config.trunk.described}. A clip is the mean over patches of at most "
+        f"{config.patch_seconds:g} s.",
         "",
         "```python",
         "from sepscene import load_encoder",

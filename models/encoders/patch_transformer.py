@@ -13,11 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.choice import Reads
 from sepscene.models.settings import PatchTransformerConfig
 
 
 class PatchTransformer(nn.Module):
     """logmel_BLF to h_BD. No dropout, as in CNN14."""
+
+    Config = PatchTransformerConfig
+    reads: Reads = "log-mel"
 
     def __init__(self, config: PatchTransformerConfig) -> None:
         super().__init__()

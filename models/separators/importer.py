@@ -22,8 +22,8 @@ from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
 from sepscene.models.separators.import_tdcnpp import Facts, ImportHints, read_tdcnpp
 from sepscene.models.separators.programs import ProgramConfig, ProgramSeparator, read_program
-from sepscene.models.separators.trust import trust_program
 from sepscene.models.state_dicts import read_state_dict, without_wrapper
+from sepscene.models.trust import PROGRAMS
 from sepscene.models.weights import load_weights
 
 __all__ = ["ImportHints", "detect_kind", "import_separator"]
@@ -44,7 +44,7 @@ def import_separator(
         hints: what the weights can't tell. What had to be assumed instead is listed in the folder's card,
             `models.card.read_card(out).metadata["assumed"]`.
         trust_code: the user trusts the author of `source`, a TorchScript program, with all that the user may do:
-            such a program can read and write files. It is entered in the user's list (`models.separators.trust`).
+            such a program can read and write files. It is entered in the user's list (`models.trust`).
 
     Raises:
         CheckpointError: the file is damaged or of an unknown kind, a variable is unknown or missing
@@ -129,7 +129,7 @@ def _read_program(
     """Try a program on two clips of other sizes, which also tells its sources."""
     content = source.read_bytes()
     if trust_code and kind == "torchscript":
-        trust_program(hashlib.sha256(content).hexdigest())
+        PROGRAMS.remember(hashlib.sha256(content).hexdigest())
     program = read_program(content, kind, source)
     sources = {_probe(program, source, clips, sample_rate + clips - 1) for clips in (1, 2)}
     if len(sources) != 1:

@@ -25,6 +25,15 @@ def mounted(storage: Any) -> Any:
     return storage
 
 
+def trusted(asked: bool) -> bool:
+    """Note `--trust-code` before anything is looked up."""
+    if asked:
+        from sepscene.models.names import accept_code
+
+        accept_code()
+    return asked
+
+
 ExperimentName = Annotated[
     str,
     typer.Argument(
@@ -51,5 +60,14 @@ Changes = Annotated[
 Address = Annotated[str | None, typer.Option(help="Ray cluster; absent means RAY_ADDRESS, else this machine.")]
 Dashboard = Annotated[
     bool, typer.Option("--dashboard", help="Start Ray's dashboard with a Ray of this machine, and say where it is.")
+]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        callback=trusted,
+        is_eager=True,
+        help="Import the encoders, losses, … of your own or of others that this command names, now and later.",
+    ),
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages.")]

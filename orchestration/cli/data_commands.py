@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from sepscene.orchestration.cli.arguments import Address, Changes, ExperimentName, Scale, Storage, Verbose
+from sepscene.orchestration.cli.arguments import Address, Changes, ExperimentName, Scale, Storage, TrustCode, Verbose
 from sepscene.orchestration.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ def plan(
     change: Changes = None,
     seconds: Annotated[float, typer.Option(min=1, help="Length of the calibration on this machine.")] = 10.0,
     clips: Annotated[int | None, typer.Option(min=1, help="Clips of the data set, when it is not at hand.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Say before a run what it costs: rows, hours of audio, operations, bytes, time and GPU-hours.
 

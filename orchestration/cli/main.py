@@ -23,6 +23,7 @@ from sepscene.orchestration.cli.arguments import (
     RunId,
     Scale,
     Storage,
+    TrustCode,
     Verbose,
 )
 from sepscene.orchestration.cli.cluster_commands import cluster_app, stop, submit
@@ -114,6 +115,7 @@ def pretrain_command(
     dashboard: Dashboard = False,
     verbose: Verbose = False,
     evaluate: Annotated[bool, typer.Option(help="Evaluate the encoder and write the report at the end.")] = True,
+    trust_code: TrustCode = False,
 ) -> None:
     """Pre-train an encoder on separated views; trains the separator first unless checkpoints are given.
 
@@ -177,6 +179,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="With --task: `cpu` or `cuda`.")] = "cpu",
     address: Address = None,
     verbose: Verbose = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Evaluate a run's encoder beside its baselines and write its report; with --task on tasks that people compare on.
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from sepscene.orchestration.cli.arguments import TrustCode
 from sepscene.orchestration.terminal import Terminal
 
 console = Terminal()
@@ -94,6 +95,7 @@ def _print_assumptions(out: Path) -> None:
 def export_encoder_command(
     encoder: Annotated[str, typer.Argument(help="Folder or MLflow URI of an encoder bundle.")],
     file: Annotated[Path, typer.Argument(help="The .pth file to write.")],
+    trust_code: TrustCode = False,
 ) -> None:
     """Write an encoder's weights under PANNs' names, with the front-end's buffers, for other people's code.
 
@@ -116,6 +118,7 @@ def embed_command(
     actors: Annotated[int, typer.Option(min=0, help="Spread over so many actors of a Ray cluster; 0 stays here.")] = 0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of one actor.")] = 0.0,
     address: Annotated[str | None, typer.Option(help="Ray cluster, with `--actors`.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Turn sound files into embeddings; goes on where it stopped; bad files are listed at the end (exit code 3).
 

@@ -8,6 +8,8 @@ import typer
 import yaml
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.names import require_trust
+from sepscene.models.trust import CODE
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve
 
@@ -47,9 +49,11 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Any:
         if field in given and source is not None and source.name == "DEFAULT":
             given[field] = value
     files: dict[str, str] = {}
+    code: tuple[str, ...] = ()
     metadata: dict[str, str] = {"command": name}
     if name in ("pretrain", "separator train"):
         experiment = resolve(given["experiment"], given["scale"], given["change"])
+        code = experiment.own_code
         if cluster:
             check_cluster(cluster, experiment)
         files["experiment.yaml"] = _as_yaml(experiment)
@@ -57,12 +61,16 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Any:
         run_id = given["run_id"] or _run_id(f"{experiment.name}-{experiment.digest()}")
         given |= {"experiment": "experiment.yaml", "scale": None, "change": None, "run_id": run_id, "resume": True}
     elif name == "sweep":
+        code = _code_of_sweep(given)
         files = _stage_sweep(given)
         run_id = given["sweep_id"] = given["sweep_id"] or _run_id("sweep")
     elif name == "reproduce":
         run_id = given["reproduction_id"] = given["reproduction_id"] or _run_id("-".join(given["tables"]))
     else:
         run_id = _run_id(f"embed-{Path(given['out']).stem}")
+    for own in code:
+        require_trust(own, "class or function")
+    trusted = {CODE.variable: ",".join(code)} if code else {}
     if cluster:
         files["cluster.pools.yaml"] = write_pools(read_pools(cluster))
     return Submission(
@@ -70,7 +78,8 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Any:
         run_id=plain_name(run_id, "the run id"),
         metadata=metadata,
         files=files,
-        environment={CLUSTER_VARIABLE: "cluster.pools.yaml"} if cluster else {},
+        environment=({CLUSTER_VARIABLE: "cluster.pools.yaml"} if cluster else {}) | trusted,
+        code=code,
     )
 
 
@@ -113,6 +122,19 @@ def _stage_sweep(given: dict[str, Any]) -> dict[str, str]:
         files["experiment.yaml"] = _as_yaml(resolve(name, given["scale"], None))
         given["experiment"] = "experiment.yaml"
     return files
+
+
+def _code_of_sweep(given: dict[str, Any]) -> tuple[str, ...]:
+    """Import paths of the own code that the experiments of a sweep name."""
+    from sepscene.orchestration.cli.sweep_commands import is_sweep, sweep_of
+    from sepscene.orchestration.sweeps.config import load_sweep
+
+    name = given["experiment"]
+    base, space = (load_sweep(Path(name)) if is_sweep(name) else sweep_of(given)).checked()
+    lists = {field: values for field, values in space.items() if isinstance(values, list)}
+    firsts = {field: values[0] for field, values in lists.items()}
+    tried = [base.changed(firsts | {field: each}) for field, values in lists.items() for each in values]
+    return tuple(sorted({name for experiment in tried or [base] for name in experiment.own_code}))
 
 
 def _as_yaml(experiment: Experiment) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sepscene.orchestration.cli.arguments import Address, Changes, Dashboard, Scale, Storage, Verbose
+from sepscene.orchestration.cli.arguments import Address, Changes, Dashboard, Scale, Storage, TrustCode, Verbose
 
 if TYPE_CHECKING:
     from sepscene.orchestration.sweeps.config import SweepConfig
@@ -49,6 +49,7 @@ def sweep_command(
     address: Address = None,
     dashboard: Dashboard = False,
     verbose: Verbose = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Run an experiment over combinations, temperatures, task weights or any fields, and rank the settings.
 
@@ -66,14 +67,22 @@ def sweep_command(
     """
     from sepscene.orchestration.api import run_sweep
 
-    texts = [*(over or []), *(more or [])]
-    budget = {"trials": trials, "hours": hours, "gpu_hours": gpu_hours}
-    ways = {"scale": scale, "search": search, "scheduler": scheduler, "seeds": seeds}
-    if is_sweep(experiment):
-        config = _from_file(Path(experiment), texts, change, ways, budget)
-    else:
-        config = _from_line(experiment, texts, change, ways, budget)
-    folder, results = run_sweep(config, storage, sweep_id, resume, address, verbose, console, dashboard=dashboard)
+    given = {
+        "experiment": experiment,
+        "more": more,
+        "over": over,
+        "seeds": seeds,
+        "search": search,
+        "scheduler": scheduler,
+        "trials": trials,
+        "hours": hours,
+        "gpu_hours": gpu_hours,
+        "scale": scale,
+        "change": change,
+    }
+    folder, results = run_sweep(
+        sweep_of(given), storage, sweep_id, resume, address, verbose, console, dashboard=dashboard
+    )
     _report(folder, [trial.name for trial in results.trials if trial.status == "failed"])
 
 
@@ -108,6 +117,16 @@ def _from_file(
     return make_sweep(**{**config.model_dump(), "budget": spends})
 
 
+def sweep_of(given: dict[str, Any]) -> "SweepConfig":
+    """The sweep of parsed arguments, by their names."""
+    texts = [*(given["over"] or []), *(given["more"] or [])]
+    budget = {name: given[name] for name in ("trials", "hours", "gpu_hours")}
+    ways = {name: given[name] for name in ("scale", "search", "scheduler", "seeds")}
+    if is_sweep(given["experiment"]):
+        return _from_file(Path(given["experiment"]), texts, given["change"], ways, budget)
+    return _from_line(given["experiment"], texts, given["change"], ways, budget)
+
+
 def is_sweep(name: str) -> bool:
     """Whether a YAML file holds a sweep, and not an experiment."""
     from sepscene.orchestration.yaml_files import read_yaml
@@ -138,6 +157,7 @@ def reproduce_command(
     address: Address = None,
     dashboard: Dashboard = False,
     verbose: Verbose = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Run the rows of the paper's tables, put ours beside them, and decide the paper's six claims.
 

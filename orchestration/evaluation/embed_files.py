@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sepscene.augment.locations import local_path
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder
+from sepscene.models.names import used_code
 from sepscene.orchestration.evaluation.embedding_writer import EmbeddingOutput
 from sepscene.orchestration.evaluation.file_encoder import FileEmbedding, FileEncoder, encoder_digest
 from sepscene.orchestration.terminal import Terminal
@@ -103,6 +104,7 @@ def embed_on_cluster(
         SepsceneError: as `embed_files`, or the actors do not fit the cluster.
     """
     from sepscene.orchestration.runtime.placement import DATA_TASK_CPUS, Demand, check_placement, cluster_nodes
+    from sepscene.orchestration.runtime.session import check_own_code
 
     left_out = LeftOut()
     uris = list_files(inputs, left_out)
@@ -114,6 +116,7 @@ def embed_on_cluster(
     )
     check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, knobs="--actors")], cluster_nodes())
     encoder = load_encoder(encoder_uri)
+    check_own_code(used_code())
     output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
     todo = output.missing(uris)
     device = "cuda" if gpus_per_actor else "cpu"

@@ -14,6 +14,7 @@ import ray.data
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.models.separators.folder import load_separator
+from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.embed_clips import EmbedClips
 from sepscene.orchestration.runtime.allocator import kept_memory
@@ -67,7 +68,7 @@ def embed_manifests(
             batch_size=EMBED_ROWS,
             compute=separation_pool(resources),
             ray_remote_args_fn=finite_retries,
-            runtime_env={"env_vars": kept_memory()},
+            runtime_env={"env_vars": kept_memory() | trust_variables()},
             **actor_demand(resources).ray_options(),
         )
     )

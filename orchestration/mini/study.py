@@ -7,6 +7,7 @@ run again. The report is made from these files after every trial, so it can be r
 import json
 import time
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
+from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.data import described, is_generated, stores_of
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
@@ -119,9 +121,11 @@ def _shared_settings(rows: list[Experiment]) -> dict[str, Any]:
         part: {key: value for key, value in tree[part].items() if f"{part}.{key}" not in own} for part in parts
     }
     shared["separators"] = {name: read_card(place).digest for name, place in rows[0].separator.checkpoints.items()}
-    with_coincidence = [row.objective.model_dump(mode="json") for row in rows if row.objective.alpha]
-    for objective in with_coincidence[:1]:
-        shared["coincidence"] = {field: objective[field.partition(".")[2]] for field in OF_COINCIDENCE}
+    del shared["objective"]["terms"]
+    shared["objective"] |= rows[0].objective.short_forms
+    for row in [row for row in rows if row.objective.alpha][:1]:
+        short = [field for field in OF_COINCIDENCE if ".terms." not in field]
+        shared["coincidence"] = {field: attrgetter(field)(row) for field in short}
     return shared
 
 
@@ -156,7 +160,7 @@ def _differences(base: Experiment, runs: list[TrialRecord]) -> tuple[str, ...]:
     return (
         f"{clips} clips of {base.data.format} instead of about {PAPER_CLIPS:,} of AudioSet",
         f"global batch {base.training.global_batch} and {steps or '?'} steps; the paper's are not stated",
-        f"CNN14 with widths {base.encoder.widths} instead of 64 … 2048, on {base.front_end.mel_bands} bands every "
+        f"{base.encoder.described} instead of {Cnn14Config().described}, on {base.front_end.mel_bands} bands every "
         f"{1000 * base.front_end.hop_samples // base.front_end.sample_rate} ms",
         "small separators that come with the package, of an STFT basis"
         if base.separator.checkpoints == shipped_ladder()

@@ -16,10 +16,11 @@ from sepscene.augment.draws import Schedule
 from sepscene.augment.specaugment import specaugment
 from sepscene.augment.views import MIXTURE, choose_channels, patch_samples, view_starts
 from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.network import network_class
 from sepscene.orchestration.config import Experiment, Objective
 from sepscene.orchestration.mini.logmel_store import LogMelStore
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.training.builders import build_objective, check_start, start_from
+from sepscene.orchestration.training.builders import build_objective, check_parts, check_start, start_from
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.tasks.losses.joint import JointObjective
 
@@ -42,12 +43,10 @@ def refuse_what_is_ignored(experiment: Experiment) -> None:
         raise SepsceneError(f"training in one process on a CPU cannot honour {', '.join(wrong)}: unset it")
     if experiment.views.background == "exchanged" and experiment.data.scenes_profile != "recurring":
         raise SepsceneError("views.background exchanged needs data.scenes_profile recurring: other clips have one only")
+    check_parts(experiment)
+    if network_class(experiment.encoder).reads == "waveform":
+        raise SepsceneError(f"scale mini trains from stored log-mels, and {experiment.encoder.use} reads waveforms")
     check_start(experiment)
-
-
-def alpha_at(objective: Objective, step: int) -> float:
-    """The weight of coincidence prediction at step 0, 1, …: it grows over `alpha_warmup_steps`."""
-    return objective.alpha * min(1.0, (step + 1) / max(1, objective.alpha_warmup_steps))
 
 
 def views_of_tasks(objective: Objective, views: tuple[Tensor, ...], row_N: np.ndarray) -> tuple[Tensor, ...]:
@@ -120,9 +119,8 @@ class MiniTrainer:
         row_N = np.arange(self.step * self.batch, min((self.step + 1) * self.batch, self.rows))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(training, self.step, self.steps)
-        alpha = alpha_at(objective, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        result = self.objective(*self.patches(row_N), alpha=alpha)
+        result = self.objective(*self.patches(row_N), weights=objective.weights_at(self.step))
         result.loss.backward()
         norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), training.clip_gradient_norm))
         if not math.isfinite(float(result.parts["loss"]) + norm):
@@ -132,9 +130,8 @@ class MiniTrainer:
         self.optimizer.step()
         self.ledger.consume(row_N)
         self.step += 1
-        for name in ("similarity", "coincidence"):
-            if name in result.parts:
-                self.losses[name].append(float(result.parts[name]))
+        for name in self.objective.terms:
+            self.losses[name].append(float(result.parts[name]))
         self.losses["gradient_norm"].append(norm)
 
     def patches(self, row_N: np.ndarray) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sepscene.orchestration.config import Experiment, Objective
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.environment import commit
 
 
@@ -14,7 +14,7 @@ def tags_of(experiment: Experiment) -> dict[str, str]:
         "table_row": experiment.table_row or "",
         "combination": "+".join(experiment.views.combination),
         "pair": experiment.views.pair,
-        "temperature": str(experiment.objective.temperature),
+        "temperature": str(experiment.objective.temperature or ""),
         "alpha": str(experiment.objective.alpha),
         "seed": str(experiment.seed),
         "digest": experiment.digest(),
@@ -24,21 +24,12 @@ def tags_of(experiment: Experiment) -> dict[str, str]:
     }
 
 
-def losses_of(objective: Objective) -> str:
-    """What an encoder was trained with, in words for its card."""
-    learned = ", learned" if objective.learn_temperature else ""
-    nt_xent = f"NT-Xent (tau {objective.temperature:g}{learned})"
-    triplet = f"triplet ({objective.triplet_margin:g})"
-    coincidence = f" + {objective.alpha:g} coincidence" if objective.alpha else ""
-    return (triplet if objective.similarity == "triplet" else nt_xent) + coincidence
-
-
 def in_words(experiment: Experiment) -> str:
     """One sentence: name, scale, seed, views and losses."""
     views = experiment.views
     what = f"{experiment.name}, scale {experiment.scale}, seed {experiment.seed}"
     separated = f" of {'∨'.join(views.combination)}" if views.separates else ""
-    return f"{what}: {views.pair} views{separated}, {losses_of(experiment.objective)}."
+    return f"{what}: {views.pair} views{separated}, {experiment.objective.described}."
 
 
 def flat(experiment: Experiment) -> dict[str, Any]:

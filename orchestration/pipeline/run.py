@@ -23,7 +23,7 @@ from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
 from sepscene.orchestration.config import Experiment, load_experiment
-from sepscene.orchestration.pipeline.description import flat, in_words, losses_of, tags_of
+from sepscene.orchestration.pipeline.description import flat, in_words, tags_of
 from sepscene.orchestration.records.audit_log import audit_hash
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint, read_ledger, read_steps
 from sepscene.orchestration.records.environment import environment
@@ -351,7 +351,7 @@ class Run:
                 "data": f"{experiment.data.format}, {len(train.clips)} clips, manifest {train.digest()[:12]}",
                 "separator": "TDCN++ by MixIT" if experiment.views.separates else "none",
                 "combination": list(experiment.views.combination) if experiment.views.separates else [],
-                "losses": losses_of(experiment.objective),
+                "losses": experiment.objective.described,
                 "steps": state.step,
                 "start": experiment.training.start_encoder or "random weights",
                 "seed": experiment.seed,

@@ -7,7 +7,7 @@ from sepscene.augment.separation.service import open_separator
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.session import ray_session
-from sepscene.orchestration.training.builders import check_start
+from sepscene.orchestration.training.builders import check_parts, check_start
 
 
 @contextmanager
@@ -23,6 +23,7 @@ def prepared_session(
         raise SepsceneError("views.background exchanged works with `reproduce --scale mini` only: set it to kept")
     for name, folder in experiment.separator.checkpoints.items():
         open_separator(name, folder, experiment.audio)
+    check_parts(experiment)
     check_start(experiment)
     with ray_session(experiment, address, verbose, dashboard):
         yield

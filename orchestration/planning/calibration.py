@@ -166,18 +166,17 @@ def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
     local_rows = training.global_batch // resources.trainers
     uniforms_B2U = torch.rand(local_rows, 2, SPECAUGMENT_UNIFORMS)
     view_B2P = 0.1 * torch.randn(local_rows, 2, patch)
+    weights = experiment.objective.weights_at(0)
 
     def gradients(rows: int) -> None:
         optimizer.zero_grad(set_to_none=True)
         logmels = views(view_B2P[:rows].to(device), uniforms_B2U[:rows].to(device))
         dtype = torch.bfloat16 if training_precision(experiment) == "bfloat16" else None
         if training.microbatch:
-            accumulate(
-                objective, cut(logmels, training.microbatch, rows), alpha=experiment.objective.alpha, dtype=dtype
-            )
+            accumulate(objective, cut(logmels, training.microbatch, rows), weights=weights, dtype=dtype)
         else:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                result = objective(*logmels, alpha=experiment.objective.alpha)
+                result = objective(*logmels, weights=weights)
             result.loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize()

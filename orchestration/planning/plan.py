@@ -346,9 +346,7 @@ def _flops(experiment: Experiment, phases: list[Work], processors: tuple[Process
 
 def _train_flops(experiment: Experiment) -> float:
     """Operations of one row of a step."""
-    batch = experiment.training.global_batch
-    frames = experiment.front_end.frames(patch_samples(experiment.views, experiment.audio.sample_rate))
-    return step_flops(experiment.encoder, experiment.objective, frames, batch) / batch
+    return step_flops(experiment) / experiment.training.global_batch
 
 
 def _moved_bytes(name: str, experiment: Experiment, phases: list[Work]) -> float:

@@ -17,8 +17,8 @@ class EncoderModel(PythonModel):
     """Waveforms (B, T) at the encoder's sample rate to representations (B, D), float32."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the bundle that was logged with the model."""
-        self.encoder = load_encoder(context.artifacts["bundle"])
+        """Load the bundle that was logged with the model; whoever loads this model runs the code that came with it."""
+        self.encoder = load_encoder(context.artifacts["bundle"], trust_code=True)
 
     # MLflow would check a type hint of the input, which is any of several.
     def predict(self, context: PythonModelContext, model_input, params: dict[str, Any] | None = None) -> np.ndarray:

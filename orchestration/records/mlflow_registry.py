@@ -19,10 +19,11 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from sepscene.models.card import read_card
-from sepscene.models.encoders.encoder import read_encoder_config
+from sepscene.models.encoders.encoder import own_code, read_encoder_config
+from sepscene.models.names import package_of
 from sepscene.orchestration.records.mlflow_client import MlflowStore
 from sepscene.orchestration.records.mlflow_names import metric_name
-from sepscene.orchestration.source import copy_source
+from sepscene.orchestration.source import code_to_send, copy_own_code, copy_source
 
 BEST = "best"
 """Alias of the registered version with the largest ranking metric."""
@@ -46,22 +47,23 @@ def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, regist
         registered_name: none registers nothing. Of several versions the best one has the alias `best`.
     """
     config = read_encoder_config(bundle)
-    card = read_card(bundle)
-    dim = config.trunk.embedding_dim
+    card, own = read_card(bundle), [name for name in (own_code(bundle),) if name]
+    dim = config.embedding_dim
     tags = {"sha256": card.sha256, "sepscene_version": sepscene_version()}
     rate = config.front_end.sample_rate
     example_BT = (0.1 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate, dtype=np.float32))[None].astype(np.float32)
     with TemporaryDirectory(prefix="sepscene-") as folder, _fluent(store.uri, run_id):
+        where = Path(folder)
         info = mlflow.pyfunc.log_model(
             name=_plain(name),
             python_model=str(Path(__file__).with_name("mlflow_model.py")),
             artifacts={"bundle": str(bundle)},
-            code_paths=[str(copy_source(Path(folder), ("models",)))],
+            code_paths=[str(copy_source(where, ("models",))), *map(str, copy_own_code(where, own))],
             # No schema for the input: it would refuse float64, lists and single waveforms, which `predict` takes.
             signature=ModelSignature(outputs=Schema([TensorSpec(np.dtype("float32"), (-1, dim))])),
             input_example=example_BT,
             registered_model_name=registered_name,
-            pip_requirements=["torch", "torchaudio", "safetensors", "pydantic", "numpy"],
+            pip_requirements=["torch", "torchaudio", "safetensors", "pydantic", "numpy", *_installed(own)],
             metadata=card.metadata,
             tags=tags,
         )
@@ -99,6 +101,12 @@ def _best_so_far(store: MlflowStore, name: str, ranked_by: str) -> float:
         return float(best.tags.get(ranked_by, "-inf"))
     except (MlflowException, ValueError):  # no version has the alias yet
         return float("-inf")
+
+
+def _installed(own: list[str]) -> list[str]:
+    """Requirements of own code that is installed here as a package."""
+    packages = [package_of(name) for name in own if not code_to_send([name])]
+    return [f"{package['package']}=={package['version']}" for package in packages]
 
 
 def sepscene_version() -> str:

@@ -8,12 +8,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.separators.trust import VARIABLE, trusted_programs
+from sepscene.models.names import resolve, used_code
+from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.node_wait import wait_for_nodes
 from sepscene.orchestration.runtime.placement import LOCAL_LABEL, check_placement, cluster_nodes, phases
@@ -21,10 +24,14 @@ from sepscene.orchestration.runtime.private_files import make_token, private_tem
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
 from sepscene.orchestration.runtime.signals import exit_on_signal
+from sepscene.orchestration.source import code_to_send
 
 LOCAL = {"RAY_worker_maximum_startup_concurrency": "1000"}
 """For a Ray of this machine alone. Ray advises against more processes than a few times this number (default: its CPUs),
 but most of ours wait for each other, so on two cores that is how it should be (ray#63800: the advice has no switch)."""
+
+IMPORT_SECONDS = 300.0
+"""How long a node may take to import own code, its start included."""
 
 EXIT_SECONDS = 10.0
 """How long the workers of a Ray that was started here may take to end, once it has ended; most take less than one."""
@@ -52,6 +59,7 @@ def ray_session(
         for asked in phases(experiment):
             check_placement(asked, nodes)
         wait_for_nodes(phases(experiment)[0])
+        check_own_code(used_code())
         configure_data(experiment.training.ordered)
         with exit_on_signal():
             yield
@@ -90,9 +98,8 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None,
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         check_address(address)
-        trust = {"env_vars": {VARIABLE: ",".join(trusted_programs())}} if VARIABLE not in os.environ else None
         try:
-            ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=trust)
+            ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=_what_travels())
         except ray.exceptions.AuthenticationError as error:
             raise SepsceneError(
                 f"the cluster at {address} asks for a token: export RAY_AUTH_MODE=token, and keep its token in "
@@ -110,9 +117,45 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None,
                 labels={LOCAL_LABEL: "1"},
                 logging_level=level,
                 log_to_driver=verbose,
+                runtime_env=_what_travels(),
             )
         if dashboard:
             print(f"Ray's dashboard  http://{context.dashboard_url} (it may ask for the token in ~/.ray/auth_token)")
+
+
+def _what_travels() -> dict[str, Any] | None:
+    """The runtime environment of all processes: the trust of this one, and the own code that it has imported."""
+    parts = {"env_vars": trust_variables(), "py_modules": [str(path) for path in code_to_send(used_code())]}
+    return {name: part for name, part in parts.items() if part} or None
+
+
+def check_own_code(names: list[str]) -> None:
+    """Import own code on each node, before anything is built on it.
+
+    Raises:
+        SepsceneError: names the node that cannot import it.
+    """
+    if not names:
+        return
+
+    @ray.remote(num_cpus=0)
+    def fault(names: list[str]) -> str:
+        try:
+            for name in names:
+                resolve(name, {}, "class or function")
+        except SepsceneError as error:
+            return str(error)
+        return ""
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    answers = [fault.options(scheduling_strategy=place).remote(names) for place in places]
+    for answer in ray.get(answers, timeout=IMPORT_SECONDS):
+        if answer:
+            raise SepsceneError(
+                f"{answer}. Code that is not installed is sent along when a command connects to Ray; to one that is "
+                "connected already give runtime_env={'py_modules': […]}"
+            )
 
 
 def disconnect() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sepscene.models.settings import TDCNppConfig
+from sepscene.models.settings import Cnn14Config, TDCNppConfig
 from sepscene.orchestration.config import Experiment, Separator
 from sepscene.orchestration.presets import EXPERIMENTS, SCALES, Scale, named_experiment
 from sepscene.orchestration.records.environment import command_line, environment
@@ -132,11 +132,11 @@ def _differences(experiment: Experiment, finished: list[RunResults]) -> tuple[st
     clips = finished[0].data["training clips"] if finished else "?"
     batch = experiment.training.global_batch
     steps = -(-finished[0].ledger.rows // batch) if finished and finished[0].ledger else "?"
-    network = experiment.encoder.widths
+    network, paper = experiment.encoder.described, Cnn14Config().described
     return (
         f"{clips} clips of {experiment.data.format} instead of about {PAPER_CLIPS:,} of AudioSet",
         f"global batch {batch} and {steps} steps; the paper's are not stated",
-        f"CNN14 with widths {network}" + ("" if network[-1] == 2048 else " instead of 64 … 2048"),
+        network if network == paper else f"{network} instead of {paper}",
         _separator(experiment.separator),
         f"the ladder's steps are {dict(experiment.separator.ladder.steps)} instead of 0, 500, 5k, 1.7M",
         "all seeds share the data and the separator",

@@ -20,7 +20,7 @@ def row_experiments(rows: list[str], scale: str, changes: dict[str, Any]) -> lis
                 f"--set {field}: the tables' rows differ in {', '.join(own)}, so that it cannot be set for all of "
                 "them; change another field, or run one experiment with `sepscene pretrain`"
             )
-        if field == "objective.alpha" and value == 0:
+        if field in ("objective.alpha", "objective.terms.coincidence.weight") and value == 0:
             raise SepsceneError(f"--set {field}=0: rows with coincidence prediction would lose it; set it above 0")
     return [_changed(resolve(row, scale, None), changes) for row in rows]
 

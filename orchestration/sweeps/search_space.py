@@ -8,6 +8,7 @@ must accept every value, and both ends of a range.
 import ast
 import json
 import re
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -151,9 +152,13 @@ def _refuse_unsweepable(field: str) -> None:
 
 def _typed(base: Experiment, setting: dict[str, Any], field: str) -> Any:
     """The field's value in the validated configuration."""
-    tree: Any = base.changed(setting).model_dump(mode="json")
-    for key in field.split("."):
-        tree = tree[key]
+    changed = base.changed(setting)
+    tree: Any = changed.model_dump(mode="json")
+    try:
+        for key in field.split("."):
+            tree = tree[key]
+    except KeyError:  # a short form, e.g. objective.alpha
+        tree = attrgetter(field)(changed)
     if isinstance(setting[field], bool) and not isinstance(tree, bool):
         raise SepsceneError(f"{field} takes a number, not {setting[field]!r}")
     return tree

@@ -1,32 +1,68 @@
 """The networks of an experiment: what is trained, what it starts from, and the encoder that it leaves."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder, load_encoder, read_encoder_config
 from sepscene.models.encoders.frontend import LogMel
-from sepscene.models.encoders.heads import CoincidenceHead, SimilarityHead
+from sepscene.models.encoders.network import Choice, build_network, check_network, network_class, settings_of
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import TrainingState
 from sepscene.tasks.losses.joint import JointObjective
+from sepscene.tasks.losses.terms import HeadSizes, build_term
+
+logger = logging.getLogger("sepscene")
 
 
 def build_objective(experiment: Experiment) -> JointObjective:
     """Encoder trunk, heads and losses with fresh weights, the same on every worker for the same seed."""
     torch.manual_seed(experiment.seed)
-    settings, dim = experiment.objective, experiment.encoder.embedding_dim
-    return JointObjective(
-        Cnn14(experiment.encoder),
-        SimilarityHead(dim, settings.head_hidden, settings.projection_dim),
-        CoincidenceHead(dim, settings.head_hidden) if settings.alpha > 0 else None,
-        temperature=settings.temperature,
-        learn_temperature=settings.learn_temperature,
-        similarity_loss=settings.similarity,
-        margin=settings.triplet_margin,
-    )
+    settings, trunk = experiment.objective, build_network(experiment.encoder)
+    dim = settings_of(experiment.encoder).embedding_dim
+    sizes = HeadSizes(dim, settings.head_hidden, settings.projection_dim)
+    return JointObjective(trunk, {name: build_term(name, term, sizes) for name, term in settings.used_terms.items()})
+
+
+def check_parts(experiment: Experiment) -> None:
+    """Resolve every name of an experiment, and try own code, before anything starts.
+
+    Raises:
+        SepsceneError: a name is unknown, its code is not trusted or cannot be imported, or parts do not fit together.
+    """
+    encoder = experiment.encoder
+    warning = check_network(encoder, experiment.front_end, experiment.views.patch_seconds)
+    if warning and experiment.training.microbatch:
+        raise SepsceneError(warning)
+    if warning:
+        logger.warning(warning)
+    with torch.random.fork_rng(devices=[]):
+        _try_terms(experiment)
+    if network_class(encoder).reads == "waveform" and experiment.views.specaugment:
+        raise SepsceneError(
+            f"the encoder {encoder.use} reads waveforms, which SpecAugment cannot mask: set views.specaugment to false"
+        )
+
+
+def _try_terms(experiment: Experiment) -> None:
+    """Build the terms, and the loss of two pairs of random representations.
+
+    Raises:
+        SepsceneError: a term fails, or its loss is not a finite number.
+    """
+    settings, dim = experiment.objective, settings_of(experiment.encoder).embedding_dim
+    sizes = HeadSizes(dim, settings.head_hidden, settings.projection_dim)
+    for name, chosen in settings.used_terms.items():
+        term, pair = build_term(name, chosen, sizes), torch.randn(2, 2, dim)
+        try:
+            loss = JointObjective(torch.nn.Identity(), {name: term}).loss(*pair).parts[name]
+        except Exception as error:
+            raise SepsceneError(f"objective.terms.{name} ({chosen.use}) fails on two pairs: {error}") from error
+        if not loss.isfinite():
+            raise SepsceneError(f"objective.terms.{name} ({chosen.use}) gives {loss} for two pairs, no finite number")
 
 
 def check_start(experiment: Experiment) -> None:
@@ -41,12 +77,15 @@ def check_start(experiment: Experiment) -> None:
     if start is None:
         return
     theirs = read_encoder_config(Path(start))
-    wanted = {"encoder": experiment.encoder, "front_end": experiment.front_end}
+    parts = {
+        "encoder": (_fields(theirs.trunk), _fields(experiment.encoder)),
+        "front_end": (theirs.front_end.model_dump(), experiment.front_end.model_dump()),
+    }
     differ = [
-        f"{part}.{name} is {ours!r}, must be {value!r}"
-        for part, its in (("encoder", theirs.trunk), ("front_end", theirs.front_end))
-        for name, value in its.model_dump().items()
-        if value != (ours := getattr(wanted[part], name)) and name != "classes"
+        f"{part}.{name} is {ours.get(name)!r}, must be {value!r}"
+        for part, (its, ours) in parts.items()
+        for name, value in its.items()
+        if value != ours.get(name) and name != "classes"
     ]
     if differ:
         raise SepsceneError(
@@ -55,14 +94,19 @@ def check_start(experiment: Experiment) -> None:
         )
 
 
+def _fields(choice: Choice) -> dict[str, Any]:
+    """Which encoder, and all its settings, those that were left to their defaults included."""
+    return {"use": choice.use, **settings_of(choice).model_dump()}
+
+
 def start_from(objective: JointObjective, start: Path) -> None:
-    """Give the trunk the weights of an encoder bundle; the heads keep their fresh ones.
+    """Give the trunk the weights of an encoder bundle; the heads keep their fresh ones, the bundle its classifier.
 
     Raises:
         SepsceneError: when the bundle is damaged; `check_start` has compared the sizes.
     """
-    weights = load_encoder(start).trunk.state_dict()
-    objective.trunk.load_state_dict({name: w for name, w in weights.items() if not name.startswith("tags.")})
+    weights, names = load_encoder(start).trunk.state_dict(), objective.trunk.state_dict().keys()
+    objective.trunk.load_state_dict({name: weight for name, weight in weights.items() if name in names})
 
 
 def encoder_of(experiment: Experiment, state: TrainingState | None) -> Encoder:
@@ -70,7 +114,4 @@ def encoder_of(experiment: Experiment, state: TrainingState | None) -> Encoder:
     objective = build_objective(experiment)
     if state is not None:
         objective.load_state_dict(state.tensors["model"])
-    trunk = objective.trunk
-    if not isinstance(trunk, Cnn14):
-        raise SepsceneError("this checkpoint does not hold a CNN14")
-    return Encoder(LogMel(experiment.front_end), trunk, experiment.views.patch_seconds).eval()
+    return Encoder(LogMel(experiment.front_end), objective.trunk, experiment.views.patch_seconds).eval()

@@ -7,10 +7,13 @@ first count takes a process two seconds of further imports.
 """
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sepscene.models.settings import Cnn14Config, TDCNppConfig
-from sepscene.orchestration.config import Objective
+from sepscene.augment.views import patch_samples
+from sepscene.models.config import Config
+from sepscene.models.names import TERMS
+from sepscene.models.settings import TDCNppConfig
+from sepscene.orchestration.config import Experiment
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,27 +33,58 @@ def separation_flops(config: TDCNppConfig, samples: int) -> int:
         return _counted(TDCNpp(config), (1, samples))
 
 
+def encoder_flops(experiment: Experiment) -> int:
+    """Operations of the encoder for one patch, forward; 3.9 GFLOP for the paper's CNN14.
+
+    Raises:
+        SepsceneError: as `models.encoders.network.settings_of`.
+    """
+    samples = patch_samples(experiment.views, experiment.audio.sample_rate)
+    front_end = experiment.front_end
+    shapes = {"log-mel": (1, front_end.frames(samples), front_end.mel_bands), "waveform": (1, samples)}
+    return _encoder_flops(experiment.encoder.model_dump_json(), type(experiment.encoder), tuple(shapes.items()))
+
+
 @lru_cache
-def encoder_flops(config: Cnn14Config, frames: int) -> int:
-    """Operations of CNN14 for one patch of `frames` log-mel frames, forward; 3.9 GFLOP for the paper's 96."""
+def _encoder_flops(config: str, kind: type[Config], shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> int:
     import torch
 
-    from sepscene.models.encoders.cnn14 import Cnn14
+    from sepscene.models.encoders.network import build_network, network_class
 
-    with torch.device("meta"):
+    encoder: Any = kind.model_validate_json(config)
+    shape = dict(shapes)[network_class(encoder).reads]
+    try:
         # In training mode a BatchNorm refuses one patch of which a single position is left.
-        return _counted(Cnn14(config).eval(), (1, frames, config.mel_bands))
+        with torch.device("meta"):
+            return _counted(build_network(encoder).eval(), shape)
+    except RuntimeError:  # own code may need to see numbers
+        with torch.random.fork_rng(devices=[]):
+            return _counted(build_network(encoder).eval(), shape)
 
 
-def step_flops(config: Cnn14Config, objective: Objective, frames: int, global_batch: int) -> int:
-    """Operations of a step over the global batch: encoder, heads and all pairs, forward and backward."""
-    views, dim, hidden = 2 * global_batch, config.embedding_dim, objective.head_hidden
-    projection = objective.projection_dim
-    forward = views * encoder_flops(config, frames)
-    forward += _product(views, dim, hidden) + _product(views, hidden, projection)
-    forward += _product(views, projection, views)  # all cosines
-    if objective.alpha > 0:  # the head's first layer splits into a part for each view, its second sees all pairs
-        forward += _product(views, dim, hidden) + _product(global_batch**2, hidden, 1)
+def step_flops(experiment: Experiment) -> int:
+    """Operations of a step over the global batch: encoder, heads and all pairs, forward and backward.
+
+    Raises:
+        SepsceneError: as `encoder_flops`.
+    """
+    from sepscene.models.encoders.network import settings_of
+
+    objective, global_batch = experiment.objective, experiment.training.global_batch
+    views, dim, hidden = 2 * global_batch, settings_of(experiment.encoder).embedding_dim, objective.head_hidden
+    projection, terms = objective.projection_dim, objective.used_terms.values()
+    forward = views * encoder_flops(experiment)
+    for use in (term.use for term in terms):  # of own terms nothing is known
+        if use == "coincidence":  # the head's first layer splits into a part for each view, its second sees all pairs
+            forward += _product(views, dim, hidden) + _product(global_batch**2, hidden, 1)
+        elif use in TERMS:
+            forward += _product(views, dim, hidden) + _product(views, hidden, projection)
+            # VICReg compares features, the others all pairs.
+            forward += (
+                2 * _product(projection, global_batch, projection)
+                if use == "vicreg"
+                else _product(views, projection, views)
+            )
     return (1 + BACKWARD) * forward
 
 

@@ -22,9 +22,9 @@ from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.specaugment import specaugment
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import from_pcm
-from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder
 from sepscene.models.encoders.frontend import LogMel
+from sepscene.models.encoders.network import network_class
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint, resume_point
 from sepscene.orchestration.records.ledger import Ledger
@@ -51,15 +51,18 @@ from sepscene.tasks.losses.joint import JointLoss, JointObjective
 
 
 class Views(nn.Module):
-    """From a batch of the stream to the log-mel patches of both views, on the worker's device."""
+    """From a batch of the stream to what the encoder reads of both views, on the worker's device."""
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
         self.front_end = LogMel(experiment.front_end)
         self.settings = experiment.specaugment if experiment.views.specaugment else None
+        self.reads = network_class(experiment.encoder).reads
 
     def forward(self, view_B2P: Tensor, uniforms_B2U: Tensor) -> tuple[Tensor, Tensor]:
-        """Waveforms of full scale 1 and SpecAugment's uniforms to two (B, L, F)."""
+        """Waveforms of full scale 1 and SpecAugment's uniforms to two (B, L, F), or two (B, P) of waveforms."""
+        if self.reads == "waveform":
+            return view_B2P[:, 0], view_B2P[:, 1]
         logmel_XLF = self.front_end(view_B2P.flatten(0, 1))
         if self.settings is not None:
             logmel_XLF = specaugment(logmel_XLF, uniforms_B2U.flatten(0, 1), self.settings)
@@ -193,25 +196,20 @@ class Pretrainer:
 
     def _loss_and_gradient(self, logmels: tuple[Tensor, ...]) -> JointLoss:
         dtype = torch.bfloat16 if training_precision(self.experiment) == "bfloat16" else None
+        weights = self.experiment.objective.weights_at(self.step)
         if self.model is None:
             # With four views a chunk has rows of either task: half as many of each.
             rows = max(1, (self.experiment.training.microbatch or self.local_rows) * 2 // len(logmels))
             chunks = cut(logmels, rows, self.local_rows)
-            return accumulate(self.objective, chunks, alpha=self._alpha(), dtype=dtype)
+            return accumulate(self.objective, chunks, weights=weights, dtype=dtype)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            result: JointLoss = self.model(*logmels, alpha=self._alpha())
+            result: JointLoss = self.model(*logmels, weights=weights)
         result.loss.backward()
         return result
 
-    def _alpha(self) -> float:
-        settings = self.experiment.objective
-        return settings.alpha * min(1.0, (self.step + 1) / max(1, settings.alpha_warmup_steps))
-
     def encoder(self) -> Encoder:
         """The encoder as it is now; it shares its weights with the training."""
-        trunk = self.objective.trunk
-        assert isinstance(trunk, Cnn14)
-        return Encoder(self.views.front_end, trunk, self.experiment.views.patch_seconds)
+        return Encoder(self.views.front_end, self.objective.trunk, self.experiment.views.patch_seconds)
 
 
 def steps_of(experiment: Experiment, clips: int) -> int:
@@ -270,7 +268,7 @@ def _observers(worker: Pretrainer, clips: int, folder: StageFolder) -> list[Hook
         StepTiming(experiment, worker.device, world_size()),
         BadSteps(folder, worker.bad_rows, training.bad_steps),
         Quarantine(worker.ledger, clips, training.quarantine_share, worker.device),
-        Diagnostics(lambda: worker.result, worker.objective.coincidence),
+        Diagnostics(lambda: worker.result, worker.objective.coincidence_head),
         StreamBalance(experiment, worker.device),
         HandOver(worker.encoder, training.validation_every_steps, worker.last_step),
     ]

@@ -92,9 +92,10 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
         with torch.no_grad():
             h.append(objective.encode(*views(view_B2P, uniforms)))
         found += _reported(block, view_B2P, *h[-1])
+    weights = {name: term.weight for name, term in experiment.objective.used_terms.items()}
     with torch.no_grad():
         h_1_BD, h_2_BD = (torch.cat(view) for view in zip(*h, strict=True))
-        loss = objective.loss(h_1_BD, h_2_BD, alpha=experiment.objective.alpha).parts["loss"]
+        loss = objective.loss(h_1_BD, h_2_BD, weights=weights).parts["loss"]
     return found, float(loss)
 
 

@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import Resources
 from sepscene.orchestration.records.checkpoints import choose_resume_point, newest_sound, read_ledger, read_steps
 from sepscene.orchestration.records.ledger import Ledger
@@ -180,7 +181,7 @@ class Stage:
 
         All that Ray stores are encoders to validate; it keeps them until they are, and the last one.
         """
-        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **kept_memory()}
+        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **kept_memory(), **trust_variables()}
         return trainer_class()(
             self.worker,
             train_loop_config=self._settings,

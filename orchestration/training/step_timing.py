@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from sepscene.augment.views import patch_samples
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.precision import training_precision
 from sepscene.orchestration.training.flops import step_flops
@@ -24,11 +23,8 @@ class StepTiming(Hook):
     """Metrics of a step's time on one worker."""
 
     def __init__(self, experiment: Experiment, device: torch.device, workers: int) -> None:
-        frames = experiment.front_end.frames(patch_samples(experiment.views, experiment.audio.sample_rate))
-        training = experiment.training
-        sizes = (experiment.encoder, experiment.objective, frames, training.global_batch)
         counting = ThreadPoolExecutor(1, thread_name_prefix="count-operations")
-        self._flops = counting.submit(step_flops, *sizes)  # seconds of imports, which the first batch takes as well
+        self._flops = counting.submit(step_flops, experiment)  # seconds of imports, which the first batch takes as well
         counting.shutdown(wait=False)
         self.workers = workers
         self.ceiling = matmul_rate(

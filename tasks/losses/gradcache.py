@@ -12,7 +12,7 @@ activations of all chunks. The running averages are updated in the first pass on
 the second pass and make the gradient wrong; the project's encoder has none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def accumulate(
     objective: JointObjective,
     chunks: Sequence[tuple[Tensor, ...]],
     *,
-    alpha: float = 1.0,
+    weights: Mapping[str, float] | None = None,
     dtype: torch.dtype | None = None,
 ) -> JointLoss:
     """Add the gradient of the loss over all chunks of all workers to the parameters' `.grad`.
@@ -49,7 +49,7 @@ def accumulate(
     Args:
         objective: the bare module, not wrapped in DistributedDataParallel: gradients are averaged here, once.
         chunks: the views of each chunk, as the arguments of `JointObjective.forward`.
-        alpha: weight of coincidence prediction.
+        weights: of the terms, as of `JointObjective.forward`.
         dtype: of autocast in the forward passes; none leaves them as they are. Each pass is a context of its own:
             autocast keeps the cast weights, and those of a pass without a graph lead to no gradient.
 
@@ -66,7 +66,7 @@ def accumulate(
         cached = [objective.encode(*chunk) for chunk in chunks]
     views = [torch.cat(parts).requires_grad_() for parts in zip(*cached, strict=True)]
     with torch.autocast(device, dtype, enabled=dtype is not None):
-        result = objective.loss(*views, alpha=alpha)
+        result = objective.loss(*views, weights=weights)
     result.loss.backward()
     slopes = [view.grad if view.grad is not None else torch.zeros_like(view) for view in views]
     with _running_averages_kept(objective):

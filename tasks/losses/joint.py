@@ -1,4 +1,4 @@
-"""The joint objective L = L_sim + alpha * L_coin as one module that DistributedDataParallel can wrap.
+"""The joint objective, a weighted sum of terms, as one module that DistributedDataParallel can wrap.
 
 View 1 is the mixture (h_m), view 2 the channel (h_c). The encoder sees all views of a worker in one batch, so
 that both views of a pair share one set of batch statistics.
@@ -12,20 +12,15 @@ collective call waits for a worker that never comes.
 Legend: n local pairs, N global pairs, F mels, L frames, D features of h, Z features of z.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from sepscene.models.encoders.heads import CoincidenceHead
 from sepscene.tasks.distributed.gather import gather_counts, gather_rows, rank, sum_over_workers, world_size
-from sepscene.tasks.losses.coincidence import coincidence_loss
-from sepscene.tasks.losses.nt_xent import nt_xent
-from sepscene.tasks.losses.triplet import triplet_loss
-
-TEMPERATURE_RANGE = (0.01, 1.0)  # bounds of a learned tau: below it logits explode, above it they go flat
+from sepscene.tasks.losses.coincidence import PairHead
+from sepscene.tasks.losses.terms import Coincidence, NtXent, Term
 
 
 @dataclass(frozen=True)
@@ -34,11 +29,10 @@ class JointLoss:
 
     Attributes:
         loss: scalar to call backward on: the local share of the global loss times the number of workers.
-        parts: detached scalars of the GLOBAL batch, equal on all workers: "loss", "similarity", "coincidence"
-            (with a coincidence head), "temperature", "pairs" (N), and "coincidence_pairs" where that task has its
-            own.
+        parts: detached scalars of the GLOBAL batch, equal on all workers: "loss", each term by its name, without its
+            weight, "temperature" of NT-Xent, "pairs" (N), and "coincidence_pairs" where that task has its own.
         h_1_nD, h_2_nD: representations of the local pairs, detached.
-        z_1_NZ, z_2_NZ: projections of the global pairs, detached.
+        z_1_NZ, z_2_NZ: projections of the global pairs by the first term on z, detached; empty where there is none.
     """
 
     loss: Tensor
@@ -49,51 +43,44 @@ class JointLoss:
     z_2_NZ: Tensor
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """Some pairs of all workers, as far as this worker sees them."""
+
+    h_1_nD: Tensor
+    h_2_nD: Tensor
+    local: dict[str, Sequence[Tensor]]
+    everyone: dict[str, Sequence[Tensor]]
+    start: int
+    total: int
+
+
 class JointObjective(nn.Module):
-    """Encoder trunk, heads and losses.
+    """Encoder trunk and terms.
 
     Args:
-        trunk: logmel_BLF -> h_BD, e.g. `models.encoders.cnn14.Cnn14`.
-        similarity: h_BD -> z_BZ.
-        coincidence: the coincidence head; none trains on similarity alone.
-        temperature: tau of NT-Xent [open; 0.2 is ours], or its start when it is learned.
-        learn_temperature: makes log tau a parameter, clamped to `TEMPERATURE_RANGE`; beyond it gets no
-            gradient.
-        similarity_loss: "nt-xent", or "triplet" for the baseline of Jansen et al. 2018.
-        margin: of the triplet loss [open; ours].
+        trunk: a network of `models.encoders.network`.
+        terms: by name, in the order in which they are added up.
 
     Raises:
-        ValueError: when a temperature is to be learned that the triplet loss does not have.
+        ValueError: without a term.
     """
 
-    def __init__(
-        self,
-        trunk: nn.Module,
-        similarity: nn.Module,
-        coincidence: CoincidenceHead | None = None,
-        *,
-        temperature: float = 0.2,
-        learn_temperature: bool = False,
-        similarity_loss: Literal["nt-xent", "triplet"] = "nt-xent",
-        margin: float = 0.1,
-    ) -> None:
+    def __init__(self, trunk: nn.Module, terms: Mapping[str, Term]) -> None:
         super().__init__()
-        if learn_temperature and similarity_loss == "triplet":
-            raise ValueError("the triplet loss has no temperature: set learn_temperature to false")
+        if not terms:
+            raise ValueError("an objective needs at least one term")
         self.trunk = trunk
-        self.similarity = similarity
-        self.coincidence = coincidence
-        self.similarity_loss = similarity_loss
-        self.margin = margin
-        self.log_temperature = nn.Parameter(torch.tensor(log(temperature)), requires_grad=learn_temperature)
+        self.terms = nn.ModuleDict(terms)
 
     @property
-    def temperature(self) -> Tensor:
-        """tau now."""
-        if not self.log_temperature.requires_grad:
-            return self.log_temperature.exp()
-        low, high = TEMPERATURE_RANGE
-        return self.log_temperature.clamp(log(low), log(high)).exp()
+    def _terms(self) -> dict[str, Term]:
+        return {name: term for name, term in self.terms.items() if isinstance(term, Term)}
+
+    @property
+    def coincidence_head(self) -> PairHead | None:
+        """The head of coincidence prediction, where that is a term."""
+        return next((term.head for term in self._terms.values() if isinstance(term, Coincidence)), None)
 
     def forward(
         self,
@@ -102,21 +89,21 @@ class JointObjective(nn.Module):
         own_1_kLF: Tensor | None = None,
         own_2_kLF: Tensor | None = None,
         *,
-        alpha: float = 1.0,
+        weights: Mapping[str, float] | None = None,
     ) -> JointLoss:
         """The loss of this worker's pairs against the global batch. Collective: all workers call it each step.
 
         Args:
             logmel_1_nLF, logmel_2_nLF: both views of the local pairs; n may differ between workers, and be 0.
-            own_1_kLF, own_2_kLF: pairs of coincidence prediction's own draws; none means that both tasks
+            own_1_kLF, own_2_kLF: pairs of coincidence prediction's own draws; none means that all terms
                 share one pair. Given, they add their part to the encoder's work.
-            alpha: weight of coincidence prediction at this step (the caller warms it up).
+            weights: of the terms at this step, by name (the caller warms them up); 1 for those that are not named.
 
         Raises:
             ValueError: when the views of a pair differ in number.
         """
         views = [view for view in (logmel_1_nLF, logmel_2_nLF, own_1_kLF, own_2_kLF) if view is not None]
-        return self.loss(*self.encode(*views), alpha=alpha)
+        return self.loss(*self.encode(*views), weights=weights)
 
     def encode(self, *views_BLF: Tensor) -> tuple[Tensor, ...]:
         """h_BD of each view, all computed as one batch."""
@@ -131,39 +118,45 @@ class JointObjective(nn.Module):
         own_1_kD: Tensor | None = None,
         own_2_kD: Tensor | None = None,
         *,
-        alpha: float = 1.0,
+        weights: Mapping[str, float] | None = None,
     ) -> JointLoss:
         """The losses from representations; arguments and errors as for `forward`."""
         _check_pairs(h_1_nD, h_2_nD, own_1_kD, own_2_kD)
-        counts = gather_counts(len(h_1_nD), h_1_nD.device)
-        start, total = sum(counts[: rank()]), sum(counts)
-        z_1_nZ, z_2_nZ = self.similarity(torch.cat([h_1_nD, h_2_nD])).to(h_1_nD.dtype).chunk(2)
-        # What both losses want of the other workers travels together.
-        wanted = [z_1_nZ, z_2_nZ] + ([h_2_nD] if self.coincidence is not None and own_2_kD is None else [])
-        z_1_NZ, z_2_NZ, *h_2_ND = gather_rows(torch.cat(wanted, 1), counts).split([part.shape[1] for part in wanted], 1)
-        share = self._similarity_share(z_1_nZ, z_2_nZ, z_1_NZ, z_2_NZ, start)
-        metrics, own_counts = {"similarity": share.detach()}, list[int]()
-        if self.coincidence is not None:
-            if own_1_kD is None or own_2_kD is None:
-                coincidence = coincidence_loss(self.coincidence, h_1_nD, h_2_nD, h_2_ND[0], start)
-            else:
-                own_counts = gather_counts(len(own_1_kD), own_1_kD.device)
-                own_2_KD, own_start = gather_rows(own_2_kD, own_counts), sum(own_counts[: rank()])
-                coincidence = coincidence_loss(self.coincidence, own_1_kD, own_2_kD, own_2_KD, own_start)
-            metrics["coincidence"] = coincidence.detach()
-            share = share + alpha * coincidence
-        summed = sum_over_workers(torch.stack([share.detach(), *metrics.values()]))
-        parts = dict(zip(["loss", *metrics], summed, strict=True))
-        parts |= {"temperature": self.temperature.detach(), "pairs": summed.new_tensor(float(total))}
-        if own_counts:
-            parts["coincidence_pairs"] = summed.new_tensor(float(sum(own_counts)))
-        seen = (tensor.detach() for tensor in (h_1_nD, h_2_nD, z_1_NZ, z_2_NZ))
-        return JointLoss(world_size() * share, parts, *seen)
+        separate = own_1_kD is not None and own_2_kD is not None
+        own = {name for name, term in self._terms.items() if separate and term.own_pairs}
+        pairs = self._gathered(h_1_nD, h_2_nD, [name for name in self.terms if name not in own])
+        seen, shares = dict.fromkeys(self.terms, pairs), dict[str, Tensor]()
+        if own_1_kD is not None and own_2_kD is not None:
+            seen |= dict.fromkeys(own, self._gathered(own_1_kD, own_2_kD, sorted(own)))
+        for name, term in self._terms.items():
+            of = seen[name]
+            shares[name] = term.share(of.h_1_nD, of.h_2_nD, of.local[name], of.everyone[name], of.start)
+        weighted = [(weights or {}).get(name, 1.0) * share for name, share in shares.items()]
+        share = weighted[0]
+        for more in weighted[1:]:
+            share = share + more
+        summed = sum_over_workers(torch.stack([share.detach(), *(each.detach() for each in shares.values())]))
+        parts = dict(zip(["loss", *shares], summed, strict=True))
+        for term in self._terms.values():
+            if isinstance(term, NtXent):
+                parts["temperature"] = term.temperature.detach()
+        parts["pairs"] = summed.new_tensor(float(pairs.total))
+        if own:
+            parts["coincidence_pairs"] = summed.new_tensor(float(seen[min(own)].total))
+        on_z = next((name for name, term in self._terms.items() if term.reads_z), None)
+        z_NZ = pairs.everyone[on_z] if on_z is not None else (h_1_nD[:0], h_2_nD[:0])
+        return JointLoss(world_size() * share, parts, *(seen.detach() for seen in (h_1_nD, h_2_nD, *z_NZ)))
 
-    def _similarity_share(self, z_1: Tensor, z_2: Tensor, all_1: Tensor, all_2: Tensor, start: int) -> Tensor:
-        if self.similarity_loss == "triplet":
-            return triplet_loss(z_1, z_2, all_2, start, self.margin)
-        return nt_xent(z_1, z_2, all_1, all_2, start, self.temperature)
+    def _gathered(self, h_1_nD: Tensor, h_2_nD: Tensor, names: Sequence[str]) -> _Pairs:
+        """What some terms want of the other workers, which travels together."""
+        counts = gather_counts(len(h_1_nD), h_1_nD.device)
+        local = {name: self._terms[name].project(h_1_nD, h_2_nD) for name in names}
+        wanted = [part for parts in local.values() for part in parts]
+        if not wanted:
+            return _Pairs(h_1_nD, h_2_nD, {}, {}, sum(counts[: rank()]), sum(counts))
+        everyone = iter(gather_rows(torch.cat(wanted, 1), counts).split([part.shape[1] for part in wanted], 1))
+        dealt: dict[str, Sequence[Tensor]] = {name: [next(everyone) for _ in parts] for name, parts in local.items()}
+        return _Pairs(h_1_nD, h_2_nD, local, dealt, sum(counts[: rank()]), sum(counts))
 
 
 def _check_pairs(first: Tensor, second: Tensor, own_first: Tensor | None, own_second: Tensor | None) -> None:

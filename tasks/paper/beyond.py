@@ -36,6 +36,7 @@ BEYOND: tuple[BeyondRow, ...] = (
     BeyondRow("beyond/chan-chan", "S2∨N, chan vs chan, SimCLR & CP", "table4/S2+N/simclr-cp"),
     BeyondRow("beyond/architectures", "S2∨N∨untrained STFT network, SimCLR & CP", "table4/S2+N/simclr-cp"),
     BeyondRow("beyond/loudest", "S2∨N, always the loudest channel, SimCLR & CP", "table4/S2+N/simclr-cp"),
+    BeyondRow("beyond/patch-transformer", "S2∨N, a patch transformer, SimCLR & CP", "table4/S2+N/simclr-cp"),
 )
 
 

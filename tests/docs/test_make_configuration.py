@@ -28,16 +28,16 @@ def test_the_page_is_current(make_configuration: ModuleType) -> None:
 def test_every_field_of_an_experiment_is_there_once(make_configuration: ModuleType) -> None:
     text = make_configuration.page()
     expected = {
-        (prefix, name)
+        (prefix, make_configuration.chosen_by(model), name)
         for prefix, model in make_configuration.sections_of(Experiment, "")
         for name, field in model.model_fields.items()
         if not make_configuration.inner(field)
     }
     found = []
     for section in text.split("\n## ")[1:]:
-        prefix = section.split("`")[1]
+        _, prefix, chosen = section.partition("\n")[0].split("`", 2)
         names = re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
-        found += [("" if prefix == "experiment" else prefix, name) for name in names]
+        found += [("" if prefix == "experiment" else prefix, chosen, name) for name in names]
     assert len(found) == len(set(found)) and set(found) == expected
 
 

@@ -62,7 +62,10 @@ def test_an_override_changes_one_field() -> None:
     [
         ({"objective.temperatur": 0.1}, r"objective\.temperatur: unknown field"),
         ({"objektive.temperature": 0.1}, "no configuration field 'objektive.temperature'"),
-        ({"objective.temperature": -1}, r"objective\.temperature: Input should be greater than 0 \(got -1\)"),
+        (
+            {"objective.temperature": -1},
+            r"objective\.terms\.similarity\.temperature: Input should be greater than 0 \(got -1\)",
+        ),
         ({"views.combination": ["S9"]}, "unknown processors S9; the ladder has N, F, S1, S2"),
         ({"audio.sample_rate": 22050}, "sample rates differ: audio 22050, separator 16000"),
         ({"training.global_batch": 4096, "training.service_rows": 1024}, "312 MiB.*lower training.service_rows"),

@@ -262,9 +262,9 @@ def test_nan_weights_are_not_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "advice"),
     [
-        ({"trunk": Cnn14Config(mel_bands=128)}, "mel_bands 64 and trunk.mel_bands 128 differ"),
+        ({"trunk": Cnn14Config(mel_bands=128)}, "front_end.mel_bands 64 and the encoder's mel_bands 128 differ"),
         ({"patch_seconds": 0.5}, "shortest_seconds is longer than patch_seconds"),
-        ({"patch_seconds": 0.3, "shortest_seconds": 0.3}, "30 frames, CNN14 needs 32: lengthen"),
+        ({"patch_seconds": 0.3, "shortest_seconds": 0.3}, "30 frames, the encoder needs 32: lengthen"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(change: dict, advice: str) -> None:

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from sepscene.models.config import CheckpointError
-from sepscene.models.separators import trust
 from sepscene.models.separators.folder import load_separator
 from sepscene.models.separators.importer import import_separator
 from sepscene.models.separators.program_audit import _allowed, audited_archive
+from sepscene.models.trust import PROGRAMS
 
 
 @pytest.fixture(autouse=True)
 def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
-    monkeypatch.delenv(trust.VARIABLE, raising=False)
+    monkeypatch.delenv(PROGRAMS.variable, raising=False)
 
 
 class Writer(nn.Module):
@@ -50,12 +50,12 @@ def test_torchscript_is_refused_before_anything_of_it_runs(program, tmp_path):
 def test_trust_is_the_users_and_not_the_folders(program, tmp_path, monkeypatch):
     import_separator(program, 8000, tmp_path / "out", trust_code=True)
     load_separator(tmp_path / "out")
-    assert trust.trust_file().stat().st_mode & 0o022 == 0
-    digest = next(iter(trust.trusted_programs()))
+    assert PROGRAMS.file.stat().st_mode & 0o022 == 0
+    digest = next(iter(PROGRAMS.entries()))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another_user"))
     with pytest.raises(CheckpointError, match="--trust-code"):
         load_separator(tmp_path / "out")
-    monkeypatch.setenv(trust.VARIABLE, f"{'0' * 64},{digest}")
+    monkeypatch.setenv(PROGRAMS.variable, f"{'0' * 64},{digest}")
     load_separator(tmp_path / "out")
 
 

@@ -66,7 +66,11 @@ def test_a_mistake_is_one_message(arguments: list[str], says: str) -> None:
 def test_the_process_ends_with_two_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sepscene", "pretrain", "demo", "--set", "objective.temperature=-1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and "objective.temperature" in done.stderr
+    assert (
+        done.returncode == 2
+        and "Traceback" not in done.stderr
+        and "objective.terms.similarity.temperature" in done.stderr
+    )
 
 
 def test_separators_of_another_rate_are_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.data import stores_of
 from sepscene.orchestration.mini.logmel_store import LogMelStore
 from sepscene.orchestration.mini.study import _check_same_study, read_records, run_study
-from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, alpha_at, refuse_what_is_ignored
+from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, refuse_what_is_ignored
 from sepscene.orchestration.presets import resolve, shipped_ladder
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.sweep_folder import StudyData, StudyFolder
@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_losses_and_an_exact_ledger(data: tuple[Pat
 
 def test_alpha_warms_up_and_tasks_may_have_rows_of_their_own(data: tuple[Path, str], tmp_path: Path) -> None:
     ours = experiment(data, "table4/N/simclr-cp", "objective.coincidence_pairs=own", "objective.alpha_warmup_steps=4")
-    assert [alpha_at(ours.objective, step) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    assert [ours.objective.weights_at(step)["coincidence"] for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
     store, manifest = stores(data, ours, tmp_path)
     trainer = MiniTrainer(ours, ViewCrops(ours, store, {"N": data[1]}, len(manifest)))
     first, second, own_1, own_2 = trainer.patches(np.arange(16))

@@ -12,6 +12,7 @@ from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.builders import build_objective, check_start, encoder_of, start_from
+from sepscene.tasks.losses.terms import Triplet
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def test_a_start_gives_its_trunk_and_leaves_the_heads_fresh(nano: Experiment, bu
     theirs = load_encoder(bundle).trunk.state_dict()
     for name, weight in started.trunk.state_dict().items():
         assert torch.equal(weight, theirs[name]), name
-    for name, weight in started.similarity.state_dict().items():
-        assert torch.equal(weight, fresh.similarity.state_dict()[name]), name
+    for name, weight in started.terms.state_dict().items():
+        assert torch.equal(weight, fresh.terms.state_dict()[name]), name
     check_start(nano.changed({"training.start_encoder": str(bundle)}))
 
 
@@ -64,7 +65,8 @@ def test_a_start_that_is_damaged_or_missing_is_refused(nano: Experiment, bundle:
 def test_the_triplet_baseline_trains_its_loss(nano: Experiment) -> None:
     triplet = nano.changed({"objective.similarity": "triplet", "objective.alpha": 0, "objective.triplet_margin": 0.3})
     objective = build_objective(triplet)
-    assert objective.similarity_loss == "triplet" and objective.margin == 0.3 and objective.coincidence is None
+    (term,) = objective.terms.values()
+    assert isinstance(term, Triplet) and term.config.margin == 0.3 and objective.coincidence_head is None
     result = objective(*torch.randn(2, 6, 96, 64))
     result.loss.backward()
     assert 0 < result.loss.item() < 4.3

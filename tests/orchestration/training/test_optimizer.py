@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from sepscene.models.encoders.cnn14 import Cnn14
-from sepscene.models.encoders.heads import CoincidenceHead, SimilarityHead
 from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Training
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.tasks.losses.joint import JointObjective
+from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings
+from sepscene.tasks.losses.terms import HeadSizes, build_term
 
 CPU = torch.device("cpu")
 TRAINING = Training(weight_decay=0.1, learning_rate=1e-2)
@@ -20,7 +21,9 @@ TRAINING = Training(weight_decay=0.1, learning_rate=1e-2)
 def build(learn_temperature: bool = True) -> JointObjective:
     torch.manual_seed(0)
     trunk = Cnn14(Cnn14Config(widths=(2, 2, 4, 4, 4, 4), embedding_dim=4))
-    return JointObjective(trunk, SimilarityHead(4, 8, 4), CoincidenceHead(4, 8), learn_temperature=learn_temperature)
+    chosen = {"similarity": NtXentSettings(learn_temperature=learn_temperature), "coincidence": CoincidenceSettings()}
+    sizes = HeadSizes(embedding_dim=4, hidden=8, projection=4)
+    return JointObjective(trunk, {name: build_term(name, settings, sizes) for name, settings in chosen.items()})
 
 
 def pull(objective: JointObjective, seed: int) -> None:
@@ -37,14 +40,14 @@ def test_only_matrices_and_kernels_are_decayed() -> None:
     assert decayed["weight_decay"] == 0.1 and kept["weight_decay"] == 0
     assert all(names[id(p)].endswith("weight") and ".bn" not in names[id(p)] for p in decayed["params"])
     spared = {names[id(p)] for p in kept["params"]}
-    assert {"log_temperature", "trunk.bn0.weight", "trunk.bn0.bias", "trunk.embedding.bias"} <= spared
+    assert {"terms.similarity.log_temperature", "trunk.bn0.weight", "trunk.bn0.bias", "trunk.embedding.bias"} <= spared
     assert len(decayed["params"]) + len(kept["params"]) == len(names)
 
 
 def test_a_fixed_temperature_is_not_touched() -> None:
     objective = build(learn_temperature=False)
     learned = {id(p) for group in adamw(objective, TRAINING, CPU).param_groups for p in group["params"]}
-    assert id(objective.log_temperature) not in learned
+    assert id(objective.terms["similarity"].log_temperature) not in learned
 
 
 def test_a_step_is_adamw_written_out() -> None:

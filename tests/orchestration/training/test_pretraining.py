@@ -198,12 +198,12 @@ def test_each_task_may_have_rows_of_its_own(nano: Experiment) -> None:
 
 def test_health_is_looked_at_every_few_steps_and_a_collapse_reported_once(nano: Experiment) -> None:
     one = worker(nano)
-    hook = Diagnostics(lambda: one.result, one.objective.coincidence)
+    hook = Diagnostics(lambda: one.result, one.objective.coincidence_head)
     records = [step.metrics for step in trained(one, map(batch, range(REPORT_EVERY_STEPS)), hook).steps]
     assert ["effective_rank" in record for record in records] == [False] * (REPORT_EVERY_STEPS - 1) + [True]
     assert records[-1].keys() >= {"alignment", "uniformity", "positive_similarity", "coincidence_auc"}
     one = worker(nano.changed({"training.epochs": 40, "training.learning_rate": 1e-9}))
-    hook = Diagnostics(lambda: one.result, one.objective.coincidence)
+    hook = Diagnostics(lambda: one.result, one.objective.coincidence_head)
     with torch.no_grad():
         one.objective.get_submodule("trunk").embedding.weight.zero_()  # type: ignore[union-attr, operator]
     events = trained(one, map(batch, range(2 * REPORT_EVERY_STEPS)), hook).events

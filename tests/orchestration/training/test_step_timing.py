@@ -16,7 +16,7 @@ def test_metrics_of_a_step(nano: Experiment) -> None:
     timing.after_step(step)
     expected = {"pairs": 16, "examples_per_second": 32, "waiting_share": 0.2, "mfu": 0.5}
     assert step.metrics == pytest.approx(expected)
-    assert timing.flops == step_flops(nano.encoder, nano.objective, 96, 16) / 2
+    assert timing.flops == step_flops(nano) / 2
 
 
 def test_the_ceiling_is_a_rate_of_this_machine() -> None:

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sepscene.models.encoders.heads import CoincidenceHead, SimilarityHead
 from sepscene.tasks.losses.coincidence import coincidence_loss
 from sepscene.tasks.losses.gradcache import accumulate, cut
 from sepscene.tasks.losses.joint import JointObjective
 from sepscene.tasks.losses.nt_xent import nt_xent
+from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings
+from sepscene.tasks.losses.terms import HeadSizes, NtXent, build_term
 
 
 class Trunk(nn.Module):
@@ -24,10 +25,22 @@ class Trunk(nn.Module):
         return self.last(torch.tanh(self.norm(self.first(logmel_BLF.flatten(1)))))
 
 
-def build(**options: object) -> JointObjective:
+SIZES = HeadSizes(embedding_dim=4, hidden=8, projection=3)
+
+
+def build(coincidence: bool = True, **options: object) -> JointObjective:
+    """NT-Xent with these settings, and coincidence prediction."""
     torch.manual_seed(0)
-    head = options.pop("head", CoincidenceHead(4, 8))
-    return JointObjective(Trunk(), SimilarityHead(4, 8, 3), head, **options).double()  # type: ignore[arg-type]
+    trunk, terms = Trunk(), {"similarity": build_term("similarity", NtXentSettings.model_validate(options), SIZES)}
+    if coincidence:
+        terms["coincidence"] = build_term("coincidence", CoincidenceSettings(), SIZES)
+    return JointObjective(trunk, terms).double()
+
+
+def nt_xent_of(objective: JointObjective) -> NtXent:
+    term = objective.terms["similarity"]
+    assert isinstance(term, NtXent)
+    return term
 
 
 def views(count: int = 2, rows: int = 5) -> list[Tensor]:
@@ -41,11 +54,11 @@ def gradients(objective: JointObjective) -> dict[str, Tensor]:
 
 def test_is_the_weighted_sum_of_its_parts() -> None:
     objective = build(temperature=0.3)
-    head = objective.coincidence
+    head, first = objective.coincidence_head, nt_xent_of(objective)
     assert head is not None
-    result = objective(*views(), alpha=0.4)
+    result = objective(*views(), weights={"coincidence": 0.4})
     h_1, h_2 = objective.encode(*views())
-    similarity = nt_xent(objective.similarity(h_1), objective.similarity(h_2), temperature=objective.temperature)
+    similarity = nt_xent(first.head(h_1), first.head(h_2), temperature=first.temperature)
     coincidence = coincidence_loss(head, h_1, h_2)
     torch.testing.assert_close(result.loss, similarity + 0.4 * coincidence, rtol=1e-12, atol=0)
     expected = {"loss": result.loss, "similarity": similarity, "coincidence": coincidence, "pairs": 5.0}
@@ -64,14 +77,13 @@ def test_both_views_share_batch_statistics() -> None:
 
 def test_alpha_zero_still_reaches_every_parameter() -> None:
     objective = build()
-    objective(*views(), alpha=0.0).loss.backward()
+    objective(*views(), weights={"coincidence": 0.0}).loss.backward()
     assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
-    assert objective.coincidence is not None
-    assert all(not p.grad.any() for p in objective.coincidence.parameters() if p.grad is not None)
+    assert all(not p.grad.any() for p in objective.terms["coincidence"].parameters() if p.grad is not None)
 
 
 def test_without_a_coincidence_head_there_is_similarity_only() -> None:
-    result = build(head=None)(*views())
+    result = build(coincidence=False)(*views())
     assert "coincidence" not in result.parts
     assert result.loss.item() == result.parts["similarity"].item()
 
@@ -86,14 +98,13 @@ def test_own_draws_of_any_number_feed_coincidence_only() -> None:
 
 def test_learned_temperature_moves_and_is_clamped() -> None:
     objective = build(learn_temperature=True, temperature=0.2)
+    term = nt_xent_of(objective)
     objective(*views()).loss.backward()
-    assert objective.log_temperature.grad is not None and objective.log_temperature.grad.abs() > 0
+    assert term.log_temperature.grad is not None and term.log_temperature.grad.abs() > 0
     with torch.no_grad():
-        objective.log_temperature.fill_(-20.0)
-    assert objective.temperature.item() == pytest.approx(0.01)
-    assert build(temperature=0.005).temperature.item() == pytest.approx(0.005, rel=1e-6)
-    with pytest.raises(ValueError, match="no temperature"):
-        build(learn_temperature=True, similarity_loss="triplet")
+        term.log_temperature.fill_(-20.0)
+    assert term.temperature.item() == pytest.approx(0.01)
+    assert nt_xent_of(build(temperature=0.005)).temperature.item() == pytest.approx(0.005, rel=1e-6)
 
 
 def test_no_rows_give_zero_and_finite_gradients() -> None:
@@ -124,9 +135,9 @@ def chunks(parts: list[Tensor]) -> list[tuple[Tensor, ...]]:
 def test_accumulation_equals_the_large_batch(own: bool) -> None:
     parts = views(4 if own else 2)
     large, small = build(learn_temperature=True).eval(), build(learn_temperature=True).eval()
-    whole = large(*parts, alpha=0.6)
+    whole = large(*parts, weights={"coincidence": 0.6})
     whole.loss.backward()
-    accumulated = accumulate(small, chunks(parts), alpha=0.6)
+    accumulated = accumulate(small, chunks(parts), weights={"coincidence": 0.6})
     torch.testing.assert_close(accumulated.loss, whole.loss.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(gradients(small), gradients(large), rtol=1e-10, atol=1e-14)
 

@@ -1,0 +1,108 @@
+"""The terms of an objective: which losses, their weights and settings. Apart from the losses, which need torch."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator
+
+from sepscene.models.config import Config
+from sepscene.models.names import TERMS, name_of
+
+
+class TermSettings(Config):
+    """What every term has."""
+
+    weight: float = Field(1.0, ge=0, description="of the term in the sum; a term of weight 0 is left out")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the weight grows from 0 to its value")
+
+    def weight_at(self, step: int) -> float:
+        """The weight at step 0, 1, …"""
+        return self.weight * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+
+class NtXentSettings(TermSettings):
+    """NT-Xent over the global batch (SimCLR), the paper's similarity loss."""
+
+    use: Literal["nt-xent"] = Field("nt-xent", description="this term")
+    temperature: float = Field(0.2, gt=0, description="tau [open; ours]")
+    learn_temperature: bool = Field(False, description="tau is a parameter, from 0.01 to 1; `temperature` is its start")
+
+    @property
+    def described(self) -> str:
+        """In words, for cards and reports."""
+        return f"NT-Xent (tau {self.temperature:g}{', learned' if self.learn_temperature else ''})"
+
+
+class TripletSettings(TermSettings):
+    """The triplet loss of Jansen et al. 2018, a baseline."""
+
+    use: Literal["triplet"] = Field("triplet", description="this term")
+    margin: float = Field(0.1, gt=0, description="squared distance on the unit sphere [open; ours]")
+
+    @property
+    def described(self) -> str:
+        """In words, for cards and reports."""
+        return f"triplet ({self.margin:g})"
+
+
+class VicregSettings(TermSettings):
+    """VICReg (Bardes et al. 2022), a similarity loss without negative pairs; its weights are the authors'."""
+
+    use: Literal["vicreg"] = Field("vicreg", description="this term")
+    invariance: float = Field(25.0, ge=0, description="weight of the mean squared distance of the pairs")
+    variance: float = Field(25.0, ge=0, description="weight of the features' missing spread")
+    covariance: float = Field(1.0, ge=0, description="weight of the squared covariances")
+
+    @property
+    def described(self) -> str:
+        """In words, for cards and reports."""
+        return f"VICReg ({self.invariance:g}, {self.variance:g}, {self.covariance:g})"
+
+
+class CoincidenceSettings(TermSettings):
+    """Coincidence prediction, the paper's second task."""
+
+    use: Literal["coincidence"] = Field("coincidence", description="this term")
+
+    @property
+    def described(self) -> str:
+        """In words, for cards and reports."""
+        return "coincidence"
+
+
+class OwnTerm(TermSettings):
+    """A term that does not come with the package: its class by import path, beside it the fields of its `Config`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    use: str = Field(description="package.module:Class, a `tasks.losses.terms.Term`; from Python the class itself")
+
+    @field_validator("use", mode="before")
+    @classmethod
+    def _named(cls, use: Any) -> str:
+        return name_of(use, TERMS, "loss term")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields of the term's own `Config`."""
+        return dict(self.model_extra or {})
+
+    @property
+    def described(self) -> str:
+        """In words, for cards and reports."""
+        return self.use
+
+
+def _tag(value: Any) -> str:
+    use = value.get("use") if isinstance(value, dict) else getattr(value, "use", None)
+    return f"<{use}>" if isinstance(use, str) and use in TERMS else "<own>"
+
+
+TermChoice = Annotated[
+    Annotated[NtXentSettings, Tag("<nt-xent>")]
+    | Annotated[TripletSettings, Tag("<triplet>")]
+    | Annotated[VicregSettings, Tag("<vicreg>")]
+    | Annotated[CoincidenceSettings, Tag("<coincidence>")]
+    | Annotated[OwnTerm, Tag("<own>")],
+    Discriminator(_tag),
+]
+"""One term: `{use: …, weight: …, …}`."""

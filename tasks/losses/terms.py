@@ -1,0 +1,194 @@
+"""The terms of an objective as modules: each gives this worker's share of a loss over the global batch.
+
+A term is used in three moves, so that what all terms want of the other workers travels together, once: `project` makes
+from the local representations what the others must see; the rows of all workers are gathered; `share` computes with
+both. Shares are summed over the workers, and gradients flow through the gathered rows to the workers that hold them
+(`tasks.distributed.gather`), so that they are exact.
+
+Legend: n local pairs, N global pairs, D features of h, Z features of z.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor, nn
+
+from sepscene.models.card import explain_validation
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.heads import CoincidenceHead, SimilarityHead
+from sepscene.models.names import TERMS, resolve
+from sepscene.tasks.losses.coincidence import coincidence_loss
+from sepscene.tasks.losses.nt_xent import nt_xent
+from sepscene.tasks.losses.settings import (
+    CoincidenceSettings,
+    NtXentSettings,
+    OwnTerm,
+    TermSettings,
+    TripletSettings,
+    VicregSettings,
+)
+from sepscene.tasks.losses.triplet import triplet_loss
+from sepscene.tasks.losses.vicreg import vicreg
+
+TEMPERATURE_RANGE = (0.01, 1.0)  # bounds of a learned tau: below it logits explode, above it they go flat
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """Sizes of the heads on top of h.
+
+    Attributes:
+        embedding_dim: size D of h.
+        hidden: hidden units of a head.
+        projection: size Z of z.
+    """
+
+    embedding_dim: int
+    hidden: int = 512
+    projection: int = 128
+
+
+class Term(nn.Module):
+    """A loss of pairs of representations; one of your own derives from this and says what `project` and `share` do.
+
+    Attributes:
+        Config: of the class, a pydantic model of the settings with which it is built as `Class(config, sizes)`.
+        reads_z: whether `project` gives z_1 and z_2, which the diagnostics then look at.
+        own_pairs: whether `objective.coincidence_pairs: own` gives it the odd rows, and the others the even ones.
+    """
+
+    Config: type[BaseModel]
+    reads_z = False
+    own_pairs = False
+
+    def project(self, h_1_nD: Tensor, h_2_nD: Tensor) -> Sequence[Tensor]:
+        """What the other workers must see of the local pairs: tensors of n rows; n may be 0."""
+        return h_1_nD, h_2_nD
+
+    def share(
+        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
+    ) -> Tensor:
+        """This worker's share of the loss, a scalar in float32 (float64 stays): summed over workers it is the loss.
+
+        Every parameter must be used, also without local pairs, so that no worker waits for another's gradient.
+
+        Args:
+            h_1_nD, h_2_nD: both views of the local pairs.
+            local: what `project` gave for them.
+            everyone: the same of all workers, N rows.
+            start: index of the first local pair among them.
+        """
+        raise NotImplementedError
+
+
+class SimilarityTerm(Term):
+    """What the losses on z have in common: the head that makes z."""
+
+    reads_z = True
+
+    def __init__(self, config: Any, sizes: HeadSizes) -> None:
+        super().__init__()
+        self.config = config
+        self.head = SimilarityHead(sizes.embedding_dim, sizes.hidden, sizes.projection)
+
+    def project(self, h_1_nD: Tensor, h_2_nD: Tensor) -> Sequence[Tensor]:
+        """z_1 and z_2, in one pass."""
+        return self.head(torch.cat([h_1_nD, h_2_nD])).to(h_1_nD.dtype).chunk(2)
+
+
+class NtXent(SimilarityTerm):
+    """`tasks.losses.nt_xent`, with a temperature that may be learned."""
+
+    Config = NtXentSettings
+
+    def __init__(self, config: NtXentSettings, sizes: HeadSizes) -> None:
+        super().__init__(config, sizes)
+        start = torch.tensor(log(config.temperature))
+        self.log_temperature = nn.Parameter(start, requires_grad=config.learn_temperature)
+
+    @property
+    def temperature(self) -> Tensor:
+        """tau now; a learned one stays within TEMPERATURE_RANGE, beyond which it gets no gradient."""
+        if not self.log_temperature.requires_grad:
+            return self.log_temperature.exp()
+        low, high = TEMPERATURE_RANGE
+        return self.log_temperature.clamp(log(low), log(high)).exp()
+
+    def share(
+        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
+    ) -> Tensor:
+        """See `Term.share`."""
+        return nt_xent(local[0], local[1], everyone[0], everyone[1], start, self.temperature)
+
+
+class Triplet(SimilarityTerm):
+    """`tasks.losses.triplet`."""
+
+    Config = TripletSettings
+
+    def share(
+        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
+    ) -> Tensor:
+        """See `Term.share`."""
+        return triplet_loss(local[0], local[1], everyone[1], start, self.config.margin)
+
+
+class Vicreg(SimilarityTerm):
+    """`tasks.losses.vicreg`."""
+
+    Config = VicregSettings
+
+    def share(
+        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
+    ) -> Tensor:
+        """See `Term.share`."""
+        weights = {name: getattr(self.config, name) for name in ("invariance", "variance", "covariance")}
+        return vicreg(local[0], local[1], everyone[0], everyone[1], **weights)
+
+
+class Coincidence(Term):
+    """`tasks.losses.coincidence`; only the channels' h travels."""
+
+    Config = CoincidenceSettings
+    own_pairs = True
+
+    def __init__(self, config: CoincidenceSettings, sizes: HeadSizes) -> None:
+        super().__init__()
+        self.head = CoincidenceHead(sizes.embedding_dim, sizes.hidden)
+
+    def project(self, h_1_nD: Tensor, h_2_nD: Tensor) -> Sequence[Tensor]:
+        """The second views."""
+        return (h_2_nD,)
+
+    def share(
+        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
+    ) -> Tensor:
+        """See `Term.share`."""
+        return coincidence_loss(self.head, h_1_nD, h_2_nD, everyone[0], start)
+
+
+def build_term(name: str, settings: TermSettings, sizes: HeadSizes) -> Term:
+    """A term with fresh weights, drawn from torch's global generator.
+
+    Args:
+        name: of the term in the objective, for messages.
+        settings: one of `tasks.losses.settings`.
+        sizes: of its head.
+
+    Raises:
+        SepsceneError: an own term cannot be imported, is no term, or refuses its settings.
+    """
+    use = settings.use  # type: ignore[attr-defined]
+    found = resolve(use, TERMS, "loss term")
+    if not (isinstance(found, type) and issubclass(found, Term)):
+        raise SepsceneError(f"objective.terms.{name}: {use} is not a class of tasks.losses.terms.Term")
+    if not isinstance(settings, OwnTerm):
+        return found(settings, sizes)
+    try:
+        return found(found.Config.model_validate(settings.options), sizes)
+    except ValidationError as error:
+        raise SepsceneError(f"objective.terms.{name} ({use}): {explain_validation(error)}") from None

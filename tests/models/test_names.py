@@ -1,0 +1,83 @@
+"""Names of built-in and own code: the nearest spelling, trust before import, errors that say what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from sepscene.models import names
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.cnn14 import Cnn14
+from sepscene.models.names import ENCODERS, name_of, package_of, resolve, trust_code, used_code
+from sepscene.models.trust import CODE, trust_variables
+from tests.own_code import write_package
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "_used", set())
+    monkeypatch.setattr(names, "_accepting", False)
+
+
+def test_a_wrong_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(SepsceneError, match=r"no encoder 'cnn41' \(did you mean cnn14\?\); known are cnn14, patch-"):
+        resolve("cnn41", ENCODERS, "encoder")
+    with pytest.raises(ValueError, match=r"no encoder 'zzz'; known are .* or an import path package\.module:Name"):
+        name_of("zzz", ENCODERS, "encoder")
+
+
+def test_every_short_name_means_something() -> None:
+    assert resolve("cnn14", ENCODERS, "encoder") is Cnn14
+    assert all(isinstance(resolve(name, ENCODERS, "encoder"), type) for name in ENCODERS)
+    assert used_code() == []
+
+
+def test_own_code_is_not_imported_before_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = write_package(tmp_path, "namelab", monkeypatch)
+    path = "namelab.nets:MelNet"
+    assert name_of(path, ENCODERS, "encoder") == path
+    with pytest.raises(SepsceneError, match=r"namelab.nets:MelNet is code that does not come with .* --trust-code"):
+        resolve(path, ENCODERS, "encoder")
+    with pytest.raises(SepsceneError, match="no import path"):
+        trust_code("namelab")
+    assert not mark.exists() and not CODE.entries()
+    trust_code(path)
+    found = resolve(path, ENCODERS, "encoder")
+    assert mark.exists() and found.__name__ == "MelNet" and used_code() == [path]
+    assert trust_variables()["SEPSCENE_TRUSTED_CODE"] == path and not CODE.file.exists()
+    assert package_of(path) == {"use": path, "package": "namelab", "version": "1.4"}
+    with pytest.raises(SepsceneError, match=r"namelab\.nets:Dropping is code"):
+        resolve("namelab.nets:Dropping", ENCODERS, "encoder")
+
+
+def test_trust_that_a_command_was_given_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_package(tmp_path, "keptlab", monkeypatch)
+    names.accept_code()
+    resolve("keptlab.nets:MelNet", ENCODERS, "encoder")
+    assert CODE.file.read_text() == "keptlab.nets:MelNet\n" and CODE.file.stat().st_mode & 0o022 == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("nolab.nets:MelNet", r"cannot be imported on .* \(ModuleNotFoundError: No module named 'nolab'\): install"),
+        ("faultlab.nets:Nothing", r"cannot be imported on .* \(AttributeError: module 'faultlab.nets' has no"),
+        ("faultlab.broken:Net", r"cannot be imported on .* \(ZeroDivisionError"),
+    ],
+)
+def test_what_cannot_be_imported_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, says: str) -> None:
+    write_package(tmp_path, "faultlab", monkeypatch)
+    (tmp_path / "faultlab" / "broken.py").write_text("1 / 0\n")
+    trust_code(path)
+    with pytest.raises(SepsceneError, match=says):
+        resolve(path, ENCODERS, "encoder")
+
+
+def test_a_class_from_python_is_its_import_path_and_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEPSCENE_TRUSTED_CODE", "")
+
+    class Inner:
+        pass
+
+    assert name_of(Cnn14, ENCODERS, "encoder") == "sepscene.models.encoders.cnn14:Cnn14" in CODE.entries()
+    with pytest.raises(ValueError, match="cannot be imported by other processes: put it in a module"):
+        name_of(Inner, ENCODERS, "encoder")

@@ -1,0 +1,150 @@
+"""The objective as a configuration: terms, the paper's short forms, own terms, and what a sweep varies."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sepscene.models.config import SepsceneError
+from sepscene.models.names import trust_code
+from sepscene.orchestration.config import Experiment, Objective
+from sepscene.orchestration.presets import named_experiment
+from sepscene.orchestration.sweeps.search_space import checked_space
+from sepscene.orchestration.training.builders import build_objective, check_parts
+from sepscene.orchestration.training.flops import step_flops
+from sepscene.orchestration.training.pretraining import Pretrainer
+from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings, OwnTerm, TripletSettings, VicregSettings
+from sepscene.tasks.losses.vicreg import vicreg
+from tests.orchestration.training.test_pretraining import CPU, batch, consumed
+from tests.own_code import write_package
+
+
+def objective(**fields: object) -> Objective:
+    return Objective.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("short", "terms"),
+    [
+        ({}, {"similarity": NtXentSettings(), "coincidence": CoincidenceSettings()}),
+        (
+            {"alpha": 0.5, "alpha_warmup_steps": 7, "temperature": 0.1, "learn_temperature": True},
+            {
+                "similarity": NtXentSettings(temperature=0.1, learn_temperature=True),
+                "coincidence": CoincidenceSettings(weight=0.5, warmup_steps=7),
+            },
+        ),
+        (
+            {"similarity": "triplet", "triplet_margin": 0.3, "alpha": 0, "temperature": 0.2},
+            {"similarity": TripletSettings(margin=0.3), "coincidence": CoincidenceSettings(weight=0)},
+        ),
+        ({"similarity": "vicreg"}, {"similarity": VicregSettings(), "coincidence": CoincidenceSettings()}),
+        (
+            {"terms": {"vicreg": {"weight": 0.1}, "coincidence": {}}, "alpha": 2},
+            {"vicreg": VicregSettings(weight=0.1), "coincidence": CoincidenceSettings(weight=2)},
+        ),
+        (
+            {"terms": {"mine": {"use": "lab.losses:Pull", "power": 3}}},
+            {"mine": OwnTerm.model_validate({"use": "lab.losses:Pull", "power": 3})},
+        ),
+    ],
+)
+def test_short_forms_are_terms(short: dict[str, object], terms: dict[str, object]) -> None:
+    found = objective(**short)
+    assert found.terms == terms and list(found.terms) == list(terms)
+    assert Objective.model_validate(found.model_dump(mode="json")) == found
+
+
+def test_the_configuration_of_an_older_version_is_read() -> None:
+    old = {
+        "similarity": "nt-xent", "temperature": 0.1, "learn_temperature": False, "triplet_margin": 0.1, "alpha": 0.5,
+        "coincidence_pairs": "same", "alpha_warmup_steps": 3, "projection_dim": 128, "head_hidden": 256,
+    }  # fmt: skip
+    found = objective(**old)
+    assert (found.alpha, found.alpha_warmup_steps, found.temperature, found.similarity) == (0.5, 3, 0.1, "nt-xent")
+    assert (
+        found.weights_at(0) == {"similarity": 1.0, "coincidence": 0.5 / 3} and found.weights_at(2)["coincidence"] == 0.5
+    )
+    assert found.described == "NT-Xent (tau 0.1) + 0.5 coincidence"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"terms": {"loss": {"use": "vicreg"}}}, "cannot be called 'loss'"),
+        ({"terms": {"a.b": {"use": "vicreg"}}}, "cannot be called 'a.b'"),
+        ({"terms": {"vicreg": {"weight": 0}}}, "nothing to learn"),
+        ({"terms": {"mine": {"use": "vicrge"}}}, r"no loss term 'vicrge' \(did you mean vicreg\?\)"),
+        ({"terms": {"similarity": {"use": "vicreg"}}, "temperature": 0.1}, "is a setting of nt-xent"),
+        ({"similarity": "triplet", "learn_temperature": True}, "the triplet loss has no temperature"),
+        ({"coincidence_pairs": "own", "alpha": 0}, "leaves half of the rows idle"),
+    ],
+)
+def test_what_makes_no_objective_is_said(nano: Experiment, fields: dict[str, object], says: str) -> None:
+    with pytest.raises(SepsceneError, match=says):
+        nano.changed({"objective": fields})
+
+
+def test_the_weights_of_terms_are_swept_by_either_name(nano: Experiment) -> None:
+    space = {"objective.terms.coincidence.weight": ["0", "0.5"], "objective.terms.similarity.temperature": [0.1]}
+    assert checked_space(nano, space)["objective.terms.coincidence.weight"] == [0, 0.5]
+    assert checked_space(nano, {"objective.alpha": ["1e-1", 2]}) == {"objective.alpha": [0.1, 2]}
+    both = nano.changed({"objective.terms.coincidence.weight": 0.25})
+    assert both == nano.changed({"objective.alpha": 0.25}) and both.digest() != nano.digest()
+    assert nano.changed({"objective.terms.similarity.use": "vicreg"}).objective.similarity == "vicreg"
+
+
+def test_rows_of_the_tables_train_what_they_did() -> None:
+    for name, uses in {"table4/S2/simclr": ["nt-xent"], "table4/S2/simclr-cp": ["nt-xent", "coincidence"],
+                       "table5/triplet": ["triplet"]}.items():  # fmt: skip
+        terms = named_experiment(name, "tiny").objective.used_terms
+        assert [term.use for term in terms.values()] == uses
+    assert named_experiment("table4/S2/simclr", "tiny").objective.temperature == 0.1
+
+
+def test_vicreg_trains_an_encoder_and_its_metric_is_the_loss(nano: Experiment) -> None:
+    experiment = nano.changed(
+        {"objective": {"terms": {"vicreg": {}, "coincidence": {"weight": 0.5}}, "head_hidden": 8}}
+    )
+    check_parts(experiment)
+    one, fresh = Pretrainer(experiment, 24, CPU), build_objective(experiment)
+    step = consumed(one, batch(0))
+    assert step["loss"] == pytest.approx(step["vicreg"] + 0.5 * step["coincidence"], rel=1e-6)
+    h = [torch.randn(8, 16) for _ in range(2)]
+    expected = vicreg(*(fresh.terms["vicreg"].head(view) for view in h))
+    torch.testing.assert_close(fresh.loss(*h).parts["vicreg"], expected.detach(), rtol=1e-5, atol=0)
+    assert step_flops(experiment) > 0
+
+
+def test_an_own_term_is_trained_beside_the_others(
+    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(tmp_path, "termlab", monkeypatch)
+    experiment = nano.changed({"objective.terms": {"similarity": {}, "pull": {"use": "termlab.nets:Pull", "power": 1}}})
+    assert experiment.own_code == ("termlab.nets:Pull",)
+    with pytest.raises(SepsceneError, match="is code that does not come with"):
+        check_parts(experiment)
+    trust_code("termlab.nets:Pull")
+    check_parts(experiment)
+    one = Pretrainer(experiment, 24, CPU)
+    before = one.objective.terms["pull"].scale.detach().clone()
+    step = consumed(one, batch(0))
+    assert step["loss"] == pytest.approx(step["similarity"] + step["pull"], rel=1e-6)
+    assert (one.objective.terms["pull"].scale != before).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"use": "badlab.nets:Pull", "power": 0}, r"objective.terms.mine \(badlab.nets:Pull\): power: Input should be"),
+        ({"use": "badlab.nets:Endless"}, "for two pairs, no finite number"),
+        ({"use": "badlab.nets:MelNet"}, "is not a class of tasks.losses.terms.Term"),
+    ],
+)
+def test_an_own_term_that_fails_is_said_before_anything_starts(
+    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], says: str
+) -> None:
+    write_package(tmp_path, "badlab", monkeypatch)
+    trust_code(str(settings["use"]))
+    with pytest.raises(SepsceneError, match=says):
+        check_parts(nano.changed({"objective": {"terms": {"similarity": {}, "mine": settings}}}))

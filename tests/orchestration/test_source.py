@@ -1,0 +1,46 @@
+"""Own code that travels: what is sent to a cluster, and what a submitted job brings along."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sepscene.models.config import SepsceneError
+from sepscene.models.names import trust_code
+from sepscene.orchestration.cli.submission import submission_of
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.runtime.jobs import staged
+from sepscene.orchestration.source import code_to_send
+from tests.own_code import write_package
+
+
+def test_packages_and_modules_travel_but_nothing_that_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(tmp_path, "sentlab", monkeypatch)
+    (tmp_path / "single.py").write_text("class Net: ...\n")
+    names = ["sentlab.nets:MelNet", "sentlab.nets:WaveNet", "single:Net", "numpy:array", "json:dumps", "nowhere:Net"]
+    assert code_to_send([*names, "sepscene.models.encoders.cnn14:Cnn14"]) == [
+        tmp_path / "sentlab", tmp_path / "single.py",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["pretrain", "sweep"])
+def test_a_submitted_job_brings_the_code_and_the_trust(
+    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    mark = write_package(tmp_path, "joblab", monkeypatch)
+    own = nano if command == "sweep" else nano.changed({"encoder.use": "joblab.nets:MelNet"})
+    own.save(tmp_path / "own.yaml")
+    words = [command, str(tmp_path / "own.yaml")]
+    words += ["--over", "encoder.use=cnn14,joblab.nets:MelNet"] if command == "sweep" else []
+    with pytest.raises(SepsceneError, match="is code that does not come with"):
+        submission_of(words)
+    trust_code("joblab.nets:MelNet")
+    submission = submission_of(words)
+    assert submission.code == ("joblab.nets:MelNet",)
+    assert submission.environment["SEPSCENE_TRUSTED_CODE"] == "joblab.nets:MelNet"
+    with staged(submission) as folder:
+        assert (folder / "joblab" / "nets.py").read_text() == (tmp_path / "joblab" / "nets.py").read_text()
+        assert yaml.safe_load((folder / "experiment.yaml").read_text())["name"] == "nano"
+    assert not mark.exists()
