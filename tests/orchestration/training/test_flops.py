@@ -17,7 +17,7 @@ def test_the_networks_of_the_paper() -> None:
 @pytest.mark.parametrize(("frames", "mel_bands"), [(32, 64), (96, 64), (101, 64), (48, 32)])
 def test_an_encoder_is_the_sum_of_its_layers(nano: Experiment, frames: int, mel_bands: int) -> None:
     """The last is scale mini's: one position is left before the last block, which ended a run of it."""
-    config = Cnn14Config.tiny(embedding_dim=40, mel_bands=mel_bands)
+    config = Cnn14Config.tiny(embedding_dim=40).changed({"mel_bands": mel_bands})
     total, inputs, rows, bands = 0, 1, frames, config.mel_bands
     for number, channels in enumerate(config.widths, start=1):
         total += rows * bands * 9 * (inputs + channels) * channels
