@@ -34,6 +34,8 @@ def metric_name(name: str) -> str:
         name: in the records of the run's folder. One that is not known stays as it is.
     """
     first, slash, rest = name.partition("/")
+    if name == "balance_seconds":
+        return f"6_balance/{name}"
     if first == "balance" and slash:  # the means over the stage; while it runs they have names of their own
         return f"6_balance/{rest}"
     if first in _STREAM and slash:

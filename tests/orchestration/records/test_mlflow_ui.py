@@ -120,6 +120,7 @@ def test_link_opens_on_our_runs_and_their_metrics(served: tuple[Ui, str]) -> Non
 
     known = base64.b64encode(f"{USER}:{served[0].password}".encode()).decode()
     with browser() as driver:
+        driver.set_window_size(1600, 2400)  # charts further down are drawn when they are scrolled to
         driver.execute_cdp_cmd("Network.enable", {})
         driver.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": {"Authorization": f"Basic {known}"}})
         driver.get(deep_link(served[0].address, served[1]))

@@ -186,7 +186,7 @@ def test_what_a_screen_reader_finds(driver: webdriver.Chrome, site: Path, page: 
 
 _WIDER_THAN_THE_PAGE = """
 return [...document.querySelectorAll('body *')].filter((e) => {
-  if (e.closest('.scroll, pre, metric.wide, .skip')) return false;
+  if (e.closest('.scroll, pre, figure.wide, .skip')) return false;
   return e.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
 }).map((e) => e.outerHTML.slice(0, 120));
 """

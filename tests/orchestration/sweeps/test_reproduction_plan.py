@@ -130,7 +130,7 @@ def test_the_command_ends_with_three_when_a_trial_has_failed(
         return SimpleNamespace(failed=failed)
 
     monkeypatch.setattr("sepscene.orchestration.sweeps.reproduction.reproduce", reproduce)
-    monkeypatch.setattr("sepscene.orchestration.pipeline.run.prepared_session", lambda *_: nullcontext())
+    monkeypatch.setattr("sepscene.orchestration.pipeline.session.prepared_session", lambda *_: nullcontext())
     given = ["reproduce", "table2", "--data", f"esc50:{esc50}", "--storage", str(tmp_path / "runs")]
     result = CliRunner().invoke(app, given)
     assert result.exit_code == code, result.output

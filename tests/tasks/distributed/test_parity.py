@@ -152,7 +152,7 @@ def check(sizes: tuple[int, ...], folder: Path) -> None:
     for name, case in CASES.items():
         expected = one_process(case, sizes)
         # In float32 a batch of so few rows amplifies rounding; the law itself is checked in float64.
-        tolerances = {"parts": 3e-6, "gradients": 1e-4, "buffers": 3e-6} if name == "float32" else {}
+        tolerances = {"parts": 1e-5, "gradients": 1e-4, "buffers": 3e-6} if name == "float32" else {}
         for result in (outcome[name] for outcome in workers):
             for kind in ("parts", "gradients", "buffers"):
                 assert result[kind].keys() == expected[kind].keys()
