@@ -1,7 +1,7 @@
 """What the names in a configuration or a bundle mean. Nothing else in the package looks a class up by its name.
 
-What can be exchanged (encoders, loss terms, augmentations, separators, channel scores) has a short name where it comes
-with the package, and an import path `package.module:Name` where it is a user's own. `name_of` checks the spelling when
+What can be exchanged (encoders and loss terms) has a short name where it comes with the package, and an import path
+`package.module:Name` where it is a user's own. `name_of` checks the spelling when
 a configuration is read, and imports nothing. `resolve` imports, when a run starts; own code only where the user trusts
 it (`models.trust`).
 """
