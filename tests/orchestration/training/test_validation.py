@@ -135,15 +135,16 @@ def test_a_tiny_run_with_validation_fits_two_cores_and_says_when_it_does_not(cpu
 
 
 class ProcessTitles(ray.train.UserCallback):
-    """A user's callback: at each report it writes down how Ray calls the run and its processes."""
+    """A user's callback: it writes down how Ray called the run and its processes at any of its reports."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.titles = set[str]()  # of all reports: at the last one the stream's actors have ended
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         found = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
-        titles = [words[0] for words in found if words and words[0].startswith("ray::")]
-        write_whole(self.file, json.dumps([run_context.run_config.name, *titles]))
+        self.titles |= {words[0] for words in found if words and words[0].startswith("ray::")}
+        write_whole(self.file, json.dumps([run_context.run_config.name, *sorted(self.titles)]))
 
 
 @pytest.mark.slow
