@@ -1,9 +1,8 @@
 """What the names in a configuration or a bundle mean. Nothing else in the package looks a class up by its name.
 
 What can be exchanged (encoders and loss terms) has a short name where it comes with the package, and an import path
-`package.module:Name` where it is a user's own. `name_of` checks the spelling when
-a configuration is read, and imports nothing. `resolve` imports, when a run starts; own code only where the user trusts
-it (`models.trust`).
+`package.module:Name` where it is a user's own. `name_of` checks the spelling when a configuration is read, and imports
+nothing. `resolve` imports, when a run starts; own code only where the user trusts it (`models.trust`).
 """
 
 import difflib
@@ -30,9 +29,6 @@ TERMS = {
     "vicreg": "sepscene.tasks.losses.terms:Vicreg",
     "coincidence": "sepscene.tasks.losses.terms:Coincidence",
 }
-
-_used: set[str] = set()
-"""Own code that this process has imported by name."""
 
 _accepting = False
 """Whether the command was given --trust-code."""
@@ -104,14 +100,7 @@ def resolve(name: str, known: Mapping[str, str], what: str) -> Any:
             f"the {what} {name} cannot be imported on {platform.node()} ({type(error).__name__}: {error}): install its "
             "package there, and check the spelling"
         ) from error
-    if name not in known:
-        _used.add(name)
     return found
-
-
-def used_code() -> list[str]:
-    """Import paths of the own code that this process has imported by name: what other processes will need."""
-    return sorted(_used)
 
 
 def accept_code() -> None:

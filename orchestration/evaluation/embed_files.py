@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sepscene.augment.locations import local_path
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder
-from sepscene.models.names import used_code
+from sepscene.models.names import is_own
 from sepscene.orchestration.evaluation.embedding_writer import EmbeddingOutput
 from sepscene.orchestration.evaluation.file_encoder import FileEmbedding, FileEncoder, encoder_digest
 from sepscene.orchestration.terminal import Terminal
@@ -116,7 +116,7 @@ def embed_on_cluster(
     )
     check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, knobs="--actors")], cluster_nodes())
     encoder = load_encoder(encoder_uri)
-    check_own_code(used_code())
+    check_own_code([use for use in (encoder.config.trunk.use,) if is_own(use)])
     output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
     todo = output.missing(uris)
     device = "cuda" if gpus_per_actor else "cpu"

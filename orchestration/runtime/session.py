@@ -5,7 +5,7 @@ A request that cannot be placed is refused before anything starts, because Ray i
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.names import resolve, used_code
+from sepscene.models.names import resolve
 from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.node_wait import wait_for_nodes
@@ -54,31 +54,39 @@ def ray_session(
     Raises:
         SepsceneError: when the experiment can't be placed; it says what to change.
     """
-    with connected(address, verbose, dashboard):
+    with connected(address, verbose, dashboard, experiment.own_code):
         nodes = cluster_nodes()
         for asked in phases(experiment):
             check_placement(asked, nodes)
         wait_for_nodes(phases(experiment)[0])
-        check_own_code(used_code())
+        check_own_code(experiment.own_code)
         configure_data(experiment.training.ordered)
         with exit_on_signal():
             yield
 
 
 @contextmanager
-def connected(address: str | None = None, verbose: bool = False, dashboard: bool = False) -> Iterator[None]:
+def connected(
+    address: str | None = None, verbose: bool = False, dashboard: bool = False, code: Sequence[str] = ()
+) -> Iterator[None]:
     """Ray for the length of a block, by `connect`; a Ray that this process is connected to already stays connected."""
     if ray.is_initialized():
         yield
         return
-    connect(address, verbose, dashboard=dashboard)
+    connect(address, verbose, dashboard=dashboard, code=code)
     try:
         yield
     finally:
         disconnect()
 
 
-def connect(address: str | None, verbose: bool = False, cpus: int | None = None, dashboard: bool = False) -> None:
+def connect(
+    address: str | None,
+    verbose: bool = False,
+    cpus: int | None = None,
+    dashboard: bool = False,
+    code: Sequence[str] = (),
+) -> None:
     """Connect to a cluster, or start Ray on this machine with its messages in its log files.
 
     Args:
@@ -86,6 +94,7 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None,
         verbose: let Ray's own messages through.
         cpus: logical CPUs of a Ray that is started; none takes this machine's number of cores.
         dashboard: start Ray's dashboard with it, on loopback, and say where; a cluster has its own.
+        code: import paths of own code that all processes will need; it travels unless it is installed.
 
     Raises:
         SepsceneError: when no cluster answers at the address, or Ray's sockets do not fit the temporary folder.
@@ -99,7 +108,7 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None,
     if address:
         check_address(address)
         try:
-            ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=_what_travels())
+            ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=_what_travels(code))
         except ray.exceptions.AuthenticationError as error:
             raise SepsceneError(
                 f"the cluster at {address} asks for a token: export RAY_AUTH_MODE=token, and keep its token in "
@@ -117,19 +126,19 @@ def connect(address: str | None, verbose: bool = False, cpus: int | None = None,
                 labels={LOCAL_LABEL: "1"},
                 logging_level=level,
                 log_to_driver=verbose,
-                runtime_env=_what_travels(),
+                runtime_env=_what_travels(code),
             )
         if dashboard:
             print(f"Ray's dashboard  http://{context.dashboard_url} (it may ask for the token in ~/.ray/auth_token)")
 
 
-def _what_travels() -> dict[str, Any] | None:
-    """The runtime environment of all processes: the trust of this one, and the own code that it has imported."""
-    parts = {"env_vars": trust_variables(), "py_modules": [str(path) for path in code_to_send(used_code())]}
+def _what_travels(code: Sequence[str]) -> dict[str, Any] | None:
+    """The runtime environment of all processes: the trust of this one, and own code."""
+    parts = {"env_vars": trust_variables(), "py_modules": [str(path) for path in code_to_send(code)]}
     return {name: part for name, part in parts.items() if part} or None
 
 
-def check_own_code(names: list[str]) -> None:
+def check_own_code(names: Sequence[str]) -> None:
     """Import own code on each node, before anything is built on it.
 
     Raises:
@@ -139,7 +148,7 @@ def check_own_code(names: list[str]) -> None:
         return
 
     @ray.remote(num_cpus=0)
-    def fault(names: list[str]) -> str:
+    def fault(names: Sequence[str]) -> str:
         try:
             for name in names:
                 resolve(name, {}, "class or function")
