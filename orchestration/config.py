@@ -6,7 +6,6 @@ written in full into the run's folder, from which it can be run again as it is.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,14 +20,14 @@ from sepscene.models.card import ProcessorName, dotted
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.encoders.choice import EncoderChoice
 from sepscene.models.files import write_atomically
-from sepscene.models.names import TERMS, is_own
+from sepscene.models.names import is_own
 from sepscene.models.precision import PrecisionChoice
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
 from sepscene.orchestration.data_config import Data
+from sepscene.orchestration.objective_config import Objective
 from sepscene.orchestration.renamed import new_name
 from sepscene.orchestration.yaml_files import read_yaml, secrets_of
 from sepscene.tasks.evaluation.settings import ScoringSettings
-from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings, TermChoice
 
 _PCM_BYTES = 2
 MOST_BLOCK_BYTES = 128 * 2**20
@@ -71,154 +70,6 @@ class Separator(Config):
     segment_seconds: float = Field(10.0, gt=0, description="training segment of each clip [open; ours]")
     learning_rate: float = Field(1e-3, gt=0, description="Adam (paper 1e-3, released recipe 1e-4)")
     clip_gradient_norm: float = Field(5.0, gt=0, description="[open; ours]")
-
-
-TERM_NAME = re.compile(r"[a-z][a-z0-9_]*")
-RESERVED = (
-    "loss",
-    "pairs",
-    "coincidence_pairs",
-    "temperature",
-    "bad",
-    "rows",
-    "step",
-    "keys",
-    "values",
-    "items",
-    "pop",
-)
-"""Names that a step's metrics have already, or that a module may not have."""
-
-SHORT_FORMS = {
-    "alpha": ("coincidence", "weight"),
-    "alpha_warmup_steps": ("coincidence", "warmup_steps"),
-    "temperature": ("similarity", "temperature"),
-    "learn_temperature": ("similarity", "learn_temperature"),
-    "triplet_margin": ("similarity", "margin"),
-}
-"""The paper's names for settings of terms: short form -> term and field."""
-
-_OF = {"temperature": "nt-xent", "learn_temperature": "nt-xent", "triplet_margin": "triplet"}
-"""Short form -> the only term that has it. Others pass it over: older files hold all short forms."""
-
-
-class Objective(Config):
-    """L = sum of weight * term over the global batch. The paper's: similarity (NT-Xent) + alpha * coincidence.
-
-    The paper's names are short forms: `alpha` is `terms.coincidence.weight`, `alpha_warmup_steps` its `warmup_steps`,
-    `similarity` is `terms.similarity.use`, `temperature`, `learn_temperature` and `triplet_margin` are its settings.
-    """
-
-    terms: dict[str, TermChoice] = Field(
-        {"similarity": NtXentSettings(), "coincidence": CoincidenceSettings()},
-        description="by names of your choice, which metrics carry; `use` is nt-xent, triplet, vicreg, coincidence, or "
-        "your own. A name that is that of a term needs no `use`",
-    )
-    coincidence_pairs: Literal["same", "own"] = Field(
-        "same",
-        description="same: both tasks learn from every row's pair; own: from rows of their own, the even ones for "
-        "similarity, the odd ones for coincidence (for as many pairs of each, double training.global_batch) [open]",
-    )
-    projection_dim: int = Field(128, ge=1, description="size of z [open; ours]")
-    head_hidden: int = Field(512, ge=1, description="hidden units of the heads [open; ours]")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_forms(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        rest = {name: value for name, value in given.items() if name not in (*SHORT_FORMS, "similarity")}
-        terms = rest.get("terms", {"similarity": {}, "coincidence": {}})
-        if not isinstance(terms, dict):
-            return given
-        rest["terms"] = terms = {name: _with_use(name, term) for name, term in terms.items()}
-        short = {name: value for name, value in given.items() if name in SHORT_FORMS}
-        if "similarity" in given:
-            before = terms.get("similarity", {})
-            kept = before if before.get("use") == given["similarity"] else {"weight": before.get("weight", 1.0)}
-            rest["terms"] = terms = {"similarity": None, **terms} | {"similarity": kept | {"use": given["similarity"]}}
-        for name, value in short.items():
-            term, field = SHORT_FORMS[name]
-            settings = terms.setdefault(term, {"use": "coincidence" if term == "coincidence" else "nt-xent"})
-            if name == "learn_temperature" and value and settings["use"] == "triplet":
-                raise ValueError("the triplet loss has no temperature: set objective.learn_temperature to false")
-            if settings["use"] == _OF.get(name, settings["use"]):
-                settings[field] = value
-            elif settings["use"] not in ("nt-xent", "triplet"):
-                raise ValueError(f"objective.{name} is a setting of {_OF[name]}; terms.similarity is {settings['use']}")
-        return rest
-
-    @model_validator(mode="after")
-    def _terms_can_be_used(self) -> "Objective":
-        for name in self.terms:
-            if not TERM_NAME.fullmatch(name) or name in RESERVED:
-                raise ValueError(f"a term cannot be called {name!r}: take another name of a-z, 0-9 and _")
-        if not self.used_terms:
-            raise ValueError("objective.terms has no term whose weight is above 0: there is nothing to learn")
-        return self
-
-    @model_validator(mode="after")
-    def _own_pairs_have_a_task(self) -> "Objective":
-        if self.coincidence_pairs == "own" and self.alpha == 0:
-            raise ValueError("objective.coincidence_pairs own leaves half of the rows idle at alpha 0: set it to same")
-        return self
-
-    @property
-    def used_terms(self) -> dict[str, Any]:
-        """The settings of the terms that are trained, in their order."""
-        return {name: term for name, term in self.terms.items() if term.weight > 0}
-
-    def weights_at(self, step: int) -> dict[str, float]:
-        """The terms' weights at step 0, 1, …"""
-        return {name: term.weight_at(step) for name, term in self.used_terms.items()}
-
-    @property
-    def alpha(self) -> float:
-        """Weight of coincidence prediction; 0 where it is not trained."""
-        return self.terms["coincidence"].weight if "coincidence" in self.terms else 0.0
-
-    @property
-    def alpha_warmup_steps(self) -> int:
-        """Steps over which alpha grows."""
-        return self.terms["coincidence"].warmup_steps if "coincidence" in self.terms else 0
-
-    @property
-    def similarity(self) -> str:
-        """Which term is called `similarity`; empty where none is."""
-        return str(self.terms["similarity"].use) if "similarity" in self.terms else ""
-
-    @property
-    def temperature(self) -> float | None:
-        """tau of NT-Xent, where that is the term `similarity`."""
-        return getattr(self.terms.get("similarity"), "temperature", None)
-
-    @property
-    def short_forms(self) -> dict[str, Any]:
-        """The settings that all rows of the paper's tables share, by their short forms; other terms as they are."""
-        settings = {"temperature": 0.2, "learn_temperature": False, "triplet_margin": 0.1}
-        for name in settings:
-            term, field = SHORT_FORMS[name]
-            settings[name] = getattr(self.terms.get(term), field, settings[name])
-        others = {
-            name: term.model_dump() for name, term in self.terms.items() if name not in ("similarity", "coincidence")
-        }
-        return settings | others
-
-    @property
-    def described(self) -> str:
-        """The terms with their weights, in words."""
-        return " + ".join(
-            term.described if term.weight == 1 and number == 0 else f"{term.weight:g} {term.described}"
-            for number, term in enumerate(self.used_terms.values())
-        )
-
-
-def _with_use(name: str, term: Any) -> Any:
-    """A term as plain values, with the `use` that its name implies."""
-    if isinstance(term, Config):
-        return term.model_dump()
-    implied = {"similarity": "nt-xent"} | {use: use for use in TERMS} | {use.replace("-", "_"): use for use in TERMS}
-    return {"use": implied[name], **term} if isinstance(term, dict) and name in implied else term
 
 
 class Training(Config):

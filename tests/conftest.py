@@ -13,7 +13,8 @@ from sepscene.augment.views import Views
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import Cnn14Config, TDCNppConfig
-from sepscene.orchestration.config import Evaluation, Experiment, Ladder, Objective, Resources, Separator, Training
+from sepscene.orchestration.config import Evaluation, Experiment, Ladder, Resources, Separator, Training
+from sepscene.orchestration.objective_config import Objective
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 from sepscene.tasks.evaluation.settings import ScoringSettings
 

@@ -17,8 +17,9 @@ from sepscene.augment.specaugment import specaugment
 from sepscene.augment.views import MIXTURE, choose_channels, patch_samples, view_starts
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.network import network_class
-from sepscene.orchestration.config import Experiment, Objective
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.logmel_store import LogMelStore
+from sepscene.orchestration.objective_config import Objective
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.training.builders import build_objective, check_parts, check_start, start_from
 from sepscene.orchestration.training.optimizer import adamw, learning_rate

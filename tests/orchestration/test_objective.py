@@ -7,7 +7,8 @@ import torch
 
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import trust_code
-from sepscene.orchestration.config import Experiment, Objective
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.objective_config import Objective
 from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.sweeps.search_space import checked_space
 from sepscene.orchestration.training.builders import build_objective, check_parts
