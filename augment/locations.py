@@ -88,7 +88,7 @@ def open_location(uri: str) -> str | BytesIO:
             if len(data) > MOST_BYTES:
                 raise ClipError(uri, f"has more than {MOST_BYTES} bytes, which are not read at once; split it")
             return BytesIO(data)
-        if not os.path.isfile(local):  # a pipe or a device would block for ever
+        if not os.path.isfile(local):  # a pipe or a device would block forever
             raise ClipError(uri, "is not a regular file" if os.path.exists(local) else NO_SUCH_FILE)
         with open(local, "rb"):
             return local

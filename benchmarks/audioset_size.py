@@ -7,7 +7,7 @@ and the largest memory of the process while it ran, with its imports and its inp
 
 list      `read_manifest` of a Parquet table with a row a clip
 select    the splits, the training clips, and the manifest's digest
-plan      `sepscene plan`'s arithmetic for so many clips
+plan      `sepscene plan`'s arithmetic for this many clips
 draws     a worker's first block of 512 rows (with the epoch's permutation of all clips) and 100 further blocks
 stream    Ray Data from the driver's manifest to the first block of rows with their draws and their clips
 resume    a ledger with an interval missing every 1,000 rows: read, complement, first block of what remains
@@ -87,12 +87,12 @@ def part_list(clips: int, folder: Path) -> Callable[[], object]:
 
 
 def table_of(clips: int, folder: Path) -> Path:
-    """Where the manifest of so many clips lies, as a data set."""
+    """Where the manifest of this many clips lies, as a data set."""
     return folder / f"table-{clips}"
 
 
 def write_table(clips: int, folder: Path) -> None:
-    """A Parquet manifest of so many clips."""
+    """A Parquet manifest of this many clips."""
     table_of(clips, folder).mkdir(parents=True, exist_ok=True)
     pq.write_table(clips_table(clips), table_of(clips, folder) / "manifest.parquet")
 

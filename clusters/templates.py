@@ -31,7 +31,7 @@ class Sizes:
     """What a pool is to have; none leaves the template's number.
 
     Attributes:
-        nodes: at most so many nodes.
+        nodes: at most this many nodes.
         cpus: CPUs of a node, for Slurm.
         gpus: GPUs of a node, for Slurm.
     """

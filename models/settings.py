@@ -149,7 +149,7 @@ class FrontEndConfig(Config):
         return (self.fft_samples - (self.hop_samples if self.framing == "per_hop" else 0)) // 2
 
     def frames(self, samples: int) -> int:
-        """Number of frames that a sound of so many samples gives."""
+        """Number of frames that a sound of this many samples gives."""
         return (samples + 2 * self.padding_samples - self.fft_samples) // self.hop_samples + 1
 
 

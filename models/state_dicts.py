@@ -19,7 +19,7 @@ CONTAINERS = ("model", "state_dict")
 """Where trainings keep the state dict: PANNs' under `model`, Lightning's under `state_dict`."""
 
 UNPACKED = 4
-"""Weights don't shrink: a file that claims more than so many times its size is damaged or a trap."""
+"""Weights don't shrink: a file that claims more than this many times its size is damaged or a trap."""
 
 _UNREADABLE = (  # what torch.load and safetensors raise on files that are damaged or something else
     SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, KeyError,

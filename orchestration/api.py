@@ -262,7 +262,7 @@ def embed(
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
         bfloat16: half precision on a GPU.
         readers: files decoded ahead.
-        actors: spread over so many actors of a Ray cluster; 0 computes in this process, without Ray.
+        actors: spread over this many actors of a Ray cluster; 0 computes in this process, without Ray.
         gpus: GPUs of one actor.
         address: Ray cluster, with `actors`.
         quiet: no progress bar.

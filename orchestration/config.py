@@ -182,7 +182,7 @@ class Resources(Config):
         ):
             raise ValueError(
                 "resources.trainers_min needs nodes that only trainers use, marked by an accelerator type: Ray counts "
-                "the places of an elastic group by resources and overlooks labels, and would wait for ever for a place "
+                "the places of an elastic group by resources and overlooks labels, and would wait forever for a place "
                 "on a node of others; set resources.trainer_accelerator, other than .separation_accelerator, and no "
                 ".trainer_labels"
             )

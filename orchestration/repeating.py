@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def again_and_again(action: Callable[[], None], seconds: float, name: str) -> Iterator[None]:
-    """Call `action` every so many seconds in a thread of that name while the block runs; never after it."""
+    """Call `action` every this many seconds in a thread of that name while the block runs; never after it."""
     stop = threading.Event()
 
     def repeat() -> None:

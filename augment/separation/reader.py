@@ -30,7 +30,7 @@ class ClipReader:
         """Args:
         settings: views, audio and checkpoints.
         store: where separated clips are kept; mix-mix has no use for one.
-        crash_counts: of clips; without them a deadly clip kills its reader for ever.
+        crash_counts: of clips; without them a deadly clip kills its reader forever.
         """
         self.settings, self.crash_counts, self.patience = settings, crash_counts, Patience()
         self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
@@ -87,7 +87,7 @@ class ClipReader:
 
 @lru_cache(maxsize=1 << 16)
 def _samples_to_crop(uri: str, content: str, audio: AudioFormat, offset: float) -> int:
-    """How much of a clip the views may come from; with `content`, its hash, the answer holds for ever."""
+    """How much of a clip the views may come from; with `content`, its hash, the answer holds forever."""
     return audio.samples if audio.pad == "repeat" else sound_samples(uri, audio, offset)
 
 

@@ -88,7 +88,7 @@ class SeparationService:
         Args:
             settings: views, audio, checkpoints and the separators' precision.
             store: where separated clips are kept; none separates every row live.
-            crash_counts: of clips; without them a deadly clip kills its actor for ever.
+            crash_counts: of clips; without them a deadly clip kills its actor forever.
             device: where the separators run.
             clips_per_forward: clips in one forward pass, see `Forward`.
             load_now: false leaves the checkpoints alone until a clip must be separated.

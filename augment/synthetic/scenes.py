@@ -253,7 +253,7 @@ def write_scenes(
         config: how scenes are made.
         with_sources: keep each scene's sources in one multi-channel file beside it (`source_segments.read_sources`); by
             default for the split "test".
-        backgrounds: versions of each scene; beside its own, scene-N.wav, so many less one with other backgrounds,
+        backgrounds: versions of each scene; scene-N.wav with its own background, and the others with other backgrounds,
             scene-N.background-1.wav and so on, which the manifest does not list.
         progress: called after each scene with how many are done.
 

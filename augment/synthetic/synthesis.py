@@ -92,7 +92,7 @@ def band(wave_T: np.ndarray, rate: int, low: float, high: float) -> np.ndarray:
 
 
 def coloured(rng: np.random.Generator, samples: int, rate: int, decibels_per_octave: float) -> np.ndarray:
-    """Noise (T,) at unit RMS whose spectrum falls or rises by so many dB an octave."""
+    """Noise (T,) at unit RMS whose spectrum falls or rises by this many dB per octave."""
     size = fft.next_fast_len(samples, real=True)
     spectrum = fft.rfft(noise(rng, size))
     octave = np.log2(np.maximum(np.arange(len(spectrum)) * (rate / size), 30.0) / 30.0)

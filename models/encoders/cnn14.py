@@ -11,7 +11,7 @@ from sepscene.models.encoders.choice import Reads
 from sepscene.models.settings import SHORTEST, Cnn14Config
 
 FEW_POSITIONS, MANY_WEIGHTS = 24, 512 * 1024
-"""Where a convolution is a matrix product: at most so many positions, at least so many pairs of channels."""
+"""Where a convolution is a matrix product: at most this many positions, at least this many pairs of channels."""
 
 
 def initialise(layer: nn.Conv2d | nn.Linear) -> None:

@@ -99,7 +99,7 @@ def choice_of(network: nn.Module) -> Choice:
 
 
 def misfit(choice: Choice, front_end: FrontEndConfig, seconds: float) -> str:
-    """Why an encoder cannot read patches of so many seconds from a front-end; empty when it can.
+    """Why an encoder cannot read patches of this many seconds from a front-end; empty when it can.
 
     Raises:
         SepsceneError: as `settings_of`.

@@ -22,7 +22,7 @@ from numba.extending import overload
 from torch import Tensor
 
 FRAMES_TOGETHER = 64
-"""Sums over time are float32 over so many frames and float64 beyond: variances are differences of large numbers."""
+"""Sums over time are float32 over this many frames and float64 beyond: variances are differences of large numbers."""
 
 FASTMATH = {"reassoc", "contract", "nsz"}
 """What lets loops use vectors and fused multiply-adds; a NaN stays a NaN."""

@@ -221,7 +221,7 @@ def _sizes(shapes: dict[str, tuple[int, ...]], sample_rate: int, facts: Facts) -
 
 
 def _learned_hop(window: int, sample_rate: int, facts: Facts) -> int:
-    """Hop in samples of a learned basis whose window has so many samples.
+    """Hop in samples of a learned basis whose window has this many samples.
 
     The reference rounds window and hop from seconds, each by itself: at 22,050 Hz its 2.5 ms and 1.25 ms are 55 and
     28 samples. A window of 2.5 ms is the published one and tells the hop; any other leaves it open.

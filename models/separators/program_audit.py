@@ -22,13 +22,13 @@ GRAPH_BYTES = 64 << 20
 """Largest description of a graph; that of a TDCN++ has 2 MB."""
 
 UNPACKED = 4
-"""An archive of weights doesn't shrink: one that unpacks to more than so many times its size is a trap."""
+"""An archive of weights doesn't shrink: one that unpacks to more than this many times its size is a trap."""
 
 CONSTANT_SIZE = 1 << 28
 """Most numbers in a tensor of a constant size that a program makes."""
 
 EXPRESSION_PARTS, LARGEST_NUMBER, LARGEST_POWER = 2_000, 1 << 63, 8
-"""Of a symbolic size. A tower of powers would take for ever."""
+"""Of a symbolic size. A tower of powers would take forever."""
 
 _LISTED = """
 abs neg sign sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh tanh erf erfc

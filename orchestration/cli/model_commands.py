@@ -115,7 +115,7 @@ def embed_command(
     device: Device = "auto",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Half precision on a GPU.")] = False,
     readers: Annotated[int, typer.Option(min=1, help="Files decoded ahead.")] = 2,
-    actors: Annotated[int, typer.Option(min=0, help="Spread over so many actors of a Ray cluster; 0 stays here.")] = 0,
+    actors: Annotated[int, typer.Option(min=0, help="Spread over this many Ray actors; 0 stays here.")] = 0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of one actor.")] = 0.0,
     address: Annotated[str | None, typer.Option(help="Ray cluster, with `--actors`.")] = None,
     trust_code: TrustCode = False,

@@ -40,7 +40,7 @@ def sweep_command(
     ] = "none",
     trials: Annotated[int | None, typer.Option(min=1, help="So many settings; needed by all but a grid.")] = None,
     hours: Annotated[float | None, typer.Option(help="Stop after this wall time; go on with `--resume`.")] = None,
-    gpu_hours: Annotated[float | None, typer.Option(help="Stop after so many GPU-hours of all trials.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="Stop after this many GPU-hours of all trials.")] = None,
     scale: Scale = "tiny",
     storage: Storage = Path("runs"),
     sweep_id: Id = None,

@@ -25,7 +25,7 @@ logger = logging.getLogger("sepscene")
 
 _MAP_CLIPS = 400
 FEWEST_CLIPS = 20
-"""From so many clips on it can be said what background and level explain of h."""
+"""From this many clips on it can be said what background and level explain of h."""
 LEAK = (
     "cross-validated over the folds: no probe has seen a label of the fold it is tested on, but separator and "
     "encoder have heard all clips, without labels"

@@ -28,7 +28,7 @@ from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.clip_features import ClipFeatures, clip_features
 
 NOTE_EVERY = 32
-"""Clips between two notes of how far a part of the store is: so many are made again after a cut."""
+"""Clips between two notes of how far a part of the store is: this many are made again after a cut."""
 
 Progress = Callable[[str, int, int], None]
 """Part, clips done, clips in all."""

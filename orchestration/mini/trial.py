@@ -28,7 +28,7 @@ from sepscene.tasks.evaluation.shortcuts import find_shortcuts
 
 RESAMPLES = 200
 SAME_DIMENSIONS = 128
-"""Larger representations are scored once more after PCA to so many, so that sizes can be compared."""
+"""Larger representations are scored once more after PCA to this many, so that sizes can be compared."""
 
 
 class TrialRecord(Config):

@@ -239,7 +239,7 @@ def _name(device: str) -> str:
 
 @contextmanager
 def _threads(cpus: float) -> Iterator[None]:
-    """As many threads as Ray gives a process with so many CPUs, but not more than there are cores."""
+    """As many threads as Ray gives a process with this many CPUs, but not more than there are cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(threads(cpus), _cores()))
     try:

@@ -282,7 +282,7 @@ def stage_seconds(experiment: Experiment, calibration: Calibration, work: Work) 
 
 
 def threads(cpus: float) -> int:
-    """Threads that torch uses in a process that asks for so many CPUs, as Ray sets them."""
+    """Threads that torch uses in a process that asks for this many CPUs, as Ray sets them."""
     return max(1, int(cpus))
 
 

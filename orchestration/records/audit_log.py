@@ -13,7 +13,7 @@ from sepscene.tasks.datasets.audit import Audit
 from sepscene.tasks.datasets.readers import Manifest
 
 _DEEPEST = 3
-"""A trial's folder lies so many levels below its storage."""
+"""A trial's folder lies this many levels below its storage."""
 
 
 class AuditDigest(BaseModel):

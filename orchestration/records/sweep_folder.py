@@ -113,7 +113,7 @@ class StudyData:
         return self.path / f"{profile}-{train}+{test}"
 
     def scenes_done(self, scenes: Path, split: str, backgrounds: int) -> Path:
-        """There once all scenes of a split are written, in so many versions each."""
+        """There once all scenes of a split are written, in this many versions each."""
         return scenes / f"{split}.{backgrounds}.done"
 
 

@@ -1,6 +1,6 @@
 """Waiting for nodes that are promised and not there yet: with a limit, and with words.
 
-Ray itself waits for ever, and without a word, for a node that the cloud cannot give or that failed to start.
+Ray itself waits forever, and without a word, for a node that the cloud cannot give or that failed to start.
 """
 
 import logging

@@ -31,7 +31,7 @@ LOCAL_LABEL = "sepscene-local"
 DATA_TASK_CPUS = 1.0
 """CPUs of Ray Data's own tasks (reading ranges, cutting blocks): its default, out of our reach.
 
-Measured on 2.60: with 0.5 CPU left over, `range` and `repartition` wait for ever."""
+Measured on 2.60: with 0.5 CPU left over, `range` and `repartition` wait forever."""
 
 TRIALS_PER_DATA_TASK = 4
 """Trials whose data tasks share one CPU: each is short and none waits for another trial."""

@@ -1,6 +1,6 @@
 """Connecting to Ray: a cluster where one is named, this machine otherwise, and quietly.
 
-A request that cannot be placed is refused before anything starts, because Ray itself would wait for ever.
+A request that cannot be placed is refused before anything starts, because Ray itself would wait forever.
 """
 
 import logging

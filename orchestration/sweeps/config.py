@@ -48,7 +48,7 @@ class Schedule(Config):
     """How ASHA acts on trials; it looks at `validation_knn_map`, never at the training loss."""
 
     grace_percent: float = Field(10, gt=0, le=100, description="no trial is stopped before this much of it")
-    keep_one_in: float = Field(3, gt=1, description="one trial in so many goes on at each checkpoint of ASHA")
+    keep_one_in: float = Field(3, gt=1, description="one trial in this many goes on at each checkpoint of ASHA")
 
 
 class SweepConfig(Config):

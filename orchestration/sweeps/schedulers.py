@@ -29,7 +29,7 @@ from sepscene.orchestration.sweeps.trial_plan import trial_name
 
 _NEVER = 1000  # percent: ASHA ends no trial for having reached its end, because it is evaluated after that
 _LOOK_SECONDS = 5.0
-_MOST_ATTEMPTS = 200  # Optuna draws at random: when so many draws are known, it has no new setting
+_MOST_ATTEMPTS = 200  # Optuna draws at random: when this many draws are known, it has no new setting
 
 
 @dataclass(frozen=True)

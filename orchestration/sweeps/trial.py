@@ -152,7 +152,7 @@ def is_held(run_dir: Path) -> bool:
 
 
 def note_steps(run_dir: Path, experiment: Experiment, clips: int) -> None:
-    """Write down the steps of the trial's whole training, on so many clips."""
+    """Write down the steps of the trial's whole training, on this many clips."""
     steps = -(-schedule_of(experiment, clips).rows // experiment.training.global_batch)
     _note(run_dir, {"steps": steps})
 

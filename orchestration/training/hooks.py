@@ -36,7 +36,7 @@ class Worker(Protocol):
     device: torch.device
 
     def consume(self, batch: Batch, usable: int) -> dict[str, float]:
-        """One step on this worker's part of the global batch, of which all workers together can use so many rows."""
+        """One step on this worker's part of the global batch, of which all workers together can use this many rows."""
 
     def state(self) -> TrainingState:
         """What a checkpoint must hold to continue from here."""

@@ -33,7 +33,7 @@ def ends_when_memory_is_full(folder: StageFolder, advice: str) -> Iterator[None]
 
 
 def pretraining_advice(experiment: Experiment, local_rows: int) -> str:
-    """What makes a step of pre-training smaller, on a trainer with so many rows of the global batch."""
+    """What makes a step of pre-training smaller, on a trainer with this many rows of the global batch."""
     smaller = max(1, (experiment.training.microbatch or local_rows) // 2)
     return (
         f"set training.microbatch={smaller} (the same loss over the whole batch, in smaller passes), or lower "

@@ -45,7 +45,7 @@ PCM_BYTES = 2
 
 
 def finite_retries() -> dict[str, int]:
-    """How often Ray may restart an actor and repeat one of its calls; its defaults are for ever.
+    """How often Ray may restart an actor and repeat one of its calls; its defaults are forever.
 
     Three repeats are what the crash quarantine needs to find a deadly clip (see `augment.crash_counts`).
     """
@@ -66,7 +66,7 @@ def separation_pool(resources: Resources) -> ActorPoolStrategy:
 
 
 def schedule_of(experiment: Experiment, clips: int) -> Schedule:
-    """The finite schedule of an experiment over so many clips."""
+    """The finite schedule of an experiment over this many clips."""
     return Schedule(seed=experiment.seed, clips=clips, epochs=experiment.training.epochs)
 
 

@@ -44,7 +44,7 @@ def linear_probe(
     """Ridge regression of the targets on standardised h.
 
     Each class's penalty is chosen by leave-one-out cross-validation. More than 100,000 training clips are
-    thinned to so many, drawn with the seed: a linear map of some hundred dimensions is known long before.
+    thinned to this many, drawn with the seed: a linear map of some hundred dimensions is known long before.
 
     Raises:
         EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.

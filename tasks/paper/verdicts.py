@@ -70,7 +70,7 @@ class Contrasted:
         return f"{self.value:+.3f} [{low:+.3f}, {high:+.3f}], {side}{null}, {self.seeds} seeds"
 
     def power(self, difference: float) -> float | None:
-        """Chance that a test at `LEVEL` finds a true difference of that size with this spread and so many seeds."""
+        """Chance that a test at `LEVEL` finds a true difference of that size with this spread and this many seeds."""
         if self.error is None or self.error < ROUNDING:
             return None
         critical = stats.t.ppf(1 - LEVEL, self.seeds - 1)

@@ -94,7 +94,7 @@ def when(ripe: Callable[[], bool], inject: Callable[[], bool], limit_seconds: fl
 
 
 def after(steps: int, run_dir: Path, inject: Callable[[], bool], limit_seconds: float = 240) -> Injection:
-    """Inject a fault once the run has made so many steps."""
+    """Inject a fault once the run has made this many steps."""
     return when(lambda: steps_done(run_dir) >= steps, inject, limit_seconds)
 
 

@@ -17,7 +17,7 @@ PUBLISHED = [(8_000, 20, 10), (22_050, 55, 28), (32_000, 80, 40), (44_100, 110, 
 
 
 def imported(tmp_path, rate, window, hints):
-    """Import a checkpoint with a window of so many samples; the separator, its card and the variables."""
+    """Import a checkpoint with a window of this many samples; the separator, its card and the variables."""
     variables = draw_variables(window=window, coefficients=7, blocks=4, sources=3)
     write_bundle(tmp_path / "model.ckpt-9", variables)
     import_separator(tmp_path / "model.ckpt-9", rate, tmp_path / "out", ImportHints(blocks=2, **hints))

@@ -51,7 +51,7 @@ def batch(rows: int, made_seconds_ago: float = 0.0) -> dict[str, np.ndarray]:
 
 
 def balance_of_steps(settings: Experiment, seconds: float, rows: int) -> dict[str, float]:
-    """Metrics of one trainer that took so many rows in so many seconds."""
+    """Metrics of one trainer that took this many rows in this many seconds."""
     balance = StreamBalance(settings, torch.device("cpu"))
     balance.before_step(batch(rows, made_seconds_ago=0.5), waited_seconds=0.25 * seconds)
     balance.begin -= seconds
