@@ -33,9 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Tests share two cores with Ray's processes: more threads only spin while they wait for each other."""
+    """Tests share two cores with Ray's processes: more threads only spin while they wait for each other.
+
+    For each test anew: the order of sums, and so the last bits, depends on the number that an earlier one has left.
+    """
     torch.set_num_threads(1)
 
 

@@ -170,8 +170,6 @@ def test_corrupt_clips_are_quarantined_and_named(
         assert ledger.intervals == [(0, ledger.rows)] and set(ledger.quarantined) == set(uris)
         assert all(ledger.quarantined.values())
         assert ledger.untrained == 8 * 2 and ledger.unread == []  # eight clips, two epochs
-        with pytest.raises(SepsceneError, match="of 24 clips cannot be used"):
-            run(short.changed({"training.quarantine_share": 0.0}), train_clips, ladder, tmp_path / "strict")
     finally:
         shutil.rmtree(uris[7])
         for uri, content in originals.items():
@@ -182,6 +180,7 @@ def test_data_that_goes_away_for_good_ends_the_run_with_one_sentence(
     experiment: Experiment, train_clips: Manifest, ladder: dict[str, str], tmp_path: Path
 ) -> None:
     """And once it is back, the run goes on and learns from every row."""
+    short = experiment.changed({"training.epochs": 4})
     folder = Path(train_clips.clips["uri"][0].as_py()).parent
     away = folder.with_name("away")
     folder.rename(away)
@@ -189,10 +188,10 @@ def test_data_that_goes_away_for_good_ends_the_run_with_one_sentence(
         # Which of the two limits is reached first depends on when the workers report; both name the first clip.
         too_few = r"(of 24 clips cannot be used|no clip of 2 whole batches in a row can be used).*; the first: .*\.wav"
         with pytest.raises(SepsceneError, match=too_few):
-            run(experiment, train_clips, ladder, tmp_path)
+            run(short, train_clips, ladder, tmp_path)
     finally:
         away.rename(folder)
-    ledger = read_ledger(run(experiment, train_clips, ladder, tmp_path))
+    ledger = read_ledger(run(short, train_clips, ladder, tmp_path))
     assert ledger.intervals == [(0, ledger.rows)] and ledger.untrained == 0 and not ledger.quarantined
 
 

@@ -28,14 +28,18 @@ from tests.faults.faults import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_of_our_own")]
 
 
+LONG = pytest.mark.faults_long
+
+
 @pytest.mark.parametrize(
-    ("number", "every", "code"),
+    ("numbers", "every"),
     [
-        (signal.SIGKILL, 5, -signal.SIGKILL),
-        (signal.SIGHUP, 1000, 128 + signal.SIGHUP),
-        pytest.param(signal.SIGINT, 1000, 128 + signal.SIGINT, marks=pytest.mark.faults_long),
-        pytest.param(signal.SIGTERM, 1000, 128 + signal.SIGTERM, marks=pytest.mark.faults_long),
+        ([signal.SIGHUP, signal.SIGKILL], 1000),
+        pytest.param([signal.SIGKILL], 5, marks=LONG),
+        pytest.param([signal.SIGINT], 1000, marks=LONG),
+        pytest.param([signal.SIGTERM], 1000, marks=LONG),
     ],
+    ids=lambda value: "+".join(one.name for one in value) if isinstance(value, list) else str(value),
 )
 def test_a_run_whose_driver_ends_continues_where_it_was(
     nano: Experiment,
@@ -43,9 +47,8 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
     scenes_dir: Path,
     ladder: dict[str, str],
     tmp_path: Path,
-    number: signal.Signals,
+    numbers: list[signal.Signals],
     every: int,
-    code: int,
 ) -> None:
     """With a signal that can be heard there is no checkpoint but the one that it leads to, and a word on how to go on.
 
@@ -54,7 +57,24 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
     configure_data(ordered=True)
     command = as_command(long_enough(nano, every), ladder, scenes_dir, tmp_path, "hit")
     run_dir, log = tmp_path / "runs" / "hit", tmp_path / "log"
-    process = start(command, log)
+    for step, number in zip((10, 25), numbers, strict=False):
+        end_by(number, step, command, run_dir, log)
+        made = newest_sound(run_dir / "checkpoints" / STAGE)
+        assert made is not None and 0 < read_ledger(made).consumed < read_ledger(made).rows
+        StageFolder(run_dir, STAGE).ray_snapshot.write_text('{"ckpt')
+        command = [*command, "--resume"]
+    before, again = steps_done(run_dir), time.time()
+    finish(start(command, log), log)
+    assert before < 45
+    heard = numbers[0] != signal.SIGKILL
+    word = "checkpoint, exit; goes on with --resume" if heard else "goes on with --resume"
+    note(f"{' and '.join(number.name for number in numbers)} of the driver", word, run_dir, [again])
+    assert losses(run_dir) == undisturbed(long_enough(nano), train_clips, ladder)
+
+
+def end_by(number: signal.Signals, step: int, command: list[str], run_dir: Path, log: Path) -> None:
+    """Start the command and end its driver by the signal after this step; all its processes must end, too."""
+    process, said_before = start(command, log), log.stat().st_size
     family: list[psutil.Process] = []
 
     def inject() -> bool:
@@ -63,7 +83,8 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
         return True
 
     try:
-        injection = after(10, run_dir, inject)
+        injection = after(step, run_dir, inject)
+        code = -number if number == signal.SIGKILL else 128 + number
         assert process.wait(400) == code, log.read_text()[-3000:]
         assert injection.happened
         deadline = time.monotonic() + 60
@@ -75,14 +96,5 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
         for orphan in family:
             if orphan.is_running():
                 orphan.kill()
-    made = newest_sound(run_dir / "checkpoints" / STAGE)
-    assert made is not None and 0 < read_ledger(made).consumed < read_ledger(made).rows
     if number != signal.SIGKILL:
-        assert "the checkpoint is saved; go on with --resume" in log.read_text()
-    StageFolder(run_dir, STAGE).ray_snapshot.write_text('{"ckpt')
-    before, again = steps_done(run_dir), time.time()
-    finish(start([*command, "--resume"], log), log)
-    assert before < 45
-    word = "goes on with --resume" if number == signal.SIGKILL else "checkpoint, exit; goes on with --resume"
-    note(f"{number.name} of the driver", word, run_dir, [again])
-    assert losses(run_dir) == undisturbed(long_enough(nano), train_clips, ladder)
+        assert "the checkpoint is saved; go on with --resume" in log.read_text()[said_before:]
