@@ -1,6 +1,8 @@
 """Reads a report as a person reads it: its tables, its links, what a screen reader finds."""
 
+import re
 from html.parser import HTMLParser
+from itertools import groupby
 
 
 class Tables(HTMLParser):
@@ -36,3 +38,17 @@ class Tables(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._in_cell:
             self.rows[-1][-1] += data
+
+
+def broken_markdown_tables(text: str) -> list[str]:
+    """The lines of a text's tables that have not as many cells as their first one, or no rule below it."""
+    broken = []
+    for inside, group in groupby(text.splitlines(), lambda line: line.startswith("|")):
+        if not inside:
+            continue
+        lines = list(group)
+        cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
+        broken += [line for line, count in zip(lines, cells, strict=True) if count != cells[0]]
+        if len(lines) < 2 or not re.fullmatch(r"\|(:?-+:?\|)+", lines[1]):
+            broken.append(lines[0])
+    return broken

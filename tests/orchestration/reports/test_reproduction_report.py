@@ -11,7 +11,7 @@ from sepscene.orchestration.reports.paper_tables import planned_rows, row_name, 
 from sepscene.orchestration.reports.reproduction_report import our_tables, runs_by_row, write_reproduction_report
 from sepscene.tasks.evaluation.statistics import t_interval
 from sepscene.tasks.paper.claims import PAPER_TABLES
-from tests.orchestration.reports.pages import Tables
+from tests.orchestration.reports.pages import Tables, broken_markdown_tables
 from tests.orchestration.samples import sample_results, write_sample_reproduction
 
 
@@ -62,6 +62,7 @@ def test_both_reports_state_the_tests_and_what_the_papers_rows_are(
         assert "both rows share, one-sided, level 0.05" in page and "nothing is corrected for there being six" in page
         assert "another framework; ours is its loss on mix-mix views" in page
     assert "Differs further" not in text
+    assert broken_markdown_tables(text) == []
 
 
 def test_an_experiment_with_two_names_has_the_seeds_of_both_and_one_interval() -> None:

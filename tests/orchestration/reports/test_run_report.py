@@ -19,7 +19,7 @@ from sepscene.orchestration.reports.run_report import (
     report_on,
     write_report,
 )
-from tests.orchestration.reports.pages import Tables
+from tests.orchestration.reports.pages import Tables, broken_markdown_tables
 from tests.orchestration.samples import (
     CLASSES,
     sample_results,
@@ -96,6 +96,7 @@ def test_listening_page_is_linked_once_it_exists(tmp_path: Path) -> None:
 
 def test_markdown_holds_the_same_metrics_and_whole_tables(run_dir: Path) -> None:
     text = (run_dir / "report.md").read_text()
+    assert broken_markdown_tables(text) == []
     assert "| mix-mix | 0.389 [0.371, 0.407] |" in text
     assert "siren \\| alarm" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):

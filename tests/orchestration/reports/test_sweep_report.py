@@ -10,7 +10,7 @@ from scipy import stats
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.results import SweepResults
 from sepscene.orchestration.reports.sweep_report import heat_map, ranked, sweep_answer, sweep_table, write_sweep_report
-from tests.orchestration.reports.pages import Tables
+from tests.orchestration.reports.pages import Tables, broken_markdown_tables
 from tests.orchestration.samples import metric, sample_sweep, write_sample_sweep
 
 
@@ -76,6 +76,7 @@ def test_every_trial_is_a_row_of_the_live_table_the_page_and_the_markdown(tmp_pa
         assert row in page.rows
     assert [link for link in page.links if not link.startswith("#")] == ["trials/S2-t0.1-s0%2C100%25/report.html"]
     assert len(page.ids) == len(set(page.ids))
+    assert broken_markdown_tables(text.read_text()) == []
     assert text.read_text().count("| S2∨N | 0.2 |") == 3  # once ranked, twice as a trial
     assert "worker lost 3 times \\| see its log" in text.read_text()
     for report in (html, text):
