@@ -123,6 +123,11 @@ class FrontEndConfig(Config):
         "log_offset", description="ln(mel + floor), or 10 log10(max(mel, floor)) [open; ours]"
     )
     floor: float = Field(0.01, gt=0, description="see `compression` [open; ours]")
+    level: Literal["kept", "patch"] = Field(
+        "kept",
+        description="kept: loud and soft sound differ, as recorded; patch: each patch is brought to one level, before "
+        "the floor, so that the encoder cannot compare levels [open; ours]",
+    )
     framing: Literal["per_hop", "centred"] = Field(
         "per_hop",
         description="per_hop: frame l is centred on samples [l hop, (l + 1) hop), T // hop frames; "

@@ -40,6 +40,14 @@ FRONT_ENDS: dict[str, FrontEndConfig] = {
 
 _TINY = torch.finfo(torch.float32).tiny
 
+_DECIBELS = 10.0 / math.log(10.0)
+
+LEVEL = 0.1
+"""Where `level` is "patch": the RMS of the white noise that is as loud as every patch then is, −20 dBFS."""
+
+MOST_GAIN = 100.0
+"""By which a patch is then amplified at most, 40 dB: what is softer is mostly the rounding of 16-bit samples."""
+
 
 class LogMel(nn.Module):
     """Log-mel spectrogram: wave_BT at `config.sample_rate`, full scale 1, to logmel_BLF.
@@ -65,6 +73,10 @@ class LogMel(nn.Module):
             mel_scale=config.mel_scale,
         )
         self.register_buffer("bands_NF", bands_NF, persistent=False)
+        spectrum = (LEVEL**2 * float(self.window.square().sum())) ** (config.power / 2)
+        rayleigh = math.sqrt(math.pi) / 2 if config.power == 1 else 1.0  # the mean magnitude of noise of power 1
+        self._level = spectrum * rayleigh * float(bands_NF.sum(dim=0).mean())
+        self._most_gain = MOST_GAIN**config.power
 
     @property
     def sample_rate(self) -> int:
@@ -100,6 +112,26 @@ class LogMel(nn.Module):
             power_BNL = torch.addcmul(spectrum_BNL.real.square(), spectrum_BNL.imag, spectrum_BNL.imag)
             linear_BNL = power_BNL if config.power == 2 else power_BNL.clamp(min=_TINY).sqrt()
             mel_BLF = linear_BNL.transpose(1, 2) @ self.bands_NF
-            if config.compression == "decibel":
-                return (10.0 / math.log(10.0)) * mel_BLF.clamp(min=config.floor).log()
-            return (mel_BLF + config.floor).log()
+            return self._compress(self._at_one_level(mel_BLF) if config.level == "patch" else mel_BLF)
+
+    def level_patches(self, logmel_BLF: Tensor) -> Tensor:
+        """What `forward` gives for patches, from log-mels that kept their level; unchanged where that is the setting.
+
+        Log-mels lie in a store with the level that they had: a crop of it is brought to one level afterwards. What the
+        floor has hidden stays hidden.
+        """
+        if self.config.level == "kept":
+            return logmel_BLF
+        if self.config.compression == "decibel":
+            return self._compress(self._at_one_level((logmel_BLF / _DECIBELS).exp()))
+        return self._compress(self._at_one_level((logmel_BLF.exp() - self.config.floor).clamp(min=0)))
+
+    def _at_one_level(self, mel_BLF: Tensor) -> Tensor:
+        """Each patch scaled by the mean over its frames and bands; digital silence stays what it is."""
+        mean_B11 = mel_BLF.mean(dim=(1, 2), keepdim=True)
+        return mel_BLF * (self._level / mean_B11.clamp(min=_TINY)).clamp(max=self._most_gain)
+
+    def _compress(self, mel_BLF: Tensor) -> Tensor:
+        if self.config.compression == "decibel":
+            return _DECIBELS * mel_BLF.clamp(min=self.config.floor).log()
+        return (mel_BLF + self.config.floor).log()

@@ -39,8 +39,9 @@ class LogMelStore:
 
     def __init__(self, root: Path, experiment: Experiment, manifest: Manifest) -> None:
         self.experiment, self.manifest = experiment, manifest
-        self.front_end = LogMel(experiment.front_end)
-        what = [manifest.digest(), experiment.audio.model_dump(), experiment.front_end.model_dump()]
+        self.front_end = LogMel(experiment.front_end.changed({"level": "kept"}))  # see `LogMel.level_patches`
+        front_end = experiment.front_end.model_dump(exclude={"level"})
+        what = [manifest.digest(), experiment.audio.model_dump(), front_end]
         name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / name
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from sepscene.augment.draws import Schedule
 from sepscene.augment.specaugment import specaugment
 from sepscene.augment.views import MIXTURE, choose_channels, patch_samples, view_starts
 from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.network import network_class
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.logmel_store import LogMelStore
@@ -72,6 +73,7 @@ class ViewCrops:
         self.channels = tuple(
             [store.channels(processors[name], background) for name in names] for background in (0, second)
         )
+        self.front_end = LogMel(experiment.front_end)
         self.hop = experiment.front_end.hop_samples
         self.patch = experiment.front_end.frames(patch_samples(views, experiment.audio.sample_rate))
         self.last = store.frames - self.patch
@@ -93,7 +95,7 @@ class ViewCrops:
                 else:
                     view_B2PF[n, view] = self.channels[view][processor][0][clip, channel, part]
         first, second = torch.from_numpy(view_B2PF).unbind(1)
-        return first, second, draws
+        return self.front_end.level_patches(first), self.front_end.level_patches(second), draws
 
 
 class MiniTrainer:
@@ -163,5 +165,6 @@ def embed(trainer: MiniTrainer, store: LogMelStore, clips_at_once: int = 32) -> 
         for first in range(0, len(logmel_NLF), clips_at_once):
             clip_BLF = torch.from_numpy(logmel_NLF[first : first + clips_at_once].astype(np.float32))
             patch_BKPF = torch.stack([clip_BLF[:, start : start + patch] for start in starts], dim=1)
-            h.append(trunk(patch_BKPF.flatten(0, 1)).unflatten(0, patch_BKPF.shape[:2]).mean(dim=1).numpy())
+            patch_XPF = trainer.crops.front_end.level_patches(patch_BKPF.flatten(0, 1))
+            h.append(trunk(patch_XPF).unflatten(0, patch_BKPF.shape[:2]).mean(dim=1).numpy())
     return np.concatenate(h)

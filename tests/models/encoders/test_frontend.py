@@ -134,3 +134,39 @@ def test_a_sound_too_short_to_reflect_is_named() -> None:
 def test_bad_front_ends_are_refused_with_advice(change: dict, advice: str) -> None:
     with pytest.raises(ValidationError, match=advice):
         FrontEndConfig(**change)
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_patches_of_one_level_are_equal_however_loud_they_were(name: str) -> None:
+    """As loud as white noise of −20 dBFS, before the floor; a slow loop gives the same."""
+    config = FRONT_ENDS[name].changed({"level": "patch"})
+    wave_BT = _noise(32_000)
+    logmel_BLF = LogMel(config)(wave_BT)
+    torch.testing.assert_close(LogMel(config)(0.3 * wave_BT), logmel_BLF, atol=2e-4, rtol=0)
+    assert not torch.allclose(LogMel(FRONT_ENDS[name])(0.3 * wave_BT), LogMel(FRONT_ENDS[name])(wave_BT), atol=0.1)
+    ten = config.compression == "decibel"
+    loudest_LF = LogMel(FRONT_ENDS[name])(0.1 * torch.randn(1, 320_000, generator=torch.Generator().manual_seed(1)))[0]
+    level = float((10 ** (loudest_LF / 10) if ten else loudest_LF.exp() - config.floor).mean())  # of noise at −20 dBFS
+    for patch, kept_LF in zip(logmel_BLF, LogMel(FRONT_ENDS[name])(wave_BT).double(), strict=True):
+        mel_LF = 10 ** (kept_LF / 10) if ten else kept_LF.exp() - config.floor
+        mel_LF = mel_LF * level / (sum(float(row.sum()) for row in mel_LF) / mel_LF.numel())
+        expected_LF = 10 * mel_LF.clamp(min=config.floor).log10() if ten else (mel_LF + config.floor).log()
+        torch.testing.assert_close(patch.double(), expected_LF, atol=0.02 * (4.3 if ten else 1), rtol=0)
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_stored_patches_are_brought_to_one_level_as_sound_is(name: str) -> None:
+    kept = FRONT_ENDS[name]
+    config = kept.changed({"level": "patch"})
+    wave_BT = _noise(32_000)
+    assert LogMel(kept).level_patches(LogMel(kept)(wave_BT)).equal(LogMel(kept)(wave_BT))
+    stored_BLF = LogMel(config).level_patches(LogMel(kept)(wave_BT))
+    torch.testing.assert_close(stored_BLF, LogMel(config)(wave_BT), atol=2e-3, rtol=0)
+
+
+def test_what_is_nearly_silent_is_not_amplified_without_end() -> None:
+    config = FrontEndConfig(level="patch")
+    assert LogMel(config)(torch.zeros(1, 15_360)).equal(LogMel(FrontEndConfig())(torch.zeros(1, 15_360)))
+    rounding = LogMel(config)(1e-5 * torch.sign(_noise(15_360)))
+    as_loud = LogMel(FrontEndConfig())(1e-3 * torch.sign(_noise(15_360)))
+    torch.testing.assert_close(rounding, as_loud, atol=1e-4, rtol=0)  # 40 dB louder and no more

@@ -83,6 +83,18 @@ def test_views_from_the_store_are_those_of_the_cluster(data: tuple[Path, str], t
         assert float((inner.mean(dim=(1, 2)) - other.mean(dim=(1, 2))).abs().max()) < 0.1
 
 
+def test_patches_of_one_level_come_from_the_same_store(data: tuple[Path, str], tmp_path: Path) -> None:
+    kept = experiment(data)
+    store, manifest = stores(data, kept, tmp_path)
+    ours = kept.changed({"front_end.level": "patch"})
+    assert LogMelStore(store.folder.parent, ours, manifest).folder == store.folder
+    views = ViewCrops(ours, store, {"N": data[1]}, len(manifest))(np.arange(16))[:2]
+    before = ViewCrops(kept, store, {"N": data[1]}, len(manifest))(np.arange(16))[:2]
+    for view, loud in zip(views, before, strict=True):
+        mean_B, loud_B = ((each.exp() - ours.front_end.floor).mean(dim=(1, 2)) for each in (view, loud))
+        assert float(mean_B.std() / mean_B.mean()) < 1e-3 < float(loud_B.std() / loud_B.mean())
+
+
 def test_a_stored_clip_is_its_log_mel(data: tuple[Path, str], tmp_path: Path) -> None:
     ours = experiment(data)
     store, manifest = stores(data, ours, tmp_path)
