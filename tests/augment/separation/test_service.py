@@ -103,6 +103,7 @@ def damage(shard: Path) -> None:
     shard.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_what_one_precision_stored_is_not_for_the_other(
     clips: list[str], ladder: dict[str, str], tmp_path: Path
 ) -> None:

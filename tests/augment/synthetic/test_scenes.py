@@ -140,6 +140,7 @@ class TestVariety:
         spectra = np.stack([band_levels(wave_T) for wave_T in waves])
         assert np.abs(np.diff(spectra, axis=0)).max(axis=1).min() > 2, "two instances differ by 2 dB in some band"
 
+    @pytest.mark.slow
     def test_the_long_term_spectrum_alone_does_not_tell_the_class(self) -> None:
         """Learnable, not trivial: neighbours in the average spectrum are often of another class."""
         names, each = list(EVENTS), 8

@@ -89,6 +89,7 @@ def test_segments_join_their_timestamps() -> None:
     assert segment_f1(targets, predicted, np.array([0, 0, 1, 1])) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_metrics_over_folds_are_means_of_scikit_learns() -> None:
     draws = np.random.default_rng(0)
     label_N = np.arange(60) % 3
@@ -152,6 +153,7 @@ def test_the_commands_evaluate_and_compare(bundle: Path, tmp_path: Path) -> None
     assert r"\textbf{1.000}" in latex.read_text()
 
 
+@pytest.mark.slow
 def test_a_sound_that_cannot_be_read_is_named_and_the_rest_counts(bundle: Path, tmp_path: Path) -> None:
     write_esc50(tmp_path / "esc")
     (tmp_path / "esc" / "audio" / "1-low-0.wav").write_bytes(b"no sound")

@@ -47,6 +47,7 @@ def test_strange_files_lead_to_a_message(reader: str, tmp_path: Path) -> None:
             read(tmp_path)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(READERS)), st.integers(0, 10_000), st.integers(0, 255), st.booleans())
 def test_damaged_files_lead_to_a_message(tmp_path: Path, reader: str, at: int, byte: int, cut: bool) -> None:

@@ -231,6 +231,7 @@ def test_runs_that_were_moved_are_found_with_their_store(tmp_path: Path) -> None
     assert tracking_uri_of(tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
 
 
+@pytest.mark.slow
 def test_a_parameter_that_changed_when_a_run_goes_on_is_a_tag_and_holds_nothing_up(tmp_path: Path) -> None:
     uri = default_tracking_uri(tmp_path)
     for trainers in (2, 1):
