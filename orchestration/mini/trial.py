@@ -19,6 +19,7 @@ from sepscene.orchestration.mini.logmel_store import LogMelStore
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, embed, refuse_what_is_ignored
 from sepscene.orchestration.records.environment import commit
 from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import LedgerResult
 from sepscene.tasks.evaluation.metrics import Floats
 from sepscene.tasks.evaluation.probes import knn_probe, linear_probe
@@ -50,7 +51,7 @@ class TrialRecord(Config):
     losses: dict[str, float]
     diagnostics: dict[str, float]
     warning: str = ""
-    ledger: LedgerResult
+    ledger: LedgerResult | None = Field(None, description="none for the fresh encoder, which consumes nothing")
 
     def save(self, path: Path) -> None:
         """Write it whole or not at all."""
@@ -86,7 +87,6 @@ def run_trial(
         smaller = score(pca.transform(train_h), train, pca.transform(test_h), test, experiment)[0]
         metrics["shallow_map_pca"] = mean(smaller)
     shortcuts = find_shortcuts(train.features(), train_h, test.features(), test_h)
-    ledger = trainer.ledger
     return TrialRecord(
         row="untrained" if untrained else experiment.name,
         seed=experiment.seed,
@@ -102,7 +102,13 @@ def run_trial(
         losses=_rounded(trainer.last_losses()) if trainer.step else {},
         diagnostics=_rounded(asdict(shortcuts)),
         warning=shortcuts.warning,
-        ledger=LedgerResult(rows=ledger.rows, consumed=ledger.consumed, lost=ledger.rows - ledger.consumed, twice=0),
+        ledger=None if untrained else _summary(trainer.ledger),
+    )
+
+
+def _summary(ledger: Ledger) -> LedgerResult:
+    return LedgerResult(
+        rows=ledger.rows, consumed=ledger.consumed, lost=ledger.rows - ledger.consumed, twice=ledger.twice
     )
 
 
