@@ -7,19 +7,39 @@ Shapes: T samples of a clip, P samples of a patch, S channels of a separator.
 """
 
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from sepscene.augment.draws import Schedule, crop_starts, draw
 from sepscene.models.config import Config
+from sepscene.models.names import unknown
+from sepscene.models.own import OwnCode, as_own
 
 PCM_SCALE = 32767.0
 """16-bit PCM of full scale 1.0."""
 
 MIXTURE = -1
 """The channel number that stands for the mixture itself."""
+
+
+ChannelRule = Literal["uniform", "loudest", "softmax-energy"]
+
+
+def _rule_or_own(value: Any) -> Any:
+    rules, value = get_args(ChannelRule), as_own(value)
+    if isinstance(value, str) and value not in rules:
+        raise ValueError(f"{unknown(value, rules, 'rule')}, or an import path package.module:Name")
+    return value
+
+
+ChannelChoice = Annotated[
+    Annotated[ChannelRule, Tag("<rule>")] | Annotated[OwnCode, Tag("<own>")],
+    Discriminator(lambda value: "<rule>" if isinstance(value, str) else "<own>"),
+    BeforeValidator(_rule_or_own),
+]
+"""A rule by the channels' levels, or own code that scores them (`augment.separation.channel_scores`)."""
 
 
 class CurriculumPoint(Config):
@@ -48,8 +68,10 @@ class Views(Config):
     curriculum: tuple[CurriculumPoint, ...] = Field(
         (), description="probabilities of the processors over the run, instead of `weights` [beyond the paper]"
     )
-    channel: Literal["uniform", "loudest", "softmax-energy"] = Field(
-        "uniform", description="how the channel is chosen [open; ours: uniform over the audible ones]"
+    channel: ChannelChoice = Field(
+        "uniform",
+        description="how the channel is chosen [open; ours: uniform over the audible ones]. Or your own score, "
+        "`package.module:Name` or `{use: …, its fields}`: drawn with the softmax of the audible channels' scores",
     )
     silence_db: float = Field(
         -60.0, le=0, description="a channel whose RMS is below this (dBFS) is passed over [open; ours]"
@@ -127,7 +149,9 @@ def levels_db(pcm_ST: np.ndarray) -> np.ndarray:
     return (10 * np.log10(np.maximum(power_S, 1e-20))).astype(np.float32)
 
 
-def choose_channel(levels_S: np.ndarray, uniform: float, views: Views, taken: int | None = None) -> int:
+def choose_channel(
+    levels_S: np.ndarray, uniform: float, views: Views, taken: int | None = None, score_S: np.ndarray | None = None
+) -> int:
     """Pick a channel by the rule of `views`, among those that are audible and not `taken`.
 
     Args:
@@ -135,6 +159,7 @@ def choose_channel(levels_S: np.ndarray, uniform: float, views: Views, taken: in
         uniform: the row's draw in [0, 1).
         views: rule and silence threshold.
         taken: a channel that the other view already uses.
+        score_S: where `views.channel` is own code, its score of each channel.
 
     Returns:
         Its number, or `MIXTURE` when no channel is left (docs/paper.md: if both are silent, the mixture is used).
@@ -146,20 +171,25 @@ def choose_channel(levels_S: np.ndarray, uniform: float, views: Views, taken: in
         return max(audible, key=lambda s: levels_S[s])
     if views.channel == "uniform":
         return audible[int(uniform * len(audible))]
-    power = 10.0 ** (levels_S[audible].astype(np.float64) / 10)
-    share = np.exp(power / power.sum())  # softmax over each channel's share of the energy
+    if score_S is not None:
+        share = np.exp(score_S[audible].astype(np.float64) - score_S[audible].max())
+    else:
+        power = 10.0 ** (levels_S[audible].astype(np.float64) / 10)
+        share = np.exp(power / power.sum())  # softmax over each channel's share of the energy
     edges = np.cumsum(share / share.sum())[:-1]
     return audible[int(np.searchsorted(edges, uniform, side="right"))]
 
 
-def choose_channels(levels_S: np.ndarray, channel_u: float, second_channel_u: float, views: Views) -> tuple[int, int]:
+def choose_channels(
+    levels_S: np.ndarray, channel_u: float, second_channel_u: float, views: Views, score_S: np.ndarray | None = None
+) -> tuple[int, int]:
     """The channels of both views of a row; `MIXTURE` stands for the mixture."""
     if not views.separates:
         return MIXTURE, MIXTURE
-    first = choose_channel(levels_S, channel_u, views)
+    first = choose_channel(levels_S, channel_u, views, score_S=score_S)
     if views.pair == "mix-chan":
         return MIXTURE, first
-    return first, choose_channel(levels_S, second_channel_u, views, taken=first)
+    return first, choose_channel(levels_S, second_channel_u, views, taken=first, score_S=score_S)
 
 
 def view_starts(

@@ -78,12 +78,13 @@ def sections_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type
 
 
 def inner(field: FieldInfo) -> list[type[BaseModel]]:
-    """The models of which a field holds one; empty for a plain value or a collection."""
+    """The models of which a field holds one; empty for a collection, or where it may be a plain value."""
     options = typing.get_args(field.annotation) or (field.annotation,)
     if typing.get_origin(field.annotation) in (tuple, list, dict):
         return []
     plain = [typing.get_args(each)[0] if typing.get_origin(each) is typing.Annotated else each for each in options]
-    return [each for each in plain if isinstance(each, type) and issubclass(each, BaseModel)]
+    models = [each for each in plain if isinstance(each, type) and issubclass(each, BaseModel)]
+    return models if set(plain) <= {*models, type(None)} else []
 
 
 def chosen_by(model: type[BaseModel]) -> str:

@@ -49,7 +49,7 @@ def write_folder(
         raise CheckpointError(
             f"{directory} is not empty and holds no separator or encoder alone ({min(foreign)}): choose another folder"
         )
-    signed = WeightsCard(**card, weights=weights, sha256=hashlib.sha256(content).hexdigest())
+    signed = sealed(card, content, weights)
     directory.parent.mkdir(parents=True, exist_ok=True)
     fresh = directory.parent / f".{directory.name}-{uuid.uuid4().hex}"
     fresh.mkdir()
@@ -63,6 +63,11 @@ def write_folder(
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     return signed
+
+
+def sealed(card: dict[str, Any], content: bytes, weights: str = WEIGHTS_FILE) -> WeightsCard:
+    """The card with the name and the checksum of the file of weights; arguments as of `write_folder`."""
+    return WeightsCard(**card, weights=weights, sha256=hashlib.sha256(content).hexdigest())
 
 
 def card_text(card: WeightsCard) -> str:
@@ -96,17 +101,27 @@ def verified(directory: Path, card: WeightsCard) -> bytes:
     return content
 
 
+def read_tensors(directory: Path, card: WeightsCard) -> dict[str, Tensor]:
+    """The weights of a folder by name.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or no safetensors file.
+    """
+    try:
+        return load(verified(directory, card))
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{directory / card.weights} is not a safetensors file ({error}); copy the folder again"
+        ) from error
+
+
 def read_network(directory: Path, card: WeightsCard, build: Callable[[], Network]) -> Network:
     """The network that `build` makes, with the weights of a folder, in evaluation mode.
 
     Raises:
         CheckpointError: the weights are missing, damaged, not finite, or don't fit the network; the file is named.
     """
-    path = directory / card.weights
-    try:
-        tensors = load(verified(directory, card))
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file ({error}); copy the folder again") from error
+    path, tensors = directory / card.weights, read_tensors(directory, card)
     with torch.device("meta"):  # sizes without memory, a card may claim any; and no weights are drawn
         network = build()
     expected = network.state_dict()

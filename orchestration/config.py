@@ -21,6 +21,7 @@ from sepscene.models.config import Config, SepsceneError
 from sepscene.models.encoders.choice import EncoderChoice
 from sepscene.models.files import write_atomically
 from sepscene.models.names import is_own
+from sepscene.models.own import SeparatorChoice, separator_code
 from sepscene.models.precision import PrecisionChoice
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
 from sepscene.orchestration.data_config import Data
@@ -58,9 +59,10 @@ class Separator(Config):
         default_factory=dict,
         description="processors of other shapes beside the ladder, untrained like N: name -> network",
     )
-    checkpoints: dict[ProcessorName, str] = Field(
+    checkpoints: dict[ProcessorName, SeparatorChoice] = Field(
         default_factory=dict,
-        description="ready separators by processor name -> folder; nothing is trained then",
+        description="ready separators by processor name -> folder, or your own: `package.module:Name` or `{use: …, its "
+        "fields}`; nothing is trained then",
     )
     objective: Literal["mixit", "supervised"] = Field(
         "mixit",
@@ -286,7 +288,7 @@ class Experiment(Config):
 
     @property
     def own_code(self) -> tuple[str, ...]:
-        """Import paths of all code in this experiment that does not come with the package."""
+        """Import paths of all code that this experiment, or a separator's folder in it, takes from elsewhere."""
 
         def named(node: Any) -> Iterator[str]:
             values = node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else ())
@@ -295,7 +297,8 @@ class Experiment(Config):
                     yield value
                 yield from named(value)
 
-        return tuple(sorted(set(named(self.model_dump(mode="json")))))
+        kept = {separator_code(place) for place in self.separator.checkpoints.values() if isinstance(place, str)}
+        return tuple(sorted((kept - {""}) | set(named(self.model_dump(mode="json")))))
 
     def digest(self) -> str:
         """SHA-256 of the configuration, short: equal digests mean equal experiments."""

@@ -8,6 +8,7 @@ import pytest
 SOURCE = '''
 from pathlib import Path
 
+import numpy
 import torch
 from pydantic import BaseModel, Field
 from torch import nn
@@ -86,6 +87,73 @@ class Endless(Pull):
 
 class NoSettings(nn.Module):
     reads = "log-mel"
+
+
+class SplitConfig(BaseModel):
+    sources: int = Field(2, ge=1)
+    sample_rate: int = 16000
+
+
+class Split(nn.Module):
+    """Shares of the mixture."""
+
+    Config = SplitConfig
+
+    def __init__(self, config):
+        super().__init__()
+        self.sample_rate, self.sources = config.sample_rate, config.sources
+        self.share = nn.Parameter(torch.rand(config.sources))
+
+    def forward(self, wave_BT):
+        return wave_BT[:, None] * self.share[:, None]
+
+
+def halves(wave_BT, first=0.75):
+    """With numpy, as somebody's separator may."""
+    wave = wave_BT.cpu().numpy()
+    return torch.from_numpy(numpy.stack([first * wave, (1 - first) * wave], 1))
+
+
+halves.sample_rate, halves.sources = 16000, 2
+
+
+class Chance(Split):
+    def forward(self, wave_BT):
+        return super().forward(wave_BT) * torch.rand(1)
+
+
+class Neighbours(Split):
+    def forward(self, wave_BT):
+        return super().forward(wave_BT - wave_BT.mean(0))
+
+
+class Flat(Split):
+    def forward(self, wave_BT):
+        return wave_BT
+
+
+def quietest(mixture_T, separated_ST, sharpness=1.0):
+    """A given score: the more silent, the more probable."""
+    return -sharpness * separated_ST.square().sum(1).log()
+
+
+def undefined(mixture_T, separated_ST):
+    return separated_ST.sum(1) * float("nan")
+
+
+def one(mixture_T, separated_ST):
+    return 1.0
+
+
+class Learned(nn.Module):
+    """A score with weights."""
+
+    def __init__(self, size=8):
+        super().__init__()
+        self.first, self.last = nn.Conv1d(1, size, 64, 32), nn.Linear(size, 1)
+
+    def forward(self, mixture_T, separated_ST):
+        return self.last(self.first(separated_ST[:, None]).relu().mean(2))[:, 0]
 '''
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.locations import exact_seconds
+from sepscene.augment.separation.channel_scores import ChannelScores
 from sepscene.augment.store.separated_store import SeparatedStore, StoreKey
-from sepscene.augment.views import MIXTURE, Views, choose_channels, patch_samples, view_starts
+from sepscene.augment.views import MIXTURE, Views, choose_channels, levels_db, patch_samples, view_starts
 from sepscene.models.card import read_card
 from sepscene.models.config import Config
 from sepscene.models.precision import Precision
@@ -82,11 +83,27 @@ class StoredViews:
 
     def __init__(self, settings: ServiceSettings, store: SeparatedStore) -> None:
         self.settings, self.store, self.digests = settings, store, settings.digests()
+        self.scores = ChannelScores.of(settings.views)
 
-    def keys(self, columns: Columns, n: int) -> tuple[StoreKey, StoreKey]:
-        """Where row n's separated channels are, and where its mixture is."""
+    def keys(self, columns: Columns, n: int) -> tuple[StoreKey, ...]:
+        """Where row n's separated channels are, its mixture, and with own channel scores those."""
         content, suffix = str(columns["content"][n]), self.settings.store_settings(float(columns["offset_seconds"][n]))
-        return StoreKey(content, self.digests[columns["processor"][n]], suffix), StoreKey(content, "mixture", suffix)
+        digest = self.digests[columns["processor"][n]]
+        names = (digest, "mixture", *((self.scores.processor(digest),) if self.scores else ()))
+        return tuple(StoreKey(content, name, suffix) for name in names)
+
+    def keep(
+        self, columns: Columns, n: int, mixture_T: np.ndarray, pcm_ST: np.ndarray, levels_S: np.ndarray,
+        score_S: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        """Put what was separated of row n's clip into the store."""
+        separated, *beside = self.keys(columns, n)
+        # What is beside first: where the store is full, a separated clip without it would be of no use.
+        if beside[0] not in self.store:
+            self.store.put(beside[0], mixture_T[None], levels_db(mixture_T[None]))
+        if score_S is not None:  # the levels of an entry without sound
+            self.store.put(beside[1], np.zeros((len(score_S), 1), np.int16), score_S)
+        self.store.put(separated, pcm_ST, levels_S)
 
     def look(self, columns: Columns, starts_2: np.ndarray, n: int) -> tuple[Found | None, bool]:
         """As `find`, and whether the store had row n's sound, but torn or altered, which nobody had seen before."""
@@ -97,12 +114,14 @@ class StoredViews:
 
     def find(self, columns: Columns, starts_2: np.ndarray, n: int) -> Found | None:
         """The channels and the crops (2 of int16 (P,)) of row n; None where the store lacks any part of them."""
-        separated, mixture = self.keys(columns, n)
+        separated, mixture, *scores = self.keys(columns, n)
         levels_S = self.store.levels(separated)
-        if levels_S is None:
+        score_S = self.store.levels(scores[0]) if scores else None
+        if levels_S is None or (scores and score_S is None):
             return None
         levels_S = sound_levels(levels_S, int(columns["sound_samples"][n]), self.settings)
-        chosen = choose_channels(levels_S, columns["channel_u"][n], columns["second_channel_u"][n], self.settings.views)
+        uniforms = columns["channel_u"][n], columns["second_channel_u"][n]
+        chosen = choose_channels(levels_S, *uniforms, self.settings.views, score_S)
         crops = []
         for channel, start in zip(chosen, starts_2, strict=True):
             key, track = (mixture, 0) if channel == MIXTURE else (separated, channel)

@@ -27,9 +27,11 @@ from sepscene.augment.separation.blocks import (
     sound_levels,
     starts_of,
 )
+from sepscene.augment.separation.channel_scores import ChannelScores
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import MIXTURE, choose_channels, levels_db, to_pcm
 from sepscene.models.config import SepsceneError
+from sepscene.models.own import OwnCode
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,20 +45,24 @@ PASSED_ON = (
 """Columns that go through the service as they are, or with a few rows changed."""
 
 
-Separated = tuple[int, np.ndarray, np.ndarray, np.ndarray]
-"""A row's position, its mixture (T,), its separated channels (S, T), their levels (S,)."""
+Separated = tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+"""A row's position, its mixture (T,), its separated channels (S, T), their levels (S,), their own scores (S,)."""
 
 
-def open_separator(name: str, folder: str, audio: AudioFormat) -> "nn.Module":
-    """Load a processor's checkpoint.
+def open_separator(name: str, folder: str | OwnCode, audio: AudioFormat) -> "nn.Module":
+    """Load a processor's checkpoint; an own separator is made, and tried on noise.
 
     Raises:
-        SepsceneError: names the processor whose checkpoint is missing, damaged, or of another sample rate.
+        SepsceneError: names the processor whose checkpoint is missing, damaged, or of another sample rate, or whose
+            code cannot be used.
     """
     from sepscene.models.separators.folder import load_separator
+    from sepscene.models.separators.own import OwnSeparator, try_separator
 
     try:
         separator = load_separator(folder)
+        if isinstance(folder, OwnCode) and isinstance(separator, OwnSeparator):
+            try_separator(separator, audio.samples)
     except SepsceneError as error:
         raise SepsceneError(f"processor {name}: {error}") from error
     if separator.sample_rate != audio.sample_rate:
@@ -101,6 +107,7 @@ class SeparationService:
         self.dropped = np.int64(0)  # entries that the store has not kept, as far as blocks have said so
         self.number = int.from_bytes(os.urandom(4), "big")  # tells this actor from the others
         self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
+        self.scores = self.stored.scores if self.stored else ChannelScores.of(settings.views)
         if load_now:
             _ = self.separators, self.forward
 
@@ -154,10 +161,10 @@ class SeparationService:
         for n in np.flatnonzero(columns["stored"]).tolist():
             view_N2P[n] = np.frombuffer(columns["sound"][n], np.int16).reshape(2, -1)
         rows = [n for n in _to_separate(columns) if not self._from_store(columns, block, view_N2P, starts_N2, n)]
-        for n, mixture_T, separated_ST, levels_S in self._separated(columns, block, rows):
+        for n, mixture_T, separated_ST, levels_S, score_S in self._separated(columns, block, rows):
             uniforms = columns["channel_u"][n], columns["second_channel_u"][n]
             levels_S = sound_levels(levels_S, int(columns["sound_samples"][n]), self.settings)
-            chosen = choose_channels(levels_S, *uniforms, self.settings.views)
+            chosen = choose_channels(levels_S, *uniforms, self.settings.views, score_S)
             block["channel_1"][n], block["channel_2"][n] = chosen
             for view, (channel, start) in enumerate(zip(chosen, starts_N2[n], strict=True)):
                 source_T = mixture_T if channel == MIXTURE else separated_ST[channel]
@@ -195,7 +202,7 @@ class SeparationService:
         mixtures = {n: _mixture(columns, n) for n in rows}
         if not self.settings.processors:
             nothing_ST = np.empty((0, self.settings.audio.samples), np.int16)
-            yield from ((n, mixtures[n], nothing_ST, np.empty(0, np.float32)) for n in rows)
+            yield from ((n, mixtures[n], nothing_ST, np.empty(0, np.float32), None) for n in rows)
             return
         passes = [
             (index, mine[start : start + self.clips_per_forward])
@@ -221,14 +228,14 @@ class SeparationService:
                 block["fault"][n] = f"processor {self.settings.processors[index]} gave NaN or infinite samples"
                 continue
             mixture_T, pcm_ST = _mixture(columns, n), to_pcm(separated_ST)
+            score_S = self.scores(mixture_T, pcm_ST) if self.scores else None
+            if score_S is not None and not np.isfinite(score_S).all():
+                block["fault"][n] = f"the channel score {self.settings.views.channel} is {score_S.tolist()}"
+                continue
             levels_S = levels_db(pcm_ST)
             if self.stored is not None:
-                separated, mixture = self.stored.keys(columns, n)
-                # The mixture first: where the store is full, a separated clip without one would be of no use.
-                if mixture not in self.stored.store:
-                    self.stored.store.put(mixture, mixture_T[None], levels_db(mixture_T[None]))
-                self.stored.store.put(separated, pcm_ST, levels_S)
-            yield n, mixture_T, pcm_ST, levels_S
+                self.stored.keep(columns, n, mixture_T, pcm_ST, levels_S, score_S)
+            yield n, mixture_T, pcm_ST, levels_S, score_S
 
 
 def _to_separate(columns: Columns) -> list[int]:

@@ -10,12 +10,14 @@ from torch import nn
 
 from sepscene.models.card import CARD_FILE, WeightsCard, explain_validation, read_card
 from sepscene.models.config import CheckpointError
+from sepscene.models.own import OwnCode
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
+from sepscene.models.separators.own import ARCHITECTURE, OwnSeparator, read_own
 from sepscene.models.separators.programs import ProgramConfig, ProgramSeparator, read_program
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.models.sound import checked_sound
-from sepscene.models.weights import check_finite, packed, read_network, verified, write_folder
+from sepscene.models.weights import check_finite, packed, read_network, read_tensors, verified, write_folder
 
 Separator = TDCNpp | ConvTasNetSeparator | ProgramSeparator
 
@@ -47,8 +49,8 @@ def save_separator(separator: nn.Module, directory: str | Path, metadata: dict[s
     return write_folder(directory, card, packed(separator)).digest
 
 
-def load_separator(directory: str | Path) -> nn.Module:
-    """Read a separator folder into a module in evaluation mode that maps wave_BT to separated_BST.
+def load_separator(directory: str | Path | OwnCode) -> nn.Module:
+    """Read a separator folder, or make an own separator: a module in evaluation mode, wave_BT to separated_BST.
 
     The module has `sample_rate` (hertz) and `sources`. It takes sound as `models.sound.checked_sound` describes it, and
     builds no autograd graph: `separator.requires_grad_()` lets it be trained further.
@@ -60,15 +62,9 @@ def load_separator(directory: str | Path) -> nn.Module:
     Raises:
         CheckpointError: a file is missing, truncated or altered, the architecture is unknown, the weights don't fit
             it or aren't finite, or it is a program whose author the user doesn't trust. The message names the file.
+        SepsceneError: own code is not trusted, cannot be imported, or is of another version than made the folder.
     """
-    directory = Path(directory)
-    card = read_card(directory)
-    try:
-        separator = _read(directory, card)
-    except ValidationError as error:
-        raise CheckpointError(
-            f"{directory / CARD_FILE} has a wrong {card.architecture} config: {explain_validation(error)}"
-        ) from error
+    separator = OwnSeparator(directory) if isinstance(directory, OwnCode) else _read(Path(directory))
     separator.register_forward_pre_hook(_check_input)
     return separator.requires_grad_(False)
 
@@ -78,7 +74,17 @@ def _check_input(separator: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ..
     return checked_sound(inputs[0]), *inputs[1:]
 
 
-def _read(directory: Path, card: WeightsCard) -> nn.Module:
+def _read(directory: Path) -> nn.Module:
+    card = read_card(directory)
+    try:
+        return _built(directory, card)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{directory / CARD_FILE} has a wrong {card.architecture} config: {explain_validation(error)}"
+        ) from error
+
+
+def _built(directory: Path, card: WeightsCard) -> nn.Module:
     if card.architecture == "tdcnpp":
         tdcnpp = TDCNppConfig(**card.config)
         return read_network(directory, card, lambda: TDCNpp(tdcnpp))
@@ -91,4 +97,6 @@ def _read(directory: Path, card: WeightsCard) -> nn.Module:
         separator = ProgramSeparator(program, content, read_program(content, program.kind, directory / card.weights))
         check_finite(separator, directory / card.weights)
         return separator.eval()
+    if card.architecture == ARCHITECTURE:
+        return read_own(card, read_tensors(directory, card), directory / card.weights)
     raise CheckpointError(f"{directory} holds an encoder ({card.architecture}), not a separator")

@@ -134,6 +134,7 @@ def prefill(
     change: Changes = None,
     address: Address = None,
     verbose: Verbose = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Separate every clip with every processor into the SeparatedStore, before any training.
 

@@ -37,7 +37,7 @@ def stores_of(
     """
     base, backgrounds = rows[0], 1 + any(row.views.background == "exchanged" for row in rows)
     shared = StudyData.of(storage)
-    processors = {name: base.separator.checkpoints[name] for row in rows for name in _processors(row)}
+    processors = {name: str(base.separator.checkpoints[name]) for row in rows for name in _processors(row)}
     with _alone(shared):
         train, test = _manifests(base, shared, backgrounds, console)
         train_store, test_store = (LogMelStore(shared.logmels, base, manifest) for manifest in (train, test))

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
+from sepscene.models.own import OwnCode
 from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.data import described, is_generated, stores_of
@@ -46,6 +47,7 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
         SepsceneError: for data, separators or settings that cannot be used.
     """
     torch.set_num_threads(1)
+    _check_no_own_code(rows)
     begin = time.monotonic()
     _check_same_study(rows, folder)
     planned = [(row, seed) for seed in range(seeds) for row in rows if not _finished(folder, row.name, seed)]
@@ -94,6 +96,22 @@ def write_results(base: Experiment, folder: Path) -> ReproductionResults:
     return results
 
 
+def _check_no_own_code(rows: list[Experiment]) -> None:
+    """A study stores log-mels and levels of channels, from separators that are folders.
+
+    Raises:
+        SepsceneError: a separator or a channel score is own code.
+    """
+    parts = {f"separator.checkpoints.{name}": place for name, place in rows[0].separator.checkpoints.items()}
+    parts |= {f"views.channel of {row.name}": row.views.channel for row in rows}
+    own = [part for part, chosen in parts.items() if isinstance(chosen, OwnCode)]
+    if own:
+        raise SepsceneError(
+            f"{own[0]} is own code, which scale mini does not take: give the folder that a run keeps of an own "
+            "separator (RUN/ladder/NAME), and a rule as views.channel; or take another scale"
+        )
+
+
 def _check_same_study(rows: list[Experiment], folder: Path) -> None:
     """Refuse to go on with other settings: rows of one table must differ in nothing but what makes them rows.
 
@@ -120,7 +138,7 @@ def _shared_settings(rows: list[Experiment]) -> dict[str, Any]:
     shared: dict[str, Any] = {
         part: {key: value for key, value in tree[part].items() if f"{part}.{key}" not in own} for part in parts
     }
-    shared["separators"] = {name: read_card(place).digest for name, place in rows[0].separator.checkpoints.items()}
+    shared["separators"] = {name: read_card(str(place)).digest for name, place in rows[0].separator.checkpoints.items()}
     del shared["objective"]["terms"]
     shared["objective"] |= rows[0].objective.short_forms
     for row in [row for row in rows if row.objective.alpha][:1]:

@@ -18,10 +18,12 @@ from typing import Any
 from ray.train import UserCallback
 from rich.console import Console
 
+from sepscene.augment.separation.channel_scores import ChannelScores
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
+from sepscene.models.separators.own import kept_checkpoints
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.pipeline.description import flat, in_words, tags_of
 from sepscene.orchestration.records.audit_log import audit_hash
@@ -273,7 +275,7 @@ class Run:
         """The processors: those of the configuration, or the ladder that this run trains."""
         experiment = self.experiment
         if experiment.separator.checkpoints:
-            return experiment.separator.checkpoints
+            return kept_checkpoints(experiment.separator.checkpoints, self.files.ladder)
         if not experiment.views.separates and not experiment.evaluation.baselines:
             return {}
         self.record_inputs({}, training=train)
@@ -400,4 +402,7 @@ def _filling(experiment: Experiment, train: Manifest, ladder: dict[str, str]) ->
     precision = separation_precision(experiment)
     if precision != "float32":  # which goes without saying, as in the store's keys
         what.append(precision)
+    scores = ChannelScores.of(experiment.views)
+    if scores is not None:
+        what.append(scores.digest)
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sepscene.augment.separation.channel_scores import ChannelScores
 from sepscene.augment.separation.service import open_separator
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
@@ -21,8 +22,12 @@ def prepared_session(
     """
     if experiment.views.background == "exchanged":
         raise SepsceneError("views.background exchanged works with `reproduce --scale mini` only: set it to kept")
-    for name, folder in experiment.separator.checkpoints.items():
-        open_separator(name, folder, experiment.audio)
+    scores, sources = ChannelScores.of(experiment.views), {experiment.separator.network.sources}
+    for name, place in experiment.separator.checkpoints.items():
+        sources.add(int(open_separator(name, place, experiment.audio).sources))  # type: ignore[arg-type]
+    if scores is not None:
+        for channels in sorted(sources):
+            scores.try_out(channels, experiment.audio.samples)
     check_parts(experiment)
     check_start(experiment)
     with ray_session(experiment, address, verbose, dashboard):

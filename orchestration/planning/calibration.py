@@ -24,6 +24,7 @@ from sepscene.augment.synthetic.scenes import write_scenes
 from sepscene.augment.views import levels_db, patch_samples
 from sepscene.models.config import SepsceneError
 from sepscene.models.separators.folder import save_separator
+from sepscene.models.separators.own import kept_checkpoints
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.planning.plan import CPU, Calibration, threads
@@ -93,12 +94,13 @@ def _scenes(experiment: Experiment, folder: Path) -> list[str]:
 def _settings(experiment: Experiment, processor: Processor, folder: Path) -> ServiceSettings:
     """One processor alone. Mix-mix is measured as if it separated."""
     pair = experiment.views.pair if experiment.views.separates else "mix-chan"
-    name, checkpoint = processor.name, processor.folder or str(folder / processor.name)
+    name, place = processor.name, processor.place or str(folder / processor.name)
     if processor.network is not None:
-        save_separator(TDCNpp(processor.network), checkpoint, {"step": 0})
+        save_separator(TDCNpp(processor.network), folder / name, {"step": 0})
+    checkpoints = kept_checkpoints({name: place}, folder)
     views = experiment.views.changed({"pair": pair, "combination": (name,), "weights": None, "curriculum": ()})
     precision = separation_precision(experiment)
-    return ServiceSettings(views=views, audio=experiment.audio, checkpoints={name: checkpoint}, precision=precision)
+    return ServiceSettings(views=views, audio=experiment.audio, checkpoints=checkpoints, precision=precision)
 
 
 def _columns(experiment: Experiment, uris: list[str], offsets: Sequence[float]) -> Columns:

@@ -3,7 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from sepscene.models.card import read_card
+from sepscene.models.own import OwnCode
+from sepscene.models.separators.own import card_of
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.flops import separation_flops
@@ -18,7 +19,7 @@ class Processor:
         sources: channels S that it gives.
         flops: operations for one clip; None for a network that nobody has counted.
         network: what it is built from where it has no checkpoint yet.
-        folder: its checkpoint, where there is one.
+        place: its checkpoint, where there is one: a folder, or code of the user's own.
     """
 
     name: str
@@ -26,7 +27,7 @@ class Processor:
     sources: int
     flops: int | None
     network: TDCNppConfig | None
-    folder: str | None
+    place: str | OwnCode | None
 
 
 def processors_of(experiment: Experiment) -> tuple[Processor, ...]:
@@ -41,16 +42,16 @@ def processors_of(experiment: Experiment) -> tuple[Processor, ...]:
 def _processor(name: str, experiment: Experiment) -> Processor:
     settings = experiment.separator
     samples = experiment.audio.samples
-    folder = settings.checkpoints.get(name)
-    if folder is None:
+    place = settings.checkpoints.get(name)
+    if place is None:
         network = settings.beside.get(name, settings.network)
         flops = separation_flops(network, samples)
         return Processor(name, network.model_dump_json(), network.sources, flops, network, None)
-    card = read_card(folder)
+    card = card_of(place)
     kind = json.dumps([card.architecture, card.config], sort_keys=True)
     if card.architecture != "tdcnpp":
         # The configuration of an imported program says next to nothing of its cost.
         kind += card.sha256 if card.architecture == "program" else ""
-        return Processor(name, kind, int(card.config["sources"]), None, None, folder)
+        return Processor(name, kind, int(card.config["sources"]), None, None, place)
     network = TDCNppConfig.model_validate(card.config)
-    return Processor(name, network.model_dump_json(), network.sources, separation_flops(network, samples), None, folder)
+    return Processor(name, network.model_dump_json(), network.sources, separation_flops(network, samples), None, place)

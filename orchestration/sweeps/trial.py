@@ -55,7 +55,7 @@ def whole_run(run_dir: Path, experiment: Experiment, tracking_uri: str, tags: di
     try:
         train, test = run.manifests()
         note_steps(run_dir, experiment, len(train.clips))
-        run.encoder(train, experiment.separator.checkpoints, light=starts_light(experiment))
+        run.encoder(train, run.ladder(train), light=starts_light(experiment))
         results = evaluate_run(run, train, test, {})
     except BaseException:
         run.tracker.finish("", "FAILED")

@@ -13,6 +13,7 @@ from sepscene.augment.separation.reader import ClipReader
 from sepscene.augment.separation.service import SeparationService
 from sepscene.augment.views import from_pcm
 from sepscene.models.config import SepsceneError
+from sepscene.models.separators.own import kept_checkpoints
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining
@@ -70,7 +71,8 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
     columns = experiment.views.draw(schedule, np.array(rows, np.int64))
     columns["uri"] = train.clips["uri"].to_numpy(zero_copy_only=False)[columns["clip"]]
     columns["offset_seconds"] = train.clips["offset_seconds"].to_numpy()[columns["clip"]]
-    checkpoints = experiment.separator.checkpoints or read_ladder(run_dir)
+    given = experiment.separator.checkpoints
+    checkpoints = kept_checkpoints(given, RunFolder(run_dir).ladder) if given else read_ladder(run_dir)
     settings = ServiceSettings(
         views=experiment.views,
         audio=experiment.audio,

@@ -1,0 +1,108 @@
+"""Scores of a clip's channels by own code (`views.channel`): given or learned, instead of their loudness.
+
+The code runs where clips are separated, once for each clip and separator. The SeparatedStore keeps the scores beside the
+channels, in an entry of their own, so that a clip that is there already is not scored again.
+
+Shapes: S channels, T samples.
+"""
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from sepscene.augment.views import Views, from_pcm
+from sepscene.models.config import SepsceneError
+from sepscene.models.own import OwnCode, identity, make
+
+
+class ChannelScore(Protocol):
+    """A function, an object that can be called, or a torch module.
+
+    It must give the same clip the same scores at any time: it draws no random numbers.
+    """
+
+    def __call__(self, mixture_T: Any, separated_ST: Any) -> Any:
+        """Score the channels of a clip.
+
+        Args:
+            mixture_T: torch tensor on the CPU, float32 of full scale 1.
+            separated_ST: the same, its channels.
+
+        Returns:
+            (S,) finite numbers, a tensor or an array: logarithms of how probable each channel is, up to a constant.
+        """
+
+
+class ChannelScores:
+    """The scores of one configuration; its code is imported when it is first needed."""
+
+    def __init__(self, choice: OwnCode) -> None:
+        self.choice = choice
+
+    @classmethod
+    def of(cls, views: Views) -> "ChannelScores | None":
+        """Those of `views.channel`; None where it is a rule that looks at levels alone."""
+        return cls(views.channel) if isinstance(views.channel, OwnCode) else None
+
+    @cached_property
+    def _called(self) -> Any:
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            made = make(self.choice, "channel score")
+        return made.eval().requires_grad_(False) if isinstance(made, torch.nn.Module) else made
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the scores: by code, version and fields, and the weights where it is a torch module."""
+        from torch import nn
+
+        from sepscene.models.weights import packed
+
+        content = json.dumps(identity(self.choice), sort_keys=True).encode()
+        weights = packed(self._called) if isinstance(self._called, nn.Module) else b""
+        return hashlib.sha256(content + b"\0" + weights).hexdigest()
+
+    def processor(self, separator_digest: str) -> str:
+        """In the place of a separator's digest in the store's keys: the scores of what this separator gives."""
+        return "scores-" + hashlib.sha256(f"{separator_digest} {self.digest}".encode()).hexdigest()
+
+    def __call__(self, mixture_T: np.ndarray, pcm_ST: np.ndarray) -> np.ndarray:
+        """Scores of a clip's channels, float32 (S,), from its 16-bit sound; NaN where they are not finite.
+
+        Raises:
+            SepsceneError: the code gives something else than (S,).
+        """
+        import torch
+
+        with torch.inference_mode():
+            found = self._called(torch.from_numpy(from_pcm(mixture_T)), torch.from_numpy(from_pcm(pcm_ST)))
+        score_S = np.asarray(found, np.float32)
+        if score_S.shape != pcm_ST.shape[:1]:
+            raise SepsceneError(
+                f"the channel score {self.choice.use} gives {score_S.shape} for {len(pcm_ST)} channels, not one each"
+            )
+        return score_S
+
+    def try_out(self, channels: int, samples: int) -> None:
+        """Score noise, before a run is built on it.
+
+        Raises:
+            SepsceneError: it fails, its scores are not finite, or they depend on chance.
+        """
+        noise = np.random.default_rng(0).integers(-3000, 3000, (1 + channels, samples), np.int16)
+        try:
+            first_S, again_S = (self(noise[0], noise[1:]) for _ in range(2))
+        except SepsceneError:
+            raise
+        except Exception as error:  # code of a user may raise anything
+            raise SepsceneError(f"the channel score {self.choice} fails on noise: {error}") from error
+        if not (np.isfinite(first_S).all() and np.array_equal(first_S, again_S)):
+            raise SepsceneError(
+                f"the channel score {self.choice} gives {first_S.tolist()}, then {again_S.tolist()}, for the same clip: "
+                "scores must be finite and the same each time"
+            )

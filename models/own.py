@@ -1,0 +1,107 @@
+"""Callables of a user's own in a configuration: separators and channel scores, by import path, with their settings.
+
+Read without importing torch or anybody's code; `make` imports, where the user trusts it (`models.names`).
+"""
+
+import hashlib
+import sys
+from functools import partial, update_wrapper
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+
+from sepscene.models.card import explain_validation, read_card
+from sepscene.models.config import CheckpointError, Config, SepsceneError
+from sepscene.models.names import is_own, name_of, package_of, resolve
+
+
+class OwnCode(Config):
+    """A class or a function of your own: its import path, beside it the fields that it is made with.
+
+    A class with an attribute `Config`, a pydantic model, is made as `Class(Config(fields))`, any other class as
+    `Class(**fields)`. A function gets the fields as keyword arguments whenever it is called.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    use: str = Field(description="package.module:Name of a class or a function; from Python the thing itself")
+
+    @field_validator("use", mode="before")
+    @classmethod
+    def _named(cls, use: Any) -> str:
+        if isinstance(use, str) and not is_own(use):
+            raise ValueError(f"{use!r} is no import path: write package.module:Name")
+        return name_of(use, (), "class or function")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields beside `use`."""
+        return dict(self.model_extra or {})
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name} {value}" for name, value in self.options.items())
+        return f"{self.use} ({options})" if options else self.use
+
+
+def as_own(value: Any) -> Any:
+    """`{use: …}` of what stands for it alone: an import path, a class or a function; anything else as it is."""
+    return {"use": value} if callable(value) or (isinstance(value, str) and is_own(value)) else value
+
+
+def _tag(value: Any) -> str:
+    return "<folder>" if isinstance(value, str) else "<own>"
+
+
+SeparatorChoice = Annotated[
+    Annotated[str, Tag("<folder>")] | Annotated[OwnCode, Tag("<own>")], Discriminator(_tag), BeforeValidator(as_own)
+]
+"""A separator's folder, or code of your own: an import path, or `{use: package.module:Name, …}`."""
+
+
+def make(choice: OwnCode, what: str) -> Any:
+    """The callable that own code stands for.
+
+    Args:
+        choice: the code and its fields.
+        what: kind of thing, for messages, e.g. "separator".
+
+    Raises:
+        SepsceneError: its code is not trusted, cannot be imported here, or refuses the fields.
+    """
+    found = resolve(choice.use, {}, what)
+    settings = getattr(found, "Config", None)
+    try:
+        if isinstance(found, type) and isinstance(settings, type) and issubclass(settings, BaseModel):
+            return found(settings.model_validate(choice.options))
+        if isinstance(found, type):
+            return found(**choice.options)
+    except ValidationError as error:
+        raise SepsceneError(f"{what} {choice.use}: {explain_validation(error)}") from None
+    except Exception as error:  # code of a user may raise anything
+        raise SepsceneError(f"the {what} {choice} cannot be made ({type(error).__name__}: {error})") from error
+    if not callable(found):
+        raise SepsceneError(f"the {what} {choice.use} is neither a class nor a function")
+    return update_wrapper(partial(found, **choice.options), found) if choice.options else found
+
+
+def identity(choice: OwnCode) -> dict[str, Any]:
+    """What tells own code from other code: import path, version of its package, SHA-256 of its file, and its fields.
+
+    The file is the one of its module: what that imports from elsewhere counts by the version only.
+    """
+    module = import_module(choice.use.partition(":")[0])
+    file = getattr(sys.modules[module.__name__], "__file__", None)
+    content = Path(file).read_bytes() if file and Path(file).is_file() else b""
+    facts = {**package_of(choice.use), "sha256": hashlib.sha256(content).hexdigest()}
+    return {**facts, "options": choice.model_dump(mode="json", exclude={"use"})}
+
+
+def separator_code(folder: str) -> str:
+    """Import path of the own separator in a folder; empty where it is another one, or cannot be read."""
+    try:
+        card = read_card(folder)
+    except CheckpointError:
+        return ""
+    return str(card.config.get("use", "")) if card.architecture == "own-separator" else ""

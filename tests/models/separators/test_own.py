@@ -1,0 +1,96 @@
+"""Separators by import path: what is refused, what a folder keeps of them, and what makes two of them differ."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sepscene.augment.audio import AudioFormat
+from sepscene.augment.separation.service import open_separator
+from sepscene.models.config import CheckpointError, SepsceneError
+from sepscene.models.names import trust_code
+from sepscene.models.own import OwnCode, separator_code
+from sepscene.models.separators.fast_path import fast_separator
+from sepscene.models.separators.folder import load_separator
+from sepscene.models.separators.own import card_of, keep, kept_checkpoints
+from tests.own_code import write_package
+
+AUDIO = AudioFormat(clip_seconds=0.5)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    mark = write_package(tmp_path, "seplab", monkeypatch)
+    for name in ("Split", "halves", "Chance", "Neighbours", "Flat", "MelNet"):
+        trust_code(f"seplab.nets:{name}")
+    return mark.parent / "nets.py"
+
+
+def own(name: str, **options: object) -> OwnCode:
+    return OwnCode.model_validate({"use": f"seplab.nets:{name}", **options})
+
+
+@pytest.mark.usefixtures("lab")
+@pytest.mark.parametrize(("name", "options"), [("Split", {"sources": 3}), ("halves", {"first": 0.9})])
+def test_a_folder_keeps_it_with_its_weights(name: str, options: dict, tmp_path: Path) -> None:
+    choice = own(name, **options)
+    card = keep(choice, tmp_path / "mine")
+    assert card.digest == card_of(choice).digest == card_of(str(tmp_path / "mine")).digest
+    assert separator_code(str(tmp_path / "mine")) == choice.use
+    direct, kept = load_separator(choice), load_separator(tmp_path / "mine")
+    wave_BT = torch.randn(2, 500) / 10
+    assert torch.equal(direct(wave_BT), kept(wave_BT)) and torch.equal(fast_separator(kept)(wave_BT), kept(wave_BT))
+    assert (kept.sample_rate, kept.sources) == (16_000, options.get("sources", 2))
+    assert kept(wave_BT).shape == (2, kept.sources, 500)
+    assert keep(choice, tmp_path / "mine") == card, "a run that goes on finds its separator"
+
+
+@pytest.mark.usefixtures("lab")
+def test_what_it_depends_on_is_in_its_digest(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = [card_of(own("halves", **options)).digest for options in ({}, {"first": 0.5}, {"first": 0.25})]
+    digests += [card_of(own("Split")).digest, card_of(own("Split", sources=3)).digest]
+    keep(own("halves"), tmp_path / "mine")
+    lab.write_text(lab.read_text() + "\n# another version of this file\n")
+    digests.append(card_of(own("halves")).digest)
+    monkeypatch.setattr("seplab.__version__", "1.5")
+    digests.append(card_of(own("halves")).digest)
+    assert len(set(digests)) == len(digests)
+    with pytest.raises(CheckpointError, match=r"made with seplab\.nets:halves 1\.4 .*; here is seplab\.nets:halves 1\.5"):
+        load_separator(tmp_path / "mine")
+    with pytest.raises(CheckpointError, match="begin another run"):
+        kept_checkpoints({"mine": own("halves")}, tmp_path)
+
+
+@pytest.mark.usefixtures("lab")
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("Chance", {}, "must draw no random numbers"),
+        ("Neighbours", {}, "beside another clip"),
+        ("Flat", {}, r"gives a Tensor of \(2, 8000\), not a tensor of \(2, 2, 8000\)"),
+        ("Split", {"sources": 0}, "sources: Input should be greater than or equal to 1"),
+        ("Split", {"sample_rate": 8000}, "works at 8000 Hz but audio.sample_rate is 16000"),
+        ("MelNet", {}, "needs an attribute sample_rate"),
+        ("Missing", {}, "cannot be imported on"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_run(name: str, options: dict, says: str) -> None:
+    trust_code(f"seplab.nets:{name}")
+    with pytest.raises(SepsceneError, match=f"processor mine.*{says}"):
+        open_separator("mine", own(name, **options), AUDIO)
+
+
+def test_it_is_not_imported_without_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = write_package(tmp_path, "foreignlab", monkeypatch)
+    choice = OwnCode.model_validate({"use": "foreignlab.nets:Split"})
+    with pytest.raises(SepsceneError, match="the separator foreignlab.nets:Split is code that does not come with"):
+        load_separator(choice)
+    assert not mark.exists()
+    trust_code(choice.use)
+    keep(choice, tmp_path / "mine")
+    read = f"from sepscene.models.separators.folder import load_separator; load_separator({str(tmp_path / 'mine')!r})"
+    monkeypatch.delenv("SEPSCENE_TRUSTED_CODE")
+    done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, timeout=120, check=False)
+    assert "is code that does not come with Sepscene" in done.stderr, "a folder brings no trust along"
