@@ -1,7 +1,7 @@
 """Scores of a clip's channels by own code (`views.channel`): given or learned, instead of their loudness.
 
-The code runs where clips are separated, once for each clip and separator. The SeparatedStore keeps the scores beside the
-channels, in an entry of their own, so that a clip that is there already is not scored again.
+The code runs where clips are separated, once for each clip and separator. The SeparatedStore keeps the scores beside
+the channels, in an entry of their own, so that a clip that is there already is not scored again.
 
 Shapes: S channels, T samples.
 """
@@ -103,6 +103,6 @@ class ChannelScores:
             raise SepsceneError(f"the channel score {self.choice} fails on noise: {error}") from error
         if not (np.isfinite(first_S).all() and np.array_equal(first_S, again_S)):
             raise SepsceneError(
-                f"the channel score {self.choice} gives {first_S.tolist()}, then {again_S.tolist()}, for the same clip: "
-                "scores must be finite and the same each time"
+                f"the channel score {self.choice} gives {first_S.tolist()}, then {again_S.tolist()}, for the same "
+                "clip: scores must be finite and the same each time"
             )

@@ -1,7 +1,7 @@
 """Separators of a user's own, by import path: any callable under the contract of every separator.
 
-Before a run uses one, it is written as a folder of weights like any other (`keep`): its card names the code, its weights
-are those that it had. Everything behind, from the store to the report, sees a folder.
+Before a run uses one, it is written as a folder of weights like any other (`keep`): its card names the code, its
+weights are those that it had. Everything behind, from the store to the report, sees a folder.
 
 Shapes: B clips, S channels, T samples.
 """
@@ -162,7 +162,8 @@ def read_own(card: WeightsCard, weights: Mapping[str, Tensor], origin: Path) -> 
     """The own separator of a folder, with the weights that were kept.
 
     Raises:
-        SepsceneError: its code is not trusted, cannot be imported here, is of another version, or the weights don't fit.
+        SepsceneError: its code is not trusted, cannot be imported here, is of another version, or the weights don't
+            fit.
     """
     use, options = str(card.config.get("use", "")), card.config.get("options", {})
     separator = OwnSeparator(OwnCode.model_validate({**options, "use": use}))

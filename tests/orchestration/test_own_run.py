@@ -1,4 +1,4 @@
-"""A whole run on a lab's own parts: its separators and its channel score, from Python, in a package that is not installed."""
+"""A whole run on a lab's own parts, from Python, in a package that is not installed: separators and a channel score."""
 
 import os
 import subprocess
@@ -79,8 +79,7 @@ def test_later_commands_need_the_code_and_the_trust_again(
     refused = CliRunner().invoke(app, words)
     assert "is code that does not come with Sepscene" in str(refused.exception)
     monkeypatch.syspath_prepend(str(lab))
-    for name in experiment.own_code:
-        monkeypatch.setenv("SEPSCENE_TRUSTED_CODE", ",".join(experiment.own_code))
+    monkeypatch.setenv("SEPSCENE_TRUSTED_CODE", ",".join(experiment.own_code))
     planned = CliRunner().invoke(app, words)
     assert planned.exit_code == 0, (planned.output, planned.exception)
     rows, loss = replay(finished, train_clips, [0, 1, 2, 3])

@@ -57,7 +57,9 @@ def test_what_it_depends_on_is_in_its_digest(lab: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr("seplab.__version__", "1.5")
     digests.append(card_of(own("halves")).digest)
     assert len(set(digests)) == len(digests)
-    with pytest.raises(CheckpointError, match=r"made with seplab\.nets:halves 1\.4 .*; here is seplab\.nets:halves 1\.5"):
+    with pytest.raises(
+        CheckpointError, match=r"made with seplab\.nets:halves 1\.4 .*; here is seplab\.nets:halves 1\.5"
+    ):
         load_separator(tmp_path / "mine")
     with pytest.raises(CheckpointError, match="begin another run"):
         kept_checkpoints({"mine": own("halves")}, tmp_path)
@@ -85,7 +87,7 @@ def test_what_does_not_fit_is_refused_before_a_run(name: str, options: dict, say
 def test_it_is_not_imported_without_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = write_package(tmp_path, "foreignlab", monkeypatch)
     choice = OwnCode.model_validate({"use": "foreignlab.nets:Split"})
-    with pytest.raises(SepsceneError, match="the separator foreignlab.nets:Split is code that does not come with"):
+    with pytest.raises(SepsceneError, match=r"the separator foreignlab\.nets:Split is code that does not come with"):
         load_separator(choice)
     assert not mark.exists()
     trust_code(choice.use)
