@@ -1,15 +1,21 @@
-"""A trainer in the driver's own process does what one of Ray Train's does, number for number."""
+"""A trainer in the driver's own process does what one of Ray Train's does, number for number, validation as well."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.train
 
+from sepscene.models.encoders.encoder import load_encoder
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import newest_sound, read_ledger
+from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint, read_ledger
+from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.training.builders import encoder_of
 from sepscene.orchestration.training.light import starts_light
 from sepscene.orchestration.training.pretraining import pretrain
+from sepscene.orchestration.training.validation import best_metric, choose_probe, probe
 from sepscene.tasks.datasets.readers import Manifest
 
 STAGE = "pretrain-mix-mix"
@@ -32,6 +38,16 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
     return [{key: record[key] for key in ("step", *MEASURED) if key in record} for record in records]
 
 
+class RunName(ray.train.UserCallback):
+    """A user's callback: it writes down how Ray calls the run."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        write_whole(self.file, run_context.run_config.name)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_of_our_own")
@@ -42,8 +58,10 @@ def test_a_light_trial_gives_the_same_numbers_and_goes_on_from_its_checkpoint(
     assert starts_light(experiment)
     assert not starts_light(experiment.changed({"resources.trainers": 2}))
     assert not starts_light(experiment.changed({"views.pair": "mix-chan"}))  # separates live
-    for name, light in (("train", False), ("light", True)):
-        pretrain(experiment, train_clips, {}, tmp_path / name, STAGE, light=light)
+    name = tmp_path / "name"
+    pretrain(experiment, train_clips, {}, tmp_path / "train", STAGE, callbacks=[RunName(name)])
+    pretrain(experiment, train_clips, {}, tmp_path / "light", STAGE, light=True)
+    assert name.read_text() == f"train-{STAGE}"  # so the dashboard tells the runs of a sweep apart
     expected, found = metrics_of(tmp_path / "train"), metrics_of(tmp_path / "light")
     assert [record["step"] for record in expected if "loss" in record] == [1, 2, 3, 4, 5, 6]
     assert [record["step"] for record in expected if "validation_knn_map" in record] == [4, 6]
@@ -52,6 +70,14 @@ def test_a_light_trial_gives_the_same_numbers_and_goes_on_from_its_checkpoint(
     newest = [newest_sound(stage) for stage in stages]
     assert newest[0] and newest[1]
     assert read_ledger(newest[0]).to_json() == read_ledger(newest[1]).to_json()
+    clips = choose_probe(train_clips, 12)
+    by_hand = probe(encoder_of(experiment, read_checkpoint(newest[0])), clips, experiment)
+    validated = [record["validation_knn_map"] for record in expected if "validation_knn_map" in record]
+    assert validated[-1] == pytest.approx(by_hand, abs=1e-6)
+    for folder in ("train", "light"):
+        best = StageFolder(tmp_path / folder, STAGE).best
+        assert best_metric(best) == max(validated)
+        assert probe(load_encoder(best), clips, experiment) == pytest.approx(max(validated), abs=1e-6)
 
     newest[1].rename(tmp_path / "lost")  # as if a kill had come before the last checkpoint
     before = newest_sound(stages[1])

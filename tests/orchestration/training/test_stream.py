@@ -11,7 +11,7 @@ from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.ray_compat import configure_data
-from sepscene.orchestration.training.stream import prefill_stream
+from sepscene.orchestration.training.stream import prefill_stream, view_stream
 from sepscene.tasks.datasets.readers import Manifest
 from tests.orchestration.streams import Checksums, by_hand, collect
 
@@ -73,6 +73,14 @@ def test_a_store_filled_before_needs_no_separation_actors(
     nowhere = experiment.changed({"resources.separation_cpus": 1000})
     (part,) = collect(nowhere, train_clips, ladder, Ledger(len(reference)), store)
     assert part == reference
+
+
+def test_actors_carry_the_name_of_their_run(nano: Experiment, train_clips: Manifest, ladder: dict[str, str]) -> None:
+    """So that Ray's dashboard, and `ps`, tell those of several runs apart."""
+    rows = Ledger(nano.training.epochs * len(train_clips))
+    for pair, actor in (("mix-chan", "SeparationService"), ("mix-mix", "ViewMaker")):
+        stream = view_stream(nano.changed({"views.pair": pair}), train_clips, ladder, rows, shown="run-stage")
+        assert f"{actor} of run-stage" in repr(stream)
 
 
 def test_mix_mix_needs_no_separation_actors(nano: Experiment, train_clips: Manifest, ladder: dict[str, str]) -> None:

@@ -2,12 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-import ray.train
 import torch
 
 from sepscene.clusters.pools import Node
@@ -15,7 +12,6 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import load_encoder, save_encoder
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import named_experiment
-from sepscene.orchestration.records.checkpoints import read_checkpoint, read_ledger
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.metrics_log import (
     append_metrics,
@@ -32,7 +28,6 @@ from sepscene.orchestration.training.validation import (
     best_metric,
     choose_probe,
     keep_best,
-    probe,
 )
 from sepscene.tasks.datasets.manifest import Clip, make_manifest
 from sepscene.tasks.datasets.readers import Manifest
@@ -132,47 +127,3 @@ def test_a_tiny_run_with_validation_fits_two_cores_and_says_when_it_does_not(cpu
     else:
         with pytest.raises(SepsceneError, match="does not fit the cluster"):
             check_placement(asked, [Node("laptop", 2)])
-
-
-class ProcessTitles(ray.train.UserCallback):
-    """A user's callback: it writes down how Ray called the run and its processes at any of its reports."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.titles = set[str]()  # of all reports: at the last one the stream's actors have ended
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        found = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
-        self.titles |= {words[0] for words in found if words and words[0].startswith("ray::")}
-        write_whole(self.file, json.dumps([run_context.run_config.name, *sorted(self.titles)]))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_of_our_own")
-def test_a_run_is_validated_on_its_way_and_at_its_end(
-    nano: Experiment, train_clips: Manifest, ladder: dict[str, str], tmp_path: Path
-) -> None:
-    from sepscene.orchestration.runtime.ray_compat import configure_data
-    from sepscene.orchestration.training.pretraining import pretrain
-
-    configure_data(ordered=True)
-    experiment = nano.changed(
-        {"training.validation_every_steps": 4, "training.validation_clips": 16, "training.epochs": 9}
-    )
-    seen = [ProcessTitles(tmp_path / "titles.json")]
-    newest = pretrain(experiment, train_clips, ladder, tmp_path, STAGE, callbacks=seen)
-    records = [record for record in read_metrics(tmp_path) if METRIC in record]
-    assert [record["step"] for record in records] == [4, 8, 12, 14]  # 14 is the last one
-    assert all(record["stage"] == STAGE and 0 <= float(record[METRIC]) <= 1 for record in records)
-    state = read_checkpoint(newest)
-    assert state.step == 14 and read_ledger(newest).remaining() == []
-    clips = choose_probe(train_clips, 16)
-    by_hand = probe(encoder_of(experiment, state), clips, experiment)
-    assert records[-1][METRIC] == pytest.approx(by_hand, abs=1e-6)
-    best = StageFolder(tmp_path, STAGE).best
-    assert best_metric(best) == max(float(record[METRIC]) for record in records)
-    assert probe(load_encoder(best), clips, experiment) == pytest.approx(best_metric(best), abs=1e-6)
-    assert [record["step"] for record in read_metrics(tmp_path) if "loss" in record] == list(range(1, 15))
-    name, *titles = json.loads((tmp_path / "titles.json").read_text())
-    assert name == f"{tmp_path.name}-{STAGE}"  # so the dashboard tells the runs of a sweep apart, and their actors
-    assert any(f"SeparationService of {name}" in title for title in titles), titles
