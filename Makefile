@@ -9,9 +9,9 @@ CONSTRAINTS := constraints.txt constraints-dev.txt
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
-# Tests of Ray mostly wait for processes to start, so two files at a time; in the order of tests/conftest.py, because
-# ordered by their number of tests the few long ones would come last.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Several files at a time; in the order of tests/conftest.py, because ordered by their number of tests the few long ones
+# would come last.
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-fast test-faults test-hosts lint docs clean
 
@@ -33,10 +33,11 @@ demo: setup
 	$(BIN)/sepscene demo
 
 test: setup lint
-	RAY_worker_niceness=0 $(PYTEST) --durations=15 -m "not hosts and not faults_long"
+	@# Tests of Ray wait for processes to start a third of their time, so there is one more than cores.
+	RAY_worker_niceness=0 $(PYTEST) -n 3 --durations=40 -m "not hosts and not faults_long"
 
 test-fast: setup
-	$(PYTEST) -m "not slow and not hosts and not faults_long"
+	$(PYTEST) -n 2 -m "not slow and not hosts and not faults_long"
 
 test-hosts: setup
 	$(BIN)/python -m pytest -m hosts

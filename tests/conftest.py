@@ -20,8 +20,11 @@ from sepscene.tasks.evaluation.settings import ScoringSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-LONGEST = ("test_faults.py", "test_faults_driver.py", "test_whole_run.py", "test_whole_sweep.py", "test_placed_run.py")
-"""Files that take minutes. They come first: where two files run at a time, one that comes last runs alone."""
+LONGEST = (
+    *("test_faults.py", "test_faults_driver.py", "test_whole_run.py", "test_gpu_check.py", "test_placed_run.py"),
+    *("test_wheel.py", "test_run_trials.py", "test_stream.py", "test_faults_disk.py", "test_light.py"),
+)
+"""Files that take minutes. They come first: where several files run at a time, one that comes last runs alone."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
