@@ -5,12 +5,14 @@ A clip's URI is one of
     s3://bucket/dog.wav, gs://bucket/dog.wav         whatever `pyarrow.fs` reaches
     <any of these>.tar#folder/dog.wav                a member of an uncompressed tar archive
     <any of these>.parquet#12                        row 12, column `audio` (bytes, or a struct with `bytes`)
+    <a local file>.arrow#12                          row 12 of a data set of Hugging Face's (`augment.arrow_files`)
 
 Members are read in memory and never extracted, so that a hostile name cannot write anywhere; names that would
 leave the archive (absolute, or with `..`) and links are refused all the same.
 """
 
 import os
+import posixpath
 import re
 import tarfile
 import time
@@ -24,16 +26,16 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from sepscene.augment.arrow_files import AUDIO_COLUMN, audio_value
 from sepscene.models.config import SepsceneError
 
-AUDIO_COLUMN = "audio"
 PASSING = "cannot be read at present"
 """Begins the cause of a clip that may be readable later: its disk or its server does not answer."""
 
 NO_SUCH_FILE = "no such file"
 """The cause of a `ClipError` whose clip is not there at all, rather than broken."""
 
-_SHARD = re.compile(r"^(.+?\.(?:tar|parquet)(?:\?[^#]*)?)#(.*)$", re.DOTALL)
+_SHARD = re.compile(r"^(.+?\.(?:tar|parquet|arrow)(?:\?[^#]*)?)#(.*)$", re.DOTALL)
 _RACY_NS = 2 * 10**9
 MOST_BYTES = 1 << 30
 """Of a clip that is read into memory as it is stored: an object, a member of an archive, a value of Parquet."""
@@ -78,7 +80,7 @@ def open_location(uri: str) -> str | BytesIO:
     try:
         archive, member = split_member(uri)
         if member is not None:
-            read = _tar_member if archive.partition("?")[0].endswith(".tar") else _parquet_row
+            read = _MEMBERS[archive.partition("?")[0].rpartition(".")[2]]
             return BytesIO(read(uri, archive, member))
         local = local_path(uri)
         if local is None:
@@ -202,19 +204,40 @@ def _tar_member(uri: str, archive: str, name: str) -> bytes:
     return data
 
 
+def _row_number(uri: str, archive: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise ClipError(uri, f"{text!r} is not a row number; write {posixpath.basename(archive)}#12")
+    return int(text)
+
+
+def _bytes_of(uri: str, value: Any) -> bytes:
+    """The bytes of a cell with sound: itself, or the field `bytes` of a struct."""
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise ClipError(uri, "the column of sound holds no bytes in this row")
+    return data
+
+
+def _arrow_row(uri: str, archive: str, row_text: str) -> bytes:
+    row, path = _row_number(uri, archive, row_text), local_path(archive)
+    if path is None:
+        raise ClipError(uri, "an Arrow file is read from a folder of this machine alone; copy it there")
+    try:
+        return _bytes_of(uri, audio_value(path, _stamp(archive), row))
+    except IndexError:
+        raise ClipError(uri, "the file has fewer rows than that") from None
+
+
 def _parquet_row(uri: str, archive: str, row_text: str) -> bytes:
-    if not row_text.isascii() or not row_text.isdigit():
-        raise ClipError(uri, f"{row_text!r} is not a row number; write file.parquet#12")
-    row, stamp = int(row_text), _stamp(archive)
+    row, stamp = _row_number(uri, archive, row_text), _stamp(archive)
     for group, rows in enumerate(_parquet_groups(archive, stamp)):
         if row < rows:
-            value = _parquet_audio(archive, stamp, group)[row].as_py()
-            data = value.get("bytes") if isinstance(value, dict) else value
-            if not isinstance(data, bytes):
-                raise ClipError(uri, f"column `{AUDIO_COLUMN}` holds no bytes in this row")
-            return data
+            return _bytes_of(uri, _parquet_audio(archive, stamp, group)[row].as_py())
         row -= rows
     raise ClipError(uri, "the file has fewer rows than that")
+
+
+_MEMBERS = {"tar": _tar_member, "parquet": _parquet_row, "arrow": _arrow_row}
 
 
 @lru_cache(maxsize=64)

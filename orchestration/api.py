@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,9 +11,10 @@ from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve
-from sepscene.orchestration.records.run_folder import encoder_of, folder_in
+from sepscene.orchestration.records.run_folder import clips_of, encoder_of, folder_in
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.terminal import Terminal
+from sepscene.tasks.datasets.python_clips import write_clips
 
 if TYPE_CHECKING:
     import ray.train
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.records.results import SweepResults
     from sepscene.orchestration.sweeps.config import SweepConfig
+    from sepscene.tasks.datasets.manifest import Clip
 
 
 def pretrain(
@@ -30,6 +32,7 @@ def pretrain(
     *,
     scale: str = "tiny",
     changes: Mapping[str, Any] | None = None,
+    clips: "Iterable[Clip | Mapping[str, Any]] | None" = None,
     storage: Path | str = "runs",
     run_id: str | None = None,
     resume: bool = False,
@@ -51,6 +54,8 @@ def pretrain(
         experiment: a name (`sepscene show` lists them), the path of a YAML file, or an `Experiment`.
         scale: "tiny", "small" or "paper", for a name.
         changes: dotted fields with new values.
+        clips: the data set, each clip as `sepscene.write_clips` takes it; the list is kept in STORAGE/clips, the sound
+            stays where it is. None takes the experiment's own data.
         storage: folder in which runs are kept; on a cluster one that all nodes mount.
         run_id: name of the run's folder; chosen from the experiment when absent.
         resume: continue the run of that id where it stopped.
@@ -73,8 +78,10 @@ def pretrain(
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
 
-    experiment = _resolved(experiment, scale, changes)
-    storage, console = Path(storage), Terminal(quiet=quiet)
+    experiment, storage, console = _resolved(experiment, scale, changes), Path(storage), Terminal(quiet=quiet)
+    if clips is not None:
+        table = write_clips(clips, clips_of(storage))
+        experiment = experiment.changed({"data.format": "clips", "data.root": str(table)})
     run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = folder_in(storage, run_id, "the run id")
     # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
@@ -257,7 +264,7 @@ def embed(
 
     Args:
         encoder: folder of an encoder bundle or of a run, or an MLflow URI.
-        inputs: files, folders, and manifests (.csv or .parquet with a column `uri`).
+        inputs: files, folders, manifests (.csv or .parquet with a column `uri`), and data sets as FORMAT:FOLDER.
         out: .parquet (columns uri, h), or NAME.npy with the names in NAME.names.json.
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
         bfloat16: half precision on a GPU.

@@ -22,6 +22,8 @@ DataFormat = Literal[
     "shards",
     "parquet",
     "folder",
+    "huggingface",
+    "clips",
 ]
 
 

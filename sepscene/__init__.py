@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from sepscene.orchestration.api import embed, pretrain, sweep
     from sepscene.orchestration.config import Experiment
     from sepscene.orchestration.presets import named_experiment
+    from sepscene.tasks.datasets.manifest import Clip
+    from sepscene.tasks.datasets.python_clips import write_clips
 
 __version__ = "0.2.0"
 
 _PUBLIC = {
+    "Clip": "tasks.datasets.manifest",
     "Experiment": "orchestration.config",
     "SepsceneError": "models.config",
     "embed": "orchestration.api",
@@ -36,8 +39,10 @@ _PUBLIC = {
     "pretrain": "orchestration.api",
     "sweep": "orchestration.api",
     "trust_code": "models.names",
+    "write_clips": "tasks.datasets.python_clips",
 }
 __all__ = [
+    "Clip",
     "Experiment",
     "SepsceneError",
     "embed",
@@ -47,6 +52,7 @@ __all__ = [
     "pretrain",
     "sweep",
     "trust_code",
+    "write_clips",
 ]
 
 _CHECKOUT = Path(__file__).resolve().parent.parent

@@ -110,7 +110,9 @@ def export_encoder_command(
 
 def embed_command(
     encoder: Annotated[str, typer.Argument(help="Folder of an encoder bundle or of a run, or an MLflow URI.")],
-    inputs: Annotated[list[str], typer.Argument(help="Files, folders, manifests (.csv, .parquet); `-` reads a list.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Files, folders, manifests (.csv, .parquet), FORMAT:FOLDER; `-` reads a list.")
+    ],
     out: Annotated[Path, typer.Option(help="`NAME.parquet`, or `NAME.npy` with `NAME.names.json` beside it.")],
     device: Device = "auto",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Half precision on a GPU.")] = False,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +20,11 @@ from sepscene.augment.locations import local_path
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder
 from sepscene.models.names import is_own
+from sepscene.orchestration.data_config import DataFormat
 from sepscene.orchestration.evaluation.embedding_writer import EmbeddingOutput
 from sepscene.orchestration.evaluation.file_encoder import FileEmbedding, FileEncoder, encoder_digest
 from sepscene.orchestration.terminal import Terminal
+from sepscene.tasks.datasets.readers import read_manifest
 from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root, is_utf8
 from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped, printable
 
@@ -181,7 +183,8 @@ def list_files(inputs: Iterable[str], left_out: LeftOut | None = None) -> list[s
     Args:
         inputs: files or URIs as they are; folders, with the sound below them that a data set of format `directory`
             would have; manifests, .csv or .parquet, with a column `uri` (relative to the manifest's folder; whole
-            files are embedded); "-" for a list of all these on stdin, one a line.
+            files are embedded); data sets, e.g. huggingface:FOLDER, of which whole recordings are embedded; "-" for a
+            list of all these on stdin, one a line.
         left_out: takes the files of folders that are not taken, by reason.
 
     Raises:
@@ -226,6 +229,8 @@ def _expand(text: str, left_out: LeftOut) -> Iterator[str]:
                 yield from _expand(line.strip(), left_out)
     elif text and path.is_dir() and local_path(text) is not None:
         yield from _folder_files(path, left_out)
+    elif text.partition(":")[0] in get_args(DataFormat):
+        yield from _data_set_files(text, left_out)
     elif text.lower().endswith((".csv", ".parquet")):
         for uri in _manifest_uris(path):
             local = local_path(uri)
@@ -234,6 +239,15 @@ def _expand(text: str, left_out: LeftOut) -> Iterator[str]:
         left_out.add(NOT_UTF8, printable(text))
     else:
         yield text
+
+
+def _data_set_files(text: str, left_out: LeftOut) -> Iterator[str]:
+    """The recordings of a data set, FORMAT:FOLDER."""
+    format, _, root = text.partition(":")
+    manifest = read_manifest(format, root, survey=True)
+    for entry in manifest.survey.skipped if manifest.survey else ():
+        left_out.merge(entry)
+    yield from manifest.clips["uri"].to_pylist()
 
 
 def _folder_files(path: Path, left_out: LeftOut) -> Iterator[str]:

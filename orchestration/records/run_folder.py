@@ -229,6 +229,11 @@ def store_of(storage: Path) -> Path:
     return storage / "store"
 
 
+def clips_of(storage: Path) -> Path:
+    """The lists of clips that runs of a storage were given from Python."""
+    return storage / "clips"
+
+
 def encoder_of(folder: Path) -> Path:
     """The bundle of an encoder, where a user may give it or the run that trained it."""
     own = RunFolder(folder).encoder

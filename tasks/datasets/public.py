@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sepscene.augment.arrow_files import features_of
 from sepscene.augment.locations import AUDIO_COLUMN, MOST_ROWS, ClipError, Member, tar_members
 from sepscene.tasks.datasets.labels import (
     ManifestError,
@@ -37,6 +38,8 @@ from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root, read_parquet_colu
 _YOUTUBE_ID = re.compile(r"^[A-Za-z0-9_-]{11}$")
 _START = re.compile(r"^_(\d+(?:\.\d+)?)(?:_(\d+(?:\.\d+)?))?$")
 _LARGEST_LABEL_FILE = 1 << 20  # bytes; a label file beside a clip is far smaller
+LABEL_COLUMNS = ("labels", "label", "split", "offset_seconds")
+"""What is read of a row beside its sound."""
 _LABEL_SUFFIXES = (".json", ".cls", ".txt")
 _NOT_PACKED = "it lies beside the archives, not in one"
 
@@ -284,7 +287,7 @@ def _parquet_clips(root: Root, file: str) -> Iterator[Clip]:
     try:
         with pq.ParquetFile(path, filesystem=root.filesystem) as parquet:
             schema, count = parquet.schema_arrow, parquet.metadata.num_rows
-        wanted = [n for n in ("labels", "label", "split", "offset_seconds") if n in schema.names]
+        wanted = [n for n in LABEL_COLUMNS if n in schema.names]
         if count > MOST_ROWS:
             raise ValueError(f"it claims {count} rows; at most {MOST_ROWS} are read")
         table = read_parquet_columns(path, root.filesystem, wanted)
@@ -292,15 +295,28 @@ def _parquet_clips(root: Root, file: str) -> Iterator[Clip]:
         raise ManifestError(f"{uri}: cannot be read as Parquet ({error})") from error
     if AUDIO_COLUMN not in schema.names:
         raise ManifestError(f"{uri}: has no column `{AUDIO_COLUMN}`; it has {', '.join(schema.names)}")
-    names = _class_names(schema, "labels" if "labels" in wanted else "label")
-    numbers = [n for n in ("labels", "label") if n in wanted and not _is_text(schema.field(n).type)]
     rows = table.to_pylist() if wanted else [{}] * count
+    yield from clips_of_rows(file, uri, schema, rows, split_of_shard(file))
+
+
+def clips_of_rows(file: str, uri: str, schema: pa.Schema, rows: list[dict[str, Any]], split: str) -> Iterator[Clip]:
+    """The clips of a file whose rows are clips.
+
+    Args:
+        file: its name below the root.
+        uri: of the file.
+        schema: of its columns.
+        rows: their `LABEL_COLUMNS`.
+        split: of rows that do not say theirs.
+    """
+    names = _class_names(schema, "labels" if "labels" in schema.names else "label")
+    numbers = [n for n in ("labels", "label") if n in schema.names and not _is_text(schema.field(n).type)]
     for number, row in enumerate(rows):
         where = f"{uri}#{number}"
         value = row.get("labels") if row.get("labels") is not None else row.get("label")
         labels = class_labels(value, names, where) if names or numbers else split_labels(value)
-        split = str(row.get("split") or split_of_shard(file))
-        yield Clip(f"{file}#{number}", where, labels, split, parse_offset(row.get("offset_seconds"), where))
+        offset = parse_offset(row.get("offset_seconds"), where)
+        yield Clip(f"{file}#{number}", where, labels, str(row.get("split") or split), offset)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -312,7 +328,7 @@ def _is_text(kind: pa.DataType) -> bool:
 def _class_names(schema: pa.Schema, column: str) -> list[str]:
     """The names of a Hugging Face ClassLabel column, or none."""
     try:
-        feature = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"][column]
+        feature = features_of(schema)[column]
         feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
         return list(feature.get("names", []))
     except (KeyError, ValueError, AttributeError, IndexError):

@@ -6,7 +6,8 @@
     esc50      ESC-50 and ESC-10: meta/esc50.csv and audio/; the split is the fold
     urbansound8k  UrbanSound8K: metadata/UrbanSound8K.csv and audio/fold1 … fold10; the split is the fold
 
-The formats audioset, fsd50k, shards, parquet and folder are read by `tasks.datasets.public`.
+The formats audioset, fsd50k, shards, parquet and folder are read by `tasks.datasets.public`, huggingface (what
+`save_to_disk` wrote) and clips (listed from Python) by the modules of these names.
 """
 
 import hashlib
@@ -18,9 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sepscene.augment.locations import exact_seconds
+from sepscene.tasks.datasets.huggingface import read_huggingface
 from sepscene.tasks.datasets.labels import SPLIT_NAMES, ManifestError, parse_offset, split_labels
 from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, ONE_CLASS, Clip, Manifest, manifest_of, read_from
 from sepscene.tasks.datasets.public import read_audioset, read_folder, read_fsd50k, read_parquet, read_shards
+from sepscene.tasks.datasets.python_clips import read_clips
 from sepscene.tasks.datasets.root import Root
 
 __all__ = ["Manifest", "ManifestError", "read_manifest"]
@@ -51,6 +54,8 @@ def read_manifest(format: str, root: str, survey: bool = False) -> Manifest:
         "shards": read_shards,
         "parquet": read_parquet,
         "folder": read_folder,
+        "huggingface": read_huggingface,
+        "clips": read_clips,
     }
     if format not in readers:
         raise ManifestError(f"data.format {format!r} is unknown; choose from {', '.join(readers)}")

@@ -276,6 +276,11 @@ class Root:
             has = ", ".join(map(str, there)) or "nothing"
             raise ManifestError(f"{name}: column {', '.join(missing)} is missing; the table has {has}")
 
+    def leave_out(self, reason: str, relative: str) -> None:
+        """Count a file as left out, for another reason than `left_out` would find."""
+        self.skipped.add(reason, relative)
+        self.tables_read.add(relative)
+
     def left_out(self, unused: str) -> Survey | None:
         """Which files below the root are used, and why not the others; None where nobody has listed them.
 

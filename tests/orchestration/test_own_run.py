@@ -1,4 +1,4 @@
-"""A whole run on a lab's own parts, from Python, in a package that is not installed: separators and a channel score."""
+"""A whole run on a lab's own parts, from Python: clips, and separators and a channel score in a package of its own."""
 
 import os
 import subprocess
@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from sepscene.augment.store.upkeep import list_store
 from sepscene.models.card import read_card
+from sepscene.models.own import OwnCode
 from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.records.ledger import Ledger
@@ -22,13 +23,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
+import csv
 import sys
+from pathlib import Path
+
 import sepscene
 from wholelab.nets import Learned, Split, halves
 
+
+def clips(folder):
+    for split in ("train", "test"):
+        with (folder / f"{split}.csv").open(newline="") as table:
+            yield from ({**row, "uri": folder / row["uri"]} for row in csv.DictReader(table))
+
+
 checkpoints = {"thirds": {"use": Split, "sources": 3}, "halves": halves}
 changes = {"separator.checkpoints": checkpoints, "views.combination": list(checkpoints), "views.channel": Learned}
-sepscene.pretrain(sys.argv[1], changes=changes, storage=sys.argv[2], run_id="own", quiet=True)
+sepscene.pretrain(
+    sys.argv[1], changes=changes, clips=clips(Path(sys.argv[3])), storage=sys.argv[2], run_id="own", quiet=True
+)
 """
 
 
@@ -44,12 +57,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(lab: Path, nano: Experiment, scenes_dir: Path) -> Path:
     """The run's folder. The store is read through, so both ways to a view are gone."""
     short = {"training.epochs": 2, "evaluation.baselines": False, "store.mode": "read-through"}
-    nano.changed({"data.root": str(scenes_dir), **short}).save(lab / "nano.yaml")
+    nano.changed(short).save(lab / "nano.yaml")
     (lab / "script.py").write_text(SCRIPT)
     variables = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
     variables["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(lab)))
     variables.pop("MLFLOW_TRACKING_URI", None)
-    words = [sys.executable, "script.py", "nano.yaml", str(lab / "runs")]
+    words = [sys.executable, "script.py", "nano.yaml", str(lab / "runs"), str(scenes_dir)]
     done = subprocess.run(words, cwd=lab, env=variables, capture_output=True, text=True, timeout=380, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return lab / "runs" / "own"
@@ -65,7 +78,9 @@ def test_nothing_behind_knows_that_the_parts_are_somebody_s_own(finished: Path) 
     store = list_store(str(finished.parent / "store"))
     assert {card.digest for card in kept.values()} < {group.processor for group in store.groups}
     assert sum(group.entries for group in store.groups if group.processor.startswith("scores-")) > 24
-    assert "wholelab.nets:Split" in (finished / "experiment.yaml").read_text()
+    experiment = load_experiment(finished / "experiment.yaml")
+    assert experiment.separator.checkpoints["halves"] == OwnCode(use="wholelab.nets:halves")
+    assert experiment.data.format == "clips" and Path(experiment.data.root or "").parent == finished.parent / "clips"
     assert (finished / "report.html").exists() and (finished / "listen.html").exists()
 
 

@@ -23,7 +23,7 @@ from sepscene.tasks.datasets.audit import audit
 from sepscene.tasks.datasets.readers import read_manifest
 
 SECONDS = float(os.environ.get("SEPSCENE_FUZZ_SECONDS", "5"))
-"""For each kind of file; there are six."""
+"""For each kind of file; there are seven."""
 
 
 def sound(format: str) -> bytes:
@@ -45,6 +45,15 @@ def tar_file() -> bytes:
 def parquet_file() -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"audio": [sound("WAV")] * 2, "label": [0, -1], "split": ["train", "test"]}), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def arrow_file() -> bytes:
+    sink = pa.BufferOutputStream()
+    cells = [{"bytes": sound("WAV"), "path": "a.wav"}] * 2
+    table = pa.table({"audio": cells, "label": [0, -1], "split": ["train", "test"], "labels": [["dog"], []]})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
     return bytes(sink.getvalue().to_pybytes())
 
 
@@ -80,6 +89,7 @@ KINDS: dict[str, tuple[list[bytes], str, Callable[[Path], object]]] = {
               _audited("folder")),
     "tar": ([tar_file()], "a.tar", _audited("shards")),
     "parquet": ([parquet_file()], "a.parquet", _audited("parquet")),
+    "arrow": ([arrow_file()], "a.arrow", _audited("huggingface")),
     "segments": ([b'# a\naaaaaaaaaaa, 30.000, 40.000, "/m/1"\n'], "eval_segments.csv", _audited("audioset")),
 }  # fmt: skip
 
@@ -90,6 +100,7 @@ KINDS: dict[str, tuple[list[bytes], str, Callable[[Path], object]]] = {
 def test_only_typed_errors_leave(tmp_path: Path, kind: str) -> None:
     originals, name, read = KINDS[kind]
     (tmp_path / "class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/1,Dog\n")
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
     (tmp_path / "aaaaaaaaaaa.wav").write_bytes(sound("WAV"))
     rng, end, tried = np.random.default_rng(len(kind)), time.monotonic() + SECONDS, 0
     while time.monotonic() < end or tried < 20:

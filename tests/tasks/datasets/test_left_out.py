@@ -305,6 +305,40 @@ def test_every_file_of_a_public_data_set_is_used_or_skipped(names: set[str], dat
             assert manifest.survey.used == len(set(there)) + len(tables), format
 
 
+BESIDE = st.sets(st.sampled_from(["s.wav", "r.txt", ".h", "c.arrow"]))
+ROWS = st.lists(st.sampled_from(["dog", "", None, "cat;dog"]), min_size=1, max_size=4)
+
+
+@OFTEN
+@given(shards=st.lists(ROWS, min_size=1, max_size=3), beside=BESIDE)
+@pytest.mark.parametrize("format", ["parquet", "huggingface"])
+def test_every_row_is_a_clip_and_every_file_beside_is_counted(
+    format: str, shards: list[list[str | None]], beside: set[str]
+) -> None:
+    """In Parquet, and in Arrow as Hugging Face writes it; `c.arrow` is a file that its state.json does not name."""
+    with TemporaryDirectory() as folder:
+        touch(Path(folder), *beside)
+        for number, labels in enumerate(shards):
+            cells = [{"bytes": sound(), "path": None}] * len(labels)
+            table = pa.table({"audio": cells, "labels": pa.array(labels, pa.string())})
+            if format == "parquet":
+                pq.write_table(table, f"{folder}/{number}.parquet")
+            else:
+                with pa.ipc.new_stream(f"{folder}/{number}.arrow", table.schema) as writer:
+                    writer.write_table(table, max_chunksize=2)
+        files = [{"filename": f"{number}.arrow"} for number in range(len(shards))]
+        tables = 0 if format == "parquet" else 1
+        if tables:
+            Path(folder, "state.json").write_text(json.dumps({"_data_files": files, "_split": None}))
+        manifest = read_manifest(format, folder, survey=True)
+        assert [tuple(row) for row in manifest.clips["labels"].to_pylist()] == [
+            split_labels(label) for labels in shards for label in labels
+        ]
+        assert manifest.survey is not None and manifest.survey.seen == len(shards) + tables + len(beside)
+        assert manifest.survey.used == len(shards) + tables
+        assert sum(reasons(manifest).values()) == len(beside)
+
+
 @OFTEN
 @given(files=FILES)
 def test_every_file_below_a_folder_is_embedded_or_skipped(files: set[tuple[tuple[str, ...], str, str]]) -> None:
