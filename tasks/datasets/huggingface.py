@@ -7,6 +7,7 @@ each split. A clip is a row: `FOLDER/train/data-00000-of-00001.arrow#12`.
 import json
 import posixpath
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -66,7 +67,8 @@ def _clips(root: Root, file: str, split: str) -> Iterator[Clip]:
     try:
         schema = schema_of(uri)
         audio_column(schema)
-        wanted, rows = [name for name in LABEL_COLUMNS if name in schema.names], []
+        wanted = [name for name in LABEL_COLUMNS if name in schema.names]
+        rows: list[dict[str, Any]] = []
         for batch in batches_of(uri):
             if len(rows) + len(batch) > MOST_ROWS:
                 raise ValueError(f"it has more than {MOST_ROWS} rows")
