@@ -297,20 +297,22 @@ def _row(name: str, scale: Scale, views: Views, coincidence: bool, more: Mapping
     return base.changed({"name": name, "table_row": name, "views": views, "objective.alpha": alpha, **(more or {})})
 
 
-EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {"demo": demo}
-"""Every named experiment, as a function of the scale."""
-for _separation in (False, True):
-    for _specaugment in (False, True):
-        _make = partial(table2, _separation, _specaugment)
-        EXPERIMENTS[_make("tiny").name] = _make
-for _combination in COMBINATIONS:
-    for _coincidence in (False, True):
-        EXPERIMENTS[f"table4/{'+'.join(_combination)}/{'simclr-cp' if _coincidence else 'simclr'}"] = partial(
-            table4, _combination, _coincidence
-        )
-EXPERIMENTS |= {"table5/triplet": triplet} | {f"table5/d{_dim}": partial(table5, _dim) for _dim in (128, 1024)}
+TABLE_4: dict[str, Callable[[Scale], Experiment]] = {
+    f"table4/{'+'.join(combination)}/{task}": partial(table4, combination, task == "simclr-cp")
+    for combination in COMBINATIONS
+    for task in ("simclr", "simclr-cp")
+}
 
-EXPERIMENTS |= {
+EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
+    "demo": demo,
+    "table2/mix-mix": partial(table2, False, False),
+    "table2/mix-mix+specaug": partial(table2, False, True),
+    "table2/mix-chan": partial(table2, True, False),
+    "table2/mix-chan+specaug": partial(table2, True, True),
+    **TABLE_4,
+    "table5/triplet": triplet,
+    "table5/d128": partial(table5, 128),
+    "table5/d1024": partial(table5, 1024),
     "beyond/weights": weights,
     "beyond/curriculum-to-S2": partial(curriculum, "S2"),
     "beyond/curriculum-to-N": partial(curriculum, "N"),
@@ -319,6 +321,7 @@ EXPERIMENTS |= {
     "beyond/loudest": loudest,
     "beyond/patch-transformer": patch_transformer,
 }
+"""Every named experiment, as a function of the scale."""
 
 
 def named_experiment(name: str, scale: Scale) -> Experiment:

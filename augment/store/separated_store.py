@@ -95,11 +95,9 @@ class SeparatedStore:
         self.refresh()
         _open_stores.add(self)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"uri": self.uri, "settings": self.settings}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["uri"], state["settings"])  # type: ignore[misc]
+    def __reduce__(self) -> "tuple[type[SeparatedStore], tuple[str, StoreSettings]]":
+        """Another process opens the store anew."""
+        return SeparatedStore, (self.uri, self.settings)
 
     def __enter__(self) -> "SeparatedStore":
         return self

@@ -283,21 +283,21 @@ def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
 
 separator_app.command("import")(import_separator_command)
 separator_app.command("prefill")(prefill)
-for _name, _group in (
-    ("separator", separator_app),
-    ("encoder", encoder_app),
-    ("data", data_app),
-    ("store", store_app),
-    ("cluster", cluster_app),
-):
-    app.add_typer(_group, name=_name)
+app.add_typer(separator_app, name="separator")
+app.add_typer(encoder_app, name="encoder")
+app.add_typer(data_app, name="data")
+app.add_typer(store_app, name="store")
+app.add_typer(cluster_app, name="cluster")
 app.command("replay")(replay_command)
 app.command("sweep")(sweep_command)
 app.command("reproduce")(reproduce_command)
 app.command("embed")(embed_command)
 app.command("submit", context_settings={"ignore_unknown_options": True})(submit)
-for _command in (plan, stop, compare, ui, sync):
-    app.command()(_command)
+app.command()(plan)
+app.command()(stop)
+app.command()(compare)
+app.command()(ui)
+app.command()(sync)
 
 
 def _take_names_as_utf8() -> None:

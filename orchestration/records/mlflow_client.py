@@ -25,8 +25,8 @@ from sepscene.orchestration.records.files import one_at_a_time
 from sepscene.orchestration.records.mlflow_address import SQLITE, artifact_folder, check_local_store, sqlite_path
 from sepscene.orchestration.records.mlflow_names import metric_name
 
-for _name in ("mlflow", "alembic"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 _METRICS_AT_ONCE = 900  # MLflow takes at most 1000 a call
 _LONGEST_PARAM = 5900

@@ -219,12 +219,11 @@ def pack(asked: Sequence[Demand], nodes: Sequence[Node]) -> tuple[list[tuple[Dem
         (placed, waiting): each placed demand with its node, and the demands that would wait forever.
     """
     free = [_Free(node) for node in nodes]
-    kinds = {id(demand): demand for demand in asked}  # a demand object stands in the list once for each bundle
-    hosts = {key: {id(node) for node in _eligible(demand, nodes)} for key, demand in kinds.items()}
     placed: list[tuple[Demand, Node]] = []
     waiting: list[Demand] = []
-    for demand in sorted(asked, key=lambda one: (len(hosts[id(one)]), -one.gpus, -one.cpus)):
-        fitting = [left for left in free if id(left.node) in hosts[id(demand)] and left.takes(demand)]
+    eligible = [(_eligible(demand, nodes), demand) for demand in asked]
+    for hosts, demand in sorted(eligible, key=lambda one: (len(one[0]), -one[1].gpus, -one[1].cpus)):
+        fitting = [left for left in free if left.node in hosts and left.takes(demand)]
         if not fitting:
             waiting.append(demand)
             continue
