@@ -273,7 +273,8 @@ def _resampling_ratio(from_rate: int, to_rate: int) -> Fraction:
 
 
 def _resample(wave_T: np.ndarray, ratio: Fraction) -> np.ndarray:
-    return wave_T if ratio == 1 else _resampler(ratio)(wave_T)
+    """The filter overshoots at the steps of clipped sound, so the level is limited once more."""
+    return wave_T if ratio == 1 else np.clip(_resampler(ratio)(wave_T), -1.0, 1.0)
 
 
 @lru_cache(maxsize=16)

@@ -19,6 +19,7 @@ import soundfile
 
 from sepscene.augment.containers import UNFILLED, as_wav, corrected
 from sepscene.augment.locations import ClipError, open_location, unreadable
+from sepscene.models.settings import LOUDEST
 
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 """Hz; beyond lies a broken header, which would ask for an absurd filter."""
@@ -29,7 +30,6 @@ _BLOCK_SAMPLES = 1 << 20  # values decoded at a time, over all channels: bounds 
 _UNKNOWN_LENGTH = 1 << 40  # frames; libsndfile reports absurdly many where a header does not say
 _MPEG_FRAME = 1152  # MP3 headers state the length only to within one of these
 _MPEG_PREROLL = 20 * _MPEG_FRAME  # an MP3's frames borrow bits from those before: the first after a seek are wrong
-_LOUDEST = 4.0  # float samples beyond are not in full scale 1: 16-bit values that nobody divided by 32768
 _CANCELS = 1e-4  # power of the mean of the channels, as a share of their own, below which they cancel: -40 dB
 # What libsndfile notes in its log when a container promises more audio than the file holds.
 _OVERSTATED = re.compile(r"^\s*(?:data|SSND|riff|Data Size)\s*:\s*(\d+).*should be", re.MULTILINE)
@@ -106,7 +106,7 @@ class Decoder:
         if not math.isfinite(peak):
             bad = np.flatnonzero(~np.isfinite(wave_TC).all(axis=1))
             raise ClipError(self.uri, f"{len(bad)} samples are NaN or infinite, the first at {before + bad[0]}")
-        if peak > _LOUDEST:
+        if peak > LOUDEST:
             raise ClipError(
                 self.uri,
                 f"its samples reach {peak:.0f}, but full scale is 1: divide them, 16-bit values by 32768",

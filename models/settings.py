@@ -14,6 +14,10 @@ MOST_CHANNELS = 1 << 16
 """Bounds of sizes are far above what anybody trains. They are there because a card may be a stranger's, and a network
 of its sizes is built."""
 
+LOUDEST = 16.0
+"""Peak of float sound, in files and arrays, up to which it is taken for sound of full scale 1 that overshoots, and is
+limited to it. Beyond lie 16-bit values that nobody divided by 32768."""
+
 SHORTEST = 32
 """Frames, and bands, under which five halvings leave nothing."""
 

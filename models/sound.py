@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from sepscene.models.config import SepsceneError
-
-LOUDEST = 16.0
-"""Peak of a float wave that is still taken: sums and resampling overshoot full scale, integers are far above it."""
+from sepscene.models.settings import LOUDEST
 
 FEWEST_SAMPLES = 32
 """Many clips of fewer samples are channels of one clip, written the other way round."""
@@ -24,7 +22,7 @@ _ZERO = {torch.uint8: 128, torch.int8: 0, torch.int16: 0, torch.int32: 0}
 
 
 def checked_sound(wave_BT: Any, device: torch.device | None = None) -> Tensor:
-    """The clips as a float32 tensor (B, T) of full scale 1.
+    """The clips as a float32 tensor (B, T) of full scale 1; floats between that and `LOUDEST` are left as they are.
 
     Args:
         wave_BT: NumPy array or tensor (B, T): floats of full scale 1, or int8, uint8, int16, int32, whose full scale is
@@ -59,6 +57,15 @@ def checked_sound(wave_BT: Any, device: torch.device | None = None) -> Tensor:
         what = f"reaches {peak:g}: divide integers by their full scale" if np.isfinite(peak) else "is NaN or infinite"
         raise SepsceneError(f"sound has full scale 1, but this {what}")
     return sound_BT
+
+
+def limited_sound(wave_BT: Any, device: torch.device | None = None) -> Tensor:
+    """As `checked_sound`, limited to [-1, 1]: the level that encoders are trained on, and read from files.
+
+    Raises:
+        SepsceneError: as `checked_sound`.
+    """
+    return checked_sound(wave_BT, device).clamp(-1.0, 1.0)
 
 
 def _tensor(wave_BT: Any) -> Tensor:

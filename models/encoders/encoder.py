@@ -27,7 +27,7 @@ from sepscene.models.encoders.network import build_network, choice_of, misfit, n
 from sepscene.models.files import write_atomically
 from sepscene.models.names import ENCODERS, package_of, resolve
 from sepscene.models.settings import Cnn14Config, FrontEndConfig
-from sepscene.models.sound import checked_sound
+from sepscene.models.sound import limited_sound
 from sepscene.models.trust import CODE
 from sepscene.models.weights import README, card_text, check_finite, packed, read_network, write_folder
 
@@ -135,9 +135,9 @@ class Encoder(nn.Module):
             wave_BT: array or tensor of full scale 1, or of integers of their type's full scale.
 
         Raises:
-            SepsceneError: for what is no such sound, see `models.sound.checked_sound`.
+            SepsceneError: for what is no such sound, see `models.sound.limited_sound`.
         """
-        sound_BT = checked_sound(wave_BT, next(self.parameters()).device)
+        sound_BT = limited_sound(wave_BT, next(self.parameters()).device)
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
             patches_BPT = self.patches(sound_BT)
             h_BPD = self.encode_patches(patches_BPT.flatten(0, 1)).unflatten(0, patches_BPT.shape[:2])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder
-from sepscene.models.sound import checked_sound
+from sepscene.models.sound import limited_sound
 
 STEPS_PER_SECOND = 20
 """One timestamp every 50 ms, the longest spacing that HEAR's event tasks tolerate."""
@@ -104,4 +104,4 @@ def get_timestamp_embeddings(audio_NT: Tensor, model: HearModel) -> tuple[Tensor
 
 def _checked(audio_NT: Tensor, model: HearModel) -> Tensor:
     """The sound in float32 on the model's device."""
-    return checked_sound(audio_NT, next(model.parameters()).device)
+    return limited_sound(audio_NT, next(model.parameters()).device)

@@ -10,10 +10,12 @@ import torch
 from scipy.signal import resample_poly
 from torch import Tensor
 
+from sepscene.augment.audio import read_audio
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders import hear
 from sepscene.models.encoders.encoder import save_encoder
 from sepscene.models.settings import FrontEndConfig
+from sepscene.orchestration.evaluation.file_encoder import FileEncoder
 from tests.models.encoders.test_encoder import small_encoder
 
 
@@ -94,6 +96,24 @@ def test_embeddings_do_not_depend_on_the_company(model: hear.HearModel) -> None:
     together, _ = hear.get_timestamp_embeddings(audio_NT, model)
     alone, _ = hear.get_timestamp_embeddings(audio_NT[1:2], model)
     torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=1e-5)
+
+
+def test_sound_beyond_full_scale_is_limited_as_in_files(model: hear.HearModel, tmp_path: Path) -> None:
+    """The same samples give the same embedding from a float file, an array and HEAR; what is at another scale has none."""
+    wave_T = (1.7 * np.sin(np.arange(2 * 15_360) / 9)).astype(np.float32)
+    soundfile.write(tmp_path / "loud.wav", wave_T, 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "fast.wav", np.sign(np.sin(np.arange(44_100) / 20)), 44_100, subtype="FLOAT")
+    limited_1T = torch.from_numpy(read_audio(str(tmp_path / "loud.wav"), 16_000))[None]
+    assert limited_1T.abs().max() == 1 == np.abs(read_audio(str(tmp_path / "fast.wav"), 16_000)).max()
+    loud_1T = torch.from_numpy(wave_T)[None]
+    (of_file,) = FileEncoder(model.encoder).embed([str(tmp_path / "loud.wav")])
+    for found_1D in (model.encoder(loud_1T), model.encoder(wave_T[None]), hear.get_scene_embeddings(loud_1T, model)):
+        np.testing.assert_allclose(found_1D[0].numpy(), of_file.h_D, atol=1e-5, rtol=1e-4)
+    assert (model.encoder.encode_patches(loud_1T) - model.encoder.encode_patches(limited_1T)).abs().max() > 1e-3
+    for embed in (hear.get_scene_embeddings, hear.get_timestamp_embeddings):
+        torch.testing.assert_close(embed(loud_1T, model)[0], embed(limited_1T, model)[0], atol=0, rtol=0)
+        with pytest.raises(SepsceneError, match="reaches 51"):
+            embed(30 * loud_1T, model)
 
 
 def test_wrong_shapes_and_missing_weights_are_named(model: hear.HearModel) -> None:
