@@ -56,11 +56,21 @@ class ClipError(SepsceneError):
     """
 
     def __init__(self, uri: str, cause: str, refused: int | None = None) -> None:
+        cause = cause.encode("utf-8", "backslashreplace").decode()  # it is kept in the ledger
         super().__init__(uri, cause, refused)  # all arguments, so that the error survives pickling between processes
         self.uri, self.cause, self.refused = uri, cause, refused
 
     def __str__(self) -> str:
         return f"{self.uri}: {self.cause}"
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name can be written into a table or a text file; Linux allows any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
 from sepscene.orchestration.data_config import Data
 from sepscene.orchestration.objective_config import Objective
 from sepscene.orchestration.renamed import new_name
-from sepscene.orchestration.yaml_files import read_yaml, secrets_of
+from sepscene.orchestration.yaml_files import not_utf8_of, read_yaml, secrets_of
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
 _PCM_BYTES = 2
@@ -225,8 +225,12 @@ class Experiment(Config):
     store: Store = Store()
 
     @model_validator(mode="after")
-    def _no_secret_is_written_down(self) -> "Experiment":
-        found = secrets_of(self.model_dump(mode="json"))
+    def _can_be_written_down(self) -> "Experiment":
+        tree = self.model_dump()
+        names = not_utf8_of(tree)
+        if names:
+            raise ValueError(f"{'; '.join(names)}: not UTF-8 text, which experiment.yaml must be; rename it")
+        found = secrets_of(tree)
         if found:
             raise ValueError(
                 f"{'; '.join(found)}, which the run's folder, MLflow and reports would show: leave it out, and give it "

@@ -1,12 +1,15 @@
 """Reading YAML files that anybody may have written, and addresses without secrets in them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 
+from sepscene.augment.locations import is_utf8
 from sepscene.models.config import SepsceneError
+from sepscene.orchestration.terminal import printable
 
 MOST_BYTES = 2**20
 SECRET_KEYS = ("password", "token", "secret", "access_key", "sig", "signature", "credential")
@@ -53,6 +56,8 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         SepsceneError: not YAML, or it has aliases.
     """
+    if not is_utf8(text):
+        raise SepsceneError(f"{printable(source)} holds a name that is not UTF-8 text: rename the file or folder")
     try:
         return yaml.load(text, _PlainLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -73,11 +78,25 @@ def secret_in(address: str) -> str | None:
     return f"the query key {keys[0]!r}" if keys else None
 
 
-def secrets_of(tree: Any, field: str = "") -> list[str]:
+def secrets_of(tree: Any) -> list[str]:
     """The secrets in the addresses of a tree of plain values: "data.root holds the query key 'token'"."""
+    return [f"{field} holds {found}" for field, text in _texts_of(tree) if (found := secret_in(text))]
+
+
+def not_utf8_of(tree: Any) -> list[str]:
+    """The texts of a tree of plain values that no file of a run can hold: "data.root (/data/caf\\xe9)"."""
+    return [f"{field} ({printable(text)})" for field, text in _texts_of(tree) if not is_utf8(text)]
+
+
+def _texts_of(tree: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """All texts of a tree with their dotted fields; keys are texts as well."""
     if isinstance(tree, dict):
-        return [found for key, value in tree.items() for found in secrets_of(value, f"{field}.{key}".strip("."))]
-    if isinstance(tree, list | tuple):
-        return [found for value in tree for found in secrets_of(value, field)]
-    found = secret_in(tree) if isinstance(tree, str) else None
-    return [f"{field} holds {found}"] if found else []
+        for key, value in tree.items():
+            below = f"{field}.{key}".strip(".")
+            yield below, str(key)
+            yield from _texts_of(value, below)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _texts_of(value, field)
+    elif isinstance(tree, str):
+        yield field, tree

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sepscene.augment.locations import local_path
+from sepscene.augment.locations import is_utf8, local_path
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder
 from sepscene.models.names import is_own
@@ -25,7 +25,7 @@ from sepscene.orchestration.evaluation.embedding_writer import EmbeddingOutput
 from sepscene.orchestration.evaluation.file_encoder import FileEmbedding, FileEncoder, encoder_digest
 from sepscene.orchestration.terminal import Terminal
 from sepscene.tasks.datasets.readers import read_manifest
-from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root, is_utf8
+from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root
 from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped, printable
 
 FILES_A_PART = 256

@@ -11,6 +11,7 @@ from importlib.metadata import version
 import torch
 
 from sepscene.orchestration.source import source_folder
+from sepscene.orchestration.terminal import printable
 
 PACKAGES = ("ray", "torch", "torchaudio", "mlflow", "numpy", "pydantic", "scikit-learn")
 COMMIT_VARIABLE = "SEPSCENE_COMMIT"
@@ -50,4 +51,4 @@ def commit() -> str:
 
 def command_line() -> str:
     """The command that was given, as it can be given again."""
-    return shlex.join(["sepscene", *sys.argv[1:]])
+    return printable(shlex.join(["sepscene", *sys.argv[1:]]))

@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sepscene.augment.locations import is_utf8
 from sepscene.models.config import SepsceneError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,@ -]{0,199}")
@@ -47,9 +48,12 @@ def folder_in(storage: Path, name: str, what: str) -> Path:
         what: what it names, for the message.
 
     Raises:
-        SepsceneError: when the id is no plain name.
+        SepsceneError: when the id is no plain name, or the path is not UTF-8.
     """
-    return (storage / plain_name(name, what)).resolve()
+    folder = (storage / plain_name(name, what)).resolve()
+    if not is_utf8(str(folder)):
+        raise SepsceneError(f"{folder} is no UTF-8 text, which the files of a run must be: choose another --storage")
+    return folder
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ fold01, …) that maps file names to labels or to events, and the sound in folde
 
 import csv
 import io
-import json
 import posixpath
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sepscene.tasks.datasets.labels import ManifestError
+from sepscene.tasks.datasets.labels import ManifestError, parse_json
 from sepscene.tasks.datasets.readers import read_manifest
 from sepscene.tasks.datasets.root import Root
 
@@ -166,6 +165,6 @@ def _hear_sounds(root: Root, split: str, audio: str, kind: str) -> list[Sound]:
 
 def _json(root: Root, name: str) -> Any:
     try:
-        return json.loads(root.text(name))
+        return parse_json(root.text(name))
     except ValueError as error:
         raise ManifestError(f"{root.location}/{name}: is not JSON ({error})") from None

@@ -11,7 +11,6 @@ https://github.com/webdataset/webdataset, https://huggingface.co/docs/datasets/a
 """
 
 import csv
-import json
 import posixpath
 import re
 import tarfile
@@ -27,6 +26,7 @@ from sepscene.augment.locations import AUDIO_COLUMN, MOST_ROWS, ClipError, Membe
 from sepscene.tasks.datasets.labels import (
     ManifestError,
     class_labels,
+    parse_json,
     parse_offset,
     split_labels,
     split_of_folder,
@@ -272,7 +272,7 @@ def _sample_row(key: str, texts: dict[str, bytes], where: str) -> tuple[dict[str
 def _parsed(text: bytes, suffix: str, where: str) -> dict[str, Any]:
     try:
         if suffix == ".json":
-            row = json.loads(text)
+            row = parse_json(text)
             if not isinstance(row, dict):
                 raise ValueError("not an object")
             return row

@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sepscene.augment.locations import exact_seconds, local_path, split_member
+from sepscene.augment.locations import exact_seconds, is_utf8, local_path, split_member
 from sepscene.models.files import write_atomically
 from sepscene.tasks.datasets.labels import ManifestError, parse_offset, split_labels
 from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, Clip, Manifest, make_manifest, manifest_of
-from sepscene.tasks.datasets.root import Root, is_utf8, read_parquet_columns
+from sepscene.tasks.datasets.root import Root, read_parquet_columns
 
 NAMES = {"offset": "offset_seconds", "label": "labels"}
 """Other names of fields that are understood."""

@@ -5,7 +5,6 @@ Nothing that is named inside a data set may lie outside of its root.
 
 import csv
 import io
-import json
 import os
 import posixpath
 from collections import Counter
@@ -20,8 +19,16 @@ import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from sepscene.augment.locations import MOST_BYTES, MOST_ROWS, filesystem_of, leaves_root, local_path, split_member
-from sepscene.tasks.datasets.labels import ManifestError
+from sepscene.augment.locations import (
+    MOST_BYTES,
+    MOST_ROWS,
+    filesystem_of,
+    is_utf8,
+    leaves_root,
+    local_path,
+    split_member,
+)
+from sepscene.tasks.datasets.labels import ManifestError, parse_json
 from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Survey, printable
 
 AUDIO_SUFFIXES = (
@@ -49,6 +56,8 @@ class Root:
         bare, mark, query = (location, "", "") if local is not None else location.partition("?")
         self._query = mark + query  # of a remote filesystem, e.g. ?region=eu-west-1
         self.location = bare.rstrip("/") if local is None else os.path.abspath(local)
+        if not is_utf8(self.location):
+            raise ManifestError(f"{printable(location)}: its path is not UTF-8 text: rename the folder")
         try:
             self.filesystem, self.path = filesystem_of(self.location + self._query)
             info = self.filesystem.get_file_info(self.path)
@@ -256,7 +265,7 @@ class Root:
             return list(self.table(relative, needed, empty).to_pylist())
         name = f"{self.location}/{relative}"
         try:
-            rows = [json.loads(line) for line in self.text(relative).splitlines() if line.strip()]
+            rows = [parse_json(line) for line in self.text(relative).splitlines() if line.strip()]
             there = sorted({str(key) for row in rows for key, _ in row.items()})
         except (ValueError, AttributeError, RecursionError) as error:
             raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
@@ -312,14 +321,6 @@ def _reason(name: str, unused: str) -> str:
 def is_hidden(relative: str) -> bool:
     """Whether a file, or a folder above it, has a name that begins with a dot."""
     return relative.startswith(".") or "/." in relative
-
-
-def is_utf8(name: str) -> bool:
-    """Whether a name can be written into a table; Linux allows any bytes."""
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _links_in(folder: str) -> set[str]:

@@ -1,15 +1,21 @@
 """Configuration from strangers: no alias bombs, no giants, no secrets."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from sepscene.augment.locations import ClipError
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.cli.sweep_commands import is_sweep
 from sepscene.orchestration.config import Data, load_experiment
 from sepscene.orchestration.presets import named_experiment, parse_changes
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.results import LedgerResult
+from sepscene.orchestration.records.run_folder import folder_in
 from sepscene.orchestration.sweeps.config import load_sweep
 from sepscene.orchestration.sweeps.search_space import parse_values
+from sepscene.tasks.datasets.readers import read_manifest
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -69,3 +75,27 @@ def test_a_home_folder_and_numbers_of_folds_are_taken(monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOME", "/home/somebody")
     data = Data(format="esc50", root="~/esc50", train=[1, 2], test=[3])  # type: ignore[arg-type]
     assert (data.root, data.train, data.test) == ("/home/somebody/esc50", ("1", "2"), ("3",))
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    """Linux allows such names; the files of a run, MLflow and Parquet do not."""
+    name = os.fsdecode(bytes(tmp_path) + b"/caf\xe9")
+    Path(name).mkdir()
+    for field in ("data.root", "store.uri", "training.start_encoder", "separator.checkpoints.S1"):
+        with pytest.raises(SepsceneError, match=rf"{field} \(.*caf\\xe9\): not UTF-8 text.*rename it"):
+            named_experiment("demo", "tiny").changed({field: name})
+    with pytest.raises(SepsceneError, match=r"caf\\udce9': the value holds a name that is not UTF-8.*rename"):
+        parse_changes([f"data.root={name}"])
+    with pytest.raises(SepsceneError, match="choose another --storage"):
+        folder_in(Path(name), "run", "the run id")
+    with pytest.raises(SepsceneError, match=r"caf\\udce9: its path is not UTF-8 text: rename the folder"):
+        read_manifest("directory", name)
+    assert list(Path(name).iterdir()) == []
+
+
+def test_a_fault_that_quotes_such_a_name_can_be_kept(tmp_path: Path) -> None:
+    cause = ClipError("a.wav", "caf\udce9 is gone").cause
+    ledger = Ledger(rows=4, quarantined={"a.wav": cause})
+    assert Ledger.from_json(ledger.to_json()).quarantined == {"a.wav": r"caf\udce9 is gone"}
+    results = LedgerResult(rows=4, consumed=0, lost=4, twice=0, quarantined=ledger.quarantined)
+    assert LedgerResult.model_validate_json(results.model_dump_json()) == results

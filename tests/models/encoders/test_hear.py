@@ -99,7 +99,7 @@ def test_embeddings_do_not_depend_on_the_company(model: hear.HearModel) -> None:
 
 
 def test_sound_beyond_full_scale_is_limited_as_in_files(model: hear.HearModel, tmp_path: Path) -> None:
-    """The same samples give the same embedding from a float file, an array and HEAR; what is at another scale has none."""
+    """The same samples give the same embedding from a float file, an array and HEAR; none at another scale."""
     wave_T = (1.7 * np.sin(np.arange(2 * 15_360) / 9)).astype(np.float32)
     soundfile.write(tmp_path / "loud.wav", wave_T, 16_000, subtype="FLOAT")
     soundfile.write(tmp_path / "fast.wav", np.sign(np.sin(np.arange(44_100) / 20)), 44_100, subtype="FLOAT")
