@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, TypeAdapter
 
 from sepscene.augment.locations import local_path, split_member
 from sepscene.models.config import SepsceneError
@@ -22,6 +23,16 @@ from sepscene.models.files import write_atomically
 
 ENCODER_KEY = b"sepscene.encoder"
 SOURCES_KEY = b"sepscene.sources"
+
+
+class _Companion(BaseModel):
+    """What NAME.names.json holds."""
+
+    names: list[str]
+    encoder: str
+    sources: dict[str, str] = {}
+
+
 Rows = tuple[list[str], list[str], np.ndarray]
 """Names, sources and h (N, D)."""
 
@@ -144,16 +155,15 @@ class EmbeddingOutput:
     def _read_npy(self) -> Rows:
         try:
             h_ND = np.load(self.out, mmap_mode="r", allow_pickle=False)
-            companion = json.loads(self.names_file.read_text())
-            names, encoder = companion["names"], companion["encoder"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            companion = TypeAdapter(_Companion).validate_json(self.names_file.read_bytes())
+        except (OSError, ValueError) as error:
             raise SepsceneError(
                 f"{self.out} with {self.names_file.name} cannot be continued ({error}): remove both "
                 "or choose another --out"
             ) from None
-        self._refuse_other(self.out, encoder, h_ND.shape[1:] == (self.dim,) and len(names) == len(h_ND))
-        sources = companion.get("sources", {})
-        return names, [sources.get(name, "") for name in names], h_ND
+        names = companion.names
+        self._refuse_other(self.out, companion.encoder, h_ND.shape[1:] == (self.dim,) and len(names) == len(h_ND))
+        return names, [companion.sources.get(name, "") for name in names], h_ND
 
     def _read_parquet(self, path: Path) -> Iterator[Rows]:
         try:
@@ -162,7 +172,7 @@ class EmbeddingOutput:
                 encoder = (schema.metadata or {}).get(ENCODER_KEY, b"").decode()
                 fits = schema.names == ["uri", "h"] and schema.field("h").type == pa.list_(pa.float32(), self.dim)
                 self._refuse_other(path, encoder, fits)
-                known = json.loads((schema.metadata or {}).get(SOURCES_KEY, b"{}"))
+                known = TypeAdapter(dict[str, str]).validate_json((schema.metadata or {}).get(SOURCES_KEY, b"{}"))
                 for batch in file.iter_batches():
                     h_ND = batch["h"].flatten().to_numpy().reshape(-1, self.dim)
                     names = batch["uri"].to_pylist()

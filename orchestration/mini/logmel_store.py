@@ -23,7 +23,7 @@ from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.files import read_typed, write_whole
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.clip_features import ClipFeatures, clip_features
 
@@ -90,7 +90,7 @@ class LogMelStore:
 
     def _done(self, part: str) -> int:
         path = self.folder / f"{part}.done"
-        return int(path.read_text()) if path.exists() else 0
+        return read_typed(path, int) if path.exists() else 0
 
     def _open(self, part: str) -> np.ndarray:
         if self._done(part) < len(self.manifest):

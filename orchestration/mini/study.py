@@ -23,7 +23,7 @@ from sepscene.orchestration.mini.data import described, is_generated, stores_of
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
 from sepscene.orchestration.presets import OF_COINCIDENCE, OWN, shipped_ladder
 from sepscene.orchestration.records.environment import command_line, environment
-from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.files import read_typed, write_whole
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
 from sepscene.orchestration.records.sweep_folder import StudyFolder
 from sepscene.orchestration.reports.paper_tables import TWINS
@@ -71,7 +71,8 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
 def read_records(folder: Path) -> list[TrialRecord]:
     """All finished trials of a study."""
     return [
-        TrialRecord.model_validate_json(path.read_text()) for path in sorted(StudyFolder(folder).trials.glob("*.json"))
+        read_typed(path, TrialRecord, "delete it, and its trial is run again")
+        for path in sorted(StudyFolder(folder).trials.glob("*.json"))
     ]
 
 
@@ -119,7 +120,7 @@ def _check_same_study(rows: list[Experiment], folder: Path) -> None:
         SepsceneError: names the parts of the configuration that differ from those that the folder was begun with.
     """
     shared, path = _shared_settings(rows), StudyFolder(folder).settings
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = read_typed(path, dict[str, Any], "give another --id") if path.exists() else {}
     differ = [part for part in shared if shared[part] != before.get(part, shared[part])]
     if differ:
         raise SepsceneError(

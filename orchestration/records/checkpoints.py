@@ -107,9 +107,12 @@ def read_ledger(folder: Path) -> Ledger:
 
 
 def read_steps(folder: Path) -> list[dict[str, float]]:
-    """The records of the steps between the checkpoint before and this one."""
-    records: list[dict[str, float]] = json.loads(read_text(folder / STEPS))
-    return records
+    """The records of the steps between the checkpoint before and this one.
+
+    Raises:
+        SepsceneError: when the file holds anything else.
+    """
+    return read_typed(folder / STEPS, list[dict[str, int | float]])
 
 
 def read_checkpoint(folder: Path) -> TrainingState:

@@ -28,9 +28,12 @@ MOST_BYTES = 512 * 2**20
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text that is either complete or not there; its folder is made where it is missing."""
+    """Write a text that is either complete or not there; its folder is made where it is missing.
+
+    What is no character (bytes of a file name that an error quotes) is written out, e.g. `\\udce9`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def append_lines(path: Path, lines: list[str]) -> None:

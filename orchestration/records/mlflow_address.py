@@ -4,15 +4,16 @@ A run's folder may come from a stranger, so nothing in it decides where data and
 user's: `MLFLOW_TRACKING_URI`, or else a SQLite store that lies in the run's folder or in one of the folders above it.
 """
 
-import json
 import os
 import sqlite3
 from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records.files import read_typed_or
 from sepscene.orchestration.records.run_folder import RunFolder
 
 SQLITE = "sqlite:///"
@@ -73,11 +74,8 @@ def _folders_of(run_dir: Path) -> list[Path]:
 
 
 def _recorded_uri(run_dir: Path) -> str:
-    try:
-        uri = json.loads(RunFolder(run_dir).mlflow.read_text())["uri"]
-        return uri if isinstance(uri, str) and ":" in uri else ""
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    uri = read_typed_or(RunFolder(run_dir).mlflow, dict[str, Any], {}).get("uri")
+    return uri if isinstance(uri, str) and ":" in uri else ""
 
 
 def _elsewhere(run_dir: Path, recorded: str) -> SepsceneError:

@@ -5,7 +5,7 @@ these files alone, so that they can be made again at any time, on another machin
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
@@ -172,6 +172,20 @@ def read_metrics(run_dir: Path) -> list[Record]:
 
 
 Setting = str | bool | int | float | tuple[str, ...] | None
+
+
+class TrialFacts(Config):
+    """A trial's trial.json, which it writes about itself."""
+
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")
+
+    name: str
+    settings: dict[str, Setting] = Field(description="what tables show of them")
+    seed: int
+    chosen: dict[str, Any] = Field(default_factory=dict, description="the settings that a searcher chose")
+    gpus: float = Field(description="that it holds")
+    steps: int | None = Field(None, ge=1, description="of its whole training")
+    metric: float | None = Field(None, description="its newest validation")
 
 
 class TrialResult(Config):

@@ -26,6 +26,7 @@ from sepscene.orchestration.sweeps.config import SweepConfig
 from sepscene.orchestration.sweeps.search_space import Space, key_of, shown_setting
 from sepscene.orchestration.sweeps.trial import METRIC, PERCENT, held_seconds
 from sepscene.orchestration.sweeps.trial_plan import trial_name
+from sepscene.orchestration.sweeps.trial_status import facts_of
 
 _NEVER = 1000  # percent: ASHA ends no trial for having reached its end, because it is evaluated after that
 _LOOK_SECONDS = 5.0
@@ -76,8 +77,8 @@ class SpentBudget(ray.tune.Stopper):
 
     def gpu_hours(self) -> float:
         """GPU-hours that all trials have held so far."""
-        runs = [run for run in SweepFolder(self.folder).runs() if run.trial.exists()]
-        return sum(json.loads(run.trial.read_text())["gpus"] * held_seconds(run.path) for run in runs) / 3600
+        runs = [(run, facts_of(run)) for run in SweepFolder(self.folder).runs()]
+        return sum(facts.gpus * held_seconds(run.path) for run, facts in runs if facts) / 3600
 
 
 def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path, begun: float) -> Tuning:
@@ -127,9 +128,8 @@ def _known_trials(folder: Path) -> list[KnownTrial]:
     """What Optuna has chosen in this folder so far, in that order."""
     known = []
     for run in SweepFolder(folder).runs():
-        if run.trial.exists():
-            facts = json.loads(run.trial.read_text())
-            known.append(KnownTrial(facts["name"], facts["chosen"], facts.get("metric"), run.is_over))
+        if facts := facts_of(run):
+            known.append(KnownTrial(facts.name, facts.chosen, facts.metric, run.is_over))
     return known
 
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from sepscene.orchestration.records.files import read_typed_or
-from sepscene.orchestration.records.results import RunResults, Setting
+from sepscene.orchestration.records.files import read_text, read_typed_or
+from sepscene.orchestration.records.results import RunResults, TrialFacts
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.sweeps.trial_plan import Trial
@@ -28,21 +28,22 @@ def outcomes(trials: list[Trial], folder: Path) -> list[Outcome]:
     planned = {trial.name for trial in trials}
     chosen = []
     for run in SweepFolder(folder).runs():
-        facts = read_typed_or(run.trial, dict[str, Any], {})
-        if facts and facts["name"] not in planned and facts["chosen"]:
-            chosen.append(Trial(facts["name"], None, _settings(facts), facts["seed"]))
+        facts = facts_of(run)
+        if facts and facts.name not in planned and facts.chosen:
+            chosen.append(Trial(facts.name, None, facts.settings, facts.seed))
     return [_outcome(trial, SweepFolder(folder).trial(trial.name)) for trial in [*trials, *chosen]]
+
+
+def facts_of(run: RunFolder) -> TrialFacts | None:
+    """What a trial says about itself; None where its trial.json is missing or, with a warning, damaged."""
+    return read_typed_or(run.trial, TrialFacts | None, None)  # type: ignore[arg-type]
 
 
 def _outcome(trial: Trial, run: RunFolder) -> Outcome:
     if run.finished.exists():
         return Outcome(trial, "finished", RunResults.load(run.path), "")
     if run.stopped.exists():
-        return Outcome(trial, "stopped early", None, run.stopped.read_text())
+        return Outcome(trial, "stopped early", None, read_text(run.stopped))
     if run.failure.exists():
-        return Outcome(trial, "failed", None, run.failure.read_text())
+        return Outcome(trial, "failed", None, read_text(run.failure))
     return Outcome(trial, "unfinished", None, "")
-
-
-def _settings(facts: dict[str, Any]) -> dict[str, Setting]:
-    return {field: tuple(value) if isinstance(value, list) else value for field, value in facts["settings"].items()}

@@ -1,6 +1,5 @@
 """Replay: the views and the loss of given rows, computed again in one process, to look at what went wrong."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.separators.own import kept_checkpoints
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint
+from sepscene.orchestration.records.files import read_typed
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining
 from sepscene.orchestration.runtime.precision import separation_precision
 from sepscene.orchestration.training.builders import build_objective
@@ -54,8 +54,8 @@ def last_bad_rows(run_dir: Path) -> list[int]:
     path = stage_folder(run_dir, load_experiment(RunFolder(run_dir).experiment)).bad_rows
     if not path.exists():
         raise SepsceneError(f"{run_dir} has skipped no step: name the rows to replay, --row at least twice")
-    rows: list[int] = json.loads(path.read_text())[-1]
-    return rows
+    skipped = read_typed(path, list[list[int]], "name the rows to replay, --row at least twice")
+    return skipped[-1] if skipped else []
 
 
 def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replayed], float]:

@@ -21,6 +21,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import Resources
 from sepscene.orchestration.records.checkpoints import choose_resume_point, newest_sound, read_ledger, read_steps
+from sepscene.orchestration.records.files import read_text
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import (
     MetricsFile,
@@ -95,7 +96,7 @@ class Stage:
             self._note(f"{self._controller} died, starting another")
         collect_validations(self._metrics, self.folder.name)
         if self.folder.fatal.exists():
-            raise SepsceneError(self.folder.fatal.read_text())
+            raise SepsceneError(read_text(self.folder.fatal))
         last = newest_sound(self.folder.path)
         if last is None:
             raise SepsceneError(f"{self.folder.path} holds no sound checkpoint after training")
@@ -168,7 +169,7 @@ class Stage:
         """Raise what ended the stage, as a sentence that says what to do."""
         name = self.folder.name
         if isinstance(error, ray.train.TrainingFailedError) or self.folder.fatal.exists():
-            reason = self.folder.fatal.read_text() if self.folder.fatal.exists() else str(error)
+            reason = read_text(self.folder.fatal) if self.folder.fatal.exists() else str(error)
             raise SepsceneError(f"stage {name} failed: {reason}") from error
         if isinstance(error, RayError | ConnectionError):
             raise SepsceneError(

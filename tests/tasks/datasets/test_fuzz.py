@@ -21,6 +21,7 @@ from sepscene.augment.audio import AudioFormat, check_audio, read_clip
 from sepscene.models.config import SepsceneError
 from sepscene.tasks.datasets.audit import audit
 from sepscene.tasks.datasets.readers import read_manifest
+from tests.damage import damaged
 
 SECONDS = float(os.environ.get("SEPSCENE_FUZZ_SECONDS", "5"))
 """For each kind of file; there are seven."""
@@ -55,25 +56,6 @@ def arrow_file() -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=1)
     return bytes(sink.getvalue().to_pybytes())
-
-
-def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """Flipped bytes, a cut, a repeated or a removed piece, or a number of all ones."""
-    changed = bytearray(data)
-    for _ in range(int(rng.integers(1, 5))):
-        at, length = int(rng.integers(max(1, len(changed)))), int(rng.integers(1, 40))
-        kind = int(rng.integers(5))
-        if kind == 0:
-            changed[at : at + 1] = bytes([int(rng.integers(256))])
-        elif kind == 1:
-            del changed[at : at + length]
-        elif kind == 2:
-            changed[at:at] = changed[at : at + length]
-        elif kind == 3:
-            changed[at : at + 4] = b"\xff\xff\xff\xff"
-        else:
-            del changed[max(1, len(changed) - length) :]
-    return bytes(changed)
 
 
 def _audited(format: str) -> Callable[[Path], object]:
