@@ -90,7 +90,7 @@ def write_results(base: Experiment, folder: Path) -> ReproductionResults:
         differs=_differences(base, runs),
         runs=tuple(_reproduced(record, untrained.get(record.seed)) for record in runs),
         environment=environment(),
-        data=described(base),
+        data=described(base) | _left_out(records),
     )
     results.save(folder)
     write_reproduction_report(folder)
@@ -111,6 +111,12 @@ def _check_no_own_code(rows: list[Experiment]) -> None:
             f"{own[0]} is own code, which scale mini does not take: give the folder that a run keeps of an own "
             "separator (RUN/ladder/NAME), and a rule as views.channel; or take another scale"
         )
+
+
+def _left_out(records: list[TrialRecord]) -> dict[str, str]:
+    """What all trials leave out, for the report; they share their clips."""
+    notes = list(dict.fromkeys(note for record in records for note in record.left_out))
+    return {"not evaluated": "; ".join(notes)} if notes else {}
 
 
 def _check_same_study(rows: list[Experiment], folder: Path) -> None:

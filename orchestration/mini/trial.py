@@ -4,7 +4,7 @@ Shapes: N clips, D embedding, R resamples of the test clips.
 """
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
@@ -21,7 +21,9 @@ from sepscene.orchestration.records.environment import commit
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import LedgerResult
-from sepscene.tasks.evaluation.metrics import Floats
+from sepscene.tasks.datasets.readers import Manifest
+from sepscene.tasks.evaluation.labels import labelled, targets_of_probes, unlabelled_notes
+from sepscene.tasks.evaluation.metrics import Bools, Floats, mean_average_precision
 from sepscene.tasks.evaluation.probes import knn_probe, linear_probe
 from sepscene.tasks.evaluation.resampling import resample, resampled_scores
 from sepscene.tasks.evaluation.shallow import train_perceptrons
@@ -51,6 +53,7 @@ class TrialRecord(Config):
     losses: dict[str, float]
     diagnostics: dict[str, float]
     warning: str = ""
+    left_out: tuple[str, ...] = Field((), description="clips and classes without a usable label, in words")
     ledger: LedgerResult | None = Field(None, description="none for the fresh encoder, which consumes nothing")
 
     def save(self, path: Path) -> None:
@@ -71,7 +74,8 @@ def run_trial(
         untrained: score the fresh encoder instead, without training.
 
     Raises:
-        SepsceneError: for settings that one process cannot honour, or a loss that is not finite.
+        SepsceneError: for settings that one process cannot honour, labels that nothing can be made of, or a loss that
+            is not finite.
     """
     refuse_what_is_ignored(experiment)
     begin = time.perf_counter()
@@ -80,11 +84,12 @@ def run_trial(
         trainer.advance()
     trained = time.perf_counter() - begin
     train_h, test_h = embed(trainer, train), embed(trainer, test)
-    values, replicates_R = score(train_h, train, test_h, test, experiment)
-    metrics = {"shallow_map": mean(values)} | _quick_metrics(train_h, train, test_h, test)
+    split = Split.of(train.manifest, test.manifest)
+    values, replicates_R = score(train_h, test_h, split, experiment)
+    metrics = {"shallow_map": mean(values)} | _quick_metrics(train_h, test_h, split)
     if train_h.shape[1] > SAME_DIMENSIONS:
         pca = PCA(SAME_DIMENSIONS, random_state=0).fit(train_h)
-        smaller = score(pca.transform(train_h), train, pca.transform(test_h), test, experiment)[0]
+        smaller = score(pca.transform(train_h), pca.transform(test_h), split, experiment)[0]
         metrics["shallow_map_pca"] = mean(smaller)
     shortcuts = find_shortcuts(train.features(), train_h, test.features(), test_h)
     return TrialRecord(
@@ -102,6 +107,7 @@ def run_trial(
         losses=_rounded(trainer.last_losses()) if trainer.step else {},
         diagnostics=_rounded(asdict(shortcuts)),
         warning=shortcuts.warning,
+        left_out=split.notes,
         ledger=None if untrained else _summary(trainer.ledger),
     )
 
@@ -112,24 +118,62 @@ def _summary(ledger: Ledger) -> LedgerResult:
     )
 
 
-def score(
-    train_h: Floats, train: LogMelStore, test_h: Floats, test: LogMelStore, experiment: Experiment
-) -> tuple[list[float], Floats]:
-    """The shallow mAP of each perceptron, and their mean on each resample of the test clips (R,)."""
-    weights, test_targets = resample(len(test_h), RESAMPLES), test.manifest.targets()
-    found = train_perceptrons(
-        train_h, train.manifest.targets(), test_h, test_targets, test.manifest.classes, experiment.evaluation.scoring
-    )
-    replicates = [resampled_scores(one.scores_BK, test_targets, weights).map_R for one in found]
-    return [one.average_precision.value for one in found], np.mean(replicates, axis=0)
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The clips that have a label, and by which targets they are scored: the rules of `tasks.evaluation.labels`.
+
+    Attributes:
+        train_B, test_B: which clips of each store have a label.
+        train_targets_BK, test_targets_BK: of these clips.
+        known_BK: the test targets of the classes that can be evaluated.
+        notes: what is left out, in words.
+    """
+
+    train_B: Bools
+    test_B: Bools
+    train_targets_BK: Bools
+    test_targets_BK: Bools
+    known_BK: Bools
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, train: Manifest, test: Manifest) -> "Split":
+        """The labels of both parts of the data.
+
+        Raises:
+            NothingToEvaluate: when fewer than two clips of a part have a label, or no class can be evaluated.
+        """
+        train_BK, test_BK = train.targets(), test.targets()
+        train_B, test_B = labelled(train_BK, "training"), labelled(test_BK, "test")
+        trained_BK, tested_BK = train_BK[train_B], test_BK[test_B]
+        known_BK, notes = targets_of_probes(tested_BK, test.classes, trained_BK)
+        notes = [*unlabelled_notes(training=train_B, test=test_B), *notes]
+        return cls(train_B, test_B, trained_BK, tested_BK, known_BK, tuple(test.classes), tuple(notes))
+
+    def metric(self, scores_BK: Floats) -> float:
+        """mAP of the scores of the labelled test clips."""
+        return mean_average_precision(scores_BK, self.known_BK, self.classes).value
 
 
-def _quick_metrics(train_h: Floats, train: LogMelStore, test_h: Floats, test: LogMelStore) -> dict[str, float]:
-    split = (train_h, train.manifest.targets(), test_h, test.manifest.targets())
+def score(train_h: Floats, test_h: Floats, split: Split, experiment: Experiment) -> tuple[list[float], Floats]:
+    """The shallow mAP of each perceptron, and their mean on each resample of the labelled test clips (R,)."""
+    found = train_perceptrons(*_with_targets(train_h, test_h, split), split.classes, experiment.evaluation.scoring)
+    weights_BR = resample(len(split.known_BK), RESAMPLES)
+    replicates = [resampled_scores(one.scores_BK, split.known_BK, weights_BR).map_R for one in found]
+    return [split.metric(one.scores_BK) for one in found], np.mean(replicates, axis=0)
+
+
+def _quick_metrics(train_h: Floats, test_h: Floats, split: Split) -> dict[str, float]:
+    parts = _with_targets(train_h, test_h, split)
     return {
-        "linear_map": linear_probe(*split).average_precision.value,
-        "knn_map": knn_probe(*split).average_precision.value,
+        "linear_map": split.metric(linear_probe(*parts).scores_BK),
+        "knn_map": split.metric(knn_probe(*parts).scores_BK),
     }
+
+
+def _with_targets(train_h: Floats, test_h: Floats, split: Split) -> tuple[Floats, Bools, Floats, Bools]:
+    return train_h[split.train_B], split.train_targets_BK, test_h[split.test_B], split.test_targets_BK
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:

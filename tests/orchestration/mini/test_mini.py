@@ -23,11 +23,14 @@ from sepscene.orchestration.mini.data import stores_of
 from sepscene.orchestration.mini.logmel_store import LogMelStore
 from sepscene.orchestration.mini.study import _check_same_study, read_records, run_study
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, refuse_what_is_ignored
+from sepscene.orchestration.mini.trial import Split, score
 from sepscene.orchestration.presets import resolve, shipped_ladder
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.sweep_folder import StudyData, StudyFolder
 from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
+from sepscene.tasks.evaluation.metrics import NothingToEvaluate
+from sepscene.tasks.evaluation.scores import score_embeddings
 
 CHANGES = (
     "audio.clip_seconds=2.0",
@@ -219,3 +222,29 @@ def test_the_ladder_that_ships_is_small_whole_and_separates() -> None:
         torch.testing.assert_close(separated_BST.sum(dim=1), wave_BT, atol=1e-4, rtol=0)
         found = read_card(folder).metadata.get("held_out_source_improvement_db")
         assert found is None or (found > 2.5) == (name != "N"), name
+
+
+def test_labels_count_as_in_the_ordinary_evaluation(data: tuple[Path, str], tmp_path: Path) -> None:
+    """Unlabelled clips, a class that was not trained on and one that all test clips have are left out, and named."""
+    ours = experiment(data)
+    labels = {"train": ["a", "b", "a;all", "b;all", "", ""] * 4, "test": ["a;all", "b;all", "all;new", ""] * 4}
+    rows = [f"{split}{n}.wav,{said},{split}" for split, all_said in labels.items() for n, said in enumerate(all_said)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["uri,labels,split", *rows]))
+    manifest = read_manifest("table", str(tmp_path))
+    train, test = manifest.select("train"), manifest.select("test")
+    rng = np.random.default_rng(0)
+    train_h, test_h = (
+        rng.normal(0, 1, (len(part), 6)) + part.targets() @ rng.normal(0, 1, (4, 6)) for part in (train, test)
+    )
+    split = Split.of(train, test)
+    values, replicates_R = score(train_h, test_h, split, ours)
+    expected = score_embeddings(train_h, train.targets(), test_h, test.targets(), test.classes, ours.evaluation.scoring)
+    assert np.mean(values) == pytest.approx(expected.metrics["shallow_map"].value, rel=1e-12)
+    assert len(values) == 5 and replicates_R.shape == (200,)
+    notes = "; ".join(split.notes)
+    assert "8 of 24 training clips" in notes and "4 of 16 test clips" in notes
+    assert "no positive training clip: new" in notes and "nothing to rank: all" in notes
+    (tmp_path / "manifest.csv").write_text("uri,labels,split\na.wav,a,train\nb.wav,b,train\nc.wav,,test\nd.wav,,test\n")
+    without = read_manifest("table", str(tmp_path))
+    with pytest.raises(NothingToEvaluate, match="0 of 2 test clips have a label"):
+        Split.of(without.select("train"), without.select("test"))
