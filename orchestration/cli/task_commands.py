@@ -1,6 +1,7 @@
 """`sepscene evaluate ENCODER --task …` and `sepscene compare --tasks FOLDER`: arguments in, tables out."""
 
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ def evaluate_on_tasks(encoder: str, tasks: list[str], out: Path, name: str | Non
     """
     from rich.progress import Progress
 
+    from sepscene.models.config import SepsceneError
     from sepscene.models.encoders.encoder import load_encoder
     from sepscene.orchestration.evaluation.downstream import evaluate_task, read_results, result_path
     from sepscene.orchestration.evaluation.file_encoder import encoder_digest
@@ -35,6 +37,9 @@ def evaluate_on_tasks(encoder: str, tasks: list[str], out: Path, name: str | Non
     loaded = load_encoder(encoder_of(Path(encoder))).to(device)
     digest = encoder_digest(loaded)
     read = [read_task(task) for task in tasks]  # a mistake in the last one is found before the first is embedded
+    twice = [name for name, count in Counter(task.name for task in read).items() if count > 1]
+    if twice:
+        raise SepsceneError(f"two tasks are called {twice[0]}, after their folders: give them another --out each")
     out.mkdir(parents=True, exist_ok=True)
     left_out: dict[str, str] = {}
     for task in read:

@@ -65,7 +65,7 @@ def evaluate_task(
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
     for number, sound in enumerate(task.sounds):
         try:
-            parts.append((*_embed(encoder, sound, task), number))
+            parts.append((*embed_sound(encoder, sound, task), number))
         except ClipError as error:
             left_out[sound.uri] = error.cause
         progress(number + 1)
@@ -87,10 +87,13 @@ def evaluate_task(
     )
 
 
-def _embed(encoder: Encoder, sound: Sound, task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def embed_sound(encoder: Encoder, sound: Sound, task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Embeddings (N, D), targets (N, K) and times (N,) of one sound: one row, or one for each timestamp."""
-    wave_1T = torch.from_numpy(read_audio(sound.uri, encoder.sample_rate))[None]
-    wave_1T = wave_1T[:, round(sound.offset_seconds * encoder.sample_rate) :]
+    wave_T = read_audio(sound.uri, encoder.sample_rate)
+    end = len(wave_T) if sound.end_seconds is None else round(sound.end_seconds * encoder.sample_rate)
+    wave_1T = torch.from_numpy(wave_T)[None, round(sound.offset_seconds * encoder.sample_rate) : end]
+    if not wave_1T.numel():
+        raise ClipError(sound.uri, f"holds no sound from {sound.offset_seconds:g} s on")
     if task.kind == "event":
         h_1ND, milliseconds_1N = get_timestamp_embeddings(wave_1T, HearModel(encoder))
         seconds_N = milliseconds_1N[0].cpu().numpy() / 1000

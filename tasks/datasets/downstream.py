@@ -4,7 +4,7 @@
     esc50:FOLDER          ESC-50 or ESC-10, over its folds
     urbansound8k:FOLDER   UrbanSound8K, over its ten folds
     fsd50k:FOLDER         FSD50K: training and validation clips train, evaluation clips test
-    directory:FOLDER      a folder for each class; also table, parquet, shards, folder and audioset
+    directory:FOLDER      a folder for each class; also table, parquet, huggingface, clips, shards, folder and audioset
 
 HEAR's layout: task_metadata.json, labelvocabulary.csv, a JSON file for each split (train, valid and test, or fold00,
 fold01, …) that maps file names to labels or to events, and the sound in folders named by rate and split.
@@ -13,6 +13,7 @@ fold01, …) that maps file names to labels or to events, and the sound in folde
 import csv
 import io
 import posixpath
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,13 +41,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Sound:
-    """One file of a task: whole-file labels in scene tasks, events in event tasks."""
+    """One sound of a task: labels of the whole in scene tasks, events in event tasks.
+
+    It begins `offset_seconds` into its recording, and ends where the next sound of the same recording begins.
+    """
 
     uri: str
     split: str
     labels: tuple[str, ...] = ()
     events: tuple[Event, ...] = ()
     offset_seconds: float = 0.0
+    end_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,12 @@ def read_task(task: str) -> Task:
     if format == "hear":
         return _read_hear(Root(folder))
     manifest = read_manifest(format, folder)
-    labelled = [row for row in manifest.clips.to_pylist() if row["labels"]]
+    rows = manifest.clips.to_pylist()
+    ends = _ends(rows)
     sounds = tuple(
-        Sound(row["uri"], row["split"], tuple(row["labels"]), offset_seconds=row["offset_seconds"]) for row in labelled
+        Sound(row["uri"], row["split"], tuple(row["labels"]), (), row["offset_seconds"], end)
+        for row, end in zip(rows, ends, strict=True)
+        if row["labels"]
     )
     return Task(
         name=f"{format}-{posixpath.basename(folder.rstrip('/'))}",
@@ -113,6 +121,16 @@ def read_task(task: str) -> Task:
         sounds=sounds,
         folded=format in FOLDED,
     )
+
+
+def _ends(rows: list[dict[str, Any]]) -> list[float | None]:
+    """Where each clip ends: where the next one of its recording begins; None is the recording's end."""
+    starts: dict[str, set[float]] = defaultdict(set)
+    for row in rows:
+        starts[row["uri"]].add(row["offset_seconds"])
+    if len(starts) == len(rows):
+        return [None] * len(rows)
+    return [min((at for at in starts[row["uri"]] if at > row["offset_seconds"]), default=None) for row in rows]
 
 
 def _read_hear(root: Root) -> Task:
@@ -133,6 +151,10 @@ def _read_hear(root: Root) -> Task:
     for split in splits:
         if split.startswith("fold") if folded else split in ("train", "valid", "test"):
             sounds += _hear_sounds(root, split, audio, kind)
+    said = {label for sound in sounds for label in (*sound.labels, *(event.label for event in sound.events))}
+    if said - set(labels):
+        unknown = min(said - set(labels))
+        raise ManifestError(f"{root.location}/labelvocabulary.csv: lacks the label {unknown!r}, which a split has")
     multilabel = kind == "event" or prediction == "multilabel"
     return Task(name, KINDS[kind], multilabel, tuple(labels), tuple(sounds), folded)
 

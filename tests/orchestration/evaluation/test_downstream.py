@@ -8,19 +8,24 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from sklearn.linear_model import RidgeCV
 from sklearn.metrics import accuracy_score, average_precision_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
 
+from sepscene.augment.audio import ClipError, read_audio
 from sepscene.models.encoders.cnn14 import Cnn14
-from sepscene.models.encoders.encoder import Encoder, save_encoder
+from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.settings import Cnn14Config, FrontEndConfig
 from sepscene.orchestration.cli.main import app
-from sepscene.orchestration.evaluation.downstream import TaskResult, read_results
+from sepscene.orchestration.evaluation.downstream import TaskResult, embed_sound, read_results
 from sepscene.orchestration.reports.task_table import csv_table, latex_table
 from sepscene.tasks.datasets.downstream import Event, Sound, Task, read_task
 from sepscene.tasks.datasets.manifest import ManifestError
 from sepscene.tasks.evaluation.downstream import Rows, macro_map, score_task, segment_f1, targets_at
+from sepscene.tasks.evaluation.probes import PENALTIES
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
 RATE = 16_000
@@ -115,6 +120,17 @@ def test_metrics_over_folds_are_means_of_scikit_learns() -> None:
         precisions.append(average_precision_score(targets_NK[test_N], np.array(votes), average="macro"))
     assert metrics["knn_accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-12)
     assert metrics["knn_map"] == pytest.approx(np.mean(precisions), abs=1e-6)
+    linear = []
+    for fold in "012":
+        test_N = fold_N == fold
+        ridge = make_pipeline(StandardScaler(), RidgeCV(alphas=PENALTIES, alpha_per_target=True))
+        scores_NK = ridge.fit(h_ND[~test_N].astype(np.float64), targets_NK[~test_N].astype(float)).predict(h_ND[test_N])
+        linear.append([
+            accuracy_score(label_N[test_N], scores_NK.argmax(axis=1)),
+            average_precision_score(targets_NK[test_N], scores_NK, average="macro"),
+        ])  # fmt: skip
+    assert metrics["linear_accuracy"] == pytest.approx(np.mean(linear, axis=0)[0], abs=1e-12)
+    assert metrics["linear_map"] == pytest.approx(np.mean(linear, axis=0)[1], abs=1e-9)
     assert {f"{probe}_{metric}" for probe in ("linear", "shallow", "knn") for metric in ("map", "accuracy")} == set(
         metrics
     )
@@ -161,6 +177,28 @@ def test_a_sound_that_cannot_be_read_is_named_and_the_rest_counts(bundle: Path, 
     assert CliRunner().invoke(app, command).exit_code == 3
     (result,) = read_results(tmp_path / "results")
     assert result.sounds == 11 and [Path(uri).name for uri in result.left_out] == ["1-low-0.wav"]
+
+
+def test_a_sound_is_heard_from_its_offset_to_its_end(bundle: Path, tmp_path: Path) -> None:
+    file = str(tmp_path / "a.wav")
+    soundfile.write(file, np.concatenate([tone("low", 1.0, 0), tone("high", 1.0, 1)]), RATE)
+    encoder = load_encoder(bundle)
+    task = Task("t", "scene", False, ("low",), (Sound(file, "train"), Sound(file, "test")), folded=False)
+    first, last = (
+        embed_sound(encoder, Sound(file, "test", ("low",), (), *part), task)[0] for part in ((0.0, 1.0), (1.0,))
+    )
+    wave_2T = torch.from_numpy(read_audio(file, RATE).reshape(2, RATE))
+    np.testing.assert_allclose(np.concatenate([first, last]), encoder(wave_2T).numpy(), rtol=0, atol=1e-5)
+    with pytest.raises(ClipError, match="holds no sound from 2 s on"):
+        embed_sound(encoder, Sound(file, "test", (), (), 2.0), task)
+
+
+def test_tasks_of_one_name_are_refused(bundle: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write_esc50(tmp_path / folder / "ESC-50")
+    tasks = [word for folder in ("a", "b") for word in ("--task", f"esc50:{tmp_path / folder / 'ESC-50'}")]
+    done = CliRunner().invoke(app, ["evaluate", str(bundle), *tasks, "--out", str(tmp_path / "results")])
+    assert "two tasks are called esc50-ESC-50" in str(done.exception)
 
 
 @pytest.mark.parametrize(
