@@ -163,7 +163,7 @@ def sweep(
     Example:
         >>> import sepscene
         >>> grid = sepscene.sweep("demo", {"temperature": [0.1, 0.2]}, seeds=2, sweep_id="tau")
-        >>> grid.get_best_result("map", "max").path
+        >>> grid.get_best_result("shallow_map", "max").path
 
     Args:
         experiment: a name (`sepscene show` lists them) or the path of an experiment's YAML file.
