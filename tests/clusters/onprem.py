@@ -38,7 +38,13 @@ def start_machine(name: str, folder: Path) -> subprocess.Popen[bytes]:
     (home / "sepscene-env").symlink_to(Path(sys.executable).parent.parent)
     variables = {**QUICK, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     (home / ".ssh" / "environment").write_text("".join(f"{key}={value}\n" for key, value in variables.items()))
-    mounts = [f"mount --bind {home} /root", "mount -t tmpfs tmpfs /dev/shm", "mkdir -p /tmp/ray /run/sshd"]
+    mounts: list[str] = []
+    python = Path(sys.base_prefix)
+    if python.is_relative_to("/root"):  # a Python of the user's own stays where it is
+        own = home / python.relative_to("/root")
+        own.mkdir(parents=True)
+        mounts.append(f"mount --bind {python} {own}")
+    mounts += [f"mount --rbind {home} /root", "mount -t tmpfs tmpfs /dev/shm", "mkdir -p /tmp/ray /run/sshd"]
     mounts += ["mount -t tmpfs tmpfs /tmp/ray", f"hostname {name}"]
     line = " && ".join([*mounts, f"exec /usr/sbin/sshd -D -e -f {folder}/sshd_config"])
     spaces = ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]

@@ -1,16 +1,20 @@
-"""The `run` lines of skypilot.yaml under SkyPilot's own log runner, on two nodes.
+"""The `setup` and `run` lines of skypilot.yaml under SkyPilot's own log runner, on two nodes.
 
 Run as `unshare --pid --fork --mount-proc --net --mount --uts --kill-child python -m tests.clusters.skypilot FOLDER
 SKY_PYTHON`, where SKY_PYTHON has SkyPilot. Each node is a network namespace with a home of its own; SkyPilot parses the
-task and starts its lines as it does on a cloud's machine. Writes FOLDER/outcome.json.
+task and starts its lines as it does on a cloud's machine. They install from uv's cache, which `make setup` fills; only
+the two lines of `setup` that install NFS and mount it are left out. Writes FOLDER/outcome.json.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import uv
 
 from tests.faults.hosts import QUICK, plug_hosts, shell, small_experiment
 
@@ -20,26 +24,49 @@ RUNNER = """
 import sys
 import sky
 from sky.skylet import log_lib
-task = sky.Task.from_yaml(sys.argv[1])
-lines = task.run.replace("-lt 2", "-lt 1")  # of two nodes one trains
-code = log_lib.run_bash_command_with_log(lines, sys.argv[2])
-sys.exit(code)
+file, stage, log = sys.argv[1:]
+task = sky.Task.from_yaml(file)
+here = [line for line in task.setup.splitlines() if "sudo " not in line]
+assert len(task.setup.splitlines()) - len(here) == 2
+lines = {
+    "setup": "\\n".join(here),
+    "run": task.run.replace("-lt 2", "-lt 1"),  # of two nodes one trains
+}
+sys.exit(log_lib.run_bash_command_with_log(lines[stage], log))
 """
 
 
-def on_node(rank: int, folder: Path, python: str) -> subprocess.Popen[bytes]:
-    """SkyPilot's runner for one node, with what SkyPilot tells the node in its environment."""
-    name = f"n{rank}"
+def copy_sources(target: Path) -> None:
+    """What SkyPilot would send: the files that git knows."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.split("\0")[:-1]:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
+
+
+def make_home(name: str, folder: Path) -> None:
+    """A node's home: the token, uv, and the sources as SkyPilot would send them."""
     home = folder / name
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
-    (home / "sepscene-env").symlink_to(Path(sys.executable).parent.parent)
-    (home / "sky_workdir").symlink_to(folder / "work")
+    (home / "bin").mkdir()
+    (home / "bin" / "uv").symlink_to(uv.find_uv_bin())
+    shutil.copytree(folder / "work", home / "sky_workdir")
+
+
+def on_node(rank: int, stage: str, folder: Path, python: str) -> subprocess.Popen[bytes]:
+    """SkyPilot's runner for `setup` or `run` on one node, with what SkyPilot tells the node in its environment."""
+    name = f"n{rank}"
+    home = folder / name
+    cache = subprocess.run([uv.find_uv_bin(), "cache", "dir"], capture_output=True, text=True, check=True).stdout
+    ours = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
     variables = {
-        **os.environ,
+        **{key: value for key, value in os.environ.items() if key not in ours},
         **QUICK,
         "HOME": str(home),
-        "PYTHONPATH": str(ROOT),
+        "PATH": f"{home}/bin:{sys.base_prefix}/bin:{os.environ['PATH']}",
+        "UV_CACHE_DIR": cache.strip(),
+        "UV_OFFLINE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "SKYPILOT_NODE_IPS": "\n".join(ADDRESSES.values()),
         "SKYPILOT_NODE_RANK": str(rank),
@@ -48,17 +75,17 @@ def on_node(rank: int, folder: Path, python: str) -> subprocess.Popen[bytes]:
     }
     own = f"hostname {name} && mount -t tmpfs tmpfs /dev/shm && mkdir -p /tmp/sepscene-ray && "
     own += "mount -t tmpfs tmpfs /tmp/sepscene-ray"
-    runner = f"exec {python} {folder}/runner.py {folder}/work/task.yaml {folder}/{name}.run.log"
+    runner = f"exec {python} {folder}/runner.py {folder}/work/task.yaml {stage} {folder}/{name}.{stage}.log"
     line = ["ip", "netns", "exec", name, "unshare", "--mount", "--uts", "bash", "-c", f"{own} && {runner}"]
     log = (folder / f"{name}.log").open("ab")
-    return subprocess.Popen(line, env=variables, cwd=folder / "work", stdout=log, stderr=log)
+    return subprocess.Popen(line, env=variables, cwd=home / "sky_workdir", stdout=log, stderr=log)
 
 
 def scenario(folder: Path, python: str) -> None:
     """Everything, in order."""
     plug_hosts(ADDRESSES)
     work = folder / "work"
-    (work / "clusters").mkdir(parents=True)
+    copy_sources(work)
     (folder / "runner.py").write_text(RUNNER)
     template = (ROOT / "clusters" / "skypilot.yaml").read_text()
     for given, sized in (("trainers=8", "trainers=1"), ("cpus=4", "cpus=0.2"), ("actors=8", "actors=1"), ("=32", "=1")):
@@ -75,8 +102,12 @@ def scenario(folder: Path, python: str) -> None:
     (folder / "share").mkdir()
     shell("mkdir -p /mnt && mount -t tmpfs tmpfs /mnt && mkdir /mnt/sepscene")
     shell(f"mount --bind {folder}/share /mnt/sepscene")
-    nodes = [on_node(rank, folder, python) for rank in (0, 1)]
-    head = nodes[0].wait(timeout=900)
+    for name in ADDRESSES:
+        make_home(name, folder)
+    assert on_node(0, "setup", folder, python).wait(timeout=600) == 0, (folder / "n0.setup.log").read_text()[-3000:]
+    (folder / "n1" / "sepscene-env").symlink_to(folder / "n0" / "sepscene-env")  # it takes 5.5 GB
+    nodes = [on_node(rank, "run", folder, python) for rank in (0, 1)]
+    head = nodes[0].wait(timeout=1500)
     ended = time.monotonic()
     worker = nodes[1].wait(timeout=180)
     outcome = {"head": head, "worker": worker, "seconds_after_head": time.monotonic() - ended}

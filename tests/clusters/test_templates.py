@@ -212,7 +212,10 @@ def test_images_and_drivers_suit_what_constraints_install() -> None:
             assert "".join(ray_version) == pinned["ray"], path.name
         drivers[path.name] = [int(found) for found in re.findall(r"(?:nvidia-|[Dd]river )(\d{3})\b", text)]
         assert all(driver >= least_driver for driver in drivers[path.name]), path.name
-    assert all(drivers[name] for name in ("aws.yaml", "gcp.yaml", "onprem.yaml", "raycluster.yaml", "rayjob.yaml", "skypilot.yaml"))
+    assert all(
+        drivers[name]
+        for name in ("aws.yaml", "gcp.yaml", "onprem.yaml", "raycluster.yaml", "rayjob.yaml", "skypilot.yaml")
+    )
 
 
 def test_users_install_nothing_that_only_developers_need() -> None:

@@ -64,6 +64,7 @@ def plug_hosts(addresses: Mapping[str, str] = ADDRESSES) -> None:
         shell(f"ip netns add {name} && ip link add c-{name} type veth peer name eth0 netns {name}")
         shell(f"ip link set c-{name} master bridge up && ip -n {name} link set lo up")
         shell(f"ip -n {name} address add {address}/24 dev eth0 && ip -n {name} link set eth0 up")
+        shell(f"ip -n {name} route add 8.8.8.8 dev eth0")  # by the route to it Ray finds its own address
 
 
 def cut(name: str) -> None:
