@@ -15,7 +15,13 @@ from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.cli.submission import _parsed
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = (DOCS / "tutorial.md", DOCS / "sweeps.md", DOCS / "separators.md", DOCS / "clusters.md", DOCS.parent / "README.md")
+PAGES = (
+    DOCS / "tutorial.md",
+    DOCS / "sweeps.md",
+    DOCS / "separators.md",
+    DOCS / "clusters.md",
+    DOCS.parent / "README.md",
+)
 
 
 def commands(path: Path) -> list[str]:

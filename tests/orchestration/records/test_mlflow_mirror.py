@@ -20,7 +20,9 @@ from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.settings import Cnn14Config, FrontEndConfig
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_address import default_tracking_uri, tracking_uri_of
+from sepscene.orchestration.records.mlflow_client import MlflowStore
 from sepscene.orchestration.records.mlflow_mirror import Tracker
+from sepscene.orchestration.records.mlflow_registry import _describe_version
 from sepscene.orchestration.records.mlflow_ui import USER, Ui, free_port, start_ui
 from sepscene.orchestration.records.system_metrics import sampled
 
@@ -114,6 +116,15 @@ def check_the_model(uri: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_allclose(model.predict(integers_BT), expected_BD, rtol=0.05, atol=1e-3)
 
 
+def check_that_the_alias_stays_on_the_best(store: MlflowStore) -> None:
+    """Versions registered afterwards: a worse one does not get the alias, a better one does."""
+    (first,) = store.client.search_model_versions("name = 'sepscene-nano'")
+    for shallow_map, best in ((0.25, "1"), (0.35, "3")):
+        number = str(store.client.create_model_version("sepscene-nano", first.source).version)
+        _describe_version(store, "sepscene-nano", number, {}, {"shallow_map": shallow_map})
+        assert str(store.client.get_model_version_by_alias("sepscene-nano", "best").version) == best
+
+
 def log_encoder_twice(tracker: Tracker, bundle: Path) -> None:
     shutil.copytree(bundle, tracker.run_dir / "encoder")
     for _ in range(2):
@@ -132,6 +143,7 @@ def test_a_person_finds_the_run_its_data_and_its_model_in_a_sqlite_store(
     check_the_run(uri, tracker)
     log_encoder_twice(tracker, bundle)
     check_the_model(uri, bundle, monkeypatch)
+    check_that_the_alias_stays_on_the_best(tracker.store)
 
 
 def log_in(server: Ui, monkeypatch: pytest.MonkeyPatch) -> None:
