@@ -33,8 +33,8 @@ SlurmdParameters=config_overrides
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdSpoolDir=/tmp/hosts/slurmd
-SlurmdPidFile=/tmp/hosts/slurmd.pid
+SlurmdSpoolDir=/tmp/slurm-node/slurmd
+SlurmdPidFile=/tmp/slurm-node/slurmd.pid
 SlurmdLogFile={folder}/slurmd.%h.log
 {nodes}
 PartitionName=h100 Nodes=n1 Default=YES MaxTime=INFINITE State=UP
@@ -49,7 +49,7 @@ def variables(folder: Path) -> dict[str, str]:
         **QUICK,
         "HOME": str(folder),
         "SLURM_CONF": str(folder / "slurm.conf"),
-        "RAY_TMPDIR": "/tmp/hosts",
+        "RAY_TMPDIR": "/tmp/slurm-node",
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
         "SEPSCENE_STORAGE": str(folder / "runs"),
@@ -58,8 +58,8 @@ def variables(folder: Path) -> dict[str, str]:
 
 def on_node(name: str, command: str, folder: Path) -> subprocess.Popen[str]:
     """A shell command on a node, with folders of the node's own for Ray and Slurm."""
-    own = f"hostname {name} && mkdir -p /tmp/hosts && mount -t tmpfs tmpfs /tmp/hosts && mount -t tmpfs tmpfs /dev/shm"
-    own += " && mkdir /tmp/hosts/slurmd"
+    own = f"hostname {name} && mkdir -p /tmp/slurm-node && mount -t tmpfs tmpfs /tmp/slurm-node && mount -t tmpfs tmpfs /dev/shm"
+    own += " && mkdir /tmp/slurm-node/slurmd"
     line = ["ip", "netns", "exec", name, "unshare", "--mount", "--uts", "bash", "-c", f"{own} && {command}"]
     log = (folder / f"{name}.log").open("a")
     return subprocess.Popen(line, env=variables(folder), cwd=folder / "work", stdout=log, stderr=log, text=True)
