@@ -58,8 +58,8 @@ def variables(folder: Path) -> dict[str, str]:
 
 def on_node(name: str, command: str, folder: Path) -> subprocess.Popen[str]:
     """A shell command on a node, with folders of the node's own for Ray and Slurm."""
-    own = f"hostname {name} && mkdir -p /tmp/slurm-node && mount -t tmpfs tmpfs /tmp/slurm-node && mount -t tmpfs tmpfs /dev/shm"
-    own += " && mkdir /tmp/slurm-node/slurmd"
+    own = f"hostname {name} && mkdir -p /tmp/slurm-node && mount -t tmpfs tmpfs /tmp/slurm-node"
+    own += " && mount -t tmpfs tmpfs /dev/shm && mkdir /tmp/slurm-node/slurmd"
     line = ["ip", "netns", "exec", name, "unshare", "--mount", "--uts", "bash", "-c", f"{own} && {command}"]
     log = (folder / f"{name}.log").open("a")
     return subprocess.Popen(line, env=variables(folder), cwd=folder / "work", stdout=log, stderr=log, text=True)
