@@ -60,6 +60,24 @@ def append_lines(path: Path, lines: list[str]) -> None:
             raise
 
 
+def read_lines(path: Path, position: int) -> tuple[bytes, int]:
+    """The whole lines of a growing file from a position on, and the position after them."""
+    if not path.exists():
+        return b"", position
+    with path.open("rb") as file:
+        file.seek(max(0, position))
+        data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    return whole, position + len(whole)
+
+
+def read_last_lines(path: Path, size: int) -> bytes:
+    """The whole lines among the last `size` bytes of a growing file; none where there is no file."""
+    begin = max(0, path.stat().st_size - size) if path.exists() else 0
+    lines, _ = read_lines(path, begin)
+    return lines[lines.find(b"\n") + 1 :] if begin else lines  # the first one is cut
+
+
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
     """While the block runs, no other process of this machine is in such a block with the same lock file."""

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from sepscene.models.config import Config, SepsceneError
-from sepscene.orchestration.records.files import append_lines, parse_records, write_whole
+from sepscene.orchestration.records.files import append_lines, parse_records, read_lines, write_whole
 from sepscene.orchestration.records.mlflow_client import MlflowStore, lasting_fault
 from sepscene.orchestration.records.mlflow_registry import log_encoder
 from sepscene.orchestration.records.run_folder import RunFolder
@@ -334,17 +334,6 @@ def _mirrored(folder: Path) -> list[Path]:
     sweep = SweepFolder(folder)
     places = [RunFolder(folder), sweep.shared, *sweep.runs()]
     return [place.path for place in places if place.mlflow.exists()]
-
-
-def read_lines(path: Path, position: int) -> tuple[bytes, int]:
-    """The whole lines of a growing file from a position on, and the position after them."""
-    if not path.exists():
-        return b"", position
-    with path.open("rb") as file:
-        file.seek(max(0, position))
-        data = file.read()
-    whole = data[: data.rfind(b"\n") + 1]
-    return whole, position + len(whole)
 
 
 @contextmanager

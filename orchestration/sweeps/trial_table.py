@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from sepscene.orchestration.records.files import parse_records
+from sepscene.orchestration.records.files import parse_records, read_last_lines
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports.sweep_report import setting_in_words
@@ -77,11 +77,8 @@ def _progress(run_dir: Path) -> tuple[str, str, str]:
     """The newest rows, loss and validation metric, from the end of the metrics file."""
     path = RunFolder(run_dir).metrics
     newest = dict[str, float | str]()
-    if path.exists():
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            for record in parse_records(file.read(), path):
-                newest |= record
+    for record in parse_records(read_last_lines(path, _TAIL_BYTES), path):
+        newest |= record
     formats = (("rows", ".0f"), ("loss", ".3f"), (METRIC, ".3f"))
     rows, loss, validation = (format(newest[key], form) if key in newest else "" for key, form in formats)
     return rows, loss, validation

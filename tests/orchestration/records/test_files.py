@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.evaluation.compare import load_evidence
 from sepscene.orchestration.records.checkpoints import is_sound
-from sepscene.orchestration.records.files import parse_records, read_bytes, read_typed, read_typed_or, write_whole
+from sepscene.orchestration.records.files import (
+    append_lines,
+    parse_records,
+    read_bytes,
+    read_last_lines,
+    read_typed,
+    read_typed_or,
+    write_whole,
+)
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import ReproductionResults, RunResults, SweepResults, read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder, folder_in
@@ -141,3 +149,17 @@ def test_a_ladder_leads_into_its_own_folder(tmp_path: Path) -> None:
     write_whole(RunFolder(tmp_path).ladder_index, json.dumps({"S2": "/../../../ESC/S2"}))
     with pytest.raises(SepsceneError, match=r"ladder\.json is damaged"):
         read_ladder(tmp_path)
+
+
+def test_the_last_lines_of_a_growing_file_are_whole_ones(tmp_path: Path) -> None:
+    """A live table shows the end of a file that is being written: what is cut at either end is no damage."""
+    path = tmp_path / "metrics.jsonl"
+    assert read_last_lines(path, 100) == b""
+    lines = [json.dumps({"stage": "s", "step": step}) for step in range(20)]
+    append_lines(path, lines)
+    with path.open("ab") as file:
+        file.write(b'{"stage": "s", "st')  # a writer is at it
+    assert [record["step"] for record in parse_records(read_last_lines(path, 10_000), path)] == list(range(20))
+    for size in range(30, 200):
+        found = [record["step"] for record in parse_records(read_last_lines(path, size), path)]
+        assert found == list(range(20 - len(found), 20))
