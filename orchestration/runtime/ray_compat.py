@@ -10,13 +10,21 @@ real stream and a real trainer through this file, so that an upgrade that breaks
     this machine. Where ours has no dashboard that may be another one, which does not know our controller; then the
     trainers of a healthy run lose their places. It goes when that process asks the Ray that it belongs to.
 `BLOCKS_A_TASK` (no issue found; the limit came with ray#40387). It goes when the limit is a public setting.
+`on_loopback` (ray#18730 has the setting, for Windows and macOS only). Ray replaces 127.0.0.1 as a node's address by the
+    machine's own, and then listens on all interfaces. Its public switch, `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`, works
+    on Linux, too, but is read when Ray is imported. It goes when `ray.init` takes 127.0.0.1 as it is.
+`trainer_class` also gives the trainers of such a Ray a store of torch on loopback: torch's own listens on all
+    interfaces, asks nobody for a password, and Ray Train has no setting for it. It goes when one of both has one.
 The filter of a warning (no issue found). Ray deprecates the one way to make restarts finite before there is another. It
     goes with that other way.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ray._private import ray_constants
 from ray.data import DataContext
 
 from sepscene.orchestration.runtime.placement import is_local
@@ -42,6 +50,17 @@ def configure_data(ordered: bool) -> None:
     warnings.filterwarnings("ignore", message=".*ray_remote_args")
 
 
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """While the block runs, a Ray that is started listens on this machine's loopback alone, with all its processes."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
 def leaving_nodes() -> set[str]:
     """The nodes of this worker group that are being drained, as Ray Train has told this worker; it never waits."""
     from ray.train.v2._internal.execution.context import get_train_context
@@ -54,12 +73,17 @@ def trainer_class() -> "type[TorchTrainer]":
     """The trainer for the Ray that this process is connected to.
 
     On a Ray of this machine alone it starts no process that tidies up after a controller that died: what that would
-    tidy up goes with the command that started this Ray.
+    tidy up goes with the command that started this Ray. And its trainers meet on loopback.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+    from sepscene.orchestration.runtime.loopback_group import LoopbackConfig
+
     class LocalTrainer(TorchTrainer):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, torch_config=LoopbackConfig(), **named)
+
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()  # type: ignore[misc]
             return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]

@@ -21,7 +21,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.node_wait import wait_for_nodes
 from sepscene.orchestration.runtime.placement import LOCAL_LABEL, check_placement, cluster_nodes, phases
 from sepscene.orchestration.runtime.private_files import make_token, private_temp_folder
-from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.runtime.ray_compat import configure_data, on_loopback
 from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
 from sepscene.orchestration.runtime.signals import exit_on_signal
 from sepscene.orchestration.source import code_to_send
@@ -118,7 +118,7 @@ def connect(
         folder = private_temp_folder()
         check_temp_folder(Path(folder))
         make_token()
-        with _environment(LOCAL | {"RAY_TMPDIR": folder}):
+        with on_loopback(), _environment(LOCAL | {"RAY_TMPDIR": folder}):
             context = ray.init(
                 address="local",
                 include_dashboard=dashboard,

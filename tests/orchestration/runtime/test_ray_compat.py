@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import ray.train
+import torch
 from ray.data import DataContext
 
 from sepscene.orchestration.runtime.ray_compat import BLOCKS_A_TASK, configure_data, leaving_nodes, trainer_class
@@ -34,13 +36,31 @@ def test_one_task_of_a_stream_makes_many_blocks() -> None:
     assert [block["id"].tolist() for block in blocks] == [[n] for n in range(40)]
 
 
+def listening(process: psutil.Process) -> list[str]:
+    """The addresses on which a process takes connections; one of IPv4 is written as such."""
+    found = [each for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    return [each.laddr.ip.removeprefix("::ffff:") for each in found]
+
+
 def worker(settings: dict[str, Any]) -> None:
     """Consumes its part of the stream and notes what the private parts say."""
     rows = sum(len(batch["id"]) for batch in ray.train.get_dataset_shard("views").iter_batches(batch_size=4))
-    found = {"rows": rows, "leaving": sorted(leaving_nodes())}
+    found = {"rows": rows, "leaving": sorted(leaving_nodes()), "listens": listening(psutil.Process())}
+    total = torch.ones(1)
+    torch.distributed.all_reduce(total)
+    found["total"] = int(total)
     rank = ray.train.get_context().get_world_rank()
     (Path(settings["folder"]) / f"worker-{rank}.json").write_text(json.dumps(found))
     ray.train.report({})
+
+
+def test_a_ray_of_this_machine_listens_on_loopback_alone() -> None:
+    """GCS, raylet, agents, workers and this process; other machines reach none of them."""
+    assert ray.get(ray.remote(lambda: 1).remote(), timeout=60) == 1
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found = {f"{one.name()} {one.pid}": listening(one) for one in family}
+    assert {name.split()[0] for name, addresses in found.items() if addresses} >= {"gcs_server", "raylet"}
+    assert {address for addresses in found.values() for address in addresses} == {"127.0.0.1"}, found
 
 
 def test_a_trainer_on_this_machine_starts_nothing_that_tidies_up_and_hears_of_nodes_that_leave(tmp_path: Path) -> None:
@@ -54,7 +74,8 @@ def test_a_trainer_on_this_machine_starts_nothing_that_tidies_up_and_hears_of_no
     ).fit()
     found = [json.loads((tmp_path / f"worker-{rank}.json").read_text()) for rank in range(2)]
     assert sum(each["rows"] for each in found) == 64
-    assert all(each["leaving"] == [] for each in found)
+    assert all(each["leaving"] == [] and each["total"] == 2 for each in found)
+    assert all(each["listens"] and set(each["listens"]) == {"127.0.0.1"} for each in found), found
     public = ray.train.torch.TorchTrainer
     ours, theirs = ({type(each).__name__ for each in one(worker)._create_default_callbacks()} for one in (kind, public))
     assert theirs - ours == {"PlacementGroupCleanerCallback"}
