@@ -5,6 +5,7 @@ RayJob, and our own plain list of pools. Where a form does not say what its mach
 local provider, Slurm, SkyPilot), the list stands beside it: `onprem.pools.yaml` beside `onprem.yaml`.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from pydantic import Field, ValidationError
 from sepscene.clusters.kuberay import read_manifest_pools
 from sepscene.clusters.pools import Node, Pool
 from sepscene.models.config import Config, SepsceneError
+
+MOST_BYTES = 2**20
+MOST_VALUES = 100_000
+"""A description has some hundred; a few lines of aliases can stand for more than memory holds."""
 
 
 class PoolEntry(Config):
@@ -79,12 +84,33 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise SepsceneError(f"{path} does not exist: give the path of a cluster description, e.g. clusters/aws.yaml")
     try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise SepsceneError(f"{path} has {size:,} bytes, more than the {MOST_BYTES:,} of a cluster description")
+        text = path.read_text(encoding="utf-8")
+        if _values(yaml.compose(text, yaml.SafeLoader), {}) > MOST_VALUES:
+            raise SepsceneError(
+                f"{path}: its aliases (*name) stand for more than {MOST_VALUES:,} values: write them out"
+            )
+        tree = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SepsceneError(f"{path} cannot be read: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         if path.suffix not in (".yaml", ".yml"):
             return {}
         raise SepsceneError(f"{path} is not YAML: {error}") from None
     return tree if isinstance(tree, dict) else {}
+
+
+def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """How many values a YAML tree has when each alias is written out; endless for one that holds itself."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        below = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_values(part, known) for part in below)
+    return known[id(node)]
 
 
 def _from_list(tree: dict[str, Any], source: str) -> list[Pool]:

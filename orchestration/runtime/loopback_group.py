@@ -39,7 +39,7 @@ class LoopbackBackend(Backend):
 
     share_cuda_visible_devices = True
 
-    def on_start(self, worker_group: Any, backend_config: LoopbackConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Let rank 0 open the store, and all join."""
         port = worker_group.execute_single(0, open_store)
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
@@ -51,7 +51,7 @@ class LoopbackBackend(Backend):
             ]
         )
 
-    def on_shutdown(self, worker_group: Any, backend_config: LoopbackConfig) -> None:
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         """Let all leave, where they are still there."""
         ray.wait(worker_group.execute_async(leave), num_returns=len(worker_group), timeout=30)
 

@@ -23,6 +23,23 @@ TEMPLATES = (
 )
 
 
+def test_aliases_are_taken_and_bombs_of_them_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pools.yaml"
+    labels = "{name: a, nodes: 2, cpus: 8, labels: &l {pool: trainers}}"
+    path.write_text(f"pools:\n- {labels}\n- {{name: b, nodes: 1, cpus: 8, labels: *l}}\n")
+    assert [pool.node.labels for pool in read_pools(path)] == [{"pool": "trainers"}] * 2
+    steps = zip("abcdefgh", "bcdefghi", strict=True)
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in steps)
+    for content in (f"{bomb}pools: *i\n", "pools: &p [*p]\n"):
+        path.write_text(content)
+        with pytest.raises(SepsceneError, match=r"pools\.yaml: its aliases .* stand for more than 100,000 values"):
+            read_pools(path)
+    for content in (b"\xff\xfe", b"[" * 100_000, b"#" * 2**21):
+        path.write_bytes(content)
+        with pytest.raises(SepsceneError, match=r"pools\.yaml"):
+            read_pools(path)
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_template_has_the_two_pools(name: str) -> None:
     pools = {pool.name: pool for pool in read_pools(CLUSTERS / name)}

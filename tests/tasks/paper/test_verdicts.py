@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from sepscene.tasks.evaluation.metrics import EvaluationError
 from sepscene.tasks.evaluation.statistics import paired_t
+from sepscene.tasks.paper.claims import PAPER_TABLES, decide_claims, table_rows
 from sepscene.tasks.paper.verdicts import LEVEL, MARGIN, Contrasted, contrasted, decide
 
 SEEDS, SPREAD, STUDIES = 8, 0.012, 4_000
@@ -97,3 +100,51 @@ def test_one_seed_and_no_spread() -> None:
     assert decide([contrasted(np.array([0.1, 0.1, 0.1]))], 0.0, True).verdict == "supported"
     with pytest.raises(EvaluationError, match="finite"):
         contrasted(np.array([0.1, np.nan]))
+
+
+SMALL = st.one_of(st.sampled_from([0.0, MARGIN, -MARGIN, 1.0]), st.floats(-1, 1))
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.lists(st.lists(SMALL, min_size=1, max_size=4), min_size=1, max_size=3), st.booleans(), st.booleans())
+def test_whatever_the_differences_are_a_verdict_keeps_its_rules(
+    seeds: list[list[float]], complete: bool, tolerant: bool
+) -> None:
+    """One seed, equal seeds, differences on the margin: p is a probability, the interval holds its value, both
+    directions mirror each other, and certainty never comes from a single seed."""
+    margin = MARGIN if tolerant else 0.0
+    found = [contrasted(np.array(values), margin=margin) for values in seeds]
+    for contrast in found:
+        for bound in (-MARGIN, 0.0, MARGIN):
+            above, below = contrast.p_above(bound), contrast.p_below(bound)
+            assert 0 <= above <= 1 and 0 <= below <= 1 and (contrast.error is None or above + below >= 1 - 1e-9)
+        if contrast.interval is not None:
+            assert contrast.interval[0] <= contrast.value <= contrast.interval[1]
+        power = contrast.power(MARGIN)
+        assert power is None or 0 <= power <= 1
+        assert "nan" not in contrast.words
+    decision = decide(found, margin, complete)
+    assert 0 <= decision.lowest < len(found) and (decision.power is None or 0 <= decision.power <= 1)
+    if all(contrast.error is None for contrast in found):
+        assert decision.verdict == "undecided"
+    if not complete:
+        assert decision.verdict in ("contradicted", "undecided")
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    st.dictionaries(st.sampled_from([row.name for table in PAPER_TABLES.values() for row in table]),
+                    st.dictionaries(st.integers(0, 3), SMALL, max_size=3), max_size=18),
+    st.floats(0, 1),
+)  # fmt: skip
+def test_claims_are_decided_whatever_rows_there_are(metrics: dict[str, dict[int, float]], constant: float) -> None:
+    """Rows without seeds, seeds that no other row has, and replicates that are all the same."""
+    replicates = {row: dict.fromkeys(seeds, [constant] * 5) for row, seeds in metrics.items()}
+    for found in (decide_claims(metrics), decide_claims(metrics, replicates)):
+        assert len(found) == 6
+        for claim in found:
+            assert claim.reason and "nan" not in claim.reason
+            assert claim.verdict in ("supported", "contradicted", "equal", "undecided")
+    for table in PAPER_TABLES:
+        for row in table_rows(table, metrics):
+            assert row.ours is None or row.ours.low is None or row.ours.low <= row.ours.value <= row.ours.high
