@@ -10,7 +10,7 @@ from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import TITLES, TWINS, Table, tables_beside
 from sepscene.orchestration.reports.render import plain, render
 from sepscene.tasks.evaluation.shortcuts import Shortcuts
-from sepscene.tasks.evaluation.statistics import t_interval
+from sepscene.tasks.evaluation.statistics import p_in_words, t_interval
 from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
 from sepscene.tasks.paper.claims import ClaimResult, decide_claims, table_rows
 from sepscene.tasks.paper.verdicts import LEVEL, MARGIN
@@ -116,7 +116,7 @@ def _gain(result: BeyondResult) -> str:
     p = result.test.p
     if found.low is None or found.high is None or p is None:
         return f"{_signed(found.value)}, {'one seed' if found.count == 1 else 'two seeds without any spread'}"
-    return f"{_signed(found.value)} [{_signed(found.low)}, {_signed(found.high)}], p = {p:.3f}"
+    return f"{_signed(found.value)} [{_signed(found.low)}, {_signed(found.high)}], {p_in_words(p)}"
 
 
 def _signed(value: float) -> str:

@@ -139,6 +139,11 @@ def paired_t(values_a: Sequence[float], values_b: Sequence[float]) -> PairedTest
     return PairedTest(interval, float(stats.ttest_rel(values_b, values_a).pvalue), null)
 
 
+def p_in_words(p: float) -> str:
+    """`p = 0.012`; a smaller one than three digits show is `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def _bootstrap_method(used: int, wanted: int) -> str:
     note = "" if used == wanted else f" ({wanted - used} undefined ones left out)"
     return f"95 % bootstrap over clips, {used} resamples{note}"

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from sepscene.tasks.evaluation.metrics import EvaluationError, Floats
+from sepscene.tasks.evaluation.statistics import p_in_words
 
 Verdict = Literal["supported", "contradicted", "equal", "undecided"]
 
@@ -66,7 +67,7 @@ class Contrasted:
         low, high = self.interval
         null = f" against −{self.margin:g}" if self.margin else ""
         p = self.p_above(-self.margin)
-        side = f"p = {p:.3f}" if p <= 0.5 else f"p = {1 - p:.3f} for below"
+        side = p_in_words(p) if p <= 0.5 else f"{p_in_words(1 - p)} for below"
         return f"{self.value:+.3f} [{low:+.3f}, {high:+.3f}], {side}{null}, {self.seeds} seeds"
 
     def power(self, difference: float) -> float | None:
