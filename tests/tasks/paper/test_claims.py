@@ -90,7 +90,7 @@ def test_at_least_as_good_has_a_margin() -> None:
 
 def test_the_reason_says_against_what_a_claim_with_a_margin_is_tested() -> None:
     third = decide_claims(runs())[2].contrasts[0].reason
-    assert "p = 0.000 against −0.01, 4 seeds" in third
+    assert "p < 0.001 against −0.01, 4 seeds" in third
     assert "against" not in decide_claims(runs())[0].reason
 
 
