@@ -1,12 +1,15 @@
 """Every random choice of a run as a column.
 
 A run is a finite schedule of rows 0 … R−1. Row r determines, by a stateless counter-based hash of (seed, r), its epoch,
-clip, processor, channel, crop starts and SpecAugment masks. No stage keeps random state: a retried row gives the same
-view, and the result does not depend on how many workers or actors there are.
+clip, processor, channel, crop starts and what augmentations draw. No stage keeps random state: a retried row gives the
+same view, and the result does not depend on how many workers or actors there are.
 
-Shapes: N rows, U uniforms of one SpecAugment instance.
+Shapes: N rows, U uniforms of one augmentation for one view.
 """
 
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -23,8 +26,43 @@ SPECAUGMENT_UNIFORMS = 10
 _BELOW_ONE = np.float32(1 - 2**-24)
 """The largest float32 below 1: of 53-bit uniforms one in 3e7 rounds to 1.0, and a mask would be too wide by a cell."""
 
-# One stream for each kind of choice. The numbers are part of the file format of a run: never renumber them.
+# One stream for each kind of choice. The numbers are part of the file format of a run: never renumber them. Those of an
+# augmentation follow from its name (`Stream`), except the uniforms of SpecAugment, which are older than the others.
 _PERMUTATION, _PROCESSOR, _CHANNEL, _CROP_1, _CROP_2, _SECOND_CHANNEL, _SPECAUGMENT = range(1, 8)
+
+OF_VIEWS = ("channel_u", "second_channel_u", "crop_1_u", "crop_2_u")
+"""Columns of uniforms that are not an augmentation's."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What one augmentation draws for each view.
+
+    Its streams are numbered by the hash of its name, so that its draws are the same whatever others there are.
+
+    Attributes:
+        name: of the augmentation; `NAME_u` and `NAME_on` are its columns.
+        uniforms: for each view.
+        points: (share of the run's rows that is done, probability), in order; between them it changes linearly.
+    """
+
+    name: str
+    uniforms: int = SPECAUGMENT_UNIFORMS
+    points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+
+    @property
+    def number(self) -> int:
+        """Of the first stream: this one and the next decide which views are changed; the uniforms follow."""
+        return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:6], "big") << 16
+
+    @property
+    def first_uniform(self) -> int:
+        """Number of the stream of the first uniform."""
+        return _SPECAUGMENT if self.name == "specaugment" else self.number + 2
+
+    def probability(self, done_N: np.ndarray) -> np.ndarray:
+        """The probability when a share `done_N` of the run's rows is done."""
+        return np.interp(done_N, *zip(*self.points, strict=True))
 
 
 class Schedule(Config):
@@ -53,7 +91,12 @@ class Schedule(Config):
         return clip_N
 
 
-def draw(schedule: Schedule, row_N: np.ndarray, weights: tuple[float, ...] | np.ndarray) -> dict[str, np.ndarray]:
+def draw(
+    schedule: Schedule,
+    row_N: np.ndarray,
+    weights: tuple[float, ...] | np.ndarray,
+    streams: Sequence[Stream] = (Stream("specaugment"),),
+) -> dict[str, np.ndarray]:
     """All random choices of the given rows.
 
     Args:
@@ -61,11 +104,13 @@ def draw(schedule: Schedule, row_N: np.ndarray, weights: tuple[float, ...] | np.
         row_N: int64 row numbers in [0, R), in any order.
         weights: probability of each processor of the combination (the OR rule), the same for all rows (K,) or each
             row's own (N, K); they are normalised to sum to 1.
+        streams: of the augmentations.
 
     Returns:
         Columns of length N: `row`, `epoch`, `clip` (int64); `processor` (int64, index into the combination); uniforms
-        in [0, 1) as float64: `channel_u`, `second_channel_u`, `crop_1_u`, `crop_2_u`; and `specaugment_u`, float32
-        (N, 2·U), the uniforms of both views' SpecAugment side by side.
+        in [0, 1) as float64: `channel_u`, `second_channel_u`, `crop_1_u`, `crop_2_u`; and for each augmentation
+        `NAME_u`, float32 (N, 2·U), its uniforms for both views side by side, and unless its probability is 1 `NAME_on`,
+        bool (N, 2), which of the views it changes.
     """
     row_N = np.asarray(row_N, np.int64)
     mixed_N = _mix(row_N.astype(np.uint64))
@@ -75,7 +120,14 @@ def draw(schedule: Schedule, row_N: np.ndarray, weights: tuple[float, ...] | np.
 
     share_NK = np.broadcast_to(np.atleast_2d(np.asarray(weights, np.float64)), (len(row_N), np.shape(weights)[-1]))
     edge_NK = np.cumsum(share_NK / share_NK.sum(axis=1, keepdims=True), axis=1)[:, :-1]
-    specaugment = [uniform(_SPECAUGMENT + k) for k in range(2 * SPECAUGMENT_UNIFORMS)]
+    augmentations: dict[str, np.ndarray] = {}
+    for stream in streams:
+        drawn = [uniform(stream.first_uniform + k) for k in range(2 * stream.uniforms)]
+        augmentations[f"{stream.name}_u"] = np.minimum(np.stack(drawn, axis=1).astype(np.float32), _BELOW_ONE)
+        if any(probability < 1 for _, probability in stream.points):
+            probability_N = stream.probability(row_N / schedule.rows)
+            decided = [uniform(stream.number + view) < probability_N for view in range(2)]
+            augmentations[f"{stream.name}_on"] = np.stack(decided, axis=1)
     return {
         "row": row_N,
         "epoch": schedule.epoch(row_N),
@@ -85,8 +137,13 @@ def draw(schedule: Schedule, row_N: np.ndarray, weights: tuple[float, ...] | np.
         "second_channel_u": uniform(_SECOND_CHANNEL),
         "crop_1_u": uniform(_CROP_1),
         "crop_2_u": uniform(_CROP_2),
-        "specaugment_u": np.minimum(np.stack(specaugment, axis=1).astype(np.float32), _BELOW_ONE),
+        **augmentations,
     }
+
+
+def of_augmentations(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of a row's columns those that augmentations have drawn."""
+    return {name: column for name, column in columns.items() if name.endswith(("_u", "_on")) and name not in OF_VIEWS}
 
 
 def crop_starts(

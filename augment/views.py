@@ -6,13 +6,14 @@ view from the store equal to a live one bit for bit.
 Shapes: T samples of a clip, P samples of a patch, S channels of a separator.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from sepscene.augment.draws import Schedule, crop_starts, draw
+from sepscene.augment.draws import Schedule, Stream, crop_starts, draw
 from sepscene.models.config import Config
 from sepscene.models.names import unknown
 from sepscene.models.own import OwnCode, as_own
@@ -49,14 +50,6 @@ class CurriculumPoint(Config):
     weights: tuple[float, ...] = Field(description="one for each processor of views.combination, not normalised")
 
 
-class SpecAugment(Config):
-    """Sizes of SpecAugment for a 96 x 64 patch [open in the paper; ours]; `augment.specaugment` applies it."""
-
-    time_mask_frames: int = Field(16, ge=0, description="longest time mask; there are two")
-    frequency_mask_bands: int = Field(8, ge=0, description="widest frequency mask; there are two")
-    warp_frames: int = Field(6, ge=0, description="furthest shift of the warp's centre")
-
-
 class Views(Config):
     """How a clip becomes a positive pair."""
 
@@ -78,7 +71,7 @@ class Views(Config):
     )
     patch_seconds: float = Field(0.96, gt=0, description="length of a view [open; ours]")
     tp_delta_seconds: float = Field(10.0, ge=0, description="largest distance of the two crops' starts [open; ours]")
-    specaugment: bool = Field(True, description="SpecAugment on both views (paper: yes)")
+    specaugment: bool = Field(True, description="SpecAugment on both views (paper: yes); false leaves it out")
     background: Literal["kept", "exchanged"] = Field(
         "kept",
         description="exchanged: the second view has another background than the first; synthetic scenes at scale mini "
@@ -124,10 +117,12 @@ class Views(Config):
         times = [point.at for point in self.curriculum]
         return np.stack([np.interp(done_N, times, share_P) for share_P in share_PK.T], axis=1)
 
-    def draw(self, schedule: Schedule, row_N: np.ndarray) -> dict[str, np.ndarray]:
+    def draw(
+        self, schedule: Schedule, row_N: np.ndarray, streams: Sequence[Stream] = (Stream("specaugment"),)
+    ) -> dict[str, np.ndarray]:
         """All random choices of rows, see `augment.draws.draw`; under a curriculum the processor depends on the row."""
         weights = self.weights_at(row_N / schedule.rows) if self.curriculum else self.processor_weights
-        return draw(schedule, row_N, weights)
+        return draw(schedule, row_N, weights, streams)
 
 
 def to_pcm(wave: np.ndarray) -> np.ndarray:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from benchmarks import encoder as encoder_benchmark
 from benchmarks import separator as separator_benchmark
+from sepscene.augment.augmentations.specaugment import specaugment
 from sepscene.augment.draws import SPECAUGMENT_UNIFORMS
 from sepscene.augment.separation.forward import Forward
-from sepscene.augment.specaugment import specaugment
 from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder
 from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel

@@ -72,8 +72,7 @@ def plain_worker(rank: int, experiment: Experiment, clips: Manifest, ladder: Map
                 source_T = wave_T if channel == MIXTURE else separated_ST[channel]
                 view_B2P[n, view] = source_T[start_2B[view][n] : start_2B[view][n] + patch]
         separated = time.time()
-        uniforms_B2U = torch.from_numpy(draws["specaugment_u"].reshape(local, 2, -1))
-        loss = model(*front_end(view_B2P, uniforms_B2U), weights=experiment.objective.weights_at(0)).loss
+        loss = model(*front_end(view_B2P, draws), weights=experiment.objective.weights_at(0)).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), training.clip_gradient_norm)

@@ -31,10 +31,10 @@ from rich.table import Table
 from torch import nn
 
 from sepscene.augment.audio import read_sound
+from sepscene.augment.augmentations.settings import streams_of
 from sepscene.augment.separation.blocks import ServiceSettings
 from sepscene.augment.separation.reader import ViewMaker
 from sepscene.augment.store.separated_store import SeparatedStore
-from sepscene.augment.views import from_pcm
 from sepscene.models.encoders.encoder import Encoder
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.training import refuse_what_is_ignored, views_of_tasks
@@ -43,7 +43,7 @@ from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.allocator import MALLOC
 from sepscene.orchestration.training.builders import build_objective, start_from
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
-from sepscene.orchestration.training.pretraining import Views
+from sepscene.orchestration.training.pretraining import Views, pcm_pair
 from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.orchestration.training.separator_training import read_ladder
 from sepscene.orchestration.training.stream import schedule_of
@@ -61,7 +61,8 @@ def trained(
     """The encoder after the whole schedule, and the means of its losses over the last tenth of the steps."""
     refuse_what_is_ignored(experiment)
     training, schedule = experiment.training, schedule_of(experiment, len(clips.clips))
-    rows = DrawRows(clips.clips, schedule, Ledger(schedule.rows), experiment.views)
+    streams = streams_of(experiment.used_augmentations)
+    rows = DrawRows(clips.clips, schedule, Ledger(schedule.rows), experiment.views, streams)
     make = ViewMaker(ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=ladder), store)
     front_end = Views(experiment)
     objective = build_objective(experiment)
@@ -74,13 +75,12 @@ def trained(
     for step in track(range(steps), experiment.name, console=Console(stderr=True)):
         batch = make(rows({"id": np.arange(step * training.global_batch, (step + 1) * training.global_batch)}))
         usable_B = (batch["row"] >= 0) & (batch["fault"] == "")
-        view_B2P = from_pcm(np.stack([batch["view_1"][usable_B], batch["view_2"][usable_B]], axis=1))
-        uniforms_B2U = torch.from_numpy(batch["specaugment_u"][usable_B].reshape(len(view_B2P), 2, -1))
+        batch = {name: column[usable_B] for name, column in batch.items()}
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, step, steps)
         optimizer.zero_grad(set_to_none=True)
-        views = front_end(torch.from_numpy(view_B2P), uniforms_B2U)
-        views = views_of_tasks(experiment.objective, views, batch["row"][usable_B])
+        views = front_end(pcm_pair(batch, "view", torch.device("cpu")), batch)
+        views = views_of_tasks(experiment.objective, views, batch["row"])
         result = objective(*views, weights=experiment.objective.weights_at(step))
         result.loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), training.clip_gradient_norm)

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from sepscene.augment.draws import SPECAUGMENT_UNIFORMS
-from sepscene.augment.views import from_pcm, patch_samples
+from sepscene.augment.views import patch_samples
 from sepscene.models.encoders.network import settings_of
 from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment, Resources, Training
@@ -39,7 +39,7 @@ from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.runtime.session import connect, disconnect
 from sepscene.orchestration.training.flops import step_flops
-from sepscene.orchestration.training.pretraining import Views, build_objective, pretrain_worker
+from sepscene.orchestration.training.pretraining import Views, build_objective, pcm_pair, pretrain_worker
 from sepscene.orchestration.training.stage import Stage
 from sepscene.orchestration.training.stream import execution_options
 
@@ -119,12 +119,11 @@ def plain_loop(pairs: int, steps: int) -> float:
     objective = build_objective(settings).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3, weight_decay=1e-4)
     batch = random_views({"id": np.arange(pairs)}, samples)
-    view_B2P = torch.from_numpy(from_pcm(np.stack([batch["view_1"], batch["view_2"]], axis=1)))
-    uniforms_B2U = torch.from_numpy(batch["specaugment_u"]).reshape(pairs, 2, -1)
+    view_B2P = pcm_pair(batch, "view", torch.device("cpu"))
     seconds = []
     for _ in range(steps):
         begin = time.perf_counter()
-        result = objective(*views(view_B2P, uniforms_B2U))
+        result = objective(*views(view_B2P, batch))
         optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), 1.0)

@@ -75,6 +75,18 @@ def sections_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type
     for name, field in model.model_fields.items():
         for found in inner(field):
             yield from sections_of(found, f"{prefix}.{name}".lstrip("."))
+        for found in choices(field):
+            yield f"{prefix}.{name}.NAME".lstrip("."), found
+
+
+def choices(field: FieldInfo) -> list[type[BaseModel]]:
+    """The models from which each value of a collection is chosen by its `use`; empty for other fields."""
+    if typing.get_origin(field.annotation) is not dict:
+        return []
+    union = typing.get_args(field.annotation)[1]
+    if typing.get_origin(union) is typing.Annotated:
+        union = typing.get_args(union)[0]
+    return models_among(typing.get_args(union))
 
 
 def inner(field: FieldInfo) -> list[type[BaseModel]]:
@@ -82,6 +94,11 @@ def inner(field: FieldInfo) -> list[type[BaseModel]]:
     options = typing.get_args(field.annotation) or (field.annotation,)
     if typing.get_origin(field.annotation) in (tuple, list, dict):
         return []
+    return models_among(options)
+
+
+def models_among(options: tuple[Any, ...]) -> list[type[BaseModel]]:
+    """Those of a union's parts that are models."""
     plain = [typing.get_args(each)[0] if typing.get_origin(each) is typing.Annotated else each for each in options]
     models = [each for each in plain if isinstance(each, type) and issubclass(each, BaseModel)]
     return models if set(plain) <= {*models, type(None)} else []
@@ -124,6 +141,8 @@ def default_of(field: FieldInfo) -> str:
         return "required"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict) and any(hasattr(each, "use") for each in value.values()):
+        return f"{{{', '.join(f'{name}: {{use: {each.use}}}' for name, each in value.items())}}}"
     if isinstance(value, tuple):
         return f"[{', '.join(str(each) for each in value)}]"
     return "null" if value is None else str(value)

@@ -1,8 +1,8 @@
 """What the names in a configuration or a bundle mean. Nothing else in the package looks a class up by its name.
 
-What can be exchanged (encoders and loss terms) has a short name where it comes with the package, and an import path
-`package.module:Name` where it is a user's own. `name_of` checks the spelling when a configuration is read, and imports
-nothing. `resolve` imports, when a run starts; own code only where the user trusts it (`models.trust`).
+What can be exchanged (encoders, loss terms, augmentations) has a short name where it comes with the package, and an
+import path `package.module:Name` where it is a user's own. `name_of` checks the spelling when a configuration is read,
+and imports nothing. `resolve` imports, when a run starts; own code only where the user trusts it (`models.trust`).
 """
 
 import difflib
@@ -28,6 +28,13 @@ TERMS = {
     "triplet": "sepscene.tasks.losses.terms:Triplet",
     "vicreg": "sepscene.tasks.losses.terms:Vicreg",
     "coincidence": "sepscene.tasks.losses.terms:Coincidence",
+}
+
+AUGMENTATIONS = {
+    "specaugment": "sepscene.augment.augmentations.specaugment:SpecAugmentation",
+    "gain": "sepscene.augment.augmentations.level:Gain",
+    "mix-back": "sepscene.augment.augmentations.level:MixBack",
+    "crop-resize": "sepscene.augment.augmentations.crop_resize:CropResize",
 }
 
 _accepting = False

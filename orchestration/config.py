@@ -14,8 +14,9 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from sepscene.augment.audio import AudioFormat
+from sepscene.augment.augmentations.settings import Augmentations, Choice, SpecAugment
 from sepscene.augment.store.separated_store import StoreSettings
-from sepscene.augment.views import SpecAugment, Views
+from sepscene.augment.views import Views
 from sepscene.models.card import ProcessorName, dotted
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.encoders.choice import EncoderChoice
@@ -215,7 +216,12 @@ class Experiment(Config):
     data: Data = Data()
     separator: Separator = Separator()
     views: Views = Views()
-    specaugment: SpecAugment = SpecAugment()
+    augmentations: Augmentations = Field(
+        {"specaugment": SpecAugment()},
+        description="by names of your choice; those on waveforms come first, otherwise in this order. `use` is "
+        "specaugment, gain, mix-back, crop-resize or your own. A name that is that of an augmentation needs no `use`. "
+        "`specaugment.…` is short for `augmentations.specaugment.…`",
+    )
     front_end: FrontEndConfig = FrontEndConfig()
     encoder: EncoderChoice = Cnn14Config()
     objective: Objective = Objective()
@@ -223,6 +229,20 @@ class Experiment(Config):
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
     store: Store = Store()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_specaugment(cls, given: Any) -> Any:
+        """`specaugment` was a section of its own in earlier versions."""
+        if not isinstance(given, dict) or not isinstance(given.get("specaugment"), dict):
+            return given
+        chosen = given.get("augmentations", {"specaugment": {}})
+        if not isinstance(chosen, dict):
+            return given
+        if not isinstance(chosen.get("specaugment"), dict):
+            raise ValueError("specaugment gives sizes, but augmentations has no specaugment: leave one of them out")
+        rest = {field: value for field, value in given.items() if field != "specaugment"}
+        return rest | {"augmentations": chosen | {"specaugment": {**chosen["specaugment"], **given["specaugment"]}}}
 
     @model_validator(mode="after")
     def _can_be_written_down(self) -> "Experiment":
@@ -304,9 +324,22 @@ class Experiment(Config):
         kept = {separator_code(place) for place in self.separator.checkpoints.values() if isinstance(place, str)}
         return tuple(sorted((kept - {""}) | set(named(self.model_dump(mode="json")))))
 
+    @property
+    def used_augmentations(self) -> dict[str, Choice]:
+        """Those that change any view, in their order."""
+        off = () if self.views.specaugment else ("specaugment",)
+        return {name: one for name, one in self.augmentations.items() if one.used and name not in off}
+
+    @property
+    def specaugment(self) -> Choice | None:
+        """The augmentation of that name."""
+        return self.augmentations.get("specaugment")
+
     def digest(self) -> str:
         """SHA-256 of the configuration, short: equal digests mean equal experiments."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+        tree = self.model_dump(mode="json")
+        tree["augmentations"] = list(tree["augmentations"].items())  # their order counts
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
     def changed(self, changes: Mapping[str, Any]) -> "Experiment":
         """A copy with dotted fields changed, e.g. {"objective.temperature": 0.1}.
@@ -314,8 +347,10 @@ class Experiment(Config):
         Raises:
             SepsceneError: for an unknown field or a value that the field refuses.
         """
+        short = "specaugment."
+        longer = {f"augmentations.{field}" if field.startswith(short) else field: changes[field] for field in changes}
         try:
-            return super().changed(changes)
+            return super().changed(longer)
         except ValidationError as error:
             raise SepsceneError(
                 f"bad configuration in {self.name} with {', '.join(changes)}:\n{explain(error)}"

@@ -50,6 +50,8 @@ OWN = (
     "views.curriculum",
     "views.channel",
     "views.specaugment",
+    "augmentations.specaugment.probability",
+    "augmentations.specaugment.curriculum",
     "objective.similarity",
     "objective.terms.similarity.use",
     "encoder.use",

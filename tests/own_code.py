@@ -13,6 +13,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import nn
 
+from sepscene.augment.augmentations.augmentation import Augmentation
+from sepscene.augment.augmentations.settings import Needs
 from sepscene.tasks.losses.terms import Term
 
 __version__ = "1.4"
@@ -83,6 +85,19 @@ class Pull(Term):
 class Endless(Pull):
     def share(self, *_):
         return torch.tensor(float("inf"))
+
+
+class FlipConfig(BaseModel):
+    share: float = 0.5
+
+
+class Flip(Augmentation):
+    """Some views with the sign turned."""
+
+    Config, needs = FlipConfig, Needs("waveform", uniforms=1)
+
+    def __call__(self, sound, uniforms, mixture):
+        return torch.where(uniforms < self.config.share, -sound, sound)
 
 
 class NoSettings(nn.Module):

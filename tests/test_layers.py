@@ -21,7 +21,7 @@ MAY_IMPORT = {
 
 ROOMS = {
     "models": ("", "separators", "encoders"),
-    "augment": ("", "synthetic", "store", "separation"),
+    "augment": ("", "augmentations", "synthetic", "store", "separation"),
     "tasks": ("", "distributed", "losses", "datasets", "evaluation", "paper"),
     "clusters": ("",),
     "orchestration": (

@@ -4,10 +4,11 @@ Each row carries one piece of `sound` in 16 bits: the whole clip where it must b
 made already, nothing where the clip can't be used. A row also carries what it has cost (`reading_seconds`,
 `separation_seconds`, …), so that whoever consumes it knows how busy each stage is, whatever happens on the way.
 
-Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels.
+Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels, C crops of a row.
 """
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,8 +22,8 @@ from sepscene.models.config import Config
 from sepscene.models.precision import Precision
 
 Columns = dict[str, np.ndarray]
-Found = tuple[tuple[int, int], list[np.ndarray]]
-"""A row's two channels and its two crops, int16 (P,)."""
+Found = tuple[tuple[int, int], np.ndarray]
+"""A row's two channels and its crops, int16 (C, P); see `crops_of`."""
 
 
 class ServiceSettings(Config):
@@ -34,6 +35,8 @@ class ServiceSettings(Config):
     """Processor name -> separator folder, for every name in `views.combination`; may be empty for mix-mix."""
     precision: Precision = "float32"
     """Of the separators; "bfloat16" where the device has it."""
+    mixtures: bool = False
+    """Whether rows also carry the mixture at the place of each view, for augmentations that read it."""
 
     @property
     def processors(self) -> tuple[str, ...]:
@@ -44,6 +47,11 @@ class ServiceSettings(Config):
     def patch(self) -> int:
         """Samples P of a view."""
         return patch_samples(self.views, self.audio.sample_rate)
+
+    @property
+    def crops(self) -> int:
+        """Crops that leave with a row: its views, and where asked for the mixture at the place of each."""
+        return 4 if self.mixtures else 2
 
     def digests(self) -> tuple[str, ...]:
         """Digest of each processor's checkpoint, in order."""
@@ -76,6 +84,33 @@ def sound_levels(levels_S: np.ndarray, sound_samples: int, settings: ServiceSett
 def shared_seconds(begin: float, count: int) -> np.ndarray:
     """The time since `begin` (of `time.perf_counter`), shared evenly among the rows of a block: float32 (N,)."""
     return np.full(count, (time.perf_counter() - begin) / max(1, count), np.float32)
+
+
+def crops_of(
+    chosen: tuple[int, int],
+    starts_2: np.ndarray,
+    settings: ServiceSettings,
+    cut: Callable[[int, int], np.ndarray | None],
+) -> np.ndarray | None:
+    """The crops that leave with a row, int16 (C, P): its views, then where asked for the mixture at the place of each,
+    which is silence where the view is the mixture itself. None where one of them cannot be had.
+
+    Args:
+        chosen: channels of the views.
+        starts_2: where they begin.
+        settings: say what leaves.
+        cut: (channel, start) to the crop (P,).
+    """
+    crops_CP = np.zeros((settings.crops, settings.patch), np.int16)
+    wanted = [*chosen, *(None if channel == MIXTURE else MIXTURE for channel in chosen)]
+    for n, channel in enumerate(wanted[: settings.crops]):
+        if channel is None:
+            continue  # silence
+        crop = cut(channel, int(starts_2[n % 2]))
+        if crop is None:
+            return None
+        crops_CP[n] = crop
+    return crops_CP
 
 
 class StoredViews:
@@ -113,7 +148,7 @@ class StoredViews:
         return found, sum(map(self.store.damaged_copies, keys)) > known
 
     def find(self, columns: Columns, starts_2: np.ndarray, n: int) -> Found | None:
-        """The channels and the crops (2 of int16 (P,)) of row n; None where the store lacks any part of them."""
+        """The channels and the crops of row n; None where the store lacks any part of them."""
         separated, mixture, *scores = self.keys(columns, n)
         levels_S = self.store.levels(separated)
         score_S = self.store.levels(scores[0]) if scores else None
@@ -122,11 +157,10 @@ class StoredViews:
         levels_S = sound_levels(levels_S, int(columns["sound_samples"][n]), self.settings)
         uniforms = columns["channel_u"][n], columns["second_channel_u"][n]
         chosen = choose_channels(levels_S, *uniforms, self.settings.views, score_S)
-        crops = []
-        for channel, start in zip(chosen, starts_2, strict=True):
+
+        def cut(channel: int, start: int) -> np.ndarray | None:
             key, track = (mixture, 0) if channel == MIXTURE else (separated, channel)
-            crop = self.store.get_crop(key, track, int(start), self.settings.patch)
-            if crop is None:
-                return None
-            crops.append(crop)
-        return chosen, crops
+            return self.store.get_crop(key, track, start, self.settings.patch)
+
+        crops_CP = crops_of(chosen, starts_2, self.settings, cut)
+        return None if crops_CP is None else (chosen, crops_CP)

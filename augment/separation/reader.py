@@ -47,7 +47,7 @@ class ClipReader:
             columns: the draws, `uri` and `offset_seconds`; fillers have row −1.
 
         Returns:
-            The same columns and `sound` (bytes of int16 samples: 2·P of both views where the store had them, else T of
+            The same columns and `sound` (bytes of int16 samples: the row's crops where the store had them, else T of
             the clip; empty on a fault), `content` (the clip's content hash, empty without a store), `fault` (empty, or
             why the clip can't be used), `channel_1`, `channel_2`, `stored` (the views are made), `damaged` (the store
             had them, but torn or altered), `sound_samples` (of the clip, before its padding), `read_bytes`
@@ -77,8 +77,8 @@ class ClipReader:
             block["sound_samples"][n] = _samples_to_crop(uri, content, audio, offset)
             found, block["damaged"][n] = self.stored.look(block, start_of(block, self.settings, n), n)
             if found is not None:
-                (block["channel_1"][n], block["channel_2"][n]), crops = found
-                block["sound"][n], block["stored"][n] = np.concatenate(crops).tobytes(), True
+                (block["channel_1"][n], block["channel_2"][n]), crops_CP = found
+                block["sound"][n], block["stored"][n] = crops_CP.tobytes(), True
                 return
         wave_T = read_sound(uri, audio, offset)
         block["sound_samples"][n] = audio.samples if audio.pad == "repeat" else len(wave_T)

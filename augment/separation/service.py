@@ -6,23 +6,25 @@ becomes a row with a `fault`; it never breaks the stream.
 Torch is imported where the first separator is loaded: the processes of Ray that only pass the service on, and those
 whose store holds every clip, do without, which saves each of them seconds at its start and hundreds of megabytes.
 
-Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels.
+Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels, C crops of a row.
 """
 
 import os
 import time
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.crash_counts import CrashCounts
+from sepscene.augment.draws import of_augmentations
 from sepscene.augment.separation.blocks import (
     Columns,
     ServiceSettings,
     StoredViews,
+    crops_of,
     shared_seconds,
     sound_levels,
     starts_of,
@@ -39,10 +41,10 @@ if TYPE_CHECKING:
     from sepscene.augment.separation.forward import Forward, Result
 
 PASSED_ON = (
-    "row", "clip", "epoch", "processor", "uri", "content", "specaugment_u", "stored", "damaged", "channel_1",
+    "row", "clip", "epoch", "processor", "uri", "content", "stored", "damaged", "channel_1",
     "channel_2", "fault", "read_bytes", "reading_seconds", "sound_samples",
 )  # fmt: skip
-"""Columns that go through the service as they are, or with a few rows changed."""
+"""Columns that go through the service as they are, or with a few rows changed; beside them what augmentations drew."""
 
 
 Separated = tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
@@ -148,30 +150,30 @@ class SeparationService:
             columns: what `ClipReader` returns.
 
         Returns:
-            The columns `PASSED_ON`; `view_1`, `view_2` (int16, (N, P)), zeros on a fault; `channel_1`, `channel_2`
+            The columns `PASSED_ON` and those of augmentations; `view_1`, `view_2` and where asked for `mixture_1`,
+            `mixture_2`, see `crops_of` (int16, (N, P)), zeros on a fault; `channel_1`, `channel_2`
             (int64, −1 is the mixture); `separation_seconds` (this row's share of the block), `queued_seconds` (between
             the reader's end and the beginning here), `made_at` (when the block was done, seconds of the day's clock),
             `made_by` (a number of this very service), `dropped` (in the first row: separated clips that the store has
             not kept since the block before, because it or its disk is full).
         """
         begin, began_at, count = time.perf_counter(), time.time(), len(columns["row"])
-        block = {name: columns[name].copy() for name in PASSED_ON}
+        block = {name: columns[name].copy() for name in (*PASSED_ON, *of_augmentations(columns))}
         starts_N2 = starts_of(columns, self.settings)
-        view_N2P = np.zeros((count, 2, self.settings.patch), np.int16)
+        crops_NCP = np.zeros((count, self.settings.crops, self.settings.patch), np.int16)
         for n in np.flatnonzero(columns["stored"]).tolist():
-            view_N2P[n] = np.frombuffer(columns["sound"][n], np.int16).reshape(2, -1)
-        rows = [n for n in _to_separate(columns) if not self._from_store(columns, block, view_N2P, starts_N2, n)]
+            crops_NCP[n] = np.frombuffer(columns["sound"][n], np.int16).reshape(self.settings.crops, -1)
+        rows = [n for n in _to_separate(columns) if not self._from_store(columns, block, crops_NCP, starts_N2, n)]
         for n, mixture_T, separated_ST, levels_S, score_S in self._separated(columns, block, rows):
             uniforms = columns["channel_u"][n], columns["second_channel_u"][n]
             levels_S = sound_levels(levels_S, int(columns["sound_samples"][n]), self.settings)
             chosen = choose_channels(levels_S, *uniforms, self.settings.views, score_S)
             block["channel_1"][n], block["channel_2"][n] = chosen
-            for view, (channel, start) in enumerate(zip(chosen, starts_N2[n], strict=True)):
-                source_T = mixture_T if channel == MIXTURE else separated_ST[channel]
-                view_N2P[n, view] = source_T[start : start + self.settings.patch]
+            tracks = {MIXTURE: mixture_T, **dict(enumerate(separated_ST))}
+            crops_NCP[n] = crops_of(chosen, starts_N2[n], self.settings, partial(_cut, tracks, self.settings.patch))
+        crops = zip(("view_1", "view_2", "mixture_1", "mixture_2"), crops_NCP.swapaxes(0, 1), strict=False)
         return block | {
-            "view_1": np.ascontiguousarray(view_N2P[:, 0]),
-            "view_2": np.ascontiguousarray(view_N2P[:, 1]),
+            **{name: np.ascontiguousarray(crop_NP) for name, crop_NP in crops},
             "queued_seconds": np.maximum(began_at - columns["read_at"], 0.0).astype(np.float32),
             "separation_seconds": shared_seconds(begin, count),
             "made_at": np.full(count, time.time()),
@@ -187,13 +189,13 @@ class SeparationService:
         return dropped_N
 
     def _from_store(
-        self, columns: Columns, block: Columns, view_N2P: np.ndarray, starts_N2: np.ndarray, n: int
+        self, columns: Columns, block: Columns, crops_NCP: np.ndarray, starts_N2: np.ndarray, n: int
     ) -> bool:
         """Row n's views, if its clip was separated since the reader looked, perhaps in this very actor."""
         found = self.stored.find(columns, starts_N2[n], n) if self.stored else None
         if found is None:
             return False
-        (block["channel_1"][n], block["channel_2"][n]), view_N2P[n] = found
+        (block["channel_1"][n], block["channel_2"][n]), crops_NCP[n] = found
         block["stored"][n] = True
         return True
 
@@ -242,6 +244,10 @@ def _to_separate(columns: Columns) -> list[int]:
     """Positions of the rows that carry a whole clip."""
     carries = columns["read_bytes"] > 0
     return np.flatnonzero(carries & ~columns["stored"] & (columns["fault"] == "")).tolist()
+
+
+def _cut(tracks: Mapping[int, np.ndarray], samples: int, channel: int, start: int) -> np.ndarray:
+    return tracks[channel][start : start + samples]
 
 
 def _mixture(columns: Columns, n: int) -> np.ndarray:

@@ -127,6 +127,7 @@ def _check_same_study(rows: list[Experiment], folder: Path) -> None:
     """
     shared, path = _shared_settings(rows), StudyFolder(folder).settings
     before = read_typed(path, dict[str, Any], "give another --id") if path.exists() else {}
+    before = {"augmentations": [], **before}  # older folders knew SpecAugment alone
     differ = [part for part in shared if shared[part] != before.get(part, shared[part])]
     if differ:
         raise SepsceneError(
@@ -140,12 +141,15 @@ def _check_same_study(rows: list[Experiment], folder: Path) -> None:
 def _shared_settings(rows: list[Experiment]) -> dict[str, Any]:
     """What all rows of a study have in common; what only rows with coincidence prediction have, where there are any."""
     tree = rows[0].model_dump(mode="json")
-    parts = ("audio", "data", "front_end", "specaugment", "training", "evaluation", "views", "encoder", "objective")
+    parts = ("audio", "data", "front_end", "training", "evaluation", "views", "encoder", "objective")
     own = {*OWN, *OF_COINCIDENCE}
     shared: dict[str, Any] = {
         part: {key: value for key, value in tree[part].items() if f"{part}.{key}" not in own} for part in parts
     }
     shared["separators"] = {name: read_card(str(place)).digest for name, place in rows[0].separator.checkpoints.items()}
+    general, sizes = ("use", "probability", "curriculum"), tree["augmentations"].pop("specaugment", {})
+    shared["specaugment"] = {key: value for key, value in sizes.items() if key not in general}
+    shared["augmentations"] = [list(item) for item in tree["augmentations"].items()]  # their order counts
     del shared["objective"]["terms"]
     shared["objective"] |= rows[0].objective.short_forms
     for row in [row for row in rows if row.objective.alpha][:1]:

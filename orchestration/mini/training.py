@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sepscene.augment.augmentations.augmentation import Augmenter
+from sepscene.augment.augmentations.settings import streams_of
 from sepscene.augment.draws import Schedule
-from sepscene.augment.specaugment import specaugment
 from sepscene.augment.views import MIXTURE, choose_channels, patch_samples, view_starts
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.frontend import LogMel
@@ -48,6 +49,12 @@ def refuse_what_is_ignored(experiment: Experiment) -> None:
     check_parts(experiment)
     if network_class(experiment.encoder).reads == "waveform":
         raise SepsceneError(f"scale mini trains from stored log-mels, and {experiment.encoder.use} reads waveforms")
+    on_waveforms = [name for name, one in experiment.used_augmentations.items() if one.needs.sound == "waveform"]
+    if on_waveforms:
+        raise SepsceneError(
+            f"scale mini trains from stored log-mels, and augmentations {', '.join(on_waveforms)} work on waveforms: "
+            "leave them out, or use scale tiny"
+        )
     check_start(experiment)
 
 
@@ -65,6 +72,7 @@ class ViewCrops:
     def __init__(self, experiment: Experiment, store: LogMelStore, processors: dict[str, str], clips: int) -> None:
         self.experiment = experiment
         self.schedule = Schedule(seed=experiment.seed, clips=clips, epochs=experiment.training.epochs)
+        self.streams = streams_of(experiment.used_augmentations)
         views = experiment.views
         second = 1 if views.background == "exchanged" else 0
         self.mixtures = (store.mixtures(), store.mixtures(second))
@@ -79,9 +87,9 @@ class ViewCrops:
         self.last = store.frames - self.patch
 
     def __call__(self, row_N: np.ndarray) -> tuple[Tensor, Tensor, dict[str, np.ndarray]]:
-        """Log-mel patches (B, P, F) of both views, before SpecAugment, and the draws of the rows."""
+        """Log-mel patches (B, P, F) of both views, before augmentations, and the draws of the rows."""
         views, audio = self.experiment.views, self.experiment.audio
-        draws = views.draw(self.schedule, row_N)
+        draws = views.draw(self.schedule, row_N, self.streams)
         starts = np.stack(view_starts(draws, views, audio.samples, audio.sample_rate), axis=1)
         frame_B2 = np.minimum(np.rint(starts / self.hop).astype(np.int64), self.last)
         view_B2PF = np.empty((len(row_N), 2, self.patch, self.experiment.front_end.mel_bands), np.float32)
@@ -103,6 +111,7 @@ class MiniTrainer:
 
     def __init__(self, experiment: Experiment, crops: ViewCrops) -> None:
         self.experiment, self.crops = experiment, crops
+        self.augment = Augmenter(experiment.used_augmentations)
         objective = build_objective(experiment)
         if experiment.training.start_encoder is not None:
             start_from(objective, Path(experiment.training.start_encoder))
@@ -140,12 +149,7 @@ class MiniTrainer:
     def patches(self, row_N: np.ndarray) -> tuple[Tensor, ...]:
         """The log-mel patches of both views; of four, when each task has pairs of its own."""
         first, second, draws = self.crops(row_N)
-        views: tuple[Tensor, ...] = (first, second)
-        if self.experiment.views.specaugment:
-            uniforms_B2U = torch.from_numpy(draws["specaugment_u"]).unflatten(1, (2, -1))
-            views = tuple(
-                specaugment(view, uniforms_B2U[:, k], self.experiment.specaugment) for k, view in enumerate(views)
-            )
+        views = self.augment("log-mel", torch.stack((first, second), dim=1), draws).unbind(1)
         return views_of_tasks(self.experiment.objective, views, row_N)
 
     def last_losses(self) -> dict[str, float]:

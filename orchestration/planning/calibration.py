@@ -15,7 +15,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from sepscene.augment.draws import SPECAUGMENT_UNIFORMS, Schedule, draw
+from sepscene.augment.augmentations.settings import streams_of
+from sepscene.augment.draws import Schedule, draw
 from sepscene.augment.separation.blocks import Columns, ServiceSettings
 from sepscene.augment.separation.reader import ClipReader
 from sepscene.augment.separation.service import SeparationService
@@ -33,6 +34,7 @@ from sepscene.orchestration.records.run_folder import RunFolder, store_of
 from sepscene.orchestration.runtime.precision import separation_precision, training_precision
 from sepscene.orchestration.training.optimizer import adamw
 from sepscene.orchestration.training.pretraining import Views, prepared_objective
+from sepscene.orchestration.training.stream import reads_mixture
 from sepscene.tasks.losses.gradcache import accumulate, cut
 
 _SCENES = 4
@@ -166,13 +168,16 @@ def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
     optimizer = adamw(objective, training, device)
     patch = patch_samples(experiment.views, experiment.audio.sample_rate)
     local_rows = training.global_batch // resources.trainers
-    uniforms_B2U = torch.rand(local_rows, 2, SPECAUGMENT_UNIFORMS)
+    schedule, streams = Schedule(seed=0, clips=local_rows, epochs=1), streams_of(experiment.used_augmentations)
+    columns = draw(schedule, np.arange(local_rows), (1.0,), streams)
+    if reads_mixture(experiment):
+        columns |= dict.fromkeys(("mixture_1", "mixture_2"), np.zeros((local_rows, patch), np.int16))
     view_B2P = 0.1 * torch.randn(local_rows, 2, patch)
     weights = experiment.objective.weights_at(0)
 
     def gradients(rows: int) -> None:
         optimizer.zero_grad(set_to_none=True)
-        logmels = views(view_B2P[:rows].to(device), uniforms_B2U[:rows].to(device))
+        logmels = views(view_B2P[:rows].to(device), _first(columns, rows))
         dtype = torch.bfloat16 if training_precision(experiment) == "bfloat16" else None
         if training.microbatch:
             accumulate(objective, cut(logmels, training.microbatch, rows), weights=weights, dtype=dtype)

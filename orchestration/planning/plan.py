@@ -23,6 +23,7 @@ from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.planning.processors import Processor, processors_of
 from sepscene.orchestration.training.flops import BACKWARD, separation_flops, step_flops
+from sepscene.orchestration.training.stream import reads_mixture, views_bytes
 
 PCM_BYTES = 2
 HOUR = 3600.0
@@ -191,16 +192,11 @@ def clip_bytes(experiment: Experiment) -> int:
     return experiment.audio.samples * PCM_BYTES
 
 
-def views_bytes(experiment: Experiment) -> int:
-    """Bytes of both views of a row: what its last stage hands on, and of a stored row also the reader."""
-    return 2 * patch_samples(experiment.views, experiment.audio.sample_rate) * PCM_BYTES
-
-
 def stored_bytes(experiment: Experiment) -> int:
-    """Bytes read from the store for one row: two crops, each in whole segments."""
+    """Bytes read from the store for one row: its crops, each in whole segments."""
     segments = experiment.store.settings.segment_samples
     crop = patch_samples(experiment.views, experiment.audio.sample_rate) + segments - 1  # the mean over all starts
-    return 2 * min(crop, experiment.audio.samples) * PCM_BYTES
+    return (4 if reads_mixture(experiment) else 2) * min(crop, experiment.audio.samples) * PCM_BYTES
 
 
 def separator_training_flops(experiment: Experiment) -> float:

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+from sepscene.augment.augmentations.augmentation import build_augmentation, try_augmentation
+from sepscene.augment.augmentations.settings import OwnAugmentation
+from sepscene.augment.views import patch_samples
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder, read_encoder_config
 from sepscene.models.encoders.frontend import LogMel
@@ -41,10 +44,34 @@ def check_parts(experiment: Experiment) -> None:
         logger.warning(warning)
     with torch.random.fork_rng(devices=[]):
         _try_terms(experiment)
-    if network_class(encoder).reads == "waveform" and experiment.views.specaugment:
-        raise SepsceneError(
-            f"the encoder {encoder.use} reads waveforms, which SpecAugment cannot mask: set views.specaugment to false"
-        )
+    check_augmentations(experiment)
+
+
+def check_augmentations(experiment: Experiment) -> None:
+    """Build the augmentations, and try own ones on random views.
+
+    Raises:
+        SepsceneError: one fails, or works on what the run does not have.
+    """
+    encoder, front_end = experiment.encoder, experiment.front_end
+    samples = patch_samples(experiment.views, front_end.sample_rate)
+    waveforms = network_class(encoder).reads == "waveform"
+    for name, chosen in experiment.used_augmentations.items():
+        needs = chosen.needs
+        if waveforms and needs.sound == "log-mel":
+            off = "views.specaugment to false" if name == "specaugment" else f"augmentations.{name}.probability to 0"
+            raise SepsceneError(
+                f"the encoder {encoder.use} reads waveforms, and augmentations.{name} works on log-mels: set {off}"
+            )
+        if needs.mixture and not experiment.views.separates:
+            raise SepsceneError(
+                f"augmentations.{name} mixes into separated channels, and both views of views.pair "
+                f"{experiment.views.pair} are the mixture itself: leave it out"
+            )
+        build_augmentation(name, chosen)
+        if isinstance(chosen, OwnAugmentation):
+            logmel = front_end.frames(samples), front_end.mel_bands
+            try_augmentation(name, chosen, (samples,) if needs.sound == "waveform" else logmel)
 
 
 def _try_terms(experiment: Experiment) -> None:

@@ -18,8 +18,8 @@ from ray.data import Dataset
 from ray.train.v2.api.validation_config import ValidationConfig
 from torch import Tensor, nn
 
+from sepscene.augment.augmentations.augmentation import Augmenter
 from sepscene.augment.crash_counts import CrashCounts
-from sepscene.augment.specaugment import specaugment
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import from_pcm
 from sepscene.models.encoders.encoder import Encoder
@@ -56,18 +56,29 @@ class Views(nn.Module):
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
         self.front_end = LogMel(experiment.front_end)
-        self.settings = experiment.specaugment if experiment.views.specaugment else None
+        self.augment = Augmenter(experiment.used_augmentations)
         self.reads = network_class(experiment.encoder).reads
 
-    def forward(self, view_B2P: Tensor, uniforms_B2U: Tensor) -> tuple[Tensor, Tensor]:
-        """Waveforms of full scale 1 and SpecAugment's uniforms to two (B, L, F), or two (B, P) of waveforms."""
+    def forward(self, view_B2P: Tensor, columns: Batch) -> tuple[Tensor, Tensor]:
+        """Both views of rows: two (B, L, F), or two (B, P) for an encoder that reads waveforms.
+
+        Args:
+            view_B2P: waveforms of full scale 1.
+            columns: of the same rows, what augmentations drew, and the mixtures where one reads them.
+        """
+        mixture_B2P = pcm_pair(columns, "mixture", view_B2P.device) if "mixture_1" in columns else None
+        view_B2P = self.augment("waveform", view_B2P, columns, mixture_B2P)
         if self.reads == "waveform":
             return view_B2P[:, 0], view_B2P[:, 1]
-        logmel_XLF = self.front_end(view_B2P.flatten(0, 1))
-        if self.settings is not None:
-            logmel_XLF = specaugment(logmel_XLF, uniforms_B2U.flatten(0, 1), self.settings)
-        logmel_B2LF = logmel_XLF.unflatten(0, view_B2P.shape[:2])
+        logmel_B2LF = self.front_end(view_B2P.flatten(0, 1)).unflatten(0, view_B2P.shape[:2])
+        logmel_B2LF = self.augment("log-mel", logmel_B2LF, columns)
         return logmel_B2LF[:, 0], logmel_B2LF[:, 1]
+
+
+def pcm_pair(columns: Batch, name: str, device: torch.device) -> Tensor:
+    """The columns `name_1` and `name_2` of 16-bit sound as waveforms (B, 2, P) of full scale 1."""
+    pcm_B2P = np.stack([columns[f"{name}_1"], columns[f"{name}_2"]], axis=1)
+    return torch.from_numpy(from_pcm(pcm_B2P)).to(device)
 
 
 def prepared_objective(experiment: Experiment, device: torch.device, start: Path | None = None) -> JointObjective:
@@ -163,16 +174,11 @@ class Pretrainer:
     def _logmels(self, batch: Batch) -> tuple[Tensor, ...]:
         """The log-mel patches (B, L, F) of both views of the usable rows; of four, when each task has its own."""
         usable_B = usable_rows(batch)
-        view_B2P = np.stack([batch["view_1"], batch["view_2"]], axis=1)[usable_B]
-        uniforms = batch["specaugment_u"]
-        uniforms_B2U = uniforms.reshape(len(uniforms), 2, -1)[usable_B]
-        logmels: tuple[Tensor, ...] = self.views(
-            torch.from_numpy(from_pcm(view_B2P)).to(self.device),
-            torch.from_numpy(uniforms_B2U).to(self.device),
-        )
+        usable = {name: column[usable_B] for name, column in batch.items()}
+        logmels: tuple[Tensor, ...] = self.views(pcm_pair(usable, "view", self.device), usable)
         if self.experiment.objective.coincidence_pairs == "same":
             return logmels
-        own_B = torch.from_numpy(batch["row"][usable_B] % 2 == 1).to(self.device)
+        own_B = torch.from_numpy(usable["row"] % 2 == 1).to(self.device)
         return *(view[~own_B] for view in logmels), *(view[own_B] for view in logmels)
 
     def _optimise(self, logmels: tuple[Tensor, ...]) -> dict[str, float]:

@@ -7,21 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sepscene.augment.separation.blocks import ServiceSettings
+from sepscene.augment.augmentations.settings import streams_of
 from sepscene.augment.separation.reader import ClipReader
 from sepscene.augment.separation.service import SeparationService
-from sepscene.augment.views import from_pcm
 from sepscene.models.config import SepsceneError
 from sepscene.models.separators.own import kept_checkpoints
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint
 from sepscene.orchestration.records.files import read_typed
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining
-from sepscene.orchestration.runtime.precision import separation_precision
 from sepscene.orchestration.training.builders import build_objective
-from sepscene.orchestration.training.pretraining import Views
+from sepscene.orchestration.training.pretraining import Views, pcm_pair
 from sepscene.orchestration.training.separator_training import read_ladder
-from sepscene.orchestration.training.stream import schedule_of
+from sepscene.orchestration.training.stream import schedule_of, service_settings
 from sepscene.tasks.datasets.readers import Manifest
 
 _ROWS_AT_ONCE = 32
@@ -68,17 +66,12 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
     schedule = schedule_of(experiment, len(train.clips))
     if max(rows) >= schedule.rows:
         raise SepsceneError(f"the schedule has the rows 0 to {schedule.rows - 1}, not {max(rows)}")
-    columns = experiment.views.draw(schedule, np.array(rows, np.int64))
+    columns = experiment.views.draw(schedule, np.array(rows, np.int64), streams_of(experiment.used_augmentations))
     columns["uri"] = train.clips["uri"].to_numpy(zero_copy_only=False)[columns["clip"]]
     columns["offset_seconds"] = train.clips["offset_seconds"].to_numpy()[columns["clip"]]
     given = experiment.separator.checkpoints
     checkpoints = kept_checkpoints(given, RunFolder(run_dir).ladder) if given else read_ladder(run_dir)
-    settings = ServiceSettings(
-        views=experiment.views,
-        audio=experiment.audio,
-        checkpoints=checkpoints,
-        precision=separation_precision(experiment),
-    )
+    settings = service_settings(experiment, checkpoints)
     reader, service = ClipReader(settings), SeparationService(settings)
     newest = newest_sound(stage_folder(run_dir, experiment).path)
     objective, views = build_objective(experiment).eval(), Views(experiment)
@@ -89,10 +82,9 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         some = slice(start, start + _ROWS_AT_ONCE)
         block = service(reader({name: column[some] for name, column in columns.items()}))
-        view_B2P = torch.from_numpy(from_pcm(np.stack([block["view_1"], block["view_2"]], axis=1)))
-        uniforms = torch.from_numpy(block["specaugment_u"].reshape(len(view_B2P), 2, -1))
+        view_B2P = pcm_pair(block, "view", torch.device("cpu"))
         with torch.no_grad():
-            h.append(objective.encode(*views(view_B2P, uniforms)))
+            h.append(objective.encode(*views(view_B2P, block)))
         found += _reported(block, view_B2P, *h[-1])
     weights = {name: term.weight for name, term in experiment.objective.used_terms.items()}
     with torch.no_grad():

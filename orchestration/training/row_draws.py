@@ -5,10 +5,12 @@ Its imports are light on purpose: Ray starts a process of its own for it, which 
 Shapes: N rows.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
-from sepscene.augment.draws import FILLER, Schedule
+from sepscene.augment.draws import FILLER, Schedule, Stream
 from sepscene.augment.views import Views
 from sepscene.orchestration.records.ledger import Ledger, nth_rows
 
@@ -18,16 +20,25 @@ Columns = dict[str, np.ndarray]
 class DrawRows:
     """Turns positions in what remains into rows with their clip and all their draws."""
 
-    def __init__(self, clips: pa.Table, schedule: Schedule, ledger: Ledger, views: Views) -> None:
+    def __init__(
+        self, clips: pa.Table, schedule: Schedule, ledger: Ledger, views: Views, streams: Sequence[Stream] = ()
+    ) -> None:
+        """Args:
+        clips: of the manifest.
+        schedule: the run's rows.
+        ledger: what the weights have consumed.
+        views: whose choices are drawn.
+        streams: of the augmentations, see `streams_of`; those of own code are looked up here, where a run starts.
+        """
         # Every task of Ray gets a copy of this object: Arrow's is a view of shared memory, two million strings are not.
         self.uri = clips["uri"].combine_chunks()
         self.offset_seconds = clips["offset_seconds"].to_numpy()
-        self.schedule, self.remaining, self.views = schedule, ledger.remaining(), views
+        self.schedule, self.remaining, self.views, self.streams = schedule, ledger.remaining(), views, tuple(streams)
 
     def __call__(self, columns: Columns) -> Columns:
         """Columns of draws for the positions in column `id`; fillers beyond the end have row −1."""
         row_N = nth_rows(self.remaining, columns["id"], beyond=FILLER)
-        draws = self.views.draw(self.schedule, np.maximum(row_N, 0))
+        draws = self.views.draw(self.schedule, np.maximum(row_N, 0), self.streams)
         return {**draws, "row": row_N, **self._where(draws["clip"])}
 
     def _where(self, clip_N: np.ndarray) -> Columns:
@@ -42,6 +53,6 @@ class PrefillRows(DrawRows):
     def __call__(self, columns: Columns) -> Columns:
         """Columns as of `DrawRows`, with clip and processor counted through."""
         clip_N, processor_N = np.divmod(columns["id"], len(self.views.combination))
-        draws = self.views.draw(self.schedule, np.minimum(columns["id"], self.schedule.rows - 1))
+        draws = self.views.draw(self.schedule, np.minimum(columns["id"], self.schedule.rows - 1), self.streams)
         chosen = {"row": columns["id"], "clip": clip_N, "processor": processor_N}
         return {**draws, **chosen, **self._where(clip_N)}

@@ -19,6 +19,7 @@ import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrategy
 
+from sepscene.augment.augmentations.settings import streams_of
 from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.draws import Schedule
 from sepscene.augment.separation.blocks import ServiceSettings
@@ -77,7 +78,19 @@ def service_settings(experiment: Experiment, checkpoints: Mapping[str, str]) -> 
         audio=experiment.audio,
         checkpoints=dict(checkpoints),
         precision=separation_precision(experiment),
+        mixtures=reads_mixture(experiment),
     )
+
+
+def reads_mixture(experiment: Experiment) -> bool:
+    """Whether an augmentation reads the mixture at the place of each view, which then travels with the rows."""
+    return any(one.needs.mixture for one in experiment.used_augmentations.values())
+
+
+def views_bytes(experiment: Experiment) -> int:
+    """Bytes of what the last stage hands on for a row, and of a stored row also the reader."""
+    crops = 4 if reads_mixture(experiment) else 2
+    return crops * patch_samples(experiment.views, experiment.audio.sample_rate) * PCM_BYTES
 
 
 def view_stream(
@@ -101,7 +114,8 @@ def view_stream(
         shown: a name beside those of its actors, which tells them from another run's in Ray's dashboard.
     """
     training, resources = experiment.training, experiment.resources
-    draws = DrawRows(manifest.clips, schedule_of(experiment, len(manifest.clips)), ledger, experiment.views)
+    schedule, streams = schedule_of(experiment, len(manifest.clips)), streams_of(experiment.used_augmentations)
+    draws = DrawRows(manifest.clips, schedule, ledger, experiment.views, streams)
     rows = _drawn_rows(draws, training.global_batch, training.service_rows, resources)
     return _served(rows, experiment, checkpoints, store, crash_counts, separates_live(experiment), shown)
 
@@ -208,7 +222,7 @@ def execution_options(experiment: Experiment) -> ExecutionOptions:
     nobody needs yet. Allowed is twice what all stages have in work (four blocks a process) and eight global batches.
     """
     training, resources = experiment.training, experiment.resources
-    views = 2 * patch_samples(experiment.views, experiment.audio.sample_rate) * PCM_BYTES
+    views = views_bytes(experiment)
     row = experiment.audio.samples * PCM_BYTES if separates_live(experiment) else views
     in_work = 4 * (resources.readers + resources.separation_actors) * training.service_rows * row
     limit = max(LEAST_MEMORY, 2 * (in_work + 8 * training.global_batch * views))

@@ -9,9 +9,9 @@ import pytest
 import soundfile
 import torch
 
-from sepscene.augment.audio import AudioFormat
+from sepscene.augment.audio import AudioFormat, read_clip
 from sepscene.augment.draws import FILLER, Schedule, draw
-from sepscene.augment.separation.blocks import Columns, ServiceSettings
+from sepscene.augment.separation.blocks import Columns, ServiceSettings, starts_of
 from sepscene.augment.separation.forward import Forward
 from sepscene.augment.separation.reader import ClipReader, ViewMaker
 from sepscene.augment.separation.service import SeparationService, open_separator
@@ -94,6 +94,32 @@ def test_live_stored_and_repaired_views_are_the_same(
         repaired = ViewMaker(both, store)(rows)
         same_views(live, repaired)
         assert repaired["damaged"].any() and not repaired["stored"][repaired["damaged"]].any()
+
+
+@pytest.mark.parametrize("pair", ["mix-chan", "chan-chan"])
+def test_the_mixture_at_the_place_of_each_view_goes_with_it(
+    pair: str, clips: list[str], ladder: dict[str, str], tmp_path: Path
+) -> None:
+    """Live and from the store: silence where the view is the mixture, and the views are those of rows without it."""
+    plain, rows = settings(ladder, pair), block(clips)
+    both = plain.changed({"mixtures": True})
+    live = SeparationService(both)(ClipReader(both)(rows))
+    same_views(live, SeparationService(plain)(ClipReader(plain)(rows)))
+    starts_N2 = starts_of({**rows, "sound_samples": np.full(ROWS + 1, AUDIO.samples)}, both)
+    for n in range(ROWS):
+        clip_T = to_pcm(read_clip(rows["uri"][n], AUDIO))
+        for view in (1, 2):
+            start = starts_N2[n, view - 1]
+            heard = clip_T[start : start + both.patch] * (live[f"channel_{view}"][n] != MIXTURE)
+            np.testing.assert_array_equal(live[f"mixture_{view}"][n], heard)
+    assert live["mixture_2"][:ROWS].any() and live["mixture_1"].any() == (pair == "chan-chan")
+    with SeparatedStore(str(tmp_path)) as store:
+        SeparationService(both, store)(ClipReader(both, store)(rows))
+        store.flush()
+        stored = ViewMaker(both, store)(rows)
+    assert stored["stored"][:ROWS].all()
+    for name in ("mixture_1", "mixture_2", "view_1", "view_2"):
+        np.testing.assert_array_equal(live[name], stored[name], err_msg=name)
 
 
 def damage(shard: Path) -> None:

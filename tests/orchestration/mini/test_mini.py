@@ -9,6 +9,7 @@ from rich.console import Console
 
 from benchmarks.study import trained
 from sepscene.augment.audio import read_clip
+from sepscene.augment.augmentations.augmentation import Augmenter
 from sepscene.augment.separation.blocks import ServiceSettings
 from sepscene.augment.separation.reader import ViewMaker
 from sepscene.augment.synthetic.scenes import PROFILES, generate_scene, write_scenes
@@ -154,6 +155,23 @@ def test_what_cannot_be_honoured_is_refused(data: tuple[Path, str], change: str,
         trained(ours, read_manifest("scenes", str(data[0] / "scenes")), {}, None)  # type: ignore[arg-type]
 
 
+def test_augmentations_of_log_mels_are_applied_and_those_of_waveforms_refused(
+    data: tuple[Path, str], tmp_path: Path
+) -> None:
+    ours = experiment(data).changed({"augmentations.crop": {"use": "crop-resize", "probability": 0.5}})
+    refuse_what_is_ignored(ours)
+    store, manifest = stores(data, ours, tmp_path)
+    trainer = MiniTrainer(ours, ViewCrops(ours, store, {"N": data[1]}, len(manifest)))
+    first, second, draws = trainer.crops(np.arange(16))
+    specaugment = Augmenter({"specaugment": ours.augmentations["specaugment"]})
+    both = specaugment("log-mel", torch.stack((first, second), dim=1), draws)
+    by_hand = Augmenter({"crop": ours.augmentations["crop"]})("log-mel", both, draws)
+    assert torch.equal(torch.stack(trainer.patches(np.arange(16)), dim=1), by_hand)
+    assert 0 < draws["crop_on"].sum() < 32 and not torch.equal(both, by_hand)
+    with pytest.raises(SepsceneError, match=r"augmentations gain work on waveforms: leave them out, or use scale"):
+        refuse_what_is_ignored(ours.changed({"augmentations.gain": {"use": "gain"}}))
+
+
 @pytest.mark.slow
 def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path) -> None:
     rows = [experiment(data, row) for row in ("table2/mix-mix", "table4/N/simclr-cp")]
@@ -186,6 +204,8 @@ def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path
         ("encoder.widths=[4, 4, 4, 4, 4, 4]", "encoder"),
         ("objective.temperature=0.1", "objective"),
         ("objective.coincidence_pairs=own", "coincidence"),
+        ("specaugment.warp_frames=1", "specaugment"),
+        ("augmentations.crop={use: crop-resize}", "augmentations"),
     ],
 )
 def test_a_study_takes_further_rows_and_no_other_settings(

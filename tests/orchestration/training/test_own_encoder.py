@@ -67,7 +67,7 @@ def test_a_wrong_choice_is_said_without_pydantics_words(nano: Experiment, change
 def test_what_does_not_fit_is_refused_before_anything_starts(
     nano: Experiment, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(SepsceneError, match=r"reads waveforms, which SpecAugment cannot mask"):
+    with pytest.raises(SepsceneError, match=r"augmentations\.specaugment works on log-mels: set views\.spec"):
         check_parts(nano.changed({"encoder.use": "trainlab.nets:WaveNet"}))
     dropping = nano.changed({"encoder.use": "trainlab.nets:Dropping"})
     check_parts(dropping)
@@ -86,7 +86,7 @@ def test_a_step_is_that_of_a_plain_loop(nano: Experiment, which: str) -> None:
     trainer, plain = Pretrainer(experiment, 24, CPU), build_objective(experiment)
     rows = batch(0)
     views, front = np.stack([rows["view_1"], rows["view_2"]], 1).astype(np.float32) / 32767, Views(experiment)
-    seen = front(torch.from_numpy(views), torch.from_numpy(rows["specaugment_u"].reshape(8, 2, -1)))
+    seen = front(torch.from_numpy(views), rows)
     assert seen[0].ndim == (2 if which == "WaveNet" else 3)
     result = plain(*seen)
     result.loss.backward()

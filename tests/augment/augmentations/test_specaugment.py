@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sepscene.augment.specaugment import specaugment
-from sepscene.augment.views import SpecAugment
+from sepscene.augment.augmentations.settings import SpecAugment
+from sepscene.augment.augmentations.specaugment import specaugment
 
 FRAMES, BANDS = 96, 64
 

@@ -8,7 +8,19 @@ Shapes: B patches, L frames, F mel bands, U = 10 uniforms.
 import torch
 from torch import Tensor
 
-from sepscene.augment.views import SpecAugment
+from sepscene.augment.augmentations.augmentation import Augmentation
+from sepscene.augment.augmentations.interpolation import frames_at
+from sepscene.augment.augmentations.settings import SpecAugment
+
+
+class SpecAugmentation(Augmentation):
+    """SpecAugment as an augmentation."""
+
+    Config, needs = SpecAugment, SpecAugment.needs
+
+    def __call__(self, sound: Tensor, uniforms_XU: Tensor, mixture_XP: Tensor | None) -> Tensor:
+        """See `specaugment`."""
+        return specaugment(sound, uniforms_XU, self.config)
 
 
 def specaugment(logmel_BLF: Tensor, uniforms_BU: Tensor, settings: SpecAugment | None = None) -> Tensor:
@@ -57,9 +69,4 @@ def _warp(logmel_BLF: Tensor, centre_B: Tensor, shift_B: Tensor, furthest: int) 
     left = frame_1L * (centre_B1 / target_B1)
     right = last - (last - frame_1L) * ((last - centre_B1) / (last - target_B1))
     source_BL = torch.where(frame_1L < target_B1, left, right).clamp(0, last)
-    low_BL = source_BL.floor().long().clamp(max=last - 1)
-    part_BL1 = (source_BL - low_BL)[..., None]
-    bands = logmel_BLF.shape[2]
-    below = logmel_BLF.gather(1, low_BL[..., None].expand(-1, -1, bands))
-    above = logmel_BLF.gather(1, (low_BL + 1)[..., None].expand(-1, -1, bands))
-    return torch.lerp(below, above, part_BL1)
+    return frames_at(logmel_BLF, source_BL)

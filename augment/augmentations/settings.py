@@ -1,0 +1,196 @@
+"""Which augmentations, with which settings. Apart from the augmentations, which need torch."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from sepscene.augment.draws import OF_VIEWS, Stream
+from sepscene.models.config import Config, SepsceneError
+from sepscene.models.names import AUGMENTATIONS, name_of, resolve, unknown
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an augmentation takes.
+
+    Attributes:
+        sound: "waveform", full scale 1, before the log-mel is made of it; or "log-mel".
+        uniforms: how many random numbers it draws for each view, at least one.
+        mixture: whether a waveform augmentation also reads the mixture of the clip, at the place of the view.
+    """
+
+    sound: Literal["waveform", "log-mel"]
+    uniforms: int
+    mixture: bool = False
+
+
+class ProbabilityPoint(Config):
+    """The probability at one point of the run; between two points it changes linearly."""
+
+    at: float = Field(ge=0, le=1, description="share of the run's rows that are done: 0 is its start, 1 its end")
+    probability: float = Field(ge=0, le=1)
+
+
+class AugmentationSettings(Config):
+    """What every augmentation has."""
+
+    probability: float = Field(1.0, ge=0, le=1, description="share of the views that it changes; 0 leaves it out")
+    curriculum: tuple[ProbabilityPoint, ...] = Field((), description="`probability` over the run, instead of it")
+
+    @model_validator(mode="after")
+    def _one_probability_in_order(self) -> Self:
+        if self.curriculum and self.probability != 1:
+            raise ValueError("probability and curriculum both say how often: give one")
+        times = [point.at for point in self.curriculum]
+        if any(later <= earlier for earlier, later in pairwise(times)):
+            raise ValueError("curriculum must be in order: each point's `at` after the one before")
+        return self
+
+    @property
+    def points(self) -> tuple[tuple[float, float], ...]:
+        """(share of the run that is done, probability) from which the probability of a row follows."""
+        return tuple((point.at, point.probability) for point in self.curriculum) or ((0.0, self.probability),)
+
+    @property
+    def used(self) -> bool:
+        """Whether it changes any view."""
+        return any(probability > 0 for _, probability in self.points)
+
+
+class SpecAugment(AugmentationSettings):
+    """SpecAugment; its sizes are for a 96 x 64 patch [open in the paper; ours]."""
+
+    needs: ClassVar = Needs("log-mel", uniforms=10)
+
+    use: Literal["specaugment"] = Field("specaugment", description="this augmentation")
+    time_mask_frames: int = Field(16, ge=0, description="longest time mask; there are two")
+    frequency_mask_bands: int = Field(8, ge=0, description="widest frequency mask; there are two")
+    warp_frames: int = Field(6, ge=0, description="furthest shift of the warp's centre")
+
+
+class GainSettings(AugmentationSettings):
+    """Each view louder or softer."""
+
+    needs: ClassVar = Needs("waveform", uniforms=1)
+
+    use: Literal["gain"] = Field("gain", description="this augmentation")
+    db: float = Field(10.0, gt=0, le=120, description="largest change, up or down; uniform in decibels")
+
+
+class MixBackSettings(AugmentationSettings):
+    """The rest of the clip leaks back into a separated channel, as from a separator that is less good."""
+
+    needs: ClassVar = Needs("waveform", uniforms=1, mixture=True)
+
+    use: Literal["mix-back"] = Field("mix-back", description="this augmentation")
+    lowest_db: float = Field(-30.0, ge=-120, le=0, description="lowest level of the leak; uniform in decibels")
+    highest_db: float = Field(-6.0, ge=-120, le=0, description="highest; at 0 dB the view is the mixture itself")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.lowest_db > self.highest_db:
+            raise ValueError(f"lowest_db {self.lowest_db:g} is above highest_db {self.highest_db:g}: swap them")
+        return self
+
+
+class CropResizeSettings(AugmentationSettings):
+    """A random rectangle of the log-mel, stretched to its full size."""
+
+    needs: ClassVar = Needs("log-mel", uniforms=4)
+
+    use: Literal["crop-resize"] = Field("crop-resize", description="this augmentation")
+    least_time: float = Field(0.6, gt=0, le=1, description="shortest part of the frames; uniform from there to all")
+    least_frequency: float = Field(0.6, gt=0, le=1, description="narrowest part of the bands; uniform, too")
+
+
+class OwnAugmentation(AugmentationSettings):
+    """An augmentation that does not come with the package, beside `use` the fields of its own `Config`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    use: str = Field(
+        description="package.module:Class, an `augment.augmentations.augmentation.Augmentation`; from Python the class"
+    )
+
+    @field_validator("use", mode="before")
+    @classmethod
+    def _named(cls, use: Any) -> str:
+        return name_of(use, AUGMENTATIONS, "augmentation")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields of its own `Config`."""
+        return dict(self.model_extra or {})
+
+    @property
+    def needs(self) -> Needs:
+        """What its class says.
+
+        Raises:
+            SepsceneError: as `names.resolve`, or the class does not say it.
+        """
+        needs = getattr(resolve(self.use, AUGMENTATIONS, "augmentation"), "needs", None)
+        if not isinstance(needs, Needs) or needs.uniforms < 1 or (needs.mixture and needs.sound != "waveform"):
+            raise SepsceneError(
+                f'the augmentation {self.use} needs a class attribute needs, e.g. Needs("waveform", uniforms=1), with '
+                "at least one uniform; only a waveform augmentation can read the mixture"
+            )
+        return needs
+
+
+def _tag(value: Any) -> str:
+    use = value.get("use") if isinstance(value, dict) else getattr(value, "use", None)
+    return f"<{use}>" if isinstance(use, str) and use in AUGMENTATIONS else "<own>"
+
+
+AugmentationChoice = Annotated[
+    Annotated[SpecAugment, Tag("<specaugment>")]
+    | Annotated[GainSettings, Tag("<gain>")]
+    | Annotated[MixBackSettings, Tag("<mix-back>")]
+    | Annotated[CropResizeSettings, Tag("<crop-resize>")]
+    | Annotated[OwnAugmentation, Tag("<own>")],
+    Discriminator(_tag),
+]
+"""One augmentation: `{use: …, probability: …, …}`."""
+
+Choice = SpecAugment | GainSettings | MixBackSettings | CropResizeSettings | OwnAugmentation
+_IMPLIED = {name.replace("-", "_"): name for name in AUGMENTATIONS} | {name: name for name in AUGMENTATIONS}
+
+
+def _named(given: Any) -> Any:
+    """Names that can be columns of a row, each with the `use` that it implies.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if not isinstance(given, dict):
+        return given
+    given = {name.replace("-", "_") if name in AUGMENTATIONS else name: value for name, value in given.items()}
+    for name in given:
+        if not isinstance(name, str) or not NAME.fullmatch(name) or f"{name}_u" in OF_VIEWS:
+            raise ValueError(f"an augmentation cannot be called {name!r}: take another name of a-z, 0-9 and _")
+        if isinstance(given[name], dict) and "use" not in given[name] and name not in _IMPLIED:
+            raise ValueError(f"{unknown(name, AUGMENTATIONS, 'augmentation')}; or give it a `use`")
+    return {
+        name: {"use": _IMPLIED[name], **value} if isinstance(value, dict) and name in _IMPLIED else value
+        for name, value in given.items()
+    }
+
+
+Augmentations = Annotated[dict[str, AugmentationChoice], BeforeValidator(_named)]
+"""A field of a configuration: augmentations by names of the user's choice, in the order in which they are applied."""
+
+
+def streams_of(chosen: Mapping[str, Choice]) -> tuple[Stream, ...]:
+    """What each augmentation draws.
+
+    Raises:
+        SepsceneError: as `OwnAugmentation.needs`.
+    """
+    return tuple(Stream(name, choice.needs.uniforms, choice.points) for name, choice in chosen.items())
