@@ -126,8 +126,7 @@ def _check_same_study(rows: list[Experiment], folder: Path) -> None:
         SepsceneError: names the parts of the configuration that differ from those that the folder was begun with.
     """
     shared, path = _shared_settings(rows), StudyFolder(folder).settings
-    before = read_typed(path, dict[str, Any], "give another --id") if path.exists() else {}
-    before = {"augmentations": [], **before}  # older folders knew SpecAugment alone
+    before = {"augmentations": [], **read_typed(path, dict[str, Any], "give another --id")} if path.exists() else {}
     differ = [part for part in shared if shared[part] != before.get(part, shared[part])]
     if differ:
         raise SepsceneError(

@@ -20,6 +20,7 @@ PAGES = (
     DOCS / "sweeps.md",
     DOCS / "separators.md",
     DOCS / "clusters.md",
+    DOCS / "extending.md",
     DOCS.parent / "README.md",
 )
 

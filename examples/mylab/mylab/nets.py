@@ -1,0 +1,28 @@
+"""An encoder: a recurrent network over the frames of the log-mel."""
+
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+
+class MelGruConfig(BaseModel):
+    """Sizes of the network."""
+
+    mel_bands: int = 64
+    width: int = Field(128, ge=1, description="features of a frame, in each direction of time")
+    embedding_dim: int = Field(128, ge=1, description="size of h")
+
+
+class MelGru(nn.Module):
+    """A GRU in both directions of time; h is made of the mean over the frames."""
+
+    Config, reads = MelGruConfig, "log-mel"
+
+    def __init__(self, config: MelGruConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frames = nn.GRU(config.mel_bands, config.width, batch_first=True, bidirectional=True)
+        self.last = nn.Linear(2 * config.width, config.embedding_dim)
+
+    def forward(self, logmel_BLF: Tensor) -> Tensor:
+        """(B, L, F) to h (B, D)."""
+        return self.last(self.frames(logmel_BLF)[0].mean(dim=1))
