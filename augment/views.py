@@ -15,8 +15,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from sepscene.augment.draws import Schedule, Stream, crop_starts, draw
 from sepscene.models.config import Config
-from sepscene.models.names import unknown
 from sepscene.models.own import OwnCode, as_own
+from sepscene.models.spelling import unknown
 
 PCM_SCALE = 32767.0
 """16-bit PCM of full scale 1.0."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from sepscene.clusters.descriptions import read_pools, write_pools
 from sepscene.clusters.pools import Pool
 from sepscene.models.config import SepsceneError
+from sepscene.models.spelling import unknown
 
 FOLDER = Path(__file__).resolve().parent
 TEMPLATES = ("aws.yaml", "gcp.yaml", "onprem.yaml", "raycluster.yaml", "rayjob.yaml", "skypilot.yaml", "slurm.sh")
@@ -59,7 +60,7 @@ def write_template(name: str, out: Path, sizes: Mapping[str, Sizes], values: Map
     """
     file = next((each for each in TEMPLATES if name in (each, each.partition(".")[0])), None)
     if file is None:
-        raise SepsceneError(f"there is no template {name!r}; choose one of {', '.join(TEMPLATES)}")
+        raise SepsceneError(unknown(name, TEMPLATES, "template"))
     beside = (FOLDER / file).with_suffix(".pools.yaml")
     pools_out = out.with_suffix(".pools.yaml")
     written = [out, pools_out] if beside.exists() else [out]

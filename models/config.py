@@ -5,6 +5,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from sepscene.models.spelling import unknown
+
 
 class SepsceneError(Exception):
     """An error whose message a user can act on: it names the file or field, what is wrong and how to fix it.
@@ -46,9 +48,11 @@ class Config(BaseModel):
             *parents, leaf = path.split(".")
             node: Any = tree
             for key in parents:
-                node = node.get(key) if isinstance(node, dict) else None
-            if not isinstance(node, dict):
-                raise SepsceneError(f"there is no configuration field {path!r}; `sepscene show` prints all")
+                known = node
+                node = known.get(key)
+                if not isinstance(node, dict):
+                    said = f"{key} is no section" if key in known else unknown(key, known, "section")
+                    raise SepsceneError(f"{path} is no field of the configuration: {said}; `sepscene show` prints all")
             if leaf == "use" and value != node.get(leaf):
                 node.clear()
             node[leaf] = value

@@ -5,7 +5,6 @@ import path `package.module:Name` where it is a user's own. `name_of` checks the
 and imports nothing. `resolve` imports, when a run starts; own code only where the user trusts it (`models.trust`).
 """
 
-import difflib
 import platform
 import re
 from collections.abc import Collection, Mapping
@@ -16,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from typing import Any
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.spelling import unknown
 from sepscene.models.trust import CODE
 
 ENCODERS = {
@@ -44,19 +44,6 @@ _accepting = False
 def is_own(name: str) -> bool:
     """Whether a name is an import path, of code that does not come with the package."""
     return re.fullmatch(CODE.pattern, name) is not None
-
-
-def unknown(name: str, known: Collection[str], what: str) -> str:
-    """A sentence for a name that means nothing: what is known, and the nearest spelling.
-
-    Args:
-        name: what was given.
-        known: the names that there are.
-        what: kind of thing, e.g. "encoder".
-    """
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"there is no {what} {name!r}{hint}; known are {', '.join(known)}"
 
 
 def name_of(value: Any, known: Collection[str], what: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.augmentations.settings import Augmentations, Choice, SpecAugment
@@ -25,6 +25,7 @@ from sepscene.models.names import is_own
 from sepscene.models.own import SeparatorChoice, separator_code
 from sepscene.models.precision import PrecisionChoice
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
+from sepscene.models.spelling import near_choice, unknown, unknown_field
 from sepscene.orchestration.data_config import Data
 from sepscene.orchestration.objective_config import Objective
 from sepscene.orchestration.renamed import new_name
@@ -271,11 +272,9 @@ class Experiment(Config):
         if twice:
             raise ValueError(f"separator.beside and separator.ladder.steps both have {', '.join(twice)}: rename one")
         known = [*(self.separator.checkpoints or [*self.separator.ladder.steps, *self.separator.beside])]
-        unknown = [name for name in self.views.combination if name not in known]
-        if self.views.separates and unknown:
-            raise ValueError(
-                f"views.combination names unknown processors {', '.join(unknown)}; the ladder has {', '.join(known)}"
-            )
+        wrong = [unknown(name, known, "processor") for name in self.views.combination if name not in known]
+        if self.views.separates and wrong:
+            raise ValueError(f"views.combination: {'; '.join(wrong)}")
         if self.views.patch_seconds > self.audio.clip_seconds:
             raise ValueError("views.patch_seconds is longer than audio.clip_seconds: a view is a crop of the clip")
         if self.separator.objective == "supervised" and (
@@ -373,17 +372,22 @@ def parse_experiment(tree: Any, source: str) -> Experiment:
         raise SepsceneError(f"bad configuration in {source}:\n{explain(error)}") from None
 
 
-def explain(error: ValidationError) -> str:
-    """One line a fault: dotted field, fault, and the offending value where that helps."""
+def explain(error: ValidationError, model: type[BaseModel] = Experiment) -> str:
+    """One line a fault: dotted field, fault, and the offending value or the nearest spelling where that helps.
+
+    Args:
+        error: what a model said.
+        model: which.
+    """
     lines = []
     for fault in error.errors():
         field = dotted(fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             new = new_name(field)
-            message = f"it is called {new} now" if new else "unknown field; check its spelling"
+            message = f"it is called {new} now" if new else unknown_field(model, fault["loc"])
         elif field and not isinstance(fault["input"], dict):
-            message += f" (got {fault['input']!r})"
+            message += f"{near_choice(fault)} (got {fault['input']!r})"
         lines.append(f"  {field}: {message}" if field else f"  {message}")
     return "\n".join(lines)
 

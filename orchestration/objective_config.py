@@ -1,12 +1,13 @@
 """What the pre-training optimises: the terms of the loss with their weights, and the paper's short forms for them."""
 
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from sepscene.models.config import Config
 from sepscene.models.names import TERMS
+from sepscene.models.spelling import unknown
 from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings, TermChoice
 
 TERM_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -44,6 +45,8 @@ class Objective(Config):
     The paper's names are short forms: `alpha` is `terms.coincidence.weight`, `alpha_warmup_steps` its `warmup_steps`,
     `similarity` is `terms.similarity.use`, `temperature`, `learn_temperature` and `triplet_margin` are its settings.
     """
+
+    short_names: ClassVar = (*SHORT_FORMS, "similarity")
 
     terms: dict[str, TermChoice] = Field(
         {"similarity": NtXentSettings(), "coincidence": CoincidenceSettings()},
@@ -154,4 +157,6 @@ def _with_use(name: str, term: Any) -> Any:
     if isinstance(term, Config):
         return term.model_dump()
     implied = {"similarity": "nt-xent"} | {use: use for use in TERMS} | {use.replace("-", "_"): use for use in TERMS}
+    if isinstance(term, dict) and "use" not in term and name not in implied:
+        raise ValueError(f"terms.{name}: {unknown(name, TERMS, 'loss term')}; or give it a `use`")
     return {"use": implied[name], **term} if isinstance(term, dict) and name in implied else term

@@ -21,6 +21,7 @@ from sepscene import models
 from sepscene.augment.views import CurriculumPoint, Views
 from sepscene.models.config import SepsceneError
 from sepscene.models.settings import Cnn14Config, PatchTransformerConfig, TDCNppConfig
+from sepscene.models.spelling import unknown
 from sepscene.orchestration.config import (
     Data,
     Evaluation,
@@ -336,9 +337,7 @@ def named_experiment(name: str, scale: Scale) -> Experiment:
         SepsceneError: when there is none; it lists those that there are.
     """
     if name not in EXPERIMENTS:
-        raise SepsceneError(
-            f"there is no experiment {name!r}; choose one of: {', '.join(EXPERIMENTS)}; or give a YAML file"
-        )
+        raise SepsceneError(f"{unknown(name, EXPERIMENTS, 'experiment')}; or give a YAML file")
     return EXPERIMENTS[name](scale)
 
 
@@ -351,7 +350,7 @@ def resolve(name: str, scale: str, changes: list[str] | None) -> Experiment:
     if name.endswith((".yaml", ".yml")):
         experiment = load_experiment(Path(name))
     elif scale not in SCALES:
-        raise SepsceneError(f"--scale {scale!r} is unknown; choose one of {', '.join(SCALES)}")
+        raise SepsceneError(f"--scale: {unknown(scale, SCALES, 'scale')}")
     else:
         experiment = named_experiment(name, scale)  # type: ignore[arg-type]
     return experiment.changed(parse_changes(changes)) if changes else experiment

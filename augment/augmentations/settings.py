@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, fie
 
 from sepscene.augment.draws import OF_VIEWS, Stream
 from sepscene.models.config import Config, SepsceneError
-from sepscene.models.names import AUGMENTATIONS, name_of, resolve, unknown
+from sepscene.models.names import AUGMENTATIONS, name_of, resolve
+from sepscene.models.spelling import unknown
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 

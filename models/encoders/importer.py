@@ -24,6 +24,7 @@ from sepscene.models.encoders.encoder import Encoder, EncoderConfig, save_encode
 from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
 from sepscene.models.files import write_atomically
 from sepscene.models.settings import Cnn14Config, FrontEndConfig
+from sepscene.models.spelling import unknown
 from sepscene.models.state_dicts import read_state_dict, without_wrapper
 from sepscene.models.weights import check_finite, load_weights
 
@@ -51,7 +52,7 @@ def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
     """
     file = Path(file)
     if front_end not in FRONT_ENDS:
-        raise SepsceneError(f"there is no front-end preset {front_end!r}: use one of {', '.join(FRONT_ENDS)}")
+        raise SepsceneError(unknown(front_end, FRONT_ENDS, "front-end preset"))
     tensors, checkpoint = read_state_dict(file)
     tensors = without_wrapper(tensors, known="bn0.weight")
     buffers = {name: tensors.pop(name) for name in list(tensors) if name.startswith(FRONT_END_PREFIXES)}

@@ -57,7 +57,7 @@ def import_separator_command(
     try:
         hints = ImportHints.model_validate(given)
     except ValidationError as error:
-        raise SepsceneError(f"bad option:\n{explain(error)}") from None
+        raise SepsceneError(f"bad option:\n{explain(error, ImportHints)}") from None
     digest = import_separator(prefix, sample_rate, out, hints, trust_code)
     console.print(f"{out}  {digest[:12]}")
     _print_assumptions(out)

@@ -9,6 +9,7 @@ import yaml
 
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import require_trust
+from sepscene.models.spelling import unknown
 from sepscene.models.trust import CODE
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve
@@ -95,7 +96,7 @@ def _parsed(words: list[str]) -> tuple[str, typer.Context]:
     name = " ".join(words[:size])
     if name not in COMMANDS:
         hint = f", e.g. `sepscene submit pretrain {name}`" if "/" in name or name.endswith((".yaml", ".yml")) else ""
-        raise SepsceneError(f"submit what? Give one of the commands {', '.join(COMMANDS)}{hint}")
+        raise SepsceneError(f"submit what? {unknown(name, COMMANDS, 'command')}{hint}")
     command: Any = typer.main.get_command(app)
     for word in name.split():
         command = command.commands[word]

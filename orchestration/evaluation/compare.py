@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from sepscene.models.config import SepsceneError
 from sepscene.models.files import write_atomically
+from sepscene.models.spelling import unknown
 from sepscene.orchestration.records.results import RunResults
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.evaluation.scores import Evidence, Scores, measure
@@ -277,7 +278,7 @@ def _evidence(run_dir: Path, encoder: str | None) -> tuple[str, Evidence]:
     if not names:
         raise SepsceneError(f"{run_dir} holds no evaluated encoder: evaluate it first")
     if encoder is not None and encoder not in names:
-        raise SepsceneError(f"{run_dir} has no encoder {encoder!r}; it has {', '.join(names)}")
+        raise SepsceneError(f"{run_dir}: {unknown(encoder, names, 'encoder')}")
     chosen = encoder or names[0]
     label = f"{run_dir.name}/{chosen} ({results.experiment}, {results.scale}, seed {results.seed})"
     return label, load_evidence(RunFolder(run_dir).evidence(chosen))

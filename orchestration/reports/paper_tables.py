@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.spelling import unknown
 from sepscene.orchestration.presets import EXPERIMENTS
 from sepscene.orchestration.records.results import Metric, RunResults
 from sepscene.tasks.paper.beyond import BEYOND
@@ -101,12 +102,12 @@ def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
     """
     rows_of = {table: [row.name for row in known] for table, known in PAPER_TABLES.items()}
     rows_of["beyond"] = [*dict.fromkeys(row.beside for row in BEYOND), *(row.name for row in BEYOND)]
-    unknown = [table for table in tables if table not in rows_of]
-    if unknown:
-        raise SepsceneError(f"there is no {', '.join(unknown)}; choose from {', '.join(rows_of)}")
+    for table in tables:
+        if table not in rows_of:
+            raise SepsceneError(unknown(table, rows_of, "table"))
     names = list(dict.fromkeys(name for table in tables for name in rows_of[table] if name in EXPERIMENTS))
-    wrong = [row for row in rows or [] if row not in names]
-    if wrong:
-        raise SepsceneError(f"no row {', '.join(wrong)} in {', '.join(tables)}; choose from {', '.join(names)}")
+    for row in rows or []:
+        if row not in names:
+            raise SepsceneError(unknown(row, names, f"row of {', '.join(tables)}"))
     wanted = rows or names
     return [name for n, name in enumerate(wanted) if TWINS.get(name) not in wanted[:n]]

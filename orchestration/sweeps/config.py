@@ -173,4 +173,4 @@ def _parse(tree: Any, source: str) -> SweepConfig:
     try:
         return SweepConfig.model_validate(tree)
     except ValidationError as error:
-        raise SepsceneError(f"bad sweep in {source}:\n{explain(error)}") from None
+        raise SepsceneError(f"bad sweep in {source}:\n{explain(error, SweepConfig)}") from None

@@ -16,6 +16,7 @@ import ray.tune
 from ray.tune.search.sample import Domain, Float, Integer
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.spelling import unknown
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.results import Setting
 from sepscene.orchestration.yaml_files import parse_yaml
@@ -87,8 +88,8 @@ def parse_values(field: str, values: Any) -> list[Any] | Domain:
 def _range(field: str, kind: str, arguments: str) -> Domain:
     text = f"{field}={kind}({arguments})"
     if kind not in RANGES:
-        instead = _RENAMED.get(kind, "one of " + ", ".join(f"{name}(LOW,HIGH)" for name in RANGES))
-        raise SepsceneError(f"{text}: there is no range {kind}; write {instead}")
+        renamed = f"; write {_RENAMED[kind]}" if kind in _RENAMED else ""
+        raise SepsceneError(f"{text}: {unknown(kind, RANGES, 'range')}{renamed}")
     try:
         low, high = ast.literal_eval(f"({arguments},)")
         if not low < high:

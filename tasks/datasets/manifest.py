@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sepscene.models.spelling import unknown
 from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.root import Root
 from sepscene.tasks.datasets.survey import Survey
@@ -78,9 +79,10 @@ class Manifest:
         Raises:
             ManifestError: a split that no clip is in.
         """
-        unknown = sorted(set(split) - set(self.splits))
-        if unknown or not split:
-            raise ManifestError(f"no clip is in split {', '.join(unknown)!r}; the data has {', '.join(self.splits)}")
+        wrong = sorted(set(split) - set(self.splits))
+        if wrong or not split:
+            said = "; ".join(unknown(name, self.splits, "split") for name in wrong) or "name a split"
+            raise ManifestError(f"no clip is chosen: {said}")
         kept = pc.is_in(self.clips["split"], value_set=pa.array(split, pa.string()))
         return replace(self, clips=self.clips.filter(kept))
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sepscene.augment.locations import exact_seconds
+from sepscene.models.spelling import unknown
 from sepscene.tasks.datasets.huggingface import read_huggingface
 from sepscene.tasks.datasets.labels import SPLIT_NAMES, ManifestError, parse_offset, split_labels
 from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, ONE_CLASS, Clip, Manifest, manifest_of, read_from
@@ -58,7 +59,7 @@ def read_manifest(format: str, root: str, survey: bool = False) -> Manifest:
         "clips": read_clips,
     }
     if format not in readers:
-        raise ManifestError(f"data.format {format!r} is unknown; choose from {', '.join(readers)}")
+        raise ManifestError(f"data.format: {unknown(format, readers, 'format')}")
     return readers[format](Root(root, survey))
 
 

@@ -131,7 +131,7 @@ def test_rows_that_two_tables_share_are_run_once_and_unknown_ones_are_refused() 
     assert planned_rows(["table5"], ["table5/d128"]) == ["table5/d128"]
     with pytest.raises(SepsceneError, match="there is no table3"):
         planned_rows(["table3"], None)
-    with pytest.raises(SepsceneError, match="no row table4/N/simclr in table2"):
+    with pytest.raises(SepsceneError, match="no row of table2 'table4/N/simclr'"):
         planned_rows(["table2"], ["table4/N/simclr"])
 
 

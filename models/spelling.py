@@ -1,0 +1,80 @@
+"""The one answer to a name that means nothing: what is known, and the nearest spelling."""
+
+import difflib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+
+def nearest(name: str, known: Collection[str], cutoff: float = 0.5) -> str:
+    """The known name that is spelt most alike; empty when none is."""
+    by_lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[near[0]] if near else ""
+
+
+def unknown(name: str, known: Collection[str], what: str) -> str:
+    """A sentence for a name that means nothing: what is known, and the nearest spelling.
+
+    Args:
+        name: what was given.
+        known: the names that there are.
+        what: kind of thing, e.g. "encoder".
+    """
+    near = nearest(name, known)
+    hint = f" (did you mean {near}?)" if near else ""
+    return f"there is no {what} {name!r}{hint}; known are {', '.join(known)}"
+
+
+def unknown_field(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """What a message says of a field that a model of pydantic does not have.
+
+    Args:
+        model: of the whole configuration.
+        location: of the field, as pydantic gives it.
+    """
+    *parents, last = location
+    siblings = _fields_at(model, parents)
+    spellings = dict.fromkeys(siblings, "")
+    if not parents:  # somebody who leaves the section out
+        spellings |= {name: path for path in _dotted(model) for name in [path.rpartition(".")[2]] if path != name}
+        spellings |= dict.fromkeys(siblings, "")
+    near = nearest(str(last), spellings, cutoff=0.6)
+    hint = f" (did you mean {spellings[near] or near}?)" if near else ""
+    return f"unknown field{hint}; known are {', '.join(siblings)}"
+
+
+def near_choice(fault: Mapping[str, Any]) -> str:
+    """What a fault of pydantic in a field with fixed choices adds: the nearest of them."""
+    if fault["type"] != "literal_error":
+        return ""
+    near = nearest(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
+    return f", did you mean {near}?" if near else ""
+
+
+def _fields_at(model: type[BaseModel], location: Collection[int | str]) -> list[str]:
+    """Names of the fields of whatever model stands at a place, with its short forms."""
+    here = [model]
+    for part in location:
+        if str(part).startswith("<"):  # the tag of a member of a union
+            here = [one for one in here if f"<{one.model_fields['use'].default}>" == part] or here
+        else:  # the key of a mapping, or a place in a list, stays with the models of its values
+            fields = [one.model_fields[str(part)] for one in here if part in one.model_fields]
+            here = [found for field in fields for found in _models_in(field.annotation)] or here
+    return list(dict.fromkeys(name for one in here for name in (*one.model_fields, *getattr(one, "short_names", ()))))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]
+
+
+def _dotted(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All fields of a model and of the models below, dotted; nearer to the root last."""
+    for name, field in model.model_fields.items():
+        for below in _models_in(field.annotation):
+            yield from _dotted(below, f"{prefix}{name}.")
+    yield from (f"{prefix}{name}" for name in (*model.model_fields, *getattr(model, "short_names", ())))
