@@ -61,12 +61,15 @@ def test_an_override_changes_one_field() -> None:
     ("overrides", "says"),
     [
         ({"objective.temperatur": 0.1}, r"objective\.temperatur: unknown field"),
-        ({"objektive.temperature": 0.1}, r"objektive\.temperature is no field .*: there is no section 'objektive' \(did you mean objective\?"),
+        (
+            {"objektive.temperature": 0.1},
+            r"objektive\.temperature is no field .*: there is no section 'objektive' \(did you mean objective\?",
+        ),
         (
             {"objective.temperature": -1},
             r"objective\.terms\.similarity\.temperature: Input should be greater than 0 \(got -1\)",
         ),
-        ({"views.combination": ["S9"]}, r"no processor 'S9' \(did you mean S1\?\); known are N, F, S1, S2"),
+        ({"views.combination": ["S9"]}, r"no processor 'S9' \(did you mean S2\?\); known are N, F, S1, S2"),
         ({"audio.sample_rate": 22050}, "sample rates differ: audio 22050, separator 16000"),
         ({"training.global_batch": 4096, "training.service_rows": 1024}, "312 MiB.*lower training.service_rows"),
         ({"training.global_batch": 50}, "not a multiple of resources.trainers x training.service_rows = 64"),

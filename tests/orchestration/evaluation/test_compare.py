@@ -135,7 +135,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     for number, (message, changed) in enumerate(faults.items()):
         with pytest.raises(SepsceneError, match=message):
             compare_runs(a, a_run(tmp_path / str(number), measure(changed)))
-    with pytest.raises(SepsceneError, match="it has mix-chan"):
+    with pytest.raises(SepsceneError, match=r"no encoder 'mix-mix' \(did you mean mix-chan\?\)"):
         compare_runs(a, a, encoder_b="mix-mix")
     with pytest.raises(SepsceneError, match=r"results\.json"):
         compare_runs(a, tmp_path / "nowhere")
