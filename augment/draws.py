@@ -62,7 +62,8 @@ class Stream:
 
     def probability(self, done_N: np.ndarray) -> np.ndarray:
         """The probability when a share `done_N` of the run's rows is done."""
-        return np.interp(done_N, *zip(*self.points, strict=True))
+        times = [at for at, _ in self.points]
+        return np.interp(done_N, times, [probability for _, probability in self.points])
 
 
 class Schedule(Config):

@@ -170,7 +170,9 @@ class SeparationService:
             chosen = choose_channels(levels_S, *uniforms, self.settings.views, score_S)
             block["channel_1"][n], block["channel_2"][n] = chosen
             tracks = {MIXTURE: mixture_T, **dict(enumerate(separated_ST))}
-            crops_NCP[n] = crops_of(chosen, starts_N2[n], self.settings, partial(_cut, tracks, self.settings.patch))
+            crops_CP = crops_of(chosen, starts_N2[n], self.settings, partial(_cut, tracks, self.settings.patch))
+            assert crops_CP is not None  # a clip that is here has them all
+            crops_NCP[n] = crops_CP
         crops = zip(("view_1", "view_2", "mixture_1", "mixture_2"), crops_NCP.swapaxes(0, 1), strict=False)
         return block | {
             **{name: np.ascontiguousarray(crop_NP) for name, crop_NP in crops},
