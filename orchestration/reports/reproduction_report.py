@@ -13,7 +13,7 @@ from sepscene.tasks.evaluation.shortcuts import Shortcuts
 from sepscene.tasks.evaluation.statistics import p_in_words, t_interval
 from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
 from sepscene.tasks.paper.claims import ClaimResult, decide_claims, table_rows
-from sepscene.tasks.paper.verdicts import LEVEL, MARGIN
+from sepscene.tasks.paper.verdicts import LEVEL, MARGIN, signed
 
 THE_TESTS = (
     f"Paired t tests over the seeds that both rows share, one-sided, level {LEVEL:g}; intervals cover seeds, and test "
@@ -115,13 +115,8 @@ def _gain(result: BeyondResult) -> str:
     found = result.test.difference
     p = result.test.p
     if found.low is None or found.high is None or p is None:
-        return f"{_signed(found.value)}, {'one seed' if found.count == 1 else 'two seeds without any spread'}"
-    return f"{_signed(found.value)} [{_signed(found.low)}, {_signed(found.high)}], {p_in_words(p)}"
-
-
-def _signed(value: float) -> str:
-    """+0.012 or −0.003, with a minus sign."""
-    return f"{value:+.3f}".replace("-", "−")
+        return f"{signed(found.value)}, {'one seed' if found.count == 1 else 'two seeds without any spread'}"
+    return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}], {p_in_words(p)}"
 
 
 def _metrics(by_row: dict[str, list[ReproducedRun]]) -> dict[str, dict[int, float]]:

@@ -30,7 +30,12 @@ CLIP_COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Clip:
-    """One row of a manifest before it is a column; `clip_id` is its name inside the root."""
+    """One row of a manifest before it is a column; `clip_id` is its name inside the root.
+
+    Example:
+        >>> clips = [sepscene.Clip("0001", "street/0001.wav", ("siren",), "train", offset_seconds=10.0)]
+        >>> run = sepscene.pretrain("demo", clips=clips)
+    """
 
     clip_id: str
     uri: str

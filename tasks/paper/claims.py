@@ -30,7 +30,7 @@ import numpy as np
 
 from sepscene.tasks.evaluation.metrics import Floats
 from sepscene.tasks.evaluation.statistics import Interval, t_interval
-from sepscene.tasks.paper.verdicts import MARGIN, Contrasted, Decision, Verdict, contrasted, decide
+from sepscene.tasks.paper.verdicts import MARGIN, Contrasted, Decision, Verdict, contrasted, decide, signed
 
 Metrics = Mapping[str, Mapping[int, float]]
 """Row name -> seed -> mAP."""
@@ -259,7 +259,7 @@ def _mean_of_rows(
         np.mean([gain for gain, _ in gains], axis=0), np.mean(clips, axis=0) if len(clips) == len(run) else None
     )
     papers = float(np.mean([result.paper for result in run]))
-    words = f"mean over {len(run)} of {len(results)} rows = {found.words} (paper {papers:+.3f})"
+    words = f"mean over {len(run)} of {len(results)} rows = {found.words} (paper {signed(papers)})"
     return found, "; ".join([words, *(result.reason for result in run), *missing])
 
 
@@ -273,7 +273,7 @@ def _contrast(contrast: Contrast, margin: float, metrics: Metrics, replicates: R
         reason = reason or f"{contrast.better} and {contrast.worse} share no seed"
         return ContrastResult(contrast, paper, (), None, reason)
     found = contrasted(*_gains(contrast, seeds, metrics, replicates), margin)
-    reason = f"{contrast.better} - {contrast.worse} = {found.words} (paper {paper:+.3f})"
+    reason = f"{contrast.better} − {contrast.worse} = {found.words} (paper {signed(paper)})"
     return ContrastResult(contrast, paper, seeds, found, reason)
 
 

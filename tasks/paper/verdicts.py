@@ -61,14 +61,14 @@ class Contrasted:
 
     @property
     def words(self) -> str:
-        """+0.012 [+0.003, +0.021], p = 0.012, 16 seeds."""
+        """+0.012 [−0.003, +0.021], p = 0.012, 16 seeds."""
         if self.interval is None:
-            return f"{self.value:+.3f}, {'one seed' if self.seeds == 1 else 'two seeds without any spread'}, no test"
+            return f"{signed(self.value)}, {'one seed' if self.seeds == 1 else 'two seeds without any spread'}, no test"
         low, high = self.interval
         null = f" against −{self.margin:g}" if self.margin else ""
         p = self.p_above(-self.margin)
         side = p_in_words(p) if p <= 0.5 else f"{p_in_words(1 - p)} for below"
-        return f"{self.value:+.3f} [{low:+.3f}, {high:+.3f}], {side}{null}, {self.seeds} seeds"
+        return f"{signed(self.value)} [{signed(low)}, {signed(high)}], {side}{null}, {self.seeds} seeds"
 
     def power(self, difference: float) -> float | None:
         """Chance that a test at `LEVEL` finds a true difference of that size with this spread and this many seeds."""
@@ -85,6 +85,11 @@ class Decision:
     verdict: Verdict
     lowest: int
     power: float | None
+
+
+def signed(value: float) -> str:
+    """+0.012 or −0.003, with a minus sign."""
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def contrasted(difference_N: Floats, clips_R: Floats | None = None, margin: float = 0.0) -> Contrasted:

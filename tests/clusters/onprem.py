@@ -62,6 +62,11 @@ def write_description(folder: Path) -> Path:
     install = [line for line in cluster["setup_commands"] if "pip install" in line]
     cluster["setup_commands"] = [line for line in cluster["setup_commands"] if line not in install]
     assert len(install) == 1
+    (folder / "onprem.pools.yaml").write_text(
+        "pools:\n  - {name: head, nodes: 1, cpus: 4, labels: {pool: head}}\n"
+        "  - {name: trainers, nodes: 1, cpus: 2, labels: {pool: trainers}}\n"
+        "  - {name: separators, nodes: 1, cpus: 2, labels: {pool: separators}}\n"
+    )
     path = folder / "onprem.yaml"
     path.write_text(yaml.safe_dump(cluster))
     return path
@@ -104,7 +109,8 @@ def scenario(folder: Path) -> None:
     run, rows = folder / "runs" / "mine", experiment_of(folder).training.epochs * 32
     sepscene = [sys.executable, "-m", "sepscene"]
     submit = [*sepscene, "submit", "pretrain", str(folder / "mine.yaml"), "--storage", str(folder / "runs")]
-    submit += ["--run-id", "mine", "--no-evaluate"]
+    # `ray up` returns before the workers have joined; the run waits for those that the description promises.
+    submit += ["--cluster", str(description), "--run-id", "mine", "--no-evaluate"]
     log = (folder / "user.log").open("ab")
     own = {**os.environ, "HOME": str(folder / "user"), "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
     first = subprocess.Popen(["ip", "netns", "exec", "head", *submit], env=own, cwd=ROOT, stdout=log, stderr=log)

@@ -61,7 +61,7 @@ def test_coincidence_prediction_is_decided_by_the_mean_over_rows() -> None:
     hurts = {row: value - 0.02 for row, value in PAPER.items() if row.endswith("/simclr-cp")}
     fifth = decide_claims(runs(hurts))[4]
     assert fifth.verdict == "contradicted"
-    assert fifth.reason.startswith("mean over 7 of 7 rows = -0.006") and "table4/F/simclr-cp" in fifth.reason
+    assert fifth.reason.startswith("mean over 7 of 7 rows = −0.006") and "table4/F/simclr-cp" in fifth.reason
     even = {row: PAPER[row.removesuffix("-cp")] for row in PAPER if row.endswith("/simclr-cp")}
     assert decide_claims(runs(even, noise=1e-3))[4].verdict == "equal"
 

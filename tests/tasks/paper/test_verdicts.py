@@ -148,3 +148,8 @@ def test_claims_are_decided_whatever_rows_there_are(metrics: dict[str, dict[int,
     for table in PAPER_TABLES:
         for row in table_rows(table, metrics):
             assert row.ours is None or row.ours.low is None or row.ours.low <= row.ours.value <= row.ours.high
+
+
+def test_words_have_real_minus_signs_and_no_p_of_zero() -> None:
+    words = contrasted(np.array([-0.05, -0.0501, -0.0499, -0.05])).words
+    assert words.startswith("−0.050 [−0.050, −0.050], p < 0.001 for below") and "-" not in words
