@@ -269,3 +269,15 @@ def test_the_shared_mlflow_wants_a_password_and_answers_its_own_name_only(tmp_pa
         assert (tmp_path / name).stat().st_mode & 0o077 == 0, name
     assert password not in (tmp_path / "log").read_text()
     assert password not in (tmp_path / "mlflow" / "auth.ini").read_text()
+
+
+def test_a_head_whose_ray_does_not_start_ends_skypilots_job(tmp_path: Path) -> None:
+    programs = tmp_path / "sepscene-env" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "activate").write_text(f'PATH="{programs}:$PATH"\n')
+    (programs / "ray").write_text("#!/bin/bash\nexit 3\n")
+    (programs / "ray").chmod(0o755)
+    lines = yaml.safe_load((ROOT / "clusters" / "skypilot.yaml").read_text())["run"]
+    told = {"SKYPILOT_NODE_IPS": "127.0.0.1", "SKYPILOT_NODE_RANK": "0", "EXPERIMENT": "x", "RUN_ID": "y"}
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], **told}
+    assert subprocess.run(["bash", "-c", lines], env=environment, timeout=60).returncode == 1
