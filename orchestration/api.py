@@ -222,7 +222,8 @@ def run_sweep(
     base, space = config.checked()
     planned = plan_trials(config, base, space)  # refuses bad combinations before anything starts
     check_splits(base.data)
-    most = most_demanding([trial.experiment for trial in planned if trial.experiment] or [base])
+    trials = [trial.experiment for trial in planned if trial.experiment] or [base]
+    most = most_demanding(trials)
     from sepscene.orchestration.sweeps import sweep as sweeps
 
     if resume and sweep_id is None:
@@ -230,7 +231,7 @@ def run_sweep(
     else:
         name = sweep_id or f"sweep-{base.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
         folder = folder_in(storage, name, "the sweep id")
-    with prepared_session(most, address, verbose, dashboard):
+    with prepared_session(most, address, verbose, dashboard, trials):
         return folder, sweeps.sweep(config, folder, default_tracking_uri(storage), console, callbacks)
 
 

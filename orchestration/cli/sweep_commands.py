@@ -193,13 +193,14 @@ def reproduce_command(
         console.print(f"report        {SweepFolder(folder).report_html}", soft_wrap=True)
         return
     # Refuses bad rows, changes and data before anything starts.
-    most = most_demanding(row_experiments(planned_rows(tables, row), scale, changes))
+    rows = row_experiments(planned_rows(tables, row), scale, changes)
+    most = most_demanding(rows)
     check_splits(most.data)
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
     from sepscene.orchestration.sweeps.reproduction import reproduce
 
-    with prepared_session(most, address, verbose, dashboard):
+    with prepared_session(most, address, verbose, dashboard, rows):
         uri = default_tracking_uri(storage)
         results = reproduce(tables, row, scale, changes, seeds, folder, uri, console)  # type: ignore[arg-type]
     _report(folder, list(results.failed))

@@ -1,6 +1,6 @@
 """The Ray session of a run, begun once what the experiment names can be used."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from sepscene.augment.separation.channel_scores import ChannelScores
@@ -13,9 +13,15 @@ from sepscene.orchestration.training.builders import check_parts, check_start
 
 @contextmanager
 def prepared_session(
-    experiment: Experiment, address: str | None = None, verbose: bool = False, dashboard: bool = False
+    experiment: Experiment,
+    address: str | None = None,
+    verbose: bool = False,
+    dashboard: bool = False,
+    others: Iterable[Experiment] = (),
 ) -> Iterator[None]:
     """A Ray session (`runtime.session.ray_session`) for an experiment whose separators and start encoder can be used.
+
+    Own code of `others`, which will run in the same session, is sent and imported, too.
 
     Raises:
         SepsceneError: when one of them can't be used, or the experiment can't be placed; it says what to change.
@@ -30,5 +36,6 @@ def prepared_session(
             scores.try_out(channels, experiment.audio.samples)
     check_parts(experiment)
     check_start(experiment)
-    with ray_session(experiment, address, verbose, dashboard):
+    code = sorted({name for other in others for name in other.own_code})
+    with ray_session(experiment, address, verbose, dashboard, code):
         yield

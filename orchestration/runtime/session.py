@@ -39,7 +39,11 @@ EXIT_SECONDS = 10.0
 
 @contextmanager
 def ray_session(
-    experiment: Experiment, address: str | None = None, verbose: bool = False, dashboard: bool = False
+    experiment: Experiment,
+    address: str | None = None,
+    verbose: bool = False,
+    dashboard: bool = False,
+    code: Sequence[str] = (),
 ) -> Iterator[None]:
     """Connect to Ray, check that the experiment fits, and disconnect at the end.
 
@@ -50,16 +54,18 @@ def ray_session(
         address: a cluster's address; none takes RAY_ADDRESS, and without that starts Ray on this machine.
         verbose: let Ray's own messages through.
         dashboard: start Ray's dashboard with a Ray of this machine.
+        code: import paths of own code that processes will need beside the experiment's.
 
     Raises:
         SepsceneError: when the experiment can't be placed; it says what to change.
     """
-    with connected(address, verbose, dashboard, experiment.own_code):
+    code = sorted({*experiment.own_code, *code})
+    with connected(address, verbose, dashboard, code):
         nodes = cluster_nodes()
         for asked in phases(experiment):
             check_placement(asked, nodes)
         wait_for_nodes(phases(experiment)[0])
-        check_own_code(experiment.own_code)
+        check_own_code(code)
         configure_data(experiment.training.ordered)
         with exit_on_signal():
             yield

@@ -6,6 +6,11 @@ import sys
 import psutil
 import pytest
 
+from sepscene.models.config import SepsceneError
+from sepscene.models.names import trust_code
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.pipeline.session import prepared_session
+
 pytestmark = pytest.mark.slow
 
 HANGS = """
@@ -59,6 +64,18 @@ def test_processes_of_a_local_ray_know_that_it_is_local() -> None:
         return is_local()
 
     assert is_local() and ray.get(in_a_process_of_ray.remote(), timeout=60)  # where trials of a sweep ask
+
+
+@pytest.mark.usefixtures("ray_of_our_own")
+def test_own_code_of_every_trial_is_imported_before_a_sweep_begins(nano: Experiment) -> None:
+    """A trial whose encoder no node can import ends a sweep at its start, though its largest trial is another one."""
+    trust_code("no_such_lab.nets:Net")
+    other = nano.changed({"encoder": {"use": "no_such_lab.nets:Net"}})
+    with (
+        pytest.raises(SepsceneError, match=r"no_such_lab\.nets:Net .*Code that is not installed is sent along"),
+        prepared_session(nano, others=[nano, other]),
+    ):
+        pass
 
 
 QUIET = """
