@@ -19,7 +19,7 @@ from sepscene.orchestration.training.replay import replay
 from sepscene.tasks.datasets.readers import Manifest
 from tests.own_code import write_package
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
@@ -63,7 +63,7 @@ def finished(lab: Path, nano: Experiment, scenes_dir: Path) -> Path:
     variables["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(lab)))
     variables.pop("MLFLOW_TRACKING_URI", None)
     words = [sys.executable, "script.py", "nano.yaml", str(lab / "runs"), str(scenes_dir)]
-    done = subprocess.run(words, cwd=lab, env=variables, capture_output=True, text=True, timeout=380, check=False)
+    done = subprocess.run(words, cwd=lab, env=variables, capture_output=True, text=True, timeout=560, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return lab / "runs" / "own"
 
