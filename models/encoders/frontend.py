@@ -95,6 +95,8 @@ class LogMel(nn.Module):
                 f"the sound has {wave_BT.shape[-1]} samples, the front-end needs more than "
                 f"{config.padding_samples}: pad it with zeros"
             )
+        if not len(wave_BT):  # a worker without a usable row; MKL refuses to transform no sound
+            return wave_BT.new_zeros(0, config.frames(wave_BT.shape[-1]), config.mel_bands, dtype=torch.float32)
         with torch.autocast(wave_BT.device.type, enabled=False):
             padded_BT = nn.functional.pad(
                 wave_BT.float()[:, None], (config.padding_samples, config.padding_samples), mode="reflect"

@@ -170,3 +170,9 @@ def test_what_is_nearly_silent_is_not_amplified_without_end() -> None:
     rounding = LogMel(config)(1e-5 * torch.sign(_noise(15_360)))
     as_loud = LogMel(FrontEndConfig())(1e-3 * torch.sign(_noise(15_360)))
     torch.testing.assert_close(rounding, as_loud, atol=1e-4, rtol=0)  # 40 dB louder and no more
+
+
+def test_no_sound_gives_no_log_mel() -> None:
+    """As a worker has it whose part of the last batch is nothing but fillers; MKL's Fourier transform refused it."""
+    shape = LogMel(FrontEndConfig())(torch.zeros(0, 15_360)).shape
+    assert shape == (0, *LogMel(FrontEndConfig())(torch.zeros(1, 15_360)).shape[1:])

@@ -72,6 +72,12 @@ def batch(step: int, rows: int = 8, spoiled: tuple[int, ...] = ()) -> Batch:
     }
 
 
+def test_a_worker_without_a_usable_row_has_empty_views(nano: Experiment) -> None:
+    """Its part of the last batch is nothing but fillers, and the other workers wait for it in the exchange."""
+    views = worker(nano)._logmels(batch(0, spoiled=tuple(range(8))))
+    assert [tuple(view.shape) for view in views] == [(0, 96, 64)] * 2
+
+
 def spoil_the_weights(one: Pretrainer) -> None:
     """The next forward pass gives NaN."""
     forward = one.views.forward
