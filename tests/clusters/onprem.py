@@ -105,6 +105,7 @@ def scenario(folder: Path) -> None:
     outcome: dict[str, object] = {
         "up": on_head([f"{bin_folder}/ray", "up", "-y", "--no-config-cache", str(description)], folder)
     }
+    assert outcome["up"] == 0, (folder / "user.log").read_text()[-3000:]
     experiment_of(folder).save(folder / "mine.yaml")
     run, rows = folder / "runs" / "mine", experiment_of(folder).training.epochs * 32
     sepscene = [sys.executable, "-m", "sepscene"]
