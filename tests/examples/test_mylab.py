@@ -1,9 +1,17 @@
-"""The example lab: as long as promised, word for word in the guide."""
+"""The example lab: as long as promised, word for word in the guide, and what it brings trains, saves and loads."""
 
 import re
 from pathlib import Path
 
 import pytest
+import torch
+
+from sepscene.models.encoders.encoder import load_encoder, save_encoder
+from sepscene.models.names import trust_code
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.training.builders import check_parts
+from sepscene.orchestration.training.pretraining import Pretrainer
+from tests.orchestration.training.test_pretraining import CPU, batch, consumed
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / "examples" / "mylab"
@@ -18,3 +26,29 @@ def test_it_has_fewer_than_120_lines() -> None:
 def test_the_guide_shows_each_file_word_for_word(path: Path) -> None:
     blocks = re.findall(r"^```\w+\n(.*?)^```", (ROOT / "docs" / "extending.md").read_text(), re.MULTILINE | re.DOTALL)
     assert path.read_text() in blocks
+
+
+def test_a_step_with_all_three_leaves_a_bundle_that_loads(
+    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(LAB))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "trust"))
+    monkeypatch.delenv("SEPSCENE_TRUSTED_CODE", raising=False)
+    experiment = nano.changed(
+        {
+            "encoder": {"use": "mylab.nets:MelGru", "width": 8, "embedding_dim": 12},
+            "objective.terms.spread": {"use": "mylab.losses:Spread", "weight": 0.1},
+            "augmentations.tilt": {"use": "mylab.augmentations:Tilt"},
+        }
+    )
+    for name in experiment.own_code:
+        trust_code(name)
+    check_parts(experiment)
+    one = Pretrainer(experiment, 24, CPU)
+    step = consumed(one, batch(0) | {"tilt_u": torch.rand(8, 2).numpy()})
+    parts = step["similarity"] + step["coincidence"] + 0.1 * step["spread"]
+    assert step["loss"] == pytest.approx(parts, rel=1e-5) and 0 < step["spread"] <= 1
+    save_encoder(one.encoder().eval(), tmp_path / "bundle", {})
+    wave_BT = torch.randn(2, 32_000) / 10
+    h_BD = load_encoder(tmp_path / "bundle")(wave_BT)
+    assert h_BD.shape == (2, 12) and torch.equal(h_BD, one.encoder().eval()(wave_BT))
