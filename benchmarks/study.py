@@ -37,7 +37,7 @@ from sepscene.augment.separation.reader import ViewMaker
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.encoders.encoder import Encoder
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.training import refuse_what_is_ignored, views_of_tasks
+from sepscene.orchestration.mini.training import refuse_what_is_ignored
 from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.allocator import MALLOC
@@ -80,7 +80,6 @@ def trained(
             group["lr"] = learning_rate(training, step, steps)
         optimizer.zero_grad(set_to_none=True)
         views = front_end(pcm_pair(batch, "view", torch.device("cpu")), batch)
-        views = views_of_tasks(experiment.objective, views, batch["row"])
         result = objective(*views, weights=experiment.objective.weights_at(step))
         result.loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), training.clip_gradient_norm)

@@ -1,7 +1,7 @@
 """What the pre-training optimises: the terms of the loss with their weights, and the paper's short forms for them."""
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,6 @@ TERM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED = (
     "loss",
     "pairs",
-    "coincidence_pairs",
     "temperature",
     "bad",
     "rows",
@@ -53,11 +52,6 @@ class Objective(Config):
         description="by names of your choice, which metrics carry; `use` is nt-xent, triplet, vicreg, coincidence, or "
         "your own. A name that is that of a term needs no `use`",
     )
-    coincidence_pairs: Literal["same", "own"] = Field(
-        "same",
-        description="same: both tasks learn from every row's pair; own: from rows of their own, the even ones for "
-        "similarity, the odd ones for coincidence (for as many pairs of each, double training.global_batch) [open]",
-    )
     projection_dim: int = Field(128, ge=1, description="size of z [open; ours]")
     head_hidden: int = Field(512, ge=1, description="hidden units of the heads [open; ours]")
 
@@ -66,7 +60,10 @@ class Objective(Config):
     def _short_forms(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        rest = {name: value for name, value in given.items() if name not in (*SHORT_FORMS, "similarity")}
+        if given.get("coincidence_pairs", "same") != "same":
+            raise ValueError("objective.coincidence_pairs is gone: all terms learn from the same pairs")
+        gone = ("similarity", "coincidence_pairs")
+        rest = {name: value for name, value in given.items() if name not in (*SHORT_FORMS, *gone)}
         terms = rest.get("terms", {"similarity": {}, "coincidence": {}})
         if not isinstance(terms, dict):
             return given
@@ -94,12 +91,6 @@ class Objective(Config):
                 raise ValueError(f"a term cannot be called {name!r}: take another name of a-z, 0-9 and _")
         if not self.used_terms:
             raise ValueError("objective.terms has no term whose weight is above 0: there is nothing to learn")
-        return self
-
-    @model_validator(mode="after")
-    def _own_pairs_have_a_task(self) -> "Objective":
-        if self.coincidence_pairs == "own" and self.alpha == 0:
-            raise ValueError("objective.coincidence_pairs own leaves half of the rows idle at alpha 0: set it to same")
         return self
 
     @property

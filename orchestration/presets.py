@@ -63,7 +63,6 @@ OWN = (
 OF_COINCIDENCE = (
     "objective.alpha",
     "objective.alpha_warmup_steps",
-    "objective.coincidence_pairs",
     "objective.terms.coincidence.weight",
     "objective.terms.coincidence.warmup_steps",
 )

@@ -21,7 +21,6 @@ from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.network import network_class
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.logmel_store import LogMelStore
-from sepscene.orchestration.objective_config import Objective
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.training.builders import build_objective, check_parts, check_start, start_from
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
@@ -56,14 +55,6 @@ def refuse_what_is_ignored(experiment: Experiment) -> None:
             "leave them out, or use scale tiny"
         )
     check_start(experiment)
-
-
-def views_of_tasks(objective: Objective, views: tuple[Tensor, ...], row_N: np.ndarray) -> tuple[Tensor, ...]:
-    """Both views of all rows; with pairs of their own, those of the even rows and then those of the odd ones."""
-    if objective.coincidence_pairs == "same":
-        return views
-    own_B = torch.from_numpy(row_N % 2 == 1)
-    return *(view[~own_B] for view in views), *(view[own_B] for view in views)
 
 
 class ViewCrops:
@@ -147,10 +138,10 @@ class MiniTrainer:
         self.losses["gradient_norm"].append(norm)
 
     def patches(self, row_N: np.ndarray) -> tuple[Tensor, ...]:
-        """The log-mel patches of both views; of four, when each task has pairs of its own."""
+        """The log-mel patches of both views."""
         first, second, draws = self.crops(row_N)
-        views = self.augment("log-mel", torch.stack((first, second), dim=1), draws).unbind(1)
-        return views_of_tasks(self.experiment.objective, views, row_N)
+        views: tuple[Tensor, ...] = self.augment("log-mel", torch.stack((first, second), dim=1), draws).unbind(1)
+        return views
 
     def last_losses(self) -> dict[str, float]:
         """The mean of each loss over the last tenth of the steps, and the median norm of the gradient."""

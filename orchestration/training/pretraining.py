@@ -172,14 +172,11 @@ class Pretrainer:
         return {"step": self.step, "learning_rate": rate, "rows": self.ledger.consumed, **metrics}
 
     def _logmels(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The log-mel patches (B, L, F) of both views of the usable rows; of four, when each task has its own."""
+        """The log-mel patches (B, L, F) of both views of the usable rows."""
         usable_B = usable_rows(batch)
         usable = {name: column[usable_B] for name, column in batch.items()}
         logmels: tuple[Tensor, ...] = self.views(pcm_pair(usable, "view", self.device), usable)
-        if self.experiment.objective.coincidence_pairs == "same":
-            return logmels
-        own_B = torch.from_numpy(usable["row"] % 2 == 1).to(self.device)
-        return *(view[~own_B] for view in logmels), *(view[own_B] for view in logmels)
+        return logmels
 
     def _optimise(self, logmels: tuple[Tensor, ...]) -> dict[str, float]:
         """A step, unless its loss or gradient is not finite: then weights and running averages stay as they were.
@@ -204,9 +201,7 @@ class Pretrainer:
         dtype = torch.bfloat16 if training_precision(self.experiment) == "bfloat16" else None
         weights = self.experiment.objective.weights_at(self.step)
         if self.model is None:
-            # With four views a chunk has rows of either task: half as many of each.
-            rows = max(1, (self.experiment.training.microbatch or self.local_rows) * 2 // len(logmels))
-            chunks = cut(logmels, rows, self.local_rows)
+            chunks = cut(logmels, self.experiment.training.microbatch or self.local_rows, self.local_rows)
             return accumulate(self.objective, chunks, weights=weights, dtype=dtype)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             result: JointLoss = self.model(*logmels, weights=weights)

@@ -38,9 +38,8 @@ class StepTiming(Hook):
 
     def after_step(self, step: Step) -> None:
         """Add the metrics of a step: pairs of the global batch per second, share of its time spent waiting, and MFU."""
-        pairs = step.metrics["pairs"] + step.metrics.get("coincidence_pairs", 0.0)
         step.metrics |= {
-            "examples_per_second": pairs / step.seconds,
+            "examples_per_second": step.metrics["pairs"] / step.seconds,
             "waiting_share": step.waited_seconds / step.seconds,
             "mfu": self.flops / step.seconds / self.ceiling,
         }

@@ -30,7 +30,7 @@ class JointLoss:
     Attributes:
         loss: scalar to call backward on: the local share of the global loss times the number of workers.
         parts: detached scalars of the GLOBAL batch, equal on all workers: "loss", each term by its name, without its
-            weight, "temperature" of NT-Xent, "pairs" (N), and "coincidence_pairs" where that task has its own.
+            weight, "temperature" of NT-Xent, and "pairs" (N).
         h_1_nD, h_2_nD: representations of the local pairs, detached.
         z_1_NZ, z_2_NZ: projections of the global pairs by the first term on z, detached; empty where there is none.
     """
@@ -45,10 +45,8 @@ class JointLoss:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Some pairs of all workers, as far as this worker sees them."""
+    """The pairs of all workers, as far as this worker sees them."""
 
-    h_1_nD: Tensor
-    h_2_nD: Tensor
     local: dict[str, Sequence[Tensor]]
     everyone: dict[str, Sequence[Tensor]]
     start: int
@@ -86,8 +84,6 @@ class JointObjective(nn.Module):
         self,
         logmel_1_nLF: Tensor,
         logmel_2_nLF: Tensor,
-        own_1_kLF: Tensor | None = None,
-        own_2_kLF: Tensor | None = None,
         *,
         weights: Mapping[str, float] | None = None,
     ) -> JointLoss:
@@ -95,15 +91,12 @@ class JointObjective(nn.Module):
 
         Args:
             logmel_1_nLF, logmel_2_nLF: both views of the local pairs; n may differ between workers, and be 0.
-            own_1_kLF, own_2_kLF: pairs of coincidence prediction's own draws; none means that all terms
-                share one pair. Given, they add their part to the encoder's work.
             weights: of the terms at this step, by name (the caller warms them up); 1 for those that are not named.
 
         Raises:
             ValueError: when the views of a pair differ in number.
         """
-        views = [view for view in (logmel_1_nLF, logmel_2_nLF, own_1_kLF, own_2_kLF) if view is not None]
-        return self.loss(*self.encode(*views), weights=weights)
+        return self.loss(*self.encode(logmel_1_nLF, logmel_2_nLF), weights=weights)
 
     def encode(self, *views_BLF: Tensor) -> tuple[Tensor, ...]:
         """h_BD of each view, all computed as one batch."""
@@ -115,22 +108,17 @@ class JointObjective(nn.Module):
         self,
         h_1_nD: Tensor,
         h_2_nD: Tensor,
-        own_1_kD: Tensor | None = None,
-        own_2_kD: Tensor | None = None,
         *,
         weights: Mapping[str, float] | None = None,
     ) -> JointLoss:
         """The losses from representations; arguments and errors as for `forward`."""
-        _check_pairs(h_1_nD, h_2_nD, own_1_kD, own_2_kD)
-        separate = own_1_kD is not None and own_2_kD is not None
-        own = {name for name, term in self._terms.items() if separate and term.own_pairs}
-        pairs = self._gathered(h_1_nD, h_2_nD, [name for name in self.terms if name not in own])
-        seen, shares = dict.fromkeys(self.terms, pairs), dict[str, Tensor]()
-        if own_1_kD is not None and own_2_kD is not None:
-            seen |= dict.fromkeys(own, self._gathered(own_1_kD, own_2_kD, sorted(own)))
-        for name, term in self._terms.items():
-            of = seen[name]
-            shares[name] = term.share(of.h_1_nD, of.h_2_nD, of.local[name], of.everyone[name], of.start)
+        if len(h_1_nD) != len(h_2_nD):
+            raise ValueError(f"pairs need as many first as second views, got {len(h_1_nD)} and {len(h_2_nD)}")
+        pairs = self._gathered(h_1_nD, h_2_nD)
+        shares = {
+            name: term.share(h_1_nD, h_2_nD, pairs.local[name], pairs.everyone[name], pairs.start)
+            for name, term in self._terms.items()
+        }
         weighted = [(weights or {}).get(name, 1.0) * share for name, share in shares.items()]
         share = weighted[0]
         for more in weighted[1:]:
@@ -141,27 +129,15 @@ class JointObjective(nn.Module):
             if isinstance(term, NtXent):
                 parts["temperature"] = term.temperature.detach()
         parts["pairs"] = summed.new_tensor(float(pairs.total))
-        if own:
-            parts["coincidence_pairs"] = summed.new_tensor(float(seen[min(own)].total))
         on_z = next((name for name, term in self._terms.items() if term.reads_z), None)
         z_NZ = pairs.everyone[on_z] if on_z is not None else (h_1_nD[:0], h_2_nD[:0])
         return JointLoss(world_size() * share, parts, *(seen.detach() for seen in (h_1_nD, h_2_nD, *z_NZ)))
 
-    def _gathered(self, h_1_nD: Tensor, h_2_nD: Tensor, names: Sequence[str]) -> _Pairs:
-        """What some terms want of the other workers, which travels together."""
+    def _gathered(self, h_1_nD: Tensor, h_2_nD: Tensor) -> _Pairs:
+        """What the terms want of the other workers, which travels together."""
         counts = gather_counts(len(h_1_nD), h_1_nD.device)
-        local = {name: self._terms[name].project(h_1_nD, h_2_nD) for name in names}
+        local = {name: term.project(h_1_nD, h_2_nD) for name, term in self._terms.items()}
         wanted = [part for parts in local.values() for part in parts]
-        if not wanted:
-            return _Pairs(h_1_nD, h_2_nD, {}, {}, sum(counts[: rank()]), sum(counts))
         everyone = iter(gather_rows(torch.cat(wanted, 1), counts).split([part.shape[1] for part in wanted], 1))
         dealt: dict[str, Sequence[Tensor]] = {name: [next(everyone) for _ in parts] for name, parts in local.items()}
-        return _Pairs(h_1_nD, h_2_nD, local, dealt, sum(counts[: rank()]), sum(counts))
-
-
-def _check_pairs(first: Tensor, second: Tensor, own_first: Tensor | None, own_second: Tensor | None) -> None:
-    sizes = [None if view is None else len(view) for view in (first, second, own_first, own_second)]
-    if sizes[0] != sizes[1] or sizes[2] != sizes[3]:
-        raise ValueError(
-            f"pairs need as many first as second views, got {sizes} (first, second, own first, own second)"
-        )
+        return _Pairs(local, dealt, sum(counts[: rank()]), sum(counts))

@@ -58,12 +58,10 @@ class Term(nn.Module):
     Attributes:
         Config: of the class, a pydantic model of the settings with which it is built as `Class(config, sizes)`.
         reads_z: whether `project` gives z_1 and z_2, which the diagnostics then look at.
-        own_pairs: whether `objective.coincidence_pairs: own` gives it the odd rows, and the others the even ones.
     """
 
     Config: type[BaseModel]
     reads_z = False
-    own_pairs = False
 
     def project(self, h_1_nD: Tensor, h_2_nD: Tensor) -> Sequence[Tensor]:
         """What the other workers must see of the local pairs: tensors of n rows; n may be 0."""
@@ -154,7 +152,6 @@ class Coincidence(Term):
     """`tasks.losses.coincidence`; only the channels' h travels."""
 
     Config = CoincidenceSettings
-    own_pairs = True
 
     def __init__(self, config: CoincidenceSettings, sizes: HeadSizes) -> None:
         super().__init__()

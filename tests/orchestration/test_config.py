@@ -80,7 +80,6 @@ def test_an_override_changes_one_field() -> None:
             {"objective.similarity": "triplet", "objective.learn_temperature": True},
             "the triplet loss has no temperature",
         ),
-        ({"objective.coincidence_pairs": "own", "objective.alpha": 0}, "leaves half of the rows idle"),
         (
             {"resources.separation_actors": 2, "resources.separation_actors_min": 3},
             "separation_actors_min 3 is more than .separation_actors 2",

@@ -78,7 +78,7 @@ def test_the_configuration_of_an_older_version_is_read() -> None:
         ({"terms": {"mine": {"use": "vicrge"}}}, r"no loss term 'vicrge' \(did you mean vicreg\?\)"),
         ({"terms": {"similarity": {"use": "vicreg"}}, "temperature": 0.1}, "is a setting of nt-xent"),
         ({"similarity": "triplet", "learn_temperature": True}, "the triplet loss has no temperature"),
-        ({"coincidence_pairs": "own", "alpha": 0}, "leaves half of the rows idle"),
+        ({"coincidence_pairs": "own"}, "all terms learn from the same pairs"),
     ],
 )
 def test_what_makes_no_objective_is_said(nano: Experiment, fields: dict[str, object], says: str) -> None:

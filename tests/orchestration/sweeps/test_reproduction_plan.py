@@ -42,7 +42,7 @@ def test_a_change_that_makes_a_row_another_one_is_refused(changes: dict[str, Any
 def test_alpha_is_changed_only_where_coincidence_is_predicted() -> None:
     rows = [name for name in EXPERIMENTS if name != "demo"]
     before = {row.name: row.objective.alpha for row in row_experiments(rows, "tiny", {})}
-    changes = {"objective.alpha": 0.5, "objective.coincidence_pairs": "own", "training.epochs": 7}
+    changes = {"objective.alpha": 0.5, "objective.alpha_warmup_steps": 3, "training.epochs": 7}
     after = row_experiments(rows, "tiny", changes)
     assert {row.training.epochs for row in after} == {7}
     assert {row.name: row.objective.alpha for row in after} == {

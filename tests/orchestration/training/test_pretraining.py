@@ -187,21 +187,6 @@ def test_microbatches_give_the_losses_of_the_whole_batch(nano: Experiment) -> No
         assert metrics["pairs"] == 6
 
 
-def test_each_task_may_have_rows_of_its_own(nano: Experiment) -> None:
-    own = {"objective.coincidence_pairs": "own", "objective.alpha": 0.5}
-    one, small = (worker(nano.changed({**own, "training.microbatch": m})) for m in (None, 2))
-    rows = batch(0, spoiled=(1,))
-    view_1, view_2, own_1, own_2 = one._logmels(rows)
-    assert len(view_1) == len(view_2) == 4 and len(own_1) == len(own_2) == 3
-    shared = worker(nano)._logmels(rows)
-    assert torch.equal(shared[0][[0, 1, 3, 5]], view_1) and torch.equal(shared[1][[2, 4, 6]], own_2)
-    for alone in (one, small):
-        alone.objective.eval()
-    metrics, chunked = consumed(one, rows), consumed(small, rows)
-    assert metrics["pairs"] == 4 and metrics["coincidence_pairs"] == 3
-    assert chunked["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
-
-
 def test_health_is_looked_at_every_few_steps_and_a_collapse_reported_once(nano: Experiment) -> None:
     one = worker(nano)
     hook = Diagnostics(lambda: one.result, one.objective.coincidence_head)

@@ -88,14 +88,6 @@ def test_without_a_coincidence_head_there_is_similarity_only() -> None:
     assert result.loss.item() == result.parts["similarity"].item()
 
 
-def test_own_draws_of_any_number_feed_coincidence_only() -> None:
-    objective = build().eval()
-    own = views(4, rows=7)[2:]
-    shared, separate = objective(*views()), objective(*views(), *own)
-    torch.testing.assert_close(separate.parts["similarity"], shared.parts["similarity"], rtol=1e-12, atol=0)
-    torch.testing.assert_close(separate.parts["coincidence"], objective(*own).parts["coincidence"], rtol=1e-12, atol=0)
-
-
 def test_learned_temperature_moves_and_is_clamped() -> None:
     objective = build(learn_temperature=True, temperature=0.2)
     term = nt_xent_of(objective)
@@ -131,9 +123,8 @@ def chunks(parts: list[Tensor]) -> list[tuple[Tensor, ...]]:
     return [tuple(part[start : start + 2] for part in parts) for start in (0, 2, 4, 6)]  # 2, 2, 1 and 0 rows
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_accumulation_equals_the_large_batch(own: bool) -> None:
-    parts = views(4 if own else 2)
+def test_accumulation_equals_the_large_batch() -> None:
+    parts = views()
     large, small = build(learn_temperature=True).eval(), build(learn_temperature=True).eval()
     whole = large(*parts, weights={"coincidence": 0.6})
     whole.loss.backward()
@@ -174,7 +165,5 @@ def test_views_are_cut_into_as_many_chunks_on_every_worker() -> None:
 
 def test_views_without_a_partner_are_refused() -> None:
     objective, (first, second) = build(), views()
-    with pytest.raises(ValueError, match="\\[5, 4, None, None\\]"):
+    with pytest.raises(ValueError, match="got 5 and 4"):
         objective(first, second[:4])
-    with pytest.raises(ValueError, match="\\[5, 5, 5, None\\]"):
-        objective(first, second, first)
