@@ -47,7 +47,8 @@ def batches_of(path: str) -> Iterator[pa.RecordBatch]:
         ValueError: they claim more bytes than the file has: it is packed or damaged.
         OSError, pyarrow.ArrowException: no such file, or no Arrow stream.
     """
-    size, most = 0, os.path.getsize(path)
+    size = 0
+    most = os.path.getsize(path)
     with pa.ipc.open_stream(pa.memory_map(path)) as reader:
         for batch in reader:
             size += batch.get_total_buffer_size()
@@ -84,7 +85,8 @@ def audio_value(path: str, stamp: tuple[Any, ...], row: int) -> Any:
 @lru_cache(maxsize=64)
 def _audio_columns(path: str, stamp: tuple[Any, ...]) -> tuple[list[pa.Array], np.ndarray]:
     """The column with the sound of each batch, and how many rows there are up to the end of each."""
-    name, columns = audio_column(schema_of(path)), []
+    name = audio_column(schema_of(path))
+    columns = []
     for batch in batches_of(path):
         column = batch.column(name)
         column.validate(full=True)  # where it would point out of the file

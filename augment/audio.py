@@ -165,8 +165,12 @@ def check_audio(uri: str) -> Recording:
         ClipError: as `read_clip`.
     """
     with open_recording(uri) as decoder:
-        frames, clipped, peak, cancelling = 0, 0, 0.0, 0
-        sum_C, power_C = np.zeros(decoder.file.channels), np.zeros(decoder.file.channels)
+        frames = 0
+        clipped = 0
+        peak = 0.0
+        cancelling = 0
+        sum_C = np.zeros(decoder.file.channels)
+        power_C = np.zeros(decoder.file.channels)
         for wave_TC in decoder.blocks(0, decoder.frames):
             frames += len(wave_TC)
             size_TC = np.abs(wave_TC)

@@ -26,7 +26,10 @@ class Corrected(io.RawIOBase):
     """A file whose beginning is replaced: `head`, and then what `stream` holds from byte `start` on."""
 
     def __init__(self, head: bytes, stream: BinaryIO, start: int) -> None:
-        self.head, self.stream, self.start, self.at = head, stream, start, 0
+        self.head = head
+        self.stream = stream
+        self.start = start
+        self.at = 0
         self.size = len(head) + max(0, stream.seek(0, io.SEEK_END) - start)
 
     def readable(self) -> bool:
@@ -86,7 +89,8 @@ def corrected(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
 
 def _wav(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     """A data field that was never filled in, or that has wrapped at 4 GiB."""
-    at, head = 12, b""
+    at = 12
+    head = b""
     while at + 8 <= size:
         stream.seek(at)
         name, length = struct.unpack("<4sI", stream.read(8))
@@ -178,7 +182,8 @@ def _flac_frame_end(head: bytes, block: int) -> int | None:
     number = head[4] & (0x7F if length == 1 else 0xFF >> (length + 1))
     for byte in head[5 : 4 + length]:
         number = number << 6 | byte & 0x3F
-    at, code = 4 + length, head[2] >> 4
+    at = 4 + length
+    code = head[2] >> 4
     if code in (6, 7):
         samples = int.from_bytes(head[at : at + code - 5], "big") + 1
         at += code - 5
@@ -192,7 +197,9 @@ def _flac_frame_end(head: bytes, block: int) -> int | None:
 
 def _crc(data: bytes, bits: int, polynomial: int) -> int:
     """A cyclic redundancy check; 0 over data that ends with its own."""
-    table, crc, mask = _crc_table(bits, polynomial), 0, (1 << bits) - 1
+    table = _crc_table(bits, polynomial)
+    crc = 0
+    mask = (1 << bits) - 1
     for byte in data:
         crc = (crc << 8 & mask) ^ table[(crc >> bits - 8) ^ byte]
     return crc
@@ -217,7 +224,8 @@ def _chained_ogg(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     if len(links) < 2:
         return None
     parts = [soundfile.read(io.BytesIO(link), dtype="float32", always_2d=True) for link in links]
-    waves, rates = [wave_TC for wave_TC, _ in parts], [rate for _, rate in parts]
+    waves = [wave_TC for wave_TC, _ in parts]
+    rates = [rate for _, rate in parts]
     if len(set(rates)) > 1 or len({wave_TC.shape[1] for wave_TC in waves}) > 1:
         raise ValueError("its rate or its channels change on the way; split it")
     return as_wav(np.concatenate(waves), rates[0])
@@ -245,7 +253,9 @@ def _may_be_chained(stream: BinaryIO, size: int) -> bool:
 
 def _ogg_links(data: bytes) -> list[bytes]:
     """The parts of a chained file: each begins with the first page of a stream that follows pages of sound."""
-    starts, at, sound = [0], 0, False
+    starts = [0]
+    at = 0
+    sound = False
     while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
         segments = data[at + 26]
         begins = bool(data[at + 5] & 2)

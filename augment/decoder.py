@@ -21,7 +21,8 @@ from sepscene.augment.containers import UNFILLED, as_wav, corrected
 from sepscene.augment.locations import ClipError, open_location, unreadable
 from sepscene.models.settings import LOUDEST
 
-LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
+LOWEST_RATE = 1_000
+HIGHEST_RATE = 768_000
 """Hz; beyond lies a broken header, which would ask for an absurd filter."""
 MOST_SAMPLES = 1 << 29
 """Samples that are held at once, 2 GiB: 9 hours at 16 kHz. Packed silence of a megabyte can claim far more."""
@@ -80,7 +81,8 @@ class Decoder:
             ClipError: as `read_mono`.
         """
         self.file.seek(start)
-        block, got = max(1, _BLOCK_SAMPLES // self.file.channels), 0
+        block = max(1, _BLOCK_SAMPLES // self.file.channels)
+        got = 0
         while got < frames:
             wave_TC = self._read(start + got, min(block, frames - got))
             if len(wave_TC) == 0:
@@ -124,7 +126,8 @@ def cancels(wave_TC: np.ndarray, mono_T: np.ndarray) -> bool:
     """Whether channels with sound in them have a mean that is 40 dB below them: opposite phases."""
     if wave_TC.shape[1] == 1:
         return False
-    power, own = float(np.square(mono_T).mean()), float(np.square(wave_TC).mean())
+    power = float(np.square(mono_T).mean())
+    own = float(np.square(wave_TC).mean())
     return own > 1e-9 and power < _CANCELS * own
 
 

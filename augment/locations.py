@@ -58,7 +58,9 @@ class ClipError(SepsceneError):
     def __init__(self, uri: str, cause: str, refused: int | None = None) -> None:
         cause = cause.encode("utf-8", "backslashreplace").decode()  # it is kept in the ledger
         super().__init__(uri, cause, refused)  # all arguments, so that the error survives pickling between processes
-        self.uri, self.cause, self.refused = uri, cause, refused
+        self.uri = uri
+        self.cause = cause
+        self.refused = refused
 
     def __str__(self) -> str:
         return f"{self.uri}: {self.cause}"
@@ -229,7 +231,8 @@ def _bytes_of(uri: str, value: Any) -> bytes:
 
 
 def _arrow_row(uri: str, archive: str, row_text: str) -> bytes:
-    row, path = _row_number(uri, archive, row_text), local_path(archive)
+    row = _row_number(uri, archive, row_text)
+    path = local_path(archive)
     if path is None:
         raise ClipError(uri, "an Arrow file is read from a folder of this machine alone; copy it there")
     try:
@@ -239,7 +242,8 @@ def _arrow_row(uri: str, archive: str, row_text: str) -> bytes:
 
 
 def _parquet_row(uri: str, archive: str, row_text: str) -> bytes:
-    row, stamp = _row_number(uri, archive, row_text), _stamp(archive)
+    row = _row_number(uri, archive, row_text)
+    stamp = _stamp(archive)
     for group, rows in enumerate(_parquet_groups(archive, stamp)):
         if row < rows:
             return _bytes_of(uri, _parquet_audio(archive, stamp, group)[row].as_py())
@@ -278,7 +282,8 @@ def _parquet_audio(uri: str, stamp: tuple[Any, ...], group: int) -> pa.ChunkedAr
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         if AUDIO_COLUMN not in file.schema_arrow.names:
             raise ValueError(f"has no column `{AUDIO_COLUMN}`; it has {', '.join(file.schema_arrow.names)}")
-        batches, size = [], 0
+        batches = []
+        size = 0
         # Row by row: of a packed or repeated value the file tells neither its size nor how often it comes.
         for batch in file.iter_batches(batch_size=1, row_groups=[group], columns=[AUDIO_COLUMN]):
             batches.append(batch.column(0))

@@ -53,11 +53,15 @@ def frame_at(data: bytes, at: int) -> Frame | None:
     """The frame that begins at a byte, or None where none does; free formats are not known."""
     if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE0 != 0xE0:
         return None
-    version, layer = (data[at + 1] >> 3) & 3, 4 - ((data[at + 1] >> 1) & 3)
-    index, rate_index, padding = data[at + 2] >> 4, (data[at + 2] >> 2) & 3, (data[at + 2] >> 1) & 1
+    version = (data[at + 1] >> 3) & 3
+    layer = 4 - ((data[at + 1] >> 1) & 3)
+    index = data[at + 2] >> 4
+    rate_index = (data[at + 2] >> 2) & 3
+    padding = (data[at + 2] >> 1) & 1
     if version == 1 or layer == 4 or index in (0, 15) or rate_index == 3:
         return None
-    kbit, rate = _KBIT[1 if version == 3 else 2, layer][index - 1], _RATES[version][rate_index]
+    kbit = _KBIT[1 if version == 3 else 2, layer][index - 1]
+    rate = _RATES[version][rate_index]
     mono = data[at + 3] >> 6 == 3
     if layer == 1:
         return Frame((12_000 * kbit // rate + padding) * 4, 384, rate, 2 - mono, layer, 0)
@@ -73,7 +77,10 @@ def count_frames(data: bytes) -> Mpeg | None:
         return None
     first = frame_at(data, at)
     assert first is not None
-    start, frames, declared, changes = at, 0, None, False
+    start = at
+    frames = 0
+    declared = None
+    changes = False
     while at is not None:
         frame = frame_at(data, at)
         if frame is None or at + frame.size > len(data):

@@ -29,7 +29,8 @@ ChannelRule = Literal["uniform", "loudest", "softmax-energy"]
 
 
 def _rule_or_own(value: Any) -> Any:
-    rules, value = get_args(ChannelRule), as_own(value)
+    rules = get_args(ChannelRule)
+    value = as_own(value)
     if isinstance(value, str) and value not in rules:
         raise ValueError(f"{unknown(value, rules, 'rule')}, or an import path package.module:Name")
     return value

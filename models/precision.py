@@ -16,7 +16,8 @@ PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 WITHOUT_BFLOAT16 = ("K80", "P4", "P100", "V100", "T4")
 """GPUs, as Ray names them, that have no units for bfloat16."""
 
-_SIDE, _ROUNDS = 768, 5
+_SIDE = 768
+_ROUNDS = 5
 
 
 def choose(choice: PrecisionChoice, gpus: float, accelerator: str | None = None) -> Precision:

@@ -121,7 +121,8 @@ def read_network(directory: Path, card: WeightsCard, build: Callable[[], Network
     Raises:
         CheckpointError: the weights are missing, damaged, not finite, or don't fit the network; the file is named.
     """
-    path, tensors = directory / card.weights, read_tensors(directory, card)
+    path = directory / card.weights
+    tensors = read_tensors(directory, card)
     with torch.device("meta"):  # sizes without memory, a card may claim any; and no weights are drawn
         network = build()
     expected = network.state_dict()

@@ -78,7 +78,9 @@ def pretrain(
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
 
-    experiment, storage, console = _resolved(experiment, scale, changes), Path(storage), Terminal(quiet=quiet)
+    experiment = _resolved(experiment, scale, changes)
+    storage = Path(storage)
+    console = Terminal(quiet=quiet)
     if clips is not None:
         table = write_clips(clips, clips_of(storage))
         experiment = experiment.changed({"data.format": "clips", "data.root": str(table)})
@@ -282,7 +284,8 @@ def embed(
     from sepscene.orchestration.evaluation.embed_files import embed_files, embed_on_cluster
 
     encoder = encoder_of(Path(encoder))
-    files, out = [str(each) for each in inputs], Path(out)
+    files = [str(each) for each in inputs]
+    out = Path(out)
     if not actors:
         return embed_files(encoder, files, out, device, bfloat16, readers, not quiet)
     from sepscene.models.encoders.encoder import MLFLOW_SCHEMES, import_own, own_code

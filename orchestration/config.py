@@ -168,7 +168,8 @@ class Resources(Config):
 
     @model_validator(mode="after")
     def _fewest_actors_are_not_more_than_the_most(self) -> "Resources":
-        fewest, most = self.separation_actors_min, self.separation_actors
+        fewest = self.separation_actors_min
+        most = self.separation_actors
         if fewest is not None and fewest > most:
             raise ValueError(f"resources.separation_actors_min {fewest} is more than .separation_actors {most}")
         return self

@@ -25,7 +25,8 @@ def data_changes(format: str, root: str, changes: dict[str, Any]) -> dict[str, A
     """
     usual = dict(USUAL.get(format, {}))
     if usual:
-        there, tested = splits_of(format, root), changes.get("data.test", ())
+        there = splits_of(format, root)
+        tested = changes.get("data.test", ())
         usual["data.train"] = [split for split in usual["data.train"] if split in there and split not in tested]
     return {"data.format": format, "data.root": root, **usual, **changes}
 

@@ -244,7 +244,8 @@ def weights(scale: Scale) -> Experiment:
 
 def curriculum(towards: str, scale: Scale) -> Experiment:
     """Beyond the paper: up or down the ladder while the run goes on, from N alone to S2 alone or the other way."""
-    untrained, trained = (0.0, 1.0), (1.0, 0.0)
+    untrained = (0.0, 1.0)
+    trained = (1.0, 0.0)
     ends = (untrained, trained) if towards == "S2" else (trained, untrained)
     points = tuple(CurriculumPoint(at=at, weights=end) for at, end in enumerate(ends))
     views = Views(combination=("S2", "N"), curriculum=points)

@@ -95,7 +95,8 @@ class Augmenter:
                 continue
             shape = (len(changed), augmentation.needs.uniforms)
             uniforms_XU = torch.from_numpy(columns[f"{name}_u"]).to(sound.device).reshape(shape)
-            before, changed = changed, augmentation(changed, uniforms_XU, mixture_XP)
+            before = changed
+            changed = augmentation(changed, uniforms_XU, mixture_XP)
             if f"{name}_on" in columns:
                 on_X = torch.from_numpy(columns[f"{name}_on"]).to(sound.device).reshape(len(before))
                 changed = torch.where(on_X.reshape(-1, *[1] * (before.ndim - 1)), changed, before)
@@ -114,9 +115,11 @@ def try_augmentation(name: str, choice: Choice, shape: tuple[int, ...]) -> None:
         SepsceneError: as `build_augmentation`; or it fails, gives something else than finite numbers of the same
             shape, draws random numbers of its own, or lets a view depend on another one.
     """
-    augmentation, said = build_augmentation(name, choice), f"augmentations.{name} ({choice.use})"
+    augmentation = build_augmentation(name, choice)
+    said = f"augmentations.{name} ({choice.use})"
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        sound, uniforms_XU = 0.1 * torch.randn(3, *shape), torch.rand(3, choice.needs.uniforms)
+        sound = 0.1 * torch.randn(3, *shape)
+        uniforms_XU = torch.rand(3, choice.needs.uniforms)
         mixture_XP = 0.1 * torch.randn(3, *shape) if choice.needs.mixture else None
         try:
             whole, again = (augmentation(sound.clone(), uniforms_XU, mixture_XP) for _ in range(2))

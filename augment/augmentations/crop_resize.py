@@ -14,7 +14,8 @@ from sepscene.augment.augmentations.settings import CropResizeSettings
 class CropResize(Augmentation):
     """A random part of the frames and of the bands, stretched to the whole patch."""
 
-    Config, needs = CropResizeSettings, CropResizeSettings.needs
+    Config = CropResizeSettings
+    needs = CropResizeSettings.needs
 
     def __call__(self, sound: Tensor, uniforms_XU: Tensor, mixture_XP: Tensor | None) -> Tensor:
         """Uniforms: length and place in time, then width and place in frequency."""

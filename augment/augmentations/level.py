@@ -12,7 +12,8 @@ from sepscene.augment.augmentations.settings import GainSettings, MixBackSetting
 class Gain(Augmentation):
     """Each view louder or softer by up to so many decibels. Nothing is clipped: samples may pass full scale."""
 
-    Config, needs = GainSettings, GainSettings.needs
+    Config = GainSettings
+    needs = GainSettings.needs
 
     def __call__(self, sound: Tensor, uniforms_XU: Tensor, mixture_XP: Tensor | None) -> Tensor:
         """Uniform: the gain, from softest to loudest."""
@@ -27,12 +28,14 @@ class MixBack(Augmentation):
     the mixture itself stays as it is.
     """
 
-    Config, needs = MixBackSettings, MixBackSettings.needs
+    Config = MixBackSettings
+    needs = MixBackSettings.needs
 
     def __call__(self, sound: Tensor, uniforms_XU: Tensor, mixture_XP: Tensor | None) -> Tensor:
         """Uniform: the level, from lowest to highest."""
         if mixture_XP is None:
             raise ValueError("mix-back needs the mixture at the place of each view")
-        low, high = self.config.lowest_db, self.config.highest_db
+        low = self.config.lowest_db
+        high = self.config.highest_db
         leak_XP = 10 ** ((low + (high - low) * uniforms_XU) / 20) * (mixture_XP - sound)
         return (sound + leak_XP).where(mixture_XP.any(dim=1, keepdim=True), sound)

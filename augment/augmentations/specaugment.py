@@ -16,7 +16,8 @@ from sepscene.augment.augmentations.settings import SpecAugment
 class SpecAugmentation(Augmentation):
     """SpecAugment as an augmentation."""
 
-    Config, needs = SpecAugment, SpecAugment.needs
+    Config = SpecAugment
+    needs = SpecAugment.needs
 
     def __call__(self, sound: Tensor, uniforms_XU: Tensor, mixture_XP: Tensor | None) -> Tensor:
         """See `specaugment`."""

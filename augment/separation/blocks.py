@@ -117,12 +117,15 @@ class StoredViews:
     """Makes a row's two views from the SeparatedStore."""
 
     def __init__(self, settings: ServiceSettings, store: SeparatedStore) -> None:
-        self.settings, self.store, self.digests = settings, store, settings.digests()
+        self.settings = settings
+        self.store = store
+        self.digests = settings.digests()
         self.scores = ChannelScores.of(settings.views)
 
     def keys(self, columns: Columns, n: int) -> tuple[StoreKey, ...]:
         """Where row n's separated channels are, its mixture, and with own channel scores those."""
-        content, suffix = str(columns["content"][n]), self.settings.store_settings(float(columns["offset_seconds"][n]))
+        content = str(columns["content"][n])
+        suffix = self.settings.store_settings(float(columns["offset_seconds"][n]))
         digest = self.digests[columns["processor"][n]]
         names = (digest, "mixture", *((self.scores.processor(digest),) if self.scores else ()))
         return tuple(StoreKey(content, name, suffix) for name in names)

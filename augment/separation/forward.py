@@ -31,7 +31,8 @@ class Forward:
         device: where the separators are, e.g. "cpu" or "cuda".
         clips: clips of every pass. One is best on a CPU; a GPU wants several.
         """
-        self.device, self.clips = torch.device(device), clips
+        self.device = torch.device(device)
+        self.clips = clips
         on_gpu = self.device.type == "cuda"
         self.streams = (torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)) if on_gpu else None
 

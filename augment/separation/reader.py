@@ -32,7 +32,9 @@ class ClipReader:
         store: where separated clips are kept; mix-mix has no use for one.
         crash_counts: of clips; without them a deadly clip kills its reader forever.
         """
-        self.settings, self.crash_counts, self.patience = settings, crash_counts, Patience()
+        self.settings = settings
+        self.crash_counts = crash_counts
+        self.patience = Patience()
         self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
 
     def __call__(self, columns: Columns) -> Columns:
@@ -54,7 +56,8 @@ class ClipReader:
             (of `sound`), `reading_seconds` (this row's share of the block), `read_at` (when the block was done, seconds
             of the day's clock).
         """
-        begin, count = time.perf_counter(), len(columns["row"])
+        begin = time.perf_counter()
+        count = len(columns["row"])
         block = columns | {
             "sound": np.array([b""] * count, object),
             "content": np.array([""] * count, object),
@@ -71,14 +74,17 @@ class ClipReader:
         return block | {"reading_seconds": shared_seconds(begin, count), "read_at": np.full(count, time.time())}
 
     def _read(self, block: Columns, n: int) -> None:
-        uri, offset, audio = str(block["uri"][n]), float(block["offset_seconds"][n]), self.settings.audio
+        uri = str(block["uri"][n])
+        offset = float(block["offset_seconds"][n])
+        audio = self.settings.audio
         if self.stored is not None:
             block["content"][n] = content = content_hash(uri)
             block["sound_samples"][n] = _samples_to_crop(uri, content, audio, offset)
             found, block["damaged"][n] = self.stored.look(block, start_of(block, self.settings, n), n)
             if found is not None:
                 (block["channel_1"][n], block["channel_2"][n]), crops_CP = found
-                block["sound"][n], block["stored"][n] = crops_CP.tobytes(), True
+                block["sound"][n] = crops_CP.tobytes()
+                block["stored"][n] = True
                 return
         wave_T = read_sound(uri, audio, offset)
         block["sound_samples"][n] = audio.samples if audio.pad == "repeat" else len(wave_T)

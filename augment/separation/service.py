@@ -104,7 +104,10 @@ class SeparationService:
         Raises:
             SepsceneError: for a damaged checkpoint, or one trained at another sample rate.
         """
-        self.settings, self.store, self.crash_counts, self.device = settings, store, crash_counts, device
+        self.settings = settings
+        self.store = store
+        self.crash_counts = crash_counts
+        self.device = device
         self.clips_per_forward = clips_per_forward
         self.dropped = np.int64(0)  # entries that the store has not kept, as far as blocks have said so
         self.number = int.from_bytes(os.urandom(4), "big")  # tells this actor from the others
@@ -157,7 +160,9 @@ class SeparationService:
             `made_by` (a number of this very service), `dropped` (in the first row: separated clips that the store has
             not kept since the block before, because it or its disk is full).
         """
-        begin, began_at, count = time.perf_counter(), time.time(), len(columns["row"])
+        begin = time.perf_counter()
+        began_at = time.time()
+        count = len(columns["row"])
         block = {name: columns[name].copy() for name in (*PASSED_ON, *of_augmentations(columns))}
         starts_N2 = starts_of(columns, self.settings)
         crops_NCP = np.zeros((count, self.settings.crops, self.settings.patch), np.int16)
@@ -231,7 +236,8 @@ class SeparationService:
             if not np.isfinite(separated_ST).all():
                 block["fault"][n] = f"processor {self.settings.processors[index]} gave NaN or infinite samples"
                 continue
-            mixture_T, pcm_ST = _mixture(columns, n), to_pcm(separated_ST)
+            mixture_T = _mixture(columns, n)
+            pcm_ST = to_pcm(separated_ST)
             score_S = self.scores(mixture_T, pcm_ST) if self.scores else None
             if score_S is not None and not np.isfinite(score_S).all():
                 block["fault"][n] = f"the channel score {self.settings.views.channel} is {score_S.tolist()}"

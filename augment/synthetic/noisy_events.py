@@ -35,8 +35,10 @@ def dishes(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def footsteps(rng: np.random.Generator, rate: int) -> np.ndarray:
     """A walk: heel, then sole, on a floor that is the same for all steps."""
-    count, period = int(rng.integers(4, 12)), rng.uniform(0.38, 0.75)
-    thud, scrape = log_uniform(rng, 80, 480), log_uniform(rng, 500, 4000)
+    count = int(rng.integers(4, 12))
+    period = rng.uniform(0.38, 0.75)
+    thud = log_uniform(rng, 80, 480)
+    scrape = log_uniform(rng, 500, 4000)
     steps = []
     for loudness in rng.uniform(0.6, 1, count):
         heel_T = _thump(rng, rate, thud, rng.uniform(0.05, 0.1))
@@ -50,7 +52,8 @@ def footsteps(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def knock(rng: np.random.Generator, rate: int) -> np.ndarray:
     """Knuckles on a door: one or two quick groups of hollow strokes."""
-    body, period = log_uniform(rng, 120, 900), rng.uniform(0.13, 0.28)
+    body = log_uniform(rng, 120, 900)
+    period = rng.uniform(0.13, 0.28)
     click = rng.uniform(0.05, 0.6)
     starts: list[float] = []
     for group in range(int(rng.integers(1, 3))):
@@ -61,7 +64,8 @@ def knock(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def hammer(rng: np.random.Generator, rate: int) -> np.ndarray:
     """Metal on metal or on a nail: bright strokes that ring."""
-    count, period = int(rng.integers(3, 10)), rng.uniform(0.3, 0.8)
+    count = int(rng.integers(3, 10))
+    period = rng.uniform(0.3, 0.8)
     partial_P = log_uniform(rng, 450, 1500) * np.array([1, 1.52, 2.33, 3.1, 4.4]) * rng.uniform(0.92, 1.08, 5)
     decay_P = rng.uniform(0.08, 0.5) * np.linspace(1, 0.4, 5)
     strokes = []
@@ -75,8 +79,10 @@ def hammer(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def chopping(rng: np.random.Generator, rate: int) -> np.ndarray:
     """A knife on a board: dull, dry and quick, in runs."""
-    count, period = int(rng.integers(5, 18)), rng.uniform(0.15, 0.38)
-    board, click = log_uniform(rng, 100, 900), rng.uniform(0.05, 0.9)
+    count = int(rng.integers(5, 18))
+    period = rng.uniform(0.15, 0.38)
+    board = log_uniform(rng, 100, 900)
+    click = rng.uniform(0.05, 0.9)
     strokes = [g * _thump(rng, rate, board, rng.uniform(0.025, 0.07), click) for g in rng.uniform(0.4, 1, count)]
     starts = beats(rng, count, period, 0.18)
     return place(length(float(starts[-1]) + 0.3, rate), starts, strokes, rate)
@@ -84,8 +90,11 @@ def chopping(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def woodpecker(rng: np.random.Generator, rate: int) -> np.ndarray:
     """Drum rolls on a trunk, louder then softer."""
-    trunk, period, click = log_uniform(rng, 300, 2600), 1 / rng.uniform(12, 24), rng.uniform(0.05, 0.8)
-    rolls, starts = [], []
+    trunk = log_uniform(rng, 300, 2600)
+    period = 1 / rng.uniform(12, 24)
+    click = rng.uniform(0.05, 0.8)
+    rolls = []
+    starts = []
     for roll in range(int(rng.integers(1, 4))):
         count = int(rng.integers(9, 24))
         swell = curve(count, (0.5, 1, 0.8, 0.3))
@@ -97,8 +106,10 @@ def woodpecker(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def keyboard(rng: np.random.Generator, rate: int) -> np.ndarray:
     """Typing: short clicks in uneven flurries, each key with a press and a softer release."""
-    count, period = int(rng.integers(8, 36)), rng.uniform(0.09, 0.24)
-    key, click = log_uniform(rng, 400, 4200), rng.uniform(0.1, 1)
+    count = int(rng.integers(8, 36))
+    period = rng.uniform(0.09, 0.24)
+    key = log_uniform(rng, 400, 4200)
+    click = rng.uniform(0.1, 1)
     clicks = []
     for loudness in rng.uniform(0.3, 1, count):
         press_T = _thump(rng, rate, key * rng.uniform(0.8, 1.25), rng.uniform(0.01, 0.03), click)
@@ -129,7 +140,8 @@ def frying(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def waves(rng: np.random.Generator, rate: int) -> np.ndarray:
     """One or two waves that swell, break bright and run out dull."""
-    washes, starts = [], []
+    washes = []
+    starts = []
     for wash in range(int(rng.integers(1, 3))):
         samples = length(rng.uniform(2, 4), rate)
         swell_T = coloured(rng, samples, rate, rng.uniform(-8, -1)) * curve(samples, (0, 0.4, 1, 0.7, 0.4, 0.15, 0))
@@ -144,7 +156,8 @@ def waves(rng: np.random.Generator, rate: int) -> np.ndarray:
 def wind_gust(rng: np.random.Generator, rate: int) -> np.ndarray:
     """A gust: noise whose narrow band climbs and sinks with its force, and sometimes whistles."""
     samples = length(rng.uniform(2.5, 5.5), rate)
-    centre, force_T = log_uniform(rng, 120, 900), curve(samples, (0, *rng.uniform(0.3, 1, 5), 0))
+    centre = log_uniform(rng, 120, 900)
+    force_T = curve(samples, (0, *rng.uniform(0.3, 1, 5), 0))
     wave_T = np.zeros(samples, np.float32)
     for step in range(3):  # a moving band, as three fixed ones whose shares shift
         share_T = np.maximum(0, 1 - np.abs(2 * force_T - step))
@@ -155,7 +168,8 @@ def wind_gust(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def printer(rng: np.random.Generator, rate: int) -> np.ndarray:
     """Strokes of a carriage over a humming motor, in strict time."""
-    count, period = int(rng.integers(3, 10)), rng.uniform(0.25, 0.65)
+    count = int(rng.integers(3, 10))
+    period = rng.uniform(0.25, 0.65)
     hum = log_uniform(rng, 180, 700)
     low = log_uniform(rng, 250, 2600)
     strokes = []

@@ -178,7 +178,8 @@ def generate_scene(seed: int, index: int, config: SceneConfig | None = None, bac
     background_T *= np.float32(10 ** (rng.uniform(-46, -34) / 20))
     level = _rms(background_T)
     echo_seconds = rng.uniform(*place.echo_seconds)
-    sources, onsets = [], []
+    sources = []
+    onsets = []
     for name in names:
         event_T, onset = _event(rng, events[name], samples, echo_seconds, config)
         snr_db = rng.uniform(config.min_snr_db, config.max_snr_db)
@@ -269,7 +270,8 @@ def write_scenes(
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["uri", "labels", "split", "offset_seconds", "scene_type", "source_labels"])
     for index in range(count):
-        scene, path = generate_scene(split_seed, index, config), folder / f"scene-{index:06d}.wav"
+        scene = generate_scene(split_seed, index, config)
+        path = folder / f"scene-{index:06d}.wav"
         _write_wav(path, scene.mixture_T, config.sample_rate)
         if with_sources:
             _write_wav(sources_path(path), scene.sources_ST.T, config.sample_rate)
@@ -322,7 +324,8 @@ def _returning(rng: np.random.Generator, dry_T: np.ndarray, samples: int, config
     wave_T = np.zeros(samples, np.float32)
     start = -int(rng.integers(0, len(dry_T)))
     while start < samples:
-        first, last = max(0, start), min(samples, start + len(dry_T))
+        first = max(0, start)
+        last = min(samples, start + len(dry_T))
         wave_T[first:last] += np.float32(10 ** (rng.uniform(-3, 3) / 20)) * dry_T[first - start : last - start]
         start += len(dry_T) + round(rng.uniform(0, config.longest_gap_seconds) * config.sample_rate)
     return wave_T

@@ -30,9 +30,11 @@ def curve(samples: int, values: Sequence[float] | np.ndarray) -> np.ndarray:
 def fade(wave_T: np.ndarray, rate: int, attack: float, release: float) -> np.ndarray:
     """The wave with a linear attack and release; where it is shorter than both they share it."""
     samples = len(wave_T)
-    rise, fall = length(attack, rate), length(release, rate)
+    rise = length(attack, rate)
+    fall = length(release, rate)
     shrink = min(1.0, samples / (rise + fall))
-    rise, fall = max(1, int(rise * shrink)), max(1, int(fall * shrink))
+    rise = max(1, int(rise * shrink))
+    fall = max(1, int(fall * shrink))
     faded_T = wave_T.copy()
     faded_T[:rise] *= np.linspace(0, 1, rise, endpoint=False, dtype=np.float32)[:samples]
     faded_T[samples - fall :] *= np.linspace(1, 0, fall, dtype=np.float32)
@@ -111,7 +113,8 @@ def ring(
     kept = partial_P < 0.47 * rate
     if not kept.any():
         kept[np.argmin(partial_P)] = True
-    partial_P, decay_P = partial_P[kept], np.maximum(decay_P[kept], 1e-3)
+    partial_P = partial_P[kept]
+    decay_P = np.maximum(decay_P[kept], 1e-3)
     level_P = np.ones(len(partial_P)) if level_P is None else level_P[kept]
     time_T = np.arange(length(float(decay_P.max()), rate), dtype=np.float32) / rate
     wave_T = np.zeros(len(time_T), np.float32)

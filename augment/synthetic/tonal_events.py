@@ -24,7 +24,8 @@ from sepscene.augment.synthetic.synthesis import (
 
 def car_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
     """One to three honks of two steady reeds about a third apart."""
-    base, interval = log_uniform(rng, 240, 620), rng.uniform(1.18, 1.34)
+    base = log_uniform(rng, 240, 620)
+    interval = rng.uniform(1.18, 1.34)
     low, high = (overtones(rng, base * step, rate, rng.uniform(-7, -2)) for step in (1, interval))
     count = int(rng.integers(1, 4))
     honks = []
@@ -40,7 +41,8 @@ def siren(rng: np.random.Generator, rate: int) -> np.ndarray:
     """A wail, a yelp or two alternating tones, for some seconds."""
     samples = length(rng.uniform(2, 5), rate)
     low = log_uniform(rng, 380, 800)
-    depth, speed = rng.uniform(1.3, 2.2), log_uniform(rng, 0.25, 4)
+    depth = rng.uniform(1.3, 2.2)
+    speed = log_uniform(rng, 0.25, 4)
     cycle_T = (np.arange(samples) * (speed / rate) + rng.random()) % 1
     shape = int(rng.integers(3))
     if shape == 0:
@@ -55,7 +57,8 @@ def siren(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def ship_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
     """One or two long low blasts that beat against their own detuned copy."""
-    base, slope = log_uniform(rng, 65, 260), rng.uniform(-8, -2)
+    base = log_uniform(rng, 65, 260)
+    slope = rng.uniform(-8, -2)
     amplitude_H = overtones(rng, base * 1.01, rate, slope)
     count = int(rng.integers(1, 3))
     blasts = []
@@ -83,10 +86,12 @@ def kettle(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def beeps(rng: np.random.Generator, rate: int) -> np.ndarray:
     """Electronic beeps on one or two alternating notes: a timer, a telephone, a reversing truck."""
-    count, period = int(rng.integers(2, 9)), log_uniform(rng, 0.14, 0.6)
+    count = int(rng.integers(2, 9))
+    period = log_uniform(rng, 0.14, 0.6)
     note = log_uniform(rng, 500, 2800)
     notes = (note, note * (1 if rng.random() < 0.5 else rng.uniform(0.75, 1.35)))
-    slope, share = rng.uniform(-24, -8), rng.uniform(0.35, 0.8)
+    slope = rng.uniform(-24, -8)
+    share = rng.uniform(0.35, 0.8)
     waves = []
     for beat in range(count):
         pitch_T = np.full(length(period * share, rate), notes[beat % 2], np.float32)
@@ -98,7 +103,8 @@ def beeps(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def speech(rng: np.random.Generator, rate: int) -> np.ndarray:
     """Syllables of a voice: gliding pitch, formants that change with each vowel, hissed consonants."""
-    base, period = log_uniform(rng, 90, 280), rng.uniform(0.16, 0.3)
+    base = log_uniform(rng, 90, 280)
+    period = rng.uniform(0.16, 0.3)
     count = int(rng.integers(6, 16))
     stretch = rng.uniform(0.9, 1.25)  # a small head moves all formants up
     slope = rng.uniform(-12, -3)
@@ -123,9 +129,12 @@ def speech(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def laughter(rng: np.random.Generator, rate: int) -> np.ndarray:
     """A falling series of breathy bursts on one vowel."""
-    count, period = int(rng.integers(4, 11)), rng.uniform(0.15, 0.26)
-    base, vowel = log_uniform(rng, 170, 460), [(rng.uniform(500, 900), 150), (rng.uniform(1100, 1900), 200)]
-    slope, breath = rng.uniform(-12, -3), rng.uniform(0.1, 0.8)
+    count = int(rng.integers(4, 11))
+    period = rng.uniform(0.15, 0.26)
+    base = log_uniform(rng, 170, 460)
+    vowel = [(rng.uniform(500, 900), 150), (rng.uniform(1100, 1900), 200)]
+    slope = rng.uniform(-12, -3)
+    breath = rng.uniform(0.1, 0.8)
     bursts = []
     for pitch in base * np.linspace(1, rng.uniform(0.6, 0.9), count) * rng.uniform(0.95, 1.05, count):
         samples = length(period * rng.uniform(0.45, 0.65), rate)
@@ -137,7 +146,8 @@ def laughter(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def dog_bark(rng: np.random.Generator, rate: int) -> np.ndarray:
     """One to five rough barks whose pitch jumps up and falls."""
-    count, base = int(rng.integers(1, 6)), log_uniform(rng, 220, 750)
+    count = int(rng.integers(1, 6))
+    base = log_uniform(rng, 220, 750)
     throat = [(base * rng.uniform(1.5, 3), 300.0)]
     barks = []
     for _ in range(count):
@@ -152,7 +162,8 @@ def dog_bark(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def gull(rng: np.random.Generator, rate: int) -> np.ndarray:
     """Two to seven harsh falling cries."""
-    count, base = int(rng.integers(2, 8)), log_uniform(rng, 700, 1700)
+    count = int(rng.integers(2, 8))
+    base = log_uniform(rng, 700, 1700)
     cries = []
     for _ in range(count):
         samples = length(rng.uniform(0.16, 0.5), rate)
@@ -166,7 +177,8 @@ def gull(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def rooster(rng: np.random.Generator, rate: int) -> np.ndarray:
     """One crow: two short calls, a rise, and a long fall."""
-    samples, base = length(rng.uniform(1.2, 2.3), rate), log_uniform(rng, 380, 800)
+    samples = length(rng.uniform(1.2, 2.3), rate)
+    base = log_uniform(rng, 380, 800)
     contour = np.array([0.8, 1, 0.85, 1.1, 0.9, 1.4, 1.5, 1.45, 1.3, 1.0, 0.7]) * rng.uniform(0.93, 1.07, 11)
     loudness = (0.6, 0.8, 0.1, 0.9, 0.1, 1, 1, 1, 0.9, 0.6, 0.2)
     voice = overtones(rng, base * 1.65, rate, rng.uniform(-5, 0), [(rng.uniform(1200, 2400), 500)])
@@ -176,7 +188,8 @@ def rooster(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def bird_song(rng: np.random.Generator, rate: int) -> np.ndarray:
     """A phrase of whistled chirps; some birds repeat one note, some never."""
-    count, centre = int(rng.integers(4, 16)), log_uniform(rng, 1700, 5000)
+    count = int(rng.integers(4, 16))
+    centre = log_uniform(rng, 1700, 5000)
     variety = rng.choice([0.05, 0.3])
     sweep = rng.uniform(0.75, 1.35, 3)
     notes = []
@@ -193,7 +206,9 @@ def bird_song(rng: np.random.Generator, rate: int) -> np.ndarray:
 def cricket(rng: np.random.Generator, rate: int) -> np.ndarray:
     """A high tone in fast pulses, gated into chirps."""
     samples = length(rng.uniform(2, 5), rate)
-    carrier, pulse, chirp = log_uniform(rng, 2600, 5600), rng.uniform(20, 65), log_uniform(rng, 1.2, 4.5)
+    carrier = log_uniform(rng, 2600, 5600)
+    pulse = rng.uniform(20, 65)
+    chirp = log_uniform(rng, 1.2, 4.5)
     time_T = np.arange(samples, dtype=np.float32) / rate
     pulses_T = np.maximum(0, np.sin(2 * np.pi * pulse * time_T))
     gate_T = np.clip(8 * (np.sin(2 * np.pi * chirp * time_T) + rng.uniform(-0.3, 0.6)), 0, 1)
@@ -204,7 +219,8 @@ def cricket(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def frog(rng: np.random.Generator, rate: int) -> np.ndarray:
     """Croaks: slow pulses of a throat resonance."""
-    count, pulse = int(rng.integers(1, 6)), log_uniform(rng, 35, 110)
+    count = int(rng.integers(1, 6))
+    pulse = log_uniform(rng, 35, 110)
     throat = [(log_uniform(rng, 350, 2400), 180.0), (log_uniform(rng, 900, 3600), 250.0)]
     croaks = []
     for _ in range(count):
@@ -217,7 +233,8 @@ def frog(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def engine(rng: np.random.Generator, rate: int) -> np.ndarray:
     """A motor that idles, speeds up or passes by: low harmonics and exhaust noise at its beat."""
-    samples, base = length(rng.uniform(2.5, 6), rate), log_uniform(rng, 35, 140)
+    samples = length(rng.uniform(2.5, 6), rate)
+    base = log_uniform(rng, 35, 140)
     speed_T = curve(samples, rng.uniform(0.8, 1.3, 4))
     motor_T = tone(rng, base * speed_T, overtones(rng, base * 1.3, rate, rng.uniform(-8, -2), spread=5), rate)
     beat_T = 1 + 0.8 * tone(rng, base / 2 * speed_T, np.ones(2), rate)
@@ -228,7 +245,8 @@ def engine(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def drill(rng: np.random.Generator, rate: int) -> np.ndarray:
     """An electric tool: it runs up, sags under load, runs out."""
-    samples, base = length(rng.uniform(1, 3.5), rate), log_uniform(rng, 130, 480)
+    samples = length(rng.uniform(1, 3.5), rate)
+    base = log_uniform(rng, 130, 480)
     load = rng.uniform(0.7, 0.95)
     speed_T = curve(samples, (0.35, 1, 1, load, load, 1, 1, 0.4))
     motor_T = tone(rng, base * speed_T, overtones(rng, base, rate, rng.uniform(-4, 0), spread=5), rate)
@@ -240,7 +258,8 @@ def drill(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 def bell(rng: np.random.Generator, rate: int) -> np.ndarray:
     """One to five strokes of a cast bell: inharmonic partials, the low ones long."""
-    base, seconds = log_uniform(rng, 230, 950), log_uniform(rng, 0.6, 3)
+    base = log_uniform(rng, 230, 950)
+    seconds = log_uniform(rng, 0.6, 3)
     ratio_P = np.array([0.5, 1, 1.19, 1.5, 2, 2.67, 3.01, 4.1]) * rng.uniform(0.97, 1.03, 8)
     decay_P = seconds * ratio_P ** rng.uniform(-1.0, -0.4)
     level_P = 10 ** (rng.uniform(-14, 0, 8) / 20)

@@ -10,7 +10,8 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.choice import Reads
 from sepscene.models.settings import SHORTEST, Cnn14Config
 
-FEW_POSITIONS, MANY_WEIGHTS = 24, 512 * 1024
+FEW_POSITIONS = 24
+MANY_WEIGHTS = 512 * 1024
 """Where a convolution is a matrix product: at most this many positions, at least this many pairs of channels."""
 
 

@@ -231,7 +231,8 @@ def load_encoder(dir_or_uri: Path | str, trust_code: bool = False) -> Encoder:
         with tempfile.TemporaryDirectory() as folder:
             return load_encoder(_fetch_from_mlflow(text, Path(folder)), trust_code)
     directory = Path(text.removeprefix("file://")).expanduser()
-    config, own = read_encoder_config(directory), own_code(directory)
+    config = read_encoder_config(directory)
+    own = own_code(directory)
     if own and trust_code:
         CODE.grant(own)
     import_own(directory)

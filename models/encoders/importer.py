@@ -30,7 +30,8 @@ from sepscene.models.weights import check_finite, load_weights
 
 OUR_NAMES = {"fc1.": "embedding.", "fc_audioset.": "tags."}
 FRONT_END_PREFIXES = ("spectrogram_extractor.", "logmel_extractor.")
-PATCH_SECONDS, SHORTEST_SECONDS = 10.0, 0.96
+PATCH_SECONDS = 10.0
+SHORTEST_SECONDS = 0.96
 """PANNs was trained on clips of 10 s; the shortest is ours."""
 
 

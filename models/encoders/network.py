@@ -51,7 +51,8 @@ def network_class(choice: Choice) -> Any:
         SepsceneError: as `names.resolve`, or it lacks something that an encoder must have.
     """
     found = resolve(choice.use, ENCODERS, "encoder")
-    settings, reads = getattr(found, "Config", None), getattr(found, "reads", None)
+    settings = getattr(found, "Config", None)
+    reads = getattr(found, "reads", None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise SepsceneError(f"the encoder {choice.use} is not a class of torch modules (nn.Module)")
     if not (isinstance(settings, type) and issubclass(settings, BaseModel)):
@@ -104,7 +105,8 @@ def misfit(choice: Choice, front_end: FrontEndConfig, seconds: float) -> str:
     Raises:
         SepsceneError: as `settings_of`.
     """
-    settings, frames = settings_of(choice), front_end.frames(round(seconds * front_end.sample_rate))
+    settings = settings_of(choice)
+    frames = front_end.frames(round(seconds * front_end.sample_rate))
     bands = getattr(settings, "mel_bands", front_end.mel_bands)
     if bands != front_end.mel_bands:
         ours = front_end.mel_bands
@@ -135,7 +137,8 @@ def check_network(choice: Choice, front_end: FrontEndConfig, seconds: float) -> 
         try:
             network = build_network(choice)
             sound = 0.1 * torch.randn(shape)
-            h_BD, again_BD = network(sound), network(sound)
+            h_BD = network(sound)
+            again_BD = network(sound)
         except SepsceneError:
             raise
         except Exception as error:

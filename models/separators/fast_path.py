@@ -64,8 +64,10 @@ class AutocastSeparator(nn.Module):
 
     def __init__(self, separator: nn.Module, dtype: torch.dtype):
         super().__init__()
-        self.separator, self.dtype = separator, dtype
-        self.sample_rate, self.sources = separator.sample_rate, separator.sources
+        self.separator = separator
+        self.dtype = dtype
+        self.sample_rate = separator.sample_rate
+        self.sources = separator.sources
 
     @torch.inference_mode()
     def forward(self, wave_BT: Tensor) -> Tensor:
@@ -81,8 +83,11 @@ class FastTDCNpp(nn.Module):
 
     def __init__(self, network: TDCNpp, dtype: torch.dtype):
         super().__init__()
-        self.sample_rate, self.sources, self.config = network.sample_rate, network.sources, network.config
-        self.plain, self.dtype = network, dtype
+        self.sample_rate = network.sample_rate
+        self.sources = network.sources
+        self.config = network.config
+        self.plain = network
+        self.dtype = dtype
         self.initial = FoldedDense(network.initial, dtype)
         self.blocks = nn.ModuleList(FastBlock(cast(Block, block), dtype) for block in network.blocks)
         self.skips = nn.ModuleDict(
@@ -109,7 +114,8 @@ class FastTDCNpp(nn.Module):
         return self.plain.consistent(wave_BT, separated_BST, mean_BW)
 
     def _analyse(self, wave_BT: Tensor) -> tuple[Tensor, Tensor]:
-        basis, config = self.plain.basis, self.config
+        basis = self.plain.basis
+        config = self.config
         if not isinstance(basis, LearnedBasis):
             coefficient_BCL, feature_BCL = basis.analyse(wave_BT)
             return coefficient_BCL.mT, feature_BCL.mT
@@ -142,7 +148,9 @@ class FastTDCNpp(nn.Module):
 
     def _decode(self, x_BLW: Tensor, coefficient_BLC: Tensor, samples: int) -> Tensor:
         """Mask the coefficients of a learned basis and add the frames of every source up to a wave."""
-        window, hop, sources = self.config.window_samples, self.config.hop_samples, self.sources
+        window = self.config.window_samples
+        hop = self.config.hop_samples
+        sources = self.sources
         clips, frames, _ = x_BLW.shape
         parts = -(-window // hop)
         wave_BSLh = x_BLW.new_zeros(clips, sources, frames + parts - 1, hop, dtype=torch.float32)
@@ -185,7 +193,8 @@ class FastBlock(nn.Module):
     def __init__(self, block: Block, dtype: torch.dtype):
         super().__init__()
         self.dilation = block.depthwise.dilation
-        self.norm1, self.norm2 = FoldedNorm(block.norm1), FoldedNorm(block.norm2)
+        self.norm1 = FoldedNorm(block.norm1)
+        self.norm2 = FoldedNorm(block.norm2)
         self.register_buffer("widen_WH", (block.dense1.scale * block.dense1.weight).T.contiguous().to(dtype))
         self.register_buffer("taps_KH", block.depthwise.weight.T.contiguous())
         self.register_buffer("bias_H", block.depthwise.bias.detach())
@@ -220,13 +229,18 @@ class BatchedHidden:
 
         `lost` is taken from the output for each tap that falls outside of the clip.
         """
-        x_BLH, dtype = self.hidden_BLH, self.hidden_BLH.dtype
-        taps_BKH, lost_BKH, bias_B1H = taps_BKH.to(dtype), lost_BKH.to(dtype), bias_B1H.to(dtype)
-        frames, taps = x_BLH.shape[1], taps_BKH.shape[1]
+        x_BLH = self.hidden_BLH
+        dtype = self.hidden_BLH.dtype
+        taps_BKH = taps_BKH.to(dtype)
+        lost_BKH = lost_BKH.to(dtype)
+        bias_B1H = bias_B1H.to(dtype)
+        frames = x_BLH.shape[1]
+        taps = taps_BKH.shape[1]
         out_BLH = bias_B1H.expand_as(x_BLH).clone()
         for tap in range(taps):
             offset = (tap - taps // 2) * dilation
-            low, high = min(max(0, -offset), frames), max(min(frames, frames - offset), 0)
+            low = min(max(0, -offset), frames)
+            high = max(min(frames, frames - offset), 0)
             if low < high:
                 out_BLH[:, low:high].addcmul_(x_BLH[:, low + offset : high + offset], taps_BKH[:, tap, None])
             out_BLH[:, :low] -= lost_BKH[:, tap, None]
@@ -251,7 +265,9 @@ class FoldedNorm:
     """What an ActivationNorm does beside its statistics."""
 
     def __init__(self, norm: ActivationNorm):
-        self.slope, self.gamma, self.beta = float(norm.slope), float(norm.gamma), float(norm.beta)
+        self.slope = float(norm.slope)
+        self.gamma = float(norm.gamma)
+        self.beta = float(norm.beta)
 
     def affine(self, sums_2B1H: Tensor, frames: int) -> tuple[Tensor, Tensor]:
         """Scale and shift, float32 (B, 1, H), that norm the activations of which the sums were taken."""

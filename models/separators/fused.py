@@ -42,7 +42,8 @@ class FusedHidden:
         # A single thread convolves in place, a reach behind, so that no frame is overwritten that is still wanted.
         behind = frames if threads > 1 else reach + 1
         buffer_RH = torch.empty(behind + frames, channels, dtype=dtype)
-        self.widened_LH, self.convolved_LH = buffer_RH[behind:], buffer_RH[:frames]
+        self.widened_LH = buffer_RH[behind:]
+        self.convolved_LH = buffer_RH[:frames]
         self.sums_P2H = torch.empty(-(-frames // FRAMES_TOGETHER), 2, channels)
         together = STRETCH_BYTES * threads // (channels * dtype.itemsize)
         self.stretch = max(1, together // FRAMES_TOGETHER) * FRAMES_TOGETHER
@@ -127,7 +128,8 @@ def _store_of(value: Any, like: Any) -> Any:
 def _rectify(h_LH: Any, slope: Any, sums_P2H: Any) -> None:
     frames, channels = h_LH.shape
     for part in prange(len(sums_P2H)):
-        sum_H, square_H = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
+        sum_H = np.zeros(channels, np.float32)
+        square_H = np.zeros(channels, np.float32)
         for frame in range(part * FRAMES_TOGETHER, min((part + 1) * FRAMES_TOGETHER, frames)):
             for channel in range(channels):
                 value = _load(h_LH[frame, channel])
@@ -135,7 +137,8 @@ def _rectify(h_LH: Any, slope: Any, sums_P2H: Any) -> None:
                 h_LH[frame, channel] = _store(value, h_LH[frame, channel])
                 sum_H[channel] += value
                 square_H[channel] += value * value
-        sums_P2H[part, 0], sums_P2H[part, 1] = sum_H, square_H
+        sums_P2H[part, 0] = sum_H
+        sums_P2H[part, 1] = square_H
 
 
 @cache
@@ -148,7 +151,8 @@ def _convolution(taps: int) -> Callable[..., None]:
     ) -> None:
         frames, channels = h_LH.shape
         for part in prange(len(sums_P2H)):
-            sum_H, square_H = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
+            sum_H = np.zeros(channels, np.float32)
+            square_H = np.zeros(channels, np.float32)
             value_H = np.empty(channels, np.float32)
             for frame in range(part * FRAMES_TOGETHER, min((part + 1) * FRAMES_TOGETHER, frames)):
                 if frame >= half * dilation and frame + half * dilation < frames:
@@ -172,6 +176,7 @@ def _convolution(taps: int) -> Callable[..., None]:
                     out_LH[frame, channel] = _store(value, out_LH[frame, channel])
                     sum_H[channel] += value
                     square_H[channel] += value * value
-            sums_P2H[part, 0], sums_P2H[part, 1] = sum_H, square_H
+            sums_P2H[part, 0] = sum_H
+            sums_P2H[part, 1] = square_H
 
     return convolution

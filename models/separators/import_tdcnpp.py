@@ -28,8 +28,10 @@ Sizes = TypeVar("Sizes", bound=Config)
 
 _ENCODER = "conv_encoder/dense/kernel"
 _MIX_WEIGHTS = "mix_weights/dense/kernel"
-LEARNED_WINDOW_SECONDS, LEARNED_HOP_SECONDS = 0.0025, 0.00125
-STFT_WINDOW_SECONDS, STFT_HOP_SECONDS = 0.032, 0.008
+LEARNED_WINDOW_SECONDS = 0.0025
+LEARNED_HOP_SECONDS = 0.00125
+STFT_WINDOW_SECONDS = 0.032
+STFT_HOP_SECONDS = 0.008
 """The framing of the published networks [code]."""
 _SKIPPED = re.compile(  # optimiser slots, counters and moving averages
     r"(.*/)?(global_step|Adam(_\d+)?|beta[12]_power(_\d+)?|Momentum|RMSProp(_\d+)?|Adagrad|Ftrl(_\d+)?"
@@ -264,7 +266,8 @@ def _training_configuration(bundle: TFBundle, sample_rate: int) -> dict[str, Any
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        hparams, rate = content.get("hparams", {}), float(content.get("sample_rate", sample_rate))
+        hparams = content.get("hparams", {})
+        rate = float(content.get("sample_rate", sample_rate))
         found = {
             "blocks": content.get("tdcn", {}).get("num_dilations"),
             "consistency": hparams.get("mix_weights_type"),

@@ -50,7 +50,8 @@ def import_separator(
         CheckpointError: the file is damaged or of an unknown kind, a variable is unknown or missing
             (it is named), a program isn't trusted or doesn't map (B, T) to (B, S, T), or a hint is needed.
     """
-    source, hints = Path(source), hints or ImportHints()
+    source = Path(source)
+    hints = hints or ImportHints()
     kind = detect_kind(source)
     separator: nn.Module
     assumed: list[str] = []

@@ -58,7 +58,8 @@ class OwnSeparator(nn.Module):
             value = getattr(self.called, name, None)
             if not isinstance(value, int) or value < 1:
                 raise SepsceneError(f"the separator {choice.use} needs an attribute {name}, a whole number from 1")
-        self.sample_rate, self.sources = int(self.called.sample_rate), int(self.called.sources)
+        self.sample_rate = int(self.called.sample_rate)
+        self.sources = int(self.called.sources)
         self.eval().requires_grad_(False)
 
     def forward(self, wave_BT: Tensor) -> Tensor:
@@ -122,7 +123,8 @@ def keep(choice: OwnCode, directory: Path) -> WeightsCard:
     check_finite(separator, directory)
     content = {"architecture": ARCHITECTURE, "config": separator.config}
     if (directory / WEIGHTS_FILE).exists():
-        before, now = read_card(directory), sealed(content, packed(separator))
+        before = read_card(directory)
+        now = sealed(content, packed(separator))
         if before.digest != now.digest:
             raise CheckpointError(
                 f"{directory} was made with {_version(before.config)}; here is {_version(now.config)}, or its weights "
@@ -165,7 +167,8 @@ def read_own(card: WeightsCard, weights: Mapping[str, Tensor], origin: Path) -> 
         SepsceneError: its code is not trusted, cannot be imported here, is of another version, or the weights don't
             fit.
     """
-    use, options = str(card.config.get("use", "")), card.config.get("options", {})
+    use = str(card.config.get("use", ""))
+    options = card.config.get("options", {})
     separator = OwnSeparator(OwnCode.model_validate({**options, "use": use}))
     if separator.config != card.config:
         raise CheckpointError(

@@ -27,7 +27,9 @@ UNPACKED = 4
 CONSTANT_SIZE = 1 << 28
 """Most numbers in a tensor of a constant size that a program makes."""
 
-EXPRESSION_PARTS, LARGEST_NUMBER, LARGEST_POWER = 2_000, 1 << 63, 8
+EXPRESSION_PARTS = 2_000
+LARGEST_NUMBER = 1 << 63
+LARGEST_POWER = 8
 """Of a symbolic size. A tower of powers would take forever."""
 
 _LISTED = """

@@ -86,7 +86,8 @@ class StftBasis(nn.Module):
 
     def synthesise(self, masked_BSCL: Tensor, samples: int) -> Tensor:
         """Complex coefficients (B, S, C, L) -> waves (B, S, T), cropped or zero-padded to `samples`."""
-        window, hop = self.config.window_samples, self.config.hop_samples
+        window = self.config.window_samples
+        hop = self.config.hop_samples
         frame_BSTL = torch.fft.irfft(masked_BSCL, n=self.fft_samples, dim=2)[:, :, :window]
         frame_BSTL = frame_BSTL * self.inverse_window[:, None]
         total = (masked_BSCL.shape[-1] - 1) * hop + window
@@ -118,7 +119,8 @@ class ActivationNorm(nn.Module):
 
     def forward(self, x_BCL: Tensor) -> Tensor:
         frames = x_BCL.shape[-1]
-        gamma_L, beta_L = self.gamma.expand(frames), self.beta.expand(frames)
+        gamma_L = self.gamma.expand(frames)
+        beta_L = self.beta.expand(frames)
         return F.layer_norm(F.prelu(x_BCL, self.slope), (frames,), gamma_L, beta_L, NORM_EPSILON)
 
 

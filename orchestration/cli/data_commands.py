@@ -220,7 +220,8 @@ def _readable(manifest: "Manifest", audio: "AudioFormat") -> tuple[list[str], li
     """URIs and offsets of those of the first clips that can be read, and how many cannot."""
     from sepscene.augment.audio import ClipError, read_clip
 
-    uris, offsets = list[str](), list[float]()
+    uris = list[str]()
+    offsets = list[float]()
     first = manifest.clips.slice(0, CALIBRATION_CLIPS)
     for uri, offset in zip(first["uri"].to_pylist(), first["offset_seconds"].to_pylist(), strict=True):
         try:

@@ -152,7 +152,8 @@ def compare_scores(a: Scores, b: Scores, name_a: str, name_b: str, notes: tuple[
     clips = len(a.evidence.clip_ids)
     metrics = []
     for name in (name for name in a.metrics if name in b.metrics):
-        metric_a, metric_b = a.metrics[name], b.metrics[name]
+        metric_a = a.metrics[name]
+        metric_b = b.metrics[name]
         replicates = (a.replicates[name], b.replicates[name])
         test = paired_bootstrap(metric_a.value, metric_b.value, *replicates, clips)
         metrics.append(MetricComparison(name, metric_a, metric_b, test))
@@ -172,7 +173,8 @@ def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
         SepsceneError: when a run has no results or no encoder, a seed comes twice, no seed is shared, or two
             runs of one seed were evaluated on different clips.
     """
-    by_seed_a, by_seed_b = _by_seed(runs_a), _by_seed(runs_b)
+    by_seed_a = _by_seed(runs_a)
+    by_seed_b = _by_seed(runs_b)
     seeds = sorted(by_seed_a.keys() & by_seed_b.keys())
     if not seeds:
         raise SepsceneError(f"no seed was run both ways: A has {sorted(by_seed_a)}, B has {sorted(by_seed_b)}")
@@ -297,14 +299,17 @@ def _paired(a: Evidence, b: Evidence, name_a: str, name_b: str) -> tuple[Evidenc
     if not len(rows_a):
         raise SepsceneError(f"{name_a} and {name_b} share no test clip: evaluate both on the same data")
     in_order = np.argsort(rows_a)  # A's own order: on the same clips its metrics come out as in its report
-    rows_a, rows_b = rows_a[in_order], rows_b[in_order]
+    rows_a = rows_a[in_order]
+    rows_b = rows_b[in_order]
     notes: tuple[str, ...] = ()
     if len(rows_a) < max(len(a.clip_ids), len(b.clip_ids)):
         notes = (f"{len(rows_a)} shared clips of {len(a.clip_ids)} (A) and {len(b.clip_ids)} (B)",)
-    a, b = a.rows(rows_a), b.rows(rows_b)
+    a = a.rows(rows_a)
+    b = b.rows(rows_b)
     if a.trained_BK is not None and b.trained_BK is not None:  # classes that the probes of both sides know
         both_BK = a.trained_BK & b.trained_BK
-        a, b = replace(a, trained_BK=both_BK), replace(b, trained_BK=both_BK)
+        a = replace(a, trained_BK=both_BK)
+        b = replace(b, trained_BK=both_BK)
     same = np.array_equal(a.targets_BK, b.targets_BK) and np.array_equal(a.folds, b.folds)
     if a.classes != b.classes or not same:
         raise SepsceneError(

@@ -19,7 +19,8 @@ class EmbedClips:
         from sepscene.models.encoders.encoder import load_encoder
 
         self.encoders = {name: load_encoder(bundle).to(device) for name, bundle in bundles.items()}
-        self.audio, self.device = audio, device
+        self.audio = audio
+        self.device = device
 
     def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Embed each clip's sound as it is, without padding.
@@ -35,12 +36,15 @@ class EmbedClips:
         from sepscene.tasks.evaluation.embed_sounds import embed_sounds, logmel_of
 
         count = len(columns["uri"])
-        fault_N, sample_N, silent_N = np.array([""] * count, object), np.zeros(count, np.int64), np.zeros(count, bool)
+        fault_N = np.array([""] * count, object)
+        sample_N = np.zeros(count, np.int64)
+        silent_N = np.zeros(count, bool)
         waves: list[np.ndarray] = []
         for n, (uri, offset) in enumerate(zip(columns["uri"], columns["offset_seconds"], strict=True)):
             try:
                 waves.append(read_sound(str(uri), self.audio, float(offset)))
-                sample_N[n], silent_N[n] = len(waves[-1]), not waves[-1].any()
+                sample_N[n] = len(waves[-1])
+                silent_N[n] = not waves[-1].any()
             except ClipError as error:
                 fault_N[n] = error.cause
         h: dict[str, np.ndarray] = {}
@@ -49,8 +53,10 @@ class EmbedClips:
             if waves:
                 h[f"h:{name}"][fault_N == ""] = embed_sounds(encoder, waves, self.device)
         listener = next(iter(self.encoders.values()))
-        h["background"], h["level"] = np.zeros((count, listener.front_end.config.mel_bands)), np.zeros(count)
+        h["background"] = np.zeros((count, listener.front_end.config.mel_bands))
+        h["level"] = np.zeros(count)
         if waves:
             features = clip_features([logmel_of(listener, wave_T, self.device) for wave_T in waves])
-            h["background"][fault_N == ""], h["level"][fault_N == ""] = features.background_NF, features.level_N
+            h["background"][fault_N == ""] = features.background_NF
+            h["level"][fault_N == ""] = features.level_N
         return {**h, "position": columns["position"], "fault": fault_N, "samples": sample_N, "silent": silent_N}

@@ -210,7 +210,8 @@ def usable_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     wanted = "cuda" if device == "gpu" else device
     try:
-        kind, index = torch.device(wanted).type, torch.device(wanted).index
+        kind = torch.device(wanted).type
+        index = torch.device(wanted).index
     except RuntimeError:
         raise SepsceneError(f"--device {device}: torch knows no such device; use auto, cpu, gpu or cuda:1") from None
     there = torch.cuda.device_count()
@@ -263,7 +264,8 @@ def _folder_files(path: Path, left_out: LeftOut) -> Iterator[str]:
 
 def _manifest_uris(path: Path) -> list[str]:
     """The column `uri` of a manifest."""
-    root, name = Root(str(path.parent)), path.name
+    root = Root(str(path.parent))
+    name = path.name
     if not path.exists():
         raise SepsceneError(f"{path} cannot be read (no such file): check the path of the manifest")
     cells = root.table(name, ["uri"])["uri"].cast(pa.string()).to_pylist()
@@ -305,7 +307,8 @@ def _collect(
                 written += 1
                 if len(names) == FILES_A_PART:
                     output.add(names, np.stack(h_ND))
-                    names, h_ND = [], []
+                    names = []
+                    h_ND = []
         finally:
             if names:
                 output.add(names, np.stack(h_ND))

@@ -103,7 +103,8 @@ def _by_position(
 def _warn_of_sound(columns: Mapping[str, np.ndarray], audio: AudioFormat) -> None:
     """Say what a reader of the metrics must know of the clips: silent ones, and ones shorter than the window."""
     read_N = columns["fault"] == ""
-    silent, short = int(columns["silent"].sum()), int((read_N & (columns["samples"] < audio.samples)).sum())
+    silent = int(columns["silent"].sum())
+    short = int((read_N & (columns["samples"] < audio.samples)).sum())
     if silent:
         logger.warning("%d of %d evaluated clips are silent: every sample is 0", silent, int(read_N.sum()))
     if short:

@@ -68,7 +68,9 @@ class EmbeddingOutput:
     def __init__(self, out: Path, encoder: str, dim: int) -> None:
         if out.suffix not in (".npy", ".parquet"):
             raise SepsceneError(f"--out {out}: the name must end in .npy or .parquet")
-        self.out, self.encoder, self.dim = out, encoder, dim
+        self.out = out
+        self.encoder = encoder
+        self.dim = dim
         self.parts = out.with_name(out.name + ".parts")
         self.names_file = out.with_suffix(".names.json")
         try:
@@ -107,7 +109,8 @@ class EmbeddingOutput:
             SepsceneError: the disk is full, or the folder is gone.
         """
         if names:
-            sink, sources = pa.BufferOutputStream(), [source_of(name) for name in names]
+            sink = pa.BufferOutputStream()
+            sources = [source_of(name) for name in names]
             pq.write_table(self._table(names, sources, h_ND), sink)
             part = self.parts / f"{self._next:08d}.parquet"
             try:
@@ -194,7 +197,8 @@ class EmbeddingOutput:
         merged.replace(self.out)
 
     def _merge_npy(self) -> None:
-        merged, names_file = self.parts / "merged.npy", self.parts / "merged.names.json"
+        merged = self.parts / "merged.npy"
+        names_file = self.parts / "merged.names.json"
         names: list[str] = []
         h_ND = np.lib.format.open_memmap(merged, mode="w+", dtype=np.float32, shape=(len(self.sources), self.dim))
         for some, _, rows_ND in self._rows():
@@ -208,7 +212,8 @@ class EmbeddingOutput:
 
     def _finish_a_move(self) -> None:
         """An earlier call may have died between moving the rows and moving their names, or before either."""
-        merged, names_file = self.parts / "merged.npy", self.parts / "merged.names.json"
+        merged = self.parts / "merged.npy"
+        names_file = self.parts / "merged.names.json"
         if names_file.exists() and not merged.exists():
             names_file.replace(self.names_file)
         for leftover in (merged, names_file, self.parts / "merged"):

@@ -69,7 +69,9 @@ class FileEncoder:
         self.encoder = encoder.to(device).eval()
         if bfloat16:  # the units for it want an example's channels side by side
             self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device, self.bfloat16, self.readers = torch.device(device), bfloat16, readers
+        self.device = torch.device(device)
+        self.bfloat16 = bfloat16
+        self.readers = readers
         patch = Fraction(encoder.config.patch_seconds).limit_denominator(1000)
         # Whole seconds, so that a block starts on a sample at any rate, and whole patches.
         self.block_seconds = patch.numerator * max(1, SECONDS_AT_ONCE // patch.numerator)
@@ -97,7 +99,8 @@ class FileEncoder:
         opened = _ahead(self._open, uris, self.readers)
         for file, blocks in opened:
             files.append(file)
-            previous_T, rest_T = np.zeros(0, np.float32), np.zeros(0, np.float32)
+            previous_T = np.zeros(0, np.float32)
+            rest_T = np.zeros(0, np.float32)
             try:
                 for block_T in blocks:
                     file.seconds += len(block_T) / self.encoder.sample_rate

@@ -48,7 +48,8 @@ def score_encoder(
     nothing can be made leave it without metrics, and the description says why.
     """
     ids = np.array(test.clips["clip_id"].to_pylist())[test_h.position_N].tolist()
-    settings, test_targets = experiment.evaluation.scoring, test.targets()[test_h.position_N]
+    settings = experiment.evaluation.scoring
+    test_targets = test.targets()[test_h.position_N]
     try:
         if experiment.data.by_folds:
             folds = np.array(test.clips["split"].to_pylist())[test_h.position_N].tolist()

@@ -35,7 +35,8 @@ def stores_of(
     Raises:
         SepsceneError: when a clip cannot be read, or a separator is damaged.
     """
-    base, backgrounds = rows[0], 1 + any(row.views.background == "exchanged" for row in rows)
+    base = rows[0]
+    backgrounds = 1 + any(row.views.background == "exchanged" for row in rows)
     shared = StudyData.of(storage)
     processors = {name: str(base.separator.checkpoints[name]) for row in rows for name in _processors(row)}
     with _alone(shared):

@@ -38,7 +38,8 @@ class LogMelStore:
     """Log-mels of one manifest under one front-end: parts (N, S, L, F), one of mixtures and one of each processor."""
 
     def __init__(self, root: Path, experiment: Experiment, manifest: Manifest) -> None:
-        self.experiment, self.manifest = experiment, manifest
+        self.experiment = experiment
+        self.manifest = manifest
         self.front_end = LogMel(experiment.front_end.changed({"level": "kept"}))  # see `LogMel.level_patches`
         front_end = experiment.front_end.model_dump(exclude={"level"})
         what = [manifest.digest(), experiment.audio.model_dump(), front_end]
@@ -82,7 +83,8 @@ class LogMelStore:
             self._fill(f"mixture-{background}", None, 1, background, progress)
             for name, folder in processors.items():
                 separator = open_separator(name, folder, self.experiment.audio)
-                part, channels = self._part(folder, background), int(separator.sources)  # type: ignore[arg-type]
+                part = self._part(folder, background)
+                channels = int(separator.sources)  # type: ignore[arg-type]
                 self._fill(part, separator, channels, background, progress)
 
     def _part(self, folder: str, background: int) -> str:
@@ -100,7 +102,8 @@ class LogMelStore:
     def _fill(
         self, part: str, separator: torch.nn.Module | None, channels: int, background: int, progress: Progress | None
     ) -> None:
-        done, clips = self._done(part), len(self.manifest)
+        done = self._done(part)
+        clips = len(self.manifest)
         if done == clips:
             return
         shape = (clips, channels, self.frames, self.experiment.front_end.mel_bands)

@@ -125,7 +125,8 @@ def _check_same_study(rows: list[Experiment], folder: Path) -> None:
     Raises:
         SepsceneError: names the parts of the configuration that differ from those that the folder was begun with.
     """
-    shared, path = _shared_settings(rows), StudyFolder(folder).settings
+    shared = _shared_settings(rows)
+    path = StudyFolder(folder).settings
     before = {"augmentations": [], **read_typed(path, dict[str, Any], "give another --id")} if path.exists() else {}
     differ = [part for part in shared if shared[part] != before.get(part, shared[part])]
     if differ:
@@ -146,7 +147,8 @@ def _shared_settings(rows: list[Experiment]) -> dict[str, Any]:
         part: {key: value for key, value in tree[part].items() if f"{part}.{key}" not in own} for part in parts
     }
     shared["separators"] = {name: read_card(str(place)).digest for name, place in rows[0].separator.checkpoints.items()}
-    general, sizes = ("use", "probability", "curriculum"), tree["augmentations"].pop("specaugment", {})
+    general = ("use", "probability", "curriculum")
+    sizes = tree["augmentations"].pop("specaugment", {})
     shared["specaugment"] = {key: value for key, value in sizes.items() if key not in general}
     shared["augmentations"] = [list(item) for item in tree["augmentations"].items()]  # their order counts
     del shared["objective"]["terms"]

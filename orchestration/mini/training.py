@@ -79,7 +79,8 @@ class ViewCrops:
 
     def __call__(self, row_N: np.ndarray) -> tuple[Tensor, Tensor, dict[str, np.ndarray]]:
         """Log-mel patches (B, P, F) of both views, before augmentations, and the draws of the rows."""
-        views, audio = self.experiment.views, self.experiment.audio
+        views = self.experiment.views
+        audio = self.experiment.audio
         draws = views.draw(self.schedule, row_N, self.streams)
         starts = np.stack(view_starts(draws, views, audio.samples, audio.sample_rate), axis=1)
         frame_B2 = np.minimum(np.rint(starts / self.hop).astype(np.int64), self.last)
@@ -101,15 +102,19 @@ class MiniTrainer:
     """Model, optimiser and ledger of one trial."""
 
     def __init__(self, experiment: Experiment, crops: ViewCrops) -> None:
-        self.experiment, self.crops = experiment, crops
+        self.experiment = experiment
+        self.crops = crops
         self.augment = Augmenter(experiment.used_augmentations)
         objective = build_objective(experiment)
         if experiment.training.start_encoder is not None:
             start_from(objective, Path(experiment.training.start_encoder))
         self.objective: JointObjective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = adamw(self.objective, experiment.training, torch.device("cpu"))
-        self.rows, self.batch = crops.schedule.rows, experiment.training.global_batch
-        self.steps, self.step, self.ledger = -(-self.rows // self.batch), 0, Ledger(self.rows)
+        self.rows = crops.schedule.rows
+        self.batch = experiment.training.global_batch
+        self.steps = -(-self.rows // self.batch)
+        self.step = 0
+        self.ledger = Ledger(self.rows)
         self.losses: dict[str, list[float]] = defaultdict(list)
 
     def advance(self) -> None:
@@ -118,7 +123,8 @@ class MiniTrainer:
         Raises:
             SepsceneError: when the loss is not finite.
         """
-        training, objective = self.experiment.training, self.experiment.objective
+        training = self.experiment.training
+        objective = self.experiment.objective
         row_N = np.arange(self.step * self.batch, min((self.step + 1) * self.batch, self.rows))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(training, self.step, self.steps)
@@ -152,7 +158,8 @@ class MiniTrainer:
 
 def embed(trainer: MiniTrainer, store: LogMelStore, clips_at_once: int = 32) -> np.ndarray:
     """h of every clip (N, D), from its mixture: the mean over patches side by side, as `Encoder` takes it."""
-    trunk, patch = trainer.objective.trunk.eval(), trainer.crops.patch
+    trunk = trainer.objective.trunk.eval()
+    patch = trainer.crops.patch
     logmel_NLF = store.mixtures()
     starts = [*range(0, store.frames - patch, patch), store.frames - patch]
     h = []

@@ -83,7 +83,8 @@ def run_trial(
     for _ in range(0 if untrained else trainer.steps):
         trainer.advance()
     trained = time.perf_counter() - begin
-    train_h, test_h = embed(trainer, train), embed(trainer, test)
+    train_h = embed(trainer, train)
+    test_h = embed(trainer, test)
     split = Split.of(train.manifest, test.manifest)
     values, replicates_R = score(train_h, test_h, split, experiment)
     metrics = {"shallow_map": mean(values)} | _quick_metrics(train_h, test_h, split)
@@ -144,9 +145,12 @@ class Split:
         Raises:
             NothingToEvaluate: when fewer than two clips of a part have a label, or no class can be evaluated.
         """
-        train_BK, test_BK = train.targets(), test.targets()
-        train_B, test_B = labelled(train_BK, "training"), labelled(test_BK, "test")
-        trained_BK, tested_BK = train_BK[train_B], test_BK[test_B]
+        train_BK = train.targets()
+        test_BK = test.targets()
+        train_B = labelled(train_BK, "training")
+        test_B = labelled(test_BK, "test")
+        trained_BK = train_BK[train_B]
+        tested_BK = test_BK[test_B]
         known_BK, notes = targets_of_probes(tested_BK, test.classes, trained_BK)
         notes = [*unlabelled_notes(training=train_B, test=test_B), *notes]
         return cls(train_B, test_B, trained_BK, tested_BK, known_BK, tuple(test.classes), tuple(notes))

@@ -43,7 +43,8 @@ def collect_results(
         processors: the checkpoints of the ladder.
         unread: clips that the evaluation could not read.
     """
-    experiment, files = run.experiment, run.files
+    experiment = run.experiment
+    files = run.files
     clips = len(train.clips) + (0 if experiment.data.by_folds else len(test.clips))
     timings = read_typed_or(files.timings, dict[str, float], {})
     metrics = read_metrics(files.path)

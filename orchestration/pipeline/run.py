@@ -61,7 +61,10 @@ class Run:
     """The folder of one run, its experiment, its tracker and its terminal."""
 
     def __init__(self, folder: Path, experiment: Experiment, tracker: Tracker, console: Console) -> None:
-        self.folder, self.experiment, self.tracker, self.console = folder, experiment, tracker, console
+        self.folder = folder
+        self.experiment = experiment
+        self.tracker = tracker
+        self.console = console
         self.files = RunFolder(folder)
         self.inputs: dict[str, str] = {}
         self._manifests: tuple[Manifest, Manifest] | None = None
@@ -306,7 +309,8 @@ class Run:
             ladder: processor name -> folder.
             processors: some names of the ladder; none means those of the experiment's combination.
         """
-        experiment, processors = self.experiment, processors or self.experiment.views.combination
+        experiment = self.experiment
+        processors = processors or self.experiment.views.combination
         experiment = experiment.changed(
             {"views.combination": processors, "views.weights": None, "views.curriculum": ()}
         )
@@ -336,7 +340,8 @@ class Run:
             The bundle's folder: RUN/encoder, or RUN/baselines/<pair>.
         """
         self.record_inputs(ladder, training=train)
-        experiment, bundle = self.experiment, self.files.encoder
+        experiment = self.experiment
+        bundle = self.files.encoder
         if pair is not None:
             experiment = experiment.changed({"views.pair": pair})
             bundle = self.files.baseline(pair)

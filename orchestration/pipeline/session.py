@@ -28,7 +28,8 @@ def prepared_session(
     """
     if experiment.views.background == "exchanged":
         raise SepsceneError("views.background exchanged works with `reproduce --scale mini` only: set it to kept")
-    scores, sources = ChannelScores.of(experiment.views), {experiment.separator.network.sources}
+    scores = ChannelScores.of(experiment.views)
+    sources = {experiment.separator.network.sources}
     for name, place in experiment.separator.checkpoints.items():
         sources.add(int(open_separator(name, place, experiment.audio).sources))  # type: ignore[arg-type]
     if scores is not None:

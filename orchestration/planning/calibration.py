@@ -96,7 +96,8 @@ def _scenes(experiment: Experiment, folder: Path) -> list[str]:
 def _settings(experiment: Experiment, processor: Processor, folder: Path) -> ServiceSettings:
     """One processor alone. Mix-mix is measured as if it separated."""
     pair = experiment.views.pair if experiment.views.separates else "mix-chan"
-    name, place = processor.name, processor.place or str(folder / processor.name)
+    name = processor.name
+    place = processor.place or str(folder / processor.name)
     if processor.network is not None:
         save_separator(TDCNpp(processor.network), folder / name, {"step": 0})
     checkpoints = kept_checkpoints({name: place}, folder)
@@ -162,13 +163,16 @@ def _separation(
 
 def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
     """A trainer's step as in orchestration/training/pretraining.py, on random views, without other trainers."""
-    resources, training = experiment.resources, experiment.training
+    resources = experiment.resources
+    training = experiment.training
     device = torch.device(_device(resources.trainer_gpus))
-    views, objective = Views(experiment).to(device), prepared_objective(experiment, device)
+    views = Views(experiment).to(device)
+    objective = prepared_objective(experiment, device)
     optimizer = adamw(objective, training, device)
     patch = patch_samples(experiment.views, experiment.audio.sample_rate)
     local_rows = training.global_batch // resources.trainers
-    schedule, streams = Schedule(seed=0, clips=local_rows, epochs=1), streams_of(experiment.used_augmentations)
+    schedule = Schedule(seed=0, clips=local_rows, epochs=1)
+    streams = streams_of(experiment.used_augmentations)
     columns = draw(schedule, np.arange(local_rows), (1.0,), streams)
     if reads_mixture(experiment):
         columns |= dict.fromkeys(("mixture_1", "mixture_2"), np.zeros((local_rows, patch), np.int16))

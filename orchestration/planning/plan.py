@@ -153,7 +153,9 @@ def plan(experiment: Experiment, calibration: Calibration, clips: int | None = N
         if experiment.data.format != "scenes":
             raise SepsceneError(f"data.format {experiment.data.format!r} does not say how many clips: give it")
         clips = experiment.data.scenes_train
-    training, resources, audio = experiment.training, experiment.resources, experiment.audio
+    training = experiment.training
+    resources = experiment.resources
+    audio = experiment.audio
     rows = clips * training.epochs
     processors = processors_of(experiment) if experiment.views.separates else ()
     seconds = stage_seconds(experiment, calibration, Work(1.0, 0.0, 1.0, kept=False))
@@ -224,7 +226,8 @@ def work_of(name: str, experiment: Experiment, clips: int) -> list[Work]:
     Args:
         name: "live", "read-through" or "prefill".
     """
-    epochs, views = experiment.training.epochs, experiment.views
+    epochs = experiment.training.epochs
+    views = experiment.views
     if name == "live" or not experiment.views.separates:
         return [Work(clips * epochs, 0, clips * epochs, kept=False)]
     if name == "prefill":
@@ -294,10 +297,13 @@ def _cpus_asked(experiment: Experiment) -> float:
 def _way(
     name: str, experiment: Experiment, calibration: Calibration, clips: int, processors: tuple[Processor, ...]
 ) -> Way:
-    resources, phases = experiment.resources, work_of(name, experiment, clips)
+    resources = experiment.resources
+    phases = work_of(name, experiment, clips)
     actor_gpus = resources.separation_actors * resources.separation_gpus if processors else 0.0
     trainer_gpus = resources.trainers * resources.trainer_gpus
-    total, busy, held = 0.0, 0.0, 0.0
+    total = 0.0
+    busy = 0.0
+    held = 0.0
     slowest: Counter[str] = Counter()
     for work in phases:
         seconds = stage_seconds(experiment, calibration, work)
@@ -347,7 +353,8 @@ def _train_flops(experiment: Experiment) -> float:
 
 def _moved_bytes(name: str, experiment: Experiment, phases: list[Work]) -> float:
     """Through the object store: clips to the actors, views from them; readers that do it all hand on views only."""
-    clip, views = clip_bytes(experiment), views_bytes(experiment)
+    clip = clip_bytes(experiment)
+    views = views_bytes(experiment)
     if not experiment.views.separates:
         return sum(work.live for work in phases) * views
     stored = views if name == "prefill" else 2 * views

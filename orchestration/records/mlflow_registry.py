@@ -47,7 +47,8 @@ def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, regist
         registered_name: none registers nothing. Of several versions the best one has the alias `best`.
     """
     config = read_encoder_config(bundle)
-    card, own = read_card(bundle), [name for name in (own_code(bundle),) if name]
+    card = read_card(bundle)
+    own = [name for name in (own_code(bundle),) if name]
     dim = config.embedding_dim
     tags = {"sha256": card.sha256, "sepscene_version": sepscene_version()}
     rate = config.front_end.sample_rate

@@ -25,7 +25,10 @@ from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import Metric
 from sepscene.orchestration.terminal import printable
 
-INK, SOFT, LINE, PAPER = "#010203", "#020304", "#030405", "#040506"
+INK = "#010203"
+SOFT = "#020304"
+LINE = "#030405"
+PAPER = "#040506"
 SERIES = tuple(f"#0a0b{index:02x}" for index in range(10, 20))
 DASHES: tuple = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vPX<>*"

@@ -23,7 +23,8 @@ from sepscene.orchestration.terminal import printable
 
 HEADLINE_METRICS = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 MOST_CLASSES_DRAWN = 30
-CURVES_SHOWN, MOST_CURVES = 6, 30
+CURVES_SHOWN = 6
+MOST_CURVES = 30
 """Learning curves that are seen at once, and those that can be unfolded."""
 
 

@@ -212,7 +212,8 @@ def follow(
         write: called with each new piece of the log.
         patience_seconds: how long the job server may be away before the cluster counts as lost.
     """
-    written, away_since = 0, None
+    written = 0
+    away_since = None
     while True:
         try:
             written += asyncio.run(_write_log(client, submission_id, write, written))

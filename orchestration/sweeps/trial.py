@@ -79,7 +79,8 @@ def run_trial(
         work: what it does.
     """
     trial = config["trial"]
-    chosen, shown = trial.get("settings", {}), trial["shown"]
+    chosen = trial.get("settings", {})
+    shown = trial["shown"]
     experiment = Experiment.model_validate(trial["experiment"]).changed(chosen)
     files = SweepFolder(Path(folder)).trial(trial["name"])
     run_dir = files.path

@@ -24,7 +24,8 @@ logger = logging.getLogger("sepscene")
 def build_objective(experiment: Experiment) -> JointObjective:
     """Encoder trunk, heads and losses with fresh weights, the same on every worker for the same seed."""
     torch.manual_seed(experiment.seed)
-    settings, trunk = experiment.objective, build_network(experiment.encoder)
+    settings = experiment.objective
+    trunk = build_network(experiment.encoder)
     dim = settings_of(experiment.encoder).embedding_dim
     sizes = HeadSizes(dim, settings.head_hidden, settings.projection_dim)
     return JointObjective(trunk, {name: build_term(name, term, sizes) for name, term in settings.used_terms.items()})
@@ -53,7 +54,8 @@ def check_augmentations(experiment: Experiment) -> None:
     Raises:
         SepsceneError: one fails, or works on what the run does not have.
     """
-    encoder, front_end = experiment.encoder, experiment.front_end
+    encoder = experiment.encoder
+    front_end = experiment.front_end
     samples = patch_samples(experiment.views, front_end.sample_rate)
     waveforms = network_class(encoder).reads == "waveform"
     for name, chosen in experiment.used_augmentations.items():
@@ -80,10 +82,12 @@ def _try_terms(experiment: Experiment) -> None:
     Raises:
         SepsceneError: a term fails, or its loss is not a finite number.
     """
-    settings, dim = experiment.objective, settings_of(experiment.encoder).embedding_dim
+    settings = experiment.objective
+    dim = settings_of(experiment.encoder).embedding_dim
     sizes = HeadSizes(dim, settings.head_hidden, settings.projection_dim)
     for name, chosen in settings.used_terms.items():
-        term, pair = build_term(name, chosen, sizes), torch.randn(2, 2, dim)
+        term = build_term(name, chosen, sizes)
+        pair = torch.randn(2, 2, dim)
         try:
             loss = JointObjective(torch.nn.Identity(), {name: term}).loss(*pair).parts[name]
         except Exception as error:
@@ -132,7 +136,8 @@ def start_from(objective: JointObjective, start: Path) -> None:
     Raises:
         SepsceneError: when the bundle is damaged; `check_start` has compared the sizes.
     """
-    weights, names = load_encoder(start).trunk.state_dict(), objective.trunk.state_dict().keys()
+    weights = load_encoder(start).trunk.state_dict()
+    names = objective.trunk.state_dict().keys()
     objective.trunk.load_state_dict({name: weight for name, weight in weights.items() if name in names})
 
 

@@ -70,9 +70,13 @@ def step_flops(experiment: Experiment) -> int:
     """
     from sepscene.models.encoders.network import settings_of
 
-    objective, global_batch = experiment.objective, experiment.training.global_batch
-    views, dim, hidden = 2 * global_batch, settings_of(experiment.encoder).embedding_dim, objective.head_hidden
-    projection, terms = objective.projection_dim, objective.used_terms.values()
+    objective = experiment.objective
+    global_batch = experiment.training.global_batch
+    views = 2 * global_batch
+    dim = settings_of(experiment.encoder).embedding_dim
+    hidden = objective.head_hidden
+    projection = objective.projection_dim
+    terms = objective.used_terms.values()
     forward = views * encoder_flops(experiment)
     for use in (term.use for term in terms):  # of own terms nothing is known
         if use == "coincidence":  # the head's first layer splits into a part for each view, its second sees all pairs

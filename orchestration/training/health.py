@@ -34,7 +34,10 @@ class Quarantine(Hook):
         most_share: share of them that may be unusable.
         device: where the process group communicates.
         """
-        self.ledger, self.clips, self.most_share, self.device = ledger, clips, most_share, device
+        self.ledger = ledger
+        self.clips = clips
+        self.most_share = most_share
+        self.device = device
         self.faults: dict[str, str] = {}
         self.empty = 0  # global batches in a row without a usable row
 
@@ -76,7 +79,9 @@ class BadSteps(Hook):
         bad_rows: the worker's own list of the rows of each such step; its length counts over restarts.
         most: such steps that a run may have.
         """
-        self.folder, self.bad_rows, self.most = folder, bad_rows, most
+        self.folder = folder
+        self.bad_rows = bad_rows
+        self.most = most
         self.known = len(bad_rows)
 
     def after_step(self, step: Step) -> None:
@@ -102,7 +107,8 @@ class Diagnostics(Hook):
         result: what the objective gave in the last step; none where that was skipped.
         head: the coincidence head; none leaves its metrics out.
         """
-        self.result, self.head = result, head
+        self.result = result
+        self.head = head
         self.collapsed = False  # whether the last look found h collapsed
 
     def after_step(self, step: Step) -> None:
@@ -110,7 +116,8 @@ class Diagnostics(Hook):
         result = self.result()
         if step.number % REPORT_EVERY_STEPS or result is None:
             return
-        h_1_ND, h_2_ND = gather_rows(result.h_1_nD), gather_rows(result.h_2_nD)
+        h_1_ND = gather_rows(result.h_1_nD)
+        h_2_ND = gather_rows(result.h_2_nD)
         if rank() != 0:
             return
         metrics = diagnose(replace(result, h_1_nD=h_1_ND, h_2_nD=h_2_ND), self.head)

@@ -32,7 +32,8 @@ class LocalReports:
 
     def __init__(self, folder: StageFolder, validation: ValidationConfig | None) -> None:
         """Args: validation: as `validation_of` gives it; none validates nothing."""
-        self.folder, self.validation = folder, validation
+        self.folder = folder
+        self.validation = validation
         self.file = MetricsFile(folder.metrics, folder.name)
 
     def __call__(

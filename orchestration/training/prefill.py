@@ -51,7 +51,8 @@ class _Wanted:
     """
 
     def __init__(self, stored: StoredViews, train: Manifest) -> None:
-        self.stored, self.offset_N = stored, train.clips["offset_seconds"].to_numpy()
+        self.stored = stored
+        self.offset_N = train.clips["offset_seconds"].to_numpy()
         self.processors = len(stored.digests)
         self.content: dict[int, str] = {}
         self.unusable_N = np.zeros(len(train) * self.processors, bool)
@@ -69,7 +70,8 @@ class _Wanted:
 
     def missing(self) -> np.ndarray:
         """Numbers of those that the store lacks although their clip can be used; waits for the actors' last shards."""
-        left_N, deadline = np.flatnonzero(~self.unusable_N), time.monotonic() + PATIENCE_SECONDS
+        left_N = np.flatnonzero(~self.unusable_N)
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             self.stored.store.refresh()
             left_N = left_N[[not self._is_there(number) for number in left_N.tolist()]]
@@ -111,7 +113,8 @@ def fill(
         advance(done)
         wanted.note(batch, batch["clip"])
         _add(counts, batch)
-    total, missing_N = len(wanted.unusable_N), wanted.missing()
+    total = len(wanted.unusable_N)
+    missing_N = wanted.missing()
     if len(missing_N):
         logger.warning("%d of %d separated clips are not in the store: once more", len(missing_N), total)
         again_N = np.unique(missing_N // wanted.processors)

@@ -118,12 +118,14 @@ class Pretrainer:
             checkpoint: what to continue from.
             start: encoder bundle to begin with where there is no checkpoint; none begins with fresh weights.
         """
-        self.experiment, self.device = experiment, device
+        self.experiment = experiment
+        self.device = device
         self.views = Views(experiment).to(device)
         self.objective = prepared_objective(experiment, device, start if checkpoint is None else None)
         self.optimizer = adamw(self.objective, experiment.training, device)
         self.steps = steps_of(experiment, clips)
-        self.step, self.ledger = 0, Ledger(schedule_of(experiment, clips).rows)
+        self.step = 0
+        self.ledger = Ledger(schedule_of(experiment, clips).rows)
         self.bad_rows: list[list[int]] = []
         """The rows of each step that was skipped for a loss or gradient that is not finite."""
         if checkpoint is not None:
@@ -138,7 +140,8 @@ class Pretrainer:
         self.objective.load_state_dict(state.tensors["model"])
         self.optimizer.load_state_dict(state.tensors["optimizer"])
         self.bad_rows = state.tensors["bad_rows"]
-        self.step, self.ledger = state.step, state.ledger.try_again()
+        self.step = state.step
+        self.ledger = state.ledger.try_again()
 
     @property
     def last_step(self) -> int:
@@ -254,7 +257,8 @@ def _train(
     report: Callable[..., None],
 ) -> None:
     """Args: shard: this worker's part of the stream; leaving, report: as `Saving` and `Reporting` take them."""
-    folder, training = _folder(settings), worker.experiment.training
+    folder = _folder(settings)
+    training = worker.experiment.training
     batches = shard.iter_batches(batch_size=worker.local_rows, batch_format="numpy", prefetch_batches=2)
     saving = Saving(folder, worker.state, training.checkpoint_every_steps, training.checkpoints_kept, leaving)
     hooks = [*_observers(worker, settings["clips"], folder), saving, Reporting(report)]
@@ -264,7 +268,8 @@ def _train(
 
 def _observers(worker: Pretrainer, clips: int, folder: StageFolder) -> list[Hook]:
     """Everything that looks at a step before it is saved and reported."""
-    experiment, training = worker.experiment, worker.experiment.training
+    experiment = worker.experiment
+    training = worker.experiment.training
     return [
         StepTiming(experiment, worker.device, world_size()),
         BadSteps(folder, worker.bad_rows, training.bad_steps),
@@ -300,8 +305,10 @@ def pretrain(
     Raises:
         SepsceneError: as `Stage.run`.
     """
-    folder, start = StageFolder(run_dir, stage), experiment.training.start_encoder
-    crashes, validation = CrashCounts(folder.crashes), validation_of(experiment, manifest, folder)
+    folder = StageFolder(run_dir, stage)
+    start = experiment.training.start_encoder
+    crashes = CrashCounts(folder.crashes)
+    validation = validation_of(experiment, manifest, folder)
     return Stage(
         folder=folder,
         worker=pretrain_worker,

@@ -72,9 +72,11 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
     given = experiment.separator.checkpoints
     checkpoints = kept_checkpoints(given, RunFolder(run_dir).ladder) if given else read_ladder(run_dir)
     settings = service_settings(experiment, checkpoints)
-    reader, service = ClipReader(settings), SeparationService(settings)
+    reader = ClipReader(settings)
+    service = SeparationService(settings)
     newest = newest_sound(stage_folder(run_dir, experiment).path)
-    objective, views = build_objective(experiment).eval(), Views(experiment)
+    objective = build_objective(experiment).eval()
+    views = Views(experiment)
     if newest is not None:
         objective.load_state_dict(read_checkpoint(newest).tensors["model"])
     found: list[Replayed] = []

@@ -33,7 +33,10 @@ class DrawRows:
         # Every task of Ray gets a copy of this object: Arrow's is a view of shared memory, two million strings are not.
         self.uri = clips["uri"].combine_chunks()
         self.offset_seconds = clips["offset_seconds"].to_numpy()
-        self.schedule, self.remaining, self.views, self.streams = schedule, ledger.remaining(), views, tuple(streams)
+        self.schedule = schedule
+        self.remaining = ledger.remaining()
+        self.views = views
+        self.streams = tuple(streams)
 
     def __call__(self, columns: Columns) -> Columns:
         """Columns of draws for the positions in column `id`; fillers beyond the end have row −1."""

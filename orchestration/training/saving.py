@@ -48,7 +48,10 @@ class Saving(Hook):
             kept: how many checkpoints stay; none keeps all.
             leaving: the nodes that are being drained.
         """
-        self.folder, self.state, self.every, self.leaving = folder, state, every, leaving
+        self.folder = folder
+        self.state = state
+        self.every = every
+        self.leaving = leaving
         self.pause = threading.RLock()
         """Held during a step; see `hooks.run_steps`."""
         self.unsaved: list[dict[str, float]] = []
@@ -105,7 +108,8 @@ class Saving(Hook):
                     self.folder.wanted.unlink(missing_ok=True)
 
     def _state(self) -> TrainingState:
-        metrics, self.unsaved = self.unsaved, []
+        metrics = self.unsaved
+        self.unsaved = []
         return replace(self.state(), metrics=metrics)
 
     def _note(self, failure: str) -> None:

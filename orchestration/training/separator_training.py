@@ -92,17 +92,20 @@ class SeparatorTrainer:
             device: where to train.
             checkpoint: what to continue from.
         """
-        self.experiment, self.device = experiment, device
+        self.experiment = experiment
+        self.device = device
         self.supervised = experiment.separator.objective == "supervised"
         torch.manual_seed(experiment.seed)
         self.separator = TDCNpp(experiment.separator.network).to(device)
         self.optimizer = torch.optim.Adam(self.separator.parameters(), lr=experiment.separator.learning_rate)
-        self.step, self.ledger = 0, Ledger(rows)
+        self.step = 0
+        self.ledger = Ledger(rows)
         if checkpoint is not None:
             state = read_checkpoint(checkpoint)
             self.separator.load_state_dict(state.tensors["model"])
             self.optimizer.load_state_dict(state.tensors["optimizer"])
-            self.step, self.ledger = state.step, state.ledger.try_again()
+            self.step = state.step
+            self.ledger = state.ledger.try_again()
         self.model: nn.Module = self.separator
         """What averages the gradients of all workers."""
 
@@ -175,7 +178,9 @@ class LadderKeeper(Hook):
 
     def __init__(self, worker: SeparatorTrainer, run_dir: Path, held_out: list[tuple[str, float]]) -> None:
         """Keep what belongs on the ladder from now on, the weights as they are now included."""
-        self.worker, self.run_dir, self.held_out = worker, run_dir, held_out
+        self.worker = worker
+        self.run_dir = run_dir
+        self.held_out = held_out
         self._keep({})
 
     def after_step(self, step: Step) -> None:
@@ -185,7 +190,9 @@ class LadderKeeper(Hook):
         self._keep({**losses, "mixtures": mixtures})
 
     def _keep(self, metadata: dict[str, Any]) -> None:
-        experiment, separator, now = self.worker.experiment, self.worker.separator, self.worker.step
+        experiment = self.worker.experiment
+        separator = self.worker.separator
+        now = self.worker.step
         for name, step in experiment.separator.ladder.steps.items():
             if rank() == 0 and step == now and name not in read_ladder(self.run_dir):
                 scores = score_checkpoint(separator, self.held_out, experiment)
@@ -206,7 +213,8 @@ class MixtureRate(Hook):
 def separator_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs: its part of the stream, step by step, with the hooks beside it."""
     experiment = Experiment.model_validate(settings["experiment"])
-    folder, separator = StageFolder(Path(settings["run"]), settings["stage"]), experiment.separator
+    folder = StageFolder(Path(settings["run"]), settings["stage"])
+    separator = experiment.separator
     if folder.fatal.exists():
         return  # a worker group before this one has found that to go on is no use
     worker = SeparatorTrainer(experiment, settings["rows"], ray.train.torch.get_device(), resume_point(folder))

@@ -204,7 +204,8 @@ class Stage:
     def _remaining(self) -> Dataset:
         """The data of a worker group. Ray calls this in the controller, which has settings of its own."""
         configure_data(self.options.preserve_order)
-        chosen, ledger = choose_resume_point(self.folder), Ledger(self.rows)
+        chosen = choose_resume_point(self.folder)
+        ledger = Ledger(self.rows)
         if chosen is not None:
             recover_metrics(self._metrics, self.folder.name, read_steps(chosen))
             ledger = read_ledger(chosen).try_again()

@@ -113,8 +113,10 @@ def view_stream(
         crash_counts: of clips that end their actor; none lets such a clip end the run.
         shown: a name beside those of its actors, which tells them from another run's in Ray's dashboard.
     """
-    training, resources = experiment.training, experiment.resources
-    schedule, streams = schedule_of(experiment, len(manifest.clips)), streams_of(experiment.used_augmentations)
+    training = experiment.training
+    resources = experiment.resources
+    schedule = schedule_of(experiment, len(manifest.clips))
+    streams = streams_of(experiment.used_augmentations)
     draws = DrawRows(manifest.clips, schedule, ledger, experiment.views, streams)
     rows = _drawn_rows(draws, training.global_batch, training.service_rows, resources)
     return _served(rows, experiment, checkpoints, store, crash_counts, separates_live(experiment), shown)
@@ -146,7 +148,8 @@ def _served(
     shown: str = "",
 ) -> Dataset:
     """Rows with draws through the readers, and where clips are separated `live` through the separation actors."""
-    training, resources = experiment.training, experiment.resources
+    training = experiment.training
+    resources = experiment.resources
     shared = {
         "settings": service_settings(experiment, checkpoints),
         "store": store,
@@ -184,7 +187,8 @@ def _named(actor: type, shown: str) -> type:
 def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedule, ledger: Ledger) -> Dataset:
     """Decoded segments for the training of the separator: pairs of neighbouring rows make MixIT's mixtures of mixtures,
     and each row alone a supervised example."""
-    settings, resources = experiment.separator, experiment.resources
+    settings = experiment.separator
+    resources = experiment.resources
     global_rows = 2 * settings.batch_mixtures
     # Whole blocks for each worker, however many there are, and both clips of a mixture in the same block.
     block_rows = 2 * math.gcd(*(settings.batch_mixtures // trainers for trainers in resources.trainer_counts))
@@ -221,7 +225,8 @@ def execution_options(experiment: Experiment) -> ExecutionOptions:
     Without a limit, readers that are faster than the trainers would fill half of the object store with views that
     nobody needs yet. Allowed is twice what all stages have in work (four blocks a process) and eight global batches.
     """
-    training, resources = experiment.training, experiment.resources
+    training = experiment.training
+    resources = experiment.resources
     views = views_bytes(experiment)
     row = experiment.audio.samples * PCM_BYTES if separates_live(experiment) else views
     in_work = 4 * (resources.readers + resources.separation_actors) * training.service_rows * row

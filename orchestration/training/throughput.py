@@ -48,17 +48,21 @@ class StreamBalance(Hook):
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         """Args: device: where the trainers' process group communicates."""
-        self.experiment, self.device = experiment, device
+        self.experiment = experiment
+        self.device = device
         self.live = separates_live(experiment)
         self.separates = experiment.views.separates
         self.stored = self.separates and experiment.store.mode != "off"
         self.elastic = self.live and experiment.resources.separation_actors_min is not None
-        self.started, self.last, self.paced_by = False, list[dict[str, float]](), ""
+        self.started = False
+        self.last = list[dict[str, float]]()
+        self.paced_by = ""
         self.store_is_full = False  # and this was said
         self._start()
 
     def _start(self) -> None:
-        self.begin, self.cpu_begin = time.perf_counter(), time.process_time()
+        self.begin = time.perf_counter()
+        self.cpu_begin = time.process_time()
         self.sums = dict.fromkeys(_SUMS, 0.0)
         self.actors: set[int] = set()
 
@@ -131,7 +135,8 @@ class StreamBalance(Hook):
             return ""
         balance = _mean_of(self.last, store_counts(self.last))
         self.last = []
-        before, self.paced_by = self.paced_by, pace_setter(balance, self.experiment)
+        before = self.paced_by
+        self.paced_by = pace_setter(balance, self.experiment)
         return "" if self.paced_by == before else bottleneck(balance, self.experiment)
 
     def _actors(self) -> int:
@@ -144,12 +149,15 @@ class StreamBalance(Hook):
 
     def _means(self, total: dict[str, float], actors: int) -> dict[str, float]:
         resources = self.experiment.resources
-        seconds, working = total["seconds"] / world_size(), max(total["seconds"] - total["waiting"], 1e-9)
+        seconds = total["seconds"] / world_size()
+        working = max(total["seconds"] - total["waiting"], 1e-9)
         blocks = seconds * self.experiment.training.service_rows
-        making, handed = total["reading"] + (0 if self.live else total["separating"]), "read_bytes"
+        making = total["reading"] + (0 if self.live else total["separating"])
+        handed = "read_bytes"
         queued = total["queued"]
         if not self.live:
-            handed, queued = "view_bytes", total["delivery"]
+            handed = "view_bytes"
+            queued = total["delivery"]
         found = {
             "balance_seconds": seconds,
             "rows_per_second": total["rows"] / seconds,
@@ -282,7 +290,8 @@ def balance_line(record: Mapping[str, Any]) -> str:
 def counts_of_block(block: dict[str, np.ndarray]) -> dict[str, int]:
     """Rows of a block that were in the store, that had to be separated, and of those the ones that were damaged; also
     the separated clips that the store did not keep."""
-    usable_N, stored_N = block["fault"] == "", block["stored"]
+    usable_N = block["fault"] == ""
+    stored_N = block["stored"]
     separated_N = usable_N & ~stored_N
     rows = {"hits": usable_N & stored_N, "misses": separated_N, "repairs": separated_N & block["damaged"]}
     counts = {name: int(np.count_nonzero(rows_N)) for name, rows_N in rows.items()}
@@ -318,7 +327,8 @@ def _busiest(balance: Balance) -> str:
 
 def bottleneck(balance: Balance, experiment: Experiment) -> str:
     """Which stage sets the pace, and what to change, in one or two sentences."""
-    resources, waiting = experiment.resources, balance.waiting
+    resources = experiment.resources
+    waiting = balance.waiting
     waited = f"the trainers waited {waiting:.0%} of the time"
     setter = pace_setter(balance, experiment)
     if setter == "cores":

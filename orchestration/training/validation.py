@@ -86,7 +86,8 @@ def choose_probe(manifest: Manifest, count: int) -> ProbeClips:
             f"validation needs labelled training clips, and a class with several: {len(labelled)} of {len(names)} "
             "clips have a label; set training.validation_every_steps to 0, or raise training.validation_clips"
         )
-    uris, offsets = manifest.clips["uri"].to_pylist(), manifest.clips["offset_seconds"].to_pylist()
+    uris = manifest.clips["uri"].to_pylist()
+    offsets = manifest.clips["offset_seconds"].to_pylist()
     return ProbeClips(
         tuple(uris[n] for n in chosen), tuple(offsets[n] for n in chosen), targets_NK[:, known_K], asked_N
     )
@@ -121,7 +122,9 @@ class HandOver(Hook):
         every: steps from one validation to the next; 0 never validates.
         last_step: the step that is validated in any case.
         """
-        self.encoder, self.every, self.last_step = encoder, every, last_step
+        self.encoder = encoder
+        self.every = every
+        self.last_step = last_step
         self.step = 0
         self.folder = Path()
         self.fault = ""
@@ -147,7 +150,8 @@ class HandOver(Hook):
 
     def start(self, encoder: Encoder, step: int) -> None:
         """Copy the encoder as it is now, and write the copy while training goes on."""
-        self.step, self.folder = step, Path(tempfile.mkdtemp(prefix="sepscene-validation-"))
+        self.step = step
+        self.folder = Path(tempfile.mkdtemp(prefix="sepscene-validation-"))
         self._thread = threading.Thread(target=self._write, args=(copy.deepcopy(encoder).cpu(),), name="hand-over")
         self._thread.start()
 
@@ -188,7 +192,9 @@ class Validator:
     """What the validation task does with an encoder; Ray sends it to wherever there is room."""
 
     def __init__(self, experiment: Experiment, clips: ProbeClips, folder: StageFolder) -> None:
-        self.experiment, self.clips, self.folder = experiment, clips, folder
+        self.experiment = experiment
+        self.clips = clips
+        self.folder = folder
 
     def __call__(self, checkpoint: ray.train.Checkpoint, **_: Any) -> dict[str, float]:
         """Evaluate an encoder, leave the record for the metrics file, and keep the encoder if it is the best so far.
@@ -224,7 +230,8 @@ def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
     torch.set_num_threads(max(1, int(experiment.resources.validation_cpus)))
     device = "cuda" if experiment.resources.validation_gpus else "cpu"
     encoder.to(device)
-    h, kept = [], []
+    h = []
+    kept = []
     for start in range(0, len(clips.uris), CLIPS_AT_ONCE):
         waves = []
         for n in range(start, min(start + CLIPS_AT_ONCE, len(clips.uris))):
@@ -235,7 +242,9 @@ def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
             kept.append(n)
         if waves:
             h.append(embed_sounds(encoder, waves, device))
-    h_ND, targets_NK, asked_N = np.concatenate(h), clips.targets_NK[kept], clips.asked_N[kept]
+    h_ND = np.concatenate(h)
+    targets_NK = clips.targets_NK[kept]
+    asked_N = clips.asked_N[kept]
     neighbours = experiment.evaluation.scoring.neighbours
     return knn_map(h_ND[~asked_N], targets_NK[~asked_N], h_ND[asked_N], targets_NK[asked_N], neighbours)
 
@@ -252,7 +261,8 @@ def keep_best(best: Path, bundle: Path, step: int, value: float) -> None:
     """Copy a bundle to `best` if its metric is higher; the old best stays until the new one is whole."""
     if value <= best_metric(best):
         return
-    fresh, old = best.with_name("best.partial"), best.with_name("best.old")
+    fresh = best.with_name("best.partial")
+    old = best.with_name("best.old")
     for left_over in (fresh, old):
         shutil.rmtree(left_over, ignore_errors=True)
     shutil.copytree(bundle, fresh)

@@ -17,7 +17,8 @@ from sepscene.tasks.datasets.survey import NOT_UTF8
 
 _LISTED = 10  # entries of a long list that the text shows
 _QUIET_DB = -70.0  # RMS in dBFS below which nothing but noise is left of a 16-bit recording
-_SHORT, _LONG = 0.1, 6 * 3600.0  # seconds
+_SHORT = 0.1
+_LONG = 6 * 3600.0  # seconds
 _FAR = 20  # times the median: a recording that nobody has cut
 
 
@@ -144,7 +145,8 @@ def _examine(uri: str) -> _Finding:
 
 def _summary(manifest: Manifest, found: dict[str, _Finding]) -> Audit:
     rows = manifest.clips.to_pylist()
-    missing, corrupt = list(manifest.absent), []
+    missing = list(manifest.absent)
+    corrupt = []
     owners: dict[str, list[dict[str, Any]]] = defaultdict(list)
     content = hashlib.sha256()
     for row in rows:

@@ -22,7 +22,8 @@ def first_look(manifest: Manifest, audio: AudioFormat) -> list[str]:
         ManifestError: every clip that was looked at is silent.
     """
     places = np.unique(np.linspace(0, len(manifest) - 1, CLIPS).round().astype(int)).tolist()
-    seconds, silent = [], 0
+    seconds = []
+    silent = 0
     for clip in manifest.clips.take(places).to_pylist():
         try:
             sound_T = read_sound(clip["uri"], audio, clip["offset_seconds"])

@@ -18,7 +18,8 @@ from sepscene.tasks.datasets.manifest import Clip, Manifest, read_from
 from sepscene.tasks.datasets.public import LABEL_COLUMNS, clips_of_rows
 from sepscene.tasks.datasets.root import Root
 
-_STATE, _OTHERS = "state.json", ("dataset_info.json", "dataset_dict.json")
+_STATE = "state.json"
+_OTHERS = ("dataset_info.json", "dataset_dict.json")
 
 
 def read_huggingface(root: Root) -> Manifest:

@@ -61,7 +61,8 @@ def read_audioset(root: Root) -> Manifest:
     if not tables:
         raise ManifestError(f"{root.location}: has no *_segments.csv, e.g. balanced_train_segments.csv")
     files = _by_youtube_id(root.files())
-    clips, absent = [], []
+    clips = []
+    absent = []
     seen: dict[str, set[float]] = defaultdict(set)  # id -> where its segments begin
     for table in tables:
         split = posixpath.basename(table).removesuffix("_segments.csv")
@@ -80,12 +81,14 @@ def read_audioset(root: Root) -> Manifest:
 
 def read_fsd50k(root: Root) -> Manifest:
     """FSD50K: the development set's splits are `train` and `val`, the evaluation set's is `test`."""
-    truth, collection = "FSD50K.ground_truth", "FSD50K.metadata/collection"
+    truth = "FSD50K.ground_truth"
+    collection = "FSD50K.metadata/collection"
     if root.holds(f"{truth}/dev.csv"):
         tables = {"dev": f"{truth}/dev.csv", "eval": f"{truth}/eval.csv"}
     else:
         tables = {part: f"{collection}/collection_{part}.csv" for part in ("dev", "eval")}
-    clips, absent = [], []
+    clips = []
+    absent = []
     for part, table in tables.items():
         folder = f"FSD50K.{part}_audio"
         there = {posixpath.splitext(path)[0]: path for path in reversed(root.files(folder))}
@@ -175,7 +178,8 @@ def _by_youtube_id(paths: list[str]) -> dict[str, dict[float | None, str]]:
     stems = [(posixpath.splitext(posixpath.basename(path))[0], path) for path in paths]
     for stem, path in sorted(stems, key=lambda item: len(item[0])):
         for bare in ([stem[1:]] if stem.startswith("Y") else []) + [stem]:
-            name, rest = bare[:11], bare[11:]
+            name = bare[:11]
+            rest = bare[11:]
             if _YOUTUBE_ID.match(name) and rest[:1] in ("", "_"):
                 files[name].setdefault(_start_in_name(rest), path)
                 break
@@ -187,7 +191,8 @@ def _start_in_name(rest: str) -> float | None:
     found = _START.match(rest)
     if found is None:
         return None
-    begin, end = found[1], found[2]
+    begin = found[1]
+    end = found[2]
     if "." in begin or (end is not None and "." in end):
         return float(begin)
     if end is not None:  # a segment has some 10 s: whole seconds differ by tens, milliseconds by thousands
@@ -283,10 +288,12 @@ def _parsed(text: bytes, suffix: str, where: str) -> dict[str, Any]:
 
 
 def _parquet_clips(root: Root, file: str) -> Iterator[Clip]:
-    uri, path = root.uri(file), f"{root.path}/{file}"
+    uri = root.uri(file)
+    path = f"{root.path}/{file}"
     try:
         with pq.ParquetFile(path, filesystem=root.filesystem) as parquet:
-            schema, count = parquet.schema_arrow, parquet.metadata.num_rows
+            schema = parquet.schema_arrow
+            count = parquet.metadata.num_rows
         wanted = [n for n in LABEL_COLUMNS if n in schema.names]
         if count > MOST_ROWS:
             raise ValueError(f"it claims {count} rows; at most {MOST_ROWS} are read")

@@ -49,7 +49,9 @@ class Root:
 
         Raises ManifestError where there is no such folder, or its filesystem cannot be reached.
         """
-        self.survey, self.skipped, self.members_seen = survey, LeftOut(), 0
+        self.survey = survey
+        self.skipped = LeftOut()
+        self.members_seen = 0
         self.named: set[str] = set()
         local = local_path(location)
         self.is_local = local is not None
@@ -109,7 +111,9 @@ class Root:
         """
         if not self.is_local:
             return [self.relative(name) for name in names], [self.uri(name) for name in names]
-        relatives, uris, prefix = [], [], f"{self.location}/"
+        relatives = []
+        uris = []
+        prefix = f"{self.location}/"
         safe: dict[str, set[str]] = {}  # folder below the root -> the links in it
         odd_N = pc.match_substring_regex(pa.array(names, pa.string()), _NOT_PLAIN).to_pylist()
         for name, odd in zip(names, odd_N, strict=True):
@@ -146,7 +150,8 @@ class Root:
 
     def files(self, under: str = "", suffixes: Iterable[str] = AUDIO_SUFFIXES) -> list[str]:
         """Paths below the root, sorted, of the files with one of the suffixes, without hidden ones."""
-        wanted, prefix = tuple(suffixes), f"{under}/" if under else ""
+        wanted = tuple(suffixes)
+        prefix = f"{under}/" if under else ""
         return [
             name
             for name in self.everything
@@ -173,10 +178,8 @@ class Root:
 
     def _walk(self) -> Iterator[str]:
         """Regular files of a local folder; a folder that links to one above it is not entered again."""
-        above, todo = (
-            len(self.location.rstrip("/")) + 1,
-            [(self.location, frozenset({os.path.realpath(self.location)}))],
-        )
+        above = len(self.location.rstrip("/")) + 1
+        todo = [(self.location, frozenset({os.path.realpath(self.location)}))]
         while todo:
             folder, parents = todo.pop()
             try:
@@ -239,7 +242,8 @@ class Root:
         Raises:
             ManifestError: missing, malformed, or without one of the needed columns.
         """
-        name, suffix = f"{self.location}/{relative}", posixpath.splitext(relative)[1].lower()
+        name = f"{self.location}/{relative}"
+        suffix = posixpath.splitext(relative)[1].lower()
         self.tables_read.add(relative)
         try:
             if suffix == ".parquet":
@@ -349,7 +353,8 @@ def read_parquet_columns(
         leaves = [file.schema.column(n) for n in range(len(file.schema))]
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     with pq.ParquetFile(path, filesystem=filesystem, read_dictionary=texts) as file:
-        batches, size = [], 0
+        batches = []
+        size = 0
         for batch in file.iter_batches(batch_size=65_536, columns=None if columns is None else list(columns)):
             size += sum(_bytes_of(column) for column in batch.columns)
             if size > MOST_BYTES:

@@ -48,7 +48,9 @@ class SynchronisedBatchNorm(_BatchNorm):
     def of(cls, norm: _BatchNorm) -> "SynchronisedBatchNorm":
         """The same layer, sharing parameters and buffers with `norm`."""
         new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        new._parameters, new._buffers, new.training = norm._parameters, norm._buffers, norm.training
+        new._parameters = norm._parameters
+        new._buffers = norm._buffers
+        new.training = norm.training
         return new
 
     def forward(self, x_BC: Tensor) -> Tensor:
@@ -84,14 +86,19 @@ def _global_statistics(x_BC: Tensor) -> tuple[Tensor, Tensor, int]:
     Each worker's mean and sum of squared deviations are combined (Chan et al. 1979), which unlike sums of
     squares loses no digits. One collective call.
     """
-    channels, local = x_BC.shape[1], x_BC.numel() // x_BC.shape[1]
+    channels = x_BC.shape[1]
+    local = x_BC.numel() // x_BC.shape[1]
     dtype = torch.float64 if x_BC.dtype == torch.float64 else torch.float32
     row = torch.zeros(1, 2 * channels + 1, dtype=dtype, device=x_BC.device)
     if local:
         mean_C, variance_C = torch.batch_norm_update_stats(x_BC.to(dtype), None, None, 0.0)
-        row[0, :channels], row[0, channels:-1], row[0, -1] = mean_C, variance_C * local, local
+        row[0, :channels] = mean_C
+        row[0, channels:-1] = variance_C * local
+        row[0, -1] = local
     rows_W = gather_rows(row, [1] * world_size()).double()
-    mean_WC, deviation_WC, count_W = rows_W[:, :channels], rows_W[:, channels:-1], rows_W[:, -1:]
+    mean_WC = rows_W[:, :channels]
+    deviation_WC = rows_W[:, channels:-1]
+    count_W = rows_W[:, -1:]
     count = int(count_W.sum())
     mean_C = (count_W * mean_WC).sum(0) / max(1, count)
     deviation_C = (deviation_WC + count_W * (mean_WC - mean_C).square()).sum(0)
@@ -113,7 +120,8 @@ class _Normalise(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean_C, variance_C)
-        ctx.count, ctx.eps = count, eps
+        ctx.count = count
+        ctx.eps = eps
         return torch.nn.functional.batch_norm(x, mean_C, variance_C, weight, bias, training=False, eps=eps)
 
     @staticmethod

@@ -84,7 +84,8 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, local_nD: Tensor, counts: tuple[int, ...]) -> Tensor:
-        ctx.start, ctx.rows = sum(counts[: rank()]), counts[rank()]
+        ctx.start = sum(counts[: rank()])
+        ctx.rows = counts[rank()]
         # gloo and nccl gather equal shapes only: short workers pad to the longest.
         padded = local_nD.new_zeros(max(counts), *local_nD.shape[1:])
         padded[: ctx.rows] = local_nD

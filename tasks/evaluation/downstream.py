@@ -71,7 +71,8 @@ def _test_parts(task: Task, rows: Rows) -> list[Bools]:
 
 
 def _score_part(task: Task, rows: Rows, test_N: Bools, settings: ScoringSettings) -> dict[str, float]:
-    train, test = (rows.h_ND[~test_N], rows.targets_NK[~test_N]), (rows.h_ND[test_N], rows.targets_NK[test_N])
+    train = (rows.h_ND[~test_N], rows.targets_NK[~test_N])
+    test = (rows.h_ND[test_N], rows.targets_NK[test_N])
     if not test[1].any():
         raise EvaluationError(f"task {task.name}: a test part has no labelled sound; check its splits and labels")
     metrics: dict[str, float] = {}

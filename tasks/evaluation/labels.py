@@ -60,7 +60,8 @@ def targets_of_probes(
     Raises:
         NothingToEvaluate: when every class is left out.
     """
-    heard_K, everywhere_K = targets_BK.any(axis=0), targets_BK.all(axis=0)
+    heard_K = targets_BK.any(axis=0)
+    everywhere_K = targets_BK.all(axis=0)
     trained_K = np.ones(len(classes), bool) if trained_BK is None else trained_BK.any(axis=0)
     reasons = {
         "no positive test clip": ~heard_K,

@@ -52,7 +52,8 @@ def linear_probe(
     names = check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, classes)
     if len(train_h_BD) > LINEAR_CLIPS:
         rows = np.sort(np.random.default_rng(seed).permutation(len(train_h_BD))[:LINEAR_CLIPS])
-        train_h_BD, train_targets_BK = train_h_BD[rows], train_targets_BK[rows]
+        train_h_BD = train_h_BD[rows]
+        train_targets_BK = train_targets_BK[rows]
     scaler = StandardScaler().fit(train_h_BD.astype(np.float64))
     ridge = RidgeCV(alphas=PENALTIES, alpha_per_target=True)
     ridge.fit(scaler.transform(train_h_BD), train_targets_BK.astype(np.float64))

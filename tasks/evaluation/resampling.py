@@ -93,7 +93,9 @@ def resampled_retrieval(h_BD: Floats, targets_BK: Bools, weights_BR: Floats, cli
     check(h_BD, targets_BK, None)
     unit_BD = unit_length(h_BD)
     weights_BR = _after_itself(weights_BR)
-    precision_KR, drawn_KR, rare_K = [], [], []
+    precision_KR = []
+    drawn_KR = []
+    rare_K = []
     for positive_P, negative_N in choose(targets_BK, clips, seed):
         if len(positive_P) < 2 or len(negative_N) < 1:
             continue
@@ -148,9 +150,12 @@ def _over_classes(metric_KR: Floats, drawn_KR: Floats, rare_K: Bools) -> Floats:
         rare_K: which classes stand for each other.
     """
     defined_K = ~np.isnan(metric_KR[:, 0])
-    metric_KR, drawn_KR, rare_K = metric_KR[defined_K], drawn_KR[defined_K], rare_K[defined_K]
+    metric_KR = metric_KR[defined_K]
+    drawn_KR = drawn_KR[defined_K]
+    rare_K = rare_K[defined_K]
     kept_KR = np.where(np.isnan(metric_KR), metric_KR[:, :1], metric_KR)
-    weight_KR, group_R = np.ones_like(kept_KR), drawn_KR[rare_K].sum(axis=0)
+    weight_KR = np.ones_like(kept_KR)
+    group_R = drawn_KR[rare_K].sum(axis=0)
     np.divide(drawn_KR * rare_K.sum(), group_R, out=weight_KR, where=rare_K[:, None] & (group_R > 0))
     return _share((weight_KR * kept_KR).sum(axis=0), np.full(len(group_R), len(kept_KR)))[1:]
 

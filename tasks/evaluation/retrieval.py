@@ -86,7 +86,8 @@ def pair_rows(positive_P: Rows, negative_N: Rows) -> tuple[Rows, Rows, Bools]:
 def ranked_pairs(unit_BD: Floats, positive_P: Rows, negative_N: Rows) -> tuple[Bools, Floats]:
     """Which pairs (in the order of `pair_rows`) are relevant, and their cosine similarity."""
     unit_PD = unit_BD[positive_P]
-    among_PP, across_PN = unit_PD @ unit_PD.T, unit_PD @ unit_BD[negative_N].T
+    among_PP = unit_PD @ unit_PD.T
+    across_PN = unit_PD @ unit_BD[negative_N].T
     first, second = np.triu_indices(len(positive_P), k=1)
     similarity = np.concatenate([among_PP[first, second], across_PN.ravel()])
     return np.arange(len(similarity)) < len(first), similarity

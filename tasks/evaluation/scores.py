@@ -132,7 +132,8 @@ def score_embeddings(
     settings = settings or ScoringSettings()
     names = check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, classes)
     ids = _ids(clip_ids, len(test_h_BD))
-    train_B, test_B = labelled(train_targets_BK, "training"), labelled(test_targets_BK, "test")
+    train_B = labelled(train_targets_BK, "training")
+    test_B = labelled(test_targets_BK, "test")
     notes = unlabelled_notes(training=train_B, test=test_B)
     split = (train_h_BD[train_B], train_targets_BK[train_B], test_h_BD[test_B], test_targets_BK[test_B])
     return measure(_evidence(split, names, settings, ids[test_B], notes, device))
@@ -193,16 +194,20 @@ def cross_validate(
             f"{len(fold_B)} fold names ({len(set(folds))} different) for {len(h_BD)} clips: cross-validation "
             "needs one for each clip, and at least two folds"
         )
-    ids, labelled_B = _ids(clip_ids, len(h_BD)), labelled(targets_BK)
+    ids = _ids(clip_ids, len(h_BD))
+    labelled_B = labelled(targets_BK)
     notes = unlabelled_notes(all=labelled_B)
-    h_BD, targets_BK = h_BD[labelled_B], targets_BK[labelled_B]
-    fold_B, ids = fold_B[labelled_B], ids[labelled_B]
+    h_BD = h_BD[labelled_B]
+    targets_BK = targets_BK[labelled_B]
+    fold_B = fold_B[labelled_B]
+    ids = ids[labelled_B]
     probes = {"shallow": settings.perceptrons, "linear": 1, "knn": 1}
     scores: dict[str, Floats] = {name: np.zeros((count, *targets_BK.shape)) for name, count in probes.items()}
     trained_BK = np.zeros(targets_BK.shape, bool)
     for fold in sorted(set(fold_B.tolist())):
         test_B = fold_B == fold
-        train, test = (h_BD[~test_B], targets_BK[~test_B]), (h_BD[test_B], targets_BK[test_B])
+        train = (h_BD[~test_B], targets_BK[~test_B])
+        test = (h_BD[test_B], targets_BK[test_B])
         part = _evidence((*train, *test), names, settings, ids[test_B], (), device)
         for name, scores_PBK in part.scores.items():
             scores[name][:, test_B] = scores_PBK
@@ -228,7 +233,8 @@ class _Fold:
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, metric: Macro, replicates_R: Floats) -> None:
-        self.values[name], self.per_class[name] = metric.value, metric.per_class
+        self.values[name] = metric.value
+        self.per_class[name] = metric.per_class
         self.replicates[name] = replicates_R
 
 
@@ -240,7 +246,8 @@ def measure(evidence: Evidence) -> Scores:
     """
     names = sorted(set(evidence.folds.tolist()))
     folds = [_measure_fold(evidence.rows(evidence.folds == name), seed) for seed, name in enumerate(names)]
-    metrics, replicates = {}, {}
+    metrics = {}
+    replicates = {}
     for metric in folds[0].values:
         if any(metric not in fold.values for fold in folds):
             continue
@@ -254,7 +261,8 @@ def measure(evidence: Evidence) -> Scores:
 
 
 def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
-    targets_BK, settings = evidence.targets_BK, evidence.settings
+    targets_BK = evidence.targets_BK
+    settings = evidence.settings
     weights_BR = resample(len(targets_BK), settings.bootstrap, settings.seed + fold)
     found = _Fold()
     known_BK, notes = targets_of_probes(targets_BK, evidence.classes, evidence.trained_BK)
@@ -289,7 +297,8 @@ def _drawn(share_PR: Floats, replicates: Sequence[Floats]) -> Floats:
 
 def _add_accuracy(found: _Fold, evidence: Evidence, known_BK: Bools, weights_BR: Floats) -> None:
     """Of the clips whose class the probes can know."""
-    scores_PBK, known_B = evidence.scores["shallow"], known_BK.any(axis=1)
+    scores_PBK = evidence.scores["shallow"]
+    known_B = known_BK.any(axis=1)
     right_B = known_B * (scores_PBK.argmax(axis=2) == evidence.targets_BK.argmax(axis=1)).mean(axis=0)
     found.values["accuracy"] = float(right_B.sum() / known_B.sum())
     drawn_R = known_B @ weights_BR
@@ -306,7 +315,8 @@ def _add_d_prime(found: _Fold, evidence: Evidence, known_BK: Bools, replicates_R
 
 
 def _add_retrieval(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None:
-    clips, seed = evidence.settings.qbe_clips, evidence.settings.seed
+    clips = evidence.settings.qbe_clips
+    seed = evidence.settings.seed
     try:
         result = query_by_example(evidence.h_BD, evidence.targets_BK, evidence.classes, clips, seed)
     except EvaluationError as error:  # no class has two positive clips: the other metrics still stand

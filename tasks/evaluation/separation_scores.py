@@ -49,7 +49,9 @@ def score_separation(
         audio: how they are read.
         mixtures: how many mixtures of two to make at most.
     """
-    improvement, loss, with_sources = [], [], []
+    improvement = []
+    loss = []
+    with_sources = []
     for first in range(0, min(2 * mixtures, len(clips) - 1), 2):
         try:
             pair = [read_clip(uri, audio, offset) for uri, offset in clips[first : first + 2]]

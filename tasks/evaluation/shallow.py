@@ -141,13 +141,16 @@ def _epochs_by_validation(h_BD: Tensor, targets_BK: Tensor, hidden: int, epochs:
     """The number of epochs after which the loss on clips set aside was lowest."""
     order = torch.randperm(len(h_BD), generator=torch.Generator().manual_seed(seed + 1))
     aside = min(max(1, int(VALIDATION_SHARE * len(h_BD))), VALIDATION_CLIPS)
-    held_h, held_targets = h_BD[order[:aside]], targets_BK[order[:aside]].float()
+    held_h = h_BD[order[:aside]]
+    held_targets = targets_BK[order[:aside]].float()
     network = _network(h_BD.shape[1], hidden, targets_BK.shape[1], seed, device)
-    best_loss, best_epoch = float("inf"), epochs
+    best_loss = float("inf")
+    best_epoch = epochs
     for epoch in _epochs(network, h_BD[order[aside:]], targets_BK[order[aside:]], epochs, seed):
         loss = nn.functional.binary_cross_entropy_with_logits(_score(network, held_h), held_targets).item()
         if loss < best_loss:
-            best_loss, best_epoch = loss, epoch
+            best_loss = loss
+            best_epoch = epoch
         elif epoch - best_epoch >= PATIENCE:
             break
     return best_epoch

@@ -70,7 +70,8 @@ def bootstrap_interval(value: float, replicates_R: Floats, clips: int) -> Interv
     if len(defined) == 0:
         return Interval(value, None, None, clips, "no interval: no resamples")
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    low, high = min(float(low), value), max(float(high), value)
+    low = min(float(low), value)
+    high = max(float(high), value)
     return Interval(value, low, high, clips, _bootstrap_method(len(defined), len(replicates_R)))
 
 
@@ -106,7 +107,8 @@ def t_interval(values: Sequence[float]) -> Interval:
         EvaluationError: for no values, or values that are not finite.
     """
     numbers = _finite(values)
-    mean, count = float(numbers.mean()), len(numbers)
+    mean = float(numbers.mean())
+    count = len(numbers)
     if count == 1:
         return Interval(mean, None, None, 1, "no interval: one seed")
     error = stats.sem(numbers)

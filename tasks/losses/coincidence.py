@@ -53,10 +53,12 @@ def coincidence_loss(
         Scalar. A global batch of one pair has no negatives and their term is 0; an empty one gives 0.
     """
     global_c_ND = h_c_nD if global_c_ND is None else global_c_ND
-    total, tile = global_c_ND.shape[0], tile_bytes or TILE_BYTES.get(h_m_nD.device.type, TILE_BYTES["cuda"])
+    total = global_c_ND.shape[0]
+    tile = tile_bytes or TILE_BYTES.get(h_m_nD.device.type, TILE_BYTES["cuda"])
     with torch.autocast(h_m_nD.device.type, enabled=False):
         u_nH, v_NH = split_first_layer(head, h_m_nD, global_c_ND)
-        last_H, bias = head.last.weight[0].to(u_nH.dtype), head.last.bias.to(u_nH.dtype)
+        last_H = head.last.weight[0].to(u_nH.dtype)
+        bias = head.last.bias.to(u_nH.dtype)
         weights = (1 / max(1, total), 1 / max(1, total * (total - 1)))
         return _PairLoss.apply(u_nH, v_NH, last_H, bias, start, weights, tile)
 
@@ -116,11 +118,13 @@ def _tile_loss(
     gradients: list[Tensor] | None,
 ) -> Tensor:
     """The loss of the tile of rows i… and columns j…; adds its gradients to those of u, v, w and c."""
-    rows, columns = slice(i, i + side), slice(j, j + side)
+    rows = slice(i, i + side)
+    columns = slice(j, j + side)
     hidden = (u[rows, None] + v[None, columns]).relu_()
     # The positives lie on the tile's diagonal that is shifted by `start`; the sign turns them into negatives.
     logit = hidden @ w + c
-    weight, sign = torch.full_like(logit, weights[1]), torch.ones_like(logit)
+    weight = torch.full_like(logit, weights[1])
+    sign = torch.ones_like(logit)
     shift = start + i - j
     if -logit.shape[0] < shift < logit.shape[1]:
         weight.diagonal(shift).fill_(weights[0])

@@ -54,7 +54,8 @@ def diagnose(result: JointLoss, head: PairHead | None = None) -> dict[str, float
 def similarity_metrics(unit_1_NZ: Tensor, unit_2_NZ: Tensor) -> dict[str, float]:
     """Alignment, uniformity and mean cosines of two views on the unit sphere, N >= 2."""
     cosine_NN = unit_1_NZ @ unit_2_NZ.T
-    positive, different = cosine_NN.diagonal(), ~torch.eye(len(cosine_NN), dtype=torch.bool, device=cosine_NN.device)
+    positive = cosine_NN.diagonal()
+    different = ~torch.eye(len(cosine_NN), dtype=torch.bool, device=cosine_NN.device)
     # |a - b|^2 = 2 - 2 cos, so exp(-2 |a - b|^2) = exp(4 cos - 4).
     spread = [(4 * (unit @ unit.T)[different] - 4).exp().mean().log() for unit in (unit_1_NZ, unit_2_NZ)]
     return {
@@ -71,7 +72,8 @@ def coincidence_metrics(head: PairHead, h_m_nD: Tensor, h_c_nD: Tensor) -> dict[
     last_H = head.last.weight[0].to(u_nH.dtype)
     logit_nn = torch.stack([(u_H + v_nH).relu_() @ last_H for u_H in u_nH]) + head.last.bias
     different = ~torch.eye(len(logit_nn), dtype=torch.bool, device=logit_nn.device)
-    positive, negative = logit_nn.diagonal().contiguous(), logit_nn[different].sort().values
+    positive = logit_nn.diagonal().contiguous()
+    negative = logit_nn[different].sort().values
     below = torch.searchsorted(negative, positive) + torch.searchsorted(negative, positive, right=True)
     return {
         "coincidence_accuracy": float(((positive > 0).double().mean() + (negative <= 0).double().mean()) / 2),
@@ -96,7 +98,8 @@ def effective_rank(h_BD: Tensor) -> float:
 
 def collapse_warning(metrics: dict[str, float]) -> str:
     """What to tell the user when the representation collapses; empty while it is well."""
-    rank, attainable = metrics.get("effective_rank", 0.0), metrics.get("attainable_rank", 0.0)
+    rank = metrics.get("effective_rank", 0.0)
+    attainable = metrics.get("attainable_rank", 0.0)
     if attainable + 1 < FEWEST_ROWS or rank >= max(1.5, COLLAPSED * attainable):
         return ""
     return (

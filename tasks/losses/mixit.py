@@ -78,7 +78,8 @@ def supervised_loss(source_BKT: Tensor, estimate_BST: Tensor) -> Tensor:
         ValueError: when batch or length differ, or there are too many assignments to try.
     """
     _check_same(source_BKT, estimate_BST, "source_BKT", "estimate_BST")
-    sources, channels = source_BKT.shape[1], estimate_BST.shape[1]
+    sources = source_BKT.shape[1]
+    channels = estimate_BST.shape[1]
     rule = "one each" if sources <= channels else "none empty"
     matrices_ASK = _assignments(channels, sources, rule).to(source_BKT.device)
     mixture_B1 = source_BKT.sum(1).double().square().sum(-1, keepdim=True)
@@ -119,11 +120,13 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
     Finite for silence: both powers carry a tiny constant relative to the signals' own power, which bounds the
     result to +-100 dB.
     """
-    estimate, reference = estimate.double(), reference.double()
+    estimate = estimate.double()
+    reference = reference.double()
     power = reference.square().sum(-1, keepdim=True)
     projection = (estimate * reference).sum(-1, keepdim=True) / power.clamp_min(1e-30) * reference
     bound = 1e-10 * estimate.square().sum(-1) + 1e-30
-    signal, noise = projection.square().sum(-1), (projection - estimate).square().sum(-1)
+    signal = projection.square().sum(-1)
+    noise = (projection - estimate).square().sum(-1)
     return 10 * torch.log10((signal + bound) / (noise + bound))
 
 
@@ -181,7 +184,8 @@ def _assignments(targets: int, parts: int, rule: str) -> Tensor:
 
 def _errors(target_BRT: Tensor, part_BPT: Tensor, matrices_ARP: Tensor) -> Tensor:
     """|target - matrix @ parts|^2 for every assignment: (B, A, R), float64, without making the remixes."""
-    target, part = target_BRT.double(), part_BPT.double()
+    target = target_BRT.double()
+    part = part_BPT.double()
     gram_BPP = part @ part.mT
     cross_BRP = target @ part.mT
     quadratic = torch.einsum("arp,bpq,arq->bar", matrices_ARP, gram_BPP, matrices_ARP)

@@ -45,7 +45,8 @@ def nt_xent(
     """
     global_1_ND = z_1_nD if global_1_ND is None else global_1_ND
     global_2_ND = z_2_nD if global_2_ND is None else global_2_ND
-    n, total = z_1_nD.shape[0], global_1_ND.shape[0]
+    n = z_1_nD.shape[0]
+    total = global_1_ND.shape[0]
     with torch.autocast(z_1_nD.device.type, enabled=False):
         rows = unit_rows(torch.cat([z_1_nD, z_2_nD]))
         columns = unit_rows(torch.cat([global_1_ND, global_2_ND]))
@@ -82,11 +83,9 @@ class _SumOfCrossEntropies(torch.autograd.Function):
     ) -> Tensor:
         loss = rows.new_zeros(())
         wanted = any(ctx.needs_input_grad[:3])
-        d_rows, d_columns, d_scale = (
-            torch.zeros_like(rows),
-            torch.zeros_like(columns),
-            torch.zeros_like(scale),
-        )
+        d_rows = torch.zeros_like(rows)
+        d_columns = torch.zeros_like(columns)
+        d_scale = torch.zeros_like(scale)
         for b in (slice(i, i + block) for i in range(0, rows.shape[0], block)):
             logits = rows[b] @ columns.T
             logits.mul_(scale).scatter_(1, itself[b, None], float("-inf"))

@@ -57,7 +57,8 @@ def beyond_results(metrics: Metrics) -> tuple[BeyondResult, ...]:
     """
     results = []
     for row in BEYOND:
-        ours, theirs = metrics.get(row.name, {}), metrics.get(row.beside, {})
+        ours = metrics.get(row.name, {})
+        theirs = metrics.get(row.beside, {})
         seeds = sorted(ours.keys() & theirs.keys())
         test = paired_t([theirs[seed] for seed in seeds], [ours[seed] for seed in seeds]) if seeds else None
         if ours:

@@ -265,7 +265,8 @@ def _mean_of_rows(
 
 def _contrast(contrast: Contrast, margin: float, metrics: Metrics, replicates: Replicates) -> ContrastResult:
     paper = _paper_value(contrast.better) - _paper_value(contrast.worse)
-    better, worse = _by_seed(metrics, contrast.better), _by_seed(metrics, contrast.worse)
+    better = _by_seed(metrics, contrast.better)
+    worse = _by_seed(metrics, contrast.worse)
     seeds = tuple(sorted(better.keys() & worse.keys()))
     if not seeds:
         absent = [row for row, ours in ((contrast.better, better), (contrast.worse, worse)) if not ours]
@@ -281,9 +282,11 @@ def _gains(
     contrast: Contrast, seeds: Sequence[int], metrics: Metrics, replicates: Replicates
 ) -> tuple[Floats, Floats | None]:
     """`better` - `worse` for each seed, and the mean over seeds on each resample of the test clips, where known."""
-    better, worse = _by_seed(metrics, contrast.better), _by_seed(metrics, contrast.worse)
+    better = _by_seed(metrics, contrast.better)
+    worse = _by_seed(metrics, contrast.worse)
     gain = np.array([better[seed] - worse[seed] for seed in seeds])
-    ours, theirs = _by_seed(replicates, contrast.better), _by_seed(replicates, contrast.worse)
+    ours = _by_seed(replicates, contrast.better)
+    theirs = _by_seed(replicates, contrast.worse)
     if not all(len(row.get(seed, ())) for row in (ours, theirs) for seed in seeds):
         return gain, None
     return gain, np.mean([np.subtract(ours[seed], theirs[seed]) for seed in seeds], axis=0)

@@ -106,7 +106,8 @@ def contrasted(difference_N: Floats, clips_R: Floats | None = None, margin: floa
     """
     if not len(difference_N) or not np.isfinite(difference_N).all():
         raise EvaluationError(f"differences over seeds must be finite, at least one: got {difference_N.tolist()}")
-    count, value = len(difference_N), float(np.mean(difference_N))
+    count = len(difference_N)
+    value = float(np.mean(difference_N))
     if count == 1:
         return Contrasted(value, None, 1, margin)
     spread = float(np.std(difference_N, ddof=1))

@@ -4,14 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
+import torch
 from typer.testing import CliRunner
 
+from sepscene.augment.augmentations.settings import streams_of
+from sepscene.augment.draws import FILLER
+from sepscene.augment.separation.reader import ClipReader
+from sepscene.augment.separation.service import SeparationService
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.ray_compat import configure_data
-from sepscene.orchestration.training.stream import prefill_stream, view_stream
+from sepscene.orchestration.training.pretraining import Views, pcm_pair
+from sepscene.orchestration.training.row_draws import DrawRows
+from sepscene.orchestration.training.stream import prefill_stream, schedule_of, service_settings, view_stream
 from sepscene.tasks.datasets.readers import Manifest
 from tests.orchestration.streams import Checksums, by_hand, collect
 
@@ -88,3 +96,40 @@ def test_mix_mix_needs_no_separation_actors(nano: Experiment, train_clips: Manif
     expected = by_hand(experiment, train_clips, ladder)
     (part,) = collect(experiment, train_clips, {}, Ledger(len(expected)))
     assert part == expected
+
+
+def test_what_augmentations_drew_reaches_each_of_one_or_two_trainers(
+    nano: Experiment, train_clips: Manifest, ladder: dict[str, str]
+) -> None:
+    """Half of the views made softer, and the mixture for mix-back: row by row the same views for the encoder, which are
+    those that one process makes."""
+    experiment = nano.changed(
+        {"training.epochs": 1, "augmentations": {"gain": {"probability": 0.5}, "mix-back": {}, "specaugment": {}}}
+    )
+    configure_data(ordered=True)
+
+    @ray.remote(num_cpus=0.1)
+    def read(shard: ray.data.DataIterator) -> dict[int, np.ndarray]:
+        views, seen = Views(experiment), {}
+        for batch in shard.iter_batches(batch_size=experiment.training.service_rows, batch_format="numpy"):
+            real = {name: column[batch["row"] != FILLER] for name, column in batch.items()}
+            logmel_B2LF = torch.stack(views(pcm_pair(real, "view", torch.device("cpu")), real), dim=1).numpy()
+            seen |= dict(zip(real["row"].tolist(), logmel_B2LF, strict=True))
+        return seen
+
+    found = []
+    for trainers in (1, 2):
+        stream = view_stream(experiment, train_clips, ladder, Ledger(len(train_clips)))
+        parts = ray.get([read.remote(shard) for shard in stream.streaming_split(trainers, equal=True)], timeout=200)
+        found.append({row: view for part in parts for row, view in part.items()})
+    schedule = schedule_of(experiment, len(train_clips))
+    rows = DrawRows(
+        train_clips.clips, schedule, Ledger(schedule.rows), experiment.views, streams_of(experiment.used_augmentations)
+    )
+    settings = service_settings(experiment, ladder)
+    block = SeparationService(settings)(ClipReader(settings)(rows({"id": np.arange(schedule.rows)})))
+    expected = torch.stack(Views(experiment)(pcm_pair(block, "view", torch.device("cpu")), block), dim=1).numpy()
+    assert 0 < block["gain_on"].sum() < 2 * schedule.rows and block["mixture_2"].any()
+    for seen in found:
+        assert sorted(seen) == list(range(schedule.rows))
+        np.testing.assert_array_equal(np.stack([seen[row] for row in range(schedule.rows)]), expected)
