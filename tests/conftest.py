@@ -10,9 +10,11 @@ import torch
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.synthetic.scenes import SceneConfig, write_scenes
 from sepscene.augment.views import Views
+from sepscene.models import names
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import Cnn14Config, TDCNppConfig
+from sepscene.models.trust import CODE, PROGRAMS
 from sepscene.orchestration.config import Evaluation, Experiment, Ladder, Resources, Separator, Training
 from sepscene.orchestration.objective_config import Objective
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
@@ -43,6 +45,15 @@ def _one_thread() -> None:
     For each test anew: the order of sums, and so the last bits, depends on the number that an earlier one has left.
     """
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _trusts_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test sees whom the developer trusts, nor whom an earlier test trusted."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "configuration"))
+    for trusted in (CODE, PROGRAMS):  # put back afterwards
+        monkeypatch.setenv(trusted.variable, os.environ.get(trusted.variable, ""))
+    monkeypatch.setattr(names, "_accepting", False)
 
 
 @pytest.fixture(scope="session")
