@@ -50,7 +50,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of that
 Scale = Annotated[
     str,
     typer.Option(
-        help="`mini` (one core; `reproduce` only), `tiny` (two CPU cores), `small` (one GPU) or `paper` (a cluster)."
+        help="`mini` (one core; `reproduce`, demo), `tiny` (two CPU cores), `small` (one GPU) or `paper` (a cluster)."
     ),
 ]
 Changes = Annotated[

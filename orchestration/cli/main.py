@@ -86,7 +86,9 @@ def demo(
     dashboard: Dashboard = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run the whole job in a few minutes on two CPU cores: scenes, separator, pre-training, evaluation, report.
+    """Run the whole job in a few minutes on two CPU cores: scenes, separation, pre-training, evaluation, report.
+
+    The separators come with the package; `sepscene pretrain demo` trains its own.
 
     Example: `sepscene demo --storage runs`
     """
@@ -94,7 +96,7 @@ def demo(
     from sepscene.orchestration.presets import resolve
 
     pretrain(
-        resolve("demo", "tiny", change),
+        resolve("demo", "mini", change),
         storage=storage,
         run_id=run_id,
         resume=resume,
