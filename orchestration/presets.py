@@ -287,11 +287,12 @@ def demo(scale: Scale = "tiny") -> Experiment:
         # (docs/results.md), and the demo is to show what separation is worth.
         return base.changed(
             {
-                "data.scenes_train": 384,
-                "data.scenes_test": 640,
+                "data.scenes_train": 320,
+                "data.scenes_test": 512,
                 "views.specaugment": False,
                 "objective.alpha": 0.2,
-                "training.epochs": 48,
+                "store.mode": "prefill",
+                "training.epochs": 60,
                 "resources.trainers": 2,
             }
         )
