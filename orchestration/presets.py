@@ -291,7 +291,6 @@ def demo(scale: Scale = "tiny") -> Experiment:
                 "data.scenes_test": 512,
                 "views.specaugment": False,
                 "objective.alpha": 0.2,
-                "store.mode": "prefill",
                 "training.epochs": 60,
                 "resources.trainers": 2,
             }
