@@ -13,6 +13,9 @@ real stream and a real trainer through this file, so that an upgrade that breaks
 `on_loopback` (ray#18730 has the setting, for Windows and macOS only). Ray replaces 127.0.0.1 as a node's address by the
     machine's own, and then listens on all interfaces. Its public switch, `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`, works
     on Linux, too, but is read when Ray is imported. It goes when `ray.init` takes 127.0.0.1 as it is.
+`address_of_auto` (no issue found). `auto` also finds a Ray of ours, which listens on loopback, takes this machine's own
+    address for it, and waits there for six minutes without a word. With the address it can be tried first. It goes when
+    Ray tries it itself.
 `trainer_class` also gives the trainers of such a Ray a store of torch on loopback: torch's own listens on all
     interfaces, asks nobody for a password, and Ray Train has no setting for it. It goes when one of both has one.
 The filter of a warning (no issue found). Ray deprecates the one way to make restarts finite before there is another. It
@@ -24,9 +27,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray.data import DataContext
 
+from sepscene.models.config import SepsceneError
 from sepscene.orchestration.runtime.placement import is_local
 
 if TYPE_CHECKING:  # these imports bring torch, which most processes do without
@@ -59,6 +63,21 @@ def on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def address_of_auto() -> str:
+    """The HOST:PORT that Ray takes `auto` for: of the Ray that `ray start` has started here, else of any other here.
+
+    Raises:
+        SepsceneError: no Ray runs here.
+    """
+    try:
+        return str(services.canonicalize_bootstrap_address("auto"))
+    except ConnectionError:
+        raise SepsceneError(
+            "--address or RAY_ADDRESS `auto`: no Ray runs on this machine; start it (`ray start --head`), or leave the "
+            "address away to have one started"
+        ) from None
 
 
 def leaving_nodes() -> set[str]:

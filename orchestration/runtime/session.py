@@ -21,7 +21,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.node_wait import wait_for_nodes
 from sepscene.orchestration.runtime.placement import LOCAL_LABEL, check_placement, cluster_nodes, phases
 from sepscene.orchestration.runtime.private_files import make_token, private_temp_folder
-from sepscene.orchestration.runtime.ray_compat import configure_data, on_loopback
+from sepscene.orchestration.runtime.ray_compat import address_of_auto, configure_data, on_loopback
 from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
 from sepscene.orchestration.runtime.signals import exit_on_signal
 from sepscene.orchestration.source import code_to_send
@@ -111,6 +111,8 @@ def connect(
     for name in ("ray", "ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(level)
     address = address or os.environ.get("RAY_ADDRESS")
+    if address == "auto":
+        address = address_of_auto()
     if address:
         check_address(address)
         try:

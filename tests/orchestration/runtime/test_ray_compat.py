@@ -15,7 +15,15 @@ import ray.train
 import torch
 from ray.data import DataContext
 
-from sepscene.orchestration.runtime.ray_compat import BLOCKS_A_TASK, configure_data, leaving_nodes, trainer_class
+from sepscene.models.config import SepsceneError
+from sepscene.orchestration.runtime.ray_compat import (
+    BLOCKS_A_TASK,
+    address_of_auto,
+    configure_data,
+    leaving_nodes,
+    trainer_class,
+)
+from sepscene.orchestration.runtime.reachable import check_address
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
 
@@ -61,6 +69,13 @@ def test_a_ray_of_this_machine_listens_on_loopback_alone() -> None:
     found = {f"{one.name()} {one.pid}": listening(one) for one in family}
     assert {name.split()[0] for name, addresses in found.items() if addresses} >= {"gcs_server", "raylet"}
     assert {address for addresses in found.values() for address in addresses} == {"127.0.0.1"}, found
+
+
+def test_auto_does_not_wait_for_a_ray_that_listens_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of another command: nothing answers at this machine's own address, and that is said at once."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(SepsceneError, match="no Ray cluster answers at"):
+        check_address(address_of_auto(), 0.0)
 
 
 def test_a_trainer_on_this_machine_starts_nothing_that_tidies_up_and_hears_of_nodes_that_leave(tmp_path: Path) -> None:
