@@ -291,7 +291,7 @@ def demo(scale: Scale = "tiny") -> Experiment:
                 "data.scenes_test": 512,
                 "views.specaugment": False,
                 "objective.alpha": 0.2,
-                "training.epochs": 40,
+                "training.epochs": 60,
                 "resources.trainers": 2,
             }
         )
