@@ -1,14 +1,15 @@
-"""Callables of a user's own in a configuration: separators and channel scores, by import path, with their settings.
+"""A user's own code in a configuration, by import path: what all kinds share; the callables that separate or score.
 
 Read without importing torch or anybody's code; `make` imports, where the user trusts it (`models.names`).
 """
 
 import hashlib
 import sys
+from collections.abc import Callable, Collection
 from functools import partial, update_wrapper
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
@@ -17,14 +18,58 @@ from sepscene.models.config import CheckpointError, Config, SepsceneError
 from sepscene.models.names import is_own, name_of, package_of, resolve
 
 
-class OwnCode(Config):
+class OwnPart(Config):
+    """Code of a user's own in the place of a part of the package: beside `use` the fields of its own settings.
+
+    The fields are checked by that code when a run starts, not when the configuration is read.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    known: ClassVar[Collection[str]] = ()
+    """Short names that the parts of the package have in its place."""
+    what: ClassVar[str] = "class or function"
+
+    use: str
+
+    @field_validator("use", mode="before")
+    @classmethod
+    def _named(cls, use: Any) -> str:
+        return name_of(use, cls.known, cls.what)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields beside those that Sepscene knows."""
+        return dict(self.model_extra or {})
+
+    @property
+    def described(self) -> str:
+        """In words, for cards and reports."""
+        options = ", ".join(f"{name} {value}" for name, value in self.options.items())
+        return f"{self.use} ({options})" if options else self.use
+
+
+def tag_by_use(known: Collection[str], default: str | None = None) -> Callable[[Any], str]:
+    """What tells the choices of a field apart: `<NAME>` for a known `use`, else `<own>`.
+
+    Args:
+        known: the short names.
+        default: the `use` of a value that says none.
+    """
+
+    def tag(value: Any) -> str:
+        use = value.get("use", default) if isinstance(value, dict) else getattr(value, "use", default)
+        return f"<{use}>" if isinstance(use, str) and use in known else "<own>"
+
+    return tag
+
+
+class OwnCode(OwnPart):
     """A class or a function of your own: its import path, beside it the fields that it is made with.
 
     A class with an attribute `Config`, a pydantic model, is made as `Class(Config(fields))`, any other class as
     `Class(**fields)`. A function gets the fields as keyword arguments whenever it is called.
     """
-
-    model_config = ConfigDict(extra="allow")
 
     use: str = Field(description="package.module:Name of a class or a function; from Python the thing itself")
 
@@ -33,16 +78,10 @@ class OwnCode(Config):
     def _named(cls, use: Any) -> str:
         if isinstance(use, str) and not is_own(use):
             raise ValueError(f"{use!r} is no import path: write package.module:Name")
-        return name_of(use, (), "class or function")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The fields beside `use`."""
-        return dict(self.model_extra or {})
+        return super()._named(use)
 
     def __str__(self) -> str:
-        options = ", ".join(f"{name} {value}" for name, value in self.options.items())
-        return f"{self.use} ({options})" if options else self.use
+        return self.described
 
 
 def as_own(value: Any) -> Any:

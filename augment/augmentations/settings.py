@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from sepscene.augment.draws import OF_VIEWS, Stream
 from sepscene.models.config import Config, SepsceneError
-from sepscene.models.names import AUGMENTATIONS, name_of, resolve
+from sepscene.models.names import AUGMENTATIONS, resolve
+from sepscene.models.own import OwnPart, tag_by_use
 from sepscene.models.spelling import unknown
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -110,24 +111,17 @@ class CropResizeSettings(AugmentationSettings):
     least_frequency: float = Field(0.6, gt=0, le=1, description="narrowest part of the bands; uniform, too")
 
 
-class OwnAugmentation(AugmentationSettings):
+class OwnAugmentation(OwnPart, AugmentationSettings):
     """An augmentation that does not come with the package, beside `use` the fields of its own `Config`."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow")  # the other base, which comes later, forbids it
+
+    known = AUGMENTATIONS
+    what = "augmentation"
 
     use: str = Field(
         description="package.module:Class, an `augment.augmentations.augmentation.Augmentation`; from Python the class"
     )
-
-    @field_validator("use", mode="before")
-    @classmethod
-    def _named(cls, use: Any) -> str:
-        return name_of(use, AUGMENTATIONS, "augmentation")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The fields of its own `Config`."""
-        return dict(self.model_extra or {})
 
     @property
     def needs(self) -> Needs:
@@ -145,18 +139,13 @@ class OwnAugmentation(AugmentationSettings):
         return needs
 
 
-def _tag(value: Any) -> str:
-    use = value.get("use") if isinstance(value, dict) else getattr(value, "use", None)
-    return f"<{use}>" if isinstance(use, str) and use in AUGMENTATIONS else "<own>"
-
-
 AugmentationChoice = Annotated[
     Annotated[SpecAugment, Tag("<specaugment>")]
     | Annotated[GainSettings, Tag("<gain>")]
     | Annotated[MixBackSettings, Tag("<mix-back>")]
     | Annotated[CropResizeSettings, Tag("<crop-resize>")]
     | Annotated[OwnAugmentation, Tag("<own>")],
-    Discriminator(_tag),
+    Discriminator(tag_by_use(AUGMENTATIONS)),
 ]
 """One augmentation: `{use: …, probability: …, …}`."""
 

@@ -1,11 +1,12 @@
 """The terms of an objective: which losses, their weights and settings. Apart from the losses, which need torch."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from sepscene.models.config import Config
-from sepscene.models.names import TERMS, name_of
+from sepscene.models.names import TERMS
+from sepscene.models.own import OwnPart, tag_by_use
 
 
 class TermSettings(Config):
@@ -69,32 +70,20 @@ class CoincidenceSettings(TermSettings):
         return "coincidence"
 
 
-class OwnTerm(TermSettings):
+class OwnTerm(OwnPart, TermSettings):
     """A term that does not come with the package: its class by import path, beside it the fields of its `Config`."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow")  # the other base, which comes later, forbids it
+
+    known = TERMS
+    what = "loss term"
 
     use: str = Field(description="package.module:Class, a `tasks.losses.terms.Term`; from Python the class itself")
-
-    @field_validator("use", mode="before")
-    @classmethod
-    def _named(cls, use: Any) -> str:
-        return name_of(use, TERMS, "loss term")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The fields of the term's own `Config`."""
-        return dict(self.model_extra or {})
 
     @property
     def described(self) -> str:
         """In words, for cards and reports."""
         return self.use
-
-
-def _tag(value: Any) -> str:
-    use = value.get("use") if isinstance(value, dict) else getattr(value, "use", None)
-    return f"<{use}>" if isinstance(use, str) and use in TERMS else "<own>"
 
 
 TermChoice = Annotated[
@@ -103,6 +92,6 @@ TermChoice = Annotated[
     | Annotated[VicregSettings, Tag("<vicreg>")]
     | Annotated[CoincidenceSettings, Tag("<coincidence>")]
     | Annotated[OwnTerm, Tag("<own>")],
-    Discriminator(_tag),
+    Discriminator(tag_by_use(TERMS)),
 ]
 """One term: `{use: …, weight: …, …}`."""
