@@ -10,7 +10,7 @@ from sepscene.augment.augmentations.settings import GainSettings, MixBackSetting
 
 
 class Gain(Augmentation):
-    """Each view louder or softer by up to so many decibels. Nothing is clipped: samples may pass full scale."""
+    """Each view louder or softer, by at most `db` decibels. Nothing is clipped: samples may pass full scale."""
 
     Config = GainSettings
     needs = GainSettings.needs

@@ -74,7 +74,7 @@ def _settings(config: SweepConfig, base: Experiment, space: Space) -> list[dict[
     if most is not None and most < len(settings):
         raise SepsceneError(
             f"the grid has {len(settings)} settings, more than budget.trials {most}: raise the budget, or take "
-            "--search random for so many of them at random"
+            "--search random to draw that many at random"
         )
     return settings
 

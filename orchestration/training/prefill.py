@@ -96,7 +96,7 @@ def fill(
     store: SeparatedStore,
     advance: Callable[[int], None],
 ) -> Filled:
-    """Separate every clip with every processor of the combination into the store; what is lost, a second time.
+    """Separate every clip with every processor of the combination into the store; again what gets lost on the way.
 
     Args:
         experiment: its combination, audio settings and resources.
