@@ -19,7 +19,6 @@ from sepscene.orchestration.mini.logmel_store import LogMelStore
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, embed, refuse_what_is_ignored
 from sepscene.orchestration.records.environment import commit
 from sepscene.orchestration.records.files import write_whole
-from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import LedgerResult
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.labels import labelled, targets_of_probes, unlabelled_notes
@@ -109,13 +108,7 @@ def run_trial(
         diagnostics=_rounded(asdict(shortcuts)),
         warning=shortcuts.warning,
         left_out=split.notes,
-        ledger=None if untrained else _summary(trainer.ledger),
-    )
-
-
-def _summary(ledger: Ledger) -> LedgerResult:
-    return LedgerResult(
-        rows=ledger.rows, consumed=ledger.consumed, lost=ledger.rows - ledger.consumed, twice=ledger.twice
+        ledger=None if untrained else LedgerResult.of(trainer.ledger),
     )
 
 

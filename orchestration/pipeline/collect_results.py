@@ -61,14 +61,7 @@ def collect_results(
         stages=_stages(timings, metrics),
         ladder=tuple(processors),
         encoders=tuple(encoders),
-        ledger=LedgerResult(
-            rows=ledger.rows,
-            consumed=ledger.consumed,
-            lost=ledger.rows - (ledger.consumed - ledger.twice),
-            twice=ledger.twice,
-            untrained=ledger.untrained,
-            quarantined=ledger.quarantined,
-        ),
+        ledger=LedgerResult.of(ledger),
         bottleneck=bottleneck(balance, experiment) if balance else "",
         environment=environment(),
         data={

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from sepscene.augment.locations import leaves_root
 from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.records.files import Record, parse_records, read_bytes, read_typed, write_whole
+from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 
@@ -115,6 +116,18 @@ class LedgerResult(Config):
     twice: int
     untrained: int = Field(0, description="consumed rows that nothing was learned from: their clips could not be used")
     quarantined: dict[str, str] = Field(default_factory=dict, description="clip URI -> reason")
+
+    @classmethod
+    def of(cls, ledger: Ledger) -> "LedgerResult":
+        """The summary of a ledger."""
+        return cls(
+            rows=ledger.rows,
+            consumed=ledger.consumed,
+            lost=ledger.rows - (ledger.consumed - ledger.twice),
+            twice=ledger.twice,
+            untrained=ledger.untrained,
+            quarantined=ledger.quarantined,
+        )
 
 
 class RunResults(Config):
