@@ -71,12 +71,18 @@ def test_a_ray_of_this_machine_listens_on_loopback_alone() -> None:
     assert {address for addresses in found.values() for address in addresses} == {"127.0.0.1"}, found
 
 
-def test_auto_does_not_wait_for_a_ray_that_listens_on_loopback() -> None:
-    """It is that of another command: nothing answers at this machine's own address, and that is said at once."""
+def test_auto_does_not_wait_for_a_ray_that_listens_on_loopback(tmp_path: Path) -> None:
+    """It is that of another command: nothing answers at this machine's own address, and that is said at once.
+
+    With several on a machine, as where tests run side by side, Ray takes the one that its note names.
+    """
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    note.write_text(ray.get_runtime_context().gcs_address)
     variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, "-c", "from sepscene.orchestration.runtime.session import connect; connect('auto')"],
-        env=variables, capture_output=True, text=True, timeout=120, check=False,
+        env=variables | {"RAY_TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert "SepsceneError: no Ray cluster answers at" in done.stderr

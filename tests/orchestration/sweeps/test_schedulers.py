@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sepscene.orchestration.records.results import TrialFacts
 from sepscene.orchestration.sweeps.config import make_sweep
 
 pytestmark = pytest.mark.slow  # imports Ray
@@ -17,8 +18,8 @@ def tried(folder: Path, name: str, chosen: dict[str, Any], metric: float | None 
     """A trial of Optuna's as its folder tells it."""
     run_dir = folder / "trials" / name
     run_dir.mkdir(parents=True)
-    facts = {"name": name, "chosen": chosen} | ({} if metric is None else {"metric": metric})
-    (run_dir / "trial.json").write_text(json.dumps(facts))
+    facts = TrialFacts(name=name, settings={}, seed=0, chosen=chosen, gpus=0.0, metric=metric)
+    (run_dir / "trial.json").write_text(facts.model_dump_json())
     if over:
         (run_dir / "finished").touch()
 
@@ -73,7 +74,8 @@ def test_gpu_hours_are_the_time_that_trials_held_their_gpus_over_all_commands(tm
             mark.touch()
             end = begun + start + round(held * 3600e9)
             os.utime(mark, ns=(end, end))
-        (mark.parents[1] / "trial.json").write_text(json.dumps({"gpus": gpus}))
+        facts = TrialFacts(name=trial, settings={}, seed=0, gpus=gpus)
+        (mark.parents[1] / "trial.json").write_text(facts.model_dump_json())
     spending = SpentBudget(config, tmp_path, time.monotonic())
     assert spending.gpu_hours() == pytest.approx(2 * 0.75 + 0.5 * 1.0, abs=1e-6)
     spending.looked = -100.0

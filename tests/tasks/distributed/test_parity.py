@@ -31,11 +31,10 @@ from sepscene.tasks.losses.terms import HeadSizes, build_term
 ROWS = {2: (3, 2), 4: (3, 0, 2, 1)}  # uneven, and a worker without rows
 CASES: dict[str, dict[str, Any]] = {
     "joint": {"similarity": NtXentSettings(learn_temperature=True)},
-    "own draws": {"own": True},
     "triplet": {"similarity": TripletSettings(margin=1.0)},
     "VICReg": {"similarity": VicregSettings()},
     "VICReg in chunks": {"similarity": VicregSettings(), "chunked": True},
-    "three terms": {"more": {"vicreg": VicregSettings()}, "own": True},
+    "three terms": {"more": {"vicreg": VicregSettings()}},
     "chunks": {"chunked": True},
     "chunks against the whole batch": {"chunked": True, "fixed": True},
     "float32": {"dtype": torch.float32},
@@ -44,13 +43,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 def build(
     dtype: torch.dtype = torch.float64,
-    own: bool = False,
     chunked: bool = False,
     fixed: bool = False,
     similarity: TermSettings | None = None,
     more: dict[str, TermSettings] | None = None,
 ) -> JointObjective:
-    del own, chunked
+    del chunked
     torch.manual_seed(0)
     config = Cnn14Config(widths=(4, 4, 8, 8, 8, 8), embedding_dim=6, mel_bands=32)
     chosen = {"similarity": similarity or NtXentSettings(), "coincidence": CoincidenceSettings(), **(more or {})}
@@ -60,12 +58,11 @@ def build(
     return JointObjective(trunk, terms).to(dtype).train(not fixed)
 
 
-def global_views(rows: int, dtype: torch.dtype, own: bool) -> list[Tensor]:
+def global_views(rows: int, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     # Scales that differ from row to row: local batch statistics would differ between workers.
     scale = torch.arange(1, rows + 1)[:, None, None]
-    views = 4 if own else 2
-    return [(torch.randn(rows, 32, 32, generator=generator) * scale).to(dtype) for _ in range(views)]
+    return [(torch.randn(rows, 32, 32, generator=generator) * scale).to(dtype) for _ in range(2)]
 
 
 def local(views: list[Tensor], sizes: tuple[int, ...], rank: int) -> list[Tensor]:
@@ -86,7 +83,7 @@ def state_of(objective: JointObjective, result: JointLoss) -> dict[str, Any]:
 
 
 def run_case(case: dict[str, Any], sizes: tuple[int, ...], rank: int) -> dict[str, Any]:
-    views = global_views(sum(sizes), case.get("dtype", torch.float64), case.get("own", False))
+    views = global_views(sum(sizes), case.get("dtype", torch.float64))
     objective = build(**case)
     synchronise_batchnorm(objective)
     if case.get("chunked"):
@@ -103,7 +100,7 @@ def norm_leak(sizes: tuple[int, ...], rank: int) -> dict[int, Tensor]:
     """h of every global row, when the rows are dealt to the workers in order and in reverse."""
     objective = build()
     synchronise_batchnorm(objective)
-    (views,) = global_views(sum(sizes), torch.float64, False)[:1]
+    (views,) = global_views(sum(sizes), torch.float64)[:1]
     forwards = gather_rows(objective.encode(*local([views], sizes, rank))[0])
     backwards = gather_rows(objective.encode(*local([views.flip(0)], sizes, rank))[0]).flip(0)
     return {0: forwards.detach(), 1: backwards.detach()}
@@ -120,7 +117,7 @@ def worker(rank: int, sizes: tuple[int, ...], folder: str) -> None:
 
 
 def one_process(case: dict[str, Any], sizes: tuple[int, ...]) -> dict[str, Any]:
-    views = global_views(sum(sizes), case.get("dtype", torch.float64), case.get("own", False))
+    views = global_views(sum(sizes), case.get("dtype", torch.float64))
     objective = build(**case)
     if not case.get("chunked") or case.get("fixed"):
         result = objective(*views, weights={"coincidence": 0.7})
@@ -182,7 +179,7 @@ def test_four_workers_equal_one_process(tmp_path: Path) -> None:
 def test_local_statistics_would_leak() -> None:
     """What the synchronised statistics prevent: local ones make h depend on the rows beside it."""
     trunk: nn.Module = build().trunk
-    (views,) = global_views(4, torch.float64, False)[:1]
+    (views,) = global_views(4, torch.float64)[:1]
     with torch.no_grad():
         alone, together = trunk(views[:2]), trunk(views)[:2]
     assert difference(alone, together) > 0.01
