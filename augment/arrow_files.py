@@ -3,7 +3,6 @@
 A row's sound lies in the column that the schema calls Audio, else in `audio`.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from functools import lru_cache
@@ -12,13 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sepscene.models.files import parse_json
+
 AUDIO_COLUMN = "audio"
 
 
 def features_of(schema: pa.Schema) -> dict[str, Any]:
     """What Hugging Face's schema says of the columns: name -> description; empty where there is no such schema."""
     try:
-        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}

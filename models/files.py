@@ -1,20 +1,42 @@
-"""Files and folders that are whole or absent, whatever dies while they are written."""
+"""Files and folders that are whole or absent, whatever dies while they are written; and JSON that strangers wrote."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: not JSON, not UTF-8, nested too deeply, or half of a surrogate pair (`\\ud800`), which no table can
+            hold.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if isinstance(text, bytes) or "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either complete or not there, whatever dies in between."""
+    """Write a file that is either complete or not there, whatever dies in between; a failed try leaves nothing."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def replace_folder(fresh: Path, target: Path) -> None:

@@ -7,7 +7,6 @@ configuration beside the checkpoint, or from the published defaults; assumptions
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from sepscene.models.card import explain_validation
 from sepscene.models.config import CheckpointError, Config
+from sepscene.models.files import parse_json
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.separators.tf_bundle import TFBundle
 from sepscene.models.settings import TDCNppConfig, stft_bins, whole_samples
@@ -265,7 +265,7 @@ def _training_configuration(bundle: TFBundle, sample_rate: int) -> dict[str, Any
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
         hparams = content.get("hparams", {})
         rate = float(content.get("sample_rate", sample_rate))
         found = {
@@ -274,7 +274,7 @@ def _training_configuration(bundle: TFBundle, sample_rate: int) -> dict[str, Any
             "window_samples": whole_samples(hparams["ws"], rate) if "ws" in hparams else None,
             "hop_samples": whole_samples(hparams["hs"], rate) if "hs" in hparams else None,
         }
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path} lies beside the checkpoint but isn't its configuration: {error}") from error
     if rate != sample_rate:
         raise CheckpointError(f"{path} says {rate:g} Hz, not {sample_rate} Hz: give the sample rate {rate:g}")

@@ -17,7 +17,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sepscene.tasks.datasets.labels import ManifestError, parse_json
+from sepscene.models.files import parse_json
+from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.readers import read_manifest
 from sepscene.tasks.datasets.root import Root
 

@@ -4,7 +4,6 @@ What `save_to_disk` wrote: for a Dataset a folder with state.json and Arrow file
 each split. A clip is a row: `FOLDER/train/data-00000-of-00001.arrow#12`.
 """
 
-import json
 import posixpath
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from sepscene.augment.arrow_files import audio_column, batches_of, schema_of
 from sepscene.augment.locations import MOST_ROWS
+from sepscene.models.files import parse_json
 from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.manifest import Clip, Manifest, read_from
 from sepscene.tasks.datasets.public import LABEL_COLUMNS, clips_of_rows
@@ -55,7 +55,7 @@ def _files(root: Root, state: str) -> tuple[list[str], str]:
     """The Arrow files that a state.json names, and the split of their clips."""
     folder = posixpath.dirname(state)
     try:
-        content = json.loads(root.text(state))
+        content = parse_json(root.text(state))
         files = [posixpath.join(folder, str(entry["filename"])) for entry in content["_data_files"]]
         remembered = content.get("_split")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

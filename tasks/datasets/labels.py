@@ -3,7 +3,6 @@
 "No label" has one meaning: an empty list. An empty cell, null, NaN and the −1 of class numbers all say it.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -94,15 +93,3 @@ def split_of_shard(relative: str) -> str:
     """The split of a shard: a folder named so, or a file name that begins so (`train-000.tar`); else "train"."""
     begin = relative.rsplit("/", 1)[-1].split(".")[0].split("-")[0].split("_")[0]
     return split_of_folder(relative) or (begin if begin.lower() in SPLIT_NAMES else "train")
-
-
-def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds.
-
-    Raises:
-        ValueError: not JSON, not UTF-8, or half of a surrogate pair (`\\ud800`), which no table can hold.
-    """
-    value = json.loads(text)
-    if isinstance(text, bytes) or "\\u" in text:
-        json.dumps(value, ensure_ascii=False).encode()
-    return value

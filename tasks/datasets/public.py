@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 
 from sepscene.augment.arrow_files import features_of
 from sepscene.augment.locations import AUDIO_COLUMN, MOST_ROWS, ClipError, Member, tar_members
+from sepscene.models.files import parse_json
 from sepscene.tasks.datasets.labels import (
     ManifestError,
     class_labels,
-    parse_json,
     parse_offset,
     split_labels,
     split_of_folder,

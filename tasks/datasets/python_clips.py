@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sepscene.augment.locations import exact_seconds, is_utf8, local_path, split_member
-from sepscene.models.files import write_atomically
+from sepscene.models.files import parse_json, write_atomically
 from sepscene.tasks.datasets.labels import ManifestError, parse_offset, split_labels
 from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, Clip, Manifest, make_manifest, manifest_of
 from sepscene.tasks.datasets.root import Root, read_parquet_columns
@@ -74,13 +74,14 @@ def read_clips(root: Root) -> Manifest:
         raise ManifestError(f"{root.location}: is no file; give the table that sepscene.write_clips wrote")
     try:
         table = read_parquet_columns(root.path, root.filesystem, CLIP_COLUMNS.names).cast(CLIP_COLUMNS)
-        notes = json.loads((pq.read_schema(root.path, filesystem=root.filesystem).metadata or {}).get(_NOTES, b"[]"))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        metadata = pq.read_schema(root.path, filesystem=root.filesystem).metadata or {}
+        notes = [str(note) for note in parse_json(metadata.get(_NOTES, b"[]"))]
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise ManifestError(f"{root.location}: is no table of sepscene.write_clips ({error})") from error
     empty = [name for name in CLIP_COLUMNS.names if table[name].null_count]
     if empty:
         raise ManifestError(f"{root.location}: column {', '.join(empty)} has rows that are not filled")
-    return manifest_of(table, root.location, notes=[str(note) for note in notes])
+    return manifest_of(table, root.location, notes=notes)
 
 
 def _clip(given: Clip | Mapping[str, Any], number: int, unread: set[str]) -> Clip:

@@ -28,7 +28,8 @@ from sepscene.augment.locations import (
     local_path,
     split_member,
 )
-from sepscene.tasks.datasets.labels import ManifestError, parse_json
+from sepscene.models.files import parse_json
+from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Survey, printable
 
 AUDIO_SUFFIXES = (

@@ -20,11 +20,12 @@ import soundfile
 from sepscene.augment.audio import AudioFormat, check_audio, read_clip
 from sepscene.models.config import SepsceneError
 from sepscene.tasks.datasets.audit import audit
+from sepscene.tasks.datasets.manifest import Clip, make_manifest
 from sepscene.tasks.datasets.readers import read_manifest
 from tests.damage import damaged
 
 SECONDS = float(os.environ.get("SEPSCENE_FUZZ_SECONDS", "5"))
-"""For each kind of file; there are seven."""
+"""For each kind of file; there are nine."""
 
 
 def sound(format: str) -> bytes:
@@ -46,6 +47,13 @@ def tar_file() -> bytes:
 def parquet_file() -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"audio": [sound("WAV")] * 2, "label": [0, -1], "split": ["train", "test"]}), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def clips_file(notes: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = make_manifest([Clip("a", "a.wav", ("dog",), "train", 0.0)], "the test").clips
+    pq.write_table(table.replace_schema_metadata({b"sepscene.notes": notes}), sink)
     return bytes(sink.getvalue().to_pybytes())
 
 
@@ -72,6 +80,10 @@ KINDS: dict[str, tuple[list[bytes], str, Callable[[Path], object]]] = {
               _audited("folder")),
     "tar": ([tar_file()], "a.tar", _audited("shards")),
     "parquet": ([parquet_file()], "a.parquet", _audited("parquet")),
+    "state": ([b'{"_data_files": [{"filename": "a.arrow"}], "_split": "train"}', b'{"_data_files": ' + b"[" * 9_000],
+              "state.json", _audited("huggingface")),
+    "clips": ([clips_file(b'["a note"]'), clips_file(b"5"), clips_file(b"[" * 9_000)], "a.parquet",
+              lambda path: audit(read_manifest("clips", str(path), survey=True), threads=1)),
     "arrow": ([arrow_file()], "a.arrow", _audited("huggingface")),
     "segments": ([b'# a\naaaaaaaaaaa, 30.000, 40.000, "/m/1"\n'], "eval_segments.csv", _audited("audioset")),
 }  # fmt: skip
@@ -84,6 +96,7 @@ def test_only_typed_errors_leave(tmp_path: Path, kind: str) -> None:
     originals, name, read = KINDS[kind]
     (tmp_path / "class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/1,Dog\n")
     (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    (tmp_path / "a.arrow").write_bytes(arrow_file())
     (tmp_path / "aaaaaaaaaaa.wav").write_bytes(sound("WAV"))
     rng, end, tried = np.random.default_rng(len(kind)), time.monotonic() + SECONDS, 0
     while time.monotonic() < end or tried < 20:
