@@ -33,8 +33,7 @@ demo: setup
 	$(BIN)/sepscene demo
 
 test: setup lint
-	@# Tests of Ray wait for processes to start a third of their time, so there is one more than cores.
-	RAY_worker_niceness=0 $(PYTEST) -n 3 --durations=40 -m "not hosts and not faults_long"
+	RAY_worker_niceness=0 $(PYTEST) -n 2 --durations=40 -m "not hosts and not faults_long"
 
 test-fast: setup
 	$(PYTEST) -n 2 -m "not slow and not hosts and not faults_long"

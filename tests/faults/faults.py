@@ -29,6 +29,7 @@ from sepscene.tasks.datasets.readers import Manifest
 STAGE = "pretrain-mix-chan"
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "build" / "faults.jsonl"
+NO_MOUNT = "this machine lets nobody mount a tmpfs, so no disk was full"
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,27 @@ def kill(title: str, number: signal.Signals = signal.SIGKILL) -> Callable[[], bo
         return False
 
     return inject
+
+
+def full_for(disk: Path, seconds: float) -> Callable[[], bool]:
+    """A fault: a small disk is full for so long."""
+
+    def inject() -> bool:
+        fill(disk)
+        threading.Timer(seconds, (disk / "ballast").unlink).start()
+        return True
+
+    return inject
+
+
+def fill(disk: Path) -> None:
+    """Take all the room that is left."""
+    with (disk / "ballast").open("wb", buffering=0) as ballast:
+        try:
+            while True:
+                ballast.write(bytes(4096))
+        except OSError:
+            return
 
 
 def _title(process: psutil.Process) -> list[str]:

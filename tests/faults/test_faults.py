@@ -1,4 +1,4 @@
-"""Kill -9 in the middle of a run: every row once, and the same final loss, bit for bit."""
+"""Faults in the middle of a run: every row once, and the same final loss, bit for bit."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from sepscene.orchestration.runtime import watchdog
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import Manifest
-from tests.faults.faults import STAGE, after, kill, long_enough, losses, note, undisturbed
+from tests.faults.faults import NO_MOUNT, STAGE, after, full_for, kill, long_enough, losses, note, undisturbed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_of_our_own")]
 
@@ -50,12 +50,14 @@ def run(
 
 
 LONG = pytest.mark.faults_long
+FULL_DISK = "full disk"
 
 
 @pytest.mark.parametrize(
-    "kills",
+    "faults",
     [
-        [(10, "RayTrainWorker"), (25, "TrainController")],
+        [(10, "RayTrainWorker"), (18, FULL_DISK), (30, "TrainController")],
+        pytest.param([(10, FULL_DISK)], marks=LONG),
         pytest.param([(10, "TrainController")], marks=LONG),
         pytest.param([(10, "RayTrainWorker"), (25, "SeparationService")], marks=LONG),
         pytest.param([(10, "SeparationService")], marks=LONG),  # CI: tests/faults/test_stream_determinism.py
@@ -65,23 +67,34 @@ LONG = pytest.mark.faults_long
         pytest.param([(0, "RayTrainWorker"), (44, "RayTrainWorker")], marks=LONG),
         pytest.param([(5, "RayTrainWorker"), (6, "ClipReader")], marks=LONG),  # a checkpoint is being written
     ],
-    ids=lambda kills: "+".join(f"{victim}@{step}" for step, victim in kills),
+    ids=lambda faults: "+".join(f"{fault}@{step}" for step, fault in faults),
 )
-def test_killed_processes_cost_no_row_and_change_no_bit(
+def test_killed_processes_and_a_full_disk_cost_no_row_and_change_no_bit(
     experiment: Experiment,
     train_clips: Manifest,
     ladder: dict[str, str],
     unfaulted: dict[int, float],
-    tmp_path: Path,
-    kills: list[tuple[int, str]],
+    small_disk: Path,
+    faults: list[tuple[int, str]],
 ) -> None:
-    """Once or twice in a run of 45 steps, from before the first to the last."""
-    injections = [after(step, tmp_path, kill(victim)) for step, victim in kills]
-    run(experiment, train_clips, ladder, tmp_path)
-    assert all(injection.happened for injection in injections), f"of {kills}, not all were found to kill"
-    said = ", ".join(f"{victim} after step {step}" for step, victim in kills)
-    note(f"kill -9 of {said}", "goes on by itself", tmp_path, (injection.times[0] for injection in injections))
-    assert losses(tmp_path) == unfaulted
+    """Once or more in a run of 45 steps, from before the first to the last; the disk is full for six seconds."""
+    run_dir = small_disk / "run"
+    run_dir.mkdir()
+    injections = [
+        after(step, run_dir, full_for(small_disk, 6) if fault == FULL_DISK else kill(fault))
+        for step, fault in faults
+        if fault != FULL_DISK or small_disk.is_mount()
+    ]
+    run(experiment, train_clips, ladder, run_dir)
+    assert all(injection.happened for injection in injections), f"of {faults}, not all found something to hit"
+    said = ", ".join(f"{fault} after step {step}" for step, fault in faults)
+    note(f"kill -9, or a disk that is full: {said}", "goes on by itself", run_dir,
+         (injection.times[0] for injection in injections))  # fmt: skip
+    assert losses(run_dir) == unfaulted
+    if any(fault == FULL_DISK for _, fault in faults):
+        if not small_disk.is_mount():
+            pytest.skip(NO_MOUNT)
+        assert "could not be written" in " ".join(str(record.get("event")) for record in read_metrics(run_dir))
 
 
 @pytest.mark.parametrize(
@@ -158,30 +171,14 @@ def break_clips(uris: list[str]) -> None:
     folder.mkdir()
 
 
-def test_corrupt_clips_are_quarantined_and_named(
+def test_data_that_goes_away_ends_the_run_with_one_sentence_and_corrupt_clips_are_quarantined_and_named(
     experiment: Experiment, train_clips: Manifest, ladder: dict[str, str], tmp_path: Path
 ) -> None:
+    """Once the data is back, the run goes on: it learns from every row but those of the clips that are broken now."""
     uris = train_clips.clips["uri"].to_pylist()[:8]
     originals = {uri: Path(uri).read_bytes() for uri in uris}
-    short = experiment.changed({"training.epochs": 2, "training.quarantine_share": 0.4})
-    try:
-        break_clips(uris)
-        ledger = read_ledger(run(short, train_clips, ladder, tmp_path / "some"))
-        assert ledger.intervals == [(0, ledger.rows)] and set(ledger.quarantined) == set(uris)
-        assert all(ledger.quarantined.values())
-        assert ledger.untrained == 8 * 2 and ledger.unread == []  # eight clips, two epochs
-    finally:
-        shutil.rmtree(uris[7])
-        for uri, content in originals.items():
-            Path(uri).write_bytes(content)
-
-
-def test_data_that_goes_away_for_good_ends_the_run_with_one_sentence(
-    experiment: Experiment, train_clips: Manifest, ladder: dict[str, str], tmp_path: Path
-) -> None:
-    """And once it is back, the run goes on and learns from every row."""
-    short = experiment.changed({"training.epochs": 4})
-    folder = Path(train_clips.clips["uri"][0].as_py()).parent
+    short = experiment.changed({"training.epochs": 4, "training.quarantine_share": 0.4})
+    folder = Path(uris[0]).parent
     away = folder.with_name("away")
     folder.rename(away)
     try:
@@ -191,8 +188,16 @@ def test_data_that_goes_away_for_good_ends_the_run_with_one_sentence(
             run(short, train_clips, ladder, tmp_path)
     finally:
         away.rename(folder)
-    ledger = read_ledger(run(short, train_clips, ladder, tmp_path))
-    assert ledger.intervals == [(0, ledger.rows)] and ledger.untrained == 0 and not ledger.quarantined
+    try:
+        break_clips(uris)
+        ledger = read_ledger(run(short, train_clips, ladder, tmp_path))
+        assert ledger.intervals == [(0, ledger.rows)] and set(ledger.quarantined) == set(uris)
+        assert all(ledger.quarantined.values())
+        assert ledger.untrained == 8 * 4 and ledger.unread == []  # eight clips, four epochs
+    finally:
+        shutil.rmtree(uris[7], ignore_errors=True)
+        for uri, content in originals.items():
+            Path(uri).write_bytes(content)
 
 
 @pytest.mark.faults_long  # CI: tests/orchestration/runtime/test_watchdog.py

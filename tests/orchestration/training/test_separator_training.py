@@ -13,25 +13,34 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.training.separator_training import train_separator
-from sepscene.tasks.datasets.readers import Manifest, read_manifest
+from sepscene.tasks.datasets.readers import read_manifest
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_our_own")
-def test_a_supervised_ladder_with_its_scores(nano: Experiment, tmp_path: Path) -> None:
+def test_a_supervised_ladder_with_its_scores_and_a_network_of_another_shape_beside_it(
+    nano: Experiment, tmp_path: Path
+) -> None:
     write_scenes(tmp_path, 12, 0, "train", SceneConfig(clip_seconds=2.0), with_sources=True)
     write_scenes(tmp_path, 4, 0, "test", SceneConfig(clip_seconds=2.0))
     both = read_manifest("scenes", str(tmp_path))
     configure_data(ordered=True)
-    experiment = nano.changed({"separator.objective": "supervised"})
+    stft = {"basis": "stft", "window_samples": 64, "hop_samples": 32, "bottleneck": 8, "hidden": 8, "blocks": 2}
+    experiment = nano.changed({"separator.objective": "supervised", "separator.beside": {"STFT": stft}})
     ladder = train_separator(experiment, both.select("train"), tmp_path, held_out=both.select("test"))
-    assert set(ladder) == {"N", "F", "S2"}
+    assert set(ladder) == {"N", "F", "S2", "STFT"}
     for name, step in experiment.separator.ladder.steps.items():
         card = read_card(ladder[name])
         assert card.metadata["step"] == step and card.metadata["held_out_mixtures"] == 2
         assert {"held_out_loss", "held_out_improvement_db", "held_out_source_improvement_db"} <= set(card.metadata)
     losses = [float(record["supervised_loss"]) for record in read_metrics(tmp_path) if "supervised_loss" in record]
     assert len(losses) == 4 and losses[-1] < losses[0]
+    wave_BT = torch.randn(1, 4000)
+    for folder in ladder.values():
+        separated_BST = load_separator(folder)(wave_BT)
+        torch.testing.assert_close(separated_BST.sum(1), wave_BT, atol=1e-4, rtol=0)  # mixture consistency
+    assert read_card(ladder["STFT"]).digest != read_card(ladder["N"]).digest
+    assert train_separator(experiment, both.select("train"), tmp_path) == ladder
 
 
 def test_supervised_is_for_scenes_only(nano: Experiment) -> None:
@@ -39,22 +48,6 @@ def test_supervised_is_for_scenes_only(nano: Experiment) -> None:
         nano.changed({"separator.objective": "supervised", "data.format": "esc50", "data.root": "x"})
 
 
-@pytest.mark.slow
-def test_networks_of_other_shapes_stand_beside_the_ladder(
-    nano: Experiment, train_clips: Manifest, tmp_path: Path
-) -> None:
-    stft = {"basis": "stft", "window_samples": 64, "hop_samples": 32, "bottleneck": 8, "hidden": 8, "blocks": 2}
-    experiment = nano.changed(
-        {"separator.ladder.steps": {"N": 0}, "separator.beside": {"STFT": stft}, "views.combination": ["N", "STFT"]}
-    )
-    ladder = train_separator(experiment, train_clips, tmp_path)
-    assert set(ladder) == {"N", "STFT"}
-    wave_BT = torch.randn(1, 4000)
-    for folder in ladder.values():
-        separated_BST = load_separator(folder)(wave_BT)
-        assert separated_BST.shape == (1, 2, 4000)
-        torch.testing.assert_close(separated_BST.sum(1), wave_BT, atol=1e-4, rtol=0)  # mixture consistency
-    assert read_card(ladder["STFT"]).digest != read_card(ladder["N"]).digest
-    assert train_separator(experiment, train_clips, tmp_path) == ladder
+def test_a_network_beside_the_ladder_needs_a_name_of_its_own(nano: Experiment) -> None:
     with pytest.raises(SepsceneError, match="both have N"):
-        nano.changed({"separator.beside": {"N": stft}})
+        nano.changed({"separator.beside": {"N": {"basis": "stft"}}})

@@ -24,7 +24,7 @@ from sepscene.tasks.datasets.manifest import Clip, make_manifest
 from sepscene.tasks.datasets.readers import read_manifest
 from tests.damage import damaged
 
-SECONDS = float(os.environ.get("SEPSCENE_FUZZ_SECONDS", "5"))
+SECONDS = float(os.environ.get("SEPSCENE_FUZZ_SECONDS", "3"))
 """For each kind of file; there are nine."""
 
 
