@@ -99,7 +99,7 @@ class Manifest:
     def remarks(self) -> list[str]:
         """What was left out when it was read, and what else a user should know, in plain lines."""
         skipped = self.survey.skipped if self.survey else ()
-        absent = [f"{len(self.absent)} clips are listed, but their sound is not there"] if self.absent else []
+        absent = [f"clips that are listed, but whose sound is not there: {len(self.absent)}"] if self.absent else []
         said = any(note.startswith(ONE_CLASS) for note in self.notes)
         one = [] if said or len(self.classes) != 1 else [f"{ONE_CLASS}, {self.classes[0]!r}: nothing can be told apart"]
         return [*(f"left out: {entry}" for entry in skipped), *absent, *one, *self.notes]
@@ -190,7 +190,7 @@ def manifest_of(
     if pc.count_distinct(table["clip_id"]).as_py() < len(table):
         times = pc.value_counts(table["clip_id"].combine_chunks())
         twice = times.filter(pc.greater(times.field("counts"), 1)).field("values")
-        raise ManifestError(f"{source}: {len(twice)} clips are listed twice, e.g. {twice[0].as_py()!r}; list each once")
+        raise ManifestError(f"{source}: listed twice: {len(twice)}, e.g. {twice[0].as_py()!r}; list each once")
     names = pc.unique(pc.list_flatten(table["labels"])).to_pylist() if classes is None else classes
     found = sorted(names) if classes is None else names
     return Manifest(table, tuple(found), tuple(absent), notes=tuple(notes))

@@ -254,14 +254,15 @@ class Root:
         except (OSError, ValueError, AttributeError, TypeError, RecursionError, csv.Error, pa.ArrowException) as error:
             raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
         self._check_columns(name, [column for column in table.column_names if column != _RAGGED], needed)
+        first = 1 if suffix == ".parquet" else 2  # the first row of a CSV is its header
         if _RAGGED in table.column_names:
             row = pc.index(table[_RAGGED], True).as_py()
             if row >= 0:
-                raise ManifestError(f"{name}: row {row + 2} does not fill the columns {', '.join(needed)}")
+                raise ManifestError(f"{name}: row {row + first} does not fill the columns {', '.join(needed)}")
         for column in needed:
             if column not in empty and table[column].null_count:
                 row = pc.index(pc.is_null(table[column]), True).as_py()
-                raise ManifestError(f"{name}: row {row + 2} does not fill the columns {', '.join(needed)}")
+                raise ManifestError(f"{name}: row {row + first} does not fill the columns {', '.join(needed)}")
         return table
 
     def rows(self, relative: str, needed: Sequence[str], empty: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -275,7 +276,7 @@ class Root:
         except (ValueError, AttributeError, RecursionError) as error:
             raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
         self._check_columns(name, there, needed)
-        for number, row in enumerate(rows, 2):
+        for number, row in enumerate(rows, 1):
             if any(row.get(column) is None for column in needed if column not in empty):
                 raise ManifestError(f"{name}: row {number} does not fill the columns {', '.join(needed)}")
         return rows

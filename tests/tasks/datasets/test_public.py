@@ -297,7 +297,7 @@ class TestFolder:
             ({"train/metadata.csv": "file_name\n../a.wav\n"}, "leaves the data set's root"),
             ({"metadata.jsonl": "{\n"}, "cannot be read as a table"),
             ({"metadata.jsonl": "[1]\n"}, "cannot be read as a table|column file_name is missing"),
-            ({"metadata.jsonl": '{"file_name": "a"}\n{"label": 1}\n'}, "row 3 does not fill"),
+            ({"metadata.jsonl": '{"file_name": "a"}\n{"label": 1}\n'}, "row 2 does not fill"),
         ],
     )
     def test_refusals(self, tmp_path: Path, files: dict[str, str], message: str) -> None:
