@@ -55,6 +55,7 @@ def batches_of(path: str) -> Iterator[pa.RecordBatch]:
             size += batch.get_total_buffer_size()
             if size > most:
                 raise ValueError("its batches are larger than the file; write it again, not packed")
+            batch.validate(full=True)  # Arrow takes text for UTF-8 without looking
             yield batch
 
 

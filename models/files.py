@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import shutil
+import struct
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
+
+BAD_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, KeyError),
+    *(NotImplementedError, RuntimeError, MemoryError),
+)
+"""What `zipfile` raises for archives that are damaged, encrypted, packed in another way, or larger than memory."""
 
 
 def parse_json(text: str | bytes) -> Any:

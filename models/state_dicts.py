@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from sepscene.models.config import CheckpointError
+from sepscene.models.files import BAD_ZIP
 
 CONTAINERS = ("model", "state_dict")
 """Where trainings keep the state dict: PANNs' under `model`, Lightning's under `state_dict`."""
@@ -22,8 +23,7 @@ UNPACKED = 4
 """Weights don't shrink: a file that claims more than this many times its size is damaged or a trap."""
 
 _UNREADABLE = (  # what torch.load and safetensors raise on files that are damaged or something else
-    SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, KeyError,
-    AttributeError, IndexError, TypeError, NotImplementedError,
+    *BAD_ZIP, SafetensorError, pickle.UnpicklingError, AttributeError, IndexError, TypeError,
 )  # fmt: skip
 
 

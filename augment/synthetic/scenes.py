@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from sepscene.models.config import Config
 
 BACKGROUND = "background"
 """The label of the last source of every scene; not an event class."""
+
+_AT_ONCE = 32
+"""Scenes that are handed to the threads together: an interrupted call ends when these are done."""
 
 EVENTS: dict[str, EventMaker] = {
     maker.__name__: maker
@@ -269,7 +273,8 @@ def write_scenes(
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["uri", "labels", "split", "offset_seconds", "scene_type", "source_labels"])
-    for index in range(count):
+
+    def write_one(index: int) -> list[object]:
         scene = generate_scene(split_seed, index, config)
         path = folder / f"scene-{index:06d}.wav"
         _write_wav(path, scene.mixture_T, config.sample_rate)
@@ -279,9 +284,14 @@ def write_scenes(
             other = generate_scene(split_seed, index, config, number)
             _write_wav(background_path(path, number), other.mixture_T, config.sample_rate)
         uri = f"{split}/{path.name}"
-        rows.writerow([uri, ";".join(scene.labels), split, 0.0, scene.scene_type, ";".join(scene.source_labels)])
-        if progress is not None:
-            progress(index + 1)
+        return [uri, ";".join(scene.labels), split, 0.0, scene.scene_type, ";".join(scene.source_labels)]
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy and scipy let other threads work while they compute
+        for start in range(0, count, _AT_ONCE):
+            for index, row in enumerate(threads.map(write_one, range(start, min(count, start + _AT_ONCE))), start):
+                rows.writerow(row)
+                if progress is not None:
+                    progress(index + 1)
     manifest = Path(directory) / f"{split}.csv"
     unfinished = manifest.with_suffix(".csv.part")
     unfinished.write_text(table.getvalue(), encoding="utf-8")

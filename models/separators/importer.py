@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sepscene.models.config import CheckpointError
+from sepscene.models.files import BAD_ZIP
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
 from sepscene.models.separators.import_tdcnpp import Facts, ImportHints, read_tdcnpp
@@ -82,7 +83,7 @@ def detect_kind(source: Path) -> Kind:
     try:
         with zipfile.ZipFile(source) as archive:
             inner = [name.partition("/")[2] for name in archive.namelist()]
-    except zipfile.BadZipFile as error:
+    except BAD_ZIP as error:
         raise CheckpointError(f"{source} is damaged ({error}): copy it again") from error
     if any(name.startswith("models/") for name in inner):
         return "exported"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sepscene.models.config import CheckpointError
+from sepscene.models.files import BAD_ZIP
 
 GRAPH_BYTES = 64 << 20
 """Largest description of a graph; that of a TDCN++ has 2 MB."""
@@ -99,7 +100,7 @@ def audited_archive(content: bytes, origin: Path) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             files = _unpacked(archive, len(content), origin)
         graphs = [json.loads(files[name]) for name in files if re.search(r"/models/[^/]*\.json$", name)]
-    except (zipfile.BadZipFile, ValueError, KeyError, RecursionError, NotImplementedError, RuntimeError) as error:
+    except BAD_ZIP as error:
         raise CheckpointError(f"{origin} is not a torch.export program: {first_line(error)}") from error
     if not graphs:
         raise CheckpointError(f"{origin} holds no program in the format of torch.export.save; save it again")

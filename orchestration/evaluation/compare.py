@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.files import write_atomically
+from sepscene.models.files import BAD_ZIP, write_atomically
 from sepscene.models.spelling import unknown
 from sepscene.orchestration.records.results import RunResults
 from sepscene.orchestration.records.run_folder import RunFolder
@@ -123,7 +123,7 @@ def load_evidence(path: Path) -> Evidence:
             )
     except FileNotFoundError:
         raise SepsceneError(f"{path} does not exist: evaluate the run first with `sepscene evaluate`") from None
-    except (OSError, EOFError, KeyError, ValueError, MemoryError, ValidationError, zipfile.BadZipFile) as error:
+    except (*BAD_ZIP, ValidationError) as error:
         raise SepsceneError(f"{path} is damaged or no evaluation ({error}): evaluate the run again") from None
 
 

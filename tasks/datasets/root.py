@@ -346,7 +346,7 @@ def read_parquet_columns(
     length is known.
 
     Raises:
-        ValueError: more than `MOST_ROWS` rows or `MOST_BYTES` of text.
+        ValueError: more than `MOST_ROWS` rows or `MOST_BYTES` of text, or text that is not UTF-8.
         OSError, pyarrow.ArrowException: not readable.
     """
     with pq.ParquetFile(path, filesystem=filesystem) as file:
@@ -363,7 +363,9 @@ def read_parquet_columns(
                 raise ValueError(f"its values are more than {MOST_BYTES} bytes; split it")
             batches.append(pa.record_batch([_plain(column) for column in batch.columns], names=batch.schema.names))
         names = file.schema_arrow.names if columns is None else list(columns)
-    return pa.Table.from_batches(batches) if batches else pa.table({name: [] for name in names})
+    table = pa.Table.from_batches(batches) if batches else pa.table({name: [] for name in names})
+    table.validate(full=True)  # Arrow takes text for UTF-8 without looking
+    return table
 
 
 def _bytes_of(column: pa.Array) -> int:
