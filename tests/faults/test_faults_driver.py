@@ -72,6 +72,43 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
     assert losses(run_dir) == undisturbed(long_enough(nano), train_clips, ladder)
 
 
+@LONG
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
+def test_a_run_whose_ray_dies_ends_with_words_and_continues(
+    nano: Experiment,
+    train_clips: Manifest,
+    scenes_dir: Path,
+    ladder: dict[str, str],
+    tmp_path: Path,
+    victim: str,
+) -> None:
+    configure_data(ordered=True)
+    command = as_command(long_enough(nano), ladder, scenes_dir, tmp_path, "hit")
+    run_dir, log = tmp_path / "runs" / "hit", tmp_path / "log"
+    process = start(command, log)
+
+    def inject() -> bool:
+        found = [one for one in psutil.Process(process.pid).children() if one.name() == victim]
+        for one in found:
+            one.kill()
+        return bool(found)
+
+    injection = after(12, run_dir, inject)
+    try:
+        code = process.wait(400)
+    finally:
+        for one in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
+            one.kill()
+        process.kill()
+    assert injection.happened
+    assert code == 2, log.read_text()[-3000:]
+    assert "Ray has died on this machine" in log.read_text() and "--resume" in log.read_text()
+    again = time.time()
+    finish(start([*command, "--resume"], log), log)
+    note(f"kill -9 of this machine's {victim}", "ends with a word; goes on with --resume", run_dir, [again])
+    assert losses(run_dir) == undisturbed(long_enough(nano), train_clips, ladder)
+
+
 def end_by(number: signal.Signals, step: int, command: list[str], run_dir: Path, log: Path) -> None:
     """Start the command and end its driver by the signal after this step; all its processes must end, too."""
     process, said_before = start(command, log), log.stat().st_size
