@@ -86,7 +86,7 @@ class Machines:
 
 @contextmanager
 def sampled(run_dir: Path, stage: str) -> Iterator[None]:
-    """While the block runs, write a sample to RUN/system.jsonl every `SAMPLE_SECONDS`, and one at the end."""
+    """While the block runs, write a sample to RUN/system.jsonl every `SAMPLE_SECONDS`, and one where it ends well."""
     path = RunFolder(run_dir).system
     stop = threading.Event()
     machines = Machines()
@@ -110,6 +110,6 @@ def sampled(run_dir: Path, stage: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(2 * _ANSWER_SECONDS)
-        if not thread.is_alive():  # else Ray does not answer, and would not answer us either
-            with contextlib.suppress(Exception):
-                write()
+    if not thread.is_alive():  # else Ray does not answer, and would not answer us either
+        with contextlib.suppress(Exception):
+            write()

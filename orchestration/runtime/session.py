@@ -3,8 +3,10 @@
 A request that cannot be placed is refused before anything starts, because Ray itself would wait forever.
 """
 
+import atexit
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,7 @@ from sepscene.orchestration.runtime.private_files import make_token, private_tem
 from sepscene.orchestration.runtime.ray_compat import address_of_auto, configure_data, on_loopback
 from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
 from sepscene.orchestration.runtime.signals import exit_on_signal
+from sepscene.orchestration.runtime.watchdog import is_alive, processes_of_ray, ray_itself
 from sepscene.orchestration.source import code_to_send
 
 LOCAL = {"RAY_worker_maximum_startup_concurrency": "1000"}
@@ -180,13 +183,30 @@ def disconnect() -> None:
 
     A worker of Ray 2.60 may lock itself out at its very end (docs/reliability.md). As long as its raylet lives it does
     no harm; with it goes what would ever find it.
+
+    Where Ray's own processes have died, `ray.shutdown` would wait for them, and Ray would end this process a minute
+    later without a word. So what is left of such a Ray is killed, and not asked; this process then ends with code 2.
     """
-    raylets = [child for child in psutil.Process().children() if child.name() == "raylet"]
-    workers = [worker for raylet in raylets for worker in raylet.children(recursive=True)]
+    itself = ray_itself()
+    workers = [worker for each in itself if is_alive(each) for worker in each.children(recursive=True)]
+    if not all(is_alive(each) for each in itself):
+        atexit.unregister(ray.shutdown)
+        atexit.register(_end_at_once)
+        for left in (*workers, *processes_of_ray()):
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+        return
     ray.shutdown()
     for hanging in psutil.wait_procs(workers, timeout=EXIT_SECONDS)[1]:
         with suppress(psutil.NoSuchProcess):
             hanging.kill()
+
+
+def _end_at_once() -> None:
+    """End this process before Ray's library tidies up in it, which fails (SIGSEGV) without the rest of Ray."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import ray
 
 from sepscene.models.config import SepsceneError
 
@@ -48,7 +49,7 @@ class Watchdog:
         self.grew = time.monotonic()
         self.longest = 0.0
         self.steps_seen = self.quiet = False
-        self.ray = [(each, each.name()) for each in psutil.Process().children() if each.name() in RAY_ITSELF]
+        self.ray = [(each, each.name()) for each in ray_itself()]
 
     def look(self) -> None:
         """Name what stands still, and kill what has done so for too long.
@@ -65,7 +66,7 @@ class Watchdog:
         self._look_at_steps(now)
 
     def _look_at_ray(self) -> None:
-        dead = [f"{name} (process {each.pid})" for each, name in self.ray if not _is_alive(each)]
+        dead = [f"{name} (process {each.pid})" for each, name in self.ray if not is_alive(each)]
         if dead:
             raise SepsceneError(
                 f"Ray has died on this machine: {', '.join(dead)} is gone; all that is saved is kept, continue the run "
@@ -110,7 +111,33 @@ class Watchdog:
             return 0
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def ray_itself() -> list[psutil.Process]:
+    """GCS and raylet of a Ray that this process has started, also those that have died since."""
+    return [child for child in psutil.Process().children() if _program(child) in RAY_ITSELF]
+
+
+def processes_of_ray() -> list[psutil.Process]:
+    """All that a Ray of this process has started beside its workers: also its monitors and agents."""
+    package = str(Path(ray.__file__).parent)
+    return [child for child in psutil.Process().children() if package in _command(child)]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _program(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return ""
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process still runs."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
@@ -126,8 +153,5 @@ def _is_stopped(process: psutil.Process) -> bool:
 
 def _name(process: psutil.Process) -> str:
     """What Ray calls the process, and its number."""
-    try:
-        title = " ".join(process.cmdline()).strip() or process.name()
-    except psutil.Error:
-        title = "a process"
+    title = _command(process).strip() or _program(process) or "a process"
     return f"{title.removeprefix('ray::')[:60]} (process {process.pid})"
