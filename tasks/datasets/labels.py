@@ -15,7 +15,7 @@ SPLIT_NAMES = (
 )
 """Names of folders and shard prefixes that are understood as splits."""
 
-_NO_LABEL = ("", "-1", "-1.0", "nan", "NaN")
+_NO_LABEL = ("", "-1", "-1.0", "nan", "NaN", "None", "<NA>")
 """Texts that mean what a null means: class number −1, and a missing value as programs write it into a table."""
 
 

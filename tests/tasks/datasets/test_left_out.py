@@ -147,7 +147,25 @@ class TestPublic:
 
 class TestNoLabel:
     @pytest.mark.parametrize(
-        "cell", [None, math.nan, "", " ; ", [], [None], [math.nan, ""], (), -1, -1.0, "-1", "nan", " NaN ", [-1]]
+        "cell",
+        [
+            None,
+            math.nan,
+            "",
+            " ; ",
+            [],
+            [None],
+            [math.nan, ""],
+            (),
+            -1,
+            -1.0,
+            "-1",
+            "nan",
+            " NaN ",
+            "None",
+            "<NA>",
+            [-1],
+        ],
     )
     def test_cells_that_say_nothing(self, cell: object) -> None:
         assert split_labels(cell) == () and class_labels(cell, ("dog",), "here") == ()
