@@ -303,3 +303,19 @@ class TestFolder:
     def test_refusals(self, tmp_path: Path, files: dict[str, str], message: str) -> None:
         with pytest.raises(ManifestError, match=message):
             read_manifest("folder", write(tmp_path, files))
+
+
+def test_a_sparse_member_of_an_archive_is_never_unpacked(tmp_path: Path) -> None:
+    """Its header alone stands for 8 GiB."""
+    entry = tarfile.TarInfo("a.wav")
+    entry.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    for start, number in ((386, 2**33), (398, 0), (483, 2**33)):  # where a hole begins, its bytes, the size unpacked
+        header[start : start + 12] = b"%011o\0" % number
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "train-000.tar").write_bytes(bytes(header) + bytes(1024))
+    with tarfile.open(tmp_path / "train-000.tar") as archive:
+        assert [(member.size, member.issparse()) for member in archive] == [(2**33, True)]
+    with pytest.raises(ManifestError):
+        read_manifest("shards", str(tmp_path))
