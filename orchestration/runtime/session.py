@@ -6,7 +6,6 @@ A request that cannot be placed is refused before anything starts, because Ray i
 import atexit
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from sepscene.orchestration.runtime.placement import LOCAL_LABEL, check_placemen
 from sepscene.orchestration.runtime.private_files import make_token, private_temp_folder
 from sepscene.orchestration.runtime.ray_compat import address_of_auto, configure_data, on_loopback
 from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
-from sepscene.orchestration.runtime.signals import exit_on_signal
+from sepscene.orchestration.runtime.signals import end_at_once, exit_on_signal
 from sepscene.orchestration.runtime.watchdog import is_alive, processes_of_ray, ray_itself
 from sepscene.orchestration.source import code_to_send
 
@@ -191,7 +190,7 @@ def disconnect() -> None:
     workers = [worker for each in itself if is_alive(each) for worker in each.children(recursive=True)]
     if not all(is_alive(each) for each in itself):
         atexit.unregister(ray.shutdown)
-        atexit.register(_end_at_once)
+        atexit.register(end_at_once)
         for left in (*workers, *processes_of_ray()):
             with suppress(psutil.NoSuchProcess):
                 left.kill()
@@ -200,13 +199,6 @@ def disconnect() -> None:
     for hanging in psutil.wait_procs(workers, timeout=EXIT_SECONDS)[1]:
         with suppress(psutil.NoSuchProcess):
             hanging.kill()
-
-
-def _end_at_once() -> None:
-    """End this process before Ray's library tidies up in it, which fails (SIGSEGV) without the rest of Ray."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(2)
 
 
 @contextmanager
