@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,22 @@ def read_steps(folder: Path) -> list[dict[str, float]]:
         SepsceneError: when the file holds anything else.
     """
     return read_typed(folder / STEPS, list[dict[str, int | float]])
+
+
+def steps_up_to(chosen: Path) -> list[dict[str, float]]:
+    """The records of all steps that this checkpoint and the kept ones before it know, oldest first.
+
+    A controller that stood still before it died lost the reports of several checkpoints.
+
+    Raises:
+        SepsceneError: as `read_steps`, for `chosen`.
+    """
+    records: list[dict[str, float]] = []
+    for folder in checkpoints_of(chosen.parent):
+        if folder.name < chosen.name:
+            with suppress(OSError, SepsceneError):  # damaged: what it knew is lost
+                records += read_steps(folder)
+    return list({record["step"]: record for record in [*records, *read_steps(chosen)]}.values())
 
 
 def read_checkpoint(folder: Path) -> TrainingState:

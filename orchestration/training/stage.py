@@ -20,7 +20,7 @@ from ray.train.v2.api.validation_config import ValidationConfig
 from sepscene.models.config import SepsceneError
 from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import Resources
-from sepscene.orchestration.records.checkpoints import choose_resume_point, newest_sound, read_ledger, read_steps
+from sepscene.orchestration.records.checkpoints import choose_resume_point, newest_sound, read_ledger, steps_up_to
 from sepscene.orchestration.records.files import read_text
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import (
@@ -119,7 +119,7 @@ class Stage:
         last = newest_sound(self.folder.path)
         if last is None or read_ledger(last).remaining():
             return None
-        recover_metrics(self._metrics, self.folder.name, read_steps(last))
+        recover_metrics(self._metrics, self.folder.name, steps_up_to(last))
         collect_validations(self._metrics, self.folder.name)
         return last
 
@@ -207,7 +207,7 @@ class Stage:
         chosen = choose_resume_point(self.folder)
         ledger = Ledger(self.rows)
         if chosen is not None:
-            recover_metrics(self._metrics, self.folder.name, read_steps(chosen))
+            recover_metrics(self._metrics, self.folder.name, steps_up_to(chosen))
             ledger = read_ledger(chosen).try_again()
         stream = self.stream(ledger)
         stream.set_name(self.folder.shown)

@@ -2,6 +2,14 @@
 
 from pathlib import Path
 
+from sepscene.orchestration.records.checkpoints import (
+    STEPS,
+    TrainingState,
+    checkpoint_name,
+    steps_up_to,
+    write_checkpoint,
+)
+from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import append_metrics, recover_metrics
 from sepscene.orchestration.records.results import read_metrics
 
@@ -18,6 +26,16 @@ def test_steps_whose_report_died_with_its_workers_come_back_from_the_checkpoint(
     assert steps(tmp_path, "pretrain") == [1, 2, 3]
     recover_metrics(path, "pretrain", [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 3.0}])
     assert steps(tmp_path, "pretrain") == [1, 2, 3]
+
+
+def test_the_steps_of_all_kept_checkpoints_up_to_the_chosen_one_come_back(tmp_path: Path) -> None:
+    """A controller that was stopped for some time before it died has lost the reports of more than one."""
+    for step in (2, 4, 6, 8):
+        known = [{"step": n, "loss": float(n)} for n in (step - 2, step - 1, step) if n]
+        write_checkpoint(tmp_path / checkpoint_name(step), TrainingState(step, Ledger(10), {}, known))
+    (tmp_path / checkpoint_name(2) / STEPS).write_text("[{")
+    found = steps_up_to(tmp_path / checkpoint_name(6))
+    assert [int(record["step"]) for record in found] == [2, 3, 4, 5, 6]
 
 
 def test_the_first_checkpoint_of_a_file_that_was_never_written(tmp_path: Path) -> None:
