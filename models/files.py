@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, whatever dies while they are written; and JSON that strangers wrote."""
+"""Files and folders that are whole or absent, whatever dies while they are written; untrusted JSON and ZIP."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def parse_json(text: str | bytes) -> Any:
     """
     try:
         value = json.loads(text)
+        if isinstance(text, bytes) or "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if isinstance(text, bytes) or "\\u" in text:
-        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from sepscene.augment.synthetic.one_shots import EventMaker, one_shot_makers
 from sepscene.augment.synthetic.source_segments import sources_path
 from sepscene.augment.synthetic.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
 from sepscene.models.config import Config
+from sepscene.models.files import write_atomically
 
 BACKGROUND = "background"
 """The label of the last source of every scene; not an event class."""
@@ -274,18 +276,7 @@ def write_scenes(
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["uri", "labels", "split", "offset_seconds", "scene_type", "source_labels"])
 
-    def write_one(index: int) -> list[object]:
-        scene = generate_scene(split_seed, index, config)
-        path = folder / f"scene-{index:06d}.wav"
-        _write_wav(path, scene.mixture_T, config.sample_rate)
-        if with_sources:
-            _write_wav(sources_path(path), scene.sources_ST.T, config.sample_rate)
-        for number in range(1, backgrounds):
-            other = generate_scene(split_seed, index, config, number)
-            _write_wav(background_path(path, number), other.mixture_T, config.sample_rate)
-        uri = f"{split}/{path.name}"
-        return [uri, ";".join(scene.labels), split, 0.0, scene.scene_type, ";".join(scene.source_labels)]
-
+    write_one = partial(_write_scene, folder, split_seed, config, with_sources, backgrounds)
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy and scipy let other threads work while they compute
         for start in range(0, count, _AT_ONCE):
             for index, row in enumerate(threads.map(write_one, range(start, min(count, start + _AT_ONCE))), start):
@@ -293,10 +284,24 @@ def write_scenes(
                 if progress is not None:
                     progress(index + 1)
     manifest = Path(directory) / f"{split}.csv"
-    unfinished = manifest.with_suffix(".csv.part")
-    unfinished.write_text(table.getvalue(), encoding="utf-8")
-    os.replace(unfinished, manifest)
+    write_atomically(manifest, table.getvalue().encode())
     return manifest
+
+
+def _write_scene(
+    folder: Path, split_seed: int, config: SceneConfig, with_sources: bool, backgrounds: int, index: int
+) -> list[object]:
+    """Write one scene and what belongs to it; returns its row of the manifest."""
+    scene = generate_scene(split_seed, index, config)
+    path = folder / f"scene-{index:06d}.wav"
+    _write_wav(path, scene.mixture_T, config.sample_rate)
+    if with_sources:
+        _write_wav(sources_path(path), scene.sources_ST.T, config.sample_rate)
+    for number in range(1, backgrounds):
+        other = generate_scene(split_seed, index, config, number)
+        _write_wav(background_path(path, number), other.mixture_T, config.sample_rate)
+    labels = ";".join(scene.labels)
+    return [f"{folder.name}/{path.name}", labels, folder.name, 0.0, scene.scene_type, ";".join(scene.source_labels)]
 
 
 def background_path(mixture_path: str | os.PathLike[str], number: int) -> Path:

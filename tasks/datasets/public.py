@@ -282,7 +282,7 @@ def _parsed(text: bytes, suffix: str, where: str) -> dict[str, Any]:
                 raise ValueError("not an object")
             return row
         lines = text.decode().strip().replace("\n", ";")
-    except (ValueError, RecursionError) as error:  # malformed JSON and malformed UTF-8 alike
+    except ValueError as error:  # malformed JSON and malformed UTF-8 alike
         raise ManifestError(f"{where}: its labels cannot be read ({error})") from error
     return {"labels": class_labels(split_labels(lines), (), where) if suffix == ".cls" else split_labels(lines)}
 

@@ -273,7 +273,7 @@ class Root:
         try:
             rows = [parse_json(line) for line in self.text(relative).splitlines() if line.strip()]
             there = sorted({str(key) for row in rows for key, _ in row.items()})
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, AttributeError) as error:
             raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
         self._check_columns(name, there, needed)
         for number, row in enumerate(rows, 1):

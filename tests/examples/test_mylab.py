@@ -20,6 +20,14 @@ LAB = ROOT / "examples" / "mylab"
 FILES = sorted(path for path in LAB.rglob("*") if path.suffix in (".py", ".toml"))
 
 
+@pytest.fixture
+def _untrusted_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lab can be imported, and nobody has trusted it yet."""
+    monkeypatch.syspath_prepend(str(LAB))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "trust"))
+    monkeypatch.delenv("SEPSCENE_TRUSTED_CODE", raising=False)
+
+
 def test_it_has_fewer_than_120_lines() -> None:
     assert len(FILES) == 5 and sum(len(path.read_text().splitlines()) for path in FILES) < 120
 
@@ -30,13 +38,9 @@ def test_the_guide_shows_each_file_word_for_word(path: Path) -> None:
     assert path.read_text() in blocks
 
 
-def test_the_command_asks_for_trust_and_names_what_cannot_be_imported(
-    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_untrusted_lab")
+def test_the_command_asks_for_trust_and_names_what_cannot_be_imported(nano: Experiment, tmp_path: Path) -> None:
     """Before Ray is started. The run itself: tests/orchestration/test_own_run.py."""
-    monkeypatch.syspath_prepend(str(LAB))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "trust"))
-    monkeypatch.delenv("SEPSCENE_TRUSTED_CODE", raising=False)
     nano.save(tmp_path / "nano.yaml")
     words = ["plan", str(tmp_path / "nano.yaml"), "--seconds", "1", "--set"]
     right = "encoder={use: 'mylab.nets:MelGru', width: 8, embedding_dim: 12}"
@@ -48,12 +52,8 @@ def test_the_command_asks_for_trust_and_names_what_cannot_be_imported(
     assert planned.exit_code == 0, (planned.output, planned.exception)
 
 
-def test_a_step_with_all_three_leaves_a_bundle_that_loads(
-    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(LAB))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "trust"))
-    monkeypatch.delenv("SEPSCENE_TRUSTED_CODE", raising=False)
+@pytest.mark.usefixtures("_untrusted_lab")
+def test_a_step_with_all_three_leaves_a_bundle_that_loads(nano: Experiment, tmp_path: Path) -> None:
     experiment = nano.changed(
         {
             "encoder": {"use": "mylab.nets:MelGru", "width": 8, "embedding_dim": 12},

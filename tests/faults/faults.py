@@ -160,10 +160,10 @@ def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen[b
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
-def finish(process: subprocess.Popen[bytes], log: Path, seconds: float = 400) -> None:
-    """Wait for a command that must succeed."""
+def finish(process: subprocess.Popen[bytes], log: Path, seconds: float = 400, code: int = 0) -> None:
+    """Wait for a command that must end with this code."""
     try:
-        assert process.wait(seconds) == 0, log.read_text()[-3000:]
+        assert process.wait(seconds) == code, log.read_text()[-3000:]
     finally:
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         for one in (process, *family):
