@@ -24,13 +24,16 @@ from sepscene.orchestration.runtime.placement import LOCAL_LABEL, check_placemen
 from sepscene.orchestration.runtime.private_files import make_token, private_temp_folder
 from sepscene.orchestration.runtime.ray_compat import address_of_auto, configure_data, on_loopback
 from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
+from sepscene.orchestration.runtime.run_processes import is_alive, processes_of_ray, ray_itself
 from sepscene.orchestration.runtime.signals import end_at_once, exit_on_signal
-from sepscene.orchestration.runtime.watchdog import is_alive, processes_of_ray, ray_itself
 from sepscene.orchestration.source import code_to_send
 
 LOCAL = {"RAY_worker_maximum_startup_concurrency": "1000"}
 """For a Ray of this machine alone. Ray advises against more processes than a few times this number (default: its CPUs),
 but most of ours wait for each other, so on two cores that is how it should be (ray#63800: the advice has no switch)."""
+
+IN_A_JOB = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
+"""A submitted job has brought trust and code with it; Ray refuses to be given them again, even where they are equal."""
 
 IMPORT_SECONDS = 300.0
 """How long a node may take to import own code, its start included."""
@@ -118,7 +121,8 @@ def connect(
     if address:
         check_address(address)
         try:
-            ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=_what_travels(code))
+            with _environment(IN_A_JOB):
+                ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=_what_travels(code))
         except ray.exceptions.AuthenticationError as error:
             raise SepsceneError(
                 f"the cluster at {address} asks for a token: export RAY_AUTH_MODE=token, and keep its token in "

@@ -1,26 +1,29 @@
 """Which process stands still, while a stage of training runs: it is named within a minute and restarted later.
 
 A process that is killed is noticed by Ray. One that is stopped (SIGSTOP, a debugger, a machine that is suspended in
-part) is not: the run waits without a word. The driver looks at the processes of the Ray that it started itself, and at
-how long ago the last step was reported. Of a cluster's processes it only knows the latter. Where Ray's own processes
-have died, Ray ends this one without a word a minute later; so the stage is ended before, with words.
+part) is not: the run waits without a word. The driver looks at how long ago the last step was reported and at the
+processes of its Ray; on a cluster at these only when no step has come for a while. Where Ray's own processes have died,
+Ray ends this one without a word a minute later; so the stage is ended before, with words.
 """
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
-import ray
-
 from sepscene.models.config import SepsceneError
+from sepscene.orchestration.runtime.run_processes import (
+    ClusterProcesses,
+    LocalProcesses,
+    RunProcess,
+    is_alive,
+    ray_itself,
+)
 
 EVERY_SECONDS = 5.0
 """Between two looks."""
 
 SILENT_SECONDS = 30.0
-"""A process that was stopped for so long is named."""
+"""A process that was stopped for so long is named; on a cluster, where no step has come for so long."""
 
 RESTART_SECONDS = 300.0
 """A process that was stopped for so long is killed, so that Ray starts another in its place."""
@@ -28,23 +31,24 @@ RESTART_SECONDS = 300.0
 QUIET_SECONDS = 60.0
 """So long without a step, and three times longer than ever before, is worth a word."""
 
-RAY_ITSELF = ("gcs_server", "raylet")
-"""Processes of a Ray that was started here, without which it is at its end."""
-
 
 class Watchdog:
     """Looks at the processes of this machine's Ray and at the metrics file. Call `look` often."""
 
-    def __init__(self, metrics: Path, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, metrics: Path, report: Callable[[str], None], processes: LocalProcesses | ClusterProcesses
+    ) -> None:
         """Args:
         metrics: file that grows with every report of steps.
         report: takes what is to be said.
+        processes: of the run.
         """
         self.metrics = metrics
         self.report = report
         self.looked = 0.0
-        self.stopped: dict[psutil.Process, float] = {}  # since when
-        self.named: set[psutil.Process] = set()
+        self.processes = processes
+        self.stopped: dict[RunProcess, float] = {}  # since when
+        self.named: set[RunProcess] = set()
         self.size = self._size()
         self.grew = time.monotonic()
         self.longest = 0.0
@@ -74,19 +78,23 @@ class Watchdog:
             )
 
     def _look_at_processes(self, now: float) -> None:
-        found = [each for each in psutil.Process().children(recursive=True) if _is_stopped(each)]
-        self.stopped = {each: self.stopped.get(each, now) for each in found}
-        self.named &= set(found)
+        free = self.processes.free
+        if not free and now - self.grew < SILENT_SECONDS:
+            self.stopped = {}
+            return
+        found = self.processes.stopped()
+        since = now if free else self.grew  # of one that is sought only now, the last step is the last sign of life
+        self.stopped = {each: self.stopped.get(each, since) for each in found}
+        self.named &= found
         for process, since in self.stopped.items():
             seconds = now - since
             if seconds >= RESTART_SECONDS:
-                self.report(f"{_name(process)} was stopped for {seconds:.0f} s: it is killed, and Ray starts another")
-                with suppress(psutil.Error):
-                    process.kill()
+                self._say(f"{process.described} was stopped for {seconds:.0f} s: it is killed, and Ray starts another")
+                self.processes.kill(process)
             elif seconds >= SILENT_SECONDS and process not in self.named:
                 self.named.add(process)
-                self.report(
-                    f"{_name(process)} has been stopped for {seconds:.0f} s; `kill -CONT {process.pid}` lets"
+                self._say(
+                    f"{process.described} has been stopped for {seconds:.0f} s; `kill -CONT {process.pid}` lets"
                     f" it go on, else it is restarted after {RESTART_SECONDS:.0f} s"
                 )
 
@@ -101,57 +109,14 @@ class Watchdog:
             self.quiet = False
         elif self.steps_seen and not self.quiet and waited > max(QUIET_SECONDS, 3 * self.longest):
             self.quiet = True
-            self.report(f"no step was reported for {waited:.0f} s, at most {self.longest:.0f} s before")
-            self.size = self._size()  # its own words are no step
+            self._say(f"no step was reported for {waited:.0f} s, at most {self.longest:.0f} s before")
+
+    def _say(self, words: str) -> None:
+        self.report(words)
+        self.size = self._size()  # its own words are no step
 
     def _size(self) -> int:
         try:
             return self.metrics.stat().st_size
         except OSError:
             return 0
-
-
-def ray_itself() -> list[psutil.Process]:
-    """GCS and raylet of a Ray that this process has started, also those that have died since."""
-    return [child for child in psutil.Process().children() if _program(child) in RAY_ITSELF]
-
-
-def processes_of_ray() -> list[psutil.Process]:
-    """All that a Ray of this process has started beside its workers: also its monitors and agents."""
-    package = str(Path(ray.__file__).parent)
-    return [child for child in psutil.Process().children() if package in _command(child)]
-
-
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def _program(process: psutil.Process) -> str:
-    try:
-        return process.name()
-    except psutil.Error:
-        return ""
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Whether a process still runs."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
-
-
-def _is_stopped(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_STOPPED)
-    except psutil.Error:
-        return False
-
-
-def _name(process: psutil.Process) -> str:
-    """What Ray calls the process, and its number."""
-    title = _command(process).strip() or _program(process) or "a process"
-    return f"{title.removeprefix('ray::')[:60]} (process {process.pid})"

@@ -32,6 +32,7 @@ from sepscene.orchestration.records.metrics_log import (
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.allocator import kept_memory
 from sepscene.orchestration.runtime.ray_compat import configure_data, trainer_class
+from sepscene.orchestration.runtime.run_processes import processes_of_run
 from sepscene.orchestration.runtime.signals import checkpoint_on_signal
 from sepscene.orchestration.runtime.watchdog import Watchdog
 
@@ -149,7 +150,7 @@ class Stage:
             except BaseException as error:
                 raised.append(error)
 
-        watchdog = Watchdog(self._metrics, self._note)
+        watchdog = Watchdog(self._metrics, self._note, processes_of_run())
         thread = threading.Thread(target=fit, name=f"fit-{self.folder.name}", daemon=True)
         with checkpoint_on_signal(self.folder):
             thread.start()

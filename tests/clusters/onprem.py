@@ -1,4 +1,8 @@
-"""`ray up` with the template onprem.yaml on three machines of one computer: submit, stop, submit again, over real sshd.
+"""`ray up` with the template onprem.yaml on three machines of one computer, over real sshd: submit, stop, submit again.
+
+The run trains the encoder and the loss term of examples/mylab, which no machine has but the user's. It is submitted by
+`sepscene submit`, and continued by `ray job submit` as docs/clusters.md has it, from a folder with the user's YAML and
+package.
 
 Run as `unshare --pid --fork --mount-proc --net --mount --uts --kill-child python -m tests.clusters.onprem FOLDER`.
 Needs sshd, ssh and rsync. Each machine has an address, a hostname, processes and a home of its own. Writes
@@ -7,6 +11,7 @@ FOLDER/outcome.json.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+import sepscene
 from sepscene.orchestration.config import Experiment
 from tests.faults.hosts import QUICK, consumed, plug_hosts, shell, small_experiment
 
@@ -73,19 +79,38 @@ def write_description(folder: Path) -> Path:
 
 
 def experiment_of(folder: Path) -> Experiment:
-    """Sixteen steps of 32 rows with a trainer and a separation actor, each in its pool."""
-    changes = {"training.epochs": 16, "resources.trainers": 1, "resources.separation_actors": 1}
+    """Sixteen steps of 32 rows with a trainer and a separation actor, each in its pool, and own parts."""
+    changes = {
+        "training.epochs": 16,
+        "resources.trainers": 1,
+        "resources.separation_actors": 1,
+        "encoder": {"use": "mylab.nets:MelGru", "width": 16},
+        "objective.terms.spread": {"use": "mylab.losses:Spread", "weight": 0.1},
+    }
     return small_experiment(folder, pools=True).changed(changes)
 
 
-def on_head(words: list[str], folder: Path, seconds: float = 900) -> int:
-    """A command of the user, who sits at the head; returns its exit code."""
-    line = ["ip", "netns", "exec", "head", *words]
-    own = {"HOME": str(folder / "user"), "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
+def prepare_lab(folder: Path) -> None:
+    """The user's folder: an experiment and the package of own code that it names."""
+    lab = folder / "lab"
+    shutil.copytree(ROOT / "examples" / "mylab" / "mylab", lab / "mylab")
+    sys.path.insert(0, str(lab))
+    for name in ("mylab.nets:MelGru", "mylab.losses:Spread"):
+        sepscene.trust_code(name)
+    experiment_of(folder).save(lab / "mine.yaml")
+
+
+def start_on_head(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    """Start a command of the user, who sits at the head in the folder with the own code."""
+    own = {"HOME": str(folder / "user"), "RAY_AUTH_MODE": "token"}
     with (folder / "user.log").open("ab") as log:
-        return subprocess.run(
-            line, env={**os.environ, **own}, cwd=ROOT, stdout=log, stderr=log, timeout=seconds
-        ).returncode
+        line = ["ip", "netns", "exec", "head", *words]
+        return subprocess.Popen(line, env={**os.environ, **own}, cwd=folder / "lab", stdout=log, stderr=log)
+
+
+def on_head(words: list[str], folder: Path, seconds: float = 900) -> int:
+    """The exit code of a command of the user."""
+    return start_on_head(words, folder).wait(timeout=seconds)
 
 
 def scenario(folder: Path) -> None:
@@ -101,28 +126,29 @@ def scenario(folder: Path) -> None:
     for name in ADDRESSES:
         start_machine(name, folder)
     time.sleep(2)
-    bin_folder, description = Path(sys.executable).parent, write_description(folder)
+    bin_folder = Path(sys.executable).parent
+    description = write_description(folder)
+    prepare_lab(folder)
     outcome: dict[str, object] = {
         "up": on_head([f"{bin_folder}/ray", "up", "-y", "--no-config-cache", str(description)], folder)
     }
     assert outcome["up"] == 0, (folder / "user.log").read_text()[-3000:]
-    experiment_of(folder).save(folder / "mine.yaml")
-    run, rows = folder / "runs" / "mine", experiment_of(folder).training.epochs * 32
-    sepscene = [sys.executable, "-m", "sepscene"]
-    submit = [*sepscene, "submit", "pretrain", str(folder / "mine.yaml"), "--storage", str(folder / "runs")]
+    run = folder / "runs" / "mine"
+    rows = experiment_of(folder).training.epochs * 32
+    command = [sys.executable, "-m", "sepscene"]
     # `ray up` returns before the workers have joined; the run waits for those that the description promises.
-    submit += ["--cluster", str(description), "--run-id", "mine", "--no-evaluate"]
-    log = (folder / "user.log").open("ab")
-    own = {**os.environ, "HOME": str(folder / "user"), "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
-    first = subprocess.Popen(["ip", "netns", "exec", "head", *submit], env=own, cwd=ROOT, stdout=log, stderr=log)
+    words = f"pretrain mine.yaml --storage {folder}/runs --run-id mine --no-evaluate --trust-code".split()
+    submit = [*command, "submit", *words, "--cluster", str(description)]
+    first = start_on_head(submit, folder)
     deadline = time.monotonic() + 900
     while consumed(run) < rows // 4:
         assert first.poll() is None and time.monotonic() < deadline, (folder / "user.log").read_text()[-3000:]
         time.sleep(1)
-    outcome["stop"] = on_head([*sepscene, "stop", "mine"], folder)
+    outcome["stop"] = on_head([*command, "stop", "mine"], folder)
     outcome["stopped"] = first.wait(timeout=200)
     outcome["rows_at_stop"] = consumed(run)
-    outcome["again"] = on_head(submit, folder)
+    by_ray = [f"{bin_folder}/ray", "job", "submit", "--address", "http://127.0.0.1:8265", "--working-dir", "."]
+    outcome["again"] = on_head([*by_ray, "--", "python", "-m", "sepscene", *words, "--resume"], folder)
     outcome["rows"] = rows
     outcome["down"] = on_head([f"{bin_folder}/ray", "down", "-y", str(description)], folder)
     (folder / "outcome.json").write_text(json.dumps(outcome, indent=2))

@@ -18,6 +18,8 @@ from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.names import trust_code
+from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import load_experiment
 from sepscene.orchestration.records.checkpoints import read_ledger
 from sepscene.orchestration.records.system_metrics import Machines
@@ -31,6 +33,7 @@ from sepscene.orchestration.runtime.placement import (
     demands,
 )
 from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.runtime.session import connect
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import read_manifest
 
@@ -45,7 +48,9 @@ def main(folder: Path) -> None:
     for pool in ("separators", "trainers"):
         node = cluster.add_node(num_cpus=1, labels={"pool": pool}, object_store_memory=100_000_000)
         nodes[node.node_id] = pool
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    trust_code("placedlab.nets:MelNet")
+    os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps({"runtime_env": {"env_vars": trust_variables()}})
+    connect(cluster.address)  # as the driver of a submitted job does, which has brought the user's trust with it
     try:
         (folder / "outcome.json").write_text(json.dumps(_outcome(folder, nodes)))
     finally:

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.runtime import watchdog
+from sepscene.orchestration.runtime.run_processes import LocalProcesses, is_stopped
 from sepscene.orchestration.runtime.watchdog import Watchdog
 
 
@@ -35,7 +37,7 @@ def test_a_stopped_process_is_named_and_then_killed(
     process: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, said = Clock(monkeypatch), list[str]()
-    dog = Watchdog(tmp_path / "metrics.jsonl", said.append)
+    dog = Watchdog(tmp_path / "metrics.jsonl", said.append, LocalProcesses())
 
     def wait(seconds: float) -> None:
         for _ in range(round(seconds / 10)):
@@ -46,7 +48,7 @@ def test_a_stopped_process_is_named_and_then_killed(
     assert not said
     process.send_signal(signal.SIGSTOP)
     for _ in range(100):  # the system takes a moment
-        if watchdog._is_stopped(watchdog.psutil.Process(process.pid)):
+        if is_stopped(process.pid):
             break
         time.sleep(0.05)
     wait(50)
@@ -59,7 +61,7 @@ def test_a_stopped_process_is_named_and_then_killed(
 def test_a_stage_whose_steps_stay_away_is_spoken_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, said = Clock(monkeypatch), list[str]()
     metrics = tmp_path / "metrics.jsonl"
-    dog = Watchdog(metrics, said.append)
+    dog = Watchdog(metrics, said.append, LocalProcesses())
     for _ in range(60):  # however long it takes to start
         clock.now += 10
         dog.look()
@@ -87,10 +89,10 @@ def test_a_ray_that_has_died_ends_the_stage_with_words(
     child = subprocess.Popen([str(tmp_path / name), "60"])
     try:
         for _ in range(100):  # until it is the copy
-            if watchdog.psutil.Process(child.pid).name() == name:
+            if psutil.Process(child.pid).name() == name:
                 break
             time.sleep(0.05)
-        dog = Watchdog(tmp_path / "metrics.jsonl", said.append)
+        dog = Watchdog(tmp_path / "metrics.jsonl", said.append, LocalProcesses())
         clock.now += 10
         dog.look()
     finally:
