@@ -2,12 +2,14 @@
 
 Run as `python -m tests.orchestration.runtime.placed_run FOLDER`.
 
-FOLDER holds experiment.yaml; the run goes to FOLDER/run. FOLDER/outcome.json says on which node each kind of actor was
-seen, how far the ledger came, what a label that no node has is answered, and how many trials fit.
+FOLDER holds experiment.yaml; the run goes to FOLDER/run. A separation actor is stopped in its middle.
+FOLDER/outcome.json says on which node each kind of actor was seen, how far the ledger came, what was said of the
+stopped process, what a label that no node has is answered, and how many trials fit.
 """
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -22,7 +24,9 @@ from sepscene.models.names import trust_code
 from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import load_experiment
 from sepscene.orchestration.records.checkpoints import read_ledger
+from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.system_metrics import Machines
+from sepscene.orchestration.runtime import watchdog
 from sepscene.orchestration.runtime.node_wait import WAIT_VARIABLE, wait_for_nodes
 from sepscene.orchestration.runtime.placement import (
     CLUSTER_VARIABLE,
@@ -33,7 +37,9 @@ from sepscene.orchestration.runtime.placement import (
     demands,
 )
 from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.runtime.run_processes import ClusterProcesses
 from sepscene.orchestration.runtime.session import connect
+from sepscene.orchestration.training import stage
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import read_manifest
 
@@ -42,8 +48,9 @@ KINDS = {"SeparationService": "separation actor", "TrainWorker": "trainer"}
 
 def main(folder: Path) -> None:
     """Everything, in order."""
-    quiet = {"include_dashboard": False, "object_store_memory": 100_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **quiet})
+    # The state API, which knows the processes of a job, is the dashboard's.
+    head = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": 0, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = {cluster.head_node.node_id: "head"}
     for pool in ("separators", "trainers"):
         node = cluster.add_node(num_cpus=1, labels={"pool": pool}, object_store_memory=100_000_000)
@@ -92,7 +99,18 @@ def _outcome(folder: Path, nodes: dict[str, str]) -> dict[str, object]:
                     if title in actor["ActorClassName"] and actor["State"] == "ALIVE":
                         seen[kind].add(nodes[actor["Address"]["NodeID"]])
 
+    def stop_a_separator() -> None:
+        while not over.wait(0.3):
+            separators = [one for one in actors().values() if "SeparationService" in one["ActorClassName"]]
+            if read_metrics(folder / "run") and separators:
+                os.kill(separators[0]["Pid"], signal.SIGSTOP)
+                return
+
     watcher = threading.Thread(target=watch, daemon=True)
+    threading.Thread(target=stop_a_separator, daemon=True).start()
+    # This process has started the cluster's processes, which a job of a real cluster has not.
+    stage.processes_of_run = ClusterProcesses
+    watchdog.EVERY_SECONDS, watchdog.SILENT_SECONDS, watchdog.RESTART_SECONDS = 1.0, 3.0, 8.0
     watcher.start()
     configure_data(ordered=True)
     clips = read_manifest("scenes", str(experiment.data.root)).select("train")
@@ -108,6 +126,7 @@ def _outcome(folder: Path, nodes: dict[str, str]) -> dict[str, object]:
         "never_came": never_came,
         "trials": concurrent_trials(asked, cluster_nodes()),
         "sampled": _sampled(),
+        "events": [str(record["event"]) for record in read_metrics(folder / "run") if "event" in record],
     }
 
 

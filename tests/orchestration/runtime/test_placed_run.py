@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ def outcome(
         {
             "data.root": str(scenes_dir),
             "separator.checkpoints": ladder,
+            "training.epochs": 12,
             "resources.trainer_labels": {"pool": "trainers"},
             "resources.separation_labels": {"pool": "separators"},
         }
@@ -41,6 +43,12 @@ def outcome(
 def test_separators_and_trainers_lie_on_their_own_nodes_and_every_row_is_consumed(outcome: dict[str, Any]) -> None:
     assert outcome["where"] == {"separation actor": ["separators"], "trainer": ["trainers"]}
     assert outcome["consumed"] == [[0, outcome["rows"]]]
+
+
+def test_a_stopped_process_of_another_node_is_named_and_restarted(outcome: dict[str, Any]) -> None:
+    said = [event for event in outcome["events"] if "SeparationService of run" in event and "(process " in event]
+    assert len(said) == 2 and all(re.search(r"\(process \d+ on [\d.]+\)", event) for event in said), outcome["events"]
+    assert "has been stopped for" in said[0] and "it is killed, and Ray starts another" in said[1]
 
 
 def test_a_label_that_no_node_has_is_refused_and_named(outcome: dict[str, Any]) -> None:
