@@ -25,6 +25,7 @@ from sepscene.orchestration.cli.arguments import (
     Storage,
     TrustCode,
     Verbose,
+    existing,
 )
 from sepscene.orchestration.cli.cluster_commands import cluster_app, stop, submit
 from sepscene.orchestration.cli.data_commands import data_app, plan, prefill, store_app
@@ -171,7 +172,9 @@ def separator_train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run; with --task also an encoder bundle.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run; with --task also an encoder bundle.", callback=existing)
+    ],
     task: Annotated[
         list[str] | None,
         typer.Option(help="FORMAT:FOLDER, e.g. `esc50:ESC-50-master` or `hear:FOLDER`. Repeat as needed."),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sepscene.orchestration.cli.arguments import RunArgument
+from sepscene.orchestration.cli.arguments import RunArgument, existing
 from sepscene.orchestration.terminal import Terminal
 
 console = Terminal()
@@ -13,7 +13,8 @@ console = Terminal()
 
 def compare(
     a: Annotated[
-        list[Path] | None, typer.Argument(metavar="A B", help="Two runs; or with --seeds two groups of equal size.")
+        list[Path] | None,
+        typer.Argument(metavar="A B", help="Two runs; or with --seeds two groups of equal size.", callback=existing),
     ] = None,
     encoder_a: Annotated[
         str | None, typer.Option(help="Which encoder of A, e.g. `mix-mix`; its own when absent.")

@@ -1,9 +1,6 @@
 """The data that all studies of one storage share: scenes, and the log-mels of clips and channels, each made once."""
 
-import fcntl
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from sepscene.augment.synthetic.shared_events import shared_events_in_words
 from sepscene.augment.views import Views
 from sepscene.orchestration.config import Data, Experiment
 from sepscene.orchestration.mini.logmel_store import LogMelStore
+from sepscene.orchestration.records.files import one_at_a_time
 from sepscene.orchestration.records.sweep_folder import StudyData
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
@@ -39,7 +37,8 @@ def stores_of(
     backgrounds = 1 + any(row.views.background == "exchanged" for row in rows)
     shared = StudyData.of(storage)
     processors = {name: str(base.separator.checkpoints[name]) for row in rows for name in _processors(row)}
-    with _alone(shared):
+    shared.path.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(shared.lock):
         train, test = _manifests(base, shared, backgrounds, console)
         train_store, test_store = (LogMelStore(shared.logmels, base, manifest) for manifest in (train, test))
         show = _counter(console)
@@ -70,18 +69,6 @@ def is_generated(data: Data) -> bool:
 def _shared_events(profile: str, views: Views, sample_rate: int) -> str:
     scenes = [generate_scene(0, index, PROFILES[profile]).sources_ST for index in range(SCENES_LISTENED_TO)]
     return shared_events_in_words(scenes, views, sample_rate)
-
-
-@contextmanager
-def _alone(shared: StudyData) -> Iterator[None]:
-    """Wait until no other process makes data in the folder; the lock goes with the process, however it ends."""
-    shared.path.mkdir(parents=True, exist_ok=True)
-    lock = os.open(shared.lock, os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _processors(row: Experiment) -> tuple[str, ...]:

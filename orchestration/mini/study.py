@@ -2,6 +2,7 @@
 
 Seeds are outermost, so that each finished seed is a complete table. A finished trial is a small JSON file and is not
 run again. The report is made from these files after every trial, so it can be read, and the process cut, at any time.
+Several processes may work on one study: each takes the next trial that no other has.
 """
 
 import json
@@ -23,7 +24,7 @@ from sepscene.orchestration.mini.data import described, is_generated, stores_of
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
 from sepscene.orchestration.presets import OF_COINCIDENCE, OWN, shipped_ladder
 from sepscene.orchestration.records.environment import command_line, environment
-from sepscene.orchestration.records.files import read_typed, write_whole
+from sepscene.orchestration.records.files import claimed, read_typed, write_whole
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
 from sepscene.orchestration.records.sweep_folder import StudyFolder
 from sepscene.orchestration.reports.paper_tables import TWINS
@@ -50,20 +51,25 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
     _check_no_own_code(rows)
     begin = time.monotonic()
     _check_same_study(rows, folder)
-    planned = [(row, seed) for seed in range(seeds) for row in rows if not _finished(folder, row.name, seed)]
+    planned = [
+        (name, row.changed({"seed": seed}))
+        for seed in range(seeds)
+        for name, row in [(UNTRAINED, rows[0]), *((row.name, row) for row in rows)]
+        if not _finished(folder, name, seed)
+    ]
     if planned:
         train, test, processors = stores_of(rows, folder.parent, console)
-    for number, (row, seed) in enumerate(planned):
+    for number, (name, experiment) in enumerate(planned):
         if hours is not None and time.monotonic() - begin > 3600 * hours:
             break
-        experiment = row.changed({"seed": seed})
-        if not StudyFolder(folder).trial(UNTRAINED, seed).exists():
-            fresh = run_trial(experiment, train, test, processors, untrained=True)
-            fresh.save(StudyFolder(folder).trial(UNTRAINED, seed))
-        record = run_trial(experiment, train, test, processors)
-        record.save(StudyFolder(folder).trial(row.name, seed))
-        found = f"{record.metrics['shallow_map']:.3f}, {record.steps_per_second:.1f} steps per second"
-        console.print(f"{number + 1}/{len(planned)}  {row.name}, seed {seed}: {found}", highlight=False)
+        with claimed(StudyFolder(folder).running(name, experiment.seed)) as alone:
+            if not alone or _finished(folder, name, experiment.seed):
+                continue
+            record = run_trial(experiment, train, test, processors, untrained=name == UNTRAINED)
+            record.save(StudyFolder(folder).trial(name, experiment.seed))
+        speed = f", {record.steps_per_second:.1f} steps per second" if record.steps else ""
+        found = f"{record.metrics['shallow_map']:.3f}{speed}"
+        console.print(f"{number + 1}/{len(planned)}  {name}, seed {experiment.seed}: {found}", highlight=False)
         write_results(rows[0], folder)
     write_results(rows[0], folder)
 

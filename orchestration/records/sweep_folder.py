@@ -86,6 +86,10 @@ class StudyFolder:
         """The record of one row with one seed."""
         return self.trials / f"{row.replace('/', '-')},seed={seed}.json"
 
+    def running(self, row: str, seed: int) -> Path:
+        """Held by the process that runs the trial."""
+        return self.trial(row, seed).with_suffix(".running")
+
 
 @dataclass(frozen=True)
 class StudyData:

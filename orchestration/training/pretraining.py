@@ -4,22 +4,21 @@ Shapes: B pairs of this worker, P samples of a view, L frames, F mels.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray.data
 import ray.train
 import ray.train.torch
 import torch
-from ray.data import Dataset
 from ray.train.v2.api.validation_config import ValidationConfig
 from torch import Tensor, nn
 
 from sepscene.augment.augmentations.augmentation import Augmenter
 from sepscene.augment.crash_counts import CrashCounts
+from sepscene.augment.separation.reader import ViewMaker
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import from_pcm
 from sepscene.models.encoders.encoder import Encoder
@@ -34,13 +33,19 @@ from sepscene.orchestration.runtime.ray_compat import leaving_nodes
 from sepscene.orchestration.training.builders import build_objective, start_from
 from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine
 from sepscene.orchestration.training.hooks import Batch, Hook, consume_rows, run_steps, usable_rows
-from sepscene.orchestration.training.light import LocalReports
+from sepscene.orchestration.training.light import LocalReports, local_batches
 from sepscene.orchestration.training.memory import ends_when_memory_is_full, pretraining_advice
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.orchestration.training.saving import Reporting, Saving
 from sepscene.orchestration.training.stage import Stage
 from sepscene.orchestration.training.step_timing import StepTiming
-from sepscene.orchestration.training.stream import execution_options, schedule_of, view_stream
+from sepscene.orchestration.training.stream import (
+    draws_of,
+    execution_options,
+    schedule_of,
+    service_settings,
+    view_stream,
+)
 from sepscene.orchestration.training.throughput import StreamBalance
 from sepscene.orchestration.training.validation import HandOver, validation_of
 from sepscene.tasks.datasets.readers import Manifest
@@ -230,13 +235,15 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
         # Views of the buckets: the gradients lie in memory once.
         one_copy = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         worker.model = ray.train.torch.prepare_model(worker.objective, parallel_strategy_kwargs=one_copy)
-    _train(worker, settings, ray.train.get_dataset_shard("views"), leaving_nodes, ray.train.report)
+    shard = ray.train.get_dataset_shard("views")
+    batches = shard.iter_batches(batch_size=worker.local_rows, batch_format="numpy", prefetch_batches=2)
+    _train(worker, settings, batches, leaving_nodes, ray.train.report)
 
 
-def pretrain_here(settings: dict[str, Any], data: Dataset, validation: ValidationConfig | None) -> None:
-    """The same without Ray Train: the one worker is this process; see `light.py`."""
+def pretrain_here(settings: dict[str, Any], batches: Iterator[Batch], validation: ValidationConfig | None) -> None:
+    """The same without Ray: the one worker is this process; see `light.py`."""
     reports = LocalReports(_folder(settings), validation)
-    _train(_pretrainer(settings, torch.device("cpu")), settings, data, lambda: set[str](), reports)
+    _train(_pretrainer(settings, torch.device("cpu")), settings, batches, lambda: set[str](), reports)
 
 
 def _folder(settings: dict[str, Any]) -> StageFolder:
@@ -252,14 +259,13 @@ def _pretrainer(settings: dict[str, Any], device: torch.device) -> Pretrainer:
 def _train(
     worker: Pretrainer,
     settings: dict[str, Any],
-    shard: ray.data.DataIterator | Dataset,
+    batches: Iterable[Batch],
     leaving: Callable[[], set[str]],
     report: Callable[..., None],
 ) -> None:
-    """Args: shard: this worker's part of the stream; leaving, report: as `Saving` and `Reporting` take them."""
+    """Args: batches: this worker's parts of the global ones; leaving, report: as `Saving` and `Reporting` take them."""
     folder = _folder(settings)
     training = worker.experiment.training
-    batches = shard.iter_batches(batch_size=worker.local_rows, batch_format="numpy", prefetch_batches=2)
     saving = Saving(folder, worker.state, training.checkpoint_every_steps, training.checkpoints_kept, leaving)
     hooks = [*_observers(worker, settings["clips"], folder), saving, Reporting(report)]
     with ends_when_memory_is_full(folder, pretraining_advice(worker.experiment, worker.local_rows)):
@@ -309,6 +315,15 @@ def pretrain(
     start = experiment.training.start_encoder
     crashes = CrashCounts(folder.crashes)
     validation = validation_of(experiment, manifest, folder)
+
+    def here(settings: dict[str, Any], ledger: Ledger) -> None:
+        # The store is opened anew, as in another process: the maker closes it at its end.
+        make = ViewMaker(service_settings(experiment, checkpoints), copy(store), crashes)
+        training = experiment.training
+        draws = draws_of(experiment, manifest, ledger)
+        batches = local_batches(draws, make, training.global_batch, training.service_rows)
+        pretrain_here(settings, batches, validation)
+
     return Stage(
         folder=folder,
         worker=pretrain_worker,
@@ -323,5 +338,5 @@ def pretrain(
         options=execution_options(experiment),
         validation=validation,
         callbacks=callbacks,
-        here=partial(pretrain_here, validation=validation) if light else None,
+        here=here if light else None,
     ).run()

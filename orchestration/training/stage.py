@@ -60,7 +60,7 @@ class Stage:
         options: order and memory of the stream.
         validation: what Ray Train does with the encoders that a worker hands over (see `validation.py`).
         callbacks: the user's own, for Ray Train, which calls them in its controller's process.
-        here: trains in this process, given the settings and the data (see `light.py`); none leaves it to Ray Train.
+        here: trains in this process, given the settings and the ledger (see `light.py`); none leaves it to Ray Train.
     """
 
     folder: StageFolder
@@ -72,7 +72,7 @@ class Stage:
     options: ExecutionOptions
     validation: ValidationConfig | None = None
     callbacks: Sequence[ray.train.UserCallback] = ()
-    here: Callable[[dict[str, Any], Dataset], None] | None = None
+    here: Callable[[dict[str, Any], Ledger], None] | None = None
 
     def run(self) -> Path:
         """Run to the end of the schedule, through the failures of anything but this process.
@@ -93,8 +93,8 @@ class Stage:
             if self._controller_lived():
                 break
             if controller == MAX_CONTROLLERS:
-                raise SepsceneError(f"stage {self.folder.name} failed: {self._controller} died {controller} times")
-            self._note(f"{self._controller} died, starting another")
+                raise SepsceneError(f"stage {self.folder.name} failed: its Train controller died {controller} times")
+            self._note("its Train controller died, starting another")
         collect_validations(self._metrics, self.folder.name)
         if self.folder.fatal.exists():
             raise SepsceneError(read_text(self.folder.fatal))
@@ -102,10 +102,6 @@ class Stage:
         if last is None:
             raise SepsceneError(f"{self.folder.path} holds no sound checkpoint after training")
         return last
-
-    @property
-    def _controller(self) -> str:
-        return "its stream of data" if self.here else "its Train controller"
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -144,7 +140,7 @@ class Stage:
         def fit() -> None:
             try:
                 if self.here:
-                    self.here(self._settings, self._remaining())
+                    self.here(self._settings, self._ledger())
                 else:
                     self._trainer().fit()
             except BaseException as error:
@@ -160,8 +156,7 @@ class Stage:
         if not raised:
             return True
         error = raised[0]
-        passing = ray.exceptions.RayError if self.here else ray.exceptions.RayActorError
-        if isinstance(error, passing) and ray.is_initialized() and not self.folder.fatal.exists():
+        if isinstance(error, ray.exceptions.RayActorError) and ray.is_initialized() and not self.folder.fatal.exists():
             return False
         self._fail(error)
         return False
@@ -205,15 +200,18 @@ class Stage:
     def _remaining(self) -> Dataset:
         """The data of a worker group. Ray calls this in the controller, which has settings of its own."""
         configure_data(self.options.preserve_order)
-        chosen = choose_resume_point(self.folder)
-        ledger = Ledger(self.rows)
-        if chosen is not None:
-            recover_metrics(self._metrics, self.folder.name, steps_up_to(chosen))
-            ledger = read_ledger(chosen).try_again()
-        stream = self.stream(ledger)
+        stream = self.stream(self._ledger())
         stream.set_name(self.folder.shown)
         stream.context.execution_options = self.options  # as Ray Train does, where it trains
         return stream
+
+    def _ledger(self) -> Ledger:
+        """What the newest sound checkpoint has consumed, from which training goes on."""
+        chosen = choose_resume_point(self.folder)
+        if chosen is None:
+            return Ledger(self.rows)
+        recover_metrics(self._metrics, self.folder.name, steps_up_to(chosen))
+        return read_ledger(chosen).try_again()
 
     def _note(self, event: str) -> None:
         with suppress(OSError):  # on a full disk, the end of the stage says more

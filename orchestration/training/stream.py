@@ -71,6 +71,12 @@ def schedule_of(experiment: Experiment, clips: int) -> Schedule:
     return Schedule(seed=experiment.seed, clips=clips, epochs=experiment.training.epochs)
 
 
+def draws_of(experiment: Experiment, manifest: Manifest, ledger: Ledger) -> DrawRows:
+    """The draws of what a ledger still lacks."""
+    schedule = schedule_of(experiment, len(manifest.clips))
+    return DrawRows(manifest.clips, schedule, ledger, experiment.views, streams_of(experiment.used_augmentations))
+
+
 def service_settings(experiment: Experiment, checkpoints: Mapping[str, str]) -> ServiceSettings:
     """What readers and separation actors of an experiment agree on; `checkpoints` by processor name."""
     return ServiceSettings(
@@ -114,11 +120,8 @@ def view_stream(
         shown: a name beside those of its actors, which tells them from another run's in Ray's dashboard.
     """
     training = experiment.training
-    resources = experiment.resources
-    schedule = schedule_of(experiment, len(manifest.clips))
-    streams = streams_of(experiment.used_augmentations)
-    draws = DrawRows(manifest.clips, schedule, ledger, experiment.views, streams)
-    rows = _drawn_rows(draws, training.global_batch, training.service_rows, resources)
+    draws = draws_of(experiment, manifest, ledger)
+    rows = _drawn_rows(draws, training.global_batch, training.service_rows, experiment.resources)
     return _served(rows, experiment, checkpoints, store, crash_counts, separates_live(experiment), shown)
 
 

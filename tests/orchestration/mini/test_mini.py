@@ -26,6 +26,7 @@ from sepscene.orchestration.mini.study import _check_same_study, read_records, r
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, refuse_what_is_ignored
 from sepscene.orchestration.mini.trial import Split, score
 from sepscene.orchestration.presets import resolve, shipped_ladder
+from sepscene.orchestration.records.files import claimed
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.sweep_folder import StudyData, StudyFolder
 from sepscene.orchestration.training.row_draws import DrawRows
@@ -177,6 +178,10 @@ def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path
     }
     first = StudyFolder(tmp_path).trial("table2/mix-mix", 0)
     before = first.stat().st_mtime_ns
+    with claimed(StudyFolder(tmp_path).running("table4/N/simclr-cp", 0)) as alone:
+        assert alone
+        run_study(rows, 1, tmp_path, Console(quiet=True))
+    assert len(read_records(tmp_path)) == 2, "it left alone what another process has"
     run_study(rows, 1, tmp_path, Console(quiet=True))
     assert first.stat().st_mtime_ns == before
     records = {record.row: record for record in read_records(tmp_path)}
