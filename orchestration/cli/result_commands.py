@@ -54,7 +54,9 @@ def compare(
 
 
 def ui(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or the folder that holds runs.")] = Path("runs"),
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run, or the folder that holds runs.", callback=existing)
+    ] = Path("runs"),
     port: Annotated[int, typer.Option(min=1024, max=65535)] = 5000,
 ) -> None:
     """Open the MLflow UI on the store of a run or a folder of runs, on this machine only, at our training runs.

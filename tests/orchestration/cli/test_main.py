@@ -47,6 +47,7 @@ def test_every_command_explains_itself(command: str) -> None:
         (["sweep", "demo", "--over", "alpha=0,high"], "alpha"),
         (["report", "test"], "test: there is no such run .did you mean tests"),
         (["sync", "nowhere"], "nowhere: there is no such run"),
+        (["ui", "nowhere"], "nowhere: there is no such run"),
         (["compare", "tests"], "takes two runs"),
         (["evaluate", "nowhere"], "there is no such run"),
         (["pretrain", "demo", "--set", "separator.checkpoints={S2: nowhere, N: nowhere}"], "processor S2: nowhere"),
