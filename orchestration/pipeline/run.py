@@ -41,6 +41,7 @@ from sepscene.orchestration.reports.progress import progress
 from sepscene.orchestration.reports.status_line import BESIDE_THE_BAR, Terms
 from sepscene.orchestration.runtime.precision import separation_precision, slow_precisions, with_precisions
 from sepscene.orchestration.training.builders import encoder_of
+from sepscene.orchestration.training.light import starts_light
 from sepscene.orchestration.training.prefill import Filled, fill
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.separator_training import STAGE as SEPARATOR
@@ -333,8 +334,8 @@ class Run:
             )  # fmt: skip
         return filled
 
-    def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None, light: bool = False) -> Path:
-        """Pre-train an encoder and write its bundle; `pair` overrides the views for a baseline, `light` trains here.
+    def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None) -> Path:
+        """Pre-train an encoder and write its bundle; `pair` overrides the views for a baseline.
 
         Returns:
             The bundle's folder: RUN/encoder, or RUN/baselines/<pair>.
@@ -350,8 +351,8 @@ class Run:
         if experiment.store.mode == "prefill" and experiment.views.separates:
             self.prefill(train, ladder)
         with self.stage(stage, stage, rows, pair=experiment.views.pair):
-            here = light and not self.callbacks
-            newest = pretrain(experiment, train, ladder, self.folder, stage, self.store(), self.callbacks, here)
+            light = starts_light(experiment) and not self.callbacks  # which are Ray Train's
+            newest = pretrain(experiment, train, ladder, self.folder, stage, self.store(), self.callbacks, light)
             state = read_checkpoint(newest)
             card = {
                 "title": f"{experiment.name} ({experiment.views.pair})",

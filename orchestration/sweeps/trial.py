@@ -32,7 +32,6 @@ from sepscene.orchestration.repeating import again_and_again
 from sepscene.orchestration.runtime.concurrency import gpus_of
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.terminal import Terminal
-from sepscene.orchestration.training.light import starts_light
 from sepscene.orchestration.training.stream import schedule_of
 
 METRIC = "validation_knn_map"
@@ -55,7 +54,7 @@ def whole_run(run_dir: Path, experiment: Experiment, tracking_uri: str, tags: di
     try:
         train, test = run.manifests()
         note_steps(run_dir, experiment, len(train.clips))
-        run.encoder(train, run.ladder(train), light=starts_light(experiment))
+        run.encoder(train, run.ladder(train))
         results = evaluate_run(run, train, test, {})
     except BaseException:
         run.tracker.finish("", "FAILED")

@@ -4,7 +4,7 @@ No controller, worker, reader or coordinator of data is started: for a small tri
 local mode, `num_workers=0`, but it refuses to work inside a Tune trial. The loop that drives a stream of Ray Data turns
 without a rest while blocks lie ready: here it took a third of the trainer's time.) What they do is done here, and
 nothing restarts what is killed: who kills the driver ends the stage, and whoever starts it again goes on from its
-newest checkpoint. So only the trials of a sweep on one machine are run like this.
+newest checkpoint. So a stage runs like this only on one machine, where whatever ends a trainer mostly ends its driver.
 """
 
 import shutil
@@ -30,7 +30,7 @@ AHEAD = 2
 
 
 def starts_light(experiment: Experiment) -> bool:
-    """Whether a trial's trainer can do without a process of its own: one, on this machine's CPU, nothing separated."""
+    """Whether the trainer can do without a process of its own: one, on this machine's CPU, and nothing to separate."""
     asked = experiment.resources
     somewhere = asked.trainer_gpus or asked.trainer_labels or asked.trainer_accelerator
     return list(asked.trainer_counts) == [1] and not somewhere and not separates_live(experiment) and is_local()

@@ -4,6 +4,7 @@ Shapes: B pairs of this worker, P samples of a view, L frames, F mels.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -242,6 +243,7 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
 
 def pretrain_here(settings: dict[str, Any], batches: Iterator[Batch], validation: ValidationConfig | None) -> None:
     """The same without Ray: the one worker is this process; see `light.py`."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # of this thread, as a worker's
     reports = LocalReports(_folder(settings), validation)
     _train(_pretrainer(settings, torch.device("cpu")), settings, batches, lambda: set[str](), reports)
 
