@@ -8,6 +8,7 @@ newest checkpoint. So a stage runs like this only on one machine, where whatever
 """
 
 import shutil
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ def starts_light(experiment: Experiment) -> bool:
 
 
 def local_batches(
-    draws: DrawRows, make: Callable[[Columns], Columns], batch_rows: int, block_rows: int
+    draws: DrawRows, make: Callable[[Columns], Columns], batch_rows: int, block_rows: int, stop: threading.Event
 ) -> Iterator[Columns]:
     """The batches that a stream of the same parts gives a single trainer, made ahead by a thread of this process.
 
@@ -46,6 +47,7 @@ def local_batches(
         make: makes the views of a block.
         batch_rows: of the global batch; the last one is filled up.
         block_rows: of a block.
+        stop: ends them early.
     """
     batches = -(-sum(end - start for start, end in draws.remaining) // batch_rows)
 
@@ -60,6 +62,8 @@ def local_batches(
             if number < batches:
                 made.append(maker.submit(batch, number))
             yield made.popleft().result()
+            if stop.is_set():
+                return
 
 
 class LocalReports:

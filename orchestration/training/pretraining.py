@@ -5,6 +5,7 @@ Shapes: B pairs of this worker, P samples of a view, L frames, F mels.
 
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -318,12 +319,12 @@ def pretrain(
     crashes = CrashCounts(folder.crashes)
     validation = validation_of(experiment, manifest, folder)
 
-    def here(settings: dict[str, Any], ledger: Ledger) -> None:
+    def here(settings: dict[str, Any], ledger: Ledger, stop: threading.Event) -> None:
         # The store is opened anew, as in another process: the maker closes it at its end.
         make = ViewMaker(service_settings(experiment, checkpoints), copy(store), crashes)
         training = experiment.training
         draws = draws_of(experiment, manifest, ledger)
-        batches = local_batches(draws, make, training.global_batch, training.service_rows)
+        batches = local_batches(draws, make, training.global_batch, training.service_rows, stop)
         pretrain_here(settings, batches, validation)
 
     return Stage(

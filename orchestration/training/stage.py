@@ -42,6 +42,9 @@ MAX_FAILURES = 8
 MAX_CONTROLLERS = 4
 """Train controllers that may die; Ray itself never starts a second one."""
 
+STOP_SECONDS = 60
+"""How long a stage in this process may take to end after a signal: a step, and its checkpoint."""
+
 LOOK_SECONDS = 0.5
 """How often the driver wakes up while a stage runs, to hear signals and to see what stands still."""
 
@@ -60,7 +63,8 @@ class Stage:
         options: order and memory of the stream.
         validation: what Ray Train does with the encoders that a worker hands over (see `validation.py`).
         callbacks: the user's own, for Ray Train, which calls them in its controller's process.
-        here: trains in this process, given the settings and the ledger (see `light.py`); none leaves it to Ray Train.
+        here: trains in this process, given the settings, the ledger and an event that stops it after a step (see
+            `light.py`); none leaves it to Ray Train.
     """
 
     folder: StageFolder
@@ -72,7 +76,7 @@ class Stage:
     options: ExecutionOptions
     validation: ValidationConfig | None = None
     callbacks: Sequence[ray.train.UserCallback] = ()
-    here: Callable[[dict[str, Any], Ledger], None] | None = None
+    here: Callable[[dict[str, Any], Ledger, threading.Event], None] | None = None
 
     def run(self) -> Path:
         """Run to the end of the schedule, through the failures of anything but this process.
@@ -136,11 +140,12 @@ class Stage:
         Ray works in a thread, so that this one hears signals: Ray would take Ctrl-C for itself.
         """
         raised: list[BaseException] = []
+        stop = threading.Event()
 
         def fit() -> None:
             try:
                 if self.here:
-                    self.here(self._settings, self._ledger())
+                    self.here(self._settings, self._ledger(), stop)
                 else:
                     self._trainer().fit()
             except BaseException as error:
@@ -150,9 +155,14 @@ class Stage:
         thread = threading.Thread(target=fit, name=f"fit-{self.folder.name}", daemon=True)
         with checkpoint_on_signal(self.folder):
             thread.start()
-            while thread.is_alive():
-                thread.join(LOOK_SECONDS)
-                watchdog.look()
+            try:
+                while thread.is_alive():
+                    thread.join(LOOK_SECONDS)
+                    watchdog.look()
+            finally:
+                stop.set()
+                if self.here:  # an interpreter that ends below a thread that computes aborts
+                    thread.join(STOP_SECONDS)
         if not raised:
             return True
         error = raised[0]

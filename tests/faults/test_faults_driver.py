@@ -34,7 +34,8 @@ LONG = pytest.mark.faults_long
 @pytest.mark.parametrize(
     ("numbers", "every"),
     [
-        ([signal.SIGHUP, signal.SIGKILL], 1000),
+        ([signal.SIGHUP], 1000),
+        pytest.param([signal.SIGHUP, signal.SIGKILL], 1000, marks=LONG),
         pytest.param([signal.SIGKILL], 5, marks=LONG),
         pytest.param([signal.SIGINT], 1000, marks=LONG),
         pytest.param([signal.SIGTERM], 1000, marks=LONG),
@@ -70,6 +71,25 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
     word = "checkpoint, exit; goes on with --resume" if heard else "goes on with --resume"
     note(f"{' and '.join(number.name for number in numbers)} of the driver", word, run_dir, [again])
     assert losses(run_dir) == undisturbed(long_enough(nano), train_clips, ladder)
+
+
+def test_a_stage_in_the_drivers_own_process_hears_signals_and_continues(
+    nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path
+) -> None:
+    """Its numbers after a restart: tests/orchestration/training/test_light.py."""
+    experiment = long_enough(nano, epochs=120).changed({"views.pair": "mix-mix", "resources.trainers": 1})
+    command = as_command(experiment, ladder, scenes_dir, tmp_path, "hit")
+    run_dir = tmp_path / "runs" / "hit"
+    log = tmp_path / "log"
+    for step, number in ((10, signal.SIGINT), (40, signal.SIGKILL)):
+        end_by(number, step, command, run_dir, log)
+        command = [*command, "--resume"]
+    before = steps_done(run_dir)
+    finish(start(command, log), log)
+    assert before < 180 == steps_done(run_dir)
+    newest = newest_sound(run_dir / "checkpoints" / "pretrain-mix-mix")
+    assert newest is not None and read_ledger(newest).intervals == [(0, 120 * 24)]
+    assert "Stack trace" not in log.read_text()
 
 
 @LONG
