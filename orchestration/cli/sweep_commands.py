@@ -164,8 +164,8 @@ def reproduce_command(
     Public data sets (esc50, audioset, fsd50k) come with their usual splits; `--set data.train=…` goes before.
 
     Examples: `sepscene reproduce table2 --scale tiny --seeds 3`; `sepscene reproduce table2 --data esc50:esc10`;
-    `sepscene reproduce table2 table4 --scale mini --seeds 16 --id study`, which needs one core and no Ray, and goes on
-    where it was cut when it is given again
+    `sepscene reproduce table2 table4 --scale mini --seeds 16 --id study`, which needs one core and no Ray. Given again
+    it goes on where it was cut; given twice at the same time, two processes share the trials.
     """
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.dataset_presets import check_splits, data_changes
