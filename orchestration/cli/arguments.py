@@ -25,21 +25,20 @@ def mounted(storage: Any) -> Any:
     return storage
 
 
-def existing(given: Any) -> Any:
-    """The folder of a run, or a list of them, as given; `models:/NAME` is looked for later.
+def check_runs(*runs: Path) -> None:
+    """Folders of runs must be there; `models:/NAME` is looked for later.
 
     Raises:
-        SepsceneError: for a folder that is not there, with the nearest name beside it.
+        SepsceneError: for one that is not, with the nearest name beside it.
     """
-    for run in given if isinstance(given, list) else [given]:
-        if run is not None and ":" not in str(run) and not run.exists():
+    for run in runs:
+        if ":" not in str(run) and not run.exists():
             from sepscene.models.config import SepsceneError
             from sepscene.models.spelling import nearest
 
             siblings = [each.name for each in run.parent.iterdir() if each.is_dir()] if run.parent.is_dir() else []
             near = nearest(run.name, siblings)
             raise SepsceneError(f"{run}: there is no such run{f' (did you mean {run.parent / near}?)' if near else ''}")
-    return given
 
 
 def trusted(asked: bool) -> bool:
@@ -58,9 +57,7 @@ ExperimentName = Annotated[
         help="A name such as `table4/S2+N/simclr-cp` (see `sepscene show`), or a YAML file.",
     ),
 ]
-RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. `runs/demo`.", callback=existing)
-]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. `runs/demo`.")]
 Storage = Annotated[
     Path, typer.Option(help="Folder in which runs are kept; on a cluster a shared one.", callback=mounted)
 ]

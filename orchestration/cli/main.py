@@ -25,7 +25,7 @@ from sepscene.orchestration.cli.arguments import (
     Storage,
     TrustCode,
     Verbose,
-    existing,
+    check_runs,
 )
 from sepscene.orchestration.cli.cluster_commands import cluster_app, stop, submit
 from sepscene.orchestration.cli.data_commands import data_app, plan, prefill, store_app
@@ -172,9 +172,7 @@ def separator_train(
 
 @app.command()
 def evaluate(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run; with --task also an encoder bundle.", callback=existing)
-    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run; with --task also an encoder bundle.")],
     task: Annotated[
         list[str] | None,
         typer.Option(help="FORMAT:FOLDER, e.g. `esc50:ESC-50-master` or `hear:FOLDER`. Repeat as needed."),
@@ -196,6 +194,7 @@ def evaluate(
     """
     from sepscene.orchestration.records.run_folder import RunFolder
 
+    check_runs(run)
     if task:
         from sepscene.orchestration.cli.task_commands import evaluate_on_tasks
 
@@ -223,6 +222,7 @@ def report(run: RunArgument) -> None:
     """
     from sepscene.orchestration.reports.run_report import report_on
 
+    check_runs(run)
     html, markdown = report_on(run)
     console.print(f"{html}\n{markdown}", soft_wrap=True)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sepscene.orchestration.cli.arguments import RunArgument, existing
+from sepscene.orchestration.cli.arguments import RunArgument, check_runs
 from sepscene.orchestration.terminal import Terminal
 
 console = Terminal()
@@ -13,8 +13,7 @@ console = Terminal()
 
 def compare(
     a: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="A B", help="Two runs; or with --seeds two groups of equal size.", callback=existing),
+        list[Path] | None, typer.Argument(metavar="A B", help="Two runs; or with --seeds two groups of equal size.")
     ] = None,
     encoder_a: Annotated[
         str | None, typer.Option(help="Which encoder of A, e.g. `mix-mix`; its own when absent.")
@@ -41,6 +40,7 @@ def compare(
         compare_on_tasks(tasks, csv, latex)
         return
     a = a or []
+    check_runs(*a)
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.evaluation.compare import compare_runs, compare_seeds, render
 
@@ -54,9 +54,7 @@ def compare(
 
 
 def ui(
-    folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run, or the folder that holds runs.", callback=existing)
-    ] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or the folder that holds runs.")] = Path("runs"),
     port: Annotated[int, typer.Option(min=1024, max=65535)] = 5000,
 ) -> None:
     """Open the MLflow UI on the store of a run or a folder of runs, on this machine only, at our training runs.
@@ -65,6 +63,7 @@ def ui(
     """
     from sepscene.orchestration.records.mlflow_ui import serve
 
+    check_runs(folder)
     serve(folder, port, console)
 
 
@@ -78,6 +77,7 @@ def sync(run: RunArgument) -> None:
     from sepscene.orchestration.records.mlflow_address import tracking_uri_of
     from sepscene.orchestration.records.mlflow_mirror import sync as send
 
+    check_runs(run)
     uri = tracking_uri_of(run)
     send(run, uri)
     console.print(f"MLflow at {uri} has everything", soft_wrap=True)
@@ -104,6 +104,7 @@ def replay_command(
     from sepscene.orchestration.records.run_folder import RunFolder
     from sepscene.orchestration.training.replay import last_bad_rows, replay
 
+    check_runs(run)
     row = row or last_bad_rows(run.resolve())
     if len(row) < 2:
         raise SepsceneError("a contrastive loss needs at least two rows: give --row twice")

@@ -78,24 +78,22 @@ class Watchdog:
             )
 
     def _look_at_processes(self, now: float) -> None:
+        quiet = now - self.grew
         free = self.processes.free
-        if not free and now - self.grew < SILENT_SECONDS:
-            self.stopped = {}
-            return
-        found = self.processes.stopped()
-        since = now if free else self.grew  # of one that is sought only now, the last step is the last sign of life
-        self.stopped = {each: self.stopped.get(each, since) for each in found}
+        found = self.processes.stopped() if free or quiet >= SILENT_SECONDS else set()
+        self.stopped = {each: self.stopped.get(each, now) for each in found}
         self.named &= found
         for process, since in self.stopped.items():
             seconds = now - since
             if seconds >= RESTART_SECONDS:
                 self._say(f"{process.described} was stopped for {seconds:.0f} s: it is killed, and Ray starts another")
                 self.processes.kill(process)
-            elif seconds >= SILENT_SECONDS and process not in self.named:
+            elif process not in self.named and (seconds >= SILENT_SECONDS or not free):
                 self.named.add(process)
+                stands = f"has been stopped for {seconds:.0f} s" if free else f"is stopped, no step for {quiet:.0f} s"
                 self._say(
-                    f"{process.described} has been stopped for {seconds:.0f} s; `kill -CONT {process.pid}` lets"
-                    f" it go on, else it is restarted after {RESTART_SECONDS:.0f} s"
+                    f"{process.described} {stands}; `kill -CONT {process.pid}` lets it go on, else it is restarted "
+                    f"after {RESTART_SECONDS:.0f} s"
                 )
 
     def _look_at_steps(self, now: float) -> None:

@@ -48,7 +48,7 @@ def test_separators_and_trainers_lie_on_their_own_nodes_and_every_row_is_consume
 def test_a_stopped_process_of_another_node_is_named_and_restarted(outcome: dict[str, Any]) -> None:
     said = [event for event in outcome["events"] if "SeparationService of run" in event and "(process " in event]
     assert len(said) == 2 and all(re.search(r"\(process \d+ on [\d.]+\)", event) for event in said), outcome["events"]
-    assert "has been stopped for" in said[0] and "it is killed, and Ray starts another" in said[1]
+    assert "is stopped, no step for" in said[0] and "it is killed, and Ray starts another" in said[1]
 
 
 def test_a_label_that_no_node_has_is_refused_and_named(outcome: dict[str, Any]) -> None:
