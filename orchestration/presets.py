@@ -279,7 +279,7 @@ def demo(scale: Scale = "tiny") -> Experiment:
     """S2 or N, both tasks, on 10 s synthetic scenes.
 
     `make demo` runs it at mini, with the separators that come with the package. At tiny it trains its own. Both have
-    fewer scenes and steps than the rows of the tables, so that all of it ends in about six minutes.
+    fewer scenes and steps than the rows of the tables, so that all of it ends in four to five minutes.
     """
     base = SCALES[scale]().changed({"name": "demo", "views.combination": ["S2", "N"]})
     if scale == "mini":
@@ -292,7 +292,6 @@ def demo(scale: Scale = "tiny") -> Experiment:
                 "views.specaugment": False,
                 "objective.alpha": 0.2,
                 "training.epochs": 36,
-                "resources.trainers": 2,
             }
         )
     if scale != "tiny":
