@@ -50,6 +50,7 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
     torch.set_num_threads(1)
     _check_no_own_code(rows)
     begin = time.monotonic()
+    files = StudyFolder(folder)
     _check_same_study(rows, folder)
     planned = [
         (name, row.changed({"seed": seed}))
@@ -62,11 +63,11 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
     for number, (name, experiment) in enumerate(planned):
         if hours is not None and time.monotonic() - begin > 3600 * hours:
             break
-        with claimed(StudyFolder(folder).running(name, experiment.seed)) as alone:
+        with claimed(files.running(name, experiment.seed)) as alone:
             if not alone or _finished(folder, name, experiment.seed):
                 continue
             record = run_trial(experiment, train, test, processors, untrained=name == UNTRAINED)
-            record.save(StudyFolder(folder).trial(name, experiment.seed))
+            record.save(files.trial(name, experiment.seed))
         speed = f", {record.steps_per_second:.1f} steps per second" if record.steps else ""
         found = f"{record.metrics['shallow_map']:.3f}{speed}"
         console.print(f"{number + 1}/{len(planned)}  {name}, seed {experiment.seed}: {found}", highlight=False)

@@ -5,15 +5,13 @@ others use as well, Ray's state API says which actors and tasks are this job's, 
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from ray.util.state import list_actors, list_tasks
-from ray.util.state.exception import RayStateApiException
 
 from sepscene.orchestration.runtime.placement import is_local
 
@@ -29,7 +27,7 @@ RAY_ITSELF = ("gcs_server", "raylet")
 
 @dataclass(frozen=True)
 class RunProcess:
-    """A process of the run.
+    """A process of the run; two are the same that have the same number on the same node.
 
     Attributes:
         pid: its number on its machine.
@@ -39,9 +37,9 @@ class RunProcess:
     """
 
     pid: int
-    name: str
+    name: str = field(compare=False)
     node: str = ""
-    address: str = ""
+    address: str = field(default="", compare=False)
 
     @property
     def described(self) -> str:
@@ -75,10 +73,7 @@ class ClusterProcesses:
 
     def stopped(self) -> set[RunProcess]:
         """Those that are stopped; none of nodes that do not answer, and none where there is no state API."""
-        try:
-            listed = _processes_of_job()
-        except (RayStateApiException, OSError, ValueError):  # no dashboard, or one that is overloaded
-            return set()
+        listed = _processes_of_job()
         asked = {_on(_stopped_of, node).remote(list(pids)): node for node, pids in listed.items()}
         answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
         for reference in late:
@@ -110,14 +105,22 @@ def kill_stopped(pid: int) -> None:
 
 
 def _processes_of_job() -> dict[str, dict[int, str]]:
-    """Node -> process number -> name, of the actors that live and the tasks that run."""
+    """Node -> process number -> name, of the actors that live and the tasks that run; none without a state API."""
+    from ray.util.state import list_actors, list_tasks  # its client is no part of a start
+    from ray.util.state.exception import RayStateApiException
+
     of_job = ("job_id", "=", ray.get_runtime_context().get_job_id())
     how: dict[str, Any] = {"limit": MOST_LISTED, "timeout": ANSWER_SECONDS, "raise_on_missing_output": False}
+    try:
+        tasks = list_tasks(filters=[of_job, ("state", "=", "RUNNING")], **how)
+        actors = list_actors(filters=[of_job, ("state", "=", "ALIVE")], **how)
+    except (RayStateApiException, OSError, ValueError):  # no dashboard, or one that is overloaded
+        return {}
     found: dict[str, dict[int, str]] = {}
-    for task in list_tasks(filters=[of_job, ("state", "=", "RUNNING")], **how):
+    for task in tasks:
         if task.node_id and task.worker_pid:
             found.setdefault(task.node_id, {})[task.worker_pid] = task.name
-    for actor in list_actors(filters=[of_job, ("state", "=", "ALIVE")], **how):
+    for actor in actors:
         if actor.node_id and actor.pid:
             found.setdefault(actor.node_id, {})[actor.pid] = actor.class_name
     return found

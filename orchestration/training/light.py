@@ -49,7 +49,7 @@ def local_batches(
         block_rows: of a block.
         stop: ends them early.
     """
-    batches = -(-sum(end - start for start, end in draws.remaining) // batch_rows)
+    batches = draws.batches(batch_rows)
 
     def batch(number: int) -> Columns:
         position_B = np.arange(number * batch_rows, (number + 1) * batch_rows)

@@ -153,7 +153,7 @@ class Pretrainer:
     @property
     def last_step(self) -> int:
         """Number of the step with which the schedule ends."""
-        left = sum(end - start for start, end in self.ledger.remaining())
+        left = self.ledger.rows - self.ledger.consumed
         return self.step + -(-left // self.experiment.training.global_batch)
 
     def state(self) -> TrainingState:

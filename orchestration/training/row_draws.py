@@ -38,6 +38,10 @@ class DrawRows:
         self.views = views
         self.streams = tuple(streams)
 
+    def batches(self, rows: int) -> int:
+        """How many batches of so many rows what remains makes; the last one is filled up."""
+        return -(-sum(end - start for start, end in self.remaining) // rows)
+
     def __call__(self, columns: Columns) -> Columns:
         """Columns of draws for the positions in column `id`; fillers beyond the end have row −1."""
         row_N = nth_rows(self.remaining, columns["id"], beyond=FILLER)

@@ -207,7 +207,7 @@ def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedul
 
 def _drawn_rows(draws: DrawRows, global_rows: int, block_rows: int, resources: Resources) -> Dataset:
     """What remains, padded to whole global batches, with its draws, in blocks of `block_rows`."""
-    steps = -(-sum(end - start for start, end in draws.remaining) // global_rows)
+    steps = draws.batches(global_rows)
     tasks = -(-steps // max(1, ROWS_A_TASK // global_rows))
     return (
         ray.data.range(steps, override_num_blocks=max(1, tasks))
