@@ -49,6 +49,7 @@ class Watchdog:
         self.processes = processes
         self.stopped: dict[RunProcess, float] = {}  # since when
         self.named: set[RunProcess] = set()
+        self.killed: set[RunProcess] = set()
         self.size = self._size()
         self.grew = time.monotonic()
         self.longest = 0.0
@@ -83,10 +84,14 @@ class Watchdog:
         found = self.processes.stopped() if free or quiet >= SILENT_SECONDS else set()
         self.stopped = {each: self.stopped.get(each, now) for each in found}
         self.named &= found
+        self.killed &= found
         for process, since in self.stopped.items():
             seconds = now - since
             if seconds >= RESTART_SECONDS:
-                self._say(f"{process.described} was stopped for {seconds:.0f} s: it is killed, and Ray starts another")
+                if process not in self.killed:  # on a cluster a dead process may still be found for a while
+                    self.killed.add(process)
+                    restarted = "it is killed, and Ray starts another"
+                    self._say(f"{process.described} was stopped for {seconds:.0f} s: {restarted}")
                 self.processes.kill(process)
             elif process not in self.named and (seconds >= SILENT_SECONDS or not free):
                 self.named.add(process)

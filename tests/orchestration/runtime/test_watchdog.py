@@ -12,7 +12,7 @@ import pytest
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.runtime import watchdog
-from sepscene.orchestration.runtime.run_processes import LocalProcesses, is_stopped
+from sepscene.orchestration.runtime.run_processes import LocalProcesses, RunProcess, is_stopped
 from sepscene.orchestration.runtime.watchdog import Watchdog
 
 
@@ -33,11 +33,26 @@ class Clock:
         monkeypatch.setattr(watchdog.time, "monotonic", lambda: self.now)
 
 
+class KilledLate(LocalProcesses):
+    """As on a cluster: a process that is to be killed is still found for a few looks."""
+
+    asked = 0
+
+    def kill(self, process: RunProcess) -> None:
+        self.asked += 1
+        if self.asked > 3:
+            super().kill(process)
+
+
+@pytest.mark.parametrize("processes", [LocalProcesses, KilledLate])
 def test_a_stopped_process_is_named_and_then_killed(
-    process: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    process: subprocess.Popen[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    processes: type[LocalProcesses],
 ) -> None:
     clock, said = Clock(monkeypatch), list[str]()
-    dog = Watchdog(tmp_path / "metrics.jsonl", said.append, LocalProcesses())
+    dog = Watchdog(tmp_path / "metrics.jsonl", said.append, processes())
 
     def wait(seconds: float) -> None:
         for _ in range(round(seconds / 10)):
