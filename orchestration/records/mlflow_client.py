@@ -17,7 +17,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from sepscene.models.config import SepsceneError
@@ -29,6 +29,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 _METRICS_AT_ONCE = 900  # MLflow takes at most 1000 a call
+_PARAMS_AT_ONCE = 100  # the most that MLflow takes; each call is a commit, which a disk takes its time for
 _LONGEST_PARAM = 5900
 _REFUSALS = {
     "BAD_REQUEST",
@@ -141,8 +142,9 @@ class MlflowStore:
         known = self.client.get_run(run_id).data.params
         new = {key: value[:_LONGEST_PARAM] for key, value in params.items()}
         self.tag(run_id, {**tags, **{f"now.{key}": new[key] for key in new.keys() & known if new[key] != known[key]}})
-        for key in new.keys() - known:
-            self.client.log_param(run_id, key, new[key])
+        unknown = [Param(key, value) for key, value in new.items() if key not in known]
+        for start in range(0, len(unknown), _PARAMS_AT_ONCE):
+            self.client.log_batch(run_id, params=unknown[start : start + _PARAMS_AT_ONCE])
         self.client.update_run(run_id, status="RUNNING")
 
     def tag(self, run_id: str, tags: dict[str, str]) -> None:
