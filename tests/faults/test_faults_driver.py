@@ -73,15 +73,16 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
     assert losses(run_dir) == undisturbed(long_enough(nano), train_clips, ladder)
 
 
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], pytest.param([signal.SIGINT, signal.SIGKILL], marks=LONG)])
 def test_a_stage_in_the_drivers_own_process_hears_signals_and_continues(
-    nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path
+    nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path, numbers: list[signal.Signals]
 ) -> None:
     """Its numbers after a restart: tests/orchestration/training/test_light.py."""
     experiment = long_enough(nano, epochs=120).changed({"views.pair": "mix-mix", "resources.trainers": 1})
     command = as_command(experiment, ladder, scenes_dir, tmp_path, "hit")
     run_dir = tmp_path / "runs" / "hit"
     log = tmp_path / "log"
-    for step, number in ((10, signal.SIGINT), (40, signal.SIGKILL)):
+    for step, number in zip((10, 40), numbers, strict=False):
         end_by(number, step, command, run_dir, log)
         command = [*command, "--resume"]
     before = steps_done(run_dir)

@@ -109,7 +109,7 @@ def call(lab: Path, variables: dict[str, str], *words: str, code: int = 0) -> st
 @pytest.fixture(scope="module")
 def finished(lab: Path, variables: dict[str, str], nano: Experiment, scenes_dir: Path) -> Path:
     """The run's folder. The store is read through, so both ways to a view are gone."""
-    short = {"training.epochs": 2, "evaluation.baselines": False, "store.mode": "read-through"}
+    short = {"training.epochs": 2, "evaluation.baselines": False, "store.mode": "read-through", "resources.trainers": 1}
     nano.changed(short).save(lab / "nano.yaml")
     (lab / "script.py").write_text(SCRIPT)
     call(lab, variables, "script.py", "nano.yaml", str(lab / "runs"), str(scenes_dir))

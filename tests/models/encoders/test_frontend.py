@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
 from sepscene.models.settings import FrontEndConfig
+from tests.conftest import REPOSITORY
 
 
 def _noise(samples: int, seed: int = 0) -> torch.Tensor:
@@ -31,23 +32,16 @@ def test_frames_are_foretold(name: str, samples: int) -> None:
     assert LogMel(config)(_noise(samples)).shape[1] == config.frames(samples)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FRONT_ENDS)
 def test_bands_equal_librosas(name: str) -> None:
-    import librosa  # takes seconds
+    """Its values are stored: to compile librosa takes a fresh machine half a minute.
 
-    config = FRONT_ENDS[name]
-    expected = librosa.filters.mel(
-        sr=config.sample_rate,
-        n_fft=config.fft_samples,
-        n_mels=config.mel_bands,
-        fmin=config.lowest_hz,
-        fmax=config.highest_hz,
-        htk=config.mel_scale == "htk",
-        norm="slaney" if config.equal_area else None,
-        dtype=np.float64,
-    )
-    np.testing.assert_allclose(LogMel(config).bands_NF.numpy().T, expected, atol=2e-5 * expected.max())
+    They are `librosa.filters.mel` (0.11.0) of sr, n_fft, n_mels, fmin, fmax, htk and norm ("slaney" for equal areas)
+    as the front-end has them, computed in float64.
+    """
+    with np.load(REPOSITORY / "tests" / "golden" / "librosa_bands.npz") as stored:
+        expected = stored[name]
+    np.testing.assert_allclose(LogMel(FRONT_ENDS[name]).bands_NF.numpy().T, expected, atol=2e-5 * expected.max())
 
 
 @pytest.mark.parametrize("name", ["panns_16k", "panns_32k"])
