@@ -13,10 +13,10 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # would come last.
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-fast test-faults test-hosts lint docs clean
+.PHONY: help setup demo test test-all test-fast test-faults test-hosts lint docs clean
 
 help:
-	@sed -n 's/^#   //p' Makefile; echo "also: setup test-fast test-faults test-hosts lint docs clean"
+	@sed -n 's/^#   //p' Makefile; echo "also: setup test-all test-fast test-faults test-hosts lint docs clean"
 
 setup: .venv/.ready
 
@@ -32,7 +32,11 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/sepscene demo
 
-test: setup lint
+test: setup
+	@# Beside each other: the types keep one core busy for 40 s.
+	$(MAKE) --jobs 2 lint test-all
+
+test-all: setup
 	RAY_worker_niceness=0 $(PYTEST) -n 2 --durations=40 -m "not hosts and not faults_long"
 
 test-fast: setup
