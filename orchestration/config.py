@@ -17,63 +17,25 @@ from sepscene.augment.audio import AudioFormat
 from sepscene.augment.augmentations.settings import Augmentations, Choice, SpecAugment
 from sepscene.augment.store.separated_store import StoreSettings
 from sepscene.augment.views import Views
-from sepscene.models.card import ProcessorName, dotted
+from sepscene.models.card import dotted
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.encoders.choice import EncoderChoice
 from sepscene.models.files import write_atomically
 from sepscene.models.names import is_own
-from sepscene.models.own import SeparatorChoice, separator_code
+from sepscene.models.own import separator_code
 from sepscene.models.precision import PrecisionChoice
-from sepscene.models.settings import Cnn14Config, FrontEndConfig, TDCNppConfig
+from sepscene.models.settings import Cnn14Config, FrontEndConfig
 from sepscene.models.spelling import near_choice, unknown, unknown_field
 from sepscene.orchestration.data_config import Data
 from sepscene.orchestration.objective_config import Objective
 from sepscene.orchestration.renamed import new_name
+from sepscene.orchestration.separator_config import Separator
 from sepscene.orchestration.yaml_files import not_utf8_of, read_yaml, secrets_of
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
 _PCM_BYTES = 2
 MOST_BLOCK_BYTES = 128 * 2**20
 """Larger blocks of whole clips are cut by Ray Data (its `target_max_block_size`), and equal blocks keep the order."""
-
-
-class Ladder(Config):
-    """The separator's checkpoints: a name and the step after which each is kept (paper: N 0, F 500, S1 5k, S2 1.7M)."""
-
-    steps: dict[ProcessorName, int] = Field({"N": 0, "F": 500, "S1": 5_000, "S2": 1_700_000})
-
-    @model_validator(mode="after")
-    def _not_empty_not_negative(self) -> "Ladder":
-        if not self.steps:
-            raise ValueError("separator.ladder.steps is empty: name at least one checkpoint, e.g. {N: 0}")
-        negative = [name for name, step in self.steps.items() if step < 0]
-        if negative:
-            raise ValueError(f"separator.ladder.steps of {', '.join(negative)} is negative: steps count from 0")
-        return self
-
-
-class Separator(Config):
-    """The separator and how MixIT trains it, or the folder of ready ones."""
-
-    network: TDCNppConfig = TDCNppConfig()
-    ladder: Ladder = Ladder()
-    beside: dict[ProcessorName, TDCNppConfig] = Field(
-        default_factory=dict,
-        description="processors of other shapes beside the ladder, untrained like N: name -> network",
-    )
-    checkpoints: dict[ProcessorName, SeparatorChoice] = Field(
-        default_factory=dict,
-        description="ready separators by processor name -> folder, or your own: `package.module:Name` or `{use: …, its "
-        "fields}`; nothing is trained then",
-    )
-    objective: Literal["mixit", "supervised"] = Field(
-        "mixit",
-        description="supervised: with the isolated sources of synthetic scenes, the bound to compare MixIT with",
-    )
-    batch_mixtures: int = Field(16, ge=1, description="mixtures of mixtures a step, over all workers [open; ours]")
-    segment_seconds: float = Field(10.0, gt=0, description="training segment of each clip [open; ours]")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam (paper 1e-3, released recipe 1e-4)")
-    clip_gradient_norm: float = Field(5.0, gt=0, description="[open; ours]")
 
 
 class Training(Config):

@@ -15,8 +15,9 @@ from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import Cnn14Config, TDCNppConfig
 from sepscene.models.trust import CODE, PROGRAMS
-from sepscene.orchestration.config import Evaluation, Experiment, Ladder, Resources, Separator, Training
+from sepscene.orchestration.config import Evaluation, Experiment, Resources, Training
 from sepscene.orchestration.objective_config import Objective
+from sepscene.orchestration.separator_config import Ladder, Separator
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 from sepscene.tasks.evaluation.settings import ScoringSettings
 

@@ -4,7 +4,6 @@ Every stage looks for what it has made before it makes it, so that a run continu
 it. The folder is the truth about the run; MLflow mirrors it.
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -18,7 +17,6 @@ from typing import Any
 from ray.train import UserCallback
 from rich.console import Console
 
-from sepscene.augment.separation.channel_scores import ChannelScores
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
@@ -39,10 +37,10 @@ from sepscene.orchestration.records.run_lock import check_free, locked
 from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import progress
 from sepscene.orchestration.reports.status_line import BESIDE_THE_BAR, Terms
-from sepscene.orchestration.runtime.precision import separation_precision, slow_precisions, with_precisions
+from sepscene.orchestration.runtime.precision import slow_precisions, with_precisions
 from sepscene.orchestration.training.builders import encoder_of
 from sepscene.orchestration.training.light import starts_light
-from sepscene.orchestration.training.prefill import Filled, fill
+from sepscene.orchestration.training.prefill import Filled, fill, name_of_filling
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.separator_training import STAGE as SEPARATOR
 from sepscene.orchestration.training.separator_training import separator_steps, train_separator
@@ -317,7 +315,7 @@ class Run:
         )
         total = len(train) * len(processors)
         store = SeparatedStore(self.store_uri(), experiment.store.settings)
-        mark = _filling(experiment, train, ladder)
+        mark = name_of_filling(experiment, train, ladder)
         if store.folder.is_filled(mark):
             return Filled(total, 0, 0, {})
         with self.stage("prefill", "separate into the store", total):
@@ -399,16 +397,3 @@ class Run:
         if not bundle.exists():
             save_encoder(encoder_of(self.experiment, None), bundle, {"title": "untrained", "steps": 0})
         return bundle
-
-
-def _filling(experiment: Experiment, train: Manifest, ladder: dict[str, str]) -> str:
-    """A name for these clips, separated by the experiment's processors as its audio and its precision say."""
-    digests = sorted(read_card(ladder[name]).digest for name in experiment.views.combination)
-    what: list[Any] = [train.digest(), digests, experiment.audio.model_dump()]
-    precision = separation_precision(experiment)
-    if precision != "float32":  # which goes without saying, as in the store's keys
-        what.append(precision)
-    scores = ChannelScores.of(experiment.views)
-    if scores is not None:
-        what.append(scores.digest)
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

@@ -7,13 +7,14 @@ from typing import Any
 from rich.console import Console
 
 from sepscene.models.settings import Cnn14Config, TDCNppConfig
-from sepscene.orchestration.config import Experiment, Separator
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import EXPERIMENTS, SCALES, Scale, named_experiment
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.results import ReproducedRun, ReproductionResults, RunResults
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports.paper_tables import TWINS, planned_rows
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
+from sepscene.orchestration.separator_config import Separator
 from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
 from sepscene.orchestration.sweeps.run_trials import parent_run, run_trials, share
 from sepscene.orchestration.sweeps.trial_plan import Trial

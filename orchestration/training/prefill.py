@@ -1,15 +1,21 @@
 """Filling the SeparatedStore before any training, and making sure: every wanted entry is looked for at the end."""
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from sepscene.augment.separation.blocks import StoredViews
+from sepscene.augment.separation.channel_scores import ChannelScores
 from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.models.card import read_card
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.runtime.precision import separation_precision
 from sepscene.orchestration.runtime.streamed import blocks_of
 from sepscene.orchestration.training.stream import prefill_stream, service_settings
 from sepscene.orchestration.training.throughput import STORE_COUNTS, counts_of_block
@@ -123,6 +129,19 @@ def fill(
             _add(counts, batch)
         missing_N = wanted.missing()
     return Filled(total, int(wanted.unusable_N.sum()), len(missing_N), counts)
+
+
+def name_of_filling(experiment: Experiment, train: Manifest, ladder: Mapping[str, str]) -> str:
+    """A name for these clips, separated by the experiment's processors as its audio and its precision say."""
+    digests = sorted(read_card(ladder[name]).digest for name in experiment.views.combination)
+    what: list[Any] = [train.digest(), digests, experiment.audio.model_dump()]
+    precision = separation_precision(experiment)
+    if precision != "float32":  # which goes without saying, as in the store's keys
+        what.append(precision)
+    scores = ChannelScores.of(experiment.views)
+    if scores is not None:
+        what.append(scores.digest)
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _blocks(

@@ -33,7 +33,8 @@ from sepscene.tasks.datasets.labels import (
     split_of_shard,
 )
 from sepscene.tasks.datasets.manifest import Clip, Manifest, read_from
-from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root, read_parquet_columns
+from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root
+from sepscene.tasks.datasets.tables import read_parquet_columns
 
 _YOUTUBE_ID = re.compile(r"^[A-Za-z0-9_-]{11}$")
 _START = re.compile(r"^_(\d+(?:\.\d+)?)(?:_(\d+(?:\.\d+)?))?$")

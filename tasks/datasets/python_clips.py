@@ -18,7 +18,8 @@ from sepscene.augment.locations import exact_seconds, is_utf8, local_path, split
 from sepscene.models.files import parse_json, write_atomically
 from sepscene.tasks.datasets.labels import ManifestError, parse_offset, split_labels
 from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, Clip, Manifest, make_manifest, manifest_of
-from sepscene.tasks.datasets.root import Root, read_parquet_columns
+from sepscene.tasks.datasets.root import Root
+from sepscene.tasks.datasets.tables import read_parquet_columns
 
 NAMES = {"offset": "offset_seconds", "label": "labels"}
 """Other names of fields that are understood."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_check import NAMES, report, run_in_processes
+from benchmarks.gpu_check.check import NAMES, report, run_in_processes
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 

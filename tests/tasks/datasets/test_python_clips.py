@@ -8,7 +8,7 @@ import pytest
 
 import sepscene
 from sepscene.tasks.datasets.readers import ManifestError, read_manifest
-from sepscene.tasks.datasets.root import read_parquet_columns
+from sepscene.tasks.datasets.tables import read_parquet_columns
 
 
 def test_the_table_is_what_was_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

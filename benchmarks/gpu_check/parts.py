@@ -30,7 +30,7 @@ from sepscene.orchestration.training.memory import out_of_memory
 from sepscene.tasks.losses.coincidence import coincidence_loss
 from sepscene.tasks.losses.nt_xent import nt_xent
 
-REFERENCE = Path(__file__).resolve().parent.parent.parent / "shared" / "reference"
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
 ROUNDS = 5
 
 

@@ -8,8 +8,8 @@ as failed, and a new process goes on with the next. A part that is saved already
 FOLDER/report.md holds all results as tables. `--device cpu --small` runs the same code with small networks in a minute
 or two: its speeds mean nothing, but the script is known to work before a GPU is there.
 
-The parts are in `benchmarks.gpu_parts` (networks, separator, encoder, losses, copies, memory) and `benchmarks.gpu_runs`
-(tests, live, stored, plan).
+The parts are in `benchmarks.gpu_check.parts` (networks, separator, encoder, losses, copies, memory) and
+`benchmarks.gpu_check.runs` (tests, live, stored, plan).
 """
 
 import faulthandler
@@ -26,8 +26,8 @@ from typing import Any
 import typer
 
 PARTS = {
-    "benchmarks.gpu_parts": ("networks", "separator", "encoder", "losses", "copies", "memory"),
-    "benchmarks.gpu_runs": ("tests", "live", "stored", "plan"),
+    "benchmarks.gpu_check.parts": ("networks", "separator", "encoder", "losses", "copies", "memory"),
+    "benchmarks.gpu_check.runs": ("tests", "live", "stored", "plan"),
 }
 """Module -> its parts, in order. Modules are imported when their first part begins."""
 NAMES = tuple(name for names in PARTS.values() for name in names)
@@ -121,7 +121,3 @@ def main(
     save(out / "report.md", report(results, device))
     if any("failed" in result for result in results.values()):
         raise typer.Exit(1)
-
-
-if __name__ == "__main__":
-    typer.run(main)

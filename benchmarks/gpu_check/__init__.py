@@ -1,0 +1,1 @@
+"""The GPU check: see `benchmarks.gpu_check.check`."""

@@ -1,0 +1,84 @@
+"""Tables of data sets: CSV as text, and Parquet whose size is checked before its values are made."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from sepscene.augment.locations import MOST_BYTES, MOST_ROWS
+
+RAGGED = "\0ragged"
+"""The column that marks rows of a CSV with too many or too few cells."""
+
+
+def read_csv(text: str) -> pa.Table:
+    """A CSV table of text; a row with too many or too few cells is marked in the column `RAGGED`."""
+    try:
+        return pyarrow.csv.read_csv(
+            io.BytesIO(text.encode()),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types={name: pa.string() for name in next(csv.reader(io.StringIO(text, newline="")), [])},
+                strings_can_be_null=False,
+            ),
+        )
+    except (pa.ArrowException, ValueError):  # the slow way says what is wrong, and where
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows = list(reader)
+        names = list(reader.fieldnames or ())
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in names}
+        columns[RAGGED] = pa.array([None in row or None in row.values() for row in rows], pa.bool_())
+        return pa.table(columns) if names else pa.table({})
+
+
+def read_parquet_columns(
+    path: str, filesystem: pyarrow.fs.FileSystem, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """A Parquet table whose size is checked before its values are made.
+
+    Repeated values take a few bytes in the file, whatever they become in memory: text stays a dictionary until its
+    length is known.
+
+    Raises:
+        ValueError: more than `MOST_ROWS` rows or `MOST_BYTES` of text, or text that is not UTF-8.
+        OSError, pyarrow.ArrowException: not readable.
+    """
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        if file.metadata.num_rows > MOST_ROWS:
+            raise ValueError(f"it claims {file.metadata.num_rows} rows; at most {MOST_ROWS} are read")
+        leaves = [file.schema.column(n) for n in range(len(file.schema))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    with pq.ParquetFile(path, filesystem=filesystem, read_dictionary=texts) as file:
+        batches = []
+        size = 0
+        for batch in file.iter_batches(batch_size=65_536, columns=None if columns is None else list(columns)):
+            size += sum(_bytes_of(column) for column in batch.columns)
+            if size > MOST_BYTES:
+                raise ValueError(f"its values are more than {MOST_BYTES} bytes; split it")
+            batches.append(pa.record_batch([_plain(column) for column in batch.columns], names=batch.schema.names))
+        names = file.schema_arrow.names if columns is None else list(columns)
+    table = pa.Table.from_batches(batches) if batches else pa.table({name: [] for name in names})
+    table.validate(full=True)  # Arrow takes text for UTF-8 without looking
+    return table
+
+
+def _bytes_of(column: pa.Array) -> int:
+    """Bytes of a column once its dictionaries are values."""
+    if pa.types.is_dictionary(column.type):
+        lengths = pc.fill_null(pc.binary_length(column.dictionary), 0)
+        return int(pc.sum(pc.take(lengths, column.indices)).as_py() or 0)
+    if pa.types.is_struct(column.type):
+        return sum(_bytes_of(column.field(n)) for n in range(column.type.num_fields))
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return _bytes_of(column.flatten())
+    return int(column.nbytes)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
