@@ -48,7 +48,8 @@ test-hosts: setup
 test-faults: setup
 	RAY_worker_niceness=0 $(BIN)/python -m pytest \
 	  tests/faults \
-	  tests/orchestration/sweeps/test_whole_sweep.py tests/orchestration/sweeps/test_run_trials.py
+	  tests/orchestration/sweeps/test_whole_sweep.py tests/orchestration/sweeps/test_run_trials.py \
+	  tests/orchestration/runtime/test_session.py
 	$(BIN)/python -m tests.faults.faults
 
 lint: setup

@@ -58,7 +58,7 @@ def test_the_wheel_works_beside_the_users_own_modules(environment: Path, nano: E
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").touch()
     (tmp_path / "tasks.py").write_text("raise RuntimeError('the user has imported nothing of this name')")
-    # The fewest processes that import the package as Ray's workers: one reader, one trainer, one step.
+    # Few processes: it trains in that of its driver; those that embed import the package as Ray's workers.
     small = {"data.scenes_train": 16, "data.scenes_test": 8, "training.epochs": 1, "views.pair": "mix-mix"}
     few = {"resources.trainers": 1, "evaluation.baselines": False}
     nano.changed(small | few).save(tmp_path / "mine.yaml")
@@ -74,7 +74,7 @@ def test_the_wheel_works_beside_the_users_own_modules(environment: Path, nano: E
     assert "pretrain" in call("sepscene", "--help")
     assert call("sepscene", "--version").startswith("sepscene ")
     assert "torchaudio 2.11.0" in call("sepscene", "doctor")
-    call("sepscene", "pretrain", "mine.yaml", "--run-id", "first", "--no-evaluate")
+    call("sepscene", "pretrain", "mine.yaml", "--run-id", "first")
     call("python", "-m", "sepscene", "embed", "runs/first", "one.wav", "--out", "h.npy")
     assert np.isfinite(np.load(tmp_path / "h.npy")).all()
     assert str(environment) in call("python", "-c", LOADS)

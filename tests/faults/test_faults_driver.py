@@ -78,7 +78,7 @@ def test_a_stage_in_the_drivers_own_process_hears_signals_and_continues(
     nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path, numbers: list[signal.Signals]
 ) -> None:
     """Its numbers after a restart: tests/orchestration/training/test_light.py."""
-    experiment = long_enough(nano, epochs=120).changed({"views.pair": "mix-mix", "resources.trainers": 1})
+    experiment = long_enough(nano, epochs=60).changed({"views.pair": "mix-mix", "resources.trainers": 1})
     command = as_command(experiment, ladder, scenes_dir, tmp_path, "hit")
     run_dir = tmp_path / "runs" / "hit"
     log = tmp_path / "log"
@@ -87,9 +87,9 @@ def test_a_stage_in_the_drivers_own_process_hears_signals_and_continues(
         command = [*command, "--resume"]
     before = steps_done(run_dir)
     finish(start(command, log), log)
-    assert before < 180 == steps_done(run_dir)
+    assert before < 90 == steps_done(run_dir)
     newest = newest_sound(run_dir / "checkpoints" / "pretrain-mix-mix")
-    assert newest is not None and read_ledger(newest).intervals == [(0, 120 * 24)]
+    assert newest is not None and read_ledger(newest).intervals == [(0, 60 * 24)]
     assert "Stack trace" not in log.read_text()
 
 

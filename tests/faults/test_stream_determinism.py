@@ -1,6 +1,7 @@
 """The same rows, views and losses: 1 or 3 actors, 1, 2 or 4 trainers, live or cached, with and without a kill.
 
-`make test` takes some of the cases, `make test-faults` all.
+`make test` takes some of the cases (one actor and one trainer: tests/orchestration/training/test_stream.py), `make
+test-faults` all.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixture
 
 SOURCES = ("off", "read-through", "prefill")
 IN_CI = {
-    ("off", 1, 1, False),
     ("off", 3, 4, True),
     ("read-through", 3, 2, False),
     ("prefill", 1, 4, True),

@@ -39,7 +39,11 @@ print(pid)
 
 
 @pytest.mark.parametrize(
-    ("end", "left"), [("sepscene.orchestration.runtime.session.disconnect", False), ("ray.shutdown", True)]
+    ("end", "left"),
+    [
+        ("sepscene.orchestration.runtime.session.disconnect", False),
+        pytest.param("ray.shutdown", True, marks=pytest.mark.faults_long),  # that Ray needs it
+    ],
 )
 def test_a_worker_that_never_ends_goes_with_the_ray_of_its_command(end: str, left: bool) -> None:
     """One that waits in its exit handler, when Ray has seen it off already: Ray itself leaves it."""
