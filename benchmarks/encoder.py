@@ -16,12 +16,15 @@ Shapes: B examples, T samples, N frequencies, C channels, L frames, F mels, D em
 
 import argparse
 import copy
+import multiprocessing
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,6 +34,7 @@ from sepscene.models.encoders.encoder import Encoder
 from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
 from sepscene.models.encoders.importer import front_end_buffers
 from sepscene.models.settings import Cnn14Config
+from sepscene.orchestration.runtime.allocator import MALLOC
 
 Step = Callable[[], Tensor]
 
@@ -120,44 +124,79 @@ def training_step(module: nn.Module, half: bool, wave_BT: Tensor) -> Step:
     return step
 
 
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
+PASSES = {"forward": (forward_step, 1), "forward and backward": (training_step, 3)}
+"""Title -> how a step of it is made, and its work in forward passes."""
+
+_ways: dict[str, tuple[nn.Module, bool, Tensor]] = {}
+"""Of a measuring process: its modules, whether they compute in bfloat16, and their input."""
+
+
+def prepare(options: argparse.Namespace) -> list[str]:
+    """Build all ways in this process; returns their names."""
+    if options.device == "cpu":
         torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    encoder = make_encoder(options)
+    torch.manual_seed(1)
+    wave_BT = 0.1 * torch.randn(options.batch, encoder.patch_samples, device=options.device)
+    _ways.update({name: (*way, wave_BT) for name, way in variants(encoder, options.compile).items()})
+    return list(_ways)
 
 
-def _seconds(step: Step, device: torch.device) -> float:
+def make_encoder(options: argparse.Namespace) -> Encoder:
+    """The encoder that all ways are copies of."""
+    torch.manual_seed(0)
+    return Encoder(LogMel(FRONT_ENDS["panns_16k"]), Cnn14(sizes(options))).to(torch.device(options.device))
+
+
+def sizes(options: argparse.Namespace) -> Cnn14Config:
+    """Of the network."""
+    return Cnn14Config.tiny() if options.tiny else Cnn14Config()
+
+
+def timed(title: str, name: str) -> tuple[float, np.ndarray]:
+    """Seconds and output of one step of a way, in a measuring process."""
+    module, half, wave_BT = _ways[name]
+    step = PASSES[title][0](module, half, wave_BT)
+    device = wave_BT.device
     if device.type == "cpu":
         start = time.process_time()
-        step()
-        return time.process_time() - start
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    step()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+        output = step()
+        seconds = time.process_time() - start
+    else:
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        output = step()
+        torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+    return seconds, output.float().cpu().numpy()
 
 
-def compare(title: str, steps: dict[str, Step], rounds: int, examples: int, adds: float, device: torch.device) -> None:
-    """Print examples/s, the ratio to the first way, operations/s, and the distance from its output."""
-    with _one_thread(device):
-        outputs = {name: step().float() for name, step in steps.items()}  # also warms up
-        times: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(rounds):
-            for name, step in steps.items():
-                times[name].append(_seconds(step, device))
-    first = next(iter(steps))
+def compare(title: str, places: Mapping[str, tuple[Executor, str]], rounds: int, examples: int, adds: float) -> None:
+    """Print examples/s, the ratio to the first way, operations/s, and the distance from its output.
+
+    Args:
+        places: what is shown -> the process, and the way that it runs.
+    """
+
+    def run(place: tuple[Executor, str]) -> tuple[float, np.ndarray]:
+        process, name = place
+        return process.submit(timed, title, name).result()
+
+    outputs = {shown: run(place)[1] for shown, place in places.items()}  # also warms up
+    times: dict[str, list[float]] = {shown: [] for shown in places}
+    for _ in range(rounds):
+        for shown, place in places.items():
+            times[shown].append(run(place)[0])
+    first = next(iter(places))
     baseline = median(times[first])
-    print(f"\n{title}: {examples} examples a step, median of {rounds}")
-    print(f"{'way':36}{'examples/s':>12}{'ratio':>8}{'GFLOP/s':>10}{'difference':>12}")
-    for name in steps:
-        seconds = median(times[name])
-        off = float((outputs[name] - outputs[first]).norm() / outputs[first].norm())
+    print(f"\n{title}: {examples} examples a step, median of {rounds} (range)")
+    print(f"{'way':40}{'examples/s':>12}{'ratio':>22}{'GFLOP/s':>10}{'difference':>12}")
+    for shown in places:
+        seconds = median(times[shown])
+        off = float(np.linalg.norm(outputs[shown] - outputs[first]) / np.linalg.norm(outputs[first]))
         rate = examples / seconds
-        print(f"{name:36}{rate:12.1f}{baseline / seconds:8.2f}{2e-9 * adds * rate:10.1f}{off:12.1e}")
+        spread = f"{baseline / seconds:.2f} ({baseline / max(times[shown]):.2f} to {baseline / min(times[shown]):.2f})"
+        print(f"{shown:40}{rate:12.1f}{spread:>22}{2e-9 * adds * rate:10.1f}{off:12.1e}", flush=True)
 
 
 def main() -> None:
@@ -169,18 +208,27 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
-    device, config = torch.device(options.device), FRONT_ENDS["panns_16k"]
-    trunk = Cnn14Config.tiny() if options.tiny else Cnn14Config()
-    torch.manual_seed(0)
-    encoder = Encoder(LogMel(config), Cnn14(trunk)).to(device)
-    wave_BT = 0.1 * torch.randn(options.batch, encoder.patch_samples, device=device)
-    adds = multiply_adds(trunk, config.frames(encoder.patch_samples))
-    print(f"{torch.__version__} on {device}: {adds / 1e6:,.0f} M multiply-adds an example")
-    ways = variants(encoder, options.compile)
-    forward = {name: forward_step(module, half, wave_BT) for name, (module, half) in ways.items()}
-    compare("forward", forward, options.rounds, options.batch, adds, device)
-    train = {name: training_step(module, half, wave_BT) for name, (module, half) in ways.items()}
-    compare("forward and backward", train, options.rounds, options.batch, 3 * adds, device)
+    adds = multiply_adds(sizes(options), FRONT_ENDS["panns_16k"].frames(make_encoder(options).patch_samples))
+    print(f"{torch.__version__} on {options.device}: {adds / 1e6:,.0f} M multiply-adds an example")
+    with process_with({}) as plain, process_with({"GLIBC_TUNABLES": MALLOC}) as kept:
+        names = plain.submit(prepare, options).result()
+        kept.submit(prepare, options).result()
+        places = {name: (plain, name) for name in names} | {f"{name}, kept": (kept, name) for name in names}
+        for title, (_, passes) in PASSES.items():
+            compare(title, places, options.rounds, options.batch, passes * adds)
+
+
+def process_with(settings: dict[str, str]) -> ProcessPoolExecutor:
+    """A process that starts with these environment variables."""
+    before = dict(os.environ)
+    os.environ.update(settings)
+    try:
+        process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        process.submit(os.getpid).result()  # it starts with its first task
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return process
 
 
 if __name__ == "__main__":

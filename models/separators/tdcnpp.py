@@ -68,8 +68,8 @@ class StftBasis(nn.Module):
         self.fft_samples = 2 * (config.coefficients - 1)
         self.gamma = nn.Parameter(torch.ones(()))
         self.beta = nn.Parameter(torch.zeros(()))
-        # On the CPU also where a folder is read into a network without memory: there torch would import its compiler for
-        # it, a second in every process that separates.
+        # On the CPU also where a folder is read into a network without memory: there torch would import its compiler
+        # for it, a second in every process that separates.
         cpu = torch.device("cpu")
         window = torch.hann_window(config.window_samples, periodic=True, dtype=torch.float64, device=cpu).sqrt()
         hop = config.hop_samples
