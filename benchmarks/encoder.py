@@ -44,7 +44,7 @@ class PlainPanns(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.trunk: Any = encoder.trunk
+        self.trunk: Any = encoder.trunk.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.hop = encoder.config.front_end.hop_samples
         real, imaginary, self.bands_NF = (
             nn.Parameter(tensor, requires_grad=False) for tensor in front_end_buffers(encoder.config.front_end).values()
