@@ -71,20 +71,29 @@ class ClusterProcesses:
     free = False
     """A look asks the head and every node."""
 
+    def __init__(self) -> None:
+        self._found: set[RunProcess] = set()
+
     def stopped(self) -> set[RunProcess]:
-        """Those that are stopped; none of nodes that do not answer, and none where there is no state API."""
+        """Those that are stopped, as far as is known.
+
+        Of a node, or a head, that does not answer in time, those that were found last; none without a state API.
+        """
         listed = _processes_of_job()
+        if listed is None:
+            return self._found
         asked = {_on(_stopped_of, node).remote(list(pids)): node for node, pids in listed.items()}
         answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
         for reference in late:
             ray.cancel(reference, force=True)
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-        found = set()
+        found = {process for process in self._found if process.node in {asked[reference] for reference in late}}
         for reference in answered:
             node = asked[reference]
             with suppress(ray.exceptions.RayError):  # the node has just gone
                 for pid in ray.get(reference):
                     found.add(RunProcess(pid, listed[node][pid], node, addresses.get(node, node)))
+        self._found = found
         return found
 
     def kill(self, process: RunProcess) -> None:
@@ -104,8 +113,8 @@ def kill_stopped(pid: int) -> None:
             psutil.Process(pid).kill()
 
 
-def _processes_of_job() -> dict[str, dict[int, str]]:
-    """Node -> process number -> name, of the actors that live and the tasks that run; none without a state API."""
+def _processes_of_job() -> dict[str, dict[int, str]] | None:
+    """Node -> process number -> name, of the actors that live and the tasks that run; None without an answer."""
     from ray.util.state import list_actors, list_tasks  # its client is no part of a start
     from ray.util.state.exception import RayStateApiException
 
@@ -115,7 +124,7 @@ def _processes_of_job() -> dict[str, dict[int, str]]:
         tasks = list_tasks(filters=[of_job, ("state", "=", "RUNNING")], **how)
         actors = list_actors(filters=[of_job, ("state", "=", "ALIVE")], **how)
     except (RayStateApiException, OSError, ValueError):  # no dashboard, or one that is overloaded
-        return {}
+        return None
     found: dict[str, dict[int, str]] = {}
     for task in tasks:
         if task.node_id and task.worker_pid:

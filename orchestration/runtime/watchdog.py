@@ -81,7 +81,10 @@ class Watchdog:
     def _look_at_processes(self, now: float) -> None:
         quiet = now - self.grew
         free = self.processes.free
-        found = self.processes.stopped() if free or quiet >= SILENT_SECONDS else set()
+        if not free and quiet < SILENT_SECONDS:
+            self.stopped.clear()  # steps come, so nobody looks; what was named is not named again
+            return
+        found = self.processes.stopped()
         self.stopped = {each: self.stopped.get(each, now) for each in found}
         self.named &= found
         self.killed &= found

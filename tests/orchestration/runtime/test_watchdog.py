@@ -73,6 +73,36 @@ def test_a_stopped_process_is_named_and_then_killed(
     assert process.wait(10) == -signal.SIGKILL
 
 
+class Costly(LocalProcesses):
+    """As on a cluster: looked at only when no step has come for a while."""
+
+    free = False
+
+
+def test_steps_between_two_looks_do_not_name_a_process_again(
+    process: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process of several may let some steps pass that were under way."""
+    clock, said = Clock(monkeypatch), list[str]()
+    metrics = tmp_path / "metrics.jsonl"
+    dog = Watchdog(metrics, said.append, Costly())
+    process.send_signal(signal.SIGSTOP)
+    for _ in range(100):  # the system takes a moment
+        if is_stopped(process.pid):
+            break
+        time.sleep(0.05)
+    for seconds in (40, 10, 40, 10, 200):
+        clock.now += seconds
+        dog.look()
+        if seconds == 10:
+            with metrics.open("a") as file:
+                file.write("{}\n")
+    assert [line for line in said if "is stopped, no step for" in line] == said[:1]
+    clock.now += 301
+    dog.look()
+    assert "it is killed, and Ray starts another" in said[-1]
+
+
 def test_a_stage_whose_steps_stay_away_is_spoken_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, said = Clock(monkeypatch), list[str]()
     metrics = tmp_path / "metrics.jsonl"
