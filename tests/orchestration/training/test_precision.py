@@ -7,8 +7,8 @@ from sepscene.augment.separation.blocks import ServiceSettings
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
-from sepscene.orchestration.pipeline.run import _filling
 from sepscene.orchestration.presets import named_experiment
+from sepscene.orchestration.training.prefill import name_of_filling
 from sepscene.orchestration.training.stream import _served
 from sepscene.tasks.datasets.manifest import Clip, make_manifest
 
@@ -38,5 +38,5 @@ def test_a_fill_is_of_one_precision(tmp_path) -> None:  # type: ignore[no-untype
     names = FLOAT32.views.combination
     save_separator(TDCNpp(TDCNppConfig.tiny()), tmp_path, {})
     ladder, train = dict.fromkeys(names, str(tmp_path)), make_manifest([Clip("a", "a", (), "train")], "here")
-    marks = {_filling(experiment, train, ladder) for experiment in (FLOAT32, FLOAT32, BFLOAT16)}
+    marks = {name_of_filling(experiment, train, ladder) for experiment in (FLOAT32, FLOAT32, BFLOAT16)}
     assert len(marks) == 2
