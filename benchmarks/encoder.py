@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from sepscene.models.encoders.importer import front_end_buffers
 from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.runtime.allocator import MALLOC
 
+FRONT_END = FRONT_ENDS["panns_16k"]
 Step = Callable[[], Tensor]
 
 
@@ -131,21 +133,15 @@ _ways: dict[str, tuple[nn.Module, bool, Tensor]] = {}
 """Of a measuring process: its modules, whether they compute in bfloat16, and their input."""
 
 
-def prepare(options: argparse.Namespace) -> list[str]:
-    """Build all ways in this process; returns their names."""
+def prepare(options: argparse.Namespace) -> tuple[list[str], int]:
+    """Build all ways in this process; returns their names, and the samples of a patch."""
     if options.device == "cpu":
         torch.set_num_threads(1)
-    encoder = make_encoder(options)
-    torch.manual_seed(1)
+    torch.manual_seed(0)
+    encoder = Encoder(LogMel(FRONT_END), Cnn14(sizes(options))).to(options.device)
     wave_BT = 0.1 * torch.randn(options.batch, encoder.patch_samples, device=options.device)
     _ways.update({name: (*way, wave_BT) for name, way in variants(encoder, options.compile).items()})
-    return list(_ways)
-
-
-def make_encoder(options: argparse.Namespace) -> Encoder:
-    """The encoder that all ways are copies of."""
-    torch.manual_seed(0)
-    return Encoder(LogMel(FRONT_ENDS["panns_16k"]), Cnn14(sizes(options))).to(torch.device(options.device))
+    return list(_ways), encoder.patch_samples
 
 
 def sizes(options: argparse.Namespace) -> Cnn14Config:
@@ -208,11 +204,11 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
-    adds = multiply_adds(sizes(options), FRONT_ENDS["panns_16k"].frames(make_encoder(options).patch_samples))
-    print(f"{torch.__version__} on {options.device}: {adds / 1e6:,.0f} M multiply-adds an example")
     with process_with({}) as plain, process_with({"GLIBC_TUNABLES": MALLOC}) as kept:
-        names = plain.submit(prepare, options).result()
+        names, samples = plain.submit(prepare, options).result()
         kept.submit(prepare, options).result()
+        adds = multiply_adds(sizes(options), FRONT_END.frames(samples))
+        print(f"{torch.__version__} on {options.device}: {adds / 1e6:,.0f} M multiply-adds an example")
         places = {name: (plain, name) for name in names} | {f"{name}, kept": (kept, name) for name in names}
         for title, (_, passes) in PASSES.items():
             compare(title, places, options.rounds, options.batch, passes * adds)
@@ -220,14 +216,9 @@ def main() -> None:
 
 def process_with(settings: dict[str, str]) -> ProcessPoolExecutor:
     """A process that starts with these environment variables."""
-    before = dict(os.environ)
-    os.environ.update(settings)
-    try:
+    with patch.dict(os.environ, settings):
         process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         process.submit(os.getpid).result()  # it starts with its first task
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
     return process
 
 

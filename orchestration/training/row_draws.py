@@ -39,7 +39,7 @@ class DrawRows:
         self.streams = tuple(streams)
 
     def batches(self, rows: int) -> int:
-        """How many batches of so many rows what remains makes; the last one is filled up."""
+        """Number of batches of `rows` rows in what remains; the last one is filled up."""
         return -(-sum(end - start for start, end in self.remaining) // rows)
 
     def __call__(self, columns: Columns) -> Columns:

@@ -25,6 +25,15 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
     child.wait(10)
 
 
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGSTOP; the system takes a moment."""
+    process.send_signal(signal.SIGSTOP)
+    for _ in range(100):
+        if is_stopped(process.pid):
+            return
+        time.sleep(0.05)
+
+
 class Clock:
     """Time that passes when it is told to."""
 
@@ -61,11 +70,7 @@ def test_a_stopped_process_is_named_and_then_killed(
 
     wait(100)
     assert not said
-    process.send_signal(signal.SIGSTOP)
-    for _ in range(100):  # the system takes a moment
-        if is_stopped(process.pid):
-            break
-        time.sleep(0.05)
+    stop(process)
     wait(50)
     assert len(said) == 1 and said[0].startswith(f"SeparationService 60 (process {process.pid}) has been stopped for")
     wait(300)
@@ -86,11 +91,7 @@ def test_steps_between_two_looks_do_not_name_a_process_again(
     clock, said = Clock(monkeypatch), list[str]()
     metrics = tmp_path / "metrics.jsonl"
     dog = Watchdog(metrics, said.append, Costly())
-    process.send_signal(signal.SIGSTOP)
-    for _ in range(100):  # the system takes a moment
-        if is_stopped(process.pid):
-            break
-        time.sleep(0.05)
+    stop(process)
     for seconds in (40, 10, 40, 10, 200):
         clock.now += seconds
         dog.look()
