@@ -17,6 +17,7 @@ store_ls  `sepscene store ls` of the same store
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -199,18 +200,18 @@ def part_ledger(clips: int, folder: Path) -> Callable[[], object]:
 
 
 def make_store(clips: int, folder: Path) -> str:
-    """A store with an entry of four channels for each clip, 100 a shard: footers without sound."""
-    from sepscene.augment.store.shards import Entry, StoreKey, shard_pieces
+    """A store with an entry of four channels of 16 samples for each clip, 100 a shard."""
+    from sepscene.augment.store.shards import StoreKey, encode_entry, shard_pieces
 
     store = folder / f"store-{clips}"
     if (store / "made").exists():
         return str(store)
     shutil.rmtree(store, ignore_errors=True)
     (store / "shards").mkdir(parents=True)
-    levels = np.full(4, -20, np.float32)
+    wave, levels = np.zeros((4, 16), np.int16), np.full(4, -20, np.float32)
     for start in range(0, clips, ENTRIES_A_SHARD):
         keys = [StoreKey(f"{n:064x}", "a" * 64, "16000 Hz, 10 s") for n in range(start, start + ENTRIES_A_SHARD)]
-        pieces, _ = shard_pieces([Entry(key, 4, 160_000, levels, b"") for key in keys], 4096)
+        pieces, _ = shard_pieces([encode_entry(key, wave, levels, 4096) for key in keys], 4096)
         (store / "shards" / f"{start:012d}-made-up.shard").write_bytes(b"".join(pieces))
     (store / "made").touch()
     return str(store)
@@ -249,6 +250,8 @@ PARTS = {name.removeprefix("part_"): value for name, value in list(globals().ite
 def measure(part: str, clips: int, folder: Path) -> tuple[float, float]:
     """Seconds and MiB of one part; runs in a process of its own."""
     run = PARTS[part](clips, folder)
+    gc.collect()
+    pa.default_memory_pool().release_unused()  # what making up the inputs took
     reset_peak()
     began = time.perf_counter()
     run()

@@ -107,16 +107,8 @@ class StoreIndex:
         return Found(self._names[shard], place, block.levels[row, :channels].copy())
 
     def _merge(self, old: _Block, new: _Block) -> _Block:
-        width = max(old.levels.shape[1], new.levels.shape[1])
-        columns = []
-        for name in vars(old):
-            pair = [getattr(block, name) for block in (old, new)]
-            if name == "levels":
-                pair = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=np.nan) for x in pair]
-            columns.append(np.concatenate(pair))
-        merged = _Block(*columns)
         live = np.array([name in self._numbers for name in self._names])
-        return _sorted(merged, live[merged.shard])
+        return _sorted([old, new], live)
 
 
 def _block(footers: list[pa.Table], first: int) -> _Block:
@@ -137,10 +129,20 @@ def _block(footers: list[pa.Table], first: int) -> _Block:
         channels,
         levels,
     )
-    return _sorted(block, np.ones(len(table), bool))
+    return _sorted([block], np.ones(first + len(footers), bool))
 
 
-def _sorted(block: _Block, keep: np.ndarray) -> _Block:
-    order = np.lexsort((block.low, block.high))
-    order = order[keep[order]]
-    return _Block(*(np.ascontiguousarray(column[order]) for column in vars(block).values()))
+def _sorted(blocks: list[_Block], live: np.ndarray) -> _Block:
+    """The entries of live shards, `live` by a shard's number, as one block; made a column at a time, to save memory."""
+    low, high, shard = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("low", "high", "shard"))
+    order = np.lexsort((low, high))
+    order = order[live[shard[order]]]
+    width = max(block.levels.shape[1] for block in blocks)
+
+    def sorted_column(name: str) -> np.ndarray:
+        parts = [getattr(block, name) for block in blocks]
+        if name == "levels":
+            parts = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=np.nan) for x in parts]
+        return np.concatenate(parts)[order]
+
+    return _Block(**{name: sorted_column(name) for name in vars(blocks[0])})

@@ -40,6 +40,7 @@ __all__ = ["SeparatedStore", "StoreCounters", "StoreKey", "StoreSettings"]
 
 _log = logging.getLogger(__name__)
 _FOOTERS_AT_ONCE = 16
+_FOOTERS_KEPT = 1024  # read before they are sorted into the index; as tables they take six times its bytes
 _REFRESH_SHARE = 0.05  # refreshes take at most this share of a process's time, however slow listing is
 
 
@@ -269,25 +270,35 @@ class SeparatedStore:
             self._forget(name)
         new = [info for name, info in listed.items() if name not in known and name not in self._bad_shards]
         if new:
-            with ThreadPoolExecutor(min(len(new), _FOOTERS_AT_ONCE)) as pool:
-                footers = dict(zip([info.base_name for info in new], pool.map(self._footer, new), strict=True))
-            with self._lock:
-                self._index.add({name: footer for name, footer in footers.items() if footer is not None})
+            self._learn(new)
         took = time.monotonic() - begin
         self._next_refresh = time.monotonic() + max(self.settings.refresh_seconds, took / _REFRESH_SHARE)
 
-    def _footer(self, info: fs.FileInfo) -> pa.Table | None:
-        """What the index needs of a footer; None where the shard is damaged, which is counted, or can't be read now."""
+    def _learn(self, new: list[fs.FileInfo]) -> None:
+        """Enter new shards into the index, and tell of those that cannot be read in one line, however many."""
+        unread: list[str] = []
+        with ThreadPoolExecutor(min(len(new), _FOOTERS_AT_ONCE)) as pool:
+            for start in range(0, len(new), _FOOTERS_KEPT):
+                few = new[start : start + _FOOTERS_KEPT]
+                footers = dict(zip([info.base_name for info in few], pool.map(self._footer, few), strict=True))
+                unread += [f"{name}: {why}" for name, why in footers.items() if isinstance(why, str)]
+                with self._lock:
+                    self._index.add({name: each for name, each in footers.items() if isinstance(each, pa.Table)})
+        if unread:
+            more = f"; and {len(unread) - 3:,} more, see `sepscene store verify`" if len(unread) > 3 else ""
+            _log.warning("store %s: passed over: %s", self.folder.uri, "; ".join(unread[:3]) + more)
+
+    def _footer(self, info: fs.FileInfo) -> pa.Table | str:
+        """What the index needs of a footer, or why it has none: a damaged shard is counted, another is tried again."""
         try:
             with self.folder.filesystem.open_input_file(info.path) as file:
                 return read_footer(file, info.size).select(COLUMNS)
         except ShardDamage as error:
-            _log.warning("store %s: %s is passed over: %s", self.folder.uri, info.base_name, error)
             self._bad_shards.add(info.base_name)
             self._count(damaged=1)
+            return str(error)
         except FILESYSTEM_ERRORS as error:
-            _log.warning("store %s: cannot read %s: %s", self.folder.uri, info.base_name, error)
-        return None
+            return f"cannot be read: {error}"
 
     def _forget(self, name: str) -> None:
         with self._lock:

@@ -29,6 +29,9 @@ from sepscene.tasks.datasets.root import Root
 
 __all__ = ["Manifest", "ManifestError", "read_manifest"]
 
+ROWS_AT_ONCE = 65_536
+"""Rows of a table that are objects of Python at one time."""
+
 TEST_SHARE = 0.2
 """Share of each class that becomes the test split where a directory tree names no splits."""
 
@@ -93,33 +96,50 @@ def _from_tables(root: Root, tables: list[str], source: str) -> Manifest:
 
 
 def _table_clips(root: Root, name: str) -> pa.Table:
-    """The clips of a declared table; several may lie in one recording, at different offsets. Made column by column."""
-    table = root.table(name, ["uri", "labels", "split"], empty=["labels"])
-    where = f"{root.location}/{name}"
-    names, uris = root.uris(_texts(table["uri"]))
-    offsets = _offsets(table, where)
+    """The clips of a declared table; several may lie in one recording, at different offsets.
+
+    Made column by column, and not all rows at once: as objects of Python ten million names take over 1 GB.
+    """
+    read = root.table(name, ["uri", "labels", "split"], empty=["labels"]).to_batches(max_chunksize=ROWS_AT_ONCE)
+    read.reverse()
+    first = 2
+    clips = []
+    while read:
+        batch = read.pop()  # what is done is let go of
+        clips.append(_batch_clips(root, batch, f"{root.location}/{name}", first))
+        first += len(batch)
+    return pa.Table.from_batches(clips, CLIP_COLUMNS)
+
+
+def _batch_clips(root: Root, batch: pa.RecordBatch, where: str, first: int) -> pa.RecordBatch:
+    """The clips of some rows of a table; `first` is the number of the first one, for messages."""
+    names, uris = root.uris(_texts(batch["uri"]))
+    offsets = _offsets(batch, where, first)
     if any(offsets):
         pairs = zip(names, offsets, strict=True)
         names = [f"{name}@{exact_seconds(offset)}" if offset else name for name, offset in pairs]
-    return pa.table([names, uris, _labels(table["labels"]), _texts(table["split"]), offsets], schema=CLIP_COLUMNS)
+    columns = [names, uris, _labels(batch["labels"]), _texts(batch["split"]), offsets]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, CLIP_COLUMNS, strict=True)]
+    return pa.record_batch(arrays, schema=CLIP_COLUMNS)
 
 
-def _texts(column: pa.ChunkedArray) -> list[str]:
+def _texts(column: pa.Array) -> list[str]:
     return list(pc.utf8_trim_whitespace(column.cast(pa.string())).to_pylist())
 
 
-def _offsets(table: pa.Table, where: str) -> list[float]:
-    if "offset_seconds" not in table.column_names:
-        return [0.0] * len(table)
-    return [parse_offset(cell, f"{where} row {n}") for n, cell in enumerate(table["offset_seconds"].to_pylist(), 2)]
+def _offsets(batch: pa.RecordBatch, where: str, first: int) -> list[float]:
+    if "offset_seconds" not in batch.schema.names:
+        return [0.0] * len(batch)
+    return [parse_offset(cell, f"{where} row {n}") for n, cell in enumerate(batch["offset_seconds"].to_pylist(), first)]
 
 
-def _labels(column: pa.ChunkedArray) -> pa.Array:
+def _labels(column: pa.Array) -> pa.Array:
     """The labels of every row; cells of text are taken apart once for each different text."""
+    kind = CLIP_COLUMNS.field("labels").type
     if not pa.types.is_string(column.type):
-        return pa.array([split_labels(cell) for cell in column.to_pylist()], pa.list_(pa.string()))
-    coded = column.combine_chunks().dictionary_encode()
-    different = pa.array([split_labels(text) for text in coded.dictionary.to_pylist()] + [()], pa.list_(pa.string()))
+        return pa.array([split_labels(cell) for cell in column.to_pylist()], kind)
+    coded = column.dictionary_encode()
+    different = pa.array([split_labels(text) for text in coded.dictionary.to_pylist()] + [()], kind)
     return different.take(pc.fill_null(coded.indices, len(different) - 1))
 
 

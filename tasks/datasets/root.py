@@ -123,7 +123,8 @@ class Root:
             else:
                 relatives.append(name)
                 uris.append(prefix + name)
-        self.named.update(relatives)
+        if self._is_surveyed():  # the names of ten million clips take 1 GB
+            self.named.update(relatives)
         return relatives, uris
 
     def _holds_in_truth(self, path: str) -> bool:
@@ -298,7 +299,7 @@ class Root:
         Args:
             unused: the reason of a sound file that no clip came from.
         """
-        if not self.survey and "everything" not in self.__dict__:
+        if not self._is_surveyed():
             return None
         used = self.named | self.tables_read
         for name in self.everything:
@@ -306,6 +307,10 @@ class Root:
                 self.skipped.add(_reason(name, unused), name)
         members = self.members_seen + self.skipped.count(NOT_UTF8)
         return Survey(len(self.everything) + members, self.skipped.entries())
+
+    def _is_surveyed(self) -> bool:
+        """Whether what is left out will be asked for: the caller wants it, or the files were listed anyway."""
+        return self.survey or "everything" in self.__dict__
 
 
 def _reason(name: str, unused: str) -> str:

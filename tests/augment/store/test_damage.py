@@ -117,6 +117,17 @@ def test_a_foreign_file_among_the_shards_is_passed_over(tmp_path, content):
     assert store.counters.damaged == 1, "counted once, not at each look"
 
 
+def test_many_damaged_shards_are_told_of_in_one_line(tmp_path, caplog):
+    written(tmp_path)
+    for n in range(50):
+        (tmp_path / "shards" / f"{n:020d}-foreign.shard").write_bytes(b"x")
+    count, store = readable(tmp_path)
+    assert (count, store.counters.damaged) == (6, 50)
+    (line,) = caplog.messages
+    assert line.count("foreign.shard") == 3
+    assert "and 47 more" in line
+
+
 def _with_footer(whole: bytes, table: pa.Table) -> bytes:
     """A shard with another footer whose checksum is right, as a program with a fault may write it."""
     _, _, magic = struct.unpack("<QI8s", whole[-20:])
