@@ -11,7 +11,7 @@ from sepscene.tasks.evaluation.resampling import resample, resampled_scores
 from sepscene.tasks.evaluation.retrieval import query_by_example
 from sepscene.tasks.evaluation.scores import Scores, cross_validate, measure, score_embeddings
 from sepscene.tasks.evaluation.settings import ScoringSettings
-from sepscene.tasks.evaluation.shallow import shallow_classification
+from sepscene.tasks.evaluation.shallow import train_perceptrons
 
 SETTINGS = ScoringSettings(shallow_hidden=16, shallow_epochs=3, perceptrons=3, qbe_clips=8, neighbours=5, bootstrap=50)
 MAPS = {"shallow_map", "linear_map", "knn_map", "qbe_map"}
@@ -58,8 +58,8 @@ def test_perceptrons_differ_in_their_seed_and_the_interval_covers_them() -> None
     several, (train, test) = scored(), (embedded(120, 0), embedded(60, 1))
     values, replicates = [], []
     for seed in range(3):
-        alone = shallow_classification(*train, *test, hidden=16, epochs=3, seed=seed)
-        np.testing.assert_array_equal(several.evidence.scores["shallow"][seed], alone.scores_BK)
+        (alone,) = train_perceptrons(*train, *test, settings=SETTINGS.changed({"perceptrons": 1, "seed": seed}))
+        np.testing.assert_allclose(several.evidence.scores["shallow"][seed], alone.scores_BK, rtol=0, atol=1e-5)
         values.append(alone.average_precision.value)
         replicates.append(resampled_scores(alone.scores_BK, test[1], resample(60, 50)).map_R)
     assert len(set(values)) == 3 and several.metrics["shallow_map"].value == pytest.approx(np.mean(values), abs=1e-12)

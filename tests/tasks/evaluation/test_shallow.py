@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sepscene.tasks.evaluation.metrics import EvaluationError
-from sepscene.tasks.evaluation.shallow import ShallowResult, shallow_classification
+from sepscene.tasks.evaluation.settings import ScoringSettings
+from sepscene.tasks.evaluation.shallow import ShallowResult, train_perceptrons
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,8 +32,63 @@ def split(train: int = 200, test: int = 100, strength: float = 3.0, seed: int = 
     return h[:train], targets[:train], h[train:], targets[train:]
 
 
-def run(data: Split, **changes: int) -> ShallowResult:
-    return shallow_classification(*data, **{"hidden": 32, "epochs": 40, **changes})  # type: ignore[arg-type]
+def run(data: Split, hidden: int = 32, epochs: int = 40, seed: int = 0) -> ShallowResult:
+    settings = ScoringSettings(shallow_hidden=hidden, shallow_epochs=epochs, perceptrons=1, seed=seed)
+    (found,) = train_perceptrons(*data, settings=settings)
+    return found
+
+
+def by_itself(data: Split, settings: ScoringSettings) -> tuple[np.ndarray, int]:
+    """One perceptron by the plain loop: a network of PyTorch's own layers, batch after batch."""
+    train_h, train_targets, test_h, _ = data
+    mean, deviation = train_h.astype(np.float64).mean(0), train_h.astype(np.float64).std(0)
+    train, test = (torch.tensor((h - mean) / deviation, dtype=torch.float32) for h in (train_h, test_h))
+    targets = torch.tensor(train_targets).float()
+
+    def trained(rows: torch.Tensor) -> Iterator[torch.nn.Sequential]:
+        draws = torch.Generator().manual_seed(settings.seed)
+        layers = [torch.nn.Linear(train.shape[1], settings.shallow_hidden), torch.nn.Linear(settings.shallow_hidden, 6)]
+        for layer in layers:
+            for parameter in (layer.weight, layer.bias):
+                torch.nn.init.uniform_(parameter, -(layer.in_features**-0.5), layer.in_features**-0.5, draws)
+        network = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1])
+        optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
+        order = torch.Generator().manual_seed(settings.seed)
+        for _ in range(settings.shallow_epochs):
+            for batch in torch.randperm(len(rows), generator=order).split(32):
+                optimiser.zero_grad()
+                entropy = torch.nn.functional.binary_cross_entropy_with_logits
+                entropy(network(train[rows[batch]]), targets[rows[batch]]).backward()
+                optimiser.step()
+            yield network
+
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed + 1))
+    held, others = rows[: int(0.15 * len(train))], rows[int(0.15 * len(train)) :]
+    losses: list[float] = []
+    for network in trained(others):
+        with torch.no_grad():
+            found = torch.nn.functional.binary_cross_entropy_with_logits(network(train[held]), targets[held])
+        losses.append(found.item())
+        if len(losses) - 1 - int(np.argmin(losses)) >= 10:
+            break
+    epochs = int(np.argmin(losses)) + 1
+    for epoch, network in enumerate(trained(torch.arange(len(train))), 1):
+        if epoch == epochs:
+            return network(test).detach().numpy(), epochs
+    raise AssertionError
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0, 3.0])
+def test_side_by_side_they_are_what_each_is_by_itself(strength: float) -> None:
+    """Also where they stop at different epochs."""
+    data = split(strength=strength)
+    settings = ScoringSettings(shallow_hidden=32, shallow_epochs=40, perceptrons=4, seed=3)
+    found = train_perceptrons(*data, settings=settings)
+    for n, each in enumerate(found):
+        scores_BK, epochs = by_itself(data, settings.changed({"seed": 3 + n}))
+        assert each.epochs == epochs
+        np.testing.assert_allclose(each.scores_BK, scores_BK, rtol=0, atol=1e-4)
+    assert strength > 0.3 or len({each.epochs for each in found}) > 1
 
 
 def test_it_learns_what_is_there() -> None:
@@ -46,7 +102,7 @@ def test_it_learns_what_no_linear_map_can() -> None:
     draw = np.random.default_rng(0)
     h = draw.uniform(-1, 1, (900, 2))
     targets = (h[:, :1] * h[:, 1:]) > 0  # exclusive or of the two signs
-    found = shallow_classification(h[:500], targets[:500], h[500:], targets[500:], hidden=64, epochs=50)
+    found = run((h[:500], targets[:500], h[500:], targets[500:]), hidden=64, epochs=50)
     assert found.average_precision.value > 0.95
 
 
