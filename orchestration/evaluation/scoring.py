@@ -2,6 +2,7 @@
 checkpoint of a ladder."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -92,17 +93,22 @@ def _diagnostics(train_h: Embeddings, test_h: Embeddings, by_folds: bool) -> dic
     return {name: round(value, 4) for name, value in asdict(found).items()}
 
 
-def score_processor(name: str, folder: str, test: Manifest, experiment: Experiment) -> ProcessorResult:
-    """Score one checkpoint of the ladder on mixtures of held-out clips."""
-    card = read_card(folder)
-    scores = score_separator(folder, test, experiment.audio, experiment.evaluation.separator_mixtures)
-    return ProcessorResult(
-        name=name,
-        step=int(card.metadata.get("step", 0)),
-        digest=card.digest,
-        si_sdr_improvement_db=_mean_metric(scores.improvement_db),
-        mixit_loss=_mean_metric(scores.loss),
-    )
+def score_processors(ladder: Mapping[str, str], test: Manifest, experiment: Experiment) -> list[ProcessorResult]:
+    """Score every checkpoint of the ladder (name -> folder) on mixtures of held-out clips."""
+    results = []
+    for name, folder in ladder.items():
+        card = read_card(folder)
+        scores = score_separator(folder, test, experiment.audio, experiment.evaluation.separator_mixtures)
+        results.append(
+            ProcessorResult(
+                name=name,
+                step=int(card.metadata.get("step", 0)),
+                digest=card.digest,
+                si_sdr_improvement_db=_mean_metric(scores.improvement_db),
+                mixit_loss=_mean_metric(scores.loss),
+            )
+        )
+    return results
 
 
 def _mean_metric(values_N: np.ndarray) -> Metric | None:

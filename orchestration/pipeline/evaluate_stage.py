@@ -1,18 +1,24 @@
 """The last stage of a run: evaluate its encoder beside the baselines and its ladder, and write what was measured."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import ray
 from rich.table import Table
 
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import update_card
+from sepscene.models.trust import trust_variables
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.embed_manifest import embed_manifests
-from sepscene.orchestration.evaluation.scoring import score_encoder, score_processor
+from sepscene.orchestration.evaluation.scoring import score_encoder, score_processors
 from sepscene.orchestration.pipeline.collect_results import collect_results
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.results import Metric, ProcessorResult, RunResults
 from sepscene.orchestration.reports.listening_data import listening_page
 from sepscene.orchestration.reports.run_report import write_report
+from sepscene.orchestration.runtime.placement import actor_demand
 from sepscene.tasks.datasets.readers import Manifest
 
 STAGE = "evaluate"
@@ -45,6 +51,7 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
         ladder: processor name -> folder, scored on held-out mixtures.
     """
     experiment = run.experiment
+    scores = scores_of_ladder(ladder, test, experiment) if ladder else None
     bundles = encoders_of(run, train)
     run.record_inputs(ladder, training=train, evaluation=test)
     parts = (train,) if experiment.data.by_folds else (train, test)
@@ -56,7 +63,8 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
             h = [part[name] for part in embedded]
             encoders.append(score_encoder(name, h[0], h[-1], train, test, experiment, run.folder))
             run.advance(clips + len(encoders))
-        processors = _score_processors(run, test, ladder, clips + len(encoders))
+        processors = ray.get(scores) if scores else []
+        run.advance(clips + len(encoders) + len(ladder))
         if ladder:
             own = encoders[0].name if encoders[0].metrics else None
             listening_page(run.folder, test, experiment.audio, ladder, processors, own)
@@ -81,18 +89,20 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
 def score_ladder(run: Run, test: Manifest, ladder: dict[str, str]) -> None:
     """Make the page on which the ladder that many trials share can be heard: RUN/listen.html."""
     with run.stage("ladder", "listen to the ladder", len(ladder) + 1):
-        processors = _score_processors(run, test, ladder, 0)
+        processors = ray.get(scores_of_ladder(ladder, test, run.experiment))
+        run.advance(len(ladder))
         page = listening_page(run.folder, test, run.experiment.audio, ladder, processors)
         run.tracker.log_artifact("", page)
 
 
-def _score_processors(run: Run, test: Manifest, ladder: dict[str, str], done: int) -> list[ProcessorResult]:
-    """Score the whole ladder; the stage's progress goes on from `done`."""
-    processors: list[ProcessorResult] = []
-    for name, folder in ladder.items():
-        processors.append(score_processor(name, folder, test, run.experiment))
-        run.advance(done + len(processors))
-    return processors
+def scores_of_ladder(
+    ladder: Mapping[str, str], test: Manifest, experiment: Experiment
+) -> "ray.ObjectRef[list[ProcessorResult]]":
+    """The scores of a whole ladder, made beside what this process does meanwhile, on a CPU where separators stand."""
+    clips = test.clips.slice(0, 2 * experiment.evaluation.separator_mixtures)
+    demand = replace(actor_demand(experiment.resources), gpus=0.0, accelerator=None)
+    options = {"runtime_env": {"env_vars": trust_variables()}, **demand.ray_options()}
+    return ray.remote(score_processors).options(**options).remote(ladder, replace(test, clips=clips), experiment)
 
 
 def summarise(run: Run) -> None:
