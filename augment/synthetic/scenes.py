@@ -27,7 +27,7 @@ from sepscene.augment.synthetic import tonal_events as tonal
 from sepscene.augment.synthetic.one_shots import EventMaker, one_shot_makers
 from sepscene.augment.synthetic.source_segments import sources_path
 from sepscene.augment.synthetic.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
-from sepscene.models.config import Config
+from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
 
 BACKGROUND = "background"
@@ -141,6 +141,17 @@ PROFILES: dict[str, SceneConfig] = {
 """Ready kinds of scenes. In `single` each event is heard once, so two crops of a clip often share nothing but the
 background and the level, and these give away that they belong together. In `recurring` they share what sounds, the
 level says nothing, and the background can be exchanged (`generate_scene(..., background=1)`)."""
+
+
+def as_long_as(clip_seconds: float, profile: str) -> SceneConfig:
+    """A profile whose scenes last as long as the clips of an experiment, so that all of a scene's labels are heard.
+
+    Raises:
+        SepsceneError: for a length that scenes cannot have.
+    """
+    if not 0.5 <= clip_seconds <= 60:
+        raise SepsceneError(f"audio.clip_seconds is {clip_seconds:g}: generated scenes last 0.5 to 60 s")
+    return PROFILES[profile].changed({"clip_seconds": clip_seconds})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sepscene.augment.synthetic.scenes import PROFILES, generate_scene, write_scenes
+from sepscene.augment.synthetic.scenes import SceneConfig, as_long_as, generate_scene, write_scenes
 from sepscene.augment.synthetic.shared_events import shared_events_in_words
 from sepscene.augment.views import Views
 from sepscene.orchestration.config import Data, Experiment
@@ -56,7 +56,9 @@ def described(base: Experiment) -> dict[str, str]:
         "data set": f"{data.described} ({data.scenes_profile})",
         "training clips": str(data.scenes_train),
         "test clips": str(data.scenes_test),
-        "pairs that share an event": _shared_events(data.scenes_profile, base.views, base.audio.sample_rate),
+        "pairs that share an event": _shared_events(
+            as_long_as(base.audio.clip_seconds, data.scenes_profile), base.views
+        ),
     }
 
 
@@ -66,9 +68,9 @@ def is_generated(data: Data) -> bool:
 
 
 @cache
-def _shared_events(profile: str, views: Views, sample_rate: int) -> str:
-    scenes = [generate_scene(0, index, PROFILES[profile]).sources_ST for index in range(SCENES_LISTENED_TO)]
-    return shared_events_in_words(scenes, views, sample_rate)
+def _shared_events(config: SceneConfig, views: Views) -> str:
+    scenes = [generate_scene(0, index, config).sources_ST for index in range(SCENES_LISTENED_TO)]
+    return shared_events_in_words(scenes, views, config.sample_rate)
 
 
 def _processors(row: Experiment) -> tuple[str, ...]:
@@ -80,12 +82,13 @@ def _manifests(base: Experiment, shared: StudyData, backgrounds: int, console: C
     if not is_generated(data):
         manifest = read_manifest(data.format, str(data.root))
         return manifest.select(*data.train), manifest.select(*data.test)
-    root = shared.scenes(data.scenes_profile, data.scenes_train, data.scenes_test)
+    config = as_long_as(base.audio.clip_seconds, data.scenes_profile)
+    root = shared.scenes(data.scenes_profile, config.clip_seconds, data.scenes_train, data.scenes_test)
     for split, count, versions in (("train", data.scenes_train, backgrounds), ("test", data.scenes_test, 1)):
         marks = [shared.scenes_done(root, split, version) for version in range(1, versions + 1)]
         if not marks[-1].exists():
             console.print(f"generating {count} scenes for {split}")
-            write_scenes(root, count, 0, split, PROFILES[data.scenes_profile], False, versions)
+            write_scenes(root, count, 0, split, config, False, versions)
             for mark in marks:
                 mark.touch()
     manifest = read_manifest("scenes", str(root))

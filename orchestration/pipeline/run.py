@@ -254,11 +254,12 @@ class Run:
 
     def _generate_scenes(self, root: Path) -> None:
         from sepscene.augment.synthetic.scenes import (  # scipy.signal takes a second, and most runs have their data
-            PROFILES,
+            as_long_as,
             write_scenes,
         )
 
         data = self.experiment.data
+        config = as_long_as(self.experiment.audio.clip_seconds, data.scenes_profile)
         splits = {"train": data.scenes_train, "test": data.scenes_test}
         if all(self.files.scenes_done(split).exists() for split in splits):
             return
@@ -267,9 +268,7 @@ class Run:
             for split, count in splits.items():
                 known = split == "test" or self.experiment.separator.objective == "supervised"
                 progress = partial(self._advance_from, done)
-                write_scenes(
-                    root, count, self.experiment.seed, split, PROFILES[data.scenes_profile], known, progress=progress
-                )
+                write_scenes(root, count, self.experiment.seed, split, config, known, progress=progress)
                 done += count
                 self.files.scenes_done(split).touch()
 

@@ -112,9 +112,9 @@ class StudyData:
         """Folder of the stored log-mels."""
         return self.path / "logmels"
 
-    def scenes(self, profile: str, train: int, test: int) -> Path:
-        """So many synthetic scenes of one kind."""
-        return self.path / f"{profile}-{train}+{test}"
+    def scenes(self, profile: str, seconds: float, train: int, test: int) -> Path:
+        """So many synthetic scenes of one kind and length."""
+        return self.path / f"{profile}-{seconds:g}s-{train}+{test}"
 
     def scenes_done(self, scenes: Path, split: str, backgrounds: int) -> Path:
         """There once all scenes of a split are written, in this many versions each."""

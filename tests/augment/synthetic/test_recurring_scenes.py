@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sepscene.augment.synthetic.scenes import PLACES, PROFILES, generate_scene, vocabulary, write_scenes
+from sepscene.augment.synthetic.scenes import PLACES, PROFILES, as_long_as, generate_scene, vocabulary, write_scenes
 from sepscene.augment.synthetic.shared_events import (
     audible_events,
     shared_event_rate,
@@ -93,3 +93,11 @@ def test_recorded_events(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SepsceneError, match="holds no labelled recordings"):
         generate_scene(0, 0, config.changed({"one_shots": str(tmp_path / "empty")}))
+
+
+def test_scenes_are_as_long_as_an_experiments_clips() -> None:
+    config = as_long_as(3.0, "recurring")
+    assert generate_scene(0, 0, config).mixture_T.shape == (48_000,)
+    assert config == RECURRING.changed({"clip_seconds": 3.0})
+    with pytest.raises(SepsceneError, match="audio.clip_seconds is 90: generated scenes last 0.5 to 60 s"):
+        as_long_as(90.0, "single")
