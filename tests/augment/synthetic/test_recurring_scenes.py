@@ -99,5 +99,5 @@ def test_scenes_are_as_long_as_an_experiments_clips() -> None:
     config = as_long_as(3.0, "recurring")
     assert generate_scene(0, 0, config).mixture_T.shape == (48_000,)
     assert config == RECURRING.changed({"clip_seconds": 3.0})
-    with pytest.raises(SepsceneError, match="audio.clip_seconds is 90: generated scenes last 0.5 to 60 s"):
+    with pytest.raises(SepsceneError, match=r"audio.clip_seconds is 90: generated scenes last 0.5 to 60 s"):
         as_long_as(90.0, "single")
