@@ -5,6 +5,7 @@ import pytest
 from benchmarks.audioset_size import PARTS, in_a_process, measure, write_table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", sorted(PARTS.keys() - {"stream"}))  # Ray's own parts are run in other tests
 def test_every_part_runs(part, tmp_path):
     write_table(1000, tmp_path)
