@@ -7,6 +7,7 @@ and the largest memory of the process while it ran, with its imports and its inp
 
 list      `read_manifest` of a Parquet table with a row a clip
 select    the splits, the training clips, and the manifest's digest
+audit     `sepscene data audit` without the decoding: what was found of each recording becomes the report
 plan      `sepscene plan`'s arithmetic for this many clips
 draws     a worker's first block of 512 rows (with the epoch's permutation of all clips) and 100 further blocks
 stream    Ray Data from the driver's manifest to the first block of rows with their draws and their clips
@@ -104,6 +105,23 @@ def part_select(clips: int, folder: Path) -> Callable[[], object]:
     def run() -> None:
         train = whole.select("train")
         train.digest()
+
+    return run
+
+
+def part_audit(clips: int, folder: Path) -> Callable[[], object]:
+    from sepscene.augment.audio import Recording
+    from sepscene.tasks.datasets.audit import Finding, Findings, recordings_of, summary
+
+    whole = manifest(clips)
+    recording = Recording(sample_rate=16_000, channels=1, frames=160_000, peak=0.5, level_db=-20, quietest_db=-20)
+
+    def run() -> None:
+        uris, recording_N = recordings_of(whole)
+        found = Findings(len(uris))
+        for n in range(len(uris)):
+            found.enter(n, Finding(f"{n + 1:016x}".ljust(64, "0"), recording, ""))
+        assert summary(whole, found, recording_N).readable == clips
 
     return run
 

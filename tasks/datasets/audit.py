@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from sepscene.augment.audio import ClipError, Recording, check_audio, content_hash
 from sepscene.augment.locations import NO_SUCH_FILE
-from sepscene.tasks.datasets.manifest import Manifest
+from sepscene.tasks.datasets.manifest import Manifest, repeated, text_hashes
 from sepscene.tasks.datasets.survey import NOT_UTF8
 
 _LISTED = 10  # entries of a long list that the text shows
@@ -20,6 +22,20 @@ _QUIET_DB = -70.0  # RMS in dBFS below which nothing but noise is left of a 16-b
 _SHORT = 0.1
 _LONG = 6 * 3600.0  # seconds
 _FAR = 20  # times the median: a recording that nobody has cut
+_AT_ONCE = 1024  # recordings that wait for a thread: ten million that wait take 10 GB
+_ROWS_AT_ONCE = 65_536  # names of clips that are objects of Python at one time
+
+_ODDITIES: dict[str, Callable[[Recording], bool]] = {
+    "silent, every sample is 0": lambda one: one.peak == 0,
+    f"nearly silent, below {_QUIET_DB:g} dBFS": lambda one: one.peak > 0 and one.level_db < _QUIET_DB,
+    "have channels that cancel each other in the mean, the loudest is used": lambda one: one.cancels,
+    "have a silent channel": lambda one: one.channels > 1 and one.quietest_db < _QUIET_DB <= one.level_db,
+    "clipped, more than 0.1 % of the samples are at full scale": lambda one: one.clipped > 1e-3,
+    "go beyond full scale and are limited to it": lambda one: one.peak > 1,
+    "have a constant offset (DC) of more than 0.05": lambda one: one.offset > 0.05,
+    f"shorter than {_SHORT:g} s": lambda one: one.seconds < _SHORT,
+}
+"""What is strange about a recording by itself."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,7 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class _Finding:
+class Finding:
     """What is known of one recording: what it is, or the cause why it cannot be used."""
 
     content: str
@@ -124,62 +140,102 @@ def audit(manifest: Manifest, threads: int = 4, progress: Callable[[int], None] 
         threads: recordings decoded at the same time (decoding releases Python's lock).
         progress: called with the number of recordings done.
     """
-    uris = list(dict.fromkeys(manifest.clips["uri"].to_pylist()))
-    found: dict[str, _Finding] = {}
+    uris, recording_N = recordings_of(manifest)
+    found = Findings(len(uris))
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        for uri, finding in zip(uris, pool.map(_examine, uris), strict=True):
-            found[uri] = finding
-            if progress is not None:
-                progress(len(found))
-    return _summary(manifest, found)
+        for start in range(0, len(uris), _AT_ONCE):
+            for number, finding in enumerate(pool.map(_examine, uris.slice(start, _AT_ONCE).to_pylist()), start):
+                found.enter(number, finding)
+                if progress is not None:
+                    progress(number + 1)
+    return summary(manifest, found, recording_N)
 
 
-def _examine(uri: str) -> _Finding:
+def recordings_of(manifest: Manifest) -> tuple[pa.ChunkedArray | pa.Array, np.ndarray]:
+    """The recordings, each once, in the order of their first clips; and of which of them each clip is a part, (N,)."""
+    uris = manifest.clips["uri"]
+    if not len(repeated(text_hashes(uris))):  # mostly: each clip has a recording of its own
+        return uris, np.arange(len(uris), dtype=np.int32)
+    coded = uris.dictionary_encode()
+    return coded.chunk(0).dictionary, np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
+
+
+def _examine(uri: str) -> Finding:
     content = ""
     try:
         content = content_hash(uri)
-        return _Finding(content, check_audio(uri), "")
+        return Finding(content, check_audio(uri), "")
     except ClipError as error:
-        return _Finding(content, None, error.cause)
+        return Finding(content, None, error.cause)
 
 
-def _summary(manifest: Manifest, found: dict[str, _Finding]) -> Audit:
-    rows = manifest.clips.to_pylist()
+class Findings:
+    """What is known of R recordings, in columns of 48 bytes: as objects of Python ten million take more than 5 GB."""
+
+    def __init__(self, recordings: int) -> None:
+        self.content_RB = np.zeros((recordings, 32), np.uint8)
+        """SHA-256; zeros where nothing could be read."""
+        self.seconds_R = np.zeros(recordings)
+        self.sample_rate_R = np.zeros(recordings, np.uint32)
+        """Hz; 0 where the recording cannot be used."""
+        self.channels_R = np.zeros(recordings, np.uint16)
+        self.oddities_R = np.zeros(recordings, np.uint16)
+        """A bit for each of `_ODDITIES`."""
+        self.causes: dict[int, str] = {}
+        """Why recordings cannot be used."""
+
+    def enter(self, number: int, finding: Finding) -> None:
+        """Keep what was found of a recording."""
+        if finding.content:
+            self.content_RB[number] = np.frombuffer(bytes.fromhex(finding.content), np.uint8)
+        recording = finding.recording
+        if recording is None:
+            self.causes[number] = finding.cause
+            return
+        self.seconds_R[number] = recording.seconds
+        self.sample_rate_R[number] = recording.sample_rate
+        self.channels_R[number] = recording.channels
+        self.oddities_R[number] = sum(is_so(recording) << bit for bit, is_so in enumerate(_ODDITIES.values()))
+
+    @property
+    def usable_R(self) -> np.ndarray:
+        """Which recordings can be used."""
+        return self.sample_rate_R > 0
+
+
+def summary(manifest: Manifest, found: Findings, recording_N: np.ndarray) -> Audit:
+    """The audit of a manifest whose recordings have been examined; `recording_N` says which is each clip's."""
+    clips = manifest.clips
     missing = list(manifest.absent)
     corrupt = []
-    owners: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    content = hashlib.sha256()
-    for row in rows:
-        finding = found[row["uri"]]
-        content.update(f"{row['clip_id']}\0{finding.content}\n".encode())
-        if finding.recording is None:
-            if finding.cause == NO_SUCH_FILE:
-                missing.append(row["clip_id"])
-            else:
-                corrupt.append((row["clip_id"], finding.cause))
-        elif row["offset_seconds"] >= finding.recording.seconds:
-            corrupt.append((row["clip_id"], f"its offset is past the end ({finding.recording.seconds:.3f} s)"))
-        if finding.content:
-            owners[finding.content].append(row)
-    groups = [group for group in owners.values() if len({row["uri"] for row in group}) > 1]
-    recordings = [finding.recording for finding in found.values() if finding.recording is not None]
-    label_counts = Counter(label for row in rows for label in row["labels"])
+    end_N = np.where(found.usable_R, found.seconds_R, -1.0)[recording_N]
+    faulty = np.flatnonzero(clips["offset_seconds"].to_numpy() >= end_N)
+    for name, recording in zip(_at(clips["clip_id"], faulty), recording_N[faulty].tolist(), strict=True):
+        past = f"its offset is past the end ({found.seconds_R[recording]:.3f} s)"
+        cause = found.causes.get(recording, past)
+        if cause == NO_SUCH_FILE:
+            missing.append(name)
+        else:
+            corrupt.append((name, cause))
+    groups = _duplicates(found, recording_N)
+    usable_R = found.usable_R
+    labels = Counter({row["values"]: row["counts"] for row in _counted(pc.list_flatten(clips["labels"]))})
     return Audit(
         manifest_digest=manifest.digest(),
-        content_digest=content.hexdigest(),
-        clips=len(rows),
-        readable=len(rows) - len(corrupt) - (len(missing) - len(manifest.absent)),
+        content_digest=_content_digest(clips["clip_id"], found, recording_N),
+        clips=len(clips),
+        readable=len(clips) - len(corrupt) - (len(missing) - len(manifest.absent)),
         missing=tuple(missing),
         corrupt=tuple(corrupt),
-        durations=_durations(recordings),
-        sample_rates=tuple(Counter(recording.sample_rate for recording in recordings).most_common()),
-        channels=tuple(Counter(recording.channels for recording in recordings).most_common()),
-        splits=tuple(sorted(Counter(row["split"] for row in rows).items())),
-        labels=tuple(sorted(((n, label_counts[n]) for n in manifest.classes), key=lambda item: -item[1])),
-        unlabelled=sum(not row["labels"] for row in rows),
-        duplicates=tuple(tuple(row["clip_id"] for row in group) for group in groups),
-        leaking=sum(len({row["split"] for row in group}) > 1 for group in groups),
-        sound=_sound(rows, found),
+        durations=_durations(found.seconds_R[usable_R]),
+        sample_rates=_most_frequent(found.sample_rate_R[usable_R]),
+        channels=_most_frequent(found.channels_R[usable_R]),
+        splits=tuple(sorted((row["values"], row["counts"]) for row in _counted(clips["split"]))),
+        labels=tuple(sorted(((n, labels[n]) for n in manifest.classes), key=lambda item: -item[1])),
+        unlabelled=manifest.unlabelled,
+        duplicates=tuple(tuple(_at(clips["clip_id"], group)) for group in groups),
+        leaking=sum(len(set(_at(clips["split"], group))) > 1 for group in groups),
+        sound=_sound(clips["clip_id"], found, recording_N),
         remarks=tuple(manifest.remarks()),
         unnamed=sum(entry.count for entry in manifest.survey.skipped if entry.reason == NOT_UTF8)
         if manifest.survey
@@ -187,39 +243,62 @@ def _summary(manifest: Manifest, found: dict[str, _Finding]) -> Audit:
     )
 
 
-def _sound(rows: list[dict[str, Any]], found: dict[str, _Finding]) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
+def _at(column: pa.ChunkedArray, rows: np.ndarray) -> list[str]:
+    return list(column.take(pa.array(rows)).to_pylist())
+
+
+def _counted(column: pa.ChunkedArray) -> list[dict[str, Any]]:
+    """{"values": …, "counts": …} for each value that occurs."""
+    return list(pc.value_counts(column).to_pylist())
+
+
+def _most_frequent(values: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """(value, how often), most frequent first; among equals the one that comes first."""
+    different, first, counts = np.unique(values, return_index=True, return_counts=True)
+    return tuple((int(different[n]), int(counts[n])) for n in np.lexsort((first, -counts)))
+
+
+def _content_digest(names: pa.ChunkedArray, found: Findings, recording_N: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    done = 0
+    for batch in pa.table([names], ["name"]).to_batches(_ROWS_AT_ONCE):
+        content_NB = found.content_RB[recording_N[done : done + len(batch)]]
+        done += len(batch)
+        for name, content in zip(batch["name"].to_pylist(), content_NB, strict=True):
+            digest.update(f"{name}\0{content.tobytes().hex() if content.any() else ''}\n".encode())
+    return digest.hexdigest()
+
+
+def _duplicates(found: Findings, recording_N: np.ndarray) -> list[np.ndarray]:
+    """Groups of clips, in order, whose recordings are equal byte for byte though they are not the same."""
+    key_R = np.ascontiguousarray(found.content_RB[:, :8]).view(np.uint64)[:, 0]
+    twice = repeated(key_R)
+    owners: dict[bytes, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(np.isin(key_R, twice[twice != 0])[recording_N]).tolist():
+        owners[found.content_RB[recording_N[row]].tobytes()].append(row)
+    groups = [np.array(rows) for rows in owners.values()]
+    return [rows for rows in groups if len(np.unique(recording_N[rows])) > 1]
+
+
+def _sound(
+    names: pa.ChunkedArray, found: Findings, recording_N: np.ndarray
+) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
     """What is strange about the sound of the recordings: each recording is named once for each of it."""
-    owner = {row["uri"]: row["clip_id"] for row in reversed(rows)}
-    recordings = {owner[uri]: finding.recording for uri, finding in found.items() if finding.recording is not None}
-    median = float(np.median([recording.seconds for recording in recordings.values()])) if recordings else 0.0
-    named: dict[str, list[str]] = defaultdict(list)
-    for name, recording in recordings.items():
-        for what in _oddities(recording, median):
-            named[what].append(name)
-    return tuple((what, len(names), tuple(names[:3])) for what, names in sorted(named.items()))
+    usable_R = found.usable_R
+    longest = min(_LONG, _FAR * float(np.median(found.seconds_R[usable_R]))) if usable_R.any() else _LONG
+    odd = {what: (found.oddities_R >> bit) & 1 == 1 for bit, what in enumerate(_ODDITIES)}
+    odd[f"longer than {_LONG / 3600:g} h, or {_FAR} times the median"] = found.seconds_R > longest
+    named = []
+    for what, is_so_R in sorted(odd.items()):
+        first = [int(np.argmax(recording_N == recording)) for recording in np.flatnonzero(is_so_R)[:3]]
+        if first:
+            named.append((what, int(is_so_R.sum()), tuple(_at(names, np.array(first)))))
+    return tuple(named)
 
 
-def _oddities(recording: Recording, median_seconds: float) -> list[str]:
-    several = recording.channels > 1
-    seconds = recording.seconds
-    found = {
-        "silent, every sample is 0": recording.peak == 0,
-        f"nearly silent, below {_QUIET_DB:g} dBFS": recording.peak > 0 and recording.level_db < _QUIET_DB,
-        "have channels that cancel each other in the mean, the loudest is used": recording.cancels,
-        "have a silent channel": several and recording.quietest_db < _QUIET_DB <= recording.level_db,
-        "clipped, more than 0.1 % of the samples are at full scale": recording.clipped > 1e-3,
-        "go beyond full scale and are limited to it": recording.peak > 1,
-        "have a constant offset (DC) of more than 0.05": recording.offset > 0.05,
-        f"shorter than {_SHORT:g} s": seconds < _SHORT,
-        f"longer than {_LONG / 3600:g} h, or {_FAR} times the median": seconds > min(_LONG, _FAR * median_seconds),
-    }
-    return [what for what, is_so in found.items() if is_so]
-
-
-def _durations(recordings: list[Recording]) -> Durations | None:
-    if not recordings:
+def _durations(seconds: np.ndarray) -> Durations | None:
+    if not len(seconds):
         return None
-    seconds = np.array([recording.seconds for recording in recordings])
     metrics = (seconds.sum(), seconds.min(), np.median(seconds), seconds.max())
     return Durations(*(round(float(metric), 6) for metric in metrics))
 
