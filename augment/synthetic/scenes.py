@@ -31,6 +31,8 @@ from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
 
 BACKGROUND = "background"
+SHORTEST_SECONDS = 0.5
+LONGEST_SECONDS = 60.0
 """The label of the last source of every scene; not an event class."""
 
 _AT_ONCE = 32
@@ -106,7 +108,7 @@ class SceneConfig(Config):
     """How scenes are made. All of it is ours: the paper uses AudioSet."""
 
     sample_rate: int = Field(16_000, ge=8_000, le=96_000, description="Hz")
-    clip_seconds: float = Field(10.0, ge=0.5, le=60)
+    clip_seconds: float = Field(10.0, ge=SHORTEST_SECONDS, le=LONGEST_SECONDS)
     min_events: int = Field(2, ge=1, le=20)
     max_events: int = Field(5, ge=1, le=20)
     min_snr_db: float = Field(-3.0, description="an event's level while it sounds, against the background")
@@ -149,8 +151,9 @@ def as_long_as(clip_seconds: float, profile: str) -> SceneConfig:
     Raises:
         SepsceneError: for a length that scenes cannot have.
     """
-    if not 0.5 <= clip_seconds <= 60:
-        raise SepsceneError(f"audio.clip_seconds is {clip_seconds:g}: generated scenes last 0.5 to 60 s")
+    if not SHORTEST_SECONDS <= clip_seconds <= LONGEST_SECONDS:
+        lengths = f"{SHORTEST_SECONDS:g} to {LONGEST_SECONDS:g} s"
+        raise SepsceneError(f"audio.clip_seconds is {clip_seconds:g}: generated scenes last {lengths}")
     return PROFILES[profile].changed({"clip_seconds": clip_seconds})
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from sepscene.augment.audio import ClipError, Recording, check_audio, content_hash
 from sepscene.augment.locations import NO_SUCH_FILE
-from sepscene.tasks.datasets.manifest import Manifest, repeated, text_hashes
+from sepscene.tasks.datasets.manifest import Manifest, in_parts, repeated, text_hashes
 from sepscene.tasks.datasets.survey import NOT_UTF8
 
 _LISTED = 10  # entries of a long list that the text shows
@@ -23,7 +23,6 @@ _SHORT = 0.1
 _LONG = 6 * 3600.0  # seconds
 _FAR = 20  # times the median: a recording that nobody has cut
 _AT_ONCE = 1024  # recordings that wait for a thread: ten million that wait take 10 GB
-_ROWS_AT_ONCE = 65_536  # names of clips that are objects of Python at one time
 
 _ODDITIES: dict[str, Callable[[Recording], bool]] = {
     "silent, every sample is 0": lambda one: one.peak == 0,
@@ -261,10 +260,10 @@ def _most_frequent(values: np.ndarray) -> tuple[tuple[int, int], ...]:
 def _content_digest(names: pa.ChunkedArray, found: Findings, recording_N: np.ndarray) -> str:
     digest = hashlib.sha256()
     done = 0
-    for batch in pa.table([names], ["name"]).to_batches(_ROWS_AT_ONCE):
-        content_NB = found.content_RB[recording_N[done : done + len(batch)]]
-        done += len(batch)
-        for name, content in zip(batch["name"].to_pylist(), content_NB, strict=True):
+    for some in in_parts(names):
+        content_NB = found.content_RB[recording_N[done : done + len(some)]]
+        done += len(some)
+        for name, content in zip(some, content_NB, strict=True):
             digest.update(f"{name}\0{content.tobytes().hex() if content.any() else ''}\n".encode())
     return digest.hexdigest()
 

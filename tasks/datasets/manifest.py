@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from sepscene.models.spelling import unknown
 from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.root import Root
 from sepscene.tasks.datasets.survey import Survey
+from sepscene.tasks.datasets.tables import ROWS_AT_ONCE
 
 ONE_CLASS = "there is one class"
 """Begins the note about a data set that says nothing about an encoder."""
@@ -209,10 +210,13 @@ def text_hashes(texts: pa.ChunkedArray) -> np.ndarray:
 
     To find out whether ten million texts differ takes Arrow's own tables 0.8 GB and more, their hashes 0.08.
     """
-    batches = pa.table([texts], ["text"]).to_batches(max_chunksize=65_536)
-    return np.concatenate(
-        [np.fromiter(map(hash, batch["text"].to_pylist()), np.int64, len(batch)) for batch in batches]
-    )
+    return np.concatenate([np.fromiter(map(hash, some), np.int64, len(some)) for some in in_parts(texts)])
+
+
+def in_parts(texts: pa.ChunkedArray) -> Iterator[list[str]]:
+    """The texts as objects of Python, not all of them at one time."""
+    for batch in pa.table([texts], ["text"]).to_batches(max_chunksize=ROWS_AT_ONCE):
+        yield batch["text"].to_pylist()
 
 
 def repeated(numbers: np.ndarray) -> np.ndarray:

@@ -26,11 +26,9 @@ from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, ONE_CLASS, Clip, Mani
 from sepscene.tasks.datasets.public import read_audioset, read_folder, read_fsd50k, read_parquet, read_shards
 from sepscene.tasks.datasets.python_clips import read_clips
 from sepscene.tasks.datasets.root import Root
+from sepscene.tasks.datasets.tables import ROWS_AT_ONCE
 
 __all__ = ["Manifest", "ManifestError", "read_manifest"]
-
-ROWS_AT_ONCE = 65_536
-"""Rows of a table that are objects of Python at one time."""
 
 TEST_SHARE = 0.2
 """Share of each class that becomes the test split where a directory tree names no splits."""

@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 
 from sepscene.augment.locations import MOST_BYTES, MOST_ROWS
 
+ROWS_AT_ONCE = 65_536
+"""Rows of a table that are objects of Python at one time."""
+
 RAGGED = "\0ragged"
 """The column that marks rows of a CSV with too many or too few cells."""
 
@@ -57,7 +60,7 @@ def read_parquet_columns(
     with pq.ParquetFile(path, filesystem=filesystem, read_dictionary=texts) as file:
         batches = []
         size = 0
-        for batch in file.iter_batches(batch_size=65_536, columns=None if columns is None else list(columns)):
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=None if columns is None else list(columns)):
             size += sum(_bytes_of(column) for column in batch.columns)
             if size > MOST_BYTES:
                 raise ValueError(f"its values are more than {MOST_BYTES} bytes; split it")
