@@ -26,11 +26,10 @@ from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.pipeline.description import flat, in_words, tags_of
 from sepscene.orchestration.records.audit_log import audit_hash
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint, read_ledger, read_steps
-from sepscene.orchestration.records.environment import environment
+from sepscene.orchestration.records.environment import environment, sepscene_version
 from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import Tracker, following
-from sepscene.orchestration.records.mlflow_registry import sepscene_version
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
 from sepscene.orchestration.records.run_lock import check_free, locked

@@ -1,8 +1,9 @@
 """MLflow as a mirror of the run's folder.
 
-Nothing here is in the way of training: the metrics file is written first, by the Train controller, and a thread of the
-driver follows it, draws the progress and sends what is new to MLflow. While the server is away, training goes on; the
-thread tries again, and what could not be sent by the end stays in the folder for `sepscene sync`.
+Nothing here is in the way of training: calls and metrics are written to the run's folder first. While a stage runs, a
+thread of the driver follows them, draws the progress and sends what is new to MLflow. While the server is away,
+training goes on; the thread tries again, and what could not be sent by the end stays in the folder for
+`sepscene sync`.
 
 The folder holds all that MLflow is to know: the calls in mlflow-calls.jsonl, the metrics in the files of
 `RunFolder.mirrored`. How far they are sent, and to which runs, is in mlflow.json. Where MLflow has lost the run, all
@@ -15,18 +16,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.records.files import append_lines, parse_records, read_lines, write_whole
-from sepscene.orchestration.records.mlflow_client import MlflowStore, lasting_fault
-from sepscene.orchestration.records.mlflow_registry import log_encoder
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.repeating import again_and_again
+
+if TYPE_CHECKING:  # these imports bring MLflow, which takes seconds: a run loads it beside its first stage
+    from sepscene.orchestration.records.mlflow_client import MlflowStore
 
 logger = logging.getLogger("sepscene")
 
@@ -57,7 +60,8 @@ class Call(Config):
 class Tracker:
     """One parent run in MLflow and a child for each stage; every call survives a server that is down.
 
-    A call is written to the folder before it is made, so that it outlives this process.
+    A call is written to the folder, so that it outlives this process, and waits there until `send`. Several threads may
+    make calls and send.
     """
 
     def __init__(self, tracking_uri: str, experiment: str, run_dir: Path) -> None:
@@ -71,16 +75,25 @@ class Tracker:
         self.run_dir = run_dir
         self.folder = RunFolder(run_dir)
         self.uri = tracking_uri
-        self.store = MlflowStore(tracking_uri, experiment)
+        self.experiment = experiment
         self.fault: str | None = None
         """Why MLflow will not take what is sent, until somebody changes something; None while it may."""
         self.state = self._read_state()
         self._unwritten: list[str] = []
         self._queue = self._read_calls()[self.state.calls :]
         self._lock = threading.RLock()
+        """Held while the queue or the state changes, and never while MLflow is asked."""
+        self._sending = threading.Lock()
         self._checked = False
         self._down_since: float | None = None
         self._asked = 0.0
+
+    @cached_property
+    def store(self) -> "MlflowStore":
+        """Where the calls go."""
+        from sepscene.orchestration.records.mlflow_client import MlflowStore
+
+        return MlflowStore(self.uri, self.experiment)
 
     def start(self, tags: dict[str, str], params: dict[str, Any]) -> None:
         """Begin the parent run."""
@@ -115,15 +128,19 @@ class Tracker:
         self._do("encoder", stage, {"path": self._relative(bundle), "name": name, "registered_name": registered_name})
 
     def finish(self, stage: str, status: str = "FINISHED") -> None:
-        """End a stage's run; "" is the parent, and the last chance to send what waits."""
-        self._do("finish", stage, {"status": status}, urgent=not stage)
+        """End a stage's run; "" is the parent, with which all that waits is sent."""
+        self._do("finish", stage, {"status": status})
         if not stage:
-            self.mirror_metrics()
+            self.send(urgent=True)
 
-    def mirror_metrics(self) -> None:
-        """Send the calls and the records of the run's files that MLflow has not had."""
-        with self._lock:
-            if not self._replay():
+    def send(self, urgent: bool = False) -> None:
+        """Send the calls and the records of the run's files that MLflow has not had.
+
+        Args:
+            urgent: ask a server that was away a moment ago, too.
+        """
+        with self._sending:
+            if not self._replay(urgent):
                 return
             for path in self.folder.mirrored:
                 whole, position = read_lines(path, self.state.positions.get(path.name, 0))
@@ -151,17 +168,18 @@ class Tracker:
         """The stages that have a run; "" is the parent."""
         return tuple(self.state.runs)
 
-    def _do(self, kind: Any, stage: str, argument: dict[str, Any], urgent: bool = False) -> None:
-        """Queue a call on disk, then try to empty the queue."""
+    def _do(self, kind: Any, stage: str, argument: dict[str, Any]) -> None:
+        """Queue a call, on disk, too."""
         with self._lock:
             call = Call(kind=kind, stage=stage, milliseconds=int(time.time() * 1000), argument=argument)
             self._queue.append(call)
             self._unwritten.append(call.model_dump_json())
-            self._replay(urgent)
+            self._write_calls()
 
-    def _replay(self, urgent: bool = False) -> bool:
+    def _replay(self, urgent: bool) -> bool:
         """Make the queued calls in their order; False when MLflow does not take them."""
-        self._write_calls()
+        with self._lock:
+            self._write_calls()
         if self.fault or (self._down_since and not urgent and time.time() - self._asked < RETRY_SECONDS):
             return False
         try:
@@ -171,8 +189,9 @@ class Tracker:
                     self._call(self._queue[0])
                 except (_UnusableCall, FileNotFoundError) as error:  # it alone: the next ones may be fine
                     logger.warning("MLflow is not sent %s: %s", self._queue[0].kind, error)
-                self._queue.pop(0)
-                self._save(calls=self.state.calls + 1)
+                with self._lock:
+                    self._queue.pop(0)
+                    self._save(calls=self.state.calls + 1)
         except Exception as error:  # whatever the client raises, training must go on
             self._note_fault(error)
             return False
@@ -214,11 +233,14 @@ class Tracker:
         self.store.check_file()
         if not self.store.has_run(self.state.runs[""]):
             logger.warning("MLflow at %s does not have this run; all of it is sent from %s", self.uri, self.run_dir)
-            self._save(runs={}, positions={}, encoders={}, calls=0)
-            self._queue = self._read_calls()
+            with self._lock:
+                self._save(runs={}, positions={}, encoders={}, calls=0)
+                self._queue = self._read_calls()
         self._checked = True
 
     def _log_encoder(self, stage: str, run_id: str, argument: dict[str, Any]) -> None:
+        from sepscene.orchestration.records.mlflow_registry import log_encoder
+
         bundle = self._inside(argument["path"])
         digest = hashlib.sha256((bundle / "config.json").read_bytes()).hexdigest()
         if self.state.encoders.get(stage) == digest:
@@ -250,6 +272,8 @@ class Tracker:
 
     def _note_fault(self, error: Exception) -> None:
         """Say once that MLflow is away, or what is wrong with it that only the user can change."""
+        from sepscene.orchestration.records.mlflow_client import lasting_fault
+
         self._asked = time.time()
         self._checked = False  # it may have lost our run
         if reason := lasting_fault(error):
@@ -289,12 +313,13 @@ class Tracker:
             logger.warning("%s cannot be written (%s)", path, error)
 
     def _save(self, **changes: Any) -> None:
-        self.state = MirrorState(**{**dict(self.state), **changes})
         path = self.folder.mlflow
-        try:
-            write_whole(path, self.state.model_dump_json())
-        except OSError as error:
-            logger.warning("%s cannot be written (%s)", path, error)
+        with self._lock:
+            self.state = MirrorState(**{**dict(self.state), **changes})
+            try:
+                write_whole(path, self.state.model_dump_json())
+            except OSError as error:
+                logger.warning("%s cannot be written (%s)", path, error)
 
 
 class _UnusableCall(SepsceneError):
@@ -320,7 +345,7 @@ def sync(run_dir: Path, tracking_uri: str) -> None:
         raise SepsceneError(f"{run_dir} has no mlflow.json: it is not the folder of a run")
     parent = trackers[0]
     for tracker in trackers:
-        tracker.mirror_metrics()
+        tracker.send()
         if tracker.fault:
             raise SepsceneError(f"MLflow at {tracking_uri}: {tracker.fault}")
         if tracker.unsent:
@@ -347,7 +372,7 @@ def following(run_dir: Path, tracker: Tracker, show: Callable[[dict[str, Any]], 
         whole, position = read_lines(path, position)
         for record in parse_records(whole, path):
             show(record)
-        tracker.mirror_metrics()
+        tracker.send()
 
     try:
         with again_and_again(drain, POLL_SECONDS, "follow-metrics"):

@@ -5,7 +5,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +20,7 @@ from mlflow.types import Schema, TensorSpec
 from sepscene.models.card import read_card
 from sepscene.models.encoders.encoder import own_code, read_encoder_config
 from sepscene.models.names import package_of
+from sepscene.orchestration.records.environment import sepscene_version
 from sepscene.orchestration.records.mlflow_client import MlflowStore
 from sepscene.orchestration.records.mlflow_names import metric_name
 from sepscene.orchestration.source import code_to_send, copy_own_code, copy_source
@@ -108,14 +108,6 @@ def _installed(own: list[str]) -> list[str]:
     """Requirements of own code that is installed here as a package."""
     packages = [package_of(name) for name in own if not code_to_send([name])]
     return [f"{package['package']}=={package['version']}" for package in packages]
-
-
-def sepscene_version() -> str:
-    """The installed version; "unknown" for a checkout that is not installed."""
-    try:
-        return version("sepscene")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _plain(name: str) -> str:

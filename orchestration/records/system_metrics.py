@@ -11,19 +11,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
-from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sepscene.orchestration.records.files import append_lines
 from sepscene.orchestration.records.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 
 SAMPLE_SECONDS = 10.0
 _ANSWER_SECONDS = 5.0
@@ -33,6 +32,12 @@ class Machine:
     """The sensors of the machine that this process runs on."""
 
     def __init__(self) -> None:
+        """Imports MLflow, which takes seconds."""
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
         self.sensors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
         self.sample()  # the first reading of the CPUs says nothing: it is the mean since the one before
         with contextlib.suppress(ImportError, RuntimeError):  # no GPU, or no `nvidia-ml-py`
@@ -52,8 +57,12 @@ class Machines:
     """The machine of this process, and one actor on each further node of the Ray cluster that it is connected to."""
 
     def __init__(self) -> None:
-        self.here = Machine()
         self.others: dict[str, Any] = {}
+
+    @cached_property
+    def here(self) -> Machine:
+        """The sensors of this machine, made by whoever asks first."""
+        return Machine()
 
     def sample(self) -> dict[str, float]:
         """All readings: `system/<name>` of this machine, `system/<address>/<name>` of the others."""
@@ -99,6 +108,7 @@ def sampled(run_dir: Path, stage: str) -> Iterator[None]:
         step += 1
 
     def repeat() -> None:
+        _ = machines.here  # here and not in the way of the block
         while not stop.wait(SAMPLE_SECONDS):
             with contextlib.suppress(Exception):  # a full disk, a head that is gone: no sample is worth a run
                 write()

@@ -49,6 +49,7 @@ def parent_run(
     folder.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(tracking_uri, "sepscene", folder)
     tracker.start(tags, params)
+    tracker.send()  # its trials must know its id
     children = {"sweep_id": folder.name}
     if run := tracker.run_id():  # none while MLflow is away: the tag alone must do then
         children["mlflow.parentRunId"] = run
@@ -287,5 +288,6 @@ def close_runs(found: list[Outcome], folder: Path, tracking_uri: str) -> None:
         if outcome.status != "finished" and RunFolder(run_dir).mlflow.exists():
             tracker = Tracker(tracking_uri, "sepscene", run_dir)
             tracker.start({"status": outcome.status, "reason": outcome.reason}, {})
-            for stage in tracker.stages():
+            tracker.send()
+            for stage in reversed(tracker.stages()):  # the parent last: with it, all that waits is sent
                 tracker.finish(stage, "FAILED" if outcome.status == "failed" else "KILLED")

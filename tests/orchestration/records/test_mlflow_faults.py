@@ -29,6 +29,7 @@ def test_a_deleted_store_is_made_again_from_the_folder(tmp_path: Path, caplog: p
         path.unlink()
     for _ in range(5):
         tracker.tag("", {"after": "it was deleted"})
+        tracker.send()
     assert [record.levelname for record in caplog.records] == ["WARNING"] and "sepscene sync" in caplog.text
     # MLflow keeps a deleted file open for as long as a process lives.
     process = multiprocessing.get_context("spawn").Process(target=sync, args=(tmp_path / "run", uri))
@@ -74,7 +75,7 @@ def test_a_folder_has_no_file_of_the_user_sent(tmp_path: Path, caplog: pytest.Lo
     ]
     (run_dir / "mlflow-calls.jsonl").write_text("torn\n" + "".join(json.dumps(call) + "\n" for call in calls))
     tracker = Tracker(default_tracking_uri(tmp_path), "sepscene", run_dir)
-    tracker.mirror_metrics()
+    tracker.send()
     assert tracker.unsent == 0
     client = MlflowClient(tracking_uri=tracker.uri)
     assert [found.path for found in client.list_artifacts(str(tracker.run_id()))] == ["own.txt"]
@@ -115,6 +116,7 @@ def test_a_store_that_keeps_files_elsewhere_is_refused(tmp_path: Path) -> None:
     client.create_experiment("sepscene", artifact_location=(tmp_path / "of the user").as_uri())
     tracker = Tracker(uri, "sepscene", tmp_path)
     tracker.start({}, {})
+    tracker.send()
     assert "stranger" in str(tracker.fault) and not (tmp_path / "of the user").exists()
     with pytest.raises(SepsceneError, match="stranger"):
         start_ui(tmp_path, free_port())
@@ -129,6 +131,7 @@ def test_lasting_faults_are_named_once_and_not_tried_again(tmp_path: Path, caplo
     tracker = Tracker(uri, "sepscene", tmp_path)
     for _ in range(3):
         tracker.start({}, {})
+        tracker.send()
     assert "mlflow experiments restore" in str(tracker.fault) and len(caplog.records) == 1
     with pytest.raises(SepsceneError, match="mlflow experiments restore"):
         sync(tmp_path, uri)
@@ -144,6 +147,7 @@ def test_a_store_of_another_mlflow_is_left_as_it_is(tmp_path: Path, schema: str,
     before = (tmp_path / "mlflow.db").read_bytes()
     tracker = Tracker(uri, "sepscene", tmp_path)
     tracker.start({}, {})
+    tracker.send()
     assert remedy in str(tracker.fault)
     assert (tmp_path / "mlflow.db").read_bytes() == before
 

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def track_a_run(uri: str, run_dir: Path, steps: int = 20) -> Tracker:
     tracker.start_stage("pretrain-mix-chan", {"stage": "pretrain-mix-chan"})
     records = [{"step": step, "loss": 5.0 - step / 10, "waiting_share": 0.01} for step in range(steps)]
     append_metrics(run_dir / "metrics.jsonl", "pretrain-mix-chan", records)
-    tracker.mirror_metrics()
+    tracker.send()
     with sampled(run_dir, "pretrain-mix-chan"):
         pass
     tracker.tag("", {"separator_digest": "S2=0123456789ab"})
@@ -194,7 +196,7 @@ def _track_until_all_is_sent(uri: str, run_dir: Path) -> None:
     deadline = time.monotonic() + 120
     while tracker.unsent and time.monotonic() < deadline:  # as the thread of `following` does
         time.sleep(1)
-        tracker.mirror_metrics()
+        tracker.send()
 
 
 @pytest.mark.slow
@@ -210,7 +212,7 @@ def test_what_a_server_missed_is_sent_once_it_is_there(tmp_path: Path, monkeypat
     log_in(server, monkeypatch)
     try:
         later = Tracker(uri, "sepscene", tmp_path / "runs" / "first")
-        later.mirror_metrics()
+        later.send()
         check_the_run(uri, later)
     finally:
         server.stop()
@@ -221,8 +223,24 @@ def test_a_store_that_lost_the_run_gets_all_of_it_again(tmp_path: Path) -> None:
     first, second = (f"sqlite:///{tmp_path}/{name}.db" for name in ("first", "second"))
     track_a_run(first, tmp_path / "run")
     tracker = Tracker(second, "sepscene", tmp_path / "run")
-    tracker.mirror_metrics()
+    tracker.send()
     check_the_run(second, tracker)
+
+
+def test_no_call_waits_for_a_server_that_does_not_answer(tmp_path: Path) -> None:
+    """A server that takes connections and says nothing holds up the thread that sends, and nobody else."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracker = Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "sepscene", tmp_path)
+        tracker.start({}, {})
+        sending = threading.Thread(target=tracker.send)
+        sending.start()
+        silent.settimeout(60)
+        with silent.accept()[0]:
+            tracker.tag("", {"made": "meanwhile"})
+            assert sending.is_alive()
+    sending.join(60)
+    assert not sending.is_alive() and tracker.unsent == 2
+    assert "meanwhile" in (tmp_path / "mlflow-calls.jsonl").read_text()
 
 
 def test_a_password_in_the_address_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -249,6 +267,7 @@ def test_a_parameter_that_changed_when_a_run_goes_on_is_a_tag_and_holds_nothing_
     for trainers in (2, 1):
         tracker = Tracker(uri, "sepscene", tmp_path)
         tracker.start({"kind": "sweep"}, {"resources.trainers": trainers, "seed": 0})
+        tracker.send()
         assert tracker.unsent == 0
     found = MlflowClient(tracking_uri=uri).get_run(str(tracker.run_id())).data
     assert found.params == {"resources.trainers": "2", "seed": "0"}

@@ -39,10 +39,11 @@ def test_runs_of_trials_that_did_not_end_themselves_are_closed_in_mlflow(tmp_pat
         tracker = Tracker(uri, "sepscene", run_dir)
         tracker.start({"status": "running"}, {})
         tracker.start_stage("pretrain-mix-chan", {})
+        tracker.send()
         runs[name] = [str(tracker.run_id(stage)) for stage in tracker.stages()]
         if word == "finished":
             RESULTS.save(run_dir)
-            for stage in tracker.stages():
+            for stage in reversed(tracker.stages()):
                 tracker.finish(stage)
         if word:
             (run_dir / word).write_text(f"why it {name}")
