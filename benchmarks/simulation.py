@@ -124,7 +124,7 @@ def _step_ends(machine: Machine, shape: Shape, steps: int, seed: int) -> np.ndar
     separating_B = live_B * machine.separation_seconds * scatter_2B[1]
     serving_B = stored_B * shape.read_bytes / machine.store_bytes_per_second
     sending = rows * shape.views_bytes / machine.link_bytes_per_second
-    in_flight = shape.readers + 2 * shape.separation_gpus + 2 * per_step  # two batches are prefetched
+    in_flight = shape.readers + 2 * shape.separation_gpus + per_step  # one batch is prefetched
     step = step_seconds(machine, shape)
     readers, actors = [0.0] * shape.readers, [0.0] * shape.separation_gpus
     links, started = [0.0] * shape.trainers, np.zeros(blocks)

@@ -28,9 +28,16 @@ from sepscene.orchestration.runtime.run_processes import is_alive, processes_of_
 from sepscene.orchestration.runtime.signals import end_at_once, exit_on_signal
 from sepscene.orchestration.source import code_to_send
 
-LOCAL = {"RAY_worker_maximum_startup_concurrency": "1000"}
-"""For a Ray of this machine alone. Ray advises against more processes than a few times this number (default: its CPUs),
-but most of ours wait for each other, so on two cores that is how it should be (ray#63800: the advice has no switch)."""
+LOCAL = {
+    # Ray advises against more processes than a few times this number (default: its CPUs), but most of ours wait for
+    # each other, so on two cores that is how it should be (ray#63800: the advice has no switch).
+    "RAY_worker_maximum_startup_concurrency": "1000",
+    # A worker for each CPU, started in advance: ours have runtime environments of their own and can't use them.
+    "RAY_prestart_worker_first_driver": "0",
+    # A process for each training stage that asks whether nodes will leave: the only one is this machine.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""For a Ray of this machine alone."""
 
 IN_A_JOB = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
 """A submitted job has brought trust and code with it; Ray refuses to be given them again, even where they are equal."""

@@ -14,11 +14,14 @@ from sepscene.augment.draws import FILLER
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
-from sepscene.orchestration.training.hooks import REPORT_EVERY_STEPS, Batch, Hook, Step
+from sepscene.orchestration.training.hooks import Batch, Hook, Step
 from sepscene.tasks.distributed.gather import gather_rows, gather_texts, rank
 from sepscene.tasks.losses.coincidence import PairHead
 from sepscene.tasks.losses.diagnostics import collapse_warning, diagnose
 from sepscene.tasks.losses.joint import JointLoss
+
+DIAGNOSED_EVERY_STEPS = 5
+"""Steps from one look at the representation to the next: for it all workers exchange their h."""
 
 EMPTY_BATCHES = 2
 """Global batches in a row without any usable row after which the data itself must be gone."""
@@ -114,7 +117,7 @@ class Diagnostics(Hook):
     def after_step(self, step: Step) -> None:
         """Every few steps; all workers share their rows, and rank 0 looks."""
         result = self.result()
-        if step.number % REPORT_EVERY_STEPS or result is None:
+        if step.number % DIAGNOSED_EVERY_STEPS or result is None:
             return
         h_1_ND = gather_rows(result.h_1_nD)
         h_2_ND = gather_rows(result.h_2_nD)

@@ -24,9 +24,6 @@ from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers
 
 Batch = dict[str, np.ndarray]
 
-REPORT_EVERY_STEPS = 5
-"""Steps between two reports of all workers, at most."""
-
 
 class Worker(Protocol):
     """What is trained: one worker's networks, optimiser and ledger."""
@@ -76,6 +73,10 @@ class Hook:
 
     def reports_after(self, number: int) -> bool:
         """Whether all workers must report after this step; the answer depends on the number alone."""
+        return False
+
+    def wants_report(self) -> bool:
+        """Whether this worker would like all to report after the coming step; one that would is enough."""
         return False
 
     def before_step(self, batch: Batch, waited_seconds: float) -> None:
@@ -128,7 +129,8 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
     """
     asked = time.perf_counter()
     for batch in batches:
-        usable, rows = _shared_counts(batch, worker.device)
+        wanted = any(hook.wants_report() for hook in hooks)
+        usable, rows, wanted = _shared_counts(batch, wanted, worker.device)
         with pause:
             arrived = time.perf_counter()
             for hook in hooks:
@@ -136,7 +138,7 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
             metrics = worker.consume(batch, usable)
             done = time.perf_counter()
             step = Step(worker.step, metrics, usable, rows, arrived - asked, done - asked)
-            step.reported = any(hook.reports_after(step.number) for hook in hooks)
+            step.reported = wanted or any(hook.reports_after(step.number) for hook in hooks)
             for hook in hooks:
                 hook.after_step(step)
         if step.fatal:
@@ -147,12 +149,12 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
         hook.at_end(last)
 
 
-def _shared_counts(batch: Batch, device: torch.device) -> tuple[int, int]:
-    """Usable rows and rows of the global batch.
+def _shared_counts(batch: Batch, wanted: bool, device: torch.device) -> tuple[int, int, bool]:
+    """Usable rows and rows of the global batch, and whether any worker wants a report.
 
     It returns when all workers have their batch. So nobody waits for another's data in the middle of a step, when its
     state cannot be saved.
     """
-    local = torch.tensor([usable_rows(batch).sum(), (batch["row"] != FILLER).sum()], device=device)
-    usable, rows = sum_over_workers(local).tolist()
-    return usable, rows
+    local = torch.tensor([usable_rows(batch).sum(), (batch["row"] != FILLER).sum(), wanted], device=device)
+    usable, rows, wanting = sum_over_workers(local).tolist()
+    return usable, rows, wanting > 0

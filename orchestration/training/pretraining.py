@@ -239,7 +239,7 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
         one_copy = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         worker.model = ray.train.torch.prepare_model(worker.objective, parallel_strategy_kwargs=one_copy)
     shard = ray.train.get_dataset_shard("views")
-    batches = shard.iter_batches(batch_size=worker.local_rows, batch_format="numpy", prefetch_batches=2)
+    batches = shard.iter_batches(batch_size=worker.local_rows, batch_format="numpy")
     _train(worker, settings, batches, leaving_nodes, ray.train.report)
 
 

@@ -1,6 +1,8 @@
 """Hooks through which a worker leaves its traces: checkpoints on the disk, reports to the driver."""
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +15,7 @@ from sepscene.orchestration.records.checkpoint_writer import (
 from sepscene.orchestration.records.checkpoints import TrainingState
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.ray_compat import leaving_nodes
-from sepscene.orchestration.training.hooks import REPORT_EVERY_STEPS, Hook, Step
+from sepscene.orchestration.training.hooks import Hook, Step
 from sepscene.tasks.distributed.gather import rank
 
 FULL_DISK_SECONDS = 60.0
@@ -21,6 +23,10 @@ FULL_DISK_SECONDS = 60.0
 
 POLL_SECONDS = 0.5
 """How often rank 0 looks for a warning."""
+
+REPORT_SECONDS = 1.0
+"""Between two reports. Ray Train holds one until its controller has asked for it, every `stage.POLL_SECONDS`; a second
+would wait there and hold up training."""
 
 
 class Saving(Hook):
@@ -119,16 +125,20 @@ class Saving(Hook):
 
 
 class Reporting(Hook):
-    """Reports metrics and events to the driver every few steps. It stands last, when all others have spoken."""
+    """Reports metrics and events to the driver: of the first step at once, then every second or after each longer step.
+
+    It stands last, when all others have spoken.
+    """
 
     def __init__(self, send: Callable[..., None] = ray.train.report) -> None:
         """Args: send: with the arguments of `ray.train.report`."""
         self.send = send
         self.unsent: list[dict[str, Any]] = []
+        self._sent = -math.inf
 
-    def reports_after(self, number: int) -> bool:
-        """Whether a report is due after this step: every `REPORT_EVERY_STEPS`."""
-        return number % REPORT_EVERY_STEPS == 0
+    def wants_report(self) -> bool:
+        """Whether the last report was long enough ago."""
+        return time.monotonic() - self._sent >= REPORT_SECONDS
 
     def after_step(self, step: Step) -> None:
         """Keep the metrics for the next report, and send it if it is time."""
@@ -148,3 +158,4 @@ class Reporting(Hook):
     def _send(self, step: Step) -> None:
         self.send({"steps": self.unsent, "fatal": step.fatal}, **step.report_options)
         self.unsent = []
+        self._sent = time.monotonic()

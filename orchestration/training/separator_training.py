@@ -221,7 +221,7 @@ def separator_worker(settings: dict[str, Any]) -> None:
     worker.model = ray.train.torch.prepare_model(worker.separator)
     local_rows = 2 * separator.batch_mixtures // world_size()
     shard = ray.train.get_dataset_shard("views")
-    batches = shard.iter_batches(batch_size=local_rows, batch_format="numpy", prefetch_batches=2)
+    batches = shard.iter_batches(batch_size=local_rows, batch_format="numpy")
     training = experiment.training
     saving = Saving(folder, worker.state, training.checkpoint_every_steps, kept=1)
     hooks = [

@@ -45,6 +45,9 @@ MAX_CONTROLLERS = 4
 STOP_SECONDS = 60
 """How long a stage in this process may take to end after a signal: a step, and its checkpoint."""
 
+POLL_SECONDS = 0.5
+"""How often a Train controller asks its workers for reports, failures and their end; Ray's default is 2."""
+
 LOOK_SECONDS = 0.5
 """How often the driver wakes up while a stage runs, to hear signals and to see what stands still."""
 
@@ -188,6 +191,7 @@ class Stage:
 
         All that Ray stores are encoders to validate; it keeps them until they are, and the last one.
         """
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))  # Ray hands it to the controller
         environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **kept_memory(), **trust_variables()}
         return trainer_class()(
             self.worker,

@@ -22,13 +22,14 @@ from filelock import FileLock
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_ledger
 from sepscene.orchestration.records.results import read_metrics
-from sepscene.orchestration.training.hooks import REPORT_EVERY_STEPS
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import Manifest
 
 STAGE = "pretrain-mix-chan"
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "build" / "faults.jsonl"
+UNREPORTED = 5
+"""More steps than a run of these tests makes between two reports."""
 NO_MOUNT = "this machine lets nobody mount a tmpfs, so no disk was full"
 
 
@@ -211,7 +212,7 @@ def note(fault: str, outcome: str, run_dir: Path, struck: Iterable[float] = ()) 
 
 def _recovery(records: list[dict[str, float | str]], moment: float) -> float:
     reported = max((float(record["step"]) for record in records if float(record["seconds"]) <= moment), default=0.0)
-    beyond = [float(record["seconds"]) for record in records if float(record["step"]) > reported + REPORT_EVERY_STEPS]
+    beyond = [float(record["seconds"]) for record in records if float(record["step"]) > reported + UNREPORTED]
     return min(beyond, default=moment) - moment
 
 

@@ -14,9 +14,10 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import write_checkpoint
 from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.training import saving
 from sepscene.orchestration.training.builders import build_objective
-from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine
-from sepscene.orchestration.training.hooks import REPORT_EVERY_STEPS, Batch, Hook, Step, run_steps
+from sepscene.orchestration.training.health import DIAGNOSED_EVERY_STEPS, BadSteps, Diagnostics, Quarantine
+from sepscene.orchestration.training.hooks import Batch, Hook, Step, run_steps
 from sepscene.orchestration.training.pretraining import Pretrainer
 from sepscene.orchestration.training.replay import last_bad_rows, stage_folder
 
@@ -35,7 +36,7 @@ class Recorder(Hook):
         self.steps: list[Step] = []
 
     def reports_after(self, number: int) -> bool:
-        return number % REPORT_EVERY_STEPS == 0
+        return number % DIAGNOSED_EVERY_STEPS == 0
 
     def after_step(self, step: Step) -> None:
         self.steps.append(step)
@@ -190,15 +191,26 @@ def test_microbatches_give_the_losses_of_the_whole_batch(nano: Experiment) -> No
 def test_health_is_looked_at_every_few_steps_and_a_collapse_reported_once(nano: Experiment) -> None:
     one = worker(nano)
     hook = Diagnostics(lambda: one.result, one.objective.coincidence_head)
-    records = [step.metrics for step in trained(one, map(batch, range(REPORT_EVERY_STEPS)), hook).steps]
-    assert ["effective_rank" in record for record in records] == [False] * (REPORT_EVERY_STEPS - 1) + [True]
+    records = [step.metrics for step in trained(one, map(batch, range(DIAGNOSED_EVERY_STEPS)), hook).steps]
+    assert ["effective_rank" in record for record in records] == [False] * (DIAGNOSED_EVERY_STEPS - 1) + [True]
     assert records[-1].keys() >= {"alignment", "uniformity", "positive_similarity", "coincidence_auc"}
     one = worker(nano.changed({"training.epochs": 40, "training.learning_rate": 1e-9}))
     hook = Diagnostics(lambda: one.result, one.objective.coincidence_head)
     with torch.no_grad():
         one.objective.get_submodule("trunk").embedding.weight.zero_()  # type: ignore[union-attr, operator]
-    events = trained(one, map(batch, range(2 * REPORT_EVERY_STEPS)), hook).events
+    events = trained(one, map(batch, range(2 * DIAGNOSED_EVERY_STEPS)), hook).events
     assert sum("collapsing" in event for event in events) == 1
+
+
+@pytest.mark.parametrize(("seconds", "reports"), [(0.0, [[1], [2], [3], []]), (1e9, [[1], [2, 3]])])
+def test_the_first_step_is_reported_at_once_and_then_as_many_as_have_come_together(
+    nano: Experiment, monkeypatch: pytest.MonkeyPatch, seconds: float, reports: list[list[int]]
+) -> None:
+    monkeypatch.setattr(saving, "REPORT_SECONDS", seconds)
+    sent: list[list[int]] = []
+    reporting = saving.Reporting(lambda report: sent.append([record["step"] for record in report["steps"]]))
+    run_steps(worker(nano), map(batch, range(3)), [reporting], RLock())
+    assert sent == reports
 
 
 def test_a_filler_carries_nothing(nano: Experiment) -> None:
