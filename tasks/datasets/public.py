@@ -34,7 +34,7 @@ from sepscene.tasks.datasets.labels import (
 )
 from sepscene.tasks.datasets.manifest import Clip, Manifest, read_from
 from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root
-from sepscene.tasks.datasets.tables import read_parquet_columns
+from sepscene.tasks.datasets.tables import first_row, read_parquet_columns
 
 _YOUTUBE_ID = re.compile(r"^[A-Za-z0-9_-]{11}$")
 _START = re.compile(r"^_(\d+(?:\.\d+)?)(?:_(\d+(?:\.\d+)?))?$")
@@ -139,7 +139,11 @@ def read_folder(root: Root) -> Manifest:
         raise ManifestError(
             f"{root.location}: has no metadata.csv or metadata.jsonl; for plain folders use `directory`"
         )
-    rows = [(table, line, row) for table in tables for line, row in enumerate(root.rows(table, ["file_name"]), 2)]
+    rows = [
+        (table, line, row)
+        for table in tables
+        for line, row in enumerate(root.rows(table, ["file_name"]), first_row(table))
+    ]
     paths = []
     for table, _, row in rows:
         root.relative(str(row["file_name"]))  # may not leave its own folder either

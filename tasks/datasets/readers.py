@@ -26,7 +26,7 @@ from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, ONE_CLASS, Clip, Mani
 from sepscene.tasks.datasets.public import read_audioset, read_folder, read_fsd50k, read_parquet, read_shards
 from sepscene.tasks.datasets.python_clips import read_clips
 from sepscene.tasks.datasets.root import Root
-from sepscene.tasks.datasets.tables import ROWS_AT_ONCE
+from sepscene.tasks.datasets.tables import ROWS_AT_ONCE, first_row
 
 __all__ = ["Manifest", "ManifestError", "read_manifest"]
 
@@ -100,7 +100,7 @@ def _table_clips(root: Root, name: str) -> pa.Table:
     """
     read = root.table(name, ["uri", "labels", "split"], empty=["labels"]).to_batches(max_chunksize=ROWS_AT_ONCE)
     read.reverse()
-    first = 2
+    first = first_row(name)
     clips = []
     while read:
         batch = read.pop()  # what is done is let go of

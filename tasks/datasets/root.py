@@ -27,7 +27,7 @@ from sepscene.augment.locations import (
 from sepscene.models.files import parse_json
 from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Survey, printable
-from sepscene.tasks.datasets.tables import RAGGED, read_csv, read_parquet_columns
+from sepscene.tasks.datasets.tables import RAGGED, first_row, read_csv, read_parquet_columns
 
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
@@ -251,7 +251,7 @@ class Root:
         except (OSError, ValueError, AttributeError, TypeError, RecursionError, csv.Error, pa.ArrowException) as error:
             raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
         self._check_columns(name, [column for column in table.column_names if column != RAGGED], needed)
-        first = 1 if suffix == ".parquet" else 2  # the first row of a CSV is its header
+        first = first_row(relative)
         if RAGGED in table.column_names:
             row = pc.index(table[RAGGED], True).as_py()
             if row >= 0:
@@ -273,7 +273,7 @@ class Root:
         except (ValueError, AttributeError) as error:
             raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
         self._check_columns(name, there, needed)
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(rows, first_row(relative)):
             if any(row.get(column) is None for column in needed if column not in empty):
                 raise ManifestError(f"{name}: row {number} does not fill the columns {', '.join(needed)}")
         return rows

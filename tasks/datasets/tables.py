@@ -20,6 +20,11 @@ RAGGED = "\0ragged"
 """The column that marks rows of a CSV with too many or too few cells."""
 
 
+def first_row(name: str) -> int:
+    """The number of a table's first row in messages: that of its line, where its first line is a header."""
+    return 2 if name.lower().endswith(".csv") else 1
+
+
 def read_csv(text: str) -> pa.Table:
     """A CSV table of text; a row with too many or too few cells is marked in the column `RAGGED`."""
     try:

@@ -164,6 +164,18 @@ class TestTable:
             read_manifest("table", f"{tmp_path}/m.parquet")
 
 
+    def test_rows_of_parquet_are_counted_from_one(self, tmp_path: Path) -> None:
+        columns = {"uri": ["a.wav", "b.wav"], "labels": ["x", "y"], "split": ["1", "1"], "offset_seconds": [0.0, -1.0]}
+        pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+        with pytest.raises(ManifestError, match=r"m\.parquet row 2: offset_seconds is -1"):
+            read_manifest("table", f"{tmp_path}/m.parquet")
+
+    def test_rows_of_json_lines_are_counted_from_one(self, tmp_path: Path) -> None:
+        root = write(tmp_path, {"metadata.jsonl": '{"file_name": "a.wav", "offset_seconds": -1}\n'})
+        with pytest.raises(ManifestError, match="row 1: offset_seconds is -1"):
+            read_manifest("folder", root)
+
+
 class TestLinks:
     """Symbolic links may lead anywhere below the root; the root itself may be one."""
 
