@@ -98,6 +98,14 @@ disconnect()
 """
 
 
+def test_a_scene_length_that_cannot_be_is_refused_at_the_start(nano: Experiment) -> None:
+    with (
+        pytest.raises(SepsceneError, match=r"generated scenes last 0\.5 to 60 s"),
+        prepared_session(nano.changed({"audio.clip_seconds": 90.0}), address="127.0.0.1:1"),  # asked later than this
+    ):
+        pass
+
+
 def test_more_processes_than_cores_write_nothing_on_the_terminal() -> None:
     """Ray would advise against them at four times its CPUs; most of ours only wait."""
     ran = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=150, check=True)
