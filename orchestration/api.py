@@ -73,7 +73,6 @@ def pretrain(
     Raises:
         SepsceneError: for an experiment that is refused or doesn't fit the machine or cluster, or a stage that fails.
     """
-    from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
     from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
@@ -95,6 +94,9 @@ def pretrain(
             train, test = run.manifests()
             ladder = run.ladder(train)
             bundle = run.encoder(train, ladder)
+            # Training does not wait for scikit-learn and the pictures, which take two seconds.
+            from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
+
             if evaluate:
                 evaluate_run(run, train, test, ladder)
             else:
