@@ -278,7 +278,7 @@ def demo(scale: Scale = "tiny") -> Experiment:
     """S2 or N, both tasks, on synthetic scenes.
 
     `make demo` runs it at mini, with the separators that come with the package. At tiny it trains its own. Both have
-    fewer scenes and steps than the rows of the tables, so that all of it ends in about four minutes.
+    fewer scenes and steps than the rows of the tables, so that all of it ends in a few minutes.
     """
     base = SCALES[scale]().changed({"name": "demo", "views.combination": ["S2", "N"]})
     if scale == "mini":

@@ -48,8 +48,8 @@ class Step:
         metrics: its record in the metrics file.
         usable: rows of the global batch whose clips could be used.
         rows: rows of the global batch.
-        waited_seconds: from asking for the batch to having it.
-        seconds: from asking for the batch to the end of the step.
+        waited_seconds: from asking for the batch to having it; what the hooks took before is not in it.
+        seconds: from the end of the step before to the end of this one.
         reported: whether all workers report to the driver after this step.
         events: sentences for the terminal, the report and the metrics file.
         fatal: why the run must stop; empty while it goes on. The same on all workers.
@@ -127,7 +127,7 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
         hooks: in the order in which they act.
         pause: held during a step; whoever holds it between two steps finds the worker's state whole.
     """
-    asked = time.perf_counter()
+    began = asked = time.perf_counter()
     for batch in batches:
         wanted = any(hook.wants_report() for hook in hooks)
         usable, rows, wanted = _shared_counts(batch, wanted, worker.device)
@@ -137,13 +137,13 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
                 hook.before_step(batch, arrived - asked)
             metrics = worker.consume(batch, usable)
             done = time.perf_counter()
-            step = Step(worker.step, metrics, usable, rows, arrived - asked, done - asked)
+            step = Step(worker.step, metrics, usable, rows, arrived - asked, done - began)
             step.reported = wanted or any(hook.reports_after(step.number) for hook in hooks)
             for hook in hooks:
                 hook.after_step(step)
         if step.fatal:
             return
-        asked = done
+        began, asked = done, time.perf_counter()
     last = Step(worker.step)
     for hook in hooks:
         hook.at_end(last)

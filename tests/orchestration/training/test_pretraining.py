@@ -1,6 +1,7 @@
 """One worker of the pre-training with its hooks, in this process: bad steps, accumulation. With Ray: tests/faults."""
 
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from threading import RLock
@@ -200,6 +201,18 @@ def test_health_is_looked_at_every_few_steps_and_a_collapse_reported_once(nano: 
         one.objective.get_submodule("trunk").embedding.weight.zero_()  # type: ignore[union-attr, operator]
     events = trained(one, map(batch, range(2 * DIAGNOSED_EVERY_STEPS)), hook).events
     assert sum("collapsing" in event for event in events) == 1
+
+
+class Slow(Hook):
+    """Takes longer than a step."""
+
+    def after_step(self, step: Step) -> None:
+        time.sleep(1.0)
+
+
+def test_what_hooks_take_is_no_wait_for_data(nano: Experiment) -> None:
+    second = trained(worker(nano), map(batch, range(2)), Slow()).steps[1]
+    assert second.seconds - second.waited_seconds >= 1.0
 
 
 @pytest.mark.parametrize(("seconds", "reports"), [(0.0, [[1], [2], [3], []]), (1e9, [[1], [2, 3]])])

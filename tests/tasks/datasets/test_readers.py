@@ -163,7 +163,6 @@ class TestTable:
         with pytest.raises(ManifestError, match="cannot be read as a table"):
             read_manifest("table", f"{tmp_path}/m.parquet")
 
-
     def test_rows_of_parquet_are_counted_from_one(self, tmp_path: Path) -> None:
         columns = {"uri": ["a.wav", "b.wav"], "labels": ["x", "y"], "split": ["1", "1"], "offset_seconds": [0.0, -1.0]}
         pq.write_table(pa.table(columns), tmp_path / "m.parquet")
