@@ -21,8 +21,8 @@ RAGGED = "\0ragged"
 
 
 def first_row(name: str) -> int:
-    """The number of a table's first row in messages: that of its line, where its first line is a header."""
-    return 2 if name.lower().endswith(".csv") else 1
+    """The number of a table's first row in messages: the first line of a CSV is its header."""
+    return 1 if name.lower().endswith((".parquet", ".jsonl")) else 2
 
 
 def read_csv(text: str) -> pa.Table:
