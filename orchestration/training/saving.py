@@ -24,7 +24,7 @@ FULL_DISK_SECONDS = 60.0
 POLL_SECONDS = 0.5
 """How often rank 0 looks for a warning."""
 
-REPORT_SECONDS = 5.0
+REPORT_SECONDS = 2.0
 """Between two reports. Ray Train holds one until its controller has asked for it, every `stage.POLL_SECONDS`; another
 would wait there and hold up training. And each costs all processes of the run some hundredths of a second of CPU."""
 
