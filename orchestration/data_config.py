@@ -57,6 +57,11 @@ class Data(Config):
         return self.test == (FOLDS,)
 
     @property
+    def is_generated(self) -> bool:
+        """Whether the clips are synthetic scenes that Sepscene makes."""
+        return self.format == "scenes" and self.root is None
+
+    @property
     def described(self) -> str:
         """Format and place, as reports name the data set; synthetic scenes lie where their run put them."""
         return self.format if self.format == "scenes" else f"{self.format} {self.root}"

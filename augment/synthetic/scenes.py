@@ -31,9 +31,11 @@ from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
 
 BACKGROUND = "background"
+"""The label of the last source of every scene; not an event class."""
+
 SHORTEST_SECONDS = 0.5
 LONGEST_SECONDS = 60.0
-"""The label of the last source of every scene; not an event class."""
+"""The lengths that a scene can have."""
 
 _AT_ONCE = 32
 """Scenes that are handed to the threads together: an interrupted call ends when these are done."""

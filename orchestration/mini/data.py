@@ -9,7 +9,7 @@ from rich.console import Console
 from sepscene.augment.synthetic.scenes import SceneConfig, as_long_as, generate_scene, write_scenes
 from sepscene.augment.synthetic.shared_events import shared_events_in_words
 from sepscene.augment.views import Views
-from sepscene.orchestration.config import Data, Experiment
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.logmel_store import LogMelStore
 from sepscene.orchestration.records.files import one_at_a_time
 from sepscene.orchestration.records.sweep_folder import StudyData
@@ -50,7 +50,7 @@ def stores_of(
 def described(base: Experiment) -> dict[str, str]:
     """The data, as the report says it."""
     data = base.data
-    if not is_generated(data):
+    if not data.is_generated:
         return {"data set": data.described}
     return {
         "data set": f"{data.described} ({data.scenes_profile})",
@@ -60,11 +60,6 @@ def described(base: Experiment) -> dict[str, str]:
             as_long_as(base.audio.clip_seconds, data.scenes_profile), base.views
         ),
     }
-
-
-def is_generated(data: Data) -> bool:
-    """Whether the clips are synthetic scenes of our own."""
-    return data.format == "scenes" and data.root is None
 
 
 @cache
@@ -79,7 +74,7 @@ def _processors(row: Experiment) -> tuple[str, ...]:
 
 def _manifests(base: Experiment, shared: StudyData, backgrounds: int, console: Console) -> tuple[Manifest, Manifest]:
     data = base.data
-    if not is_generated(data):
+    if not data.is_generated:
         manifest = read_manifest(data.format, str(data.root))
         return manifest.select(*data.train), manifest.select(*data.test)
     config = as_long_as(base.audio.clip_seconds, data.scenes_profile)

@@ -20,7 +20,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.own import OwnCode
 from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.data import described, is_generated, stores_of
+from sepscene.orchestration.mini.data import described, stores_of
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
 from sepscene.orchestration.presets import OF_COINCIDENCE, OWN, shipped_ladder
 from sepscene.orchestration.records.environment import command_line, environment
@@ -193,7 +193,7 @@ def _finished(folder: Path, row: str, seed: int) -> bool:
 def _differences(base: Experiment, runs: list[TrialRecord]) -> tuple[str, ...]:
     """How all runs differ from the paper's."""
     steps = ", ".join(map(str, sorted({run.steps for run in runs})))
-    clips = base.data.scenes_train if is_generated(base.data) else "?"
+    clips = base.data.scenes_train if base.data.is_generated else "?"
     return (
         f"{clips} clips of {base.data.format} instead of about {PAPER_CLIPS:,} of AudioSet",
         f"global batch {base.training.global_batch} and {steps or '?'} steps; the paper's are not stated",

@@ -228,7 +228,7 @@ class Run:
 
     def _read_manifests(self) -> tuple[Manifest, Manifest]:
         data = self.experiment.data
-        if data.format == "scenes" and data.root is None:
+        if data.is_generated:
             root = self.files.scenes
             self._generate_scenes(root)
             manifest = read_manifest("scenes", str(root))

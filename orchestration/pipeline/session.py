@@ -28,7 +28,7 @@ def prepared_session(
     """
     if experiment.views.background == "exchanged":
         raise SepsceneError("views.background exchanged works with `reproduce --scale mini` only: set it to kept")
-    if experiment.data.format == "scenes" and experiment.data.root is None:
+    if experiment.data.is_generated:
         from sepscene.augment.synthetic.scenes import as_long_as  # scipy.signal takes a second
 
         as_long_as(experiment.audio.clip_seconds, experiment.data.scenes_profile)

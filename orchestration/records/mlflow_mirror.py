@@ -28,7 +28,7 @@ from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.repeating import again_and_again
 
-if TYPE_CHECKING:  # these imports bring MLflow, which takes seconds: a run loads it beside its first stage
+if TYPE_CHECKING:  # brings MLflow, which takes seconds: a run loads it beside its first stage
     from sepscene.orchestration.records.mlflow_client import MlflowStore
 
 logger = logging.getLogger("sepscene")

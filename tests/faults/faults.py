@@ -29,7 +29,7 @@ STAGE = "pretrain-mix-chan"
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "build" / "faults.jsonl"
 UNREPORTED = 5
-"""More steps than a run of these tests makes between two reports."""
+"""Steps that a run may have made and not reported: one with a checkpoint every 5 steps reports with each."""
 NO_MOUNT = "this machine lets nobody mount a tmpfs, so no disk was full"
 
 
