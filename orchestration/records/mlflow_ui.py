@@ -7,7 +7,6 @@ too, and an open MLflow server lets everyone who reaches it change runs and read
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -102,13 +101,6 @@ def newest_experiment(uri: str) -> str | None:
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     newest = client.search_runs(ids, order_by=["attributes.start_time DESC"], max_results=1) if ids else []
     return newest[0].info.experiment_id if newest else None
-
-
-def free_port() -> int:
-    """A port of loopback that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
 
 
 @dataclass

@@ -25,8 +25,9 @@ from sepscene.orchestration.records.mlflow_address import default_tracking_uri, 
 from sepscene.orchestration.records.mlflow_client import MlflowStore
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.mlflow_registry import _describe_version
-from sepscene.orchestration.records.mlflow_ui import USER, Ui, free_port, start_ui
+from sepscene.orchestration.records.mlflow_ui import USER, Ui, start_ui
 from sepscene.orchestration.records.system_metrics import sampled
+from tests.faults.hosts import free_port
 
 DATA = {
     "name": "esc50 1+2",

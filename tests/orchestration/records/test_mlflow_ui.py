@@ -19,13 +19,13 @@ from sepscene.orchestration.records.mlflow_ui import (
     USER,
     Ui,
     deep_link,
-    free_port,
     mlflow_ui_command,
     newest_experiment,
     serve,
     start_ui,
     tracking_store,
 )
+from tests.faults.hosts import free_port
 
 
 @pytest.fixture(autouse=True)
