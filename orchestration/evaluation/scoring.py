@@ -94,7 +94,7 @@ def _diagnostics(train_h: Embeddings, test_h: Embeddings, by_folds: bool) -> dic
 
 
 def score_processors(ladder: Mapping[str, str], test: Manifest, experiment: Experiment) -> list[ProcessorResult]:
-    """Score every checkpoint of the ladder (name -> folder) on mixtures of held-out clips."""
+    """Score every checkpoint of the ladder (name -> folder) on mixtures of held-out clips, and on known sources."""
     results = []
     for name, folder in ladder.items():
         card = read_card(folder)
@@ -105,6 +105,7 @@ def score_processors(ladder: Mapping[str, str], test: Manifest, experiment: Expe
                 step=int(card.metadata.get("step", 0)),
                 digest=card.digest,
                 si_sdr_improvement_db=_mean_metric(scores.improvement_db),
+                source_improvement_db=_mean_metric(scores.source_improvement_db),
                 mixit_loss=_mean_metric(scores.loss),
             )
         )

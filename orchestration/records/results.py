@@ -91,7 +91,8 @@ class ProcessorResult(Config):
     name: str
     step: int
     digest: str
-    si_sdr_improvement_db: Metric | None = None
+    si_sdr_improvement_db: Metric | None = Field(None, description="on mixtures of two held-out clips, remixed (MoMi)")
+    source_improvement_db: Metric | None = Field(None, description="on single held-out clips whose sources are known")
     mixit_loss: Metric | None = None
 
 

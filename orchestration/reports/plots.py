@@ -174,29 +174,42 @@ def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -
 
 
 def ladder(name: str, processors: Sequence[ProcessorResult]) -> Picture:
-    """SI-SDR improvement of each processor, in the order of the ladder's steps."""
-    known = [item for item in sorted(processors, key=lambda item: item.step) if item.si_sdr_improvement_db]
-    metrics = [item.si_sdr_improvement_db for item in known if item.si_sdr_improvement_db]
+    """SI-SDR improvement of each processor, in the order of the ladder's steps: of two clips, and of known sources."""
+    known = sorted(processors, key=lambda item: item.step)
+    lines = {
+        "two clips": [item.si_sdr_improvement_db for item in known],
+        "sources": [item.source_improvement_db for item in known],
+    }
     with styled():
         drawing, axes = canvas(3.7, 2.5)
-        for place, metric in enumerate(metrics):
-            if metric.low is not None and metric.high is not None:
-                axes.plot([place, place], [metric.low, metric.high], color=SERIES[0], linewidth=2.2)
-        axes.plot(
-            range(len(metrics)),
-            [metric.value for metric in metrics],
-            "o",
-            color=SERIES[0],
-            linestyle=DASHES[1],
-            linewidth=1,
-        )
+        said = []
+        for number, (line, metrics) in enumerate(lines.items()):
+            there = [(place, metric) for place, metric in enumerate(metrics) if metric is not None]
+            if not there:
+                continue
+            color = SERIES[number]
+            for place, metric in there:
+                if metric.low is not None and metric.high is not None:
+                    axes.plot([place, place], [metric.low, metric.high], color=color, linewidth=2.2)
+            axes.plot(
+                [place for place, _ in there],
+                [metric.value for _, metric in there],
+                "o",
+                color=color,
+                linestyle=DASHES[1],
+                linewidth=1,
+                label=line,
+            )
+            values = "; ".join(f"{known[place].name} {in_words(metric)}" for place, metric in there)
+            said.append(f"{line}: {values}")
+        if len(said) > 1:
+            axes.legend()
         axes.axhline(0, color=SOFT, linewidth=0.8)
         axes.set_xticks(range(len(known)), [f"{item.name}\n{item.step:,}" for item in known])
         axes.margins(x=0.15, y=0.15)
         axes.set_title("SI-SDR improvement, dB")
         axes.set_xlabel("processor and its training steps")
-        said = "; ".join(f"{item.name} {in_words(metric)}" for item, metric in zip(known, metrics, strict=True))
-        return picture(drawing, name, f"SI-SDR improvement in dB by processor: {said}.")
+        return picture(drawing, name, f"SI-SDR improvement in dB by processor; {'. '.join(said)}.")
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def _pictures(
         drawn = _largest_changes(complete)
         columns = {name: [row.precision[name] or 0.0 for row in drawn] for name in drawn[0].precision}
         pictures["classes"] = plots.class_gains("classes", "Average precision", [row.name for row in drawn], columns)
-    if any(processor.si_sdr_improvement_db for processor in results.ladder):
+    if any(one.si_sdr_improvement_db or one.source_improvement_db for one in results.ladder):
         pictures["ladder"] = plots.ladder("ladder", results.ladder)
     return pictures
 

@@ -86,6 +86,7 @@ def sample_results() -> RunResults:
                 step=600,
                 digest="c07b" * 16,
                 si_sdr_improvement_db=metric(3.94, 0.6),
+                source_improvement_db=metric(5.21, 0.7),
                 mixit_loss=metric(-9.1, 0.3),
             ),
         ),

@@ -64,7 +64,13 @@ def test_every_class_processor_and_stage_is_in_a_table(page: str, run_dir: Path)
         names = ("mix-chan", "mix-mix", "untrained")
         expected = [number(kind[name]) for kind in (row.precision, row.linear) for name in names]
         assert _row(tables, row.name) == [[row.name, str(row.positives), *expected]]
-    assert _row(tables, "S2")[0][:4] == ["S2", "600", "3.94 [3.34, 4.54]", "−9.10 [−9.40, −8.80]"]
+    assert _row(tables, "S2")[0][:5] == [
+        "S2",
+        "600",
+        "3.94 [3.34, 4.54]",
+        "5.21 [4.51, 5.91]",
+        "−9.10 [−9.40, −8.80]",
+    ]
     assert _row(tables, "separate")[0][1:5] == ["3 min 18 s", "5,120", "25.8", "93 %"]
     assert _row(tables, "train/00017.flac") == [["train/00017.flac", "holds 0 samples"]]
     assert len(CLASSES) == sum(len(_row(tables, name)) for name in CLASSES)
