@@ -48,7 +48,7 @@ SCENES = {
     "held_out": (64, PROFILES["recurring"]),
 }
 FIRST_SEED = 100
-"""Of the scenes, so that none of them is one of the demo or of a study: theirs have seed 0."""
+"""Of the scenes, so that none of them is one of a study or of the demo: their seeds count from 0."""
 BATCH, SEGMENT_SECONDS, CLIP_NORM, SAVE_EVERY, SCORE_EVERY, HELD_OUT = 8, 2.0, 5.0, 50, 250, 32
 
 
