@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.mlflow_address import default_tracking_uri, tracking_uri_of
 from sepscene.orchestration.records.mlflow_mirror import Tracker, sync
-from sepscene.orchestration.records.mlflow_ui import free_port, start_ui
+from sepscene.orchestration.records.mlflow_ui import start_ui
+from tests.faults.hosts import free_port
 from tests.orchestration.records.test_mlflow_mirror import check_the_run, track_a_run
 
 
