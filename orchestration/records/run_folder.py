@@ -297,6 +297,11 @@ class StageFolder:
         return self.path / "wanted"
 
     @property
+    def places(self) -> Path:
+        """The id of the placement group that Ray Train has reserved for the present worker group."""
+        return self.path / "places"
+
+    @property
     def validations(self) -> Path:
         """Folder where validation tasks leave their records, one file a step, until they are in the metrics file."""
         return self.path / "validation"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from ray.util import placement_group_table
 
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.config import SepsceneError
@@ -17,9 +18,21 @@ from sepscene.orchestration.records.checkpoints import is_sound, newest_sound, r
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.runtime import watchdog
 from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.training.light import starts_light
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import Manifest
-from tests.faults.faults import NO_MOUNT, STAGE, after, full_for, kill, long_enough, losses, note, undisturbed
+from tests.faults.faults import (
+    NO_MOUNT,
+    ONE_TRAINER_HERE,
+    STAGE,
+    after,
+    full_for,
+    kill,
+    long_enough,
+    losses,
+    note,
+    undisturbed,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_of_our_own")]
 
@@ -44,28 +57,29 @@ def run(
     run_dir: Path,
     store: SeparatedStore | None = None,
 ) -> Path:
-    """Pre-train to the end; returns the last checkpoint."""
+    """Pre-train to the end, in this process if that is possible; returns the last checkpoint."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    return pretrain(experiment, clips, ladder, run_dir, STAGE, store)
+    return pretrain(experiment, clips, ladder, run_dir, STAGE, store, light=starts_light(experiment))
 
 
 LONG = pytest.mark.faults_long
 FULL_DISK = "full disk"
 
 
+@LONG  # CI: test_faults_driver.py, test_faults_disk.py and, for SeparationService, test_stream_determinism.py
 @pytest.mark.parametrize(
     "faults",
     [
         [(10, "RayTrainWorker"), (18, FULL_DISK), (30, "TrainController")],
-        pytest.param([(10, FULL_DISK)], marks=LONG),
-        pytest.param([(10, "TrainController")], marks=LONG),
-        pytest.param([(10, "RayTrainWorker"), (25, "SeparationService")], marks=LONG),
-        pytest.param([(10, "SeparationService")], marks=LONG),  # CI: tests/faults/test_stream_determinism.py
-        pytest.param([(10, "RayTrainWorker")], marks=LONG),
-        pytest.param([(10, "ClipReader")], marks=LONG),
-        pytest.param([(0, "SeparationService"), (10, "SeparationService")], marks=LONG),  # later it has made all rows
-        pytest.param([(0, "RayTrainWorker"), (44, "RayTrainWorker")], marks=LONG),
-        pytest.param([(5, "RayTrainWorker"), (6, "ClipReader")], marks=LONG),  # a checkpoint is being written
+        [(10, FULL_DISK)],
+        [(10, "TrainController")],
+        [(10, "RayTrainWorker"), (25, "SeparationService")],
+        [(10, "SeparationService")],
+        [(10, "RayTrainWorker")],
+        [(10, "ClipReader")],
+        [(0, "SeparationService"), (10, "SeparationService")],  # later it has made all rows
+        [(0, "RayTrainWorker"), (44, "RayTrainWorker")],
+        [(5, "RayTrainWorker"), (6, "ClipReader")],  # a checkpoint is being written
     ],
     ids=lambda faults: "+".join(f"{fault}@{step}" for step, fault in faults),
 )
@@ -87,6 +101,8 @@ def test_killed_processes_and_a_full_disk_cost_no_row_and_change_no_bit(
     ]
     run(experiment, train_clips, ladder, run_dir)
     assert all(injection.happened for injection in injections), f"of {faults}, not all found something to hit"
+    kept = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    assert kept == [], "what was reserved for trainers that are gone is not there for others"
     said = ", ".join(f"{fault} after step {step}" for step, fault in faults)
     note(f"kill -9, or a disk that is full: {said}", "goes on by itself", run_dir,
          (injection.times[0] for injection in injections))  # fmt: skip
@@ -97,10 +113,8 @@ def test_killed_processes_and_a_full_disk_cost_no_row_and_change_no_bit(
         assert "could not be written" in " ".join(str(record.get("event")) for record in read_metrics(run_dir))
 
 
-@pytest.mark.parametrize(
-    ("mode", "victim"),
-    [pytest.param("read-through", "SeparationService", marks=LONG), pytest.param("prefill", "ViewMaker", marks=LONG)],
-)
+@LONG
+@pytest.mark.parametrize(("mode", "victim"), [("read-through", "SeparationService"), ("prefill", "ViewMaker")])
 def test_a_kill_beside_the_store_costs_no_row_and_changes_no_bit(
     experiment: Experiment,
     train_clips: Manifest,
@@ -134,7 +148,7 @@ def one_bit_flipped(folder: Path) -> None:
         file.write(bytes([byte[0] ^ 1]))
 
 
-@pytest.mark.faults_long  # CI: tests/orchestration/records/test_checkpoints.py chooses among damaged ones
+@LONG  # CI: tests/orchestration/records/test_checkpoints.py chooses among damaged ones
 @pytest.mark.parametrize("damage", [cut_in_half, one_bit_flipped])
 def test_a_damaged_checkpoint_is_passed_over(
     experiment: Experiment,
@@ -171,14 +185,12 @@ def break_clips(uris: list[str]) -> None:
     folder.mkdir()
 
 
-def test_data_that_goes_away_ends_the_run_with_one_sentence_and_corrupt_clips_are_quarantined_and_named(
-    experiment: Experiment, train_clips: Manifest, ladder: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize("changes", [ONE_TRAINER_HERE, pytest.param({}, marks=LONG)], ids=["here", "Ray Train"])
+def test_data_that_goes_away_ends_the_run_with_one_sentence_and_it_goes_on_when_it_is_back(
+    experiment: Experiment, train_clips: Manifest, ladder: dict[str, str], tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    """Once the data is back, the run goes on: it learns from every row but those of the clips that are broken now."""
-    uris = train_clips.clips["uri"].to_pylist()[:8]
-    originals = {uri: Path(uri).read_bytes() for uri in uris}
-    short = experiment.changed({"training.epochs": 4, "training.quarantine_share": 0.4})
-    folder = Path(uris[0]).parent
+    short = experiment.changed({"training.epochs": 4, **changes})
+    folder = Path(train_clips.clips["uri"][0].as_py()).parent
     away = folder.with_name("away")
     folder.rename(away)
     try:
@@ -188,6 +200,17 @@ def test_data_that_goes_away_ends_the_run_with_one_sentence_and_corrupt_clips_ar
             run(short, train_clips, ladder, tmp_path)
     finally:
         away.rename(folder)
+    ledger = read_ledger(run(short, train_clips, ladder, tmp_path))
+    assert ledger.intervals == [(0, 4 * 24)] and ledger.quarantined == {} and ledger.untrained == 0
+
+
+def test_corrupt_clips_are_quarantined_and_named(
+    experiment: Experiment, train_clips: Manifest, ladder: dict[str, str], tmp_path: Path
+) -> None:
+    """The run learns from every row but theirs."""
+    uris = train_clips.clips["uri"].to_pylist()[:8]
+    originals = {uri: Path(uri).read_bytes() for uri in uris}
+    short = experiment.changed({"training.epochs": 4, "training.quarantine_share": 0.4})
     try:
         break_clips(uris)
         ledger = read_ledger(run(short, train_clips, ladder, tmp_path))
@@ -200,7 +223,7 @@ def test_data_that_goes_away_ends_the_run_with_one_sentence_and_corrupt_clips_ar
             Path(uri).write_bytes(content)
 
 
-@pytest.mark.faults_long  # CI: tests/orchestration/runtime/test_watchdog.py
+@LONG  # CI: tests/orchestration/runtime/test_watchdog.py
 @pytest.mark.parametrize("victim", ["SeparationService", "RayTrainWorker", "TrainController"])
 def test_a_stopped_process_is_named_and_restarted(
     experiment: Experiment,

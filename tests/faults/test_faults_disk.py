@@ -1,4 +1,4 @@
-"""A disk that stays full: at its end the run says what to do. One that is full for a while: test_faults.py."""
+"""A disk that is full for a while costs nothing; where it stays full, the run says at its end what to do."""
 
 from pathlib import Path
 
@@ -6,12 +6,44 @@ import pytest
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.checkpoints import read_ledger
+from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import Manifest
-from tests.faults.faults import NO_MOUNT, STAGE, after, fill, long_enough, losses, note, undisturbed
+from tests.faults.faults import (
+    NO_MOUNT,
+    ONE_TRAINER_HERE,
+    STAGE,
+    after,
+    fill,
+    full_for,
+    long_enough,
+    losses,
+    note,
+    undisturbed,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_of_our_own")]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_row_and_changes_no_bit(
+    nano: Experiment, train_clips: Manifest, small_disk: Path, tmp_path: Path
+) -> None:
+    """With a trainer in this process. With Ray Train, and other faults beside it: test_faults.py."""
+    if not small_disk.is_mount():
+        pytest.skip(NO_MOUNT)
+    experiment = long_enough(nano).changed(ONE_TRAINER_HERE)
+    run_dir, peace = small_disk / "run", tmp_path / "peace"
+    for folder in (run_dir, peace):
+        folder.mkdir()
+    injection = after(10, run_dir, full_for(small_disk, 6))
+    ledger = read_ledger(pretrain(experiment, train_clips, {}, run_dir, "pretrain-mix-mix", light=True))
+    pretrain(experiment, train_clips, {}, peace, "pretrain-mix-mix", light=True)
+    assert injection.happened
+    assert "could not be written" in " ".join(str(record.get("event")) for record in read_metrics(run_dir))
+    assert ledger.intervals == [(0, ledger.rows)] and ledger.quarantined == {}
+    assert losses(run_dir) == losses(peace) and len(losses(peace)) == 45
 
 
 @pytest.mark.faults_long

@@ -13,10 +13,12 @@ from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.tasks.datasets.readers import Manifest
 from tests.faults.faults import (
+    ONE_TRAINER_HERE,
     STAGE,
     after,
     as_command,
     finish,
+    kill,
     long_enough,
     losses,
     note,
@@ -32,15 +34,16 @@ LONG = pytest.mark.faults_long
 
 
 @pytest.mark.parametrize(
-    ("numbers", "every"),
+    ("numbers", "every", "killed"),
     [
-        ([signal.SIGHUP], 1000),
-        pytest.param([signal.SIGHUP, signal.SIGKILL], 1000, marks=LONG),
-        pytest.param([signal.SIGKILL], 5, marks=LONG),
-        pytest.param([signal.SIGINT], 1000, marks=LONG),
-        pytest.param([signal.SIGTERM], 1000, marks=LONG),
+        ([signal.SIGHUP], 5, [(10, "RayTrainWorker"), (32, "TrainController")]),
+        pytest.param([signal.SIGHUP], 1000, [], marks=LONG),
+        pytest.param([signal.SIGHUP, signal.SIGKILL], 1000, [], marks=LONG),
+        pytest.param([signal.SIGKILL], 5, [], marks=LONG),
+        pytest.param([signal.SIGINT], 1000, [], marks=LONG),
+        pytest.param([signal.SIGTERM], 1000, [], marks=LONG),
     ],
-    ids=lambda value: "+".join(one.name for one in value) if isinstance(value, list) else str(value),
+    ids=str,
 )
 def test_a_run_whose_driver_ends_continues_where_it_was(
     nano: Experiment,
@@ -50,26 +53,34 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
     tmp_path: Path,
     numbers: list[signal.Signals],
     every: int,
+    killed: list[tuple[int, str]],
 ) -> None:
-    """With a signal that can be heard there is no checkpoint but the one that it leads to, and a word on how to go on.
+    """A signal that can be heard leads to a checkpoint of the last step, and to a word on how to go on.
 
-    Ray Train's own notes of the earlier command, torn here as a kill may tear them, do not matter.
+    Other processes may be killed, too: after which step, and which, one for each command. Ray Train's own notes of the
+    earlier command, torn here as a kill may tear them, do not matter.
     """
     configure_data(ordered=True)
     command = as_command(long_enough(nano, every), ladder, scenes_dir, tmp_path, "hit")
     run_dir, log = tmp_path / "runs" / "hit", tmp_path / "log"
-    for step, number in zip((10, 25), numbers, strict=False):
+    kills = [after(step, run_dir, kill(title)) for step, title in killed[:1]]
+    for step, number in zip((20, 30), numbers, strict=False):
         end_by(number, step, command, run_dir, log)
         made = newest_sound(run_dir / "checkpoints" / STAGE)
         assert made is not None and 0 < read_ledger(made).consumed < read_ledger(made).rows
+        assert number == signal.SIGKILL or read_ledger(made).consumed >= 16 * steps_done(run_dir)
         StageFolder(run_dir, STAGE).ray_snapshot.write_text('{"ckpt')
         command = [*command, "--resume"]
     before, again = steps_done(run_dir), time.time()
+    kills += [after(step, run_dir, kill(title)) for step, title in killed[1:]]
     finish(start(command, log), log)
     assert before < 45
+    assert all(one.happened for one in kills)
     heard = numbers[0] != signal.SIGKILL
     word = "checkpoint, exit; goes on with --resume" if heard else "goes on with --resume"
-    note(f"{' and '.join(number.name for number in numbers)} of the driver", word, run_dir, [again])
+    fault = f"{' and '.join(number.name for number in numbers)} of the driver"
+    fault += "".join(f", kill -9 of {title} after step {step}" for step, title in killed)
+    note(fault, word, run_dir, [again, *(one.times[0] for one in kills)])
     assert losses(run_dir) == undisturbed(long_enough(nano), train_clips, ladder)
 
 
@@ -78,7 +89,7 @@ def test_a_stage_in_the_drivers_own_process_hears_signals_and_continues(
     nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path, numbers: list[signal.Signals]
 ) -> None:
     """Its numbers after a restart: tests/orchestration/training/test_light.py."""
-    experiment = long_enough(nano, epochs=60).changed({"views.pair": "mix-mix", "resources.trainers": 1})
+    experiment = long_enough(nano, epochs=60).changed(ONE_TRAINER_HERE)
     command = as_command(experiment, ladder, scenes_dir, tmp_path, "hit")
     run_dir = tmp_path / "runs" / "hit"
     log = tmp_path / "log"
