@@ -1,5 +1,7 @@
-"""A whole run on a lab's own parts, from Python: clips, separators and a channel score in a package of its own, and all
-of the example lab (encoder, loss term, augmentations), which is installed as the guide says.
+"""A whole run on a lab's own parts, from Python, with the built packages in an environment of their own.
+
+The lab has clips, separators and a channel score in a package of its own, and all of the example lab (encoder, loss
+term, augmentations), which is installed.
 """
 
 import json
@@ -7,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +24,14 @@ from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import RunResults, read_metrics
+from sepscene.orchestration.source import FOLDERS
 from sepscene.orchestration.training.replay import replay
 from sepscene.tasks.datasets.readers import Manifest
 from tests.own_code import write_package
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "mylab"
 
 SCRIPT = """
 import csv
@@ -64,44 +69,88 @@ sepscene.pretrain(
 
 
 LOADS = """
-import sepscene, torch
+import mlflow
+import numpy
+import sepscene
+
+assert "site-packages" in sepscene.__file__, sepscene.__file__
 encoder = sepscene.load_encoder("runs/own/encoder")
-assert type(encoder.trunk).__module__ == "mylab.nets", type(encoder.trunk)
-h = encoder(torch.zeros(1, 32000))
-print(tuple(h.shape), bool(h.isfinite().all()))
+assert type(encoder.trunk).__module__ == "mylab.nets" and encoder.embedding_dim == 12
+mlflow.set_tracking_uri("sqlite:///runs/mlflow.db")
+experiments = [each.experiment_id for each in mlflow.search_experiments()]
+(model,) = mlflow.search_logged_models(experiments, output_format="list")
+h = mlflow.pyfunc.load_model(model.model_uri).predict(numpy.zeros((1, 32000), numpy.float32))
+print(h.shape, numpy.isfinite(h).all())
 """
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both packages; the example lab is installed there, from a copy: a build leaves files behind."""
+    """A lab's folder, with a package and with modules of the same names as our rooms, which nobody asks for."""
     folder = tmp_path_factory.mktemp("lab")
     with pytest.MonkeyPatch.context() as patch:
         write_package(folder, "wholelab", patch)
-    source = folder / "source"
-    shutil.copytree(ROOT / "examples" / "mylab", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    install += ["--python", sys.executable, "--target", str(folder), str(source)]
-    subprocess.run(install, check=True, timeout=120)
+    (folder / "models").mkdir()
+    (folder / "models" / "__init__.py").touch()
+    (folder / "tasks.py").write_text("raise RuntimeError('nobody has imported this module')")
     return folder
 
 
 @pytest.fixture(scope="module")
-def variables(lab: Path) -> dict[str, str]:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `bin` of an environment with the wheels of Sepscene and of the example lab.
+
+    What they depend on is there by a path: installing it anew would take minutes. The wheels are built from clean
+    copies, because builds leave files behind.
+    """
+    place = tmp_path_factory.mktemp("installed")
+    clean = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    checkout, example = place / "sepscene", place / "mylab"
+    for folder in ("sepscene", *FOLDERS):
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=clean)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, checkout)
+    shutil.copytree(EXAMPLE, example, ignore=clean)
+    uv = [sys.executable, "-m", "uv"]
+    build = [*uv, "build", "--quiet", "--wheel", "--no-build-isolation", "--python", sys.executable]
+    for source in (checkout, example):
+        subprocess.run([*build, "--out-dir", str(place / "wheels"), str(source)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place / "env")], check=True, timeout=60)
+    bin_folder = place / "env" / "bin"
+    install = [
+        *uv,
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--compile-bytecode",
+        "--python",
+        str(bin_folder / "python"),
+    ]
+    wheels = [str(wheel) for wheel in (place / "wheels").glob("*.whl")]
+    subprocess.run([*install, *wheels], check=True, timeout=60)
+    (packages,) = (place / "env").glob("lib/python*/site-packages")
+    assert {path.name for path in packages.iterdir() if path.suffix != ".dist-info"} == {"sepscene", "mylab"}
+    assert (packages / "sepscene" / "py.typed").exists()
+    (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])  # its own .pth files are not read
+    return bin_folder
+
+
+@pytest.fixture(scope="module")
+def variables(lab: Path, programs: Path) -> dict[str, str]:
     """The environment of the lab's commands."""
     found = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
-    found["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(lab)))
+    found["PATH"] = os.pathsep.join((str(programs), os.environ["PATH"]))
+    found["PYTHONPATH"] = str(lab)
     found["XDG_CONFIG_HOME"] = str(lab / "configuration")
-    for unset in ("MLFLOW_TRACKING_URI", "SEPSCENE_TRUSTED_CODE"):
+    for unset in ("MLFLOW_TRACKING_URI", "SEPSCENE_TRUSTED_CODE", "VIRTUAL_ENV"):
         found.pop(unset, None)
     return found
 
 
 def call(lab: Path, variables: dict[str, str], *words: str, code: int = 0) -> str:
     """What a command in the lab's folder wrote."""
-    done = subprocess.run(
-        [sys.executable, *words], cwd=lab, env=variables, capture_output=True, text=True, timeout=560, check=False
-    )
+    done = subprocess.run(words, cwd=lab, env=variables, capture_output=True, text=True, timeout=560, check=False)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -112,8 +161,17 @@ def finished(lab: Path, variables: dict[str, str], nano: Experiment, scenes_dir:
     short = {"training.epochs": 2, "evaluation.baselines": False, "store.mode": "read-through", "resources.trainers": 1}
     nano.changed(short).save(lab / "nano.yaml")
     (lab / "script.py").write_text(SCRIPT)
-    call(lab, variables, "script.py", "nano.yaml", str(lab / "runs"), str(scenes_dir))
+    call(lab, variables, "python", "script.py", "nano.yaml", str(lab / "runs"), str(scenes_dir))
     return lab / "runs" / "own"
+
+
+def test_the_installed_commands_are_there(programs: Path, lab: Path, variables: dict[str, str]) -> None:
+    assert "pretrain" in call(lab, variables, "sepscene", "--help")
+    assert call(lab, variables, "sepscene", "--version").startswith("sepscene ")
+    doctor = subprocess.run(["sepscene", "doctor"], cwd=lab, env=variables, capture_output=True, text=True, timeout=100)
+    found = doctor.stdout  # its exit code would also say how full this disk is
+    assert "torchaudio 2.11.0" in found
+    assert [line for line in found.splitlines() if line.startswith("fail") and "GiB free" not in line] == []
 
 
 def test_nothing_behind_knows_that_the_parts_are_somebody_s_own(finished: Path) -> None:
@@ -142,7 +200,8 @@ def test_later_commands_need_the_code_and_the_trust_again(
     words = ["plan", str(finished / "experiment.yaml"), "--seconds", "1"]
     refused = CliRunner().invoke(app, words)
     assert "is code that does not come with Sepscene" in str(refused.exception)
-    monkeypatch.syspath_prepend(str(lab))
+    for folder in (lab, EXAMPLE):
+        monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("SEPSCENE_TRUSTED_CODE", ",".join(experiment.own_code))
     planned = CliRunner().invoke(app, words)
     assert planned.exit_code == 0, (planned.output, planned.exception)
@@ -167,8 +226,8 @@ def test_the_labs_encoder_and_loss_were_trained_and_its_bundle_loads_and_embeds(
     (encoder,) = [one for one in RunResults.load(finished).encoders if one.name == "mix-chan"]
     assert 0 < encoder.metrics["shallow_map"].value <= 1
     soundfile.write(lab / "one.wav", np.random.default_rng(0).normal(0, 0.1, 32_000), 16_000)
-    assert "is code that does not come with Sepscene" in call(lab, variables, "-c", LOADS, code=1)
-    call(lab, variables, "-m", "sepscene", "embed", "runs/own", "one.wav", "--out", "h.npy", "--trust-code")
+    assert "is code that does not come with Sepscene" in call(lab, variables, "python", "-c", LOADS, code=1)
+    call(lab, variables, "python", "-m", "sepscene", "embed", "runs/own", "one.wav", "--out", "h.npy", "--trust-code")
     h_BD = np.load(lab / "h.npy")
     assert h_BD.shape == (1, 12) and np.isfinite(h_BD).all()
-    assert call(lab, variables, "-c", LOADS).strip().endswith("(1, 12) True"), "it is trusted from now on"
+    assert "(1, 12) True" in call(lab, variables, "python", "-c", LOADS), "it is trusted from now on"
