@@ -78,25 +78,15 @@ def secret_in(address: str) -> str | None:
     return f"the query key {keys[0]!r}" if keys else None
 
 
-def secrets_of(tree: Any) -> list[str]:
-    """The secrets in the addresses of a tree of plain values: "data.root holds the query key 'token'"."""
-    return [f"{field} holds {found}" for field, text in _texts_of(tree) if (found := secret_in(text))]
-
-
-def not_utf8_of(tree: Any) -> list[str]:
-    """The texts of a tree of plain values that no file of a run can hold: "data.root (/data/caf\\xe9)"."""
-    return [f"{field} ({printable(text)})" for field, text in _texts_of(tree) if not is_utf8(text)]
-
-
-def _texts_of(tree: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    """All texts of a tree with their dotted fields; keys are texts as well."""
+def texts_of(tree: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """All texts of a tree of plain values with their dotted fields; keys are texts as well."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             below = f"{field}.{key}".strip(".")
             yield below, str(key)
-            yield from _texts_of(value, below)
+            yield from texts_of(value, below)
     elif isinstance(tree, list | tuple):
         for value in tree:
-            yield from _texts_of(value, field)
+            yield from texts_of(value, field)
     elif isinstance(tree, str):
         yield field, tree
