@@ -131,24 +131,18 @@ class Resources(Config):
         return range(self.separation_actors_min or self.separation_actors, self.separation_actors + 1)
 
     @model_validator(mode="after")
-    def _fewest_actors_are_not_more_than_the_most(self) -> "Resources":
-        fewest = self.separation_actors_min
-        most = self.separation_actors
-        if fewest is not None and fewest > most:
-            raise ValueError(f"resources.separation_actors_min {fewest} is more than .separation_actors {most}")
+    def _fewest_are_not_more_than_the_most(self) -> "Resources":
+        for name in ("separation_actors", "trainers"):
+            fewest = getattr(self, f"{name}_min")
+            most = getattr(self, name)
+            if fewest is not None and fewest > most:
+                raise ValueError(f"resources.{name}_min {fewest} is more than .{name} {most}")
         return self
 
     @model_validator(mode="after")
     def _elastic_trainers_have_their_own(self) -> "Resources":
-        if self.trainers_min is None:
-            return self
-        if self.trainers_min > self.trainers:
-            raise ValueError(f"resources.trainers_min {self.trainers_min} is more than .trainers {self.trainers}")
-        if (
-            not self.trainer_accelerator
-            or self.trainer_accelerator == self.separation_accelerator
-            or self.trainer_labels
-        ):
+        shared = self.trainer_accelerator in (None, "", self.separation_accelerator)
+        if self.trainers_min is not None and (shared or self.trainer_labels):
             raise ValueError(
                 "resources.trainers_min needs nodes that only trainers use, marked by an accelerator type: Ray counts "
                 "the places of an elastic group by resources and overlooks labels, and would wait forever for a place "
@@ -332,12 +326,7 @@ def parse_experiment(tree: Any, source: str) -> Experiment:
 
 
 def explain(error: ValidationError, model: type[BaseModel] = Experiment) -> str:
-    """One line a fault: dotted field, fault, and the offending value or the nearest spelling where that helps.
-
-    Args:
-        error: what a model said.
-        model: which.
-    """
+    """One line a fault of `model`: dotted field, fault, and the value or the nearest spelling where that helps."""
     lines = []
     for fault in error.errors():
         field = dotted(fault["loc"])
