@@ -77,7 +77,10 @@ def pretrain(
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
 
-    experiment = _resolved(experiment, scale, changes)
+    if isinstance(experiment, str):
+        experiment = resolve(experiment, scale, None)
+    if changes:
+        experiment = experiment.changed(changes)
     storage = Path(storage)
     console = Terminal(quiet=quiet)
     if clips is not None:
@@ -293,15 +296,9 @@ def embed(
     from sepscene.models.encoders.encoder import MLFLOW_SCHEMES, import_own, own_code
     from sepscene.orchestration.runtime.session import connected
 
-    code = ""
+    code = []
     if not str(encoder).startswith(MLFLOW_SCHEMES):
-        import_own(Path(encoder))  # what cannot be used is refused before Ray is started
-        code = own_code(Path(encoder))
-    with connected(address, code=[code] if code else []):
-        return embed_on_cluster(encoder, files, out, actors, 1.0, gpus, bfloat16, readers, not quiet)
-
-
-def _resolved(experiment: Experiment | str, scale: str, changes: Mapping[str, Any] | None) -> Experiment:
-    if isinstance(experiment, str):
-        experiment = resolve(experiment, scale, None)
-    return experiment.changed(dict(changes)) if changes else experiment
+        import_own(encoder)  # what cannot be used is refused before Ray is started
+        code = [use for use in (own_code(encoder),) if use]
+    with connected(address, code=code):
+        return embed_on_cluster(encoder, files, out, actors, gpus, bfloat16, readers, not quiet)
