@@ -99,7 +99,7 @@ def embed_on_cluster(
     """
     from sepscene.orchestration.runtime.placement import DATA_TASK_CPUS, Demand, check_placement, cluster_nodes
 
-    actor = Demand("embedding actor", 1.0, gpus_per_actor, knobs="--actors, --cpus-per-actor or --gpus-per-actor")
+    actor = Demand("embedding actor", 1.0, gpus_per_actor, knobs="--actors or --gpus")
     check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, knobs="--actors")], cluster_nodes())
     settings = ("cuda" if gpus_per_actor else "cpu", bfloat16, readers)
     embedded = partial(_cluster_rows, actors=actors, placement=actor.ray_options(), settings=settings)
