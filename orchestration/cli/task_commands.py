@@ -46,7 +46,7 @@ def evaluate_on_tasks(encoder: str, tasks: list[str], out: Path, name: str | Non
         with Progress(console=console, transient=True) as progress:
             bar = progress.add_task(task.name, total=len(task.sounds))
             show = partial(_show, progress, bar)
-            result = evaluate_task(loaded, name or Path(encoder).name, digest, task, progress=show)
+            result = evaluate_task(loaded, name or Path(encoder).name, digest, task, show)
         write_whole(result_path(out, result), result.model_dump_json(indent=2) + "\n")
         left_out |= result.left_out
     console.print(terminal_table(read_results(out)))
