@@ -278,8 +278,7 @@ def _embed(
     there = len(uris) - len(todo)
     skipped = left_out.entries()
     bad = {name: NOT_UTF8 for entry in skipped if entry.reason == NOT_UTF8 for name in entry.examples}
-    names: list[str] = []
-    h_ND: list[np.ndarray] = []
+    part: dict[str, np.ndarray] = {}
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     written = 0
     with Progress(*columns, console=Terminal(stderr=True), disable=not show_progress) as progress:
@@ -290,15 +289,13 @@ def _embed(
                 if fault:
                     bad[uri] = fault
                     continue
-                names.append(uri)
-                h_ND.append(h_D)
+                part[uri] = h_D
                 written += 1
-                if len(names) == FILES_A_PART:
-                    output.add(names, np.stack(h_ND))
-                    names = []
-                    h_ND = []
+                if len(part) == FILES_A_PART:
+                    output.add(list(part), np.stack(list(part.values())))
+                    part = {}
         finally:
-            if names:
-                output.add(names, np.stack(h_ND))
+            if part:
+                output.add(list(part), np.stack(list(part.values())))
     output.finish()
     return EmbedReport(out, written, there, bad, skipped)

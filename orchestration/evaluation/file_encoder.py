@@ -37,7 +37,6 @@ class FileEmbedding:
     seconds: float = 0.0
     _sum_D: Tensor | None = None
     _patches: int = 0
-    _read: bool = False
 
     @property
     def h_D(self) -> np.ndarray:
@@ -82,11 +81,11 @@ class FileEncoder:
             if batch and (full or batch[0][1].shape[1] != patches_PT.shape[1]):
                 self._run(batch)
                 batch = []
-                # The file of this piece is still open, so what is finished are the ones before it.
-                yield from _finished(files)
+                while files[0] is not file:  # those before the file of this piece, which is still open
+                    yield files.popleft()
             batch.append((file, patches_PT))
         self._run(batch)
-        yield from _finished(files)
+        yield from files
 
     def _pieces(self, uris: Iterable[str], files: deque[FileEmbedding]) -> Iterator[tuple[FileEmbedding, Tensor]]:
         """The patches of all files, piece by piece; every file is put into `files` as it is reached."""
@@ -108,7 +107,6 @@ class FileEncoder:
                     yield file, self.encoder.patches(torch.from_numpy(previous_T)[None])[0]
             except ClipError as error:
                 file.cause = error.cause
-            file._read = True
 
     def _opened(self, uris: Iterable[str]) -> Iterator[tuple[FileEmbedding, Iterator[np.ndarray]]]:
         """All files and their blocks in order; of a few files ahead the first block is decoded in threads."""
@@ -148,9 +146,3 @@ def encoder_digest(encoder: Encoder) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy())
     return digest.hexdigest()
-
-
-def _finished(files: deque[FileEmbedding]) -> Iterator[FileEmbedding]:
-    """Take from the front the files that are read to their end (their pieces have all been run)."""
-    while files and files[0]._read:
-        yield files.popleft()
