@@ -174,7 +174,7 @@ def sweep(
 
     Args:
         experiment: a name (`sepscene show` lists them) or the path of an experiment's YAML file.
-        over: field -> list of values, or a range such as "log(0.05,0.5)".
+        over: field -> list of values, or a range such as "loguniform(0.05,0.5)".
         scale, changes, storage, address, dashboard, quiet, verbose: as for `pretrain`.
         seeds: runs of each setting.
         search: "grid", "random" or "optuna".
