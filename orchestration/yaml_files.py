@@ -26,11 +26,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """The plain values of a YAML file.
-
-    Args:
-        path: the file.
-        what: whose file it is, for the message, e.g. "an experiment".
+    """The plain values of a YAML file; messages say `what` it is for, e.g. "an experiment".
 
     Raises:
         SepsceneError: when it is missing, larger than 1 MiB, not text or not YAML, or has aliases.
@@ -47,11 +43,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The plain values of a YAML text.
-
-    Args:
-        text: from a file, or from an argument of a command.
-        source: where it comes from, for the message.
+    """The plain values of a YAML text; messages name its `source`, a file or an argument of a command.
 
     Raises:
         SepsceneError: not YAML, or it has aliases.
