@@ -210,10 +210,10 @@ class Experiment(Config):
         names = [f"{field} ({printable(text)})" for field, text in texts if not is_utf8(text)]
         if names:
             raise ValueError(f"{'; '.join(names)}: not UTF-8 text, which experiment.yaml must be; rename it")
-        secrets = [f"{field} holds {found}" for field, text in texts if (found := secret_in(text))]
-        if secrets:
+        held = [f"{field} holds {secret}" for field, text in texts if (secret := secret_in(text))]
+        if held:
             raise ValueError(
-                f"{'; '.join(secrets)}, which the run's folder, MLflow and reports would show: leave it out, and give it "
+                f"{'; '.join(held)}, which the run's folder, MLflow and reports would show: leave it out, and give it "
                 "to the storage's own client by its environment variables or its credentials file"
             )
         return self
