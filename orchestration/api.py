@@ -296,9 +296,9 @@ def embed(
     from sepscene.models.encoders.encoder import MLFLOW_SCHEMES, import_own, own_code
     from sepscene.orchestration.runtime.session import connected
 
-    code = []
+    code = ""
     if not str(encoder).startswith(MLFLOW_SCHEMES):
-        import_own(encoder)  # what cannot be used is refused before Ray is started
-        code = [use for use in (own_code(encoder),) if use]
-    with connected(address, code=code):
+        import_own(Path(encoder))  # what cannot be used is refused before Ray is started
+        code = own_code(Path(encoder))
+    with connected(address, code=[code] if code else []):
         return embed_on_cluster(encoder, files, out, actors, gpus, bfloat16, readers, not quiet)

@@ -1,6 +1,6 @@
 """Reading YAML files that anybody may have written, and addresses without secrets in them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -56,7 +56,7 @@ def parse_yaml(text: str, source: str) -> Any:
         raise SepsceneError(f"{source} cannot be read as YAML: {error}") from None
 
 
-def secret_in(address: str) -> str | None:
+def secret_in(address: str, words: Iterable[str] = SECRET_KEYS) -> str | None:
     """What of an address is a secret, in words without the secret itself; None when nothing is."""
     if "://" not in address:
         return None
@@ -66,7 +66,7 @@ def secret_in(address: str) -> str | None:
         return None
     if parts.password or (parts.username and parts.scheme in ("http", "https")):
         return "a user name and password before the @"
-    keys = [key for key, _ in parse_qsl(parts.query) if any(word in key.lower() for word in SECRET_KEYS)]
+    keys = [key for key, _ in parse_qsl(parts.query) if any(word in key.lower() for word in words)]
     return f"the query key {keys[0]!r}" if keys else None
 
 
