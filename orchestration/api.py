@@ -77,7 +77,10 @@ def pretrain(
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
 
-    experiment = _resolved(experiment, scale, changes)
+    if isinstance(experiment, str):
+        experiment = resolve(experiment, scale, None)
+    if changes:
+        experiment = experiment.changed(changes)
     storage = Path(storage)
     console = Terminal(quiet=quiet)
     if clips is not None:
@@ -171,7 +174,7 @@ def sweep(
 
     Args:
         experiment: a name (`sepscene show` lists them) or the path of an experiment's YAML file.
-        over: field -> list of values, or a range such as "log(0.05,0.5)".
+        over: field -> list of values, or a range such as "loguniform(0.05,0.5)".
         scale, changes, storage, address, dashboard, quiet, verbose: as for `pretrain`.
         seeds: runs of each setting.
         search: "grid", "random" or "optuna".
@@ -298,10 +301,4 @@ def embed(
         import_own(Path(encoder))  # what cannot be used is refused before Ray is started
         code = own_code(Path(encoder))
     with connected(address, code=[code] if code else []):
-        return embed_on_cluster(encoder, files, out, actors, 1.0, gpus, bfloat16, readers, not quiet)
-
-
-def _resolved(experiment: Experiment | str, scale: str, changes: Mapping[str, Any] | None) -> Experiment:
-    if isinstance(experiment, str):
-        experiment = resolve(experiment, scale, None)
-    return experiment.changed(dict(changes)) if changes else experiment
+        return embed_on_cluster(encoder, files, out, actors, gpus, bfloat16, readers, not quiet)

@@ -6,7 +6,7 @@ written in full into the run's folder, from which it can be run again as it is.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.augmentations.settings import Augmentations, Choice, SpecAugment
+from sepscene.augment.locations import is_utf8
 from sepscene.augment.store.separated_store import StoreSettings
 from sepscene.augment.views import Views
 from sepscene.models.card import dotted
@@ -30,7 +31,8 @@ from sepscene.orchestration.data_config import Data
 from sepscene.orchestration.objective_config import Objective
 from sepscene.orchestration.renamed import new_name
 from sepscene.orchestration.separator_config import Separator
-from sepscene.orchestration.yaml_files import not_utf8_of, read_yaml, secrets_of
+from sepscene.orchestration.terminal import printable
+from sepscene.orchestration.yaml_files import read_yaml, secret_in, texts_of
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
 _PCM_BYTES = 2
@@ -129,24 +131,18 @@ class Resources(Config):
         return range(self.separation_actors_min or self.separation_actors, self.separation_actors + 1)
 
     @model_validator(mode="after")
-    def _fewest_actors_are_not_more_than_the_most(self) -> "Resources":
-        fewest = self.separation_actors_min
-        most = self.separation_actors
-        if fewest is not None and fewest > most:
-            raise ValueError(f"resources.separation_actors_min {fewest} is more than .separation_actors {most}")
+    def _fewest_are_not_more_than_the_most(self) -> "Resources":
+        for name in ("separation_actors", "trainers"):
+            fewest = getattr(self, f"{name}_min")
+            most = getattr(self, name)
+            if fewest is not None and fewest > most:
+                raise ValueError(f"resources.{name}_min {fewest} is more than .{name} {most}")
         return self
 
     @model_validator(mode="after")
     def _elastic_trainers_have_their_own(self) -> "Resources":
-        if self.trainers_min is None:
-            return self
-        if self.trainers_min > self.trainers:
-            raise ValueError(f"resources.trainers_min {self.trainers_min} is more than .trainers {self.trainers}")
-        if (
-            not self.trainer_accelerator
-            or self.trainer_accelerator == self.separation_accelerator
-            or self.trainer_labels
-        ):
+        shared = self.trainer_accelerator in (None, "", self.separation_accelerator)
+        if self.trainers_min is not None and (shared or self.trainer_labels):
             raise ValueError(
                 "resources.trainers_min needs nodes that only trainers use, marked by an accelerator type: Ray counts "
                 "the places of an elastic group by resources and overlooks labels, and would wait forever for a place "
@@ -210,14 +206,14 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _can_be_written_down(self) -> "Experiment":
-        tree = self.model_dump()
-        names = not_utf8_of(tree)
+        texts = list(texts_of(self.model_dump()))
+        names = [f"{field} ({printable(text)})" for field, text in texts if not is_utf8(text)]
         if names:
             raise ValueError(f"{'; '.join(names)}: not UTF-8 text, which experiment.yaml must be; rename it")
-        found = secrets_of(tree)
-        if found:
+        held = [f"{field} holds {secret}" for field, text in texts if (secret := secret_in(text))]
+        if held:
             raise ValueError(
-                f"{'; '.join(found)}, which the run's folder, MLflow and reports would show: leave it out, and give it "
+                f"{'; '.join(held)}, which the run's folder, MLflow and reports would show: leave it out, and give it "
                 "to the storage's own client by its environment variables or its credentials file"
             )
         return self
@@ -275,16 +271,10 @@ class Experiment(Config):
     @property
     def own_code(self) -> tuple[str, ...]:
         """Import paths of all code that this experiment, or a separator's folder in it, takes from elsewhere."""
-
-        def named(node: Any) -> Iterator[str]:
-            values = node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else ())
-            for key, value in values:
-                if key == "use" and isinstance(value, str) and is_own(value):
-                    yield value
-                yield from named(value)
-
         kept = {separator_code(place) for place in self.separator.checkpoints.values() if isinstance(place, str)}
-        return tuple(sorted((kept - {""}) | set(named(self.model_dump(mode="json")))))
+        texts = texts_of(self.model_dump(mode="json"))
+        named = {text for field, text in texts if field.endswith(".use") and is_own(text)}
+        return tuple(sorted((kept - {""}) | named))
 
     @property
     def used_augmentations(self) -> dict[str, Choice]:
@@ -336,12 +326,7 @@ def parse_experiment(tree: Any, source: str) -> Experiment:
 
 
 def explain(error: ValidationError, model: type[BaseModel] = Experiment) -> str:
-    """One line a fault: dotted field, fault, and the offending value or the nearest spelling where that helps.
-
-    Args:
-        error: what a model said.
-        model: which.
-    """
+    """One line a fault of `model`: dotted field, fault, and the value or the nearest spelling where that helps."""
     lines = []
     for fault in error.errors():
         field = dotted(fault["loc"])

@@ -1,7 +1,7 @@
 """The part of the configuration that says where clips come from, and which of them train and test."""
 
 import os
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -26,6 +26,9 @@ DataFormat = Literal[
     "clips",
 ]
 
+Split = Annotated[str, Field(coerce_numbers_to_str=True)]
+"""Folds may be given as numbers."""
+
 
 class Data(Config):
     """Where the clips come from, and which of them are for what."""
@@ -35,10 +38,10 @@ class Data(Config):
         description="how the manifest is read; `scenes` generates synthetic sound scenes into the run's folder",
     )
     root: str | None = Field(None, description="folder or URI of the data; `scenes` without one are generated")
-    train: tuple[str, ...] = Field(
+    train: tuple[Split, ...] = Field(
         ("train",), description="splits or folds for training; their labels train probes only"
     )
-    test: tuple[str, ...] = Field(
+    test: tuple[Split, ...] = Field(
         ("test",),
         description="splits or folds for testing; [folds] alone is cross-validation over the splits of `train`, as "
         "ESC-50 asks",
@@ -73,13 +76,6 @@ class Data(Config):
         if root is None or local_path(root) != root:
             return root
         return os.path.abspath(os.path.expanduser(root))
-
-    @field_validator("train", "test", mode="before")
-    @classmethod
-    def _folds_may_be_numbers(cls, splits: Any) -> Any:
-        if not isinstance(splits, list | tuple):
-            return splits
-        return [str(split) if isinstance(split, int) and not isinstance(split, bool) else split for split in splits]
 
     @model_validator(mode="after")
     def _root_where_needed(self) -> "Data":

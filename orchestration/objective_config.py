@@ -11,18 +11,7 @@ from sepscene.models.spelling import unknown
 from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings, TermChoice
 
 TERM_NAME = re.compile(r"[a-z][a-z0-9_]*")
-RESERVED = (
-    "loss",
-    "pairs",
-    "temperature",
-    "bad",
-    "rows",
-    "step",
-    "keys",
-    "values",
-    "items",
-    "pop",
-)
+RESERVED = ("loss", "pairs", "temperature", "bad", "rows", "step", "keys", "values", "items", "pop")
 """Names that a step's metrics have already, or that a module may not have."""
 
 SHORT_FORMS = {

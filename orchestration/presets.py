@@ -226,31 +226,6 @@ def triplet(scale: Scale) -> Experiment:
     return row.changed({"objective.similarity": "triplet"})
 
 
-def chan_chan(scale: Scale) -> Experiment:
-    """Beyond the paper: both views are separated channels, different ones, of S2 or N; the mixture is not heard."""
-    return _row("beyond/chan-chan", scale, Views(pair="chan-chan", combination=("S2", "N")), coincidence=True)
-
-
-def loudest(scale: Scale) -> Experiment:
-    """Beyond the paper: of the two channels always the louder one."""
-    return _row("beyond/loudest", scale, Views(combination=("S2", "N"), channel="loudest"), coincidence=True)
-
-
-def weights(scale: Scale) -> Experiment:
-    """Beyond the paper: N three times as often as S2. Better weights are found by a sweep, see docs/sweeps.md."""
-    return _row("beyond/weights", scale, Views(combination=("S2", "N"), weights=(1, 3)), coincidence=True)
-
-
-def curriculum(towards: str, scale: Scale) -> Experiment:
-    """Beyond the paper: up or down the ladder while the run goes on, from N alone to S2 alone or the other way."""
-    untrained = (0.0, 1.0)
-    trained = (1.0, 0.0)
-    ends = (untrained, trained) if towards == "S2" else (trained, untrained)
-    points = tuple(CurriculumPoint(at=at, weights=end) for at, end in enumerate(ends))
-    views = Views(combination=("S2", "N"), curriculum=points)
-    return _row(f"beyond/curriculum-to-{towards}", scale, views, coincidence=True)
-
-
 def architectures(scale: Scale) -> Experiment:
     """Beyond the paper: S2, N, or an untrained network of another kind, whose basis is an STFT of 32 ms windows.
 
@@ -316,11 +291,21 @@ def _row(name: str, scale: Scale, views: Views, coincidence: bool, more: Mapping
     return base.changed({"name": name, "table_row": name, "views": views, "objective.alpha": alpha, **(more or {})})
 
 
-TABLE_4: dict[str, Callable[[Scale], Experiment]] = {
-    f"table4/{'+'.join(combination)}/{task}": partial(table4, combination, task == "simclr-cp")
-    for combination in COMBINATIONS
-    for task in ("simclr", "simclr-cp")
+_TO_S2 = (CurriculumPoint(at=0, weights=(0, 1)), CurriculumPoint(at=1, weights=(1, 0)))
+_TO_N = (CurriculumPoint(at=0, weights=(1, 0)), CurriculumPoint(at=1, weights=(0, 1)))
+
+BEYOND = {
+    # N three times as often as S2. Better weights are found by a sweep, see docs/sweeps.md.
+    "beyond/weights": Views(combination=("S2", "N"), weights=(1, 3)),
+    # Up or down the ladder while the run goes on, from N alone to S2 alone or the other way.
+    "beyond/curriculum-to-S2": Views(combination=("S2", "N"), curriculum=_TO_S2),
+    "beyond/curriculum-to-N": Views(combination=("S2", "N"), curriculum=_TO_N),
+    # Both views are separated channels, different ones, of S2 or N; the mixture is not heard.
+    "beyond/chan-chan": Views(combination=("S2", "N"), pair="chan-chan"),
+    # Of the two channels always the louder one.
+    "beyond/loudest": Views(combination=("S2", "N"), channel="loudest"),
 }
+"""Rows beyond the paper with both tasks, which differ in their views alone."""
 
 EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
     "demo": demo,
@@ -328,16 +313,16 @@ EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
     "table2/mix-mix+specaug": partial(table2, False, True),
     "table2/mix-chan": partial(table2, True, False),
     "table2/mix-chan+specaug": partial(table2, True, True),
-    **TABLE_4,
+    **{
+        f"table4/{'+'.join(combination)}/{task}": partial(table4, combination, task == "simclr-cp")
+        for combination in COMBINATIONS
+        for task in ("simclr", "simclr-cp")
+    },
     "table5/triplet": triplet,
     "table5/d128": partial(table5, 128),
     "table5/d1024": partial(table5, 1024),
-    "beyond/weights": weights,
-    "beyond/curriculum-to-S2": partial(curriculum, "S2"),
-    "beyond/curriculum-to-N": partial(curriculum, "N"),
-    "beyond/chan-chan": chan_chan,
+    **{name: partial(_row, name, views=views, coincidence=True) for name, views in BEYOND.items()},
     "beyond/architectures": architectures,
-    "beyond/loudest": loudest,
     "beyond/patch-transformer": patch_transformer,
 }
 """Every named experiment, as a function of the scale."""

@@ -13,11 +13,7 @@ _COPIED = (".py", ".typed", ".yaml", ".sh", ".html", ".j2", ".css", ".js", ".jso
 
 
 def source_folder(name: str = "") -> Path:
-    """The folder of `sepscene` itself, or of one of its parts.
-
-    Args:
-        name: one of FOLDERS; none for the package.
-    """
+    """The folder of `sepscene` itself, or of one of its parts, a name of FOLDERS."""
     spec = find_spec(f"sepscene.{name}" if name else "sepscene")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent

@@ -1,6 +1,6 @@
 """Reading YAML files that anybody may have written, and addresses without secrets in them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -26,11 +26,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """The plain values of a YAML file.
-
-    Args:
-        path: the file.
-        what: whose file it is, for the message, e.g. "an experiment".
+    """The plain values of a YAML file; messages say `what` it is for, e.g. "an experiment".
 
     Raises:
         SepsceneError: when it is missing, larger than 1 MiB, not text or not YAML, or has aliases.
@@ -47,11 +43,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The plain values of a YAML text.
-
-    Args:
-        text: from a file, or from an argument of a command.
-        source: where it comes from, for the message.
+    """The plain values of a YAML text; messages name its `source`, a file or an argument of a command.
 
     Raises:
         SepsceneError: not YAML, or it has aliases.
@@ -64,7 +56,7 @@ def parse_yaml(text: str, source: str) -> Any:
         raise SepsceneError(f"{source} cannot be read as YAML: {error}") from None
 
 
-def secret_in(address: str) -> str | None:
+def secret_in(address: str, words: Iterable[str] = SECRET_KEYS) -> str | None:
     """What of an address is a secret, in words without the secret itself; None when nothing is."""
     if "://" not in address:
         return None
@@ -74,29 +66,19 @@ def secret_in(address: str) -> str | None:
         return None
     if parts.password or (parts.username and parts.scheme in ("http", "https")):
         return "a user name and password before the @"
-    keys = [key for key, _ in parse_qsl(parts.query) if any(word in key.lower() for word in SECRET_KEYS)]
+    keys = [key for key, _ in parse_qsl(parts.query) if any(word in key.lower() for word in words)]
     return f"the query key {keys[0]!r}" if keys else None
 
 
-def secrets_of(tree: Any) -> list[str]:
-    """The secrets in the addresses of a tree of plain values: "data.root holds the query key 'token'"."""
-    return [f"{field} holds {found}" for field, text in _texts_of(tree) if (found := secret_in(text))]
-
-
-def not_utf8_of(tree: Any) -> list[str]:
-    """The texts of a tree of plain values that no file of a run can hold: "data.root (/data/caf\\xe9)"."""
-    return [f"{field} ({printable(text)})" for field, text in _texts_of(tree) if not is_utf8(text)]
-
-
-def _texts_of(tree: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    """All texts of a tree with their dotted fields; keys are texts as well."""
+def texts_of(tree: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """All texts of a tree of plain values with their dotted fields; keys are texts as well."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             below = f"{field}.{key}".strip(".")
             yield below, str(key)
-            yield from _texts_of(value, below)
+            yield from texts_of(value, below)
     elif isinstance(tree, list | tuple):
         for value in tree:
-            yield from _texts_of(value, field)
+            yield from texts_of(value, field)
     elif isinstance(tree, str):
         yield field, tree

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -45,6 +46,14 @@ def test_examples_without_a_run_do_what_they_show(capsys: pytest.CaptureFixture[
     assert names["experiment"].objective.temperature == 0.1
     exec(example_of("SepsceneError"), names)
     assert "runs/nothing/encoder" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # imports Ray
+def test_a_sweeps_documentation_names_a_range_that_there_is() -> None:
+    from sepscene.orchestration.sweeps.search_space import parse_values
+
+    (shown,) = re.findall(r'a range such as "(.+)"', inspect.getdoc(sepscene.sweep) or "")
+    assert not isinstance(parse_values("objective.temperature", shown), list)
 
 
 def test_a_sweeps_example_asks_for_a_metric_that_trials_report() -> None:

@@ -28,13 +28,14 @@ def evaluate_on_tasks(encoder: str, tasks: list[str], out: Path, name: str | Non
     from sepscene.models.config import SepsceneError
     from sepscene.models.encoders.encoder import load_encoder
     from sepscene.orchestration.evaluation.downstream import evaluate_task, read_results, result_path
+    from sepscene.orchestration.evaluation.embed_files import usable_device
     from sepscene.orchestration.evaluation.file_encoder import encoder_digest
     from sepscene.orchestration.records.files import write_whole
     from sepscene.orchestration.records.run_folder import encoder_of
     from sepscene.orchestration.reports.task_table import terminal_table
     from sepscene.tasks.datasets.downstream import read_task
 
-    loaded = load_encoder(encoder_of(Path(encoder))).to(device)
+    loaded = load_encoder(encoder_of(Path(encoder))).to(usable_device(device))
     digest = encoder_digest(loaded)
     read = [read_task(task) for task in tasks]  # a mistake in the last one is found before the first is embedded
     twice = [name for name, count in Counter(task.name for task in read).items() if count > 1]
@@ -46,7 +47,7 @@ def evaluate_on_tasks(encoder: str, tasks: list[str], out: Path, name: str | Non
         with Progress(console=console, transient=True) as progress:
             bar = progress.add_task(task.name, total=len(task.sounds))
             show = partial(_show, progress, bar)
-            result = evaluate_task(loaded, name or Path(encoder).name, digest, task, progress=show)
+            result = evaluate_task(loaded, name or Path(encoder).name, digest, task, show)
         write_whole(result_path(out, result), result.model_dump_json(indent=2) + "\n")
         left_out |= result.left_out
     console.print(terminal_table(read_results(out)))

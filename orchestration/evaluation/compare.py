@@ -74,7 +74,7 @@ class Comparison:
 
 
 def save_scores(scores: Scores, path: Path) -> Path:
-    """Keep the evidence of a scores: all that comparisons need. Written whole or not at all."""
+    """Keep the evidence of scores, all that comparisons need. Written whole or not at all."""
     evidence = scores.evidence
     arrays: dict[str, Any] = {
         "clip_ids": evidence.clip_ids,
@@ -144,19 +144,16 @@ def compare_runs(run_a: Path, run_b: Path, encoder_a: str | None = None, encoder
             f"{evidence_b.settings}): evaluate one of them again with the other's"
         )
     evidence_a, evidence_b, notes = _paired(evidence_a, evidence_b, name_a, name_b)
-    return compare_scores(measure(evidence_a), measure(evidence_b), name_a, name_b, notes)
-
-
-def compare_scores(a: Scores, b: Scores, name_a: str, name_b: str, notes: tuple[str, ...] = ()) -> Comparison:
-    """Paired bootstrap test of two scores of the same clips in the same order."""
-    clips = len(a.evidence.clip_ids)
+    a = measure(evidence_a)
+    b = measure(evidence_b)
+    clips = len(evidence_a.clip_ids)
     metrics = []
-    for name in (name for name in a.metrics if name in b.metrics):
-        metric_a = a.metrics[name]
-        metric_b = b.metrics[name]
-        replicates = (a.replicates[name], b.replicates[name])
-        test = paired_bootstrap(metric_a.value, metric_b.value, *replicates, clips)
-        metrics.append(MetricComparison(name, metric_a, metric_b, test))
+    for name, metric_a in a.metrics.items():
+        if name in b.metrics:
+            metric_b = b.metrics[name]
+            replicates = (a.replicates[name], b.replicates[name])
+            test = paired_bootstrap(metric_a.value, metric_b.value, *replicates, clips)
+            metrics.append(MetricComparison(name, metric_a, metric_b, test))
     classes = [
         ClassComparison(of_a.name, of_a.positives, of_a.metrics["shallow_map"], of_b.metrics["shallow_map"])
         for of_a, of_b in zip(a.per_class, b.per_class, strict=True)
@@ -201,8 +198,7 @@ def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
 
 
 def render(comparison: Comparison, classes: int = 5) -> str:
-    """The comparison as plain text: metrics with intervals, differences, p, and the classes that moved
-    most."""
+    """The comparison as plain text: metrics with intervals, differences, p, and the classes that moved most."""
     lines = [f"A  {comparison.a}", f"B  {comparison.b}", ""]
     lines.append(f"{'':12} {'A':>23} {'B':>23} {'B - A':>26}  p")
     for metric in comparison.metrics:
@@ -244,12 +240,18 @@ class _Evaluated:
         return set(load_evidence(path).clip_ids.tolist()) if path.exists() else None
 
 
+def _results(run: Path) -> RunResults:
+    """A run's results, of one encoder at least."""
+    results = RunResults.load(run)
+    if not results.encoders:
+        raise SepsceneError(f"{run} holds no evaluated encoder: evaluate it first")
+    return results
+
+
 def _by_seed(runs: Sequence[Path]) -> dict[int, _Evaluated]:
     found: dict[int, _Evaluated] = {}
     for run in runs:
-        results = RunResults.load(run)
-        if not results.encoders:
-            raise SepsceneError(f"{run} holds no evaluated encoder: evaluate it first")
+        results = _results(run)
         if results.seed in found:
             raise SepsceneError(f"{run} has seed {results.seed} as another run on its side: give each seed once")
         found[results.seed] = _Evaluated(run, results)
@@ -275,10 +277,8 @@ def _share_clips(a: _Evaluated, b: _Evaluated) -> bool:
 
 
 def _evidence(run_dir: Path, encoder: str | None) -> tuple[str, Evidence]:
-    results = RunResults.load(run_dir)
+    results = _results(run_dir)
     names = [found.name for found in results.encoders]
-    if not names:
-        raise SepsceneError(f"{run_dir} holds no evaluated encoder: evaluate it first")
     if encoder is not None and encoder not in names:
         raise SepsceneError(f"{run_dir}: {unknown(encoder, names, 'encoder')}")
     chosen = encoder or names[0]

@@ -46,8 +46,7 @@ def evaluate_task(
     name: str,
     digest: str,
     task: Task,
-    settings: ScoringSettings | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None],
 ) -> TaskResult:
     """Embed the sounds of a task and score them.
 
@@ -55,33 +54,26 @@ def evaluate_task(
         encoder: in evaluation mode, on any device.
         name, digest: of the encoder, for the result.
         task: from `tasks.datasets.downstream.read_task`.
-        settings: of the probes; none takes the defaults.
         progress: called with the number of sounds that are done.
 
     Raises:
         SepsceneError: when no sound can be read, or a test part holds no labelled sound.
     """
     left_out: dict[str, str] = {}
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
+    parts: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for number, sound in enumerate(task.sounds):
         try:
-            parts.append((*embed_sound(encoder, sound, task), number))
+            parts[number] = embed_sound(encoder, sound, task)
         except ClipError as error:
             left_out[sound.uri] = error.cause
         progress(number + 1)
     if not parts:
         uri, cause = next(iter(left_out.items()))
         raise SepsceneError(f"task {task.name}: no sound can be read; the first: {uri}: {cause}")
-    counts = [len(h_ND) for h_ND, *_ in parts]
-    sound_N = np.repeat([number for *_, number in parts], counts)
-    rows = Rows(
-        h_ND=np.concatenate([h_ND for h_ND, *_ in parts]),
-        targets_NK=np.concatenate([targets_NK for _, targets_NK, *_ in parts]),
-        split_N=np.array([sound.split for sound in task.sounds], np.str_)[sound_N],
-        sound_N=sound_N,
-        seconds_N=np.concatenate([seconds_N for *_, seconds_N, _ in parts]),
-    )
-    metrics = score_task(task, rows, settings or ScoringSettings())
+    h_ND, targets_NK, seconds_N = (np.concatenate(columns) for columns in zip(*parts.values(), strict=True))
+    sound_N = np.repeat(list(parts), [len(part_ND) for part_ND, *_ in parts.values()])
+    split_N = np.array([sound.split for sound in task.sounds], np.str_)[sound_N]
+    metrics = score_task(task, Rows(h_ND, targets_NK, split_N, sound_N, seconds_N), ScoringSettings())
     return TaskResult(
         encoder=name, digest=digest, task=task.name, metrics=metrics, sounds=len(parts), left_out=left_out
     )

@@ -6,8 +6,9 @@ Shapes: N files, D embedding.
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +32,9 @@ from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped, printable
 FILES_A_PART = 256
 FILES_A_CALL = 8
 """Files of one actor call on a cluster: enough for a batch, few enough to spread over the actors."""
+
+Rows = Iterator[tuple[str, str, np.ndarray]]
+"""Of each file its URI, what is wrong with it or nothing, and its h (D,), zeros on a fault."""
 
 
 @dataclass(frozen=True)
@@ -61,29 +65,18 @@ def embed_files(
     readers: int = 2,
     show_progress: bool = True,
 ) -> EmbedReport:
-    """Embed files on this machine; a call that was interrupted goes on where it stopped.
-
-    Args:
-        encoder_uri: folder or MLflow URI of an encoder bundle.
-        inputs: see `list_files`.
-        out: .parquet (columns uri, h), or NAME.npy with the names in NAME.names.json.
-        device: "cpu", "cuda", ..., or "auto" for a GPU where there is one.
-        bfloat16: see `FileEncoder`.
-        readers: files decoded ahead.
-        show_progress: a progress bar on stderr.
+    """Embed files on this machine, see `api.embed`; a call that was interrupted goes on where it stopped.
 
     Raises:
         SepsceneError: the encoder, a manifest, the device or an existing output cannot be used. What is wrong
             with single files never raises; it is reported.
     """
-    left_out = LeftOut()
-    uris = list_files(inputs, left_out)
-    encoder = load_encoder(encoder_uri)
-    output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
-    todo = output.missing(uris)
-    file_encoder = FileEncoder(encoder, usable_device(device), bfloat16, readers)
-    rows = ((file.uri, file.cause or "", _row(file, encoder.embedding_dim)) for file in file_encoder.embed(todo))
-    return _collect(rows, output, total=len(uris), todo=len(todo), show_progress=show_progress, left_out=left_out)
+
+    def embedded(encoder: Encoder, uris: list[str]) -> Rows:
+        files = FileEncoder(encoder, usable_device(device), bfloat16, readers).embed(uris)
+        return ((file.uri, file.cause or "", _row(file, encoder.embedding_dim)) for file in files)
+
+    return _embed(encoder_uri, inputs, out, embedded, show_progress)
 
 
 def embed_on_cluster(
@@ -91,7 +84,6 @@ def embed_on_cluster(
     inputs: list[str],
     out: Path,
     actors: int = 1,
-    cpus_per_actor: float = 1.0,
     gpus_per_actor: float = 0.0,
     bfloat16: bool = False,
     readers: int = 2,
@@ -106,24 +98,12 @@ def embed_on_cluster(
         SepsceneError: as `embed_files`, or the actors do not fit the cluster.
     """
     from sepscene.orchestration.runtime.placement import DATA_TASK_CPUS, Demand, check_placement, cluster_nodes
-    from sepscene.orchestration.runtime.session import check_own_code
 
-    left_out = LeftOut()
-    uris = list_files(inputs, left_out)
-    actor = Demand(
-        "embedding actor",
-        cpus_per_actor,
-        gpus_per_actor,
-        knobs="--actors, --cpus-per-actor or --gpus-per-actor",
-    )
+    actor = Demand("embedding actor", 1.0, gpus_per_actor, knobs="--actors or --gpus")
     check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, knobs="--actors")], cluster_nodes())
-    encoder = load_encoder(encoder_uri)
-    check_own_code([use for use in (encoder.config.trunk.use,) if is_own(use)])
-    output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
-    todo = output.missing(uris)
-    device = "cuda" if gpus_per_actor else "cpu"
-    rows = _cluster_rows(todo, encoder, actors, actor.ray_options(), (device, bfloat16, readers))
-    return _collect(rows, output, total=len(uris), todo=len(todo), show_progress=show_progress, left_out=left_out)
+    settings = ("cuda" if gpus_per_actor else "cpu", bfloat16, readers)
+    embedded = partial(_cluster_rows, actors=actors, placement=actor.ray_options(), settings=settings)
+    return _embed(encoder_uri, inputs, out, embedded, show_progress)
 
 
 class EmbedActor:
@@ -149,18 +129,20 @@ class EmbedActor:
 
 
 def _cluster_rows(
-    uris: list[str], encoder: Encoder, actors: int, placement: dict[str, Any], settings: tuple[str, bool, int]
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Rows (uri, fault, h) as the actors finish them."""
+    encoder: Encoder, uris: list[str], actors: int, placement: dict[str, Any], settings: tuple[str, bool, int]
+) -> Rows:
+    """The rows as the actors finish them."""
     import ray
     from ray.data import ActorPoolStrategy
 
     from sepscene.orchestration.runtime.ray_compat import configure_data
+    from sepscene.orchestration.runtime.session import check_own_code
     from sepscene.orchestration.runtime.streamed import blocks_of
     from sepscene.orchestration.training.stream import finite_retries
 
     if not uris:
         return
+    check_own_code([use for use in (encoder.config.trunk.use,) if is_own(use)])
     configure_data(ordered=False)
     shared = ray.put((encoder.config, encoder.trunk.state_dict()))
     locations = [os.path.abspath(uri) if local_path(uri) == uri else uri for uri in uris]
@@ -279,38 +261,41 @@ def _row(file: FileEmbedding, dim: int) -> np.ndarray:
     return np.zeros(dim, np.float32) if file.cause is not None else file.h_D
 
 
-def _collect(
-    rows: Iterable[tuple[str, str, np.ndarray]],
-    output: EmbeddingOutput,
-    total: int,
-    todo: int,
+def _embed(
+    encoder_uri: Path | str,
+    inputs: list[str],
+    out: Path,
+    embedded: Callable[[Encoder, list[str]], Rows],
     show_progress: bool,
-    left_out: LeftOut,
 ) -> EmbedReport:
-    """Write rows (uri, fault, h) as they come, in parts; what is done is kept when something breaks."""
+    """Write the rows that OUT lacks as they come, in parts; what is done is kept when something breaks."""
+    left_out = LeftOut()
+    uris = list_files(inputs, left_out)
+    encoder = load_encoder(encoder_uri)
+    output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
+    todo = output.missing(uris)
+    rows = embedded(encoder, todo)
+    there = len(uris) - len(todo)
     skipped = left_out.entries()
     bad = {name: NOT_UTF8 for entry in skipped if entry.reason == NOT_UTF8 for name in entry.examples}
-    names: list[str] = []
-    h_ND: list[np.ndarray] = []
+    part: dict[str, np.ndarray] = {}
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     written = 0
     with Progress(*columns, console=Terminal(stderr=True), disable=not show_progress) as progress:
-        task = progress.add_task("", total=total, completed=total - todo)
+        task = progress.add_task("", total=len(uris), completed=there)
         try:
             for uri, fault, h_D in rows:
                 progress.advance(task)
                 if fault:
                     bad[uri] = fault
                     continue
-                names.append(uri)
-                h_ND.append(h_D)
+                part[uri] = h_D
                 written += 1
-                if len(names) == FILES_A_PART:
-                    output.add(names, np.stack(h_ND))
-                    names = []
-                    h_ND = []
+                if len(part) == FILES_A_PART:
+                    output.add(list(part), np.stack(list(part.values())))
+                    part = {}
         finally:
-            if names:
-                output.add(names, np.stack(h_ND))
+            if part:
+                output.add(list(part), np.stack(list(part.values())))
     output.finish()
-    return EmbedReport(output.out, written, total - todo, bad, skipped)
+    return EmbedReport(out, written, there, bad, skipped)

@@ -1,6 +1,6 @@
-"""Evaluating encoders and separators over a manifest, with Ray Data for the forward passes.
+"""Embedding the clips of manifests, with Ray Data for the forward passes.
 
-Shapes: N clips, T samples, D embedding, S channels.
+Shapes: N clips, D embedding.
 """
 
 import logging
@@ -13,7 +13,6 @@ import pyarrow as pa
 import ray.data
 
 from sepscene.augment.audio import AudioFormat
-from sepscene.models.separators.folder import load_separator
 from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.embed_clips import EmbedClips
@@ -23,7 +22,6 @@ from sepscene.orchestration.runtime.streamed import blocks_of
 from sepscene.orchestration.training.stream import finite_retries, separation_pool
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.clip_features import ClipFeatures
-from sepscene.tasks.evaluation.separation_scores import SeparatorScores, score_separation
 
 logger = logging.getLogger("sepscene")
 
@@ -117,9 +115,3 @@ def _readable(columns: Mapping[str, np.ndarray], names: Iterable[str], part: sli
     readable_N = np.flatnonzero(columns["fault"][part] == "")
     features = ClipFeatures(columns["background"][part][readable_N], columns["level"][part][readable_N])
     return {name: Embeddings(columns[f"h:{name}"][part][readable_N], readable_N, features) for name in names}
-
-
-def score_separator(folder: str, manifest: Manifest, audio: AudioFormat, mixtures: int) -> SeparatorScores:
-    """The scores of a separator's folder on a manifest's clips."""
-    clips = list(zip(manifest.clips["uri"].to_pylist(), manifest.clips["offset_seconds"].to_pylist(), strict=True))
-    return score_separation(load_separator(folder), clips, audio, mixtures)

@@ -108,20 +108,19 @@ class EmbeddingOutput:
         Raises:
             SepsceneError: the disk is full, or the folder is gone.
         """
-        if names:
-            sink = pa.BufferOutputStream()
-            sources = [source_of(name) for name in names]
-            pq.write_table(self._table(names, sources, h_ND), sink)
-            part = self.parts / f"{self._next:08d}.parquet"
-            try:
-                write_atomically(part, sink.getvalue().to_pybytes())
-            except OSError as error:
-                raise SepsceneError(
-                    f"{part} cannot be written ({error.strerror}): make room, then give the same command again; what "
-                    "was done before is kept"
-                ) from None
-            self.sources.update(zip(names, sources, strict=True))
-            self._next += 1
+        sink = pa.BufferOutputStream()
+        sources = {name: source_of(name) for name in names}
+        pq.write_table(self._table(names, h_ND, sources), sink)
+        part = self.parts / f"{self._next:08d}.parquet"
+        try:
+            write_atomically(part, sink.getvalue().to_pybytes())
+        except OSError as error:
+            raise SepsceneError(
+                f"{part} cannot be written ({error.strerror}): make room, then give the same command again; what was "
+                "done before is kept"
+            ) from None
+        self.sources |= sources
+        self._next += 1
 
     def finish(self) -> None:
         """Make OUT of all rows and remove the parts. Without any row nothing is left behind."""
@@ -129,15 +128,11 @@ class EmbeddingOutput:
             self._merge_npy() if self.out.suffix == ".npy" else self._merge_parquet()
         shutil.rmtree(self.parts)
 
-    def _table(self, names: list[str], sources: list[str], h_ND: np.ndarray) -> pa.Table:
+    def _table(self, names: list[str], h_ND: np.ndarray, sources: dict[str, str]) -> pa.Table:
         """The rows; which files they are of stands beside them, in the metadata."""
         flat = pa.array(np.ascontiguousarray(h_ND, dtype=np.float32).reshape(-1))
-        columns = {
-            "uri": pa.array(names, pa.string()),
-            "h": pa.FixedSizeListArray.from_arrays(flat, self.dim),
-        }
-        metadata = {ENCODER_KEY: self.encoder.encode(), SOURCES_KEY: json.dumps(dict(zip(names, sources, strict=True)))}
-        return pa.table(columns).replace_schema_metadata(metadata)
+        columns = {"uri": pa.array(names, pa.string()), "h": pa.FixedSizeListArray.from_arrays(flat, self.dim)}
+        return pa.table(columns, metadata={ENCODER_KEY: self.encoder.encode(), SOURCES_KEY: json.dumps(sources)})
 
     def _rows(self) -> Iterator[Rows]:
         """All rows there are, OUT's first, each name once."""
@@ -158,7 +153,7 @@ class EmbeddingOutput:
     def _read_npy(self) -> Rows:
         try:
             h_ND = np.load(self.out, mmap_mode="r", allow_pickle=False)
-            companion = TypeAdapter(_Companion).validate_json(self.names_file.read_bytes())
+            companion = _Companion.model_validate_json(self.names_file.read_bytes())
         except (OSError, ValueError) as error:
             raise SepsceneError(
                 f"{self.out} with {self.names_file.name} cannot be continued ({error}): remove both "
@@ -189,11 +184,9 @@ class EmbeddingOutput:
 
     def _merge_parquet(self) -> None:
         merged = self.parts / "merged"
-        schema = self._table([], [], np.zeros((0, self.dim))).schema
-        schema = schema.with_metadata(schema.metadata | {SOURCES_KEY: json.dumps(self.sources)})
-        with pq.ParquetWriter(merged, schema) as writer:
-            for names, sources, h_ND in self._rows():
-                writer.write_table(self._table(names, sources, h_ND).replace_schema_metadata(schema.metadata))
+        with pq.ParquetWriter(merged, self._table([], np.zeros((0, self.dim)), self.sources).schema) as writer:
+            for names, _, h_ND in self._rows():
+                writer.write_table(self._table(names, h_ND, {}))
         merged.replace(self.out)
 
     def _merge_npy(self) -> None:

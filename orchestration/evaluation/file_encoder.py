@@ -8,12 +8,11 @@ Shapes: P patches, T samples, D embedding.
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +20,6 @@ from torch import Tensor
 
 from sepscene.augment.audio import ClipError, read_blocks
 from sepscene.models.encoders.encoder import SECONDS_AT_ONCE, Encoder
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -41,7 +37,6 @@ class FileEmbedding:
     seconds: float = 0.0
     _sum_D: Tensor | None = None
     _patches: int = 0
-    _read: bool = False
 
     @property
     def h_D(self) -> np.ndarray:
@@ -81,51 +76,56 @@ class FileEncoder:
         files: deque[FileEmbedding] = deque()
         batch: list[tuple[FileEmbedding, Tensor]] = []
         for file, patches_PT in self._pieces(uris, files):
-            if batch and (_samples(batch) >= self._limit or batch[0][1].shape[1] != patches_PT.shape[1]):
+            samples = sum(waiting_PT.numel() for _, waiting_PT in batch)
+            full = samples >= SECONDS_AT_ONCE * self.encoder.sample_rate
+            if batch and (full or batch[0][1].shape[1] != patches_PT.shape[1]):
                 self._run(batch)
                 batch = []
-                # The file of this piece is still open, so what is finished are the ones before it.
-                yield from _finished(files)
+                while files[0] is not file:  # those before the file of this piece, which is still open
+                    yield files.popleft()
             batch.append((file, patches_PT))
         self._run(batch)
-        yield from _finished(files)
-
-    @property
-    def _limit(self) -> int:
-        return SECONDS_AT_ONCE * self.encoder.sample_rate
+        yield from files
 
     def _pieces(self, uris: Iterable[str], files: deque[FileEmbedding]) -> Iterator[tuple[FileEmbedding, Tensor]]:
         """The patches of all files, piece by piece; every file is put into `files` as it is reached."""
-        opened = _ahead(self._open, uris, self.readers)
-        for file, blocks in opened:
+        patch = self.encoder.patch_samples
+        for file, blocks in self._opened(uris):
             files.append(file)
             previous_T = np.zeros(0, np.float32)
-            rest_T = np.zeros(0, np.float32)
+            rest = 0
             try:
                 for block_T in blocks:
                     file.seconds += len(block_T) / self.encoder.sample_rate
-                    whole = len(block_T) - len(block_T) % self.encoder.patch_samples
-                    rest_T = block_T[whole:]
+                    rest = len(block_T) % patch
+                    whole = len(block_T) - rest
                     if whole:
-                        yield (
-                            file,
-                            torch.from_numpy(block_T[:whole]).unflatten(0, (-1, self.encoder.patch_samples)),
-                        )
-                    previous_T = np.concatenate((previous_T, block_T))[-self.encoder.patch_samples :]
-                if len(rest_T):
+                        yield file, torch.from_numpy(block_T[:whole]).unflatten(0, (-1, patch))
+                    previous_T = np.concatenate((previous_T, block_T))[-patch:]
+                if rest:
                     # The encoder's own rule: the last patch ends with the file, a short file is padded.
                     yield file, self.encoder.patches(torch.from_numpy(previous_T)[None])[0]
             except ClipError as error:
                 file.cause = error.cause
-            file._read = True
+
+    def _opened(self, uris: Iterable[str]) -> Iterator[tuple[FileEmbedding, Iterator[np.ndarray]]]:
+        """All files and their blocks in order; of a few files ahead the first block is decoded in threads."""
+        with ThreadPoolExecutor(self.readers, thread_name_prefix="reader") as pool:
+            ahead: deque[Future[tuple[FileEmbedding, Iterator[np.ndarray]]]] = deque()
+            for uri in uris:
+                ahead.append(pool.submit(self._open, uri))
+                if len(ahead) > self.readers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
     def _open(self, uri: str) -> tuple[FileEmbedding, Iterator[np.ndarray]]:
-        """Decode the first block, in a reader's thread; a ClipError is kept for the one who iterates."""
+        """A file and its blocks, the first of them decoded; none where it cannot be."""
         blocks = read_blocks(uri, self.encoder.sample_rate, self.block_seconds)
         try:
             first_T = next(blocks)
         except ClipError as error:
-            return FileEmbedding(uri), _raising(error)
+            return FileEmbedding(uri, error.cause), iter(())
         return FileEmbedding(uri), chain([first_T], blocks)
 
     def _run(self, batch: list[tuple[FileEmbedding, Tensor]]) -> None:
@@ -146,30 +146,3 @@ def encoder_digest(encoder: Encoder) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy())
     return digest.hexdigest()
-
-
-def _finished(files: deque[FileEmbedding]) -> Iterator[FileEmbedding]:
-    """Take from the front the files that are read to their end (their pieces have all been run)."""
-    while files and files[0]._read:
-        yield files.popleft()
-
-
-def _samples(batch: list[tuple[FileEmbedding, Tensor]]) -> int:
-    return sum(patches_PT.numel() for _, patches_PT in batch)
-
-
-def _raising(error: ClipError) -> Iterator[np.ndarray]:
-    raise error
-    yield  # makes this a generator
-
-
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """function(item) for every item in order, computed in threads a few items ahead."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from sepscene.models.card import read_card
+from sepscene.models.separators.folder import load_separator
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.compare import save_scores
-from sepscene.orchestration.evaluation.embed_manifest import Embeddings, score_separator
+from sepscene.orchestration.evaluation.embed_manifest import Embeddings
 from sepscene.orchestration.records.results import ClassResult, EncoderResult, Metric, ProcessorResult, metric_of
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.datasets.readers import Manifest
@@ -19,6 +20,7 @@ from sepscene.tasks.evaluation.metrics import NothingToEvaluate
 from sepscene.tasks.evaluation.probes import embedding_map
 from sepscene.tasks.evaluation.resampling import resample
 from sepscene.tasks.evaluation.scores import cross_validate, score_embeddings
+from sepscene.tasks.evaluation.separation_scores import score_separation
 from sepscene.tasks.evaluation.shortcuts import find_shortcuts
 from sepscene.tasks.evaluation.statistics import bootstrap_interval
 
@@ -95,10 +97,12 @@ def _diagnostics(train_h: Embeddings, test_h: Embeddings, by_folds: bool) -> dic
 
 def score_processors(ladder: Mapping[str, str], test: Manifest, experiment: Experiment) -> list[ProcessorResult]:
     """Score every checkpoint of the ladder (name -> folder) on mixtures of held-out clips, and on known sources."""
+    clips = list(zip(test.clips["uri"].to_pylist(), test.clips["offset_seconds"].to_pylist(), strict=True))
+    mixtures = experiment.evaluation.separator_mixtures
     results = []
     for name, folder in ladder.items():
         card = read_card(folder)
-        scores = score_separator(folder, test, experiment.audio, experiment.evaluation.separator_mixtures)
+        scores = score_separation(load_separator(folder), clips, experiment.audio, mixtures)
         results.append(
             ProcessorResult(
                 name=name,

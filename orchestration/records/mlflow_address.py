@@ -10,17 +10,17 @@ from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.files import read_typed_or
 from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.yaml_files import SECRET_KEYS, secret_in
 
 SQLITE = "sqlite:///"
 STORE_FILE = "mlflow.db"
 _LEVELS_ABOVE = 3
 """A trial lies in STORAGE/SWEEP/trials/TRIAL, and its store in STORAGE."""
-_SECRET_KEYS = ("password", "token", "secret", "key", "sig", "credential")
 _ARTIFACT_COLUMNS = {
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
@@ -92,8 +92,7 @@ def checked_uri(uri: str) -> str:
         SepsceneError: for an address with a secret in it, or of a kind that MLflow no longer writes to.
     """
     parts = urlsplit(uri)
-    keys = [key for key, _ in parse_qsl(parts.query) if any(word in key.lower() for word in _SECRET_KEYS)]
-    if parts.password or keys or (parts.username and parts.scheme in ("http", "https")):
+    if secret_in(uri, (*SECRET_KEYS, "key")):
         raise SepsceneError(
             "MLFLOW_TRACKING_URI holds a password or token, which would be written down: leave it out of the address "
             "and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or "

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
 
 from sepscene.augment.audio import ClipError, read_audio
+from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder
 from sepscene.models.encoders.frontend import LogMel
@@ -191,6 +192,13 @@ def test_a_sound_is_heard_from_its_offset_to_its_end(bundle: Path, tmp_path: Pat
     np.testing.assert_allclose(np.concatenate([first, last]), encoder(wave_2T).numpy(), rtol=0, atol=1e-5)
     with pytest.raises(ClipError, match="holds no sound from 2 s on"):
         embed_sound(encoder, Sound(file, "test", (), (), 2.0), task)
+
+
+def test_a_device_that_is_not_there_is_refused(bundle: Path, tmp_path: Path) -> None:
+    for device in ("warp", "cuda:99"):
+        words = ["evaluate", str(bundle), "--task", "esc50:x", "--out", str(tmp_path), "--device", device]
+        refused = CliRunner().invoke(app, words).exception
+        assert isinstance(refused, SepsceneError) and f"--device {device}: torch" in str(refused)
 
 
 def test_tasks_of_one_name_are_refused(bundle: Path, tmp_path: Path) -> None:
