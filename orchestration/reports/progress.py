@@ -1,10 +1,13 @@
-"""The progress of a stage: a bar that moves on a terminal; in a log or a pipe a line now and then."""
+"""The progress of a stage: a bar that moves on a terminal; in a log or a pipe a line now and then.
+
+Beside it stand a few words: the loss and its terms, the pace, and whether the representation is well.
+"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,6 +17,25 @@ LINE_SECONDS = 30.0
 SAME_REPORT_SECONDS = 1.0
 """Steps that come so close together are shown by one report."""
 UNKNOWN = "-:--:--"
+
+_SAID = {
+    "loss": "loss {:.2f}",
+    "mixit_loss": "loss {:.2f}",
+    "supervised_loss": "loss {:.2f}",
+    "examples_per_second": "{:.0f}/s",
+    "waiting_share": "waiting {:.0%}",
+    "separation/busy": "separation {:.0%}",
+    "readers/busy": "readers {:.0%}",
+    "similarity": "sim {:.2f}",
+    "coincidence": "coin {:.2f}",
+    "validation_knn_map": "val mAP {:.3f}",
+    "effective_rank": "rank {:.0f}",
+    "mfu": "MFU {:.0%}",
+}
+"""Metric -> how it is said, the most telling first."""
+
+BESIDE_THE_BAR = 70
+"""Columns of a terminal that the bar, its numbers and its times take."""
 
 
 class Shown(Protocol):
@@ -134,3 +156,23 @@ class _Lines:
 
 def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
+
+
+class Terms:
+    """The latest metrics of a stage in words, as many as fit."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.latest = dict[str, float]()
+
+    def update(self, record: Mapping[str, Any]) -> str:
+        """Take in a record of the metrics file; what it does not mention stays as it was."""
+        self.latest |= {name: float(record[name]) for name in _SAID if name in record}
+        words = ""
+        for name, form in _SAID.items():
+            if name in self.latest:
+                longer = f"{words}  {form.format(self.latest[name])}".strip()
+                if words and len(longer) > self.width:
+                    break
+                words = longer
+        return words
