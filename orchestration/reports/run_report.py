@@ -16,7 +16,7 @@ from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tables_beside
-from sepscene.orchestration.reports.render import METRIC_NAMES, light_palette, plain, render, with_interval
+from sepscene.orchestration.reports.render import light_palette, plain, render_report, with_interval
 from sepscene.orchestration.reports.reproduction_report import shortcut_sentence, write_reproduction_report
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
 from sepscene.orchestration.terminal import printable
@@ -70,12 +70,9 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     """
     results = plain(RunResults.load(run_dir))
     files = RunFolder(run_dir)
-    values = _values(results, run_dir)
+    values = _values(results, files)
     _save_pictures([*values["pictures"].values(), *values["curves"], *values["maps"]], files.plots)
-    return (
-        render("run.html.j2", files.report_html, **values),
-        render("run.md.j2", files.report_md, **values),
-    )
+    return render_report("run", files, **values)
 
 
 def _save_pictures(pictures: Sequence[plots.Picture], folder: Path) -> None:
@@ -88,10 +85,9 @@ def _save_pictures(pictures: Sequence[plots.Picture], folder: Path) -> None:
         picture.save(folder, palette)
 
 
-def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
+def _values(results: RunResults, files: RunFolder) -> dict[str, Any]:
     """The values that report.html and report.md show, by the names that the templates use."""
-    records = read_metrics(run_dir)
-    files = RunFolder(run_dir)
+    records = read_metrics(files.path)
     headline = headline_metric(results.encoders)
     classes = class_rows(results.encoders)
     metrics = _metric_order(results.encoders)
@@ -105,7 +101,6 @@ def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
         "answer": answer(in_headline),
         "metrics": metrics,
         "notes": encoder_notes(results.encoders),
-        "metric_titles": [METRIC_NAMES.get(name, name) for name in metrics],
         "encoder_cells": {e.name: [with_interval(e.metrics.get(name)) for name in metrics] for e in results.encoders},
         "diagnostics": (known := [(e.name, e.diagnostics) for e in results.encoders if e.diagnostics]),
         "shortcut": shortcut_sentence([line for line in known if line[0] != "untrained"]),
