@@ -140,9 +140,6 @@ def write_listening_page(
     Args:
         scenes: held-out clips, separated by every processor of `ladder`.
         sample_rate: of every wave, in Hz.
-
-    Returns:
-        The path of the page.
     """
     files = RunFolder(run_dir)
     shutil.rmtree(files.sounds, ignore_errors=True)

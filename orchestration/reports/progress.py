@@ -52,11 +52,7 @@ class Shown(Protocol):
 def progress(console: Console, title: str, total: float, start: float = 0.0) -> Iterator[Shown]:
     """Show a stage's progress for as long as the block runs, and that it is complete when the block ends well.
 
-    Args:
-        console: where.
-        title: of the stage.
-        total: where the progress ends.
-        start: where it begins, for a stage that is continued.
+    It goes from `start`, which is not 0 in a stage that is continued, to `total`.
     """
     shown: Shown
     if not console.is_terminal:

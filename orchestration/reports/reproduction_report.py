@@ -32,9 +32,6 @@ MARKS = {"supported": "✓", "contradicted": "✗", "equal": "=", "undecided": "
 def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
     """Write REPRODUCTION/report.html and REPRODUCTION/report.md from reproduction.json.
 
-    Returns:
-        The paths of both.
-
     Raises:
         SepsceneError: when the folder holds no reproduction.json.
     """

@@ -45,10 +45,7 @@ class ClassRow:
 
 
 def report_on(folder: Path) -> tuple[Path, Path]:
-    """Write the report of a run, a sweep or a reproduction, whichever the folder holds.
-
-    Returns:
-        The paths of report.html and report.md.
+    """Write report.html and report.md of a run, a sweep or a reproduction, whichever the folder holds.
 
     Raises:
         SepsceneError: when it holds none of them.
@@ -61,9 +58,6 @@ def report_on(folder: Path) -> tuple[Path, Path]:
 
 def write_report(run_dir: Path) -> tuple[Path, Path]:
     """Write RUN/report.html and RUN/report.md from what the run left behind, and its pictures into RUN/plots.
-
-    Returns:
-        The paths of both.
 
     Raises:
         SepsceneError: when the folder holds no results.json.

@@ -46,9 +46,6 @@ class HeatMap:
 def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
     """Write SWEEP/report.html and SWEEP/report.md.
 
-    Returns:
-        The paths of both.
-
     Raises:
         SepsceneError: when the folder holds no sweep.json.
     """
