@@ -27,6 +27,7 @@ from sepscene.orchestration.cli.arguments import (
 )
 from sepscene.orchestration.cli.cluster_commands import cluster_app, stop, submit
 from sepscene.orchestration.cli.data_commands import data_app, plan, prefill, store_app
+from sepscene.orchestration.cli.doctor import doctor
 from sepscene.orchestration.cli.errors import in_words
 from sepscene.orchestration.cli.model_commands import embed_command, encoder_app, import_separator_command
 from sepscene.orchestration.cli.result_commands import compare, evaluate, replay_command, report, sync, ui
@@ -215,24 +216,9 @@ def scenes(
     console.print(str(manifest))
 
 
-@app.command()
-def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
-    """Check this machine: versions (torch and torchaudio above all), CPUs and GPUs, the store, write access.
-
-    Example: `sepscene doctor --storage runs`
-    """
-    from sepscene.orchestration.cli.doctor import examine
-
-    faults = 0
-    for check in examine(storage, address):
-        mark = Text("ok  ", "green") if check.ok else Text("fail", "red")
-        console.print(mark, f"{check.name}: {check.says}")
-        faults += not check.ok
-    raise typer.Exit(1 if faults else 0)
-
-
 separator_app.command("import")(import_separator_command)
 separator_app.command("prefill")(prefill)
+app.command()(doctor)
 app.add_typer(separator_app, name="separator")
 app.add_typer(encoder_app, name="encoder")
 app.add_typer(data_app, name="data")

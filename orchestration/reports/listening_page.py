@@ -79,13 +79,12 @@ class Query:
 
 @dataclass(frozen=True)
 class Player:
-    """One sound of the page, ready to be shown: a file beside the page, a picture as data URI, and words."""
+    """One sound of the page, ready to be shown: a file beside the page, a picture as data URI, its level and length."""
 
     title: str
     audio: str
     audio_bytes: int
     picture: str
-    alt: str
     level_db: float
     seconds: float
     notes: tuple[str, ...] = ()
@@ -236,7 +235,6 @@ class _Drawer:
         level_db = decibel_full_scale(finite_T)
         if level_db < SILENT_DB:
             notes += ("silent",)
-        seconds = len(finite_T) / self.sample_rate
         path = self.sounds / f"{self.written:03d}.flac"
         self.written += 1
         soundfile.write(path, finite_T * own_gain, self.sample_rate, subtype="PCM_16")
@@ -245,9 +243,8 @@ class _Drawer:
             audio=f"{self.sounds.name}/{path.name}",
             audio_bytes=path.stat().st_size,
             picture=self._mel(finite_T, scale_T),
-            alt=f"Mel picture of {title}: {seconds:.1f} s, {abs(level_db):.0f} dB below full scale",
             level_db=level_db,
-            seconds=seconds,
+            seconds=len(finite_T) / self.sample_rate,
             notes=notes,
         )
 

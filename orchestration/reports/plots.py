@@ -30,6 +30,7 @@ from sepscene.orchestration.reports.drawing import (
     styled,
     thin,
 )
+from sepscene.orchestration.reports.paper_tables import Table
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -71,17 +72,17 @@ def curves(
 
 
 @styled
-def intervals(name: str, title: str, metrics: Mapping[str, Metric]) -> Picture:
-    """One row for each named metric: a point with its interval."""
+def intervals(metrics: Mapping[str, Metric]) -> Picture:
+    """One row for each encoder: a point at its mAP, with its interval."""
     drawing, axes = canvas(4.4, 0.75 + 0.33 * len(metrics))
     for place, metric in enumerate(metrics.values()):
         colour = SERIES[place % len(SERIES)]
         _draw_interval(axes.hlines, place, metric, colour)
         axes.plot([metric.value], [place], MARKERS[place % len(MARKERS)], color=colour, markersize=6)
-    _label_rows(axes, title, [brief(label) for label in metrics])
+    _label_rows(axes, "mAP", [brief(label) for label in metrics])
     axes.spines["left"].set_visible(False)
     said = "; ".join(f"{label} {in_words(metric)}" for label, metric in metrics.items())
-    return picture(drawing, name, f"{title}: {said}.")
+    return picture(drawing, "answer", f"mAP: {said}.")
 
 
 def _draw_interval(draw: Callable[..., object], place: int, metric: Metric, colour: str) -> None:
@@ -99,7 +100,7 @@ def _label_rows(axes: Axes, title: str, labels: Sequence[str]) -> None:
 
 
 @styled
-def class_gains(name: str, title: str, classes: Sequence[str], columns: Mapping[str, Sequence[float]]) -> Picture:
+def class_gains(classes: Sequence[str], columns: Mapping[str, Sequence[float]]) -> Picture:
     """Average precision of each class (rows) for each encoder (markers), joined by a line."""
     drawing, axes = canvas(4.4, 0.95 + 0.23 * len(classes))
     places = range(len(classes))
@@ -107,13 +108,14 @@ def class_gains(name: str, title: str, classes: Sequence[str], columns: Mapping[
     axes.hlines(places, table.min(axis=0), table.max(axis=0), color=SOFT, linewidth=1)
     for index, (label, values) in enumerate(columns.items()):
         axes.plot(values, places, MARKERS[index], color=SERIES[index], label=brief(label), linestyle="", markersize=5)
-    _label_rows(axes, title, [brief(label, 34) for label in classes])
+    _label_rows(axes, "Average precision", [brief(label, 34) for label in classes])
     axes.set_xlim(-0.02, 1.02)
     drawing.legend(loc="outside upper left", ncols=len(columns), handletextpad=0.1)
     first, *others = columns
     wins = {other: np.greater(columns[first], columns[other]).sum() for other in others}
     said = "; ".join(f"{first} is above {other} in {win} of {len(classes)}" for other, win in wins.items()) or first
-    return picture(drawing, name, f"{title} of {len(classes)} classes. {said}. The metrics are in the table below.")
+    alt = f"Average precision of {len(classes)} classes. {said}. The metrics are in the table below."
+    return picture(drawing, "classes", alt)
 
 
 @styled
@@ -142,7 +144,7 @@ def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -
 
 
 @styled
-def ladder(name: str, processors: Sequence[ProcessorResult]) -> Picture:
+def ladder(processors: Sequence[ProcessorResult]) -> Picture:
     """SI-SDR improvement of each processor, in the order of the ladder's steps: of two clips, and of known sources."""
     known = sorted(processors, key=lambda item: item.step)
     lines = {
@@ -169,7 +171,7 @@ def ladder(name: str, processors: Sequence[ProcessorResult]) -> Picture:
     axes.margins(x=0.15, y=0.15)
     axes.set_title("SI-SDR improvement, dB")
     axes.set_xlabel("processor and its training steps")
-    return picture(drawing, name, f"SI-SDR improvement in dB by processor; {'. '.join(said)}.")
+    return picture(drawing, "ladder", f"SI-SDR improvement in dB by processor; {'. '.join(said)}.")
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ _LOOK: dict[str, dict[str, Any]] = {
 
 
 @styled
-def parallel(name: str, axes_values: Mapping[str, Sequence[str]], title: str, paths: Sequence[TrialPath]) -> Picture:
+def parallel(axes_values: Mapping[str, Sequence[str]], title: str, paths: Sequence[TrialPath]) -> Picture:
     """An upright axis for each swept field, a last one for the metric, and a line for each trial."""
     drawing, axes = canvas(1.7 * (len(axes_values) + 1), 3.4)
     height = {field: _even(values) for field, values in axes_values.items()}
@@ -219,7 +221,7 @@ def parallel(name: str, axes_values: Mapping[str, Sequence[str]], title: str, pa
     handles = [Line2D([], [], **_LOOK[kind]) for kind in kinds]
     drawing.legend(handles, kinds, loc="outside upper left", ncols=len(kinds))
     said = ", ".join(f"{field} ({', '.join(values)})" for field, values in axes_values.items())
-    return picture(drawing, name, f"{len(paths)} trials over {said}; {title} from {low:.3f} to {high:.3f}.")
+    return picture(drawing, "parallel", f"{len(paths)} trials over {said}; {title} from {low:.3f} to {high:.3f}.")
 
 
 def _even(values: Sequence[str]) -> dict[str, float]:
@@ -251,19 +253,21 @@ def effect(name: str, title: str, y_label: str, groups: Mapping[str, Sequence[fl
 
 
 @styled
-def beside(name: str, title: str, rows: Sequence[tuple[str, float, Metric | None]]) -> Picture:
+def beside(table: Table) -> Picture:
     """The paper's number (hollow diamond) and ours with its interval (dot) for each row of a table."""
-    drawing, axes = canvas(4.6, 0.95 + 0.25 * len(rows))
-    for place, (_, paper, ours) in enumerate(rows):
-        axes.plot([paper], [place], "D", color=SERIES[1], fillstyle="none", markersize=6)
-        if ours:
-            _draw_interval(axes.hlines, place, ours, SERIES[0])
-            axes.plot([ours.value], [place], "o", color=SERIES[0], markersize=5)
-    _label_rows(axes, title, [label for label, *_ in rows])
+    title = "Shallow classifier mAP"
+    drawing, axes = canvas(4.6, 0.95 + 0.25 * len(table.lines))
+    for place, line in enumerate(table.lines):
+        axes.plot([line.paper], [place], "D", color=SERIES[1], fillstyle="none", markersize=6)
+        if line.ours:
+            _draw_interval(axes.hlines, place, line.ours, SERIES[0])
+            axes.plot([line.ours.value], [place], "o", color=SERIES[0], markersize=5)
+    _label_rows(axes, title, [line.label for line in table.lines])
     ink = Line2D([], [], color=SERIES[0], marker="o", linewidth=2.2)
     hollow = Line2D([], [], color=SERIES[1], marker="D", fillstyle="none", linestyle="")
     drawing.legend([ink, hollow], ["ours, with its interval", "paper"], loc="outside upper left", ncols=2)
     said = "; ".join(
-        f"{label}: paper {paper:.3f}, {'ours ' + in_words(ours) if ours else 'not run'}" for label, paper, ours in rows
+        f"{line.label}: paper {line.paper:.3f}, {'ours ' + in_words(line.ours) if line.ours else 'not run'}"
+        for line in table.lines
     )
-    return picture(drawing, name, f"{title}. {said}.")
+    return picture(drawing, table.name, f"{title}. {said}.")

@@ -58,7 +58,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
         tables=tables,
         shown_tables=shown_tables,
         beyond=[(result, metric_of(result.ours) if result.ours else None, _gain(result)) for result in beyond],
-        pictures={table.name: _beside(table) for table in shown_tables},
+        pictures={table.name: plots.beside(table) for table in shown_tables},
         diagnostics=diagnostics,
         shortcut=shortcut_sentence(diagnostics),
         differs={row: words for row, runs in by_row.items() if (words := _differences(runs))},
@@ -136,8 +136,3 @@ def shortcut_sentence(lines: list[tuple[str, dict[str, float]]]) -> str:
 
 def _differences(runs: list[ReproducedRun]) -> str:
     return "; ".join(dict.fromkeys(difference for run in runs for difference in run.differs))
-
-
-def _beside(table: Table) -> plots.Picture:
-    rows = [(line.label, line.paper, line.ours) for line in table.lines]
-    return plots.beside(table.name, "Shallow classifier mAP", rows)

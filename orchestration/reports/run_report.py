@@ -237,14 +237,14 @@ def _pictures(
     """The pictures for which the run has metrics, by the name under which the templates look for them."""
     pictures: dict[str, plots.Picture] = {}
     if headline:
-        pictures["answer"] = plots.intervals("answer", "mAP", headline)
+        pictures["answer"] = plots.intervals(headline)
     complete = [row for row in classes if row.precision and None not in row.precision.values()]
     if complete:
         drawn = _largest_changes(complete)
         columns = {name: [row.precision[name] or 0.0 for row in drawn] for name in drawn[0].precision}
-        pictures["classes"] = plots.class_gains("classes", "Average precision", [row.name for row in drawn], columns)
+        pictures["classes"] = plots.class_gains([row.name for row in drawn], columns)
     if any(one.si_sdr_improvement_db or one.source_improvement_db for one in results.ladder):
-        pictures["ladder"] = plots.ladder("ladder", results.ladder)
+        pictures["ladder"] = plots.ladder(results.ladder)
     return pictures
 
 

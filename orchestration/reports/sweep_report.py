@@ -189,7 +189,7 @@ def _parallel(sweep: SweepResults, groups: Sequence[Group]) -> plots.Picture:
         value = metric.value if metric and isfinite(metric.value) else None
         paths.append(plots.TrialPath(places, value, "best" if trial.name in best else trial.status))
     axes = {field_name(field): _values(sweep, field) for field in sweep.fields}
-    return plots.parallel("parallel", axes, metric_name(sweep.metric), paths)
+    return plots.parallel(axes, metric_name(sweep.metric), paths)
 
 
 def _effects(sweep: SweepResults) -> list[plots.Picture]:
