@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 import yaml
 
+from sepscene.clusters.descriptions import read_pools, write_pools
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.names import require_trust
 from sepscene.models.spelling import unknown
 from sepscene.models.trust import CODE
 from sepscene.orchestration.cli.sweep_commands import is_sweep, sweep_of
 from sepscene.orchestration.presets import resolve
+from sepscene.orchestration.records.run_folder import plain_name
+from sepscene.orchestration.runtime.cluster_check import check_cluster
+from sepscene.orchestration.runtime.jobs import Submission
+from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE
 
 if TYPE_CHECKING:
     from sepscene.orchestration.sweeps.config import SweepConfig
@@ -22,7 +27,7 @@ CLUSTER_STORAGE = Path("/mnt/sepscene/runs")
 """Where runs live on a cluster when nothing else is said; every template mounts it."""
 
 
-def submission_of(words: list[str], cluster: Path | None = None) -> Any:
+def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
     """The job for `sepscene WORDS`.
 
     An experiment is resolved here, so that mistakes are found before anything travels, and sent as a YAML file; so are
@@ -34,19 +39,9 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Any:
         cluster: description of an autoscaling cluster, e.g. clusters/aws.yaml: what it may still start counts as being
             there when placement is checked. Its list of pools travels with the source, and no more.
 
-    Returns:
-        A `jobs.Submission`.
-
     Raises:
         SepsceneError: for another command, an experiment that is refused, or one that doesn't fit `cluster`.
     """
-    from sepscene.clusters.descriptions import read_pools, write_pools
-    from sepscene.orchestration.records.run_folder import plain_name
-    from sepscene.orchestration.runtime.cluster_check import check_cluster
-    from sepscene.orchestration.runtime.jobs import Submission
-    from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE
-    from sepscene.orchestration.sweeps.config import load_sweep
-
     name, context = _parsed(words)
     given = context.params
     for field, value in (("scale", "paper"), ("storage", CLUSTER_STORAGE)):
@@ -66,6 +61,8 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Any:
         run_id = given["run_id"] or _run_id(f"{experiment.name}-{experiment.digest()}")
         given |= {"experiment": "experiment.yaml", "scale": None, "change": None, "run_id": run_id, "resume": True}
     elif name == "sweep":
+        from sepscene.orchestration.sweeps.config import load_sweep
+
         path = given["experiment"]
         sweep = load_sweep(Path(path)) if is_sweep(path) else sweep_of(given)
         code = _code_of_sweep(sweep)

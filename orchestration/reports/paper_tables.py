@@ -44,8 +44,10 @@ def tables_beside(ours: Mapping[str, Metric]) -> tuple[Table, ...]:
     """All of the paper's tables; `ours` is by row, and a row that two tables share is found by either name."""
     tables = []
     for table, rows in PAPER_TABLES.items():
-        found = [ours.get(row.name) or ours.get(TWINS.get(row.name, "")) for row in rows]
-        lines = [Line(row.name, row.label, row.note, row.value, metric) for row, metric in zip(rows, found, strict=True)]
+        lines = []
+        for row in rows:
+            found = ours.get(row.name) or ours.get(TWINS.get(row.name, ""))
+            lines.append(Line(row.name, row.label, row.note, row.value, found))
         tables.append(Table(table, TITLES[table], tuple(lines)))
     return tuple(tables)
 

@@ -1,4 +1,4 @@
-"""Progress in a log: a line at the beginning, now and then, and at the end; on a terminal a bar; and the words beside it."""
+"""Progress in a log: a line at the beginning, now and then, and at the end; on a terminal a bar; and a few words."""
 
 import contextlib
 import io
