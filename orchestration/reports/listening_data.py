@@ -91,8 +91,7 @@ def _queries(run_dir: Path, test: Manifest, audio: AudioFormat, encoder: str) ->
         query = heard_in[0]
         asked.add(query)
         distance_B = 1 - unit_BD @ unit_BD[query]
-        distance_B[query] = np.inf
-        nearest = np.argsort(distance_B)[:NEIGHBOURS]
+        nearest = [int(b) for b in np.argsort(distance_B) if b != query][:NEIGHBOURS]
         found = [Neighbour(*sound_of(b), float(distance_B[b]), bool(evidence.targets_BK[b, k])) for b in nearest]
         queries.append(Query(*sound_of(query), tuple(found), evidence.classes[k]))
     return queries
