@@ -7,19 +7,16 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sepscene.models.config import Config
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import Metric
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.terminal import printable
-
-Results = TypeVar("Results", bound=Config)
 
 _TEMPLATES = Path(__file__).parent / "templates"
 METRIC_NAMES = {
@@ -66,19 +63,6 @@ def report_of(folder: Path, run_dir: str) -> str:
     """The link from a page in `folder` to the report of one of its runs; empty when there is none."""
     path = f"{run_dir}/report.html"
     return path if run_dir and (folder / path).exists() else ""
-
-
-def plain(results: Results) -> Results:
-    """The same results with every control character in their texts written out; a picture could not hold them."""
-    return type(results).model_validate(_written_out(results.model_dump()))
-
-
-def _written_out(value: Any) -> Any:
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {_written_out(key): _written_out(inner) for key, inner in value.items()}
-    return [_written_out(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def light_palette() -> dict[str, str]:

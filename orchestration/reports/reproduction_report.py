@@ -8,7 +8,7 @@ from sepscene.orchestration.records.results import Metric, ReproducedRun, Reprod
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import TWINS, Table, tables_beside
-from sepscene.orchestration.reports.render import plain, render_report, report_of
+from sepscene.orchestration.reports.render import render_report, report_of
 from sepscene.tasks.evaluation.shortcuts import Shortcuts
 from sepscene.tasks.evaluation.statistics import p_in_words, t_interval
 from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
@@ -35,7 +35,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
     Raises:
         SepsceneError: when the folder holds no reproduction.json.
     """
-    results = plain(ReproductionResults.load(directory))
+    results = ReproductionResults.load(directory)
     files = SweepFolder(directory)
     by_row = runs_by_row(results)
     metrics = {row: {run.seed: run.metric.value for run in runs} for row, runs in by_row.items()}

@@ -16,7 +16,7 @@ from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tables_beside
-from sepscene.orchestration.reports.render import light_palette, plain, render_report, with_interval
+from sepscene.orchestration.reports.render import light_palette, render_report, with_interval
 from sepscene.orchestration.reports.reproduction_report import shortcut_sentence, write_reproduction_report
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
 from sepscene.orchestration.terminal import printable
@@ -62,7 +62,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     Raises:
         SepsceneError: when the folder holds no results.json.
     """
-    results = plain(RunResults.load(run_dir))
+    results = RunResults.load(run_dir)
     files = RunFolder(run_dir)
     values = _values(results, files)
     _save_pictures([*values["pictures"].values(), *values["curves"], *values["maps"]], files.plots)
@@ -192,7 +192,7 @@ def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Pic
     """
     panels: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
     for record in records:
-        stage, _, variant = printable(str(record["stage"])).partition("-")
+        stage, _, variant = str(record["stage"]).partition("-")
         for metric, value in record.items():
             if metric in _NOT_DRAWN or "step" not in record or metric != printable(metric):
                 continue

@@ -14,7 +14,7 @@ import numpy as np
 from sepscene.orchestration.records.results import Metric, Setting, SweepResults, TrialResult, metric_of, read_metrics
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
-from sepscene.orchestration.reports.render import duration, metric_name, plain, render_report, report_of, with_interval
+from sepscene.orchestration.reports.render import duration, metric_name, render_report, report_of, with_interval
 from sepscene.tasks.evaluation.statistics import t_interval
 
 _STATUSES = ("finished", "stopped early", "failed", "unfinished")
@@ -49,7 +49,7 @@ def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
     Raises:
         SepsceneError: when the folder holds no sweep.json.
     """
-    sweep = plain(SweepResults.load(sweep_dir))
+    sweep = SweepResults.load(sweep_dir)
     groups = ranked(sweep)
     headers, rows = sweep_table(sweep)
     files = SweepFolder(sweep_dir)
