@@ -19,7 +19,6 @@ from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tabl
 from sepscene.orchestration.reports.render import light_palette, render_report, with_interval
 from sepscene.orchestration.reports.reproduction_report import shortcut_sentence, write_reproduction_report
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
-from sepscene.orchestration.terminal import printable
 
 HEADLINE_METRICS = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 MOST_CLASSES_DRAWN = 30
@@ -194,7 +193,7 @@ def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Pic
     for record in records:
         stage, _, variant = str(record["stage"]).partition("-")
         for metric, value in record.items():
-            if metric in _NOT_DRAWN or "step" not in record or metric != printable(metric):
+            if metric in _NOT_DRAWN or "step" not in record:
                 continue
             if isinstance(value, int | float) and isfinite(value):
                 prefix, _, quantity = metric.rpartition("/")
