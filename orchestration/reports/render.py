@@ -25,7 +25,6 @@ METRIC_NAMES = {
     "knn_map": "k-NN mAP",
     "validation_knn_map": "Validation k-NN mAP",
     "qbe_map": "Query by example mAP",
-    "lwlrap": "lwlrap",
     "accuracy": "Accuracy",
     "d_prime": "d′",
 }
@@ -43,7 +42,9 @@ def render(template: str, path: Path, script: str | None = None, **values: Any) 
     """
     if path.suffix == ".html":
         code = _HTML.get_template(script).render() if script else ""
-        text = _HTML.get_template(template).render(script=Markup(code), script_policy=_policy(code), **values)
+        digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+        policy = Markup(f"'sha256-{digest}'" if script else "'none'")
+        text = _HTML.get_template(template).render(script=Markup(code), script_policy=policy, **values)
     else:
         text = _MARKDOWN.get_template(template).render(**values)
         text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -69,12 +70,6 @@ def light_palette() -> dict[str, str]:
     """The style sheet's colours on a light screen, by variable: for pictures that leave the page."""
     root = (_TEMPLATES / "style.css").read_text().split("}", 1)[0]
     return dict(re.findall(r"(--\w+): (#\w+);", root))
-
-
-def _policy(script: str) -> Markup:
-    """Which scripts a page may run: none but this one."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return Markup(f"'sha256-{digest}'" if script else "'none'")
 
 
 def metric_name(metric: str) -> str:

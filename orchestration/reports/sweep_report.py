@@ -18,7 +18,7 @@ from sepscene.orchestration.reports.render import duration, metric_name, render_
 from sepscene.tasks.evaluation.statistics import t_interval
 
 _STATUSES = ("finished", "stopped early", "failed", "unfinished")
-SHORT_NAMES = {"objective.temperature": "τ", "objective.alpha": "α", "views.combination": "combination"}
+SHORT_NAMES = {"objective.temperature": "τ", "objective.alpha": "α"}
 
 
 @dataclass(frozen=True)
