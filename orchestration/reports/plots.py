@@ -129,12 +129,13 @@ def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -
     shown = sorted(sorted(counts, key=lambda label: (-counts[label], label))[: len(SERIES)])
     drawing, axes = canvas(3.7, 3.7 + 0.18 * -(-(len(shown) + 1) // 2))
     for label, colour, marker in zip(shown, SERIES, MARKERS, strict=False):
-        places = np.array([(x, y) for x, y, other in drawn if other == label])
-        axes.scatter(*places.T, s=18, c=colour, marker=marker, linewidths=0, alpha=0.9, label=brief(label))
-    others = np.array([(x, y) for x, y, label in drawn if label not in shown])
-    if len(others):
+        x, y = np.array([(x, y) for x, y, other in drawn if other == label]).T
+        axes.scatter(x, y, s=18, c=colour, marker=marker, linewidths=0, alpha=0.9, label=brief(label))
+    others = [(x, y) for x, y, label in drawn if label not in shown]
+    if others:
+        x, y = np.array(others).T
         said = f"{len(counts) - len(shown)} other classes"
-        axes.scatter(*others.T, s=6, c=SOFT, linewidths=0, alpha=0.8, label=said, zorder=0)  # below the others
+        axes.scatter(x, y, s=6, c=SOFT, linewidths=0, alpha=0.8, label=said, zorder=0)  # below the others
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
     axes.set_aspect("equal", adjustable="datalim")
