@@ -10,10 +10,7 @@ from sepscene.orchestration.cli.arguments import Address, Changes, ExperimentNam
 from sepscene.orchestration.terminal import Terminal
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from sepscene.augment.audio import AudioFormat
-    from sepscene.augment.store.upkeep import StoreGroup
     from sepscene.orchestration.config import Experiment
     from sepscene.tasks.datasets.readers import Manifest
 
@@ -64,25 +61,20 @@ def store_ls(store: StoreUri) -> None:
 
     Example: `sepscene store ls runs/store`
     """
+    from rich.table import Table
+
     from sepscene.augment.store.upkeep import list_store
 
     listing = list_store(store)
     console.print(f"{listing.uri}: {listing.entries} clips in {listing.shards} shards, {listing.bytes / 2**20:.1f} MiB")
     if listing.groups:
-        console.print(_groups(listing.groups))
+        table = Table("separator", "clips", "channels", "MiB", "settings")
+        for group in listing.groups:
+            size = f"{2 * group.samples / 2**20:.1f}"
+            table.add_row(group.processor[:12], f"{group.entries:,}", f"{group.channels:,}", size, Text(group.settings))
+        console.print(table)
     for shard in listing.damaged_shards:
         console.print(Text("damaged", "red"), f"{shard}")
-
-
-def _groups(groups: "tuple[StoreGroup, ...]") -> "Table":
-    """A row for each separator and each of its settings."""
-    from rich.table import Table
-
-    table = Table("separator", "clips", "channels", "MiB", "settings")
-    for group in groups:
-        size = f"{2 * group.samples / 2**20:.1f}"
-        table.add_row(group.processor[:12], f"{group.entries:,}", f"{group.channels:,}", size, Text(group.settings))
-    return table
 
 
 @store_app.command("verify")

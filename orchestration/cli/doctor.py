@@ -1,43 +1,47 @@
-"""Is this machine ready? Each check says what it found and what to do about a fault."""
+"""The command `doctor`: is this machine ready? Each check says what it found and what to do about a fault."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import typer
+from rich.text import Text
+
+from sepscene.orchestration.cli.arguments import Address, Storage
+from sepscene.orchestration.terminal import Terminal
+
+console = Terminal()
 
 NEEDED_FREE_BYTES = 3 * 2**30
 """The demo writes 2.2 GiB: its scenes, the store of separated sound, checkpoints and pages."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """What one check of this machine has found, and what to do about it."""
+def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
+    """Check this machine: versions (torch and torchaudio above all), CPUs and GPUs, the store, write access.
 
-    name: str
-    ok: bool
-    says: str
-
-
-def examine(storage: Path, address: str | None) -> Iterator[Check]:
-    """All checks, each as soon as it is done."""
-    checks: tuple[tuple[str, Callable[[], str]], ...] = (
-        ("torch and torchaudio", _torch),
-        ("ray", _ray),
-        ("temporary files", _temp_folder),
-        ("mlflow", _mlflow),
-        ("sound files", _soundfile),
-        ("CPUs and GPUs", lambda: _devices(address)),
-        ("write access", lambda: _writable(storage)),
-        ("SeparatedStore", lambda: _store(storage)),
-    )
-    for name, check in checks:
+    Example: `sepscene doctor --storage runs`
+    """
+    checks: dict[str, Callable[[], str]] = {
+        "torch and torchaudio": _torch,
+        "ray": _ray,
+        "temporary files": _temp_folder,
+        "mlflow": _mlflow,
+        "sound files": _soundfile,
+        "CPUs and GPUs": lambda: _devices(address),
+        "write access": lambda: _writable(storage),
+        "SeparatedStore": lambda: _store(storage),
+    }
+    faults = 0
+    for name, check in checks.items():
         try:
-            yield Check(name, True, check())
+            console.print(Text("ok  ", "green"), f"{name}: {check()}")
         except Exception as error:  # a doctor reports whatever is wrong
-            yield Check(name, False, str(error) or type(error).__name__)
+            faults += 1
+            console.print(Text("fail", "red"), f"{name}: {str(error) or type(error).__name__}")
+    raise typer.Exit(1 if faults else 0)
 
 
 def _torch() -> str:

@@ -19,19 +19,18 @@ from sepscene.orchestration.cli.arguments import (
     Dashboard,
     ExperimentName,
     Resume,
-    RunArgument,
     RunId,
     Scale,
     Storage,
     TrustCode,
     Verbose,
-    check_runs,
 )
 from sepscene.orchestration.cli.cluster_commands import cluster_app, stop, submit
 from sepscene.orchestration.cli.data_commands import data_app, plan, prefill, store_app
+from sepscene.orchestration.cli.doctor import doctor
 from sepscene.orchestration.cli.errors import in_words
 from sepscene.orchestration.cli.model_commands import embed_command, encoder_app, import_separator_command
-from sepscene.orchestration.cli.result_commands import compare, replay_command, sync, ui
+from sepscene.orchestration.cli.result_commands import compare, evaluate, replay_command, report, sync, ui
 from sepscene.orchestration.cli.sweep_commands import reproduce_command, sweep_command
 from sepscene.orchestration.terminal import PlainFormatter, Terminal
 
@@ -170,61 +169,8 @@ def separator_train(
     console.print(f"use it        {words}", highlight=False, soft_wrap=True)
 
 
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run; with --task also an encoder bundle.")],
-    task: Annotated[
-        list[str] | None,
-        typer.Option(help="FORMAT:FOLDER, e.g. `esc50:ESC-50-master` or `hear:FOLDER`. Repeat as needed."),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="With --task: folder of results, one file each.")] = Path("task-results"),
-    name: Annotated[str | None, typer.Option(help="With --task: the encoder's name in tables.")] = None,
-    device: Annotated[str, typer.Option(help="With --task: `cpu` or `cuda`.")] = "cpu",
-    address: Address = None,
-    verbose: Verbose = False,
-    trust_code: TrustCode = False,
-) -> None:
-    """Evaluate a run's encoder beside its baselines and write its report; with --task on tasks that people compare on.
-
-    Examples:
-
-    `sepscene evaluate runs/demo`
-
-    `sepscene evaluate runs/demo/encoder --task esc50:ESC-50-master --task hear:tasks/dcase2016_task2-hear2021-full`
-    """
-    from sepscene.orchestration.records.run_folder import RunFolder
-
-    check_runs(run)
-    if task:
-        from sepscene.orchestration.cli.task_commands import evaluate_on_tasks
-
-        raise typer.Exit(evaluate_on_tasks(str(run), task, out, name, device))
-    from sepscene.orchestration.config import load_experiment
-    from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
-    from sepscene.orchestration.pipeline.run import Run
-    from sepscene.orchestration.pipeline.session import prepared_session
-    from sepscene.orchestration.records.mlflow_address import tracking_uri_of
-
-    experiment = load_experiment(RunFolder(run).experiment)
-    with prepared_session(experiment, address, verbose):
-        opened = Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True)
-        train, test = opened.manifests()
-        evaluate_run(opened, train, test, opened.ladder(train))
-        opened.tracker.finish("")
-        summarise(opened)
-
-
-@app.command()
-def report(run: RunArgument) -> None:
-    """Write the report of a run, a sweep or a reproduction again: report.html (one file, works offline) and report.md.
-
-    Example: `sepscene report runs/demo`
-    """
-    from sepscene.orchestration.reports.run_report import report_on
-
-    check_runs(run)
-    html, markdown = report_on(run)
-    console.print(f"{html}\n{markdown}", soft_wrap=True)
+app.command()(evaluate)
+app.command()(report)
 
 
 @app.command()
@@ -270,24 +216,9 @@ def scenes(
     console.print(str(manifest))
 
 
-@app.command()
-def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
-    """Check this machine: versions (torch and torchaudio above all), CPUs and GPUs, the store, write access.
-
-    Example: `sepscene doctor --storage runs`
-    """
-    from sepscene.orchestration.cli.doctor import examine
-
-    faults = 0
-    for check in examine(storage, address):
-        mark = Text("ok  ", "green") if check.ok else Text("fail", "red")
-        console.print(mark, f"{check.name}: {check.says}")
-        faults += not check.ok
-    raise typer.Exit(1 if faults else 0)
-
-
 separator_app.command("import")(import_separator_command)
 separator_app.command("prefill")(prefill)
+app.command()(doctor)
 app.add_typer(separator_app, name="separator")
 app.add_typer(encoder_app, name="encoder")
 app.add_typer(data_app, name="data")

@@ -1,14 +1,110 @@
-"""The commands about results: `compare`, `ui`, `sync`."""
+"""The commands about results: `evaluate`, `report`, `compare`, `ui`, `sync`, `replay`."""
 
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sepscene.orchestration.cli.arguments import RunArgument, check_runs
+from sepscene.orchestration.cli.arguments import Address, RunArgument, TrustCode, Verbose, check_runs
 from sepscene.orchestration.terminal import Terminal
 
 console = Terminal()
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run; with --task also an encoder bundle.")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="FORMAT:FOLDER, e.g. `esc50:ESC-50-master` or `hear:FOLDER`. Repeat as needed."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="With --task: folder of results, one file each.")] = Path("task-results"),
+    name: Annotated[str | None, typer.Option(help="With --task: the encoder's name in tables.")] = None,
+    device: Annotated[str, typer.Option(help="With --task: `cpu` or `cuda`.")] = "cpu",
+    address: Address = None,
+    verbose: Verbose = False,
+    trust_code: TrustCode = False,
+) -> None:
+    """Evaluate a run's encoder beside its baselines and write its report; with --task on tasks that people compare on.
+
+    Examples:
+
+    `sepscene evaluate runs/demo`
+
+    `sepscene evaluate runs/demo/encoder --task esc50:ESC-50-master --task hear:tasks/dcase2016_task2-hear2021-full`
+    """
+    check_runs(run)
+    if task:
+        _evaluate_on_tasks(run, task, out, name, device)
+        return
+    from sepscene.orchestration.config import load_experiment
+    from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
+    from sepscene.orchestration.pipeline.run import Run
+    from sepscene.orchestration.pipeline.session import prepared_session
+    from sepscene.orchestration.records.mlflow_address import tracking_uri_of
+    from sepscene.orchestration.records.run_folder import RunFolder
+
+    experiment = load_experiment(RunFolder(run).experiment)
+    with prepared_session(experiment, address, verbose):
+        opened = Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True)
+        train, test = opened.manifests()
+        evaluate_run(opened, train, test, opened.ladder(train))
+        opened.tracker.finish("")
+        summarise(opened)
+
+
+def _evaluate_on_tasks(run: Path, tasks: list[str], out: Path, name: str | None, device: str) -> None:
+    """Evaluate one encoder on some tasks, keep each result as a file in `out`, and print the table of all of them.
+
+    Ends the command with code 3 when sounds had to be left out.
+    """
+    from rich.progress import Progress
+
+    from sepscene.models.config import SepsceneError
+    from sepscene.models.encoders.encoder import load_encoder
+    from sepscene.orchestration.evaluation.downstream import evaluate_task, read_results, result_path
+    from sepscene.orchestration.evaluation.embed_files import usable_device
+    from sepscene.orchestration.evaluation.file_encoder import encoder_digest
+    from sepscene.orchestration.records.files import write_whole
+    from sepscene.orchestration.records.run_folder import encoder_of
+    from sepscene.orchestration.reports.task_table import terminal_table
+    from sepscene.tasks.datasets.downstream import read_task
+
+    encoder = load_encoder(encoder_of(run)).to(usable_device(device))
+    digest = encoder_digest(encoder)
+    read = [read_task(task) for task in tasks]  # a mistake in the last one is found before the first is embedded
+    twice = [name for name, count in Counter(task.name for task in read).items() if count > 1]
+    if twice:
+        raise SepsceneError(f"two tasks are called {twice[0]}, after their folders: give them another --out each")
+    out.mkdir(parents=True, exist_ok=True)
+    left_out: dict[str, str] = {}
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("")
+        for task in read:
+            progress.reset(bar, total=len(task.sounds), description=task.name)
+            result = evaluate_task(
+                encoder, name or run.name, digest, task, progress=lambda done: progress.update(bar, completed=done)
+            )
+            write_whole(result_path(out, result), result.model_dump_json(indent=2) + "\n")
+            left_out |= result.left_out
+    console.print(terminal_table(read_results(out)))
+    for uri, cause in left_out.items():
+        print(f"left out: {uri}: {cause}", file=sys.stderr)
+    if left_out:
+        raise typer.Exit(3)
+
+
+def report(run: RunArgument) -> None:
+    """Write the report of a run, a sweep or a reproduction again: report.html (one file, works offline) and report.md.
+
+    Example: `sepscene report runs/demo`
+    """
+    from sepscene.orchestration.reports.run_report import report_on
+
+    check_runs(run)
+    html, markdown = report_on(run)
+    console.print(f"{html}\n{markdown}", soft_wrap=True)
 
 
 def compare(
@@ -35,9 +131,7 @@ def compare(
     `sepscene compare --tasks task-results --latex table.tex`
     """
     if tasks is not None:
-        from sepscene.orchestration.cli.task_commands import compare_on_tasks
-
-        compare_on_tasks(tasks, csv, latex)
+        _compare_on_tasks(tasks, csv, latex)
         return
     a = a or []
     check_runs(*a)
@@ -51,6 +145,20 @@ def compare(
     else:
         raise SepsceneError("compare takes two runs; with --seeds the runs of A, then as many of B, two or more each")
     print(render(comparison))
+
+
+def _compare_on_tasks(folder: Path, csv_file: Path | None, latex_file: Path | None) -> None:
+    """Print the table of all results in a folder, and write it as CSV and LaTeX where asked."""
+    from sepscene.orchestration.evaluation.downstream import read_results
+    from sepscene.orchestration.records.files import write_whole
+    from sepscene.orchestration.reports.task_table import csv_table, latex_table, terminal_table
+
+    results = read_results(folder)
+    console.print(terminal_table(results))
+    for file, text in ((csv_file, csv_table), (latex_file, latex_table)):
+        if file is not None:
+            write_whole(file, text(results))
+            console.print(str(file), soft_wrap=True)
 
 
 def ui(

@@ -2,24 +2,32 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 import yaml
 
-from sepscene.models.config import SepsceneError
+from sepscene.clusters.descriptions import read_pools, write_pools
+from sepscene.models.config import Config, SepsceneError
 from sepscene.models.names import require_trust
 from sepscene.models.spelling import unknown
 from sepscene.models.trust import CODE
-from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.cli.sweep_commands import is_sweep, sweep_of
 from sepscene.orchestration.presets import resolve
+from sepscene.orchestration.records.run_folder import plain_name
+from sepscene.orchestration.runtime.cluster_check import check_cluster
+from sepscene.orchestration.runtime.jobs import Submission
+from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE
+
+if TYPE_CHECKING:
+    from sepscene.orchestration.sweeps.config import SweepConfig
 
 COMMANDS = ("pretrain", "sweep", "reproduce", "separator train", "embed")
 CLUSTER_STORAGE = Path("/mnt/sepscene/runs")
 """Where runs live on a cluster when nothing else is said; every template mounts it."""
 
 
-def submission_of(words: list[str], cluster: Path | None = None) -> Any:
+def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
     """The job for `sepscene WORDS`.
 
     An experiment is resolved here, so that mistakes are found before anything travels, and sent as a YAML file; so are
@@ -31,18 +39,9 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Any:
         cluster: description of an autoscaling cluster, e.g. clusters/aws.yaml: what it may still start counts as being
             there when placement is checked. Its list of pools travels with the source, and no more.
 
-    Returns:
-        A `jobs.Submission`.
-
     Raises:
         SepsceneError: for another command, an experiment that is refused, or one that doesn't fit `cluster`.
     """
-    from sepscene.clusters.descriptions import read_pools, write_pools
-    from sepscene.orchestration.records.run_folder import plain_name
-    from sepscene.orchestration.runtime.cluster_check import check_cluster
-    from sepscene.orchestration.runtime.jobs import Submission
-    from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE
-
     name, context = _parsed(words)
     given = context.params
     for field, value in (("scale", "paper"), ("storage", CLUSTER_STORAGE)):
@@ -62,8 +61,12 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Any:
         run_id = given["run_id"] or _run_id(f"{experiment.name}-{experiment.digest()}")
         given |= {"experiment": "experiment.yaml", "scale": None, "change": None, "run_id": run_id, "resume": True}
     elif name == "sweep":
-        code = _code_of_sweep(given)
-        files = _stage_sweep(given)
+        from sepscene.orchestration.sweeps.config import load_sweep
+
+        path = given["experiment"]
+        sweep = load_sweep(Path(path)) if is_sweep(path) else sweep_of(given)
+        code = _code_of_sweep(sweep)
+        files = _stage_sweep(given, sweep)
         run_id = given["sweep_id"] = given["sweep_id"] or _run_id("sweep")
     elif name == "reproduce":
         run_id = given["reproduction_id"] = given["reproduction_id"] or _run_id("-".join(given["tables"]))
@@ -104,42 +107,31 @@ def _parsed(words: list[str]) -> tuple[str, typer.Context]:
     return name, context
 
 
-def _stage_sweep(given: dict[str, Any]) -> dict[str, str]:
+def _stage_sweep(given: dict[str, Any], sweep: "SweepConfig") -> dict[str, str]:
     """The YAML files that a sweep names, under the names that they have on the cluster."""
-    from sepscene.orchestration.cli.sweep_commands import is_sweep
-    from sepscene.orchestration.sweeps.config import load_sweep
-
-    name = given["experiment"]
     files: dict[str, str] = {}
-    if is_sweep(name):
-        config = load_sweep(Path(name))
-        tree = config.model_dump(mode="json")
-        if config.experiment.endswith((".yaml", ".yml")):
-            files["experiment.yaml"] = _as_yaml(resolve(config.experiment, config.scale, None))
-            tree["experiment"] = "experiment.yaml"
-        files["sweep.yaml"] = yaml.safe_dump(tree, sort_keys=False)
+    if sweep.experiment.endswith((".yaml", ".yml")):
+        files["experiment.yaml"] = _as_yaml(resolve(sweep.experiment, sweep.scale, None))
+        sweep = sweep.changed({"experiment": "experiment.yaml"})
+    if is_sweep(given["experiment"]):
+        files["sweep.yaml"] = _as_yaml(sweep)
         given |= {"experiment": "sweep.yaml", "scale": None}
-    elif name.endswith((".yaml", ".yml")):
-        files["experiment.yaml"] = _as_yaml(resolve(name, given["scale"], None))
-        given["experiment"] = "experiment.yaml"
+    else:
+        given["experiment"] = sweep.experiment
     return files
 
 
-def _code_of_sweep(given: dict[str, Any]) -> tuple[str, ...]:
+def _code_of_sweep(sweep: "SweepConfig") -> tuple[str, ...]:
     """Import paths of the own code that the experiments of a sweep name."""
-    from sepscene.orchestration.cli.sweep_commands import is_sweep, sweep_of
-    from sepscene.orchestration.sweeps.config import load_sweep
-
-    name = given["experiment"]
-    base, space = (load_sweep(Path(name)) if is_sweep(name) else sweep_of(given)).checked()
+    base, space = sweep.checked()
     lists = {field: values for field, values in space.items() if isinstance(values, list)}
     firsts = {field: values[0] for field, values in lists.items()}
     tried = [base.changed(firsts | {field: each}) for field, values in lists.items() for each in values]
     return tuple(sorted({name for experiment in tried or [base] for name in experiment.own_code}))
 
 
-def _as_yaml(experiment: Experiment) -> str:
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+def _as_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _run_id(name: str) -> str:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sepscene.orchestration.cli.arguments import Address, Changes, Dashboard, Scale, Storage, TrustCode, Verbose
+from sepscene.orchestration.terminal import Terminal
 
 if TYPE_CHECKING:
     from sepscene.orchestration.sweeps.config import SweepConfig
-
-from sepscene.orchestration.terminal import Terminal
 
 console = Terminal()
 
@@ -86,20 +85,6 @@ def sweep_command(
     _report(folder, [trial.name for trial in results.trials if trial.status == "failed"])
 
 
-def _from_line(
-    experiment: str, texts: list[str], change: list[str] | None, ways: dict[str, Any], budget: dict[str, Any]
-) -> "SweepConfig":
-    from sepscene.models.config import SepsceneError
-    from sepscene.orchestration.presets import parse_changes
-    from sepscene.orchestration.sweeps.config import make_sweep
-    from sepscene.orchestration.sweeps.search_space import split_fields
-
-    if not texts:
-        raise SepsceneError("nothing to sweep over: give e.g. --over temperature=0.1,0.2, or a sweep's YAML file")
-    changes = parse_changes(change)
-    return make_sweep(experiment=experiment, changes=changes, over=split_fields(texts), budget=budget, **ways)
-
-
 def _from_file(
     path: Path, texts: list[str], change: list[str] | None, ways: dict[str, Any], budget: dict[str, Any]
 ) -> "SweepConfig":
@@ -119,12 +104,21 @@ def _from_file(
 
 def sweep_of(given: dict[str, Any]) -> "SweepConfig":
     """The sweep of parsed arguments, by their names."""
+    from sepscene.models.config import SepsceneError
+    from sepscene.orchestration.presets import parse_changes
+    from sepscene.orchestration.sweeps.config import make_sweep
+    from sepscene.orchestration.sweeps.search_space import split_fields
+
+    experiment = given["experiment"]
     texts = [*(given["over"] or []), *(given["more"] or [])]
     budget = {name: given[name] for name in ("trials", "hours", "gpu_hours")}
     ways = {name: given[name] for name in ("scale", "search", "scheduler", "seeds")}
-    if is_sweep(given["experiment"]):
-        return _from_file(Path(given["experiment"]), texts, given["change"], ways, budget)
-    return _from_line(given["experiment"], texts, given["change"], ways, budget)
+    if is_sweep(experiment):
+        return _from_file(Path(experiment), texts, given["change"], ways, budget)
+    if not texts:
+        raise SepsceneError("nothing to sweep over: give e.g. --over temperature=0.1,0.2, or a sweep's YAML file")
+    changes = parse_changes(given["change"])
+    return make_sweep(experiment=experiment, changes=changes, over=split_fields(texts), budget=budget, **ways)
 
 
 def is_sweep(name: str) -> bool:
@@ -186,14 +180,14 @@ def reproduce_command(
     newest = max((path.name for path in storage.glob(f"{name}*")), default=None) if resume else None
     reproduction_id = reproduction_id or newest or name + time.strftime("%Y%m%d-%H%M%S")
     folder = folder_in(storage, reproduction_id, "the reproduction id")
+    # Refuses bad rows, changes and data before anything starts.
+    rows = row_experiments(planned_rows(tables, row), scale, changes)
     if scale == "mini":
         from sepscene.orchestration.mini.study import run_study
 
-        run_study(row_experiments(planned_rows(tables, row), scale, changes), seeds, folder, console, hours)
+        run_study(rows, seeds, folder, console, hours)
         console.print(f"report        {SweepFolder(folder).report_html}", soft_wrap=True)
         return
-    # Refuses bad rows, changes and data before anything starts.
-    rows = row_experiments(planned_rows(tables, row), scale, changes)
     most = most_demanding(rows)
     check_splits(most.data)
     from sepscene.orchestration.pipeline.session import prepared_session

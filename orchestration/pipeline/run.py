@@ -34,8 +34,7 @@ from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
 from sepscene.orchestration.records.run_lock import check_free, locked
 from sepscene.orchestration.records.system_metrics import sampled
-from sepscene.orchestration.reports.progress import progress
-from sepscene.orchestration.reports.status_line import BESIDE_THE_BAR, Terms
+from sepscene.orchestration.reports.progress import BESIDE_THE_BAR, Terms, progress
 from sepscene.orchestration.runtime.precision import slow_precisions, with_precisions
 from sepscene.orchestration.training.builders import encoder_of
 from sepscene.orchestration.training.light import starts_light

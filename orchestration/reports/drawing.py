@@ -7,8 +7,7 @@ colours; `picture` replaces them by the page's variables, so the style sheet dec
 import io
 import re
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -18,7 +17,6 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
 from sepscene.orchestration.records.files import write_whole
@@ -102,24 +100,18 @@ def short(value: float) -> str:
     return f"{value:,.4g}".replace("-", "−") if isfinite(value) else "not a number"
 
 
-def thin(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` points, each the mean of a run of neighbours."""
-    if len(x) <= most:
-        return x, y
-    edges = np.linspace(0, len(x), most + 1).astype(int)[:-1]
-    sizes = np.diff(np.append(edges, len(x)))
-    return np.add.reduceat(x, edges) / sizes, np.add.reduceat(y, edges) / sizes
+def thin(values: Sequence[float], most: int) -> np.ndarray:
+    """At most `most` values, each the mean of a run of neighbours."""
+    return np.array([np.mean(run) for run in np.array_split(values, min(most, len(values)))])
 
 
-def styled() -> AbstractContextManager[None]:
-    """The style of all pictures, for as long as the block runs."""
-    return matplotlib.rc_context(_STYLE)
+styled = matplotlib.rc_context(_STYLE)
+"""Decorates a function that draws: the style of all pictures."""
 
 
 def canvas(width: float, height: float) -> tuple[Canvas, Axes]:
     """An empty picture of that size in inches, and its axes."""
     drawing = Canvas(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(drawing)
     return drawing, drawing.add_subplot()
 
 

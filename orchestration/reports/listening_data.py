@@ -76,6 +76,11 @@ def _queries(run_dir: Path, test: Manifest, audio: AudioFormat, encoder: str) ->
     """A few clips of different classes with their nearest neighbours by cosine distance of h."""
     evidence = load_evidence(RunFolder(run_dir).evidence(encoder))
     clips = {clip["clip_id"]: clip for clip in test.clips.to_pylist()}
+
+    def sound_of(b: int) -> tuple[str, np.ndarray, tuple[str, ...]]:
+        clip = clips[str(evidence.clip_ids[b])]
+        return clip["clip_id"], read_clip(clip["uri"], audio, clip["offset_seconds"]), tuple(clip["labels"])
+
     unit_BD = evidence.h_BD / np.maximum(np.linalg.norm(evidence.h_BD, axis=1, keepdims=True), 1e-12)
     queries: list[Query] = []
     asked: set[int] = set()
@@ -86,14 +91,7 @@ def _queries(run_dir: Path, test: Manifest, audio: AudioFormat, encoder: str) ->
         query = heard_in[0]
         asked.add(query)
         distance_B = 1 - unit_BD @ unit_BD[query]
-        distance_B[query] = np.inf
-        found = []
-        for b in np.argsort(distance_B)[:NEIGHBOURS]:
-            clip = clips[str(evidence.clip_ids[b])]
-            wave_T = read_clip(clip["uri"], audio, clip["offset_seconds"])
-            relevant = bool(evidence.targets_BK[b, k])
-            found.append(Neighbour(clip["clip_id"], wave_T, tuple(clip["labels"]), float(distance_B[b]), relevant))
-        clip = clips[str(evidence.clip_ids[query])]
-        wave_T = read_clip(clip["uri"], audio, clip["offset_seconds"])
-        queries.append(Query(clip["clip_id"], wave_T, tuple(clip["labels"]), tuple(found), evidence.classes[k]))
+        nearest = [int(b) for b in np.argsort(distance_B) if b != query][:NEIGHBOURS]
+        found = [Neighbour(*sound_of(b), float(distance_B[b]), bool(evidence.targets_BK[b, k])) for b in nearest]
+        queries.append(Query(*sound_of(query), tuple(found), evidence.classes[k]))
     return queries

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -29,8 +28,6 @@ from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.reports.render import number, render
 from sepscene.tasks.losses.mixit import si_sdr, si_sdr_improvement
 
-SOUNDS = "listen"
-"""The folder beside the page that holds its sounds."""
 MOST_SECONDS = 5.0
 MOST_BYTES = 7_500_000
 SCENE_BYTES = 5_000_000
@@ -45,7 +42,7 @@ class Scene:
     """A held-out clip and what each processor made of it.
 
     Attributes:
-        mixture_T: the clip.
+        mixture_T: the clip, float32 like all waves of the page.
         separated_ST: processor name -> its channels.
         sources_KT: the true sources where they are known, named by `source_labels`.
     """
@@ -82,13 +79,12 @@ class Query:
 
 @dataclass(frozen=True)
 class Player:
-    """One sound of the page, ready to be shown: a file beside the page, a picture as data URI, and words."""
+    """One sound of the page, ready to be shown: a file beside the page, a picture as data URI, its level and length."""
 
     title: str
     audio: str
     audio_bytes: int
     picture: str
-    alt: str
     level_db: float
     seconds: float
     notes: tuple[str, ...] = ()
@@ -134,7 +130,6 @@ def write_listening_page(
     ladder: Sequence[ProcessorResult],
     sample_rate: int,
     queries: Iterable[Query] = (),
-    title: str = "",
 ) -> Path:
     """Write RUN/listen.html and its sounds in RUN/listen, together smaller than 8 MB.
 
@@ -144,29 +139,26 @@ def write_listening_page(
     Args:
         scenes: held-out clips, separated by every processor of `ladder`.
         sample_rate: of every wave, in Hz.
-        title: what the run was, e.g. its experiment and scale.
-
-    Returns:
-        The path of the page.
     """
     files = RunFolder(run_dir)
-    sounds = files.sounds
-    shutil.rmtree(sounds, ignore_errors=True)
-    sounds.mkdir(parents=True)
-    drawer = _Drawer(sample_rate, sounds)
+    shutil.rmtree(files.sounds, ignore_errors=True)
+    files.sounds.mkdir(parents=True)
+    drawer = _Drawer(sample_rate, files.sounds)
     kept_scenes, scenes_left = _that_fit((drawer.scene(scene, ladder) for scene in scenes), SCENE_BYTES, run_dir)
     spent = sum(block.size for block in kept_scenes)
     kept_queries, queries_left = _that_fit((drawer.query(query) for query in queries), MOST_BYTES - spent, run_dir)
-    values: dict[str, Any] = {
-        "title": title or run_dir.name,
-        "scenes": kept_scenes,
-        "queries": kept_queries,
-        "scenes_left": scenes_left,
-        "queries_left": queries_left,
-        "seconds": f"{MOST_SECONDS:g}",
-        "has_report": files.report_html.exists() or files.results.exists(),
-    }
-    return render("listen.html.j2", files.listening_page, script="listen.js", **values)
+    return render(
+        "listen.html.j2",
+        files.listening_page,
+        script="listen.js",
+        title=run_dir.name,
+        scenes=kept_scenes,
+        queries=kept_queries,
+        scenes_left=scenes_left,
+        queries_left=queries_left,
+        seconds=f"{MOST_SECONDS:g}",
+        has_report=files.report_html.exists() or files.results.exists(),
+    )
 
 
 def _that_fit(blocks: Iterable[Block], most_bytes: int, folder: Path) -> tuple[list[Block], int]:
@@ -194,15 +186,15 @@ class _Drawer:
 
     def scene(self, scene: Scene, ladder: Sequence[ProcessorResult]) -> Block:
         heard = self.loudest(scene.mixture_T)
-        mixture_T = np.asarray(scene.mixture_T, dtype=np.float32)[heard]
-        sources_KT = None if scene.sources_KT is None else np.asarray(scene.sources_KT)[:, heard]
-        names = _source_names(sources_KT, scene.source_labels)
+        mixture_T = scene.mixture_T[heard]
+        sources_KT = np.empty((0, 0), np.float32) if scene.sources_KT is None else scene.sources_KT[:, heard]
+        names = _source_names(scene.source_labels or ("source",) * len(sources_KT))
         first = [self.player("Mixture", mixture_T, mixture_T)]
-        for name, source_T in zip(names, () if sources_KT is None else sources_KT, strict=True):
+        for name, source_T in zip(names, sources_KT, strict=True):
             first.append(self.player(f"True source: {name}", source_T, mixture_T))
         rows = [Row("", tuple(first))]
         for processor in sorted(ladder, key=lambda processor: processor.step):
-            separated_ST = np.asarray(scene.separated_ST[processor.name], dtype=np.float32)[:, heard]
+            separated_ST = scene.separated_ST[processor.name][:, heard]
             notes, overall = _scored(mixture_T, separated_ST, sources_KT, names)
             players = [
                 self.player(f"{processor.name}, channel {index + 1}", wave_T, mixture_T, note)
@@ -213,19 +205,12 @@ class _Drawer:
         return Block(scene.name, scene.labels, tuple(rows))
 
     def query(self, query: Query) -> Block:
-        players = [
-            self.player(
-                f"{rank}. {near.name}",
-                near.wave_T[self.loudest(near.wave_T)],
-                near.wave_T[self.loudest(near.wave_T)],
-                (
-                    f"distance {number(near.distance)}",
-                    ", ".join(near.labels),
-                    f"✓ {query.wanted}" if near.relevant else f"✗ no {query.wanted}",
-                ),
-            )
-            for rank, near in enumerate(query.neighbours, start=1)
-        ]
+        players = []
+        for rank, near in enumerate(query.neighbours, start=1):
+            wave_T = near.wave_T[self.loudest(near.wave_T)]
+            verdict = f"✓ {query.wanted}" if near.relevant else f"✗ no {query.wanted}"
+            notes = (f"distance {number(near.distance)}", ", ".join(near.labels), verdict)
+            players.append(self.player(f"{rank}. {near.name}", wave_T, wave_T, notes))
         wave_T = query.wave_T[self.loudest(query.wave_T)]
         first = Row("", (self.player(f"Query for {query.wanted}", wave_T, wave_T),))
         return Block(query.name, query.labels, (first, Row("Nearest clips, nearest first", tuple(players))))
@@ -240,7 +225,7 @@ class _Drawer:
 
     def player(self, title: str, wave_T: np.ndarray, scale_T: np.ndarray, notes: tuple[str, ...] = ()) -> Player:
         """A sound at the level of `scale_T`: quieter only where it would clip, which is then said."""
-        finite_T = np.nan_to_num(np.asarray(wave_T, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+        finite_T = np.nan_to_num(wave_T, nan=0.0, posinf=0.0, neginf=0.0)
         gain = PEAK / max(float(np.abs(scale_T).max(initial=0.0)), 1e-4)
         own_gain = min(gain, PEAK / max(float(np.abs(finite_T).max(initial=0.0)), 1e-4))
         if own_gain < 0.99 * gain:
@@ -250,25 +235,18 @@ class _Drawer:
         level_db = decibel_full_scale(finite_T)
         if level_db < SILENT_DB:
             notes += ("silent",)
-        seconds = len(finite_T) / self.sample_rate
-        alt = f"Mel picture of {title}: {seconds:.1f} s, {abs(level_db):.0f} dB below full scale"
-        path = self._write_flac(finite_T * own_gain)
+        path = self.sounds / f"{self.written:03d}.flac"
+        self.written += 1
+        soundfile.write(path, finite_T * own_gain, self.sample_rate, subtype="PCM_16")
         return Player(
             title=title,
             audio=f"{self.sounds.name}/{path.name}",
             audio_bytes=path.stat().st_size,
             picture=self._mel(finite_T, scale_T),
-            alt=alt,
             level_db=level_db,
-            seconds=seconds,
+            seconds=len(finite_T) / self.sample_rate,
             notes=notes,
         )
-
-    def _write_flac(self, wave_T: np.ndarray) -> Path:
-        path = self.sounds / f"{self.written:03d}.flac"
-        self.written += 1
-        soundfile.write(path, wave_T, self.sample_rate, format="FLAC", subtype="PCM_16")
-        return path
 
     def _mel(self, wave_T: np.ndarray, scale_T: np.ndarray) -> str:
         """A log-mel picture as PNG, low bands at the bottom, on the scale of another wave."""
@@ -295,16 +273,13 @@ def _mel_bands(sample_rate: int, window_samples: int, hop_samples: int) -> MelSp
 
 
 def _scored(
-    mixture_T: np.ndarray,
-    separated_ST: np.ndarray,
-    sources_KT: np.ndarray | None,
-    names: tuple[str, ...],
+    mixture_T: np.ndarray, separated_ST: np.ndarray, sources_KT: np.ndarray, names: tuple[str, ...]
 ) -> tuple[list[tuple[str, ...]], str]:
     """For each channel the source it is closest to, with its SI-SDR; for all of them the mean improvement."""
-    if sources_KT is None or not np.isfinite(separated_ST).all():
+    if not len(sources_KT) or not np.isfinite(separated_ST).all():
         return [()] * len(separated_ST), ""
     separated = torch.from_numpy(separated_ST)
-    sources = torch.from_numpy(sources_KT.astype(np.float32))
+    sources = torch.from_numpy(sources_KT)
     score_SK = si_sdr(separated[:, None], sources[None])
     notes: list[tuple[str, ...]] = []
     for score_K in score_SK:
@@ -315,12 +290,10 @@ def _scored(
     return notes, f"SI-SDR improvement {number(gain, 1)} dB"
 
 
-def _source_names(sources_KT: np.ndarray | None, labels: tuple[str, ...]) -> tuple[str, ...]:
-    if sources_KT is None:
-        return ()
-    names = labels or ("source",) * len(sources_KT)
-    counts = Counter(names)
-    return tuple(f"{name} {names[: k + 1].count(name)}" if counts[name] > 1 else name for k, name in enumerate(names))
+def _source_names(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels, with a number behind each of those that are equal."""
+    counts = Counter(labels)
+    return tuple(f"{name} {labels[: k + 1].count(name)}" if counts[name] > 1 else name for k, name in enumerate(labels))
 
 
 def decibel_full_scale(wave_T: np.ndarray) -> float:

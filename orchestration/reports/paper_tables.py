@@ -42,27 +42,14 @@ class Table:
 
 def tables_beside(ours: Mapping[str, Metric]) -> tuple[Table, ...]:
     """All of the paper's tables; `ours` is by row, and a row that two tables share is found by either name."""
-    return tuple(
-        Table(
-            table,
-            TITLES[table],
-            tuple(
-                Line(
-                    row.name,
-                    row.label,
-                    row.note,
-                    row.value,
-                    _either(ours, row.name),
-                )
-                for row in rows
-            ),
-        )
-        for table, rows in PAPER_TABLES.items()
-    )
-
-
-def _either(ours: Mapping[str, Metric], row: str) -> Metric | None:
-    return ours.get(row) or ours.get(TWINS.get(row, ""))
+    tables = []
+    for table, rows in PAPER_TABLES.items():
+        lines = []
+        for row in rows:
+            found = ours.get(row.name) or ours.get(TWINS.get(row.name, ""))
+            lines.append(Line(row.name, row.label, row.note, row.value, found))
+        tables.append(Table(table, TITLES[table], tuple(lines)))
+    return tuple(tables)
 
 
 def run_rows(results: RunResults) -> dict[str, Metric]:

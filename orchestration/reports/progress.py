@@ -1,10 +1,13 @@
-"""The progress of a stage: a bar that moves on a terminal; in a log or a pipe a line now and then."""
+"""The progress of a stage: a bar that moves on a terminal; in a log or a pipe a line now and then.
+
+Beside it stand a few words: the loss and its terms, the pace, and whether the representation is well.
+"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,32 +18,36 @@ SAME_REPORT_SECONDS = 1.0
 """Steps that come so close together are shown by one report."""
 UNKNOWN = "-:--:--"
 
+_SAID = {
+    "loss": "loss {:.2f}",
+    "mixit_loss": "loss {:.2f}",
+    "supervised_loss": "loss {:.2f}",
+    "examples_per_second": "{:.0f}/s",
+    "waiting_share": "waiting {:.0%}",
+    "separation/busy": "separation {:.0%}",
+    "readers/busy": "readers {:.0%}",
+    "similarity": "sim {:.2f}",
+    "coincidence": "coin {:.2f}",
+    "validation_knn_map": "val mAP {:.3f}",
+    "effective_rank": "rank {:.0f}",
+    "mfu": "MFU {:.0%}",
+}
+"""Metric -> how it is said, the most telling first."""
 
-class Shown(Protocol):
-    """What a stage may say while it runs."""
-
-    def update(self, done: float | None = None, terms: str = "") -> None:
-        """How far it is, and a few metrics in words; what is not given stays."""
-
-    def event(self, text: str) -> None:
-        """Something that happened on the way."""
+BESIDE_THE_BAR = 70
+"""Columns of a terminal that the bar, its numbers and its times take."""
 
 
 @contextmanager
-def progress(console: Console, title: str, total: float, start: float = 0.0) -> Iterator[Shown]:
+def progress(console: Console, title: str, total: float, start: float = 0.0) -> Iterator["Bar | Lines"]:
     """Show a stage's progress for as long as the block runs, and that it is complete when the block ends well.
 
-    Args:
-        console: where.
-        title: of the stage.
-        total: where the progress ends.
-        start: where it begins, for a stage that is continued.
+    It goes from `start`, which is not 0 in a stage that is continued, to `total`.
     """
-    shown: Shown
     if not console.is_terminal:
-        shown = _Lines(console, title, total, start)
-        yield shown
-        shown.end()
+        lines = Lines(console, title, total, start)
+        yield lines
+        lines.end()
         return
     columns = (
         TextColumn("{task.description:<23}"),
@@ -50,10 +57,10 @@ def progress(console: Console, title: str, total: float, start: float = 0.0) -> 
         TextColumn("{task.fields[left]}", style="progress.remaining"),
         TextColumn("{task.fields[terms]}"),
     )
-    with Progress(*columns, console=console) as bar:
-        shown = _Bar(bar, title, total, start)
-        yield shown
-        shown.update(total)
+    with Progress(*columns, console=console) as live:
+        bar = Bar(live, title, total, start)
+        yield bar
+        bar.update(total)
 
 
 class _Estimate:
@@ -74,26 +81,27 @@ class _Estimate:
         return _clock((now - self.first[0]) * (self.total - done) / (done - self.first[1]))
 
 
-class _Bar:
+class Bar:
     """The bar of a terminal."""
 
-    def __init__(self, bar: Progress, title: str, total: float, start: float) -> None:
-        self.bar = bar
+    def __init__(self, live: Progress, title: str, total: float, start: float) -> None:
+        self.live = live
         self.estimate = _Estimate(total)
-        self.task = bar.add_task(title, total=total, completed=round(start), terms="", left=UNKNOWN)
+        self.task = live.add_task(title, total=total, completed=round(start), terms="", left=UNKNOWN)
 
     def update(self, done: float | None = None, terms: str = "") -> None:
-        self.bar.update(self.task, completed=done)
+        """How far the stage is, and a few metrics in words; what is not given stays."""
         if done is not None:
-            self.bar.update(self.task, left=self.estimate.left(done) or UNKNOWN)
+            self.live.update(self.task, completed=done, left=self.estimate.left(done) or UNKNOWN)
         if terms:
-            self.bar.update(self.task, terms=terms)
+            self.live.update(self.task, terms=terms)
 
     def event(self, text: str) -> None:
-        self.bar.console.print(text, style="yellow", markup=False, soft_wrap=True)
+        """Something that happened on the way."""
+        self.live.console.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
-class _Lines:
+class Lines:
     """The lines of a log: one when the stage begins, one every `LINE_SECONDS`, one at its end."""
 
     def __init__(self, console: Console, title: str, total: float, start: float) -> None:
@@ -108,6 +116,7 @@ class _Lines:
         self._write()
 
     def update(self, done: float | None = None, terms: str = "") -> None:
+        """As `Bar.update`."""
         if done is not None:
             self.done = done
             self.left = self.estimate.left(done)
@@ -116,6 +125,7 @@ class _Lines:
             self._write()
 
     def event(self, text: str) -> None:
+        """As `Bar.event`."""
         self.console.print(f"{self.title}: {text}", highlight=False, markup=False, soft_wrap=True)
 
     def end(self) -> None:
@@ -134,3 +144,23 @@ class _Lines:
 
 def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
+
+
+class Terms:
+    """The latest metrics of a stage in words, as many as fit."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.latest = dict[str, float]()
+
+    def update(self, record: Mapping[str, Any]) -> str:
+        """Take in a record of the metrics file; what it does not mention stays as it was."""
+        self.latest |= {name: float(record[name]) for name in _SAID if name in record}
+        words = ""
+        for name, form in _SAID.items():
+            if name in self.latest:
+                longer = f"{words}  {form.format(self.latest[name])}".strip()
+                if words and len(longer) > self.width:
+                    break
+                words = longer
+        return words

@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sepscene.models.config import Config
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import Metric
+from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.terminal import printable
-
-Results = TypeVar("Results", bound=Config)
 
 _TEMPLATES = Path(__file__).parent / "templates"
 METRIC_NAMES = {
@@ -26,7 +25,6 @@ METRIC_NAMES = {
     "knn_map": "k-NN mAP",
     "validation_knn_map": "Validation k-NN mAP",
     "qbe_map": "Query by example mAP",
-    "lwlrap": "lwlrap",
     "accuracy": "Accuracy",
     "d_prime": "d′",
 }
@@ -44,7 +42,9 @@ def render(template: str, path: Path, script: str | None = None, **values: Any) 
     """
     if path.suffix == ".html":
         code = _HTML.get_template(script).render() if script else ""
-        text = _HTML.get_template(template).render(script=Markup(code), script_policy=_policy(code), **values)
+        digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+        policy = Markup(f"'sha256-{digest}'" if script else "'none'")
+        text = _HTML.get_template(template).render(script=Markup(code), script_policy=policy, **values)
     else:
         text = _MARKDOWN.get_template(template).render(**values)
         text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -52,17 +52,18 @@ def render(template: str, path: Path, script: str | None = None, **values: Any) 
     return path
 
 
-def plain(results: Results) -> Results:
-    """The same results with every control character in their texts written out; a picture could not hold them."""
-    return type(results).model_validate(_written_out(results.model_dump()))
+def render_report(name: str, folder: RunFolder | SweepFolder, **values: Any) -> tuple[Path, Path]:
+    """Write report.html and report.md of a folder from the two templates of that name."""
+    return (
+        render(f"{name}.html.j2", folder.report_html, **values),
+        render(f"{name}.md.j2", folder.report_md, **values),
+    )
 
 
-def _written_out(value: Any) -> Any:
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {_written_out(key): _written_out(inner) for key, inner in value.items()}
-    return [_written_out(inner) for inner in value] if isinstance(value, list | tuple) else value
+def report_of(folder: Path, run_dir: str) -> str:
+    """The link from a page in `folder` to the report of one of its runs; empty when there is none."""
+    path = f"{run_dir}/report.html"
+    return path if run_dir and (folder / path).exists() else ""
 
 
 def light_palette() -> dict[str, str]:
@@ -71,10 +72,9 @@ def light_palette() -> dict[str, str]:
     return dict(re.findall(r"(--\w+): (#\w+);", root))
 
 
-def _policy(script: str) -> Markup:
-    """Which scripts a page may run: none but this one."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return Markup(f"'sha256-{digest}'" if script else "'none'")
+def metric_name(metric: str) -> str:
+    """A metric as people call it."""
+    return METRIC_NAMES.get(metric, metric)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -155,7 +155,12 @@ def fenced(text: str) -> Markup:
     return Markup(f"{fence}\n{printable(text)}\n{fence}")
 
 
-def _environment(finalize: Callable[[Any], Any], autoescape: bool) -> Environment:
+def _environment(written: Callable[[str], str], autoescape: bool) -> Environment:
+    """The environment of one kind of page; `written` makes a text that is not our own markup harmless there."""
+
+    def finalize(value: Any) -> Any:
+        return written(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=autoescape,
@@ -164,20 +169,11 @@ def _environment(finalize: Callable[[Any], Any], autoescape: bool) -> Environmen
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (number, interval, with_interval, duration, size, percent, moment, sentence, cell, fenced)
+    filters = (metric_name, number, interval, with_interval, duration, size, percent, moment, sentence, cell, fenced)
     environment.filters |= {each.__name__: each for each in filters}
     environment.filters["row"] = markdown_row
-    environment.globals["metric_names"] = METRIC_NAMES
     return environment
 
 
-def _text(value: Any) -> Any:
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _markdown_text(value: Any) -> Any:
-    return cell(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-_HTML = _environment(_text, autoescape=True)
-_MARKDOWN = _environment(_markdown_text, autoescape=False)
+_HTML = _environment(printable, autoescape=True)
+_MARKDOWN = _environment(cell, autoescape=False)

@@ -1,18 +1,18 @@
 """The report of a reproduction: the paper's tables beside ours, and a verdict on each of its six claims."""
 
+from collections import Counter
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults, metric_of
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
-from sepscene.orchestration.reports.paper_tables import TITLES, TWINS, Table, tables_beside
-from sepscene.orchestration.reports.render import plain, render
+from sepscene.orchestration.reports.paper_tables import TWINS, Table, tables_beside
+from sepscene.orchestration.reports.render import render_report, report_of
 from sepscene.tasks.evaluation.shortcuts import Shortcuts
 from sepscene.tasks.evaluation.statistics import p_in_words, t_interval
 from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
-from sepscene.tasks.paper.claims import ClaimResult, decide_claims, table_rows
+from sepscene.tasks.paper.claims import ClaimResult, decide_claims
 from sepscene.tasks.paper.verdicts import LEVEL, MARGIN, signed
 
 THE_TESTS = (
@@ -32,39 +32,39 @@ MARKS = {"supported": "✓", "contradicted": "✗", "equal": "=", "undecided": "
 def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
     """Write REPRODUCTION/report.html and REPRODUCTION/report.md from reproduction.json.
 
-    Returns:
-        The paths of both.
-
     Raises:
         SepsceneError: when the folder holds no reproduction.json.
     """
-    results = plain(ReproductionResults.load(directory))
+    results = ReproductionResults.load(directory)
+    files = SweepFolder(directory)
     by_row = runs_by_row(results)
+    metrics = {row: {run.seed: run.metric.value for run in runs} for row, runs in by_row.items()}
+    replicates = {row: {run.seed: run.replicates for run in runs} for row, runs in by_row.items()}
     tables = our_tables(by_row)
-    claims = decide_claims(_metrics(by_row), _replicates(by_row))
-    beyond = beyond_results(_metrics(by_row))
-    values: dict[str, Any] = {
-        "results": results,
-        "claims": claims,
-        "marks": MARKS,
-        "the_tests": THE_TESTS,
-        "because": {claim.claim.statement: because(claim) for claim in claims},
-        "answer": verdict_in_words(claims),
-        "untrained": floor(results),
-        "tables": tables,
-        "shown_tables": [table for table in tables if any(line.ours for line in table.lines)],
-        "beyond": [(result, metric_of(result.ours) if result.ours else None, _gain(result)) for result in beyond],
-        "pictures": {table.name: _beside(table) for table in tables if any(line.ours for line in table.lines)},
-        "diagnostics": (diagnostics := shortcut_lines(by_row)),
-        "shortcut": shortcut_sentence(diagnostics),
-        "differs": {row: words for row, runs in by_row.items() if (words := _differences(runs))},
-        "seeds": {row: ", ".join(str(run.seed) for run in runs) for row, runs in by_row.items()},
-        "reports": {run.run_dir: _report_of(directory, run) for run in results.runs},
-        "has_listening_page": SweepFolder(directory).shared.listening_page.exists(),
-    }
-    return (
-        render("reproduction.html.j2", SweepFolder(directory).report_html, **values),
-        render("reproduction.md.j2", SweepFolder(directory).report_md, **values),
+    shown_tables = [table for table in tables if any(line.ours for line in table.lines)]
+    claims = decide_claims(metrics, replicates)
+    beyond = beyond_results(metrics)
+    diagnostics = shortcut_lines(by_row)
+    return render_report(
+        "reproduction",
+        files,
+        results=results,
+        claims=claims,
+        marks=MARKS,
+        the_tests=THE_TESTS,
+        because={claim.claim.statement: because(claim) for claim in claims},
+        answer=verdict_in_words(claims),
+        untrained=floor(results),
+        tables=tables,
+        shown_tables=shown_tables,
+        beyond=[(result, metric_of(result.ours) if result.ours else None, _gain(result)) for result in beyond],
+        pictures={table.name: plots.beside(table) for table in shown_tables},
+        diagnostics=diagnostics,
+        shortcut=shortcut_sentence(diagnostics),
+        differs={row: words for row, runs in by_row.items() if (words := _differences(runs))},
+        seeds={row: ", ".join(str(run.seed) for run in runs) for row, runs in by_row.items()},
+        reports={run.run_dir: report_of(directory, run.run_dir) for run in results.runs},
+        has_listening_page=files.shared.listening_page.exists(),
     )
 
 
@@ -81,11 +81,9 @@ def runs_by_row(results: ReproductionResults) -> dict[str, list[ReproducedRun]]:
 def our_tables(by_row: dict[str, list[ReproducedRun]]) -> tuple[Table, ...]:
     """The paper's tables with our mean over seeds; with one seed, the run's own metric and interval."""
     ours = {}
-    for table in TITLES:
-        for row in table_rows(table, _metrics(by_row)):
-            if row.ours:
-                runs = by_row[row.paper.name]
-                ours[row.paper.name] = runs[0].metric if len(runs) == 1 else metric_of(row.ours)
+    for row, runs in by_row.items():
+        over_seeds = t_interval([run.metric.value for run in runs])
+        ours[row] = runs[0].metric if len(runs) == 1 else metric_of(over_seeds)
     return tables_beside(ours)
 
 
@@ -97,8 +95,8 @@ def floor(results: ReproductionResults) -> Metric | None:
 
 def verdict_in_words(claims: tuple[ClaimResult, ...]) -> str:
     """How many of the claims got which verdict."""
-    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in MARKS}
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    counts = Counter[str](claim.verdict for claim in claims)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if counts[verdict])
     return f"Of the paper's {len(claims)} claims: {said}."
 
 
@@ -117,14 +115,6 @@ def _gain(result: BeyondResult) -> str:
     if found.low is None or found.high is None or p is None:
         return f"{signed(found.value)}, {'one seed' if found.count == 1 else 'two seeds without any spread'}"
     return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}], {p_in_words(p)}"
-
-
-def _metrics(by_row: dict[str, list[ReproducedRun]]) -> dict[str, dict[int, float]]:
-    return {row: {run.seed: run.metric.value for run in runs} for row, runs in by_row.items()}
-
-
-def _replicates(by_row: dict[str, list[ReproducedRun]]) -> dict[str, dict[int, tuple[float, ...]]]:
-    return {row: {run.seed: run.replicates for run in runs} for row, runs in by_row.items()}
 
 
 def shortcut_lines(by_row: dict[str, list[ReproducedRun]]) -> list[tuple[str, dict[str, float]]]:
@@ -146,13 +136,3 @@ def shortcut_sentence(lines: list[tuple[str, dict[str, float]]]) -> str:
 
 def _differences(runs: list[ReproducedRun]) -> str:
     return "; ".join(dict.fromkeys(difference for run in runs for difference in run.differs))
-
-
-def _beside(table: Table) -> plots.Picture:
-    rows = [(line.label, line.paper, line.ours) for line in table.lines]
-    return plots.beside(table.name, "Shallow classifier mAP", rows)
-
-
-def _report_of(directory: Path, run: ReproducedRun) -> str:
-    path = f"{run.run_dir}/report.html"
-    return path if run.run_dir and (directory / path).exists() else ""

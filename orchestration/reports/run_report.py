@@ -16,10 +16,9 @@ from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tables_beside
-from sepscene.orchestration.reports.render import METRIC_NAMES, light_palette, plain, render, with_interval
+from sepscene.orchestration.reports.render import light_palette, render_report, with_interval
 from sepscene.orchestration.reports.reproduction_report import shortcut_sentence, write_reproduction_report
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
-from sepscene.orchestration.terminal import printable
 
 HEADLINE_METRICS = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 MOST_CLASSES_DRAWN = 30
@@ -45,10 +44,7 @@ class ClassRow:
 
 
 def report_on(folder: Path) -> tuple[Path, Path]:
-    """Write the report of a run, a sweep or a reproduction, whichever the folder holds.
-
-    Returns:
-        The paths of report.html and report.md.
+    """Write report.html and report.md of a run, a sweep or a reproduction, whichever the folder holds.
 
     Raises:
         SepsceneError: when it holds none of them.
@@ -62,20 +58,14 @@ def report_on(folder: Path) -> tuple[Path, Path]:
 def write_report(run_dir: Path) -> tuple[Path, Path]:
     """Write RUN/report.html and RUN/report.md from what the run left behind, and its pictures into RUN/plots.
 
-    Returns:
-        The paths of both.
-
     Raises:
         SepsceneError: when the folder holds no results.json.
     """
-    results = plain(RunResults.load(run_dir))
+    results = RunResults.load(run_dir)
     files = RunFolder(run_dir)
-    values = _values(results, run_dir)
+    values = _values(results, files)
     _save_pictures([*values["pictures"].values(), *values["curves"], *values["maps"]], files.plots)
-    return (
-        render("run.html.j2", files.report_html, **values),
-        render("run.md.j2", files.report_md, **values),
-    )
+    return render_report("run", files, **values)
 
 
 def _save_pictures(pictures: Sequence[plots.Picture], folder: Path) -> None:
@@ -88,10 +78,9 @@ def _save_pictures(pictures: Sequence[plots.Picture], folder: Path) -> None:
         picture.save(folder, palette)
 
 
-def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
+def _values(results: RunResults, files: RunFolder) -> dict[str, Any]:
     """The values that report.html and report.md show, by the names that the templates use."""
-    records = read_metrics(run_dir)
-    files = RunFolder(run_dir)
+    records = read_metrics(files.path)
     headline = headline_metric(results.encoders)
     classes = class_rows(results.encoders)
     metrics = _metric_order(results.encoders)
@@ -105,7 +94,6 @@ def _values(results: RunResults, run_dir: Path) -> dict[str, Any]:
         "answer": answer(in_headline),
         "metrics": metrics,
         "notes": encoder_notes(results.encoders),
-        "metric_titles": [METRIC_NAMES.get(name, name) for name in metrics],
         "encoder_cells": {e.name: [with_interval(e.metrics.get(name)) for name in metrics] for e in results.encoders},
         "diagnostics": (known := [(e.name, e.diagnostics) for e in results.encoders if e.diagnostics]),
         "shortcut": shortcut_sentence([line for line in known if line[0] != "untrained"]),
@@ -203,9 +191,9 @@ def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Pic
     """
     panels: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
     for record in records:
-        stage, _, variant = printable(str(record["stage"])).partition("-")
+        stage, _, variant = str(record["stage"]).partition("-")
         for metric, value in record.items():
-            if metric in _NOT_DRAWN or "step" not in record or metric != printable(metric):
+            if metric in _NOT_DRAWN or "step" not in record:
                 continue
             if isinstance(value, int | float) and isfinite(value):
                 prefix, _, quantity = metric.rpartition("/")
@@ -248,14 +236,14 @@ def _pictures(
     """The pictures for which the run has metrics, by the name under which the templates look for them."""
     pictures: dict[str, plots.Picture] = {}
     if headline:
-        pictures["answer"] = plots.intervals("answer", "mAP", headline)
+        pictures["answer"] = plots.intervals(headline)
     complete = [row for row in classes if row.precision and None not in row.precision.values()]
     if complete:
         drawn = _largest_changes(complete)
         columns = {name: [row.precision[name] or 0.0 for row in drawn] for name in drawn[0].precision}
-        pictures["classes"] = plots.class_gains("classes", "Average precision", [row.name for row in drawn], columns)
+        pictures["classes"] = plots.class_gains([row.name for row in drawn], columns)
     if any(one.si_sdr_improvement_db or one.source_improvement_db for one in results.ladder):
-        pictures["ladder"] = plots.ladder("ladder", results.ladder)
+        pictures["ladder"] = plots.ladder(results.ladder)
     return pictures
 
 

@@ -3,21 +3,22 @@
 Reads SWEEP/sweep.json and the trials' metrics.jsonl alone; may be called while the sweep still runs.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from sepscene.orchestration.records.results import Metric, Setting, SweepResults, TrialResult, read_metrics
+from sepscene.orchestration.records.results import Metric, Setting, SweepResults, TrialResult, metric_of, read_metrics
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
-from sepscene.orchestration.reports.render import METRIC_NAMES, duration, plain, render, with_interval
+from sepscene.orchestration.reports.render import duration, metric_name, render_report, report_of, with_interval
 from sepscene.tasks.evaluation.statistics import t_interval
 
-SHORT_NAMES = {"objective.temperature": "τ", "objective.alpha": "α", "views.combination": "combination"}
+_STATUSES = ("finished", "stopped early", "failed", "unfinished")
+SHORT_NAMES = {"objective.temperature": "τ", "objective.alpha": "α"}
 
 
 @dataclass(frozen=True)
@@ -45,35 +46,30 @@ class HeatMap:
 def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
     """Write SWEEP/report.html and SWEEP/report.md.
 
-    Returns:
-        The paths of both.
-
     Raises:
         SepsceneError: when the folder holds no sweep.json.
     """
-    sweep = plain(SweepResults.load(sweep_dir))
+    sweep = SweepResults.load(sweep_dir)
     groups = ranked(sweep)
     headers, rows = sweep_table(sweep)
-    values: dict[str, Any] = {
-        "sweep": sweep,
-        "metric_name": METRIC_NAMES.get(sweep.metric, sweep.metric),
-        "answer": sweep_answer(sweep, groups),
-        "groups": groups,
-        "best": groups[0] if groups else None,
-        "fields": [field_name(field) for field in sweep.fields],
-        "shown": shown,
-        "headers": headers,
-        "rows": rows,
-        "reports": [_report_of(sweep_dir, trial) for trial in sweep.trials],
-        "heat": heat_map(sweep),
-        "parallel": _parallel(sweep, groups) if sweep.trials and sweep.fields else None,
-        "effects": _effects(sweep),
-        "curves": _curves(sweep_dir, sweep),
-        "has_listening_page": SweepFolder(sweep_dir).shared.listening_page.exists(),
-    }
-    return (
-        render("sweep.html.j2", SweepFolder(sweep_dir).report_html, **values),
-        render("sweep.md.j2", SweepFolder(sweep_dir).report_md, **values),
+    files = SweepFolder(sweep_dir)
+    return render_report(
+        "sweep",
+        files,
+        sweep=sweep,
+        metric_name=metric_name(sweep.metric),
+        answer=sweep_answer(sweep, groups),
+        groups=groups,
+        fields=[field_name(field) for field in sweep.fields],
+        shown=shown,
+        headers=headers,
+        rows=rows,
+        reports=[report_of(sweep_dir, trial.run_dir) for trial in sweep.trials],
+        heat=heat_map(sweep),
+        parallel=_parallel(sweep, groups) if sweep.trials and sweep.fields else None,
+        effects=_effects(sweep),
+        curves=_curves(sweep_dir, sweep),
+        has_listening_page=files.shared.listening_page.exists(),
     )
 
 
@@ -95,22 +91,13 @@ def sweep_table(sweep: SweepResults) -> tuple[list[str], list[list[str]]]:
     """One row for each trial: the columns of the report's table and of the terminal's live table."""
     names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.metrics))
     headers = ["Trial", "Status", *map(field_name, sweep.fields), "Seed"]
-    headers += [METRIC_NAMES.get(name, name) for name in names] + ["Steps", "Time"]
+    headers += [*map(metric_name, names), "Steps", "Time"]
     rows = []
     for trial in sweep.trials:
         settings = [shown(trial.settings[field]) for field in sweep.fields]
         metrics = [with_interval(trial.metrics.get(name)) for name in names]
-        rows.append(
-            [
-                trial.name,
-                trial.status,
-                *settings,
-                str(trial.seed),
-                *metrics,
-                f"{trial.steps:,}",
-                duration(trial.seconds),
-            ]
-        )
+        spent = [f"{trial.steps:,}", duration(trial.seconds)]
+        rows.append([trial.name, trial.status, *settings, str(trial.seed), *metrics, *spent])
     return headers, rows
 
 
@@ -121,32 +108,22 @@ def ranked(sweep: SweepResults) -> list[Group]:
         by_setting.setdefault(tuple(shown(trial.settings[field]) for field in sweep.fields), []).append(trial)
     groups = []
     for trials in by_setting.values():
-        over_seeds = t_interval([trial.metrics[sweep.metric].value for trial in trials])
-        metric = trials[0].metrics[sweep.metric]
-        if len(trials) > 1:
-            low = over_seeds.low
-            high = over_seeds.high
-            metric = Metric(
-                value=over_seeds.value,
-                low=low,
-                high=high,
-                count=len(trials),
-                interval="95 % Student's t over seeds",
-            )
+        metrics = [trial.metrics[sweep.metric] for trial in trials]
+        metric = metrics[0] if len(metrics) == 1 else metric_of(t_interval([each.value for each in metrics]))
         groups.append(Group(trials[0].settings, tuple(trials), metric))
     return sorted(groups, key=lambda group: -group.metric.value)
 
 
 def sweep_answer(sweep: SweepResults, groups: Sequence[Group]) -> str:
     """Which setting is best and whether its interval leaves the next one behind."""
-    counts = {status: sum(trial.status == status for trial in sweep.trials) for status in _STATUSES}
-    done = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    counts = Counter[str](trial.status for trial in sweep.trials)
+    done = ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
     if not groups:
         return f"No trial has a metric yet ({done or 'no trials'})."
     best, *others = groups
-    name = METRIC_NAMES.get(sweep.metric, sweep.metric)
     words = setting_in_words(best.settings)
-    said = f"{words[0].upper()}{words[1:]} is best: {name} {with_interval(best.metric)} ({done})."
+    metric = f"{metric_name(sweep.metric)} {with_interval(best.metric)}"
+    said = f"{words[0].upper()}{words[1:]} is best: {metric} ({done})."
     if not others:
         return said
     level = [group for group in others if _may_be_level(best.metric, group.metric)]
@@ -154,9 +131,6 @@ def sweep_answer(sweep: SweepResults, groups: Sequence[Group]) -> str:
         others_too = "The other one" if len(others) == 1 else f"{len(level)} of the {len(others)} other settings"
         return f"{said} {others_too} may be as good: the intervals do not settle it."
     return said + " Its interval lies above those of all other settings."
-
-
-_STATUSES = ("finished", "stopped early", "failed", "unfinished")
 
 
 def setting_in_words(settings: dict[str, Setting]) -> str:
@@ -185,15 +159,8 @@ def heat_map(sweep: SweepResults) -> HeatMap | None:
     rows = _values(sweep, row_field)
     columns = _values(sweep, column_field)
     whole = {(row, column): means.get((row, column)) for row in rows for column in columns}
-    return HeatMap(
-        field_name(row_field),
-        field_name(column_field),
-        rows,
-        columns,
-        whole,
-        min(means.values()),
-        max(means.values()),
-    )
+    values = means.values()
+    return HeatMap(field_name(row_field), field_name(column_field), rows, columns, whole, min(values), max(values))
 
 
 def _measured(sweep: SweepResults) -> list[TrialResult]:
@@ -222,7 +189,7 @@ def _parallel(sweep: SweepResults, groups: Sequence[Group]) -> plots.Picture:
         value = metric.value if metric and isfinite(metric.value) else None
         paths.append(plots.TrialPath(places, value, "best" if trial.name in best else trial.status))
     axes = {field_name(field): _values(sweep, field) for field in sweep.fields}
-    return plots.parallel("parallel", axes, METRIC_NAMES.get(sweep.metric, sweep.metric), paths)
+    return plots.parallel(axes, metric_name(sweep.metric), paths)
 
 
 def _effects(sweep: SweepResults) -> list[plots.Picture]:
@@ -234,8 +201,7 @@ def _effects(sweep: SweepResults) -> list[plots.Picture]:
             groups[shown(trial.settings[field])].append(trial.metrics[sweep.metric].value)
         filled = {value: metrics for value, metrics in groups.items() if metrics}
         if len(filled) > 1:
-            name = METRIC_NAMES.get(sweep.metric, sweep.metric)
-            pictures.append(plots.effect(f"effect{index}", field_name(field), name, filled))
+            pictures.append(plots.effect(f"effect{index}", field_name(field), metric_name(sweep.metric), filled))
     return pictures
 
 
@@ -267,9 +233,3 @@ def _training_loss(run_dir: Path) -> plots.Curve | None:
             curve[float(record["step"])] = float(value)
     steps = sorted(curve)
     return (steps, [curve[step] for step in steps]) if len(steps) > 1 else None
-
-
-def _report_of(sweep_dir: Path, trial: TrialResult) -> str:
-    """The link to a trial's own report; empty when it has none."""
-    path = f"{trial.run_dir}/report.html"
-    return path if trial.run_dir and (sweep_dir / path).exists() else ""

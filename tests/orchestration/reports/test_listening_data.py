@@ -82,3 +82,12 @@ def test_neighbours_are_the_nearest_on_the_line_and_never_the_query(page: Path, 
         assert gaps == sorted(gaps)
         assert len(gaps) == listening.NEIGHBOURS
         assert max(gaps) <= listening.NEIGHBOURS
+
+
+def test_a_query_is_not_its_own_neighbour_where_clips_are_few(
+    run_dir: Path, clips: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "NEIGHBOURS", CLIPS)
+    for query in listening._queries(run_dir, clips, AUDIO, "mix-chan"):
+        assert len(query.neighbours) == CLIPS - 1
+        assert query.name not in {near.name for near in query.neighbours}

@@ -1,4 +1,4 @@
-"""Progress in a log: a line at the beginning, now and then, and at the end; on a terminal a bar."""
+"""Progress in a log: a line at the beginning, now and then, and at the end; on a terminal a bar; and a few words."""
 
 import contextlib
 import io
@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console
 
 from sepscene.orchestration.reports import progress as module
-from sepscene.orchestration.reports.progress import progress
+from sepscene.orchestration.reports.progress import Terms, progress
+
+STEP = {"stage": "pretrain", "step": 5, "loss": 5.851, "similarity": 4.5, "coincidence": 1.35, "waiting_share": 0.031}
 
 
 @pytest.fixture
@@ -84,3 +86,18 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "━" in out.getvalue()
     assert "5/5" in out.getvalue()
     assert "something happened" in out.getvalue()
+
+
+def test_what_is_not_measured_at_each_step_stays() -> None:
+    terms = Terms(100)
+    terms.update({**STEP, "effective_rank": 23.4, "examples_per_second": 41.2})
+    terms.update({"stage": "pretrain", "step": 5, "validation_knn_map": 0.3126})
+    said = terms.update({**STEP, "loss": 5.0})
+    assert said == "loss 5.00  41/s  waiting 3%  sim 4.50  coin 1.35  val mAP 0.313  rank 23"
+
+
+def test_a_narrow_terminal_gets_the_most_telling_ones() -> None:
+    assert Terms(22).update(STEP) == "loss 5.85  waiting 3%"
+    assert Terms(0).update(STEP) == "loss 5.85"
+    assert Terms(80).update({"stage": "separator", "mixit_loss": -4.0}) == "loss -4.00"
+    assert Terms(80).update({"stage": "evaluate"}) == ""
