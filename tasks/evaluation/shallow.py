@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sepscene.tasks.evaluation.metrics import Bools, Floats, Macro, check_split, mean_average_precision
+from sepscene.tasks.evaluation.metrics import Bools, Floats, check_split, mean_average_precision
+from sepscene.tasks.evaluation.probes import ProbeResult
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
 VALIDATION_SHARE = 0.15
@@ -33,17 +34,10 @@ SCORING_CLIPS = 8192
 
 
 @dataclass(frozen=True, eq=False)
-class ShallowResult:
-    """What shallow classification found.
+class ShallowResult(ProbeResult):
+    """What shallow classification found: scores are logits, float32; `epochs` are those that the validation clips
+    chose."""
 
-    Attributes:
-        scores_BK: logits of the test clips, float32.
-        average_precision: for every class, and mAP as its value.
-        epochs: the training epochs that the validation clips chose.
-    """
-
-    scores_BK: Floats
-    average_precision: Macro
     epochs: int
 
 

@@ -70,9 +70,10 @@ def bootstrap_interval(value: float, replicates_R: Floats, clips: int) -> Interv
     if len(defined) == 0:
         return Interval(value, None, None, clips, "no interval: no resamples")
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    low = min(float(low), value)
-    high = max(float(high), value)
-    return Interval(value, low, high, clips, _bootstrap_method(len(defined), len(replicates_R)))
+    undefined = len(replicates_R) - len(defined)
+    note = f" ({undefined} undefined ones left out)" if undefined else ""
+    method = f"95 % bootstrap over clips, {len(defined)} resamples{note}"
+    return Interval(value, min(float(low), value), max(float(high), value), clips, method)
 
 
 def paired_bootstrap(
@@ -144,11 +145,6 @@ def paired_t(values_a: Sequence[float], values_b: Sequence[float]) -> PairedTest
 def p_in_words(p: float) -> str:
     """`p = 0.012`; a smaller one than three digits show is `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def _bootstrap_method(used: int, wanted: int) -> str:
-    note = "" if used == wanted else f" ({wanted - used} undefined ones left out)"
-    return f"95 % bootstrap over clips, {used} resamples{note}"
 
 
 def _defined(replicates_R: Floats) -> Floats:

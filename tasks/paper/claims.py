@@ -103,6 +103,9 @@ SAME_EXPERIMENT = {
 }
 """Rows of two tables that are one experiment under two names: either one's metrics serve both."""
 
+TWINS = {**SAME_EXPERIMENT, **{second: first for first, second in SAME_EXPERIMENT.items()}}
+"""The other name of a row that two tables share."""
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -202,13 +205,9 @@ class TableRow:
 
 
 def table_rows(table: str, metrics: Metrics) -> tuple[TableRow, ...]:
-    """A table of the paper ("table2", "table4", "table5") with our mean and t interval over seeds beside
-    each row."""
-    rows = []
-    for row in PAPER_TABLES[table]:
-        seeds = _by_seed(metrics, row.name)
-        rows.append(TableRow(row, t_interval(list(seeds.values())) if seeds else None))
-    return tuple(rows)
+    """A table of the paper ("table2", "table4", "table5"), with our mean and t interval over seeds beside each row."""
+    values = {row: list(_by_seed(metrics, row.name).values()) for row in PAPER_TABLES[table]}
+    return tuple(TableRow(row, t_interval(ours) if ours else None) for row, ours in values.items())
 
 
 def decide_claims(metrics: Metrics, replicates: Replicates | None = None) -> tuple[ClaimResult, ...]:
@@ -294,8 +293,7 @@ def _gains(
 
 def _by_seed(metrics: Mapping[str, Mapping[int, Value]], row: str) -> dict[int, Value]:
     """The metrics of a row by seed, those under its other name included."""
-    twins = {**SAME_EXPERIMENT, **{second: first for first, second in SAME_EXPERIMENT.items()}}
-    return {**metrics.get(twins.get(row, ""), {}), **metrics.get(row, {})}
+    return {**metrics.get(TWINS.get(row, ""), {}), **metrics.get(row, {})}
 
 
 def _paper_value(row: str) -> float:

@@ -108,11 +108,9 @@ def contrasted(difference_N: Floats, clips_R: Floats | None = None, margin: floa
         raise EvaluationError(f"differences over seeds must be finite, at least one: got {difference_N.tolist()}")
     count = len(difference_N)
     value = float(np.mean(difference_N))
-    if count == 1:
-        return Contrasted(value, None, 1, margin)
-    spread = float(np.std(difference_N, ddof=1))
-    if count == 2 and spread < ROUNDING:
-        return Contrasted(value, None, 2, margin)
+    spread = float(np.std(difference_N, ddof=1)) if count > 1 else 0.0
+    if count <= 2 and spread < ROUNDING:
+        return Contrasted(value, None, count, margin)
     clips = float(np.std(clips_R, ddof=1)) if clips_R is not None else 0.0
     return Contrasted(value, float(np.hypot(spread / np.sqrt(count), clips)), count, margin)
 
