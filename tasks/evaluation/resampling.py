@@ -49,8 +49,7 @@ class ScoreReplicates:
 
 
 def resample(clips: int, resamples: int = 1000, seed: int = 0) -> Floats:
-    """How often each clip is drawn in each resample: (B, R) float32 holding whole numbers; columns sum to
-    B."""
+    """How often each clip is drawn in each resample: (B, R) float32 holding whole numbers; columns sum to B."""
     generator = np.random.default_rng(seed)
     weights_RB = np.empty((resamples, clips), dtype=np.float32)
     for r in range(resamples):
@@ -101,7 +100,7 @@ def resampled_retrieval(h_BD: Floats, targets_BK: Bools, weights_BR: Floats, cli
             continue
         relevant_M, similarity_M = ranked_pairs(unit_BD, positive_P, negative_N)
         order_M = np.argsort(-similarity_M)
-        left_M, right_M = (clip_M[order_M] for clip_M in pair_rows(positive_P, negative_N)[:2])
+        left_M, right_M = (clip_M[order_M] for clip_M in pair_rows(positive_P, negative_N))
         ranked_M = similarity_M[order_M]
         hit_P = np.flatnonzero(relevant_M[order_M])
         # Equal similarities share a rank: the last of them.
