@@ -223,7 +223,7 @@ def summary(manifest: Manifest, found: Findings, recording_N: np.ndarray) -> Aud
         manifest_digest=manifest.digest(),
         content_digest=_content_digest(clips["clip_id"], found, recording_N),
         clips=len(clips),
-        readable=len(clips) - len(corrupt) - (len(missing) - len(manifest.absent)),
+        readable=len(clips) - len(faulty),
         missing=tuple(missing),
         corrupt=tuple(corrupt),
         durations=_durations(found.seconds_R[usable_R]),

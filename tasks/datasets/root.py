@@ -251,15 +251,13 @@ class Root:
         except (OSError, ValueError, AttributeError, TypeError, RecursionError, csv.Error, pa.ArrowException) as error:
             raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
         self._check_columns(name, [column for column in table.column_names if column != RAGGED], needed)
-        first = first_row(relative)
-        if RAGGED in table.column_names:
-            row = pc.index(table[RAGGED], True).as_py()
+        broken = [table[RAGGED]] if RAGGED in table.column_names else []
+        broken += [pc.is_null(table[column]) for column in needed if column not in empty]
+        for mask in broken:
+            row = pc.index(mask, True).as_py()
             if row >= 0:
-                raise ManifestError(f"{name}: row {row + first} does not fill the columns {', '.join(needed)}")
-        for column in needed:
-            if column not in empty and table[column].null_count:
-                row = pc.index(pc.is_null(table[column]), True).as_py()
-                raise ManifestError(f"{name}: row {row + first} does not fill the columns {', '.join(needed)}")
+                number = row + first_row(relative)
+                raise ManifestError(f"{name}: row {number} does not fill the columns {', '.join(needed)}")
         return table
 
     def rows(self, relative: str, needed: Sequence[str], empty: Sequence[str] = ()) -> list[dict[str, Any]]:
