@@ -117,13 +117,11 @@ def score_embeddings(
     classes: Sequence[str] | None = None,
     settings: ScoringSettings | None = None,
     clip_ids: Sequence[str] | None = None,
-    device: str = "cpu",
 ) -> Scores:
     """All metrics of one encoder on a training and a test split.
 
     Args:
         clip_ids: of the test clips; None numbers them. Comparisons pair clips by them.
-        device: where the perceptron is trained.
 
     Raises:
         EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
@@ -135,7 +133,7 @@ def score_embeddings(
     test_B = labelled(test_targets_BK, "test")
     notes = unlabelled_notes(training=train_B, test=test_B)
     split = (train_h_BD[train_B], train_targets_BK[train_B], test_h_BD[test_B], test_targets_BK[test_B])
-    return measure(_evidence(split, names, settings, ids[test_B], notes, device))
+    return measure(_evidence(split, names, settings, ids[test_B], notes))
 
 
 def _evidence(
@@ -143,12 +141,11 @@ def _evidence(
     names: tuple[str, ...],
     settings: ScoringSettings,
     ids: NDArray[np.str_],
-    notes: tuple[str, ...],
-    device: str,
+    notes: tuple[str, ...] = (),
 ) -> Evidence:
     """What the probes say of the test clips; `split` is training h and targets, test h and targets, all labelled."""
     train_h_BD, train_targets_BK, test_h_BD, test_targets_BK = split
-    perceptrons = train_perceptrons(*split, names, settings, device)
+    perceptrons = train_perceptrons(*split, names, settings)
     return Evidence(
         clip_ids=ids,
         classes=names,
@@ -173,7 +170,6 @@ def cross_validate(
     classes: Sequence[str] | None = None,
     settings: ScoringSettings | None = None,
     clip_ids: Sequence[str] | None = None,
-    device: str = "cpu",
 ) -> Scores:
     """All metrics by cross-validation over given folds, as ESC-50 asks.
 
@@ -204,7 +200,7 @@ def cross_validate(
     for fold in sorted(set(fold_B.tolist())):
         test_B = fold_B == fold
         split = (h_BD[~test_B], targets_BK[~test_B], h_BD[test_B], targets_BK[test_B])
-        part = _evidence(split, names, settings, ids[test_B], (), device)
+        part = _evidence(split, names, settings, ids[test_B])
         for name, scores_PBK in part.scores.items():
             scores[name][:, test_B] = scores_PBK
         trained_BK[test_B] = part.trained_BK
