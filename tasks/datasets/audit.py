@@ -1,4 +1,7 @@
-"""What a data set holds in truth: every recording is decoded and compared, before a run depends on it."""
+"""What a data set holds in truth, before a run depends on it.
+
+`audit` decodes and compares every recording; `first_look` takes seconds, so that every run does it.
+"""
 
 import hashlib
 import json
@@ -12,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sepscene.augment.audio import ClipError, Recording, check_audio, content_hash
+from sepscene.augment.audio import AudioFormat, ClipError, Recording, check_audio, content_hash, read_sound
 from sepscene.augment.locations import NO_SUCH_FILE
+from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.manifest import Manifest, in_parts, repeated, text_hashes
 from sepscene.tasks.datasets.survey import NOT_UTF8
 
@@ -23,6 +27,7 @@ _SHORT = 0.1
 _LONG = 6 * 3600.0  # seconds
 _FAR = 20  # times the median: a recording that nobody has cut
 _AT_ONCE = 1024  # recordings that wait for a thread: ten million that wait take 10 GB
+_LOOKED_AT = 24  # clips of a first look, spread over the manifest
 
 _ODDITIES: dict[str, Callable[[Recording], bool]] = {
     "silent, every sample is 0": lambda one: one.peak == 0,
@@ -310,3 +315,41 @@ def _counts(items: Sequence[tuple[object, int]], unit: str = "") -> str:
 def _section(title: str, entries: Sequence[str]) -> list[str]:
     lines = [f"{title:<11} {len(entries)}", *(f"  {entry}" for entry in entries[:_LISTED])]
     return [*lines, f"  and {len(entries) - _LISTED} more"] if len(entries) > _LISTED else lines
+
+
+def first_look(manifest: Manifest, audio: AudioFormat) -> list[str]:
+    """What a user should know of some clips, in plain lines: how long they are, and whether anything is heard.
+
+    Clips that cannot be read are left to the readers, which quarantine them.
+
+    Raises:
+        ManifestError: every clip that was looked at is silent.
+    """
+    places = np.unique(np.linspace(0, len(manifest) - 1, _LOOKED_AT).round().astype(int)).tolist()
+    seconds = []
+    silent = 0
+    for clip in manifest.clips.take(places).to_pylist():
+        try:
+            sound_T = read_sound(clip["uri"], audio, clip["offset_seconds"])
+        except ClipError:
+            continue
+        seconds.append(len(sound_T) / audio.sample_rate)
+        silent += not sound_T.any()
+    if not seconds:
+        return []
+    if silent == len(seconds):
+        raise ManifestError(
+            f"all {silent} clips that were looked at are silent, every sample is 0, e.g. "
+            f"{manifest.clips['uri'][places[0]]}: nothing can be learned from them; see `sepscene data audit`"
+        )
+    lines = []
+    if silent:
+        lines.append(f"{silent} of {len(seconds)} clips that were looked at are silent; see `sepscene data audit`")
+    short = [length for length in seconds if length < 0.999 * audio.clip_seconds]
+    if short:
+        lines.append(
+            f"{len(short)} of {len(seconds)} clips that were looked at are shorter than audio.clip_seconds "
+            f"({audio.clip_seconds:g} s), half of them than {np.median(short):.2f} s: views are cropped within their "
+            "sound, and they are evaluated as long as they are; a smaller audio.clip_seconds computes less"
+        )
+    return lines

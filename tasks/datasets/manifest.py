@@ -155,10 +155,9 @@ def read_from(
     absent: Iterable[str] = (),
     notes: Iterable[str] = (),
 ) -> Manifest:
-    """As `make_manifest`, with a survey of the root; `unused` is the reason of a sound file without a clip.
+    """As `make_manifest`, with a survey of the root, which the error without clips tells too.
 
-    Raises:
-        ManifestError: as `make_manifest`; where there are no clips it says what was left out.
+    `unused` is the reason of a sound file without a clip.
     """
     rows = list(clips)
     survey = root.left_out(unused)
@@ -175,11 +174,7 @@ def manifest_of(
     absent: Iterable[str] = (),
     notes: Iterable[str] = (),
 ) -> Manifest:
-    """As `make_manifest`, of a table with the columns `CLIP_COLUMNS`.
-
-    Raises:
-        ManifestError: as `make_manifest`.
-    """
+    """As `make_manifest`, of a table with the columns `CLIP_COLUMNS`."""
     if not len(table):
         raise ManifestError(f"{source}: the data set is empty; no clip was found")
     twice = _twice(table["clip_id"])

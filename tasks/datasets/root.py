@@ -101,11 +101,7 @@ class Root:
         return f"{self.location}/{quote(archive)}{self._query}" + ("" if member is None else f"#{member}")
 
     def uris(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The relative names and the URIs of many names; as `relative` and `uri`, each folder looked at once.
-
-        Raises:
-            ManifestError: as `uri`.
-        """
+        """The relative names and the URIs of many names; as `relative` and `uri`, each folder looked at once."""
         if not self.is_local:
             return [self.relative(name) for name in names], [self.uri(name) for name in names]
         relatives = []

@@ -38,10 +38,9 @@ def read_csv(text: str) -> pa.Table:
     except (pa.ArrowException, ValueError):  # the slow way says what is wrong, and where
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         rows = list(reader)
-        names = list(reader.fieldnames or ())
-        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in names}
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
         columns[RAGGED] = pa.array([None in row or None in row.values() for row in rows], pa.bool_())
-        return pa.table(columns) if names else pa.table({})
+        return pa.table(columns)
 
 
 def read_parquet_columns(path: str, filesystem: pyarrow.fs.FileSystem, columns: list[str] | None = None) -> pa.Table:

@@ -98,11 +98,7 @@ def knn_map(
     test_targets_BK: Bools,
     neighbours: int = 20,
 ) -> float:
-    """mAP of `knn_probe`: the metric to validate with during training, comparable across objectives.
-
-    Raises:
-        EvaluationError: as `knn_probe`.
-    """
+    """mAP of `knn_probe`: the metric to validate with during training, comparable across objectives."""
     probe = knn_probe(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, neighbours=neighbours)
     return probe.average_precision.value
 

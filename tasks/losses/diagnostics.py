@@ -23,11 +23,7 @@ FEWEST_ROWS = 16  # below, the rank says nothing
 
 @torch.no_grad()
 def diagnose(result: JointLoss, head: CoincidenceHead | None = None) -> dict[str, float]:
-    """Metrics of one step, by name.
-
-    Args:
-        result: what the objective returned.
-        head: the coincidence head; none leaves its metrics out.
+    """Metrics of one step, by name; without a coincidence head its metrics are left out.
 
     Returns:
         alignment: mean squared distance of positives on the unit sphere (0 best, 2 for negative pairs).
