@@ -223,7 +223,7 @@ def summary(manifest: Manifest, found: Findings, recording_N: np.ndarray) -> Aud
             corrupt.append((name, cause))
     groups = _duplicates(found, recording_N)
     usable_R = found.usable_R
-    labels = Counter({row["values"]: row["counts"] for row in _counted(pc.list_flatten(clips["labels"]))})
+    labels = Counter(dict(_counted(pc.list_flatten(clips["labels"]))))
     return Audit(
         manifest_digest=manifest.digest(),
         content_digest=_content_digest(clips["clip_id"], found, recording_N),
@@ -234,7 +234,7 @@ def summary(manifest: Manifest, found: Findings, recording_N: np.ndarray) -> Aud
         durations=_durations(found.seconds_R[usable_R]),
         sample_rates=_most_frequent(found.sample_rate_R[usable_R]),
         channels=_most_frequent(found.channels_R[usable_R]),
-        splits=tuple(sorted((row["values"], row["counts"]) for row in _counted(clips["split"]))),
+        splits=tuple(sorted(_counted(clips["split"]))),
         labels=tuple(sorted(((n, labels[n]) for n in manifest.classes), key=lambda item: -item[1])),
         unlabelled=manifest.unlabelled,
         duplicates=tuple(tuple(_at(clips["clip_id"], group)) for group in groups),
@@ -251,15 +251,14 @@ def _at(column: pa.ChunkedArray, rows: np.ndarray) -> list[str]:
     return list(column.take(pa.array(rows)).to_pylist())
 
 
-def _counted(column: pa.ChunkedArray) -> list[dict[str, Any]]:
-    """{"values": …, "counts": …} for each value that occurs."""
-    return list(pc.value_counts(column).to_pylist())
+def _counted(column: pa.Array | pa.ChunkedArray) -> list[tuple[Any, int]]:
+    """(value, how often), in the order in which they come first."""
+    return [(row["values"], row["counts"]) for row in pc.value_counts(column).to_pylist()]
 
 
 def _most_frequent(values: np.ndarray) -> tuple[tuple[int, int], ...]:
     """(value, how often), most frequent first; among equals the one that comes first."""
-    different, first, counts = np.unique(values, return_index=True, return_counts=True)
-    return tuple((int(different[n]), int(counts[n])) for n in np.lexsort((first, -counts)))
+    return tuple(sorted(_counted(pa.array(values)), key=lambda counted: -counted[1]))
 
 
 def _content_digest(names: pa.ChunkedArray, found: Findings, recording_N: np.ndarray) -> str:

@@ -251,10 +251,9 @@ def _is_hidden_member(name: str) -> bool:
 def _why_not_member(name: str, keys: set[str]) -> str:
     if _is_hidden_member(name):
         return "hidden: a name in its path begins with a dot"
-    suffix = posixpath.splitext(name)[1]
-    if name.lower().endswith(_LABEL_SUFFIXES):
-        known = posixpath.splitext(name)[0] in keys
-        return "another label file of its clip is read" if known else "no sound has its key"
+    stem, suffix = posixpath.splitext(name)
+    if suffix.lower() in _LABEL_SUFFIXES:
+        return "another label file of its clip is read" if stem in keys else "no sound has its key"
     return f"suffix {suffix or 'missing'} is not read"
 
 

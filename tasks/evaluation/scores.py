@@ -36,6 +36,7 @@ from sepscene.tasks.evaluation.resampling import (
     resample,
     resampled_retrieval,
     resampled_scores,
+    share,
 )
 from sepscene.tasks.evaluation.retrieval import query_by_example
 from sepscene.tasks.evaluation.settings import ScoringSettings
@@ -290,9 +291,7 @@ def _add_accuracy(found: _Fold, evidence: Evidence, known_BK: Bools, weights_BR:
     known_B = known_BK.any(axis=1)
     right_B = known_B * (scores_PBK.argmax(axis=2) == evidence.targets_BK.argmax(axis=1)).mean(axis=0)
     found.values["accuracy"] = float(right_B.sum() / known_B.sum())
-    drawn_R = known_B @ weights_BR
-    none = np.full(drawn_R.shape, np.nan)
-    found.replicates["accuracy"] = np.divide(right_B @ weights_BR, drawn_R, out=none, where=drawn_R > 0)
+    found.replicates["accuracy"] = share(right_B @ weights_BR, known_B @ weights_BR)
 
 
 def _add_retrieval(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None:

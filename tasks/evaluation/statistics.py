@@ -148,11 +148,7 @@ def p_in_words(p: float) -> str:
 
 
 def _defined(replicates_R: Floats) -> Floats:
-    """The replicates that are not NaN.
-
-    Raises:
-        EvaluationError: when there are replicates and all are NaN.
-    """
+    """The replicates that are not NaN; an error where all are."""
     defined = replicates_R[~np.isnan(replicates_R)]
     if len(replicates_R) and not len(defined):
         raise EvaluationError(
@@ -163,11 +159,7 @@ def _defined(replicates_R: Floats) -> Floats:
 
 
 def _finite(values: Sequence[float]) -> Floats:
-    """The values as float64.
-
-    Raises:
-        EvaluationError: for no values or values that are not finite.
-    """
+    """The values as float64; an error where there is none, or one is not finite."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.size == 0 or not np.isfinite(numbers).all():
         raise EvaluationError(f"metrics over seeds must be finite numbers, at least one: got {list(values)}")
