@@ -11,15 +11,13 @@ import numpy as np
 from scipy import stats
 
 from sepscene.tasks.evaluation.metrics import EvaluationError, Floats
-from sepscene.tasks.evaluation.statistics import p_in_words
+from sepscene.tasks.evaluation.statistics import ROUNDING, p_in_words
 
 Verdict = Literal["supported", "contradicted", "equal", "undecided"]
 
 LEVEL = 0.05
 MARGIN = 0.01
 """mAP within which two rows are called equal."""
-
-ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
