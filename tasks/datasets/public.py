@@ -218,11 +218,7 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
     used: set[str] = set()
     for name in members:
         key, suffix = posixpath.splitext(name)
-        if _is_hidden_member(name) or suffix.lower() not in AUDIO_SUFFIXES:
-            continue
-        if key in keys:
-            root.skipped.add("another sound has the same key", f"{shard}#{name}")
-            used.add(name)
+        if _is_hidden_member(name) or suffix.lower() not in AUDIO_SUFFIXES or key in keys:
             continue
         keys.add(key)
         row, label_file = _sample_row(key, texts, f"{uri}#{key}")
@@ -252,6 +248,8 @@ def _why_not_member(name: str, keys: set[str]) -> str:
     if _is_hidden_member(name):
         return "hidden: a name in its path begins with a dot"
     stem, suffix = posixpath.splitext(name)
+    if suffix.lower() in AUDIO_SUFFIXES:
+        return "another sound has the same key"
     if suffix.lower() in _LABEL_SUFFIXES:
         return "another label file of its clip is read" if stem in keys else "no sound has its key"
     return f"suffix {suffix or 'missing'} is not read"
