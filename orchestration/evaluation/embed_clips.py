@@ -32,8 +32,8 @@ class EmbedClips:
             `position`; `fault`, empty or why the clip cannot be used; `samples` of its sound; `silent`, whether all of
             them are zero; `background` (N, F) and `level` of its log-mel; h:<name> (N, D) float32. Zeros on a fault.
         """
-        from sepscene.tasks.evaluation.clip_features import clip_features
         from sepscene.tasks.evaluation.embed_sounds import embed_sounds, logmel_of
+        from sepscene.tasks.evaluation.shortcuts import clip_features
 
         count = len(columns["uri"])
         fault_N = np.array([""] * count, object)

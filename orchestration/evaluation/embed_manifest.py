@@ -21,7 +21,7 @@ from sepscene.orchestration.runtime.placement import actor_demand
 from sepscene.orchestration.runtime.streamed import blocks_of
 from sepscene.orchestration.training.stream import finite_retries, separation_pool
 from sepscene.tasks.datasets.readers import Manifest
-from sepscene.tasks.evaluation.clip_features import ClipFeatures
+from sepscene.tasks.evaluation.shortcuts import ClipFeatures
 
 logger = logging.getLogger("sepscene")
 

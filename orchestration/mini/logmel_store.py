@@ -25,7 +25,7 @@ from sepscene.models.encoders.frontend import LogMel
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.files import read_typed, write_whole
 from sepscene.tasks.datasets.readers import Manifest
-from sepscene.tasks.evaluation.clip_features import ClipFeatures, clip_features
+from sepscene.tasks.evaluation.shortcuts import ClipFeatures, clip_features
 
 NOTE_EVERY = 32
 """Clips between two notes of how far a part of the store is: this many are made again after a cut."""

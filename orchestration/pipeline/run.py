@@ -45,7 +45,7 @@ from sepscene.orchestration.training.separator_training import separator_steps, 
 from sepscene.orchestration.training.stream import schedule_of
 from sepscene.orchestration.training.throughput import balance_line, balance_of, bottleneck
 from sepscene.orchestration.training.validation import choose_probe
-from sepscene.tasks.datasets.first_look import first_look
+from sepscene.tasks.datasets.audit import first_look
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")

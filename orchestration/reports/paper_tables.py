@@ -8,16 +8,13 @@ from sepscene.models.spelling import unknown
 from sepscene.orchestration.presets import EXPERIMENTS
 from sepscene.orchestration.records.results import Metric, RunResults
 from sepscene.tasks.paper.beyond import BEYOND
-from sepscene.tasks.paper.claims import PAPER_TABLES, SAME_EXPERIMENT
+from sepscene.tasks.paper.claims import PAPER_TABLES, TWINS
 
 TITLES = {
     "table2": "Table 2: separation and SpecAugment (SimCLR)",
     "table4": "Table 4: combinations of processors (TP + SpecAug)",
     "table5": "Table 5: beside other methods",
 }
-
-TWINS = {**SAME_EXPERIMENT, **{second: first for first, second in SAME_EXPERIMENT.items()}}
-"""The other name of a row that two tables share."""
 
 
 @dataclass(frozen=True)

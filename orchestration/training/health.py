@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from sepscene.augment.draws import FILLER
+from sepscene.models.encoders.heads import CoincidenceHead
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.hooks import Batch, Hook, Step
 from sepscene.tasks.distributed.gather import gather_rows, gather_texts, rank
-from sepscene.tasks.losses.coincidence import PairHead
 from sepscene.tasks.losses.diagnostics import collapse_warning, diagnose
 from sepscene.tasks.losses.joint import JointLoss
 
@@ -105,7 +105,7 @@ class BadSteps(Hook):
 class Diagnostics(Hook):
     """Whether the representation is healthy, over the global batch: metrics, and a warning when h collapses."""
 
-    def __init__(self, result: Callable[[], JointLoss | None], head: PairHead | None) -> None:
+    def __init__(self, result: Callable[[], JointLoss | None], head: CoincidenceHead | None) -> None:
         """Args:
         result: what the objective gave in the last step; none where that was skipped.
         head: the coincidence head; none leaves its metrics out.

@@ -1,4 +1,7 @@
-"""What a data set holds in truth: every recording is decoded and compared, before a run depends on it."""
+"""What a data set holds in truth, before a run depends on it.
+
+`audit` decodes and compares every recording; `first_look` takes seconds, so that every run does it.
+"""
 
 import hashlib
 import json
@@ -12,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sepscene.augment.audio import ClipError, Recording, check_audio, content_hash
+from sepscene.augment.audio import AudioFormat, ClipError, Recording, check_audio, content_hash, read_sound
 from sepscene.augment.locations import NO_SUCH_FILE
+from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.manifest import Manifest, in_parts, repeated, text_hashes
 from sepscene.tasks.datasets.survey import NOT_UTF8
 
@@ -23,6 +27,7 @@ _SHORT = 0.1
 _LONG = 6 * 3600.0  # seconds
 _FAR = 20  # times the median: a recording that nobody has cut
 _AT_ONCE = 1024  # recordings that wait for a thread: ten million that wait take 10 GB
+_LOOKED_AT = 24  # clips of a first look, spread over the manifest
 
 _ODDITIES: dict[str, Callable[[Recording], bool]] = {
     "silent, every sample is 0": lambda one: one.peak == 0,
@@ -218,18 +223,18 @@ def summary(manifest: Manifest, found: Findings, recording_N: np.ndarray) -> Aud
             corrupt.append((name, cause))
     groups = _duplicates(found, recording_N)
     usable_R = found.usable_R
-    labels = Counter({row["values"]: row["counts"] for row in _counted(pc.list_flatten(clips["labels"]))})
+    labels = Counter(dict(_counted(pc.list_flatten(clips["labels"]))))
     return Audit(
         manifest_digest=manifest.digest(),
         content_digest=_content_digest(clips["clip_id"], found, recording_N),
         clips=len(clips),
-        readable=len(clips) - len(corrupt) - (len(missing) - len(manifest.absent)),
+        readable=len(clips) - len(faulty),
         missing=tuple(missing),
         corrupt=tuple(corrupt),
         durations=_durations(found.seconds_R[usable_R]),
         sample_rates=_most_frequent(found.sample_rate_R[usable_R]),
         channels=_most_frequent(found.channels_R[usable_R]),
-        splits=tuple(sorted((row["values"], row["counts"]) for row in _counted(clips["split"]))),
+        splits=tuple(sorted(_counted(clips["split"]))),
         labels=tuple(sorted(((n, labels[n]) for n in manifest.classes), key=lambda item: -item[1])),
         unlabelled=manifest.unlabelled,
         duplicates=tuple(tuple(_at(clips["clip_id"], group)) for group in groups),
@@ -246,15 +251,14 @@ def _at(column: pa.ChunkedArray, rows: np.ndarray) -> list[str]:
     return list(column.take(pa.array(rows)).to_pylist())
 
 
-def _counted(column: pa.ChunkedArray) -> list[dict[str, Any]]:
-    """{"values": …, "counts": …} for each value that occurs."""
-    return list(pc.value_counts(column).to_pylist())
+def _counted(column: pa.Array | pa.ChunkedArray) -> list[tuple[Any, int]]:
+    """(value, how often), in the order in which they come first."""
+    return [(row["values"], row["counts"]) for row in pc.value_counts(column).to_pylist()]
 
 
 def _most_frequent(values: np.ndarray) -> tuple[tuple[int, int], ...]:
     """(value, how often), most frequent first; among equals the one that comes first."""
-    different, first, counts = np.unique(values, return_index=True, return_counts=True)
-    return tuple((int(different[n]), int(counts[n])) for n in np.lexsort((first, -counts)))
+    return tuple(sorted(_counted(pa.array(values)), key=lambda counted: -counted[1]))
 
 
 def _content_digest(names: pa.ChunkedArray, found: Findings, recording_N: np.ndarray) -> str:
@@ -310,3 +314,41 @@ def _counts(items: Sequence[tuple[object, int]], unit: str = "") -> str:
 def _section(title: str, entries: Sequence[str]) -> list[str]:
     lines = [f"{title:<11} {len(entries)}", *(f"  {entry}" for entry in entries[:_LISTED])]
     return [*lines, f"  and {len(entries) - _LISTED} more"] if len(entries) > _LISTED else lines
+
+
+def first_look(manifest: Manifest, audio: AudioFormat) -> list[str]:
+    """What a user should know of some clips, in plain lines: how long they are, and whether anything is heard.
+
+    Clips that cannot be read are left to the readers, which quarantine them.
+
+    Raises:
+        ManifestError: every clip that was looked at is silent.
+    """
+    places = np.unique(np.linspace(0, len(manifest) - 1, _LOOKED_AT).round().astype(int)).tolist()
+    seconds = []
+    silent = 0
+    for clip in manifest.clips.take(places).to_pylist():
+        try:
+            sound_T = read_sound(clip["uri"], audio, clip["offset_seconds"])
+        except ClipError:
+            continue
+        seconds.append(len(sound_T) / audio.sample_rate)
+        silent += not sound_T.any()
+    if not seconds:
+        return []
+    if silent == len(seconds):
+        raise ManifestError(
+            f"all {silent} clips that were looked at are silent, every sample is 0, e.g. "
+            f"{manifest.clips['uri'][places[0]]}: nothing can be learned from them; see `sepscene data audit`"
+        )
+    lines = []
+    if silent:
+        lines.append(f"{silent} of {len(seconds)} clips that were looked at are silent; see `sepscene data audit`")
+    short = [length for length in seconds if length < 0.999 * audio.clip_seconds]
+    if short:
+        lines.append(
+            f"{len(short)} of {len(seconds)} clips that were looked at are shorter than audio.clip_seconds "
+            f"({audio.clip_seconds:g} s), half of them than {np.median(short):.2f} s: views are cropped within their "
+            "sound, and they are evaluated as long as they are; a smaller audio.clip_seconds computes less"
+        )
+    return lines

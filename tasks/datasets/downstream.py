@@ -108,10 +108,9 @@ def read_task(task: str) -> Task:
         return _read_hear(Root(folder))
     manifest = read_manifest(format, folder)
     rows = manifest.clips.to_pylist()
-    ends = _ends(rows)
     sounds = tuple(
         Sound(row["uri"], row["split"], tuple(row["labels"]), (), row["offset_seconds"], end)
-        for row, end in zip(rows, ends, strict=True)
+        for row, end in zip(rows, _ends(rows), strict=True)
         if row["labels"]
     )
     return Task(

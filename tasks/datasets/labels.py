@@ -25,9 +25,9 @@ class ManifestError(SepsceneError):
 
 def split_labels(value: Any, separator: str = ";") -> tuple[str, ...]:
     """Labels from a cell: a list, or text with separators; blanks, nulls and NaN fall away, repetitions too."""
+    if isinstance(value, str):
+        value = value.split(separator)
     parts = value if isinstance(value, list | tuple) else [value]
-    if not isinstance(value, list | tuple) and isinstance(value, str):
-        parts = value.split(separator)
     texts = [str(part).strip() for part in parts if not _is_nothing(part)]
     return tuple(dict.fromkeys(text for text in texts if text))
 

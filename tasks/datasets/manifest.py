@@ -143,15 +143,8 @@ def make_manifest(
     Raises:
         ManifestError: no clips, or two with one clip_id.
     """
-    rows = list(clips)
-    columns = [
-        [clip.clip_id for clip in rows],
-        [clip.uri for clip in rows],
-        [clip.labels for clip in rows],
-        [clip.split for clip in rows],
-        [clip.offset_seconds for clip in rows],
-    ]
-    return manifest_of(pa.table(columns, schema=CLIP_COLUMNS), source, classes, absent, notes)
+    table = pa.Table.from_pylist([vars(clip) for clip in clips], CLIP_COLUMNS)
+    return manifest_of(table, source, classes, absent, notes)
 
 
 def read_from(
@@ -162,10 +155,9 @@ def read_from(
     absent: Iterable[str] = (),
     notes: Iterable[str] = (),
 ) -> Manifest:
-    """As `make_manifest`, with a survey of the root; `unused` is the reason of a sound file without a clip.
+    """As `make_manifest`, with a survey of the root, which the error without clips tells too.
 
-    Raises:
-        ManifestError: as `make_manifest`; where there are no clips it says what was left out.
+    `unused` is the reason of a sound file without a clip.
     """
     rows = list(clips)
     survey = root.left_out(unused)
@@ -182,19 +174,15 @@ def manifest_of(
     absent: Iterable[str] = (),
     notes: Iterable[str] = (),
 ) -> Manifest:
-    """As `make_manifest`, of a table with the columns `CLIP_COLUMNS`.
-
-    Raises:
-        ManifestError: as `make_manifest`.
-    """
+    """As `make_manifest`, of a table with the columns `CLIP_COLUMNS`."""
     if not len(table):
         raise ManifestError(f"{source}: the data set is empty; no clip was found")
     twice = _twice(table["clip_id"])
     if twice:
         raise ManifestError(f"{source}: listed twice: {len(twice)}, e.g. {twice[0]!r}; list each once")
-    names = pc.unique(pc.list_flatten(table["labels"])).to_pylist() if classes is None else classes
-    found = sorted(names) if classes is None else names
-    return Manifest(table, tuple(found), tuple(absent), notes=tuple(notes))
+    if classes is None:
+        classes = sorted(pc.unique(pc.list_flatten(table["labels"])).to_pylist())
+    return Manifest(table, tuple(classes), tuple(absent), notes=tuple(notes))
 
 
 def _twice(names: pa.ChunkedArray) -> list[str]:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sepscene.augment.arrow_files import features_of
-from sepscene.augment.locations import AUDIO_COLUMN, MOST_ROWS, ClipError, Member, tar_members
+from sepscene.augment.locations import AUDIO_COLUMN, ClipError, Member, tar_members
 from sepscene.models.files import parse_json
 from sepscene.tasks.datasets.labels import (
     ManifestError,
@@ -82,22 +82,18 @@ def read_audioset(root: Root) -> Manifest:
 
 def read_fsd50k(root: Root) -> Manifest:
     """FSD50K: the development set's splits are `train` and `val`, the evaluation set's is `test`."""
-    truth = "FSD50K.ground_truth"
-    collection = "FSD50K.metadata/collection"
-    if root.holds(f"{truth}/dev.csv"):
-        tables = {"dev": f"{truth}/dev.csv", "eval": f"{truth}/eval.csv"}
-    else:
-        tables = {part: f"{collection}/collection_{part}.csv" for part in ("dev", "eval")}
+    has_truth = root.holds("FSD50K.ground_truth/dev.csv")
+    tables = "FSD50K.ground_truth/" if has_truth else "FSD50K.metadata/collection/collection_"
     clips = []
     absent = []
-    for part, table in tables.items():
+    for part in ("dev", "eval"):
         folder = f"FSD50K.{part}_audio"
         there = {posixpath.splitext(path)[0]: path for path in reversed(root.files(folder))}
-        for row in root.rows(table, ["fname", "labels"], empty=["labels"]):
-            name = root.relative(f"{folder}/{row['fname']}")
-            path = there.get(name.removesuffix(".wav"))
+        for row in root.rows(f"{tables}{part}.csv", ["fname", "labels"], empty=["labels"]):
+            name = root.relative(f"{folder}/{row['fname']}").removesuffix(".wav")
+            path = there.get(name)
             if path is None:
-                absent.append(f"{name.removesuffix('.wav')}.wav")
+                absent.append(f"{name}.wav")
                 continue
             split = "test" if part == "eval" else row.get("split") or "train"
             clips.append(Clip(path, root.uri(path), split_labels(row["labels"], ","), split))
@@ -139,23 +135,20 @@ def read_folder(root: Root) -> Manifest:
         raise ManifestError(
             f"{root.location}: has no metadata.csv or metadata.jsonl; for plain folders use `directory`"
         )
-    rows = [
-        (table, line, row)
-        for table in tables
-        for line, row in enumerate(root.rows(table, ["file_name"]), first_row(table))
-    ]
-    paths = []
-    for table, _, row in rows:
-        root.relative(str(row["file_name"]))  # may not leave its own folder either
-        paths.append(posixpath.join(posixpath.dirname(table), str(row["file_name"])))
-    undecided = [path for path, (_, _, row) in zip(paths, rows, strict=True) if not row.get("split")]
-    by_folder = all(split_of_folder(path) for path in undecided)
+    rows = []
+    for table in tables:
+        for line, row in enumerate(root.rows(table, ["file_name"]), first_row(table)):
+            name = str(row["file_name"])
+            root.relative(name)  # may not leave its own folder either
+            rows.append((posixpath.join(posixpath.dirname(table), name), f"{root.location}/{table} row {line}", row))
+    undecided = [split_of_folder(path) for path, _, row in rows if not row.get("split")]
+    by_folder = all(undecided)
     clips = []
-    for path, (table, line, row) in zip(paths, rows, strict=True):
+    for path, where, row in rows:
         split = str(row.get("split") or (split_of_folder(path) if by_folder else "train"))
-        offset = parse_offset(row.get("offset_seconds"), f"{root.location}/{table} row {line}")
+        offset = parse_offset(row.get("offset_seconds"), where)
         clips.append(Clip(path, root.uri(path), _row_labels(row), split, offset))
-    some = not by_folder and any(split_of_folder(path) for path in undecided)
+    some = not by_folder and any(undecided)
     notes = ["some clips lie in folders with names of splits, others don't: all are in split train"] if some else []
     return read_from(root, clips, notes=notes)
 
@@ -225,11 +218,7 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
     used: set[str] = set()
     for name in members:
         key, suffix = posixpath.splitext(name)
-        if _is_hidden_member(name) or suffix.lower() not in AUDIO_SUFFIXES:
-            continue
-        if key in keys:
-            root.skipped.add("another sound has the same key", f"{shard}#{name}")
-            used.add(name)
+        if _is_hidden_member(name) or suffix.lower() not in AUDIO_SUFFIXES or key in keys:
             continue
         keys.add(key)
         row, label_file = _sample_row(key, texts, f"{uri}#{key}")
@@ -258,10 +247,11 @@ def _is_hidden_member(name: str) -> bool:
 def _why_not_member(name: str, keys: set[str]) -> str:
     if _is_hidden_member(name):
         return "hidden: a name in its path begins with a dot"
-    suffix = posixpath.splitext(name)[1]
-    if name.lower().endswith(_LABEL_SUFFIXES):
-        known = posixpath.splitext(name)[0] in keys
-        return "another label file of its clip is read" if known else "no sound has its key"
+    stem, suffix = posixpath.splitext(name)
+    if suffix.lower() in AUDIO_SUFFIXES:
+        return "another sound has the same key"
+    if suffix.lower() in _LABEL_SUFFIXES:
+        return "another label file of its clip is read" if stem in keys else "no sound has its key"
     return f"suffix {suffix or 'missing'} is not read"
 
 
@@ -300,8 +290,6 @@ def _parquet_clips(root: Root, file: str) -> Iterator[Clip]:
             schema = parquet.schema_arrow
             count = parquet.metadata.num_rows
         wanted = [n for n in LABEL_COLUMNS if n in schema.names]
-        if count > MOST_ROWS:
-            raise ValueError(f"it claims {count} rows; at most {MOST_ROWS} are read")
         table = read_parquet_columns(path, root.filesystem, wanted)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ManifestError(f"{uri}: cannot be read as Parquet ({error})") from error

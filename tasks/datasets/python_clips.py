@@ -24,7 +24,6 @@ from sepscene.tasks.datasets.tables import read_parquet_columns
 NAMES = {"offset": "offset_seconds", "label": "labels"}
 """Other names of fields that are understood."""
 
-_FIELDS = ("clip_id", "uri", "labels", "split", "offset_seconds")
 _NOTES = b"sepscene.notes"
 
 
@@ -89,14 +88,14 @@ def _clip(given: Clip | Mapping[str, Any], number: int, unread: set[str]) -> Cli
     """One clip, its place absolute; names of fields that are not read go to `unread`."""
     where = f"clip {number}"
     if isinstance(given, Clip):
-        given = {name: getattr(given, name) for name in _FIELDS}
+        given = vars(given)
     if not isinstance(given, Mapping):
         raise ManifestError(
             f"{where} is a {type(given).__name__}: give a mapping with `uri`, or sepscene.Clip. A data set of Hugging "
             "Face: write it with save_to_disk, then data.format=huggingface and data.root=FOLDER"
         )
     row = {NAMES.get(str(name), str(name)): value for name, value in given.items()}
-    unread |= row.keys() - set(_FIELDS)
+    unread |= row.keys() - set(CLIP_COLUMNS.names)
     if not row.get("uri"):
         raise ManifestError(f"{where} has no uri; it has {', '.join(row) or 'nothing'}")
     uri = _absolute(os.fspath(row["uri"]))

@@ -142,22 +142,18 @@ def _labels(column: pa.Array) -> pa.Array:
 
 
 def _read_esc50(root: Root) -> Manifest:
-    rows = root.rows("meta/esc50.csv", ["filename", "fold", "category"])
-    _, uris = root.uris([f"audio/{row['filename']}" for row in rows])
     clips = [
-        Clip(row["filename"], uri, split_labels(row["category"]), str(row["fold"]))
-        for row, uri in zip(rows, uris, strict=True)
+        Clip(row["filename"], root.uri(f"audio/{row['filename']}"), split_labels(row["category"]), str(row["fold"]))
+        for row in root.rows("meta/esc50.csv", ["filename", "fold", "category"])
     ]
     return read_from(root, clips)
 
 
 def _read_urbansound8k(root: Root) -> Manifest:
-    rows = root.rows("metadata/UrbanSound8K.csv", ["slice_file_name", "fold", "class"])
-    names, uris = root.uris([f"audio/fold{row['fold']}/{row['slice_file_name']}" for row in rows])
-    clips = [
-        Clip(name, uri, split_labels(row["class"]), str(row["fold"]))
-        for name, uri, row in zip(names, uris, rows, strict=True)
-    ]
+    clips = []
+    for row in root.rows("metadata/UrbanSound8K.csv", ["slice_file_name", "fold", "class"]):
+        path = f"audio/fold{row['fold']}/{row['slice_file_name']}"
+        clips.append(Clip(path, root.uri(path), split_labels(row["class"]), str(row["fold"])))
     return read_from(root, clips)
 
 

@@ -7,8 +7,8 @@ import csv
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -66,8 +66,8 @@ class Root:
             raise ManifestError(f"{location}: no such folder; set data.root to where the data lies")
         self.is_file = info.type == pyarrow.fs.FileType.File
         self._named = ""  # the file that the user named as root: it may be a link to anywhere
-        self._real_folders: dict[str, str] = {}
-        self._links: dict[str, set[str]] = {}  # folder -> names of the symbolic links in it
+        self._real_folder: Callable[[str], str] = cache(os.path.realpath)  # one look a folder, not one a clip
+        self._links_in = cache(_links_in)
         self.tables_read: set[str] = set()
 
     def relative(self, name: str) -> str:
@@ -101,11 +101,7 @@ class Root:
         return f"{self.location}/{quote(archive)}{self._query}" + ("" if member is None else f"#{member}")
 
     def uris(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The relative names and the URIs of many names; as `relative` and `uri`, each folder looked at once.
-
-        Raises:
-            ManifestError: as `uri`.
-        """
+        """The relative names and the URIs of many names; as `relative` and `uri`, each folder looked at once."""
         if not self.is_local:
             return [self.relative(name) for name in names], [self.uri(name) for name in names]
         relatives = []
@@ -119,7 +115,7 @@ class Root:
                 relatives.append(self.relative(name))
                 uris.append(self.uri(name))
                 if not odd:
-                    safe[folder] = self._links[os.path.dirname(prefix + name)]
+                    safe[folder] = self._links_in(os.path.dirname(prefix + name))
             else:
                 relatives.append(name)
                 uris.append(prefix + name)
@@ -130,13 +126,8 @@ class Root:
     def _holds_in_truth(self, path: str) -> bool:
         """Whether a local path lies below the root once all links are followed."""
         folder, name = os.path.split(path)
-        for known in (self.location, folder):  # one look a folder, not one a clip
-            if known not in self._real_folders:
-                self._real_folders[known] = os.path.realpath(known)
-        if folder not in self._links:
-            self._links[folder] = _links_in(folder)
-        real = os.path.realpath(path) if name in self._links[folder] else self._real_folders[folder]
-        root = self._real_folders[self.location].rstrip("/")
+        real = os.path.realpath(path) if name in self._links_in(folder) else self._real_folder(folder)
+        root = self._real_folder(self.location).rstrip("/")
         return real == root or real.startswith(f"{root}/")
 
     def folder(self) -> tuple["Root", str]:
@@ -251,15 +242,13 @@ class Root:
         except (OSError, ValueError, AttributeError, TypeError, RecursionError, csv.Error, pa.ArrowException) as error:
             raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
         self._check_columns(name, [column for column in table.column_names if column != RAGGED], needed)
-        first = first_row(relative)
-        if RAGGED in table.column_names:
-            row = pc.index(table[RAGGED], True).as_py()
+        broken = [table[RAGGED]] if RAGGED in table.column_names else []
+        broken += [pc.is_null(table[column]) for column in needed if column not in empty]
+        for mask in broken:
+            row = pc.index(mask, True).as_py()
             if row >= 0:
-                raise ManifestError(f"{name}: row {row + first} does not fill the columns {', '.join(needed)}")
-        for column in needed:
-            if column not in empty and table[column].null_count:
-                row = pc.index(pc.is_null(table[column]), True).as_py()
-                raise ManifestError(f"{name}: row {row + first} does not fill the columns {', '.join(needed)}")
+                number = row + first_row(relative)
+                raise ManifestError(f"{name}: row {number} does not fill the columns {', '.join(needed)}")
         return table
 
     def rows(self, relative: str, needed: Sequence[str], empty: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -331,6 +320,7 @@ def is_hidden(relative: str) -> bool:
 
 
 def _links_in(folder: str) -> set[str]:
+    """Names of the symbolic links in a folder."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_symlink()}

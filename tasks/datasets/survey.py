@@ -1,6 +1,7 @@
 """What a reader has left out, by reason: files seen = files used + files skipped."""
 
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 
 NOT_UTF8 = "its name is not UTF-8: rename it"
 _EXAMPLES = 5
@@ -40,27 +41,27 @@ class Survey:
         return self.seen - sum(entry.count for entry in self.skipped)
 
 
-@dataclass
 class LeftOut:
     """Counts what is left out while a data set is read."""
 
-    _names: dict[str, list[str]] = field(default_factory=dict)
-    _counts: dict[str, int] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._counts = Counter[str]()
+        self._names = defaultdict[str, list[str]](list)
 
     def add(self, reason: str, name: str) -> None:
         """One more file or member."""
-        self._counts[reason] = self._counts.get(reason, 0) + 1
+        self._counts[reason] += 1
         if self._counts[reason] <= _EXAMPLES:
-            self._names.setdefault(reason, []).append(name)
+            self._names[reason].append(name)
 
     def merge(self, entry: Skipped) -> None:
         """All that another count has for one reason."""
-        self._counts[entry.reason] = self._counts.get(entry.reason, 0) + entry.count
-        self._names.setdefault(entry.reason, []).extend(entry.examples)
+        self._counts[entry.reason] += entry.count
+        self._names[entry.reason] += entry.examples
 
     def count(self, reason: str) -> int:
         """How many were left out for this reason."""
-        return self._counts.get(reason, 0)
+        return self._counts[reason]
 
     def entries(self) -> tuple[Skipped, ...]:
         """All reasons, the most frequent first."""

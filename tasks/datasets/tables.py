@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -39,15 +38,12 @@ def read_csv(text: str) -> pa.Table:
     except (pa.ArrowException, ValueError):  # the slow way says what is wrong, and where
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         rows = list(reader)
-        names = list(reader.fieldnames or ())
-        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in names}
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
         columns[RAGGED] = pa.array([None in row or None in row.values() for row in rows], pa.bool_())
-        return pa.table(columns) if names else pa.table({})
+        return pa.table(columns)
 
 
-def read_parquet_columns(
-    path: str, filesystem: pyarrow.fs.FileSystem, columns: Sequence[str] | None = None
-) -> pa.Table:
+def read_parquet_columns(path: str, filesystem: pyarrow.fs.FileSystem, columns: list[str] | None = None) -> pa.Table:
     """A Parquet table whose size is checked before its values are made.
 
     Repeated values take a few bytes in the file, whatever they become in memory: text stays a dictionary until its
@@ -65,12 +61,12 @@ def read_parquet_columns(
     with pq.ParquetFile(path, filesystem=filesystem, read_dictionary=texts) as file:
         batches = []
         size = 0
-        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=None if columns is None else list(columns)):
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
             size += sum(_bytes_of(column) for column in batch.columns)
             if size > MOST_BYTES:
                 raise ValueError(f"its values are more than {MOST_BYTES} bytes; split it")
             batches.append(pa.record_batch([_plain(column) for column in batch.columns], names=batch.schema.names))
-        names = file.schema_arrow.names if columns is None else list(columns)
+        names = file.schema_arrow.names if columns is None else columns
     table = pa.Table.from_batches(batches) if batches else pa.table({name: [] for name in names})
     table.validate(full=True)  # Arrow takes text for UTF-8 without looking
     return table

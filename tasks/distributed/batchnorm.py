@@ -142,12 +142,8 @@ class _Normalise(torch.autograd.Function):
         )
         dx = torch.addcmul(offset, x, slope).addcmul_(gradients[0], scale)
         # The parameters' gradients stay local: DistributedDataParallel averages those.
-        return (
-            dx,
-            d_weight if weight is not None else None,
-            d_bias if weight is not None else None,
-            *[None] * 4,
-        )
+        affine = (None, None) if weight is None else (d_weight, d_bias)
+        return dx, *affine, None, None, None, None
 
 
 def _local_sums(dy: Tensor, x: Tensor, mean_C: Tensor, variance_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:

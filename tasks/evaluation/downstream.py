@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score
 
 from sepscene.tasks.datasets.downstream import Event, Task
 from sepscene.tasks.evaluation.metrics import Bools, EvaluationError, Floats
-from sepscene.tasks.evaluation.probes import knn_probe, linear_probe
+from sepscene.tasks.evaluation.probes import ProbeResult, knn_probe, linear_probe
 from sepscene.tasks.evaluation.settings import ScoringSettings
 from sepscene.tasks.evaluation.shallow import train_perceptrons
 
@@ -59,8 +59,7 @@ def score_task(task: Task, rows: Rows, settings: ScoringSettings) -> dict[str, f
         EvaluationError: when a test part has no positive example of any class.
     """
     parts = [_score_part(task, rows, test_N, settings) for test_N in _test_parts(task, rows)]
-    names = [name for name in parts[0] if all(name in part for part in parts)]
-    return {name: float(np.mean([part[name] for part in parts])) for name in names}
+    return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
 
 
 def _test_parts(task: Task, rows: Rows) -> list[Bools]:
@@ -71,40 +70,27 @@ def _test_parts(task: Task, rows: Rows) -> list[Bools]:
 
 
 def _score_part(task: Task, rows: Rows, test_N: Bools, settings: ScoringSettings) -> dict[str, float]:
-    train = (rows.h_ND[~test_N], rows.targets_NK[~test_N])
-    test = (rows.h_ND[test_N], rows.targets_NK[test_N])
-    if not test[1].any():
+    target_NK = rows.targets_NK[test_N]
+    if not target_NK.any():
         raise EvaluationError(f"task {task.name}: a test part has no labelled sound; check its splits and labels")
+    split = (rows.h_ND[~test_N], rows.targets_NK[~test_N], rows.h_ND[test_N], target_NK)
+    probes: dict[str, Sequence[ProbeResult]] = {
+        "linear": [linear_probe(*split, seed=settings.seed)],
+        "shallow": train_perceptrons(*split, settings=settings),
+        "knn": [knn_probe(*split, neighbours=settings.neighbours)],
+    }
     metrics: dict[str, float] = {}
-    for name, scores_PNK in _scores_of_probes(*train, *test, settings).items():
-        metrics[f"{name}_map"] = float(np.mean([macro_map(test[1], scores_NK) for scores_NK in scores_PNK]))
+    for name, results in probes.items():
+        metrics[f"{name}_map"] = float(np.mean([result.average_precision.value for result in results]))
         if not task.multilabel:
-            accuracies = [accuracy_score(test[1].argmax(axis=1), scores_NK.argmax(axis=1)) for scores_NK in scores_PNK]
+            true_N = target_NK.argmax(axis=1)
+            accuracies = [accuracy_score(true_N, result.scores_BK.argmax(axis=1)) for result in results]
             metrics[f"{name}_accuracy"] = float(np.mean(accuracies))
         if task.kind == "event" and name == "shallow":
             segment_N = rows.sound_N[test_N] * 10**6 + (rows.seconds_N[test_N] // SEGMENT_SECONDS).astype(np.intp)
-            found = [segment_f1(test[1], scores_NK > 0, segment_N) for scores_NK in scores_PNK]
+            found = [segment_f1(target_NK, result.scores_BK > 0, segment_N) for result in results]
             metrics["shallow_segment_f1"] = float(np.mean(found))
     return metrics
-
-
-def _scores_of_probes(
-    train_h_ND: Floats, train_NK: Bools, test_h_ND: Floats, test_NK: Bools, settings: ScoringSettings
-) -> dict[str, list[Floats]]:
-    """Scores (N, K) of the test part by each probe, trained on the training part; `shallow` are the logits of each
-    perceptron."""
-    split = (train_h_ND, train_NK, test_h_ND, test_NK)
-    return {
-        "linear": [linear_probe(*split, classes=None, seed=settings.seed).scores_BK],
-        "shallow": [perceptron.scores_BK for perceptron in train_perceptrons(*split, settings=settings)],
-        "knn": [knn_probe(*split, classes=None, neighbours=settings.neighbours).scores_BK],
-    }
-
-
-def macro_map(targets_NK: Bools, scores_NK: Floats) -> float:
-    """Mean average precision over the classes that have a positive example."""
-    present = np.flatnonzero(targets_NK.any(axis=0))
-    return float(np.mean([average_precision_score(targets_NK[:, k], scores_NK[:, k]) for k in present]))
 
 
 def segment_f1(targets_NK: Bools, predicted_NK: Bools, segment_N: NDArray[np.intp]) -> float:

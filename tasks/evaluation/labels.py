@@ -17,11 +17,7 @@ _LISTED = 8
 
 
 def labelled(targets_BK: Bools, part: str = "all") -> Bools:
-    """Which clips have a label, (B,).
-
-    Args:
-        targets_BK: bool.
-        part: of the data, for the message, e.g. "test".
+    """Which clips have a label, (B,); `part` names these clips in the message, e.g. "test".
 
     Raises:
         NothingToEvaluate: fewer than two have one.

@@ -1,8 +1,7 @@
 """How well scores rank clips: mean average precision, d', lwlrap; each with its value for every class.
 
-Legend: B clips, K classes, X scores or embedding dimensions. `scores_BK` are of any scale, higher means "more
-likely present";
-`targets_BK` says which class is present in which clip.
+Legend: B clips, K classes, X scores or embedding dimensions. `scores_BK` are of any scale, higher means "more likely
+present"; `targets_BK` says which class is present in which clip.
 
 mAP and d' are macro averages: each class counts the same. A class without a positive (for d' also: without a
 negative) has no defined metric; it is left out of the mean and named in `Macro.left_out`, never counted as 0.
@@ -70,13 +69,11 @@ def mean_average_precision(scores_BK: Floats, targets_BK: Bools, classes: Sequen
 def d_prime(scores_BK: Floats, targets_BK: Bools, classes: Sequence[str] | None = None) -> Macro:
     """d' = sqrt(2) * probit(AUC): the distance of two unit Gaussians that would be separated as well.
 
-    The macro value is d' of the mean AUC, as AudioSet's baselines report it (Hershey 2017). An AUC of
-    exactly 0 or 1 would make d' infinite: it is moved inwards by half a pair, 1 / (2 * positives *
-    negatives).
+    The macro value is d' of the mean AUC, as AudioSet's baselines report it (Hershey 2017). An AUC of exactly 0 or 1
+    would make d' infinite: it is moved inwards by half a pair, 1 / (2 * positives * negatives).
 
     Raises:
-        EvaluationError: for shapes that differ, NaN or infinite scores, or when no class has both kinds of
-            clips.
+        EvaluationError: for shapes that differ, NaN or infinite scores, or when no class has both kinds of clips.
     """
     names = check(scores_BK, targets_BK, classes)
     auc_K = np.full(len(names), np.nan)

@@ -98,20 +98,16 @@ def knn_map(
     test_targets_BK: Bools,
     neighbours: int = 20,
 ) -> float:
-    """mAP of `knn_probe`: the metric to validate with during training, comparable across objectives.
-
-    Raises:
-        EvaluationError: as `knn_probe`.
-    """
+    """mAP of `knn_probe`: the metric to validate with during training, comparable across objectives."""
     probe = knn_probe(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, neighbours=neighbours)
     return probe.average_precision.value
 
 
-def embedding_map(h_BD: Floats, seed: int = 0) -> Floats:
+def embedding_map(h_BD: Floats) -> Floats:
     """Embeddings on a plane, for a picture: (B, 2). Distances mean little; neighbours mean something.
 
-    t-SNE after PCA to at most 50 dimensions; for fewer than 50 clips PCA alone. The same seed draws the
-    same map. 500 clips take about two seconds; thin out more before.
+    t-SNE after PCA to at most 50 dimensions; for fewer than 50 clips PCA alone. The same clips give the same map.
+    500 clips take about two seconds; thin out more before.
 
     Raises:
         EvaluationError: for NaN embeddings.
@@ -126,7 +122,7 @@ def embedding_map(h_BD: Floats, seed: int = 0) -> Floats:
         return np.pad(plane, ((0, 0), (0, 2)))[:, :2]
     reduced = PCA(dimensions, svd_solver="full").fit_transform(wide_BD)
     perplexity = min(30.0, (len(h_BD) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced).astype(np.float64)
+    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced).astype(np.float64)
 
 
 def _unit(h_BD: Floats) -> torch.Tensor:

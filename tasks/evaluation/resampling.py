@@ -49,8 +49,7 @@ class ScoreReplicates:
 
 
 def resample(clips: int, resamples: int = 1000, seed: int = 0) -> Floats:
-    """How often each clip is drawn in each resample: (B, R) float32 holding whole numbers; columns sum to
-    B."""
+    """How often each clip is drawn in each resample: (B, R) float32 holding whole numbers; columns sum to B."""
     generator = np.random.default_rng(seed)
     weights_RB = np.empty((resamples, clips), dtype=np.float32)
     for r in range(resamples):
@@ -78,7 +77,7 @@ def resampled_scores(scores_BK: Floats, targets_BK: Bools, weights_BR: Floats) -
     return ScoreReplicates(
         _over_classes(precision_KR, drawn_KR, rare_K),
         d_prime_of(_over_classes(auc_KR, drawn_KR, rare_K)),
-        _share(label_B @ weights_BR, labels_R),
+        share(label_B @ weights_BR, labels_R),
     )
 
 
@@ -101,7 +100,7 @@ def resampled_retrieval(h_BD: Floats, targets_BK: Bools, weights_BR: Floats, cli
             continue
         relevant_M, similarity_M = ranked_pairs(unit_BD, positive_P, negative_N)
         order_M = np.argsort(-similarity_M)
-        left_M, right_M = (clip_M[order_M] for clip_M in pair_rows(positive_P, negative_N)[:2])
+        left_M, right_M = (clip_M[order_M] for clip_M in pair_rows(positive_P, negative_N))
         ranked_M = similarity_M[order_M]
         hit_P = np.flatnonzero(relevant_M[order_M])
         # Equal similarities share a rank: the last of them.
@@ -126,7 +125,7 @@ def resampled_retrieval(h_BD: Floats, targets_BK: Bools, weights_BR: Floats, cli
 def mean_where_defined(values_KR: Floats) -> Floats:
     """Mean over the first axis of what is not NaN; NaN where nothing is."""
     defined_KR = ~np.isnan(values_KR)
-    return _share(np.where(defined_KR, values_KR, 0.0).sum(axis=0), defined_KR.sum(axis=0))
+    return share(np.where(defined_KR, values_KR, 0.0).sum(axis=0), defined_KR.sum(axis=0))
 
 
 def _after_itself(weights_BR: Floats) -> Floats:
@@ -157,7 +156,7 @@ def _over_classes(metric_KR: Floats, drawn_KR: Floats, rare_K: Bools) -> Floats:
     weight_KR = np.ones_like(kept_KR)
     group_R = drawn_KR[rare_K].sum(axis=0)
     np.divide(drawn_KR * rare_K.sum(), group_R, out=weight_KR, where=rare_K[:, None] & (group_R > 0))
-    return _share((weight_KR * kept_KR).sum(axis=0), np.full(len(group_R), len(kept_KR)))[1:]
+    return share((weight_KR * kept_KR).sum(axis=0), np.full(len(group_R), len(kept_KR)))[1:]
 
 
 def _ranking(score_B: Floats, target_B: Bools, weights_BR: Floats) -> tuple[Floats, Floats]:
@@ -195,18 +194,18 @@ def _average_precision(own_PR: Floats, hits_PR: Floats, above_PR: Floats) -> Flo
         above_PR: weight of all clips scored at least as high, itself included.
     """
     precision_PR = (hits_PR - own_PR + 1) / (above_PR - own_PR + 1)
-    return _share((own_PR * precision_PR).sum(axis=0, dtype=np.float64), own_PR.sum(axis=0, dtype=np.float64))
+    return share((own_PR * precision_PR).sum(axis=0, dtype=np.float64), own_PR.sum(axis=0, dtype=np.float64))
 
 
 def _area_under_roc(own_PR: Floats, not_below_PR: Floats, total_R: Floats) -> Floats:
     """Share of (positive, negative) pairs in the right order, moved inside (0, 1) by half a pair. (R,)"""
     positives_R = own_PR.sum(axis=0, dtype=np.float64)
     pairs_R = positives_R * (total_R - positives_R)
-    wrong_R = _share((own_PR * not_below_PR).sum(axis=0, dtype=np.float64), pairs_R)
-    half_R = _share(np.full_like(pairs_R, 0.5), pairs_R)
+    wrong_R = share((own_PR * not_below_PR).sum(axis=0, dtype=np.float64), pairs_R)
+    half_R = share(np.full_like(pairs_R, 0.5), pairs_R)
     return np.clip(1 - wrong_R, half_R, 1 - half_R)
 
 
-def _share(part_R: Floats, whole_R: Floats) -> Floats:
+def share(part_R: Floats, whole_R: Floats) -> Floats:
     """part / whole, NaN where the whole is zero."""
     return np.divide(part_R, whole_R, out=np.full(whole_R.shape, np.nan), where=whole_R > 0)

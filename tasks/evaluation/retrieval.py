@@ -28,8 +28,7 @@ class RetrievalResult:
         average_precision: for every class, and the mean as its value. Left out: classes with fewer than two
             positive clips or without a negative one.
         chance: (K,) share of (positive, positive) pairs: what random embeddings reach, NaN where left out.
-        short: names of the classes that had fewer than the wanted clips of either kind and used what there
-            is.
+        short: names of the classes that had fewer than the wanted clips of either kind, and used all of them.
     """
 
     average_precision: Macro
@@ -75,12 +74,12 @@ def choose(targets_BK: Bools, clips: int, seed: int) -> list[tuple[Rows, Rows]]:
     return chosen
 
 
-def pair_rows(positive_P: Rows, negative_N: Rows) -> tuple[Rows, Rows, Bools]:
-    """The two clips of every pair, and whether both are positive: such pairs come first."""
+def pair_rows(positive_P: Rows, negative_N: Rows) -> tuple[Rows, Rows]:
+    """The two clips of every pair; pairs of two positive ones come first."""
     first, second = np.triu_indices(len(positive_P), k=1)
     left = np.concatenate([positive_P[first], np.repeat(positive_P, len(negative_N))])
     right = np.concatenate([positive_P[second], np.tile(negative_N, len(positive_P))])
-    return left, right, np.arange(len(left)) < len(first)
+    return left, right
 
 
 def ranked_pairs(unit_BD: Floats, positive_P: Rows, negative_N: Rows) -> tuple[Bools, Floats]:

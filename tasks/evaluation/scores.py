@@ -36,6 +36,7 @@ from sepscene.tasks.evaluation.resampling import (
     resample,
     resampled_retrieval,
     resampled_scores,
+    share,
 )
 from sepscene.tasks.evaluation.retrieval import query_by_example
 from sepscene.tasks.evaluation.settings import ScoringSettings
@@ -83,8 +84,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class: its positive test clips, and the metrics by name; a metric it has no clips for is
-    missing."""
+    """One class: its positive test clips, and the metrics by name; one that it has no clips for is missing."""
 
     name: str
     positives: int
@@ -118,13 +118,11 @@ def score_embeddings(
     classes: Sequence[str] | None = None,
     settings: ScoringSettings | None = None,
     clip_ids: Sequence[str] | None = None,
-    device: str = "cpu",
 ) -> Scores:
     """All metrics of one encoder on a training and a test split.
 
     Args:
         clip_ids: of the test clips; None numbers them. Comparisons pair clips by them.
-        device: where the perceptron is trained.
 
     Raises:
         EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
@@ -136,7 +134,7 @@ def score_embeddings(
     test_B = labelled(test_targets_BK, "test")
     notes = unlabelled_notes(training=train_B, test=test_B)
     split = (train_h_BD[train_B], train_targets_BK[train_B], test_h_BD[test_B], test_targets_BK[test_B])
-    return measure(_evidence(split, names, settings, ids[test_B], notes, device))
+    return measure(_evidence(split, names, settings, ids[test_B], notes))
 
 
 def _evidence(
@@ -144,14 +142,11 @@ def _evidence(
     names: tuple[str, ...],
     settings: ScoringSettings,
     ids: NDArray[np.str_],
-    notes: tuple[str, ...],
-    device: str,
+    notes: tuple[str, ...] = (),
 ) -> Evidence:
     """What the probes say of the test clips; `split` is training h and targets, test h and targets, all labelled."""
     train_h_BD, train_targets_BK, test_h_BD, test_targets_BK = split
-    perceptrons = train_perceptrons(*split, names, settings, device)
-    linear = linear_probe(*split, names, settings.seed)
-    knn = knn_probe(*split, names, settings.neighbours)
+    perceptrons = train_perceptrons(*split, names, settings)
     return Evidence(
         clip_ids=ids,
         classes=names,
@@ -160,8 +155,8 @@ def _evidence(
         h_BD=test_h_BD,
         scores={
             "shallow": np.stack([perceptron.scores_BK for perceptron in perceptrons]),
-            "linear": linear.scores_BK[None],
-            "knn": knn.scores_BK[None],
+            "linear": linear_probe(*split, names, settings.seed).scores_BK[None],
+            "knn": knn_probe(*split, names, settings.neighbours).scores_BK[None],
         },
         settings=settings,
         notes=(*notes, _trained(perceptrons, len(train_h_BD))),
@@ -176,7 +171,6 @@ def cross_validate(
     classes: Sequence[str] | None = None,
     settings: ScoringSettings | None = None,
     clip_ids: Sequence[str] | None = None,
-    device: str = "cpu",
 ) -> Scores:
     """All metrics by cross-validation over given folds, as ESC-50 asks.
 
@@ -206,9 +200,8 @@ def cross_validate(
     trained_BK = np.zeros(targets_BK.shape, bool)
     for fold in sorted(set(fold_B.tolist())):
         test_B = fold_B == fold
-        train = (h_BD[~test_B], targets_BK[~test_B])
-        test = (h_BD[test_B], targets_BK[test_B])
-        part = _evidence((*train, *test), names, settings, ids[test_B], (), device)
+        split = (h_BD[~test_B], targets_BK[~test_B], h_BD[test_B], targets_BK[test_B])
+        part = _evidence(split, names, settings, ids[test_B])
         for name, scores_PBK in part.scores.items():
             scores[name][:, test_B] = scores_PBK
         trained_BK[test_B] = part.trained_BK
@@ -264,21 +257,18 @@ def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
     targets_BK = evidence.targets_BK
     settings = evidence.settings
     weights_BR = resample(len(targets_BK), settings.bootstrap, settings.seed + fold)
-    found = _Fold()
     known_BK, notes = targets_of_probes(targets_BK, evidence.classes, evidence.trained_BK)
-    found.notes += notes
+    found = _Fold(notes=notes)
     for probe, scores_PBK in evidence.scores.items():
         replicates = [resampled_scores(scores_BK, known_BK, weights_BR) for scores_BK in scores_PBK]
         share_PR = resample(len(scores_PBK), settings.bootstrap, settings.seed + fold) / np.float64(len(scores_PBK))
         precisions = [mean_average_precision(scores_BK, known_BK, evidence.classes) for scores_BK in scores_PBK]
         found.add(f"{probe}_map", mean_macro(precisions), _drawn(share_PR, [one.map_R for one in replicates]))
         if probe == "shallow":
-            found.add(
-                "lwlrap",
-                mean_macro([lwlrap(scores_BK, known_BK, evidence.classes) for scores_BK in scores_PBK]),
-                _drawn(share_PR, [one.lwlrap_R for one in replicates]),
-            )
-            _add_d_prime(found, evidence, known_BK, _drawn(share_PR, [one.d_prime_R for one in replicates]))
+            rankings = [lwlrap(scores_BK, known_BK, evidence.classes) for scores_BK in scores_PBK]
+            found.add("lwlrap", mean_macro(rankings), _drawn(share_PR, [one.lwlrap_R for one in replicates]))
+            distances = [d_prime(scores_BK, known_BK, evidence.classes) for scores_BK in scores_PBK]
+            found.add("d_prime", mean_macro(distances), _drawn(share_PR, [one.d_prime_R for one in replicates]))
     _add_retrieval(found, evidence, weights_BR)
     positives_K = known_BK.sum(axis=0)
     rare_K = (positives_K > 0) & (positives_K < ENOUGH_POSITIVES)
@@ -301,17 +291,7 @@ def _add_accuracy(found: _Fold, evidence: Evidence, known_BK: Bools, weights_BR:
     known_B = known_BK.any(axis=1)
     right_B = known_B * (scores_PBK.argmax(axis=2) == evidence.targets_BK.argmax(axis=1)).mean(axis=0)
     found.values["accuracy"] = float(right_B.sum() / known_B.sum())
-    drawn_R = known_B @ weights_BR
-    none = np.full(drawn_R.shape, np.nan)
-    found.replicates["accuracy"] = np.divide(right_B @ weights_BR, drawn_R, out=none, where=drawn_R > 0)
-
-
-def _add_d_prime(found: _Fold, evidence: Evidence, known_BK: Bools, replicates_R: Floats) -> None:
-    try:
-        each = [d_prime(scores_BK, known_BK, evidence.classes) for scores_BK in evidence.scores["shallow"]]
-        found.add("d_prime", mean_macro(each), replicates_R)
-    except EvaluationError as error:  # every clip has every class: the other metrics still stand
-        found.notes.append(str(error))
+    found.replicates["accuracy"] = share(right_B @ weights_BR, known_B @ weights_BR)
 
 
 def _add_retrieval(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None:

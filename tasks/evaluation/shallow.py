@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sepscene.tasks.evaluation.metrics import Bools, Floats, Macro, check_split, mean_average_precision
+from sepscene.tasks.evaluation.metrics import Bools, Floats, check_split, mean_average_precision
+from sepscene.tasks.evaluation.probes import ProbeResult
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
 VALIDATION_SHARE = 0.15
@@ -33,17 +34,10 @@ SCORING_CLIPS = 8192
 
 
 @dataclass(frozen=True, eq=False)
-class ShallowResult:
-    """What shallow classification found.
+class ShallowResult(ProbeResult):
+    """What shallow classification found: scores are logits, float32; `epochs` are those that the validation clips
+    chose."""
 
-    Attributes:
-        scores_BK: logits of the test clips, float32.
-        average_precision: for every class, and mAP as its value.
-        epochs: the training epochs that the validation clips chose.
-    """
-
-    scores_BK: Floats
-    average_precision: Macro
     epochs: int
 
 
@@ -54,13 +48,12 @@ def train_perceptrons(
     test_targets_BK: Bools,
     classes: Sequence[str] | None = None,
     settings: ScoringSettings | None = None,
-    device: str = "cpu",
 ) -> tuple[ShallowResult, ...]:
     """Train perceptrons on the training clips and evaluate their rankings of the test clips.
 
     They differ in their seed: the settings' own and those after it. The same seed gives the same scores on the same
     machine, to the rounding of a batched product whatever the others are. h is standardised with the training clips'
-    mean and deviation; the embeddings stay in host memory and travel to `device` batch by batch.
+    mean and deviation.
 
     Raises:
         EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
@@ -70,8 +63,8 @@ def train_perceptrons(
     train_h, test_h = _standardised(train_h_BD, test_h_BD)
     train_targets = torch.from_numpy(np.ascontiguousarray(train_targets_BK))
     seeds = range(settings.seed, settings.seed + settings.perceptrons)
-    best_P = _epochs_by_validation(train_h, train_targets, settings, seeds, device)
-    network = _Perceptrons(train_h.shape[1], settings.shallow_hidden, train_targets.shape[1], seeds).to(device)
+    best_P = _epochs_by_validation(train_h, train_targets, settings, seeds)
+    network = _Perceptrons(train_h.shape[1], settings.shallow_hidden, train_targets.shape[1], seeds)
     every_PB = _every_row(train_h, seeds)
     scores: dict[int, Floats] = {}
     for epoch in _epochs(network, train_h, train_targets, every_PB, int(best_P.max()), seeds):
@@ -132,15 +125,13 @@ def _epochs(
     network: _Perceptrons, h_BD: Tensor, targets_BK: Tensor, rows_PB: Tensor, epochs: int, seeds: Sequence[int]
 ) -> Iterator[int]:
     """Train each perceptron on its rows, in its own order, yielding the number of epochs done after each."""
-    device = network.bias_1_PH.device
     optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     clips = rows_PB.shape[1]
     for epoch in range(1, epochs + 1):
         order_PB = torch.stack([torch.randperm(clips, generator=generator) for generator in generators])
         for some_PB in rows_PB.gather(1, order_PB).split(_batch_size(clips), dim=1):
-            logits_PBK = network(h_BD[some_PB].to(device))
-            loss = _loss(logits_PBK, targets_BK[some_PB].to(device)).sum()  # none depends on another's weights
+            loss = _loss(network(h_BD[some_PB]), targets_BK[some_PB]).sum()  # none depends on another's weights
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -159,14 +150,14 @@ def _batch_size(clips: int) -> int:
 
 
 def _epochs_by_validation(
-    h_BD: Tensor, targets_BK: Tensor, settings: ScoringSettings, seeds: Sequence[int], device: str
+    h_BD: Tensor, targets_BK: Tensor, settings: ScoringSettings, seeds: Sequence[int]
 ) -> np.ndarray:
     """For each perceptron the number of epochs after which its loss on clips set aside was lowest, int (P,)."""
     clips = len(h_BD)
     order_PB = torch.stack([torch.randperm(clips, generator=torch.Generator().manual_seed(s + 1)) for s in seeds])
     aside = min(max(1, int(VALIDATION_SHARE * clips)), VALIDATION_CLIPS)
     held_PB, rows_PB = order_PB.tensor_split([aside], dim=1)
-    network = _Perceptrons(h_BD.shape[1], settings.shallow_hidden, targets_BK.shape[1], seeds).to(device)
+    network = _Perceptrons(h_BD.shape[1], settings.shallow_hidden, targets_BK.shape[1], seeds)
     best_loss_P = np.full(len(seeds), np.inf)
     best_P = np.full(len(seeds), settings.shallow_epochs)
     trains_P = np.ones(len(seeds), bool)
@@ -183,7 +174,5 @@ def _epochs_by_validation(
 
 @torch.no_grad()
 def _score(network: _Perceptrons, h_BD: Tensor, rows_PB: Tensor) -> Tensor:
-    """Logits (P, B, K) of each perceptron for its rows, on the host, in pieces that fit any device."""
-    device = network.bias_1_PH.device
-    pieces = rows_PB.split(SCORING_CLIPS, dim=1)
-    return torch.cat([network(h_BD[some_PB].to(device)).cpu() for some_PB in pieces], dim=1)
+    """Logits (P, B, K) of each perceptron for its rows, in pieces that fit any memory."""
+    return torch.cat([network(h_BD[some_PB]) for some_PB in rows_PB.split(SCORING_CLIPS, dim=1)], dim=1)

@@ -70,9 +70,10 @@ def bootstrap_interval(value: float, replicates_R: Floats, clips: int) -> Interv
     if len(defined) == 0:
         return Interval(value, None, None, clips, "no interval: no resamples")
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    low = min(float(low), value)
-    high = max(float(high), value)
-    return Interval(value, low, high, clips, _bootstrap_method(len(defined), len(replicates_R)))
+    undefined = len(replicates_R) - len(defined)
+    note = f" ({undefined} undefined ones left out)" if undefined else ""
+    method = f"95 % bootstrap over clips, {len(defined)} resamples{note}"
+    return Interval(value, min(float(low), value), max(float(high), value), clips, method)
 
 
 def paired_bootstrap(
@@ -146,17 +147,8 @@ def p_in_words(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def _bootstrap_method(used: int, wanted: int) -> str:
-    note = "" if used == wanted else f" ({wanted - used} undefined ones left out)"
-    return f"95 % bootstrap over clips, {used} resamples{note}"
-
-
 def _defined(replicates_R: Floats) -> Floats:
-    """The replicates that are not NaN.
-
-    Raises:
-        EvaluationError: when there are replicates and all are NaN.
-    """
+    """The replicates that are not NaN; an error where all are."""
     defined = replicates_R[~np.isnan(replicates_R)]
     if len(replicates_R) and not len(defined):
         raise EvaluationError(
@@ -167,11 +159,7 @@ def _defined(replicates_R: Floats) -> Floats:
 
 
 def _finite(values: Sequence[float]) -> Floats:
-    """The values as float64.
-
-    Raises:
-        EvaluationError: for no values or values that are not finite.
-    """
+    """The values as float64; an error where there is none, or one is not finite."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.size == 0 or not np.isfinite(numbers).all():
         raise EvaluationError(f"metrics over seeds must be finite numbers, at least one: got {list(values)}")

@@ -11,26 +11,21 @@ computed twice.
 Legend: n local rows, N global rows, D features of h, H hidden units of the head, i x j one tile.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from sepscene.models.encoders.heads import CoincidenceHead
 
 # Hidden activations of one tile: what stays in the cache of a CPU; enough to fill a GPU.
 TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
 
 
-class PairHead(Protocol):
-    """A two-layer ReLU head on [h_m, h_c], as `models.encoders.heads.CoincidenceHead`."""
-
-    first: nn.Linear
-    last: nn.Linear
-
-
 def coincidence_loss(
-    head: PairHead,
+    head: CoincidenceHead,
     h_m_nD: Tensor,
     h_c_nD: Tensor,
     global_c_ND: Tensor | None = None,
@@ -42,7 +37,6 @@ def coincidence_loss(
     The pairs are computed in float32 whatever autocast says (float64 stays float64).
 
     Args:
-        head: the coincidence head.
         h_m_nD: the mixtures of the local pairs; n may be 0.
         h_c_nD: the channels of the local pairs.
         global_c_ND: the channels of all workers (`gather_rows`); none means that the local ones are all.
@@ -63,7 +57,7 @@ def coincidence_loss(
         return _PairLoss.apply(u_nH, v_NH, last_H, bias, start, weights, tile)
 
 
-def split_first_layer(head: PairHead, h_m_nD: Tensor, h_c_ND: Tensor) -> tuple[Tensor, Tensor]:
+def split_first_layer(head: CoincidenceHead, h_m_nD: Tensor, h_c_ND: Tensor) -> tuple[Tensor, Tensor]:
     """u_nH = W_a h_m and v_NH = W_b h_c + bias: relu(u_i + v_j) is the hidden layer of the pair (i, j)."""
     dtype = torch.float64 if h_m_nD.dtype == torch.float64 else torch.float32
     weight_a, weight_b = head.first.weight.to(dtype).split(h_m_nD.shape[1], dim=1)
@@ -89,14 +83,17 @@ class _PairLoss(torch.autograd.Function):
         weights: tuple[float, float],
         tile: int,
     ) -> Tensor:
-        gradients = [torch.zeros_like(x) for x in (u, v, w, c)] if any(ctx.needs_input_grad) else None
+        gradients = [torch.zeros_like(x) for x in (u, v, w, c)]
+        wanted = any(ctx.needs_input_grad)
         loss = u.new_zeros(())
         side = max(1, int((tile / (u.shape[1] * u.element_size())) ** 0.5))
         for i in range(0, u.shape[0], side):
+            rows = slice(i, i + side)
             for j in range(0, v.shape[0], side):
-                loss += _tile_loss(u, v, w, c, i, j, side, start, weights, gradients)
-        if gradients is not None:
-            ctx.save_for_backward(*gradients)
+                columns = slice(j, j + side)
+                d_tile = (gradients[0][rows], gradients[1][columns], *gradients[2:]) if wanted else None
+                loss += _tile_loss(u[rows], v[columns], w, c, start + i - j, weights, d_tile)
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
@@ -110,22 +107,15 @@ def _tile_loss(
     v: Tensor,
     w: Tensor,
     c: Tensor,
-    i: int,
-    j: int,
-    side: int,
-    start: int,
+    shift: int,
     weights: tuple[float, float],
-    gradients: list[Tensor] | None,
+    gradients: tuple[Tensor, ...] | None,
 ) -> Tensor:
-    """The loss of the tile of rows i… and columns j…; adds its gradients to those of u, v, w and c."""
-    rows = slice(i, i + side)
-    columns = slice(j, j + side)
-    hidden = (u[rows, None] + v[None, columns]).relu_()
-    # The positives lie on the tile's diagonal that is shifted by `start`; the sign turns them into negatives.
+    """The loss of a tile, whose positives lie on the diagonal `shift`; adds its gradients to those of u, v, w and c."""
+    hidden = (u[:, None] + v[None]).relu_()
     logit = hidden @ w + c
     weight = torch.full_like(logit, weights[1])
-    sign = torch.ones_like(logit)
-    shift = start + i - j
+    sign = torch.ones_like(logit)  # -1 turns positives into negatives
     if -logit.shape[0] < shift < logit.shape[1]:
         weight.diagonal(shift).fill_(weights[0])
         sign.diagonal(shift).fill_(-1)
@@ -137,6 +127,6 @@ def _tile_loss(
     d_w += slope.flatten() @ hidden.flatten(0, 1)
     d_c += slope.sum()
     passing = hidden.sign_()  # the derivative of relu, in the memory of relu
-    d_u[rows] += torch.bmm(slope[:, None], passing)[:, 0] * w
-    d_v[columns] += torch.bmm(slope.T[:, None], passing.transpose(0, 1))[:, 0] * w
+    d_u += torch.bmm(slope[:, None], passing)[:, 0] * w
+    d_v += torch.bmm(slope.T[:, None], passing.transpose(0, 1))[:, 0] * w
     return loss

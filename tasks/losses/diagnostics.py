@@ -11,7 +11,8 @@ head.
 import torch
 from torch import Tensor
 
-from sepscene.tasks.losses.coincidence import PairHead, split_first_layer
+from sepscene.models.encoders.heads import CoincidenceHead
+from sepscene.tasks.losses.coincidence import split_first_layer
 from sepscene.tasks.losses.joint import JointLoss
 from sepscene.tasks.losses.nt_xent import unit_rows
 
@@ -21,12 +22,8 @@ FEWEST_ROWS = 16  # below, the rank says nothing
 
 
 @torch.no_grad()
-def diagnose(result: JointLoss, head: PairHead | None = None) -> dict[str, float]:
-    """Metrics of one step, by name.
-
-    Args:
-        result: what the objective returned.
-        head: the coincidence head; none leaves its metrics out.
+def diagnose(result: JointLoss, head: CoincidenceHead | None = None) -> dict[str, float]:
+    """Metrics of one step, by name; without a coincidence head its metrics are left out.
 
     Returns:
         alignment: mean squared distance of positives on the unit sphere (0 best, 2 for negative pairs).
@@ -66,7 +63,7 @@ def similarity_metrics(unit_1_NZ: Tensor, unit_2_NZ: Tensor) -> dict[str, float]
     }
 
 
-def coincidence_metrics(head: PairHead, h_m_nD: Tensor, h_c_nD: Tensor) -> dict[str, float]:
+def coincidence_metrics(head: CoincidenceHead, h_m_nD: Tensor, h_c_nD: Tensor) -> dict[str, float]:
     """Balanced accuracy and AUC (ties count half) over all n^2 pairs, n >= 2; memory n x H."""
     u_nH, v_nH = split_first_layer(head, h_m_nD, h_c_nD)
     last_H = head.last.weight[0].to(u_nH.dtype)

@@ -68,13 +68,13 @@ def accumulate(
     with torch.autocast(device, dtype, enabled=dtype is not None):
         result = objective.loss(*views, weights=weights)
     result.loss.backward()
-    slopes = [view.grad if view.grad is not None else torch.zeros_like(view) for view in views]
+    rows = [len(parts[0]) for parts in cached]
+    slopes = [(torch.zeros_like(view) if view.grad is None else view.grad).split(rows) for view in views]
     with _running_averages_kept(objective):
-        for number, chunk in enumerate(chunks):
-            starts = [sum(len(parts[v]) for parts in cached[:number]) for v in range(len(views))]
+        for chunk, slope in zip(chunks, zip(*slopes, strict=True), strict=True):
             with torch.autocast(device, dtype, enabled=dtype is not None):
                 h = objective.encode(*chunk)
-            torch.autograd.backward(h, [slopes[v][starts[v] : starts[v] + len(part)] for v, part in enumerate(h)])
+            torch.autograd.backward(h, slope)
     _average_gradients(objective)
     return replace(result, loss=result.loss.detach())
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sepscene.models.encoders.heads import CoincidenceHead
 from sepscene.tasks.distributed.gather import gather_counts, gather_rows, rank, sum_over_workers, world_size
-from sepscene.tasks.losses.coincidence import PairHead
 from sepscene.tasks.losses.terms import Coincidence, NtXent, Term
 
 
@@ -41,16 +41,6 @@ class JointLoss:
     h_2_nD: Tensor
     z_1_NZ: Tensor
     z_2_NZ: Tensor
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """The pairs of all workers, as far as this worker sees them."""
-
-    local: dict[str, Sequence[Tensor]]
-    everyone: dict[str, Sequence[Tensor]]
-    start: int
-    total: int
 
 
 class JointObjective(nn.Module):
@@ -76,7 +66,7 @@ class JointObjective(nn.Module):
         return {name: term for name, term in self.terms.items() if isinstance(term, Term)}
 
     @property
-    def coincidence_head(self) -> PairHead | None:
+    def coincidence_head(self) -> CoincidenceHead | None:
         """The head of coincidence prediction, where that is a term."""
         return next((term.head for term in self._terms.values() if isinstance(term, Coincidence)), None)
 
@@ -114,30 +104,28 @@ class JointObjective(nn.Module):
         """The losses from representations; arguments and errors as for `forward`."""
         if len(h_1_nD) != len(h_2_nD):
             raise ValueError(f"pairs need as many first as second views, got {len(h_1_nD)} and {len(h_2_nD)}")
-        pairs = self._gathered(h_1_nD, h_2_nD)
+        counts = gather_counts(len(h_1_nD), h_1_nD.device)
+        start = sum(counts[: rank()])
+        local = {name: term.project(h_1_nD, h_2_nD) for name, term in self._terms.items()}
+        everyone = _gathered(local, counts)
         shares = {
-            name: term.share(h_1_nD, h_2_nD, pairs.local[name], pairs.everyone[name], pairs.start)
-            for name, term in self._terms.items()
+            name: term.share(h_1_nD, h_2_nD, local[name], everyone[name], start) for name, term in self._terms.items()
         }
         weighted = [(weights or {}).get(name, 1.0) * share for name, share in shares.items()]
-        share = weighted[0]
-        for more in weighted[1:]:
-            share = share + more
+        share = sum(weighted[1:], weighted[0])
         summed = sum_over_workers(torch.stack([share.detach(), *(each.detach() for each in shares.values())]))
         parts = dict(zip(["loss", *shares], summed, strict=True))
         for term in self._terms.values():
             if isinstance(term, NtXent):
                 parts["temperature"] = term.temperature.detach()
-        parts["pairs"] = summed.new_tensor(float(pairs.total))
+        parts["pairs"] = summed.new_tensor(float(sum(counts)))
         on_z = next((name for name, term in self._terms.items() if term.reads_z), None)
-        z_NZ = pairs.everyone[on_z] if on_z is not None else (h_1_nD[:0], h_2_nD[:0])
+        z_NZ = everyone[on_z] if on_z is not None else (h_1_nD[:0], h_2_nD[:0])
         return JointLoss(world_size() * share, parts, *(seen.detach() for seen in (h_1_nD, h_2_nD, *z_NZ)))
 
-    def _gathered(self, h_1_nD: Tensor, h_2_nD: Tensor) -> _Pairs:
-        """What the terms want of the other workers, which travels together."""
-        counts = gather_counts(len(h_1_nD), h_1_nD.device)
-        local = {name: term.project(h_1_nD, h_2_nD) for name, term in self._terms.items()}
-        wanted = [part for parts in local.values() for part in parts]
-        everyone = iter(gather_rows(torch.cat(wanted, 1), counts).split([part.shape[1] for part in wanted], 1))
-        dealt: dict[str, Sequence[Tensor]] = {name: [next(everyone) for _ in parts] for name, parts in local.items()}
-        return _Pairs(local, dealt, sum(counts[: rank()]), sum(counts))
+
+def _gathered(local: dict[str, Sequence[Tensor]], counts: list[int]) -> dict[str, Sequence[Tensor]]:
+    """What the terms want of all workers, by their names; it travels together."""
+    wanted = [part for parts in local.values() for part in parts]
+    everyone = iter(gather_rows(torch.cat(wanted, 1), counts).split([part.shape[1] for part in wanted], 1))
+    return {name: [next(everyone) for _ in parts] for name, parts in local.items()}

@@ -106,5 +106,4 @@ class _SumOfCrossEntropies(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        d_rows, d_columns, d_scale = (gradients[0] * saved for saved in ctx.saved_tensors)
-        return d_rows, d_columns, d_scale, None, None, None
+        return *(gradients[0] * saved for saved in ctx.saved_tensors), None, None, None

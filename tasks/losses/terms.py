@@ -169,12 +169,7 @@ class Coincidence(Term):
 
 
 def build_term(name: str, settings: TermSettings, sizes: HeadSizes) -> Term:
-    """A term with fresh weights, drawn from torch's global generator.
-
-    Args:
-        name: of the term in the objective, for messages.
-        settings: one of `tasks.losses.settings`.
-        sizes: of its head.
+    """A term with fresh weights, drawn from torch's global generator; `name` is that in the objective, for messages.
 
     Raises:
         SepsceneError: an own term cannot be imported, is no term, or refuses its settings.

@@ -5,13 +5,10 @@ the seeds that both were run with. A test at 0.05 is meant for a single question
 to come out well by luck.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sepscene.tasks.evaluation.statistics import Interval, PairedTest, paired_t, t_interval
-
-Metrics = Mapping[str, Mapping[int, float]]
-"""Row name -> seed -> mAP."""
+from sepscene.tasks.paper.claims import Metrics
 
 
 @dataclass(frozen=True)

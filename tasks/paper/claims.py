@@ -103,6 +103,9 @@ SAME_EXPERIMENT = {
 }
 """Rows of two tables that are one experiment under two names: either one's metrics serve both."""
 
+TWINS = {**SAME_EXPERIMENT, **{second: first for first, second in SAME_EXPERIMENT.items()}}
+"""The other name of a row that two tables share."""
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -129,37 +132,31 @@ class Claim:
     by_mean: bool = False
 
 
-def _claims() -> tuple[Claim, ...]:
-    simclr = [row.name for row in PAPER_TABLES["table4"] if row.name.endswith("/simclr")]
-    best = "table4/S2+N/simclr"
-    return (
-        Claim(
-            "separation alone beats SpecAugment alone",
-            (Contrast("table2/mix-chan", "table2/mix-mix+specaug"),),
-        ),
-        Claim(
-            "separation and SpecAugment add up: both together beat either alone",
-            tuple(Contrast("table2/mix-chan+specaug", f"table2/{row}") for row in ("mix-chan", "mix-mix+specaug")),
-        ),
-        Claim(
-            "the untrained N is at least as good as the converged S2",
-            tuple(Contrast(f"table4/N/{task}", f"table4/S2/{task}") for task in ("simclr", "simclr-cp")),
-            MARGIN,
-        ),
-        Claim(
-            "S2∨N is the best combination with SimCLR alone",
-            tuple(Contrast(best, row) for row in simclr if row != best),
-        ),
-        Claim(
-            "coincidence prediction helps in every row",
-            tuple(Contrast(f"{row}-cp", row) for row in simclr),
-            by_mean=True,
-        ),
-        Claim("d = 1024 beats d = 128", (Contrast("table5/d1024", "table5/d128"),)),
-    )
+_SIMCLR = [row.name for row in PAPER_TABLES["table4"] if row.name.endswith("/simclr")]
+_BEST = "table4/S2+N/simclr"
 
-
-CLAIMS: tuple[Claim, ...] = _claims()
+CLAIMS: tuple[Claim, ...] = (
+    Claim("separation alone beats SpecAugment alone", (Contrast("table2/mix-chan", "table2/mix-mix+specaug"),)),
+    Claim(
+        "separation and SpecAugment add up: both together beat either alone",
+        tuple(Contrast("table2/mix-chan+specaug", f"table2/{row}") for row in ("mix-chan", "mix-mix+specaug")),
+    ),
+    Claim(
+        "the untrained N is at least as good as the converged S2",
+        tuple(Contrast(f"table4/N/{task}", f"table4/S2/{task}") for task in ("simclr", "simclr-cp")),
+        MARGIN,
+    ),
+    Claim(
+        "S2∨N is the best combination with SimCLR alone",
+        tuple(Contrast(_BEST, row) for row in _SIMCLR if row != _BEST),
+    ),
+    Claim(
+        "coincidence prediction helps in every row",
+        tuple(Contrast(f"{row}-cp", row) for row in _SIMCLR),
+        by_mean=True,
+    ),
+    Claim("d = 1024 beats d = 128", (Contrast("table5/d1024", "table5/d128"),)),
+)
 """The six claims that a reproduction must test, in the paper's order."""
 
 
@@ -202,13 +199,9 @@ class TableRow:
 
 
 def table_rows(table: str, metrics: Metrics) -> tuple[TableRow, ...]:
-    """A table of the paper ("table2", "table4", "table5") with our mean and t interval over seeds beside
-    each row."""
-    rows = []
-    for row in PAPER_TABLES[table]:
-        seeds = _by_seed(metrics, row.name)
-        rows.append(TableRow(row, t_interval(list(seeds.values())) if seeds else None))
-    return tuple(rows)
+    """A table of the paper ("table2", "table4", "table5"), with our mean and t interval over seeds beside each row."""
+    values = {row: list(_by_seed(metrics, row.name).values()) for row in PAPER_TABLES[table]}
+    return tuple(TableRow(row, t_interval(ours) if ours else None) for row, ours in values.items())
 
 
 def decide_claims(metrics: Metrics, replicates: Replicates | None = None) -> tuple[ClaimResult, ...]:
@@ -294,8 +287,7 @@ def _gains(
 
 def _by_seed(metrics: Mapping[str, Mapping[int, Value]], row: str) -> dict[int, Value]:
     """The metrics of a row by seed, those under its other name included."""
-    twins = {**SAME_EXPERIMENT, **{second: first for first, second in SAME_EXPERIMENT.items()}}
-    return {**metrics.get(twins.get(row, ""), {}), **metrics.get(row, {})}
+    return {**metrics.get(TWINS.get(row, ""), {}), **metrics.get(row, {})}
 
 
 def _paper_value(row: str) -> float:

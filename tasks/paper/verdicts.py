@@ -11,15 +11,13 @@ import numpy as np
 from scipy import stats
 
 from sepscene.tasks.evaluation.metrics import EvaluationError, Floats
-from sepscene.tasks.evaluation.statistics import p_in_words
+from sepscene.tasks.evaluation.statistics import ROUNDING, p_in_words
 
 Verdict = Literal["supported", "contradicted", "equal", "undecided"]
 
 LEVEL = 0.05
 MARGIN = 0.01
 """mAP within which two rows are called equal."""
-
-ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -108,11 +106,9 @@ def contrasted(difference_N: Floats, clips_R: Floats | None = None, margin: floa
         raise EvaluationError(f"differences over seeds must be finite, at least one: got {difference_N.tolist()}")
     count = len(difference_N)
     value = float(np.mean(difference_N))
-    if count == 1:
-        return Contrasted(value, None, 1, margin)
-    spread = float(np.std(difference_N, ddof=1))
-    if count == 2 and spread < ROUNDING:
-        return Contrasted(value, None, 2, margin)
+    spread = float(np.std(difference_N, ddof=1)) if count > 1 else 0.0
+    if count <= 2 and spread < ROUNDING:
+        return Contrasted(value, None, count, margin)
     clips = float(np.std(clips_R, ddof=1)) if clips_R is not None else 0.0
     return Contrasted(value, float(np.hypot(spread / np.sqrt(count), clips)), count, margin)
 

@@ -13,7 +13,7 @@ from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.datasets.manifest import Clip, Manifest, make_manifest
 from sepscene.tasks.datasets.readers import read_manifest
-from sepscene.tasks.evaluation.clip_features import ClipFeatures
+from sepscene.tasks.evaluation.shortcuts import ClipFeatures
 from tests.tasks.datasets.test_public import write
 
 CLASSES = ("Bark", "Guitar", "Rain")

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from sepscene.tasks.evaluation.clip_features import clip_features
-from sepscene.tasks.evaluation.shortcuts import MUCH, Shortcuts, explained_share, find_shortcuts
+from sepscene.tasks.evaluation.shortcuts import MUCH, Shortcuts, clip_features, explained_share, find_shortcuts
 
 
 def clips(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
