@@ -29,7 +29,6 @@ from typing import TypeVar
 import numpy as np
 
 from sepscene.tasks.evaluation.metrics import Floats
-from sepscene.tasks.evaluation.statistics import Interval, t_interval
 from sepscene.tasks.paper.verdicts import MARGIN, Contrasted, Decision, Verdict, contrasted, decide, signed
 
 Metrics = Mapping[str, Mapping[int, float]]
@@ -188,20 +187,6 @@ class ClaimResult:
     contrasts: tuple[ContrastResult, ...]
     reason: str
     power: float | None
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """A row of the paper with ours beside it; None where it was not run."""
-
-    paper: PaperRow
-    ours: Interval | None
-
-
-def table_rows(table: str, metrics: Metrics) -> tuple[TableRow, ...]:
-    """A table of the paper ("table2", "table4", "table5"), with our mean and t interval over seeds beside each row."""
-    values = {row: list(_by_seed(metrics, row.name).values()) for row in PAPER_TABLES[table]}
-    return tuple(TableRow(row, t_interval(ours) if ours else None) for row, ours in values.items())
 
 
 def decide_claims(metrics: Metrics, replicates: Replicates | None = None) -> tuple[ClaimResult, ...]:
