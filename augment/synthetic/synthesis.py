@@ -144,6 +144,14 @@ def beats(rng: np.random.Generator, count: int, period: float, jitter: float) ->
     return np.concatenate([[0.0], np.cumsum(steps[:-1])])
 
 
+def in_rhythm(
+    rng: np.random.Generator, rate: int, wave_N: Sequence[np.ndarray], period: float, jitter: float, tail: float
+) -> np.ndarray:
+    """A wave (T,) with N waves at the starts of a rhythm (`beats`), which ends `tail` seconds after the last start."""
+    start_N = beats(rng, len(wave_N), period, jitter)
+    return place(length(float(start_N[-1]) + tail, rate), start_N, wave_N, rate)
+
+
 def shelf(wave_T: np.ndarray, rate: int, corner: float, decibels: float) -> np.ndarray:
     """The wave with everything well above the corner louder or softer: distance, body, microphone."""
     pole = float(np.exp(-2 * np.pi * corner / rate))
