@@ -22,10 +22,6 @@ from sepscene.augment.decoder import HIGHEST_RATE, LOWEST_RATE, Decoder, cancels
 from sepscene.augment.locations import ClipError, open_location, unreadable, version_of
 from sepscene.models.config import Config
 
-__all__ = [
-    *("AudioFormat", "ClipError", "Recording", "check_audio", "content_hash", "read_audio", "read_blocks"),
-    *("read_clip", "read_sound", "sound_samples"),
-]
 
 _FULL_SCALE = 32_766.5 / 32_768
 """From here on a sample counts as clipped."""
