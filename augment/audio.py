@@ -22,7 +22,6 @@ from sepscene.augment.decoder import HIGHEST_RATE, LOWEST_RATE, Decoder, cancels
 from sepscene.augment.locations import ClipError, open_location, unreadable, version_of
 from sepscene.models.config import Config
 
-
 _FULL_SCALE = 32_766.5 / 32_768
 """From here on a sample counts as clipped."""
 
