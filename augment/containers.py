@@ -33,10 +33,12 @@ class Corrected(io.RawIOBase):
         self.size = len(head) + max(0, stream.seek(0, io.SEEK_END) - start)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of any file."""
         self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
         return self.at
 
     def readinto(self, buffer: Any) -> int:
+        """As of any file."""
         view = memoryview(buffer).cast("B")
         if self.at < len(self.head):
             data = self.head[self.at : self.at + len(view)]

@@ -125,7 +125,11 @@ class SeparationService:
     @cached_property
     def separators(self) -> "list[nn.Module]":
         """The processors' networks, in the order of the draws."""
-        return [self._load(name) for name in self.settings.processors]
+        from sepscene.models.separators.fast_path import fast_separator
+
+        settings = self.settings
+        opened = [open_separator(name, settings.checkpoints[name], settings.audio) for name in settings.processors]
+        return [fast_separator(separator, self.device, settings.precision) for separator in opened]
 
     @cached_property
     def forward(self) -> "Forward":
@@ -133,12 +137,6 @@ class SeparationService:
         from sepscene.augment.separation.forward import Forward
 
         return Forward(self.device, self.clips_per_forward)
-
-    def _load(self, name: str) -> "nn.Module":
-        from sepscene.models.separators.fast_path import fast_separator
-
-        separator = open_separator(name, self.settings.checkpoints[name], self.settings.audio)
-        return fast_separator(separator, self.device, self.settings.precision)
 
     def __call__(self, columns: Columns) -> Columns:
         """Make the views of a block; clips in crash quarantine are left alone. See `serve` for the columns."""
