@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from io import BytesIO
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -115,7 +115,8 @@ def sound_samples(uri: str, audio_format: AudioFormat, offset_seconds: float = 0
         ClipError: as `read_clip`, for what a header shows.
     """
     with open_recording(uri) as decoder:
-        return _samples_from(decoder, audio_format, _first_frame(decoder, audio_format, offset_seconds))
+        _, samples = _part(decoder, audio_format, offset_seconds)
+        return samples
 
 
 def pad_sound(wave_T: np.ndarray, audio_format: AudioFormat) -> np.ndarray:
@@ -196,29 +197,24 @@ def _whole(decoder: Decoder, sample_rate: int) -> np.ndarray:
     return _resample(wave_T, _resampling_ratio(decoder.sample_rate, sample_rate))
 
 
-def _first_frame(decoder: Decoder, audio_format: AudioFormat, offset_seconds: float) -> int:
-    """Where in the recording a clip begins, in its own frames."""
+def _part(decoder: Decoder, audio_format: AudioFormat, offset_seconds: float) -> tuple[int, int]:
+    """Where in the recording a clip begins, in its own frames, and how many samples of the clip are there."""
     if not (math.isfinite(offset_seconds) and offset_seconds >= 0):
         raise ClipError(decoder.uri, f"offset_seconds is {offset_seconds}; it counts from 0")
     start = round(offset_seconds * decoder.sample_rate)
     if start >= decoder.frames:
         seconds = decoder.frames / decoder.sample_rate
         raise ClipError(decoder.uri, f"offset {offset_seconds:g} s is past its end ({seconds:.3f} s)")
-    if audio_format.crop == "centre":
-        needed = math.ceil(audio_format.samples * _resampling_ratio(decoder.sample_rate, audio_format.sample_rate))
-        start += max(0, decoder.frames - start - needed) // 2
-    return start
-
-
-def _samples_from(decoder: Decoder, audio_format: AudioFormat, start: int) -> int:
     ratio = _resampling_ratio(decoder.sample_rate, audio_format.sample_rate)
-    return min(audio_format.samples, math.ceil((decoder.frames - start) / ratio))
+    if audio_format.crop == "centre":
+        needed = math.ceil(audio_format.samples * ratio)
+        start += max(0, decoder.frames - start - needed) // 2
+    return start, min(audio_format.samples, math.ceil((decoder.frames - start) / ratio))
 
 
 def _window(decoder: Decoder, audio_format: AudioFormat, offset_seconds: float) -> np.ndarray:
     """The samples of a clip that are there."""
-    start = _first_frame(decoder, audio_format, offset_seconds)
-    samples = _samples_from(decoder, audio_format, start)
+    start, samples = _part(decoder, audio_format, offset_seconds)
     ratio = _resampling_ratio(decoder.sample_rate, audio_format.sample_rate)
     needed = math.ceil(audio_format.samples * ratio)
     # Frames beyond the window feed the filter at its edges: a partial read then gives what the whole file
@@ -273,20 +269,16 @@ def _resampling_ratio(from_rate: int, to_rate: int) -> Fraction:
 
 def _resample(wave_T: np.ndarray, ratio: Fraction) -> np.ndarray:
     """The filter overshoots at the steps of clipped sound, so the level is limited once more."""
-    return wave_T if ratio == 1 else np.clip(_resampler(ratio)(wave_T), -1.0, 1.0)
+    if ratio == 1:
+        return wave_T
+    import torch  # takes seconds, which sound at the rate asked for does without
+
+    with torch.inference_mode():
+        return np.clip(_resampler(ratio)(torch.from_numpy(wave_T)).numpy(), -1.0, 1.0)
 
 
 @lru_cache(maxsize=16)
-def _resampler(ratio: Fraction) -> Callable[[np.ndarray], np.ndarray]:
-    """torchaudio's; it takes seconds to import, which sound at the rate asked for does without."""
-    import torch
+def _resampler(ratio: Fraction) -> Callable[[Any], Any]:
     import torchaudio
 
-    resample = torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
-
-    @torch.inference_mode()
-    def resampled(wave_T: np.ndarray) -> np.ndarray:
-        samples: np.ndarray = resample(torch.from_numpy(wave_T)).numpy()
-        return samples
-
-    return resampled
+    return torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
