@@ -32,8 +32,7 @@ class AudioFormat(Config):
     sample_rate: int = Field(16_000, ge=LOWEST_RATE, le=HIGHEST_RATE, description="Hz [open; ours]")
     clip_seconds: float = Field(10.0, gt=0, le=3600, description="length of every clip; AudioSet has 10 s")
     pad: Literal["zeros", "repeat"] = Field(
-        "zeros",
-        description="a shorter recording is followed by silence, or by itself again [open; ours]",
+        "zeros", description="a shorter recording is followed by silence, or by itself again [open; ours]"
     )
     crop: Literal["start", "centre"] = Field(
         "start", description="which part of a longer one is kept, counted from the clip's offset [open; ours]"

@@ -108,8 +108,7 @@ class Decoder:
             raise ClipError(self.uri, f"{len(bad)} samples are NaN or infinite, the first at {before + bad[0]}")
         if peak > LOUDEST:
             raise ClipError(
-                self.uri,
-                f"its samples reach {peak:.0f}, but full scale is 1: divide them, 16-bit values by 32768",
+                self.uri, f"its samples reach {peak:.0f}, but full scale is 1: divide them, 16-bit values by 32768"
             )
 
 

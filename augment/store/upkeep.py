@@ -151,15 +151,8 @@ def verify_store(store: str | StoreFolder) -> Verification:
             entries += len(footer)
         shards += 1
         size += info.size
-    return Verification(
-        folder.uri,
-        shards,
-        entries,
-        size,
-        time.monotonic() - begin,
-        tuple(damaged_shards),
-        tuple(damaged_entries),
-    )
+    seconds = time.monotonic() - begin
+    return Verification(folder.uri, shards, entries, size, seconds, tuple(damaged_shards), tuple(damaged_entries))
 
 
 def collect_store(store: str | StoreFolder, max_bytes: int | None = None) -> Removed:

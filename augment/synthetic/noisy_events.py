@@ -142,9 +142,8 @@ def waves(rng: np.random.Generator, rate: int) -> np.ndarray:
     for wash in range(int(rng.integers(1, 3))):
         samples = length(rng.uniform(2, 4), rate)
         swell_T = coloured(rng, samples, rate, rng.uniform(-8, -1)) * curve(samples, (0, 0.4, 1, 0.7, 0.4, 0.15, 0))
-        foam_T = band(noise(rng, samples), rate, log_uniform(rng, 500, 2500), rng.uniform(3500, 7500)) * curve(
-            samples, (0, 0, 0.3, 1, 0.6, 0.2, 0)
-        )
+        foam_T = band(noise(rng, samples), rate, log_uniform(rng, 500, 2500), rng.uniform(3500, 7500))
+        foam_T *= curve(samples, (0, 0, 0.3, 1, 0.6, 0.2, 0))
         washes.append(swell_T + rng.uniform(0.2, 1) * foam_T)
         starts.append(wash * rng.uniform(2, 3.5))
     return place(length(max(starts) + 4, rate), starts, washes, rate)

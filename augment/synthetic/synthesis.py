@@ -103,11 +103,7 @@ def coloured(rng: np.random.Generator, samples: int, rate: int, decibels_per_oct
 
 
 def ring(
-    rng: np.random.Generator,
-    rate: int,
-    partial_P: np.ndarray,
-    decay_P: np.ndarray,
-    level_P: np.ndarray | None = None,
+    rng: np.random.Generator, rate: int, partial_P: np.ndarray, decay_P: np.ndarray, level_P: np.ndarray | None = None
 ) -> np.ndarray:
     """A struck body (T,): partials that die away, each by 60 dB in its own decay time."""
     kept = partial_P < 0.47 * rate

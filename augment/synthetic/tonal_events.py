@@ -94,9 +94,8 @@ def beeps(rng: np.random.Generator, rate: int) -> np.ndarray:
     waves = []
     for beat in range(count):
         pitch_T = np.full(length(period * share, rate), notes[beat % 2], np.float32)
-        waves.append(
-            fade(tone(rng, pitch_T, overtones(rng, max(notes), rate, slope, spread=1), rate), rate, 0.004, 0.01)
-        )
+        beep_T = tone(rng, pitch_T, overtones(rng, max(notes), rate, slope, spread=1), rate)
+        waves.append(fade(beep_T, rate, 0.004, 0.01))
     return place(length(count * period, rate), np.arange(count) * period, waves, rate)
 
 
@@ -244,9 +243,8 @@ def drill(rng: np.random.Generator, rate: int) -> np.ndarray:
     load = rng.uniform(0.7, 0.95)
     speed_T = curve(samples, (0.35, 1, 1, load, load, 1, 1, 0.4))
     motor_T = tone(rng, base * speed_T, overtones(rng, base, rate, rng.uniform(-4, 0), spread=5), rate)
-    bite_T = band(noise(rng, samples), rate, 1500, rng.uniform(4000, 7500)) * curve(
-        samples, (0.2, 0.4, 0.6, 1, 1, 0.5, 0.2)
-    )
+    bite_T = band(noise(rng, samples), rate, 1500, rng.uniform(4000, 7500))
+    bite_T *= curve(samples, (0.2, 0.4, 0.6, 1, 1, 0.5, 0.2))
     return fade(motor_T + rng.uniform(0.3, 0.9) * bite_T, rate, 0.05, 0.15)
 
 
