@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
@@ -247,10 +246,8 @@ def _hash_of_version(uri: str, version: tuple[int, ...]) -> str:
 
 def _hash(uri: str) -> str:
     opened = open_location(uri)
-    if isinstance(opened, BytesIO):
-        return hashlib.sha256(opened.getbuffer()).hexdigest()
     try:
-        with open(opened, "rb") as file:
+        with open(opened, "rb") if isinstance(opened, str) else opened as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise unreadable(uri, error) from error
