@@ -113,8 +113,9 @@ def _groups(entries: pa.Table) -> tuple[StoreGroup, ...]:
         .group_by(["processor", "settings"])
         .aggregate([([], "count_all"), ("channels", "sum"), ("all_samples", "sum")])
     )
-    names = ["processor", "settings", "count_all", "channels_sum", "all_samples_sum"]
-    return tuple(StoreGroup(*group) for group in sorted(zip(*(sums[name].to_pylist() for name in names), strict=True)))
+    rows = sums.select(["processor", "settings", "count_all", "channels_sum", "all_samples_sum"]).to_pylist()
+    groups = [StoreGroup(*row.values()) for row in rows]
+    return tuple(sorted(groups, key=lambda group: (group.processor, group.settings)))
 
 
 def _existing(store: str | StoreFolder) -> StoreFolder:
