@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from io import BytesIO
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -21,11 +20,6 @@ from pydantic import Field, model_validator
 from sepscene.augment.decoder import HIGHEST_RATE, LOWEST_RATE, Decoder, cancels, open_recording
 from sepscene.augment.locations import ClipError, open_location, unreadable, version_of
 from sepscene.models.config import Config
-
-__all__ = [
-    *("AudioFormat", "ClipError", "Recording", "check_audio", "content_hash", "read_audio", "read_blocks"),
-    *("read_clip", "read_sound", "sound_samples"),
-]
 
 _FULL_SCALE = 32_766.5 / 32_768
 """From here on a sample counts as clipped."""
@@ -37,8 +31,7 @@ class AudioFormat(Config):
     sample_rate: int = Field(16_000, ge=LOWEST_RATE, le=HIGHEST_RATE, description="Hz [open; ours]")
     clip_seconds: float = Field(10.0, gt=0, le=3600, description="length of every clip; AudioSet has 10 s")
     pad: Literal["zeros", "repeat"] = Field(
-        "zeros",
-        description="a shorter recording is followed by silence, or by itself again [open; ours]",
+        "zeros", description="a shorter recording is followed by silence, or by itself again [open; ours]"
     )
     crop: Literal["start", "centre"] = Field(
         "start", description="which part of a longer one is kept, counted from the clip's offset [open; ours]"
@@ -120,7 +113,8 @@ def sound_samples(uri: str, audio_format: AudioFormat, offset_seconds: float = 0
         ClipError: as `read_clip`, for what a header shows.
     """
     with open_recording(uri) as decoder:
-        return _samples_from(decoder, audio_format, _first_frame(decoder, audio_format, offset_seconds))
+        _, samples = _part(decoder, audio_format, offset_seconds)
+        return samples
 
 
 def pad_sound(wave_T: np.ndarray, audio_format: AudioFormat) -> np.ndarray:
@@ -201,29 +195,24 @@ def _whole(decoder: Decoder, sample_rate: int) -> np.ndarray:
     return _resample(wave_T, _resampling_ratio(decoder.sample_rate, sample_rate))
 
 
-def _first_frame(decoder: Decoder, audio_format: AudioFormat, offset_seconds: float) -> int:
-    """Where in the recording a clip begins, in its own frames."""
+def _part(decoder: Decoder, audio_format: AudioFormat, offset_seconds: float) -> tuple[int, int]:
+    """Where in the recording a clip begins, in its own frames, and how many samples of the clip are there."""
     if not (math.isfinite(offset_seconds) and offset_seconds >= 0):
         raise ClipError(decoder.uri, f"offset_seconds is {offset_seconds}; it counts from 0")
     start = round(offset_seconds * decoder.sample_rate)
     if start >= decoder.frames:
         seconds = decoder.frames / decoder.sample_rate
         raise ClipError(decoder.uri, f"offset {offset_seconds:g} s is past its end ({seconds:.3f} s)")
-    if audio_format.crop == "centre":
-        needed = math.ceil(audio_format.samples * _resampling_ratio(decoder.sample_rate, audio_format.sample_rate))
-        start += max(0, decoder.frames - start - needed) // 2
-    return start
-
-
-def _samples_from(decoder: Decoder, audio_format: AudioFormat, start: int) -> int:
     ratio = _resampling_ratio(decoder.sample_rate, audio_format.sample_rate)
-    return min(audio_format.samples, math.ceil((decoder.frames - start) / ratio))
+    if audio_format.crop == "centre":
+        needed = math.ceil(audio_format.samples * ratio)
+        start += max(0, decoder.frames - start - needed) // 2
+    return start, min(audio_format.samples, math.ceil((decoder.frames - start) / ratio))
 
 
 def _window(decoder: Decoder, audio_format: AudioFormat, offset_seconds: float) -> np.ndarray:
     """The samples of a clip that are there."""
-    start = _first_frame(decoder, audio_format, offset_seconds)
-    samples = _samples_from(decoder, audio_format, start)
+    start, samples = _part(decoder, audio_format, offset_seconds)
     ratio = _resampling_ratio(decoder.sample_rate, audio_format.sample_rate)
     needed = math.ceil(audio_format.samples * ratio)
     # Frames beyond the window feed the filter at its edges: a partial read then gives what the whole file
@@ -257,10 +246,8 @@ def _hash_of_version(uri: str, version: tuple[int, ...]) -> str:
 
 def _hash(uri: str) -> str:
     opened = open_location(uri)
-    if isinstance(opened, BytesIO):
-        return hashlib.sha256(opened.getbuffer()).hexdigest()
     try:
-        with open(opened, "rb") as file:
+        with open(opened, "rb") if isinstance(opened, str) else opened as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise unreadable(uri, error) from error
@@ -278,20 +265,16 @@ def _resampling_ratio(from_rate: int, to_rate: int) -> Fraction:
 
 def _resample(wave_T: np.ndarray, ratio: Fraction) -> np.ndarray:
     """The filter overshoots at the steps of clipped sound, so the level is limited once more."""
-    return wave_T if ratio == 1 else np.clip(_resampler(ratio)(wave_T), -1.0, 1.0)
+    if ratio == 1:
+        return wave_T
+    import torch  # takes seconds, which sound at the rate asked for does without
+
+    with torch.inference_mode():
+        return np.clip(_resampler(ratio)(torch.from_numpy(wave_T)).numpy(), -1.0, 1.0)
 
 
 @lru_cache(maxsize=16)
-def _resampler(ratio: Fraction) -> Callable[[np.ndarray], np.ndarray]:
-    """torchaudio's; it takes seconds to import, which sound at the rate asked for does without."""
-    import torch
+def _resampler(ratio: Fraction) -> Callable[[Any], Any]:
     import torchaudio
 
-    resample = torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
-
-    @torch.inference_mode()
-    def resampled(wave_T: np.ndarray) -> np.ndarray:
-        samples: np.ndarray = resample(torch.from_numpy(wave_T)).numpy()
-        return samples
-
-    return resampled
+    return torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)

@@ -32,21 +32,9 @@ class Corrected(io.RawIOBase):
         self.at = 0
         self.size = len(head) + max(0, stream.seek(0, io.SEEK_END) - start)
 
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """As of any file."""
         self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
-        return self.at
-
-    def tell(self) -> int:
-        """As of any file."""
         return self.at
 
     def readinto(self, buffer: Any) -> int:

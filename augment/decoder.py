@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import SEEK_END
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -53,12 +53,12 @@ class Decoder:
     @property
     def sample_rate(self) -> int:
         """Hz."""
-        return cast(int, self.file.samplerate)
+        return self.file.samplerate
 
     @property
     def frames(self) -> int:
         """Samples of one channel."""
-        return cast(int, self.file.frames)
+        return self.file.frames
 
     def read_mono(self, start: int, frames: int) -> np.ndarray:
         """`frames` samples from `start` on, the mean of the channels, float32 (T,) within [-1, 1].
@@ -71,8 +71,7 @@ class Decoder:
         if frames > MOST_SAMPLES:
             seconds = frames / self.sample_rate
             raise ClipError(self.uri, f"{seconds:.0f} s are too long to be read at once; split it, or name offsets")
-        parts = [_mono(wave_TC) for wave_TC in self.blocks(start, frames)]
-        return np.concatenate(parts)
+        return np.concatenate([_mono(wave_TC) for wave_TC in self.blocks(start, frames)])
 
     def blocks(self, start: int, frames: int) -> Iterator[np.ndarray]:
         """The same in blocks of all channels, float32 (T, C), so that no memory is taken on a header's word alone.
@@ -100,8 +99,7 @@ class Decoder:
         before = min(start, _MPEG_PREROLL) if self.file.format == "MP3" else 0
         if before:
             self.file.seek(start - before)
-        wave_TC: np.ndarray = self.file.read(before + frames, dtype="float32", always_2d=True)
-        return wave_TC[before:]
+        return self.file.read(before + frames, dtype="float32", always_2d=True)[before:]
 
     def _check_samples(self, wave_TC: np.ndarray, before: int) -> None:
         peak = max(float(wave_TC.max()), -float(wave_TC.min()))
@@ -110,8 +108,7 @@ class Decoder:
             raise ClipError(self.uri, f"{len(bad)} samples are NaN or infinite, the first at {before + bad[0]}")
         if peak > LOUDEST:
             raise ClipError(
-                self.uri,
-                f"its samples reach {peak:.0f}, but full scale is 1: divide them, 16-bit values by 32768",
+                self.uri, f"its samples reach {peak:.0f}, but full scale is 1: divide them, 16-bit values by 32768"
             )
 
 

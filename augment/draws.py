@@ -117,7 +117,8 @@ def draw(
     mixed_N = _mix(row_N.astype(np.uint64))
 
     def uniform(stream: int) -> np.ndarray:
-        return _uniform(_hash(schedule.seed, stream, mixed_N))
+        word_N = _hash(schedule.seed, stream, mixed_N)
+        return (word_N >> np.uint64(11)) * 2.0**-53
 
     share_NK = np.broadcast_to(np.atleast_2d(np.asarray(weights, np.float64)), (len(row_N), np.shape(weights)[-1]))
     edge_NK = np.cumsum(share_NK / share_NK.sum(axis=1, keepdims=True), axis=1)[:, :-1]
@@ -185,11 +186,6 @@ def _permutation(seed: int, epoch: int, clips: int) -> np.ndarray:
     order = np.argsort(key, kind="stable")
     order.setflags(write=False)
     return order
-
-
-def _uniform(word_N: np.ndarray) -> np.ndarray:
-    """Words to uniforms in [0, 1) with 53 bits."""
-    return (word_N >> np.uint64(11)) * 2.0**-53
 
 
 def _hash(seed: int, stream: int, mixed_N: np.ndarray) -> np.ndarray:

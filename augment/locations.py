@@ -92,8 +92,8 @@ def open_location(uri: str) -> str | BytesIO:
     try:
         archive, member = split_member(uri)
         if member is not None:
-            read = _MEMBERS[archive.partition("?")[0].rpartition(".")[2]]
-            return BytesIO(read(uri, archive, member))
+            kind = archive.partition("?")[0].rpartition(".")[2]
+            return BytesIO(_tar_member(uri, archive, member) if kind == "tar" else _row(uri, archive, kind, member))
         local = local_path(uri)
         if local is None:
             filesystem, path = filesystem_of(uri)
@@ -125,7 +125,8 @@ def unreadable(uri: str, error: BaseException) -> ClipError:
     refused = None
     if isinstance(error, OSError):
         refused = error.errno or (0 if local_path(split_member(uri)[0]) is None else None)
-    return ClipError(uri, f"cannot be read ({_first_line(error)})", refused)
+    said = str(error).strip() or type(error).__name__
+    return ClipError(uri, f"cannot be read ({said.splitlines()[0]})", refused)
 
 
 def split_member(uri: str) -> tuple[str, str | None]:
@@ -149,7 +150,7 @@ def filesystem_of(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """
     local = local_path(uri)
     if local is not None:
-        return _local_filesystem(), os.path.abspath(local)
+        return pyarrow.fs.LocalFileSystem(), os.path.abspath(local)
     parts = urlsplit(uri)
     query = f"?{parts.query}" if parts.query else ""
     filesystem, base = _connection(f"{parts.scheme}://{parts.netloc}{query}")
@@ -216,42 +217,34 @@ def _tar_member(uri: str, archive: str, name: str) -> bytes:
     return data
 
 
-def _row_number(uri: str, archive: str, text: str) -> int:
+def _row(uri: str, archive: str, kind: str, text: str) -> bytes:
+    """The sound of a row of an Arrow or Parquet file: its cell, or the field `bytes` of a struct there."""
     if not text.isascii() or not text.isdigit():
         raise ClipError(uri, f"{text!r} is not a row number; write {posixpath.basename(archive)}#12")
-    return int(text)
-
-
-def _bytes_of(uri: str, value: Any) -> bytes:
-    """The bytes of a cell with sound: itself, or the field `bytes` of a struct."""
+    path = local_path(archive)
+    try:
+        if kind == "parquet":
+            value = _parquet_value(archive, int(text))
+        elif path is not None:
+            value = audio_value(path, _stamp(archive), int(text))
+        else:
+            raise ClipError(uri, "an Arrow file is read from a folder of this machine alone; copy it there")
+    except IndexError:
+        raise ClipError(uri, "the file has fewer rows than that") from None
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
         raise ClipError(uri, "the column of sound holds no bytes in this row")
     return data
 
 
-def _arrow_row(uri: str, archive: str, row_text: str) -> bytes:
-    row = _row_number(uri, archive, row_text)
-    path = local_path(archive)
-    if path is None:
-        raise ClipError(uri, "an Arrow file is read from a folder of this machine alone; copy it there")
-    try:
-        return _bytes_of(uri, audio_value(path, _stamp(archive), row))
-    except IndexError:
-        raise ClipError(uri, "the file has fewer rows than that") from None
-
-
-def _parquet_row(uri: str, archive: str, row_text: str) -> bytes:
-    row = _row_number(uri, archive, row_text)
-    stamp = _stamp(archive)
-    for group, rows in enumerate(_parquet_groups(archive, stamp)):
+def _parquet_value(uri: str, row: int) -> Any:
+    """As `audio_value`, with the same IndexError."""
+    stamp = _stamp(uri)
+    for group, rows in enumerate(_parquet_groups(uri, stamp)):
         if row < rows:
-            return _bytes_of(uri, _parquet_audio(archive, stamp, group)[row].as_py())
+            return _parquet_audio(uri, stamp, group)[row].as_py()
         row -= rows
-    raise ClipError(uri, "the file has fewer rows than that")
-
-
-_MEMBERS = {"tar": _tar_member, "parquet": _parquet_row, "arrow": _arrow_row}
+    raise IndexError(row)
 
 
 @lru_cache(maxsize=64)
@@ -305,12 +298,3 @@ def _stamp(uri: str) -> tuple[Any, ...]:
 @lru_cache(maxsize=64)
 def _connection(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return pyarrow.fs.FileSystem.from_uri(root)
-
-
-@lru_cache(maxsize=1)
-def _local_filesystem() -> pyarrow.fs.LocalFileSystem:
-    return pyarrow.fs.LocalFileSystem()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

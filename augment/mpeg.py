@@ -7,6 +7,7 @@ counted, and where the answer differs an Info frame that tells the truth is put 
 Sources: ISO/IEC 11172-3 2.4.2.3, ISO/IEC 13818-3 2.4.2.3; the Xing header as LAME writes it.
 """
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ _KBIT = {
 }
 """Bit rates in kbit/s by (version, layer) of the indices 1 to 14."""
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+_BEGINNING = re.compile(rb"\xff|ID3")
 _JUNK = 1 << 16  # bytes between two frames that are searched for the next one; tags are stepped over by their size
 
 
@@ -135,9 +137,6 @@ def _next_frame(data: bytes, at: int) -> int | None:
             after = at + frame.size
             if after == len(data) or frame_at(data, after) is not None:
                 return at
-        at = _sooner(data.find(b"\xff", at + 1), data.find(b"ID3", at + 1), len(data))
+        begin = _BEGINNING.search(data, at + 1)
+        at = begin.start() if begin else len(data)
     return None
-
-
-def _sooner(one: int, other: int, end: int) -> int:
-    return min(place if place >= 0 else end for place in (one, other))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sepscene.augment.augmentations.augmentation import Augmentation
-from sepscene.augment.augmentations.interpolation import frames_at
 from sepscene.augment.augmentations.settings import CropResizeSettings
+from sepscene.augment.augmentations.specaugment import frames_at
 
 
 class CropResize(Augmentation):

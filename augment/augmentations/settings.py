@@ -150,7 +150,7 @@ AugmentationChoice = Annotated[
 """One augmentation: `{use: …, probability: …, …}`."""
 
 Choice = SpecAugment | GainSettings | MixBackSettings | CropResizeSettings | OwnAugmentation
-_IMPLIED = {name.replace("-", "_"): name for name in AUGMENTATIONS} | {name: name for name in AUGMENTATIONS}
+_IMPLIED = {name.replace("-", "_"): name for name in AUGMENTATIONS}
 
 
 def _named(given: Any) -> Any:

@@ -2,14 +2,13 @@
 
 The uniforms come from the row's draws, so a row's masks are the same whatever batch, worker or device computes them.
 
-Shapes: B patches, L frames, F mel bands, U = 10 uniforms.
+Shapes: B patches, L frames, F mel bands, U = 10 uniforms, N places between frames.
 """
 
 import torch
 from torch import Tensor
 
 from sepscene.augment.augmentations.augmentation import Augmentation
-from sepscene.augment.augmentations.interpolation import frames_at
 from sepscene.augment.augmentations.settings import SpecAugment
 
 
@@ -71,3 +70,18 @@ def _warp(logmel_BLF: Tensor, centre_B: Tensor, shift_B: Tensor, furthest: int) 
     right = last - (last - frame_1L) * ((last - centre_B1) / (last - target_B1))
     source_BL = torch.where(frame_1L < target_B1, left, right).clamp(0, last)
     return frames_at(logmel_BLF, source_BL)
+
+
+def frames_at(logmel_BLF: Tensor, place_BN: Tensor) -> Tensor:
+    """The log-mels at places between frames, linear between the two beside: (B, N, F).
+
+    Args:
+        logmel_BLF: at least two frames.
+        place_BN: in [0, L - 1], in frames.
+    """
+    low_BN = place_BN.floor().long().clamp(max=logmel_BLF.shape[1] - 2)
+    part_BN1 = (place_BN - low_BN)[..., None]
+    bands = logmel_BLF.shape[2]
+    below = logmel_BLF.gather(1, low_BN[..., None].expand(-1, -1, bands))
+    above = logmel_BLF.gather(1, (low_BN + 1)[..., None].expand(-1, -1, bands))
+    return torch.lerp(below, above, part_BN1)

@@ -8,7 +8,6 @@ Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels
 """
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from sepscene.models.precision import Precision
 
 Columns = dict[str, np.ndarray]
 Found = tuple[tuple[int, int], np.ndarray]
-"""A row's two channels and its crops, int16 (C, P); see `crops_of`."""
+"""A row's two channels and its crops, int16 (C, P); see `crop_places`."""
 
 
 class ServiceSettings(Config):
@@ -86,31 +85,13 @@ def shared_seconds(begin: float, count: int) -> np.ndarray:
     return np.full(count, (time.perf_counter() - begin) / max(1, count), np.float32)
 
 
-def crops_of(
-    chosen: tuple[int, int],
-    starts_2: np.ndarray,
-    settings: ServiceSettings,
-    cut: Callable[[int, int], np.ndarray | None],
-) -> np.ndarray | None:
-    """The crops that leave with a row, int16 (C, P): its views, then where asked for the mixture at the place of each,
-    which is silence where the view is the mixture itself. None where one of them cannot be had.
-
-    Args:
-        chosen: channels of the views.
-        starts_2: where they begin.
-        settings: say what leaves.
-        cut: (channel, start) to the crop (P,).
+def crop_places(chosen: tuple[int, int], starts_2: np.ndarray, settings: ServiceSettings) -> list[tuple[int, int, int]]:
+    """(number, channel, start) of the crops of a row that are not silence: of its views, then where asked for of the
+    mixture at the place of each, which is silence where the view is the mixture itself.
     """
-    crops_CP = np.zeros((settings.crops, settings.patch), np.int16)
-    wanted = [*chosen, *(None if channel == MIXTURE else MIXTURE for channel in chosen)]
-    for n, channel in enumerate(wanted[: settings.crops]):
-        if channel is None:
-            continue  # silence
-        crop = cut(channel, int(starts_2[n % 2]))
-        if crop is None:
-            return None
-        crops_CP[n] = crop
-    return crops_CP
+    views = list(zip((0, 1), chosen, starts_2.tolist(), strict=True))
+    mixtures = [(2 + n, MIXTURE, start) for n, channel, start in views if channel != MIXTURE]
+    return [*views, *mixtures] if settings.mixtures else views
 
 
 class StoredViews:
@@ -160,10 +141,11 @@ class StoredViews:
         levels_S = sound_levels(levels_S, int(columns["sound_samples"][n]), self.settings)
         uniforms = columns["channel_u"][n], columns["second_channel_u"][n]
         chosen = choose_channels(levels_S, *uniforms, self.settings.views, score_S)
-
-        def cut(channel: int, start: int) -> np.ndarray | None:
+        crops_CP = np.zeros((self.settings.crops, self.settings.patch), np.int16)
+        for c, channel, start in crop_places(chosen, starts_2, self.settings):
             key, track = (mixture, 0) if channel == MIXTURE else (separated, channel)
-            return self.store.get_crop(key, track, start, self.settings.patch)
-
-        crops_CP = crops_of(chosen, starts_2, self.settings, cut)
-        return None if crops_CP is None else (chosen, crops_CP)
+            crop = self.store.get_crop(key, track, start, self.settings.patch)
+            if crop is None:
+                return None
+            crops_CP[c] = crop
+        return chosen, crops_CP

@@ -9,7 +9,7 @@ Shapes: S channels, T samples.
 import hashlib
 import json
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,26 +18,14 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.own import OwnCode, identity, make
 
 
-class ChannelScore(Protocol):
-    """A function, an object that can be called, or a torch module.
-
-    It must give the same clip the same scores at any time: it draws no random numbers.
-    """
-
-    def __call__(self, mixture_T: Any, separated_ST: Any) -> Any:
-        """Score the channels of a clip.
-
-        Args:
-            mixture_T: torch tensor on the CPU, float32 of full scale 1.
-            separated_ST: the same, its channels.
-
-        Returns:
-            (S,) finite numbers, a tensor or an array: logarithms of how probable each channel is, up to a constant.
-        """
-
-
 class ChannelScores:
-    """The scores of one configuration; its code is imported when it is first needed."""
+    """The scores of one configuration; its code is imported when it is first needed.
+
+    That code is a function, an object that can be called, or a torch module. It gets `mixture_T` and `separated_ST`,
+    torch tensors on the CPU, float32 of full scale 1, and returns (S,) finite numbers, a tensor or an array: logarithms
+    of how probable each channel is, up to a constant. The same clip has the same scores at any time: it draws no random
+    numbers.
+    """
 
     def __init__(self, choice: OwnCode) -> None:
         self.choice = choice

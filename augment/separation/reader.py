@@ -61,7 +61,6 @@ class ClipReader:
         block = columns | {
             "sound": np.array([b""] * count, object),
             "content": np.array([""] * count, object),
-            "fault": columns["fault"].copy(),
             "stored": np.zeros(count, bool),
             "damaged": np.zeros(count, bool),
             "sound_samples": np.full(count, self.settings.audio.samples, np.int64),

@@ -11,8 +11,8 @@ Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from functools import cached_property, partial
+from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,7 @@ from sepscene.augment.separation.blocks import (
     Columns,
     ServiceSettings,
     StoredViews,
-    crops_of,
+    crop_places,
     shared_seconds,
     sound_levels,
     starts_of,
@@ -125,7 +125,11 @@ class SeparationService:
     @cached_property
     def separators(self) -> "list[nn.Module]":
         """The processors' networks, in the order of the draws."""
-        return [self._load(name) for name in self.settings.processors]
+        from sepscene.models.separators.fast_path import fast_separator
+
+        settings = self.settings
+        opened = [open_separator(name, settings.checkpoints[name], settings.audio) for name in settings.processors]
+        return [fast_separator(separator, self.device, settings.precision) for separator in opened]
 
     @cached_property
     def forward(self) -> "Forward":
@@ -133,12 +137,6 @@ class SeparationService:
         from sepscene.augment.separation.forward import Forward
 
         return Forward(self.device, self.clips_per_forward)
-
-    def _load(self, name: str) -> "nn.Module":
-        from sepscene.models.separators.fast_path import fast_separator
-
-        separator = open_separator(name, self.settings.checkpoints[name], self.settings.audio)
-        return fast_separator(separator, self.device, self.settings.precision)
 
     def __call__(self, columns: Columns) -> Columns:
         """Make the views of a block; clips in crash quarantine are left alone. See `serve` for the columns."""
@@ -154,7 +152,7 @@ class SeparationService:
 
         Returns:
             The columns `PASSED_ON` and those of augmentations; `view_1`, `view_2` and where asked for `mixture_1`,
-            `mixture_2`, see `crops_of` (int16, (N, P)), zeros on a fault; `channel_1`, `channel_2`
+            `mixture_2`, see `crop_places` (int16, (N, P)), zeros on a fault; `channel_1`, `channel_2`
             (int64, −1 is the mixture); `separation_seconds` (this row's share of the block), `queued_seconds` (between
             the reader's end and the beginning here), `made_at` (when the block was done, seconds of the day's clock),
             `made_by` (a number of this very service), `dropped` (in the first row: separated clips that the store has
@@ -174,10 +172,9 @@ class SeparationService:
             levels_S = sound_levels(levels_S, int(columns["sound_samples"][n]), self.settings)
             chosen = choose_channels(levels_S, *uniforms, self.settings.views, score_S)
             block["channel_1"][n], block["channel_2"][n] = chosen
-            tracks = {MIXTURE: mixture_T, **dict(enumerate(separated_ST))}
-            crops_CP = crops_of(chosen, starts_N2[n], self.settings, partial(_cut, tracks, self.settings.patch))
-            assert crops_CP is not None  # a clip that is here has them all
-            crops_NCP[n] = crops_CP
+            for c, channel, start in crop_places(chosen, starts_N2[n], self.settings):
+                track_T = mixture_T if channel == MIXTURE else separated_ST[channel]
+                crops_NCP[n, c] = track_T[start : start + self.settings.patch]
         crops = zip(("view_1", "view_2", "mixture_1", "mixture_2"), crops_NCP.swapaxes(0, 1), strict=False)
         return block | {
             **{name: np.ascontiguousarray(crop_NP) for name, crop_NP in crops},
@@ -252,10 +249,6 @@ def _to_separate(columns: Columns) -> list[int]:
     """Positions of the rows that carry a whole clip."""
     carries = columns["read_bytes"] > 0
     return np.flatnonzero(carries & ~columns["stored"] & (columns["fault"] == "")).tolist()
-
-
-def _cut(tracks: Mapping[int, np.ndarray], samples: int, channel: int, start: int) -> np.ndarray:
-    return tracks[channel][start : start + samples]
 
 
 def _mixture(columns: Columns, n: int) -> np.ndarray:

@@ -144,13 +144,11 @@ class StoreFolder:
             self._files.pop(name, None)
 
     def remove(self, name: str) -> None:
-        """Delete a shard; one that is gone already is as good."""
+        """Delete a shard, after which no prefill can be relied on; one that is gone already is as good."""
         self.forget(name)
-        self.forget_filled()
-        try:
+        self.filesystem.delete_dir_contents(self.filled_path, missing_dir_ok=True)
+        with suppress(FileNotFoundError):
             self.filesystem.delete_file(f"{self.shards_path}/{name}")
-        except FileNotFoundError:
-            return
 
     def remove_leftovers(self, older_than_seconds: float) -> tuple[int, int]:
         """Delete what killed writers left half-written.
@@ -174,10 +172,6 @@ class StoreFolder:
     def is_filled(self, name: str) -> bool:
         """Whether the prefill of this name has come to its end and nothing was removed since."""
         return self.filesystem.get_file_info(f"{self.filled_path}/{name}").is_file
-
-    def forget_filled(self) -> None:
-        """Something is being removed: no prefill can be relied on any more."""
-        self.filesystem.delete_dir_contents(self.filled_path, missing_dir_ok=True)
 
     def close(self) -> None:
         """Close all files."""

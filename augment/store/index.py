@@ -28,10 +28,9 @@ class Found:
 
 @dataclass(frozen=True)
 class _Block:
-    """Columns of equal length, sorted by (high, low, shard)."""
+    """Columns of equal length, sorted by key, then shard."""
 
-    high: np.ndarray
-    low: np.ndarray
+    key: np.ndarray  # S16: numpy drops zeros at the end, which is no matter where all keys have 16 bytes
     shard: np.ndarray
     offset: np.ndarray
     samples: np.ndarray
@@ -39,7 +38,7 @@ class _Block:
     levels: np.ndarray  # (entries, most channels), NaN beyond an entry's own
 
     def __len__(self) -> int:
-        return len(self.high)
+        return len(self.key)
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +80,8 @@ class StoreIndex:
             self._segments.append(segment_samples_of(footer))
         block = _block(list(new.values()), first)
         while self._blocks and len(self._blocks[-1]) <= 2 * len(block):
-            block = self._merge(self._blocks.pop(), block)
+            live = np.array([name in self._numbers for name in self._names])
+            block = _sorted([self._blocks.pop(), block], live)
         self._blocks.append(block)
 
     def remove(self, shard: str) -> None:
@@ -90,15 +90,12 @@ class StoreIndex:
 
     def find(self, digest: bytes) -> list[Found]:
         """All copies of an entry, the first published first; empty when there is none."""
-        high, low = np.frombuffer(digest, "<u8")
         found = []
         for block in self._blocks:
-            row = int(np.searchsorted(block.high, high))
-            while row < len(block) and block.high[row] == high:
-                if block.low[row] == low and self._names[block.shard[row]] in self._numbers:
-                    found.append(self._found(block, row))
-                row += 1
-        return sorted(found, key=lambda copy: copy.shard) if len(found) > 1 else found
+            first = np.searchsorted(block.key, digest)
+            last = np.searchsorted(block.key, digest, side="right")
+            found += [self._found(block, row) for row in range(int(first), int(last))]
+        return sorted((copy for copy in found if copy.shard in self._numbers), key=lambda copy: copy.shard)
 
     def _found(self, block: _Block, row: int) -> Found:
         shard = block.shard[row]
@@ -106,23 +103,17 @@ class StoreIndex:
         place = Place(int(block.offset[row]), channels, int(block.samples[row]), self._segments[shard])
         return Found(self._names[shard], place, block.levels[row, :channels].copy())
 
-    def _merge(self, old: _Block, new: _Block) -> _Block:
-        live = np.array([name in self._numbers for name in self._names])
-        return _sorted([old, new], live)
-
 
 def _block(footers: list[pa.Table], first: int) -> _Block:
     """The entries of shards number `first`, `first` + 1, ... as one block."""
-    table = pa.concat_tables([footer.select(COLUMNS).replace_schema_metadata() for footer in footers])
-    keys = np.frombuffer(b"".join(table["key"].to_pylist()), "<u8").reshape(-1, 2)
+    table = pa.concat_tables([footer.select(COLUMNS) for footer in footers])
     channels = table["channels"].to_numpy().astype(np.uint8)
     levels = np.full((len(table), int(channels.max(initial=0))), np.nan, np.float32)
     flat = table["levels"].combine_chunks().flatten().to_numpy()
     levels[np.arange(levels.shape[1]) < channels[:, None]] = flat
     numbers = np.arange(first, first + len(footers), dtype=np.uint32)
     block = _Block(
-        keys[:, 0],
-        keys[:, 1],
+        np.frombuffer(b"".join(table["key"].to_pylist()), "S16"),
         np.repeat(numbers, [len(footer) for footer in footers]),
         table["offset"].to_numpy(),
         table["samples"].to_numpy(),
@@ -134,9 +125,8 @@ def _block(footers: list[pa.Table], first: int) -> _Block:
 
 def _sorted(blocks: list[_Block], live: np.ndarray) -> _Block:
     """The entries of live shards, `live` by a shard's number, as one block; made a column at a time, to save memory."""
-    low, high, shard = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("low", "high", "shard"))
-    order = np.lexsort((low, high))
-    order = order[live[shard[order]]]
+    order = np.argsort(np.concatenate([block.key for block in blocks]), kind="stable")
+    order = order[live[np.concatenate([block.shard for block in blocks])[order]]]
     width = max(block.levels.shape[1] for block in blocks)
 
     def sorted_column(name: str) -> np.ndarray:

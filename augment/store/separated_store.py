@@ -12,12 +12,12 @@ Shape suffixes: S channels (separated outputs), T samples.
 
 import atexit
 import logging
+import math
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -25,18 +25,8 @@ from pyarrow import fs
 
 from sepscene.augment.store.folder import FILESYSTEM_ERRORS, StoreError, StoreFolder
 from sepscene.augment.store.index import COLUMNS, Found, StoreIndex
-from sepscene.augment.store.shards import (
-    Place,
-    ShardDamage,
-    StoreKey,
-    decode_crop,
-    encode_entry,
-    read_footer,
-)
-from sepscene.augment.store.upkeep import Removed, StoreListing, Verification, collect, list_entries, verify_entries
+from sepscene.augment.store.shards import Place, ShardDamage, StoreKey, decode_crop, encode_entry, read_footer
 from sepscene.augment.store.writer import ShardWriter, StoreSettings
-
-__all__ = ["SeparatedStore", "StoreCounters", "StoreKey", "StoreSettings"]
 
 _log = logging.getLogger(__name__)
 _FOOTERS_AT_ONCE = 16
@@ -63,10 +53,6 @@ class StoreCounters:
     dropped: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
-
-    def plus(self, **counts: int) -> "StoreCounters":
-        """A copy with `counts` added."""
-        return replace(self, **{name: getattr(self, name) + count for name, count in counts.items()})
 
 
 class SeparatedStore:
@@ -103,9 +89,7 @@ class SeparatedStore:
     def __enter__(self) -> "SeparatedStore":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __len__(self) -> int:
@@ -208,8 +192,7 @@ class SeparatedStore:
     # ---- writing ----
 
     def put(self, key: StoreKey, wave_ST: np.ndarray, levels: np.ndarray) -> None:
-        """Keep a separated clip. What is there already stays; the entry is published later, see
-        StoreSettings.
+        """Keep a separated clip. What is there already stays; the entry is published later, see `StoreSettings`.
 
         Args:
             wave_ST: int16 (S, T), S at most 255.
@@ -227,7 +210,7 @@ class SeparatedStore:
         entry = encode_entry(key, wave_ST, levels, self.settings.segment_samples)
         limit = self.settings.max_bytes
         if limit is not None and self._stored_bytes + self._writer.unpublished_bytes + len(entry.data) > limit:
-            self._count(dropped=1)
+            self._on_refused(1)
             return
         self._writer.add(key.digest(), entry)
 
@@ -241,14 +224,14 @@ class SeparatedStore:
             self._stored_bytes += size
         self._count(bytes_written=size)
 
-    def _room(self) -> int | None:
-        """Bytes that the limit leaves after all that is in the folder now, others' shards too; None without a limit.
+    def _room(self) -> float:
+        """Bytes that the limit leaves after all that is in the folder now, others' shards too.
 
         Raises:
             StoreError: when the filesystem does not answer.
         """
         if self.settings.max_bytes is None:
-            return None
+            return math.inf
         stored = sum(info.size for info in self.folder.shards())
         with self._lock:
             self._stored_bytes = stored
@@ -307,23 +290,8 @@ class SeparatedStore:
 
     def _count(self, **counts: int) -> None:
         with self._lock:
-            self.counters = self.counters.plus(**counts)
-
-    # ---- upkeep ----
-
-    def ls(self) -> StoreListing:
-        """What the store holds, by processor and settings."""
-        return list_entries(self.folder)
-
-    def verify(self) -> Verification:
-        """Read everything and check every checksum."""
-        return verify_entries(self.folder)
-
-    def gc(self, max_bytes: int | None = None) -> Removed:
-        """Delete damaged shards, leftovers of killed writers, and the oldest shards beyond `max_bytes`."""
-        removed = collect(self.folder, max_bytes)
-        self.refresh()
-        return removed
+            sums = {name: getattr(self.counters, name) + count for name, count in counts.items()}
+            self.counters = replace(self.counters, **sums)
 
     def close(self) -> None:
         """Publish what is pending and let go of all files."""

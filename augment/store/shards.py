@@ -18,9 +18,10 @@ Shape suffixes: S channels (separated outputs), T samples.
 """
 
 import hashlib
+import math
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +89,8 @@ class Place:
         first = start // self.segment_samples
         last = (start + samples - 1) // self.segment_samples
         stride = _CRC.size + 2 * self.segment_samples
-        begin = self.offset + channel * channel_bytes(self.samples, self.segment_samples)
+        channel_bytes = 2 * self.samples + _CRC.size * math.ceil(self.samples / self.segment_samples)
+        begin = self.offset + channel * channel_bytes
         end_sample = min((last + 1) * self.segment_samples, self.samples)
         count = (last - first + 1) * _CRC.size + 2 * (end_sample - first * self.segment_samples)
         return begin + first * stride, count, first
@@ -103,11 +105,6 @@ class Entry:
     samples: int
     levels: np.ndarray
     data: bytes
-
-
-def channel_bytes(samples: int, segment_samples: int) -> int:
-    """Bytes of one encoded channel of `samples` samples."""
-    return 2 * samples + _CRC.size * -(-samples // segment_samples)
 
 
 def encode_entry(key: StoreKey, wave_ST: np.ndarray, levels: np.ndarray, segment_samples: int) -> Entry:
@@ -149,23 +146,15 @@ def _checksum(digest: bytes, channel: int, segment: int, payload: memoryview) ->
     return zlib.crc32(payload, zlib.crc32(_SEED.pack(digest, channel, segment)))
 
 
-def shard_pieces(entries: Iterable[Entry], segment_samples: int) -> tuple[list[bytes], pa.Table]:
+def shard_pieces(entries: Sequence[Entry], segment_samples: int) -> tuple[list[bytes], pa.Table]:
     """A whole shard as the pieces to be written one after another, and its footer's table."""
-    entries = list(entries)
-    offsets = len(MAGIC) + np.cumsum([0] + [len(entry.data) for entry in entries])[:-1]
-    table = pa.table(
-        [
-            pa.array([entry.key.digest() for entry in entries], FOOTER.field("key").type),
-            pa.array([entry.key.content for entry in entries], pa.string()),
-            pa.array([entry.key.processor for entry in entries], pa.string()).dictionary_encode(),
-            pa.array([entry.key.settings for entry in entries], pa.string()).dictionary_encode(),
-            pa.array(offsets, pa.uint64()),
-            pa.array([entry.channels for entry in entries], pa.uint16()),
-            pa.array([entry.samples for entry in entries], pa.uint32()),
-            pa.array([entry.levels for entry in entries], FOOTER.field("levels").type),
-        ],
-        schema=FOOTER.with_metadata({"segment_samples": str(segment_samples)}),
-    )
+    rows = []
+    offset = len(MAGIC)
+    for entry in entries:
+        place = {"offset": offset, "channels": entry.channels, "samples": entry.samples, "levels": entry.levels}
+        rows.append({"key": entry.key.digest(), **vars(entry.key), **place})
+        offset += len(entry.data)
+    table = pa.Table.from_pylist(rows, FOOTER.with_metadata({"segment_samples": str(segment_samples)}))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
@@ -194,7 +183,7 @@ def read_footer(file: pa.NativeFile, size: int) -> pa.Table:
     if length + _TRAILER.size > len(tail):
         footer = file.read_at(length, begin)
     else:
-        footer = tail[len(tail) - _TRAILER.size - length : len(tail) - _TRAILER.size]
+        footer = tail[-_TRAILER.size - length : -_TRAILER.size]
     if zlib.crc32(footer) != checksum:
         raise ShardDamage("its footer is altered")
     try:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import fs
 
 from sepscene.augment.store.folder import StoreFolder
-from sepscene.augment.store.shards import Place, ShardDamage, decode_crop, read_footer, segment_samples_of
+from sepscene.augment.store.shards import FOOTER, Place, ShardDamage, decode_crop, read_footer, segment_samples_of
 
+_GROUPED = ["processor", "settings", "channels", "samples"]  # columns of a footer of which `list_store` makes groups
 _LEFTOVER_SECONDS = 3600.0  # a half-written shard this old has no writer any more
 
 
@@ -80,30 +82,14 @@ class Removed:
     bytes_left: int
 
 
-def list_store(uri: str) -> StoreListing:
-    """`sepscene store ls URI`. Raises: StoreError: when there is no store."""
-    return list_entries(_existing(uri))
+def list_store(store: str | StoreFolder) -> StoreListing:
+    """`sepscene store ls URI`: read all footers and add up what they name.
 
-
-def verify_store(uri: str) -> Verification:
-    """`sepscene store verify URI`. Raises: StoreError: when there is no store."""
-    return verify_entries(_existing(uri))
-
-
-def collect_store(uri: str, max_bytes: int | None = None) -> Removed:
-    """`sepscene store gc URI [--max-bytes N]`. Raises: StoreError: when there is no store."""
-    return collect(_existing(uri), max_bytes)
-
-
-def _existing(uri: str) -> StoreFolder:
-    folder = StoreFolder(uri)
-    folder.must_exist()
-    return folder
-
-
-def list_entries(folder: StoreFolder) -> StoreListing:
-    """Read all footers and add up what they name."""
-    totals: dict[tuple[str, str], np.ndarray] = {}
+    Raises:
+        StoreError: there is no store.
+    """
+    folder = _existing(store)
+    footers = [FOOTER.empty_table().select(_GROUPED)]
     damaged = []
     shards = 0
     size = 0
@@ -112,35 +98,39 @@ def list_entries(folder: StoreFolder) -> StoreListing:
         size += info.size
         if isinstance(footer, str):
             damaged.append(info.base_name)
-            continue
-        for group, counts in _counts(footer).items():
-            totals[group] = totals.get(group, np.zeros(3, np.int64)) + counts
-    groups = tuple(StoreGroup(*group, *totals[group].tolist()) for group in sorted(totals))
+        else:
+            footers.append(footer.select(_GROUPED))
+    groups = _groups(pa.concat_tables(footers).unify_dictionaries())
     entries = sum(group.entries for group in groups)
     return StoreListing(folder.uri, shards, entries, size, groups, tuple(damaged))
 
 
-def _counts(footer: pa.Table) -> dict[tuple[str, str], np.ndarray]:
-    """(processor, settings) -> entries, channels, and samples of all channels.
+def _groups(entries: pa.Table) -> tuple[StoreGroup, ...]:
+    """The entries added up by processor and settings, and in the order of these."""
+    samples = pc.multiply(entries["channels"].cast(pa.int64()), entries["samples"].cast(pa.int64()))
+    sums = (
+        entries.append_column("all_samples", samples)
+        .group_by(["processor", "settings"])
+        .aggregate([([], "count_all"), ("channels", "sum"), ("all_samples", "sum")])
+    )
+    rows = sums.select(["processor", "settings", "count_all", "channels_sum", "all_samples_sum"]).to_pylist()
+    groups = [StoreGroup(*row.values()) for row in rows]
+    return tuple(sorted(groups, key=lambda group: (group.processor, group.settings)))
 
-    By columns: a store of AudioSet's size has millions of rows, and a table of a hundred rows is too small for Arrow's
-    own groups to pay.
+
+def _existing(store: str | StoreFolder) -> StoreFolder:
+    folder = StoreFolder(store) if isinstance(store, str) else store
+    folder.must_exist()
+    return folder
+
+
+def verify_store(store: str | StoreFolder) -> Verification:
+    """`sepscene store verify URI`: read every sample of every shard and check its checksum.
+
+    Raises:
+        StoreError: there is no store.
     """
-    processor, settings = (footer[name].combine_chunks() for name in ("processor", "settings"))
-    groups, group_N = np.unique(
-        np.stack([column.indices.to_numpy() for column in (processor, settings)]), axis=1, return_inverse=True
-    )
-    channels_N = footer["channels"].to_numpy().astype(np.int64)
-    weights = (None, channels_N, channels_N * footer["samples"].to_numpy())
-    counts = np.stack([np.bincount(group_N.ravel(), each) for each in weights], axis=1).astype(np.int64)
-    names = zip(
-        processor.dictionary.take(pa.array(groups[0])), settings.dictionary.take(pa.array(groups[1])), strict=True
-    )
-    return {(p.as_py(), s.as_py()): row for (p, s), row in zip(names, counts, strict=True)}
-
-
-def verify_entries(folder: StoreFolder) -> Verification:
-    """Read every sample of every shard and check its checksum."""
+    folder = _existing(store)
     begin = time.monotonic()
     damaged_shards = []
     damaged_entries = []
@@ -162,19 +152,18 @@ def verify_entries(folder: StoreFolder) -> Verification:
             entries += len(footer)
         shards += 1
         size += info.size
-    return Verification(
-        folder.uri,
-        shards,
-        entries,
-        size,
-        time.monotonic() - begin,
-        tuple(damaged_shards),
-        tuple(damaged_entries),
-    )
+    seconds = time.monotonic() - begin
+    return Verification(folder.uri, shards, entries, size, seconds, tuple(damaged_shards), tuple(damaged_entries))
 
 
-def collect(folder: StoreFolder, max_bytes: int | None) -> Removed:
-    """Make room: damaged shards first, then leftovers, then the oldest shards until `max_bytes` are left."""
+def collect_store(store: str | StoreFolder, max_bytes: int | None = None) -> Removed:
+    """`sepscene store gc URI`: make room. Damaged shards go first, then leftovers of killed writers, then the oldest
+    shards until `max_bytes` are left.
+
+    Raises:
+        StoreError: there is no store.
+    """
+    folder = _existing(store)
     sound = []
     damaged = 0
     freed = 0

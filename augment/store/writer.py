@@ -44,14 +44,14 @@ class ShardWriter:
         self,
         folder: StoreFolder,
         settings: StoreSettings,
-        room: Callable[[], int | None],
+        room: Callable[[], float],
         published: Callable[[str, pa.Table, int], None],
         refused: Callable[[int], None],
     ) -> None:
         """Args:
         folder: where shards are published.
         settings: when.
-        room: asked before a shard is published: how many bytes of entries it may hold; None for any number.
+        room: asked before a shard is published: how many bytes of entries it may hold.
         published: called with (name, footer, bytes) of each shard before its entries leave the memory.
         refused: called with how many entries the limit or the filesystem did not take.
         """
@@ -141,7 +141,9 @@ class ShardWriter:
     def _publish(self) -> None:
         entries = list(self._leaving.values())
         try:
-            kept = _fitting(entries, self._room())
+            room = self._room()
+            ends = accumulate(len(entry.data) for entry in entries)
+            kept = [entry for entry, end in zip(entries, ends, strict=True) if end <= room]
             if kept:
                 pieces, footer = shard_pieces(kept, self._settings.segment_samples)
                 self._published(self._folder.publish(pieces), footer, sum(map(len, pieces)))
@@ -153,11 +155,3 @@ class ShardWriter:
             self._refused(len(entries) - len(kept))
         with self._lock:
             self._leaving = {}
-
-
-def _fitting(entries: list[Entry], room: int | None) -> list[Entry]:
-    """The first entries that fit into `room` bytes."""
-    if room is None:
-        return entries
-    ends = accumulate(len(entry.data) for entry in entries)
-    return [entry for entry, end in zip(entries, ends, strict=True) if end <= room]

@@ -12,6 +12,7 @@ from sepscene.augment.synthetic.synthesis import (
     coloured,
     curve,
     fade,
+    in_rhythm,
     length,
     log_uniform,
     noise,
@@ -46,8 +47,7 @@ def footsteps(rng: np.random.Generator, rate: int) -> np.ndarray:
         sole_T = fade(band(noise(rng, samples), rate, scrape / 2, scrape * 2), rate, 0.01, 0.08)
         step_T = place(length(0.3, rate), (0, 0.06), (1.2 * heel_T, rng.uniform(0.05, 0.7) * sole_T), rate)
         steps.append(loudness * step_T)
-    starts = beats(rng, count, period, 0.06)
-    return place(length(float(starts[-1]) + 0.3, rate), starts, steps, rate)
+    return in_rhythm(rng, rate, steps, period, jitter=0.06, tail=0.3)
 
 
 def knock(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -73,8 +73,7 @@ def hammer(rng: np.random.Generator, rate: int) -> np.ndarray:
         click_T = _thump(rng, rate, rng.uniform(150, 300), 0.06, 0.5)
         ringing_T = ring(rng, rate, partial_P, decay_P)
         strokes.append(loudness * place(len(ringing_T), (0, 0), (ringing_T, 2 * click_T), rate))
-    starts = beats(rng, count, period, 0.1)
-    return place(length(float(starts[-1]) + 0.5, rate), starts, strokes, rate)
+    return in_rhythm(rng, rate, strokes, period, jitter=0.1, tail=0.5)
 
 
 def chopping(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -84,8 +83,7 @@ def chopping(rng: np.random.Generator, rate: int) -> np.ndarray:
     board = log_uniform(rng, 100, 900)
     click = rng.uniform(0.05, 0.9)
     strokes = [g * _thump(rng, rate, board, rng.uniform(0.025, 0.07), click) for g in rng.uniform(0.4, 1, count)]
-    starts = beats(rng, count, period, 0.18)
-    return place(length(float(starts[-1]) + 0.3, rate), starts, strokes, rate)
+    return in_rhythm(rng, rate, strokes, period, jitter=0.18, tail=0.3)
 
 
 def woodpecker(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -115,8 +113,7 @@ def keyboard(rng: np.random.Generator, rate: int) -> np.ndarray:
         press_T = _thump(rng, rate, key * rng.uniform(0.8, 1.25), rng.uniform(0.01, 0.03), click)
         release = rng.uniform(0.05, 0.09)
         clicks.append(loudness * place(length(0.12, rate), (0, release), (press_T, 0.35 * press_T), rate))
-    starts = beats(rng, count, period, 0.7)
-    return place(length(float(starts[-1]) + 0.2, rate), starts, clicks, rate)
+    return in_rhythm(rng, rate, clicks, period, jitter=0.7, tail=0.2)
 
 
 def water_tap(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -145,9 +142,8 @@ def waves(rng: np.random.Generator, rate: int) -> np.ndarray:
     for wash in range(int(rng.integers(1, 3))):
         samples = length(rng.uniform(2, 4), rate)
         swell_T = coloured(rng, samples, rate, rng.uniform(-8, -1)) * curve(samples, (0, 0.4, 1, 0.7, 0.4, 0.15, 0))
-        foam_T = band(noise(rng, samples), rate, log_uniform(rng, 500, 2500), rng.uniform(3500, 7500)) * curve(
-            samples, (0, 0, 0.3, 1, 0.6, 0.2, 0)
-        )
+        foam_T = band(noise(rng, samples), rate, log_uniform(rng, 500, 2500), rng.uniform(3500, 7500))
+        foam_T *= curve(samples, (0, 0, 0.3, 1, 0.6, 0.2, 0))
         washes.append(swell_T + rng.uniform(0.2, 1) * foam_T)
         starts.append(wash * rng.uniform(2, 3.5))
     return place(length(max(starts) + 4, rate), starts, washes, rate)

@@ -29,7 +29,9 @@ def one_shot_makers(folder: str) -> Mapping[str, EventMaker]:
     Raises:
         SepsceneError: when the folder holds no labelled recordings.
     """
-    recordings = _esc50(Path(folder)) or _by_folder(Path(folder))
+    recordings: dict[str, list[Path]] = {}
+    for label, path in _esc50(Path(folder)) or _by_folder(Path(folder)):
+        recordings.setdefault(label, []).append(path)
     if not recordings:
         raise SepsceneError(
             f"one_shots {folder} holds no labelled recordings: it needs LABEL/*.wav, or audio/ and meta/esc50.csv"
@@ -37,24 +39,17 @@ def one_shot_makers(folder: str) -> Mapping[str, EventMaker]:
     return {label: partial(_draw, tuple(paths)) for label, paths in sorted(recordings.items())}
 
 
-def _by_folder(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*/*")):
-        if path.suffix.lower() in SUFFIXES:
-            found.setdefault(path.parent.name, []).append(path)
-    return found
+def _by_folder(folder: Path) -> list[tuple[str, Path]]:
+    return [(path.parent.name, path) for path in sorted(folder.glob("*/*")) if path.suffix.lower() in SUFFIXES]
 
 
-def _esc50(folder: Path) -> dict[str, list[Path]]:
+def _esc50(folder: Path) -> list[tuple[str, Path]]:
     table = folder / "meta" / "esc50.csv"
-    found: dict[str, list[Path]] = {}
-    if table.exists():
-        with table.open(newline="") as file:
-            for row in csv.DictReader(file):
-                path = folder / "audio" / row["filename"]
-                if path.exists():
-                    found.setdefault(row["category"], []).append(path)
-    return found
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        named = [(row["category"], folder / "audio" / row["filename"]) for row in csv.DictReader(file)]
+    return [(label, path) for label, path in named if path.exists()]
 
 
 def _draw(paths: tuple[Path, ...], rng: np.random.Generator, rate: int) -> np.ndarray:

@@ -16,14 +16,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from inspect import isfunction
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from pydantic import Field, model_validator
 
-from sepscene.augment.synthetic import noisy_events as noisy
-from sepscene.augment.synthetic import tonal_events as tonal
+from sepscene.augment.synthetic import noisy_events, tonal_events
 from sepscene.augment.synthetic.one_shots import EventMaker, one_shot_makers
 from sepscene.augment.synthetic.source_segments import sources_path
 from sepscene.augment.synthetic.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
@@ -41,32 +41,12 @@ _AT_ONCE = 32
 """Scenes that are handed to the threads together: an interrupted call ends when these are done."""
 
 EVENTS: dict[str, EventMaker] = {
-    maker.__name__: maker
-    for maker in (
-        *(
-            tonal.car_horn,
-            tonal.siren,
-            tonal.ship_horn,
-            tonal.kettle,
-            tonal.beeps,
-            tonal.speech,
-            tonal.laughter,
-        ),
-        *(
-            tonal.dog_bark,
-            tonal.gull,
-            tonal.rooster,
-            tonal.bird_song,
-            tonal.cricket,
-            tonal.frog,
-            tonal.engine,
-        ),
-        *(tonal.drill, tonal.bell, noisy.dishes, noisy.footsteps, noisy.knock, noisy.hammer, noisy.chopping),
-        *(noisy.woodpecker, noisy.keyboard, noisy.water_tap, noisy.frying, noisy.waves, noisy.wind_gust),
-        noisy.printer,
-    )
+    name: make
+    for module in (tonal_events, noisy_events)
+    for name, make in vars(module).items()
+    if isfunction(make) and make.__module__ == module.__name__ and not name.startswith("_")
 }
-"""The event classes and what makes one instance of each."""
+"""The event classes, the public functions of both modules, and what makes one instance of each."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +71,7 @@ class Place:
 PLACES: dict[str, Place] = {
     "street": Place(("car_horn", "siren", "engine", "footsteps", "dog_bark", "speech"), (0.1, 0.4), (-6, -3), 0.3, 0.5),
     "forest": Place(
-        ("bird_song", "woodpecker", "cricket", "frog", "wind_gust", "footsteps"),
-        (0.1, 0.6),
-        (-4, 0),
-        0.0,
-        0.7,
+        ("bird_song", "woodpecker", "cricket", "frog", "wind_gust", "footsteps"), (0.1, 0.6), (-4, 0), 0.0, 0.7
     ),
     "kitchen": Place(("kettle", "dishes", "water_tap", "frying", "chopping", "speech"), (0.2, 0.6), (-6, -2), 0.5, 0.1),
     "harbour": Place(("ship_horn", "gull", "waves", "bell", "wind_gust", "engine"), (0.2, 0.7), (-5, -1), 0.1, 0.8),

@@ -12,34 +12,25 @@ from sepscene.augment.views import Views, patch_samples
 
 AUDIBLE_DB = -10.0
 """An event counts in a crop when its power there is at most this far below the mixture's [ours]."""
+_PAIRS = 64  # that are drawn from each scene
 
 
-def shared_event_rate(
-    scenes: Iterable[np.ndarray],
-    crop_samples: int,
-    delta_samples: int,
-    pairs: int = 64,
-    seed: int = 0,
-    audible_db: float = AUDIBLE_DB,
-) -> float:
+def shared_event_rate(scenes: Iterable[np.ndarray], crop_samples: int, delta_samples: int) -> float:
     """The share of positive pairs, drawn as temporal proximity draws them, whose two crops have an event in common.
 
     Args:
         scenes: the sources (S, T) of each scene, the background last.
         crop_samples: length of a crop.
         delta_samples: largest distance of the starts of two crops.
-        pairs: drawn from each scene.
-        seed: of the draws.
-        audible_db: power of an event against that of the mixture, in the same crop, from which it counts.
 
     Returns:
         A share from 0 to 1; NaN for no scenes.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     found = []
     for source_ST in scenes:
-        start_NN = crop_starts(rng.random(pairs), rng.random(pairs), source_ST.shape[1], crop_samples, delta_samples)
-        first_SN, second_SN = (audible_events(source_ST, start_N, crop_samples, audible_db) for start_N in start_NN)
+        start_NN = crop_starts(rng.random(_PAIRS), rng.random(_PAIRS), source_ST.shape[1], crop_samples, delta_samples)
+        first_SN, second_SN = (audible_events(source_ST, start_N, crop_samples) for start_N in start_NN)
         found.append((first_SN & second_SN).any(axis=0).mean())
     return float(np.mean(found)) if found else float("nan")
 
@@ -51,13 +42,11 @@ def shared_events_in_words(scenes: Iterable[np.ndarray], views: Views, sample_ra
     return f"{rate:.0%} of positive pairs ({AUDIBLE_DB:g} dB, {len(known)} scenes)"
 
 
-def audible_events(
-    source_ST: np.ndarray, start_N: np.ndarray, crop_samples: int, audible_db: float = AUDIBLE_DB
-) -> np.ndarray:
+def audible_events(source_ST: np.ndarray, start_N: np.ndarray, crop_samples: int) -> np.ndarray:
     """Which events are heard in which crops: boolean (S - 1, N)."""
     power_SN = _power(source_ST[:-1], start_N, crop_samples)
     mixture_1N = _power(source_ST.sum(axis=0, keepdims=True), start_N, crop_samples)
-    return power_SN >= np.maximum(10 ** (audible_db / 10) * mixture_1N, np.finfo(np.float64).tiny)
+    return power_SN >= np.maximum(10 ** (AUDIBLE_DB / 10) * mixture_1N, np.finfo(np.float64).tiny)
 
 
 def _power(wave_ST: np.ndarray, start_N: np.ndarray, samples: int) -> np.ndarray:

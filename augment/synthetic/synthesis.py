@@ -103,11 +103,7 @@ def coloured(rng: np.random.Generator, samples: int, rate: int, decibels_per_oct
 
 
 def ring(
-    rng: np.random.Generator,
-    rate: int,
-    partial_P: np.ndarray,
-    decay_P: np.ndarray,
-    level_P: np.ndarray | None = None,
+    rng: np.random.Generator, rate: int, partial_P: np.ndarray, decay_P: np.ndarray, level_P: np.ndarray | None = None
 ) -> np.ndarray:
     """A struck body (T,): partials that die away, each by 60 dB in its own decay time."""
     kept = partial_P < 0.47 * rate
@@ -142,6 +138,14 @@ def beats(rng: np.random.Generator, count: int, period: float, jitter: float) ->
     """Starts in seconds (N,) of a rhythm: a period, each step off by up to `jitter` of it."""
     steps = period * (1 + jitter * rng.uniform(-1, 1, count))
     return np.concatenate([[0.0], np.cumsum(steps[:-1])])
+
+
+def in_rhythm(
+    rng: np.random.Generator, rate: int, wave_N: Sequence[np.ndarray], period: float, jitter: float, tail: float
+) -> np.ndarray:
+    """A wave (T,) with N waves at the starts of a rhythm (`beats`), which ends `tail` seconds after the last start."""
+    start_N = beats(rng, len(wave_N), period, jitter)
+    return place(length(float(start_N[-1]) + tail, rate), start_N, wave_N, rate)
 
 
 def shelf(wave_T: np.ndarray, rate: int, corner: float, decibels: float) -> np.ndarray:

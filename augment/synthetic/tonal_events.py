@@ -12,6 +12,7 @@ from sepscene.augment.synthetic.synthesis import (
     beats,
     curve,
     fade,
+    in_rhythm,
     length,
     log_uniform,
     noise,
@@ -33,8 +34,7 @@ def car_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
         pitch_T = np.full(length(seconds, rate), base, np.float32)
         honk_T = tone(rng, pitch_T, low, rate) + tone(rng, pitch_T * interval, high, rate)
         honks.append(fade(honk_T, rate, 0.01, 0.03))
-    starts = beats(rng, count, rng.uniform(0.3, 1.1), 0.2)
-    return place(length(float(starts[-1]) + 1, rate), starts, honks, rate)
+    return in_rhythm(rng, rate, honks, rng.uniform(0.3, 1.1), jitter=0.2, tail=1)
 
 
 def siren(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -69,8 +69,7 @@ def ship_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
         blast_T += tone(rng, pitch_T * rng.uniform(1.002, 1.01), amplitude_H, rate)
         blast_T += 0.3 * band(noise(rng, samples), rate, base, 8 * base)
         blasts.append(fade(blast_T, rate, rng.uniform(0.1, 0.3), 0.3))
-    starts = beats(rng, count, rng.uniform(1.8, 3.2), 0.1)
-    return place(length(float(starts[-1]) + 2.6, rate), starts, blasts, rate)
+    return in_rhythm(rng, rate, blasts, rng.uniform(1.8, 3.2), jitter=0.1, tail=2.6)
 
 
 def kettle(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -95,9 +94,8 @@ def beeps(rng: np.random.Generator, rate: int) -> np.ndarray:
     waves = []
     for beat in range(count):
         pitch_T = np.full(length(period * share, rate), notes[beat % 2], np.float32)
-        waves.append(
-            fade(tone(rng, pitch_T, overtones(rng, max(notes), rate, slope, spread=1), rate), rate, 0.004, 0.01)
-        )
+        beep_T = tone(rng, pitch_T, overtones(rng, max(notes), rate, slope, spread=1), rate)
+        waves.append(fade(beep_T, rate, 0.004, 0.01))
     return place(length(count * period, rate), np.arange(count) * period, waves, rate)
 
 
@@ -123,8 +121,7 @@ def speech(rng: np.random.Generator, rate: int) -> np.ndarray:
             hiss = min(samples, length(0.06, rate))
             syllable_T[:hiss] += 0.5 * fade(band(noise(rng, hiss), rate, 2500, 7000), rate, 0.01, 0.03)
         syllables.append(syllable_T)
-    starts = beats(rng, count, period, 0.2)
-    return place(length(float(starts[-1]) + 0.4, rate), starts, syllables, rate)
+    return in_rhythm(rng, rate, syllables, period, jitter=0.2, tail=0.4)
 
 
 def laughter(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -156,8 +153,7 @@ def dog_bark(rng: np.random.Generator, rate: int) -> np.ndarray:
         voice_T = tone(rng, pitch_T, overtones(rng, base * 1.35, rate, -5, throat), rate)
         rough_T = band(noise(rng, samples), rate, base, 6 * base)
         barks.append(fade(voice_T + rng.uniform(0.3, 0.8) * rough_T, rate, 0.01, 0.09))
-    starts = beats(rng, count, rng.uniform(0.28, 0.7), 0.3)
-    return place(length(float(starts[-1]) + 0.4, rate), starts, barks, rate)
+    return in_rhythm(rng, rate, barks, rng.uniform(0.28, 0.7), jitter=0.3, tail=0.4)
 
 
 def gull(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -171,8 +167,7 @@ def gull(rng: np.random.Generator, rate: int) -> np.ndarray:
         cry_T = tone(rng, pitch_T, overtones(rng, base * 1.3, rate, rng.uniform(-5, 0)), rate)
         flutter_T = 1 + 0.5 * np.sin(np.arange(samples) * (2 * np.pi * rng.uniform(35, 80) / rate))
         cries.append(fade((cry_T * flutter_T).astype(np.float32), rate, 0.03, 0.1))
-    starts = beats(rng, count, rng.uniform(0.3, 0.7), 0.2)
-    return place(length(float(starts[-1]) + 0.6, rate), starts, cries, rate)
+    return in_rhythm(rng, rate, cries, rng.uniform(0.3, 0.7), jitter=0.2, tail=0.6)
 
 
 def rooster(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -199,8 +194,7 @@ def bird_song(rng: np.random.Generator, rate: int) -> np.ndarray:
         pitch_T = np.minimum(centre * curve(samples, shape), 0.45 * rate).astype(np.float32)
         whistle = overtones(rng, float(pitch_T.max()), rate, rng.uniform(-25, -12), spread=1)
         notes.append(fade(tone(rng, pitch_T, whistle, rate), rate, 0.015, 0.03))
-    starts = beats(rng, count, log_uniform(rng, 0.1, 0.3), 0.25)
-    return place(length(float(starts[-1]) + 0.3, rate), starts, notes, rate)
+    return in_rhythm(rng, rate, notes, log_uniform(rng, 0.1, 0.3), jitter=0.25, tail=0.3)
 
 
 def cricket(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -227,8 +221,7 @@ def frog(rng: np.random.Generator, rate: int) -> np.ndarray:
         samples = length(rng.uniform(0.18, 0.6), rate)
         pitch_T = pulse * curve(samples, rng.uniform(0.85, 1.15, 3))
         croaks.append(fade(tone(rng, pitch_T, overtones(rng, pulse * 1.15, rate, -3, throat), rate), rate, 0.05, 0.1))
-    starts = beats(rng, count, rng.uniform(0.5, 1.1), 0.25)
-    return place(length(float(starts[-1]) + 0.7, rate), starts, croaks, rate)
+    return in_rhythm(rng, rate, croaks, rng.uniform(0.5, 1.1), jitter=0.25, tail=0.7)
 
 
 def engine(rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -250,9 +243,8 @@ def drill(rng: np.random.Generator, rate: int) -> np.ndarray:
     load = rng.uniform(0.7, 0.95)
     speed_T = curve(samples, (0.35, 1, 1, load, load, 1, 1, 0.4))
     motor_T = tone(rng, base * speed_T, overtones(rng, base, rate, rng.uniform(-4, 0), spread=5), rate)
-    bite_T = band(noise(rng, samples), rate, 1500, rng.uniform(4000, 7500)) * curve(
-        samples, (0.2, 0.4, 0.6, 1, 1, 0.5, 0.2)
-    )
+    bite_T = band(noise(rng, samples), rate, 1500, rng.uniform(4000, 7500))
+    bite_T *= curve(samples, (0.2, 0.4, 0.6, 1, 1, 0.5, 0.2))
     return fade(motor_T + rng.uniform(0.3, 0.9) * bite_T, rate, 0.05, 0.15)
 
 
@@ -265,5 +257,4 @@ def bell(rng: np.random.Generator, rate: int) -> np.ndarray:
     level_P = 10 ** (rng.uniform(-14, 0, 8) / 20)
     count = int(rng.integers(1, 6))
     strokes = [ring(rng, rate, base * ratio_P, decay_P, level_P) * g for g in rng.uniform(0.5, 1, count)]
-    starts = beats(rng, count, rng.uniform(0.35, 1.2), 0.25)
-    return place(length(float(starts[-1]) + seconds, rate), starts, strokes, rate)
+    return in_rhythm(rng, rate, strokes, rng.uniform(0.35, 1.2), jitter=0.25, tail=seconds)

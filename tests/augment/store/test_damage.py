@@ -11,6 +11,7 @@ from pyarrow import fs
 
 from sepscene.augment.store.separated_store import SeparatedStore, StoreKey, StoreSettings
 from sepscene.augment.store.shards import ShardDamage, read_footer
+from sepscene.augment.store.upkeep import verify_store
 
 SETTINGS = StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6, refresh_seconds=1e6, segment_samples=8)
 KEYS = [StoreKey(f"clip-{n}", "F", "s") for n in range(3)]
@@ -51,12 +52,12 @@ def test_a_flipped_byte_is_detected(tmp_path):
             assert count == 6, "the first magic carries nothing"
         elif count == 0:  # the footer or the trailer
             assert store.counters.damaged == 1
-            assert len(store.verify().damaged_shards) == 1
+            assert len(verify_store(store.folder).damaged_shards) == 1
         else:  # one entry; its other channel is not trusted either once the damage is seen
             assert count in (4, 5)
             assert store.counters.damaged == 1
             assert store.counters.misses == 6 - count
-            (found,) = store.verify().damaged_entries
+            (found,) = verify_store(store.folder).damaged_entries
             assert found.content == f"clip-{(position - 8) // ((len(whole) - len(footer(whole)) - 8) // 3)}"
 
 
@@ -91,7 +92,7 @@ def test_a_shard_that_lost_its_middle_is_detected(tmp_path):
     count, store = readable(tmp_path)
     assert count == 0
     assert store.counters.damaged == 3
-    assert len(store.verify().damaged_entries) == 3
+    assert len(verify_store(store.folder).damaged_entries) == 3
 
 
 def test_the_sound_of_another_clip_is_damage(tmp_path):

@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from sepscene.augment.audio import AudioFormat, content_hash, read_clip
 from sepscene.augment.store.separated_store import SeparatedStore, StoreKey, StoreSettings
-from sepscene.augment.store.upkeep import verify_entries
+from sepscene.augment.store.upkeep import collect_store, list_store, verify_store
 from sepscene.tasks.datasets.readers import read_manifest
 
 SETTINGS = StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6, refresh_seconds=0, segment_samples=64)
@@ -56,10 +56,10 @@ def test_a_store_is_shared_verified_and_cleared(server: str) -> None:
             np.testing.assert_array_equal(reader.levels(key), LEVELS)
             np.testing.assert_array_equal(reader.get_crop(key, 1, 333, 500), clip(number)[1, 333:833])
         assert reader.counters.damaged == 0 and reader.counters.hits == 3
-        assert reader.verify().whole and reader.ls().entries == 3
+        assert verify_store(reader.folder).whole and list_store(reader.folder).entries == 3
         reader.folder.note_filled("scenes")
         *_, newest = reader.folder.shards()
-        removed = writer.gc(max_bytes=newest.size)
+        removed = collect_store(writer.folder, max_bytes=newest.size)
         assert (removed.old_shards, removed.bytes_left) == (2, newest.size)
         assert not reader.folder.is_filled("scenes")
         assert reader.get_crop(KEYS[0], 0, 0, 10) is None, "removed under the reader: a miss"
@@ -83,7 +83,7 @@ def test_a_shard_removed_while_it_is_verified_is_no_concern(server: str, monkeyp
             return file
 
         monkeypatch.setattr(folder, "open", open_then_remove)
-        found = verify_entries(folder)
+        found = verify_store(folder)
         assert found.whole and (found.shards, found.entries) == (1, 1)
 
 

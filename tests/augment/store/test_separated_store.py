@@ -10,6 +10,7 @@ import pytest
 
 from sepscene.augment.store.folder import StoreError, without_secrets
 from sepscene.augment.store.separated_store import SeparatedStore, StoreKey, StoreSettings
+from sepscene.augment.store.upkeep import collect_store, list_store, verify_store
 
 MANUAL = StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6, refresh_seconds=1e6, segment_samples=64)
 """Nothing happens unless the test asks for it."""
@@ -281,9 +282,10 @@ def test_other_filesystems(scheme):
     store.refresh()
     for number in range(4):
         np.testing.assert_array_equal(store.get_crop(key(number), 1, 100, 500), clip(number)[1, 100:600])
-    assert store.ls().entries == 4
-    assert store.verify().whole
-    assert store.gc(max_bytes=0).old_shards == 4
+    assert list_store(store.folder).entries == 4
+    assert verify_store(store.folder).whole
+    assert collect_store(store.folder, max_bytes=0).old_shards == 4
+    store.refresh()
     assert store.get_crop(key(0), 0, 0, 1) is None
 
 

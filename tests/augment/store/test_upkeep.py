@@ -10,15 +10,7 @@ import pytest
 from sepscene.augment.store import upkeep as module
 from sepscene.augment.store.folder import StoreError, StoreFolder
 from sepscene.augment.store.separated_store import SeparatedStore, StoreKey, StoreSettings
-from sepscene.augment.store.upkeep import (
-    StoreGroup,
-    collect,
-    collect_store,
-    list_entries,
-    list_store,
-    verify_entries,
-    verify_store,
-)
+from sepscene.augment.store.upkeep import StoreGroup, collect_store, list_store, verify_store
 
 SETTINGS = StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6, refresh_seconds=1e6, segment_samples=16)
 LEVELS = np.array([-10.0, -20.0], np.float32)
@@ -89,16 +81,17 @@ def test_gc_without_a_limit_removes_only_what_is_of_no_use(uri):
 
 def test_gc_by_a_handle_is_seen_by_it(uri):
     store = SeparatedStore(uri, SETTINGS)
-    assert store.gc(max_bytes=0).bytes_left == 0
+    assert collect_store(store.folder, max_bytes=0).bytes_left == 0
+    store.refresh()
     assert store.levels(StoreKey("clip-0-0", "N", "16 kHz")) is None
-    assert store.ls().entries == 0
+    assert list_store(store.folder).entries == 0
 
 
 def test_a_prefill_counts_as_done_until_something_is_removed(uri):
     with SeparatedStore(uri, SETTINGS) as store:
         assert not store.folder.is_filled("scenes")
         store.folder.note_filled("scenes")
-        store.gc()
+        collect_store(store.folder)
         assert store.folder.is_filled("scenes")
     collect_store(uri, max_bytes=sum(os.path.getsize(path) for path in shards(uri)[2:]))
     assert not SeparatedStore(uri, SETTINGS).folder.is_filled("scenes")
@@ -121,11 +114,11 @@ def test_a_shard_that_another_gc_removes_meanwhile_is_no_concern(uri, moment, mo
         os.remove(gone)
     else:
         monkeypatch.setattr(module, "read_footer", read_then_remove)
-    found = verify_entries(folder)
+    found = verify_store(folder)
     assert found.whole and (found.shards, found.entries) == (3, 6)
-    assert list_entries(folder).entries == 6
-    assert collect(folder, None).damaged_shards == 0
-    assert collect(folder, 0).bytes_left == 0 and not shards(uri)
+    assert list_store(folder).entries == 6
+    assert collect_store(folder).damaged_shards == 0
+    assert collect_store(folder, 0).bytes_left == 0 and not shards(uri)
 
 
 def test_upkeep_of_a_store_that_is_not_there_makes_nothing(tmp_path):
