@@ -21,6 +21,9 @@ limited to it. Beyond lie 16-bit values that nobody divided by 32768."""
 SHORTEST = 32
 """Frames, and bands, under which five halvings leave nothing."""
 
+Reads = Literal["log-mel", "waveform"]
+"""What an encoder takes: log-mel patches (B, L, F), or waveforms (B, T) of full scale 1."""
+
 
 class Cnn14Config(Config):
     """Sizes of CNN14. The defaults have 75,739,712 parameters, 75,477,440 in the trunk [stated: "~75M"]."""

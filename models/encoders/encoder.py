@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from sepscene.models.card import CARD_FILE, WeightsCard, explain_validation, read_card
 from sepscene.models.config import CheckpointError, Config, SepsceneError
-from sepscene.models.encoders.choice import EncoderChoice, OwnEncoder, Reads
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.model_card import model_card
 from sepscene.models.encoders.network import build_network, choice_of, misfit, network_class, settings_of
 from sepscene.models.files import write_atomically
 from sepscene.models.names import ENCODERS, package_of, resolve
-from sepscene.models.settings import Cnn14Config, FrontEndConfig
+from sepscene.models.own import EncoderChoice, OwnEncoder
+from sepscene.models.settings import Cnn14Config, FrontEndConfig, Reads
 from sepscene.models.sound import limited_sound
 from sepscene.models.trust import CODE
 from sepscene.models.weights import README, card_text, check_finite, packed, read_network, write_folder
