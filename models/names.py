@@ -134,9 +134,7 @@ def trust_code(name: str) -> None:
     CODE.grant(name)
 
 
-@cache
-def _distributions() -> Mapping[str, list[str]]:
-    return packages_distributions()
+_distributions = cache(packages_distributions)
 
 
 def package_of(name: str) -> dict[str, str]:

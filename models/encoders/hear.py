@@ -63,7 +63,6 @@ def get_scene_embeddings(audio_NT: Tensor, model: HearModel) -> Tensor:
     Raises:
         SepsceneError: when the sound has another shape.
     """
-    audio_NT = _checked(audio_NT, model)
     with torch.no_grad():
         return model(audio_NT).float()
 
@@ -84,7 +83,7 @@ def get_timestamp_embeddings(audio_NT: Tensor, model: HearModel) -> tuple[Tensor
     Raises:
         SepsceneError: when the sound has another shape.
     """
-    audio_NT = _checked(audio_NT, model)
+    audio_NT = limited_sound(audio_NT, next(model.parameters()).device)
     window = model.encoder.shortest_samples
     device = audio_NT.device
     step_K = torch.arange(audio_NT.shape[1] * STEPS_PER_SECOND // model.sample_rate + 1, device=device)
@@ -100,8 +99,3 @@ def get_timestamp_embeddings(audio_NT: Tensor, model: HearModel) -> tuple[Tensor
             embedded[-1] = embedded[-1].unflatten(0, windows_NKT.shape[:2])
     timestamps_K = step_K.float() * (1000 // STEPS_PER_SECOND)
     return torch.cat(embedded, dim=1), timestamps_K.repeat(len(audio_NT), 1)
-
-
-def _checked(audio_NT: Tensor, model: HearModel) -> Tensor:
-    """The sound in float32 on the model's device."""
-    return limited_sound(audio_NT, next(model.parameters()).device)
