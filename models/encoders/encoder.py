@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, field_serializer, model_validator
 from torch import Tensor, nn
 
-from sepscene.models.card import CARD_FILE, WeightsCard, explain_validation, read_card
+from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, explain_validation, read_card
 from sepscene.models.config import CheckpointError, Config, SepsceneError
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.model_card import model_card
@@ -182,14 +182,12 @@ def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) 
     directory = Path(directory)
     check_finite(encoder.trunk, directory)
     trunk = encoder.config.trunk
-    own = isinstance(trunk, OwnEncoder)
-    facts = card | ({"code": package_of(trunk.use)} if own else {})
-    content = {
-        "architecture": "own-encoder" if own else trunk.use,
-        "config": encoder.config.model_dump(mode="json"),
-        "metadata": facts,
-    }
-    readme = model_card(encoder.config, facts)
+    architecture = trunk.use
+    if isinstance(trunk, OwnEncoder):
+        architecture = "own-encoder"
+        card = card | {"code": package_of(trunk.use)}
+    content = {"architecture": architecture, "config": encoder.config.model_dump(mode="json"), "metadata": card}
+    readme = model_card(encoder.config, card)
     return write_folder(directory, content, packed(encoder.trunk), readme=readme).sha256
 
 
@@ -205,7 +203,7 @@ def update_card(directory: Path | str, facts: dict[str, Any]) -> None:
     """
     directory = Path(directory)
     card = _encoder_card(directory)
-    card = WeightsCard(**card.model_dump() | {"metadata": card.metadata | facts})
+    card = card.changed({"metadata": card.metadata | facts})
     write_atomically(directory / README, model_card(read_encoder_config(directory), card.metadata).encode())
     write_atomically(directory / CARD_FILE, card_text(card).encode())
 
@@ -232,9 +230,8 @@ def load_encoder(dir_or_uri: Path | str, trust_code: bool = False) -> Encoder:
             return load_encoder(_fetch_from_mlflow(text, Path(folder)), trust_code)
     directory = Path(text.removeprefix("file://")).expanduser()
     config = read_encoder_config(directory)
-    own = own_code(directory)
-    if own and trust_code:
-        CODE.grant(own)
+    if trust_code and isinstance(config.trunk, OwnEncoder):
+        CODE.grant(config.trunk.use)
     import_own(directory)
     trunk = read_network(directory, _encoder_card(directory), lambda: build_network(config.trunk))
     return Encoder(LogMel(config.front_end), trunk, config.patch_seconds, config.shortest_seconds).eval()
@@ -293,24 +290,13 @@ def _fetch_from_mlflow(uri: str, folder: Path) -> Path:
     It runs MLflow's command line, because only orchestration/ may import MLflow, and a notebook that loads a
     folder should not need it.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "artifacts",
-        "download",
-        "--artifact-uri",
-        uri,
-        "--dst-path",
-        str(folder),
-    ]
+    arguments = ["artifacts", "download", "--artifact-uri", uri, "--dst-path", str(folder)]
+    command = [sys.executable, "-m", "mlflow", *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise SepsceneError(f"{uri} cannot be fetched ({reason}): check the URI and MLFLOW_TRACKING_URI")
-    found = [
-        path.parent for path in sorted(folder.rglob("config.json")) if (path.parent / "model.safetensors").exists()
-    ]
+    found = [path.parent for path in sorted(folder.rglob(CARD_FILE)) if (path.parent / WEIGHTS_FILE).exists()]
     if len(found) != 1:
         raise SepsceneError(f"{uri} holds {len(found)} encoder bundles: give the URI of one")
     return found[0]
