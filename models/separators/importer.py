@@ -93,7 +93,7 @@ def detect_kind(source: Path) -> Kind:
 def _read_conv_tasnet(source: Path, sample_rate: int, hints: ImportHints) -> tuple[ConvTasNetSeparator, list[str]]:
     """A state dict's shapes tell every size but the number of blocks per repeat and the mask's activation."""
     weights = without_wrapper(read_state_dict(source)[0], known="mask_generator.output_conv.weight")
-    facts = Facts(source, hints.model_dump())
+    facts = Facts(source, hints.model_dump(exclude_none=True))
 
     def shape(name: str) -> tuple[int, int, int]:
         if name not in weights or weights[name].ndim != 3:
