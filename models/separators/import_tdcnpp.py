@@ -261,17 +261,17 @@ def _training_configuration(bundle: TFBundle, sample_rate: int) -> dict[str, Any
         content = parse_json(path.read_bytes())
         hparams = content.get("hparams", {})
         rate = float(content.get("sample_rate", sample_rate))
-        found = {
-            "blocks": content.get("tdcn", {}).get("num_dilations"),
-            "consistency": hparams.get("mix_weights_type"),
-            "window_samples": whole_samples(hparams["ws"], rate) if "ws" in hparams else None,
-            "hop_samples": whole_samples(hparams["hs"], rate) if "hs" in hparams else None,
-        }
+        sizes = ImportHints(
+            blocks=content.get("tdcn", {}).get("num_dilations"),
+            window_samples=whole_samples(hparams["ws"], rate) if "ws" in hparams else None,
+            hop_samples=whole_samples(hparams["hs"], rate) if "hs" in hparams else None,
+        )
+        consistency = hparams.get("mix_weights_type")
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path} lies beside the checkpoint but isn't its configuration: {error}") from error
     if rate != sample_rate:
         raise CheckpointError(f"{path} says {rate:g} Hz, not {sample_rate} Hz: give the sample rate {rate:g}")
-    return {question: value for question, value in found.items() if value is not None}
+    return sizes.model_dump(exclude_none=True) | ({"consistency": consistency} if consistency else {})
 
 
 def _name_difference(origin: Path, expected: set[str], found: set[str]) -> None:
