@@ -169,6 +169,8 @@ def read_own(card: WeightsCard, weights: Mapping[str, Tensor], origin: Path) -> 
     """
     use = str(card.config.get("use", ""))
     options = card.config.get("options", {})
+    if not isinstance(options, dict):
+        raise CheckpointError(f"{origin.parent} is damaged: the options of its separator are no fields; copy it again")
     separator = OwnSeparator(OwnCode.model_validate({**options, "use": use}))
     if separator.config != card.config:
         raise CheckpointError(
