@@ -36,10 +36,7 @@ class Cnn14Config(Config):
         "none", description="after the bottleneck: none, a linear h [open; ours]; relu for PANNs' own `fc1`"
     )
     classes: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_CHANNELS,
-        description="outputs of PANNs' `fc_audioset` on h, where a PANNs file has one",
+        None, ge=1, le=MOST_CHANNELS, description="outputs of PANNs' `fc_audioset` on h, where a PANNs file has one"
     )
 
     @model_validator(mode="after")

@@ -39,8 +39,7 @@ def unknown_field(model: type[BaseModel], location: tuple[int | str, ...]) -> st
     siblings = _fields_at(model, parents)
     spellings = dict.fromkeys(siblings, "")
     if not parents:  # somebody who leaves the section out
-        spellings |= {name: path for path in _dotted(model) for name in [path.rpartition(".")[2]] if path != name}
-        spellings |= dict.fromkeys(siblings, "")
+        spellings = {path.rpartition(".")[2]: path for path in _dotted(model)} | spellings
     near = nearest(str(last), spellings, cutoff=0.6)
     hint = f" (did you mean {spellings[near] or near}?)" if near else ""
     return f"unknown field{hint}; known are {', '.join(siblings)}"
