@@ -27,8 +27,6 @@ from sepscene.models.state_dicts import read_state_dict, without_wrapper
 from sepscene.models.trust import PROGRAMS
 from sepscene.models.weights import load_weights
 
-__all__ = ["ImportHints", "detect_kind", "import_separator"]
-
 Kind = Literal["tensorflow", "conv_tasnet", "torchscript", "exported"]
 
 
