@@ -83,11 +83,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self,
-        front_end: LogMel,
-        trunk: nn.Module,
-        patch_seconds: float = 0.96,
-        shortest_seconds: float | None = None,
+        self, front_end: LogMel, trunk: nn.Module, patch_seconds: float = 0.96, shortest_seconds: float | None = None
     ) -> None:
         super().__init__()
         self.config = EncoderConfig(

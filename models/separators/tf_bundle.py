@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -67,7 +68,7 @@ class TFBundle:
             if not header:
                 raise _Damaged("it has no header")
             self.entries = {name.decode(): _entry(value) for name, value in rows.items()}
-        except (_Damaged, IndexError, struct.error, UnicodeDecodeError) as error:
+        except (_Damaged, IndexError, TypeError, struct.error, UnicodeDecodeError) as error:
             raise CheckpointError(f"{self.index} is damaged or no checkpoint index: {error}; copy it again") from error
         self.shards = _number(header, 1)
         if _number(header, 2):
@@ -176,9 +177,9 @@ def _varint(content: bytes, position: int) -> tuple[int, int]:
             raise _Damaged(f"a number at byte {position} has no end")
 
 
-def _fields(message: bytes) -> dict[int, list[int | bytes]]:
+def _fields(message: bytes) -> dict[int, list[Any]]:
     """The fields of a protocol buffer: numbers stay numbers, strings and messages stay bytes."""
-    found: dict[int, list[int | bytes]] = {}
+    found: dict[int, list[Any]] = {}
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
@@ -198,7 +199,7 @@ def _fields(message: bytes) -> dict[int, list[int | bytes]]:
     return found
 
 
-def _number(fields: dict[int, list[int | bytes]], key: int) -> int:
+def _number(fields: dict[int, list[Any]], key: int) -> int:
     value = fields.get(key, [0])[-1]
     if not isinstance(value, int):
         raise _Damaged(f"field {key} is not a number")
@@ -207,13 +208,10 @@ def _number(fields: dict[int, list[int | bytes]], key: int) -> int:
 
 def _entry(message: bytes) -> BundleEntry:
     fields = _fields(message)
-    shape = []
-    for part in fields.get(2, []):
-        for dimension in _fields(part if isinstance(part, bytes) else b"").get(2, []):
-            shape.append(_number(_fields(dimension if isinstance(dimension, bytes) else b""), 1))
+    dimensions = [dimension for shape in fields.get(2, []) for dimension in _fields(shape).get(2, [])]
     return BundleEntry(
         dtype=_number(fields, 1),
-        shape=tuple(shape),
+        shape=tuple(_number(_fields(dimension), 1) for dimension in dimensions),
         shard=_number(fields, 3),
         offset=_number(fields, 4),
         size=_number(fields, 5),
