@@ -68,10 +68,11 @@ class TFBundle:
             if not header:
                 raise _Damaged("it has no header")
             self.entries = {name.decode(): _entry(value) for name, value in rows.items()}
+            self.shards = _number(header, 1)
+            big_endian = _number(header, 2)
         except (_Damaged, IndexError, TypeError, struct.error, UnicodeDecodeError) as error:
             raise CheckpointError(f"{self.index} is damaged or no checkpoint index: {error}; copy it again") from error
-        self.shards = _number(header, 1)
-        if _number(header, 2):
+        if big_endian:
             raise CheckpointError(f"{self.index} was written on a big-endian machine, which is not supported")
 
     def read(self, name: str) -> np.ndarray:
