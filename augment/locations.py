@@ -27,7 +27,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from sepscene.augment.arrow_files import AUDIO_COLUMN, audio_value
-from sepscene.models.config import SepsceneError
+from sepscene.models.config import SepsceneError, first_line
 
 PASSING = "cannot be read at present"
 """Begins the cause of a clip that may be readable later: its disk or its server does not answer."""
@@ -125,7 +125,7 @@ def unreadable(uri: str, error: BaseException) -> ClipError:
     refused = None
     if isinstance(error, OSError):
         refused = error.errno or (0 if local_path(split_member(uri)[0]) is None else None)
-    return ClipError(uri, f"cannot be read ({_first_line(error)})", refused)
+    return ClipError(uri, f"cannot be read ({first_line(error)})", refused)
 
 
 def split_member(uri: str) -> tuple[str, str | None]:
@@ -310,7 +310,3 @@ def _connection(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
 @lru_cache(maxsize=1)
 def _local_filesystem() -> pyarrow.fs.LocalFileSystem:
     return pyarrow.fs.LocalFileSystem()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sepscene.models.config import CheckpointError
+from sepscene.models.config import CheckpointError, first_line
 from sepscene.models.files import BAD_ZIP
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
@@ -143,9 +143,8 @@ def _probe(program: nn.Module, source: Path, clips: int, samples: int) -> int:
     try:
         separated_BST = program(wave_BT)
     except Exception as error:  # foreign code raises whatever it likes
-        reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"{source} fails on clips of shape {tuple(wave_BT.shape)} ({reason}): a separator must take any "
+            f"{source} fails on clips of shape {tuple(wave_BT.shape)} ({first_line(error)}): a separator must take any "
             "(B, T); export it with both sizes dynamic"
         ) from error
     if not isinstance(separated_BST, Tensor) or separated_BST.ndim != 3:

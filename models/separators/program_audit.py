@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from sepscene.models.config import CheckpointError
+from sepscene.models.config import CheckpointError, first_line
 from sepscene.models.files import BAD_ZIP
 
 GRAPH_BYTES = 64 << 20
@@ -111,11 +111,6 @@ def audited_archive(content: bytes, origin: Path) -> bytes:
         for name, data in files.items():
             archive.writestr(name, data)
     return again.getvalue()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _unpacked(archive: zipfile.ZipFile, packed_bytes: int, origin: Path) -> dict[str, bytes]:

@@ -26,8 +26,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sepscene.models.config import CheckpointError, Config
-from sepscene.models.separators.program_audit import audited_archive, first_line
+from sepscene.models.config import CheckpointError, Config, first_line
+from sepscene.models.separators.program_audit import audited_archive
 from sepscene.models.trust import PROGRAMS
 
 _environment = threading.Lock()
