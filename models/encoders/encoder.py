@@ -24,7 +24,7 @@ from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.model_card import model_card
 from sepscene.models.encoders.network import build_network, choice_of, misfit, network_class, settings_of
 from sepscene.models.files import write_atomically
-from sepscene.models.names import ENCODERS, package_of, resolve
+from sepscene.models.names import ENCODERS, is_own, package_of, resolve
 from sepscene.models.own import EncoderChoice, OwnEncoder
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, Reads
 from sepscene.models.sound import limited_sound
@@ -246,31 +246,25 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
         raise CheckpointError(f"{directory / CARD_FILE} makes no encoder ({why}): copy the bundle again") from None
 
 
-def own_code(directory: Path) -> str:
-    """Import path of the own encoder in a bundle; empty where it is one of the package's.
-
-    Raises:
-        CheckpointError: as `read_encoder_config`.
-    """
-    trunk = read_encoder_config(directory).trunk
-    return trunk.use if isinstance(trunk, OwnEncoder) else ""
-
-
-def import_own(directory: Path) -> None:
+def import_own(directory: Path) -> str:
     """Import the own encoder of a bundle, where it has one; warn when it is of another version than made the bundle.
 
+    Returns:
+        Its import path; empty where the encoder is one of the package's.
+
     Raises:
-        SepsceneError: the code is not trusted, or cannot be imported.
+        SepsceneError: as `read_encoder_config`, or the code is not trusted, or cannot be imported.
     """
-    use = own_code(directory)
-    if not use:
-        return
+    use = read_encoder_config(directory).trunk.use
+    if not is_own(use):
+        return ""
     resolve(use, ENCODERS, "encoder")
     here = package_of(use)
     made_by = _encoder_card(directory).metadata.get("code", {}).get("version", "unknown")
     if here["version"] != made_by:
         text = "%s was made with version %s of %s; version %s is installed here"
         logger.warning(text, directory, made_by, here["package"], here["version"])
+    return use
 
 
 def _encoder_card(directory: Path) -> WeightsCard:
