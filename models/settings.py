@@ -24,6 +24,10 @@ SHORTEST = 32
 Reads = Literal["log-mel", "waveform"]
 """What an encoder takes: log-mel patches (B, L, F), or waveforms (B, T) of full scale 1."""
 
+Precision = Literal["float32", "bfloat16"]
+PrecisionChoice = Literal["auto", "float32", "bfloat16"]
+"""The number format that networks compute in; `auto` takes what the device does well."""
+
 
 class Cnn14Config(Config):
     """Sizes of CNN14. The defaults have 75,739,712 parameters, 75,477,440 in the trunk [stated: "~75M"]."""

@@ -22,8 +22,7 @@ from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
 from sepscene.models.names import is_own
 from sepscene.models.own import EncoderChoice, separator_code
-from sepscene.models.precision import PrecisionChoice
-from sepscene.models.settings import Cnn14Config, FrontEndConfig
+from sepscene.models.settings import Cnn14Config, FrontEndConfig, PrecisionChoice
 from sepscene.models.spelling import near_choice, unknown, unknown_field
 from sepscene.orchestration.data_config import Data
 from sepscene.orchestration.objective_config import Objective
