@@ -70,12 +70,7 @@ def name_of(value: Any, known: Collection[str], what: str) -> str:
 
 
 def resolve(name: str, known: Mapping[str, str], what: str) -> Any:
-    """The class or function of a name.
-
-    Args:
-        name: a short name, or an import path.
-        known: short name -> import path.
-        what: kind of thing, for messages.
+    """The class or function of a short name, for which `known` has the import path, or of an import path.
 
     Raises:
         SepsceneError: the name is unknown, the user does not trust its code, or this machine cannot import it.

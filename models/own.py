@@ -120,11 +120,7 @@ SeparatorChoice = Annotated[
 
 
 def make(choice: OwnCode, what: str) -> Any:
-    """The callable that own code stands for.
-
-    Args:
-        choice: the code and its fields.
-        what: kind of thing, for messages, e.g. "separator".
+    """The callable that own code stands for; `what` is the kind of thing, e.g. "separator".
 
     Raises:
         SepsceneError: its code is not trusted, cannot be imported here, or refuses the fields.

@@ -121,12 +121,7 @@ class Facts:
 
 
 def read_tdcnpp(prefix: str | Path, sample_rate: int, hints: ImportHints) -> tuple[TDCNpp, list[str]]:
-    """The network of a checkpoint, and what had to be assumed about it.
-
-    Args:
-        prefix: of the TensorFlow bundle (`…/model.ckpt-1234`).
-        sample_rate: hertz that the network was trained at.
-        hints: what the variables can't tell.
+    """The network of a checkpoint, by the prefix of its files, and what had to be assumed about it.
 
     Raises:
         CheckpointError: a file is missing or damaged, a variable is missing or unknown (it is named), or the
