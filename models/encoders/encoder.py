@@ -69,7 +69,7 @@ class EncoderConfig(Config):
     @property
     def reads(self) -> Reads:
         """What the network takes."""
-        return "log-mel" if not isinstance(self.trunk, OwnEncoder) else network_class(self.trunk).reads
+        return network_class(self.trunk).reads
 
 
 class Encoder(nn.Module):

@@ -160,7 +160,7 @@ def kept_checkpoints(checkpoints: Mapping[str, str | OwnCode], folder: Path) -> 
     return kept
 
 
-def read_own(card: WeightsCard, weights: Mapping[str, Tensor], origin: Path) -> OwnSeparator:
+def read_own(card: WeightsCard, weights: dict[str, Tensor], origin: Path) -> OwnSeparator:
     """The own separator of a folder, with the weights that were kept.
 
     Raises:
@@ -178,7 +178,7 @@ def read_own(card: WeightsCard, weights: Mapping[str, Tensor], origin: Path) -> 
             "what it was made with, or take it into the experiment again as "
             f"{{use: {use!r}}}"
         )
-    load_weights(separator, dict(weights), origin)
+    load_weights(separator, weights, origin)
     return separator
 
 
