@@ -18,12 +18,10 @@ from typing import Any
 
 from sepscene.models.config import CheckpointError, first_line
 from sepscene.models.files import BAD_ZIP
+from sepscene.models.state_dicts import UNPACKED
 
 GRAPH_BYTES = 64 << 20
 """Largest description of a graph; that of a TDCN++ has 2 MB."""
-
-UNPACKED = 4
-"""An archive of weights doesn't shrink: one that unpacks to more than this many times its size is a trap."""
 
 CONSTANT_SIZE = 1 << 28
 """Most numbers in a tensor of a constant size that a program makes."""
