@@ -27,7 +27,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from sepscene.augment.arrow_files import AUDIO_COLUMN, audio_value
-from sepscene.models.config import SepsceneError
+from sepscene.models.config import SepsceneError, first_line
 
 PASSING = "cannot be read at present"
 """Begins the cause of a clip that may be readable later: its disk or its server does not answer."""
@@ -125,8 +125,7 @@ def unreadable(uri: str, error: BaseException) -> ClipError:
     refused = None
     if isinstance(error, OSError):
         refused = error.errno or (0 if local_path(split_member(uri)[0]) is None else None)
-    said = str(error).strip() or type(error).__name__
-    return ClipError(uri, f"cannot be read ({said.splitlines()[0]})", refused)
+    return ClipError(uri, f"cannot be read ({first_line(error)})", refused)
 
 
 def split_member(uri: str) -> tuple[str, str | None]:

@@ -24,8 +24,6 @@ CARD_BYTES = 1 << 20
 OLD_ENCODER = "sepscene-encoder-1"
 
 Architecture = Literal["cnn14", "patch-transformer", "own-encoder", "tdcnpp", "conv_tasnet", "program", "own-separator"]
-Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
-FileName = Annotated[str, StringConstraints(pattern=r"^\w[\w.]{0,63}$")]
 ProcessorName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]{0,99}$")]
 """Of a separator's checkpoint. It becomes a part of paths, so nothing in it may lead elsewhere."""
 
@@ -37,8 +35,8 @@ class WeightsCard(Config):
     architecture: Architecture
     config: dict[str, Any] = Field(description="fields of the architecture's configuration class")
     metadata: dict[str, Any] = Field(default_factory=dict, description="where the weights come from; free form")
-    weights: FileName = Field(description="name of the file of weights in the folder")
-    sha256: Sha256 = Field(description="of the file of weights")
+    weights: str = Field(pattern=r"^\w[\w.]{0,63}$", description="name of the file of weights in the folder")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file of weights")
 
     @property
     def digest(self) -> str:

@@ -25,6 +25,11 @@ class CheckpointError(SepsceneError):
     """A checkpoint that can't be trusted or understood; the message names the file and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class Config(BaseModel):
     """A frozen, strict piece of configuration: unknown fields and numbers without an end are refused, values never
     change after validation.

@@ -70,12 +70,7 @@ def name_of(value: Any, known: Collection[str], what: str) -> str:
 
 
 def resolve(name: str, known: Mapping[str, str], what: str) -> Any:
-    """The class or function of a name.
-
-    Args:
-        name: a short name, or an import path.
-        known: short name -> import path.
-        what: kind of thing, for messages.
+    """The class or function of a short name, for which `known` has the import path, or of an import path.
 
     Raises:
         SepsceneError: the name is unknown, the user does not trust its code, or this machine cannot import it.
@@ -134,9 +129,7 @@ def trust_code(name: str) -> None:
     CODE.grant(name)
 
 
-@cache
-def _distributions() -> Mapping[str, list[str]]:
-    return packages_distributions()
+_distributions = cache(packages_distributions)
 
 
 def package_of(name: str) -> dict[str, str]:

@@ -1,10 +1,9 @@
-"""A user's own code in a configuration, by import path: what all kinds share; the callables that separate or score.
+"""A user's own code in a configuration, by import path: what all kinds share; encoders, and what separates or scores.
 
 Read without importing torch or anybody's code; `make` imports, where the user trusts it (`models.names`).
 """
 
 import hashlib
-import sys
 from collections.abc import Callable, Collection
 from functools import partial, update_wrapper
 from importlib import import_module
@@ -15,7 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from sepscene.models.card import explain_validation, read_card
 from sepscene.models.config import CheckpointError, Config, SepsceneError
-from sepscene.models.names import is_own, name_of, package_of, resolve
+from sepscene.models.names import ENCODERS, is_own, name_of, package_of, resolve
+from sepscene.models.settings import Cnn14Config, PatchTransformerConfig
 
 
 class OwnPart(Config):
@@ -64,6 +64,26 @@ def tag_by_use(known: Collection[str], default: str | None = None) -> Callable[[
     return tag
 
 
+class OwnEncoder(OwnPart):
+    """An encoder that does not come with the package: its class by import path, and the fields of its `Config`."""
+
+    known = ENCODERS
+    what = "encoder"
+
+    use: str = Field(
+        description="package.module:Class, a `models.encoders.network.EncoderNetwork`; from Python the class itself"
+    )
+
+
+EncoderChoice = Annotated[
+    Annotated[Cnn14Config, Tag("<cnn14>")]
+    | Annotated[PatchTransformerConfig, Tag("<patch-transformer>")]
+    | Annotated[OwnEncoder, Tag("<own>")],
+    Discriminator(tag_by_use(ENCODERS, "cnn14")),
+]
+"""A field of a configuration: `{use: …, …}`; without `use` it is CNN14. Tags are left out of messages."""
+
+
 class OwnCode(OwnPart):
     """A class or a function of your own: its import path, beside it the fields that it is made with.
 
@@ -100,11 +120,7 @@ SeparatorChoice = Annotated[
 
 
 def make(choice: OwnCode, what: str) -> Any:
-    """The callable that own code stands for.
-
-    Args:
-        choice: the code and its fields.
-        what: kind of thing, for messages, e.g. "separator".
+    """The callable that own code stands for; `what` is the kind of thing, e.g. "separator".
 
     Raises:
         SepsceneError: its code is not trusted, cannot be imported here, or refuses the fields.
@@ -131,7 +147,7 @@ def identity(choice: OwnCode) -> dict[str, Any]:
     The file is the one of its module: what that imports from elsewhere counts by the version only.
     """
     module = import_module(choice.use.partition(":")[0])
-    file = getattr(sys.modules[module.__name__], "__file__", None)
+    file = getattr(module, "__file__", None)
     content = Path(file).read_bytes() if file and Path(file).is_file() else b""
     facts = {**package_of(choice.use), "sha256": hashlib.sha256(content).hexdigest()}
     return {**facts, "options": choice.model_dump(mode="json", exclude={"use"})}

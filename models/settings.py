@@ -21,6 +21,13 @@ limited to it. Beyond lie 16-bit values that nobody divided by 32768."""
 SHORTEST = 32
 """Frames, and bands, under which five halvings leave nothing."""
 
+Reads = Literal["log-mel", "waveform"]
+"""What an encoder takes: log-mel patches (B, L, F), or waveforms (B, T) of full scale 1."""
+
+Precision = Literal["float32", "bfloat16"]
+PrecisionChoice = Literal["auto", "float32", "bfloat16"]
+"""The number format that networks compute in; `auto` takes what the device does well."""
+
 
 class Cnn14Config(Config):
     """Sizes of CNN14. The defaults have 75,739,712 parameters, 75,477,440 in the trunk [stated: "~75M"]."""
@@ -33,10 +40,7 @@ class Cnn14Config(Config):
         "none", description="after the bottleneck: none, a linear h [open; ours]; relu for PANNs' own `fc1`"
     )
     classes: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_CHANNELS,
-        description="outputs of PANNs' `fc_audioset` on h, where a PANNs file has one",
+        None, ge=1, le=MOST_CHANNELS, description="outputs of PANNs' `fc_audioset` on h, where a PANNs file has one"
     )
 
     @model_validator(mode="after")

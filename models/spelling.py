@@ -16,31 +16,19 @@ def nearest(name: str, known: Collection[str], cutoff: float = 0.5) -> str:
 
 
 def unknown(name: str, known: Collection[str], what: str) -> str:
-    """A sentence for a name that means nothing: what is known, and the nearest spelling.
-
-    Args:
-        name: what was given.
-        known: the names that there are.
-        what: kind of thing, e.g. "encoder".
-    """
+    """A sentence for a name that means nothing; `what` is the kind of thing, e.g. "encoder"."""
     near = nearest(name, known)
     hint = f" (did you mean {near}?)" if near else ""
     return f"there is no {what} {name!r}{hint}; known are {', '.join(known)}"
 
 
 def unknown_field(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """What a message says of a field that a model of pydantic does not have.
-
-    Args:
-        model: of the whole configuration.
-        location: of the field, as pydantic gives it.
-    """
+    """What a message says of a field, at pydantic's `location`, that the model of the whole configuration lacks."""
     *parents, last = location
     siblings = _fields_at(model, parents)
     spellings = dict.fromkeys(siblings, "")
     if not parents:  # somebody who leaves the section out
-        spellings |= {name: path for path in _dotted(model) for name in [path.rpartition(".")[2]] if path != name}
-        spellings |= dict.fromkeys(siblings, "")
+        spellings = {path.rpartition(".")[2]: path for path in _dotted(model)} | spellings
     near = nearest(str(last), spellings, cutoff=0.6)
     hint = f" (did you mean {spellings[near] or near}?)" if near else ""
     return f"unknown field{hint}; known are {', '.join(siblings)}"

@@ -36,7 +36,12 @@ def read_state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: the file can't be read, is damaged, holds more than tensors, or claims more than it holds.
     """
-    content = _content(file)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error.strerror}): give the path of a file of weights"
+        ) from error
     try:
         holds = load(content) if file.suffix == ".safetensors" else _load(content, file)
     except _UNREADABLE as error:
@@ -72,15 +77,6 @@ def without_wrapper(tensors: dict[str, Tensor], known: str) -> dict[str, Tensor]
         return tensors
     prefix = wrapped[0].removesuffix(known)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-
-
-def _content(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error.strerror}): give the path of a file of weights"
-        ) from error
 
 
 def _load(content: bytes, file: Path) -> Any:

@@ -36,10 +36,9 @@ def write_folder(
     """Write a folder of weights and return its card. An earlier one in `directory` is replaced.
 
     Args:
-        directory: the folder to make; its parents are made too.
+        directory: made if need be, with its parents.
         card: architecture, config and metadata, as fields of `WeightsCard`.
         content: bytes of the file of weights, whose name is `weights`.
-        readme: content of README.md.
 
     Raises:
         CheckpointError: `directory` holds something that is not a folder of weights.

@@ -293,12 +293,11 @@ def embed(
     out = Path(out)
     if not actors:
         return embed_files(encoder, files, out, device, bfloat16, readers, not quiet)
-    from sepscene.models.encoders.encoder import MLFLOW_SCHEMES, import_own, own_code
+    from sepscene.models.encoders.encoder import MLFLOW_SCHEMES, import_own
     from sepscene.orchestration.runtime.session import connected
 
     code = ""
     if not str(encoder).startswith(MLFLOW_SCHEMES):
-        import_own(Path(encoder))  # what cannot be used is refused before Ray is started
-        code = own_code(Path(encoder))
+        code = import_own(Path(encoder))  # what cannot be used is refused before Ray is started
     with connected(address, code=[code] if code else []):
         return embed_on_cluster(encoder, files, out, actors, gpus, bfloat16, readers, not quiet)

@@ -20,12 +20,10 @@ from sepscene.augment.store.separated_store import StoreSettings
 from sepscene.augment.views import Views
 from sepscene.models.card import dotted
 from sepscene.models.config import Config, SepsceneError
-from sepscene.models.encoders.choice import EncoderChoice
 from sepscene.models.files import write_atomically
 from sepscene.models.names import is_own
-from sepscene.models.own import separator_code
-from sepscene.models.precision import PrecisionChoice
-from sepscene.models.settings import Cnn14Config, FrontEndConfig
+from sepscene.models.own import EncoderChoice, separator_code
+from sepscene.models.settings import Cnn14Config, FrontEndConfig, PrecisionChoice
 from sepscene.models.spelling import near_choice, unknown, unknown_field
 from sepscene.orchestration.data_config import Data
 from sepscene.orchestration.objective_config import Objective

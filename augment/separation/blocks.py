@@ -18,7 +18,7 @@ from sepscene.augment.store.separated_store import SeparatedStore, StoreKey
 from sepscene.augment.views import MIXTURE, Views, choose_channels, levels_db, patch_samples, view_starts
 from sepscene.models.card import read_card
 from sepscene.models.config import Config
-from sepscene.models.precision import Precision
+from sepscene.models.settings import Precision
 
 Columns = dict[str, np.ndarray]
 Found = tuple[tuple[int, int], np.ndarray]

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.choice import Reads
-from sepscene.models.settings import SHORTEST, Cnn14Config
+from sepscene.models.settings import SHORTEST, Cnn14Config, Reads
 
 FEW_POSITIONS = 24
 MANY_WEIGHTS = 512 * 1024

@@ -18,15 +18,15 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, field_serializer, model_validator
 from torch import Tensor, nn
 
-from sepscene.models.card import CARD_FILE, WeightsCard, explain_validation, read_card
+from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, explain_validation, read_card
 from sepscene.models.config import CheckpointError, Config, SepsceneError
-from sepscene.models.encoders.choice import EncoderChoice, OwnEncoder, Reads
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.model_card import model_card
 from sepscene.models.encoders.network import build_network, choice_of, misfit, network_class, settings_of
 from sepscene.models.files import write_atomically
-from sepscene.models.names import ENCODERS, package_of, resolve
-from sepscene.models.settings import Cnn14Config, FrontEndConfig
+from sepscene.models.names import ENCODERS, is_own, package_of, resolve
+from sepscene.models.own import EncoderChoice, OwnEncoder
+from sepscene.models.settings import Cnn14Config, FrontEndConfig, Reads
 from sepscene.models.sound import limited_sound
 from sepscene.models.trust import CODE
 from sepscene.models.weights import README, card_text, check_finite, packed, read_network, write_folder
@@ -69,7 +69,7 @@ class EncoderConfig(Config):
     @property
     def reads(self) -> Reads:
         """What the network takes."""
-        return "log-mel" if not isinstance(self.trunk, OwnEncoder) else network_class(self.trunk).reads
+        return network_class(self.trunk).reads
 
 
 class Encoder(nn.Module):
@@ -83,11 +83,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self,
-        front_end: LogMel,
-        trunk: nn.Module,
-        patch_seconds: float = 0.96,
-        shortest_seconds: float | None = None,
+        self, front_end: LogMel, trunk: nn.Module, patch_seconds: float = 0.96, shortest_seconds: float | None = None
     ) -> None:
         super().__init__()
         self.config = EncoderConfig(
@@ -182,14 +178,12 @@ def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) 
     directory = Path(directory)
     check_finite(encoder.trunk, directory)
     trunk = encoder.config.trunk
-    own = isinstance(trunk, OwnEncoder)
-    facts = card | ({"code": package_of(trunk.use)} if own else {})
-    content = {
-        "architecture": "own-encoder" if own else trunk.use,
-        "config": encoder.config.model_dump(mode="json"),
-        "metadata": facts,
-    }
-    readme = model_card(encoder.config, facts)
+    architecture = trunk.use
+    if isinstance(trunk, OwnEncoder):
+        architecture = "own-encoder"
+        card = card | {"code": package_of(trunk.use)}
+    content = {"architecture": architecture, "config": encoder.config.model_dump(mode="json"), "metadata": card}
+    readme = model_card(encoder.config, card)
     return write_folder(directory, content, packed(encoder.trunk), readme=readme).sha256
 
 
@@ -205,7 +199,7 @@ def update_card(directory: Path | str, facts: dict[str, Any]) -> None:
     """
     directory = Path(directory)
     card = _encoder_card(directory)
-    card = WeightsCard(**card.model_dump() | {"metadata": card.metadata | facts})
+    card = card.changed({"metadata": card.metadata | facts})
     write_atomically(directory / README, model_card(read_encoder_config(directory), card.metadata).encode())
     write_atomically(directory / CARD_FILE, card_text(card).encode())
 
@@ -232,9 +226,8 @@ def load_encoder(dir_or_uri: Path | str, trust_code: bool = False) -> Encoder:
             return load_encoder(_fetch_from_mlflow(text, Path(folder)), trust_code)
     directory = Path(text.removeprefix("file://")).expanduser()
     config = read_encoder_config(directory)
-    own = own_code(directory)
-    if own and trust_code:
-        CODE.grant(own)
+    if trust_code and isinstance(config.trunk, OwnEncoder):
+        CODE.grant(config.trunk.use)
     import_own(directory)
     trunk = read_network(directory, _encoder_card(directory), lambda: build_network(config.trunk))
     return Encoder(LogMel(config.front_end), trunk, config.patch_seconds, config.shortest_seconds).eval()
@@ -253,31 +246,25 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
         raise CheckpointError(f"{directory / CARD_FILE} makes no encoder ({why}): copy the bundle again") from None
 
 
-def own_code(directory: Path) -> str:
-    """Import path of the own encoder in a bundle; empty where it is one of the package's.
-
-    Raises:
-        CheckpointError: as `read_encoder_config`.
-    """
-    trunk = read_encoder_config(directory).trunk
-    return trunk.use if isinstance(trunk, OwnEncoder) else ""
-
-
-def import_own(directory: Path) -> None:
+def import_own(directory: Path) -> str:
     """Import the own encoder of a bundle, where it has one; warn when it is of another version than made the bundle.
 
+    Returns:
+        Its import path; empty where the encoder is one of the package's.
+
     Raises:
-        SepsceneError: the code is not trusted, or cannot be imported.
+        SepsceneError: as `read_encoder_config`, or the code is not trusted, or cannot be imported.
     """
-    use = own_code(directory)
-    if not use:
-        return
+    use = read_encoder_config(directory).trunk.use
+    if not is_own(use):
+        return ""
     resolve(use, ENCODERS, "encoder")
     here = package_of(use)
     made_by = _encoder_card(directory).metadata.get("code", {}).get("version", "unknown")
     if here["version"] != made_by:
         text = "%s was made with version %s of %s; version %s is installed here"
         logger.warning(text, directory, made_by, here["package"], here["version"])
+    return use
 
 
 def _encoder_card(directory: Path) -> WeightsCard:
@@ -293,24 +280,13 @@ def _fetch_from_mlflow(uri: str, folder: Path) -> Path:
     It runs MLflow's command line, because only orchestration/ may import MLflow, and a notebook that loads a
     folder should not need it.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "artifacts",
-        "download",
-        "--artifact-uri",
-        uri,
-        "--dst-path",
-        str(folder),
-    ]
+    arguments = ["artifacts", "download", "--artifact-uri", uri, "--dst-path", str(folder)]
+    command = [sys.executable, "-m", "mlflow", *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise SepsceneError(f"{uri} cannot be fetched ({reason}): check the URI and MLFLOW_TRACKING_URI")
-    found = [
-        path.parent for path in sorted(folder.rglob("config.json")) if (path.parent / "model.safetensors").exists()
-    ]
+    found = [path.parent for path in sorted(folder.rglob(CARD_FILE)) if (path.parent / WEIGHTS_FILE).exists()]
     if len(found) != 1:
         raise SepsceneError(f"{uri} holds {len(found)} encoder bundles: give the URI of one")
     return found[0]

@@ -78,11 +78,6 @@ class LogMel(nn.Module):
         self._level = spectrum * rayleigh * float(bands_NF.sum(dim=0).mean())
         self._most_gain = MOST_GAIN**config.power
 
-    @property
-    def sample_rate(self) -> int:
-        """Hz of the sound that this front-end reads."""
-        return self.config.sample_rate
-
     def forward(self, wave_BT: Tensor) -> Tensor:
         """wave_BT to logmel_BLF with L = `config.frames(T)`.
 

@@ -1,6 +1,7 @@
 """The HEAR interface (hearbenchmark.com): any encoder bundle as an entry of that benchmark, one import away.
 
-Pass `models.encoders.hear` as the module and the bundle's folder as the weights.
+Pass `models.encoders.hear` as the module and the bundle's folder as the weights. Sound is mono, in [-1, 1], at
+`model.sample_rate`; what is computed from it is float32, on the model's device.
 
 Shapes: N sounds, T samples, K timestamps, D embedding.
 """
@@ -51,19 +52,11 @@ def load_model(model_file_path: str = "") -> HearModel:
 
 
 def get_scene_embeddings(audio_NT: Tensor, model: HearModel) -> Tensor:
-    """One embedding a sound, the mean over its patches.
-
-    Args:
-        audio_NT: mono sound in [-1, 1] at `model.sample_rate`.
-        model: from `load_model`, on any device.
-
-    Returns:
-        (N, D), float32, on the model's device.
+    """One embedding (N, D) a sound, the mean over its patches.
 
     Raises:
         SepsceneError: when the sound has another shape.
     """
-    audio_NT = _checked(audio_NT, model)
     with torch.no_grad():
         return model(audio_NT).float()
 
@@ -74,17 +67,13 @@ def get_timestamp_embeddings(audio_NT: Tensor, model: HearModel) -> tuple[Tensor
     The window is the shortest that the encoder takes (0.96 s); silence surrounds the sound. Where 50 ms are
     no whole number of samples, each centre is rounded by itself, so that nothing drifts.
 
-    Args:
-        audio_NT: mono sound in [-1, 1] at `model.sample_rate`.
-        model: from `load_model`, on any device.
-
     Returns:
-        Embeddings (N, K, D), float32, and timestamps (N, K) in milliseconds, both on the model's device.
+        Embeddings (N, K, D) and timestamps (N, K) in milliseconds.
 
     Raises:
         SepsceneError: when the sound has another shape.
     """
-    audio_NT = _checked(audio_NT, model)
+    audio_NT = limited_sound(audio_NT, next(model.parameters()).device)
     window = model.encoder.shortest_samples
     device = audio_NT.device
     step_K = torch.arange(audio_NT.shape[1] * STEPS_PER_SECOND // model.sample_rate + 1, device=device)
@@ -100,8 +89,3 @@ def get_timestamp_embeddings(audio_NT: Tensor, model: HearModel) -> tuple[Tensor
             embedded[-1] = embedded[-1].unflatten(0, windows_NKT.shape[:2])
     timestamps_K = step_K.float() * (1000 // STEPS_PER_SECOND)
     return torch.cat(embedded, dim=1), timestamps_K.repeat(len(audio_NT), 1)
-
-
-def _checked(audio_NT: Tensor, model: HearModel) -> Tensor:
-    """The sound in float32 on the model's device."""
-    return limited_sound(audio_NT, next(model.parameters()).device)

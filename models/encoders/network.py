@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from sepscene.models.card import explain_validation
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.choice import OwnEncoder, Reads
 from sepscene.models.names import ENCODERS, resolve
-from sepscene.models.settings import Cnn14Config, FrontEndConfig, PatchTransformerConfig
+from sepscene.models.own import OwnEncoder
+from sepscene.models.settings import Cnn14Config, FrontEndConfig, PatchTransformerConfig, Reads
 
 Choice = Cnn14Config | PatchTransformerConfig | OwnEncoder
 

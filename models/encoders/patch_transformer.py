@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.choice import Reads
-from sepscene.models.settings import PatchTransformerConfig
+from sepscene.models.settings import PatchTransformerConfig, Reads
 
 
 class PatchTransformer(nn.Module):

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sepscene.models.precision import Precision
 from sepscene.models.separators.tdcnpp import (
     NORM_EPSILON,
     ActivationNorm,
@@ -29,6 +28,7 @@ from sepscene.models.separators.tdcnpp import (
     TDCNpp,
     pad_to_frames,
 )
+from sepscene.models.settings import Precision
 
 if TYPE_CHECKING:
     from sepscene.models.separators.fused import FusedHidden

@@ -29,12 +29,6 @@ class ConvTasNetConfig(Config):
     repeats: int = Field(3, ge=1, le=64)
     mask_activation: Literal["sigmoid", "relu"] = "relu"
 
-    @property
-    def receptive_field_samples(self) -> int:
-        """Samples of the mixture that reach one output sample through convolutions (the norms reach all)."""
-        frames = (self.kernel - 1) * self.repeats * (2**self.blocks - 1)
-        return frames * (self.window_samples // 2) + self.window_samples
-
 
 class ConvTasNetSeparator(nn.Module):
     """torchaudio's Conv-TasNet behind the contract of every separator of the project.

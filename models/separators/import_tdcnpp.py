@@ -79,23 +79,16 @@ class ImportHints(Config):
 
 @dataclass
 class Facts:
-    """Answers about one checkpoint: given by the user, found beside it, or assumed; the assumed ones are noted."""
+    """Answers about one checkpoint: known (by a hint, or the configuration beside it), or assumed and noted."""
 
     origin: Path
-    given: dict[str, Any]
-    beside: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, Any]
     assumed: list[str] = field(default_factory=list)
-
-    def known(self, question: str) -> Any:
-        """The value of a hint, else what the configuration beside the checkpoint says, else None."""
-        given = self.given.get(question)
-        return given if given is not None else self.beside.get(question)
 
     def answer(self, question: str, default: Any, why: str = "") -> Any:
         """What is known, else `default`, which is noted as assumed, with the reason `why`."""
-        known = self.known(question)
-        if known is not None:
-            return known
+        if question in self.known:
+            return self.known[question]
         self.assumed.append(f"{question} {default}" + (f" ({why})" if why else ""))
         return default
 
@@ -116,7 +109,7 @@ class Facts:
         Raises:
             CheckpointError: the total is no multiple of 8 and nothing tells, or the answer doesn't divide it.
         """
-        if total % 8 and self.known("blocks") is None:
+        if total % 8 and "blocks" not in self.known:
             raise CheckpointError(
                 f"{self.origin} has {total} dilated blocks and nothing says how many make one repeat (8 in "
                 "the published networks): give the number of blocks per repeat"
@@ -128,12 +121,7 @@ class Facts:
 
 
 def read_tdcnpp(prefix: str | Path, sample_rate: int, hints: ImportHints) -> tuple[TDCNpp, list[str]]:
-    """The network of a checkpoint, and what had to be assumed about it.
-
-    Args:
-        prefix: of the TensorFlow bundle (`…/model.ckpt-1234`).
-        sample_rate: hertz that the network was trained at.
-        hints: what the variables can't tell.
+    """The network of a checkpoint, by the prefix of its files, and what had to be assumed about it.
 
     Raises:
         CheckpointError: a file is missing or damaged, a variable is missing or unknown (it is named), or the
@@ -141,7 +129,8 @@ def read_tdcnpp(prefix: str | Path, sample_rate: int, hints: ImportHints) -> tup
     """
     bundle = TFBundle(prefix)
     shapes = {name: entry.shape for name, entry in bundle.entries.items() if not _SKIPPED.fullmatch(name)}
-    facts = Facts(bundle.index, hints.model_dump(), _training_configuration(bundle, sample_rate))
+    beside = _training_configuration(bundle, sample_rate)
+    facts = Facts(bundle.index, beside | hints.model_dump(exclude_none=True))
     config = _sizes(shapes, sample_rate, facts)
     with torch.device("meta"):
         names = {tensorflow_name(ours): ours for ours in TDCNpp(config).state_dict()}
@@ -231,15 +220,14 @@ def _learned_hop(window: int, sample_rate: int, facts: Facts) -> int:
     Raises:
         CheckpointError: a hint or the configuration beside the checkpoint contradicts the window.
     """
-    stated = facts.known("window_samples")
-    if stated not in (None, window):
+    stated = facts.known.get("window_samples", window)
+    if stated != window:
         raise CheckpointError(
             f"{facts.origin} has a learned window of {window} samples, not window_samples {stated}: leave "
             "window_samples out, and check the sample rate"
         )
     if window == whole_samples(LEARNED_WINDOW_SECONDS, sample_rate):
-        known = facts.known("hop_samples")
-        return known if known is not None else whole_samples(LEARNED_HOP_SECONDS, sample_rate)
+        return facts.known.get("hop_samples", whole_samples(LEARNED_HOP_SECONDS, sample_rate))
     half_milliseconds = round(2000 * window / sample_rate)
     seconds = half_milliseconds / 2000
     if whole_samples(seconds, sample_rate) != window:
@@ -268,17 +256,17 @@ def _training_configuration(bundle: TFBundle, sample_rate: int) -> dict[str, Any
         content = parse_json(path.read_bytes())
         hparams = content.get("hparams", {})
         rate = float(content.get("sample_rate", sample_rate))
-        found = {
-            "blocks": content.get("tdcn", {}).get("num_dilations"),
-            "consistency": hparams.get("mix_weights_type"),
-            "window_samples": whole_samples(hparams["ws"], rate) if "ws" in hparams else None,
-            "hop_samples": whole_samples(hparams["hs"], rate) if "hs" in hparams else None,
-        }
+        sizes = ImportHints(
+            blocks=content.get("tdcn", {}).get("num_dilations"),
+            window_samples=whole_samples(hparams["ws"], rate) if "ws" in hparams else None,
+            hop_samples=whole_samples(hparams["hs"], rate) if "hs" in hparams else None,
+        )
+        consistency = hparams.get("mix_weights_type")
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path} lies beside the checkpoint but isn't its configuration: {error}") from error
     if rate != sample_rate:
         raise CheckpointError(f"{path} says {rate:g} Hz, not {sample_rate} Hz: give the sample rate {rate:g}")
-    return found
+    return sizes.model_dump(exclude_none=True) | ({"consistency": consistency} if consistency else {})
 
 
 def _name_difference(origin: Path, expected: set[str], found: set[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sepscene.models.config import CheckpointError
+from sepscene.models.config import CheckpointError, first_line
 from sepscene.models.files import BAD_ZIP
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
@@ -26,8 +26,6 @@ from sepscene.models.separators.programs import ProgramConfig, ProgramSeparator,
 from sepscene.models.state_dicts import read_state_dict, without_wrapper
 from sepscene.models.trust import PROGRAMS
 from sepscene.models.weights import load_weights
-
-__all__ = ["ImportHints", "detect_kind", "import_separator"]
 
 Kind = Literal["tensorflow", "conv_tasnet", "torchscript", "exported"]
 
@@ -93,7 +91,7 @@ def detect_kind(source: Path) -> Kind:
 def _read_conv_tasnet(source: Path, sample_rate: int, hints: ImportHints) -> tuple[ConvTasNetSeparator, list[str]]:
     """A state dict's shapes tell every size but the number of blocks per repeat and the mask's activation."""
     weights = without_wrapper(read_state_dict(source)[0], known="mask_generator.output_conv.weight")
-    facts = Facts(source, hints.model_dump())
+    facts = Facts(source, hints.model_dump(exclude_none=True))
 
     def shape(name: str) -> tuple[int, int, int]:
         if name not in weights or weights[name].ndim != 3:
@@ -145,9 +143,8 @@ def _probe(program: nn.Module, source: Path, clips: int, samples: int) -> int:
     try:
         separated_BST = program(wave_BT)
     except Exception as error:  # foreign code raises whatever it likes
-        reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"{source} fails on clips of shape {tuple(wave_BT.shape)} ({reason}): a separator must take any "
+            f"{source} fails on clips of shape {tuple(wave_BT.shape)} ({first_line(error)}): a separator must take any "
             "(B, T); export it with both sizes dynamic"
         ) from error
     if not isinstance(separated_BST, Tensor) or separated_BST.ndim != 3:

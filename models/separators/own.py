@@ -160,7 +160,7 @@ def kept_checkpoints(checkpoints: Mapping[str, str | OwnCode], folder: Path) -> 
     return kept
 
 
-def read_own(card: WeightsCard, weights: Mapping[str, Tensor], origin: Path) -> OwnSeparator:
+def read_own(card: WeightsCard, weights: dict[str, Tensor], origin: Path) -> OwnSeparator:
     """The own separator of a folder, with the weights that were kept.
 
     Raises:
@@ -169,6 +169,8 @@ def read_own(card: WeightsCard, weights: Mapping[str, Tensor], origin: Path) -> 
     """
     use = str(card.config.get("use", ""))
     options = card.config.get("options", {})
+    if not isinstance(options, dict):
+        raise CheckpointError(f"{origin.parent} is damaged: the options of its separator are no fields; copy it again")
     separator = OwnSeparator(OwnCode.model_validate({**options, "use": use}))
     if separator.config != card.config:
         raise CheckpointError(
@@ -176,7 +178,7 @@ def read_own(card: WeightsCard, weights: Mapping[str, Tensor], origin: Path) -> 
             "what it was made with, or take it into the experiment again as "
             f"{{use: {use!r}}}"
         )
-    load_weights(separator, dict(weights), origin)
+    load_weights(separator, weights, origin)
     return separator
 
 

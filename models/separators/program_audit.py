@@ -16,14 +16,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from sepscene.models.config import CheckpointError
+from sepscene.models.config import CheckpointError, first_line
 from sepscene.models.files import BAD_ZIP
+from sepscene.models.state_dicts import UNPACKED
 
 GRAPH_BYTES = 64 << 20
 """Largest description of a graph; that of a TDCN++ has 2 MB."""
-
-UNPACKED = 4
-"""An archive of weights doesn't shrink: one that unpacks to more than this many times its size is a trap."""
 
 CONSTANT_SIZE = 1 << 28
 """Most numbers in a tensor of a constant size that a program makes."""
@@ -111,11 +109,6 @@ def audited_archive(content: bytes, origin: Path) -> bytes:
         for name, data in files.items():
             archive.writestr(name, data)
     return again.getvalue()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _unpacked(archive: zipfile.ZipFile, packed_bytes: int, origin: Path) -> dict[str, bytes]:

@@ -1,9 +1,10 @@
 """Separators imported as programs: TorchScript and torch.export files that map wave_BT to separated_BST.
 
-A program is somebody else's code, so it is read with care. TorchScript can read and write files, so it is loaded only
-where the user trusts that very program (`trust`). An exported program is a zip of JSON and tensors whose loader would
-unpickle tensors, evaluate symbolic sizes and execute guards; here nothing is unpickled, guards are left out, and every
-operator and expression must be on a list before the loader sees it (`program_audit`).
+A program is somebody else's code, so it is read with care. TorchScript can read and write files, and no list of
+operators makes it harmless, so it is loaded only where the user trusts that very program. An exported program is a zip
+of JSON and tensors whose loader would unpickle tensors, evaluate symbolic sizes and execute guards; here nothing is
+unpickled, guards are left out, and every operator and expression must be on a list before the loader sees it
+(`program_audit`).
 
 Shapes: B clips, S sources, T samples.
 """
@@ -25,9 +26,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sepscene.models.config import CheckpointError, Config
-from sepscene.models.separators.program_audit import audited_archive, first_line
-from sepscene.models.separators.trust import require_trust
+from sepscene.models.config import CheckpointError, Config, first_line
+from sepscene.models.separators.program_audit import audited_archive
+from sepscene.models.trust import PROGRAMS
 
 _environment = threading.Lock()
 
@@ -56,12 +57,6 @@ class ProgramSeparator(nn.Module):
         self.content = content
         self.program = program
 
-    @classmethod
-    def load(cls, path: Path, config: ProgramConfig) -> ProgramSeparator:
-        """Read a program's file; errors as `read_program`."""
-        content = path.read_bytes()
-        return cls(config, content, read_program(content, config.kind, path))
-
     def train(self, mode: bool = True) -> ProgramSeparator:
         """Change nothing: a program keeps the mode in which it was saved."""
         return self
@@ -82,7 +77,14 @@ def read_program(content: bytes, kind: Literal["torchscript", "exported"], origi
 
 
 def _read_torchscript(content: bytes, origin: Path) -> nn.Module:
-    require_trust(hashlib.sha256(content).hexdigest(), origin)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest not in PROGRAMS.entries():
+        raise CheckpointError(
+            f"{origin} is a TorchScript program (SHA-256 {digest[:12]}…): it can read and write every file that you "
+            "can. If you trust its author, import it yourself with `sepscene separator import … --trust-code`; on "
+            f"another machine set {PROGRAMS.variable} to its whole SHA-256. A torch.export program (.pt2) needs no "
+            "trust"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -18,8 +18,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from sepscene.models.card import read_card
-from sepscene.models.encoders.encoder import own_code, read_encoder_config
-from sepscene.models.names import package_of
+from sepscene.models.encoders.encoder import read_encoder_config
+from sepscene.models.names import is_own, package_of
 from sepscene.orchestration.records.environment import sepscene_version
 from sepscene.orchestration.records.mlflow_client import MlflowStore
 from sepscene.orchestration.records.mlflow_names import metric_name
@@ -48,7 +48,7 @@ def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, regist
     """
     config = read_encoder_config(bundle)
     card = read_card(bundle)
-    own = [name for name in (own_code(bundle),) if name]
+    own = [name for name in (config.trunk.use,) if is_own(name)]
     dim = config.embedding_dim
     tags = {"sha256": card.sha256, "sepscene_version": sepscene_version()}
     rate = config.front_end.sample_rate

@@ -10,11 +10,11 @@ import torch
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders import hear
-from sepscene.models.encoders.choice import OwnEncoder
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder, read_encoder_config, save_encoder
 from sepscene.models.encoders.importer import export_panns
 from sepscene.models.encoders.network import EncoderNetwork, build_network, check_network, choice_of, settings_of
 from sepscene.models.names import trust_code
+from sepscene.models.own import OwnEncoder
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, PatchTransformerConfig
 from tests.own_code import write_package
 

@@ -86,9 +86,9 @@ def _block(values: Variables, block: str, x_LW: np.ndarray, dilation: int) -> np
     return dense(norm(convolved_LH, "normact2"), "dense2")
 
 
-def write_bundle(prefix: Path, variables: Variables) -> None:
+def write_bundle(prefix: Path, variables: Variables, header: bytes = b"\x08\x01") -> None:
     """A checkpoint as `tf.train.Saver` writes it: one shard of tensors and a LevelDB table that lists them."""
-    data, rows = b"", {b"": _message({1: 1})}
+    data, rows = b"", {b"": header}
     for name, value in sorted(variables.items()):
         content = np.ascontiguousarray(value, "<f4").tobytes()
         shape = b"".join(_field(2, _message({1: size})) for size in value.shape)

@@ -295,7 +295,8 @@ def test_nothing_there_says_what_to_give(tmp_path):
         import_separator(tmp_path / "notes.txt", 16000, tmp_path / "out")
 
 
-def test_a_configuration_of_something_else_beside_the_checkpoint_is_named(bundle, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(["not", "ours"]))
+@pytest.mark.parametrize("content", [["not", "ours"], {"tdcn": {"num_dilations": 0}}, {"hparams": {"ws": -1}}])
+def test_a_configuration_of_something_else_beside_the_checkpoint_is_named(bundle, tmp_path, content):
+    (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"config\.json lies beside"):
-        import_separator(bundle, 16000, tmp_path / "out", ImportHints(blocks=3))
+        import_separator(bundle, 16000, tmp_path / "out")

@@ -1,5 +1,6 @@
 """Separators by import path: what is refused, what a folder keeps of them, and what makes two of them differ."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.separation.service import open_separator
+from sepscene.models.card import CARD_FILE
 from sepscene.models.config import CheckpointError, SepsceneError
 from sepscene.models.names import trust_code
 from sepscene.models.own import OwnCode, separator_code
@@ -63,6 +65,15 @@ def test_what_it_depends_on_is_in_its_digest(lab: Path, tmp_path: Path, monkeypa
         load_separator(tmp_path / "mine")
     with pytest.raises(CheckpointError, match="begin another run"):
         kept_checkpoints({"mine": own("halves")}, tmp_path)
+
+
+@pytest.mark.usefixtures("lab")
+def test_a_card_whose_options_are_no_fields_is_refused_in_words(tmp_path: Path) -> None:
+    card = keep(own("halves"), tmp_path / "mine").model_dump()
+    card["config"]["options"] = 5
+    (tmp_path / "mine" / CARD_FILE).write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match="mine is damaged: the options"):
+        load_separator(tmp_path / "mine")
 
 
 @pytest.mark.usefixtures("lab")

@@ -11,6 +11,7 @@ import pytest
 
 from sepscene.models.config import CheckpointError
 from sepscene.models.separators.tf_bundle import TFBundle, crc32c, mask
+from tests.models.separators.tensorflow_files import write_bundle
 
 NAME = "model.ckpt-1234"
 
@@ -108,6 +109,13 @@ def test_missing_files_and_variables_are_named(bundle):
     Path(f"{bundle}.index").unlink()
     with pytest.raises(CheckpointError, match="index is missing"):
         TFBundle(bundle)
+
+
+@pytest.mark.parametrize("header", [b"\x0a\x01x", b"\x08\x01\x12\x01x", b"\x08\x01\x10\x01"])
+def test_a_header_of_other_types_or_of_a_big_endian_machine_is_refused(header, tmp_path):
+    write_bundle(tmp_path / "model.ckpt-1", {}, header)
+    with pytest.raises(CheckpointError, match=r"field \d is not a number|big-endian"):
+        TFBundle(tmp_path / "model.ckpt-1")
 
 
 def test_a_table_that_claims_an_endless_number_is_refused(bundle):

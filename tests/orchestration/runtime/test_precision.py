@@ -1,11 +1,13 @@
-"""A run keeps the precision that was chosen for it; an explicit slow one is warned of with the ratio."""
+"""What `auto` means on which device; a run keeps what was chosen; an explicit slow one is warned of with the ratio."""
+
+from pathlib import Path
 
 import pytest
 
-from sepscene.models import precision
 from sepscene.orchestration.config import Resources, Training
 from sepscene.orchestration.presets import named_experiment
-from sepscene.orchestration.runtime import precision as of_runs
+from sepscene.orchestration.runtime import precision
+from sepscene.orchestration.runtime.precision import bfloat16_time_ratio, choose, cpu_has_amx
 
 AUTO = {"training.precision": "auto", "resources.separation_precision": "auto"}
 
@@ -13,25 +15,57 @@ AUTO = {"training.precision": "auto", "resources.separation_precision": "auto"}
 def test_auto_is_the_default_and_tiny_gives_the_same_numbers_everywhere():
     assert Training().precision == Resources().separation_precision == "auto"
     tiny = named_experiment("demo", "tiny")
-    assert of_runs.with_precisions(tiny) == tiny
+    assert precision.with_precisions(tiny) == tiny
     assert tiny.training.precision == tiny.resources.separation_precision == "float32"
 
 
 @pytest.mark.parametrize(("amx", "chosen"), [(True, "bfloat16"), (False, "float32")])
 def test_a_run_keeps_what_was_chosen(monkeypatch, amx, chosen):
     monkeypatch.setattr(precision, "cpu_has_amx", lambda: amx)
-    kept = of_runs.with_precisions(named_experiment("demo", "tiny").changed(AUTO))
+    kept = precision.with_precisions(named_experiment("demo", "tiny").changed(AUTO))
     assert kept.training.precision == kept.resources.separation_precision == chosen
-    assert of_runs.with_precisions(kept).digest() == kept.digest()
+    assert precision.with_precisions(kept).digest() == kept.digest()
 
 
 @pytest.mark.parametrize(("ratio", "warned"), [(1.64, True), (0.4, False)])
 def test_an_explicit_slow_precision_is_warned_of(monkeypatch, ratio, warned):
-    monkeypatch.setattr(of_runs, "bfloat16_time_ratio", lambda: ratio)
+    monkeypatch.setattr(precision, "bfloat16_time_ratio", lambda: ratio)
     experiment = named_experiment("demo", "tiny")
-    assert of_runs.slow_precisions(experiment) == []
-    said = of_runs.slow_precisions(experiment.changed({"training.precision": "bfloat16"}))
+    assert precision.slow_precisions(experiment) == []
+    said = precision.slow_precisions(experiment.changed({"training.precision": "bfloat16"}))
     assert len(said) == warned
     assert all("training.precision bfloat16" in line and "1.6 times as long" in line for line in said)
     on_gpu = experiment.changed({"training.precision": "bfloat16", "resources.trainer_gpus": 1})
-    assert of_runs.slow_precisions(on_gpu) == []
+    assert precision.slow_precisions(on_gpu) == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "accelerator", "amx", "chosen"),
+    [
+        (0.5, None, False, "bfloat16"),
+        (1, "H100", False, "bfloat16"),
+        (1, "T4", True, "float32"),
+        (0, None, True, "bfloat16"),
+        (0, None, False, "float32"),
+    ],
+)
+def test_auto_takes_what_the_device_does_well(monkeypatch, gpus, accelerator, amx, chosen):
+    monkeypatch.setattr(precision, "cpu_has_amx", lambda: amx)
+    assert choose("auto", gpus, accelerator) == chosen
+    for explicit in ("float32", "bfloat16"):
+        assert choose(explicit, gpus, accelerator) == explicit
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"), [("fpu avx512f amx_tile amx_bf16", True), ("fpu avx512f", False), (None, False)]
+)
+def test_matrix_units_are_read_from_the_flags_of_the_cpu(tmp_path: Path, flags, has):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: amx_bf16\n")
+    assert cpu_has_amx(str(tmp_path / "cpuinfo")) is has
+
+
+def test_the_ratio_is_measured_once():
+    ratio = bfloat16_time_ratio()
+    assert 0.01 < ratio < 100
+    assert bfloat16_time_ratio() == ratio

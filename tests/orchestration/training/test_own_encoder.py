@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.choice import OwnEncoder
 from sepscene.models.encoders.encoder import load_encoder, save_encoder
 from sepscene.models.names import trust_code
+from sepscene.models.own import OwnEncoder
 from sepscene.models.settings import PatchTransformerConfig
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.presets import named_experiment
