@@ -11,12 +11,14 @@ import os
 import shutil
 import threading
 import time
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sepscene.models.files import replace_folder
 from sepscene.orchestration.records.checkpoints import TrainingState, checkpoint_name, checkpoints_of, write_checkpoint
 
 HIDDEN = ".writing-"
@@ -44,8 +46,12 @@ class CheckpointWriter:
     def start(self, state: TrainingState) -> None:
         """Copy the state and write it in a thread; waits for the one before."""
         self.wait()
-        copy = replace(state, tensors=_copied(state.tensors), metrics=[*self.unsaved, *state.metrics])
-        copy = replace(copy, ledger=type(state.ledger).from_json(state.ledger.to_json()))
+        copy = replace(
+            state,
+            ledger=deepcopy(state.ledger),
+            tensors=_copied(state.tensors),
+            metrics=[*self.unsaved, *state.metrics],
+        )
         self._thread = threading.Thread(target=self._write, args=(copy,), name="write-checkpoint")
         self._thread.start()
 
@@ -70,12 +76,7 @@ class CheckpointWriter:
         final = self.root / checkpoint_name(state.step)
         try:
             write_checkpoint(hidden, state)
-            for path in (*hidden.iterdir(), hidden):
-                _to_disk(path)
-            if final.exists():  # one that was found damaged, and trained again
-                _remove(final)
-            hidden.rename(final)
-            _to_disk(self.root)
+            replace_folder(hidden, final)  # one that is there was found damaged, and trained again
         except (OSError, RuntimeError) as error:  # torch.save tells a full disk as a RuntimeError of its own words
             free = shutil.disk_usage(self.root).free / 1e6
             shutil.rmtree(hidden, ignore_errors=True)
@@ -107,11 +108,3 @@ def _remove(folder: Path) -> None:
     hidden = folder.with_name(f"{HIDDEN}gone-{folder.name}-{os.getpid()}")
     folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
