@@ -155,10 +155,10 @@ def read_typed(path: Path, kind: type[T], remedy: str = "delete it, and what mak
     return value
 
 
-def read_typed_or(path: Path, kind: type[T], default: T) -> T:
+def read_typed_or(path: Path, kind: type[T], default: T, remedy: str = "it is left out") -> T:
     """What a JSON file of a run holds; `default` where there is none, and, with a warning, where it is damaged."""
     try:
-        return read_typed(path, kind, "it is left out")
+        return read_typed(path, kind, remedy)
     except FileNotFoundError:
         return default
     except SepsceneError as error:

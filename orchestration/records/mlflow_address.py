@@ -53,7 +53,8 @@ def tracking_uri_of(run_dir: Path) -> str:
     if "MLFLOW_TRACKING_URI" in os.environ:
         return default_tracking_uri(run_dir)
     recorded = _recorded_uri(run_dir)
-    near = [_sqlite_in(folder) for folder in _folders_of(run_dir)]
+    whole = run_dir.resolve()
+    near = [_sqlite_in(folder) for folder in (whole, *whole.parents[:_LEVELS_ABOVE])]
     existing = [uri for uri in near if sqlite_path(uri).exists()]
     if recorded in existing:
         return recorded
@@ -66,11 +67,6 @@ def tracking_uri_of(run_dir: Path) -> str:
     if recorded and sqlite_path(recorded).exists():
         raise _elsewhere(run_dir, recorded)
     return default_tracking_uri(run_dir.parent)
-
-
-def _folders_of(run_dir: Path) -> list[Path]:
-    whole = run_dir.resolve()
-    return [whole, *list(whole.parents)[:_LEVELS_ABOVE]]
 
 
 def _recorded_uri(run_dir: Path) -> str:

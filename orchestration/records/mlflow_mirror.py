@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError
 
 from sepscene.models.config import Config, SepsceneError
-from sepscene.orchestration.records.files import append_lines, parse_records, read_lines, write_whole
+from sepscene.orchestration.records.files import append_lines, parse_records, read_lines, read_typed_or, write_whole
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.repeating import again_and_again
@@ -65,13 +65,7 @@ class Tracker:
     """
 
     def __init__(self, tracking_uri: str, experiment: str, run_dir: Path) -> None:
-        """A tracker of the run in `run_dir`; nothing is sent yet.
-
-        Args:
-            tracking_uri: MLflow's.
-            experiment: its name in MLflow.
-            run_dir: the run's folder.
-        """
+        """A tracker of the run in the folder `run_dir`, for MLflow's experiment of that name; nothing is sent yet."""
         self.run_dir = run_dir
         self.folder = RunFolder(run_dir)
         self.uri = tracking_uri
@@ -252,7 +246,7 @@ class Tracker:
         self.store.check_file()
         by_stage: dict[str, list[dict[str, Any]]] = {}
         for record in records:
-            if isinstance(record.get("stage"), str) and isinstance(record.get("seconds"), int | float):
+            if "seconds" in record:
                 by_stage.setdefault(record["stage"], []).append(record)
         for stage, of_stage in by_stage.items():
             self.store.log_records(self._run(stage, int(of_stage[0]["seconds"] * 1000)), of_stage)
@@ -285,20 +279,18 @@ class Tracker:
             logger.warning("MLflow at %s does not answer (%s); the run goes on and sends it later", self.uri, reason)
 
     def _read_state(self) -> MirrorState:
-        try:
-            state = MirrorState.model_validate_json(self.folder.mlflow.read_bytes())
-        except FileNotFoundError:
-            state = MirrorState()
-        except (OSError, ValidationError):
-            logger.warning("%s can't be read; MLflow is sent everything again", self.folder.mlflow)
-            state = MirrorState()
-        return MirrorState(**{**dict(state), "uri": self.uri})
+        state = read_typed_or(self.folder.mlflow, MirrorState, MirrorState(), "MLflow is sent everything again")
+        return state.changed({"uri": self.uri})
 
     def _read_calls(self) -> list[Call]:
         """All calls of the run so far, those of this process included."""
         path = self.folder.mlflow_calls
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return [call for line in (*lines, *self._unwritten) if (call := _parsed(line))]
+        calls = []
+        for line in (*lines, *self._unwritten):
+            with suppress(ValidationError):  # a torn or strange one
+                calls.append(Call.model_validate_json(line))
+        return calls
 
     def _write_calls(self) -> None:
         if not self._unwritten:
@@ -315,7 +307,7 @@ class Tracker:
     def _save(self, **changes: Any) -> None:
         path = self.folder.mlflow
         with self._lock:
-            self.state = MirrorState(**{**dict(self.state), **changes})
+            self.state = self.state.changed(changes)
             try:
                 write_whole(path, self.state.model_dump_json())
             except OSError as error:
@@ -326,21 +318,15 @@ class _UnusableCall(SepsceneError):
     """A call that can never be made, whatever MLflow answers."""
 
 
-def _parsed(line: str) -> Call | None:
-    """A line of the calls; None for a torn or strange one."""
-    try:
-        return Call.model_validate_json(line)
-    except ValidationError:
-        return None
-
-
 def sync(run_dir: Path, tracking_uri: str) -> None:
     """Send to MLflow what it misses of a run, or of a sweep with its trials.
 
     Raises:
         SepsceneError: when MLflow does not take it.
     """
-    trackers = [Tracker(tracking_uri, "sepscene", folder) for folder in _mirrored(run_dir)]
+    sweep = SweepFolder(run_dir)
+    folders = [RunFolder(run_dir), sweep.shared, *sweep.runs()]
+    trackers = [Tracker(tracking_uri, "sepscene", folder.path) for folder in folders if folder.mlflow.exists()]
     if not trackers:
         raise SepsceneError(f"{run_dir} has no mlflow.json: it is not the folder of a run")
     parent = trackers[0]
@@ -352,13 +338,6 @@ def sync(run_dir: Path, tracking_uri: str) -> None:
             raise SepsceneError(f"MLflow at {tracking_uri} still does not answer; nothing is lost, try again later")
         if tracker is not parent and (run_id := tracker.run_id()) and (parent_id := parent.run_id()):
             tracker.store.tag(run_id, {"mlflow.parentRunId": parent_id})  # a parent that was lost is another one now
-
-
-def _mirrored(folder: Path) -> list[Path]:
-    """The folder and the runs in it that have a mirror, the parent first."""
-    sweep = SweepFolder(folder)
-    places = [RunFolder(folder), sweep.shared, *sweep.runs()]
-    return [place.path for place in places if place.mlflow.exists()]
 
 
 @contextmanager
