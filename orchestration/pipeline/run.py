@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from sepscene.orchestration.records.checkpoints import newest_sound, read_checkp
 from sepscene.orchestration.records.environment import environment, sepscene_version
 from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics
-from sepscene.orchestration.records.mlflow_mirror import Tracker, following
+from sepscene.orchestration.records.mlflow_mirror import Tracker, closing, following
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
 from sepscene.orchestration.records.run_lock import check_free, locked
@@ -65,7 +65,6 @@ class Run:
         self.console = console
         self.files = RunFolder(folder)
         self.inputs: dict[str, str] = {}
-        self._manifests: tuple[Manifest, Manifest] | None = None
         self.audit: str | None = None
         """Digest of the audit of the data set, when there is one in the storage."""
         self.callbacks: Sequence[UserCallback] = ()
@@ -187,18 +186,14 @@ class Run:
                         shown.event(balance)
 
             self._progress = shown.update
-            try:
-                with (
-                    locked(self.files),
-                    following(self.folder, self.tracker, show),
-                    sampled(self.folder, name),
-                ):
-                    yield
-            except BaseException:
-                self.tracker.finish(name, "FAILED")
-                raise
+            with (
+                closing(self.tracker, name),
+                locked(self.files),
+                following(self.folder, self.tracker, show),
+                sampled(self.folder, name),
+            ):
+                yield
         self.add_timing(name, time.perf_counter() - started)
-        self.tracker.finish(name)
 
     def _done(self, stage: str, counts: str) -> float:
         """How far an earlier command has come with a training stage; 0 for one that begins or has no checkpoints."""
@@ -222,11 +217,10 @@ class Run:
 
     def manifests(self) -> tuple[Manifest, Manifest]:
         """The training and the test clips, the same ones for cross-validation; read, and scenes generated, once."""
-        if self._manifests is None:
-            self._manifests = self._read_manifests()
         return self._manifests
 
-    def _read_manifests(self) -> tuple[Manifest, Manifest]:
+    @cached_property
+    def _manifests(self) -> tuple[Manifest, Manifest]:
         data = self.experiment.data
         if data.is_generated:
             root = self.files.scenes
@@ -289,11 +283,8 @@ class Run:
 
     def store(self) -> SeparatedStore | None:
         """The SeparatedStore of the configuration, opened."""
-        return (
-            None
-            if self.experiment.store.mode == "off"
-            else SeparatedStore(self.store_uri(), self.experiment.store.settings)
-        )
+        store = self.experiment.store
+        return None if store.mode == "off" else SeparatedStore(self.store_uri(), store.settings)
 
     def prefill(self, train: Manifest, ladder: dict[str, str], processors: tuple[str, ...] | None = None) -> Filled:
         """Separate every clip with every processor into the store.

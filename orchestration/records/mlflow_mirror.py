@@ -341,6 +341,17 @@ def sync(run_dir: Path, tracking_uri: str) -> None:
 
 
 @contextmanager
+def closing(tracker: Tracker, stage: str = "") -> Iterator[None]:
+    """End a stage's run when the block ends, in whatever way; "" is the parent."""
+    try:
+        yield
+    except BaseException:
+        tracker.finish(stage, "FAILED")
+        raise
+    tracker.finish(stage)
+
+
+@contextmanager
 def following(run_dir: Path, tracker: Tracker, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """While the block runs, hand every new record of the metrics file to `show` and mirror it to MLflow."""
     path = RunFolder(run_dir).metrics
