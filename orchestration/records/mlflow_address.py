@@ -50,7 +50,7 @@ def tracking_uri_of(run_dir: Path) -> str:
         SepsceneError: as `default_tracking_uri`; or when the run was recorded elsewhere, which only the user can
             confirm.
     """
-    if "MLFLOW_TRACKING_URI" in os.environ:
+    if os.environ.get("MLFLOW_TRACKING_URI"):
         return default_tracking_uri(run_dir)
     recorded = _recorded_uri(run_dir)
     whole = run_dir.resolve()
