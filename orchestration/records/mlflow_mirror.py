@@ -134,18 +134,17 @@ class Tracker:
             urgent: ask a server that was away a moment ago, too.
         """
         with self._sending:
-            if not self._replay(urgent):
+            with self._lock:
+                self._write_calls()
+            if self.fault or (self._down_since and not urgent and time.time() - self._asked < RETRY_SECONDS):
                 return
-            for path in self.folder.mirrored:
-                whole, position = read_lines(path, self.state.positions.get(path.name, 0))
-                if not whole:
-                    continue
-                try:
-                    self._send(parse_records(whole, path))
-                except Exception as error:  # whatever the client raises, training must go on
-                    self._note_fault(error)
-                    return
-                self._save(positions={**self.state.positions, path.name: position})
+            try:
+                self._begin_again_where_lost()
+                self._send_calls()
+                self._send_records()
+                self._down_since = None
+            except Exception as error:  # whatever the client raises, training must go on
+                self._note_fault(error)
 
     @property
     def unsent(self) -> int:
@@ -170,27 +169,16 @@ class Tracker:
             self._unwritten.append(call.model_dump_json())
             self._write_calls()
 
-    def _replay(self, urgent: bool) -> bool:
-        """Make the queued calls in their order; False when MLflow does not take them."""
-        with self._lock:
-            self._write_calls()
-        if self.fault or (self._down_since and not urgent and time.time() - self._asked < RETRY_SECONDS):
-            return False
-        try:
-            self._begin_again_where_lost()
-            while self._queue:
-                try:
-                    self._call(self._queue[0])
-                except (_UnusableCall, FileNotFoundError) as error:  # it alone: the next ones may be fine
-                    logger.warning("MLflow is not sent %s: %s", self._queue[0].kind, error)
-                with self._lock:
-                    self._queue.pop(0)
-                    self._save(calls=self.state.calls + 1)
-        except Exception as error:  # whatever the client raises, training must go on
-            self._note_fault(error)
-            return False
-        self._down_since = None
-        return True
+    def _send_calls(self) -> None:
+        """Make the queued calls in their order."""
+        while self._queue:
+            try:
+                self._call(self._queue[0])
+            except (_UnusableCall, FileNotFoundError) as error:  # it alone: the next ones may be fine
+                logger.warning("MLflow is not sent %s: %s", self._queue[0].kind, error)
+            with self._lock:
+                self._queue.pop(0)
+                self._save(calls=self.state.calls + 1)
 
     def _call(self, call: Call) -> None:
         self.store.check_file()
@@ -242,14 +230,20 @@ class Tracker:
         log_encoder(self.store, run_id, bundle, argument["name"], argument["registered_name"])
         self._save(encoders={**self.state.encoders, stage: digest})
 
-    def _send(self, records: list[dict[str, Any]]) -> None:
-        self.store.check_file()
-        by_stage: dict[str, list[dict[str, Any]]] = {}
-        for record in records:
-            if "seconds" in record:
-                by_stage.setdefault(record["stage"], []).append(record)
-        for stage, of_stage in by_stage.items():
-            self.store.log_records(self._run(stage, int(of_stage[0]["seconds"] * 1000)), of_stage)
+    def _send_records(self) -> None:
+        """Send what is new in the files of records, each as a whole."""
+        for path in self.folder.mirrored:
+            whole, position = read_lines(path, self.state.positions.get(path.name, 0))
+            if not whole:
+                continue
+            self.store.check_file()
+            by_stage: dict[str, list[dict[str, Any]]] = {}
+            for record in parse_records(whole, path):
+                if "seconds" in record:
+                    by_stage.setdefault(str(record["stage"]), []).append(record)
+            for stage, records in by_stage.items():
+                self.store.log_records(self._run(stage, int(records[0]["seconds"] * 1000)), records)
+            self._save(positions={**self.state.positions, path.name: position})
 
     def _relative(self, path: Path) -> str:
         return str(path.resolve().relative_to(self.run_dir.resolve()))
