@@ -109,15 +109,15 @@ class Run:
         tracker = Tracker(tracking_uri, "sepscene", folder)
         run = cls(folder, experiment, tracker, console)
         run.family = (tags or {}).get("sweep_id", experiment.name)
-        facts = environment()
         if not files.started.exists():
             write_whole(files.started, datetime.now(UTC).isoformat(timespec="seconds"))
-        env = {f"env.{key}": value for key, value in facts.items()}
-        about = (
-            f"{in_words(experiment)}\n\nEverything about this run is in `{folder}`; its report is among the artifacts."
-        )
-        about_run = {"mlflow.note.content": about, "sepscene_version": sepscene_version()}
-        tracker.start({**run.tags(), **env, **about_run, **(tags or {})}, flat(experiment))
+        everything = f"Everything about this run is in `{folder}`; its report is among the artifacts."
+        about = {
+            **{f"env.{key}": value for key, value in environment().items()},
+            "mlflow.note.content": f"{in_words(experiment)}\n\n{everything}",
+            "sepscene_version": sepscene_version(),
+        }
+        tracker.start({**run.tags(), **about, **(tags or {})}, flat(experiment))
         tracker.log_artifact("", saved)
         return run
 
@@ -223,11 +223,8 @@ class Run:
     def _manifests(self) -> tuple[Manifest, Manifest]:
         data = self.experiment.data
         if data.is_generated:
-            root = self.files.scenes
-            self._generate_scenes(root)
-            manifest = read_manifest("scenes", str(root))
-        else:
-            manifest = read_manifest(data.format, str(data.root))
+            self._generate_scenes()
+        manifest = read_manifest(data.format, data.root or str(self.files.scenes))
         self.audit = audit_hash(self.folder, manifest)
         train = manifest.select(*data.train)
         test = train if data.by_folds else manifest.select(*data.test)
@@ -245,11 +242,9 @@ class Run:
             self.console.print(f"note          {line}", soft_wrap=True, markup=False, highlight=False)
         return train, test
 
-    def _generate_scenes(self, root: Path) -> None:
-        from sepscene.augment.synthetic.scenes import (  # scipy.signal takes a second, and most runs have their data
-            as_long_as,
-            write_scenes,
-        )
+    def _generate_scenes(self) -> None:
+        # scipy.signal takes a second, and most runs have their data
+        from sepscene.augment.synthetic.scenes import as_long_as, write_scenes
 
         data = self.experiment.data
         config = as_long_as(self.experiment.audio.clip_seconds, data.scenes_profile)
@@ -261,7 +256,7 @@ class Run:
             for split, count in splits.items():
                 known = split == "test" or self.experiment.separator.objective == "supervised"
                 progress = partial(self._advance_from, done)
-                write_scenes(root, count, self.experiment.seed, split, config, known, progress=progress)
+                write_scenes(self.files.scenes, count, self.experiment.seed, split, config, known, progress=progress)
                 done += count
                 self.files.scenes_done(split).touch()
 
@@ -297,11 +292,9 @@ class Run:
             ladder: processor name -> folder.
             processors: some names of the ladder; none means those of the experiment's combination.
         """
-        experiment = self.experiment
         processors = processors or self.experiment.views.combination
-        experiment = experiment.changed(
-            {"views.combination": processors, "views.weights": None, "views.curriculum": ()}
-        )
+        views = {"views.combination": processors, "views.weights": None, "views.curriculum": ()}
+        experiment = self.experiment.changed(views)
         total = len(train) * len(processors)
         store = SeparatedStore(self.store_uri(), experiment.store.settings)
         mark = name_of_filling(experiment, train, ladder)

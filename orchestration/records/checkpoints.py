@@ -43,7 +43,6 @@ STEPS = "metrics.json"
 MANIFEST = "manifest.json"
 FILES = (STATE, LEDGER, STEPS)
 """What a checkpoint consists of, beside its manifest."""
-
 NAME = re.compile(r"step-\d{8,}")
 HIDDEN = ".writing-"
 
@@ -178,12 +177,7 @@ class CheckpointWriter:
     """Writes the checkpoints of a stage, one at a time, while training goes on."""
 
     def __init__(self, root: Path, kept: int | None) -> None:
-        """Clear away what an earlier process left unfinished.
-
-        Args:
-            root: the stage's folder.
-            kept: how many checkpoints stay; none keeps all.
-        """
+        """Clear away what an earlier process left unfinished in `root`, the stage's folder; `kept` None keeps all."""
         self.root = root
         self.kept = kept
         self.failure = ""

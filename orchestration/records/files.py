@@ -39,10 +39,6 @@ def write_whole(path: Path, text: str) -> None:
 def append_lines(path: Path, lines: list[str]) -> None:
     """Append lines to a file that grows; a line that a killed process left torn is ended first, so it alone is lost.
 
-    Args:
-        path: the file; it is made where it is missing.
-        lines: without line ends.
-
     Raises:
         OSError: when the disk refuses; then the file is as it was.
     """
@@ -90,8 +86,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 def claimed(path: Path) -> Iterator[bool]:
     """Whether this process alone has a piece of work, while the block runs. A claim ends with its process.
 
-    Args:
-        path: lock file of the piece of work; it is removed at the end.
+    The lock file `path` is removed at the end.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -122,7 +117,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         raise SepsceneError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def read_text(path: Path, most: int = MOST_BYTES) -> str:
+def read_text(path: Path) -> str:
     """The text of a file of a run.
 
     Raises:
@@ -130,7 +125,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         SepsceneError: when it is too large, cannot be read or is not UTF-8.
     """
     try:
-        return read_bytes(path, most).decode()
+        return read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise SepsceneError(f"{path} is damaged: not UTF-8 at byte {error.start}") from None
 

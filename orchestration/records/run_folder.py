@@ -23,11 +23,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,@ -]{0,199}")
 
 
 def plain_name(name: str, what: str) -> str:
-    """The name, if it can be that of a file or folder and nothing else.
-
-    Args:
-        name: from a user or from a file that anybody may have written.
-        what: what it names, for the message.
+    """The name, if it can be that of a file or folder and nothing else; `what` it names is for the message.
 
     Raises:
         SepsceneError: for a path, a hidden name, an empty or a very long one.
@@ -41,12 +37,7 @@ def plain_name(name: str, what: str) -> str:
 
 
 def folder_in(storage: Path, name: str, what: str) -> Path:
-    """The folder of a run, a sweep or a reproduction in a storage.
-
-    Args:
-        storage: folder of all runs.
-        name: the id that the user gave.
-        what: what it names, for the message.
+    """The folder of a run, a sweep or a reproduction in a storage, by the id that the user gave.
 
     Raises:
         SepsceneError: when the id is no plain name, or the path is not UTF-8.
