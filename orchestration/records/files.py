@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -170,20 +170,14 @@ def parse_records(content: bytes, origin: Path | str) -> list[Record]:
     Every record has a "stage" that is text and "seconds" that are a number; "step", where it is there, is a number.
     """
     records: list[Record] = []
-    damaged = 0
-    for line in content.splitlines():
-        if not line.strip():
-            continue
-        try:
-            record: Any = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if _is_record(record):
-            records.append(record)
-        else:
-            damaged += 1
-    if damaged:
-        logger.warning("%s: %d damaged lines are left out", origin, damaged)
+    lines = [line for line in content.splitlines() if line.strip()]
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if _is_record(record):
+                records.append(record)
+    if len(records) < len(lines):
+        logger.warning("%s: %d damaged lines are left out", origin, len(lines) - len(records))
     return records
 
 

@@ -138,18 +138,12 @@ def check_local_store(uri: str) -> None:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=10)) as store:
             _check_schema(uri, store)
             _check_artifacts(uri, store)
-    except sqlite3.OperationalError as error:
-        if "locked" not in str(error):
-            raise _not_a_store(path, error) from error
     except sqlite3.DatabaseError as error:
-        raise _not_a_store(path, error) from error
-
-
-def _not_a_store(path: Path, error: Exception) -> SepsceneError:
-    return SepsceneError(
-        f"{path} can't be read as an MLflow store ({error}): move it away, and `sepscene sync RUN` makes it again "
-        "from the run's folder"
-    )
+        if "locked" not in str(error):  # by another process, which is no fault of the file
+            raise SepsceneError(
+                f"{path} can't be read as an MLflow store ({error}): move it away, and `sepscene sync RUN` makes it "
+                "again from the run's folder"
+            ) from error
 
 
 def _check_schema(uri: str, store: sqlite3.Connection) -> None:
