@@ -144,10 +144,9 @@ def read_typed(path: Path, kind: type[T], remedy: str = "delete it, and what mak
     """
     content = read_bytes(path)
     try:
-        value: T = TypeAdapter(kind).validate_json(content)
-    except (ValidationError, UnicodeDecodeError) as error:
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError as error:
         raise SepsceneError(f"{path} is damaged: {first_fault(error)}; {remedy}") from None
-    return value
 
 
 def read_typed_or(path: Path, kind: type[T], default: T, remedy: str = "it is left out") -> T:
@@ -181,16 +180,13 @@ def parse_records(content: bytes, origin: Path | str) -> list[Record]:
     return records
 
 
-def first_fault(error: Exception) -> str:
+def first_fault(error: ValidationError) -> str:
     """The first thing that is wrong, in one line; a field of an earlier version comes first."""
-    if isinstance(error, ValidationError):
-        renamed = renamed_field(error)
-        if renamed:
-            return renamed
-        fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        return f"{where}: {fault['msg']}" if where else str(fault["msg"])
-    return str(error)
+    if renamed := renamed_field(error):
+        return renamed
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return f"{where}: {fault['msg']}" if where else str(fault["msg"])
 
 
 def _is_record(record: Any) -> bool:
