@@ -46,7 +46,7 @@ SCENES_LISTENED_TO = 32
 def encoders_of(run: Run, train: Manifest) -> dict[str, Path]:
     """The run's encoder and the baselines beside it, made where they are not there yet: name -> bundle's folder."""
     views = run.experiment.views
-    bundles = {views.pair: run.files.encoder}
+    bundles: dict[str, Path] = {views.pair: run.files.encoder}
     if run.experiment.evaluation.baselines:
         if views.separates:
             bundles["mix-mix"] = run.encoder(train, {}, pair="mix-mix")
