@@ -68,15 +68,17 @@ def page(name: str, tree: ast.Module) -> str:
 
 
 def class_blocks(node: ast.ClassDef) -> list[str]:
-    """A class: what it derives from, its docstring, its fields, its public methods."""
+    """A class: what it derives from, its docstring, its fields, its public methods and constants."""
     bases = ", ".join(ast.unparse(base) for base in node.bases)
     blocks = [f"## class `{node.name}`" + (f" ({bases})" if bases else ""), prose(ast.get_docstring(node))]
     if rows := [field_row(item) for item in node.body if isinstance(item, ast.AnnAssign)]:
         blocks.append("\n".join(["| Field | Type | Default | |", "|---|---|---|---|", *rows]))
-    for item in node.body:
+    for item, following in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(item, Callable) and (is_public(item.name) or item.name == "__call__"):
             documented = prose(ast.get_docstring(item))
             blocks += [f"### `{node.name}.{item.name}`", signature(item), documented]
+        elif isinstance(item, ast.Assign) and (constant := constant_name(item)) and (words := text_of(following)):
+            blocks += [f"### `{node.name}.{constant}`", prose(words)]
     return blocks
 
 

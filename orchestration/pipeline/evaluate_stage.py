@@ -1,41 +1,54 @@
-"""The last stage of a run: evaluate its encoder beside the baselines and its ladder, and write what was measured."""
+"""The last stage of a run: evaluate its encoder beside the baselines and its ladder, and collect its results."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import ray
 from rich.table import Table
 
+from sepscene.augment.synthetic.shared_events import shared_events_in_words
+from sepscene.augment.synthetic.source_segments import read_sources
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import update_card
 from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.evaluation.compare import TEST_CLIPS
 from sepscene.orchestration.evaluation.embed_manifest import embed_manifests
 from sepscene.orchestration.evaluation.scoring import score_encoder, score_processors
-from sepscene.orchestration.pipeline.collect_results import collect_results
 from sepscene.orchestration.pipeline.run import Run
-from sepscene.orchestration.records.results import Metric, ProcessorResult, RunResults
+from sepscene.orchestration.records.environment import environment
+from sepscene.orchestration.records.files import read_text, read_typed_or
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.results import (
+    EncoderResult,
+    LedgerResult,
+    Metric,
+    ProcessorResult,
+    RunResults,
+    StageResult,
+    read_metrics,
+)
+from sepscene.orchestration.records.run_folder import pretraining_stage
 from sepscene.orchestration.reports.listening_data import listening_page
 from sepscene.orchestration.reports.run_report import write_report
 from sepscene.orchestration.runtime.placement import actor_demand
+from sepscene.orchestration.training.throughput import Balance, balance_of, bottleneck, store_counts
 from sepscene.tasks.datasets.readers import Manifest
 
 STAGE = "evaluate"
 HEADLINES = ("shallow_map", "qbe_map", "linear_map")
+SCENES_LISTENED_TO = 32
+"""Whose sources say how often two crops share an event."""
 
 
 def encoders_of(run: Run, train: Manifest) -> dict[str, Path]:
-    """The run's encoder and the baselines beside it, made where they are not there yet: name -> bundle's folder.
-
-    Args:
-        run: with its encoder trained.
-        train: the clips on which a mix-mix baseline is trained.
-    """
-    pair = run.experiment.views.pair
-    bundles: dict[str, Path] = {pair: run.files.encoder}
+    """The run's encoder and the baselines beside it, made where they are not there yet: name -> bundle's folder."""
+    views = run.experiment.views
+    bundles: dict[str, Path] = {views.pair: run.files.encoder}
     if run.experiment.evaluation.baselines:
-        if run.experiment.views.separates:
+        if views.separates:
             bundles["mix-mix"] = run.encoder(train, {}, pair="mix-mix")
         bundles["untrained"] = run.untrained()
     return bundles
@@ -47,7 +60,7 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
     Args:
         run: with its encoder trained.
         train: its clips train the probes.
-        test: its clips are evaluated.
+        test: its clips are evaluated; for cross-validation the same as `train`.
         ladder: processor name -> folder, scored on held-out mixtures.
     """
     experiment = run.experiment
@@ -103,6 +116,126 @@ def scores_of_ladder(
     demand = replace(actor_demand(experiment.resources), gpus=0.0, accelerator=None)
     options = {"runtime_env": {"env_vars": trust_variables()}, **demand.ray_options()}
     return ray.remote(score_processors).options(**options).remote(ladder, replace(test, clips=clips), experiment)
+
+
+def collect_results(
+    run: Run,
+    train: Manifest,
+    test: Manifest,
+    encoders: list[EncoderResult],
+    processors: list[ProcessorResult],
+    unread: int,
+) -> RunResults:
+    """The results of a run, from the evaluation and from the timings, metrics and ledger in its folder.
+
+    Args:
+        run: the run.
+        train, test: the clips of both splits; the same ones for cross-validation.
+        encoders: the run's own first.
+        processors: the checkpoints of the ladder.
+        unread: clips that the evaluation could not read.
+    """
+    experiment = run.experiment
+    files = run.files
+    clips = len(train.clips) + (0 if experiment.data.by_folds else len(test.clips))
+    timings = read_typed_or(files.timings, dict[str, float], {})
+    metrics = read_metrics(files.path)
+    balance = balance_of(metrics, pretraining_stage(experiment.views.pair))
+    ledger = Ledger.from_json(read_text(files.ledger))
+    return RunResults(
+        run_id=files.path.name,
+        experiment=experiment.name,
+        scale=experiment.scale,
+        table_row=experiment.table_row,
+        seed=experiment.seed,
+        started=read_text(files.started),
+        seconds=sum(timings.values()),
+        stages=_stages(timings, metrics),
+        ladder=tuple(processors),
+        encoders=tuple(encoders),
+        ledger=LedgerResult.of(ledger),
+        bottleneck=bottleneck(balance, experiment) if balance else "",
+        environment=environment(),
+        data={
+            "data set": experiment.data.described,
+            "training clips": str(len(train.clips)),
+            "test clips": "the same, by cross-validation" if experiment.data.by_folds else str(len(test.clips)),
+            "hours": f"{clips * experiment.audio.clip_seconds / 3600:.2f}",
+            "manifest": train.digest()[:12],
+            TEST_CLIPS: test.digest()[:12],
+            **_shared_events(experiment, test),
+        },
+        left_out=_left_out(train, test, unread),
+    )
+
+
+def _left_out(train: Manifest, test: Manifest, unread: int) -> dict[str, int]:
+    """What of the data set was not used, by reason; reasons without any are left out."""
+    parts = {"clips": test} if train is test else {"training clips": train, "test clips": test}
+    counts = {f"files: {entry.reason}": entry.count for entry in (train.survey.skipped if train.survey else ())}
+    counts["clips that are listed, but whose sound is not there"] = len(train.absent)
+    counts["clips that the evaluation could not read"] = unread
+    for name, part in parts.items():
+        counts[f"{name} without a label, in the evaluation only"] = part.unlabelled
+    return {reason: count for reason, count in counts.items() if count}
+
+
+def _shared_events(experiment: Experiment, test: Manifest) -> dict[str, str]:
+    """How often two crops of a clip hear the same event; known of scenes that were written with their sources."""
+    uris = test.clips["uri"].to_pylist()[:SCENES_LISTENED_TO] if experiment.data.format == "scenes" else []
+    try:
+        scenes = [read_sources(uri) for uri in uris]
+    except OSError:
+        return {}
+    words = shared_events_in_words(scenes, experiment.views, experiment.audio.sample_rate) if scenes else ""
+    return {"pairs that share an event": words} if words else {}
+
+
+def _stages(timings: dict[str, float], metrics: list[dict[str, float | str]]) -> tuple[StageResult, ...]:
+    """Every stage of the run, and below a streaming one what feeds its trainers."""
+    stages: list[StageResult] = []
+    for name, seconds in timings.items():
+        records = [record for record in metrics if record["stage"] == name and "step" in record]
+        waiting = [float(record["waiting_share"]) for record in records if "waiting_share" in record]
+        rows = next((int(float(record["rows"])) for record in reversed(records) if "rows" in record), None)
+        share = float(np.mean(waiting)) if waiting else None
+        balance = balance_of(records, name)
+        stages.append(
+            StageResult(
+                name=name,
+                seconds=seconds,
+                rows=rows,
+                busy_share=balance.busy["trainers"] if balance else None,
+                waiting_share=balance.waiting if balance else share,
+                note=_store_note(records),
+            )
+        )
+        if balance and rows is not None:
+            stages += _feeding(name, seconds, rows, balance)
+    return tuple(stages)
+
+
+def _store_note(records: list[dict[str, float | str]]) -> str:
+    """What the SeparatedStore gave to a stage: "store: 10,000 hits, 20 misses, 1 repairs"; empty without one."""
+    counts = store_counts(records)
+    return "store: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) if counts else ""
+
+
+def _feeding(name: str, seconds: float, rows: int, balance: Balance) -> list[StageResult]:
+    """Readers and separation actors of a streaming stage, which work for as long as it does, and what went through."""
+    pace = max(balance.rows_per_second, 1e-9)
+    return [
+        StageResult(
+            name=f"{name}: {part}",
+            seconds=seconds,
+            rows=round(rows * balance.stage_rows_per_second[part] / pace),  # separation is spared those from the store
+            busy_share=balance.busy[part],
+            bytes_out=round(rows * balance.bytes_per_second[part] / pace),
+            note=f"{balance.queue_blocks[part]:.1f} blocks wait behind it",
+        )
+        for part in ("readers", "separation")
+        if part in balance.busy
+    ]
 
 
 def summarise(run: Run) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from sepscene.orchestration.records.checkpoints import newest_sound, read_checkp
 from sepscene.orchestration.records.environment import environment, sepscene_version
 from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics
-from sepscene.orchestration.records.mlflow_mirror import Tracker, following
+from sepscene.orchestration.records.mlflow_mirror import Tracker, closing, following
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
 from sepscene.orchestration.records.run_lock import check_free, locked
@@ -64,7 +64,6 @@ class Run:
         self.console = console
         self.files = RunFolder(folder)
         self.inputs: dict[str, str] = {}
-        self._manifests: tuple[Manifest, Manifest] | None = None
         self.audit: str | None = None
         """Digest of the audit of the data set, when there is one in the storage."""
         self.callbacks: Sequence[UserCallback] = ()
@@ -109,15 +108,15 @@ class Run:
         tracker = Tracker(tracking_uri, "sepscene", folder)
         run = cls(folder, experiment, tracker, console)
         run.family = (tags or {}).get("sweep_id", experiment.name)
-        facts = environment()
         if not files.started.exists():
             write_whole(files.started, datetime.now(UTC).isoformat(timespec="seconds"))
-        env = {f"env.{key}": value for key, value in facts.items()}
-        about = (
-            f"{in_words(experiment)}\n\nEverything about this run is in `{folder}`; its report is among the artifacts."
-        )
-        about_run = {"mlflow.note.content": about, "sepscene_version": sepscene_version()}
-        tracker.start({**run.tags(), **env, **about_run, **(tags or {})}, flat(experiment))
+        everything = f"Everything about this run is in `{folder}`; its report is among the artifacts."
+        about = {
+            **{f"env.{key}": value for key, value in environment().items()},
+            "mlflow.note.content": f"{in_words(experiment)}\n\n{everything}",
+            "sepscene_version": sepscene_version(),
+        }
+        tracker.start({**run.tags(), **about, **(tags or {})}, flat(experiment))
         tracker.log_artifact("", saved)
         return run
 
@@ -186,18 +185,14 @@ class Run:
                         shown.event(balance)
 
             self._progress = shown.update
-            try:
-                with (
-                    locked(self.files),
-                    following(self.folder, self.tracker, show),
-                    sampled(self.folder, name),
-                ):
-                    yield
-            except BaseException:
-                self.tracker.finish(name, "FAILED")
-                raise
+            with (
+                closing(self.tracker, name),
+                locked(self.files),
+                following(self.folder, self.tracker, show),
+                sampled(self.folder, name),
+            ):
+                yield
         self.add_timing(name, time.perf_counter() - started)
-        self.tracker.finish(name)
 
     def _done(self, stage: str, counts: str) -> float:
         """How far an earlier command has come with a training stage; 0 for one that begins or has no checkpoints."""
@@ -221,18 +216,14 @@ class Run:
 
     def manifests(self) -> tuple[Manifest, Manifest]:
         """The training and the test clips, the same ones for cross-validation; read, and scenes generated, once."""
-        if self._manifests is None:
-            self._manifests = self._read_manifests()
         return self._manifests
 
-    def _read_manifests(self) -> tuple[Manifest, Manifest]:
+    @cached_property
+    def _manifests(self) -> tuple[Manifest, Manifest]:
         data = self.experiment.data
         if data.is_generated:
-            root = self.files.scenes
-            self._generate_scenes(root)
-            manifest = read_manifest("scenes", str(root))
-        else:
-            manifest = read_manifest(data.format, str(data.root))
+            self._generate_scenes()
+        manifest = read_manifest(data.format, data.root or str(self.files.scenes))
         self.audit = audit_hash(self.folder, manifest)
         train = manifest.select(*data.train)
         test = train if data.by_folds else manifest.select(*data.test)
@@ -250,11 +241,9 @@ class Run:
             self.console.print(f"note          {line}", soft_wrap=True, markup=False, highlight=False)
         return train, test
 
-    def _generate_scenes(self, root: Path) -> None:
-        from sepscene.augment.synthetic.scenes import (  # scipy.signal takes a second, and most runs have their data
-            as_long_as,
-            write_scenes,
-        )
+    def _generate_scenes(self) -> None:
+        # scipy.signal takes a second, and most runs have their data
+        from sepscene.augment.synthetic.scenes import as_long_as, write_scenes
 
         data = self.experiment.data
         config = as_long_as(self.experiment.audio.clip_seconds, data.scenes_profile)
@@ -266,7 +255,7 @@ class Run:
             for split, count in splits.items():
                 known = split == "test" or self.experiment.separator.objective == "supervised"
                 progress = partial(self._advance_from, done)
-                write_scenes(root, count, self.experiment.seed, split, config, known, progress=progress)
+                write_scenes(self.files.scenes, count, self.experiment.seed, split, config, known, progress=progress)
                 done += count
                 self.files.scenes_done(split).touch()
 
@@ -288,11 +277,8 @@ class Run:
 
     def store(self) -> SeparatedStore | None:
         """The SeparatedStore of the configuration, opened."""
-        return (
-            None
-            if self.experiment.store.mode == "off"
-            else SeparatedStore(self.store_uri(), self.experiment.store.settings)
-        )
+        store = self.experiment.store
+        return None if store.mode == "off" else SeparatedStore(self.store_uri(), store.settings)
 
     def prefill(self, train: Manifest, ladder: dict[str, str], processors: tuple[str, ...] | None = None) -> Filled:
         """Separate every clip with every processor into the store.
@@ -305,11 +291,9 @@ class Run:
             ladder: processor name -> folder.
             processors: some names of the ladder; none means those of the experiment's combination.
         """
-        experiment = self.experiment
         processors = processors or self.experiment.views.combination
-        experiment = experiment.changed(
-            {"views.combination": processors, "views.weights": None, "views.curriculum": ()}
-        )
+        views = {"views.combination": processors, "views.weights": None, "views.curriculum": ()}
+        experiment = self.experiment.changed(views)
         total = len(train) * len(processors)
         store = SeparatedStore(self.store_uri(), experiment.store.settings)
         mark = name_of_filling(experiment, train, ladder)

@@ -31,9 +31,6 @@ def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
         format, root: how and from where it was read.
         storage: where runs lie that use the data.
         tracking_uri: MLflow's.
-
-    Returns:
-        The folder.
     """
     folder = AuditFolder.of(storage.resolve(), found.manifest_digest)
     write_whole(folder.findings, json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
@@ -63,8 +60,8 @@ def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
 
 def audit_hash(run_dir: Path, manifest: Manifest) -> str | None:
     """The digest of the audit of this very manifest in the run's storage; None where there is none."""
-    storages = [parent for parent in run_dir.parents[:_DEEPEST] if audits_of(parent).is_dir()]
-    if not storages:
-        return None  # a digest of millions of clips takes its time
-    path = AuditFolder.of(storages[0], manifest.digest()).findings
-    return read_typed_or(path, AuditDigest, AuditDigest()).digest
+    for storage in run_dir.parents[:_DEEPEST]:
+        if audits_of(storage).is_dir():  # else there is no need for a digest of millions of clips, which takes its time
+            path = AuditFolder.of(storage, manifest.digest()).findings
+            return read_typed_or(path, AuditDigest, AuditDigest()).digest
+    return None

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,10 +38,6 @@ def write_whole(path: Path, text: str) -> None:
 
 def append_lines(path: Path, lines: list[str]) -> None:
     """Append lines to a file that grows; a line that a killed process left torn is ended first, so it alone is lost.
-
-    Args:
-        path: the file; it is made where it is missing.
-        lines: without line ends.
 
     Raises:
         OSError: when the disk refuses; then the file is as it was.
@@ -90,8 +86,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 def claimed(path: Path) -> Iterator[bool]:
     """Whether this process alone has a piece of work, while the block runs. A claim ends with its process.
 
-    Args:
-        path: lock file of the piece of work; it is removed at the end.
+    The lock file `path` is removed at the end.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -122,7 +117,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         raise SepsceneError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def read_text(path: Path, most: int = MOST_BYTES) -> str:
+def read_text(path: Path) -> str:
     """The text of a file of a run.
 
     Raises:
@@ -130,7 +125,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         SepsceneError: when it is too large, cannot be read or is not UTF-8.
     """
     try:
-        return read_bytes(path, most).decode()
+        return read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise SepsceneError(f"{path} is damaged: not UTF-8 at byte {error.start}") from None
 
@@ -149,16 +144,15 @@ def read_typed(path: Path, kind: type[T], remedy: str = "delete it, and what mak
     """
     content = read_bytes(path)
     try:
-        value: T = TypeAdapter(kind).validate_json(content)
-    except (ValidationError, UnicodeDecodeError) as error:
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError as error:
         raise SepsceneError(f"{path} is damaged: {first_fault(error)}; {remedy}") from None
-    return value
 
 
-def read_typed_or(path: Path, kind: type[T], default: T) -> T:
+def read_typed_or(path: Path, kind: type[T], default: T, remedy: str = "it is left out") -> T:
     """What a JSON file of a run holds; `default` where there is none, and, with a warning, where it is damaged."""
     try:
-        return read_typed(path, kind, "it is left out")
+        return read_typed(path, kind, remedy)
     except FileNotFoundError:
         return default
     except SepsceneError as error:
@@ -175,33 +169,24 @@ def parse_records(content: bytes, origin: Path | str) -> list[Record]:
     Every record has a "stage" that is text and "seconds" that are a number; "step", where it is there, is a number.
     """
     records: list[Record] = []
-    damaged = 0
-    for line in content.splitlines():
-        if not line.strip():
-            continue
-        try:
-            record: Any = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if _is_record(record):
-            records.append(record)
-        else:
-            damaged += 1
-    if damaged:
-        logger.warning("%s: %d damaged lines are left out", origin, damaged)
+    lines = [line for line in content.splitlines() if line.strip()]
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if _is_record(record):
+                records.append(record)
+    if len(records) < len(lines):
+        logger.warning("%s: %d damaged lines are left out", origin, len(lines) - len(records))
     return records
 
 
-def first_fault(error: Exception) -> str:
+def first_fault(error: ValidationError) -> str:
     """The first thing that is wrong, in one line; a field of an earlier version comes first."""
-    if isinstance(error, ValidationError):
-        renamed = renamed_field(error)
-        if renamed:
-            return renamed
-        fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        return f"{where}: {fault['msg']}" if where else str(fault["msg"])
-    return str(error)
+    if renamed := renamed_field(error):
+        return renamed
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return f"{where}: {fault['msg']}" if where else str(fault["msg"])
 
 
 def _is_record(record: Any) -> bool:

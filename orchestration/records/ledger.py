@@ -6,7 +6,7 @@ twice and nothing is lost, whatever dies.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
 import numpy as np
@@ -89,15 +89,7 @@ class Ledger:
 
     def to_json(self) -> str:
         """The ledger as JSON, for a checkpoint."""
-        return json.dumps(
-            {
-                "rows": self.rows,
-                "intervals": self.intervals,
-                "quarantined": self.quarantined,
-                "untrained": self.untrained,
-                "unread": self.unread,
-            }
-        )
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Ledger":
@@ -107,8 +99,7 @@ class Ledger:
             SepsceneError: when the text is anything else.
         """
         try:
-            fields = _Fields.model_validate_json(text)
-            return cls(**dict(fields))
+            return cls(**dict(_Fields.model_validate_json(text)))
         except ValidationError as error:
             raise SepsceneError(
                 f"the ledger is damaged: {first_fault(error)}; continue the run with --resume"

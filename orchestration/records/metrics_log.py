@@ -12,8 +12,7 @@ from typing import Any
 
 import ray.train
 
-from sepscene.models.config import SepsceneError
-from sepscene.orchestration.records.files import append_lines, read_typed, write_whole
+from sepscene.orchestration.records.files import append_lines, read_typed_or, write_whole
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 
@@ -70,10 +69,9 @@ def collect_validations(path: Path, stage: str) -> None:
     process that writes the steps writes these too. One that dies in between writes a record twice.
     """
     for left in sorted(StageFolder(path.parent, stage).validations.glob("step-*.json")):
-        try:
-            append_metrics(path, stage, [read_typed(left, dict[str, float | str], "it is left out")])
-        except SepsceneError as error:
-            logger.warning("%s", error)
+        record = read_typed_or(left, dict[str, float | str], {})
+        if record:
+            append_metrics(path, stage, [record])
         left.unlink()
 
 

@@ -50,10 +50,11 @@ def tracking_uri_of(run_dir: Path) -> str:
         SepsceneError: as `default_tracking_uri`; or when the run was recorded elsewhere, which only the user can
             confirm.
     """
-    if "MLFLOW_TRACKING_URI" in os.environ:
+    if os.environ.get("MLFLOW_TRACKING_URI"):
         return default_tracking_uri(run_dir)
     recorded = _recorded_uri(run_dir)
-    near = [_sqlite_in(folder) for folder in _folders_of(run_dir)]
+    whole = run_dir.resolve()
+    near = [_sqlite_in(folder) for folder in (whole, *whole.parents[:_LEVELS_ABOVE])]
     existing = [uri for uri in near if sqlite_path(uri).exists()]
     if recorded in existing:
         return recorded
@@ -66,11 +67,6 @@ def tracking_uri_of(run_dir: Path) -> str:
     if recorded and sqlite_path(recorded).exists():
         raise _elsewhere(run_dir, recorded)
     return default_tracking_uri(run_dir.parent)
-
-
-def _folders_of(run_dir: Path) -> list[Path]:
-    whole = run_dir.resolve()
-    return [whole, *list(whole.parents)[:_LEVELS_ABOVE]]
 
 
 def _recorded_uri(run_dir: Path) -> str:
@@ -141,18 +137,12 @@ def check_local_store(uri: str) -> None:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=10)) as store:
             _check_schema(uri, store)
             _check_artifacts(uri, store)
-    except sqlite3.OperationalError as error:
-        if "locked" not in str(error):
-            raise _not_a_store(path, error) from error
     except sqlite3.DatabaseError as error:
-        raise _not_a_store(path, error) from error
-
-
-def _not_a_store(path: Path, error: Exception) -> SepsceneError:
-    return SepsceneError(
-        f"{path} can't be read as an MLflow store ({error}): move it away, and `sepscene sync RUN` makes it again "
-        "from the run's folder"
-    )
+        if "locked" not in str(error):  # by another process, which is no fault of the file
+            raise SepsceneError(
+                f"{path} can't be read as an MLflow store ({error}): move it away, and `sepscene sync RUN` makes it "
+                "again from the run's folder"
+            ) from error
 
 
 def _check_schema(uri: str, store: sqlite3.Connection) -> None:

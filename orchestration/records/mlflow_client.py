@@ -153,9 +153,8 @@ class MlflowStore:
 
     def log_metrics(self, run_id: str, metrics: dict[str, float], now: int) -> None:
         """Log metrics that have no step."""
-        self.client.log_batch(
-            run_id, metrics=[Metric(metric_name(key), value, now, 0) for key, value in metrics.items()]
-        )
+        logged = [Metric(metric_name(key), value, now, 0) for key, value in metrics.items()]
+        self.client.log_batch(run_id, metrics=logged)
 
     def log_records(self, run_id: str, records: list[dict[str, Any]]) -> None:
         """Log records of a metrics file: every number in them, at the record's step and time of day."""

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError
 
 from sepscene.models.config import Config, SepsceneError
-from sepscene.orchestration.records.files import append_lines, parse_records, read_lines, write_whole
+from sepscene.orchestration.records.files import append_lines, parse_records, read_lines, read_typed_or, write_whole
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.repeating import again_and_again
@@ -65,13 +65,7 @@ class Tracker:
     """
 
     def __init__(self, tracking_uri: str, experiment: str, run_dir: Path) -> None:
-        """A tracker of the run in `run_dir`; nothing is sent yet.
-
-        Args:
-            tracking_uri: MLflow's.
-            experiment: its name in MLflow.
-            run_dir: the run's folder.
-        """
+        """A tracker of the run in the folder `run_dir`, for MLflow's experiment of that name; nothing is sent yet."""
         self.run_dir = run_dir
         self.folder = RunFolder(run_dir)
         self.uri = tracking_uri
@@ -140,18 +134,17 @@ class Tracker:
             urgent: ask a server that was away a moment ago, too.
         """
         with self._sending:
-            if not self._replay(urgent):
+            with self._lock:
+                self._write_calls()
+            if self.fault or (self._down_since and not urgent and time.time() - self._asked < RETRY_SECONDS):
                 return
-            for path in self.folder.mirrored:
-                whole, position = read_lines(path, self.state.positions.get(path.name, 0))
-                if not whole:
-                    continue
-                try:
-                    self._send(parse_records(whole, path))
-                except Exception as error:  # whatever the client raises, training must go on
-                    self._note_fault(error)
-                    return
-                self._save(positions={**self.state.positions, path.name: position})
+            try:
+                self._begin_again_where_lost()
+                self._send_calls()
+                self._send_records()
+                self._down_since = None
+            except Exception as error:  # whatever the client raises, training must go on
+                self._note_fault(error)
 
     @property
     def unsent(self) -> int:
@@ -176,27 +169,16 @@ class Tracker:
             self._unwritten.append(call.model_dump_json())
             self._write_calls()
 
-    def _replay(self, urgent: bool) -> bool:
-        """Make the queued calls in their order; False when MLflow does not take them."""
-        with self._lock:
-            self._write_calls()
-        if self.fault or (self._down_since and not urgent and time.time() - self._asked < RETRY_SECONDS):
-            return False
-        try:
-            self._begin_again_where_lost()
-            while self._queue:
-                try:
-                    self._call(self._queue[0])
-                except (_UnusableCall, FileNotFoundError) as error:  # it alone: the next ones may be fine
-                    logger.warning("MLflow is not sent %s: %s", self._queue[0].kind, error)
-                with self._lock:
-                    self._queue.pop(0)
-                    self._save(calls=self.state.calls + 1)
-        except Exception as error:  # whatever the client raises, training must go on
-            self._note_fault(error)
-            return False
-        self._down_since = None
-        return True
+    def _send_calls(self) -> None:
+        """Make the queued calls in their order."""
+        while self._queue:
+            try:
+                self._call(self._queue[0])
+            except (_UnusableCall, FileNotFoundError) as error:  # it alone: the next ones may be fine
+                logger.warning("MLflow is not sent %s: %s", self._queue[0].kind, error)
+            with self._lock:
+                self._queue.pop(0)
+                self._save(calls=self.state.calls + 1)
 
     def _call(self, call: Call) -> None:
         self.store.check_file()
@@ -248,14 +230,20 @@ class Tracker:
         log_encoder(self.store, run_id, bundle, argument["name"], argument["registered_name"])
         self._save(encoders={**self.state.encoders, stage: digest})
 
-    def _send(self, records: list[dict[str, Any]]) -> None:
-        self.store.check_file()
-        by_stage: dict[str, list[dict[str, Any]]] = {}
-        for record in records:
-            if isinstance(record.get("stage"), str) and isinstance(record.get("seconds"), int | float):
-                by_stage.setdefault(record["stage"], []).append(record)
-        for stage, of_stage in by_stage.items():
-            self.store.log_records(self._run(stage, int(of_stage[0]["seconds"] * 1000)), of_stage)
+    def _send_records(self) -> None:
+        """Send what is new in the files of records, each as a whole."""
+        for path in self.folder.mirrored:
+            whole, position = read_lines(path, self.state.positions.get(path.name, 0))
+            if not whole:
+                continue
+            self.store.check_file()
+            by_stage: dict[str, list[dict[str, Any]]] = {}
+            for record in parse_records(whole, path):
+                if "seconds" in record:
+                    by_stage.setdefault(str(record["stage"]), []).append(record)
+            for stage, records in by_stage.items():
+                self.store.log_records(self._run(stage, int(records[0]["seconds"] * 1000)), records)
+            self._save(positions={**self.state.positions, path.name: position})
 
     def _relative(self, path: Path) -> str:
         return str(path.resolve().relative_to(self.run_dir.resolve()))
@@ -285,20 +273,18 @@ class Tracker:
             logger.warning("MLflow at %s does not answer (%s); the run goes on and sends it later", self.uri, reason)
 
     def _read_state(self) -> MirrorState:
-        try:
-            state = MirrorState.model_validate_json(self.folder.mlflow.read_bytes())
-        except FileNotFoundError:
-            state = MirrorState()
-        except (OSError, ValidationError):
-            logger.warning("%s can't be read; MLflow is sent everything again", self.folder.mlflow)
-            state = MirrorState()
-        return MirrorState(**{**dict(state), "uri": self.uri})
+        state = read_typed_or(self.folder.mlflow, MirrorState, MirrorState(), "MLflow is sent everything again")
+        return state.changed({"uri": self.uri})
 
     def _read_calls(self) -> list[Call]:
         """All calls of the run so far, those of this process included."""
         path = self.folder.mlflow_calls
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return [call for line in (*lines, *self._unwritten) if (call := _parsed(line))]
+        calls = []
+        for line in (*lines, *self._unwritten):
+            with suppress(ValidationError):  # a torn or strange one
+                calls.append(Call.model_validate_json(line))
+        return calls
 
     def _write_calls(self) -> None:
         if not self._unwritten:
@@ -315,7 +301,7 @@ class Tracker:
     def _save(self, **changes: Any) -> None:
         path = self.folder.mlflow
         with self._lock:
-            self.state = MirrorState(**{**dict(self.state), **changes})
+            self.state = self.state.changed(changes)
             try:
                 write_whole(path, self.state.model_dump_json())
             except OSError as error:
@@ -326,21 +312,15 @@ class _UnusableCall(SepsceneError):
     """A call that can never be made, whatever MLflow answers."""
 
 
-def _parsed(line: str) -> Call | None:
-    """A line of the calls; None for a torn or strange one."""
-    try:
-        return Call.model_validate_json(line)
-    except ValidationError:
-        return None
-
-
 def sync(run_dir: Path, tracking_uri: str) -> None:
     """Send to MLflow what it misses of a run, or of a sweep with its trials.
 
     Raises:
         SepsceneError: when MLflow does not take it.
     """
-    trackers = [Tracker(tracking_uri, "sepscene", folder) for folder in _mirrored(run_dir)]
+    sweep = SweepFolder(run_dir)
+    folders = [RunFolder(run_dir), sweep.shared, *sweep.runs()]
+    trackers = [Tracker(tracking_uri, "sepscene", folder.path) for folder in folders if folder.mlflow.exists()]
     if not trackers:
         raise SepsceneError(f"{run_dir} has no mlflow.json: it is not the folder of a run")
     parent = trackers[0]
@@ -354,11 +334,15 @@ def sync(run_dir: Path, tracking_uri: str) -> None:
             tracker.store.tag(run_id, {"mlflow.parentRunId": parent_id})  # a parent that was lost is another one now
 
 
-def _mirrored(folder: Path) -> list[Path]:
-    """The folder and the runs in it that have a mirror, the parent first."""
-    sweep = SweepFolder(folder)
-    places = [RunFolder(folder), sweep.shared, *sweep.runs()]
-    return [place.path for place in places if place.mlflow.exists()]
+@contextmanager
+def closing(tracker: Tracker, stage: str = "") -> Iterator[None]:
+    """End a stage's run when the block ends, in whatever way; "" is the parent."""
+    try:
+        yield
+    except BaseException:
+        tracker.finish(stage, "FAILED")
+        raise
+    tracker.finish(stage)
 
 
 @contextmanager

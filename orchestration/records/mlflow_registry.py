@@ -56,7 +56,7 @@ def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, regist
     with TemporaryDirectory(prefix="sepscene-") as folder, _fluent(store.uri, run_id):
         where = Path(folder)
         info = mlflow.pyfunc.log_model(
-            name=_plain(name),
+            name=re.sub(r"[^\w .+-]+", "-", name),  # MLflow refuses other characters
             python_model=str(Path(__file__).with_name("mlflow_model.py")),
             artifacts={"bundle": str(bundle)},
             code_paths=[str(copy_source(where, ("models",))), *map(str, copy_own_code(where, own))],
@@ -108,11 +108,6 @@ def _installed(own: list[str]) -> list[str]:
     """Requirements of own code that is installed here as a package."""
     packages = [package_of(name) for name in own if not code_to_send([name])]
     return [f"{package['package']}=={package['version']}" for package in packages]
-
-
-def _plain(name: str) -> str:
-    """A model's name without the characters that MLflow refuses."""
-    return re.sub(r"[^\w .+-]+", "-", name)
 
 
 @contextmanager

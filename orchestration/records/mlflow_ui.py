@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 import webbrowser
 from dataclasses import dataclass
@@ -25,14 +24,13 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.mlflow_address import (
     SQLITE,
-    STORE_FILE,
     artifact_folder,
     check_local_store,
     checked_uri,
+    sqlite_path,
     tracking_uri_of,
 )
 from sepscene.orchestration.records.mlflow_names import metric_name
-from sepscene.orchestration.records.run_folder import RunFolder
 
 HOST = "127.0.0.1"
 USER = "sepscene"
@@ -48,13 +46,10 @@ def tracking_store(folder: Path) -> str:
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return checked_uri(uri)
-    if RunFolder(folder).mlflow.exists():
-        return tracking_uri_of(folder)
-    for place in (folder, folder.parent):
-        store = place.resolve() / STORE_FILE
-        if store.exists():
-            return f"{SQLITE}{store}"
-    raise SepsceneError(f"{folder} holds no mlflow.db and neither does the folder above it: give a folder of runs")
+    uri = tracking_uri_of(folder)
+    if not sqlite_path(uri).exists():
+        raise SepsceneError(f"{folder} holds no mlflow.db and neither do the folders above it: give a folder of runs")
+    return uri
 
 
 def mlflow_ui_command(folder: Path, port: int) -> list[str]:
@@ -224,5 +219,5 @@ def _answers(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5) as answer:
             return answer.status == 200
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False

@@ -5,7 +5,6 @@ taken over, when its process on this host is gone, or when it was not touched fo
 """
 
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -46,8 +45,7 @@ class Holder(BaseModel):
 
     def is_this_process(self) -> bool:
         """Whether an outer block of this process holds the lock."""
-        mine = Holder.this_process()
-        return (self.host, self.pid, self.process_began) == (mine.host, mine.pid, mine.process_began)
+        return self.pid == os.getpid() and self.host == socket.gethostname() and not self.is_gone()
 
     def is_gone(self) -> bool:
         """Whether the process is known to have ended; of other hosts nothing is known."""
@@ -124,7 +122,7 @@ def _take(lock: Path) -> bool:
             lock.unlink(missing_ok=True)
             continue
         with os.fdopen(handle, "w") as file:
-            file.write(json.dumps(Holder.this_process().model_dump()))
+            file.write(Holder.this_process().model_dump_json())
         return True
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.run_folder import Place, RunFolder
 
 
 @dataclass(frozen=True)
@@ -12,30 +12,27 @@ class SweepFolder:
 
     path: Path
 
-    @property
-    def configuration(self) -> Path:
-        """The `SweepConfig`."""
-        return self.path / "sweep.yaml"
-
-    @property
-    def sweep(self) -> Path:
-        """The `SweepResults`."""
-        return self.path / "sweep.json"
-
-    @property
-    def reproduction(self) -> Path:
-        """The `ReproductionResults`."""
-        return self.path / "reproduction.json"
+    configuration = Place("sweep.yaml")
+    """The `SweepConfig`."""
+    sweep = Place("sweep.json")
+    """The `SweepResults`."""
+    reproduction = Place("reproduction.json")
+    """The `ReproductionResults`."""
+    trials = Place("trials")
+    """Folder of the trials."""
+    store = Place("store")
+    """The separated clips of all trials."""
+    tune = Place("tune")
+    """Where Ray Tune keeps its own state."""
+    report_html = Place("report.html")
+    """The report as a page."""
+    report_md = Place("report.md")
+    """The report as text."""
 
     @property
     def shared(self) -> RunFolder:
         """What all trials share: scenes and ladder."""
         return RunFolder(self.path / "shared")
-
-    @property
-    def trials(self) -> Path:
-        """Folder of the trials."""
-        return self.path / "trials"
 
     def trial(self, name: str) -> RunFolder:
         """The run of one trial."""
@@ -45,26 +42,6 @@ class SweepFolder:
         """The runs of all trials that have begun, by name."""
         return [RunFolder(path) for path in sorted(self.trials.glob("*")) if path.is_dir()]
 
-    @property
-    def store(self) -> Path:
-        """The separated clips of all trials."""
-        return self.path / "store"
-
-    @property
-    def tune(self) -> Path:
-        """Where Ray Tune keeps its own state."""
-        return self.path / "tune"
-
-    @property
-    def report_html(self) -> Path:
-        """The report as a page."""
-        return self.path / "report.html"
-
-    @property
-    def report_md(self) -> Path:
-        """The report as text."""
-        return self.path / "report.md"
-
 
 @dataclass(frozen=True)
 class StudyFolder:
@@ -72,15 +49,10 @@ class StudyFolder:
 
     path: Path
 
-    @property
-    def settings(self) -> Path:
-        """The settings that all trials share, and the digests of the separators."""
-        return self.path / "study.json"
-
-    @property
-    def trials(self) -> Path:
-        """Folder of the trials' records."""
-        return self.path / "trials"
+    settings = Place("study.json")
+    """The settings that all trials share, and the digests of the separators."""
+    trials = Place("trials")
+    """Folder of the trials' records."""
 
     def trial(self, row: str, seed: int) -> Path:
         """The record of one row with one seed."""
@@ -97,20 +69,15 @@ class StudyData:
 
     path: Path
 
+    lock = Place("lock")
+    """Held by the process that makes data."""
+    logmels = Place("logmels")
+    """Folder of the stored log-mels."""
+
     @classmethod
     def of(cls, storage: Path) -> "StudyData":
         """Beside the studies."""
         return cls(storage / "mini-data")
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that makes data."""
-        return self.path / "lock"
-
-    @property
-    def logmels(self) -> Path:
-        """Folder of the stored log-mels."""
-        return self.path / "logmels"
 
     def scenes(self, profile: str, seconds: float, train: int, test: int) -> Path:
         """So many synthetic scenes of one kind and length."""
@@ -127,20 +94,15 @@ class AuditFolder:
 
     path: Path
 
+    findings = Place("audit.json")
+    """The findings with their digest, as JSON."""
+    text = Place("audit.txt")
+    """The findings to read."""
+
     @classmethod
     def of(cls, storage: Path, manifest_digest: str) -> "AuditFolder":
         """Where the audit of a manifest lies."""
         return cls(audits_of(storage) / f"audit-{manifest_digest[:12]}")
-
-    @property
-    def findings(self) -> Path:
-        """The findings with their digest, as JSON."""
-        return self.path / "audit.json"
-
-    @property
-    def text(self) -> Path:
-        """The findings to read."""
-        return self.path / "audit.txt"
 
 
 def audits_of(storage: Path) -> Path:

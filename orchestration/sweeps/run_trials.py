@@ -25,7 +25,7 @@ from sepscene.orchestration.pipeline.evaluate_stage import score_ladder
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.environment import command_line
 from sepscene.orchestration.records.files import write_whole
-from sepscene.orchestration.records.mlflow_mirror import Tracker
+from sepscene.orchestration.records.mlflow_mirror import Tracker, closing
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.runtime.concurrency import DRIVER_CPUS, fitting_trials
@@ -98,7 +98,7 @@ def share(
     if separating and not base.views.separates:  # trials may separate where the base does not
         ours = ours.changed({"views.pair": "mix-chan"})
     run = Run.open(SweepFolder(folder).shared.path, ours, tracking_uri, console, resume=True, tags=tags)
-    try:
+    with closing(run.tracker):
         train, test = run.manifests()
         ladder = run.ladder(train) if separating else {}
         if ladder and not run.files.listening_page.exists():
@@ -106,10 +106,6 @@ def share(
         if separating and ours.store.mode != "off":
             run.prefill(train, ladder, separating)
             ours = ours.changed({"store.mode": "prefill"})
-    except BaseException:
-        run.tracker.finish("", "FAILED")
-        raise
-    run.tracker.finish("")
     # Trials run in processes of their own, perhaps on other hosts, with another working folder.
     root = base.data.root or str(SweepFolder(folder).shared.scenes)
     return ours.changed(

@@ -15,7 +15,7 @@ from sepscene.models.separators.own import kept_checkpoints
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint
 from sepscene.orchestration.records.files import read_typed
-from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining
+from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
 from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.pretraining import Views, pcm_pair
 from sepscene.orchestration.training.separator_training import read_ladder
@@ -40,7 +40,7 @@ class Replayed:
 
 def stage_folder(run_dir: Path, experiment: Experiment) -> StageFolder:
     """The folder of the run's pre-training."""
-    return pretraining(run_dir, experiment.views.pair)
+    return StageFolder(run_dir, pretraining_stage(experiment.views.pair))
 
 
 def last_bad_rows(run_dir: Path) -> list[int]:

@@ -104,7 +104,7 @@ class Stage:
             if controller == MAX_CONTROLLERS:
                 raise SepsceneError(f"stage {self.folder.name} failed: its Train controller died {controller} times")
             self._note("its Train controller died, starting another")
-            self._free_places()
+            self._free_reserved()
         collect_validations(self._metrics, self.folder.name)
         if self.folder.fatal.exists():
             raise SepsceneError(read_text(self.folder.fatal))
@@ -139,7 +139,7 @@ class Stage:
         self.folder.fatal.unlink(missing_ok=True)
         self.folder.ray_snapshot.unlink(missing_ok=True)
         self.folder.wanted.unlink(missing_ok=True)
-        self.folder.places.unlink(missing_ok=True)
+        self.folder.reserved.unlink(missing_ok=True)
 
     def _controller_lived(self) -> bool:
         """Train until the schedule is done; false when the Train controller died on the way.
@@ -198,7 +198,7 @@ class Stage:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))  # Ray hands it to the controller
         environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **kept_memory(), **trust_variables()}
         return trainer_class()(
-            functools.partial(_work, self.worker, self.folder.places.resolve()),
+            functools.partial(_work, self.worker, self.folder.reserved.resolve()),
             train_loop_config=self._settings,
             datasets={"views": self._remaining},
             dataset_config=ray.train.DataConfig(execution_options=self.options),
@@ -231,14 +231,14 @@ class Stage:
         recover_metrics(self._metrics, self.folder.name, steps_up_to(chosen))
         return read_ledger(chosen).try_again()
 
-    def _free_places(self) -> None:
+    def _free_reserved(self) -> None:
         """Give back what was reserved for the trainers of a controller that died.
 
         Ray keeps it until the job ends: on two CPU cores the next controller's stream would wait for it without end.
         Ray Train's own process for this runs on clusters only (`ray_compat.trainer_class`).
         """
-        if self.folder.places.exists():
-            reserved = ray.PlacementGroupID.from_hex(read_text(self.folder.places).strip())
+        if self.folder.reserved.exists():
+            reserved = ray.PlacementGroupID.from_hex(read_text(self.folder.reserved).strip())
             remove_placement_group(PlacementGroup(reserved))
 
     def _note(self, event: str) -> None:
@@ -246,11 +246,11 @@ class Stage:
             append_metrics(self._metrics, self.folder.name, [{"event": event}])
 
 
-def _work(worker: Callable[[dict[str, Any]], None], places: Path, settings: dict[str, Any]) -> None:
+def _work(worker: Callable[[dict[str, Any]], None], note: Path, settings: dict[str, Any]) -> None:
     """What Ray Train runs in each trainer: the worker, after rank 0 has noted what is reserved for the group."""
     reserved = get_current_placement_group()
     if reserved is not None and ray.train.get_context().get_world_rank() == 0:
-        write_whole(places, reserved.id.hex())
+        write_whole(note, reserved.id.hex())
     worker(settings)
 
 

@@ -91,6 +91,12 @@ def test_a_server_that_only_the_folder_names_is_not_used(tmp_path: Path, uri: st
         tracking_uri_of(tmp_path)
 
 
+def test_an_empty_variable_names_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    (tmp_path / "mlflow.db").write_text("")
+    assert tracking_uri_of(tmp_path / "run") == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+
+
 def test_a_store_that_only_the_folder_names_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     other = tmp_path / "of the user" / "mlflow.db"

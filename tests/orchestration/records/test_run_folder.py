@@ -22,12 +22,30 @@ def _joined(path: Path) -> set[str]:
     }
 
 
+def _places(path: Path) -> set[str]:
+    """The names of files and folders that a file gives to `Place`."""
+    return {
+        str(ast.literal_eval(node.args[0])).rpartition("/")[2]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Place"
+    }
+
+
 def _known() -> set[str]:
-    return set().union(*map(_joined, NAMES))
+    return set().union(*map(_joined, NAMES), *map(_places, NAMES))
 
 
 def test_the_names_are_known() -> None:
-    assert {"experiment.yaml", "metrics.jsonl", "results.json", "sweep.json", "trials", "fatal"} <= _known()
+    assert {
+        "experiment.yaml",
+        "metrics.jsonl",
+        "results.json",
+        "sweep.json",
+        "trials",
+        "fatal",
+        "ladder.json",
+        "store",
+    } <= _known()
 
 
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.relative_to(ORCHESTRATION)))
