@@ -1,11 +1,9 @@
-"""Plain descriptions of machines: what a node offers, and the pools a cluster is made of.
-
-Nothing here knows of Ray: a node is CPUs, GPUs, labels and an accelerator type, whether it was read from a
-running cluster (`orchestration.runtime.placement.cluster_nodes`) or from a template here (`clusters.descriptions`).
-"""
+"""Plain descriptions of machines, read from a running cluster or from a template: nodes, and pools of equal ones."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+_ACCELERATOR = "accelerator_type:"
 
 
 @dataclass(frozen=True)
@@ -16,8 +14,7 @@ class Node:
         name: what a message calls it.
         cpus: logical CPUs that Ray may give away.
         gpus: whole GPUs.
-        labels: node labels, e.g. {"pool": "separators"}.
-        accelerator: Ray's accelerator type, e.g. "L4"; None without one.
+        accelerator: Ray's accelerator type, e.g. "L4".
     """
 
     name: str
@@ -25,6 +22,13 @@ class Node:
     gpus: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     accelerator: str | None = None
+
+    @classmethod
+    def offering(cls, name: str, resources: Mapping[str, float], labels: Mapping[str, str]) -> "Node":
+        """A node with Ray's resources, e.g. {"CPU": 8, "GPU": 1, "accelerator_type:L4": 1}."""
+        kinds = [key.removeprefix(_ACCELERATOR) for key in resources if key.startswith(_ACCELERATOR)]
+        gpus = int(resources.get("GPU", 0))
+        return cls(name, float(resources.get("CPU", 0)), gpus, labels, kinds[0] if kinds else None)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,4 @@ class Pool:
 
     def nodes(self, count: int) -> list[Node]:
         """`count` nodes of this pool, named `<pool>-<number>`."""
-        numbered = (f"{self.name}-{number}" for number in range(count))
-        return [
-            Node(name, self.node.cpus, self.node.gpus, self.node.labels, self.node.accelerator) for name in numbered
-        ]
+        return [replace(self.node, name=f"{self.name}-{number}") for number in range(count)]
