@@ -1,17 +1,19 @@
 """Does an experiment fit a cluster that is not there yet? The logic of `sepscene cluster check FILE`."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sepscene.clusters.descriptions import read_pools
+from sepscene.clusters.pools import Node
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.runtime.placement import Demand, check_placement, concurrent_trials, demands, pack
+from sepscene.orchestration.runtime.placement import check_placement, concurrent_trials, demands, pack
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an experiment and a cluster go together.
+    """How an experiment fits a cluster.
 
     Attributes:
         started: nodes that autoscaling must start for one trial, by their pool's name.
@@ -22,7 +24,7 @@ class Verdict:
 
     started: dict[str, int]
     spot: list[str]
-    places: dict[str, dict[str, int]]
+    places: Mapping[str, Mapping[str, int]]
     trials: int
 
     def lines(self) -> list[str]:
@@ -42,10 +44,9 @@ class Verdict:
 
 
 def check_cluster(description: Path, experiment: Experiment, driver_cpus: float = 0.0) -> Verdict:
-    """Place one trial of an experiment on a described cluster.
+    """Place one trial of an experiment on a described cluster (see `read_pools`).
 
     Args:
-        description: a launcher's YAML, a RayCluster, a RayJob, or a list of pools.
         driver_cpus: CPUs of the trial's driver (see `placement.demands`).
 
     Raises:
@@ -61,21 +62,21 @@ def check_cluster(description: Path, experiment: Experiment, driver_cpus: float 
     )
     largest = [node for pool in pools for node in pool.nodes(pool.most)]
     check_placement(asked, largest)
-    present = [node for pool in pools for node in pool.nodes(pool.least)]
-    placed, waiting = pack(asked, present)
+    placed, waiting = pack(asked, [node for pool in pools for node in pool.nodes(pool.least)])
     if waiting:
         placed, _ = pack(asked, largest)
-    on = [(demand, node.name.rpartition("-")[0]) for demand, node in placed]
-    used = Counter(node.name.rpartition("-")[0] for node in {id(node): node for _, node in placed}.values())
-    spot_pools = {pool.name for pool in pools if pool.spot}
+    places = {demand.role: Counter[str]() for demand in asked}
+    for demand, node in placed:
+        places[demand.role][_pool_of(node)] += 1
+    used = Counter(_pool_of(node) for node in {id(node): node for _, node in placed}.values())
+    spot = {pool.name for pool in pools if pool.spot}
     return Verdict(
         started={pool.name: used[pool.name] - pool.least for pool in pools if used[pool.name] > pool.least},
-        spot=sorted({f"{demand.role}s" for demand, pool in on if pool in spot_pools}),
-        places={role: dict(Counter(pool for demand, pool in on if demand.role == role)) for role in _roles(asked)},
+        spot=sorted(f"{role}s" for role, on in places.items() if spot & on.keys()),
+        places=places,
         trials=concurrent_trials(asked, largest),
     )
 
 
-def _roles(asked: list[Demand]) -> list[str]:
-    """The roles in the order of the demands, each once."""
-    return list(dict.fromkeys(demand.role for demand in asked))
+def _pool_of(node: Node) -> str:
+    return node.name.rpartition("-")[0]
