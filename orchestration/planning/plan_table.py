@@ -42,10 +42,7 @@ def _facts(plan: Plan) -> Table:
         f"put {1e3 * measured.put_seconds:.3g}, "
         f"training {1e3 * measured.train_seconds:.3g} ({measured.train_device})",
     )
-    table.add_row(
-        "resources",
-        f"{resources.trainers} trainers, {_actors(plan)}{resources.readers} readers",
-    )
+    table.add_row("resources", f"{resources.trainers} trainers, {_actors(plan)}{resources.readers} readers")
     return table
 
 

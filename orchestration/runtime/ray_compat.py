@@ -18,8 +18,8 @@ real stream and a real trainer through this file, so that an upgrade that breaks
     Ray tries it itself.
 `trainer_class` also gives the trainers of such a Ray a store of torch on loopback: torch's own listens on all
     interfaces, asks nobody for a password, and Ray Train has no setting for it. It goes when one of both has one.
-`blocks_of` (ray#53727). Where a stream is taken in the driver, Ray writes on our terminal what concerns its actors alone
-    ("constructor arguments in the object store"). It goes when Ray no longer does.
+`blocks_of` (ray#53727). Where a stream is taken in the driver, Ray writes on our terminal what concerns its actors
+    alone ("constructor arguments in the object store"). It goes when Ray no longer does.
 The filter of a warning (no issue found). Ray deprecates the one way to make restarts finite before there is another. It
     goes with that other way.
 """

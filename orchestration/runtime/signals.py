@@ -62,9 +62,7 @@ def end_at_once() -> None:
 
 
 @contextmanager
-def _handled(
-    numbers: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], None]
-) -> Iterator[None]:
+def _handled(numbers: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Signals go to a handler, where this is the main thread; those that are ignored (`nohup`) stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -107,11 +107,10 @@ def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path,
     return Tuning(scheduler, searcher=searcher, base=base, samples=samples, stopper=stopper)
 
 
-class NewSettings(Searcher):
+class NewSettings(OptunaSearch):
     """Optuna's TPE. It suggests no setting twice, gives each a name, and tries the unfinished ones first."""
 
     def __init__(self, space: Space, over: list[TrialFacts], unfinished: list[TrialFacts], seed: int) -> None:
-        super().__init__(metric=METRIC, mode="max")
         try:
             import optuna
         except ImportError:
@@ -124,8 +123,8 @@ class NewSettings(Searcher):
         self.proposals: dict[str, str] = {}
         """Id of Tune's trial -> id of Optuna's proposal that it runs."""
         domains = {field: self._domain(values) for field, values in space.items()}
-        self.optuna = OptunaSearch(
-            OptunaSearch.convert_search_space(domains),
+        super().__init__(
+            self.convert_search_space(domains),
             metric=METRIC,
             mode="max",
             points_to_evaluate=[self._encoded(trial.chosen) for trial in unfinished],
@@ -133,7 +132,7 @@ class NewSettings(Searcher):
         )
         for trial in over:
             if trial.metric is not None:
-                self.optuna.add_evaluated_point(self._encoded(trial.chosen), trial.metric)
+                self.add_evaluated_point(self._encoded(trial.chosen), trial.metric)
 
     @staticmethod
     def _domain(values: list[Any] | Domain) -> Domain:
@@ -156,7 +155,7 @@ class NewSettings(Searcher):
         """A setting that was not suggested before; Tune's word for the end when none is found."""
         for attempt in range(_MOST_ATTEMPTS):
             proposal = f"{trial_id}/{attempt}"
-            found = self.optuna.suggest(proposal)
+            found = super().suggest(proposal)
             assert found is not None
             settings = self._decoded(found)
             if key_of(settings) not in self.suggested:
@@ -164,7 +163,7 @@ class NewSettings(Searcher):
                 self.proposals[trial_id] = proposal
                 name = self.names.setdefault(key_of(settings), self._next_name())
                 return {"trial": {"name": name, "settings": settings, "shown": shown_setting(settings)}}
-            self.optuna.on_trial_complete(proposal, error=True)
+            super().on_trial_complete(proposal, error=True)
         return Searcher.FINISHED  # type: ignore[return-value]  # a word in the place of a setting
 
     def _next_name(self) -> str:
@@ -172,17 +171,9 @@ class NewSettings(Searcher):
         return trial_name(max(numbers, default=-1) + 1, self.seed)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass a validation of a trial that still runs to Optuna."""
-        self.optuna.on_trial_result(self.proposals[trial_id], result)
+        """A trial that still runs has validated."""
+        super().on_trial_result(self.proposals[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Pass the last validation of a trial that has ended to Optuna."""
-        self.optuna.on_trial_complete(self.proposals[trial_id], result, error)
-
-    def save(self, checkpoint_path: str) -> None:
-        """For Tune, which saves searchers; a sweep that goes on reads its trials' folders instead."""
-        self.optuna.save(checkpoint_path)
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore, see `save`."""
-        self.optuna.restore(checkpoint_path)
+        """A trial has ended, with its last validation."""
+        super().on_trial_complete(self.proposals[trial_id], result, error)
