@@ -13,18 +13,8 @@ from sepscene.models.spelling import unknown
 FOLDER = Path(__file__).resolve().parent
 TEMPLATES = ("aws.yaml", "gcp.yaml", "onprem.yaml", "raycluster.yaml", "rayjob.yaml", "skypilot.yaml", "slurm.sh")
 
-_POOL_STARTS = {
-    "aws.yaml": r"^  (?:separators|trainers):",
-    "gcp.yaml": r"^  (?:separators|trainers):",
-    "raycluster.yaml": r"groupName: (?:separators|trainers)",
-    "rayjob.yaml": r"groupName: (?:separators|trainers)",
-    "slurm.sh": r"^#SBATCH --partition=",
-}
-"""Where a template begins to speak of a pool; Slurm's script of the trainers first."""
-
-_COUNT = r"(max_workers: |maxReplicas: |#SBATCH --nodes=)\d+"
-_CPUS = r"(#SBATCH --cpus-per-task=)\d+"
-_GPUS = r"(#SBATCH --gpus-per-node=\w+:)\d+"
+_CLOUDS = ("aws.yaml", "gcp.yaml")
+_ONE_BY_ONE = ("onprem.yaml", "skypilot.yaml")
 
 
 @dataclass(frozen=True)
@@ -84,35 +74,33 @@ def _resized(pool: Pool, sizes: Sizes) -> Pool:
 
 def _sized(text: str, file: str, sizes: Mapping[str, Sizes]) -> str:
     """The template's text with the sizes of its pools."""
-    if not any(size != Sizes() for size in sizes.values()):
-        return text
-    if file not in _POOL_STARTS:
-        raise SepsceneError(f"{file} lists its machines one by one: change them, and its .pools.yaml, by hand")
-    first, *pieces = re.split(f"(?m)(?={_POOL_STARTS[file]})", text)
-    names = [_pool_of(piece, number, file) for number, piece in enumerate(pieces)]
-    pieces = [_fill(piece, file, sizes.get(name, Sizes())) for name, piece in zip(names, pieces, strict=True)]
-    text = first + "".join(pieces)
-    if file in ("aws.yaml", "gcp.yaml"):  # the bound on all workers
+    for pool, size in sizes.items():
+        if size == Sizes():
+            continue
+        if file in _ONE_BY_ONE:
+            raise SepsceneError(f"{file} lists its machines one by one: change them, and its .pools.yaml, by hand")
+        if file != "slurm.sh" and (size.cpus is not None or size.gpus is not None):
+            raise SepsceneError(f"{file}: CPUs and GPUs come with the type of machine; change that in the file")
+        places = {
+            "(?:max_workers: |maxReplicas: |#SBATCH --nodes=)": size.nodes,
+            "#SBATCH --cpus-per-task=": size.cpus,
+            f"{pool[:-1].upper()}_CPUS=": size.cpus,
+            r"#SBATCH --gpus-per-node=\w+:": size.gpus,
+        }
+        start = _start(file, pool)
+        for place, number in places.items():
+            if number is not None:
+                text = re.sub(rf"(?ms)({start}.*?{place})\d+", rf"\g<1>{number}", text, count=1)
+        if size.gpus == 0:
+            text = re.sub(rf"(?ms)({start}.*?)#SBATCH --gpus-per-node=\w+:0\n", r"\1", text, count=1)
+    if file in _CLOUDS:  # the bound on all workers
         counts = [int(count) for count in re.findall(r"(?m)^    max_workers: (\d+)", text)]
         text = re.sub(r"(?m)^max_workers: \d+", f"max_workers: {sum(counts)}", text)
-    if file == "slurm.sh":
-        for name, variable in (("trainers", "TRAINER_CPUS"), ("separators", "SEPARATOR_CPUS")):
-            cpus = sizes.get(name, Sizes()).cpus
-            if cpus is not None:
-                text = re.sub(rf"{variable}=\d+", f"{variable}={cpus}", text)
     return text
 
 
-def _pool_of(piece: str, number: int, file: str) -> str:
-    return ("trainers", "separators")[number] if file == "slurm.sh" else re.findall("separators|trainers", piece)[0]
-
-
-def _fill(piece: str, file: str, sizes: Sizes) -> str:
-    if file != "slurm.sh" and (sizes.cpus is not None or sizes.gpus is not None):
-        raise SepsceneError(f"{file}: CPUs and GPUs come with the type of machine; change that in the file")
-    for pattern, number in ((_COUNT, sizes.nodes), (_CPUS, sizes.cpus), (_GPUS, sizes.gpus)):
-        if pattern == _GPUS and number == 0:
-            piece = re.sub(r"(?m)^#SBATCH --gpus-per-node=.*\n", "", piece)
-        elif number is not None:
-            piece = re.sub(pattern, rf"\g<1>{number}", piece, count=1)
-    return piece
+def _start(file: str, pool: str) -> str:
+    """Where a template begins to speak of a pool; Slurm's script speaks of the trainers first."""
+    if file == "slurm.sh":
+        return {"trainers": r"\A", "separators": "^#SBATCH hetjob"}[pool]
+    return f"^  {pool}:" if file in _CLOUDS else f"groupName: {pool}"
