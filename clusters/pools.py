@@ -8,14 +8,7 @@ _ACCELERATOR = "accelerator_type:"
 
 @dataclass(frozen=True)
 class Node:
-    """One machine of a cluster.
-
-    Attributes:
-        name: what a message calls it.
-        cpus: logical CPUs that Ray may give away.
-        gpus: whole GPUs.
-        accelerator: Ray's accelerator type, e.g. "L4".
-    """
+    """One machine of a cluster, with labels such as {"pool": "separators"} and Ray's accelerator type, e.g. "L4"."""
 
     name: str
     cpus: float
@@ -35,9 +28,7 @@ class Node:
 class Pool:
     """Equal nodes that come and go together: a node type, a worker group, or one on-premise machine.
 
-    Attributes:
-        least, most: number of nodes that are always there, and that autoscaling may reach.
-        spot: may be taken away at any time.
+    `least` of them are always there, and autoscaling may reach `most`. Those on `spot` may be taken away at any time.
     """
 
     name: str

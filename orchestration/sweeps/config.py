@@ -106,8 +106,7 @@ class SweepConfig(Config):
         Raises:
             SepsceneError: for an unknown experiment or field.
         """
-        experiment = resolve(self.experiment, self.scale, None)
-        return experiment.changed(self.changes) if self.changes else experiment
+        return resolve(self.experiment, self.scale, None).changed(self.changes)
 
     def checked(self) -> tuple[Experiment, Space]:
         """The base and the space, every value checked against the configuration.
