@@ -41,6 +41,8 @@ _CLUSTER_FAULTS = {
     "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE",
     "JOB_SUPERVISOR_ACTOR_DIED",
 }
+PATIENCE_SECONDS = 300
+"""How long the job server may be away before the cluster counts as lost."""
 _AGENT_PATIENCE_SECONDS = 120
 _METADATA = "sepscene."
 
@@ -191,16 +193,8 @@ def active_jobs(client: JobSubmissionClient, run_id: str) -> list[str]:
     return [str(job.submission_id) for job in jobs_of_run(client, run_id) if not job.status.is_terminal()]
 
 
-def follow(
-    client: JobSubmissionClient,
-    submission_id: str,
-    write: Callable[[str], object],
-    patience_seconds: float = 300,
-) -> Ending:
-    """Write the job's log as it grows, until the job ends; a broken connection is taken up where it broke.
-
-    Where the job server is away for longer than `patience_seconds`, the cluster counts as lost.
-    """
+def follow(client: JobSubmissionClient, submission_id: str, write: Callable[[str], object]) -> Ending:
+    """Write the job's log as it grows, until the job ends; a broken connection is taken up where it broke."""
     written = 0
     away_since = None
     while True:
@@ -214,7 +208,7 @@ def follow(
             if "does not exist" in str(error):  # a new head knows nothing of the jobs of the old one
                 return Ending.CLUSTER_FAILED
             away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > patience_seconds:
+            if time.monotonic() - away_since > PATIENCE_SECONDS:
                 return Ending.CLUSTER_FAILED
         time.sleep(1)
 
@@ -256,26 +250,20 @@ def stop(client: JobSubmissionClient, submission_id: str) -> Ending:
     return ending(job)
 
 
-def run_to_end(
-    address: str,
-    submission: Submission,
-    write: Callable[[str], object],
-    resubmissions: int = RESUBMISSIONS,
-    patience_seconds: float = 300,
-) -> Ending:
+def run_to_end(address: str, submission: Submission, write: Callable[[str], object]) -> Ending:
     """Submit, follow, and submit again where the cluster failed and not the run.
 
     Raises:
         SepsceneError: as `connect` and `submit` do.
     """
-    for attempt in range(resubmissions + 1):
-        client = _connect_patiently(address, patience_seconds if attempt else 0)
+    for attempt in range(RESUBMISSIONS + 1):
+        client = _connect_patiently(address, PATIENCE_SECONDS if attempt else 0)
         submission_id = submit(client, submission)
         write(f"job {submission_id} on {address}\n")
-        end = follow(client, submission_id, write, patience_seconds)
+        end = follow(client, submission_id, write)
         if end is not Ending.CLUSTER_FAILED:
             return end
-        write(f"job {submission_id} was lost with its cluster; {resubmissions - attempt} more attempts\n")
+        write(f"job {submission_id} was lost with its cluster; {RESUBMISSIONS - attempt} more attempts\n")
     return Ending.CLUSTER_FAILED
 
 

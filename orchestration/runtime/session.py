@@ -51,11 +51,7 @@ EXIT_SECONDS = 10.0
 
 @contextmanager
 def ray_session(
-    experiment: Experiment,
-    address: str | None = None,
-    verbose: bool = False,
-    dashboard: bool = False,
-    code: Sequence[str] = (),
+    experiment: Experiment, address: str | None, verbose: bool, dashboard: bool, code: Sequence[str]
 ) -> Iterator[None]:
     """Connect to Ray, check that the experiment fits, and disconnect at the end.
 
