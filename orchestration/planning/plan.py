@@ -80,13 +80,11 @@ class Way:
     Attributes:
         name: "live", "read-through" or "prefill".
         seconds: expected time of the pre-training, with the prefill where there is one.
-        separated: clips that are separated.
         flops: operations of separation and training; None where a processor's are not known.
         busy_gpu_hours: GPU time that is worked.
         held_gpu_hours: GPU time that is reserved, idle or not: by the separation actors while a store is filled, by the
             trainers afterwards, by both where they work side by side.
-        store_bytes: what the store holds in the end.
-        read_bytes: what is read from it.
+        store_bytes, read_bytes: what the store holds in the end, and what is read from it.
         moved_bytes: what passes through the object store.
         bottleneck: the stage that sets the pace for most of the time.
     """
