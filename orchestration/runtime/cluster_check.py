@@ -8,7 +8,7 @@ from pathlib import Path
 from sepscene.clusters.descriptions import read_pools
 from sepscene.clusters.pools import Node
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.runtime.placement import check_placement, concurrent_trials, demands, pack
+from sepscene.orchestration.runtime.placement import check_placement, concurrent_trials, pack, phases
 
 
 @dataclass(frozen=True)
@@ -50,31 +50,30 @@ def check_cluster(description: Path, experiment: Experiment, driver_cpus: float 
         driver_cpus: CPUs of the trial's driver (see `placement.demands`).
 
     Raises:
-        SepsceneError: when the description is bad, or the experiment does not fit it at its largest:
+        SepsceneError: when the description is bad, or a phase of the experiment does not fit it at its largest:
             what does not fit, why, and what to change.
     """
     pools = read_pools(description)
-    asked = demands(
-        experiment.resources,
-        separates=experiment.views.separates,
-        driver_cpus=driver_cpus,
-        validates=experiment.training.validation_every_steps > 0,
-    )
     largest = [node for pool in pools for node in pool.nodes(pool.most)]
-    check_placement(asked, largest)
-    placed, waiting = pack(asked, [node for pool in pools for node in pool.nodes(pool.least)])
-    if waiting:
-        placed, _ = pack(asked, largest)
-    places = {demand.role: Counter[str]() for demand in asked}
-    for demand, node in placed:
-        places[demand.role][_pool_of(node)] += 1
-    used = Counter(_pool_of(node) for node in {id(node): node for _, node in placed}.values())
+    present = [node for pool in pools for node in pool.nodes(pool.least)]
+    asked = phases(experiment, driver_cpus)
+    places: dict[str, Counter[str]] = {}
+    used = Counter[str]()
+    for phase in asked:
+        check_placement(phase, largest)
+        placed, waiting = pack(phase, present)
+        if waiting:
+            placed, _ = pack(phase, largest)
+        places |= {demand.role: Counter[str]() for demand in phase}
+        for demand, node in placed:
+            places[demand.role][_pool_of(node)] += 1
+        used |= Counter(_pool_of(node) for node in {id(node): node for _, node in placed}.values())  # the larger ones
     spot = {pool.name for pool in pools if pool.spot}
     return Verdict(
         started={pool.name: used[pool.name] - pool.least for pool in pools if used[pool.name] > pool.least},
         spot=sorted(f"{role}s" for role, on in places.items() if spot & on.keys()),
         places=places,
-        trials=concurrent_trials(asked, largest),
+        trials=min(concurrent_trials(phase, largest) for phase in asked),
     )
 
 
