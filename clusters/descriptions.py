@@ -1,4 +1,4 @@
-"""From a template in this folder to the pools that it can bring up.
+"""From a cluster's description to the pools that it can bring up.
 
 Three forms are read: YAML of Ray's cluster launcher for a cloud (its node types), KubeRay's RayCluster and
 RayJob, and our own plain list of pools. Where a form does not say what its machines offer (the launcher's
@@ -6,6 +6,7 @@ local provider, Slurm, SkyPilot), the list stands beside it: `onprem.pools.yaml`
 """
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +65,10 @@ def read_pools(path: Path) -> list[Pool]:
 def write_pools(pools: list[Pool]) -> str:
     """The pools as a plain list in YAML, which `read_pools` reads back."""
     entries = [
-        PoolEntry(
-            name=pool.name,
-            nodes=pool.most,
-            least=pool.least,
-            cpus=pool.node.cpus,
-            gpus=pool.node.gpus,
-            accelerator=pool.node.accelerator,
-            labels=dict(pool.node.labels),
-            spot=pool.spot,
-        )
+        {**asdict(pool.node), "name": pool.name, "nodes": pool.most, "least": pool.least, "spot": pool.spot}
         for pool in pools
     ]
-    return yaml.safe_dump(PoolList(pools=entries).model_dump(), sort_keys=False)
+    return yaml.safe_dump(PoolList.model_validate({"pools": entries}).model_dump(), sort_keys=False)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -142,14 +134,13 @@ def _from_launcher(tree: dict[str, Any], source: str) -> list[Pool]:
         least, most = (1, 1) if name == head else (kind.get("min_workers", 0), kind.get("max_workers", 0))
         if least > most:
             raise SepsceneError(f"{source}: node type {name} has min_workers {least} above max_workers {most}")
-        types = [key.removeprefix("accelerator_type:") for key in offered if key.startswith("accelerator_type:")]
-        labels = kind.get("labels", {})
-        node = Node(name, float(offered["CPU"]), int(offered.get("GPU", 0)), labels, types[0] if types else None)
-        pools.append(Pool(name, node, least, most, labels.get("market") == "spot"))
+        node = Node.offering(name, offered, kind.get("labels", {}))
+        pools.append(Pool(name, node, least, most, node.labels.get("market") == "spot"))
     workers = sum(pool.most for pool in pools if pool.name != head)
-    if workers > tree.get("max_workers", 0):
+    bound = tree.get("max_workers", 0)
+    if workers > bound:
         raise SepsceneError(
-            f"{source}: the node types may reach {workers} workers, but max_workers is "
-            f"{tree.get('max_workers', 0)}: raise it, or lower theirs"
+            f"{source}: the node types may reach {workers} workers, but max_workers is {bound}: raise it, or lower "
+            "theirs"
         )
     return pools

@@ -25,16 +25,15 @@ _OWN_RESOURCE_FLAGS = {"num-cpus", "num-gpus", "memory", "resources"}
 
 
 def read_manifest_pools(tree: dict[str, Any], source: str) -> list[Pool]:
-    """The head and the worker groups of a RayCluster or a RayJob.
-
-    Args:
-        tree: the manifest, read from YAML.
-        source: what a message calls it.
+    """The head and the worker groups of a RayCluster or a RayJob, whose YAML comes from a `source`.
 
     Raises:
         SepsceneError: names the fields and what is wrong with them.
     """
-    faults = [_in_words(fault) for fault in _validator(tree["kind"]).iter_errors(tree)]
+    faults = [
+        f"{'.'.join(map(str, fault.absolute_path)) or 'the manifest'}: {fault.message[:300]}"
+        for fault in _validator(tree["kind"]).iter_errors(tree)
+    ]
     faults = faults or list(_broken_rules(tree))
     if faults:
         raise SepsceneError(f"bad manifest {source}:\n" + "\n".join(f"  {fault}" for fault in faults))
@@ -57,10 +56,6 @@ def read_manifest_pools(tree: dict[str, Any], source: str) -> list[Pool]:
 def _validator(kind: str) -> Draft202012Validator:
     schemas = json.loads((Path(__file__).parent / "kuberay.schema.json").read_text())
     return Draft202012Validator({"$defs": schemas["$defs"], **schemas[kind]})
-
-
-def _in_words(fault: Any) -> str:
-    return f"{'.'.join(map(str, fault.absolute_path)) or 'the manifest'}: {fault.message[:300]}"
 
 
 def _cluster_spec(tree: dict[str, Any]) -> dict[str, Any]:

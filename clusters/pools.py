@@ -1,24 +1,14 @@
-"""Plain descriptions of machines: what a node offers, and the pools a cluster is made of.
-
-Nothing here knows of Ray: a node is CPUs, GPUs, labels and an accelerator type, whether it was read from a
-running cluster (`orchestration.runtime.placement.cluster_nodes`) or from a template here (`clusters.descriptions`).
-"""
+"""Plain descriptions of machines, read from a running cluster or from a template: nodes, and pools of equal ones."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+_ACCELERATOR = "accelerator_type:"
 
 
 @dataclass(frozen=True)
 class Node:
-    """One machine of a cluster.
-
-    Attributes:
-        name: what a message calls it.
-        cpus: logical CPUs that Ray may give away.
-        gpus: whole GPUs.
-        labels: node labels, e.g. {"pool": "separators"}.
-        accelerator: Ray's accelerator type, e.g. "L4"; None without one.
-    """
+    """One machine of a cluster, with labels such as {"pool": "separators"} and Ray's accelerator type, e.g. "L4"."""
 
     name: str
     cpus: float
@@ -26,14 +16,19 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict)
     accelerator: str | None = None
 
+    @classmethod
+    def offering(cls, name: str, resources: Mapping[str, float], labels: Mapping[str, str]) -> "Node":
+        """A node with Ray's resources, e.g. {"CPU": 8, "GPU": 1, "accelerator_type:L4": 1}."""
+        kinds = [key.removeprefix(_ACCELERATOR) for key in resources if key.startswith(_ACCELERATOR)]
+        gpus = int(resources.get("GPU", 0))
+        return cls(name, float(resources.get("CPU", 0)), gpus, labels, kinds[0] if kinds else None)
+
 
 @dataclass(frozen=True)
 class Pool:
     """Equal nodes that come and go together: a node type, a worker group, or one on-premise machine.
 
-    Attributes:
-        least, most: number of nodes that are always there, and that autoscaling may reach.
-        spot: may be taken away at any time.
+    `least` of them are always there, and autoscaling may reach `most`. Those on `spot` may be taken away at any time.
     """
 
     name: str
@@ -44,7 +39,4 @@ class Pool:
 
     def nodes(self, count: int) -> list[Node]:
         """`count` nodes of this pool, named `<pool>-<number>`."""
-        numbered = (f"{self.name}-{number}" for number in range(count))
-        return [
-            Node(name, self.node.cpus, self.node.gpus, self.node.labels, self.node.accelerator) for name in numbered
-        ]
+        return [replace(self.node, name=f"{self.name}-{number}") for number in range(count)]

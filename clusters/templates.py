@@ -13,29 +13,13 @@ from sepscene.models.spelling import unknown
 FOLDER = Path(__file__).resolve().parent
 TEMPLATES = ("aws.yaml", "gcp.yaml", "onprem.yaml", "raycluster.yaml", "rayjob.yaml", "skypilot.yaml", "slurm.sh")
 
-_POOL_STARTS = {
-    "aws.yaml": r"^  (separators|trainers):",
-    "gcp.yaml": r"^  (separators|trainers):",
-    "raycluster.yaml": r"groupName: (separators|trainers)",
-    "rayjob.yaml": r"groupName: (separators|trainers)",
-    "slurm.sh": r"^#SBATCH --partition=",
-}
-"""Where a template begins to speak of a pool; Slurm's script of the trainers first."""
-
-_COUNT = r"((?:max_workers: |maxReplicas: |#SBATCH --nodes=))\d+"
-_CPUS = r"(#SBATCH --cpus-per-task=)\d+"
-_GPUS = r"(#SBATCH --gpus-per-node=\w+:)\d+"
+_CLOUDS = ("aws.yaml", "gcp.yaml")
+_ONE_BY_ONE = ("onprem.yaml", "skypilot.yaml")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a pool is to have; none leaves the template's number.
-
-    Attributes:
-        nodes: at most this many nodes.
-        cpus: CPUs of a node, for Slurm.
-        gpus: GPUs of a node, for Slurm.
-    """
+    """What a pool is to have; none leaves the template's number. Slurm alone takes a node's CPUs and GPUs."""
 
     nodes: int | None = None
     cpus: int | None = None
@@ -43,16 +27,12 @@ class Sizes:
 
 
 def write_template(name: str, out: Path, sizes: Mapping[str, Sizes], values: Mapping[str, str]) -> list[Path]:
-    """Write a template, and the list of pools that belongs to it, with sizes and names filled in.
+    """Write a template, and the list of pools that belongs to it, with sizes and names filled in; returns the files.
 
     Args:
         name: one of TEMPLATES, with or without its suffix.
-        out: file to write.
-        sizes: pool -> what it has; pools are "trainers" and "separators".
-        values: text in CAPITALS of the template -> what stands there instead, e.g. {"YOUR-BUCKET": "clips"}.
-
-    Returns:
-        The files that were written.
+        sizes: "trainers" and "separators" -> what that pool has.
+        values: text of the template -> what stands there instead, e.g. {"YOUR-BUCKET": "clips"}.
 
     Raises:
         SepsceneError: for an unknown template, a size that it cannot have, a text that it doesn't hold, or a file that
@@ -75,7 +55,8 @@ def write_template(name: str, out: Path, sizes: Mapping[str, Sizes], values: Map
     text = text.replace(f"clusters/{file}", str(out)).replace(f"clusters/{beside.name}", str(pools_out))
     out.parent.mkdir(parents=True, exist_ok=True)
     if beside.exists():
-        pools_out.write_text(write_pools([_resized(pool, sizes.get(pool.name)) for pool in read_pools(beside)]))
+        pools = [_resized(pool, sizes.get(pool.name, Sizes())) for pool in read_pools(beside)]
+        pools_out.write_text(write_pools(pools))
     out.write_text(text)
     if file.endswith(".sh"):
         out.chmod(0o755)
@@ -83,9 +64,7 @@ def write_template(name: str, out: Path, sizes: Mapping[str, Sizes], values: Map
     return written
 
 
-def _resized(pool: Pool, sizes: Sizes | None) -> Pool:
-    if sizes is None:
-        return pool
+def _resized(pool: Pool, sizes: Sizes) -> Pool:
     cpus = pool.node.cpus if sizes.cpus is None else float(sizes.cpus)
     gpus = pool.node.gpus if sizes.gpus is None else sizes.gpus
     node = replace(pool.node, cpus=cpus, gpus=gpus, accelerator=pool.node.accelerator if gpus else None)
@@ -95,36 +74,33 @@ def _resized(pool: Pool, sizes: Sizes | None) -> Pool:
 
 def _sized(text: str, file: str, sizes: Mapping[str, Sizes]) -> str:
     """The template's text with the sizes of its pools."""
-    if not any(size != Sizes() for size in sizes.values()):
-        return text
-    if file not in _POOL_STARTS:
-        raise SepsceneError(f"{file} lists its machines one by one: change them, and its .pools.yaml, by hand")
-    pieces = re.split(f"(?m)(?={_POOL_STARTS[file]})", text)
-    pieces = [piece for piece in pieces if piece not in ("separators", "trainers", None)]  # the groups of the pattern
-    names = ["", *(_pool_of(piece, number, file) for number, piece in enumerate(pieces[1:]))]
-    pieces = [_fill(piece, file, sizes.get(name, Sizes())) for name, piece in zip(names, pieces, strict=True)]
-    text = "".join(pieces)
-    if file in ("aws.yaml", "gcp.yaml"):  # the bound on all workers
+    for pool, size in sizes.items():
+        if size == Sizes():
+            continue
+        if file in _ONE_BY_ONE:
+            raise SepsceneError(f"{file} lists its machines one by one: change them, and its .pools.yaml, by hand")
+        if file != "slurm.sh" and (size.cpus is not None or size.gpus is not None):
+            raise SepsceneError(f"{file}: CPUs and GPUs come with the type of machine; change that in the file")
+        places = {
+            "(?:max_workers: |maxReplicas: |#SBATCH --nodes=)": size.nodes,
+            "#SBATCH --cpus-per-task=": size.cpus,
+            f"{pool[:-1].upper()}_CPUS=": size.cpus,
+            r"#SBATCH --gpus-per-node=\w+:": size.gpus,
+        }
+        start = _start(file, pool)
+        for place, number in places.items():
+            if number is not None:
+                text = re.sub(rf"(?ms)({start}.*?{place})\d+", rf"\g<1>{number}", text, count=1)
+        if size.gpus == 0:
+            text = re.sub(rf"(?ms)({start}.*?)#SBATCH --gpus-per-node=\w+:0\n", r"\1", text, count=1)
+    if file in _CLOUDS:  # the bound on all workers
         counts = [int(count) for count in re.findall(r"(?m)^    max_workers: (\d+)", text)]
         text = re.sub(r"(?m)^max_workers: \d+", f"max_workers: {sum(counts)}", text)
-    if file == "slurm.sh":
-        for name, variable in (("trainers", "TRAINER_CPUS"), ("separators", "SEPARATOR_CPUS")):
-            cpus = sizes.get(name, Sizes()).cpus
-            if cpus is not None:
-                text = re.sub(rf"{variable}=\d+", f"{variable}={cpus}", text)
     return text
 
 
-def _pool_of(piece: str, number: int, file: str) -> str:
-    return ("trainers", "separators")[number] if file == "slurm.sh" else re.findall("separators|trainers", piece)[0]
-
-
-def _fill(piece: str, file: str, sizes: Sizes) -> str:
-    if file != "slurm.sh" and (sizes.cpus is not None or sizes.gpus is not None):
-        raise SepsceneError(f"{file}: CPUs and GPUs come with the type of machine; change that in the file")
-    for pattern, number in ((_COUNT, sizes.nodes), (_CPUS, sizes.cpus), (_GPUS, sizes.gpus)):
-        if pattern == _GPUS and number == 0:
-            piece = re.sub(r"(?m)^#SBATCH --gpus-per-node=.*\n", "", piece)
-        elif number is not None:
-            piece = re.sub(pattern, rf"\g<1>{number}", piece, count=1)
-    return piece
+def _start(file: str, pool: str) -> str:
+    """Where a template begins to speak of a pool; Slurm's script speaks of the trainers first."""
+    if file == "slurm.sh":
+        return {"trainers": r"\A", "separators": "^#SBATCH hetjob"}[pool]
+    return f"^  {pool}:" if file in _CLOUDS else f"groupName: {pool}"

@@ -135,9 +135,8 @@ def _cluster_rows(
     import ray
     from ray.data import ActorPoolStrategy
 
-    from sepscene.orchestration.runtime.ray_compat import configure_data
+    from sepscene.orchestration.runtime.ray_compat import blocks_of, configure_data
     from sepscene.orchestration.runtime.session import check_own_code
-    from sepscene.orchestration.runtime.streamed import blocks_of
     from sepscene.orchestration.training.stream import finite_retries
 
     if not uris:

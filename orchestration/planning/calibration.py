@@ -57,16 +57,20 @@ def calibrate(
     Raises:
         SepsceneError: when a clip cannot be decoded, or a checkpoint does not fit the experiment.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        uris = [str(uri) for uri in clips] or _scenes(experiment, RunFolder(Path(folder)).scenes)
+    with tempfile.TemporaryDirectory() as name:
+        folder = RunFolder(Path(name))
+        uris = [str(uri) for uri in clips] or _scenes(experiment, folder.scenes)
         processors = processors_of(experiment)
-        settings = {p.name: _settings(experiment, p, RunFolder(Path(folder)).ladder) for p in processors}
+        settings = {p.name: _settings(experiment, p, folder.ladder) for p in processors}
         first = settings[processors[0].name]
         columns = _columns(experiment, uris, offsets or [0.0] * len(uris))
         reading = seconds * _SHARES["reading"]
-        with SeparatedStore(str(store_of(Path(folder)))) as store:
+        with SeparatedStore(str(store_of(folder.path))) as store:
             reader = ClipReader(first, store)
-            block = _decoded(reader, columns)
+            block = reader(columns)
+            for uri, fault in zip(block["uri"], block["fault"], strict=True):
+                if fault:
+                    raise SepsceneError(f"cannot calibrate with {uri}: {fault}; give clips that can be read")
             decode, _ = _per_row(lambda n: reader(_first(columns, n)), len(block["row"]), reading)
             put = _put(first, store, block, processors[0].sources)
             stored, _ = _per_row(lambda n: reader(_first(columns, n)), len(block["row"]), reading)
@@ -97,7 +101,7 @@ def _settings(experiment: Experiment, processor: Processor, folder: Path) -> Ser
     """One processor alone. Mix-mix is measured as if it separated."""
     pair = experiment.views.pair if experiment.views.separates else "mix-chan"
     name = processor.name
-    place = processor.place or str(folder / processor.name)
+    place = processor.place or str(folder / name)
     if processor.network is not None:
         save_separator(TDCNpp(processor.network), folder / name, {"step": 0})
     checkpoints = kept_checkpoints({name: place}, folder)
@@ -112,14 +116,6 @@ def _columns(experiment: Experiment, uris: list[str], offsets: Sequence[float]) 
     columns = draw(Schedule(seed=experiment.seed, clips=len(uris), epochs=len(rows)), rows, (1.0,))
     uri = np.array(uris, object)[rows % len(uris)]
     return {**columns, "uri": uri, "offset_seconds": np.array(offsets, np.float64)[rows % len(uris)]}
-
-
-def _decoded(reader: ClipReader, columns: Columns) -> Columns:
-    block = reader(columns)
-    for uri, fault in zip(block["uri"], block["fault"], strict=True):
-        if fault:
-            raise SepsceneError(f"cannot calibrate with {uri}: {fault}; give clips that can be read")
-    return block
 
 
 def _put(settings: ServiceSettings, store: SeparatedStore, block: Columns, sources: int) -> float:

@@ -80,13 +80,11 @@ class Way:
     Attributes:
         name: "live", "read-through" or "prefill".
         seconds: expected time of the pre-training, with the prefill where there is one.
-        separated: clips that are separated.
         flops: operations of separation and training; None where a processor's are not known.
         busy_gpu_hours: GPU time that is worked.
         held_gpu_hours: GPU time that is reserved, idle or not: by the separation actors while a store is filled, by the
             trainers afterwards, by both where they work side by side.
-        store_bytes: what the store holds in the end.
-        read_bytes: what is read from it.
+        store_bytes, read_bytes: what the store holds in the end, and what is read from it.
         moved_bytes: what passes through the object store.
         bottleneck: the stage that sets the pace for most of the time.
     """
@@ -221,11 +219,7 @@ def _training_seconds(experiment: Experiment, calibration: Calibration, flops: f
 
 
 def work_of(name: str, experiment: Experiment, clips: int) -> list[Work]:
-    """The phases of a run, one after another: epochs with the store, else one for all.
-
-    Args:
-        name: "live", "read-through" or "prefill".
-    """
+    """The phases of a run one way, one after another: epochs with a read-through store, else one for all."""
     epochs = experiment.training.epochs
     views = experiment.views
     if name == "live" or not experiment.views.separates:
@@ -265,8 +259,8 @@ def stage_seconds(experiment: Experiment, calibration: Calibration, work: Work) 
         separation = work.mean(each, experiment.views)
     put = calibration.put_seconds if work.kept else 0.0
     reading = work.live * calibration.decode_seconds + work.stored * calibration.stored_seconds
-    actor_speed = min(1.0, resources.separation_gpus) if resources.separation_gpus else 1.0
-    trainer_speed = min(1.0, resources.trainer_gpus) if resources.trainer_gpus else 1.0
+    actor_speed = min(1.0, resources.separation_gpus or 1.0)
+    trainer_speed = min(1.0, resources.trainer_gpus or 1.0)
     on_cpu = reading + work.live * put
     if not resources.separation_gpus:
         on_cpu += work.live * separation * threads(resources.separation_cpus)

@@ -1,13 +1,11 @@
 """A plan as text for the terminal."""
 
-from collections.abc import Callable
-
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
 from sepscene.orchestration.formatting import quantity
-from sepscene.orchestration.planning.plan import CPU, Plan, Way
+from sepscene.orchestration.planning.plan import CPU, Plan
 from sepscene.orchestration.runtime.precision import separation_precision, training_precision
 
 
@@ -27,8 +25,8 @@ def _facts(plan: Plan) -> Table:
     table.add_row("audio", f"{plan.clip_hours:,.1f} h of clips, {plan.view_hours:,.1f} h of views")
     table.add_row("separation", _separation(plan))
     table.add_row("training", f"{quantity(plan.train_flops_per_row)}FLOP a row")
-    precisions = (separation_precision(plan.experiment), training_precision(plan.experiment))
-    table.add_row("precision", "separators {}, training {}".format(*precisions))
+    separators = separation_precision(plan.experiment)
+    table.add_row("precision", f"separators {separators}, training {training_precision(plan.experiment)}")
     if plan.separator_training_flops:
         table.add_row(
             "separator (MixIT)",
@@ -44,10 +42,7 @@ def _facts(plan: Plan) -> Table:
         f"put {1e3 * measured.put_seconds:.3g}, "
         f"training {1e3 * measured.train_seconds:.3g} ({measured.train_device})",
     )
-    table.add_row(
-        "resources",
-        f"{resources.trainers} trainers, {_actors(plan)}{resources.readers} readers",
-    )
+    table.add_row("resources", f"{resources.trainers} trainers, {_actors(plan)}{resources.readers} readers")
     return table
 
 
@@ -79,25 +74,22 @@ def _actors(plan: Plan) -> str:
 
 def _ways(plan: Plan) -> Table:
     """A column for each way and a row for each quantity, so that no number is cut on a terminal of 80 columns."""
-    configured = {"off": "live"}.get(plan.experiment.store.mode, plan.experiment.store.mode)
+    mode = plan.experiment.store.mode
+    configured = "live" if mode == "off" else mode
     table = Table("", box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
     for way in plan.ways:
         chosen = way.name == configured
         style = "bold" if chosen else None
         table.add_column(f"{way.name} *" if chosen else way.name, style=style, justify="right", overflow="fold")
-    quantities: dict[str, Callable[[Way], str]] = {
-        "time": lambda way: duration(way.seconds),
-        "clips separated": lambda way: f"{way.separated:,.0f}",
-        "FLOP": lambda way: "?" if way.flops is None else quantity(way.flops).strip(),
-        "GPU hours, busy": lambda way: f"{way.busy_gpu_hours:,.1f}",
-        "GPU hours, held": lambda way: f"{way.held_gpu_hours:,.1f}",
-        "store": lambda way: f"{quantity(way.store_bytes)}B",
-        "read": lambda way: f"{quantity(way.read_bytes)}B",
-        "moved": lambda way: f"{quantity(way.moved_bytes)}B",
-        "bottleneck": lambda way: way.bottleneck,
-    }
-    for name, of in quantities.items():
-        table.add_row(name, *(of(way) for way in plan.ways))
+    table.add_row("time", *(duration(way.seconds) for way in plan.ways))
+    table.add_row("clips separated", *(f"{way.separated:,.0f}" for way in plan.ways))
+    table.add_row("FLOP", *("?" if way.flops is None else quantity(way.flops).strip() for way in plan.ways))
+    table.add_row("GPU hours, busy", *(f"{way.busy_gpu_hours:,.1f}" for way in plan.ways))
+    table.add_row("GPU hours, held", *(f"{way.held_gpu_hours:,.1f}" for way in plan.ways))
+    table.add_row("store", *(f"{quantity(way.store_bytes)}B" for way in plan.ways))
+    table.add_row("read", *(f"{quantity(way.read_bytes)}B" for way in plan.ways))
+    table.add_row("moved", *(f"{quantity(way.moved_bytes)}B" for way in plan.ways))
+    table.add_row("bottleneck", *(way.bottleneck for way in plan.ways))
     return table
 
 
@@ -119,13 +111,10 @@ def _advice(plan: Plan) -> list[str]:
         lines.append(f"to run live, add {more} separation actors (resources.separation_actors={plan.actors})")
     elif more < 0:
         lines.append(f"{-more} of the {resources.separation_actors} separation actors would idle even live")
-    for gpus, device in (
-        (resources.separation_gpus, measured.separation_device),
-        (resources.trainer_gpus, measured.train_device),
-    ):
-        if gpus and device == CPU:
-            lines.append("measured on a CPU although GPUs are asked for: calibrate on a node that has one")
-            break
+    separated_on_cpu = resources.separation_gpus and measured.separation_device == CPU
+    trained_on_cpu = resources.trainer_gpus and measured.train_device == CPU
+    if separated_on_cpu or trained_on_cpu:
+        lines.append("measured on a CPU although GPUs are asked for: calibrate on a node that has one")
     return lines
 
 

@@ -1,17 +1,19 @@
 """Does an experiment fit a cluster that is not there yet? The logic of `sepscene cluster check FILE`."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sepscene.clusters.descriptions import read_pools
+from sepscene.clusters.pools import Node
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.runtime.placement import Demand, check_placement, concurrent_trials, demands, pack
+from sepscene.orchestration.runtime.placement import check_placement, concurrent_trials, pack, phases
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an experiment and a cluster go together.
+    """How an experiment fits a cluster.
 
     Attributes:
         started: nodes that autoscaling must start for one trial, by their pool's name.
@@ -22,7 +24,7 @@ class Verdict:
 
     started: dict[str, int]
     spot: list[str]
-    places: dict[str, dict[str, int]]
+    places: Mapping[str, Mapping[str, int]]
     trials: int
 
     def lines(self) -> list[str]:
@@ -42,40 +44,38 @@ class Verdict:
 
 
 def check_cluster(description: Path, experiment: Experiment, driver_cpus: float = 0.0) -> Verdict:
-    """Place one trial of an experiment on a described cluster.
+    """Place one trial of an experiment on a described cluster (see `read_pools`).
 
     Args:
-        description: a launcher's YAML, a RayCluster, a RayJob, or a list of pools.
         driver_cpus: CPUs of the trial's driver (see `placement.demands`).
 
     Raises:
-        SepsceneError: when the description is bad, or the experiment does not fit it at its largest:
+        SepsceneError: when the description is bad, or a phase of the experiment does not fit it at its largest:
             what does not fit, why, and what to change.
     """
     pools = read_pools(description)
-    asked = demands(
-        experiment.resources,
-        separates=experiment.views.separates,
-        driver_cpus=driver_cpus,
-        validates=experiment.training.validation_every_steps > 0,
-    )
     largest = [node for pool in pools for node in pool.nodes(pool.most)]
-    check_placement(asked, largest)
     present = [node for pool in pools for node in pool.nodes(pool.least)]
-    placed, waiting = pack(asked, present)
-    if waiting:
-        placed, _ = pack(asked, largest)
-    on = [(demand, node.name.rpartition("-")[0]) for demand, node in placed]
-    used = Counter(node.name.rpartition("-")[0] for node in {id(node): node for _, node in placed}.values())
-    spot_pools = {pool.name for pool in pools if pool.spot}
+    asked = phases(experiment, driver_cpus)
+    places: dict[str, Counter[str]] = {}
+    used = Counter[str]()
+    for phase in asked:
+        check_placement(phase, largest)
+        placed, waiting = pack(phase, present)
+        if waiting:
+            placed, _ = pack(phase, largest)
+        places |= {demand.role: Counter[str]() for demand in phase}
+        for demand, node in placed:
+            places[demand.role][_pool_of(node)] += 1
+        used |= Counter(_pool_of(node) for node in {id(node): node for _, node in placed}.values())  # the larger ones
+    spot = {pool.name for pool in pools if pool.spot}
     return Verdict(
         started={pool.name: used[pool.name] - pool.least for pool in pools if used[pool.name] > pool.least},
-        spot=sorted({f"{demand.role}s" for demand, pool in on if pool in spot_pools}),
-        places={role: dict(Counter(pool for demand, pool in on if demand.role == role)) for role in _roles(asked)},
-        trials=concurrent_trials(asked, largest),
+        spot=sorted(f"{role}s" for role, on in places.items() if spot & on.keys()),
+        places=places,
+        trials=min(concurrent_trials(phase, largest) for phase in asked),
     )
 
 
-def _roles(asked: list[Demand]) -> list[str]:
-    """The roles in the order of the demands, each once."""
-    return list(dict.fromkeys(demand.role for demand in asked))
+def _pool_of(node: Node) -> str:
+    return node.name.rpartition("-")[0]

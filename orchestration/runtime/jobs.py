@@ -41,10 +41,10 @@ _CLUSTER_FAULTS = {
     "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE",
     "JOB_SUPERVISOR_ACTOR_DIED",
 }
+PATIENCE_SECONDS = 300
+"""How long the job server may be away before the cluster counts as lost."""
 _AGENT_PATIENCE_SECONDS = 120
 _METADATA = "sepscene."
-_FORWARDED = ("MLFLOW_TRACKING_URI",)
-_TERMINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
 class Ending(Enum):
@@ -62,9 +62,9 @@ class Submission:
 
     Attributes:
         arguments: what follows `sepscene`, e.g. ("pretrain", "experiment.yaml", "--run-id", "a", "--resume").
-        run_id: name of the run; the same name continues the same run.
+        run_id: the same name continues the same run.
         metadata: shown in Ray's dashboard, e.g. {"digest": "..."}.
-        files: text files put beside the source, by name.
+        files: texts put beside the source, by name.
         environment: variables of the job. Never secrets: the dashboard shows them.
         code: import paths of own code that the command needs; what is not installed travels with the source.
     """
@@ -78,12 +78,9 @@ class Submission:
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the cluster's job server, with the token of this user's environment.
+    """A client of the cluster's job server, e.g. at the near end of an SSH tunnel, with this user's token.
 
     The token is taken from RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token, in this order.
-
-    Args:
-        address: of the job server, e.g. "http://127.0.0.1:8265", the near end of an SSH tunnel.
 
     Raises:
         SepsceneError: when nothing answers, the token is missing or refused, or would travel in clear text.
@@ -102,20 +99,16 @@ def connect(address: str) -> JobSubmissionClient:
         client = JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
         client.list_jobs()
     except AuthenticationError as error:
-        raise _refused(address, bool(token)) from error
+        if token:
+            said = "refuses this token (403): it is another cluster's; take this one's (docs/clusters.md)"
+        else:
+            said = "asks for a token (401): set RAY_AUTH_TOKEN, or keep it in ~/.ray/auth_token"
+        raise SepsceneError(f"{address} {said}") from error
     except OSError as error:  # of the socket, or of requests
         raise SepsceneError(
             f"no job server answers at {address}: is the tunnel open and the cluster up? (docs/clusters.md)"
         ) from error
     return client
-
-
-def _refused(address: str, had_token: bool) -> SepsceneError:
-    if had_token:
-        return SepsceneError(
-            f"{address} refuses this token (403): it is another cluster's; take this one's (docs/clusters.md)"
-        )
-    return SepsceneError(f"{address} asks for a token (401): set RAY_AUTH_TOKEN, or keep it in ~/.ray/auth_token")
 
 
 def _token() -> str | None:
@@ -160,14 +153,14 @@ def submit(client: JobSubmissionClient, submission: Submission) -> str:
 
 def _environment(submission: Submission) -> dict[str, str]:
     """The job's variables; what looks like a secret is refused and not hidden."""
-    forwarded = {name: os.environ[name] for name in _FORWARDED if os.environ.get(name)}
     variables = {
         "OMP_NUM_THREADS": "1",
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS),
         COMMIT_VARIABLE: commit(),
-        **forwarded,
         **submission.environment,
     }
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        variables.setdefault("MLFLOW_TRACKING_URI", os.environ["MLFLOW_TRACKING_URI"])
     for name, value in variables.items():
         if re.search("TOKEN|PASSWORD|SECRET|KEY", name) or urlsplit(value).password:
             raise SepsceneError(
@@ -197,35 +190,25 @@ def jobs_of_run(client: JobSubmissionClient, run_id: str) -> list[JobDetails]:
 
 def active_jobs(client: JobSubmissionClient, run_id: str) -> list[str]:
     """Submission ids of a run's jobs that have not ended; more than one only by hand."""
-    return [str(job.submission_id) for job in jobs_of_run(client, run_id) if job.status not in _TERMINAL]
+    return [str(job.submission_id) for job in jobs_of_run(client, run_id) if not job.status.is_terminal()]
 
 
-def follow(
-    client: JobSubmissionClient,
-    submission_id: str,
-    write: Callable[[str], object],
-    patience_seconds: float = 300,
-) -> Ending:
-    """Write the job's log as it grows, until the job ends; a broken connection is taken up where it broke.
-
-    Args:
-        write: called with each new piece of the log.
-        patience_seconds: how long the job server may be away before the cluster counts as lost.
-    """
+def follow(client: JobSubmissionClient, submission_id: str, write: Callable[[str], object]) -> Ending:
+    """Write the job's log as it grows, until the job ends; a broken connection is taken up where it broke."""
     written = 0
     away_since = None
     while True:
         try:
             written += asyncio.run(_write_log(client, submission_id, write, written))
             job = client.get_job_info(submission_id)
-            if job.status in _TERMINAL:
+            if job.status.is_terminal():
                 return ending(job)
             away_since = None
         except (OSError, aiohttp.ClientError, RuntimeError) as error:
             if "does not exist" in str(error):  # a new head knows nothing of the jobs of the old one
                 return Ending.CLUSTER_FAILED
             away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > patience_seconds:
+            if time.monotonic() - away_since > PATIENCE_SECONDS:
                 return Ending.CLUSTER_FAILED
         time.sleep(1)
 
@@ -247,10 +230,8 @@ def ending(job: JobDetails) -> Ending:
     A run that refuses its configuration, or raises, has failed and would fail again. A run whose supervisor
     died, or whose process was killed from outside (by the kernel for memory, with its node), was lost.
     """
-    if job.status == JobStatus.SUCCEEDED:
-        return Ending.SUCCEEDED
-    if job.status == JobStatus.STOPPED:
-        return Ending.STOPPED
+    if job.status != JobStatus.FAILED:
+        return Ending[job.status.name]
     code = job.driver_exit_code
     killed = code is not None and (code < 0 or code > 128)
     return Ending.CLUSTER_FAILED if killed or job.error_type in _CLUSTER_FAULTS else Ending.FAILED
@@ -260,7 +241,7 @@ def stop(client: JobSubmissionClient, submission_id: str) -> Ending:
     """Ask the job to stop, and wait until it has; submitted again it goes on from its last checkpoint."""
     client.stop_job(submission_id)
     deadline = time.monotonic() + STOP_WAIT_SECONDS + 60
-    while (job := client.get_job_info(submission_id)).status not in _TERMINAL:
+    while not (job := client.get_job_info(submission_id)).status.is_terminal():
         if time.monotonic() > deadline:
             raise SepsceneError(
                 f"job {submission_id} has not stopped for {STOP_WAIT_SECONDS + 60} s: see the dashboard"
@@ -269,26 +250,20 @@ def stop(client: JobSubmissionClient, submission_id: str) -> Ending:
     return ending(job)
 
 
-def run_to_end(
-    address: str,
-    submission: Submission,
-    write: Callable[[str], object],
-    resubmissions: int = RESUBMISSIONS,
-    patience_seconds: float = 300,
-) -> Ending:
+def run_to_end(address: str, submission: Submission, write: Callable[[str], object]) -> Ending:
     """Submit, follow, and submit again where the cluster failed and not the run.
 
     Raises:
         SepsceneError: as `connect` and `submit` do.
     """
-    for attempt in range(resubmissions + 1):
-        client = _connect_patiently(address, patience_seconds if attempt else 0)
+    for attempt in range(RESUBMISSIONS + 1):
+        client = _connect_patiently(address, PATIENCE_SECONDS if attempt else 0)
         submission_id = submit(client, submission)
         write(f"job {submission_id} on {address}\n")
-        end = follow(client, submission_id, write, patience_seconds)
+        end = follow(client, submission_id, write)
         if end is not Ending.CLUSTER_FAILED:
             return end
-        write(f"job {submission_id} was lost with its cluster; {resubmissions - attempt} more attempts\n")
+        write(f"job {submission_id} was lost with its cluster; {RESUBMISSIONS - attempt} more attempts\n")
     return Ending.CLUSTER_FAILED
 
 

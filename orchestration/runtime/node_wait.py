@@ -8,17 +8,8 @@ import os
 import time
 from collections.abc import Sequence
 
-import ray
-
 from sepscene.models.config import SepsceneError
-from sepscene.orchestration.runtime.placement import (
-    CLUSTER_VARIABLE,
-    Demand,
-    cluster_nodes,
-    node_from_ray,
-    pack,
-    unplaced,
-)
+from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE, Demand, cluster_nodes, live_nodes, pack, unplaced
 
 logger = logging.getLogger("sepscene")
 
@@ -29,10 +20,7 @@ SAY_EVERY_SECONDS = 60.0
 
 
 def wait_for_nodes(asked: Sequence[Demand]) -> None:
-    """Where SEPSCENE_CLUSTER promises nodes, ask the autoscaler for what a run needs and wait until it is there.
-
-    Args:
-        asked: what the run asks for at once.
+    """Where SEPSCENE_CLUSTER promises nodes, ask the autoscaler for what a run needs at once, and wait for it.
 
     Raises:
         SepsceneError: when nodes have not joined within SEPSCENE_NODE_WAIT_SECONDS; it says what is missing.
@@ -43,7 +31,7 @@ def wait_for_nodes(asked: Sequence[Demand]) -> None:
     began = said = time.monotonic()
     _ask_autoscaler(asked)
     try:
-        while missing := pack(asked, [node_from_ray(entry) for entry in ray.nodes() if entry["Alive"]])[1]:
+        while missing := pack(asked, live_nodes())[1]:
             now = time.monotonic()
             if now - began > limit:
                 raise SepsceneError(_gave_up(missing, limit))
@@ -70,7 +58,7 @@ def _ask_autoscaler(asked: Sequence[Demand]) -> None:
 
 
 def _gave_up(missing: Sequence[Demand], limit: float) -> str:
-    there = ", ".join(sorted({f"{entry['NodeManagerAddress']}" for entry in ray.nodes() if entry["Alive"]}))
+    there = ", ".join(sorted({node.name for node in live_nodes()}))
     return (
         f"nodes that {os.environ[CLUSTER_VARIABLE]} promises have not joined within {limit:.0f} s: no place for "
         f"{unplaced(missing)}. There are: {there}. Look at the logs of the nodes that did not start, at the quota and "

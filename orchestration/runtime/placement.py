@@ -48,7 +48,6 @@ class Demand:
         role: "trainer", "separation actor", "reader", "data task", "validation task" or "trial driver".
         gpus: below 1 a share of one GPU, from 1 upwards whole GPUs.
         labels: label selector, e.g. {"pool": "trainers"}, {"pool": "!spot"}, {"pool": "in(a,b)"}.
-        accelerator: accelerator type the node must have.
         knobs: the configuration fields that set this demand, for messages.
     """
 
@@ -121,9 +120,9 @@ def demands(
     never, and nothing waits for it.
 
     Args:
-        separates: whether clips are separated; where not, the readers crop the views themselves.
-        driver_cpus: CPUs of the trial's driver: none for a job's, what Tune is given for a Tune trial's.
-        validates: whether checkpoints are validated while training goes on, one at a time.
+        separates: where clips are not separated, the readers crop the views themselves.
+        driver_cpus: none for a job's driver, what Tune is given for a Tune trial's.
+        validates: checkpoints are validated while training goes on, one at a time.
 
     Raises:
         SepsceneError: for GPUs that Ray cannot give: above one only whole numbers.
@@ -340,10 +339,9 @@ def _inventory(nodes: Sequence[Node]) -> str:
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes of the Ray cluster this process is connected to.
+    """The nodes that a run may count on: the live ones, or all that SEPSCENE_CLUSTER promises.
 
-    Where `SEPSCENE_CLUSTER` names the description of an autoscaling cluster, its pools at full size are
-    returned instead: the live nodes are only those that somebody has asked for so far.
+    Of an autoscaling cluster only those are live that somebody has asked for so far.
 
     Raises:
         SepsceneError: when the description cannot be read.
@@ -353,6 +351,11 @@ def cluster_nodes() -> list[Node]:
         from sepscene.clusters.descriptions import read_pools
 
         return [node for pool in read_pools(Path(description)) for node in pool.nodes(pool.most)]
+    return live_nodes()
+
+
+def live_nodes() -> list[Node]:
+    """The nodes of the Ray that this process is connected to."""
     import ray
 
     return [node_from_ray(entry) for entry in ray.nodes() if entry["Alive"]]
@@ -367,12 +370,5 @@ def is_local() -> bool:
 
 def node_from_ray(entry: Mapping[str, Any]) -> Node:
     """One entry of `ray.nodes()` as a Node, with its labels except Ray's own node id and our mark."""
-    offered = entry["Resources"]
-    accelerators = [name.removeprefix("accelerator_type:") for name in offered if name.startswith("accelerator_type:")]
-    return Node(
-        name=entry["NodeManagerAddress"],
-        cpus=offered.get("CPU", 0.0),
-        gpus=int(offered.get("GPU", 0)),
-        labels={key: value for key, value in entry["Labels"].items() if key not in ("ray.io/node-id", LOCAL_LABEL)},
-        accelerator=accelerators[0] if accelerators else None,
-    )
+    labels = {key: value for key, value in entry["Labels"].items() if key not in ("ray.io/node-id", LOCAL_LABEL)}
+    return Node.offering(entry["NodeManagerAddress"], entry["Resources"], labels)

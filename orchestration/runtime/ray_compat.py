@@ -1,4 +1,4 @@
-"""Every use of a part of Ray that Ray keeps private; nobody else uses one (`tests/test_layers.py`).
+"""Workarounds of this Ray, and every use of a part that Ray keeps private; `tests/test_layers.py` finds other uses.
 
 All were written for Ray 2.60, to which pyproject.toml holds. `tests/orchestration/runtime/test_ray_compat.py` starts a
 real stream and a real trainer through this file, so that an upgrade that breaks one of them is seen.
@@ -18,6 +18,8 @@ real stream and a real trainer through this file, so that an upgrade that breaks
     Ray tries it itself.
 `trainer_class` also gives the trainers of such a Ray a store of torch on loopback: torch's own listens on all
     interfaces, asks nobody for a password, and Ray Train has no setting for it. It goes when one of both has one.
+`blocks_of` (ray#53727). Where a stream is taken in the driver, Ray writes on our terminal what concerns its actors
+    alone ("constructor arguments in the object store"). It goes when Ray no longer does.
 The filter of a warning (no issue found). Ray deprecates the one way to make restarts finite before there is another. It
     goes with that other way.
 """
@@ -27,8 +29,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ray._private import ray_constants, services
-from ray.data import DataContext
+from ray.data import DataContext, Dataset
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.runtime.placement import is_local
@@ -52,6 +55,12 @@ def configure_data(ordered: bool) -> None:
     context.max_errored_blocks = 0
     context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_A_TASK
     warnings.filterwarnings("ignore", message=".*ray_remote_args")
+
+
+def blocks_of(rows: Dataset) -> Iterator[dict[str, np.ndarray]]:
+    """The blocks of a stream as columns. The stream runs in an actor of Ray Data, as it does for training."""
+    (shard,) = rows.streaming_split(1)
+    yield from shard.iter_batches(batch_size=None, batch_format="numpy")  # type: ignore[arg-type]  # blocks as they are
 
 
 @contextmanager

@@ -27,13 +27,9 @@ RAY_ITSELF = ("gcs_server", "raylet")
 
 @dataclass(frozen=True)
 class RunProcess:
-    """A process of the run; two are the same that have the same number on the same node.
+    """A process of the run, by what Ray calls it and its node's id; two with the same number and node are the same.
 
-    Attributes:
-        pid: its number on its machine.
-        name: what Ray calls it.
-        node: the id of its node in the cluster; empty for this machine.
-        address: of the node; empty for this machine.
+    For this machine `node` and `address` are empty.
     """
 
     pid: int
@@ -125,13 +121,12 @@ def _processes_of_job() -> dict[str, dict[int, str]] | None:
         actors = list_actors(filters=[of_job, ("state", "=", "ALIVE")], **how)
     except (RayStateApiException, OSError, ValueError):  # no dashboard, or one that is overloaded
         return None
+    processes = [(task.node_id, task.worker_pid, task.name) for task in tasks]
+    processes += [(actor.node_id, actor.pid, actor.class_name) for actor in actors]
     found: dict[str, dict[int, str]] = {}
-    for task in tasks:
-        if task.node_id and task.worker_pid:
-            found.setdefault(task.node_id, {})[task.worker_pid] = task.name
-    for actor in actors:
-        if actor.node_id and actor.pid:
-            found.setdefault(actor.node_id, {})[actor.pid] = actor.class_name
+    for node, pid, name in processes:
+        if node and pid:
+            found.setdefault(node, {})[pid] = name
     return found
 
 
@@ -147,10 +142,9 @@ def _stopped_of(pids: list[int]) -> list[int]:
 
 def is_stopped(pid: int) -> bool:
     """Whether a process of this machine is there and stopped."""
-    try:
+    with suppress(psutil.Error):
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
-    except psutil.Error:
-        return False
+    return False
 
 
 def _name(process: psutil.Process) -> str:
@@ -170,22 +164,19 @@ def processes_of_ray() -> list[psutil.Process]:
 
 
 def _command(process: psutil.Process) -> str:
-    try:
+    with suppress(psutil.Error):
         return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    return ""
 
 
 def _program(process: psutil.Process) -> str:
-    try:
+    with suppress(psutil.Error):
         return process.name()
-    except psutil.Error:
-        return ""
+    return ""
 
 
 def is_alive(process: psutil.Process) -> bool:
     """Whether a process still runs."""
-    try:
+    with suppress(psutil.Error):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
+    return False

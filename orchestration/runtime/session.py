@@ -51,21 +51,14 @@ EXIT_SECONDS = 10.0
 
 @contextmanager
 def ray_session(
-    experiment: Experiment,
-    address: str | None = None,
-    verbose: bool = False,
-    dashboard: bool = False,
-    code: Sequence[str] = (),
+    experiment: Experiment, address: str | None, verbose: bool, dashboard: bool, code: Sequence[str]
 ) -> Iterator[None]:
     """Connect to Ray, check that the experiment fits, and disconnect at the end.
 
     Inside a job or a Tune trial, where Ray is connected already, only the check is made.
 
     Args:
-        experiment: its resources are checked.
-        address: a cluster's address; none takes RAY_ADDRESS, and without that starts Ray on this machine.
-        verbose: let Ray's own messages through.
-        dashboard: start Ray's dashboard with a Ray of this machine.
+        address, verbose, dashboard: see `connect`.
         code: import paths of own code that processes will need beside the experiment's.
 
     Raises:
@@ -122,6 +115,9 @@ def connect(
     level = logging.INFO if verbose else logging.ERROR
     for name in ("ray", "ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(level)
+    travelling = {"env_vars": trust_variables(), "py_modules": [str(path) for path in code_to_send(code)]}
+    runtime_env = {name: part for name, part in travelling.items() if part} or None
+    how: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "runtime_env": runtime_env}
     address = address or os.environ.get("RAY_ADDRESS")
     if address == "auto":
         address = address_of_auto()
@@ -129,7 +125,7 @@ def connect(
         check_address(address)
         try:
             with _environment(IN_A_JOB):
-                ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=_what_travels(code))
+                ray.init(address=address, **how)
         except ray.exceptions.AuthenticationError as error:
             raise SepsceneError(
                 f"the cluster at {address} asks for a token: export RAY_AUTH_MODE=token, and keep its token in "
@@ -145,18 +141,10 @@ def connect(
                 include_dashboard=dashboard,
                 num_cpus=cpus or os.cpu_count(),
                 labels={LOCAL_LABEL: "1"},
-                logging_level=level,
-                log_to_driver=verbose,
-                runtime_env=_what_travels(code),
+                **how,
             )
         if dashboard:
             print(f"Ray's dashboard  http://{context.dashboard_url} (it may ask for the token in ~/.ray/auth_token)")
-
-
-def _what_travels(code: Sequence[str]) -> dict[str, Any] | None:
-    """The runtime environment of all processes: the trust of this one, and own code."""
-    parts = {"env_vars": trust_variables(), "py_modules": [str(path) for path in code_to_send(code)]}
-    return {name: part for name, part in parts.items() if part} or None
 
 
 def check_own_code(names: Sequence[str]) -> None:

@@ -17,8 +17,6 @@ GRACE_SECONDS = 100.0
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 """What `ray job stop`, Kubernetes and Slurm send first; a terminal that is closed; Ctrl-C."""
 
-Handler = Callable[[int, FrameType | None], None]
-
 
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
@@ -64,7 +62,7 @@ def end_at_once() -> None:
 
 
 @contextmanager
-def _handled(numbers: tuple[signal.Signals, ...], handler: Handler) -> Iterator[None]:
+def _handled(numbers: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Signals go to a handler, where this is the main thread; those that are ignored (`nohup`) stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield

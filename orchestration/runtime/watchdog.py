@@ -38,11 +38,7 @@ class Watchdog:
     def __init__(
         self, metrics: Path, report: Callable[[str], None], processes: LocalProcesses | ClusterProcesses
     ) -> None:
-        """Args:
-        metrics: file that grows with every report of steps.
-        report: takes what is to be said.
-        processes: of the run.
-        """
+        """`metrics` is a file that grows with every report of steps; `report` takes what is to be said."""
         self.metrics = metrics
         self.report = report
         self.looked = 0.0

@@ -31,8 +31,6 @@ from sepscene.orchestration.runtime.concurrency import gpus_of
 from sepscene.orchestration.sweeps.search_space import SHORT_NAMES, Space, checked_space, parse_values
 from sepscene.orchestration.yaml_files import read_yaml
 
-"""Where a sweep's folder keeps its configuration."""
-
 
 class Budget(Config):
     """What a sweep may spend. Whatever it has not finished by then goes on when it is run again with more."""
@@ -108,8 +106,7 @@ class SweepConfig(Config):
         Raises:
             SepsceneError: for an unknown experiment or field.
         """
-        experiment = resolve(self.experiment, self.scale, None)
-        return experiment.changed(self.changes) if self.changes else experiment
+        return resolve(self.experiment, self.scale, None).changed(self.changes)
 
     def checked(self) -> tuple[Experiment, Space]:
         """The base and the space, every value checked against the configuration.

@@ -42,12 +42,8 @@ def reproduce(
     Args:
         tables: "table2", "table4", "table5", and "beyond" for rows that the paper does not have.
         rows: only these rows; none runs all.
-        scale: of the experiments.
         changes: dotted fields to change in every row, e.g. the data.
         seeds: runs of each row.
-        folder: where everything goes.
-        tracking_uri: MLflow's.
-        console: shows the progress.
 
     Raises:
         SepsceneError: for an unknown table or row, or a change that the configuration refuses.

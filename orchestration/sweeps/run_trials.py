@@ -33,8 +33,7 @@ from sepscene.orchestration.runtime.placement import cluster_nodes
 from sepscene.orchestration.sweeps.schedulers import Tuning
 from sepscene.orchestration.sweeps.trial import METRIC, PERCENT, Work, run_trial, whole_run
 from sepscene.orchestration.sweeps.trial_plan import Trial
-from sepscene.orchestration.sweeps.trial_status import Outcome, outcomes
-from sepscene.orchestration.sweeps.trial_table import Pace, standing, trial_table
+from sepscene.orchestration.sweeps.trial_status import Outcome, Pace, outcomes, standing, trial_table
 
 
 @contextmanager
@@ -76,7 +75,7 @@ def share(
     folder: Path,
     tracking_uri: str,
     console: Console,
-    tags: dict[str, str] | None = None,
+    tags: dict[str, str],
 ) -> Experiment:
     """Make what all trials share in FOLDER/shared and point the experiment at it: data, ladder, separated clips.
 
@@ -86,9 +85,6 @@ def share(
     Args:
         base: the experiment that the trials vary.
         processors: names that any of them needs.
-        folder: of the sweep.
-        tracking_uri: MLflow's.
-        console: shows the progress.
         tags: for its run in MLflow.
     """
     separating = tuple(sorted(set(processors)))
@@ -156,25 +152,20 @@ def run_trials(
     The folders of the trials are the truth. Going on needs nothing else of a killed driver, and no state of Tune's.
 
     Args:
-        trials: names must differ; none where Optuna chooses them.
-        folder: each run goes to FOLDER/trials/<name>.
-        tracking_uri: MLflow's.
-        console: shows the live table.
+        trials: names must differ, each run goes to FOLDER/trials/<name>; none where Optuna chooses them.
         ended: called whenever a trial has ended, with the outcomes so far.
-        tuning: what chooses and stops trials.
         tags: for the trials' runs in MLflow.
-        work: what a trial does.
         callbacks: the user's own, for Tune.
     """
     SweepFolder(folder).trials.mkdir(parents=True, exist_ok=True)
     tuning = tuning or Tuning()
-    waiting = [trial for trial in trials if tuning.replays or not SweepFolder(folder).trial(trial.name).is_over]
+    # For a scheduler, finished trials report their validations again when a sweep goes on.
+    waiting = [trial for trial in trials if tuning.scheduler or not SweepFolder(folder).trial(trial.name).is_over]
     pace = Pace(outcomes(trials, folder))
     table = partial(trial_table, trials, folder, pace)
     if waiting or (tuning.searcher and tuning.samples > 0):
-        tags = tags or {"sweep_id": folder.name}
         driver = ray.tune.with_parameters(
-            run_trial, folder=str(folder), tracking_uri=tracking_uri, tags=tags, work=work
+            run_trial, folder=str(folder), tracking_uri=tracking_uri, tags=tags or {}, work=work
         )
 
         def report() -> None:

@@ -21,6 +21,7 @@ from ray.tune.search.sample import Domain
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.results import TrialFacts
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.sweeps.config import SweepConfig
 from sepscene.orchestration.sweeps.search_space import Space, key_of, shown_setting
@@ -38,8 +39,6 @@ class Tuning:
     """What Tune gets beside the list of trials. By default it runs them all to their end."""
 
     scheduler: TrialScheduler | None = None
-    replays: bool = False
-    """Whether finished trials report their validations again when a sweep goes on."""
     searcher: Searcher | None = None
     base: Experiment | None = None
     """What the searcher's settings change."""
@@ -82,14 +81,7 @@ class SpentBudget(ray.tune.Stopper):
 
 
 def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path, begun: float) -> Tuning:
-    """Tune's part of a sweep.
-
-    Args:
-        config: the sweep.
-        space: its checked space.
-        base: the experiment that Optuna's settings change.
-        folder: of the sweep; what it holds is not suggested again.
-        begun: when the command began, of `time.monotonic()`.
+    """Tune's part of a sweep whose command began at `begun` (`time.monotonic()`); it goes on from what FOLDER holds.
 
     Raises:
         SepsceneError: when Optuna is wanted and not installed.
@@ -106,38 +98,19 @@ def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path,
             reduction_factor=config.schedule.keep_one_in,
         )
     if config.search != "optuna":
-        return Tuning(scheduler, replays=config.scheduler == "asha", stopper=stopper)
-    known = _known_trials(folder)
-    over = sum(known_trial.over for known_trial in known)
+        return Tuning(scheduler, stopper=stopper)
+    known = [(facts, run.is_over) for run in SweepFolder(folder).runs() if (facts := facts_of(run))]
+    over = [facts for facts, is_over in known if is_over]
+    searcher = NewSettings(space, over, [facts for facts, is_over in known if not is_over], base.seed)
     size = math.prod(math.inf if isinstance(values, Domain) else len(values) for values in space.values())
-    samples = int(min(config.budget.trials or 1, size)) - over
-    return Tuning(scheduler, searcher=NewSettings(space, known, base.seed), base=base, samples=samples, stopper=stopper)
+    samples = int(min(config.budget.trials or 1, size)) - len(over)
+    return Tuning(scheduler, searcher=searcher, base=base, samples=samples, stopper=stopper)
 
 
-@dataclass(frozen=True)
-class KnownTrial:
-    """A trial of Optuna's that the sweep's folder holds."""
-
-    name: str
-    settings: dict[str, Any]
-    metric: float | None
-    over: bool
-
-
-def _known_trials(folder: Path) -> list[KnownTrial]:
-    """What Optuna has chosen in this folder so far, in that order."""
-    known = []
-    for run in SweepFolder(folder).runs():
-        if facts := facts_of(run):
-            known.append(KnownTrial(facts.name, facts.chosen, facts.metric, run.is_over))
-    return known
-
-
-class NewSettings(Searcher):
+class NewSettings(OptunaSearch):
     """Optuna's TPE. It suggests no setting twice, gives each a name, and tries the unfinished ones first."""
 
-    def __init__(self, space: Space, known: list[KnownTrial], seed: int) -> None:
-        super().__init__(metric=METRIC, mode="max")
+    def __init__(self, space: Space, over: list[TrialFacts], unfinished: list[TrialFacts], seed: int) -> None:
         try:
             import optuna
         except ImportError:
@@ -145,21 +118,21 @@ class NewSettings(Searcher):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = space
         self.seed = seed
-        self.names = {key_of(trial.settings): trial.name for trial in known}
-        self.suggested = {key_of(trial.settings) for trial in known if trial.over}
+        self.names = {key_of(trial.chosen): trial.name for trial in [*over, *unfinished]}
+        self.suggested = {key_of(trial.chosen) for trial in over}
         self.proposals: dict[str, str] = {}
         """Id of Tune's trial -> id of Optuna's proposal that it runs."""
         domains = {field: self._domain(values) for field, values in space.items()}
-        self.optuna = OptunaSearch(
-            OptunaSearch.convert_search_space(domains),
+        super().__init__(
+            self.convert_search_space(domains),
             metric=METRIC,
             mode="max",
-            points_to_evaluate=[self._encoded(trial.settings) for trial in known if not trial.over],
-            seed=seed + len(known),  # going on must not repeat the first draws
+            points_to_evaluate=[self._encoded(trial.chosen) for trial in unfinished],
+            seed=seed + len(over) + len(unfinished),  # going on must not repeat the first draws
         )
-        for trial in known:
-            if trial.over and trial.metric is not None:
-                self.optuna.add_evaluated_point(self._encoded(trial.settings), trial.metric)
+        for trial in over:
+            if trial.metric is not None:
+                self.add_evaluated_point(self._encoded(trial.chosen), trial.metric)
 
     @staticmethod
     def _domain(values: list[Any] | Domain) -> Domain:
@@ -182,7 +155,7 @@ class NewSettings(Searcher):
         """A setting that was not suggested before; Tune's word for the end when none is found."""
         for attempt in range(_MOST_ATTEMPTS):
             proposal = f"{trial_id}/{attempt}"
-            found = self.optuna.suggest(proposal)
+            found = super().suggest(proposal)
             assert found is not None
             settings = self._decoded(found)
             if key_of(settings) not in self.suggested:
@@ -190,7 +163,7 @@ class NewSettings(Searcher):
                 self.proposals[trial_id] = proposal
                 name = self.names.setdefault(key_of(settings), self._next_name())
                 return {"trial": {"name": name, "settings": settings, "shown": shown_setting(settings)}}
-            self.optuna.on_trial_complete(proposal, error=True)
+            super().on_trial_complete(proposal, error=True)
         return Searcher.FINISHED  # type: ignore[return-value]  # a word in the place of a setting
 
     def _next_name(self) -> str:
@@ -198,17 +171,9 @@ class NewSettings(Searcher):
         return trial_name(max(numbers, default=-1) + 1, self.seed)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass a validation of a trial that still runs to Optuna."""
-        self.optuna.on_trial_result(self.proposals[trial_id], result)
+        """A trial that still runs has validated."""
+        super().on_trial_result(self.proposals[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Pass the last validation of a trial that has ended to Optuna."""
-        self.optuna.on_trial_complete(self.proposals[trial_id], result, error)
-
-    def save(self, checkpoint_path: str) -> None:
-        """For Tune, which saves searchers; a sweep that goes on reads its trials' folders instead."""
-        self.optuna.save(checkpoint_path)
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore, see `save`."""
-        self.optuna.restore(checkpoint_path)
+        """A trial has ended, with its last validation."""
+        super().on_trial_complete(self.proposals[trial_id], result, error)

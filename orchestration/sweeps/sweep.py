@@ -1,6 +1,7 @@
 """Sweeps: an experiment over combinations, temperatures, task weights or any other fields, each over several seeds."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,7 +80,7 @@ def _log(tracker: Tracker, results: SweepResults, folder: Path) -> None:
     done = [trial.metrics[results.metric].value for trial in results.trials if trial.status == "finished"]
     if done:
         tracker.log_metrics("", {f"best_{results.metric}": max(done)})
-    counts = {status: sum(t.status == status for t in results.trials) for status in {t.status for t in results.trials}}
+    counts = Counter(trial.status for trial in results.trials)
     tracker.log_metrics("", {f"trials_{status.replace(' ', '_')}": float(n) for status, n in counts.items()})
     files = SweepFolder(folder)
     for path in (files.configuration, files.sweep, files.report_html, files.report_md):

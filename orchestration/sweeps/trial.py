@@ -70,9 +70,7 @@ def run_trial(
         config: "trial" with its name, its experiment, what tables show of its settings ("shown") and, where a searcher
             chose them, "settings" to change in the experiment.
         folder: of the sweep.
-        tracking_uri: MLflow's.
         tags: for the trial's run in MLflow, its parent among them.
-        work: what it does.
     """
     trial = config["trial"]
     chosen = trial.get("settings", {})

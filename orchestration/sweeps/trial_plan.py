@@ -18,13 +18,11 @@ from sepscene.orchestration.sweeps.search_space import Space, draw_settings, sho
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of many.
+    """One run of many, by the name of its folder.
 
     Attributes:
-        name: of its folder.
         experiment: what it runs; None for one that Optuna chose, which only its folder knows.
         settings: what distinguishes it, for tables.
-        seed: of its run.
     """
 
     name: str
@@ -46,12 +44,8 @@ def trial_name(number: int, seed: int) -> str:
 def plan_trials(config: SweepConfig, base: Experiment, space: Space) -> list[Trial]:
     """The trials of a sweep, each validated before any is started; none where Optuna will choose them.
 
-    A larger budget or more seeds give the same trials under the same names, and further ones.
-
-    Args:
-        config: how settings are chosen.
-        base: what they change.
-        space: checked, as `SweepConfig.checked` returns it.
+    `base` and `space` are those of `SweepConfig.checked`. A larger budget or more seeds give the same trials under the
+    same names, and further ones.
 
     Raises:
         SepsceneError: for a combination of values that the configuration refuses.

@@ -1,14 +1,24 @@
-"""How the trials of a sweep or a reproduction stand, from their folders alone."""
+"""How the trials of a sweep or a reproduction stand, from their folders alone: as data, as a live table, as a line."""
 
+import math
+import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sepscene.orchestration.records.files import read_text, read_typed_or
+from rich.markup import escape
+from rich.table import Table
+
+from sepscene.orchestration.records.files import parse_records, read_last_lines, read_text, read_typed_or
 from sepscene.orchestration.records.results import RunResults, TrialFacts
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
+from sepscene.orchestration.reports.sweep_report import setting_in_words
+from sepscene.orchestration.sweeps.trial import METRIC, is_held
 from sepscene.orchestration.sweeps.trial_plan import Trial
+
+_TAIL_BYTES = 16_384
 
 Status = Literal["finished", "stopped early", "failed", "unfinished"]
 
@@ -47,3 +57,68 @@ def _outcome(trial: Trial, run: RunFolder) -> Outcome:
     if run.failure.exists():
         return Outcome(trial, "failed", None, read_text(run.failure))
     return Outcome(trial, "unfinished", None, "")
+
+
+class Pace:
+    """How long the rest will take, from how long the trials took that have ended since the command began."""
+
+    def __init__(self, found: list[Outcome]) -> None:
+        self.begun = time.monotonic()
+        self.over_before = _count_ended(found)
+
+    def left(self, found: list[Outcome]) -> str:
+        """ ", about 12 min left"; nothing while no trial has ended, and nothing in the end."""
+        over = _count_ended(found)
+        ended = over - self.over_before
+        waiting = len(found) - over
+        if ended < 1 or not waiting:
+            return ""
+        return f", about {max(1, round((time.monotonic() - self.begun) / ended * waiting / 60))} min left"
+
+
+def _count_ended(found: list[Outcome]) -> int:
+    return sum(outcome.status != "unfinished" for outcome in found)
+
+
+def standing(found: list[Outcome]) -> str:
+    """How far the trials are, in a line: "3 of 18 trials have ended: 2 finished, 1 failed"."""
+    counts = Counter(outcome.status for outcome in found)
+    over = _count_ended(found)
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if status != "unfinished")
+    return f"{over} of {len(found)} trials have ended: {said}" if said else f"none of {len(found)} trials has ended"
+
+
+def trial_table(trials: list[Trial], folder: Path, pace: Pace) -> Table:
+    """The trials as they stand."""
+    found = outcomes(trials, folder)
+    table = Table(title=folder.name + pace.left(found))
+    for column in ("trial", "setting", "state"):
+        table.add_column(column)
+    for column in ("rows", "loss", "kNN mAP", "mAP"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for outcome in found:
+        run_dir = SweepFolder(folder).trial(outcome.trial.name).path
+        rows, loss, validation = _progress(run_dir)
+        metric = outcome.results.encoders[0].metrics["shallow_map"].value if outcome.results else math.nan
+        shown = "" if math.isnan(metric) else f"{metric:.3f}"
+        setting = escape(setting_in_words(outcome.trial.settings))
+        table.add_row(escape(outcome.trial.name), setting, _state(outcome, run_dir), rows, loss, validation, shown)
+    return table
+
+
+def _state(outcome: Outcome, run_dir: Path) -> str:
+    """Its status; of one that has not ended, whether it runs now: an earlier command may have left it behind."""
+    if outcome.status != "unfinished":
+        return outcome.status
+    return "running" if is_held(run_dir) else "waiting"
+
+
+def _progress(run_dir: Path) -> tuple[str, str, str]:
+    """The newest rows, loss and validation metric, from the end of the metrics file."""
+    path = RunFolder(run_dir).metrics
+    newest = dict[str, float | str]()
+    for record in parse_records(read_last_lines(path, _TAIL_BYTES), path):
+        newest |= record
+    formats = (("rows", ".0f"), ("loss", ".3f"), (METRIC, ".3f"))
+    rows, loss, validation = (format(newest[key], form) if key in newest else "" for key, form in formats)
+    return rows, loss, validation

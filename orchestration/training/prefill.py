@@ -16,7 +16,7 @@ from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.card import read_card
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.precision import separation_precision
-from sepscene.orchestration.runtime.streamed import blocks_of
+from sepscene.orchestration.runtime.ray_compat import blocks_of
 from sepscene.orchestration.training.stream import prefill_stream, service_settings
 from sepscene.orchestration.training.throughput import STORE_COUNTS, counts_of_block
 from sepscene.tasks.datasets.readers import Manifest

@@ -69,6 +69,18 @@ def test_without_autoscaling_nothing_waits(tmp_path: Path) -> None:
     assert "starts at once" in " ".join(verdict.lines())
 
 
+def test_separation_before_training_needs_no_place_beside_it(tmp_path: Path) -> None:
+    """A filled store: actors first, trainers then, as the run itself checks it."""
+    (tmp_path / "laptop.pools.yaml").write_text("pools: [{name: laptop, nodes: 1, cpus: 2}]")
+    changes = {"resources.separation_actors": 4, "resources.separation_cpus": 0.2}
+    beside = named_experiment("demo", "tiny").changed(changes)
+    with pytest.raises(SepsceneError, match="would wait forever"):
+        check_cluster(tmp_path / "laptop.pools.yaml", beside)
+    verdict = check_cluster(tmp_path / "laptop.pools.yaml", beside.changed({"store.mode": "prefill"}))
+    assert verdict.places["separation actor"] == {"laptop": 4} and verdict.places["trainer"] == {"laptop": 2}
+    assert verdict.trials == 1
+
+
 def test_what_does_not_fit_at_its_largest_is_refused(pools: Path) -> None:
     experiment = named_experiment("demo", "tiny").changed({**ASKED, "resources.separation_actors": 17})
     with pytest.raises(SepsceneError, match="1 of 17 separation actors"):

@@ -30,8 +30,7 @@ from sepscene.orchestration.sweeps.run_trials import run_trials
 from sepscene.orchestration.sweeps.schedulers import tuning_of
 from sepscene.orchestration.sweeps.trial import note_steps
 from sepscene.orchestration.sweeps.trial_plan import Trial, plan_trials
-from sepscene.orchestration.sweeps.trial_status import Outcome
-from sepscene.orchestration.sweeps.trial_table import Pace, standing
+from sepscene.orchestration.sweeps.trial_status import Outcome, Pace, standing
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
 

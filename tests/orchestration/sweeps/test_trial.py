@@ -65,8 +65,7 @@ def test_runs_of_trials_that_did_not_end_themselves_are_closed_in_mlflow(tmp_pat
 
 
 def test_the_live_table_says_which_trials_run_and_which_wait(tmp_path: Path) -> None:
-    from sepscene.orchestration.sweeps.trial_status import outcomes
-    from sepscene.orchestration.sweeps.trial_table import Pace, trial_table
+    from sepscene.orchestration.sweeps.trial_status import Pace, outcomes, trial_table
 
     step = json.dumps({"stage": "pretrain-mix-chan", "step": 3, "rows": 192, "loss": 4.1})
     validated = json.dumps({"stage": "pretrain-mix-chan", "step": 3, "validation_knn_map": 0.31})
