@@ -1,7 +1,6 @@
 """The data that all studies of one storage share: scenes, and the log-mels of clips and channels, each made once."""
 
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from rich.console import Console
@@ -36,12 +35,13 @@ def stores_of(
     base = rows[0]
     backgrounds = 1 + any(row.views.background == "exchanged" for row in rows)
     shared = StudyData.of(storage)
-    processors = {name: str(base.separator.checkpoints[name]) for row in rows for name in _processors(row)}
+    names = [name for row in rows if row.views.separates for name in row.views.combination]
+    processors = {name: str(base.separator.checkpoints[name]) for name in names}
     shared.path.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(shared.lock):
         train, test = _manifests(base, shared, backgrounds, console)
         train_store, test_store = (LogMelStore(shared.logmels, base, manifest) for manifest in (train, test))
-        show = _counter(console)
+        show = partial(_count, console)
         train_store.fill(processors, backgrounds, show)
         test_store.fill({}, progress=show)
     return train_store, test_store, processors
@@ -52,13 +52,12 @@ def described(base: Experiment) -> dict[str, str]:
     data = base.data
     if not data.is_generated:
         return {"data set": data.described}
+    scenes = as_long_as(base.audio.clip_seconds, data.scenes_profile)
     return {
         "data set": f"{data.described} ({data.scenes_profile})",
         "training clips": str(data.scenes_train),
         "test clips": str(data.scenes_test),
-        "pairs that share an event": _shared_events(
-            as_long_as(base.audio.clip_seconds, data.scenes_profile), base.views
-        ),
+        "pairs that share an event": _shared_events(scenes, base.views),
     }
 
 
@@ -66,10 +65,6 @@ def described(base: Experiment) -> dict[str, str]:
 def _shared_events(config: SceneConfig, views: Views) -> str:
     scenes = [generate_scene(0, index, config).sources_ST for index in range(SCENES_LISTENED_TO)]
     return shared_events_in_words(scenes, views, config.sample_rate)
-
-
-def _processors(row: Experiment) -> tuple[str, ...]:
-    return row.views.combination if row.views.separates else ()
 
 
 def _manifests(base: Experiment, shared: StudyData, backgrounds: int, console: Console) -> tuple[Manifest, Manifest]:
@@ -90,9 +85,6 @@ def _manifests(base: Experiment, shared: StudyData, backgrounds: int, console: C
     return manifest.select("train"), manifest.select("test")
 
 
-def _counter(console: Console) -> Callable[[str, int, int], None]:
-    def show(part: str, done: int, clips: int) -> None:
-        if done == clips or done % 256 == 0:
-            console.print(f"log-mels of {part}: {done} of {clips} clips", highlight=False)
-
-    return show
+def _count(console: Console, part: str, done: int, clips: int) -> None:
+    if done == clips or done % 256 == 0:
+        console.print(f"log-mels of {part}: {done} of {clips} clips", highlight=False)

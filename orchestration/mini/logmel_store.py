@@ -9,6 +9,7 @@ Shapes: N clips, S channels, T samples, L frames of a clip, F bands.
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,6 @@ class LogMelStore:
         name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / name
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._features: ClipFeatures | None = None
 
     @property
     def frames(self) -> int:
@@ -57,11 +57,10 @@ class LogMelStore:
         """Log-mels of the clips, (N, L, F); of their versions with another background."""
         return self._open(f"mixture-{background}")[:, 0]
 
+    @cached_property
     def features(self) -> ClipFeatures:
-        """Background and level of the clips; worked out once."""
-        if self._features is None:
-            self._features = clip_features(self.mixtures())
-        return self._features
+        """Background and level of the clips."""
+        return clip_features(self.mixtures())
 
     def channels(self, processor: str, background: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Log-mels (N, S, L, F) and levels in dBFS (N, S) of a processor's channels.
