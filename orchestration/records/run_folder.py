@@ -320,8 +320,3 @@ class StageFolder:
     def ray_snapshot(self) -> Path:
         """What Ray Train remembers of the encoders that it stored; it names folders that Ray deletes."""
         return self.ray / "checkpoint_manager_snapshot.json"
-
-
-def pretraining(run: Path, pair: str) -> StageFolder:
-    """The folder of the pre-training with one kind of positive pair."""
-    return RunFolder(run).pretraining(pair)
