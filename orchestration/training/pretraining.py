@@ -6,7 +6,7 @@ Shapes: B pairs of this worker, P samples of a view, L frames, F mels.
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import numpy as np
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.v2.api.validation_config import ValidationConfig
 from torch import Tensor, nn
 
 from sepscene.augment.augmentations.augmentation import Augmenter
@@ -33,10 +32,9 @@ from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.precision import training_precision
 from sepscene.orchestration.runtime.ray_compat import leaving_nodes
 from sepscene.orchestration.training.builders import build_objective, start_from
-from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine
-from sepscene.orchestration.training.hooks import Batch, Hook, consume_rows, run_steps, usable_rows
+from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine, ends_when_memory_is_full
+from sepscene.orchestration.training.hooks import Batch, consume_rows, run_steps, usable_rows
 from sepscene.orchestration.training.light import LocalReports, local_batches
-from sepscene.orchestration.training.memory import ends_when_memory_is_full, pretraining_advice
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.orchestration.training.saving import Reporting, Saving
 from sepscene.orchestration.training.stage import Stage
@@ -117,39 +115,30 @@ class Pretrainer:
         checkpoint: Path | None = None,
         start: Path | None = None,
     ) -> None:
-        """Fresh, or as a checkpoint left it.
-
-        Args:
-            experiment: what to train.
-            clips: number of training clips.
-            device: where to train.
-            checkpoint: what to continue from.
-            start: encoder bundle to begin with where there is no checkpoint; none begins with fresh weights.
-        """
+        """Fresh, or as a checkpoint left it; `clips`: their number; `start`: see `prepared_objective`."""
         self.experiment = experiment
         self.device = device
         self.views = Views(experiment).to(device)
         self.objective = prepared_objective(experiment, device, start if checkpoint is None else None)
         self.optimizer = adamw(self.objective, experiment.training, device)
-        self.steps = steps_of(experiment, clips)
         self.step = 0
         self.ledger = Ledger(schedule_of(experiment, clips).rows)
+        self.steps = -(-self.ledger.rows // experiment.training.global_batch)
+        """Of the whole schedule."""
         self.bad_rows: list[list[int]] = []
         """The rows of each step that was skipped for a loss or gradient that is not finite."""
         if checkpoint is not None:
-            self._restore(read_checkpoint(checkpoint))
+            state = read_checkpoint(checkpoint)
+            self.objective.load_state_dict(state.tensors["model"])
+            self.optimizer.load_state_dict(state.tensors["optimizer"])
+            self.bad_rows = state.tensors["bad_rows"]
+            self.step = state.step
+            self.ledger = state.ledger.try_again()
         self.local_rows = experiment.training.global_batch // world_size()
         self.model: nn.Module | None = None if experiment.training.microbatch else self.objective
         """What averages the gradients of all workers; none where `accumulate` does."""
         self.result: JointLoss | None = None
         """What the objective gave in the last step; none where that was skipped."""
-
-    def _restore(self, state: TrainingState) -> None:
-        self.objective.load_state_dict(state.tensors["model"])
-        self.optimizer.load_state_dict(state.tensors["optimizer"])
-        self.bad_rows = state.tensors["bad_rows"]
-        self.step = state.step
-        self.ledger = state.ledger.try_again()
 
     @property
     def last_step(self) -> int:
@@ -224,11 +213,6 @@ class Pretrainer:
         return Encoder(self.views.front_end, self.objective.trunk, self.experiment.views.patch_seconds)
 
 
-def steps_of(experiment: Experiment, clips: int) -> int:
-    """Optimiser steps of the whole schedule."""
-    return -(-schedule_of(experiment, clips).rows // experiment.training.global_batch)
-
-
 def pretrain_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs: its part of the stream, step by step, with the hooks beside it."""
     if _folder(settings).fatal.exists():
@@ -241,13 +225,6 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
     shard = ray.train.get_dataset_shard("views")
     batches = shard.iter_batches(batch_size=worker.local_rows, batch_format="numpy")
     _train(worker, settings, batches, leaving_nodes, ray.train.report)
-
-
-def pretrain_here(settings: dict[str, Any], batches: Iterator[Batch], validation: ValidationConfig | None) -> None:
-    """The same without Ray: the one worker is this process; see `light.py`."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # of this thread, as a worker's
-    reports = LocalReports(_folder(settings), validation)
-    _train(_pretrainer(settings, torch.device("cpu")), settings, batches, lambda: set[str](), reports)
 
 
 def _folder(settings: dict[str, Any]) -> StageFolder:
@@ -271,23 +248,27 @@ def _train(
     folder = _folder(settings)
     training = worker.experiment.training
     saving = Saving(folder, worker.state, training.checkpoint_every_steps, training.checkpoints_kept, leaving)
-    hooks = [*_observers(worker, settings["clips"], folder), saving, Reporting(report)]
-    with ends_when_memory_is_full(folder, pretraining_advice(worker.experiment, worker.local_rows)):
+    hooks = [
+        StepTiming(worker.experiment, worker.device, world_size()),
+        BadSteps(folder, worker.bad_rows, training.bad_steps),
+        Quarantine(worker.ledger, settings["clips"], training.quarantine_share, worker.device),
+        Diagnostics(lambda: worker.result, worker.objective.coincidence_head),
+        StreamBalance(worker.experiment, worker.device),
+        HandOver(worker.encoder, training.validation_every_steps, worker.last_step),
+        saving,
+        Reporting(report),
+    ]
+    with ends_when_memory_is_full(folder, memory_advice(worker.experiment, worker.local_rows)):
         run_steps(worker, batches, hooks, saving.pause)
 
 
-def _observers(worker: Pretrainer, clips: int, folder: StageFolder) -> list[Hook]:
-    """Everything that looks at a step before it is saved and reported."""
-    experiment = worker.experiment
-    training = worker.experiment.training
-    return [
-        StepTiming(experiment, worker.device, world_size()),
-        BadSteps(folder, worker.bad_rows, training.bad_steps),
-        Quarantine(worker.ledger, clips, training.quarantine_share, worker.device),
-        Diagnostics(lambda: worker.result, worker.objective.coincidence_head),
-        StreamBalance(experiment, worker.device),
-        HandOver(worker.encoder, training.validation_every_steps, worker.last_step),
-    ]
+def memory_advice(experiment: Experiment, local_rows: int) -> str:
+    """What makes a step smaller, on a trainer with this many rows of the global batch."""
+    smaller = max(1, (experiment.training.microbatch or local_rows) // 2)
+    return (
+        f"set training.microbatch={smaller} (the same loss over the whole batch, in smaller passes), or lower "
+        "training.global_batch, or raise resources.trainers"
+    )
 
 
 def pretrain(
@@ -321,12 +302,12 @@ def pretrain(
     validation = validation_of(experiment, manifest, folder)
 
     def here(settings: dict[str, Any], ledger: Ledger, stop: threading.Event) -> None:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # of this thread, as a worker's
         # The store is opened anew, as in another process: the maker closes it at its end.
         make = ViewMaker(service_settings(experiment, checkpoints), copy(store), crashes)
-        training = experiment.training
-        draws = draws_of(experiment, manifest, ledger)
-        batches = local_batches(draws, make, training.global_batch, training.service_rows, stop)
-        pretrain_here(settings, batches, validation)
+        batches = local_batches(draws_of(experiment, manifest, ledger), make, experiment.training, stop)
+        reports = LocalReports(_folder(settings), validation)
+        _train(_pretrainer(settings, torch.device("cpu")), settings, batches, set, reports)
 
     return Stage(
         folder=folder,

@@ -9,9 +9,7 @@ from typing import Any
 
 import ray.train
 
-from sepscene.orchestration.records.checkpoint_writer import (
-    CheckpointWriter,
-)
+from sepscene.orchestration.records.checkpoint_writer import CheckpointWriter
 from sepscene.orchestration.records.checkpoints import TrainingState
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.ray_compat import leaving_nodes

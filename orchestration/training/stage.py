@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray.train
 import ray.train.torch
@@ -23,12 +23,7 @@ from sepscene.orchestration.config import Resources
 from sepscene.orchestration.records.checkpoints import choose_resume_point, newest_sound, read_ledger, steps_up_to
 from sepscene.orchestration.records.files import read_text
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.records.metrics_log import (
-    MetricsFile,
-    append_metrics,
-    collect_validations,
-    recover_metrics,
-)
+from sepscene.orchestration.records.metrics_log import MetricsFile, append_metrics, collect_validations, recover_metrics
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.allocator import kept_memory
 from sepscene.orchestration.runtime.ray_compat import configure_data, trainer_class
@@ -172,9 +167,8 @@ class Stage:
         if isinstance(error, ray.exceptions.RayActorError) and ray.is_initialized() and not self.folder.fatal.exists():
             return False
         self._fail(error)
-        return False
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> NoReturn:
         """Raise what ended the stage, as a sentence that says what to do."""
         name = self.folder.name
         if isinstance(error, ray.train.TrainingFailedError) or self.folder.fatal.exists():
