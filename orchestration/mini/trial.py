@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 
 from sepscene.models.config import Config
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.logmel_store import LogMelStore
+from sepscene.orchestration.mini.data import LogMelStore
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, embed, refuse_what_is_ignored
 from sepscene.orchestration.records.environment import commit
 from sepscene.orchestration.records.files import write_whole

@@ -81,20 +81,18 @@ class BadSteps(Hook):
         self.folder = folder
         self.bad_rows = bad_rows
         self.most = most
-        self.known = len(bad_rows)
 
     def after_step(self, step: Step) -> None:
         """Look whether this step was skipped."""
-        if len(self.bad_rows) > self.known and rank() == 0:
+        if step.metrics["bad"] and rank() == 0:
             rows = self.bad_rows[-1]
             write_whole(self.folder.bad_rows, json.dumps(self.bad_rows))  # for `sepscene replay`
             step.events.append(f"step {step.number} is skipped: {len(rows)} rows from {rows[0]} on")
-        self.known = len(self.bad_rows)
-        if self.known > self.most:
+        if len(self.bad_rows) > self.most:
             rows = self.bad_rows[-1]
             some = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
             step.fatal = step.fatal or (
-                f"{self.known} steps had a NaN or infinite loss or gradient, more than training.bad_steps = "
+                f"{len(self.bad_rows)} steps had a NaN or infinite loss or gradient, more than training.bad_steps = "
                 f"{self.most}; the last one's rows: {some}; all are in "
                 f"{self.folder.bad_rows}, and `sepscene replay RUN` computes the last step's again, one by one"
             )

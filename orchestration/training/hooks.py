@@ -117,9 +117,7 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
     """Train on every batch of the stream, or until a hook finds a reason to stop. All workers call it together.
 
     Args:
-        worker: what is trained.
         batches: this worker's parts of the global batches.
-        hooks: in the order in which they act.
         pause: held during a step; whoever holds it between two steps finds the worker's state whole.
     """
     began = asked = time.perf_counter()

@@ -104,10 +104,7 @@ def fill(
     """Separate every clip with every processor of the combination into the store; again what gets lost on the way.
 
     Args:
-        experiment: its combination, audio settings and resources.
-        train: the clips.
         ladder: processor name -> folder.
-        store: where they go.
         advance: called with how many rows are done.
     """
     wanted = _Wanted(StoredViews(service_settings(experiment, ladder), store), train)

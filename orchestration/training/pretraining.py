@@ -284,10 +284,8 @@ def pretrain(
     """Pre-train an encoder over the whole schedule, or continue; returns the newest checkpoint.
 
     Args:
-        experiment: what to train.
         manifest: the training clips; labels are not looked at.
         checkpoints: processor name -> separator folder; may be empty for mix-mix.
-        run_dir: the run's folder.
         stage: name of the stage in metrics and checkpoints.
         store: where separated clips are kept; none separates every row live.
         callbacks: the user's own, for Ray Train.

@@ -242,9 +242,7 @@ def train_separator(
     """Train the separator to the top of its ladder, or continue; returns processor name -> folder.
 
     Args:
-        experiment: separator, audio and resources.
         manifest: the training clips; labels are not looked at.
-        run_dir: the run's folder.
         held_out: clips on which every checkpoint is scored.
         callbacks: the user's own, for Ray Train.
 

@@ -128,9 +128,8 @@ class Stage:
         Ray Train's snapshot goes, too: it names folders of encoders, which Ray Train then deletes, and one that a kill
         has cut would end every later controller. Nothing in it is needed, checkpoints are ours.
         """
-        self.folder.fatal.unlink(missing_ok=True)
-        self.folder.ray_snapshot.unlink(missing_ok=True)
-        self.folder.wanted.unlink(missing_ok=True)
+        for left in (self.folder.fatal, self.folder.ray_snapshot, self.folder.wanted):
+            left.unlink(missing_ok=True)
 
     def _controller_lived(self) -> bool:
         """Train until the schedule is done; false when the Train controller died on the way.

@@ -109,10 +109,7 @@ def view_stream(
     """The views of all rows that the ledger still lacks, lazily.
 
     Args:
-        experiment: views, audio, training and resources.
-        manifest: the training clips.
         checkpoints: processor name -> separator folder.
-        ledger: what the weights have consumed.
         store: where separated clips are kept; none separates every row live.
         crash_counts: of clips that end their actor; none lets such a clip end the run.
         shown: a name beside those of its actors, which tells them from another run's in Ray's dashboard.

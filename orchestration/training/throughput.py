@@ -187,7 +187,6 @@ def _silent(batch: dict[str, np.ndarray], pair: str) -> np.ndarray:
 class Balance(Config):
     """The balance of a whole stage: means over its time, and the store's counts."""
 
-    seconds: float
     rows_per_second: float
     stage_rows_per_second: dict[str, float]
     """By stage; of separation only what was not in the store."""
@@ -252,7 +251,6 @@ def _mean_of(found: Sequence[dict[str, Any]]) -> Balance:
         return {name: mean(f"{name}/{quantity}") for name in names}
 
     return Balance(
-        seconds=total,
         rows_per_second=mean("rows_per_second"),
         stage_rows_per_second=by_stage("rows_per_second"),
         busy=by_stage("busy"),

@@ -66,11 +66,7 @@ class ProbeClips:
 
 
 def choose_probe(manifest: Manifest, count: int) -> ProbeClips:
-    """The clips of a validation, from the training split.
-
-    Args:
-        manifest: the training clips.
-        count: how many of those with a label are taken, at most.
+    """The clips of a validation: at most `count` of the training clips with a label.
 
     Raises:
         SepsceneError: when no class has a clip on both sides.
