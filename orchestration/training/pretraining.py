@@ -86,15 +86,14 @@ def pcm_pair(columns: Batch, name: str, device: torch.device) -> Tensor:
     return torch.from_numpy(from_pcm(pcm_B2P)).to(device)
 
 
-def prepared_objective(experiment: Experiment, device: torch.device, start: Path | None = None) -> JointObjective:
+def prepared_objective(experiment: Experiment, device: torch.device, start: str | None = None) -> JointObjective:
     """The networks and losses as a worker trains them: on its device, BatchNorm over all workers, memory format chosen.
 
-    Args:
-        start: encoder bundle whose weights are the start; none keeps the fresh ones.
+    They have fresh weights, or those of the encoder bundle `start`.
     """
     objective = build_objective(experiment)
     if start is not None:
-        start_from(objective, start)
+        start_from(objective, Path(start))
     objective = objective.to(device)
     synchronise_batchnorm(objective)  # on its device: CUDA has a kernel of its own
     if device.type == "cuda" or experiment.scale == "tiny":
@@ -108,18 +107,14 @@ class Pretrainer:
     """One worker of the pre-training: model, optimiser and ledger. It needs no Ray; see `hooks.Worker`."""
 
     def __init__(
-        self,
-        experiment: Experiment,
-        clips: int,
-        device: torch.device,
-        checkpoint: Path | None = None,
-        start: Path | None = None,
+        self, experiment: Experiment, clips: int, device: torch.device, checkpoint: Path | None = None
     ) -> None:
-        """Fresh, or as a checkpoint left it; `clips`: their number; `start`: see `prepared_objective`."""
+        """At its start, or as a checkpoint left it; `clips`: their number."""
         self.experiment = experiment
         self.device = device
         self.views = Views(experiment).to(device)
-        self.objective = prepared_objective(experiment, device, start if checkpoint is None else None)
+        start = experiment.training.start_encoder if checkpoint is None else None
+        self.objective = prepared_objective(experiment, device, start)
         self.optimizer = adamw(self.objective, experiment.training, device)
         self.step = 0
         self.ledger = Ledger(schedule_of(experiment, clips).rows)
@@ -233,8 +228,7 @@ def _folder(settings: dict[str, Any]) -> StageFolder:
 
 def _pretrainer(settings: dict[str, Any], device: torch.device) -> Pretrainer:
     experiment = Experiment.model_validate(settings["experiment"])
-    start = Path(settings["start"]) if settings["start"] else None
-    return Pretrainer(experiment, settings["clips"], device, resume_point(_folder(settings)), start)
+    return Pretrainer(experiment, settings["clips"], device, resume_point(_folder(settings)))
 
 
 def _train(
@@ -295,8 +289,10 @@ def pretrain(
         SepsceneError: as `Stage.run`.
     """
     folder = StageFolder(run_dir, stage)
-    start = experiment.training.start_encoder
     crashes = CrashCounts(folder.crashes)
+    start = experiment.training.start_encoder
+    if start is not None:  # workers have working folders of their own
+        experiment = experiment.changed({"training.start_encoder": str(Path(start).resolve())})
     validation = validation_of(experiment, manifest, folder)
 
     def here(settings: dict[str, Any], ledger: Ledger, stop: threading.Event) -> None:
@@ -310,11 +306,7 @@ def pretrain(
     return Stage(
         folder=folder,
         worker=pretrain_worker,
-        settings={
-            "experiment": experiment.model_dump(mode="json"),
-            "clips": len(manifest.clips),
-            "start": start and str(Path(start).resolve()),  # workers have folders of their own
-        },
+        settings={"experiment": experiment.model_dump(mode="json"), "clips": len(manifest.clips)},
         stream=lambda ledger: view_stream(experiment, manifest, checkpoints, ledger, store, crashes, folder.shown),
         rows=schedule_of(experiment, len(manifest.clips)).rows,
         resources=experiment.resources,
