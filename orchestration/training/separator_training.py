@@ -7,6 +7,7 @@ S channels.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,10 @@ def add_to_ladder(run_dir: Path, name: str, step: int, separator: TDCNpp, metada
     fresh = ladder / f".{name}-{step}"
     digest = save_separator(separator, fresh, {"name": name, "step": step, **metadata})
     final = ladder / f"{name}-{step}-{digest[:12]}"
-    if final.exists():
-        return  # a repeated step after a restart gives the same weights
-    fresh.rename(final)
+    if final.exists():  # a kill came before its entry in the index
+        shutil.rmtree(fresh)
+    else:
+        fresh.rename(final)
     index = {key: Path(folder).name for key, folder in read_ladder(run_dir).items()} | {name: final.name}
     write_whole(files.ladder_index, json.dumps(index, indent=2))
 
