@@ -173,13 +173,25 @@ class LadderKeeper(Hook):
         self._keep({**losses, "mixtures": mixtures})
 
     def _keep(self, metadata: dict[str, Any]) -> None:
+        worker = self.worker
+        for name, step in worker.experiment.separator.ladder.steps.items():
+            if rank() == 0 and step == worker.step and name not in read_ladder(self.run_dir):
+                add_to_ladder(self.run_dir, name, step, worker.separator, metadata | self._scores())
+
+    def _scores(self) -> dict[str, float]:
+        """What a checkpoint's card says of held-out clips; nothing where there are none."""
+        if len(self.held_out) < 2:
+            return {}
         experiment = self.worker.experiment
-        separator = self.worker.separator
-        now = self.worker.step
-        for name, step in experiment.separator.ladder.steps.items():
-            if rank() == 0 and step == now and name not in read_ladder(self.run_dir):
-                scores = score_checkpoint(separator, self.held_out, experiment)
-                add_to_ladder(self.run_dir, name, step, separator, metadata | scores)
+        separator = self.worker.separator.eval()
+        scores = score_separation(
+            lambda wave_BT: separator(wave_BT.to(self.worker.device)),
+            self.held_out,
+            experiment.audio,
+            experiment.evaluation.separator_mixtures,
+        )
+        separator.train()
+        return scores.means()
 
 
 class MixtureRate(Hook):
@@ -216,22 +228,6 @@ def separator_worker(settings: dict[str, Any]) -> None:
     ]
     with ends_when_memory_is_full(folder, MEMORY_ADVICE):
         run_steps(worker, batches, hooks, saving.pause)
-
-
-def score_checkpoint(separator: TDCNpp, held_out: list[tuple[str, float]], experiment: Experiment) -> dict[str, Any]:
-    """What a checkpoint's card says of held-out clips; nothing where there are none."""
-    if len(held_out) < 2:
-        return {}
-    device = next(separator.parameters()).device
-    separator.eval()
-    scores = score_separation(
-        lambda wave_BT: separator(wave_BT.to(device)),
-        held_out,
-        experiment.audio,
-        experiment.evaluation.separator_mixtures,
-    )
-    separator.train()
-    return scores.means()
 
 
 def train_separator(
