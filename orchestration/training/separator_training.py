@@ -128,9 +128,9 @@ class SeparatorTrainer:
 
     def _pairs(self, batch: Batch) -> list[Tensor]:
         """Neighbouring rows whose clips are both usable, each (R, T)."""
-        wave_BRT = torch.from_numpy(from_pcm(batch["segment"])).reshape(-1, 2, self.samples)
+        wave_BRT = from_pcm(batch["segment"]).reshape(-1, 2, self.samples)
         usable_B = usable_rows(batch).reshape(-1, 2).all(axis=1)
-        return list(wave_BRT[usable_B].to(self.device))
+        return list(torch.from_numpy(wave_BRT[usable_B]).to(self.device))
 
     def _scenes(self, batch: Batch) -> list[Tensor]:
         """The sources of the usable rows, each (K, T)."""
