@@ -26,7 +26,7 @@ from sepscene.models.separators.fast_path import fast_separator
 from sepscene.models.separators.folder import load_separator
 from sepscene.models.separators.importer import import_separator
 from sepscene.models.settings import Cnn14Config, TDCNppConfig
-from sepscene.orchestration.training.memory import out_of_memory
+from sepscene.orchestration.training.health import out_of_memory
 from sepscene.tasks.losses.coincidence import coincidence_loss
 from sepscene.tasks.losses.nt_xent import nt_xent
 

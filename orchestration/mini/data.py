@@ -1,22 +1,141 @@
-"""The data that all studies of one storage share: scenes, and the log-mels of clips and channels, each made once."""
+"""The data that all studies of one storage share, each made once: scenes, and the log-mels of every clip, and of every
+separated channel of it, as float16 on disk.
 
-from collections.abc import Callable
-from functools import cache
+Separation and front-end are done once for all trials. Crops are then taken in the log-mel domain, at whole frames: a
+view costs a copy. A store that was cut while it was made goes on with the first clip that is missing.
+
+Shapes: N clips, S channels, T samples, L frames of a clip, F bands.
+"""
+
+import hashlib
+import json
+from functools import cache, cached_property
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
 from rich.console import Console
 
-from sepscene.augment.synthetic.scenes import SceneConfig, as_long_as, generate_scene, write_scenes
+from sepscene.augment.audio import read_clip
+from sepscene.augment.separation.service import open_separator
+from sepscene.augment.synthetic.scenes import (
+    SceneConfig,
+    as_long_as,
+    background_path,
+    generate_scene,
+    write_scenes,
+)
 from sepscene.augment.synthetic.shared_events import shared_events_in_words
-from sepscene.augment.views import Views
+from sepscene.augment.views import Views, from_pcm, levels_db, to_pcm
+from sepscene.models.card import read_card
+from sepscene.models.config import SepsceneError
+from sepscene.models.encoders.frontend import LogMel
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.logmel_store import LogMelStore
-from sepscene.orchestration.records.files import one_at_a_time
+from sepscene.orchestration.records.files import one_at_a_time, read_typed, write_whole
 from sepscene.orchestration.records.sweep_folder import StudyData
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
+from sepscene.tasks.evaluation.shortcuts import ClipFeatures, clip_features
+
+NOTE_EVERY = 32
+"""Clips between two notes of how far a part of the store is: this many are made again after a cut."""
+
+SHOWN_EVERY = 256
+"""Clips between two lines that say how far a part is; a multiple of `NOTE_EVERY`."""
 
 SCENES_LISTENED_TO = 16
 """Scenes of the study's kind whose sources say how often two crops share an event."""
+
+
+class LogMelStore:
+    """Log-mels of one manifest under one front-end: parts (N, S, L, F), one of mixtures and one of each processor."""
+
+    def __init__(self, root: Path, experiment: Experiment, manifest: Manifest) -> None:
+        self.experiment = experiment
+        self.manifest = manifest
+        self.front_end = LogMel(experiment.front_end.changed({"level": "kept"}))  # see `LogMel.level_patches`
+        front_end = experiment.front_end.model_dump(exclude={"level"})
+        what = [manifest.digest(), experiment.audio.model_dump(), front_end]
+        name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = root / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def frames(self) -> int:
+        """Frames L of a clip."""
+        return self.experiment.front_end.frames(self.experiment.audio.samples)
+
+    def mixtures(self, background: int = 0) -> np.ndarray:
+        """Log-mels of the clips, (N, L, F); of their versions with another background."""
+        return self._open(f"mixture-{background}")[:, 0]
+
+    @cached_property
+    def features(self) -> ClipFeatures:
+        """Background and level of the clips."""
+        return clip_features(self.mixtures())
+
+    def channels(self, processor: str, background: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Log-mels (N, S, L, F) and levels in dBFS (N, S) of a processor's channels.
+
+        Args:
+            processor: folder of the separator.
+            background: number of the background.
+        """
+        part = self._part(processor, background)
+        return self._open(part), np.load(self.folder / f"{part}.levels.npy")
+
+    def fill(self, processors: dict[str, str], backgrounds: int = 1, console: Console | None = None) -> None:
+        """Make what is missing: mixtures, and the channels of processors (name -> folder), for each background.
+
+        Raises:
+            SepsceneError: when a clip cannot be read, or a separator is damaged.
+        """
+        for background in range(backgrounds):
+            self._fill(f"mixture-{background}", None, background, console)
+            for name, folder in processors.items():
+                separator = open_separator(name, folder, self.experiment.audio)
+                self._fill(self._part(folder, background), separator, background, console)
+
+    def _part(self, folder: str, background: int) -> str:
+        return f"channels-{read_card(folder).digest[:16]}-{background}"
+
+    def _done(self, part: str) -> int:
+        path = self.folder / f"{part}.done"
+        return read_typed(path, int) if path.exists() else 0
+
+    def _open(self, part: str) -> np.ndarray:
+        if self._done(part) < len(self.manifest):
+            raise SepsceneError(f"{self.folder / part} is not finished: fill the store of log-mels first")
+        return np.load(self.folder / f"{part}.npy", mmap_mode="r")
+
+    def _fill(self, part: str, separator: torch.nn.Module | None, background: int, console: Console | None) -> None:
+        done = self._done(part)
+        clips = len(self.manifest)
+        if done == clips:
+            return
+        channels: int = 1 if separator is None else separator.sources  # type: ignore[assignment]
+        shape = (clips, channels, self.frames, self.experiment.front_end.mel_bands)
+        logmel_NSLF = self._array(f"{part}.npy", shape, np.float16)
+        levels_NS = self._array(f"{part}.levels.npy", shape[:2], np.float32)
+        uris, offsets = (self.manifest.clips[name].to_pylist() for name in ("uri", "offset_seconds"))
+        for n in range(done, clips):
+            uri = str(background_path(uris[n], background)) if background else uris[n]
+            pcm_ST = to_pcm(read_clip(uri, self.experiment.audio, offsets[n]))[None]
+            with torch.inference_mode():
+                if separator is not None:
+                    pcm_ST = to_pcm(separator(torch.from_numpy(from_pcm(pcm_ST)))[0].float().numpy())
+                logmel_NSLF[n] = self.front_end(torch.from_numpy(from_pcm(pcm_ST))).numpy()
+            levels_NS[n] = levels_db(pcm_ST)
+            if (n + 1) % NOTE_EVERY == 0 or n + 1 == clips:
+                logmel_NSLF.flush()
+                levels_NS.flush()
+                write_whole(self.folder / f"{part}.done", str(n + 1))
+                if console is not None and ((n + 1) % SHOWN_EVERY == 0 or n + 1 == clips):
+                    console.print(f"log-mels of {part}: {n + 1} of {clips} clips", highlight=False)
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
+        path = self.folder / name
+        return open_memmap(path, "r+") if path.exists() else open_memmap(path, "w+", dtype, shape)
 
 
 def stores_of(
@@ -36,14 +155,14 @@ def stores_of(
     base = rows[0]
     backgrounds = 1 + any(row.views.background == "exchanged" for row in rows)
     shared = StudyData.of(storage)
-    processors = {name: str(base.separator.checkpoints[name]) for row in rows for name in _processors(row)}
+    names = [name for row in rows if row.views.separates for name in row.views.combination]
+    processors = {name: str(base.separator.checkpoints[name]) for name in names}
     shared.path.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(shared.lock):
         train, test = _manifests(base, shared, backgrounds, console)
         train_store, test_store = (LogMelStore(shared.logmels, base, manifest) for manifest in (train, test))
-        show = _counter(console)
-        train_store.fill(processors, backgrounds, show)
-        test_store.fill({}, progress=show)
+        train_store.fill(processors, backgrounds, console)
+        test_store.fill({}, console=console)
     return train_store, test_store, processors
 
 
@@ -52,13 +171,12 @@ def described(base: Experiment) -> dict[str, str]:
     data = base.data
     if not data.is_generated:
         return {"data set": data.described}
+    scenes = as_long_as(base.audio.clip_seconds, data.scenes_profile)
     return {
         "data set": f"{data.described} ({data.scenes_profile})",
         "training clips": str(data.scenes_train),
         "test clips": str(data.scenes_test),
-        "pairs that share an event": _shared_events(
-            as_long_as(base.audio.clip_seconds, data.scenes_profile), base.views
-        ),
+        "pairs that share an event": _shared_events(scenes, base.views),
     }
 
 
@@ -66,10 +184,6 @@ def described(base: Experiment) -> dict[str, str]:
 def _shared_events(config: SceneConfig, views: Views) -> str:
     scenes = [generate_scene(0, index, config).sources_ST for index in range(SCENES_LISTENED_TO)]
     return shared_events_in_words(scenes, views, config.sample_rate)
-
-
-def _processors(row: Experiment) -> tuple[str, ...]:
-    return row.views.combination if row.views.separates else ()
 
 
 def _manifests(base: Experiment, shared: StudyData, backgrounds: int, console: Console) -> tuple[Manifest, Manifest]:
@@ -88,11 +202,3 @@ def _manifests(base: Experiment, shared: StudyData, backgrounds: int, console: C
                 mark.touch()
     manifest = read_manifest("scenes", str(root))
     return manifest.select("train"), manifest.select("test")
-
-
-def _counter(console: Console) -> Callable[[str, int, int], None]:
-    def show(part: str, done: int, clips: int) -> None:
-        if done == clips or done % 256 == 0:
-            console.print(f"log-mels of {part}: {done} of {clips} clips", highlight=False)
-
-    return show

@@ -83,7 +83,7 @@ def read_records(folder: Path) -> list[TrialRecord]:
     ]
 
 
-def write_results(base: Experiment, folder: Path) -> ReproductionResults:
+def write_results(base: Experiment, folder: Path) -> None:
     """reproduction.json and the report, from the trials that are finished."""
     records = read_records(folder)
     untrained = {record.seed: record for record in records if record.row == UNTRAINED}
@@ -101,7 +101,6 @@ def write_results(base: Experiment, folder: Path) -> ReproductionResults:
     )
     results.save(folder)
     write_reproduction_report(folder)
-    return results
 
 
 def _check_no_own_code(rows: list[Experiment]) -> None:

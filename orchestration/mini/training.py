@@ -20,7 +20,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.network import network_class
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.logmel_store import LogMelStore
+from sepscene.orchestration.mini.data import LogMelStore
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.training.builders import build_objective, check_parts, check_start, start_from
 from sepscene.orchestration.training.optimizer import adamw, learning_rate

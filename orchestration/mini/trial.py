@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 
 from sepscene.models.config import Config
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.logmel_store import LogMelStore
+from sepscene.orchestration.mini.data import LogMelStore
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, embed, refuse_what_is_ignored
 from sepscene.orchestration.records.environment import commit
 from sepscene.orchestration.records.files import write_whole
@@ -86,12 +86,17 @@ def run_trial(
     test_h = embed(trainer, test)
     split = Split.of(train.manifest, test.manifest)
     values, replicates_R = score(train_h, test_h, split, experiment)
-    metrics = {"shallow_map": mean(values)} | _quick_metrics(train_h, test_h, split)
+    probed = _with_targets(train_h, test_h, split)
+    metrics = {
+        "shallow_map": mean(values),
+        "linear_map": split.metric(linear_probe(*probed).scores_BK),
+        "knn_map": split.metric(knn_probe(*probed).scores_BK),
+    }
     if train_h.shape[1] > SAME_DIMENSIONS:
         pca = PCA(SAME_DIMENSIONS, random_state=0).fit(train_h)
         smaller = score(pca.transform(train_h), pca.transform(test_h), split, experiment)[0]
         metrics["shallow_map_pca"] = mean(smaller)
-    shortcuts = find_shortcuts(train.features(), train_h, test.features(), test_h)
+    shortcuts = find_shortcuts(train.features, train_h, test.features, test_h)
     return TrialRecord(
         row="untrained" if untrained else experiment.name,
         seed=experiment.seed,
@@ -159,14 +164,6 @@ def score(train_h: Floats, test_h: Floats, split: Split, experiment: Experiment)
     weights_BR = resample(len(split.known_BK), RESAMPLES)
     replicates = [resampled_scores(one.scores_BK, split.known_BK, weights_BR).map_R for one in found]
     return [split.metric(one.scores_BK) for one in found], np.mean(replicates, axis=0)
-
-
-def _quick_metrics(train_h: Floats, test_h: Floats, split: Split) -> dict[str, float]:
-    parts = _with_targets(train_h, test_h, split)
-    return {
-        "linear_map": split.metric(linear_probe(*parts).scores_BK),
-        "knn_map": split.metric(knn_probe(*parts).scores_BK),
-    }
 
 
 def _with_targets(train_h: Floats, test_h: Floats, split: Split) -> tuple[Floats, Bools, Floats, Bools]:

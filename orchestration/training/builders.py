@@ -16,7 +16,7 @@ from sepscene.models.encoders.network import Choice, build_network, check_networ
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import TrainingState
 from sepscene.tasks.losses.joint import JointObjective
-from sepscene.tasks.losses.terms import HeadSizes, build_term
+from sepscene.tasks.losses.terms import HeadSizes, Term, build_term
 
 logger = logging.getLogger("sepscene")
 
@@ -24,11 +24,14 @@ logger = logging.getLogger("sepscene")
 def build_objective(experiment: Experiment) -> JointObjective:
     """Encoder trunk, heads and losses with fresh weights, the same on every worker for the same seed."""
     torch.manual_seed(experiment.seed)
+    return JointObjective(build_network(experiment.encoder), _fresh_terms(experiment))
+
+
+def _fresh_terms(experiment: Experiment) -> dict[str, Term]:
     settings = experiment.objective
-    trunk = build_network(experiment.encoder)
     dim = settings_of(experiment.encoder).embedding_dim
     sizes = HeadSizes(dim, settings.head_hidden, settings.projection_dim)
-    return JointObjective(trunk, {name: build_term(name, term, sizes) for name, term in settings.used_terms.items()})
+    return {name: build_term(name, term, sizes) for name, term in settings.used_terms.items()}
 
 
 def check_parts(experiment: Experiment) -> None:
@@ -37,8 +40,7 @@ def check_parts(experiment: Experiment) -> None:
     Raises:
         SepsceneError: a name is unknown, its code is not trusted or cannot be imported, or parts do not fit together.
     """
-    encoder = experiment.encoder
-    warning = check_network(encoder, experiment.front_end, experiment.views.patch_seconds)
+    warning = check_network(experiment.encoder, experiment.front_end, experiment.views.patch_seconds)
     if warning and experiment.training.microbatch:
         raise SepsceneError(warning)
     if warning:
@@ -82,18 +84,15 @@ def _try_terms(experiment: Experiment) -> None:
     Raises:
         SepsceneError: a term fails, or its loss is not a finite number.
     """
-    settings = experiment.objective
-    dim = settings_of(experiment.encoder).embedding_dim
-    sizes = HeadSizes(dim, settings.head_hidden, settings.projection_dim)
-    for name, chosen in settings.used_terms.items():
-        term = build_term(name, chosen, sizes)
-        pair = torch.randn(2, 2, dim)
+    pair = torch.randn(2, 2, settings_of(experiment.encoder).embedding_dim)
+    for name, term in _fresh_terms(experiment).items():
+        what = f"objective.terms.{name} ({experiment.objective.used_terms[name].use})"
         try:
             loss = JointObjective(torch.nn.Identity(), {name: term}).loss(*pair).parts[name]
         except Exception as error:
-            raise SepsceneError(f"objective.terms.{name} ({chosen.use}) fails on two pairs: {error}") from error
+            raise SepsceneError(f"{what} fails on two pairs: {error}") from error
         if not loss.isfinite():
-            raise SepsceneError(f"objective.terms.{name} ({chosen.use}) gives {loss} for two pairs, no finite number")
+            raise SepsceneError(f"{what} gives {loss} for two pairs, no finite number")
 
 
 def check_start(experiment: Experiment) -> None:

@@ -7,10 +7,9 @@ first count takes a process two seconds of further imports.
 """
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sepscene.augment.views import patch_samples
-from sepscene.models.config import Config
 from sepscene.models.names import TERMS
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.config import Experiment
@@ -39,20 +38,15 @@ def encoder_flops(experiment: Experiment) -> int:
     Raises:
         SepsceneError: as `models.encoders.network.settings_of`.
     """
-    samples = patch_samples(experiment.views, experiment.audio.sample_rate)
-    front_end = experiment.front_end
-    shapes = {"log-mel": (1, front_end.frames(samples), front_end.mel_bands), "waveform": (1, samples)}
-    return _encoder_flops(experiment.encoder.model_dump_json(), type(experiment.encoder), tuple(shapes.items()))
-
-
-@lru_cache
-def _encoder_flops(config: str, kind: type[Config], shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> int:
     import torch
 
     from sepscene.models.encoders.network import build_network, network_class
 
-    encoder: Any = kind.model_validate_json(config)
-    shape = dict(shapes)[network_class(encoder).reads]
+    encoder = experiment.encoder
+    front_end = experiment.front_end
+    samples = patch_samples(experiment.views, experiment.audio.sample_rate)
+    waveform = network_class(encoder).reads == "waveform"
+    shape = (1, samples) if waveform else (1, front_end.frames(samples), front_end.mel_bands)
     try:
         # In training mode a BatchNorm refuses one patch of which a single position is left.
         with torch.device("meta"):
@@ -76,19 +70,17 @@ def step_flops(experiment: Experiment) -> int:
     dim = settings_of(experiment.encoder).embedding_dim
     hidden = objective.head_hidden
     projection = objective.projection_dim
-    terms = objective.used_terms.values()
     forward = views * encoder_flops(experiment)
-    for use in (term.use for term in terms):  # of own terms nothing is known
-        if use == "coincidence":  # the head's first layer splits into a part for each view, its second sees all pairs
+    for term in objective.used_terms.values():  # of own terms nothing is known
+        if term.use == "coincidence":
+            # The head's first layer splits into a part for each view, its second sees all pairs.
             forward += _product(views, dim, hidden) + _product(global_batch**2, hidden, 1)
-        elif use in TERMS:
+        elif term.use in TERMS:
             forward += _product(views, dim, hidden) + _product(views, hidden, projection)
-            # VICReg compares features, the others all pairs.
-            forward += (
-                2 * _product(projection, global_batch, projection)
-                if use == "vicreg"
-                else _product(views, projection, views)
-            )
+            if term.use == "vicreg":  # compares features, the others all pairs
+                forward += 2 * _product(projection, global_batch, projection)
+            else:
+                forward += _product(views, projection, views)
     return (1 + BACKWARD) * forward
 
 

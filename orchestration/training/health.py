@@ -1,10 +1,12 @@
-"""Hooks that look after the training's health: clips that cannot be used, steps that are not finite, a collapse of h.
+"""What looks after the training's health: clips that cannot be used, steps that are not finite, a collapse of h, and a
+batch that the memory does not hold.
 
 Shapes: N rows of this worker's part of a batch.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -26,17 +28,15 @@ DIAGNOSED_EVERY_STEPS = 5
 EMPTY_BATCHES = 2
 """Global batches in a row without any usable row after which the data itself must be gone."""
 
+_WORDS_OF_A_CPU = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says on a CPU, in a plain RuntimeError; for devices it has a class of its own."""
+
 
 class Quarantine(Hook):
     """Enters clips that cannot be used in the ledger, and stops the run when there are too many."""
 
     def __init__(self, ledger: Ledger, clips: int, most_share: float, device: torch.device) -> None:
-        """Args:
-        ledger: the worker's.
-        clips: number of clips of the data set.
-        most_share: share of them that may be unusable.
-        device: where the process group communicates.
-        """
+        """Of `clips` clips in the data set `most_share` may be unusable; on `device` the process group communicates."""
         self.ledger = ledger
         self.clips = clips
         self.most_share = most_share
@@ -77,27 +77,23 @@ class BadSteps(Hook):
     """Keeps the rows of steps whose loss or gradient was not finite, and stops the run when there are too many."""
 
     def __init__(self, folder: StageFolder, bad_rows: list[list[int]], most: int) -> None:
-        """Args:
-        folder: of the stage; `sepscene replay` finds the rows there.
-        bad_rows: the worker's own list of the rows of each such step; its length counts over restarts.
-        most: such steps that a run may have.
-        """
+        """`bad_rows`: the worker's own list of the rows of each such step; over restarts, at most `most` of them."""
         self.folder = folder
         self.bad_rows = bad_rows
         self.most = most
-        self.known = len(bad_rows)
 
     def after_step(self, step: Step) -> None:
         """Look whether this step was skipped."""
-        if len(self.bad_rows) > self.known and rank() == 0:
+        if step.metrics["bad"] and rank() == 0:
             rows = self.bad_rows[-1]
-            write_whole(self.folder.bad_rows, json.dumps(self.bad_rows))
+            write_whole(self.folder.bad_rows, json.dumps(self.bad_rows))  # for `sepscene replay`
             step.events.append(f"step {step.number} is skipped: {len(rows)} rows from {rows[0]} on")
-        self.known = len(self.bad_rows)
-        if self.known > self.most:
+        if len(self.bad_rows) > self.most:
+            rows = self.bad_rows[-1]
+            some = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
             step.fatal = step.fatal or (
-                f"{self.known} steps had a NaN or infinite loss or gradient, more than training.bad_steps = "
-                f"{self.most}; the last one's rows: {_some(self.bad_rows[-1])}; all are in "
+                f"{len(self.bad_rows)} steps had a NaN or infinite loss or gradient, more than training.bad_steps = "
+                f"{self.most}; the last one's rows: {some}; all are in "
                 f"{self.folder.bad_rows}, and `sepscene replay RUN` computes the last step's again, one by one"
             )
 
@@ -106,10 +102,7 @@ class Diagnostics(Hook):
     """Whether the representation is healthy, over the global batch: metrics, and a warning when h collapses."""
 
     def __init__(self, result: Callable[[], JointLoss | None], head: CoincidenceHead | None) -> None:
-        """Args:
-        result: what the objective gave in the last step; none where that was skipped.
-        head: the coincidence head; none leaves its metrics out.
-        """
+        """`result`: what the objective gave in the last step, none where that was skipped; `head`: of coincidence."""
         self.result = result
         self.head = head
         self.collapsed = False  # whether the last look found h collapsed
@@ -131,5 +124,20 @@ class Diagnostics(Hook):
         step.metrics |= metrics
 
 
-def _some(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
+@contextmanager
+def ends_when_memory_is_full(folder: StageFolder, advice: str) -> Iterator[None]:
+    """Note the advice as what ends the stage, where the block fails for lack of memory: again it would end the same."""
+    try:
+        yield
+    except RuntimeError as error:
+        if message := out_of_memory(error, advice):
+            write_whole(folder.fatal, message)
+        raise
+
+
+def out_of_memory(error: BaseException, advice: str) -> str:
+    """What failed and what to do, for an error that says that a device's memory is full; empty for any other."""
+    if not isinstance(error, torch.OutOfMemoryError) and _WORDS_OF_A_CPU not in str(error):
+        return ""
+    first = str(error).strip().splitlines()[0]
+    return f"the memory of the trainer's device is full ({first}); {advice}"

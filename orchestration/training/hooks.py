@@ -18,7 +18,6 @@ import torch
 
 from sepscene.augment.draws import FILLER
 from sepscene.augment.locations import PASSING
-from sepscene.orchestration.records.checkpoints import TrainingState
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers
 
@@ -34,9 +33,6 @@ class Worker(Protocol):
 
     def consume(self, batch: Batch, usable: int) -> dict[str, float]:
         """One step on this worker's part of the global batch, of which all workers together can use this many rows."""
-
-    def state(self) -> TrainingState:
-        """What a checkpoint must hold to continue from here."""
 
 
 @dataclass
@@ -99,8 +95,7 @@ def consume_rows(ledger: Ledger, batch: Batch, device: torch.device, usable: int
     """Enter the rows of the global batch in every worker's ledger; returns them. All workers call it together.
 
     Args:
-        ledger: this worker's.
-        batch: its part of the global batch.
+        ledger, batch: this worker's.
         device: where the process group communicates.
         usable: usable rows of the global batch.
     """
@@ -122,9 +117,7 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
     """Train on every batch of the stream, or until a hook finds a reason to stop. All workers call it together.
 
     Args:
-        worker: what is trained.
         batches: this worker's parts of the global batches.
-        hooks: in the order in which they act.
         pause: held during a step; whoever holds it between two steps finds the worker's state whole.
     """
     began = asked = time.perf_counter()

@@ -20,7 +20,7 @@ import ray.train
 import torch
 from ray.train.v2.api.validation_config import ValidationConfig
 
-from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.config import Experiment, Training
 from sepscene.orchestration.records.metrics_log import MetricsFile, collect_validations
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.placement import is_local, separates_live
@@ -38,22 +38,23 @@ def starts_light(experiment: Experiment) -> bool:
 
 
 def local_batches(
-    draws: DrawRows, make: Callable[[Columns], Columns], batch_rows: int, block_rows: int, stop: threading.Event
+    draws: DrawRows, make: Callable[[Columns], Columns], training: Training, stop: threading.Event
 ) -> Iterator[Columns]:
     """The batches that a stream of the same parts gives a single trainer, made ahead by a thread of this process.
 
     Args:
         draws: of the rows that remain.
         make: makes the views of a block.
-        batch_rows: of the global batch; the last one is filled up.
-        block_rows: of a block.
+        training: says how many rows a batch and a block have; the last batch is filled up.
         stop: ends them early.
     """
-    batches = draws.batches(batch_rows)
+    rows = training.global_batch
+    block_rows = training.service_rows
+    batches = draws.batches(rows)
 
     def batch(number: int) -> Columns:
-        position_B = np.arange(number * batch_rows, (number + 1) * batch_rows)
-        blocks = [make(draws({"id": part})) for part in np.split(position_B, range(block_rows, batch_rows, block_rows))]
+        position_B = np.arange(number * rows, (number + 1) * rows)
+        blocks = [make(draws({"id": part})) for part in np.split(position_B, range(block_rows, rows, block_rows))]
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
     with ThreadPoolExecutor(1, thread_name_prefix="views") as maker:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +37,7 @@ class Filled:
         wanted: separated clips that were asked for: clips times processors.
         unusable: of them, those of clips that can't be used; training will put these in quarantine.
         missing: of them, those that are not in the store although their clip can be used.
-        counts: rows by `balance.STORE_COUNTS`; empty where an earlier filling had come to its end.
+        counts: rows by `throughput.STORE_COUNTS`; empty where an earlier filling had come to its end.
     """
 
     wanted: int
@@ -53,7 +54,7 @@ class Filled:
 class _Wanted:
     """What must be in the store in the end, as far as the readers have seen the clips.
 
-    Separated clips are counted through as `rows.PrefillRows` does: all processors of the first clip, then the next.
+    Separated clips are counted through as `PrefillRows` does: all processors of the first clip, then the next.
     """
 
     def __init__(self, stored: StoredViews, train: Manifest) -> None:
@@ -66,13 +67,11 @@ class _Wanted:
     def note(self, batch: Mapping[str, np.ndarray], clip_N: np.ndarray) -> None:
         """Take in a block of the stream, whose clips are at these places of the whole manifest."""
         self.unusable_N[clip_N * self.processors + batch["processor"]] = batch["fault"] != ""
-        for clip, content, fault, uri in zip(
-            clip_N.tolist(), batch["content"], batch["fault"], batch["uri"], strict=True
-        ):
-            if fault:
-                logger.warning("%s: %s", uri, fault)
+        for n, clip in enumerate(clip_N.tolist()):
+            if batch["fault"][n]:
+                logger.warning("%s: %s", batch["uri"][n], batch["fault"][n])
             else:
-                self.content[clip] = str(content)
+                self.content[clip] = str(batch["content"][n])
 
     def missing(self) -> np.ndarray:
         """Numbers of those that the store lacks although their clip can be used; waits for the actors' last shards."""
@@ -105,30 +104,27 @@ def fill(
     """Separate every clip with every processor of the combination into the store; again what gets lost on the way.
 
     Args:
-        experiment: its combination, audio settings and resources.
-        train: the clips.
         ladder: processor name -> folder.
-        store: where they go.
         advance: called with how many rows are done.
     """
     wanted = _Wanted(StoredViews(service_settings(experiment, ladder), store), train)
-    counts = dict.fromkeys(STORE_COUNTS, 0)
-    done = 0
-    for batch in _blocks(experiment, train, ladder, store):
-        done += len(batch["row"])
-        advance(done)
-        wanted.note(batch, batch["clip"])
-        _add(counts, batch)
+    counts = Counter(dict.fromkeys(STORE_COUNTS, 0))
     total = len(wanted.unusable_N)
-    missing_N = wanted.missing()
-    if len(missing_N):
-        logger.warning("%d of %d separated clips are not in the store: once more", len(missing_N), total)
-        again_N = np.unique(missing_N // wanted.processors)
-        for batch in _blocks(experiment, replace(train, clips=train.clips.take(again_N)), ladder, store):
-            wanted.note(batch, again_N[batch["clip"]])
-            _add(counts, batch)
+    done = 0
+    part = train
+    clip_N = np.arange(len(train))
+    while True:
+        for batch in blocks_of(prefill_stream(experiment, part, ladder, store)):
+            wanted.note(batch, clip_N[batch["clip"]])
+            counts.update(counts_of_block(batch))
+            done += len(batch["row"])
+            advance(min(done, total))
         missing_N = wanted.missing()
-    return Filled(total, int(wanted.unusable_N.sum()), len(missing_N), counts)
+        if not len(missing_N) or part is not train:
+            return Filled(total, int(wanted.unusable_N.sum()), len(missing_N), counts)
+        logger.warning("%d of %d separated clips are not in the store: once more", len(missing_N), total)
+        clip_N = np.unique(missing_N // wanted.processors)
+        part = replace(train, clips=train.clips.take(clip_N))
 
 
 def name_of_filling(experiment: Experiment, train: Manifest, ladder: Mapping[str, str]) -> str:
@@ -142,15 +138,3 @@ def name_of_filling(experiment: Experiment, train: Manifest, ladder: Mapping[str
     if scores is not None:
         what.append(scores.digest)
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _blocks(
-    experiment: Experiment, clips: Manifest, ladder: Mapping[str, str], store: SeparatedStore
-) -> Iterator[dict[str, np.ndarray]]:
-    """One pass over some clips: what comes out of the separation actors."""
-    return blocks_of(prefill_stream(experiment, clips, ladder, store))
-
-
-def _add(counts: dict[str, int], batch: dict[str, np.ndarray]) -> None:
-    for name, count in counts_of_block(batch).items():
-        counts[name] += count

@@ -6,7 +6,7 @@ Shapes: B pairs of this worker, P samples of a view, L frames, F mels.
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import numpy as np
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.v2.api.validation_config import ValidationConfig
 from torch import Tensor, nn
 
 from sepscene.augment.augmentations.augmentation import Augmenter
@@ -33,10 +32,9 @@ from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.precision import training_precision
 from sepscene.orchestration.runtime.ray_compat import leaving_nodes
 from sepscene.orchestration.training.builders import build_objective, start_from
-from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine
-from sepscene.orchestration.training.hooks import Batch, Hook, consume_rows, run_steps, usable_rows
+from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine, ends_when_memory_is_full
+from sepscene.orchestration.training.hooks import Batch, consume_rows, run_steps, usable_rows
 from sepscene.orchestration.training.light import LocalReports, local_batches
-from sepscene.orchestration.training.memory import ends_when_memory_is_full, pretraining_advice
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.orchestration.training.saving import Reporting, Saving
 from sepscene.orchestration.training.stage import Stage
@@ -88,15 +86,14 @@ def pcm_pair(columns: Batch, name: str, device: torch.device) -> Tensor:
     return torch.from_numpy(from_pcm(pcm_B2P)).to(device)
 
 
-def prepared_objective(experiment: Experiment, device: torch.device, start: Path | None = None) -> JointObjective:
+def prepared_objective(experiment: Experiment, device: torch.device, start: str | None = None) -> JointObjective:
     """The networks and losses as a worker trains them: on its device, BatchNorm over all workers, memory format chosen.
 
-    Args:
-        start: encoder bundle whose weights are the start; none keeps the fresh ones.
+    They have fresh weights, or those of the encoder bundle `start`.
     """
     objective = build_objective(experiment)
     if start is not None:
-        start_from(objective, start)
+        start_from(objective, Path(start))
     objective = objective.to(device)
     synchronise_batchnorm(objective)  # on its device: CUDA has a kernel of its own
     if device.type == "cuda" or experiment.scale == "tiny":
@@ -110,46 +107,33 @@ class Pretrainer:
     """One worker of the pre-training: model, optimiser and ledger. It needs no Ray; see `hooks.Worker`."""
 
     def __init__(
-        self,
-        experiment: Experiment,
-        clips: int,
-        device: torch.device,
-        checkpoint: Path | None = None,
-        start: Path | None = None,
+        self, experiment: Experiment, clips: int, device: torch.device, checkpoint: Path | None = None
     ) -> None:
-        """Fresh, or as a checkpoint left it.
-
-        Args:
-            experiment: what to train.
-            clips: number of training clips.
-            device: where to train.
-            checkpoint: what to continue from.
-            start: encoder bundle to begin with where there is no checkpoint; none begins with fresh weights.
-        """
+        """At its start, or as a checkpoint left it; `clips`: their number."""
         self.experiment = experiment
         self.device = device
         self.views = Views(experiment).to(device)
-        self.objective = prepared_objective(experiment, device, start if checkpoint is None else None)
+        start = experiment.training.start_encoder if checkpoint is None else None
+        self.objective = prepared_objective(experiment, device, start)
         self.optimizer = adamw(self.objective, experiment.training, device)
-        self.steps = steps_of(experiment, clips)
         self.step = 0
         self.ledger = Ledger(schedule_of(experiment, clips).rows)
+        self.steps = -(-self.ledger.rows // experiment.training.global_batch)
+        """Of the whole schedule."""
         self.bad_rows: list[list[int]] = []
         """The rows of each step that was skipped for a loss or gradient that is not finite."""
         if checkpoint is not None:
-            self._restore(read_checkpoint(checkpoint))
+            state = read_checkpoint(checkpoint)
+            self.objective.load_state_dict(state.tensors["model"])
+            self.optimizer.load_state_dict(state.tensors["optimizer"])
+            self.bad_rows = state.tensors["bad_rows"]
+            self.step = state.step
+            self.ledger = state.ledger.try_again()
         self.local_rows = experiment.training.global_batch // world_size()
         self.model: nn.Module | None = None if experiment.training.microbatch else self.objective
         """What averages the gradients of all workers; none where `accumulate` does."""
         self.result: JointLoss | None = None
         """What the objective gave in the last step; none where that was skipped."""
-
-    def _restore(self, state: TrainingState) -> None:
-        self.objective.load_state_dict(state.tensors["model"])
-        self.optimizer.load_state_dict(state.tensors["optimizer"])
-        self.bad_rows = state.tensors["bad_rows"]
-        self.step = state.step
-        self.ledger = state.ledger.try_again()
 
     @property
     def last_step(self) -> int:
@@ -224,11 +208,6 @@ class Pretrainer:
         return Encoder(self.views.front_end, self.objective.trunk, self.experiment.views.patch_seconds)
 
 
-def steps_of(experiment: Experiment, clips: int) -> int:
-    """Optimiser steps of the whole schedule."""
-    return -(-schedule_of(experiment, clips).rows // experiment.training.global_batch)
-
-
 def pretrain_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs: its part of the stream, step by step, with the hooks beside it."""
     if _folder(settings).fatal.exists():
@@ -243,21 +222,13 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
     _train(worker, settings, batches, leaving_nodes, ray.train.report)
 
 
-def pretrain_here(settings: dict[str, Any], batches: Iterator[Batch], validation: ValidationConfig | None) -> None:
-    """The same without Ray: the one worker is this process; see `light.py`."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # of this thread, as a worker's
-    reports = LocalReports(_folder(settings), validation)
-    _train(_pretrainer(settings, torch.device("cpu")), settings, batches, lambda: set[str](), reports)
-
-
 def _folder(settings: dict[str, Any]) -> StageFolder:
     return StageFolder(Path(settings["run"]), settings["stage"])
 
 
 def _pretrainer(settings: dict[str, Any], device: torch.device) -> Pretrainer:
     experiment = Experiment.model_validate(settings["experiment"])
-    start = Path(settings["start"]) if settings["start"] else None
-    return Pretrainer(experiment, settings["clips"], device, resume_point(_folder(settings)), start)
+    return Pretrainer(experiment, settings["clips"], device, resume_point(_folder(settings)))
 
 
 def _train(
@@ -271,23 +242,27 @@ def _train(
     folder = _folder(settings)
     training = worker.experiment.training
     saving = Saving(folder, worker.state, training.checkpoint_every_steps, training.checkpoints_kept, leaving)
-    hooks = [*_observers(worker, settings["clips"], folder), saving, Reporting(report)]
-    with ends_when_memory_is_full(folder, pretraining_advice(worker.experiment, worker.local_rows)):
+    hooks = [
+        StepTiming(worker.experiment, worker.device, world_size()),
+        BadSteps(folder, worker.bad_rows, training.bad_steps),
+        Quarantine(worker.ledger, settings["clips"], training.quarantine_share, worker.device),
+        Diagnostics(lambda: worker.result, worker.objective.coincidence_head),
+        StreamBalance(worker.experiment, worker.device),
+        HandOver(worker.encoder, training.validation_every_steps, worker.last_step),
+        saving,
+        Reporting(report),
+    ]
+    with ends_when_memory_is_full(folder, memory_advice(worker.experiment, worker.local_rows)):
         run_steps(worker, batches, hooks, saving.pause)
 
 
-def _observers(worker: Pretrainer, clips: int, folder: StageFolder) -> list[Hook]:
-    """Everything that looks at a step before it is saved and reported."""
-    experiment = worker.experiment
-    training = worker.experiment.training
-    return [
-        StepTiming(experiment, worker.device, world_size()),
-        BadSteps(folder, worker.bad_rows, training.bad_steps),
-        Quarantine(worker.ledger, clips, training.quarantine_share, worker.device),
-        Diagnostics(lambda: worker.result, worker.objective.coincidence_head),
-        StreamBalance(experiment, worker.device),
-        HandOver(worker.encoder, training.validation_every_steps, worker.last_step),
-    ]
+def memory_advice(experiment: Experiment, local_rows: int) -> str:
+    """What makes a step smaller, on a trainer with this many rows of the global batch."""
+    smaller = max(1, (experiment.training.microbatch or local_rows) // 2)
+    return (
+        f"set training.microbatch={smaller} (the same loss over the whole batch, in smaller passes), or lower "
+        "training.global_batch, or raise resources.trainers"
+    )
 
 
 def pretrain(
@@ -303,10 +278,8 @@ def pretrain(
     """Pre-train an encoder over the whole schedule, or continue; returns the newest checkpoint.
 
     Args:
-        experiment: what to train.
         manifest: the training clips; labels are not looked at.
         checkpoints: processor name -> separator folder; may be empty for mix-mix.
-        run_dir: the run's folder.
         stage: name of the stage in metrics and checkpoints.
         store: where separated clips are kept; none separates every row live.
         callbacks: the user's own, for Ray Train.
@@ -316,26 +289,24 @@ def pretrain(
         SepsceneError: as `Stage.run`.
     """
     folder = StageFolder(run_dir, stage)
-    start = experiment.training.start_encoder
     crashes = CrashCounts(folder.crashes)
+    start = experiment.training.start_encoder
+    if start is not None:  # workers have working folders of their own
+        experiment = experiment.changed({"training.start_encoder": str(Path(start).resolve())})
     validation = validation_of(experiment, manifest, folder)
 
     def here(settings: dict[str, Any], ledger: Ledger, stop: threading.Event) -> None:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # of this thread, as a worker's
         # The store is opened anew, as in another process: the maker closes it at its end.
         make = ViewMaker(service_settings(experiment, checkpoints), copy(store), crashes)
-        training = experiment.training
-        draws = draws_of(experiment, manifest, ledger)
-        batches = local_batches(draws, make, training.global_batch, training.service_rows, stop)
-        pretrain_here(settings, batches, validation)
+        batches = local_batches(draws_of(experiment, manifest, ledger), make, experiment.training, stop)
+        reports = LocalReports(_folder(settings), validation)
+        _train(_pretrainer(settings, torch.device("cpu")), settings, batches, set, reports)
 
     return Stage(
         folder=folder,
         worker=pretrain_worker,
-        settings={
-            "experiment": experiment.model_dump(mode="json"),
-            "clips": len(manifest.clips),
-            "start": start and str(Path(start).resolve()),  # workers have folders of their own
-        },
+        settings={"experiment": experiment.model_dump(mode="json"), "clips": len(manifest.clips)},
         stream=lambda ledger: view_stream(experiment, manifest, checkpoints, ledger, store, crashes, folder.shown),
         rows=schedule_of(experiment, len(manifest.clips)).rows,
         resources=experiment.resources,

@@ -7,19 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sepscene.augment.augmentations.settings import streams_of
-from sepscene.augment.separation.reader import ClipReader
-from sepscene.augment.separation.service import SeparationService
+from sepscene.augment.separation.reader import ViewMaker
 from sepscene.models.config import SepsceneError
 from sepscene.models.separators.own import kept_checkpoints
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint
 from sepscene.orchestration.records.files import read_typed
+from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
 from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.pretraining import Views, pcm_pair
 from sepscene.orchestration.training.separator_training import read_ladder
-from sepscene.orchestration.training.stream import schedule_of, service_settings
+from sepscene.orchestration.training.stream import draws_of, schedule_of, service_settings
 from sepscene.tasks.datasets.readers import Manifest
 
 _ROWS_AT_ONCE = 32
@@ -38,61 +37,55 @@ class Replayed:
     """Norm of h of both views together; NaN or infinite where the encoder fails on this row."""
 
 
-def stage_folder(run_dir: Path, experiment: Experiment) -> StageFolder:
-    """The folder of the run's pre-training."""
-    return StageFolder(run_dir, pretraining_stage(experiment.views.pair))
-
-
 def last_bad_rows(run_dir: Path) -> list[int]:
     """The rows of the last step that the run skipped.
 
     Raises:
         SepsceneError: when it has skipped none.
     """
-    path = stage_folder(run_dir, load_experiment(RunFolder(run_dir).experiment)).bad_rows
+    files = RunFolder(run_dir)
+    path = _stage_of(run_dir, load_experiment(files.experiment)).bad_rows
     if not path.exists():
         raise SepsceneError(f"{run_dir} has skipped no step: name the rows to replay, --row at least twice")
     skipped = read_typed(path, list[list[int]], "name the rows to replay, --row at least twice")
     return skipped[-1] if skipped else []
 
 
+@torch.no_grad()
 def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replayed], float]:
     """Rows of a run through the newest checkpoint's weights; also their loss as one batch.
 
     Raises:
         SepsceneError: when the run has no configuration or no such row, or a separator is damaged.
     """
-    experiment = load_experiment(RunFolder(run_dir).experiment)
-    schedule = schedule_of(experiment, len(train.clips))
-    if max(rows) >= schedule.rows:
-        raise SepsceneError(f"the schedule has the rows 0 to {schedule.rows - 1}, not {max(rows)}")
-    columns = experiment.views.draw(schedule, np.array(rows, np.int64), streams_of(experiment.used_augmentations))
-    columns["uri"] = train.clips["uri"].to_numpy(zero_copy_only=False)[columns["clip"]]
-    columns["offset_seconds"] = train.clips["offset_seconds"].to_numpy()[columns["clip"]]
+    files = RunFolder(run_dir)
+    experiment = load_experiment(files.experiment)
+    untouched = Ledger(schedule_of(experiment, len(train.clips)).rows)
+    if max(rows) >= untouched.rows:
+        raise SepsceneError(f"the schedule has the rows 0 to {untouched.rows - 1}, not {max(rows)}")
+    draws = draws_of(experiment, train, untouched)
     given = experiment.separator.checkpoints
-    checkpoints = kept_checkpoints(given, RunFolder(run_dir).ladder) if given else read_ladder(run_dir)
-    settings = service_settings(experiment, checkpoints)
-    reader = ClipReader(settings)
-    service = SeparationService(settings)
-    newest = newest_sound(stage_folder(run_dir, experiment).path)
+    checkpoints = kept_checkpoints(given, files.ladder) if given else read_ladder(run_dir)
+    make = ViewMaker(service_settings(experiment, checkpoints))
+    newest = newest_sound(_stage_of(run_dir, experiment).path)
     objective = build_objective(experiment).eval()
     views = Views(experiment)
     if newest is not None:
         objective.load_state_dict(read_checkpoint(newest).tensors["model"])
     found: list[Replayed] = []
     h: list[tuple[Tensor, ...]] = []
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        some = slice(start, start + _ROWS_AT_ONCE)
-        block = service(reader({name: column[some] for name, column in columns.items()}))
+    for some in np.split(np.array(rows, np.int64), range(_ROWS_AT_ONCE, len(rows), _ROWS_AT_ONCE)):
+        block = make(draws({"id": some}))
         view_B2P = pcm_pair(block, "view", torch.device("cpu"))
-        with torch.no_grad():
-            h.append(objective.encode(*views(view_B2P, block)))
+        h.append(objective.encode(*views(view_B2P, block)))
         found += _reported(block, view_B2P, *h[-1])
     weights = {name: term.weight for name, term in experiment.objective.used_terms.items()}
-    with torch.no_grad():
-        h_1_BD, h_2_BD = (torch.cat(view) for view in zip(*h, strict=True))
-        loss = objective.loss(h_1_BD, h_2_BD, weights=weights).parts["loss"]
-    return found, float(loss)
+    h_1_BD, h_2_BD = (torch.cat(view) for view in zip(*h, strict=True))
+    return found, float(objective.loss(h_1_BD, h_2_BD, weights=weights).parts["loss"])
+
+
+def _stage_of(run_dir: Path, experiment: Experiment) -> StageFolder:
+    return StageFolder(run_dir, pretraining_stage(experiment.views.pair))
 
 
 def _reported(block: dict[str, np.ndarray], view_B2P: Tensor, h_1_BD: Tensor, h_2_BD: Tensor) -> list[Replayed]:

@@ -45,7 +45,6 @@ class Saving(Hook):
         """Wait for warnings from now on.
 
         Args:
-            folder: of the stage.
             state: what a checkpoint must hold; called between two steps only.
             every: steps from one checkpoint to the next.
             kept: how many checkpoints stay; none keeps all.

@@ -7,6 +7,7 @@ S channels.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,8 @@ from sepscene.orchestration.records.checkpoints import TrainingState, read_check
 from sepscene.orchestration.records.files import read_typed, write_whole
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
-from sepscene.orchestration.training.health import Quarantine
+from sepscene.orchestration.training.health import Quarantine, ends_when_memory_is_full
 from sepscene.orchestration.training.hooks import Batch, Hook, Step, consume_rows, run_steps, usable_rows
-from sepscene.orchestration.training.memory import SEPARATOR_ADVICE, ends_when_memory_is_full
 from sepscene.orchestration.training.saving import Reporting, Saving
 from sepscene.orchestration.training.stage import Stage
 from sepscene.orchestration.training.stream import execution_options, segment_stream
@@ -40,16 +40,12 @@ from sepscene.tasks.losses.mixit import loudest_targets, mixit_loss, supervised_
 
 STAGE = "separator"
 
+MEMORY_ADVICE = "lower separator.batch_mixtures or separator.segment_seconds, or raise resources.trainers"
+
 
 def separator_steps(experiment: Experiment) -> int:
     """Steps until the last checkpoint of the ladder."""
     return max(experiment.separator.ladder.steps.values())
-
-
-def separator_schedule(experiment: Experiment, clips: int) -> tuple[Schedule, int]:
-    """The schedule of the separator's training and how many of its rows are used."""
-    rows = separator_steps(experiment) * 2 * experiment.separator.batch_mixtures
-    return Schedule(seed=experiment.seed, clips=clips, epochs=max(1, -(-rows // clips))), rows
 
 
 def read_ladder(run_dir: Path) -> dict[str, str]:
@@ -73,9 +69,10 @@ def add_to_ladder(run_dir: Path, name: str, step: int, separator: TDCNpp, metada
     fresh = ladder / f".{name}-{step}"
     digest = save_separator(separator, fresh, {"name": name, "step": step, **metadata})
     final = ladder / f"{name}-{step}-{digest[:12]}"
-    if final.exists():
-        return  # a repeated step after a restart gives the same weights
-    fresh.rename(final)
+    if final.exists():  # a kill came before its entry in the index
+        shutil.rmtree(fresh)
+    else:
+        fresh.rename(final)
     index = {key: Path(folder).name for key, folder in read_ladder(run_dir).items()} | {name: final.name}
     write_whole(files.ladder_index, json.dumps(index, indent=2))
 
@@ -84,17 +81,11 @@ class SeparatorTrainer:
     """One worker of the separator's training: network, optimiser and ledger. It needs no Ray; see `hooks.Worker`."""
 
     def __init__(self, experiment: Experiment, rows: int, device: torch.device, checkpoint: Path | None) -> None:
-        """Fresh, or as a checkpoint left it.
-
-        Args:
-            experiment: what to train.
-            rows: rows of the schedule.
-            device: where to train.
-            checkpoint: what to continue from.
-        """
+        """Fresh, or as a checkpoint left it; `rows`: of the schedule."""
         self.experiment = experiment
         self.device = device
         self.supervised = experiment.separator.objective == "supervised"
+        self.samples = round(experiment.separator.segment_seconds * experiment.audio.sample_rate)
         torch.manual_seed(experiment.seed)
         self.separator = TDCNpp(experiment.separator.network).to(device)
         self.optimizer = torch.optim.Adam(self.separator.parameters(), lr=experiment.separator.learning_rate)
@@ -121,40 +112,32 @@ class SeparatorTrainer:
         return {"step": self.step, **losses, "rows": self.ledger.consumed}
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
-        usable_N = usable_rows(batch)
-        return self._supervised(batch, usable_N) if self.supervised else self._mixit(batch, usable_N)
-
-    def _mixit(self, batch: Batch, usable_N: np.ndarray) -> tuple[Tensor, int]:
-        """Sum of MixIT's losses over the pairs of rows whose clips are both usable, and their number."""
-        wave_BRT = from_pcm(batch["segment"]).reshape(len(usable_N) // 2, 2, -1)
-        reference_BRT = torch.from_numpy(wave_BRT[usable_N.reshape(-1, 2).all(axis=1)]).to(self.device)
-        if not len(reference_BRT):
-            return self._nothing(), 0
-        return mixit_loss(reference_BRT, self.model(reference_BRT.sum(dim=1))).loss_B.sum(), len(reference_BRT)
-
-    def _supervised(self, batch: Batch, usable_N: np.ndarray) -> tuple[Tensor, int]:
-        """Sum of the losses with known sources over the usable rows, and their number."""
-        samples = self._segment_samples()
-        scenes = [
-            torch.from_numpy(from_pcm(np.frombuffer(pcm, np.int16).reshape(-1, samples))).to(self.device)
-            for pcm in batch["sources"][usable_N]
-        ]
-        if not scenes:
-            return self._nothing(), 0
-        estimate_BST = self.model(torch.stack([source_KT.sum(dim=0) for source_KT in scenes]))
+        """Sum of the losses over this worker's usable mixtures, and their number."""
+        mixtures = self._scenes(batch) if self.supervised else self._pairs(batch)
+        if not mixtures:  # a loss of zero: this worker still takes part in the exchange of gradients
+            return self.model(torch.zeros(1, self.samples, device=self.device)).sum() * 0, 0
+        estimate_BST = self.model(torch.stack([source_KT.sum(dim=0) for source_KT in mixtures]))
+        if not self.supervised:
+            return mixit_loss(torch.stack(mixtures), estimate_BST).loss_B.sum(), len(mixtures)
         # Scene by scene: they differ in how many sources sound in the segment.
         losses = [
             supervised_loss(loudest_targets(source_KT, len(estimate_ST))[None], estimate_ST[None])
-            for source_KT, estimate_ST in zip(scenes, estimate_BST, strict=True)
+            for source_KT, estimate_ST in zip(mixtures, estimate_BST, strict=True)
         ]
-        return torch.stack(losses).sum(), len(scenes)
+        return torch.stack(losses).sum(), len(mixtures)
 
-    def _nothing(self) -> Tensor:
-        """A loss of zero for a worker without a usable row, which still takes part in the exchange of gradients."""
-        return self.model(torch.zeros(1, self._segment_samples(), device=self.device)).sum() * 0
+    def _pairs(self, batch: Batch) -> list[Tensor]:
+        """Neighbouring rows whose clips are both usable, each (R, T)."""
+        wave_BRT = from_pcm(batch["segment"]).reshape(-1, 2, self.samples)
+        usable_B = usable_rows(batch).reshape(-1, 2).all(axis=1)
+        return list(torch.from_numpy(wave_BRT[usable_B]).to(self.device))
 
-    def _segment_samples(self) -> int:
-        return round(self.experiment.separator.segment_seconds * self.experiment.audio.sample_rate)
+    def _scenes(self, batch: Batch) -> list[Tensor]:
+        """The sources of the usable rows, each (K, T)."""
+        return [
+            torch.from_numpy(from_pcm(np.frombuffer(pcm, np.int16).reshape(-1, self.samples))).to(self.device)
+            for pcm in batch["sources"][usable_rows(batch)]
+        ]
 
     def _optimise(self, loss: Tensor, local: int) -> float:
         """A step on the mean loss over the mixtures of all workers, which may hold unequal numbers of them."""
@@ -190,13 +173,25 @@ class LadderKeeper(Hook):
         self._keep({**losses, "mixtures": mixtures})
 
     def _keep(self, metadata: dict[str, Any]) -> None:
+        worker = self.worker
+        for name, step in worker.experiment.separator.ladder.steps.items():
+            if rank() == 0 and step == worker.step and name not in read_ladder(self.run_dir):
+                add_to_ladder(self.run_dir, name, step, worker.separator, metadata | self._scores())
+
+    def _scores(self) -> dict[str, float]:
+        """What a checkpoint's card says of held-out clips; nothing where there are none."""
+        if len(self.held_out) < 2:
+            return {}
         experiment = self.worker.experiment
-        separator = self.worker.separator
-        now = self.worker.step
-        for name, step in experiment.separator.ladder.steps.items():
-            if rank() == 0 and step == now and name not in read_ladder(self.run_dir):
-                scores = score_checkpoint(separator, self.held_out, experiment)
-                add_to_ladder(self.run_dir, name, step, separator, metadata | scores)
+        separator = self.worker.separator.eval()
+        scores = score_separation(
+            lambda wave_BT: separator(wave_BT.to(self.worker.device)),
+            self.held_out,
+            experiment.audio,
+            experiment.evaluation.separator_mixtures,
+        )
+        separator.train()
+        return scores.means()
 
 
 class MixtureRate(Hook):
@@ -227,28 +222,12 @@ def separator_worker(settings: dict[str, Any]) -> None:
     hooks = [
         MixtureRate(separator.batch_mixtures),
         Quarantine(worker.ledger, settings["clips"], training.quarantine_share, worker.device),
-        LadderKeeper(worker, folder.run, [(uri, offset) for uri, offset in settings["held_out"]]),
+        LadderKeeper(worker, folder.run, settings["held_out"]),
         saving,
         Reporting(),
     ]
-    with ends_when_memory_is_full(folder, SEPARATOR_ADVICE):
+    with ends_when_memory_is_full(folder, MEMORY_ADVICE):
         run_steps(worker, batches, hooks, saving.pause)
-
-
-def score_checkpoint(separator: TDCNpp, held_out: list[tuple[str, float]], experiment: Experiment) -> dict[str, Any]:
-    """What a checkpoint's card says of held-out clips; nothing where there are none."""
-    if len(held_out) < 2:
-        return {}
-    device = next(separator.parameters()).device
-    separator.eval()
-    scores = score_separation(
-        lambda wave_BT: separator(wave_BT.to(device)),
-        held_out,
-        experiment.audio,
-        experiment.evaluation.separator_mixtures,
-    )
-    separator.train()
-    return scores.means()
 
 
 def train_separator(
@@ -261,9 +240,7 @@ def train_separator(
     """Train the separator to the top of its ladder, or continue; returns processor name -> folder.
 
     Args:
-        experiment: separator, audio and resources.
         manifest: the training clips; labels are not looked at.
-        run_dir: the run's folder.
         held_out: clips on which every checkpoint is scored.
         callbacks: the user's own, for Ray Train.
 
@@ -277,15 +254,14 @@ def train_separator(
             add_to_ladder(run_dir, name, 0, TDCNpp(network), {})
     if set(read_ladder(run_dir)) >= set(steps):
         return read_ladder(run_dir)
-    schedule, rows = separator_schedule(experiment, len(manifest.clips))
     clips = held_out.clips.select(["uri", "offset_seconds"]).to_pylist() if held_out is not None else []
     scored = [(clip["uri"], clip["offset_seconds"]) for clip in clips[: 2 * experiment.evaluation.separator_mixtures]]
+    rows = separator_steps(experiment) * 2 * experiment.separator.batch_mixtures
     if rows == 0:  # only the untrained checkpoint is wanted
-        torch.manual_seed(experiment.seed)
-        untrained = TDCNpp(experiment.separator.network)
-        for name in steps:
-            add_to_ladder(run_dir, name, 0, untrained, score_checkpoint(untrained, scored, experiment))
+        LadderKeeper(SeparatorTrainer(experiment, 0, torch.device("cpu"), None), run_dir, scored)
         return read_ladder(run_dir)
+    epochs = -(-rows // len(manifest.clips))
+    schedule = Schedule(seed=experiment.seed, clips=len(manifest.clips), epochs=epochs)
     Stage(
         folder=StageFolder(run_dir, STAGE),
         worker=separator_worker,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray.train
 import ray.train.torch
@@ -25,12 +25,7 @@ from sepscene.orchestration.config import Resources
 from sepscene.orchestration.records.checkpoints import choose_resume_point, newest_sound, read_ledger, steps_up_to
 from sepscene.orchestration.records.files import read_text, write_whole
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.records.metrics_log import (
-    MetricsFile,
-    append_metrics,
-    collect_validations,
-    recover_metrics,
-)
+from sepscene.orchestration.records.metrics_log import MetricsFile, append_metrics, collect_validations, recover_metrics
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.allocator import kept_memory
 from sepscene.orchestration.runtime.ray_compat import configure_data, trainer_class
@@ -136,10 +131,9 @@ class Stage:
         Ray Train's snapshot goes, too: it names folders of encoders, which Ray Train then deletes, and one that a kill
         has cut would end every later controller. Nothing in it is needed, checkpoints are ours.
         """
-        self.folder.fatal.unlink(missing_ok=True)
-        self.folder.ray_snapshot.unlink(missing_ok=True)
-        self.folder.wanted.unlink(missing_ok=True)
-        self.folder.reserved.unlink(missing_ok=True)
+        folder = self.folder
+        for left in (folder.fatal, folder.ray_snapshot, folder.wanted, folder.reserved):
+            left.unlink(missing_ok=True)
 
     def _controller_lived(self) -> bool:
         """Train until the schedule is done; false when the Train controller died on the way.
@@ -176,9 +170,8 @@ class Stage:
         if isinstance(error, ray.exceptions.RayActorError) and ray.is_initialized() and not self.folder.fatal.exists():
             return False
         self._fail(error)
-        return False
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> NoReturn:
         """Raise what ended the stage, as a sentence that says what to do."""
         name = self.folder.name
         if isinstance(error, ray.train.TrainingFailedError) or self.folder.fatal.exists():

@@ -60,10 +60,8 @@ def separation_pool(resources: Resources) -> ActorPoolStrategy:
     at least one) while they have 1.75 blocks in work or more on average, the most being 2, and Ray Data's budget has
     room for it; below 0.5 it lets one go. An actor for which the cluster has no place just waits.
     """
-    most = resources.separation_actors
-    if resources.separation_actors_min is None:
-        return ActorPoolStrategy(size=most)
-    return ActorPoolStrategy(min_size=resources.separation_actors_min, max_size=most)
+    counts = resources.separation_counts
+    return ActorPoolStrategy(min_size=counts[0], max_size=counts[-1])
 
 
 def schedule_of(experiment: Experiment, clips: int) -> Schedule:
@@ -111,10 +109,7 @@ def view_stream(
     """The views of all rows that the ledger still lacks, lazily.
 
     Args:
-        experiment: views, audio, training and resources.
-        manifest: the training clips.
         checkpoints: processor name -> separator folder.
-        ledger: what the weights have consumed.
         store: where separated clips are kept; none separates every row live.
         crash_counts: of clips that end their actor; none lets such a clip end the run.
         shown: a name beside those of its actors, which tells them from another run's in Ray's dashboard.
@@ -131,11 +126,10 @@ def prefill_stream(
     """Separate every clip with every processor of the combination into the store; yields the rows as it goes."""
     schedule = schedule_of(experiment, len(manifest.clips))
     draws = PrefillRows(manifest.clips, schedule, Ledger(schedule.rows), experiment.views)
-    block = experiment.training.service_rows
     rows = (
         ray.data.range(len(manifest.clips) * len(experiment.views.combination))
         .map_batches(draws, batch_size=None)
-        .repartition(target_num_rows_per_block=block)
+        .repartition(target_num_rows_per_block=experiment.training.service_rows)
     )
     made = _served(rows, experiment, checkpoints, store, crash_counts=None, live=True)
     return made.select_columns(["row", "clip", "processor", "uri", "content", "fault", "stored", "damaged", "dropped"])
@@ -153,11 +147,7 @@ def _served(
     """Rows with draws through the readers, and where clips are separated `live` through the separation actors."""
     training = experiment.training
     resources = experiment.resources
-    shared = {
-        "settings": service_settings(experiment, checkpoints),
-        "store": store,
-        "crash_counts": crash_counts,
-    }
+    shared = {"settings": service_settings(experiment, checkpoints), "store": store, "crash_counts": crash_counts}
     read = rows.map_batches(
         _named(ClipReader if live else ViewMaker, shown),
         fn_constructor_kwargs=shared,

@@ -10,6 +10,7 @@ A queue is measured by its waiting time: blocks that wait = blocks per second ×
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from sepscene.models.config import Config
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.formatting import quantity
 from sepscene.orchestration.runtime.placement import separates_live
-from sepscene.orchestration.training.hooks import Batch, Hook, Step
+from sepscene.orchestration.training.hooks import Batch, Hook, Step, usable_rows
 from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers, world_size
 
 ENOUGH = 0.1
@@ -32,15 +33,8 @@ STORE_COUNTS = ("hits", "misses", "repairs", "dropped")
 
 _STARVED = 0.85  # a process on a CPU that gets less than this share of a core while it works shares it with others
 
-
 ADVICE_REPORTS = 6
 """Reports whose mean says what sets the pace now."""
-
-_SUMS = (
-    "seconds", "cpu", "waiting", "rows", "usable", "separated", "silent", "reading", "separating", "queued", "delivery",
-    "read_bytes", "view_bytes", "hits", "misses", "repairs", "dropped",
-)  # fmt: skip
-"""What each trainer adds up between two reports."""
 
 
 class StreamBalance(Hook):
@@ -63,7 +57,8 @@ class StreamBalance(Hook):
     def _start(self) -> None:
         self.begin = time.perf_counter()
         self.cpu_begin = time.process_time()
-        self.sums = dict.fromkeys(_SUMS, 0.0)
+        self.sums: dict[str, float] = defaultdict(float)
+        """What this trainer adds up between two reports; all trainers have the same names."""
         self.actors: set[int] = set()
 
     def after_step(self, step: Step) -> None:
@@ -84,7 +79,7 @@ class StreamBalance(Hook):
     def before_step(self, batch: Batch, waited_seconds: float) -> None:
         """Count a batch in that has just arrived, after so long a wait."""
         present_B = batch["row"] != FILLER
-        usable_B = present_B & (batch["fault"] == "")
+        usable_B = usable_rows(batch)
         seen = {
             "waiting": waited_seconds,
             "rows": present_B.sum(),
@@ -120,8 +115,8 @@ class StreamBalance(Hook):
         `balance_seconds`: the time that all of this speaks of.
         """
         self.sums |= {"seconds": time.perf_counter() - self.begin, "cpu": time.process_time() - self.cpu_begin}
-        local = torch.tensor([self.sums[name] for name in _SUMS], dtype=torch.float64, device=self.device)
-        total = dict(zip(_SUMS, sum_over_workers(local).tolist(), strict=True))
+        local = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=self.device)
+        total = dict(zip(self.sums, sum_over_workers(local).tolist(), strict=True))
         found = self._means(total, self._actors())
         self._start()
         if self.started:  # the first report holds the start of all processes
@@ -133,7 +128,7 @@ class StreamBalance(Hook):
         """What sets the pace of the last reports and what to change, when it is another stage than before; else ""."""
         if len(self.last) < ADVICE_REPORTS:
             return ""
-        balance = _mean_of(self.last, store_counts(self.last))
+        balance = _mean_of(self.last)
         self.last = []
         before = self.paced_by
         self.paced_by = pace_setter(balance, self.experiment)
@@ -152,12 +147,6 @@ class StreamBalance(Hook):
         seconds = total["seconds"] / world_size()
         working = max(total["seconds"] - total["waiting"], 1e-9)
         blocks = seconds * self.experiment.training.service_rows
-        making = total["reading"] + (0 if self.live else total["separating"])
-        handed = "read_bytes"
-        queued = total["queued"]
-        if not self.live:
-            handed = "view_bytes"
-            queued = total["delivery"]
         found = {
             "balance_seconds": seconds,
             "rows_per_second": total["rows"] / seconds,
@@ -165,16 +154,22 @@ class StreamBalance(Hook):
             "readers/rows_per_second": total["rows"] / seconds,
             "trainers/busy": working / total["seconds"],
             "trainers/core_share": total["cpu"] / working,
-            "readers/busy": making / seconds / resources.readers,
-            "readers/queue_blocks": queued / blocks,
-            "readers/bytes_per_second": total[handed] / seconds,
         }
         if self.live:
             found |= {
+                "readers/busy": total["reading"] / seconds / resources.readers,
+                "readers/queue_blocks": total["queued"] / blocks,
+                "readers/bytes_per_second": total["read_bytes"] / seconds,
                 "separation/rows_per_second": total["separated"] / seconds,
                 "separation/busy": total["separating"] / seconds / actors,
                 "separation/queue_blocks": total["delivery"] / blocks,
                 "separation/bytes_per_second": total["view_bytes"] / seconds,
+            }
+        else:
+            found |= {
+                "readers/busy": (total["reading"] + total["separating"]) / seconds / resources.readers,
+                "readers/queue_blocks": total["delivery"] / blocks,
+                "readers/bytes_per_second": total["view_bytes"] / seconds,
             }
         if self.elastic:
             found["separation/actors"] = actors
@@ -192,7 +187,6 @@ def _silent(batch: dict[str, np.ndarray], pair: str) -> np.ndarray:
 class Balance(Config):
     """The balance of a whole stage: means over its time, and the store's counts."""
 
-    seconds: float
     rows_per_second: float
     stage_rows_per_second: dict[str, float]
     """By stage; of separation only what was not in the store."""
@@ -237,12 +231,11 @@ def balance_of(records: Sequence[dict[str, Any]], stage: str) -> Balance | None:
     found = [record for record in records if record["stage"] == stage and "trainers/busy" in record]
     if not found:
         return None
-    settled = found[1:] or found
-    return _mean_of(settled, store_counts(found))
+    return _mean_of(found[1:] or found).changed({"store": store_counts(found)})
 
 
-def _mean_of(found: Sequence[dict[str, Any]], store: dict[str, int]) -> Balance:
-    """The mean of some reports, each weighted by the time that it speaks of; `store` as it is."""
+def _mean_of(found: Sequence[dict[str, Any]]) -> Balance:
+    """The mean of some reports, each weighted by the time that it speaks of; the sum of the store's counts."""
     times = [float(record["balance_seconds"]) for record in found]
     total = sum(times)
 
@@ -258,7 +251,6 @@ def _mean_of(found: Sequence[dict[str, Any]], store: dict[str, int]) -> Balance:
         return {name: mean(f"{name}/{quantity}") for name in names}
 
     return Balance(
-        seconds=total,
         rows_per_second=mean("rows_per_second"),
         stage_rows_per_second=by_stage("rows_per_second"),
         busy=by_stage("busy"),
@@ -267,7 +259,7 @@ def _mean_of(found: Sequence[dict[str, Any]], store: dict[str, int]) -> Balance:
         core_share=mean("trainers/core_share"),
         actors=mean_if_known("separation/actors"),
         silent_share=mean_if_known("views/silent_share"),
-        store=store,
+        store=store_counts(found),
     )
 
 
@@ -330,6 +322,7 @@ def bottleneck(balance: Balance, experiment: Experiment) -> str:
     resources = experiment.resources
     waiting = balance.waiting
     waited = f"the trainers waited {waiting:.0%} of the time"
+    started = round(balance.actors) if balance.actors is not None else resources.separation_actors
     setter = pace_setter(balance, experiment)
     if setter == "cores":
         return (
@@ -337,8 +330,10 @@ def bottleneck(balance: Balance, experiment: Experiment) -> str:
             f"and {waited}; more processes won't help, more cores or store.mode=prefill will"
         )
     if setter == "trainers":
-        spare = _spare(balance, experiment)
-        return f"the trainers set the pace ({waited} only): add trainers (resources.trainers)" + spare
+        said = f"the trainers set the pace ({waited} only): add trainers (resources.trainers)"
+        # Where nothing is separated live, there are none to spare.
+        needed = max(1, math.ceil(started * balance.busy.get("separation", 1) / (1 - ENOUGH)))
+        return said + (f"; {needed} of the {started} separation actors would do" if needed < started else "")
     stage = _busiest(balance)
     busy = balance.busy[stage]
     if setter == "scheduling":
@@ -346,29 +341,17 @@ def bottleneck(balance: Balance, experiment: Experiment) -> str:
             f"{waited}, though no stage was more than {busy:.0%} busy ({stage}): scheduling sets the pace; "
             "make blocks larger (training.service_rows)"
         )
-    started = round(balance.actors) if balance.actors is not None else resources.separation_actors
     if stage == "separation" and started < resources.separation_actors:
         return (
             f"separation sets the pace: {started} actors {busy:.0%} busy, {waited}, and Ray has added no more of the "
             f"{resources.separation_actors} allowed; start with more (resources.separation_actors_min)"
         )
-    field_name, count = {
-        "separation": ("separation_actors", resources.separation_actors),
-        "readers": ("readers", resources.readers),
-    }[stage]
+    process = "separation actor" if stage == "separation" else "reader"
+    field_name = f"{process.replace(' ', '_')}s"
+    count: int = getattr(resources, field_name)
     wanted = max(count + 1, math.ceil(count * busy / (1 - waiting)))
     said = (
         f"{stage} sets the pace: {count} of {count} {busy:.0%} busy, {waited}; add {wanted - count} "
-        f"{'separation actor' if stage == 'separation' else 'reader'}{'s' if wanted - count > 1 else ''} "
-        f"(resources.{field_name}: {count} → {wanted})"
+        f"{process}{'s' if wanted - count > 1 else ''} (resources.{field_name}: {count} → {wanted})"
     )
     return said + (", or separate once for all epochs (store.mode=prefill)" if stage == "separation" else "")
-
-
-def _spare(balance: Balance, experiment: Experiment) -> str:
-    """How many separation actors a run could do without."""
-    if "separation" not in balance.busy:
-        return ""
-    count = round(balance.actors) if balance.actors is not None else experiment.resources.separation_actors
-    needed = max(1, math.ceil(count * balance.busy["separation"] / (1 - ENOUGH)))
-    return f"; {needed} of the {count} separation actors would do" if needed < count else ""

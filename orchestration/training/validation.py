@@ -22,10 +22,11 @@ import hashlib
 import json
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,7 @@ class ProbeClips:
 
 
 def choose_probe(manifest: Manifest, count: int) -> ProbeClips:
-    """The clips of a validation, from the training split.
-
-    Args:
-        manifest: the training clips.
-        count: how many of those with a label are taken, at most.
+    """The clips of a validation: at most `count` of the training clips with a label.
 
     Raises:
         SepsceneError: when no class has a clip on both sides.
@@ -103,8 +100,9 @@ def validation_of(experiment: Experiment, manifest: Manifest, folder: StageFolde
         return None
     clips = choose_probe(manifest, experiment.training.validation_clips)
     resources = experiment.resources
+    there = StageFolder(folder.run.resolve(), folder.name)
     return ValidationConfig(
-        fn=Validator(experiment, clips, StageFolder(folder.run.resolve(), folder.name)),
+        fn=partial(validate, experiment=experiment, clips=clips, folder=there),
         ray_remote_kwargs={"num_cpus": resources.validation_cpus, "num_gpus": resources.validation_gpus},
     )
 
@@ -125,10 +123,10 @@ class HandOver(Hook):
         self.encoder = encoder
         self.every = every
         self.last_step = last_step
-        self.step = 0
-        self.folder = Path()
-        self.fault = ""
-        self._thread: threading.Thread | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="hand-over")
+        self._bundle: Future[Path] | None = None
+        """On its way; `_step` says which."""
+        self._step = 0
 
     def reports_after(self, number: int) -> bool:
         """Where an encoder is to be validated: the one before must be on its way by then."""
@@ -138,83 +136,59 @@ class HandOver(Hook):
         """Hand on what is written, and begin to write the next."""
         due = self.reports_after(step.number)
         if step.reported:
-            step.report_options |= self.report_options(wait=due)
-            step.events += self.take_fault()
+            self._hand_on(step, wait=due)
         if due and rank() == 0 and not step.fatal:
-            self.start(self.encoder(), step.number)
+            self._step = step.number
+            encoder = copy.deepcopy(self.encoder()).cpu()  # as it is now: it is written while training goes on
+            self._bundle = self._writer.submit(_write_bundle, encoder, step.number)
 
     def at_end(self, last: Step) -> None:
         """Hand on the last one."""
-        last.report_options |= self.report_options(wait=True)
-        last.events += self.take_fault()
+        self._hand_on(last, wait=True)
 
-    def start(self, encoder: Encoder, step: int) -> None:
-        """Copy the encoder as it is now, and write the copy while training goes on."""
-        self.step = step
-        self.folder = Path(tempfile.mkdtemp(prefix="sepscene-validation-"))
-        self._thread = threading.Thread(target=self._write, args=(copy.deepcopy(encoder).cpu(),), name="hand-over")
-        self._thread.start()
-
-    def _write(self, encoder: Encoder) -> None:
+    def _hand_on(self, step: Step, wait: bool) -> None:
+        """Add what `ray.train.report` takes to store an encoder and validate it; nothing when none is ready."""
+        if self._bundle is None or not (wait or self._bundle.done()):
+            return
         try:
-            save_encoder(encoder, self.folder, {"title": f"step {self.step}", "steps": self.step})
-        except (SepsceneError, OSError) as error:
-            self.fault = f"step {self.step} is not validated: {error}"
-
-    def report_options(self, wait: bool) -> dict[str, Any]:
-        """What `ray.train.report` takes to store the encoder and validate it; nothing when none is ready.
-
-        Args:
-            wait: for the one that is being written.
-        """
-        if self._thread is None or (self._thread.is_alive() and not wait):
-            return {}
-        self._thread.join()
-        self._thread = None
-        if self.fault:
-            return {}
-        return {
-            "checkpoint": ray.train.Checkpoint.from_directory(self.folder),
-            # Of two with one name Ray would delete both.
-            "checkpoint_dir_name": f"encoder-{self.step:08d}-{time.time_ns()}",
-            "checkpoint_upload_mode": ray.train.CheckpointUploadMode.ASYNC,
-            "validation": True,
-        }
-
-    def take_fault(self) -> list[str]:
-        """Why an encoder could not be written, once."""
-        faults = [self.fault] if self.fault else []
-        self.fault = ""
-        return faults
+            step.report_options |= {
+                "checkpoint": ray.train.Checkpoint.from_directory(self._bundle.result()),
+                # Of two with one name Ray would delete both.
+                "checkpoint_dir_name": f"encoder-{self._step:08d}-{time.time_ns()}",
+                "checkpoint_upload_mode": ray.train.CheckpointUploadMode.ASYNC,
+                "validation": True,
+            }
+        except Exception as error:  # of the writing
+            step.events.append(f"step {self._step} is not validated: {error}")
+        self._bundle = None
 
 
-class Validator:
-    """What the validation task does with an encoder; Ray sends it to wherever there is room."""
+def _write_bundle(encoder: Encoder, step: int) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="sepscene-validation-"))
+    save_encoder(encoder, folder, {"title": f"step {step}", "steps": step})
+    return folder
 
-    def __init__(self, experiment: Experiment, clips: ProbeClips, folder: StageFolder) -> None:
-        self.experiment = experiment
-        self.clips = clips
-        self.folder = folder
 
-    def __call__(self, checkpoint: ray.train.Checkpoint, **_: Any) -> dict[str, float]:
-        """Evaluate an encoder, leave the record for the metrics file, and keep the encoder if it is the best so far.
+def validate(
+    checkpoint: ray.train.Checkpoint, experiment: Experiment, clips: ProbeClips, folder: StageFolder
+) -> dict[str, float]:
+    """Evaluate an encoder, leave the record for the metrics file, and keep the encoder if it is the best so far.
 
-        A validation that fails must not fail the training: it is reported as an event.
-        """
-        started = time.perf_counter()
-        step = int(Path(checkpoint.path).name.split("-")[1])
-        metrics: dict[str, float] = {}
-        record: dict[str, Any]
-        try:
-            with checkpoint.as_directory() as folder:
-                metrics = {METRIC: probe(load_encoder(folder), self.clips, self.experiment)}
-                keep_best(self.folder.best, Path(folder), step, metrics[METRIC])
-            record = {**metrics, "validation_seconds": round(time.perf_counter() - started, 3)}
-        except Exception as error:
-            record = {"event": f"the validation of step {step} failed: {type(error).__name__}: {error}"}
-        left = self.folder.validations / f"step-{step:08d}.json"
-        write_whole(left, json.dumps({"step": step, **record}))
-        return metrics
+    Ray runs it wherever there is room. A validation that fails must not fail the training: it is reported as an event.
+    """
+    started = time.perf_counter()
+    step = int(Path(checkpoint.path).name.split("-")[1])
+    metrics: dict[str, float] = {}
+    record: dict[str, Any]
+    try:
+        with checkpoint.as_directory() as bundle:
+            metrics = {METRIC: probe(load_encoder(bundle), clips, experiment)}
+            keep_best(folder.best, Path(bundle), step, metrics[METRIC])
+        record = {**metrics, "validation_seconds": round(time.perf_counter() - started, 3)}
+    except Exception as error:
+        record = {"event": f"the validation of step {step} failed: {type(error).__name__}: {error}"}
+    write_whole(folder.validations / f"step-{step:08d}.json", json.dumps({"step": step, **record}))
+    return metrics
 
 
 def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
@@ -223,9 +197,8 @@ def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
     Raises:
         EvaluationError: for NaN embeddings, or when no class is left on both sides.
     """
-    from sepscene.tasks.evaluation.probes import (
-        knn_map,  # scikit-learn: the trainers, who import this module too, do without
-    )
+    # It imports scikit-learn: the trainers, who import this module too, do without.
+    from sepscene.tasks.evaluation.probes import knn_map
 
     torch.set_num_threads(max(1, int(experiment.resources.validation_cpus)))
     device = "cuda" if experiment.resources.validation_gpus else "cpu"

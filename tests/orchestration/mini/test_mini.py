@@ -21,8 +21,7 @@ from sepscene.models.separators.folder import load_separator, save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.data import stores_of
-from sepscene.orchestration.mini.logmel_store import LogMelStore
+from sepscene.orchestration.mini.data import LogMelStore, stores_of
 from sepscene.orchestration.mini.study import _check_same_study, read_records, run_study
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, refuse_what_is_ignored
 from sepscene.orchestration.mini.trial import Split, score

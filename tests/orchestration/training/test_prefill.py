@@ -78,14 +78,15 @@ def clips() -> Manifest:
 
 
 @pytest.fixture(autouse=True)
-def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_patience_and_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filling, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(filling, "blocks_of", lambda blocks: blocks)  # of `Actors`
 
 
 def filled_by(
     actors: Actors, nano: Experiment, clips: Manifest, ladder: dict[str, str], folder: Path, patch: pytest.MonkeyPatch
 ) -> Filled:
-    patch.setattr(filling, "_blocks", actors)
+    patch.setattr(filling, "prefill_stream", actors)
     with SeparatedStore(str(folder / "store")) as store:
         return fill(nano, clips, ladder, store, lambda done: None)
 
@@ -116,7 +117,7 @@ def test_only_a_complete_filling_is_marked_as_one(
 ) -> None:
     always = {("/x/0.wav", 0)}
     actors = Actors([always, always, set()])
-    monkeypatch.setattr(filling, "_blocks", actors)
+    monkeypatch.setattr(filling, "prefill_stream", actors)
     run = Run(tmp_path, nano, Mock(spec=Tracker), Console(quiet=True))
     with caplog.at_level(logging.WARNING, "sepscene"):
         first = run.prefill(clips, ladder)

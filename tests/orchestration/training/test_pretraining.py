@@ -14,13 +14,13 @@ from sepscene.augment.draws import FILLER, SPECAUGMENT_UNIFORMS
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import write_checkpoint
-from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 from sepscene.orchestration.training import saving
 from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.health import DIAGNOSED_EVERY_STEPS, BadSteps, Diagnostics, Quarantine
 from sepscene.orchestration.training.hooks import Batch, Hook, Step, run_steps
 from sepscene.orchestration.training.pretraining import Pretrainer
-from sepscene.orchestration.training.replay import last_bad_rows, stage_folder
+from sepscene.orchestration.training.replay import last_bad_rows
 
 CLIPS = 24
 CPU = torch.device("cpu")
@@ -141,7 +141,7 @@ def test_replay_takes_the_rows_of_the_last_bad_step(nano: Experiment, tmp_path: 
     with pytest.raises(SepsceneError, match="has skipped no step"):
         last_bad_rows(tmp_path)
     one = worker(nano)
-    hook = BadSteps(stage_folder(tmp_path, nano), one.bad_rows, most=10)
+    hook = BadSteps(StageFolder(tmp_path, pretraining_stage(nano.views.pair)), one.bad_rows, most=10)
     for step in range(2):
         spoil_the_weights(one)
         trained(one, [batch(step)], hook)

@@ -9,10 +9,12 @@ from sepscene.augment.synthetic.scenes import SceneConfig, write_scenes
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.separators.folder import load_separator
+from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.runtime.ray_compat import configure_data
-from sepscene.orchestration.training.separator_training import train_separator
+from sepscene.orchestration.training.separator_training import add_to_ladder, read_ladder, train_separator
 from sepscene.tasks.datasets.readers import read_manifest
 
 
@@ -41,6 +43,16 @@ def test_a_supervised_ladder_with_its_scores_and_a_network_of_another_shape_besi
         torch.testing.assert_close(separated_BST.sum(1), wave_BT, atol=1e-4, rtol=0)  # mixture consistency
     assert read_card(ladder["STFT"]).digest != read_card(ladder["N"]).digest
     assert train_separator(experiment, both.select("train"), tmp_path) == ladder
+
+
+def test_a_checkpoint_whose_entry_a_kill_has_cut_off_is_entered_again(nano: Experiment, tmp_path: Path) -> None:
+    separator = TDCNpp(nano.separator.network)
+    for _ in range(2):
+        add_to_ladder(tmp_path, "N", 0, separator, {})
+        index = RunFolder(tmp_path).ladder_index
+        (folder,) = (path for path in index.parent.iterdir() if path != index)
+        assert read_ladder(tmp_path) == {"N": str(folder)}
+        index.unlink()
 
 
 def test_supervised_is_for_scenes_only(nano: Experiment) -> None:

@@ -167,7 +167,6 @@ def measured(trainers: float, separation: float, readers: float = 0.2, core: flo
     """A balance with these busy shares."""
     busy = {"trainers": trainers, "separation": separation, "readers": readers}
     return Balance(
-        seconds=60,
         rows_per_second=30,
         stage_rows_per_second={},
         busy=busy,

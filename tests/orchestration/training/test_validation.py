@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,22 +14,13 @@ from sepscene.models.encoders.encoder import load_encoder, save_encoder
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.files import write_whole
-from sepscene.orchestration.records.metrics_log import (
-    append_metrics,
-    collect_validations,
-    recover_metrics,
-)
+from sepscene.orchestration.records.metrics_log import append_metrics, collect_validations, recover_metrics
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.placement import check_placement, demands, phases
 from sepscene.orchestration.training.builders import encoder_of
-from sepscene.orchestration.training.validation import (
-    METRIC,
-    HandOver,
-    best_metric,
-    choose_probe,
-    keep_best,
-)
+from sepscene.orchestration.training.hooks import Step
+from sepscene.orchestration.training.validation import METRIC, HandOver, best_metric, choose_probe, keep_best
 from sepscene.tasks.datasets.manifest import Clip, make_manifest
 from sepscene.tasks.datasets.readers import Manifest
 
@@ -72,27 +64,36 @@ def test_records_are_moved_to_the_metrics_file_once_and_hide_no_step(tmp_path: P
     append_metrics(path, "other", [])
 
 
+def handed_over(hand_over: HandOver) -> tuple[dict[str, Any], list[str]]:
+    """What the last report gets: its further arguments, and the events."""
+    last = Step(9)
+    hand_over.at_end(last)
+    return last.report_options, last.events
+
+
 def test_an_encoder_is_handed_over_as_it_was_and_once(nano: Experiment) -> None:
-    hand_over, encoder = HandOver(lambda: encoder_of(nano, None), 2, 4), encoder_of(nano, None)
-    assert hand_over.report_options(wait=True) == {}
+    encoder = encoder_of(nano, None)
+    hand_over = HandOver(lambda: encoder, 7, 9)
+    assert handed_over(hand_over) == ({}, [])
     before = encoder.trunk.embedding.weight.detach().clone()
-    hand_over.start(encoder, 7)
+    hand_over.after_step(Step(7))
     with torch.no_grad():
         encoder.trunk.embedding.weight.add_(1)  # training goes on
-    options = hand_over.report_options(wait=True)
+    options, _ = handed_over(hand_over)
     assert options["validation"] and options["checkpoint_dir_name"].startswith("encoder-00000007-")
     assert torch.equal(load_encoder(options["checkpoint"].path).trunk.embedding.weight, before)
-    assert hand_over.report_options(wait=True) == {} and hand_over.take_fault() == []
+    assert handed_over(hand_over) == ({}, [])
 
 
 def test_an_encoder_that_is_not_finite_is_reported_and_not_handed_over(nano: Experiment) -> None:
-    hand_over, encoder = HandOver(lambda: encoder_of(nano, None), 2, 4), encoder_of(nano, None)
+    encoder = encoder_of(nano, None)
+    hand_over = HandOver(lambda: encoder, 7, 9)
     with torch.no_grad():
         encoder.trunk.embedding.weight.fill_(torch.nan)
-    hand_over.start(encoder, 7)
-    assert hand_over.report_options(wait=True) == {}
-    (fault,) = hand_over.take_fault()
-    assert fault.startswith("step 7 is not validated") and hand_over.take_fault() == []
+    hand_over.after_step(Step(7))
+    options, (fault,) = handed_over(hand_over)
+    assert options == {} and fault.startswith("step 7 is not validated")
+    assert handed_over(hand_over) == ({}, [])
 
 
 def test_the_best_is_replaced_whole(nano: Experiment, tmp_path: Path) -> None:

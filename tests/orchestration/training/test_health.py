@@ -7,18 +7,19 @@ import torch
 
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.run_folder import StageFolder
-from sepscene.orchestration.training.memory import ends_when_memory_is_full, out_of_memory, pretraining_advice
+from sepscene.orchestration.training.health import ends_when_memory_is_full, out_of_memory
+from sepscene.orchestration.training.pretraining import memory_advice
 
 
 def test_an_allocation_that_fails_is_noted_with_advice(nano: Experiment, tmp_path: Path) -> None:
     folder = StageFolder(tmp_path, "pretrain")
     folder.path.mkdir(parents=True)
-    with pytest.raises(RuntimeError), ends_when_memory_is_full(folder, pretraining_advice(nano, local_rows=64)):
+    with pytest.raises(RuntimeError), ends_when_memory_is_full(folder, memory_advice(nano, local_rows=64)):
         torch.empty(1 << 58)
     message = folder.fatal.read_text()
     assert "you tried to allocate" in message and "set training.microbatch=32" in message
     less = nano.changed({"training.microbatch": 4})
-    assert "set training.microbatch=2 " in pretraining_advice(less, local_rows=64)
+    assert "set training.microbatch=2 " in memory_advice(less, local_rows=64)
 
 
 def test_other_errors_are_left_as_they_are(tmp_path: Path) -> None:
