@@ -14,7 +14,7 @@ from sepscene.augment.draws import FILLER, SPECAUGMENT_UNIFORMS
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import write_checkpoint
-from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
+from sepscene.orchestration.records.run_folder import StageFolder, pretraining_stage
 from sepscene.orchestration.training import saving
 from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.health import DIAGNOSED_EVERY_STEPS, BadSteps, Diagnostics, Quarantine
