@@ -133,17 +133,17 @@ def train_separator(
 @contextmanager
 def _closed(run: "Run", *command: str) -> Iterator[None]:
     """Close the run in MLflow however the block ends; where it ends badly, say how to continue it."""
+    from sepscene.orchestration.records.mlflow_mirror import STOPPED, closing
+
     try:
-        yield
+        with closing(run.tracker):
+            yield
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)  # SIGTERM ends as the latter
-        run.tracker.finish("", "KILLED" if interrupted else "FAILED")
         words = [*command, str(run.files.experiment), "--storage", str(run.folder.parent)]
         again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
-        said = f"{'stopped' if interrupted else 'failed'}; what is done is kept, continue it with\n{again}"
-        run.console.print(said, highlight=False, markup=False, soft_wrap=True)
+        said = f"{'stopped' if isinstance(error, STOPPED) else 'failed'}; what is done is kept, continue it with"
+        run.console.print(f"{said}\n{again}", highlight=False, markup=False, soft_wrap=True)
         raise
-    run.tracker.finish("")
 
 
 def sweep(

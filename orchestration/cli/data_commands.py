@@ -139,6 +139,7 @@ def prefill(
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.presets import resolve
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
+    from sepscene.orchestration.records.mlflow_mirror import closing
     from sepscene.orchestration.records.run_folder import folder_in
 
     resolved = resolve(experiment, scale, change)
@@ -147,15 +148,15 @@ def prefill(
     folder = folder_in(storage, run_id or f"prefill-{resolved.digest()}", "the run id")
     with prepared_session(resolved, address, verbose):
         run = Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True)
-        train, _ = run.manifests()
-        filled = run.prefill(train, run.ladder(train))
+        with closing(run.tracker):
+            train, _ = run.manifests()
+            filled = run.prefill(train, run.ladder(train))
         parts = [f"{filled.present} of {filled.wanted} separated clips are in {run.store_uri()}"]
         if not filled.counts:
             parts = [f"{run.store_uri()} was filled before: it holds every clip that can be used, by all processors"]
         parts += [f"{filled.unusable} are of clips that can't be used"] if filled.unusable else []
         parts += [f"{filled.missing} are missing"] if filled.missing else []
         console.print("; ".join(parts), soft_wrap=True)
-        run.tracker.finish("")
     if filled.missing:
         raise typer.Exit(3)
 

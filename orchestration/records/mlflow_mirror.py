@@ -334,13 +334,17 @@ def sync(run_dir: Path, tracking_uri: str) -> None:
             tracker.store.tag(run_id, {"mlflow.parentRunId": parent_id})  # a parent that was lost is another one now
 
 
+STOPPED = (KeyboardInterrupt, SystemExit)
+"""How a block ends that a signal stops: SIGTERM is the latter."""
+
+
 @contextmanager
 def closing(tracker: Tracker, stage: str = "") -> Iterator[None]:
     """End a stage's run when the block ends, in whatever way; "" is the parent."""
     try:
         yield
-    except BaseException:
-        tracker.finish(stage, "FAILED")
+    except BaseException as error:
+        tracker.finish(stage, "KILLED" if isinstance(error, STOPPED) else "FAILED")
         raise
     tracker.finish(stage)
 

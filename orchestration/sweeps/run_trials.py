@@ -25,7 +25,7 @@ from sepscene.orchestration.pipeline.evaluate_stage import score_ladder
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.environment import command_line
 from sepscene.orchestration.records.files import write_whole
-from sepscene.orchestration.records.mlflow_mirror import Tracker, closing
+from sepscene.orchestration.records.mlflow_mirror import STOPPED, Tracker, closing
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.runtime.concurrency import DRIVER_CPUS, fitting_trials
@@ -53,14 +53,12 @@ def parent_run(
     if run := tracker.run_id():  # none while MLflow is away: the tag alone must do then
         children["mlflow.parentRunId"] = run
     try:
-        yield tracker, children
+        with closing(tracker):
+            yield tracker, children
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)  # SIGTERM ends as the latter
-        tracker.finish("", "KILLED" if interrupted else "FAILED")
-        said = f"{'stopped' if interrupted else 'failed'}; what is done is kept, continue it with"
+        said = f"{'stopped' if isinstance(error, STOPPED) else 'failed'}; what is done is kept, continue it with"
         console.print(f"{said}\n{_again(folder.name)}", highlight=False, markup=False, soft_wrap=True)
         raise
-    tracker.finish("")
 
 
 def _again(name: str) -> str:

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.mlflow_address import default_tracking_uri, tracking_uri_of
-from sepscene.orchestration.records.mlflow_mirror import Tracker, sync
+from sepscene.orchestration.records.mlflow_mirror import Tracker, closing, sync
 from sepscene.orchestration.records.mlflow_ui import start_ui
 from tests.faults.hosts import free_port
 from tests.orchestration.records.test_mlflow_mirror import check_the_run, track_a_run
@@ -81,6 +81,19 @@ def test_a_folder_has_no_file_of_the_user_sent(tmp_path: Path, caplog: pytest.Lo
     client = MlflowClient(tracking_uri=tracker.uri)
     assert [found.path for found in client.list_artifacts(str(tracker.run_id()))] == ["own.txt"]
     assert caplog.text.count("is not in") == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED"), (ValueError(), "FAILED")]
+)
+def test_a_block_that_ends_badly_ends_its_run_with_that_status(
+    tmp_path: Path, error: BaseException, status: str
+) -> None:
+    tracker = Tracker(default_tracking_uri(tmp_path), "sepscene", tmp_path)
+    with pytest.raises(type(error)), closing(tracker, "pretrain-mix-chan"):
+        raise error
+    (call,) = (json.loads(line) for line in (tmp_path / "mlflow-calls.jsonl").read_text().splitlines())
+    assert (call["kind"], call["stage"], call["argument"]) == ("finish", "pretrain-mix-chan", {"status": status})
 
 
 @pytest.mark.parametrize("uri", ["http://192.0.2.1:5000", "https://tracking.example.org"])
