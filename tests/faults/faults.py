@@ -80,7 +80,7 @@ def steps_done(run_dir: Path) -> int:
     return max(losses(run_dir), default=0)
 
 
-def when(ripe: Callable[[], bool], inject: Callable[[], bool], limit_seconds: float = 240) -> Injection:
+def when(ripe: Callable[[], bool], inject: Callable[[], bool], limit_seconds: float = 400) -> Injection:
     """Inject a fault once it is time; `inject` is tried until it says that it hit something."""
     injection = Injection()
 
@@ -97,7 +97,7 @@ def when(ripe: Callable[[], bool], inject: Callable[[], bool], limit_seconds: fl
     return injection
 
 
-def after(steps: int, run_dir: Path, inject: Callable[[], bool], limit_seconds: float = 240) -> Injection:
+def after(steps: int, run_dir: Path, inject: Callable[[], bool], limit_seconds: float = 400) -> Injection:
     """Inject a fault once the run has made this many steps."""
     return when(lambda: steps_done(run_dir) >= steps, inject, limit_seconds)
 
