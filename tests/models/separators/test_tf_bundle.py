@@ -39,8 +39,13 @@ def test_crc32c_against_the_bitwise_definition(size):
     assert crc32c(data) == bitwise_crc32c(data)
 
 
-def test_crc32c_of_the_published_check_word():
+def test_crc32c_of_published_values():
+    """The check word, and RFC 3720, B.4."""
     assert crc32c(b"123456789") == 0xE3069283
+    assert crc32c(bytes(32)) == 0x8A9136AA
+    assert crc32c(b"\xff" * 32) == 0x62A8AB43
+    assert crc32c(bytes(range(32))) == 0x46DD794E
+    assert crc32c(bytes(range(31, -1, -1))) == 0x113FDB5C
     assert mask(0) == 0xA282EAD8
 
 
