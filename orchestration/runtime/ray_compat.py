@@ -100,8 +100,8 @@ def leaving_nodes() -> set[str]:
 def trainer_class() -> "type[TorchTrainer]":
     """The trainer for the Ray that this process is connected to.
 
-    On a Ray of this machine alone it starts no process that tidies up after a controller that died: what that would
-    tidy up goes with the command that started this Ray. And its trainers meet on loopback.
+    On a Ray of this machine alone it starts no process that tidies up after a controller that died: `stage.Stage` gives
+    back what that one had reserved. And its trainers meet on loopback.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
