@@ -2,8 +2,8 @@
 
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -130,20 +130,13 @@ def train_separator(
             return run.ladder(run.manifests()[0])
 
 
-@contextmanager
-def _closed(run: "Run", *command: str) -> Iterator[None]:
+def _closed(run: "Run", *command: str) -> AbstractContextManager[None]:
     """Close the run in MLflow however the block ends; where it ends badly, say how to continue it."""
-    from sepscene.orchestration.records.mlflow_mirror import STOPPED, closing
+    from sepscene.orchestration.pipeline.run import continuable
 
-    try:
-        with closing(run.tracker):
-            yield
-    except BaseException as error:
-        words = [*command, str(run.files.experiment), "--storage", str(run.folder.parent)]
-        again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
-        said = f"{'stopped' if isinstance(error, STOPPED) else 'failed'}; what is done is kept, continue it with"
-        run.console.print(f"{said}\n{again}", highlight=False, markup=False, soft_wrap=True)
-        raise
+    words = [*command, str(run.files.experiment), "--storage", str(run.folder.parent)]
+    again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
+    return continuable(run.tracker, run.console, again)
 
 
 def sweep(

@@ -29,7 +29,7 @@ from sepscene.orchestration.records.checkpoints import newest_sound, read_checkp
 from sepscene.orchestration.records.environment import environment, sepscene_version
 from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics
-from sepscene.orchestration.records.mlflow_mirror import Tracker, closing, following
+from sepscene.orchestration.records.mlflow_mirror import STOPPED, Tracker, closing, following
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
 from sepscene.orchestration.records.run_lock import check_free, locked
@@ -52,6 +52,18 @@ logger = logging.getLogger("sepscene")
 
 BALANCE_EVERY = 10
 """Reports of the balance for one line of it among the progress."""
+
+
+@contextmanager
+def continuable(tracker: Tracker, console: Console, again: str) -> Iterator[None]:
+    """Close a run in MLflow however the block ends; where it ends badly, say which command continues it."""
+    try:
+        with closing(tracker):
+            yield
+    except BaseException as error:
+        said = f"{'stopped' if isinstance(error, STOPPED) else 'failed'}; what is done is kept, continue it with"
+        console.print(f"{said}\n{again}", highlight=False, markup=False, soft_wrap=True)
+        raise
 
 
 class Run:

@@ -22,10 +22,10 @@ from rich.live import Live
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment, Resources
 from sepscene.orchestration.pipeline.evaluate_stage import score_ladder
-from sepscene.orchestration.pipeline.run import Run
+from sepscene.orchestration.pipeline.run import Run, continuable
 from sepscene.orchestration.records.environment import command_line
 from sepscene.orchestration.records.files import write_whole
-from sepscene.orchestration.records.mlflow_mirror import STOPPED, Tracker, closing
+from sepscene.orchestration.records.mlflow_mirror import Tracker, closing
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.runtime.concurrency import DRIVER_CPUS, fitting_trials
@@ -52,13 +52,8 @@ def parent_run(
     children = {"sweep_id": folder.name}
     if run := tracker.run_id():  # none while MLflow is away: the tag alone must do then
         children["mlflow.parentRunId"] = run
-    try:
-        with closing(tracker):
-            yield tracker, children
-    except BaseException as error:
-        said = f"{'stopped' if isinstance(error, STOPPED) else 'failed'}; what is done is kept, continue it with"
-        console.print(f"{said}\n{_again(folder.name)}", highlight=False, markup=False, soft_wrap=True)
-        raise
+    with continuable(tracker, console, _again(folder.name)):
+        yield tracker, children
 
 
 def _again(name: str) -> str:
