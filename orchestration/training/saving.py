@@ -86,7 +86,7 @@ class Saving(Hook):
             return
         with self.pause:
             refused = self.writer.wait()
-            if not last.fatal and last.number % self.every:
+            if not last.fatal and (refused or last.number % self.every):
                 refused = self.writer.save(self._state(), FULL_DISK_SECONDS)
             if refused:
                 advice = f"make room under {self.folder.path}, then continue the run with --resume"

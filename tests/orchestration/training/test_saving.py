@@ -1,0 +1,58 @@
+"""The last checkpoint: it waits for room on a full disk, whatever step it is of, and says in the end what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from sepscene.orchestration.records import checkpoints
+from sepscene.orchestration.records.checkpoints import TrainingState, newest_sound, read_checkpoint, write_checkpoint
+from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.training import saving
+from sepscene.orchestration.training.hooks import Step
+from sepscene.orchestration.training.saving import Saving
+
+EVERY = 5
+
+
+def last_step(run_dir: Path, steps: int, refusals: int, patience: float, monkeypatch: pytest.MonkeyPatch) -> Step:
+    """What a stage of so many steps says at its end, when the disk refuses that many checkpoints from the last on."""
+    left = [0]
+
+    def write(folder: Path, state: TrainingState) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(28, "No space left on device")
+        write_checkpoint(folder, state)
+
+    monkeypatch.setattr(saving, "FULL_DISK_SECONDS", patience)
+    monkeypatch.setattr(checkpoints, "write_checkpoint", write)
+    now = [0]
+    hook = Saving(StageFolder(run_dir, "stage"), lambda: TrainingState(now[0], Ledger(100, [(0, now[0])]), {}), EVERY, 1)
+    for number in range(1, steps + 1):
+        left[0] = refusals if number == steps else 0
+        now[0] = number
+        hook.after_step(Step(number, {"step": number}))
+    last = Step(steps)
+    hook.at_end(last)
+    return last
+
+
+@pytest.mark.parametrize("steps", [2 * EVERY, 2 * EVERY + 1])
+def test_it_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    last = last_step(tmp_path, steps, 2, 60.0, monkeypatch)
+    assert not last.fatal
+    newest = newest_sound(StageFolder(tmp_path, "stage").path)
+    assert newest is not None
+    state = read_checkpoint(newest)
+    assert state.step == steps
+    assert [record["step"] for record in state.metrics] == list(range(EVERY * ((steps - 1) // EVERY) + 1, steps + 1))
+
+
+@pytest.mark.parametrize("steps", [2 * EVERY, 2 * EVERY + 1])
+def test_it_says_what_to_do_where_the_disk_stays_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    last = last_step(tmp_path, steps, 1000, 0.01, monkeypatch)
+    assert f"step-{steps:08d} could not be written" in last.fatal
+    assert "make room under" in last.fatal and last.fatal.endswith("continue the run with --resume")
