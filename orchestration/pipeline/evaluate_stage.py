@@ -92,10 +92,7 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
         if encoder.name != "untrained":
             run.publish(encoder.name, bundles[encoder.name])
     files = run.files
-    pages = (*write_report(run.folder), files.listening_page, files.sounds, files.plots)
-    for path in (files.results, *pages):
-        if path.exists():
-            run.tracker.log_artifact("", path, path.name if path.is_dir() else None)
+    _log_files(run, files.results, *write_report(run.folder), files.listening_page, files.sounds, files.plots)
     return results
 
 
@@ -105,7 +102,14 @@ def score_ladder(run: Run, test: Manifest, ladder: dict[str, str]) -> None:
         processors = ray.get(scores_of_ladder(ladder, test, run.experiment))
         run.advance(len(ladder))
         page = listening_page(run.folder, test, run.experiment.audio, ladder, processors)
-        run.tracker.log_artifact("", page)
+        _log_files(run, page, run.files.sounds)
+
+
+def _log_files(run: Run, *paths: Path) -> None:
+    """Files and folders of the run to MLflow, each under its own name; those that were not made are left out."""
+    for path in paths:
+        if path.exists():
+            run.tracker.log_artifact("", path, path.name if path.is_dir() else None)
 
 
 def scores_of_ladder(

@@ -106,6 +106,7 @@ def test_a_person_finds_all_of_it_in_mlflow(finished: tuple[Path, str, str]) -> 
         "report.md",
         "results.json",
         "listen.html",
+        "listen",
         "plots",
     } <= kept
     assert "system/cpu_utilization_percentage" in found["whole/pretrain-mix-chan"].data.metrics

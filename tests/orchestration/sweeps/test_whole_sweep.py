@@ -80,6 +80,8 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_repeats_nothing(
     client = MlflowClient(tracking_uri=f"sqlite:///{storage}/mlflow.db")
     (experiment,) = [one for one in client.search_experiments() if one.name == "sepscene"]
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id], max_results=1000)}
+    logged = {one.path for one in client.list_artifacts(runs["shared"].info.run_id)}
+    assert {"listen.html", "listen"} <= logged, "the ladder's page and its sounds"
     parent = runs["whole"]
     for trial in results.trials:
         child = runs[Path(trial.run_dir).name]
