@@ -137,7 +137,8 @@ def _flac(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     if len(head) < 42 or head[4] & 0x7F:
         return None
     fields = int.from_bytes(head[18:26], "big")
-    declared, smallest, largest = fields & ((1 << 36) - 1), *struct.unpack(">HH", head[8:12])
+    declared = fields & ((1 << 36) - 1)
+    smallest, largest = struct.unpack(">HH", head[8:12])
     start = max(42, size - max(_TAIL, 2 * int.from_bytes(head[15:18], "big")))
     stream.seek(start)
     end = _end_of_flac(stream.read(), smallest if smallest == largest else 0)

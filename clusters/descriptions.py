@@ -6,12 +6,13 @@ local provider, Slurm, SkyPilot), the list stands beside it: `onprem.pools.yaml`
 """
 
 import math
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from sepscene.clusters.kuberay import read_manifest_pools
 from sepscene.clusters.pools import Node, Pool
@@ -39,6 +40,14 @@ class PoolList(Config):
     """A plain list of pools."""
 
     pools: list[PoolEntry] = Field(min_length=1)
+
+    @field_validator("pools")
+    @classmethod
+    def _named_apart(cls, pools: list[PoolEntry]) -> list[PoolEntry]:
+        twice = sorted(name for name, count in Counter(pool.name for pool in pools).items() if count > 1)
+        if twice:
+            raise ValueError(f"two pools are called {twice[0]}: give each a name of its own")
+        return pools
 
 
 def read_pools(path: Path) -> list[Pool]:
@@ -94,15 +103,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
+def _values(node: yaml.Node | None, known: dict[yaml.Node, float]) -> float:
     """How many values a YAML tree has when each alias is written out; endless for one that holds itself."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
-    if id(node) not in known:
-        known[id(node)] = math.inf
+    if node not in known:
+        known[node] = math.inf
         below = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
-        known[id(node)] = 1 + sum(_values(part, known) for part in below)
-    return known[id(node)]
+        known[node] = 1 + sum(_values(part, known) for part in below)
+    return known[node]
 
 
 def _from_list(tree: dict[str, Any], source: str) -> list[Pool]:

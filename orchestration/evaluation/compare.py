@@ -137,7 +137,8 @@ def compare_runs(run_a: Path, run_b: Path, encoder_a: str | None = None, encoder
     Raises:
         SepsceneError: when a run has no evidence, the runs share no clips, or were evaluated in different ways.
     """
-    (name_a, evidence_a), (name_b, evidence_b) = _evidence(run_a, encoder_a), _evidence(run_b, encoder_b)
+    name_a, evidence_a = _evidence(run_a, encoder_a)
+    name_b, evidence_b = _evidence(run_b, encoder_b)
     if evidence_a.settings != evidence_b.settings:
         raise SepsceneError(
             f"{name_a} and {name_b} were evaluated with different settings ({evidence_a.settings} and "

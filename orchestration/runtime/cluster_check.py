@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sepscene.clusters.descriptions import read_pools
-from sepscene.clusters.pools import Node
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.placement import check_placement, concurrent_trials, pack, phases
 
@@ -66,8 +65,8 @@ def check_cluster(description: Path, experiment: Experiment, driver_cpus: float 
             placed, _ = pack(phase, largest)
         places |= {demand.role: Counter[str]() for demand in phase}
         for demand, node in placed:
-            places[demand.role][_pool_of(node)] += 1
-        used |= Counter(_pool_of(node) for node in {id(node): node for _, node in placed}.values())  # the larger ones
+            places[demand.role][_pool_of(node.name)] += 1
+        used |= Counter(_pool_of(name) for name in {node.name for _, node in placed})  # the larger ones
     spot = {pool.name for pool in pools if pool.spot}
     return Verdict(
         started={pool.name: used[pool.name] - pool.least for pool in pools if used[pool.name] > pool.least},
@@ -77,5 +76,5 @@ def check_cluster(description: Path, experiment: Experiment, driver_cpus: float 
     )
 
 
-def _pool_of(node: Node) -> str:
-    return node.name.rpartition("-")[0]
+def _pool_of(node_name: str) -> str:
+    return node_name.rpartition("-")[0]

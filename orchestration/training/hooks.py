@@ -136,7 +136,8 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
                 hook.after_step(step)
         if step.fatal:
             return
-        began, asked = done, time.perf_counter()
+        began = done
+        asked = time.perf_counter()
     last = Step(worker.step)
     for hook in hooks:
         hook.at_end(last)

@@ -23,6 +23,13 @@ TEMPLATES = (
 )
 
 
+def test_pools_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pools.yaml"
+    path.write_text("pools:\n- {name: a, nodes: 2, cpus: 8}\n- {name: a, nodes: 1, cpus: 4}\n")
+    with pytest.raises(SepsceneError, match=r"pools\.yaml: pools: .*two pools are called a: give each a name"):
+        read_pools(path)
+
+
 def test_aliases_are_taken_and_bombs_of_them_refused(tmp_path: Path) -> None:
     path = tmp_path / "pools.yaml"
     labels = "{name: a, nodes: 2, cpus: 8, labels: &l {pool: trainers}}"

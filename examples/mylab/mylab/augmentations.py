@@ -17,7 +17,8 @@ class TiltConfig(BaseModel):
 class Tilt(Augmentation):
     """Adds a straight line over the mel bands; its slope is drawn for each view."""
 
-    Config, needs = TiltConfig, Needs("log-mel", uniforms=1)
+    Config = TiltConfig
+    needs = Needs("log-mel", uniforms=1)
 
     def __call__(self, sound: Tensor, uniforms_XU: Tensor, mixture_XP: Tensor | None) -> Tensor:
         """(X, L, F) to the same shape."""

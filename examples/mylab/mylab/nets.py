@@ -15,7 +15,8 @@ class MelGruConfig(BaseModel):
 class MelGru(nn.Module):
     """A GRU in both directions of time; h is made of the mean over the frames."""
 
-    Config, reads = MelGruConfig, "log-mel"
+    Config = MelGruConfig
+    reads = "log-mel"
 
     def __init__(self, config: MelGruConfig) -> None:
         super().__init__()
