@@ -28,7 +28,8 @@ def last_step(run_dir: Path, steps: int, refusals: int, patience: float, monkeyp
     monkeypatch.setattr(saving, "FULL_DISK_SECONDS", patience)
     monkeypatch.setattr(checkpoints, "write_checkpoint", write)
     now = [0]
-    hook = Saving(StageFolder(run_dir, "stage"), lambda: TrainingState(now[0], Ledger(100, [(0, now[0])]), {}), EVERY, 1)
+    folder = StageFolder(run_dir, "stage")
+    hook = Saving(folder, lambda: TrainingState(now[0], Ledger(100, [(0, now[0])]), {}), EVERY, kept=1)
     for number in range(1, steps + 1):
         left[0] = refusals if number == steps else 0
         now[0] = number
