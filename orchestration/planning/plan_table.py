@@ -4,7 +4,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from sepscene.orchestration.formatting import quantity
+from sepscene.orchestration.formatting import duration, quantity
 from sepscene.orchestration.planning.plan import CPU, Plan
 from sepscene.orchestration.runtime.precision import separation_precision, training_precision
 
@@ -116,16 +116,3 @@ def _advice(plan: Plan) -> list[str]:
     if separated_on_cpu or trained_on_cpu:
         lines.append("measured on a CPU although GPUs are asked for: calibrate on a node that has one")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `5 h 10 min`, `12 days 3 h`."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes = seconds / 60
-    hours = seconds / 3600
-    if minutes < 60:
-        return f"{int(minutes)} min {int(seconds % 60)} s"
-    if hours < 48:
-        return f"{int(hours)} h {int(minutes % 60)} min"
-    return f"{int(hours // 24):,} days {int(hours % 24)} h"

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sepscene.orchestration.formatting import duration
 from sepscene.orchestration.records.results import Metric, Setting, SweepResults, TrialResult, metric_of, read_metrics
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
-from sepscene.orchestration.reports.render import duration, metric_name, render_report, report_of, with_interval
+from sepscene.orchestration.reports.render import metric_name, render_report, report_of, with_interval
 from sepscene.tasks.evaluation.statistics import t_interval
 
 _STATUSES = ("finished", "stopped early", "failed", "unfinished")
