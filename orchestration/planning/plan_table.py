@@ -34,11 +34,12 @@ def _facts(plan: Plan) -> Table:
         )
     live = quantity(plan.live_row_bytes)
     stored = quantity(plan.stored_row_bytes)
+    times = {name: f"{1e3 * seconds:.3g}" for name, seconds in measured.separation_seconds.items()}
     table.add_row("object store", f"{live}B a live row, {stored}B a row from the SeparatedStore")
     table.add_row(
         "measured, ms a row",
         f"decode {1e3 * measured.decode_seconds:.3g}, from the store {1e3 * measured.stored_seconds:.3g}, "
-        f"separation {_separation_times(plan)} ({measured.separation_device}), "
+        f"separation {_once_or_each(times, ' ')} ({measured.separation_device}), "
         f"put {1e3 * measured.put_seconds:.3g}, "
         f"training {1e3 * measured.train_seconds:.3g} ({measured.train_device})",
     )
@@ -50,18 +51,15 @@ def _separation(plan: Plan) -> str:
     """Operations of each kind of processor for one clip."""
     if not plan.processors:
         return "none: mix-mix separates nothing"
-    costs = {p.name: "unknown " if p.flops is None else quantity(p.flops) for p in plan.processors}
-    if len(set(costs.values())) == 1:
-        return f"{costs[plan.processors[0].name]}FLOP a clip"
-    return ", ".join(f"{name} {cost}FLOP" for name, cost in costs.items()) + " a clip"
+    costs = {p.name: "unknown FLOP" if p.flops is None else f"{quantity(p.flops)}FLOP" for p in plan.processors}
+    return f"{_once_or_each(costs, ', ')} a clip"
 
 
-def _separation_times(plan: Plan) -> str:
-    """Milliseconds of each processor for one clip, once where all are of one kind."""
-    times = {name: f"{1e3 * seconds:.3g}" for name, seconds in plan.calibration.separation_seconds.items()}
-    if len({p.kind for p in plan.processors}) <= 1:
-        return next(iter(times.values()))
-    return " ".join(f"{name} {time}" for name, time in times.items())
+def _once_or_each(values: dict[str, str], between: str) -> str:
+    """The value, where all processors have the same; otherwise that of each, by name."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return between.join(f"{name} {value}" for name, value in values.items())
 
 
 def _actors(plan: Plan) -> str:
