@@ -154,7 +154,7 @@ def _environment(written: Callable[[str], str], autoescape: bool) -> Environment
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (metric_name, number, interval, with_interval, duration, percent, moment, sentence, cell, fenced)
+    filters = (metric_name, number, interval, with_interval, duration, percent, moment, sentence, fenced)
     environment.filters |= {each.__name__: each for each in filters}
     environment.filters["row"] = markdown_row
     environment.filters["size"] = filesize.decimal
