@@ -89,7 +89,7 @@ def shown(setting: Setting) -> str:
 
 
 def sweep_table(sweep: SweepResults) -> tuple[list[str], list[list[str]]]:
-    """One row for each trial: the columns of the report's table and of the terminal's live table."""
+    """The report's table: its headers, and a row for each trial."""
     names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.metrics))
     headers = ["Trial", "Status", *map(field_name, sweep.fields), "Seed"]
     headers += [*map(metric_name, names), "Steps", "Time"]
