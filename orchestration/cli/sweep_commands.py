@@ -166,9 +166,8 @@ def reproduce_command(
     from sepscene.orchestration.presets import parse_changes
     from sepscene.orchestration.records.run_folder import folder_in
     from sepscene.orchestration.records.sweep_folder import SweepFolder
-    from sepscene.orchestration.reports.paper_tables import planned_rows
     from sepscene.orchestration.runtime.concurrency import most_demanding
-    from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
+    from sepscene.orchestration.sweeps.reproduction_plan import planned_rows, row_experiments
 
     changes = parse_changes(change)
     if data is not None:
@@ -196,7 +195,7 @@ def reproduce_command(
 
     with prepared_session(most, address, verbose, dashboard, rows):
         uri = default_tracking_uri(storage)
-        results = reproduce(tables, row, scale, changes, seeds, folder, uri, console)  # type: ignore[arg-type]
+        results = reproduce(rows, tables, scale, changes, seeds, folder, uri, console)  # type: ignore[arg-type]
     _report(folder, list(results.failed))
 
 

@@ -4,7 +4,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from sepscene.orchestration.formatting import quantity
+from sepscene.orchestration.formatting import duration, quantity
 from sepscene.orchestration.planning.plan import CPU, Plan
 from sepscene.orchestration.runtime.precision import separation_precision, training_precision
 
@@ -34,11 +34,12 @@ def _facts(plan: Plan) -> Table:
         )
     live = quantity(plan.live_row_bytes)
     stored = quantity(plan.stored_row_bytes)
+    times = {name: f"{1e3 * seconds:.3g}" for name, seconds in measured.separation_seconds.items()}
     table.add_row("object store", f"{live}B a live row, {stored}B a row from the SeparatedStore")
     table.add_row(
         "measured, ms a row",
         f"decode {1e3 * measured.decode_seconds:.3g}, from the store {1e3 * measured.stored_seconds:.3g}, "
-        f"separation {_separation_times(plan)} ({measured.separation_device}), "
+        f"separation {_once_or_each(times, ' ')} ({measured.separation_device}), "
         f"put {1e3 * measured.put_seconds:.3g}, "
         f"training {1e3 * measured.train_seconds:.3g} ({measured.train_device})",
     )
@@ -50,18 +51,15 @@ def _separation(plan: Plan) -> str:
     """Operations of each kind of processor for one clip."""
     if not plan.processors:
         return "none: mix-mix separates nothing"
-    costs = {p.name: "unknown " if p.flops is None else quantity(p.flops) for p in plan.processors}
-    if len(set(costs.values())) == 1:
-        return f"{costs[plan.processors[0].name]}FLOP a clip"
-    return ", ".join(f"{name} {cost}FLOP" for name, cost in costs.items()) + " a clip"
+    costs = {p.name: "unknown FLOP" if p.flops is None else f"{quantity(p.flops)}FLOP" for p in plan.processors}
+    return f"{_once_or_each(costs, ', ')} a clip"
 
 
-def _separation_times(plan: Plan) -> str:
-    """Milliseconds of each processor for one clip, once where all are of one kind."""
-    times = {name: f"{1e3 * seconds:.3g}" for name, seconds in plan.calibration.separation_seconds.items()}
-    if len({p.kind for p in plan.processors}) <= 1:
-        return next(iter(times.values()))
-    return " ".join(f"{name} {time}" for name, time in times.items())
+def _once_or_each(values: dict[str, str], between: str) -> str:
+    """The value, where all processors have the same; otherwise that of each, by name."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return between.join(f"{name} {value}" for name, value in values.items())
 
 
 def _actors(plan: Plan) -> str:
@@ -116,16 +114,3 @@ def _advice(plan: Plan) -> list[str]:
     if separated_on_cpu or trained_on_cpu:
         lines.append("measured on a CPU although GPUs are asked for: calibrate on a node that has one")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `5 h 10 min`, `12 days 3 h`."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes = seconds / 60
-    hours = seconds / 3600
-    if minutes < 60:
-        return f"{int(minutes)} min {int(seconds % 60)} s"
-    if hours < 48:
-        return f"{int(hours)} h {int(minutes % 60)} min"
-    return f"{int(hours // 24):,} days {int(hours % 24)} h"

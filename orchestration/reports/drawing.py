@@ -7,20 +7,17 @@ colours; `picture` replaces them by the page's variables, so the style sheet dec
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from sepscene.orchestration.records.files import write_whole
-from sepscene.orchestration.records.results import Metric
 from sepscene.orchestration.terminal import printable
 
 INK = "#010203"
@@ -30,7 +27,6 @@ PAPER = "#040506"
 SERIES = tuple(f"#0a0b{index:02x}" for index in range(10, 20))
 DASHES: tuple = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vPX<>*"
-MOST_POINTS = 2000
 
 _VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)", PAPER: "var(--paper)"} | {
     colour: f"var(--s{index})" for index, colour in enumerate(SERIES, start=1)
@@ -81,28 +77,6 @@ class Picture:
         path = folder / f"{self.name}.svg"
         write_whole(path, text.replace("--width:", back, 1))
         return path
-
-
-def brief(label: str, most: int = 26) -> str:
-    """A label that fits beside a picture: cut at `most` characters."""
-    return label if len(label) <= most else label[: most - 1].rstrip() + "…"
-
-
-def in_words(metric: Metric) -> str:
-    """A metric as it is read aloud: '0.412, interval 0.396 to 0.428'."""
-    if metric.low is None or metric.high is None:
-        return short(metric.value)
-    return f"{short(metric.value)}, interval {short(metric.low)} to {short(metric.high)}"
-
-
-def short(value: float) -> str:
-    """A number with four digits."""
-    return f"{value:,.4g}".replace("-", "−") if isfinite(value) else "not a number"
-
-
-def thin(values: Sequence[float], most: int) -> np.ndarray:
-    """At most `most` values, each the mean of a run of neighbours."""
-    return np.array([np.mean(run) for run in np.array_split(values, min(most, len(values)))])
 
 
 styled = matplotlib.rc_context(_STYLE)

@@ -29,8 +29,6 @@ from sepscene.orchestration.reports.render import number, render
 from sepscene.tasks.losses.mixit import si_sdr, si_sdr_improvement
 
 MOST_SECONDS = 5.0
-MOST_BYTES = 7_500_000
-SCENE_BYTES = 5_000_000
 PEAK = 0.9
 SILENT_DB = -60.0
 PICTURE_RANGE_DB = 70.0
@@ -83,16 +81,10 @@ class Player:
 
     title: str
     audio: str
-    audio_bytes: int
     picture: str
     level_db: float
     seconds: float
     notes: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Bytes of its sound and its picture."""
-        return self.audio_bytes + len(self.picture)
 
 
 @dataclass(frozen=True)
@@ -112,17 +104,6 @@ class Block:
     labels: tuple[str, ...]
     rows: tuple[Row, ...]
 
-    @property
-    def size(self) -> int:
-        """Bytes of its sounds and pictures."""
-        return sum(player.size for row in self.rows for player in row.players)
-
-    def forget(self, folder: Path) -> None:
-        """Delete its sounds."""
-        for row in self.rows:
-            for player in row.players:
-                (folder / player.audio).unlink()
-
 
 def write_listening_page(
     run_dir: Path,
@@ -131,10 +112,7 @@ def write_listening_page(
     sample_rate: int,
     queries: Iterable[Query] = (),
 ) -> Path:
-    """Write RUN/listen.html and its sounds in RUN/listen, together smaller than 8 MB.
-
-    Scenes and queries are taken in their order for as long as they fit (of a long sound the loudest
-    `MOST_SECONDS` are heard); the page says how many are left out.
+    """Write RUN/listen.html and its sounds in RUN/listen; of a long sound the loudest `MOST_SECONDS` are heard.
 
     Args:
         scenes: held-out clips, separated by every processor of `ladder`.
@@ -144,35 +122,16 @@ def write_listening_page(
     shutil.rmtree(files.sounds, ignore_errors=True)
     files.sounds.mkdir(parents=True)
     drawer = _Drawer(sample_rate, files.sounds)
-    kept_scenes, scenes_left = _that_fit((drawer.scene(scene, ladder) for scene in scenes), SCENE_BYTES, run_dir)
-    spent = sum(block.size for block in kept_scenes)
-    kept_queries, queries_left = _that_fit((drawer.query(query) for query in queries), MOST_BYTES - spent, run_dir)
     return render(
         "listen.html.j2",
         files.listening_page,
         script="listen.js",
         title=run_dir.name,
-        scenes=kept_scenes,
-        queries=kept_queries,
-        scenes_left=scenes_left,
-        queries_left=queries_left,
+        scenes=[drawer.scene(scene, ladder) for scene in scenes],
+        queries=[drawer.query(query) for query in queries],
         seconds=f"{MOST_SECONDS:g}",
         has_report=files.report_html.exists() or files.results.exists(),
     )
-
-
-def _that_fit(blocks: Iterable[Block], most_bytes: int, folder: Path) -> tuple[list[Block], int]:
-    """The blocks that fit in the bytes, in order, and how many do not."""
-    kept: list[Block] = []
-    left = 0
-    for block in blocks:
-        most_bytes -= block.size
-        if left or most_bytes < 0:
-            left += 1
-            block.forget(folder)
-        else:
-            kept.append(block)
-    return kept, left
 
 
 class _Drawer:
@@ -241,7 +200,6 @@ class _Drawer:
         return Player(
             title=title,
             audio=f"{self.sounds.name}/{path.name}",
-            audio_bytes=path.stat().st_size,
             picture=self._mel(finite_T, scale_T),
             level_db=level_db,
             seconds=len(finite_T) / self.sample_rate,

@@ -3,11 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sepscene.models.config import SepsceneError
-from sepscene.models.spelling import unknown
-from sepscene.orchestration.presets import EXPERIMENTS
 from sepscene.orchestration.records.results import Metric, RunResults
-from sepscene.tasks.paper.beyond import BEYOND
 from sepscene.tasks.paper.claims import PAPER_TABLES, TWINS
 
 TITLES = {
@@ -74,24 +70,3 @@ def row_name(row: str | None) -> str:
             if known.name == row:
                 return f"{table[:-1].capitalize()} {table[-1]}, {known.label}"
     return row or ""
-
-
-def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
-    """The experiments of the tables' rows; one that two of the tables share is run once, under its first name.
-
-    The rows beyond the paper come with those that they are compared with.
-
-    Raises:
-        SepsceneError: for an unknown table or row.
-    """
-    rows_of = {table: [row.name for row in known] for table, known in PAPER_TABLES.items()}
-    rows_of["beyond"] = [*dict.fromkeys(row.beside for row in BEYOND), *(row.name for row in BEYOND)]
-    for table in tables:
-        if table not in rows_of:
-            raise SepsceneError(unknown(table, rows_of, "table"))
-    names = list(dict.fromkeys(name for table in tables for name in rows_of[table] if name in EXPERIMENTS))
-    for row in rows or []:
-        if row not in names:
-            raise SepsceneError(unknown(row, names, f"row of {', '.join(tables)}"))
-    wanted = rows or names
-    return [name for n, name in enumerate(wanted) if TWINS.get(name) not in wanted[:n]]

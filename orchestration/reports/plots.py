@@ -6,6 +6,7 @@ Lines differ by dash and points by marker as well as by colour. Text stays text 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -17,20 +18,17 @@ from sepscene.orchestration.reports.drawing import (
     DASHES,
     INK,
     MARKERS,
-    MOST_POINTS,
     PAPER,
     SERIES,
     SOFT,
     Picture,
-    brief,
     canvas,
-    in_words,
     picture,
-    short,
     styled,
-    thin,
 )
 from sepscene.orchestration.reports.paper_tables import Table
+
+MOST_POINTS = 2000
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -56,12 +54,12 @@ def curves(
         look = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
         points = len(steps)
         if len(steps) > 60:
-            axes.plot(thin(steps, 400), thin(values, 400), color=look["color"], linewidth=0.7, alpha=0.35)
+            axes.plot(_thin(steps, 400), _thin(values, 400), color=look["color"], linewidth=0.7, alpha=0.35)
             points = 25
             averaged = max(averaged, round(len(steps) / points))
-        axes.plot(thin(steps, points), thin(values, points), label=brief(label), **look)
-        start = f"{short(values[0])} at {x_label} {short(steps[0])}"
-        said.append(f"{label} goes from {start} to {short(values[-1])} at {short(steps[-1])}")
+        axes.plot(_thin(steps, points), _thin(values, points), label=_brief(label), **look)
+        start = f"{_short(values[0])} at {x_label} {_short(steps[0])}"
+        said.append(f"{label} goes from {start} to {_short(values[-1])} at {_short(steps[-1])}")
     axes.set_title(title)
     axes.set_xlabel(x_label if averaged == 1 else f"{x_label} (line: mean of {averaged}, pale: each)")
     axes.margins(x=0.02)
@@ -79,9 +77,9 @@ def intervals(metrics: Mapping[str, Metric]) -> Picture:
         colour = SERIES[place % len(SERIES)]
         _draw_interval(axes.hlines, place, metric, colour)
         axes.plot([metric.value], [place], MARKERS[place % len(MARKERS)], color=colour, markersize=6)
-    _label_rows(axes, "mAP", [brief(label) for label in metrics])
+    _label_rows(axes, "mAP", [_brief(label) for label in metrics])
     axes.spines["left"].set_visible(False)
-    said = "; ".join(f"{label} {in_words(metric)}" for label, metric in metrics.items())
+    said = "; ".join(f"{label} {_in_words(metric)}" for label, metric in metrics.items())
     return picture(drawing, "answer", f"mAP: {said}.")
 
 
@@ -107,8 +105,8 @@ def class_gains(classes: Sequence[str], columns: Mapping[str, Sequence[float]]) 
     table = np.array(list(columns.values()), dtype=float)
     axes.hlines(places, table.min(axis=0), table.max(axis=0), color=SOFT, linewidth=1)
     for index, (label, values) in enumerate(columns.items()):
-        axes.plot(values, places, MARKERS[index], color=SERIES[index], label=brief(label), linestyle="", markersize=5)
-    _label_rows(axes, "Average precision", [brief(label, 34) for label in classes])
+        axes.plot(values, places, MARKERS[index], color=SERIES[index], label=_brief(label), linestyle="", markersize=5)
+    _label_rows(axes, "Average precision", [_brief(label, 34) for label in classes])
     axes.set_xlim(-0.02, 1.02)
     drawing.legend(loc="outside upper left", ncols=len(columns), handletextpad=0.1)
     first, *others = columns
@@ -130,7 +128,7 @@ def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -
     drawing, axes = canvas(3.7, 3.7 + 0.18 * -(-(len(shown) + 1) // 2))
     for label, colour, marker in zip(shown, SERIES, MARKERS, strict=False):
         x, y = np.array([(x, y) for x, y, other in drawn if other == label]).T
-        axes.scatter(x, y, s=18, c=colour, marker=marker, linewidths=0, alpha=0.9, label=brief(label))
+        axes.scatter(x, y, s=18, c=colour, marker=marker, linewidths=0, alpha=0.9, label=_brief(label))
     others = [(x, y) for x, y, label in drawn if label not in shown]
     if others:
         x, y = np.array(others).T
@@ -163,7 +161,7 @@ def ladder(processors: Sequence[ProcessorResult]) -> Picture:
         places = [place for place, _ in there]
         values = [metric.value for _, metric in there]
         axes.plot(places, values, "o", color=SERIES[number], linestyle=DASHES[1], linewidth=1, label=line)
-        words = "; ".join(f"{known[place].name} {in_words(metric)}" for place, metric in there)
+        words = "; ".join(f"{known[place].name} {_in_words(metric)}" for place, metric in there)
         said.append(f"{line}: {words}")
     if len(said) > 1:
         axes.legend()
@@ -268,7 +266,29 @@ def beside(table: Table) -> Picture:
     hollow = Line2D([], [], color=SERIES[1], marker="D", fillstyle="none", linestyle="")
     drawing.legend([ink, hollow], ["ours, with its interval", "paper"], loc="outside upper left", ncols=2)
     said = "; ".join(
-        f"{line.label}: paper {line.paper:.3f}, {'ours ' + in_words(line.ours) if line.ours else 'not run'}"
+        f"{line.label}: paper {line.paper:.3f}, {'ours ' + _in_words(line.ours) if line.ours else 'not run'}"
         for line in table.lines
     )
     return picture(drawing, table.name, f"{title}. {said}.")
+
+
+def _brief(label: str, most: int = 26) -> str:
+    """A label that fits beside a picture: cut at `most` characters."""
+    return label if len(label) <= most else label[: most - 1].rstrip() + "…"
+
+
+def _in_words(metric: Metric) -> str:
+    """A metric as it is read aloud: '0.412, interval 0.396 to 0.428'."""
+    if metric.low is None or metric.high is None:
+        return _short(metric.value)
+    return f"{_short(metric.value)}, interval {_short(metric.low)} to {_short(metric.high)}"
+
+
+def _short(value: float) -> str:
+    """A number with four digits."""
+    return f"{value:,.4g}".replace("-", "−") if isfinite(value) else "not a number"
+
+
+def _thin(values: Sequence[float], most: int) -> np.ndarray:
+    """At most `most` values, each the mean of a run of neighbours."""
+    return np.array([np.mean(run) for run in np.array_split(values, min(most, len(values)))])

@@ -11,7 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from rich import filesize
 
+from sepscene.orchestration.formatting import duration
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import Metric
 from sepscene.orchestration.records.run_folder import RunFolder
@@ -96,23 +98,6 @@ def with_interval(metric: Metric | None, digits: int = 3) -> str:
     return f"{number(metric.value if metric else None, digits)} {interval(metric, digits)}".strip()
 
 
-def duration(seconds: float) -> str:
-    """12.3 s, 4 min 5 s, 3 h 20 min."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(count: float) -> str:
-    """12.3 MB, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 1000 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-
-
 def percent(share: float | None) -> str:
     """83 %; a dash where nothing was measured."""
     return "–" if share is None else f"{100 * share:.0f}\u00a0%"
@@ -169,9 +154,10 @@ def _environment(written: Callable[[str], str], autoescape: bool) -> Environment
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (metric_name, number, interval, with_interval, duration, size, percent, moment, sentence, cell, fenced)
+    filters = (metric_name, number, interval, with_interval, duration, percent, moment, sentence, fenced)
     environment.filters |= {each.__name__: each for each in filters}
     environment.filters["row"] = markdown_row
+    environment.filters["size"] = filesize.decimal
     return environment
 
 

@@ -7,12 +7,12 @@ from statistics import mean
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults, metric_of
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
-from sepscene.orchestration.reports.paper_tables import TWINS, Table, tables_beside
+from sepscene.orchestration.reports.paper_tables import Table, tables_beside
 from sepscene.orchestration.reports.render import render_report, report_of
 from sepscene.tasks.evaluation.shortcuts import Shortcuts
 from sepscene.tasks.evaluation.statistics import p_in_words, t_interval
 from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
-from sepscene.tasks.paper.claims import ClaimResult, decide_claims
+from sepscene.tasks.paper.claims import TWINS, ClaimResult, decide_claims
 from sepscene.tasks.paper.verdicts import LEVEL, MARGIN, signed
 
 THE_TESTS = (

@@ -85,6 +85,7 @@ def _values(results: RunResults, files: RunFolder) -> dict[str, Any]:
     classes = class_rows(results.encoders)
     metrics = _metric_order(results.encoders)
     in_headline = {e.name: e.metrics[headline] for e in results.encoders if headline in e.metrics}
+    diagnostics = [(e.name, e.diagnostics) for e in results.encoders if e.diagnostics]
     return {
         "results": results,
         "row_name": row_name(results.table_row),
@@ -95,8 +96,8 @@ def _values(results: RunResults, files: RunFolder) -> dict[str, Any]:
         "metrics": metrics,
         "notes": encoder_notes(results.encoders),
         "encoder_cells": {e.name: [with_interval(e.metrics.get(name)) for name in metrics] for e in results.encoders},
-        "diagnostics": (known := [(e.name, e.diagnostics) for e in results.encoders if e.diagnostics]),
-        "shortcut": shortcut_sentence([line for line in known if line[0] != "untrained"]),
+        "diagnostics": diagnostics,
+        "shortcut": shortcut_sentence([line for line in diagnostics if line[0] != "untrained"]),
         "tables": tables_beside(run_rows(results)),
         "classes": classes,
         "drawn_classes": min(len(classes), MOST_CLASSES_DRAWN),

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sepscene.orchestration.formatting import duration
 from sepscene.orchestration.records.results import Metric, Setting, SweepResults, TrialResult, metric_of, read_metrics
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
-from sepscene.orchestration.reports.render import duration, metric_name, render_report, report_of, with_interval
+from sepscene.orchestration.reports.render import metric_name, render_report, report_of, with_interval
 from sepscene.tasks.evaluation.statistics import t_interval
 
 _STATUSES = ("finished", "stopped early", "failed", "unfinished")
@@ -88,7 +89,7 @@ def shown(setting: Setting) -> str:
 
 
 def sweep_table(sweep: SweepResults) -> tuple[list[str], list[list[str]]]:
-    """One row for each trial: the columns of the report's table and of the terminal's live table."""
+    """The report's table: its headers, and a row for each trial."""
     names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.metrics))
     headers = ["Trial", "Status", *map(field_name, sweep.fields), "Seed"]
     headers += [*map(metric_name, names), "Steps", "Time"]

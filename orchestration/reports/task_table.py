@@ -1,66 +1,46 @@
 """The table of encoders by tasks: on the terminal, as CSV and as LaTeX."""
 
-import csv
-import io
 from collections.abc import Sequence
+from math import isnan
 
+import pandas as pd
 from rich.table import Table
 
 from sepscene.orchestration.evaluation.downstream import TaskResult, headline
 
-Row = tuple[str, str, list[str]]
 
-
-def task_rows(results: Sequence[TaskResult]) -> tuple[list[str], list[Row]]:
-    """Names of the encoders, and for each metric of each task one row (task, metric, a cell for each encoder)."""
-    encoders = sorted({result.encoder for result in results})
-    rows: list[Row] = []
+def task_frame(results: Sequence[TaskResult]) -> pd.DataFrame:
+    """A row for each metric of each task, a column for each encoder; to three digits, NaN where a result is missing."""
+    rows: dict[tuple[str, str], dict[str, float]] = {}
     for task in sorted({result.task for result in results}):
         of_task = {result.encoder: result for result in results if result.task == task}
         for metric in headline(of_task.values()):
-            cells = [f"{of_task[name].metrics[metric]:.3f}" if name in of_task else "" for name in encoders]
-            rows.append((task, metric, cells))
-    return encoders, rows
+            rows[task, metric] = {name: round(result.metrics[metric], 3) for name, result in of_task.items()}
+    index = pd.MultiIndex.from_tuples(rows, names=["task", "metric"])
+    return pd.DataFrame(list(rows.values()), index, sorted({result.encoder for result in results}), dtype=float)
 
 
 def terminal_table(results: Sequence[TaskResult]) -> Table:
     """The table for a terminal."""
-    encoders, rows = task_rows(results)
+    frame = task_frame(results)
     table = Table("task", "metric")
-    for name in encoders:
+    for name in frame.columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for task, metric, cells in rows:
-        table.add_row(task, metric, *(cell or "–" for cell in cells))
+    for names, values in frame.iterrows():
+        table.add_row(*names, *("–" if isnan(value) else f"{value:.3f}" for value in values))
     return table
 
 
 def csv_table(results: Sequence[TaskResult]) -> str:
     """The table as CSV: task, metric, one column for each encoder; a missing result is an empty cell."""
-    encoders, rows = task_rows(results)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["task", "metric", *encoders])
-    writer.writerows([task, metric, *cells] for task, metric, cells in rows)
-    return text.getvalue()
+    return task_frame(results).to_csv(float_format="%.3f", lineterminator="\n")
 
 
 def latex_table(results: Sequence[TaskResult]) -> str:
     """The table as LaTeX (packages: booktabs), the best encoder of each row in bold."""
-    encoders, rows = task_rows(results)
-    lines = [
-        rf"\begin{{tabular}}{{ll{'r' * len(encoders)}}}",
-        r"\toprule",
-        " & ".join(["Task", "Metric", *map(_latex, encoders)]) + r" \\",
-        r"\midrule",
-    ]
-    for task, metric, cells in rows:
-        best = max(cells)  # three decimals between 0 and 1 sort as text
-        shown = [rf"\textbf{{{cell}}}" if cell == best else cell or "--" for cell in cells]
-        lines.append(" & ".join([_latex(task), _latex(metric), *shown]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _latex(text: str) -> str:
-    for letter in r"&%$#_{}":
-        text = text.replace(letter, "\\" + letter)
-    return text
+    frame = task_frame(results)
+    table = frame.reset_index(names=["Task", "Metric"]).style.hide(axis="index")
+    table.highlight_max(axis=1, subset=frame.columns, props="textbf:--rwrap;")
+    table.format(precision=3, na_rep="--", escape="latex")
+    table.format_index(axis=1, escape="latex")
+    return table.to_latex(column_format="ll" + "r" * len(frame.columns), hrules=True)

@@ -74,13 +74,6 @@ class SweepConfig(Config):
             raise ValueError("a field is given twice, by its short and by its full name")
         return full
 
-    @field_validator("scheduler", mode="before")
-    @classmethod
-    def _not_removed(cls, scheduler: Any) -> Any:
-        if scheduler == "pbt":
-            raise ValueError("population based training was removed; take `asha`, or search: optuna")
-        return scheduler
-
     @model_validator(mode="after")
     def _parts_fit(self) -> "SweepConfig":
         ranges = [name for name, values in self.space().items() if isinstance(values, Domain)]
@@ -167,6 +160,8 @@ def load_sweep(path: Path) -> SweepConfig:
 def _parse(tree: Any, source: str) -> SweepConfig:
     if isinstance(tree, dict) and "perturb_percent" in (tree.get("schedule") or {}):
         raise SepsceneError(f"{source} was written by an older Sepscene; run the sweep again in a new folder (--id)")
+    if isinstance(tree, dict) and tree.get("scheduler") == "pbt":
+        raise SepsceneError(f"{source}: population based training was removed; take `asha`, or search: optuna")
     try:
         return SweepConfig.model_validate(tree)
     except ValidationError as error:

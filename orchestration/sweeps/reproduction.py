@@ -12,22 +12,21 @@ from sepscene.orchestration.presets import EXPERIMENTS, SCALES, Scale, named_exp
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.results import ReproducedRun, ReproductionResults, RunResults
 from sepscene.orchestration.records.sweep_folder import SweepFolder
-from sepscene.orchestration.reports.paper_tables import TWINS, planned_rows
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 from sepscene.orchestration.separator_config import Separator
-from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
 from sepscene.orchestration.sweeps.run_trials import parent_run, run_trials, share
 from sepscene.orchestration.sweeps.trial_plan import Trial
 from sepscene.orchestration.sweeps.trial_status import Outcome
 from sepscene.tasks.paper.beyond import BEYOND
+from sepscene.tasks.paper.claims import TWINS
 
 FLOOR_ROW = "table2/mix-mix"
 PAPER_CLIPS = 2_000_000
 
 
 def reproduce(
+    experiments: list[Experiment],
     tables: list[str],
-    rows: list[str] | None,
     scale: Scale,
     changes: dict[str, Any],
     seeds: int,
@@ -40,15 +39,11 @@ def reproduce(
     A folder may take further rows, tables and seeds later: whatever it holds finished is not run again.
 
     Args:
-        tables: "table2", "table4", "table5", and "beyond" for rows that the paper does not have.
-        rows: only these rows; none runs all.
-        changes: dotted fields to change in every row, e.g. the data.
+        experiments: the rows, from `reproduction_plan.row_experiments`.
+        tables: where the rows were looked for.
+        changes: dotted fields that are changed in every row, e.g. the data.
         seeds: runs of each row.
-
-    Raises:
-        SepsceneError: for an unknown table or row, or a change that the configuration refuses.
     """
-    experiments = row_experiments(planned_rows(tables, rows), scale, changes)
     base = SCALES[scale]().changed({**changes, "name": "reproduction"})
     # What any row beyond the paper needs is made at once, so that the folder can take those rows later.
     others = [named_experiment(row.name, scale).separator.beside for row in BEYOND if row.name in EXPERIMENTS]

@@ -3,8 +3,32 @@
 from typing import Any
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.spelling import unknown
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.presets import OF_COINCIDENCE, OWN, resolve
+from sepscene.orchestration.presets import EXPERIMENTS, OF_COINCIDENCE, OWN, resolve
+from sepscene.tasks.paper.beyond import BEYOND
+from sepscene.tasks.paper.claims import PAPER_TABLES, TWINS
+
+
+def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
+    """The experiments of the tables' rows; one that two of the tables share is run once, under its first name.
+
+    The rows beyond the paper come with those that they are compared with.
+
+    Raises:
+        SepsceneError: for an unknown table or row.
+    """
+    rows_of = {table: [row.name for row in known] for table, known in PAPER_TABLES.items()}
+    rows_of["beyond"] = [*dict.fromkeys(row.beside for row in BEYOND), *(row.name for row in BEYOND)]
+    for table in tables:
+        if table not in rows_of:
+            raise SepsceneError(unknown(table, rows_of, "table"))
+    names = list(dict.fromkeys(name for table in tables for name in rows_of[table] if name in EXPERIMENTS))
+    for row in rows or []:
+        if row not in names:
+            raise SepsceneError(unknown(row, names, f"row of {', '.join(tables)}"))
+    wanted = rows or names
+    return [name for n, name in enumerate(wanted) if TWINS.get(name) not in wanted[:n]]
 
 
 def row_experiments(rows: list[str], scale: str, changes: dict[str, Any]) -> list[Experiment]:

@@ -104,7 +104,7 @@ def test_no_part_of_a_sweeps_report_acts(tmp_path: Path) -> None:
 
 def test_a_script_that_lands_in_a_page_does_not_run(tmp_path: Path) -> None:
     """The page's policy names the digest of our own script alone, not of what stands in script tags."""
-    values = {"scenes": (), "queries": (), "scenes_left": 0, "queries_left": 0, "seconds": "5", "has_report": False}
+    values = {"scenes": (), "queries": (), "seconds": "5", "has_report": False}
     landed = Markup("<script>alert(1)</script>")
     page = render("listen.html.j2", tmp_path / "listen.html", script="listen.js", title=landed, **values).read_text()
     assert "<script>alert(1)</script>" in page

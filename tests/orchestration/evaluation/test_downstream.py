@@ -235,3 +235,20 @@ def test_tables_escape_names_and_leave_missing_cells_open() -> None:
     ]
     assert csv_table(results).splitlines()[1:] == ["t%,linear_map,0.500,", "u,linear_map,,0.250"]
     assert r"t\% & linear\_map & \textbf{0.500} & -- \\" in latex_table(results)
+
+
+def test_the_best_of_a_row_is_bold_in_latex_also_where_two_show_the_same() -> None:
+    reached = {"a^1": 0.41238, "b~2": 0.41191, r"c\3": 0.2}
+    results = [
+        TaskResult(encoder=name, digest="", task="t", metrics={"linear_map": value}, sounds=1, left_out={})
+        for name, value in reached.items()
+    ]
+    assert [line.rstrip("\\ ") for line in latex_table(results).splitlines()] == [
+        r"\begin{tabular}{llrrr}",
+        r"\toprule",
+        r"Task & Metric & a\textasciicircum 1 & b\textasciitilde 2 & c\textbackslash 3",
+        r"\midrule",
+        r"t & linear\_map & \textbf{0.412} & \textbf{0.412} & 0.200",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]

@@ -13,9 +13,9 @@ from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.formatting import quantity
+from sepscene.orchestration.formatting import duration, quantity
 from sepscene.orchestration.planning.plan import Calibration, Work, plan, stage_seconds, work_of
-from sepscene.orchestration.planning.plan_table import duration, plan_table
+from sepscene.orchestration.planning.plan_table import plan_table
 from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.training.flops import separation_flops
 

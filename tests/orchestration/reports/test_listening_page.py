@@ -105,17 +105,14 @@ def test_neighbours_come_in_order_with_distance_and_verdict(tmp_path: Path) -> N
     ]
 
 
-def test_page_stays_small_and_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "SCENE_BYTES", 250_000)
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 2 * RATE).astype(np.float32)
-    scenes = [Scene(f"s{k}", noise, {"S2": np.stack([noise, noise])}) for k in range(4)]
+def test_every_scene_and_query_is_heard_however_large(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 60 * RATE).astype(np.float32)
+    scenes = [Scene(f"s{k}", noise, {"S2": np.stack([noise] * 30)}) for k in range(4)]
     path = write_listening_page(tmp_path, scenes, LADDER[:1], RATE, [query()])
-    page = path.read_text()
-    assert "2 more did not fit" in page or "3 more did not fit" in page
     kept = [*path.parent.glob("listen/*.flac")]
-    assert path.stat().st_size + sum(sound.stat().st_size for sound in kept) < 250_000 + 100_000
-    assert len(kept) == len(sounds(path)) == page.count("<audio")
-    assert "1. clip-1" in page
+    assert sum(sound.stat().st_size for sound in kept) > 8_000_000
+    assert len(kept) == len(sounds(path)) == 4 * 31 + 3
+    assert path.read_text().count("<article") == 5
 
 
 def test_long_clips_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

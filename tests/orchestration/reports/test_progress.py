@@ -2,38 +2,35 @@
 
 import contextlib
 import io
-from collections.abc import Callable
 
-import pytest
 from rich.console import Console
 
-from sepscene.orchestration.reports import progress as module
 from sepscene.orchestration.reports.progress import Terms, progress
 
 STEP = {"stage": "pretrain", "step": 5, "loss": 5.851, "similarity": 4.5, "coincidence": 1.35, "waiting_share": 0.031}
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Move the clock of the module."""
-    now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+class Log(Console):
+    """A pipe, and the clock of its lines."""
 
-    def move(seconds: float) -> None:
-        now[0] += seconds
+    def __init__(self) -> None:
+        self.now = 1000.0
+        super().__init__(file=io.StringIO(), width=60, get_time=lambda: self.now)
 
-    return move
+    def lines(self) -> list[str]:
+        """What is in it, with single spaces."""
+        return [" ".join(line.split()) for line in self.file.getvalue().splitlines()]
 
 
-def test_a_log_gets_a_line_now_and_then(clock: Callable[[float], None]) -> None:
-    out = io.StringIO()
-    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600) as shown:
+def test_a_log_gets_a_line_now_and_then() -> None:
+    log = Log()
+    with progress(log, "pretrain-mix-chan", 600) as shown:
         for done in range(10, 110, 10):
-            clock(10)
+            log.now += 10
             shown.update(done, f"loss {5 - done / 100:.2f}")
         shown.event("worker group failed (worker 1), restarting")
-        clock(5)
-    assert [" ".join(line.split()) for line in out.getvalue().splitlines()] == [
+        log.now += 5
+    assert log.lines() == [
         "pretrain-mix-chan 0/600 0:00:00",
         "pretrain-mix-chan 30/600 0:00:30 0:09:30 left loss 4.70",
         "pretrain-mix-chan 60/600 0:01:00 0:09:00 left loss 4.40",
@@ -43,29 +40,29 @@ def test_a_log_gets_a_line_now_and_then(clock: Callable[[float], None]) -> None:
     ]
 
 
-def test_the_start_of_processes_is_no_pace(clock: Callable[[float], None]) -> None:
+def test_the_start_of_processes_is_no_pace() -> None:
     """The first of 600 steps came after 42 s, and the log said that seven hours were left; it took five minutes."""
-    out = io.StringIO()
-    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600) as shown:
-        clock(42)
-        for step in range(1, 6):  # five steps in one report
-            shown.update(step)
-        for step in range(10, 130, 5):
-            clock(2.5)
-            shown.update(step)
-    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    log = Log()
+    with progress(log, "pretrain-mix-chan", 600) as shown:
+        log.now += 42
+        shown.update(1)  # the first step is reported at once, and then several at a time
+        for reported in range(1, 121, 5):
+            log.now += 2.5
+            for step in range(reported + 1, reported + 6):
+                shown.update(step)
+    lines = log.lines()
     assert lines[1] == "pretrain-mix-chan 1/600 0:00:42"
-    assert lines[2] == "pretrain-mix-chan 65/600 0:01:12 0:04:28 left"
-    assert lines[3] == "pretrain-mix-chan 125/600 0:01:42 0:03:58 left"
+    assert lines[2] == "pretrain-mix-chan 57/600 0:01:12 0:04:51 left"
+    assert lines[3] == "pretrain-mix-chan 117/600 0:01:42 0:04:10 left"
 
 
-def test_a_continued_stage_begins_where_it_was(clock: Callable[[float], None]) -> None:
-    out = io.StringIO()
-    with progress(Console(file=out, width=60), "pretrain-mix-chan", 600, start=300) as shown:
+def test_a_continued_stage_begins_where_it_was() -> None:
+    log = Log()
+    with progress(log, "pretrain-mix-chan", 600, start=300) as shown:
         for done in (310, 320, 330):
-            clock(15)
+            log.now += 15
             shown.update(done)
-    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    lines = log.lines()
     assert lines[0] == "pretrain-mix-chan 300/600 0:00:00"
     assert lines[1] == "pretrain-mix-chan 320/600 0:00:30 0:07:00 left"  # 10 in 15 s, 280 to go
 

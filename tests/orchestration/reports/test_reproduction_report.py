@@ -7,7 +7,7 @@ import pytest
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
-from sepscene.orchestration.reports.paper_tables import planned_rows, row_name, run_rows, tables_beside
+from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tables_beside
 from sepscene.orchestration.reports.reproduction_report import our_tables, runs_by_row, write_reproduction_report
 from sepscene.tasks.evaluation.statistics import t_interval
 from sepscene.tasks.paper.claims import PAPER_TABLES
@@ -121,18 +121,6 @@ def test_a_run_fills_its_own_row_and_its_baseline_only_where_that_is_a_row() -> 
 def test_rows_are_named_as_the_paper_names_them() -> None:
     assert row_name("table4/S2+N/simclr-cp") == "Table 4, S2∨N, SimCLR & CP"
     assert (row_name("mine"), row_name(None)) == ("mine", "")
-
-
-def test_rows_that_two_tables_share_are_run_once_and_unknown_ones_are_refused() -> None:
-    rows = planned_rows(["table2", "table4", "table5"], None)
-    assert len(rows) == len(set(rows)) == 4 + 14 + len([name for name in rows if name.startswith("table5/")]) - 1
-    assert "table2/mix-chan+specaug" in rows and "table4/S2/simclr" not in rows  # one experiment, two names
-    assert "table4/S2+F+N/simclr-cp" in rows and "table5/d128" not in rows
-    assert planned_rows(["table5"], ["table5/d128"]) == ["table5/d128"]
-    with pytest.raises(SepsceneError, match=r"there is no table 'table3' \(did you mean table5\?\); known are table2"):
-        planned_rows(["table3"], None)
-    with pytest.raises(SepsceneError, match="no row of table2 'table4/N/simclr'"):
-        planned_rows(["table2"], ["table4/N/simclr"])
 
 
 def test_a_learned_shortcut_is_named(tmp_path: Path) -> None:

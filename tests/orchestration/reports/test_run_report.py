@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 import pytest
 
 from sepscene.models.config import SepsceneError
+from sepscene.orchestration.formatting import duration
 from sepscene.orchestration.records.results import ClassResult, EncoderResult, Metric, RunResults
 from sepscene.orchestration.reports import render
-from sepscene.orchestration.reports.render import duration, number, size
+from sepscene.orchestration.reports.render import number
 from sepscene.orchestration.reports.run_report import (
     answer,
     class_rows,
@@ -71,7 +72,7 @@ def test_every_class_processor_and_stage_is_in_a_table(page: str, run_dir: Path)
         "5.21 [4.51, 5.91]",
         "−9.10 [−9.40, −8.80]",
     ]
-    assert _row(tables, "separate")[0][1:5] == ["3 min 18 s", "5,120", "25.8", "93 %"]
+    assert _row(tables, "separate")[0][1:7] == ["3 min 18 s", "5,120", "25.8", "93 %", "–", "314.6 MB"]
     assert _row(tables, "train/00017.flac") == [["train/00017.flac", "holds 0 samples"]]
     assert len(CLASSES) == sum(len(_row(tables, name)) for name in CLASSES)
 
@@ -239,7 +240,6 @@ def test_lost_workers_are_reported(tmp_path: Path) -> None:
 
 def test_numbers_are_written_for_people() -> None:
     assert [duration(s) for s in (1.23, 99.9, 125, 12345)] == ["1.2 s", "99.9 s", "2 min 5 s", "3 h 25 min"]
-    assert [size(b) for b in (12, 60_000, 2.5e9)] == ["12 B", "60.0 kB", "2.5 GB"]
     assert [number(x) for x in (-0.5, None, float("nan"))] == ["−0.500", "–", "not a number"]
 
 

@@ -12,8 +12,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.dataset_presets import check_splits, data_changes
 from sepscene.orchestration.presets import EXPERIMENTS
-from sepscene.orchestration.reports.paper_tables import planned_rows
-from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
+from sepscene.orchestration.sweeps.reproduction_plan import planned_rows, row_experiments
 
 
 @pytest.mark.parametrize(
@@ -48,6 +47,18 @@ def test_alpha_is_changed_only_where_coincidence_is_predicted() -> None:
     assert {row.name: row.objective.alpha for row in after} == {
         row: 0.5 if alpha else 0.0 for row, alpha in before.items()
     }
+
+
+def test_rows_that_two_tables_share_are_run_once_and_unknown_ones_are_refused() -> None:
+    rows = planned_rows(["table2", "table4", "table5"], None)
+    assert len(rows) == len(set(rows)) == 4 + 14 + len([name for name in rows if name.startswith("table5/")]) - 1
+    assert "table2/mix-chan+specaug" in rows and "table4/S2/simclr" not in rows  # one experiment, two names
+    assert "table4/S2+F+N/simclr-cp" in rows and "table5/d128" not in rows
+    assert planned_rows(["table5"], ["table5/d128"]) == ["table5/d128"]
+    with pytest.raises(SepsceneError, match=r"there is no table 'table3' \(did you mean table5\?\); known are table2"):
+        planned_rows(["table3"], None)
+    with pytest.raises(SepsceneError, match="no row of table2 'table4/N/simclr'"):
+        planned_rows(["table2"], ["table4/N/simclr"])
 
 
 def test_rows_beyond_the_paper_come_with_those_beside_them() -> None:
