@@ -227,7 +227,7 @@ def _data_set_files(text: str, left_out: LeftOut) -> Iterator[str]:
     """The recordings of a data set, FORMAT:FOLDER."""
     format, _, root = text.partition(":")
     manifest = read_manifest(format, root, survey=True)
-    for entry in manifest.survey.skipped if manifest.survey else ():
+    for entry in manifest.skipped:
         left_out.merge(entry)
     yield from manifest.clips["uri"].to_pylist()
 
@@ -236,10 +236,9 @@ def _folder_files(path: Path, left_out: LeftOut) -> Iterator[str]:
     """The sound below a folder, as a data set of format `directory` has it."""
     root = Root(str(path))
     for name in root.files():
-        root.named.add(name)
+        root.used.add(name)
         yield str(path / name)
-    survey = root.left_out("")
-    for entry in survey.skipped if survey else ():
+    for entry in root.left_out(""):
         left_out.merge(entry)
 
 

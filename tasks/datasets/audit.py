@@ -241,9 +241,7 @@ def summary(manifest: Manifest, found: Findings, recording_N: np.ndarray) -> Aud
         leaking=sum(len(set(_at(clips["split"], group))) > 1 for group in groups),
         sound=_sound(clips["clip_id"], found, recording_N),
         remarks=tuple(manifest.remarks()),
-        unnamed=sum(entry.count for entry in manifest.survey.skipped if entry.reason == NOT_UTF8)
-        if manifest.survey
-        else 0,
+        unnamed=sum(entry.count for entry in manifest.skipped if entry.reason == NOT_UTF8),
     )
 
 

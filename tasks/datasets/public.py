@@ -213,7 +213,6 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
         raise ManifestError(str(error)) from error
     except (OSError, OverflowError, tarfile.TarError) as error:
         raise ManifestError(f"{uri}: is not a readable tar archive ({error})") from error
-    root.members_seen += len(members)
     keys: set[str] = set()
     used: set[str] = set()
     for name in members:

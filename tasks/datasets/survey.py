@@ -25,22 +25,6 @@ class Skipped:
         return f"{self.count} ({self.reason}): {', '.join(self.examples)}{more}"
 
 
-@dataclass(frozen=True)
-class Survey:
-    """Attributes:
-    seen: files below the root, and members of the archives among them.
-    skipped: those that no clip came from, by reason; tables and archives that were read count as used.
-    """
-
-    seen: int
-    skipped: tuple[Skipped, ...]
-
-    @property
-    def used(self) -> int:
-        """Files and members that were read."""
-        return self.seen - sum(entry.count for entry in self.skipped)
-
-
 class LeftOut:
     """Counts what is left out while a data set is read."""
 
