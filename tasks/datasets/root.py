@@ -23,10 +23,11 @@ from sepscene.augment.locations import (
     leaves_root,
     local_path,
     split_member,
+    written_out,
 )
 from sepscene.models.files import parse_json
 from sepscene.tasks.datasets.labels import ManifestError
-from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped, printable
+from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped
 from sepscene.tasks.datasets.tables import RAGGED, first_row, read_csv, read_parquet_columns
 
 AUDIO_SUFFIXES = (
@@ -56,7 +57,7 @@ class Root:
         self._query = mark + query  # of a remote filesystem, e.g. ?region=eu-west-1
         self.location = bare.rstrip("/") if local is None else os.path.abspath(local)
         if not is_utf8(self.location):
-            raise ManifestError(f"{printable(location)}: its path is not UTF-8 text: rename the folder")
+            raise ManifestError(f"{written_out(location)}: its path is not UTF-8 text: rename the folder")
         try:
             self.filesystem, self.path = filesystem_of(self.location + self._query)
             info = self.filesystem.get_file_info(self.path)
@@ -184,7 +185,7 @@ class Root:
                     if name.isascii() or is_utf8(name):
                         yield name
                     else:
-                        self.skipped.add(NOT_UTF8, printable(name))
+                        self.skipped.add(NOT_UTF8, written_out(name))
 
     def members(self, suffix: str) -> tuple["Root", list[str]]:
         """The files with a suffix below the root; for a root that is such a file, its folder and it."""

@@ -7,11 +7,6 @@ NOT_UTF8 = "its name is not UTF-8: rename it"
 _EXAMPLES = 5
 
 
-def printable(name: str) -> str:
-    """A file's name as text, whatever its bytes are."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 @dataclass(frozen=True)
 class Skipped:
     """Files, or members of archives, that a reader has left out for one reason, with the names of the first few."""
