@@ -28,7 +28,7 @@ from sepscene.augment.locations import (
 from sepscene.models.files import parse_json
 from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped
-from sepscene.tasks.datasets.tables import RAGGED, first_row, read_csv, read_parquet_columns
+from sepscene.tasks.datasets.tables import first_row, read_csv, read_parquet_columns
 
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
@@ -241,12 +241,10 @@ class Root:
                 table = read_csv(self.text(relative))
         except (OSError, ValueError, AttributeError, TypeError, RecursionError, csv.Error, pa.ArrowException) as error:
             raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
-        self._check_columns(name, [column for column in table.column_names if column != RAGGED], needed)
-        broken = [table[RAGGED]] if RAGGED in table.column_names else []
-        broken += [pc.is_null(table[column]) for column in needed if column not in empty]
-        for mask in broken:
-            row = pc.index(mask, True).as_py()
-            if row >= 0:
+        self._check_columns(name, table.column_names, needed)
+        for column in needed:
+            row = pc.index(pc.is_null(table[column]), True).as_py()
+            if row >= 0 and column not in empty:
                 number = row + first_row(relative)
                 raise ManifestError(f"{name}: row {number} does not fill the columns {', '.join(needed)}")
         return table
