@@ -56,7 +56,7 @@ class ClipError(SepsceneError):
     """
 
     def __init__(self, uri: str, cause: str, refused: int | None = None) -> None:
-        cause = cause.encode("utf-8", "backslashreplace").decode()  # it is kept in the ledger
+        cause = written_out(cause)  # it is kept in the ledger
         super().__init__(uri, cause, refused)  # all arguments, so that the error survives pickling between processes
         self.uri = uri
         self.cause = cause
@@ -73,6 +73,11 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def written_out(name: str) -> str:
+    """A name as text, whatever its bytes are: those that are not UTF-8 as e.g. `\\udce9`."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)

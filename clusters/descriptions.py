@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from sepscene.clusters.kuberay import read_manifest_pools
 from sepscene.clusters.pools import Node, Pool
+from sepscene.models.card import explain_validation
 from sepscene.models.config import Config, SepsceneError
 
 MOST_BYTES = 2**20
@@ -118,8 +119,7 @@ def _from_list(tree: dict[str, Any], source: str) -> list[Pool]:
     try:
         entries = PoolList.model_validate(tree).pools
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise SepsceneError(f"bad list of pools {source}: {faults}") from None
+        raise SepsceneError(f"bad list of pools {source}: {explain_validation(error)}") from None
     return [
         Pool(
             entry.name,

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sepscene.augment.locations import is_utf8, local_path
+from sepscene.augment.locations import is_utf8, local_path, written_out
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder
 from sepscene.models.names import is_own
@@ -27,7 +27,7 @@ from sepscene.orchestration.evaluation.file_encoder import FileEmbedding, FileEn
 from sepscene.orchestration.terminal import Terminal
 from sepscene.tasks.datasets.readers import read_manifest
 from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root
-from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped, printable
+from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped
 
 FILES_A_PART = 256
 FILES_A_CALL = 8
@@ -218,7 +218,7 @@ def _expand(text: str, left_out: LeftOut) -> Iterator[str]:
             local = local_path(uri)
             yield uri if local is None else str(path.parent / local)
     elif not is_utf8(text):
-        left_out.add(NOT_UTF8, printable(text))
+        left_out.add(NOT_UTF8, written_out(text))
     else:
         yield text
 
@@ -227,7 +227,7 @@ def _data_set_files(text: str, left_out: LeftOut) -> Iterator[str]:
     """The recordings of a data set, FORMAT:FOLDER."""
     format, _, root = text.partition(":")
     manifest = read_manifest(format, root, survey=True)
-    for entry in manifest.survey.skipped if manifest.survey else ():
+    for entry in manifest.skipped:
         left_out.merge(entry)
     yield from manifest.clips["uri"].to_pylist()
 
@@ -236,10 +236,9 @@ def _folder_files(path: Path, left_out: LeftOut) -> Iterator[str]:
     """The sound below a folder, as a data set of format `directory` has it."""
     root = Root(str(path))
     for name in root.files():
-        root.named.add(name)
+        root.used.add(name)
         yield str(path / name)
-    survey = root.left_out("")
-    for entry in survey.skipped if survey else ():
+    for entry in root.left_out(""):
         left_out.merge(entry)
 
 

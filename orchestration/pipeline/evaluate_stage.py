@@ -176,7 +176,7 @@ def collect_results(
 def _left_out(train: Manifest, test: Manifest, unread: int) -> dict[str, int]:
     """What of the data set was not used, by reason; reasons without any are left out."""
     parts = {"clips": test} if train is test else {"training clips": train, "test clips": test}
-    counts = {f"files: {entry.reason}": entry.count for entry in (train.survey.skipped if train.survey else ())}
+    counts = {f"files: {entry.reason}": entry.count for entry in train.skipped}
     counts["clips that are listed, but whose sound is not there"] = len(train.absent)
     counts["clips that the evaluation could not read"] = unread
     for name, part in parts.items():

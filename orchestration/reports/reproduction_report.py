@@ -57,7 +57,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
         untrained=floor(results),
         tables=tables,
         shown_tables=shown_tables,
-        beyond=[(result, metric_of(result.ours) if result.ours else None, _gain(result)) for result in beyond],
+        beyond=[(result, metric_of(result.ours), _gain(result)) for result in beyond],
         pictures={table.name: plots.beside(table) for table in shown_tables},
         diagnostics=diagnostics,
         shortcut=shortcut_sentence(diagnostics),

@@ -127,15 +127,6 @@ class Audit:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What is known of one recording: what it is, or the cause why it cannot be used."""
-
-    content: str
-    recording: Recording | None
-    cause: str
-
-
 def audit(manifest: Manifest, threads: int = 4, progress: Callable[[int], None] | None = None) -> Audit:
     """Decode every recording of a manifest to its end, and hash it.
 
@@ -148,10 +139,10 @@ def audit(manifest: Manifest, threads: int = 4, progress: Callable[[int], None] 
     found = Findings(len(uris))
     with ThreadPoolExecutor(max_workers=threads) as pool:
         for start in range(0, len(uris), _AT_ONCE):
-            for number, finding in enumerate(pool.map(_examine, uris.slice(start, _AT_ONCE).to_pylist()), start):
-                found.enter(number, finding)
+            some = uris.slice(start, _AT_ONCE).to_pylist()
+            for done, _ in enumerate(pool.map(found.examine, range(start, len(uris)), some), start + 1):
                 if progress is not None:
-                    progress(number + 1)
+                    progress(done)
     return summary(manifest, found, recording_N)
 
 
@@ -162,15 +153,6 @@ def recordings_of(manifest: Manifest) -> tuple[pa.ChunkedArray | pa.Array, np.nd
         return uris, np.arange(len(uris), dtype=np.int32)
     coded = uris.dictionary_encode()
     return coded.chunk(0).dictionary, np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
-
-
-def _examine(uri: str) -> Finding:
-    content = ""
-    try:
-        content = content_hash(uri)
-        return Finding(content, check_audio(uri), "")
-    except ClipError as error:
-        return Finding(content, None, error.cause)
 
 
 class Findings:
@@ -188,14 +170,16 @@ class Findings:
         self.causes: dict[int, str] = {}
         """Why recordings cannot be used."""
 
-    def enter(self, number: int, finding: Finding) -> None:
-        """Keep what was found of a recording."""
-        if finding.content:
-            self.content_RB[number] = np.frombuffer(bytes.fromhex(finding.content), np.uint8)
-        recording = finding.recording
-        if recording is None:
-            self.causes[number] = finding.cause
-            return
+    def examine(self, number: int, uri: str) -> None:
+        """Hash a recording and decode it to its end; threads may do so at the same time."""
+        try:
+            self.content_RB[number] = np.frombuffer(bytes.fromhex(content_hash(uri)), np.uint8)
+            self.enter(number, check_audio(uri))
+        except ClipError as error:
+            self.causes[number] = error.cause
+
+    def enter(self, number: int, recording: Recording) -> None:
+        """Keep what is known of a recording that can be used."""
         self.seconds_R[number] = recording.seconds
         self.sample_rate_R[number] = recording.sample_rate
         self.channels_R[number] = recording.channels
@@ -241,9 +225,7 @@ def summary(manifest: Manifest, found: Findings, recording_N: np.ndarray) -> Aud
         leaking=sum(len(set(_at(clips["split"], group))) > 1 for group in groups),
         sound=_sound(clips["clip_id"], found, recording_N),
         remarks=tuple(manifest.remarks()),
-        unnamed=sum(entry.count for entry in manifest.survey.skipped if entry.reason == NOT_UTF8)
-        if manifest.survey
-        else 0,
+        unnamed=sum(entry.count for entry in manifest.skipped if entry.reason == NOT_UTF8),
     )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sepscene.models.files import parse_json
-from sepscene.tasks.datasets.labels import ManifestError
+from sepscene.tasks.datasets.labels import TEST_SPLITS, ManifestError
 from sepscene.tasks.datasets.readers import read_manifest
 from sepscene.tasks.datasets.root import Root
 
@@ -27,8 +27,6 @@ FOLDED = ("esc50", "urbansound8k")
 
 Kind = Literal["scene", "event"]
 KINDS: dict[str, Kind] = {"scene": "scene", "event": "event"}
-
-TEST_SPLITS = ("test", "testing", "eval", "evaluation")
 
 
 @dataclass(frozen=True)

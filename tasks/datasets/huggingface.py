@@ -46,7 +46,7 @@ def read_huggingface(root: Root) -> Manifest:
     for path in root.files(suffixes=[".arrow"]):
         if not any(path in files for files, _ in named.values()):
             root.leave_out("no state.json names it", path)
-    root.tables_read.update(path for path in root.everything if posixpath.basename(path) in _OTHERS)
+    root.used.update(path for path in root.everything if posixpath.basename(path) in _OTHERS)
     clips = (clip for files, split in named.values() for file in files for clip in _clips(root, file, split))
     return read_from(root, clips, "it lies beside the Arrow files, not in one")
 

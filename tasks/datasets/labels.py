@@ -9,10 +9,8 @@ from typing import Any
 
 from sepscene.models.config import SepsceneError
 
-SPLIT_NAMES = (
-    *("train", "training", "val", "valid", "validation", "dev"),
-    *("test", "testing", "eval", "evaluation"),
-)
+TEST_SPLITS = ("test", "testing", "eval", "evaluation")
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", *TEST_SPLITS)
 """Names of folders and shard prefixes that are understood as splits."""
 
 _NO_LABEL = ("", "-1", "-1.0", "nan", "NaN", "None", "<NA>")

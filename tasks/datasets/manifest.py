@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from sepscene.models.spelling import unknown
 from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.root import Root
-from sepscene.tasks.datasets.survey import Survey
+from sepscene.tasks.datasets.survey import Skipped
 from sepscene.tasks.datasets.tables import ROWS_AT_ONCE
 
 ONE_CLASS = "there is one class"
@@ -56,7 +56,7 @@ class Manifest:
         classes: all label names, in the data set's own order or sorted; the same for every selection.
         absent: clip_ids which the data set lists but whose audio its folder does not hold (deleted videos, second
             segments of a recording).
-        survey: which files were left out and why; None where the files were not listed.
+        skipped: files and members of archives that were left out, by reason; files only where they were listed.
         notes: what else a user should know of how it was read.
 
     A clip without a label has an empty list: nobody has said what is heard in it. That is not "none of the classes".
@@ -65,7 +65,7 @@ class Manifest:
     clips: pa.Table
     classes: tuple[str, ...]
     absent: tuple[str, ...] = ()
-    survey: Survey | None = None
+    skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -100,11 +100,10 @@ class Manifest:
 
     def remarks(self) -> list[str]:
         """What was left out when it was read, and what else a user should know, in plain lines."""
-        skipped = self.survey.skipped if self.survey else ()
         absent = [f"clips that are listed, but whose sound is not there: {len(self.absent)}"] if self.absent else []
         said = any(note.startswith(ONE_CLASS) for note in self.notes)
         one = [] if said or len(self.classes) != 1 else [f"{ONE_CLASS}, {self.classes[0]!r}: nothing can be told apart"]
-        return [*(f"left out: {entry}" for entry in skipped), *absent, *one, *self.notes]
+        return [*(f"left out: {entry}" for entry in self.skipped), *absent, *one, *self.notes]
 
     def targets(self) -> np.ndarray:
         """What is heard where: bool (clips, classes).
@@ -132,19 +131,28 @@ class Manifest:
 
 
 def make_manifest(
-    clips: Iterable[Clip],
+    clips: Iterable[Clip] | pa.Table,
     source: str,
     classes: Sequence[str] | None = None,
     absent: Iterable[str] = (),
     notes: Iterable[str] = (),
+    skipped: tuple[Skipped, ...] = (),
 ) -> Manifest:
-    """A manifest of the clips; the classes are the sorted labels unless given.
+    """A manifest of the clips, or of a table of them; the classes are the sorted labels unless given.
 
     Raises:
         ManifestError: no clips, or two with one clip_id.
     """
-    table = pa.Table.from_pylist([vars(clip) for clip in clips], CLIP_COLUMNS)
-    return manifest_of(table, source, classes, absent, notes)
+    table = clips if isinstance(clips, pa.Table) else pa.Table.from_pylist([vars(clip) for clip in clips], CLIP_COLUMNS)
+    if not len(table):
+        hints = "".join(f"; left out: {entry}" for entry in skipped)
+        raise ManifestError(f"{source}: the data set is empty; no clip was found{hints}")
+    twice = _twice(table["clip_id"])
+    if twice:
+        raise ManifestError(f"{source}: listed twice: {len(twice)}, e.g. {twice[0]!r}; list each once")
+    if classes is None:
+        classes = sorted(pc.unique(pc.list_flatten(table["labels"])).to_pylist())
+    return Manifest(table, tuple(classes), tuple(absent), skipped, tuple(notes))
 
 
 def read_from(
@@ -155,34 +163,9 @@ def read_from(
     absent: Iterable[str] = (),
     notes: Iterable[str] = (),
 ) -> Manifest:
-    """As `make_manifest`, with a survey of the root, which the error without clips tells too.
-
-    `unused` is the reason of a sound file without a clip.
-    """
-    rows = list(clips)
-    survey = root.left_out(unused)
-    if not rows:
-        skipped = "; ".join(f"left out: {entry}" for entry in survey.skipped) if survey else ""
-        raise ManifestError(f"{root.location}: the data set is empty; no clip was found" + (skipped and f"; {skipped}"))
-    return replace(make_manifest(rows, root.location, classes, absent, notes), survey=survey)
-
-
-def manifest_of(
-    table: pa.Table,
-    source: str,
-    classes: Sequence[str] | None = None,
-    absent: Iterable[str] = (),
-    notes: Iterable[str] = (),
-) -> Manifest:
-    """As `make_manifest`, of a table with the columns `CLIP_COLUMNS`."""
-    if not len(table):
-        raise ManifestError(f"{source}: the data set is empty; no clip was found")
-    twice = _twice(table["clip_id"])
-    if twice:
-        raise ManifestError(f"{source}: listed twice: {len(twice)}, e.g. {twice[0]!r}; list each once")
-    if classes is None:
-        classes = sorted(pc.unique(pc.list_flatten(table["labels"])).to_pylist())
-    return Manifest(table, tuple(classes), tuple(absent), notes=tuple(notes))
+    """As `make_manifest`, with what is left out of the root; `unused` is the reason of a sound file without a clip."""
+    rows = list(clips)  # only then does the root know which files are used
+    return make_manifest(rows, root.location, classes, absent, notes, root.left_out(unused))
 
 
 def _twice(names: pa.ChunkedArray) -> list[str]:

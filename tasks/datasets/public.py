@@ -147,7 +147,7 @@ def read_folder(root: Root) -> Manifest:
     for path, where, row in rows:
         split = str(row.get("split") or (split_of_folder(path) if by_folder else "train"))
         offset = parse_offset(row.get("offset_seconds"), where)
-        clips.append(Clip(path, root.uri(path), _row_labels(row), split, offset))
+        clips.append(Clip(path, root.uri(path), split_labels(_label_cell(row)), split, offset))
     some = not by_folder and any(undecided)
     notes = ["some clips lie in folders with names of splits, others don't: all are in split train"] if some else []
     return read_from(root, clips, notes=notes)
@@ -213,7 +213,6 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
         raise ManifestError(str(error)) from error
     except (OSError, OverflowError, tarfile.TarError) as error:
         raise ManifestError(f"{uri}: is not a readable tar archive ({error})") from error
-    root.members_seen += len(members)
     keys: set[str] = set()
     used: set[str] = set()
     for name in members:
@@ -225,7 +224,7 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
         used |= {name, label_file}
         split = str(row.get("split") or split_of_shard(shard))
         offset = parse_offset(row.get("offset_seconds"), f"{uri}#{key}")
-        yield Clip(f"{shard}#{name}", f"{uri}#{name}", _row_labels(row), split, offset)
+        yield Clip(f"{shard}#{name}", f"{uri}#{name}", split_labels(_label_cell(row)), split, offset)
     for name in members:
         if name not in used:
             root.skipped.add(_why_not_member(name, keys), f"{shard}#{name}")
@@ -313,8 +312,8 @@ def clips_of_rows(file: str, uri: str, schema: pa.Schema, rows: list[dict[str, A
     numbers = [n for n in ("labels", "label") if n in schema.names and not _is_text(schema.field(n).type)]
     for number, row in enumerate(rows):
         where = f"{uri}#{number}"
-        value = row.get("labels") if row.get("labels") is not None else row.get("label")
-        labels = class_labels(value, names, where) if names or numbers else split_labels(value)
+        cell = _label_cell(row)
+        labels = class_labels(cell, names, where) if names or numbers else split_labels(cell)
         offset = parse_offset(row.get("offset_seconds"), where)
         yield Clip(f"{file}#{number}", where, labels, str(row.get("split") or split), offset)
 
@@ -335,6 +334,5 @@ def _class_names(schema: pa.Schema, column: str) -> list[str]:
         return []
 
 
-def _row_labels(row: dict[str, Any]) -> tuple[str, ...]:
-    value = row.get("labels")
-    return split_labels(row.get("label") if value is None else value)
+def _label_cell(row: dict[str, Any]) -> Any:
+    return row.get("label") if row.get("labels") is None else row["labels"]

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from sepscene.augment.locations import exact_seconds, is_utf8, local_path, split_member
 from sepscene.models.files import parse_json, write_atomically
 from sepscene.tasks.datasets.labels import ManifestError, parse_offset, split_labels
-from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, Clip, Manifest, make_manifest, manifest_of
+from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, Clip, Manifest, make_manifest
 from sepscene.tasks.datasets.root import Root
 from sepscene.tasks.datasets.tables import read_parquet_columns
 
@@ -81,7 +81,7 @@ def read_clips(root: Root) -> Manifest:
     empty = [name for name in CLIP_COLUMNS.names if table[name].null_count]
     if empty:
         raise ManifestError(f"{root.location}: column {', '.join(empty)} has rows that are not filled")
-    return manifest_of(table, root.location, notes=notes)
+    return make_manifest(table, root.location, notes=notes)
 
 
 def _clip(given: Clip | Mapping[str, Any], number: int, unread: set[str]) -> Clip:

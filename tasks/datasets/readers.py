@@ -22,7 +22,7 @@ from sepscene.augment.locations import exact_seconds
 from sepscene.models.spelling import unknown
 from sepscene.tasks.datasets.huggingface import read_huggingface
 from sepscene.tasks.datasets.labels import SPLIT_NAMES, ManifestError, parse_offset, split_labels
-from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, ONE_CLASS, Clip, Manifest, manifest_of, read_from
+from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, ONE_CLASS, Clip, Manifest, make_manifest, read_from
 from sepscene.tasks.datasets.public import read_audioset, read_folder, read_fsd50k, read_parquet, read_shards
 from sepscene.tasks.datasets.python_clips import read_clips
 from sepscene.tasks.datasets.root import Root
@@ -89,8 +89,8 @@ def _read_table(root: Root) -> Manifest:
 
 def _from_tables(root: Root, tables: list[str], source: str) -> Manifest:
     clips = pa.concat_tables([_table_clips(root, table) for table in tables])
-    survey = root.left_out("no table names it") if root.survey else None
-    return replace(manifest_of(clips, source), survey=survey)
+    skipped = root.left_out("no table names it") if root.survey else ()
+    return make_manifest(clips, source, skipped=skipped)
 
 
 def _table_clips(root: Root, name: str) -> pa.Table:

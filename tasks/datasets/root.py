@@ -23,11 +23,12 @@ from sepscene.augment.locations import (
     leaves_root,
     local_path,
     split_member,
+    written_out,
 )
 from sepscene.models.files import parse_json
 from sepscene.tasks.datasets.labels import ManifestError
-from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Survey, printable
-from sepscene.tasks.datasets.tables import RAGGED, first_row, read_csv, read_parquet_columns
+from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped
+from sepscene.tasks.datasets.tables import first_row, read_csv, read_parquet_columns
 
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
@@ -48,15 +49,15 @@ class Root:
         """
         self.survey = survey
         self.skipped = LeftOut()
-        self.members_seen = 0
-        self.named: set[str] = set()
+        self.used: set[str] = set()
+        """Files that clips come from, and tables that were read, relative to the root."""
         local = local_path(location)
         self.is_local = local is not None
         bare, mark, query = (location, "", "") if local is not None else location.partition("?")
         self._query = mark + query  # of a remote filesystem, e.g. ?region=eu-west-1
         self.location = bare.rstrip("/") if local is None else os.path.abspath(local)
         if not is_utf8(self.location):
-            raise ManifestError(f"{printable(location)}: its path is not UTF-8 text: rename the folder")
+            raise ManifestError(f"{written_out(location)}: its path is not UTF-8 text: rename the folder")
         try:
             self.filesystem, self.path = filesystem_of(self.location + self._query)
             info = self.filesystem.get_file_info(self.path)
@@ -68,7 +69,6 @@ class Root:
         self._named = ""  # the file that the user named as root: it may be a link to anywhere
         self._real_folder: Callable[[str], str] = cache(os.path.realpath)  # one look a folder, not one a clip
         self._links_in = cache(_links_in)
-        self.tables_read: set[str] = set()
 
     def relative(self, name: str) -> str:
         """What a data set names, relative to the root.
@@ -90,7 +90,7 @@ class Root:
         """
         relative = self.relative(name)
         archive, member = split_member(relative)
-        self.named.add(archive)
+        self.used.add(archive)
         if self.is_local:
             if archive != self._named and not self._holds_in_truth(f"{self.location}/{archive}"):
                 raise ManifestError(
@@ -120,7 +120,7 @@ class Root:
                 relatives.append(name)
                 uris.append(prefix + name)
         if self._is_surveyed():  # the names of ten million clips take 1 GB
-            self.named.update(relatives)
+            self.used.update(relatives)
         return relatives, uris
 
     def _holds_in_truth(self, path: str) -> bool:
@@ -185,7 +185,7 @@ class Root:
                     if name.isascii() or is_utf8(name):
                         yield name
                     else:
-                        self.skipped.add(NOT_UTF8, printable(name))
+                        self.skipped.add(NOT_UTF8, written_out(name))
 
     def members(self, suffix: str) -> tuple["Root", list[str]]:
         """The files with a suffix below the root; for a root that is such a file, its folder and it."""
@@ -206,7 +206,7 @@ class Root:
             ManifestError: missing or not text.
         """
         name = f"{self.location}/{relative}"
-        self.tables_read.add(relative)
+        self.used.add(relative)
         try:
             with self.filesystem.open_input_stream(f"{self.path}/{relative}") as stream:
                 data = stream.read(MOST_BYTES + 1)
@@ -233,7 +233,7 @@ class Root:
         """
         name = f"{self.location}/{relative}"
         suffix = posixpath.splitext(relative)[1].lower()
-        self.tables_read.add(relative)
+        self.used.add(relative)
         try:
             if suffix == ".parquet":
                 table = read_parquet_columns(f"{self.path}/{relative}", self.filesystem)
@@ -241,12 +241,10 @@ class Root:
                 table = read_csv(self.text(relative))
         except (OSError, ValueError, AttributeError, TypeError, RecursionError, csv.Error, pa.ArrowException) as error:
             raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
-        self._check_columns(name, [column for column in table.column_names if column != RAGGED], needed)
-        broken = [table[RAGGED]] if RAGGED in table.column_names else []
-        broken += [pc.is_null(table[column]) for column in needed if column not in empty]
-        for mask in broken:
-            row = pc.index(mask, True).as_py()
-            if row >= 0:
+        self._check_columns(name, table.column_names, needed)
+        for column in needed:
+            row = pc.index(pc.is_null(table[column]), True).as_py()
+            if row >= 0 and column not in empty:
                 number = row + first_row(relative)
                 raise ManifestError(f"{name}: row {number} does not fill the columns {', '.join(needed)}")
         return table
@@ -280,22 +278,18 @@ class Root:
     def leave_out(self, reason: str, relative: str) -> None:
         """Count a file as left out, for another reason than `left_out` would find."""
         self.skipped.add(reason, relative)
-        self.tables_read.add(relative)
+        self.used.add(relative)
 
-    def left_out(self, unused: str) -> Survey | None:
-        """Which files below the root are used, and why not the others; None where nobody has listed them.
+    def left_out(self, unused: str) -> tuple[Skipped, ...]:
+        """What is not used and why: members of archives, and files below the root where somebody has listed them.
 
         Args:
             unused: the reason of a sound file that no clip came from.
         """
-        if not self._is_surveyed():
-            return None
-        used = self.named | self.tables_read
-        for name in self.everything:
-            if name not in used:
+        for name in self.everything if self._is_surveyed() else ():
+            if name not in self.used:
                 self.skipped.add(_reason(name, unused), name)
-        members = self.members_seen + self.skipped.count(NOT_UTF8)
-        return Survey(len(self.everything) + members, self.skipped.entries())
+        return self.skipped.entries()
 
     def _is_surveyed(self) -> bool:
         """Whether what is left out will be asked for: the caller wants it, or the files were listed anyway."""

@@ -7,11 +7,6 @@ NOT_UTF8 = "its name is not UTF-8: rename it"
 _EXAMPLES = 5
 
 
-def printable(name: str) -> str:
-    """A file's name as text, whatever its bytes are."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 @dataclass(frozen=True)
 class Skipped:
     """Files, or members of archives, that a reader has left out for one reason, with the names of the first few."""
@@ -23,22 +18,6 @@ class Skipped:
     def __str__(self) -> str:
         more = ", …" if self.count > len(self.examples) else ""
         return f"{self.count} ({self.reason}): {', '.join(self.examples)}{more}"
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Attributes:
-    seen: files below the root, and members of the archives among them.
-    skipped: those that no clip came from, by reason; tables and archives that were read count as used.
-    """
-
-    seen: int
-    skipped: tuple[Skipped, ...]
-
-    @property
-    def used(self) -> int:
-        """Files and members that were read."""
-        return self.seen - sum(entry.count for entry in self.skipped)
 
 
 class LeftOut:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,9 +14,6 @@ from sepscene.augment.locations import MOST_BYTES, MOST_ROWS
 ROWS_AT_ONCE = 65_536
 """Rows of a table that are objects of Python at one time."""
 
-RAGGED = "\0ragged"
-"""The column that marks rows of a CSV with too many or too few cells."""
-
 
 def first_row(name: str) -> int:
     """The number of a table's first row in messages: the first line of a CSV is its header."""
@@ -25,22 +21,23 @@ def first_row(name: str) -> int:
 
 
 def read_csv(text: str) -> pa.Table:
-    """A CSV table of text; a row with too many or too few cells is marked in the column `RAGGED`."""
+    """A CSV table of text.
+
+    Raises:
+        ValueError: no header, or a row with more or fewer cells; says which row.
+    """
     try:
         return pyarrow.csv.read_csv(
             io.BytesIO(text.encode()),
+            read_options=pyarrow.csv.ReadOptions(use_threads=False),  # with threads an error does not know the row
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types={name: pa.string() for name in next(csv.reader(io.StringIO(text, newline="")), [])},
                 strings_can_be_null=False,
             ),
         )
-    except (pa.ArrowException, ValueError):  # the slow way says what is wrong, and where
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        rows = list(reader)
-        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
-        columns[RAGGED] = pa.array([None in row or None in row.values() for row in rows], pa.bool_())
-        return pa.table(columns)
+    except pa.ArrowException as error:
+        raise ValueError(f"{error}; give it a header, and every row as many cells") from None
 
 
 def read_parquet_columns(path: str, filesystem: pyarrow.fs.FileSystem, columns: list[str] | None = None) -> pa.Table:

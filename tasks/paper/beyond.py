@@ -39,10 +39,10 @@ BEYOND: tuple[BeyondRow, ...] = (
 
 @dataclass(frozen=True)
 class BeyondResult:
-    """How a row came out; None where it, or the row beside it, was not run with the same seeds."""
+    """How a row came out; no test where the row beside it was not run with any of its seeds."""
 
     row: BeyondRow
-    ours: Interval | None
+    ours: Interval
     test: PairedTest | None
 
 

@@ -24,7 +24,6 @@ and the tests are ours; the paper gives one number for each row and no interval.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
@@ -33,8 +32,6 @@ from sepscene.tasks.paper.verdicts import MARGIN, Contrasted, Decision, Verdict,
 
 Metrics = Mapping[str, Mapping[int, float]]
 """Row name -> seed -> mAP."""
-
-Value = TypeVar("Value")
 
 Replicates = Mapping[str, Mapping[int, Sequence[float]]]
 """Row name -> seed -> mAP on resampled test clips, the same resamples in all runs."""
@@ -193,7 +190,7 @@ def decide_claims(metrics: Metrics, replicates: Replicates | None = None) -> tup
     """A verdict for each of the six claims, from as many rows and seeds as there are.
 
     Args:
-        metrics: mAP of each row and seed.
+        metrics: mAP of each row and seed; a row that two tables share is there under both names.
         replicates: mAP on resampled test clips; intervals then cover the test clips as well as the seeds.
 
     Raises:
@@ -206,7 +203,7 @@ def _decide(claim: Claim, metrics: Metrics, replicates: Replicates) -> ClaimResu
     results = tuple(_contrast(contrast, claim.margin, metrics, replicates) for contrast in claim.contrasts)
     if claim.by_mean:
         mean, words = _mean_of_rows(results, metrics, replicates)
-        decision = decide([mean], claim.margin, complete=all(result.found for result in results))
+        decision = decide([mean] if mean else [], claim.margin, complete=all(result.found for result in results))
         return ClaimResult(claim, decision.verdict, results, words, decision.power)
     run = [result.found for result in results if result.found]
     decision = decide(run, claim.margin, complete=len(run) == len(results))
@@ -243,8 +240,8 @@ def _mean_of_rows(
 
 def _contrast(contrast: Contrast, margin: float, metrics: Metrics, replicates: Replicates) -> ContrastResult:
     paper = _paper_value(contrast.better) - _paper_value(contrast.worse)
-    better = _by_seed(metrics, contrast.better)
-    worse = _by_seed(metrics, contrast.worse)
+    better = metrics.get(contrast.better, {})
+    worse = metrics.get(contrast.worse, {})
     seeds = tuple(sorted(better.keys() & worse.keys()))
     if not seeds:
         absent = [row for row, ours in ((contrast.better, better), (contrast.worse, worse)) if not ours]
@@ -260,19 +257,14 @@ def _gains(
     contrast: Contrast, seeds: Sequence[int], metrics: Metrics, replicates: Replicates
 ) -> tuple[Floats, Floats | None]:
     """`better` - `worse` for each seed, and the mean over seeds on each resample of the test clips, where known."""
-    better = _by_seed(metrics, contrast.better)
-    worse = _by_seed(metrics, contrast.worse)
+    better = metrics.get(contrast.better, {})
+    worse = metrics.get(contrast.worse, {})
     gain = np.array([better[seed] - worse[seed] for seed in seeds])
-    ours = _by_seed(replicates, contrast.better)
-    theirs = _by_seed(replicates, contrast.worse)
+    ours = replicates.get(contrast.better, {})
+    theirs = replicates.get(contrast.worse, {})
     if not all(len(row.get(seed, ())) for row in (ours, theirs) for seed in seeds):
         return gain, None
     return gain, np.mean([np.subtract(ours[seed], theirs[seed]) for seed in seeds], axis=0)
-
-
-def _by_seed(metrics: Mapping[str, Mapping[int, Value]], row: str) -> dict[int, Value]:
-    """The metrics of a row by seed, those under its other name included."""
-    return {**metrics.get(TWINS.get(row, ""), {}), **metrics.get(row, {})}
 
 
 def _paper_value(row: str) -> float:

@@ -113,18 +113,17 @@ def contrasted(difference_N: Floats, clips_R: Floats | None = None, margin: floa
     return Contrasted(value, float(np.hypot(spread / np.sqrt(count), clips)), count, margin)
 
 
-def decide(contrasts: Sequence[Contrasted | None], margin: float, complete: bool) -> Decision:
+def decide(run: Sequence[Contrasted], margin: float, complete: bool) -> Decision:
     """The verdict on "the smallest true difference is above -margin".
 
     Each of three wrong verdicts has a probability of at most `LEVEL`: supported when the smallest true difference is
     not above -margin, contradicted when it is not below it, equal when it is not within `MARGIN` of 0.
 
     Args:
-        contrasts: that were run.
+        run: the contrasts that were run.
         margin: 0, or `MARGIN` for "at least as good".
         complete: whether these are all of the claim's; otherwise it can only be contradicted.
     """
-    run = [contrast for contrast in contrasts if contrast is not None]
     if not run:
         return Decision("undecided", 0, None)
     lowest = int(np.argmin([contrast.value for contrast in run]))

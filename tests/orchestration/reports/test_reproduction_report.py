@@ -82,6 +82,18 @@ def test_an_experiment_with_two_names_has_the_seeds_of_both_and_one_interval() -
         assert [run.seed for run in rows["table4/S2/simclr"]] == seeds
 
 
+def test_one_experiment_under_two_names_serves_the_claims_of_both_tables(tmp_path: Path) -> None:
+    means = {"table4/S2/simclr": 0.282, "table2/mix-chan": 0.272, "table2/mix-mix+specaug": 0.265}
+    runs = tuple(
+        ReproducedRun(row=row, seed=seed, metric=Metric(value=mean + 1e-4 * seed * seed, interval="none"))
+        for row, mean in means.items()
+        for seed in range(4)
+    )
+    ReproductionResults(reproduction_id="r", scale="tiny", started="", seconds=1.0, runs=runs).save(tmp_path)
+    _, text = write_reproduction_report(tmp_path)
+    assert "both together beat either alone | supported | " in text.read_text()
+
+
 def test_one_seed_keeps_the_runs_own_interval(tmp_path: Path) -> None:
     one = ReproducedRun(
         row="table2/mix-mix",

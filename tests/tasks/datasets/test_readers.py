@@ -136,12 +136,12 @@ class TestTable:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "column uri, labels, split is missing; the table has nothing"),
+            ("", "Empty CSV file; give it a header"),
             ("uri,split\na.wav,train\n", "column labels is missing; the table has uri, split"),
             ("uri,labels,split,split\na.wav,x,train,test\n", "column 'split' is there twice"),
             ("uri,labels,split\n", "the data set is empty"),
-            ("uri,labels,split\na.wav,x\n", "row 2 does not fill"),
-            ("uri,labels,split\na.wav,x,train,more\n", "row 2 does not fill"),
+            ("uri,labels,split\na.wav,x\n", "Row #2: Expected 3 columns, got 2: a.wav,x; give .* every row as many"),
+            ("uri,labels,split\na.wav,x,train,more\n", "Row #2: Expected 3 columns, got 4: a.wav,x,train,more; give"),
             ("uri,labels,split\na.wav,x,train\na.wav,y,test\n", "'a.wav'; list each once"),
             ('uri,labels,split\n"a.wav,x,train\n', "cannot be read as a table"),
             ("uri,labels,split,offset_seconds\na.wav,x,train,-1\n", "row 2: offset_seconds is '-1'"),
@@ -154,6 +154,11 @@ class TestTable:
         with pytest.raises(ManifestError, match=message) as caught:
             read_manifest("table", root)
         assert root in str(caught.value)
+
+    def test_a_bad_row_is_named_however_far_down_it_is(self, tmp_path: Path) -> None:
+        rows = "a.wav,x,train\n" * 200_000
+        with pytest.raises(ManifestError, match=r"Row #200002: Expected 3 columns, got 1: b\.wav; give"):
+            read_manifest("table", write(tmp_path, {"manifest.csv": f"uri,labels,split\n{rows}\nb.wav\n"}))
 
     def test_not_text_not_parquet(self, tmp_path: Path) -> None:
         (tmp_path / "manifest.csv").write_bytes(b"\xff\xfe\x00uri")

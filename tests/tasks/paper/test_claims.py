@@ -121,11 +121,3 @@ def test_intervals_cover_the_test_clips_where_runs_say_how_they_matter() -> None
     }
     sure, unsure = (decide_claims(metrics, given)[0] for given in (None, replicates))
     assert (sure.verdict, unsure.verdict) == ("supported", "undecided")
-
-
-def test_one_experiment_under_two_names_serves_both_tables() -> None:
-    metrics = runs()
-    twin = metrics.pop("table2/mix-chan+specaug")
-    metrics["table4/S2/simclr"] = twin
-    results = decide_claims(metrics)
-    assert results[1].verdict == "supported"
