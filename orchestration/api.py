@@ -91,9 +91,8 @@ def pretrain(
     # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
     uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
     with prepared_session(experiment, address, verbose, dashboard):
-        run = Run.open(folder, experiment, uri, console, resume)
-        run.callbacks = callbacks
-        with _closed(run, "pretrain"):
+        with Run.open(folder, experiment, uri, console, resume) as run, _continuable(run, "pretrain"):
+            run.callbacks = callbacks
             train, test = run.manifests()
             ladder = run.ladder(train)
             bundle = run.encoder(train, ladder)
@@ -125,18 +124,18 @@ def train_separator(
 
     folder = folder_in(storage, run_id or f"separator-{experiment.digest()}", "the run id")
     with prepared_session(experiment, address, verbose):
-        run = Run.open(folder, experiment, default_tracking_uri(storage), Terminal(), resume)
-        with _closed(run, "separator", "train"):
+        opened = Run.open(folder, experiment, default_tracking_uri(storage), Terminal(), resume)
+        with opened as run, _continuable(run, "separator", "train"):
             return run.ladder(run.manifests()[0])
 
 
-def _closed(run: "Run", *command: str) -> AbstractContextManager[None]:
-    """Close the run in MLflow however the block ends; where it ends badly, say how to continue it."""
+def _continuable(run: "Run", *command: str) -> AbstractContextManager[None]:
+    """Where the block ends badly, say which command continues the run."""
     from sepscene.orchestration.pipeline.run import continuable
 
     words = [*command, str(run.files.experiment), "--storage", str(run.folder.parent)]
     again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
-    return continuable(run.tracker, run.console, again)
+    return continuable(run.console, again)
 
 
 def sweep(
