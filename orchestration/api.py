@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
+from sepscene.models.names import is_own
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.records.run_folder import clips_of, encoder_of, folder_in
@@ -278,18 +279,17 @@ def embed(
         SepsceneError: the encoder, a manifest, the device or an existing output cannot be used. What is wrong with
             single files never raises; it stands in the report.
     """
-    from sepscene.orchestration.evaluation.embed_files import embed_files, embed_on_cluster
+    from sepscene.models.encoders.encoder import load_encoder
+    from sepscene.orchestration.evaluation.embed_files import embed_files, on_cluster, on_this_machine
 
-    encoder = encoder_of(Path(encoder))
+    loaded = load_encoder(encoder_of(Path(encoder)))
     files = [str(each) for each in inputs]
-    out = Path(out)
     if not actors:
-        return embed_files(encoder, files, out, device, bfloat16, readers, not quiet)
-    from sepscene.models.encoders.encoder import MLFLOW_SCHEMES, import_own
-    from sepscene.orchestration.runtime.session import connected
+        return embed_files(loaded, files, Path(out), on_this_machine(device, bfloat16, readers), not quiet)
+    from sepscene.orchestration.runtime.session import check_own_code, connected
 
-    code = ""
-    if not str(encoder).startswith(MLFLOW_SCHEMES):
-        code = import_own(Path(encoder))  # what cannot be used is refused before Ray is started
-    with connected(address, code=[code] if code else []):
-        return embed_on_cluster(encoder, files, out, actors, gpus, bfloat16, readers, not quiet)
+    code = [use for use in [loaded.config.trunk.use] if is_own(use)]
+    with connected(address, code=code):
+        embedder = on_cluster(actors, gpus, bfloat16, readers)
+        check_own_code(code)
+        return embed_files(loaded, files, Path(out), embedder, not quiet)
