@@ -53,7 +53,7 @@ def pretrain(
 
     Args:
         experiment: a name (`sepscene show` lists them), the path of a YAML file, or an `Experiment`.
-        scale: "tiny", "small" or "paper", for a name.
+        scale: "tiny", "small" or "paper", for a name; the demo has "mini", too.
         changes: dotted fields with new values.
         clips: the data set, each clip as `sepscene.write_clips` takes it; the list is kept in STORAGE/clips, the sound
             stays where it is. None takes the experiment's own data.
@@ -168,7 +168,8 @@ def sweep(
     Args:
         experiment: a name (`sepscene show` lists them) or the path of an experiment's YAML file.
         over: field -> list of values, or a range such as "loguniform(0.05,0.5)".
-        scale, changes, storage, address, dashboard, quiet, verbose: as for `pretrain`.
+        scale: "tiny", "small" or "paper", for a name.
+        changes, storage, address, dashboard, quiet, verbose: as for `pretrain`.
         seeds: runs of each setting.
         search: "grid", "random" or "optuna".
         scheduler: what stops trials early: "none" or "asha".

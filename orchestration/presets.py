@@ -329,7 +329,7 @@ EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
 
 
 def named_experiment(name: str, scale: Scale) -> Experiment:
-    """The experiment of that name (`sepscene show` lists them) at a scale: "tiny", "small" or "paper".
+    """The experiment of that name (`sepscene show` lists them) at a scale: "mini", "tiny", "small" or "paper".
 
     Example:
         >>> experiment = sepscene.named_experiment("table4/S2+N/simclr-cp", "paper")

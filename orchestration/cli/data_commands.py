@@ -186,7 +186,7 @@ def plan(
     if skipped:
         console.print(f"{skipped} of the first {len(uris) + skipped} clips cannot be read; see `sepscene data audit`")
     for warning in slow_precisions(resolved):
-        console.print(warning, style="yellow", markup=False)
+        console.print(warning, style="yellow")
     measured = calibrate(resolved, seconds, uris, offsets)
     console.print(plan_table(make_plan(resolved, measured, clips or (len(present) if present else None))))
 
