@@ -1,4 +1,4 @@
-"""Named experiments: every row of the paper's tables that this framework produced, at three scales.
+"""Named experiments: every row of the paper's tables that this framework produced, at four scales.
 
 | scale | meant for | data | costs |
 |---|---|---|---|
