@@ -22,15 +22,7 @@ from sepscene.augment.views import CurriculumPoint, Views
 from sepscene.models.config import SepsceneError
 from sepscene.models.settings import Cnn14Config, PatchTransformerConfig, TDCNppConfig
 from sepscene.models.spelling import unknown
-from sepscene.orchestration.config import (
-    Data,
-    Evaluation,
-    Experiment,
-    Resources,
-    Store,
-    Training,
-    load_experiment,
-)
+from sepscene.orchestration.config import Data, Evaluation, Experiment, Resources, Store, Training, load_experiment
 from sepscene.orchestration.objective_config import Objective
 from sepscene.orchestration.separator_config import Ladder, Separator
 from sepscene.orchestration.yaml_files import parse_yaml
