@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
+from sepscene.models.names import is_own
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.records.run_folder import clips_of, encoder_of, folder_in
@@ -52,7 +53,7 @@ def pretrain(
 
     Args:
         experiment: a name (`sepscene show` lists them), the path of a YAML file, or an `Experiment`.
-        scale: "tiny", "small" or "paper", for a name.
+        scale: "tiny", "small" or "paper", for a name; the demo has "mini", too.
         changes: dotted fields with new values.
         clips: the data set, each clip as `sepscene.write_clips` takes it; the list is kept in STORAGE/clips, the sound
             stays where it is. None takes the experiment's own data.
@@ -91,9 +92,8 @@ def pretrain(
     # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
     uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
     with prepared_session(experiment, address, verbose, dashboard):
-        run = Run.open(folder, experiment, uri, console, resume)
-        run.callbacks = callbacks
-        with _closed(run, "pretrain"):
+        with Run.open(folder, experiment, uri, console, resume) as run, _continuable(run, "pretrain"):
+            run.callbacks = callbacks
             train, test = run.manifests()
             ladder = run.ladder(train)
             bundle = run.encoder(train, ladder)
@@ -125,18 +125,18 @@ def train_separator(
 
     folder = folder_in(storage, run_id or f"separator-{experiment.digest()}", "the run id")
     with prepared_session(experiment, address, verbose):
-        run = Run.open(folder, experiment, default_tracking_uri(storage), Terminal(), resume)
-        with _closed(run, "separator", "train"):
+        opened = Run.open(folder, experiment, default_tracking_uri(storage), Terminal(), resume)
+        with opened as run, _continuable(run, "separator", "train"):
             return run.ladder(run.manifests()[0])
 
 
-def _closed(run: "Run", *command: str) -> AbstractContextManager[None]:
-    """Close the run in MLflow however the block ends; where it ends badly, say how to continue it."""
+def _continuable(run: "Run", *command: str) -> AbstractContextManager[None]:
+    """Where the block ends badly, say which command continues the run."""
     from sepscene.orchestration.pipeline.run import continuable
 
     words = [*command, str(run.files.experiment), "--storage", str(run.folder.parent)]
     again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
-    return continuable(run.tracker, run.console, again)
+    return continuable(run.console, again)
 
 
 def sweep(
@@ -168,7 +168,8 @@ def sweep(
     Args:
         experiment: a name (`sepscene show` lists them) or the path of an experiment's YAML file.
         over: field -> list of values, or a range such as "loguniform(0.05,0.5)".
-        scale, changes, storage, address, dashboard, quiet, verbose: as for `pretrain`.
+        scale: "tiny", "small" or "paper", for a name.
+        changes, storage, address, dashboard, quiet, verbose: as for `pretrain`.
         seeds: runs of each setting.
         search: "grid", "random" or "optuna".
         scheduler: what stops trials early: "none" or "asha".
@@ -279,18 +280,17 @@ def embed(
         SepsceneError: the encoder, a manifest, the device or an existing output cannot be used. What is wrong with
             single files never raises; it stands in the report.
     """
-    from sepscene.orchestration.evaluation.embed_files import embed_files, embed_on_cluster
+    from sepscene.models.encoders.encoder import load_encoder
+    from sepscene.orchestration.evaluation.embed_files import embed_files, on_cluster, on_this_machine
 
-    encoder = encoder_of(Path(encoder))
+    loaded = load_encoder(encoder_of(Path(encoder)))
     files = [str(each) for each in inputs]
-    out = Path(out)
     if not actors:
-        return embed_files(encoder, files, out, device, bfloat16, readers, not quiet)
-    from sepscene.models.encoders.encoder import MLFLOW_SCHEMES, import_own
-    from sepscene.orchestration.runtime.session import connected
+        return embed_files(loaded, files, Path(out), on_this_machine(device, bfloat16, readers), not quiet)
+    from sepscene.orchestration.runtime.session import check_own_code, connected
 
-    code = ""
-    if not str(encoder).startswith(MLFLOW_SCHEMES):
-        code = import_own(Path(encoder))  # what cannot be used is refused before Ray is started
-    with connected(address, code=[code] if code else []):
-        return embed_on_cluster(encoder, files, out, actors, gpus, bfloat16, readers, not quiet)
+    code = [use for use in [loaded.config.trunk.use] if is_own(use)]
+    with connected(address, code=code):
+        embedder = on_cluster(actors, gpus, bfloat16, readers)
+        check_own_code(code)
+        return embed_files(loaded, files, Path(out), embedder, not quiet)

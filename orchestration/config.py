@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sepscene.augment.audio import AudioFormat
@@ -30,7 +29,7 @@ from sepscene.orchestration.objective_config import Objective
 from sepscene.orchestration.renamed import new_name
 from sepscene.orchestration.separator_config import Separator
 from sepscene.orchestration.terminal import printable
-from sepscene.orchestration.yaml_files import read_yaml, secret_in, texts_of
+from sepscene.orchestration.yaml_files import as_yaml, read_yaml, secret_in, texts_of
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
 _PCM_BYTES = 2
@@ -308,7 +307,7 @@ class Experiment(Config):
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML."""
-        write_atomically(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False).encode())
+        write_atomically(path, as_yaml(self).encode())
 
 
 def parse_experiment(tree: Any, source: str) -> Experiment:

@@ -1,4 +1,4 @@
-"""Named experiments: every row of the paper's tables that this framework produced, at three scales.
+"""Named experiments: every row of the paper's tables that this framework produced, at four scales.
 
 | scale | meant for | data | costs |
 |---|---|---|---|
@@ -22,15 +22,7 @@ from sepscene.augment.views import CurriculumPoint, Views
 from sepscene.models.config import SepsceneError
 from sepscene.models.settings import Cnn14Config, PatchTransformerConfig, TDCNppConfig
 from sepscene.models.spelling import unknown
-from sepscene.orchestration.config import (
-    Data,
-    Evaluation,
-    Experiment,
-    Resources,
-    Store,
-    Training,
-    load_experiment,
-)
+from sepscene.orchestration.config import Data, Evaluation, Experiment, Resources, Store, Training, load_experiment
 from sepscene.orchestration.objective_config import Objective
 from sepscene.orchestration.separator_config import Ladder, Separator
 from sepscene.orchestration.yaml_files import parse_yaml
@@ -329,7 +321,7 @@ EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
 
 
 def named_experiment(name: str, scale: Scale) -> Experiment:
-    """The experiment of that name (`sepscene show` lists them) at a scale: "tiny", "small" or "paper".
+    """The experiment of that name (`sepscene show` lists them) at a scale: "mini", "tiny", "small" or "paper".
 
     Example:
         >>> experiment = sepscene.named_experiment("table4/S2+N/simclr-cp", "paper")

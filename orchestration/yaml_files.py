@@ -1,4 +1,4 @@
-"""Reading YAML files that anybody may have written, and addresses without secrets in them."""
+"""YAML files that anybody may have written, our own, and addresses without secrets in them."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 import yaml
 
 from sepscene.augment.locations import is_utf8
-from sepscene.models.config import SepsceneError
+from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.terminal import printable
 
 MOST_BYTES = 2**20
@@ -54,6 +54,11 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, _PlainLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise SepsceneError(f"{source} cannot be read as YAML: {error}") from None
+
+
+def as_yaml(config: Config) -> str:
+    """A configuration as the text of a YAML file, its fields in their order."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def secret_in(address: str, words: Iterable[str] = SECRET_KEYS) -> str | None:

@@ -228,7 +228,7 @@ def load_encoder(dir_or_uri: Path | str, trust_code: bool = False) -> Encoder:
     config = read_encoder_config(directory)
     if trust_code and isinstance(config.trunk, OwnEncoder):
         CODE.grant(config.trunk.use)
-    import_own(directory)
+    _import_own(config.trunk.use, directory)
     trunk = read_network(directory, _encoder_card(directory), lambda: build_network(config.trunk))
     return Encoder(LogMel(config.front_end), trunk, config.patch_seconds, config.shortest_seconds).eval()
 
@@ -246,25 +246,20 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
         raise CheckpointError(f"{directory / CARD_FILE} makes no encoder ({why}): copy the bundle again") from None
 
 
-def import_own(directory: Path) -> str:
+def _import_own(use: str, directory: Path) -> None:
     """Import the own encoder of a bundle, where it has one; warn when it is of another version than made the bundle.
 
-    Returns:
-        Its import path; empty where the encoder is one of the package's.
-
     Raises:
-        SepsceneError: as `read_encoder_config`, or the code is not trusted, or cannot be imported.
+        SepsceneError: the code is not trusted, or cannot be imported.
     """
-    use = read_encoder_config(directory).trunk.use
     if not is_own(use):
-        return ""
+        return
     resolve(use, ENCODERS, "encoder")
     here = package_of(use)
     made_by = _encoder_card(directory).metadata.get("code", {}).get("version", "unknown")
     if here["version"] != made_by:
         text = "%s was made with version %s of %s; version %s is installed here"
         logger.warning(text, directory, made_by, here["package"], here["version"])
-    return use
 
 
 def _encoder_card(directory: Path) -> WeightsCard:

@@ -139,7 +139,6 @@ def prefill(
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.presets import resolve
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
-    from sepscene.orchestration.records.mlflow_mirror import closing
     from sepscene.orchestration.records.run_folder import folder_in
 
     resolved = resolve(experiment, scale, change)
@@ -147,8 +146,7 @@ def prefill(
         raise SepsceneError("views.pair mix-mix separates nothing: there is nothing to fill a store with")
     folder = folder_in(storage, run_id or f"prefill-{resolved.digest()}", "the run id")
     with prepared_session(resolved, address, verbose):
-        run = Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True)
-        with closing(run.tracker):
+        with Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True) as run:
             train, _ = run.manifests()
             filled = run.prefill(train, run.ladder(train))
         parts = [f"{filled.present} of {filled.wanted} separated clips are in {run.store_uri()}"]
@@ -188,7 +186,7 @@ def plan(
     if skipped:
         console.print(f"{skipped} of the first {len(uris) + skipped} clips cannot be read; see `sepscene data audit`")
     for warning in slow_precisions(resolved):
-        console.print(warning, style="yellow", markup=False)
+        console.print(warning, style="yellow")
     measured = calibrate(resolved, seconds, uris, offsets)
     console.print(plan_table(make_plan(resolved, measured, clips or (len(present) if present else None))))
 

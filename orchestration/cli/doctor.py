@@ -44,12 +44,17 @@ def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
     raise typer.Exit(1 if faults else 0)
 
 
-def _torch() -> str:
+def _installed(name: str) -> str:
+    """The version of a package."""
     try:
-        torch_version = version("torch")
-        torchaudio_version = version("torchaudio")
-    except PackageNotFoundError as error:
-        raise RuntimeError(f"{error} is not installed; run `make setup`") from None
+        return version(name)
+    except PackageNotFoundError:
+        raise RuntimeError(f"{name} is not installed; run `make setup`") from None
+
+
+def _torch() -> str:
+    torch_version = _installed("torch")
+    torchaudio_version = _installed("torchaudio")
     number = tuple(int(part) for part in torch_version.split("+")[0].split(".")[:2])
     if not (2, 11) <= number < (2, 15) or not torchaudio_version.startswith("2.11.0"):
         raise RuntimeError(
@@ -62,7 +67,7 @@ def _torch() -> str:
 
 
 def _ray() -> str:
-    found = version("ray")
+    found = _installed("ray")
     if not found.startswith("2.60."):
         raise RuntimeError(f"ray {found}: 2.60 is needed; run `make setup`")
     import ray.data

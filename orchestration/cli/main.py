@@ -183,16 +183,14 @@ def show(
 
     Example: `sepscene show table4/S2+N/simclr-cp --scale paper > mine.yaml`
     """
-    import yaml
-
     from sepscene.orchestration.presets import EXPERIMENTS, resolve
+    from sepscene.orchestration.yaml_files import as_yaml
 
     if experiment is None:
         for name in EXPERIMENTS:
             print(name)
         return
-    resolved = resolve(experiment, scale, change)
-    print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
+    print(as_yaml(resolve(experiment, scale, change)), end="")
 
 
 @app.command()
@@ -261,7 +259,3 @@ def main() -> None:
             raise
         Terminal(stderr=True).print(Text("error:", "bold red"), said, highlight=False, soft_wrap=True)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

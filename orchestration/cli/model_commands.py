@@ -141,7 +141,7 @@ def embed_command(
     )
     console.print(f"{report.out}: {report.written} new, {report.skipped} there already")
     for entry in report.left_out:
-        console.print(f"left out: {entry}", markup=False, soft_wrap=True)
+        console.print(f"left out: {entry}", soft_wrap=True)
     for uri, cause in report.bad.items():
         print(f"{uri}: {cause}", file=sys.stderr)
     if report.bad:

@@ -43,13 +43,11 @@ def evaluate(
     from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import tracking_uri_of
-    from sepscene.orchestration.records.mlflow_mirror import closing
     from sepscene.orchestration.records.run_folder import RunFolder
 
     experiment = load_experiment(RunFolder(run).experiment)
     with prepared_session(experiment, address, verbose):
-        opened = Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True)
-        with closing(opened.tracker):
+        with Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True) as opened:
             train, test = opened.manifests()
             evaluate_run(opened, train, test, opened.ladder(train))
         summarise(opened)

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-import yaml
 
 from sepscene.clusters.descriptions import read_pools, write_pools
-from sepscene.models.config import Config, SepsceneError
+from sepscene.models.config import SepsceneError
 from sepscene.models.names import require_trust
 from sepscene.models.spelling import unknown
 from sepscene.models.trust import CODE
@@ -18,6 +17,7 @@ from sepscene.orchestration.records.run_folder import plain_name
 from sepscene.orchestration.runtime.cluster_check import check_cluster
 from sepscene.orchestration.runtime.jobs import Submission
 from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE
+from sepscene.orchestration.yaml_files import as_yaml
 
 if TYPE_CHECKING:
     from sepscene.orchestration.sweeps.config import SweepConfig
@@ -56,7 +56,7 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
         code = experiment.own_code
         if cluster:
             check_cluster(cluster, experiment)
-        files["experiment.yaml"] = _as_yaml(experiment)
+        files["experiment.yaml"] = as_yaml(experiment)
         metadata |= {"experiment": experiment.name, "scale": experiment.scale, "digest": experiment.digest()}
         run_id = given["run_id"] or _run_id(f"{experiment.name}-{experiment.digest()}")
         given |= {"experiment": "experiment.yaml", "scale": None, "change": None, "run_id": run_id, "resume": True}
@@ -111,10 +111,10 @@ def _stage_sweep(given: dict[str, Any], sweep: "SweepConfig") -> dict[str, str]:
     """The YAML files that a sweep names, under the names that they have on the cluster."""
     files: dict[str, str] = {}
     if sweep.experiment.endswith((".yaml", ".yml")):
-        files["experiment.yaml"] = _as_yaml(resolve(sweep.experiment, sweep.scale, None))
+        files["experiment.yaml"] = as_yaml(resolve(sweep.experiment, sweep.scale, None))
         sweep = sweep.changed({"experiment": "experiment.yaml"})
     if is_sweep(given["experiment"]):
-        files["sweep.yaml"] = _as_yaml(sweep)
+        files["sweep.yaml"] = as_yaml(sweep)
         given |= {"experiment": "sweep.yaml", "scale": None}
     else:
         given["experiment"] = sweep.experiment
@@ -128,10 +128,6 @@ def _code_of_sweep(sweep: "SweepConfig") -> tuple[str, ...]:
     firsts = {field: values[0] for field, values in lists.items()}
     tried = [base.changed(firsts | {field: each}) for field, values in lists.items() for each in values]
     return tuple(sorted({name for experiment in tried or [base] for name in experiment.own_code}))
-
-
-def _as_yaml(config: Config) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _run_id(name: str) -> str:

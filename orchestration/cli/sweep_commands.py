@@ -18,6 +18,7 @@ Id = Annotated[str | None, typer.Option("--id", help="Name of the folder; an exi
 
 
 def sweep_command(
+    context: typer.Context,
     experiment: Annotated[
         str,
         typer.Argument(
@@ -66,22 +67,8 @@ def sweep_command(
     """
     from sepscene.orchestration.api import run_sweep
 
-    given = {
-        "experiment": experiment,
-        "more": more,
-        "over": over,
-        "seeds": seeds,
-        "search": search,
-        "scheduler": scheduler,
-        "trials": trials,
-        "hours": hours,
-        "gpu_hours": gpu_hours,
-        "scale": scale,
-        "change": change,
-    }
-    folder, results = run_sweep(
-        sweep_of(given), storage, sweep_id, resume, address, verbose, console, dashboard=dashboard
-    )
+    config = sweep_of(context.params)  # what to sweep and how, by name, as `submit` passes it
+    folder, results = run_sweep(config, storage, sweep_id, resume, address, verbose, console, dashboard=dashboard)
     _report(folder, [trial.name for trial in results.trials if trial.status == "failed"])
 
 

@@ -27,7 +27,7 @@ from sepscene.tasks.evaluation.settings import ScoringSettings
 from sepscene.tasks.evaluation.statistics import Interval, PairedTest, paired_bootstrap, paired_t, t_interval
 
 TEST_CLIPS = "test manifest"
-"""Where `RunResults.data` has the digest of the clips that a run was evaluated on; older runs lack it."""
+"""Where `RunResults.data` has the digest of the clips that a run was evaluated on."""
 
 MOST_EVIDENCE = 8 * 2**30
 """Bytes of an evaluation's arrays: 20,000 clips of 527 classes with D = 2048 have some 0.3 GB."""
@@ -177,12 +177,17 @@ def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
     if not seeds:
         raise SepsceneError(f"no seed was run both ways: A has {sorted(by_seed_a)}, B has {sorted(by_seed_b)}")
     sides = tuple([by_seed[seed] for seed in seeds] for by_seed in (by_seed_a, by_seed_b))
-    unknown = [str(seed) for seed, pair in zip(seeds, zip(*sides, strict=True), strict=True) if not _share_clips(*pair)]
-    notes = [f"seeds whose test clips are unknown, they may differ: {', '.join(unknown)}"] if unknown else []
+    for a, b in zip(*sides, strict=True):  # other seeds may have other clips, as synthetic scenes do
+        if a.data.get(TEST_CLIPS) != b.data.get(TEST_CLIPS):
+            raise SepsceneError(
+                f"the runs of seed {a.seed} ({a.run_id} and {b.run_id}) were evaluated on different test clips: "
+                "evaluate both on the same data"
+            )
+    notes = []
     left_out = sorted(by_seed_a.keys() ^ by_seed_b.keys())
     if left_out:
         notes.append(f"seeds run one way only, left out: {left_out}")
-    of_a, of_b = ([run.results.encoders[0].metrics for run in side] for side in sides)
+    of_a, of_b = ([run.encoders[0].metrics for run in side] for side in sides)
     names = [name for name in of_a[0] if all(name in found for found in of_a + of_b)]
     lacking = sorted({name for found in of_a + of_b for name in found} - set(names))
     if lacking:
@@ -194,7 +199,7 @@ def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
         values_a, values_b = ([found[name].value for found in of_side] for of_side in (of_a, of_b))
         test = paired_t(values_a, values_b)
         metrics.append(MetricComparison(name, t_interval(values_a), t_interval(values_b), test))
-    label_a, label_b = (f"{side[0].results.experiment}/{side[0].results.encoders[0].name}" for side in sides)
+    label_a, label_b = (f"{side[0].experiment}/{side[0].encoders[0].name}" for side in sides)
     return Comparison(label_a, label_b, len(seeds), tuple(metrics), (), tuple(notes))
 
 
@@ -228,19 +233,6 @@ def _cell(interval: Interval, signed: bool = False) -> str:
     return f"{interval.value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
 
-@dataclass(frozen=True)
-class _Evaluated:
-    """A run's folder, and what it says of its encoder."""
-
-    folder: Path
-    results: RunResults
-
-    def clip_ids(self) -> set[str] | None:
-        """The clips on which the encoder was evaluated; None without its evidence."""
-        path = RunFolder(self.folder).evidence(self.results.encoders[0].name)
-        return set(load_evidence(path).clip_ids.tolist()) if path.exists() else None
-
-
 def _results(run: Path) -> RunResults:
     """A run's results, of one encoder at least."""
     results = RunResults.load(run)
@@ -249,32 +241,14 @@ def _results(run: Path) -> RunResults:
     return results
 
 
-def _by_seed(runs: Sequence[Path]) -> dict[int, _Evaluated]:
-    found: dict[int, _Evaluated] = {}
+def _by_seed(runs: Sequence[Path]) -> dict[int, RunResults]:
+    found: dict[int, RunResults] = {}
     for run in runs:
         results = _results(run)
         if results.seed in found:
             raise SepsceneError(f"{run} has seed {results.seed} as another run on its side: give each seed once")
-        found[results.seed] = _Evaluated(run, results)
+        found[results.seed] = results
     return found
-
-
-def _share_clips(a: _Evaluated, b: _Evaluated) -> bool:
-    """Whether it is known that two runs were evaluated on the same clips: by their digest, or else by the clips' ids.
-
-    Clips may differ between seeds, as synthetic scenes do: a pair shares them.
-
-    Raises:
-        SepsceneError: when they were not.
-    """
-    clips: list[Any] = [run.results.data.get(TEST_CLIPS) for run in (a, b)]
-    if None in clips:
-        clips = [run.clip_ids() for run in (a, b)]
-    if None not in clips and clips[0] != clips[1]:
-        raise SepsceneError(
-            f"{a.folder} and {b.folder} were evaluated on different test clips: evaluate both on the same data"
-        )
-    return None not in clips
 
 
 def _evidence(run_dir: Path, encoder: str | None) -> tuple[str, Evidence]:

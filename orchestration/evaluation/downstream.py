@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from sepscene.augment.audio import ClipError, read_audio
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.encoders.encoder import Encoder
 from sepscene.models.encoders.hear import HearModel, get_timestamp_embeddings
+from sepscene.orchestration.records.files import read_typed
 from sepscene.tasks.datasets.downstream import Sound, Task
 from sepscene.tasks.evaluation.downstream import Rows, score_task, targets_at
 from sepscene.tasks.evaluation.settings import ScoringSettings
@@ -108,12 +108,8 @@ def read_results(folder: Path) -> list[TaskResult]:
     Raises:
         SepsceneError: names a file that is damaged, or the folder when it holds no result.
     """
-    results = []
-    for path in sorted(folder.glob("*--*.json")):
-        try:
-            results.append(TaskResult.model_validate_json(path.read_bytes()))
-        except (OSError, ValidationError) as error:
-            raise SepsceneError(f"{path} is damaged ({type(error).__name__}): delete it, and evaluate again") from None
+    files = sorted(folder.glob("*--*.json"))
+    results = [read_typed(file, TaskResult, "delete it, and evaluate again") for file in files]
     if not results:
         raise SepsceneError(f"{folder} holds no results of tasks: make some with `sepscene evaluate ENCODER --task …`")
     return results

@@ -19,8 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sepscene.augment.locations import is_utf8, local_path, written_out
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.encoder import Encoder, load_encoder
-from sepscene.models.names import is_own
+from sepscene.models.encoders.encoder import Encoder
 from sepscene.orchestration.data_config import DataFormat
 from sepscene.orchestration.evaluation.embedding_writer import EmbeddingOutput
 from sepscene.orchestration.evaluation.file_encoder import FileEmbedding, FileEncoder, encoder_digest
@@ -28,6 +27,8 @@ from sepscene.orchestration.terminal import Terminal
 from sepscene.tasks.datasets.readers import read_manifest
 from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root
 from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped
+from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped, printable
+from sepscene.tasks.datasets.tables import first_row
 
 FILES_A_PART = 256
 FILES_A_CALL = 8
@@ -35,6 +36,9 @@ FILES_A_CALL = 8
 
 Rows = Iterator[tuple[str, str, np.ndarray]]
 """Of each file its URI, what is wrong with it or nothing, and its h (D,), zeros on a fault."""
+
+Embedder = Callable[[Encoder, list[str]], Rows]
+"""What makes the rows of some files with an encoder."""
 
 
 @dataclass(frozen=True)
@@ -57,53 +61,81 @@ class EmbedReport:
 
 
 def embed_files(
-    encoder_uri: Path | str,
-    inputs: list[str],
-    out: Path,
-    device: str = "auto",
-    bfloat16: bool = False,
-    readers: int = 2,
-    show_progress: bool = True,
+    encoder: Encoder, inputs: list[str], out: Path, embedder: Embedder, show_progress: bool = True
 ) -> EmbedReport:
-    """Embed files on this machine, see `api.embed`; a call that was interrupted goes on where it stopped.
+    """Write the rows that OUT lacks as they come, in parts; what is done is kept when something breaks.
+
+    Args:
+        encoder: from `models.load_encoder`.
+        inputs: see `list_files`.
+        out: see `EmbeddingOutput`.
+        embedder: `on_this_machine` or `on_cluster`.
 
     Raises:
-        SepsceneError: the encoder, a manifest, the device or an existing output cannot be used. What is wrong
-            with single files never raises; it is reported.
+        SepsceneError: a manifest or an existing output cannot be used. What is wrong with single files never raises;
+            it is reported.
     """
+    left_out = LeftOut()
+    uris = list_files(inputs, left_out)
+    output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
+    todo = output.missing(uris)
+    rows = embedder(encoder, todo)
+    there = len(uris) - len(todo)
+    skipped = left_out.entries()
+    bad = {name: NOT_UTF8 for entry in skipped if entry.reason == NOT_UTF8 for name in entry.examples}
+    part: dict[str, np.ndarray] = {}
+    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    written = 0
+    with Progress(*columns, console=Terminal(stderr=True), disable=not show_progress) as progress:
+        task = progress.add_task("", total=len(uris), completed=there)
+        try:
+            for uri, fault, h_D in rows:
+                progress.advance(task)
+                if fault:
+                    bad[uri] = fault
+                    continue
+                part[uri] = h_D
+                written += 1
+                if len(part) == FILES_A_PART:
+                    output.add(list(part), np.stack(list(part.values())))
+                    part = {}
+        finally:
+            if part:
+                output.add(list(part), np.stack(list(part.values())))
+    output.finish()
+    return EmbedReport(out, written, there, bad, skipped)
 
-    def embedded(encoder: Encoder, uris: list[str]) -> Rows:
-        files = FileEncoder(encoder, usable_device(device), bfloat16, readers).embed(uris)
+
+def on_this_machine(device: str = "auto", bfloat16: bool = False, readers: int = 2) -> Embedder:
+    """Files embedded in this process, see `FileEncoder`.
+
+    Raises:
+        SepsceneError: the device cannot be used.
+    """
+    usable = usable_device(device)
+
+    def rows(encoder: Encoder, uris: list[str]) -> Rows:
+        files = FileEncoder(encoder, usable, bfloat16, readers).embed(uris)
         return ((file.uri, file.cause or "", _row(file, encoder.embedding_dim)) for file in files)
 
-    return _embed(encoder_uri, inputs, out, embedded, show_progress)
+    return rows
 
 
-def embed_on_cluster(
-    encoder_uri: Path | str,
-    inputs: list[str],
-    out: Path,
-    actors: int = 1,
-    gpus_per_actor: float = 0.0,
-    bfloat16: bool = False,
-    readers: int = 2,
-    show_progress: bool = True,
-) -> EmbedReport:
-    """As `embed_files`, spread over the actors of a Ray cluster; Ray must be connected.
+def on_cluster(actors: int, gpus_per_actor: float = 0.0, bfloat16: bool = False, readers: int = 2) -> Embedder:
+    """Files spread over the actors of a Ray cluster; Ray must be connected.
 
     The encoder travels through Ray's object store, so that only this process must reach it; the sound files
     must be reachable from every node. Rows come in the order in which they are done.
 
     Raises:
-        SepsceneError: as `embed_files`, or the actors do not fit the cluster.
+        SepsceneError: the actors do not fit the cluster.
     """
     from sepscene.orchestration.runtime.placement import DATA_TASK_CPUS, Demand, check_placement, cluster_nodes
 
     actor = Demand("embedding actor", 1.0, gpus_per_actor, knobs="--actors or --gpus")
     check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, knobs="--actors")], cluster_nodes())
     settings = ("cuda" if gpus_per_actor else "cpu", bfloat16, readers)
-    embedded = partial(_cluster_rows, actors=actors, placement=actor.ray_options(), settings=settings)
-    return _embed(encoder_uri, inputs, out, embedded, show_progress)
+    return partial(_cluster_rows, actors=actors, placement=actor.ray_options(), settings=settings)
 
 
 class EmbedActor:
@@ -136,12 +168,10 @@ def _cluster_rows(
     from ray.data import ActorPoolStrategy
 
     from sepscene.orchestration.runtime.ray_compat import blocks_of, configure_data
-    from sepscene.orchestration.runtime.session import check_own_code
     from sepscene.orchestration.training.stream import finite_retries
 
     if not uris:
         return
-    check_own_code([use for use in (encoder.config.trunk.use,) if is_own(use)])
     configure_data(ordered=False)
     shared = ray.put((encoder.config, encoder.trunk.state_dict()))
     locations = [os.path.abspath(uri) if local_path(uri) == uri else uri for uri in uris]
@@ -251,49 +281,9 @@ def _manifest_uris(path: Path) -> list[str]:
     cells = root.table(name, ["uri"])["uri"].cast(pa.string()).to_pylist()
     uris = [str(cell).strip() for cell in cells]
     if "" in uris:
-        raise SepsceneError(f"{path}: row {uris.index('') + 2} has no uri: fill it, or remove the row")
+        raise SepsceneError(f"{path}: row {uris.index('') + first_row(name)} has no uri: fill it, or remove the row")
     return uris
 
 
 def _row(file: FileEmbedding, dim: int) -> np.ndarray:
     return np.zeros(dim, np.float32) if file.cause is not None else file.h_D
-
-
-def _embed(
-    encoder_uri: Path | str,
-    inputs: list[str],
-    out: Path,
-    embedded: Callable[[Encoder, list[str]], Rows],
-    show_progress: bool,
-) -> EmbedReport:
-    """Write the rows that OUT lacks as they come, in parts; what is done is kept when something breaks."""
-    left_out = LeftOut()
-    uris = list_files(inputs, left_out)
-    encoder = load_encoder(encoder_uri)
-    output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
-    todo = output.missing(uris)
-    rows = embedded(encoder, todo)
-    there = len(uris) - len(todo)
-    skipped = left_out.entries()
-    bad = {name: NOT_UTF8 for entry in skipped if entry.reason == NOT_UTF8 for name in entry.examples}
-    part: dict[str, np.ndarray] = {}
-    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    written = 0
-    with Progress(*columns, console=Terminal(stderr=True), disable=not show_progress) as progress:
-        task = progress.add_task("", total=len(uris), completed=there)
-        try:
-            for uri, fault, h_D in rows:
-                progress.advance(task)
-                if fault:
-                    bad[uri] = fault
-                    continue
-                part[uri] = h_D
-                written += 1
-                if len(part) == FILES_A_PART:
-                    output.add(list(part), np.stack(list(part.values())))
-                    part = {}
-        finally:
-            if part:
-                output.add(list(part), np.stack(list(part.values())))
-    output.finish()
-    return EmbedReport(out, written, there, bad, skipped)

@@ -55,11 +55,10 @@ BALANCE_EVERY = 10
 
 
 @contextmanager
-def continuable(tracker: Tracker, console: Console, again: str) -> Iterator[None]:
-    """Close a run in MLflow however the block ends; where it ends badly, say which command continues it."""
+def continuable(console: Console, again: str) -> Iterator[None]:
+    """Where the block ends badly, say which command continues it."""
     try:
-        with closing(tracker):
-            yield
+        yield
     except BaseException as error:
         said = f"{'stopped' if isinstance(error, STOPPED) else 'failed'}; what is done is kept, continue it with"
         console.print(f"{said}\n{again}", highlight=False, markup=False, soft_wrap=True)
@@ -84,6 +83,7 @@ class Run:
         """Encoders of one family are versions of one registered model: those of an experiment, or of a whole sweep."""
 
     @classmethod
+    @contextmanager
     def open(
         cls,
         folder: Path,
@@ -92,10 +92,11 @@ class Run:
         console: Console,
         resume: bool,
         tags: Mapping[str, str] | None = None,
-    ) -> "Run":
+    ) -> Iterator["Run"]:
         """Make the run's folder and begin its parent run in MLflow, or continue an earlier one.
 
-        The run's experiment says which precisions were chosen, where they were left to `auto`.
+        When the block ends, in whatever way, the run is closed in MLflow. Its experiment says which precisions were
+        chosen, where they were left to `auto`.
 
         Args:
             tags: for the parent run in MLflow, beside those that say what the experiment is.
@@ -130,7 +131,8 @@ class Run:
         }
         tracker.start({**run.tags(), **about, **(tags or {})}, flat(experiment))
         tracker.log_artifact("", saved)
-        return run
+        with closing(tracker):
+            yield run
 
     def tags(self) -> dict[str, str]:
         """What the experiment is and what it is made from, for its runs in MLflow."""

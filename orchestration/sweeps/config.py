@@ -18,7 +18,6 @@ budget: {trials: 16, hours: 8}
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from ray.tune.search.sample import Domain
 
@@ -29,7 +28,7 @@ from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.runtime.concurrency import gpus_of
 from sepscene.orchestration.sweeps.search_space import SHORT_NAMES, Space, checked_space, parse_values
-from sepscene.orchestration.yaml_files import read_yaml
+from sepscene.orchestration.yaml_files import as_yaml, read_yaml
 
 
 class Budget(Config):
@@ -129,7 +128,7 @@ class SweepConfig(Config):
         path = SweepFolder(folder).configuration
         if path.exists() and load_sweep(path).same_as() != self.same_as():
             raise SepsceneError(f"{folder} holds another sweep; choose another --id, or give the same arguments")
-        write_whole(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        write_whole(path, as_yaml(self))
 
     def same_as(self) -> str:
         """What makes it this sweep: all but what it may spend and how many seeds; the fields in their order."""

@@ -52,7 +52,7 @@ def parent_run(
     children = {"sweep_id": folder.name}
     if run := tracker.run_id():  # none while MLflow is away: the tag alone must do then
         children["mlflow.parentRunId"] = run
-    with continuable(tracker, console, _again(folder.name)):
+    with closing(tracker), continuable(console, _again(folder.name)):
         yield tracker, children
 
 
@@ -86,8 +86,7 @@ def share(
         ours = ours.changed({"store.uri": base.store.uri or str(SweepFolder(folder).store)})
     if separating and not base.views.separates:  # trials may separate where the base does not
         ours = ours.changed({"views.pair": "mix-chan"})
-    run = Run.open(SweepFolder(folder).shared.path, ours, tracking_uri, console, resume=True, tags=tags)
-    with closing(run.tracker):
+    with Run.open(SweepFolder(folder).shared.path, ours, tracking_uri, console, resume=True, tags=tags) as run:
         train, test = run.manifests()
         ladder = run.ladder(train) if separating else {}
         if ladder and not run.files.listening_page.exists():

@@ -25,7 +25,6 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.files import read_typed_or, write_whole
-from sepscene.orchestration.records.mlflow_mirror import closing
 from sepscene.orchestration.records.results import RunResults, Setting, read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
@@ -51,8 +50,7 @@ Work = Callable[[Path, Experiment, str, dict[str, str]], RunResults]
 def whole_run(run_dir: Path, experiment: Experiment, tracking_uri: str, tags: dict[str, str]) -> RunResults:
     """Train and evaluate one encoder, or go on with it."""
     configure_data(experiment.training.ordered)
-    run = Run.open(run_dir, experiment, tracking_uri, Terminal(quiet=True), resume=True, tags=tags)
-    with closing(run.tracker):
+    with Run.open(run_dir, experiment, tracking_uri, Terminal(quiet=True), resume=True, tags=tags) as run:
         train, test = run.manifests()
         note_steps(run_dir, experiment, len(train.clips))
         run.encoder(train, run.ladder(train))

@@ -1,8 +1,10 @@
 """The command line: help that teaches, and one message with exit code 2 for what a user can fix."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
+from sepscene.orchestration.cli import doctor
 from sepscene.orchestration.cli.main import app
 
 COMMANDS = (
@@ -61,6 +64,15 @@ def test_a_mistake_is_one_message(arguments: list[str], says: str) -> None:
     assert isinstance(result.exception, SepsceneError), result.output
     with pytest.raises(SepsceneError, match=says):
         raise result.exception
+
+
+@pytest.mark.parametrize(("check", "name"), [(doctor._torch, "torch"), (doctor._ray, "ray")])
+def test_the_doctor_names_a_package_that_is_missing(
+    check: Callable[[], str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "version", lambda name: importlib.metadata.version(f"no-{name}"))
+    with pytest.raises(RuntimeError, match=f"^{name} is not installed; run `make setup`"):
+        check()
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import zlib
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,15 @@ import soundfile
 import torch
 
 from sepscene.augment.audio import AudioFormat, read_audio, read_blocks
+from sepscene.clusters.pools import Node
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
+from sepscene.orchestration.api import embed
 from sepscene.orchestration.evaluation import embed_files as embedding
 from sepscene.orchestration.evaluation.embed_clips import EmbedClips
-from sepscene.orchestration.evaluation.embed_files import EmbedReport, embed_files, list_files
+from sepscene.orchestration.evaluation.embed_files import EmbedReport, list_files
 from sepscene.orchestration.evaluation.file_encoder import FileEncoder
+from sepscene.orchestration.runtime import placement, session
 from sepscene.tasks.datasets.readers import read_manifest
 from sepscene.tasks.datasets.survey import NOT_UTF8
 from tests.models.encoders.test_encoder import small_encoder
@@ -54,7 +59,7 @@ def sounds(tmp_path: Path) -> list[str]:
 
 
 def _embed(bundle: Path, inputs: list[str], out: Path, **options) -> EmbedReport:
-    return embed_files(bundle, inputs, out, device="cpu", show_progress=False, **options)
+    return embed(bundle, inputs, out, device="cpu", quiet=True, **options)
 
 
 def _read(out: Path) -> dict[str, np.ndarray]:
@@ -231,18 +236,37 @@ def test_bad_manifests_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file\na.wav\n")
     (tmp_path / "list.parquet").write_bytes(b"damaged")
     pq.write_table(pa.table({"uri": ["a.wav", None]}), tmp_path / "null.parquet")
+    pq.write_table(pa.table({"uri": ["a.wav", " "]}), tmp_path / "blank.parquet")
     (tmp_path / "blank.csv").write_text("uri,label\n,dog\n")
     (tmp_path / "empty").mkdir()
     for name, message in {
         "list.csv": "column uri is missing; the table has file",
         "list.parquet": "cannot be read as a table",
         "null.parquet": "row 2 does not fill the columns uri",
+        "blank.parquet": "row 2 has no uri",
         "blank.csv": "row 2 has no uri",
         "none.csv": "cannot be read",
         "empty": "no sound file to embed",
     }.items():
         with pytest.raises(SepsceneError, match=message):
             list_files([str(tmp_path / name)])
+
+
+def test_what_is_refused_leaves_nothing_behind(
+    bundle: Path, sounds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SepsceneError, match="torch knows no such device"):
+        embed(bundle, sounds, tmp_path / "out.parquet", device="abacus")
+
+    def cannot_import(names: Sequence[str]) -> None:
+        raise SepsceneError("a node cannot import it")
+
+    monkeypatch.setattr(session, "connected", lambda address, code: nullcontext())
+    monkeypatch.setattr(session, "check_own_code", cannot_import)
+    monkeypatch.setattr(placement, "cluster_nodes", lambda: [Node("here", 4)])
+    with pytest.raises(SepsceneError, match="a node cannot import it"):
+        embed(bundle, sounds, tmp_path / "out.parquet", actors=1)
+    assert not list(tmp_path.glob("out.parquet*"))
 
 
 @pytest.mark.slow
@@ -254,10 +278,10 @@ def test_a_cluster_gives_the_same_rows(bundle: Path, sounds: list[str], tmp_path
     monkeypatch.chdir(tmp_path / "sounds")
     inputs = [*(os.path.relpath(uri) for uri in sounds), "missing.wav"]
     with pytest.raises(SepsceneError, match=r"(?s)does not fit the cluster.*change --actors or --gpus, or"):
-        embedding.embed_on_cluster(bundle, inputs, tmp_path / "no.parquet", gpus_per_actor=1)
+        embed(bundle, inputs, tmp_path / "no.parquet", actors=1, gpus=1)
     out = tmp_path / "cluster.parquet"
-    report = embedding.embed_on_cluster(bundle, inputs, out, actors=2, show_progress=False)
-    again = embedding.embed_on_cluster(bundle, inputs[:4], out, actors=2, show_progress=False)
+    report = embed(bundle, inputs, out, actors=2, quiet=True)
+    again = embed(bundle, inputs[:4], out, actors=2, quiet=True)
     assert (report.written, report.bad) == (4, {"missing.wav": "no such file"})
     assert (again.written, again.skipped) == (0, 4)
     _embed(bundle, inputs, tmp_path / "local.parquet")

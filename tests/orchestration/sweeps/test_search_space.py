@@ -32,6 +32,22 @@ def test_a_grid_is_every_combination_with_every_seed_and_typed_values() -> None:
     assert (last.experiment.objective.temperature, last.experiment.seed) == (0.2, 1)
 
 
+@pytest.mark.parametrize(
+    ("experiment", "field", "values"),
+    [
+        ("demo", "objective.learn_temperature", [False, True]),
+        ("table5/triplet", "objective.triplet_margin", [0.1, 0.2]),
+        ("demo", "objective.alpha_warmup_steps", [0, 7]),
+        ("demo", "objective.similarity", ["nt-xent", "vicreg"]),
+        ("demo", "specaugment.time_mask_frames", [0, 3]),
+    ],
+)
+def test_short_forms_are_swept(experiment: str, field: str, values: list[Any]) -> None:
+    trials = planned(experiment=experiment, over={field: values})
+    assert [trial.settings[field] for trial in trials] == values
+    assert len({trial.experiment.digest() for trial in trials if trial.experiment}) == 2
+
+
 VALIDATES = {"training.validation_every_steps": 60}
 RANDOM = {"search": "random", "budget": {"trials": 3}}
 
@@ -57,6 +73,7 @@ RANDOM = {"search": "random", "budget": {"trials": 3}}
         ({"over": {"training.epochs": "uniform(1,5)"}, **RANDOM}, r"write randint\(1,6\)"),
         ({"over": {"temperature": "randint(1,5)"}, "search": "random"}, r"budget\.trials is missing"),
         ({"over": {"alpha": "0,1"}, "scheduler": "pbt", "budget": {"trials": 4}}, "training was removed"),
+        ({"over": {"objective.triplet_margin": "0.1,0.2"}}, "triplet_margin changes nothing in demo"),
         ({"over": {"views.weights": "[3,1],[1"}}, "cannot be read as YAML"),
         ({"over": {"combination": "S2,S3"}}, r"no processor 'S3' \(did you mean S"),
         ({"over": {"data.root": "a,b"}}, "all trials share the data"),
