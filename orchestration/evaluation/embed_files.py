@@ -27,7 +27,6 @@ from sepscene.orchestration.terminal import Terminal
 from sepscene.tasks.datasets.readers import read_manifest
 from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root
 from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped
-from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped, printable
 from sepscene.tasks.datasets.tables import first_row
 
 FILES_A_PART = 256
