@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 
 from sepscene.augment.synthetic import noisy_events, tonal_events
 from sepscene.augment.synthetic.one_shots import EventMaker, one_shot_makers
-from sepscene.augment.synthetic.source_segments import sources_path
+from sepscene.augment.synthetic.sources import sources_path
 from sepscene.augment.synthetic.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
@@ -250,7 +250,7 @@ def write_scenes(
         seed: of the whole data set.
         split: e.g. "train"; a folder name.
         config: how scenes are made.
-        with_sources: keep each scene's sources in one multi-channel file beside it (`source_segments.read_sources`); by
+        with_sources: keep each scene's sources in one multi-channel file beside it (`sources.read_sources`); by
             default for the split "test".
         backgrounds: versions of each scene; scene-N.wav with its own background, and the others with other backgrounds,
             scene-N.background-1.wav and so on, which the manifest does not list.
