@@ -18,7 +18,7 @@ from sepscene.augment.augmentations.settings import (
     streams_of,
 )
 from sepscene.augment.augmentations.specaugment import specaugment
-from sepscene.augment.draws import Schedule, Stream, draw, of_augmentations
+from sepscene.augment.draws import Schedule, Stream, draw
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.names import AUGMENTATIONS
 
@@ -97,7 +97,7 @@ def test_the_whole_as_crop_changes_nothing() -> None:
 
 def test_what_one_draws_is_the_same_whatever_others_there_are() -> None:
     views = draw(SCHEDULE, np.arange(ROWS), (1.0,), ())
-    alone = {name: of_augmentations(columns({name: {"probability": 0.5}})) for name in ALL}
+    alone = {name: columns({name: {"probability": 0.5}}) for name in ALL}
     together = columns({name: {"probability": 0.5} for name in reversed(ALL)})
     assert {**views, **{n: c for drawn in alone.values() for n, c in drawn.items()}}.keys() == together.keys()
     for expected in (views, *alone.values()):
