@@ -25,7 +25,7 @@ from pyarrow import fs
 
 from sepscene.augment.store.folder import FILESYSTEM_ERRORS, StoreError, StoreFolder
 from sepscene.augment.store.index import COLUMNS, Found, StoreIndex
-from sepscene.augment.store.shards import Place, ShardDamage, StoreKey, decode_crop, encode_entry, read_footer
+from sepscene.augment.store.shards import Place, ShardDamage, StoreKey, encode_entry, read_crop, read_footer
 from sepscene.augment.store.writer import ShardWriter, StoreSettings
 
 _log = logging.getLogger(__name__)
@@ -166,22 +166,25 @@ class SeparatedStore:
             return None
         place = Place(0, entry.channels, entry.samples, self.settings.segment_samples)
         _check_crop(place, channel, start, samples)
-        offset, count, _ = place.crop_range(channel, start, samples)
-        return decode_crop(entry.data[offset : offset + count], digest, place, channel, start, samples)
+        data = entry.data
+        return read_crop(lambda count, at: data[at : at + count], digest, place, channel, start, samples)
 
     def _read_crop(self, found: Found, digest: bytes, channel: int, start: int, samples: int) -> np.ndarray | None:
         _check_crop(found.place, channel, start, samples)
-        offset, count, _ = found.place.crop_range(channel, start, samples)
-        try:
+
+        def read_at(count: int, offset: int) -> bytes:
             raw = self.folder.open(found.shard).read_at(count, offset)
+            self._count(bytes_read=len(raw))
+            return raw
+
+        try:
+            crop = read_crop(read_at, digest, found.place, channel, start, samples)
         except FileNotFoundError:  # removed by gc since the last refresh
             self._forget(found.shard)
             return None
         except FILESYSTEM_ERRORS as error:
             _log.warning("store %s: cannot read %s: %s", self.folder.uri, found.shard, error)
             return None
-        self._count(bytes_read=len(raw))
-        crop = decode_crop(raw, digest, found.place, channel, start, samples)
         if crop is None:
             with self._lock:
                 self._bad_entries.setdefault(digest, set()).add(found.shard)
