@@ -12,7 +12,6 @@ Shape suffixes: S channels (separated outputs), T samples.
 
 import atexit
 import logging
-import math
 import threading
 import time
 import weakref
@@ -74,10 +73,9 @@ class SeparatedStore:
         self.counters = StoreCounters()
         self._lock = threading.RLock()
         self._index = StoreIndex()
-        self._writer = ShardWriter(self.folder, self.settings, self._room, self._on_published, self._on_refused)
+        self._writer = ShardWriter(self.folder, self.settings, self._on_published, self._count)
         self._bad_shards: set[str] = set()
         self._bad_entries: dict[bytes, set[str]] = {}  # digest -> the shards whose copy is damaged
-        self._stored_bytes = 0
         self._next_refresh = 0.0
         self.refresh()
         _open_stores.add(self)
@@ -211,37 +209,15 @@ class SeparatedStore:
         if key in self:
             return
         entry = encode_entry(key, wave_ST, levels, self.settings.segment_samples)
-        limit = self.settings.max_bytes
-        if limit is not None and self._stored_bytes + self._writer.unpublished_bytes + len(entry.data) > limit:
-            self._on_refused(1)
-            return
         self._writer.add(key.digest(), entry)
 
     def flush(self) -> None:
         """Publish all that was put, and wait until other processes can see it."""
         self._writer.flush()
 
-    def _on_published(self, name: str, footer: pa.Table, size: int) -> None:
+    def _on_published(self, name: str, footer: pa.Table) -> None:
         with self._lock:
             self._index.add({name: footer})
-            self._stored_bytes += size
-        self._count(bytes_written=size)
-
-    def _room(self) -> float:
-        """Bytes that the limit leaves after all that is in the folder now, others' shards too.
-
-        Raises:
-            StoreError: when the filesystem does not answer.
-        """
-        if self.settings.max_bytes is None:
-            return math.inf
-        stored = sum(info.size for info in self.folder.shards())
-        with self._lock:
-            self._stored_bytes = stored
-        return self.settings.max_bytes - stored
-
-    def _on_refused(self, entries: int) -> None:
-        self._count(dropped=entries)
 
     # ---- knowing the shards ----
 
@@ -251,7 +227,7 @@ class SeparatedStore:
         listed = {info.base_name: info for info in self.folder.shards()}
         with self._lock:
             known = self._index.shards
-            self._stored_bytes = sum(info.size for info in listed.values())
+        self._writer.saw_stored(sum(info.size for info in listed.values()))
         for name in known - listed.keys():
             self._forget(name)
         new = [info for name, info in listed.items() if name not in known and name not in self._bad_shards]
