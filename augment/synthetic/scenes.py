@@ -37,9 +37,6 @@ SHORTEST_SECONDS = 0.5
 LONGEST_SECONDS = 60.0
 """The lengths that a scene can have."""
 
-_AT_ONCE = 32
-"""Scenes that are handed to the threads together: an interrupted call ends when these are done."""
-
 EVENTS: dict[str, EventMaker] = {
     name: make
     for module in (tonal_events, noisy_events)
@@ -270,11 +267,10 @@ def write_scenes(
 
     write_one = partial(_write_scene, folder, split_seed, config, with_sources, backgrounds)
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy and scipy let other threads work while they compute
-        for start in range(0, count, _AT_ONCE):
-            for index, row in enumerate(threads.map(write_one, range(start, min(count, start + _AT_ONCE))), start):
-                rows.writerow(row)
-                if progress is not None:
-                    progress(index + 1)
+        for done, row in enumerate(threads.map(write_one, range(count)), start=1):
+            rows.writerow(row)
+            if progress is not None:
+                progress(done)
     manifest = Path(directory) / f"{split}.csv"
     write_atomically(manifest, table.getvalue().encode())
     return manifest
