@@ -55,7 +55,7 @@ def batches_of(path: str) -> Iterator[pa.RecordBatch]:
             size += batch.get_total_buffer_size()
             if size > most:
                 raise ValueError("its batches are larger than the file; write it again, not packed")
-            batch.validate(full=True)  # Arrow takes text for UTF-8 without looking
+            batch.validate(full=True)  # Arrow neither looks whether text is UTF-8 nor where a column points
             yield batch
 
 
@@ -88,9 +88,5 @@ def audio_value(path: str, stamp: tuple[Any, ...], row: int) -> Any:
 def _audio_columns(path: str, stamp: tuple[Any, ...]) -> tuple[list[pa.Array], np.ndarray]:
     """The column with the sound of each batch, and how many rows there are up to the end of each."""
     name = audio_column(schema_of(path))
-    columns = []
-    for batch in batches_of(path):
-        column = batch.column(name)
-        column.validate(full=True)  # where it would point out of the file
-        columns.append(column)
+    columns = [batch.column(name) for batch in batches_of(path)]
     return columns, np.cumsum([len(column) for column in columns])

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import soundfile
 
-from sepscene.augment.mpeg import count_frames, true_head
+from sepscene.augment.mpeg import with_true_length
 
 UNFILLED = 0x7FFF0000
 """Lengths from here on are what writers into a pipe leave (ffmpeg 0xFFFFFFFF, sox 0x7FFFFFFF less the header)."""
@@ -257,16 +257,8 @@ def _ogg_links(data: bytes) -> list[bytes]:
 
 def _mpeg(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     """MPEG frames whose number the file does not state, or states too low."""
-    data = _whole(stream, size)
-    mpeg = count_frames(data)
-    if mpeg is None or mpeg.frames == 0 or (mpeg.declared is not None and mpeg.declared >= mpeg.frames):
-        return None  # more than there are is what a decoder notices
-    if mpeg.changes:
-        raise ValueError("its rate or its channels change on the way; split it")
-    if mpeg.declared is None and mpeg.first.layer != 3:
-        return None
-    start = mpeg.start + (mpeg.first.size if mpeg.declared is not None else 0)
-    return io.BytesIO(true_head(data, mpeg) + data[start:])
+    data = with_true_length(_whole(stream, size))
+    return None if data is None else io.BytesIO(data)
 
 
 def _whole(stream: BinaryIO, size: int) -> bytes:

@@ -8,7 +8,7 @@ Shapes: N rows, U uniforms of one augmentation for one view.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -141,11 +141,6 @@ def draw(
         "crop_2_u": uniform(_CROP_2),
         **augmentations,
     }
-
-
-def of_augmentations(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of a row's columns those that augmentations have drawn."""
-    return {name: column for name, column in columns.items() if name.endswith(("_u", "_on")) and name not in OF_VIEWS}
 
 
 def crop_starts(

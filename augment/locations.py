@@ -113,7 +113,7 @@ def open_location(uri: str) -> str | BytesIO:
             return local
     except ClipError:
         raise
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ClipError(uri, NO_SUCH_FILE) from None
     except MemoryError as error:
         raise ClipError(uri, "needs more memory than there is; split it") from error
@@ -175,25 +175,17 @@ def tar_members(uri: str) -> dict[str, Member]:
 def version_of(uri: str) -> tuple[int, ...] | None:
     """What changes when a clip's bytes are replaced, without reading them; None where nobody can say for sure.
 
-    Size and time of the last change of its file, or of the archive it lies in; of a local file also the inode and the
-    time that nobody can set. A file that changed within the last two seconds may change again within one tick of its
-    filesystem's clock, so nothing is said about it (git calls that a racy file).
+    That of its file, or of the archive it lies in. A file that changed within the last two seconds may change again
+    within one tick of its filesystem's clock, so nothing is said about it (git calls that a racy file).
     """
     archive, _ = split_member(uri)
-    version: tuple[int, ...]
     try:
-        local = local_path(archive)
-        if local is None:
-            version = _stamp(archive)
-            changed_ns = version[1]
-        else:
-            found = os.stat(local)
-            changed_ns = max(found.st_mtime_ns, found.st_ctime_ns)
-            version = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+        stamp = _stamp(archive)
     except (OSError, pa.ArrowException, ValueError):
         return None
-    settled = changed_ns is not None and time.time_ns() - changed_ns > _RACY_NS
-    return version if settled else None
+    times_ns = stamp[1:3]
+    settled = None not in times_ns and time.time_ns() - max(times_ns) > _RACY_NS
+    return stamp if settled else None
 
 
 def exact_seconds(seconds: float) -> str:
@@ -291,7 +283,14 @@ def _parquet_audio(uri: str, stamp: tuple[Any, ...], group: int) -> pa.ChunkedAr
 
 
 def _stamp(uri: str) -> tuple[Any, ...]:
-    """What changes when the object is replaced: the key under which its index is remembered."""
+    """What changes when a file or an object is replaced, the key under which its index is remembered.
+
+    Size and time of the last change; of a local file also the time that nobody can set, and the inode.
+    """
+    local = local_path(uri)
+    if local is not None:
+        found = os.stat(local)
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
     filesystem, path = filesystem_of(uri)
     info = filesystem.get_file_info(path)
     if info.type == pyarrow.fs.FileType.NotFound:

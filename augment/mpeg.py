@@ -38,19 +38,6 @@ class Frame:
     """Where a Xing or Info mark lies in it."""
 
 
-@dataclass(frozen=True)
-class Mpeg:
-    """What a file of MPEG frames holds: the first frame, where it lies, and how many there are with sound."""
-
-    first: Frame
-    start: int
-    frames: int
-    declared: int | None
-    """Frames that the first Xing or Info frame states; None without one."""
-    changes: bool
-    """Whether the rate or the channels change on the way."""
-
-
 def frame_at(data: bytes, at: int) -> Frame | None:
     """The frame that begins at a byte, or None where none does; free formats are not known."""
     if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE0 != 0xE0:
@@ -72,8 +59,12 @@ def frame_at(data: bytes, at: int) -> Frame | None:
     return Frame(samples * 125 * kbit // rate + padding, samples, rate, 2 - mono, layer, 4 + side_info)
 
 
-def count_frames(data: bytes) -> Mpeg | None:
-    """Go through all frames of a file; None where its first is not found."""
+def with_true_length(data: bytes) -> bytes | None:
+    """The file with an Info frame that states how many frames it holds; None where nothing needs to be corrected.
+
+    Raises:
+        ValueError: the rate or the channels change on the way.
+    """
     at = _next_frame(data, 0)
     if at is None:
         return None
@@ -95,12 +86,19 @@ def count_frames(data: bytes) -> Mpeg | None:
         elif declared is None and frames == 0:
             declared = stated
         at += frame.size
-    return Mpeg(first, start, frames, declared, changes)
+    if frames == 0 or (declared is not None and declared >= frames):
+        return None  # more than there are is what a decoder notices
+    if changes:
+        raise ValueError("its rate or its channels change on the way; split it")
+    if declared is None and first.layer != 3:
+        return None
+    sound = start if declared is None else start + first.size
+    return _info_frame(data[start : start + 4], frames, len(data) - start) + data[sound:]
 
 
-def true_head(data: bytes, mpeg: Mpeg) -> bytes:
-    """An Info frame that states the true number of frames, to be put before the first one."""
-    header = bytearray(data[mpeg.start : mpeg.start + 4])
+def _info_frame(first_header: bytes, frames: int, size: int) -> bytes:
+    """An Info frame in the form of the first one, which states the number of frames and, with itself, their bytes."""
+    header = bytearray(first_header)
     header[1] |= 1  # no checksum follows
     for index in range(1, 15):  # the smallest frame that holds the mark, its flags and two counts
         header[2] = index << 4 | header[2] & 0x0C
@@ -108,7 +106,7 @@ def true_head(data: bytes, mpeg: Mpeg) -> bytes:
         if frame is not None and frame.size >= frame.info_at + 16:
             break
     assert frame is not None
-    mark = b"Info" + struct.pack(">III", 3, mpeg.frames, len(data) - mpeg.start + frame.size)
+    mark = b"Info" + struct.pack(">III", 3, frames, size + frame.size)
     return bytes(header).ljust(frame.info_at, b"\0") + mark + bytes(frame.size - frame.info_at - len(mark))
 
 

@@ -25,9 +25,8 @@ from torch import nn
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.draws import Schedule
-from sepscene.augment.separation.reader import read_segments
+from sepscene.augment.separation.reader import read_segments, read_source_segments
 from sepscene.augment.synthetic.scenes import PROFILES, write_scenes
-from sepscene.augment.synthetic.source_segments import read_source_segments
 from sepscene.augment.views import Views, from_pcm
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp

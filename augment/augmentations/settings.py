@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from sepscene.augment.draws import OF_VIEWS, Stream
+from sepscene.augment.draws import OF_VIEWS, SPECAUGMENT_UNIFORMS, Stream
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.names import AUGMENTATIONS, resolve
 from sepscene.models.own import OwnPart, tag_by_use
@@ -68,7 +68,7 @@ class AugmentationSettings(Config):
 class SpecAugment(AugmentationSettings):
     """SpecAugment; its sizes are for a 96 x 64 patch [open in the paper; ours]."""
 
-    needs: ClassVar = Needs("log-mel", uniforms=10)
+    needs: ClassVar = Needs("log-mel", SPECAUGMENT_UNIFORMS)
 
     use: Literal["specaugment"] = Field("specaugment", description="this augmentation")
     time_mask_frames: int = Field(16, ge=0, description="longest time mask; there are two")

@@ -1,9 +1,10 @@
 """The first stage of the stream: clips are decoded, or their views are taken from the SeparatedStore.
 
-Shapes: N rows of a block, T samples of a clip, T' of a segment, P samples of a patch.
+Shapes: N rows of a block, T samples of a clip, T' of a segment, K sources of a scene, P samples of a patch.
 """
 
 import time
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -11,14 +12,16 @@ import numpy as np
 from sepscene.augment.audio import AudioFormat, content_hash, pad_sound, read_sound, sound_samples
 from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.draws import FILLER, crop_starts
+from sepscene.augment.locations import ClipError
 from sepscene.augment.separation.blocks import Columns, ServiceSettings, StoredViews, shared_seconds, start_of
 from sepscene.augment.separation.patience import Patience
 from sepscene.augment.separation.service import SeparationService
 from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.augment.synthetic.sources import read_sources
 from sepscene.augment.views import MIXTURE, to_pcm
 
 _PATIENCE = Patience()
-"""Of this process, for `read_segments`."""
+"""Of this process, for segments."""
 
 
 class ClipReader:
@@ -126,10 +129,42 @@ def read_segments(columns: Columns, audio: AudioFormat, segment_seconds: float) 
 
     def read(n: int) -> None:
         sound_T = read_sound(str(columns["uri"][n]), audio, float(columns["offset_seconds"][n]))
-        clip_T = pad_sound(sound_T, audio)
-        length = len(clip_T) if audio.pad == "repeat" else len(sound_T)
-        (start,), _ = crop_starts(columns["crop_1_u"][n : n + 1], columns["crop_2_u"][n : n + 1], length, samples, 0)
-        segment_NT[n] = to_pcm(clip_T[start : start + samples])
+        start = _segment_start(columns, n, audio, len(sound_T), samples)
+        segment_NT[n] = to_pcm(pad_sound(sound_T, audio)[start : start + samples])
 
+    return _read_segments(read, columns) | {"segment": segment_NT}
+
+
+def read_source_segments(columns: Columns, audio: AudioFormat, segment_seconds: float) -> Columns:
+    """Crop the segments of `read_segments` from the sources of written scenes instead of their mixtures.
+
+    Returns:
+        `row`, `uri`, `fault`, and `sources` (bytes of K·T' int16 samples; K differs between scenes; empty on a fault).
+        The sources of a segment add up to its mixture.
+    """
+    samples = round(segment_seconds * audio.sample_rate)
+    sources_N = np.array([b""] * len(columns["row"]), object)
+
+    def read(n: int) -> None:
+        uri = str(columns["uri"][n])
+        source_KT = read_sources(uri)
+        start = _segment_start(columns, n, audio, source_KT.shape[1], samples)
+        segment_KT = source_KT[:, start : start + samples]
+        if segment_KT.shape[1] < samples:
+            there = source_KT.shape[1]
+            raise ClipError(uri, f"its sources have {there} samples, fewer than audio.clip_seconds asks for")
+        sources_N[n] = to_pcm(segment_KT).tobytes()
+
+    return _read_segments(read, columns) | {"sources": sources_N}
+
+
+def _segment_start(columns: Columns, n: int, audio: AudioFormat, sound_samples: int, samples: int) -> int:
+    length = audio.samples if audio.pad == "repeat" else min(audio.samples, sound_samples)
+    start, _ = crop_starts(columns["crop_1_u"][n], columns["crop_2_u"][n], length, samples, 0)
+    return int(start)
+
+
+def _read_segments(read: Callable[[int], None], columns: Columns) -> Columns:
+    """Read the rows that are no fillers, each with a call of `read`."""
     fault_N = _PATIENCE.read(read, np.flatnonzero(columns["row"] != FILLER).tolist(), columns)
-    return {"row": columns["row"], "uri": columns["uri"], "fault": fault_N, "segment": segment_NT}
+    return {"row": columns["row"], "uri": columns["uri"], "fault": fault_N}

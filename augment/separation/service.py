@@ -19,7 +19,7 @@ import numpy as np
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.crash_counts import CrashCounts
-from sepscene.augment.draws import of_augmentations
+from sepscene.augment.draws import OF_VIEWS
 from sepscene.augment.separation.blocks import (
     Columns,
     ServiceSettings,
@@ -40,12 +40,8 @@ if TYPE_CHECKING:
 
     from sepscene.augment.separation.forward import Forward, Result
 
-PASSED_ON = (
-    "row", "clip", "epoch", "processor", "uri", "content", "stored", "damaged", "channel_1",
-    "channel_2", "fault", "read_bytes", "reading_seconds", "sound_samples",
-)  # fmt: skip
-"""Columns that go through the service as they are, or with a few rows changed; beside them what augmentations drew."""
-
+_CONSUMED = (*OF_VIEWS, "sound", "offset_seconds", "read_at")
+"""Columns that end here; all others go through the service as they are, or with a few rows changed."""
 
 Separated = tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 """A row's position, its mixture (T,), its separated channels (S, T), their levels (S,), their own scores (S,)."""
@@ -151,8 +147,8 @@ class SeparationService:
             columns: what `ClipReader` returns.
 
         Returns:
-            The columns `PASSED_ON` and those of augmentations; `view_1`, `view_2` and where asked for `mixture_1`,
-            `mixture_2`, see `crop_places` (int16, (N, P)), zeros on a fault; `channel_1`, `channel_2`
+            The same columns without those that are used up here (`_CONSUMED`); `view_1`, `view_2` and where asked for
+            `mixture_1`, `mixture_2`, see `crop_places` (int16, (N, P)), zeros on a fault; `channel_1`, `channel_2`
             (int64, −1 is the mixture); `separation_seconds` (this row's share of the block), `queued_seconds` (between
             the reader's end and the beginning here), `made_at` (when the block was done, seconds of the day's clock),
             `made_by` (a number of this very service), `dropped` (in the first row: separated clips that the store has
@@ -161,7 +157,7 @@ class SeparationService:
         begin = time.perf_counter()
         began_at = time.time()
         count = len(columns["row"])
-        block = {name: columns[name].copy() for name in (*PASSED_ON, *of_augmentations(columns))}
+        block = {name: column.copy() for name, column in columns.items() if name not in _CONSUMED}
         starts_N2 = starts_of(columns, self.settings)
         crops_NCP = np.zeros((count, self.settings.crops, self.settings.patch), np.int16)
         for n in np.flatnonzero(columns["stored"]).tolist():

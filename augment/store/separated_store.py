@@ -12,7 +12,6 @@ Shape suffixes: S channels (separated outputs), T samples.
 
 import atexit
 import logging
-import math
 import threading
 import time
 import weakref
@@ -25,7 +24,7 @@ from pyarrow import fs
 
 from sepscene.augment.store.folder import FILESYSTEM_ERRORS, StoreError, StoreFolder
 from sepscene.augment.store.index import COLUMNS, Found, StoreIndex
-from sepscene.augment.store.shards import Place, ShardDamage, StoreKey, decode_crop, encode_entry, read_footer
+from sepscene.augment.store.shards import Place, ShardDamage, StoreKey, encode_entry, read_crop, read_footer
 from sepscene.augment.store.writer import ShardWriter, StoreSettings
 
 _log = logging.getLogger(__name__)
@@ -74,10 +73,9 @@ class SeparatedStore:
         self.counters = StoreCounters()
         self._lock = threading.RLock()
         self._index = StoreIndex()
-        self._writer = ShardWriter(self.folder, self.settings, self._room, self._on_published, self._on_refused)
+        self._writer = ShardWriter(self.folder, self.settings, self._on_published, self._count)
         self._bad_shards: set[str] = set()
         self._bad_entries: dict[bytes, set[str]] = {}  # digest -> the shards whose copy is damaged
-        self._stored_bytes = 0
         self._next_refresh = 0.0
         self.refresh()
         _open_stores.add(self)
@@ -166,22 +164,25 @@ class SeparatedStore:
             return None
         place = Place(0, entry.channels, entry.samples, self.settings.segment_samples)
         _check_crop(place, channel, start, samples)
-        offset, count, _ = place.crop_range(channel, start, samples)
-        return decode_crop(entry.data[offset : offset + count], digest, place, channel, start, samples)
+        data = entry.data
+        return read_crop(lambda count, at: data[at : at + count], digest, place, channel, start, samples)
 
     def _read_crop(self, found: Found, digest: bytes, channel: int, start: int, samples: int) -> np.ndarray | None:
         _check_crop(found.place, channel, start, samples)
-        offset, count, _ = found.place.crop_range(channel, start, samples)
-        try:
+
+        def read_at(count: int, offset: int) -> bytes:
             raw = self.folder.open(found.shard).read_at(count, offset)
+            self._count(bytes_read=len(raw))
+            return raw
+
+        try:
+            crop = read_crop(read_at, digest, found.place, channel, start, samples)
         except FileNotFoundError:  # removed by gc since the last refresh
             self._forget(found.shard)
             return None
         except FILESYSTEM_ERRORS as error:
             _log.warning("store %s: cannot read %s: %s", self.folder.uri, found.shard, error)
             return None
-        self._count(bytes_read=len(raw))
-        crop = decode_crop(raw, digest, found.place, channel, start, samples)
         if crop is None:
             with self._lock:
                 self._bad_entries.setdefault(digest, set()).add(found.shard)
@@ -208,37 +209,15 @@ class SeparatedStore:
         if key in self:
             return
         entry = encode_entry(key, wave_ST, levels, self.settings.segment_samples)
-        limit = self.settings.max_bytes
-        if limit is not None and self._stored_bytes + self._writer.unpublished_bytes + len(entry.data) > limit:
-            self._on_refused(1)
-            return
         self._writer.add(key.digest(), entry)
 
     def flush(self) -> None:
         """Publish all that was put, and wait until other processes can see it."""
         self._writer.flush()
 
-    def _on_published(self, name: str, footer: pa.Table, size: int) -> None:
+    def _on_published(self, name: str, footer: pa.Table) -> None:
         with self._lock:
             self._index.add({name: footer})
-            self._stored_bytes += size
-        self._count(bytes_written=size)
-
-    def _room(self) -> float:
-        """Bytes that the limit leaves after all that is in the folder now, others' shards too.
-
-        Raises:
-            StoreError: when the filesystem does not answer.
-        """
-        if self.settings.max_bytes is None:
-            return math.inf
-        stored = sum(info.size for info in self.folder.shards())
-        with self._lock:
-            self._stored_bytes = stored
-        return self.settings.max_bytes - stored
-
-    def _on_refused(self, entries: int) -> None:
-        self._count(dropped=entries)
 
     # ---- knowing the shards ----
 
@@ -248,7 +227,7 @@ class SeparatedStore:
         listed = {info.base_name: info for info in self.folder.shards()}
         with self._lock:
             known = self._index.shards
-            self._stored_bytes = sum(info.size for info in listed.values())
+        self._writer.saw_stored(sum(info.size for info in listed.values()))
         for name in known - listed.keys():
             self._forget(name)
         new = [info for name, info in listed.items() if name not in known and name not in self._bad_shards]

@@ -21,7 +21,7 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,21 +80,6 @@ class Place:
     samples: int
     segment_samples: int
 
-    def crop_range(self, channel: int, start: int, samples: int) -> tuple[int, int, int]:
-        """The bytes that hold a crop, in whole segments.
-
-        Returns:
-            (offset in the shard, number of bytes, number of the first segment).
-        """
-        first = start // self.segment_samples
-        last = (start + samples - 1) // self.segment_samples
-        stride = _CRC.size + 2 * self.segment_samples
-        channel_bytes = 2 * self.samples + _CRC.size * math.ceil(self.samples / self.segment_samples)
-        begin = self.offset + channel * channel_bytes
-        end_sample = min((last + 1) * self.segment_samples, self.samples)
-        count = (last - first + 1) * _CRC.size + 2 * (end_sample - first * self.segment_samples)
-        return begin + first * stride, count, first
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -120,17 +105,28 @@ def encode_entry(key: StoreKey, wave_ST: np.ndarray, levels: np.ndarray, segment
     return Entry(key, channels, samples, np.asarray(levels, np.float32).copy(), b"".join(pieces))
 
 
-def decode_crop(raw: bytes, digest: bytes, place: Place, channel: int, start: int, samples: int) -> np.ndarray | None:
-    """The crop inside the bytes of `place.crop_range`, or None where a checksum fails or bytes are missing.
+def read_crop(
+    read_at: Callable[[int, int], bytes], digest: bytes, place: Place, channel: int, start: int, samples: int
+) -> np.ndarray | None:
+    """`samples` samples of one channel of an entry, from the segments that hold them.
+
+    Args:
+        read_at: gives a number of bytes from an offset of the shard on; called once.
 
     Returns:
-        int16 (samples,), writable and not shared.
+        int16 (samples,), writable and not shared; None where a checksum fails or bytes are missing.
     """
-    _, count, first = place.crop_range(channel, start, samples)
+    segment = place.segment_samples
+    first = start // segment
+    last = (start + samples - 1) // segment
+    stride = _CRC.size + 2 * segment
+    channel_bytes = 2 * place.samples + _CRC.size * math.ceil(place.samples / segment)
+    end_sample = min((last + 1) * segment, place.samples)
+    count = (last - first + 1) * _CRC.size + 2 * (end_sample - first * segment)
+    raw = read_at(count, place.offset + channel * channel_bytes + first * stride)
     if len(raw) != count:
         return None
     view = memoryview(raw)
-    stride = _CRC.size + 2 * place.segment_samples
     payloads = []
     for number, begin in enumerate(range(0, count, stride), start=first):
         payload = view[begin + _CRC.size : begin + stride]
@@ -138,7 +134,7 @@ def decode_crop(raw: bytes, digest: bytes, place: Place, channel: int, start: in
             return None
         payloads.append(payload)
     wave_T = np.frombuffer(b"".join(payloads), "<i2")
-    skip = start - first * place.segment_samples
+    skip = start - first * segment
     return wave_T[skip : skip + samples].astype(np.int16)
 
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from sepscene.augment.store.folder import StoreFolder
-from sepscene.augment.store.shards import FOOTER, Place, ShardDamage, decode_crop, read_footer, segment_samples_of
+from sepscene.augment.store.shards import FOOTER, Place, ShardDamage, read_crop, read_footer, segment_samples_of
 
 _GROUPED = ["processor", "settings", "channels", "samples"]  # columns of a footer of which `list_store` makes groups
 _LEFTOVER_SECONDS = 3600.0  # a half-written shard this old has no writer any more
@@ -208,9 +208,7 @@ def _damaged(folder: StoreFolder, name: str, footer: pa.Table) -> list[DamagedEn
     for row in footer.to_pylist():
         place = Place(row["offset"], row["channels"], row["samples"], segment_samples)
         for channel in range(place.channels):
-            offset, count, _ = place.crop_range(channel, 0, place.samples)
-            raw = file.read_at(count, offset)
-            if decode_crop(raw, row["key"], place, channel, 0, place.samples) is None:
+            if read_crop(file.read_at, row["key"], place, channel, 0, place.samples) is None:
                 damaged.append(DamagedEntry(name, row["content"], row["processor"], row["settings"], channel))
                 break
     return damaged

@@ -1,6 +1,7 @@
 """The writing half of the SeparatedStore: entries wait in memory until they make a shard."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -44,23 +45,21 @@ class ShardWriter:
         self,
         folder: StoreFolder,
         settings: StoreSettings,
-        room: Callable[[], float],
-        published: Callable[[str, pa.Table, int], None],
-        refused: Callable[[int], None],
+        published: Callable[[str, pa.Table], None],
+        count: Callable[..., None],
     ) -> None:
         """Args:
         folder: where shards are published.
-        settings: when.
-        room: asked before a shard is published: how many bytes of entries it may hold.
-        published: called with (name, footer, bytes) of each shard before its entries leave the memory.
-        refused: called with how many entries the limit or the filesystem did not take.
+        settings: when, and up to which size of the store.
+        published: called with name and footer of each shard before its entries leave the memory.
+        count: called with what to add to `dropped` and `bytes_written` of the store's counters.
         """
         self._folder = folder
         self._settings = settings
-        self._room = room
+        self._limit = math.inf if settings.max_bytes is None else settings.max_bytes
         self._published = published
-        self._refused = refused
-        self._lock = threading.Lock()  # the entries
+        self._count = count
+        self._lock = threading.Lock()  # the entries, and the bytes of the store
         self._starting = threading.Lock()  # one shard after another
         self._pending: dict[bytes, Entry] = {}  # entries of the shard to come
         self._leaving: dict[bytes, Entry] = {}  # entries of the shard on its way
@@ -68,18 +67,18 @@ class ShardWriter:
         self._publish_seconds = settings.publish_seconds
         self._upload: Future[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
-        self.pending_bytes = 0
+        self._pending_bytes = 0
+        self._stored_bytes = 0  # of all shards in the folder, others' too, as far as known
 
     def __len__(self) -> int:
         """Entries that are not published yet."""
         with self._lock:
             return len(self._pending) + len(self._leaving)
 
-    @property
-    def unpublished_bytes(self) -> int:
-        """Bytes of the entries that are not published yet."""
+    def saw_stored(self, size: int) -> None:
+        """Learn how many bytes all shards in the folder have."""
         with self._lock:
-            return self.pending_bytes + sum(len(entry.data) for entry in self._leaving.values())
+            self._stored_bytes = size
 
     def find(self, digest: bytes) -> Entry | None:
         """An entry that is not published yet."""
@@ -87,20 +86,26 @@ class ShardWriter:
             return self._leaving.get(digest) or self._pending.get(digest)
 
     def add(self, digest: bytes, entry: Entry) -> None:
-        """Keep an entry for the next shard."""
+        """Keep an entry for the next shard, or count it as dropped where the store is full."""
         with self._lock:
-            if not self._pending:
-                self._since = time.monotonic()
-            self._pending[digest] = entry
-            self.pending_bytes += len(entry.data)
-        self.publish_if_due()
+            leaving_bytes = sum(len(leaving.data) for leaving in self._leaving.values())
+            full = self._stored_bytes + leaving_bytes + self._pending_bytes + len(entry.data) > self._limit
+            if not full:
+                if not self._pending:
+                    self._since = time.monotonic()
+                self._pending[digest] = entry
+                self._pending_bytes += len(entry.data)
+        if full:
+            self._count(dropped=1)
+        else:
+            self.publish_if_due()
 
     def publish_if_due(self) -> None:
         """Start a shard when the entries are many or old enough."""
         if not self._pending:
             return
         age = time.monotonic() - self._since
-        if self.pending_bytes >= self._settings.shard_bytes or age >= self._publish_seconds:
+        if self._pending_bytes >= self._settings.shard_bytes or age >= self._publish_seconds:
             self.start()
 
     def start(self) -> None:
@@ -112,7 +117,7 @@ class ShardWriter:
                     return
                 self._leaving = self._pending
                 self._pending = {}
-                self.pending_bytes = 0
+                self._pending_bytes = 0
                 self._publish_seconds = min(2 * self._publish_seconds, self._settings.publish_max_seconds)
                 self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="separated-store")
             try:
@@ -146,12 +151,28 @@ class ShardWriter:
             kept = [entry for entry, end in zip(entries, ends, strict=True) if end <= room]
             if kept:
                 pieces, footer = shard_pieces(kept, self._settings.segment_samples)
-                self._published(self._folder.publish(pieces), footer, sum(map(len, pieces)))
+                self._published(self._folder.publish(pieces), footer)
+                size = sum(map(len, pieces))
+                with self._lock:
+                    self._stored_bytes += size
+                self._count(bytes_written=size)
         except (StoreError, *FILESYSTEM_ERRORS) as error:
             # a full disk must not end a training run that can separate live
             _log.warning("store %s: %d entries were not kept: %s", self._folder.uri, len(entries), error)
             kept = []
         if len(kept) < len(entries):
-            self._refused(len(entries) - len(kept))
+            self._count(dropped=len(entries) - len(kept))
         with self._lock:
             self._leaving = {}
+
+    def _room(self) -> float:
+        """Bytes that the limit leaves after all that is in the folder now, others' shards too.
+
+        Raises:
+            StoreError: when the filesystem does not answer.
+        """
+        if self._limit == math.inf:
+            return math.inf
+        stored = sum(info.size for info in self._folder.shards())
+        self.saw_stored(stored)
+        return self._limit - stored

@@ -10,8 +10,8 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
+from sepscene.augment.decoder import open_recording
 from sepscene.models.config import SepsceneError
 
 EventMaker = Callable[[np.random.Generator, int], np.ndarray]
@@ -62,8 +62,9 @@ def _read(path: Path, rate: int) -> np.ndarray:
     import torch  # only scenes with recorded events need it
     from torchaudio.functional import resample
 
-    wave_TC, own_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    wave_T = resample(torch.from_numpy(wave_TC.mean(axis=1)), own_rate, rate).numpy()
+    with open_recording(str(path)) as decoder:  # not `audio`, whose limit to full scale would change loud recordings
+        wave_TC = decoder.file.read(dtype="float32", always_2d=True)
+    wave_T = resample(torch.from_numpy(wave_TC.mean(axis=1)), decoder.sample_rate, rate).numpy()
     loud = np.flatnonzero(np.abs(wave_T) > 10 ** (SILENCE_DB / 20) * np.abs(wave_T).max(initial=0))
     if not len(loud):
         raise SepsceneError(f"{path} is silent: remove it from the one-shots")

@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 
 from sepscene.augment.synthetic import noisy_events, tonal_events
 from sepscene.augment.synthetic.one_shots import EventMaker, one_shot_makers
-from sepscene.augment.synthetic.source_segments import sources_path
+from sepscene.augment.synthetic.sources import sources_path
 from sepscene.augment.synthetic.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
@@ -36,9 +36,6 @@ BACKGROUND = "background"
 SHORTEST_SECONDS = 0.5
 LONGEST_SECONDS = 60.0
 """The lengths that a scene can have."""
-
-_AT_ONCE = 32
-"""Scenes that are handed to the threads together: an interrupted call ends when these are done."""
 
 EVENTS: dict[str, EventMaker] = {
     name: make
@@ -250,7 +247,7 @@ def write_scenes(
         seed: of the whole data set.
         split: e.g. "train"; a folder name.
         config: how scenes are made.
-        with_sources: keep each scene's sources in one multi-channel file beside it (`source_segments.read_sources`); by
+        with_sources: keep each scene's sources in one multi-channel file beside it (`sources.read_sources`); by
             default for the split "test".
         backgrounds: versions of each scene; scene-N.wav with its own background, and the others with other backgrounds,
             scene-N.background-1.wav and so on, which the manifest does not list.
@@ -270,11 +267,10 @@ def write_scenes(
 
     write_one = partial(_write_scene, folder, split_seed, config, with_sources, backgrounds)
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy and scipy let other threads work while they compute
-        for start in range(0, count, _AT_ONCE):
-            for index, row in enumerate(threads.map(write_one, range(start, min(count, start + _AT_ONCE))), start):
-                rows.writerow(row)
-                if progress is not None:
-                    progress(index + 1)
+        for done, row in enumerate(threads.map(write_one, range(count)), start=1):
+            rows.writerow(row)
+            if progress is not None:
+                progress(done)
     manifest = Path(directory) / f"{split}.csv"
     write_atomically(manifest, table.getvalue().encode())
     return manifest

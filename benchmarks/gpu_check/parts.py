@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks import encoder as encoder_benchmark
 from benchmarks import separator as separator_benchmark
-from sepscene.augment.augmentations.specaugment import specaugment
+from sepscene.augment.augmentations.settings import SpecAugment
+from sepscene.augment.augmentations.specaugment import SpecAugmentation
 from sepscene.augment.draws import SPECAUGMENT_UNIFORMS
 from sepscene.augment.separation.forward import Forward
 from sepscene.models.encoders.cnn14 import Cnn14
@@ -135,7 +136,8 @@ def losses(device: str, small: bool, out: Path) -> dict[str, Any]:
     }
     logmel_BLF = torch.randn(pairs, 96, 64, device=device)
     uniforms_BU = torch.rand(pairs, SPECAUGMENT_UNIFORMS, device=device)
-    work["SpecAugment"] = lambda: specaugment(logmel_BLF, uniforms_BU)
+    specaugment = SpecAugmentation(SpecAugment())
+    work["SpecAugment"] = lambda: specaugment(logmel_BLF, uniforms_BU, None)
     rows = []
     for name, call in work.items():
         taken, peak = _measured(call, device)

@@ -8,8 +8,9 @@ import numpy as np
 import ray
 from rich.table import Table
 
+from sepscene.augment.audio import ClipError
 from sepscene.augment.synthetic.shared_events import shared_events_in_words
-from sepscene.augment.synthetic.source_segments import read_sources
+from sepscene.augment.synthetic.sources import read_sources
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import update_card
 from sepscene.models.trust import trust_variables
@@ -189,7 +190,7 @@ def _shared_events(experiment: Experiment, test: Manifest) -> dict[str, str]:
     uris = test.clips["uri"].to_pylist()[:SCENES_LISTENED_TO] if experiment.data.format == "scenes" else []
     try:
         scenes = [read_sources(uri) for uri in uris]
-    except OSError:
+    except ClipError:
         return {}
     words = shared_events_in_words(scenes, experiment.views, experiment.audio.sample_rate) if scenes else ""
     return {"pairs that share an event": words} if words else {}

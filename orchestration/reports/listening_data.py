@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from sepscene.augment.audio import AudioFormat, ClipError, read_clip
-from sepscene.augment.synthetic.source_segments import read_sources
+from sepscene.augment.synthetic.sources import read_sources
 from sepscene.models.separators.folder import load_separator
 from sepscene.orchestration.evaluation.compare import load_evidence
 from sepscene.orchestration.records.results import ProcessorResult
@@ -58,7 +58,7 @@ def _sources(uri: str, samples: int) -> np.ndarray | None:
     """The true sources of a synthetic scene, cut to the clip; None for other sound."""
     try:
         return read_sources(uri)[:, :samples]
-    except FileNotFoundError:
+    except ClipError:
         return None
 
 

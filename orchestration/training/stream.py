@@ -23,10 +23,9 @@ from sepscene.augment.augmentations.settings import streams_of
 from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.draws import Schedule
 from sepscene.augment.separation.blocks import ServiceSettings
-from sepscene.augment.separation.reader import ClipReader, ViewMaker, read_segments
+from sepscene.augment.separation.reader import ClipReader, ViewMaker, read_segments, read_source_segments
 from sepscene.augment.separation.service import SeparationService
 from sepscene.augment.store.separated_store import SeparatedStore
-from sepscene.augment.synthetic.source_segments import read_source_segments
 from sepscene.augment.views import patch_samples
 from sepscene.orchestration.config import Experiment, Resources
 from sepscene.orchestration.records.ledger import Ledger

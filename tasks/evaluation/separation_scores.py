@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sepscene.augment.audio import AudioFormat, ClipError, read_clip
-from sepscene.augment.synthetic.source_segments import read_sources
+from sepscene.augment.synthetic.sources import read_sources
 from sepscene.tasks.losses.mixit import mixit_loss, mixture_improvement, si_sdr_improvement
 
 
@@ -69,7 +69,7 @@ def score_separation(
 def _on_known_sources(separate: Callable[[Tensor], Tensor], uri: str, mixture_BT: Tensor) -> list[float]:
     try:
         source_BKT = torch.from_numpy(read_sources(uri))[None]
-    except OSError:
+    except ClipError:
         return []
     if source_BKT.shape[2] != mixture_BT.shape[1]:
         return []  # at another rate, or a part of a longer scene

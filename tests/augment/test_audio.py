@@ -257,6 +257,21 @@ class TestLocations:
         with pytest.raises(ClipError, match="leaves the archive"):
             read_audio(f"{archive}#{name}", 16_000)
 
+    def test_an_archive_that_is_replaced_by_one_of_the_same_size_and_time(self, tmp_path: Path) -> None:
+        sounds = {"a.wav": encoded("WAV", wave=sine(16_000, 1.0)), "b.wav": encoded("WAV", wave=sine(16_000, 1.0, 500))}
+        archive = tmp_path / "s.tar"
+        for names in (["a.wav", "b.wav"], ["b.wav", "a.wav"]):
+            with tarfile.open(tmp_path / "new.tar", "w") as tar:
+                for name in names:
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(sounds[name])
+                    tar.addfile(entry, io.BytesIO(sounds[name]))
+            os.utime(tmp_path / "new.tar", ns=(10**18, 10**18))
+            os.replace(tmp_path / "new.tar", archive)
+            for name, frequency in (("a.wav", 300), ("b.wav", 500)):
+                expected = sine(16_000, 1.0, frequency)
+                np.testing.assert_allclose(read_audio(f"{archive}#{name}", 16_000), expected, atol=2**-15)
+
     def test_truncated_and_rewritten_archive(self, tmp_path: Path) -> None:
         archive = tmp_path / "s.tar"
         with tarfile.open(archive, "w") as tar:

@@ -17,8 +17,8 @@ from sepscene.augment.augmentations.settings import (
     SpecAugment,
     streams_of,
 )
-from sepscene.augment.augmentations.specaugment import specaugment
-from sepscene.augment.draws import Schedule, Stream, draw, of_augmentations
+from sepscene.augment.augmentations.specaugment import SpecAugmentation
+from sepscene.augment.draws import Schedule, Stream, draw
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.names import AUGMENTATIONS
 
@@ -97,7 +97,7 @@ def test_the_whole_as_crop_changes_nothing() -> None:
 
 def test_what_one_draws_is_the_same_whatever_others_there_are() -> None:
     views = draw(SCHEDULE, np.arange(ROWS), (1.0,), ())
-    alone = {name: of_augmentations(columns({name: {"probability": 0.5}})) for name in ALL}
+    alone = {name: columns({name: {"probability": 0.5}}) for name in ALL}
     together = columns({name: {"probability": 0.5} for name in reversed(ALL)})
     assert {**views, **{n: c for drawn in alone.values() for n, c in drawn.items()}}.keys() == together.keys()
     for expected in (views, *alone.values()):
@@ -152,7 +152,8 @@ def test_workers_make_of_their_rows_what_one_makes_of_all() -> None:
 def test_specaugment_is_what_it_was_before_it_had_a_seam() -> None:
     drawn, logmel = columns({"specaugment": {}}), sounds((96, 64)).float()
     uniforms = torch.from_numpy(drawn["specaugment_u"]).unflatten(1, (2, -1))
-    expected = torch.stack([specaugment(logmel[:, view], uniforms[:, view], SpecAugment()) for view in range(2)], dim=1)
+    specaugment = SpecAugmentation(SpecAugment())
+    expected = torch.stack([specaugment(logmel[:, view], uniforms[:, view], None) for view in range(2)], dim=1)
     assert torch.equal(Augmenter(chosen({"specaugment": {}}))("log-mel", logmel, drawn), expected)
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from sepscene.augment.augmentations.settings import SpecAugment
-from sepscene.augment.augmentations.specaugment import specaugment
+from sepscene.augment.augmentations.specaugment import SpecAugmentation
 
 FRAMES, BANDS = 96, 64
+PLAIN = SpecAugmentation(SpecAugment())
 
 
 def _slow(patch: np.ndarray, u: np.ndarray, settings: SpecAugment) -> np.ndarray:
@@ -39,7 +40,7 @@ def _slow(patch: np.ndarray, u: np.ndarray, settings: SpecAugment) -> np.ndarray
 def test_equals_the_slow_loop() -> None:
     rng = np.random.default_rng(0)
     patches, uniforms = rng.standard_normal((40, FRAMES, BANDS)), rng.random((40, 10))
-    fast = specaugment(torch.from_numpy(patches), torch.from_numpy(uniforms)).numpy()
+    fast = PLAIN(torch.from_numpy(patches), torch.from_numpy(uniforms), None).numpy()
     slow = np.stack([_slow(p, u, SpecAugment()) for p, u in zip(patches, uniforms, strict=True)])
     np.testing.assert_allclose(fast, slow, atol=1e-12)
 
@@ -48,17 +49,17 @@ def test_equals_the_slow_loop() -> None:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_row_is_the_same_in_any_batch(rows: int, device: str) -> None:
     patches, uniforms = torch.randn(300, FRAMES, BANDS, device=device), torch.rand(300, 10, device=device)
-    whole = specaugment(patches, uniforms)
+    whole = PLAIN(patches, uniforms, None)
     for start in range(0, 300 - rows + 1, max(rows, 22)):
         some = slice(start, start + rows)
-        assert torch.equal(specaugment(patches[some], uniforms[some]), whole[some])
+        assert torch.equal(PLAIN(patches[some], uniforms[some], None), whole[some])
 
 
 def test_masks_reach_their_bounds_and_never_pass_them() -> None:
     settings = SpecAugment(warp_frames=0)
     uniforms = torch.rand(4000, 10)
     ones = torch.arange(FRAMES * BANDS, dtype=torch.float64).reshape(1, FRAMES, BANDS).expand(4000, -1, -1)
-    changed = specaugment(ones, uniforms.double(), settings) != ones
+    changed = SpecAugmentation(settings)(ones, uniforms.double(), None) != ones
     frames_hidden = changed.all(dim=2).sum(dim=1)
     bands_hidden = changed.all(dim=1).sum(dim=1)
     assert frames_hidden.max() == 32 and bands_hidden.max() == 16
@@ -68,5 +69,5 @@ def test_masks_reach_their_bounds_and_never_pass_them() -> None:
 def test_nothing_to_do_changes_nothing() -> None:
     patch = torch.randn(2, FRAMES, BANDS)
     none = SpecAugment(time_mask_frames=0, frequency_mask_bands=0, warp_frames=0)
-    assert torch.equal(specaugment(patch, torch.rand(2, 10), none), patch)
-    assert specaugment(patch[:0], torch.rand(0, 10)).shape == (0, FRAMES, BANDS)
+    assert torch.equal(SpecAugmentation(none)(patch, torch.rand(2, 10), None), patch)
+    assert PLAIN(patch[:0], torch.rand(0, 10), None).shape == (0, FRAMES, BANDS)

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sepscene.augment.audio import read_clip
+from sepscene.augment.audio import AudioFormat, read_clip
 from sepscene.augment.locations import PASSING, ClipError, unreadable
 from sepscene.augment.separation import patience
 from sepscene.augment.separation.patience import Patience
+from sepscene.augment.separation.reader import read_source_segments
+from sepscene.augment.synthetic.scenes import SceneConfig, write_scenes
 
 
 @pytest.fixture
@@ -44,6 +46,19 @@ def test_a_folder_that_is_away_for_a_moment_costs_nothing(tmp_path: Path, pauses
 
     assert Patience().read(read, [0, 1], block).tolist() == ["", ""]
     assert reads == [0, 1] and pauses == [0.5]
+
+
+def test_the_sources_of_scenes_are_waited_for_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scenes(tmp_path, 1, 0, "test", SceneConfig(clip_seconds=1.0))
+    there, away = tmp_path / "test", tmp_path / "away"
+    block = columns(str(there / "scene-000000.wav")) | {name: np.zeros(1) for name in ("row", "crop_1_u", "crop_2_u")}
+    there.rename(away)
+    monkeypatch.setattr(patience.time, "sleep", lambda _: away.rename(there))  # back during the first pause
+    found = read_source_segments(block, AudioFormat(clip_seconds=1.0), segment_seconds=0.5)
+    assert found["fault"].tolist() == [""] and found["sources"][0]
+    (there / "scene-000000.sources.wav").write_text("not sound")
+    (fault,) = read_source_segments(block, AudioFormat(clip_seconds=1.0), segment_seconds=0.5)["fault"]
+    assert fault.startswith("its sources in scene-000000.sources.wav: not decodable")
 
 
 def test_a_folder_that_stays_away_is_given_up_once_and_may_come_later(tmp_path: Path, pauses: list[float]) -> None:

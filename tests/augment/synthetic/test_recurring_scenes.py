@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from sepscene.augment.synthetic.scenes import PLACES, PROFILES, as_long_as, generate_scene, vocabulary, write_scenes
+from sepscene.augment.synthetic.scenes import (
+    PLACES,
+    PROFILES,
+    SceneConfig,
+    as_long_as,
+    generate_scene,
+    vocabulary,
+    write_scenes,
+)
 from sepscene.augment.synthetic.shared_events import (
     audible_events,
     shared_event_rate,
@@ -93,6 +101,25 @@ def test_recorded_events(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SepsceneError, match="holds no labelled recordings"):
         generate_scene(0, 0, config.changed({"one_shots": str(tmp_path / "empty")}))
+
+
+def test_a_recorded_event_that_is_broken_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bell").mkdir()
+    (tmp_path / "bell" / "one.wav").write_bytes(b"not sound")
+    with pytest.raises(SepsceneError, match=r"bell/one\.wav: not decodable"):
+        generate_scene(0, 0, RECURRING.changed({"one_shots": str(tmp_path)}))
+
+
+def test_recorded_events_have_kept_their_bytes(tmp_path: Path) -> None:
+    """Of two channels, and louder than full scale."""
+    known = hashlib.sha256()
+    (tmp_path / "bell").mkdir()
+    wave_TC = np.sin(np.arange(8_000)[:, None] * np.array([0.2, 0.31]))
+    soundfile.write(tmp_path / "bell" / "one.wav", 3 * wave_TC, 16_000, subtype="FLOAT")
+    config = SceneConfig(clip_seconds=2.0, one_shots=str(tmp_path))
+    for index in range(2):
+        known.update(generate_scene(7, index, config).sources_ST.tobytes())
+    assert known.hexdigest()[:16] == "347c421db3bf0658"
 
 
 def test_scenes_are_as_long_as_an_experiments_clips() -> None:

@@ -13,6 +13,7 @@ import pytest
 import scipy.fft
 import soundfile
 
+from sepscene.augment.audio import ClipError
 from sepscene.augment.synthetic.scenes import (
     BACKGROUND,
     EVENTS,
@@ -24,7 +25,7 @@ from sepscene.augment.synthetic.scenes import (
     generate_scene,
     write_scenes,
 )
-from sepscene.augment.synthetic.source_segments import read_sources
+from sepscene.augment.synthetic.sources import read_sources
 
 RATE = 16_000
 SHORT = SceneConfig(clip_seconds=2.0)
@@ -191,7 +192,7 @@ class TestFiles:
     def test_train_keeps_no_sources_by_default(self, tmp_path: Path) -> None:
         write_scenes(tmp_path, 1, 7, "train", SHORT)
         assert [path.name for path in (tmp_path / "train").iterdir()] == ["scene-000000.wav"]
-        with pytest.raises(FileNotFoundError, match="with_sources"):
+        with pytest.raises(ClipError, match="with_sources"):
             read_sources(tmp_path / "train/scene-000000.wav")
 
     def test_splits_differ_and_grow_without_change(self, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.draws import Schedule, crop_starts, draw
+from sepscene.augment.separation.reader import read_source_segments
 from sepscene.augment.synthetic.scenes import SceneConfig, write_scenes
-from sepscene.augment.synthetic.source_segments import read_source_segments, read_sources
+from sepscene.augment.synthetic.sources import read_sources
 from sepscene.augment.views import from_pcm
 from sepscene.tasks.evaluation.separation_scores import score_separation
 
@@ -49,9 +50,12 @@ def test_clips_without_sources_or_unreadable_are_left_out(clips: list[tuple[str,
     assert len(score_separation(lambda wave_BT: wave_BT[:, None], bad, AUDIO, mixtures=8).loss) == 1
     Path(tmp_path / "alone.wav").write_bytes(Path(clips[0][0]).read_bytes())
     alone = [(str(tmp_path / "alone.wav"), 0.0), clips[1]]
-    scores = score_separation(lambda wave_BT: wave_BT[:, None], alone, AUDIO, mixtures=8)
-    assert len(scores.loss) == 1 and not len(scores.source_improvement_db)
-    assert "held_out_source_improvement_db" not in scores.means()
+    for sources in (None, b"not sound"):
+        if sources is not None:
+            Path(tmp_path / "alone.sources.wav").write_bytes(sources)
+        scores = score_separation(lambda wave_BT: wave_BT[:, None], alone, AUDIO, mixtures=8)
+        assert len(scores.loss) == 1 and not len(scores.source_improvement_db)
+        assert "held_out_source_improvement_db" not in scores.means()
 
 
 def test_source_segments_are_crops_of_the_sources(clips: list[tuple[str, float]], tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""The isolated sources of a written scene, which lie beside it: what a supervised separator is trained on.
+
+Shapes: S sources of a scene, T samples.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sepscene.augment.decoder import open_recording
+from sepscene.augment.locations import NO_SUCH_FILE, ClipError
+
+
+def sources_path(mixture_path: str | os.PathLike[str]) -> Path:
+    """Where the isolated sources of a scene are, in one multi-channel file beside it."""
+    return Path(mixture_path).with_suffix(".sources.wav")
+
+
+def read_sources(mixture_path: str | os.PathLike[str]) -> np.ndarray:
+    """The isolated sources (S, T) of a written scene, float32, in the order of its `source_labels`.
+
+    Raises:
+        ClipError: the scene was written without sources, or they cannot be read.
+    """
+    scene = os.fspath(mixture_path)
+    path = sources_path(scene)
+    if not os.path.isfile(path):
+        if not os.path.isfile(scene):
+            raise ClipError(scene, NO_SUCH_FILE)
+        raise ClipError(scene, "its sources are not beside it: write the scenes of this split with_sources=True")
+    try:
+        with open_recording(str(path)) as decoder:
+            wave_TS = np.concatenate(list(decoder.blocks(0, decoder.frames)))
+    except ClipError as error:
+        raise ClipError(scene, f"its sources in {path.name}: {error.cause}", error.refused) from error
+    return np.ascontiguousarray(wave_TS.T)
