@@ -116,7 +116,7 @@ def newest_sound(root: Path) -> Path | None:
 
 def read_ledger(folder: Path) -> Ledger:
     """The ledger of a checkpoint."""
-    return Ledger.from_json(read_text(folder / LEDGER))
+    return Ledger.load(folder / LEDGER)
 
 
 def read_steps(folder: Path) -> list[dict[str, float]]:

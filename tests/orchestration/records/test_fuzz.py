@@ -28,7 +28,7 @@ from sepscene.orchestration.records.checkpoints import (
     read_steps,
     write_checkpoint,
 )
-from sepscene.orchestration.records.files import read_text, read_typed_or, write_whole
+from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.mlflow_address import tracking_uri_of
 from sepscene.orchestration.records.mlflow_mirror import Tracker
@@ -187,7 +187,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "experiment.yaml": (experiment_file, lambda folder: load_experiment(RunFolder(folder).experiment)),
     "sweep.json": (sweep_file, SweepResults.load),
     "reproduction.json": (reproduction_file, ReproductionResults.load),
-    "ledger.json": (ledger, lambda folder: Ledger.from_json(read_text(RunFolder(folder).ledger))),
+    "ledger.json": (ledger, lambda folder: Ledger.load(RunFolder(folder).ledger)),
     "stages.json": (written("stages.json", b'{"separator": 3.5, "evaluate": 1}'), lambda folder: read_typed_or(
         RunFolder(folder).timings, dict[str, float], {})),
     "manifest.json": (checkpoint("manifest.json"), newest_sound),
