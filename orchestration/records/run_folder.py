@@ -55,8 +55,8 @@ class Place:
         self.name = name
 
     def __get__(self, folder: Any, kind: type) -> Path:
-        """Its path in that folder."""
-        return Path(folder.path, self.name)
+        """Its path in that folder; asked of the class, its path below any such folder."""
+        return Path(folder.path, self.name) if folder else Path(self.name)
 
 
 @dataclass(frozen=True)
