@@ -31,7 +31,7 @@ from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import STOPPED, Tracker, closing, following
 from sepscene.orchestration.records.results import read_metrics
-from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
+from sepscene.orchestration.records.run_folder import RunFolder, pretraining_stage
 from sepscene.orchestration.records.run_lock import check_free, locked
 from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import BESIDE_THE_BAR, Terms, progress
@@ -208,7 +208,7 @@ class Run:
 
     def _done(self, stage: str, counts: str) -> float:
         """How far an earlier command has come with a training stage; 0 for one that begins or has no checkpoints."""
-        newest = newest_sound(StageFolder(self.folder, stage).path)
+        newest = newest_sound(self.files.stage(stage).path)
         if newest is None:
             return 0.0
         return max((float(record[counts]) for record in read_steps(newest) if counts in record), default=0.0)
@@ -315,7 +315,7 @@ class Run:
             filled = fill(experiment, train, ladder, store, self.advance)
             record = {f"store/{name}": float(count) for name, count in filled.counts.items()}
             record |= {"unusable": float(filled.unusable), "missing": float(filled.missing)}
-            append_metrics(self.files.metrics, "prefill", [{"step": 1, "rows": total} | record])
+            append_metrics(self.files.stage("prefill"), [{"step": 1, "rows": total} | record])
         if not filled.missing:
             store.folder.note_filled(mark)
         else:

@@ -139,6 +139,10 @@ class RunFolder:
         """
         return self.path / "evaluation" / f"{plain_name(encoder, 'the encoder')}.npz"
 
+    def stage(self, name: str) -> "StageFolder":
+        """The folder of a training stage."""
+        return StageFolder(self, name)
+
     @property
     def is_over(self) -> bool:
         """Whether there is nothing left to do for a trial."""
@@ -175,8 +179,7 @@ def pretraining_stage(pair: str) -> str:
 class StageFolder:
     """A training stage in RUN/checkpoints/<stage>: its checkpoints and what its processes tell each other."""
 
-    run: Path
-    """The run's folder."""
+    run: RunFolder
     name: str
 
     fatal = Place("fatal")
@@ -197,22 +200,12 @@ class StageFolder:
     @property
     def path(self) -> Path:
         """The folder itself; checkpoints are its sub-folders `step-00000100`."""
-        return RunFolder(self.run).checkpoints / self.name
-
-    @property
-    def metrics(self) -> Path:
-        """The run's metrics file, which all stages share."""
-        return RunFolder(self.run).metrics
-
-    @property
-    def crashes(self) -> Path:
-        """Folder of the crash counts of clips, which all stages share."""
-        return RunFolder(self.run).crashes
+        return self.run.checkpoints / self.name
 
     @property
     def shown(self) -> str:
         """The stage's name in Ray's dashboard, where the stages of several runs stand side by side."""
-        return f"{self.run.resolve().name}-{self.name}"
+        return f"{self.run.path.name}-{self.name}"
 
     @property
     def ray_snapshot(self) -> Path:

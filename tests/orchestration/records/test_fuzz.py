@@ -40,7 +40,7 @@ from sepscene.orchestration.records.results import (
     TrialFacts,
     read_metrics,
 )
-from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.run_lock import check_free
 from sepscene.orchestration.records.sweep_folder import StudyFolder, SweepFolder
 from sepscene.orchestration.reports.run_report import reported_events
@@ -110,7 +110,7 @@ def experiment_file(folder: Path) -> Path:
 
 def skipped_rows(folder: Path) -> Path:
     experiment_file(folder)
-    path = StageFolder(folder, "pretrain-mix-chan").bad_rows
+    path = RunFolder(folder).stage("pretrain-mix-chan").bad_rows
     path.parent.mkdir(parents=True)
     path.write_text("[[1, 2], [3, 4]]")
     return path

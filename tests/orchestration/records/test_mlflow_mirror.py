@@ -26,6 +26,7 @@ from sepscene.orchestration.records.mlflow_client import MlflowStore
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.mlflow_registry import _describe_version
 from sepscene.orchestration.records.mlflow_ui import USER, Ui, start_ui
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.system_metrics import sampled
 from tests.faults.hosts import free_port
 
@@ -46,7 +47,7 @@ def track_a_run(uri: str, run_dir: Path, steps: int = 20) -> Tracker:
     tracker.log_data("", DATA)
     tracker.start_stage("pretrain-mix-chan", {"stage": "pretrain-mix-chan"})
     records = [{"step": step, "loss": 5.0 - step / 10, "waiting_share": 0.01} for step in range(steps)]
-    append_metrics(run_dir / "metrics.jsonl", "pretrain-mix-chan", records)
+    append_metrics(RunFolder(run_dir).stage("pretrain-mix-chan"), records)
     tracker.send()
     with sampled(run_dir, "pretrain-mix-chan"):
         pass
