@@ -21,6 +21,9 @@ from sepscene.models.config import SepsceneError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,@ -]{0,199}")
 """What a run, a sweep, an encoder or a checkpoint may be called: a plain name of one folder."""
 
+LEVELS_BELOW_STORAGE = 3
+"""A trial, the deepest run, lies in STORAGE/SWEEP/trials/TRIAL."""
+
 
 def plain_name(name: str, what: str) -> str:
     """The name, if it can be that of a file or folder and nothing else; `what` it names is for the message.
@@ -157,6 +160,11 @@ class RunFolder:
 def store_of(storage: Path) -> Path:
     """The separated clips that all runs of a storage share."""
     return storage / "store"
+
+
+def audits_of(storage: Path) -> Path:
+    """The audits of all data sets that the runs of a storage use."""
+    return storage / "audits"
 
 
 def clips_of(storage: Path) -> Path:
