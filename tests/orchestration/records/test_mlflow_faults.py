@@ -11,8 +11,7 @@ from mlflow import MlflowClient
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.mlflow_address import default_tracking_uri, tracking_uri_of
 from sepscene.orchestration.records.mlflow_mirror import Tracker, closing, sync
-from sepscene.orchestration.records.mlflow_ui import start_ui
-from tests.faults.hosts import free_port
+from sepscene.orchestration.records.mlflow_ui import tracking_store
 from tests.orchestration.records.test_mlflow_mirror import check_the_run, track_a_run
 
 
@@ -139,7 +138,7 @@ def test_a_store_that_keeps_files_elsewhere_is_refused(tmp_path: Path) -> None:
     tracker.send()
     assert "stranger" in str(tracker.fault) and not (tmp_path / "of the user").exists()
     with pytest.raises(SepsceneError, match="stranger"):
-        start_ui(tmp_path, free_port())
+        tracking_store(tmp_path)
 
 
 @pytest.mark.slow

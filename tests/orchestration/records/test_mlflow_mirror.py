@@ -25,7 +25,7 @@ from sepscene.orchestration.records.mlflow_address import default_tracking_uri, 
 from sepscene.orchestration.records.mlflow_client import MlflowStore
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.mlflow_registry import _describe_version
-from sepscene.orchestration.records.mlflow_ui import USER, Ui, start_ui
+from sepscene.orchestration.records.mlflow_ui import USER, Ui, start_ui, tracking_store
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.system_metrics import sampled
 from tests.faults.hosts import free_port
@@ -159,7 +159,7 @@ def log_in(server: Ui, monkeypatch: pytest.MonkeyPatch) -> None:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
     port = free_port()
-    running = start_ui(tmp_path, port)
+    running = start_ui(tracking_store(tmp_path), port)
     log_in(running, monkeypatch)
     yield running.address
     running.stop()
@@ -210,7 +210,7 @@ def test_what_a_server_missed_is_sent_once_it_is_there(tmp_path: Path, monkeypat
     missed = track_a_run(uri, tmp_path / "runs" / "first")
     assert missed.unsent > 0
     assert missed.run_id() is None
-    server = start_ui(tmp_path, port)
+    server = start_ui(tracking_store(tmp_path), port)
     log_in(server, monkeypatch)
     try:
         later = Tracker(uri, "sepscene", tmp_path / "runs" / "first")
