@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -101,7 +100,7 @@ def connect(
             ) from error
     else:
         folder = private_temp_folder()
-        check_temp_folder(Path(folder))
+        check_temp_folder(folder)
         make_token()
         with on_loopback(), _environment(LOCAL | {"RAY_TMPDIR": folder}):
             context = ray.init(
