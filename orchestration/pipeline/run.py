@@ -17,6 +17,7 @@ from typing import Any
 from ray.train import UserCallback
 from rich.console import Console
 
+from sepscene import __version__
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
@@ -26,7 +27,7 @@ from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.pipeline.description import flat, in_words, tags_of
 from sepscene.orchestration.records.audit_log import audit_hash
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint, read_ledger, read_steps
-from sepscene.orchestration.records.environment import environment, sepscene_version
+from sepscene.orchestration.records.environment import environment
 from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import STOPPED, Tracker, closing, following
@@ -126,7 +127,7 @@ class Run:
         about = {
             **{f"env.{key}": value for key, value in environment().items()},
             "mlflow.note.content": f"{in_words(experiment)}\n\n{everything}",
-            "sepscene_version": sepscene_version(),
+            "sepscene_version": __version__,
         }
         tracker.start({**run.tags(), **about, **(tags or {})}, flat(experiment))
         tracker.log_artifact("", saved)

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+import sepscene
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder, update_card
@@ -97,7 +98,7 @@ def check_the_model(uri: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (version,) = client.search_model_versions("name = 'sepscene-nano'")
     assert "| shallow_map | 0.3100 | 0.2700 to 0.3600 |" in version.description
     assert version.tags["sha256"] == json.loads((bundle / "config.json").read_text())["sha256"]
-    assert version.tags["shallow_map"] == "0.3100" and version.tags["sepscene_version"]
+    assert version.tags["shallow_map"] == "0.3100" and version.tags["sepscene_version"] == sepscene.__version__
     logged = client.get_logged_model(version.source.removeprefix("models:/"))
     assert logged.name == "nano mix-chan"
     assert ("2_quality/shallow_map", 0.31) in [(one.key, one.value) for one in logged.metrics or ()]
