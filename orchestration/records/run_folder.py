@@ -11,6 +11,7 @@ storage/
 """
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ def plain_name(name: str, what: str) -> str:
             "a letter or digit first, and no path"
         )
     return name
+
+
+def dated(name: str) -> str:
+    """The name of a new folder: of an experiment or a kind of run, and when it was begun."""
+    return f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def folder_in(storage: Path, name: str, what: str) -> Path:
