@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from sepscene.models.config import Config, SepsceneError
+from sepscene.models.config import Config, SepsceneError, first_line
 from sepscene.orchestration.records.files import append_lines, parse_records, read_lines, read_typed_or, write_whole
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
@@ -269,8 +269,8 @@ class Tracker:
             logger.warning("MLflow at %s: %s. The run goes on; later: sepscene sync %s", self.uri, reason, self.run_dir)
         elif self._down_since is None:
             self._down_since = self._asked
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            logger.warning("MLflow at %s does not answer (%s); the run goes on and sends it later", self.uri, reason)
+            said = "MLflow at %s does not answer (%s); the run goes on and sends it later"
+            logger.warning(said, self.uri, first_line(error)[:200])
 
     def _read_state(self) -> MirrorState:
         state = read_typed_or(self.folder.mlflow, MirrorState, MirrorState(), "MLflow is sent everything again")
