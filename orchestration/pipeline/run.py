@@ -129,7 +129,7 @@ class Run:
             "mlflow.note.content": f"{in_words(experiment)}\n\n{everything}",
             "sepscene_version": __version__,
         }
-        tracker.start({**run.tags(), **about, **(tags or {})}, flat(experiment))
+        tracker.start("", {**run.tags(), **about, **(tags or {})}, flat(experiment))
         tracker.log_artifact("", saved)
         return run
 
@@ -180,7 +180,7 @@ class Run:
         started = time.perf_counter()
         about = {"stage": name, "mlflow.note.content": f"The stage {name} of {in_words(self.experiment)}"}
         tags = self.tags() | about | ({"pair": pair} if pair else {})
-        self.tracker.start_stage(name, tags, flat(self.experiment))
+        self.tracker.start(name, tags, flat(self.experiment))
         # A log has lines as long as they need to be.
         terms = Terms(self.console.width - BESIDE_THE_BAR if self.console.is_terminal else 120)
         balances = 0

@@ -89,14 +89,9 @@ class Tracker:
 
         return MlflowStore(self.uri, self.experiment)
 
-    def start(self, tags: dict[str, str], params: dict[str, Any]) -> None:
-        """Begin the parent run."""
-        self.start_stage("", tags, params)
-
-    def start_stage(self, stage: str, tags: dict[str, str], params: dict[str, Any] | None = None) -> None:
-        """Begin the child run of a stage."""
-        params = {key: str(value) for key, value in (params or {}).items()}
-        self._do("start", stage, {"tags": tags, "params": params})
+    def start(self, stage: str, tags: dict[str, str], params: dict[str, Any]) -> None:
+        """Begin the child run of a stage; "" begins the parent."""
+        self._do("start", stage, {"tags": tags, "params": {key: str(value) for key, value in params.items()}})
 
     def tag(self, stage: str, tags: dict[str, str]) -> None:
         """Set tags of a stage's run; "" is the parent."""

@@ -44,9 +44,9 @@ def track_a_run(uri: str, run_dir: Path, steps: int = 20) -> Tracker:
     """All that a run tells MLflow, but for the encoder."""
     run_dir.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(uri, "sepscene", run_dir)
-    tracker.start({"experiment": "table4/S2+N/simclr-cp", "temperature": "0.2"}, {"objective.alpha": 1.0})
+    tracker.start("", {"experiment": "table4/S2+N/simclr-cp", "temperature": "0.2"}, {"objective.alpha": 1.0})
     tracker.log_data("", DATA)
-    tracker.start_stage("pretrain-mix-chan", {"stage": "pretrain-mix-chan"})
+    tracker.start("pretrain-mix-chan", {"stage": "pretrain-mix-chan"}, {})
     records = [{"step": step, "loss": 5.0 - step / 10, "waiting_share": 0.01} for step in range(steps)]
     append_metrics(RunFolder(run_dir).stage("pretrain-mix-chan"), records)
     tracker.send()
@@ -234,7 +234,7 @@ def test_no_call_waits_for_a_server_that_does_not_answer(tmp_path: Path) -> None
     """A server that takes connections and says nothing holds up the thread that sends, and nobody else."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         tracker = Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "sepscene", tmp_path)
-        tracker.start({}, {})
+        tracker.start("", {}, {})
         sending = threading.Thread(target=tracker.send)
         sending.start()
         silent.settimeout(60)
@@ -269,7 +269,7 @@ def test_a_parameter_that_changed_when_a_run_goes_on_is_a_tag_and_holds_nothing_
     uri = default_tracking_uri(tmp_path)
     for trainers in (2, 1):
         tracker = Tracker(uri, "sepscene", tmp_path)
-        tracker.start({"kind": "sweep"}, {"resources.trainers": trainers, "seed": 0})
+        tracker.start("", {"kind": "sweep"}, {"resources.trainers": trainers, "seed": 0})
         tracker.send()
         assert tracker.unsent == 0
     found = MlflowClient(tracking_uri=uri).get_run(str(tracker.run_id())).data
