@@ -192,11 +192,12 @@ def part_resume(clips: int, folder: Path) -> Callable[[], object]:
 
     rows = clips * EPOCHS
     starts = range(0, min(rows // 2, 4_096_000), 1000)  # what is under way at a kill is a few thousand blocks at most
-    text = Ledger(rows, [(start, start + 999) for start in starts]).to_json()
+    path = folder / "ledger.json"
+    path.write_text(Ledger(rows, [(start, start + 999) for start in starts]).to_json())
     draws = draw_rows(clips)
 
     def run() -> None:
-        draws.remaining = Ledger.from_json(text).remaining()
+        draws.remaining = Ledger.load(path).remaining()
         draws({"id": np.arange(BLOCK)})
 
     return run

@@ -35,7 +35,7 @@ from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment, Resources, Training
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import read_metrics
-from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.runtime.session import connect, disconnect
 from sepscene.orchestration.training.flops import step_flops
@@ -102,8 +102,8 @@ def our_loop(pairs: int, steps: int, workers: int) -> float:
     worker_settings = {"experiment": settings.model_dump(mode="json"), "clips": rows, "start": None}
     with tempfile.TemporaryDirectory() as folder:
         Stage(
-            StageFolder(Path(folder), "pretrain"), pretrain_worker, worker_settings, stream, rows, settings.resources,
-            execution_options(settings),
+            RunFolder(Path(folder)).stage("pretrain"), pretrain_worker, worker_settings, stream, rows,
+            settings.resources, execution_options(settings),
         ).run()  # fmt: skip
         rates = [float(r["examples_per_second"]) for r in read_metrics(Path(folder)) if "examples_per_second" in r]
     assert len(rates) == steps

@@ -1,7 +1,6 @@
 """Whole jobs as functions: what the command line calls, and what `sepscene` offers to Python."""
 
 import shlex
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.console import Console
 from sepscene.models.names import is_own
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve
-from sepscene.orchestration.records.run_folder import clips_of, encoder_of, folder_in
+from sepscene.orchestration.records.run_folder import clips_of, dated, encoder_of, folder_in
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.terminal import Terminal
 from sepscene.tasks.datasets.python_clips import write_clips
@@ -87,7 +86,7 @@ def pretrain(
     if clips is not None:
         table = write_clips(clips, clips_of(storage))
         experiment = experiment.changed({"data.format": "clips", "data.root": str(table)})
-    run_id = run_id or f"{experiment.name.replace('/', '-')}-{experiment.digest()}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_id = run_id or dated(f"{experiment.name}-{experiment.digest()}")
     folder = folder_in(storage, run_id, "the run id")
     # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
     uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
@@ -230,8 +229,7 @@ def run_sweep(
     if resume and sweep_id is None:
         folder = find_sweep(storage, config).resolve()
     else:
-        name = sweep_id or f"sweep-{base.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = folder_in(storage, name, "the sweep id")
+        folder = folder_in(storage, sweep_id or dated(f"sweep-{base.name}"), "the sweep id")
     with prepared_session(most, address, verbose, dashboard, trials):
         return folder, sweeps.sweep(config, folder, default_tracking_uri(storage), console, callbacks)
 

@@ -79,10 +79,12 @@ def _ray() -> str:
 
 
 def _temp_folder() -> str:
+    from sepscene.orchestration.runtime.private_files import private_temp_folder
     from sepscene.orchestration.runtime.reachable import check_temp_folder
 
-    check_temp_folder()
-    return f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()} is short enough for Ray's sockets"
+    folder = private_temp_folder()
+    check_temp_folder(folder)
+    return f"{folder} is short enough for Ray's sockets"
 
 
 def _mlflow() -> str:

@@ -3,6 +3,8 @@
 import errno
 import os
 
+from sepscene.models.config import SepsceneError, first_line
+
 _REMEDIES = {
     errno.EACCES: "this user may not write or read there; choose another folder, or change its permissions",
     errno.EPERM: "this user may not do that there; choose another folder, or change its permissions",
@@ -21,8 +23,6 @@ _REMEDIES = {
 
 def in_words(error: BaseException) -> str | None:
     """What to tell the user; None for an error that only a programmer can fix, which keeps its traceback."""
-    from sepscene.models.config import SepsceneError
-
     if isinstance(error, SepsceneError):
         return str(error)
     module = type(error).__module__.split(".")[0]
@@ -35,7 +35,7 @@ def in_words(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return _REMEDIES[errno.ENOMEM]
     if module == "torch" or "CUDA" in str(error):
-        return f"{_first_line(error)}\nThe device failed; `sepscene doctor` checks it, and `--device cpu` avoids it."
+        return f"{first_line(error)}\nThe device failed; `sepscene doctor` checks it, and `--device cpu` avoids it."
     return None
 
 
@@ -49,10 +49,5 @@ def _of_the_system(error: OSError) -> str:
 def _of_ray(error: BaseException) -> str:
     cause = getattr(error, "cause", None)
     inner = in_words(cause) if isinstance(cause, Exception) else None
-    said = inner or _first_line(error)
+    said = inner or first_line(error)
     return f"Ray: {said}\n`sepscene doctor` checks the cluster; what a run has done is kept, continue it with --resume."
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -1,6 +1,5 @@
 """From a command that would run here to a job that runs on a cluster: its files staged, its arguments resolved."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from sepscene.models.spelling import unknown
 from sepscene.models.trust import CODE
 from sepscene.orchestration.cli.sweep_commands import is_sweep, sweep_of
 from sepscene.orchestration.presets import resolve
-from sepscene.orchestration.records.run_folder import plain_name
+from sepscene.orchestration.records.run_folder import dated, plain_name
 from sepscene.orchestration.runtime.cluster_check import check_cluster
 from sepscene.orchestration.runtime.jobs import Submission
 from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE
@@ -58,7 +57,7 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
             check_cluster(cluster, experiment)
         files["experiment.yaml"] = as_yaml(experiment)
         metadata |= {"experiment": experiment.name, "scale": experiment.scale, "digest": experiment.digest()}
-        run_id = given["run_id"] or _run_id(f"{experiment.name}-{experiment.digest()}")
+        run_id = given["run_id"] or dated(f"{experiment.name}-{experiment.digest()}")
         given |= {"experiment": "experiment.yaml", "scale": None, "change": None, "run_id": run_id, "resume": True}
     elif name == "sweep":
         from sepscene.orchestration.sweeps.config import load_sweep
@@ -67,11 +66,11 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
         sweep = load_sweep(Path(path)) if is_sweep(path) else sweep_of(given)
         code = _code_of_sweep(sweep)
         files = _stage_sweep(given, sweep)
-        run_id = given["sweep_id"] = given["sweep_id"] or _run_id("sweep")
+        run_id = given["sweep_id"] = given["sweep_id"] or dated("sweep")
     elif name == "reproduce":
-        run_id = given["reproduction_id"] = given["reproduction_id"] or _run_id("-".join(given["tables"]))
+        run_id = given["reproduction_id"] = given["reproduction_id"] or dated("-".join(given["tables"]))
     else:
-        run_id = _run_id(f"embed-{Path(given['out']).stem}")
+        run_id = dated(f"embed-{Path(given['out']).stem}")
     for own in code:
         require_trust(own, "class or function")
     trusted = {CODE.variable: ",".join(code)} if code else {}
@@ -128,10 +127,6 @@ def _code_of_sweep(sweep: "SweepConfig") -> tuple[str, ...]:
     firsts = {field: values[0] for field, values in lists.items()}
     tried = [base.changed(firsts | {field: each}) for field, values in lists.items() for each in values]
     return tuple(sorted({name for experiment in tried or [base] for name in experiment.own_code}))
-
-
-def _run_id(name: str) -> str:
-    return f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _as_words(context: typer.Context) -> list[str]:

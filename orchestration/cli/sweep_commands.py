@@ -1,6 +1,5 @@
 """The commands that make many runs: `sweep` and `reproduce`."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,7 +150,7 @@ def reproduce_command(
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.dataset_presets import check_splits, data_changes
     from sepscene.orchestration.presets import parse_changes
-    from sepscene.orchestration.records.run_folder import folder_in
+    from sepscene.orchestration.records.run_folder import dated, folder_in
     from sepscene.orchestration.records.sweep_folder import SweepFolder
     from sepscene.orchestration.runtime.concurrency import most_demanding
     from sepscene.orchestration.sweeps.reproduction_plan import planned_rows, row_experiments
@@ -162,9 +161,9 @@ def reproduce_command(
         if not colon:
             raise SepsceneError(f"--data {data!r} must look like FORMAT:ROOT, e.g. esc50:esc10")
         changes = data_changes(kind, root, changes)
-    name = f"{'-'.join(tables)}-{scale}-"
-    newest = max((path.name for path in storage.glob(f"{name}*")), default=None) if resume else None
-    reproduction_id = reproduction_id or newest or name + time.strftime("%Y%m%d-%H%M%S")
+    name = f"{'-'.join(tables)}-{scale}"
+    newest = max((path.name for path in storage.glob(f"{name}-*")), default=None) if resume else None
+    reproduction_id = reproduction_id or newest or dated(name)
     folder = folder_in(storage, reproduction_id, "the reproduction id")
     # Refuses bad rows, changes and data before anything starts.
     rows = row_experiments(planned_rows(tables, row), scale, changes)

@@ -146,7 +146,7 @@ def collect_results(
     timings = read_typed_or(files.timings, dict[str, float], {})
     metrics = read_metrics(files.path)
     balance = balance_of(metrics, pretraining_stage(experiment.views.pair))
-    ledger = Ledger.from_json(read_text(files.ledger))
+    ledger = Ledger.load(files.ledger)
     return RunResults(
         run_id=files.path.name,
         experiment=experiment.name,

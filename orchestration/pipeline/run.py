@@ -17,6 +17,7 @@ from typing import Any
 from ray.train import UserCallback
 from rich.console import Console
 
+from sepscene import __version__
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
@@ -26,12 +27,12 @@ from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.pipeline.description import flat, in_words, tags_of
 from sepscene.orchestration.records.audit_log import audit_hash
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint, read_ledger, read_steps
-from sepscene.orchestration.records.environment import environment, sepscene_version
+from sepscene.orchestration.records.environment import environment
 from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import STOPPED, Tracker, closing, following
 from sepscene.orchestration.records.results import read_metrics
-from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
+from sepscene.orchestration.records.run_folder import RunFolder, pretraining_stage
 from sepscene.orchestration.records.run_lock import check_free, locked
 from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import BESIDE_THE_BAR, Terms, progress
@@ -127,9 +128,9 @@ class Run:
         about = {
             **{f"env.{key}": value for key, value in environment().items()},
             "mlflow.note.content": f"{in_words(experiment)}\n\n{everything}",
-            "sepscene_version": sepscene_version(),
+            "sepscene_version": __version__,
         }
-        tracker.start({**run.tags(), **about, **(tags or {})}, flat(experiment))
+        tracker.start("", {**run.tags(), **about, **(tags or {})}, flat(experiment))
         tracker.log_artifact("", saved)
         with closing(tracker):
             yield run
@@ -181,7 +182,7 @@ class Run:
         started = time.perf_counter()
         about = {"stage": name, "mlflow.note.content": f"The stage {name} of {in_words(self.experiment)}"}
         tags = self.tags() | about | ({"pair": pair} if pair else {})
-        self.tracker.start_stage(name, tags, flat(self.experiment))
+        self.tracker.start(name, tags, flat(self.experiment))
         # A log has lines as long as they need to be.
         terms = Terms(self.console.width - BESIDE_THE_BAR if self.console.is_terminal else 120)
         balances = 0
@@ -210,7 +211,7 @@ class Run:
 
     def _done(self, stage: str, counts: str) -> float:
         """How far an earlier command has come with a training stage; 0 for one that begins or has no checkpoints."""
-        newest = newest_sound(StageFolder(self.folder, stage).path)
+        newest = newest_sound(self.files.stage(stage).path)
         if newest is None:
             return 0.0
         return max((float(record[counts]) for record in read_steps(newest) if counts in record), default=0.0)
@@ -317,7 +318,7 @@ class Run:
             filled = fill(experiment, train, ladder, store, self.advance)
             record = {f"store/{name}": float(count) for name, count in filled.counts.items()}
             record |= {"unusable": float(filled.unusable), "missing": float(filled.missing)}
-            append_metrics(self.files.metrics, "prefill", [{"step": 1, "rows": total} | record])
+            append_metrics(self.files.stage("prefill"), [{"step": 1, "rows": total} | record])
         if not filled.missing:
             store.folder.note_filled(mark)
         else:

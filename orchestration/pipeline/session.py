@@ -1,4 +1,7 @@
-"""The Ray session of a run, begun once what the experiment names can be used."""
+"""The Ray session of a run, begun once what the experiment names can be used.
+
+A request that cannot be placed is refused before anything starts, because Ray itself would wait forever.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,7 +10,11 @@ from sepscene.augment.separation.channel_scores import ChannelScores
 from sepscene.augment.separation.service import open_separator
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.runtime.session import ray_session
+from sepscene.orchestration.runtime.node_wait import wait_for_nodes
+from sepscene.orchestration.runtime.placement import check_placement, cluster_nodes, phases
+from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.runtime.session import check_own_code, connected
+from sepscene.orchestration.runtime.signals import exit_on_signal
 from sepscene.orchestration.training.builders import check_parts, check_start
 
 
@@ -19,9 +26,13 @@ def prepared_session(
     dashboard: bool = False,
     others: Iterable[Experiment] = (),
 ) -> Iterator[None]:
-    """A Ray session (`runtime.session.ray_session`) for an experiment whose separators and start encoder can be used.
+    """Connect to Ray for an experiment whose separators and start encoder can be used and which fits; disconnect.
 
-    Own code of `others`, which will run in the same session, is sent and imported, too.
+    Inside a job or a Tune trial, where Ray is connected already, only the checks are made.
+
+    Args:
+        address, verbose, dashboard: see `runtime.session.connect`.
+        others: will run in the same session; their own code is sent and imported, too.
 
     Raises:
         SepsceneError: when one of them can't be used, or the experiment can't be placed; it says what to change.
@@ -41,6 +52,13 @@ def prepared_session(
             scores.try_out(channels, experiment.audio.samples)
     check_parts(experiment)
     check_start(experiment)
-    code = sorted({name for other in others for name in other.own_code})
-    with ray_session(experiment, address, verbose, dashboard, code):
-        yield
+    code = sorted({name for each in (experiment, *others) for name in each.own_code})
+    with connected(address, verbose, dashboard, code):
+        nodes = cluster_nodes()
+        for asked in phases(experiment):
+            check_placement(asked, nodes)
+        wait_for_nodes(phases(experiment)[0])
+        check_own_code(code)
+        configure_data(experiment.training.ordered)
+        with exit_on_signal():
+            yield

@@ -8,18 +8,25 @@ from pydantic import BaseModel
 
 from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.mlflow_mirror import Tracker
-from sepscene.orchestration.records.sweep_folder import AuditFolder, audits_of
+from sepscene.orchestration.records.run_folder import LEVELS_BELOW_STORAGE, audits_of
 from sepscene.tasks.datasets.audit import Audit
 from sepscene.tasks.datasets.readers import Manifest
 
-_DEEPEST = 3
-"""A trial's folder lies this many levels below its storage."""
+FINDINGS = "audit.json"
+"""The findings with their digest, as JSON."""
+TEXT = "audit.txt"
+"""The findings to read."""
 
 
 class AuditDigest(BaseModel):
     """The part of audit.json that a run reads: the digest of the findings."""
 
     digest: str | None = None
+
+
+def _audit_of(storage: Path, manifest_digest: str) -> Path:
+    """The folder of the audit of a data set."""
+    return audits_of(storage) / f"audit-{manifest_digest[:12]}"
 
 
 def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage: Path, tracking_uri: str) -> Path:
@@ -32,12 +39,12 @@ def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
         storage: where runs lie that use the data.
         tracking_uri: MLflow's.
     """
-    folder = AuditFolder.of(storage.resolve(), found.manifest_digest)
-    write_whole(folder.findings, json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
-    write_whole(folder.text, found.text() + "\n")
-    tracker = Tracker(tracking_uri, "sepscene", folder.path)
+    folder = _audit_of(storage.resolve(), found.manifest_digest)
+    write_whole(folder / FINDINGS, json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
+    write_whole(folder / TEXT, found.text() + "\n")
+    tracker = Tracker(tracking_uri, "sepscene", folder)
     tags = {"stage": "audit", "data": f"{format} {root}", "data_hash": found.manifest_digest}
-    tracker.start(tags | {"audit_hash": found.digest, "mlflow.source.name": "sepscene"}, {"format": format})
+    tracker.start("", tags | {"audit_hash": found.digest, "mlflow.source.name": "sepscene"}, {"format": format})
     tracker.log_data("", {
         "name": format, "digest": found.manifest_digest, "context": "audit", "source": root,
         "profile": {"clips": len(manifest), "classes": len(manifest.classes), "absent": len(manifest.absent)},
@@ -52,16 +59,16 @@ def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
         "hours": found.durations.total / 3600 if found.durations else 0.0,
     }
     tracker.log_metrics("", {name: float(value) for name, value in metrics.items()})
-    tracker.log_artifact("", folder.text)
-    tracker.log_artifact("", folder.findings)
+    tracker.log_artifact("", folder / TEXT)
+    tracker.log_artifact("", folder / FINDINGS)
     tracker.finish("")
-    return folder.path
+    return folder
 
 
 def audit_hash(run_dir: Path, manifest: Manifest) -> str | None:
     """The digest of the audit of this very manifest in the run's storage; None where there is none."""
-    for storage in run_dir.parents[:_DEEPEST]:
+    for storage in run_dir.parents[:LEVELS_BELOW_STORAGE]:
         if audits_of(storage).is_dir():  # else there is no need for a digest of millions of clips, which takes its time
-            path = AuditFolder.of(storage, manifest.digest()).findings
+            path = _audit_of(storage, manifest.digest()) / FINDINGS
             return read_typed_or(path, AuditDigest, AuditDigest()).digest
     return None

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, Field
 
-from sepscene.models.config import SepsceneError
+from sepscene.models.config import SepsceneError, first_line
 from sepscene.models.files import replace_folder
 from sepscene.orchestration.records.files import read_text, read_typed, write_whole
 from sepscene.orchestration.records.ledger import Ledger
@@ -116,7 +116,7 @@ def newest_sound(root: Path) -> Path | None:
 
 def read_ledger(folder: Path) -> Ledger:
     """The ledger of a checkpoint."""
-    return Ledger.from_json(read_text(folder / LEDGER))
+    return Ledger.load(folder / LEDGER)
 
 
 def read_steps(folder: Path) -> list[dict[str, float]]:
@@ -224,8 +224,7 @@ class CheckpointWriter:
         except (OSError, RuntimeError) as error:  # torch.save tells a full disk as a RuntimeError of its own words
             free = shutil.disk_usage(self.root).free / 1e6
             shutil.rmtree(hidden, ignore_errors=True)
-            reason = str(error).splitlines()[0]
-            self.failure = f"checkpoint {final.name} could not be written, {free:.1f} MB were free: {reason}"
+            self.failure = f"checkpoint {final.name} could not be written, {free:.1f} MB were free: {first_line(error)}"
             self.unsaved = state.metrics
             return
         self.failure = ""

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import torch
 
@@ -27,14 +27,6 @@ def environment() -> dict[str, str]:
         "gpus": ", ".join(gpus) or "none",
         "commit": commit() or "unknown",
     }
-
-
-def sepscene_version() -> str:
-    """The installed version; "unknown" for a checkout that is not installed."""
-    try:
-        return version("sepscene")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 @lru_cache

@@ -7,37 +7,29 @@ twice and nothing is lost, whatever dies.
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from sepscene.augment.locations import PASSING
-from sepscene.models.config import SepsceneError
-from sepscene.orchestration.records.files import first_fault
+from sepscene.orchestration.records.files import read_typed
 
 Row = Annotated[int, Field(ge=0)]
-
-
-class _Fields(BaseModel):
-    rows: Row
-    intervals: list[tuple[Row, Row]]
-    quarantined: dict[str, str]
-    untrained: Row = 0
-    unread: list[tuple[Row, Row]] = []
 
 
 @dataclass
 class Ledger:
     """Rows consumed out of 0 … rows−1, and the clips that could not be used."""
 
-    rows: int
-    intervals: list[tuple[int, int]] = field(default_factory=list)
+    rows: Row
+    intervals: list[tuple[Row, Row]] = field(default_factory=list)
     quarantined: dict[str, str] = field(default_factory=dict)
     """Clip URI -> why it could not be used. Its rows count as consumed: there is nothing else to do with them."""
-    untrained: int = 0
+    untrained: Row = 0
     """Of the consumed rows, those that no weight has learned from, because their clip could not be used."""
-    unread: list[tuple[int, int]] = field(default_factory=list)
+    unread: list[tuple[Row, Row]] = field(default_factory=list)
     """Of these, the rows whose clip may be readable later, as intervals; see `try_again`."""
 
     def skip(self, row_N: np.ndarray, unread_N: np.ndarray) -> None:
@@ -92,18 +84,14 @@ class Ledger:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Ledger":
-        """Read what `to_json` wrote.
+    def load(cls, path: Path) -> "Ledger":
+        """Read a file that holds what `to_json` wrote.
 
         Raises:
-            SepsceneError: when the text is anything else.
+            FileNotFoundError: when there is none.
+            SepsceneError: when it holds anything else.
         """
-        try:
-            return cls(**dict(_Fields.model_validate_json(text)))
-        except ValidationError as error:
-            raise SepsceneError(
-                f"the ledger is damaged: {first_fault(error)}; continue the run with --resume"
-            ) from None
+        return read_typed(path, cls, "continue the run with --resume")
 
 
 def _intervals(row_N: np.ndarray) -> list[tuple[int, int]]:

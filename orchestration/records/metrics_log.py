@@ -7,14 +7,13 @@ whatever it missed can be sent later.
 import json
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import ray.train
 
 from sepscene.orchestration.records.files import append_lines, read_typed_or, write_whole
 from sepscene.orchestration.records.results import read_metrics
-from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
+from sepscene.orchestration.records.run_folder import StageFolder
 
 logger = logging.getLogger("sepscene")
 
@@ -22,18 +21,17 @@ logger = logging.getLogger("sepscene")
 class MetricsFile(ray.train.UserCallback):
     """Appends the steps that rank 0 reports to the run's metrics file; what a full disk refuses waits in memory."""
 
-    def __init__(self, path: Path, stage: str) -> None:
-        self.path = path
-        self.stage = stage
+    def __init__(self, folder: StageFolder) -> None:
+        self.folder = folder
         self.waiting: list[dict[str, Any]] = []
-        self.configured = RunFolder(path.parent).experiment.exists()
+        self.configured = folder.run.experiment.exists()
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called by Ray Train when all workers have reported."""
         self._append(metrics[0].get("steps", []))
         if metrics[0].get("fatal"):
             try:
-                write_whole(StageFolder(self.path.parent, self.stage).fatal, metrics[0]["fatal"])
+                write_whole(self.folder.fatal, metrics[0]["fatal"])
             except OSError:
                 raise RuntimeError(metrics[0]["fatal"]) from None  # ends the stage as well, with this text
 
@@ -43,43 +41,45 @@ class MetricsFile(ray.train.UserCallback):
         self._append([{"event": f"worker group failed ({reason}), restarting"}])
 
     def _append(self, records: list[dict[str, Any]]) -> None:
-        if self.configured and not RunFolder(self.path.parent).experiment.exists():
-            raise RuntimeError(f"the run's folder {self.path.parent} was deleted while it ran")  # ends the stage
+        run = self.folder.run
+        if self.configured and not run.experiment.exists():
+            raise RuntimeError(f"the run's folder {run.path} was deleted while it ran")  # ends the stage
         now = time.time()
         self.waiting += [{"seconds": now, **record} for record in records]
         try:
-            append_metrics(self.path, self.stage, self.waiting)
+            append_metrics(self.folder, self.waiting)
             self.waiting = []
-            collect_validations(self.path, self.stage)
+            collect_validations(self.folder)
         except OSError as error:  # an exception here would end the stage for good
-            logger.warning("%s cannot be written (%s); training goes on", self.path, error)
+            logger.warning("%s cannot be written (%s); training goes on", run.metrics, error)
 
 
-def recover_metrics(path: Path, stage: str, records: list[dict[str, float]]) -> None:
+def recover_metrics(folder: StageFolder, records: list[dict[str, float]]) -> None:
     """Append those steps of a checkpoint that the metrics file lacks, because their report died with its workers."""
-    steps = [record for record in read_metrics(path.parent) if record["stage"] == stage and "step" in record]
+    steps = [record for record in read_metrics(folder.run.path) if record["stage"] == folder.name and "step" in record]
     known = {record["step"] for record in steps if "event" not in record and "validation_knn_map" not in record}
-    append_metrics(path, stage, [record for record in records if record["step"] not in known])
+    append_metrics(folder, [record for record in records if record["step"] not in known])
 
 
-def collect_validations(path: Path, stage: str) -> None:
+def collect_validations(folder: StageFolder) -> None:
     """Move the records that validation tasks have left to the metrics file.
 
     The tasks may run anywhere, and appends from two machines to one shared file can overwrite each other: only the
     process that writes the steps writes these too. One that dies in between writes a record twice.
     """
-    for left in sorted(StageFolder(path.parent, stage).validations.glob("step-*.json")):
+    for left in sorted(folder.validations.glob("step-*.json")):
         record = read_typed_or(left, dict[str, float | str], {})
         if record:
-            append_metrics(path, stage, [record])
+            append_metrics(folder, [record])
         left.unlink()
 
 
-def append_metrics(path: Path, stage: str, records: list[dict[str, Any]]) -> None:
-    """Append records to a metrics file, each with its stage and the time of day in seconds.
+def append_metrics(folder: StageFolder, records: list[dict[str, Any]]) -> None:
+    """Append records of a stage to its run's metrics file, each with the stage and the time of day in seconds.
 
     Raises:
         OSError: when the disk refuses; then the file is as it was.
     """
     now = time.time()
-    append_lines(path, [json.dumps({"stage": stage, "seconds": now, **record}) for record in records])
+    lines = [json.dumps({"stage": folder.name, "seconds": now, **record}) for record in records]
+    append_lines(folder.run.metrics, lines)

@@ -14,13 +14,11 @@ from urllib.parse import unquote, urlsplit
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.files import read_typed_or
-from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.run_folder import LEVELS_BELOW_STORAGE, RunFolder
 from sepscene.orchestration.yaml_files import SECRET_KEYS, secret_in
 
 SQLITE = "sqlite:///"
 STORE_FILE = "mlflow.db"
-_LEVELS_ABOVE = 3
-"""A trial lies in STORAGE/SWEEP/trials/TRIAL, and its store in STORAGE."""
 _ARTIFACT_COLUMNS = {
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
@@ -54,7 +52,7 @@ def tracking_uri_of(run_dir: Path) -> str:
         return default_tracking_uri(run_dir)
     recorded = _recorded_uri(run_dir)
     whole = run_dir.resolve()
-    near = [_sqlite_in(folder) for folder in (whole, *whole.parents[:_LEVELS_ABOVE])]
+    near = [_sqlite_in(folder) for folder in (whole, *whole.parents[:LEVELS_BELOW_STORAGE])]
     existing = [uri for uri in near if sqlite_path(uri).exists()]
     if recorded in existing:
         return recorded

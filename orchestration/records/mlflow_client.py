@@ -20,7 +20,7 @@ import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from sepscene.models.config import SepsceneError
+from sepscene.models.config import SepsceneError, first_line
 from sepscene.orchestration.records.files import one_at_a_time
 from sepscene.orchestration.records.mlflow_address import SQLITE, artifact_folder, check_local_store, sqlite_path
 from sepscene.orchestration.records.mlflow_names import metric_name
@@ -204,7 +204,7 @@ def lasting_fault(error: Exception) -> str | None:
     status = error.get_http_status_code()
     if error.error_code not in _REFUSALS and status not in (400, 401, 403, 404):
         return None
-    reason = (str(error).splitlines() or [error.error_code])[0][:300]
+    reason = first_line(error)[:300]
     if status in (401, 403):
         return f"{reason}. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
     return reason

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from sepscene.models.config import Config, SepsceneError
+from sepscene.models.config import Config, SepsceneError, first_line
 from sepscene.orchestration.records.files import append_lines, parse_records, read_lines, read_typed_or, write_whole
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
@@ -89,14 +89,9 @@ class Tracker:
 
         return MlflowStore(self.uri, self.experiment)
 
-    def start(self, tags: dict[str, str], params: dict[str, Any]) -> None:
-        """Begin the parent run."""
-        self.start_stage("", tags, params)
-
-    def start_stage(self, stage: str, tags: dict[str, str], params: dict[str, Any] | None = None) -> None:
-        """Begin the child run of a stage."""
-        params = {key: str(value) for key, value in (params or {}).items()}
-        self._do("start", stage, {"tags": tags, "params": params})
+    def start(self, stage: str, tags: dict[str, str], params: dict[str, Any]) -> None:
+        """Begin the child run of a stage; "" begins the parent."""
+        self._do("start", stage, {"tags": tags, "params": {key: str(value) for key, value in params.items()}})
 
     def tag(self, stage: str, tags: dict[str, str]) -> None:
         """Set tags of a stage's run; "" is the parent."""
@@ -269,8 +264,8 @@ class Tracker:
             logger.warning("MLflow at %s: %s. The run goes on; later: sepscene sync %s", self.uri, reason, self.run_dir)
         elif self._down_since is None:
             self._down_since = self._asked
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            logger.warning("MLflow at %s does not answer (%s); the run goes on and sends it later", self.uri, reason)
+            said = "MLflow at %s does not answer (%s); the run goes on and sends it later"
+            logger.warning(said, self.uri, first_line(error)[:200])
 
     def _read_state(self) -> MirrorState:
         state = read_typed_or(self.folder.mlflow, MirrorState, MirrorState(), "MLflow is sent everything again")

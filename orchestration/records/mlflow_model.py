@@ -27,23 +27,20 @@ class EncoderModel(PythonModel):
         Args:
             model_input: one waveform (T) or several (B, T): an array, a list, or a DataFrame with a clip in each row,
                 as samples in columns or as one column of lists. Floats have full scale 1; integers that of their type.
+
+        Raises:
+            SepsceneError: for what is no such sound, see `models.sound.checked_sound`.
         """
         with torch.inference_mode():
             return self.encoder(_waveforms(model_input)).numpy()
 
 
 def _waveforms(given: Any) -> np.ndarray:
-    """(B, T), float32, full scale 1."""
-    if hasattr(given, "to_numpy"):  # a DataFrame
-        given = given.to_numpy()
+    """(B, T), of the type in which it was given: the encoder checks and scales it."""
     wave = np.asarray(given)
-    if wave.dtype == object:
-        wave = np.array([np.asarray(cell, np.float32).ravel() for cell in wave.ravel()])
-    if wave.dtype.kind == "i":
-        wave = wave / -float(np.iinfo(wave.dtype).min)
-    if wave.dtype.kind != "f" or wave.ndim not in (1, 2):
-        raise ValueError(f"give waveforms as (T) or (B, T) numbers, not {wave.dtype} of shape {wave.shape}")
-    return np.ascontiguousarray(np.atleast_2d(wave), dtype=np.float32)
+    if wave.dtype == object:  # of a DataFrame, whose cells hold lists
+        wave = np.array([np.asarray(cell).ravel() for cell in wave.ravel()])
+    return np.atleast_2d(wave)
 
 
 mlflow.models.set_model(EncoderModel())

@@ -17,10 +17,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from sepscene import __version__
 from sepscene.models.card import read_card
 from sepscene.models.encoders.encoder import read_encoder_config
 from sepscene.models.names import is_own, package_of
-from sepscene.orchestration.records.environment import sepscene_version
 from sepscene.orchestration.records.mlflow_client import MlflowStore
 from sepscene.orchestration.records.mlflow_names import metric_name
 from sepscene.orchestration.source import code_to_send, copy_own_code, copy_source
@@ -50,7 +50,7 @@ def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, regist
     card = read_card(bundle)
     own = [name for name in (config.trunk.use,) if is_own(name)]
     dim = config.embedding_dim
-    tags = {"sha256": card.sha256, "sepscene_version": sepscene_version()}
+    tags = {"sha256": card.sha256, "sepscene_version": __version__}
     rate = config.front_end.sample_rate
     example_BT = (0.1 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate, dtype=np.float32))[None].astype(np.float32)
     with TemporaryDirectory(prefix="sepscene-") as folder, _fluent(store.uri, run_id):

@@ -26,7 +26,6 @@ from sepscene.orchestration.records.mlflow_address import (
     SQLITE,
     artifact_folder,
     check_local_store,
-    checked_uri,
     sqlite_path,
     tracking_uri_of,
 )
@@ -39,31 +38,19 @@ USER = "sepscene"
 def tracking_store(folder: Path) -> str:
     """The tracking URI of a run's folder, or of the folder that holds runs.
 
-    MLFLOW_TRACKING_URI, where it is set, comes first, as it does for the runs themselves.
-
     Raises:
-        SepsceneError: when there is no store; as `tracking_uri_of`.
+        SepsceneError: when there is no store, or `check_local_store` refuses it; as `tracking_uri_of`.
     """
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return checked_uri(uri)
     uri = tracking_uri_of(folder)
-    if not sqlite_path(uri).exists():
+    if uri.startswith(SQLITE):
+        check_local_store(uri)
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not sqlite_path(uri).exists():
         raise SepsceneError(f"{folder} holds no mlflow.db and neither do the folders above it: give a folder of runs")
     return uri
 
 
-def mlflow_ui_command(folder: Path, port: int) -> list[str]:
-    """The command that serves the MLflow UI of `folder` on loopback, for users with a password.
-
-    Raises:
-        SepsceneError: when the folder has no store, or its store is a server that has a UI of its own, or names files
-            that are not its own (`check_local_store`).
-    """
-    uri = tracking_store(folder)
-    if uri.startswith(("http://", "https://")):
-        raise SepsceneError(f"the runs are on the server {uri}, which shows its own UI: open that address")
-    if uri.startswith(SQLITE):
-        check_local_store(uri)
+def mlflow_ui_command(uri: str, port: int) -> list[str]:
+    """The command that serves the MLflow UI of a store on loopback, for users with a password."""
     return [
         *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"),
         *("--backend-store-uri", uri),
@@ -125,20 +112,22 @@ class Ui:
         self.private.cleanup()
 
 
-def start_ui(folder: Path, port: int, patience_seconds: float = 120.0) -> Ui:
-    """Start the MLflow UI of `folder` and wait until it answers. The caller ends it with `Ui.stop`.
+def start_ui(uri: str, port: int, patience_seconds: float = 120.0) -> Ui:
+    """Start the MLflow UI of a store and wait until it answers. The caller ends it with `Ui.stop`.
+
+    Args:
+        uri: as `tracking_store` gives it, of no server: those have a UI of their own.
 
     Raises:
         SepsceneError: when it ends or does not answer in time; the message holds the last lines of its log.
     """
-    command = mlflow_ui_command(folder, port)
     if _answers(port):  # or the other server would be taken for ours
         raise SepsceneError(f"port {port} is in use by another server; choose another with --port")
     private = TemporaryDirectory(prefix="sepscene-ui-")
     password = secrets.token_urlsafe(12)
     with TemporaryFile(dir=private.name) as log:
         process = subprocess.Popen(
-            command,
+            mlflow_ui_command(uri, port),
             stdout=log,
             stderr=subprocess.STDOUT,
             env=_environment(Path(private.name), password),
@@ -182,11 +171,9 @@ def serve(folder: Path, port: int, console: Console) -> None:
     The browser is that of a desktop. Elsewhere, as over SSH, the address is all that is given.
 
     Raises:
-        SepsceneError: as `start_ui` does; or when no run was logged yet.
+        SepsceneError: as `tracking_store` and `start_ui`; or when no run was logged yet.
     """
     uri = tracking_store(folder)
-    if uri.startswith(SQLITE):
-        check_local_store(uri)
     experiment_id = newest_experiment(uri)
     if experiment_id is None:
         raise SepsceneError(f"the store of {folder} has no run yet: start one, e.g. with `sepscene demo`")
@@ -195,7 +182,7 @@ def serve(folder: Path, port: int, console: Console) -> None:
         console.print(f"MLflow shows our runs at\n{link}", soft_wrap=True)
         _browse(link, console)
         return
-    server = start_ui(folder, port)
+    server = start_ui(uri, port)
     link = deep_link(server.address, experiment_id)
     words = f"MLflow shows our runs at\n{link}\nuser {USER}, password {server.password}\nCtrl-C ends it."
     console.print(words, soft_wrap=True, highlight=False, markup=False)

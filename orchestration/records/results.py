@@ -5,7 +5,7 @@ these files alone, so that they can be made again at any time, on another machin
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
@@ -131,8 +131,41 @@ class LedgerResult(Config):
         )
 
 
-class RunResults(Config):
-    """Everything a report says about one run."""
+class Kept(Config):
+    """Results that lie in the folder that they are about, in one JSON file."""
+
+    file: ClassVar[Path]
+    missing: ClassVar[str]
+    """What to do about a folder without the file."""
+    remedy: ClassVar[str]
+    """What to do about a damaged file in `{folder}`."""
+
+    def save(self, folder: Path) -> Path:
+        """Write the file whole or not at all, as a reader may come at any time; returns its path."""
+        path = folder / self.file
+        write_whole(path, self.model_dump_json(indent=2) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the file of a folder.
+
+        Raises:
+            SepsceneError: when there is none, or it is damaged.
+        """
+        path = folder / cls.file
+        try:
+            return read_typed(path, cls, cls.remedy.format(folder=folder))
+        except FileNotFoundError:
+            raise SepsceneError(f"{folder} holds no {path.name}: {cls.missing}") from None
+
+
+class RunResults(Kept):
+    """Everything a report says about one run: RUN/results.json."""
+
+    file = RunFolder.results
+    missing = "not a finished run; evaluate it first"
+    remedy = "make it again with `sepscene evaluate {folder}`"
 
     run_id: str
     experiment: str
@@ -151,25 +184,6 @@ class RunResults(Config):
     left_out: dict[str, int] = Field(
         default_factory=dict, description="reason -> files or clips of the data set that were not used"
     )
-
-    def save(self, run_dir: Path) -> Path:
-        """Write RUN/results.json."""
-        path = RunFolder(run_dir).results
-        write_whole(path, self.model_dump_json(indent=2) + "\n")
-        return path
-
-    @classmethod
-    def load(cls, run_dir: Path) -> "RunResults":
-        """Read RUN/results.json.
-
-        Raises:
-            SepsceneError: when there is none.
-        """
-        path = RunFolder(run_dir).results
-        try:
-            return read_typed(path, cls, f"make it again with `sepscene evaluate {run_dir}`")
-        except FileNotFoundError:
-            raise SepsceneError(f"{run_dir} holds no {path.name}: not a finished run; evaluate it first") from None
 
 
 def read_metrics(run_dir: Path) -> list[Record]:
@@ -216,8 +230,12 @@ class TrialResult(Config):
     run_dir: InsideFolder = Field("", description="the trial's run folder, relative to the sweep's")
 
 
-class SweepResults(Config):
+class SweepResults(Kept):
     """Everything a report says about one sweep: SWEEP/sweep.json, written anew whenever a trial ends."""
+
+    file = SweepFolder.sweep
+    missing = "give the folder of a sweep"
+    remedy = "go on with the sweep, which writes it again"
 
     sweep_id: str
     experiment: str
@@ -238,25 +256,6 @@ class SweepResults(Config):
             if set(trial.settings) != set(self.fields):
                 raise ValueError(f"trial {trial.name!r} has settings {sorted(trial.settings)}, not {self.fields}")
         return self
-
-    def save(self, sweep_dir: Path) -> Path:
-        """Write SWEEP/sweep.json, whole or not at all: a reader may come while the sweep runs."""
-        path = SweepFolder(sweep_dir).sweep
-        write_whole(path, self.model_dump_json(indent=2) + "\n")
-        return path
-
-    @classmethod
-    def load(cls, sweep_dir: Path) -> "SweepResults":
-        """Read SWEEP/sweep.json.
-
-        Raises:
-            SepsceneError: when there is none.
-        """
-        path = SweepFolder(sweep_dir).sweep
-        try:
-            return read_typed(path, cls, "go on with the sweep, which writes it again")
-        except FileNotFoundError:
-            raise SepsceneError(f"{sweep_dir} holds no {path.name}: give the folder of a sweep") from None
 
 
 class ReproducedRun(Config):
@@ -279,8 +278,12 @@ class ReproducedRun(Config):
     run_dir: InsideFolder = Field("", description="the run's folder, relative to the reproduction's")
 
 
-class ReproductionResults(Config):
+class ReproductionResults(Kept):
     """Everything a report says about a reproduction of the paper's tables: REPRODUCTION/reproduction.json."""
+
+    file = SweepFolder.reproduction
+    missing = "give the folder of a reproduction"
+    remedy = "go on with the reproduction, which writes it again"
 
     reproduction_id: str
     scale: str
@@ -292,22 +295,3 @@ class ReproductionResults(Config):
     failed: dict[str, str] = Field(default_factory=dict, description="trial -> why it failed")
     environment: dict[str, str] = Field(default_factory=dict)
     data: dict[str, str] = Field(default_factory=dict)
-
-    def save(self, directory: Path) -> Path:
-        """Write REPRODUCTION/reproduction.json."""
-        path = SweepFolder(directory).reproduction
-        write_whole(path, self.model_dump_json(indent=2) + "\n")
-        return path
-
-    @classmethod
-    def load(cls, directory: Path) -> "ReproductionResults":
-        """Read REPRODUCTION/reproduction.json.
-
-        Raises:
-            SepsceneError: when there is none.
-        """
-        path = SweepFolder(directory).reproduction
-        try:
-            return read_typed(path, cls, "go on with the reproduction, which writes it again")
-        except FileNotFoundError:
-            raise SepsceneError(f"{directory} holds no {path.name}: give the folder of a reproduction") from None

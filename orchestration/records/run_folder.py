@@ -11,6 +11,7 @@ storage/
 """
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from sepscene.models.config import SepsceneError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,@ -]{0,199}")
 """What a run, a sweep, an encoder or a checkpoint may be called: a plain name of one folder."""
+
+LEVELS_BELOW_STORAGE = 3
+"""A trial, the deepest run, lies in STORAGE/SWEEP/trials/TRIAL."""
 
 
 def plain_name(name: str, what: str) -> str:
@@ -34,6 +38,11 @@ def plain_name(name: str, what: str) -> str:
             "a letter or digit first, and no path"
         )
     return name
+
+
+def dated(name: str) -> str:
+    """The name of a new folder: of an experiment or a kind of run, and when it was begun."""
+    return f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def folder_in(storage: Path, name: str, what: str) -> Path:
@@ -55,8 +64,8 @@ class Place:
         self.name = name
 
     def __get__(self, folder: Any, kind: type) -> Path:
-        """Its path in that folder."""
-        return Path(folder.path, self.name)
+        """Its path in that folder; asked of the class, its path below any such folder."""
+        return Path(folder.path, self.name) if folder else Path(self.name)
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,10 @@ class RunFolder:
         """
         return self.path / "evaluation" / f"{plain_name(encoder, 'the encoder')}.npz"
 
+    def stage(self, name: str) -> "StageFolder":
+        """The folder of a training stage."""
+        return StageFolder(self, name)
+
     @property
     def is_over(self) -> bool:
         """Whether there is nothing left to do for a trial."""
@@ -153,6 +166,11 @@ class RunFolder:
 def store_of(storage: Path) -> Path:
     """The separated clips that all runs of a storage share."""
     return storage / "store"
+
+
+def audits_of(storage: Path) -> Path:
+    """The audits of all data sets that the runs of a storage use."""
+    return storage / "audits"
 
 
 def clips_of(storage: Path) -> Path:
@@ -175,8 +193,7 @@ def pretraining_stage(pair: str) -> str:
 class StageFolder:
     """A training stage in RUN/checkpoints/<stage>: its checkpoints and what its processes tell each other."""
 
-    run: Path
-    """The run's folder."""
+    run: RunFolder
     name: str
 
     fatal = Place("fatal")
@@ -197,22 +214,12 @@ class StageFolder:
     @property
     def path(self) -> Path:
         """The folder itself; checkpoints are its sub-folders `step-00000100`."""
-        return RunFolder(self.run).checkpoints / self.name
-
-    @property
-    def metrics(self) -> Path:
-        """The run's metrics file, which all stages share."""
-        return RunFolder(self.run).metrics
-
-    @property
-    def crashes(self) -> Path:
-        """Folder of the crash counts of clips, which all stages share."""
-        return RunFolder(self.run).crashes
+        return self.run.checkpoints / self.name
 
     @property
     def shown(self) -> str:
         """The stage's name in Ray's dashboard, where the stages of several runs stand side by side."""
-        return f"{self.run.resolve().name}-{self.name}"
+        return f"{self.run.path.name}-{self.name}"
 
     @property
     def ray_snapshot(self) -> Path:

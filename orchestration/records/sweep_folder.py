@@ -1,4 +1,4 @@
-"""Names of the files in the folders that lie around runs: sweeps, reproductions, studies at scale mini and audits."""
+"""Names of the files in the folders that lie around runs: sweeps, reproductions and studies at scale mini."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,25 +86,3 @@ class StudyData:
     def scenes_done(self, scenes: Path, split: str, backgrounds: int) -> Path:
         """There once all scenes of a split are written, in this many versions each."""
         return scenes / f"{split}.{backgrounds}.done"
-
-
-@dataclass(frozen=True)
-class AuditFolder:
-    """The audit of one data set."""
-
-    path: Path
-
-    findings = Place("audit.json")
-    """The findings with their digest, as JSON."""
-    text = Place("audit.txt")
-    """The findings to read."""
-
-    @classmethod
-    def of(cls, storage: Path, manifest_digest: str) -> "AuditFolder":
-        """Where the audit of a manifest lies."""
-        return cls(audits_of(storage) / f"audit-{manifest_digest[:12]}")
-
-
-def audits_of(storage: Path) -> Path:
-    """The audits of all data sets that the runs of a storage use."""
-    return storage / "audits"

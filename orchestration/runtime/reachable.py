@@ -2,9 +2,7 @@
 
 import os
 import socket
-import tempfile
 import time
-from pathlib import Path
 
 from sepscene.models.config import SepsceneError
 
@@ -16,21 +14,18 @@ _SOCKET_BYTES = 107
 _BELOW_TEMP = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
 
-def check_temp_folder(folder: Path | None = None) -> None:
-    """Raise when Ray's sockets would not fit below the folder for temporary files.
-
-    Args:
-        folder: none takes RAY_TMPDIR, or the system's (TMPDIR).
+def check_temp_folder(folder: str) -> None:
+    """Raise when Ray's sockets would not fit below its folder for temporary files.
 
     Raises:
         SepsceneError: says how long it may be.
     """
-    path = str(folder or os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    size = len(os.fsencode(folder))
     most = _SOCKET_BYTES - _BELOW_TEMP
-    if len(os.fsencode(path)) > most:
+    if size > most:
         raise SepsceneError(
-            f"the folder for temporary files, {path}, has a path of {len(os.fsencode(path))} bytes; Ray keeps sockets "
-            f"below it, so that it may have {most}: set RAY_TMPDIR to a shorter one, e.g. /tmp"
+            f"the folder for temporary files, {folder}, has a path of {size} bytes; Ray keeps sockets below it, so "
+            f"that it may have {most}: set RAY_TMPDIR to a shorter one, e.g. /tmp"
         )
 
 
@@ -38,13 +33,13 @@ def check_address(address: str, patience_seconds: float = PATIENCE_SECONDS) -> N
     """Raise when nothing can answer at the address of a Ray cluster.
 
     Args:
-        address: HOST:PORT, ray://HOST:PORT, or `auto` for a cluster that this machine belongs to.
+        address: HOST:PORT, ray://HOST:PORT, or `local` for a Ray that is started.
         patience_seconds: how long to try.
 
     Raises:
         SepsceneError: says what an address looks like, or that the cluster does not answer.
     """
-    if address in ("auto", "local"):
+    if address == "local":
         return
     if address.startswith(("http://", "https://")):
         raise SepsceneError(

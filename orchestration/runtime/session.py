@@ -1,14 +1,10 @@
-"""Connecting to Ray: a cluster where one is named, this machine otherwise, and quietly.
-
-A request that cannot be placed is refused before anything starts, because Ray itself would wait forever.
-"""
+"""Connecting to Ray: a cluster where one is named, this machine otherwise, and quietly."""
 
 import atexit
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,14 +14,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import resolve
 from sepscene.models.trust import trust_variables
-from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.runtime.node_wait import wait_for_nodes
-from sepscene.orchestration.runtime.placement import LOCAL_LABEL, check_placement, cluster_nodes, phases
+from sepscene.orchestration.runtime.placement import LOCAL_LABEL
 from sepscene.orchestration.runtime.private_files import make_token, private_temp_folder
-from sepscene.orchestration.runtime.ray_compat import address_of_auto, configure_data, on_loopback
+from sepscene.orchestration.runtime.ray_compat import address_of_auto, on_loopback
 from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
 from sepscene.orchestration.runtime.run_processes import is_alive, processes_of_ray, ray_itself
-from sepscene.orchestration.runtime.signals import end_at_once, exit_on_signal
+from sepscene.orchestration.runtime.signals import end_at_once
 from sepscene.orchestration.source import code_to_send
 
 LOCAL = {
@@ -47,33 +41,6 @@ IMPORT_SECONDS = 300.0
 
 EXIT_SECONDS = 10.0
 """How long the workers of a Ray that was started here may take to end, once it has ended; most take less than one."""
-
-
-@contextmanager
-def ray_session(
-    experiment: Experiment, address: str | None, verbose: bool, dashboard: bool, code: Sequence[str]
-) -> Iterator[None]:
-    """Connect to Ray, check that the experiment fits, and disconnect at the end.
-
-    Inside a job or a Tune trial, where Ray is connected already, only the check is made.
-
-    Args:
-        address, verbose, dashboard: see `connect`.
-        code: import paths of own code that processes will need beside the experiment's.
-
-    Raises:
-        SepsceneError: when the experiment can't be placed; it says what to change.
-    """
-    code = sorted({*experiment.own_code, *code})
-    with connected(address, verbose, dashboard, code):
-        nodes = cluster_nodes()
-        for asked in phases(experiment):
-            check_placement(asked, nodes)
-        wait_for_nodes(phases(experiment)[0])
-        check_own_code(code)
-        configure_data(experiment.training.ordered)
-        with exit_on_signal():
-            yield
 
 
 @contextmanager
@@ -133,7 +100,7 @@ def connect(
             ) from error
     else:
         folder = private_temp_folder()
-        check_temp_folder(Path(folder))
+        check_temp_folder(folder)
         make_token()
         with on_loopback(), _environment(LOCAL | {"RAY_TMPDIR": folder}):
             context = ray.init(

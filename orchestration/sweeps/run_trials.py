@@ -47,7 +47,7 @@ def parent_run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(tracking_uri, "sepscene", folder)
-    tracker.start(tags, params)
+    tracker.start("", tags, params)
     tracker.send()  # its trials must know its id
     children = {"sweep_id": folder.name}
     if run := tracker.run_id():  # none while MLflow is away: the tag alone must do then
@@ -266,7 +266,7 @@ def close_runs(found: list[Outcome], folder: Path, tracking_uri: str) -> None:
         run_dir = SweepFolder(folder).trial(outcome.trial.name).path
         if outcome.status != "finished" and RunFolder(run_dir).mlflow.exists():
             tracker = Tracker(tracking_uri, "sepscene", run_dir)
-            tracker.start({"status": outcome.status, "reason": outcome.reason}, {})
+            tracker.start("", {"status": outcome.status, "reason": outcome.reason}, {})
             tracker.send()
             for stage in reversed(tracker.stages()):  # the parent last: with it, all that waits is sent
                 tracker.finish(stage, "FAILED" if outcome.status == "failed" else "KILLED")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sepscene.augment.draws import FILLER
+from sepscene.models.config import first_line
 from sepscene.models.encoders.heads import CoincidenceHead
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.ledger import Ledger
@@ -139,5 +140,4 @@ def out_of_memory(error: BaseException, advice: str) -> str:
     """What failed and what to do, for an error that says that a device's memory is full; empty for any other."""
     if not isinstance(error, torch.OutOfMemoryError) and _WORDS_OF_A_CPU not in str(error):
         return ""
-    first = str(error).strip().splitlines()[0]
-    return f"the memory of the trainer's device is full ({first}); {advice}"
+    return f"the memory of the trainer's device is full ({first_line(error)}); {advice}"

@@ -74,7 +74,7 @@ class LocalReports:
         """Args: validation: as `validation_of` gives it; none validates nothing."""
         self.folder = folder
         self.validation = validation
-        self.file = MetricsFile(folder.metrics, folder.name)
+        self.file = MetricsFile(folder)
 
     def __call__(
         self,
@@ -92,4 +92,4 @@ class LocalReports:
         self.validation.fn(ray.train.Checkpoint.from_directory(encoder))
         torch.set_num_threads(threads)
         shutil.rmtree(encoder)
-        collect_validations(self.folder.metrics, self.folder.name)
+        collect_validations(self.folder)

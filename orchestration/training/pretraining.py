@@ -28,7 +28,7 @@ from sepscene.models.encoders.network import network_class
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint, resume_point
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 from sepscene.orchestration.runtime.precision import training_precision
 from sepscene.orchestration.runtime.ray_compat import leaving_nodes
 from sepscene.orchestration.training.builders import build_objective, start_from
@@ -210,7 +210,7 @@ class Pretrainer:
 
 def pretrain_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs: its part of the stream, step by step, with the hooks beside it."""
-    if _folder(settings).fatal.exists():
+    if settings["folder"].fatal.exists():
         return  # a worker group before this one has found that to go on is no use
     worker = _pretrainer(settings, ray.train.torch.get_device())
     if worker.model is not None:
@@ -222,13 +222,9 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
     _train(worker, settings, batches, leaving_nodes, ray.train.report)
 
 
-def _folder(settings: dict[str, Any]) -> StageFolder:
-    return StageFolder(Path(settings["run"]), settings["stage"])
-
-
 def _pretrainer(settings: dict[str, Any], device: torch.device) -> Pretrainer:
     experiment = Experiment.model_validate(settings["experiment"])
-    return Pretrainer(experiment, settings["clips"], device, resume_point(_folder(settings)))
+    return Pretrainer(experiment, settings["clips"], device, resume_point(settings["folder"]))
 
 
 def _train(
@@ -239,7 +235,7 @@ def _train(
     report: Callable[..., None],
 ) -> None:
     """Args: batches: this worker's parts of the global ones; leaving, report: as `Saving` and `Reporting` take them."""
-    folder = _folder(settings)
+    folder: StageFolder = settings["folder"]
     training = worker.experiment.training
     saving = Saving(folder, worker.state, training.checkpoint_every_steps, training.checkpoints_kept, leaving)
     hooks = [
@@ -288,8 +284,8 @@ def pretrain(
     Raises:
         SepsceneError: as `Stage.run`.
     """
-    folder = StageFolder(run_dir, stage)
-    crashes = CrashCounts(folder.crashes)
+    folder = RunFolder(run_dir.resolve()).stage(stage)
+    crashes = CrashCounts(folder.run.crashes)
     start = experiment.training.start_encoder
     if start is not None:  # workers have working folders of their own
         experiment = experiment.changed({"training.start_encoder": str(Path(start).resolve())})
@@ -300,7 +296,7 @@ def pretrain(
         # The store is opened anew, as in another process: the maker closes it at its end.
         make = ViewMaker(service_settings(experiment, checkpoints), copy(store), crashes)
         batches = local_batches(draws_of(experiment, manifest, ledger), make, experiment.training, stop)
-        reports = LocalReports(_folder(settings), validation)
+        reports = LocalReports(folder, validation)
         _train(_pretrainer(settings, torch.device("cpu")), settings, batches, set, reports)
 
     return Stage(

@@ -85,7 +85,7 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
 
 
 def _stage_of(run_dir: Path, experiment: Experiment) -> StageFolder:
-    return StageFolder(run_dir, pretraining_stage(experiment.views.pair))
+    return RunFolder(run_dir).stage(pretraining_stage(experiment.views.pair))
 
 
 def _reported(block: dict[str, np.ndarray], view_B2P: Tensor, h_1_BD: Tensor, h_2_BD: Tensor) -> list[Replayed]:

@@ -208,7 +208,7 @@ class MixtureRate(Hook):
 def separator_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs: its part of the stream, step by step, with the hooks beside it."""
     experiment = Experiment.model_validate(settings["experiment"])
-    folder = StageFolder(Path(settings["run"]), settings["stage"])
+    folder: StageFolder = settings["folder"]
     separator = experiment.separator
     if folder.fatal.exists():
         return  # a worker group before this one has found that to go on is no use
@@ -222,7 +222,7 @@ def separator_worker(settings: dict[str, Any]) -> None:
     hooks = [
         MixtureRate(separator.batch_mixtures),
         Quarantine(worker.ledger, settings["clips"], training.quarantine_share, worker.device),
-        LadderKeeper(worker, folder.run, settings["held_out"]),
+        LadderKeeper(worker, folder.run.path, settings["held_out"]),
         saving,
         Reporting(),
     ]
@@ -263,7 +263,7 @@ def train_separator(
     epochs = -(-rows // len(manifest.clips))
     schedule = Schedule(seed=experiment.seed, clips=len(manifest.clips), epochs=epochs)
     Stage(
-        folder=StageFolder(run_dir, STAGE),
+        folder=RunFolder(run_dir.resolve()).stage(STAGE),
         worker=separator_worker,
         settings={
             "experiment": experiment.model_dump(mode="json"),

@@ -54,9 +54,9 @@ class Stage:
     """One stage of a run.
 
     Attributes:
-        folder: where its checkpoints are, and through which its processes speak to each other.
+        folder: where its checkpoints are, and through which its processes speak to each other; with an absolute path.
         worker: the training function of each worker.
-        settings: its plain settings, beside "run" and "stage", which say where the folder is.
+        settings: what the worker is given, beside "folder".
         stream: builds the data from what a ledger still lacks; called anew for every worker group.
         rows: rows of the schedule.
         resources: trainers and where they run.
@@ -100,7 +100,7 @@ class Stage:
                 raise SepsceneError(f"stage {self.folder.name} failed: its Train controller died {controller} times")
             self._note("its Train controller died, starting another")
             self._free_reserved()
-        collect_validations(self._metrics, self.folder.name)
+        collect_validations(self.folder)
         if self.folder.fatal.exists():
             raise SepsceneError(read_text(self.folder.fatal))
         last = newest_sound(self.folder.path)
@@ -110,19 +110,15 @@ class Stage:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        return {**self.settings, "run": str(self.folder.run.resolve()), "stage": self.folder.name}
-
-    @property
-    def _metrics(self) -> Path:
-        return self.folder.metrics.resolve()
+        return {**self.settings, "folder": self.folder}
 
     def _finished(self) -> Path | None:
         """The last checkpoint, when an earlier command came to the end of the schedule."""
         last = newest_sound(self.folder.path)
         if last is None or read_ledger(last).remaining():
             return None
-        recover_metrics(self._metrics, self.folder.name, steps_up_to(last))
-        collect_validations(self._metrics, self.folder.name)
+        recover_metrics(self.folder, steps_up_to(last))
+        collect_validations(self.folder)
         return last
 
     def _tidy(self) -> None:
@@ -152,7 +148,7 @@ class Stage:
             except BaseException as error:
                 raised.append(error)
 
-        watchdog = Watchdog(self._metrics, self._note, processes_of_run())
+        watchdog = Watchdog(self.folder.run.metrics, self._note, processes_of_run())
         thread = threading.Thread(target=fit, name=f"fit-{self.folder.name}", daemon=True)
         with checkpoint_on_signal(self.folder):
             thread.start()
@@ -191,17 +187,17 @@ class Stage:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))  # Ray hands it to the controller
         environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **kept_memory(), **trust_variables()}
         return trainer_class()(
-            functools.partial(_work, self.worker, self.folder.reserved.resolve()),
+            functools.partial(_work, self.worker, self.folder.reserved),
             train_loop_config=self._settings,
             datasets={"views": self._remaining},
             dataset_config=ray.train.DataConfig(execution_options=self.options),
             scaling_config=_scaling(self.resources),
             run_config=ray.train.RunConfig(
                 name=self.folder.shown,
-                storage_path=str(self.folder.path.resolve()),
+                storage_path=str(self.folder.path),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
                 failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-                callbacks=[MetricsFile(self._metrics, self.folder.name), *self.callbacks],  # type: ignore[list-item]
+                callbacks=[MetricsFile(self.folder), *self.callbacks],  # type: ignore[list-item]
                 # Ray's type hints still describe its first Train; this is the second, whose classes these are.
                 worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
             ),
@@ -221,7 +217,7 @@ class Stage:
         chosen = choose_resume_point(self.folder)
         if chosen is None:
             return Ledger(self.rows)
-        recover_metrics(self._metrics, self.folder.name, steps_up_to(chosen))
+        recover_metrics(self.folder, steps_up_to(chosen))
         return read_ledger(chosen).try_again()
 
     def _free_reserved(self) -> None:
@@ -236,7 +232,7 @@ class Stage:
 
     def _note(self, event: str) -> None:
         with suppress(OSError):  # on a full disk, the end of the stage says more
-            append_metrics(self._metrics, self.folder.name, [{"event": event}])
+            append_metrics(self.folder, [{"event": event}])
 
 
 def _work(worker: Callable[[dict[str, Any]], None], note: Path, settings: dict[str, Any]) -> None:

@@ -100,9 +100,8 @@ def validation_of(experiment: Experiment, manifest: Manifest, folder: StageFolde
         return None
     clips = choose_probe(manifest, experiment.training.validation_clips)
     resources = experiment.resources
-    there = StageFolder(folder.run.resolve(), folder.name)
     return ValidationConfig(
-        fn=partial(validate, experiment=experiment, clips=clips, folder=there),
+        fn=partial(validate, experiment=experiment, clips=clips, folder=folder),
         ray_remote_kwargs={"num_cpus": resources.validation_cpus, "num_gpus": resources.validation_gpus},
     )
 

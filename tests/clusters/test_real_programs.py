@@ -39,7 +39,7 @@ def test_slurm_trains_on_two_nodes_stops_with_a_checkpoint_and_continues(tmp_pat
     assert "stopped; what is done is kept" in logs[0], logs[0][-3000:]
     assert 0 < outcome["rows_at_stop"] < outcome["rows"]
     assert outcome["state"] == 2 * ["JobState=COMPLETED", "ExitCode=0:0"], logs[1][-3000:]  # of both components
-    ledger = Ledger.from_json((tmp_path / "runs" / "mine" / "ledger.json").read_text())
+    ledger = Ledger.load(tmp_path / "runs" / "mine" / "ledger.json")
     assert ledger.intervals == [(0, outcome["rows"])] and not ledger.quarantined
 
 
@@ -48,7 +48,7 @@ def test_ray_up_over_sshd_starts_a_cluster_that_trains_stops_and_continues(tmp_p
     outcome = in_namespaces("tests.clusters.onprem", tmp_path)
     assert (outcome["up"], outcome["stop"], outcome["again"], outcome["down"]) == (0, 0, 0, 0), outcome
     assert outcome["stopped"] != 0 and 0 < outcome["rows_at_stop"] < outcome["rows"]
-    ledger = Ledger.from_json((tmp_path / "runs" / "mine" / "ledger.json").read_text())
+    ledger = Ledger.load(tmp_path / "runs" / "mine" / "ledger.json")
     assert ledger.intervals == [(0, outcome["rows"])] and not ledger.quarantined
 
 
@@ -60,5 +60,5 @@ def test_skypilot_keeps_its_workers_until_the_run_has_ended(tmp_path: Path) -> N
     outcome = in_namespaces("tests.clusters.skypilot", tmp_path, str(python))
     logs = [(tmp_path / f"n{rank}.run.log").read_text() for rank in (0, 1)]
     assert (outcome["head"], outcome["worker"]) == (0, 0), logs[0][-3000:] + logs[1][-1000:]
-    ledger = Ledger.from_json((tmp_path / "share" / "runs" / "mine" / "ledger.json").read_text())
+    ledger = Ledger.load(tmp_path / "share" / "runs" / "mine" / "ledger.json")
     assert ledger.intervals == [(0, ledger.rows)]

@@ -9,7 +9,7 @@ import pytest
 
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_ledger
-from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.tasks.datasets.readers import Manifest
 from tests.faults.faults import (
@@ -69,7 +69,7 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
         made = newest_sound(run_dir / "checkpoints" / STAGE)
         assert made is not None and 0 < read_ledger(made).consumed < read_ledger(made).rows
         assert number == signal.SIGKILL or read_ledger(made).consumed >= 16 * steps_done(run_dir)
-        StageFolder(run_dir, STAGE).ray_snapshot.write_text('{"ckpt')
+        RunFolder(run_dir).stage(STAGE).ray_snapshot.write_text('{"ckpt')
         command = [*command, "--resume"]
     before, again = steps_done(run_dir), time.time()
     kills += [after(step, run_dir, kill(title)) for step, title in killed[1:]]

@@ -180,7 +180,7 @@ def test_nothing_behind_knows_that_the_parts_are_somebody_s_own(finished: Path) 
     assert {processor.name: processor.digest for processor in results.ladder} == {
         name: card.digest for name, card in kept.items()
     }
-    assert Ledger.from_json((finished / "ledger.json").read_text()).intervals == [(0, 48)]
+    assert Ledger.load(finished / "ledger.json").intervals == [(0, 48)]
     store = list_store(str(finished.parent / "store"))
     assert {card.digest for card in kept.values()} < {group.processor for group in store.groups}
     assert sum(group.entries for group in store.groups if group.processor.startswith("scores-")) > 24

@@ -67,7 +67,7 @@ def test_the_folder_is_the_truth_about_the_run(finished: tuple[Path, str, str], 
     stages = {stage.name for stage in results.stages}
     assert {"separator", "pretrain-mix-chan", "pretrain-mix-mix", "evaluate"} <= stages
     rows = nano.training.epochs * 24
-    assert Ledger.from_json((run / "ledger.json").read_text()).intervals == [(0, rows)]
+    assert Ledger.load(run / "ledger.json").intervals == [(0, rows)]
     assert max(record["step"] for record in read_metrics(run) if record["stage"] == "pretrain-mix-chan") == rows // 16
     assert load_encoder(run / "encoder").embedding_dim == 16
     card = (run / "encoder" / "README.md").read_text()

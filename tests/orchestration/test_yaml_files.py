@@ -96,6 +96,7 @@ def test_a_path_that_is_not_utf8_is_refused_before_anything_is_made(tmp_path: Pa
 def test_a_fault_that_quotes_such_a_name_can_be_kept(tmp_path: Path) -> None:
     cause = ClipError("a.wav", "caf\udce9 is gone").cause
     ledger = Ledger(rows=4, quarantined={"a.wav": cause})
-    assert Ledger.from_json(ledger.to_json()).quarantined == {"a.wav": r"caf\udce9 is gone"}
+    (tmp_path / "ledger.json").write_text(ledger.to_json())
+    assert Ledger.load(tmp_path / "ledger.json").quarantined == {"a.wav": r"caf\udce9 is gone"}
     results = LedgerResult(rows=4, consumed=0, lost=4, twice=0, quarantined=ledger.quarantined)
     assert LedgerResult.model_validate_json(results.model_dump_json()) == results

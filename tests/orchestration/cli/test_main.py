@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -84,6 +85,19 @@ def test_the_process_ends_with_two_and_no_traceback(tmp_path: Path) -> None:
         and "Traceback" not in done.stderr
         and "objective.terms.similarity.temperature" in done.stderr
     )
+
+
+def test_doctor_measures_the_folder_that_a_run_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies in the system's folder for temporary files, which alone would be short enough."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with TemporaryDirectory(prefix=20 * "t", dir="/tmp") as folder:
+        assert len(folder) < 39
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        with pytest.raises(SepsceneError, match=rf"{folder}/sepscene-\d+, has a path of .* set RAY_TMPDIR"):
+            doctor._temp_folder()
+    monkeypatch.setenv("RAY_TMPDIR", "/" + 39 * "t")
+    with pytest.raises(SepsceneError, match="set RAY_TMPDIR to a shorter one"):
+        doctor._temp_folder()
 
 
 def test_separators_of_another_rate_are_refused_before_anything_starts(tmp_path: Path) -> None:

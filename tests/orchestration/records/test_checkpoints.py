@@ -20,7 +20,7 @@ from sepscene.orchestration.records.checkpoints import (
     write_checkpoint,
 )
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder
 
 
 def write(root: Path, step: int) -> Path:
@@ -70,7 +70,7 @@ def test_a_manifest_that_does_not_list_all_files_proves_nothing(tmp_path: Path) 
 
 
 def test_all_workers_start_from_what_was_chosen(tmp_path: Path) -> None:
-    stage = StageFolder(tmp_path, "pretrain")
+    stage = RunFolder(tmp_path).stage("pretrain")
     assert choose_resume_point(stage) is None and resume_point(stage) is None
     first = write(stage.path, 1)
     assert choose_resume_point(stage) == first

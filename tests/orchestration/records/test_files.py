@@ -37,7 +37,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "reproduction": ("reproduction.json", ReproductionResults.load),
     "metrics": ("metrics.jsonl", read_metrics),
     "ladder": ("ladder/ladder.json", read_ladder),
-    "ledger": ("ledger.json", lambda run: Ledger.from_json(RunFolder(run).ledger.read_text("latin-1"))),
+    "ledger": ("ledger.json", lambda run: Ledger.load(RunFolder(run).ledger)),
     "evidence": ("evaluation/mix-chan.npz", lambda run: load_evidence(RunFolder(run).evidence("mix-chan"))),
     "checkpoint": ("manifest.json", is_sound),
     "timings": ("stages.json", lambda run: read_typed_or(RunFolder(run).timings, dict[str, float], {})),

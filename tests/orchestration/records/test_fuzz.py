@@ -28,7 +28,7 @@ from sepscene.orchestration.records.checkpoints import (
     read_steps,
     write_checkpoint,
 )
-from sepscene.orchestration.records.files import read_text, read_typed_or, write_whole
+from sepscene.orchestration.records.files import read_typed_or, write_whole
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.mlflow_address import tracking_uri_of
 from sepscene.orchestration.records.mlflow_mirror import Tracker
@@ -40,7 +40,7 @@ from sepscene.orchestration.records.results import (
     TrialFacts,
     read_metrics,
 )
-from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.run_lock import check_free
 from sepscene.orchestration.records.sweep_folder import StudyFolder, SweepFolder
 from sepscene.orchestration.reports.run_report import reported_events
@@ -110,7 +110,7 @@ def experiment_file(folder: Path) -> Path:
 
 def skipped_rows(folder: Path) -> Path:
     experiment_file(folder)
-    path = StageFolder(folder, "pretrain-mix-chan").bad_rows
+    path = RunFolder(folder).stage("pretrain-mix-chan").bad_rows
     path.parent.mkdir(parents=True)
     path.write_text("[[1, 2], [3, 4]]")
     return path
@@ -187,7 +187,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "experiment.yaml": (experiment_file, lambda folder: load_experiment(RunFolder(folder).experiment)),
     "sweep.json": (sweep_file, SweepResults.load),
     "reproduction.json": (reproduction_file, ReproductionResults.load),
-    "ledger.json": (ledger, lambda folder: Ledger.from_json(read_text(RunFolder(folder).ledger))),
+    "ledger.json": (ledger, lambda folder: Ledger.load(RunFolder(folder).ledger)),
     "stages.json": (written("stages.json", b'{"separator": 3.5, "evaluate": 1}'), lambda folder: read_typed_or(
         RunFolder(folder).timings, dict[str, float], {})),
     "manifest.json": (checkpoint("manifest.json"), newest_sound),

@@ -1,10 +1,19 @@
 """The ledger against a plain set of rows."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from sepscene.augment.locations import PASSING
 from sepscene.orchestration.records.ledger import Ledger, nth_rows
+
+
+def read(text: str, folder: Path) -> Ledger:
+    """The ledger of a file that holds this text."""
+    path = folder / "ledger.json"
+    path.write_text(text)
+    return Ledger.load(path)
 
 
 def test_any_order_of_consumption_gives_the_same_ledger() -> None:
@@ -27,14 +36,14 @@ def test_a_row_twice_or_outside_is_refused_and_changes_nothing(rows: list[int]) 
     assert ledger.intervals == [(3, 6)]
 
 
-def test_rows_twice_are_counted_in_a_ledger_that_somebody_else_wrote() -> None:
+def test_rows_twice_are_counted_in_a_ledger_that_somebody_else_wrote(tmp_path: Path) -> None:
     assert Ledger(10, [(0, 3), (5, 6)]).twice == 0
-    assert Ledger.from_json('{"rows": 10, "intervals": [[0, 5], [3, 7], [4, 6]], "quarantined": {}}').twice == 4
+    assert read('{"rows": 10, "intervals": [[0, 5], [3, 7], [4, 6]], "quarantined": {}}', tmp_path).twice == 4
 
 
-def test_json_round_trip() -> None:
+def test_json_round_trip(tmp_path: Path) -> None:
     ledger = Ledger(10, [(0, 3), (5, 6)], {"a.wav": "empty"})
-    assert Ledger.from_json(ledger.to_json()) == ledger
+    assert read(ledger.to_json(), tmp_path) == ledger
 
 
 def test_nth_rows_walks_the_intervals() -> None:
@@ -44,12 +53,12 @@ def test_nth_rows_walks_the_intervals() -> None:
     assert nth_rows([], np.arange(2), beyond=-1).tolist() == [-1, -1]
 
 
-def test_rows_whose_clips_could_not_be_read_are_tried_again() -> None:
+def test_rows_whose_clips_could_not_be_read_are_tried_again(tmp_path: Path) -> None:
     ledger = Ledger(20)
     ledger.consume(np.arange(12))
     ledger.quarantined = {"gone": f"{PASSING}: no such file", "torn": "truncated"}
     ledger.skip(np.array([0, 5, 6, 11]), np.array([11, 5, 6]))
-    ledger = Ledger.from_json(ledger.to_json())
+    ledger = read(ledger.to_json(), tmp_path)
     assert ledger.untrained == 4 and ledger.unread == [(5, 7), (11, 12)]
     again = ledger.try_again()
     assert again.remaining() == [(5, 7), (11, 20)] and again.untrained == 1
@@ -59,5 +68,5 @@ def test_rows_whose_clips_could_not_be_read_are_tried_again() -> None:
     assert Ledger(5).try_again() == Ledger(5)
 
 
-def test_a_ledger_of_an_earlier_version_is_read() -> None:
-    assert Ledger.from_json('{"rows": 5, "intervals": [[0, 2]], "quarantined": {}}') == Ledger(5, [(0, 2)])
+def test_a_ledger_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    assert read('{"rows": 5, "intervals": [[0, 2]], "quarantined": {}}', tmp_path) == Ledger(5, [(0, 2)])

@@ -12,6 +12,7 @@ from sepscene.orchestration.records.checkpoints import (
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import append_metrics, recover_metrics
 from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.records.run_folder import RunFolder
 
 
 def steps(run_dir: Path, stage: str) -> list[int]:
@@ -19,12 +20,12 @@ def steps(run_dir: Path, stage: str) -> list[int]:
 
 
 def test_steps_whose_report_died_with_its_workers_come_back_from_the_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    append_metrics(path, "separator", [{"step": 3, "loss": 9.0}])
-    append_metrics(path, "pretrain", [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}])
-    recover_metrics(path, "pretrain", [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 3.0}])
+    stage = RunFolder(tmp_path).stage("pretrain")
+    append_metrics(RunFolder(tmp_path).stage("separator"), [{"step": 3, "loss": 9.0}])
+    append_metrics(stage, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}])
+    recover_metrics(stage, [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 3.0}])
     assert steps(tmp_path, "pretrain") == [1, 2, 3]
-    recover_metrics(path, "pretrain", [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 3.0}])
+    recover_metrics(stage, [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 3.0}])
     assert steps(tmp_path, "pretrain") == [1, 2, 3]
 
 
@@ -39,15 +40,15 @@ def test_the_steps_of_all_kept_checkpoints_up_to_the_chosen_one_come_back(tmp_pa
 
 
 def test_the_first_checkpoint_of_a_file_that_was_never_written(tmp_path: Path) -> None:
-    recover_metrics(tmp_path / "metrics.jsonl", "pretrain", [{"step": 1, "loss": 1.0}])
+    recover_metrics(RunFolder(tmp_path).stage("pretrain"), [{"step": 1, "loss": 1.0}])
     assert steps(tmp_path, "pretrain") == [1]
 
 
 def test_a_torn_line_is_passed_over_and_what_follows_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    append_metrics(path, "pretrain", [{"step": 1}])
-    with path.open("a") as file:
+    stage = RunFolder(tmp_path).stage("pretrain")
+    append_metrics(stage, [{"step": 1}])
+    with stage.run.metrics.open("a") as file:
         file.write('{"stage": "pretrain", "st')
-    append_metrics(path, "pretrain", [{"step": 2}])
-    append_metrics(path, "pretrain", [{"step": 3}])
+    append_metrics(stage, [{"step": 2}])
+    append_metrics(stage, [{"step": 3}])
     assert steps(tmp_path, "pretrain") == [1, 2, 3]

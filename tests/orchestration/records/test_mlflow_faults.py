@@ -11,8 +11,7 @@ from mlflow import MlflowClient
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.mlflow_address import default_tracking_uri, tracking_uri_of
 from sepscene.orchestration.records.mlflow_mirror import Tracker, closing, sync
-from sepscene.orchestration.records.mlflow_ui import start_ui
-from tests.faults.hosts import free_port
+from sepscene.orchestration.records.mlflow_ui import tracking_store
 from tests.orchestration.records.test_mlflow_mirror import check_the_run, track_a_run
 
 
@@ -51,7 +50,7 @@ def test_trials_of_a_lost_sweep_lie_below_their_sweep_again(tmp_path: Path) -> N
     parent = track_a_run(first, sweep)
     (sweep / "trials" / "a").mkdir(parents=True)
     trial = Tracker(first, "sepscene", sweep / "trials" / "a")
-    trial.start({"mlflow.parentRunId": str(parent.run_id())}, {})
+    trial.start("", {"mlflow.parentRunId": str(parent.run_id())}, {})
     trial.finish("")
     sync(sweep, second)
     again = [Tracker(second, "sepscene", folder) for folder in (sweep, sweep / "trials" / "a")]
@@ -135,11 +134,11 @@ def test_a_store_that_keeps_files_elsewhere_is_refused(tmp_path: Path) -> None:
     client = MlflowClient(tracking_uri=uri)
     client.create_experiment("sepscene", artifact_location=(tmp_path / "of the user").as_uri())
     tracker = Tracker(uri, "sepscene", tmp_path)
-    tracker.start({}, {})
+    tracker.start("", {}, {})
     tracker.send()
     assert "stranger" in str(tracker.fault) and not (tmp_path / "of the user").exists()
     with pytest.raises(SepsceneError, match="stranger"):
-        start_ui(tmp_path, free_port())
+        tracking_store(tmp_path)
 
 
 @pytest.mark.slow
@@ -150,7 +149,7 @@ def test_lasting_faults_are_named_once_and_not_tried_again(tmp_path: Path, caplo
     caplog.clear()
     tracker = Tracker(uri, "sepscene", tmp_path)
     for _ in range(3):
-        tracker.start({}, {})
+        tracker.start("", {}, {})
         tracker.send()
     assert "mlflow experiments restore" in str(tracker.fault) and len(caplog.records) == 1
     with pytest.raises(SepsceneError, match="mlflow experiments restore"):
@@ -166,7 +165,7 @@ def test_a_store_of_another_mlflow_is_left_as_it_is(tmp_path: Path, schema: str,
         store.execute("UPDATE alembic_version SET version_num = ?", (schema,))
     before = (tmp_path / "mlflow.db").read_bytes()
     tracker = Tracker(uri, "sepscene", tmp_path)
-    tracker.start({}, {})
+    tracker.start("", {}, {})
     tracker.send()
     assert remedy in str(tracker.fault)
     assert (tmp_path / "mlflow.db").read_bytes() == before

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+import sepscene
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder, update_card
@@ -25,7 +26,8 @@ from sepscene.orchestration.records.mlflow_address import default_tracking_uri, 
 from sepscene.orchestration.records.mlflow_client import MlflowStore
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.mlflow_registry import _describe_version
-from sepscene.orchestration.records.mlflow_ui import USER, Ui, start_ui
+from sepscene.orchestration.records.mlflow_ui import USER, Ui, start_ui, tracking_store
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.system_metrics import sampled
 from tests.faults.hosts import free_port
 
@@ -42,11 +44,11 @@ def track_a_run(uri: str, run_dir: Path, steps: int = 20) -> Tracker:
     """All that a run tells MLflow, but for the encoder."""
     run_dir.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(uri, "sepscene", run_dir)
-    tracker.start({"experiment": "table4/S2+N/simclr-cp", "temperature": "0.2"}, {"objective.alpha": 1.0})
+    tracker.start("", {"experiment": "table4/S2+N/simclr-cp", "temperature": "0.2"}, {"objective.alpha": 1.0})
     tracker.log_data("", DATA)
-    tracker.start_stage("pretrain-mix-chan", {"stage": "pretrain-mix-chan"})
+    tracker.start("pretrain-mix-chan", {"stage": "pretrain-mix-chan"}, {})
     records = [{"step": step, "loss": 5.0 - step / 10, "waiting_share": 0.01} for step in range(steps)]
-    append_metrics(run_dir / "metrics.jsonl", "pretrain-mix-chan", records)
+    append_metrics(RunFolder(run_dir).stage("pretrain-mix-chan"), records)
     tracker.send()
     with sampled(run_dir, "pretrain-mix-chan"):
         pass
@@ -96,7 +98,7 @@ def check_the_model(uri: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (version,) = client.search_model_versions("name = 'sepscene-nano'")
     assert "| shallow_map | 0.3100 | 0.2700 to 0.3600 |" in version.description
     assert version.tags["sha256"] == json.loads((bundle / "config.json").read_text())["sha256"]
-    assert version.tags["shallow_map"] == "0.3100" and version.tags["sepscene_version"]
+    assert version.tags["shallow_map"] == "0.3100" and version.tags["sepscene_version"] == sepscene.__version__
     logged = client.get_logged_model(version.source.removeprefix("models:/"))
     assert logged.name == "nano mix-chan"
     assert ("2_quality/shallow_map", 0.31) in [(one.key, one.value) for one in logged.metrics or ()]
@@ -158,7 +160,7 @@ def log_in(server: Ui, monkeypatch: pytest.MonkeyPatch) -> None:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
     port = free_port()
-    running = start_ui(tmp_path, port)
+    running = start_ui(tracking_store(tmp_path), port)
     log_in(running, monkeypatch)
     yield running.address
     running.stop()
@@ -209,7 +211,7 @@ def test_what_a_server_missed_is_sent_once_it_is_there(tmp_path: Path, monkeypat
     missed = track_a_run(uri, tmp_path / "runs" / "first")
     assert missed.unsent > 0
     assert missed.run_id() is None
-    server = start_ui(tmp_path, port)
+    server = start_ui(tracking_store(tmp_path), port)
     log_in(server, monkeypatch)
     try:
         later = Tracker(uri, "sepscene", tmp_path / "runs" / "first")
@@ -232,7 +234,7 @@ def test_no_call_waits_for_a_server_that_does_not_answer(tmp_path: Path) -> None
     """A server that takes connections and says nothing holds up the thread that sends, and nobody else."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         tracker = Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "sepscene", tmp_path)
-        tracker.start({}, {})
+        tracker.start("", {}, {})
         sending = threading.Thread(target=tracker.send)
         sending.start()
         silent.settimeout(60)
@@ -267,7 +269,7 @@ def test_a_parameter_that_changed_when_a_run_goes_on_is_a_tag_and_holds_nothing_
     uri = default_tracking_uri(tmp_path)
     for trainers in (2, 1):
         tracker = Tracker(uri, "sepscene", tmp_path)
-        tracker.start({"kind": "sweep"}, {"resources.trainers": trainers, "seed": 0})
+        tracker.start("", {"kind": "sweep"}, {"resources.trainers": trainers, "seed": 0})
         tracker.send()
         assert tracker.unsent == 0
     found = MlflowClient(tracking_uri=uri).get_run(str(tracker.run_id())).data

@@ -38,7 +38,7 @@ def test_store_is_found_from_the_runs_folder_and_from_a_run(tmp_path: Path) -> N
     (tmp_path / "run").mkdir()
     expected = f"sqlite:///{tmp_path.resolve()}/mlflow.db"
     assert tracking_store(tmp_path) == tracking_store(tmp_path / "run") == expected
-    command = mlflow_ui_command(tmp_path, 5000)
+    command = mlflow_ui_command(expected, 5000)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--backend-store-uri") + 1] == expected
 
@@ -52,13 +52,13 @@ def test_a_run_is_shown_from_the_store_it_was_begun_in(tmp_path: Path) -> None:
         assert tracking_store(run_dir) == f"sqlite:///{folder}/mlflow.db"
 
 
-def test_no_store_and_a_store_with_its_own_ui_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_store_is_named_and_that_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     with pytest.raises(SepsceneError, match="give a folder of runs"):
         tracking_store(tmp_path / "a" / "b")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.org")
-    with pytest.raises(SepsceneError, match=r"tracking\.example\.org"):
-        mlflow_ui_command(tmp_path, 5000)
+    (tmp_path / "mlflow.db").write_text("")
+    assert tracking_store(tmp_path) == "https://tracking.example.org"
 
 
 def test_link_asks_for_training_runs_best_first() -> None:
@@ -95,7 +95,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def served(logged: tuple[Path, str]) -> Iterator[tuple[Ui, str]]:
-    server = start_ui(logged[0], free_port())
+    server = start_ui(tracking_store(logged[0]), free_port())
     yield server, logged[1]
     server.stop()
 
@@ -179,4 +179,4 @@ def test_server_listens_on_loopback_alone_and_a_taken_port_is_named(
         with pytest.raises(OSError), socket.create_connection((str(address), port), timeout=5):
             pass
     with pytest.raises(SepsceneError, match="in use"):
-        start_ui(logged[0], port)
+        start_ui(tracking_store(logged[0]), port)

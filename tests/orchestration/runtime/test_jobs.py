@@ -315,7 +315,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 def assert_ledger_exact(run: Path, rows: int) -> None:
     """Every row of the schedule was consumed, once: the intervals are one, and the steps are as many as rows allow."""
-    ledger = Ledger.from_json((run / "ledger.json").read_text())
+    ledger = Ledger.load(run / "ledger.json")
     assert ledger.rows == rows
     assert ledger.intervals == [(0, rows)]
     assert not ledger.quarantined

@@ -1,7 +1,6 @@
 """A cluster that cannot be reached, or sockets that do not fit, end in one message and not in minutes of tries."""
 
 import socket
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +26,7 @@ def test_an_address_where_nothing_answers_is_refused_with_its_name(closed_port: 
 def test_an_address_where_something_listens_passes() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         check_address(f"127.0.0.1:{server.getsockname()[1]}", patience_seconds=0)
-    check_address("auto")
+    check_address("local")
 
 
 @pytest.mark.parametrize(
@@ -46,13 +45,7 @@ def test_what_is_no_address_of_a_cluster_is_refused(address: str, says: str) -> 
         check_address(address, patience_seconds=0)
 
 
-def test_the_longest_folder_for_temporary_files_that_fits_a_socket(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    check_temp_folder(Path("/" + 38 * "t"))
+def test_the_longest_folder_for_temporary_files_that_fits_a_socket() -> None:
+    check_temp_folder("/" + 38 * "t")
     with pytest.raises(SepsceneError, match=r"has a path of 40 bytes.*may have 39: set RAY_TMPDIR"):
-        check_temp_folder(Path("/" + 39 * "t"))
-    monkeypatch.setenv("RAY_TMPDIR", "/" + 39 * "t")
-    with pytest.raises(SepsceneError, match="set RAY_TMPDIR to a shorter one"):
-        check_temp_folder()
+        check_temp_folder("/" + 39 * "t")

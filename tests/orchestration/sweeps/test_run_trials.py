@@ -25,6 +25,7 @@ from sepscene.orchestration.records.checkpoints import (
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.sweeps.config import make_sweep
 from sepscene.orchestration.sweeps.run_trials import run_trials
 from sepscene.orchestration.sweeps.schedulers import tuning_of
@@ -47,7 +48,7 @@ def scripted(run_dir: Path, experiment: Experiment, uri: str, tags: dict[str, st
     first = read_ledger(newest).rows if newest else 0
     note_steps(run_dir, experiment, CLIPS)
     (run_dir / "tags.json").write_text(json.dumps(tags))
-    append_metrics(run_dir / "metrics.jsonl", "pretrain-mix-chan", [{"event": f"starts at {first}"}])
+    append_metrics(RunFolder(run_dir).stage("pretrain-mix-chan"), [{"event": f"starts at {first}"}])
     for step in range(first + 1, STEPS + 1):
         time.sleep(experiment.training.clip_gradient_norm)
         write_checkpoint(stage / checkpoint_name(step), TrainingState(step, Ledger(step), {}))
@@ -55,7 +56,7 @@ def scripted(run_dir: Path, experiment: Experiment, uri: str, tags: dict[str, st
             os._exit(9)
         metric = experiment.objective.temperature * step
         record = {"step": step, "loss": 1.0, "validation_knn_map": metric}
-        append_metrics(run_dir / "metrics.jsonl", "pretrain-mix-chan", [record])
+        append_metrics(RunFolder(run_dir).stage("pretrain-mix-chan"), [record])
     encoder = EncoderResult(name="mix-chan", metrics={"shallow_map": Metric(value=metric)})
     results = RunResults(
         run_id=run_dir.name, experiment="x", scale="tiny", seed=0, started="", seconds=1, encoders=(encoder,)

@@ -37,8 +37,8 @@ def test_runs_of_trials_that_did_not_end_themselves_are_closed_in_mlflow(tmp_pat
         run_dir = tmp_path / "trials" / name
         run_dir.mkdir(parents=True)
         tracker = Tracker(uri, "sepscene", run_dir)
-        tracker.start({"status": "running"}, {})
-        tracker.start_stage("pretrain-mix-chan", {})
+        tracker.start("", {"status": "running"}, {})
+        tracker.start("pretrain-mix-chan", {}, {})
         tracker.send()
         runs[name] = [str(tracker.run_id(stage)) for stage in tracker.stages()]
         if word == "finished":

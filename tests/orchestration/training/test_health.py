@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.training.health import ends_when_memory_is_full, out_of_memory
 from sepscene.orchestration.training.pretraining import memory_advice
 
 
 def test_an_allocation_that_fails_is_noted_with_advice(nano: Experiment, tmp_path: Path) -> None:
-    folder = StageFolder(tmp_path, "pretrain")
+    folder = RunFolder(tmp_path).stage("pretrain")
     folder.path.mkdir(parents=True)
     with pytest.raises(RuntimeError), ends_when_memory_is_full(folder, memory_advice(nano, local_rows=64)):
         torch.empty(1 << 58)
@@ -23,7 +23,7 @@ def test_an_allocation_that_fails_is_noted_with_advice(nano: Experiment, tmp_pat
 
 
 def test_other_errors_are_left_as_they_are(tmp_path: Path) -> None:
-    folder = StageFolder(tmp_path, "pretrain")
+    folder = RunFolder(tmp_path).stage("pretrain")
     with pytest.raises(RuntimeError, match="shape"), ends_when_memory_is_full(folder, "advice"):
         torch.empty(2, 3) @ torch.empty(2, 3)
     assert not folder.fatal.exists()

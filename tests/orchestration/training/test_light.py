@@ -11,7 +11,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint, read_ledger
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import read_metrics
-from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.training.builders import encoder_of
 from sepscene.orchestration.training.light import starts_light
 from sepscene.orchestration.training.pretraining import pretrain
@@ -75,7 +75,7 @@ def test_a_light_trial_gives_the_same_numbers_and_goes_on_from_its_checkpoint(
     validated = [record["validation_knn_map"] for record in expected if "validation_knn_map" in record]
     assert validated[-1] == pytest.approx(by_hand, abs=1e-6)
     for folder in ("train", "light"):
-        best = StageFolder(tmp_path / folder, STAGE).best
+        best = RunFolder(tmp_path / folder).stage(STAGE).best
         assert best_metric(best) == max(validated)
         assert probe(load_encoder(best), clips, experiment) == pytest.approx(max(validated), abs=1e-6)
 

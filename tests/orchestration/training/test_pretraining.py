@@ -14,7 +14,7 @@ from sepscene.augment.draws import FILLER, SPECAUGMENT_UNIFORMS
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import write_checkpoint
-from sepscene.orchestration.records.run_folder import StageFolder, pretraining_stage
+from sepscene.orchestration.records.run_folder import RunFolder, pretraining_stage
 from sepscene.orchestration.training import saving
 from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.health import DIAGNOSED_EVERY_STEPS, BadSteps, Diagnostics, Quarantine
@@ -96,7 +96,7 @@ def weights(one: Pretrainer) -> list[torch.Tensor]:
 
 
 def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, tmp_path: Path) -> None:
-    one, folder = worker(nano), StageFolder(tmp_path, "pretrain")
+    one, folder = worker(nano), RunFolder(tmp_path).stage("pretrain")
     hook = BadSteps(folder, one.bad_rows, most=10)
     trained(one, [batch(0)], hook)
     before = weights(one)
@@ -111,7 +111,7 @@ def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, t
 
 
 def test_bad_steps_count_over_restarts(nano: Experiment, tmp_path: Path) -> None:
-    one, folder = worker(nano), StageFolder(tmp_path, "pretrain")
+    one, folder = worker(nano), RunFolder(tmp_path).stage("pretrain")
     spoil_the_weights(one)
     (step,) = trained(one, [batch(0)], BadSteps(folder, one.bad_rows, most=1)).steps
     assert not step.fatal
@@ -141,7 +141,7 @@ def test_replay_takes_the_rows_of_the_last_bad_step(nano: Experiment, tmp_path: 
     with pytest.raises(SepsceneError, match="has skipped no step"):
         last_bad_rows(tmp_path)
     one = worker(nano)
-    hook = BadSteps(StageFolder(tmp_path, pretraining_stage(nano.views.pair)), one.bad_rows, most=10)
+    hook = BadSteps(RunFolder(tmp_path).stage(pretraining_stage(nano.views.pair)), one.bad_rows, most=10)
     for step in range(2):
         spoil_the_weights(one)
         trained(one, [batch(step)], hook)

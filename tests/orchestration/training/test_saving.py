@@ -7,7 +7,7 @@ import pytest
 from sepscene.orchestration.records import checkpoints
 from sepscene.orchestration.records.checkpoints import TrainingState, newest_sound, read_checkpoint, write_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.training import saving
 from sepscene.orchestration.training.hooks import Step
 from sepscene.orchestration.training.saving import Saving
@@ -28,7 +28,7 @@ def last_step(run_dir: Path, steps: int, refusals: int, patience: float, monkeyp
     monkeypatch.setattr(saving, "FULL_DISK_SECONDS", patience)
     monkeypatch.setattr(checkpoints, "write_checkpoint", write)
     now = [0]
-    folder = StageFolder(run_dir, "stage")
+    folder = RunFolder(run_dir).stage("stage")
     hook = Saving(folder, lambda: TrainingState(now[0], Ledger(100, [(0, now[0])]), {}), EVERY, kept=1)
     for number in range(1, steps + 1):
         left[0] = refusals if number == steps else 0
@@ -43,7 +43,7 @@ def last_step(run_dir: Path, steps: int, refusals: int, patience: float, monkeyp
 def test_it_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     last = last_step(tmp_path, steps, 2, 60.0, monkeypatch)
     assert not last.fatal
-    newest = newest_sound(StageFolder(tmp_path, "stage").path)
+    newest = newest_sound(RunFolder(tmp_path).stage("stage").path)
     assert newest is not None
     state = read_checkpoint(newest)
     assert state.step == steps

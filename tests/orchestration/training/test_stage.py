@@ -13,7 +13,7 @@ from sepscene.orchestration.records.checkpoints import TrainingState, write_chec
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import Tracker
-from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow  # imports Ray, though it starts none
 BALANCE = {
@@ -28,8 +28,8 @@ def test_every_tenth_report_of_the_balance_is_a_line(nano: Experiment, tmp_path:
     reports = [{"step": 5 * n, "rows": 80 * n, **BALANCE} for n in range(1, 2 * BALANCE_EVERY + 5)]
     steps = [record for report in reports for record in ({"step": report["step"] - 1, "loss": 1.0}, report)]
     with run.stage("pretrain", "pretrain", 10_000):
-        append_metrics(tmp_path / "metrics.jsonl", "another", reports)
-        append_metrics(tmp_path / "metrics.jsonl", "pretrain", [*steps, {"event": "another stage sets the pace"}])
+        append_metrics(RunFolder(tmp_path).stage("another"), reports)
+        append_metrics(RunFolder(tmp_path).stage("pretrain"), [*steps, {"event": "another stage sets the pace"}])
     line = "pretrain: readers 20 rows/s, 2% busy, 0.1 blocks wait, 20 kB/s; trainers 20 rows/s, 75% busy, waiting 25%"
     assert out.getvalue().splitlines().count(line) == 2
     assert "pretrain: another stage sets the pace" in out.getvalue()
@@ -37,7 +37,7 @@ def test_every_tenth_report_of_the_balance_is_a_line(nano: Experiment, tmp_path:
 
 def test_a_stage_that_is_continued_shows_how_far_it_is(nano: Experiment, tmp_path: Path) -> None:
     steps = [{"step": 3, "rows": 48}, {"step": 4, "rows": 64}]
-    folder = StageFolder(tmp_path, "pretrain-mix-chan")
+    folder = RunFolder(tmp_path).stage("pretrain-mix-chan")
     write_checkpoint(folder.path / "step-00000004", TrainingState(4, Ledger(160), {}, steps))
     out = io.StringIO()
     run = Run(tmp_path, nano, Mock(spec=Tracker), Console(file=out, width=100))

@@ -16,7 +16,7 @@ from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.metrics_log import append_metrics, collect_validations, recover_metrics
 from sepscene.orchestration.records.results import read_metrics
-from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.runtime.placement import check_placement, demands, phases
 from sepscene.orchestration.training.builders import encoder_of
 from sepscene.orchestration.training.hooks import Step
@@ -53,15 +53,15 @@ def test_validation_without_labels_that_tell_anything_is_refused(labels: list[tu
 
 
 def test_records_are_moved_to_the_metrics_file_once_and_hide_no_step(tmp_path: Path) -> None:
-    path, folder = tmp_path / "metrics.jsonl", StageFolder(tmp_path, STAGE).validations
+    stage = RunFolder(tmp_path).stage(STAGE)
     for step in (20, 100):
-        write_whole(folder / f"step-{step:08d}.json", json.dumps({"step": step, METRIC: step / 200}))
+        write_whole(stage.validations / f"step-{step:08d}.json", json.dumps({"step": step, METRIC: step / 200}))
     for _ in range(2):
-        collect_validations(path, STAGE)
+        collect_validations(stage)
     assert [(record["step"], record[METRIC]) for record in read_metrics(tmp_path)] == [(20, 0.1), (100, 0.5)]
-    recover_metrics(path, STAGE, [{"step": 20, "rows": 320, "loss": 1.0}])
+    recover_metrics(stage, [{"step": 20, "rows": 320, "loss": 1.0}])
     assert read_metrics(tmp_path)[-1]["loss"] == 1.0
-    append_metrics(path, "other", [])
+    append_metrics(RunFolder(tmp_path).stage("other"), [])
 
 
 def handed_over(hand_over: HandOver) -> tuple[dict[str, Any], list[str]]:
@@ -97,7 +97,7 @@ def test_an_encoder_that_is_not_finite_is_reported_and_not_handed_over(nano: Exp
 
 
 def test_the_best_is_replaced_whole(nano: Experiment, tmp_path: Path) -> None:
-    best = StageFolder(tmp_path, STAGE).best
+    best = RunFolder(tmp_path).stage(STAGE).best
     assert best_metric(best) == -np.inf
     bundles = {}
     for step, value in ((2, 0.25), (4, 0.5), (6, 0.4)):
