@@ -43,7 +43,7 @@ from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.separator_training import STAGE as SEPARATOR
 from sepscene.orchestration.training.separator_training import separator_steps, train_separator
 from sepscene.orchestration.training.stream import schedule_of
-from sepscene.orchestration.training.throughput import balance_line, balance_of, bottleneck
+from sepscene.orchestration.training.throughput import balance_line, balance_of, bottleneck, waiting_share
 from sepscene.orchestration.training.validation import choose_probe
 from sepscene.tasks.datasets.audit import first_look
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
@@ -375,11 +375,14 @@ class Run:
     def _report_balance(self, stage: str, experiment: Experiment) -> None:
         """Say which part of the stream set the pace, and log the balance as metrics of the stage."""
         balance = balance_of(read_metrics(self.folder), stage)
-        if balance is None:
+        if not balance:
             return
         advice = bottleneck(balance, experiment)
         self.console.print(f"  {advice}", style="dim", highlight=False)
-        self.tracker.log_metrics(stage, {f"balance/{name}": value for name, value in balance.metrics().items()})
+        metrics = {name.removeprefix("views/").replace("/", "_"): value for name, value in balance.items()}
+        del metrics["trainers_core_share"]
+        metrics["waiting_share"] = waiting_share(balance)
+        self.tracker.log_metrics(stage, {f"balance/{name}": float(value) for name, value in metrics.items()})
         self.tracker.tag(stage, {"bottleneck": advice})
         if stage == pretraining_stage(self.experiment.views.pair):
             self.tracker.tag("", {"bottleneck": advice})
