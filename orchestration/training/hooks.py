@@ -67,12 +67,8 @@ class Step:
 class Hook:
     """Something beside the training loop. A hook overrides what it needs; all workers have the same hooks."""
 
-    def reports_after(self, number: int) -> bool:
-        """Whether all workers must report after this step; the answer depends on the number alone."""
-        return False
-
-    def wants_report(self) -> bool:
-        """Whether this worker would like all to report after the coming step; one that would is enough."""
+    def wants_report(self, number: int) -> bool:
+        """Whether all workers must report after the coming step, of this number; one worker that says so is enough."""
         return False
 
     def before_step(self, batch: Batch, waited_seconds: float) -> None:
@@ -122,7 +118,7 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
     """
     began = asked = time.perf_counter()
     for batch in batches:
-        wanted = any(hook.wants_report() for hook in hooks)
+        wanted = any(hook.wants_report(worker.step + 1) for hook in hooks)
         usable, rows, wanted = _shared_counts(batch, wanted, worker.device)
         with pause:
             arrived = time.perf_counter()
@@ -130,8 +126,7 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
                 hook.before_step(batch, arrived - asked)
             metrics = worker.consume(batch, usable)
             done = time.perf_counter()
-            step = Step(worker.step, metrics, usable, rows, arrived - asked, done - began)
-            step.reported = wanted or any(hook.reports_after(step.number) for hook in hooks)
+            step = Step(worker.step, metrics, usable, rows, arrived - asked, done - began, wanted)
             for hook in hooks:
                 hook.after_step(step)
         if step.fatal:

@@ -36,7 +36,7 @@ class Recorder(Hook):
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
-    def reports_after(self, number: int) -> bool:
+    def wants_report(self, number: int) -> bool:
         return number % DIAGNOSED_EVERY_STEPS == 0
 
     def after_step(self, step: Step) -> None:
