@@ -94,7 +94,7 @@ def pretrain(
         run = Run.open(folder, experiment, uri, console, resume)
         run.callbacks = callbacks
         with _closed(run, "pretrain"):
-            train, test = run.manifests()
+            train, test = run.manifests
             ladder = run.ladder(train)
             bundle = run.encoder(train, ladder)
             # Training does not wait for scikit-learn and the pictures, which take two seconds.
@@ -127,7 +127,7 @@ def train_separator(
     with prepared_session(experiment, address, verbose):
         run = Run.open(folder, experiment, default_tracking_uri(storage), Terminal(), resume)
         with _closed(run, "separator", "train"):
-            return run.ladder(run.manifests()[0])
+            return run.ladder(run.manifests[0])
 
 
 def _closed(run: "Run", *command: str) -> AbstractContextManager[None]:

@@ -149,7 +149,7 @@ def prefill(
     with prepared_session(resolved, address, verbose):
         run = Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True)
         with closing(run.tracker):
-            train, _ = run.manifests()
+            train, _ = run.manifests
             filled = run.prefill(train, run.ladder(train))
         parts = [f"{filled.present} of {filled.wanted} separated clips are in {run.store_uri()}"]
         if not filled.counts:

@@ -37,7 +37,6 @@ from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import BESIDE_THE_BAR, Terms, progress
 from sepscene.orchestration.runtime.precision import slow_precisions, with_precisions
 from sepscene.orchestration.training.builders import encoder_of
-from sepscene.orchestration.training.light import starts_light
 from sepscene.orchestration.training.prefill import Filled, fill, name_of_filling
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.separator_training import STAGE as SEPARATOR
@@ -226,12 +225,9 @@ class Run:
         timings[name] = timings.get(name, 0.0) + seconds
         write_whole(self.files.timings, json.dumps(timings, indent=2))
 
+    @cached_property
     def manifests(self) -> tuple[Manifest, Manifest]:
         """The training and the test clips, the same ones for cross-validation; read, and scenes generated, once."""
-        return self._manifests
-
-    @cached_property
-    def _manifests(self) -> tuple[Manifest, Manifest]:
         data = self.experiment.data
         if data.is_generated:
             self._generate_scenes()
@@ -281,7 +277,7 @@ class Run:
         self.record_inputs({}, training=train)
         steps = separator_steps(experiment)
         with self.stage(SEPARATOR, "train separator", steps, counts="step"):
-            return train_separator(experiment, train, self.folder, self.manifests()[1], self.callbacks)
+            return train_separator(experiment, train, self.folder, self.manifests[1], self.callbacks)
 
     def store_uri(self) -> str:
         """Where the SeparatedStore of this run lies: beside the run, for all runs of its storage."""
@@ -342,8 +338,7 @@ class Run:
         if experiment.store.mode == "prefill" and experiment.views.separates:
             self.prefill(train, ladder)
         with self.stage(stage, stage, rows, pair=experiment.views.pair):
-            light = starts_light(experiment) and not self.callbacks  # which are Ray Train's
-            newest = pretrain(experiment, train, ladder, self.folder, stage, self.store(), self.callbacks, light)
+            newest = pretrain(experiment, train, ladder, self.folder, stage, self.store(), self.callbacks)
             state = read_checkpoint(newest)
             card = {
                 "title": f"{experiment.name} ({experiment.views.pair})",

@@ -88,7 +88,7 @@ def share(
         ours = ours.changed({"views.pair": "mix-chan"})
     run = Run.open(SweepFolder(folder).shared.path, ours, tracking_uri, console, resume=True, tags=tags)
     with closing(run.tracker):
-        train, test = run.manifests()
+        train, test = run.manifests
         ladder = run.ladder(train) if separating else {}
         if ladder and not run.files.listening_page.exists():
             score_ladder(run, test, ladder)

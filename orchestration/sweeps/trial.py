@@ -53,7 +53,7 @@ def whole_run(run_dir: Path, experiment: Experiment, tracking_uri: str, tags: di
     configure_data(experiment.training.ordered)
     run = Run.open(run_dir, experiment, tracking_uri, Terminal(quiet=True), resume=True, tags=tags)
     with closing(run.tracker):
-        train, test = run.manifests()
+        train, test = run.manifests
         note_steps(run_dir, experiment, len(train.clips))
         run.encoder(train, run.ladder(train))
         results = evaluate_run(run, train, test, {})

@@ -34,7 +34,7 @@ from sepscene.orchestration.runtime.ray_compat import leaving_nodes
 from sepscene.orchestration.training.builders import build_objective, start_from
 from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine, ends_when_memory_is_full
 from sepscene.orchestration.training.hooks import Batch, consume_rows, run_steps, usable_rows
-from sepscene.orchestration.training.light import LocalReports, local_batches
+from sepscene.orchestration.training.light import LocalReports, local_batches, starts_light
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.orchestration.training.saving import Reporting, Saving
 from sepscene.orchestration.training.stage import Stage
@@ -273,9 +273,10 @@ def pretrain(
     stage: str,
     store: SeparatedStore | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
-    light: bool = False,
 ) -> Path:
     """Pre-train an encoder over the whole schedule, or continue; returns the newest checkpoint.
+
+    A trainer that can do without a process of its own works in this one (`light.py`), unless there are callbacks.
 
     Args:
         manifest: the training clips; labels are not looked at.
@@ -283,7 +284,6 @@ def pretrain(
         stage: name of the stage in metrics and checkpoints.
         store: where separated clips are kept; none separates every row live.
         callbacks: the user's own, for Ray Train.
-        light: train in this process; for an experiment of which `starts_light` says that it can.
 
     Raises:
         SepsceneError: as `Stage.run`.
@@ -313,5 +313,5 @@ def pretrain(
         options=execution_options(experiment),
         validation=validation,
         callbacks=callbacks,
-        here=here if light else None,
+        here=here if starts_light(experiment) and not callbacks else None,
     ).run()
