@@ -11,28 +11,52 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from sepscene.augment.draws import FILLER
 from sepscene.augment.locations import PASSING
+from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers
 
 Batch = dict[str, np.ndarray]
 
 
-class Worker(Protocol):
-    """What is trained: one worker's networks, optimiser and ledger."""
+class Worker:
+    """What is trained: one worker's network, optimiser and ledger. It needs no Ray."""
 
-    step: int
-    """Optimiser steps so far."""
-    device: torch.device
+    def __init__(self, network: nn.Module, optimizer: Optimizer, rows: int, device: torch.device) -> None:
+        """At the start of a schedule of so many rows."""
+        self.network = network
+        self.optimizer = optimizer
+        self.device = device
+        self.ledger = Ledger(rows)
+        self.step = 0
+        """Optimiser steps so far."""
 
     def consume(self, batch: Batch, usable: int) -> dict[str, float]:
         """One step on this worker's part of the global batch, of which all workers together can use this many rows."""
+        raise NotImplementedError
+
+    def state(self) -> TrainingState:
+        """What a checkpoint must hold to continue from here."""
+        tensors = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return TrainingState(self.step, self.ledger, tensors)
+
+    def restore(self, checkpoint: Path) -> TrainingState:
+        """Continue from a checkpoint; returns what it holds."""
+        state = read_checkpoint(checkpoint)
+        self.network.load_state_dict(state.tensors["model"])
+        self.optimizer.load_state_dict(state.tensors["optimizer"])
+        self.step = state.step
+        self.ledger = state.ledger.try_again()
+        return state
 
 
 @dataclass
