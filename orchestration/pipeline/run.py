@@ -156,13 +156,10 @@ class Run:
         self.tracker.tag("", self.inputs)
         data = self.experiment.data
         for context, manifest in manifests.items():
-            profile = {"clips": len(manifest), "classes": len(manifest.classes), "absent": len(manifest.absent)}
             splits = data.train if context == "training" else data.test
             source = data.root or str(self.files.scenes)
-            self.tracker.log_data("", {
-                "name": f"{data.format} {'+'.join(splits)}", "digest": manifest.digest(), "context": context,
-                "source": source if "://" in source else str(Path(source).resolve()), "profile": profile,
-            })  # fmt: skip
+            source = source if "://" in source else str(Path(source).resolve())
+            self.tracker.log_data(f"{data.format} {'+'.join(splits)}", context, source, manifest)
 
     @contextmanager
     def stage(self, name: str, title: str, total: int, counts: str = "rows", pair: str | None = None) -> Iterator[None]:
