@@ -21,6 +21,9 @@ from sepscene.models.spelling import unknown
 PCM_SCALE = 32767.0
 """16-bit PCM of full scale 1.0."""
 
+PCM_BYTES = 2
+"""Of one sample."""
+
 MIXTURE = -1
 """The channel number that stands for the mixture itself."""
 

@@ -24,7 +24,7 @@ from sepscene.models.separators.fast_path import fast_separator
 from sepscene.models.separators.folder import load_separator
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.builders import build_objective
-from sepscene.orchestration.training.pretraining import Views
+from sepscene.orchestration.training.pretrainer import Views
 from sepscene.orchestration.training.stream import schedule_of
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.distributed.batchnorm import synchronise_batchnorm

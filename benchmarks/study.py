@@ -43,7 +43,7 @@ from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.allocator import MALLOC
 from sepscene.orchestration.training.builders import build_objective, start_from
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
-from sepscene.orchestration.training.pretraining import Views, pcm_pair
+from sepscene.orchestration.training.pretrainer import Views, pcm_pair
 from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.orchestration.training.separator_training import read_ladder
 from sepscene.orchestration.training.stream import schedule_of

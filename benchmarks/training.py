@@ -38,8 +38,10 @@ from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.runtime.session import connect, disconnect
+from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.flops import step_flops
-from sepscene.orchestration.training.pretraining import Views, build_objective, pcm_pair, pretrain_worker
+from sepscene.orchestration.training.pretrainer import Views, pcm_pair
+from sepscene.orchestration.training.pretraining import pretrain_worker
 from sepscene.orchestration.training.stage import Stage
 from sepscene.orchestration.training.stream import execution_options
 

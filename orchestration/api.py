@@ -93,7 +93,7 @@ def pretrain(
     with prepared_session(experiment, address, verbose, dashboard):
         with Run.open(folder, experiment, uri, console, resume) as run, _continuable(run, "pretrain"):
             run.callbacks = callbacks
-            train, test = run.manifests()
+            train, test = run.manifests
             ladder = run.ladder(train)
             bundle = run.encoder(train, ladder)
             # Training does not wait for scikit-learn and the pictures, which take two seconds.
@@ -126,7 +126,7 @@ def train_separator(
     with prepared_session(experiment, address, verbose):
         opened = Run.open(folder, experiment, default_tracking_uri(storage), Terminal(), resume)
         with opened as run, _continuable(run, "separator", "train"):
-            return run.ladder(run.manifests()[0])
+            return run.ladder(run.manifests[0])
 
 
 def _continuable(run: "Run", *command: str) -> AbstractContextManager[None]:

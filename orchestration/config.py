@@ -16,7 +16,7 @@ from sepscene.augment.audio import AudioFormat
 from sepscene.augment.augmentations.settings import Augmentations, Choice, SpecAugment
 from sepscene.augment.locations import is_utf8
 from sepscene.augment.store.separated_store import StoreSettings
-from sepscene.augment.views import Views
+from sepscene.augment.views import PCM_BYTES, Views
 from sepscene.models.card import dotted
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
@@ -32,7 +32,6 @@ from sepscene.orchestration.terminal import printable
 from sepscene.orchestration.yaml_files import as_yaml, read_yaml, secret_in, texts_of
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
-_PCM_BYTES = 2
 MOST_BLOCK_BYTES = 128 * 2**20
 """Larger blocks of whole clips are cut by Ray Data (its `target_max_block_size`), and equal blocks keep the order."""
 
@@ -253,7 +252,7 @@ class Experiment(Config):
                 f"training.global_batch {self.training.global_batch} is not a multiple of resources.trainers x "
                 f"training.service_rows = {per_step}{elastic}; change one of the three"
             )
-        block = self.training.service_rows * self.audio.samples * _PCM_BYTES
+        block = self.training.service_rows * self.audio.samples * PCM_BYTES
         if block > MOST_BLOCK_BYTES:
             raise ValueError(
                 f"a block of training.service_rows {self.training.service_rows} clips has {block >> 20} MiB, more than "

@@ -147,7 +147,7 @@ def prefill(
     folder = folder_in(storage, run_id or f"prefill-{resolved.digest()}", "the run id")
     with prepared_session(resolved, address, verbose):
         with Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True) as run:
-            train, _ = run.manifests()
+            train, _ = run.manifests
             filled = run.prefill(train, run.ladder(train))
         parts = [f"{filled.present} of {filled.wanted} separated clips are in {run.store_uri()}"]
         if not filled.counts:

@@ -48,7 +48,7 @@ def evaluate(
     experiment = load_experiment(RunFolder(run).experiment)
     with prepared_session(experiment, address, verbose):
         with Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True) as opened:
-            train, test = opened.manifests()
+            train, test = opened.manifests
             evaluate_run(opened, train, test, opened.ladder(train))
         summarise(opened)
 
@@ -218,7 +218,7 @@ def replay_command(
     opened = Run(
         run.resolve(), load_experiment(RunFolder(run).experiment), Tracker(tracking_uri_of(run), "", run), console
     )
-    found, loss = replay(run.resolve(), opened.manifests()[0], row)
+    found, loss = replay(run.resolve(), opened.manifests[0], row)
     for one in found:
         console.print(one, highlight=False)
     console.print(f"loss of these rows: {loss:.6f}")

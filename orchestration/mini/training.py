@@ -3,16 +3,13 @@
 Shapes: B pairs of a step, N clips, S channels, L frames of a clip, P frames of a patch, F bands.
 """
 
-import math
 from collections import defaultdict
-from pathlib import Path
 from statistics import mean
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sepscene.augment.augmentations.augmentation import Augmenter
 from sepscene.augment.augmentations.settings import streams_of
 from sepscene.augment.draws import Schedule
 from sepscene.augment.views import MIXTURE, choose_channels, patch_samples, view_starts
@@ -21,10 +18,9 @@ from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.network import network_class
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.data import LogMelStore
-from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.training.builders import build_objective, check_parts, check_start, start_from
-from sepscene.orchestration.training.optimizer import adamw, learning_rate
-from sepscene.tasks.losses.joint import JointObjective
+from sepscene.orchestration.training.builders import check_parts, check_start
+from sepscene.orchestration.training.hooks import Batch
+from sepscene.orchestration.training.pretrainer import Pretrainer
 
 
 def refuse_what_is_ignored(experiment: Experiment) -> None:
@@ -98,23 +94,14 @@ class ViewCrops:
         return self.front_end.level_patches(first), self.front_end.level_patches(second), draws
 
 
-class MiniTrainer:
+class MiniTrainer(Pretrainer):
     """Model, optimiser and ledger of one trial."""
 
     def __init__(self, experiment: Experiment, crops: ViewCrops) -> None:
-        self.experiment = experiment
+        """It computes in float32, whatever this CPU does well."""
+        in_float32 = experiment.changed({"training.precision": "float32"})
+        super().__init__(in_float32, crops.schedule.clips, torch.device("cpu"))
         self.crops = crops
-        self.augment = Augmenter(experiment.used_augmentations)
-        objective = build_objective(experiment)
-        if experiment.training.start_encoder is not None:
-            start_from(objective, Path(experiment.training.start_encoder))
-        self.objective: JointObjective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = adamw(self.objective, experiment.training, torch.device("cpu"))
-        self.rows = crops.schedule.rows
-        self.batch = experiment.training.global_batch
-        self.steps = -(-self.rows // self.batch)
-        self.step = 0
-        self.ledger = Ledger(self.rows)
         self.losses: dict[str, list[float]] = defaultdict(list)
 
     def advance(self) -> None:
@@ -123,30 +110,18 @@ class MiniTrainer:
         Raises:
             SepsceneError: when the loss is not finite.
         """
-        training = self.experiment.training
-        objective = self.experiment.objective
-        row_N = np.arange(self.step * self.batch, min((self.step + 1) * self.batch, self.rows))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(training, self.step, self.steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        result = self.objective(*self.patches(row_N), weights=objective.weights_at(self.step))
-        result.loss.backward()
-        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), training.clip_gradient_norm))
-        if not math.isfinite(float(result.parts["loss"]) + norm):
-            raise SepsceneError(
-                f"step {self.step + 1} has a loss or gradient that is not finite: lower the learning rate"
-            )
-        self.optimizer.step()
-        self.ledger.consume(row_N)
-        self.step += 1
-        for name in self.objective.terms:
-            self.losses[name].append(float(result.parts[name]))
-        self.losses["gradient_norm"].append(norm)
+        begin = self.ledger.consumed
+        row_N = np.arange(begin, min(begin + self.experiment.training.global_batch, self.ledger.rows))
+        metrics = self.consume({"row": row_N, "fault": np.full(len(row_N), "")}, len(row_N))
+        if metrics["bad"]:
+            raise SepsceneError(f"step {self.step} has a loss or gradient that is not finite: lower the learning rate")
+        for name in (*self.objective.terms, "gradient_norm"):
+            self.losses[name].append(metrics[name])
 
-    def patches(self, row_N: np.ndarray) -> tuple[Tensor, ...]:
-        """The log-mel patches of both views."""
-        first, second, draws = self.crops(row_N)
-        views: tuple[Tensor, ...] = self.augment("log-mel", torch.stack((first, second), dim=1), draws).unbind(1)
+    def logmels(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The log-mel patches (B, P, F) of both views of the rows, from the store."""
+        first, second, draws = self.crops(batch["row"])
+        views: tuple[Tensor, ...] = self.views.augment("log-mel", torch.stack((first, second), dim=1), draws).unbind(1)
         return views
 
     def last_losses(self) -> dict[str, float]:

@@ -35,7 +35,7 @@ from sepscene.orchestration.records.run_folder import pretraining_stage
 from sepscene.orchestration.reports.listening_data import listening_page
 from sepscene.orchestration.reports.run_report import write_report
 from sepscene.orchestration.runtime.placement import actor_demand
-from sepscene.orchestration.training.throughput import Balance, balance_of, bottleneck, store_counts
+from sepscene.orchestration.training.throughput import balance_of, bottleneck, store_counts, waiting_share
 from sepscene.tasks.datasets.readers import Manifest
 
 STAGE = "evaluate"
@@ -210,8 +210,8 @@ def _stages(timings: dict[str, float], metrics: list[dict[str, float | str]]) ->
                 name=name,
                 seconds=seconds,
                 rows=rows,
-                busy_share=balance.busy["trainers"] if balance else None,
-                waiting_share=balance.waiting if balance else share,
+                busy_share=balance.get("trainers/busy"),
+                waiting_share=waiting_share(balance) if balance else share,
                 note=_store_note(records),
             )
         )
@@ -226,20 +226,20 @@ def _store_note(records: list[dict[str, float | str]]) -> str:
     return "store: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) if counts else ""
 
 
-def _feeding(name: str, seconds: float, rows: int, balance: Balance) -> list[StageResult]:
+def _feeding(name: str, seconds: float, rows: int, balance: Mapping[str, float]) -> list[StageResult]:
     """Readers and separation actors of a streaming stage, which work for as long as it does, and what went through."""
-    pace = max(balance.rows_per_second, 1e-9)
+    pace = max(balance["rows_per_second"], 1e-9)
     return [
         StageResult(
             name=f"{name}: {part}",
             seconds=seconds,
-            rows=round(rows * balance.stage_rows_per_second[part] / pace),  # separation is spared those from the store
-            busy_share=balance.busy[part],
-            bytes_out=round(rows * balance.bytes_per_second[part] / pace),
-            note=f"{balance.queue_blocks[part]:.1f} blocks wait behind it",
+            rows=round(rows * balance[f"{part}/rows_per_second"] / pace),  # separation is spared those from the store
+            busy_share=balance[f"{part}/busy"],
+            bytes_out=round(rows * balance[f"{part}/bytes_per_second"] / pace),
+            note=f"{balance[f'{part}/queue_blocks']:.1f} blocks wait behind it",
         )
         for part in ("readers", "separation")
-        if part in balance.busy
+        if f"{part}/busy" in balance
     ]
 
 

@@ -38,13 +38,12 @@ from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import BESIDE_THE_BAR, Terms, progress
 from sepscene.orchestration.runtime.precision import slow_precisions, with_precisions
 from sepscene.orchestration.training.builders import encoder_of
-from sepscene.orchestration.training.light import starts_light
 from sepscene.orchestration.training.prefill import Filled, fill, name_of_filling
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.separator_training import STAGE as SEPARATOR
 from sepscene.orchestration.training.separator_training import separator_steps, train_separator
 from sepscene.orchestration.training.stream import schedule_of
-from sepscene.orchestration.training.throughput import balance_line, balance_of, bottleneck
+from sepscene.orchestration.training.throughput import balance_line, balance_of, bottleneck, waiting_share
 from sepscene.orchestration.training.validation import choose_probe
 from sepscene.tasks.datasets.audit import first_look
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
@@ -160,13 +159,10 @@ class Run:
         self.tracker.tag("", self.inputs)
         data = self.experiment.data
         for context, manifest in manifests.items():
-            profile = {"clips": len(manifest), "classes": len(manifest.classes), "absent": len(manifest.absent)}
             splits = data.train if context == "training" else data.test
             source = data.root or str(self.files.scenes)
-            self.tracker.log_data("", {
-                "name": f"{data.format} {'+'.join(splits)}", "digest": manifest.digest(), "context": context,
-                "source": source if "://" in source else str(Path(source).resolve()), "profile": profile,
-            })  # fmt: skip
+            source = source if "://" in source else str(Path(source).resolve())
+            self.tracker.log_data(f"{data.format} {'+'.join(splits)}", context, source, manifest)
 
     @contextmanager
     def stage(self, name: str, title: str, total: int, counts: str = "rows", pair: str | None = None) -> Iterator[None]:
@@ -229,12 +225,9 @@ class Run:
         timings[name] = timings.get(name, 0.0) + seconds
         write_whole(self.files.timings, json.dumps(timings, indent=2))
 
+    @cached_property
     def manifests(self) -> tuple[Manifest, Manifest]:
         """The training and the test clips, the same ones for cross-validation; read, and scenes generated, once."""
-        return self._manifests
-
-    @cached_property
-    def _manifests(self) -> tuple[Manifest, Manifest]:
         data = self.experiment.data
         if data.is_generated:
             self._generate_scenes()
@@ -284,7 +277,7 @@ class Run:
         self.record_inputs({}, training=train)
         steps = separator_steps(experiment)
         with self.stage(SEPARATOR, "train separator", steps, counts="step"):
-            return train_separator(experiment, train, self.folder, self.manifests()[1], self.callbacks)
+            return train_separator(experiment, train, self.folder, self.manifests[1], self.callbacks)
 
     def store_uri(self) -> str:
         """Where the SeparatedStore of this run lies: beside the run, for all runs of its storage."""
@@ -345,8 +338,7 @@ class Run:
         if experiment.store.mode == "prefill" and experiment.views.separates:
             self.prefill(train, ladder)
         with self.stage(stage, stage, rows, pair=experiment.views.pair):
-            light = starts_light(experiment) and not self.callbacks  # which are Ray Train's
-            newest = pretrain(experiment, train, ladder, self.folder, stage, self.store(), self.callbacks, light)
+            newest = pretrain(experiment, train, ladder, self.folder, stage, self.store(), self.callbacks)
             state = read_checkpoint(newest)
             card = {
                 "title": f"{experiment.name} ({experiment.views.pair})",
@@ -378,11 +370,14 @@ class Run:
     def _report_balance(self, stage: str, experiment: Experiment) -> None:
         """Say which part of the stream set the pace, and log the balance as metrics of the stage."""
         balance = balance_of(read_metrics(self.folder), stage)
-        if balance is None:
+        if not balance:
             return
         advice = bottleneck(balance, experiment)
         self.console.print(f"  {advice}", style="dim", highlight=False)
-        self.tracker.log_metrics(stage, {f"balance/{name}": value for name, value in balance.metrics().items()})
+        metrics = {name.removeprefix("views/").replace("/", "_"): value for name, value in balance.items()}
+        del metrics["trainers_core_share"]
+        metrics["waiting_share"] = waiting_share(balance)
+        self.tracker.log_metrics(stage, {f"balance/{name}": float(value) for name, value in metrics.items()})
         self.tracker.tag(stage, {"bottleneck": advice})
         if stage == pretraining_stage(self.experiment.views.pair):
             self.tracker.tag("", {"bottleneck": advice})

@@ -31,11 +31,8 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.planning.plan import CPU, Calibration, threads
 from sepscene.orchestration.planning.processors import Processor, processors_of
 from sepscene.orchestration.records.run_folder import RunFolder, store_of
-from sepscene.orchestration.runtime.precision import separation_precision, training_precision
-from sepscene.orchestration.training.optimizer import adamw
-from sepscene.orchestration.training.pretraining import Views, prepared_objective
-from sepscene.orchestration.training.stream import reads_mixture
-from sepscene.tasks.losses.gradcache import accumulate, cut
+from sepscene.orchestration.training.pretrainer import Pretrainer
+from sepscene.orchestration.training.stream import reads_mixture, service_settings
 
 _SCENES = 4
 _SHARES = {"reading": 0.1, "separation": 0.4, "training": 0.4}  # of the seconds; starting takes the rest
@@ -99,15 +96,14 @@ def _scenes(experiment: Experiment, folder: Path) -> list[str]:
 
 def _settings(experiment: Experiment, processor: Processor, folder: Path) -> ServiceSettings:
     """One processor alone. Mix-mix is measured as if it separated."""
-    pair = experiment.views.pair if experiment.views.separates else "mix-chan"
     name = processor.name
     place = processor.place or str(folder / name)
     if processor.network is not None:
         save_separator(TDCNpp(processor.network), folder / name, {"step": 0})
     checkpoints = kept_checkpoints({name: place}, folder)
-    views = experiment.views.changed({"pair": pair, "combination": (name,), "weights": None, "curriculum": ()})
-    precision = separation_precision(experiment)
-    return ServiceSettings(views=views, audio=experiment.audio, checkpoints=checkpoints, precision=precision)
+    pair = experiment.views.pair if experiment.views.separates else "mix-chan"
+    alone = {"views.pair": pair, "views.combination": (name,), "views.weights": None, "views.curriculum": ()}
+    return service_settings(experiment, checkpoints).changed(alone)
 
 
 def _columns(experiment: Experiment, uris: list[str], offsets: Sequence[float]) -> Columns:
@@ -158,13 +154,11 @@ def _separation(
 
 
 def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
-    """A trainer's step as in orchestration/training/pretraining.py, on random views, without other trainers."""
+    """A trainer's step on random views, without other trainers."""
     resources = experiment.resources
     training = experiment.training
     device = torch.device(_device(resources.trainer_gpus))
-    views = Views(experiment).to(device)
-    objective = prepared_objective(experiment, device)
-    optimizer = adamw(objective, training, device)
+    trainer = Pretrainer(experiment.changed({"training.start_encoder": None}), 1, device)
     patch = patch_samples(experiment.views, experiment.audio.sample_rate)
     local_rows = training.global_batch // resources.trainers
     schedule = Schedule(seed=0, clips=local_rows, epochs=1)
@@ -173,24 +167,17 @@ def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
     if reads_mixture(experiment):
         columns |= dict.fromkeys(("mixture_1", "mixture_2"), np.zeros((local_rows, patch), np.int16))
     view_B2P = 0.1 * torch.randn(local_rows, 2, patch)
-    weights = experiment.objective.weights_at(0)
 
     def gradients(rows: int) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        logmels = views(view_B2P[:rows].to(device), _first(columns, rows))
-        dtype = torch.bfloat16 if training_precision(experiment) == "bfloat16" else None
-        if training.microbatch:
-            accumulate(objective, cut(logmels, training.microbatch, rows), weights=weights, dtype=dtype)
-        else:
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                result = objective(*logmels, weights=weights)
-            result.loss.backward()
+        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.local_rows = rows
+        trainer.loss_and_gradient(trainer.views(view_B2P[:rows].to(device), _first(columns, rows)))
         if device.type == "cuda":
             torch.cuda.synchronize()
 
     def update(_: int) -> None:
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), training.clip_gradient_norm)
-        optimizer.step()
+        torch.nn.utils.clip_grad_norm_(trainer.objective.parameters(), training.clip_gradient_norm)
+        trainer.optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
 

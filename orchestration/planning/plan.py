@@ -18,14 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
-from sepscene.augment.views import Views, patch_samples
+from sepscene.augment.views import PCM_BYTES, Views, patch_samples
 from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.planning.processors import Processor, processors_of
 from sepscene.orchestration.training.flops import BACKWARD, separation_flops, step_flops
 from sepscene.orchestration.training.stream import reads_mixture, views_bytes
 
-PCM_BYTES = 2
 HOUR = 3600.0
 CPU = "CPU"
 """Name of the device where no GPU did the work."""

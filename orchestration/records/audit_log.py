@@ -45,10 +45,7 @@ def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
     tracker = Tracker(tracking_uri, "sepscene", folder)
     tags = {"stage": "audit", "data": f"{format} {root}", "data_hash": found.manifest_digest}
     tracker.start("", tags | {"audit_hash": found.digest, "mlflow.source.name": "sepscene"}, {"format": format})
-    tracker.log_data("", {
-        "name": format, "digest": found.manifest_digest, "context": "audit", "source": root,
-        "profile": {"clips": len(manifest), "classes": len(manifest.classes), "absent": len(manifest.absent)},
-    })  # fmt: skip
+    tracker.log_data(format, "audit", root, manifest)
     metrics = {
         "clips": found.clips,
         "readable": found.readable,

@@ -28,8 +28,10 @@ from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.repeating import again_and_again
 
-if TYPE_CHECKING:  # brings MLflow, which takes seconds: a run loads it beside its first stage
+if TYPE_CHECKING:
+    # It brings MLflow, which takes seconds: a run loads it beside its first stage.
     from sepscene.orchestration.records.mlflow_client import MlflowStore
+    from sepscene.tasks.datasets.readers import Manifest
 
 logger = logging.getLogger("sepscene")
 
@@ -101,9 +103,11 @@ class Tracker:
         """Log metrics without steps of a stage; "" is the parent."""
         self._do("metrics", stage, metrics)
 
-    def log_data(self, stage: str, data: dict[str, Any]) -> None:
-        """Log a data set as a stage's input, as `MlflowStore.log_data` takes it."""
-        self._do("data", stage, data)
+    def log_data(self, name: str, context: str, source: str, manifest: "Manifest") -> None:
+        """Log a data set as an input of the parent run; the arguments are those of `MlflowStore.log_data`."""
+        profile = {"clips": len(manifest), "classes": len(manifest.classes), "absent": len(manifest.absent)}
+        data = {"name": name, "digest": manifest.digest(), "context": context, "source": source, "profile": profile}
+        self._do("data", "", data)
 
     def log_artifact(self, stage: str, path: Path, folder: str | None = None) -> None:
         """Log a file or a folder of the run's folder."""

@@ -87,7 +87,7 @@ def share(
     if separating and not base.views.separates:  # trials may separate where the base does not
         ours = ours.changed({"views.pair": "mix-chan"})
     with Run.open(SweepFolder(folder).shared.path, ours, tracking_uri, console, resume=True, tags=tags) as run:
-        train, test = run.manifests()
+        train, test = run.manifests
         ladder = run.ladder(train) if separating else {}
         if ladder and not run.files.listening_page.exists():
             score_ladder(run, test, ladder)

@@ -51,7 +51,7 @@ def whole_run(run_dir: Path, experiment: Experiment, tracking_uri: str, tags: di
     """Train and evaluate one encoder, or go on with it."""
     configure_data(experiment.training.ordered)
     with Run.open(run_dir, experiment, tracking_uri, Terminal(quiet=True), resume=True, tags=tags) as run:
-        train, test = run.manifests()
+        train, test = run.manifests
         note_steps(run_dir, experiment, len(train.clips))
         run.encoder(train, run.ladder(train))
         results = evaluate_run(run, train, test, {})

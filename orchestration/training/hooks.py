@@ -11,28 +11,52 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from sepscene.augment.draws import FILLER
 from sepscene.augment.locations import PASSING
+from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers
 
 Batch = dict[str, np.ndarray]
 
 
-class Worker(Protocol):
-    """What is trained: one worker's networks, optimiser and ledger."""
+class Worker:
+    """What is trained: one worker's network, optimiser and ledger. It needs no Ray."""
 
-    step: int
-    """Optimiser steps so far."""
-    device: torch.device
+    def __init__(self, network: nn.Module, optimizer: Optimizer, rows: int, device: torch.device) -> None:
+        """At the start of a schedule of so many rows."""
+        self.network = network
+        self.optimizer = optimizer
+        self.device = device
+        self.ledger = Ledger(rows)
+        self.step = 0
+        """Optimiser steps so far."""
 
     def consume(self, batch: Batch, usable: int) -> dict[str, float]:
         """One step on this worker's part of the global batch, of which all workers together can use this many rows."""
+        raise NotImplementedError
+
+    def state(self) -> TrainingState:
+        """What a checkpoint must hold to continue from here."""
+        tensors = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return TrainingState(self.step, self.ledger, tensors)
+
+    def restore(self, checkpoint: Path) -> TrainingState:
+        """Continue from a checkpoint; returns what it holds."""
+        state = read_checkpoint(checkpoint)
+        self.network.load_state_dict(state.tensors["model"])
+        self.optimizer.load_state_dict(state.tensors["optimizer"])
+        self.step = state.step
+        self.ledger = state.ledger.try_again()
+        return state
 
 
 @dataclass
@@ -67,12 +91,8 @@ class Step:
 class Hook:
     """Something beside the training loop. A hook overrides what it needs; all workers have the same hooks."""
 
-    def reports_after(self, number: int) -> bool:
-        """Whether all workers must report after this step; the answer depends on the number alone."""
-        return False
-
-    def wants_report(self) -> bool:
-        """Whether this worker would like all to report after the coming step; one that would is enough."""
+    def wants_report(self, number: int) -> bool:
+        """Whether all workers must report after the coming step, of this number; one worker that says so is enough."""
         return False
 
     def before_step(self, batch: Batch, waited_seconds: float) -> None:
@@ -122,7 +142,7 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
     """
     began = asked = time.perf_counter()
     for batch in batches:
-        wanted = any(hook.wants_report() for hook in hooks)
+        wanted = any(hook.wants_report(worker.step + 1) for hook in hooks)
         usable, rows, wanted = _shared_counts(batch, wanted, worker.device)
         with pause:
             arrived = time.perf_counter()
@@ -130,8 +150,7 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
                 hook.before_step(batch, arrived - asked)
             metrics = worker.consume(batch, usable)
             done = time.perf_counter()
-            step = Step(worker.step, metrics, usable, rows, arrived - asked, done - began)
-            step.reported = wanted or any(hook.reports_after(step.number) for hook in hooks)
+            step = Step(worker.step, metrics, usable, rows, arrived - asked, done - began, wanted)
             for hook in hooks:
                 hook.after_step(step)
         if step.fatal:

@@ -12,13 +12,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray.train
 import torch
-from ray.train.v2.api.validation_config import ValidationConfig
 
 from sepscene.orchestration.config import Experiment, Training
 from sepscene.orchestration.records.metrics_log import MetricsFile, collect_validations
@@ -70,7 +68,7 @@ def local_batches(
 class LocalReports:
     """Takes the place of `ray.train.report`: metrics to the run's file at once, encoders to their validation."""
 
-    def __init__(self, folder: StageFolder, validation: ValidationConfig | None) -> None:
+    def __init__(self, folder: StageFolder, validation: ray.train.ValidationConfig | None) -> None:
         """Args: validation: as `validation_of` gives it; none validates nothing."""
         self.folder = folder
         self.validation = validation
@@ -80,16 +78,15 @@ class LocalReports:
         self,
         metrics: dict[str, Any],
         checkpoint: ray.train.Checkpoint | None = None,
-        checkpoint_dir_name: str = "",
+        validation: ray.train.ValidationTaskConfig | None = None,
         **_: Any,
     ) -> None:
         """The arguments of `ray.train.report`."""
         self.file.after_report(None, [metrics], None)
-        if checkpoint is None or self.validation is None:
+        if self.validation is None or checkpoint is None or validation is None:
             return
-        encoder = Path(checkpoint.path).rename(Path(checkpoint.path).with_name(checkpoint_dir_name))
         threads = torch.get_num_threads()
-        self.validation.fn(ray.train.Checkpoint.from_directory(encoder))
+        self.validation.fn(checkpoint, **(validation.fn_kwargs or {}))
         torch.set_num_threads(threads)
-        shutil.rmtree(encoder)
+        shutil.rmtree(checkpoint.path)
         collect_validations(self.folder)

@@ -64,7 +64,7 @@ class Saving(Hook):
         if self.writer is not None:
             threading.Thread(target=self._poll, args=(self.writer,), name="save-on-warning", daemon=True).start()
 
-    def reports_after(self, number: int) -> bool:
+    def wants_report(self, number: int) -> bool:
         """Before each checkpoint: the steps of the one before are then known to the driver, whatever is lost."""
         return number % self.every == 0
 
@@ -132,7 +132,7 @@ class Reporting(Hook):
         self.unsent: list[dict[str, Any]] = []
         self._sent = -math.inf
 
-    def wants_report(self) -> bool:
+    def wants_report(self, number: int) -> bool:
         """Whether the last report was long enough ago."""
         return time.monotonic() - self._sent >= REPORT_SECONDS
 

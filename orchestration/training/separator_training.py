@@ -24,12 +24,11 @@ from sepscene.models.card import ProcessorName
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint, resume_point
+from sepscene.orchestration.records.checkpoints import resume_point
 from sepscene.orchestration.records.files import read_typed, write_whole
-from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 from sepscene.orchestration.training.health import Quarantine, ends_when_memory_is_full
-from sepscene.orchestration.training.hooks import Batch, Hook, Step, consume_rows, run_steps, usable_rows
+from sepscene.orchestration.training.hooks import Batch, Hook, Step, Worker, consume_rows, run_steps, usable_rows
 from sepscene.orchestration.training.saving import Reporting, Saving
 from sepscene.orchestration.training.stage import Stage
 from sepscene.orchestration.training.stream import execution_options, segment_stream
@@ -77,26 +76,20 @@ def add_to_ladder(run_dir: Path, name: str, step: int, separator: TDCNpp, metada
     write_whole(files.ladder_index, json.dumps(index, indent=2))
 
 
-class SeparatorTrainer:
-    """One worker of the separator's training: network, optimiser and ledger. It needs no Ray; see `hooks.Worker`."""
+class SeparatorTrainer(Worker):
+    """One worker of the separator's training."""
 
     def __init__(self, experiment: Experiment, rows: int, device: torch.device, checkpoint: Path | None) -> None:
         """Fresh, or as a checkpoint left it; `rows`: of the schedule."""
         self.experiment = experiment
-        self.device = device
         self.supervised = experiment.separator.objective == "supervised"
         self.samples = round(experiment.separator.segment_seconds * experiment.audio.sample_rate)
         torch.manual_seed(experiment.seed)
         self.separator = TDCNpp(experiment.separator.network).to(device)
-        self.optimizer = torch.optim.Adam(self.separator.parameters(), lr=experiment.separator.learning_rate)
-        self.step = 0
-        self.ledger = Ledger(rows)
+        optimizer = torch.optim.Adam(self.separator.parameters(), lr=experiment.separator.learning_rate)
+        super().__init__(self.separator, optimizer, rows, device)
         if checkpoint is not None:
-            state = read_checkpoint(checkpoint)
-            self.separator.load_state_dict(state.tensors["model"])
-            self.optimizer.load_state_dict(state.tensors["optimizer"])
-            self.step = state.step
-            self.ledger = state.ledger.try_again()
+            self.restore(checkpoint)
         self.model: nn.Module = self.separator
         """What averages the gradients of all workers."""
 
@@ -149,11 +142,6 @@ class SeparatorTrainer:
         nn.utils.clip_grad_norm_(self.separator.parameters(), self.experiment.separator.clip_gradient_norm)
         self.optimizer.step()
         return float(sum_over_workers(loss)) / workers
-
-    def state(self) -> TrainingState:
-        """What a checkpoint must hold to continue from here."""
-        tensors = {"model": self.separator.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return TrainingState(self.step, self.ledger, tensors)
 
 
 class LadderKeeper(Hook):

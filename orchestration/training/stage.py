@@ -16,7 +16,6 @@ import ray.train
 import ray.train.torch
 from ray.data import Dataset, ExecutionOptions
 from ray.exceptions import RayError
-from ray.train.v2.api.validation_config import ValidationConfig
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from sepscene.models.config import SepsceneError
@@ -74,7 +73,7 @@ class Stage:
     rows: int
     resources: Resources
     options: ExecutionOptions
-    validation: ValidationConfig | None = None
+    validation: ray.train.ValidationConfig | None = None
     callbacks: Sequence[ray.train.UserCallback] = ()
     here: Callable[[dict[str, Any], Ledger, threading.Event], None] | None = None
 

@@ -5,18 +5,14 @@ product in the same precision on the same device, measured when the worker start
 reaches, not of what is printed on its box; a repeated forward pass (`training.microbatch`) does not count as work.
 """
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.runtime.precision import training_precision
+from sepscene.orchestration.runtime.precision import matmul_rate, training_precision
 from sepscene.orchestration.training.flops import step_flops
 from sepscene.orchestration.training.hooks import Hook, Step
-
-_SIDE = {"cpu": 768, "cuda": 8192}  # of the matrices: 0.9 and 1100 GFLOP a product
-_ROUNDS = 5
 
 
 class StepTiming(Hook):
@@ -27,9 +23,7 @@ class StepTiming(Hook):
         self._flops = counting.submit(step_flops, experiment)  # seconds of imports, which the first batch takes as well
         counting.shutdown(wait=False)
         self.workers = workers
-        self.ceiling = matmul_rate(
-            device, torch.bfloat16 if training_precision(experiment) == "bfloat16" else torch.float32
-        )
+        self.ceiling = matmul_rate(str(device), training_precision(experiment))
 
     @property
     def flops(self) -> float:
@@ -43,16 +37,3 @@ class StepTiming(Hook):
             "waiting_share": step.waited_seconds / step.seconds,
             "mfu": self.flops / step.seconds / self.ceiling,
         }
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large square matrix product: the best of a few."""
-    side = _SIDE.get(device.type, _SIDE["cpu"])
-    a = torch.ones(side, side, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(_ROUNDS):
-        started = time.perf_counter()
-        product = a @ a
-        product[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - started)
-    return 2 * side**3 / best

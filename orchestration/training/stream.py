@@ -26,7 +26,7 @@ from sepscene.augment.separation.blocks import ServiceSettings
 from sepscene.augment.separation.reader import ClipReader, ViewMaker, read_segments, read_source_segments
 from sepscene.augment.separation.service import SeparationService
 from sepscene.augment.store.separated_store import SeparatedStore
-from sepscene.augment.views import patch_samples
+from sepscene.augment.views import PCM_BYTES, patch_samples
 from sepscene.orchestration.config import Experiment, Resources
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.placement import actor_demand, reader_demand, separates_live
@@ -40,8 +40,6 @@ what a task costs (at 64 rows 0.1 s of a core, more than drawing them) is better
 
 LEAST_MEMORY = 128 * 2**20
 """Of the object store, for any stream."""
-
-PCM_BYTES = 2
 
 
 def finite_retries() -> dict[str, int]:

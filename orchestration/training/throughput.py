@@ -19,7 +19,6 @@ import torch
 
 from sepscene.augment.draws import FILLER
 from sepscene.augment.views import MIXTURE
-from sepscene.models.config import Config
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.formatting import quantity
 from sepscene.orchestration.runtime.placement import separates_live
@@ -30,6 +29,9 @@ ENOUGH = 0.1
 """Share of the trainers' time spent waiting from which on they are not the bottleneck."""
 
 STORE_COUNTS = ("hits", "misses", "repairs", "dropped")
+
+_MEANS = ("rows_per_second", "readers/", "separation/", "trainers/", "views/")
+"""How the names of metrics begin that are averaged over a stage."""
 
 _STARVED = 0.85  # a process on a CPU that gets less than this share of a core while it works shares it with others
 
@@ -184,83 +186,35 @@ def _silent(batch: dict[str, np.ndarray], pair: str) -> np.ndarray:
     return second_B | (batch["channel_1"] == MIXTURE) if pair == "chan-chan" else second_B
 
 
-class Balance(Config):
-    """The balance of a whole stage: means over its time, and the store's counts."""
+def balance_of(records: Sequence[dict[str, Any]], stage: str) -> dict[str, float]:
+    """The balance of a whole stage from the run's metrics; empty where they hold none.
 
-    rows_per_second: float
-    stage_rows_per_second: dict[str, float]
-    """By stage; of separation only what was not in the store."""
-    busy: dict[str, float]
-    """Stage ("readers", "separation", "trainers") -> share of its processes at work."""
-    queue_blocks: dict[str, float]
-    bytes_per_second: dict[str, float]
-    core_share: float
-    actors: float | None = None
-    """Separation actors at work; None where their number is fixed."""
-    silent_share: float | None = None
-    """Share of the rows in which the mixture stands for a silent channel; None where nothing is separated."""
-    store: dict[str, int]
-    """"hits", "misses", "repairs"; empty without a store."""
-
-    @property
-    def waiting(self) -> float:
-        """Share of the trainers' time spent waiting for views."""
-        return 1 - self.busy["trainers"]
-
-    def metrics(self) -> dict[str, float]:
-        """All of it as single metrics: `readers_busy`, `separation_queue_blocks`, `waiting_share`, `store_hits`, …"""
-        by_stage = {
-            "busy": self.busy,
-            "rows_per_second": self.stage_rows_per_second,
-            "queue_blocks": self.queue_blocks,
-            "bytes_per_second": self.bytes_per_second,
-        }
-        found = {f"{stage}_{name}": value for name, values in by_stage.items() for stage, value in values.items()}
-        found |= {"rows_per_second": self.rows_per_second, "waiting_share": self.waiting}
-        found |= {f"store_{name}": float(count) for name, count in self.store.items()}
-        optional = {"separation_actors": self.actors, "silent_share": self.silent_share}
-        return found | {name: value for name, value in optional.items() if value is not None}
-
-
-def balance_of(records: Sequence[dict[str, Any]], stage: str) -> Balance | None:
-    """The balance of a stage from the run's metrics; None where they hold none.
+    Names are those of `StreamBalance.metrics`: means over the stage's time, and sums of the store's counts.
 
     Each record that tells of the balance speaks for the time since the one before; the first, which holds the start of
     all processes, only counts where it is the only one.
     """
     found = [record for record in records if record["stage"] == stage and "trainers/busy" in record]
     if not found:
-        return None
-    return _mean_of(found[1:] or found).changed({"store": store_counts(found)})
+        return {}
+    return _mean_of(found[1:] or found) | {f"store/{name}": count for name, count in store_counts(found).items()}
 
 
-def _mean_of(found: Sequence[dict[str, Any]]) -> Balance:
-    """The mean of some reports, each weighted by the time that it speaks of; the sum of the store's counts."""
+def _mean_of(found: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The mean of what all reports tell of the stages, each weighted by the time that it speaks of."""
     times = [float(record["balance_seconds"]) for record in found]
-    total = sum(times)
+    total = max(sum(times), 1e-9)
+    means = {}
+    for name in found[0]:
+        if name.startswith(_MEANS) and all(name in record for record in found):
+            parts = zip(found, times, strict=True)
+            means[name] = sum(float(record[name]) * seconds for record, seconds in parts) / total
+    return means
 
-    def mean(name: str) -> float:
-        parts = zip(found, times, strict=True)
-        return sum(float(record[name]) * seconds for record, seconds in parts) / max(total, 1e-9)
 
-    def mean_if_known(name: str) -> float | None:
-        return mean(name) if all(name in record for record in found) else None
-
-    def by_stage(quantity: str) -> dict[str, float]:
-        names = [name.removesuffix(f"/{quantity}") for name in found[0] if name.endswith(f"/{quantity}")]
-        return {name: mean(f"{name}/{quantity}") for name in names}
-
-    return Balance(
-        rows_per_second=mean("rows_per_second"),
-        stage_rows_per_second=by_stage("rows_per_second"),
-        busy=by_stage("busy"),
-        queue_blocks=by_stage("queue_blocks"),
-        bytes_per_second=by_stage("bytes_per_second"),
-        core_share=mean("trainers/core_share"),
-        actors=mean_if_known("separation/actors"),
-        silent_share=mean_if_known("views/silent_share"),
-        store=store_counts(found),
-    )
+def waiting_share(balance: Mapping[str, float]) -> float:
+    """Share of the trainers' time spent waiting for views."""
+    return 1 - balance["trainers/busy"]
 
 
 def balance_line(record: Mapping[str, Any]) -> str:
@@ -300,42 +254,43 @@ def store_counts(records: Sequence[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def pace_setter(balance: Balance, experiment: Experiment) -> str:
+def pace_setter(balance: Mapping[str, float], experiment: Experiment) -> str:
     """What sets the pace: "cores", "trainers", "separation", "readers" or "scheduling"."""
     resources = experiment.resources
     on_cpus = not (resources.trainer_gpus or resources.separation_gpus)
-    if on_cpus and balance.core_share < _STARVED:
+    if on_cpus and balance["trainers/core_share"] < _STARVED:
         return "cores"
-    if balance.waiting <= ENOUGH:
+    if waiting_share(balance) <= ENOUGH:
         return "trainers"
     stage = _busiest(balance)
-    return "scheduling" if balance.busy[stage] < 1 - 2 * ENOUGH else stage
+    return "scheduling" if balance[f"{stage}/busy"] < 1 - 2 * ENOUGH else stage
 
 
-def _busiest(balance: Balance) -> str:
+def _busiest(balance: Mapping[str, float]) -> str:
     """The busiest of the stages before the trainers."""
-    return max((name for name in balance.busy if name != "trainers"), key=lambda name: balance.busy[name])
+    stages = [stage for stage in ("readers", "separation") if f"{stage}/busy" in balance]
+    return max(stages, key=lambda stage: balance[f"{stage}/busy"])
 
 
-def bottleneck(balance: Balance, experiment: Experiment) -> str:
+def bottleneck(balance: Mapping[str, float], experiment: Experiment) -> str:
     """Which stage sets the pace, and what to change, in one or two sentences."""
     resources = experiment.resources
-    waiting = balance.waiting
+    waiting = waiting_share(balance)
     waited = f"the trainers waited {waiting:.0%} of the time"
-    started = round(balance.actors) if balance.actors is not None else resources.separation_actors
+    started = round(balance.get("separation/actors", resources.separation_actors))
     setter = pace_setter(balance, experiment)
     if setter == "cores":
         return (
-            f"the CPU cores set the pace: the trainers got {balance.core_share:.0%} of a core each while they worked, "
-            f"and {waited}; more processes won't help, more cores or store.mode=prefill will"
+            f"the CPU cores set the pace: the trainers got {balance['trainers/core_share']:.0%} of a core each while "
+            f"they worked, and {waited}; more processes won't help, more cores or store.mode=prefill will"
         )
     if setter == "trainers":
         said = f"the trainers set the pace ({waited} only): add trainers (resources.trainers)"
         # Where nothing is separated live, there are none to spare.
-        needed = max(1, math.ceil(started * balance.busy.get("separation", 1) / (1 - ENOUGH)))
+        needed = max(1, math.ceil(started * balance.get("separation/busy", 1) / (1 - ENOUGH)))
         return said + (f"; {needed} of the {started} separation actors would do" if needed < started else "")
     stage = _busiest(balance)
-    busy = balance.busy[stage]
+    busy = balance[f"{stage}/busy"]
     if setter == "scheduling":
         return (
             f"{waited}, though no stage was more than {busy:.0%} busy ({stage}): scheduling sets the pace; "

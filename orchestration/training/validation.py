@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 import ray.train
 import torch
-from ray.train.v2.api.validation_config import ValidationConfig
 
 from sepscene.augment.audio import ClipError, read_sound
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder, update_card
+from sepscene.models.files import replace_folder
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.files import read_typed, write_whole
 from sepscene.orchestration.records.run_folder import StageFolder
@@ -90,7 +90,7 @@ def choose_probe(manifest: Manifest, count: int) -> ProbeClips:
     )
 
 
-def validation_of(experiment: Experiment, manifest: Manifest, folder: StageFolder) -> ValidationConfig | None:
+def validation_of(experiment: Experiment, manifest: Manifest, folder: StageFolder) -> ray.train.ValidationConfig | None:
     """What Ray Train needs to validate a stage; none when the experiment does not ask for it.
 
     Raises:
@@ -100,7 +100,7 @@ def validation_of(experiment: Experiment, manifest: Manifest, folder: StageFolde
         return None
     clips = choose_probe(manifest, experiment.training.validation_clips)
     resources = experiment.resources
-    return ValidationConfig(
+    return ray.train.ValidationConfig(
         fn=partial(validate, experiment=experiment, clips=clips, folder=folder),
         ray_remote_kwargs={"num_cpus": resources.validation_cpus, "num_gpus": resources.validation_gpus},
     )
@@ -127,13 +127,13 @@ class HandOver(Hook):
         """On its way; `_step` says which."""
         self._step = 0
 
-    def reports_after(self, number: int) -> bool:
+    def wants_report(self, number: int) -> bool:
         """Where an encoder is to be validated: the one before must be on its way by then."""
         return self.every > 0 and (number % self.every == 0 or number == self.last_step)
 
     def after_step(self, step: Step) -> None:
         """Hand on what is written, and begin to write the next."""
-        due = self.reports_after(step.number)
+        due = self.wants_report(step.number)
         if step.reported:
             self._hand_on(step, wait=due)
         if due and rank() == 0 and not step.fatal:
@@ -152,10 +152,8 @@ class HandOver(Hook):
         try:
             step.report_options |= {
                 "checkpoint": ray.train.Checkpoint.from_directory(self._bundle.result()),
-                # Of two with one name Ray would delete both.
-                "checkpoint_dir_name": f"encoder-{self._step:08d}-{time.time_ns()}",
                 "checkpoint_upload_mode": ray.train.CheckpointUploadMode.ASYNC,
-                "validation": True,
+                "validation": ray.train.ValidationTaskConfig(fn_kwargs={"step": self._step}),
             }
         except Exception as error:  # of the writing
             step.events.append(f"step {self._step} is not validated: {error}")
@@ -169,14 +167,13 @@ def _write_bundle(encoder: Encoder, step: int) -> Path:
 
 
 def validate(
-    checkpoint: ray.train.Checkpoint, experiment: Experiment, clips: ProbeClips, folder: StageFolder
+    checkpoint: ray.train.Checkpoint, step: int, experiment: Experiment, clips: ProbeClips, folder: StageFolder
 ) -> dict[str, float]:
     """Evaluate an encoder, leave the record for the metrics file, and keep the encoder if it is the best so far.
 
     Ray runs it wherever there is room. A validation that fails must not fail the training: it is reported as an event.
     """
     started = time.perf_counter()
-    step = int(Path(checkpoint.path).name.split("-")[1])
     metrics: dict[str, float] = {}
     record: dict[str, Any]
     try:
@@ -233,14 +230,10 @@ def keep_best(best: Path, bundle: Path, step: int, value: float) -> None:
     """Copy a bundle to `best` if its metric is higher; the old best stays until the new one is whole."""
     if value <= best_metric(best):
         return
+    for left_over in best.parent.glob("best.*"):
+        shutil.rmtree(left_over)
     fresh = best.with_name("best.partial")
-    old = best.with_name("best.old")
-    for left_over in (fresh, old):
-        shutil.rmtree(left_over, ignore_errors=True)
     shutil.copytree(bundle, fresh)
     update_card(fresh, {"title": "the best step by validation", "metrics": {METRIC: {"value": value}}})
     write_whole(fresh / VALIDATED, json.dumps({"step": step, METRIC: value}))
-    if best.exists():
-        best.rename(old)
-    fresh.rename(best)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(fresh, best)

@@ -12,7 +12,7 @@ from sepscene.models.names import trust_code
 from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.builders import check_parts
-from sepscene.orchestration.training.pretraining import Pretrainer
+from sepscene.orchestration.training.pretrainer import Pretrainer
 from tests.orchestration.training.test_pretraining import CPU, batch, consumed
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,6 @@ from sepscene.orchestration.records.checkpoints import is_sound, newest_sound, r
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.runtime import watchdog
 from sepscene.orchestration.runtime.ray_compat import configure_data
-from sepscene.orchestration.training.light import starts_light
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import Manifest
 from tests.faults.faults import (
@@ -59,7 +58,7 @@ def run(
 ) -> Path:
     """Pre-train to the end, in this process if that is possible; returns the last checkpoint."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    return pretrain(experiment, clips, ladder, run_dir, STAGE, store, light=starts_light(experiment))
+    return pretrain(experiment, clips, ladder, run_dir, STAGE, store)
 
 
 LONG = pytest.mark.faults_long

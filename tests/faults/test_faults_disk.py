@@ -38,8 +38,8 @@ def test_a_disk_that_is_full_for_a_while_costs_no_row_and_changes_no_bit(
     for folder in (run_dir, peace):
         folder.mkdir()
     injection = after(10, run_dir, full_for(small_disk, 6))
-    ledger = read_ledger(pretrain(experiment, train_clips, {}, run_dir, "pretrain-mix-mix", light=True))
-    pretrain(experiment, train_clips, {}, peace, "pretrain-mix-mix", light=True)
+    ledger = read_ledger(pretrain(experiment, train_clips, {}, run_dir, "pretrain-mix-mix"))
+    pretrain(experiment, train_clips, {}, peace, "pretrain-mix-mix")
     assert injection.happened
     assert "could not be written" in " ".join(str(record.get("event")) for record in read_metrics(run_dir))
     assert ledger.intervals == [(0, ledger.rows)] and ledger.quarantined == {}

@@ -20,7 +20,7 @@ from sepscene.augment.separation.blocks import ServiceSettings
 from sepscene.augment.separation.reader import ViewMaker
 from sepscene.augment.synthetic.scenes import SceneConfig, write_scenes
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.training.pretraining import Pretrainer
+from sepscene.orchestration.training.pretrainer import Pretrainer
 
 VALUES = Path(__file__).with_name("values.json")
 CLIPS, STEPS, ROWS = 24, 4, 8

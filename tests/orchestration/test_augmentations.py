@@ -18,7 +18,7 @@ from sepscene.orchestration.presets import EXPERIMENTS, named_experiment, resolv
 from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
 from sepscene.orchestration.sweeps.search_space import checked_space
 from sepscene.orchestration.training.builders import check_parts
-from sepscene.orchestration.training.pretraining import Pretrainer, pcm_pair
+from sepscene.orchestration.training.pretrainer import Pretrainer, pcm_pair
 from tests.orchestration.training.test_pretraining import CPU, batch, consumed
 from tests.own_code import write_package
 

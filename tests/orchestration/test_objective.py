@@ -13,7 +13,7 @@ from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.sweeps.search_space import checked_space
 from sepscene.orchestration.training.builders import build_objective, check_parts
 from sepscene.orchestration.training.flops import step_flops
-from sepscene.orchestration.training.pretraining import Pretrainer
+from sepscene.orchestration.training.pretrainer import Pretrainer
 from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings, OwnTerm, TripletSettings, VicregSettings
 from sepscene.tasks.losses.vicreg import vicreg
 from tests.orchestration.training.test_pretraining import CPU, batch, consumed

@@ -163,7 +163,7 @@ def test_augmentations_of_log_mels_are_applied_and_those_of_waveforms_refused(
     specaugment = Augmenter({"specaugment": ours.augmentations["specaugment"]})
     both = specaugment("log-mel", torch.stack((first, second), dim=1), draws)
     by_hand = Augmenter({"crop": ours.augmentations["crop"]})("log-mel", both, draws)
-    assert torch.equal(torch.stack(trainer.patches(np.arange(16)), dim=1), by_hand)
+    assert torch.equal(torch.stack(trainer.logmels({"row": np.arange(16)}), dim=1), by_hand)
     assert 0 < draws["crop_on"].sum() < 32 and not torch.equal(both, by_hand)
     with pytest.raises(SepsceneError, match=r"augmentations gain work on waveforms: leave them out, or use scale"):
         refuse_what_is_ignored(ours.changed({"augmentations.gain": {"use": "gain"}}))

@@ -77,8 +77,19 @@ def test_separators_are_measured_as_the_run_has_them(tmp_path, monkeypatch):
     assert found.separation_seconds["F"] == found.separation_seconds["N"] != found.separation_seconds["S2"]
 
 
+def test_mixtures_beside_the_views_are_measured_as_the_run_has_them(tmp_path):
+    """`mix-back` reads the mixture at the place of each view: twice the crops of every row."""
+    from sepscene.orchestration.planning.calibration import _settings
+    from sepscene.orchestration.planning.processors import processors_of
+
+    plain = named_experiment("demo", "tiny")
+    mixed = plain.changed({"augmentations.mix_back": {"use": "mix-back"}})
+    crops = [_settings(each, processors_of(each)[0], tmp_path / str(n)).crops for n, each in enumerate((plain, mixed))]
+    assert crops == [2, 4]
+
+
 def test_the_objective_is_the_one_that_workers_train():
-    from sepscene.orchestration.training.pretraining import prepared_objective
+    from sepscene.orchestration.training.pretrainer import prepared_objective
 
     objective = prepared_objective(named_experiment("demo", "tiny"), torch.device("cpu"))
     assert any(p.is_contiguous(memory_format=torch.channels_last) for p in objective.parameters() if p.ndim == 4)

@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Path:
 def recorded_by(nano: Experiment, data: Path, folder: Path) -> dict[str, str]:
     """The inputs that a run in this folder tells MLflow."""
     run = Run(folder, nano.changed({"data.format": "table", "data.root": str(data)}), Mock(spec=Tracker), Console())
-    train, _ = run.manifests()
+    train, _ = run.manifests
     run.record_inputs({}, training=train)
     return run.inputs
 

@@ -29,15 +29,10 @@ from sepscene.orchestration.records.mlflow_registry import _describe_version
 from sepscene.orchestration.records.mlflow_ui import USER, Ui, start_ui, tracking_store
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.system_metrics import sampled
+from sepscene.tasks.datasets.manifest import Clip, make_manifest
 from tests.faults.hosts import free_port
 
-DATA = {
-    "name": "esc50 1+2",
-    "digest": "ab" * 32,
-    "context": "training",
-    "source": "s3://bucket/esc50",
-    "profile": {"clips": 12, "classes": 3},
-}
+DATA = make_manifest((Clip(f"{n}", f"/{n}", (f"class {n % 3}",), "train") for n in range(12)), "test")
 
 
 def track_a_run(uri: str, run_dir: Path, steps: int = 20) -> Tracker:
@@ -45,7 +40,7 @@ def track_a_run(uri: str, run_dir: Path, steps: int = 20) -> Tracker:
     run_dir.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(uri, "sepscene", run_dir)
     tracker.start("", {"experiment": "table4/S2+N/simclr-cp", "temperature": "0.2"}, {"objective.alpha": 1.0})
-    tracker.log_data("", DATA)
+    tracker.log_data("esc50 1+2", "training", "s3://bucket/esc50", DATA)
     tracker.start("pretrain-mix-chan", {"stage": "pretrain-mix-chan"}, {})
     records = [{"step": step, "loss": 5.0 - step / 10, "waiting_share": 0.01} for step in range(steps)]
     append_metrics(RunFolder(run_dir).stage("pretrain-mix-chan"), records)
@@ -77,7 +72,8 @@ def check_the_run(uri: str, tracker: Tracker, steps: int = 20) -> None:
     assert 0 <= child.data.metrics["system/cpu_utilization_percentage"] <= 100
     assert child.data.metrics["system/system_memory_usage_megabytes"] > 100
     (given,) = parent.inputs.dataset_inputs
-    assert (given.dataset.name, given.dataset.digest) == ("esc50 1+2", ("ab" * 32)[:36])
+    assert (given.dataset.name, given.dataset.digest) == ("esc50 1+2", DATA.digest()[:36])
+    assert json.loads(given.dataset.profile) == {"clips": 12, "classes": 3, "absent": 0}
     assert json.loads(given.dataset.source) == {"uri": "s3://bucket/esc50"}
     assert (given.dataset.source_type, given.tags[0].value) == ("s3", "training")
     assert [artifact.path for artifact in client.list_artifacts(parent.info.run_id)] == ["ledger.json"]

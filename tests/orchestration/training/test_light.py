@@ -60,7 +60,7 @@ def test_a_light_trial_gives_the_same_numbers_and_goes_on_from_its_checkpoint(
     assert not starts_light(experiment.changed({"views.pair": "mix-chan"}))  # separates live
     name = tmp_path / "name"
     pretrain(experiment, train_clips, {}, tmp_path / "train", STAGE, callbacks=[RunName(name)])
-    pretrain(experiment, train_clips, {}, tmp_path / "light", STAGE, light=True)
+    pretrain(experiment, train_clips, {}, tmp_path / "light", STAGE)
     assert name.read_text() == f"train-{STAGE}"  # so the dashboard tells the runs of a sweep apart
     expected, found = metrics_of(tmp_path / "train"), metrics_of(tmp_path / "light")
     assert [record["step"] for record in expected if "loss" in record] == [1, 2, 3, 4, 5, 6]
@@ -82,7 +82,7 @@ def test_a_light_trial_gives_the_same_numbers_and_goes_on_from_its_checkpoint(
     newest[1].rename(tmp_path / "lost")  # as if a kill had come before the last checkpoint
     before = newest_sound(stages[1])
     assert before is not None
-    again = pretrain(experiment, train_clips, {}, tmp_path / "light", STAGE, light=True)
+    again = pretrain(experiment, train_clips, {}, tmp_path / "light", STAGE)
     assert read_ledger(again).to_json() == read_ledger(newest[0]).to_json()
     losses = {record["step"]: record["loss"] for record in metrics_of(tmp_path / "light") if "loss" in record}
     assert losses == {record["step"]: record["loss"] for record in expected if "loss" in record}

@@ -16,7 +16,7 @@ from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.checkpoints import read_checkpoint, write_checkpoint
 from sepscene.orchestration.training.builders import build_objective, check_parts, check_start, encoder_of
 from sepscene.orchestration.training.flops import encoder_flops, step_flops
-from sepscene.orchestration.training.pretraining import Pretrainer, Views
+from sepscene.orchestration.training.pretrainer import Pretrainer, Views
 from tests.orchestration.training.test_pretraining import CPU, batch, consumed, weights
 from tests.own_code import write_package
 

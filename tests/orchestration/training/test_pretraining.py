@@ -19,7 +19,7 @@ from sepscene.orchestration.training import saving
 from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.health import DIAGNOSED_EVERY_STEPS, BadSteps, Diagnostics, Quarantine
 from sepscene.orchestration.training.hooks import Batch, Hook, Step, run_steps
-from sepscene.orchestration.training.pretraining import Pretrainer
+from sepscene.orchestration.training.pretrainer import Pretrainer
 from sepscene.orchestration.training.replay import last_bad_rows
 
 CLIPS = 24
@@ -36,7 +36,7 @@ class Recorder(Hook):
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
-    def reports_after(self, number: int) -> bool:
+    def wants_report(self, number: int) -> bool:
         return number % DIAGNOSED_EVERY_STEPS == 0
 
     def after_step(self, step: Step) -> None:
@@ -76,7 +76,7 @@ def batch(step: int, rows: int = 8, spoiled: tuple[int, ...] = ()) -> Batch:
 
 def test_a_worker_without_a_usable_row_has_empty_views(nano: Experiment) -> None:
     """Its part of the last batch is nothing but fillers, and the other workers wait for it in the exchange."""
-    views = worker(nano)._logmels(batch(0, spoiled=tuple(range(8))))
+    views = worker(nano).logmels(batch(0, spoiled=tuple(range(8))))
     assert [tuple(view.shape) for view in views] == [(0, 96, 64)] * 2
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.runtime.precision import matmul_rate
 from sepscene.orchestration.training.flops import step_flops
 from sepscene.orchestration.training.hooks import Step
-from sepscene.orchestration.training.step_timing import StepTiming, matmul_rate
+from sepscene.orchestration.training.step_timing import StepTiming
 
 
 def test_metrics_of_a_step(nano: Experiment) -> None:
@@ -20,4 +21,4 @@ def test_metrics_of_a_step(nano: Experiment) -> None:
 
 
 def test_the_ceiling_is_a_rate_of_this_machine() -> None:
-    assert 1e8 < matmul_rate(torch.device("cpu"), torch.float32) < 1e15
+    assert 1e8 < matmul_rate("cpu", "float32") < 1e15

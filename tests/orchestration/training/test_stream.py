@@ -17,7 +17,7 @@ from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.ray_compat import configure_data
-from sepscene.orchestration.training.pretraining import Views, pcm_pair
+from sepscene.orchestration.training.pretrainer import Views, pcm_pair
 from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.orchestration.training.stream import prefill_stream, schedule_of, service_settings, view_stream
 from sepscene.tasks.datasets.readers import Manifest

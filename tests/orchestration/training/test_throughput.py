@@ -14,7 +14,6 @@ from sepscene.orchestration.training.hooks import Step
 from sepscene.orchestration.training.throughput import (
     ADVICE_REPORTS,
     STORE_COUNTS,
-    Balance,
     StreamBalance,
     balance_line,
     balance_of,
@@ -104,7 +103,7 @@ def test_an_elastic_pool_is_as_busy_as_the_actors_that_it_has() -> None:
     metrics = balance_of_steps(experiment(**elastic), seconds=4.0, rows=80)
     assert metrics["separation/actors"] == 3
     assert metrics["separation/busy"] == pytest.approx(80 * 1e-2 / 4 / 3, rel=0.02)
-    stuck = measured(0.3, 0.99).changed({"actors": 1.0})
+    stuck = measured(0.3, 0.99) | {"separation/actors": 1.0}
     said = bottleneck(stuck, experiment(**GPUS | elastic))
     assert "1 actors 99% busy" in said and "resources.separation_actors_min" in said
 
@@ -156,25 +155,16 @@ def test_the_first_record_holds_the_start_and_is_left_out() -> None:
         for busy, seconds in ((0.1, 60.0), (0.8, 1.0), (0.5, 3.0))
     ]
     balance = balance_of([*records, {"stage": "other", "step": 1}], "pretrain")
-    assert balance is not None
-    assert balance.busy["trainers"] == pytest.approx((0.8 + 3 * 0.5) / 4)
-    assert balance.store == {"hits": 30}
-    assert balance_of(records[:1], "pretrain").busy["trainers"] == pytest.approx(0.1)  # type: ignore[union-attr]
-    assert balance_of([{"stage": "pretrain", "step": 1}], "pretrain") is None
+    assert balance["trainers/busy"] == pytest.approx((0.8 + 3 * 0.5) / 4)
+    assert {name for name in balance if name.startswith("store/")} == {"store/hits"} and balance["store/hits"] == 30
+    assert balance_of(records[:1], "pretrain")["trainers/busy"] == pytest.approx(0.1)
+    assert balance_of([{"stage": "pretrain", "step": 1}], "pretrain") == {}
 
 
-def measured(trainers: float, separation: float, readers: float = 0.2, core: float = 1.0) -> Balance:
+def measured(trainers: float, separation: float, readers: float = 0.2, core: float = 1.0) -> dict[str, float]:
     """A balance with these busy shares."""
-    busy = {"trainers": trainers, "separation": separation, "readers": readers}
-    return Balance(
-        rows_per_second=30,
-        stage_rows_per_second={},
-        busy=busy,
-        queue_blocks={},
-        bytes_per_second={},
-        core_share=core,
-        store={},
-    )
+    busy = {"readers/busy": readers, "separation/busy": separation, "trainers/busy": trainers}
+    return {"rows_per_second": 30, "trainers/core_share": core, **busy}
 
 
 @pytest.mark.parametrize(
@@ -188,7 +178,7 @@ def measured(trainers: float, separation: float, readers: float = 0.2, core: flo
         (measured(0.97, 0.3), "1 of the 2 separation actors would do"),
     ],
 )
-def test_the_advice_names_the_stage_and_the_number(balance: Balance, says: str) -> None:
+def test_the_advice_names_the_stage_and_the_number(balance: dict[str, float], says: str) -> None:
     assert says in bottleneck(balance, experiment(**GPUS))
 
 
