@@ -64,15 +64,15 @@ def targets_of_probes(
         "no positive training clip": heard_K & ~trained_K,
         "every test clip has it, so there is nothing to rank": everywhere_K & trained_K,
     }
-    names_K = np.array(classes)
-    notes = [f"left out, {why}: {listed(names_K[out_K].tolist())}" for why, out_K in reasons.items() if out_K.any()]
+    notes = [f"left out, {why}: {listed(classes, out_K)}" for why, out_K in reasons.items() if out_K.any()]
     known_K = heard_K & trained_K & ~everywhere_K
     if not known_K.any():
         raise NothingToEvaluate(f"no class can be evaluated; {'; '.join(notes)}: check the labels and the splits")
     return targets_BK & known_K, notes
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names of classes, the first few if they are many."""
+def listed(classes: Sequence[str], chosen_K: Bools) -> str:
+    """The names of some classes, the first few if they are many."""
+    names = np.array(classes)[chosen_K].tolist()
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more

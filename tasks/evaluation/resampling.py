@@ -63,7 +63,7 @@ def resampled_scores(scores_BK: Floats, targets_BK: Bools, weights_BR: Floats) -
     Raises:
         EvaluationError: for NaN scores or shapes that do not fit.
     """
-    check(scores_BK, targets_BK, None)
+    check(scores_BK, targets_BK)
     positives_K = targets_BK.sum(axis=0)
     columns = np.flatnonzero(positives_K)
     precision_KR, auc_KR, drawn_KR = np.empty((3, len(columns), 1 + weights_BR.shape[1]))
@@ -89,7 +89,7 @@ def resampled_retrieval(h_BD: Floats, targets_BK: Bools, weights_BR: Floats, cli
     Raises:
         EvaluationError: for NaN embeddings or shapes that do not fit.
     """
-    check(h_BD, targets_BK, None)
+    check(h_BD, targets_BK)
     unit_BD = unit_length(h_BD)
     weights_BR = _after_itself(weights_BR)
     precision_KR = []
