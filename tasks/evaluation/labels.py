@@ -40,15 +40,13 @@ def unlabelled_notes(**parts: Bools) -> tuple[str, ...]:
     )
 
 
-def targets_of_probes(
-    targets_BK: Bools, classes: Sequence[str], trained_BK: Bools | None = None
-) -> tuple[Bools, list[str]]:
+def targets_of_probes(targets_BK: Bools, classes: Sequence[str], trained_BK: Bools) -> tuple[Bools, list[str]]:
     """The targets by which probes are scored, and why some classes are left out of them.
 
     Args:
         targets_BK: bool, of the test clips of one fold.
         classes: K names.
-        trained_BK: which classes had a training clip; None means all.
+        trained_BK: bool, which classes had a training clip.
 
     Returns:
         bool (B, K), all false for a class that is left out; a note for each reason.
@@ -58,7 +56,7 @@ def targets_of_probes(
     """
     heard_K = targets_BK.any(axis=0)
     everywhere_K = targets_BK.all(axis=0)
-    trained_K = np.ones(len(classes), bool) if trained_BK is None else trained_BK.any(axis=0)
+    trained_K = trained_BK.any(axis=0)
     reasons = {
         "no positive test clip": ~heard_K,
         "no positive training clip": heard_K & ~trained_K,

@@ -122,12 +122,6 @@ def resampled_retrieval(h_BD: Floats, targets_BK: Bools, weights_BR: Floats, cli
     return _over_classes(np.array(precision_KR), np.array(drawn_KR), np.array(rare_K))
 
 
-def mean_where_defined(values_KR: Floats) -> Floats:
-    """Mean over the first axis of what is not NaN; NaN where nothing is."""
-    defined_KR = ~np.isnan(values_KR)
-    return share(np.where(defined_KR, values_KR, 0.0).sum(axis=0), defined_KR.sum(axis=0))
-
-
 def _after_itself(weights_BR: Floats) -> Floats:
     """The resamples, and before them the test set itself: every clip once."""
     return np.hstack([np.ones((len(weights_BR), 1), dtype=weights_BR.dtype), weights_BR])

@@ -32,7 +32,6 @@ from sepscene.tasks.evaluation.metrics import (
 from sepscene.tasks.evaluation.probes import probe_scores
 from sepscene.tasks.evaluation.resampling import (
     ENOUGH_POSITIVES,
-    mean_where_defined,
     resample,
     resampled_retrieval,
     resampled_scores,
@@ -54,8 +53,8 @@ class Evidence:
         folds: (B,) str: metrics are made within each fold and averaged. A plain test split is one fold.
         h_BD: the encoder's embeddings.
         scores: "shallow" -> (P, B, K), "linear" and "knn" -> (1, B, K), from probes that did not see the clip's fold.
+        trained_BK: which classes the probes that scored a clip had seen in training.
         notes: what a reader must know, e.g. which fold chose how many epochs.
-        trained_BK: which classes the probes that scored a clip had seen in training; None means all.
     """
 
     clip_ids: NDArray[np.str_]
@@ -65,8 +64,8 @@ class Evidence:
     h_BD: Floats
     scores: dict[str, Floats]
     settings: ScoringSettings
+    trained_BK: Bools
     notes: tuple[str, ...] = ()
-    trained_BK: Bools | None = None
 
     def rows(self, rows: NDArray[np.intp] | Bools) -> "Evidence":
         """The same for some clips, in the order given."""
@@ -77,7 +76,7 @@ class Evidence:
             targets_BK=self.targets_BK[rows],
             h_BD=self.h_BD[rows],
             scores={name: scores_PBK[:, rows] for name, scores_PBK in self.scores.items()},
-            trained_BK=None if self.trained_BK is None else self.trained_BK[rows],
+            trained_BK=self.trained_BK[rows],
         )
 
 
@@ -155,8 +154,8 @@ def _evidence(
         h_BD=test_h_BD,
         scores=scores,
         settings=settings,
-        notes=(*notes, _trained(epochs_P.tolist(), len(train_h_BD))),
         trained_BK=np.tile(train_targets_BK.any(axis=0), (len(ids), 1)),
+        notes=(*notes, _trained(epochs_P.tolist(), len(train_h_BD))),
     )
 
 
@@ -203,7 +202,7 @@ def cross_validate(
             scores[name][:, test_B] = scores_PBK
         trained_BK[test_B] = part.trained_BK
         notes += tuple(f"fold {fold}: {note}" for note in part.notes)
-    return measure(Evidence(ids, names, targets_BK, fold_B, h_BD, scores, settings, notes, trained_BK))
+    return measure(Evidence(ids, names, targets_BK, fold_B, h_BD, scores, settings, trained_BK, notes))
 
 
 def _names(classes: Sequence[str] | None, targets_BK: Bools) -> tuple[str, ...]:
@@ -316,10 +315,10 @@ def _add_retrieval(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None
 
 
 def _class_table(evidence: Evidence, folds: list[_Fold]) -> tuple[ClassMetrics, ...]:
-    per_class = {
-        name: mean_where_defined(np.array([fold.per_class[name] for fold in folds if name in fold.per_class]))
-        for name in folds[0].per_class
-    }
+    per_class: dict[str, Floats] = {}
+    for name in folds[0].per_class:
+        of_folds = [fold.per_class[name] for fold in folds if name in fold.per_class]
+        per_class[name] = np.ma.masked_invalid(of_folds).mean(axis=0).filled(np.nan)  # NaN where no fold has it
     positives_K = evidence.targets_BK.sum(axis=0)
     return tuple(
         ClassMetrics(
