@@ -54,9 +54,9 @@ def targets_of_probes(targets_BK: Bools, classes: Sequence[str], trained_BK: Boo
     Raises:
         NothingToEvaluate: when every class is left out.
     """
-    heard_K = targets_BK.any(axis=0)
-    everywhere_K = targets_BK.all(axis=0)
-    trained_K = trained_BK.any(axis=0)
+    heard_K = np.any(targets_BK, axis=0)
+    everywhere_K = np.all(targets_BK, axis=0)
+    trained_K = np.any(trained_BK, axis=0)
     reasons = {
         "no positive test clip": ~heard_K,
         "no positive training clip": heard_K & ~trained_K,
