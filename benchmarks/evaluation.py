@@ -101,7 +101,7 @@ def cost_of_the_probes() -> None:
             f"  {train:5} training, {test:4} test clips: "
             f"kNN mAP {seconds(lambda: knn_map(*split)) * 1e3:.0f} ms, "  # noqa: B023
             f"query by example {seconds(lambda: query_by_example(*split[2:])) * 1e3:.0f} ms, "  # noqa: B023
-            f"five perceptrons {seconds(lambda: train_perceptrons(*split, settings=settings), 1):.1f} s"  # noqa: B023
+            f"five perceptrons {seconds(lambda: train_perceptrons(*split[:3], settings), 1):.1f} s"  # noqa: B023
         )
 
 

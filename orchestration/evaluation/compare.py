@@ -84,9 +84,8 @@ def save_scores(scores: Scores, path: Path) -> Path:
         "h": evidence.h_BD,
         "settings": np.array(evidence.settings.model_dump_json()),
         "notes": np.array(evidence.notes, dtype=np.str_),
+        "trained": evidence.trained_BK,
     }
-    if evidence.trained_BK is not None:
-        arrays["trained"] = evidence.trained_BK
     arrays |= {f"scores_{name}": scores_PBK for name, scores_PBK in evidence.scores.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
@@ -110,16 +109,18 @@ def load_evidence(path: Path) -> Evidence:
             scores = {name.removeprefix("scores_"): file[name] for name in file.files if name.startswith("scores_")}
             if any(scores_PBK.ndim != 3 for scores_PBK in scores.values()):
                 raise ValueError("it holds the scores of one perceptron, by an earlier version")
+            targets_BK = file["targets"]
             return Evidence(
                 clip_ids=file["clip_ids"],
                 classes=tuple(file["classes"].tolist()),
-                targets_BK=file["targets"],
+                targets_BK=targets_BK,
                 folds=file["folds"],
                 h_BD=file["h"],
                 scores=scores,
                 settings=ScoringSettings.model_validate_json(str(file["settings"])),
+                # An earlier version did not write it: all classes.
+                trained_BK=file["trained"] if "trained" in file.files else np.ones_like(targets_BK),
                 notes=tuple(file["notes"].tolist()),
-                trained_BK=file["trained"] if "trained" in file.files else None,
             )
     except FileNotFoundError:
         raise SepsceneError(f"{path} does not exist: evaluate the run first with `sepscene evaluate`") from None
@@ -281,14 +282,11 @@ def _paired(a: Evidence, b: Evidence, name_a: str, name_b: str) -> tuple[Evidenc
         notes = (f"{len(rows_a)} shared clips of {len(a.clip_ids)} (A) and {len(b.clip_ids)} (B)",)
     a = a.rows(rows_a)
     b = b.rows(rows_b)
-    if a.trained_BK is not None and b.trained_BK is not None:  # classes that the probes of both sides know
-        both_BK = a.trained_BK & b.trained_BK
-        a = replace(a, trained_BK=both_BK)
-        b = replace(b, trained_BK=both_BK)
     same = np.array_equal(a.targets_BK, b.targets_BK) and np.array_equal(a.folds, b.folds)
     if a.classes != b.classes or not same:
         raise SepsceneError(
             f"{name_a} and {name_b} disagree about the classes, labels or folds of the same clips: "
             "evaluate both with the same manifest"
         )
-    return a, b, notes
+    both_BK = a.trained_BK & b.trained_BK  # classes that the probes of both sides know
+    return replace(a, trained_BK=both_BK), replace(b, trained_BK=both_BK), notes

@@ -4,10 +4,9 @@ Shapes: N clips, D embedding, R resamples of the test clips.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 from pydantic import Field
@@ -21,11 +20,10 @@ from sepscene.orchestration.records.environment import commit
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import LedgerResult
 from sepscene.tasks.datasets.readers import Manifest
-from sepscene.tasks.evaluation.labels import labelled, targets_of_probes, unlabelled_notes
-from sepscene.tasks.evaluation.metrics import Bools, Floats, mean_average_precision
-from sepscene.tasks.evaluation.probes import knn_probe, linear_probe
+from sepscene.tasks.evaluation.labels import targets_of_probes
+from sepscene.tasks.evaluation.metrics import Floats, mean_average_precision
 from sepscene.tasks.evaluation.resampling import resample, resampled_scores
-from sepscene.tasks.evaluation.shallow import train_perceptrons
+from sepscene.tasks.evaluation.scores import Evidence, Scores, score_embeddings
 from sepscene.tasks.evaluation.shortcuts import find_shortcuts
 
 RESAMPLES = 200
@@ -84,18 +82,13 @@ def run_trial(
     trained = time.perf_counter() - begin
     train_h = embed(trainer, train)
     test_h = embed(trainer, test)
-    split = Split.of(train.manifest, test.manifest)
-    values, replicates_R = score(train_h, test_h, split, experiment)
-    probed = _with_targets(train_h, test_h, split)
-    metrics = {
-        "shallow_map": mean(values),
-        "linear_map": split.metric(linear_probe(*probed).scores_BK),
-        "knn_map": split.metric(knn_probe(*probed).scores_BK),
-    }
+    scores = score(train_h, train.manifest, test_h, test.manifest, experiment)
+    values, replicates_R = of_perceptrons(scores.evidence)
+    metrics = {name: scores.metrics[name].value for name in ("shallow_map", "linear_map", "knn_map")}
     if train_h.shape[1] > SAME_DIMENSIONS:
         pca = PCA(SAME_DIMENSIONS, random_state=0).fit(train_h)
-        smaller = score(pca.transform(train_h), pca.transform(test_h), split, experiment)[0]
-        metrics["shallow_map_pca"] = mean(smaller)
+        smaller = score(pca.transform(train_h), train.manifest, pca.transform(test_h), test.manifest, experiment)
+        metrics["shallow_map_pca"] = smaller.metrics["shallow_map"].value
     shortcuts = find_shortcuts(train.features, train_h, test.features, test_h)
     return TrialRecord(
         row="untrained" if untrained else experiment.name,
@@ -112,62 +105,28 @@ def run_trial(
         losses=_rounded(trainer.last_losses()) if trainer.step else {},
         diagnostics=_rounded(asdict(shortcuts)),
         warning=shortcuts.warning,
-        left_out=split.notes,
+        left_out=tuple(note for note in scores.notes if note.startswith("left out")),
         ledger=None if untrained else LedgerResult.of(trainer.ledger),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """The clips that have a label, and by which targets they are scored: the rules of `tasks.evaluation.labels`.
+def score(train_h: Floats, train: Manifest, test_h: Floats, test: Manifest, experiment: Experiment) -> Scores:
+    """The ordinary evaluation, without intervals.
 
-    Attributes:
-        train_B, test_B: which clips of each store have a label.
-        train_targets_BK, test_targets_BK: of these clips.
-        known_BK: the test targets of the classes that can be evaluated.
-        notes: what is left out, in words.
+    Raises:
+        NothingToEvaluate: when fewer than two clips of a part have a label, or no class can be evaluated.
     """
-
-    train_B: Bools
-    test_B: Bools
-    train_targets_BK: Bools
-    test_targets_BK: Bools
-    known_BK: Bools
-    classes: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, train: Manifest, test: Manifest) -> "Split":
-        """The labels of both parts of the data.
-
-        Raises:
-            NothingToEvaluate: when fewer than two clips of a part have a label, or no class can be evaluated.
-        """
-        train_BK = train.targets()
-        test_BK = test.targets()
-        train_B = labelled(train_BK, "training")
-        test_B = labelled(test_BK, "test")
-        trained_BK = train_BK[train_B]
-        tested_BK = test_BK[test_B]
-        known_BK, notes = targets_of_probes(tested_BK, test.classes, trained_BK)
-        notes = [*unlabelled_notes(training=train_B, test=test_B), *notes]
-        return cls(train_B, test_B, trained_BK, tested_BK, known_BK, tuple(test.classes), tuple(notes))
-
-    def metric(self, scores_BK: Floats) -> float:
-        """mAP of the scores of the labelled test clips."""
-        return mean_average_precision(scores_BK, self.known_BK, self.classes).value
+    settings = experiment.evaluation.scoring.changed({"bootstrap": 0})
+    return score_embeddings(train_h, train.targets(), test_h, test.targets(), test.classes, settings)
 
 
-def score(train_h: Floats, test_h: Floats, split: Split, experiment: Experiment) -> tuple[list[float], Floats]:
+def of_perceptrons(evidence: Evidence) -> tuple[list[float], Floats]:
     """The shallow mAP of each perceptron, and their mean on each resample of the labelled test clips (R,)."""
-    found = train_perceptrons(*_with_targets(train_h, test_h, split), split.classes, experiment.evaluation.scoring)
-    weights_BR = resample(len(split.known_BK), RESAMPLES)
-    replicates = [resampled_scores(one.scores_BK, split.known_BK, weights_BR).map_R for one in found]
-    return [split.metric(one.scores_BK) for one in found], np.mean(replicates, axis=0)
-
-
-def _with_targets(train_h: Floats, test_h: Floats, split: Split) -> tuple[Floats, Bools, Floats, Bools]:
-    return train_h[split.train_B], split.train_targets_BK, test_h[split.test_B], split.test_targets_BK
+    known_BK, _ = targets_of_probes(evidence.targets_BK, evidence.classes, evidence.trained_BK)
+    weights_BR = resample(len(known_BK), RESAMPLES)
+    scores_PBK = evidence.scores["shallow"]
+    replicates = [resampled_scores(scores_BK, known_BK, weights_BR).map_R for scores_BK in scores_PBK]
+    return [mean_average_precision(scores_BK, known_BK).value for scores_BK in scores_PBK], np.mean(replicates, axis=0)
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:

@@ -256,7 +256,7 @@ class Run:
         data = self.experiment.data
         config = as_long_as(self.experiment.audio.clip_seconds, data.scenes_profile)
         splits = {"train": data.scenes_train, "test": data.scenes_test}
-        if all(self.files.scenes_done(split).exists() for split in splits):
+        if all((self.files.scenes / f"{split}.csv").exists() for split in splits):  # written last, and whole
             return
         with self.stage("scenes", "generate sound scenes", sum(splits.values())):
             done = 0
@@ -265,7 +265,6 @@ class Run:
                 progress = partial(self._advance_from, done)
                 write_scenes(self.files.scenes, count, self.experiment.seed, split, config, known, progress=progress)
                 done += count
-                self.files.scenes_done(split).touch()
 
     def ladder(self, train: Manifest) -> dict[str, str]:
         """The processors: those of the configuration, or the ladder that this run trains."""

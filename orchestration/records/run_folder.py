@@ -132,10 +132,6 @@ class RunFolder:
         """The files whose records are mirrored to MLflow."""
         return self.metrics, self.system
 
-    def scenes_done(self, split: str) -> Path:
-        """There once all scenes of a split are written."""
-        return self.scenes / f"{split}.done"
-
     def baseline(self, name: str) -> Path:
         """The bundle of a baseline: "mix-mix" or "untrained"."""
         return self.path / "baselines" / plain_name(name, "the baseline")

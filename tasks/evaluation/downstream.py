@@ -5,7 +5,7 @@ with the events that are heard then; mAP over the timestamps, and F1 over segmen
 predicted when the perceptron's probability exceeds 0.5 at any of its timestamps. Over folds all metrics are means of
 the folds' metrics. Accuracy, F1 and average precision are scikit-learn's.
 
-Legend: N sounds or timestamps, D embedding, K classes.
+Legend: N sounds or timestamps, D embedding, K classes, P probes of a kind.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score
 
 from sepscene.tasks.datasets.downstream import Event, Task
-from sepscene.tasks.evaluation.metrics import Bools, EvaluationError, Floats
-from sepscene.tasks.evaluation.probes import ProbeResult, knn_probe, linear_probe
+from sepscene.tasks.evaluation.metrics import Bools, EvaluationError, Floats, mean_average_precision
+from sepscene.tasks.evaluation.probes import probe_scores
 from sepscene.tasks.evaluation.settings import ScoringSettings
-from sepscene.tasks.evaluation.shallow import train_perceptrons
 
 SEGMENT_SECONDS = 1.0
 
@@ -73,22 +72,18 @@ def _score_part(task: Task, rows: Rows, test_N: Bools, settings: ScoringSettings
     target_NK = rows.targets_NK[test_N]
     if not target_NK.any():
         raise EvaluationError(f"task {task.name}: a test part has no labelled sound; check its splits and labels")
-    split = (rows.h_ND[~test_N], rows.targets_NK[~test_N], rows.h_ND[test_N], target_NK)
-    probes: dict[str, Sequence[ProbeResult]] = {
-        "linear": [linear_probe(*split, seed=settings.seed)],
-        "shallow": train_perceptrons(*split, settings=settings),
-        "knn": [knn_probe(*split, neighbours=settings.neighbours)],
-    }
+    scores, _ = probe_scores(rows.h_ND[~test_N], rows.targets_NK[~test_N], rows.h_ND[test_N], target_NK, settings)
     metrics: dict[str, float] = {}
-    for name, results in probes.items():
-        metrics[f"{name}_map"] = float(np.mean([result.average_precision.value for result in results]))
+    for name, scores_PNK in scores.items():
+        precisions = [mean_average_precision(scores_NK, target_NK).value for scores_NK in scores_PNK]
+        metrics[f"{name}_map"] = float(np.mean(precisions))
         if not task.multilabel:
             true_N = target_NK.argmax(axis=1)
-            accuracies = [accuracy_score(true_N, result.scores_BK.argmax(axis=1)) for result in results]
+            accuracies = [accuracy_score(true_N, scores_NK.argmax(axis=1)) for scores_NK in scores_PNK]
             metrics[f"{name}_accuracy"] = float(np.mean(accuracies))
         if task.kind == "event" and name == "shallow":
             segment_N = rows.sound_N[test_N] * 10**6 + (rows.seconds_N[test_N] // SEGMENT_SECONDS).astype(np.intp)
-            found = [segment_f1(target_NK, result.scores_BK > 0, segment_N) for result in results]
+            found = [segment_f1(target_NK, scores_NK > 0, segment_N) for scores_NK in scores_PNK]
             metrics["shallow_segment_f1"] = float(np.mean(found))
     return metrics
 

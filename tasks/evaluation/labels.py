@@ -40,15 +40,13 @@ def unlabelled_notes(**parts: Bools) -> tuple[str, ...]:
     )
 
 
-def targets_of_probes(
-    targets_BK: Bools, classes: Sequence[str], trained_BK: Bools | None = None
-) -> tuple[Bools, list[str]]:
+def targets_of_probes(targets_BK: Bools, classes: Sequence[str], trained_BK: Bools) -> tuple[Bools, list[str]]:
     """The targets by which probes are scored, and why some classes are left out of them.
 
     Args:
         targets_BK: bool, of the test clips of one fold.
         classes: K names.
-        trained_BK: which classes had a training clip; None means all.
+        trained_BK: bool, which classes had a training clip.
 
     Returns:
         bool (B, K), all false for a class that is left out; a note for each reason.
@@ -56,23 +54,23 @@ def targets_of_probes(
     Raises:
         NothingToEvaluate: when every class is left out.
     """
-    heard_K = targets_BK.any(axis=0)
-    everywhere_K = targets_BK.all(axis=0)
-    trained_K = np.ones(len(classes), bool) if trained_BK is None else trained_BK.any(axis=0)
+    heard_K = np.any(targets_BK, axis=0)
+    everywhere_K = np.all(targets_BK, axis=0)
+    trained_K = np.any(trained_BK, axis=0)
     reasons = {
         "no positive test clip": ~heard_K,
         "no positive training clip": heard_K & ~trained_K,
         "every test clip has it, so there is nothing to rank": everywhere_K & trained_K,
     }
-    names_K = np.array(classes)
-    notes = [f"left out, {why}: {listed(names_K[out_K].tolist())}" for why, out_K in reasons.items() if out_K.any()]
+    notes = [f"left out, {why}: {listed(classes, out_K)}" for why, out_K in reasons.items() if out_K.any()]
     known_K = heard_K & trained_K & ~everywhere_K
     if not known_K.any():
         raise NothingToEvaluate(f"no class can be evaluated; {'; '.join(notes)}: check the labels and the splits")
     return targets_BK & known_K, notes
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names of classes, the first few if they are many."""
+def listed(classes: Sequence[str], chosen_K: Bools) -> str:
+    """The names of some classes, the first few if they are many."""
+    names = np.array(classes)[chosen_K].tolist()
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more

@@ -4,11 +4,11 @@ Legend: B clips, K classes, X scores or embedding dimensions. `scores_BK` are of
 present"; `targets_BK` says which class is present in which clip.
 
 mAP and d' are macro averages: each class counts the same. A class without a positive (for d' also: without a
-negative) has no defined metric; it is left out of the mean and named in `Macro.left_out`, never counted as 0.
+negative) has no defined metric; it is left out of the mean, never counted as 0.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,37 +36,33 @@ class Macro:
 
     Attributes:
         value: the mean over the classes that have a metric (lwlrap: over labels).
-        classes: names of all K classes.
-        per_class: (K,) float64, NaN for a class that was left out.
-        left_out: names of the classes without a defined metric.
+        per_class: (K,) float64, NaN for a class without a defined metric.
     """
 
     value: float
-    classes: tuple[str, ...]
     per_class: Floats
-    left_out: tuple[str, ...]
 
 
 def mean_macro(several: Sequence[Macro]) -> Macro:
     """The mean of one metric over several perceptrons, for every class and for all."""
     per_class = np.mean([one.per_class for one in several], axis=0)
-    return Macro(float(np.mean([one.value for one in several])), several[0].classes, per_class, several[0].left_out)
+    return Macro(float(np.mean([one.value for one in several])), per_class)
 
 
-def mean_average_precision(scores_BK: Floats, targets_BK: Bools, classes: Sequence[str] | None = None) -> Macro:
+def mean_average_precision(scores_BK: Floats, targets_BK: Bools) -> Macro:
     """mAP, the metric of the paper's Tables 2, 4 and 5: scikit-learn's average precision, mean over classes.
 
     Raises:
         EvaluationError: for shapes that differ, NaN or infinite scores, or when no class has a positive.
     """
-    names = check(scores_BK, targets_BK, classes)
-    per_class = np.full(len(names), np.nan)
+    check(scores_BK, targets_BK)
+    per_class = np.full(targets_BK.shape[1], np.nan)
     for k in np.flatnonzero(targets_BK.any(axis=0)):
         per_class[k] = average_precision_score(targets_BK[:, k], scores_BK[:, k])
-    return macro(per_class, names, "average precision")
+    return macro(per_class, "average precision")
 
 
-def d_prime(scores_BK: Floats, targets_BK: Bools, classes: Sequence[str] | None = None) -> Macro:
+def d_prime(scores_BK: Floats, targets_BK: Bools) -> Macro:
     """d' = sqrt(2) * probit(AUC): the distance of two unit Gaussians that would be separated as well.
 
     The macro value is d' of the mean AUC, as AudioSet's baselines report it (Hershey 2017). An AUC of exactly 0 or 1
@@ -75,14 +71,13 @@ def d_prime(scores_BK: Floats, targets_BK: Bools, classes: Sequence[str] | None 
     Raises:
         EvaluationError: for shapes that differ, NaN or infinite scores, or when no class has both kinds of clips.
     """
-    names = check(scores_BK, targets_BK, classes)
-    auc_K = np.full(len(names), np.nan)
+    check(scores_BK, targets_BK)
+    auc_K = np.full(targets_BK.shape[1], np.nan)
     positives_K = targets_BK.sum(axis=0)
     for k in np.flatnonzero((positives_K > 0) & (positives_K < len(targets_BK))):
         half_pair = 0.5 / (positives_K[k] * (len(targets_BK) - positives_K[k]))
         auc_K[k] = np.clip(roc_auc_score(targets_BK[:, k], scores_BK[:, k]), half_pair, 1 - half_pair)
-    mean_auc = macro(auc_K, names, "d'")
-    return Macro(float(d_prime_of(mean_auc.value)), names, d_prime_of(auc_K), mean_auc.left_out)
+    return Macro(float(d_prime_of(macro(auc_K, "d'").value)), d_prime_of(auc_K))
 
 
 def d_prime_of(auc: Floats | float) -> Floats:
@@ -90,7 +85,7 @@ def d_prime_of(auc: Floats | float) -> Floats:
     return np.sqrt(2.0) * ndtri(auc)
 
 
-def lwlrap(scores_BK: Floats, targets_BK: Bools, classes: Sequence[str] | None = None) -> Macro:
+def lwlrap(scores_BK: Floats, targets_BK: Bools) -> Macro:
     """Label-weighted label-ranking average precision (DCASE 2019 task 2; Fonseca 2019).
 
     Classes are ranked within each clip. Each (clip, present class) gives the precision down to that class;
@@ -101,13 +96,13 @@ def lwlrap(scores_BK: Floats, targets_BK: Bools, classes: Sequence[str] | None =
     Raises:
         EvaluationError: for shapes that differ, NaN or infinite scores, or when no clip has a label.
     """
-    names = check(scores_BK, targets_BK, classes)
+    check(scores_BK, targets_BK)
     precision_BK = label_precisions(scores_BK, targets_BK)
     positives_K = targets_BK.sum(axis=0)
-    per_class = np.full(len(names), np.nan)
+    per_class = np.full(len(positives_K), np.nan)
     np.divide(precision_BK.sum(axis=0), positives_K, out=per_class, where=positives_K > 0)
-    left_out = macro(per_class, names, "lwlrap").left_out
-    return Macro(float(precision_BK.sum() / positives_K.sum()), names, per_class, left_out)
+    over_classes = macro(per_class, "lwlrap")
+    return replace(over_classes, value=float(precision_BK.sum() / positives_K.sum()))
 
 
 def label_precisions(scores_BK: Floats, targets_BK: Bools) -> Floats:
@@ -117,7 +112,7 @@ def label_precisions(scores_BK: Floats, targets_BK: Bools) -> Floats:
     return np.where(targets_BK, hit_rank_BK / rank_BK, 0.0)
 
 
-def macro(per_class: Floats, names: tuple[str, ...], metric: str) -> Macro:
+def macro(per_class: Floats, metric: str) -> Macro:
     """The mean over the classes that are not NaN.
 
     Raises:
@@ -126,23 +121,17 @@ def macro(per_class: Floats, names: tuple[str, ...], metric: str) -> Macro:
     defined = ~np.isnan(per_class)
     if not defined.any():
         raise EvaluationError(
-            f"no class has a defined {metric}: the {len(names)} classes lack positive or negative clips; "
+            f"no class has a defined {metric}: the {len(per_class)} classes lack positive or negative clips; "
             "check the labels and the test split"
         )
-    left_out = tuple(name for name, ok in zip(names, defined, strict=True) if not ok)
-    return Macro(float(per_class[defined].mean()), names, per_class, left_out)
+    return Macro(float(per_class[defined].mean()), per_class)
 
 
-def check(values_BX: Floats, targets_BK: Bools, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """Class names, after refusing scores or embeddings that do not fit their targets.
-
-    Args:
-        values_BX: scores (B, K) or embeddings (B, D): one row a clip.
-        targets_BK: (B, K) bool.
-        classes: K names; None numbers them.
+def check(values_BX: Floats, targets_BK: Bools) -> None:
+    """Refuse scores (B, K) or embeddings (B, D) that do not fit their targets.
 
     Raises:
-        EvaluationError: names the number of clips or classes that differ, or of clips that are not finite.
+        EvaluationError: names the shapes that do not fit, or the number of clips that are not finite.
     """
     if values_BX.ndim != 2 or targets_BK.ndim != 2 or len(values_BX) != len(targets_BK):
         raise EvaluationError(
@@ -157,26 +146,21 @@ def check(values_BX: Floats, targets_BK: Bools, classes: Sequence[str] | None) -
             f"{broken} of {len(values_BX)} clips have NaN or infinite scores or embeddings: the encoder has "
             "diverged or its checkpoint is damaged; lower the learning rate or take an earlier checkpoint"
         )
-    names = tuple(classes) if classes is not None else tuple(str(k) for k in range(targets_BK.shape[1]))
-    if len(names) != targets_BK.shape[1]:
-        raise EvaluationError(f"{len(names)} class names for {targets_BK.shape[1]} columns of targets: give one each")
-    return names
 
 
-def check_split(
-    train_h_BD: Floats,
-    train_targets_BK: Bools,
-    test_h_BD: Floats,
-    test_targets_BK: Bools,
-    classes: Sequence[str] | None,
-) -> tuple[str, ...]:
-    """Class names, after refusing training and test clips that do not fit each other.
+def check_split(train_h_BD: Floats, train_targets_BK: Bools, test_h_BD: Floats, test_targets_BK: Bools) -> None:
+    """Refuse training and test clips that do not fit each other.
 
     Raises:
         EvaluationError: for NaN embeddings, shapes that do not fit, or fewer than two training clips.
     """
-    names = check(train_h_BD, train_targets_BK, classes)
-    check(test_h_BD, test_targets_BK, names)
+    check(train_h_BD, train_targets_BK)
+    check(test_h_BD, test_targets_BK)
+    if train_targets_BK.shape[1] != test_targets_BK.shape[1]:
+        raise EvaluationError(
+            f"training targets have {train_targets_BK.shape[1]} classes, test targets {test_targets_BK.shape[1]}: "
+            "give both a column for each class"
+        )
     if train_h_BD.shape[1] != test_h_BD.shape[1]:
         raise EvaluationError(
             f"training embeddings have {train_h_BD.shape[1]} dimensions, test embeddings "
@@ -184,4 +168,3 @@ def check_split(
         )
     if len(train_h_BD) < 2:
         raise EvaluationError(f"{len(train_h_BD)} labelled training clips: a classifier needs at least 2")
-    return names

@@ -1,21 +1,21 @@
 """Quick looks at a representation: linear probe, nearest neighbours, and a map in two dimensions.
 
-Legend: B clips, D embedding, K classes, N neighbours. All constants here are ours: the paper has neither
-probe. They need no budget or stopping rule, so they separate what the representation knows from what the
+Legend: P probes of a kind, B clips, D embedding, K classes, N neighbours. All constants here are ours: the paper has
+neither probe. They need no budget or stopping rule, so they separate what the representation knows from what the
 perceptron of `tasks.evaluation.shallow` makes of it, and `knn_map` is quick enough to validate with during training.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeCV
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
-from sepscene.tasks.evaluation.metrics import Bools, Floats, Macro, check, check_split, mean_average_precision
+from sepscene.tasks.evaluation.metrics import Bools, Floats, check, check_split, mean_average_precision
+from sepscene.tasks.evaluation.settings import ScoringSettings
+from sepscene.tasks.evaluation.shallow import train_perceptrons
 
 VOTE_TEMPERATURE = 0.07  # a neighbour at cosine s votes with exp(s / 0.07), as in Wu 2018 (instance discrimination)
 PIECE_BYTES = 2**28
@@ -25,31 +25,31 @@ PENALTIES = np.logspace(-1, 6, 15)
 MAP_NEEDS_CLIPS = 50
 
 
-@dataclass(frozen=True, eq=False)
-class ProbeResult:
-    """Scores of the test clips (B, K), and how well they rank them."""
+def probe_scores(
+    train_h_BD: Floats, train_targets_BK: Bools, test_h_BD: Floats, test_targets_BK: Bools, settings: ScoringSettings
+) -> tuple[dict[str, Floats], NDArray[np.intp]]:
+    """Scores of the test clips by all probes, which see no test target.
 
-    scores_BK: Floats
-    average_precision: Macro
+    Returns:
+        "shallow" -> (P, B, K), "linear" and "knn" -> (1, B, K); the epochs of each perceptron.
+
+    Raises:
+        EvaluationError: for NaN embeddings, shapes that do not fit, or fewer than two training clips.
+    """
+    check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK)
+    clips = (train_h_BD, train_targets_BK, test_h_BD)
+    shallow_PBK, epochs_P = train_perceptrons(*clips, settings)
+    linear_BK = linear_probe(*clips, settings.seed)
+    knn_BK = knn_probe(*clips, settings.neighbours)
+    return {"shallow": shallow_PBK, "linear": linear_BK[None], "knn": knn_BK[None]}, epochs_P
 
 
-def linear_probe(
-    train_h_BD: Floats,
-    train_targets_BK: Bools,
-    test_h_BD: Floats,
-    test_targets_BK: Bools,
-    classes: Sequence[str] | None = None,
-    seed: int = 0,
-) -> ProbeResult:
-    """Ridge regression of the targets on standardised h.
+def linear_probe(train_h_BD: Floats, train_targets_BK: Bools, test_h_BD: Floats, seed: int = 0) -> Floats:
+    """Scores (B, K) of the test clips by ridge regression of the targets on standardised h.
 
     Each class's penalty is chosen by leave-one-out cross-validation. More than 100,000 training clips are
     thinned to this many, drawn with the seed: a linear map of some hundred dimensions is known long before.
-
-    Raises:
-        EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
     """
-    names = check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, classes)
     if len(train_h_BD) > LINEAR_CLIPS:
         rows = np.sort(np.random.default_rng(seed).permutation(len(train_h_BD))[:LINEAR_CLIPS])
         train_h_BD = train_h_BD[rows]
@@ -57,38 +57,25 @@ def linear_probe(
     scaler = StandardScaler().fit(train_h_BD.astype(np.float64))
     ridge = RidgeCV(alphas=PENALTIES, alpha_per_target=True)
     ridge.fit(scaler.transform(train_h_BD), train_targets_BK.astype(np.float64))
-    scores_BK = ridge.predict(scaler.transform(test_h_BD)).reshape(test_targets_BK.shape)
-    return ProbeResult(scores_BK, mean_average_precision(scores_BK, test_targets_BK, names))
+    return ridge.predict(scaler.transform(test_h_BD)).reshape(len(test_h_BD), train_targets_BK.shape[1])
 
 
-def knn_probe(
-    train_h_BD: Floats,
-    train_targets_BK: Bools,
-    test_h_BD: Floats,
-    test_targets_BK: Bools,
-    classes: Sequence[str] | None = None,
-    neighbours: int = 20,
-) -> ProbeResult:
+def knn_probe(train_h_BD: Floats, train_targets_BK: Bools, test_h_BD: Floats, neighbours: int = 20) -> Floats:
     """Each test clip's nearest training clips by cosine vote with their labels, near ones more.
 
-    A score is the share of the votes. Test clips are taken so few at a time that their similarities to all training
-    clips (and their neighbours' labels) fit 256 MB, however many those are.
-
-    Raises:
-        EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
+    A score, of (B, K), is the share of the votes. Test clips are taken so few at a time that their similarities to all
+    training clips (and their neighbours' labels) fit 256 MB, however many those are.
     """
-    names = check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, classes)
     train_BD, test_BD = (_unit(h_BD) for h_BD in (train_h_BD, test_h_BD))
     targets_BK = torch.from_numpy(np.ascontiguousarray(train_targets_BK))
     voters = min(neighbours, len(train_BD))
-    floats_a_clip = max(len(train_BD), voters * len(names))
+    floats_a_clip = max(len(train_BD), voters * targets_BK.shape[1])
     pieces = []
     for piece_BD in test_BD.split(max(1, PIECE_BYTES // (4 * floats_a_clip))):
         similarity_BN, nearest_BN = (piece_BD @ train_BD.T).topk(voters, dim=1)
         votes_BN = torch.softmax(similarity_BN / VOTE_TEMPERATURE, dim=1)
         pieces.append(torch.einsum("bn,bnk->bk", votes_BN, targets_BK[nearest_BN].float()))
-    scores_BK = torch.cat(pieces).numpy()
-    return ProbeResult(scores_BK, mean_average_precision(scores_BK, test_targets_BK, names))
+    return torch.cat(pieces).numpy()
 
 
 def knn_map(
@@ -98,9 +85,14 @@ def knn_map(
     test_targets_BK: Bools,
     neighbours: int = 20,
 ) -> float:
-    """mAP of `knn_probe`: the metric to validate with during training, comparable across objectives."""
-    probe = knn_probe(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, neighbours=neighbours)
-    return probe.average_precision.value
+    """mAP of `knn_probe`: the metric to validate with during training, comparable across objectives.
+
+    Raises:
+        EvaluationError: as `probe_scores`, or when no class has a positive test clip.
+    """
+    check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK)
+    scores_BK = knn_probe(train_h_BD, train_targets_BK, test_h_BD, neighbours)
+    return mean_average_precision(scores_BK, test_targets_BK).value
 
 
 def embedding_map(h_BD: Floats) -> Floats:
@@ -112,7 +104,7 @@ def embedding_map(h_BD: Floats) -> Floats:
     Raises:
         EvaluationError: for NaN embeddings.
     """
-    check(h_BD, np.ones((len(h_BD), 1), dtype=bool), None)
+    check(h_BD, np.ones((len(h_BD), 1), dtype=bool))
     wide_BD = h_BD.astype(np.float64)
     if np.ptp(wide_BD, axis=0).max() == 0:
         return np.zeros((len(h_BD), 2))  # one clip, or an encoder that has collapsed to a point

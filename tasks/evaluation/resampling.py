@@ -63,7 +63,7 @@ def resampled_scores(scores_BK: Floats, targets_BK: Bools, weights_BR: Floats) -
     Raises:
         EvaluationError: for NaN scores or shapes that do not fit.
     """
-    check(scores_BK, targets_BK, None)
+    check(scores_BK, targets_BK)
     positives_K = targets_BK.sum(axis=0)
     columns = np.flatnonzero(positives_K)
     precision_KR, auc_KR, drawn_KR = np.empty((3, len(columns), 1 + weights_BR.shape[1]))
@@ -89,7 +89,7 @@ def resampled_retrieval(h_BD: Floats, targets_BK: Bools, weights_BR: Floats, cli
     Raises:
         EvaluationError: for NaN embeddings or shapes that do not fit.
     """
-    check(h_BD, targets_BK, None)
+    check(h_BD, targets_BK)
     unit_BD = unit_length(h_BD)
     weights_BR = _after_itself(weights_BR)
     precision_KR = []
@@ -120,12 +120,6 @@ def resampled_retrieval(h_BD: Floats, targets_BK: Bools, weights_BR: Floats, cli
         drawn_KR.append(drawn_R)
         rare_K.append(len(positive_P) < ENOUGH_POSITIVES)
     return _over_classes(np.array(precision_KR), np.array(drawn_KR), np.array(rare_K))
-
-
-def mean_where_defined(values_KR: Floats) -> Floats:
-    """Mean over the first axis of what is not NaN; NaN where nothing is."""
-    defined_KR = ~np.isnan(values_KR)
-    return share(np.where(defined_KR, values_KR, 0.0).sum(axis=0), defined_KR.sum(axis=0))
 
 
 def _after_itself(weights_BR: Floats) -> Floats:

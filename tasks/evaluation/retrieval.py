@@ -8,7 +8,6 @@ Chance is not 0 but the share of (positive, positive) pairs: 4950 / 14950 = 0.33
 Legend: B clips, D embedding, K classes, P positives, N negatives.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,20 +24,18 @@ class RetrievalResult:
     """What query by example found.
 
     Attributes:
-        average_precision: for every class, and the mean as its value. Left out: classes with fewer than two
+        average_precision: for every class, and the mean as its value. Without one: classes with fewer than two
             positive clips or without a negative one.
-        chance: (K,) share of (positive, positive) pairs: what random embeddings reach, NaN where left out.
-        short: names of the classes that had fewer than the wanted clips of either kind, and used all of them.
+        chance: (K,) share of (positive, positive) pairs: what random embeddings reach, NaN for these classes.
+        short_K: which classes had fewer than the wanted clips of either kind, and used all of them.
     """
 
     average_precision: Macro
     chance: Floats
-    short: tuple[str, ...]
+    short_K: Bools
 
 
-def query_by_example(
-    h_BD: Floats, targets_BK: Bools, classes: Sequence[str] | None = None, clips: int = 100, seed: int = 0
-) -> RetrievalResult:
+def query_by_example(h_BD: Floats, targets_BK: Bools, clips: int = 100, seed: int = 0) -> RetrievalResult:
     """Rank the pairs of each class by cosine distance.
 
     Args:
@@ -48,19 +45,18 @@ def query_by_example(
     Raises:
         EvaluationError: for NaN embeddings, shapes that do not fit, or when no class has two positive clips.
     """
-    names = check(h_BD, targets_BK, classes)
+    check(h_BD, targets_BK)
     unit_BD = unit_length(h_BD)
-    precision_K, chance_K = np.full((2, len(names)), np.nan)
-    short = []
+    precision_K, chance_K = np.full((2, targets_BK.shape[1]), np.nan)
+    short_K = np.zeros(targets_BK.shape[1], bool)
     for k, (positive_P, negative_N) in enumerate(choose(targets_BK, clips, seed)):
-        if min(len(positive_P), len(negative_N)) < clips:
-            short.append(names[k])
+        short_K[k] = min(len(positive_P), len(negative_N)) < clips
         if len(positive_P) < 2 or len(negative_N) < 1:
             continue
         relevant, similarity = ranked_pairs(unit_BD, positive_P, negative_N)
         precision_K[k] = average_precision_score(relevant, similarity)
         chance_K[k] = relevant.mean()
-    return RetrievalResult(macro(precision_K, names, "query by example"), chance_K, tuple(short))
+    return RetrievalResult(macro(precision_K, "query by example"), chance_K, short_K)
 
 
 def choose(targets_BK: Bools, clips: int, seed: int) -> list[tuple[Rows, Rows]]:

@@ -29,10 +29,9 @@ from sepscene.tasks.evaluation.metrics import (
     mean_average_precision,
     mean_macro,
 )
-from sepscene.tasks.evaluation.probes import knn_probe, linear_probe
+from sepscene.tasks.evaluation.probes import probe_scores
 from sepscene.tasks.evaluation.resampling import (
     ENOUGH_POSITIVES,
-    mean_where_defined,
     resample,
     resampled_retrieval,
     resampled_scores,
@@ -40,7 +39,6 @@ from sepscene.tasks.evaluation.resampling import (
 )
 from sepscene.tasks.evaluation.retrieval import query_by_example
 from sepscene.tasks.evaluation.settings import ScoringSettings
-from sepscene.tasks.evaluation.shallow import ShallowResult, train_perceptrons
 from sepscene.tasks.evaluation.statistics import Interval, bootstrap_interval
 
 
@@ -55,8 +53,8 @@ class Evidence:
         folds: (B,) str: metrics are made within each fold and averaged. A plain test split is one fold.
         h_BD: the encoder's embeddings.
         scores: "shallow" -> (P, B, K), "linear" and "knn" -> (1, B, K), from probes that did not see the clip's fold.
+        trained_BK: which classes the probes that scored a clip had seen in training.
         notes: what a reader must know, e.g. which fold chose how many epochs.
-        trained_BK: which classes the probes that scored a clip had seen in training; None means all.
     """
 
     clip_ids: NDArray[np.str_]
@@ -66,8 +64,8 @@ class Evidence:
     h_BD: Floats
     scores: dict[str, Floats]
     settings: ScoringSettings
+    trained_BK: Bools
     notes: tuple[str, ...] = ()
-    trained_BK: Bools | None = None
 
     def rows(self, rows: NDArray[np.intp] | Bools) -> "Evidence":
         """The same for some clips, in the order given."""
@@ -78,7 +76,7 @@ class Evidence:
             targets_BK=self.targets_BK[rows],
             h_BD=self.h_BD[rows],
             scores={name: scores_PBK[:, rows] for name, scores_PBK in self.scores.items()},
-            trained_BK=None if self.trained_BK is None else self.trained_BK[rows],
+            trained_BK=self.trained_BK[rows],
         )
 
 
@@ -128,7 +126,8 @@ def score_embeddings(
         EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
     """
     settings = settings or ScoringSettings()
-    names = check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, classes)
+    check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK)
+    names = _names(classes, test_targets_BK)
     ids = _ids(clip_ids, len(test_h_BD))
     train_B = labelled(train_targets_BK, "training")
     test_B = labelled(test_targets_BK, "test")
@@ -146,21 +145,17 @@ def _evidence(
 ) -> Evidence:
     """What the probes say of the test clips; `split` is training h and targets, test h and targets, all labelled."""
     train_h_BD, train_targets_BK, test_h_BD, test_targets_BK = split
-    perceptrons = train_perceptrons(*split, names, settings)
+    scores, epochs_P = probe_scores(*split, settings)
     return Evidence(
         clip_ids=ids,
         classes=names,
         targets_BK=test_targets_BK,
         folds=np.full(len(ids), "test", dtype=np.str_),
         h_BD=test_h_BD,
-        scores={
-            "shallow": np.stack([perceptron.scores_BK for perceptron in perceptrons]),
-            "linear": linear_probe(*split, names, settings.seed).scores_BK[None],
-            "knn": knn_probe(*split, names, settings.neighbours).scores_BK[None],
-        },
+        scores=scores,
         settings=settings,
-        notes=(*notes, _trained(perceptrons, len(train_h_BD))),
         trained_BK=np.tile(train_targets_BK.any(axis=0), (len(ids), 1)),
+        notes=(*notes, _trained(epochs_P.tolist(), len(train_h_BD))),
     )
 
 
@@ -181,7 +176,8 @@ def cross_validate(
         EvaluationError: as `score_embeddings`, or when there are fewer than two folds.
     """
     settings = settings or ScoringSettings()
-    names = check(h_BD, targets_BK, classes)
+    check(h_BD, targets_BK)
+    names = _names(classes, targets_BK)
     fold_B = np.array(list(folds), dtype=np.str_)
     if len(fold_B) != len(h_BD) or len(set(folds)) < 2:
         raise EvaluationError(
@@ -206,7 +202,15 @@ def cross_validate(
             scores[name][:, test_B] = scores_PBK
         trained_BK[test_B] = part.trained_BK
         notes += tuple(f"fold {fold}: {note}" for note in part.notes)
-    return measure(Evidence(ids, names, targets_BK, fold_B, h_BD, scores, settings, notes, trained_BK))
+    return measure(Evidence(ids, names, targets_BK, fold_B, h_BD, scores, settings, trained_BK, notes))
+
+
+def _names(classes: Sequence[str] | None, targets_BK: Bools) -> tuple[str, ...]:
+    columns = targets_BK.shape[1]
+    names = tuple(str(k) for k in range(columns)) if classes is None else tuple(classes)
+    if len(names) != columns:
+        raise EvaluationError(f"{len(names)} class names for {columns} columns of targets: give one each")
+    return names
 
 
 def _ids(clip_ids: Sequence[str] | None, clips: int) -> NDArray[np.str_]:
@@ -262,18 +266,18 @@ def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
     for probe, scores_PBK in evidence.scores.items():
         replicates = [resampled_scores(scores_BK, known_BK, weights_BR) for scores_BK in scores_PBK]
         share_PR = resample(len(scores_PBK), settings.bootstrap, settings.seed + fold) / np.float64(len(scores_PBK))
-        precisions = [mean_average_precision(scores_BK, known_BK, evidence.classes) for scores_BK in scores_PBK]
+        precisions = [mean_average_precision(scores_BK, known_BK) for scores_BK in scores_PBK]
         found.add(f"{probe}_map", mean_macro(precisions), _drawn(share_PR, [one.map_R for one in replicates]))
         if probe == "shallow":
-            rankings = [lwlrap(scores_BK, known_BK, evidence.classes) for scores_BK in scores_PBK]
+            rankings = [lwlrap(scores_BK, known_BK) for scores_BK in scores_PBK]
             found.add("lwlrap", mean_macro(rankings), _drawn(share_PR, [one.lwlrap_R for one in replicates]))
-            distances = [d_prime(scores_BK, known_BK, evidence.classes) for scores_BK in scores_PBK]
+            distances = [d_prime(scores_BK, known_BK) for scores_BK in scores_PBK]
             found.add("d_prime", mean_macro(distances), _drawn(share_PR, [one.d_prime_R for one in replicates]))
     _add_retrieval(found, evidence, weights_BR)
     positives_K = known_BK.sum(axis=0)
     rare_K = (positives_K > 0) & (positives_K < ENOUGH_POSITIVES)
     if rare_K.any() and settings.bootstrap:
-        rare = listed(np.array(evidence.classes)[rare_K].tolist())
+        rare = listed(evidence.classes, rare_K)
         found.notes.append(f"fewer than {ENOUGH_POSITIVES} positive test clips, their spread is a guess: {rare}")
     if (targets_BK.sum(axis=1) == 1).all():
         _add_accuracy(found, evidence, known_BK, weights_BR)
@@ -298,22 +302,23 @@ def _add_retrieval(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None
     clips = evidence.settings.qbe_clips
     seed = evidence.settings.seed
     try:
-        result = query_by_example(evidence.h_BD, evidence.targets_BK, evidence.classes, clips, seed)
+        result = query_by_example(evidence.h_BD, evidence.targets_BK, clips, seed)
     except EvaluationError as error:  # no class has two positive clips: the other metrics still stand
         found.notes.append(str(error))
         return
     replicates_R = resampled_retrieval(evidence.h_BD, evidence.targets_BK, weights_BR, clips, seed)
     found.add("qbe_map", result.average_precision, replicates_R)
     found.notes.append(f"query by example: random embeddings would reach {np.nanmean(result.chance):.3f}")
-    if result.short:
-        found.notes.append(f"query by example: fewer than {clips} clips of a kind for {listed(result.short)}")
+    if result.short_K.any():
+        short = listed(evidence.classes, result.short_K)
+        found.notes.append(f"query by example: fewer than {clips} clips of a kind for {short}")
 
 
 def _class_table(evidence: Evidence, folds: list[_Fold]) -> tuple[ClassMetrics, ...]:
-    per_class = {
-        name: mean_where_defined(np.array([fold.per_class[name] for fold in folds if name in fold.per_class]))
-        for name in folds[0].per_class
-    }
+    per_class: dict[str, Floats] = {}
+    for name in folds[0].per_class:
+        of_folds = [fold.per_class[name] for fold in folds if name in fold.per_class]
+        per_class[name] = np.ma.masked_invalid(of_folds).mean(axis=0).filled(np.nan)  # NaN where no fold has it
     positives_K = evidence.targets_BK.sum(axis=0)
     return tuple(
         ClassMetrics(
@@ -325,8 +330,8 @@ def _class_table(evidence: Evidence, folds: list[_Fold]) -> tuple[ClassMetrics, 
     )
 
 
-def _trained(perceptrons: tuple[ShallowResult, ...], clips: int) -> str:
-    epochs = ", ".join(str(perceptron.epochs) for perceptron in perceptrons)
-    if len(perceptrons) == 1:
-        return f"the perceptron trained {epochs} epochs on {clips} clips"
-    return f"shallow classification is the mean of {len(perceptrons)} perceptrons ({epochs} epochs on {clips} clips)"
+def _trained(epochs: list[int], clips: int) -> str:
+    listed_epochs = ", ".join(map(str, epochs))
+    if len(epochs) == 1:
+        return f"the perceptron trained {listed_epochs} epochs on {clips} clips"
+    return f"shallow classification is the mean of {len(epochs)} perceptrons ({listed_epochs} epochs on {clips} clips)"

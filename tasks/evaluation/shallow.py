@@ -15,14 +15,13 @@ clips a step is mostly the calls into torch, and five perceptrons take little lo
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sepscene.tasks.evaluation.metrics import Bools, Floats, check_split, mean_average_precision
-from sepscene.tasks.evaluation.probes import ProbeResult
+from sepscene.tasks.evaluation.metrics import Bools, Floats
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
 VALIDATION_SHARE = 0.15
@@ -33,49 +32,30 @@ WEIGHT_DECAY = 1e-4
 SCORING_CLIPS = 8192
 
 
-@dataclass(frozen=True, eq=False)
-class ShallowResult(ProbeResult):
-    """What shallow classification found: scores are logits, float32; `epochs` are those that the validation clips
-    chose."""
-
-    epochs: int
-
-
 def train_perceptrons(
-    train_h_BD: Floats,
-    train_targets_BK: Bools,
-    test_h_BD: Floats,
-    test_targets_BK: Bools,
-    classes: Sequence[str] | None = None,
-    settings: ScoringSettings | None = None,
-) -> tuple[ShallowResult, ...]:
-    """Train perceptrons on the training clips and evaluate their rankings of the test clips.
+    train_h_BD: Floats, train_targets_BK: Bools, test_h_BD: Floats, settings: ScoringSettings
+) -> tuple[Floats, NDArray[np.intp]]:
+    """Train perceptrons on the training clips and score the test clips.
 
     They differ in their seed: the settings' own and those after it. The same seed gives the same scores on the same
     machine, to the rounding of a batched product whatever the others are. h is standardised with the training clips'
     mean and deviation.
 
-    Raises:
-        EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
+    Returns:
+        Logits, float32 (P, B, K); of each perceptron the epochs that the validation clips chose, int (P,).
     """
-    settings = settings or ScoringSettings()
-    names = check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK, classes)
     train_h, test_h = _standardised(train_h_BD, test_h_BD)
     train_targets = torch.from_numpy(np.ascontiguousarray(train_targets_BK))
     seeds = range(settings.seed, settings.seed + settings.perceptrons)
     best_P = _epochs_by_validation(train_h, train_targets, settings, seeds)
     network = _Perceptrons(train_h.shape[1], settings.shallow_hidden, train_targets.shape[1], seeds)
     every_PB = _every_row(train_h, seeds)
-    scores: dict[int, Floats] = {}
+    scores_PBK = np.empty((len(seeds), len(test_h), train_targets.shape[1]), np.float32)
     for epoch in _epochs(network, train_h, train_targets, every_PB, int(best_P.max()), seeds):
-        ready = np.flatnonzero(best_P == epoch)
-        if len(ready):
-            scores_PBK = _score(network, test_h, _every_row(test_h, seeds)).numpy()
-            scores |= {int(p): scores_PBK[p] for p in ready}
-    return tuple(
-        ShallowResult(scores[p], mean_average_precision(scores[p], test_targets_BK, names), int(best_P[p]))
-        for p in range(len(seeds))
-    )
+        ready_P = best_P == epoch
+        if ready_P.any():
+            scores_PBK[ready_P] = _score(network, test_h, _every_row(test_h, seeds)).numpy()[ready_P]
+    return scores_PBK, best_P
 
 
 class _Perceptrons(nn.Module):

@@ -34,8 +34,6 @@ def coincidence_loss(
 ) -> Tensor:
     """This worker's share of the loss: its h_m against everybody's h_c. Summed over workers it is the loss.
 
-    The pairs are computed in float32 whatever autocast says (float64 stays float64).
-
     Args:
         h_m_nD: the mixtures of the local pairs; n may be 0.
         h_c_nD: the channels of the local pairs.
@@ -49,20 +47,15 @@ def coincidence_loss(
     global_c_ND = h_c_nD if global_c_ND is None else global_c_ND
     total = global_c_ND.shape[0]
     tile = tile_bytes or TILE_BYTES.get(h_m_nD.device.type, TILE_BYTES["cuda"])
-    with torch.autocast(h_m_nD.device.type, enabled=False):
-        u_nH, v_NH = split_first_layer(head, h_m_nD, global_c_ND)
-        last_H = head.last.weight[0].to(u_nH.dtype)
-        bias = head.last.bias.to(u_nH.dtype)
-        weights = (1 / max(1, total), 1 / max(1, total * (total - 1)))
-        return _PairLoss.apply(u_nH, v_NH, last_H, bias, start, weights, tile)
+    u_nH, v_NH = split_first_layer(head, h_m_nD, global_c_ND)
+    weights = (1 / max(1, total), 1 / max(1, total * (total - 1)))
+    return _PairLoss.apply(u_nH, v_NH, head.last.weight[0], head.last.bias, start, weights, tile)
 
 
 def split_first_layer(head: CoincidenceHead, h_m_nD: Tensor, h_c_ND: Tensor) -> tuple[Tensor, Tensor]:
     """u_nH = W_a h_m and v_NH = W_b h_c + bias: relu(u_i + v_j) is the hidden layer of the pair (i, j)."""
-    dtype = torch.float64 if h_m_nD.dtype == torch.float64 else torch.float32
-    weight_a, weight_b = head.first.weight.to(dtype).split(h_m_nD.shape[1], dim=1)
-    bias = head.first.bias.to(dtype)
-    return functional.linear(h_m_nD.to(dtype), weight_a), functional.linear(h_c_ND.to(dtype), weight_b, bias)
+    weight_a, weight_b = head.first.weight.split(h_m_nD.shape[1], dim=1)
+    return functional.linear(h_m_nD, weight_a), functional.linear(h_c_ND, weight_b, head.first.bias)
 
 
 class _PairLoss(torch.autograd.Function):

@@ -66,8 +66,7 @@ def similarity_metrics(unit_1_NZ: Tensor, unit_2_NZ: Tensor) -> dict[str, float]
 def coincidence_metrics(head: CoincidenceHead, h_m_nD: Tensor, h_c_nD: Tensor) -> dict[str, float]:
     """Balanced accuracy and AUC (ties count half) over all n^2 pairs, n >= 2; memory n x H."""
     u_nH, v_nH = split_first_layer(head, h_m_nD, h_c_nD)
-    last_H = head.last.weight[0].to(u_nH.dtype)
-    logit_nn = torch.stack([(u_H + v_nH).relu_() @ last_H for u_H in u_nH]) + head.last.bias
+    logit_nn = torch.stack([(u_H + v_nH).relu_() @ head.last.weight[0] for u_H in u_nH]) + head.last.bias
     different = ~torch.eye(len(logit_nn), dtype=torch.bool, device=logit_nn.device)
     positive = logit_nn.diagonal().contiguous()
     negative = logit_nn[different].sort().values

@@ -12,7 +12,7 @@ collective call waits for a worker that never comes.
 Legend: n local pairs, N global pairs, F mels, L frames, D features of h, Z features of z.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -90,8 +90,7 @@ class JointObjective(nn.Module):
 
     def encode(self, *views_BLF: Tensor) -> tuple[Tensor, ...]:
         """h_BD of each view, all computed as one batch."""
-        h_BD = self.trunk(torch.cat(views_BLF))
-        h_BD = h_BD if h_BD.dtype == torch.float64 else h_BD.float()
+        h_BD = _full(self.trunk(torch.cat(views_BLF)))
         return h_BD.split([len(view) for view in views_BLF])
 
     def loss(
@@ -106,11 +105,14 @@ class JointObjective(nn.Module):
             raise ValueError(f"pairs need as many first as second views, got {len(h_1_nD)} and {len(h_2_nD)}")
         counts = gather_counts(len(h_1_nD), h_1_nD.device)
         start = sum(counts[: rank()])
-        local = {name: term.project(h_1_nD, h_2_nD) for name, term in self._terms.items()}
+        local = {}
+        for name, term in self._terms.items():
+            local[name] = [_full(part) for part in term.project(h_1_nD, h_2_nD)]
         everyone = _gathered(local, counts)
-        shares = {
-            name: term.share(h_1_nD, h_2_nD, local[name], everyone[name], start) for name, term in self._terms.items()
-        }
+        shares = {}
+        with torch.autocast(h_1_nD.device.type, enabled=False):
+            for name, term in self._terms.items():
+                shares[name] = term.share(h_1_nD, h_2_nD, local[name], everyone[name], start)
         weighted = [(weights or {}).get(name, 1.0) * share for name, share in shares.items()]
         share = sum(weighted[1:], weighted[0])
         summed = sum_over_workers(torch.stack([share.detach(), *(each.detach() for each in shares.values())]))
@@ -124,7 +126,12 @@ class JointObjective(nn.Module):
         return JointLoss(world_size() * share, parts, *(seen.detach() for seen in (h_1_nD, h_2_nD, *z_NZ)))
 
 
-def _gathered(local: dict[str, Sequence[Tensor]], counts: list[int]) -> dict[str, Sequence[Tensor]]:
+def _full(x: Tensor) -> Tensor:
+    """float32 in place of half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _gathered(local: dict[str, list[Tensor]], counts: list[int]) -> dict[str, list[Tensor]]:
     """What the terms want of all workers, by their names; it travels together."""
     wanted = [part for parts in local.values() for part in parts]
     everyone = iter(gather_rows(torch.cat(wanted, 1), counts).split([part.shape[1] for part in wanted], 1))

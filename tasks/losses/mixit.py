@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn import functional
 
 _FLOOR = 10 ** (-30 / 10)  # soft threshold: an error 30 dB below the reference is good enough
 _TINY = 1e-8
@@ -54,7 +55,7 @@ def mixit_loss(reference_BRT: Tensor, estimate_BST: Tensor) -> MixitResult:
         ValueError: when batch or length differ, or there are too many assignments to try (R^S > 2^20).
     """
     _check_same(reference_BRT, estimate_BST, "reference_BRT", "estimate_BST")
-    matrices_ARS = _assignments(reference_BRT.shape[1], estimate_BST.shape[1], "any").to(reference_BRT.device)
+    matrices_ARS = _assignments(reference_BRT.shape[1], estimate_BST.shape[1]).to(reference_BRT.device)
     with torch.no_grad():
         error_BAR = _errors(reference_BRT, estimate_BST, matrices_ARS)
         energy_BR = reference_BRT.double().square().sum(-1)
@@ -69,38 +70,36 @@ def mixit_loss(reference_BRT: Tensor, estimate_BST: Tensor) -> MixitResult:
 def supervised_loss(source_BKT: Tensor, estimate_BST: Tensor) -> Tensor:
     """Permutation-invariant loss with known sources, the upper bound for MixIT. Scalar, in dB.
 
-    The same thresholded error as MixIT's, minimum over the ways to give the sources to the channels: one
-    source to a channel at most when K <= S, with silence as the target of the others (their threshold is 30
-    dB below the mixture); when K > S every channel gets a group of one or more sources and its target is
-    their sum.
+    The same thresholded error as MixIT's, minimum over the ways to give each source a channel of its own. The other
+    channels are to be silent; their threshold is 30 dB below the mixture.
 
     Raises:
-        ValueError: when batch or length differ, or there are too many assignments to try.
+        ValueError: when batch or length differ, or there are more sources than channels.
     """
     _check_same(source_BKT, estimate_BST, "source_BKT", "estimate_BST")
     sources = source_BKT.shape[1]
-    channels = estimate_BST.shape[1]
-    rule = "one each" if sources <= channels else "none empty"
-    matrices_ASK = _assignments(channels, sources, rule).to(source_BKT.device)
-    mixture_B1 = source_BKT.sum(1).double().square().sum(-1, keepdim=True)
-    with torch.no_grad():
-        error_BAS = _errors(estimate_BST, source_BKT, matrices_ASK)
-        energy_BAS = _errors(torch.zeros_like(estimate_BST), source_BKT, matrices_ASK)
-        energy_BAS = torch.where(matrices_ASK.sum(-1) > 0, energy_BAS, mixture_B1[:, None])
-        best_B = _decibel(error_BAS, energy_BAS).mean(-1).argmin(-1)
-        group_BSK = matrices_ASK[best_B].to(source_BKT.dtype)
-    target_BST = group_BSK @ source_BKT
+    silent = estimate_BST.shape[1] - sources
+    if silent < 0:
+        raise ValueError(f"{sources} sources for {sources + silent} channels: join some by `loudest_targets`")
+    target_BST = functional.pad(source_BKT, (0, 0, 0, silent))
     energy_BS = target_BST.square().sum(-1)
-    energy_BS = torch.where(group_BSK.sum(-1) > 0, energy_BS, mixture_B1.to(energy_BS.dtype))
-    return _decibel((target_BST - estimate_BST).square().sum(-1), energy_BS).mean()
+    energy_BS[:, sources:] = source_BKT.sum(1).double().square().sum(-1, keepdim=True)
+    with torch.no_grad():
+        error_BSS = (estimate_BST[:, :, None] - target_BST[:, None]).double().square().sum(-1)
+        # The solver takes finite costs only; what is not finite is so in the loss, whichever target it gets.
+        cost_BSS = _decibel(error_BSS, energy_BS[:, None]).nan_to_num(0, 0, 0).cpu().numpy()
+        best = [linear_sum_assignment(cost_SS)[1].tolist() for cost_SS in cost_BSS]
+        best_BS = torch.tensor(best, device=target_BST.device)
+    error_BS = (target_BST.take_along_dim(best_BS[..., None], 1) - estimate_BST).square().sum(-1)
+    return _decibel(error_BS, energy_BS.take_along_dim(best_BS, 1)).mean()
 
 
 def loudest_targets(source_KT: Tensor, channels: int) -> Tensor:
     """What a separator with few channels is to bring out of a scene with many sources: at most `channels` targets.
 
-    The loudest sources alone, the rest together as the last target; silent ones do not count. Left to itself
-    `supervised_loss` would group them as is cheapest, and the cheapest is the mixture in one channel and the faintest
-    source, hence silence, in the other: trained so, a separator learns to separate nothing.
+    The loudest sources alone, the rest together as the last target; silent ones do not count. Groups that are cheapest
+    for the loss would be the mixture in one channel and the faintest source, hence silence, in the other: trained so, a
+    separator learns to separate nothing.
 
     Returns:
         (targets, T), at least one, in order of energy but for the rest.
@@ -168,18 +167,12 @@ def _best_match(gain_KS: np.ndarray) -> float:
 
 
 @cache
-def _assignments(targets: int, parts: int, rule: str) -> Tensor:
-    """All 0/1 matrices (A, targets, parts) that give each part to one target, in lexicographic order.
-
-    The rule narrows them: "any"; "one each": no target gets more than one part; "none empty".
-    """
+def _assignments(targets: int, parts: int) -> Tensor:
+    """All 0/1 matrices (A, targets, parts) that give each part to one target, in lexicographic order."""
     if targets**parts > 2**20:
         raise ValueError(f"{targets}^{parts} assignments are too many to try: use fewer separated channels")
     choices = torch.tensor(list(product(range(targets), repeat=parts)))
-    matrices = (choices[:, None, :] == torch.arange(targets)[None, :, None]).double()
-    counts = matrices.sum(-1)
-    keep = {"any": counts >= 0, "one each": counts <= 1, "none empty": counts >= 1}[rule].all(-1)
-    return matrices[keep]
+    return (choices[:, None, :] == torch.arange(targets)[None, :, None]).double()
 
 
 def _errors(target_BRT: Tensor, part_BPT: Tensor, matrices_ARP: Tensor) -> Tensor:

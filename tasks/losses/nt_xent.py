@@ -30,8 +30,6 @@ def nt_xent(
 ) -> Tensor:
     """This worker's share of the loss: summed over workers it is NT-Xent of the global batch.
 
-    Logits are float32 whatever autocast says (float64 stays float64).
-
     Args:
         z_1_nD, z_2_nD: both views of the local pairs, not normalised; n may be 0.
         global_1_ND, global_2_ND: the views of all workers (`gather_rows`); none means that the local ones are
@@ -47,25 +45,23 @@ def nt_xent(
     global_2_ND = z_2_nD if global_2_ND is None else global_2_ND
     n = z_1_nD.shape[0]
     total = global_1_ND.shape[0]
-    with torch.autocast(z_1_nD.device.type, enabled=False):
-        rows = unit_rows(torch.cat([z_1_nD, z_2_nD]))
-        columns = unit_rows(torch.cat([global_1_ND, global_2_ND]))
-        local = torch.arange(start, start + n, device=rows.device)
-        itself = torch.cat([local, local + total])
-        positive = torch.cat([local + total, local])
-        scale = torch.as_tensor(1 / temperature, dtype=rows.dtype, device=rows.device)
-        block_bytes = block_bytes or BLOCK_BYTES.get(rows.device.type, BLOCK_BYTES["cuda"])
-        block = max(1, block_bytes // max(1, columns.shape[0] * rows.element_size()))
-        return _SumOfCrossEntropies.apply(rows, columns, scale, itself, positive, block) / max(1, 2 * total)
+    rows = unit_rows(torch.cat([z_1_nD, z_2_nD]))
+    columns = unit_rows(torch.cat([global_1_ND, global_2_ND]))
+    local = torch.arange(start, start + n, device=rows.device)
+    itself = torch.cat([local, local + total])
+    positive = torch.cat([local + total, local])
+    scale = torch.as_tensor(1 / temperature, dtype=rows.dtype, device=rows.device)
+    block_bytes = block_bytes or BLOCK_BYTES.get(rows.device.type, BLOCK_BYTES["cuda"])
+    block = max(1, block_bytes // max(1, columns.shape[0] * rows.element_size()))
+    return _SumOfCrossEntropies.apply(rows, columns, scale, itself, positive, block) / max(1, 2 * total)
 
 
 def unit_rows(z_ND: Tensor) -> Tensor:
-    """Rows scaled to length 1, in float32 (float64 stays). A row of zeros stays so and gets no gradient.
+    """Rows scaled to length 1. A row of zeros stays so and gets no gradient.
 
     A head whose hidden units are all dead for a row gives z = 0, which has no direction; the usual division
     by a tiny epsilon would send a gradient of 1e12 through it.
     """
-    z_ND = z_ND if z_ND.dtype == torch.float64 else z_ND.float()
     length_N1 = z_ND.norm(dim=-1, keepdim=True)
     return torch.where(length_N1 > 1e-8, z_ND / length_N1.clamp_min(1e-8), 0)
 

@@ -64,15 +64,19 @@ class Term(nn.Module):
     reads_z = False
 
     def project(self, h_1_nD: Tensor, h_2_nD: Tensor) -> Sequence[Tensor]:
-        """What the other workers must see of the local pairs: tensors of n rows; n may be 0."""
+        """What the other workers must see of the local pairs: tensors of n rows; n may be 0.
+
+        It runs under autocast, like the encoder; what comes out in half precision goes on in float32.
+        """
         return h_1_nD, h_2_nD
 
     def share(
         self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
     ) -> Tensor:
-        """This worker's share of the loss, a scalar in float32 (float64 stays): summed over workers it is the loss.
+        """This worker's share of the loss, a scalar: summed over workers it is the loss.
 
-        Every parameter must be used, also without local pairs, so that no worker waits for another's gradient.
+        It runs without autocast, on float32 (float64 stays). Every parameter must be used, also without local pairs, so
+        that no worker waits for another's gradient.
 
         Args:
             h_1_nD, h_2_nD: both views of the local pairs.
@@ -95,7 +99,7 @@ class SimilarityTerm(Term):
 
     def project(self, h_1_nD: Tensor, h_2_nD: Tensor) -> Sequence[Tensor]:
         """z_1 and z_2, in one pass."""
-        return self.head(torch.cat([h_1_nD, h_2_nD])).to(h_1_nD.dtype).chunk(2)
+        return self.head(torch.cat([h_1_nD, h_2_nD])).chunk(2)
 
 
 class NtXent(SimilarityTerm):

@@ -34,16 +34,15 @@ def triplet_loss(
     """
     global_2_ND = z_2_nD if global_2_ND is None else global_2_ND
     total = global_2_ND.shape[0]
-    with torch.autocast(z_1_nD.device.type, enabled=False):
-        anchor, positive, others = (unit_rows(z) for z in (z_1_nD, z_2_nD, global_2_ND))
-        if total < 2:
-            return 0.0 * (anchor.sum() + positive.sum() + others.sum())
-        to_positive_n = (anchor - positive).square().sum(1)
-        to_others_nN = 2 - 2 * anchor @ others.T
-        with torch.no_grad():
-            negative_n = _semi_hard(to_positive_n, to_others_nN, start)
-        to_negative_n = to_others_nN.gather(1, negative_n[:, None])[:, 0]
-        return functional.relu(to_positive_n - to_negative_n + margin).sum() / total
+    anchor, positive, others = (unit_rows(z) for z in (z_1_nD, z_2_nD, global_2_ND))
+    if total < 2:
+        return 0.0 * (anchor.sum() + positive.sum() + others.sum())
+    to_positive_n = (anchor - positive).square().sum(1)
+    to_others_nN = 2 - 2 * anchor @ others.T
+    with torch.no_grad():
+        negative_n = _semi_hard(to_positive_n, to_others_nN, start)
+    to_negative_n = to_others_nN.gather(1, negative_n[:, None])[:, 0]
+    return functional.relu(to_positive_n - to_negative_n + margin).sum() / total
 
 
 def _semi_hard(to_positive_n: Tensor, to_others_nN: Tensor, start: int) -> Tensor:

@@ -10,7 +10,6 @@ those of the global batch, unbiased. The weights 25, 25 and 1 are the authors'; 
 Legend: n local pairs, N global pairs, D features of z.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,24 +38,17 @@ def vicreg(
         invariance, variance, covariance: weights of the three terms.
 
     Returns:
-        Scalar, in float32 whatever autocast says (float64 stays float64). A global batch of fewer than two pairs has no
-        variance and only the first term.
+        Scalar. A global batch of fewer than two pairs has no variance and only the first term.
     """
     global_1_ND = z_1_nD if global_1_ND is None else global_1_ND
     global_2_ND = z_2_nD if global_2_ND is None else global_2_ND
     total, features = global_1_ND.shape
-    with torch.autocast(z_1_nD.device.type, enabled=False):
-        first, second, all_first, all_second = (_full(z) for z in (z_1_nD, z_2_nD, global_1_ND, global_2_ND))
-        share = invariance * (first - second).square().sum() / max(1, total * features)
-        if total < 2:
-            return share + 0.0 * (all_first.sum() + all_second.sum())
-        spread = _variance_term(all_first) + _variance_term(all_second)
-        redundancy = _covariance_term(all_first) + _covariance_term(all_second)
-        return share + len(z_1_nD) / total * (variance / 2 * spread + covariance * redundancy)
-
-
-def _full(z_ND: Tensor) -> Tensor:
-    return z_ND if z_ND.dtype == torch.float64 else z_ND.float()
+    share = invariance * (z_1_nD - z_2_nD).square().sum() / max(1, total * features)
+    if total < 2:
+        return share + 0.0 * (global_1_ND.sum() + global_2_ND.sum())
+    spread = _variance_term(global_1_ND) + _variance_term(global_2_ND)
+    redundancy = _covariance_term(global_1_ND) + _covariance_term(global_2_ND)
+    return share + len(z_1_nD) / total * (variance / 2 * spread + covariance * redundancy)
 
 
 def _variance_term(z_ND: Tensor) -> Tensor:

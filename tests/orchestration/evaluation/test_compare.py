@@ -33,7 +33,8 @@ def evidence(strength: float, seed: int = 0, clips: int = 80) -> Evidence:
     h = strength * targets.astype(float) + noise.standard_normal(targets.shape)
     ids = np.array([f"clip{row}" for row in range(clips)])
     settings = ScoringSettings(qbe_clips=40, bootstrap=200)
-    return Evidence(ids, CLASSES, targets, np.full(clips, "test"), h, scores, settings, ("a note",))
+    trained = np.ones_like(targets)
+    return Evidence(ids, CLASSES, targets, np.full(clips, "test"), h, scores, settings, trained, ("a note",))
 
 
 def a_run(folder: Path, scores: Scores, encoder: str = "mix-chan", seed: int = 0) -> Path:
@@ -62,6 +63,15 @@ def test_evidence_survives_the_disk(tmp_path: Path) -> None:
     again = measure(read)
     assert again.metrics == scores.metrics and again.per_class == scores.per_class
     assert [p.name for p in path.parent.iterdir()] == ["e.npz"]
+
+
+def test_evidence_of_an_earlier_version_counts_all_classes_as_trained(tmp_path: Path) -> None:
+    path = save_scores(measure(evidence(1.0)), tmp_path / "e.npz")
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files if name != "trained"}
+    np.savez(path, **arrays)
+    read = load_evidence(path)
+    assert read.trained_BK.all() and read.trained_BK.shape == read.targets_BK.shape
 
 
 @pytest.mark.parametrize("content", [None, b"", b"text", b"PK\x03\x04 torn"])
@@ -128,6 +138,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     faults = {
         "share no test clip": replace(base, clip_ids=np.char.add("other", base.clip_ids)),
         "disagree about the classes": replace(base, classes=("x", "y", "z")),
+        "disagree about the classes, labels": replace(
+            base,
+            classes=CLASSES[:2],
+            targets_BK=base.targets_BK[:, :2],
+            scores={name: scores_PBK[:, :, :2] for name, scores_PBK in base.scores.items()},
+            trained_BK=base.trained_BK[:, :2],
+        ),
         "different settings": replace(base, settings=ScoringSettings(bootstrap=10)),
         "same id": replace(base, clip_ids=np.full(80, "same")),
     }

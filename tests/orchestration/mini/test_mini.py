@@ -23,8 +23,8 @@ from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.data import LogMelStore, stores_of
 from sepscene.orchestration.mini.study import _check_same_study, read_records, run_study
-from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, refuse_what_is_ignored
-from sepscene.orchestration.mini.trial import Split, score
+from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, embed, refuse_what_is_ignored
+from sepscene.orchestration.mini.trial import of_perceptrons, run_trial, score
 from sepscene.orchestration.presets import resolve, shipped_ladder
 from sepscene.orchestration.records.files import claimed
 from sepscene.orchestration.records.ledger import Ledger
@@ -263,15 +263,35 @@ def test_labels_count_as_in_the_ordinary_evaluation(data: tuple[Path, str], tmp_
     train_h, test_h = (
         rng.normal(0, 1, (len(part), 6)) + part.targets() @ rng.normal(0, 1, (4, 6)) for part in (train, test)
     )
-    split = Split.of(train, test)
-    values, replicates_R = score(train_h, test_h, split, ours)
+    scores = score(train_h, train, test_h, test, ours)
+    values, replicates_R = of_perceptrons(scores.evidence)
     expected = score_embeddings(train_h, train.targets(), test_h, test.targets(), test.classes, ours.evaluation.scoring)
     assert np.mean(values) == pytest.approx(expected.metrics["shallow_map"].value, rel=1e-12)
     assert len(values) == 5 and replicates_R.shape == (200,)
-    notes = "; ".join(split.notes)
+    notes = "; ".join(scores.notes)
     assert "8 of 24 training clips" in notes and "4 of 16 test clips" in notes
     assert "no positive training clip: new" in notes and "nothing to rank: all" in notes
     (tmp_path / "manifest.csv").write_text("uri,labels,split\na.wav,a,train\nb.wav,b,train\nc.wav,,test\nd.wav,,test\n")
     without = read_manifest("table", str(tmp_path))
     with pytest.raises(NothingToEvaluate, match="0 of 2 test clips have a label"):
-        Split.of(without.select("train"), without.select("test"))
+        score(train_h[:2], without.select("train"), test_h[:2], without.select("test"), ours)
+
+
+def test_the_settings_of_the_probes_count(
+    data: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sepscene.tasks.evaluation.probes.LINEAR_CLIPS", 8)  # so that the seed draws among 16
+    plain = experiment(data, "table2/mix-mix")
+    ours = plain.changed({"evaluation.scoring.neighbours": 3, "evaluation.scoring.seed": 4})
+    train, test, _ = stores_of([ours], tmp_path, Console(quiet=True))
+    trainer = MiniTrainer(ours, ViewCrops(ours, train, {}, len(train.manifest)))
+    targets = (train.manifest.targets(), test.manifest.targets())
+    by_settings = [
+        score_embeddings(embed(trainer, train), targets[0], embed(trainer, test), targets[1], None, settings)
+        for settings in (ours.evaluation.scoring, plain.evaluation.scoring)
+    ]
+    found = run_trial(ours, train, test, {}, untrained=True)
+    for name in ("shallow_map", "linear_map", "knn_map"):
+        expected, other = (scores.metrics[name].value for scores in by_settings)
+        assert found.metrics[name] == round(expected, 5) != round(other, 5)
+    assert not any("epochs" in note for note in found.left_out)

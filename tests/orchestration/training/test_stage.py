@@ -44,3 +44,18 @@ def test_a_stage_that_is_continued_shows_how_far_it_is(nano: Experiment, tmp_pat
     with run.stage("pretrain-mix-chan", "pretrain-mix-chan", 160):
         pass
     assert " 64/160 " in out.getvalue().splitlines()[0]
+
+
+def test_scenes_are_generated_until_the_tables_of_both_splits_are_there(nano: Experiment, tmp_path: Path) -> None:
+    few = nano.changed({"data.scenes_train": 3, "data.scenes_test": 2})
+    scenes = RunFolder(tmp_path).scenes
+    generated = []
+    for cut in (False, False, True):
+        if cut:  # as if it had been stopped before the last table
+            (scenes / "test.csv").unlink()
+        out = io.StringIO()
+        train, test = Run(tmp_path, few, Mock(spec=Tracker), Console(file=out, width=100)).manifests()
+        assert (len(train), len(test)) == (3, 2)
+        generated.append("generate sound scenes" in out.getvalue())
+    assert generated == [True, False, True]
+    assert sorted(path.name for path in scenes.iterdir()) == ["test", "test.csv", "train", "train.csv"]

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from sepscene.tasks.evaluation.metrics import EvaluationError, mean_average_precision
-from sepscene.tasks.evaluation.probes import VOTE_TEMPERATURE, embedding_map, knn_map, knn_probe, linear_probe
+from sepscene.tasks.evaluation.probes import (
+    VOTE_TEMPERATURE,
+    embedding_map,
+    knn_map,
+    knn_probe,
+    linear_probe,
+    probe_scores,
+)
+from sepscene.tasks.evaluation.settings import ScoringSettings
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,19 +46,20 @@ def test_nearest_neighbours_are_the_slow_loop() -> None:
         nearest = np.argsort(-cosine)[:7]
         votes = np.exp(cosine[nearest] / VOTE_TEMPERATURE)
         expected[row] = votes @ train_targets[nearest] / votes.sum()
-    found = knn_probe(train_h, train_targets, test_h, test_targets, neighbours=7)
-    np.testing.assert_allclose(found.scores_BK, expected, atol=1e-4)
+    found = knn_probe(train_h, train_targets, test_h, neighbours=7)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
     value = knn_map(train_h, train_targets, test_h, test_targets, neighbours=7)
-    assert value == mean_average_precision(found.scores_BK, test_targets).value
+    assert value == mean_average_precision(found, test_targets).value
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 59])
 def test_nearest_neighbours_do_not_depend_on_the_size_of_the_pieces(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = knn_probe(*split())
+    clips = split()[:3]
+    whole = knn_probe(*clips)
     monkeypatch.setattr(
         "sepscene.tasks.evaluation.probes.PIECE_BYTES", rows * 4 * 150
     )  # 150 training clips, but 20 x 5 labels
-    np.testing.assert_allclose(knn_probe(*split()).scores_BK, whole.scores_BK, atol=1e-6)
+    np.testing.assert_allclose(knn_probe(*clips), whole, atol=1e-6)
 
 
 def test_pieces_are_smaller_where_there_are_more_training_clips(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,10 +72,10 @@ def test_pieces_are_smaller_where_there_are_more_training_clips(monkeypatch: pyt
 
     monkeypatch.setattr(torch.Tensor, "topk", topk)
     monkeypatch.setattr("sepscene.tasks.evaluation.probes.PIECE_BYTES", 4 * 3000)
-    knn_probe(*split(train=1000, test=7))
+    knn_probe(*split(train=1000, test=7)[:3])
     assert taken == [(3, 1000), (3, 1000), (1, 1000)]
     taken.clear()
-    knn_probe(*split(train=20, test=60))
+    knn_probe(*split(train=20, test=60)[:3])
     assert taken == [(30, 20), (30, 20)]  # here the neighbours' labels, 20 x 5 a clip, are what is large
 
 
@@ -74,42 +83,56 @@ def test_pieces_are_smaller_where_there_are_more_training_clips(monkeypatch: pyt
 def test_chance_and_perfection(probe) -> None:  # type: ignore[no-untyped-def]
     targets = np.eye(4, dtype=bool)[np.arange(400) % 4]
     perfect = targets.astype(np.float32)
-    assert probe(perfect[:200], targets[:200], perfect[200:], targets[200:]).average_precision.value == 1.0
+    found = probe(perfect[:200], targets[:200], perfect[200:])
+    assert mean_average_precision(found, targets[200:]).value == 1.0
     draw = np.random.default_rng(0)
     targets = draw.random((3000, 6)) < 0.2
     noise = draw.standard_normal((3000, 8))
-    found = probe(noise[:1000], targets[:1000], noise[1000:], targets[1000:]).average_precision.value
-    assert found == pytest.approx(0.2, abs=0.02)
+    found = probe(noise[:1000], targets[:1000], noise[1000:])
+    assert mean_average_precision(found, targets[1000:]).value == pytest.approx(0.2, abs=0.02)
 
 
-@pytest.mark.parametrize("probe", [linear_probe, knn_probe])
-def test_probes_are_deterministic_and_refuse_nan(probe) -> None:  # type: ignore[no-untyped-def]
+def test_all_probes_are_deterministic_and_refuse_nan() -> None:
     data = split()
-    np.testing.assert_array_equal(probe(*data).scores_BK, probe(*data).scores_BK)
+    settings = ScoringSettings(shallow_epochs=2, perceptrons=2, neighbours=7)
+    found, epochs_P = probe_scores(*data, settings)
+    again, _ = probe_scores(*data, settings)
+    assert {name: scores_PBK.shape for name, scores_PBK in found.items()} == {
+        "shallow": (2, 60, 5),
+        "linear": (1, 60, 5),
+        "knn": (1, 60, 5),
+    }
+    for name, scores_PBK in found.items():
+        np.testing.assert_array_equal(scores_PBK, again[name])
+    np.testing.assert_array_equal(found["knn"][0], knn_probe(*data[:3], neighbours=7))
+    assert epochs_P.shape == (2,)
     data[0][3, 1] = np.nan
     with pytest.raises(EvaluationError, match="1 of 150 clips have NaN"):
-        probe(*data)
+        probe_scores(*data, settings)
+    with pytest.raises(EvaluationError, match="1 of 150 clips have NaN"):
+        knn_map(*data)
 
 
 @pytest.mark.parametrize("probe", [linear_probe, knn_probe])
 def test_a_collapsed_or_scarce_start_is_no_fault(probe) -> None:  # type: ignore[no-untyped-def]
     train_h, train_targets, test_h, test_targets = split()
-    flat = probe(np.ones_like(train_h), train_targets, np.ones_like(test_h), test_targets)
-    assert flat.average_precision.value == pytest.approx(test_targets.mean(), abs=1e-6)
-    few = probe(train_h[:3], train_targets[:3], test_h, test_targets)
-    assert np.isfinite(few.scores_BK).all()
-    one_class = probe(train_h, train_targets[:, :1], test_h, test_targets[:, :1])
-    assert one_class.scores_BK.shape == (60, 1)
+    flat = probe(np.ones_like(train_h), train_targets, np.ones_like(test_h))
+    assert mean_average_precision(flat, test_targets).value == pytest.approx(test_targets.mean(), abs=1e-6)
+    few = probe(train_h[:3], train_targets[:3], test_h)
+    assert np.isfinite(few).all()
+    one_class = probe(train_h, train_targets[:, :1], test_h)
+    assert one_class.shape == (60, 1)
 
 
 def test_the_linear_probe_finds_a_linear_truth() -> None:
-    assert linear_probe(*split(strength=4.0)).average_precision.value > 0.98
+    *clips, test_targets = split(strength=4.0)
+    assert mean_average_precision(linear_probe(*clips), test_targets).value > 0.98
 
 
 def test_many_training_clips_are_thinned_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sepscene.tasks.evaluation.probes.LINEAR_CLIPS", 50)
-    data = split()
-    first, again, other = (linear_probe(*data, seed=seed).scores_BK for seed in (0, 0, 1))
+    clips = split()[:3]
+    first, again, other = (linear_probe(*clips, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import ndtr
 
 from sepscene.tasks.evaluation.metrics import EvaluationError, d_prime, d_prime_of, lwlrap, mean_average_precision
-from sepscene.tasks.evaluation.resampling import mean_where_defined, resample, resampled_retrieval, resampled_scores
+from sepscene.tasks.evaluation.resampling import resample, resampled_retrieval, resampled_scores
 from sepscene.tasks.evaluation.retrieval import choose, query_by_example, unit_length
 
 
@@ -189,7 +189,6 @@ def test_no_resamples_and_nothing_defined() -> None:
     scores, targets = scored()
     assert resampled_scores(scores, targets, resample(50, 0)).map_R.shape == (0,)
     assert resampled_retrieval(scores, targets, resample(50, 0)).shape == (0,)
-    np.testing.assert_array_equal(mean_where_defined(np.array([[1.0, np.nan], [3.0, np.nan]])), [2.0, np.nan])
 
 
 def spread(metric: Callable[[np.ndarray, np.ndarray], float], trials: int = 60) -> tuple[float, float]:

@@ -136,7 +136,7 @@ def test_improvement_with_fewer_channels_and_silent_sources() -> None:
     assert si_sdr_improvement(mixture, torch.zeros(1, 3, 500), sources).isnan().all()
 
 
-def test_supervised_loss_permutes_pads_and_groups() -> None:
+def test_supervised_loss_permutes_and_pads() -> None:
     torch.manual_seed(0)
     sources = torch.randn(2, 2, 300, dtype=torch.float64)
     floor = 10 * torch.log10(1e-3 * sources.square().sum(-1) + 1e-8)
@@ -147,14 +147,29 @@ def test_supervised_loss_permutes_pads_and_groups() -> None:
     torch.testing.assert_close(
         supervised_loss(sources, padded), torch.cat([floor, mixture], 1).mean(), rtol=1e-9, atol=0
     )
-    # Three sources, two channels: the group's sum is the target.
-    three = torch.randn(1, 3, 300, dtype=torch.float64)
-    channels = torch.stack([three[:, 1], three[:, 0] + three[:, 2]], 1).requires_grad_()
-    loss = supervised_loss(three, channels)
-    expected = 10 * torch.log10(1e-3 * channels.detach().square().sum(-1) + 1e-8).mean()
-    torch.testing.assert_close(loss.detach(), expected, rtol=1e-9, atol=0)
-    loss.backward()
+    with pytest.raises(ValueError, match="2 sources for 1 channels"):
+        supervised_loss(sources, sources[:, :1])
+    channels = padded.clone().requires_grad_()
+    supervised_loss(sources, channels).backward()
     assert channels.grad is not None and torch.isfinite(channels.grad).all()
+    for broken in (float("nan"), float("inf")):  # whoever trains looks at the loss
+        assert not supervised_loss(
+            sources, torch.cat([padded[:, :2], torch.full_like(sources[:, :1], broken)], 1)
+        ).isfinite()
+
+
+def test_supervised_loss_is_the_smallest_over_all_permutations() -> None:
+    torch.manual_seed(0)
+    sources = torch.randn(6, 2, 100, dtype=torch.float64)
+    channels = torch.randn(6, 3, 100, dtype=torch.float64)
+    targets = torch.cat([sources, torch.zeros(6, 1, 100, dtype=torch.float64)], 1)
+    energy = torch.cat([sources, sources.sum(1, keepdim=True)], 1).square().sum(-1)
+    costs = [
+        10 * torch.log10((targets[:, order] - channels).square().sum(-1) + 1e-3 * energy[:, order] + 1e-8)
+        for order in map(list, permutations(range(3)))
+    ]
+    smallest = torch.stack(costs).mean(-1).min(0).values.mean()
+    torch.testing.assert_close(supervised_loss(sources, channels), smallest, rtol=1e-12, atol=0)
 
 
 def test_targets_are_the_loudest_sources_and_the_rest_together() -> None:
