@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
-from sepscene.models.card import explain_validation, read_card
+from sepscene.models.card import explain_validation, read_card, validated
 from sepscene.models.config import CheckpointError, Config, SepsceneError
 from sepscene.models.names import ENCODERS, is_own, name_of, package_of, resolve
 from sepscene.models.settings import Cnn14Config, PatchTransformerConfig
@@ -119,6 +119,24 @@ SeparatorChoice = Annotated[
 """A separator's folder, or code of your own: an import path, or `{use: package.module:Name, …}`."""
 
 
+def settings_for(found: Any, choice: Any, said: str) -> Any:
+    """What a class is built with: the choice itself, or for own code its `Config` of the fields beside `use`.
+
+    Raises:
+        SepsceneError: own code has no `Config`, or it refuses the fields; `said` names the part.
+    """
+    if not isinstance(choice, OwnPart):
+        return choice
+    if not _has_config(found):
+        raise SepsceneError(f"{said} needs a class attribute Config, a pydantic model of its settings")
+    return validated(found.Config, choice.options, said)
+
+
+def _has_config(found: Any) -> bool:
+    config = getattr(found, "Config", None)
+    return isinstance(config, type) and issubclass(config, BaseModel)
+
+
 def make(choice: OwnCode, what: str) -> Any:
     """The callable that own code stands for; `what` is the kind of thing, e.g. "separator".
 
@@ -126,10 +144,9 @@ def make(choice: OwnCode, what: str) -> Any:
         SepsceneError: its code is not trusted, cannot be imported here, or refuses the fields.
     """
     found = resolve(choice.use, {}, what)
-    settings = getattr(found, "Config", None)
     try:
-        if isinstance(found, type) and isinstance(settings, type) and issubclass(settings, BaseModel):
-            return found(settings.model_validate(choice.options))
+        if isinstance(found, type) and _has_config(found):
+            return found(found.Config.model_validate(choice.options))
         if isinstance(found, type):
             return found(**choice.options)
     except ValidationError as error:

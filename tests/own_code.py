@@ -87,6 +87,10 @@ class Endless(Pull):
         return torch.tensor(float("inf"))
 
 
+class PullNoSettings(Term):
+    pass
+
+
 class FlipConfig(BaseModel):
     share: float = 0.5
 
@@ -98,6 +102,10 @@ class Flip(Augmentation):
 
     def __call__(self, sound, uniforms, mixture):
         return torch.where(uniforms < self.config.share, -sound, sound)
+
+
+class FlipNoSettings(Augmentation):
+    needs = Needs("waveform", uniforms=1)
 
 
 class NoSettings(nn.Module):

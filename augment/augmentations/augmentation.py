@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor
 
-from sepscene.augment.augmentations.settings import Choice, Needs, OwnAugmentation
-from sepscene.models.card import explain_validation
+from sepscene.augment.augmentations.settings import Choice, Needs
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import AUGMENTATIONS, resolve
+from sepscene.models.own import settings_for
 
 
 class Augmentation:
@@ -50,20 +50,15 @@ def build_augmentation(name: str, choice: Choice) -> Augmentation:
     """An augmentation from its settings.
 
     Raises:
-        SepsceneError: own code cannot be imported, is no augmentation, or refuses its settings.
+        SepsceneError: own code cannot be imported, is no augmentation, has no `Config`, or refuses its settings.
     """
     found = resolve(choice.use, AUGMENTATIONS, "augmentation")
     if not (isinstance(found, type) and issubclass(found, Augmentation)):
         raise SepsceneError(
             f"augmentations.{name}: {choice.use} is not a class of augment.augmentations.augmentation.Augmentation"
         )
-    if not isinstance(choice, OwnAugmentation):
-        return found(choice)
     _ = choice.needs
-    try:
-        return found(found.Config.model_validate(choice.options))
-    except ValidationError as error:
-        raise SepsceneError(f"augmentations.{name} ({choice.use}): {explain_validation(error)}") from None
+    return found(settings_for(found, choice, f"augmentations.{name} ({choice.use})"))
 
 
 class Augmenter:

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, field_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, model_validator
 from torch import Tensor, nn
 
-from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, explain_validation, read_card
+from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, read_card, validated
 from sepscene.models.config import CheckpointError, Config, SepsceneError
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.model_card import model_card
@@ -239,11 +239,8 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
     Raises:
         CheckpointError: when config.json is missing, damaged, or holds values that make no encoder.
     """
-    try:
-        return EncoderConfig.model_validate(_encoder_card(directory).config)
-    except ValidationError as error:
-        why = explain_validation(error)
-        raise CheckpointError(f"{directory / CARD_FILE} makes no encoder ({why}): copy the bundle again") from None
+    said = f"{directory / CARD_FILE} makes no encoder, copy the bundle again"
+    return validated(EncoderConfig, _encoder_card(directory).config, said, CheckpointError)
 
 
 def import_own(directory: Path) -> str:

@@ -9,13 +9,12 @@ Shapes: B patches or clips, L frames, F mel bands, T samples, D embedding.
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor, nn
 
-from sepscene.models.card import explain_validation
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import ENCODERS, resolve
-from sepscene.models.own import OwnEncoder
+from sepscene.models.own import OwnEncoder, settings_for
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, PatchTransformerConfig, Reads
 
 Choice = Cnn14Config | PatchTransformerConfig | OwnEncoder
@@ -51,14 +50,9 @@ def network_class(choice: Choice) -> Any:
         SepsceneError: as `names.resolve`, or it lacks something that an encoder must have.
     """
     found = resolve(choice.use, ENCODERS, "encoder")
-    settings = getattr(found, "Config", None)
     reads = getattr(found, "reads", None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise SepsceneError(f"the encoder {choice.use} is not a class of torch modules (nn.Module)")
-    if not (isinstance(settings, type) and issubclass(settings, BaseModel)):
-        raise SepsceneError(
-            f"the encoder {choice.use} needs a class attribute Config, a pydantic model of its settings"
-        )
     if reads not in ("log-mel", "waveform"):
         raise SepsceneError(f'the encoder {choice.use} needs a class attribute reads, "log-mel" or "waveform"')
     return found
@@ -68,14 +62,11 @@ def settings_of(choice: Choice) -> Any:
     """The settings with which an encoder is built, with `embedding_dim`.
 
     Raises:
-        SepsceneError: as `network_class`, or its own `Config` refuses the fields that were given.
+        SepsceneError: as `network_class`, or an own one has no `Config`, or it refuses the fields that were given.
     """
     if not isinstance(choice, OwnEncoder):
         return choice
-    try:
-        settings = network_class(choice).Config.model_validate(choice.options)
-    except ValidationError as error:
-        raise SepsceneError(f"encoder {choice.use}: {explain_validation(error)}") from None
+    settings = settings_for(network_class(choice), choice, f"encoder {choice.use}")
     if not isinstance(getattr(settings, "embedding_dim", None), int):
         raise SepsceneError(f"the Config of the encoder {choice.use} needs embedding_dim, the size of h, as an int")
     return settings

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sepscene.models.card import WEIGHTS_FILE, WeightsCard, read_card
+from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, read_card, validated
 from sepscene.models.config import CheckpointError, SepsceneError
 from sepscene.models.own import OwnCode, identity, make
 from sepscene.models.weights import check_finite, load_weights, packed, sealed, write_folder
@@ -171,7 +171,8 @@ def read_own(card: WeightsCard, weights: dict[str, Tensor], origin: Path) -> Own
     options = card.config.get("options", {})
     if not isinstance(options, dict):
         raise CheckpointError(f"{origin.parent} is damaged: the options of its separator are no fields; copy it again")
-    separator = OwnSeparator(OwnCode.model_validate({**options, "use": use}))
+    said = f"{origin.with_name(CARD_FILE)} has a wrong {card.architecture} config"
+    separator = OwnSeparator(validated(OwnCode, {**options, "use": use}, said, CheckpointError))
     if separator.config != card.config:
         raise CheckpointError(
             f"{origin.parent} was made with {_version(card.config)}; here is {_version(separator.config)}: install "
