@@ -4,7 +4,8 @@ Read without importing torch or anybody's code; `make` imports, where the user t
 """
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial, update_wrapper
 from importlib import import_module
 from pathlib import Path
@@ -138,11 +139,22 @@ def _has_config(found: Any) -> bool:
 
 
 def make(choice: OwnCode, what: str) -> Any:
-    """The callable that own code stands for; `what` is the kind of thing, e.g. "separator".
+    """What own code stands for, the same wherever it is made: a callable; a torch module is in evaluation mode.
+
+    `what` is the kind of thing, e.g. "separator".
 
     Raises:
         SepsceneError: its code is not trusted, cannot be imported here, or refuses the fields.
     """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = _made(choice, what)
+    return made.eval().requires_grad_(False) if isinstance(made, torch.nn.Module) else made
+
+
+def _made(choice: OwnCode, what: str) -> Any:
     found = resolve(choice.use, {}, what)
     try:
         if isinstance(found, type) and _has_config(found):
@@ -156,6 +168,17 @@ def make(choice: OwnCode, what: str) -> Any:
     if not callable(found):
         raise SepsceneError(f"the {what} {choice.use} is neither a class nor a function")
     return update_wrapper(partial(found, **choice.options), found) if choice.options else found
+
+
+@contextmanager
+def tried(said: str, on: str) -> Iterator[None]:
+    """Around the first calls of own code: whatever it raises is a SepsceneError, that `said` fails on `on`."""
+    try:
+        yield
+    except SepsceneError:
+        raise
+    except Exception as error:  # code of a user may raise anything
+        raise SepsceneError(f"{said} fails on {on}: {error}") from error
 
 
 def identity(choice: OwnCode) -> dict[str, Any]:

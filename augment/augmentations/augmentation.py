@@ -14,7 +14,7 @@ from torch import Tensor
 from sepscene.augment.augmentations.settings import Choice, Needs
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import AUGMENTATIONS, resolve
-from sepscene.models.own import settings_for
+from sepscene.models.own import settings_for, tried
 
 
 class Augmentation:
@@ -112,15 +112,12 @@ def try_augmentation(name: str, choice: Choice, shape: tuple[int, ...]) -> None:
     """
     augmentation = build_augmentation(name, choice)
     said = f"augmentations.{name} ({choice.use})"
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with tried(said, f"views of {shape}"), torch.random.fork_rng(devices=[]), torch.no_grad():
         sound = 0.1 * torch.randn(3, *shape)
         uniforms_XU = torch.rand(3, choice.needs.uniforms)
         mixture_XP = 0.1 * torch.randn(3, *shape) if choice.needs.mixture else None
-        try:
-            whole, again = (augmentation(sound.clone(), uniforms_XU, mixture_XP) for _ in range(2))
-            alone = augmentation(sound[1:2], uniforms_XU[1:2], None if mixture_XP is None else mixture_XP[1:2])
-        except Exception as error:
-            raise SepsceneError(f"{said} fails on views of {shape}: {error}") from error
+        whole, again = (augmentation(sound.clone(), uniforms_XU, mixture_XP) for _ in range(2))
+        alone = augmentation(sound[1:2], uniforms_XU[1:2], None if mixture_XP is None else mixture_XP[1:2])
     if not isinstance(whole, Tensor) or whole.shape != sound.shape or not whole.isfinite().all():
         raise SepsceneError(f"{said} does not give finite numbers of the shape of its views, {tuple(sound.shape)}")
     if not torch.equal(whole, again):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import ENCODERS, resolve
-from sepscene.models.own import OwnEncoder, settings_for
+from sepscene.models.own import OwnEncoder, settings_for, tried
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, PatchTransformerConfig, Reads
 
 Choice = Cnn14Config | PatchTransformerConfig | OwnEncoder
@@ -124,25 +124,21 @@ def check_network(choice: Choice, front_end: FrontEndConfig, seconds: float) -> 
     samples = round(seconds * front_end.sample_rate)
     logmel = network_class(choice).reads == "log-mel"
     shape = (2, front_end.frames(samples), front_end.mel_bands) if logmel else (2, samples)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        try:
-            network = build_network(choice)
-            sound = 0.1 * torch.randn(shape)
-            h_BD = network(sound)
-            again_BD = network(sound)
-        except SepsceneError:
-            raise
-        except Exception as error:
-            raise SepsceneError(f"the encoder {choice.use} fails on an input of {shape}: {error}") from error
+    said = f"the encoder {choice.use}"
+    with tried(said, f"an input of {shape}"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        network = build_network(choice)
+        sound = 0.1 * torch.randn(shape)
+        h_BD = network(sound)
+        again_BD = network(sound)
     wanted = (2, settings_of(choice).embedding_dim)
     if not isinstance(h_BD, Tensor) or tuple(h_BD.shape) != wanted or not h_BD.isfinite().all():
         what = f"a tensor of {tuple(h_BD.shape)}" if isinstance(h_BD, Tensor) else f"a {type(h_BD).__name__}"
-        raise SepsceneError(f"the encoder {choice.use} gives {what} for two patches, not finite numbers of {wanted}")
+        raise SepsceneError(f"{said} gives {what} for two patches, not finite numbers of {wanted}")
     if not isinstance(getattr(network, "config", None), BaseModel):
-        raise SepsceneError(f"the encoder {choice.use} must keep the settings that it was built with as self.config")
+        raise SepsceneError(f"{said} must keep the settings that it was built with as self.config")
     if torch.equal(h_BD, again_BD):
         return ""
     return (
-        f"the encoder {choice.use} draws random numbers of its own (dropout?): results are not repeatable, and "
+        f"{said} draws random numbers of its own (dropout?): results are not repeatable, and "
         "training.microbatch gives wrong gradients"
     )

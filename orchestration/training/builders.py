@@ -13,6 +13,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder, read_encoder_config
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.network import Choice, build_network, check_network, network_class, settings_of
+from sepscene.models.own import tried
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import TrainingState
 from sepscene.tasks.losses.joint import JointObjective
@@ -87,10 +88,8 @@ def _try_terms(experiment: Experiment) -> None:
     pair = torch.randn(2, 2, settings_of(experiment.encoder).embedding_dim)
     for name, term in _fresh_terms(experiment).items():
         what = f"objective.terms.{name} ({experiment.objective.used_terms[name].use})"
-        try:
+        with tried(what, "two pairs"):
             loss = JointObjective(torch.nn.Identity(), {name: term}).loss(*pair).parts[name]
-        except Exception as error:
-            raise SepsceneError(f"{what} fails on two pairs: {error}") from error
         if not loss.isfinite():
             raise SepsceneError(f"{what} gives {loss} for two pairs, no finite number")
 
