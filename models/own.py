@@ -4,7 +4,8 @@ Read without importing torch or anybody's code; `make` imports, where the user t
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, update_wrapper
 from importlib import import_module
@@ -17,6 +18,9 @@ from sepscene.models.card import explain_validation, read_card, validated
 from sepscene.models.config import CheckpointError, Config, SepsceneError
 from sepscene.models.names import ENCODERS, is_own, name_of, package_of, resolve
 from sepscene.models.settings import Cnn14Config, PatchTransformerConfig
+from sepscene.models.spelling import unknown
+
+_PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class OwnPart(Config):
@@ -63,6 +67,35 @@ def tag_by_use(known: Collection[str], default: str | None = None) -> Callable[[
         return f"<{use}>" if isinstance(use, str) and use in known else "<own>"
 
     return tag
+
+
+def named_parts(
+    given: Mapping[Any, Any], known: Collection[str], what: str, reserved: Collection[str], **implied: str
+) -> dict[str, Any]:
+    """Parts by names of the user's choice, as plain values, each with the `use` that its name implies.
+
+    Args:
+        given: name -> part, as in a configuration.
+        known: short names of parts. Each is a name as well, with `_` for `-`, and implies itself.
+        what: kind of thing, e.g. "loss term".
+        reserved: names that no part can have.
+        implied: further name -> `use`.
+
+    Raises:
+        ValueError: for a name that no part can have, or one that implies no `use` where none is given.
+    """
+    uses = {use.replace("-", "_"): use for use in known} | implied
+    parts = {}
+    for chosen, part in given.items():
+        name = chosen.replace("-", "_") if chosen in known else chosen
+        if not isinstance(name, str) or not _PART_NAME.fullmatch(name) or name in reserved:
+            raise ValueError(f"the {what} cannot be called {name!r}: take another name of a-z, 0-9 and _")
+        parts[name] = part.model_dump() if isinstance(part, Config) else part
+        if isinstance(part, dict) and name in uses:
+            parts[name] = {"use": uses[name], **part}
+        elif isinstance(part, dict) and "use" not in part:
+            raise ValueError(f"{unknown(name, known, what)}; or give it a `use`")
+    return parts
 
 
 class OwnEncoder(OwnPart):

@@ -39,6 +39,7 @@ def objective(**fields: object) -> Objective:
             {"similarity": "triplet", "triplet_margin": 0.3, "alpha": 0, "temperature": 0.2},
             {"similarity": TripletSettings(margin=0.3), "coincidence": CoincidenceSettings(weight=0)},
         ),
+        ({"terms": {"nt-xent": {}}}, {"nt_xent": NtXentSettings()}),
         ({"similarity": "vicreg"}, {"similarity": VicregSettings(), "coincidence": CoincidenceSettings()}),
         (
             {"terms": {"vicreg": {"weight": 0.1}, "coincidence": {}}, "alpha": 2},
