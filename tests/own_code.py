@@ -46,7 +46,6 @@ class WaveNet(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
         self.first = nn.Conv1d(1, config.size, 64, 32)
         self.last = nn.Linear(config.size, config.embedding_dim)
 

@@ -57,7 +57,7 @@ def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
     tensors = without_wrapper(tensors, known="bn0.weight")
     buffers = {name: tensors.pop(name) for name in list(tensors) if name.startswith(FRONT_END_PREFIXES)}
     _refuse_other_front_end(buffers, front_end, file)
-    encoder = Encoder.from_config(_config(checkpoint, tensors, FRONT_ENDS[front_end], file))
+    encoder = Encoder(_config(checkpoint, tensors, FRONT_ENDS[front_end], file))
     load_weights(encoder.trunk, _renamed(tensors, OUR_NAMES), file)
     check_finite(encoder.trunk, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()

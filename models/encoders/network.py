@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import ENCODERS, resolve
-from sepscene.models.own import OwnEncoder, settings_for, tried
-from sepscene.models.settings import Cnn14Config, FrontEndConfig, PatchTransformerConfig, Reads
-
-Choice = Cnn14Config | PatchTransformerConfig | OwnEncoder
+from sepscene.models.own import EncoderChoice, OwnEncoder, settings_for, tried
+from sepscene.models.settings import FrontEndConfig, Reads
 
 
 @runtime_checkable
@@ -32,18 +30,16 @@ class EncoderNetwork(Protocol):
             property. Where it has `mel_bands`, the front-end must give as many; where it has `shortest_frames`, patches
             must not be shorter.
         reads: of the class, "log-mel" or "waveform".
-        config: of the network, the settings that it was built with.
     """
 
     Config: ClassVar[type[BaseModel]]
     reads: ClassVar[Reads]
-    config: Any
 
     def __call__(self, sound: Tensor) -> Tensor:
         """Log-mels (B, L, F) or waveforms (B, T) to h_BD."""
 
 
-def network_class(choice: Choice) -> Any:
+def network_class(choice: EncoderChoice) -> Any:
     """The class of an encoder.
 
     Raises:
@@ -58,7 +54,7 @@ def network_class(choice: Choice) -> Any:
     return found
 
 
-def settings_of(choice: Choice) -> Any:
+def settings_of(choice: EncoderChoice) -> Any:
     """The settings with which an encoder is built, with `embedding_dim`.
 
     Raises:
@@ -72,7 +68,7 @@ def settings_of(choice: Choice) -> Any:
     return settings
 
 
-def build_network(choice: Choice) -> nn.Module:
+def build_network(choice: EncoderChoice) -> nn.Module:
     """The encoder's network with fresh weights, drawn from torch's global generator.
 
     Raises:
@@ -82,15 +78,18 @@ def build_network(choice: Choice) -> nn.Module:
     return network
 
 
-def choice_of(network: nn.Module) -> Choice:
-    """The configuration from which `build_network` builds such a network again."""
-    config: Any = network.config
-    if isinstance(config, Cnn14Config | PatchTransformerConfig):
-        return config
-    return OwnEncoder(use=type(network), **config.model_dump(mode="json"))
+def with_defaults(choice: EncoderChoice) -> EncoderChoice:
+    """The choice with all settings of its encoder, those that were left to their defaults included.
+
+    Raises:
+        SepsceneError: as `settings_of`.
+    """
+    if not isinstance(choice, OwnEncoder):
+        return choice
+    return OwnEncoder(use=choice.use, **settings_of(choice).model_dump(mode="json"))
 
 
-def misfit(choice: Choice, front_end: FrontEndConfig, seconds: float) -> str:
+def misfit(choice: EncoderChoice, front_end: FrontEndConfig, seconds: float) -> str:
     """Why an encoder cannot read patches of this many seconds from a front-end; empty when it can.
 
     Raises:
@@ -108,7 +107,7 @@ def misfit(choice: Choice, front_end: FrontEndConfig, seconds: float) -> str:
     return ""
 
 
-def check_network(choice: Choice, front_end: FrontEndConfig, seconds: float) -> str:
+def check_network(choice: EncoderChoice, front_end: FrontEndConfig, seconds: float) -> str:
     """Try an own encoder on two patches of noise, before a run is built on it.
 
     Returns:
@@ -134,8 +133,6 @@ def check_network(choice: Choice, front_end: FrontEndConfig, seconds: float) -> 
     if not isinstance(h_BD, Tensor) or tuple(h_BD.shape) != wanted or not h_BD.isfinite().all():
         what = f"a tensor of {tuple(h_BD.shape)}" if isinstance(h_BD, Tensor) else f"a {type(h_BD).__name__}"
         raise SepsceneError(f"{said} gives {what} for two patches, not finite numbers of {wanted}")
-    if not isinstance(getattr(network, "config", None), BaseModel):
-        raise SepsceneError(f"{said} must keep the settings that it was built with as self.config")
     if torch.equal(h_BD, again_BD):
         return ""
     return (

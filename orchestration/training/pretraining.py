@@ -31,7 +31,7 @@ from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.precision import training_precision
 from sepscene.orchestration.runtime.ray_compat import leaving_nodes
-from sepscene.orchestration.training.builders import build_objective, start_from
+from sepscene.orchestration.training.builders import build_objective, encoder_config, start_from
 from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine, ends_when_memory_is_full
 from sepscene.orchestration.training.hooks import Batch, consume_rows, run_steps, usable_rows
 from sepscene.orchestration.training.light import LocalReports, local_batches
@@ -205,7 +205,7 @@ class Pretrainer:
 
     def encoder(self) -> Encoder:
         """The encoder as it is now; it shares its weights with the training."""
-        return Encoder(self.views.front_end, self.objective.trunk, self.experiment.views.patch_seconds)
+        return Encoder(encoder_config(self.experiment), self.objective.trunk).to(self.device)
 
 
 def pretrain_worker(settings: dict[str, Any]) -> None:
