@@ -127,13 +127,6 @@ class OwnCode(OwnPart):
 
     use: str = Field(description="package.module:Name of a class or a function; from Python the thing itself")
 
-    @field_validator("use", mode="before")
-    @classmethod
-    def _named(cls, use: Any) -> str:
-        if isinstance(use, str) and not is_own(use):
-            raise ValueError(f"{use!r} is no import path: write package.module:Name")
-        return super()._named(use)
-
     def __str__(self) -> str:
         return self.described
 

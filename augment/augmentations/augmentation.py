@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from sepscene.augment.augmentations.settings import Choice, Needs
+from sepscene.augment.augmentations.settings import AugmentationChoice, Needs
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import AUGMENTATIONS, resolve
 from sepscene.models.own import settings_for, tried
@@ -46,7 +46,7 @@ class Augmentation:
         raise NotImplementedError
 
 
-def build_augmentation(name: str, choice: Choice) -> Augmentation:
+def build_augmentation(name: str, choice: AugmentationChoice) -> Augmentation:
     """An augmentation from its settings.
 
     Raises:
@@ -64,7 +64,7 @@ def build_augmentation(name: str, choice: Choice) -> Augmentation:
 class Augmenter:
     """The augmentations of a run: those on waveforms, then those on log-mels, each kind in the order given."""
 
-    def __init__(self, chosen: Mapping[str, Choice]) -> None:
+    def __init__(self, chosen: Mapping[str, AugmentationChoice]) -> None:
         """Raises: SepsceneError: as `build_augmentation`."""
         self.augmentations = {name: build_augmentation(name, choice) for name, choice in chosen.items()}
 
@@ -98,7 +98,7 @@ class Augmenter:
         return changed.unflatten(0, sound.shape[:2])
 
 
-def try_augmentation(name: str, choice: Choice, shape: tuple[int, ...]) -> None:
+def try_augmentation(name: str, choice: AugmentationChoice, shape: tuple[int, ...]) -> None:
     """Try an own augmentation on three random views, before a run is built on it.
 
     Args:

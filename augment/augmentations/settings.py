@@ -145,7 +145,6 @@ AugmentationChoice = Annotated[
 ]
 """One augmentation: `{use: …, probability: …, …}`."""
 
-Choice = SpecAugment | GainSettings | MixBackSettings | CropResizeSettings | OwnAugmentation
 _RESERVED = {column.removesuffix("_u") for column in OF_VIEWS}
 
 
@@ -157,7 +156,7 @@ Augmentations = Annotated[dict[str, AugmentationChoice], BeforeValidator(_named)
 """A field of a configuration: augmentations by names of the user's choice, in the order in which they are applied."""
 
 
-def streams_of(chosen: Mapping[str, Choice]) -> tuple[Stream, ...]:
+def streams_of(chosen: Mapping[str, AugmentationChoice]) -> tuple[Stream, ...]:
     """What each augmentation draws.
 
     Raises:

@@ -83,6 +83,6 @@ class ChannelScores:
             first_S, again_S = (self(noise[0], noise[1:]) for _ in range(2))
         if not (np.isfinite(first_S).all() and np.array_equal(first_S, again_S)):
             raise SepsceneError(
-                f"{said} gives {first_S.tolist()}, then {again_S.tolist()}, for the same "
-                "clip: scores must be finite and the same each time"
+                f"{said} gives {first_S.tolist()}, then {again_S.tolist()}, for the same clip: scores must be finite "
+                "and the same each time"
             )
