@@ -154,14 +154,15 @@ def settings_for(found: Any, choice: Any, said: str) -> Any:
     """
     if not isinstance(choice, OwnPart):
         return choice
-    if not _has_config(found):
+    config = _config_of(found)
+    if config is None:
         raise SepsceneError(f"{said} needs a class attribute Config, a pydantic model of its settings")
-    return validated(found.Config, choice.options, said)
+    return validated(config, choice.options, said)
 
 
-def _has_config(found: Any) -> bool:
+def _config_of(found: Any) -> type[BaseModel] | None:
     config = getattr(found, "Config", None)
-    return isinstance(config, type) and issubclass(config, BaseModel)
+    return config if isinstance(config, type) and issubclass(config, BaseModel) else None
 
 
 def make(choice: OwnCode, what: str) -> Any:
@@ -182,9 +183,10 @@ def make(choice: OwnCode, what: str) -> Any:
 
 def _made(choice: OwnCode, what: str) -> Any:
     found = resolve(choice.use, {}, what)
+    config = _config_of(found)
     try:
-        if isinstance(found, type) and _has_config(found):
-            return found(found.Config.model_validate(choice.options))
+        if isinstance(found, type) and config:
+            return found(config.model_validate(choice.options))
         if isinstance(found, type):
             return found(**choice.options)
     except ValidationError as error:
@@ -198,7 +200,7 @@ def _made(choice: OwnCode, what: str) -> Any:
 
 @contextmanager
 def tried(said: str, on: str) -> Iterator[None]:
-    """Around the first calls of own code: whatever it raises is a SepsceneError, that `said` fails on `on`."""
+    """Around the first calls of own code: an error becomes a SepsceneError which says that `said` fails on `on`."""
     try:
         yield
     except SepsceneError:
