@@ -30,9 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sepscene.models.encoders.cnn14 import Cnn14
-from sepscene.models.encoders.encoder import Encoder
-from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
+from sepscene.models.encoders.encoder import Encoder, EncoderConfig
+from sepscene.models.encoders.frontend import FRONT_ENDS
 from sepscene.models.encoders.importer import front_end_buffers
 from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.runtime.allocator import MALLOC
@@ -138,7 +137,7 @@ def prepare(options: argparse.Namespace) -> tuple[list[str], int]:
     if options.device == "cpu":
         torch.set_num_threads(1)
     torch.manual_seed(0)
-    encoder = Encoder(LogMel(FRONT_END), Cnn14(sizes(options))).to(options.device)
+    encoder = Encoder(EncoderConfig(front_end=FRONT_END, trunk=sizes(options))).to(options.device)
     wave_BT = 0.1 * torch.randn(options.batch, encoder.patch_samples, device=options.device)
     _ways.update({name: (*way, wave_BT) for name, way in variants(encoder, options.compile).items()})
     return list(_ways), encoder.patch_samples

@@ -36,11 +36,10 @@ def prepare(folder: Path) -> None:
 
     from sepscene.augment.synthetic.scenes import write_scenes
     from sepscene.models.encoders.encoder import Encoder, save_encoder
-    from sepscene.models.encoders.frontend import LogMel
-    from sepscene.models.encoders.network import build_network
     from sepscene.models.separators.folder import save_separator
     from sepscene.models.separators.tdcnpp import TDCNpp
     from sepscene.orchestration.presets import named_experiment
+    from sepscene.orchestration.training.builders import encoder_config
 
     tiny = named_experiment("table4/S2/simclr", "tiny")
     for split, count in (("train", tiny.data.scenes_train), ("test", tiny.data.scenes_test)):
@@ -48,7 +47,7 @@ def prepare(folder: Path) -> None:
     torch.manual_seed(0)
     save_separator(TDCNpp(tiny.separator.network), folder / "S2", {"step": 0})
     full = named_experiment("table4/S2/simclr", "paper")
-    save_encoder(Encoder(LogMel(full.front_end), build_network(full.encoder)), folder / "encoder", {})
+    save_encoder(Encoder(encoder_config(full)), folder / "encoder", {})
 
 
 def seconds_of(arguments: list[str]) -> float:

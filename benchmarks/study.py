@@ -41,7 +41,7 @@ from sepscene.orchestration.mini.training import refuse_what_is_ignored
 from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.allocator import MALLOC
-from sepscene.orchestration.training.builders import build_objective, start_from
+from sepscene.orchestration.training.builders import build_objective, encoder_config, start_from
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.orchestration.training.pretrainer import Views, pcm_pair
 from sepscene.orchestration.training.row_draws import DrawRows
@@ -87,7 +87,7 @@ def trained(
         for name in ("similarity", "coincidence"):
             if name in result.parts:
                 losses[name].append(float(result.parts[name]))
-    encoder = Encoder(front_end.front_end, objective.trunk, experiment.views.patch_seconds).eval()
+    encoder = Encoder(encoder_config(experiment), objective.trunk).eval()
     return encoder, {name: mean(values[-max(1, steps // 10) :]) for name, values in losses.items()}
 
 

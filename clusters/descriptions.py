@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from sepscene.clusters.kuberay import read_manifest_pools
 from sepscene.clusters.pools import Node, Pool
-from sepscene.models.card import explain_validation
+from sepscene.models.card import validated
 from sepscene.models.config import Config, SepsceneError
 
 MOST_BYTES = 2**20
@@ -116,10 +116,6 @@ def _values(node: yaml.Node | None, known: dict[yaml.Node, float]) -> float:
 
 
 def _from_list(tree: dict[str, Any], source: str) -> list[Pool]:
-    try:
-        entries = PoolList.model_validate(tree).pools
-    except ValidationError as error:
-        raise SepsceneError(f"bad list of pools {source}: {explain_validation(error)}") from None
     return [
         Pool(
             entry.name,
@@ -128,7 +124,7 @@ def _from_list(tree: dict[str, Any], source: str) -> list[Pool]:
             entry.nodes,
             entry.spot,
         )
-        for entry in entries
+        for entry in validated(PoolList, tree, f"bad list of pools {source}").pools
     ]
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from pydantic_core import from_json
 
-from sepscene.models.config import CheckpointError, Config
+from sepscene.models.config import CheckpointError, Config, SepsceneError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 CARD_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -63,12 +65,11 @@ def read_card(directory: str | Path) -> WeightsCard:
     if len(content) > CARD_BYTES:
         raise CheckpointError(f"{path} has more than {CARD_BYTES} bytes: it is not the card of a folder of weights")
     try:
-        return WeightsCard.model_validate(_in_todays_form(from_json(content, allow_inf_nan=False)))
-    except ValidationError as error:
-        reason = explain_validation(error)
-        raise CheckpointError(f"{path} is not the description of a separator or an encoder: {reason}") from error
+        fields = from_json(content, allow_inf_nan=False)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged, it is not JSON (Invalid JSON: {error}): copy it again") from error
+    said = f"{path} is not the description of a separator or an encoder"
+    return validated(WeightsCard, _in_todays_form(fields), said, CheckpointError)
 
 
 def dotted(location: tuple[int | str, ...]) -> str:
@@ -81,6 +82,18 @@ def explain_validation(error: ValidationError) -> str:
     return "; ".join(
         f"{dotted(fault['loc']) or 'config'}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()
     )
+
+
+def validated(model: type[Model], fields: Any, said: str, refusal: type[SepsceneError] = SepsceneError) -> Model:
+    """The fields as the model.
+
+    Raises:
+        SepsceneError: the model refuses them; of the type `refusal`, with `said` in front.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise refusal(f"{said}: {explain_validation(error)}") from None
 
 
 def _in_todays_form(content: Any) -> Any:

@@ -65,6 +65,8 @@ def name_of(value: Any, known: Collection[str], what: str) -> str:
         CODE.grant(path)
         return path
     if not isinstance(value, str) or not (value in known or is_own(value)):
+        if not known:
+            raise ValueError(f"{value!r} is no import path: write package.module:Name")
         raise ValueError(f"{unknown(str(value), known, what)}, or an import path package.module:Name")
     return value
 

@@ -4,7 +4,9 @@ Read without importing torch or anybody's code; `make` imports, where the user t
 """
 
 import hashlib
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial, update_wrapper
 from importlib import import_module
 from pathlib import Path
@@ -12,10 +14,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
-from sepscene.models.card import explain_validation, read_card
+from sepscene.models.card import explain_validation, read_card, validated
 from sepscene.models.config import CheckpointError, Config, SepsceneError
 from sepscene.models.names import ENCODERS, is_own, name_of, package_of, resolve
 from sepscene.models.settings import Cnn14Config, PatchTransformerConfig
+from sepscene.models.spelling import unknown
+
+_PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class OwnPart(Config):
@@ -64,6 +69,35 @@ def tag_by_use(known: Collection[str], default: str | None = None) -> Callable[[
     return tag
 
 
+def named_parts(
+    given: Mapping[Any, Any], known: Collection[str], what: str, reserved: Collection[str], **implied: str
+) -> dict[str, Any]:
+    """Parts by names of the user's choice, as plain values, each with the `use` that its name implies.
+
+    Args:
+        given: name -> part, as in a configuration.
+        known: short names of parts. Each is a name as well, with `_` for `-`, and implies itself.
+        what: kind of thing, e.g. "loss term".
+        reserved: names that no part can have.
+        implied: further name -> `use`.
+
+    Raises:
+        ValueError: for a name that no part can have, or one that implies no `use` where none is given.
+    """
+    uses = {use.replace("-", "_"): use for use in known} | implied
+    parts = {}
+    for chosen, part in given.items():
+        name = chosen.replace("-", "_") if chosen in known else chosen
+        if not isinstance(name, str) or not _PART_NAME.fullmatch(name) or name in reserved:
+            raise ValueError(f"the {what} cannot be called {name!r}: take another name of a-z, 0-9 and _")
+        parts[name] = part.model_dump() if isinstance(part, Config) else part
+        if isinstance(part, dict) and name in uses:
+            parts[name] = {"use": uses[name], **part}
+        elif isinstance(part, dict) and "use" not in part:
+            raise ValueError(f"{unknown(name, known, what)}; or give it a `use`")
+    return parts
+
+
 class OwnEncoder(OwnPart):
     """An encoder that does not come with the package: its class by import path, and the fields of its `Config`."""
 
@@ -93,13 +127,6 @@ class OwnCode(OwnPart):
 
     use: str = Field(description="package.module:Name of a class or a function; from Python the thing itself")
 
-    @field_validator("use", mode="before")
-    @classmethod
-    def _named(cls, use: Any) -> str:
-        if isinstance(use, str) and not is_own(use):
-            raise ValueError(f"{use!r} is no import path: write package.module:Name")
-        return super()._named(use)
-
     def __str__(self) -> str:
         return self.described
 
@@ -119,17 +146,47 @@ SeparatorChoice = Annotated[
 """A separator's folder, or code of your own: an import path, or `{use: package.module:Name, …}`."""
 
 
+def settings_for(found: Any, choice: Any, said: str) -> Any:
+    """What a class is built with: the choice itself, or for own code its `Config` of the fields beside `use`.
+
+    Raises:
+        SepsceneError: own code has no `Config`, or it refuses the fields; `said` names the part.
+    """
+    if not isinstance(choice, OwnPart):
+        return choice
+    config = _config_of(found)
+    if config is None:
+        raise SepsceneError(f"{said} needs a class attribute Config, a pydantic model of its settings")
+    return validated(config, choice.options, said)
+
+
+def _config_of(found: Any) -> type[BaseModel] | None:
+    config = getattr(found, "Config", None)
+    return config if isinstance(config, type) and issubclass(config, BaseModel) else None
+
+
 def make(choice: OwnCode, what: str) -> Any:
-    """The callable that own code stands for; `what` is the kind of thing, e.g. "separator".
+    """What own code stands for, the same wherever it is made: a callable; a torch module is in evaluation mode.
+
+    `what` is the kind of thing, e.g. "separator".
 
     Raises:
         SepsceneError: its code is not trusted, cannot be imported here, or refuses the fields.
     """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = _made(choice, what)
+    return made.eval().requires_grad_(False) if isinstance(made, torch.nn.Module) else made
+
+
+def _made(choice: OwnCode, what: str) -> Any:
     found = resolve(choice.use, {}, what)
-    settings = getattr(found, "Config", None)
+    config = _config_of(found)
     try:
-        if isinstance(found, type) and isinstance(settings, type) and issubclass(settings, BaseModel):
-            return found(settings.model_validate(choice.options))
+        if isinstance(found, type) and config:
+            return found(config.model_validate(choice.options))
         if isinstance(found, type):
             return found(**choice.options)
     except ValidationError as error:
@@ -139,6 +196,17 @@ def make(choice: OwnCode, what: str) -> Any:
     if not callable(found):
         raise SepsceneError(f"the {what} {choice.use} is neither a class nor a function")
     return update_wrapper(partial(found, **choice.options), found) if choice.options else found
+
+
+@contextmanager
+def tried(said: str, on: str) -> Iterator[None]:
+    """Around the first calls of own code: an error becomes a SepsceneError which says that `said` fails on `on`."""
+    try:
+        yield
+    except SepsceneError:
+        raise
+    except Exception as error:  # code of a user may raise anything
+        raise SepsceneError(f"{said} fails on {on}: {error}") from error
 
 
 def identity(choice: OwnCode) -> dict[str, Any]:

@@ -217,12 +217,6 @@ class TDCNppConfig(Config):
             del sizes["coefficients"]
         return cls(**(sizes | changes))
 
-    @property
-    def receptive_field_samples(self) -> int:
-        """Samples of the mixture that reach one output sample through convolutions (the norms reach all)."""
-        frames = (self.kernel - 1) * self.repeats * (2**self.blocks - 1)
-        return frames * self.hop_samples + self.window_samples
-
     def frames(self, samples: int) -> int:
         """Number of frames L that the basis makes of a clip of `samples` samples."""
         covered = samples if self.basis == "stft" else samples - self.window_samples + self.hop_samples

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sepscene.augment.audio import AudioFormat
-from sepscene.augment.augmentations.settings import Augmentations, Choice, SpecAugment
+from sepscene.augment.augmentations.settings import AugmentationChoice, Augmentations, SpecAugment
 from sepscene.augment.locations import is_utf8
 from sepscene.augment.store.separated_store import StoreSettings
 from sepscene.augment.views import PCM_BYTES, Views
@@ -273,13 +273,13 @@ class Experiment(Config):
         return tuple(sorted((kept - {""}) | named))
 
     @property
-    def used_augmentations(self) -> dict[str, Choice]:
+    def used_augmentations(self) -> dict[str, AugmentationChoice]:
         """Those that change any view, in their order."""
         off = () if self.views.specaugment else ("specaugment",)
         return {name: one for name, one in self.augmentations.items() if one.used and name not in off}
 
     @property
-    def specaugment(self) -> Choice | None:
+    def specaugment(self) -> AugmentationChoice | None:
         """The augmentation of that name."""
         return self.augmentations.get("specaugment")
 

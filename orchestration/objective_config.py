@@ -1,16 +1,14 @@
 """What the pre-training optimises: the terms of the loss with their weights, and the paper's short forms for them."""
 
-import re
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from sepscene.models.config import Config
 from sepscene.models.names import TERMS
-from sepscene.models.spelling import unknown
+from sepscene.models.own import named_parts
 from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings, TermChoice
 
-TERM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED = ("loss", "pairs", "temperature", "bad", "rows", "step", "keys", "values", "items", "pop")
 """Names that a step's metrics have already, or that a module may not have."""
 
@@ -56,7 +54,7 @@ class Objective(Config):
         terms = rest.get("terms", {"similarity": {}, "coincidence": {}})
         if not isinstance(terms, dict):
             return given
-        rest["terms"] = terms = {name: _with_use(name, term) for name, term in terms.items()}
+        rest["terms"] = terms = named_parts(terms, TERMS, "loss term", RESERVED, similarity="nt-xent")
         short = {name: value for name, value in given.items() if name in SHORT_FORMS}
         if "similarity" in given:
             before = terms.get("similarity", {})
@@ -74,10 +72,7 @@ class Objective(Config):
         return rest
 
     @model_validator(mode="after")
-    def _terms_can_be_used(self) -> "Objective":
-        for name in self.terms:
-            if not TERM_NAME.fullmatch(name) or name in RESERVED:
-                raise ValueError(f"a term cannot be called {name!r}: take another name of a-z, 0-9 and _")
+    def _something_to_learn(self) -> "Objective":
         if not self.used_terms:
             raise ValueError("objective.terms has no term whose weight is above 0: there is nothing to learn")
         return self
@@ -130,13 +125,3 @@ class Objective(Config):
             term.described if term.weight == 1 and number == 0 else f"{term.weight:g} {term.described}"
             for number, term in enumerate(self.used_terms.values())
         )
-
-
-def _with_use(name: str, term: Any) -> Any:
-    """A term as plain values, with the `use` that its name implies."""
-    if isinstance(term, Config):
-        return term.model_dump()
-    implied = {"similarity": "nt-xent"} | {use: use for use in TERMS} | {use.replace("-", "_"): use for use in TERMS}
-    if isinstance(term, dict) and "use" not in term and name not in implied:
-        raise ValueError(f"terms.{name}: {unknown(name, TERMS, 'loss term')}; or give it a `use`")
-    return {"use": implied[name], **term} if isinstance(term, dict) and name in implied else term

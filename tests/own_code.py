@@ -46,7 +46,6 @@ class WaveNet(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
         self.first = nn.Conv1d(1, config.size, 64, 32)
         self.last = nn.Linear(config.size, config.embedding_dim)
 
@@ -87,6 +86,10 @@ class Endless(Pull):
         return torch.tensor(float("inf"))
 
 
+class PullNoSettings(Term):
+    pass
+
+
 class FlipConfig(BaseModel):
     share: float = 0.5
 
@@ -98,6 +101,10 @@ class Flip(Augmentation):
 
     def __call__(self, sound, uniforms, mixture):
         return torch.where(uniforms < self.config.share, -sound, sound)
+
+
+class FlipNoSettings(Augmentation):
+    needs = Needs("waveform", uniforms=1)
 
 
 class NoSettings(nn.Module):

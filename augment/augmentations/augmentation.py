@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor
 
-from sepscene.augment.augmentations.settings import Choice, Needs, OwnAugmentation
-from sepscene.models.card import explain_validation
+from sepscene.augment.augmentations.settings import AugmentationChoice, Needs
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import AUGMENTATIONS, resolve
+from sepscene.models.own import settings_for, tried
 
 
 class Augmentation:
@@ -46,30 +46,25 @@ class Augmentation:
         raise NotImplementedError
 
 
-def build_augmentation(name: str, choice: Choice) -> Augmentation:
+def build_augmentation(name: str, choice: AugmentationChoice) -> Augmentation:
     """An augmentation from its settings.
 
     Raises:
-        SepsceneError: own code cannot be imported, is no augmentation, or refuses its settings.
+        SepsceneError: own code cannot be imported, is no augmentation, has no `Config`, or refuses its settings.
     """
     found = resolve(choice.use, AUGMENTATIONS, "augmentation")
     if not (isinstance(found, type) and issubclass(found, Augmentation)):
         raise SepsceneError(
             f"augmentations.{name}: {choice.use} is not a class of augment.augmentations.augmentation.Augmentation"
         )
-    if not isinstance(choice, OwnAugmentation):
-        return found(choice)
     _ = choice.needs
-    try:
-        return found(found.Config.model_validate(choice.options))
-    except ValidationError as error:
-        raise SepsceneError(f"augmentations.{name} ({choice.use}): {explain_validation(error)}") from None
+    return found(settings_for(found, choice, f"augmentations.{name} ({choice.use})"))
 
 
 class Augmenter:
     """The augmentations of a run: those on waveforms, then those on log-mels, each kind in the order given."""
 
-    def __init__(self, chosen: Mapping[str, Choice]) -> None:
+    def __init__(self, chosen: Mapping[str, AugmentationChoice]) -> None:
         """Raises: SepsceneError: as `build_augmentation`."""
         self.augmentations = {name: build_augmentation(name, choice) for name, choice in chosen.items()}
 
@@ -103,7 +98,7 @@ class Augmenter:
         return changed.unflatten(0, sound.shape[:2])
 
 
-def try_augmentation(name: str, choice: Choice, shape: tuple[int, ...]) -> None:
+def try_augmentation(name: str, choice: AugmentationChoice, shape: tuple[int, ...]) -> None:
     """Try an own augmentation on three random views, before a run is built on it.
 
     Args:
@@ -117,15 +112,12 @@ def try_augmentation(name: str, choice: Choice, shape: tuple[int, ...]) -> None:
     """
     augmentation = build_augmentation(name, choice)
     said = f"augmentations.{name} ({choice.use})"
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with tried(said, f"views of {shape}"), torch.random.fork_rng(devices=[]), torch.no_grad():
         sound = 0.1 * torch.randn(3, *shape)
         uniforms_XU = torch.rand(3, choice.needs.uniforms)
         mixture_XP = 0.1 * torch.randn(3, *shape) if choice.needs.mixture else None
-        try:
-            whole, again = (augmentation(sound.clone(), uniforms_XU, mixture_XP) for _ in range(2))
-            alone = augmentation(sound[1:2], uniforms_XU[1:2], None if mixture_XP is None else mixture_XP[1:2])
-        except Exception as error:
-            raise SepsceneError(f"{said} fails on views of {shape}: {error}") from error
+        whole, again = (augmentation(sound.clone(), uniforms_XU, mixture_XP) for _ in range(2))
+        alone = augmentation(sound[1:2], uniforms_XU[1:2], None if mixture_XP is None else mixture_XP[1:2])
     if not isinstance(whole, Tensor) or whole.shape != sound.shape or not whole.isfinite().all():
         raise SepsceneError(f"{said} does not give finite numbers of the shape of its views, {tuple(sound.shape)}")
     if not torch.equal(whole, again):

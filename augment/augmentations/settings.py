@@ -1,6 +1,5 @@
 """Which augmentations, with which settings. Apart from the augmentations, which need torch."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,10 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, mod
 from sepscene.augment.draws import OF_VIEWS, SPECAUGMENT_UNIFORMS, Stream
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.names import AUGMENTATIONS, resolve
-from sepscene.models.own import OwnPart, tag_by_use
-from sepscene.models.spelling import unknown
-
-NAME = re.compile(r"[a-z][a-z0-9_]*")
+from sepscene.models.own import OwnPart, named_parts, tag_by_use
 
 
 @dataclass(frozen=True)
@@ -149,35 +145,18 @@ AugmentationChoice = Annotated[
 ]
 """One augmentation: `{use: …, probability: …, …}`."""
 
-Choice = SpecAugment | GainSettings | MixBackSettings | CropResizeSettings | OwnAugmentation
-_IMPLIED = {name.replace("-", "_"): name for name in AUGMENTATIONS}
+_RESERVED = {column.removesuffix("_u") for column in OF_VIEWS}
 
 
 def _named(given: Any) -> Any:
-    """Names that can be columns of a row, each with the `use` that it implies.
-
-    Raises:
-        ValueError: for another name.
-    """
-    if not isinstance(given, dict):
-        return given
-    given = {name.replace("-", "_") if name in AUGMENTATIONS else name: value for name, value in given.items()}
-    for name in given:
-        if not isinstance(name, str) or not NAME.fullmatch(name) or f"{name}_u" in OF_VIEWS:
-            raise ValueError(f"an augmentation cannot be called {name!r}: take another name of a-z, 0-9 and _")
-        if isinstance(given[name], dict) and "use" not in given[name] and name not in _IMPLIED:
-            raise ValueError(f"{unknown(name, AUGMENTATIONS, 'augmentation')}; or give it a `use`")
-    return {
-        name: {"use": _IMPLIED[name], **value} if isinstance(value, dict) and name in _IMPLIED else value
-        for name, value in given.items()
-    }
+    return named_parts(given, AUGMENTATIONS, "augmentation", _RESERVED) if isinstance(given, dict) else given
 
 
 Augmentations = Annotated[dict[str, AugmentationChoice], BeforeValidator(_named)]
 """A field of a configuration: augmentations by names of the user's choice, in the order in which they are applied."""
 
 
-def streams_of(chosen: Mapping[str, Choice]) -> tuple[Stream, ...]:
+def streams_of(chosen: Mapping[str, AugmentationChoice]) -> tuple[Stream, ...]:
     """What each augmentation draws.
 
     Raises:

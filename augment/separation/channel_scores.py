@@ -15,7 +15,7 @@ import numpy as np
 
 from sepscene.augment.views import Views, from_pcm
 from sepscene.models.config import SepsceneError
-from sepscene.models.own import OwnCode, identity, make
+from sepscene.models.own import OwnCode, identity, make, tried
 
 
 class ChannelScores:
@@ -37,12 +37,7 @@ class ChannelScores:
 
     @cached_property
     def _called(self) -> Any:
-        import torch
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            made = make(self.choice, "channel score")
-        return made.eval().requires_grad_(False) if isinstance(made, torch.nn.Module) else made
+        return make(self.choice, "channel score")
 
     @cached_property
     def digest(self) -> str:
@@ -83,14 +78,11 @@ class ChannelScores:
             SepsceneError: it fails, its scores are not finite, or they depend on chance.
         """
         noise = np.random.default_rng(0).integers(-3000, 3000, (1 + channels, samples), np.int16)
-        try:
+        said = f"the channel score {self.choice}"
+        with tried(said, "noise"):
             first_S, again_S = (self(noise[0], noise[1:]) for _ in range(2))
-        except SepsceneError:
-            raise
-        except Exception as error:  # code of a user may raise anything
-            raise SepsceneError(f"the channel score {self.choice} fails on noise: {error}") from error
         if not (np.isfinite(first_S).all() and np.array_equal(first_S, again_S)):
             raise SepsceneError(
-                f"the channel score {self.choice} gives {first_S.tolist()}, then {again_S.tolist()}, for the same "
-                "clip: scores must be finite and the same each time"
+                f"{said} gives {first_S.tolist()}, then {again_S.tolist()}, for the same clip: scores must be finite "
+                "and the same each time"
             )

@@ -20,8 +20,8 @@ from sepscene.augment.augmentations.specaugment import SpecAugmentation
 from sepscene.augment.draws import SPECAUGMENT_UNIFORMS
 from sepscene.augment.separation.forward import Forward
 from sepscene.models.encoders.cnn14 import Cnn14
-from sepscene.models.encoders.encoder import Encoder
-from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
+from sepscene.models.encoders.encoder import Encoder, EncoderConfig
+from sepscene.models.encoders.frontend import FRONT_ENDS
 from sepscene.models.encoders.heads import CoincidenceHead
 from sepscene.models.separators.fast_path import fast_separator
 from sepscene.models.separators.folder import load_separator
@@ -108,7 +108,7 @@ def encoder(device: str, small: bool, out: Path) -> dict[str, Any]:
     config, batch = (Cnn14Config.tiny(), 4) if small else (Cnn14Config(), 256)
     front_end = FRONT_ENDS["panns_16k"]
     torch.manual_seed(0)
-    network = Encoder(LogMel(front_end), Cnn14(config)).to(device)
+    network = Encoder(EncoderConfig(front_end=front_end, trunk=config)).to(device)
     wave_BT = 0.1 * torch.randn(batch, network.patch_samples, device=device)
     adds = encoder_benchmark.multiply_adds(config, front_end.frames(network.patch_samples))
     best = separator_benchmark.ceilings(device, ROUNDS)
@@ -182,7 +182,7 @@ def copies(device: str, small: bool, out: Path) -> dict[str, Any]:
 def memory(device: str, small: bool, out: Path) -> dict[str, Any]:
     """Memory of a training step of each batch, and what a batch says that is too large for the device."""
     config, batches = (Cnn14Config.tiny(), (2, 4)) if small else (Cnn14Config(), (64, 256, 1024))
-    network = Encoder(LogMel(FRONT_ENDS["panns_16k"]), Cnn14(config)).to(device)
+    network = Encoder(EncoderConfig(front_end=FRONT_ENDS["panns_16k"], trunk=config)).to(device)
     rows = []
     for batch in batches:
         wave_BT = 0.1 * torch.randn(batch, network.patch_samples, device=device)

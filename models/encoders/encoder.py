@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, field_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, model_validator
 from torch import Tensor, nn
 
-from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, explain_validation, read_card
+from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, read_card, validated
 from sepscene.models.config import CheckpointError, Config, SepsceneError
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.model_card import model_card
-from sepscene.models.encoders.network import build_network, choice_of, misfit, network_class, settings_of
+from sepscene.models.encoders.network import build_network, misfit, network_class, settings_of, with_defaults
 from sepscene.models.files import write_atomically
 from sepscene.models.names import ENCODERS, is_own, package_of, resolve
 from sepscene.models.own import EncoderChoice, OwnEncoder
@@ -82,25 +82,13 @@ class Encoder(nn.Module):
     training length.
     """
 
-    def __init__(
-        self, front_end: LogMel, trunk: nn.Module, patch_seconds: float = 0.96, shortest_seconds: float | None = None
-    ) -> None:
+    def __init__(self, config: EncoderConfig, trunk: nn.Module | None = None) -> None:
+        """Around `trunk`, the network of `config.trunk`; without it around one with fresh weights."""
         super().__init__()
-        self.config = EncoderConfig(
-            front_end=front_end.config,
-            trunk=choice_of(trunk),
-            patch_seconds=patch_seconds,
-            shortest_seconds=patch_seconds if shortest_seconds is None else shortest_seconds,
-        )
-        self.front_end = front_end
-        self.trunk = trunk
+        self.config = config.changed({"trunk": with_defaults(config.trunk)})
+        self.front_end = LogMel(config.front_end)
+        self.trunk = build_network(config.trunk) if trunk is None else trunk
         self._reads = self.config.reads
-
-    @classmethod
-    def from_config(cls, config: EncoderConfig) -> "Encoder":
-        """An encoder with fresh weights."""
-        trunk = build_network(config.trunk)
-        return cls(LogMel(config.front_end), trunk, config.patch_seconds, config.shortest_seconds)
 
     @property
     def sample_rate(self) -> int:
@@ -111,6 +99,10 @@ class Encoder(nn.Module):
     def embedding_dim(self) -> int:
         """Size D of the representation h."""
         return self.config.embedding_dim
+
+    scene_embedding_size = embedding_dim
+    timestamp_embedding_size = embedding_dim
+    """The names of `embedding_dim` in the HEAR interface."""
 
     @property
     def patch_samples(self) -> int:
@@ -230,7 +222,7 @@ def load_encoder(dir_or_uri: Path | str, trust_code: bool = False) -> Encoder:
         CODE.grant(config.trunk.use)
     _import_own(config.trunk.use, directory)
     trunk = read_network(directory, _encoder_card(directory), lambda: build_network(config.trunk))
-    return Encoder(LogMel(config.front_end), trunk, config.patch_seconds, config.shortest_seconds).eval()
+    return Encoder(config, trunk).eval()
 
 
 def read_encoder_config(directory: Path) -> EncoderConfig:
@@ -239,11 +231,8 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
     Raises:
         CheckpointError: when config.json is missing, damaged, or holds values that make no encoder.
     """
-    try:
-        return EncoderConfig.model_validate(_encoder_card(directory).config)
-    except ValidationError as error:
-        why = explain_validation(error)
-        raise CheckpointError(f"{directory / CARD_FILE} makes no encoder ({why}): copy the bundle again") from None
+    said = f"{directory / CARD_FILE} makes no encoder, copy the bundle again"
+    return validated(EncoderConfig, _encoder_card(directory).config, said, CheckpointError)
 
 
 def _import_own(use: str, directory: Path) -> None:

@@ -17,27 +17,7 @@ STEPS_PER_SECOND = 20
 """One timestamp every 50 ms, the longest spacing that HEAR's event tasks tolerate."""
 
 
-class HearModel(nn.Module):
-    """An encoder with the attributes that HEAR asks of a model.
-
-    Attributes:
-        sample_rate: Hz of the sound that it reads.
-        scene_embedding_size, timestamp_embedding_size: size D of h, for both.
-    """
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.sample_rate = encoder.sample_rate
-        self.scene_embedding_size = encoder.embedding_dim
-        self.timestamp_embedding_size = encoder.embedding_dim
-
-    def forward(self, audio_NT: Tensor) -> Tensor:
-        """audio_NT to the scene embeddings (N, D)."""
-        return self.encoder(audio_NT)
-
-
-def load_model(model_file_path: str = "") -> HearModel:
+def load_model(model_file_path: str = "") -> Encoder:
     """Load an encoder bundle for HEAR.
 
     Args:
@@ -48,10 +28,10 @@ def load_model(model_file_path: str = "") -> HearModel:
     """
     if not model_file_path:
         raise SepsceneError("Sepscene has no default weights: pass the folder of an encoder bundle to load_model")
-    return HearModel(load_encoder(model_file_path)).eval()
+    return load_encoder(model_file_path)
 
 
-def get_scene_embeddings(audio_NT: Tensor, model: HearModel) -> Tensor:
+def get_scene_embeddings(audio_NT: Tensor, model: Encoder) -> Tensor:
     """One embedding (N, D) a sound, the mean over its patches.
 
     Raises:
@@ -61,7 +41,7 @@ def get_scene_embeddings(audio_NT: Tensor, model: HearModel) -> Tensor:
         return model(audio_NT).float()
 
 
-def get_timestamp_embeddings(audio_NT: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
+def get_timestamp_embeddings(audio_NT: Tensor, model: Encoder) -> tuple[Tensor, Tensor]:
     """An embedding every 50 ms, from 0 to the end of the sound, each of a window centred on its timestamp.
 
     The window is the shortest that the encoder takes (0.96 s); silence surrounds the sound. Where 50 ms are
@@ -74,7 +54,7 @@ def get_timestamp_embeddings(audio_NT: Tensor, model: HearModel) -> tuple[Tensor
         SepsceneError: when the sound has another shape.
     """
     audio_NT = limited_sound(audio_NT, next(model.parameters()).device)
-    window = model.encoder.shortest_samples
+    window = model.shortest_samples
     device = audio_NT.device
     step_K = torch.arange(audio_NT.shape[1] * STEPS_PER_SECOND // model.sample_rate + 1, device=device)
     centre_K = (step_K * model.sample_rate + STEPS_PER_SECOND // 2) // STEPS_PER_SECOND
@@ -85,7 +65,7 @@ def get_timestamp_embeddings(audio_NT: Tensor, model: HearModel) -> tuple[Tensor
         # Windows overlap 19-fold: they are cut out a few at a time, or a long sound would fill the memory.
         for some_K in centre_K.split(64):
             windows_NKT = padded_NT[:, some_K[:, None] + offsets_T]
-            embedded.append(model.encoder.encode_patches(windows_NKT.flatten(0, 1)).float())
+            embedded.append(model.encode_patches(windows_NKT.flatten(0, 1)).float())
             embedded[-1] = embedded[-1].unflatten(0, windows_NKT.shape[:2])
     timestamps_K = step_K.float() * (1000 // STEPS_PER_SECOND)
     return torch.cat(embedded, dim=1), timestamps_K.repeat(len(audio_NT), 1)

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from sepscene.models.card import explain_validation
+from sepscene.models.card import validated
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, save_encoder
 from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
 from sepscene.models.files import write_atomically
-from sepscene.models.settings import Cnn14Config, FrontEndConfig
+from sepscene.models.settings import FrontEndConfig
 from sepscene.models.spelling import unknown
 from sepscene.models.state_dicts import read_state_dict, without_wrapper
 from sepscene.models.weights import check_finite, load_weights
@@ -58,7 +57,7 @@ def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
     tensors = without_wrapper(tensors, known="bn0.weight")
     buffers = {name: tensors.pop(name) for name in list(tensors) if name.startswith(FRONT_END_PREFIXES)}
     _refuse_other_front_end(buffers, front_end, file)
-    encoder = Encoder.from_config(_config(checkpoint, tensors, FRONT_ENDS[front_end], file))
+    encoder = Encoder(_config(checkpoint, tensors, FRONT_ENDS[front_end], file))
     load_weights(encoder.trunk, _renamed(tensors, OUR_NAMES), file)
     check_finite(encoder.trunk, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -110,28 +109,26 @@ def _config(
     checkpoint: dict[str, Any], tensors: dict[str, Tensor], front_end: FrontEndConfig, file: Path
 ) -> EncoderConfig:
     """The configuration that a file of ours carries, or the one that the shapes of a PANNs file tell."""
+    said = f"{file} makes no encoder"
+    if "sepscene" in checkpoint:
+        config = validated(EncoderConfig, checkpoint["sepscene"], said)
+        if config.front_end != front_end:
+            raise SepsceneError(f"{file} was exported with another front-end: name the preset it was trained with")
+        return config
     try:
-        if "sepscene" in checkpoint:
-            config = EncoderConfig.model_validate(checkpoint["sepscene"])
-            if config.front_end != front_end:
-                raise SepsceneError(f"{file} was exported with another front-end: name the preset it was trained with")
-            return config
-        trunk = Cnn14Config(
-            mel_bands=len(tensors["bn0.weight"]),
-            widths=tuple(len(tensors[f"conv_block{number}.conv1.weight"]) for number in range(1, 7)),
-            embedding_dim=len(tensors["fc1.weight"]),
-            activation="relu",
-            classes=len(tensors["fc_audioset.weight"]) if "fc_audioset.weight" in tensors else None,
-        )
-        return EncoderConfig(
-            front_end=front_end, trunk=trunk, patch_seconds=PATCH_SECONDS, shortest_seconds=SHORTEST_SECONDS
-        )
+        trunk = {
+            "mel_bands": len(tensors["bn0.weight"]),
+            "widths": tuple(len(tensors[f"conv_block{number}.conv1.weight"]) for number in range(1, 7)),
+            "embedding_dim": len(tensors["fc1.weight"]),
+            "activation": "relu",
+            "classes": len(tensors["fc_audioset.weight"]) if "fc_audioset.weight" in tensors else None,
+        }
     except KeyError as error:
         raise SepsceneError(
             f"{file} is not a CNN14: {error.args[0]} is missing; other PANNs networks won't do"
         ) from None
-    except ValidationError as error:
-        raise SepsceneError(f"{file} makes no encoder: {explain_validation(error)}") from None
+    fields = {"front_end": front_end, "trunk": trunk, "patch_seconds": PATCH_SECONDS}
+    return validated(EncoderConfig, {**fields, "shortest_seconds": SHORTEST_SECONDS}, said)
 
 
 def _assumptions(front_end: str, buffers: bool) -> list[str]:

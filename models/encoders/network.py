@@ -9,16 +9,13 @@ Shapes: B patches or clips, L frames, F mel bands, T samples, D embedding.
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor, nn
 
-from sepscene.models.card import explain_validation
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import ENCODERS, resolve
-from sepscene.models.own import OwnEncoder
-from sepscene.models.settings import Cnn14Config, FrontEndConfig, PatchTransformerConfig, Reads
-
-Choice = Cnn14Config | PatchTransformerConfig | OwnEncoder
+from sepscene.models.own import EncoderChoice, OwnEncoder, settings_for, tried
+from sepscene.models.settings import FrontEndConfig, Reads
 
 
 @runtime_checkable
@@ -33,55 +30,45 @@ class EncoderNetwork(Protocol):
             property. Where it has `mel_bands`, the front-end must give as many; where it has `shortest_frames`, patches
             must not be shorter.
         reads: of the class, "log-mel" or "waveform".
-        config: of the network, the settings that it was built with.
     """
 
     Config: ClassVar[type[BaseModel]]
     reads: ClassVar[Reads]
-    config: Any
 
     def __call__(self, sound: Tensor) -> Tensor:
         """Log-mels (B, L, F) or waveforms (B, T) to h_BD."""
 
 
-def network_class(choice: Choice) -> Any:
+def network_class(choice: EncoderChoice) -> Any:
     """The class of an encoder.
 
     Raises:
         SepsceneError: as `names.resolve`, or it lacks something that an encoder must have.
     """
     found = resolve(choice.use, ENCODERS, "encoder")
-    settings = getattr(found, "Config", None)
     reads = getattr(found, "reads", None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise SepsceneError(f"the encoder {choice.use} is not a class of torch modules (nn.Module)")
-    if not (isinstance(settings, type) and issubclass(settings, BaseModel)):
-        raise SepsceneError(
-            f"the encoder {choice.use} needs a class attribute Config, a pydantic model of its settings"
-        )
     if reads not in ("log-mel", "waveform"):
         raise SepsceneError(f'the encoder {choice.use} needs a class attribute reads, "log-mel" or "waveform"')
     return found
 
 
-def settings_of(choice: Choice) -> Any:
+def settings_of(choice: EncoderChoice) -> Any:
     """The settings with which an encoder is built, with `embedding_dim`.
 
     Raises:
-        SepsceneError: as `network_class`, or its own `Config` refuses the fields that were given.
+        SepsceneError: as `network_class`, or an own one has no `Config`, or it refuses the fields that were given.
     """
     if not isinstance(choice, OwnEncoder):
         return choice
-    try:
-        settings = network_class(choice).Config.model_validate(choice.options)
-    except ValidationError as error:
-        raise SepsceneError(f"encoder {choice.use}: {explain_validation(error)}") from None
+    settings = settings_for(network_class(choice), choice, f"encoder {choice.use}")
     if not isinstance(getattr(settings, "embedding_dim", None), int):
         raise SepsceneError(f"the Config of the encoder {choice.use} needs embedding_dim, the size of h, as an int")
     return settings
 
 
-def build_network(choice: Choice) -> nn.Module:
+def build_network(choice: EncoderChoice) -> nn.Module:
     """The encoder's network with fresh weights, drawn from torch's global generator.
 
     Raises:
@@ -91,15 +78,18 @@ def build_network(choice: Choice) -> nn.Module:
     return network
 
 
-def choice_of(network: nn.Module) -> Choice:
-    """The configuration from which `build_network` builds such a network again."""
-    config: Any = network.config
-    if isinstance(config, Cnn14Config | PatchTransformerConfig):
-        return config
-    return OwnEncoder(use=type(network), **config.model_dump(mode="json"))
+def with_defaults(choice: EncoderChoice) -> EncoderChoice:
+    """The choice with all settings of its encoder, those that were left to their defaults included.
+
+    Raises:
+        SepsceneError: as `settings_of`.
+    """
+    if not isinstance(choice, OwnEncoder):
+        return choice
+    return OwnEncoder(use=choice.use, **settings_of(choice).model_dump(mode="json"))
 
 
-def misfit(choice: Choice, front_end: FrontEndConfig, seconds: float) -> str:
+def misfit(choice: EncoderChoice, front_end: FrontEndConfig, seconds: float) -> str:
     """Why an encoder cannot read patches of this many seconds from a front-end; empty when it can.
 
     Raises:
@@ -117,7 +107,7 @@ def misfit(choice: Choice, front_end: FrontEndConfig, seconds: float) -> str:
     return ""
 
 
-def check_network(choice: Choice, front_end: FrontEndConfig, seconds: float) -> str:
+def check_network(choice: EncoderChoice, front_end: FrontEndConfig, seconds: float) -> str:
     """Try an own encoder on two patches of noise, before a run is built on it.
 
     Returns:
@@ -133,25 +123,19 @@ def check_network(choice: Choice, front_end: FrontEndConfig, seconds: float) -> 
     samples = round(seconds * front_end.sample_rate)
     logmel = network_class(choice).reads == "log-mel"
     shape = (2, front_end.frames(samples), front_end.mel_bands) if logmel else (2, samples)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        try:
-            network = build_network(choice)
-            sound = 0.1 * torch.randn(shape)
-            h_BD = network(sound)
-            again_BD = network(sound)
-        except SepsceneError:
-            raise
-        except Exception as error:
-            raise SepsceneError(f"the encoder {choice.use} fails on an input of {shape}: {error}") from error
+    said = f"the encoder {choice.use}"
+    with tried(said, f"an input of {shape}"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        network = build_network(choice)
+        sound = 0.1 * torch.randn(shape)
+        h_BD = network(sound)
+        again_BD = network(sound)
     wanted = (2, settings_of(choice).embedding_dim)
     if not isinstance(h_BD, Tensor) or tuple(h_BD.shape) != wanted or not h_BD.isfinite().all():
         what = f"a tensor of {tuple(h_BD.shape)}" if isinstance(h_BD, Tensor) else f"a {type(h_BD).__name__}"
-        raise SepsceneError(f"the encoder {choice.use} gives {what} for two patches, not finite numbers of {wanted}")
-    if not isinstance(getattr(network, "config", None), BaseModel):
-        raise SepsceneError(f"the encoder {choice.use} must keep the settings that it was built with as self.config")
+        raise SepsceneError(f"{said} gives {what} for two patches, not finite numbers of {wanted}")
     if torch.equal(h_BD, again_BD):
         return ""
     return (
-        f"the encoder {choice.use} draws random numbers of its own (dropout?): results are not repeatable, and "
+        f"{said} draws random numbers of its own (dropout?): results are not repeatable, and "
         "training.microbatch gives wrong gradients"
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import nn
 
-from sepscene.models.card import CARD_FILE, explain_validation, read_card
+from sepscene.models.card import CARD_FILE, read_card, validated
 from sepscene.models.config import CheckpointError
 from sepscene.models.own import OwnCode
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
@@ -77,23 +76,19 @@ def _check_input(separator: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ..
 def _read(directory: Path) -> nn.Module:
     card = read_card(directory)
     origin = directory / card.weights
-    try:
-        if card.architecture == "tdcnpp":
-            tdcnpp = TDCNppConfig(**card.config)
-            return read_network(directory, card, lambda: TDCNpp(tdcnpp))
-        if card.architecture == "conv_tasnet":
-            conv_tasnet = ConvTasNetConfig(**card.config)
-            return read_network(directory, card, lambda: ConvTasNetSeparator(conv_tasnet))
-        if card.architecture == "program":
-            program = ProgramConfig(**card.config)
-            content = verified(directory, card)
-            separator = ProgramSeparator(program, content, read_program(content, program.kind, origin))
-            check_finite(separator, origin)
-            return separator.eval()
-        if card.architecture == ARCHITECTURE:
-            return read_own(card, read_tensors(directory, card), origin)
-    except ValidationError as error:
-        raise CheckpointError(
-            f"{directory / CARD_FILE} has a wrong {card.architecture} config: {explain_validation(error)}"
-        ) from error
+    said = f"{directory / CARD_FILE} has a wrong {card.architecture} config"
+    if card.architecture == "tdcnpp":
+        tdcnpp = validated(TDCNppConfig, card.config, said, CheckpointError)
+        return read_network(directory, card, lambda: TDCNpp(tdcnpp))
+    if card.architecture == "conv_tasnet":
+        conv_tasnet = validated(ConvTasNetConfig, card.config, said, CheckpointError)
+        return read_network(directory, card, lambda: ConvTasNetSeparator(conv_tasnet))
+    if card.architecture == "program":
+        program = validated(ProgramConfig, card.config, said, CheckpointError)
+        content = verified(directory, card)
+        separator = ProgramSeparator(program, content, read_program(content, program.kind, origin))
+        check_finite(separator, origin)
+        return separator.eval()
+    if card.architecture == ARCHITECTURE:
+        return read_own(card, read_tensors(directory, card), origin)
     raise CheckpointError(f"{directory} holds an encoder ({card.architecture}), not a separator")

@@ -10,21 +10,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from sepscene.models.card import explain_validation
+from sepscene.models.card import validated
 from sepscene.models.config import CheckpointError, Config
 from sepscene.models.files import parse_json
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.separators.tf_bundle import TFBundle
 from sepscene.models.settings import TDCNppConfig, stft_bins, whole_samples
 from sepscene.models.weights import load_weights
-
-Sizes = TypeVar("Sizes", bound=Config)
 
 _ENCODER = "conv_encoder/dense/kernel"
 _MIX_WEIGHTS = "mix_weights/dense/kernel"
@@ -91,17 +89,6 @@ class Facts:
             return self.known[question]
         self.assumed.append(f"{question} {default}" + (f" ({why})" if why else ""))
         return default
-
-    def configuration(self, kind: type[Sizes], sizes: dict[str, Any]) -> Sizes:
-        """The sizes of a network, validated.
-
-        Raises:
-            CheckpointError: no such network has these sizes.
-        """
-        try:
-            return kind(**sizes)
-        except ValidationError as error:
-            raise CheckpointError(f"{self.origin} makes no separator: {explain_validation(error)}") from error
 
     def blocks(self, total: int) -> int:
         """Dilated blocks per repeat, of which the variables show only the `total`.
@@ -208,7 +195,7 @@ def _sizes(shapes: dict[str, tuple[int, ...]], sample_rate: int, facts: Facts) -
         "skip_residual": bool(skips),
         "consistency": "pred_source" if _MIX_WEIGHTS in shapes else facts.answer("consistency", "magsq"),
     }
-    return facts.configuration(TDCNppConfig, sizes)
+    return validated(TDCNppConfig, sizes, f"{facts.origin} makes no separator", CheckpointError)
 
 
 def _learned_hop(window: int, sample_rate: int, facts: Facts) -> int:

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sepscene.models.card import validated
 from sepscene.models.config import CheckpointError, first_line
 from sepscene.models.files import BAD_ZIP
 from sepscene.models.separators.folder import save_separator
@@ -118,7 +119,7 @@ def _read_conv_tasnet(source: Path, sample_rate: int, hints: ImportHints) -> tup
         "repeats": total // blocks,
         "mask_activation": facts.answer("mask_activation", "sigmoid"),
     }
-    separator = ConvTasNetSeparator(facts.configuration(ConvTasNetConfig, sizes))
+    separator = ConvTasNetSeparator(validated(ConvTasNetConfig, sizes, f"{source} makes no separator", CheckpointError))
     load_weights(separator.network, weights, source)
     return separator, facts.assumed
 

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sepscene.models.card import WEIGHTS_FILE, WeightsCard, read_card
+from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, read_card, validated
 from sepscene.models.config import CheckpointError, SepsceneError
-from sepscene.models.own import OwnCode, identity, make
+from sepscene.models.own import OwnCode, identity, make, tried
 from sepscene.models.weights import check_finite, load_weights, packed, sealed, write_folder
 
 ARCHITECTURE = "own-separator"
@@ -44,23 +44,17 @@ class OwnSeparator(nn.Module):
     """A `SeparatorCallable` behind the contract of every separator of the project."""
 
     def __init__(self, choice: OwnCode) -> None:
-        """Make it, with the same weights wherever it is made.
-
-        Raises:
-            SepsceneError: as `own.make`, or it does not say its sample rate and its sources.
-        """
+        """Raises: SepsceneError: as `own.make`, or it does not say its sample rate and its sources."""
         super().__init__()
         self.choice = choice
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.called = make(choice, "separator")
+        self.called = make(choice, "separator")
         for name in ("sample_rate", "sources"):
             value = getattr(self.called, name, None)
             if not isinstance(value, int) or value < 1:
                 raise SepsceneError(f"the separator {choice.use} needs an attribute {name}, a whole number from 1")
         self.sample_rate = int(self.called.sample_rate)
         self.sources = int(self.called.sources)
-        self.eval().requires_grad_(False)
+        self.eval()
 
     def forward(self, wave_BT: Tensor) -> Tensor:
         """Separate clips (B, T) into channels (B, S, T).
@@ -92,25 +86,20 @@ def try_separator(separator: OwnSeparator, samples: int) -> None:
     """
     noise = torch.Generator().manual_seed(0)
     wave_BT, other_BT = (0.1 * torch.randn(2, samples, generator=noise) for _ in range(2))
-    name = separator.choice.use
-    try:
-        with torch.inference_mode():
-            first, again, beside = (
-                separator(clips_BT)[0] for clips_BT in (wave_BT, wave_BT, torch.stack((wave_BT[0], other_BT[0])))
-            )
-    except SepsceneError:
-        raise
-    except Exception as error:  # code of a user may raise anything
-        raise SepsceneError(f"the separator {name} fails on clips of {tuple(wave_BT.shape)}: {error}") from error
+    said = f"the separator {separator.choice.use}"
+    with tried(said, f"clips of {tuple(wave_BT.shape)}"), torch.inference_mode():
+        first, again, beside = (
+            separator(clips_BT)[0] for clips_BT in (wave_BT, wave_BT, torch.stack((wave_BT[0], other_BT[0])))
+        )
     if not first.isfinite().all():
-        raise SepsceneError(f"the separator {name} gives NaN or infinite samples for noise of moderate level")
+        raise SepsceneError(f"{said} gives NaN or infinite samples for noise of moderate level")
     if not torch.equal(first, again):
         raise SepsceneError(
-            f"the separator {name} gives the same clip other channels each time: it must draw no random numbers, or a "
-            "clip that is separated again has other views"
+            f"{said} gives the same clip other channels each time: it must draw no random numbers, or a clip that is "
+            "separated again has other views"
         )
     if not torch.allclose(first, beside, rtol=0, atol=1e-4):
-        raise SepsceneError(f"the separator {name} gives a clip other channels beside another clip: treat each alone")
+        raise SepsceneError(f"{said} gives a clip other channels beside another clip: treat each alone")
 
 
 def keep(choice: OwnCode, directory: Path) -> WeightsCard:
@@ -171,7 +160,8 @@ def read_own(card: WeightsCard, weights: dict[str, Tensor], origin: Path) -> Own
     options = card.config.get("options", {})
     if not isinstance(options, dict):
         raise CheckpointError(f"{origin.parent} is damaged: the options of its separator are no fields; copy it again")
-    separator = OwnSeparator(OwnCode.model_validate({**options, "use": use}))
+    said = f"{origin.with_name(CARD_FILE)} has a wrong {card.architecture} config"
+    separator = OwnSeparator(validated(OwnCode, {**options, "use": use}, said, CheckpointError))
     if separator.config != card.config:
         raise CheckpointError(
             f"{origin.parent} was made with {_version(card.config)}; here is {_version(separator.config)}: install "

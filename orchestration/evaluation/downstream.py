@@ -14,7 +14,7 @@ import torch
 from sepscene.augment.audio import ClipError, read_audio
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.encoders.encoder import Encoder
-from sepscene.models.encoders.hear import HearModel, get_timestamp_embeddings
+from sepscene.models.encoders.hear import get_timestamp_embeddings
 from sepscene.orchestration.records.files import read_typed
 from sepscene.tasks.datasets.downstream import Sound, Task
 from sepscene.tasks.evaluation.downstream import Rows, score_task, targets_at
@@ -87,7 +87,7 @@ def embed_sound(encoder: Encoder, sound: Sound, task: Task) -> tuple[np.ndarray,
     if not wave_1T.numel():
         raise ClipError(sound.uri, f"holds no sound from {sound.offset_seconds:g} s on")
     if task.kind == "event":
-        h_1ND, milliseconds_1N = get_timestamp_embeddings(wave_1T, HearModel(encoder))
+        h_1ND, milliseconds_1N = get_timestamp_embeddings(wave_1T, encoder)
         seconds_N = milliseconds_1N[0].cpu().numpy() / 1000
         return h_1ND[0].cpu().numpy(), targets_at(sound.events, seconds_N, task.classes), seconds_N
     device = next(encoder.parameters()).device

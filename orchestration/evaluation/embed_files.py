@@ -145,7 +145,7 @@ class EmbedActor:
         import ray
 
         config, state = ray.get(shared[0])
-        encoder = Encoder.from_config(config)
+        encoder = Encoder(config)
         encoder.trunk.load_state_dict(state)
         self.file_encoder = FileEncoder(encoder, device, bfloat16, readers)
 

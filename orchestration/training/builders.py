@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -10,9 +9,9 @@ from sepscene.augment.augmentations.augmentation import build_augmentation, try_
 from sepscene.augment.augmentations.settings import OwnAugmentation
 from sepscene.augment.views import patch_samples
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.encoder import Encoder, load_encoder, read_encoder_config
-from sepscene.models.encoders.frontend import LogMel
-from sepscene.models.encoders.network import Choice, build_network, check_network, network_class, settings_of
+from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder, read_encoder_config
+from sepscene.models.encoders.network import build_network, check_network, network_class, settings_of, with_defaults
+from sepscene.models.own import tried
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import TrainingState
 from sepscene.tasks.losses.joint import JointObjective
@@ -87,10 +86,8 @@ def _try_terms(experiment: Experiment) -> None:
     pair = torch.randn(2, 2, settings_of(experiment.encoder).embedding_dim)
     for name, term in _fresh_terms(experiment).items():
         what = f"objective.terms.{name} ({experiment.objective.used_terms[name].use})"
-        try:
+        with tried(what, "two pairs"):
             loss = JointObjective(torch.nn.Identity(), {name: term}).loss(*pair).parts[name]
-        except Exception as error:
-            raise SepsceneError(f"{what} fails on two pairs: {error}") from error
         if not loss.isfinite():
             raise SepsceneError(f"{what} gives {loss} for two pairs, no finite number")
 
@@ -108,7 +105,7 @@ def check_start(experiment: Experiment) -> None:
         return
     theirs = read_encoder_config(Path(start))
     parts = {
-        "encoder": (_fields(theirs.trunk), _fields(experiment.encoder)),
+        "encoder": (with_defaults(theirs.trunk).model_dump(), with_defaults(experiment.encoder).model_dump()),
         "front_end": (theirs.front_end.model_dump(), experiment.front_end.model_dump()),
     }
     differ = [
@@ -124,11 +121,6 @@ def check_start(experiment: Experiment) -> None:
         )
 
 
-def _fields(choice: Choice) -> dict[str, Any]:
-    """Which encoder, and all its settings, those that were left to their defaults included."""
-    return {"use": choice.use, **settings_of(choice).model_dump()}
-
-
 def start_from(objective: JointObjective, start: Path) -> None:
     """Give the trunk the weights of an encoder bundle; the heads keep their fresh ones, the bundle its classifier.
 
@@ -140,9 +132,17 @@ def start_from(objective: JointObjective, start: Path) -> None:
     objective.trunk.load_state_dict({name: weight for name, weight in weights.items() if name in names})
 
 
+def encoder_config(experiment: Experiment) -> EncoderConfig:
+    """The encoder that an experiment trains, on patches of the length of its views."""
+    seconds = experiment.views.patch_seconds
+    return EncoderConfig(
+        front_end=experiment.front_end, trunk=experiment.encoder, patch_seconds=seconds, shortest_seconds=seconds
+    )
+
+
 def encoder_of(experiment: Experiment, state: TrainingState | None) -> Encoder:
     """The encoder of a checkpoint, or the untrained one of the experiment's seed."""
     objective = build_objective(experiment)
     if state is not None:
         objective.load_state_dict(state.tensors["model"])
-    return Encoder(LogMel(experiment.front_end), objective.trunk, experiment.views.patch_seconds).eval()
+    return Encoder(encoder_config(experiment), objective.trunk).eval()

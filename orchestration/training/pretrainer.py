@@ -18,7 +18,7 @@ from sepscene.models.encoders.network import network_class
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import TrainingState
 from sepscene.orchestration.runtime.precision import training_precision
-from sepscene.orchestration.training.builders import build_objective, start_from
+from sepscene.orchestration.training.builders import build_objective, encoder_config, start_from
 from sepscene.orchestration.training.hooks import Batch, Worker, consume_rows, usable_rows
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.tasks.distributed.batchnorm import synchronise_batchnorm
@@ -168,4 +168,4 @@ class Pretrainer(Worker):
 
     def encoder(self) -> Encoder:
         """The encoder as it is now; it shares its weights with the training."""
-        return Encoder(self.views.front_end, self.objective.trunk, self.experiment.views.patch_seconds)
+        return Encoder(encoder_config(self.experiment), self.objective.trunk).to(self.device)

@@ -14,19 +14,18 @@ from math import log
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor, nn
 
-from sepscene.models.card import explain_validation
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.heads import CoincidenceHead, SimilarityHead
 from sepscene.models.names import TERMS, resolve
+from sepscene.models.own import settings_for
 from sepscene.tasks.losses.coincidence import coincidence_loss
 from sepscene.tasks.losses.nt_xent import nt_xent
 from sepscene.tasks.losses.settings import (
     CoincidenceSettings,
     NtXentSettings,
-    OwnTerm,
     TermSettings,
     TripletSettings,
     VicregSettings,
@@ -176,15 +175,10 @@ def build_term(name: str, settings: TermSettings, sizes: HeadSizes) -> Term:
     """A term with fresh weights, drawn from torch's global generator; `name` is that in the objective, for messages.
 
     Raises:
-        SepsceneError: an own term cannot be imported, is no term, or refuses its settings.
+        SepsceneError: an own term cannot be imported, is no term, has no `Config`, or refuses its settings.
     """
     use = settings.use  # type: ignore[attr-defined]
     found = resolve(use, TERMS, "loss term")
     if not (isinstance(found, type) and issubclass(found, Term)):
         raise SepsceneError(f"objective.terms.{name}: {use} is not a class of tasks.losses.terms.Term")
-    if not isinstance(settings, OwnTerm):
-        return found(settings, sizes)
-    try:
-        return found(found.Config.model_validate(settings.options), sizes)
-    except ValidationError as error:
-        raise SepsceneError(f"objective.terms.{name} ({use}): {explain_validation(error)}") from None
+    return found(settings_for(found, settings, f"objective.terms.{name} ({use})"), sizes)

@@ -22,6 +22,8 @@ def test_a_wrong_name_is_answered_with_the_nearest() -> None:
         resolve("cnn41", ENCODERS, "encoder")
     with pytest.raises(ValueError, match=r"no encoder 'zzz'; known are .* or an import path package\.module:Name"):
         name_of("zzz", ENCODERS, "encoder")
+    with pytest.raises(ValueError, match="'zzz' is no import path"):
+        name_of("zzz", (), "separator")
 
 
 def test_every_short_name_means_something() -> None:

@@ -118,6 +118,9 @@ def test_an_own_one_is_trained_with(nano: Experiment, tmp_path: Path, monkeypatc
     assert consumed(one, rows)["loss"] > 0
     with pytest.raises(SepsceneError, match=r"augmentations\.mine \(auglab\.nets:Flip\): share: "):
         check_parts(nano.changed({"augmentations": {"mine": {"use": "auglab.nets:Flip", "share": "much"}}}))
+    trust_code("auglab.nets:FlipNoSettings")
+    with pytest.raises(SepsceneError, match=r"\(auglab\.nets:FlipNoSettings\) needs a class attribute Config"):
+        check_parts(nano.changed({"augmentations": {"mine": {"use": "auglab.nets:FlipNoSettings"}}}))
 
 
 def test_views_are_augmented_in_both_domains_in_their_order(nano: Experiment) -> None:

@@ -39,6 +39,7 @@ def objective(**fields: object) -> Objective:
             {"similarity": "triplet", "triplet_margin": 0.3, "alpha": 0, "temperature": 0.2},
             {"similarity": TripletSettings(margin=0.3), "coincidence": CoincidenceSettings(weight=0)},
         ),
+        ({"terms": {"nt-xent": {}}}, {"nt_xent": NtXentSettings()}),
         ({"similarity": "vicreg"}, {"similarity": VicregSettings(), "coincidence": CoincidenceSettings()}),
         (
             {"terms": {"vicreg": {"weight": 0.1}, "coincidence": {}}, "alpha": 2},
@@ -140,6 +141,10 @@ def test_an_own_term_is_trained_beside_the_others(
         ({"use": "badlab.nets:Pull", "power": 0}, r"objective.terms.mine \(badlab.nets:Pull\): power: Input should be"),
         ({"use": "badlab.nets:Endless"}, "for two pairs, no finite number"),
         ({"use": "badlab.nets:MelNet"}, "is not a class of tasks.losses.terms.Term"),
+        (
+            {"use": "badlab.nets:PullNoSettings"},
+            r"objective.terms.mine \(badlab.nets:PullNoSettings\) needs a class attribute Config, a pydantic model",
+        ),
     ],
 )
 def test_an_own_term_that_fails_is_said_before_anything_starts(

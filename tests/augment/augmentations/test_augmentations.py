@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from sepscene.augment.augmentations.augmentation import Augmentation, Augmenter, build_augmentation, try_augmentation
 from sepscene.augment.augmentations.settings import (
+    AugmentationChoice,
     Augmentations,
-    Choice,
     GainSettings,
     Needs,
     OwnAugmentation,
@@ -27,8 +27,8 @@ SCHEDULE = Schedule(seed=3, clips=ROWS, epochs=2)
 ALL = {"gain": {}, "mix-back": {}, "crop-resize": {}, "specaugment": {"time_mask_frames": 4, "warp_frames": 2}}
 
 
-def chosen(given: dict[str, object]) -> dict[str, Choice]:
-    return TypeAdapter(dict[str, Choice]).validate_python(TypeAdapter(Augmentations).validate_python(given))
+def chosen(given: dict[str, object]) -> dict[str, AugmentationChoice]:
+    return TypeAdapter(dict[str, AugmentationChoice]).validate_python(TypeAdapter(Augmentations).validate_python(given))
 
 
 def sounds(shape: tuple[int, ...]) -> torch.Tensor:

@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder, save_encoder, update_card
-from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
+from sepscene.models.encoders.frontend import FRONT_ENDS
 from sepscene.models.settings import Cnn14Config
 
 SMALL = Cnn14Config(widths=(2, 3, 4, 5, 6, 7), embedding_dim=5)
@@ -30,7 +29,7 @@ def small_encoder(front_end: str = "paper", **changes) -> Encoder:
 @cache
 def _small_encoder(front_end: str, changes: tuple[tuple[str, float], ...]) -> Encoder:
     torch.manual_seed(0)
-    encoder = Encoder(LogMel(FRONT_ENDS[front_end]), Cnn14(SMALL), **dict(changes))
+    encoder = Encoder(EncoderConfig(front_end=FRONT_ENDS[front_end], trunk=SMALL, **dict(changes)))
     norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0  # the one batch below sets the statistics

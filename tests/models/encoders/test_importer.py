@@ -13,7 +13,7 @@ from torch import Tensor
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.cnn14 import Cnn14
-from sepscene.models.encoders.encoder import Encoder, load_encoder
+from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder
 from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel
 from sepscene.models.encoders.importer import export_panns, front_end_buffers, import_encoder
 from sepscene.models.settings import Cnn14Config
@@ -79,7 +79,7 @@ def test_files_with_and_without_buffers_are_imported(
 )
 def test_an_exported_encoder_comes_back_the_same(tmp_path: Path, front_end: str, trunk: Cnn14Config) -> None:
     torch.manual_seed(0)
-    encoder = Encoder(LogMel(FRONT_ENDS[front_end]), Cnn14(trunk)).eval()
+    encoder = Encoder(EncoderConfig(front_end=FRONT_ENDS[front_end], trunk=trunk)).eval()
     export_panns(encoder, tmp_path / "exported.pth")
     import_encoder(tmp_path / "exported.pth", front_end, tmp_path / "out")
     loaded, wave_BT = load_encoder(tmp_path / "out"), 0.1 * torch.randn(1, 16_000)
@@ -92,7 +92,7 @@ def test_an_exported_encoder_comes_back_the_same(tmp_path: Path, front_end: str,
 def test_exported_names_and_shapes_are_those_of_panns(tmp_path: Path, shared_dir) -> None:
     keys = json.loads((shared_dir / "reference" / "cnn14_keys.json").read_text())
     narrow = Cnn14Config(widths=(2, 3, 4, 5, 6, 7), embedding_dim=7, activation="relu", classes=3)
-    export_panns(Encoder(LogMel(FRONT_ENDS["panns_16k"]), Cnn14(narrow)), tmp_path / "exported.pth")
+    export_panns(Encoder(EncoderConfig(front_end=FRONT_ENDS["panns_16k"], trunk=narrow)), tmp_path / "exported.pth")
     model = torch.load(tmp_path / "exported.pth", weights_only=True)["model"]
     assert model.keys() == keys.keys()
     for name in (name for name in keys if name.startswith(("spectrogram", "logmel", "bn0"))):

@@ -12,7 +12,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders import hear
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder, read_encoder_config, save_encoder
 from sepscene.models.encoders.importer import export_panns
-from sepscene.models.encoders.network import EncoderNetwork, build_network, check_network, choice_of, settings_of
+from sepscene.models.encoders.network import EncoderNetwork, build_network, check_network, settings_of, with_defaults
 from sepscene.models.names import trust_code
 from sepscene.models.own import OwnEncoder
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, PatchTransformerConfig
@@ -42,8 +42,8 @@ def test_an_encoder_of_any_kind_comes_back_from_its_bundle(mark: Path, tmp_path:
         "patch-transformer": small_transformer(),
     }
     trunk = built_in.get(which) or own(which, size=3, embedding_dim=5)
-    encoder = Encoder.from_config(EncoderConfig(trunk=trunk)).eval()
-    assert isinstance(encoder.trunk, EncoderNetwork) and choice_of(encoder.trunk) == encoder.config.trunk
+    encoder = Encoder(EncoderConfig(trunk=trunk)).eval()
+    assert isinstance(encoder.trunk, EncoderNetwork) and with_defaults(trunk) == encoder.config.trunk
     save_encoder(encoder, tmp_path / "bundle", {"title": "any"})
     again, wave_BT = load_encoder(tmp_path / "bundle"), torch.randn(2, 40_000) / 10
     assert torch.equal(again(wave_BT), encoder(wave_BT)) and again.embedding_dim == 5
@@ -61,7 +61,7 @@ def test_an_encoder_of_any_kind_comes_back_from_its_bundle(mark: Path, tmp_path:
 def test_a_strangers_bundle_imports_nothing_without_trust(
     mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save_encoder(Encoder.from_config(EncoderConfig(trunk=own("MelNet"))), tmp_path / "bundle", {})
+    save_encoder(Encoder(EncoderConfig(trunk=own("MelNet"))), tmp_path / "bundle", {})
     card = read_card(tmp_path / "bundle")
     assert card.architecture == "own-encoder"
     assert card.metadata["code"] == {"use": "netlab.nets:MelNet", "package": "netlab", "version": "1.4"}

@@ -16,10 +16,8 @@ from typer.testing import CliRunner
 
 from sepscene.augment.audio import ClipError, read_audio
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.cnn14 import Cnn14
-from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder
-from sepscene.models.encoders.frontend import LogMel
-from sepscene.models.settings import Cnn14Config, FrontEndConfig
+from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder, save_encoder
+from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.evaluation.downstream import TaskResult, embed_sound, read_results
 from sepscene.orchestration.reports.task_table import csv_table, latex_table
@@ -78,8 +76,8 @@ def write_hear_events(root: Path) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("bundle") / "mine"
-    trunk = Cnn14(Cnn14Config(widths=(4, 4, 8, 8, 16, 16), embedding_dim=8))
-    save_encoder(Encoder(LogMel(FrontEndConfig()), trunk), folder, {})
+    trunk = Cnn14Config(widths=(4, 4, 8, 8, 16, 16), embedding_dim=8)
+    save_encoder(Encoder(EncoderConfig(trunk=trunk)), folder, {})
     return folder
 
 

@@ -17,10 +17,8 @@ from mlflow import MlflowClient
 
 import sepscene
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.cnn14 import Cnn14
-from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder, update_card
-from sepscene.models.encoders.frontend import LogMel
-from sepscene.models.settings import Cnn14Config, FrontEndConfig
+from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder, save_encoder, update_card
+from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_address import default_tracking_uri, tracking_uri_of
 from sepscene.orchestration.records.mlflow_client import MlflowStore
@@ -82,8 +80,8 @@ def check_the_run(uri: str, tracker: Tracker, steps: int = 20) -> None:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "encoder"
-    trunk = Cnn14(Cnn14Config(widths=(2, 4, 4, 8, 8, 8), embedding_dim=16))
-    save_encoder(Encoder(LogMel(FrontEndConfig()), trunk), folder, {"title": "nano", "steps": 40, "license": "MIT"})
+    trunk = Cnn14Config(widths=(2, 4, 4, 8, 8, 8), embedding_dim=16)
+    save_encoder(Encoder(EncoderConfig(trunk=trunk)), folder, {"title": "nano", "steps": 40, "license": "MIT"})
     update_card(folder, {"metrics": {"shallow_map": {"value": 0.31, "low": 0.27, "high": 0.36}}})
     return folder
 

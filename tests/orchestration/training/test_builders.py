@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.cnn14 import Cnn14
-from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder
-from sepscene.models.encoders.frontend import LogMel
+from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder, save_encoder
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.builders import build_objective, check_start, encoder_of, start_from
 from sepscene.tasks.losses.terms import Triplet
@@ -19,8 +17,9 @@ from sepscene.tasks.losses.terms import Triplet
 def bundle(nano: Experiment, tmp_path: Path) -> Path:
     """An encoder as `sepscene encoder import` leaves it: other weights, and a classifier."""
     torch.manual_seed(7)
-    trunk = Cnn14(nano.encoder.changed({"classes": 5}))
-    save_encoder(Encoder(LogMel(nano.front_end), trunk, 10.0, 0.96), tmp_path / "theirs", {})
+    trunk = nano.encoder.changed({"classes": 5})
+    config = EncoderConfig(front_end=nano.front_end, trunk=trunk, patch_seconds=10.0)
+    save_encoder(Encoder(config), tmp_path / "theirs", {})
     return tmp_path / "theirs"
 
 
