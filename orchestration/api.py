@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sepscene.models.names import is_own
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.presets import resolve
+from sepscene.orchestration.presets import resolve, with_changes
 from sepscene.orchestration.records.run_folder import clips_of, dated, encoder_of, folder_in
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.terminal import Terminal
@@ -79,8 +79,7 @@ def pretrain(
 
     if isinstance(experiment, str):
         experiment = resolve(experiment, scale, None)
-    if changes:
-        experiment = experiment.changed(changes)
+    experiment = with_changes(experiment, changes or {})
     storage = Path(storage)
     console = Terminal(quiet=quiet)
     if clips is not None:

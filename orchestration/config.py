@@ -25,7 +25,7 @@ from sepscene.models.own import EncoderChoice, separator_code
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, PrecisionChoice
 from sepscene.models.spelling import near_choice, unknown, unknown_field
 from sepscene.orchestration.data_config import Data
-from sepscene.orchestration.objective_config import Objective
+from sepscene.orchestration.objective_config import SHORT_FORMS, Objective
 from sepscene.orchestration.renamed import new_name
 from sepscene.orchestration.separator_config import Separator
 from sepscene.orchestration.terminal import printable
@@ -289,6 +289,20 @@ class Experiment(Config):
         tree["augmentations"] = list(tree["augmentations"].items())  # their order counts
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
+    def value_of(self, field: str) -> Any:
+        """The plain value of a dotted field or a short form, e.g. of "objective.temperature".
+
+        Raises:
+            SepsceneError: for a short form of what no term of the objective has.
+        """
+        value: Any = self.model_dump(mode="json")
+        try:
+            for key in full_name(field).split("."):
+                value = value[key]
+        except KeyError:
+            raise SepsceneError(f"{field} changes nothing in {self.name}: no term of its objective has it") from None
+        return value
+
     def changed(self, changes: Mapping[str, Any]) -> "Experiment":
         """A copy with dotted fields changed, e.g. {"objective.temperature": 0.1}.
 
@@ -296,7 +310,7 @@ class Experiment(Config):
             SepsceneError: for an unknown field or a value that the field refuses.
         """
         short = "specaugment."
-        longer = {f"augmentations.{field}" if field.startswith(short) else field: changes[field] for field in changes}
+        longer = {full_name(field) if field.startswith(short) else field: changes[field] for field in changes}
         try:
             return super().changed(longer)
         except ValidationError as error:
@@ -307,6 +321,15 @@ class Experiment(Config):
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML."""
         write_atomically(path, as_yaml(self).encode())
+
+
+def full_name(field: str) -> str:
+    """Where the configuration keeps a field that has a short form, e.g. objective.alpha; any other as it is."""
+    part, _, name = field.partition(".")
+    if part == "objective" and name in (*SHORT_FORMS, "similarity"):
+        term, setting = SHORT_FORMS.get(name, ("similarity", "use"))
+        return f"objective.terms.{term}.{setting}"
+    return f"augmentations.{field}" if part == "specaugment" else field
 
 
 def parse_experiment(tree: Any, source: str) -> Experiment:

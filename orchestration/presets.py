@@ -338,7 +338,7 @@ def resolve(name: str, scale: str, changes: list[str] | None) -> Experiment:
     """The experiment of a name or a YAML file, with the changes of the command line.
 
     Raises:
-        SepsceneError: for an unknown name, scale or field, or a refused value.
+        SepsceneError: for an unknown name, scale or field, a refused value, or a short form that changes nothing here.
     """
     if name.endswith((".yaml", ".yml")):
         experiment = load_experiment(Path(name))
@@ -346,7 +346,20 @@ def resolve(name: str, scale: str, changes: list[str] | None) -> Experiment:
         raise SepsceneError(f"--scale: {unknown(scale, SCALES, 'scale')}")
     else:
         experiment = named_experiment(name, scale)  # type: ignore[arg-type]
-    return experiment.changed(parse_changes(changes)) if changes else experiment
+    return with_changes(experiment, parse_changes(changes))
+
+
+def with_changes(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
+    """The experiment with a user's changes, none of which may be without effect.
+
+    Raises:
+        SepsceneError: for an unknown field, a refused value, or a short form of what no term of the objective has.
+    """
+    changed = experiment.changed(changes) if changes else experiment
+    for field in changes:
+        if field.startswith("objective."):
+            changed.value_of(field)
+    return changed
 
 
 def parse_changes(changes: list[str] | None) -> dict[str, Any]:

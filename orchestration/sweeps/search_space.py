@@ -17,7 +17,6 @@ from ray.tune.search.sample import Domain, Float, Integer
 from sepscene.models.config import SepsceneError
 from sepscene.models.spelling import unknown
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.objective_config import SHORT_FORMS
 from sepscene.orchestration.records.results import Setting
 from sepscene.orchestration.yaml_files import parse_yaml
 
@@ -153,24 +152,10 @@ def _refuse_unsweepable(field: str) -> None:
 
 def _typed(base: Experiment, setting: dict[str, Any], field: str) -> Any:
     """The field's value in the validated configuration."""
-    tree: Any = base.changed(setting).model_dump(mode="json")
-    try:
-        for key in _full_name(field).split("."):
-            tree = tree[key]
-    except KeyError:
-        raise SepsceneError(f"{field} changes nothing in {base.name}: no term of its objective has it") from None
-    if isinstance(setting[field], bool) and not isinstance(tree, bool):
+    value = base.changed(setting).value_of(field)
+    if isinstance(setting[field], bool) and not isinstance(value, bool):
         raise SepsceneError(f"{field} takes a number, not {setting[field]!r}")
-    return tree
-
-
-def _full_name(field: str) -> str:
-    """Where the configuration keeps a field that has a short form, e.g. objective.alpha."""
-    part, _, name = field.partition(".")
-    if part == "objective" and name in (*SHORT_FORMS, "similarity"):
-        term, setting = SHORT_FORMS.get(name, ("similarity", "use"))
-        return f"objective.terms.{term}.{setting}"
-    return f"augmentations.{field}" if part == "specaugment" else field
+    return value
 
 
 def draw_settings(space: Space, count: int, seed: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.names import trust_code
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.objective_config import Objective
-from sepscene.orchestration.presets import named_experiment
+from sepscene.orchestration.presets import named_experiment, resolve, with_changes
 from sepscene.orchestration.sweeps.search_space import checked_space
 from sepscene.orchestration.training.builders import build_objective, check_parts
 from sepscene.orchestration.training.flops import step_flops
@@ -94,6 +94,19 @@ def test_the_weights_of_terms_are_swept_by_either_name(nano: Experiment) -> None
     both = nano.changed({"objective.terms.coincidence.weight": 0.25})
     assert both == nano.changed({"objective.alpha": 0.25}) and both.digest() != nano.digest()
     assert nano.changed({"objective.terms.similarity.use": "vicreg"}).objective.similarity == "vicreg"
+
+
+def test_a_change_that_has_no_effect_is_refused(nano: Experiment) -> None:
+    """Older files hold all short forms; what somebody sets for this run must not be passed over."""
+    for name, change in {"demo": "triplet_margin=0.3", "table5/triplet": "temperature=0.1"}.items():
+        field, value = change.split("=")
+        with pytest.raises(SepsceneError, match=rf"{field} changes nothing in {name}: no term"):
+            resolve(name, "tiny", [f"objective.{change}"])
+        with pytest.raises(SepsceneError, match="changes nothing"):
+            with_changes(named_experiment(name, "tiny"), {f"objective.{field}": float(value)})
+    both = ["objective.similarity=triplet", "objective.triplet_margin=0.3"]
+    assert resolve("demo", "tiny", both).value_of("objective.triplet_margin") == 0.3
+    assert with_changes(nano, {"objective.alpha": 0}).value_of("objective.alpha") == 0
 
 
 def test_rows_of_the_tables_train_what_they_did() -> None:
