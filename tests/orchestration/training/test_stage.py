@@ -54,7 +54,7 @@ def test_scenes_are_generated_until_the_tables_of_both_splits_are_there(nano: Ex
         if cut:  # as if it had been stopped before the last table
             (scenes / "test.csv").unlink()
         out = io.StringIO()
-        train, test = Run(tmp_path, few, Mock(spec=Tracker), Console(file=out, width=100)).manifests()
+        train, test = Run(tmp_path, few, Mock(spec=Tracker), Console(file=out, width=100)).manifests
         assert (len(train), len(test)) == (3, 2)
         generated.append("generate sound scenes" in out.getvalue())
     assert generated == [True, False, True]
