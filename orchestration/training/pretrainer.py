@@ -68,7 +68,7 @@ def prepared_objective(experiment: Experiment, device: torch.device, start: str 
         start_from(objective, Path(start))
     objective = objective.to(device)
     synchronise_batchnorm(objective)  # on its device: CUDA has a kernel of its own
-    if device.type == "cuda" or experiment.scale in ("mini", "tiny"):
+    if device.type == "cuda" or experiment.scale == "tiny":
         # Measured in benchmarks/encoder.py: 1.2 to 1.7 times faster, but slower at full size on a CPU, where CNN14 has
         # the layout of each block that is fastest there.
         objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
