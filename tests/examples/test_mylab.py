@@ -38,6 +38,7 @@ def test_the_guide_shows_each_file_word_for_word(path: Path) -> None:
     assert path.read_text() in blocks
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_untrusted_lab")
 def test_the_command_asks_for_trust_and_names_what_cannot_be_imported(nano: Experiment, tmp_path: Path) -> None:
     """Before Ray is started. The run itself: tests/orchestration/test_own_run.py."""

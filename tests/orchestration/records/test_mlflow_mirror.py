@@ -224,6 +224,7 @@ def test_a_store_that_lost_the_run_gets_all_of_it_again(tmp_path: Path) -> None:
     check_the_run(second, tracker)
 
 
+@pytest.mark.slow
 def test_no_call_waits_for_a_server_that_does_not_answer(tmp_path: Path) -> None:
     """A server that takes connections and says nothing holds up the thread that sends, and nobody else."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

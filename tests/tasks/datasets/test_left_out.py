@@ -237,6 +237,7 @@ ENDS = st.sampled_from([".wav", ".FLAC", ".m4a", ".txt", "", ".csv", ".tar.gz", 
 FILES = st.sets(st.tuples(NAMES.map(tuple), st.sampled_from(["x", ".y", "z.1"]), ENDS), min_size=1, max_size=12)
 
 
+@pytest.mark.slow
 @OFTEN
 @given(files=FILES, listed=st.integers(0, 12))
 def test_every_file_is_used_or_skipped_for_a_reason(files: set[tuple[tuple[str, ...], str, str]], listed: int) -> None:
