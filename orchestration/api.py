@@ -286,7 +286,8 @@ def embed(
         return embed_files(loaded, files, Path(out), on_this_machine(device, bfloat16, readers), not quiet)
     from sepscene.orchestration.runtime.session import check_own_code, connected
 
-    code = [use for use in [loaded.config.trunk.use] if is_own(use)]
+    use = loaded.config.trunk.use
+    code = [use] if is_own(use) else []
     with connected(address, code=code):
         embedder = on_cluster(actors, gpus, bfloat16, readers)
         check_own_code(code)

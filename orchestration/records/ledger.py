@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from sepscene.augment.locations import PASSING
 from sepscene.orchestration.records.files import read_typed
@@ -19,17 +19,27 @@ from sepscene.orchestration.records.files import read_typed
 Row = Annotated[int, Field(ge=0)]
 
 
+class _Fields(BaseModel):
+    """What a file must hold: a ledger without its intervals would say that nothing was consumed."""
+
+    rows: Row
+    intervals: list[tuple[Row, Row]]
+    quarantined: dict[str, str]
+    untrained: Row = 0
+    unread: list[tuple[Row, Row]] = []
+
+
 @dataclass
 class Ledger:
     """Rows consumed out of 0 … rows−1, and the clips that could not be used."""
 
-    rows: Row
-    intervals: list[tuple[Row, Row]] = field(default_factory=list)
+    rows: int
+    intervals: list[tuple[int, int]] = field(default_factory=list)
     quarantined: dict[str, str] = field(default_factory=dict)
     """Clip URI -> why it could not be used. Its rows count as consumed: there is nothing else to do with them."""
-    untrained: Row = 0
+    untrained: int = 0
     """Of the consumed rows, those that no weight has learned from, because their clip could not be used."""
-    unread: list[tuple[Row, Row]] = field(default_factory=list)
+    unread: list[tuple[int, int]] = field(default_factory=list)
     """Of these, the rows whose clip may be readable later, as intervals; see `try_again`."""
 
     def skip(self, row_N: np.ndarray, unread_N: np.ndarray) -> None:
@@ -91,7 +101,7 @@ class Ledger:
             FileNotFoundError: when there is none.
             SepsceneError: when it holds anything else.
         """
-        return read_typed(path, cls, "continue the run with --resume")
+        return cls(**dict(read_typed(path, _Fields, "continue the run with --resume")))
 
 
 def _intervals(row_N: np.ndarray) -> list[tuple[int, int]]:

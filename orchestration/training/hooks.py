@@ -32,7 +32,7 @@ class Worker:
     """What is trained: one worker's network, optimiser and ledger. It needs no Ray."""
 
     def __init__(self, network: nn.Module, optimizer: Optimizer, rows: int, device: torch.device) -> None:
-        """At the start of a schedule of so many rows."""
+        """At the start of a schedule with this number of rows."""
         self.network = network
         self.optimizer = optimizer
         self.device = device

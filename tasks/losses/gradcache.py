@@ -48,14 +48,19 @@ def accumulate(
 
     Args:
         objective: the bare module, not wrapped in DistributedDataParallel: gradients are averaged here, once.
-        chunks: one or more, the views of each as the arguments of `JointObjective.forward`.
+        chunks: the views of each chunk, as the arguments of `JointObjective.forward`.
         weights: of the terms, as of `JointObjective.forward`.
         dtype: of autocast in the forward passes; none leaves them as they are. Each pass is a context of its own:
             autocast keeps the cast weights, and those of a pass without a graph lead to no gradient.
 
     Returns:
         The loss of the global batch; its `loss` is detached, the backward pass has been made.
+
+    Raises:
+        ValueError: without chunks.
     """
+    if not chunks:
+        raise ValueError("accumulate needs at least one chunk (it may have no rows)")
     device = chunks[0][0].device.type
     with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype is not None):
         cached = [objective.encode(*chunk) for chunk in chunks]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sepscene.augment.locations import PASSING
+from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.ledger import Ledger, nth_rows
 
 
@@ -70,3 +71,9 @@ def test_rows_whose_clips_could_not_be_read_are_tried_again(tmp_path: Path) -> N
 
 def test_a_ledger_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert read('{"rows": 5, "intervals": [[0, 2]], "quarantined": {}}', tmp_path) == Ledger(5, [(0, 2)])
+
+
+@pytest.mark.parametrize("text", ['{"rows": 5, "quarantined": {}}', '{"rows": 5, "intervals": []}', '{"rows": -1}'])
+def test_a_ledger_that_lacks_a_part_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(SepsceneError, match=r"ledger\.json .*continue the run with --resume"):
+        read(text, tmp_path)

@@ -181,6 +181,8 @@ def test_accumulation_in_training_uses_the_statistics_of_a_chunk_once() -> None:
     accumulate(cached, pieces)
     torch.testing.assert_close(gradients(cached), gradients(direct), rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(dict(cached.named_buffers()), dict(direct.named_buffers()), rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="at least one chunk"):
+        accumulate(cached, [])
 
 
 def test_accumulation_in_bfloat16_keeps_the_graph_of_every_weight() -> None:
