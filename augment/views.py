@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from sepscene.augment.draws import Schedule, Stream, crop_starts, draw
 from sepscene.models.config import Config
-from sepscene.models.own import OwnCode, as_own
+from sepscene.models.custom import CustomCode, as_custom
 from sepscene.models.spelling import unknown
 
 PCM_SCALE = 32767.0
@@ -31,20 +31,20 @@ MIXTURE = -1
 ChannelRule = Literal["uniform", "loudest", "softmax-energy"]
 
 
-def _rule_or_own(value: Any) -> Any:
+def _rule_or_custom(value: Any) -> Any:
     rules = get_args(ChannelRule)
-    value = as_own(value)
+    value = as_custom(value)
     if isinstance(value, str) and value not in rules:
         raise ValueError(f"{unknown(value, rules, 'rule')}, or an import path package.module:Name")
     return value
 
 
 ChannelChoice = Annotated[
-    Annotated[ChannelRule, Tag("<rule>")] | Annotated[OwnCode, Tag("<own>")],
-    Discriminator(lambda value: "<rule>" if isinstance(value, str) else "<own>"),
-    BeforeValidator(_rule_or_own),
+    Annotated[ChannelRule, Tag("<rule>")] | Annotated[CustomCode, Tag("<custom>")],
+    Discriminator(lambda value: "<rule>" if isinstance(value, str) else "<custom>"),
+    BeforeValidator(_rule_or_custom),
 ]
-"""A rule by the channels' levels, or own code that scores them (`augment.separation.channel_scores`)."""
+"""A rule by the channels' levels, or custom code that scores them (`augment.separation.channel_scores`)."""
 
 
 class CurriculumPoint(Config):
@@ -158,7 +158,7 @@ def choose_channel(
         uniform: the row's draw in [0, 1).
         views: rule and silence threshold.
         taken: a channel that the other view already uses.
-        score_S: where `views.channel` is own code, its score of each channel.
+        score_S: where `views.channel` is custom code, its score of each channel.
 
     Returns:
         Its number, or `MIXTURE` when no channel is left (docs/paper.md: if both are silent, the mixture is used).

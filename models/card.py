@@ -26,6 +26,7 @@ CARD_BYTES = 1 << 20
 OLD_ENCODER = "sepscene-encoder-1"
 
 Architecture = Literal["cnn14", "patch-transformer", "own-encoder", "tdcnpp", "conv_tasnet", "program", "own-separator"]
+"""Custom parts keep their first names here, `own-…`: digests of folders depend on them."""
 ProcessorName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]{0,99}$")]
 """Of a separator's checkpoint. It becomes a part of paths, so nothing in it may lead elsewhere."""
 

@@ -2,7 +2,7 @@
 
 What can be exchanged (encoders, loss terms, augmentations) has a short name where it comes with the package, and an
 import path `package.module:Name` where it is a user's own. `name_of` checks the spelling when a configuration is read,
-and imports nothing. `resolve` imports, when a run starts; own code only where the user trusts it (`models.trust`).
+and imports nothing. `resolve` imports, when a run starts; custom code only where the user trusts it (`models.trust`).
 """
 
 import platform
@@ -41,7 +41,7 @@ _accepting = False
 """Whether the command was given --trust-code."""
 
 
-def is_own(name: str) -> bool:
+def is_custom(name: str) -> bool:
     """Whether a name is an import path, of code that does not come with the package."""
     return re.fullmatch(CODE.pattern, name) is not None
 
@@ -60,11 +60,11 @@ def name_of(value: Any, known: Collection[str], what: str) -> str:
     """
     if callable(value):
         path = f"{value.__module__}:{value.__qualname__}"
-        if value.__module__ == "__main__" or not is_own(path):
+        if value.__module__ == "__main__" or not is_custom(path):
             raise ValueError(f"{path} cannot be imported by other processes: put it in a module, outside of functions")
         CODE.grant(path)
         return path
-    if not isinstance(value, str) or not (value in known or is_own(value)):
+    if not isinstance(value, str) or not (value in known or is_custom(value)):
         if not known:
             raise ValueError(f"{value!r} is no import path: write package.module:Name")
         raise ValueError(f"{unknown(str(value), known, what)}, or an import path package.module:Name")
@@ -78,7 +78,7 @@ def resolve(name: str, known: Mapping[str, str], what: str) -> Any:
         SepsceneError: the name is unknown, the user does not trust its code, or this machine cannot import it.
     """
     if name not in known:
-        if not is_own(name):
+        if not is_custom(name):
             raise SepsceneError(unknown(name, known, what))
         require_trust(name, what)
     module, _, attributes = known.get(name, name).partition(":")
@@ -95,13 +95,13 @@ def resolve(name: str, known: Mapping[str, str], what: str) -> Any:
 
 
 def accept_code() -> None:
-    """From now on the user trusts, for good, the own code that this process is asked to import (`--trust-code`)."""
+    """From now on the user trusts, for good, the custom code that this process is asked to import (`--trust-code`)."""
     global _accepting
     _accepting = True
 
 
 def require_trust(name: str, what: str) -> None:
-    """Refuse own code that the user doesn't trust.
+    """Refuse custom code that the user doesn't trust.
 
     Raises:
         SepsceneError: says what trust means and how it is given.
@@ -117,7 +117,7 @@ def require_trust(name: str, what: str) -> None:
 
 
 def trust_code(name: str) -> None:
-    """Trust own code, by its import path, in this process and in those that it starts.
+    """Trust custom code, by its import path, in this process and in those that it starts.
 
     Example:
         >>> sepscene.trust_code("mylab.nets:MyViT")
@@ -126,7 +126,7 @@ def trust_code(name: str) -> None:
     Raises:
         SepsceneError: when it is no import path.
     """
-    if not is_own(name):
+    if not is_custom(name):
         raise SepsceneError(f"{name!r} is no import path: it looks like package.module:Name")
     CODE.grant(name)
 
@@ -135,7 +135,7 @@ _distributions = cache(packages_distributions)
 
 
 def package_of(name: str) -> dict[str, str]:
-    """Where own code comes from: its import path, its distribution and the version that is installed here.
+    """Where custom code comes from: its import path, its distribution and the version that is installed here.
 
     A package that was not installed has the version that its `__version__` says, or "unknown".
     """

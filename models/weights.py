@@ -128,7 +128,7 @@ def read_network(directory: Path, card: WeightsCard, build: Callable[[], Network
     check_shapes(network, tensors, path)
     weights = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
     network.load_state_dict(weights, assign=True)
-    if any(buffer.is_meta for buffer in network.buffers()):  # computed while building and not saved, by own code
+    if any(buffer.is_meta for buffer in network.buffers()):  # computed while building and not saved, by custom code
         with torch.random.fork_rng(devices=[]):  # the weights drawn while building are thrown away
             network = build()
         network.load_state_dict(weights)

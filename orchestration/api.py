@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from sepscene.models.names import is_own
+from sepscene.models.names import is_custom
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve, with_changes
 from sepscene.orchestration.records.run_folder import clips_of, dated, encoder_of, folder_in
@@ -284,11 +284,11 @@ def embed(
     files = [str(each) for each in inputs]
     if not actors:
         return embed_files(loaded, files, Path(out), on_this_machine(device, bfloat16, readers), not quiet)
-    from sepscene.orchestration.runtime.session import check_own_code, connected
+    from sepscene.orchestration.runtime.session import check_custom_code, connected
 
     use = loaded.config.trunk.use
-    code = [use] if is_own(use) else []
+    code = [use] if is_custom(use) else []
     with connected(address, code=code):
         embedder = on_cluster(actors, gpus, bfloat16, readers)
-        check_own_code(code)
+        check_custom_code(code)
         return embed_files(loaded, files, Path(out), embedder, not quiet)

@@ -19,9 +19,9 @@ from sepscene.augment.store.separated_store import StoreSettings
 from sepscene.augment.views import PCM_BYTES, Views
 from sepscene.models.card import dotted
 from sepscene.models.config import Config, SepsceneError
+from sepscene.models.custom import EncoderChoice, separator_code
 from sepscene.models.files import write_atomically
-from sepscene.models.names import is_own
-from sepscene.models.own import EncoderChoice, separator_code
+from sepscene.models.names import is_custom
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, PrecisionChoice
 from sepscene.models.spelling import near_choice, unknown, unknown_field
 from sepscene.orchestration.data_config import Data
@@ -265,11 +265,11 @@ class Experiment(Config):
             )
 
     @property
-    def own_code(self) -> tuple[str, ...]:
+    def custom_code(self) -> tuple[str, ...]:
         """Import paths of all code that this experiment, or a separator's folder in it, takes from elsewhere."""
         kept = {separator_code(place) for place in self.separator.checkpoints.values() if isinstance(place, str)}
         texts = texts_of(self.model_dump(mode="json"))
-        named = {text for field, text in texts if field.endswith(".use") and is_own(text)}
+        named = {text for field, text in texts if field.endswith(".use") and is_custom(text)}
         return tuple(sorted((kept - {""}) | named))
 
     @property

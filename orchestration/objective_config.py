@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from sepscene.models.config import Config
+from sepscene.models.custom import named_parts
 from sepscene.models.names import TERMS
-from sepscene.models.own import named_parts
 from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings, TermChoice
 
 RESERVED = ("loss", "pairs", "temperature", "bad", "rows", "step", "keys", "values", "items", "pop")

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from sepscene.models.card import ProcessorName
 from sepscene.models.config import Config
-from sepscene.models.own import SeparatorChoice
+from sepscene.models.custom import SeparatorChoice
 from sepscene.models.settings import TDCNppConfig
 
 

@@ -46,7 +46,7 @@ def code_to_send(names: Iterable[str]) -> list[Path]:
     return sorted(path for path in found if not installed & set(path.parents))
 
 
-def copy_own_code(folder: Path, names: Iterable[str]) -> list[Path]:
+def copy_custom_code(folder: Path, names: Iterable[str]) -> list[Path]:
     """Copy what `code_to_send` names to `folder`, from where it can be imported; returns the copies."""
     copies = []
     for path in code_to_send(names):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sepscene.augment.augmentations.settings import AugmentationChoice, Needs
 from sepscene.models.config import SepsceneError
+from sepscene.models.custom import settings_for, tried
 from sepscene.models.names import AUGMENTATIONS, resolve
-from sepscene.models.own import settings_for, tried
 
 
 class Augmentation:
@@ -50,7 +50,7 @@ def build_augmentation(name: str, choice: AugmentationChoice) -> Augmentation:
     """An augmentation from its settings.
 
     Raises:
-        SepsceneError: own code cannot be imported, is no augmentation, has no `Config`, or refuses its settings.
+        SepsceneError: custom code cannot be imported, is no augmentation, has no `Config`, or refuses its settings.
     """
     found = resolve(choice.use, AUGMENTATIONS, "augmentation")
     if not (isinstance(found, type) and issubclass(found, Augmentation)):
@@ -99,7 +99,7 @@ class Augmenter:
 
 
 def try_augmentation(name: str, choice: AugmentationChoice, shape: tuple[int, ...]) -> None:
-    """Try an own augmentation on three random views, before a run is built on it.
+    """Try a custom augmentation on three random views, before a run is built on it.
 
     Args:
         name: in the configuration, for messages.

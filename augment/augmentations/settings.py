@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, mod
 
 from sepscene.augment.draws import OF_VIEWS, SPECAUGMENT_UNIFORMS, Stream
 from sepscene.models.config import Config, SepsceneError
+from sepscene.models.custom import CustomPart, named_parts, tag_by_use
 from sepscene.models.names import AUGMENTATIONS, resolve
-from sepscene.models.own import OwnPart, named_parts, tag_by_use
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class CropResizeSettings(AugmentationSettings):
     least_frequency: float = Field(0.6, gt=0, le=1, description="narrowest part of the bands; uniform, too")
 
 
-class OwnAugmentation(OwnPart, AugmentationSettings):
+class CustomAugmentation(CustomPart, AugmentationSettings):
     """An augmentation that does not come with the package, beside `use` the fields of its own `Config`."""
 
     model_config = ConfigDict(extra="allow")  # the other base, which comes later, forbids it
@@ -140,7 +140,7 @@ AugmentationChoice = Annotated[
     | Annotated[GainSettings, Tag("<gain>")]
     | Annotated[MixBackSettings, Tag("<mix-back>")]
     | Annotated[CropResizeSettings, Tag("<crop-resize>")]
-    | Annotated[OwnAugmentation, Tag("<own>")],
+    | Annotated[CustomAugmentation, Tag("<custom>")],
     Discriminator(tag_by_use(AUGMENTATIONS)),
 ]
 """One augmentation: `{use: …, probability: …, …}`."""
@@ -160,6 +160,6 @@ def streams_of(chosen: Mapping[str, AugmentationChoice]) -> tuple[Stream, ...]:
     """What each augmentation draws.
 
     Raises:
-        SepsceneError: as `OwnAugmentation.needs`.
+        SepsceneError: as `CustomAugmentation.needs`.
     """
     return tuple(Stream(name, choice.needs.uniforms, choice.points) for name, choice in chosen.items())

@@ -104,7 +104,7 @@ class StoredViews:
         self.scores = ChannelScores.of(settings.views)
 
     def keys(self, columns: Columns, n: int) -> tuple[StoreKey, ...]:
-        """Where row n's separated channels are, its mixture, and with own channel scores those."""
+        """Where row n's separated channels are, its mixture, and with custom channel scores those."""
         content = str(columns["content"][n])
         suffix = self.settings.store_settings(float(columns["offset_seconds"][n]))
         digest = self.digests[columns["processor"][n]]

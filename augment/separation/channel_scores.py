@@ -1,4 +1,4 @@
-"""Scores of a clip's channels by own code (`views.channel`): given or learned, instead of their loudness.
+"""Scores of a clip's channels by custom code (`views.channel`): given or learned, instead of their loudness.
 
 The code runs where clips are separated, once for each clip and separator. The SeparatedStore keeps the scores beside
 the channels, in an entry of their own, so that a clip that is there already is not scored again.
@@ -15,7 +15,7 @@ import numpy as np
 
 from sepscene.augment.views import Views, from_pcm
 from sepscene.models.config import SepsceneError
-from sepscene.models.own import OwnCode, identity, make, tried
+from sepscene.models.custom import CustomCode, identity, make, tried
 
 
 class ChannelScores:
@@ -27,13 +27,13 @@ class ChannelScores:
     numbers.
     """
 
-    def __init__(self, choice: OwnCode) -> None:
+    def __init__(self, choice: CustomCode) -> None:
         self.choice = choice
 
     @classmethod
     def of(cls, views: Views) -> "ChannelScores | None":
         """Those of `views.channel`; None where it is a rule that looks at levels alone."""
-        return cls(views.channel) if isinstance(views.channel, OwnCode) else None
+        return cls(views.channel) if isinstance(views.channel, CustomCode) else None
 
     @cached_property
     def _called(self) -> Any:

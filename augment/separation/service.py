@@ -33,7 +33,7 @@ from sepscene.augment.separation.channel_scores import ChannelScores
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import MIXTURE, choose_channels, levels_db, to_pcm
 from sepscene.models.config import SepsceneError
-from sepscene.models.own import OwnCode
+from sepscene.models.custom import CustomCode
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,19 +47,19 @@ Separated = tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 """A row's position, its mixture (T,), its separated channels (S, T), their levels (S,), their own scores (S,)."""
 
 
-def open_separator(name: str, folder: str | OwnCode, audio: AudioFormat) -> "nn.Module":
-    """Load a processor's checkpoint; an own separator is made, and tried on noise.
+def open_separator(name: str, folder: str | CustomCode, audio: AudioFormat) -> "nn.Module":
+    """Load a processor's checkpoint; a custom separator is made, and tried on noise.
 
     Raises:
         SepsceneError: names the processor whose checkpoint is missing, damaged, or of another sample rate, or whose
             code cannot be used.
     """
+    from sepscene.models.separators.custom import CustomSeparator, try_separator
     from sepscene.models.separators.folder import load_separator
-    from sepscene.models.separators.own import OwnSeparator, try_separator
 
     try:
         separator = load_separator(folder)
-        if isinstance(folder, OwnCode) and isinstance(separator, OwnSeparator):
+        if isinstance(folder, CustomCode) and isinstance(separator, CustomSeparator):
             try_separator(separator, audio.samples)
     except SepsceneError as error:
         raise SepsceneError(f"processor {name}: {error}") from error

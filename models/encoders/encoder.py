@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, read_card, validated
 from sepscene.models.config import CheckpointError, Config, SepsceneError
+from sepscene.models.custom import CustomEncoder, EncoderChoice
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.model_card import model_card
 from sepscene.models.encoders.network import build_network, misfit, network_class, settings_of, with_defaults
 from sepscene.models.files import write_atomically
-from sepscene.models.names import ENCODERS, is_own, package_of, resolve
-from sepscene.models.own import EncoderChoice, OwnEncoder
+from sepscene.models.names import ENCODERS, is_custom, package_of, resolve
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, Reads
 from sepscene.models.sound import limited_sound
 from sepscene.models.trust import CODE
@@ -49,8 +49,8 @@ class EncoderConfig(Config):
     def _parts_fit(self) -> "EncoderConfig":
         if self.shortest_seconds > self.patch_seconds:
             raise ValueError("shortest_seconds is longer than patch_seconds: a patch would be cut from padding")
-        # An own encoder is asked when it is built: a card is read without importing anybody's code.
-        if not isinstance(self.trunk, OwnEncoder):
+        # A custom encoder is asked when it is built: a card is read without importing anybody's code.
+        if not isinstance(self.trunk, CustomEncoder):
             why = misfit(self.trunk, self.front_end, self.shortest_seconds)
             if why:
                 raise ValueError(why)
@@ -171,7 +171,7 @@ def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) 
     check_finite(encoder.trunk, directory)
     trunk = encoder.config.trunk
     architecture = trunk.use
-    if isinstance(trunk, OwnEncoder):
+    if isinstance(trunk, CustomEncoder):
         architecture = "own-encoder"
         card = card | {"code": package_of(trunk.use)}
     content = {"architecture": architecture, "config": encoder.config.model_dump(mode="json"), "metadata": card}
@@ -206,11 +206,11 @@ def load_encoder(dir_or_uri: Path | str, trust_code: bool = False) -> Encoder:
     Args:
         dir_or_uri: a folder, or an MLflow URI (`runs:/...`, `models:/...`, `mlflow-artifacts:/...`), which is
             fetched with MLflow's command line.
-        trust_code: the user trusts the class of an own encoder that the bundle names, which is then imported.
+        trust_code: the user trusts the class of a custom encoder that the bundle names, which is then imported.
 
     Raises:
         SepsceneError: names the file and what is wrong: missing, damaged, another format, NaN weights, weights that do
-            not fit the configuration, or an own encoder whose code is not trusted or cannot be imported.
+            not fit the configuration, or a custom encoder whose code is not trusted or cannot be imported.
     """
     text = str(dir_or_uri)
     if text.startswith(MLFLOW_SCHEMES):
@@ -218,9 +218,9 @@ def load_encoder(dir_or_uri: Path | str, trust_code: bool = False) -> Encoder:
             return load_encoder(_fetch_from_mlflow(text, Path(folder)), trust_code)
     directory = Path(text.removeprefix("file://")).expanduser()
     config = read_encoder_config(directory)
-    if trust_code and isinstance(config.trunk, OwnEncoder):
+    if trust_code and isinstance(config.trunk, CustomEncoder):
         CODE.grant(config.trunk.use)
-    _import_own(config.trunk.use, directory)
+    _import_custom(config.trunk.use, directory)
     trunk = read_network(directory, _encoder_card(directory), lambda: build_network(config.trunk))
     return Encoder(config, trunk).eval()
 
@@ -235,13 +235,13 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
     return validated(EncoderConfig, _encoder_card(directory).config, said, CheckpointError)
 
 
-def _import_own(use: str, directory: Path) -> None:
-    """Import the own encoder of a bundle, where it has one; warn when it is of another version than made the bundle.
+def _import_custom(use: str, directory: Path) -> None:
+    """Import the custom encoder of a bundle, where it has one; warn when it is of another version than made the bundle.
 
     Raises:
         SepsceneError: the code is not trusted, or cannot be imported.
     """
-    if not is_own(use):
+    if not is_custom(use):
         return
     resolve(use, ENCODERS, "encoder")
     here = package_of(use)

@@ -67,7 +67,7 @@ def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
 
 
 def export_panns(encoder: Encoder, file: Path | str) -> None:
-    """Write an encoder as a checkpoint under PANNs' names, for PANNs' own classes and `import_encoder`.
+    """Write an encoder as a checkpoint under PANNs' names, for PANNs' custom classes and `import_encoder`.
 
     `{"model": state_dict, "sepscene": configuration}`; the front-end's buffers are part of it where PANNs
     can build that front-end. An encoder without a classifier has no `fc_audioset`.

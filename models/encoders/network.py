@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.custom import CustomEncoder, EncoderChoice, settings_for, tried
 from sepscene.models.names import ENCODERS, resolve
-from sepscene.models.own import EncoderChoice, OwnEncoder, settings_for, tried
 from sepscene.models.settings import FrontEndConfig, Reads
 
 
@@ -58,9 +58,9 @@ def settings_of(choice: EncoderChoice) -> Any:
     """The settings with which an encoder is built, with `embedding_dim`.
 
     Raises:
-        SepsceneError: as `network_class`, or an own one has no `Config`, or it refuses the fields that were given.
+        SepsceneError: as `network_class`, or a custom one has no `Config`, or it refuses the fields that were given.
     """
-    if not isinstance(choice, OwnEncoder):
+    if not isinstance(choice, CustomEncoder):
         return choice
     settings = settings_for(network_class(choice), choice, f"encoder {choice.use}")
     if not isinstance(getattr(settings, "embedding_dim", None), int):
@@ -84,9 +84,9 @@ def with_defaults(choice: EncoderChoice) -> EncoderChoice:
     Raises:
         SepsceneError: as `settings_of`.
     """
-    if not isinstance(choice, OwnEncoder):
+    if not isinstance(choice, CustomEncoder):
         return choice
-    return OwnEncoder(use=choice.use, **settings_of(choice).model_dump(mode="json"))
+    return CustomEncoder(use=choice.use, **settings_of(choice).model_dump(mode="json"))
 
 
 def misfit(choice: EncoderChoice, front_end: FrontEndConfig, seconds: float) -> str:
@@ -108,7 +108,7 @@ def misfit(choice: EncoderChoice, front_end: FrontEndConfig, seconds: float) -> 
 
 
 def check_network(choice: EncoderChoice, front_end: FrontEndConfig, seconds: float) -> str:
-    """Try an own encoder on two patches of noise, before a run is built on it.
+    """Try a custom encoder on two patches of noise, before a run is built on it.
 
     Returns:
         A warning, or nothing.
@@ -118,7 +118,7 @@ def check_network(choice: EncoderChoice, front_end: FrontEndConfig, seconds: flo
     """
     if why := misfit(choice, front_end, seconds):
         raise SepsceneError(f"encoder: {why}")
-    if not isinstance(choice, OwnEncoder):
+    if not isinstance(choice, CustomEncoder):
         return ""
     samples = round(seconds * front_end.sample_rate)
     logmel = network_class(choice).reads == "log-mel"

@@ -9,9 +9,9 @@ from torch import nn
 
 from sepscene.models.card import CARD_FILE, read_card, validated
 from sepscene.models.config import CheckpointError
-from sepscene.models.own import OwnCode
+from sepscene.models.custom import CustomCode
+from sepscene.models.separators.custom import ARCHITECTURE, CustomSeparator, read_custom
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
-from sepscene.models.separators.own import ARCHITECTURE, OwnSeparator, read_own
 from sepscene.models.separators.programs import ProgramConfig, ProgramSeparator, read_program
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
@@ -48,8 +48,8 @@ def save_separator(separator: nn.Module, directory: str | Path, metadata: dict[s
     return write_folder(directory, card, packed(separator)).digest
 
 
-def load_separator(directory: str | Path | OwnCode) -> nn.Module:
-    """Read a separator folder, or make an own separator: a module in evaluation mode, wave_BT to separated_BST.
+def load_separator(directory: str | Path | CustomCode) -> nn.Module:
+    """Read a separator folder, or make a custom separator: a module in evaluation mode, wave_BT to separated_BST.
 
     The module has `sample_rate` (hertz) and `sources`. It takes sound as `models.sound.checked_sound` describes it, and
     builds no autograd graph: `separator.requires_grad_()` lets it be trained further.
@@ -61,9 +61,9 @@ def load_separator(directory: str | Path | OwnCode) -> nn.Module:
     Raises:
         CheckpointError: a file is missing, truncated or altered, the architecture is unknown, the weights don't fit
             it or aren't finite, or it is a program whose author the user doesn't trust. The message names the file.
-        SepsceneError: own code is not trusted, cannot be imported, or is of another version than made the folder.
+        SepsceneError: custom code is not trusted, cannot be imported, or is of another version than made the folder.
     """
-    separator = OwnSeparator(directory) if isinstance(directory, OwnCode) else _read(Path(directory))
+    separator = CustomSeparator(directory) if isinstance(directory, CustomCode) else _read(Path(directory))
     separator.register_forward_pre_hook(_check_input)
     return separator.requires_grad_(False)
 
@@ -90,5 +90,5 @@ def _read(directory: Path) -> nn.Module:
         check_finite(separator, origin)
         return separator.eval()
     if card.architecture == ARCHITECTURE:
-        return read_own(card, read_tensors(directory, card), origin)
+        return read_custom(card, read_tensors(directory, card), origin)
     raise CheckpointError(f"{directory} holds an encoder ({card.architecture}), not a separator")

@@ -52,7 +52,7 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
     metadata: dict[str, str] = {"command": name}
     if name in ("pretrain", "separator train"):
         experiment = resolve(given["experiment"], given["scale"], given["change"])
-        code = experiment.own_code
+        code = experiment.custom_code
         if cluster:
             check_cluster(cluster, experiment)
         files["experiment.yaml"] = as_yaml(experiment)
@@ -121,12 +121,12 @@ def _stage_sweep(given: dict[str, Any], sweep: "SweepConfig") -> dict[str, str]:
 
 
 def _code_of_sweep(sweep: "SweepConfig") -> tuple[str, ...]:
-    """Import paths of the own code that the experiments of a sweep name."""
+    """Import paths of the custom code that the experiments of a sweep name."""
     base, space = sweep.checked()
     lists = {field: values for field, values in space.items() if isinstance(values, list)}
     firsts = {field: values[0] for field, values in lists.items()}
     tried = [base.changed(firsts | {field: each}) for field, values in lists.items() for each in values]
-    return tuple(sorted({name for experiment in tried or [base] for name in experiment.own_code}))
+    return tuple(sorted({name for experiment in tried or [base] for name in experiment.custom_code}))
 
 
 def _as_words(context: typer.Context) -> list[str]:

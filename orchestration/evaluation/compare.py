@@ -2,9 +2,9 @@
 
 Legend: B clips, K classes, D embedding, R resamples.
 
-An evaluation leaves its evidence in RUN/evaluation/<encoder>.npz (`save_scores`): clip ids, classes,
-targets, folds, the probes' scores and the embeddings. A comparison reads evidence alone, needs no Ray, and
-makes every metric anew on the clips that both runs evaluated.
+An evaluation keeps its predictions in RUN/evaluation/<encoder>.npz (`save_predictions`): clip ids, classes, targets,
+folds, the scores of the probes, and the embeddings. A comparison needs nothing else, and no Ray: it computes every
+metric again on the clips that both runs evaluated.
 """
 
 import io
@@ -22,14 +22,14 @@ from sepscene.models.files import BAD_ZIP, write_atomically
 from sepscene.models.spelling import unknown
 from sepscene.orchestration.records.results import RunResults
 from sepscene.orchestration.records.run_folder import RunFolder
-from sepscene.tasks.evaluation.scores import Evidence, Scores, measure
+from sepscene.tasks.evaluation.scores import Predictions, Scores, measure
 from sepscene.tasks.evaluation.settings import ScoringSettings
 from sepscene.tasks.evaluation.statistics import Interval, PairedTest, paired_bootstrap, paired_t, t_interval
 
 TEST_CLIPS = "test manifest"
 """Where `RunResults.data` has the digest of the clips that a run was evaluated on."""
 
-MOST_EVIDENCE = 8 * 2**30
+MOST_BYTES = 8 * 2**30
 """Bytes of an evaluation's arrays: 20,000 clips of 527 classes with D = 2048 have some 0.3 GB."""
 
 
@@ -73,20 +73,20 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
 
-def save_scores(scores: Scores, path: Path) -> Path:
-    """Keep the evidence of scores, all that comparisons need. Written whole or not at all."""
-    evidence = scores.evidence
+def save_predictions(scores: Scores, path: Path) -> Path:
+    """Write the predictions, all that a comparison needs, atomically."""
+    predictions = scores.predictions
     arrays: dict[str, Any] = {
-        "clip_ids": evidence.clip_ids,
-        "classes": np.array(evidence.classes, dtype=np.str_),
-        "targets": evidence.targets_BK,
-        "folds": evidence.folds,
-        "h": evidence.h_BD,
-        "settings": np.array(evidence.settings.model_dump_json()),
-        "notes": np.array(evidence.notes, dtype=np.str_),
-        "trained": evidence.trained_BK,
+        "clip_ids": predictions.clip_ids,
+        "classes": np.array(predictions.classes, dtype=np.str_),
+        "targets": predictions.targets_BK,
+        "folds": predictions.folds,
+        "h": predictions.h_BD,
+        "settings": np.array(predictions.settings.model_dump_json()),
+        "notes": np.array(predictions.notes, dtype=np.str_),
+        "trained": predictions.trained_BK,
     }
-    arrays |= {f"scores_{name}": scores_PBK for name, scores_PBK in evidence.scores.items()}
+    arrays |= {f"scores_{name}": scores_PBK for name, scores_PBK in predictions.scores.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
@@ -94,8 +94,8 @@ def save_scores(scores: Scores, path: Path) -> Path:
     return path
 
 
-def load_evidence(path: Path) -> Evidence:
-    """Read what `save_scores` wrote. Nothing is unpickled.
+def load_predictions(path: Path) -> Predictions:
+    """Read what `save_predictions` wrote. Nothing is unpickled.
 
     Raises:
         SepsceneError: when the file is missing, damaged, or holds something else.
@@ -103,14 +103,14 @@ def load_evidence(path: Path) -> Evidence:
     try:
         with zipfile.ZipFile(path) as archive:  # a packed array of zeros takes a thousandth of its bytes
             size = sum(entry.file_size for entry in archive.infolist())
-        if size > MOST_EVIDENCE:
-            raise ValueError(f"its arrays have {size:,} bytes; at most {MOST_EVIDENCE:,} are read")
+        if size > MOST_BYTES:
+            raise ValueError(f"its arrays have {size:,} bytes; at most {MOST_BYTES:,} are read")
         with np.load(path, allow_pickle=False) as file:
             scores = {name.removeprefix("scores_"): file[name] for name in file.files if name.startswith("scores_")}
             if any(scores_PBK.ndim != 3 for scores_PBK in scores.values()):
                 raise ValueError("it holds the scores of one perceptron, by an earlier version")
             targets_BK = file["targets"]
-            return Evidence(
+            return Predictions(
                 clip_ids=file["clip_ids"],
                 classes=tuple(file["classes"].tolist()),
                 targets_BK=targets_BK,
@@ -136,19 +136,19 @@ def compare_runs(run_a: Path, run_b: Path, encoder_a: str | None = None, encoder
             twice with two encoders compares a run with its baseline.
 
     Raises:
-        SepsceneError: when a run has no evidence, the runs share no clips, or were evaluated in different ways.
+        SepsceneError: when a run has no predictions, the runs share no clips, or were evaluated in different ways.
     """
-    name_a, evidence_a = _evidence(run_a, encoder_a)
-    name_b, evidence_b = _evidence(run_b, encoder_b)
-    if evidence_a.settings != evidence_b.settings:
+    name_a, predictions_a = _predictions(run_a, encoder_a)
+    name_b, predictions_b = _predictions(run_b, encoder_b)
+    if predictions_a.settings != predictions_b.settings:
         raise SepsceneError(
-            f"{name_a} and {name_b} were evaluated with different settings ({evidence_a.settings} and "
-            f"{evidence_b.settings}): evaluate one of them again with the other's"
+            f"{name_a} and {name_b} were evaluated with different settings ({predictions_a.settings} and "
+            f"{predictions_b.settings}): evaluate one of them again with the other's"
         )
-    evidence_a, evidence_b, notes = _paired(evidence_a, evidence_b, name_a, name_b)
-    a = measure(evidence_a)
-    b = measure(evidence_b)
-    clips = len(evidence_a.clip_ids)
+    predictions_a, predictions_b, notes = _paired(predictions_a, predictions_b, name_a, name_b)
+    a = measure(predictions_a)
+    b = measure(predictions_b)
+    clips = len(predictions_a.clip_ids)
     metrics = []
     for name, metric_a in a.metrics.items():
         if name in b.metrics:
@@ -252,24 +252,26 @@ def _by_seed(runs: Sequence[Path]) -> dict[int, RunResults]:
     return found
 
 
-def _evidence(run_dir: Path, encoder: str | None) -> tuple[str, Evidence]:
+def _predictions(run_dir: Path, encoder: str | None) -> tuple[str, Predictions]:
     results = _results(run_dir)
     names = [found.name for found in results.encoders]
     if encoder is not None and encoder not in names:
         raise SepsceneError(f"{run_dir}: {unknown(encoder, names, 'encoder')}")
     chosen = encoder or names[0]
     label = f"{run_dir.name}/{chosen} ({results.experiment}, {results.scale}, seed {results.seed})"
-    return label, load_evidence(RunFolder(run_dir).evidence(chosen))
+    return label, load_predictions(RunFolder(run_dir).predictions(chosen))
 
 
-def _paired(a: Evidence, b: Evidence, name_a: str, name_b: str) -> tuple[Evidence, Evidence, tuple[str, ...]]:
+def _paired(
+    a: Predictions, b: Predictions, name_a: str, name_b: str
+) -> tuple[Predictions, Predictions, tuple[str, ...]]:
     """Both sides on the clips that they share, in the same order.
 
     Raises:
         SepsceneError: when they share none, or disagree about classes, labels or folds.
     """
-    for evidence, name in ((a, name_a), (b, name_b)):
-        if len(set(evidence.clip_ids.tolist())) < len(evidence.clip_ids):
+    for predictions, name in ((a, name_a), (b, name_b)):
+        if len(set(predictions.clip_ids.tolist())) < len(predictions.clip_ids):
             raise SepsceneError(f"{name} evaluated clips with the same id: give each clip its own in the manifest")
     _, rows_a, rows_b = np.intersect1d(a.clip_ids, b.clip_ids, assume_unique=True, return_indices=True)
     if not len(rows_a):

@@ -11,7 +11,7 @@ import numpy as np
 from sepscene.models.card import read_card
 from sepscene.models.separators.folder import load_separator
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.evaluation.compare import save_scores
+from sepscene.orchestration.evaluation.compare import save_predictions
 from sepscene.orchestration.evaluation.embed_manifest import Embeddings
 from sepscene.orchestration.records.results import ClassResult, EncoderResult, Metric, ProcessorResult, metric_of
 from sepscene.orchestration.records.run_folder import RunFolder
@@ -45,7 +45,7 @@ def score_encoder(
     experiment: Experiment,
     run_dir: Path,
 ) -> EncoderResult:
-    """All metrics of one encoder; its evidence is kept in RUN/evaluation/<name>.npz for comparisons.
+    """All metrics of one encoder; its predictions are kept in RUN/evaluation/<name>.npz for comparisons.
 
     Where training and test clips are the same, its probes are cross-validated over their splits. Labels from which
     nothing can be made leave it without metrics, and the description says why.
@@ -63,7 +63,7 @@ def score_encoder(
     except NothingToEvaluate as error:
         logger.warning("%s is not evaluated: %s", name, error)
         return EncoderResult(name=name, description=f"not evaluated, {error}", metrics={}, map_2d=_map_2d(test_h, test))
-    save_scores(scores, RunFolder(run_dir).evidence(name))
+    save_predictions(scores, RunFolder(run_dir).predictions(name))
     return EncoderResult(
         name=name,
         description="; ".join([LEAK] * experiment.data.by_folds + list(scores.notes)),

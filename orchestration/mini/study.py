@@ -17,7 +17,7 @@ from rich.console import Console
 
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
-from sepscene.models.own import OwnCode
+from sepscene.models.custom import CustomCode
 from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.data import described, stores_of
@@ -48,7 +48,7 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
         SepsceneError: for data, separators or settings that cannot be used.
     """
     torch.set_num_threads(1)
-    _check_no_own_code(rows)
+    _check_no_custom_code(rows)
     begin = time.monotonic()
     files = StudyFolder(folder)
     _check_same_study(rows, folder)
@@ -103,18 +103,18 @@ def write_results(base: Experiment, folder: Path) -> None:
     write_reproduction_report(folder)
 
 
-def _check_no_own_code(rows: list[Experiment]) -> None:
+def _check_no_custom_code(rows: list[Experiment]) -> None:
     """A study stores log-mels and levels of channels, from separators that are folders.
 
     Raises:
-        SepsceneError: a separator or a channel score is own code.
+        SepsceneError: a separator or a channel score is custom code.
     """
     parts = {f"separator.checkpoints.{name}": place for name, place in rows[0].separator.checkpoints.items()}
     parts |= {f"views.channel of {row.name}": row.views.channel for row in rows}
-    own = [part for part, chosen in parts.items() if isinstance(chosen, OwnCode)]
+    own = [part for part, chosen in parts.items() if isinstance(chosen, CustomCode)]
     if own:
         raise SepsceneError(
-            f"{own[0]} is own code, which scale mini does not take: give the folder that a run keeps of an own "
+            f"{own[0]} is custom code, which scale mini does not take: give the folder that a run keeps of a custom "
             "separator (RUN/ladder/NAME), and a rule as views.channel; or take another scale"
         )
 

@@ -23,7 +23,7 @@ from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.labels import targets_of_probes
 from sepscene.tasks.evaluation.metrics import Floats, mean_average_precision
 from sepscene.tasks.evaluation.resampling import resample, resampled_scores
-from sepscene.tasks.evaluation.scores import Evidence, Scores, score_embeddings
+from sepscene.tasks.evaluation.scores import Predictions, Scores, score_embeddings
 from sepscene.tasks.evaluation.shortcuts import find_shortcuts
 
 RESAMPLES = 200
@@ -83,7 +83,7 @@ def run_trial(
     train_h = embed(trainer, train)
     test_h = embed(trainer, test)
     scores = score(train_h, train.manifest, test_h, test.manifest, experiment)
-    values, replicates_R = of_perceptrons(scores.evidence)
+    values, replicates_R = of_perceptrons(scores.predictions)
     metrics = {name: scores.metrics[name].value for name in ("shallow_map", "linear_map", "knn_map")}
     if train_h.shape[1] > SAME_DIMENSIONS:
         pca = PCA(SAME_DIMENSIONS, random_state=0).fit(train_h)
@@ -120,11 +120,11 @@ def score(train_h: Floats, train: Manifest, test_h: Floats, test: Manifest, expe
     return score_embeddings(train_h, train.targets(), test_h, test.targets(), test.classes, settings)
 
 
-def of_perceptrons(evidence: Evidence) -> tuple[list[float], Floats]:
+def of_perceptrons(predictions: Predictions) -> tuple[list[float], Floats]:
     """The shallow mAP of each perceptron, and their mean on each resample of the labelled test clips (R,)."""
-    known_BK, _ = targets_of_probes(evidence.targets_BK, evidence.classes, evidence.trained_BK)
+    known_BK, _ = targets_of_probes(predictions.targets_BK, predictions.classes, predictions.trained_BK)
     weights_BR = resample(len(known_BK), RESAMPLES)
-    scores_PBK = evidence.scores["shallow"]
+    scores_PBK = predictions.scores["shallow"]
     replicates = [resampled_scores(scores_BK, known_BK, weights_BR).map_R for scores_BK in scores_PBK]
     return [mean_average_precision(scores_BK, known_BK).value for scores_BK in scores_PBK], np.mean(replicates, axis=0)
 

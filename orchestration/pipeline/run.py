@@ -22,7 +22,7 @@ from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
-from sepscene.models.separators.own import kept_checkpoints
+from sepscene.models.separators.custom import kept_checkpoints
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.pipeline.description import flat, in_words, tags_of
 from sepscene.orchestration.records.audit_log import audit_hash

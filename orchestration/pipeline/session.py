@@ -13,7 +13,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.node_wait import wait_for_nodes
 from sepscene.orchestration.runtime.placement import check_placement, cluster_nodes, phases
 from sepscene.orchestration.runtime.ray_compat import configure_data
-from sepscene.orchestration.runtime.session import check_own_code, connected
+from sepscene.orchestration.runtime.session import check_custom_code, connected
 from sepscene.orchestration.runtime.signals import exit_on_signal
 from sepscene.orchestration.training.builders import check_parts, check_start
 
@@ -52,13 +52,13 @@ def prepared_session(
             scores.try_out(channels, experiment.audio.samples)
     check_parts(experiment)
     check_start(experiment)
-    code = sorted({name for each in (experiment, *others) for name in each.own_code})
+    code = sorted({name for each in (experiment, *others) for name in each.custom_code})
     with connected(address, verbose, dashboard, code):
         nodes = cluster_nodes()
         for asked in phases(experiment):
             check_placement(asked, nodes)
         wait_for_nodes(phases(experiment)[0])
-        check_own_code(code)
+        check_custom_code(code)
         configure_data(experiment.training.ordered)
         with exit_on_signal():
             yield

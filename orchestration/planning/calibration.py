@@ -24,8 +24,8 @@ from sepscene.augment.store.separated_store import SeparatedStore, StoreKey
 from sepscene.augment.synthetic.scenes import write_scenes
 from sepscene.augment.views import levels_db, patch_samples
 from sepscene.models.config import SepsceneError
+from sepscene.models.separators.custom import kept_checkpoints
 from sepscene.models.separators.folder import save_separator
-from sepscene.models.separators.own import kept_checkpoints
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.planning.plan import CPU, Calibration, threads

@@ -3,8 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from sepscene.models.own import OwnCode
-from sepscene.models.separators.own import card_of
+from sepscene.models.custom import CustomCode
+from sepscene.models.separators.custom import card_of
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.flops import separation_flops
@@ -27,7 +27,7 @@ class Processor:
     sources: int
     flops: int | None
     network: TDCNppConfig | None
-    place: str | OwnCode | None
+    place: str | CustomCode | None
 
 
 def processors_of(experiment: Experiment) -> tuple[Processor, ...]:

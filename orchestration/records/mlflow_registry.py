@@ -20,10 +20,10 @@ from mlflow.types import Schema, TensorSpec
 from sepscene import __version__
 from sepscene.models.card import read_card
 from sepscene.models.encoders.encoder import read_encoder_config
-from sepscene.models.names import is_own, package_of
+from sepscene.models.names import is_custom, package_of
 from sepscene.orchestration.records.mlflow_client import MlflowStore
 from sepscene.orchestration.records.mlflow_names import metric_name
-from sepscene.orchestration.source import code_to_send, copy_own_code, copy_source
+from sepscene.orchestration.source import code_to_send, copy_custom_code, copy_source
 
 BEST = "best"
 """Alias of the registered version with the largest ranking metric."""
@@ -48,7 +48,7 @@ def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, regist
     """
     config = read_encoder_config(bundle)
     card = read_card(bundle)
-    own = [name for name in (config.trunk.use,) if is_own(name)]
+    own = [name for name in (config.trunk.use,) if is_custom(name)]
     dim = config.embedding_dim
     tags = {"sha256": card.sha256, "sepscene_version": __version__}
     rate = config.front_end.sample_rate
@@ -59,7 +59,7 @@ def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, regist
             name=re.sub(r"[^\w .+-]+", "-", name),  # MLflow refuses other characters
             python_model=str(Path(__file__).with_name("mlflow_model.py")),
             artifacts={"bundle": str(bundle)},
-            code_paths=[str(copy_source(where, ("models",))), *map(str, copy_own_code(where, own))],
+            code_paths=[str(copy_source(where, ("models",))), *map(str, copy_custom_code(where, own))],
             # No schema for the input: it would refuse float64, lists and single waveforms, which `predict` takes.
             signature=ModelSignature(outputs=Schema([TensorSpec(np.dtype("float32"), (-1, dim))])),
             input_example=example_BT,
@@ -105,7 +105,7 @@ def _best_so_far(store: MlflowStore, name: str, ranked_by: str) -> float:
 
 
 def _installed(own: list[str]) -> list[str]:
-    """Requirements of own code that is installed here as a package."""
+    """Requirements of custom code that is installed here as a package."""
     packages = [package_of(name) for name in own if not code_to_send([name])]
     return [f"{package['package']}=={package['version']}" for package in packages]
 

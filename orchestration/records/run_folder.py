@@ -136,7 +136,7 @@ class RunFolder:
         """The bundle of a baseline: "mix-mix" or "untrained"."""
         return self.path / "baselines" / plain_name(name, "the baseline")
 
-    def evidence(self, encoder: str) -> Path:
+    def predictions(self, encoder: str) -> Path:
         """Targets, scores and embeddings of an encoder's evaluation.
 
         Raises:

@@ -9,7 +9,7 @@ import torch
 from sepscene.augment.audio import AudioFormat, ClipError, read_clip
 from sepscene.augment.synthetic.sources import read_sources
 from sepscene.models.separators.folder import load_separator
-from sepscene.orchestration.evaluation.compare import load_evidence
+from sepscene.orchestration.evaluation.compare import load_predictions
 from sepscene.orchestration.records.results import ProcessorResult
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.reports.listening_page import Neighbour, Query, Scene, write_listening_page
@@ -31,7 +31,7 @@ def listening_page(
     """Write RUN/listen.html.
 
     Args:
-        run_dir: the run's folder; the evidence of `encoder`, if there is one, is there.
+        run_dir: the run's folder; with the predictions of `encoder`, if one was evaluated.
         test: held-out clips.
         audio: rate and length of the clips.
         ladder: processor name -> separator folder.
@@ -74,24 +74,24 @@ def _source_labels(path: Path) -> tuple[str, ...]:
 
 def _queries(run_dir: Path, test: Manifest, audio: AudioFormat, encoder: str) -> list[Query]:
     """A few clips of different classes with their nearest neighbours by cosine distance of h."""
-    evidence = load_evidence(RunFolder(run_dir).evidence(encoder))
+    predictions = load_predictions(RunFolder(run_dir).predictions(encoder))
     clips = {clip["clip_id"]: clip for clip in test.clips.to_pylist()}
 
     def sound_of(b: int) -> tuple[str, np.ndarray, tuple[str, ...]]:
-        clip = clips[str(evidence.clip_ids[b])]
+        clip = clips[str(predictions.clip_ids[b])]
         return clip["clip_id"], read_clip(clip["uri"], audio, clip["offset_seconds"]), tuple(clip["labels"])
 
-    unit_BD = evidence.h_BD / np.maximum(np.linalg.norm(evidence.h_BD, axis=1, keepdims=True), 1e-12)
+    unit_BD = predictions.h_BD / np.maximum(np.linalg.norm(predictions.h_BD, axis=1, keepdims=True), 1e-12)
     queries: list[Query] = []
     asked: set[int] = set()
-    for k in np.argsort(-evidence.targets_BK.sum(axis=0))[:QUERIES]:
-        heard_in = [int(b) for b in np.flatnonzero(evidence.targets_BK[:, k]) if b not in asked]
+    for k in np.argsort(-predictions.targets_BK.sum(axis=0))[:QUERIES]:
+        heard_in = [int(b) for b in np.flatnonzero(predictions.targets_BK[:, k]) if b not in asked]
         if not heard_in:
             continue
         query = heard_in[0]
         asked.add(query)
         distance_B = 1 - unit_BD @ unit_BD[query]
         nearest = [int(b) for b in np.argsort(distance_B) if b != query][:NEIGHBOURS]
-        found = [Neighbour(*sound_of(b), float(distance_B[b]), bool(evidence.targets_BK[b, k])) for b in nearest]
-        queries.append(Query(*sound_of(query), tuple(found), evidence.classes[k]))
+        found = [Neighbour(*sound_of(b), float(distance_B[b]), bool(predictions.targets_BK[b, k])) for b in nearest]
+        queries.append(Query(*sound_of(query), tuple(found), predictions.classes[k]))
     return queries

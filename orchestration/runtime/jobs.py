@@ -29,7 +29,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.environment import COMMIT_VARIABLE, commit
 from sepscene.orchestration.records.files import write_whole
-from sepscene.orchestration.source import copy_own_code, copy_source
+from sepscene.orchestration.source import copy_custom_code, copy_source
 
 STOP_WAIT_SECONDS = 120
 """Between SIGTERM and SIGKILL when a job is stopped: time to close its books (Ray's default is 3)."""
@@ -66,7 +66,7 @@ class Submission:
         metadata: shown in Ray's dashboard, e.g. {"digest": "..."}.
         files: texts put beside the source, by name.
         environment: variables of the job. Never secrets: the dashboard shows them.
-        code: import paths of own code that the command needs; what is not installed travels with the source.
+        code: import paths of custom code that the command needs; what is not installed travels with the source.
     """
 
     arguments: tuple[str, ...]
@@ -176,7 +176,7 @@ def staged(submission: Submission) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sepscene-") as name:
         folder = Path(name)
         copy_source(folder)
-        copy_own_code(folder, submission.code)
+        copy_custom_code(folder, submission.code)
         for file, text in submission.files.items():
             write_whole(folder / file, text)
         yield folder

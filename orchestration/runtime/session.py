@@ -37,7 +37,7 @@ IN_A_JOB = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
 """A submitted job has brought trust and code with it; Ray refuses to be given them again, even where they are equal."""
 
 IMPORT_SECONDS = 300.0
-"""How long a node may take to import own code, its start included."""
+"""How long a node may take to import custom code, its start included."""
 
 EXIT_SECONDS = 10.0
 """How long the workers of a Ray that was started here may take to end, once it has ended; most take less than one."""
@@ -72,7 +72,7 @@ def connect(
         verbose: let Ray's own messages through.
         cpus: logical CPUs of a Ray that is started; none takes this machine's number of cores.
         dashboard: start Ray's dashboard with it, on loopback, and say where; a cluster has its own.
-        code: import paths of own code that all processes will need; it travels unless it is installed.
+        code: import paths of custom code that all processes will need; it travels unless it is installed.
 
     Raises:
         SepsceneError: when no cluster answers at the address, or Ray's sockets do not fit the temporary folder.
@@ -114,8 +114,8 @@ def connect(
             print(f"Ray's dashboard  http://{context.dashboard_url} (it may ask for the token in ~/.ray/auth_token)")
 
 
-def check_own_code(names: Sequence[str]) -> None:
-    """Import own code on each node, before anything is built on it.
+def check_custom_code(names: Sequence[str]) -> None:
+    """Import custom code on each node, before anything is built on it.
 
     Raises:
         SepsceneError: names the node that cannot import it.

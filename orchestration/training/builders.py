@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 
 from sepscene.augment.augmentations.augmentation import build_augmentation, try_augmentation
-from sepscene.augment.augmentations.settings import OwnAugmentation
+from sepscene.augment.augmentations.settings import CustomAugmentation
 from sepscene.augment.views import patch_samples
 from sepscene.models.config import SepsceneError
+from sepscene.models.custom import tried
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder, read_encoder_config
 from sepscene.models.encoders.network import build_network, check_network, network_class, settings_of, with_defaults
-from sepscene.models.own import tried
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import TrainingState
 from sepscene.tasks.losses.joint import JointObjective
@@ -34,7 +34,7 @@ def _fresh_terms(experiment: Experiment) -> dict[str, Term]:
 
 
 def check_parts(experiment: Experiment) -> None:
-    """Resolve every name of an experiment, and try own code, before anything starts.
+    """Resolve every name of an experiment, and try custom code, before anything starts.
 
     Raises:
         SepsceneError: a name is unknown, its code is not trusted or cannot be imported, or parts do not fit together.
@@ -50,7 +50,7 @@ def check_parts(experiment: Experiment) -> None:
 
 
 def check_augmentations(experiment: Experiment) -> None:
-    """Build the augmentations, and try own ones on random views.
+    """Build the augmentations, and try custom ones on random views.
 
     Raises:
         SepsceneError: one fails, or works on what the run does not have.
@@ -72,7 +72,7 @@ def check_augmentations(experiment: Experiment) -> None:
                 f"{experiment.views.pair} are the mixture itself: leave it out"
             )
         build_augmentation(name, chosen)
-        if isinstance(chosen, OwnAugmentation):
+        if isinstance(chosen, CustomAugmentation):
             logmel = front_end.frames(samples), front_end.mel_bands
             try_augmentation(name, chosen, (samples,) if needs.sound == "waveform" else logmel)
 

@@ -51,7 +51,7 @@ def encoder_flops(experiment: Experiment) -> int:
         # In training mode a BatchNorm refuses one patch of which a single position is left.
         with torch.device("meta"):
             return _counted(build_network(encoder).eval(), shape)
-    except RuntimeError:  # own code may need to see numbers
+    except RuntimeError:  # custom code may need to see numbers
         with torch.random.fork_rng(devices=[]):
             return _counted(build_network(encoder).eval(), shape)
 
@@ -71,7 +71,7 @@ def step_flops(experiment: Experiment) -> int:
     hidden = objective.head_hidden
     projection = objective.projection_dim
     forward = views * encoder_flops(experiment)
-    for term in objective.used_terms.values():  # of own terms nothing is known
+    for term in objective.used_terms.values():  # of custom terms nothing is known
         if term.use == "coincidence":
             # The head's first layer splits into a part for each view, its second sees all pairs.
             forward += _product(views, dim, hidden) + _product(global_batch**2, hidden, 1)

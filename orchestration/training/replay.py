@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sepscene.augment.separation.reader import ViewMaker
 from sepscene.models.config import SepsceneError
-from sepscene.models.separators.own import kept_checkpoints
+from sepscene.models.separators.custom import kept_checkpoints
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint
 from sepscene.orchestration.records.files import read_typed

@@ -23,7 +23,7 @@ class DrawRows:
     def __init__(
         self, clips: pa.Table, schedule: Schedule, ledger: Ledger, views: Views, streams: Sequence[Stream] = ()
     ) -> None:
-        """`streams`: of the augmentations (`streams_of`); those of own code are looked up here, where a run starts."""
+        """`streams`: of the augmentations (`streams_of`); custom ones are looked up here, where a run starts."""
         # Every task of Ray gets a copy of this object: Arrow's is a view of shared memory, two million strings are not.
         self.uri = clips["uri"].combine_chunks()
         self.offset_seconds = clips["offset_seconds"].to_numpy()

@@ -2,10 +2,9 @@
 
 Legend: B clips, D embedding, K classes, R resamples, P perceptrons.
 
-`score_embeddings` (one training and one test split) and `cross_validate` (folds, as ESC-50) gather the evidence: what
-the encoder and the probes trained on it said of each test clip. `measure` turns evidence into metrics.
-Evidence is what is kept of an evaluation, so that two runs can be compared on the same clips later
-(`orchestration.evaluation.compare`).
+`score_embeddings` (one training and one test split) and `cross_validate` (folds, as ESC-50) train the probes and collect
+their predictions for each test clip. `measure` computes the metrics from them. The predictions are kept with the run, so
+that two runs can be compared on the same clips later (`orchestration.evaluation.compare`).
 
 Which clips and classes count is decided in `tasks.evaluation.labels`.
 """
@@ -43,8 +42,8 @@ from sepscene.tasks.evaluation.statistics import Interval, bootstrap_interval
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
-    """What an encoder, and the probes on it, said of each test clip.
+class Predictions:
+    """The embedding of each test clip, and what the probes predict from it.
 
     Attributes:
         clip_ids: (B,) str.
@@ -67,7 +66,7 @@ class Evidence:
     trained_BK: Bools
     notes: tuple[str, ...] = ()
 
-    def rows(self, rows: NDArray[np.intp] | Bools) -> "Evidence":
+    def rows(self, rows: NDArray[np.intp] | Bools) -> "Predictions":
         """The same for some clips, in the order given."""
         return replace(
             self,
@@ -101,7 +100,7 @@ class Scores:
         notes: classes left out or short of clips, chance levels, epochs.
     """
 
-    evidence: Evidence
+    predictions: Predictions
     metrics: dict[str, Interval]
     replicates: dict[str, Floats]
     per_class: tuple[ClassMetrics, ...]
@@ -133,20 +132,20 @@ def score_embeddings(
     test_B = labelled(test_targets_BK, "test")
     notes = unlabelled_notes(training=train_B, test=test_B)
     split = (train_h_BD[train_B], train_targets_BK[train_B], test_h_BD[test_B], test_targets_BK[test_B])
-    return measure(_evidence(split, names, settings, ids[test_B], notes))
+    return measure(_predictions(split, names, settings, ids[test_B], notes))
 
 
-def _evidence(
+def _predictions(
     split: tuple[Floats, Bools, Floats, Bools],
     names: tuple[str, ...],
     settings: ScoringSettings,
     ids: NDArray[np.str_],
     notes: tuple[str, ...] = (),
-) -> Evidence:
+) -> Predictions:
     """What the probes say of the test clips; `split` is training h and targets, test h and targets, all labelled."""
     train_h_BD, train_targets_BK, test_h_BD, test_targets_BK = split
     scores, epochs_P = probe_scores(*split, settings)
-    return Evidence(
+    return Predictions(
         clip_ids=ids,
         classes=names,
         targets_BK=test_targets_BK,
@@ -197,12 +196,12 @@ def cross_validate(
     for fold in sorted(set(fold_B.tolist())):
         test_B = fold_B == fold
         split = (h_BD[~test_B], targets_BK[~test_B], h_BD[test_B], targets_BK[test_B])
-        part = _evidence(split, names, settings, ids[test_B])
+        part = _predictions(split, names, settings, ids[test_B])
         for name, scores_PBK in part.scores.items():
             scores[name][:, test_B] = scores_PBK
         trained_BK[test_B] = part.trained_BK
         notes += tuple(f"fold {fold}: {note}" for note in part.notes)
-    return measure(Evidence(ids, names, targets_BK, fold_B, h_BD, scores, settings, trained_BK, notes))
+    return measure(Predictions(ids, names, targets_BK, fold_B, h_BD, scores, settings, trained_BK, notes))
 
 
 def _names(classes: Sequence[str] | None, targets_BK: Bools) -> tuple[str, ...]:
@@ -235,14 +234,14 @@ class _Fold:
         self.replicates[name] = replicates_R
 
 
-def measure(evidence: Evidence) -> Scores:
-    """Metrics with intervals from evidence; the same evidence gives the same metrics, resamples included.
+def measure(predictions: Predictions) -> Scores:
+    """Metrics with intervals from predictions; the same predictions gives the same metrics, resamples included.
 
     Raises:
         EvaluationError: for NaN scores or embeddings, or no class with a positive clip in some fold.
     """
-    names = sorted(set(evidence.folds.tolist()))
-    folds = [_measure_fold(evidence.rows(evidence.folds == name), seed) for seed, name in enumerate(names)]
+    names = sorted(set(predictions.folds.tolist()))
+    folds = [_measure_fold(predictions.rows(predictions.folds == name), seed) for seed, name in enumerate(names)]
     metrics = {}
     replicates = {}
     for metric in folds[0].values:
@@ -250,20 +249,20 @@ def measure(evidence: Evidence) -> Scores:
             continue
         replicates[metric] = np.mean([fold.replicates[metric] for fold in folds], axis=0)
         value = float(np.mean([fold.values[metric] for fold in folds]))
-        metrics[metric] = bootstrap_interval(value, replicates[metric], len(evidence.clip_ids))
-    notes = list(evidence.notes)
+        metrics[metric] = bootstrap_interval(value, replicates[metric], len(predictions.clip_ids))
+    notes = list(predictions.notes)
     for name, fold in zip(names, folds, strict=True):
         notes += fold.notes if len(folds) == 1 else [f"fold {name}: {note}" for note in fold.notes]
-    return Scores(evidence, metrics, replicates, _class_table(evidence, folds), tuple(notes))
+    return Scores(predictions, metrics, replicates, _class_table(predictions, folds), tuple(notes))
 
 
-def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
-    targets_BK = evidence.targets_BK
-    settings = evidence.settings
+def _measure_fold(predictions: Predictions, fold: int) -> _Fold:
+    targets_BK = predictions.targets_BK
+    settings = predictions.settings
     weights_BR = resample(len(targets_BK), settings.bootstrap, settings.seed + fold)
-    known_BK, notes = targets_of_probes(targets_BK, evidence.classes, evidence.trained_BK)
+    known_BK, notes = targets_of_probes(targets_BK, predictions.classes, predictions.trained_BK)
     found = _Fold(notes=notes)
-    for probe, scores_PBK in evidence.scores.items():
+    for probe, scores_PBK in predictions.scores.items():
         replicates = [resampled_scores(scores_BK, known_BK, weights_BR) for scores_BK in scores_PBK]
         share_PR = resample(len(scores_PBK), settings.bootstrap, settings.seed + fold) / np.float64(len(scores_PBK))
         precisions = [mean_average_precision(scores_BK, known_BK) for scores_BK in scores_PBK]
@@ -273,14 +272,14 @@ def _measure_fold(evidence: Evidence, fold: int) -> _Fold:
             found.add("lwlrap", mean_macro(rankings), _drawn(share_PR, [one.lwlrap_R for one in replicates]))
             distances = [d_prime(scores_BK, known_BK) for scores_BK in scores_PBK]
             found.add("d_prime", mean_macro(distances), _drawn(share_PR, [one.d_prime_R for one in replicates]))
-    _add_retrieval(found, evidence, weights_BR)
+    _add_retrieval(found, predictions, weights_BR)
     positives_K = known_BK.sum(axis=0)
     rare_K = (positives_K > 0) & (positives_K < ENOUGH_POSITIVES)
     if rare_K.any() and settings.bootstrap:
-        rare = listed(evidence.classes, rare_K)
+        rare = listed(predictions.classes, rare_K)
         found.notes.append(f"fewer than {ENOUGH_POSITIVES} positive test clips, their spread is a guess: {rare}")
     if (targets_BK.sum(axis=1) == 1).all():
-        _add_accuracy(found, evidence, known_BK, weights_BR)
+        _add_accuracy(found, predictions, known_BK, weights_BR)
     return found
 
 
@@ -289,44 +288,44 @@ def _drawn(share_PR: Floats, replicates: Sequence[Floats]) -> Floats:
     return (share_PR * np.stack(replicates)).sum(axis=0)
 
 
-def _add_accuracy(found: _Fold, evidence: Evidence, known_BK: Bools, weights_BR: Floats) -> None:
+def _add_accuracy(found: _Fold, predictions: Predictions, known_BK: Bools, weights_BR: Floats) -> None:
     """Of the clips whose class the probes can know."""
-    scores_PBK = evidence.scores["shallow"]
+    scores_PBK = predictions.scores["shallow"]
     known_B = known_BK.any(axis=1)
-    right_B = known_B * (scores_PBK.argmax(axis=2) == evidence.targets_BK.argmax(axis=1)).mean(axis=0)
+    right_B = known_B * (scores_PBK.argmax(axis=2) == predictions.targets_BK.argmax(axis=1)).mean(axis=0)
     found.values["accuracy"] = float(right_B.sum() / known_B.sum())
     found.replicates["accuracy"] = share(right_B @ weights_BR, known_B @ weights_BR)
 
 
-def _add_retrieval(found: _Fold, evidence: Evidence, weights_BR: Floats) -> None:
-    clips = evidence.settings.qbe_clips
-    seed = evidence.settings.seed
+def _add_retrieval(found: _Fold, predictions: Predictions, weights_BR: Floats) -> None:
+    clips = predictions.settings.qbe_clips
+    seed = predictions.settings.seed
     try:
-        result = query_by_example(evidence.h_BD, evidence.targets_BK, clips, seed)
+        result = query_by_example(predictions.h_BD, predictions.targets_BK, clips, seed)
     except EvaluationError as error:  # no class has two positive clips: the other metrics still stand
         found.notes.append(str(error))
         return
-    replicates_R = resampled_retrieval(evidence.h_BD, evidence.targets_BK, weights_BR, clips, seed)
+    replicates_R = resampled_retrieval(predictions.h_BD, predictions.targets_BK, weights_BR, clips, seed)
     found.add("qbe_map", result.average_precision, replicates_R)
     found.notes.append(f"query by example: random embeddings would reach {np.nanmean(result.chance):.3f}")
     if result.short_K.any():
-        short = listed(evidence.classes, result.short_K)
+        short = listed(predictions.classes, result.short_K)
         found.notes.append(f"query by example: fewer than {clips} clips of a kind for {short}")
 
 
-def _class_table(evidence: Evidence, folds: list[_Fold]) -> tuple[ClassMetrics, ...]:
+def _class_table(predictions: Predictions, folds: list[_Fold]) -> tuple[ClassMetrics, ...]:
     per_class: dict[str, Floats] = {}
     for name in folds[0].per_class:
         of_folds = [fold.per_class[name] for fold in folds if name in fold.per_class]
         per_class[name] = np.ma.masked_invalid(of_folds).mean(axis=0).filled(np.nan)  # NaN where no fold has it
-    positives_K = evidence.targets_BK.sum(axis=0)
+    positives_K = predictions.targets_BK.sum(axis=0)
     return tuple(
         ClassMetrics(
             name,
             int(positives_K[k]),
             {metric: float(values_K[k]) for metric, values_K in per_class.items() if not np.isnan(values_K[k])},
         )
-        for k, name in enumerate(evidence.classes)
+        for k, name in enumerate(predictions.classes)
     )
 
 

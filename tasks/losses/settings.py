@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from sepscene.models.config import Config
+from sepscene.models.custom import CustomPart, tag_by_use
 from sepscene.models.names import TERMS
-from sepscene.models.own import OwnPart, tag_by_use
 
 
 class TermSettings(Config):
@@ -70,7 +70,7 @@ class CoincidenceSettings(TermSettings):
         return "coincidence"
 
 
-class OwnTerm(OwnPart, TermSettings):
+class CustomTerm(CustomPart, TermSettings):
     """A term that does not come with the package: its class by import path, beside it the fields of its `Config`."""
 
     model_config = ConfigDict(extra="allow")  # the other base, which comes later, forbids it
@@ -91,7 +91,7 @@ TermChoice = Annotated[
     | Annotated[TripletSettings, Tag("<triplet>")]
     | Annotated[VicregSettings, Tag("<vicreg>")]
     | Annotated[CoincidenceSettings, Tag("<coincidence>")]
-    | Annotated[OwnTerm, Tag("<own>")],
+    | Annotated[CustomTerm, Tag("<custom>")],
     Discriminator(tag_by_use(TERMS)),
 ]
 """One term: `{use: …, weight: …, …}`."""

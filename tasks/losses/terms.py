@@ -18,9 +18,9 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.custom import settings_for
 from sepscene.models.encoders.heads import CoincidenceHead, SimilarityHead
 from sepscene.models.names import TERMS, resolve
-from sepscene.models.own import settings_for
 from sepscene.tasks.losses.coincidence import coincidence_loss
 from sepscene.tasks.losses.nt_xent import nt_xent
 from sepscene.tasks.losses.settings import (
@@ -175,7 +175,7 @@ def build_term(name: str, settings: TermSettings, sizes: HeadSizes) -> Term:
     """A term with fresh weights, drawn from torch's global generator; `name` is that in the objective, for messages.
 
     Raises:
-        SepsceneError: an own term cannot be imported, is no term, has no `Config`, or refuses its settings.
+        SepsceneError: a custom term cannot be imported, is no term, has no `Config`, or refuses its settings.
     """
     use = settings.use  # type: ignore[attr-defined]
     found = resolve(use, TERMS, "loss term")

@@ -79,7 +79,7 @@ def write_description(folder: Path) -> Path:
 
 
 def experiment_of(folder: Path) -> Experiment:
-    """Sixteen steps of 32 rows with a trainer and a separation actor, each in its pool, and own parts."""
+    """Sixteen steps of 32 rows with a trainer and a separation actor, each in its pool, and custom parts."""
     changes = {
         "training.epochs": 16,
         "resources.trainers": 1,
@@ -101,7 +101,7 @@ def prepare_lab(folder: Path) -> None:
 
 
 def start_on_head(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Start a command of the user, who sits at the head in the folder with the own code."""
+    """Start a command of the user, who sits at the head in the folder with the custom code."""
     own = {"HOME": str(folder / "user"), "RAY_AUTH_MODE": "token"}
     with (folder / "user.log").open("ab") as log:
         line = ["ip", "netns", "exec", "head", *words]

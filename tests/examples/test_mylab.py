@@ -1,4 +1,4 @@
-"""The example lab: as long as promised, word for word in the guide, and used by name. Its run: test_own_run.py."""
+"""The example lab: as long as promised, word for word in the guide, and used by name. Its run: test_custom_run.py."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_the_guide_shows_each_file_word_for_word(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("_untrusted_lab")
 def test_the_command_asks_for_trust_and_names_what_cannot_be_imported(nano: Experiment, tmp_path: Path) -> None:
-    """Before Ray is started. The run itself: tests/orchestration/test_own_run.py."""
+    """Before Ray is started. The run itself: tests/orchestration/test_custom_run.py."""
     nano.save(tmp_path / "nano.yaml")
     words = ["plan", str(tmp_path / "nano.yaml"), "--seconds", "1", "--set"]
     right = "encoder={use: 'mylab.nets:MelGru', width: 8, embedding_dim: 12}"
@@ -62,7 +62,7 @@ def test_a_step_with_all_three_leaves_a_bundle_that_loads(nano: Experiment, tmp_
             "augmentations.tilt": {"use": "mylab.augmentations:Tilt"},
         }
     )
-    for name in experiment.own_code:
+    for name in experiment.custom_code:
         trust_code(name)
     check_parts(experiment)
     one = Pretrainer(experiment, 24, CPU)

@@ -1,4 +1,4 @@
-"""Names of built-in and own code: the nearest spelling, trust before import, errors that say what to do."""
+"""Names of built-in and custom code: the nearest spelling, trust before import, errors that say what to do."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import pytest
 from sepscene.models import names
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.cnn14 import Cnn14
-from sepscene.models.names import ENCODERS, is_own, name_of, package_of, resolve, trust_code
+from sepscene.models.names import ENCODERS, is_custom, name_of, package_of, resolve, trust_code
 from sepscene.models.trust import CODE, trust_variables
-from tests.own_code import write_package
+from tests.custom_code import write_package
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_a_wrong_name_is_answered_with_the_nearest() -> None:
 def test_every_short_name_means_something() -> None:
     assert resolve("cnn14", ENCODERS, "encoder") is Cnn14
     assert all(isinstance(resolve(name, ENCODERS, "encoder"), type) for name in ENCODERS)
-    assert not any(is_own(name) for name in ENCODERS)
+    assert not any(is_custom(name) for name in ENCODERS)
 
 
 def test_own_code_is_not_imported_before_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_own_code_is_not_imported_before_it_is_trusted(tmp_path: Path, monkeypat
     assert not mark.exists() and not CODE.entries()
     trust_code(path)
     found = resolve(path, ENCODERS, "encoder")
-    assert mark.exists() and found.__name__ == "MelNet" and is_own(path)
+    assert mark.exists() and found.__name__ == "MelNet" and is_custom(path)
     assert trust_variables()["SEPSCENE_TRUSTED_CODE"] == path and not CODE.file.exists()
     assert package_of(path) == {"use": path, "package": "namelab", "version": "1.4"}
     with pytest.raises(SepsceneError, match=r"namelab\.nets:Dropping is code"):

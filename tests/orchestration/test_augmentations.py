@@ -19,8 +19,8 @@ from sepscene.orchestration.sweeps.reproduction_plan import row_experiments
 from sepscene.orchestration.sweeps.search_space import checked_space
 from sepscene.orchestration.training.builders import check_parts
 from sepscene.orchestration.training.pretrainer import Pretrainer, pcm_pair
+from tests.custom_code import write_package
 from tests.orchestration.training.test_pretraining import CPU, batch, consumed
-from tests.own_code import write_package
 
 MORE = {"gain": {"db": 3.0}, "mix-back": {"probability": 0.5}, "crop-resize": {}, "specaugment": {}}
 
@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_refused_before_anything_starts(nano: Experiment) -
 def test_an_own_one_is_trained_with(nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_package(tmp_path, "auglab", monkeypatch)
     experiment = nano.changed({"augmentations": {"mine": {"use": "auglab.nets:Flip", "share": 0.5}}})
-    assert experiment.own_code == ("auglab.nets:Flip",)
+    assert experiment.custom_code == ("auglab.nets:Flip",)
     with pytest.raises(SepsceneError, match="is code that does not come with"):
         check_parts(experiment)
     trust_code("auglab.nets:Flip")

@@ -1,4 +1,4 @@
-"""The objective as a configuration: terms, the paper's short forms, own terms, and what a sweep varies."""
+"""The objective as a configuration: terms, the paper's short forms, custom terms, and what a sweep varies."""
 
 from pathlib import Path
 
@@ -14,10 +14,16 @@ from sepscene.orchestration.sweeps.search_space import checked_space
 from sepscene.orchestration.training.builders import build_objective, check_parts
 from sepscene.orchestration.training.flops import step_flops
 from sepscene.orchestration.training.pretrainer import Pretrainer
-from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings, OwnTerm, TripletSettings, VicregSettings
+from sepscene.tasks.losses.settings import (
+    CoincidenceSettings,
+    CustomTerm,
+    NtXentSettings,
+    TripletSettings,
+    VicregSettings,
+)
 from sepscene.tasks.losses.vicreg import vicreg
+from tests.custom_code import write_package
 from tests.orchestration.training.test_pretraining import CPU, batch, consumed
-from tests.own_code import write_package
 
 
 def objective(**fields: object) -> Objective:
@@ -47,7 +53,7 @@ def objective(**fields: object) -> Objective:
         ),
         (
             {"terms": {"mine": {"use": "lab.losses:Pull", "power": 3}}},
-            {"mine": OwnTerm.model_validate({"use": "lab.losses:Pull", "power": 3})},
+            {"mine": CustomTerm.model_validate({"use": "lab.losses:Pull", "power": 3})},
         ),
     ],
 )
@@ -136,7 +142,7 @@ def test_an_own_term_is_trained_beside_the_others(
 ) -> None:
     write_package(tmp_path, "termlab", monkeypatch)
     experiment = nano.changed({"objective.terms": {"similarity": {}, "pull": {"use": "termlab.nets:Pull", "power": 1}}})
-    assert experiment.own_code == ("termlab.nets:Pull",)
+    assert experiment.custom_code == ("termlab.nets:Pull",)
     with pytest.raises(SepsceneError, match="is code that does not come with"):
         check_parts(experiment)
     trust_code("termlab.nets:Pull")

@@ -1,4 +1,4 @@
-"""Own code that travels: what is sent to a cluster, and what a submitted job brings along."""
+"""Custom code that travels: what is sent to a cluster, and what a submitted job brings along."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from sepscene.orchestration.cli.submission import submission_of
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.jobs import staged
 from sepscene.orchestration.source import code_to_send
-from tests.own_code import write_package
+from tests.custom_code import write_package
 
 
 def test_packages_and_modules_travel_but_nothing_that_is_installed(

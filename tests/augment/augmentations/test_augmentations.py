@@ -11,9 +11,9 @@ from sepscene.augment.augmentations.augmentation import Augmentation, Augmenter,
 from sepscene.augment.augmentations.settings import (
     AugmentationChoice,
     Augmentations,
+    CustomAugmentation,
     GainSettings,
     Needs,
-    OwnAugmentation,
     SpecAugment,
     streams_of,
 )
@@ -233,7 +233,7 @@ class Careless(Louder):
 
 def test_own_ones_are_tried_before_a_run_is_built_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEPSCENE_TRUSTED_CODE", raising=False)
-    try_augmentation("mine", OwnAugmentation.model_validate({"use": Louder, "times": 3}), (SAMPLES,))
+    try_augmentation("mine", CustomAugmentation.model_validate({"use": Louder, "times": 3}), (SAMPLES,))
     for wrong, says in (
         (Alone, "draws random numbers of its own"),
         (Together, "beside other views"),
@@ -242,6 +242,6 @@ def test_own_ones_are_tried_before_a_run_is_built_on_them(monkeypatch: pytest.Mo
         (GainSettings, "needs a class attribute needs|is not a class of"),
     ):
         with pytest.raises(SepsceneError, match=says):
-            try_augmentation("mine", OwnAugmentation(use=wrong), (SAMPLES,))
+            try_augmentation("mine", CustomAugmentation(use=wrong), (SAMPLES,))
     with pytest.raises(SepsceneError, match=r"augmentations\.mine \(.*:Louder\): times: "):
-        build_augmentation("mine", OwnAugmentation.model_validate({"use": Louder, "times": "many"}))
+        build_augmentation("mine", CustomAugmentation.model_validate({"use": Louder, "times": "many"}))

@@ -1,4 +1,4 @@
-"""Own separators and own channel scores through the service and the store: the same views, and nothing is mixed up."""
+"""Custom separators and channel scores through the service and the store: the same views, and nothing is mixed up."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.store.upkeep import list_store
 from sepscene.augment.views import Views, choose_channel
 from sepscene.models.config import SepsceneError
+from sepscene.models.custom import CustomCode
 from sepscene.models.names import trust_code
-from sepscene.models.own import OwnCode
-from sepscene.models.separators.own import keep
-from tests.own_code import write_package
+from sepscene.models.separators.custom import keep
+from tests.custom_code import write_package
 
 AUDIO = AudioFormat(clip_seconds=1.0)
 CLIPS = 3
@@ -33,8 +33,8 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
     write_package(tmp_path, "scorelab", monkeypatch)
     for name in ("Split", "halves", *SCORES):
         trust_code(f"scorelab.nets:{name}")
-    keep(OwnCode.model_validate({"use": "scorelab.nets:Split", "sources": 3}), tmp_path / "thirds")
-    keep(OwnCode.model_validate({"use": "scorelab.nets:halves"}), tmp_path / "halves")
+    keep(CustomCode.model_validate({"use": "scorelab.nets:Split", "sources": 3}), tmp_path / "thirds")
+    keep(CustomCode.model_validate({"use": "scorelab.nets:halves"}), tmp_path / "halves")
     return {name: str(tmp_path / name) for name in ("thirds", "halves")}
 
 
@@ -114,7 +114,7 @@ def test_a_channel_is_drawn_with_the_softmax_of_the_audible_scores() -> None:
 )
 def test_a_score_that_cannot_be_used_is_refused(name: str, says: str) -> None:
     with pytest.raises(SepsceneError, match=says):
-        ChannelScores(OwnCode.model_validate({"use": f"scorelab.nets:{name}"})).try_out(2, 800)
+        ChannelScores(CustomCode.model_validate({"use": f"scorelab.nets:{name}"})).try_out(2, 800)
 
 
 def test_a_score_that_fails_on_one_clip_is_that_clips_fault(checkpoints: dict[str, str], tmp_path: Path) -> None:

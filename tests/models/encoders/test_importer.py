@@ -21,7 +21,7 @@ from tests.models.encoders.test_cnn14 import reference_state
 
 
 def _panns_state(front_end: str | None = "panns_16k") -> dict[str, Tensor]:
-    """A narrow CNN14 as PANNs' own classes would save it."""
+    """A narrow CNN14 as PANNs' custom classes would save it."""
     torch.manual_seed(0)
     state = Cnn14(Cnn14Config(widths=(2, 3, 4, 5, 6, 7), embedding_dim=7, classes=3)).state_dict()
     names = {"embedding": "fc1", "tags": "fc_audioset"}

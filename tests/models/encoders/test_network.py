@@ -1,4 +1,4 @@
-"""The seam for encoders: what a network must offer, and an own one in a bundle that travels."""
+"""The seam for encoders: what a network must offer, and a custom one in a bundle that travels."""
 
 import json
 import sys
@@ -9,26 +9,26 @@ import torch
 
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
+from sepscene.models.custom import CustomEncoder
 from sepscene.models.encoders import hear
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder, read_encoder_config, save_encoder
 from sepscene.models.encoders.importer import export_panns
 from sepscene.models.encoders.network import EncoderNetwork, build_network, check_network, settings_of, with_defaults
 from sepscene.models.names import trust_code
-from sepscene.models.own import OwnEncoder
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, PatchTransformerConfig
-from tests.own_code import write_package
+from tests.custom_code import write_package
 
 
 @pytest.fixture
 def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Own encoders in the package netlab; trusted by nobody. The mark is there once it was imported."""
+    """Custom encoders in the package netlab; trusted by nobody. The mark is there once it was imported."""
     return write_package(tmp_path, "netlab", monkeypatch)
 
 
-def own(name: str, **options: object) -> OwnEncoder:
-    """An own encoder whose code is trusted."""
+def own(name: str, **options: object) -> CustomEncoder:
+    """A custom encoder whose code is trusted."""
     trust_code(f"netlab.nets:{name}")
-    return OwnEncoder.model_validate({"use": f"netlab.nets:{name}", **options})
+    return CustomEncoder.model_validate({"use": f"netlab.nets:{name}", **options})
 
 
 def small_transformer() -> PatchTransformerConfig:

@@ -1,4 +1,4 @@
-"""Comparing runs: evidence survives the disk, clips are paired by their ids, a difference is found or not."""
+"""Comparing runs: predictions survives the disk, clips are paired by their ids, a difference is found or not."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +12,19 @@ from sepscene.orchestration.evaluation.compare import (
     TEST_CLIPS,
     compare_runs,
     compare_seeds,
-    load_evidence,
+    load_predictions,
     render,
-    save_scores,
+    save_predictions,
 )
 from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults
 from sepscene.orchestration.records.run_folder import RunFolder
-from sepscene.tasks.evaluation.scores import Evidence, Scores, measure
+from sepscene.tasks.evaluation.scores import Predictions, Scores, measure
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
 CLASSES = ("bird", "car", "door")
 
 
-def evidence(strength: float, seed: int = 0, clips: int = 80) -> Evidence:
+def predictions(strength: float, seed: int = 0, clips: int = 80) -> Predictions:
     """Scores that know the targets as well as `strength` says, over noise that differs between seeds."""
     targets = np.random.default_rng(99).random((clips, len(CLASSES))) < 0.3
     noise = np.random.default_rng(seed)
@@ -34,12 +34,12 @@ def evidence(strength: float, seed: int = 0, clips: int = 80) -> Evidence:
     ids = np.array([f"clip{row}" for row in range(clips)])
     settings = ScoringSettings(qbe_clips=40, bootstrap=200)
     trained = np.ones_like(targets)
-    return Evidence(ids, CLASSES, targets, np.full(clips, "test"), h, scores, settings, trained, ("a note",))
+    return Predictions(ids, CLASSES, targets, np.full(clips, "test"), h, scores, settings, trained, ("a note",))
 
 
 def a_run(folder: Path, scores: Scores, encoder: str = "mix-chan", seed: int = 0) -> Path:
     folder.mkdir(exist_ok=True)
-    save_scores(scores, RunFolder(folder).evidence(encoder))
+    save_predictions(scores, RunFolder(folder).predictions(encoder))
     metrics = {name: Metric(value=i.value, low=i.low, high=i.high) for name, i in scores.metrics.items()}
     results = RunResults(
         run_id=folder.name,
@@ -55,22 +55,22 @@ def a_run(folder: Path, scores: Scores, encoder: str = "mix-chan", seed: int = 0
 
 
 def test_evidence_survives_the_disk(tmp_path: Path) -> None:
-    scores = measure(evidence(1.0))
-    path = save_scores(scores, tmp_path / "deep" / "e.npz")
-    read = load_evidence(path)
-    assert read.settings == scores.evidence.settings and read.notes == ("a note",)
-    assert read.classes == CLASSES and (read.clip_ids == scores.evidence.clip_ids).all()
+    scores = measure(predictions(1.0))
+    path = save_predictions(scores, tmp_path / "deep" / "e.npz")
+    read = load_predictions(path)
+    assert read.settings == scores.predictions.settings and read.notes == ("a note",)
+    assert read.classes == CLASSES and (read.clip_ids == scores.predictions.clip_ids).all()
     again = measure(read)
     assert again.metrics == scores.metrics and again.per_class == scores.per_class
     assert [p.name for p in path.parent.iterdir()] == ["e.npz"]
 
 
 def test_evidence_of_an_earlier_version_counts_all_classes_as_trained(tmp_path: Path) -> None:
-    path = save_scores(measure(evidence(1.0)), tmp_path / "e.npz")
+    path = save_predictions(measure(predictions(1.0)), tmp_path / "e.npz")
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files if name != "trained"}
     np.savez(path, **arrays)
-    read = load_evidence(path)
+    read = load_predictions(path)
     assert read.trained_BK.all() and read.trained_BK.shape == read.targets_BK.shape
 
 
@@ -80,27 +80,27 @@ def test_missing_or_damaged_evidence_is_refused(tmp_path: Path, content: bytes |
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SepsceneError, match="evaluate the run"):
-        load_evidence(path)
+        load_predictions(path)
 
 
 def test_evidence_larger_than_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros take a thousandth of their bytes in the file; their size is looked at first."""
-    path = save_scores(measure(evidence(1.0)), tmp_path / "e.npz")
-    monkeypatch.setattr(compare, "MOST_EVIDENCE", 10_000)
+    path = save_predictions(measure(predictions(1.0)), tmp_path / "e.npz")
+    monkeypatch.setattr(compare, "MOST_BYTES", 10_000)
     with pytest.raises(SepsceneError, match=r"its arrays have [\d,]+ bytes; at most 10,000 are read"):
-        load_evidence(path)
+        load_predictions(path)
 
 
 def test_pickled_evidence_is_not_opened(tmp_path: Path) -> None:
     path = tmp_path / "e.npz"
     np.savez(path, clip_ids=np.array([{"a": 1}], dtype=object))
     with pytest.raises(SepsceneError, match="damaged"):
-        load_evidence(path)
+        load_predictions(path)
 
 
 def test_a_real_difference_is_found(tmp_path: Path) -> None:
-    a = a_run(tmp_path / "a", measure(evidence(0.2)))
-    b = a_run(tmp_path / "b", measure(evidence(2.5, seed=1)))
+    a = a_run(tmp_path / "a", measure(predictions(0.2)))
+    b = a_run(tmp_path / "b", measure(predictions(2.5, seed=1)))
     comparison = compare_runs(a, b)
     by_name = {metric.name: metric for metric in comparison.metrics}
     assert set(by_name) == {"shallow_map", "d_prime", "lwlrap", "linear_map", "knn_map", "qbe_map"}
@@ -115,14 +115,14 @@ def test_a_real_difference_is_found(tmp_path: Path) -> None:
 
 
 def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
-    a = a_run(tmp_path / "a", measure(evidence(1.0)))
+    a = a_run(tmp_path / "a", measure(predictions(1.0)))
     for metric in compare_runs(a, a).metrics:
         assert metric.test.p == 1.0
         assert (metric.test.difference.low, metric.test.difference.high) == (0.0, 0.0)
 
 
 def test_clips_are_paired_by_id_whatever_their_order(tmp_path: Path) -> None:
-    one, other = evidence(0.5), evidence(1.0, seed=1)
+    one, other = predictions(0.5), predictions(1.0, seed=1)
     shuffled = other.rows(np.random.default_rng(0).permutation(80))
     a = a_run(tmp_path / "a", measure(one))
     in_order = compare_runs(a, a_run(tmp_path / "b", measure(other)))
@@ -133,7 +133,7 @@ def test_clips_are_paired_by_id_whatever_their_order(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
-    base = evidence(1.0)
+    base = predictions(1.0)
     a = a_run(tmp_path / "a", measure(base))
     faults = {
         "share no test clip": replace(base, clip_ids=np.char.add("other", base.clip_ids)),
@@ -160,7 +160,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 def test_seeds_are_paired(tmp_path: Path) -> None:
     runs = {
         side: [
-            a_run(tmp_path / f"{side}{seed}", measure(evidence(strength, 10 * seed)), seed=seed)
+            a_run(tmp_path / f"{side}{seed}", measure(predictions(strength, 10 * seed)), seed=seed)
             for seed in range(seeds)
         ]
         for side, strength, seeds in (("a", 0.5, 4), ("b", 1.5, 3))
@@ -187,7 +187,7 @@ def changed(run: Path, **update: object) -> Path:
 
 
 def test_metrics_that_some_seed_lacks_are_left_out_and_named(tmp_path: Path) -> None:
-    runs = [a_run(tmp_path / str(n), measure(evidence(1.0, n)), seed=n % 2) for n in range(4)]
+    runs = [a_run(tmp_path / str(n), measure(predictions(1.0, n)), seed=n % 2) for n in range(4)]
     encoder = RunResults.load(runs[3]).encoders[0]
     kept = {name: metric for name, metric in encoder.metrics.items() if name not in ("qbe_map", "d_prime")}
     changed(runs[3], encoders=(encoder.changed({"metrics": kept}),))
@@ -198,7 +198,7 @@ def test_metrics_that_some_seed_lacks_are_left_out_and_named(tmp_path: Path) -> 
 
 
 def test_seeds_on_different_test_clips_are_not_compared(tmp_path: Path) -> None:
-    one, fewer = measure(evidence(1.0)), measure(evidence(1.0).rows(np.arange(60)))
+    one, fewer = measure(predictions(1.0)), measure(predictions(1.0).rows(np.arange(60)))
     a, b = (changed(a_run(tmp_path / name, one), data={TEST_CLIPS: "1"}) for name in "ab")
     other = changed(a_run(tmp_path / "other", fewer), data={TEST_CLIPS: "2"})
     with pytest.raises(SepsceneError, match=r"of seed 0 \(a and other\) were evaluated on different test clips"):

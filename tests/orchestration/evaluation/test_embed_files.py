@@ -262,7 +262,7 @@ def test_what_is_refused_leaves_nothing_behind(
         raise SepsceneError("a node cannot import it")
 
     monkeypatch.setattr(session, "connected", lambda address, code: nullcontext())
-    monkeypatch.setattr(session, "check_own_code", cannot_import)
+    monkeypatch.setattr(session, "check_custom_code", cannot_import)
     monkeypatch.setattr(placement, "cluster_nodes", lambda: [Node("here", 4)])
     with pytest.raises(SepsceneError, match="a node cannot import it"):
         embed(bundle, sounds, tmp_path / "out.parquet", actors=1)

@@ -8,7 +8,7 @@ import pytest
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.evaluation.compare import load_evidence
+from sepscene.orchestration.evaluation.compare import load_predictions
 from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.datasets.manifest import Clip, Manifest, make_manifest
@@ -49,9 +49,9 @@ def test_no_probe_sees_a_label_of_its_own_fold(tmp_path: Path) -> None:
     assert result.metrics["linear_map"].value < 0.4
     assert result.metrics["accuracy"].value < 0.1
     assert result.description.startswith(LEAK)
-    evidence = load_evidence(RunFolder(tmp_path).evidence("mix-chan"))
-    assert sorted(set(evidence.folds.tolist())) == ["1", "2"]
-    assert evidence.clip_ids.tolist() == manifest.clips["clip_id"].to_pylist()
+    predictions = load_predictions(RunFolder(tmp_path).predictions("mix-chan"))
+    assert sorted(set(predictions.folds.tolist())) == ["1", "2"]
+    assert predictions.clip_ids.tolist() == manifest.clips["clip_id"].to_pylist()
     assert result.diagnostics["background"] > 0.9, "h is made of these features"
 
 
@@ -143,9 +143,9 @@ def test_public_data_is_evaluated(
     h = [embedded(train)] * 2 if test is train else [embedded(train), embedded(test)]
     result = score_encoder("mix-mix", *h, train, test, experiment, tmp_path)
     targets = test.targets()[1:]
-    evidence = load_evidence(RunFolder(tmp_path).evidence("mix-mix"))
-    assert evidence.clip_ids.tolist() == test.clips["clip_id"].to_pylist()[1:]
-    np.testing.assert_array_equal(evidence.targets_BK, targets)
+    predictions = load_predictions(RunFolder(tmp_path).predictions("mix-mix"))
+    assert predictions.clip_ids.tolist() == test.clips["clip_id"].to_pylist()[1:]
+    np.testing.assert_array_equal(predictions.targets_BK, targets)
 
     single = layout in (esc50, directory)
     metrics = {"shallow_map", "linear_map", "knn_map", "qbe_map", "d_prime", "lwlrap", *["accuracy"] * single}

@@ -264,7 +264,7 @@ def test_labels_count_as_in_the_ordinary_evaluation(data: tuple[Path, str], tmp_
         rng.normal(0, 1, (len(part), 6)) + part.targets() @ rng.normal(0, 1, (4, 6)) for part in (train, test)
     )
     scores = score(train_h, train, test_h, test, ours)
-    values, replicates_R = of_perceptrons(scores.evidence)
+    values, replicates_R = of_perceptrons(scores.predictions)
     expected = score_embeddings(train_h, train.targets(), test_h, test.targets(), test.classes, ours.evaluation.scoring)
     assert np.mean(values) == pytest.approx(expected.metrics["shallow_map"].value, rel=1e-12)
     assert len(values) == 5 and replicates_R.shape == (200,)

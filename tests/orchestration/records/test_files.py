@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sepscene.models.config import SepsceneError
-from sepscene.orchestration.evaluation.compare import load_evidence
+from sepscene.orchestration.evaluation.compare import load_predictions
 from sepscene.orchestration.records.checkpoints import is_sound
 from sepscene.orchestration.records.files import (
     append_lines,
@@ -38,7 +38,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "metrics": ("metrics.jsonl", read_metrics),
     "ladder": ("ladder/ladder.json", read_ladder),
     "ledger": ("ledger.json", lambda run: Ledger.load(RunFolder(run).ledger)),
-    "evidence": ("evaluation/mix-chan.npz", lambda run: load_evidence(RunFolder(run).evidence("mix-chan"))),
+    "predictions": ("evaluation/mix-chan.npz", lambda run: load_predictions(RunFolder(run).predictions("mix-chan"))),
     "checkpoint": ("manifest.json", is_sound),
     "timings": ("stages.json", lambda run: read_typed_or(RunFolder(run).timings, dict[str, float], {})),
 }
@@ -137,7 +137,7 @@ def test_a_run_id_is_a_plain_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(SepsceneError, match=r"the run id .*cannot be the name of a folder"):
         folder_in(tmp_path, name, "the run id")
     with pytest.raises(SepsceneError, match="cannot be the name"):
-        RunFolder(tmp_path).evidence(name)
+        RunFolder(tmp_path).predictions(name)
 
 
 def test_plain_names_are_taken(tmp_path: Path) -> None:

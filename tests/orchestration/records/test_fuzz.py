@@ -15,7 +15,7 @@ import torch
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import load_encoder, save_encoder
 from sepscene.orchestration.config import load_experiment
-from sepscene.orchestration.evaluation.compare import load_evidence, save_scores
+from sepscene.orchestration.evaluation.compare import load_predictions, save_predictions
 from sepscene.orchestration.evaluation.downstream import TaskResult, read_results, result_path
 from sepscene.orchestration.evaluation.embedding_writer import EmbeddingOutput
 from sepscene.orchestration.mini.study import read_records
@@ -52,7 +52,7 @@ from sepscene.orchestration.training.throughput import balance_of
 from sepscene.tasks.evaluation.scores import measure
 from tests.damage import STRANGE, damaged, reworded
 from tests.models.encoders.test_encoder import small_encoder
-from tests.orchestration.evaluation.test_compare import evidence
+from tests.orchestration.evaluation.test_compare import predictions
 from tests.orchestration.samples import write_sample_reproduction, write_sample_run, write_sample_sweep
 
 SECONDS = float(os.environ.get("SEPSCENE_FUZZ_SECONDS", "0.5"))
@@ -128,8 +128,8 @@ def read_trial(folder: Path) -> None:
     SpentBudget(SweepConfig(experiment="demo", over={"seed": "1,2"}), folder, 0.0).gpu_hours()
 
 
-def evidence_file(folder: Path) -> Path:
-    return save_scores(measure(evidence(1.0, clips=24)), folder / "e.npz")
+def predictions_file(folder: Path) -> Path:
+    return save_predictions(measure(predictions(1.0, clips=24)), folder / "e.npz")
 
 
 def embeddings(suffix: str) -> Callable[[Path], Path]:
@@ -199,7 +199,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "mlflow.json": (written("mlflow.json", MLFLOW), read_mlflow),
     "mlflow-calls.jsonl": (written("mlflow-calls.jsonl", CALL * 3), read_mlflow),
     "trial.json": (trial_file, read_trial),
-    "evidence": (evidence_file, lambda folder: measure(load_evidence(folder / "e.npz"))),
+    "predictions": (predictions_file, lambda folder: measure(load_predictions(folder / "e.npz"))),
     "o.parquet": (embeddings(".parquet"), lambda folder: EmbeddingOutput(folder / "o.parquet", "abc", 4)),
     "o.names.json": (embeddings(".npy"), lambda folder: EmbeddingOutput(folder / "o.npy", "abc", 4)),
     "a task's result": (task_result, read_results),

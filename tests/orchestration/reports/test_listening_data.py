@@ -11,7 +11,7 @@ from sepscene.augment.synthetic.scenes import SceneConfig, write_scenes
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
-from sepscene.orchestration.evaluation.compare import save_scores
+from sepscene.orchestration.evaluation.compare import save_predictions
 from sepscene.orchestration.records.results import ProcessorResult
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.reports import listening_data as listening
@@ -40,7 +40,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = ScoringSettings(shallow_epochs=1, bootstrap=0, qbe_clips=2)
     ids = test.clips["clip_id"].to_pylist()
     scores = score_embeddings(h_ND, targets, h_ND, targets, test.classes, settings, ids)
-    save_scores(scores, RunFolder(folder).evidence("mix-chan"))
+    save_predictions(scores, RunFolder(folder).predictions("mix-chan"))
     return folder
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sepscene.tasks.evaluation.metrics import EvaluationError
-from sepscene.tasks.evaluation.scores import Evidence, measure
+from sepscene.tasks.evaluation.scores import Predictions, measure
 from sepscene.tasks.evaluation.settings import ScoringSettings
 from sepscene.tasks.evaluation.statistics import (
     Interval,
@@ -41,7 +41,7 @@ def is_a_test(found: PairedTest) -> None:
 
 
 @st.composite
-def evidences(draw: st.DrawFn) -> Evidence:
+def predictions(draw: st.DrawFn) -> Predictions:
     """A few clips and classes; scores and embeddings of few different values, so that there are many ties."""
     clips, classes, perceptrons = draw(st.integers(1, 7)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
 
@@ -52,7 +52,7 @@ def evidences(draw: st.DrawFn) -> Evidence:
         return np.array(found * clips * width if constant else found, float).reshape(clips, width)
 
     folds = np.array(draw(st.lists(st.sampled_from(["1", "2"]), min_size=clips, max_size=clips)))
-    return Evidence(
+    return Predictions(
         clip_ids=np.array([str(n) for n in range(clips)]),
         classes=tuple("abc"[:classes]),
         targets_BK=table(classes, st.sampled_from([0.0, 1.0])) > 0,
@@ -69,10 +69,10 @@ def evidences(draw: st.DrawFn) -> Evidence:
 
 
 @OFTEN
-@given(evidences())
-def test_every_metric_lies_in_its_interval(evidence: Evidence) -> None:
+@given(predictions())
+def test_every_metric_lies_in_its_interval(predictions: Predictions) -> None:
     try:
-        found = measure(evidence)
+        found = measure(predictions)
     except EvaluationError:
         return
     for name, interval in found.metrics.items():
@@ -83,8 +83,8 @@ def test_every_metric_lies_in_its_interval(evidence: Evidence) -> None:
 
 
 @OFTEN
-@given(evidences(), evidences())
-def test_a_run_beside_another_on_the_same_clips(one: Evidence, two: Evidence) -> None:
+@given(predictions(), predictions())
+def test_a_run_beside_another_on_the_same_clips(one: Predictions, two: Predictions) -> None:
     """Also beside itself, where nothing differs and p is 1."""
     try:
         a, b = measure(one), measure(two)

@@ -45,10 +45,12 @@ def test_every_metric_has_an_interval_around_it() -> None:
         assert interval.low is not None and interval.high is not None
         assert interval.low < interval.value < interval.high, name
         assert interval.count == 60 and found.replicates[name].shape == (50,)
-    evidence = found.evidence
-    shallow = [mean_average_precision(scores_BK, evidence.targets_BK).value for scores_BK in evidence.scores["shallow"]]
+    predictions = found.predictions
+    shallow = [
+        mean_average_precision(scores_BK, predictions.targets_BK).value for scores_BK in predictions.scores["shallow"]
+    ]
     assert len(shallow) == 3 and found.metrics["shallow_map"].value == pytest.approx(np.mean(shallow), abs=1e-12)
-    by_example = query_by_example(evidence.h_BD, evidence.targets_BK, clips=8, seed=0)
+    by_example = query_by_example(predictions.h_BD, predictions.targets_BK, clips=8, seed=0)
     assert found.metrics["qbe_map"].value == by_example.average_precision.value
     assert any("random embeddings would reach" in note for note in found.notes)
 
@@ -59,7 +61,7 @@ def test_perceptrons_differ_in_their_seed_and_the_interval_covers_them() -> None
     values, replicates = [], []
     for seed in range(3):
         (alone_BK,), _ = train_perceptrons(*train, test[0], SETTINGS.changed({"perceptrons": 1, "seed": seed}))
-        np.testing.assert_allclose(several.evidence.scores["shallow"][seed], alone_BK, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(several.predictions.scores["shallow"][seed], alone_BK, rtol=0, atol=1e-5)
         values.append(mean_average_precision(alone_BK, test[1]).value)
         replicates.append(resampled_scores(alone_BK, test[1], resample(60, 50)).map_R)
     assert len(set(values)) == 3 and several.metrics["shallow_map"].value == pytest.approx(np.mean(values), abs=1e-12)
@@ -75,7 +77,7 @@ def test_perceptrons_differ_in_their_seed_and_the_interval_covers_them() -> None
 def test_the_table_of_classes() -> None:
     found = scored()
     assert [row.name for row in found.per_class] == ["a", "b", "c", "d"]
-    assert [row.positives for row in found.per_class] == found.evidence.targets_BK.sum(axis=0).tolist()
+    assert [row.positives for row in found.per_class] == found.predictions.targets_BK.sum(axis=0).tolist()
     for metric in MAPS:
         mean = np.mean([row.metrics[metric] for row in found.per_class])
         assert mean == pytest.approx(found.metrics[metric].value)
@@ -84,7 +86,7 @@ def test_the_table_of_classes() -> None:
 def test_the_same_input_gives_the_same_metrics() -> None:
     first, again = scored(), scored()
     assert first.metrics == again.metrics and first.per_class == again.per_class
-    assert measure(first.evidence).metrics == first.metrics
+    assert measure(first.predictions).metrics == first.metrics
     without = scored(SETTINGS.changed({"bootstrap": 0}))
     assert without.metrics["shallow_map"].low is None
     assert without.metrics["shallow_map"].value == first.metrics["shallow_map"].value
@@ -92,8 +94,8 @@ def test_the_same_input_gives_the_same_metrics() -> None:
 
 def test_accuracy_where_each_clip_has_one_label() -> None:
     found = scored(single=True)
-    evidence = found.evidence
-    right = evidence.scores["shallow"].argmax(axis=2) == evidence.targets_BK.argmax(axis=1)
+    predictions = found.predictions
+    right = predictions.scores["shallow"].argmax(axis=2) == predictions.targets_BK.argmax(axis=1)
     assert found.metrics["accuracy"].value == pytest.approx(right.mean(), abs=1e-12)
     assert "accuracy" not in scored().metrics
 
@@ -122,7 +124,7 @@ def test_cross_validation_is_each_fold_by_itself() -> None:
     for name, interval in found.metrics.items():
         assert interval.value == pytest.approx(np.mean([part.metrics[name].value for part in alone]))
         assert interval.low is not None and interval.low < interval.value and interval.count == 90
-    np.testing.assert_array_equal(found.evidence.scores["knn"][:, folds == "2"], alone[1].evidence.scores["knn"])
+    np.testing.assert_array_equal(found.predictions.scores["knn"][:, folds == "2"], alone[1].predictions.scores["knn"])
     assert sum(row.positives for row in found.per_class) == 90
     # Means of three folds are surer than each fold.
     widths = [part.replicates["shallow_map"].std() for part in alone]
@@ -161,7 +163,7 @@ def test_clips_without_a_label_are_left_out_of_probes_and_tests() -> None:
         "left out, without a label: 40 of 100 test clips",
     )
     assert found.notes[2:] == alone.notes
-    assert found.evidence.clip_ids.tolist() == [str(n) for n in range(60)]
+    assert found.predictions.clip_ids.tolist() == [str(n) for n in range(60)]
 
 
 def test_clips_without_a_label_are_left_out_of_cross_validation() -> None:
@@ -185,7 +187,7 @@ def test_a_class_only_in_test_is_no_class_of_the_probes() -> None:
     for name in ("shallow_map", "linear_map", "knn_map"):
         mean = np.mean([row.metrics[name] for row in found.per_class[:3]])
         assert found.metrics[name].value == pytest.approx(mean, abs=1e-12)
-    right = found.evidence.scores["shallow"].argmax(axis=2) == test_targets.argmax(axis=1)
+    right = found.predictions.scores["shallow"].argmax(axis=2) == test_targets.argmax(axis=1)
     assert found.metrics["accuracy"].value == pytest.approx(right[:, ~test_targets[:, 3]].mean(), abs=1e-12)
 
 

@@ -122,7 +122,7 @@ def test_bfloat16_autocast_keeps_losses_in_float32() -> None:
 
 
 class Own(Term):
-    """An own term with layers before and after the exchange, that notes in which precision they ran."""
+    """A custom term with layers before and after the exchange, that notes in which precision they ran."""
 
     def __init__(self) -> None:
         super().__init__()

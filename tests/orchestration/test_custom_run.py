@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from sepscene.augment.store.upkeep import list_store
 from sepscene.models.card import read_card
-from sepscene.models.own import OwnCode
+from sepscene.models.custom import CustomCode
 from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.records.ledger import Ledger
@@ -27,7 +27,7 @@ from sepscene.orchestration.records.results import RunResults, read_metrics
 from sepscene.orchestration.source import FOLDERS
 from sepscene.orchestration.training.replay import replay
 from sepscene.tasks.datasets.readers import Manifest
-from tests.own_code import write_package
+from tests.custom_code import write_package
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,8 +185,8 @@ def test_nothing_behind_knows_that_the_parts_are_somebody_s_own(finished: Path) 
     assert {card.digest for card in kept.values()} < {group.processor for group in store.groups}
     assert sum(group.entries for group in store.groups if group.processor.startswith("scores-")) > 24
     experiment = load_experiment(finished / "experiment.yaml")
-    assert experiment.separator.checkpoints["halves"] == OwnCode(use="wholelab.nets:halves")
-    assert {"mylab.augmentations:Tilt", "mylab.losses:Spread", "mylab.nets:MelGru"} < set(experiment.own_code)
+    assert experiment.separator.checkpoints["halves"] == CustomCode(use="wholelab.nets:halves")
+    assert {"mylab.augmentations:Tilt", "mylab.losses:Spread", "mylab.nets:MelGru"} < set(experiment.custom_code)
     assert experiment.data.format == "clips" and Path(experiment.data.root or "").parent == finished.parent / "clips"
     assert (finished / "report.html").exists() and (finished / "listen.html").exists()
 
@@ -202,7 +202,7 @@ def test_later_commands_need_the_code_and_the_trust_again(
     assert "is code that does not come with Sepscene" in str(refused.exception)
     for folder in (lab, EXAMPLE):
         monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setenv("SEPSCENE_TRUSTED_CODE", ",".join(experiment.own_code))
+    monkeypatch.setenv("SEPSCENE_TRUSTED_CODE", ",".join(experiment.custom_code))
     planned = CliRunner().invoke(app, words)
     assert planned.exit_code == 0, (planned.output, planned.exception)
     rows, loss = replay(finished, train_clips, [0, 1, 2, 3])
@@ -210,7 +210,7 @@ def test_later_commands_need_the_code_and_the_trust_again(
     folders = experiment.changed(
         {"views.channel": "uniform", "separator.checkpoints.thirds": str(finished / "ladder" / "thirds")}
     )
-    assert {"wholelab.nets:Split", "wholelab.nets:halves"} < set(folders.own_code), "a folder's code travels, too"
+    assert {"wholelab.nets:Split", "wholelab.nets:halves"} < set(folders.custom_code), "a folder's code travels, too"
 
 
 def test_the_labs_encoder_and_loss_were_trained_and_its_bundle_loads_and_embeds(

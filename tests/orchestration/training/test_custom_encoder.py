@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sepscene.models.config import SepsceneError
+from sepscene.models.custom import CustomEncoder
 from sepscene.models.encoders.encoder import load_encoder, save_encoder
 from sepscene.models.names import trust_code
-from sepscene.models.own import OwnEncoder
 from sepscene.models.settings import PatchTransformerConfig
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.presets import named_experiment
@@ -17,8 +17,8 @@ from sepscene.orchestration.records.checkpoints import read_checkpoint, write_ch
 from sepscene.orchestration.training.builders import build_objective, check_parts, check_start, encoder_of
 from sepscene.orchestration.training.flops import encoder_flops, step_flops
 from sepscene.orchestration.training.pretrainer import Pretrainer, Views
+from tests.custom_code import write_package
 from tests.orchestration.training.test_pretraining import CPU, batch, consumed, weights
-from tests.own_code import write_package
 
 TRANSFORMER = {"use": "patch-transformer", "width": 8, "layers": 1, "heads": 2, "embedding_dim": 6}
 
@@ -39,8 +39,8 @@ def with_encoder(nano: Experiment, which: str) -> Experiment:
 @pytest.mark.usefixtures("_lab")
 def test_an_encoder_is_chosen_by_name_or_class_and_survives_yaml(nano: Experiment, tmp_path: Path) -> None:
     own = nano.changed({"encoder.size": 12, "encoder.use": "trainlab.nets:MelNet"})
-    assert own.encoder == OwnEncoder.model_validate({"use": "trainlab.nets:MelNet", "size": 12})
-    assert own.own_code == ("trainlab.nets:MelNet",) and nano.own_code == ()
+    assert own.encoder == CustomEncoder.model_validate({"use": "trainlab.nets:MelNet", "size": 12})
+    assert own.custom_code == ("trainlab.nets:MelNet",) and nano.custom_code == ()
     from trainlab.nets import MelNet  # type: ignore[import-not-found]
 
     assert nano.changed({"encoder": {"use": MelNet, "size": 12}}) == own

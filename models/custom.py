@@ -16,14 +16,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from sepscene.models.card import explain_validation, read_card, validated
 from sepscene.models.config import CheckpointError, Config, SepsceneError
-from sepscene.models.names import ENCODERS, is_own, name_of, package_of, resolve
+from sepscene.models.names import ENCODERS, is_custom, name_of, package_of, resolve
 from sepscene.models.settings import Cnn14Config, PatchTransformerConfig
 from sepscene.models.spelling import unknown
 
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-class OwnPart(Config):
+class CustomPart(Config):
     """Code of a user's own in the place of a part of the package: beside `use` the fields of its own settings.
 
     The fields are checked by that code when a run starts, not when the configuration is read.
@@ -55,7 +55,7 @@ class OwnPart(Config):
 
 
 def tag_by_use(known: Collection[str], default: str | None = None) -> Callable[[Any], str]:
-    """What tells the choices of a field apart: `<NAME>` for a known `use`, else `<own>`.
+    """What tells the choices of a field apart: `<NAME>` for a known `use`, else `<custom>`.
 
     Args:
         known: the short names.
@@ -64,7 +64,7 @@ def tag_by_use(known: Collection[str], default: str | None = None) -> Callable[[
 
     def tag(value: Any) -> str:
         use = value.get("use", default) if isinstance(value, dict) else getattr(value, "use", default)
-        return f"<{use}>" if isinstance(use, str) and use in known else "<own>"
+        return f"<{use}>" if isinstance(use, str) and use in known else "<custom>"
 
     return tag
 
@@ -98,7 +98,7 @@ def named_parts(
     return parts
 
 
-class OwnEncoder(OwnPart):
+class CustomEncoder(CustomPart):
     """An encoder that does not come with the package: its class by import path, and the fields of its `Config`."""
 
     known = ENCODERS
@@ -112,13 +112,13 @@ class OwnEncoder(OwnPart):
 EncoderChoice = Annotated[
     Annotated[Cnn14Config, Tag("<cnn14>")]
     | Annotated[PatchTransformerConfig, Tag("<patch-transformer>")]
-    | Annotated[OwnEncoder, Tag("<own>")],
+    | Annotated[CustomEncoder, Tag("<custom>")],
     Discriminator(tag_by_use(ENCODERS, "cnn14")),
 ]
 """A field of a configuration: `{use: …, …}`; without `use` it is CNN14. Tags are left out of messages."""
 
 
-class OwnCode(OwnPart):
+class CustomCode(CustomPart):
     """A class or a function of your own: its import path, beside it the fields that it is made with.
 
     A class with an attribute `Config`, a pydantic model, is made as `Class(Config(fields))`, any other class as
@@ -131,28 +131,30 @@ class OwnCode(OwnPart):
         return self.described
 
 
-def as_own(value: Any) -> Any:
+def as_custom(value: Any) -> Any:
     """`{use: …}` of what stands for it alone: an import path, a class or a function; anything else as it is."""
-    return {"use": value} if callable(value) or (isinstance(value, str) and is_own(value)) else value
+    return {"use": value} if callable(value) or (isinstance(value, str) and is_custom(value)) else value
 
 
 def _tag(value: Any) -> str:
-    return "<folder>" if isinstance(value, str) else "<own>"
+    return "<folder>" if isinstance(value, str) else "<custom>"
 
 
 SeparatorChoice = Annotated[
-    Annotated[str, Tag("<folder>")] | Annotated[OwnCode, Tag("<own>")], Discriminator(_tag), BeforeValidator(as_own)
+    Annotated[str, Tag("<folder>")] | Annotated[CustomCode, Tag("<custom>")],
+    Discriminator(_tag),
+    BeforeValidator(as_custom),
 ]
 """A separator's folder, or code of your own: an import path, or `{use: package.module:Name, …}`."""
 
 
 def settings_for(found: Any, choice: Any, said: str) -> Any:
-    """What a class is built with: the choice itself, or for own code its `Config` of the fields beside `use`.
+    """What a class is built with: the choice itself, or for custom code its `Config` of the fields beside `use`.
 
     Raises:
-        SepsceneError: own code has no `Config`, or it refuses the fields; `said` names the part.
+        SepsceneError: custom code has no `Config`, or it refuses the fields; `said` names the part.
     """
-    if not isinstance(choice, OwnPart):
+    if not isinstance(choice, CustomPart):
         return choice
     config = _config_of(found)
     if config is None:
@@ -165,8 +167,8 @@ def _config_of(found: Any) -> type[BaseModel] | None:
     return config if isinstance(config, type) and issubclass(config, BaseModel) else None
 
 
-def make(choice: OwnCode, what: str) -> Any:
-    """What own code stands for, the same wherever it is made: a callable; a torch module is in evaluation mode.
+def make(choice: CustomCode, what: str) -> Any:
+    """What custom code stands for, the same wherever it is made: a callable; a torch module is in evaluation mode.
 
     `what` is the kind of thing, e.g. "separator".
 
@@ -181,7 +183,7 @@ def make(choice: OwnCode, what: str) -> Any:
     return made.eval().requires_grad_(False) if isinstance(made, torch.nn.Module) else made
 
 
-def _made(choice: OwnCode, what: str) -> Any:
+def _made(choice: CustomCode, what: str) -> Any:
     found = resolve(choice.use, {}, what)
     config = _config_of(found)
     try:
@@ -200,7 +202,7 @@ def _made(choice: OwnCode, what: str) -> Any:
 
 @contextmanager
 def tried(said: str, on: str) -> Iterator[None]:
-    """Around the first calls of own code: an error becomes a SepsceneError which says that `said` fails on `on`."""
+    """Around the first calls of custom code: an error becomes a SepsceneError which says that `said` fails on `on`."""
     try:
         yield
     except SepsceneError:
@@ -209,8 +211,8 @@ def tried(said: str, on: str) -> Iterator[None]:
         raise SepsceneError(f"{said} fails on {on}: {error}") from error
 
 
-def identity(choice: OwnCode) -> dict[str, Any]:
-    """What tells own code from other code: import path, version of its package, SHA-256 of its file, and its fields.
+def identity(choice: CustomCode) -> dict[str, Any]:
+    """What tells custom code from other code: import path, version of its package, SHA-256 of its file, and its fields.
 
     The file is the one of its module: what that imports from elsewhere counts by the version only.
     """
@@ -222,7 +224,7 @@ def identity(choice: OwnCode) -> dict[str, Any]:
 
 
 def separator_code(folder: str) -> str:
-    """Import path of the own separator in a folder; empty where it is another one, or cannot be read."""
+    """Import path of the custom separator in a folder; empty where it is another one, or cannot be read."""
     try:
         card = read_card(folder)
     except CheckpointError:

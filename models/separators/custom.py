@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, read_card, validated
 from sepscene.models.config import CheckpointError, SepsceneError
-from sepscene.models.own import OwnCode, identity, make, tried
+from sepscene.models.custom import CustomCode, identity, make, tried
 from sepscene.models.weights import check_finite, load_weights, packed, sealed, write_folder
 
 ARCHITECTURE = "own-separator"
@@ -40,11 +40,11 @@ class SeparatorCallable(Protocol):
         """Clips (B, T), float32 of full scale 1, to separated_BST, float32 of full scale 1."""
 
 
-class OwnSeparator(nn.Module):
+class CustomSeparator(nn.Module):
     """A `SeparatorCallable` behind the contract of every separator of the project."""
 
-    def __init__(self, choice: OwnCode) -> None:
-        """Raises: SepsceneError: as `own.make`, or it does not say its sample rate and its sources."""
+    def __init__(self, choice: CustomCode) -> None:
+        """Raises: SepsceneError: as `custom.make`, or it does not say its sample rate and its sources."""
         super().__init__()
         self.choice = choice
         self.called = make(choice, "separator")
@@ -78,7 +78,7 @@ class OwnSeparator(nn.Module):
         return {**identity(self.choice), "sample_rate": self.sample_rate, "sources": self.sources}
 
 
-def try_separator(separator: OwnSeparator, samples: int) -> None:
+def try_separator(separator: CustomSeparator, samples: int) -> None:
     """Separate two clips of noise of this many samples, before a run is built on it.
 
     Raises:
@@ -102,13 +102,13 @@ def try_separator(separator: OwnSeparator, samples: int) -> None:
         raise SepsceneError(f"{said} gives a clip other channels beside another clip: treat each alone")
 
 
-def keep(choice: OwnCode, directory: Path) -> WeightsCard:
-    """Write an own separator as a folder of weights, from which `load_separator` makes it again.
+def keep(choice: CustomCode, directory: Path) -> WeightsCard:
+    """Write a custom separator as a folder of weights, from which `load_separator` makes it again.
 
     Raises:
-        SepsceneError: as `OwnSeparator`; or the folder holds it already, made by other code or with other weights.
+        SepsceneError: as `CustomSeparator`; or the folder holds it already, made by other code or with other weights.
     """
-    separator = OwnSeparator(choice)
+    separator = CustomSeparator(choice)
     check_finite(separator, directory)
     content = {"architecture": ARCHITECTURE, "config": separator.config}
     if (directory / WEIGHTS_FILE).exists():
@@ -123,34 +123,34 @@ def keep(choice: OwnCode, directory: Path) -> WeightsCard:
     return write_folder(directory, content, packed(separator))
 
 
-def card_of(place: str | OwnCode) -> WeightsCard:
-    """The card of a separator: of its folder, or the one that an own separator would have.
+def card_of(place: str | CustomCode) -> WeightsCard:
+    """The card of a separator: of its folder, or the one that a custom separator would have.
 
     Raises:
-        SepsceneError: as `read_card` or `OwnSeparator`.
+        SepsceneError: as `read_card` or `CustomSeparator`.
     """
-    if not isinstance(place, OwnCode):
+    if not isinstance(place, CustomCode):
         return read_card(place)
-    separator = OwnSeparator(place)
+    separator = CustomSeparator(place)
     return sealed({"architecture": ARCHITECTURE, "config": separator.config}, packed(separator))
 
 
-def kept_checkpoints(checkpoints: Mapping[str, str | OwnCode], folder: Path) -> dict[str, str]:
-    """Processor name -> folder; own separators are written into `folder` where they are not there yet.
+def kept_checkpoints(checkpoints: Mapping[str, str | CustomCode], folder: Path) -> dict[str, str]:
+    """Processor name -> folder; custom separators are written into `folder` where they are not there yet.
 
     Raises:
         SepsceneError: as `keep`.
     """
     kept = {}
     for name, place in checkpoints.items():
-        if isinstance(place, OwnCode):
+        if isinstance(place, CustomCode):
             keep(place, folder / name)
-        kept[name] = str(folder / name) if isinstance(place, OwnCode) else place
+        kept[name] = str(folder / name) if isinstance(place, CustomCode) else place
     return kept
 
 
-def read_own(card: WeightsCard, weights: dict[str, Tensor], origin: Path) -> OwnSeparator:
-    """The own separator of a folder, with the weights that were kept.
+def read_custom(card: WeightsCard, weights: dict[str, Tensor], origin: Path) -> CustomSeparator:
+    """The custom separator of a folder, with the weights that were kept.
 
     Raises:
         SepsceneError: its code is not trusted, cannot be imported here, is of another version, or the weights don't
@@ -161,7 +161,7 @@ def read_own(card: WeightsCard, weights: dict[str, Tensor], origin: Path) -> Own
     if not isinstance(options, dict):
         raise CheckpointError(f"{origin.parent} is damaged: the options of its separator are no fields; copy it again")
     said = f"{origin.with_name(CARD_FILE)} has a wrong {card.architecture} config"
-    separator = OwnSeparator(validated(OwnCode, {**options, "use": use}, said, CheckpointError))
+    separator = CustomSeparator(validated(CustomCode, {**options, "use": use}, said, CheckpointError))
     if separator.config != card.config:
         raise CheckpointError(
             f"{origin.parent} was made with {_version(card.config)}; here is {_version(separator.config)}: install "

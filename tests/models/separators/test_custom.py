@@ -12,12 +12,12 @@ from sepscene.augment.audio import AudioFormat
 from sepscene.augment.separation.service import open_separator
 from sepscene.models.card import CARD_FILE
 from sepscene.models.config import CheckpointError, SepsceneError
+from sepscene.models.custom import CustomCode, separator_code
 from sepscene.models.names import trust_code
-from sepscene.models.own import OwnCode, separator_code
+from sepscene.models.separators.custom import card_of, keep, kept_checkpoints
 from sepscene.models.separators.fast_path import fast_separator
 from sepscene.models.separators.folder import load_separator
-from sepscene.models.separators.own import card_of, keep, kept_checkpoints
-from tests.own_code import write_package
+from tests.custom_code import write_package
 
 AUDIO = AudioFormat(clip_seconds=0.5)
 
@@ -30,8 +30,8 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return mark.parent / "nets.py"
 
 
-def own(name: str, **options: object) -> OwnCode:
-    return OwnCode.model_validate({"use": f"seplab.nets:{name}", **options})
+def own(name: str, **options: object) -> CustomCode:
+    return CustomCode.model_validate({"use": f"seplab.nets:{name}", **options})
 
 
 @pytest.mark.usefixtures("lab")
@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused_before_a_run(name: str, options: dict, say
 
 def test_it_is_not_imported_without_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = write_package(tmp_path, "foreignlab", monkeypatch)
-    choice = OwnCode.model_validate({"use": "foreignlab.nets:Split"})
+    choice = CustomCode.model_validate({"use": "foreignlab.nets:Split"})
     with pytest.raises(SepsceneError, match=r"the separator foreignlab\.nets:Split is code that does not come with"):
         load_separator(choice)
     assert not mark.exists()
