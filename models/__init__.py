@@ -1,1 +1,1 @@
-"""Networks that a notebook can use alone: plain PyTorch, which knows nothing of Ray or of any other folder."""
+"""Networks in plain PyTorch, usable from a notebook. They depend neither on Ray nor on any other folder."""

@@ -1,7 +1,7 @@
-"""The card of a folder of weights: what it holds, read without a look at the weights and without loading torch.
+"""The card of a folder of weights: a description of its content that is read without loading the weights or torch.
 
-Separators and encoders are kept alike: `config.json`, which is the card, one file of weights, and for encoders a
-README. `models.weights` writes and reads the folders.
+Separators and encoders are stored in the same form: `config.json`, which is the card, one weights file, and for
+encoders a README. `models.weights` writes and reads these folders.
 """
 
 from __future__ import annotations
@@ -21,35 +21,37 @@ Model = TypeVar("Model", bound=BaseModel)
 CARD_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_BYTES = 1 << 20
-"""A larger card is refused unread: the folder may be a stranger's."""
+"""A larger card is rejected unread: the folder can come from an untrusted source."""
 
 OLD_ENCODER = "sepscene-encoder-1"
 
 Architecture = Literal["cnn14", "patch-transformer", "own-encoder", "tdcnpp", "conv_tasnet", "program", "own-separator"]
-"""Custom parts keep their first names here, `own-…`: digests of folders depend on them."""
+"""Custom parts keep their original names here, `own-…`, because digests of folders depend on them."""
 ProcessorName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]{0,99}$")]
-"""Of a separator's checkpoint. It becomes a part of paths, so nothing in it may lead elsewhere."""
+"""Name of a separator's checkpoint. It becomes part of paths, so it cannot contain a path separator or start with a
+dot.
+"""
 
 
 class WeightsCard(Config):
-    """What `config.json` of a folder of weights says."""
+    """Content of `config.json` in a folder of weights."""
 
     format: Literal[1] = 1
     architecture: Architecture
     config: dict[str, Any] = Field(description="fields of the architecture's configuration class")
     metadata: dict[str, Any] = Field(default_factory=dict, description="where the weights come from; free form")
-    weights: str = Field(pattern=r"^\w[\w.]{0,63}$", description="name of the file of weights in the folder")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file of weights")
+    weights: str = Field(pattern=r"^\w[\w.]{0,63}$", description="name of the weights file in the folder")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the weights file")
 
     @property
     def digest(self) -> str:
-        """Names the function that the weights compute: architecture, sizes and weights, not metadata."""
+        """Identifies the function that the weights compute: architecture, sizes and weights, without metadata."""
         content = {"architecture": self.architecture, "config": self.config, "sha256": self.sha256}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_card(directory: str | Path) -> WeightsCard:
-    """The card of a folder of weights. Encoder bundles of version 0.2 and older are understood, too.
+    """Read the card of a folder of weights, also of encoder bundles of version 0.2 and older.
 
     Raises:
         CheckpointError: `config.json` is missing, too large, or not a card.
@@ -61,44 +63,44 @@ def read_card(directory: str | Path) -> WeightsCard:
     except OSError as error:
         raise CheckpointError(
             f"{path} is missing or cannot be read ({error.strerror}): give the folder of a separator or an encoder; "
-            "`sepscene separator import` and `sepscene encoder import` make one, and each run has encoder/ and ladder/"
+            "`sepscene separator import` and `sepscene encoder import` create one, each run has encoder/ and ladder/"
         ) from error
     if len(content) > CARD_BYTES:
         raise CheckpointError(f"{path} has more than {CARD_BYTES} bytes: it is not the card of a folder of weights")
     try:
         fields = from_json(content, allow_inf_nan=False)
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged, it is not JSON (Invalid JSON: {error}): copy it again") from error
-    said = f"{path} is not the description of a separator or an encoder"
-    return validated(WeightsCard, _in_todays_form(fields), said, CheckpointError)
+        raise CheckpointError(f"{path} is damaged: it is not valid JSON ({error}); copy it again") from error
+    message = f"{path} is not the description of a separator or an encoder"
+    return validated(WeightsCard, _upgraded(fields), message, CheckpointError)
 
 
 def dotted(location: tuple[int | str, ...]) -> str:
-    """Where a fault is, as a dotted field; the tags with which pydantic marks the members of a union are left out."""
+    """The dotted name of the field at pydantic's `location`, without the tags of union members."""
     return ".".join(str(part) for part in location if not str(part).startswith("<"))
 
 
 def explain_validation(error: ValidationError) -> str:
-    """One clause for each fault: the dotted field and what is wrong with it."""
+    """One clause per fault: the dotted field and what is wrong with it."""
     return "; ".join(
         f"{dotted(fault['loc']) or 'config'}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()
     )
 
 
-def validated(model: type[Model], fields: Any, said: str, refusal: type[SepsceneError] = SepsceneError) -> Model:
-    """The fields as the model.
+def validated(model: type[Model], fields: Any, message: str, error_type: type[SepsceneError] = SepsceneError) -> Model:
+    """Build the model from the fields.
 
     Raises:
-        SepsceneError: the model refuses them; of the type `refusal`, with `said` in front.
+        SepsceneError: the fields are invalid. The error is an `error_type`; its text starts with `message`.
     """
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise refusal(f"{said}: {explain_validation(error)}") from None
+        raise error_type(f"{message}: {explain_validation(error)}") from None
 
 
-def _in_todays_form(content: Any) -> Any:
-    """The card of an old encoder bundle under today's names; anything else as it is."""
+def _upgraded(content: Any) -> Any:
+    """Convert the card of an old encoder bundle to the current form; return anything else unchanged."""
     if not isinstance(content, dict) or content.get("format") != OLD_ENCODER:
         return content
     return {

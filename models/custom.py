@@ -1,6 +1,7 @@
-"""A user's own code in a configuration, by import path: what all kinds share; encoders, and what separates or scores.
+"""Custom code in a configuration, by import path: the base of all kinds, encoders, and separators or channel scores.
 
-Read without importing torch or anybody's code; `make` imports, where the user trusts it (`models.names`).
+Reading a configuration imports neither torch nor custom code. `make` imports the code if the user trusts it
+(`models.names`).
 """
 
 import hashlib
@@ -24,16 +25,17 @@ _PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class CustomPart(Config):
-    """Code of a user's own in the place of a part of the package: beside `use` the fields of its own settings.
+    """Custom code in place of a built-in part: `use` is its import path, all other fields are its own settings.
 
-    The fields are checked by that code when a run starts, not when the configuration is read.
+    The custom code validates these fields when a run starts, not when the configuration is read.
     """
 
     model_config = ConfigDict(extra="allow")
 
     known: ClassVar[Collection[str]] = ()
-    """Short names that the parts of the package have in its place."""
+    """Short names of the built-in parts that it replaces."""
     what: ClassVar[str] = "class or function"
+    """Kind of part, for error messages."""
 
     use: str
 
@@ -44,22 +46,22 @@ class CustomPart(Config):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The fields beside those that Sepscene knows."""
+        """The settings of the custom code."""
         return dict(self.model_extra or {})
 
     @property
     def described(self) -> str:
-        """In words, for cards and reports."""
+        """A description for cards and reports."""
         options = ", ".join(f"{name} {value}" for name, value in self.options.items())
         return f"{self.use} ({options})" if options else self.use
 
 
 def tag_by_use(known: Collection[str], default: str | None = None) -> Callable[[Any], str]:
-    """What tells the choices of a field apart: `<NAME>` for a known `use`, else `<custom>`.
+    """A discriminator of the choices of a field: `<NAME>` for a known `use`, else `<custom>`.
 
     Args:
         known: the short names.
-        default: the `use` of a value that says none.
+        default: the `use` of a value that gives none.
     """
 
     def tag(value: Any) -> str:
@@ -72,24 +74,26 @@ def tag_by_use(known: Collection[str], default: str | None = None) -> Callable[[
 def named_parts(
     given: Mapping[Any, Any], known: Collection[str], what: str, reserved: Collection[str], **implied: str
 ) -> dict[str, Any]:
-    """Parts by names of the user's choice, as plain values, each with the `use` that its name implies.
+    """Parts under names chosen by the user, as plain values. A missing `use` is derived from the name.
 
     Args:
         given: name -> part, as in a configuration.
-        known: short names of parts. Each is a name as well, with `_` for `-`, and implies itself.
-        what: kind of thing, e.g. "loss term".
-        reserved: names that no part can have.
-        implied: further name -> `use`.
+        known: short names of parts. A part named like one of them, with `_` for `-`, uses it by default.
+        what: kind of part, e.g. "loss term".
+        reserved: names that are not allowed.
+        implied: additional defaults, name -> `use`.
 
     Raises:
-        ValueError: for a name that no part can have, or one that implies no `use` where none is given.
+        ValueError: a name is not allowed or used twice, or a part has no `use` and its name implies none.
     """
     uses = {use.replace("-", "_"): use for use in known} | implied
     parts = {}
     for chosen, part in given.items():
         name = chosen.replace("-", "_") if chosen in known else chosen
         if not isinstance(name, str) or not _PART_NAME.fullmatch(name) or name in reserved:
-            raise ValueError(f"the {what} cannot be called {name!r}: take another name of a-z, 0-9 and _")
+            raise ValueError(f"the {what} cannot be called {name!r}: choose another name of a-z, 0-9 and _")
+        if name in parts:
+            raise ValueError(f"there are two parts with the name {name!r} (- and _ are the same): rename one")
         parts[name] = part.model_dump() if isinstance(part, Config) else part
         if isinstance(part, dict) and name in uses:
             parts[name] = {"use": uses[name], **part}
@@ -99,13 +103,13 @@ def named_parts(
 
 
 class CustomEncoder(CustomPart):
-    """An encoder that does not come with the package: its class by import path, and the fields of its `Config`."""
+    """A custom encoder: the import path of its class, and the fields of its `Config`."""
 
     known = ENCODERS
     what = "encoder"
 
     use: str = Field(
-        description="package.module:Class, a `models.encoders.network.EncoderNetwork`; from Python the class itself"
+        description="package.module:Class of a `models.encoders.network.EncoderNetwork`; in Python, the class itself"
     )
 
 
@@ -115,24 +119,24 @@ EncoderChoice = Annotated[
     | Annotated[CustomEncoder, Tag("<custom>")],
     Discriminator(tag_by_use(ENCODERS, "cnn14")),
 ]
-"""A field of a configuration: `{use: …, …}`; without `use` it is CNN14. Tags are left out of messages."""
+"""The type of a field that selects an encoder: `{use: …, …}`; without `use` it is CNN14."""
 
 
 class CustomCode(CustomPart):
-    """A class or a function of your own: its import path, beside it the fields that it is made with.
+    """A custom class or function: its import path, and the fields with which it is built or called.
 
-    A class with an attribute `Config`, a pydantic model, is made as `Class(Config(fields))`, any other class as
-    `Class(**fields)`. A function gets the fields as keyword arguments whenever it is called.
+    A class with an attribute `Config`, a pydantic model, is built as `Class(Config(**fields))`, any other class as
+    `Class(**fields)`. A function gets the fields as keyword arguments on each call.
     """
 
-    use: str = Field(description="package.module:Name of a class or a function; from Python the thing itself")
+    use: str = Field(description="package.module:Name of a class or a function; in Python, the class or function")
 
     def __str__(self) -> str:
         return self.described
 
 
 def as_custom(value: Any) -> Any:
-    """`{use: …}` of what stands for it alone: an import path, a class or a function; anything else as it is."""
+    """`{use: …}` for an import path, a class or a function; anything else unchanged."""
     return {"use": value} if callable(value) or (isinstance(value, str) and is_custom(value)) else value
 
 
@@ -145,21 +149,21 @@ SeparatorChoice = Annotated[
     Discriminator(_tag),
     BeforeValidator(as_custom),
 ]
-"""A separator's folder, or code of your own: an import path, or `{use: package.module:Name, …}`."""
+"""A separator's folder, or custom code: an import path, or `{use: package.module:Name, …}`."""
 
 
-def settings_for(found: Any, choice: Any, said: str) -> Any:
-    """What a class is built with: the choice itself, or for custom code its `Config` of the fields beside `use`.
+def settings_for(found: Any, choice: Any, part: str) -> Any:
+    """The settings with which a class is built: the choice itself, or for custom code a `Config` of its options.
 
     Raises:
-        SepsceneError: custom code has no `Config`, or it refuses the fields; `said` names the part.
+        SepsceneError: custom code has no `Config`, or its fields are invalid. The message names the `part`.
     """
     if not isinstance(choice, CustomPart):
         return choice
     config = _config_of(found)
     if config is None:
-        raise SepsceneError(f"{said} needs a class attribute Config, a pydantic model of its settings")
-    return validated(config, choice.options, said)
+        raise SepsceneError(f"{part} needs a class attribute Config, a pydantic model of its settings")
+    return validated(config, choice.options, part)
 
 
 def _config_of(found: Any) -> type[BaseModel] | None:
@@ -168,22 +172,22 @@ def _config_of(found: Any) -> type[BaseModel] | None:
 
 
 def make(choice: CustomCode, what: str) -> Any:
-    """What custom code stands for, the same wherever it is made: a callable; a torch module is in evaluation mode.
+    """Build custom code as a callable, equal in every process. A torch module is set to evaluation mode.
 
-    `what` is the kind of thing, e.g. "separator".
+    `what` is the kind of part, e.g. "separator".
 
     Raises:
-        SepsceneError: its code is not trusted, cannot be imported here, or refuses the fields.
+        SepsceneError: the code is not trusted, cannot be imported on this machine, or its fields are invalid.
     """
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = _made(choice, what)
-    return made.eval().requires_grad_(False) if isinstance(made, torch.nn.Module) else made
+        called = _instantiate(choice, what)
+    return called.eval().requires_grad_(False) if isinstance(called, torch.nn.Module) else called
 
 
-def _made(choice: CustomCode, what: str) -> Any:
+def _instantiate(choice: CustomCode, what: str) -> Any:
     found = resolve(choice.use, {}, what)
     config = _config_of(found)
     try:
@@ -193,28 +197,28 @@ def _made(choice: CustomCode, what: str) -> Any:
             return found(**choice.options)
     except ValidationError as error:
         raise SepsceneError(f"{what} {choice.use}: {explain_validation(error)}") from None
-    except Exception as error:  # code of a user may raise anything
-        raise SepsceneError(f"the {what} {choice} cannot be made ({type(error).__name__}: {error})") from error
+    except Exception as error:  # custom code can raise any exception
+        raise SepsceneError(f"the {what} {choice} cannot be built ({type(error).__name__}: {error})") from error
     if not callable(found):
         raise SepsceneError(f"the {what} {choice.use} is neither a class nor a function")
     return update_wrapper(partial(found, **choice.options), found) if choice.options else found
 
 
 @contextmanager
-def tried(said: str, on: str) -> Iterator[None]:
-    """Around the first calls of custom code: an error becomes a SepsceneError which says that `said` fails on `on`."""
+def tried(part: str, data: str) -> Iterator[None]:
+    """Wrap the first calls of custom code: any error becomes a SepsceneError that names the part and its input."""
     try:
         yield
     except SepsceneError:
         raise
-    except Exception as error:  # code of a user may raise anything
-        raise SepsceneError(f"{said} fails on {on}: {error}") from error
+    except Exception as error:  # custom code can raise any exception
+        raise SepsceneError(f"{part} fails on {data}: {error}") from error
 
 
 def identity(choice: CustomCode) -> dict[str, Any]:
-    """What tells custom code from other code: import path, version of its package, SHA-256 of its file, and its fields.
+    """What identifies custom code: import path, version of its package, SHA-256 of its module's file, and its options.
 
-    The file is the one of its module: what that imports from elsewhere counts by the version only.
+    Code that the module imports from elsewhere is covered only by the version of the package.
     """
     module = import_module(choice.use.partition(":")[0])
     file = getattr(module, "__file__", None)
@@ -224,7 +228,7 @@ def identity(choice: CustomCode) -> dict[str, Any]:
 
 
 def separator_code(folder: str) -> str:
-    """Import path of the custom separator in a folder; empty where it is another one, or cannot be read."""
+    """Import path of the custom separator in a folder; empty for any other separator or an unreadable folder."""
     try:
         card = read_card(folder)
     except CheckpointError:

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, whatever dies while they are written; untrusted JSON and ZIP."""
+"""Atomic writes of files and folders, even if the process is killed meanwhile; reading untrusted JSON and ZIP."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ BAD_ZIP = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, KeyError),
     *(NotImplementedError, RuntimeError, MemoryError),
 )
-"""What `zipfile` raises for archives that are damaged, encrypted, packed in another way, or larger than memory."""
+"""Exceptions of `zipfile` for archives that are damaged, encrypted, larger than memory, or compressed by an unsupported
+method.
+"""
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds.
+    """The value of a JSON text.
 
     Raises:
-        ValueError: not JSON, not UTF-8, nested too deeply, or half of a surrogate pair (`\\ud800`), which no table can
-            hold.
+        ValueError: the text is not JSON, not UTF-8, nested too deeply, or contains half of a surrogate pair
+            (`\\ud800`), which no table can store.
     """
     try:
         value = json.loads(text)
@@ -36,7 +38,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either complete or not there, whatever dies in between; a failed try leaves nothing."""
+    """Write a file that is either complete or absent, even if the process is killed; a failed write leaves no file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -50,9 +52,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def replace_folder(fresh: Path, target: Path) -> None:
-    """Make everything in `fresh` durable, then put it in the place of `target`."""
+    """Flush everything in `fresh` to disk, then move it to `target`, replacing what is there."""
     for path in (*fresh.iterdir(), fresh):
-        _synchronise(path)
+        _fsync(path)
     if target.exists():
         old = fresh.with_name(f"{fresh.name}-replaced")
         target.rename(old)
@@ -60,11 +62,11 @@ def replace_folder(fresh: Path, target: Path) -> None:
         shutil.rmtree(old)
     else:
         fresh.rename(target)
-    _synchronise(target.parent)
+    _fsync(target.parent)
 
 
-def _synchronise(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+def _fsync(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)

@@ -1,8 +1,8 @@
-"""What the names in a configuration or a bundle mean. Nothing else in the package looks a class up by its name.
+"""Resolves the names of classes and functions in configurations and bundles; the only place that does.
 
-What can be exchanged (encoders, loss terms, augmentations) has a short name where it comes with the package, and an
-import path `package.module:Name` where it is a user's own. `name_of` checks the spelling when a configuration is read,
-and imports nothing. `resolve` imports, when a run starts; custom code only where the user trusts it (`models.trust`).
+Exchangeable parts (encoders, loss terms, augmentations) have a short name if they are built in, and an import path
+`package.module:Name` if they are custom. `name_of` checks the spelling when a configuration is read and imports
+nothing. `resolve` imports them when a run starts, and custom code only if the user trusts it (`models.trust`).
 """
 
 import platform
@@ -42,40 +42,40 @@ _accepting = False
 
 
 def is_custom(name: str) -> bool:
-    """Whether a name is an import path, of code that does not come with the package."""
+    """Whether a name is an import path of custom code."""
     return re.fullmatch(CODE.pattern, name) is not None
 
 
 def name_of(value: Any, known: Collection[str], what: str) -> str:
-    """The name that a configuration keeps for a value of a field `use`.
+    """The name that a configuration stores for a value of a field `use`.
 
     Args:
-        value: a short name, an import path, or from Python the class or function itself, which is then trusted in this
-            process and those that it starts: whoever holds it has imported it.
+        value: a short name, an import path, or in Python the class or function itself. The latter is trusted in this
+            process and those that it starts: its code has been imported already.
         known: the short names.
-        what: kind of thing, e.g. "encoder".
+        what: kind of part, e.g. "encoder".
 
     Raises:
-        ValueError: it is none of these, or workers could not import it.
+        ValueError: the value is none of these, or workers could not import it.
     """
     if callable(value):
-        path = f"{value.__module__}:{value.__qualname__}"
+        path = f"{value.__module__}:{getattr(value, '__qualname__', repr(value))}"
         if value.__module__ == "__main__" or not is_custom(path):
             raise ValueError(f"{path} cannot be imported by other processes: put it in a module, outside of functions")
         CODE.grant(path)
         return path
     if not isinstance(value, str) or not (value in known or is_custom(value)):
         if not known:
-            raise ValueError(f"{value!r} is no import path: write package.module:Name")
+            raise ValueError(f"{value!r} is not an import path: write package.module:Name")
         raise ValueError(f"{unknown(str(value), known, what)}, or an import path package.module:Name")
     return value
 
 
 def resolve(name: str, known: Mapping[str, str], what: str) -> Any:
-    """The class or function of a short name, for which `known` has the import path, or of an import path.
+    """Import the class or function of an import path, or of a short name whose import path is in `known`.
 
     Raises:
-        SepsceneError: the name is unknown, the user does not trust its code, or this machine cannot import it.
+        SepsceneError: the name is unknown, the user does not trust its code, or it cannot be imported on this machine.
     """
     if name not in known:
         if not is_custom(name):
@@ -86,7 +86,7 @@ def resolve(name: str, known: Mapping[str, str], what: str) -> Any:
         found: Any = import_module(module)
         for attribute in attributes.split("."):
             found = getattr(found, attribute)
-    except Exception as error:  # code of a user may raise anything while it is imported
+    except Exception as error:  # custom code can raise any exception while it is imported
         raise SepsceneError(
             f"the {what} {name} cannot be imported on {platform.node()} ({type(error).__name__}: {error}): install its "
             "package there, and check the spelling"
@@ -95,39 +95,39 @@ def resolve(name: str, known: Mapping[str, str], what: str) -> Any:
 
 
 def accept_code() -> None:
-    """From now on the user trusts, for good, the custom code that this process is asked to import (`--trust-code`)."""
+    """Trust, permanently, all custom code that this process imports from now on (`--trust-code`)."""
     global _accepting
     _accepting = True
 
 
 def require_trust(name: str, what: str) -> None:
-    """Refuse custom code that the user doesn't trust.
+    """Check that the user trusts custom code.
 
     Raises:
-        SepsceneError: says what trust means and how it is given.
+        SepsceneError: the user does not; the message explains what trust means and how to give it.
     """
     if _accepting and name not in CODE.entries():
         CODE.remember(name)
     if name not in CODE.entries():
         raise SepsceneError(
-            f"the {what} {name} is code that does not come with Sepscene: importing it runs it, with all that you may "
-            f"do. If you trust its author, add --trust-code to the command, once (it is kept in {CODE.file}); Python: "
-            f"pass the class itself, or sepscene.trust_code({name!r}); another machine: set {CODE.variable}"
+            f"the {what} {name} is code that does not come with Sepscene: importing it runs it with your permissions. "
+            f"If you trust its author, add --trust-code to the command once (it is stored in {CODE.file}); in Python, "
+            f"pass the class itself or call sepscene.trust_code({name!r}); on another machine, set {CODE.variable}"
         )
 
 
 def trust_code(name: str) -> None:
-    """Trust custom code, by its import path, in this process and in those that it starts.
+    """Trust custom code, given by its import path, in this process and in the processes that it starts.
 
     Example:
         >>> sepscene.trust_code("mylab.nets:MyViT")
         >>> encoder = sepscene.load_encoder("encoders/of-a-colleague")
 
     Raises:
-        SepsceneError: when it is no import path.
+        SepsceneError: the name is not an import path.
     """
     if not is_custom(name):
-        raise SepsceneError(f"{name!r} is no import path: it looks like package.module:Name")
+        raise SepsceneError(f"{name!r} is not an import path: write package.module:Name")
     CODE.grant(name)
 
 
@@ -135,12 +135,12 @@ _distributions = cache(packages_distributions)
 
 
 def package_of(name: str) -> dict[str, str]:
-    """Where custom code comes from: its import path, its distribution and the version that is installed here.
+    """The origin of custom code: its import path, its distribution and the installed version.
 
-    A package that was not installed has the version that its `__version__` says, or "unknown".
+    The version of a package that is not installed is its `__version__`, or "unknown".
     """
     top = name.partition(":")[0].partition(".")[0]
-    for find in (lambda: top, lambda: _distributions()[top][0]):  # the second reads all that is installed
+    for find in (lambda: top, lambda: _distributions()[top][0]):  # the second is slow: it reads all installed packages
         with suppress(PackageNotFoundError, KeyError):
             distribution = find()
             return {"use": name, "package": distribution, "version": version(distribution)}

@@ -1,5 +1,5 @@
-"""The settings of the networks, apart from them: every process of a cluster reads the configuration, few of
-them compute, and torch takes seconds to import.
+"""The settings of the networks, in a file without torch: every process of a cluster reads the configuration, but few
+of them compute, and torch takes seconds to import.
 """
 
 from __future__ import annotations
@@ -10,60 +10,62 @@ from pydantic import Field, model_validator
 
 from sepscene.models.config import Config
 
-MOST_CHANNELS = 1 << 16
-"""Bounds of sizes are far above what anybody trains. They are there because a card may be a stranger's, and a network
-of its sizes is built."""
+MAX_CHANNELS = 1 << 16
+"""Sizes are bounded, far above those in use, because a network is built with the sizes of a card that can come from an
+untrusted source.
+"""
 
 LOUDEST = 16.0
-"""Peak of float sound, in files and arrays, up to which it is taken for sound of full scale 1 that overshoots, and is
-limited to it. Beyond lie 16-bit values that nobody divided by 32768."""
+"""Float sound with a peak up to this value, in files and arrays, is treated as full scale 1 with overshoots, and is
+clipped. A higher peak indicates 16-bit values that were not divided by 32768.
+"""
 
-SHORTEST = 32
-"""Frames, and bands, under which five halvings leave nothing."""
+CNN14_MIN_SIZE = 32
+"""Fewest frames and fewest mel bands that CNN14 accepts: five poolings halve both."""
 
 Reads = Literal["log-mel", "waveform"]
-"""What an encoder takes: log-mel patches (B, L, F), or waveforms (B, T) of full scale 1."""
+"""Input of an encoder: log-mel patches (B, L, F), or waveforms (B, T) of full scale 1."""
 
 Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
-"""The number format that networks compute in; `auto` takes what the device does well."""
+"""The number format in which networks compute; `auto` selects the one that is fast on the device."""
 
 
 class Cnn14Config(Config):
-    """Sizes of CNN14. The defaults have 75,739,712 parameters, 75,477,440 in the trunk [stated: "~75M"]."""
+    """Sizes of CNN14. The defaults give 75,739,712 parameters, 75,477,440 of them in the trunk [stated: "~75M"]."""
 
     use: Literal["cnn14"] = Field("cnn14", description="this encoder, the default")
     mel_bands: int = Field(64, ge=1, le=1024)
     widths: tuple[int, ...] = Field((64, 128, 256, 512, 1024, 2048), description="channels of the six blocks")
-    embedding_dim: int = Field(128, ge=1, le=MOST_CHANNELS, description="size d of h; the paper has 128 and 1024")
+    embedding_dim: int = Field(128, ge=1, le=MAX_CHANNELS, description="size d of h; the paper has 128 and 1024")
     activation: Literal["none", "relu"] = Field(
-        "none", description="after the bottleneck: none, a linear h [open; ours]; relu for PANNs' own `fc1`"
+        "none", description="after the bottleneck: none for a linear h [open; ours]; relu as after PANNs' `fc1`"
     )
     classes: int | None = Field(
-        None, ge=1, le=MOST_CHANNELS, description="outputs of PANNs' `fc_audioset` on h, where a PANNs file has one"
+        None, ge=1, le=MAX_CHANNELS, description="outputs of PANNs' `fc_audioset` on h, if a PANNs file has one"
     )
 
     @model_validator(mode="after")
     def _six_blocks(self) -> Cnn14Config:
-        if len(self.widths) != 6 or not 1 <= min(self.widths) <= max(self.widths) <= MOST_CHANNELS:
-            raise ValueError(f"widths {self.widths} must be six numbers from 1 to {MOST_CHANNELS}, one for each block")
-        if self.mel_bands < SHORTEST:
-            raise ValueError(f"mel_bands {self.mel_bands} is below {SHORTEST}: five poolings would leave none")
+        if len(self.widths) != 6 or not 1 <= min(self.widths) <= max(self.widths) <= MAX_CHANNELS:
+            raise ValueError(f"widths {self.widths} must be six numbers from 1 to {MAX_CHANNELS}, one per block")
+        if self.mel_bands < CNN14_MIN_SIZE:
+            raise ValueError(f"mel_bands {self.mel_bands} is below {CNN14_MIN_SIZE}: five poolings would leave none")
         return self
 
     @property
     def shortest_frames(self) -> int:
-        """The fewest frames that the network can read."""
-        return SHORTEST
+        """The fewest frames that the network accepts."""
+        return CNN14_MIN_SIZE
 
     @property
     def described(self) -> str:
-        """In words, for cards and reports."""
+        """A description for cards and reports."""
         return f"CNN14 (widths {'-'.join(map(str, self.widths))})"
 
     @classmethod
     def tiny(cls, embedding_dim: int = 128) -> Cnn14Config:
-        """The same network with narrow blocks, for two CPU cores: hundreds of steps a minute."""
+        """The same network with narrow blocks, for two CPU cores: hundreds of steps per minute."""
         return cls(widths=(8, 16, 32, 64, 96, 128), embedding_dim=embedding_dim)
 
 
@@ -72,29 +74,29 @@ class PatchTransformerConfig(Config):
 
     use: Literal["patch-transformer"] = Field("patch-transformer", description="this encoder")
     mel_bands: int = Field(64, ge=1, le=1024)
-    patch_frames: int = Field(16, ge=1, le=4096, description="frames of a token")
-    patch_bands: int = Field(16, ge=1, le=1024, description="mel bands of a token; mel_bands must be a multiple of it")
-    width: int = Field(768, ge=4, le=MOST_CHANNELS, description="features of a token; a multiple of 4 and of `heads`")
+    patch_frames: int = Field(16, ge=1, le=4096, description="frames per token")
+    patch_bands: int = Field(16, ge=1, le=1024, description="mel bands per token; must divide mel_bands")
+    width: int = Field(768, ge=4, le=MAX_CHANNELS, description="features per token; a multiple of 4 and of `heads`")
     layers: int = Field(12, ge=1, le=256)
-    heads: int = Field(12, ge=1, le=1024, description="attention heads of a layer")
-    embedding_dim: int = Field(128, ge=1, le=MOST_CHANNELS, description="size d of h")
+    heads: int = Field(12, ge=1, le=1024, description="attention heads per layer")
+    embedding_dim: int = Field(128, ge=1, le=MAX_CHANNELS, description="size d of h")
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> PatchTransformerConfig:
         if self.mel_bands % self.patch_bands:
-            raise ValueError(f"mel_bands {self.mel_bands} is no multiple of patch_bands {self.patch_bands}: change one")
+            raise ValueError(f"mel_bands {self.mel_bands} must be a multiple of patch_bands {self.patch_bands}")
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width {self.width} must be a multiple of 4 and of heads {self.heads}: change one")
         return self
 
     @property
     def shortest_frames(self) -> int:
-        """The fewest frames that the network can read."""
+        """The fewest frames that the network accepts."""
         return self.patch_frames
 
     @property
     def described(self) -> str:
-        """In words, for cards and reports."""
+        """A description for cards and reports."""
         return f"a patch transformer (width {self.width}, {self.layers} layers, {self.heads} heads)"
 
     @classmethod
@@ -111,16 +113,16 @@ class PatchTransformerConfig(Config):
 class FrontEndConfig(Config):
     """A log-mel front-end. The defaults are the preset `paper`.
 
-    The paper's sources do not describe its front-end: 16 kHz, 64 bands, 25 ms and 10 ms are [open], ours. The
-    other defaults are [open] too and follow the authors' lineage of AudioSet models: HTK bands from 125 to
-    7500 Hz over magnitudes, and log(mel + 0.01). Sound far below that floor stays dark, which suits separated
-    channels (what is left of a sound that went to the other channel) and hides 16-bit rounding.
+    The paper and its sources do not describe the front-end: 16 kHz, 64 bands, 25 ms and 10 ms are [open], ours. The
+    other defaults are [open] too and follow the authors' earlier AudioSet models: HTK bands from 125 to 7500 Hz over
+    magnitudes, and log(mel + 0.01). Sound far below this floor has little effect, which suits separated channels (it
+    hides the residue of sound that was assigned to the other channel) and hides 16-bit rounding.
     """
 
     sample_rate: int = Field(16_000, ge=1_000, le=1_000_000, description="Hz; the sound must have this rate")
     window_samples: int = Field(400, ge=2, description="length of the Hann window (25 ms) [open; ours]")
-    fft_samples: int = Field(512, ge=2, le=32_768, description="length of the transform; the window sits in its middle")
-    hop_samples: int = Field(160, ge=1, description="distance of frames (10 ms) [open; ours]")
+    fft_samples: int = Field(512, ge=2, le=32_768, description="length of the FFT; the window is centred in it")
+    hop_samples: int = Field(160, ge=1, description="distance between frames (10 ms) [open; ours]")
     mel_bands: int = Field(64, ge=1, le=1024, description="[open; ours]")
     lowest_hz: float = Field(125.0, ge=0, description="lower end of the lowest band [open; ours]")
     highest_hz: float = Field(7500.0, gt=0, description="upper end of the highest band [open; ours]")
@@ -133,13 +135,13 @@ class FrontEndConfig(Config):
     floor: float = Field(0.01, gt=0, description="see `compression` [open; ours]")
     level: Literal["kept", "patch"] = Field(
         "kept",
-        description="kept: loud and soft sound differ, as recorded; patch: each patch is brought to one level, before "
-        "the floor, so that the encoder cannot compare levels [open; ours]",
+        description="kept: the level as recorded; patch: each patch is scaled to the same level before the floor is "
+        "applied, so that the encoder cannot compare levels [open; ours]",
     )
     framing: Literal["per_hop", "centred"] = Field(
         "per_hop",
         description="per_hop: frame l is centred on samples [l hop, (l + 1) hop), T // hop frames; "
-        "centred: frame l is centred on sample l hop, 1 + T // hop frames. Both reflect the ends.",
+        "centred: frame l is centred on sample l hop, 1 + T // hop frames. Both pad the ends by reflection.",
     )
 
     @model_validator(mode="after")
@@ -151,18 +153,18 @@ class FrontEndConfig(Config):
         if self.lowest_hz >= self.highest_hz:
             raise ValueError(f"lowest_hz {self.lowest_hz:g} is not below highest_hz {self.highest_hz:g}")
         if not self.hop_samples <= self.window_samples <= self.fft_samples:
-            raise ValueError("hop_samples <= window_samples <= fft_samples must hold: all sound is looked at")
+            raise ValueError("hop_samples <= window_samples <= fft_samples must hold: the windows must cover all sound")
         if (self.fft_samples - self.hop_samples) % 2 and self.framing == "per_hop":
             raise ValueError("framing per_hop needs fft_samples - hop_samples to be even: change one by 1")
         return self
 
     @property
     def padding_samples(self) -> int:
-        """Samples reflected at each end of the sound."""
+        """Number of samples by which each end of the sound is padded, by reflection."""
         return (self.fft_samples - (self.hop_samples if self.framing == "per_hop" else 0)) // 2
 
     def frames(self, samples: int) -> int:
-        """Number of frames that a sound of this many samples gives."""
+        """Number of frames of a sound of this many samples."""
         return (samples + 2 * self.padding_samples - self.fft_samples) // self.hop_samples + 1
 
 
@@ -174,10 +176,10 @@ class TDCNppConfig(Config):
     basis: Literal["learned", "stft"] = Field("learned", description="linear + ReLU basis, or an STFT")
     window_samples: int = Field(40, ge=2, le=32_768, description="analysis window; 2.5 ms at 16 kHz")
     hop_samples: int = Field(20, ge=1, description="distance between frames")
-    coefficients: int = Field(256, ge=1, le=MOST_CHANNELS, description="size of the basis; of an STFT its bins")
-    bottleneck: int = Field(256, ge=1, le=MOST_CHANNELS, description="width between blocks")
-    hidden: int = Field(512, ge=1, le=MOST_CHANNELS, description="width inside a block")
-    repeats: int = Field(4, ge=1, le=64, description="how often the dilations 1, 2, 4, … are run through")
+    coefficients: int = Field(256, ge=1, le=MAX_CHANNELS, description="size of the basis; for an STFT, its bins")
+    bottleneck: int = Field(256, ge=1, le=MAX_CHANNELS, description="width between blocks")
+    hidden: int = Field(512, ge=1, le=MAX_CHANNELS, description="width inside a block")
+    repeats: int = Field(4, ge=1, le=64, description="repeats of the dilations 1, 2, 4, …")
     blocks: int = Field(8, ge=1, le=16, description="blocks per repeat; block b has dilation 2**b")
     kernel: int = Field(3, ge=1, le=255, description="taps of the depthwise convolution over time")
     skip_residual: bool = Field(False, description="dense connections from earlier repeats to later ones")
@@ -188,19 +190,23 @@ class TDCNppConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _bins_of_the_stft(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("basis") == "stft" and "coefficients" not in values:
-            return values | {"coefficients": stft_bins(int(values.get("window_samples", 40)))}
-        return values
+        if not isinstance(values, dict) or values.get("basis") != "stft" or "coefficients" in values:
+            return values
+        try:
+            bins = stft_bins(int(values.get("window_samples", 40)))
+        except (TypeError, ValueError, OverflowError):
+            return values  # the field window_samples names the fault
+        return values | {"coefficients": bins}
 
     @model_validator(mode="after")
     def _consistent_sizes(self) -> Self:
         if self.hop_samples > self.window_samples:
             raise ValueError(
                 f"hop_samples {self.hop_samples} exceeds window_samples {self.window_samples}: "
-                "samples between windows would be lost; use a hop of at most one window"
+                "samples between windows would be lost; set a hop of at most one window"
             )
         if self.kernel % 2 == 0:
-            raise ValueError(f"kernel {self.kernel} has no centre tap: use an odd number, the reference has 3")
+            raise ValueError(f"kernel {self.kernel} has no centre tap: set an odd number, the reference has 3")
         bins = stft_bins(self.window_samples)
         if self.basis == "stft" and self.coefficients != bins:
             raise ValueError(
@@ -211,23 +217,23 @@ class TDCNppConfig(Config):
 
     @classmethod
     def tiny(cls, **changes: Any) -> TDCNppConfig:
-        """The same network in small, for two CPU cores: only widths, repeats and coefficients are scaled."""
+        """A smaller network for two CPU cores: only widths, repeats and coefficients are reduced."""
         sizes: dict[str, Any] = {"coefficients": 64, "bottleneck": 32, "hidden": 64, "repeats": 1}
         if changes.get("basis") == "stft":
             del sizes["coefficients"]
         return cls(**(sizes | changes))
 
     def frames(self, samples: int) -> int:
-        """Number of frames L that the basis makes of a clip of `samples` samples."""
+        """Number of frames L of a clip of this many samples."""
         covered = samples if self.basis == "stft" else samples - self.window_samples + self.hop_samples
         return max(1, -(-covered // self.hop_samples))
 
 
 def stft_bins(window_samples: int) -> int:
-    """Bins of the STFT of the reference: its FFT length is the next power of two that holds the window."""
+    """Number of bins of the reference's STFT: its FFT length is the window length, rounded up to a power of two."""
     return 2 ** (window_samples - 1).bit_length() // 2 + 1
 
 
 def whole_samples(seconds: float, sample_rate: float) -> int:
-    """Samples of a window or hop. Each is rounded by itself, as the reference does: a hop is not half of a window."""
+    """Samples of a window or hop, rounded separately as in the reference: a hop is not always half of a window."""
     return round(seconds * sample_rate)

@@ -1,4 +1,4 @@
-"""The one answer to a name that means nothing: what is known, and the nearest spelling."""
+"""Messages for unknown names: the known names, and the one with the most similar spelling."""
 
 import difflib
 import re
@@ -9,25 +9,25 @@ from pydantic import BaseModel
 
 
 def nearest(name: str, known: Collection[str], cutoff: float = 0.5) -> str:
-    """The known name that is spelt most alike; empty when none is."""
+    """The known name with the most similar spelling; empty if none is similar."""
     by_lower = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[near[0]] if near else ""
 
 
 def unknown(name: str, known: Collection[str], what: str) -> str:
-    """A sentence for a name that means nothing; `what` is the kind of thing, e.g. "encoder"."""
+    """A message for an unknown name; `what` is the kind of thing, e.g. "encoder"."""
     near = nearest(name, known)
     hint = f" (did you mean {near}?)" if near else ""
     return f"there is no {what} {name!r}{hint}; known are {', '.join(known)}"
 
 
 def unknown_field(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """What a message says of a field, at pydantic's `location`, that the model of the whole configuration lacks."""
+    """A message for a field, at pydantic's `location`, that the model of the whole configuration does not have."""
     *parents, last = location
     siblings = _fields_at(model, parents)
     spellings = dict.fromkeys(siblings, "")
-    if not parents:  # somebody who leaves the section out
+    if not parents:  # the user may have left out the section
         spellings = {path.rpartition(".")[2]: path for path in _dotted(model)} | spellings
     near = nearest(str(last), spellings, cutoff=0.6)
     hint = f" (did you mean {spellings[near] or near}?)" if near else ""
@@ -35,7 +35,7 @@ def unknown_field(model: type[BaseModel], location: tuple[int | str, ...]) -> st
 
 
 def near_choice(fault: Mapping[str, Any]) -> str:
-    """What a fault of pydantic in a field with fixed choices adds: the nearest of them."""
+    """A hint for pydantic's error about a field with fixed choices: the most similar one. Empty for other errors."""
     if fault["type"] != "literal_error":
         return ""
     near = nearest(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
@@ -43,12 +43,12 @@ def near_choice(fault: Mapping[str, Any]) -> str:
 
 
 def _fields_at(model: type[BaseModel], location: Collection[int | str]) -> list[str]:
-    """Names of the fields of whatever model stands at a place, with its short forms."""
+    """Names of the fields, including short forms, of the models at a location."""
     here = [model]
     for part in location:
         if str(part).startswith("<"):  # the tag of a member of a union
             here = [one for one in here if f"<{one.model_fields['use'].default}>" == part] or here
-        else:  # the key of a mapping, or a place in a list, stays with the models of its values
+        else:  # the key of a mapping or the index of a list keeps the models of the values
             fields = [one.model_fields[str(part)] for one in here if part in one.model_fields]
             here = [found for field in fields for found in _models_in(field.annotation)] or here
     return list(dict.fromkeys(name for one in here for name in (*one.model_fields, *getattr(one, "short_names", ()))))
@@ -61,7 +61,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _dotted(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All fields of a model and of the models below, dotted; nearer to the root last."""
+    """Dotted names of all fields of a model and of the models nested in it; those closer to the root come last."""
     for name, field in model.model_fields.items():
         for below in _models_in(field.annotation):
             yield from _dotted(below, f"{prefix}{name}.")

@@ -1,9 +1,9 @@
-"""Folders of weights: how the networks of separators and encoders are kept, verified and read back.
+"""Folders of weights: stores, verifies and loads the networks of separators and encoders.
 
-A folder holds its card (`models.card`) and one file of weights: `model.safetensors` for networks that we can build,
-`program.pt` or `program.pt2` for imported programs; an encoder's also a README. It is written beside its place and
-renamed into it, so it is whole or absent, whatever dies meanwhile. A folder may come from a stranger: nothing is built
-before the checksum of the weights is verified and their shapes are those of the card.
+A folder contains its card (`models.card`) and one weights file: `model.safetensors` for networks that Sepscene can
+build, `program.pt` or `program.pt2` for imported programs. The folder of an encoder also has a README. A folder is
+written under a temporary name and then renamed, so it is complete or absent even if the process is killed. It can come
+from an untrusted source: no network is built before the checksum of the weights and their shapes are verified.
 """
 
 from __future__ import annotations
@@ -33,39 +33,42 @@ Network = TypeVar("Network", bound=nn.Module)
 def write_folder(
     directory: Path, card: dict[str, Any], content: bytes, weights: str = WEIGHTS_FILE, readme: str | None = None
 ) -> WeightsCard:
-    """Write a folder of weights and return its card. An earlier one in `directory` is replaced.
+    """Write a folder of weights and return its card. An existing folder of weights is replaced.
 
     Args:
-        directory: made if need be, with its parents.
+        directory: created with its parents if it does not exist.
         card: architecture, config and metadata, as fields of `WeightsCard`.
-        content: bytes of the file of weights, whose name is `weights`.
+        content: content of the weights file.
+        weights: name of the weights file.
+        readme: content of the README; None: no README.
 
     Raises:
-        CheckpointError: `directory` holds something that is not a folder of weights.
+        CheckpointError: `directory` contains something that is not a folder of weights.
     """
     foreign = {path.name for path in directory.iterdir()} - OUR_FILES if directory.exists() else set()
     if foreign:
         raise CheckpointError(
-            f"{directory} is not empty and holds no separator or encoder alone ({min(foreign)}): choose another folder"
+            f"{directory} contains files that do not belong to a separator or an encoder ({min(foreign)}): choose "
+            "another folder"
         )
-    signed = sealed(card, content, weights)
+    complete = complete_card(card, content, weights)
     directory.parent.mkdir(parents=True, exist_ok=True)
     fresh = directory.parent / f".{directory.name}-{uuid.uuid4().hex}"
     fresh.mkdir()
     try:
         (fresh / weights).write_bytes(content)
-        (fresh / CARD_FILE).write_text(card_text(signed))
+        (fresh / CARD_FILE).write_text(card_text(complete))
         if readme is not None:
             (fresh / README).write_text(readme, encoding="utf-8")
         replace_folder(fresh, directory)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    return signed
+    return complete
 
 
-def sealed(card: dict[str, Any], content: bytes, weights: str = WEIGHTS_FILE) -> WeightsCard:
-    """The card with the name and the checksum of the file of weights; arguments as of `write_folder`."""
+def complete_card(card: dict[str, Any], content: bytes, weights: str = WEIGHTS_FILE) -> WeightsCard:
+    """The card with the name and the checksum of the weights file; for the arguments, see `write_folder`."""
     return WeightsCard(**card, weights=weights, sha256=hashlib.sha256(content).hexdigest())
 
 
@@ -79,35 +82,35 @@ def packed(network: nn.Module) -> bytes:
     return save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()})
 
 
-def verified(directory: Path, card: WeightsCard) -> bytes:
-    """Content of the folder's file of weights.
+def read_content(directory: Path, card: WeightsCard) -> bytes:
+    """Read the weights file of a folder and verify its checksum.
 
     Raises:
-        CheckpointError: the file is missing, or its checksum is not the card's.
+        CheckpointError: the file is missing, or its checksum differs from the card's.
     """
     path = directory / card.weights
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(
-            f"{path} is missing or cannot be read: the folder is not complete, copy it again with all of its files"
+            f"{path} is missing or cannot be read: the folder is not complete, copy it again with all its files"
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != card.sha256:
         raise CheckpointError(
-            f"{path} is damaged: its SHA-256 is {found}, {CARD_FILE} says {card.sha256}; copy the folder again"
+            f"{path} is damaged: its SHA-256 is {found}, but {card.sha256} in {CARD_FILE}; copy the folder again"
         )
     return content
 
 
 def read_tensors(directory: Path, card: WeightsCard) -> dict[str, Tensor]:
-    """The weights of a folder by name.
+    """The tensors of a folder's weights file, by name.
 
     Raises:
-        CheckpointError: the file is missing, damaged or no safetensors file.
+        CheckpointError: the file is missing, damaged or not a safetensors file.
     """
     try:
-        return load(verified(directory, card))
+        return load(read_content(directory, card))
     except SafetensorError as error:
         raise CheckpointError(
             f"{directory / card.weights} is not a safetensors file ({error}); copy the folder again"
@@ -115,21 +118,22 @@ def read_tensors(directory: Path, card: WeightsCard) -> dict[str, Tensor]:
 
 
 def read_network(directory: Path, card: WeightsCard, build: Callable[[], Network]) -> Network:
-    """The network that `build` makes, with the weights of a folder, in evaluation mode.
+    """The network that `build` returns, with the weights of a folder, in evaluation mode.
 
     Raises:
-        CheckpointError: the weights are missing, damaged, not finite, or don't fit the network; the file is named.
+        CheckpointError: the weights are missing, damaged, not finite, or don't fit the network. The message names the
+            file.
     """
     path = directory / card.weights
     tensors = read_tensors(directory, card)
-    with torch.device("meta"):  # sizes without memory, a card may claim any; and no weights are drawn
+    with torch.device("meta"):  # allocates no memory, as a card can claim any sizes, and draws no weights
         network = build()
     expected = network.state_dict()
     check_shapes(network, tensors, path)
     weights = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
     network.load_state_dict(weights, assign=True)
-    if any(buffer.is_meta for buffer in network.buffers()):  # computed while building and not saved, by custom code
-        with torch.random.fork_rng(devices=[]):  # the weights drawn while building are thrown away
+    if any(buffer.is_meta for buffer in network.buffers()):  # buffers of custom code that are not saved
+        with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are overwritten
             network = build()
         network.load_state_dict(weights)
     check_finite(network, path)
@@ -137,27 +141,27 @@ def read_network(directory: Path, card: WeightsCard, build: Callable[[], Network
 
 
 def check_finite(network: nn.Module, origin: Path) -> None:
-    """Raise CheckpointError when a weight of the network is NaN or infinite; `origin` is named."""
+    """Raise a CheckpointError that names `origin` if a weight of the network is NaN or infinite."""
     for name, tensor in network.state_dict().items():
-        # The bounds are one pass; a NaN is the bound of whatever it is in.
+        # aminmax needs one pass, and returns NaN if there is any NaN.
         if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
             raise CheckpointError(
-                f"{origin}: weight {name} holds NaN or infinite values: the training diverged before this "
+                f"{origin}: weight {name} contains NaN or infinite values: the training diverged before this "
                 "checkpoint was written; use an earlier one"
             )
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], origin: Path) -> None:
-    """Fill a network with exactly the named tensors; errors as `check_shapes`."""
+    """Load exactly these tensors into a network; raises the errors of `check_shapes`."""
     check_shapes(network, weights, origin)
     network.load_state_dict(weights)
 
 
 def check_shapes(network: nn.Module, weights: dict[str, Tensor], origin: Path) -> None:
-    """Every name or shape that differs between a network and the weights for it is an error.
+    """Check that weights have exactly the names and shapes of a network.
 
     Raises:
-        CheckpointError: names the missing, unknown or misshapen weights of `origin`.
+        CheckpointError: they do not; the message lists the missing, unknown or misshapen weights of `origin`.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     problems = [f"{name} is missing" for name in expected if name not in weights]

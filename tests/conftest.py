@@ -27,11 +27,11 @@ LONGEST = (
     *("test_faults.py", "test_faults_driver.py", "test_whole_run.py", "test_gpu_check.py", "test_placed_run.py"),
     *("test_custom_run.py", "test_run_trials.py", "test_stream.py", "test_light.py"),
 )
-"""Files that take minutes. They come first: where several files run at a time, one that comes last runs alone."""
+"""Files that take minutes. They run first: with several files at a time, a long one at the end would run alone."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, the others as they are; tests for GPUs are skipped where there is none."""
+    """Run the longest files first, and skip tests that need a GPU if there is none."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
     if not torch.cuda.is_available():
         for item in items:
@@ -41,28 +41,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Tests share two cores with Ray's processes: more threads only spin while they wait for each other.
+    """Use one thread: tests share two cores with Ray's processes, and more threads only spin while they wait.
 
-    For each test anew: the order of sums, and so the last bits, depends on the number that an earlier one has left.
+    It is set for each test, because a test can change it, and the order of sums, and so the last bits, depends on it.
     """
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _trusts_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test sees whom the developer trusts, nor whom an earlier test trusted."""
+    """Start each test without trusted code, neither the developer's nor that of earlier tests."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "configuration"))
-    for trusted in (CODE, PROGRAMS):  # put back afterwards
+    for trusted in (CODE, PROGRAMS):  # restored after the test
         monkeypatch.setenv(trusted.variable, os.environ.get(trusted.variable, ""))
     monkeypatch.setattr(names, "_accepting", False)
 
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder `shared` beside the checkout, with the reference vectors and the real sound.
+    """The folder `shared` next to the checkout, with the reference vectors and the real sound.
 
-    Without it these tests are skipped; CI sets SEPSCENE_SHARED_REQUIRED, and there they fail, because a reference
-    that is silently not compared proves nothing.
+    Without it the tests that use it are skipped. In CI, which sets SEPSCENE_SHARED_REQUIRED, they fail, so that a
+    missing comparison is noticed.
     """
     shared = REPOSITORY.parent / "shared"
     if not shared.is_dir():
@@ -75,7 +75,7 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_of_our_own() -> Iterator[None]:
-    """The Ray that a command of ours starts for itself, with four logical CPUs; leaves no process behind."""
+    """A local Ray with four logical CPUs, as a command starts it; it is stopped at the end."""
     os.environ.update(RAY_AUTH_MODE="disabled", OMP_NUM_THREADS="1")
     from sepscene.orchestration.runtime.session import connect, disconnect
 
@@ -86,7 +86,7 @@ def ray_of_our_own() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def nano() -> Experiment:
-    """The real classes at the smallest sizes: 2 s clips, networks of a few thousand weights."""
+    """An experiment of the smallest sizes: 2 s clips, networks with a few thousand weights."""
     return Experiment(
         name="nano",
         scale="tiny",
@@ -117,7 +117,7 @@ def nano() -> Experiment:
 
 @pytest.fixture(scope="session")
 def scenes_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 training and 12 test scenes of 2 s."""
+    """A folder with 24 training and 12 test scenes of 2 s."""
     root = tmp_path_factory.mktemp("scenes")
     for split, count in (("train", 24), ("test", 12)):
         write_scenes(root, count, 0, split, SceneConfig(clip_seconds=2.0))
@@ -132,7 +132,7 @@ def train_clips(scenes_dir: Path) -> Manifest:
 
 @pytest.fixture(scope="session")
 def ladder(nano: Experiment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Two different untrained separators in the places of S2 and N."""
+    """Two different untrained separators, as checkpoints S2 and N."""
     import torch
 
     root = tmp_path_factory.mktemp("ladder")

@@ -1,4 +1,4 @@
-"""A package of somebody's own, written to a folder from which it can be imported: what the seams are tested with."""
+"""A package of custom code, written to a folder from which it can be imported, for tests of custom parts."""
 
 import sys
 from pathlib import Path
@@ -68,7 +68,7 @@ class PullConfig(BaseModel):
 
 
 class Pull(Term):
-    """Mean distance of the pairs: nobody needs the others."""
+    """Mean distance of the pairs, without negative pairs."""
 
     Config = PullConfig
 
@@ -95,7 +95,7 @@ class FlipConfig(BaseModel):
 
 
 class Flip(Augmentation):
-    """Some views with the sign turned."""
+    """Inverts the sign of some views."""
 
     Config, needs = FlipConfig, Needs("waveform", uniforms=1)
 
@@ -131,7 +131,7 @@ class Split(nn.Module):
 
 
 def halves(wave_BT, first=0.75):
-    """With numpy, as somebody's separator may."""
+    """A separator that uses numpy."""
     wave = wave_BT.cpu().numpy()
     return torch.from_numpy(numpy.stack([first * wave, (1 - first) * wave], 1))
 
@@ -155,7 +155,7 @@ class Flat(Split):
 
 
 def quietest(mixture_T, separated_ST, sharpness=1.0):
-    """A given score: the more silent, the more probable."""
+    """A fixed score: quieter channels are more probable."""
     return -sharpness * separated_ST.square().sum(1).log()
 
 
@@ -168,7 +168,7 @@ def one(mixture_T, separated_ST):
 
 
 class Learned(nn.Module):
-    """A score with weights."""
+    """A score with trainable weights."""
 
     def __init__(self, size=8):
         super().__init__()
@@ -180,7 +180,7 @@ class Learned(nn.Module):
 
 
 def write_package(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package `name` with the modules above in `nets`; trusted by nobody. Returns the mark of its import."""
+    """Write a package `name`, not trusted, with the code above in `nets`; return the file that its import creates."""
     package = folder / name
     package.mkdir(parents=True)
     (package / "__init__.py").write_text('__version__ = "1.4"\n')

@@ -1,4 +1,4 @@
-"""Damage as disks, kills and strangers do it, for the tests of whatever reads files."""
+"""Damage to files, as by faulty disks, killed processes or attackers, for tests of code that reads files."""
 
 import re
 
@@ -17,11 +17,11 @@ STRANGE = (
     b'"\\ud800"',
     b"7" * 5_000,
 )
-"""Whole files that are something else."""
+"""Contents of files of another kind."""
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """Flipped bytes, a cut, a repeated or a removed piece, or a number of all ones."""
+    """Change random places: a changed byte, a truncation, a repeated or removed part, or a number of all ones."""
     changed = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
         at, length = int(rng.integers(max(1, len(changed)))), int(rng.integers(1, 40))
@@ -40,7 +40,7 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def reworded(text: bytes, rng: np.random.Generator) -> bytes:
-    """One value of a JSON or YAML text replaced by one of another kind, so that the text stays well formed."""
+    """Replace one value of a JSON or YAML text by one of another type, so that the text stays well formed."""
     values = list(re.finditer(rb'(?<=[:\[,] )("[^"]*"|-?[0-9.e+-]+|true|false|null|[a-z_]+(?=\n))', text))
     if not values:
         return damaged(text, rng)

@@ -1,4 +1,4 @@
-"""The import law: the folders and their rooms are the architecture."""
+"""Architecture rules: which folders and rooms can import each other, and what only certain files can do."""
 
 import ast
 import subprocess
@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "clusters": {"models"},
     "orchestration": {"models", "augment", "tasks", "clusters"},
 }
-"""Which other folders a folder may import."""
+"""The other folders that a folder may import."""
 
 ROOMS = {
     "models": ("", "separators", "encoders"),
@@ -39,7 +39,7 @@ ROOMS = {
         "cli",
     ),
 }
-"""The rooms of each folder from the ground up: a room may import the rooms before it. "" is the folder itself."""
+"""The rooms of each folder; a room may import the rooms before it. "" is the folder itself."""
 
 FILES_IN_A_ROOM = 20
 FOLDERS = set(MAY_IMPORT)
@@ -47,7 +47,7 @@ FILES = sorted(path for folder in FOLDERS for path in (REPOSITORY / folder).rglo
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of everything that a file imports, wherever in it."""
+    """Full names of everything that a file imports, including imports in functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -58,13 +58,13 @@ def imported(path: Path) -> set[str]:
 
 
 def place(parts: tuple[str, ...]) -> tuple[str, str]:
-    """Folder and room of a module, from the parts of its name below `sepscene`."""
+    """Folder and room of a module, from the parts of its name after `sepscene`."""
     folder, *inside = parts
     return folder, inside[0] if inside and inside[0] in ROOMS[folder] else ""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_imports_follow_the_law(path: Path) -> None:
+def test_imports_follow_the_rules(path: Path) -> None:
     folder, room = place(path.relative_to(REPOSITORY).with_suffix("").parts)
     names = imported(path)
     assert not {name for name in names if name.split(".")[0] in FOLDERS}, "import it as sepscene.…"
@@ -82,27 +82,27 @@ def test_imports_follow_the_law(path: Path) -> None:
         assert not {name.split(".")[0] for name in names} & {"ray", "mlflow"}, "only orchestration/ may import them"
 
 
-def test_the_law_covers_real_files() -> None:
+def test_the_rules_cover_real_files() -> None:
     assert len(FILES) > 30 and "ray.data" in imported(REPOSITORY / "orchestration" / "training" / "stream.py")
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda path: path.name)
-def test_a_room_is_no_warehouse(folder: Path) -> None:
+def test_a_room_is_small(folder: Path) -> None:
     assert len(list(folder.glob("*.py"))) <= FILES_IN_A_ROOM
     tree = ast.parse((folder / "__init__.py").read_text())
-    assert ast.get_docstring(tree), "say in a sentence what the room is for"
-    assert len(tree.body) == 1, "an __init__ imports nothing"
+    assert ast.get_docstring(tree), "describe the room in one sentence"
+    assert len(tree.body) == 1, "an __init__ must import nothing"
 
 
-def test_the_package_holds_every_room() -> None:
+def test_the_package_lists_every_room() -> None:
     listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     rooms = {".".join(path.parent.relative_to(REPOSITORY).parts) for path in FILES if path.name == "__init__.py"}
     assert sorted(listed) == sorted({"sepscene", *(f"sepscene.{room}" for room in rooms)})
 
 
 @pytest.mark.slow
-def test_processes_that_only_pass_work_on_do_without_torch() -> None:
-    """A trial starts about a dozen processes; torch would take seconds and hundreds of megabytes in each of them."""
+def test_processes_that_only_pass_on_data_do_not_import_torch() -> None:
+    """A trial starts about a dozen processes; torch takes seconds and hundreds of megabytes in each of them."""
     handed_on = (
         "sepscene.augment.separation.reader, sepscene.augment.separation.service, "
         "sepscene.orchestration.evaluation.embed_clips, sepscene.orchestration.training.row_draws, "
@@ -117,7 +117,7 @@ def test_processes_that_only_pass_work_on_do_without_torch() -> None:
 
 
 def private_parts_of_ray(path: Path) -> set[str]:
-    """What a file takes from Ray that Ray keeps private: by import, or by attribute of what is not its own."""
+    """Private names of Ray that a file uses: by import, or as attribute of an object other than `self` or `cls`."""
     names = {name for name in imported(path) if name.split(".")[0] == "ray"}
     if not names:
         return set()
@@ -130,20 +130,20 @@ def private_parts_of_ray(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_one_file_alone_uses_private_parts_of_ray(path: Path) -> None:
+def test_only_one_file_uses_private_parts_of_ray(path: Path) -> None:
     if path.relative_to(REPOSITORY).as_posix() == "orchestration/runtime/ray_compat.py":
         assert private_parts_of_ray(path)
     else:
-        assert not private_parts_of_ray(path), "move it to orchestration/runtime/ray_compat.py, or do without"
+        assert not private_parts_of_ray(path), "move it to orchestration/runtime/ray_compat.py, or avoid it"
 
 
 def attributes(path: Path) -> set[str]:
-    """Names of the attributes that a file reads or calls, wherever in it."""
+    """Names of all attributes that a file reads or calls."""
     return {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
 
 
-def test_a_configuration_is_changed_in_one_way_that_checks_it() -> None:
-    """pydantic's `model_copy(update=...)` and `model_construct` take values that the fields refuse: use `changed`."""
+def test_configurations_are_changed_only_with_validation() -> None:
+    """pydantic's `model_copy(update=...)` and `model_construct` accept invalid values: use `changed`."""
     everywhere = [*FILES, *(REPOSITORY / "tests").rglob("*.py"), *(REPOSITORY / "benchmarks").rglob("*.py")]
     unchecked = {"model_copy", "model_construct"}
     assert [str(path) for path in everywhere if attributes(path) & unchecked] == []
@@ -151,7 +151,7 @@ def test_a_configuration_is_changed_in_one_way_that_checks_it() -> None:
 
 
 def writes_by_hand(path: Path) -> set[str]:
-    """Calls that write a file in place: a process that dies in between leaves half of it."""
+    """Calls that write a file in place: if the process is killed, the file is incomplete."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
@@ -169,8 +169,8 @@ ORCHESTRATION = sorted((REPOSITORY / "orchestration").rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", ORCHESTRATION, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_one_file_alone_writes_the_files_of_runs(path: Path) -> None:
+def test_only_one_file_writes_the_files_of_runs(path: Path) -> None:
     if path.relative_to(REPOSITORY).as_posix() == "orchestration/records/files.py":
         assert writes_by_hand(path)
     else:
-        assert not writes_by_hand(path), "write it by a function of orchestration/records/files.py"
+        assert not writes_by_hand(path), "write it with a function of orchestration/records/files.py"

@@ -1,4 +1,4 @@
-"""The public names: each is documented with an example whose calls Sepscene would take."""
+"""The public names: each has a docstring with an example whose calls are valid."""
 
 import ast
 import doctest
@@ -14,20 +14,20 @@ PARSER = doctest.DocTestParser()
 
 
 def example_of(name: str) -> str:
-    """The lines of a public name's example."""
+    """The code of a public name's example."""
     documentation = inspect.getdoc(getattr(sepscene, name)) or ""
     assert "Example:" in documentation, f"{name} has no example in its docstring"
     return "".join(example.source for example in PARSER.get_examples(documentation))
 
 
 def called(node: ast.Call) -> Any:
-    """The public function or class that a call names; None for other calls."""
+    """The public function or class of a call; None for other calls."""
     words = ast.unparse(node.func).split(".")
     return getattr(sepscene, words[1]) if len(words) == 2 and words[0] == "sepscene" else None
 
 
 @pytest.mark.parametrize("name", sepscene.__all__)
-def test_example_names_what_exists_and_calls_it_as_it_can_be_called(name: str) -> None:
+def test_examples_use_existing_names_with_valid_arguments(name: str) -> None:
     tree = ast.parse(example_of(name))
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     mentioned = {node.attr for node in attributes if ast.unparse(node.value) == "sepscene"}
@@ -38,7 +38,7 @@ def test_example_names_what_exists_and_calls_it_as_it_can_be_called(name: str) -
             inspect.signature(function).bind(*node.args, **words)
 
 
-def test_examples_without_a_run_do_what_they_show(capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_that_need_no_run_work(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"sepscene": sepscene}
     exec(example_of("named_experiment"), names)
     assert names["experiment"].scale == "paper"
@@ -49,14 +49,14 @@ def test_examples_without_a_run_do_what_they_show(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow  # imports Ray
-def test_a_sweeps_documentation_names_a_range_that_there_is() -> None:
+def test_the_range_in_the_documentation_of_sweep_is_valid() -> None:
     from sepscene.orchestration.sweeps.search_space import parse_values
 
     (shown,) = re.findall(r'a range such as "(.+)"', inspect.getdoc(sepscene.sweep) or "")
     assert not isinstance(parse_values("objective.temperature", shown), list)
 
 
-def test_a_sweeps_example_asks_for_a_metric_that_trials_report() -> None:
+def test_the_example_of_sweep_uses_a_metric_that_trials_report() -> None:
     from sepscene.orchestration.records.mlflow_names import metric_name
 
     (call,) = [

@@ -7,34 +7,36 @@ import torch
 from torch import Tensor, nn
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.settings import SHORTEST, Cnn14Config, Reads
+from sepscene.models.settings import CNN14_MIN_SIZE, Cnn14Config, Reads
 
-FEW_POSITIONS = 24
-MANY_WEIGHTS = 512 * 1024
-"""Where a convolution is a matrix product: at most this many positions, at least this many pairs of channels."""
-FIRST_BLOCKS = (1, 2, 3)
-WIDE = 64
-"""Blocks whose weights have the channels last, where the first of them is so wide: on a CPU a training step of full
-size takes 8 % less time, because oneDNN's convolutions over many positions are faster so (docs/scaling.md, Encoder)."""
+MAX_POSITIONS = 24
+MIN_CHANNEL_PAIRS = 512 * 1024
+"""Limits within which a convolution is computed as a matrix product."""
+CHANNELS_LAST_BLOCKS = (1, 2, 3)
+CHANNELS_LAST_MIN_WIDTH = 64
+"""Blocks in channels-last memory format, and the width of the first block from which it is used. On a CPU a training
+step of the full-size network takes 8 % less time: oneDNN's convolutions over many positions are faster in this format
+(docs/scaling.md, Encoder).
+"""
 
 
 def initialise(layer: nn.Conv2d | nn.Linear) -> None:
-    """Xavier-uniform weight, zero bias, as PANNs has it."""
+    """Xavier-uniform weight, zero bias, as in PANNs."""
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
-def convolved(layer: nn.Conv2d, x_BCLF: Tensor) -> Tensor:
-    """A 3×3 convolution with padding 1; as one matrix product where that is faster.
+def convolve(layer: nn.Conv2d, x_BCLF: Tensor) -> Tensor:
+    """A 3×3 convolution with padding 1, computed as one matrix product where that is faster.
 
-    On a CPU, oneDNN's convolutions reach the rate of matrix products, but not where many channels meet few positions
-    (for a patch 6×4 in the fifth block and 3×2 in the last). In the last block they run at a fifth of it, in bfloat16
-    at a thirtieth (docs/scaling.md, Encoder).
+    On a CPU, oneDNN's convolutions are as fast as matrix products, except for many channels and few positions (for a
+    patch, 6×4 in the fifth block and 3×2 in the last). In the last block they reach a fifth of that speed, and in
+    bfloat16 a thirtieth (docs/scaling.md, Encoder).
     """
     positions = x_BCLF.shape[2] * x_BCLF.shape[3]
-    few = positions <= FEW_POSITIONS and layer.in_channels * layer.out_channels >= MANY_WEIGHTS
-    if x_BCLF.device.type != "cpu" or x_BCLF.dtype == torch.float64 or not few:
+    slow = positions <= MAX_POSITIONS and layer.in_channels * layer.out_channels >= MIN_CHANNEL_PAIRS
+    if x_BCLF.device.type != "cpu" or x_BCLF.dtype == torch.float64 or not slow:
         return layer(x_BCLF)
     neighbours_BKP = nn.functional.unfold(x_BCLF, kernel_size=3, padding=1)
     rows_RK = neighbours_BKP.transpose(1, 2).flatten(0, 1)
@@ -57,14 +59,14 @@ class ConvBlock(nn.Module):
     def forward(self, x_BCLF: Tensor, pool: bool) -> Tensor:
         """(B, C_in, L, F) to (B, C, L, F), or to (B, C, L // 2, F // 2) when pooled."""
         if self.conv2.weight.is_contiguous():
-            x_BCLF = x_BCLF.contiguous()  # a block before may have had its channels last
-        x_BCLF = nn.functional.relu_(self.bn1(convolved(self.conv1, x_BCLF)))
-        x_BCLF = nn.functional.relu_(self.bn2(convolved(self.conv2, x_BCLF)))
+            x_BCLF = x_BCLF.contiguous()  # the previous block may be in channels-last format
+        x_BCLF = nn.functional.relu_(self.bn1(convolve(self.conv1, x_BCLF)))
+        x_BCLF = nn.functional.relu_(self.bn2(convolve(self.conv2, x_BCLF)))
         return nn.functional.avg_pool2d(x_BCLF, 2) if pool else x_BCLF
 
 
 class Cnn14(nn.Module):
-    """logmel_BLF to h_BD. No dropout [open; ours]."""
+    """The network: logmel_BLF to h_BD. No dropout [open; ours]."""
 
     Config = Cnn14Config
     reads: Reads = "log-mel"
@@ -76,7 +78,7 @@ class Cnn14(nn.Module):
         inputs = (1, *config.widths[:-1])
         for number, (channels_in, channels) in enumerate(zip(inputs, config.widths, strict=True), start=1):
             block = ConvBlock(channels_in, channels)
-            if config.widths[0] >= WIDE and number in FIRST_BLOCKS:
+            if config.widths[0] >= CHANNELS_LAST_MIN_WIDTH and number in CHANNELS_LAST_BLOCKS:
                 block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.add_module(f"conv_block{number}", block)
         self.embedding = nn.Linear(config.widths[-1], config.embedding_dim)
@@ -91,15 +93,15 @@ class Cnn14(nn.Module):
         return nn.functional.relu(h_BD) if self.config.activation == "relu" else h_BD
 
     def pooled(self, logmel_BLF: Tensor) -> Tensor:
-        """logmel_BLF to the trunk's output (B, widths[-1]): mean over mels, then max plus mean over frames.
+        """logmel_BLF to the output of the trunk (B, widths[-1]): mean over mels, then max plus mean over frames.
 
         Raises:
-            SepsceneError: when the mel bands are not the configured ones, or there are fewer than 32 frames.
+            SepsceneError: the number of mel bands is not the configured one, or there are fewer than 32 frames.
         """
         frames, mels = logmel_BLF.shape[1:]
-        if mels != self.config.mel_bands or frames < SHORTEST:
+        if mels != self.config.mel_bands or frames < CNN14_MIN_SIZE:
             raise SepsceneError(
-                f"log-mel of {frames} frames and {mels} bands: CNN14 needs at least {SHORTEST} frames and "
+                f"log-mel of {frames} frames and {mels} bands: CNN14 needs at least {CNN14_MIN_SIZE} frames and "
                 f"exactly {self.config.mel_bands} bands; check front_end.mel_bands and the clip's length"
             )
         x_BCLF = self.bn0(logmel_BLF.transpose(1, 2)[..., None]).permute(0, 3, 2, 1)
@@ -112,8 +114,8 @@ class Cnn14(nn.Module):
         """h_BD to the probability of each class (B, classes), as PANNs' `clipwise_output`.
 
         Raises:
-            SepsceneError: when the network was not imported with its classifier.
+            SepsceneError: the network was not imported with its classifier.
         """
         if self.tags is None:
-            raise SepsceneError("this CNN14 has no classifier: import a PANNs file that holds `fc_audioset`")
+            raise SepsceneError("this CNN14 has no classifier: import a PANNs file that contains `fc_audioset`")
         return torch.sigmoid(self.tags(h_BD))

@@ -1,7 +1,7 @@
-"""The encoder as it leaves Sepscene: waveform in, representation h out, in a folder that describes itself.
+"""The complete encoder, from waveform to representation h, and the bundle in which it is stored.
 
 An encoder bundle is a folder of weights (`models.weights`): `config.json` (sizes, front-end, SHA-256 of the weights,
-the model card's facts), `model.safetensors` and `README.md`, the model card.
+facts of the model card), `model.safetensors` and `README.md`, the model card.
 
 Shapes: B clips, T samples, P patches, L frames, F mels, D embedding.
 """
@@ -23,9 +23,9 @@ from sepscene.models.config import CheckpointError, Config, SepsceneError
 from sepscene.models.custom import CustomEncoder, EncoderChoice
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.model_card import model_card
-from sepscene.models.encoders.network import build_network, misfit, network_class, settings_of, with_defaults
+from sepscene.models.encoders.network import build_network, mismatch, network_class, settings_of, with_defaults
 from sepscene.models.files import write_atomically
-from sepscene.models.names import ENCODERS, is_custom, package_of, resolve
+from sepscene.models.names import ENCODERS, package_of, resolve
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, Reads
 from sepscene.models.sound import limited_sound
 from sepscene.models.trust import CODE
@@ -34,31 +34,32 @@ from sepscene.models.weights import README, card_text, check_finite, packed, rea
 logger = logging.getLogger("sepscene")
 
 SECONDS_AT_ONCE = 60
+"""Seconds of sound that are in the network at the same time, during inference."""
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 
 
 class EncoderConfig(Config):
-    """All that is needed to build an `Encoder` around its weights."""
+    """All settings of an `Encoder`: everything but its weights."""
 
     front_end: FrontEndConfig = FrontEndConfig()
     trunk: EncoderChoice = Cnn14Config()
-    patch_seconds: float = Field(0.96, gt=0, le=3600, description="a longer clip is cut into such patches [open; ours]")
-    shortest_seconds: float = Field(0.96, gt=0, le=3600, description="shorter clips are padded to it [open; ours]")
+    patch_seconds: float = Field(0.96, gt=0, le=3600, description="length of the patches of a clip [open; ours]")
+    shortest_seconds: float = Field(0.96, gt=0, le=3600, description="shorter clips are zero-padded [open; ours]")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "EncoderConfig":
         if self.shortest_seconds > self.patch_seconds:
-            raise ValueError("shortest_seconds is longer than patch_seconds: a patch would be cut from padding")
-        # A custom encoder is asked when it is built: a card is read without importing anybody's code.
+            raise ValueError("shortest_seconds is longer than patch_seconds: patches would be cut from padding")
+        # A custom encoder is checked when it is built: reading a card imports no custom code.
         if not isinstance(self.trunk, CustomEncoder):
-            why = misfit(self.trunk, self.front_end, self.shortest_seconds)
-            if why:
-                raise ValueError(why)
+            reason = mismatch(self.trunk, self.front_end, self.shortest_seconds)
+            if reason:
+                raise ValueError(reason)
         return self
 
     @field_serializer("trunk", mode="wrap")
-    def _as_ever(self, trunk: Any, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A CNN14 is written as before there was another encoder: digests of bundles and of their outputs stay."""
+    def _without_default_use(self, trunk: Any, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the `use` of a CNN14, as in versions without other encoders: digests of bundles do not change."""
         return {key: value for key, value in serialise(trunk).items() if (key, value) != ("use", "cnn14")}
 
     @property
@@ -68,22 +69,21 @@ class EncoderConfig(Config):
 
     @property
     def reads(self) -> Reads:
-        """What the network takes."""
+        """Input of the network."""
         return network_class(self.trunk).reads
 
 
 class Encoder(nn.Module):
-    """Log-mel and network together: wave_BT at `sample_rate` to h_BD. A network that reads waveforms gets the sound.
+    """Front-end and network: wave_BT at `sample_rate` to h_BD. Networks that read waveforms get the sound itself.
 
-    A clip is the mean over its patches [open; ours]: whole patches side by side from its start; the last
-    one ends where the clip ends (and overlaps its neighbour), so that every sample counts and no silence is
-    made up. A clip shorter than a patch is one patch by itself, zero-padded to `shortest_seconds`. The
-    default is the patch of pre-training, 0.96 s; an imported PANNs file has patches of 10 s, its own
-    training length.
+    The h of a clip is the mean over its patches [open; ours]. Patches do not overlap, except that the last one ends
+    at the end of the clip, so that all samples are used and no silence is added. A clip shorter than a patch is a
+    single patch, zero-padded to `shortest_seconds` if it is shorter than that. The default length is the patch of
+    pre-training, 0.96 s; imported PANNs files have patches of 10 s, the length of PANNs' training clips.
     """
 
     def __init__(self, config: EncoderConfig, trunk: nn.Module | None = None) -> None:
-        """Around `trunk`, the network of `config.trunk`; without it around one with fresh weights."""
+        """Use `trunk`, the network of `config.trunk`, or build that network with random weights."""
         super().__init__()
         self.config = config.changed({"trunk": with_defaults(config.trunk)})
         self.front_end = LogMel(config.front_end)
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
 
     @property
     def sample_rate(self) -> int:
-        """Hz of the sound that this encoder reads."""
+        """Sample rate in Hz of the input."""
         return self.config.front_end.sample_rate
 
     @property
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
 
     @property
     def patch_samples(self) -> int:
-        """Samples of a patch."""
+        """Samples per patch."""
         return round(self.config.patch_seconds * self.sample_rate)
 
     @property
@@ -115,15 +115,15 @@ class Encoder(nn.Module):
         return round(self.config.shortest_seconds * self.sample_rate)
 
     def forward(self, wave_BT: Tensor | np.ndarray) -> Tensor:
-        """Clips to h_BD, the mean over each clip's patches, on the encoder's device.
+        """Clips to h_BD, the mean over the patches of each clip, on the encoder's device.
 
-        Gradients are kept in training mode only: `encoder.train()`.
+        Gradients are computed only in training mode, `encoder.train()`.
 
         Args:
-            wave_BT: array or tensor of full scale 1, or of integers of their type's full scale.
+            wave_BT: array or tensor of floats with full scale 1, or of integers with the full scale of their type.
 
         Raises:
-            SepsceneError: for what is no such sound, see `models.sound.limited_sound`.
+            SepsceneError: anything else, see `models.sound.limited_sound`.
         """
         sound_BT = limited_sound(wave_BT, next(self.parameters()).device)
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
@@ -132,22 +132,22 @@ class Encoder(nn.Module):
             return h_BPD.mean(dim=1)
 
     def encode_patches(self, wave_BT: Tensor) -> Tensor:
-        """Each row as one patch, of any length from `shortest_samples`, to h_BD.
+        """Patches (B, T), of any length from `shortest_samples`, to h_BD.
 
-        In evaluation mode at most a minute of sound is in the network at once, so that memory does not grow
-        with the clip. Training needs the batch as a whole: batch norm looks across it.
+        In evaluation mode at most a minute of sound is processed at a time, so that memory does not grow with the
+        clip. In training mode the batch is not split, because batch norm uses its statistics.
         """
         if self.training:
-            return self.trunk(self._heard(wave_BT))
-        at_once = max(1, SECONDS_AT_ONCE * self.sample_rate // wave_BT.shape[1])
-        return torch.cat([self.trunk(self._heard(part_BT)) for part_BT in wave_BT.split(at_once)])
+            return self.trunk(self._network_input(wave_BT))
+        batch = max(1, SECONDS_AT_ONCE * self.sample_rate // wave_BT.shape[1])
+        return torch.cat([self.trunk(self._network_input(part_BT)) for part_BT in wave_BT.split(batch)])
 
-    def _heard(self, wave_BT: Tensor) -> Tensor:
-        """What the network takes: log-mels, or the sound itself."""
+    def _network_input(self, wave_BT: Tensor) -> Tensor:
+        """Log-mels, or the sound itself."""
         return self.front_end(wave_BT) if self._reads == "log-mel" else wave_BT
 
     def patches(self, wave_BT: Tensor) -> Tensor:
-        """wave_BT to patches (B, P, T) as the class describes them."""
+        """wave_BT to patches (B, P, T), as described for the class."""
         samples = wave_BT.shape[1]
         if samples <= self.patch_samples:
             return nn.functional.pad(wave_BT, (0, max(0, self.shortest_samples - samples)))[:, None]
@@ -156,16 +156,16 @@ class Encoder(nn.Module):
 
 
 def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) -> str:
-    """Write an encoder bundle; return the SHA-256 of its weights.
+    """Write an encoder bundle and return the SHA-256 of its weights.
 
     Args:
-        encoder: what to save; its weights must be finite.
-        directory: made if need be; an older bundle in it is replaced.
+        encoder: the encoder to save.
+        directory: created if it does not exist; a bundle in it is replaced.
         card: facts for the model card: any of title, data, separator, combination, losses, steps, metrics
-            ({name: {"value", "low", "high"}}), versions, license, notes. Kept as they are in config.json, as metadata.
+            ({name: {"value", "low", "high"}}), versions, license, notes. They are stored in config.json as metadata.
 
     Raises:
-        CheckpointError: when a weight is NaN or infinite, or `directory` holds something else.
+        CheckpointError: a weight is NaN or infinite, or `directory` contains something else.
     """
     directory = Path(directory)
     check_finite(encoder.trunk, directory)
@@ -180,24 +180,24 @@ def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) 
 
 
 def update_card(directory: Path | str, facts: dict[str, Any]) -> None:
-    """Add facts to the card of a bundle, or replace them, e.g. the metrics once they are measured.
+    """Add or replace facts in the card of a bundle, e.g. the metrics after evaluation.
 
     Args:
-        directory: the bundle; its weights stay as they are.
-        facts: as the card of `save_encoder`.
+        directory: the bundle; its weights are not changed.
+        facts: see `card` of `save_encoder`.
 
     Raises:
-        CheckpointError: when config.json is missing, damaged or of another format.
+        CheckpointError: config.json is missing, damaged or of another format.
     """
     directory = Path(directory)
     card = _encoder_card(directory)
     card = card.changed({"metadata": card.metadata | facts})
-    write_atomically(directory / README, model_card(read_encoder_config(directory), card.metadata).encode())
+    write_atomically(directory / README, model_card(_config_of(card, directory), card.metadata).encode())
     write_atomically(directory / CARD_FILE, card_text(card).encode())
 
 
 def load_encoder(dir_or_uri: Path | str, trust_code: bool = False) -> Encoder:
-    """Load an encoder bundle, verified, on CPU and in evaluation mode.
+    """Load and verify an encoder bundle. The encoder is on the CPU and in evaluation mode.
 
     Example:
         >>> encoder = sepscene.load_encoder("runs/demo/encoder")
@@ -205,23 +205,25 @@ def load_encoder(dir_or_uri: Path | str, trust_code: bool = False) -> Encoder:
 
     Args:
         dir_or_uri: a folder, or an MLflow URI (`runs:/...`, `models:/...`, `mlflow-artifacts:/...`), which is
-            fetched with MLflow's command line.
-        trust_code: the user trusts the class of a custom encoder that the bundle names, which is then imported.
+            downloaded with MLflow's command line.
+        trust_code: trust the class of the bundle's custom encoder, if it has one, so that it can be imported.
 
     Raises:
-        SepsceneError: names the file and what is wrong: missing, damaged, another format, NaN weights, weights that do
-            not fit the configuration, or a custom encoder whose code is not trusted or cannot be imported.
+        SepsceneError: a file is missing, damaged or of another format, weights are NaN or do not fit the
+            configuration, or a custom encoder is not trusted or cannot be imported. The message names the file.
     """
     text = str(dir_or_uri)
     if text.startswith(MLFLOW_SCHEMES):
         with tempfile.TemporaryDirectory() as folder:
             return load_encoder(_fetch_from_mlflow(text, Path(folder)), trust_code)
     directory = Path(text.removeprefix("file://")).expanduser()
-    config = read_encoder_config(directory)
-    if trust_code and isinstance(config.trunk, CustomEncoder):
-        CODE.grant(config.trunk.use)
-    _import_custom(config.trunk.use, directory)
-    trunk = read_network(directory, _encoder_card(directory), lambda: build_network(config.trunk))
+    card = _encoder_card(directory)
+    config = _config_of(card, directory)
+    if isinstance(config.trunk, CustomEncoder):
+        if trust_code:
+            CODE.grant(config.trunk.use)
+        _import_custom(config.trunk.use, card, directory)
+    trunk = read_network(directory, card, lambda: build_network(config.trunk))
     return Encoder(config, trunk).eval()
 
 
@@ -229,48 +231,50 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
     """The configuration of the encoder in a bundle, without its weights.
 
     Raises:
-        CheckpointError: when config.json is missing, damaged, or holds values that make no encoder.
+        CheckpointError: config.json is missing or damaged, or its values do not define an encoder.
     """
-    said = f"{directory / CARD_FILE} makes no encoder, copy the bundle again"
-    return validated(EncoderConfig, _encoder_card(directory).config, said, CheckpointError)
+    return _config_of(_encoder_card(directory), directory)
 
 
-def _import_custom(use: str, directory: Path) -> None:
-    """Import the custom encoder of a bundle, where it has one; warn when it is of another version than made the bundle.
+def _config_of(card: WeightsCard, directory: Path) -> EncoderConfig:
+    message = f"{directory / CARD_FILE} does not define an encoder, copy the bundle again"
+    return validated(EncoderConfig, card.config, message, CheckpointError)
+
+
+def _import_custom(use: str, card: WeightsCard, directory: Path) -> None:
+    """Import the custom encoder of a bundle, and warn if the installed version differs from the bundle's.
 
     Raises:
         SepsceneError: the code is not trusted, or cannot be imported.
     """
-    if not is_custom(use):
-        return
     resolve(use, ENCODERS, "encoder")
-    here = package_of(use)
-    made_by = _encoder_card(directory).metadata.get("code", {}).get("version", "unknown")
-    if here["version"] != made_by:
+    installed = package_of(use)
+    code = card.metadata.get("code")
+    version = code.get("version", "unknown") if isinstance(code, dict) else "unknown"
+    if installed["version"] != version:
         text = "%s was made with version %s of %s; version %s is installed here"
-        logger.warning(text, directory, made_by, here["package"], here["version"])
+        logger.warning(text, directory, version, installed["package"], installed["version"])
 
 
 def _encoder_card(directory: Path) -> WeightsCard:
     card = read_card(directory)
     if card.architecture not in (*ENCODERS, "own-encoder"):
-        raise CheckpointError(f"{directory} holds a separator ({card.architecture}), not an encoder")
+        raise CheckpointError(f"{directory} contains a separator ({card.architecture}), not an encoder")
     return card
 
 
 def _fetch_from_mlflow(uri: str, folder: Path) -> Path:
     """Download an MLflow artifact and find the bundle in it.
 
-    It runs MLflow's command line, because only orchestration/ may import MLflow, and a notebook that loads a
-    folder should not need it.
+    This runs MLflow's command line, because only orchestration/ may import MLflow: loading a folder does not need it.
     """
     arguments = ["artifacts", "download", "--artifact-uri", uri, "--dst-path", str(folder)]
     command = [sys.executable, "-m", "mlflow", *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SepsceneError(f"{uri} cannot be fetched ({reason}): check the URI and MLFLOW_TRACKING_URI")
+        raise SepsceneError(f"{uri} cannot be downloaded ({reason}): check the URI and MLFLOW_TRACKING_URI")
     found = [path.parent for path in sorted(folder.rglob(CARD_FILE)) if (path.parent / WEIGHTS_FILE).exists()]
     if len(found) != 1:
-        raise SepsceneError(f"{uri} holds {len(found)} encoder bundles: give the URI of one")
+        raise SepsceneError(f"{uri} contains {len(found)} encoder bundles: give the URI of one of them")
     return found[0]

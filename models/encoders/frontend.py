@@ -1,4 +1,4 @@
-"""From waveform to log-mel: the front-end of the paper and those of PANNs, as one small module.
+"""The front-end: waveform to log-mel, with presets for the paper and for PANNs.
 
 Shapes: B clips, T samples, N frequencies, F mels, L frames.
 """
@@ -14,7 +14,7 @@ from sepscene.models.settings import FrontEndConfig
 
 
 def _panns(sample_rate: int, fft_samples: int, hop_samples: int, highest_hz: float) -> FrontEndConfig:
-    """PANNs' settings (audioset_tagging_cnn): power in Slaney bands, decibels above 1e-10, centred frames."""
+    """A front-end of PANNs (audioset_tagging_cnn): power in Slaney bands, decibels above 1e-10, centred frames."""
     return FrontEndConfig(
         sample_rate=sample_rate,
         window_samples=fft_samples,
@@ -43,16 +43,16 @@ _TINY = torch.finfo(torch.float32).tiny
 _DECIBELS = 10.0 / math.log(10.0)
 
 LEVEL = 0.1
-"""Where `level` is "patch": the RMS of the white noise that is as loud as every patch then is, −20 dBFS."""
+"""With `level` "patch", each patch is scaled to the level of white noise with this RMS, −20 dBFS."""
 
-MOST_GAIN = 100.0
-"""By which a patch is then amplified at most, 40 dB: what is softer is mostly the rounding of 16-bit samples."""
+MAX_GAIN = 100.0
+"""With `level` "patch", the largest gain, 40 dB: softer sound is mostly the rounding noise of 16-bit samples."""
 
 
 class LogMel(nn.Module):
     """Log-mel spectrogram: wave_BT at `config.sample_rate`, full scale 1, to logmel_BLF.
 
-    Always computed in float32, also under autocast: a power of 1e-10 has no place in half precision. The
+    Always computed in float32, also under autocast, because a power of 1e-10 is too small for half precision. The
     window and the bands follow from the configuration, so they are not part of the state dict.
     """
 
@@ -76,13 +76,13 @@ class LogMel(nn.Module):
         spectrum = (LEVEL**2 * float(self.window.square().sum())) ** (config.power / 2)
         rayleigh = math.sqrt(math.pi) / 2 if config.power == 1 else 1.0  # the mean magnitude of noise of power 1
         self._level = spectrum * rayleigh * float(bands_NF.sum(dim=0).mean())
-        self._most_gain = MOST_GAIN**config.power
+        self._max_gain = MAX_GAIN**config.power
 
     def forward(self, wave_BT: Tensor) -> Tensor:
         """wave_BT to logmel_BLF with L = `config.frames(T)`.
 
         Raises:
-            SepsceneError: when the sound is too short for its ends to be reflected.
+            SepsceneError: the sound is too short to be padded by reflection.
         """
         config = self.config
         if wave_BT.shape[-1] <= config.padding_samples:
@@ -90,7 +90,7 @@ class LogMel(nn.Module):
                 f"the sound has {wave_BT.shape[-1]} samples, the front-end needs more than "
                 f"{config.padding_samples}: pad it with zeros"
             )
-        if not len(wave_BT):  # a worker without a usable row; MKL refuses to transform no sound
+        if not len(wave_BT):  # a worker without usable rows; MKL's FFT fails on an empty batch
             return wave_BT.new_zeros(0, config.frames(wave_BT.shape[-1]), config.mel_bands, dtype=torch.float32)
         with torch.autocast(wave_BT.device.type, enabled=False):
             padded_BT = nn.functional.pad(
@@ -105,28 +105,28 @@ class LogMel(nn.Module):
                 center=False,
                 return_complex=True,
             )
-            # Its abs() takes five times as long on a CPU. The clamp gives silence a gradient.
+            # abs() takes five times as long on a CPU. The clamp keeps the gradient of silence finite.
             power_BNL = torch.addcmul(spectrum_BNL.real.square(), spectrum_BNL.imag, spectrum_BNL.imag)
             linear_BNL = power_BNL if config.power == 2 else power_BNL.clamp(min=_TINY).sqrt()
             mel_BLF = linear_BNL.transpose(1, 2) @ self.bands_NF
-            return self._compress(self._at_one_level(mel_BLF) if config.level == "patch" else mel_BLF)
+            return self._compress(self._normalise_level(mel_BLF) if config.level == "patch" else mel_BLF)
 
     def level_patches(self, logmel_BLF: Tensor) -> Tensor:
-        """What `forward` gives for patches, from log-mels that kept their level; unchanged where that is the setting.
+        """Apply the setting `level` to patches of log-mels that were computed with `level` "kept".
 
-        Log-mels lie in a store with the level that they had: a crop of it is brought to one level afterwards. What the
-        floor has hidden stays hidden.
+        A store contains log-mels with their original level; the level of a patch is normalised after it is cropped.
+        Sound below the floor is lost.
         """
         if self.config.level == "kept":
             return logmel_BLF
         if self.config.compression == "decibel":
-            return self._compress(self._at_one_level((logmel_BLF / _DECIBELS).exp()))
-        return self._compress(self._at_one_level((logmel_BLF.exp() - self.config.floor).clamp(min=0)))
+            return self._compress(self._normalise_level((logmel_BLF / _DECIBELS).exp()))
+        return self._compress(self._normalise_level((logmel_BLF.exp() - self.config.floor).clamp(min=0)))
 
-    def _at_one_level(self, mel_BLF: Tensor) -> Tensor:
-        """Each patch scaled by the mean over its frames and bands; digital silence stays what it is."""
+    def _normalise_level(self, mel_BLF: Tensor) -> Tensor:
+        """Scale each patch by the mean over its frames and bands; digital silence is not changed."""
         mean_B11 = mel_BLF.mean(dim=(1, 2), keepdim=True)
-        return mel_BLF * (self._level / mean_B11.clamp(min=_TINY)).clamp(max=self._most_gain)
+        return mel_BLF * (self._level / mean_B11.clamp(min=_TINY)).clamp(max=self._max_gain)
 
     def _compress(self, mel_BLF: Tensor) -> Tensor:
         if self.config.compression == "decibel":

@@ -1,4 +1,4 @@
-"""The two heads on top of h, each an MLP with ReLU [stated]: similarity (to z) and coincidence (to a logit).
+"""The two heads on top of h, each an MLP with ReLU [stated]: similarity (h to z) and coincidence (a pair to a logit).
 
 Shapes: B clips, N pairs, D embedding, Z size of z.
 """
@@ -25,9 +25,9 @@ class SimilarityHead(nn.Module):
 
 
 class CoincidenceHead(nn.Module):
-    """Do the two representations come from one scene? 2 D → 512 → 1 on the concatenation [open sizes; ours].
+    """Predicts whether two representations come from the same scene: 2 D → 512 → 1 [open sizes; ours].
 
-    The order matters: the mixture's h comes first, the channel's second.
+    The input is the concatenation of the mixture's h and the channel's h, in this order.
     """
 
     def __init__(self, in_dim: int, hidden: int = 512) -> None:
@@ -38,5 +38,5 @@ class CoincidenceHead(nn.Module):
         initialise(self.last)
 
     def forward(self, h_m_ND: Tensor, h_c_ND: Tensor) -> Tensor:
-        """Aligned pairs h_m_ND and h_c_ND to logit_N; the sigmoid of it is the paper's g(h_m, h_c)."""
+        """Aligned pairs h_m_ND and h_c_ND to logit_N, whose sigmoid is the paper's g(h_m, h_c)."""
         return self.last(nn.functional.relu(self.first(torch.cat((h_m_ND, h_c_ND), dim=1)))).squeeze(1)

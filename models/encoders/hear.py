@@ -1,7 +1,7 @@
-"""The HEAR interface (hearbenchmark.com): any encoder bundle as an entry of that benchmark, one import away.
+"""The HEAR interface (hearbenchmark.com), with which any encoder bundle can be evaluated on that benchmark.
 
-Pass `models.encoders.hear` as the module and the bundle's folder as the weights. Sound is mono, in [-1, 1], at
-`model.sample_rate`; what is computed from it is float32, on the model's device.
+Pass `sepscene.models.encoders.hear` as the module and the bundle's folder as the weights. Sound is mono, in [-1, 1],
+at `model.sample_rate`; embeddings are float32, on the model's device.
 
 Shapes: N sounds, T samples, K timestamps, D embedding.
 """
@@ -24,7 +24,7 @@ def load_model(model_file_path: str = "") -> Encoder:
         model_file_path: folder or MLflow URI of the bundle.
 
     Raises:
-        SepsceneError: when no bundle is named (there are no default weights), or it cannot be loaded.
+        SepsceneError: no bundle is given (there are no default weights), or it cannot be loaded.
     """
     if not model_file_path:
         raise SepsceneError("Sepscene has no default weights: pass the folder of an encoder bundle to load_model")
@@ -32,10 +32,10 @@ def load_model(model_file_path: str = "") -> Encoder:
 
 
 def get_scene_embeddings(audio_NT: Tensor, model: Encoder) -> Tensor:
-    """One embedding (N, D) a sound, the mean over its patches.
+    """One embedding per sound (N, D), the mean over its patches.
 
     Raises:
-        SepsceneError: when the sound has another shape.
+        SepsceneError: the sound has another shape.
     """
     with torch.no_grad():
         return model(audio_NT).float()
@@ -44,14 +44,14 @@ def get_scene_embeddings(audio_NT: Tensor, model: Encoder) -> Tensor:
 def get_timestamp_embeddings(audio_NT: Tensor, model: Encoder) -> tuple[Tensor, Tensor]:
     """An embedding every 50 ms, from 0 to the end of the sound, each of a window centred on its timestamp.
 
-    The window is the shortest that the encoder takes (0.96 s); silence surrounds the sound. Where 50 ms are
-    no whole number of samples, each centre is rounded by itself, so that nothing drifts.
+    The window is the shortest that the encoder accepts (0.96 s by default); the sound is zero-padded at both ends. If
+    50 ms is not a whole number of samples, each centre is rounded separately, so that errors do not accumulate.
 
     Returns:
         Embeddings (N, K, D) and timestamps (N, K) in milliseconds.
 
     Raises:
-        SepsceneError: when the sound has another shape.
+        SepsceneError: the sound has another shape.
     """
     audio_NT = limited_sound(audio_NT, next(model.parameters()).device)
     window = model.shortest_samples
@@ -62,7 +62,7 @@ def get_timestamp_embeddings(audio_NT: Tensor, model: Encoder) -> tuple[Tensor, 
     offsets_T = torch.arange(window, device=device)
     embedded = []
     with torch.no_grad():
-        # Windows overlap 19-fold: they are cut out a few at a time, or a long sound would fill the memory.
+        # Windows overlap 19-fold: they are cut a few at a time, or those of a long sound would fill the memory.
         for some_K in centre_K.split(64):
             windows_NKT = padded_NT[:, some_K[:, None] + offsets_T]
             embedded.append(model.encode_patches(windows_NKT.flatten(0, 1)).float())

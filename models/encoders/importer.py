@@ -1,8 +1,8 @@
-"""Encoders from and to PANNs' checkpoints (`.pth` of audioset_tagging_cnn), under PANNs' parameter names.
+"""Import and export of encoders as PANNs' checkpoints (`.pth` of audioset_tagging_cnn).
 
-In PANNs, `fc1` with a ReLU makes the 2048-d `embedding`, and `fc_audioset` makes `clipwise_output` from it.
-Here `fc1` is the bottleneck (`embedding`, with activation "relu") and `fc_audioset` the classifier
-(`tags`), so the h of an imported file is its `embedding`.
+In PANNs, `fc1` with a ReLU computes the 2048-d `embedding`, and `fc_audioset` computes `clipwise_output` from it. Here
+`fc1` is the bottleneck (`embedding`, with activation "relu") and `fc_audioset` the classifier (`tags`), so the h of an
+imported file is PANNs' `embedding`.
 
 Shapes: N frequencies, F mels.
 """
@@ -31,24 +31,24 @@ OUR_NAMES = {"fc1.": "embedding.", "fc_audioset.": "tags."}
 FRONT_END_PREFIXES = ("spectrogram_extractor.", "logmel_extractor.")
 PATCH_SECONDS = 10.0
 SHORTEST_SECONDS = 0.96
-"""PANNs was trained on clips of 10 s; the shortest is ours."""
+"""PANNs was trained on clips of 10 s; the shortest length is ours."""
 
 
 def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
-    """Turn a PANNs CNN14 checkpoint into an encoder bundle; return the SHA-256 of its weights.
+    """Convert a PANNs CNN14 checkpoint to an encoder bundle and return the SHA-256 of its weights.
+
+    Settings that the file does not contain are assumed; they are listed in the card,
+    `models.card.read_card(out).metadata["assumed"]`.
 
     Args:
-        file: `{"model": state_dict}` as PANNs publishes it, or a bare state dict; with or without the buffers
-            of its front-end. Read with `weights_only`, never unpickled.
-        front_end: name of a preset in `FRONT_ENDS`; where the file holds its front-end's buffers they must
-            agree.
+        file: `{"model": state_dict}` as published by PANNs, or a bare state dict; with or without the buffers of its
+            front-end. It is read with `weights_only`, never unpickled.
+        front_end: name of a preset in `FRONT_ENDS`. If the file contains the buffers of its front-end, they must match.
         out: folder of the bundle.
 
-    What the file doesn't tell is listed in the card, `models.card.read_card(out).metadata["assumed"]`.
-
     Raises:
-        SepsceneError: when the file is missing, damaged, needs unpickling, is not a CNN14, holds NaN, or was
-            trained with another front-end.
+        SepsceneError: the file is missing, damaged, needs unpickling, is not a CNN14, contains NaN, or was trained with
+            another front-end.
     """
     file = Path(file)
     if front_end not in FRONT_ENDS:
@@ -56,7 +56,7 @@ def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
     tensors, checkpoint = read_state_dict(file)
     tensors = without_wrapper(tensors, known="bn0.weight")
     buffers = {name: tensors.pop(name) for name in list(tensors) if name.startswith(FRONT_END_PREFIXES)}
-    _refuse_other_front_end(buffers, front_end, file)
+    _check_front_end(buffers, front_end, file)
     encoder = Encoder(_config(checkpoint, tensors, FRONT_ENDS[front_end], file))
     load_weights(encoder.trunk, _renamed(tensors, OUR_NAMES), file)
     check_finite(encoder.trunk, file)
@@ -67,13 +67,13 @@ def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
 
 
 def export_panns(encoder: Encoder, file: Path | str) -> None:
-    """Write an encoder as a checkpoint under PANNs' names, for PANNs' custom classes and `import_encoder`.
+    """Write an encoder as a checkpoint with PANNs' parameter names, for PANNs' own classes and `import_encoder`.
 
-    `{"model": state_dict, "sepscene": configuration}`; the front-end's buffers are part of it where PANNs
-    can build that front-end. An encoder without a classifier has no `fc_audioset`.
+    The file contains `{"model": state_dict, "sepscene": configuration}`. The state dict includes the buffers of the
+    front-end if PANNs can build it, and `fc_audioset` if the encoder has a classifier.
 
     Raises:
-        SepsceneError: when it is no CNN14, or a weight is NaN or infinite.
+        SepsceneError: the encoder is not a CNN14, or a weight is NaN or infinite.
     """
     if not isinstance(encoder.trunk, Cnn14):
         raise SepsceneError(f"PANNs has no network like {encoder.config.trunk.described}: only a CNN14 can be exported")
@@ -88,9 +88,10 @@ def export_panns(encoder: Encoder, file: Path | str) -> None:
 
 @cache
 def front_end_buffers(config: FrontEndConfig) -> dict[str, Tensor]:
-    """The buffers that PANNs keeps of its front-end: windowed DFT as convolutions, and mel bands (N, F).
+    """The front-end's buffers in a PANNs file: the windowed DFT as convolutions, and the mel bands (N, F).
 
-    Empty for a front-end that PANNs has no modules for (one that is not centred, in decibels, of one length).
+    Empty for a front-end that PANNs cannot build: PANNs needs centred framing, decibels, and a window of the FFT's
+    length.
     """
     if config.framing != "centred" or config.compression != "decibel" or config.fft_samples != config.window_samples:
         return {}
@@ -108,12 +109,12 @@ def front_end_buffers(config: FrontEndConfig) -> dict[str, Tensor]:
 def _config(
     checkpoint: dict[str, Any], tensors: dict[str, Tensor], front_end: FrontEndConfig, file: Path
 ) -> EncoderConfig:
-    """The configuration that a file of ours carries, or the one that the shapes of a PANNs file tell."""
-    said = f"{file} makes no encoder"
+    """The configuration in a file exported by Sepscene, or one derived from the shapes in a PANNs file."""
+    message = f"{file} does not define an encoder"
     if "sepscene" in checkpoint:
-        config = validated(EncoderConfig, checkpoint["sepscene"], said)
+        config = validated(EncoderConfig, checkpoint["sepscene"], message)
         if config.front_end != front_end:
-            raise SepsceneError(f"{file} was exported with another front-end: name the preset it was trained with")
+            raise SepsceneError(f"{file} was exported with another front-end: give the preset of its training")
         return config
     try:
         trunk = {
@@ -125,31 +126,33 @@ def _config(
         }
     except KeyError as error:
         raise SepsceneError(
-            f"{file} is not a CNN14: {error.args[0]} is missing; other PANNs networks won't do"
+            f"{file} is not a CNN14: {error.args[0]} is missing; other PANNs networks are not supported"
         ) from None
+    except TypeError:
+        raise SepsceneError(f"{file} is not a CNN14: a weight that gives its sizes has no axes") from None
     fields = {"front_end": front_end, "trunk": trunk, "patch_seconds": PATCH_SECONDS}
-    return validated(EncoderConfig, {**fields, "shortest_seconds": SHORTEST_SECONDS}, said)
+    return validated(EncoderConfig, {**fields, "shortest_seconds": SHORTEST_SECONDS}, message)
 
 
 def _assumptions(front_end: str, buffers: bool) -> list[str]:
-    """What a PANNs file doesn't tell, one clause each."""
+    """One clause per setting that a PANNs file does not contain; `buffers`: it contains those of its front-end."""
     assumed = [f"patch_seconds {PATCH_SECONDS:g} (the length of PANNs' training clips)"]
     assumed.append(f"shortest_seconds {SHORTEST_SECONDS:g} (shorter clips are padded to it)")
-    return assumed if buffers else [f"front_end {front_end} (the file holds no buffers to check it against)", *assumed]
+    return assumed if buffers else [f"front_end {front_end} (the file has no buffers to check it against)", *assumed]
 
 
-def _refuse_other_front_end(buffers: dict[str, Tensor], front_end: str, file: Path) -> None:
-    """Compare the front-end's buffers in a file with those of the preset."""
-    if not buffers or _agree(buffers, FRONT_ENDS[front_end]):
+def _check_front_end(buffers: dict[str, Tensor], front_end: str, file: Path) -> None:
+    """Raise an error if the front-end's buffers in a file, if there are any, differ from those of the preset."""
+    if not buffers or _match(buffers, FRONT_ENDS[front_end]):
         return
-    fitting = [name for name, config in FRONT_ENDS.items() if _agree(buffers, config)]
-    advice = f"it was trained with {fitting[0]}, use that" if fitting else "none of the presets fits it"
+    fitting = [name for name, config in FRONT_ENDS.items() if _match(buffers, config)]
+    advice = f"it was trained with {fitting[0]}, use that" if fitting else "it matches none of the presets"
     rate = FRONT_ENDS[front_end].sample_rate
     raise SepsceneError(f"{file} was not trained with the front-end {front_end} ({rate} Hz): {advice}")
 
 
-def _agree(buffers: dict[str, Tensor], config: FrontEndConfig) -> bool:
-    """Are these the buffers that PANNs would build for the front-end, up to other versions' rounding?"""
+def _match(buffers: dict[str, Tensor], config: FrontEndConfig) -> bool:
+    """Whether these are PANNs' buffers for the front-end, up to the rounding of different versions."""
     expected = front_end_buffers(config)
     return all(
         name in expected
@@ -160,7 +163,7 @@ def _agree(buffers: dict[str, Tensor], config: FrontEndConfig) -> bool:
 
 
 def _renamed(tensors: dict[str, Tensor], prefixes: dict[str, str]) -> dict[str, Tensor]:
-    """The tensors with the prefixes of their names exchanged."""
+    """The tensors with the prefixes of their names replaced."""
     renamed = {}
     for name, tensor in tensors.items():
         prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")

@@ -1,4 +1,4 @@
-"""The model card that travels with every encoder: what it was made from, what it reached, how to use it."""
+"""The model card of an encoder bundle: how the encoder was trained, its metrics, and how to use it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +9,15 @@ FACTS = ("data", "separator", "combination", "losses", "start", "steps", "seed")
 
 
 def model_card(config: "EncoderConfig", card: dict[str, Any]) -> str:
-    """README.md of an encoder bundle, in the form that model hubs read (YAML header, then Markdown).
+    """README.md of an encoder bundle, in the format of model hubs (YAML header, then Markdown).
 
     Args:
         config: the encoder's configuration.
-        card: facts as `models.encoders.encoder.save_encoder` describes them; what is not known is said to be so.
+        card: facts, see `models.encoders.encoder.save_encoder`; missing facts are reported as not recorded.
     """
     license_name = card.get("license") or "unknown"
     front_end = config.front_end
-    heard = f"log-mel with {front_end.mel_bands} bands, then " if config.reads == "log-mel" else ""
+    log_mel = f"log-mel with {front_end.mel_bands} bands, then " if config.reads == "log-mel" else ""
     lines = [
         "---",
         f"license: {license_name}",
@@ -28,15 +28,15 @@ def model_card(config: "EncoderConfig", card: dict[str, Any]) -> str:
         f"# {card.get('title') or 'Sepscene encoder'}",
         "",
         f"Maps mono sound at {front_end.sample_rate} Hz (float, full scale 1) to a representation h of "
-        f"{config.embedding_dim} numbers: {heard}{config.trunk.described}. A clip is the mean over patches of at most "
-        f"{config.patch_seconds:g} s.",
+        f"{config.embedding_dim} numbers: {log_mel}{config.trunk.described}. The h of a clip is the mean over patches "
+        f"of at most {config.patch_seconds:g} s.",
         "",
         "```python",
         "from sepscene import load_encoder",
         'h_BD = load_encoder("this folder or an MLflow URI")(wave_BT)',
         "```",
         "",
-        "## How it was made",
+        "## Training",
         "",
         *(f"- {fact}: {_plain(card[fact]) if fact in card else 'not recorded'}" for fact in FACTS),
         "",
@@ -50,7 +50,7 @@ def model_card(config: "EncoderConfig", card: dict[str, Any]) -> str:
         "",
         "## License",
         "",
-        license_name if card.get("license") else "Unknown: ask whoever trained it before you pass it on.",
+        license_name if card.get("license") else "Unknown: ask the author of this encoder before you redistribute it.",
     ]
     if card.get("notes"):
         lines += ["", "## Notes", "", str(card["notes"])]
@@ -58,17 +58,17 @@ def model_card(config: "EncoderConfig", card: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A list as words, anything else as it is."""
+    """A list as comma-separated text, anything else as its text."""
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _metrics(metrics: dict[str, dict[str, Any]]) -> list[str]:
-    """A table of the measured metrics with their intervals."""
+    """A table of the metrics with their intervals."""
     if not metrics:
-        return ["None were measured."]
+        return ["None recorded."]
     rows = ["| metric | value | interval |", "|---|---|---|"]
     for name, metric in metrics.items():
         known = metric.get("low") is not None and metric.get("high") is not None
-        interval = f"{metric['low']:.4f} to {metric['high']:.4f}" if known else "not measured"
+        interval = f"{metric['low']:.4f} to {metric['high']:.4f}" if known else "not recorded"
         rows.append(f"| {name} | {metric['value']:.4f} | {interval} |")
     return rows

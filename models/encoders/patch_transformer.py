@@ -1,10 +1,10 @@
-"""A transformer over patches of the log-mel, in the manner of AST and AudioMAE: the second built-in encoder.
+"""A transformer over patches of the log-mel, similar to AST and AudioMAE: the second built-in encoder.
 
-The log-mel is normalised per mel band, cut into patches that do not overlap, and each patch becomes a token. Fixed
-sine and cosine positions (Vaswani et al. 2017, half of the features for time and half for frequency) let the network
-read patches of any length. Layers are torch's own, with the norm first; h is a linear map of the mean over all tokens.
+The log-mel is normalised per mel band and cut into patches without overlap; each patch becomes a token. Fixed sine and
+cosine position encodings (Vaswani et al. 2017, half of the features for time and half for frequency) allow input of any
+length. The layers are torch's, with pre-norm; h is a linear map of the mean over all tokens.
 
-Shapes: B patches of pre-training, L frames, F mel bands, N tokens, W width, D embedding.
+Shapes: B crops of the log-mel, L frames, F mel bands, N tokens, W width, D embedding.
 """
 
 import math
@@ -17,7 +17,7 @@ from sepscene.models.settings import PatchTransformerConfig, Reads
 
 
 class PatchTransformer(nn.Module):
-    """logmel_BLF to h_BD. No dropout, as in CNN14."""
+    """The network: logmel_BLF to h_BD. No dropout, as in CNN14."""
 
     Config = PatchTransformerConfig
     reads: Reads = "log-mel"
@@ -43,7 +43,7 @@ class PatchTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Xavier-uniform matrices, zero biases; torch copies one layer, so that all would start with equal weights."""
+        """Xavier-uniform matrices and zero biases. By default all layers would be copies of one, with equal weights."""
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter.flatten(1) if parameter.ndim > 2 else parameter)
@@ -51,10 +51,10 @@ class PatchTransformer(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, logmel_BLF: Tensor) -> Tensor:
-        """logmel_BLF to the representation h_BD. Frames after the last whole patch are left out.
+        """logmel_BLF to the representation h_BD. Frames after the last whole patch are ignored.
 
         Raises:
-            SepsceneError: when the mel bands are not the configured ones, or the frames do not fill one patch.
+            SepsceneError: the number of mel bands is not the configured one, or there are too few frames for a patch.
         """
         frames, mels = logmel_BLF.shape[1:]
         if mels != self.config.mel_bands or frames < self.config.shortest_frames:
@@ -71,7 +71,7 @@ class PatchTransformer(nn.Module):
 
 
 def positions(width: int, times: int, bands: int) -> Tensor:
-    """Sines and cosines (W, times, bands): the first half of the features says the time, the second the frequency."""
+    """Sines and cosines (W, times, bands): the first half of the features encodes time, the second frequency."""
     half = width // 2
     rate = torch.exp(torch.arange(0, half, 2, dtype=torch.float64) * (-math.log(10_000.0) / half))
 

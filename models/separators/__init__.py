@@ -1,1 +1,1 @@
-"""Separation networks: our TDCN++, foreign separators, their folders of weights and their import."""
+"""Separation networks: Sepscene's TDCN++ and imported separators, their folders of weights and their import."""

@@ -1,11 +1,11 @@
-"""The fast path of a separator: the same function as TDCNpp's forward, for inference only.
+"""Fast inference: computes the same function as TDCNpp's forward, without gradients.
 
-The plain forward carries each activation through memory about a dozen times per block. Here channels are the
-last axis, so that dense layers are plain matrix products; scales and the affine part of the norms are folded
-into the weights of the next layer (per clip: a norm's statistics are the clip's own); and on a CPU what lies
-between the products is fused (fused.py). Tried and left: torch.compile of the plain forward gains 7 % on a CPU after
-minutes of compiling; compiled stretches fuse their passes, and lose it again to the guards of a hundred calls per
-block. The GPU path equals the other one on a CPU and has not yet run on a GPU.
+The plain forward moves each activation through memory about a dozen times per block. Here channels are the last axis,
+so that dense layers are plain matrix products. Scales and the affine part of the norms are folded into the weights of
+the next layer, per clip, because the statistics of a norm are those of a clip. On a CPU the operations between the
+matrix products are fused (fused.py). Two alternatives were rejected: torch.compile of the plain forward gains 7 % on a
+CPU after minutes of compiling; compiling single passes saves as much as the fusion, but the guards of a hundred calls
+per block cost it again. The GPU path gives the same results on a CPU and has not yet run on a GPU.
 
 Shapes: B clips, S sources, T samples, L frames, C coefficients, W bottleneck width, H hidden width, K taps.
 """
@@ -33,24 +33,24 @@ from sepscene.models.settings import Precision
 if TYPE_CHECKING:
     from sepscene.models.separators.fused import FusedHidden
 
-DECODED_TOGETHER = 256
-"""Frames whose masks are made and applied together on a CPU, so that they stay in cache."""
+DECODER_FRAMES = 256
+"""Frames whose masks are computed and applied in one step on a CPU, so that they stay in cache."""
 
 
 def fast_separator(
     separator: nn.Module, device: str | torch.device = "cpu", precision: Precision = "float32"
 ) -> nn.Module:
-    """A module that separates as `separator` does, faster, without gradients.
+    """A module that computes the same as `separator`, faster and without gradients.
 
     Args:
-        separator: any separator of the project; it is copied, not changed.
-        device: where the copy runs.
-        precision: "float32" equals the plain forward to rounding (beyond 60 dB); "bfloat16" halves the
-            traffic and uses the matrix units for it (beyond 30 dB; the waves in and out stay float32).
+        separator: any separator of Sepscene; it is copied, not changed.
+        device: device of the copy.
+        precision: "float32" equals the plain forward up to rounding (SNR above 60 dB); "bfloat16" halves the memory
+            traffic and uses the bfloat16 matrix units (SNR above 30 dB; input and output are float32).
 
     Returns:
-        wave_BT -> separated_BST with `sample_rate` and `sources`. A TDCNpp gets the formulation of this
-        file; any other separator runs as it is, in bfloat16 under autocast.
+        wave_BT -> separated_BST with `sample_rate` and `sources`. A TDCNpp is replaced by `FastTDCNpp`; any other
+        separator runs unchanged, in bfloat16 under autocast.
     """
     separator = copy.deepcopy(separator).to(device).eval().requires_grad_(False)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -60,7 +60,7 @@ def fast_separator(
 
 
 class AutocastSeparator(nn.Module):
-    """A separator without a formulation of its own, whose matrix products and convolutions run in `dtype`."""
+    """Any separator, with autocast: matrix products and convolutions run in `dtype`."""
 
     def __init__(self, separator: nn.Module, dtype: torch.dtype):
         super().__init__()
@@ -77,7 +77,7 @@ class AutocastSeparator(nn.Module):
 
 
 class FastTDCNpp(nn.Module):
-    """A TDCNpp for inference, on a CPU clip by clip, on a GPU all at once."""
+    """A TDCNpp for inference; clip by clip on a CPU, batched on a GPU."""
 
     mask: Tensor
 
@@ -124,7 +124,7 @@ class FastTDCNpp(nn.Module):
         return coefficient_BLC, coefficient_BLC
 
     def _activations(self, feature_BLC: Tensor) -> Tensor:
-        """The mask network up to the last block, in place of one buffer (B, L, W)."""
+        """The mask network up to the last block, computed in place in one buffer (B, L, W)."""
         x_BLW = self.initial(feature_BLC)
         hidden = self._hidden(x_BLW)
         repeat_inputs: dict[int, Tensor] = {}
@@ -140,23 +140,23 @@ class FastTDCNpp(nn.Module):
         if x_BLW.device.type != "cpu":
             return BatchedHidden()
         from sepscene.models.separators.fused import (
-            FusedHidden,  # Numba takes a third of a second, and most processes never separate
+            FusedHidden,  # importing Numba takes a third of a second, and most processes never separate
         )
 
         reach = self.config.kernel // 2 * 2 ** (self.config.blocks - 1)
         return FusedHidden(x_BLW.shape[1], self.config.hidden, reach, self.dtype)
 
     def _decode(self, x_BLW: Tensor, coefficient_BLC: Tensor, samples: int) -> Tensor:
-        """Mask the coefficients of a learned basis and add the frames of every source up to a wave."""
+        """Mask the coefficients of a learned basis, and overlap-add the frames of each source."""
         window = self.config.window_samples
         hop = self.config.hop_samples
         sources = self.sources
         clips, frames, _ = x_BLW.shape
         parts = -(-window // hop)
         wave_BSLh = x_BLW.new_zeros(clips, sources, frames + parts - 1, hop, dtype=torch.float32)
-        stretch = frames if x_BLW.is_cuda else DECODED_TOGETHER
-        for start in range(0, frames, stretch):
-            span = slice(start, start + stretch)
+        chunk = frames if x_BLW.is_cuda else DECODER_FRAMES
+        for start in range(0, frames, chunk):
+            span = slice(start, start + chunk)
             mask_BLSC = (x_BLW[:, span] @ self.mask).float().sigmoid_().unflatten(-1, (sources, -1))
             mask_BLSC *= coefficient_BLC[:, span, None]
             frame_BSLT = (mask_BLSC @ self.plain.basis.synthesis).transpose(1, 2)
@@ -201,11 +201,12 @@ class FastBlock(nn.Module):
         self.register_buffer("narrow_HW", (block.dense2.scale * block.dense2.weight).T.contiguous())
 
     def forward(self, x_BLW: Tensor, hidden: FusedHidden | BatchedHidden) -> None:
-        """Change `x_BLW`; `hidden` is room for the activations in between."""
+        """Change `x_BLW` in place; `hidden` stores the activations in between."""
         frames = x_BLW.shape[1]
         sums_2B1H = hidden.widen(x_BLW, self.widen_WH, self.norm1.slope)
         scale_B1H, shift_B1H = self.norm1.affine(sums_2B1H, frames)
-        # Padding follows the norm: a tap outside of the clip finds 0 and not the norm's shift, which the bias holds.
+        # Padding follows the norm: outside of the clip a tap reads 0, without the norm's shift. The bias includes the
+        # shift for all taps, so it is subtracted again for the taps outside.
         lost_BKH = self.taps_KH * shift_B1H
         bias_B1H = self.bias_H + lost_BKH.sum(1, keepdim=True)
         sums_2B1H = hidden.convolve(self.taps_KH * scale_B1H, lost_BKH, bias_B1H, self.dilation, self.norm2.slope)
@@ -215,7 +216,7 @@ class FastBlock(nn.Module):
 
 
 class BatchedHidden:
-    """The hidden activations of many clips on a GPU; FusedHidden is the same for one clip on a CPU."""
+    """The hidden activations of a batch on a GPU; FusedHidden is the equivalent for one clip on a CPU."""
 
     hidden_BLH: Tensor
 
@@ -225,9 +226,9 @@ class BatchedHidden:
         return self._sums()
 
     def convolve(self, taps_BKH: Tensor, lost_BKH: Tensor, bias_B1H: Tensor, dilation: int, slope: float) -> Tensor:
-        """h = PReLU(depthwise convolution of h). Returns sums as `widen` does.
+        """h = PReLU(depthwise convolution of h). Returns the same sums as `widen`.
 
-        `lost` is taken from the output for each tap that falls outside of the clip.
+        `lost_BKH` is subtracted from the output for each tap outside of the clip.
         """
         x_BLH = self.hidden_BLH
         dtype = self.hidden_BLH.dtype
@@ -262,7 +263,7 @@ class BatchedHidden:
 
 
 class FoldedNorm:
-    """What an ActivationNorm does beside its statistics."""
+    """The parameters of an ActivationNorm, to be folded into neighbouring layers."""
 
     def __init__(self, norm: ActivationNorm):
         self.slope = float(norm.slope)
@@ -270,7 +271,7 @@ class FoldedNorm:
         self.beta = float(norm.beta)
 
     def affine(self, sums_2B1H: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-        """Scale and shift, float32 (B, 1, H), that norm the activations of which the sums were taken."""
+        """Scale and shift, float32 (B, 1, H), that normalise activations with these sums."""
         mean, square = sums_2B1H.double() / frames
         variance = (square - mean * mean).clamp_min(0.0)
         scale = self.gamma * (variance + NORM_EPSILON).rsqrt()

@@ -1,4 +1,4 @@
-"""Keeping separators: any of ours as a folder of weights (`models.weights`), and back."""
+"""Saves separators of all kinds as folders of weights (`models.weights`), and loads them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from sepscene.models.separators.programs import ProgramConfig, ProgramSeparator,
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.models.sound import checked_sound
-from sepscene.models.weights import check_finite, packed, read_network, read_tensors, verified, write_folder
+from sepscene.models.weights import check_finite, packed, read_content, read_network, read_tensors, write_folder
 
 Separator = TDCNpp | ConvTasNetSeparator | ProgramSeparator
 
 
 def save_separator(separator: nn.Module, directory: str | Path, metadata: dict[str, Any]) -> str:
-    """Write a separator folder and return its digest. An earlier separator in `directory` is replaced.
+    """Write a separator folder and return its digest. A separator in `directory` is replaced.
 
     Args:
         separator: a TDCNpp, ConvTasNetSeparator or ProgramSeparator.
-        directory: the folder to make; its parents are made too.
-        metadata: JSON values to keep beside the weights (steps, data, seed, source, …).
+        directory: the folder; it is created with its parents if it does not exist.
+        metadata: JSON values to store with the weights (steps, data, seed, source, …).
 
     Raises:
-        CheckpointError: for another kind of module, for weights that aren't finite, or when `directory` holds
-            something that is not a separator.
+        CheckpointError: the module is of another kind, its weights aren't finite, or `directory` contains something
+            else.
     """
     directory = Path(directory)
     if not isinstance(separator, Separator):
@@ -49,10 +49,10 @@ def save_separator(separator: nn.Module, directory: str | Path, metadata: dict[s
 
 
 def load_separator(directory: str | Path | CustomCode) -> nn.Module:
-    """Read a separator folder, or make a custom separator: a module in evaluation mode, wave_BT to separated_BST.
+    """Load a separator folder, or build a custom separator: a module in evaluation mode, wave_BT to separated_BST.
 
-    The module has `sample_rate` (hertz) and `sources`. It takes sound as `models.sound.checked_sound` describes it, and
-    builds no autograd graph: `separator.requires_grad_()` lets it be trained further.
+    The module has `sample_rate` (hertz) and `sources`. Its input is validated by `models.sound.checked_sound`. Its
+    parameters do not require gradients; call `separator.requires_grad_()` to train it further.
 
     Example:
         >>> separator = sepscene.load_separator("runs/demo/ladder/S2")
@@ -60,35 +60,35 @@ def load_separator(directory: str | Path | CustomCode) -> nn.Module:
 
     Raises:
         CheckpointError: a file is missing, truncated or altered, the architecture is unknown, the weights don't fit
-            it or aren't finite, or it is a program whose author the user doesn't trust. The message names the file.
-        SepsceneError: custom code is not trusted, cannot be imported, or is of another version than made the folder.
+            it or aren't finite, or it is a program that the user doesn't trust. The message names the file.
+        SepsceneError: custom code is not trusted, cannot be imported, or its version differs from the folder's.
     """
     separator = CustomSeparator(directory) if isinstance(directory, CustomCode) else _read(Path(directory))
-    separator.register_forward_pre_hook(_check_input)
+    separator.register_forward_pre_hook(_check_input, with_kwargs=True)
     return separator.requires_grad_(False)
 
 
-def _check_input(separator: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Refuse what is no sound, before the network computes with it."""
-    return checked_sound(inputs[0]), *inputs[1:]
+def _check_input(separator: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict]:
+    """Validate the input of the network, `wave_BT`."""
+    return (checked_sound(*args, **kwargs),), {}
 
 
 def _read(directory: Path) -> nn.Module:
     card = read_card(directory)
     origin = directory / card.weights
-    said = f"{directory / CARD_FILE} has a wrong {card.architecture} config"
+    message = f"{directory / CARD_FILE} has a wrong {card.architecture} config"
     if card.architecture == "tdcnpp":
-        tdcnpp = validated(TDCNppConfig, card.config, said, CheckpointError)
+        tdcnpp = validated(TDCNppConfig, card.config, message, CheckpointError)
         return read_network(directory, card, lambda: TDCNpp(tdcnpp))
     if card.architecture == "conv_tasnet":
-        conv_tasnet = validated(ConvTasNetConfig, card.config, said, CheckpointError)
+        conv_tasnet = validated(ConvTasNetConfig, card.config, message, CheckpointError)
         return read_network(directory, card, lambda: ConvTasNetSeparator(conv_tasnet))
     if card.architecture == "program":
-        program = validated(ProgramConfig, card.config, said, CheckpointError)
-        content = verified(directory, card)
+        program = validated(ProgramConfig, card.config, message, CheckpointError)
+        content = read_content(directory, card)
         separator = ProgramSeparator(program, content, read_program(content, program.kind, origin))
         check_finite(separator, origin)
         return separator.eval()
     if card.architecture == ARCHITECTURE:
         return read_custom(card, read_tensors(directory, card), origin)
-    raise CheckpointError(f"{directory} holds an encoder ({card.architecture}), not a separator")
+    raise CheckpointError(f"{directory} contains an encoder ({card.architecture}), not a separator")

@@ -1,4 +1,4 @@
-"""Separators that are not ours, under our contract: `wave_BT` in, `separated_BST` out, a rate and sources.
+"""torchaudio's Conv-TasNet as a separator: wave_BT to separated_BST, with `sample_rate` and `sources`.
 
 Shapes: B clips, S sources, T samples.
 """
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torchaudio.models import ConvTasNet
 
 from sepscene.models.config import Config
-from sepscene.models.settings import MOST_CHANNELS
+from sepscene.models.settings import MAX_CHANNELS
 
 
 class ConvTasNetConfig(Config):
-    """Sizes of a `torchaudio.models.ConvTasNet`, with the defaults of its paper (arXiv 1809.07454)."""
+    """Sizes of a `torchaudio.models.ConvTasNet`. The defaults are those of its paper (arXiv 1809.07454)."""
 
     sample_rate: int = Field(16000, gt=0, le=1_000_000, description="hertz")
     sources: int = Field(2, ge=1, le=64)
     window_samples: int = Field(16, ge=2, le=32_768, description="encoder kernel; the hop is half of it")
-    coefficients: int = Field(512, ge=1, le=MOST_CHANNELS)
-    bottleneck: int = Field(128, ge=1, le=MOST_CHANNELS)
-    hidden: int = Field(512, ge=1, le=MOST_CHANNELS)
+    coefficients: int = Field(512, ge=1, le=MAX_CHANNELS)
+    bottleneck: int = Field(128, ge=1, le=MAX_CHANNELS)
+    hidden: int = Field(512, ge=1, le=MAX_CHANNELS)
     kernel: int = Field(3, ge=1, le=255)
     blocks: int = Field(8, ge=1, le=16, description="blocks per repeat; block b has dilation 2**b")
     repeats: int = Field(3, ge=1, le=64)
@@ -31,10 +31,7 @@ class ConvTasNetConfig(Config):
 
 
 class ConvTasNetSeparator(nn.Module):
-    """torchaudio's Conv-TasNet behind the contract of every separator of the project.
-
-    Its sources need not sum to the mixture: the network has no mixture consistency.
-    """
+    """torchaudio's Conv-TasNet. Without mixture consistency, its sources need not sum to the mixture."""
 
     def __init__(self, config: ConvTasNetConfig):
         super().__init__()

@@ -1,11 +1,10 @@
-"""The hidden activations of a TDCN++ on a CPU, in two passes where torch takes a dozen.
+"""The hidden activations of a TDCN++ on a CPU, in two passes through memory instead of torch's dozen.
 
-For torch a PReLU, a square, two sums and each tap of a depthwise convolution are passes of their own through memory.
-Here what belongs together is one pass, compiled by Numba for this machine at its first use. Results do not depend on
-the number of threads.
+In torch a PReLU, a square, two sums and each tap of a depthwise convolution are separate passes. Here they are fused to
+one pass, which Numba compiles for this machine at its first use. Results do not depend on the number of threads.
 
-Shapes: B = 1 clip, L frames, P parts of them, W bottleneck width, H hidden channels, K taps. Activations are float32,
-or bfloat16 as its bits in uint16: computed in float32, rounded to nearest even.
+Shapes: B = 1 clip, L frames, P groups of frames, W bottleneck width, H hidden channels, K taps. Activations are
+float32, or bfloat16 stored as bits in uint16: computed in float32 and rounded to nearest even.
 """
 
 from __future__ import annotations
@@ -21,57 +20,64 @@ from numba import prange, types
 from numba.extending import overload
 from torch import Tensor
 
-FRAMES_TOGETHER = 64
-"""Sums over time are float32 over this many frames and float64 beyond: variances are differences of large numbers."""
+GROUP_FRAMES = 64
+"""Sums over time are float32 within groups of this many frames and float64 over the groups, because variances are
+differences of large numbers.
+"""
 
 FASTMATH = {"reassoc", "contract", "nsz"}
-"""What lets loops use vectors and fused multiply-adds; a NaN stays a NaN."""
+"""Flags that allow vector instructions and fused multiply-adds; NaN is still handled correctly."""
 
-STRETCH_BYTES = 1 << 19
-"""Activations that are widened and rectified together, per thread: with the weights they fit an L2 cache."""
+CHUNK_BYTES = 1 << 19
+"""Size per thread of the activations that are widened and rectified in one step: with the weights they fit in an L2
+cache.
+"""
 
 
 class FusedHidden:
     """The hidden activations of one clip, widened, convolved and narrowed."""
 
     def __init__(self, frames: int, channels: int, reach: int, dtype: torch.dtype):
-        """Room for `frames`, of which a tap of the convolution looks `reach` ahead at most."""
-        self.threads = threads = torch.get_num_threads()
+        """Allocate buffers for a clip. A tap of the convolution reads at most `reach` frames ahead."""
+        threads = torch.get_num_threads()
+        self.parallel = threads > 1
         if threads > 1:
             numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-        # A single thread convolves in place, a reach behind, so that no frame is overwritten that is still wanted.
+        # A single thread convolves in place: its output is `reach` frames behind, so that it overwrites no frame that
+        # is still needed.
         behind = frames if threads > 1 else reach + 1
         buffer_RH = torch.empty(behind + frames, channels, dtype=dtype)
         self.widened_LH = buffer_RH[behind:]
         self.convolved_LH = buffer_RH[:frames]
-        self.sums_P2H = torch.empty(-(-frames // FRAMES_TOGETHER), 2, channels)
-        together = STRETCH_BYTES * threads // (channels * dtype.itemsize)
-        self.stretch = max(1, together // FRAMES_TOGETHER) * FRAMES_TOGETHER
+        self.sums_P2H = torch.empty(-(-frames // GROUP_FRAMES), 2, channels)
+        chunk = CHUNK_BYTES * threads // (channels * dtype.itemsize)
+        self.chunk = max(1, chunk // GROUP_FRAMES) * GROUP_FRAMES
 
     def widen(self, x_BLW: Tensor, weight_WH: Tensor, slope: float) -> Tensor:
         """h = PReLU(x·W). Returns the sums of h and of h² over time (2, B = 1, 1, H), float64."""
-        rectify = _compiled(_rectify, self.threads > 1)
-        stretches = (part.split(self.stretch) for part in (x_BLW[0], self.widened_LH))
-        sums = self.sums_P2H.split(self.stretch // FRAMES_TOGETHER)
-        for x_LW, widened_LH, sums_P2H in zip(*stretches, sums, strict=True):
+        rectify = _compiled(_rectify, self.parallel)
+        inputs = x_BLW[0].split(self.chunk)
+        outputs = self.widened_LH.split(self.chunk)
+        sums = self.sums_P2H.split(self.chunk // GROUP_FRAMES)
+        for x_LW, widened_LH, sums_P2H in zip(inputs, outputs, sums, strict=True):
             torch.mm(x_LW, weight_WH, out=widened_LH)
             rectify(_array(widened_LH), np.float32(slope), _array(sums_P2H))
         return self.sums_P2H.sum(0, dtype=torch.float64)[:, None, None]
 
     def convolve(self, taps_BKH: Tensor, lost_BKH: Tensor, bias_B1H: Tensor, dilation: int, slope: float) -> Tensor:
-        """h = PReLU(depthwise convolution of h). Returns sums as `widen` does.
+        """h = PReLU(depthwise convolution of h). Returns the same sums as `widen`.
 
-        `lost` is taken from the output for each tap that falls outside of the clip.
+        `lost_BKH` is subtracted from the output for each tap outside of the clip.
         """
-        convolve = _compiled(_convolution(taps_BKH.shape[1]), self.threads > 1)
-        activations = _array(self.widened_LH), _array(self.convolved_LH)
-        weights = (_array(weight_BKH[0]) for weight_BKH in (taps_BKH, lost_BKH, bias_B1H))
+        convolve = _compiled(_convolution(taps_BKH.shape[1]), self.parallel)
+        activations = [_array(self.widened_LH), _array(self.convolved_LH)]
+        weights = [_array(taps_BKH[0]), _array(lost_BKH[0]), _array(bias_B1H[0])]
         convolve(*activations, *weights, dilation, np.float32(slope), _array(self.sums_P2H))
         return self.sums_P2H.sum(0, dtype=torch.float64)[:, None, None]
 
     def narrow(self, x_BLW: Tensor, weight_BHW: Tensor, bias_B1W: Tensor) -> None:
         """x += h·W + bias, in place."""
-        for x_LW, convolved_LH in zip(x_BLW[0].split(self.stretch), self.convolved_LH.split(self.stretch), strict=True):
+        for x_LW, convolved_LH in zip(x_BLW[0].split(self.chunk), self.convolved_LH.split(self.chunk), strict=True):
             x_LW.addmm_(convolved_LH, weight_BHW[0]).add_(bias_B1W[0])
 
 
@@ -80,14 +86,14 @@ def _array(x_LH: Tensor) -> np.ndarray:
 
 
 @cache
-def _compiled(function: Callable[..., None], threads: bool) -> Callable[..., None]:
-    """The function for one thread, kept on the disk for other processes, or for several, compiled in each process."""
+def _compiled(function: Callable[..., None], parallel: bool) -> Callable[..., None]:
+    """The compiled function. The single-threaded one is cached on disk, the parallel one is compiled per process."""
     options: dict[str, Any] = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
-    if threads:
+    if parallel:
         return numba.njit(parallel=True, **options)(function)
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder can be written, beside this file or in the home folder
+    except RuntimeError:  # neither the folder of this file nor the home folder is writable
         return numba.njit(**options)(function)
 
 
@@ -97,7 +103,7 @@ def _load(value: Any) -> Any:
 
 
 def _store(value: Any, like: Any) -> Any:
-    """A float32 number in the format of a stored activation."""
+    """A float32 number in the format of the stored activation `like`."""
     raise NotImplementedError
 
 
@@ -130,7 +136,7 @@ def _rectify(h_LH: Any, slope: Any, sums_P2H: Any) -> None:
     for part in prange(len(sums_P2H)):
         sum_H = np.zeros(channels, np.float32)
         square_H = np.zeros(channels, np.float32)
-        for frame in range(part * FRAMES_TOGETHER, min((part + 1) * FRAMES_TOGETHER, frames)):
+        for frame in range(part * GROUP_FRAMES, min((part + 1) * GROUP_FRAMES, frames)):
             for channel in range(channels):
                 value = _load(h_LH[frame, channel])
                 value = value if value > 0 else slope * value
@@ -143,7 +149,7 @@ def _rectify(h_LH: Any, slope: Any, sums_P2H: Any) -> None:
 
 @cache
 def _convolution(taps: int) -> Callable[..., None]:
-    """The convolution for one number of taps: so their loop can be unrolled inside of that over channels."""
+    """The convolution for a fixed number of taps, so that their loop is unrolled inside of the loop over channels."""
     half = taps // 2
 
     def convolution(
@@ -154,7 +160,7 @@ def _convolution(taps: int) -> Callable[..., None]:
             sum_H = np.zeros(channels, np.float32)
             square_H = np.zeros(channels, np.float32)
             value_H = np.empty(channels, np.float32)
-            for frame in range(part * FRAMES_TOGETHER, min((part + 1) * FRAMES_TOGETHER, frames)):
+            for frame in range(part * GROUP_FRAMES, min((part + 1) * GROUP_FRAMES, frames)):
                 if frame >= half * dilation and frame + half * dilation < frames:
                     for channel in range(channels):
                         value = bias_1H[0, channel]

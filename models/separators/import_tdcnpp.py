@@ -1,8 +1,8 @@
-"""Reads TensorFlow checkpoints of the reference's TDCN++ (google-research/sound-separation) into our network.
+"""Reads TensorFlow checkpoints of the reference TDCN++ (google-research/sound-separation) into a TDCNpp.
 
-The variables tell the sizes, the sources and the basis. What they leave open (how many dilated blocks make a
-repeat, the framing of an STFT, which consistency without weights) comes from hints, from the training
-configuration beside the checkpoint, or from the published defaults; assumptions are handed back to be kept.
+Sizes, number of sources and basis follow from the variables. Other settings (dilated blocks per repeat, framing of an
+STFT, consistency without weights) come from hints, from the training configuration next to the checkpoint, or from the
+published defaults. Assumed settings are returned, so that they can be stored with the network.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ _LEAVES = {
 
 
 class ImportHints(Config):
-    """What weights can't tell. Each is needed only where its default is wrong; None takes the default."""
+    """Settings that the weights don't determine. None: the default is used."""
 
     blocks: int | None = Field(default=None, ge=1, description="dilated blocks per repeat; published networks: 8")
     window_samples: int | None = Field(
-        default=None, ge=2, description="STFT window; default round(0.032 * rate). A learned window shows its size"
+        default=None, ge=2, description="STFT window; default round(0.032 * rate). Not needed for a learned window"
     )
     hop_samples: int | None = Field(
         default=None,
@@ -71,57 +71,57 @@ class ImportHints(Config):
         default=None, description="of a TDCN++ without mix_weights; default magsq"
     )
     mask_activation: Literal["sigmoid", "relu"] | None = Field(
-        default=None, description="of a Conv-TasNet; default sigmoid as its class, conv_tasnet_base has relu"
+        default=None, description="of a Conv-TasNet; default sigmoid as in its class (conv_tasnet_base has relu)"
     )
 
 
 @dataclass
 class Facts:
-    """Answers about one checkpoint: known (by a hint, or the configuration beside it), or assumed and noted."""
+    """Settings of one checkpoint: `known` from hints or the configuration next to it, or else `assumed`."""
 
     origin: Path
     known: dict[str, Any]
     assumed: list[str] = field(default_factory=list)
 
-    def answer(self, question: str, default: Any, why: str = "") -> Any:
-        """What is known, else `default`, which is noted as assumed, with the reason `why`."""
-        if question in self.known:
-            return self.known[question]
-        self.assumed.append(f"{question} {default}" + (f" ({why})" if why else ""))
+    def get(self, name: str, default: Any, reason: str = "") -> Any:
+        """The known value of a setting, or else `default`, which is recorded in `assumed` with the reason."""
+        if name in self.known:
+            return self.known[name]
+        self.assumed.append(f"{name} {default}" + (f" ({reason})" if reason else ""))
         return default
 
     def blocks(self, total: int) -> int:
-        """Dilated blocks per repeat, of which the variables show only the `total`.
+        """Dilated blocks per repeat; the variables determine only their `total`.
 
         Raises:
-            CheckpointError: the total is no multiple of 8 and nothing tells, or the answer doesn't divide it.
+            CheckpointError: the number is not known and 8 does not divide the total, or the known number does not.
         """
         if total % 8 and "blocks" not in self.known:
             raise CheckpointError(
-                f"{self.origin} has {total} dilated blocks and nothing says how many make one repeat (8 in "
-                "the published networks): give the number of blocks per repeat"
+                f"{self.origin} has {total} dilated blocks, but the number of blocks per repeat is not known (8 in "
+                "the published networks): give it"
             )
-        blocks = self.answer("blocks", 8)
+        blocks = self.get("blocks", 8)
         if total % blocks:
             raise CheckpointError(f"{self.origin} has {total} dilated blocks, not a multiple of blocks {blocks}")
         return blocks
 
 
 def read_tdcnpp(prefix: str | Path, sample_rate: int, hints: ImportHints) -> tuple[TDCNpp, list[str]]:
-    """The network of a checkpoint, by the prefix of its files, and what had to be assumed about it.
+    """Return the network of a checkpoint, given by the prefix of its files, and the settings that were assumed.
 
     Raises:
-        CheckpointError: a file is missing or damaged, a variable is missing or unknown (it is named), or the
-            checkpoint leaves open what a hint must tell.
+        CheckpointError: a file is missing or damaged, a variable is missing or unknown (the message names it), or a
+            hint is needed.
     """
     bundle = TFBundle(prefix)
     shapes = {name: entry.shape for name, entry in bundle.entries.items() if not _SKIPPED.fullmatch(name)}
-    beside = _training_configuration(bundle, sample_rate)
-    facts = Facts(bundle.index, beside | hints.model_dump(exclude_none=True))
+    training = _training_configuration(bundle, sample_rate)
+    facts = Facts(bundle.index, training | hints.model_dump(exclude_none=True))
     config = _sizes(shapes, sample_rate, facts)
     with torch.device("meta"):
         names = {tensorflow_name(ours): ours for ours in TDCNpp(config).state_dict()}
-    _name_difference(facts.origin, expected=set(names), found=set(shapes))
+    _check_names(facts.origin, expected=set(names), found=set(shapes))
     weights = {ours: _value(ours, bundle.read(name)) for name, ours in names.items()}
     network = TDCNpp(config)
     load_weights(network, weights, facts.origin)
@@ -129,7 +129,7 @@ def read_tdcnpp(prefix: str | Path, sample_rate: int, hints: ImportHints) -> tup
 
 
 def tensorflow_name(ours: str) -> str:
-    """The reference's name of a parameter of our TDCNpp."""
+    """The reference's name of a parameter of TDCNpp."""
     if ours in _NAMES:
         return _NAMES[ours]
     part, *inner, leaf = ours.split(".")
@@ -145,8 +145,8 @@ def tensorflow_name(ours: str) -> str:
 
 
 def _value(ours: str, value: np.ndarray) -> torch.Tensor:
-    """Keras keeps kernels as (inputs, outputs), depthwise ones as (taps, 1, channels, 1), scalars anyhow."""
-    if value.ndim == 4:
+    """Convert from Keras: kernels (inputs, outputs), depthwise kernels (taps, 1, channels, 1), scalars of any shape."""
+    if value.ndim == 4 and value.size:
         value = value[:, 0, :, 0]
     if value.size == 1:
         value = value.reshape((1,) if ours.startswith("blocks.") and "norm" in ours else ())
@@ -158,7 +158,7 @@ def _value(ours: str, value: np.ndarray) -> torch.Tensor:
 def _sizes(shapes: dict[str, tuple[int, ...]], sample_rate: int, facts: Facts) -> TDCNppConfig:
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in shapes:
-            raise CheckpointError(f"{facts.origin} misses the variable {name}; is it a TDCN++?")
+            raise CheckpointError(f"{facts.origin} has no variable {name}: is it a TDCN++?")
         if len(shapes[name]) != rank or 0 in shapes[name]:
             raise CheckpointError(f"{facts.origin}: variable {name} has shape {shapes[name]}, not {rank} axes")
         return shapes[name]
@@ -171,8 +171,8 @@ def _sizes(shapes: dict[str, tuple[int, ...]], sample_rate: int, facts: Facts) -
             f"{facts.origin}: the mask (dense/kernel) has {outputs} outputs, not a multiple of "
             f"{coefficients} coefficients; only separators of one microphone are supported"
         )
-    indices = {int(found[1]) for name in shapes if (found := re.match(r"improved_tdcn/conv_block_(\d+)/", name))}
-    skips = [int(found[1]) for name in shapes if (found := re.match(r".*/res_dense_\d+_to_(\d+)/", name))]
+    indices = {int(found[1]) for name in shapes if (found := re.match(r"improved_tdcn/conv_block_(\d{1,9})/", name))}
+    skips = [int(found[1]) for name in shapes if (found := re.match(r".*/res_dense_\d+_to_([1-9]\d{0,8})/", name))]
     blocks = min(skips) if skips else facts.blocks(max(indices) + 1)
     learned = _ENCODER in shapes
     if learned:
@@ -193,19 +193,20 @@ def _sizes(shapes: dict[str, tuple[int, ...]], sample_rate: int, facts: Facts) -
         "blocks": blocks,
         "kernel": kernel,
         "skip_residual": bool(skips),
-        "consistency": "pred_source" if _MIX_WEIGHTS in shapes else facts.answer("consistency", "magsq"),
+        "consistency": "pred_source" if _MIX_WEIGHTS in shapes else facts.get("consistency", "magsq"),
     }
-    return validated(TDCNppConfig, sizes, f"{facts.origin} makes no separator", CheckpointError)
+    return validated(TDCNppConfig, sizes, f"{facts.origin} does not define a separator", CheckpointError)
 
 
 def _learned_hop(window: int, sample_rate: int, facts: Facts) -> int:
     """Hop in samples of a learned basis whose window has this many samples.
 
-    The reference rounds window and hop from seconds, each by itself: at 22,050 Hz its 2.5 ms and 1.25 ms are 55 and
-    28 samples. A window of 2.5 ms is the published one and tells the hop; any other leaves it open.
+    The reference converts window and hop from seconds and rounds them separately: at 22,050 Hz its 2.5 ms and 1.25 ms
+    are 55 and 28 samples. A window of 2.5 ms is the published one, whose hop is known; for any other the hop is
+    assumed.
 
     Raises:
-        CheckpointError: a hint or the configuration beside the checkpoint contradicts the window.
+        CheckpointError: a hint or the configuration next to the checkpoint contradicts the window.
     """
     stated = facts.known.get("window_samples", window)
     if stated != window:
@@ -219,23 +220,23 @@ def _learned_hop(window: int, sample_rate: int, facts: Facts) -> int:
     seconds = half_milliseconds / 2000
     if whole_samples(seconds, sample_rate) != window:
         seconds = window / sample_rate
-    why = f"half of the window's {1000 * seconds:.4g} ms, at {sample_rate} Hz"
-    return facts.answer("hop_samples", max(1, whole_samples(seconds / 2, sample_rate)), why)
+    reason = f"half of the window's {1000 * seconds:.4g} ms, at {sample_rate} Hz"
+    return facts.get("hop_samples", max(1, whole_samples(seconds / 2, sample_rate)), reason)
 
 
 def _stft_framing(coefficients: int, sample_rate: int, facts: Facts) -> tuple[int, int]:
     """Window and hop of an STFT in samples, each rounded from seconds."""
-    window = facts.answer("window_samples", whole_samples(STFT_WINDOW_SECONDS, sample_rate), "32 ms")
+    window = facts.get("window_samples", whole_samples(STFT_WINDOW_SECONDS, sample_rate), "32 ms")
     if stft_bins(window) != coefficients:
         raise CheckpointError(
             f"{facts.origin} was trained on {coefficients} STFT bins, but a window of {window} samples gives "
             f"{stft_bins(window)}: give the sample rate of its training, or window_samples"
         )
-    return window, facts.answer("hop_samples", whole_samples(STFT_HOP_SECONDS, sample_rate), "8 ms")
+    return window, facts.get("hop_samples", whole_samples(STFT_HOP_SECONDS, sample_rate), "8 ms")
 
 
 def _training_configuration(bundle: TFBundle, sample_rate: int) -> dict[str, Any]:
-    """What a config.json of the training beside the bundle says that the variables don't."""
+    """Settings from the training's config.json, if there is one next to the bundle."""
     path = bundle.prefix.with_name("config.json")
     if not path.is_file():
         return {}
@@ -250,14 +251,14 @@ def _training_configuration(bundle: TFBundle, sample_rate: int) -> dict[str, Any
         )
         consistency = hparams.get("mix_weights_type")
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{path} lies beside the checkpoint but isn't its configuration: {error}") from error
+        raise CheckpointError(f"{path}, next to the checkpoint, is not its configuration: {error}") from error
     if rate != sample_rate:
-        raise CheckpointError(f"{path} says {rate:g} Hz, not {sample_rate} Hz: give the sample rate {rate:g}")
+        raise CheckpointError(f"{path} has the sample rate {rate:g} Hz, not {sample_rate} Hz: give {rate:g}")
     return sizes.model_dump(exclude_none=True) | ({"consistency": consistency} if consistency else {})
 
 
-def _name_difference(origin: Path, expected: set[str], found: set[str]) -> None:
-    for names, verdict in ((expected - found, "misses"), (found - expected, "has the unknown")):
+def _check_names(origin: Path, expected: set[str], found: set[str]) -> None:
+    for names, problem in ((expected - found, "lacks the"), (found - expected, "has the unknown")):
         if names:
             listed = ", ".join(sorted(names)[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            raise CheckpointError(f"{origin} {verdict} variables {listed}: it isn't a TDCN++ as published")
+            raise CheckpointError(f"{origin} {problem} variables {listed}: it isn't a TDCN++ as published")

@@ -1,8 +1,8 @@
-"""Turns foreign weights into a separator folder: `sepscene separator import`.
+"""Imports separators of other projects as separator folders: `sepscene separator import`.
 
-Understood are TensorFlow checkpoints of the reference's TDCN++ (the published MixIT separators), state dicts
-of `torchaudio.models.ConvTasNet`, and TorchScript or torch.export programs that map (B, T) to (B, S, T).
-Nothing is unpickled.
+Supported are TensorFlow checkpoints of the reference TDCN++ (the published MixIT separators), state dicts of
+`torchaudio.models.ConvTasNet`, and TorchScript or torch.export programs that map (B, T) to (B, S, T). Nothing is
+unpickled.
 
 Shapes: B clips, S sources, T samples.
 """
@@ -29,27 +29,32 @@ from sepscene.models.trust import PROGRAMS
 from sepscene.models.weights import load_weights
 
 Kind = Literal["tensorflow", "conv_tasnet", "torchscript", "exported"]
+MAX_SAMPLE_RATE = 1_000_000
+"""Hz, as in the configurations of separators."""
 
 
 def import_separator(
     source: str | Path, sample_rate: int, out: str | Path, hints: ImportHints | None = None, trust_code: bool = False
 ) -> str:
-    """Write the separator of `source` as a separator folder `out` and return its digest.
+    """Import the separator of `source` as the separator folder `out` and return its digest.
 
     Args:
         source: prefix of a TensorFlow checkpoint (`…/model.ckpt-1234`), or a file: a Conv-TasNet's state dict
             (`.pt`, `.safetensors`), a TorchScript program (`.pt`) or an exported one (`.pt2`).
-        sample_rate: hertz that the separator works at; no format says it.
-        out: folder to write; a separator that lies there is replaced.
-        hints: what the weights can't tell. What had to be assumed instead is listed in the folder's card,
+        sample_rate: hertz of the separator's input; no format contains it.
+        out: folder to write; a separator in it is replaced.
+        hints: settings that the weights don't determine. Settings that were assumed are listed in the folder's card,
             `models.card.read_card(out).metadata["assumed"]`.
-        trust_code: the user trusts the author of `source`, a TorchScript program, with all that the user may do:
-            such a program can read and write files. It is entered in the user's list (`models.trust`).
+        trust_code: trust the author of `source`, a TorchScript program, which can read and write files with the user's
+            permissions. The program is added to the user's list of trusted programs (`models.trust`).
 
     Raises:
-        CheckpointError: the file is damaged or of an unknown kind, a variable is unknown or missing
-            (it is named), a program isn't trusted or doesn't map (B, T) to (B, S, T), or a hint is needed.
+        CheckpointError: the file is damaged or of an unknown kind, a variable is unknown or missing (the message names
+            it), a program isn't trusted or doesn't map (B, T) to (B, S, T), a hint is needed, or the sample rate is not
+            possible.
     """
+    if not 0 < sample_rate <= MAX_SAMPLE_RATE:
+        raise CheckpointError(f"the sample rate {sample_rate} must be between 1 and {MAX_SAMPLE_RATE} Hz")
     source = Path(source)
     hints = hints or ImportHints()
     kind = detect_kind(source)
@@ -65,16 +70,16 @@ def import_separator(
 
 
 def detect_kind(source: Path) -> Kind:
-    """What a file or prefix holds, by its contents.
+    """The kind of separator in a file or under a prefix, by its contents.
 
     Raises:
-        CheckpointError: nothing is there.
+        CheckpointError: there is no such file or prefix, or the file is damaged.
     """
     if source.suffix == ".index" or Path(f"{source}.index").is_file():
         return "tensorflow"
     if not source.is_file():
         raise CheckpointError(
-            f"{source} is no file, and {source}.index is missing: give a .pt, .pt2 or .safetensors file, or "
+            f"{source} is not a file, and {source}.index is missing: give a .pt, .pt2 or .safetensors file, or "
             "the prefix of a TensorFlow checkpoint (model.ckpt-1234)"
         )
     if not zipfile.is_zipfile(source):
@@ -90,13 +95,13 @@ def detect_kind(source: Path) -> Kind:
 
 
 def _read_conv_tasnet(source: Path, sample_rate: int, hints: ImportHints) -> tuple[ConvTasNetSeparator, list[str]]:
-    """A state dict's shapes tell every size but the number of blocks per repeat and the mask's activation."""
+    """The shapes of a state dict determine all sizes except the blocks per repeat and the mask's activation."""
     weights = without_wrapper(read_state_dict(source)[0], known="mask_generator.output_conv.weight")
     facts = Facts(source, hints.model_dump(exclude_none=True))
 
     def shape(name: str) -> tuple[int, int, int]:
         if name not in weights or weights[name].ndim != 3:
-            raise CheckpointError(f"{source} has no weight {name} of three axes: is it a torchaudio ConvTasNet?")
+            raise CheckpointError(f"{source} has no weight {name} with three axes: is it a torchaudio ConvTasNet?")
         return tuple(weights[name].shape)  # type: ignore[return-value]
 
     coefficients, _, window = shape("encoder.weight")
@@ -117,9 +122,10 @@ def _read_conv_tasnet(source: Path, sample_rate: int, hints: ImportHints) -> tup
         "kernel": kernel,
         "blocks": blocks,
         "repeats": total // blocks,
-        "mask_activation": facts.answer("mask_activation", "sigmoid"),
+        "mask_activation": facts.get("mask_activation", "sigmoid"),
     }
-    separator = ConvTasNetSeparator(validated(ConvTasNetConfig, sizes, f"{source} makes no separator", CheckpointError))
+    config = validated(ConvTasNetConfig, sizes, f"{source} does not define a separator", CheckpointError)
+    separator = ConvTasNetSeparator(config)
     load_weights(separator.network, weights, source)
     return separator, facts.assumed
 
@@ -127,7 +133,7 @@ def _read_conv_tasnet(source: Path, sample_rate: int, hints: ImportHints) -> tup
 def _read_program(
     source: Path, sample_rate: int, kind: Literal["torchscript", "exported"], trust_code: bool
 ) -> ProgramSeparator:
-    """Try a program on two clips of other sizes, which also tells its sources."""
+    """Load a program, and run it on clips of two lengths to find its number of sources."""
     content = source.read_bytes()
     if trust_code and kind == "torchscript":
         PROGRAMS.remember(hashlib.sha256(content).hexdigest())
@@ -135,18 +141,21 @@ def _read_program(
     sources = {_probe(program, source, clips, sample_rate + clips - 1) for clips in (1, 2)}
     if len(sources) != 1:
         raise CheckpointError(f"{source} gives {sorted(sources)} sources for clips of different lengths")
-    return ProgramSeparator(ProgramConfig(sample_rate=sample_rate, sources=sources.pop(), kind=kind), content, program)
+    fields = {"sample_rate": sample_rate, "sources": sources.pop(), "kind": kind}
+    config = validated(ProgramConfig, fields, f"{source} does not define a separator", CheckpointError)
+    return ProgramSeparator(config, content, program)
 
 
 @torch.inference_mode()
 def _probe(program: nn.Module, source: Path, clips: int, samples: int) -> int:
+    """Run a program on noise, check its output, and return its number of sources."""
     wave_BT = torch.rand(clips, samples, generator=torch.Generator().manual_seed(0)) - 0.5
     try:
         separated_BST = program(wave_BT)
-    except Exception as error:  # foreign code raises whatever it likes
+    except Exception as error:  # external code can raise any exception
         raise CheckpointError(
-            f"{source} fails on clips of shape {tuple(wave_BT.shape)} ({first_line(error)}): a separator must take any "
-            "(B, T); export it with both sizes dynamic"
+            f"{source} fails on clips of shape {tuple(wave_BT.shape)} ({first_line(error)}): a separator must accept "
+            "any (B, T); export it with both sizes dynamic"
         ) from error
     if not isinstance(separated_BST, Tensor) or separated_BST.ndim != 3:
         raise CheckpointError(f"{source} doesn't return a tensor (B, S, T): wrap it so that it does")

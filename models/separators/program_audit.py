@@ -1,8 +1,8 @@
-"""What an exported program (torch.export, `.pt2`) may hold: tensors, and calls of the operators listed here.
+"""Checks that an exported program (torch.export, `.pt2`) contains only tensors, and calls of the operators listed here.
 
-The loader of torch would resolve any name, evaluate any symbolic size and unpickle. So the archive is read here first;
-what is on no list is refused; and the loader gets an archive that was written anew from what was read, so that both
-have seen the same bytes.
+torch's loader resolves any name, evaluates any symbolic size and unpickles. Therefore the archive is first read here,
+and anything that is not on a list is rejected. The loader then gets an archive that is rewritten from the checked
+content, so that it reads the same bytes.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 
 from sepscene.models.config import CheckpointError, first_line
 from sepscene.models.files import BAD_ZIP
-from sepscene.models.state_dicts import UNPACKED
+from sepscene.models.state_dicts import MAX_EXPANSION
 
-GRAPH_BYTES = 64 << 20
+MAX_GRAPH_BYTES = 64 << 20
 """Largest description of a graph; that of a TDCN++ has 2 MB."""
 
-CONSTANT_SIZE = 1 << 28
-"""Most numbers in a tensor of a constant size that a program makes."""
+MAX_CONSTANT_SIZE = 1 << 28
+"""Largest number of elements of a tensor of constant size that a program creates."""
 
-EXPRESSION_PARTS = 2_000
-LARGEST_NUMBER = 1 << 63
-LARGEST_POWER = 8
-"""Of a symbolic size. A tower of powers would take forever."""
+MAX_EXPRESSION_NODES = 2_000
+MAX_NUMBER = 1 << 63
+MAX_EXPONENT = 8
+"""Limits of a symbolic size; nested powers, for example, could take forever to evaluate."""
 
 _LISTED = """
 abs neg sign sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh tanh erf erfc
@@ -63,7 +63,7 @@ sym_size sym_numel sym_stride sym_storage_offset item _local_scalar_dense
 _assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range sym_constrain_range_for_size
 """
 ATEN = frozenset(_LISTED.split())
-"""Operators that compute with tensors and touch nothing else; each also in place, and with any overload."""
+"""Operators that compute with tensors and have no other effect; in-place variants and all overloads are allowed."""
 
 _ATEN_CALL = re.compile(r"torch\.ops\.aten\.(\w+?)_?\.\w+")
 _OTHER_CALLS = re.compile(
@@ -71,7 +71,7 @@ _OTHER_CALLS = re.compile(
     r"|_operator\.(add|sub|mul|truediv|floordiv|mod|neg|pow|getitem|eq|ne|lt|le|gt|ge|and_|or_)"
     r"|torch\.(sym_(int|float|max|min|not|ite)|_sym_sqrt)|math\.(ceil|floor|trunc)"
 )
-_WORDS = re.compile(
+_EXPRESSION_NAMES = re.compile(
     r"[su]\d+|Symbol|Integer|Rational|Float|Add|Mul|Pow|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|CeilToInt|FloorToInt"
     r"|TruncToInt|ToFloat|IntTrueDiv|FloatTrueDiv|Max|Min|Abs|Where|Identity|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not"
     r"|Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan"
@@ -84,63 +84,63 @@ _EXPRESSION_NODES = (
 )  # fmt: skip
 _NAMES = re.compile(r"[\w.]*")
 _NAME_KEYS = {"name", "fqn", "forward_arg_names", "arg_name", "parameter_name", "buffer_name", "tensor_name"}
-_NEVER_RUN = {"metadata", "guards_code"}
-"""Notes for the reader, and code that is never run here."""
+_IGNORED_KEYS = {"metadata", "guards_code"}
+"""Comments, and code that is never executed here."""
 
 
 def audited_archive(content: bytes, origin: Path) -> bytes:
-    """The archive of an exported program, written anew from what was checked.
+    """Check the archive of an exported program, and return an archive rewritten from the checked content.
 
     Raises:
-        CheckpointError: it is no such archive, or holds anything but tensors and calls of the listed operators.
+        CheckpointError: it is not such an archive, or contains anything but tensors and calls of the listed operators.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             files = _unpacked(archive, len(content), origin)
         graphs = [json.loads(files[name]) for name in files if re.search(r"/models/[^/]*\.json$", name)]
+        for graph in graphs:
+            _audit(graph, origin)
     except BAD_ZIP as error:
         raise CheckpointError(f"{origin} is not a torch.export program: {first_line(error)}") from error
     if not graphs:
-        raise CheckpointError(f"{origin} holds no program in the format of torch.export.save; save it again")
-    for graph in graphs:
-        _audit(graph, origin)
-    again = io.BytesIO()
-    with zipfile.ZipFile(again, "w") as archive:
+        raise CheckpointError(f"{origin} contains no program in the format of torch.export.save: save it again")
+    rewritten = io.BytesIO()
+    with zipfile.ZipFile(rewritten, "w") as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-    return again.getvalue()
+    return rewritten.getvalue()
 
 
 def _unpacked(archive: zipfile.ZipFile, packed_bytes: int, origin: Path) -> dict[str, bytes]:
-    """The archive's files, whose sizes are looked at before they are unpacked."""
+    """The archive's files; their sizes are checked before they are unpacked."""
     entries = archive.infolist()
     for entry in entries:
         if "/aotinductor/" in entry.filename or "custom_obj" in entry.filename:
             raise CheckpointError(
-                f"{origin} holds compiled code or custom objects ({entry.filename}): export it without"
+                f"{origin} contains compiled code or custom objects ({entry.filename}): export it without them"
             )
-        if entry.filename.endswith(".json") and entry.file_size > GRAPH_BYTES:
-            raise CheckpointError(f"{origin} is refused: {entry.filename} has more than {GRAPH_BYTES} bytes")
+        if entry.filename.endswith(".json") and entry.file_size > MAX_GRAPH_BYTES:
+            raise CheckpointError(f"{origin} is rejected: {entry.filename} has more than {MAX_GRAPH_BYTES} bytes")
     total = sum(entry.file_size for entry in entries)
-    if total > UNPACKED * packed_bytes + GRAPH_BYTES:
-        raise CheckpointError(f"{origin} is refused: its {packed_bytes} bytes unpack to {total}")
+    if total > MAX_EXPANSION * packed_bytes + MAX_GRAPH_BYTES:
+        raise CheckpointError(f"{origin} is rejected: its {packed_bytes} bytes unpack to {total}")
     return {entry.filename: archive.read(entry) for entry in entries}
 
 
 def _audit(node: Any, origin: Path, key: str = "") -> None:
-    """Look at every string of a graph, at `key`, and at the sizes that are constants."""
+    """Check all strings and all constant sizes of a graph, recursively; `key` is the key of the node in its parent."""
     if isinstance(node, dict):
         for name, value in node.items():
-            if name not in _NEVER_RUN:
+            if name not in _IGNORED_KEYS:
                 _audit(value, origin, name)
     elif isinstance(node, list):
         sizes = [value for value in node if isinstance(value, int)]
-        if key == "as_ints" and math.prod(max(1, abs(size)) for size in sizes) > CONSTANT_SIZE:
-            raise CheckpointError(f"{origin} is refused: it makes a tensor of the constant size {sizes}")
+        if key == "as_ints" and math.prod(max(1, abs(size)) for size in sizes) > MAX_CONSTANT_SIZE:
+            raise CheckpointError(f"{origin} is rejected: it creates a tensor of the constant size {sizes}")
         for value in node:
             _audit(value, origin, key)
     elif isinstance(node, str) and not _allowed(key, node):
-        raise CheckpointError(f"{origin} is refused: its {key} {node[:120]!r} is not plain tensor computation")
+        raise CheckpointError(f"{origin} is rejected: its {key} {node[:120]!r} is not plain tensor computation")
 
 
 def _allowed(key: str, text: str) -> bool:
@@ -155,26 +155,28 @@ def _allowed(key: str, text: str) -> bool:
 
 
 def _harmless_size(text: str) -> bool:
-    """Whether a symbolic size is a formula of known functions that takes no time to evaluate."""
+    """Whether a symbolic size is a formula of known functions that is cheap to evaluate."""
+    if len(text) >= 20 * MAX_EXPRESSION_NODES:
+        return False
     try:
-        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval"))) if len(text) < 20 * EXPRESSION_PARTS else []
+        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    if not 0 < len(nodes) <= EXPRESSION_PARTS:
+    if len(nodes) > MAX_EXPRESSION_NODES:
         return False
     return all(isinstance(node, _EXPRESSION_NODES) and _harmless_part(node) for node in nodes)
 
 
 def _harmless_part(node: ast.AST) -> bool:
     if isinstance(node, ast.Name):
-        return _WORDS.fullmatch(node.id) is not None or node.id in ("true", "false")
+        return _EXPRESSION_NAMES.fullmatch(node.id) is not None or node.id in ("true", "false")
     if isinstance(node, ast.keyword):
         return node.arg in _ASSUMPTIONS
     if isinstance(node, ast.Constant):
         if isinstance(node.value, str):
             return re.fullmatch(r"[su]\d{1,9}|-?\d{1,19}(\.\d{1,40})?", node.value) is not None
-        return isinstance(node.value, bool | float) or (isinstance(node.value, int) and node.value <= LARGEST_NUMBER)
-    if isinstance(node, ast.BinOp | ast.UnaryOp | ast.Compare):  # of numbers only: '9' * 10**9 is Python, too
+        return isinstance(node.value, bool | float) or (isinstance(node.value, int) and node.value <= MAX_NUMBER)
+    if isinstance(node, ast.BinOp | ast.UnaryOp | ast.Compare):  # of numbers only: '9' * 10**9 would fill the memory
         parts = [part.value for part in ast.iter_child_nodes(node) if isinstance(part, ast.Constant)]
         return not any(isinstance(value, str) for value in parts)
     if isinstance(node, ast.Call):
@@ -183,12 +185,12 @@ def _harmless_part(node: ast.AST) -> bool:
 
 
 def _small_power(call: ast.Call) -> bool:
-    """A power with a small constant exponent whose base holds no other power."""
+    """Whether a power has a small constant exponent and a base without another power."""
     if len(call.args) != 2 or call.keywords:
         return False
     base, exponent = call.args
     nested = any(isinstance(node, ast.Name) and node.id == "Pow" for node in ast.walk(base))
-    words = {node.id for node in ast.walk(exponent) if isinstance(node, ast.Name)}
+    functions = {node.id for node in ast.walk(exponent) if isinstance(node, ast.Name)}
     numbers = [node.value for node in ast.walk(exponent) if isinstance(node, ast.Constant)]
-    small = all(isinstance(number, int) and number <= LARGEST_POWER for number in numbers)
-    return not nested and words <= {"Integer", "Rational"} and small and len(numbers) <= 2
+    small = all(isinstance(number, int) and number <= MAX_EXPONENT for number in numbers)
+    return not nested and functions <= {"Integer", "Rational"} and small and len(numbers) <= 2

@@ -1,10 +1,10 @@
 """Separators imported as programs: TorchScript and torch.export files that map wave_BT to separated_BST.
 
-A program is somebody else's code, so it is read with care. TorchScript can read and write files, and no list of
-operators makes it harmless, so it is loaded only where the user trusts that very program. An exported program is a zip
-of JSON and tensors whose loader would unpickle tensors, evaluate symbolic sizes and execute guards; here nothing is
-unpickled, guards are left out, and every operator and expression must be on a list before the loader sees it
-(`program_audit`).
+A program is external code and can be malicious. TorchScript can read and write files, and no list of operators makes it
+safe, so a TorchScript program is loaded only if the user trusts this very file. An exported program is a zip archive of
+JSON and tensors. Its loader would unpickle tensors, evaluate symbolic sizes and execute guards. Here nothing is
+unpickled, guards are not executed, and all operators and expressions are checked against a list before the loader is
+called (`program_audit`).
 
 Shapes: B clips, S sources, T samples.
 """
@@ -30,11 +30,11 @@ from sepscene.models.config import CheckpointError, Config, first_line
 from sepscene.models.separators.program_audit import audited_archive
 from sepscene.models.trust import PROGRAMS
 
-_environment = threading.Lock()
+_environment_lock = threading.Lock()
 
 
 class ProgramConfig(Config):
-    """What a program doesn't say about itself."""
+    """Facts about a program that are not in its file."""
 
     sample_rate: int = Field(gt=0, le=1_000_000, description="hertz")
     sources: int = Field(ge=1, le=64)
@@ -47,7 +47,7 @@ class ProgramConfig(Config):
 
 
 class ProgramSeparator(nn.Module):
-    """An imported program behind the contract of every separator: wave_BT -> separated_BST."""
+    """An imported program as a separator: wave_BT -> separated_BST."""
 
     def __init__(self, config: ProgramConfig, content: bytes, program: nn.Module):
         super().__init__()
@@ -58,7 +58,7 @@ class ProgramSeparator(nn.Module):
         self.program = program
 
     def train(self, mode: bool = True) -> ProgramSeparator:
-        """Change nothing: a program keeps the mode in which it was saved."""
+        """Do nothing: a program keeps the mode in which it was saved."""
         return self
 
     def forward(self, wave_BT: Tensor) -> Tensor:
@@ -67,11 +67,11 @@ class ProgramSeparator(nn.Module):
 
 
 def read_program(content: bytes, kind: Literal["torchscript", "exported"], origin: Path) -> nn.Module:
-    """The module of a program's file; `origin` is named in errors.
+    """Load the module from the content of a program's file. Errors name `origin`.
 
     Raises:
-        CheckpointError: the file can't be read as such a program; it is TorchScript that the user doesn't trust; or
-            an exported program does more than compute with tensors.
+        CheckpointError: the content isn't such a program, it is TorchScript that the user doesn't trust, or an exported
+            program does more than compute with tensors.
     """
     return _read_torchscript(content, origin) if kind == "torchscript" else _read_exported(content, origin)
 
@@ -80,9 +80,9 @@ def _read_torchscript(content: bytes, origin: Path) -> nn.Module:
     digest = hashlib.sha256(content).hexdigest()
     if digest not in PROGRAMS.entries():
         raise CheckpointError(
-            f"{origin} is a TorchScript program (SHA-256 {digest[:12]}…): it can read and write every file that you "
-            "can. If you trust its author, import it yourself with `sepscene separator import … --trust-code`; on "
-            f"another machine set {PROGRAMS.variable} to its whole SHA-256. A torch.export program (.pt2) needs no "
+            f"{origin} is a TorchScript program (SHA-256 {digest[:12]}…): it can read and write files with your "
+            "permissions. If you trust its author, import it with `sepscene separator import … --trust-code`; on "
+            f"another machine, set {PROGRAMS.variable} to its whole SHA-256. A torch.export program (.pt2) needs no "
             "trust"
         )
     try:
@@ -100,20 +100,20 @@ def _read_exported(content: bytes, origin: Path) -> nn.Module:
             warnings.simplefilter("ignore")
             exported = torch.export.load(io.BytesIO(audited))
             return exported.module(check_guards=False)
-    except Exception as error:  # the loader of torch raises whatever it stumbles over
+    except Exception as error:  # torch's loader can raise any exception
         raise CheckpointError(f"{origin} can't be loaded by torch.export: {first_line(error)}") from error
 
 
 @contextmanager
 def _never_unpickle() -> Iterator[None]:
-    """torch.export.load asks torch.load for full unpickling; this switch of torch overrules it."""
+    """Forbid unpickling: torch.export.load calls torch.load with full unpickling, which this variable overrides."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    with _environment:
+    with _environment_lock:
         before = os.environ.get(name)
         logger = logging.getLogger("torch.export")
         level = logger.level
         os.environ[name] = "1"
-        logger.setLevel(logging.ERROR)  # it logs what we raise
+        logger.setLevel(logging.ERROR)  # it logs errors that are raised here
         try:
             yield
         finally:

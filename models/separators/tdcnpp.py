@@ -1,11 +1,11 @@
-"""TDCN++: the separation network of MixIT, equal to the reference implementation to rounding.
+"""TDCN++: the separation network of MixIT, equal to the reference implementation up to rounding.
 
 Source: google-research/sound-separation (models/neurips2020_mixit, models/train), described in the paper
 "Unsupervised Sound Separation Using Mixture Invariant Training" (arXiv 2006.12701).
 
 Shapes: B clips, S sources, T samples, L frames, C coefficients of the basis, W bottleneck, H hidden width.
 Inside the network time is the last axis (`_BCL`), so that convolutions need no transposition.
-This file is the plain formulation, for training and as the reference; `models.separators.fast_path` has the fast one.
+This file is the plain implementation, for training and as the reference; `models.separators.fast_path` is the fast one.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from sepscene.models.settings import TDCNppConfig
 
-NORM_EPSILON = 1e-3  # Keras' default, which the reference never changes
+NORM_EPSILON = 1e-3  # Keras' default, which the reference uses everywhere
 
 
 def pad_to_frames(wave_BT: Tensor, config: TDCNppConfig) -> Tensor:
-    """Zero-pad the end, so that the last frame is complete."""
+    """Zero-pad the end so that the last frame is complete."""
     needed = (config.frames(wave_BT.shape[-1]) - 1) * config.hop_samples + config.window_samples
     return F.pad(wave_BT, (0, max(0, needed - wave_BT.shape[-1])))
 
 
 def glorot(*shape: int) -> nn.Parameter:
-    """A kernel drawn Glorot-uniform, as the reference initialises every one of its kernels."""
+    """A kernel with Glorot-uniform initialisation, as all kernels of the reference."""
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(shape)))
 
 
@@ -40,7 +40,7 @@ class LearnedBasis(nn.Module):
         self.synthesis = glorot(config.coefficients, config.window_samples)
 
     def analyse(self, wave_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """wave_BT -> (coefficients to be masked, features for the mask network), here the same (B, C, L)."""
+        """wave_BT -> (coefficients to be masked, features for the mask network), here identical (B, C, L)."""
         wave_BT = pad_to_frames(wave_BT, self.config)
         coefficient_BCL = F.conv1d(wave_BT[:, None], self.analysis[:, None], stride=self.config.hop_samples).relu()
         return coefficient_BCL, coefficient_BCL
@@ -53,10 +53,10 @@ class LearnedBasis(nn.Module):
 
 
 class StftBasis(nn.Module):
-    """STFT with a square-root Hann window; the mask network sees the layer-normalised magnitude.
+    """STFT with a square-root Hann window; the mask network gets the layer-normalised magnitude.
 
-    Frames start at sample 0 and only the end is padded, so the synthesis fades the first window of a clip
-    in, as in the reference; the mixture consistency gives back what is lost.
+    Frames start at sample 0 and only the end is padded, so that the synthesis fades in the first window of a clip, as
+    in the reference. The mixture consistency restores the missing signal.
     """
 
     window: Tensor
@@ -68,8 +68,8 @@ class StftBasis(nn.Module):
         self.fft_samples = 2 * (config.coefficients - 1)
         self.gamma = nn.Parameter(torch.ones(()))
         self.beta = nn.Parameter(torch.zeros(()))
-        # On the CPU also where a folder is read into a network without memory: there torch would import its compiler
-        # for it, a second in every process that separates.
+        # On the CPU even if the network is built on the meta device to load a folder: on that device torch would import
+        # its compiler for the window, which takes a second in every process that separates.
         cpu = torch.device("cpu")
         window = torch.hann_window(config.window_samples, periodic=True, dtype=torch.float64, device=cpu).sqrt()
         hop = config.hop_samples
@@ -128,12 +128,12 @@ class ActivationNorm(nn.Module):
 
 
 class DepthwiseConvolution(nn.Module):
-    """Dilated convolution over time, one filter per channel, zero-padded to keep the number of frames."""
+    """Dilated convolution over time with one filter per channel, zero-padded to keep the number of frames."""
 
     def __init__(self, channels: int, kernel: int, dilation: int):
         super().__init__()
         self.dilation = dilation
-        # Keras counts the fans of a depthwise kernel over taps and channels: those of (channels, 1, taps).
+        # Keras computes the fans of a depthwise kernel over taps and channels: those of (channels, 1, taps).
         self.weight = nn.Parameter(glorot(channels, 1, kernel).detach()[:, 0])
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -145,7 +145,7 @@ class DepthwiseConvolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Widen, activate and norm, convolve over time, activate and norm, narrow, add the input."""
+    """Widen, activate and normalise, convolve over time, activate and normalise, narrow, add the input."""
 
     def __init__(self, config: TDCNppConfig, index: int):
         super().__init__()
@@ -163,8 +163,8 @@ class Block(nn.Module):
 class TDCNpp(nn.Module):
     """The network: wave_BT -> separated_BST, whose sources sum to the mixture.
 
-    A new network has the reference's initialisation: Glorot-uniform kernels, zero biases, PReLU slopes 0.1,
-    the scale of block b's second dense layer 0.9**b. It is the processor N (0 steps) of the paper.
+    A new network has the reference's initialisation: Glorot-uniform kernels, zero biases, PReLU slopes of 0.1, and a
+    scale of 0.9**b in the second dense layer of block b. It is the processor N (0 steps) of the paper.
     """
 
     def __init__(self, config: TDCNppConfig):
@@ -211,9 +211,9 @@ class TDCNpp(nn.Module):
         return x_BWL
 
     def consistent(self, wave_BT: Tensor, separated_BST: Tensor, mean_BW: Tensor) -> Tensor:
-        """Share what the sources lack to the mixture among them (mixture consistency).
+        """Mixture consistency: add the difference between the mixture and the sum of the sources to the sources.
 
-        `mean_BW` is the time mean of the last block's output, from which `pred_source` predicts the shares.
+        `mean_BW` is the mean over time of the last block's output, from which `pred_source` predicts the weights.
         """
         missing_BT = wave_BT - separated_BST.sum(1)
         if self.config.consistency == "pred_source":

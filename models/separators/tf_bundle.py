@@ -1,9 +1,8 @@
 """Reads TensorFlow's checkpoint bundles (PREFIX.index, PREFIX.data-*) without TensorFlow.
 
-We know of no small kept-up reader for Python, and TensorFlow is a heavy guest on a cluster for one import,
-hence this file. It reads what `tf.train.Saver` writes: the index is a LevelDB table whose values are protocol
-buffers (tensor_bundle.proto), the shards are raw little-endian tensors. Whatever is read, its checksum is
-verified.
+There is no small maintained reader for Python, and TensorFlow is a large dependency for importing a checkpoint. This
+file reads the format of `tf.train.Saver`: the index is a LevelDB table whose values are protocol buffers
+(tensor_bundle.proto), and the shards are raw little-endian tensors. All checksums are verified.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 6: "i1", 9: "<i8", 10: "?", 19
 
 
 class _Damaged(Exception):
-    """Something that no writer writes; the caller knows the file's name."""
+    """The index is damaged; the caller adds the name of the file."""
 
 
 @dataclass(frozen=True)
 class BundleEntry:
-    """Where one variable lies. `dtype` is TensorFlow's number; `sliced` variables are spread over entries."""
+    """Location and type of one variable. `dtype` is TensorFlow's number; a `sliced` variable has several entries."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -43,16 +42,16 @@ class BundleEntry:
 
 
 class TFBundle:
-    """An opened checkpoint bundle: `entries` by variable name, and `read` for their values."""
+    """A checkpoint bundle: `entries` by variable name, and `read` for their values."""
 
     def __init__(self, prefix: str | Path):
         """Read the index of a bundle.
 
         Args:
-            prefix: what `tf.train.Saver` was given (`…/model.ckpt-1234`); with `.index` is right too.
+            prefix: prefix of the files (`…/model.ckpt-1234`), or the name of one of them.
 
         Raises:
-            CheckpointError: the index is missing, damaged or of an unknown kind.
+            CheckpointError: the index is missing, damaged or of another format.
         """
         text = str(prefix).removesuffix(".index").removesuffix(".meta")
         self.prefix = Path(text.split(".data-")[0])
@@ -71,7 +70,8 @@ class TFBundle:
             self.shards = _number(header, 1)
             big_endian = _number(header, 2)
         except (_Damaged, IndexError, TypeError, struct.error, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{self.index} is damaged or no checkpoint index: {error}; copy it again") from error
+            message = f"{self.index} is damaged or not a checkpoint index: {error}; copy it again"
+            raise CheckpointError(message) from error
         if big_endian:
             raise CheckpointError(f"{self.index} was written on a big-endian machine, which is not supported")
 
@@ -86,14 +86,14 @@ class TFBundle:
         entry = self.entries[name]
         if entry.sliced or entry.dtype not in _DTYPES:
             kind = "partitioned" if entry.sliced else f"of TensorFlow's type {entry.dtype}"
-            raise CheckpointError(f"variable {name} of {self.index} is {kind}, which is not supported")
+            raise CheckpointError(f"variable {name} in {self.index} is {kind}, which is not supported")
         shard = Path(f"{self.prefix}.data-{entry.shard:05d}-of-{self.shards:05d}")
         if not shard.is_file():
             raise CheckpointError(f"{shard} is missing: copy all files of the checkpoint together")
         dtype = np.dtype(_DTYPES[entry.dtype])
-        whole = entry.offset + entry.size <= shard.stat().st_size  # before reading: the index may claim any size
+        whole = entry.offset + entry.size <= shard.stat().st_size  # before reading: the index can claim any size
         if not whole or entry.size != dtype.itemsize * math.prod(entry.shape):
-            raise CheckpointError(f"{shard} is truncated: variable {name} is not whole; copy it again")
+            raise CheckpointError(f"{shard} is truncated: variable {name} is not complete; copy it again")
         with shard.open("rb") as file:
             file.seek(entry.offset)
             content = file.read(entry.size)
@@ -103,7 +103,7 @@ class TFBundle:
 
 
 def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli) of `data`, by its definition over bits; Numba makes that fast enough."""
+    """CRC-32C (Castagnoli) of `data`, bit by bit as defined; with Numba this is fast enough."""
     return int(_crc32c(np.frombuffer(data, np.uint8)))
 
 
@@ -118,7 +118,7 @@ def _crc32c(data: np.ndarray) -> int:
 
 
 def mask(crc: int) -> int:
-    """The form in which LevelDB and TensorFlow store a CRC, so that a CRC of CRCs is not degenerate."""
+    """Mask a CRC as LevelDB and TensorFlow do, so that the CRC of data that contains CRCs is not degenerate."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -127,7 +127,7 @@ def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(content) < _FOOTER_BYTES or struct.unpack("<Q", content[-8:])[0] != _TABLE_MAGIC:
         raise _Damaged("its end is not that of a table")
     footer = len(content) - _FOOTER_BYTES
-    _, position = _handle(content, footer)  # the metaindex, which bundles leave empty
+    _, position = _handle(content, footer)  # the metaindex, which is empty in bundles
     index, _ = _handle(content, position)
     for _, handle in _rows(_block(content, *index)):
         yield from _rows(_block(content, *_handle(handle, 0)[0]))
@@ -146,12 +146,12 @@ def _block(content: bytes, offset: int, size: int) -> bytes:
     if mask(crc32c(content[offset : offset + size + 1])) != struct.unpack("<I", trailer[1:])[0]:
         raise _Damaged(f"the checksum of the block at byte {offset} differs")
     if trailer[0] != 0:
-        raise _Damaged("it is compressed, which TensorFlow's writer never does")
+        raise _Damaged("it is compressed, but TensorFlow writes no compressed blocks")
     return content[offset : offset + size]
 
 
 def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Rows of a block; each key gives how much of the previous one it shares."""
+    """Rows of a block; each key is stored as the length of the prefix shared with the previous key, and the rest."""
     end = len(block) - 4 - 4 * struct.unpack("<I", block[-4:])[0]
     key = b""
     position = 0
@@ -179,7 +179,7 @@ def _varint(content: bytes, position: int) -> tuple[int, int]:
 
 
 def _fields(message: bytes) -> dict[int, list[Any]]:
-    """The fields of a protocol buffer: numbers stay numbers, strings and messages stay bytes."""
+    """The fields of a protocol buffer: numbers as int, strings and messages as bytes."""
     found: dict[int, list[Any]] = {}
     position = 0
     while position < len(message):

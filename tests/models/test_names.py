@@ -1,5 +1,6 @@
-"""Names of built-in and custom code: the nearest spelling, trust before import, errors that say what to do."""
+"""Names of built-in and custom code: similar spellings, trust before import, and errors."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,28 +18,28 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "_accepting", False)
 
 
-def test_a_wrong_name_is_answered_with_the_nearest() -> None:
+def test_an_error_suggests_the_most_similar_name() -> None:
     with pytest.raises(SepsceneError, match=r"no encoder 'cnn41' \(did you mean cnn14\?\); known are cnn14, patch-"):
         resolve("cnn41", ENCODERS, "encoder")
     with pytest.raises(ValueError, match=r"no encoder 'zzz'; known are .* or an import path package\.module:Name"):
         name_of("zzz", ENCODERS, "encoder")
-    with pytest.raises(ValueError, match="'zzz' is no import path"):
+    with pytest.raises(ValueError, match="'zzz' is not an import path"):
         name_of("zzz", (), "separator")
 
 
-def test_every_short_name_means_something() -> None:
+def test_every_short_name_can_be_resolved() -> None:
     assert resolve("cnn14", ENCODERS, "encoder") is Cnn14
     assert all(isinstance(resolve(name, ENCODERS, "encoder"), type) for name in ENCODERS)
     assert not any(is_custom(name) for name in ENCODERS)
 
 
-def test_own_code_is_not_imported_before_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_code_is_not_imported_before_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = write_package(tmp_path, "namelab", monkeypatch)
     path = "namelab.nets:MelNet"
     assert name_of(path, ENCODERS, "encoder") == path
     with pytest.raises(SepsceneError, match=r"namelab.nets:MelNet is code that does not come with .* --trust-code"):
         resolve(path, ENCODERS, "encoder")
-    with pytest.raises(SepsceneError, match="no import path"):
+    with pytest.raises(SepsceneError, match="not an import path"):
         trust_code("namelab")
     assert not mark.exists() and not CODE.entries()
     trust_code(path)
@@ -50,11 +51,23 @@ def test_own_code_is_not_imported_before_it_is_trusted(tmp_path: Path, monkeypat
         resolve("namelab.nets:Dropping", ENCODERS, "encoder")
 
 
-def test_trust_that_a_command_was_given_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trust_given_to_a_command_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust for this process only, from Python or the environment, is not stored with it."""
     write_package(tmp_path, "keptlab", monkeypatch)
+    trust_code("keptlab.nets:WaveNet")
     names.accept_code()
     resolve("keptlab.nets:MelNet", ENCODERS, "encoder")
     assert CODE.file.read_text() == "keptlab.nets:MelNet\n" and CODE.file.stat().st_mode & 0o022 == 0
+    assert CODE.entries() == {"keptlab.nets:MelNet", "keptlab.nets:WaveNet"}
+
+
+def test_a_damaged_list_of_trusted_code_is_read_as_far_as_possible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    CODE.file.parent.mkdir()
+    CODE.file.write_bytes(b"\xff\xfe\nlab.nets:MelNet\n")
+    assert CODE.entries() == {"lab.nets:MelNet"}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +78,7 @@ def test_trust_that_a_command_was_given_is_kept(tmp_path: Path, monkeypatch: pyt
         ("faultlab.broken:Net", r"cannot be imported on .* \(ZeroDivisionError"),
     ],
 )
-def test_what_cannot_be_imported_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, says: str) -> None:
+def test_failed_imports_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, says: str) -> None:
     write_package(tmp_path, "faultlab", monkeypatch)
     (tmp_path / "faultlab" / "broken.py").write_text("1 / 0\n")
     trust_code(path)
@@ -73,7 +86,7 @@ def test_what_cannot_be_imported_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         resolve(path, ENCODERS, "encoder")
 
 
-def test_a_class_from_python_is_its_import_path_and_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_is_stored_as_its_import_path_and_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEPSCENE_TRUSTED_CODE", "")
 
     class Inner:
@@ -82,3 +95,5 @@ def test_a_class_from_python_is_its_import_path_and_trusted(monkeypatch: pytest.
     assert name_of(Cnn14, ENCODERS, "encoder") == "sepscene.models.encoders.cnn14:Cnn14" in CODE.entries()
     with pytest.raises(ValueError, match="cannot be imported by other processes: put it in a module"):
         name_of(Inner, ENCODERS, "encoder")
+    with pytest.raises(ValueError, match="cannot be imported by other processes: put it in a module"):
+        name_of(partial(write_package, name="x"), (), "separator")

@@ -1,4 +1,4 @@
-"""A misspelt name is answered with what is known and the nearest; of a field also where its section is missing."""
+"""Errors for misspelt names list the known ones and suggest the most similar, for fields also without their section."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -38,7 +38,7 @@ class Whole(Config):
     shapes: dict[str, Shape] = {}
 
 
-def test_the_nearest_name_is_found_whatever_its_case() -> None:
+def test_the_most_similar_name_is_found_in_any_case() -> None:
     assert nearest("CNN14", ("cnn14", "transformer")) == "cnn14" and nearest("S3", ("Table", "x")) == ""
     assert unknown("tabel2", ("table2", "table4"), "table") == (
         "there is no table 'tabel2' (did you mean table2?); known are table2, table4"
@@ -64,22 +64,22 @@ def test_the_nearest_name_is_found_whatever_its_case() -> None:
         ({"shape": {"use": "round", "zzz": 1}}, "unknown field; known are use,"),
     ],
 )
-def test_an_unknown_field_is_answered_from_the_model_that_it_was_given_to(given: dict[str, Any], says: str) -> None:
+def test_an_error_lists_the_fields_of_the_section_of_an_unknown_field(given: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError) as raised:
         Whole.model_validate(given)
     (fault,) = raised.value.errors()
     assert unknown_field(Whole, fault["loc"]).startswith(says)
 
 
-def test_a_choice_is_answered_with_the_nearest() -> None:
+def test_an_error_suggests_the_most_similar_choice() -> None:
     with pytest.raises(ValidationError) as raised:
         Square.model_validate({"colour": "gren", "length": "long"})
     length, colour = raised.value.errors()
     assert near_choice(colour) == ", did you mean green?" and near_choice(length) == ""
 
 
-def test_a_section_that_is_not_there_is_answered_as_well() -> None:
-    with pytest.raises(SepsceneError, match=r"bax\.width is no field .* no section 'bax' \(did you mean box\?"):
+def test_an_error_suggests_the_most_similar_section() -> None:
+    with pytest.raises(SepsceneError, match=r"bax\.width is not a field .* no section 'bax' \(did you mean box\?"):
         Whole().changed({"bax.width": 2})
-    with pytest.raises(SepsceneError, match=r"name\.first is no field of the configuration: name is no section"):
+    with pytest.raises(SepsceneError, match=r"name\.first is not a field of the configuration: name is not a section"):
         Whole().changed({"name.first": 2})

@@ -63,7 +63,7 @@ def test_an_override_changes_one_field() -> None:
         ({"objective.temperatur": 0.1}, r"objective\.temperatur: unknown field"),
         (
             {"objektive.temperature": 0.1},
-            r"objektive\.temperature is no field .*: there is no section 'objektive' \(did you mean objective\?",
+            r"objektive\.temperature is not a field .*: there is no section 'objektive' \(did you mean objective\?",
         ),
         (
             {"objective.temperature": -1},

@@ -1,4 +1,4 @@
-"""CNN14: sizes, initialisation, equality with a slow formulation, and with PANNs' own output."""
+"""CNN14: sizes, initialisation, and equality with a slow implementation."""
 
 import copy
 import json
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.cnn14 import Cnn14, convolved
+from sepscene.models.encoders.cnn14 import Cnn14, convolve
 from sepscene.models.settings import Cnn14Config
 
 
 def reference_state(reference: Path) -> dict[str, Tensor]:
-    """The weights behind cnn14_panns.npz, by the recipe of the reference: each tensor drawn from its name."""
+    """The weights of cnn14_panns.npz, drawn as in the reference: the name of a tensor is its seed."""
     state = {}
     for key, shape in json.loads((reference / "cnn14_keys.json").read_text()).items():
         if key.startswith(("spectrogram_extractor", "logmel_extractor")) or key.endswith("num_batches_tracked"):
@@ -39,7 +39,7 @@ def reference_state(reference: Path) -> dict[str, Tensor]:
 
 
 def _plain_forward(state: dict[str, Tensor], logmel_BLF: Tensor) -> Tensor:
-    """CNN14 in float64 from its description: normalisation by hand, convolution as a sum of shifts."""
+    """CNN14 in float64 from its description, with explicit normalisation and convolution as a sum of shifts."""
     state = {name: tensor.double() for name, tensor in state.items()}
 
     def norm(x_BCLF: Tensor, name: str) -> Tensor:
@@ -82,7 +82,7 @@ def _perturbed(config: Cnn14Config) -> Cnn14:
 
 
 @pytest.mark.parametrize("frames", [32, 96, 101])
-def test_equals_the_description_written_out(frames: int) -> None:
+def test_equals_its_description(frames: int) -> None:
     network = _perturbed(Cnn14Config(widths=(2, 3, 4, 5, 6, 7), embedding_dim=5))
     logmel_BLF = torch.randn(2, frames, 64)
     with torch.inference_mode():
@@ -154,16 +154,16 @@ def test_a_network_without_classifier_says_so() -> None:
 
 
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_few_positions_are_convolved_as_the_definition_says(monkeypatch, contiguous: bool) -> None:
-    """Values and both gradients against the convolution in float64; the sizes are made to count as large."""
-    monkeypatch.setattr("sepscene.models.encoders.cnn14.MANY_WEIGHTS", 1)
+def test_few_positions_are_convolved_correctly(monkeypatch, contiguous: bool) -> None:
+    """Values and both gradients against the convolution in float64; a small layer uses the matrix product, too."""
+    monkeypatch.setattr("sepscene.models.encoders.cnn14.MIN_CHANNEL_PAIRS", 1)
     torch.manual_seed(0)
     layer, x_BCLF = nn.Conv2d(20, 30, 3, padding=1, bias=False), torch.randn(4, 20, 3, 2)
     if not contiguous:
         x_BCLF = x_BCLF.to(memory_format=torch.channels_last)
     exact = copy.deepcopy(layer).double()
     inputs = x_BCLF.requires_grad_(), x_BCLF.detach().double().requires_grad_()
-    found, expected = convolved(layer, inputs[0]), exact(inputs[1])
+    found, expected = convolve(layer, inputs[0]), exact(inputs[1])
     assert type(found.grad_fn) is not type(layer(inputs[0]).grad_fn)
     gradient = torch.randn(expected.shape, dtype=torch.float64)
     found.backward(gradient.float())

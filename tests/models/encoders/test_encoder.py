@@ -1,4 +1,4 @@
-"""The encoder and its bundle: patches, round trip, the card, and every way in which a bundle can be bad."""
+"""The encoder and its bundle: patches, round trips, the card, and errors for bad bundles."""
 
 import copy
 import hashlib
@@ -22,7 +22,7 @@ SMALL = Cnn14Config(widths=(2, 3, 4, 5, 6, 7), embedding_dim=5)
 
 
 def small_encoder(front_end: str = "paper", **changes) -> Encoder:
-    """An encoder of a few hundred weights, with batch norm statistics from noise of -80 to 0 dB."""
+    """An encoder with a few hundred weights, and batch norm statistics from noise of -80 to 0 dB."""
     return copy.deepcopy(_small_encoder(front_end, tuple(changes.items())))
 
 
@@ -32,7 +32,7 @@ def _small_encoder(front_end: str, changes: tuple[tuple[str, float], ...]) -> En
     encoder = Encoder(EncoderConfig(front_end=FRONT_ENDS[front_end], trunk=SMALL, **dict(changes)))
     norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = 1.0  # the one batch below sets the statistics
+        norm.momentum = 1.0  # the batch below sets the statistics
     with torch.no_grad():
         encoder(torch.logspace(-4, 0, 8)[:, None] * torch.randn(8, encoder.shortest_samples))
     for norm in norms:
@@ -75,14 +75,14 @@ def test_whole_patches_have_no_overlap_and_long_patches_take_a_clip_whole() -> N
 
 
 @torch.inference_mode()
-def test_the_minute_at_once_does_not_show(monkeypatch) -> None:
+def test_splitting_the_patches_changes_nothing(monkeypatch) -> None:
     monkeypatch.setattr("sepscene.models.encoders.encoder.SECONDS_AT_ONCE", 2)
     encoder, patches_BT = small_encoder(), 0.1 * torch.randn(5, 15_360)
     whole = encoder.trunk(encoder.front_end(patches_BT))
     torch.testing.assert_close(encoder.encode_patches(patches_BT), whole, atol=1e-6, rtol=1e-5)
 
 
-def test_training_takes_the_batch_norm_over_the_whole_batch(monkeypatch) -> None:
+def test_training_computes_the_batch_norm_over_the_whole_batch(monkeypatch) -> None:
     monkeypatch.setattr("sepscene.models.encoders.encoder.SECONDS_AT_ONCE", 2)
     encoder, patches_BT = small_encoder().train(), 0.1 * torch.randn(5, 15_360)
     mean = encoder.front_end(patches_BT).mean(dim=(0, 1))
@@ -91,7 +91,7 @@ def test_training_takes_the_batch_norm_over_the_whole_batch(monkeypatch) -> None
     torch.testing.assert_close(encoder.trunk.bn0.running_mean, 0.9 * before + 0.1 * mean)
 
 
-def test_a_bundle_comes_back_the_same(tmp_path: Path) -> None:
+def test_a_bundle_round_trips(tmp_path: Path) -> None:
     encoder = small_encoder("panns_32k", patch_seconds=2.0, shortest_seconds=0.5)
     digest = save_encoder(encoder, tmp_path, {"license": "CC-BY-4.0"})
     loaded, wave_BT = load_encoder(tmp_path), 0.1 * torch.randn(1, 70_000)
@@ -107,7 +107,7 @@ def test_a_bundle_comes_back_the_same(tmp_path: Path) -> None:
     ]
 
 
-def test_the_card_tells_what_is_known_and_what_is_not(tmp_path: Path) -> None:
+def test_the_card_lists_known_and_missing_facts(tmp_path: Path) -> None:
     card = {
         "data": "320 clips of ESC-10",
         "combination": ["S2", "N"],
@@ -123,14 +123,14 @@ def test_the_card_tells_what_is_known_and_what_is_not(tmp_path: Path) -> None:
         "- combination: S2, N",
         "- losses: not recorded",
         "| shallow_map | 0.3100 | 0.3000 to 0.3200 |",
-        "| qbe_map | 0.5000 | not measured |",
+        "| qbe_map | 0.5000 | not recorded |",
         "- torch: 2.11",
     ):
         assert line in text.splitlines()
     assert json.loads((tmp_path / "config.json").read_text())["metadata"] == card
 
 
-def test_metrics_join_the_card_when_they_are_measured(bundle: Path) -> None:
+def test_metrics_are_added_to_the_card_later(bundle: Path) -> None:
     save_encoder(small_encoder(), bundle, {"data": "noise", "steps": 7})
     weights = (bundle / "model.safetensors").read_bytes()
     update_card(bundle, {"metrics": {"shallow_map": {"value": 0.31, "low": 0.3, "high": 0.32}}, "steps": 8})
@@ -151,8 +151,8 @@ def _flip_one_bit(bundle: Path) -> None:
     (bundle / "model.safetensors").write_bytes(content)
 
 
-def _sign_again(bundle: Path, **changes) -> None:
-    """Make the digest fit the weights, as someone who edits a bundle by hand would."""
+def _update_checksum(bundle: Path, **changes) -> None:
+    """Update the checksum of changed weights, and change other fields of the card."""
     config = json.loads((bundle / "config.json").read_text())
     config["sha256"] = hashlib.sha256((bundle / "model.safetensors").read_bytes()).hexdigest()
     (bundle / "config.json").write_text(json.dumps(config | changes))
@@ -162,22 +162,22 @@ def _spoil(bundle: Path) -> None:
     tensors = load_file(bundle / "model.safetensors")
     tensors["embedding.bias"][0] = float("nan")
     save_file(tensors, bundle / "model.safetensors")
-    _sign_again(bundle)
+    _update_checksum(bundle)
 
 
 def _not_safetensors(bundle: Path) -> None:
     (bundle / "model.safetensors").write_bytes(b"\x80\x04not a safetensors file")
-    _sign_again(bundle)
+    _update_checksum(bundle)
 
 
 def _other_architecture(bundle: Path) -> None:
     config = small_encoder().config.model_dump(mode="json")
     config["trunk"]["widths"] = [2, 3, 4, 5, 6, 8]
-    _sign_again(bundle, config=config)
+    _update_checksum(bundle, config=config)
 
 
 def _other_layout(bundle: Path) -> None:
-    _sign_again(bundle, format="sepscene-separator-1")
+    _update_checksum(bundle, format="sepscene-separator-1")
 
 
 def _cut_config(bundle: Path) -> None:
@@ -186,7 +186,7 @@ def _cut_config(bundle: Path) -> None:
 
 def _unknown_field(bundle: Path) -> None:
     config = small_encoder().config.model_dump(mode="json")
-    _sign_again(bundle, config=config | {"front_end": {"sample_rate": 8000}})
+    _update_checksum(bundle, config=config | {"front_end": {"sample_rate": 8000}})
 
 
 @pytest.mark.parametrize(
@@ -194,21 +194,21 @@ def _unknown_field(bundle: Path) -> None:
     [
         (_truncate, r"model\.safetensors is damaged.*SHA-256"),
         (_flip_one_bit, r"model\.safetensors is damaged.*SHA-256"),
-        (_spoil, r"embedding\.bias holds NaN or infinite.*earlier one"),
+        (_spoil, r"embedding\.bias contains NaN or infinite.*earlier one"),
         (_not_safetensors, "not a safetensors file"),
         (_other_architecture, r"doesn't fit a Cnn14.*conv_block6.*has shape \(7,.*not \(8,"),
         (
-            lambda bundle: _sign_again(bundle, sha256=None),
+            lambda bundle: _update_checksum(bundle, sha256=None),
             r"config\.json.*sha256: Input should be a valid string",
         ),
         (_other_layout, "format: Input should be 1"),
-        (_cut_config, r"config\.json is damaged.*not JSON"),
-        (_unknown_field, r"makes no encoder.*highest_hz 7500 is above half of sample_rate 8000"),
+        (_cut_config, r"config\.json is damaged.*not valid JSON"),
+        (_unknown_field, r"does not define an encoder.*highest_hz 7500 is above half of sample_rate 8000"),
         (lambda bundle: (bundle / "model.safetensors").unlink(), "not complete"),
         (lambda bundle: (bundle / "config.json").unlink(), "give the folder of a separator or an encoder"),
     ],
 )
-def test_a_bad_bundle_is_named_with_what_is_wrong(bundle: Path, damage, message: str) -> None:
+def test_an_error_names_the_bad_bundle_and_the_fault(bundle: Path, damage, message: str) -> None:
     damage(bundle)
     with pytest.raises(SepsceneError, match=message) as caught:
         load_encoder(bundle)
@@ -229,14 +229,14 @@ def test_a_bundle_of_version_0_2_is_read(bundle: Path) -> None:
     assert read_card(bundle).metadata == {"data": "noise", "steps": 8}
 
 
-def test_sizes_of_a_card_are_looked_at_before_anything_is_built(bundle: Path) -> None:
+def test_sizes_of_a_card_are_checked_before_anything_is_built(bundle: Path) -> None:
     config = small_encoder().config.model_dump(mode="json")
     for sizes, message in (
         ({"widths": [2, 3, 4, 5, 60_000, 60_000]}, r"has shape .*not \(60000, 5, 3, 3\)"),
         ({"widths": [2, 3, 4, 5, 6, 10**9]}, "from 1 to 65536"),
         ({"embedding_dim": 10**12}, "less than or equal"),
     ):
-        _sign_again(bundle, config=config | {"trunk": config["trunk"] | sizes})
+        _update_checksum(bundle, config=config | {"trunk": config["trunk"] | sizes})
         with pytest.raises(SepsceneError, match=message):
             load_encoder(bundle)
     (bundle / "config.json").write_text(" " * (1 << 20) + "{}")
@@ -277,7 +277,7 @@ def test_clips_of_a_wrong_shape_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_bundle_is_fetched_from_mlflow(bundle: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_bundle_is_downloaded_from_mlflow(bundle: Path, tmp_path: Path, monkeypatch) -> None:
     import mlflow
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -289,5 +289,5 @@ def test_a_bundle_is_fetched_from_mlflow(bundle: Path, tmp_path: Path, monkeypat
     wave_BT = 0.1 * torch.randn(1, 16_000)
     fetched = load_encoder(f"runs:/{run.info.run_id}/encoder")
     assert torch.equal(fetched(wave_BT), load_encoder(bundle)(wave_BT))
-    with pytest.raises(SepsceneError, match="cannot be fetched"):
+    with pytest.raises(SepsceneError, match="cannot be downloaded"):
         load_encoder("runs:/0123456789abcdef/encoder")

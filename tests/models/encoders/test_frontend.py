@@ -1,4 +1,4 @@
-"""Front-ends: frames, filters and log-mel against librosa, torchaudio, PANNs' own output and a slow loop."""
+"""Front-ends: frames, filters and log-mel, compared with librosa, torchaudio, PANNs' output and a slow loop."""
 
 import json
 
@@ -27,17 +27,17 @@ def test_a_patch_of_the_paper_has_exactly_96_frames() -> None:
 
 @pytest.mark.parametrize("name", FRONT_ENDS)
 @pytest.mark.parametrize("samples", [1024, 15_359, 15_360, 15_361, 32_000])
-def test_frames_are_foretold(name: str, samples: int) -> None:
+def test_the_number_of_frames_is_known_in_advance(name: str, samples: int) -> None:
     config = FRONT_ENDS[name]
     assert LogMel(config)(_noise(samples)).shape[1] == config.frames(samples)
 
 
 @pytest.mark.parametrize("name", FRONT_ENDS)
 def test_bands_equal_librosas(name: str) -> None:
-    """Its values are stored: to compile librosa takes a fresh machine half a minute.
+    """librosa's values are stored in a file, because on a fresh machine librosa compiles for half a minute.
 
-    They are `librosa.filters.mel` (0.11.0) of sr, n_fft, n_mels, fmin, fmax, htk and norm ("slaney" for equal areas)
-    as the front-end has them, computed in float64.
+    They are `librosa.filters.mel` (0.11.0) in float64, with sr, n_fft, n_mels, fmin, fmax, htk and norm ("slaney" for
+    equal areas) of the front-end.
     """
     with np.load(REPOSITORY / "tests" / "golden" / "librosa_bands.npz") as stored:
         expected = stored[name]
@@ -81,7 +81,7 @@ def test_the_papers_log_mel_equals_a_slow_loop_in_float64() -> None:
         np.testing.assert_allclose(LogMel(config)(wave_BT)[0, frame].numpy(), expected_F, atol=2e-5)
 
 
-def test_a_frame_sits_in_the_middle_of_its_hop() -> None:
+def test_a_frame_is_centred_on_its_hop() -> None:
     wave_BT = torch.zeros(1, 3200)
     wave_BT[0, 10 * 160 + 80] = 1.0
     assert LogMel(FrontEndConfig())(wave_BT).sum(dim=2).argmax() == 10
@@ -132,7 +132,7 @@ def test_bad_front_ends_are_refused_with_advice(change: dict, advice: str) -> No
 
 @pytest.mark.parametrize("name", FRONT_ENDS)
 def test_patches_of_one_level_are_equal_however_loud_they_were(name: str) -> None:
-    """As loud as white noise of −20 dBFS, before the floor; a slow loop gives the same."""
+    """Their level is that of white noise at −20 dBFS, before the floor; a slow loop gives the same result."""
     config = FRONT_ENDS[name].changed({"level": "patch"})
     wave_BT = _noise(32_000)
     logmel_BLF = LogMel(config)(wave_BT)
@@ -149,7 +149,7 @@ def test_patches_of_one_level_are_equal_however_loud_they_were(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", FRONT_ENDS)
-def test_stored_patches_are_brought_to_one_level_as_sound_is(name: str) -> None:
+def test_the_level_of_stored_patches_is_normalised_like_that_of_sound(name: str) -> None:
     kept = FRONT_ENDS[name]
     config = kept.changed({"level": "patch"})
     wave_BT = _noise(32_000)
@@ -158,15 +158,15 @@ def test_stored_patches_are_brought_to_one_level_as_sound_is(name: str) -> None:
     torch.testing.assert_close(stored_BLF, LogMel(config)(wave_BT), atol=2e-3, rtol=0)
 
 
-def test_what_is_nearly_silent_is_not_amplified_without_end() -> None:
+def test_the_gain_of_nearly_silent_patches_is_limited() -> None:
     config = FrontEndConfig(level="patch")
     assert LogMel(config)(torch.zeros(1, 15_360)).equal(LogMel(FrontEndConfig())(torch.zeros(1, 15_360)))
     rounding = LogMel(config)(1e-5 * torch.sign(_noise(15_360)))
     as_loud = LogMel(FrontEndConfig())(1e-3 * torch.sign(_noise(15_360)))
-    torch.testing.assert_close(rounding, as_loud, atol=1e-4, rtol=0)  # 40 dB louder and no more
+    torch.testing.assert_close(rounding, as_loud, atol=1e-4, rtol=0)  # the gain is 40 dB
 
 
 def test_no_sound_gives_no_log_mel() -> None:
-    """As a worker has it whose part of the last batch is nothing but fillers; MKL's Fourier transform refused it."""
+    """A worker has such a batch if its part of the last batch is only padding; MKL's FFT fails on it."""
     shape = LogMel(FrontEndConfig())(torch.zeros(0, 15_360)).shape
     assert shape == (0, *LogMel(FrontEndConfig())(torch.zeros(1, 15_360)).shape[1:])

@@ -1,4 +1,4 @@
-"""The two heads: shapes, order and values by hand."""
+"""The two heads: shapes, order of the inputs, and values computed explicitly."""
 
 import torch
 

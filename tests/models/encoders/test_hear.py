@@ -1,4 +1,4 @@
-"""The HEAR contract, checked as its validator does and beyond, on noise and on real sound."""
+"""The HEAR interface: the checks of its validator and more, on noise and on real sound."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def model(tmp_path: Path) -> Encoder:
 
 
 def _assert_contract(audio_NT: Tensor, model: Encoder) -> None:
-    """All that HEAR's validator demands or warns of."""
+    """All requirements and warnings of HEAR's validator."""
     scenes = hear.get_scene_embeddings(audio_NT, model)
     assert scenes.shape == (len(audio_NT), model.scene_embedding_size)
     assert scenes.dtype == torch.float32 and torch.isfinite(scenes).all()
@@ -66,7 +66,7 @@ def test_the_contract_holds_on_real_sound(model: Encoder, shared_dir: Path) -> N
 
 
 def test_embeddings_are_centred_on_their_timestamps(model: Encoder) -> None:
-    """A click at a timestamp must give the embedding of a window with the click in its middle."""
+    """The embedding at the time of a click must equal that of a window with the click in its middle."""
     audio_NT = torch.zeros(1, 48_000)
     audio_NT[0, 24_000] = 1.0
     embeddings, timestamps = hear.get_timestamp_embeddings(audio_NT, model)
@@ -78,7 +78,7 @@ def test_embeddings_are_centred_on_their_timestamps(model: Encoder) -> None:
     assert (embeddings[0, at + 1] - expected).abs().max() > 0.01
 
 
-def test_nothing_drifts_where_the_step_is_no_whole_number_of_samples() -> None:
+def test_timestamps_do_not_drift_if_the_step_is_not_a_whole_number_of_samples() -> None:
     config = FrontEndConfig(sample_rate=22_050)
     odd = Encoder(EncoderConfig(front_end=config, trunk=SMALL), small_encoder().trunk).eval()
     audio_NT = torch.zeros(1, 22_050 * 3 + 1_500)
@@ -90,15 +90,15 @@ def test_nothing_drifts_where_the_step_is_no_whole_number_of_samples() -> None:
     torch.testing.assert_close(embeddings[0, at], odd(window_NT)[0], atol=1e-5, rtol=1e-4)
 
 
-def test_embeddings_do_not_depend_on_the_company(model: Encoder) -> None:
+def test_embeddings_do_not_depend_on_the_batch(model: Encoder) -> None:
     audio_NT = 0.1 * torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0))
     together, _ = hear.get_timestamp_embeddings(audio_NT, model)
     alone, _ = hear.get_timestamp_embeddings(audio_NT[1:2], model)
     torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=1e-5)
 
 
-def test_sound_beyond_full_scale_is_limited_as_in_files(model: Encoder, tmp_path: Path) -> None:
-    """The same samples give the same embedding from a float file, an array and HEAR; none at another scale."""
+def test_sound_beyond_full_scale_is_clipped_as_in_files(model: Encoder, tmp_path: Path) -> None:
+    """The same samples in a float file, an array and HEAR give the same embedding; another scale is an error."""
     wave_T = (1.7 * np.sin(np.arange(2 * 15_360) / 9)).astype(np.float32)
     soundfile.write(tmp_path / "loud.wav", wave_T, 16_000, subtype="FLOAT")
     soundfile.write(tmp_path / "fast.wav", np.sign(np.sin(np.arange(44_100) / 20)), 44_100, subtype="FLOAT")
@@ -127,7 +127,7 @@ def test_wrong_shapes_and_missing_weights_are_named(model: Encoder) -> None:
 def test_twenty_minutes_fit_in_a_fraction_of_16_gb() -> None:
     model = small_encoder(shortest_seconds=0.32)
     audio_NT = 0.1 * torch.randn(1, 20 * 60 * 16_000)
-    reset_peak()  # that of earlier tests would hide this one's
+    reset_peak()  # the peak of earlier tests would hide that of this one
     before = peak_mib()
     _assert_contract(audio_NT, model)
     assert peak_mib() - before < 1024

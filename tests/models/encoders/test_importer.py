@@ -1,4 +1,4 @@
-"""PANNs' checkpoints in and out: PANNs' own output, round trips, and files that are not as they should be."""
+"""Import and export of PANNs' checkpoints: PANNs' output, round trips, and errors for bad files."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.models.encoders.test_cnn14 import reference_state
 
 
 def _panns_state(front_end: str | None = "panns_16k") -> dict[str, Tensor]:
-    """A narrow CNN14 as PANNs' custom classes would save it."""
+    """The state dict of a narrow CNN14, as PANNs' own classes would save it."""
     torch.manual_seed(0)
     state = Cnn14(Cnn14Config(widths=(2, 3, 4, 5, 6, 7), embedding_dim=7, classes=3)).state_dict()
     names = {"embedding": "fc1", "tags": "fc_audioset"}
@@ -77,7 +77,7 @@ def test_files_with_and_without_buffers_are_imported(
         ("panns_32k", Cnn14Config(widths=(2, 3, 4, 5, 6, 7), embedding_dim=5, activation="relu", classes=2)),
     ],
 )
-def test_an_exported_encoder_comes_back_the_same(tmp_path: Path, front_end: str, trunk: Cnn14Config) -> None:
+def test_an_exported_encoder_round_trips(tmp_path: Path, front_end: str, trunk: Cnn14Config) -> None:
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig(front_end=FRONT_ENDS[front_end], trunk=trunk)).eval()
     export_panns(encoder, tmp_path / "exported.pth")
@@ -100,7 +100,7 @@ def test_exported_names_and_shapes_are_those_of_panns(tmp_path: Path, shared_dir
 
 
 def test_the_exported_buffers_compute_the_front_end() -> None:
-    """PANNs applies its buffers as convolutions: the same log-mel must come out."""
+    """PANNs applies its buffers as convolutions; the log-mel must be the same."""
     config, wave_BT = FRONT_ENDS["panns_16k"], 0.1 * torch.randn(2, 16_000)
     buffers = front_end_buffers(config)
     padded = torch.nn.functional.pad(wave_BT[:, None], (256, 256), mode="reflect")
@@ -113,7 +113,7 @@ def test_the_exported_buffers_compute_the_front_end() -> None:
 
 
 class _Trap:
-    """A pickle that would make a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -157,13 +157,18 @@ def _without(name: str) -> dict[str, Tensor]:
         (
             {"model": _panns_state() | {"fc1.bias": torch.full((7,), torch.nan)}},
             "panns_16k",
-            "embedding.bias holds NaN",
+            "embedding.bias contains NaN",
         ),
-        ({"model": 3}, "panns_16k", "holds no state dict"),
-        ([1, 2], "panns_16k", "holds a list"),
+        (
+            {"model": _panns_state() | {"bn0.weight": torch.tensor(1.0)}},
+            "panns_16k",
+            "not a CNN14: a weight that gives its sizes has no axes",
+        ),
+        ({"model": 3}, "panns_16k", "contains a dict without a state dict"),
+        ([1, 2], "panns_16k", "contains a list"),
     ],
 )
-def test_wrong_files_are_named_with_what_is_wrong(
+def test_an_error_names_the_file_and_the_fault(
     tmp_path: Path, checkpoint: object, front_end: str, message: str
 ) -> None:
     file = _saved(tmp_path, checkpoint)
@@ -174,14 +179,14 @@ def test_wrong_files_are_named_with_what_is_wrong(
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.module.", "net."])
 @pytest.mark.parametrize("container", ["model", "state_dict"])
-def test_the_prefix_of_a_wrapper_is_read_over(tmp_path: Path, prefix: str, container: str) -> None:
+def test_the_prefix_of_a_wrapper_is_removed(tmp_path: Path, prefix: str, container: str) -> None:
     state = _panns_state()
     file = _saved(tmp_path, {container: {prefix + name: tensor for name, tensor in state.items()}})
     wrapped = import_encoder(file, "panns_16k", tmp_path / "wrapped")
     assert wrapped == import_encoder(_saved(tmp_path, state), "panns_16k", tmp_path / "bare")
 
 
-def test_what_the_file_leaves_open_is_in_the_card(tmp_path: Path) -> None:
+def test_assumed_settings_are_in_the_card(tmp_path: Path) -> None:
     import_encoder(_saved(tmp_path, _panns_state(None)), "panns_32k", tmp_path / "out")
     assumed = read_card(tmp_path / "out").metadata["assumed"]
     assert [clause.split(" (")[0] for clause in assumed] == [
@@ -191,18 +196,18 @@ def test_what_the_file_leaves_open_is_in_the_card(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_claims_more_than_it_contains_is_rejected(tmp_path: Path) -> None:
     state = _panns_state() | {"fc1.weight": torch.zeros(1).expand(100_000, 100_000)}
     with pytest.raises(SepsceneError, match="claims tensors of"):
         import_encoder(_saved(tmp_path, state), "panns_16k", tmp_path / "out")
 
 
-def test_a_pickle_bomb_does_not_go_off(tmp_path: Path) -> None:
+def test_malicious_pickles_are_not_executed(tmp_path: Path) -> None:
     file = _saved(tmp_path, {"model": _panns_state(), "sampler": _Trap(tmp_path / "boom")})
-    with pytest.raises(SepsceneError, match="not unpickled, for safety"):
+    with pytest.raises(SepsceneError, match="are not unpickled, for safety"):
         import_encoder(file, "panns_16k", tmp_path / "out")
     (tmp_path / "old.pth").write_bytes(pickle.dumps(_Trap(tmp_path / "boom"), protocol=2))
-    with pytest.raises(SepsceneError, match="not unpickled, for safety"):
+    with pytest.raises(SepsceneError, match="are not unpickled, for safety"):
         import_encoder(tmp_path / "old.pth", "panns_16k", tmp_path / "out")
     assert not (tmp_path / "boom").exists()
 

@@ -1,4 +1,4 @@
-"""The seam for encoders: what a network must offer, and a custom one in a bundle that travels."""
+"""The interface of encoder networks, and custom encoders in bundles."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ from tests.custom_code import write_package
 
 @pytest.fixture
 def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Custom encoders in the package netlab; trusted by nobody. The mark is there once it was imported."""
+    """Custom encoders in the package netlab, which is not trusted. The file `mark` exists once it is imported."""
     return write_package(tmp_path, "netlab", monkeypatch)
 
 
@@ -36,7 +36,7 @@ def small_transformer() -> PatchTransformerConfig:
 
 
 @pytest.mark.parametrize("which", ["cnn14", "patch-transformer", "MelNet", "WaveNet"])
-def test_an_encoder_of_any_kind_comes_back_from_its_bundle(mark: Path, tmp_path: Path, which: str) -> None:
+def test_encoders_of_all_kinds_round_trip(mark: Path, tmp_path: Path, which: str) -> None:
     built_in = {
         "cnn14": Cnn14Config(widths=(2, 2, 2, 2, 2, 2), embedding_dim=5),
         "patch-transformer": small_transformer(),
@@ -58,7 +58,7 @@ def test_an_encoder_of_any_kind_comes_back_from_its_bundle(mark: Path, tmp_path:
             export_panns(encoder, tmp_path / "panns.pth")
 
 
-def test_a_strangers_bundle_imports_nothing_without_trust(
+def test_a_bundle_imports_nothing_without_trust(
     mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_encoder(Encoder(EncoderConfig(trunk=own("MelNet"))), tmp_path / "bundle", {})
@@ -74,7 +74,8 @@ def test_a_strangers_bundle_imports_nothing_without_trust(
     with pytest.raises(SepsceneError, match="is code that does not come with"):
         hear.load_model(str(tmp_path / "bundle"))
     assert not mark.exists()
-    # Of another length: Python takes a compiled file for a source of the same size that is less than a second older.
+    # A version of another length: Python reuses a compiled file if the source has the same size and changed less than
+    # a second ago.
     (mark.parent / "__init__.py").write_text('__version__ = "2.0.0"\n')
     assert load_encoder(tmp_path / "bundle", trust_code=True).embedding_dim == 6 and mark.exists()
     assert "made with version 1.4 of netlab; version 2.0.0 is installed here" in caplog.text
@@ -90,20 +91,20 @@ def test_bundles_of_cnn14_are_as_older_versions_wrote_them(tmp_path: Path) -> No
     ("name", "options", "says"),
     [
         ("MelNet", {"size": 0}, r"encoder netlab.nets:MelNet: size: Input should be greater than or equal to 1"),
-        ("Wrong", {}, r"gives a tensor of \(2, 3\) for two patches, not finite numbers of \(2, 6\)"),
+        ("Wrong", {}, r"returns a tensor of shape \(2, 3\) for two patches, not finite numbers of shape \(2, 6\)"),
         ("NoSettings", {}, "needs a class attribute Config, a pydantic model"),
-        ("NetConfig", {}, "is not a class of torch modules"),
+        ("NetConfig", {}, r"is not a subclass of torch\.nn\.Module"),
         ("Nothing", {}, "cannot be imported"),
     ],
 )
-def test_what_is_no_encoder_is_said_before_anything_starts(
+def test_a_bad_encoder_is_reported_before_anything_starts(
     mark: Path, name: str, options: dict[str, object], says: str
 ) -> None:
     with pytest.raises(SepsceneError, match=says):
         check_network(own(name, **options), FrontEndConfig(), 0.96)
 
 
-def test_an_encoder_that_draws_random_numbers_is_warned_of_and_leaves_ours_alone(mark: Path) -> None:
+def test_an_encoder_that_draws_random_numbers_causes_a_warning(mark: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     assert check_network(own("MelNet"), FrontEndConfig(), 0.96) == ""

@@ -1,4 +1,4 @@
-"""The patch transformer against its description in float64, and what it must not depend on."""
+"""The patch transformer, compared with its description in float64."""
 
 import math
 
@@ -21,7 +21,7 @@ def network(config: PatchTransformerConfig = NARROW) -> PatchTransformer:
 
 
 def plain_forward(net: PatchTransformer, logmel_BLF: Tensor) -> Tensor:
-    """The same from its description: patches by slicing, attention head by head."""
+    """The network from its description, with patches by slicing and attention computed head by head."""
     config, state = net.config, net.state_dict()
 
     def linear(x: Tensor, name: str, part: slice = slice(None)) -> Tensor:
@@ -66,7 +66,7 @@ def test_equals_its_description() -> None:
         torch.testing.assert_close(net(logmel_BLF), plain_forward(net, logmel_BLF), rtol=1e-10, atol=1e-12)
 
 
-def test_training_and_evaluation_differ_in_batch_norm_alone() -> None:
+def test_training_and_evaluation_differ_only_in_batch_norm() -> None:
     net = network()
     logmel_BLF = torch.randn(3, 12, 8, dtype=torch.float64)
     with torch.no_grad():
@@ -83,14 +83,14 @@ def test_layers_start_with_different_weights_and_the_seed_decides_them() -> None
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in state.items())
 
 
-def test_frames_after_the_last_whole_patch_are_left_out() -> None:
+def test_frames_after_the_last_whole_patch_are_ignored() -> None:
     net = network()
     logmel_BLF = torch.randn(2, 11, 8, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(net(logmel_BLF), net(logmel_BLF[:, :8]))
 
 
-def test_every_position_is_its_own() -> None:
+def test_all_positions_differ() -> None:
     grid = positions(16, 6, 4).flatten(1).T
     assert (torch.cdist(grid, grid) + torch.eye(24)).min() > 0.1
 

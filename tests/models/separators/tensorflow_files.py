@@ -1,4 +1,4 @@
-"""Writes small checkpoints in TensorFlow's format, and computes what they separate from the definition in float64."""
+"""Writes small checkpoints in TensorFlow's format, and separates with them in float64, following the definition."""
 
 import struct
 from pathlib import Path
@@ -44,7 +44,7 @@ def draw_variables(window: int, coefficients: int, blocks: int, sources: int, se
     return {name: value.astype(np.float32) for name, value in found.items()}
 
 
-def separate(variables: Variables, wave_T: np.ndarray, hop: int, blocks_a_repeat: int) -> np.ndarray:
+def separate(variables: Variables, wave_T: np.ndarray, hop: int, blocks_per_repeat: int) -> np.ndarray:
     """The definition of TDCN++ (docs/paper.md, "The reference TDCN++"), step by step: wave (T,) to (S, T), float64."""
     values = {name: value.astype(np.float64) for name, value in variables.items()}
     window = len(values["conv_encoder/dense/kernel"])
@@ -56,7 +56,7 @@ def separate(variables: Variables, wave_T: np.ndarray, hop: int, blocks_a_repeat
     x_LW = values["initial_dense/dense_scale/scale_layer"] * x_LW
     index = 0
     while (block := f"improved_tdcn/conv_block_{index}/tdcn_block") + "/dense1/dense/kernel" in values:
-        x_LW = x_LW + _block(values, block, x_LW, 2 ** (index % blocks_a_repeat))
+        x_LW = x_LW + _block(values, block, x_LW, 2 ** (index % blocks_per_repeat))
         index += 1
     sources = values["mix_weights/dense/kernel"].shape[1]
     mask_LSC = (1 / (1 + np.exp(-x_LW @ values["dense/kernel"]))).reshape(frames, sources, -1)
@@ -87,7 +87,7 @@ def _block(values: Variables, block: str, x_LW: np.ndarray, dilation: int) -> np
 
 
 def write_bundle(prefix: Path, variables: Variables, header: bytes = b"\x08\x01") -> None:
-    """A checkpoint as `tf.train.Saver` writes it: one shard of tensors and a LevelDB table that lists them."""
+    """Write a checkpoint in the format of `tf.train.Saver`: one shard of tensors, and a LevelDB table as its index."""
     data, rows = b"", {b"": header}
     for name, value in sorted(variables.items()):
         content = np.ascontiguousarray(value, "<f4").tobytes()

@@ -1,4 +1,4 @@
-"""Separators by import path: what is refused, what a folder keeps of them, and what makes two of them differ."""
+"""Custom separators: errors, the folder in which they are saved, and what their digest depends on."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def own(name: str, **options: object) -> CustomCode:
 
 @pytest.mark.usefixtures("lab")
 @pytest.mark.parametrize(("name", "options"), [("Split", {"sources": 3}), ("halves", {"first": 0.9})])
-def test_a_folder_keeps_it_with_its_weights(name: str, options: dict, tmp_path: Path) -> None:
+def test_a_folder_stores_it_with_its_weights(name: str, options: dict, tmp_path: Path) -> None:
     choice = own(name, **options)
     card = keep(choice, tmp_path / "mine")
     assert card.digest == card_of(choice).digest == card_of(str(tmp_path / "mine")).digest
@@ -46,11 +46,11 @@ def test_a_folder_keeps_it_with_its_weights(name: str, options: dict, tmp_path: 
     assert torch.equal(direct(wave_BT), kept(wave_BT)) and torch.equal(fast_separator(kept)(wave_BT), kept(wave_BT))
     assert (kept.sample_rate, kept.sources) == (16_000, options.get("sources", 2))
     assert kept(wave_BT).shape == (2, kept.sources, 500)
-    assert keep(choice, tmp_path / "mine") == card, "a run that goes on finds its separator"
+    assert keep(choice, tmp_path / "mine") == card, "a continued run finds its separator"
 
 
 @pytest.mark.usefixtures("lab")
-def test_what_it_depends_on_is_in_its_digest(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_depends_on_code_and_options(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = [card_of(own("halves", **options)).digest for options in ({}, {"first": 0.5}, {"first": 0.25})]
     digests += [card_of(own("Split")).digest, card_of(own("Split", sources=3)).digest]
     keep(own("halves"), tmp_path / "mine")
@@ -63,12 +63,12 @@ def test_what_it_depends_on_is_in_its_digest(lab: Path, tmp_path: Path, monkeypa
         CheckpointError, match=r"made with seplab\.nets:halves 1\.4 .*; here is seplab\.nets:halves 1\.5"
     ):
         load_separator(tmp_path / "mine")
-    with pytest.raises(CheckpointError, match="begin another run"):
+    with pytest.raises(CheckpointError, match="start another run"):
         kept_checkpoints({"mine": own("halves")}, tmp_path)
 
 
 @pytest.mark.usefixtures("lab")
-def test_a_card_whose_options_are_no_fields_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_card_whose_options_are_not_a_mapping_is_rejected(tmp_path: Path) -> None:
     card = keep(own("halves"), tmp_path / "mine").model_dump()
     card["config"]["options"] = 5
     (tmp_path / "mine" / CARD_FILE).write_text(json.dumps(card))
@@ -81,15 +81,15 @@ def test_a_card_whose_options_are_no_fields_is_refused_in_words(tmp_path: Path) 
     ("name", "options", "says"),
     [
         ("Chance", {}, "must draw no random numbers"),
-        ("Neighbours", {}, "beside another clip"),
-        ("Flat", {}, r"gives a Tensor of \(2, 8000\), not a tensor of \(2, 2, 8000\)"),
+        ("Neighbours", {}, "depend on the other clips of a batch"),
+        ("Flat", {}, r"returns a Tensor of shape \(2, 8000\), not a tensor of shape \(2, 2, 8000\)"),
         ("Split", {"sources": 0}, "sources: Input should be greater than or equal to 1"),
         ("Split", {"sample_rate": 8000}, "works at 8000 Hz but audio.sample_rate is 16000"),
         ("MelNet", {}, "needs an attribute sample_rate"),
         ("Missing", {}, "cannot be imported on"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_a_run(name: str, options: dict, says: str) -> None:
+def test_a_separator_that_does_not_fit_is_rejected_before_a_run(name: str, options: dict, says: str) -> None:
     trust_code(f"seplab.nets:{name}")
     with pytest.raises(SepsceneError, match=f"processor mine.*{says}"):
         open_separator("mine", own(name, **options), AUDIO)
@@ -106,4 +106,4 @@ def test_it_is_not_imported_without_trust(tmp_path: Path, monkeypatch: pytest.Mo
     read = f"from sepscene.models.separators.folder import load_separator; load_separator({str(tmp_path / 'mine')!r})"
     monkeypatch.delenv("SEPSCENE_TRUSTED_CODE")
     done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, timeout=120, check=False)
-    assert "is code that does not come with Sepscene" in done.stderr, "a folder brings no trust along"
+    assert "is code that does not come with Sepscene" in done.stderr, "a folder cannot grant trust to itself"

@@ -14,7 +14,7 @@ TINY = {"coefficients": 24, "bottleneck": 16, "hidden": 32, "repeats": 2, "block
 
 
 def network(**changes) -> TDCNpp:
-    """A small network whose every parameter is away from its start."""
+    """A small network with all parameters changed from their initial values."""
     torch.manual_seed(0)
     separator = TDCNpp(TDCNppConfig(**(TINY | changes)))
     with torch.no_grad():
@@ -43,11 +43,11 @@ def test_float32_equals_the_plain_forward(basis, consistency):
     assert (fast.sample_rate, fast.sources) == (16000, 3)
 
 
-@pytest.mark.parametrize("stretch_frames", [64, 100, 10_000])
+@pytest.mark.parametrize("chunk_frames", [64, 100, 10_000])
 @pytest.mark.parametrize("samples", [100, 601, 5000])
-def test_stretches_and_edges_change_nothing(monkeypatch, stretch_frames, samples):
-    """Dilations beyond a stretch, and beyond the whole clip, meet the padding in the middle of stretches."""
-    monkeypatch.setattr("sepscene.models.separators.fused.STRETCH_BYTES", stretch_frames * 32 * 4)
+def test_chunks_and_edges_change_nothing(monkeypatch, chunk_frames, samples):
+    """Dilations can be longer than a chunk or the clip, so that taps reach the padding from the middle of chunks."""
+    monkeypatch.setattr("sepscene.models.separators.fused.CHUNK_BYTES", chunk_frames * 32 * 4)
     plain = network(blocks=8, kernel=5, window_samples=10, hop_samples=4)
     wave_BT = noise(1, samples)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_stretches_and_edges_change_nothing(monkeypatch, stretch_frames, samples
 
 @pytest.fixture
 def threads():
-    """Sets torch's threads, which the fused passes share, for one test."""
+    """Set the number of torch's threads, which the fused passes also use, for one test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -82,7 +82,7 @@ def test_threads_change_nothing(threads, precision):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_fused_passes_equal_those_of_a_gpu(monkeypatch, precision):
-    """The formulation for GPUs, here on a CPU, clip by clip and all at once."""
+    """The implementation for GPUs, run on a CPU, clip by clip and as a batch."""
     plain = network(blocks=7, kernel=5)
     wave_BT = noise(3, 2000)
     fused = fast_separator(plain, precision=precision)(wave_BT)
@@ -103,7 +103,7 @@ def test_bfloat16_stays_beyond_30_db():
 
 
 def test_silent_quiet_and_constant_clips():
-    """Where variances vanish, means must be exact: a constant clip is the worst case of sums of squares."""
+    """If the variance is near zero, means must be exact: a constant clip is the worst case for sums of squares."""
     plain = network()
     fast = fast_separator(plain)
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_the_separator_itself_is_not_changed():
     assert all(parameter.requires_grad for parameter in plain.parameters())
 
 
-def test_other_separators_run_as_they_are():
+def test_other_separators_run_unchanged():
     config = ConvTasNetConfig(coefficients=8, bottleneck=4, hidden=8, blocks=2, repeats=1)
     separator = ConvTasNetSeparator(config).eval()
     wave_BT = noise(2, 800)

@@ -1,4 +1,4 @@
-"""The separator folder: round trips, and a clear error for each kind of damage."""
+"""The separator folder: round trips, and an error for each kind of damage."""
 
 import hashlib
 import json
@@ -26,13 +26,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, **changes) -> None:
-    """Write weights anew with a right checksum, as a diverged training would."""
+    """Update the checksum of changed weights, and change other fields of the card."""
     card = json.loads((folder / CARD_FILE).read_text())
     card["sha256"] = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
     (folder / CARD_FILE).write_text(json.dumps(card | changes))
 
 
-def test_a_network_comes_back_as_it_was(folder):
+def test_a_network_round_trips(folder):
     torch.manual_seed(1)
     network = TDCNpp(CONFIG)
     digest = save_separator(network, folder, {"steps": 7})
@@ -42,10 +42,10 @@ def test_a_network_comes_back_as_it_was(folder):
     assert (loaded.sample_rate, loaded.sources, loaded.training) == (8000, 3, False)
     assert read_card(folder).digest == digest
     assert read_card(folder).metadata == {"steps": 7}
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["S1"]  # nothing temporary stays
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["S1"]  # no temporary folder is left
 
 
-def test_a_conv_tasnet_comes_back_as_it_was(tmp_path):
+def test_a_conv_tasnet_round_trips(tmp_path):
     config = ConvTasNetConfig(coefficients=8, bottleneck=4, hidden=8, blocks=2, repeats=1, sources=3)
     separator = ConvTasNetSeparator(config).eval()
     save_separator(separator, tmp_path / "c", {})
@@ -53,7 +53,7 @@ def test_a_conv_tasnet_comes_back_as_it_was(tmp_path):
     assert torch.equal(load_separator(tmp_path / "c")(wave_BT), separator(wave_BT))
 
 
-def test_the_digest_names_weights_and_sizes_but_not_metadata(tmp_path):
+def test_the_digest_depends_on_weights_and_sizes_but_not_metadata(tmp_path):
     network = TDCNpp(CONFIG)
     first = save_separator(network, tmp_path / "a", {"steps": 1})
     assert save_separator(network, tmp_path / "b", {"steps": 2}) == first
@@ -102,7 +102,7 @@ def test_a_missing_file_is_named(folder, name):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "Invalid JSON"),
+        ("", "not valid JSON"),
         ("[]", "not the description"),
         ('{"architecture": "tdcnpp"}', "sha256"),
     ],
@@ -143,7 +143,7 @@ def test_weights_that_are_not_finite_are_found(folder, value):
     weights["blocks.1.depthwise.weight"][3, 1] = value
     save_file(weights, folder / WEIGHTS_FILE)
     rewrite(folder)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: weight blocks\.1\.depthwise\.weight holds NaN"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: weight blocks\.1\.depthwise\.weight contains NaN"):
         load_separator(folder)
 
 
@@ -159,7 +159,7 @@ def test_a_diverged_network_is_not_saved(folder):
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(CheckpointError, match="holds no separator"):
+    with pytest.raises(CheckpointError, match=r"files that do not belong to a separator or an encoder \(thesis\.tex\)"):
         save_separator(TDCNpp(CONFIG), tmp_path, {})
     assert (tmp_path / "thesis.tex").exists()
 
@@ -167,10 +167,10 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
 def test_an_interrupted_save_leaves_the_earlier_checkpoint(folder, monkeypatch):
     expected = load_separator(folder).state_dict()
 
-    def dies(*_):
+    def fails(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("sepscene.models.weights.replace_folder", dies)
+    monkeypatch.setattr("sepscene.models.weights.replace_folder", fails)
     with pytest.raises(OSError, match="no space"):
         save_separator(TDCNpp(CONFIG), folder, {})
     assert [path.name for path in folder.parent.iterdir()] == ["S1"]

@@ -1,4 +1,4 @@
-"""Imports: the reference's checkpoints against its outputs, Conv-TasNet, programs, and what is refused."""
+"""Imports: the reference's checkpoints against its outputs, Conv-TasNet, programs, and rejected files."""
 
 import io
 import json
@@ -31,7 +31,7 @@ SIZES = {
 
 
 class Filters(nn.Module):
-    """A separator of two fixed filters, which a program can hold."""
+    """A separator of two fixed filters that can be exported as a program."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Filters(nn.Module):
 
 
 class Halves(nn.Module):
-    """No separator: it returns half of the samples."""
+    """Not a separator: it returns half of the samples."""
 
     def forward(self, wave_BT: Tensor) -> Tensor:
         return wave_BT.unsqueeze(1)[:, :, ::2]
@@ -55,7 +55,7 @@ def export(module: nn.Module, path: Path, dynamic: bool = True) -> Path:
 
 
 def edit(path: Path, ending: str, old: bytes, new: bytes) -> Path:
-    """Change a file inside of an exported program, as an attacker would."""
+    """Change a file in an exported program, as an attacker would."""
     other = path.with_name("edited.pt2")
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(other, "w") as target:
         for name in source.namelist():
@@ -68,7 +68,7 @@ def edit(path: Path, ending: str, old: bytes, new: bytes) -> Path:
 
 
 class Evil:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,14 +79,14 @@ class Evil:
 
 @pytest.fixture(autouse=True)
 def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user's list of trusted programs is the test's own."""
+    """Each test has its own list of trusted programs."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     monkeypatch.delenv("SEPSCENE_TRUSTED_PROGRAMS", raising=False)
 
 
 @pytest.fixture
 def bundle(shared_dir: Path, tmp_path: Path) -> Path:
-    """A copy of a reference checkpoint without the configuration that lies beside it."""
+    """A copy of a reference checkpoint without the configuration next to it."""
     for path in (shared_dir / "reference/tdcnpp_small_m2").glob("model.ckpt-1234.*"):
         shutil.copyfile(path, tmp_path / path.name)
     return tmp_path / "model.ckpt-1234"
@@ -119,6 +119,15 @@ def test_every_parameter_has_a_name_in_the_checkpoint(shared_dir, tmp_path):
         assert {tensorflow_name(key) for key in ours} == set(TFBundle(prefix).entries)
 
 
+def test_a_skip_connection_into_the_first_block_is_rejected(bundle, tmp_path, monkeypatch):
+    """Such a name once gave 0 blocks per repeat, by which the total was divided."""
+    opened = TFBundle(bundle)
+    monkeypatch.setattr(TFBundle, "__init__", lambda self, prefix: self.__dict__.update(opened.__dict__))
+    opened.entries["improved_tdcn/res_dense_0_to_0/dense/kernel"] = opened.entries["dense/kernel"]
+    with pytest.raises(CheckpointError, match="unknown variables improved_tdcn/res_dense_0_to_0"):
+        import_separator(bundle, 16000, tmp_path / "out", ImportHints(blocks=3))
+
+
 def test_optimiser_slots_and_averages_are_skipped(bundle, tmp_path, monkeypatch):
     opened = TFBundle(bundle)
     extra = ("dense/kernel/Adam", "dense/kernel/Adam_1", "beta1_power", "global_step")
@@ -138,7 +147,7 @@ def test_optimiser_slots_and_averages_are_skipped(bundle, tmp_path, monkeypatch)
 
 
 def test_what_the_variables_leave_open_is_asked_for(bundle, tmp_path):
-    with pytest.raises(CheckpointError, match="6 dilated blocks and nothing says"):
+    with pytest.raises(CheckpointError, match="6 dilated blocks, but the number of blocks per repeat is not known"):
         import_separator(bundle, 16000, tmp_path / "out")
     with pytest.raises(CheckpointError, match="not a multiple of blocks 4"):
         import_separator(bundle, 16000, tmp_path / "out", ImportHints(blocks=4))
@@ -147,7 +156,7 @@ def test_what_the_variables_leave_open_is_asked_for(bundle, tmp_path):
 
 
 def test_a_rate_other_than_that_of_the_training_is_refused(shared_dir, tmp_path):
-    with pytest.raises(CheckpointError, match="says 16000 Hz, not 8000 Hz"):
+    with pytest.raises(CheckpointError, match="has the sample rate 16000 Hz, not 8000 Hz"):
         import_separator(shared_dir / "reference/tdcnpp_small_m2/model.ckpt-1234", 8000, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -194,13 +203,13 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     weights = ConvTasNet(**SIZES, msk_num_layers=2, msk_num_stacks=2).state_dict()
     weights["encoder.weight"][0] = float("nan")
     torch.save(weights, tmp_path / "weights.pt")
-    with pytest.raises(CheckpointError, match=r"network.encoder.weight holds NaN"):
+    with pytest.raises(CheckpointError, match=r"network.encoder.weight contains NaN"):
         import_separator(tmp_path / "weights.pt", 8000, tmp_path / "out", ImportHints(blocks=2))
 
 
 def test_a_pickle_is_never_executed(tmp_path):
     torch.save({"encoder.weight": Evil(tmp_path / "executed")}, tmp_path / "weights.pt")
-    with pytest.raises(CheckpointError, match="holds more than tensors"):
+    with pytest.raises(CheckpointError, match="contains objects other than tensors"):
         import_separator(tmp_path / "weights.pt", 8000, tmp_path / "out")
     assert not (tmp_path / "executed").exists()
 
@@ -276,7 +285,7 @@ def test_a_program_that_is_no_separator_says_what_it_did(tmp_path):
 )
 def test_an_exported_program_that_does_more_than_compute_is_refused(tmp_path, old, new):
     path = edit(export(Filters(), tmp_path / "program.pt2"), "models/model.json", old, new)
-    with pytest.raises(CheckpointError, match=r"edited\.pt2 is refused"):
+    with pytest.raises(CheckpointError, match=r"edited\.pt2 is rejected"):
         import_separator(path, 8000, tmp_path / "out")
 
 
@@ -287,8 +296,24 @@ def test_an_exported_program_of_one_size_is_refused(tmp_path):
         import_separator(tmp_path / "fixed.pt2", 8000, tmp_path / "out")
 
 
-def test_nothing_there_says_what_to_give(tmp_path):
-    with pytest.raises(CheckpointError, match=r"is no file, and .*index is missing"):
+class Many(nn.Module):
+    """More sources than a separator can have."""
+
+    def forward(self, wave_BT: Tensor) -> Tensor:
+        return wave_BT.unsqueeze(1).expand(-1, 65, -1)
+
+
+def test_impossible_numbers_of_sources_and_sample_rates_are_rejected(tmp_path):
+    torch.jit.script(Many()).save(tmp_path / "many.pt")
+    with pytest.raises(CheckpointError, match=r"many\.pt does not define a separator: sources"):
+        import_separator(tmp_path / "many.pt", 8000, tmp_path / "out", trust_code=True)
+    for rate in (0, -8000, 10**9):
+        with pytest.raises(CheckpointError, match="must be between 1 and 1000000 Hz"):
+            import_separator(tmp_path / "many.pt", rate, tmp_path / "out", trust_code=True)
+
+
+def test_a_missing_source_says_what_to_give(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is not a file, and .*index is missing"):
         import_separator(tmp_path / "model.ckpt-7", 16000, tmp_path / "out")
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(CheckpointError, match=r"notes\.txt can't be read as weights"):
@@ -298,5 +323,5 @@ def test_nothing_there_says_what_to_give(tmp_path):
 @pytest.mark.parametrize("content", [["not", "ours"], {"tdcn": {"num_dilations": 0}}, {"hparams": {"ws": -1}}])
 def test_a_configuration_of_something_else_beside_the_checkpoint_is_named(bundle, tmp_path, content):
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"config\.json lies beside"):
+    with pytest.raises(CheckpointError, match=r"config\.json, next to the checkpoint, is not its"):
         import_separator(bundle, 16000, tmp_path / "out")

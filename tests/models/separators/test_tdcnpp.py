@@ -1,4 +1,4 @@
-"""TDCN++: sizes, initialisation and every variant against slow obvious formulas."""
+"""TDCN++: sizes, initialisation and all variants, compared with slow and obvious formulas."""
 
 import math
 
@@ -29,12 +29,12 @@ def test_parameter_counts_are_those_of_the_paper():
 
 
 def receptive_field_samples(config: TDCNppConfig) -> int:
-    """Samples of the mixture that reach one output sample through convolutions (the norms reach all)."""
+    """Mixture samples on which an output sample depends through convolutions (through the norms it depends on all)."""
     frames = (config.kernel - 1) * config.repeats * (2**config.blocks - 1)
     return frames * config.hop_samples + config.window_samples
 
 
-def test_ten_seconds_make_7999_frames_and_the_receptive_field_is_2041():
+def test_ten_seconds_have_7999_frames_and_the_receptive_field_is_2041():
     config = TDCNppConfig()
     assert config.frames(160_000) == 7999
     assert receptive_field_samples(config) == 2040 * 20 + 40
@@ -148,7 +148,7 @@ def test_stft_basis_gives_the_wave_back_after_its_first_window():
 
 
 def test_the_receptive_field_is_what_the_configuration_says():
-    """Without norms, an output sample depends on exactly that many mixture samples."""
+    """Without norms, an output sample depends on exactly this many mixture samples."""
     config = TDCNppConfig(**TINY, consistency="uniform")
     network = TDCNpp(config).double()
     for block in network.blocks:
@@ -169,6 +169,8 @@ def test_the_receptive_field_is_what_the_configuration_says():
         ({"basis": "stft", "window_samples": 512, "coefficients": 256}, "257 bins"),
         ({"kernel": 4}, "odd"),
         ({"widths": 3}, "widths"),
+        ({"basis": "stft", "window_samples": None}, "window_samples"),
+        ({"basis": "stft", "window_samples": float("inf")}, "window_samples"),
     ],
 )
 def test_wrong_configurations_say_how_to_fix_them(changes, said):

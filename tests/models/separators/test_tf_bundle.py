@@ -1,4 +1,4 @@
-"""Checkpoint bundles of TensorFlow: values, checksums, and every kind of damage named."""
+"""TensorFlow's checkpoint bundles: values, checksums, and an error for each kind of damage."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ NAME = "model.ckpt-1234"
 
 @pytest.fixture
 def bundle(shared_dir: Path, tmp_path: Path) -> Path:
-    """A copy of a reference checkpoint that a test may damage."""
+    """A copy of a reference checkpoint that a test can damage."""
     for path in (shared_dir / "reference/tdcnpp_small_m2").glob(f"{NAME}.*"):
         shutil.copyfile(path, tmp_path / path.name)
     return tmp_path / NAME
@@ -40,7 +40,7 @@ def test_crc32c_against_the_bitwise_definition(size):
 
 
 def test_crc32c_of_published_values():
-    """The check word, and RFC 3720, B.4."""
+    """The standard check value, and RFC 3720, B.4."""
     assert crc32c(b"123456789") == 0xE3069283
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(b"\xff" * 32) == 0x62A8AB43
@@ -61,7 +61,7 @@ def test_every_variable_is_read_with_its_shape(bundle, shared_dir):
 
 
 @pytest.mark.parametrize("ending", ["", ".index", ".data-00000-of-00001", ".meta"])
-def test_the_prefix_may_carry_the_ending_of_any_of_its_files(bundle, ending):
+def test_the_prefix_can_have_the_ending_of_any_of_its_files(bundle, ending):
     assert "dense/kernel" in TFBundle(f"{bundle}{ending}").entries
 
 
@@ -80,7 +80,7 @@ def test_a_flipped_byte_of_the_data_is_found(bundle):
 
 
 def test_every_flipped_byte_of_the_index_is_found_or_harmless(bundle):
-    """Only the handle of the (empty, unread) metaindex and the padding of the footer may change unseen."""
+    """Only the handle of the (empty, unread) metaindex and the padding of the footer can change undetected."""
     index = Path(f"{bundle}.index")
     content = index.read_bytes()
     good = TFBundle(bundle).entries
@@ -94,7 +94,7 @@ def test_every_flipped_byte_of_the_index_is_found_or_harmless(bundle):
 def test_a_truncated_index_is_found(bundle, kept):
     index = Path(f"{bundle}.index")
     index.write_bytes(index.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"1234\.index is damaged or no checkpoint index"):
+    with pytest.raises(CheckpointError, match=r"1234\.index is damaged or not a checkpoint index"):
         TFBundle(bundle)
 
 
