@@ -78,8 +78,9 @@ def card_text(card: WeightsCard) -> str:
 
 
 def packed(network: nn.Module) -> bytes:
-    """The network's state as the content of a safetensors file."""
-    return save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()})
+    """The network's state as the content of a safetensors file; weights that share memory are stored separately."""
+    state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    return save({name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()})
 
 
 def read_content(directory: Path, card: WeightsCard) -> bytes:
@@ -131,8 +132,10 @@ def read_network(directory: Path, card: WeightsCard, build: Callable[[], Network
     expected = network.state_dict()
     check_shapes(network, tensors, path)
     weights = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    tied = len(list(network.parameters())) < len(list(network.named_parameters(remove_duplicate=False)))
     network.load_state_dict(weights, assign=True)
-    if any(buffer.is_meta for buffer in network.buffers()):  # buffers of custom code that are not saved
+    # Custom code can have buffers that are not saved, or tied parameters, which assigned tensors would separate.
+    if tied or any(buffer.is_meta for buffer in network.buffers()):
         with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are overwritten
             network = build()
         network.load_state_dict(weights)
@@ -143,8 +146,11 @@ def read_network(directory: Path, card: WeightsCard, build: Callable[[], Network
 def check_finite(network: nn.Module, origin: Path) -> None:
     """Raise a CheckpointError that names `origin` if a weight of the network is NaN or infinite."""
     for name, tensor in network.state_dict().items():
+        if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         # aminmax needs one pass, and returns NaN if there is any NaN.
-        if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+        if not torch.stack(torch.aminmax(real)).isfinite().all():
             raise CheckpointError(
                 f"{origin}: weight {name} contains NaN or infinite values: the training diverged before this "
                 "checkpoint was written; use an earlier one"

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,18 @@ def test_encoders_of_all_kinds_round_trip(mark: Path, tmp_path: Path, which: str
     if which != "cnn14":
         with pytest.raises(SepsceneError, match="only a CNN14 can be exported"):
             export_panns(encoder, tmp_path / "panns.pth")
+
+
+def test_tied_weights_and_complex_buffers_are_saved(mark: Path, tmp_path: Path) -> None:
+    encoder = Encoder(EncoderConfig(trunk=own("Tied"))).eval()
+    save_encoder(encoder, tmp_path / "bundle", {})
+    again, wave_BT = load_encoder(tmp_path / "bundle"), torch.randn(2, 40_000) / 10
+    assert torch.equal(again(wave_BT), encoder(wave_BT))
+    trunk: Any = again.trunk
+    assert trunk.again.weight is trunk.layers[0].weight, "still tied"
+    trunk.phase[0] = torch.complex(torch.tensor(0.0), torch.tensor(float("nan")))
+    with pytest.raises(SepsceneError, match="phase contains NaN"):
+        save_encoder(again, tmp_path / "bundle", {})
 
 
 def test_a_bundle_imports_nothing_without_trust(
