@@ -140,8 +140,9 @@ def package_of(name: str) -> dict[str, str]:
     The version of a package that is not installed is its `__version__`, or "unknown".
     """
     top = name.partition(":")[0].partition(".")[0]
-    for find in (lambda: top, lambda: _distributions()[top][0]):  # the second is slow: it reads all installed packages
-        with suppress(PackageNotFoundError, KeyError):
-            distribution = find()
-            return {"use": name, "package": distribution, "version": version(distribution)}
+    with suppress(PackageNotFoundError):
+        return {"use": name, "package": top, "version": version(top)}
+    distributions = _distributions().get(top)  # slow: it reads all installed packages
+    if distributions:
+        return {"use": name, "package": distributions[0], "version": version(distributions[0])}
     return {"use": name, "package": top, "version": str(getattr(import_module(top), "__version__", "unknown"))}

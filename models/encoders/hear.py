@@ -65,7 +65,7 @@ def get_timestamp_embeddings(audio_NT: Tensor, model: Encoder) -> tuple[Tensor, 
         # Windows overlap 19-fold: they are cut a few at a time, or those of a long sound would fill the memory.
         for some_K in centre_K.split(64):
             windows_NKT = padded_NT[:, some_K[:, None] + offsets_T]
-            embedded.append(model.encode_patches(windows_NKT.flatten(0, 1)).float())
-            embedded[-1] = embedded[-1].unflatten(0, windows_NKT.shape[:2])
+            h_RD = model.encode_patches(windows_NKT.flatten(0, 1)).float()
+            embedded.append(h_RD.unflatten(0, windows_NKT.shape[:2]))
     timestamps_K = step_K.float() * (1000 // STEPS_PER_SECOND)
     return torch.cat(embedded, dim=1), timestamps_K.repeat(len(audio_NT), 1)

@@ -130,15 +130,21 @@ def _config(
         ) from None
     except TypeError:
         raise SepsceneError(f"{file} is not a CNN14: a weight that gives its sizes has no axes") from None
-    fields = {"front_end": front_end, "trunk": trunk, "patch_seconds": PATCH_SECONDS}
-    return validated(EncoderConfig, {**fields, "shortest_seconds": SHORTEST_SECONDS}, message)
+    fields = {
+        "front_end": front_end,
+        "trunk": trunk,
+        "patch_seconds": PATCH_SECONDS,
+        "shortest_seconds": SHORTEST_SECONDS,
+    }
+    return validated(EncoderConfig, fields, message)
 
 
 def _assumptions(front_end: str, buffers: bool) -> list[str]:
     """One clause per setting that a PANNs file does not contain; `buffers`: it contains those of its front-end."""
-    assumed = [f"patch_seconds {PATCH_SECONDS:g} (the length of PANNs' training clips)"]
+    assumed = [] if buffers else [f"front_end {front_end} (the file has no buffers to check it against)"]
+    assumed.append(f"patch_seconds {PATCH_SECONDS:g} (the length of PANNs' training clips)")
     assumed.append(f"shortest_seconds {SHORTEST_SECONDS:g} (shorter clips are padded to it)")
-    return assumed if buffers else [f"front_end {front_end} (the file has no buffers to check it against)", *assumed]
+    return assumed
 
 
 def _check_front_end(buffers: dict[str, Tensor], front_end: str, file: Path) -> None:

@@ -254,12 +254,9 @@ class BatchedHidden:
         x_BLW.baddbmm_(self.hidden_BLH, weight_BHW).add_(bias_B1W)
 
     def _sums(self) -> Tensor:
-        return torch.stack(
-            [
-                values_BLH.sum(1, keepdim=True, dtype=torch.float32)
-                for values_BLH in (self.hidden_BLH, self.hidden_BLH**2)
-            ]
-        )
+        sum_B1H = self.hidden_BLH.sum(1, keepdim=True, dtype=torch.float32)
+        square_B1H = self.hidden_BLH.square().sum(1, keepdim=True, dtype=torch.float32)
+        return torch.stack([sum_B1H, square_B1H])
 
 
 class FoldedNorm:

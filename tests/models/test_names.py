@@ -71,18 +71,18 @@ def test_a_damaged_list_of_trusted_code_is_read_as_far_as_possible(
 
 
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("path", "message"),
     [
         ("nolab.nets:MelNet", r"cannot be imported on .* \(ModuleNotFoundError: No module named 'nolab'\): install"),
         ("faultlab.nets:Nothing", r"cannot be imported on .* \(AttributeError: module 'faultlab.nets' has no"),
         ("faultlab.broken:Net", r"cannot be imported on .* \(ZeroDivisionError"),
     ],
 )
-def test_failed_imports_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, says: str) -> None:
+def test_failed_imports_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str) -> None:
     write_package(tmp_path, "faultlab", monkeypatch)
     (tmp_path / "faultlab" / "broken.py").write_text("1 / 0\n")
     trust_code(path)
-    with pytest.raises(SepsceneError, match=says):
+    with pytest.raises(SepsceneError, match=message):
         resolve(path, ENCODERS, "encoder")
 
 

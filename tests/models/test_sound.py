@@ -29,7 +29,7 @@ def test_one_clip_in_any_type_is_the_same_sound(kind, as_tensor):
 
 
 @pytest.mark.parametrize(
-    ("wave", "said"),
+    ("wave", "message"),
     [
         (np.zeros(500, np.float32), r"\(B, T\), clips by samples, not \(500,\)"),
         (np.zeros((48_000, 2), np.float32), "several channels, as soundfile returns it"),
@@ -45,8 +45,8 @@ def test_one_clip_in_any_type_is_the_same_sound(kind, as_tensor):
         ([[0.0] * 500, [0.0] * 400], r"sound must be an array or tensor \(B, T\): .*inhomogeneous"),
     ],
 )
-def test_anything_else_is_an_error(wave, said):
-    with pytest.raises(SepsceneError, match=said):
+def test_anything_else_is_an_error(wave, message):
+    with pytest.raises(SepsceneError, match=message):
         checked_sound(wave)
 
 

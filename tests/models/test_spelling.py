@@ -47,7 +47,7 @@ def test_the_most_similar_name_is_found_in_any_case() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         ({"nmae": 1}, "unknown field (did you mean name?); known are name, box, shape, shapes"),
         ({"widht": 1}, "unknown field (did you mean box.width?); known are name, box, shape, shapes"),
@@ -64,11 +64,11 @@ def test_the_most_similar_name_is_found_in_any_case() -> None:
         ({"shape": {"use": "round", "zzz": 1}}, "unknown field; known are use,"),
     ],
 )
-def test_an_error_lists_the_fields_of_the_section_of_an_unknown_field(given: dict[str, Any], says: str) -> None:
+def test_an_error_lists_the_fields_of_the_section_of_an_unknown_field(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as raised:
         Whole.model_validate(given)
     (fault,) = raised.value.errors()
-    assert unknown_field(Whole, fault["loc"]).startswith(says)
+    assert unknown_field(Whole, fault["loc"]).startswith(message)
 
 
 def test_an_error_suggests_the_most_similar_choice() -> None:

@@ -143,7 +143,7 @@ def test_log_mels_that_do_not_fit_are_named(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("change", "advice"), [({"widths": (1, 2, 3)}, "six"), ({"mel_bands": 16}, "below 32")])
-def test_bad_sizes_are_refused(change: dict, advice: str) -> None:
+def test_bad_sizes_are_rejected(change: dict, advice: str) -> None:
     with pytest.raises(ValidationError, match=advice):
         Cnn14Config(**change)
 

@@ -266,12 +266,12 @@ def test_nan_weights_are_not_saved(tmp_path: Path) -> None:
         ({"patch_seconds": 0.3, "shortest_seconds": 0.3}, "30 frames, the encoder needs 32: lengthen"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(change: dict, advice: str) -> None:
+def test_parts_that_do_not_fit_are_rejected(change: dict, advice: str) -> None:
     with pytest.raises(ValidationError, match=advice):
         EncoderConfig(**change)
 
 
-def test_clips_of_a_wrong_shape_are_refused() -> None:
+def test_clips_of_a_wrong_shape_are_rejected() -> None:
     with pytest.raises(SepsceneError, match=r"\(B, T\), clips by samples, not \(15360,\)"):
         small_encoder()(torch.zeros(15_360))
 

@@ -125,7 +125,7 @@ def test_a_sound_too_short_to_reflect_is_named() -> None:
         ({"hop_seconds": 0.01}, "Extra inputs"),
     ],
 )
-def test_bad_front_ends_are_refused_with_advice(change: dict, advice: str) -> None:
+def test_bad_front_ends_are_rejected_with_advice(change: dict, advice: str) -> None:
     with pytest.raises(ValidationError, match=advice):
         FrontEndConfig(**change)
 

@@ -26,7 +26,7 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_package(tmp_path, "netlab", monkeypatch)
 
 
-def own(name: str, **options: object) -> CustomEncoder:
+def custom(name: str, **options: object) -> CustomEncoder:
     """A custom encoder whose code is trusted."""
     trust_code(f"netlab.nets:{name}")
     return CustomEncoder.model_validate({"use": f"netlab.nets:{name}", **options})
@@ -42,7 +42,7 @@ def test_encoders_of_all_kinds_round_trip(mark: Path, tmp_path: Path, which: str
         "cnn14": Cnn14Config(widths=(2, 2, 2, 2, 2, 2), embedding_dim=5),
         "patch-transformer": small_transformer(),
     }
-    trunk = built_in.get(which) or own(which, size=3, embedding_dim=5)
+    trunk = built_in.get(which) or custom(which, size=3, embedding_dim=5)
     encoder = Encoder(EncoderConfig(trunk=trunk)).eval()
     assert isinstance(encoder.trunk, EncoderNetwork) and with_defaults(trunk) == encoder.config.trunk
     save_encoder(encoder, tmp_path / "bundle", {"title": "any"})
@@ -60,7 +60,7 @@ def test_encoders_of_all_kinds_round_trip(mark: Path, tmp_path: Path, which: str
 
 
 def test_tied_weights_and_complex_buffers_are_saved(mark: Path, tmp_path: Path) -> None:
-    encoder = Encoder(EncoderConfig(trunk=own("Tied"))).eval()
+    encoder = Encoder(EncoderConfig(trunk=custom("Tied"))).eval()
     save_encoder(encoder, tmp_path / "bundle", {})
     again, wave_BT = load_encoder(tmp_path / "bundle"), torch.randn(2, 40_000) / 10
     assert torch.equal(again(wave_BT), encoder(wave_BT))
@@ -74,7 +74,7 @@ def test_tied_weights_and_complex_buffers_are_saved(mark: Path, tmp_path: Path) 
 def test_a_bundle_imports_nothing_without_trust(
     mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save_encoder(Encoder(EncoderConfig(trunk=own("MelNet"))), tmp_path / "bundle", {})
+    save_encoder(Encoder(EncoderConfig(trunk=custom("MelNet"))), tmp_path / "bundle", {})
     card = read_card(tmp_path / "bundle")
     assert card.architecture == "own-encoder"
     assert card.metadata["code"] == {"use": "netlab.nets:MelNet", "package": "netlab", "version": "1.4"}
@@ -101,7 +101,7 @@ def test_bundles_of_cnn14_are_as_older_versions_wrote_them(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "says"),
+    ("name", "options", "message"),
     [
         ("MelNet", {"size": 0}, r"encoder netlab.nets:MelNet: size: Input should be greater than or equal to 1"),
         ("Wrong", {}, r"returns a tensor of shape \(2, 3\) for two patches, not finite numbers of shape \(2, 6\)"),
@@ -111,17 +111,17 @@ def test_bundles_of_cnn14_are_as_older_versions_wrote_them(tmp_path: Path) -> No
     ],
 )
 def test_a_bad_encoder_is_reported_before_anything_starts(
-    mark: Path, name: str, options: dict[str, object], says: str
+    mark: Path, name: str, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(SepsceneError, match=says):
-        check_network(own(name, **options), FrontEndConfig(), 0.96)
+    with pytest.raises(SepsceneError, match=message):
+        check_network(custom(name, **options), FrontEndConfig(), 0.96)
 
 
 def test_an_encoder_that_draws_random_numbers_causes_a_warning(mark: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    assert check_network(own("MelNet"), FrontEndConfig(), 0.96) == ""
-    assert "draws random numbers" in check_network(own("Dropping"), FrontEndConfig(), 0.96)
+    assert check_network(custom("MelNet"), FrontEndConfig(), 0.96) == ""
+    assert "draws random numbers" in check_network(custom("Dropping"), FrontEndConfig(), 0.96)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -96,13 +96,13 @@ def test_all_positions_differ() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 8), (1, 12, 7)])
-def test_a_log_mel_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
+def test_a_log_mel_that_does_not_fit_is_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(SepsceneError, match="at least 4 frames and exactly 8 bands"):
         network()(torch.zeros(shape, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("sizes", [{"patch_bands": 24}, {"heads": 5}, {"width": 6, "heads": 1}])
-def test_sizes_that_do_not_divide_are_refused(sizes: dict[str, int]) -> None:
+def test_sizes_that_do_not_divide_are_rejected(sizes: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match="multiple"):
         PatchTransformerConfig(**sizes)
 

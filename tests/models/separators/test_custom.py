@@ -30,14 +30,14 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return mark.parent / "nets.py"
 
 
-def own(name: str, **options: object) -> CustomCode:
+def custom(name: str, **options: object) -> CustomCode:
     return CustomCode.model_validate({"use": f"seplab.nets:{name}", **options})
 
 
 @pytest.mark.usefixtures("lab")
 @pytest.mark.parametrize(("name", "options"), [("Split", {"sources": 3}), ("halves", {"first": 0.9})])
 def test_a_folder_stores_it_with_its_weights(name: str, options: dict, tmp_path: Path) -> None:
-    choice = own(name, **options)
+    choice = custom(name, **options)
     card = keep(choice, tmp_path / "mine")
     assert card.digest == card_of(choice).digest == card_of(str(tmp_path / "mine")).digest
     assert separator_code(str(tmp_path / "mine")) == choice.use
@@ -51,25 +51,25 @@ def test_a_folder_stores_it_with_its_weights(name: str, options: dict, tmp_path:
 
 @pytest.mark.usefixtures("lab")
 def test_the_digest_depends_on_code_and_options(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digests = [card_of(own("halves", **options)).digest for options in ({}, {"first": 0.5}, {"first": 0.25})]
-    digests += [card_of(own("Split")).digest, card_of(own("Split", sources=3)).digest]
-    keep(own("halves"), tmp_path / "mine")
+    digests = [card_of(custom("halves", **options)).digest for options in ({}, {"first": 0.5}, {"first": 0.25})]
+    digests += [card_of(custom("Split")).digest, card_of(custom("Split", sources=3)).digest]
+    keep(custom("halves"), tmp_path / "mine")
     lab.write_text(lab.read_text() + "\n# another version of this file\n")
-    digests.append(card_of(own("halves")).digest)
+    digests.append(card_of(custom("halves")).digest)
     monkeypatch.setattr("seplab.__version__", "1.5")
-    digests.append(card_of(own("halves")).digest)
+    digests.append(card_of(custom("halves")).digest)
     assert len(set(digests)) == len(digests)
     with pytest.raises(
         CheckpointError, match=r"made with seplab\.nets:halves 1\.4 .*; here is seplab\.nets:halves 1\.5"
     ):
         load_separator(tmp_path / "mine")
     with pytest.raises(CheckpointError, match="start another run"):
-        kept_checkpoints({"mine": own("halves")}, tmp_path)
+        kept_checkpoints({"mine": custom("halves")}, tmp_path)
 
 
 @pytest.mark.usefixtures("lab")
 def test_a_card_whose_options_are_not_a_mapping_is_rejected(tmp_path: Path) -> None:
-    card = keep(own("halves"), tmp_path / "mine").model_dump()
+    card = keep(custom("halves"), tmp_path / "mine").model_dump()
     card["config"]["options"] = 5
     (tmp_path / "mine" / CARD_FILE).write_text(json.dumps(card))
     with pytest.raises(CheckpointError, match="mine is damaged: the options"):
@@ -78,7 +78,7 @@ def test_a_card_whose_options_are_not_a_mapping_is_rejected(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("lab")
 @pytest.mark.parametrize(
-    ("name", "options", "says"),
+    ("name", "options", "message"),
     [
         ("Chance", {}, "must draw no random numbers"),
         ("Neighbours", {}, "depend on the other clips of a batch"),
@@ -89,10 +89,10 @@ def test_a_card_whose_options_are_not_a_mapping_is_rejected(tmp_path: Path) -> N
         ("Missing", {}, "cannot be imported on"),
     ],
 )
-def test_a_separator_that_does_not_fit_is_rejected_before_a_run(name: str, options: dict, says: str) -> None:
+def test_a_separator_that_does_not_fit_is_rejected_before_a_run(name: str, options: dict, message: str) -> None:
     trust_code(f"seplab.nets:{name}")
-    with pytest.raises(SepsceneError, match=f"processor mine.*{says}"):
-        open_separator("mine", own(name, **options), AUDIO)
+    with pytest.raises(SepsceneError, match=f"processor mine.*{message}"):
+        open_separator("mine", custom(name, **options), AUDIO)
 
 
 def test_it_is_not_imported_without_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,16 +100,16 @@ def test_a_missing_file_is_named(folder, name):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "not valid JSON"),
         ("[]", "not the description"),
         ('{"architecture": "tdcnpp"}', "sha256"),
     ],
 )
-def test_a_broken_description_is_named(folder, text, said):
+def test_a_broken_description_is_named(folder, text, message):
     (folder / CARD_FILE).write_text(text)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load_separator(folder)
 
 
@@ -119,7 +119,7 @@ def test_an_unknown_architecture_is_named(folder):
         load_separator(folder)
 
 
-def test_weights_outside_of_the_folder_are_refused(folder):
+def test_weights_outside_of_the_folder_are_rejected(folder):
     rewrite(folder, weights="../S1/model.safetensors")
     with pytest.raises(CheckpointError, match="weights"):
         load_separator(folder)
@@ -177,6 +177,6 @@ def test_an_interrupted_save_leaves_the_earlier_checkpoint(folder, monkeypatch):
     assert all(torch.equal(value, expected[name]) for name, value in load_separator(folder).state_dict().items())
 
 
-def test_other_modules_are_refused(tmp_path):
+def test_other_modules_are_rejected(tmp_path):
     with pytest.raises(CheckpointError, match="Linear"):
         save_separator(nn.Linear(2, 2), tmp_path / "x", {})

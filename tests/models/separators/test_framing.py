@@ -46,11 +46,13 @@ def test_the_published_window_determines_the_hop(tmp_path, rate, window, hop):
         assert worst_difference(separator, variables, window // 2) > 0.1
 
 
-@pytest.mark.parametrize(("rate", "window", "hop", "said"), [(22_050, 165, 83, "7.5 ms"), (16_000, 33, 16, "2.062 ms")])
-def test_the_hop_of_another_window_is_assumed_and_recorded(tmp_path, rate, window, hop, said):
+@pytest.mark.parametrize(
+    ("rate", "window", "hop", "message"), [(22_050, 165, 83, "7.5 ms"), (16_000, 33, 16, "2.062 ms")]
+)
+def test_the_hop_of_another_window_is_assumed_and_recorded(tmp_path, rate, window, hop, message):
     separator, card, _ = imported(tmp_path, rate, window, {})
     assert separator.config.hop_samples == hop
-    assert card.metadata["assumed"] == [f"hop_samples {hop} (half of the window's {said}, at {rate} Hz)"]
+    assert card.metadata["assumed"] == [f"hop_samples {hop} (half of the window's {message}, at {rate} Hz)"]
     separator, card, variables = imported(tmp_path, rate, window, {"hop_samples": 20})
     assert card.metadata["assumed"] == []
     assert worst_difference(separator, variables, 20) < 3e-6

@@ -78,7 +78,7 @@ class Evil:
 
 
 @pytest.fixture(autouse=True)
-def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def separate_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test has its own list of trusted programs."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     monkeypatch.delenv("SEPSCENE_TRUSTED_PROGRAMS", raising=False)
@@ -155,13 +155,13 @@ def test_what_the_variables_leave_open_is_asked_for(bundle, tmp_path):
     assert load_separator(tmp_path / "out").sample_rate == 22050
 
 
-def test_a_rate_other_than_that_of_the_training_is_refused(shared_dir, tmp_path):
+def test_a_rate_other_than_that_of_the_training_is_rejected(shared_dir, tmp_path):
     with pytest.raises(CheckpointError, match="has the sample rate 16000 Hz, not 8000 Hz"):
         import_separator(shared_dir / "reference/tdcnpp_small_m2/model.ckpt-1234", 8000, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_stft_of_another_rate_is_refused(shared_dir, tmp_path):
+def test_an_stft_of_another_rate_is_rejected(shared_dir, tmp_path):
     for path in (shared_dir / "reference/tdcnpp_small_stft_m4").glob("model.ckpt-1234.*"):
         shutil.copyfile(path, tmp_path / path.name)
     with pytest.raises(CheckpointError, match="257 STFT bins, but a window of 1411 samples gives 1025"):
@@ -187,7 +187,7 @@ def test_a_conv_tasnet_separates_as_before(tmp_path, form, activation):
     assert (separator.sample_rate, separator.sources) == (8000, 3)
 
 
-def test_a_conv_tasnet_of_other_names_is_refused(tmp_path):
+def test_a_conv_tasnet_of_other_names_is_rejected(tmp_path):
     weights = ConvTasNet(**SIZES, msk_num_layers=2, msk_num_stacks=2).state_dict()
     weights["mask_generator.extra"] = torch.zeros(1)
     del weights["mask_generator.output_prelu.weight"]
@@ -199,7 +199,7 @@ def test_a_conv_tasnet_of_other_names_is_refused(tmp_path):
         import_separator(tmp_path / "weights.pt", 8000, tmp_path / "out")
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path):
+def test_weights_that_are_not_finite_are_rejected(tmp_path):
     weights = ConvTasNet(**SIZES, msk_num_layers=2, msk_num_stacks=2).state_dict()
     weights["encoder.weight"][0] = float("nan")
     torch.save(weights, tmp_path / "weights.pt")
@@ -261,7 +261,7 @@ def test_a_damaged_program_is_named(tmp_path, ending):
         import_separator(path, 8000, tmp_path / "out", trust_code=True)
 
 
-def test_a_program_that_is_no_separator_says_what_it_did(tmp_path):
+def test_a_program_that_is_not_a_separator_is_rejected(tmp_path):
     torch.jit.script(Halves()).save(tmp_path / "halves.pt")
     with pytest.raises(CheckpointError, match=r"maps \(1, 8000\) to \(1, 1, 4000\), not to \(B, S, T\)"):
         import_separator(tmp_path / "halves.pt", 8000, tmp_path / "out", trust_code=True)
@@ -283,14 +283,14 @@ def test_a_program_that_is_no_separator_says_what_it_did(tmp_path):
         (b'"name": "unsqueeze"', b'"name": "unsqueeze = 0\\nimport os"'),
     ],
 )
-def test_an_exported_program_that_does_more_than_compute_is_refused(tmp_path, old, new):
+def test_an_exported_program_that_does_more_than_compute_is_rejected(tmp_path, old, new):
     path = edit(export(Filters(), tmp_path / "program.pt2"), "models/model.json", old, new)
     with pytest.raises(CheckpointError, match=r"edited\.pt2 is rejected"):
         import_separator(path, 8000, tmp_path / "out")
 
 
 @pytest.mark.slow
-def test_an_exported_program_of_one_size_is_refused(tmp_path):
+def test_an_exported_program_of_one_size_is_rejected(tmp_path):
     export(Filters(), tmp_path / "fixed.pt2", dynamic=False)
     with pytest.raises(CheckpointError, match=r"maps|dynamic"):
         import_separator(tmp_path / "fixed.pt2", 8000, tmp_path / "out")

@@ -18,7 +18,7 @@ from sepscene.models.trust import PROGRAMS
 
 
 @pytest.fixture(autouse=True)
-def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def separate_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     monkeypatch.delenv(PROGRAMS.variable, raising=False)
 
@@ -59,7 +59,7 @@ def test_trust_is_the_users_and_not_the_folders(program, tmp_path, monkeypatch):
     load_separator(tmp_path / "out")
 
 
-def test_another_program_in_a_trusted_folder_is_refused(program, tmp_path):
+def test_another_program_in_a_trusted_folder_is_rejected(program, tmp_path):
     import_separator(program, 8000, tmp_path / "out", trust_code=True)
     torch.jit.script(Writer(str(tmp_path / "other"))).save(tmp_path / "out/program.pt")
     card = json.loads((tmp_path / "out/config.json").read_text())
@@ -85,7 +85,7 @@ def test_another_program_in_a_trusted_folder_is_refused(program, tmp_path):
         "builtins.open",
     ],
 )
-def test_operators_that_are_not_listed_are_refused(target):
+def test_operators_that_are_not_listed_are_rejected(target):
     assert not _allowed("target", target)
 
 
@@ -142,7 +142,7 @@ def archive(files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> b
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({"p/models/model.json": b"[" * 100_000}, "not a torch.export program"),
         ({"p/models/model.json": b"[" * 5_000 + b"]" * 5_000}, "not a torch.export program"),
@@ -152,8 +152,8 @@ def archive(files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> b
         ({"p/version": b"1"}, "contains no program"),
     ],
 )
-def test_bad_archives_are_rejected(files, said):
-    with pytest.raises(CheckpointError, match=said):
+def test_bad_archives_are_rejected(files, message):
+    with pytest.raises(CheckpointError, match=message):
         audited_archive(archive(files, zipfile.ZIP_DEFLATED), Path("program.pt2"))
 
 

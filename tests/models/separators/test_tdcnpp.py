@@ -163,7 +163,7 @@ def test_the_receptive_field_is_what_the_configuration_says():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"hop_samples": 41}, "hop_samples 41"),
         ({"basis": "stft", "window_samples": 512, "coefficients": 256}, "257 bins"),
@@ -173,6 +173,6 @@ def test_the_receptive_field_is_what_the_configuration_says():
         ({"basis": "stft", "window_samples": float("inf")}, "window_samples"),
     ],
 )
-def test_wrong_configurations_say_how_to_fix_them(changes, said):
-    with pytest.raises(ValidationError, match=said):
+def test_wrong_configurations_say_how_to_fix_them(changes, message):
+    with pytest.raises(ValidationError, match=message):
         TDCNppConfig(**changes)

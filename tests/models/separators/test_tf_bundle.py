@@ -117,13 +117,13 @@ def test_missing_files_and_variables_are_named(bundle):
 
 
 @pytest.mark.parametrize("header", [b"\x0a\x01x", b"\x08\x01\x12\x01x", b"\x08\x01\x10\x01"])
-def test_a_header_of_other_types_or_of_a_big_endian_machine_is_refused(header, tmp_path):
+def test_a_header_of_other_types_or_of_a_big_endian_machine_is_rejected(header, tmp_path):
     write_bundle(tmp_path / "model.ckpt-1", {}, header)
     with pytest.raises(CheckpointError, match=r"field \d is not a number|big-endian"):
         TFBundle(tmp_path / "model.ckpt-1")
 
 
-def test_a_table_that_claims_an_endless_number_is_refused(bundle):
+def test_a_table_that_claims_an_endless_number_is_rejected(bundle):
     Path(f"{bundle}.index").write_bytes(b"\xff" * 40 + struct.pack("<Q", 0xDB4775248B80FB57))
     with pytest.raises(CheckpointError, match="no end"):
         TFBundle(bundle)
