@@ -58,6 +58,19 @@ class Dropping(MelNet):
         return nn.functional.dropout(super().forward(logmel_BLF))
 
 
+class Fixed(nn.Module):
+    """Mean of the first bands, without weights."""
+
+    Config, reads = NetConfig, "log-mel"
+
+    def __init__(self, config):
+        super().__init__()
+        self.size = config.embedding_dim
+
+    def forward(self, logmel_BLF):
+        return logmel_BLF.mean(1)[:, : self.size]
+
+
 class Tied(MelNet):
     """Two names for one weight, and a complex buffer, which torch.aminmax does not support."""
 

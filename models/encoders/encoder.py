@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         Raises:
             SepsceneError: anything else, see `models.sound.limited_sound`.
         """
-        sound_BT = limited_sound(wave_BT, next(self.parameters()).device)
+        sound_BT = limited_sound(wave_BT, self.front_end.window.device)
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
             patches_BPT = self.patches(sound_BT)
             h_BPD = self.encode_patches(patches_BPT.flatten(0, 1)).unflatten(0, patches_BPT.shape[:2])

@@ -53,7 +53,7 @@ def get_timestamp_embeddings(audio_NT: Tensor, model: Encoder) -> tuple[Tensor, 
     Raises:
         SepsceneError: the sound has another shape.
     """
-    audio_NT = limited_sound(audio_NT, next(model.parameters()).device)
+    audio_NT = limited_sound(audio_NT, model.front_end.window.device)
     window = model.shortest_samples
     device = audio_NT.device
     step_K = torch.arange(audio_NT.shape[1] * STEPS_PER_SECOND // model.sample_rate + 1, device=device)

@@ -36,7 +36,7 @@ def small_transformer() -> PatchTransformerConfig:
     return PatchTransformerConfig(width=8, layers=1, heads=2, embedding_dim=5)
 
 
-@pytest.mark.parametrize("which", ["cnn14", "patch-transformer", "MelNet", "WaveNet"])
+@pytest.mark.parametrize("which", ["cnn14", "patch-transformer", "MelNet", "WaveNet", "Fixed"])
 def test_encoders_of_all_kinds_round_trip(mark: Path, tmp_path: Path, which: str) -> None:
     built_in = {
         "cnn14": Cnn14Config(widths=(2, 2, 2, 2, 2, 2), embedding_dim=5),
