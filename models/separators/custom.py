@@ -148,12 +148,14 @@ def kept_checkpoints(checkpoints: Mapping[str, str | CustomCode], folder: Path) 
     Raises:
         SepsceneError: see `keep`.
     """
-    kept = {}
+    folders = {}
     for name, place in checkpoints.items():
         if isinstance(place, CustomCode):
             keep(place, folder / name)
-        kept[name] = str(folder / name) if isinstance(place, CustomCode) else place
-    return kept
+            folders[name] = str(folder / name)
+        else:
+            folders[name] = place
+    return folders
 
 
 def read_custom(card: WeightsCard, weights: dict[str, Tensor], origin: Path) -> CustomSeparator:
