@@ -47,7 +47,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @torch.inference_mode()
-def test_a_clip_is_the_mean_over_patches_the_last_of_which_ends_with_it() -> None:
+def test_a_clip_is_the_mean_over_its_patches() -> None:
     encoder, wave_BT = small_encoder(), 0.1 * torch.randn(1, 40_000)
     starts = (0, 15_360, 40_000 - 15_360)
     expected = torch.stack(
@@ -65,7 +65,7 @@ def test_a_shorter_clip_is_padded_with_silence(samples: int) -> None:
 
 
 @torch.inference_mode()
-def test_whole_patches_have_no_overlap_and_long_patches_take_a_clip_whole() -> None:
+def test_whole_patches_do_not_overlap_and_a_short_clip_is_one_patch() -> None:
     assert small_encoder().patches(torch.zeros(1, 2 * 15_360)).shape == (1, 2, 15_360)
     whole, wave_BT = (
         small_encoder("panns_16k", patch_seconds=10.0, shortest_seconds=0.96),

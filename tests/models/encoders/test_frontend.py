@@ -131,7 +131,7 @@ def test_bad_front_ends_are_rejected_with_advice(change: dict, advice: str) -> N
 
 
 @pytest.mark.parametrize("name", FRONT_ENDS)
-def test_patches_of_one_level_are_equal_however_loud_they_were(name: str) -> None:
+def test_normalised_patches_do_not_depend_on_loudness(name: str) -> None:
     """Their level is that of white noise at −20 dBFS, before the floor; a slow loop gives the same result."""
     config = FRONT_ENDS[name].changed({"level": "patch"})
     wave_BT = _noise(32_000)
@@ -166,7 +166,7 @@ def test_the_gain_of_nearly_silent_patches_is_limited() -> None:
     torch.testing.assert_close(rounding, as_loud, atol=1e-4, rtol=0)  # the gain is 40 dB
 
 
-def test_no_sound_gives_no_log_mel() -> None:
+def test_an_empty_batch_gives_an_empty_log_mel() -> None:
     """A worker has such a batch if its part of the last batch is only padding; MKL's FFT fails on it."""
     shape = LogMel(FrontEndConfig())(torch.zeros(0, 15_360)).shape
     assert shape == (0, *LogMel(FrontEndConfig())(torch.zeros(1, 15_360)).shape[1:])

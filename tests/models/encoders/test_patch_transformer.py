@@ -76,7 +76,7 @@ def test_training_and_evaluation_differ_only_in_batch_norm() -> None:
         torch.testing.assert_close(net(logmel_BLF), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_layers_start_with_different_weights_and_the_seed_decides_them() -> None:
+def test_layers_start_with_different_weights_that_depend_only_on_the_seed() -> None:
     first, again = network(), network()
     state = first.state_dict()
     assert not torch.equal(state["layers.layers.0.linear1.weight"], state["layers.layers.1.linear1.weight"])

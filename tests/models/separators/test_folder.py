@@ -65,7 +65,7 @@ def test_the_digest_depends_on_weights_and_sizes_but_not_metadata(tmp_path):
     assert save_separator(network, tmp_path / "d", {}) != first
 
 
-def test_loading_leaves_the_random_stream_alone(folder):
+def test_loading_does_not_change_the_random_state(folder):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)

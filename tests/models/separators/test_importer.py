@@ -146,7 +146,7 @@ def test_optimiser_slots_and_averages_are_skipped(bundle, tmp_path, monkeypatch)
         opened.entries[tensorflow_name(missing)] = entry
 
 
-def test_what_the_variables_leave_open_is_asked_for(bundle, tmp_path):
+def test_an_unknown_number_of_blocks_is_an_error(bundle, tmp_path):
     with pytest.raises(CheckpointError, match="6 dilated blocks, but the number of blocks per repeat is not known"):
         import_separator(bundle, 16000, tmp_path / "out")
     with pytest.raises(CheckpointError, match="not a multiple of blocks 4"):
@@ -321,7 +321,7 @@ def test_a_missing_source_says_what_to_give(tmp_path):
 
 
 @pytest.mark.parametrize("content", [["not", "ours"], {"tdcn": {"num_dilations": 0}}, {"hparams": {"ws": -1}}])
-def test_a_configuration_of_something_else_beside_the_checkpoint_is_named(bundle, tmp_path, content):
+def test_another_config_file_next_to_the_checkpoint_is_named(bundle, tmp_path, content):
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"config\.json, next to the checkpoint, is not its"):
         import_separator(bundle, 16000, tmp_path / "out")

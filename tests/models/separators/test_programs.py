@@ -47,7 +47,7 @@ def test_torchscript_is_rejected_before_any_of_it_runs(program, tmp_path):
     assert not (tmp_path / "written").exists() and not (tmp_path / "out").exists()
 
 
-def test_trust_is_the_users_and_not_the_folders(program, tmp_path, monkeypatch):
+def test_trust_belongs_to_the_user_and_not_to_the_folder(program, tmp_path, monkeypatch):
     import_separator(program, 8000, tmp_path / "out", trust_code=True)
     load_separator(tmp_path / "out")
     assert PROGRAMS.file.stat().st_mode & 0o022 == 0

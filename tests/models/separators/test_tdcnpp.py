@@ -134,7 +134,7 @@ def test_learned_basis_against_loops():
     torch.testing.assert_close(basis.synthesise(coefficient_BCL[:, None], 31)[0, 0], wave[:31], atol=1e-6, rtol=0)
 
 
-def test_stft_basis_gives_the_wave_back_after_its_first_window():
+def test_stft_basis_reconstructs_the_wave_after_its_first_window():
     config = TDCNppConfig(basis="stft", window_samples=48, hop_samples=12, bottleneck=8, hidden=8, repeats=1, blocks=1)
     assert config.coefficients == 33  # the FFT is the next power of two
     basis = StftBasis(config)
@@ -147,7 +147,7 @@ def test_stft_basis_gives_the_wave_back_after_its_first_window():
     assert feature_BCL.mean((1, 2)).abs().max() < 1e-4
 
 
-def test_the_receptive_field_is_what_the_configuration_says():
+def test_the_receptive_field_follows_from_the_configuration():
     """Without norms, an output sample depends on exactly this many mixture samples."""
     config = TDCNppConfig(**TINY, consistency="uniform")
     network = TDCNpp(config).double()
