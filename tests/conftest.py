@@ -49,7 +49,7 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _trusts_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _no_trusted_code(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Start each test without trusted code, neither the developer's nor that of earlier tests."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "configuration"))
     for trusted in (CODE, PROGRAMS):  # restored after the test
@@ -133,8 +133,6 @@ def train_clips(scenes_dir: Path) -> Manifest:
 @pytest.fixture(scope="session")
 def ladder(nano: Experiment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Two different untrained separators, as checkpoints S2 and N."""
-    import torch
-
     root = tmp_path_factory.mktemp("ladder")
     for seed, name in enumerate(("S2", "N")):
         torch.manual_seed(seed)

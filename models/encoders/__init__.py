@@ -1,1 +1,1 @@
-"""Encoders: the log-mel front-end, CNN14 and the heads, folders of weights, import, export and HEAR."""
+"""Encoders: the log-mel front-end, CNN14, the patch transformer, the heads, bundles, import, export and HEAR."""
