@@ -119,7 +119,7 @@ def test_elastic_trainers_must_divide_every_batch_and_have_nodes_of_their_own() 
     with pytest.raises(SepsceneError, match=r"resources.trainers 2 \(resources.trainers_min allows that many\)"):
         parse_experiment(base | elastic | fits | {"separator": {"batch_mixtures": 9}}, "test")
     for where in ({}, {"trainer_labels": {"a": "b"}}, {"trainer_accelerator": "L4", "separation_accelerator": "L4"}):
-        with pytest.raises(SepsceneError, match=r"set resources.trainer_accelerator"):
+        with pytest.raises(SepsceneError, match=r"Set resources.trainer_accelerator"):
             parse_experiment(base | fits | {"resources": {"trainers": 3, "trainers_min": 1, **where}}, "test")
     with pytest.raises(SepsceneError, match="is more than"):
         parse_experiment(base | {"resources": elastic["resources"] | {"trainers_min": 4}}, "test")

@@ -60,14 +60,14 @@ def test_aliases_in_arguments_are_refused() -> None:
 def test_a_secret_in_an_address_is_refused_and_not_repeated(address: str, said: str) -> None:
     demo = named_experiment("demo", "tiny")
     for field in ("data.root", "store.uri"):
-        with pytest.raises(SepsceneError, match=f"{field} holds .*{said}.*credentials file") as refused:
+        with pytest.raises(SepsceneError, match=f"{field} contains .*{said}.*credentials file") as refused:
             demo.changed({field: address})
         assert "SECRET" not in str(refused.value)
     assert demo.changed({"store.uri": "s3://bucket/store?region=eu-west-1"}).store.uri
 
 
 def test_an_old_name_is_answered_with_the_new_one() -> None:
-    with pytest.raises(SepsceneError, match=r"evaluation\.judge: it is called evaluation\.scoring now"):
+    with pytest.raises(SepsceneError, match=r"evaluation\.judge: was renamed to evaluation\.scoring"):
         named_experiment("demo", "tiny").changed({"evaluation.judge": {}})
 
 
@@ -84,7 +84,7 @@ def test_a_path_that_is_not_utf8_is_refused_before_anything_is_made(tmp_path: Pa
     for field in ("data.root", "store.uri", "training.start_encoder", "separator.checkpoints.S1"):
         with pytest.raises(SepsceneError, match=rf"{field} \(.*caf\\xe9\): not UTF-8 text.*rename it"):
             named_experiment("demo", "tiny").changed({field: name})
-    with pytest.raises(SepsceneError, match=r"caf\\udce9': the value holds a name that is not UTF-8.*rename"):
+    with pytest.raises(SepsceneError, match=r"caf\\udce9': the value contains a name that is not UTF-8.*rename"):
         parse_changes([f"data.root={name}"])
     with pytest.raises(SepsceneError, match="choose another --storage"):
         folder_in(Path(name), "run", "the run id")

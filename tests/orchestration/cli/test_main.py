@@ -1,4 +1,4 @@
-"""The command line: help that teaches, and one message with exit code 2 for what a user can fix."""
+"""The command line: help with examples, and one message with exit code 2 for errors that a user can fix."""
 
 import importlib.metadata
 import os
@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import soundfile
+import typer
 from typer.testing import CliRunner
 
 from sepscene.models.config import SepsceneError
@@ -24,27 +25,39 @@ COMMANDS = (
     "demo", "scenes", "separator train", "separator import", "separator prefill", "pretrain", "evaluate", "sweep",
     "reproduce", "embed", "report", "doctor", "show", "plan", "submit", "stop", "compare", "ui", "sync", "replay",
     "data audit",
-    "store ls", "store verify", "store gc", "encoder import", "encoder export", "cluster check",
+    "store ls", "store verify", "store gc", "encoder import", "encoder export", "cluster check", "cluster template",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str) -> None:
+def test_the_help_of_every_command_has_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0 and "Usage" in result.output
     assert f"sepscene {command}" in " ".join(result.output.split()), "the help has no example"
 
 
+def test_every_command_is_described_in_one_whole_sentence_and_every_option_has_a_help_text() -> None:
+    for group in ("", "data", "separator", "encoder", "store", "cluster"):
+        listed = CliRunner().invoke(app, [*group.split(), "--help"], env={"COLUMNS": "80"}).output
+        assert "..." not in listed.partition("Commands:")[2], "a description is cut on a terminal of 80 columns"
+    command = typer.main.get_command(app)
+    for words in COMMANDS:
+        found = command
+        for word in words.split():
+            found = found.commands[word]  # type: ignore[attr-defined]
+        assert [parameter.name for parameter in found.params if not getattr(parameter, "help", None)] == [], words
+
+
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["pretrain", "table9"], "there is no experiment 'table9'"),
         (["pretrain", "demo", "--scale", "huge"], "--scale: there is no scale 'huge'; known are mini"),
         (["pretrain", "demo", "--set", "objective.temperature"], "must look like field=value"),
         (["pretrain", "demo", "--set", "objective.temperature=-1"], "greater than 0"),
         (["pretrain", "nowhere.yaml"], "does not exist"),
-        (["pretrain", "demo", "--storage", "s3://bucket/runs"], "runs cannot live at s3://.*store.uri"),
-        (["sweep", "demo", "--over", "alpha=0,1", "--storage", "gs://bucket/runs"], "runs cannot live at gs://"),
+        (["pretrain", "demo", "--storage", "s3://bucket/runs"], "runs cannot be stored at s3://.*store.uri"),
+        (["sweep", "demo", "--over", "alpha=0,1", "--storage", "gs://bucket/runs"], "runs cannot be stored at gs://"),
         (["submit", "pretrain", "demo", "--storage", "s3://bucket/runs"], "every node mounts"),
         (["sweep", "demo"], "nothing to sweep over"),
         (["sweep", "demo", "--over", "temprature=1,2"], "did you mean objective.temperature"),
@@ -60,10 +73,10 @@ def test_every_command_explains_itself(command: str) -> None:
         (["data", "audit", "nowhere", "--format", "esc50"], "nowhere"),
     ],
 )
-def test_a_mistake_is_one_message(arguments: list[str], says: str) -> None:
+def test_a_mistake_is_one_message(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, SepsceneError), result.output
-    with pytest.raises(SepsceneError, match=says):
+    with pytest.raises(SepsceneError, match=message):
         raise result.exception
 
 
@@ -77,7 +90,7 @@ def test_the_doctor_names_a_package_that_is_missing(
 
 
 @pytest.mark.slow
-def test_the_process_ends_with_two_and_no_traceback(tmp_path: Path) -> None:
+def test_the_exit_code_is_2_and_there_is_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sepscene", "pretrain", "demo", "--set", "objective.temperature=-1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (
@@ -87,8 +100,8 @@ def test_the_process_ends_with_two_and_no_traceback(tmp_path: Path) -> None:
     )
 
 
-def test_doctor_measures_the_folder_that_a_run_uses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lies in the system's folder for temporary files, which alone would be short enough."""
+def test_doctor_checks_the_temporary_folder_that_a_run_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is inside the system's folder for temporary files, whose own path is short enough."""
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     with TemporaryDirectory(prefix=20 * "t", dir="/tmp") as folder:
         assert len(folder) < 39
@@ -122,13 +135,13 @@ def test_show_prints_what_pretrain_reads(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_chinese_root_where_the_locale_is_ascii(tmp_path: Path) -> None:
-    """The name is UTF-8, whatever the locale says; before, it was refused as a name that is not."""
+    """The name is UTF-8 in every locale; it used to be refused as a name that is not UTF-8."""
     root = tmp_path / "日本"
     root.mkdir()
     soundfile.write(root / "a.wav", np.linspace(-0.5, 0.5, 16_000), 16_000)
     command = [sys.executable, "-m", "sepscene", "data", "audit", "日本", "--format", "directory"]
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | ascii_only, capture_output=True, timeout=200)
-    said = (done.stdout + done.stderr).decode()
-    assert done.returncode == 0, said
-    assert "clips       1, readable 1" in said
+    output = (done.stdout + done.stderr).decode()
+    assert done.returncode == 0, output
+    assert "clips       1, readable 1" in output
