@@ -292,11 +292,6 @@ class Experiment(Config):
         off = () if self.views.specaugment else ("specaugment",)
         return {name: one for name, one in self.augmentations.items() if one.used and name not in off}
 
-    @property
-    def specaugment(self) -> AugmentationChoice | None:
-        """The augmentation with the name `specaugment`, if there is one."""
-        return self.augmentations.get("specaugment")
-
     def digest(self) -> str:
         """The first 12 digits of the configuration's SHA-256; equal digests mean equal experiments."""
         tree = self.model_dump(mode="json")

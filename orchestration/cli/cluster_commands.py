@@ -42,8 +42,9 @@ def check(
     from sepscene.orchestration.runtime.cluster_check import check_cluster
 
     resolved = resolve(experiment, scale, change)
+    found = check_cluster(file, resolved)
     console.print(Text("fits", "green"), f"{resolved.name} ({resolved.scale}) on {file}", highlight=False)
-    for line in check_cluster(file, resolved).lines():
+    for line in found.lines():
         console.print(f"  {line}", highlight=False)
 
 
@@ -67,12 +68,18 @@ def template(
     Example: `sepscene cluster template slurm --out mine.sh --trainers 1 --separators 4 --trainer-gpus 4`
     """
     from sepscene.clusters.templates import Sizes, write_template
+    from sepscene.models.config import SepsceneError
 
     sizes = {
         "trainers": Sizes(trainers, trainer_cpus, trainer_gpus),
         "separators": Sizes(separators, separator_cpus, separator_gpus),
     }
-    values = dict(text.partition("=")[::2] for text in fill or [])
+    values: dict[str, str] = {}
+    for text in fill or []:
+        placeholder, equals, value = text.partition("=")
+        if not equals:
+            raise SepsceneError(f"--fill {text!r} must look like PLACEHOLDER=VALUE, e.g. --fill YOUR-BUCKET=clips")
+        values[placeholder] = value
     for path in write_template(name, out, sizes, values):
         console.print(str(path), soft_wrap=True)
 
@@ -133,5 +140,8 @@ def stop(
     from sepscene.orchestration.runtime import jobs
 
     client = jobs.connect(address)
-    for job in jobs.active_jobs(client, run_id):
+    active = jobs.active_jobs(client, run_id)
+    if not active:
+        console.print(f"no active job of run {run_id} at {address}", highlight=False)
+    for job in active:
         console.print(f"{job} {jobs.stop(client, job).value}")

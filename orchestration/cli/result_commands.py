@@ -147,9 +147,14 @@ def compare(
     if tasks is not None:
         _compare_on_tasks(tasks, csv, latex)
         return
+    from sepscene.models.config import SepsceneError
+
+    if csv is not None or latex is not None:
+        raise SepsceneError("--csv and --latex need --tasks: the comparison of runs is printed only")
+    if seeds and (encoder_a or encoder_b):
+        raise SepsceneError("--seeds compares the encoders that the runs trained: omit --encoder-a and --encoder-b")
     a = a or []
     check_runs(*a)
-    from sepscene.models.config import SepsceneError
     from sepscene.orchestration.evaluation.compare import compare_runs, compare_seeds, render
 
     if seeds and len(a) >= 4 and len(a) % 2 == 0:

@@ -120,12 +120,16 @@ def sweep_of(given: dict[str, Any]) -> "SweepConfig":
 
 
 def is_sweep(name: str) -> bool:
-    """Whether `name` is a YAML file that contains a sweep instead of an experiment."""
+    """Whether `name` is a YAML file that contains a sweep instead of an experiment.
+
+    Raises:
+        SepsceneError: when the file is missing or cannot be read.
+    """
     from sepscene.orchestration.yaml_files import read_yaml
 
-    if not name.endswith((".yaml", ".yml")) or not Path(name).exists():
+    if not name.endswith((".yaml", ".yml")):
         return False
-    tree = read_yaml(Path(name), "an experiment")
+    tree = read_yaml(Path(name), "an experiment or a sweep")
     return isinstance(tree, dict) and "over" in tree
 
 
@@ -179,6 +183,8 @@ def reproduce_command(
     from sepscene.orchestration.runtime.concurrency import most_demanding
     from sepscene.orchestration.sweeps.reproduction_plan import planned_rows, row_experiments
 
+    if hours is not None and scale != "mini":
+        raise SepsceneError("--hours needs --scale mini; at other scales, stop the command and continue it with --id")
     changes = parse_changes(change)
     if data is not None:
         kind, colon, root = data.partition(":")

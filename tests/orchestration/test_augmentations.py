@@ -46,7 +46,7 @@ def test_rows_of_the_tables_have_their_augmentations() -> None:
 
 def test_short_forms_change_the_augmentation(nano: Experiment) -> None:
     changed = nano.changed({"specaugment.time_mask_frames": 4, "views.specaugment": False})
-    assert changed.augmentations["specaugment"] == SpecAugment(time_mask_frames=4) == changed.specaugment
+    assert changed.augmentations["specaugment"] == SpecAugment(time_mask_frames=4)
     assert changed.used_augmentations == {} and changed.changed({"views.specaugment": True}).used_augmentations
     assert nano.changed({"augmentations.specaugment.probability": 0}).used_augmentations == {}
     space = {"specaugment.warp_frames": [0, 3], "augmentations.specaugment.probability": ["0.5", 1]}

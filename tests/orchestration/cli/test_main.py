@@ -60,12 +60,20 @@ def test_every_command_is_described_in_one_whole_sentence_and_every_option_has_a
         (["sweep", "demo", "--over", "alpha=0,1", "--storage", "gs://bucket/runs"], "runs cannot be stored at gs://"),
         (["submit", "pretrain", "demo", "--storage", "s3://bucket/runs"], "every node mounts"),
         (["sweep", "demo"], "nothing to sweep over"),
+        (["sweep", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["reproduce", "table2", "--hours", "2"], "--hours needs --scale mini"),
+        (
+            ["cluster", "template", "aws", "--out", "x.yaml", "--fill", "YOUR-BUCKET"],
+            "must look like PLACEHOLDER=VALUE",
+        ),
         (["sweep", "demo", "--over", "temprature=1,2"], "did you mean objective.temperature"),
         (["sweep", "demo", "--over", "alpha=0,high"], "alpha"),
         (["report", "test"], "test: there is no such run .did you mean tests"),
         (["sync", "nowhere"], "nowhere: there is no such run"),
         (["ui", "nowhere"], "nowhere: there is no such run"),
         (["compare", "tests"], "takes two runs"),
+        (["compare", "a", "b", "--csv", "table.csv"], "need --tasks"),
+        (["compare", "a", "b", "c", "d", "--seeds", "--encoder-a", "mix-mix"], "omit --encoder-a"),
         (["evaluate", "nowhere"], "there is no such run"),
         (["pretrain", "demo", "--set", "separator.checkpoints={S2: nowhere, N: nowhere}"], "processor S2: nowhere"),
         (["embed", "nowhere", "x.wav", "--out", "x.npy"], "nowhere"),
@@ -78,6 +86,17 @@ def test_a_mistake_is_one_message(arguments: list[str], message: str) -> None:
     assert isinstance(result.exception, SepsceneError), result.output
     with pytest.raises(SepsceneError, match=message):
         raise result.exception
+
+
+def test_cluster_check_prints_that_an_experiment_fits_only_if_it_does(tmp_path: Path) -> None:
+    pools = tmp_path / "small.pools.yaml"
+    pools.write_text("pools: [{name: all, nodes: 1, cpus: 1}]\n")
+    words = ["cluster", "check", str(pools), "--experiment", "demo", "--scale"]
+    refused = CliRunner().invoke(app, [*words, "paper"])
+    assert isinstance(refused.exception, SepsceneError) and "fits" not in refused.output
+    pools.write_text("pools: [{name: all, nodes: 1, cpus: 4}]\n")
+    fitting = CliRunner().invoke(app, [*words, "tiny"])
+    assert fitting.exit_code == 0 and fitting.output.startswith("fits demo (tiny) on ")
 
 
 @pytest.mark.parametrize(("check", "name"), [(doctor._torch, "torch"), (doctor._ray, "ray")])
