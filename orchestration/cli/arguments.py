@@ -67,13 +67,17 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run with th
 Scale = Annotated[
     str,
     typer.Option(
-        help="`mini` (one CPU core; for `demo` and `reproduce`), `tiny` (two CPU cores), `small` (one GPU) or `paper` "
-        "(a cluster)."
+        help="Scale of a named experiment: `mini` (one CPU core; for `demo` and `reproduce`), `tiny` (two CPU cores), "
+        "`small` (one GPU) or `paper` (a cluster)."
     ),
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a field, e.g. `--set objective.temperature=0.1`. Can be repeated."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change a field, e.g. `--set objective.temperature=0.1`. Can be repeated.",
+    ),
 ]
 Address = Annotated[
     str | None, typer.Option(help="Address of a Ray cluster. Default: RAY_ADDRESS if set, otherwise this machine.")

@@ -60,7 +60,10 @@ def template(
     separator_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs per separation node (Slurm only).")] = None,
     fill: Annotated[
         list[str] | None,
-        typer.Option(help="Replace a placeholder in CAPITALS, e.g. `YOUR-BUCKET=clips`. Can be repeated."),
+        typer.Option(
+            metavar="PLACEHOLDER=VALUE",
+            help="Replace a placeholder in CAPITALS, e.g. `YOUR-BUCKET=clips`. Can be repeated.",
+        ),
     ] = None,
 ) -> None:
     """Write a cluster template with your sizes and names.

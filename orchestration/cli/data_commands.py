@@ -27,8 +27,14 @@ StoreUri = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URI of
 @data_app.command("audit")
 def audit_command(
     root: Annotated[str, typer.Argument(help="Folder or URI of the data set.")],
-    format: Annotated[str, typer.Option(help="`directory`, `table`, `esc50`, `audioset`, `fsd50k`, `shards`, …")],
-    threads: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="`directory`, `table`, `esc50`, `urbansound8k`, `audioset`, `fsd50k`, `shards`, `parquet`, `folder`, "
+            "`huggingface`, `clips` or `scenes`; docs/data.md describes them."
+        ),
+    ],
+    threads: Annotated[int, typer.Option(min=1, help="Number of threads for decoding.")] = 4,
     storage: Storage = Path("runs"),
 ) -> None:
     """Decode every clip and report problems.

@@ -79,7 +79,7 @@ def _every_command(
 
 def demo(
     storage: Storage = Path("runs"),
-    run_id: RunId = "demo",
+    run_id: Annotated[str, typer.Option(help="Name of the run's folder.")] = "demo",
     resume: Resume = False,
     change: Changes = None,
     dashboard: Dashboard = False,

@@ -12,8 +12,6 @@ from sepscene.orchestration.terminal import Terminal
 console = Terminal()
 encoder_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Import or export an encoder.")
 
-Device = Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, or `auto`, which uses a GPU if there is one.")]
-
 
 def import_separator_command(
     prefix: Annotated[
@@ -126,8 +124,10 @@ def embed_command(
         ),
     ],
     out: Annotated[Path, typer.Option(help="`NAME.parquet`, or `NAME.npy` (also writes `NAME.names.json`).")],
-    device: Device = "auto",
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Half precision on a GPU.")] = False,
+    device: Annotated[
+        str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, or `auto`, which uses a GPU if there is one.")
+    ] = "auto",
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16 on a GPU.")] = False,
     readers: Annotated[int, typer.Option(min=1, help="Number of files that are decoded in advance.")] = 2,
     actors: Annotated[int, typer.Option(min=0, help="Ray actors that share the work; 0 uses this process only.")] = 0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs per actor.")] = 0.0,

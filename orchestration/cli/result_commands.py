@@ -19,7 +19,9 @@ def evaluate(
     ],
     task: Annotated[
         list[str] | None,
-        typer.Option(help="FORMAT:FOLDER, e.g. `esc50:ESC-50-master` or `hear:FOLDER`. Can be repeated."),
+        typer.Option(
+            metavar="FORMAT:FOLDER", help="A benchmark, e.g. `esc50:ESC-50-master` or `hear:FOLDER`. Can be repeated."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="With --task: folder for the results, one file per task.")] = Path(
         "task-results"
@@ -105,7 +107,9 @@ def _evaluate_on_tasks(run: Path, tasks: list[str], out: Path, name: str | None,
         raise typer.Exit(3)
 
 
-def report(run: RunArgument) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, sweep or reproduction.")],
+) -> None:
     """Write the report of a run, sweep or reproduction again.
 
     Writes report.html, a single file that works offline, and report.md.
@@ -140,9 +144,13 @@ def compare(
 
     Uses the clips on which both runs were evaluated. With --tasks, prints the table of benchmark results instead.
 
-    Examples: `sepscene compare runs/one runs/two`; a run with its baseline:
-    `sepscene compare runs/demo runs/demo --encoder-a mix-mix`; encoders over tasks:
-    `sepscene compare --tasks task-results --latex table.tex`
+    Examples:
+
+    `sepscene compare runs/one runs/two` compares two runs.
+
+    `sepscene compare runs/demo runs/demo --encoder-a mix-mix` compares a run with its baseline.
+
+    `sepscene compare --tasks task-results --latex table.tex` compares encoders on benchmarks.
     """
     if tasks is not None:
         _compare_on_tasks(tasks, csv, latex)
@@ -198,7 +206,7 @@ def ui(
     serve(folder, port, console)
 
 
-def sync(run: RunArgument) -> None:
+def sync(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or sweep.")]) -> None:
     """Upload the missing data of a run or sweep to MLflow.
 
     The target is MLFLOW_TRACKING_URI or, if unset, the mlflow.db next to the run. Addresses in the run's folder are

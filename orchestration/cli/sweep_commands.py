@@ -25,12 +25,15 @@ def sweep_command(
             help="A name such as `table4/S2+N/simclr-cp`, the YAML file of an experiment, or the YAML file of a sweep.",
         ),
     ],
-    more: Annotated[list[str] | None, typer.Argument(metavar="[FIELD=VALUES…]", help="Further fields.")] = None,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="FIELD=VALUES", help="Further fields with values, as for --over.")
+    ] = None,
     over: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="FIELD=VALUES",
             help="A field with its values: `combination=S2,N,S2+N`, `'temperature=loguniform(0.05,0.5)'`, `alpha=0,1`, "
-            "or any dotted field."
+            "or any dotted field.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs per setting.")] = 1,
@@ -138,11 +141,13 @@ def reproduce_command(
         list[str], typer.Argument(help="`table2`, `table4`, `table5`, or `beyond` for rows that are not in the paper.")
     ],
     row: Annotated[
-        list[str] | None, typer.Option(help="Run only this row, e.g. `table4/S2+N/simclr`. Can be repeated.")
+        list[str] | None,
+        typer.Option(metavar="ROW", help="Run only this row, e.g. `table4/S2+N/simclr`. Can be repeated."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs per row.")] = 3,
     data: Annotated[
-        str | None, typer.Option(help="FORMAT:FOLDER, e.g. `esc50:esc10`. Default: synthetic scenes.")
+        str | None,
+        typer.Option(metavar="FORMAT:FOLDER", help="A data set, e.g. `esc50:esc10`. Default: synthetic scenes."),
     ] = None,
     scale: Scale = "tiny",
     storage: Storage = Path("runs"),

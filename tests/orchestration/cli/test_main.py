@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.cli import doctor
 from sepscene.orchestration.cli.main import app
+from sepscene.orchestration.data_config import DataFormat
 
 COMMANDS = (
     "demo", "scenes", "separator train", "separator import", "separator prefill", "pretrain", "evaluate", "sweep",
@@ -34,6 +36,11 @@ def test_the_help_of_every_command_has_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0 and "Usage" in result.output
     assert f"sepscene {command}" in " ".join(result.output.split()), "the help has no example"
+
+
+def test_the_help_of_data_audit_names_all_formats() -> None:
+    help_text = CliRunner().invoke(app, ["data", "audit", "--help"]).output
+    assert [name for name in get_args(DataFormat) if f"`{name}`" not in help_text] == []
 
 
 def test_every_command_is_described_in_one_whole_sentence_and_every_option_has_a_help_text() -> None:
