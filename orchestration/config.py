@@ -245,7 +245,9 @@ class Experiment(Config):
         if self.views.separates and wrong:
             raise ValueError(f"views.combination: {'; '.join(wrong)}")
         if self.views.patch_seconds > self.audio.clip_seconds:
-            raise ValueError("views.patch_seconds is longer than audio.clip_seconds: a view is a crop of the clip")
+            raise ValueError(
+                "views.patch_seconds is longer than audio.clip_seconds: a view is a crop of a clip; lower it"
+            )
         if self.separator.objective == "supervised" and (
             self.data.format != "scenes" or self.audio.sample_rate != 16_000
         ):

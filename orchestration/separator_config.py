@@ -21,7 +21,7 @@ class Ladder(Config):
             raise ValueError("separator.ladder.steps is empty: give at least one checkpoint, e.g. {N: 0}")
         negative = [name for name, step in self.steps.items() if step < 0]
         if negative:
-            raise ValueError(f"separator.ladder.steps of {', '.join(negative)} is negative: steps count from 0")
+            raise ValueError(f"separator.ladder.steps of {', '.join(negative)} is negative: give 0 or more")
         return self
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 FOLDERS = ("models", "augment", "tasks", "orchestration", "clusters")
 
 _COPIED = (".py", ".typed", ".yaml", ".sh", ".html", ".j2", ".css", ".js", ".json", ".svg")
-"""Only files with these suffixes are copied, so that runs and secrets never are."""
+"""Only files with these suffixes are copied, which excludes runs and secrets."""
 
 
 def source_folder(name: str = "") -> Path:

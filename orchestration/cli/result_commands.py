@@ -220,7 +220,7 @@ def sync(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of 
     check_runs(run)
     uri = tracking_uri_of(run)
     send(run, uri)
-    console.print(f"MLflow at {uri} has everything", soft_wrap=True)
+    console.print(f"MLflow at {uri} is up to date", soft_wrap=True)
 
 
 def replay_command(

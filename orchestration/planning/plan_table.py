@@ -105,7 +105,7 @@ def _advice(plan: Plan) -> list[str]:
     elif live.bottleneck == "CPU cores":
         lines.append("all stages share the CPU cores: more actors on the same machine will not help")
     elif more > 0:
-        lines.append(f"to run live, add {more} separation actors (resources.separation_actors={plan.actors})")
+        lines.append(f"for live mode, add {more} separation actors (resources.separation_actors={plan.actors})")
     elif more < 0:
         lines.append(f"{-more} of the {resources.separation_actors} separation actors would idle even in live mode")
     separated_on_cpu = resources.separation_gpus and measured.separation_device == CPU
