@@ -230,13 +230,13 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Experiment":
-        rates = {self.audio.sample_rate, self.separator.network.sample_rate, self.front_end.sample_rate}
-        rates |= {network.sample_rate for network in self.separator.beside.values()}
-        if len(rates) > 1 and not self.separator.checkpoints:
-            raise ValueError(
-                f"sample rates differ: audio {self.audio.sample_rate}, separator {self.separator.network.sample_rate}, "
-                f"front_end {self.front_end.sample_rate} Hz; set all three to the same rate"
-            )
+        parts: dict[str, Any] = {"audio": self.audio, "front_end": self.front_end}
+        if not self.separator.checkpoints:  # the rates of checkpoints are checked when they are read
+            parts["separator.network"] = self.separator.network
+            parts |= {f"separator.beside.{name}": network for name, network in self.separator.beside.items()}
+        if len({part.sample_rate for part in parts.values()}) > 1:
+            rates = ", ".join(f"{name}.sample_rate {part.sample_rate}" for name, part in parts.items())
+            raise ValueError(f"sample rates differ: {rates} Hz; set all of them to the same rate")
         twice = sorted(self.separator.beside.keys() & self.separator.ladder.steps.keys())
         if twice:
             raise ValueError(f"separator.beside and separator.ladder.steps both have {', '.join(twice)}: rename one")
@@ -245,9 +245,7 @@ class Experiment(Config):
         if self.views.separates and wrong:
             raise ValueError(f"views.combination: {'; '.join(wrong)}")
         if self.views.patch_seconds > self.audio.clip_seconds:
-            raise ValueError(
-                "views.patch_seconds is longer than audio.clip_seconds: a view is a crop of a clip; lower it"
-            )
+            raise ValueError("views.patch_seconds is longer than audio.clip_seconds, but a view is a crop: lower it")
         if self.separator.objective == "supervised" and (
             self.data.format != "scenes" or self.audio.sample_rate != 16_000
         ):

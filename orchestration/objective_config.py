@@ -69,9 +69,8 @@ class Objective(Config):
             if settings["use"] == _OF.get(name, settings["use"]):
                 settings[field] = value
             elif settings["use"] not in ("nt-xent", "triplet"):
-                raise ValueError(
-                    f"objective.{name} is a setting of {_OF[name]}, not of terms.similarity {settings['use']}: remove it"
-                )
+                use = settings["use"]
+                raise ValueError(f"objective.{name} is a setting of {_OF[name]}, not of {use}: remove it")
         return rest
 
     @model_validator(mode="after")

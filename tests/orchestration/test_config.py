@@ -70,7 +70,18 @@ def test_an_override_changes_one_field() -> None:
             r"objective\.terms\.similarity\.temperature: Input should be greater than 0 \(got -1\)",
         ),
         ({"views.combination": ["S9"]}, r"no processor 'S9' \(did you mean S2\?\); known are N, F, S1, S2"),
-        ({"audio.sample_rate": 22050}, "sample rates differ: audio 22050, separator 16000"),
+        (
+            {"audio.sample_rate": 22050},
+            "sample rates differ: audio.sample_rate 22050, front_end.sample_rate 16000, separator.network.sample_rate",
+        ),
+        (
+            {"separator.beside": {"X": {"sample_rate": 8000}}},
+            r"separator\.beside\.X\.sample_rate 8000 Hz; set all of them to the same rate",
+        ),
+        (
+            {"separator.checkpoints": {"S2": "x", "N": "y"}, "front_end.sample_rate": 32000},
+            "sample rates differ: audio.sample_rate 16000, front_end.sample_rate 32000 Hz",
+        ),
         ({"training.global_batch": 4096, "training.service_rows": 1024}, "312 MiB.*lower training.service_rows"),
         ({"training.global_batch": 50}, "not a multiple of resources.trainers x training.service_rows = 64"),
         ({"views.patch_seconds": 20}, "longer than audio.clip_seconds"),
