@@ -1,7 +1,7 @@
-# Two commands do everything on a fresh machine that has Python >= 3.11 and make:
-#   make demo    the main job, end to end
-#   make test    all tests, with lint and types
-# `make setup` alone makes the environment in .venv; the others do it when it is missing.
+# On a new machine with Python >= 3.11 and make, two commands are enough:
+#   make demo    run the demo from start to end
+#   make test    run all tests, lint and type checks
+# Both create the environment in .venv if it is missing, as `make setup` does.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,8 +9,8 @@ CONSTRAINTS := constraints.txt constraints-dev.txt
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
-# Several files at a time; in the order of tests/conftest.py, because ordered by their number of tests the few long ones
-# would come last.
+# Several files in parallel, in the order of tests/conftest.py. The default order, by number of tests, would start the few
+# long files last.
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-all test-fast test-faults test-hosts lint docs clean
@@ -22,7 +22,7 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Sepscene needs Python 3.11 or newer; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	  { echo "Sepscene needs Python 3.11 or newer; choose one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
@@ -33,7 +33,7 @@ demo: setup
 	$(BIN)/sepscene demo
 
 test: setup
-	@# Beside each other: the types keep one core busy for 40 s.
+	@# In parallel, because the type check keeps one core busy for 40 s.
 	$(MAKE) --jobs 2 lint test-all
 
 test-all: setup
@@ -55,7 +55,7 @@ test-faults: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@# mypy does not see the folders that sepscene/__init__.py adds, so it reads a tree of links that shows them.
+	@# mypy does not find the folders that sepscene/__init__.py adds, so it reads a tree of links to them.
 	@mkdir -p build/typing/sepscene && for each in sepscene/*.py sepscene/py.typed models augment tasks orchestration clusters; do \
 	  ln -sfn "$(CURDIR)/$$each" build/typing/sepscene/$$(basename $$each); done
 	$(BIN)/mypy

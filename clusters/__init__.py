@@ -1,1 +1,1 @@
-"""Cluster descriptions for Ray's launchers, and what validates them."""
+"""Templates for clusters, and the code that reads, checks and fills them."""

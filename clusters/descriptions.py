@@ -1,8 +1,8 @@
-"""From a cluster's description to the pools that it can bring up.
+"""Reads the pools of nodes from a description of a cluster.
 
-Three forms are read: YAML of Ray's cluster launcher for a cloud (its node types), KubeRay's RayCluster and
-RayJob, and our own plain list of pools. Where a form does not say what its machines offer (the launcher's
-local provider, Slurm, SkyPilot), the list stands beside it: `onprem.pools.yaml` beside `onprem.yaml`.
+Three formats are supported: the YAML of Ray's cluster launcher for a cloud (its node types), KubeRay's RayCluster and
+RayJob, and a plain list of pools. Some formats do not contain the resources of their machines (the launcher's local
+provider, Slurm, SkyPilot). Their list of pools is in a file next to them, e.g. `onprem.pools.yaml` for `onprem.yaml`.
 """
 
 import math
@@ -21,17 +21,17 @@ from sepscene.models.config import Config, SepsceneError
 
 MOST_BYTES = 2**20
 MOST_VALUES = 100_000
-"""A description has some hundred; a few lines of aliases can stand for more than memory holds."""
+"""A description has a few hundred values, but a few lines of aliases can expand to more than fits into memory."""
 
 
 class PoolEntry(Config):
-    """One line of a plain list of pools."""
+    """One entry in a plain list of pools."""
 
     name: str
-    nodes: int = Field(ge=0, description="largest number of nodes")
-    least: int | None = Field(None, ge=0, description="nodes that are always there; none means all of them")
-    cpus: float = Field(gt=0, description="CPUs of one node")
-    gpus: int = Field(0, ge=0, description="GPUs of one node")
+    nodes: int = Field(ge=0, description="maximum number of nodes")
+    least: int | None = Field(None, ge=0, description="minimum number of nodes; none: the same as `nodes`")
+    cpus: float = Field(gt=0, description="CPUs per node")
+    gpus: int = Field(0, ge=0, description="GPUs per node")
     accelerator: str | None = Field(None, description="Ray's accelerator type, e.g. L4")
     labels: dict[str, str] = Field(default_factory=dict)
     spot: bool = False
@@ -44,21 +44,21 @@ class PoolList(Config):
 
     @field_validator("pools")
     @classmethod
-    def _named_apart(cls, pools: list[PoolEntry]) -> list[PoolEntry]:
+    def _names_differ(cls, pools: list[PoolEntry]) -> list[PoolEntry]:
         twice = sorted(name for name, count in Counter(pool.name for pool in pools).items() if count > 1)
         if twice:
-            raise ValueError(f"two pools are called {twice[0]}: give each a name of its own")
+            raise ValueError(f"two pools are called {twice[0]}: give each a unique name")
         return pools
 
 
 def read_pools(path: Path) -> list[Pool]:
-    """The pools of a cluster description, the head among them.
+    """The pools of a cluster description, including the head.
 
     Raises:
-        SepsceneError: when the file is missing, is of no known form, or says something that cannot be.
+        SepsceneError: when the file is missing, has an unknown format, or is invalid.
     """
-    beside = path.with_suffix(".pools.yaml")
-    source = beside if beside.exists() else path
+    pool_list = path.with_suffix(".pools.yaml")
+    source = pool_list if pool_list.exists() else path
     tree = _read_yaml(source)
     if "pools" in tree:
         return _from_list(tree, str(source))
@@ -67,8 +67,8 @@ def read_pools(path: Path) -> list[Pool]:
     if "available_node_types" in tree:
         return _from_launcher(tree, str(source))
     raise SepsceneError(
-        f"{path} does not say what its machines offer: give a cluster launcher's YAML with node types, a "
-        f"RayCluster, a RayJob, or write {beside.name} beside it (docs/clusters.md)"
+        f"{path} does not describe the resources of its machines: give the YAML of Ray's cluster launcher with node "
+        f"types, a RayCluster or a RayJob, or create {pool_list.name} next to it (docs/clusters.md)"
     )
 
 
@@ -82,17 +82,17 @@ def write_pools(pools: list[Pool]) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """One YAML document that is a mapping; anything else gives an empty one."""
+    """The mapping in a YAML file; empty if the file contains anything else."""
     if not path.exists():
         raise SepsceneError(f"{path} does not exist: give the path of a cluster description, e.g. clusters/aws.yaml")
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:
-            raise SepsceneError(f"{path} has {size:,} bytes, more than the {MOST_BYTES:,} of a cluster description")
+            raise SepsceneError(f"{path} has {size:,} bytes; a cluster description has at most {MOST_BYTES:,}")
         text = path.read_text(encoding="utf-8")
         if _values(yaml.compose(text, yaml.SafeLoader), {}) > MOST_VALUES:
             raise SepsceneError(
-                f"{path}: its aliases (*name) stand for more than {MOST_VALUES:,} values: write them out"
+                f"{path}: its aliases (*name) expand to more than {MOST_VALUES:,} values: replace them by their values"
             )
         tree = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
@@ -105,7 +105,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _values(node: yaml.Node | None, known: dict[yaml.Node, float]) -> float:
-    """How many values a YAML tree has when each alias is written out; endless for one that holds itself."""
+    """The number of values in a YAML tree after expanding its aliases; infinite if it contains itself."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if node not in known:
@@ -129,13 +129,13 @@ def _from_list(tree: dict[str, Any], source: str) -> list[Pool]:
 
 
 def _from_launcher(tree: dict[str, Any], source: str) -> list[Pool]:
-    """Node types of the cluster launcher, each bounded by its `max_workers`; the common bound is checked."""
+    """The node types of the cluster launcher, each limited by its `max_workers`. Also checks the common limit."""
     head = tree.get("head_node_type")
     pools = []
     for name, kind in tree["available_node_types"].items():
         offered = kind.get("resources") or {}
         if "CPU" not in offered:
-            raise SepsceneError(f"{source}: node type {name} does not say its CPUs: set resources, e.g. {{CPU: 8}}")
+            raise SepsceneError(f"{source}: node type {name} has no number of CPUs: set resources, e.g. {{CPU: 8}}")
         least, most = (1, 1) if name == head else (kind.get("min_workers", 0), kind.get("max_workers", 0))
         if least > most:
             raise SepsceneError(f"{source}: node type {name} has min_workers {least} above max_workers {most}")
@@ -145,7 +145,7 @@ def _from_launcher(tree: dict[str, Any], source: str) -> list[Pool]:
     bound = tree.get("max_workers", 0)
     if workers > bound:
         raise SepsceneError(
-            f"{source}: the node types may reach {workers} workers, but max_workers is {bound}: raise it, or lower "
-            "theirs"
+            f"{source}: the node types allow {workers} workers, but max_workers is {bound}: raise it, or lower the "
+            "limits of the node types"
         )
     return pools

@@ -1,8 +1,8 @@
-"""KubeRay's RayCluster and RayJob: held against the operator's schema and its rules, and read as pools.
+"""Validates KubeRay's RayCluster and RayJob, and reads their pools.
 
-`kuberay.schema.json` is the operator's own schema (KubeRay 1.7.0, Apache License 2.0), reduced to names and types; it
-refuses fields that it doesn't name, which the API server silently drops. Beside it stand the rules that the operator
-checks in code, and ours for safety. `kubectl apply --dry-run=server` has the last word.
+`kuberay.schema.json` is the operator's own schema (KubeRay 1.7.0, Apache License 2.0), reduced to names and types. It
+also refuses unknown fields, which the API server silently drops. Further rules are those that the operator checks in
+code, and our own for security. Only `kubectl apply --dry-run=server` is a complete check.
 """
 
 import json
@@ -25,10 +25,10 @@ _OWN_RESOURCE_FLAGS = {"num-cpus", "num-gpus", "memory", "resources"}
 
 
 def read_manifest_pools(tree: dict[str, Any], source: str) -> list[Pool]:
-    """The head and the worker groups of a RayCluster or a RayJob, whose YAML comes from a `source`.
+    """The head and the worker groups of a RayCluster or RayJob, read from the file `source`.
 
     Raises:
-        SepsceneError: names the fields and what is wrong with them.
+        SepsceneError: names the invalid fields and what is wrong with them.
     """
     faults = [
         f"{'.'.join(map(str, fault.absolute_path)) or 'the manifest'}: {fault.message[:300]}"
@@ -64,12 +64,12 @@ def _cluster_spec(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _broken_rules(tree: dict[str, Any]) -> Iterator[str]:
-    """What no schema says: the operator's rules about names, versions and groups, and ours about safety."""
+    """Violations of rules that the schema does not contain: the operator's rules, and ours for security."""
     name = str(tree["metadata"].get("name", ""))
     longest = _LONGEST_NAME[tree["kind"]]
     if len(name) > longest or not _NAME.fullmatch(name):
         yield (
-            f"metadata.name {name!r} must begin with a letter, hold small letters, digits and '-' only, and have at "
+            f"metadata.name {name!r} must begin with a letter, have only lowercase letters, digits and '-', and at "
             f"most {longest} characters"
         )
     spec = _cluster_spec(tree)
@@ -77,9 +77,9 @@ def _broken_rules(tree: dict[str, Any]) -> Iterator[str]:
     if not version or (int(version[1]), int(version[2])) < _OLDEST_RAY_WITH_TOKENS:
         yield f"rayVersion {spec.get('rayVersion')!r}: tokens need 2.52.0 or later, written as x.y.z"
     if spec.get("authOptions", {}).get("mode") != "token":
-        yield "authOptions.mode must be token: Ray runs any code that reaches its ports"
+        yield "authOptions.mode must be token: without it, Ray runs any code that is sent to its ports"
     if spec["headGroupSpec"].get("serviceType", "ClusterIP") != "ClusterIP":
-        yield "headGroupSpec.serviceType must be ClusterIP: nothing of the head is opened to the outside"
+        yield "headGroupSpec.serviceType must be ClusterIP: the head must not be reachable from outside the cluster"
     workers = spec.get("workerGroupSpecs", [])
     names = [group["groupName"] for group in workers]
     if len(set(names)) < len(names):
@@ -94,32 +94,32 @@ def _group_faults(group: dict[str, Any], newer_autoscaler: bool) -> Iterator[str
     start = group.get("rayStartParams", {})
     pod = group["template"]["spec"]
     if group.get("resources") and _OWN_RESOURCE_FLAGS & start.keys():
-        yield f"{name}: resources stand in both rayStartParams and `resources`: use one of them"
+        yield f"{name}: both rayStartParams and `resources` set resources: use one of them"
     if "labels" in start:
         yield f"{name}: rayStartParams.labels is not supported: use the group's `labels`"
     for value in group.get("labels", {}).values():
         if not _LABEL_VALUE.fullmatch(value):
-            yield f"{name}: label value {value!r} is not a Kubernetes label (63 letters, digits, '-', '_', '.')"
+            yield f"{name}: label value {value!r} is not a Kubernetes label (up to 63 letters, digits, '-', '_', '.')"
     if newer_autoscaler and pod.get("restartPolicy") != "Never":
-        yield f"{name}: restartPolicy must be Never with the autoscaler's version v2"
+        yield f"{name}: restartPolicy must be Never with version v2 of the autoscaler"
     if name != "head":
         counts = [group.get("minReplicas", 0), group.get("replicas", 0), group.get("maxReplicas", 0)]
         if counts != sorted(counts):
-            yield f"{name}: minReplicas {counts[0]}, replicas {counts[1]}, maxReplicas {counts[2]} must not fall"
+            yield f"{name}: minReplicas {counts[0]}, replicas {counts[1]}, maxReplicas {counts[2]} must not decrease"
     if not pod["containers"]:
         yield f"{name}: template.spec.containers is empty"
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     for container in pod["containers"]:
         missing = {mount["name"] for mount in container.get("volumeMounts", [])} - volumes
         if missing:
-            yield f"{name}: container {container['name']} mounts {', '.join(missing)}, which `volumes` lacks"
+            yield f"{name}: container {container['name']} mounts {', '.join(missing)}, missing in `volumes`"
         for variable in container.get("env", []):
             if "value" in variable and re.search("TOKEN|PASSWORD|SECRET", variable["name"]):
-                yield f"{name}: {variable['name']} holds a secret in plain text: use valueFrom.secretKeyRef"
+                yield f"{name}: {variable['name']} contains a secret in plain text: use valueFrom.secretKeyRef"
 
 
 def _node(group: dict[str, Any]) -> Node:
-    """What Ray finds in a pod: its first container's limits, unless the start command says otherwise."""
+    """The resources that Ray detects in a pod: the limits of its first container, unless rayStartParams set others."""
     limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
     start = group.get("rayStartParams", {})
     return Node(
@@ -131,5 +131,5 @@ def _node(group: dict[str, Any]) -> Node:
 
 
 def _cpus(quantity: str) -> float:
-    """`7` or `500m`."""
+    """CPUs of a Kubernetes quantity such as `7` or `500m`."""
     return float(quantity.removesuffix("m")) / 1000 if quantity.endswith("m") else float(quantity)

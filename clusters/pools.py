@@ -1,4 +1,4 @@
-"""Plain descriptions of machines, read from a running cluster or from a template: nodes, and pools of equal ones."""
+"""Nodes, and pools of equal nodes, of a running cluster or of a template."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ class Node:
 
     @classmethod
     def offering(cls, name: str, resources: Mapping[str, float], labels: Mapping[str, str]) -> "Node":
-        """A node with Ray's resources, e.g. {"CPU": 8, "GPU": 1, "accelerator_type:L4": 1}."""
+        """A node from Ray's resources, e.g. {"CPU": 8, "GPU": 1, "accelerator_type:L4": 1}."""
         kinds = [key.removeprefix(_ACCELERATOR) for key in resources if key.startswith(_ACCELERATOR)]
         gpus = int(resources.get("GPU", 0))
         return cls(name, float(resources.get("CPU", 0)), gpus, labels, kinds[0] if kinds else None)
@@ -26,9 +26,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Pool:
-    """Equal nodes that come and go together: a node type, a worker group, or one on-premise machine.
+    """A group of equal nodes: a node type, a worker group, or on-premise machines.
 
-    `least` of them are always there, and autoscaling may reach `most`. Those on `spot` may be taken away at any time.
+    Autoscaling keeps between `least` and `most` of them. `spot` nodes can be reclaimed at any time.
     """
 
     name: str

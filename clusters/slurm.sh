@@ -1,15 +1,15 @@
 #!/bin/bash
 # Sepscene under Slurm: one heterogeneous job, trainers first, separators second.   Read docs/clusters.md first; then
 #
-#   ray get-auth-token --generate && chmod 600 ~/.ray/auth_token    # once: the cluster's password; $HOME is shared
+#   ray get-auth-token --generate && chmod 600 ~/.ray/auth_token    # once: create the cluster's token; $HOME is shared
 #   mkdir -p runs && sepscene cluster check clusters/slurm.sh --experiment table4/S2+N/simclr-cp --scale paper
 #   sbatch clusters/slurm.sh 'table4/S2+N/simclr-cp' my-run
-#   scancel --batch --signal=TERM JOB          # stops the run with a checkpoint; a plain scancel saves nothing more
+#   scancel --batch --signal=TERM JOB          # stops the run with a checkpoint; a plain scancel saves none
 #
 # The same run id continues the run: submit it again after the time limit or a failure. Five minutes before the time
 # limit the run saves a checkpoint and ends. What it costs: the allocation, whether it is used or not, so keep --time
-# near what `sepscene plan` says. Partitions and sizes are yours to set, here and in slurm.pools.yaml
-# (the command `cluster template slurm` does both).
+# close to the estimate of `sepscene plan`. Set partitions and sizes here and in slurm.pools.yaml; the command
+# `cluster template slurm` sets the sizes in both.
 #
 #SBATCH --job-name=sepscene
 #SBATCH --output=runs/slurm-%j.log
@@ -33,21 +33,21 @@
 set -euo pipefail
 EXPERIMENT=${1:?usage: sbatch clusters/slurm.sh EXPERIMENT RUN_ID [OPTION...]}
 RUN_ID=${2:?usage: sbatch clusters/slurm.sh EXPERIMENT RUN_ID [OPTION...]}
-STORAGE=${SEPSCENE_STORAGE:-$PWD/runs} # a folder that every node sees (Lustre, NFS)
+STORAGE=${SEPSCENE_STORAGE:-$PWD/runs} # a folder that all nodes mount (Lustre, NFS)
 TRAINER_CPUS=64 SEPARATOR_CPUS=64
 
 source .venv/bin/activate
 export RAY_AUTH_MODE=token OMP_NUM_THREADS=1
-# The run starts when the nodes that it asks for have joined, and ends with a message when they don't within this time.
+# The run starts when the nodes that it needs have joined, or ends with a message if they have not within this time.
 export SEPSCENE_CLUSTER=${SEPSCENE_CLUSTER:-clusters/slurm.pools.yaml} SEPSCENE_NODE_WAIT_SECONDS=900
 
-# This script runs on the first trainer, which is Ray's head. Ports depend on the job, so that two jobs never meet.
+# This script runs on the first trainer, which is Ray's head. Ports depend on the job, so that jobs do not interfere.
 HEAD=$(hostname -s)
 PORT=$((20000 + SLURM_JOB_ID % 10000))
 export RAY_ADDRESS=$HEAD:$PORT
 
-# What every other node runs: it waits for the head's port and joins. A node that loads Python from a busy file system
-# may miss the 30 s that Ray gives itself, so it tries three times.
+# The script for all other nodes: wait for the head's port and join. It tries three times, because a node that loads
+# Python from a busy file system may exceed Ray's limit of 30 s.
 join() { # CPUS POOL
     cat <<SCRIPT
 for second in \$(seq 600); do (: < /dev/tcp/$HEAD/$PORT) 2> /dev/null && break; sleep 1; done
@@ -57,7 +57,7 @@ for attempt in 1 2 3; do
 done
 SCRIPT
 }
-# Ray finds the GPUs that Slurm gave; --num-cpus says how many CPUs it gave. The dashboard stays on loopback.
+# Ray detects the allocated GPUs; --num-cpus gives the allocated CPUs. The dashboard stays on loopback.
 ray start --head --block --port="$PORT" --dashboard-host=127.0.0.1 --num-cpus=$TRAINER_CPUS --labels=pool=trainers &
 RAY=$!
 if [ "$SLURM_JOB_NUM_NODES_HET_GROUP_0" -gt 1 ]; then
@@ -74,11 +74,11 @@ STEPS="${STEPS:-} $!"
 for second in $(seq 600); do (: < "/dev/tcp/$HEAD/$PORT") 2> /dev/null && break; sleep 1; done
 sepscene pretrain "$EXPERIMENT" --scale paper --storage "$STORAGE" --run-id "$RUN_ID" --resume "${@:3}" &
 RUN=$!
-# SIGTERM reaches this script alone; only the run is told, because it needs all of Ray to save its checkpoint.
+# Only this script receives SIGTERM. It passes the signal to the run only, which needs Ray to save its checkpoint.
 trap 'kill -TERM $RUN' TERM
 code=0
 wait $RUN || code=$?
 while kill -0 $RUN 2> /dev/null; do wait $RUN && code=0 || code=$?; done # a signal ends `wait` before the run
-kill $RAY $STEPS # all nodes now: by itself a node would look for its head for a minute, and then complain
+kill $RAY $STEPS # stops all nodes now; otherwise a node would search for its head for a minute and log errors
 wait
 exit $code

@@ -1,4 +1,4 @@
-"""The templates of this folder with a user's sizes and names filled in, in a checkout and from an installed wheel."""
+"""Fills the templates in this folder with a user's sizes and names. Works in a checkout and in an installed package."""
 
 import re
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ FOLDER = Path(__file__).resolve().parent
 TEMPLATES = ("aws.yaml", "gcp.yaml", "onprem.yaml", "raycluster.yaml", "rayjob.yaml", "skypilot.yaml", "slurm.sh")
 
 _CLOUDS = ("aws.yaml", "gcp.yaml")
-_ONE_BY_ONE = ("onprem.yaml", "skypilot.yaml")
+_FIXED_SIZE = ("onprem.yaml", "skypilot.yaml")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a pool is to have; none leaves the template's number. Slurm alone takes a node's CPUs and GPUs."""
+    """The size of a pool; None keeps the template's number. CPUs and GPUs per node can be set for Slurm only."""
 
     nodes: int | None = None
     cpus: int | None = None
@@ -27,40 +27,40 @@ class Sizes:
 
 
 def write_template(name: str, out: Path, sizes: Mapping[str, Sizes], values: Mapping[str, str]) -> list[Path]:
-    """Write a template, and the list of pools that belongs to it, with sizes and names filled in; returns the files.
+    """Write a template and its list of pools, if it has one, with sizes and names filled in; returns the files.
 
     Args:
         name: one of TEMPLATES, with or without its suffix.
-        sizes: "trainers" and "separators" -> what that pool has.
-        values: text of the template -> what stands there instead, e.g. {"YOUR-BUCKET": "clips"}.
+        sizes: "trainers" and "separators" -> size of that pool.
+        values: text in the template -> its replacement, e.g. {"YOUR-BUCKET": "clips"}.
 
     Raises:
-        SepsceneError: for an unknown template, a size that it cannot have, a text that it doesn't hold, or a file that
-            exists.
+        SepsceneError: for an unknown template, a size that it does not support, a text that it does not contain, or a
+            file that exists already.
     """
     file = next((each for each in TEMPLATES if name in (each, each.partition(".")[0])), None)
     if file is None:
         raise SepsceneError(unknown(name, TEMPLATES, "template"))
-    beside = (FOLDER / file).with_suffix(".pools.yaml")
+    pool_list = (FOLDER / file).with_suffix(".pools.yaml")
     pools_out = out.with_suffix(".pools.yaml")
-    written = [out, pools_out] if beside.exists() else [out]
+    written = [out, pools_out] if pool_list.exists() else [out]
     for path in written:
         if path.exists():
-            raise SepsceneError(f"{path} exists: choose another name, or move it away")
+            raise SepsceneError(f"{path} exists already: choose another name, or move the file")
     text = _sized((FOLDER / file).read_text(), file, sizes)
     for old, new in values.items():
         if old not in text:
-            raise SepsceneError(f"{file} has no {old!r} to fill in")
+            raise SepsceneError(f"--fill: {file} does not contain {old!r}; give a text that is in the template")
         text = text.replace(old, new)
-    text = text.replace(f"clusters/{file}", str(out)).replace(f"clusters/{beside.name}", str(pools_out))
+    text = text.replace(f"clusters/{file}", str(out)).replace(f"clusters/{pool_list.name}", str(pools_out))
     out.parent.mkdir(parents=True, exist_ok=True)
-    if beside.exists():
-        pools = [_resized(pool, sizes.get(pool.name, Sizes())) for pool in read_pools(beside)]
+    if pool_list.exists():
+        pools = [_resized(pool, sizes.get(pool.name, Sizes())) for pool in read_pools(pool_list)]
         pools_out.write_text(write_pools(pools))
     out.write_text(text)
     if file.endswith(".sh"):
         out.chmod(0o755)
-    read_pools(out)  # what was written can be read back
+    read_pools(out)  # check that the written files can be read
     return written
 
 
@@ -77,10 +77,10 @@ def _sized(text: str, file: str, sizes: Mapping[str, Sizes]) -> str:
     for pool, size in sizes.items():
         if size == Sizes():
             continue
-        if file in _ONE_BY_ONE:
-            raise SepsceneError(f"{file} lists its machines one by one: change them, and its .pools.yaml, by hand")
+        if file in _FIXED_SIZE:
+            raise SepsceneError(f"the size of {file} cannot be set by options: edit the file and its .pools.yaml")
         if file != "slurm.sh" and (size.cpus is not None or size.gpus is not None):
-            raise SepsceneError(f"{file}: CPUs and GPUs come with the type of machine; change that in the file")
+            raise SepsceneError(f"{file}: the machine type determines CPUs and GPUs; change the type in the file")
         places = {
             "(?:max_workers: |maxReplicas: |#SBATCH --nodes=)": size.nodes,
             "#SBATCH --cpus-per-task=": size.cpus,
@@ -93,14 +93,14 @@ def _sized(text: str, file: str, sizes: Mapping[str, Sizes]) -> str:
                 text = re.sub(rf"(?ms)({start}.*?{place})\d+", rf"\g<1>{number}", text, count=1)
         if size.gpus == 0:
             text = re.sub(rf"(?ms)({start}.*?)#SBATCH --gpus-per-node=\w+:0\n", r"\1", text, count=1)
-    if file in _CLOUDS:  # the bound on all workers
+    if file in _CLOUDS:  # the limit for all workers together
         counts = [int(count) for count in re.findall(r"(?m)^    max_workers: (\d+)", text)]
         text = re.sub(r"(?m)^max_workers: \d+", f"max_workers: {sum(counts)}", text)
     return text
 
 
 def _start(file: str, pool: str) -> str:
-    """Where a template begins to speak of a pool; Slurm's script speaks of the trainers first."""
+    """A pattern for the start of a pool's section; in Slurm's script, the trainers come first."""
     if file == "slurm.sh":
         return {"trainers": r"\A", "separators": "^#SBATCH hetjob"}[pool]
     return f"^  {pool}:" if file in _CLOUDS else f"groupName: {pool}"

@@ -1,4 +1,4 @@
-"""Whole jobs as functions: what the command line calls, and what `sepscene` offers to Python."""
+"""The main tasks as Python functions. The command line calls them; `sepscene` exports some of them."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,7 +43,7 @@ def pretrain(
     quiet: bool = False,
     verbose: bool = False,
 ) -> Path:
-    """Pre-train an encoder on separated views; trains the separator first unless checkpoints are given.
+    """Pre-train an encoder on separated views. Trains the separator first, unless its checkpoints are given.
 
     Example:
         >>> import sepscene
@@ -52,26 +52,26 @@ def pretrain(
 
     Args:
         experiment: a name (`sepscene show` lists them), the path of a YAML file, or an `Experiment`.
-        scale: "tiny", "small" or "paper", for a name; the demo has "mini", too.
+        scale: "tiny", "small" or "paper", for a name; "mini" is also possible for the demo.
         changes: dotted fields with new values.
-        clips: the data set, each clip as `sepscene.write_clips` takes it; the list is kept in STORAGE/clips, the sound
-            stays where it is. None takes the experiment's own data.
-        storage: folder in which runs are kept; on a cluster one that all nodes mount.
-        run_id: name of the run's folder; chosen from the experiment when absent.
-        resume: continue the run of that id where it stopped.
-        evaluate: evaluate the encoder and write the report at the end.
-        address: Ray cluster; absent means a Ray that is connected already, RAY_ADDRESS, or this machine.
-        callbacks: for Ray Train, which calls them in the process of its controller when the workers of a training
-            stage report, fail, or end. They must be picklable, and one that raises ends its stage.
-        dashboard: start Ray's dashboard on a Ray of this machine; a cluster has its own.
-        quiet: no progress bars and tables.
+        clips: the data set; each clip as for `sepscene.write_clips`. The list is saved in STORAGE/clips, the audio
+            files are not copied. None: the experiment's own data.
+        storage: folder for runs; on a cluster, a folder that all nodes mount.
+        run_id: name of the run's folder; by default derived from the experiment.
+        resume: continue the run with this id from where it stopped.
+        evaluate: evaluate the encoder and write a report at the end.
+        address: address of a Ray cluster; None: the Ray that is already connected, RAY_ADDRESS, or this machine.
+        callbacks: for Ray Train, which calls them in its controller process when the workers of a training stage
+            report, fail or finish. They must be picklable. An exception in one of them ends the stage.
+        dashboard: start the dashboard of a local Ray; a cluster has its own.
+        quiet: show no progress bars and tables.
         verbose: show Ray's own messages.
 
     Returns:
         The run's folder: `encoder/`, `report.html`, `results.json`, `experiment.yaml`, `ledger.json`, `checkpoints/`.
 
     Raises:
-        SepsceneError: for an experiment that is refused or doesn't fit the machine or cluster, or a stage that fails.
+        SepsceneError: for an experiment that is invalid or does not fit the machine or cluster, or a stage that fails.
     """
     from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.pipeline.session import prepared_session
@@ -87,7 +87,7 @@ def pretrain(
         experiment = experiment.changed({"data.format": "clips", "data.root": str(table)})
     run_id = run_id or dated(f"{experiment.name}-{experiment.digest()}")
     folder = folder_in(storage, run_id, "the run id")
-    # The demo is a world of its own; other runs share the store of their storage, so that they can be compared.
+    # The demo has its own MLflow store; all other runs in a storage folder share one, so that they can be compared.
     uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
     with prepared_session(experiment, address, verbose, dashboard):
         with Run.open(folder, experiment, uri, console, resume) as run, _continuable(run, "pretrain"):
@@ -95,7 +95,7 @@ def pretrain(
             train, test = run.manifests
             ladder = run.ladder(train)
             bundle = run.encoder(train, ladder)
-            # Training does not wait for scikit-learn and the pictures, which take two seconds.
+            # Imported here because scikit-learn and matplotlib take two seconds, which would delay the training.
             from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
 
             if evaluate:
@@ -109,13 +109,13 @@ def pretrain(
 def train_separator(
     experiment: Experiment, storage: Path, run_id: str | None, resume: bool, address: str | None, verbose: bool
 ) -> dict[str, str]:
-    """Train a separator by MixIT on unlabelled clips.
+    """Train a separator with MixIT on unlabelled clips.
 
     Returns:
         The ladder: processor name -> folder of the checkpoint.
 
     Raises:
-        SepsceneError: as `pretrain`.
+        SepsceneError: as for `pretrain`.
     """
     from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.pipeline.session import prepared_session
@@ -129,12 +129,12 @@ def train_separator(
 
 
 def _continuable(run: "Run", *command: str) -> AbstractContextManager[None]:
-    """Where the block ends badly, say which command continues the run."""
+    """Print the command that continues the run if the block fails."""
     from sepscene.orchestration.pipeline.run import continuable
 
     words = [*command, str(run.files.experiment), "--storage", str(run.folder.parent)]
-    again = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
-    return continuable(run.console, again)
+    resume_command = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
+    return continuable(run.console, resume_command)
 
 
 def sweep(
@@ -156,7 +156,7 @@ def sweep(
     quiet: bool = False,
     verbose: bool = False,
 ) -> "ray.tune.ResultGrid":
-    """Run an experiment over combinations, temperatures, task weights or any fields, and rank the settings.
+    """Run an experiment with many settings and rank them.
 
     Example:
         >>> import sepscene
@@ -168,20 +168,20 @@ def sweep(
         over: field -> list of values, or a range such as "loguniform(0.05,0.5)".
         scale: "tiny", "small" or "paper", for a name.
         changes, storage, address, dashboard, quiet, verbose: as for `pretrain`.
-        seeds: runs of each setting.
+        seeds: number of runs per setting.
         search: "grid", "random" or "optuna".
-        scheduler: what stops trials early: "none" or "asha".
-        budget: "trials", "hours" and "gpu_hours" that the sweep may take.
-        sweep_id: name of the sweep's folder; an existing one is continued.
-        resume: continue the newest sweep of these arguments.
+        scheduler: how trials are stopped early: "none" or "asha".
+        budget: limits of the sweep: "trials", "hours" and "gpu_hours".
+        sweep_id: name of the sweep's folder; an existing sweep is continued.
+        resume: continue the newest sweep that had the same arguments.
         callbacks: for Ray Tune, which calls them in this process.
 
     Returns:
-        The trials of this call as Tune has them. Those that an earlier call finished are in the sweep's report and
-        sweep.json only. When everything was finished before: the newest call's trials.
+        The results of the trials that this call ran. Trials that an earlier call finished are only in the sweep's
+        report and in sweep.json. If nothing was left to run: the results of the most recent call that ran trials.
 
     Raises:
-        SepsceneError: for fields, values or a budget that are refused; before anything starts.
+        SepsceneError: for invalid fields, values or budgets, before anything starts.
     """
     from sepscene.orchestration.sweeps.config import make_sweep
 
@@ -211,7 +211,7 @@ def run_sweep(
     callbacks: "Sequence[ray.tune.Callback]" = (),
     dashboard: bool = False,
 ) -> "tuple[Path, SweepResults]":
-    """Run a configured sweep or continue it; returns its folder and its results (see `sweep`)."""
+    """Run or continue a configured sweep (see `sweep`); returns its folder and its results."""
     from sepscene.orchestration.dataset_presets import check_splits
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
@@ -219,7 +219,7 @@ def run_sweep(
     from sepscene.orchestration.sweeps.trial_plan import find_sweep, plan_trials
 
     base, space = config.checked()
-    planned = plan_trials(config, base, space)  # refuses bad combinations before anything starts
+    planned = plan_trials(config, base, space)  # raises an error for bad combinations before anything starts
     check_splits(base.data)
     trials = [trial.experiment for trial in planned if trial.experiment] or [base]
     most = most_demanding(trials)
@@ -234,7 +234,7 @@ def run_sweep(
 
 
 def _newest_grid(folder: Path) -> "ray.tune.ResultGrid":
-    """What Tune has written down of the newest call for a sweep."""
+    """The results that Tune has saved of the most recent call for a sweep."""
     import ray.tune
 
     newest = max(path for path in SweepFolder(folder).tune.iterdir() if path.is_dir())
@@ -254,7 +254,7 @@ def embed(
     address: str | None = None,
     quiet: bool = False,
 ) -> "EmbedReport":
-    """Turn sound files into embeddings; a call that was interrupted continues where it stopped.
+    """Compute embeddings of sound files. Called again after an interruption, it continues where it stopped.
 
     Example:
         >>> import sepscene
@@ -265,23 +265,23 @@ def embed(
         encoder: folder of an encoder bundle or of a run, or an MLflow URI.
         inputs: files, folders, manifests (.csv or .parquet with a column `uri`), and data sets as FORMAT:FOLDER.
         out: .parquet (columns uri, h), or NAME.npy with the names in NAME.names.json.
-        device: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
+        device: "cpu", "cuda", "cuda:1", or "auto", which uses a GPU if there is one.
         bfloat16: half precision on a GPU.
-        readers: files decoded ahead.
-        actors: spread over this many actors of a Ray cluster; 0 computes in this process, without Ray.
-        gpus: GPUs of one actor.
-        address: Ray cluster, with `actors`.
-        quiet: no progress bar.
+        readers: number of files that are decoded in advance.
+        actors: number of Ray actors that share the work; 0: compute in this process, without Ray.
+        gpus: GPUs per actor.
+        address: address of a Ray cluster, with `actors`.
+        quiet: show no progress bar.
 
     Raises:
-        SepsceneError: the encoder, a manifest, the device or an existing output cannot be used. What is wrong with
-            single files never raises; it stands in the report.
+        SepsceneError: the encoder, a manifest, the device or an existing output cannot be used. Errors in single files
+            are not raised; the report lists them.
     """
     from sepscene.models.encoders.encoder import load_encoder
     from sepscene.orchestration.evaluation.embed_files import embed_files, on_cluster, on_this_machine
 
     loaded = load_encoder(encoder_of(Path(encoder)))
-    files = [str(each) for each in inputs]
+    files = [str(path) for path in inputs]
     if not actors:
         return embed_files(loaded, files, Path(out), on_this_machine(device, bfloat16, readers), not quiet)
     from sepscene.orchestration.runtime.session import check_custom_code, connected

@@ -1,7 +1,7 @@
-"""The configuration of an experiment: one frozen tree in which every number of a run has a name and a unit.
+"""The configuration of an experiment: one immutable tree with every parameter of a run.
 
-An experiment is made by a named function (`orchestration.presets`), changed by a YAML file or dotted overrides, and
-written in full into the run's folder, from which it can be run again as it is.
+An experiment is created by a named function (`orchestration.presets`) or read from a YAML file, and can be changed by
+dotted fields. The complete configuration is saved in the run's folder, so that the run can be repeated.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from sepscene.orchestration.yaml_files import as_yaml, read_yaml, secret_in, tex
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
 MOST_BLOCK_BYTES = 128 * 2**20
-"""Larger blocks of whole clips are cut by Ray Data (its `target_max_block_size`), and equal blocks keep the order."""
+"""Ray Data splits larger blocks (its `target_max_block_size`), but the order of rows relies on blocks of equal size."""
 
 
 class Training(Config):
@@ -41,75 +41,86 @@ class Training(Config):
 
     start_encoder: str | None = Field(
         None,
-        description="encoder bundle whose weights are the start (an earlier run's, or from `sepscene encoder import`); "
-        "`encoder`, `front_end` and the rate must be its own; none starts from random weights",
+        description="encoder bundle with the initial weights (from an earlier run or `sepscene encoder import`); "
+        "`encoder`, `front_end` and the sample rate must match it; none: random weights",
     )
     epochs: int = Field(100, ge=1)
-    global_batch: int = Field(4096, ge=2, description="rows a step over all workers [open; ours]")
+    global_batch: int = Field(4096, ge=2, description="rows per step over all workers [open; ours]")
     microbatch: int | None = Field(
         None,
         ge=1,
-        description="rows of one forward pass of a worker, when all at once need too much memory; the losses still see "
-        "the whole global batch (exact gradient, one more forward pass); BatchNorm's statistics are a microbatch's",
+        description="rows per forward pass of a worker, if all its rows need too much memory; the losses still use the "
+        "whole global batch (exact gradient, one more forward pass); BatchNorm uses the statistics of a microbatch",
     )
-    service_rows: int = Field(16, ge=1, description="rows of one block: separated together, shipped together")
+    service_rows: int = Field(16, ge=1, description="rows per block, which are separated and sent together")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW, cosine after warm-up [open; ours]")
-    warmup_share: float = Field(0.05, ge=0, le=1, description="share of the steps with growing learning rate")
-    weight_decay: float = Field(1e-4, ge=0, description="of matrices and kernels; nothing else is decayed")
+    warmup_share: float = Field(0.05, ge=0, le=1, description="share of the steps in which the learning rate grows")
+    weight_decay: float = Field(1e-4, ge=0, description="for matrices and kernels; other parameters have none")
     clip_gradient_norm: float = Field(
         1.0,
         gt=0,
-        description="largest norm of a step's gradient. At 1.0 it rescales nearly every step at tiny, where norms are "
-        "3 to 7; 30 would be a safeguard, which rescales none [open; ours]",
+        description="maximum norm of a step's gradient. 1.0 rescales nearly every step at scale tiny, where norms are "
+        "3 to 7; 30 rescales none and would only be a safeguard [open; ours]",
     )
     precision: PrecisionChoice = Field(
         "auto",
-        description="auto: bfloat16 where the device has units for it, else float32; a run keeps what was chosen",
+        description="auto: bfloat16 if the device supports it in hardware, else float32; a run keeps its first choice",
     )
-    ordered: bool = Field(True, description="rows arrive in the schedule's order: bit-for-bit repeatable on CPU")
+    ordered: bool = Field(True, description="rows arrive in the schedule's order: bit-for-bit reproducible on CPU")
     checkpoint_every_steps: int = Field(500, ge=1)
     checkpoints_kept: int = Field(2, ge=1)
     validation_every_steps: int = Field(
-        0, ge=0, description="steps between validations while training goes on, and one at the end; 0 is never"
+        0, ge=0, description="steps between validations during training, with one more at the end; 0: no validation"
     )
     validation_clips: int = Field(
-        512, ge=8, description="labelled training clips of a validation: three quarters answer for one quarter [ours]"
+        512,
+        ge=8,
+        description="labelled training clips per validation: the labels of one quarter are predicted from its nearest "
+        "neighbours in the other three [ours]",
     )
-    bad_steps: int = Field(10, ge=0, description="steps with a NaN or infinite loss or gradient that are skipped")
-    quarantine_share: float = Field(0.05, ge=0, le=1, description="the run stops when more of its clips are unreadable")
+    bad_steps: int = Field(
+        10, ge=0, description="number of steps with a NaN or infinite loss or gradient that are skipped"
+    )
+    quarantine_share: float = Field(
+        0.05, ge=0, le=1, description="the run stops when a larger share of its clips is unreadable"
+    )
 
 
 class Evaluation(Config):
     """How an encoder is evaluated (paper: shallow classification and query by example)."""
 
     scoring: ScoringSettings = ScoringSettings()
-    baselines: bool = Field(True, description="evaluate the untrained encoder and the mix-mix encoder beside this one")
-    separator_mixtures: int = Field(32, ge=1, description="held-out mixtures on which each processor is scored")
+    baselines: bool = Field(True, description="also evaluate an untrained encoder and a mix-mix encoder")
+    separator_mixtures: int = Field(32, ge=1, description="held-out mixtures on which each processor is evaluated")
 
 
 class Resources(Config):
-    """What a run asks of the cluster. Trainers + separation actors + readers must fit before anything starts."""
+    """The resources that a run requests. All trainers, separation actors and readers must fit on the cluster."""
 
     trainers: int = Field(2, ge=1)
     trainers_min: int | None = Field(
-        None, ge=1, description="go on with as few trainers when nodes are lost; none means never with fewer"
+        None,
+        ge=1,
+        description="minimum number of trainers with which training continues when nodes are lost; none: all",
     )
     trainer_cpus: float = Field(1, gt=0)
-    trainer_gpus: float = Field(0, ge=0, description="GPUs of one trainer")
-    separation_actors: int = Field(1, ge=1, description="separation actors; with separation_actors_min the most")
+    trainer_gpus: float = Field(0, ge=0, description="GPUs per trainer")
+    separation_actors: int = Field(
+        1, ge=1, description="separation actors; with separation_actors_min, the maximum number"
+    )
     separation_actors_min: int | None = Field(
         None,
         ge=1,
-        description="let Ray Data begin with so few and add more, up to separation_actors, while all have two blocks "
-        "to do; none is a fixed number: pools of GPU actors have been seen to stay at their smallest (ray#59144)",
+        description="let Ray Data start with this many and add more, up to separation_actors, while each one has two "
+        "blocks to process; none: a fixed number, because pools of GPU actors may stay at their minimum (ray#59144)",
     )
     separation_cpus: float = Field(1, gt=0)
-    separation_gpus: float = Field(0, ge=0, description="GPUs of one separation actor; fractions share one GPU")
-    validation_cpus: float = Field(1, gt=0, description="of the validation task, when there is validation")
-    validation_gpus: float = Field(0, ge=0, description="GPUs of the validation task; 0 validates on CPUs")
-    separation_batch: int = Field(1, ge=1, description="clips in one forward pass; 1 on a CPU, several on a GPU")
-    separation_precision: PrecisionChoice = Field("auto", description="of the separators; as training.precision")
-    readers: int = Field(1, ge=1, description="reading actors")
+    separation_gpus: float = Field(0, ge=0, description="GPUs per separation actor; fractions share one GPU")
+    validation_cpus: float = Field(1, gt=0, description="CPUs of the validation task, if there is validation")
+    validation_gpus: float = Field(0, ge=0, description="GPUs of the validation task; 0: it runs on CPUs")
+    separation_batch: int = Field(1, ge=1, description="clips per forward pass; 1 on a CPU, several on a GPU")
+    separation_precision: PrecisionChoice = Field("auto", description="of the separators; see training.precision")
+    readers: int = Field(1, ge=1, description="actors that read and decode clips")
     reader_cpus: float = Field(0.5, gt=0)
     trainer_labels: dict[str, str] = Field(default_factory=dict, description='node labels, e.g. {"pool": "trainers"}')
     separation_labels: dict[str, str] = Field(default_factory=dict, description='e.g. {"pool": "separators"}')
@@ -118,46 +129,46 @@ class Resources(Config):
 
     @property
     def trainer_counts(self) -> range:
-        """How many trainers a worker group may have, from the fewest to the most."""
+        """The numbers of trainers that a worker group may have, from the minimum to the maximum."""
         return range(self.trainers_min or self.trainers, self.trainers + 1)
 
     @property
     def separation_counts(self) -> range:
-        """How many separation actors there may be, from the fewest to the most."""
+        """The possible numbers of separation actors, from the minimum to the maximum."""
         return range(self.separation_actors_min or self.separation_actors, self.separation_actors + 1)
 
     @model_validator(mode="after")
-    def _fewest_are_not_more_than_the_most(self) -> "Resources":
+    def _minimum_is_not_above_maximum(self) -> "Resources":
         for name in ("separation_actors", "trainers"):
-            fewest = getattr(self, f"{name}_min")
-            most = getattr(self, name)
-            if fewest is not None and fewest > most:
-                raise ValueError(f"resources.{name}_min {fewest} is more than .{name} {most}")
+            minimum = getattr(self, f"{name}_min")
+            maximum = getattr(self, name)
+            if minimum is not None and minimum > maximum:
+                raise ValueError(f"resources.{name}_min {minimum} is more than .{name} {maximum}")
         return self
 
     @model_validator(mode="after")
-    def _elastic_trainers_have_their_own(self) -> "Resources":
+    def _elastic_trainers_have_their_own_nodes(self) -> "Resources":
         shared = self.trainer_accelerator in (None, "", self.separation_accelerator)
         if self.trainers_min is not None and (shared or self.trainer_labels):
             raise ValueError(
-                "resources.trainers_min needs nodes that only trainers use, marked by an accelerator type: Ray counts "
-                "the places of an elastic group by resources and overlooks labels, and would wait forever for a place "
-                "on a node of others; set resources.trainer_accelerator, other than .separation_accelerator, and no "
+                "resources.trainers_min needs nodes that only trainers use, identified by their accelerator type: for "
+                "an elastic group, Ray ignores labels and could wait forever for resources on other nodes. Set "
+                "resources.trainer_accelerator to a type that differs from .separation_accelerator, and remove "
                 ".trainer_labels"
             )
         return self
 
 
 class Store(Config):
-    """The SeparatedStore: each clip separated once for all trials."""
+    """The SeparatedStore, which keeps separated clips so that all trials separate each clip only once."""
 
     mode: Literal["off", "read-through", "prefill"] = "off"
-    uri: str | None = Field(None, description="folder or URI; none means <storage>/store")
+    uri: str | None = Field(None, description="folder or URI; none: <storage>/store")
     settings: StoreSettings = StoreSettings()
 
 
 class Experiment(Config):
-    """One run in full: every number that it depends on, frozen and validated.
+    """The complete, immutable and validated configuration of a run.
 
     Example:
         >>> experiment = sepscene.named_experiment("demo", "tiny").changed({"objective.temperature": 0.1})
@@ -166,7 +177,7 @@ class Experiment(Config):
 
     name: str
     scale: Literal["mini", "tiny", "small", "paper"]
-    table_row: str | None = Field(None, description='row of the paper this belongs to, e.g. "table4/S2+N/SimCLR&CP"')
+    table_row: str | None = Field(None, description='row of a table in the paper, e.g. "table4/S2+N/SimCLR&CP"')
     seed: int = Field(0, ge=0)
     audio: AudioFormat = AudioFormat()
     data: Data = Data()
@@ -174,9 +185,9 @@ class Experiment(Config):
     views: Views = Views()
     augmentations: Augmentations = Field(
         {"specaugment": SpecAugment()},
-        description="by names of your choice; those on waveforms come first, otherwise in this order. `use` is "
-        "specaugment, gain, mix-back, crop-resize or your own. A name that is that of an augmentation needs no `use`. "
-        "`specaugment.…` is short for `augmentations.specaugment.…`",
+        description="augmentations by names of your choice; those on waveforms are applied first, otherwise in this "
+        "order. `use` is specaugment, gain, mix-back, crop-resize or custom code. `use` can be omitted if the name is "
+        "that of an augmentation. `specaugment.…` is short for `augmentations.specaugment.…`",
     )
     front_end: FrontEndConfig = FrontEndConfig()
     encoder: EncoderChoice = Cnn14Config()
@@ -189,40 +200,43 @@ class Experiment(Config):
     @model_validator(mode="before")
     @classmethod
     def _sizes_of_specaugment(cls, given: Any) -> Any:
-        """`specaugment` was a section of its own in earlier versions."""
+        """Accept the separate section `specaugment` of earlier versions."""
         if not isinstance(given, dict) or not isinstance(given.get("specaugment"), dict):
             return given
         chosen = given.get("augmentations", {"specaugment": {}})
         if not isinstance(chosen, dict):
             return given
         if not isinstance(chosen.get("specaugment"), dict):
-            raise ValueError("specaugment gives sizes, but augmentations has no specaugment: leave one of them out")
+            raise ValueError(
+                "specaugment is set, but augmentations has no specaugment: remove the section, or add specaugment to "
+                "augmentations"
+            )
         rest = {field: value for field, value in given.items() if field != "specaugment"}
         return rest | {"augmentations": chosen | {"specaugment": {**chosen["specaugment"], **given["specaugment"]}}}
 
     @model_validator(mode="after")
-    def _can_be_written_down(self) -> "Experiment":
+    def _can_be_saved(self) -> "Experiment":
         texts = list(texts_of(self.model_dump()))
         names = [f"{field} ({printable(text)})" for field, text in texts if not is_utf8(text)]
         if names:
-            raise ValueError(f"{'; '.join(names)}: not UTF-8 text, which experiment.yaml must be; rename it")
-        held = [f"{field} holds {secret}" for field, text in texts if (secret := secret_in(text))]
-        if held:
+            raise ValueError(f"{'; '.join(names)}: not UTF-8 text, so it cannot be saved in experiment.yaml; rename it")
+        secrets = [f"{field} contains {secret}" for field, text in texts if (secret := secret_in(text))]
+        if secrets:
             raise ValueError(
-                f"{'; '.join(held)}, which the run's folder, MLflow and reports would show: leave it out, and give it "
-                "to the storage's own client by its environment variables or its credentials file"
+                f"{'; '.join(secrets)}, which would be visible in the run's folder, MLflow and reports: remove it, and "
+                "pass it by the environment variables or the credentials file of the storage's client"
             )
         return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Experiment":
-        rates = {self.audio.sample_rate, self.separator.network.sample_rate, self.front_end.sample_rate}
-        rates |= {network.sample_rate for network in self.separator.beside.values()}
-        if len(rates) > 1 and not self.separator.checkpoints:
-            raise ValueError(
-                f"sample rates differ: audio {self.audio.sample_rate}, separator {self.separator.network.sample_rate}, "
-                f"front_end {self.front_end.sample_rate} Hz; set all three to one rate"
-            )
+        parts: dict[str, Any] = {"audio": self.audio, "front_end": self.front_end}
+        if not self.separator.checkpoints:  # the rates of checkpoints are checked when they are read
+            parts["separator.network"] = self.separator.network
+            parts |= {f"separator.beside.{name}": network for name, network in self.separator.beside.items()}
+        if len({part.sample_rate for part in parts.values()}) > 1:
+            rates = ", ".join(f"{name}.sample_rate {part.sample_rate}" for name, part in parts.items())
+            raise ValueError(f"sample rates differ: {rates} Hz; set all of them to the same rate")
         twice = sorted(self.separator.beside.keys() & self.separator.ladder.steps.keys())
         if twice:
             raise ValueError(f"separator.beside and separator.ladder.steps both have {', '.join(twice)}: rename one")
@@ -231,7 +245,7 @@ class Experiment(Config):
         if self.views.separates and wrong:
             raise ValueError(f"views.combination: {'; '.join(wrong)}")
         if self.views.patch_seconds > self.audio.clip_seconds:
-            raise ValueError("views.patch_seconds is longer than audio.clip_seconds: a view is a crop of the clip")
+            raise ValueError("views.patch_seconds is longer than audio.clip_seconds, but a view is a crop: lower it")
         if self.separator.objective == "supervised" and (
             self.data.format != "scenes" or self.audio.sample_rate != 16_000
         ):
@@ -240,11 +254,11 @@ class Experiment(Config):
                 "set data.format to scenes, or separator.objective to mixit"
             )
         for trainers in self.resources.trainer_counts:
-            self._divides(trainers)
+            self._check_equal_parts(trainers)
         return self
 
-    def _divides(self, trainers: int) -> None:
-        """Every step has the same rows whatever the number of trainers: each takes an equal part in whole blocks."""
+    def _check_equal_parts(self, trainers: int) -> None:
+        """Check that every step consists of whole blocks, the same number for each of this many trainers."""
         elastic = " (resources.trainers_min allows that many)" if trainers < self.resources.trainers else ""
         per_step = trainers * self.training.service_rows
         if self.training.global_batch % per_step:
@@ -255,8 +269,8 @@ class Experiment(Config):
         block = self.training.service_rows * self.audio.samples * PCM_BYTES
         if block > MOST_BLOCK_BYTES:
             raise ValueError(
-                f"a block of training.service_rows {self.training.service_rows} clips has {block >> 20} MiB, more than "
-                f"the {MOST_BLOCK_BYTES >> 20} that Ray Data leaves in one piece; lower training.service_rows"
+                f"a block of training.service_rows {self.training.service_rows} clips has {block >> 20} MiB, but Ray "
+                f"Data splits blocks above {MOST_BLOCK_BYTES >> 20} MiB; lower training.service_rows"
             )
         if self.separator.batch_mixtures % trainers:
             raise ValueError(
@@ -266,7 +280,7 @@ class Experiment(Config):
 
     @property
     def custom_code(self) -> tuple[str, ...]:
-        """Import paths of all code that this experiment, or a separator's folder in it, takes from elsewhere."""
+        """Import paths of all custom code that this experiment, or one of its separators' folders, uses."""
         kept = {separator_code(place) for place in self.separator.checkpoints.values() if isinstance(place, str)}
         texts = texts_of(self.model_dump(mode="json"))
         named = {text for field, text in texts if field.endswith(".use") and is_custom(text)}
@@ -274,26 +288,21 @@ class Experiment(Config):
 
     @property
     def used_augmentations(self) -> dict[str, AugmentationChoice]:
-        """Those that change any view, in their order."""
+        """The augmentations that are applied at all, in their order."""
         off = () if self.views.specaugment else ("specaugment",)
         return {name: one for name, one in self.augmentations.items() if one.used and name not in off}
 
-    @property
-    def specaugment(self) -> AugmentationChoice | None:
-        """The augmentation of that name."""
-        return self.augmentations.get("specaugment")
-
     def digest(self) -> str:
-        """SHA-256 of the configuration, short: equal digests mean equal experiments."""
+        """The first 12 digits of the configuration's SHA-256; equal digests mean equal experiments."""
         tree = self.model_dump(mode="json")
         tree["augmentations"] = list(tree["augmentations"].items())  # their order counts
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
     def value_of(self, field: str) -> Any:
-        """The plain value of a dotted field or a short form, e.g. of "objective.temperature".
+        """The plain value of a dotted field or a short form, e.g. "objective.temperature".
 
         Raises:
-            SepsceneError: for a short form of what no term of the objective has.
+            SepsceneError: for a short form of a setting that no term of the objective has.
         """
         value: Any = self.model_dump(mode="json")
         try:
@@ -307,7 +316,7 @@ class Experiment(Config):
         """A copy with dotted fields changed, e.g. {"objective.temperature": 0.1}.
 
         Raises:
-            SepsceneError: for an unknown field or a value that the field refuses.
+            SepsceneError: for an unknown field or an invalid value.
         """
         short = "specaugment."
         longer = {full_name(field) if field.startswith(short) else field: changes[field] for field in changes}
@@ -319,12 +328,12 @@ class Experiment(Config):
             ) from None
 
     def save(self, path: Path) -> None:
-        """Write the resolved configuration as YAML."""
+        """Write the complete configuration as YAML."""
         write_atomically(path, as_yaml(self).encode())
 
 
 def full_name(field: str) -> str:
-    """Where the configuration keeps a field that has a short form, e.g. objective.alpha; any other as it is."""
+    """The dotted field that a short form, e.g. objective.alpha, stands for; other fields are returned unchanged."""
     part, _, name = field.partition(".")
     if part == "objective" and name in (*SHORT_FORMS, "similarity"):
         term, setting = SHORT_FORMS.get(name, ("similarity", "use"))
@@ -333,10 +342,10 @@ def full_name(field: str) -> str:
 
 
 def parse_experiment(tree: Any, source: str) -> Experiment:
-    """Validate a tree of plain values.
+    """Validate a tree of plain values, read from `source`.
 
     Raises:
-        SepsceneError: names each offending field, what is wrong with it, and the source.
+        SepsceneError: names each invalid field and what is wrong with it.
     """
     try:
         return Experiment.model_validate(tree)
@@ -345,14 +354,14 @@ def parse_experiment(tree: Any, source: str) -> Experiment:
 
 
 def explain(error: ValidationError, model: type[BaseModel] = Experiment) -> str:
-    """One line a fault of `model`: dotted field, fault, and the value or the nearest spelling where that helps."""
+    """One line per fault of `model`: dotted field, fault, and the value or the nearest known name if it helps."""
     lines = []
     for fault in error.errors():
         field = dotted(fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             new = new_name(field)
-            message = f"it is called {new} now" if new else unknown_field(model, fault["loc"])
+            message = f"was renamed to {new}" if new else unknown_field(model, fault["loc"])
         elif field and not isinstance(fault["input"], dict):
             message += f"{near_choice(fault)} (got {fault['input']!r})"
         lines.append(f"  {field}: {message}" if field else f"  {message}")
@@ -363,6 +372,6 @@ def load_experiment(path: Path) -> Experiment:
     """Read a configuration from a YAML file.
 
     Raises:
-        SepsceneError: when the file is missing, is not YAML, or holds a bad configuration.
+        SepsceneError: when the file is missing, is not YAML, or contains an invalid configuration.
     """
     return parse_experiment(read_yaml(path, "an experiment"), source=str(path))

@@ -1,4 +1,4 @@
-"""The part of the configuration that says where clips come from, and which of them train and test."""
+"""The section `data` of an experiment: the data set and its splits for training and testing."""
 
 import os
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from sepscene.augment.locations import local_path
 from sepscene.models.config import Config
 
 FOLDS = "folds"
-"""In the place of test splits: cross-validation over those of training."""
+"""Used instead of test splits: cross-validation over the training splits."""
 
 DataFormat = Literal[
     "scenes",
@@ -27,31 +27,32 @@ DataFormat = Literal[
 ]
 
 Split = Annotated[str, Field(coerce_numbers_to_str=True)]
-"""Folds may be given as numbers."""
+"""The name of a split; folds can be given as numbers."""
 
 
 class Data(Config):
-    """Where the clips come from, and which of them are for what."""
+    """The data set and its splits for training and testing."""
 
     format: DataFormat = Field(
         "scenes",
-        description="how the manifest is read; `scenes` generates synthetic sound scenes into the run's folder",
+        description="how the manifest is read; `scenes` without `root` generates synthetic sound scenes in the run's "
+        "folder",
     )
-    root: str | None = Field(None, description="folder or URI of the data; `scenes` without one are generated")
+    root: str | None = Field(None, description="folder or URI of the data")
     train: tuple[Split, ...] = Field(
-        ("train",), description="splits or folds for training; their labels train probes only"
+        ("train",), description="splits or folds for training; their labels are used to train probes only"
     )
     test: tuple[Split, ...] = Field(
         ("test",),
-        description="splits or folds for testing; [folds] alone is cross-validation over the splits of `train`, as "
-        "ESC-50 asks",
+        description="splits or folds for testing; [folds]: cross-validation over the splits of `train`, which is usual "
+        "for ESC-50",
     )
     scenes_train: int = Field(256, ge=1, description="synthetic scenes for training")
     scenes_test: int = Field(128, ge=1, description="synthetic scenes for testing")
     scenes_profile: Literal["single", "recurring"] = Field(
         "single",
-        description="kind of the synthetic scenes: single, each event is heard once; recurring, events return through "
-        "the whole clip and levels vary, so that two crops share what sounds and not the background alone",
+        description="kind of the synthetic scenes. single: each event occurs once. recurring: events recur throughout "
+        "the clip and levels vary, so that two crops share events and not only the background",
     )
 
     @property
@@ -61,18 +62,18 @@ class Data(Config):
 
     @property
     def is_generated(self) -> bool:
-        """Whether the clips are synthetic scenes that Sepscene makes."""
+        """Whether the clips are synthetic scenes that Sepscene generates."""
         return self.format == "scenes" and self.root is None
 
     @property
     def described(self) -> str:
-        """Format and place, as reports name the data set; synthetic scenes lie where their run put them."""
+        """Format and root for reports; without the root for synthetic scenes."""
         return self.format if self.format == "scenes" else f"{self.format} {self.root}"
 
     @field_validator("root")
     @classmethod
-    def _root_is_kept_absolute(cls, root: str | None) -> str | None:
-        """A run goes on from other folders, and its workers have a working folder of their own."""
+    def _make_root_absolute(cls, root: str | None) -> str | None:
+        """A run can be continued from another folder, and its workers have their own working folder."""
         if root is None or local_path(root) != root:
             return root
         return os.path.abspath(os.path.expanduser(root))
@@ -80,10 +81,10 @@ class Data(Config):
     @model_validator(mode="after")
     def _root_where_needed(self) -> "Data":
         if self.format != "scenes" and self.root is None:
-            raise ValueError(f"data.root is missing: format {self.format!r} reads from a folder or URI; set data.root")
+            raise ValueError(f"data.root is missing: format {self.format!r} reads a folder or URI; set data.root")
         if self.by_folds and len(set(self.train)) < 2:
             raise ValueError(
-                f"data.test is [{FOLDS}], but data.train names one split only: name at least two, e.g. "
+                f"data.test is [{FOLDS}], but data.train has only one split: give at least two, e.g. "
                 '["1","2","3","4","5"] for ESC-50'
             )
         return self

@@ -1,4 +1,4 @@
-"""What the pre-training optimises: the terms of the loss with their weights, and the paper's short forms for them."""
+"""The section `objective` of an experiment: the terms of the loss, their weights, and the paper's short forms."""
 
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from sepscene.models.names import TERMS
 from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings, TermChoice
 
 RESERVED = ("loss", "pairs", "temperature", "bad", "rows", "step", "keys", "values", "items", "pop")
-"""Names that a step's metrics have already, or that a module may not have."""
+"""Names that a term cannot have, because step metrics or torch modules use them already."""
 
 SHORT_FORMS = {
     "alpha": ("coincidence", "weight"),
@@ -22,24 +22,25 @@ SHORT_FORMS = {
 """The paper's names for settings of terms: short form -> term and field."""
 
 _OF = {"temperature": "nt-xent", "learn_temperature": "nt-xent", "triplet_margin": "triplet"}
-"""Short form -> the only term that has it. Others pass it over: older files hold all short forms."""
+"""Short form -> the only loss that has it. Other losses ignore it, because older files contain all short forms."""
 
 
 class Objective(Config):
-    """L = sum of weight * term over the global batch. The paper's: similarity (NT-Xent) + alpha * coincidence.
+    """L = sum of weight * term over the global batch. In the paper: similarity (NT-Xent) + alpha * coincidence.
 
-    The paper's names are short forms: `alpha` is `terms.coincidence.weight`, `alpha_warmup_steps` its `warmup_steps`,
-    `similarity` is `terms.similarity.use`, `temperature`, `learn_temperature` and `triplet_margin` are its settings.
+    The paper's names are short forms: `alpha` is `terms.coincidence.weight`, `alpha_warmup_steps` is its
+    `warmup_steps`, and `similarity` is `terms.similarity.use`, whose settings are `temperature`, `learn_temperature`
+    and `triplet_margin`.
     """
 
     short_names: ClassVar = (*SHORT_FORMS, "similarity")
 
     terms: dict[str, TermChoice] = Field(
         {"similarity": NtXentSettings(), "coincidence": CoincidenceSettings()},
-        description="by names of your choice, which metrics carry; `use` is nt-xent, triplet, vicreg, coincidence, or "
-        "your own. A name that is that of a term needs no `use`",
+        description="loss terms by names of your choice, which are also the names of their metrics; `use` is nt-xent, "
+        "triplet, vicreg, coincidence or custom code. `use` can be omitted if the name is that of a term",
     )
-    projection_dim: int = Field(128, ge=1, description="size of z [open; ours]")
+    projection_dim: int = Field(128, ge=1, description="dimensions of z [open; ours]")
     head_hidden: int = Field(512, ge=1, description="hidden units of the heads [open; ours]")
 
     @model_validator(mode="before")
@@ -48,9 +49,9 @@ class Objective(Config):
         if not isinstance(given, dict):
             return given
         if given.get("coincidence_pairs", "same") != "same":
-            raise ValueError("objective.coincidence_pairs is gone: all terms learn from the same pairs")
-        gone = ("similarity", "coincidence_pairs")
-        rest = {name: value for name, value in given.items() if name not in (*SHORT_FORMS, *gone)}
+            raise ValueError("objective.coincidence_pairs was removed: all terms learn from the same pairs")
+        converted = (*SHORT_FORMS, "similarity", "coincidence_pairs")
+        rest = {name: value for name, value in given.items() if name not in converted}
         terms = rest.get("terms", {"similarity": {}, "coincidence": {}})
         if not isinstance(terms, dict):
             return given
@@ -68,7 +69,8 @@ class Objective(Config):
             if settings["use"] == _OF.get(name, settings["use"]):
                 settings[field] = value
             elif settings["use"] not in ("nt-xent", "triplet"):
-                raise ValueError(f"objective.{name} is a setting of {_OF[name]}; terms.similarity is {settings['use']}")
+                use = settings["use"]
+                raise ValueError(f"objective.{name} is a setting of {_OF[name]}, not of {use}: remove it")
         return rest
 
     @model_validator(mode="after")
@@ -79,7 +81,7 @@ class Objective(Config):
 
     @property
     def used_terms(self) -> dict[str, Any]:
-        """The settings of the terms that are trained, in their order."""
+        """The settings of the terms with a weight above 0, in their order."""
         return {name: term for name, term in self.terms.items() if term.weight > 0}
 
     def weights_at(self, step: int) -> dict[str, float]:
@@ -88,27 +90,27 @@ class Objective(Config):
 
     @property
     def alpha(self) -> float:
-        """Weight of coincidence prediction; 0 where it is not trained."""
+        """Weight of the term `coincidence`; 0 if there is none."""
         return self.terms["coincidence"].weight if "coincidence" in self.terms else 0.0
 
     @property
     def alpha_warmup_steps(self) -> int:
-        """Steps over which alpha grows."""
+        """Number of steps over which alpha grows."""
         return self.terms["coincidence"].warmup_steps if "coincidence" in self.terms else 0
 
     @property
     def similarity(self) -> str:
-        """Which term is called `similarity`; empty where none is."""
+        """The loss of the term `similarity`; empty if there is none."""
         return str(self.terms["similarity"].use) if "similarity" in self.terms else ""
 
     @property
     def temperature(self) -> float | None:
-        """tau of NT-Xent, where that is the term `similarity`."""
+        """tau of the term `similarity`; None if its loss has none."""
         return getattr(self.terms.get("similarity"), "temperature", None)
 
     @property
     def short_forms(self) -> dict[str, Any]:
-        """The settings that all rows of the paper's tables share, by their short forms; other terms as they are."""
+        """The settings that all rows of the paper's tables share, by their short forms, and all further terms."""
         settings = {"temperature": 0.2, "learn_temperature": False, "triplet_margin": 0.1}
         for name in settings:
             term, field = SHORT_FORMS[name]
@@ -120,7 +122,7 @@ class Objective(Config):
 
     @property
     def described(self) -> str:
-        """The terms with their weights, in words."""
+        """The sum of weighted terms as text."""
         return " + ".join(
             term.described if term.weight == 1 and number == 0 else f"{term.weight:g} {term.described}"
             for number, term in enumerate(self.used_terms.values())

@@ -1,15 +1,15 @@
-"""Named experiments: every row of the paper's tables that this framework produced, at four scales.
+"""Named experiments: the rows of the paper's tables, further rows and the demo, at four scales.
 
-| scale | meant for | data | costs |
+| scale | hardware | data | cost |
 |---|---|---|---|
-| mini | one core, no Ray (but for the demo) | 10 s synthetic scenes | two minutes a row, by `sepscene reproduce` |
-| tiny | two CPU cores | 10 s synthetic scenes | minutes (the demo takes less of both) |
+| mini | one core, no Ray (except the demo) | 10 s synthetic scenes | two minutes per row with `sepscene reproduce` |
+| tiny | two CPU cores | 10 s synthetic scenes | minutes (the demo uses fewer scenes and less time) |
 | small | one GPU | a few thousand clips of your own | about an hour |
 | paper | a cluster | AudioSet's 2 M clips, set `data.root` | about 200 M rows; see `sepscene plan` |
 
-The networks are the paper's at `small` and `paper`; `tiny` scales their widths, repeats and coefficients. Rows are
-named like the paper's: `table2/mix-chan+specaug`, `table4/S2+N/simclr-cp`, `table5/d1024`. What a row must reach is in
-`tasks.paper.claims`, beside the paper's other numbers.
+At `small` and `paper` the networks are those of the paper; `tiny` and `mini` reduce their widths, repeats and
+coefficients. Rows are named as in the paper: `table2/mix-chan+specaug`, `table4/S2+N/simclr-cp`, `table5/d1024`. The
+paper's results are in `tasks.paper.claims`.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ OWN = (
     "encoder.use",
     "encoder.embedding_dim",
 )
-"""Fields in which rows differ: a change of one would make a row another one under its old name."""
+"""Fields in which rows differ. Changing one of them would turn a row into a different row with the old name."""
 
 OF_COINCIDENCE = (
     "objective.alpha",
@@ -57,13 +57,13 @@ OF_COINCIDENCE = (
     "objective.terms.coincidence.weight",
     "objective.terms.coincidence.warmup_steps",
 )
-"""Fields that only rows with coincidence prediction have."""
+"""Fields that have an effect only in rows with coincidence prediction."""
 
 
 def mini() -> Experiment:
-    """One core without Ray, two minutes a row: tiny's networks on half the frames and bands, the shipped separators.
+    """One core without Ray, two minutes per row: tiny's networks on half the frames and bands, the shipped separators.
 
-    `sepscene reproduce … --scale mini` runs it: log-mels of mixtures and channels lie ready, crops are taken from them.
+    `sepscene reproduce … --scale mini` runs it on crops of stored log-mels of mixtures and channels.
     """
     base = tiny()
     return base.changed(
@@ -96,10 +96,9 @@ def shipped_ladder() -> dict[str, str]:
 
 
 def tiny() -> Experiment:
-    """Two CPU cores, a few minutes a row: narrow networks on 10 s synthetic scenes, enough steps to learn something.
+    """Two CPU cores, a few minutes per row: narrow networks on 10 s synthetic scenes, enough steps to learn something.
 
-    Its tau of 0.1 is that of the results recorded for it; 0.2, the default elsewhere, did as well
-    (docs/log/2026-11.md).
+    tau is 0.1 because the recorded results used it; 0.2, the default elsewhere, works as well (docs/log/2026-11.md).
     """
     return Experiment(
         name="tiny",
@@ -118,7 +117,7 @@ def tiny() -> Experiment:
             epochs=40,
             global_batch=64,
             service_rows=32,
-            precision="float32",  # the same numbers on every CPU
+            precision="float32",  # the same results on every CPU
             checkpoint_every_steps=60,
             learning_rate=5e-4,
         ),
@@ -138,7 +137,7 @@ def tiny() -> Experiment:
 
 
 def small() -> Experiment:
-    """One GPU, about an hour: full networks; separators and trainer share the GPU."""
+    """One GPU, about an hour: the paper's networks; separators and trainer share the GPU."""
     return Experiment(
         name="small",
         scale="small",
@@ -159,14 +158,14 @@ def small() -> Experiment:
 
 
 def paper() -> Experiment:
-    """A cluster: AudioSet, the ladder of the paper; trainers on one kind of GPU, separators on a cheaper one."""
+    """A cluster: AudioSet and the paper's ladder; trainers on one type of GPU, separators on a cheaper one."""
     return Experiment(
         name="paper",
         scale="paper",
         data=Data(format="audioset", root="audioset", train=("unbalanced_train", "balanced_train"), test=("eval",)),
         separator=Separator(network=TDCNppConfig(), batch_mixtures=64),
         training=Training(epochs=100, global_batch=4096, service_rows=256, checkpoint_every_steps=500),
-        # With two million clips the seed of a perceptron hardly matters, and each takes hours.
+        # With two million clips, a perceptron's seed hardly matters, and training each one takes hours.
         evaluation=Evaluation(scoring=ScoringSettings(shallow_epochs=20, perceptrons=1)),
         resources=Resources(
             trainers=16,
@@ -190,51 +189,52 @@ SCALES: dict[str, Callable[[], Experiment]] = {"mini": mini, "tiny": tiny, "smal
 
 
 def table2(separation: bool, specaugment: bool, scale: Scale) -> Experiment:
-    """A row of Table 2: SimCLR alone, with or without the separated channel (S2) and SpecAugment."""
+    """A row of Table 2: only SimCLR, with or without a separated channel (S2) and SpecAugment."""
     row = ("mix-chan" if separation else "mix-mix") + ("+specaug" if specaugment else "")
     views = Views(pair="mix-chan" if separation else "mix-mix", combination=("S2",), specaugment=specaugment)
     return _row(f"table2/{row}", scale, views, coincidence=False)
 
 
 def table4(combination: tuple[str, ...], coincidence: bool, scale: Scale) -> Experiment:
-    """A cell of Table 4: a combination of processors, with SimCLR alone or with coincidence prediction as well."""
+    """A cell of Table 4: a combination of processors, with SimCLR only or also with coincidence prediction."""
     task = "simclr-cp" if coincidence else "simclr"
     return _row(f"table4/{'+'.join(combination)}/{task}", scale, Views(combination=combination), coincidence)
 
 
 def table5(dim: int, scale: Scale) -> Experiment:
-    """Table 5's own rows: the best combination with both tasks, h of size d."""
+    """The authors' rows of Table 5: the best combination with both tasks and a d-dimensional h."""
     row = _row(f"table5/d{dim}", scale, Views(combination=("S2", "F", "N")), coincidence=True)
     return row.changed({"encoder.embedding_dim": dim})
 
 
 def triplet(scale: Scale) -> Experiment:
-    """A baseline beside Table 5's first row: the triplet loss on two crops of the mixture, without separation.
+    """A baseline to compare with Table 5's first row: the triplet loss on two crops of the mixture, no separation.
 
-    The paper's number there (Jansen 2018) is another framework's: other encoder, other positives (noise, mixing,
-    shifts). Ours shares encoder, views and schedule with this framework's rows, and changes the loss and the pairs.
+    The paper's number there (Jansen 2018) is from another framework with another encoder and other positives (noise,
+    mixing, shifts). Our row differs from our other rows only in the loss and the pairs.
     """
     row = _row("table5/triplet", scale, Views(pair="mix-mix"), coincidence=False)
     return row.changed({"objective.similarity": "triplet"})
 
 
 def architectures(scale: Scale) -> Experiment:
-    """Beyond the paper: S2, N, or an untrained network of another kind, whose basis is an STFT of 32 ms windows.
+    """Beyond the paper: S2, N, or an untrained network whose basis is an STFT with 32 ms windows.
 
-    That an untrained separator is as good as a trained one asks whether what matters is that channels differ. Another
-    basis with windows twelve times as long differs from S2 and N more than they do from each other.
+    In the paper an untrained separator works as well as a trained one. So the benefit may come from channels that
+    differ. A basis with windows twelve times as long differs from S2 and N more than they differ from each other.
     """
     if scale == "mini":
-        raise SepsceneError("beyond/architectures needs a separator that scale mini does not bring: use --scale tiny")
+        raise SepsceneError("beyond/architectures needs a separator that scale mini does not have: use --scale tiny")
     network = SCALES[scale]().separator.network
-    other = {"basis": "stft", "window_samples": 512, "hop_samples": 256}
+    basis = {"basis": "stft", "window_samples": 512, "hop_samples": 256}
     plain = {key: value for key, value in network.model_dump().items() if key != "coefficients"}
-    beside = {"separator.beside": {"STFT": TDCNppConfig.model_validate({**plain, **other})}}
-    return _row("beyond/architectures", scale, Views(combination=("S2", "N", "STFT")), coincidence=True, more=beside)
+    stft = TDCNppConfig.model_validate({**plain, **basis})
+    row = _row("beyond/architectures", scale, Views(combination=("S2", "N")), coincidence=True)
+    return row.changed({"separator.beside": {"STFT": stft}, "views.combination": ["S2", "N", "STFT"]})
 
 
 def patch_transformer(scale: Scale) -> Experiment:
-    """Beyond the paper: another encoder, a transformer over patches of the log-mel, as large as the scale allows."""
+    """Beyond the paper: another encoder, a transformer on patches of the log-mel, with a size for each scale."""
     row = _row("beyond/patch-transformer", scale, Views(combination=("S2", "N")), coincidence=True)
     sizes = {"paper": PatchTransformerConfig(), "small": PatchTransformerConfig.small()}
     encoder = sizes.get(scale, PatchTransformerConfig.tiny()).model_dump()
@@ -242,26 +242,26 @@ def patch_transformer(scale: Scale) -> Experiment:
 
 
 def demo(scale: Scale = "tiny") -> Experiment:
-    """A trained or an untrained separator, both tasks, on synthetic scenes.
+    """A trained and an untrained separator with both tasks on synthetic scenes.
 
-    `make demo` runs it at mini, with the separators that come with the package. At tiny it trains its own. Both have
-    fewer scenes and steps than the rows of the tables, so that all of it ends in a few minutes.
+    `make demo` runs it at scale mini, with the separators that come with the package; at tiny it trains its own. Both
+    have fewer scenes and steps than the rows of the tables, so that the whole run takes a few minutes.
     """
     base = SCALES[scale]().changed({"name": "demo", "views.combination": ["S2", "N"]})
     if scale == "mini":
-        # Without SpecAugment, with little coincidence prediction, and with S1 instead of S2: all three lower the metric
-        # of so small a run (docs/results.md), and the demo is to show what separation is worth.
+        # Without SpecAugment, with less coincidence prediction, and with S1 instead of S2: the alternatives lower the
+        # metric of such a small run (docs/results.md), and the demo should show the benefit of separation.
         return base.changed(
             {
                 "views.combination": ["S1", "N"],
-                "views.channel": "loudest",  # a good separator's other channel is often the background alone
-                "audio.clip_seconds": 5.0,  # half the work of 10 s for all but the trainers
+                "views.channel": "loudest",  # the other channel of a good separator is often only background
+                "audio.clip_seconds": 5.0,  # half the work of 10 s, except for the trainers
                 "data.scenes_train": 320,
                 "data.scenes_test": 768,
                 "views.specaugment": False,
                 "objective.alpha": 0.2,
                 "training.epochs": 22,
-                "training.service_rows": 64,  # half as many blocks: on two cores their scheduling sets the pace
+                "training.service_rows": 64,  # half as many blocks: on two cores their scheduling is the bottleneck
             }
         )
     if scale != "tiny":
@@ -276,28 +276,28 @@ def demo(scale: Scale = "tiny") -> Experiment:
     )
 
 
-def _row(name: str, scale: Scale, views: Views, coincidence: bool, more: Mapping[str, Any] | None = None) -> Experiment:
-    """The scale's experiment with the views of a row; `more` holds other dotted fields that it changes."""
+def _row(name: str, scale: Scale, views: Views, coincidence: bool) -> Experiment:
+    """The scale's experiment with the views and the objective of a row."""
     base = SCALES[scale]()
     alpha = base.objective.alpha if coincidence else 0.0
-    return base.changed({"name": name, "table_row": name, "views": views, "objective.alpha": alpha, **(more or {})})
+    return base.changed({"name": name, "table_row": name, "views": views, "objective.alpha": alpha})
 
 
 _TO_S2 = (CurriculumPoint(at=0, weights=(0, 1)), CurriculumPoint(at=1, weights=(1, 0)))
 _TO_N = (CurriculumPoint(at=0, weights=(1, 0)), CurriculumPoint(at=1, weights=(0, 1)))
 
 BEYOND = {
-    # N three times as often as S2. Better weights are found by a sweep, see docs/sweeps.md.
+    # N three times as often as S2. A sweep can find better weights, see docs/sweeps.md.
     "beyond/weights": Views(combination=("S2", "N"), weights=(1, 3)),
-    # Up or down the ladder while the run goes on, from N alone to S2 alone or the other way.
+    # Up or down the ladder during the run, from only N to only S2 or the other way round.
     "beyond/curriculum-to-S2": Views(combination=("S2", "N"), curriculum=_TO_S2),
     "beyond/curriculum-to-N": Views(combination=("S2", "N"), curriculum=_TO_N),
-    # Both views are separated channels, different ones, of S2 or N; the mixture is not heard.
+    # Both views are separated channels of S2 or N, two different ones; the mixture is not used.
     "beyond/chan-chan": Views(combination=("S2", "N"), pair="chan-chan"),
-    # Of the two channels always the louder one.
+    # Always the louder one of the two channels.
     "beyond/loudest": Views(combination=("S2", "N"), channel="loudest"),
 }
-"""Rows beyond the paper with both tasks, which differ in their views alone."""
+"""Rows beyond the paper with both tasks that differ only in their views."""
 
 EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
     "demo": demo,
@@ -321,13 +321,13 @@ EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
 
 
 def named_experiment(name: str, scale: Scale) -> Experiment:
-    """The experiment of that name (`sepscene show` lists them) at a scale: "mini", "tiny", "small" or "paper".
+    """The experiment with a name (`sepscene show` lists them) at a scale: "mini", "tiny", "small" or "paper".
 
     Example:
         >>> experiment = sepscene.named_experiment("table4/S2+N/simclr-cp", "paper")
 
     Raises:
-        SepsceneError: when there is none; it lists those that there are.
+        SepsceneError: for an unknown name; the message lists all names.
     """
     if name not in EXPERIMENTS:
         raise SepsceneError(f"{unknown(name, EXPERIMENTS, 'experiment')}; or give a YAML file")
@@ -335,10 +335,10 @@ def named_experiment(name: str, scale: Scale) -> Experiment:
 
 
 def resolve(name: str, scale: str, changes: list[str] | None) -> Experiment:
-    """The experiment of a name or a YAML file, with the changes of the command line.
+    """The experiment with a name or from a YAML file, with the changes of the command line.
 
     Raises:
-        SepsceneError: for an unknown name, scale or field, a refused value, or a short form that changes nothing here.
+        SepsceneError: for an unknown name, scale or field, an invalid value, or a short form without effect.
     """
     if name.endswith((".yaml", ".yml")):
         experiment = load_experiment(Path(name))
@@ -350,10 +350,10 @@ def resolve(name: str, scale: str, changes: list[str] | None) -> Experiment:
 
 
 def with_changes(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
-    """The experiment with a user's changes, none of which may be without effect.
+    """The experiment with a user's changes; each of them must have an effect.
 
     Raises:
-        SepsceneError: for an unknown field, a refused value, or a short form of what no term of the objective has.
+        SepsceneError: for an unknown field, an invalid value, or a short form of a setting that no term has.
     """
     changed = experiment.changed(changes) if changes else experiment
     for field in changes:
@@ -363,10 +363,10 @@ def with_changes(experiment: Experiment, changes: Mapping[str, Any]) -> Experime
 
 
 def parse_changes(changes: list[str] | None) -> dict[str, Any]:
-    """["a.b=1"] to {"a.b": 1}; values are read as YAML.
+    """Parse options such as ["a.b=1"] into {"a.b": 1}; values are read as YAML.
 
     Raises:
-        SepsceneError: for a piece without "=".
+        SepsceneError: for an option without "=".
     """
     parsed: dict[str, Any] = {}
     for change in changes or []:

@@ -1,4 +1,4 @@
-"""Doing something every so often beside a block of code."""
+"""Calls a function at regular intervals while a block of code runs."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def again_and_again(action: Callable[[], None], seconds: float, name: str) -> Iterator[None]:
-    """Call `action` every this many seconds in a thread of that name while the block runs; never after it."""
+    """Call `action` every `seconds` in a thread called `name` while the block runs, but never after it."""
     stop = threading.Event()
 
     def repeat() -> None:

@@ -1,4 +1,7 @@
-"""Where Sepscene's own source files are, in a checkout and in an installed package alike."""
+"""Sepscene's own source files and custom code, as they are copied to clusters and into models.
+
+Works in a checkout and in an installed package.
+"""
 
 import shutil
 import sysconfig
@@ -9,11 +12,11 @@ from pathlib import Path
 FOLDERS = ("models", "augment", "tasks", "orchestration", "clusters")
 
 _COPIED = (".py", ".typed", ".yaml", ".sh", ".html", ".j2", ".css", ".js", ".json", ".svg")
-"""Only these travel to a cluster or into a model: neither runs nor secrets can."""
+"""Only files with these suffixes are copied, which excludes runs and secrets."""
 
 
 def source_folder(name: str = "") -> Path:
-    """The folder of `sepscene` itself, or of one of its parts, a name of FOLDERS."""
+    """The folder of `sepscene` itself, or of one of its parts (a name in FOLDERS)."""
     spec = find_spec(f"sepscene.{name}" if name else "sepscene")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent
@@ -29,9 +32,9 @@ def copy_source(folder: Path, parts: tuple[str, ...] = FOLDERS) -> Path:
 
 
 def code_to_send(names: Iterable[str]) -> list[Path]:
-    """What of a user's own code must travel to other machines: its top packages (folders) or modules (files).
+    """The custom code that must be sent to other machines: top-level packages (folders) and modules (files).
 
-    What is installed with the other packages is left out: it is taken to be installed there, too.
+    Installed packages are left out, because they are assumed to be installed there as well.
 
     Args:
         names: import paths, `package.module:Name`. Those that this machine cannot find are left out.
@@ -47,7 +50,7 @@ def code_to_send(names: Iterable[str]) -> list[Path]:
 
 
 def copy_custom_code(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Copy what `code_to_send` names to `folder`, from where it can be imported; returns the copies."""
+    """Copy what `code_to_send` returns into `folder`; returns the copies."""
     copies = []
     for path in code_to_send(names):
         copies.append(folder / path.name)

@@ -1,4 +1,4 @@
-"""YAML files that anybody may have written, our own, and addresses without secrets in them."""
+"""Reads YAML from untrusted sources, writes configurations as YAML, and finds secrets in addresses."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,40 +16,40 @@ SECRET_KEYS = ("password", "token", "secret", "access_key", "sig", "signature", 
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Plain values only, and no aliases: a few hundred bytes of them stand for more values than memory holds."""
+    """Loads plain values only, and no aliases: a few hundred bytes of them can expand beyond the memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias (*name): write the value out where it is used")
+            raise yaml.YAMLError("it contains an alias (*name): replace the alias by its value")
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """The plain values of a YAML file; messages say `what` it is for, e.g. "an experiment".
+    """The plain values of a YAML file; `what` describes it in messages, e.g. "an experiment".
 
     Raises:
-        SepsceneError: when it is missing, larger than 1 MiB, not text or not YAML, or has aliases.
+        SepsceneError: when the file is missing, larger than 1 MiB, not text, not YAML, or contains aliases.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise SepsceneError(f"{path} has {path.stat().st_size:,} bytes: that is not {what}'s YAML file")
+            raise SepsceneError(f"{path} has {path.stat().st_size:,} bytes, too many for the YAML file of {what}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SepsceneError(f"{path} does not exist: give the path of {what}'s YAML file") from None
+        raise SepsceneError(f"{path} does not exist: give the path of the YAML file of {what}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SepsceneError(f"{path} cannot be read as YAML: {error}") from None
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The plain values of a YAML text; messages name its `source`, a file or an argument of a command.
+    """The plain values of a YAML text; `source` is a file or command-line argument, which messages name.
 
     Raises:
-        SepsceneError: not YAML, or it has aliases.
+        SepsceneError: when the text is not YAML, or contains aliases.
     """
     if not is_utf8(text):
-        raise SepsceneError(f"{printable(source)} holds a name that is not UTF-8 text: rename the file or folder")
+        raise SepsceneError(f"{printable(source)} contains a name that is not UTF-8: rename the file or folder")
     try:
         return yaml.load(text, _PlainLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -57,12 +57,12 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def as_yaml(config: Config) -> str:
-    """A configuration as the text of a YAML file, its fields in their order."""
+    """A configuration as YAML, with its fields in their order."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def secret_in(address: str, words: Iterable[str] = SECRET_KEYS) -> str | None:
-    """What of an address is a secret, in words without the secret itself; None when nothing is."""
+    """A description of the secret in an address, without the secret itself; None if there is none."""
     if "://" not in address:
         return None
     try:
@@ -76,7 +76,7 @@ def secret_in(address: str, words: Iterable[str] = SECRET_KEYS) -> str | None:
 
 
 def texts_of(tree: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    """All texts of a tree of plain values with their dotted fields; keys are texts as well."""
+    """All strings in a tree of plain values, including keys, each as (dotted field, string)."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             below = f"{field}.{key}".strip(".")

@@ -1,8 +1,8 @@
 """Sepscene: self-supervised audio learning from automatically separated sound scenes, orchestrated on Ray.
 
-The public names are those of `__all__`: they are documented, and a release that changes one says so in CHANGELOG.md.
-Everything else may change between versions. Each name is loaded when it is first used, because most processes of a run
-need neither torch nor Ray.
+The public names are those in `__all__`. They are documented, and CHANGELOG.md lists changes to them. Everything else
+can change between versions. Each name is loaded when it is first used, because most processes of a run need neither
+torch nor Ray.
 
 Example:
     >>> import sepscene
@@ -57,7 +57,7 @@ __all__ = [
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 if not (Path(__file__).parent / "models").is_dir() and (_CHECKOUT / "models").is_dir():
-    # A checkout or an uploaded working directory: the folders lie beside this one, not in it.
+    # In a checkout or an uploaded working directory, the folders are next to this one instead of in it.
     __path__.append(str(_CHECKOUT))
 
 
@@ -69,5 +69,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion in a shell or a notebook."""
+    """The public names, for tab completion."""
     return [*__all__, "__version__"]

@@ -1,4 +1,4 @@
-"""`python -m sepscene`: the command line without the installed script."""
+"""`python -m sepscene` runs the command line without the installed script."""
 
 from sepscene.orchestration.cli.main import main
 

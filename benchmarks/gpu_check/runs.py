@@ -51,9 +51,9 @@ def plan(device: str, small: bool, out: Path) -> dict[str, Any]:
     """What calibration and plan expect of the live run, beside what it then measured."""
     settings = experiment(device, small, {"store.mode": "off"})
     expected = make_plan(settings, calibrate(settings, 2.0 if small else 10.0))
-    way = next(way for way in expected.ways if way.name == "live")
-    rows_per_second = expected.rows / way.seconds
-    found: dict[str, Any] = {"expected rows/s": rows_per_second, "expected bottleneck": way.bottleneck}
+    live = next(mode for mode in expected.modes if mode.name == "live")
+    rows_per_second = expected.rows / live.seconds
+    found: dict[str, Any] = {"expected rows/s": rows_per_second, "expected bottleneck": live.bottleneck}
     measured = out / "live.json"
     if measured.exists() and "rows/s" in (result := json.loads(measured.read_text())):
         found |= {"measured rows/s": result["rows/s"], "expected / measured": rows_per_second / result["rows/s"]}

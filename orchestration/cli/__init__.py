@@ -1,1 +1,1 @@
-"""The command `sepscene`: arguments in, one clear message out."""
+"""The command-line interface `sepscene`."""

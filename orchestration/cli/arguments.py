@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and what they mean."""
+"""Arguments and options that several commands share."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 
-def mounted(storage: Any) -> Any:
-    """A folder in which runs can live, as it was given.
+def check_storage(storage: Any) -> Any:
+    """The storage folder, unchanged.
 
     Raises:
         SepsceneError: for the address of a bucket.
@@ -18,18 +18,19 @@ def mounted(storage: Any) -> Any:
         from sepscene.models.config import SepsceneError
 
         raise SepsceneError(
-            f"runs cannot live at {found[1]}://...: a run renames and appends, which buckets cannot. Give a folder "
-            "that every node mounts at the same path (NFS, EFS, Filestore, Lustre; docs/clusters.md). Clips and the "
-            "SeparatedStore may stay in the bucket: --set data.root=..., --set store.uri=..."
+            f"runs cannot be stored at {found[1]}://...: a run renames files and appends to them, which buckets do not "
+            "support. Give a folder that every node mounts at the same path (NFS, EFS, Filestore, Lustre; "
+            "docs/clusters.md). Clips and the SeparatedStore may stay in the bucket: --set data.root=..., "
+            "--set store.uri=..."
         )
     return storage
 
 
 def check_runs(*runs: Path) -> None:
-    """Folders of runs must be there; `models:/NAME` is looked for later.
+    """Check that the folders of runs exist; addresses such as `models:/NAME` are checked later.
 
     Raises:
-        SepsceneError: for one that is not, with the nearest name beside it.
+        SepsceneError: for a folder that does not exist; it suggests the most similar name next to it.
     """
     for run in runs:
         if ":" not in str(run) and not run.exists():
@@ -41,8 +42,8 @@ def check_runs(*runs: Path) -> None:
             raise SepsceneError(f"{run}: there is no such run{f' (did you mean {run.parent / near}?)' if near else ''}")
 
 
-def trusted(asked: bool) -> bool:
-    """Note `--trust-code` before anything is looked up."""
+def accept_trust(asked: bool) -> bool:
+    """Apply `--trust-code` before any custom code is imported."""
     if asked:
         from sepscene.models.names import accept_code
 
@@ -54,36 +55,41 @@ ExperimentName = Annotated[
     str,
     typer.Argument(
         metavar="EXPERIMENT",
-        help="A name such as `table4/S2+N/simclr-cp` (see `sepscene show`), or a YAML file.",
+        help="A name such as `table4/S2+N/simclr-cp` (`sepscene show` lists them), or a YAML file.",
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. `runs/demo`.")]
 Storage = Annotated[
-    Path, typer.Option(help="Folder in which runs are kept; on a cluster a shared one.", callback=mounted)
+    Path, typer.Option(help="Folder for runs; on a cluster, a folder that all nodes share.", callback=check_storage)
 ]
-RunId = Annotated[str | None, typer.Option(help="Name of the run's folder; chosen from the experiment when absent.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of that id where it stopped.")]
+RunId = Annotated[str | None, typer.Option(help="Name of the run's folder; by default derived from the experiment.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run with this id from where it stopped.")]
 Scale = Annotated[
     str,
     typer.Option(
-        help="`mini` (one core; `reproduce`, demo), `tiny` (two CPU cores), `small` (one GPU) or `paper` (a cluster)."
+        help="Scale of a named experiment: `mini` (one CPU core; for `demo` and `reproduce`), `tiny` (two CPU cores), "
+        "`small` (one GPU) or `paper` (a cluster)."
     ),
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a field: `--set objective.temperature=0.1`. Repeat as needed."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change a field, e.g. `--set objective.temperature=0.1`. Can be repeated.",
+    ),
 ]
-Address = Annotated[str | None, typer.Option(help="Ray cluster; absent means RAY_ADDRESS, else this machine.")]
-Dashboard = Annotated[
-    bool, typer.Option("--dashboard", help="Start Ray's dashboard with a Ray of this machine, and say where it is.")
+Address = Annotated[
+    str | None, typer.Option(help="Address of a Ray cluster. Default: RAY_ADDRESS if set, otherwise this machine.")
 ]
+Dashboard = Annotated[bool, typer.Option("--dashboard", help="Start the dashboard of a local Ray and print its URL.")]
 TrustCode = Annotated[
     bool,
     typer.Option(
         "--trust-code",
-        callback=trusted,
+        callback=accept_trust,
         is_eager=True,
-        help="Import the encoders, losses, … of your own or of others that this command names, now and later.",
+        help="Trust the custom code (encoders, losses, …) that this command names, now and in later commands.",
     ),
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages.")]

@@ -1,4 +1,4 @@
-"""The commands `sepscene cluster check`, `submit` and `stop`: arguments in, one clear message out."""
+"""The commands `cluster check`, `cluster template`, `submit` and `stop`."""
 
 import sys
 from pathlib import Path
@@ -11,14 +11,12 @@ from sepscene.orchestration.cli.arguments import Changes, Scale
 from sepscene.orchestration.terminal import Terminal
 
 console = Terminal()
-cluster_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Clusters: what fits, before it costs anything."
-)
+cluster_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check and write descriptions of clusters.")
 
 JobServer = Annotated[
     str,
     typer.Option(
-        help="Ray's job server: `http://127.0.0.1:8265`, the near end of a tunnel.",
+        help="Address of Ray's job server, usually the local end of a tunnel.",
         envvar="RAY_API_SERVER_ADDRESS",
     ),
 ]
@@ -26,12 +24,17 @@ JobServer = Annotated[
 
 @cluster_app.command("check")
 def check(
-    file: Annotated[Path, typer.Argument(help="E.g. `clusters/aws.yaml`, `clusters/rayjob.yaml`, `mine.pools.yaml`.")],
-    experiment: Annotated[str, typer.Option(help="A name (see `sepscene show`) or a YAML file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="The description, e.g. `clusters/aws.yaml`, `clusters/rayjob.yaml` or `mine.pools.yaml`."),
+    ],
+    experiment: Annotated[str, typer.Option(help="A name (`sepscene show` lists them) or a YAML file.")],
     scale: Scale = "paper",
     change: Changes = None,
 ) -> None:
-    """Say whether an experiment fits a cluster's description, what would wait, and how many trials it takes.
+    """Check whether an experiment fits a cluster.
+
+    Reads the cluster's description and starts nothing. Shows what would wait for resources, and how many trials fit.
 
     Example: `sepscene cluster check clusters/aws.yaml --experiment table4/S2+N/simclr-cp`
     """
@@ -39,36 +42,47 @@ def check(
     from sepscene.orchestration.runtime.cluster_check import check_cluster
 
     resolved = resolve(experiment, scale, change)
+    found = check_cluster(file, resolved)
     console.print(Text("fits", "green"), f"{resolved.name} ({resolved.scale}) on {file}", highlight=False)
-    for line in check_cluster(file, resolved).lines():
+    for line in found.lines():
         console.print(f"  {line}", highlight=False)
 
 
 @cluster_app.command("template")
 def template(
     name: Annotated[str, typer.Argument(help="`aws`, `gcp`, `onprem`, `raycluster`, `rayjob`, `skypilot` or `slurm`.")],
-    out: Annotated[Path, typer.Option(help="File to write; a list of pools may be written beside it.")],
-    trainers: Annotated[int | None, typer.Option(min=1, help="Nodes that train, at most.")] = None,
-    separators: Annotated[int | None, typer.Option(min=1, help="Nodes that separate, at most.")] = None,
-    trainer_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of a trainer's node (Slurm).")] = None,
-    trainer_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of a trainer's node (Slurm).")] = None,
-    separator_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of a separator's node (Slurm).")] = None,
-    separator_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of a separator's node (Slurm).")] = None,
+    out: Annotated[Path, typer.Option(help="File to write. Some templates also write a list of pools next to it.")],
+    trainers: Annotated[int | None, typer.Option(min=1, help="Maximum number of training nodes.")] = None,
+    separators: Annotated[int | None, typer.Option(min=1, help="Maximum number of separation nodes.")] = None,
+    trainer_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs per training node (Slurm only).")] = None,
+    trainer_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs per training node (Slurm only).")] = None,
+    separator_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs per separation node (Slurm only).")] = None,
+    separator_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs per separation node (Slurm only).")] = None,
     fill: Annotated[
-        list[str] | None, typer.Option(help="`YOUR-BUCKET=clips`: replace what is in CAPITALS. Repeat as needed.")
+        list[str] | None,
+        typer.Option(
+            metavar="PLACEHOLDER=VALUE",
+            help="Replace a placeholder in CAPITALS, e.g. `YOUR-BUCKET=clips`. Can be repeated.",
+        ),
     ] = None,
 ) -> None:
-    """Write a template for a cluster with your sizes and names filled in.
+    """Write a cluster template with your sizes and names.
 
     Example: `sepscene cluster template slurm --out mine.sh --trainers 1 --separators 4 --trainer-gpus 4`
     """
     from sepscene.clusters.templates import Sizes, write_template
+    from sepscene.models.config import SepsceneError
 
     sizes = {
         "trainers": Sizes(trainers, trainer_cpus, trainer_gpus),
         "separators": Sizes(separators, separator_cpus, separator_gpus),
     }
-    values = dict(text.partition("=")[::2] for text in fill or [])
+    values: dict[str, str] = {}
+    for text in fill or []:
+        placeholder, equals, value = text.partition("=")
+        if not equals:
+            raise SepsceneError(f"--fill {text!r} must look like PLACEHOLDER=VALUE, e.g. --fill YOUR-BUCKET=clips")
+        values[placeholder] = value
     for path in write_template(name, out, sizes, values):
         console.print(str(path), soft_wrap=True)
 
@@ -78,19 +92,20 @@ def submit(
         list[str],
         typer.Argument(
             metavar="COMMAND [ARGUMENT…]",
-            help="`pretrain`, `sweep`, `reproduce`, `separator train` or `embed` with its arguments.",
+            help="`pretrain`, `sweep`, `reproduce`, `separator train` or `embed`, with its arguments.",
         ),
     ],
     address: JobServer = "http://127.0.0.1:8265",
     cluster: Annotated[
         Path | None, typer.Option(help="Description of an autoscaling cluster, e.g. `clusters/aws.yaml`.")
     ] = None,
-    follow: Annotated[bool, typer.Option(help="Show the log, and send the run again when the cluster fails.")] = True,
+    follow: Annotated[bool, typer.Option(help="Show the log, and resubmit the job when the cluster fails.")] = True,
 ) -> None:
-    """Run a command on a Ray cluster as a job; submitted again with the same run id it continues.
+    """Run a command as a job on a Ray cluster.
 
-    The scale is `paper` and the storage /mnt/sepscene/runs unless the command says otherwise. YAML files that it names
-    travel with it. The cluster's token is taken from RAY_AUTH_TOKEN or ~/.ray/auth_token.
+    Submitted again with the same run id, the run continues. The default scale is `paper`, the default storage
+    /mnt/sepscene/runs. YAML files in the command are sent to the cluster. The cluster's token is read from
+    RAY_AUTH_TOKEN or ~/.ray/auth_token.
 
     Examples:
 
@@ -108,23 +123,28 @@ def submit(
     try:
         end = jobs.run_to_end(address, submission, sys.stdout.write)
     except KeyboardInterrupt:
-        stop_it = f"sepscene stop {submission.run_id} --address {address}"
-        console.print(f"\nthe run goes on; end it with: {stop_it}")
+        stop_command = f"sepscene stop {submission.run_id} --address {address}"
+        console.print(f"\nthe run continues on the cluster; stop it with: {stop_command}")
         raise typer.Exit(130) from None
     console.print(f"run {submission.run_id} {end.value}")
     raise typer.Exit(0 if end is jobs.Ending.SUCCEEDED else 1)
 
 
 def stop(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Name of the run, as given to `submit`.")],
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="The run's id, as given to `submit`.")],
     address: JobServer = "http://127.0.0.1:8265",
 ) -> None:
-    """Stop a run's job; `submit` with the same run id continues it from its last checkpoint.
+    """Stop the job of a run.
+
+    `sepscene submit` with the same run id continues the run from its last checkpoint.
 
     Example: `sepscene stop first`
     """
     from sepscene.orchestration.runtime import jobs
 
     client = jobs.connect(address)
-    for job in jobs.active_jobs(client, run_id):
+    active = jobs.active_jobs(client, run_id)
+    if not active:
+        console.print(f"no active job of run {run_id} at {address}", highlight=False)
+    for job in active:
         console.print(f"{job} {jobs.stop(client, job).value}")

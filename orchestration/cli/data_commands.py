@@ -1,4 +1,4 @@
-"""The commands about data: `data audit`, `store ls | verify | gc`, `separator prefill`, `plan`."""
+"""The commands for data: `data audit`, `store ls | verify | gc`, `separator prefill`, `plan`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from sepscene.tasks.datasets.readers import Manifest
 
 console = Terminal()
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a data set before it is used.")
-store_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the SeparatedStore.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect a data set before using it.")
+store_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect and clean the SeparatedStore.")
 
 CALIBRATION_CLIPS = 16
-"""Clips of the data set whose decoding a plan measures, at most."""
+"""Maximum number of clips that a plan decodes to measure the time."""
 
 StoreUri = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URI of a store, e.g. `runs/store`.")]
 
@@ -27,13 +27,21 @@ StoreUri = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URI of
 @data_app.command("audit")
 def audit_command(
     root: Annotated[str, typer.Argument(help="Folder or URI of the data set.")],
-    format: Annotated[str, typer.Option(help="`directory`, `table`, `esc50`, `audioset`, `fsd50k`, `shards`, …")],
-    threads: Annotated[int, typer.Option(min=1)] = 4,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="`directory`, `table`, `esc50`, `urbansound8k`, `audioset`, `fsd50k`, `shards`, `parquet`, `folder`, "
+            "`huggingface`, `clips` or `scenes`; docs/data.md describes them."
+        ),
+    ],
+    threads: Annotated[int, typer.Option(min=1, help="Number of threads for decoding.")] = 4,
     storage: Storage = Path("runs"),
 ) -> None:
-    """Decode every clip and report what is missing, corrupt or double, durations and label counts (exit code 3).
+    """Decode every clip and report problems.
 
-    The report is kept in the storage and logged to MLflow; runs of the same data there carry its hash.
+    Reports missing, corrupt and duplicate clips, durations and label counts. The exit code is 3 if clips are missing or
+    corrupt, or if a file name is not UTF-8. The report is saved in the storage folder and logged to MLflow; runs on the
+    same data in this storage record its hash.
 
     Example: `sepscene data audit esc10 --format esc50`
     """
@@ -50,14 +58,14 @@ def audit_command(
         found = audit(manifest, threads, lambda done: progress.update(task, completed=done))
     print(found.text())
     kept = keep_audit(found, manifest, format, root, storage, default_tracking_uri(storage))
-    console.print(f"kept in {kept}", soft_wrap=True)
+    console.print(f"saved in {kept}", soft_wrap=True)
     if found.missing or found.corrupt or found.unnamed:
         raise typer.Exit(3)
 
 
 @store_app.command("ls")
 def store_ls(store: StoreUri) -> None:
-    """Show what a store holds, by separator and settings.
+    """List the contents of a store by separator and settings.
 
     Example: `sepscene store ls runs/store`
     """
@@ -79,7 +87,9 @@ def store_ls(store: StoreUri) -> None:
 
 @store_app.command("verify")
 def store_verify(store: StoreUri) -> None:
-    """Read a whole store and check every checksum; exit code 3 when anything is damaged.
+    """Read a whole store and verify every checksum.
+
+    The exit code is 3 if anything is damaged.
 
     Example: `sepscene store verify runs/store`
     """
@@ -96,16 +106,19 @@ def store_verify(store: StoreUri) -> None:
         console.print(Text("damaged", "red"), f"{entry.shard}: {where}")
     if not found.whole:
         console.print(
-            "damaged clips are separated again when they are needed; `sepscene store gc` removes whole shards"
+            "damaged clips are separated again when they are needed; `sepscene store gc` removes unreadable shards"
         )
         raise typer.Exit(3)
 
 
 @store_app.command("gc")
 def store_gc(
-    store: StoreUri, max_gib: Annotated[float | None, typer.Option(min=0, help="Shrink to this size.")] = None
+    store: StoreUri,
+    max_gib: Annotated[float | None, typer.Option(min=0, help="Maximum size of the store in GiB.")] = None,
 ) -> None:
-    """Remove damaged and left-over files, and the oldest shards beyond a size.
+    """Remove damaged and leftover files from a store.
+
+    With --max-gib, also removes the oldest shards until the store is small enough.
 
     Example: `sepscene store gc runs/store --max-gib 200`
     """
@@ -113,8 +126,8 @@ def store_gc(
 
     removed = collect_store(store, None if max_gib is None else int(max_gib * 2**30))
     console.print(
-        f"removed {removed.damaged_shards} damaged and {removed.old_shards} old shards, {removed.leftovers} left over: "
-        f"{removed.bytes_freed / 2**20:.1f} MiB freed, {removed.bytes_left / 2**20:.1f} MiB left"
+        f"removed {removed.damaged_shards} damaged and {removed.old_shards} old shards, {removed.leftovers} leftover "
+        f"files: {removed.bytes_freed / 2**20:.1f} MiB freed, {removed.bytes_left / 2**20:.1f} MiB left"
     )
 
 
@@ -122,15 +135,16 @@ def prefill(
     experiment: ExperimentName,
     scale: Scale = "tiny",
     storage: Storage = Path("runs"),
-    run_id: Annotated[str | None, typer.Option(help="Take data and ladder of this run.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="Use the data and the separators of this run.")] = None,
     change: Changes = None,
     address: Address = None,
     verbose: Verbose = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Separate every clip with every processor into the SeparatedStore, before any training.
+    """Fill the SeparatedStore with every clip before training.
 
-    Exit code 3 when some are missing in the end.
+    Separates every clip with every processor of the experiment. The exit code is 3 if separated clips are missing at
+    the end.
 
     Example: `sepscene separator prefill demo --run-id demo`
     """
@@ -143,7 +157,9 @@ def prefill(
 
     resolved = resolve(experiment, scale, change)
     if not resolved.views.separates:
-        raise SepsceneError("views.pair mix-mix separates nothing: there is nothing to fill a store with")
+        raise SepsceneError(
+            "views.pair mix-mix separates nothing, so there is nothing to store; use another views.pair"
+        )
     folder = folder_in(storage, run_id or f"prefill-{resolved.digest()}", "the run id")
     with prepared_session(resolved, address, verbose):
         with Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True) as run:
@@ -151,8 +167,8 @@ def prefill(
             filled = run.prefill(train, run.ladder(train))
         parts = [f"{filled.present} of {filled.wanted} separated clips are in {run.store_uri()}"]
         if not filled.counts:
-            parts = [f"{run.store_uri()} was filled before: it holds every clip that can be used, by all processors"]
-        parts += [f"{filled.unusable} are of clips that can't be used"] if filled.unusable else []
+            parts = [f"{run.store_uri()} is already complete: it has every usable clip, separated by all processors"]
+        parts += [f"{filled.unusable} are of unusable clips"] if filled.unusable else []
         parts += [f"{filled.missing} are missing"] if filled.missing else []
         console.print("; ".join(parts), soft_wrap=True)
     if filled.missing:
@@ -163,14 +179,17 @@ def plan(
     experiment: ExperimentName,
     scale: Scale = "tiny",
     change: Changes = None,
-    seconds: Annotated[float, typer.Option(min=1, help="Length of the calibration on this machine.")] = 10.0,
-    clips: Annotated[int | None, typer.Option(min=1, help="Clips of the data set, when it is not at hand.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds that the calibration may take.")] = 10.0,
+    clips: Annotated[
+        int | None, typer.Option(min=1, help="Number of training clips, if the data set is not on this machine.")
+    ] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Say before a run what it costs: rows, hours of audio, operations, bytes, time and GPU-hours.
+    """Estimate the cost of a run before it starts.
 
-    Measures this machine for ten seconds; the numbers are for machines like it. A data set at `data.root` is looked at:
-    its training clips are counted, and the first few decoded.
+    Shows rows, hours of audio, operations, bytes, time and GPU-hours. The times are measured on this machine for about
+    ten seconds, so they hold for similar machines. If there is a data set at `data.root`, its training clips are
+    counted and the first few are decoded.
 
     Example: `sepscene plan table4/S2+N/simclr-cp --scale paper --clips 2000000`
     """
@@ -192,7 +211,11 @@ def plan(
 
 
 def _training_clips(experiment: "Experiment", needed: bool) -> "Manifest | None":
-    """The training clips of a data set that is at hand; None where there is none, unless it is `needed`."""
+    """The training clips of a data set that is on this machine, otherwise None.
+
+    Raises:
+        SepsceneError: when the data set cannot be read and is `needed`.
+    """
     from sepscene.models.config import SepsceneError
     from sepscene.tasks.datasets.readers import read_manifest
 
@@ -204,11 +227,11 @@ def _training_clips(experiment: "Experiment", needed: bool) -> "Manifest | None"
     except SepsceneError as error:
         if not needed:
             return None
-        raise SepsceneError(f"{error}; or say how many clips the data set has: --clips N") from error
+        raise SepsceneError(f"{error}; or give the number of clips with --clips N") from error
 
 
 def _readable(manifest: "Manifest", audio: "AudioFormat") -> tuple[list[str], list[float], int]:
-    """URIs and offsets of those of the first clips that can be read, and how many cannot."""
+    """URIs and offsets of the readable clips among the first ones, and the number of the unreadable."""
     from sepscene.augment.audio import ClipError, read_clip
 
     uris = list[str]()

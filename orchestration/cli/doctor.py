@@ -1,4 +1,4 @@
-"""The command `doctor`: is this machine ready? Each check says what it found and what to do about a fault."""
+"""The command `doctor`: checks whether this machine is ready. Each check returns what it found or raises an error."""
 
 import os
 import shutil
@@ -16,11 +16,14 @@ from sepscene.orchestration.terminal import Terminal
 console = Terminal()
 
 NEEDED_FREE_BYTES = 3 * 2**30
-"""The demo writes 2.2 GiB: its scenes, the store of separated sound, checkpoints and pages."""
+"""The demo writes 2.2 GiB: scenes, the store of separated clips, checkpoints and reports."""
 
 
 def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
-    """Check this machine: versions (torch and torchaudio above all), CPUs and GPUs, the store, write access.
+    """Check whether this machine is ready.
+
+    Checks the versions of the main packages, CPUs and GPUs, write access and the SeparatedStore. The exit code is 1 if
+    a check fails.
 
     Example: `sepscene doctor --storage runs`
     """
@@ -38,14 +41,18 @@ def doctor(storage: Storage = Path("runs"), address: Address = None) -> None:
     for name, check in checks.items():
         try:
             console.print(Text("ok  ", "green"), f"{name}: {check()}")
-        except Exception as error:  # a doctor reports whatever is wrong
+        except Exception as error:  # any error is a failed check
             faults += 1
             console.print(Text("fail", "red"), f"{name}: {str(error) or type(error).__name__}")
     raise typer.Exit(1 if faults else 0)
 
 
 def _installed(name: str) -> str:
-    """The version of a package."""
+    """The version of a package.
+
+    Raises:
+        RuntimeError: when it is not installed.
+    """
     try:
         return version(name)
     except PackageNotFoundError:
@@ -58,10 +65,10 @@ def _torch() -> str:
     number = tuple(int(part) for part in torch_version.split("+")[0].split(".")[:2])
     if not (2, 11) <= number < (2, 15) or not torchaudio_version.startswith("2.11.0"):
         raise RuntimeError(
-            f"torch {torch_version} with torchaudio {torchaudio_version}: needed are torch >= 2.11, < 2.15 and "
+            f"torch {torch_version} with torchaudio {torchaudio_version}: Sepscene needs torch >= 2.11, < 2.15 and "
             "torchaudio 2.11.0; run `make setup`"
         )
-    import torchaudio  # noqa: F401  # its binary part fails here when built for another torch
+    import torchaudio  # noqa: F401  # fails here if its binaries were built for another version of torch
 
     return f"torch {torch_version}, torchaudio {torchaudio_version}"
 
@@ -69,7 +76,7 @@ def _torch() -> str:
 def _ray() -> str:
     found = _installed("ray")
     if not found.startswith("2.60."):
-        raise RuntimeError(f"ray {found}: 2.60 is needed; run `make setup`")
+        raise RuntimeError(f"ray {found}: Sepscene needs ray 2.60; run `make setup`")
     import ray.data
     import ray.job_submission
     import ray.train
@@ -96,8 +103,8 @@ def _mlflow() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri:
         uri = checked_uri(uri)
-        MlflowStore(uri, "sepscene").experiment_id()  # refuses what would refuse a run
-    return f"mlflow {mlflow.__version__}, " + (f"server {uri} answers" if uri else "SQLite in the storage folder")
+        MlflowStore(uri, "sepscene").experiment_id()  # raises what a run would raise
+    return f"mlflow {mlflow.__version__}, " + (f"server {uri} is reachable" if uri else "SQLite in the storage folder")
 
 
 def _soundfile() -> str:
@@ -106,7 +113,7 @@ def _soundfile() -> str:
     missing = {"WAV", "FLAC", "OGG", "MP3"} - set(soundfile.available_formats())
     if missing:
         raise RuntimeError(
-            f"libsndfile {soundfile.__libsndfile_version__} reads no {', '.join(missing)}; update soundfile"
+            f"libsndfile {soundfile.__libsndfile_version__} cannot read {', '.join(missing)}; update soundfile"
         )
     return f"libsndfile {soundfile.__libsndfile_version__}: WAV, FLAC, OGG, MP3"
 
@@ -128,19 +135,19 @@ def _devices(address: str | None) -> str:
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     cpus = os.cpu_count() or 1
     if cpus < 2:
-        raise RuntimeError(f"{cpus} CPU: the smallest runs need 2")
+        raise RuntimeError(f"{cpus} CPU: even the smallest runs need 2")
     return f"{cpus} CPUs, {', '.join(gpus) or 'no GPU: everything runs on the CPU'}"
 
 
 def _job_server(address: str) -> str:
-    """Whether jobs can be submitted there, with `sepscene submit` and with Ray's own command."""
+    """Check that `sepscene submit` can reach the job server; mentions what Ray's own commands need."""
     from sepscene.orchestration.runtime.jobs import connect
 
     jobs = len(connect(address).list_jobs())
-    says = f"the job server at {address} answers and takes this token; {jobs} jobs so far"
+    result = f"the job server at {address} is reachable and accepts this token; {jobs} jobs so far"
     if os.environ.get("RAY_AUTH_MODE") != "token":
-        says += "; for Ray's own commands (`ray job submit`): export RAY_AUTH_MODE=token"
-    return says
+        result += "; before using Ray's own commands (`ray job submit`): export RAY_AUTH_MODE=token"
+    return result
 
 
 def _writable(storage: Path) -> str:
@@ -149,8 +156,8 @@ def _writable(storage: Path) -> str:
         free = shutil.disk_usage(storage).free
     if free < NEEDED_FREE_BYTES:
         raise RuntimeError(
-            f"{storage} has {free / 2**30:.1f} GiB free, the demo needs {NEEDED_FREE_BYTES >> 30}; free "
-            "some, or name another folder with --storage"
+            f"{storage} has {free / 2**30:.1f} GiB free, but the demo needs {NEEDED_FREE_BYTES >> 30}; free some "
+            "space, or choose another folder with --storage"
         )
     return f"{storage} is writable, {free / 2**30:.0f} GiB free"
 
@@ -161,6 +168,6 @@ def _store(storage: Path) -> str:
 
     folder = store_of(storage)
     if not folder.exists():
-        return "none yet; the first run makes it"
+        return "none yet; the first run creates it"
     with SeparatedStore(str(folder.resolve())) as store:
         return f"{len(store)} separated clips in {folder}"

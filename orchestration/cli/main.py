@@ -1,4 +1,4 @@
-"""The command `sepscene`: arguments in, one clear message out. What the commands do lives in the other modules."""
+"""The command `sepscene`: its subcommands, and errors as one message. Longer commands are in the other modules."""
 
 import io
 import json
@@ -34,31 +34,31 @@ from sepscene.orchestration.cli.result_commands import compare, evaluate, replay
 from sepscene.orchestration.cli.sweep_commands import reproduce_command, sweep_command
 from sepscene.orchestration.terminal import PlainFormatter, Terminal
 
-HELP = """Learn sound representations from automatically separated sound scenes, on one laptop or a Ray cluster.
+HELP = """Learn sound representations from automatically separated sound scenes, on a laptop or a Ray cluster.
 
 First steps:
 
 \b
-  sepscene doctor                         is this machine ready?
-  sepscene demo                           the whole job in a few minutes on two CPU cores
-  sepscene data audit FOLDER --format …   what a data set holds, before it is used
-  sepscene show                           the named experiments
-  sepscene plan NAME --scale paper        what an experiment costs
-  sepscene pretrain NAME                  run it; --resume continues it
+  sepscene doctor                         check whether this machine is ready
+  sepscene demo                           run everything in a few minutes on two CPU cores
+  sepscene data audit FOLDER --format …   check a data set before using it
+  sepscene show                           list the named experiments
+  sepscene plan NAME --scale paper        estimate what an experiment costs
+  sepscene pretrain NAME                  run an experiment; --resume continues it
   sepscene embed runs/demo FILES --out embeddings.parquet
 
-Every command has an example: `sepscene COMMAND --help`.
+`sepscene COMMAND --help` explains a command and shows an example.
 """
 
 console = Terminal()
 app = typer.Typer(
     no_args_is_help=True,
-    rich_markup_mode=None,  # plain text: as quick as Python starts, and the same on any terminal
+    rich_markup_mode=None,  # plain text: does not import rich, and looks the same on every terminal
     pretty_exceptions_enable=False,
     help=HELP,
 )
 separator_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Train a separator's ladder, or bring one you have."
+    no_args_is_help=True, rich_markup_mode=None, help="Train or import separators, and fill the store."
 )
 
 
@@ -77,18 +77,18 @@ def _every_command(
     pass
 
 
-@app.command()
 def demo(
     storage: Storage = Path("runs"),
-    run_id: RunId = "demo",
+    run_id: Annotated[str, typer.Option(help="Name of the run's folder.")] = "demo",
     resume: Resume = False,
     change: Changes = None,
     dashboard: Dashboard = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run the whole job in a few minutes on two CPU cores: scenes, separation, pre-training, evaluation, report.
+    """Run the demo in a few minutes on two CPU cores.
 
-    The separators come with the package; `sepscene pretrain demo` trains its own.
+    Generates synthetic scenes, separates them, pre-trains an encoder, evaluates it and writes a report. The separators
+    come with the package; `sepscene pretrain demo` trains its own.
 
     Example: `sepscene demo --storage runs`
     """
@@ -105,7 +105,6 @@ def demo(
     )
 
 
-@app.command("pretrain")
 def pretrain_command(
     experiment: ExperimentName,
     scale: Scale = "tiny",
@@ -116,10 +115,12 @@ def pretrain_command(
     address: Address = None,
     dashboard: Dashboard = False,
     verbose: Verbose = False,
-    evaluate: Annotated[bool, typer.Option(help="Evaluate the encoder and write the report at the end.")] = True,
+    evaluate: Annotated[bool, typer.Option(help="Evaluate the encoder and write a report at the end.")] = True,
     trust_code: TrustCode = False,
 ) -> None:
-    """Pre-train an encoder on separated views; trains the separator first unless checkpoints are given.
+    """Pre-train an encoder on separated views.
+
+    Trains the separator first, unless `separator.checkpoints` names trained ones.
 
     Examples:
 
@@ -154,7 +155,9 @@ def separator_train(
     address: Address = None,
     verbose: Verbose = False,
 ) -> None:
-    """Train a TDCN++ by MixIT on unlabelled clips and keep its ladder of checkpoints.
+    """Train a TDCN++ separator with MixIT on unlabelled clips.
+
+    Saves the checkpoints of the ladder, and prints the command that uses them.
 
     Example: `sepscene separator train demo --set 'separator.ladder.steps={N: 0, S: 200}'`
     """
@@ -169,17 +172,14 @@ def separator_train(
     console.print(f"use it        {words}", highlight=False, soft_wrap=True)
 
 
-app.command()(evaluate)
-app.command()(report)
-
-
-@app.command()
 def show(
-    experiment: Annotated[str | None, typer.Argument(help="A name or a YAML file; none lists all.")] = None,
+    experiment: Annotated[
+        str | None, typer.Argument(help="A name or a YAML file; without it, all names are listed.")
+    ] = None,
     scale: Scale = "tiny",
     change: Changes = None,
 ) -> None:
-    """List the named experiments, or print one's whole configuration as YAML.
+    """List the named experiments, or print one of them as YAML.
 
     Example: `sepscene show table4/S2+N/simclr-cp --scale paper > mine.yaml`
     """
@@ -193,14 +193,15 @@ def show(
     print(as_yaml(resolve(experiment, scale, change)), end="")
 
 
-@app.command()
 def scenes(
-    directory: Annotated[Path, typer.Argument(help="Where to write.")],
-    count: Annotated[int, typer.Option(min=1, help="Scenes to write.")] = 100,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    directory: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random generator.")] = 0,
     split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
 ) -> None:
-    """Generate labelled synthetic sound scenes: 10 s, 16 kHz WAV, and a manifest.
+    """Generate labelled synthetic sound scenes.
+
+    Writes WAV files of 10 s at 16 kHz, and a manifest.
 
     Example: `sepscene scenes data/scenes --count 200 --split test --seed 1`
     """
@@ -214,38 +215,45 @@ def scenes(
     console.print(str(manifest))
 
 
-separator_app.command("import")(import_separator_command)
-separator_app.command("prefill")(prefill)
+# `sepscene --help` lists the commands in this order.
 app.command()(doctor)
-app.add_typer(separator_app, name="separator")
-app.add_typer(encoder_app, name="encoder")
-app.add_typer(data_app, name="data")
-app.add_typer(store_app, name="store")
-app.add_typer(cluster_app, name="cluster")
-app.command("replay")(replay_command)
+app.command()(demo)
+app.command()(show)
+app.command()(plan)
+app.command("pretrain")(pretrain_command)
+app.command()(evaluate)
+app.command()(report)
+app.command()(compare)
+app.command("embed")(embed_command)
 app.command("sweep")(sweep_command)
 app.command("reproduce")(reproduce_command)
-app.command("embed")(embed_command)
-app.command("submit", context_settings={"ignore_unknown_options": True})(submit)
-app.command()(plan)
-app.command()(stop)
-app.command()(compare)
 app.command()(ui)
 app.command()(sync)
+app.command("replay")(replay_command)
+app.command("submit", context_settings={"ignore_unknown_options": True})(submit)
+app.command()(stop)
+app.command()(scenes)
+separator_app.command("import")(import_separator_command)
+separator_app.command("prefill")(prefill)
+app.add_typer(data_app, name="data")
+app.add_typer(separator_app, name="separator")
+app.add_typer(encoder_app, name="encoder")
+app.add_typer(store_app, name="store")
+app.add_typer(cluster_app, name="cluster")
 
 
-def _take_names_as_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale has another encoding: names of files are UTF-8."""
+def _restart_in_utf8_mode() -> None:
+    """Restart in Python's UTF-8 mode if the locale has another encoding, because file names are UTF-8."""
     if sys.getfilesystemencoding().lower() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, sys.orig_argv)
 
 
 def main() -> None:
-    """Run the command line. An error that the user can fix is one message and exit code 2."""
-    _take_names_as_utf8()
+    """Run the command line. An error that the user can fix is printed as one message; the exit code is then 2."""
+    _restart_in_utf8_mode()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a command
+    for stream in (sys.stdout, sys.stderr):  # characters missing in the terminal's encoding must not raise an error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING)
@@ -254,8 +262,8 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        said = in_words(error)
-        if said is None:
+        message = in_words(error)
+        if message is None:
             raise
-        Terminal(stderr=True).print(Text("error:", "bold red"), said, highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(Text("error:", "bold red"), message, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""The commands that bring networks in and take them out: `separator import`, `encoder import | export`, `embed`."""
+"""The commands for networks: `separator import`, `encoder import | export`, `embed`."""
 
 import sys
 from pathlib import Path
@@ -10,33 +10,35 @@ from sepscene.orchestration.cli.arguments import TrustCode
 from sepscene.orchestration.terminal import Terminal
 
 console = Terminal()
-encoder_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Bring an encoder, or take one away.")
-
-Device = Annotated[str, typer.Option(help="`auto` takes a GPU where there is one; `cpu`, `cuda`, `cuda:1`.")]
+encoder_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Import or export an encoder.")
 
 
 def import_separator_command(
-    prefix: Annotated[str, typer.Argument(help="`…/model.ckpt-1234` (TensorFlow), or a .pt, .pt2, .safetensors file.")],
-    sample_rate: Annotated[int, typer.Option(min=1, help="Hz at which it works; no format says it.")],
+    prefix: Annotated[
+        str, typer.Argument(help="`…/model.ckpt-1234` (TensorFlow), or a .pt, .pt2 or .safetensors file.")
+    ],
+    sample_rate: Annotated[
+        int, typer.Option(min=1, help="Sample rate of the network in Hz; the files do not contain it.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    blocks: Annotated[int | None, typer.Option(help="Dilated blocks a repeat of a TDCN++ (8 when absent).")] = None,
-    window_samples: Annotated[int | None, typer.Option(help="STFT window (32 ms when absent).")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Dilated blocks per repeat of a TDCN++. Default: 8.")] = None,
+    window_samples: Annotated[int | None, typer.Option(help="Samples of the STFT window. Default: 32 ms.")] = None,
     hop_samples: Annotated[
-        int | None, typer.Option(help="Hop; 1.25 ms of a learned basis, 8 ms of an STFT when absent.")
+        int | None, typer.Option(help="Samples of the hop. Default: 1.25 ms for a learned basis, 8 ms for an STFT.")
     ] = None,
     consistency: Annotated[
-        str | None, typer.Option(help="`magsq` or `uniform`, of a TDCN++ without mix_weights.")
+        str | None, typer.Option(help="`magsq` or `uniform`, for a TDCN++ without mix_weights.")
     ] = None,
-    mask_activation: Annotated[str | None, typer.Option(help="`sigmoid` or `relu`, of a Conv-TasNet.")] = None,
+    mask_activation: Annotated[str | None, typer.Option(help="`sigmoid` or `relu`, for a Conv-TasNet.")] = None,
     trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="A TorchScript file: run it, though it can read and write your files.")
+        bool, typer.Option("--trust-code", help="Run a TorchScript file, which can read and write your files.")
     ] = False,
 ) -> None:
-    """Turn somebody's separator into one of ours, so that it can serve as a processor.
+    """Import a separator as a processor.
 
     Reads TensorFlow checkpoints of the MixIT TDCN++ (without TensorFlow), state dicts of torchaudio's ConvTasNet, and
     any TorchScript or torch.export program that maps (B, T) to (B, S, T). Nothing is unpickled. A torch.export program
-    (.pt2) may only compute. TorchScript can do with files what you can: it needs --trust-code, once for each file.
+    (.pt2) can only compute. A TorchScript program can access all your files, so each file needs --trust-code once.
 
     Example: `sepscene separator import yfcc/model.ckpt-3223090 --sample-rate 16000 --out separators/yfcc`
     """
@@ -61,7 +63,7 @@ def import_separator_command(
     digest = import_separator(prefix, sample_rate, out, hints, trust_code)
     console.print(f"{out}  {digest[:12]}")
     _print_assumptions(out)
-    console.print(f"use it: --set separator.checkpoints='{{S2: {out}}}'")
+    console.print(f"use it with: --set separator.checkpoints='{{S2: {out}}}'")
 
 
 @encoder_app.command("import")
@@ -72,7 +74,9 @@ def import_encoder_command(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the bundle to write.")],
 ) -> None:
-    """Turn PANNs' CNN14 into an encoder bundle: a baseline, or a starting point; h is its 2048-d `embedding`.
+    """Convert PANNs' CNN14 into an encoder bundle.
+
+    The bundle serves as a baseline or as initial weights. h is the 2048-dimensional `embedding` of the network.
 
     Example: `sepscene encoder import Cnn14_16k_mAP=0.438.pth --front-end panns_16k --out encoders/panns`
     """
@@ -84,7 +88,7 @@ def import_encoder_command(
 
 
 def _print_assumptions(out: Path) -> None:
-    """Print what the imported file left open and had to be assumed."""
+    """Print the assumptions about what the imported file does not specify."""
     from sepscene.models.card import read_card
 
     for assumed in read_card(out).metadata["assumed"]:
@@ -97,7 +101,10 @@ def export_encoder_command(
     file: Annotated[Path, typer.Argument(help="The .pth file to write.")],
     trust_code: TrustCode = False,
 ) -> None:
-    """Write an encoder's weights under PANNs' names, with the front-end's buffers, for other people's code.
+    """Write an encoder's weights in the format of PANNs.
+
+    The names are those of PANNs, and the front-end's buffers are included, so that code written for PANNs can load
+    the file.
 
     Example: `sepscene encoder export runs/demo/encoder cnn14.pth`
     """
@@ -111,18 +118,26 @@ def export_encoder_command(
 def embed_command(
     encoder: Annotated[str, typer.Argument(help="Folder of an encoder bundle or of a run, or an MLflow URI.")],
     inputs: Annotated[
-        list[str], typer.Argument(help="Files, folders, manifests (.csv, .parquet), FORMAT:FOLDER; `-` reads a list.")
+        list[str],
+        typer.Argument(
+            help="Files, folders, manifests (.csv, .parquet) or FORMAT:FOLDER; `-` reads names from standard input."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="`NAME.parquet`, or `NAME.npy` with `NAME.names.json` beside it.")],
-    device: Device = "auto",
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Half precision on a GPU.")] = False,
-    readers: Annotated[int, typer.Option(min=1, help="Files decoded ahead.")] = 2,
-    actors: Annotated[int, typer.Option(min=0, help="Spread over this many Ray actors; 0 stays here.")] = 0,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of one actor.")] = 0.0,
-    address: Annotated[str | None, typer.Option(help="Ray cluster, with `--actors`.")] = None,
+    out: Annotated[Path, typer.Option(help="`NAME.parquet`, or `NAME.npy` (also writes `NAME.names.json`).")],
+    device: Annotated[
+        str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, or `auto`, which uses a GPU if there is one.")
+    ] = "auto",
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16 on a GPU.")] = False,
+    readers: Annotated[int, typer.Option(min=1, help="Number of files that are decoded in advance.")] = 2,
+    actors: Annotated[int, typer.Option(min=0, help="Ray actors that share the work; 0 uses this process only.")] = 0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs per actor.")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster, with `--actors`.")] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Turn sound files into embeddings; goes on where it stopped; bad files are listed at the end (exit code 3).
+    """Compute embeddings of sound files.
+
+    An interrupted command continues where it stopped when it is run again. Files that cannot be read are listed at the
+    end; the exit code is then 3.
 
     Example: `sepscene embed runs/demo recordings/ --out embeddings.parquet`
     """
@@ -139,9 +154,9 @@ def embed_command(
         gpus=gpus,
         address=address,
     )
-    console.print(f"{report.out}: {report.written} new, {report.skipped} there already")
+    console.print(f"{report.out}: {report.written} new, {report.skipped} already present")
     for entry in report.left_out:
-        console.print(f"left out: {entry}", soft_wrap=True)
+        console.print(f"skipped: {entry}", soft_wrap=True)
     for uri, cause in report.bad.items():
         print(f"{uri}: {cause}", file=sys.stderr)
     if report.bad:

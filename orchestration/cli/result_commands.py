@@ -1,4 +1,4 @@
-"""The commands about results: `evaluate`, `report`, `compare`, `ui`, `sync`, `replay`."""
+"""The commands for results: `evaluate`, `report`, `compare`, `ui`, `sync`, `replay`."""
 
 import sys
 from collections import Counter
@@ -14,19 +14,28 @@ console = Terminal()
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run; with --task also an encoder bundle.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a run; with --task, also of an encoder bundle.")
+    ],
     task: Annotated[
         list[str] | None,
-        typer.Option(help="FORMAT:FOLDER, e.g. `esc50:ESC-50-master` or `hear:FOLDER`. Repeat as needed."),
+        typer.Option(
+            metavar="FORMAT:FOLDER", help="A benchmark, e.g. `esc50:ESC-50-master` or `hear:FOLDER`. Can be repeated."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="With --task: folder of results, one file each.")] = Path("task-results"),
-    name: Annotated[str | None, typer.Option(help="With --task: the encoder's name in tables.")] = None,
+    out: Annotated[Path, typer.Option(help="With --task: folder for the results, one file per task.")] = Path(
+        "task-results"
+    ),
+    name: Annotated[str | None, typer.Option(help="With --task: name of the encoder in tables.")] = None,
     device: Annotated[str, typer.Option(help="With --task: `cpu` or `cuda`.")] = "cpu",
     address: Address = None,
     verbose: Verbose = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Evaluate a run's encoder beside its baselines and write its report; with --task on tasks that people compare on.
+    """Evaluate the encoder of a run.
+
+    Compares the encoder with the run's baselines and writes the run's report. With --task, evaluates the encoder on
+    public benchmarks instead; `sepscene compare --tasks` shows their table.
 
     Examples:
 
@@ -54,9 +63,10 @@ def evaluate(
 
 
 def _evaluate_on_tasks(run: Path, tasks: list[str], out: Path, name: str | None, device: str) -> None:
-    """Evaluate one encoder on some tasks, keep each result as a file in `out`, and print the table of all of them.
+    """Evaluate an encoder on tasks, save one result file per task in `out`, and print the table of all files there.
 
-    Ends the command with code 3 when sounds had to be left out.
+    Raises:
+        typer.Exit: code 3, when sounds could not be used.
     """
     from rich.progress import Progress
 
@@ -72,10 +82,13 @@ def _evaluate_on_tasks(run: Path, tasks: list[str], out: Path, name: str | None,
 
     encoder = load_encoder(encoder_of(run)).to(usable_device(device))
     digest = encoder_digest(encoder)
-    read = [read_task(task) for task in tasks]  # a mistake in the last one is found before the first is embedded
+    read = [read_task(task) for task in tasks]  # finds a mistake in the last one before the first is embedded
     twice = [name for name, count in Counter(task.name for task in read).items() if count > 1]
     if twice:
-        raise SepsceneError(f"two tasks are called {twice[0]}, after their folders: give them another --out each")
+        raise SepsceneError(
+            f"two tasks are called {twice[0]}, because their folders have the same name: evaluate them separately, "
+            "each with its own --out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     left_out: dict[str, str] = {}
     with Progress(console=console, transient=True) as progress:
@@ -89,13 +102,17 @@ def _evaluate_on_tasks(run: Path, tasks: list[str], out: Path, name: str | None,
             left_out |= result.left_out
     console.print(terminal_table(read_results(out)))
     for uri, cause in left_out.items():
-        print(f"left out: {uri}: {cause}", file=sys.stderr)
+        print(f"skipped: {uri}: {cause}", file=sys.stderr)
     if left_out:
         raise typer.Exit(3)
 
 
-def report(run: RunArgument) -> None:
-    """Write the report of a run, a sweep or a reproduction again: report.html (one file, works offline) and report.md.
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, sweep or reproduction.")],
+) -> None:
+    """Write the report of a run, sweep or reproduction again.
+
+    Writes report.html, a single file that works offline, and report.md.
 
     Example: `sepscene report runs/demo`
     """
@@ -108,33 +125,44 @@ def report(run: RunArgument) -> None:
 
 def compare(
     a: Annotated[
-        list[Path] | None, typer.Argument(metavar="A B", help="Two runs; or with --seeds two groups of equal size.")
+        list[Path] | None, typer.Argument(metavar="A B", help="Two runs; with --seeds, two groups of equal size.")
     ] = None,
     encoder_a: Annotated[
-        str | None, typer.Option(help="Which encoder of A, e.g. `mix-mix`; its own when absent.")
+        str | None, typer.Option(help="Encoder of run A, e.g. `mix-mix`. Default: the encoder that the run trained.")
     ] = None,
-    encoder_b: Annotated[str | None, typer.Option(help="Which encoder of B.")] = None,
+    encoder_b: Annotated[str | None, typer.Option(help="Encoder of run B.")] = None,
     seeds: Annotated[
-        bool, typer.Option("--seeds", help="The first half of the runs against the second, paired by seed.")
+        bool, typer.Option("--seeds", help="Compare the first half of the runs with the second, paired by seed.")
     ] = False,
     tasks: Annotated[
-        Path | None, typer.Option(help="Instead of runs: the folder of results of `sepscene evaluate --task`.")
+        Path | None, typer.Option(help="Instead of runs: the folder of results from `sepscene evaluate --task`.")
     ] = None,
-    csv: Annotated[Path | None, typer.Option(help="With --tasks: write the table as CSV, too.")] = None,
-    latex: Annotated[Path | None, typer.Option(help="With --tasks: write the table as LaTeX, too.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="With --tasks: also write the table to this CSV file.")] = None,
+    latex: Annotated[Path | None, typer.Option(help="With --tasks: also write the table to this LaTeX file.")] = None,
 ) -> None:
-    """Test whether run B differs from run A on the clips on which both were evaluated.
+    """Test whether two runs differ.
 
-    Examples: `sepscene compare runs/one runs/two`; a run with its baseline:
-    `sepscene compare runs/demo runs/demo --encoder-a mix-mix`; encoders over tasks:
-    `sepscene compare --tasks task-results --latex table.tex`
+    Uses the clips on which both runs were evaluated. With --tasks, prints the table of benchmark results instead.
+
+    Examples:
+
+    `sepscene compare runs/one runs/two` compares two runs.
+
+    `sepscene compare runs/demo runs/demo --encoder-a mix-mix` compares a run with its baseline.
+
+    `sepscene compare --tasks task-results --latex table.tex` compares encoders on benchmarks.
     """
     if tasks is not None:
         _compare_on_tasks(tasks, csv, latex)
         return
+    from sepscene.models.config import SepsceneError
+
+    if csv is not None or latex is not None:
+        raise SepsceneError("--csv and --latex need --tasks: the comparison of runs is printed only")
+    if seeds and (encoder_a or encoder_b):
+        raise SepsceneError("--seeds compares the encoders that the runs trained: omit --encoder-a and --encoder-b")
     a = a or []
     check_runs(*a)
-    from sepscene.models.config import SepsceneError
     from sepscene.orchestration.evaluation.compare import compare_runs, compare_seeds, render
 
     if seeds and len(a) >= 4 and len(a) % 2 == 0:
@@ -142,12 +170,14 @@ def compare(
     elif not seeds and len(a) == 2:
         comparison = compare_runs(a[0], a[1], encoder_a, encoder_b)
     else:
-        raise SepsceneError("compare takes two runs; with --seeds the runs of A, then as many of B, two or more each")
+        raise SepsceneError(
+            "compare takes two runs; with --seeds, two or more runs of A followed by the same number of runs of B"
+        )
     print(render(comparison))
 
 
 def _compare_on_tasks(folder: Path, csv_file: Path | None, latex_file: Path | None) -> None:
-    """Print the table of all results in a folder, and write it as CSV and LaTeX where asked."""
+    """Print the table of all results in a folder, and write it as CSV and LaTeX if requested."""
     from sepscene.orchestration.evaluation.downstream import read_results
     from sepscene.orchestration.records.files import write_whole
     from sepscene.orchestration.reports.task_table import csv_table, latex_table, terminal_table
@@ -161,10 +191,12 @@ def _compare_on_tasks(folder: Path, csv_file: Path | None, latex_file: Path | No
 
 
 def ui(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or the folder that holds runs.")] = Path("runs"),
-    port: Annotated[int, typer.Option(min=1024, max=65535)] = 5000,
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or a folder of runs.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=1024, max=65535, help="Port of the UI on this machine.")] = 5000,
 ) -> None:
-    """Open the MLflow UI on the store of a run or a folder of runs, on this machine only, at our training runs.
+    """Open the MLflow UI for a run or a folder of runs.
+
+    The UI is reachable from this machine only, and opens on the training runs.
 
     Example: `sepscene ui runs/demo`
     """
@@ -174,10 +206,11 @@ def ui(
     serve(folder, port, console)
 
 
-def sync(run: RunArgument) -> None:
-    """Send to MLflow what it misses of a run or a sweep: all of it, when MLflow has lost the run.
+def sync(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or sweep.")]) -> None:
+    """Upload the missing data of a run or sweep to MLflow.
 
-    It goes to MLFLOW_TRACKING_URI, or to the mlflow.db beside the run; never to an address that the folder names.
+    The target is MLFLOW_TRACKING_URI or, if unset, the mlflow.db next to the run. Addresses in the run's folder are
+    never used.
 
     Example: `sepscene sync runs/demo`
     """
@@ -187,19 +220,20 @@ def sync(run: RunArgument) -> None:
     check_runs(run)
     uri = tracking_uri_of(run)
     send(run, uri)
-    console.print(f"MLflow at {uri} has everything", soft_wrap=True)
+    console.print(f"MLflow at {uri} is up to date", soft_wrap=True)
 
 
 def replay_command(
     run: RunArgument,
     row: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="A row; repeat it. Absent: those of the last skipped step."),
+        typer.Option(min=0, help="A row; must be repeated. Default: the rows of the last skipped step."),
     ] = None,
 ) -> None:
-    """Compute the views and the loss of some rows again, in one process, with the newest weights.
+    """Recompute the views and the loss of some rows.
 
-    A run that stopped for too many steps with a NaN or infinite loss has kept their rows: they are the default.
+    Runs in one process, with the newest weights. A run that stopped because of too many NaN or infinite losses has
+    saved the rows of those steps; by default, the rows of the last one are used.
 
     Example: `sepscene replay runs/demo --row 17 --row 42`
     """
@@ -214,11 +248,11 @@ def replay_command(
     check_runs(run)
     row = row or last_bad_rows(run.resolve())
     if len(row) < 2:
-        raise SepsceneError("a contrastive loss needs at least two rows: give --row twice")
+        raise SepsceneError("a contrastive loss needs at least two rows: give --row at least twice")
     opened = Run(
         run.resolve(), load_experiment(RunFolder(run).experiment), Tracker(tracking_uri_of(run), "", run), console
     )
     found, loss = replay(run.resolve(), opened.manifests[0], row)
-    for one in found:
-        console.print(one, highlight=False)
+    for replayed in found:
+        console.print(replayed, highlight=False)
     console.print(f"loss of these rows: {loss:.6f}")

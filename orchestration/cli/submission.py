@@ -1,4 +1,4 @@
-"""From a command that would run here to a job that runs on a cluster: its files staged, its arguments resolved."""
+"""Converts a `sepscene` command into a job for a cluster: resolves its arguments and collects its files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,23 +23,22 @@ if TYPE_CHECKING:
 
 COMMANDS = ("pretrain", "sweep", "reproduce", "separator train", "embed")
 CLUSTER_STORAGE = Path("/mnt/sepscene/runs")
-"""Where runs live on a cluster when nothing else is said; every template mounts it."""
+"""Default folder for runs on a cluster; every template mounts it."""
 
 
 def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
     """The job for `sepscene WORDS`.
 
-    An experiment is resolved here, so that mistakes are found before anything travels, and sent as a YAML file; so are
-    a sweep's and an experiment's own YAML files. Other paths must mean something on the cluster. The scale is `paper`
-    and the storage CLUSTER_STORAGE unless the words say otherwise.
+    Experiments and sweeps are resolved here, so that mistakes are found before anything is sent, and sent as YAML
+    files. All other paths must exist on the cluster. The default scale is `paper`, the default storage CLUSTER_STORAGE.
 
     Args:
         words: the command and its arguments, e.g. ["pretrain", "mine.yaml", "--run-id", "first"].
-        cluster: description of an autoscaling cluster, e.g. clusters/aws.yaml: what it may still start counts as being
-            there when placement is checked. Its list of pools travels with the source, and no more.
+        cluster: description of an autoscaling cluster, e.g. clusters/aws.yaml. When placement is checked, nodes that it
+            can still start count as available. Only its list of pools is sent to the cluster.
 
     Raises:
-        SepsceneError: for another command, an experiment that is refused, or one that doesn't fit `cluster`.
+        SepsceneError: for any other command, an invalid experiment, or one that does not fit `cluster`.
     """
     name, context = _parsed(words)
     given = context.params
@@ -71,8 +70,8 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
         run_id = given["reproduction_id"] = given["reproduction_id"] or dated("-".join(given["tables"]))
     else:
         run_id = dated(f"embed-{Path(given['out']).stem}")
-    for own in code:
-        require_trust(own, "class or function")
+    for import_path in code:
+        require_trust(import_path, "class or function")
     trusted = {CODE.variable: ",".join(code)} if code else {}
     if cluster:
         files["cluster.pools.yaml"] = write_pools(read_pools(cluster))
@@ -90,7 +89,7 @@ def _parsed(words: list[str]) -> tuple[str, typer.Context]:
     """The command's name and its parsed arguments.
 
     Raises:
-        SepsceneError: when it is none of COMMANDS.
+        SepsceneError: when the name is not in COMMANDS.
     """
     from sepscene.orchestration.cli.main import app
 
@@ -98,7 +97,7 @@ def _parsed(words: list[str]) -> tuple[str, typer.Context]:
     name = " ".join(words[:size])
     if name not in COMMANDS:
         hint = f", e.g. `sepscene submit pretrain {name}`" if "/" in name or name.endswith((".yaml", ".yml")) else ""
-        raise SepsceneError(f"submit what? {unknown(name, COMMANDS, 'command')}{hint}")
+        raise SepsceneError(f"cannot submit {name!r}: {unknown(name, COMMANDS, 'command')}{hint}")
     command: Any = typer.main.get_command(app)
     for word in name.split():
         command = command.commands[word]
@@ -107,7 +106,7 @@ def _parsed(words: list[str]) -> tuple[str, typer.Context]:
 
 
 def _stage_sweep(given: dict[str, Any], sweep: "SweepConfig") -> dict[str, str]:
-    """The YAML files that a sweep names, under the names that they have on the cluster."""
+    """The YAML files of a sweep, by their names on the cluster; `given` is changed to name them."""
     files: dict[str, str] = {}
     if sweep.experiment.endswith((".yaml", ".yml")):
         files["experiment.yaml"] = as_yaml(resolve(sweep.experiment, sweep.scale, None))
@@ -130,7 +129,7 @@ def _code_of_sweep(sweep: "SweepConfig") -> tuple[str, ...]:
 
 
 def _as_words(context: typer.Context) -> list[str]:
-    """Parsed arguments as words again: arguments first, then the options that are not as they are by default."""
+    """Parsed arguments as words again: arguments first, then the options that differ from their defaults."""
     words: list[str] = []
     options: list[str] = []
     for parameter in context.command.params:

@@ -1,4 +1,4 @@
-"""The commands that make many runs: `sweep` and `reproduce`."""
+"""The commands that start many runs: `sweep` and `reproduce`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,38 +22,51 @@ def sweep_command(
         str,
         typer.Argument(
             metavar="EXPERIMENT|SWEEP.yaml",
-            help="A name such as `table4/S2+N/simclr-cp`, an experiment's YAML file, or a whole sweep as YAML.",
+            help="A name such as `table4/S2+N/simclr-cp`, the YAML file of an experiment, or the YAML file of a sweep.",
         ),
     ],
-    more: Annotated[list[str] | None, typer.Argument(metavar="[FIELD=VALUES…]", help="Further fields.")] = None,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="FIELD=VALUES", help="Further fields with values, as for --over.")
+    ] = None,
     over: Annotated[
         list[str] | None,
         typer.Option(
-            help="`combination=S2,N,S2+N`, `'temperature=loguniform(0.05,0.5)'`, `alpha=0,1`, any dotted field."
+            metavar="FIELD=VALUES",
+            help="A field with its values: `combination=S2,N,S2+N`, `'temperature=loguniform(0.05,0.5)'`, `alpha=0,1`, "
+            "or any dotted field.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs per setting.")] = 1,
     search: Annotated[str, typer.Option(help="`grid`, `random` or `optuna`.")] = "grid",
     scheduler: Annotated[
         str, typer.Option(help="`none`, or `asha`, which stops trials with a low validation kNN mAP.")
     ] = "none",
-    trials: Annotated[int | None, typer.Option(min=1, help="So many settings; needed by all but a grid.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Stop after this wall time; go on with `--resume`.")] = None,
-    gpu_hours: Annotated[float | None, typer.Option(help="Stop after this many GPU-hours of all trials.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Number of settings; required unless the search is a grid.")
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Stop after this wall-clock time; `--resume` continues the sweep.")
+    ] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(help="Stop when all trials together have used this many GPU-hours.")
+    ] = None,
     scale: Scale = "tiny",
     storage: Storage = Path("runs"),
     sweep_id: Id = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest sweep of these arguments.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the newest sweep that had the same arguments.")
+    ] = False,
     change: Changes = None,
     address: Address = None,
     dashboard: Dashboard = False,
     verbose: Verbose = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Run an experiment over combinations, temperatures, task weights or any fields, and rank the settings.
+    """Run an experiment with many settings and rank them.
 
-    All trials share the data, the separator's ladder and the SeparatedStore. A sweep that was stopped goes on with
-    `--resume` or `--id`: what is finished is not repeated, what is not continues from its checkpoint.
+    Varies combinations, temperatures, task weights or any other field. All trials share the data, the separators and
+    the SeparatedStore. A stopped sweep continues with `--resume` or `--id`: finished trials are not repeated, the
+    others continue from their checkpoints.
 
     Examples:
 
@@ -66,30 +79,30 @@ def sweep_command(
     """
     from sepscene.orchestration.api import run_sweep
 
-    config = sweep_of(context.params)  # what to sweep and how, by name, as `submit` passes it
+    config = sweep_of(context.params)  # takes all arguments by name, because `submit` passes them so
     folder, results = run_sweep(config, storage, sweep_id, resume, address, verbose, console, dashboard=dashboard)
     _report(folder, [trial.name for trial in results.trials if trial.status == "failed"])
 
 
 def _from_file(
-    path: Path, texts: list[str], change: list[str] | None, ways: dict[str, Any], budget: dict[str, Any]
+    path: Path, texts: list[str], change: list[str] | None, options: dict[str, Any], budget: dict[str, Any]
 ) -> "SweepConfig":
-    """The sweep of a file. Only what it may spend can be said anew on the command line."""
+    """The sweep of a file. Only its budget can be changed on the command line."""
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.sweeps.config import load_sweep, make_sweep
 
-    usual = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
-    said = [f"--{name}" for name, value in ways.items() if value != usual[name]]
-    said += ["--over"] * bool(texts) + ["--set"] * bool(change)
-    if said:
-        raise SepsceneError(f"{path} is a whole sweep: put {', '.join(said)} into the file")
+    defaults = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
+    given = [f"--{name}" for name, value in options.items() if value != defaults[name]]
+    given += ["--over"] * bool(texts) + ["--set"] * bool(change)
+    if given:
+        raise SepsceneError(f"{path} describes a whole sweep: put {', '.join(given)} into the file")
     config = load_sweep(path)
-    spends = config.budget.model_dump() | {name: value for name, value in budget.items() if value is not None}
-    return make_sweep(**{**config.model_dump(), "budget": spends})
+    changed_budget = config.budget.model_dump() | {name: value for name, value in budget.items() if value is not None}
+    return make_sweep(**{**config.model_dump(), "budget": changed_budget})
 
 
 def sweep_of(given: dict[str, Any]) -> "SweepConfig":
-    """The sweep of parsed arguments, by their names."""
+    """The sweep that parsed arguments (name -> value) describe."""
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.presets import parse_changes
     from sepscene.orchestration.sweeps.config import make_sweep
@@ -98,54 +111,74 @@ def sweep_of(given: dict[str, Any]) -> "SweepConfig":
     experiment = given["experiment"]
     texts = [*(given["over"] or []), *(given["more"] or [])]
     budget = {name: given[name] for name in ("trials", "hours", "gpu_hours")}
-    ways = {name: given[name] for name in ("scale", "search", "scheduler", "seeds")}
+    options = {name: given[name] for name in ("scale", "search", "scheduler", "seeds")}
     if is_sweep(experiment):
-        return _from_file(Path(experiment), texts, given["change"], ways, budget)
+        return _from_file(Path(experiment), texts, given["change"], options, budget)
     if not texts:
-        raise SepsceneError("nothing to sweep over: give e.g. --over temperature=0.1,0.2, or a sweep's YAML file")
+        raise SepsceneError(
+            "there is nothing to sweep over: give e.g. --over temperature=0.1,0.2, or the YAML file of a sweep"
+        )
     changes = parse_changes(given["change"])
-    return make_sweep(experiment=experiment, changes=changes, over=split_fields(texts), budget=budget, **ways)
+    return make_sweep(experiment=experiment, changes=changes, over=split_fields(texts), budget=budget, **options)
 
 
 def is_sweep(name: str) -> bool:
-    """Whether a YAML file holds a sweep, and not an experiment."""
+    """Whether `name` is a YAML file that contains a sweep instead of an experiment.
+
+    Raises:
+        SepsceneError: when the file is missing or cannot be read.
+    """
     from sepscene.orchestration.yaml_files import read_yaml
 
-    if not name.endswith((".yaml", ".yml")) or not Path(name).exists():
+    if not name.endswith((".yaml", ".yml")):
         return False
-    tree = read_yaml(Path(name), "an experiment")
+    tree = read_yaml(Path(name), "an experiment or a sweep")
     return isinstance(tree, dict) and "over" in tree
 
 
 def reproduce_command(
     tables: Annotated[
-        list[str], typer.Argument(help="`table2`, `table4`, `table5`; `beyond` for rows that the paper does not have.")
+        list[str], typer.Argument(help="`table2`, `table4`, `table5`, or `beyond` for rows that are not in the paper.")
     ],
     row: Annotated[
-        list[str] | None, typer.Option(help="Only this row, e.g. `table4/S2+N/simclr`. Repeat as needed.")
+        list[str] | None,
+        typer.Option(metavar="ROW", help="Run only this row, e.g. `table4/S2+N/simclr`. Can be repeated."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs per row.")] = 3,
     data: Annotated[
-        str | None, typer.Option(help="`FORMAT:ROOT`, e.g. `esc50:esc10`; synthetic scenes when absent.")
+        str | None,
+        typer.Option(metavar="FORMAT:FOLDER", help="A data set, e.g. `esc50:esc10`. Default: synthetic scenes."),
     ] = None,
     scale: Scale = "tiny",
     storage: Storage = Path("runs"),
     reproduction_id: Id = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest one of these tables.")] = False,
-    hours: Annotated[float | None, typer.Option(help="Scale mini: start no trial after so long.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the newest reproduction of the same tables.")
+    ] = False,
+    hours: Annotated[
+        float | None, typer.Option(help="With --scale mini: start no further trials after this many hours.")
+    ] = None,
     change: Changes = None,
     address: Address = None,
     dashboard: Dashboard = False,
     verbose: Verbose = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Run the rows of the paper's tables, put ours beside them, and decide the paper's six claims.
+    """Reproduce rows of the paper's tables.
 
-    Public data sets (esc50, audioset, fsd50k) come with their usual splits; `--set data.train=…` goes before.
+    Runs the rows, shows our results next to the paper's, and tests the paper's six claims. For public data sets
+    (esc50, audioset, fsd50k) the usual splits are used, unless `--set data.train=…` gives others.
 
-    Examples: `sepscene reproduce table2 --scale tiny --seeds 3`; `sepscene reproduce table2 --data esc50:esc10`;
-    `sepscene reproduce table2 table4 --scale mini --seeds 16 --id study`, which needs one core and no Ray. Given again
-    it goes on where it was cut; given twice at the same time, two processes share the trials.
+    Scale mini needs one core and no Ray. An interrupted command continues when it is run again with the same --id;
+    two processes with the same --id share the trials.
+
+    Examples:
+
+    `sepscene reproduce table2 --scale tiny --seeds 3`
+
+    `sepscene reproduce table2 --data esc50:esc10`
+
+    `sepscene reproduce table2 table4 --scale mini --seeds 16 --id study`
     """
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.dataset_presets import check_splits, data_changes
@@ -155,17 +188,19 @@ def reproduce_command(
     from sepscene.orchestration.runtime.concurrency import most_demanding
     from sepscene.orchestration.sweeps.reproduction_plan import planned_rows, row_experiments
 
+    if hours is not None and scale != "mini":
+        raise SepsceneError("--hours needs --scale mini; at other scales, stop the command and continue it with --id")
     changes = parse_changes(change)
     if data is not None:
         kind, colon, root = data.partition(":")
         if not colon:
-            raise SepsceneError(f"--data {data!r} must look like FORMAT:ROOT, e.g. esc50:esc10")
+            raise SepsceneError(f"--data {data!r} must look like FORMAT:FOLDER, e.g. esc50:esc10")
         changes = data_changes(kind, root, changes)
     name = f"{'-'.join(tables)}-{scale}"
     newest = max((path.name for path in storage.glob(f"{name}-*")), default=None) if resume else None
     reproduction_id = reproduction_id or newest or dated(name)
     folder = folder_in(storage, reproduction_id, "the reproduction id")
-    # Refuses bad rows, changes and data before anything starts.
+    # Raises an error for bad rows, changes or data before anything starts.
     rows = row_experiments(planned_rows(tables, row), scale, changes)
     if scale == "mini":
         from sepscene.orchestration.mini.study import run_study
@@ -186,13 +221,19 @@ def reproduce_command(
 
 
 def _report(folder: Path, failed: list[str]) -> None:
-    """Where the results are, and what to do next; ends the command with code 3 when trials have failed."""
+    """Print where the results are and what to do next.
+
+    Raises:
+        typer.Exit: code 3, when trials have failed.
+    """
     from sepscene.orchestration.records.sweep_folder import SweepFolder
 
     console.print(f"report        {SweepFolder(folder).report_html}", soft_wrap=True)
     console.print(f"each run      {SweepFolder(folder).trials}", soft_wrap=True)
     console.print(f"MLflow UI     sepscene ui {folder}", soft_wrap=True)
     if failed:
-        text = f"failed        {len(failed)}, e.g. {failed[0]}; the report says why, the same --id tries again"
+        text = (
+            f"failed        {len(failed)}, e.g. {failed[0]}; the report gives the reasons, the same --id retries them"
+        )
         console.print(text, soft_wrap=True, highlight=False)
         raise typer.Exit(3)

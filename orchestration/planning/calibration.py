@@ -1,7 +1,7 @@
-"""Ten seconds of the real thing on the present hardware: how long one row takes in each stage.
+"""Measures on this machine, in about ten seconds, how long one row takes in each stage of a run.
 
-Everything is measured in this process with the modules that a run uses; what Ray adds is not in it (see
-benchmarks/pipeline.py). Weights are random where there are none yet: they do not change the time.
+All stages run in this process, with the modules that a run uses. Ray's overhead is not included (see
+benchmarks/pipeline.py). Networks that are not trained yet get random weights, which take the same time.
 """
 
 import os
@@ -35,7 +35,7 @@ from sepscene.orchestration.training.pretrainer import Pretrainer
 from sepscene.orchestration.training.stream import reads_mixture, service_settings
 
 _SCENES = 4
-_SHARES = {"reading": 0.1, "separation": 0.4, "training": 0.4}  # of the seconds; starting takes the rest
+_SHARES = {"reading": 0.1, "separation": 0.4, "training": 0.4}  # of `seconds`; the rest is for starting
 _ROUNDS = 3
 
 
@@ -44,12 +44,12 @@ def calibrate(
 ) -> Calibration:
     """Measure decoding, the store, separation and training for about `seconds`.
 
-    Separation and training use a GPU where the experiment asks for one and this machine has it. They run on
-    as large a block or batch as the time allows, up to the experiment's own.
+    Separation and training use a GPU if the experiment requests one and this machine has one. Their block or batch is
+    as large as the time allows, but not larger than in the experiment.
 
     Args:
-        clips: URIs of some clips of the data set; none measures with synthetic scenes.
-        offsets: where each of them begins in its recording, in seconds; none is at the start.
+        clips: URIs of some clips of the data set; empty: synthetic scenes.
+        offsets: start of each clip in its recording, in seconds; empty: all at 0.
 
     Raises:
         SepsceneError: when a clip cannot be decoded, or a checkpoint does not fit the experiment.
@@ -67,7 +67,7 @@ def calibrate(
             block = reader(columns)
             for uri, fault in zip(block["uri"], block["fault"], strict=True):
                 if fault:
-                    raise SepsceneError(f"cannot calibrate with {uri}: {fault}; give clips that can be read")
+                    raise SepsceneError(f"cannot calibrate with {uri}: {fault}; use readable clips")
             decode, _ = _per_row(lambda n: reader(_first(columns, n)), len(block["row"]), reading)
             put = _put(first, store, block, processors[0].sources)
             stored, _ = _per_row(lambda n: reader(_first(columns, n)), len(block["row"]), reading)
@@ -95,19 +95,19 @@ def _scenes(experiment: Experiment, folder: Path) -> list[str]:
 
 
 def _settings(experiment: Experiment, processor: Processor, folder: Path) -> ServiceSettings:
-    """One processor alone. Mix-mix is measured as if it separated."""
+    """The service with a single processor. For mix-mix, separation is measured as for mix-chan."""
     name = processor.name
     place = processor.place or str(folder / name)
     if processor.network is not None:
         save_separator(TDCNpp(processor.network), folder / name, {"step": 0})
     checkpoints = kept_checkpoints({name: place}, folder)
     pair = experiment.views.pair if experiment.views.separates else "mix-chan"
-    alone = {"views.pair": pair, "views.combination": (name,), "views.weights": None, "views.curriculum": ()}
-    return service_settings(experiment, checkpoints).changed(alone)
+    single = {"views.pair": pair, "views.combination": (name,), "views.weights": None, "views.curriculum": ()}
+    return service_settings(experiment, checkpoints).changed(single)
 
 
 def _columns(experiment: Experiment, uris: list[str], offsets: Sequence[float]) -> Columns:
-    """A block of the service's size with real draws; the clips repeat when there are fewer."""
+    """A block of the service's size with real draws; clips are repeated if there are too few."""
     rows = np.arange(experiment.training.service_rows)
     columns = draw(Schedule(seed=experiment.seed, clips=len(uris), epochs=len(rows)), rows, (1.0,))
     uri = np.array(uris, object)[rows % len(uris)]
@@ -115,7 +115,7 @@ def _columns(experiment: Experiment, uris: list[str], offsets: Sequence[float]) 
 
 
 def _put(settings: ServiceSettings, store: SeparatedStore, block: Columns, sources: int) -> float:
-    """Seconds to keep one clip. Any sound will do: the mixture stands for each of its channels."""
+    """Seconds for storing one clip. The mixture is stored as each of its channels; the content does not matter."""
     (digest,) = settings.digests()
     chosen = {content: n for n, content in enumerate(block["content"])}
     begin = time.perf_counter()
@@ -135,7 +135,7 @@ def _separation(
     block: Columns,
     seconds: float,
 ) -> tuple[dict[str, float], int, str]:
-    """Seconds of a row by each processor; of each kind one is measured, in an equal part of the time."""
+    """Seconds per row by each processor. One processor of each kind is measured; all kinds get equal time."""
     resources = experiment.resources
     device = _device(resources.separation_gpus)
     kinds = {processor.kind: processor.name for processor in processors}
@@ -154,7 +154,7 @@ def _separation(
 
 
 def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
-    """A trainer's step on random views, without other trainers."""
+    """Seconds per row of a single trainer's step on random views, the rows that were measured, and the device."""
     resources = experiment.resources
     training = experiment.training
     device = torch.device(_device(resources.trainer_gpus))
@@ -182,16 +182,16 @@ def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
             torch.cuda.synchronize()
 
     with _threads(resources.trainer_cpus):
-        per_row, rows = _per_row(gradients, local_rows, 0.9 * seconds, least=2)  # one pair has no negatives
-        per_step, _ = _per_row(update, 1, 0.1 * seconds)  # its cost does not depend on the rows
+        per_row, rows = _per_row(gradients, local_rows, 0.9 * seconds, least=2)  # a single pair has no negatives
+        per_step, _ = _per_row(update, 1, 0.1 * seconds)  # does not depend on the number of rows
     return per_row + per_step / local_rows, rows, _name(device.type)
 
 
 def _per_row(run: Callable[[int], object], most: int, seconds: float, least: int = 1) -> tuple[float, int]:
-    """Median seconds of a row, on as many rows at once as three rounds of them fit into `seconds`.
+    """Median seconds per row, when as many rows are processed together as allow three rounds in `seconds`.
 
     Returns:
-        (seconds of a row, rows at once).
+        (seconds per row, rows processed together).
     """
     deadline = time.perf_counter() + seconds
     rows = min(least, most)
@@ -233,7 +233,7 @@ def _name(device: str) -> str:
 
 @contextmanager
 def _threads(cpus: float) -> Iterator[None]:
-    """As many threads as Ray gives a process with this many CPUs, but not more than there are cores."""
+    """Use as many threads as Ray sets for a process with this many CPUs, but not more than there are cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(threads(cpus), _cores()))
     try:

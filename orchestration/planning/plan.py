@@ -1,13 +1,14 @@
-"""What a run will cost, before it starts: rows, operations, bytes, time, GPU-hours, by the use of the store.
+"""Estimates the cost of a run: rows, operations, bytes, time and GPU-hours, for each mode of the store.
 
-The stages work at the same time, so the slowest of them sets the pace:
+The stages work at the same time, so the slowest one determines the duration:
 
     readers ──▶ separation actors ──▶ trainers
 
-Live, every row is separated. With the store, a clip is separated once by each processor that the OR rule
-draws for it: in epoch e (from 1) a share sum_k p_k (1 − p_k)^(e−1) of the clips is new, where p_k is the
-probability of processor k (under a curriculum: p_k(e) times the product of 1 − p_k of the epochs before). With
-prefill all of that happens before the first step.
+- live: every row is separated.
+- read-through: a clip is separated once by each processor that the OR rule draws for it. In epoch e (from 1), the share
+  of clips that are new is sum_k p_k (1 − p_k)^(e−1), where p_k is the probability of processor k. With a curriculum it
+  is the sum of p_k(e) times the product of 1 − p_k over the epochs before.
+- prefill: every clip is separated by every processor before the first step.
 """
 
 import math
@@ -27,37 +28,37 @@ from sepscene.orchestration.training.stream import reads_mixture, views_bytes
 
 HOUR = 3600.0
 CPU = "CPU"
-"""Name of the device where no GPU did the work."""
+"""Name of the device when no GPU was used."""
 
 
 class Calibration(Config):
-    """Seconds of one row (one clip, one positive pair) in each stage, on one reader, actor, trainer."""
+    """Seconds per row (one clip, one positive pair) in each stage, for one reader, actor or trainer."""
 
     decode_seconds: float = Field(gt=0, description="a reader decodes one clip")
-    stored_seconds: float = Field(gt=0, description="a reader makes one row's views from the store")
+    stored_seconds: float = Field(gt=0, description="a reader creates the views of one row from the store")
     separation_seconds: dict[str, float] = Field(
-        description="processor -> an actor separates one clip with it and crops its views"
+        description="processor -> an actor separates one clip with it and crops the views"
     )
-    put_seconds: float = Field(ge=0, description="an actor keeps one separated clip and its mixture")
-    train_seconds: float = Field(gt=0, description="one row of a trainer's optimiser step")
+    put_seconds: float = Field(ge=0, description="an actor stores one separated clip and its mixture")
+    train_seconds: float = Field(gt=0, description="a trainer processes one row of an optimiser step")
     separation_rows: int = Field(ge=1, description="clips that were separated together")
     train_rows: int = Field(ge=1, description="rows of the measured optimiser step")
-    separation_device: str = Field(description="what separated")
-    train_device: str = Field(description="what trained")
-    cores: int = Field(ge=1, description="CPU cores of the machine that measured")
+    separation_device: str = Field(description="device of the separation")
+    train_device: str = Field(description="device of the training")
+    cores: int = Field(ge=1, description="CPU cores of the machine")
 
 
 @dataclass(frozen=True)
 class Work:
-    """Rows that pass at the same time.
+    """The rows of one phase of a run.
 
     Attributes:
-        live: rows that are decoded and separated.
-        stored: rows whose views come from the store.
-        trained: rows that reach the trainers.
-        kept: what is separated is also written to the store.
-        shares: which processors separate the live rows, adding up to 1, in the combination's order; none as the OR rule
-            draws them over the whole run.
+        live: number of rows that are decoded and separated.
+        stored: number of rows whose views come from the store.
+        trained: number of rows that reach the trainers.
+        kept: whether separated clips are also written to the store.
+        shares: relative number of live rows that each processor separates, in the combination's order; None: as the OR
+            rule draws the processors over the whole run.
     """
 
     live: float
@@ -67,25 +68,25 @@ class Work:
     shares: tuple[float, ...] | None = None
 
     def mean(self, values: Sequence[float], views: Views) -> float:
-        """The mean of a value of each processor over the live rows."""
+        """The mean over the live rows of a value that each processor has."""
         shares = self.shares or views.processor_weights
         return sum(share * value for share, value in zip(shares, values, strict=True)) / sum(shares)
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to use the store.
+class ModeCost:
+    """The cost with one mode of the store.
 
     Attributes:
         name: "live", "read-through" or "prefill".
-        seconds: expected time of the pre-training, with the prefill where there is one.
-        flops: operations of separation and training; None where a processor's are not known.
-        busy_gpu_hours: GPU time that is worked.
-        held_gpu_hours: GPU time that is reserved, idle or not: by the separation actors while a store is filled, by the
-            trainers afterwards, by both where they work side by side.
-        store_bytes, read_bytes: what the store holds in the end, and what is read from it.
-        moved_bytes: what passes through the object store.
-        bottleneck: the stage that sets the pace for most of the time.
+        seconds: expected duration of the pre-training, including the prefill.
+        flops: operations of separation and training; None if those of a processor are not known.
+        busy_gpu_hours: GPU time in use.
+        held_gpu_hours: GPU time that is reserved, idle or not: by the separation actors during a prefill, by the
+            trainers after it, and by both in the other modes.
+        store_bytes, read_bytes: final size of the store, and bytes read from it.
+        moved_bytes: bytes that pass through the object store.
+        bottleneck: the stage that is the slowest for most of the time.
     """
 
     name: str
@@ -102,14 +103,14 @@ class Way:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `sepscene plan` shows.
+    """The estimates that `sepscene plan` shows.
 
     Attributes:
-        clip_hours: audio that is read, in hours: every row reads one clip.
-        processors: those of the combination; none for mix-mix.
-        view_hours: audio that is learned from, in hours: two views a row.
-        actors_per_trainer: separation actors that feed one trainer, live.
-        actors, readers: how many keep the configured trainers busy, live.
+        clip_hours: hours of audio that are read, one clip per row.
+        view_hours: hours of audio in views, two views per row.
+        processors: the processors of the combination; none for mix-mix.
+        actors_per_trainer: separation actors that keep one trainer busy in live mode.
+        actors, readers: numbers that keep the configured trainers busy in live mode.
     """
 
     experiment: Experiment
@@ -125,30 +126,32 @@ class Plan:
     separator_training_seconds: float
     live_row_bytes: int
     stored_row_bytes: int
-    ways: tuple[Way, ...]
+    modes: tuple[ModeCost, ...]
     actors_per_trainer: float
     actors: int
     readers: int
 
-    def way(self, name: str) -> Way:
-        """The cost with that setting of `store.mode`."""
-        return next(way for way in self.ways if way.name == name)
+    def mode(self, name: str) -> ModeCost:
+        """The cost with a mode of the store: "live", "read-through" or "prefill"."""
+        return next(mode for mode in self.modes if mode.name == name)
 
 
 def plan(experiment: Experiment, calibration: Calibration, clips: int | None = None) -> Plan:
-    """Work out what the pre-training of an experiment costs on the resources that it asks for.
+    """Estimate what the pre-training of an experiment costs on the resources that it requests.
 
     Args:
-        experiment: what is to be run.
-        calibration: stage times measured on hardware like that of the run.
-        clips: training clips; may be left out for synthetic scenes, whose number is configured.
+        experiment: the experiment to run.
+        calibration: stage times measured on hardware similar to that of the run.
+        clips: number of training clips; can be omitted for synthetic scenes.
 
     Raises:
         SepsceneError: when the number of clips is not known.
     """
     if clips is None:
         if experiment.data.format != "scenes":
-            raise SepsceneError(f"data.format {experiment.data.format!r} does not say how many clips: give it")
+            raise SepsceneError(
+                f"the number of clips is unknown for data.format {experiment.data.format!r}: give it with --clips"
+            )
         clips = experiment.data.scenes_train
     training = experiment.training
     resources = experiment.resources
@@ -172,8 +175,8 @@ def plan(experiment: Experiment, calibration: Calibration, clips: int | None = N
         separator_training_seconds=_training_seconds(experiment, calibration, training_flops),
         live_row_bytes=clip_bytes(experiment) + views_bytes(experiment),
         stored_row_bytes=2 * views_bytes(experiment),
-        ways=tuple(
-            _way(name, experiment, calibration, clips, processors) for name in ("live", "read-through", "prefill")
+        modes=tuple(
+            _mode_cost(name, experiment, calibration, clips, processors) for name in ("live", "read-through", "prefill")
         ),
         actors_per_trainer=actors / resources.trainers,
         actors=_enough(actors),
@@ -182,12 +185,12 @@ def plan(experiment: Experiment, calibration: Calibration, clips: int | None = N
 
 
 def _enough(processes: float) -> int:
-    """Whole processes; 100.000000001 of them, by rounding, are 100."""
+    """The number of processes, rounded up but for rounding errors: 100.000000001 gives 100."""
     return max(1, math.ceil(processes - 1e-6))
 
 
 def clip_bytes(experiment: Experiment) -> int:
-    """Bytes of one decoded clip, from the reader to the actor; also of one channel in the store."""
+    """Bytes of one decoded clip, as sent from reader to actor; also of one channel in the store."""
     return experiment.audio.samples * PCM_BYTES
 
 
@@ -199,7 +202,7 @@ def stored_bytes(experiment: Experiment) -> int:
 
 
 def separator_training_flops(experiment: Experiment) -> float:
-    """Operations of the MixIT training of the ladder; none when the checkpoints are there already."""
+    """Operations of training the ladder with MixIT; 0 if the checkpoints exist already."""
     settings = experiment.separator
     if settings.checkpoints or not experiment.views.separates:
         return 0.0
@@ -209,7 +212,7 @@ def separator_training_flops(experiment: Experiment) -> float:
 
 
 def _training_seconds(experiment: Experiment, calibration: Calibration, flops: float) -> float:
-    """The ladder's network at the pace of its measured separation, on as many devices as there are trainers."""
+    """Duration of training the ladder, estimated from the measured separation; each trainer has one device."""
     settings = experiment.separator
     ours = [name for name in experiment.views.combination if name not in settings.beside]
     name = (ours or list(calibration.separation_seconds))[0]
@@ -218,7 +221,7 @@ def _training_seconds(experiment: Experiment, calibration: Calibration, flops: f
 
 
 def work_of(name: str, experiment: Experiment, clips: int) -> list[Work]:
-    """The phases of a run one way, one after another: epochs with a read-through store, else one for all."""
+    """The successive phases of a run in one mode of the store; in read-through mode, each epoch is a phase."""
     epochs = experiment.training.epochs
     views = experiment.views
     if name == "live" or not experiment.views.separates:
@@ -238,7 +241,7 @@ def work_of(name: str, experiment: Experiment, clips: int) -> list[Work]:
 
 
 def _processor_shares(views: Views, epochs: int) -> np.ndarray:
-    """(epochs, K): the probability of each processor in each epoch; of a curriculum, in the epoch's middle."""
+    """(epochs, K): the probability of each processor in each epoch, with a curriculum in the middle of the epoch."""
     if views.curriculum:
         return views.weights_at((np.arange(epochs) + 0.5) / epochs)
     weights = np.array(views.processor_weights, np.float64)
@@ -246,10 +249,10 @@ def _processor_shares(views: Views, epochs: int) -> np.ndarray:
 
 
 def stage_seconds(experiment: Experiment, calibration: Calibration, work: Work) -> dict[str, float]:
-    """How long each stage is busy with a phase's rows; the longest is the phase's duration.
+    """Seconds for which each stage is busy in a phase; the longest determines the phase's duration.
 
-    Stages that run on the CPU also share its cores: a stage of its own, so that no plan promises more than
-    the machine has. A fraction of a GPU works at that fraction of its speed.
+    The CPU cores, which several stages can share, count as a separate stage, so that a plan never assumes more cores
+    than there are. A fraction of a GPU is assumed to have that fraction of its speed.
     """
     resources = experiment.resources
     separation = 0.0
@@ -269,27 +272,27 @@ def stage_seconds(experiment: Experiment, calibration: Calibration, work: Work) 
         "readers": reading / resources.readers,
         "separation": work.live * (separation + put) / (resources.separation_actors * actor_speed),
         "trainers": work.trained * calibration.train_seconds / (resources.trainers * trainer_speed),
-        "CPU cores": on_cpu / max(calibration.cores, _cpus_asked(experiment)),
+        "CPU cores": on_cpu / max(calibration.cores, _requested_cpus(experiment)),
     }
 
 
 def threads(cpus: float) -> int:
-    """Threads that torch uses in a process that asks for this many CPUs, as Ray sets them."""
+    """Threads that torch uses in a process that requests this many CPUs; Ray sets them."""
     return max(1, int(cpus))
 
 
-def _cpus_asked(experiment: Experiment) -> float:
-    asked = experiment.resources
+def _requested_cpus(experiment: Experiment) -> float:
+    resources = experiment.resources
     return (
-        asked.trainers * asked.trainer_cpus
-        + asked.separation_actors * asked.separation_cpus
-        + asked.readers * asked.reader_cpus
+        resources.trainers * resources.trainer_cpus
+        + resources.separation_actors * resources.separation_cpus
+        + resources.readers * resources.reader_cpus
     )
 
 
-def _way(
+def _mode_cost(
     name: str, experiment: Experiment, calibration: Calibration, clips: int, processors: tuple[Processor, ...]
-) -> Way:
+) -> ModeCost:
     resources = experiment.resources
     phases = work_of(name, experiment, clips)
     actor_gpus = resources.separation_actors * resources.separation_gpus if processors else 0.0
@@ -304,10 +307,10 @@ def _way(
         slowest[stage] += seconds[stage]  # type: ignore[assignment]
         total += seconds[stage]
         busy += seconds["separation"] * actor_gpus + seconds["trainers"] * trainer_gpus
-        side_by_side = name != "prefill" or not processors
-        held += seconds[stage] * actor_gpus * (side_by_side or not work.trained)
+        simultaneous = name != "prefill" or not processors
+        held += seconds[stage] * actor_gpus * (simultaneous or not work.trained)
         held += seconds[stage] * trainer_gpus * (work.trained > 0)
-    return Way(
+    return ModeCost(
         name=name,
         seconds=total,
         separated=sum(work.live for work in phases) if processors else 0.0,
@@ -322,14 +325,14 @@ def _way(
 
 
 def _channels(experiment: Experiment, phases: list[Work], processors: tuple[Processor, ...], clips: int) -> float:
-    """Channels that are kept in the store: all of each separation, and every mixture once."""
+    """Number of channels in the store: all channels of each separation, and every mixture once."""
     sources = [processor.sources for processor in processors]
     kept = sum(work.live * work.mean(sources, experiment.views) for work in phases if work.kept)
     return kept + clips if kept else 0.0
 
 
 def _flops(experiment: Experiment, phases: list[Work], processors: tuple[Processor, ...]) -> float | None:
-    """Operations of separation and training; None where a processor's are not known."""
+    """Operations of separation and training; None if those of a processor are not known."""
     training = sum(work.trained for work in phases) * _train_flops(experiment)
     if not processors:
         return training
@@ -340,12 +343,12 @@ def _flops(experiment: Experiment, phases: list[Work], processors: tuple[Process
 
 
 def _train_flops(experiment: Experiment) -> float:
-    """Operations of one row of a step."""
+    """Operations per row of a training step."""
     return step_flops(experiment) / experiment.training.global_batch
 
 
 def _moved_bytes(name: str, experiment: Experiment, phases: list[Work]) -> float:
-    """Through the object store: clips to the actors, views from them; readers that do it all hand on views only."""
+    """Bytes through the object store: clips to the actors and views from them; after a prefill, only views."""
     clip = clip_bytes(experiment)
     views = views_bytes(experiment)
     if not experiment.views.separates:

@@ -1,4 +1,4 @@
-"""A combination's processors before anything is measured: their sizes, from a card or from the experiment."""
+"""The sizes of a combination's processors, from their cards or from the experiment."""
 
 import json
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from sepscene.orchestration.training.flops import separation_flops
 
 @dataclass(frozen=True)
 class Processor:
-    """One processor of the ladder, as a plan counts it.
+    """The properties of a processor that a plan uses.
 
     Attributes:
-        kind: processors of the same kind cost the same, whatever their weights.
-        sources: channels S that it gives.
-        flops: operations for one clip; None for a network that nobody has counted.
-        network: what it is built from where it has no checkpoint yet.
-        place: its checkpoint, where there is one: a folder, or code of the user's own.
+        kind: processors of the same kind have the same cost; only their weights differ.
+        sources: number of channels S that it returns.
+        flops: operations per clip; None if they are not known for its network.
+        network: configuration of its network, if it has no checkpoint yet.
+        place: its checkpoint, if it has one: a folder, or custom code.
     """
 
     name: str
@@ -50,7 +50,7 @@ def _processor(name: str, experiment: Experiment) -> Processor:
     card = card_of(place)
     kind = json.dumps([card.architecture, card.config], sort_keys=True)
     if card.architecture != "tdcnpp":
-        # The configuration of an imported program says next to nothing of its cost.
+        # The configuration of an imported program contains almost nothing about its cost.
         kind += card.sha256 if card.architecture == "program" else ""
         return Processor(name, kind, int(card.config["sources"]), None, None, place)
     network = TDCNppConfig.model_validate(card.config)

@@ -1,12 +1,11 @@
-"""`ray up` with the template onprem.yaml on three machines of one computer, over real sshd: submit, stop, submit again.
+"""`ray up` with the template onprem.yaml on three simulated machines with real sshd: submit, stop, submit again.
 
-The run trains the encoder and the loss term of examples/mylab, which no machine has but the user's. It is submitted by
-`sepscene submit`, and continued by `ray job submit` as docs/clusters.md has it, from a folder with the user's YAML and
-package.
+The run trains the encoder and the loss term of examples/mylab, which only the user's machine has. It is submitted by
+`sepscene submit` and continued by `ray job submit`, as described in docs/clusters.md, from a folder with the user's
+YAML file and package.
 
 Run as `unshare --pid --fork --mount-proc --net --mount --uts --kill-child python -m tests.clusters.onprem FOLDER`.
-Needs sshd, ssh and rsync. Each machine has an address, a hostname, processes and a home of its own. Writes
-FOLDER/outcome.json.
+Needs sshd, ssh and rsync. Each machine has its own address, hostname, processes and home. Writes FOLDER/outcome.json.
 """
 
 import json
@@ -25,7 +24,7 @@ from tests.faults.hosts import QUICK, consumed, plug_hosts, shell, small_experim
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESSES = {"head": "192.168.10.10", "m20": "192.168.10.20", "m30": "192.168.10.30"}
-"""As the template has them: 20 is a trainer by its address, 30 a separator."""
+"""As in the template, where addresses determine the pools: m20 is a trainer, m30 a separator."""
 SSHD = """
 HostKey {folder}/host_key
 AuthorizedKeysFile {folder}/key.pub
@@ -38,7 +37,7 @@ PermitUserEnvironment yes
 
 
 def start_machine(name: str, folder: Path) -> subprocess.Popen[bytes]:
-    """A machine with a home of its own at /root, the user's environment in it, and sshd."""
+    """Start a machine with its own home at /root, which has the user's environment, and with sshd."""
     home = folder / name
     (home / ".ssh").mkdir(parents=True)
     (home / "sepscene-env").symlink_to(Path(sys.executable).parent.parent)
@@ -46,7 +45,7 @@ def start_machine(name: str, folder: Path) -> subprocess.Popen[bytes]:
     (home / ".ssh" / "environment").write_text("".join(f"{key}={value}\n" for key, value in variables.items()))
     mounts: list[str] = []
     python = Path(sys.base_prefix)
-    if python.is_relative_to("/root"):  # a Python of the user's own stays where it is
+    if python.is_relative_to("/root"):  # a Python in the user's home must keep its path
         own = home / python.relative_to("/root")
         own.mkdir(parents=True)
         mounts.append(f"mount --bind {python} {own}")
@@ -59,7 +58,7 @@ def start_machine(name: str, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def write_description(folder: Path) -> Path:
-    """The template with this cluster's machines, key and folder; what it would install is there already."""
+    """The template with this cluster's machines, key and folder, without the installation of packages."""
     text = (ROOT / "clusters" / "onprem.yaml").read_text()
     cluster = yaml.safe_load(text)
     cluster["provider"]["worker_ips"] = [ADDRESSES["m20"], ADDRESSES["m30"]]
@@ -91,7 +90,7 @@ def experiment_of(folder: Path) -> Experiment:
 
 
 def prepare_lab(folder: Path) -> None:
-    """The user's folder: an experiment and the package of own code that it names."""
+    """Create the user's folder: an experiment and the package with its custom code."""
     lab = folder / "lab"
     shutil.copytree(ROOT / "examples" / "mylab" / "mylab", lab / "mylab")
     sys.path.insert(0, str(lab))
@@ -101,7 +100,7 @@ def prepare_lab(folder: Path) -> None:
 
 
 def start_on_head(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Start a command of the user, who sits at the head in the folder with the custom code."""
+    """Start a command of the user on the head, in the folder with the custom code."""
     own = {"HOME": str(folder / "user"), "RAY_AUTH_MODE": "token"}
     with (folder / "user.log").open("ab") as log:
         line = ["ip", "netns", "exec", "head", *words]
@@ -109,12 +108,12 @@ def start_on_head(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
 
 
 def on_head(words: list[str], folder: Path, seconds: float = 900) -> int:
-    """The exit code of a command of the user."""
+    """Run a command of the user; returns its exit code."""
     return start_on_head(words, folder).wait(timeout=seconds)
 
 
 def scenario(folder: Path) -> None:
-    """Everything, in order."""
+    """Run the whole scenario; writes FOLDER/outcome.json."""
     plug_hosts(ADDRESSES)
     for key in ("key", "host_key"):
         shell(f"ssh-keygen -q -t ed25519 -N '' -f {folder}/{key}")
@@ -136,7 +135,7 @@ def scenario(folder: Path) -> None:
     run = folder / "runs" / "mine"
     rows = experiment_of(folder).training.epochs * 32
     command = [sys.executable, "-m", "sepscene"]
-    # `ray up` returns before the workers have joined; the run waits for those that the description promises.
+    # `ray up` returns before the workers have joined; the run waits for the workers in the description.
     words = f"pretrain mine.yaml --storage {folder}/runs --run-id mine --no-evaluate --trust-code".split()
     submit = [*command, "submit", *words, "--cluster", str(description)]
     first = start_on_head(submit, folder)

@@ -1,7 +1,7 @@
-"""Make clusters/kuberay.schema.json: `python -m tests.clusters.reduce_crd FOLDER VERSION`, its output into that file.
+"""Creates clusters/kuberay.schema.json: redirect the output of `python -m tests.clusters.reduce_crd FOLDER VERSION`.
 
-FOLDER holds the operator's ray.io_rayclusters.yaml and ray.io_rayjobs.yaml (helm-chart/kuberay-operator/crds of its
-repository). Two megabytes become 40 kB: without descriptions, defaults and status, and equal parts written once.
+FOLDER contains the operator's ray.io_rayclusters.yaml and ray.io_rayjobs.yaml (helm-chart/kuberay-operator/crds in its
+repository). Their 2 MB are reduced to 40 kB: descriptions, defaults and status are removed, equal parts are shared.
 """
 
 import json
@@ -14,14 +14,14 @@ import yaml
 
 FILES = {"RayCluster": "ray.io_rayclusters.yaml", "RayJob": "ray.io_rayjobs.yaml"}
 WORTH_SHARING = 160
-"""Characters from which on an equal part is written once."""
+"""Equal parts with more characters than this are written once."""
 
 
 def reduced(schema: Any, names: bool = False) -> Any:
-    """Names and types only; every field refused that is not named.
+    """The schema with only names and types, and without additional properties.
 
     Args:
-        names: whether the keys of `schema` are names of fields, and not words of JSON Schema.
+        names: whether the keys of `schema` are names of fields instead of keywords of JSON Schema.
     """
     if isinstance(schema, list):
         return [reduced(part) for part in schema]
@@ -37,7 +37,7 @@ def reduced(schema: Any, names: bool = False) -> Any:
         for key, value in schema.items()
         if key not in ("description", "default") and not key.startswith("x-kubernetes")
     }
-    if "required" in kept:  # the API server fills in what has a default
+    if "required" in kept:  # the API server fills in defaults
         kept["required"] = [name for name in kept["required"] if "default" not in fields.get(name, {})]
     if fields and schema.get("type") == "object" and not schema.get("x-kubernetes-preserve-unknown-fields"):
         kept.setdefault("additionalProperties", False)
@@ -45,7 +45,7 @@ def reduced(schema: Any, names: bool = False) -> Any:
 
 
 def count(schema: Any, found: "Counter[str]", names: bool = False) -> None:
-    """How often each part of a schema stands in it."""
+    """Count how often each part occurs in a schema."""
     if isinstance(schema, list):
         for part in schema:
             count(part, found)
@@ -69,7 +69,7 @@ def shared(schema: Any, known: dict[str, str], names: bool = False, top: bool = 
 
 
 def main(folder: Path, version: str) -> None:
-    """Write the schema to stdout, one part a line."""
+    """Write the schema to stdout, one part per line."""
     schemas = {}
     for kind, file in FILES.items():
         versions = yaml.load((folder / file).read_text(), Loader=yaml.CSafeLoader)["spec"]["versions"]
@@ -81,12 +81,12 @@ def main(folder: Path, version: str) -> None:
     count(schemas, found)
     known = {text: f"d{n}" for n, text in enumerate(text for text, times in found.items() if times > 1)}
     parts = {name: shared(json.loads(text), known, top=True) for text, name in known.items()}
-    said = (
+    comment = (
         f"RayCluster and RayJob, ray.io/v1, of KubeRay {version} (helm-chart/kuberay-operator/crds; Apache License "
         "2.0, The KubeRay Authors), reduced by tests/clusters/reduce_crd.py: without descriptions, defaults and "
         "status, equal parts written once, and every field refused that is not named."
     )
-    lines = [f'"$comment":{json.dumps(said)}']
+    lines = [f'"$comment":{json.dumps(comment)}']
     lines.append('"$defs":{\n' + ",\n".join(f'"{name}":{_text(part)}' for name, part in parts.items()) + "\n}")
     lines += [f'"{kind}":{_text(shared(schema, known))}' for kind, schema in schemas.items()]
     print("{\n" + ",\n".join(lines) + "\n}")

@@ -1,9 +1,9 @@
-"""The `setup` and `run` lines of skypilot.yaml under SkyPilot's own log runner, on two nodes.
+"""Runs `setup` and `run` of skypilot.yaml with SkyPilot's own log runner on two nodes.
 
 Run as `unshare --pid --fork --mount-proc --net --mount --uts --kill-child python -m tests.clusters.skypilot FOLDER
-SKY_PYTHON`, where SKY_PYTHON has SkyPilot. Each node is a network namespace with a home of its own; SkyPilot parses the
-task and starts its lines as it does on a cloud's machine. They install from uv's cache, which `make setup` fills; only
-the two lines of `setup` that install NFS and mount it are left out. Writes FOLDER/outcome.json.
+SKY_PYTHON`, where SKY_PYTHON is a Python with SkyPilot. Each node is a network namespace with its own home. SkyPilot
+parses the task and runs its commands as on a cloud's machine. They install packages from uv's cache, which `make setup`
+fills; only the two lines of `setup` that install and mount NFS are left out. Writes FOLDER/outcome.json.
 """
 
 import json
@@ -30,14 +30,14 @@ here = [line for line in task.setup.splitlines() if "sudo " not in line]
 assert len(task.setup.splitlines()) - len(here) == 2
 lines = {
     "setup": "\\n".join(here),
-    "run": task.run.replace("-lt 2", "-lt 1"),  # of two nodes one trains
+    "run": task.run.replace("-lt 2", "-lt 1"),  # one of the two nodes trains
 }
 sys.exit(log_lib.run_bash_command_with_log(lines[stage], log))
 """
 
 
 def copy_sources(target: Path) -> None:
-    """What SkyPilot would send: the files that git knows."""
+    """Copy the files that SkyPilot would send: those in git."""
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in names.split("\0")[:-1]:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def copy_sources(target: Path) -> None:
 
 
 def make_home(name: str, folder: Path) -> None:
-    """A node's home: the token, uv, and the sources as SkyPilot would send them."""
+    """Create a node's home with the token, uv, and the sources as SkyPilot would send them."""
     home = folder / name
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
@@ -55,7 +55,7 @@ def make_home(name: str, folder: Path) -> None:
 
 
 def on_node(rank: int, stage: str, folder: Path, python: str) -> subprocess.Popen[bytes]:
-    """SkyPilot's runner for `setup` or `run` on one node, with what SkyPilot tells the node in its environment."""
+    """Start SkyPilot's runner for `setup` or `run` on one node, with the environment variables that SkyPilot sets."""
     name = f"n{rank}"
     home = folder / name
     cache = subprocess.run([uv.find_uv_bin(), "cache", "dir"], capture_output=True, text=True, check=True).stdout
@@ -82,7 +82,7 @@ def on_node(rank: int, stage: str, folder: Path, python: str) -> subprocess.Pope
 
 
 def scenario(folder: Path, python: str) -> None:
-    """Everything, in order."""
+    """Run the whole scenario; writes FOLDER/outcome.json."""
     plug_hosts(ADDRESSES)
     work = folder / "work"
     copy_sources(work)

@@ -1,7 +1,7 @@
-"""Slurm itself with two nodes on one machine, and the template's script in it: submit, stop, submit again.
+"""Runs the template's script under real Slurm with two simulated nodes: submit, stop, submit again.
 
-Run as `unshare --pid --fork --mount-proc --net --mount --uts --kill-child python -m tests.clusters.slurm FOLDER`; needs
-munged, slurmctld, slurmd and the commands of Slurm. Each node is a network namespace with a hostname of its own. Writes
+Run as `unshare --pid --fork --mount-proc --net --mount --uts --kill-child python -m tests.clusters.slurm FOLDER`. Needs
+munged, slurmctld, slurmd and Slurm's commands. Each node is a network namespace with its own hostname. Writes
 FOLDER/outcome.json.
 """
 
@@ -57,7 +57,7 @@ def variables(folder: Path) -> dict[str, str]:
 
 
 def on_node(name: str, command: str, folder: Path) -> subprocess.Popen[str]:
-    """A shell command on a node, with folders of the node's own for Ray and Slurm."""
+    """Start a shell command on a node, which has its own folders for Ray and Slurm."""
     own = f"hostname {name} && mkdir -p /tmp/slurm-node && mount -t tmpfs tmpfs /tmp/slurm-node"
     own += " && mount -t tmpfs tmpfs /dev/shm && mkdir /tmp/slurm-node/slurmd"
     line = ["ip", "netns", "exec", name, "unshare", "--mount", "--uts", "bash", "-c", f"{own} && {command}"]
@@ -65,15 +65,15 @@ def on_node(name: str, command: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(line, env=variables(folder), cwd=folder / "work", stdout=log, stderr=log, text=True)
 
 
-def ask(command: str, folder: Path) -> str:
-    """What a command says on the first node."""
+def output_of(command: str, folder: Path) -> str:
+    """The output of a command on the first node."""
     line = ["ip", "netns", "exec", "n1", "unshare", "--uts", "bash", "-c", f"hostname n1 && {command}"]
     done = subprocess.run(line, env=variables(folder), cwd=folder / "work", capture_output=True, text=True, timeout=60)
     return done.stdout + done.stderr
 
 
 def start_slurm(folder: Path) -> None:
-    """Munge, the controller, and a daemon on each node."""
+    """Start munge, the controller, and a daemon on each node."""
     plug_hosts(ADDRESSES)
     (folder / "hosts").write_text(
         "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in ADDRESSES.items())
@@ -95,7 +95,7 @@ def start_slurm(folder: Path) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """The user's folder: the environment, the script with this cluster's sizes, an experiment, a token."""
+    """Create the user's folder: the environment, the script with this cluster's sizes, an experiment and a token."""
     work = folder / "work"
     (work / "runs").mkdir(parents=True)
     (work / ".venv").symlink_to(Path(sys.executable).parent.parent)
@@ -107,19 +107,19 @@ def prepare(folder: Path) -> None:
 
 
 def experiment_of(folder: Path) -> Experiment:
-    """Sixteen steps of 32 rows, a checkpoint in the middle, one trainer and one separation actor."""
+    """Sixteen steps of 32 rows with a checkpoint in the middle, one trainer and one separation actor."""
     changes = {"training.epochs": 16, "resources.trainers": 1, "resources.separation_actors": 1}
     return small_experiment(folder, pools=True).changed(changes)
 
 
 def submit(folder: Path) -> str:
-    """Submit the run; returns the job's number once Slurm takes it."""
+    """Submit the run; returns the job's number once Slurm accepts it."""
     deadline = time.monotonic() + 120
     while True:
-        said = ask("sbatch --parsable slurm.sh experiment.yaml mine --no-evaluate", folder)
-        if said.strip().isdigit():
-            return said.strip()
-        assert time.monotonic() < deadline, said
+        output = output_of("sbatch --parsable slurm.sh experiment.yaml mine --no-evaluate", folder)
+        if output.strip().isdigit():
+            return output.strip()
+        assert time.monotonic() < deadline, output
         time.sleep(2)
 
 
@@ -127,23 +127,23 @@ def wait_until(job: str, folder: Path, rows: int, seconds: float) -> None:
     """Wait until the run has trained on `rows` rows or its job is over."""
     deadline = time.monotonic() + seconds
     while consumed(folder / "runs" / "mine") < rows and is_queued(job, folder):
-        assert time.monotonic() < deadline, f"nothing for {seconds} s\n" + ask("squeue; sinfo", folder)
+        assert time.monotonic() < deadline, f"no end after {seconds} s\n" + output_of("squeue; sinfo", folder)
         time.sleep(2)
 
 
 def is_queued(job: str, folder: Path) -> bool:
-    return job in ask("squeue --noheader --format=%i", folder)
+    return job in output_of("squeue --noheader --format=%i", folder)
 
 
 def scenario(folder: Path) -> None:
-    """Everything, in order; writes FOLDER/outcome.json."""
+    """Run the whole scenario; writes FOLDER/outcome.json."""
     prepare(folder)
     start_slurm(folder)
     run = folder / "runs" / "mine"
     rows = experiment_of(folder).training.epochs * 32
     first = submit(folder)
     wait_until(first, folder, rows // 8, 900)
-    ask(f"scancel --batch --signal=TERM {first}", folder)
+    output_of(f"scancel --batch --signal=TERM {first}", folder)
     began = time.monotonic()
     wait_until(first, folder, 10 * rows, 300)
     stopped = time.monotonic() - began
@@ -152,12 +152,13 @@ def scenario(folder: Path) -> None:
     before = rows - sum(end - start for start, end in read_ledger(saved).remaining())
     second = submit(folder)
     wait_until(second, folder, 10 * rows, 1200)
+    state = output_of(f"scontrol show job {second} | grep -o 'JobState=[A-Z]*\\|ExitCode=[0-9:]*'", folder)
     outcome = {
         "rows": rows,
         "rows_at_stop": before,
         "seconds_to_stop": stopped,
         "jobs": [first, second],
-        "state": ask(f"scontrol show job {second} | grep -o 'JobState=[A-Z]*\\|ExitCode=[0-9:]*'", folder).split(),
+        "state": state.split(),
     }
     (folder / "outcome.json").write_text(json.dumps(outcome, indent=2))
 

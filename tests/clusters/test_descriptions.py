@@ -1,4 +1,4 @@
-"""Templates read back as pools, and what is refused with which words."""
+"""Pools are read from all templates, and invalid descriptions are refused with a message."""
 
 import copy
 from pathlib import Path
@@ -23,14 +23,14 @@ TEMPLATES = (
 )
 
 
-def test_pools_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_pools_with_the_same_name_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pools.yaml"
     path.write_text("pools:\n- {name: a, nodes: 2, cpus: 8}\n- {name: a, nodes: 1, cpus: 4}\n")
-    with pytest.raises(SepsceneError, match=r"pools\.yaml: pools: .*two pools are called a: give each a name"):
+    with pytest.raises(SepsceneError, match=r"pools\.yaml: pools: .*two pools are called a: give each a unique name"):
         read_pools(path)
 
 
-def test_aliases_are_taken_and_bombs_of_them_refused(tmp_path: Path) -> None:
+def test_aliases_are_accepted_unless_they_expand_to_too_many_values(tmp_path: Path) -> None:
     path = tmp_path / "pools.yaml"
     labels = "{name: a, nodes: 2, cpus: 8, labels: &l {pool: trainers}}"
     path.write_text(f"pools:\n- {labels}\n- {{name: b, nodes: 1, cpus: 8, labels: *l}}\n")
@@ -39,7 +39,7 @@ def test_aliases_are_taken_and_bombs_of_them_refused(tmp_path: Path) -> None:
     bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in steps)
     for content in (f"{bomb}pools: *i\n", "pools: &p [*p]\n"):
         path.write_text(content)
-        with pytest.raises(SepsceneError, match=r"pools\.yaml: its aliases .* stand for more than 100,000 values"):
+        with pytest.raises(SepsceneError, match=r"pools\.yaml: its aliases .* expand to more than 100,000 values"):
             read_pools(path)
     for content in (b"\xff\xfe", b"[" * 100_000, b"#" * 2**21):
         path.write_bytes(content)
@@ -58,7 +58,7 @@ def test_every_template_has_the_two_pools(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_pools_survive_being_written(name: str, tmp_path: Path) -> None:
+def test_written_pools_are_read_back_unchanged(name: str, tmp_path: Path) -> None:
     pools = read_pools(CLUSTERS / name)
     (tmp_path / "copy.pools.yaml").write_text(write_pools(pools))
     again = read_pools(tmp_path / "copy.pools.yaml")
@@ -68,7 +68,7 @@ def test_pools_survive_being_written(name: str, tmp_path: Path) -> None:
     ]
 
 
-def test_the_list_beside_the_slurm_script_says_what_the_script_asks_for() -> None:
+def test_the_pool_list_of_the_slurm_script_agrees_with_the_script() -> None:
     script = (CLUSTERS / "slurm.sh").read_text()
     parts = script.split("#SBATCH hetjob")
     for part, pool in zip(parts, read_pools(CLUSTERS / "slurm.sh"), strict=True):
@@ -87,7 +87,7 @@ def test_the_list_beside_the_slurm_script_says_what_the_script_asks_for() -> Non
         assert f"{pool.name.removesuffix('s').upper()}_CPUS={asked['cpus-per-task']}" in script
 
 
-def test_the_lists_beside_the_other_templates_count_the_same_nodes() -> None:
+def test_the_other_pool_lists_agree_with_their_templates() -> None:
     onprem = yaml.safe_load((CLUSTERS / "onprem.yaml").read_text())
     workers = sum(pool.most for pool in read_pools(CLUSTERS / "onprem.yaml") if pool.name != "head")
     assert workers == len(onprem["provider"]["worker_ips"]) == onprem["min_workers"] == onprem["max_workers"]
@@ -109,16 +109,16 @@ def changed(path: str, value: Any, name: str = "raycluster.yaml") -> dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         ("spec.workerGroupSpecs.0.template.spec.containers.0.imagee", "x", "'imagee' was unexpected"),
         ("spec.idleTimeoutSeconds", 5, "'idleTimeoutSeconds' was unexpected"),
-        ("metadata.name", "Sepscene", "small letters"),
+        ("metadata.name", "Sepscene", "lowercase letters"),
         ("metadata.name", "s" * 54, "53 characters"),
         ("spec.rayVersion", "2.51.0", "tokens need 2.52.0"),
         ("spec.rayVersion", "2.60", "written as x.y.z"),
         ("spec.authOptions.mode", "disabled", "authOptions.mode must be token"),
-        ("spec.workerGroupSpecs.0.minReplicas", 65, "maxReplicas 64 must not fall"),
+        ("spec.workerGroupSpecs.0.minReplicas", 65, "maxReplicas 64 must not decrease"),
         ("spec.workerGroupSpecs.1.groupName", "separators", "different names"),
         ("spec.workerGroupSpecs.1.template.spec.restartPolicy", "Always", "restartPolicy must be Never"),
         ("spec.workerGroupSpecs.0.rayStartParams", {"labels": "pool=x"}, "rayStartParams.labels"),
@@ -126,21 +126,21 @@ def changed(path: str, value: Any, name: str = "raycluster.yaml") -> dict[str, A
         ("spec.headGroupSpec.labels", {"pool": "no blanks"}, "'no blanks' is not a Kubernetes label"),
         ("spec.headGroupSpec.serviceType", "LoadBalancer", "ClusterIP"),
         ("spec.headGroupSpec.template.spec.containers", [], "containers is empty"),
-        ("spec.workerGroupSpecs.0.template.spec.volumes", [], "which `volumes` lacks"),
+        ("spec.workerGroupSpecs.0.template.spec.volumes", [], "missing in `volumes`"),
         (
             "spec.workerGroupSpecs.0.template.spec.containers.0.env",
             [{"name": "MLFLOW_TRACKING_PASSWORD", "value": "swordfish"}],
-            "holds a secret in plain text",
+            "contains a secret in plain text",
         ),
     ],
 )
-def test_a_manifest_the_operator_would_refuse_is_refused_before(path: str, value: Any, said: str) -> None:
+def test_manifests_that_the_operator_would_refuse_are_refused(path: str, value: Any, message: str) -> None:
     with pytest.raises(SepsceneError) as refusal:
         read_manifest_pools(changed(path, value), "raycluster.yaml")
-    assert said in str(refusal.value), str(refusal.value)
+    assert message in str(refusal.value), str(refusal.value)
 
 
-def test_a_long_job_name_leaves_no_room_for_its_cluster() -> None:
+def test_the_name_of_a_job_must_be_short_because_its_cluster_gets_a_longer_one() -> None:
     with pytest.raises(SepsceneError, match="47 characters"):
         read_manifest_pools(changed("metadata.name", "s" * 48, "rayjob.yaml"), "rayjob.yaml")
 
@@ -166,29 +166,29 @@ def test_the_two_clouds_differ_only_where_they_must() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("pools: []", "bad list of pools"),
         ("pools: [{name: a, nodes: 1, cpus: 0}]", "greater than 0"),
         ("pools: [{name: a, nodes: 1, cpus: 1, gpu: 1}]", "Extra inputs"),
         ("a: [", "is not YAML"),
-        ("just: words", "does not say what its machines offer"),
-        ("available_node_types: {a: {resources: {}, node_config: {}}}", "does not say its CPUs"),
+        ("just: words", "does not describe the resources of its machines"),
+        ("available_node_types: {a: {resources: {}, node_config: {}}}", "has no number of CPUs"),
         (
             "max_workers: 9\navailable_node_types: {a: {resources: {CPU: 1}, min_workers: 3, max_workers: 2}}",
             "min_workers 3 above max_workers 2",
         ),
         (
             "max_workers: 1\navailable_node_types: {a: {resources: {CPU: 1}, max_workers: 2}}",
-            "may reach 2 workers, but max_workers is 1",
+            "allow 2 workers, but max_workers is 1",
         ),
     ],
 )
-def test_a_bad_description_says_what_is_wrong(text: str, said: str, tmp_path: Path) -> None:
+def test_a_bad_description_is_refused_with_a_message(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(SepsceneError) as refusal:
         read_pools(tmp_path / "mine.yaml")
-    assert said in str(refusal.value), str(refusal.value)
+    assert message in str(refusal.value), str(refusal.value)
 
 
 def test_a_missing_description_is_named(tmp_path: Path) -> None:
@@ -196,6 +196,6 @@ def test_a_missing_description_is_named(tmp_path: Path) -> None:
         read_pools(tmp_path / "nothing.yaml")
 
 
-def test_millicpus_are_parts_of_a_cpu() -> None:
+def test_millicpus_are_converted_to_cpus() -> None:
     tree = changed("spec.workerGroupSpecs.0.template.spec.containers.0.resources.limits", {"cpu": "3500m"})
     assert read_manifest_pools(tree, "x")[1].node.cpus == 3.5

@@ -1,4 +1,4 @@
-"""Templates written with a user's sizes, read back as pools."""
+"""Templates are filled with a user's sizes and read back as pools."""
 
 import subprocess
 from pathlib import Path
@@ -11,7 +11,7 @@ from sepscene.models.config import SepsceneError
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_without_sizes_is_as_it_was_but_for_its_name(name: str, tmp_path: Path) -> None:
+def test_without_sizes_only_the_names_of_files_change(name: str, tmp_path: Path) -> None:
     out = tmp_path / f"mine.{name.partition('.')[2]}"
     write_template(name, out, {}, {})
     assert (
@@ -31,7 +31,7 @@ def test_counts_are_filled_in_everywhere(name: str, tmp_path: Path) -> None:
     assert all(usual[pool.name].cpus == pool.node.cpus for pool in read_pools(out))
 
 
-def test_slurm_takes_cpus_and_gpus_too(tmp_path: Path) -> None:
+def test_cpus_and_gpus_can_be_set_for_slurm(tmp_path: Path) -> None:
     out = tmp_path / "mine.sh"
     write_template("slurm", out, {"trainers": Sizes(1, 16, 0), "separators": Sizes(2, 8, 4)}, {"24:00:00": "1:00:00"})
     text = out.read_text()
@@ -45,14 +45,14 @@ def test_slurm_takes_cpus_and_gpus_too(tmp_path: Path) -> None:
     assert nodes == {"trainers": (1, 1, 16.0, 0), "separators": (2, 2, 8.0, 4)}
 
 
-def test_what_cannot_be_filled_in_is_refused(tmp_path: Path) -> None:
+def test_values_that_a_template_does_not_support_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SepsceneError, match="no template 'azure'"):
         write_template("azure", tmp_path / "a", {}, {})
-    with pytest.raises(SepsceneError, match="one by one"):
+    with pytest.raises(SepsceneError, match="cannot be set by options"):
         write_template("onprem", tmp_path / "a.yaml", {"trainers": Sizes(4)}, {})
-    with pytest.raises(SepsceneError, match="type of machine"):
+    with pytest.raises(SepsceneError, match="machine type"):
         write_template("aws", tmp_path / "a.yaml", {"trainers": Sizes(4, cpus=8)}, {})
-    with pytest.raises(SepsceneError, match="no 'BUCKET-OF-MINE' to fill in"):
+    with pytest.raises(SepsceneError, match="does not contain 'BUCKET-OF-MINE'"):
         write_template("aws", tmp_path / "a.yaml", {}, {"BUCKET-OF-MINE": "x"})
     (tmp_path / "there.yaml").touch()
     with pytest.raises(SepsceneError, match="exists"):

@@ -1,4 +1,4 @@
-"""The templates in the programs that they are written for; see slurm.py, onprem.py and skypilot.py beside this file."""
+"""Runs the templates in the programs for which they are written; see slurm.py, onprem.py and skypilot.py."""
 
 import json
 import os
@@ -18,9 +18,9 @@ SKYPILOT = "skypilot==0.14.1"
 
 
 def in_namespaces(module: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    """Run a scenario where nothing outside sees its processes and networks; returns its outcome."""
-    alone = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    spaces = ["unshare", *alone, "--pid", "--fork", "--mount-proc", "--net", "--mount", "--uts", "--kill-child"]
+    """Run a scenario in its own process and network namespaces; returns its outcome."""
+    as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    spaces = ["unshare", *as_root, "--pid", "--fork", "--mount-proc", "--net", "--mount", "--uts", "--kill-child"]
     command = [*spaces, sys.executable, "-m", module, str(folder), *arguments]
     with (folder / "scenario.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)

@@ -1,4 +1,4 @@
-"""The templates against the schemas of those who read them, the real command line, and the rules of security."""
+"""Checks the templates against the schemas of their programs, the real command line, and security rules."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def test_the_launcher_accepts_its_templates(name: str) -> None:
         (("provider", "type"), None),
     ],
 )
-def test_the_launcher_refuses_a_slip(path: tuple[str, ...], value: object) -> None:
+def test_the_launcher_refuses_mistakes(path: tuple[str, ...], value: object) -> None:
     import jsonschema
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -58,8 +58,8 @@ def test_the_launcher_refuses_a_slip(path: tuple[str, ...], value: object) -> No
 
 
 @pytest.mark.slow
-def test_aws_would_understand_every_machine() -> None:
-    """RunInstances by botocore's model; Ray takes SubnetIds and adds the counts before it calls."""
+def test_aws_accepts_every_node_type() -> None:
+    """Validates RunInstances with botocore's model. Ray resolves SubnetIds and adds the counts before the call."""
     from botocore.loaders import Loader
     from botocore.model import ServiceModel
     from botocore.validate import ParamValidator
@@ -76,7 +76,7 @@ def test_aws_would_understand_every_machine() -> None:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Every `sepscene ...` of a file, as words: comments and quotes removed, continued lines joined."""
+    """Every `sepscene ...` command in a file, as words: comments and quotes removed, continued lines joined."""
     joined = re.sub(r"\\\n\s*(#\s*)?", " ", text)
     for line in joined.splitlines():
         for match in re.finditer(r"(?:^|&& |; |`|# +|-- +|^ *)(sepscene (?!on\b|under\b|with\b)[a-z].*)", line.strip()):
@@ -113,7 +113,7 @@ def test_there_are_commands_to_parse() -> None:
 @pytest.mark.parametrize(
     ("name", "words"), list(sources()), ids=lambda value: value if isinstance(value, str) else None
 )
-def test_the_command_line_knows_every_command(name: str, words: list[str]) -> None:
+def test_the_command_line_accepts_every_command(name: str, words: list[str]) -> None:
     from sepscene.orchestration.cli.main import app
     from sepscene.orchestration.cli.submission import submission_of
 
@@ -123,14 +123,14 @@ def test_the_command_line_knows_every_command(name: str, words: list[str]) -> No
     while hasattr(command, "resolve_command"):
         _, command, rest = command.resolve_command(context, rest)
         context = typer.Context(command, parent=context)
-    if rest and rest != ["--help"]:  # otherwise only its name is mentioned
+    if rest and rest != ["--help"]:  # otherwise only the command's name is mentioned
         given = command.make_context(words[1], list(rest)).params
         if words[1] == "submit":
             submission_of(given["words"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_nothing_listens_to_everyone_and_no_secret_is_written_down(path: Path) -> None:
+def test_no_template_listens_on_all_interfaces_or_contains_a_secret(path: Path) -> None:
     text = path.read_text()
     assert "0.0.0.0" not in text
     assert "::/0" not in text
@@ -148,8 +148,8 @@ def test_ray_starts_with_a_token_and_its_dashboard_on_loopback(name: str) -> Non
     assert {".env", ".git", "runs", ".venv"} <= set(tree["rsync_exclude"])
 
 
-def test_the_clouds_keep_their_own_closed_groups() -> None:
-    """Without a group of its own Ray opens port 22 to everyone on AWS; GCP's `default` network does so itself."""
+def test_the_clouds_use_closed_security_groups() -> None:
+    """Without one, Ray opens port 22 to the internet on AWS; GCP's network `default` opens it as well."""
     aws, gcp = (yaml.safe_load((CLUSTERS / name).read_text()) for name in ("aws.yaml", "gcp.yaml"))
     assert all(kind["node_config"]["SecurityGroupIds"] for kind in aws["available_node_types"].values())
     assert all(
@@ -174,7 +174,7 @@ def test_scripts_are_bash(name: str) -> None:
     subprocess.run(["bash", "-n", str(CLUSTERS / name)], check=True)
 
 
-def test_the_shells_of_the_other_templates_are_bash() -> None:
+def test_shell_commands_in_the_other_templates_are_bash() -> None:
     sky = yaml.safe_load((CLUSTERS / "skypilot.yaml").read_text())
     texts = [sky["setup"], sky["run"]]
     for name in LAUNCHER:
@@ -189,19 +189,19 @@ def test_the_shells_of_the_other_templates_are_bash() -> None:
     subprocess.run(["bash", "-n"], input="\n".join(texts), text=True, check=True)
 
 
-def test_the_pools_of_own_machines_are_told_apart_by_address() -> None:
-    """The real shell line, with `hostname` answering as each machine would and Ray saying how it is started."""
+def test_the_pool_of_an_onprem_machine_depends_on_its_address() -> None:
+    """Runs the real shell line, with a `hostname` that returns each machine's address, and `echo` in place of Ray."""
     tree = yaml.safe_load((CLUSTERS / "onprem.yaml").read_text())
     line = tree["worker_start_ray_commands"][-1].replace("~/sepscene-env/bin/ray", "echo")
     for address in tree["provider"]["worker_ips"]:
         script = f"hostname() {{ echo '{address} 172.17.0.1 '; }}; ulimit() {{ :; }}; {line}"
-        said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split()
-        assert f"--labels=pool={'trainers' if '.2' in address[-4:] else 'separators'}" in said, address
+        words = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split()
+        assert f"--labels=pool={'trainers' if '.2' in address[-4:] else 'separators'}" in words, address
     assert "--labels=pool=head" in tree["head_start_ray_commands"][-1]
 
 
-def test_images_and_drivers_suit_what_constraints_install() -> None:
-    """CUDA 13 needs driver 580; the image of Ray must hold the Ray that the packages are pinned to."""
+def test_images_and_drivers_match_the_pinned_packages() -> None:
+    """CUDA 13 needs driver 580; Ray's image must contain the pinned version of Ray."""
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     assert pinned["cuda-toolkit"].startswith("13.0")
     least_driver = 580
@@ -218,7 +218,7 @@ def test_images_and_drivers_suit_what_constraints_install() -> None:
     )
 
 
-def test_users_install_nothing_that_only_developers_need() -> None:
+def test_developer_tools_are_not_in_the_users_constraints() -> None:
     names = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     tools = {line.split("==")[0] for line in (ROOT / "constraints-dev.txt").read_text().splitlines() if "==" in line}
     assert not names & tools and {"pytest", "ruff", "mypy", "moto", "botocore"} <= tools
@@ -227,8 +227,8 @@ def test_users_install_nothing_that_only_developers_need() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_shared_mlflow_wants_a_password_and_answers_its_own_name_only(tmp_path: Path) -> None:
-    """The real script and server: 401 without the password, 403 under a foreign name, files for this user alone."""
+def test_the_shared_mlflow_requires_a_password_and_its_own_host_name(tmp_path: Path) -> None:
+    """Runs the real script and server: 401 without the password, 403 with another host name, private files."""
     password = "a-password-of-the-test"
     port = free_port()
     server = subprocess.Popen(
@@ -278,6 +278,6 @@ def test_a_head_whose_ray_does_not_start_ends_skypilots_job(tmp_path: Path) -> N
     (programs / "ray").write_text("#!/bin/bash\nexit 3\n")
     (programs / "ray").chmod(0o755)
     lines = yaml.safe_load((ROOT / "clusters" / "skypilot.yaml").read_text())["run"]
-    told = {"SKYPILOT_NODE_IPS": "127.0.0.1", "SKYPILOT_NODE_RANK": "0", "EXPERIMENT": "x", "RUN_ID": "y"}
-    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], **told}
+    variables = {"SKYPILOT_NODE_IPS": "127.0.0.1", "SKYPILOT_NODE_RANK": "0", "EXPERIMENT": "x", "RUN_ID": "y"}
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], **variables}
     assert subprocess.run(["bash", "-c", lines], env=environment, timeout=60).returncode == 1

@@ -1,4 +1,4 @@
-"""Realistic run, sweep and reproduction folders for the report tests, made with the models of real runs."""
+"""Realistic run, sweep and reproduction folders for the report tests, created with the models of real runs."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def metric(value: float, half: float = 0.018, count: int = 128) -> Metric:
 
 
 def encoder(name: str, level: float, spread: float, seed: int, description: str = "") -> EncoderResult:
-    """An encoder with plausible metrics around `level`, and a map in which classes form clusters."""
+    """An encoder with plausible metrics around `level` and a map in which classes form clusters."""
     draws = np.random.default_rng(seed)
     centres = draws.normal(0, 3, (len(CLASSES), 2))
     classes = tuple(
@@ -62,7 +62,7 @@ def encoder(name: str, level: float, spread: float, seed: int, description: str 
 
 
 def sample_results() -> RunResults:
-    """A finished tiny run of Table 4's row S2 or N with both tasks, evaluated beside two baselines."""
+    """A finished tiny run of Table 4's row S2+N with both tasks, evaluated with two baselines."""
     return RunResults(
         run_id="tiny-s2-or-n-joint-3f9c1a",
         experiment="table4-s2-n-joint",
@@ -106,7 +106,7 @@ def sample_results() -> RunResults:
 
 
 def write_metrics(run_dir: Path, seed: int = 0, level: float = 1.0) -> None:
-    """Step metrics of two stages: a separator's MixIT loss and pre-training's losses and waiting share."""
+    """Step metrics of two stages: the MixIT loss of a separator, and losses and waiting share of a pre-training."""
     draws = np.random.default_rng(seed)
     lines = []
     for step in range(0, 600, 2):
@@ -126,7 +126,7 @@ def write_metrics(run_dir: Path, seed: int = 0, level: float = 1.0) -> None:
 
 
 def write_sample_run(run_dir: Path) -> RunResults:
-    """A run's folder as a finished run leaves it behind."""
+    """Write the folder of a finished run."""
     run_dir.mkdir(parents=True, exist_ok=True)
     results = sample_results()
     results.save(run_dir)
@@ -136,7 +136,7 @@ def write_sample_run(run_dir: Path) -> RunResults:
 
 
 def sample_sweep() -> SweepResults:
-    """Three combinations by three temperatures by two seeds: one trial failed and two were stopped early."""
+    """Three combinations by three temperatures by two seeds; one trial failed, some were stopped early."""
     draws = np.random.default_rng(5)
     combinations: tuple[tuple[tuple[str, ...], float], ...] = (
         (("S2",), 0.39),
@@ -179,7 +179,7 @@ def sample_sweep() -> SweepResults:
 
 
 def write_sample_sweep(sweep_dir: Path) -> SweepResults:
-    """A sweep's folder with the metrics of its trials."""
+    """Write a sweep's folder with the metrics of its trials."""
     sweep_dir.mkdir(parents=True, exist_ok=True)
     sweep = sample_sweep()
     sweep.save(sweep_dir)
@@ -190,7 +190,7 @@ def write_sample_sweep(sweep_dir: Path) -> SweepResults:
 
 
 def write_sample_reproduction(directory: Path) -> ReproductionResults:
-    """All rows of Tables 2 and 4 with three seeds each, not d = 1024; coincidence prediction helps here."""
+    """Write all rows of Tables 2 and 4 with three seeds each, without d = 1024; coincidence prediction helps."""
     directory.mkdir(parents=True, exist_ok=True)
     draws = np.random.default_rng(11)
     runs = []

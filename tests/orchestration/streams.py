@@ -1,4 +1,4 @@
-"""What a stream gives, and what it must give: (row, checksum of both views), read by trainers or made by hand."""
+"""The actual and the expected rows of a stream as (row, checksum of both views)."""
 
 import zlib
 from pathlib import Path
@@ -36,7 +36,7 @@ def collect(
     trainers: int = 1,
     sign: Path | None = None,
 ) -> list[Checksums]:
-    """What each of the trainers reads, (row, checksum) in order of arrival; the first batch makes the file `sign`."""
+    """The (row, checksum) pairs that each trainer reads, in order of arrival. The first batch creates `sign`."""
     configure_data(experiment.training.ordered)
 
     @ray.remote(num_cpus=0.1)
@@ -55,7 +55,7 @@ def collect(
 
 
 def by_hand(experiment: Experiment, clips: Manifest, ladder: dict[str, str]) -> Checksums:
-    """The whole schedule in one process, clip by clip, without the service."""
+    """The pairs of the whole schedule, computed in this process clip by clip, without the service."""
     views, audio = experiment.views, experiment.audio
     schedule = schedule_of(experiment, len(clips.clips))
     draws = views.draw(schedule, np.arange(schedule.rows))

@@ -1,4 +1,4 @@
-"""Configuration: every named experiment is sound, overrides are typed, faults are one clear message."""
+"""Configuration: every named experiment is valid, overrides are typed, each mistake is one clear message."""
 
 import os
 from pathlib import Path
@@ -12,26 +12,26 @@ from sepscene.orchestration.data_config import Data
 from sepscene.orchestration.presets import EXPERIMENTS, SCALES, named_experiment
 from sepscene.tasks.paper.claims import PAPER_TABLES
 
-NOT_AT_MINI = "beyond/architectures"  # it needs a separator that scale mini does not bring
+NOT_AT_MINI = "beyond/architectures"  # it needs a separator that scale mini does not have
 
 
 @pytest.mark.parametrize(
     ("name", "scale"),
     [(name, scale) for name in EXPERIMENTS for scale in SCALES if (name, scale) != (NOT_AT_MINI, "mini")],
 )
-def test_every_named_experiment_survives_yaml(name: str, scale: str, tmp_path: Path) -> None:
+def test_every_named_experiment_is_unchanged_after_saving_and_loading(name: str, scale: str, tmp_path: Path) -> None:
     experiment = named_experiment(name, scale)  # type: ignore[arg-type]
     experiment.save(tmp_path / "e.yaml")
     again = load_experiment(tmp_path / "e.yaml")
     assert again == experiment and again.digest() == experiment.digest() and again.name == name
 
 
-def test_what_mini_cannot_make_is_refused() -> None:
+def test_an_experiment_that_mini_does_not_support_is_refused() -> None:
     with pytest.raises(SepsceneError, match="--scale tiny"):
         named_experiment(NOT_AT_MINI, "mini")
 
 
-def test_every_row_of_the_paper_that_is_ours_has_an_experiment() -> None:
+def test_every_row_of_the_authors_framework_has_an_experiment() -> None:
     ours = {row.name for table in ("table2", "table4") for row in PAPER_TABLES[table]}
     ours |= {"table5/d128", "table5/d1024", "table5/triplet"}
     assert ours <= set(EXPERIMENTS)
@@ -39,7 +39,7 @@ def test_every_row_of_the_paper_that_is_ours_has_an_experiment() -> None:
     assert len([name for name in EXPERIMENTS if name.startswith("table4")]) == 14
 
 
-def test_rows_differ_where_the_table_says() -> None:
+def test_rows_differ_as_in_the_tables() -> None:
     plain, both = (named_experiment(f"table4/S2+N/{task}", "paper") for task in ("simclr", "simclr-cp"))
     assert plain.objective.alpha == 0 and both.objective.alpha == 1 and both.views.combination == ("S2", "N")
     assert named_experiment("table2/mix-mix", "paper").views.specaugment is False
@@ -58,7 +58,7 @@ def test_an_override_changes_one_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         ({"objective.temperatur": 0.1}, r"objective\.temperatur: unknown field"),
         (
@@ -70,7 +70,18 @@ def test_an_override_changes_one_field() -> None:
             r"objective\.terms\.similarity\.temperature: Input should be greater than 0 \(got -1\)",
         ),
         ({"views.combination": ["S9"]}, r"no processor 'S9' \(did you mean S2\?\); known are N, F, S1, S2"),
-        ({"audio.sample_rate": 22050}, "sample rates differ: audio 22050, separator 16000"),
+        (
+            {"audio.sample_rate": 22050},
+            "sample rates differ: audio.sample_rate 22050, front_end.sample_rate 16000, separator.network.sample_rate",
+        ),
+        (
+            {"separator.beside": {"X": {"sample_rate": 8000}}},
+            r"separator\.beside\.X\.sample_rate 8000 Hz; set all of them to the same rate",
+        ),
+        (
+            {"separator.checkpoints": {"S2": "x", "N": "y"}, "front_end.sample_rate": 32000},
+            "sample rates differ: audio.sample_rate 16000, front_end.sample_rate 32000 Hz",
+        ),
         ({"training.global_batch": 4096, "training.service_rows": 1024}, "312 MiB.*lower training.service_rows"),
         ({"training.global_batch": 50}, "not a multiple of resources.trainers x training.service_rows = 64"),
         ({"views.patch_seconds": 20}, "longer than audio.clip_seconds"),
@@ -87,8 +98,8 @@ def test_an_override_changes_one_field() -> None:
         ({"separator.batch_mixtures": 7}, "separator.batch_mixtures 7 is not a multiple of resources.trainers 2"),
     ],
 )
-def test_a_bad_value_is_one_message_that_names_the_field(overrides: dict[str, object], says: str) -> None:
-    with pytest.raises(SepsceneError, match=says):
+def test_a_bad_value_is_one_message_that_names_the_field(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(SepsceneError, match=message):
         named_experiment("demo", "tiny").changed(overrides)
 
 
@@ -109,7 +120,7 @@ def test_configurations_are_frozen() -> None:
         experiment.seed = 3
 
 
-def test_elastic_trainers_must_divide_every_batch_and_have_nodes_of_their_own() -> None:
+def test_elastic_trainers_must_divide_every_batch_and_have_their_own_nodes() -> None:
     elastic = {"resources": {"trainers": 3, "trainers_min": 1, "trainer_accelerator": "H100"}}
     fits = {"training": {"global_batch": 96, "service_rows": 16}, "separator": {"batch_mixtures": 12}}
     base = {"name": "x", "scale": "tiny"}
@@ -119,14 +130,14 @@ def test_elastic_trainers_must_divide_every_batch_and_have_nodes_of_their_own() 
     with pytest.raises(SepsceneError, match=r"resources.trainers 2 \(resources.trainers_min allows that many\)"):
         parse_experiment(base | elastic | fits | {"separator": {"batch_mixtures": 9}}, "test")
     for where in ({}, {"trainer_labels": {"a": "b"}}, {"trainer_accelerator": "L4", "separation_accelerator": "L4"}):
-        with pytest.raises(SepsceneError, match=r"set resources.trainer_accelerator"):
+        with pytest.raises(SepsceneError, match=r"Set resources.trainer_accelerator"):
             parse_experiment(base | fits | {"resources": {"trainers": 3, "trainers_min": 1, **where}}, "test")
     with pytest.raises(SepsceneError, match="is more than"):
         parse_experiment(base | {"resources": elastic["resources"] | {"trainers_min": 4}}, "test")
 
 
-def test_the_root_is_absolute_wherever_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also what a run saves and a worker with another working folder reads again; addresses stay as they are."""
+def test_the_root_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs can be continued, and workers can read the saved file, in another folder; addresses stay unchanged."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for given, kept in (("data/esc50", "data/esc50"), ("../x", "../x"), ("~/esc50", "home/esc50"), ("/a b", "/a b")):

@@ -1,7 +1,7 @@
-"""A whole run on a lab's own parts, from Python, with the built packages in an environment of their own.
+"""A whole run with custom code, from Python, with the built packages in a separate environment.
 
-The lab has clips, separators and a channel score in a package of its own, and all of the example lab (encoder, loss
-term, augmentations), which is installed.
+A lab's own package has clips, separators and a channel score. The installed example lab has the encoder, the loss term
+and an augmentation.
 """
 
 import json
@@ -86,13 +86,13 @@ print(h.shape, numpy.isfinite(h).all())
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lab's folder, with a package and with modules of the same names as our rooms, which nobody asks for."""
+    """A lab's folder with a package, and with modules that are called like our packages and must not be imported."""
     folder = tmp_path_factory.mktemp("lab")
     with pytest.MonkeyPatch.context() as patch:
         write_package(folder, "wholelab", patch)
     (folder / "models").mkdir()
     (folder / "models" / "__init__.py").touch()
-    (folder / "tasks.py").write_text("raise RuntimeError('nobody has imported this module')")
+    (folder / "tasks.py").write_text("raise RuntimeError('this module must not be imported')")
     return folder
 
 
@@ -100,7 +100,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder `bin` of an environment with the wheels of Sepscene and of the example lab.
 
-    What they depend on is there by a path: installing it anew would take minutes. The wheels are built from clean
+    Their dependencies are added by a path, because installing them would take minutes. The wheels are built from clean
     copies, because builds leave files behind.
     """
     place = tmp_path_factory.mktemp("installed")
@@ -149,7 +149,7 @@ def variables(lab: Path, programs: Path) -> dict[str, str]:
 
 
 def call(lab: Path, variables: dict[str, str], *words: str, code: int = 0) -> str:
-    """What a command in the lab's folder wrote."""
+    """Run a command in the lab's folder; returns its output."""
     done = subprocess.run(words, cwd=lab, env=variables, capture_output=True, text=True, timeout=560, check=False)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
@@ -157,7 +157,7 @@ def call(lab: Path, variables: dict[str, str], *words: str, code: int = 0) -> st
 
 @pytest.fixture(scope="module")
 def finished(lab: Path, variables: dict[str, str], nano: Experiment, scenes_dir: Path) -> Path:
-    """The run's folder. The store is read through, so both ways to a view are gone."""
+    """The folder of a finished run. Its store is read-through, so views are separated and also read from the store."""
     short = {"training.epochs": 2, "evaluation.baselines": False, "store.mode": "read-through", "resources.trainers": 1}
     nano.changed(short).save(lab / "nano.yaml")
     (lab / "script.py").write_text(SCRIPT)
@@ -165,16 +165,16 @@ def finished(lab: Path, variables: dict[str, str], nano: Experiment, scenes_dir:
     return lab / "runs" / "own"
 
 
-def test_the_installed_commands_are_there(programs: Path, lab: Path, variables: dict[str, str]) -> None:
+def test_the_installed_commands_work(programs: Path, lab: Path, variables: dict[str, str]) -> None:
     assert "pretrain" in call(lab, variables, "sepscene", "--help")
     assert call(lab, variables, "sepscene", "--version").startswith("sepscene ")
     doctor = subprocess.run(["sepscene", "doctor"], cwd=lab, env=variables, capture_output=True, text=True, timeout=100)
-    found = doctor.stdout  # its exit code would also say how full this disk is
+    found = doctor.stdout  # the exit code would also depend on the free disk space
     assert "torchaudio 2.11.0" in found
     assert [line for line in found.splitlines() if line.startswith("fail") and "GiB free" not in line] == []
 
 
-def test_nothing_behind_knows_that_the_parts_are_somebody_s_own(finished: Path) -> None:
+def test_custom_parts_are_recorded_like_our_own(finished: Path) -> None:
     results = RunResults.load(finished)
     kept = {name: read_card(finished / "ladder" / name) for name in ("thirds", "halves")}
     assert {processor.name: processor.digest for processor in results.ladder} == {
@@ -191,7 +191,7 @@ def test_nothing_behind_knows_that_the_parts_are_somebody_s_own(finished: Path) 
     assert (finished / "report.html").exists() and (finished / "listen.html").exists()
 
 
-def test_later_commands_need_the_code_and_the_trust_again(
+def test_later_commands_also_need_the_code_and_the_trust(
     finished: Path, lab: Path, train_clips: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(lab / "another"))
@@ -210,10 +210,12 @@ def test_later_commands_need_the_code_and_the_trust_again(
     folders = experiment.changed(
         {"views.channel": "uniform", "separator.checkpoints.thirds": str(finished / "ladder" / "thirds")}
     )
-    assert {"wholelab.nets:Split", "wholelab.nets:halves"} < set(folders.custom_code), "a folder's code travels, too"
+    assert {"wholelab.nets:Split", "wholelab.nets:halves"} < set(folders.custom_code), (
+        "the code of a folder must also be sent"
+    )
 
 
-def test_the_labs_encoder_and_loss_were_trained_and_its_bundle_loads_and_embeds(
+def test_the_custom_encoder_was_trained_and_its_bundle_loads_and_embeds(
     finished: Path, lab: Path, variables: dict[str, str]
 ) -> None:
     steps = [record for record in read_metrics(finished) if "spread" in record]

@@ -1,4 +1,4 @@
-"""The objective as a configuration: terms, the paper's short forms, custom terms, and what a sweep varies."""
+"""The objective in a configuration: terms, the paper's short forms, custom terms, and sweeps."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def test_the_configuration_of_an_older_version_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"terms": {"loss": {"use": "vicreg"}}}, "cannot be called 'loss'"),
         ({"terms": {"a.b": {"use": "vicreg"}}}, "cannot be called 'a.b'"),
@@ -88,12 +88,12 @@ def test_the_configuration_of_an_older_version_is_read() -> None:
         ({"coincidence_pairs": "own"}, "all terms learn from the same pairs"),
     ],
 )
-def test_what_makes_no_objective_is_said(nano: Experiment, fields: dict[str, object], says: str) -> None:
-    with pytest.raises(SepsceneError, match=says):
+def test_invalid_objectives_are_refused(nano: Experiment, fields: dict[str, object], message: str) -> None:
+    with pytest.raises(SepsceneError, match=message):
         nano.changed({"objective": fields})
 
 
-def test_the_weights_of_terms_are_swept_by_either_name(nano: Experiment) -> None:
+def test_weights_can_be_swept_by_both_names(nano: Experiment) -> None:
     space = {"objective.terms.coincidence.weight": ["0", "0.5"], "objective.terms.similarity.temperature": [0.1]}
     assert checked_space(nano, space)["objective.terms.coincidence.weight"] == [0, 0.5]
     assert checked_space(nano, {"objective.alpha": ["1e-1", 2]}) == {"objective.alpha": [0.1, 2]}
@@ -103,7 +103,7 @@ def test_the_weights_of_terms_are_swept_by_either_name(nano: Experiment) -> None
 
 
 def test_a_change_that_has_no_effect_is_refused(nano: Experiment) -> None:
-    """Older files hold all short forms; what somebody sets for this run must not be passed over."""
+    """Older files contain all short forms, but a value that the user sets must not be ignored."""
     for name, change in {"demo": "triplet_margin=0.3", "table5/triplet": "temperature=0.1"}.items():
         field, value = change.split("=")
         with pytest.raises(SepsceneError, match=rf"{field} changes nothing in {name}: no term"):
@@ -115,7 +115,7 @@ def test_a_change_that_has_no_effect_is_refused(nano: Experiment) -> None:
     assert with_changes(nano, {"objective.alpha": 0}).value_of("objective.alpha") == 0
 
 
-def test_rows_of_the_tables_train_what_they_did() -> None:
+def test_rows_of_the_tables_have_their_terms() -> None:
     for name, uses in {"table4/S2/simclr": ["nt-xent"], "table4/S2/simclr-cp": ["nt-xent", "coincidence"],
                        "table5/triplet": ["triplet"]}.items():  # fmt: skip
         terms = named_experiment(name, "tiny").objective.used_terms
@@ -137,7 +137,7 @@ def test_vicreg_trains_an_encoder_and_its_metric_is_the_loss(nano: Experiment) -
     assert step_flops(experiment) > 0
 
 
-def test_an_own_term_is_trained_beside_the_others(
+def test_a_custom_term_is_trained_with_the_others(
     nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_package(tmp_path, "termlab", monkeypatch)
@@ -155,7 +155,7 @@ def test_an_own_term_is_trained_beside_the_others(
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"use": "badlab.nets:Pull", "power": 0}, r"objective.terms.mine \(badlab.nets:Pull\): power: Input should be"),
         ({"use": "badlab.nets:Endless"}, "for two pairs, no finite number"),
@@ -166,10 +166,10 @@ def test_an_own_term_is_trained_beside_the_others(
         ),
     ],
 )
-def test_an_own_term_that_fails_is_said_before_anything_starts(
-    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], says: str
+def test_a_failing_custom_term_is_reported_before_anything_starts(
+    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], message: str
 ) -> None:
     write_package(tmp_path, "badlab", monkeypatch)
     trust_code(str(settings["use"]))
-    with pytest.raises(SepsceneError, match=says):
+    with pytest.raises(SepsceneError, match=message):
         check_parts(nano.changed({"objective": {"terms": {"similarity": {}, "mine": settings}}}))

@@ -1,4 +1,4 @@
-"""Custom code that travels: what is sent to a cluster, and what a submitted job brings along."""
+"""Custom code that is sent to a cluster, by itself and with a submitted job."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from sepscene.orchestration.source import code_to_send
 from tests.custom_code import write_package
 
 
-def test_packages_and_modules_travel_but_nothing_that_is_installed(
+def test_packages_and_modules_are_sent_unless_they_are_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_package(tmp_path, "sentlab", monkeypatch)
@@ -26,7 +26,7 @@ def test_packages_and_modules_travel_but_nothing_that_is_installed(
 
 
 @pytest.mark.parametrize("command", ["pretrain", "sweep"])
-def test_a_submitted_job_brings_the_code_and_the_trust(
+def test_a_submitted_job_contains_the_code_and_the_trust(
     nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     mark = write_package(tmp_path, "joblab", monkeypatch)

@@ -1,4 +1,4 @@
-"""Names of files are text: they cannot steer a terminal, a log or a page."""
+"""File names are plain text: they cannot control a terminal, a log or a page."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ NASTY = "a\x1b[2J\x1b]0;owned\x07\u202e[/x] ![p](https://evil.example/p.png)[q](
 NOT_UTF_8 = "\udcff"
 
 
-def test_a_terminal_shows_what_a_name_holds() -> None:
+def test_a_terminal_shows_names_with_escaped_controls() -> None:
     out = io.StringIO()
     console = Terminal(file=out, width=400, force_terminal=True, color_system=None)
     table = Table("name", title=NASTY)
@@ -36,14 +36,14 @@ def test_a_terminal_shows_what_a_name_holds() -> None:
     assert shown.count("\\x1b[2J") == 3 and shown.count("[/x]") == 3 and "\\xff" in shown
 
 
-def test_a_log_shows_what_a_name_holds() -> None:
+def test_a_log_shows_names_with_escaped_controls() -> None:
     record = logging.LogRecord("sepscene", logging.WARNING, "", 0, "%s can't be read", (NASTY + NOT_UTF_8,), None)
-    said = PlainFormatter("%(message)s").format(record)
-    assert not re.search("[\x00-\x1f\x7f-\x9f\u202e\udcff]", said) and "\\x1b" in said
+    line = PlainFormatter("%(message)s").format(record)
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u202e\udcff]", line) and "\\x1b" in line
 
 
 @pytest.mark.parametrize("text", ["plain", "雨 \u0301é", "two\nlines\tand a tab", "S2∨N τ −0.1 😀"])
-def test_harmless_text_is_left_as_it_is(text: str) -> None:
+def test_harmless_text_is_unchanged(text: str) -> None:
     assert printable(text) == text
 
 
@@ -59,22 +59,22 @@ def test_harmless_text_is_left_as_it_is(text: str) -> None:
         "`code`",
     ],
 )
-def test_markdown_from_outside_makes_no_link_picture_or_html(text: str) -> None:
-    made = re.sub(r"\\.", "", str(cell(text)))
-    assert not re.search(r"[\[\]<`]", made)
+def test_markdown_from_outside_creates_no_links_images_or_html(text: str) -> None:
+    unescaped = re.sub(r"\\.", "", str(cell(text)))
+    assert not re.search(r"[\[\]<`]", unescaped)
 
 
 def test_intervals_stay_readable_in_markdown() -> None:
     assert cell("0.389 [0.371, 0.407]") == "0.389 [0.371, 0.407]"
 
 
-def test_a_command_cannot_leave_its_block_of_code() -> None:
+def test_a_command_cannot_close_its_code_block() -> None:
     text = str(fenced("sepscene ```` \n````\n![](https://evil.example)"))
     fence = text.splitlines()[0]
     assert fence == "`````" and text.count(fence) == 2
 
 
-def test_no_part_of_a_report_acts(tmp_path: Path) -> None:
+def test_no_part_of_a_report_is_active(tmp_path: Path) -> None:
     encoder = EncoderResult(
         name=NASTY,
         description=NASTY,
@@ -93,7 +93,7 @@ def test_no_part_of_a_report_acts(tmp_path: Path) -> None:
     assert not re.search(r"(?<!\\)\]\(", markdown.read_text())
 
 
-def test_no_part_of_a_sweeps_report_acts(tmp_path: Path) -> None:
+def test_no_part_of_a_sweeps_report_is_active(tmp_path: Path) -> None:
     sweep = write_sample_sweep(tmp_path)
     trials = tuple(trial.changed({"reason": NASTY}) for trial in sweep.trials)
     sweep.changed({"command": f"sepscene\n```\n{NASTY}", "experiment": NASTY, "trials": trials}).save(tmp_path)
@@ -102,18 +102,18 @@ def test_no_part_of_a_sweeps_report_acts(tmp_path: Path) -> None:
     assert not re.search(r"(?<!\\)\]\(", prose) and "\x1b" not in markdown
 
 
-def test_a_script_that_lands_in_a_page_does_not_run(tmp_path: Path) -> None:
-    """The page's policy names the digest of our own script alone, not of what stands in script tags."""
+def test_a_script_that_is_injected_into_a_page_does_not_run(tmp_path: Path) -> None:
+    """The page's policy allows only the digest of our own script, not of other script tags."""
     values = {"scenes": (), "queries": (), "seconds": "5", "has_report": False}
-    landed = Markup("<script>alert(1)</script>")
-    page = render("listen.html.j2", tmp_path / "listen.html", script="listen.js", title=landed, **values).read_text()
+    injected = Markup("<script>alert(1)</script>")
+    page = render("listen.html.j2", tmp_path / "listen.html", script="listen.js", title=injected, **values).read_text()
     assert "<script>alert(1)</script>" in page
     (allowed,) = re.findall(r"script-src ([^;\"]+)", page)
     digest = base64.b64encode(hashlib.sha256(b"alert(1)").digest()).decode()
     assert allowed.startswith("'sha256-") and " " not in allowed and digest not in allowed
 
 
-def test_a_picture_with_odd_names_is_whole(tmp_path: Path) -> None:
+def test_a_plot_with_unusual_names_is_valid_xml(tmp_path: Path) -> None:
     name = printable(NASTY)
-    picture = curves("c", name, "step", {name: ([0, 1], [1, 2])})
-    ElementTree.parse(picture.save(tmp_path, light_palette()))
+    plot = curves("c", name, "step", {name: ([0, 1], [1, 2])})
+    ElementTree.parse(plot.save(tmp_path, light_palette()))

@@ -1,4 +1,4 @@
-"""One whole run by the command line, at the smallest sizes, output to a pipe: what it tells and what it leaves."""
+"""A whole run from the command line, at the smallest sizes, with its output to a pipe: its output and its folder."""
 
 import json
 import os
@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def finished(nano: Experiment, scenes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """The run's folder, and what the command wrote to its two outputs."""
+    """The run's folder, and the command's standard output and standard error."""
     storage = tmp_path_factory.mktemp("whole")
     data = nano.data.changed({"root": str(scenes_dir)})
-    # One trainer: Ray Train's for mix-chan, which separates live; the driver's own process for mix-mix.
+    # One trainer, so that mix-chan, which separates live, uses Ray Train, and mix-mix trains in the driver's process.
     one = {"data": data, "table_row": "table4/S2+N/simclr-cp", "resources.trainers": 1}
     nano.changed(one).save(storage / "nano.yaml")
     variables = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "COLUMNS": "100"}
@@ -48,19 +48,19 @@ def finished(nano: Experiment, scenes_dir: Path, tmp_path_factory: pytest.TempPa
     return storage / "whole", done.stdout, done.stderr
 
 
-def test_it_says_what_it_made_and_what_to_do_next_and_nothing_else(finished: tuple[Path, str, str]) -> None:
-    run, said, complained = finished
-    assert complained == "" and "raylet" not in said
+def test_the_output_shows_progress_results_and_next_steps_and_nothing_else(finished: tuple[Path, str, str]) -> None:
+    run, output, errors = finished
+    assert errors == "" and "raylet" not in output
     for stage in ("train separator", "pretrain-mix-chan", "pretrain-mix-mix", "evaluate"):
-        assert any(line.startswith(stage) for line in said.splitlines()), f"no progress of {stage} in a pipe:\n{said}"
-    summary = said[said.index("encoder") :]
-    for promised in ("report.html", "listen.html", "encoder"):
-        assert str(run / promised) in summary.replace("\n", "")
+        assert any(line.startswith(stage) for line in output.splitlines()), f"no progress of {stage}:\n{output}"
+    summary = output[output.index("encoder") :]
+    for name in ("report.html", "listen.html", "encoder"):
+        assert str(run / name) in summary.replace("\n", "")
     assert f"sepscene ui {run}" in summary
     assert f"sepscene embed {run}" in summary
 
 
-def test_the_folder_is_the_truth_about_the_run(finished: tuple[Path, str, str], nano: Experiment) -> None:
+def test_the_folder_contains_all_results(finished: tuple[Path, str, str], nano: Experiment) -> None:
     run, *_ = finished
     results = RunResults.load(run)
     assert [encoder.name for encoder in results.encoders] == ["mix-chan", "mix-mix", "untrained"]
@@ -76,7 +76,7 @@ def test_the_folder_is_the_truth_about_the_run(finished: tuple[Path, str, str], 
     assert {path.name for path in (run / "plots").iterdir()} >= {"answer.svg", "ladder.svg", "map0.svg", "curve0.svg"}
 
 
-def test_a_person_finds_all_of_it_in_mlflow(finished: tuple[Path, str, str]) -> None:
+def test_everything_is_in_mlflow(finished: tuple[Path, str, str]) -> None:
     run, *_ = finished
     client = MlflowClient(tracking_uri=f"sqlite:///{run.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("sepscene")
@@ -112,7 +112,7 @@ def test_a_person_finds_all_of_it_in_mlflow(finished: tuple[Path, str, str]) -> 
     assert "system/cpu_utilization_percentage" in found["whole/pretrain-mix-chan"].data.metrics
     trained = found["whole/pretrain-mix-chan"].data
     ours = [name for name in trained.metrics if not name.startswith("system/")]
-    # MLflow sorts its sections: loss first, quality next. One without a slash would stand behind all of them.
+    # MLflow sorts its sections: loss first, quality next. A name without a slash would come last.
     assert sorted({name.split("/")[0] for name in ours}) == [
         "1_loss", "2_quality", "3_representation", "4_training", "5_pace", "6_balance",
     ]  # fmt: skip
@@ -123,8 +123,8 @@ def test_a_person_finds_all_of_it_in_mlflow(finished: tuple[Path, str, str]) -> 
         ("busy", "rows_per_second", "queue_blocks", "bytes_per_second"),
     )
     both = {(stage, name) for stage in stages for name in quantities} - {("trainers", name) for name in quantities[2:]}
-    assert {f"6_balance/{stage}_{name}" for stage, name in both} <= trained.metrics.keys()  # at the end
-    assert {f"5_pace/{stage}_{name}" for stage, name in both} <= trained.metrics.keys()  # while it ran
+    assert {f"6_balance/{stage}_{name}" for stage, name in both} <= trained.metrics.keys()  # written at the end
+    assert {f"5_pace/{stage}_{name}" for stage, name in both} <= trained.metrics.keys()  # written during training
     assert "set the pace" in trained.tags["bottleneck"] or "sets the pace" in trained.tags["bottleneck"]
     assert parent.data.tags["bottleneck"] == trained.tags["bottleneck"]
     (version,) = client.search_model_versions("name = 'sepscene-nano'")
@@ -134,7 +134,7 @@ def test_a_person_finds_all_of_it_in_mlflow(finished: tuple[Path, str, str]) -> 
 
 
 def test_the_tutorials_next_steps_work_on_it(finished: tuple[Path, str, str], scenes_dir: Path, tmp_path: Path) -> None:
-    """Steps 2 and 4 of docs/tutorial.md: compare with the baseline, embed sound, load the encoder in Python."""
+    """Steps 2 and 4 of docs/tutorial.md: compare with the baseline, embed files, load the encoder in Python."""
     run, *_ = finished
     out = tmp_path / "embeddings.parquet"
     for words in (

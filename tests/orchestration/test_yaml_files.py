@@ -1,4 +1,4 @@
-"""Configuration from strangers: no alias bombs, no giants, no secrets."""
+"""Untrusted configuration files: no alias bombs, no huge files, no secrets."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 @pytest.mark.parametrize(
     "content", [BOMB.encode(), b"\xff\xfe", b"[" * 100_000, b"a: [", b"#" * 2**21, b"!!python/object:os.system {}"]
 )
-def test_a_strange_file_is_refused_with_a_message(content: bytes, tmp_path: Path) -> None:
+def test_a_malformed_experiment_is_refused_with_a_message(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_bytes(content)
     with pytest.raises(SepsceneError, match=r"experiment\.yaml"):
@@ -33,8 +33,8 @@ def test_a_strange_file_is_refused_with_a_message(content: bytes, tmp_path: Path
 
 
 @pytest.mark.parametrize("content", [BOMB.encode(), b"\xff\xfe", b"[" * 100_000, b"#" * 2**21])
-def test_a_strange_sweep_file_is_refused_with_a_message(content: bytes, tmp_path: Path) -> None:
-    """Wherever such a file is opened: as a sweep, and where a command asks which of both a file is."""
+def test_a_malformed_sweep_is_refused_with_a_message(content: bytes, tmp_path: Path) -> None:
+    """The same in every function that opens such files: for sweeps, for experiments, and to distinguish the two."""
     path = tmp_path / "sweep.yaml"
     path.write_bytes(content)
     for read in (load_sweep, lambda path: is_sweep(str(path)), lambda path: load_experiment(path)):
@@ -49,7 +49,7 @@ def test_aliases_in_arguments_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "secret"),
     [
         ("s3://KEY:SECRET@bucket/clips", "user name and password"),
         ("https://host/clips?password=SECRET", "query key 'password'"),
@@ -57,34 +57,34 @@ def test_aliases_in_arguments_are_refused() -> None:
         ("https://SECRET@host/clips", "user name and password"),
     ],
 )
-def test_a_secret_in_an_address_is_refused_and_not_repeated(address: str, said: str) -> None:
+def test_a_secret_in_an_address_is_refused_and_not_shown(address: str, secret: str) -> None:
     demo = named_experiment("demo", "tiny")
     for field in ("data.root", "store.uri"):
-        with pytest.raises(SepsceneError, match=f"{field} holds .*{said}.*credentials file") as refused:
+        with pytest.raises(SepsceneError, match=f"{field} contains .*{secret}.*credentials file") as refused:
             demo.changed({field: address})
         assert "SECRET" not in str(refused.value)
     assert demo.changed({"store.uri": "s3://bucket/store?region=eu-west-1"}).store.uri
 
 
-def test_an_old_name_is_answered_with_the_new_one() -> None:
-    with pytest.raises(SepsceneError, match=r"evaluation\.judge: it is called evaluation\.scoring now"):
+def test_the_message_about_an_old_name_gives_the_new_one() -> None:
+    with pytest.raises(SepsceneError, match=r"evaluation\.judge: was renamed to evaluation\.scoring"):
         named_experiment("demo", "tiny").changed({"evaluation.judge": {}})
 
 
-def test_a_home_folder_and_numbers_of_folds_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
+def test_home_folders_and_numbers_as_folds_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/user")
     data = Data(format="esc50", root="~/esc50", train=[1, 2], test=[3])  # type: ignore[arg-type]
-    assert (data.root, data.train, data.test) == ("/home/somebody/esc50", ("1", "2"), ("3",))
+    assert (data.root, data.train, data.test) == ("/home/user/esc50", ("1", "2"), ("3",))
 
 
-def test_a_path_that_is_not_utf8_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    """Linux allows such names; the files of a run, MLflow and Parquet do not."""
+def test_a_path_that_is_not_utf8_is_refused_before_anything_is_created(tmp_path: Path) -> None:
+    """Linux allows such names, but a run's files, MLflow and Parquet do not."""
     name = os.fsdecode(bytes(tmp_path) + b"/caf\xe9")
     Path(name).mkdir()
     for field in ("data.root", "store.uri", "training.start_encoder", "separator.checkpoints.S1"):
         with pytest.raises(SepsceneError, match=rf"{field} \(.*caf\\xe9\): not UTF-8 text.*rename it"):
             named_experiment("demo", "tiny").changed({field: name})
-    with pytest.raises(SepsceneError, match=r"caf\\udce9': the value holds a name that is not UTF-8.*rename"):
+    with pytest.raises(SepsceneError, match=r"caf\\udce9': the value contains a name that is not UTF-8.*rename"):
         parse_changes([f"data.root={name}"])
     with pytest.raises(SepsceneError, match="choose another --storage"):
         folder_in(Path(name), "run", "the run id")
@@ -93,10 +93,10 @@ def test_a_path_that_is_not_utf8_is_refused_before_anything_is_made(tmp_path: Pa
     assert list(Path(name).iterdir()) == []
 
 
-def test_a_fault_that_quotes_such_a_name_can_be_kept(tmp_path: Path) -> None:
-    cause = ClipError("a.wav", "caf\udce9 is gone").cause
+def test_an_error_that_contains_such_a_name_can_be_saved(tmp_path: Path) -> None:
+    cause = ClipError("a.wav", "caf\udce9 is missing").cause
     ledger = Ledger(rows=4, quarantined={"a.wav": cause})
     (tmp_path / "ledger.json").write_text(ledger.to_json())
-    assert Ledger.load(tmp_path / "ledger.json").quarantined == {"a.wav": r"caf\udce9 is gone"}
+    assert Ledger.load(tmp_path / "ledger.json").quarantined == {"a.wav": r"caf\udce9 is missing"}
     results = LedgerResult(rows=4, consumed=0, lost=4, twice=0, quarantined=ledger.quarantined)
     assert LedgerResult.model_validate_json(results.model_dump_json()) == results

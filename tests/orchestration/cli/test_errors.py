@@ -1,4 +1,4 @@
-"""What comes from outside becomes one message; what only a programmer can fix keeps its traceback."""
+"""Errors from outside become one message; errors that only a programmer can fix keep their traceback."""
 
 from pathlib import Path
 
@@ -9,15 +9,15 @@ from sepscene.orchestration.cli.errors import in_words
 
 
 def words(error: BaseException) -> str:
-    """What the user gets; a test fails where this is a traceback."""
-    said = in_words(error)
-    assert said is not None
-    return said
+    """The message for the user; fails when the error would show a traceback instead."""
+    message = in_words(error)
+    assert message is not None
+    return message
 
 
 def raised(action: object, *arguments: object) -> BaseException:
-    """The error of a call."""
-    with pytest.raises(Exception) as caught:  # each test looks at the words
+    """The error that a call raises."""
+    with pytest.raises(Exception) as caught:  # each test checks the message
         action(*arguments)  # type: ignore[operator]
     return caught.value
 
@@ -26,23 +26,24 @@ def test_errors_of_the_system_name_the_file_and_a_remedy(tmp_path: Path) -> None
     file = tmp_path / "file"
     file.write_text("")
     assert words(raised((file / "runs").mkdir)) == (
-        f"{file}/runs: Not a directory: a file is where a folder is needed; choose another folder, or remove the file"
+        f"{file}/runs: Not a directory: a folder was expected, but there is a file; choose another folder, or remove "
+        "the file"
     )
-    assert words(raised(file.mkdir)).startswith(f"{file}: File exists: something else has that name")
+    assert words(raised(file.mkdir)) == f"{file}: File exists: choose another name, or remove it"
     assert words(raised((tmp_path / "no" / "where").read_text)).endswith("No such file or directory: check the path")
     with Path("/dev/full").open("w") as full:
         full.write("x")
-        said = words(raised(full.flush))
+        message = words(raised(full.flush))
         with pytest.raises(OSError, match="No space"):
             full.close()
-    assert "the disk is full; free some space" in said and "--resume" in said
+    assert "the disk is full; free some space" in message and "--resume" in message
 
 
 def test_text_of_another_encoding_says_what_to_rename(tmp_path: Path) -> None:
-    said = words(raised(b"caf\xe9".decode))
-    assert "0xe9" in said and "not UTF-8" in said
-    said = words(raised("\udce9".encode))
-    assert "rename the file" in said
+    message = words(raised(b"caf\xe9".decode))
+    assert "0xe9" in message and "not UTF-8" in message
+    message = words(raised("\udce9".encode))
+    assert "rename the file" in message
 
 
 @pytest.mark.slow
@@ -59,7 +60,7 @@ def test_errors_of_ray_and_of_a_device_are_messages() -> None:
     assert "CUDA out of memory" in words(memory) and "`--device cpu` avoids it" in words(memory)
 
 
-def test_our_own_errors_are_said_as_they_are_and_mistakes_in_code_are_not_hidden() -> None:
+def test_our_own_messages_stay_unchanged_and_programming_errors_are_not_hidden() -> None:
     assert in_words(SepsceneError("data.root: no such folder")) == "data.root: no such folder"
     assert in_words(KeyError("field")) is None and in_words(AssertionError()) is None
     assert in_words(OSError("only words")) is None

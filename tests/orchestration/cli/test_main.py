@@ -1,4 +1,4 @@
-"""The command line: help that teaches, and one message with exit code 2 for what a user can fix."""
+"""The command line: help with examples, and one message with exit code 2 for errors that a user can fix."""
 
 import importlib.metadata
 import os
@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 import numpy as np
 import pytest
 import soundfile
+import typer
 from typer.testing import CliRunner
 
 from sepscene.models.config import SepsceneError
@@ -19,40 +21,66 @@ from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.cli import doctor
 from sepscene.orchestration.cli.main import app
+from sepscene.orchestration.data_config import DataFormat
 
 COMMANDS = (
     "demo", "scenes", "separator train", "separator import", "separator prefill", "pretrain", "evaluate", "sweep",
     "reproduce", "embed", "report", "doctor", "show", "plan", "submit", "stop", "compare", "ui", "sync", "replay",
     "data audit",
-    "store ls", "store verify", "store gc", "encoder import", "encoder export", "cluster check",
+    "store ls", "store verify", "store gc", "encoder import", "encoder export", "cluster check", "cluster template",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str) -> None:
+def test_the_help_of_every_command_has_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0 and "Usage" in result.output
     assert f"sepscene {command}" in " ".join(result.output.split()), "the help has no example"
 
 
+def test_the_help_of_data_audit_names_all_formats() -> None:
+    help_text = CliRunner().invoke(app, ["data", "audit", "--help"]).output
+    assert [name for name in get_args(DataFormat) if f"`{name}`" not in help_text] == []
+
+
+def test_every_command_is_described_in_one_whole_sentence_and_every_option_has_a_help_text() -> None:
+    for group in ("", "data", "separator", "encoder", "store", "cluster"):
+        listed = CliRunner().invoke(app, [*group.split(), "--help"], env={"COLUMNS": "80"}).output
+        assert "..." not in listed.partition("Commands:")[2], "a description is cut on a terminal of 80 columns"
+    command = typer.main.get_command(app)
+    for words in COMMANDS:
+        found = command
+        for word in words.split():
+            found = found.commands[word]  # type: ignore[attr-defined]
+        assert [parameter.name for parameter in found.params if not getattr(parameter, "help", None)] == [], words
+
+
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["pretrain", "table9"], "there is no experiment 'table9'"),
         (["pretrain", "demo", "--scale", "huge"], "--scale: there is no scale 'huge'; known are mini"),
         (["pretrain", "demo", "--set", "objective.temperature"], "must look like field=value"),
         (["pretrain", "demo", "--set", "objective.temperature=-1"], "greater than 0"),
         (["pretrain", "nowhere.yaml"], "does not exist"),
-        (["pretrain", "demo", "--storage", "s3://bucket/runs"], "runs cannot live at s3://.*store.uri"),
-        (["sweep", "demo", "--over", "alpha=0,1", "--storage", "gs://bucket/runs"], "runs cannot live at gs://"),
+        (["pretrain", "demo", "--storage", "s3://bucket/runs"], "runs cannot be stored at s3://.*store.uri"),
+        (["sweep", "demo", "--over", "alpha=0,1", "--storage", "gs://bucket/runs"], "runs cannot be stored at gs://"),
         (["submit", "pretrain", "demo", "--storage", "s3://bucket/runs"], "every node mounts"),
         (["sweep", "demo"], "nothing to sweep over"),
+        (["sweep", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["reproduce", "table2", "--hours", "2"], "--hours needs --scale mini"),
+        (
+            ["cluster", "template", "aws", "--out", "x.yaml", "--fill", "YOUR-BUCKET"],
+            "must look like PLACEHOLDER=VALUE",
+        ),
         (["sweep", "demo", "--over", "temprature=1,2"], "did you mean objective.temperature"),
         (["sweep", "demo", "--over", "alpha=0,high"], "alpha"),
         (["report", "test"], "test: there is no such run .did you mean tests"),
         (["sync", "nowhere"], "nowhere: there is no such run"),
         (["ui", "nowhere"], "nowhere: there is no such run"),
         (["compare", "tests"], "takes two runs"),
+        (["compare", "a", "b", "--csv", "table.csv"], "need --tasks"),
+        (["compare", "a", "b", "c", "d", "--seeds", "--encoder-a", "mix-mix"], "omit --encoder-a"),
         (["evaluate", "nowhere"], "there is no such run"),
         (["pretrain", "demo", "--set", "separator.checkpoints={S2: nowhere, N: nowhere}"], "processor S2: nowhere"),
         (["embed", "nowhere", "x.wav", "--out", "x.npy"], "nowhere"),
@@ -60,11 +88,22 @@ def test_every_command_explains_itself(command: str) -> None:
         (["data", "audit", "nowhere", "--format", "esc50"], "nowhere"),
     ],
 )
-def test_a_mistake_is_one_message(arguments: list[str], says: str) -> None:
+def test_a_mistake_is_one_message(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, SepsceneError), result.output
-    with pytest.raises(SepsceneError, match=says):
+    with pytest.raises(SepsceneError, match=message):
         raise result.exception
+
+
+def test_cluster_check_prints_that_an_experiment_fits_only_if_it_does(tmp_path: Path) -> None:
+    pools = tmp_path / "small.pools.yaml"
+    pools.write_text("pools: [{name: all, nodes: 1, cpus: 1}]\n")
+    words = ["cluster", "check", str(pools), "--experiment", "demo", "--scale"]
+    refused = CliRunner().invoke(app, [*words, "paper"])
+    assert isinstance(refused.exception, SepsceneError) and "fits" not in refused.output
+    pools.write_text("pools: [{name: all, nodes: 1, cpus: 4}]\n")
+    fitting = CliRunner().invoke(app, [*words, "tiny"])
+    assert fitting.exit_code == 0 and fitting.output.startswith("fits demo (tiny) on ")
 
 
 @pytest.mark.parametrize(("check", "name"), [(doctor._torch, "torch"), (doctor._ray, "ray")])
@@ -77,7 +116,7 @@ def test_the_doctor_names_a_package_that_is_missing(
 
 
 @pytest.mark.slow
-def test_the_process_ends_with_two_and_no_traceback(tmp_path: Path) -> None:
+def test_the_exit_code_is_2_and_there_is_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sepscene", "pretrain", "demo", "--set", "objective.temperature=-1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (
@@ -87,8 +126,8 @@ def test_the_process_ends_with_two_and_no_traceback(tmp_path: Path) -> None:
     )
 
 
-def test_doctor_measures_the_folder_that_a_run_uses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lies in the system's folder for temporary files, which alone would be short enough."""
+def test_doctor_checks_the_temporary_folder_that_a_run_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is inside the system's folder for temporary files, whose own path is short enough."""
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     with TemporaryDirectory(prefix=20 * "t", dir="/tmp") as folder:
         assert len(folder) < 39
@@ -122,13 +161,13 @@ def test_show_prints_what_pretrain_reads(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_chinese_root_where_the_locale_is_ascii(tmp_path: Path) -> None:
-    """The name is UTF-8, whatever the locale says; before, it was refused as a name that is not."""
+    """The name is UTF-8 in every locale; it used to be refused as a name that is not UTF-8."""
     root = tmp_path / "日本"
     root.mkdir()
     soundfile.write(root / "a.wav", np.linspace(-0.5, 0.5, 16_000), 16_000)
     command = [sys.executable, "-m", "sepscene", "data", "audit", "日本", "--format", "directory"]
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | ascii_only, capture_output=True, timeout=200)
-    said = (done.stdout + done.stderr).decode()
-    assert done.returncode == 0, said
-    assert "clips       1, readable 1" in said
+    output = (done.stdout + done.stderr).decode()
+    assert done.returncode == 0, output
+    assert "clips       1, readable 1" in output

@@ -1,4 +1,4 @@
-"""Commands as jobs: what travels, what is resolved before, and what is refused."""
+"""Commands as jobs: which files are sent, what is resolved before, and which commands are refused."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from sepscene.orchestration.presets import named_experiment
 SHARED = ("--storage", "/mnt/sepscene/runs")
 
 
-def test_a_users_experiment_is_resolved_and_travels(tmp_path: Path) -> None:
+def test_a_users_experiment_is_resolved_and_sent(tmp_path: Path) -> None:
     named_experiment("demo", "tiny").changed({"seed": 5}).save(tmp_path / "mine.yaml")
     words = ["pretrain", str(tmp_path / "mine.yaml"), "--set", "training.epochs=2", "--run-id", "a", "--no-evaluate"]
     job = submission_of(words)
@@ -23,13 +23,13 @@ def test_a_users_experiment_is_resolved_and_travels(tmp_path: Path) -> None:
     assert (sent.seed, sent.training.epochs, job.metadata["digest"]) == (5, 2, sent.digest())
 
 
-def test_a_name_is_of_the_scale_of_clusters_unless_said_otherwise() -> None:
+def test_the_default_scale_of_a_name_is_paper() -> None:
     assert submission_of(["separator", "train", "demo"]).metadata["scale"] == "paper"
     job = submission_of(["pretrain", "demo", "--scale", "tiny", "--storage", "/nfs/runs"])
     assert job.metadata["scale"] == "tiny" and job.arguments[2:4] == ("--storage", "/nfs/runs")
 
 
-def test_a_sweeps_files_travel_together(tmp_path: Path) -> None:
+def test_all_files_of_a_sweep_are_sent(tmp_path: Path) -> None:
     named_experiment("demo", "tiny").save(tmp_path / "base.yaml")
     (tmp_path / "mine.yaml").write_text("experiment: base.yaml\nover: {temperature: [0.1, 0.2]}\n")
     job = submission_of(["sweep", str(tmp_path / "mine.yaml"), "--id", "tau"])
@@ -38,7 +38,7 @@ def test_a_sweeps_files_travel_together(tmp_path: Path) -> None:
     assert yaml.safe_load(job.files["experiment.yaml"])["name"] == "demo"
 
 
-def test_what_names_no_file_goes_as_it_is() -> None:
+def test_arguments_that_are_not_files_stay_unchanged() -> None:
     job = submission_of(["reproduce", "table2", "--seeds", "2", "--id", "first"])
     assert job.arguments == ("reproduce", "table2", "--seeds", "2", "--scale", "paper", *SHARED, "--id", "first")
     job = submission_of(["embed", "/mnt/sepscene/runs/a", "/mnt/clips", "--out", "/mnt/h.npy", "--actors", "2"])
@@ -46,8 +46,8 @@ def test_what_names_no_file_goes_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("words", [["table4/S2+N/simclr-cp"], ["mine.yaml", "--run-id", "a"]])
-def test_an_experiment_without_a_command_is_asked_for_one(words: list[str]) -> None:
+def test_an_experiment_without_a_command_is_refused_with_an_example(words: list[str]) -> None:
     with pytest.raises(SepsceneError, match=f"sepscene submit pretrain {words[0].split('+')[0]}"):
         submission_of(words)
-    with pytest.raises(SepsceneError, match="submit what"):
+    with pytest.raises(SepsceneError, match=r"cannot submit .demo"):
         submission_of(["demo"])

@@ -1,4 +1,4 @@
-"""The calibration runs the real modules; its metrics are what they cost, to the accuracy of a busy machine."""
+"""The calibration runs the real modules; its times agree with theirs, as far as a busy machine allows."""
 
 import time
 from pathlib import Path
@@ -50,8 +50,8 @@ def forward_seconds(experiment) -> float:
     return (time.perf_counter() - begin) / 3
 
 
-def test_separators_are_measured_as_the_run_has_them(tmp_path, monkeypatch):
-    """Batch and precision of the actors, each kind of processor once, and the objective that a worker trains."""
+def test_separators_are_measured_with_the_settings_of_the_run(tmp_path, monkeypatch):
+    """Batch and precision of the actors, one processor of each kind, and the objective that a worker trains."""
     import sepscene.orchestration.planning.calibration as module
 
     class Spy(module.SeparationService):
@@ -96,7 +96,7 @@ def test_the_objective_is_the_one_that_workers_train():
     assert any(isinstance(module, SynchronisedBatchNorm) for module in objective.modules())
 
 
-def test_given_clips_are_used_and_bad_ones_named(tmp_path):
+def test_given_clips_are_used_and_unreadable_ones_are_named(tmp_path):
     from sepscene.orchestration.planning.calibration import calibrate
 
     experiment = named_experiment("table2/mix-mix", "tiny")
@@ -108,7 +108,7 @@ def test_given_clips_are_used_and_bad_ones_named(tmp_path):
         calibrate(experiment, seconds=1, clips=[str(good), str(bad)])
 
 
-def test_the_plan_of_a_data_set_at_hand_counts_its_clips_and_decodes_them(tmp_path, monkeypatch):
+def test_a_plan_counts_and_decodes_the_clips_of_a_local_data_set(tmp_path, monkeypatch):
     import sepscene.orchestration.planning.calibration as module
 
     calibrated: list[tuple] = []

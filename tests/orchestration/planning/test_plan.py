@@ -1,4 +1,4 @@
-"""A plan is arithmetic: each metric is checked against one worked out by hand or by the real draws."""
+"""Plans are arithmetic: each estimate is checked against a calculation by hand or against the real draws."""
 
 import io
 import json
@@ -56,8 +56,8 @@ def test_rows_hours_and_bytes():
     assert found.live_row_bytes == 160_000 * 2 + 61_440
 
 
-def test_live_runs_at_the_pace_of_its_slowest_stage():
-    live = plan(cluster(), MEASURED, clips=1000).way("live")
+def test_the_slowest_stage_determines_the_duration_of_live_mode():
+    live = plan(cluster(), MEASURED, clips=1000).mode("live")
     assert live.bottleneck == "separation"
     assert live.seconds == pytest.approx(5000 * 0.05 / 10)
     assert live.separated == 5000
@@ -67,8 +67,8 @@ def test_live_runs_at_the_pace_of_its_slowest_stage():
     assert live.moved_bytes == 5000 * (320_000 + 61_440)
 
 
-def test_read_through_separates_what_the_draws_bring():
-    """The expected number of new (clip, processor) pairs of each epoch, against the schedule's own draws."""
+def test_read_through_separates_the_new_draws():
+    """The expected number of new (clip, processor) pairs in each epoch agrees with the schedule's draws."""
     clips, epochs = 4000, 5
     rows = np.arange(clips * epochs)
     draws = draw(Schedule(seed=3, clips=clips, epochs=epochs), rows, (1.0, 1.0, 1.0))
@@ -82,47 +82,47 @@ def test_read_through_separates_what_the_draws_bring():
 
 
 def test_read_through_by_hand():
-    way = plan(cluster(**{"training.epochs": 2}), MEASURED, clips=900).way("read-through")
-    assert way.separated == pytest.approx(900 + 600)  # two thirds meet another processor in the second epoch
+    mode = plan(cluster(**{"training.epochs": 2}), MEASURED, clips=900).mode("read-through")
+    assert mode.separated == pytest.approx(900 + 600)  # two thirds get another processor in the second epoch
     separation = (0.05 + 0.003) / 10
-    assert way.seconds == pytest.approx(900 * separation + 600 * separation)
-    assert way.store_bytes == pytest.approx((1500 * 2 + 900) * 320_000)
-    assert way.moved_bytes == pytest.approx(1500 * (320_000 + 61_440) + 300 * 2 * 61_440)
+    assert mode.seconds == pytest.approx(900 * separation + 600 * separation)
+    assert mode.store_bytes == pytest.approx((1500 * 2 + 900) * 320_000)
+    assert mode.moved_bytes == pytest.approx(1500 * (320_000 + 61_440) + 300 * 2 * 61_440)
 
 
 def test_prefill_by_hand():
-    way = plan(cluster(), MEASURED, clips=1000).way("prefill")
-    assert way.separated == 3000
-    assert way.seconds == pytest.approx(3000 * (0.05 + 0.003) / 10 + 5000 * 0.002 / 4)
-    assert way.busy_gpu_hours == pytest.approx((3000 * 0.053 + 5000 * 0.002) / 3600)
+    mode = plan(cluster(), MEASURED, clips=1000).mode("prefill")
+    assert mode.separated == 3000
+    assert mode.seconds == pytest.approx(3000 * (0.05 + 0.003) / 10 + 5000 * 0.002 / 4)
+    assert mode.busy_gpu_hours == pytest.approx((3000 * 0.053 + 5000 * 0.002) / 3600)
 
 
-def test_what_prefill_holds_are_actors_first_and_trainers_then():
-    way = plan(cluster(), MEASURED, clips=1000).way("prefill")
+def test_prefill_reserves_gpus_for_actors_first_and_for_trainers_after_it():
+    mode = plan(cluster(), MEASURED, clips=1000).mode("prefill")
     filling, training = 3000 * 0.053 / 10, 5000 * 0.002 / 4
-    assert way.held_gpu_hours == pytest.approx((filling * 10 + training * 4) / 3600)  # 169.0 GPU-s, not 257.6
+    assert mode.held_gpu_hours == pytest.approx((filling * 10 + training * 4) / 3600)  # 169.0 GPU-s, not 257.6
     for name in ("live", "read-through"):
-        beside = plan(cluster(), MEASURED, clips=1000).way(name)
-        assert beside.held_gpu_hours == pytest.approx(beside.seconds * 14 / 3600)
-    mixtures = plan(cluster(**{"views.pair": "mix-mix"}), MEASURED, clips=1000).way("prefill")
+        both = plan(cluster(), MEASURED, clips=1000).mode(name)
+        assert both.held_gpu_hours == pytest.approx(both.seconds * 14 / 3600)
+    mixtures = plan(cluster(**{"views.pair": "mix-mix"}), MEASURED, clips=1000).mode("prefill")
     assert mixtures.held_gpu_hours == pytest.approx(mixtures.seconds * 4 / 3600)
 
 
-def test_operations_in_all_and_bytes_read():
+def test_total_operations_and_bytes_read():
     found = plan(cluster(), MEASURED, clips=1000)
     one, training = found.processors[0].flops, 5000 * found.train_flops_per_row
     assert one is not None
-    assert found.way("live").flops == pytest.approx(5000 * one + training)
-    assert found.way("prefill").flops == pytest.approx(3000 * one + training)
+    assert found.mode("live").flops == pytest.approx(5000 * one + training)
+    assert found.mode("prefill").flops == pytest.approx(3000 * one + training)
     crop = 15_360 + cluster().store.settings.segment_samples - 1
-    assert found.way("live").read_bytes == 0
-    assert found.way("prefill").read_bytes == 5000 * 2 * 2 * crop
-    fresh = found.way("read-through").separated
-    assert found.way("read-through").read_bytes == pytest.approx((5000 - fresh) * 2 * 2 * crop)
+    assert found.mode("live").read_bytes == 0
+    assert found.mode("prefill").read_bytes == 5000 * 2 * 2 * crop
+    fresh = found.mode("read-through").separated
+    assert found.mode("read-through").read_bytes == pytest.approx((5000 - fresh) * 2 * 2 * crop)
 
 
 def different(tmp_path, **changes):
-    """S2 of the ladder's shape, F with three sources and other sizes; the OR rule draws F one time in four."""
+    """S2 with the ladder's network, F with three sources and other sizes; the OR rule draws F one time in four."""
     shapes = {"S2": TDCNppConfig.tiny(), "F": TDCNppConfig.tiny(sources=3, blocks=4)}
     for name, shape in shapes.items():
         save_separator(TDCNpp(shape), tmp_path / name, {})
@@ -132,7 +132,7 @@ def different(tmp_path, **changes):
     )
 
 
-def test_different_separators_are_weighed_as_they_are_drawn(tmp_path):
+def test_different_separators_are_weighted_by_their_probabilities(tmp_path):
     experiment = different(tmp_path)
     measured = MEASURED.changed({"separation_seconds": {"S2": 0.04, "F": 0.08}})
     found = plan(experiment, measured, clips=1000)
@@ -140,10 +140,10 @@ def test_different_separators_are_weighed_as_they_are_drawn(tmp_path):
     flops = [p.flops for p in found.processors]
     shapes = TDCNppConfig.tiny(), TDCNppConfig.tiny(sources=3, blocks=4)
     assert flops == [separation_flops(shape, 160_000) for shape in shapes]
-    assert found.way("live").seconds == pytest.approx(5000 * 0.05 / 10)  # 3/4 of 0.04, 1/4 of 0.08
+    assert found.mode("live").seconds == pytest.approx(5000 * 0.05 / 10)  # 3/4 of 0.04, 1/4 of 0.08
     training = 5000 * found.train_flops_per_row
-    assert found.way("live").flops == pytest.approx(5000 * (0.75 * flops[0] + 0.25 * flops[1]) + training)
-    filled = found.way("prefill")  # each clip by both
+    assert found.mode("live").flops == pytest.approx(5000 * (0.75 * flops[0] + 0.25 * flops[1]) + training)
+    filled = found.mode("prefill")  # each clip by both
     assert filled.seconds == pytest.approx(2000 * (0.06 + 0.003) / 10 + 5000 * 0.002 / 4)
     assert filled.store_bytes == pytest.approx((1000 * 2 + 1000 * 3 + 1000) * 320_000)
     first, *_, last = work_of("read-through", experiment, 1000)
@@ -151,21 +151,21 @@ def test_different_separators_are_weighed_as_they_are_drawn(tmp_path):
     assert last.shares == pytest.approx((1000 * 0.75 * 0.25**4, 1000 * 0.25 * 0.75**4))
 
 
-def test_a_program_says_nothing_of_its_operations(tmp_path):
+def test_the_operations_of_an_imported_program_are_unknown(tmp_path):
     experiment = different(tmp_path)
     card = json.loads((tmp_path / "F" / "config.json").read_text())
     program = {"sample_rate": 16_000, "sources": 4, "kind": "exported"}
     (tmp_path / "F" / "config.json").write_text(json.dumps(card | {"architecture": "program", "config": program}))
     found = plan(experiment, MEASURED, clips=1000)
-    assert found.processors[1].sources == 4 and found.way("live").flops is None
-    assert "F unknown FLOP a clip" in printed(MEASURED, experiment)
+    assert found.processors[1].sources == 4 and found.mode("live").flops is None
+    assert "F unknown FLOP per clip" in printed(MEASURED, experiment)
 
 
-def test_many_epochs_approach_one_separation_a_processor():
+def test_many_epochs_approach_one_separation_per_processor():
     few, many = (plan(cluster(**{"training.epochs": n}), MEASURED, clips=100) for n in (1, 200))
-    assert few.way("read-through").separated == pytest.approx(100)
-    assert many.way("read-through").separated == pytest.approx(300)
-    assert many.way("live").separated == 20_000
+    assert few.mode("read-through").separated == pytest.approx(100)
+    assert many.mode("read-through").separated == pytest.approx(300)
+    assert many.mode("live").separated == 20_000
 
 
 def test_recommended_actors_balance_the_stages():
@@ -178,7 +178,7 @@ def test_recommended_actors_balance_the_stages():
     assert seconds["separation"] == pytest.approx(seconds["trainers"]) == pytest.approx(seconds["readers"])
 
 
-def test_a_share_of_a_gpu_works_at_that_share():
+def test_a_fraction_of_a_gpu_has_that_fraction_of_its_speed():
     whole = stage_seconds(cluster(), MEASURED, Work(100, 0, 100, kept=False))
     quarter = cluster(**{"resources.separation_gpus": 0.25, "resources.trainer_gpus": 0.5})
     shared = stage_seconds(quarter, MEASURED, Work(100, 0, 100, kept=False))
@@ -192,7 +192,7 @@ def test_without_gpus_all_stages_share_the_cores():
     experiment = experiment.changed(
         {"resources.trainer_cpus": 0.1, "resources.separation_cpus": 0.1, "resources.reader_cpus": 0.01}
     )
-    live = plan(experiment, here, clips=1000).way("live")
+    live = plan(experiment, here, clips=1000).mode("live")
     assert live.bottleneck == "CPU cores"
     assert live.seconds == pytest.approx(5000 * (0.004 + 0.05 + 0.002) / 2)
     assert live.busy_gpu_hours == live.held_gpu_hours == 0
@@ -202,14 +202,14 @@ def test_mix_mix_separates_nothing():
     experiment = cluster(**{"views.pair": "mix-mix"})
     found = plan(experiment, MEASURED, clips=1000)
     assert found.separator_training_flops == found.separator_training_seconds == 0
-    for way in found.ways:
-        assert way.separated == way.store_bytes == 0
-        assert way.seconds == pytest.approx(5000 * 0.002 / 4)
+    for mode in found.modes:
+        assert mode.separated == mode.store_bytes == 0
+        assert mode.seconds == pytest.approx(5000 * 0.002 / 4)
     text = printed(MEASURED, experiment)
     assert "mix-mix separates nothing" in text and "separation actors" not in text
 
 
-def test_the_separators_own_training(tmp_path):
+def test_the_training_of_the_separator(tmp_path):
     found = plan(cluster(), MEASURED, clips=1000)
     clip_equivalents = 3 * 600 * 8 * 0.2  # forward and backward; 600 steps of 8 mixtures of 2 s
     assert found.separator_training_flops == pytest.approx(clip_equivalents * found.processors[0].flops, rel=1e-3)
@@ -219,7 +219,7 @@ def test_the_separators_own_training(tmp_path):
 
 def test_the_number_of_clips_must_be_known():
     assert plan(named_experiment("demo", "tiny"), MEASURED).clips == named_experiment("demo", "tiny").data.scenes_train
-    with pytest.raises(SepsceneError, match=r"data.format 'audioset' does not say how many clips"):
+    with pytest.raises(SepsceneError, match=r"unknown for data.format 'audioset': give it with --clips"):
         plan(named_experiment("demo", "paper"), MEASURED)
 
 
@@ -229,11 +229,11 @@ def printed(calibration: Calibration, experiment: Experiment | None = None) -> s
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_the_table_says_it_all():
+def test_the_table_contains_all_estimates():
     text = printed(MEASURED)
     for part in (
         "5,000 = 1,000 clips x 5 epochs",
-        "381 kB a live row",
+        "381 kB per live row",
         "read-through *",
         "separation 50 (L4)",
         "FLOP",
@@ -246,7 +246,7 @@ def test_the_table_says_it_all():
 
 def test_the_table_warns_of_a_calibration_on_other_hardware():
     on_cpu = MEASURED.changed({"train_device": "CPU"})
-    assert "measured on a CPU although GPUs are asked for" in printed(on_cpu)
+    assert "measured on a CPU although GPUs are requested" in printed(on_cpu)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_results_of_an_earlier_version_name_the_new_field(tmp_path: Path) -> Non
     for results in (sample_results(), sample_sweep()):
         path = results.save(tmp_path)
         path.write_text(path.read_text().replace('"metric', '"figure'))
-        with pytest.raises(SepsceneError, match=r"\.0\.figures: it is called \w+\.0\.metrics now"):
+        with pytest.raises(SepsceneError, match=r"\.0\.figures was renamed to \w+\.0\.metrics"):
             type(results).load(tmp_path)
 
 

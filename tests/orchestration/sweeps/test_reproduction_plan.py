@@ -102,7 +102,7 @@ def test_esc50_comes_with_its_folds_and_its_length(esc50: str) -> None:
 def test_a_split_without_clips_is_named_before_anything_starts(esc50: str) -> None:
     for field, splits in (("data.train", ["1", "9"]), ("data.test", ["9"])):
         (row,) = row_experiments(["table2/mix-mix"], "tiny", data_changes("esc50", esc50, {field: splits}))
-        with pytest.raises(SepsceneError, match=rf"{field}: no clip .* is in 9; the data has 1, 2, 3"):
+        with pytest.raises(SepsceneError, match=rf"{field}: no clip .* is in split 9; the data has 1, 2, 3"):
             check_splits(row.data)
     check_splits(row_experiments(["table2/mix-mix"], "tiny", {})[0].data)  # scenes are still to be generated
 
@@ -121,7 +121,7 @@ def test_other_public_sets_take_the_splits_that_are_there(
 def test_the_command_refuses_empty_splits_before_ray_is_asked(esc50: str, tmp_path: Path) -> None:
     given = ["reproduce", "table2", "--data", f"esc50:{esc50}", "--storage", str(tmp_path / "runs")]
     result = CliRunner().invoke(app, [*given, "--set", 'data.test=["9"]'])
-    with pytest.raises(SepsceneError, match=r"data\.test: no clip .* is in 9"):
+    with pytest.raises(SepsceneError, match=r"data\.test: no clip .* is in split 9"):
         raise result.exception or AssertionError(result.output)
     result = CliRunner().invoke(app, [*given, "--set", "views.specaugment=false"])
     with pytest.raises(SepsceneError, match=r"the tables' rows differ in views\.specaugment"):

@@ -69,7 +69,10 @@ def test_a_store_filled_before_needs_no_separation_actors(
     experiment.save(tmp_path / "nano.yaml")
     words = ["separator", "prefill", str(tmp_path / "nano.yaml"), "--storage", str(tmp_path), "--run-id", "filling"]
     both = 2 * len(train_clips)
-    for what in (f"{both} of {both} separated clips are in {tmp_path}/store\n", f"{tmp_path}/store was filled before"):
+    for what in (
+        f"{both} of {both} separated clips are in {tmp_path}/store\n",
+        f"{tmp_path}/store is already complete",
+    ):
         said = CliRunner().invoke(app, words)
         assert said.exit_code == 0, (said.output, said.exception)
         assert what in said.output
