@@ -84,7 +84,8 @@ def class_blocks(node: ast.ClassDef) -> list[str]:
 
 def field_row(node: ast.AnnAssign) -> str:
     """A table row for a field of a dataclass or a pydantic model, with the default and description of `Field(...)`."""
-    default, words = "", ""
+    default = ""
+    words = ""
     if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "Field":
         options = {option.arg: option.value for option in node.value.keywords}
         if node.value.args:
@@ -114,7 +115,8 @@ def signature(node: Callable) -> str:
 
 def split_arguments(text: str) -> list[str]:
     """Split the text of an argument list at the commas outside of all brackets."""
-    parts, depth = [""], 0
+    parts = [""]
+    depth = 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
         if character == "," and depth == 0:
@@ -126,7 +128,8 @@ def split_arguments(text: str) -> list[str]:
 
 def prose(docstring: str | None) -> str:
     """A docstring as Markdown: sections such as Args and Raises become lists."""
-    lines, section = [], False
+    lines = []
+    section = False
     for line in (docstring or "").splitlines():
         if line.rstrip() in ("Args:", "Returns:", "Raises:", "Attributes:", "Yields:"):
             lines += ["", f"**{line.strip()[:-1]}**", ""]

@@ -122,7 +122,8 @@ def row(prefix: str, name: str, field: FieldInfo) -> str:
 
 def type_of(annotation: Any) -> str:
     """A type as written in Python: `int | None`, `"a" | "b"`, `tuple[float, ...]`."""
-    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    parts = typing.get_args(annotation)
     if origin is typing.Annotated:
         return type_of(parts[0])
     if origin is typing.Literal:

@@ -25,7 +25,8 @@ def put_into(page: Path, name: str, report: Path) -> None:
     if not page.exists():
         raise SepsceneError(f"{page} does not exist: create it first, with a title and your own text")
     text = page.read_text()
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    begin = f"<!-- begin {name} -->"
+    end = f"<!-- end {name} -->"
     if (begin in text) != (end in text) or text.count(begin) > 1:
         raise SepsceneError(f"{page} must have {begin!r} and {end!r} once each, or neither")
     body = f"{begin}\n{_demoted(report.read_text()).strip()}\n{end}"
@@ -39,7 +40,8 @@ def put_into(page: Path, name: str, report: Path) -> None:
 
 def _demoted(markdown: str) -> str:
     """Move every heading down one level, except for lines inside code blocks."""
-    lines, code = [], False
+    lines = []
+    code = False
     for line in markdown.splitlines():
         code ^= line.startswith("```")
         lines.append(re.sub(r"^(#+ )", r"#\1", line) if not code else line)
