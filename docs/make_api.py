@@ -1,7 +1,7 @@
 """Write the API reference from the docstrings: one Markdown page for each module, and an index.
 
     python docs/make_api.py [OUT]        # build/api by default; not committed
-    python docs/make_api.py --check      # names every public thing without a docstring, writes nothing
+    python docs/make_api.py --check      # lists every public name without a docstring, writes nothing
 
 Reads the sources and imports nothing, so it needs neither Ray nor torch.
 """
@@ -17,12 +17,12 @@ Callable = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def main(arguments: list[str]) -> int:
-    """Write the reference, or with --check report what lacks a docstring; returns the exit code."""
+    """Write the reference, or with --check list the names without a docstring; returns the exit code."""
     modules = dict(read_modules(REPOSITORY))
     if arguments == ["--check"]:
-        bare = [f"{name}: {thing}" for name, tree in modules.items() for thing in undocumented(tree)]
-        print("\n".join(bare) or "every public name has a docstring")
-        return bool(bare)
+        missing = [f"{module}: {name}" for module, tree in modules.items() for name in undocumented(tree)]
+        print("\n".join(missing) or "every public name has a docstring")
+        return bool(missing)
     out = Path(arguments[0]) if arguments else REPOSITORY / "build" / "api"
     out.mkdir(parents=True, exist_ok=True)
     for name, tree in modules.items():
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
 
 
 def read_modules(root: Path) -> Iterator[tuple[str, ast.Module]]:
-    """Every module of the five folders that is not empty, with its syntax tree."""
+    """Every module of `FOLDERS` that is not empty: its name and its syntax tree."""
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
@@ -68,7 +68,7 @@ def page(name: str, tree: ast.Module) -> str:
 
 
 def class_blocks(node: ast.ClassDef) -> list[str]:
-    """A class: what it derives from, its docstring, its fields, its public methods and constants."""
+    """A class: its bases, docstring, fields, public methods and constants."""
     bases = ", ".join(ast.unparse(base) for base in node.bases)
     blocks = [f"## class `{node.name}`" + (f" ({bases})" if bases else ""), prose(ast.get_docstring(node))]
     if rows := [field_row(item) for item in node.body if isinstance(item, ast.AnnAssign)]:
@@ -83,8 +83,9 @@ def class_blocks(node: ast.ClassDef) -> list[str]:
 
 
 def field_row(node: ast.AnnAssign) -> str:
-    """A field of a dataclass or a configuration; of pydantic's `Field(...)` the default and the description."""
-    default, words = "", ""
+    """A table row for a field of a dataclass or a pydantic model, with the default and description of `Field(...)`."""
+    default = ""
+    words = ""
     if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "Field":
         options = {option.arg: option.value for option in node.value.keywords}
         if node.value.args:
@@ -100,7 +101,7 @@ def field_row(node: ast.AnnAssign) -> str:
 
 
 def signature(node: Callable) -> str:
-    """The call as code; properties without their brackets."""
+    """The signature as a code block; properties without parentheses."""
     decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     if "property" in decorators:
@@ -113,8 +114,9 @@ def signature(node: Callable) -> str:
 
 
 def split_arguments(text: str) -> list[str]:
-    """Arguments one by one: split at the commas outside all brackets."""
-    parts, depth = [""], 0
+    """Split the text of an argument list at the commas outside of all brackets."""
+    parts = [""]
+    depth = 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
         if character == "," and depth == 0:
@@ -125,8 +127,9 @@ def split_arguments(text: str) -> list[str]:
 
 
 def prose(docstring: str | None) -> str:
-    """A docstring as Markdown: the indented parts (Args, Raises) become lists of their lines."""
-    lines, section = [], False
+    """A docstring as Markdown: sections such as Args and Raises become lists."""
+    lines = []
+    section = False
     for line in (docstring or "").splitlines():
         if line.rstrip() in ("Args:", "Returns:", "Raises:", "Attributes:", "Yields:"):
             lines += ["", f"**{line.strip()[:-1]}**", ""]
@@ -142,7 +145,7 @@ def prose(docstring: str | None) -> str:
 
 
 def undocumented(tree: ast.Module) -> Iterator[str]:
-    """Public functions, classes and methods without a docstring; and the module itself."""
+    """Public functions, classes and methods without a docstring, and the module itself if it has none."""
     if ast.get_docstring(tree) is None and tree.body:
         yield "the module"
     for node in tree.body:
@@ -150,24 +153,24 @@ def undocumented(tree: ast.Module) -> Iterator[str]:
             if ast.get_docstring(node) is None:
                 yield node.name
             for item in node.body if isinstance(node, ast.ClassDef) else ():
-                bare = isinstance(item, Callable) and is_public(item.name) and ast.get_docstring(item) is None
-                if bare and item.name != "forward":  # what a network's `forward` does is what its class says
+                missing = isinstance(item, Callable) and is_public(item.name) and ast.get_docstring(item) is None
+                if missing and item.name != "forward":  # documented by its class
                     yield f"{node.name}.{item.name}"
 
 
 def is_public(name: str) -> bool:
-    """No leading underscore."""
+    """Whether a name has no leading underscore."""
     return not name.startswith("_")
 
 
 def constant_name(node: ast.stmt) -> str:
-    """The public name that a module-level assignment binds; empty for anything else."""
+    """The public name that a module-level assignment binds; an empty string for anything else."""
     target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
     return target.id if isinstance(target, ast.Name) and is_public(target.id) else ""
 
 
 def text_of(node: ast.stmt | None) -> str:
-    """The string that stands under a constant as its docstring."""
+    """The string literal below a constant, which is its docstring; an empty string for anything else."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
         return node.value.value
     return ""

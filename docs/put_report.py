@@ -1,8 +1,9 @@
-"""Put the report of a run, a sweep or a reproduction into a page that is written partly by hand.
+"""Insert the report of a run, a sweep or a reproduction into a page that is partly written by hand.
 
     python docs/put_report.py docs/results.md runs/tables
 
-The report goes between `<!-- begin NAME -->` and `<!-- end NAME -->`, where NAME is the folder's; the rest stays.
+The report is inserted between `<!-- begin NAME -->` and `<!-- end NAME -->`, where NAME is the folder's name; the
+rest of the page stays the same.
 """
 
 import re
@@ -14,19 +15,18 @@ from sepscene.models.files import write_atomically
 
 
 def put_into(page: Path, name: str, report: Path) -> None:
-    """Replace what the page says between the markers of `name` by a report, or add both at the end.
+    """Replace the text between the markers of `name` by a report, or append markers and report to the page.
 
-    The report's headings go one level down, since the page has its own title.
+    The report's headings move down one level, since the page has its own title.
 
     Raises:
-        SepsceneError: when the page does not exist, or has one of the two markers only.
+        SepsceneError: the page does not exist, or has only one of the two markers, or one of them twice.
     """
     if not page.exists():
-        raise SepsceneError(
-            f"{page} does not exist: make it first, with a title and what you want to say around tables"
-        )
+        raise SepsceneError(f"{page} does not exist: create it first, with a title and your own text")
     text = page.read_text()
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    begin = f"<!-- begin {name} -->"
+    end = f"<!-- end {name} -->"
     if (begin in text) != (end in text) or text.count(begin) > 1:
         raise SepsceneError(f"{page} must have {begin!r} and {end!r} once each, or neither")
     body = f"{begin}\n{_demoted(report.read_text()).strip()}\n{end}"
@@ -39,8 +39,9 @@ def put_into(page: Path, name: str, report: Path) -> None:
 
 
 def _demoted(markdown: str) -> str:
-    """Every heading one level down; lines inside of code blocks are left as they are."""
-    lines, code = [], False
+    """Move every heading down one level, except for lines inside code blocks."""
+    lines = []
+    code = False
     for line in markdown.splitlines():
         code ^= line.startswith("```")
         lines.append(re.sub(r"^(#+ )", r"#\1", line) if not code else line)

@@ -1,4 +1,4 @@
-"""The log's index has a line for each entry, in their order, and each link leads to its heading."""
+"""The log's index has a line for each entry, in the same order, with a link to its heading."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def test_the_index_lists_every_entry() -> None:
     expected = [
-        f"- [{heading}](log/{page.name}#{_anchor(heading)})"
+        f"- [{heading}](log/{page.name}#{anchor(heading)})"
         for page in sorted((DOCS / "log").glob("*.md"), reverse=True)
         for heading in re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE)
     ]
@@ -16,6 +16,6 @@ def test_the_index_lists_every_entry() -> None:
     assert listed == expected
 
 
-def _anchor(heading: str) -> str:
-    """As GitHub makes it: lower case, without punctuation, a hyphen for each space."""
+def anchor(heading: str) -> str:
+    """GitHub's anchor of a heading: lower case, without punctuation, a hyphen for each space."""
     return re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading.lower()))

@@ -1,4 +1,4 @@
-"""The API reference says what the sources say, and names what nobody documented."""
+"""The API reference matches the sources, and names without a docstring are reported."""
 
 import ast
 import importlib.util

@@ -1,4 +1,4 @@
-"""The page of the configuration says what the fields say."""
+"""The configuration page matches the fields of the configuration."""
 
 import importlib.util
 import re
@@ -21,7 +21,7 @@ def make_configuration() -> ModuleType:
     return module
 
 
-def test_the_page_is_current(make_configuration: ModuleType) -> None:
+def test_the_page_is_up_to_date(make_configuration: ModuleType) -> None:
     assert make_configuration.main(["--check"]) == 0, "run python docs/make_configuration.py"
 
 
@@ -41,7 +41,7 @@ def test_every_field_of_an_experiment_is_there_once(make_configuration: ModuleTy
     assert len(found) == len(set(found)) and set(found) == expected
 
 
-def test_every_table_is_whole(make_configuration: ModuleType) -> None:
+def test_every_table_row_has_five_cells(make_configuration: ModuleType) -> None:
     for line in make_configuration.page().splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) == 6, line

@@ -1,4 +1,4 @@
-"""A page of results keeps what people wrote, and takes reports between its markers."""
+"""Inserting a report between its markers keeps the rest of the page."""
 
 import runpy
 from pathlib import Path
@@ -10,7 +10,7 @@ from sepscene.models.config import SepsceneError
 put_into = runpy.run_path(str(Path(__file__).resolve().parents[2] / "docs" / "put_report.py"))["put_into"]
 
 
-def test_a_report_goes_between_its_markers_and_again(tmp_path: Path) -> None:
+def test_a_report_is_inserted_between_its_markers_and_replaced(tmp_path: Path) -> None:
     page, report = tmp_path / "results.md", tmp_path / "report.md"
     page.write_text("# Results\n\nOurs.\n\n<!-- begin a -->\nold\n<!-- end a -->\n\nAfter.\n")
     report.write_text("# Title\n\n```\n# no heading\n```\n\n## Part\n")
@@ -25,7 +25,7 @@ def test_a_report_goes_between_its_markers_and_again(tmp_path: Path) -> None:
     assert text.index("After.") < text.index("<!-- begin b -->")
 
 
-def test_a_page_with_half_a_pair_of_markers_is_left_alone(tmp_path: Path) -> None:
+def test_a_page_with_only_one_marker_is_not_changed(tmp_path: Path) -> None:
     page, report = tmp_path / "results.md", tmp_path / "report.md"
     page.write_text("# Results\n<!-- begin a -->\n")
     report.write_text("# Title\n")

@@ -1,4 +1,4 @@
-"""Every `sepscene` command of the documentation is one that the command line understands."""
+"""The documentation: every `sepscene` command can be parsed, and every link between pages resolves."""
 
 import re
 import shlex
@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.cli.submission import _parsed
+from tests.docs.test_log import anchor
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = (
@@ -45,11 +46,11 @@ def test_command_of_the_tutorial_and_the_readme_parses(command: str) -> None:
         assert found is not None, f"there is no command {name!r}"
         group = found
     params = group.make_context("sepscene", words).params
-    if name == "submit":  # any words are taken here, the command among them is looked for later
+    if name == "submit":  # `submit` accepts any words and parses the command among them later
         _parsed(params["words"])
 
 
-def test_tutorial_shows_the_whole_way() -> None:
+def test_the_tutorial_covers_every_step() -> None:
     first_words = {command.split()[1] for command in commands(DOCS / "tutorial.md")}
     assert {"doctor", "demo", "data", "pretrain", "embed", "sweep", "plan", "cluster", "submit"} <= first_words
     assert len(commands(DOCS / "tutorial.md")) >= 12
@@ -57,13 +58,20 @@ def test_tutorial_shows_the_whole_way() -> None:
 
 @pytest.mark.parametrize("page", [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
 def test_links_between_pages_resolve(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert link.startswith("https://") or (page.parent / link).exists(), link
+    for address in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        link, _, fragment = address.partition("#")
+        if link.startswith("https://"):
+            continue
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        if fragment:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), flags=re.MULTILINE)
+            assert fragment in map(anchor, headings), f"{link}#{fragment}"
 
 
 @pytest.mark.slow
-def test_what_needs_no_run_does_what_the_tutorial_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands as they stand, in a folder with the recordings that the tutorial's table names."""
+def test_the_commands_of_the_tutorial_that_need_no_run_succeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands as written, in a folder with the recordings that the tutorial's table names."""
     text = (DOCS / "tutorial.md").read_text()
     (table,) = re.findall(r"```\n(uri,labels.*?)```", text, flags=re.DOTALL)
     (tmp_path / "recordings").mkdir()
@@ -74,7 +82,7 @@ def test_what_needs_no_run_does_what_the_tutorial_says(tmp_path: Path, monkeypat
         soundfile.write(tmp_path / "recordings" / uri, noise, 16_000)
     (tmp_path / "clusters").symlink_to(DOCS.parent / "clusters")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sepscene.orchestration.cli.doctor.NEEDED_FREE_BYTES", 0)  # what is free here says nothing
+    monkeypatch.setattr("sepscene.orchestration.cli.doctor.NEEDED_FREE_BYTES", 0)  # free space must not matter
     said = {}
     for command in commands(DOCS / "tutorial.md"):
         words = shlex.split(command)[1:]

@@ -1,4 +1,4 @@
-"""The notebook for the first look: every cell runs in an IPython shell, and it is kept without outputs."""
+"""The notebook first_look.ipynb: every cell runs in an IPython shell, and it is stored without outputs."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "first_look.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text())["cells"]
 
 
-def test_it_is_kept_without_outputs() -> None:
+def test_it_is_stored_without_outputs() -> None:
     code = [cell for cell in CELLS if cell["cell_type"] == "code"]
     assert len(code) == 5 and not any(cell["outputs"] or cell["execution_count"] for cell in code)
 

@@ -1,4 +1,4 @@
-"""The example lab: as long as promised, word for word in the guide, and used by name. Its run: test_custom_run.py."""
+"""The example package mylab: its length, its code in the guide, its use by name. test_custom_run.py runs it."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ FILES = sorted(path for path in LAB.rglob("*") if path.suffix in (".py", ".toml"
 
 @pytest.fixture
 def _untrusted_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lab can be imported, and nobody has trusted it yet."""
+    """The package can be imported, but is not trusted yet."""
     monkeypatch.syspath_prepend(str(LAB))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "trust"))
     monkeypatch.delenv("SEPSCENE_TRUSTED_CODE", raising=False)
@@ -33,15 +33,15 @@ def test_it_has_fewer_than_120_lines() -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stat().st_size > 200], ids=lambda path: path.name)
-def test_the_guide_shows_each_file_word_for_word(path: Path) -> None:
+def test_the_guide_contains_each_file(path: Path) -> None:
     blocks = re.findall(r"^```\w+\n(.*?)^```", (ROOT / "docs" / "extending.md").read_text(), re.MULTILINE | re.DOTALL)
     assert path.read_text() in blocks
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_untrusted_lab")
-def test_the_command_asks_for_trust_and_names_what_cannot_be_imported(nano: Experiment, tmp_path: Path) -> None:
-    """Before Ray is started. The run itself: tests/orchestration/test_custom_run.py."""
+def test_the_command_requires_trust_and_names_a_failed_import(nano: Experiment, tmp_path: Path) -> None:
+    """Before Ray is started. tests/orchestration/test_custom_run.py has the run itself."""
     nano.save(tmp_path / "nano.yaml")
     words = ["plan", str(tmp_path / "nano.yaml"), "--seconds", "1", "--set"]
     right = "encoder={use: 'mylab.nets:MelGru', width: 8, embedding_dim: 12}"

@@ -1,1 +1,1 @@
-"""What a lab brings of its own: see docs/extending.md, which builds it step by step."""
+"""An example of a lab's own package; docs/extending.md builds it step by step."""

@@ -1,4 +1,4 @@
-"""An augmentation: the spectrum is tilted, as by another microphone."""
+"""An augmentation: tilts the spectrum, as a different microphone would."""
 
 import torch
 from pydantic import BaseModel, Field
@@ -9,9 +9,9 @@ from sepscene.augment.augmentations.settings import Needs
 
 
 class TiltConfig(BaseModel):
-    """Settings of the augmentation, beside its probability and curriculum."""
+    """Settings of the augmentation, in addition to its probability and curriculum."""
 
-    strongest: float = Field(0.5, gt=0, description="largest change at the outermost bands, in units of the log-mel")
+    strongest: float = Field(0.5, gt=0, description="largest change at the outermost bands, in log-mel units")
 
 
 class Tilt(Augmentation):

@@ -1,4 +1,4 @@
-"""A loss term: representations shall spread over the sphere (after Wang & Isola 2020)."""
+"""A loss term: uniformity of the representations on the sphere (after Wang & Isola 2020)."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from sepscene.tasks.losses.terms import HeadSizes, Term
 
 
 class SpreadConfig(BaseModel):
-    """Settings of the term, beside its weight."""
+    """Settings of the term, in addition to its weight."""
 
     sharpness: float = Field(2.0, gt=0, description="how fast the loss falls with the squared distance")
 
@@ -28,7 +28,8 @@ class Spread(Term):
     def share(
         self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
     ) -> Tensor:
-        """This worker's rows against everyone's: the shares of all workers add up to the loss."""
-        mine, all_rows = (normalize(torch.cat(list(views)).float(), dim=1) for views in (local, everyone))
+        """This worker's rows against all rows: the shares of all workers add up to the loss."""
+        mine = normalize(torch.cat(list(local)).float(), dim=1)
+        all_rows = normalize(torch.cat(list(everyone)).float(), dim=1)
         closeness = torch.exp(-self.config.sharpness * (2 - 2 * mine @ all_rows.T))
         return closeness.sum() / len(all_rows) ** 2

@@ -8,12 +8,12 @@ class MelGruConfig(BaseModel):
     """Sizes of the network."""
 
     mel_bands: int = 64
-    width: int = Field(128, ge=1, description="features of a frame, in each direction of time")
+    width: int = Field(128, ge=1, description="features per frame and direction")
     embedding_dim: int = Field(128, ge=1, description="size of h")
 
 
 class MelGru(nn.Module):
-    """A GRU in both directions of time; h is made of the mean over the frames."""
+    """A bidirectional GRU; h is a linear map of the mean over the frames."""
 
     Config = MelGruConfig
     reads = "log-mel"
