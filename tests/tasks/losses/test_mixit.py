@@ -97,8 +97,7 @@ def test_improvement_on_mixtures_of_mixtures() -> None:
     mom = reference.sum(1, keepdim=True)
     before = si_sdr(mom, reference).mean(-1)
     torch.testing.assert_close(perfect, 100 - before, rtol=0, atol=0.01)
-    # A separator that hands the mixture on gains nothing on the reference that gets it, and at most 0 on the
-    # other.
+    # A separator that returns the mixture gains nothing on the reference that gets it, and at most 0 on the other.
     lazy = torch.cat([mom / 2, mom / 2], 1)
     torch.testing.assert_close(
         mixture_improvement(reference, lazy), torch.zeros(3, dtype=torch.float64), atol=1e-6, rtol=0
@@ -141,7 +140,7 @@ def test_supervised_loss_permutes_and_pads() -> None:
     sources = torch.randn(2, 2, 300, dtype=torch.float64)
     floor = 10 * torch.log10(1e-3 * sources.square().sum(-1) + 1e-8)
     torch.testing.assert_close(supervised_loss(sources, sources.flip(1)), floor.mean(), rtol=1e-9, atol=0)
-    # A third channel must be silent; its threshold hangs on the mixture.
+    # The target of a third channel is silence; its threshold depends on the mixture.
     padded = torch.cat([torch.zeros(2, 1, 300, dtype=torch.float64), sources], 1)
     mixture = 10 * torch.log10(1e-3 * sources.sum(1, keepdim=True).square().sum(-1) + 1e-8)
     torch.testing.assert_close(
@@ -152,7 +151,7 @@ def test_supervised_loss_permutes_and_pads() -> None:
     channels = padded.clone().requires_grad_()
     supervised_loss(sources, channels).backward()
     assert channels.grad is not None and torch.isfinite(channels.grad).all()
-    for broken in (float("nan"), float("inf")):  # whoever trains looks at the loss
+    for broken in (float("nan"), float("inf")):  # training stops if the loss is not finite
         assert not supervised_loss(
             sources, torch.cat([padded[:, :2], torch.full_like(sources[:, :1], broken)], 1)
         ).isfinite()

@@ -1,4 +1,4 @@
-"""The six claims: what the paper's own numbers say, what noise says, and what is said when rows are missing."""
+"""The six claims, decided from the paper's own numbers, from noise, and with missing rows."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_noise_leaves_all_undecided() -> None:
 
 
 def test_only_contrasts_that_were_run_count_against_a_contradiction() -> None:
-    """One-sided p = 0.017 against one of the two rows that were run; beside five more it is too little."""
+    """One-sided p = 0.017 against one of two rows is enough; with six rows it is not."""
     metrics = runs(noise=1e-5)
     best, rival = "table4/S2+N/simclr", "table4/F/simclr"
     draw = np.array([-0.010, -0.004, -0.013, -0.005])  # paired t over four seeds
