@@ -70,7 +70,8 @@ class Shortcuts:
         return (
             f"The {' and the '.join(found)} of a clip {verb} over {WARNING_SHARE:.0%} of h: the encoder "
             "distinguishes clips by these rather than by their sound events. Try crops closer to "
-            "each other (views.tp_delta_seconds), a smaller objective.alpha, or data in which background and level vary within a pair."
+            "each other (views.tp_delta_seconds), a smaller objective.alpha, or data in "
+            "which background and level vary within a pair."
         )
 
 

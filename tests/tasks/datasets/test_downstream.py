@@ -1,4 +1,4 @@
-"""Every layout of a task, made up: its sounds, labels, folds and splits, before anything is embedded."""
+"""Every layout of a task, with generated files: its sounds, labels, folds and splits."""
 
 import json
 from pathlib import Path
@@ -95,4 +95,4 @@ def test_clips_of_one_recording_end_where_the_next_one_begins(tmp_path: Path) ->
         (4.0, None),
         (2.5, 4.0),
         (0.0, None),
-    ], "a clip without a label is no sound of a task"
+    ], "a clip without a label is not a sound of the task"
