@@ -183,7 +183,7 @@ class Findings:
         self.seconds_R[number] = recording.seconds
         self.sample_rate_R[number] = recording.sample_rate
         self.channels_R[number] = recording.channels
-        self.oddities_R[number] = sum(is_so(recording) << bit for bit, is_so in enumerate(_ODDITIES.values()))
+        self.oddities_R[number] = sum(is_odd(recording) << bit for bit, is_odd in enumerate(_ODDITIES.values()))
 
     @property
     def usable_R(self) -> np.ndarray:
@@ -273,12 +273,12 @@ def _sound(
     longest = min(_LONG, _FAR * float(np.median(found.seconds_R[usable_R]))) if usable_R.any() else _LONG
     odd = {what: (found.oddities_R >> bit) & 1 == 1 for bit, what in enumerate(_ODDITIES)}
     odd[f"longer than {_LONG / 3600:g} h, or {_FAR} times the median"] = found.seconds_R > longest
-    named = []
-    for what, is_so_R in sorted(odd.items()):
-        first = [int(np.argmax(recording_N == recording)) for recording in np.flatnonzero(is_so_R)[:3]]
+    properties = []
+    for what, odd_R in sorted(odd.items()):
+        first = [int(np.argmax(recording_N == recording)) for recording in np.flatnonzero(odd_R)[:3]]
         if first:
-            named.append((what, int(is_so_R.sum()), tuple(_at(names, np.array(first)))))
-    return tuple(named)
+            properties.append((what, int(odd_R.sum()), tuple(_at(names, np.array(first)))))
+    return tuple(properties)
 
 
 def _durations(seconds: np.ndarray) -> Durations | None:

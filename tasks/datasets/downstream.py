@@ -10,11 +10,10 @@ HEAR's layout: task_metadata.json, labelvocabulary.csv, one JSON file per split 
 fold01, …) that maps file names to labels or to events, and the sound in folders named by rate and split.
 """
 
-import csv
-import io
 import posixpath
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from sepscene.models.files import parse_json
@@ -31,7 +30,7 @@ KINDS: dict[str, Kind] = {"scene": "scene", "event": "event"}
 
 @dataclass(frozen=True)
 class Event:
-    """One sound event: its class, and where it is heard, in seconds from the start of the file."""
+    """One sound event: its class, and its start and end in seconds from the start of the file."""
 
     label: str
     start_seconds: float
@@ -40,7 +39,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Sound:
-    """One sound of a task: labels of the whole in scene tasks, events in event tasks.
+    """One sound of a task, with labels of the whole sound in scene tasks, or events in event tasks.
 
     It begins `offset_seconds` into its recording, and ends where the next sound of the same recording begins.
     """
@@ -126,9 +125,11 @@ def _ends(rows: list[dict[str, Any]]) -> list[float | None]:
     starts: dict[str, set[float]] = defaultdict(set)
     for row in rows:
         starts[row["uri"]].add(row["offset_seconds"])
-    if len(starts) == len(rows):
-        return [None] * len(rows)
-    return [min((at for at in starts[row["uri"]] if at > row["offset_seconds"]), default=None) for row in rows]
+    ends = {}
+    for uri, offsets in starts.items():
+        for start, end in pairwise(sorted(offsets)):
+            ends[uri, start] = end
+    return [ends.get((row["uri"], row["offset_seconds"])) for row in rows]
 
 
 def _read_hear(root: Root) -> Task:
@@ -140,8 +141,7 @@ def _read_hear(root: Root) -> Task:
         raise ManifestError(f"{root.location}/task_metadata.json: the field {error} is missing") from None
     if kind not in KINDS:
         raise ManifestError(f"{root.location}/task_metadata.json: embedding_type {kind!r} must be scene or event")
-    vocabulary = csv.DictReader(io.StringIO(root.text("labelvocabulary.csv"), newline=""))
-    labels = [str(row.get("label")) for row in vocabulary]
+    labels = [row["label"] for row in root.rows("labelvocabulary.csv", ["label"])]
     folded = mode.endswith("kfold")
     splits = [path.removesuffix(".json") for path in root.files(suffixes=[".json"]) if "/" not in path]
     sounds: list[Sound] = []

@@ -66,12 +66,12 @@ def _clips(root: Root, file: str, split: str) -> Iterator[Clip]:
     try:
         schema = schema_of(uri)
         audio_column(schema)
-        wanted = [name for name in LABEL_COLUMNS if name in schema.names]
+        columns = [name for name in LABEL_COLUMNS if name in schema.names]
         rows: list[dict[str, Any]] = []
         for batch in batches_of(uri):
             if len(rows) + len(batch) > MOST_ROWS:
                 raise ValueError(f"it has more than {MOST_ROWS} rows")
-            rows += batch.select(wanted).to_pylist() if wanted else [{}] * len(batch)
-    except (OSError, ValueError, pa.ArrowException) as error:
+            rows += batch.select(columns).to_pylist() if columns else [{}] * len(batch)
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise ManifestError(f"{uri}: cannot be read as Arrow ({error})") from error
     return clips_of_rows(file, uri, schema, rows, split)

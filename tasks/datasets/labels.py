@@ -16,6 +16,9 @@ SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", *TEST_S
 _NO_LABEL = ("", "-1", "-1.0", "nan", "NaN", "None", "<NA>")
 """Texts that mean the same as null: class number −1, and missing values as programs write them to tables."""
 
+_MOST_DIGITS = 18
+"""A longer text of digits is not a class number."""
+
 
 class ManifestError(SepsceneError):
     """A data set that cannot be used; the message names the file, the problem and the fix."""
@@ -26,7 +29,7 @@ def split_labels(value: Any, separator: str = ";") -> tuple[str, ...]:
     if isinstance(value, str):
         value = value.split(separator)
     parts = value if isinstance(value, list | tuple) else [value]
-    texts = [str(part).strip() for part in parts if not _is_nothing(part)]
+    texts = [str(part).strip() for part in parts if not _is_missing(part)]
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
@@ -50,17 +53,17 @@ def class_labels(value: Any, names: Sequence[str], where: str) -> tuple[str, ...
 
 def _class_number(part: Any) -> int | None:
     """An integer, even if pandas has stored it as float because others are missing; None for anything else."""
-    if isinstance(part, bool) or _is_nothing(part):
+    if isinstance(part, bool) or _is_missing(part):
         return None
     if isinstance(part, float):
         return int(part) if part.is_integer() else None
     if isinstance(part, str):
         digits = part.strip().removeprefix("-")
-        return int(part) if digits.isascii() and digits.isdigit() else None
+        return int(part) if digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS else None
     return part if isinstance(part, int) else None
 
 
-def _is_nothing(part: Any) -> bool:
+def _is_missing(part: Any) -> bool:
     """Whether a cell, or a part of one, means that there is no label."""
     if isinstance(part, str):
         return part.strip() in _NO_LABEL

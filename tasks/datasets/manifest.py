@@ -30,6 +30,9 @@ CLIP_COLUMNS = pa.schema(
 """Labels and splits are dictionary-encoded, which saves 21 of 114 bytes per clip of AudioSet."""
 
 
+MOST_SPLITS = 2**15 - 1
+
+
 @dataclass(frozen=True)
 class Clip:
     """A clip, one row of a manifest; `clip_id` is its name inside the root.
@@ -147,7 +150,13 @@ def make_manifest(
     Raises:
         ManifestError: there are no clips, or two have the same clip_id.
     """
-    table = clips if isinstance(clips, pa.Table) else pa.Table.from_pylist([vars(clip) for clip in clips], CLIP_COLUMNS)
+    if isinstance(clips, pa.Table):
+        table = clips
+        check_splits((text for chunk in table["split"].chunks for text in chunk.dictionary.to_pylist()), source)
+    else:
+        rows = [vars(clip) for clip in clips]
+        check_splits((row["split"] for row in rows), source)
+        table = pa.Table.from_pylist(rows, CLIP_COLUMNS)
     if not len(table):
         hints = "".join(f"; left out: {entry}" for entry in skipped)
         raise ManifestError(f"{source}: the data set is empty; no clip was found{hints}")
@@ -159,6 +168,17 @@ def make_manifest(
     if classes is None:
         classes = sorted(pc.unique(pc.list_flatten(table["labels"])).to_pylist())
     return Manifest(table, tuple(classes), tuple(absent), skipped, tuple(notes))
+
+
+def check_splits(splits: Iterable[str], source: str) -> None:
+    """Refuse more splits than `CLIP_COLUMNS` can number, e.g. if the column contains names of files.
+
+    Raises:
+        ManifestError: there are too many different splits.
+    """
+    count = len(set(splits))
+    if count > MOST_SPLITS:
+        raise ManifestError(f"{source}: has {count} different splits; `split` must be one of a few, e.g. train or test")
 
 
 def read_from(

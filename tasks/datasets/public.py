@@ -156,7 +156,7 @@ def read_folder(root: Root) -> Manifest:
 def _segments(root: Root, table: str, names: dict[str, str]) -> Iterator[tuple[str, float, tuple[str, ...]]]:
     """(YouTube id, start in seconds, class names) of each line; ids can begin with '-', labels are quoted."""
     lines = [line for line in root.text(table).splitlines() if line.strip() and not line.startswith("#")]
-    for row in csv.reader(lines, skipinitialspace=True):
+    for row in _csv_rows(lines, f"{root.location}/{table}"):
         if len(row) != 4 or not _YOUTUBE_ID.match(row[0]):
             raise ManifestError(f'{root.location}/{table}: {row!r} is not `YTID, start, end, "labels"`')
         mids = split_labels(row[3], ",")
@@ -166,6 +166,13 @@ def _segments(root: Root, table: str, names: dict[str, str]) -> Iterator[tuple[s
                 f"{root.location}/{table}: {row[0]} has label {unknown[0]!r}, which class_labels_indices.csv lacks"
             )
         yield row[0], parse_offset(row[1], f"{root.location}/{table}: {row[0]}"), tuple(names[mid] for mid in mids)
+
+
+def _csv_rows(lines: list[str], where: str) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(lines, skipinitialspace=True)
+    except csv.Error as error:
+        raise ManifestError(f"{where}: cannot be read as CSV ({error}); check its quotes") from error
 
 
 def _by_youtube_id(paths: list[str]) -> dict[str, dict[float | None, str]]:
@@ -291,13 +298,13 @@ def _parquet_clips(root: Root, file: str) -> Iterator[Clip]:
         with pq.ParquetFile(path, filesystem=root.filesystem) as parquet:
             schema = parquet.schema_arrow
             count = parquet.metadata.num_rows
-        wanted = [n for n in LABEL_COLUMNS if n in schema.names]
-        table = read_parquet_columns(path, root.filesystem, wanted)
-    except (OSError, ValueError, pa.ArrowException) as error:
+        columns = [name for name in LABEL_COLUMNS if name in schema.names]
+        table = read_parquet_columns(path, root.filesystem, columns)
+        rows = table.to_pylist() if columns else [{}] * count
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise ManifestError(f"{uri}: cannot be read as Parquet ({error})") from error
     if AUDIO_COLUMN not in schema.names:
         raise ManifestError(f"{uri}: has no column `{AUDIO_COLUMN}`; it has {', '.join(schema.names)}")
-    rows = table.to_pylist() if wanted else [{}] * count
     yield from clips_of_rows(file, uri, schema, rows, split_of_shard(file))
 
 
@@ -332,8 +339,8 @@ def _class_names(schema: pa.Schema, column: str) -> list[str]:
     try:
         feature = features_of(schema)[column]
         feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
-        return list(feature.get("names", []))
-    except (KeyError, ValueError, AttributeError, IndexError):
+        return [str(name) for name in feature.get("names", [])]
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError):
         return []
 
 

@@ -99,7 +99,10 @@ def _clip(given: Clip | Mapping[str, Any], number: int, unread: set[str]) -> Cli
     unread |= row.keys() - set(CLIP_COLUMNS.names)
     if not row.get("uri"):
         raise ManifestError(f"{where} has no uri; it has {', '.join(row) or 'nothing'}")
-    uri = _absolute(os.fspath(row["uri"]))
+    uri = os.fspath(row["uri"]) if isinstance(row["uri"], os.PathLike) else row["uri"]
+    if not isinstance(uri, str):
+        raise ManifestError(f"{where}: uri has type {type(uri).__name__}; give a path or a URI as text")
+    uri = _absolute(uri)
     offset = parse_offset(row.get("offset_seconds"), where)
     name = str(row.get("clip_id") or (f"{uri}@{exact_seconds(offset)}" if offset else uri))
     if not is_utf8(name) or not is_utf8(uri):

@@ -22,7 +22,15 @@ from sepscene.augment.locations import exact_seconds
 from sepscene.models.spelling import unknown
 from sepscene.tasks.datasets.huggingface import read_huggingface
 from sepscene.tasks.datasets.labels import SPLIT_NAMES, ManifestError, parse_offset, split_labels
-from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, ONE_CLASS, Clip, Manifest, make_manifest, read_from
+from sepscene.tasks.datasets.manifest import (
+    CLIP_COLUMNS,
+    ONE_CLASS,
+    Clip,
+    Manifest,
+    check_splits,
+    make_manifest,
+    read_from,
+)
 from sepscene.tasks.datasets.public import read_audioset, read_folder, read_fsd50k, read_parquet, read_shards
 from sepscene.tasks.datasets.python_clips import read_clips
 from sepscene.tasks.datasets.root import Root
@@ -116,7 +124,9 @@ def _batch_clips(root: Root, batch: pa.RecordBatch, where: str, first: int) -> p
     if any(offsets):
         pairs = zip(names, offsets, strict=True)
         names = [f"{name}@{exact_seconds(offset)}" if offset else name for name, offset in pairs]
-    columns = [names, uris, _labels(batch["labels"]), _texts(batch["split"]), offsets]
+    splits = _texts(batch["split"])
+    check_splits(splits, where)
+    columns = [names, uris, _labels(batch["labels"]), splits, offsets]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, CLIP_COLUMNS, strict=True)]
     return pa.record_batch(arrays, schema=CLIP_COLUMNS)
 

@@ -179,6 +179,7 @@ class TestNoLabel:
         names = ("dog", "cat")
         assert class_labels(-1, names, "here") == () == class_labels(-1.0, (), "here") == class_labels([-1], names, "h")
         assert class_labels(1.0, names, "here") == ("cat",) and class_labels([0, 1, None], names, "h") == names
+        assert class_labels("1" * 5000, names, "here") == ("1" * 5000,), "too long for a number"
         assert class_labels(3, (), "here") == ("3",) and class_labels("owl", names, "here") == ("owl",)
         with pytest.raises(ManifestError, match="label 2 has no name; the schema names 2"):
             class_labels(2, names, "here")

@@ -110,6 +110,7 @@ class TestAudioSet:
             ),
             (FILES | {"eval_segments.csv": "../../../x, 1, 2, /m/0bt9lr\n"}, "is not `YTID"),
             (FILES | {"eval_segments.csv": "abcdefghijk, 1\n"}, "is not `YTID"),
+            (FILES | {"eval_segments.csv": 'abcdefghijk, 1, 2, "' + 200_000 * "x"}, "cannot be read as CSV"),
         ],
     )
     def test_refusals(self, tmp_path: Path, files: dict[str, str], message: str) -> None:
@@ -257,6 +258,16 @@ class TestParquet:
         read = read_clip(manifest.clips["uri"][1].as_py(), AudioFormat(clip_seconds=1))
         assert np.flatnonzero(read)[-1] == 3_199
 
+    @pytest.mark.parametrize(
+        ("label", "expected"),
+        [({"names": ["dog", 7]}, "7"), ({"names": 5}, "1"), ([{"names": None}], "1"), ("text", "1")],
+    )
+    def test_malformed_class_names(self, tmp_path: Path, label: object, expected: str) -> None:
+        metadata = {"huggingface": json.dumps({"info": {"features": {"label": label}}})}
+        table = pa.table({"audio": [wav()], "label": [1]}).replace_schema_metadata(metadata)
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert rows(read_manifest("parquet", str(tmp_path))) == [("a.parquet#0", [expected], "train")]
+
     def test_plain_columns(self, tmp_path: Path) -> None:
         table = {"audio": [wav()] * 2, "labels": [["a", "b"], []], "split": ["x", "y"], "offset_seconds": [0.0, 0.01]}
         pq.write_table(pa.table(table), tmp_path / "all.parquet")
@@ -267,6 +278,10 @@ class TestParquet:
     def test_refusals(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"sound": [b""]}), tmp_path / "a.parquet")
         with pytest.raises(ManifestError, match="no column `audio`; it has sound"):
+            read_manifest("parquet", str(tmp_path))
+        times = pa.table({"audio": [b""], "label": pa.array([10**15], pa.timestamp("s"))})
+        pq.write_table(times, tmp_path / "a.parquet")
+        with pytest.raises(ManifestError, match="cannot be read as Parquet"):
             read_manifest("parquet", str(tmp_path))
         (tmp_path / "a.parquet").write_bytes(b"PAR1")
         with pytest.raises(ManifestError, match="cannot be read as Parquet"):

@@ -45,6 +45,9 @@ def test_the_table_is_what_was_listed(tmp_path: Path, monkeypatch: pytest.Monkey
         ([{"uri": "a.wav", "offset_seconds": -1}], "clip 0: offset_seconds is -1"),
         (["a.wav"], "clip 0 is a str: give a mapping with `uri`"),
         ([{"uri": "caf\udce9.wav"}], "not UTF-8"),
+        ([{"uri": 5}], "clip 0: uri has type int; give a path"),
+        ([{"uri": b"a.wav"}], "clip 0: uri has type bytes; give a path"),
+        ([{"uri": f"{n}.wav", "split": str(n)} for n in range(2**15)], "has 32768 different splits"),
     ],
 )
 def test_invalid_clips_are_refused(clips: list, message: str, tmp_path: Path) -> None:

@@ -166,6 +166,13 @@ class TestTable:
         with pytest.raises(ManifestError, match=r"Row #200002: Expected 3 columns, got 1: b\.wav; a table needs"):
             read_manifest("table", write(tmp_path, {"manifest.csv": f"uri,labels,split\n{rows}\nb.wav\n"}))
 
+    @pytest.mark.parametrize(("rows", "clips_per_split"), [(2**15, 1), (100_000, 3)])
+    def test_too_many_splits(self, tmp_path: Path, rows: int, clips_per_split: int) -> None:
+        """In one batch of rows, and only in all batches together."""
+        text = "".join(f"{n}.wav,x,{n // clips_per_split}\n" for n in range(rows))
+        with pytest.raises(ManifestError, match="different splits; `split` must be one of a few"):
+            read_manifest("table", write(tmp_path, {"manifest.csv": "uri,labels,split\n" + text}))
+
     def test_not_text_not_parquet(self, tmp_path: Path) -> None:
         (tmp_path / "manifest.csv").write_bytes(b"\xff\xfe\x00uri")
         with pytest.raises(ManifestError, match="not UTF-8"):
