@@ -62,7 +62,7 @@ def test_nearest_neighbours_do_not_depend_on_the_size_of_the_pieces(rows: int, m
     np.testing.assert_allclose(knn_probe(*clips), whole, atol=1e-6)
 
 
-def test_pieces_are_smaller_where_there_are_more_training_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_are_smaller_with_more_training_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     top = torch.Tensor.topk
 

@@ -1,4 +1,4 @@
-"""One entry for all metrics: by split, by folds, with notes instead of silent gaps."""
+"""All metrics, by split and by folds, with notes on those that are undefined."""
 
 from collections.abc import Iterator
 

@@ -33,7 +33,7 @@ def test_the_paired_t_test_is_scipys() -> None:
 
 def test_equal_and_constantly_different_runs() -> None:
     assert paired_t([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]).p == 1.0
-    assert paired_t([0.1, 0.2, 0.3], [0.2, 0.3, 0.4]).p == 0.0  # rounding of the differences is no spread
+    assert paired_t([0.1, 0.2, 0.3], [0.2, 0.3, 0.4]).p == 0.0  # rounding errors of the differences are not spread
 
 
 def test_two_seeds_without_spread_prove_nothing() -> None:

@@ -72,7 +72,7 @@ def test_silence_stays_finite() -> None:
     assert estimate.grad is not None and torch.equal(estimate.grad, torch.zeros_like(estimate))
 
 
-def test_shapes_that_do_not_fit_are_named() -> None:
+def test_shapes_that_do_not_match_are_named() -> None:
     with pytest.raises(ValueError, match="reference_BRT \\(1, 2, 100\\)"):
         mixit_loss(torch.zeros(1, 2, 100), torch.zeros(1, 2, 99))
     with pytest.raises(ValueError, match="too many"):
@@ -82,7 +82,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 def test_si_sdr_closed_forms() -> None:
     time = torch.arange(1000) / 1000
     tone, other = torch.sin(2 * torch.pi * 5 * time), torch.sin(2 * torch.pi * 7 * time)
-    # Orthogonal noise of a tenth of the amplitude: 20 dB, whatever the scale.
+    # Orthogonal noise of a tenth of the amplitude: 20 dB at any scale.
     for scale in (1e-3, 1.0, 50.0):
         assert si_sdr(scale * (tone + 0.1 * other), tone).item() == pytest.approx(20, abs=1e-3)
     assert si_sdr(tone, tone).item() == pytest.approx(100, abs=0.01)
