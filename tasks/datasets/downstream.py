@@ -152,9 +152,7 @@ def _read_hear(root: Root) -> Task:
     used = {label for sound in sounds for label in (*sound.labels, *(event.label for event in sound.events))}
     unknown = used - set(labels)
     if unknown:
-        raise ManifestError(
-            f"{root.location}/labelvocabulary.csv: lacks the label {min(unknown)!r}, which a split uses"
-        )
+        raise ManifestError(f"{root.location}/labelvocabulary.csv: lacks the label {min(unknown)!r} of a split")
     multilabel = kind == "event" or prediction == "multilabel"
     return Task(name, KINDS[kind], multilabel, tuple(labels), tuple(sounds), folded)
 
@@ -163,9 +161,7 @@ def _hear_audio(root: Root) -> str:
     """The folder with the highest sample rate; the sound is resampled to the encoder's rate anyway."""
     rates = {path.split("/")[0] for path in root.files() if path.split("/")[0].isdigit()}
     if not rates:
-        raise ManifestError(
-            f"{root.location}: has no audio folder that is named by its sample rate, e.g. 48000/train/x.wav"
-        )
+        raise ManifestError(f"{root.location}: has no audio folder named by its rate, e.g. 48000/train/x.wav")
     return max(rates, key=int)
 
 

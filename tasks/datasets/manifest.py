@@ -73,9 +73,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.clips.schema != CLIP_COLUMNS:
-            raise ManifestError(
-                f"a manifest must have the columns {CLIP_COLUMNS.names} with the types of `CLIP_COLUMNS`"
-            )
+            raise ManifestError(f"a manifest must have the columns and types of CLIP_COLUMNS: {CLIP_COLUMNS.names}")
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -160,11 +158,9 @@ def make_manifest(
     if not len(table):
         hints = "".join(f"; left out: {entry}" for entry in skipped)
         raise ManifestError(f"{source}: the data set is empty; no clip was found{hints}")
-    repeated_ids = _repeated_texts(table["clip_id"])
-    if repeated_ids:
-        raise ManifestError(
-            f"{source}: clips that are listed twice: {len(repeated_ids)}, e.g. {repeated_ids[0]!r}; list each once"
-        )
+    twice = _repeated_texts(table["clip_id"])
+    if twice:
+        raise ManifestError(f"{source}: clips listed twice: {len(twice)}, e.g. {twice[0]!r}; list each once")
     if classes is None:
         classes = sorted(pc.unique(pc.list_flatten(table["labels"])).to_pylist())
     return Manifest(table, tuple(classes), tuple(absent), skipped, tuple(notes))

@@ -266,18 +266,12 @@ def _measure_fold(predictions: Predictions, fold: int) -> _Fold:
         replicates = [resampled_scores(scores_BK, known_BK, weights_BR) for scores_BK in scores_PBK]
         share_PR = resample(len(scores_PBK), settings.bootstrap, settings.seed + fold) / np.float64(len(scores_PBK))
         precisions = [mean_average_precision(scores_BK, known_BK) for scores_BK in scores_PBK]
-        found.add(
-            f"{probe}_map", mean_macro(precisions), _over_perceptrons(share_PR, [each.map_R for each in replicates])
-        )
+        found.add(f"{probe}_map", mean_macro(precisions), _drawn_mean(share_PR, [each.map_R for each in replicates]))
         if probe == "shallow":
             rankings = [lwlrap(scores_BK, known_BK) for scores_BK in scores_PBK]
-            found.add(
-                "lwlrap", mean_macro(rankings), _over_perceptrons(share_PR, [each.lwlrap_R for each in replicates])
-            )
+            found.add("lwlrap", mean_macro(rankings), _drawn_mean(share_PR, [each.lwlrap_R for each in replicates]))
             distances = [d_prime(scores_BK, known_BK) for scores_BK in scores_PBK]
-            found.add(
-                "d_prime", mean_macro(distances), _over_perceptrons(share_PR, [each.d_prime_R for each in replicates])
-            )
+            found.add("d_prime", mean_macro(distances), _drawn_mean(share_PR, [each.d_prime_R for each in replicates]))
     _add_retrieval(found, predictions, weights_BR)
     positives_K = known_BK.sum(axis=0)
     rare_K = (positives_K > 0) & (positives_K < ENOUGH_POSITIVES)
@@ -289,7 +283,7 @@ def _measure_fold(predictions: Predictions, fold: int) -> _Fold:
     return found
 
 
-def _over_perceptrons(share_PR: Floats, replicates: Sequence[Floats]) -> Floats:
+def _drawn_mean(share_PR: Floats, replicates: Sequence[Floats]) -> Floats:
     """The mean over the perceptrons drawn in each resample: intervals cover both clips and perceptrons. (R,)"""
     return (share_PR * np.stack(replicates)).sum(axis=0)
 

@@ -111,11 +111,9 @@ def _epochs(
     for epoch in range(1, epochs + 1):
         order_PB = torch.stack([torch.randperm(clips, generator=generator) for generator in generators])
         for some_PB in rows_PB.gather(1, order_PB).split(_batch_size(clips), dim=1):
-            loss = _loss(
-                network(h_BD[some_PB]), targets_BK[some_PB]
-            ).sum()  # each depends on one perceptron's weights only
+            loss_P = _loss(network(h_BD[some_PB]), targets_BK[some_PB])
             optimiser.zero_grad()
-            loss.backward()
+            loss_P.sum().backward()  # each loss depends on the weights of one perceptron only
             optimiser.step()
         yield epoch
 
