@@ -1,1 +1,1 @@
-"""What is learned and how it is evaluated: losses, data sets, metrics and the paper's claims."""
+"""Training objectives and their evaluation: losses, data sets, metrics and the paper's claims."""

@@ -1,1 +1,1 @@
-"""Manifests: which clips a data set has, with their labels and splits, and what an audit finds in them."""
+"""Manifests of data sets (clips, labels and splits), their readers, and audits."""

@@ -1,6 +1,6 @@
-"""What a data set holds in truth, before a run depends on it.
+"""Check the content of a data set before a run uses it.
 
-`audit` decodes and compares every recording; `first_look` takes seconds, so that every run does it.
+`audit` decodes and compares every recording; `first_look` takes seconds, and every run starts with it.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from sepscene.tasks.datasets.manifest import Manifest, in_parts, repeated, text_
 from sepscene.tasks.datasets.survey import NOT_UTF8
 
 _LISTED = 10  # entries of a long list that the text shows
-_QUIET_DB = -70.0  # RMS in dBFS below which nothing but noise is left of a 16-bit recording
+_QUIET_DB = -70.0  # RMS in dBFS below which a 16-bit recording is mostly rounding noise
 _SHORT = 0.1
 _LONG = 6 * 3600.0  # seconds
-_FAR = 20  # times the median: a recording that nobody has cut
-_AT_ONCE = 1024  # recordings that wait for a thread: ten million that wait take 10 GB
-_LOOKED_AT = 24  # clips of a first look, spread over the manifest
+_FAR = 20  # times the median: probably a recording that was not cut into clips
+_AT_ONCE = 1024  # recordings queued for the threads; ten million would take 10 GB
+_FIRST_LOOK_CLIPS = 24  # spread over the manifest
 
 _ODDITIES: dict[str, Callable[[Recording], bool]] = {
     "silent, every sample is 0": lambda one: one.peak == 0,
@@ -39,7 +39,7 @@ _ODDITIES: dict[str, Callable[[Recording], bool]] = {
     "have a constant offset (DC) of more than 0.05": lambda one: one.offset > 0.05,
     f"shorter than {_SHORT:g} s": lambda one: one.seconds < _SHORT,
 }
-"""What is strange about a recording by itself."""
+"""Unusual properties of a single recording."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,19 @@ class Audit:
         content_digest: SHA-256 over every clip's name and its recording's bytes.
         clips: how many the manifest lists.
         readable: how many of them can be used.
-        missing: clip_ids without a recording, those that the data set lists and its folder lacks included.
-        corrupt: (clip_id, cause) of recordings that are there and cannot be used.
-        durations: of the readable recordings; None where there are none.
+        missing: clip_ids without a recording, including those that are listed but not in the folder of the data set.
+        corrupt: (clip_id, cause) of recordings that exist but cannot be used.
+        durations: of the readable recordings; None if there are none.
         sample_rates: (Hz, recordings), most frequent first.
         channels: (channels, recordings), most frequent first.
         splits: (split, clips).
-        labels: (class, clips), most frequent first; classes without a clip too.
-        unlabelled: clips without a label.
-        duplicates: groups of clip_ids whose recordings are equal byte for byte, though they are other files.
-        leaking: how many of these groups lie in more than one split.
-        sound: (what is strange about how recordings sound, how many, the first clip_ids), in a fixed order.
-        remarks: what the reader left out, by reason, and what else it has to say.
-        unnamed: files whose name is not UTF-8, which no manifest can hold.
+        labels: (class, clips), most frequent first, including classes without a clip.
+        unlabelled: number of clips without a label.
+        duplicates: groups of clip_ids whose recordings are different files with identical bytes.
+        leaking: how many of these groups are in more than one split.
+        sound: (unusual property of the sound, number of recordings, first clip_ids), in a fixed order.
+        remarks: what the reader left out, by reason, and its notes.
+        unnamed: number of files whose name is not UTF-8, which a manifest cannot contain.
     """
 
     manifest_digest: str
@@ -96,11 +96,11 @@ class Audit:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all findings: equal digests mean equal data, wherever it lies."""
+        """SHA-256 over all findings: equal digests mean equal data, regardless of its location."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def text(self) -> str:
-        """The findings in plain lines."""
+        """The findings as lines of text."""
         lines = [
             f"clips       {self.clips}, readable {self.readable}",
             f"splits      {_counts(self.splits)}",
@@ -118,7 +118,7 @@ class Audit:
         lines += _section("corrupt", [f"{name}: {cause}" for name, cause in self.corrupt])
         lines += _section("duplicates", [" = ".join(group) for group in self.duplicates])
         if self.leaking:
-            lines.append(f"WARNING     {self.leaking} of the duplicates lie in more than one split")
+            lines.append(f"WARNING     {self.leaking} of the duplicates are in more than one split")
         for what, count, names in self.sound:
             more = ", …" if count > len(names) else ""
             lines.append(f"sound       {count} {what}: {', '.join(names)}{more}")
@@ -132,7 +132,7 @@ def audit(manifest: Manifest, threads: int = 4, progress: Callable[[int], None] 
 
     Args:
         manifest: all of a data set, or a selection.
-        threads: recordings decoded at the same time (decoding releases Python's lock).
+        threads: recordings decoded at the same time (decoding releases the GIL).
         progress: called with the number of recordings done.
     """
     uris, recording_N = recordings_of(manifest)
@@ -147,31 +147,31 @@ def audit(manifest: Manifest, threads: int = 4, progress: Callable[[int], None] 
 
 
 def recordings_of(manifest: Manifest) -> tuple[pa.ChunkedArray | pa.Array, np.ndarray]:
-    """The recordings, each once, in the order of their first clips; and of which of them each clip is a part, (N,)."""
+    """The distinct recordings, in the order of their first clips, and the index of each clip's recording, (N,)."""
     uris = manifest.clips["uri"]
-    if not len(repeated(text_hashes(uris))):  # mostly: each clip has a recording of its own
+    if not len(repeated(text_hashes(uris))):  # the usual case: each clip has its own recording
         return uris, np.arange(len(uris), dtype=np.int32)
     coded = uris.dictionary_encode()
     return coded.chunk(0).dictionary, np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
 
 
 class Findings:
-    """What is known of R recordings, in columns of 48 bytes: as objects of Python ten million take more than 5 GB."""
+    """Findings on R recordings in columns, 48 bytes per recording; ten million Python objects would take over 5 GB."""
 
     def __init__(self, recordings: int) -> None:
         self.content_RB = np.zeros((recordings, 32), np.uint8)
-        """SHA-256; zeros where nothing could be read."""
+        """SHA-256; zeros if nothing could be read."""
         self.seconds_R = np.zeros(recordings)
         self.sample_rate_R = np.zeros(recordings, np.uint32)
-        """Hz; 0 where the recording cannot be used."""
+        """Hz; 0 if the recording cannot be used."""
         self.channels_R = np.zeros(recordings, np.uint16)
         self.oddities_R = np.zeros(recordings, np.uint16)
-        """A bit for each of `_ODDITIES`."""
+        """One bit per entry of `_ODDITIES`."""
         self.causes: dict[int, str] = {}
         """Why recordings cannot be used."""
 
     def examine(self, number: int, uri: str) -> None:
-        """Hash a recording and decode it to its end; threads may do so at the same time."""
+        """Hash a recording and decode it to its end; threads can do this at the same time."""
         try:
             self.content_RB[number] = np.frombuffer(bytes.fromhex(content_hash(uri)), np.uint8)
             self.enter(number, check_audio(uri))
@@ -179,11 +179,11 @@ class Findings:
             self.causes[number] = error.cause
 
     def enter(self, number: int, recording: Recording) -> None:
-        """Keep what is known of a recording that can be used."""
+        """Store the findings on a recording that can be used."""
         self.seconds_R[number] = recording.seconds
         self.sample_rate_R[number] = recording.sample_rate
         self.channels_R[number] = recording.channels
-        self.oddities_R[number] = sum(is_so(recording) << bit for bit, is_so in enumerate(_ODDITIES.values()))
+        self.oddities_R[number] = sum(is_odd(recording) << bit for bit, is_odd in enumerate(_ODDITIES.values()))
 
     @property
     def usable_R(self) -> np.ndarray:
@@ -192,7 +192,7 @@ class Findings:
 
 
 def summary(manifest: Manifest, found: Findings, recording_N: np.ndarray) -> Audit:
-    """The audit of a manifest whose recordings have been examined; `recording_N` says which is each clip's."""
+    """The audit of a manifest whose recordings have been examined; `recording_N`: index of each clip's recording."""
     clips = manifest.clips
     missing = list(manifest.absent)
     corrupt = []
@@ -234,12 +234,12 @@ def _at(column: pa.ChunkedArray, rows: np.ndarray) -> list[str]:
 
 
 def _counted(column: pa.Array | pa.ChunkedArray) -> list[tuple[Any, int]]:
-    """(value, how often), in the order in which they come first."""
+    """(value, count), in the order of first occurrence."""
     return [(row["values"], row["counts"]) for row in pc.value_counts(column).to_pylist()]
 
 
 def _most_frequent(values: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """(value, how often), most frequent first; among equals the one that comes first."""
+    """(value, count), most frequent first; ties in the order of first occurrence."""
     return tuple(sorted(_counted(pa.array(values)), key=lambda counted: -counted[1]))
 
 
@@ -255,7 +255,7 @@ def _content_digest(names: pa.ChunkedArray, found: Findings, recording_N: np.nda
 
 
 def _duplicates(found: Findings, recording_N: np.ndarray) -> list[np.ndarray]:
-    """Groups of clips, in order, whose recordings are equal byte for byte though they are not the same."""
+    """Groups of clips, in order, whose recordings are different files with identical bytes."""
     key_R = np.ascontiguousarray(found.content_RB[:, :8]).view(np.uint64)[:, 0]
     twice = repeated(key_R)
     owners: dict[bytes, list[int]] = defaultdict(list)
@@ -268,24 +268,24 @@ def _duplicates(found: Findings, recording_N: np.ndarray) -> list[np.ndarray]:
 def _sound(
     names: pa.ChunkedArray, found: Findings, recording_N: np.ndarray
 ) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
-    """What is strange about the sound of the recordings: each recording is named once for each of it."""
+    """Unusual properties of the sound; a recording is counted once per property."""
     usable_R = found.usable_R
     longest = min(_LONG, _FAR * float(np.median(found.seconds_R[usable_R]))) if usable_R.any() else _LONG
     odd = {what: (found.oddities_R >> bit) & 1 == 1 for bit, what in enumerate(_ODDITIES)}
     odd[f"longer than {_LONG / 3600:g} h, or {_FAR} times the median"] = found.seconds_R > longest
-    named = []
-    for what, is_so_R in sorted(odd.items()):
-        first = [int(np.argmax(recording_N == recording)) for recording in np.flatnonzero(is_so_R)[:3]]
+    properties = []
+    for what, odd_R in sorted(odd.items()):
+        first = [int(np.argmax(recording_N == recording)) for recording in np.flatnonzero(odd_R)[:3]]
         if first:
-            named.append((what, int(is_so_R.sum()), tuple(_at(names, np.array(first)))))
-    return tuple(named)
+            properties.append((what, int(odd_R.sum()), tuple(_at(names, np.array(first)))))
+    return tuple(properties)
 
 
 def _durations(seconds: np.ndarray) -> Durations | None:
     if not len(seconds):
         return None
-    metrics = (seconds.sum(), seconds.min(), np.median(seconds), seconds.max())
-    return Durations(*(round(float(metric), 6) for metric in metrics))
+    values = (seconds.sum(), seconds.min(), np.median(seconds), seconds.max())
+    return Durations(*(round(float(value), 6) for value in values))
 
 
 def _counts(items: Sequence[tuple[object, int]], unit: str = "") -> str:
@@ -299,17 +299,17 @@ def _section(title: str, entries: Sequence[str]) -> list[str]:
 
 
 def first_look(manifest: Manifest, audio: AudioFormat) -> list[str]:
-    """What a user should know of some clips, in plain lines: how long they are, and whether anything is heard.
+    """Check some clips, and return notes for the user on those that are silent or short.
 
-    Clips that cannot be read are left to the readers, which quarantine them.
+    Clips that cannot be read are skipped here; the run quarantines them.
 
     Raises:
-        ManifestError: every clip that was looked at is silent.
+        ManifestError: all checked clips are silent.
     """
-    places = np.unique(np.linspace(0, len(manifest) - 1, _LOOKED_AT).round().astype(int)).tolist()
+    rows = np.unique(np.linspace(0, len(manifest) - 1, _FIRST_LOOK_CLIPS).round().astype(int)).tolist()
     seconds = []
     silent = 0
-    for clip in manifest.clips.take(places).to_pylist():
+    for clip in manifest.clips.take(rows).to_pylist():
         try:
             sound_T = read_sound(clip["uri"], audio, clip["offset_seconds"])
         except ClipError:
@@ -320,17 +320,17 @@ def first_look(manifest: Manifest, audio: AudioFormat) -> list[str]:
         return []
     if silent == len(seconds):
         raise ManifestError(
-            f"all {silent} clips that were looked at are silent, every sample is 0, e.g. "
-            f"{manifest.clips['uri'][places[0]]}: nothing can be learned from them; see `sepscene data audit`"
+            f"all {silent} clips that were checked are silent (every sample is 0), e.g. "
+            f"{manifest.clips['uri'][rows[0]]}: nothing can be learned from them; run `sepscene data audit`"
         )
     lines = []
     if silent:
-        lines.append(f"{silent} of {len(seconds)} clips that were looked at are silent; see `sepscene data audit`")
+        lines.append(f"{silent} of {len(seconds)} clips that were checked are silent; run `sepscene data audit`")
     short = [length for length in seconds if length < 0.999 * audio.clip_seconds]
     if short:
         lines.append(
-            f"{len(short)} of {len(seconds)} clips that were looked at are shorter than audio.clip_seconds "
-            f"({audio.clip_seconds:g} s), half of them than {np.median(short):.2f} s: views are cropped within their "
-            "sound, and they are evaluated as long as they are; a smaller audio.clip_seconds computes less"
+            f"{len(short)} of {len(seconds)} clips that were checked are shorter than audio.clip_seconds "
+            f"({audio.clip_seconds:g} s), half of them shorter than {np.median(short):.2f} s: views are cropped within "
+            "their sound, and they are evaluated at their own length; a smaller audio.clip_seconds is faster"
         )
     return lines

@@ -1,20 +1,19 @@
-"""Downstream tasks on which encoders are compared: what to embed, what to predict, which part is tested by which.
+"""Downstream tasks for comparing encoders: what to embed, what to predict, and how to split it into training and test.
 
     hear:FOLDER           a task in the layout of the HEAR benchmark (hearbenchmark.com): scene and event tasks
     esc50:FOLDER          ESC-50 or ESC-10, over its folds
     urbansound8k:FOLDER   UrbanSound8K, over its ten folds
     fsd50k:FOLDER         FSD50K: training and validation clips train, evaluation clips test
-    directory:FOLDER      a folder for each class; also table, parquet, huggingface, clips, shards, folder and audioset
+    directory:FOLDER      one folder per class; also table, parquet, huggingface, clips, shards, folder and audioset
 
-HEAR's layout: task_metadata.json, labelvocabulary.csv, a JSON file for each split (train, valid and test, or fold00,
+HEAR's layout: task_metadata.json, labelvocabulary.csv, one JSON file per split (train, valid and test, or fold00,
 fold01, …) that maps file names to labels or to events, and the sound in folders named by rate and split.
 """
 
-import csv
-import io
 import posixpath
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from sepscene.models.files import parse_json
@@ -31,7 +30,7 @@ KINDS: dict[str, Kind] = {"scene": "scene", "event": "event"}
 
 @dataclass(frozen=True)
 class Event:
-    """One sound event: its class, and where it is heard, in seconds from the start of the file."""
+    """One sound event: its class, and its start and end in seconds from the start of the file."""
 
     label: str
     start_seconds: float
@@ -40,7 +39,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Sound:
-    """One sound of a task: labels of the whole in scene tasks, events in event tasks.
+    """One sound of a task, with labels of the whole sound in scene tasks, or events in event tasks.
 
     It begins `offset_seconds` into its recording, and ends where the next sound of the same recording begins.
     """
@@ -60,7 +59,7 @@ class Task:
     Attributes:
         name: as results and tables show it.
         kind: scene (labels of whole files) or event (labels with times).
-        multilabel: whether a sound may have more than one label, or none.
+        multilabel: whether a sound can have more than one label, or none.
         classes: all labels.
         sounds: all files, with their split.
         folded: whether each split is tested by probes trained on the others; otherwise the split `test` is tested by
@@ -81,12 +80,12 @@ class Task:
         if not self.folded and (not self.tested or len(self.tested) == len(self.sounds)):
             raise ManifestError(
                 f"task {self.name}: has the splits {', '.join(sorted(splits)) or 'none'}; one must be named "
-                f"{' or '.join(TEST_SPLITS)}, and another one must be there to train on"
+                f"{' or '.join(TEST_SPLITS)}, and there must be another one to train on"
             )
 
     @property
     def tested(self) -> tuple[int, ...]:
-        """Positions of the sounds that are tested, where the task is not folded."""
+        """Positions of the sounds that are tested, if the task is not folded."""
         return tuple(n for n, sound in enumerate(self.sounds) if sound.split.lower() in TEST_SPLITS)
 
 
@@ -97,7 +96,7 @@ def read_task(task: str) -> Task:
         task: format and folder, e.g. `hear:tasks/dcase2016_task2-hear2021-full` or `esc50:ESC-50-master`.
 
     Raises:
-        ManifestError: names the task and what is wrong: unknown format, no such folder, a file that is missing.
+        ManifestError: the task is malformed, its format is unknown, or its folder or a file is missing or invalid.
     """
     format, colon, folder = task.partition(":")
     if not colon or not folder:
@@ -122,13 +121,15 @@ def read_task(task: str) -> Task:
 
 
 def _ends(rows: list[dict[str, Any]]) -> list[float | None]:
-    """Where each clip ends: where the next one of its recording begins; None is the recording's end."""
+    """The end of each clip: the start of the next clip of its recording; None: the end of the recording."""
     starts: dict[str, set[float]] = defaultdict(set)
     for row in rows:
         starts[row["uri"]].add(row["offset_seconds"])
-    if len(starts) == len(rows):
-        return [None] * len(rows)
-    return [min((at for at in starts[row["uri"]] if at > row["offset_seconds"]), default=None) for row in rows]
+    ends = {}
+    for uri, offsets in starts.items():
+        for start, end in pairwise(sorted(offsets)):
+            ends[uri, start] = end
+    return [ends.get((row["uri"], row["offset_seconds"])) for row in rows]
 
 
 def _read_hear(root: Root) -> Task:
@@ -140,8 +141,7 @@ def _read_hear(root: Root) -> Task:
         raise ManifestError(f"{root.location}/task_metadata.json: the field {error} is missing") from None
     if kind not in KINDS:
         raise ManifestError(f"{root.location}/task_metadata.json: embedding_type {kind!r} must be scene or event")
-    vocabulary = csv.DictReader(io.StringIO(root.text("labelvocabulary.csv"), newline=""))
-    labels = [str(row.get("label")) for row in vocabulary]
+    labels = [row["label"] for row in root.rows("labelvocabulary.csv", ["label"])]
     folded = mode.endswith("kfold")
     splits = [path.removesuffix(".json") for path in root.files(suffixes=[".json"]) if "/" not in path]
     sounds: list[Sound] = []
@@ -149,19 +149,19 @@ def _read_hear(root: Root) -> Task:
     for split in splits:
         if split.startswith("fold") if folded else split in ("train", "valid", "test"):
             sounds += _hear_sounds(root, split, audio, kind)
-    said = {label for sound in sounds for label in (*sound.labels, *(event.label for event in sound.events))}
-    if said - set(labels):
-        unknown = min(said - set(labels))
-        raise ManifestError(f"{root.location}/labelvocabulary.csv: lacks the label {unknown!r}, which a split has")
+    used = {label for sound in sounds for label in (*sound.labels, *(event.label for event in sound.events))}
+    unknown = used - set(labels)
+    if unknown:
+        raise ManifestError(f"{root.location}/labelvocabulary.csv: lacks the label {min(unknown)!r} of a split")
     multilabel = kind == "event" or prediction == "multilabel"
     return Task(name, KINDS[kind], multilabel, tuple(labels), tuple(sounds), folded)
 
 
 def _hear_audio(root: Root) -> str:
-    """The folder with the sound of the highest rate: it is resampled to the encoder's anyway."""
+    """The folder with the highest sample rate; the sound is resampled to the encoder's rate anyway."""
     rates = {path.split("/")[0] for path in root.files() if path.split("/")[0].isdigit()}
     if not rates:
-        raise ManifestError(f"{root.location}: has no folder of sound named by its rate, e.g. 48000/train/x.wav")
+        raise ManifestError(f"{root.location}: has no audio folder named by its rate, e.g. 48000/train/x.wav")
     return max(rates, key=int)
 
 
@@ -170,14 +170,14 @@ def _hear_sounds(root: Root, split: str, audio: str, kind: str) -> list[Sound]:
     if not isinstance(entries, dict):
         raise ManifestError(f"{root.location}/{split}.json: must map file names to labels")
     sounds = []
-    for name, said in entries.items():
+    for name, labels in entries.items():
         uri = root.uri(f"{audio}/{split}/{name}")
         try:
             if kind == "event":
-                events = tuple(Event(str(e["label"]), float(e["start"]) / 1000, float(e["end"]) / 1000) for e in said)
+                events = tuple(Event(str(e["label"]), float(e["start"]) / 1000, float(e["end"]) / 1000) for e in labels)
                 sounds.append(Sound(uri, split, events=events))
             else:
-                sounds.append(Sound(uri, split, labels=tuple(map(str, said))))
+                sounds.append(Sound(uri, split, labels=tuple(map(str, labels))))
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(f"{root.location}/{split}.json: {name!r} has a malformed entry ({error!r})") from None
     return sounds

@@ -1,7 +1,7 @@
-"""Data sets of Hugging Face's `datasets` on disk, read without that package and without copying their sound.
+"""Read data sets that Hugging Face's `datasets` has saved to disk, without that package and without copying sound.
 
-What `save_to_disk` wrote: for a Dataset a folder with state.json and Arrow files, for a DatasetDict such a folder for
-each split. A clip is a row: `FOLDER/train/data-00000-of-00001.arrow#12`.
+`save_to_disk` writes a Dataset to a folder with state.json and Arrow files, and a DatasetDict to one such folder per
+split. Each row is a clip: `FOLDER/train/data-00000-of-00001.arrow#12`.
 """
 
 import posixpath
@@ -19,36 +19,34 @@ from sepscene.tasks.datasets.public import LABEL_COLUMNS, clips_of_rows
 from sepscene.tasks.datasets.root import Root
 
 _STATE = "state.json"
-_OTHERS = ("dataset_info.json", "dataset_dict.json")
+_INFO_FILES = ("dataset_info.json", "dataset_dict.json")
 
 
 def read_huggingface(root: Root) -> Manifest:
     """A data set that `save_to_disk` wrote.
 
     Labels: column `labels` or `label` (list, text, or class numbers that the schema names). Split: column `split`, else
-    the name of the DatasetDict's split, else the one that the Dataset remembers, else train. `offset_seconds` is read
-    if it is there.
+    the name of the DatasetDict's split, else the split stored with the Dataset, else train. Column `offset_seconds` is
+    optional.
 
     Raises:
-        ManifestError: it lies in an object store, was not written by `save_to_disk`, or a file is damaged or missing.
+        ManifestError: it is in an object store, was not written by `save_to_disk`, or a file is damaged or missing.
     """
     if not root.is_local:
-        raise ManifestError(
-            f"{root.location}: Arrow files are mapped into memory: copy them to a folder, or take Parquet"
-        )
+        raise ManifestError(f"{root.location}: Arrow files must be local: copy them to a local folder, or use Parquet")
     states = [path for path in root.files(suffixes=[".json"]) if posixpath.basename(path) == _STATE]
     if not states:
         raise ManifestError(
-            f"{root.location}: holds no {_STATE}; write the data set there with its method save_to_disk, or take "
-            "`parquet` for Parquet files and `folder` for sound with metadata.csv"
+            f"{root.location}: contains no {_STATE}; write the data set there with its method save_to_disk, or use "
+            "the format `parquet` for Parquet files, or `folder` for audio files with metadata.csv"
         )
     named = {state: _files(root, state) for state in states}
     for path in root.files(suffixes=[".arrow"]):
         if not any(path in files for files, _ in named.values()):
             root.leave_out("no state.json names it", path)
-    root.used.update(path for path in root.everything if posixpath.basename(path) in _OTHERS)
+    root.used.update(path for path in root.everything if posixpath.basename(path) in _INFO_FILES)
     clips = (clip for files, split in named.values() for file in files for clip in _clips(root, file, split))
-    return read_from(root, clips, "it lies beside the Arrow files, not in one")
+    return read_from(root, clips, "not inside an Arrow file")
 
 
 def _files(root: Root, state: str) -> tuple[list[str], str]:
@@ -57,10 +55,10 @@ def _files(root: Root, state: str) -> tuple[list[str], str]:
     try:
         content = parse_json(root.text(state))
         files = [posixpath.join(folder, str(entry["filename"])) for entry in content["_data_files"]]
-        remembered = content.get("_split")
+        stored = content.get("_split")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ManifestError(f"{root.location}/{state}: is not what save_to_disk writes ({error!r})") from error
-    return files, posixpath.basename(folder) or (remembered if isinstance(remembered, str) else "") or "train"
+    return files, posixpath.basename(folder) or (stored if isinstance(stored, str) else "") or "train"
 
 
 def _clips(root: Root, file: str, split: str) -> Iterator[Clip]:
@@ -68,12 +66,12 @@ def _clips(root: Root, file: str, split: str) -> Iterator[Clip]:
     try:
         schema = schema_of(uri)
         audio_column(schema)
-        wanted = [name for name in LABEL_COLUMNS if name in schema.names]
+        columns = [name for name in LABEL_COLUMNS if name in schema.names]
         rows: list[dict[str, Any]] = []
         for batch in batches_of(uri):
             if len(rows) + len(batch) > MOST_ROWS:
                 raise ValueError(f"it has more than {MOST_ROWS} rows")
-            rows += batch.select(wanted).to_pylist() if wanted else [{}] * len(batch)
-    except (OSError, ValueError, pa.ArrowException) as error:
+            rows += batch.select(columns).to_pylist() if columns else [{}] * len(batch)
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise ManifestError(f"{uri}: cannot be read as Arrow ({error})") from error
     return clips_of_rows(file, uri, schema, rows, split)

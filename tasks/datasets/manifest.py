@@ -1,4 +1,4 @@
-"""The manifest: which clips a data set has, where each lies, what is heard in it, and which split it is in."""
+"""The manifest: the clips of a data set, with their locations, labels and splits."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from sepscene.tasks.datasets.survey import Skipped
 from sepscene.tasks.datasets.tables import ROWS_AT_ONCE
 
 ONE_CLASS = "there is one class"
-"""Begins the note about a data set that says nothing about an encoder."""
+"""Start of the note about a data set that cannot be used to evaluate an encoder."""
 
 CLIP_COLUMNS = pa.schema(
     [
@@ -27,12 +27,15 @@ CLIP_COLUMNS = pa.schema(
         ("offset_seconds", pa.float64()),
     ]
 )
-"""Labels and splits are numbers into a dictionary: 21 bytes less for a clip of AudioSet, of 114."""
+"""Labels and splits are dictionary-encoded, which saves 21 of 114 bytes per clip of AudioSet."""
+
+
+MOST_SPLITS = 2**15 - 1
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One row of a manifest before it is a column; `clip_id` is its name inside the root.
+    """A clip, one row of a manifest; `clip_id` is its name inside the root.
 
     Example:
         >>> clips = [sepscene.Clip("0001", "street/0001.wav", ("siren",), "train", offset_seconds=10.0)]
@@ -51,15 +54,15 @@ class Manifest:
     """A data set, or a part of it.
 
     Attributes:
-        clips: one row a clip, columns `CLIP_COLUMNS`: clip_id (unique; the path inside the root), uri (see
+        clips: one row per clip, columns `CLIP_COLUMNS`: clip_id (unique; the path inside the root), uri (see
             `augment.locations`), labels, split, offset_seconds (where in the recording the clip begins).
         classes: all label names, in the data set's own order or sorted; the same for every selection.
-        absent: clip_ids which the data set lists but whose audio its folder does not hold (deleted videos, second
-            segments of a recording).
-        skipped: files and members of archives that were left out, by reason; files only where they were listed.
-        notes: what else a user should know of how it was read.
+        absent: clip_ids that the data set lists but whose audio is not in its folder (deleted videos, second segments
+            of a recording).
+        skipped: files and members of archives that were left out, by reason; files only if they were listed.
+        notes: other notes for the user.
 
-    A clip without a label has an empty list: nobody has said what is heard in it. That is not "none of the classes".
+    A clip without a label has an empty list: its content is unknown. This does not mean "none of the classes".
     """
 
     clips: pa.Table
@@ -70,7 +73,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.clips.schema != CLIP_COLUMNS:
-            raise ManifestError(f"a manifest has the columns {CLIP_COLUMNS.names} with their types; see `Manifest`")
+            raise ManifestError(f"a manifest must have the columns and types of CLIP_COLUMNS: {CLIP_COLUMNS.names}")
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -84,29 +87,31 @@ class Manifest:
         """The clips of the given splits, in order, with all classes.
 
         Raises:
-            ManifestError: a split that no clip is in.
+            ManifestError: no split is given, or no clip is in one of them.
         """
         wrong = sorted(set(split) - set(self.splits))
         if wrong or not split:
-            said = "; ".join(unknown(name, self.splits, "split") for name in wrong) or "name a split"
-            raise ManifestError(f"no clip is chosen: {said}")
+            problem = "; ".join(unknown(name, self.splits, "split") for name in wrong) or "name a split"
+            raise ManifestError(f"no clips are selected: {problem}")
         kept = pc.is_in(self.clips["split"], value_set=pa.array(split, pa.string()))
         return replace(self, clips=self.clips.filter(kept))
 
     @property
     def unlabelled(self) -> int:
-        """How many clips have no label."""
+        """Number of clips without a label."""
         return int(pc.sum(pc.equal(pc.list_value_length(self.clips["labels"]), 0)).as_py() or 0)
 
     def remarks(self) -> list[str]:
-        """What was left out when it was read, and what else a user should know, in plain lines."""
+        """Notes for the user, including what was left out when the data set was read."""
         absent = [f"clips that are listed, but whose sound is not there: {len(self.absent)}"] if self.absent else []
-        said = any(note.startswith(ONE_CLASS) for note in self.notes)
-        one = [] if said or len(self.classes) != 1 else [f"{ONE_CLASS}, {self.classes[0]!r}: nothing can be told apart"]
-        return [*(f"left out: {entry}" for entry in self.skipped), *absent, *one, *self.notes]
+        noted = any(note.startswith(ONE_CLASS) for note in self.notes)
+        one_class = []
+        if len(self.classes) == 1 and not noted:
+            one_class.append(f"{ONE_CLASS}, {self.classes[0]!r}: an encoder cannot be evaluated on it")
+        return [*(f"left out: {entry}" for entry in self.skipped), *absent, *one_class, *self.notes]
 
     def targets(self) -> np.ndarray:
-        """What is heard where: bool (clips, classes).
+        """Which classes are heard in each clip: bool (clips, classes).
 
         Raises:
             ManifestError: a label that is not among the classes.
@@ -121,7 +126,7 @@ class Manifest:
         return heard
 
     def digest(self) -> str:
-        """SHA-256 over clips, labels, splits, offsets and classes; data moved elsewhere keeps it."""
+        """SHA-256 over clips, labels, splits, offsets and classes; it does not depend on the location of the data."""
         digest = hashlib.sha256(json.dumps([CLIP_COLUMNS.names, self.classes]).encode())
         encode = json.JSONEncoder().encode
         for batch in self.clips.select(["clip_id", "labels", "split", "offset_seconds"]).to_batches(4096):
@@ -138,21 +143,38 @@ def make_manifest(
     notes: Iterable[str] = (),
     skipped: tuple[Skipped, ...] = (),
 ) -> Manifest:
-    """A manifest of the clips, or of a table of them; the classes are the sorted labels unless given.
+    """Build a manifest from clips, or from a table of them; the default classes are the sorted labels.
 
     Raises:
-        ManifestError: no clips, or two with one clip_id.
+        ManifestError: there are no clips, or two have the same clip_id.
     """
-    table = clips if isinstance(clips, pa.Table) else pa.Table.from_pylist([vars(clip) for clip in clips], CLIP_COLUMNS)
+    if isinstance(clips, pa.Table):
+        table = clips
+        check_splits((text for chunk in table["split"].chunks for text in chunk.dictionary.to_pylist()), source)
+    else:
+        rows = [vars(clip) for clip in clips]
+        check_splits((row["split"] for row in rows), source)
+        table = pa.Table.from_pylist(rows, CLIP_COLUMNS)
     if not len(table):
         hints = "".join(f"; left out: {entry}" for entry in skipped)
         raise ManifestError(f"{source}: the data set is empty; no clip was found{hints}")
-    twice = _twice(table["clip_id"])
+    twice = _repeated_texts(table["clip_id"])
     if twice:
-        raise ManifestError(f"{source}: listed twice: {len(twice)}, e.g. {twice[0]!r}; list each once")
+        raise ManifestError(f"{source}: clips listed twice: {len(twice)}, e.g. {twice[0]!r}; list each once")
     if classes is None:
         classes = sorted(pc.unique(pc.list_flatten(table["labels"])).to_pylist())
     return Manifest(table, tuple(classes), tuple(absent), skipped, tuple(notes))
+
+
+def check_splits(splits: Iterable[str], source: str) -> None:
+    """Refuse more splits than `CLIP_COLUMNS` can number, e.g. if the column contains names of files.
+
+    Raises:
+        ManifestError: there are too many different splits.
+    """
+    count = len(set(splits))
+    if count > MOST_SPLITS:
+        raise ManifestError(f"{source}: has {count} different splits; `split` must be one of a few, e.g. train or test")
 
 
 def read_from(
@@ -163,13 +185,13 @@ def read_from(
     absent: Iterable[str] = (),
     notes: Iterable[str] = (),
 ) -> Manifest:
-    """As `make_manifest`, with what is left out of the root; `unused` is the reason of a sound file without a clip."""
-    rows = list(clips)  # only then does the root know which files are used
+    """Like `make_manifest`, and count the unused files of the root; `unused` is the reason for audio files."""
+    rows = list(clips)  # iterating marks the files that are used, before `left_out`
     return make_manifest(rows, root.location, classes, absent, notes, root.left_out(unused))
 
 
-def _twice(names: pa.ChunkedArray) -> list[str]:
-    """The names that occur more than once, compared by their hashes first."""
+def _repeated_texts(names: pa.ChunkedArray) -> list[str]:
+    """The names that occur more than once; hashes are compared first."""
     hash_N = text_hashes(names)
     alike = names.filter(pa.array(np.isin(hash_N, repeated(hash_N))))
     times = pc.value_counts(alike.combine_chunks())
@@ -177,15 +199,15 @@ def _twice(names: pa.ChunkedArray) -> list[str]:
 
 
 def text_hashes(texts: pa.ChunkedArray) -> np.ndarray:
-    """A hash of each text, int64 (N,), the same for equal ones in this process.
+    """A hash of each text, int64 (N,); equal texts have equal hashes within this process.
 
-    To find out whether ten million texts differ takes Arrow's own tables 0.8 GB and more, their hashes 0.08.
+    Searching ten million texts for duplicates takes at least 0.8 GB with Arrow's hash tables, and 0.08 GB with these.
     """
     return np.concatenate([np.fromiter(map(hash, some), np.int64, len(some)) for some in in_parts(texts)])
 
 
 def in_parts(texts: pa.ChunkedArray) -> Iterator[list[str]]:
-    """The texts as objects of Python, not all of them at one time."""
+    """The texts as Python objects, in batches."""
     for batch in pa.table([texts], ["text"]).to_batches(max_chunksize=ROWS_AT_ONCE):
         yield batch["text"].to_pylist()
 

@@ -1,8 +1,8 @@
 """Readers of public data sets and of sharded layouts.
 
     audioset  segments CSVs with three header lines, class_labels_indices.csv, and the audio anywhere below the root
-    fsd50k    the ground truth (dev.csv, eval.csv, vocabulary.csv) or, where only that is there, the collection
-    shards    WebDataset tar files: <key>.wav beside <key>.json, .cls or .txt
+    fsd50k    the ground truth (dev.csv, eval.csv, vocabulary.csv) or, if that is missing, the collection
+    shards    WebDataset tar files: <key>.wav next to <key>.json, .cls or .txt
     parquet   Parquet files with a column `audio` (bytes, or a struct with `bytes`) and labels
     folder    Hugging Face audio folders: metadata.csv or metadata.jsonl with file_name, in one or several folders
 
@@ -38,33 +38,33 @@ from sepscene.tasks.datasets.tables import first_row, read_parquet_columns
 
 _YOUTUBE_ID = re.compile(r"^[A-Za-z0-9_-]{11}$")
 _START = re.compile(r"^_(\d+(?:\.\d+)?)(?:_(\d+(?:\.\d+)?))?$")
-_LARGEST_LABEL_FILE = 1 << 20  # bytes; a label file beside a clip is far smaller
+_LARGEST_LABEL_FILE = 1 << 20  # bytes; label files of clips are much smaller
 LABEL_COLUMNS = ("labels", "label", "split", "offset_seconds")
-"""What is read of a row beside its sound."""
+"""The columns of a row that are read in addition to its sound."""
 _LABEL_SUFFIXES = (".json", ".cls", ".txt")
-_NOT_PACKED = "it lies beside the archives, not in one"
 
 
 def read_audioset(root: Root) -> Manifest:
-    """AudioSet. A clip's split is its segments file's name without `_segments.csv`: balanced_train, eval, ….
+    """AudioSet. The split of a clip is the name of its segments file without `_segments.csv`: balanced_train, eval, ….
 
-    The audio files hold the segment alone (as all downloaders store it) and are found by their YouTube id:
-    `<id>.wav`, `Y<id>.wav`, `<id>_30.000.flac`, `<id>_30000_40000.wav`, in any folder. Of several segments of one
-    recording, a file belongs to the one whose start is in its name, and without a start to the first that is listed.
-    Segments without a file are `absent`; all but the first of a recording are named `<id>_<start in ms>`.
+    An audio file contains only its segment (as all downloaders store it). Files are found in any folder by their
+    YouTube id: `<id>.wav`, `Y<id>.wav`, `<id>_30.000.flac`, `<id>_30000_40000.wav`. If a recording has several
+    segments, a file belongs to the one whose start is in its name; a file without a start belongs to the first one
+    that is listed. Segments without a file are `absent`. The first segment of a recording has its id as clip_id, the
+    others `<id>_<start in ms>`.
     """
     index = root.rows("class_labels_indices.csv", ["index", "mid", "display_name"])
     try:
         names = {row["mid"]: row["display_name"] for row in sorted(index, key=lambda row: int(row["index"]))}
     except ValueError as error:
-        raise ManifestError(f"{root.location}/class_labels_indices.csv: {error}; `index` is a number") from error
+        raise ManifestError(f"{root.location}/class_labels_indices.csv: {error}; `index` must be a number") from error
     tables = [path for path in root.files(suffixes=[".csv"]) if path.endswith("_segments.csv")]
     if not tables:
         raise ManifestError(f"{root.location}: has no *_segments.csv, e.g. balanced_train_segments.csv")
     files = _by_youtube_id(root.files())
     clips = []
     absent = []
-    seen: dict[str, set[float]] = defaultdict(set)  # id -> where its segments begin
+    seen: dict[str, set[float]] = defaultdict(set)  # id -> starts of its segments
     for table in tables:
         split = posixpath.basename(table).removesuffix("_segments.csv")
         for name, start, labels in _segments(root, table, names):
@@ -77,21 +77,21 @@ def read_audioset(root: Root) -> Manifest:
                 absent.append(clip_id)
             else:
                 clips.append(Clip(clip_id, root.uri(path), labels, split))
-    return read_from(root, clips, "its name is that of no segment", tuple(names.values()), absent)
+    return read_from(root, clips, "its name does not match a segment", tuple(names.values()), absent)
 
 
 def read_fsd50k(root: Root) -> Manifest:
-    """FSD50K: the development set's splits are `train` and `val`, the evaluation set's is `test`."""
+    """FSD50K: the splits of the development set are `train` and `val`; the evaluation set is `test`."""
     has_truth = root.holds("FSD50K.ground_truth/dev.csv")
     tables = "FSD50K.ground_truth/" if has_truth else "FSD50K.metadata/collection/collection_"
     clips = []
     absent = []
     for part in ("dev", "eval"):
         folder = f"FSD50K.{part}_audio"
-        there = {posixpath.splitext(path)[0]: path for path in reversed(root.files(folder))}
+        paths = {posixpath.splitext(path)[0]: path for path in reversed(root.files(folder))}
         for row in root.rows(f"{tables}{part}.csv", ["fname", "labels"], empty=["labels"]):
             name = root.relative(f"{folder}/{row['fname']}").removesuffix(".wav")
-            path = there.get(name)
+            path = paths.get(name)
             if path is None:
                 absent.append(f"{name}.wav")
                 continue
@@ -101,30 +101,30 @@ def read_fsd50k(root: Root) -> Manifest:
 
 
 def read_shards(root: Root) -> Manifest:
-    """WebDataset shards, in a folder or one alone.
+    """WebDataset shards: a folder of them, or a single one.
 
-    Each member with a sound's suffix is a clip; what comes before that suffix is its key, dots and all. The labels come
-    from the `.json` (labels or label), `.cls` or `.txt` of that key; the split from that `.json`, a folder
-    (`train/000.tar`) or the shard's name (`train-000.tar`).
+    Each member with an audio suffix is a clip; its key is the name before that suffix, including any dots. The labels
+    come from the `.json` (labels or label), `.cls` or `.txt` of that key; the split from that `.json`, a folder
+    (`train/000.tar`) or the name of the shard (`train-000.tar`).
     """
     root, shards = root.members(".tar")
-    return read_from(root, (clip for shard in shards for clip in _shard_clips(root, shard)), _NOT_PACKED)
+    return read_from(root, (clip for shard in shards for clip in _shard_clips(root, shard)), "not inside a shard")
 
 
 def read_parquet(root: Root) -> Manifest:
-    """Parquet files with audio bytes, in a folder or one alone.
+    """Parquet files with audio bytes: a folder of them, or a single one.
 
     Labels: column `labels` or `label` (list, text, or class numbers that the Hugging Face schema names).
-    Split: column `split`, a folder or the file's name. `offset_seconds` is read if it is there.
+    Split: column `split`, a folder, or the name of the file. Column `offset_seconds` is optional.
     """
     root, files = root.members(".parquet")
-    return read_from(root, (clip for file in files for clip in _parquet_clips(root, file)), _NOT_PACKED)
+    return read_from(root, (clip for file in files for clip in _parquet_clips(root, file)), "not inside a Parquet file")
 
 
 def read_folder(root: Root) -> Manifest:
     """A Hugging Face audio folder: each metadata file names files relative to its own folder.
 
-    Split: column `split`; else folders with names of splits, if every clip without that column lies in one; else train.
+    Split: column `split`; else a folder named like a split, if every clip without that column is in one; else train.
     """
     tables = [
         path
@@ -139,7 +139,7 @@ def read_folder(root: Root) -> Manifest:
     for table in tables:
         for line, row in enumerate(root.rows(table, ["file_name"]), first_row(table)):
             name = str(row["file_name"])
-            root.relative(name)  # may not leave its own folder either
+            root.relative(name)  # must not leave its own folder either
             rows.append((posixpath.join(posixpath.dirname(table), name), f"{root.location}/{table} row {line}", row))
     undecided = [split_of_folder(path) for path, _, row in rows if not row.get("split")]
     by_folder = all(undecided)
@@ -149,28 +149,37 @@ def read_folder(root: Root) -> Manifest:
         offset = parse_offset(row.get("offset_seconds"), where)
         clips.append(Clip(path, root.uri(path), split_labels(_label_cell(row)), split, offset))
     some = not by_folder and any(undecided)
-    notes = ["some clips lie in folders with names of splits, others don't: all are in split train"] if some else []
+    notes = ["some clips are in folders named like splits, others are not: all are in split train"] if some else []
     return read_from(root, clips, notes=notes)
 
 
 def _segments(root: Root, table: str, names: dict[str, str]) -> Iterator[tuple[str, float, tuple[str, ...]]]:
-    """(YouTube id, start in seconds, class names) of each line; ids may begin with '-', labels are quoted."""
+    """(YouTube id, start in seconds, class names) of each line; ids can begin with '-', labels are quoted."""
     lines = [line for line in root.text(table).splitlines() if line.strip() and not line.startswith("#")]
-    for row in csv.reader(lines, skipinitialspace=True):
+    for row in _csv_rows(lines, f"{root.location}/{table}"):
         if len(row) != 4 or not _YOUTUBE_ID.match(row[0]):
             raise ManifestError(f'{root.location}/{table}: {row!r} is not `YTID, start, end, "labels"`')
         mids = split_labels(row[3], ",")
         unknown = [mid for mid in mids if mid not in names]
         if unknown:
-            raise ManifestError(f"{root.location}/{table}: {row[0]} has label {unknown[0]!r}, which the index lacks")
+            raise ManifestError(
+                f"{root.location}/{table}: {row[0]} has label {unknown[0]!r}, which class_labels_indices.csv lacks"
+            )
         yield row[0], parse_offset(row[1], f"{root.location}/{table}: {row[0]}"), tuple(names[mid] for mid in mids)
 
 
-def _by_youtube_id(paths: list[str]) -> dict[str, dict[float | None, str]]:
-    """Files by the id in their name, and by the second at which their segment begins, None where it is not named.
+def _csv_rows(lines: list[str], where: str) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(lines, skipinitialspace=True)
+    except csv.Error as error:
+        raise ManifestError(f"{where}: cannot be read as CSV ({error}); check its quotes") from error
 
-    Of several for one segment, the one with the shortest name. `Y` may be PANNs' prefix or the id's first letter: it is
-    the prefix where what follows can be an id.
+
+def _by_youtube_id(paths: list[str]) -> dict[str, dict[float | None, str]]:
+    """Files by the id in their name, and by the start of their segment in seconds (None if the name does not have it).
+
+    Of several files for one segment, the one with the shortest name. A leading `Y` can be PANNs' prefix or the first
+    letter of the id: it is taken as the prefix if the rest can be an id.
     """
     files: dict[str, dict[float | None, str]] = defaultdict(dict)
     stems = [(posixpath.splitext(posixpath.basename(path))[0], path) for path in paths]
@@ -185,7 +194,7 @@ def _by_youtube_id(paths: list[str]) -> dict[str, dict[float | None, str]]:
 
 
 def _start_in_name(rest: str) -> float | None:
-    """Seconds of `_30.000` or `_30.000_40.000`, milliseconds of `_30000_40000`; None of anything else."""
+    """The start in seconds, from `_30.000` or `_30.000_40.000`, or in ms `_30000_40000`; None for anything else."""
     found = _START.match(rest)
     if found is None:
         return None
@@ -193,13 +202,13 @@ def _start_in_name(rest: str) -> float | None:
     end = found[2]
     if "." in begin or (end is not None and "." in end):
         return float(begin)
-    if end is not None:  # a segment has some 10 s: whole seconds differ by tens, milliseconds by thousands
+    if end is not None:  # segments have about 10 s, so start and end differ by about 10 or 10,000
         return float(begin) / (1000 if int(end) - int(begin) > 100 else 1)
     return float(begin) / (1000 if int(begin) % 1000 == 0 and int(begin) > 0 else 1)
 
 
 def _file_of_segment(files: dict[float | None, str], start: float, first: bool) -> str | None:
-    """A recording's file that holds the segment from `start` on; the one without a start in its name is the first."""
+    """The file of the segment at `start`; a file without a start in its name belongs to the first segment."""
     named = next((path for at, path in files.items() if at is not None and abs(at - start) < 0.01), None)
     return named or (files.get(None) if first else None)
 
@@ -227,7 +236,7 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
         yield Clip(f"{shard}#{name}", f"{uri}#{name}", split_labels(_label_cell(row)), split, offset)
     for name in members:
         if name not in used:
-            root.skipped.add(_why_not_member(name, keys), f"{shard}#{name}")
+            root.skipped.add(_reason_for_member(name, keys), f"{shard}#{name}")
 
 
 def _label_texts(root: Root, shard: str, members: dict[str, Member]) -> dict[str, bytes]:
@@ -243,7 +252,7 @@ def _is_hidden_member(name: str) -> bool:
     return posixpath.basename(name).startswith(".")
 
 
-def _why_not_member(name: str, keys: set[str]) -> str:
+def _reason_for_member(name: str, keys: set[str]) -> str:
     if _is_hidden_member(name):
         return "hidden: a name in its path begins with a dot"
     stem, suffix = posixpath.splitext(name)
@@ -255,9 +264,10 @@ def _why_not_member(name: str, keys: set[str]) -> str:
 
 
 def _sample_row(key: str, texts: dict[str, bytes], where: str) -> tuple[dict[str, Any], str]:
-    """What a clip's label file says, and the name of that file; nothing and "" without one.
+    """The content of a clip's label file, and the name of that file; {} and "" if there is none.
 
-    WebDataset's own keys end at the first dot (`a.left.wav` belongs to `a.json`): such a file is the second choice.
+    WebDataset's own keys end at the first dot (`a.left.wav` belongs to `a.json`): such a file is used only if there is
+    none with the full key.
     """
     folder, base = posixpath.split(key)
     for stem in dict.fromkeys((key, posixpath.join(folder, base.partition(".")[0]))):
@@ -276,7 +286,7 @@ def _parsed(text: bytes, suffix: str, where: str) -> dict[str, Any]:
                 raise ValueError("not an object")
             return row
         lines = text.decode().strip().replace("\n", ";")
-    except ValueError as error:  # malformed JSON and malformed UTF-8 alike
+    except ValueError as error:  # malformed JSON or malformed UTF-8
         raise ManifestError(f"{where}: its labels cannot be read ({error})") from error
     return {"labels": class_labels(split_labels(lines), (), where) if suffix == ".cls" else split_labels(lines)}
 
@@ -288,13 +298,13 @@ def _parquet_clips(root: Root, file: str) -> Iterator[Clip]:
         with pq.ParquetFile(path, filesystem=root.filesystem) as parquet:
             schema = parquet.schema_arrow
             count = parquet.metadata.num_rows
-        wanted = [n for n in LABEL_COLUMNS if n in schema.names]
-        table = read_parquet_columns(path, root.filesystem, wanted)
-    except (OSError, ValueError, pa.ArrowException) as error:
+        columns = [name for name in LABEL_COLUMNS if name in schema.names]
+        table = read_parquet_columns(path, root.filesystem, columns)
+        rows = table.to_pylist() if columns else [{}] * count
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise ManifestError(f"{uri}: cannot be read as Parquet ({error})") from error
     if AUDIO_COLUMN not in schema.names:
         raise ManifestError(f"{uri}: has no column `{AUDIO_COLUMN}`; it has {', '.join(schema.names)}")
-    rows = table.to_pylist() if wanted else [{}] * count
     yield from clips_of_rows(file, uri, schema, rows, split_of_shard(file))
 
 
@@ -306,7 +316,7 @@ def clips_of_rows(file: str, uri: str, schema: pa.Schema, rows: list[dict[str, A
         uri: of the file.
         schema: of its columns.
         rows: their `LABEL_COLUMNS`.
-        split: of rows that do not say theirs.
+        split: of rows without a value in column `split`.
     """
     names = _class_names(schema, "labels" if "labels" in schema.names else "label")
     numbers = [n for n in ("labels", "label") if n in schema.names and not _is_text(schema.field(n).type)]
@@ -325,12 +335,12 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str]:
-    """The names of a Hugging Face ClassLabel column, or none."""
+    """The class names of a Hugging Face ClassLabel column; empty for other columns."""
     try:
         feature = features_of(schema)[column]
         feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
-        return list(feature.get("names", []))
-    except (KeyError, ValueError, AttributeError, IndexError):
+        return [str(name) for name in feature.get("names", [])]
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError):
         return []
 
 

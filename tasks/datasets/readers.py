@@ -1,13 +1,13 @@
 """Readers of the plain data-set layouts, and the one entry to all of them.
 
     scenes     synthetic scenes, as `augment.synthetic.scenes.write_scenes` writes them
-    directory  one folder for each class, or folders `train` and `test` that hold those
-    table      CSV or Parquet with the columns uri, labels (separated by ';'), split and, if wanted, offset_seconds
+    directory  one folder per class, or folders `train` and `test` that contain these
+    table      CSV or Parquet with the columns uri, labels (separated by ';'), split and optionally offset_seconds
     esc50      ESC-50 and ESC-10: meta/esc50.csv and audio/; the split is the fold
     urbansound8k  UrbanSound8K: metadata/UrbanSound8K.csv and audio/fold1 … fold10; the split is the fold
 
-The formats audioset, fsd50k, shards, parquet and folder are read by `tasks.datasets.public`, huggingface (what
-`save_to_disk` wrote) and clips (listed from Python) by the modules of these names.
+The formats audioset, fsd50k, shards, parquet and folder are read by `tasks.datasets.public`, huggingface (written by
+`save_to_disk`) by `tasks.datasets.huggingface`, and clips (listed in Python) by `tasks.datasets.python_clips`.
 """
 
 import hashlib
@@ -22,7 +22,15 @@ from sepscene.augment.locations import exact_seconds
 from sepscene.models.spelling import unknown
 from sepscene.tasks.datasets.huggingface import read_huggingface
 from sepscene.tasks.datasets.labels import SPLIT_NAMES, ManifestError, parse_offset, split_labels
-from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, ONE_CLASS, Clip, Manifest, make_manifest, read_from
+from sepscene.tasks.datasets.manifest import (
+    CLIP_COLUMNS,
+    ONE_CLASS,
+    Clip,
+    Manifest,
+    check_splits,
+    make_manifest,
+    read_from,
+)
 from sepscene.tasks.datasets.public import read_audioset, read_folder, read_fsd50k, read_parquet, read_shards
 from sepscene.tasks.datasets.python_clips import read_clips
 from sepscene.tasks.datasets.root import Root
@@ -31,7 +39,7 @@ from sepscene.tasks.datasets.tables import ROWS_AT_ONCE, first_row
 __all__ = ["Manifest", "ManifestError", "read_manifest"]
 
 TEST_SHARE = 0.2
-"""Share of each class that becomes the test split where a directory tree names no splits."""
+"""Share of each class that becomes the test split if a directory tree has no folders for splits."""
 
 
 def read_manifest(format: str, root: str, survey: bool = False) -> Manifest:
@@ -40,10 +48,10 @@ def read_manifest(format: str, root: str, survey: bool = False) -> Manifest:
     Args:
         format: one of the layouts above, as `data.format` of an experiment names it.
         root: its folder or URI; for `table` the file itself, or a folder with manifest.csv or manifest.parquet.
-        survey: list all files below the root, also for the formats that need no list, to say what is left out.
+        survey: list all files below the root, even if the format does not need it, to report what is left out.
 
     Raises:
-        ManifestError: unknown format, no such root, missing column, a path that leaves the root, no clips, …
+        ManifestError: unknown format, no such root, missing column, a path outside of the root, no clips, …
     """
     readers: dict[str, Callable[[Root], Manifest]] = {
         "scenes": _read_scenes,
@@ -67,7 +75,7 @@ def read_manifest(format: str, root: str, survey: bool = False) -> Manifest:
 def _read_scenes(root: Root) -> Manifest:
     tables = [path for path in root.files(suffixes=[".csv"]) if "/" not in path]
     if not tables:
-        raise ManifestError(f"{root.location}: holds no scenes; generate some with `sepscene scenes`")
+        raise ManifestError(f"{root.location}: contains no scenes; generate some with `sepscene scenes`")
     return _from_tables(root, tables, root.location)
 
 
@@ -76,7 +84,7 @@ def _read_table(root: Root) -> Manifest:
         root, name = root.folder()
     else:
         names = [name for name in ("manifest.csv", "manifest.parquet") if root.holds(name)]
-        if not names:  # any name will do where there is only one table
+        if not names:  # a single table can have any name
             names = [path for path in root.files(suffixes=[".csv", ".parquet"]) if "/" not in path]
             if len(names) != 1:
                 raise ManifestError(
@@ -94,29 +102,31 @@ def _from_tables(root: Root, tables: list[str], source: str) -> Manifest:
 
 
 def _table_clips(root: Root, name: str) -> pa.Table:
-    """The clips of a declared table; several may lie in one recording, at different offsets.
+    """The clips of a table; several can be in one recording, at different offsets.
 
-    Made column by column, and not all rows at once: as objects of Python ten million names take over 1 GB.
+    Rows are converted in batches, because ten million names take over 1 GB as Python objects.
     """
     read = root.table(name, ["uri", "labels", "split"], empty=["labels"]).to_batches(max_chunksize=ROWS_AT_ONCE)
     read.reverse()
     first = first_row(name)
     clips = []
     while read:
-        batch = read.pop()  # what is done is let go of
+        batch = read.pop()  # frees the batches that are done
         clips.append(_batch_clips(root, batch, f"{root.location}/{name}", first))
         first += len(batch)
     return pa.Table.from_batches(clips, CLIP_COLUMNS)
 
 
 def _batch_clips(root: Root, batch: pa.RecordBatch, where: str, first: int) -> pa.RecordBatch:
-    """The clips of some rows of a table; `first` is the number of the first one, for messages."""
+    """The clips of some rows of a table; `first` is the number of the first row, for messages."""
     names, uris = root.uris(_texts(batch["uri"]))
     offsets = _offsets(batch, where, first)
     if any(offsets):
         pairs = zip(names, offsets, strict=True)
         names = [f"{name}@{exact_seconds(offset)}" if offset else name for name, offset in pairs]
-    columns = [names, uris, _labels(batch["labels"]), _texts(batch["split"]), offsets]
+    splits = _texts(batch["split"])
+    check_splits(splits, where)
+    columns = [names, uris, _labels(batch["labels"]), splits, offsets]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, CLIP_COLUMNS, strict=True)]
     return pa.record_batch(arrays, schema=CLIP_COLUMNS)
 
@@ -132,7 +142,7 @@ def _offsets(batch: pa.RecordBatch, where: str, first: int) -> list[float]:
 
 
 def _labels(column: pa.Array) -> pa.Array:
-    """The labels of every row; cells of text are taken apart once for each different text."""
+    """The labels of every row; each distinct text is split only once."""
     kind = CLIP_COLUMNS.field("labels").type
     if not pa.types.is_string(column.type):
         return pa.array([split_labels(cell) for cell in column.to_pylist()], kind)
@@ -163,8 +173,8 @@ def _read_directory(root: Root) -> Manifest:
     splits = {top for top in tops if top.lower() in SPLIT_NAMES}
     if len(splits) > 1 and tops != splits:
         raise ManifestError(
-            f"{root.location}: folders {', '.join(sorted(splits))} are splits, but {', '.join(sorted(tops - splits))} "
-            "beside them are not: move them away, or name the clips in a table"
+            f"{root.location}: the folders {', '.join(sorted(splits))} are splits, but "
+            f"{', '.join(sorted(tops - splits))} are not: move these away, or list the clips in a table"
         )
     with_splits = bool(splits) and tops == splits
     used = [path for path in paths if "/" in path] if with_splits else paths
@@ -175,22 +185,22 @@ def _read_directory(root: Root) -> Manifest:
         folders = parts[1:-1] if with_splits else parts[:-1]
         clips.append(Clip(path, uri, tuple(folders[:1]), parts[0] if with_splits else ""))
     notes = _one_class(clips, depth=2 if with_splits else 1)
-    beside = "it lies beside the folders of the splits"
-    return read_from(root, clips if with_splits else _with_drawn_splits(clips), beside, notes=notes)
+    clips_with_split = clips if with_splits else _with_drawn_splits(clips)
+    return read_from(root, clips_with_split, "not inside a folder of a split", notes=notes)
 
 
 def _one_class(clips: list[Clip], depth: int) -> list[str]:
-    """A warning where all clips are of one class, which says nothing about an encoder."""
+    """A note if all clips have the same class, which cannot be used to evaluate an encoder."""
     classes = {label for clip in clips for label in clip.labels}
     if len(classes) != 1:
         return []
     below = {clip.clip_id.split("/")[depth] for clip in clips if clip.clip_id.count("/") > depth}
-    hint = f": it holds folders of its own ({', '.join(sorted(below)[:3])}); is the root one level too high?"
-    return [f"{ONE_CLASS}, {min(classes)!r}{hint}"] if below else []
+    hint = f"its folder contains folders ({', '.join(sorted(below)[:3])}); is the root one level too high?"
+    return [f"{ONE_CLASS}, {min(classes)!r}: {hint}"] if below else []
 
 
 def _with_drawn_splits(clips: list[Clip]) -> Iterator[Clip]:
-    """The clips with a split: of each class the fifth whose hashed names come first is for testing."""
+    """The clips with a split: the test split is the fifth of each class whose hashed names come first."""
     order = sorted(clips, key=lambda clip: hashlib.sha256(clip.clip_id.encode()).digest())
     by_labels: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for clip in order:

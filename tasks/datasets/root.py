@@ -1,6 +1,6 @@
-"""The root of a data set: a folder here, or on any filesystem that pyarrow reaches, its files and its tables.
+"""The root of a data set: a local folder, or one on any filesystem that pyarrow supports, its files and its tables.
 
-Nothing that is named inside a data set may lie outside of its root.
+Names inside a data set must not refer to files outside of its root.
 """
 
 import csv
@@ -34,18 +34,18 @@ AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
     *(".aiff", ".aif", ".au", ".caf", ".w64", ".rf64"),
 )
-"""Files with these are taken for sound, by the readers and by `sepscene embed`."""
+"""Suffixes of audio files, for the readers and for `sepscene embed`."""
 _NOT_PLAIN = r"^$|^/|^[A-Za-z]:|\.\.|://|[\\#\x00]"
-"""A name that needs a closer look, in the dialect of pyarrow (RE2)."""
+"""A regular expression (RE2) for names that need all checks."""
 
 
 class Root:
     """The folder of a data set, local or remote."""
 
     def __init__(self, location: str, survey: bool = False) -> None:
-        """`survey` lists all files even where the format does not need it, to say which are left out.
+        """`survey`: list all files even if the format does not need it, to report which are left out.
 
-        Raises ManifestError where there is no such folder, or its filesystem cannot be reached.
+        Raises ManifestError if there is no such folder, or its filesystem cannot be reached.
         """
         self.survey = survey
         self.skipped = LeftOut()
@@ -64,44 +64,46 @@ class Root:
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ManifestError(f"{location}: cannot be reached ({error})") from error
         if info.type == pyarrow.fs.FileType.NotFound:
-            raise ManifestError(f"{location}: no such folder; set data.root to where the data lies")
+            raise ManifestError(f"{location}: no such folder; set data.root to the folder of the data")
         self.is_file = info.type == pyarrow.fs.FileType.File
-        self._named = ""  # the file that the user named as root: it may be a link to anywhere
-        self._real_folder: Callable[[str], str] = cache(os.path.realpath)  # one look a folder, not one a clip
+        self._named = ""  # the file that the user gave as root: it can be a link to anywhere
+        self._real_folder: Callable[[str], str] = cache(os.path.realpath)  # once per folder, not per clip
         self._links_in = cache(_links_in)
 
     def relative(self, name: str) -> str:
-        """What a data set names, relative to the root.
+        """A name from a data set, relative to the root.
 
         Raises:
-            ManifestError: the name leads outside of the root.
+            ManifestError: the name is outside of the root.
         """
         relative = name.removeprefix(f"{self.location}/")
         archive, member = split_member(relative)
         if not relative or "://" in relative or leaves_root(archive) or leaves_root(member or ""):
-            raise ManifestError(f"{self.location}: {name!r} leaves the data set's root; name files relative to it")
+            raise ManifestError(
+                f"{self.location}: {name!r} is outside of the data set's root; use names relative to the root"
+            )
         return relative
 
     def uri(self, name: str) -> str:
-        """The URI of what a data set names.
+        """The URI of a name from a data set.
 
         Raises:
-            ManifestError: as `relative`, or a symbolic link leads outside of the root.
+            ManifestError: as for `relative`, or a symbolic link leads outside of the root.
         """
         relative = self.relative(name)
         archive, member = split_member(relative)
         self.used.add(archive)
         if self.is_local:
-            if archive != self._named and not self._holds_in_truth(f"{self.location}/{archive}"):
+            if archive != self._named and not self._is_below_root(f"{self.location}/{archive}"):
                 raise ManifestError(
-                    f"{self.location}: {name!r} leads out of the data set's root by a symbolic link; put the file "
-                    "itself there, or set data.root to a folder that holds the link and the file"
+                    f"{self.location}: {name!r} leads out of the data set's root through a symbolic link; move the "
+                    "file into the root, or set data.root to a folder that contains both the link and the file"
                 )
             return f"{self.location}/{relative}"
         return f"{self.location}/{quote(archive)}{self._query}" + ("" if member is None else f"#{member}")
 
     def uris(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The relative names and the URIs of many names; as `relative` and `uri`, each folder looked at once."""
+        """The relative names and the URIs of many names, as from `relative` and `uri`, with one check per folder."""
         if not self.is_local:
             return [self.relative(name) for name in names], [self.uri(name) for name in names]
         relatives = []
@@ -123,8 +125,8 @@ class Root:
             self.used.update(relatives)
         return relatives, uris
 
-    def _holds_in_truth(self, path: str) -> bool:
-        """Whether a local path lies below the root once all links are followed."""
+    def _is_below_root(self, path: str) -> bool:
+        """Whether a local path is below the root after all links are resolved."""
         folder, name = os.path.split(path)
         real = os.path.realpath(path) if name in self._links_in(folder) else self._real_folder(folder)
         root = self._real_folder(self.location).rstrip("/")
@@ -149,7 +151,7 @@ class Root:
 
     @cached_property
     def everything(self) -> list[str]:
-        """Paths of all files below the root, sorted; looked up once.
+        """Paths of all files below the root, sorted; listed once.
 
         Raises:
             ManifestError: the folder cannot be listed.
@@ -166,7 +168,7 @@ class Root:
         )
 
     def _walk(self) -> Iterator[str]:
-        """Regular files of a local folder; a folder that links to one above it is not entered again."""
+        """Regular files below a local folder; a link to a parent folder is not followed."""
         above = len(self.location.rstrip("/")) + 1
         todo = [(self.location, frozenset({os.path.realpath(self.location)}))]
         while todo:
@@ -188,7 +190,7 @@ class Root:
                         self.skipped.add(NOT_UTF8, written_out(name))
 
     def members(self, suffix: str) -> tuple["Root", list[str]]:
-        """The files with a suffix below the root; for a root that is such a file, its folder and it."""
+        """The root and its files with a suffix; if the root is a file, its folder and this file."""
         if self.is_file:
             folder, name = self.folder()
             return folder, [name]
@@ -225,11 +227,11 @@ class Root:
 
         Args:
             relative: its name below the root.
-            needed: columns that it must have, filled in every row.
-            empty: those of them in which a cell may be null.
+            needed: columns that it must have, with a value in every row.
+            empty: those of them in which a cell can be null.
 
         Raises:
-            ManifestError: missing, malformed, or without one of the needed columns.
+            ManifestError: the table is missing, malformed, or lacks a needed column or value.
         """
         name = f"{self.location}/{relative}"
         suffix = posixpath.splitext(relative)[1].lower()
@@ -246,11 +248,11 @@ class Root:
             row = pc.index(pc.is_null(table[column]), True).as_py()
             if row >= 0 and column not in empty:
                 number = row + first_row(relative)
-                raise ManifestError(f"{name}: row {number} does not fill the columns {', '.join(needed)}")
+                raise ManifestError(f"{name}: row {number} has no value for {column}")
         return table
 
     def rows(self, relative: str, needed: Sequence[str], empty: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """The rows of a CSV, JSON-lines or Parquet table; arguments and errors as of `table`."""
+        """The rows of a CSV, JSON-lines or Parquet table; arguments and errors as for `table`."""
         if not relative.lower().endswith(".jsonl"):
             return list(self.table(relative, needed, empty).to_pylist())
         name = f"{self.location}/{relative}"
@@ -261,30 +263,31 @@ class Root:
             raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
         self._check_columns(name, there, needed)
         for number, row in enumerate(rows, first_row(relative)):
-            if any(row.get(column) is None for column in needed if column not in empty):
-                raise ManifestError(f"{name}: row {number} does not fill the columns {', '.join(needed)}")
+            for column in needed:
+                if row.get(column) is None and column not in empty:
+                    raise ManifestError(f"{name}: row {number} has no value for {column}")
         return rows
 
     @staticmethod
     def _check_columns(name: str, there: Sequence[str], needed: Sequence[str]) -> None:
         missing = [column for column in needed if column not in there]
-        double = sorted(column for column, count in Counter(there).items() if count > 1 and column)
-        if double:
-            raise ManifestError(f"{name}: column {', '.join(map(repr, double))} is there twice; remove one of each")
+        repeated = sorted(column for column, count in Counter(there).items() if count > 1 and column)
+        if repeated:
+            raise ManifestError(f"{name}: column {', '.join(map(repr, repeated))} is repeated; keep one")
         if missing:
             has = ", ".join(map(str, there)) or "nothing"
             raise ManifestError(f"{name}: column {', '.join(missing)} is missing; the table has {has}")
 
     def leave_out(self, reason: str, relative: str) -> None:
-        """Count a file as left out, for another reason than `left_out` would find."""
+        """Count a file as left out, for a reason that `left_out` would not find."""
         self.skipped.add(reason, relative)
         self.used.add(relative)
 
     def left_out(self, unused: str) -> tuple[Skipped, ...]:
-        """What is not used and why: members of archives, and files below the root where somebody has listed them.
+        """What is not used, by reason: members of archives, and files below the root if they were listed.
 
         Args:
-            unused: the reason of a sound file that no clip came from.
+            unused: the reason for audio files without a clip.
         """
         for name in self.everything if self._is_surveyed() else ():
             if name not in self.used:
@@ -292,7 +295,7 @@ class Root:
         return self.skipped.entries()
 
     def _is_surveyed(self) -> bool:
-        """Whether what is left out will be asked for: the caller wants it, or the files were listed anyway."""
+        """Whether unused files are counted: the caller has requested it, or the files were listed anyway."""
         return self.survey or "everything" in self.__dict__
 
 
@@ -319,4 +322,4 @@ def _links_in(folder: str) -> set[str]:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_symlink()}
     except OSError:
-        return set()  # what is not there is missing, which the audit says
+        return set()  # the audit reports clips of a missing folder

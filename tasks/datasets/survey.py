@@ -1,4 +1,4 @@
-"""What a reader has left out, by reason: files seen = files used + files skipped."""
+"""Files that a reader has left out, by reason: files found = files used + files skipped."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ class LeftOut:
         self._names = defaultdict[str, list[str]](list)
 
     def add(self, reason: str, name: str) -> None:
-        """One more file or member."""
+        """Count one more file or member."""
         self._counts[reason] += 1
         if self._counts[reason] <= _EXAMPLES:
             self._names[reason].append(name)
 
     def merge(self, entry: Skipped) -> None:
-        """All that another count has for one reason."""
+        """Add what another count has for one reason."""
         self._counts[entry.reason] += entry.count
         self._names[entry.reason] += entry.examples
 

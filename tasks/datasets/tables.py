@@ -1,4 +1,4 @@
-"""Tables of data sets: CSV as text, and Parquet whose size is checked before its values are made."""
+"""Read tables of data sets: CSV as text, and Parquet with a check of its size before it is decoded."""
 
 import csv
 import io
@@ -12,24 +12,24 @@ import pyarrow.parquet as pq
 from sepscene.augment.locations import MOST_BYTES, MOST_ROWS
 
 ROWS_AT_ONCE = 65_536
-"""Rows of a table that are objects of Python at one time."""
+"""Rows of a table that are Python objects at the same time."""
 
 
 def first_row(name: str) -> int:
-    """The number of a table's first row in messages: the first line of a CSV is its header."""
+    """The number of a table's first row in messages; line 1 of a CSV is its header."""
     return 1 if name.lower().endswith((".parquet", ".jsonl")) else 2
 
 
 def read_csv(text: str) -> pa.Table:
-    """A CSV table of text.
+    """Parse a CSV table; all its cells are text.
 
     Raises:
-        ValueError: no header, or a row with more or fewer cells; says which row.
+        ValueError: there is no header, or a row has too many or too few cells; the message names the row.
     """
     try:
         return pyarrow.csv.read_csv(
             io.BytesIO(text.encode()),
-            read_options=pyarrow.csv.ReadOptions(use_threads=False),  # with threads an error does not know the row
+            read_options=pyarrow.csv.ReadOptions(use_threads=False),  # with threads, errors do not name the row
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types={name: pa.string() for name in next(csv.reader(io.StringIO(text, newline="")), [])},
@@ -37,14 +37,14 @@ def read_csv(text: str) -> pa.Table:
             ),
         )
     except pa.ArrowException as error:
-        raise ValueError(f"{error}; give it a header, and every row as many cells") from None
+        raise ValueError(f"{error}; a table needs a header, and the same number of cells in every row") from None
 
 
 def read_parquet_columns(path: str, filesystem: pyarrow.fs.FileSystem, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet table whose size is checked before its values are made.
+    """Read a Parquet table, after a check of its size.
 
-    Repeated values take a few bytes in the file, whatever they become in memory: text stays a dictionary until its
-    length is known.
+    Repeated values take few bytes in the file but can be huge in memory, so text stays dictionary-encoded until its
+    size is known.
 
     Raises:
         ValueError: more than `MOST_ROWS` rows or `MOST_BYTES` of text, or text that is not UTF-8.
@@ -52,7 +52,7 @@ def read_parquet_columns(path: str, filesystem: pyarrow.fs.FileSystem, columns: 
     """
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         if file.metadata.num_rows > MOST_ROWS:
-            raise ValueError(f"it claims {file.metadata.num_rows} rows; at most {MOST_ROWS} are read")
+            raise ValueError(f"it has {file.metadata.num_rows} rows; at most {MOST_ROWS} can be read; split it")
         leaves = [file.schema.column(n) for n in range(len(file.schema))]
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     with pq.ParquetFile(path, filesystem=filesystem, read_dictionary=texts) as file:
@@ -61,16 +61,16 @@ def read_parquet_columns(path: str, filesystem: pyarrow.fs.FileSystem, columns: 
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
             size += sum(_bytes_of(column) for column in batch.columns)
             if size > MOST_BYTES:
-                raise ValueError(f"its values are more than {MOST_BYTES} bytes; split it")
+                raise ValueError(f"its values have more than {MOST_BYTES} bytes; split it")
             batches.append(pa.record_batch([_plain(column) for column in batch.columns], names=batch.schema.names))
         names = file.schema_arrow.names if columns is None else columns
     table = pa.Table.from_batches(batches) if batches else pa.table({name: [] for name in names})
-    table.validate(full=True)  # Arrow takes text for UTF-8 without looking
+    table.validate(full=True)  # Arrow does not check that text is UTF-8
     return table
 
 
 def _bytes_of(column: pa.Array) -> int:
-    """Bytes of a column once its dictionaries are values."""
+    """Size of a column in bytes after its dictionaries are decoded."""
     if pa.types.is_dictionary(column.type):
         lengths = pc.fill_null(pc.binary_length(column.dictionary), 0)
         return int(pc.sum(pc.take(lengths, column.indices)).as_py() or 0)

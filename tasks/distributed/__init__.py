@@ -1,1 +1,1 @@
-"""Exact batch operations over all training workers: gathers with gradients, batch statistics."""
+"""Exact batch operations over all training workers: gathering with gradients, and batch statistics."""

@@ -1,10 +1,10 @@
 """Batch statistics over the global batch, on GPUs and on CPUs.
 
-Why: with statistics of the local batch, both views of a pair, which live on one worker, are normalised alike
-and unlike the negatives of the other workers. The network can then tell "from my worker" by the statistics
-alone, and lower the contrastive loss without learning anything about sound. Here every worker normalises with
-the same mean and variance, those of all views on all workers: which worker holds a row leaves no trace in its
-output, so nothing can leak. (The tests move rows between workers and find the representations unchanged.)
+Why: with statistics of the local batch, both views of a pair, which are on the same worker, are normalised alike,
+but differently from the negatives on other workers. From these statistics the network could recognise which rows are
+from its own worker, and lower the contrastive loss without learning anything about sound. Here every worker normalises
+with the mean and variance of all views on all workers, so the output for a row does not depend on which worker holds
+it. (The tests move rows between workers and check that the representations do not change.)
 
 torch.nn.SyncBatchNorm does this on GPUs only; `SynchronisedBatchNorm` does it with any process group.
 
@@ -22,15 +22,15 @@ from sepscene.tasks.distributed.gather import gather_rows, world_size
 
 
 def synchronise_batchnorm(module: nn.Module) -> nn.Module:
-    """Let every BatchNorm in `module` take its statistics from the global batch.
+    """Make every BatchNorm in `module` use the statistics of the global batch.
 
-    On CUDA they become torch's SyncBatchNorm, elsewhere `SynchronisedBatchNorm`. Parameters, buffers and the
-    names in the state dict stay. Call it after the module is on its device and before DistributedDataParallel
-    wraps it. All workers must then run the module's forward and backward equally often; a worker without rows
-    takes part with an empty batch.
+    On CUDA each becomes torch's SyncBatchNorm, elsewhere `SynchronisedBatchNorm`. Parameters, buffers and the
+    names in the state dict do not change. Call it after the module is moved to its device and before
+    DistributedDataParallel wraps it. All workers must then run the module's forward and backward passes the same
+    number of times; a worker without rows passes an empty batch.
 
     Returns:
-        The module, changed in place (or its replacement, when it is itself a BatchNorm).
+        The module, changed in place (or its replacement, if it is itself a BatchNorm).
     """
     if any(parameter.is_cuda for parameter in module.parameters()):
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
@@ -42,7 +42,7 @@ def synchronise_batchnorm(module: nn.Module) -> nn.Module:
 
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """BatchNorm over axis 1 with the training statistics of all workers' rows, however many each has."""
+    """BatchNorm over axis 1 that trains with the statistics of the rows of all workers; their numbers can differ."""
 
     @classmethod
     def of(cls, norm: _BatchNorm) -> "SynchronisedBatchNorm":
@@ -54,7 +54,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         return new
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        """x_BC… to the same shape. Collective in training, when there is more than one worker."""
+        """x_BC… to the same shape. Collective in training, if there is more than one worker."""
         if not self.training or world_size() == 1:
             return super().forward(x_BC)
         mean_C, variance_C, count = _global_statistics(x_BC.detach())
@@ -81,10 +81,10 @@ class SynchronisedBatchNorm(_BatchNorm):
 
 @torch.no_grad()
 def _global_statistics(x_BC: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance of each channel over all workers, and the number of values behind them.
+    """Mean and biased variance of each channel over all workers, and the number of values per channel.
 
-    Each worker's mean and sum of squared deviations are combined (Chan et al. 1979), which unlike sums of
-    squares loses no digits. One collective call.
+    The workers' means and sums of squared deviations are combined (Chan et al. 1979), which is more accurate than
+    sums of squares. One collective call.
     """
     channels = x_BC.shape[1]
     local = x_BC.numel() // x_BC.shape[1]
@@ -106,7 +106,7 @@ def _global_statistics(x_BC: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(variance + eps) * weight + bias; the backward knows that the statistics hang on x."""
+    """(x - mean) / sqrt(variance + eps) * weight + bias; gradients also flow through the statistics."""
 
     @staticmethod
     def forward(
@@ -132,7 +132,7 @@ class _Normalise(torch.autograd.Function):
         scale_C = (ones_C if weight is None else weight) * torch.rsqrt(variance_C + ctx.eps)
         # With fixed statistics torch's kernel gives the sums of dy * x_hat and of dy.
         d_weight, d_bias = _local_sums(gradients[0], x, mean_C, variance_C, ctx.eps)
-        # Gathered, not reduced: two thirds of the time over gloo.
+        # Gathered instead of reduced: takes two thirds of the time over gloo.
         sums = gather_rows(torch.stack([d_weight, d_bias])[None], [1] * world_size()).sum(0)
         # dx = scale * (dy - mean(dy) - x_hat * mean(dy * x_hat)), as scale * dy + slope * x + offset: two passes.
         slope_C = -scale_C * sums[0] / ctx.count * torch.rsqrt(variance_C + ctx.eps)
@@ -141,7 +141,7 @@ class _Normalise(torch.autograd.Function):
             factor_C.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2)) for factor_C in (scale_C, slope_C, offset_C)
         )
         dx = torch.addcmul(offset, x, slope).addcmul_(gradients[0], scale)
-        # The parameters' gradients stay local: DistributedDataParallel averages those.
+        # The parameters' gradients stay local: DistributedDataParallel averages them.
         affine = (None, None) if weight is None else (d_weight, d_bias)
         return dx, *affine, None, None, None, None
 

@@ -1,12 +1,12 @@
-"""Rows of all workers as one batch: the autograd-aware gather under the global contrastive losses.
+"""Gather the rows of all workers into one batch, with gradients: the basis of the global contrastive losses.
 
-Every worker holds some rows, perhaps none; the global batch is their concatenation in rank order. The
-backward pass sums the gradients that all workers have for the global batch and hands each worker the slice of
-its own rows, which is the exact gradient. (Gathering without autograd and putting the local rows back gives a
-gradient that is wrong by a few per cent, which no training curve shows.) Without a process group there is one
-worker and all of this is the identity.
+Every worker holds some rows, or none; the global batch is their concatenation in rank order. The backward pass sums
+the gradients that all workers have for the global batch and returns to each worker the slice of its own rows, which
+is the exact gradient. (Gathering without autograd and inserting the local rows gives a gradient that is wrong by a
+few per cent, which is not visible in training curves.) Without a process group there is one worker, and gathering is
+the identity.
 
-All functions are collective: every worker must call them in the same order, also a worker without rows.
+All functions are collective: every worker, even one without rows, must call them in the same order.
 
 Legend: n local rows, N global rows, D features.
 """
@@ -19,17 +19,17 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Workers that share the global batch; 1 without a process group."""
+    """Number of workers that share the global batch; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This worker's place in the global batch; 0 without a process group."""
+    """This worker's position in the global batch; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def gather_counts(local_rows: int, device: torch.device) -> list[int]:
-    """How many rows each worker holds, in rank order. `device`: where the process group communicates."""
+    """Number of rows of each worker, in rank order. `device`: the one that the process group uses."""
     if world_size() == 1:
         return [local_rows]
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
@@ -38,10 +38,10 @@ def gather_counts(local_rows: int, device: torch.device) -> list[int]:
 
 
 def gather_rows(local_nD: Tensor, counts: list[int] | None = None) -> Tensor:
-    """The rows of all workers (N, ...), differentiable; the backward all-reduces and takes the local slice.
+    """The rows of all workers (N, ...), differentiable; the backward pass all-reduces and takes the local slice.
 
     Args:
-        local_nD: this worker's rows; n may differ between workers and may be 0, the other axes must agree.
+        local_nD: this worker's rows; n can differ between workers and can be 0; the other axes must agree.
         counts: the result of `gather_counts`, if known, to save a collective call.
     """
     if world_size() == 1:
@@ -57,11 +57,11 @@ def gather_ids(local_ids: Tensor) -> list[int]:
 
 
 def gather_texts(local: str, device: torch.device) -> list[str]:
-    """A text of each worker, in rank order. As bytes in tensors, so that nothing that arrives is unpickled.
+    """One text from each worker, in rank order. Sent as tensors of bytes, so that nothing received is unpickled.
 
     Args:
-        local: this worker's text; it may be empty.
-        device: where the process group communicates.
+        local: this worker's text; it can be empty.
+        device: the one that the process group uses.
     """
     byte_n = torch.tensor(list(local.encode()), dtype=torch.uint8, device=device)
     counts = gather_counts(len(byte_n), device)
@@ -80,13 +80,13 @@ def sum_over_workers(values: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """all_gather of rows forwards, all_reduce and slice backwards."""
+    """all_gather of rows in the forward pass, all_reduce and slice in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, local_nD: Tensor, counts: tuple[int, ...]) -> Tensor:
         ctx.start = sum(counts[: rank()])
         ctx.rows = counts[rank()]
-        # gloo and nccl gather equal shapes only: short workers pad to the longest.
+        # gloo and nccl gather equal shapes only: pad to the largest worker.
         padded = local_nD.new_zeros(max(counts), *local_nD.shape[1:])
         padded[: ctx.rows] = local_nD
         parts = [torch.empty_like(padded) for _ in counts]

@@ -1,1 +1,1 @@
-"""From embeddings to metrics with intervals: shallow classification, query by example, probes, tests."""
+"""Compute metrics with intervals from embeddings: shallow classification, query by example, probes, tests."""

@@ -1,9 +1,9 @@
-"""From the embeddings of a downstream task to its metrics: linear, shallow and nearest-neighbour predictions.
+"""Compute the metrics of a downstream task from its embeddings, with linear, shallow and nearest-neighbour probes.
 
-Scene tasks: accuracy where each sound has one label, and mAP over the classes. Event tasks: each timestamp is labelled
-with the events that are heard then; mAP over the timestamps, and F1 over segments of one second, in which a class is
-predicted when the perceptron's probability exceeds 0.5 at any of its timestamps. Over folds all metrics are means of
-the folds' metrics. Accuracy, F1 and average precision are scikit-learn's.
+Scene tasks: accuracy if each sound has one label, and mAP over the classes. Event tasks: each timestamp is labelled
+with the events that are heard at that time; mAP over the timestamps, and F1 over segments of one second. A class is
+predicted in a segment if the perceptron's probability exceeds 0.5 at any of its timestamps. With folds, all metrics are
+means over the folds. Accuracy, F1 and average precision are scikit-learn's.
 
 Legend: N sounds or timestamps, D embedding, K classes, P probes of a kind.
 """
@@ -25,14 +25,14 @@ SEGMENT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Rows:
-    """What the probes see of a task.
+    """The data of a task that the probes use.
 
     Attributes:
         h_ND: embeddings.
         targets_NK: which classes are heard.
         split_N: the split of each row.
-        sound_N: which sound of the task each row is, or belongs to.
-        seconds_N: where in its sound a timestamp lies; 0 in scene tasks.
+        sound_N: the sound of the task that each row is, or belongs to.
+        seconds_N: time of a timestamp in its sound; 0 in scene tasks.
     """
 
     h_ND: Floats
@@ -43,7 +43,7 @@ class Rows:
 
 
 def targets_at(events: Sequence[Event], seconds_N: Floats, classes: Sequence[str]) -> Bools:
-    """Which classes are heard at each timestamp, (N, K): an event covers its start and not its end."""
+    """Which classes are heard at each timestamp, (N, K): an event includes its start but not its end."""
     heard_NK = np.zeros((len(seconds_N), len(classes)), bool)
     for event in events:
         inside_N = (seconds_N >= event.start_seconds) & (seconds_N < event.end_seconds)
@@ -55,14 +55,14 @@ def score_task(task: Task, rows: Rows, settings: ScoringSettings) -> dict[str, f
     """The metrics of a task by name, e.g. "linear_accuracy", "shallow_map", "shallow_segment_f1".
 
     Raises:
-        EvaluationError: when a test part has no positive example of any class.
+        EvaluationError: a test split has no positive example of any class.
     """
     parts = [_score_part(task, rows, test_N, settings) for test_N in _test_parts(task, rows)]
     return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
 
 
 def _test_parts(task: Task, rows: Rows) -> list[Bools]:
-    """Which rows are tested, once for each fold."""
+    """Which rows are tested, once per fold."""
     if task.folded:
         return [rows.split_N == fold for fold in sorted(set(rows.split_N.tolist()))]
     return [np.isin(rows.sound_N, task.tested)]
@@ -71,7 +71,7 @@ def _test_parts(task: Task, rows: Rows) -> list[Bools]:
 def _score_part(task: Task, rows: Rows, test_N: Bools, settings: ScoringSettings) -> dict[str, float]:
     target_NK = rows.targets_NK[test_N]
     if not target_NK.any():
-        raise EvaluationError(f"task {task.name}: a test part has no labelled sound; check its splits and labels")
+        raise EvaluationError(f"task {task.name}: a test split has no labelled sound; check its splits and labels")
     scores, _ = probe_scores(rows.h_ND[~test_N], rows.targets_NK[~test_N], rows.h_ND[test_N], target_NK, settings)
     metrics: dict[str, float] = {}
     for name, scores_PNK in scores.items():
@@ -89,7 +89,7 @@ def _score_part(task: Task, rows: Rows, test_N: Bools, settings: ScoringSettings
 
 
 def segment_f1(targets_NK: Bools, predicted_NK: Bools, segment_N: NDArray[np.intp]) -> float:
-    """Micro F1 over segments: a class counts in a segment when it does at any of the segment's timestamps."""
+    """Micro F1 over segments: a class is present in a segment if it is at any of the segment's timestamps."""
     segments, place_N = np.unique(segment_N, return_inverse=True)
     merged = np.zeros((2, len(segments), targets_NK.shape[1]), bool)
     np.logical_or.at(merged[0], place_N, targets_NK)

@@ -1,13 +1,13 @@
-"""Which labels an evaluation can use: clips and classes that say nothing about an encoder are left out, and named.
+"""Select the clips and classes that can be evaluated, and list those that are left out.
 
-A clip without a label is no negative example: nobody has said what is heard in it. A class is left out of the probes'
-metrics where no training clip has it (no probe can know it), and where no test clip or every test clip has it (there
-is nothing to rank).
+A clip without a label is not a negative example: what is heard in it is unknown. A class is left out of the probes'
+metrics if no training clip has it (no probe can learn it), or if no test clip or every test clip has it (there is
+nothing to rank).
 
 Legend: B clips, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,32 +16,32 @@ from sepscene.tasks.evaluation.metrics import Bools, NothingToEvaluate
 _LISTED = 8
 
 
-def labelled(targets_BK: Bools, part: str = "all") -> Bools:
-    """Which clips have a label, (B,); `part` names these clips in the message, e.g. "test".
+def labelled(targets_BK: Bools, part: str) -> Bools:
+    """Which clips have a label, (B,); `part` names these clips in the message, e.g. "test clips".
 
     Raises:
-        NothingToEvaluate: fewer than two have one.
+        NothingToEvaluate: fewer than two clips have a label.
     """
     labelled_B: Bools = np.any(targets_BK, axis=1)
     if labelled_B.sum() < 2:
         raise NothingToEvaluate(
-            f"{labelled_B.sum()} of {len(labelled_B)} {part} clips have a label: an evaluation needs at least 2; "
-            "see the labels with `sepscene data audit`"
+            f"{labelled_B.sum()} of {len(labelled_B)} {part} have a label: an evaluation needs at least 2; "
+            "list the labels with `sepscene data audit`"
         )
     return labelled_B
 
 
-def unlabelled_notes(**parts: Bools) -> tuple[str, ...]:
-    """What a report says of the clips without a label; `parts` are the results of `labelled` by name."""
+def unlabelled_notes(parts: Mapping[str, Bools]) -> tuple[str, ...]:
+    """Notes on the clips without a label for a report; `parts` holds the results of `labelled` by name."""
     return tuple(
-        f"left out, without a label: {(~labelled_B).sum()} of {len(labelled_B)} {part} clips"
+        f"left out, without a label: {(~labelled_B).sum()} of {len(labelled_B)} {part}"
         for part, labelled_B in parts.items()
         if not labelled_B.all()
     )
 
 
 def targets_of_probes(targets_BK: Bools, classes: Sequence[str], trained_BK: Bools) -> tuple[Bools, list[str]]:
-    """The targets by which probes are scored, and why some classes are left out of them.
+    """The targets used to score probes, and notes on the classes that are left out.
 
     Args:
         targets_BK: bool, of the test clips of one fold.
@@ -49,10 +49,10 @@ def targets_of_probes(targets_BK: Bools, classes: Sequence[str], trained_BK: Boo
         trained_BK: bool, which classes had a training clip.
 
     Returns:
-        bool (B, K), all false for a class that is left out; a note for each reason.
+        bool (B, K), all false for a class that is left out; one note per reason.
 
     Raises:
-        NothingToEvaluate: when every class is left out.
+        NothingToEvaluate: every class is left out.
     """
     heard_K = np.any(targets_BK, axis=0)
     everywhere_K = np.all(targets_BK, axis=0)
@@ -70,7 +70,7 @@ def targets_of_probes(targets_BK: Bools, classes: Sequence[str], trained_BK: Boo
 
 
 def listed(classes: Sequence[str], chosen_K: Bools) -> str:
-    """The names of some classes, the first few if they are many."""
+    """The names of the chosen classes; only the first few if there are many."""
     names = np.array(classes)[chosen_K].tolist()
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more

@@ -1,10 +1,10 @@
-"""How well scores rank clips: mean average precision, d', lwlrap; each with its value for every class.
+"""Metrics of how well scores rank clips: mean average precision, d' and lwlrap, overall and per class.
 
-Legend: B clips, K classes, X scores or embedding dimensions. `scores_BK` are of any scale, higher means "more likely
-present"; `targets_BK` says which class is present in which clip.
+Legend: B clips, K classes, X scores or embedding dimensions. `scores_BK` can have any scale; higher means "more likely
+present". `targets_BK` marks which classes are present in each clip.
 
-mAP and d' are macro averages: each class counts the same. A class without a positive (for d' also: without a
-negative) has no defined metric; it is left out of the mean, never counted as 0.
+mAP and d' are macro averages: all classes have the same weight. For a class without positives (for d' also: without
+negatives) the metric is undefined; the class is left out of the mean, not counted as 0.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ class EvaluationError(SepsceneError):
 
 
 class NothingToEvaluate(EvaluationError):
-    """Labels from which no metric can be made, whatever the encoder: too few, or nothing that differs."""
+    """Labels from which no metric can be computed for any encoder: too few, or all the same."""
 
 
 @dataclass(frozen=True, eq=False)
 class Macro:
-    """A metric for every class, and one for all.
+    """A metric per class, and its mean.
 
     Attributes:
         value: the mean over the classes that have a metric (lwlrap: over labels).
@@ -43,17 +43,17 @@ class Macro:
     per_class: Floats
 
 
-def mean_macro(several: Sequence[Macro]) -> Macro:
-    """The mean of one metric over several perceptrons, for every class and for all."""
-    per_class = np.mean([one.per_class for one in several], axis=0)
-    return Macro(float(np.mean([one.value for one in several])), per_class)
+def mean_macro(metrics: Sequence[Macro]) -> Macro:
+    """The mean of one metric over several perceptrons, per class and overall."""
+    per_class = np.mean([metric.per_class for metric in metrics], axis=0)
+    return Macro(float(np.mean([metric.value for metric in metrics])), per_class)
 
 
 def mean_average_precision(scores_BK: Floats, targets_BK: Bools) -> Macro:
     """mAP, the metric of the paper's Tables 2, 4 and 5: scikit-learn's average precision, mean over classes.
 
     Raises:
-        EvaluationError: for shapes that differ, NaN or infinite scores, or when no class has a positive.
+        EvaluationError: shapes differ, scores are NaN or infinite, or no class has a positive.
     """
     check(scores_BK, targets_BK)
     per_class = np.full(targets_BK.shape[1], np.nan)
@@ -63,13 +63,13 @@ def mean_average_precision(scores_BK: Floats, targets_BK: Bools) -> Macro:
 
 
 def d_prime(scores_BK: Floats, targets_BK: Bools) -> Macro:
-    """d' = sqrt(2) * probit(AUC): the distance of two unit Gaussians that would be separated as well.
+    """d' = sqrt(2) * probit(AUC): the distance of two unit Gaussians that are separated equally well.
 
     The macro value is d' of the mean AUC, as AudioSet's baselines report it (Hershey 2017). An AUC of exactly 0 or 1
-    would make d' infinite: it is moved inwards by half a pair, 1 / (2 * positives * negatives).
+    would make d' infinite, so the AUC is kept half a pair, 1 / (2 * positives * negatives), away from 0 and 1.
 
     Raises:
-        EvaluationError: for shapes that differ, NaN or infinite scores, or when no class has both kinds of clips.
+        EvaluationError: shapes differ, scores are NaN or infinite, or no class has both positives and negatives.
     """
     check(scores_BK, targets_BK)
     auc_K = np.full(targets_BK.shape[1], np.nan)
@@ -88,13 +88,13 @@ def d_prime_of(auc: Floats | float) -> Floats:
 def lwlrap(scores_BK: Floats, targets_BK: Bools) -> Macro:
     """Label-weighted label-ranking average precision (DCASE 2019 task 2; Fonseca 2019).
 
-    Classes are ranked within each clip. Each (clip, present class) gives the precision down to that class;
-    a class's metric is its mean over clips, and the value the mean over all present labels, so that classes
-    weigh as they occur. Ties count against the system, as in scikit-learn's
+    Classes are ranked within each clip. For each class that is present in a clip, the precision at that class is
+    computed. The metric of a class is the mean over its clips; the overall value is the mean over all present labels,
+    so classes are weighted by how often they occur. Ties count against the system, as in scikit-learn's
     label_ranking_average_precision_score.
 
     Raises:
-        EvaluationError: for shapes that differ, NaN or infinite scores, or when no clip has a label.
+        EvaluationError: shapes differ, scores are NaN or infinite, or no clip has a label.
     """
     check(scores_BK, targets_BK)
     precision_BK = label_precisions(scores_BK, targets_BK)
@@ -106,7 +106,7 @@ def lwlrap(scores_BK: Floats, targets_BK: Bools) -> Macro:
 
 
 def label_precisions(scores_BK: Floats, targets_BK: Bools) -> Floats:
-    """(B, K): for each present label the precision of the clip's ranking down to it; 0 for absent labels."""
+    """(B, K): the precision of the clip's ranking at each present label; 0 for absent labels."""
     rank_BK = rankdata(-scores_BK, method="max", axis=1)
     hit_rank_BK = rankdata(np.where(targets_BK, -scores_BK, np.inf), method="max", axis=1)
     return np.where(targets_BK, hit_rank_BK / rank_BK, 0.0)
@@ -116,7 +116,7 @@ def macro(per_class: Floats, metric: str) -> Macro:
     """The mean over the classes that are not NaN.
 
     Raises:
-        EvaluationError: when all are.
+        EvaluationError: all are NaN.
     """
     defined = ~np.isnan(per_class)
     if not defined.any():
@@ -128,15 +128,15 @@ def macro(per_class: Floats, metric: str) -> Macro:
 
 
 def check(values_BX: Floats, targets_BK: Bools) -> None:
-    """Refuse scores (B, K) or embeddings (B, D) that do not fit their targets.
+    """Check that scores (B, K) or embeddings (B, D) are finite and match their targets.
 
     Raises:
-        EvaluationError: names the shapes that do not fit, or the number of clips that are not finite.
+        EvaluationError: shapes do not match, targets are not bool, or clips have values that are not finite.
     """
     if values_BX.ndim != 2 or targets_BK.ndim != 2 or len(values_BX) != len(targets_BK):
         raise EvaluationError(
-            f"scores or embeddings {values_BX.shape} do not fit targets {targets_BK.shape}: "
-            "both need two dimensions and one row for each clip, in the same order"
+            f"scores or embeddings {values_BX.shape} do not match targets {targets_BK.shape}: "
+            "both need two dimensions and one row per clip, in the same order"
         )
     if targets_BK.dtype != np.bool_:
         raise EvaluationError(f"targets are {targets_BK.dtype}, not bool: convert them with `targets > 0`")
@@ -144,22 +144,22 @@ def check(values_BX: Floats, targets_BK: Bools) -> None:
     if broken:
         raise EvaluationError(
             f"{broken} of {len(values_BX)} clips have NaN or infinite scores or embeddings: the encoder has "
-            "diverged or its checkpoint is damaged; lower the learning rate or take an earlier checkpoint"
+            "diverged or its checkpoint is damaged; lower the learning rate or use an earlier checkpoint"
         )
 
 
 def check_split(train_h_BD: Floats, train_targets_BK: Bools, test_h_BD: Floats, test_targets_BK: Bools) -> None:
-    """Refuse training and test clips that do not fit each other.
+    """Check that training and test clips are valid and match each other.
 
     Raises:
-        EvaluationError: for NaN embeddings, shapes that do not fit, or fewer than two training clips.
+        EvaluationError: embeddings are NaN, shapes do not match, or there are fewer than two training clips.
     """
     check(train_h_BD, train_targets_BK)
     check(test_h_BD, test_targets_BK)
     if train_targets_BK.shape[1] != test_targets_BK.shape[1]:
         raise EvaluationError(
             f"training targets have {train_targets_BK.shape[1]} classes, test targets {test_targets_BK.shape[1]}: "
-            "give both a column for each class"
+            "both need one column per class"
         )
     if train_h_BD.shape[1] != test_h_BD.shape[1]:
         raise EvaluationError(

@@ -1,8 +1,9 @@
-"""Quick looks at a representation: linear probe, nearest neighbours, and a map in two dimensions.
+"""Simple probes of a representation: a linear probe, nearest neighbours, and a two-dimensional map.
 
 Legend: P probes of a kind, B clips, D embedding, K classes, N neighbours. All constants here are ours: the paper has
-neither probe. They need no budget or stopping rule, so they separate what the representation knows from what the
-perceptron of `tasks.evaluation.shallow` makes of it, and `knn_map` is quick enough to validate with during training.
+neither probe. The probes need no training budget or stopping rule, so unlike the perceptron of
+`tasks.evaluation.shallow` they measure only the representation. `knn_map` is fast enough to validate with during
+training.
 """
 
 import numpy as np
@@ -19,7 +20,7 @@ from sepscene.tasks.evaluation.shallow import train_perceptrons
 
 VOTE_TEMPERATURE = 0.07  # a neighbour at cosine s votes with exp(s / 0.07), as in Wu 2018 (instance discrimination)
 PIECE_BYTES = 2**28
-"""Of the similarities, and of the neighbours' labels, that `knn_probe` holds at a time."""
+"""Memory for the similarities, and for the neighbours' labels, that `knn_probe` holds at a time."""
 LINEAR_CLIPS = 100_000
 PENALTIES = np.logspace(-1, 6, 15)
 MAP_NEEDS_CLIPS = 50
@@ -28,13 +29,13 @@ MAP_NEEDS_CLIPS = 50
 def probe_scores(
     train_h_BD: Floats, train_targets_BK: Bools, test_h_BD: Floats, test_targets_BK: Bools, settings: ScoringSettings
 ) -> tuple[dict[str, Floats], NDArray[np.intp]]:
-    """Scores of the test clips by all probes, which see no test target.
+    """Scores of the test clips by all probes. No test targets are used.
 
     Returns:
         "shallow" -> (P, B, K), "linear" and "knn" -> (1, B, K); the epochs of each perceptron.
 
     Raises:
-        EvaluationError: for NaN embeddings, shapes that do not fit, or fewer than two training clips.
+        EvaluationError: embeddings are NaN, shapes do not match, or there are fewer than two training clips.
     """
     check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK)
     clips = (train_h_BD, train_targets_BK, test_h_BD)
@@ -47,8 +48,9 @@ def probe_scores(
 def linear_probe(train_h_BD: Floats, train_targets_BK: Bools, test_h_BD: Floats, seed: int = 0) -> Floats:
     """Scores (B, K) of the test clips by ridge regression of the targets on standardised h.
 
-    Each class's penalty is chosen by leave-one-out cross-validation. More than 100,000 training clips are
-    thinned to this many, drawn with the seed: a linear map of some hundred dimensions is known long before.
+    Each class's penalty is chosen by leave-one-out cross-validation. Of more than 100,000
+    training clips, this many are drawn with the seed: they are more than enough to fit a linear map of some hundred
+    dimensions.
     """
     if len(train_h_BD) > LINEAR_CLIPS:
         rows = np.sort(np.random.default_rng(seed).permutation(len(train_h_BD))[:LINEAR_CLIPS])
@@ -61,17 +63,18 @@ def linear_probe(train_h_BD: Floats, train_targets_BK: Bools, test_h_BD: Floats,
 
 
 def knn_probe(train_h_BD: Floats, train_targets_BK: Bools, test_h_BD: Floats, neighbours: int = 20) -> Floats:
-    """Each test clip's nearest training clips by cosine vote with their labels, near ones more.
+    """Scores (B, K) of the test clips by votes of their nearest training clips, by cosine similarity.
 
-    A score, of (B, K), is the share of the votes. Test clips are taken so few at a time that their similarities to all
-    training clips (and their neighbours' labels) fit 256 MB, however many those are.
+    A score is a class's share of the votes; more similar neighbours have more weight. The number of test clips that are
+    processed at a time is chosen so that their similarities to all training clips, and their neighbours' labels, fit
+    into 256 MB.
     """
     train_BD, test_BD = (_unit(h_BD) for h_BD in (train_h_BD, test_h_BD))
     targets_BK = torch.from_numpy(np.ascontiguousarray(train_targets_BK))
     voters = min(neighbours, len(train_BD))
-    floats_a_clip = max(len(train_BD), voters * targets_BK.shape[1])
+    floats_per_clip = max(len(train_BD), voters * targets_BK.shape[1])
     pieces = []
-    for piece_BD in test_BD.split(max(1, PIECE_BYTES // (4 * floats_a_clip))):
+    for piece_BD in test_BD.split(max(1, PIECE_BYTES // (4 * floats_per_clip))):
         similarity_BN, nearest_BN = (piece_BD @ train_BD.T).topk(voters, dim=1)
         votes_BN = torch.softmax(similarity_BN / VOTE_TEMPERATURE, dim=1)
         pieces.append(torch.einsum("bn,bnk->bk", votes_BN, targets_BK[nearest_BN].float()))
@@ -85,10 +88,10 @@ def knn_map(
     test_targets_BK: Bools,
     neighbours: int = 20,
 ) -> float:
-    """mAP of `knn_probe`: the metric to validate with during training, comparable across objectives.
+    """mAP of `knn_probe`: the validation metric during training, comparable across objectives.
 
     Raises:
-        EvaluationError: as `probe_scores`, or when no class has a positive test clip.
+        EvaluationError: as for `probe_scores`, or no class has a positive test clip.
     """
     check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK)
     scores_BK = knn_probe(train_h_BD, train_targets_BK, test_h_BD, neighbours)
@@ -96,13 +99,13 @@ def knn_map(
 
 
 def embedding_map(h_BD: Floats) -> Floats:
-    """Embeddings on a plane, for a picture: (B, 2). Distances mean little; neighbours mean something.
+    """Map embeddings to two dimensions for a plot: (B, 2). Neighbourhoods are meaningful; distances hardly are.
 
-    t-SNE after PCA to at most 50 dimensions; for fewer than 50 clips PCA alone. The same clips give the same map.
-    500 clips take about two seconds; thin out more before.
+    t-SNE after PCA to at most 50 dimensions; only PCA for fewer than 50 clips. The same clips give the same map.
+    500 clips take about two seconds; select a subset if there are more.
 
     Raises:
-        EvaluationError: for NaN embeddings.
+        EvaluationError: embeddings are NaN.
     """
     check(h_BD, np.ones((len(h_BD), 1), dtype=bool))
     wide_BD = h_BD.astype(np.float64)

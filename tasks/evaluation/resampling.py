@@ -1,27 +1,26 @@
-"""Metrics of resampled test sets: what mAP, d', lwlrap and query by example would have been on other clips.
+"""Metrics of resampled test sets: how mAP, d', lwlrap and query by example vary with the test clips.
 
 Legend: B clips, K classes, R resamples, P positives of a class, M pairs, D embedding.
 
-A resample draws B clips with replacement; `weights_BR` says how often it holds each clip. All metrics are
-computed from the weights, for all resamples at once. `tasks.evaluation.statistics` turns them into intervals and tests.
+A resample draws B clips with replacement; `weights_BR` holds how often each clip is drawn. The metrics of many
+resamples are computed together from these weights. `tasks.evaluation.statistics` turns them into intervals and tests.
 
 Two rules that the textbook bootstrap leaves open:
 
-- A copy of a clip is not a second witness. Average precision asks what share of the clips ranked at or
-  above a positive is positive too; the copies of that positive itself would always answer "all", so that
-  rare classes come out far too good (with 10 positives in 128 clips the plain bootstrap puts mAP 0.336
-  around an estimate of 0.308, and its "95 %" intervals cover 78 %). So each positive counts itself once and
-  other clips as often as they are drawn: the mean of the resamples is then the estimate, and the intervals
-  cover what they say (`benchmarks.evaluation`).
-- The mean goes over the same classes in every resample. A class whose positives a resample has all lost (or its
-  negatives, where it has few) keeps the metric that it has on the test set itself. Leaving it out, as
-  `tasks.evaluation.metrics` does where the test set has none, would favour the classes that stay: beside 20 frequent
-  classes, 20 with a single positive each put the 95 % interval of mAP 0.510 at 0.545 to 0.693. But a class of
-  one or two positives that keeps its metric hardly moves, which made p < 0.05 of 31 % of the tests of two
-  equally good runs (`benchmarks.evaluation`: half of the classes with a single positive). So the classes with
-  fewer than `ENOUGH_POSITIVES` stand for each other: the group keeps its weight in the mean, and within it each
-  counts as often as its positives are drawn. What they differ by counts as chance then, so that intervals are
-  rather too wide; `tasks.evaluation.scores` names these classes.
+- Copies of a positive clip are not additional hits for that clip. Its precision is the share of positives among the
+  clips ranked at or above it. With its own copies among them, rare classes would look far too good: with 10
+  positives in 128 clips, the mean of the plain bootstrap is mAP 0.336 for an estimate of 0.308, and its "95 %"
+  intervals cover 78 %. So each positive counts itself once, and other clips as often as they are drawn. Then the
+  mean of the resamples equals the estimate, and the intervals have their nominal coverage (`benchmarks.evaluation`).
+- The mean is over the same classes in every resample. A class that has lost all its positives in a resample (or all
+  its negatives, if it has few) keeps its metric on the test set itself. Leaving it out, as `tasks.evaluation.metrics`
+  does if the test set has none, would favour the remaining classes: with 20 frequent classes and 20 with a single
+  positive each, the 95 % interval of mAP 0.510 would be 0.545 to 0.693. But a class with one or two positives that
+  keeps its metric hardly varies. With half of the classes having a single positive, 31 % of the tests of two equally
+  good runs gave p < 0.05 (`benchmarks.evaluation`). So the classes with fewer than `ENOUGH_POSITIVES` are pooled: the
+  group keeps its weight in the mean, and within it each class is weighted by how often its positives are drawn. The
+  differences between these classes then count as chance, so the intervals are rather too wide;
+  `tasks.evaluation.scores` lists these classes.
 """
 
 from collections.abc import Iterator
@@ -34,14 +33,14 @@ from scipy.sparse import csc_array
 from sepscene.tasks.evaluation.metrics import Bools, Floats, check, d_prime_of, label_precisions
 from sepscene.tasks.evaluation.retrieval import choose, pair_rows, ranked_pairs, unit_length
 
-ENOUGH_POSITIVES = 3  # a resample loses a class of three with probability 0.05, of two 0.14, of one 0.37
+ENOUGH_POSITIVES = 3  # a resample loses a class with three positives with probability 0.05, two 0.14, one 0.37
 RESAMPLES_AT_ONCE = 128
-PAIR_RESAMPLES_AT_ONCE = 32  # a class has some 15,000 pairs, far more than clips
+PAIR_RESAMPLES_AT_ONCE = 32  # a class has about 15,000 pairs, many more than clips
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreReplicates:
-    """Metrics of scores on each resample, (R,) each; lwlrap is NaN where no clip with a label was drawn."""
+    """Metrics of scores on each resample, (R,) each; lwlrap is NaN if no clip with a label was drawn."""
 
     map_R: Floats
     d_prime_R: Floats
@@ -49,7 +48,7 @@ class ScoreReplicates:
 
 
 def resample(clips: int, resamples: int = 1000, seed: int = 0) -> Floats:
-    """How often each clip is drawn in each resample: (B, R) float32 holding whole numbers; columns sum to B."""
+    """How often each clip is drawn in each resample: (B, R), whole numbers as float32; columns sum to B."""
     generator = np.random.default_rng(seed)
     weights_RB = np.empty((resamples, clips), dtype=np.float32)
     for r in range(resamples):
@@ -61,13 +60,13 @@ def resampled_scores(scores_BK: Floats, targets_BK: Bools, weights_BR: Floats) -
     """mAP, d' and lwlrap of every resample.
 
     Raises:
-        EvaluationError: for NaN scores or shapes that do not fit.
+        EvaluationError: scores are NaN or shapes do not match.
     """
     check(scores_BK, targets_BK)
     positives_K = targets_BK.sum(axis=0)
     columns = np.flatnonzero(positives_K)
     precision_KR, auc_KR, drawn_KR = np.empty((3, len(columns), 1 + weights_BR.shape[1]))
-    for part, block_BR in _blocks(_after_itself(weights_BR), RESAMPLES_AT_ONCE):
+    for part, block_BR in _blocks(_after_test_set(weights_BR), RESAMPLES_AT_ONCE):
         for row, k in enumerate(columns):
             precision_KR[row, part], auc_KR[row, part] = _ranking(scores_BK[:, k], targets_BK[:, k], block_BR)
             drawn_KR[row, part] = block_BR[targets_BK[:, k]].mean(axis=0)
@@ -84,14 +83,14 @@ def resampled_scores(scores_BK: Floats, targets_BK: Bools, weights_BR: Floats) -
 def resampled_retrieval(h_BD: Floats, targets_BK: Bools, weights_BR: Floats, clips: int = 100, seed: int = 0) -> Floats:
     """Query by example of every resample, (R,), over the clips that `query_by_example` chose with this seed.
 
-    A pair counts as often as both of its clips were drawn; a clip and its own copy are no pair.
+    The weight of a pair is the product of the weights of its clips; copies of a clip do not form a pair.
 
     Raises:
-        EvaluationError: for NaN embeddings or shapes that do not fit.
+        EvaluationError: embeddings are NaN or shapes do not match.
     """
     check(h_BD, targets_BK)
     unit_BD = unit_length(h_BD)
-    weights_BR = _after_itself(weights_BR)
+    weights_BR = _after_test_set(weights_BR)
     precision_KR = []
     drawn_KR = []
     rare_K = []
@@ -122,25 +121,25 @@ def resampled_retrieval(h_BD: Floats, targets_BK: Bools, weights_BR: Floats, cli
     return _over_classes(np.array(precision_KR), np.array(drawn_KR), np.array(rare_K))
 
 
-def _after_itself(weights_BR: Floats) -> Floats:
-    """The resamples, and before them the test set itself: every clip once."""
+def _after_test_set(weights_BR: Floats) -> Floats:
+    """The test set itself (each clip once) as the first column, then the resamples: (B, 1 + R)."""
     return np.hstack([np.ones((len(weights_BR), 1), dtype=weights_BR.dtype), weights_BR])
 
 
 def _blocks(weights_BR: Floats, resamples: int) -> Iterator[tuple[slice, Floats]]:
-    """Few resamples at a time: what they touch then fits the processor's cache."""
+    """A few resamples at a time, so that their data fits the processor's cache."""
     for start in range(0, weights_BR.shape[1], resamples):
         part = slice(start, start + resamples)
         yield part, np.ascontiguousarray(weights_BR[:, part])
 
 
 def _over_classes(metric_KR: Floats, drawn_KR: Floats, rare_K: Bools) -> Floats:
-    """Mean over the classes in each resample, by the second rule above; NaN without a class. (R,)
+    """Mean over the classes in each resample, by the second rule above; NaN if there are no classes. (R,)
 
     Args:
-        metric_KR: (K, 1 + R), first on the test set itself; NaN where a resample has lost the class.
+        metric_KR: (K, 1 + R), the first column for the test set itself; NaN where a resample has lost the class.
         drawn_KR: (K, 1 + R), how often a positive clip, or pair of them, was drawn on average.
-        rare_K: which classes stand for each other.
+        rare_K: which classes are pooled.
     """
     defined_K = ~np.isnan(metric_KR[:, 0])
     metric_KR = metric_KR[defined_K]
@@ -156,7 +155,7 @@ def _over_classes(metric_KR: Floats, drawn_KR: Floats, rare_K: Bools) -> Floats:
 def _ranking(score_B: Floats, target_B: Bools, weights_BR: Floats) -> tuple[Floats, Floats]:
     """Average precision and area under the ROC curve of one class in each resample, (R,) each.
 
-    Only the positives' scores matter as thresholds: clips between two of them are summed up once.
+    Only the scores of positives are thresholds: the clips between two thresholds are summed once.
     """
     thresholds, group_P = np.unique(score_B[target_B], return_inverse=True)
     group_B = np.searchsorted(thresholds, score_B, side="right") - 1
@@ -173,14 +172,14 @@ def _ranking(score_B: Floats, target_B: Bools, weights_BR: Floats) -> tuple[Floa
 
 
 def _sums(group_B: NDArray[np.intp], kept_B: Bools, groups: int, weights_BR: Floats) -> Floats:
-    """Weights of the kept rows, added up by group: (groups, R), as a product with a sparse matrix of ones."""
+    """Weights of the kept rows, summed by group: (groups, R), as a product with a sparse matrix of ones."""
     starts = np.concatenate([[0], np.cumsum(kept_B)])
     ones = np.ones(starts[-1], dtype=weights_BR.dtype)
     return csc_array((ones, group_B[kept_B], starts), shape=(groups, len(kept_B))) @ weights_BR
 
 
 def _average_precision(own_PR: Floats, hits_PR: Floats, above_PR: Floats) -> Floats:
-    """Mean over the positives of the precision down to each, its own copies counted once. (R,)
+    """Mean over the positives of the precision at each, its own copies counted once. (R,)
 
     Args:
         own_PR: weight of each positive.
@@ -192,7 +191,7 @@ def _average_precision(own_PR: Floats, hits_PR: Floats, above_PR: Floats) -> Flo
 
 
 def _area_under_roc(own_PR: Floats, not_below_PR: Floats, total_R: Floats) -> Floats:
-    """Share of (positive, negative) pairs in the right order, moved inside (0, 1) by half a pair. (R,)"""
+    """Share of (positive, negative) pairs in the right order, kept half a pair away from 0 and 1. (R,)"""
     positives_R = own_PR.sum(axis=0, dtype=np.float64)
     pairs_R = positives_R * (total_R - positives_R)
     wrong_R = share((own_PR * not_below_PR).sum(axis=0, dtype=np.float64), pairs_R)
@@ -201,5 +200,5 @@ def _area_under_roc(own_PR: Floats, not_below_PR: Floats, total_R: Floats) -> Fl
 
 
 def share(part_R: Floats, whole_R: Floats) -> Floats:
-    """part / whole, NaN where the whole is zero."""
+    """part / whole; NaN where whole is zero."""
     return np.divide(part_R, whole_R, out=np.full(whole_R.shape, np.nan), where=whole_R > 0)

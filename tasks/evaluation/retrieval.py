@@ -1,4 +1,4 @@
-"""Query by example: do clips of one class lie closer to each other than to other clips?
+"""Query by example: are clips of one class closer to each other than to other clips?
 
 The paper's second downstream task (section "Evaluation"): per class about 100 positive and 100 negative
 clips; cosine distance of all (positive, positive) and (positive, negative) pairs; rank all of them in one
@@ -21,13 +21,13 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class RetrievalResult:
-    """What query by example found.
+    """The result of query by example.
 
     Attributes:
-        average_precision: for every class, and the mean as its value. Without one: classes with fewer than two
-            positive clips or without a negative one.
-        chance: (K,) share of (positive, positive) pairs: what random embeddings reach, NaN for these classes.
-        short_K: which classes had fewer than the wanted clips of either kind, and used all of them.
+        average_precision: per class, and their mean as its value. It is undefined for classes with fewer than two
+            positive clips or without negative clips.
+        chance: (K,) share of (positive, positive) pairs: what random embeddings reach; NaN for these classes.
+        short_K: which classes had fewer positive or negative clips than requested, so that all were used.
     """
 
     average_precision: Macro
@@ -39,11 +39,11 @@ def query_by_example(h_BD: Floats, targets_BK: Bools, clips: int = 100, seed: in
     """Rank the pairs of each class by cosine distance.
 
     Args:
-        clips: positive and negative clips for each class; classes with fewer use all that they have.
-        seed: decides which clips, for each class by itself; runs compared with each other must share it.
+        clips: number of positive and of negative clips per class; all clips of a class that has fewer.
+        seed: selects the clips, independently for each class; runs that are compared must use the same seed.
 
     Raises:
-        EvaluationError: for NaN embeddings, shapes that do not fit, or when no class has two positive clips.
+        EvaluationError: embeddings are NaN, shapes do not match, or no class has two positive clips.
     """
     check(h_BD, targets_BK)
     unit_BD = unit_length(h_BD)
@@ -60,10 +60,10 @@ def query_by_example(h_BD: Floats, targets_BK: Bools, clips: int = 100, seed: in
 
 
 def choose(targets_BK: Bools, clips: int, seed: int) -> list[tuple[Rows, Rows]]:
-    """For each class the rows of its positive and its negative clips, at most `clips` of each, none twice."""
+    """For each class the rows of its positive and its negative clips, at most `clips` of each, without repetition."""
     chosen = []
     for k, target_B in enumerate(targets_BK.T):
-        # A generator for each class: the choice does not change when another class is added or loses clips.
+        # One generator per class: the choice does not depend on the other classes.
         generator = np.random.default_rng((seed, k))
         positive, negative = (generator.permutation(np.flatnonzero(kind))[:clips] for kind in (target_B, ~target_B))
         chosen.append((positive, negative))

@@ -1,12 +1,12 @@
-"""Evaluate an encoder: every metric with its interval, and the table of classes, from embeddings of clips.
+"""Evaluate an encoder from embeddings of clips: every metric with its interval, and a table of the classes.
 
 Legend: B clips, D embedding, K classes, R resamples, P perceptrons.
 
-`score_embeddings` (one training and one test split) and `cross_validate` (folds, as ESC-50) train the probes and collect
-their predictions for each test clip. `measure` computes the metrics from them. The predictions are kept with the run, so
-that two runs can be compared on the same clips later (`orchestration.evaluation.compare`).
+`score_embeddings` (one training and one test split) and `cross_validate` (folds, as in ESC-50) train the probes and
+collect their predictions for each test clip. `measure` computes the metrics from the predictions. The predictions are
+stored with the run, so that two runs can be compared on the same clips later (`orchestration.evaluation.compare`).
 
-Which clips and classes count is decided in `tasks.evaluation.labels`.
+`tasks.evaluation.labels` decides which clips and classes are evaluated.
 """
 
 from collections.abc import Sequence
@@ -49,11 +49,11 @@ class Predictions:
         clip_ids: (B,) str.
         classes: K names.
         targets_BK: bool.
-        folds: (B,) str: metrics are made within each fold and averaged. A plain test split is one fold.
+        folds: (B,) str: metrics are computed within each fold and averaged. A plain test split is one fold.
         h_BD: the encoder's embeddings.
         scores: "shallow" -> (P, B, K), "linear" and "knn" -> (1, B, K), from probes that did not see the clip's fold.
-        trained_BK: which classes the probes that scored a clip had seen in training.
-        notes: what a reader must know, e.g. which fold chose how many epochs.
+        trained_BK: which classes occurred in the training clips of the probes that scored a clip.
+        notes: remarks for the reader, e.g. the number of epochs in each fold.
     """
 
     clip_ids: NDArray[np.str_]
@@ -67,7 +67,7 @@ class Predictions:
     notes: tuple[str, ...] = ()
 
     def rows(self, rows: NDArray[np.intp] | Bools) -> "Predictions":
-        """The same for some clips, in the order given."""
+        """The predictions for some of the clips, in the given order."""
         return replace(
             self,
             clip_ids=self.clip_ids[rows],
@@ -81,7 +81,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class: its positive test clips, and the metrics by name; one that it has no clips for is missing."""
+    """One class: the number of its positive test clips, and its metrics by name, without undefined ones."""
 
     name: str
     positives: int
@@ -90,14 +90,14 @@ class ClassMetrics:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Metrics with intervals, and what they were made from.
+    """Metrics with intervals, and the predictions from which they were computed.
 
     Attributes:
         metrics: "shallow_map", "d_prime", "lwlrap" (both of the perceptron), "linear_map", "knn_map",
             "qbe_map", and "accuracy" of the perceptron where each clip has exactly one label.
         replicates: the same names -> the metric on each resample, (R,).
         per_class: metrics of each class, those of d' and lwlrap included.
-        notes: classes left out or short of clips, chance levels, epochs.
+        notes: classes that were left out or have few clips, chance levels, epochs.
     """
 
     predictions: Predictions
@@ -119,18 +119,18 @@ def score_embeddings(
     """All metrics of one encoder on a training and a test split.
 
     Args:
-        clip_ids: of the test clips; None numbers them. Comparisons pair clips by them.
+        clip_ids: of the test clips; None: their numbers. Comparisons match clips by these.
 
     Raises:
-        EvaluationError: for NaN embeddings, shapes that do not fit, or no class with a positive test clip.
+        EvaluationError: embeddings are NaN, shapes do not match, or no class has a positive test clip.
     """
     settings = settings or ScoringSettings()
     check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK)
     names = _names(classes, test_targets_BK)
     ids = _ids(clip_ids, len(test_h_BD))
-    train_B = labelled(train_targets_BK, "training")
-    test_B = labelled(test_targets_BK, "test")
-    notes = unlabelled_notes(training=train_B, test=test_B)
+    train_B = labelled(train_targets_BK, "training clips")
+    test_B = labelled(test_targets_BK, "test clips")
+    notes = unlabelled_notes({"training clips": train_B, "test clips": test_B})
     split = (train_h_BD[train_B], train_targets_BK[train_B], test_h_BD[test_B], test_targets_BK[test_B])
     return measure(_predictions(split, names, settings, ids[test_B], notes))
 
@@ -142,7 +142,7 @@ def _predictions(
     ids: NDArray[np.str_],
     notes: tuple[str, ...] = (),
 ) -> Predictions:
-    """What the probes say of the test clips; `split` is training h and targets, test h and targets, all labelled."""
+    """Train the probes and predict the test clips. `split`: training h and targets, test h and targets, labelled."""
     train_h_BD, train_targets_BK, test_h_BD, test_targets_BK = split
     scores, epochs_P = probe_scores(*split, settings)
     return Predictions(
@@ -166,13 +166,13 @@ def cross_validate(
     settings: ScoringSettings | None = None,
     clip_ids: Sequence[str] | None = None,
 ) -> Scores:
-    """All metrics by cross-validation over given folds, as ESC-50 asks.
+    """All metrics by cross-validation over given folds, as ESC-50 requires.
 
     Each fold is tested by probes trained on the others. Metrics are means over the folds; the bootstrap
     draws clips within each fold.
 
     Raises:
-        EvaluationError: as `score_embeddings`, or when there are fewer than two folds.
+        EvaluationError: as for `score_embeddings`, or there are fewer than two folds.
     """
     settings = settings or ScoringSettings()
     check(h_BD, targets_BK)
@@ -181,11 +181,11 @@ def cross_validate(
     if len(fold_B) != len(h_BD) or len(set(folds)) < 2:
         raise EvaluationError(
             f"{len(fold_B)} fold names ({len(set(folds))} different) for {len(h_BD)} clips: cross-validation "
-            "needs one for each clip, and at least two folds"
+            "needs one per clip, and at least two folds"
         )
     ids = _ids(clip_ids, len(h_BD))
-    labelled_B = labelled(targets_BK)
-    notes = unlabelled_notes(all=labelled_B)
+    labelled_B = labelled(targets_BK, "clips")
+    notes = unlabelled_notes({"clips": labelled_B})
     h_BD = h_BD[labelled_B]
     targets_BK = targets_BK[labelled_B]
     fold_B = fold_B[labelled_B]
@@ -208,20 +208,20 @@ def _names(classes: Sequence[str] | None, targets_BK: Bools) -> tuple[str, ...]:
     columns = targets_BK.shape[1]
     names = tuple(str(k) for k in range(columns)) if classes is None else tuple(classes)
     if len(names) != columns:
-        raise EvaluationError(f"{len(names)} class names for {columns} columns of targets: give one each")
+        raise EvaluationError(f"{len(names)} class names for {columns} columns of targets: give one name per column")
     return names
 
 
 def _ids(clip_ids: Sequence[str] | None, clips: int) -> NDArray[np.str_]:
     names = [str(row) for row in range(clips)] if clip_ids is None else list(clip_ids)
     if len(names) != clips:
-        raise EvaluationError(f"{len(names)} clip ids for {clips} test clips: give one for each")
+        raise EvaluationError(f"{len(names)} clip ids for {clips} test clips: give one id per clip")
     return np.array(names, dtype=np.str_)
 
 
 @dataclass
 class _Fold:
-    """Metrics of one fold by name: the value, one for each class, and one for each resample."""
+    """Metrics of one fold by name: the value, the values per class, and the values per resample."""
 
     values: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, Floats] = field(default_factory=dict)
@@ -235,10 +235,10 @@ class _Fold:
 
 
 def measure(predictions: Predictions) -> Scores:
-    """Metrics with intervals from predictions; the same predictions gives the same metrics, resamples included.
+    """Compute metrics with intervals from predictions. The same predictions give the same metrics and resamples.
 
     Raises:
-        EvaluationError: for NaN scores or embeddings, or no class with a positive clip in some fold.
+        EvaluationError: scores or embeddings are NaN, or a fold has no class with a positive clip.
     """
     names = sorted(set(predictions.folds.tolist()))
     folds = [_measure_fold(predictions.rows(predictions.folds == name), seed) for seed, name in enumerate(names)]
@@ -266,30 +266,30 @@ def _measure_fold(predictions: Predictions, fold: int) -> _Fold:
         replicates = [resampled_scores(scores_BK, known_BK, weights_BR) for scores_BK in scores_PBK]
         share_PR = resample(len(scores_PBK), settings.bootstrap, settings.seed + fold) / np.float64(len(scores_PBK))
         precisions = [mean_average_precision(scores_BK, known_BK) for scores_BK in scores_PBK]
-        found.add(f"{probe}_map", mean_macro(precisions), _drawn(share_PR, [one.map_R for one in replicates]))
+        found.add(f"{probe}_map", mean_macro(precisions), _drawn_mean(share_PR, [each.map_R for each in replicates]))
         if probe == "shallow":
             rankings = [lwlrap(scores_BK, known_BK) for scores_BK in scores_PBK]
-            found.add("lwlrap", mean_macro(rankings), _drawn(share_PR, [one.lwlrap_R for one in replicates]))
+            found.add("lwlrap", mean_macro(rankings), _drawn_mean(share_PR, [each.lwlrap_R for each in replicates]))
             distances = [d_prime(scores_BK, known_BK) for scores_BK in scores_PBK]
-            found.add("d_prime", mean_macro(distances), _drawn(share_PR, [one.d_prime_R for one in replicates]))
+            found.add("d_prime", mean_macro(distances), _drawn_mean(share_PR, [each.d_prime_R for each in replicates]))
     _add_retrieval(found, predictions, weights_BR)
     positives_K = known_BK.sum(axis=0)
     rare_K = (positives_K > 0) & (positives_K < ENOUGH_POSITIVES)
     if rare_K.any() and settings.bootstrap:
         rare = listed(predictions.classes, rare_K)
-        found.notes.append(f"fewer than {ENOUGH_POSITIVES} positive test clips, their spread is a guess: {rare}")
+        found.notes.append(f"fewer than {ENOUGH_POSITIVES} positive test clips, so their spread is uncertain: {rare}")
     if (targets_BK.sum(axis=1) == 1).all():
         _add_accuracy(found, predictions, known_BK, weights_BR)
     return found
 
 
-def _drawn(share_PR: Floats, replicates: Sequence[Floats]) -> Floats:
-    """The mean over perceptrons that each resample has drawn, too: intervals cover clips and perceptrons. (R,)"""
+def _drawn_mean(share_PR: Floats, replicates: Sequence[Floats]) -> Floats:
+    """The mean over the perceptrons drawn in each resample: intervals cover both clips and perceptrons. (R,)"""
     return (share_PR * np.stack(replicates)).sum(axis=0)
 
 
 def _add_accuracy(found: _Fold, predictions: Predictions, known_BK: Bools, weights_BR: Floats) -> None:
-    """Of the clips whose class the probes can know."""
+    """Accuracy over the clips whose class is evaluated and occurs in training."""
     scores_PBK = predictions.scores["shallow"]
     known_B = known_BK.any(axis=1)
     right_B = known_B * (scores_PBK.argmax(axis=2) == predictions.targets_BK.argmax(axis=1)).mean(axis=0)
@@ -302,7 +302,7 @@ def _add_retrieval(found: _Fold, predictions: Predictions, weights_BR: Floats) -
     seed = predictions.settings.seed
     try:
         result = query_by_example(predictions.h_BD, predictions.targets_BK, clips, seed)
-    except EvaluationError as error:  # no class has two positive clips: the other metrics still stand
+    except EvaluationError as error:  # no class has two positive clips: the other metrics are still valid
         found.notes.append(str(error))
         return
     replicates_R = resampled_retrieval(predictions.h_BD, predictions.targets_BK, weights_BR, clips, seed)
@@ -310,7 +310,7 @@ def _add_retrieval(found: _Fold, predictions: Predictions, weights_BR: Floats) -
     found.notes.append(f"query by example: random embeddings would reach {np.nanmean(result.chance):.3f}")
     if result.short_K.any():
         short = listed(predictions.classes, result.short_K)
-        found.notes.append(f"query by example: fewer than {clips} clips of a kind for {short}")
+        found.notes.append(f"query by example: fewer than {clips} positive or negative clips for {short}")
 
 
 def _class_table(predictions: Predictions, folds: list[_Fold]) -> tuple[ClassMetrics, ...]:
@@ -332,5 +332,5 @@ def _class_table(predictions: Predictions, folds: list[_Fold]) -> tuple[ClassMet
 def _trained(epochs: list[int], clips: int) -> str:
     listed_epochs = ", ".join(map(str, epochs))
     if len(epochs) == 1:
-        return f"the perceptron trained {listed_epochs} epochs on {clips} clips"
+        return f"the perceptron was trained for {listed_epochs} epochs on {clips} clips"
     return f"shallow classification is the mean of {len(epochs)} perceptrons ({listed_epochs} epochs on {clips} clips)"

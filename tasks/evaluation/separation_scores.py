@@ -1,4 +1,4 @@
-"""How well a separator does on held-out clips: MixIT's loss, SI-SDR improvement without and with known sources.
+"""Evaluate a separator on held-out clips: MixIT's loss, SI-SDR improvement without and with known sources.
 
 Shapes: B = 1 mixture at a time, R = 2 references, K sources, S channels, T samples.
 """
@@ -17,18 +17,18 @@ from sepscene.tasks.losses.mixit import mixit_loss, mixture_improvement, si_sdr_
 
 @dataclass(frozen=True)
 class SeparatorScores:
-    """One metric for each held-out mixture."""
+    """Metrics of the held-out mixtures, one value per mixture."""
 
     improvement_db: np.ndarray
     """SI-SDR improvement of the remixed references (MoMi) on mixtures of two clips."""
     loss: np.ndarray
-    """MixIT's loss of the same, in dB."""
+    """MixIT's loss on the same mixtures, in dB."""
     source_improvement_db: np.ndarray
     """SI-SDR improvement of the channels over the mixture on single scenes, best match with the isolated sources;
-    empty where the clips have none."""
+    empty if the clips have none."""
 
     def means(self) -> dict[str, float | int]:
-        """The means, for a checkpoint's card."""
+        """The means, for the card of a checkpoint."""
         metrics: dict[str, float | int] = {"held_out_mixtures": len(self.loss)}
         for name in ("improvement_db", "loss", "source_improvement_db"):
             values_N = getattr(self, name)
@@ -41,13 +41,13 @@ class SeparatorScores:
 def score_separation(
     separate: Callable[[Tensor], Tensor], clips: Sequence[tuple[str, float]], audio: AudioFormat, mixtures: int
 ) -> SeparatorScores:
-    """Separate mixtures of neighbouring held-out clips and remix them; then the clips alone, where sources are known.
+    """Evaluate mixtures of two consecutive held-out clips, and single clips with known sources.
 
     Args:
         separate: wave_BT -> separated_BST.
-        clips: (URI, offset in seconds) of held-out clips; ones that cannot be read are left out.
-        audio: how they are read.
-        mixtures: how many mixtures of two to make at most.
+        clips: (URI, offset in seconds) of held-out clips; a pair with a clip that cannot be read is left out.
+        audio: the format in which they are read.
+        mixtures: maximum number of mixtures.
     """
     improvement = []
     loss = []
@@ -56,7 +56,7 @@ def score_separation(
         try:
             pair = [read_clip(uri, audio, offset) for uri, offset in clips[first : first + 2]]
         except ClipError:
-            continue  # the test split's own evaluation names it
+            continue  # the evaluation of the test split reports it
         reference_BRT = torch.from_numpy(np.stack(pair))[None]
         with torch.inference_mode():
             estimate_BST = separate(reference_BRT.sum(dim=1)).float().cpu()
@@ -72,5 +72,5 @@ def _on_known_sources(separate: Callable[[Tensor], Tensor], uri: str, mixture_BT
     except ClipError:
         return []
     if source_BKT.shape[2] != mixture_BT.shape[1]:
-        return []  # at another rate, or a part of a longer scene
+        return []  # another sample rate, or part of a longer scene
     return [float(si_sdr_improvement(mixture_BT, source_BKT, separate(mixture_BT).float().cpu()))]

@@ -5,13 +5,13 @@ units, optimiser and stopping rule are not stated there: [open], ours, below.
 
 Legend: P perceptrons, B clips, D embedding, K classes.
 
-Stopping rule. 15 % of the training clips (at most 20,000) are set aside; Adam runs until their loss has not
-improved for `PATIENCE` epochs, at most `epochs`. Then a fresh network is trained on ALL training clips for
-the number of epochs that was best. So the budget is found without the test clips and no training clip is
-wasted, which matters with 256 of them.
+Stopping rule. 15 % of the training clips (at most 20,000) are held out. Adam runs until their loss has not improved
+for `PATIENCE` epochs, or for `shallow_epochs` epochs. Then a new network is trained on ALL training clips for the best
+number of epochs. So the number of epochs is chosen without the test clips, and all training clips are used, which
+matters if there are only 256.
 
-Perceptrons that differ in their seed are trained side by side, in one batched product each layer: for a few hundred
-clips a step is mostly the calls into torch, and five perceptrons take little longer than one.
+Perceptrons with different seeds are trained together, with one batched product per layer: for a few hundred clips most
+of the time of a step is the overhead of calling torch, so five perceptrons take little longer than one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,12 +37,12 @@ def train_perceptrons(
 ) -> tuple[Floats, NDArray[np.intp]]:
     """Train perceptrons on the training clips and score the test clips.
 
-    They differ in their seed: the settings' own and those after it. The same seed gives the same scores on the same
-    machine, to the rounding of a batched product whatever the others are. h is standardised with the training clips'
-    mean and deviation.
+    Their seeds are `settings.seed` and the numbers after it. On one machine, the same seed gives the same scores with
+    any other seeds, up to rounding of the batched products. h is standardised with the mean and standard deviation of
+    the training clips.
 
     Returns:
-        Logits, float32 (P, B, K); of each perceptron the epochs that the validation clips chose, int (P,).
+        Logits, float32 (P, B, K); the number of epochs chosen on the held-out clips, int (P,).
     """
     train_h, test_h = _standardised(train_h_BD, test_h_BD)
     train_targets = torch.from_numpy(np.ascontiguousarray(train_targets_BK))
@@ -59,20 +59,20 @@ def train_perceptrons(
 
 
 class _Perceptrons(nn.Module):
-    """Perceptrons of one shape, with the weights that `nn.Linear` would have.
+    """Perceptrons of the same shape, with the initial weights of `nn.Linear`.
 
-    They are kept the other way round, because the gradient of a transposed weight would be copied in every step.
+    The weights are stored transposed, because the gradient of a transposed view would be copied in every step.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, seeds: Sequence[int]) -> None:
-        """PyTorch's own initialisation, drawn from a generator for each seed: no global state is touched."""
+        """PyTorch's own initialisation, drawn from one generator per seed; the global random state is not used."""
         super().__init__()
-        drawn = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.weight_1_PDH, self.bias_1_PH = _linear(inputs, hidden, drawn)
-        self.weight_2_PHK, self.bias_2_PK = _linear(hidden, outputs, drawn)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.weight_1_PDH, self.bias_1_PH = _linear(inputs, hidden, generators)
+        self.weight_2_PHK, self.bias_2_PK = _linear(hidden, outputs, generators)
 
     def forward(self, h_PBD: Tensor) -> Tensor:
-        """Logits (P, B, K), each perceptron's for clips of its own."""
+        """Logits (P, B, K); each perceptron has its own clips."""
         hidden_PBH = torch.baddbmm(self.bias_1_PH[:, None], h_PBD, self.weight_1_PDH).relu()
         return torch.baddbmm(self.bias_2_PK[:, None], hidden_PBH, self.weight_2_PHK)
 
@@ -90,7 +90,7 @@ def _linear(inputs: int, outputs: int, generators: Sequence[torch.Generator]) ->
 
 def _standardised(train_h_BD: Floats, test_h_BD: Floats) -> tuple[Tensor, Tensor]:
     mean_D = train_h_BD.mean(axis=0, dtype=np.float64)
-    # A dimension that never changes stays (nearly) zero instead of being blown up.
+    # A constant dimension stays (nearly) zero instead of being scaled up.
     deviation_D = np.maximum(train_h_BD.std(axis=0, dtype=np.float64), 1e-6)
     train, test = ((h_BD - mean_D) / deviation_D for h_BD in (train_h_BD, test_h_BD))
     return torch.from_numpy(train.astype(np.float32)), torch.from_numpy(test.astype(np.float32))
@@ -104,16 +104,16 @@ def _every_row(h_BD: Tensor, seeds: Sequence[int]) -> Tensor:
 def _epochs(
     network: _Perceptrons, h_BD: Tensor, targets_BK: Tensor, rows_PB: Tensor, epochs: int, seeds: Sequence[int]
 ) -> Iterator[int]:
-    """Train each perceptron on its rows, in its own order, yielding the number of epochs done after each."""
+    """Train each perceptron on its rows, in its own order; after each epoch, yield the number of epochs done."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     clips = rows_PB.shape[1]
     for epoch in range(1, epochs + 1):
         order_PB = torch.stack([torch.randperm(clips, generator=generator) for generator in generators])
         for some_PB in rows_PB.gather(1, order_PB).split(_batch_size(clips), dim=1):
-            loss = _loss(network(h_BD[some_PB]), targets_BK[some_PB]).sum()  # none depends on another's weights
+            loss_P = _loss(network(h_BD[some_PB]), targets_BK[some_PB])
             optimiser.zero_grad()
-            loss.backward()
+            loss_P.sum().backward()  # each loss depends on the weights of one perceptron only
             optimiser.step()
         yield epoch
 
@@ -125,34 +125,34 @@ def _loss(logits_PBK: Tensor, targets_PBK: Tensor) -> Tensor:
 
 
 def _batch_size(clips: int) -> int:
-    """About 32 steps an epoch, within 32 to 4096 clips: enough for few clips, not too many for many."""
+    """About 32 steps per epoch, with batches of 32 to 4096 clips."""
     return int(np.clip(clips // 32, 32, 4096))
 
 
 def _epochs_by_validation(
     h_BD: Tensor, targets_BK: Tensor, settings: ScoringSettings, seeds: Sequence[int]
 ) -> np.ndarray:
-    """For each perceptron the number of epochs after which its loss on clips set aside was lowest, int (P,)."""
+    """The number of epochs after which the loss on the held-out clips was lowest, int (P,)."""
     clips = len(h_BD)
     order_PB = torch.stack([torch.randperm(clips, generator=torch.Generator().manual_seed(s + 1)) for s in seeds])
-    aside = min(max(1, int(VALIDATION_SHARE * clips)), VALIDATION_CLIPS)
-    held_PB, rows_PB = order_PB.tensor_split([aside], dim=1)
+    held_out = min(max(1, int(VALIDATION_SHARE * clips)), VALIDATION_CLIPS)
+    held_PB, rows_PB = order_PB.tensor_split([held_out], dim=1)
     network = _Perceptrons(h_BD.shape[1], settings.shallow_hidden, targets_BK.shape[1], seeds)
     best_loss_P = np.full(len(seeds), np.inf)
     best_P = np.full(len(seeds), settings.shallow_epochs)
-    trains_P = np.ones(len(seeds), bool)
+    running_P = np.ones(len(seeds), bool)
     for epoch in _epochs(network, h_BD, targets_BK, rows_PB, settings.shallow_epochs, seeds):
         loss_P = _loss(_score(network, h_BD, held_PB), targets_BK[held_PB]).numpy()
-        better_P = trains_P & (loss_P < best_loss_P)
+        better_P = running_P & (loss_P < best_loss_P)
         best_loss_P[better_P] = loss_P[better_P]
         best_P[better_P] = epoch
-        trains_P &= epoch - best_P < PATIENCE
-        if not trains_P.any():
+        running_P &= epoch - best_P < PATIENCE
+        if not running_P.any():
             break
     return best_P
 
 
 @torch.no_grad()
 def _score(network: _Perceptrons, h_BD: Tensor, rows_PB: Tensor) -> Tensor:
-    """Logits (P, B, K) of each perceptron for its rows, in pieces that fit any memory."""
+    """Logits (P, B, K) of each perceptron for its rows, computed in pieces to limit memory."""
     return torch.cat([network(h_BD[some_PB]) for some_PB in rows_PB.split(SCORING_CLIPS, dim=1)], dim=1)

@@ -1,7 +1,7 @@
-"""Whether a representation has learned a shortcut: how much of h the clip's background and level explain.
+"""Detect shortcuts in a representation: how much of h the background and the level of a clip explain.
 
-Two crops of one clip share its background and its level, whatever sounds in it. An encoder can tell pairs apart by
-these alone, which lowers its loss and says nothing about sound events.
+Two crops of one clip share its background and its level, whatever sounds it contains. An encoder can recognise pairs
+from these, which lowers its loss without learning anything about sound events.
 
 Shapes: N clips, L frames, F mel bands, D embedding, X features.
 """
@@ -17,8 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from sepscene.tasks.evaluation.metrics import Floats
 from sepscene.tasks.losses.diagnostics import effective_rank
 
-MUCH = 0.35
-"""A share of h from which the report warns [ours]: untrained encoders of this kind have 0.15 to 0.3."""
+WARNING_SHARE = 0.35
+"""The report warns if a larger share of h is explained [ours]; untrained encoders of this kind have 0.15 to 0.3."""
 QUIET_PERCENTILE = 10.0
 
 
@@ -27,7 +27,7 @@ class ClipFeatures:
     """What two crops of a clip share.
 
     Attributes:
-        background_NF: in each band the log-mel that 10 % of the frames stay below: the spectrum of what never stops.
+        background_NF: 10th percentile of the log-mel in each band: the spectrum of what is always present.
         level_N: the mean log-mel.
     """
 
@@ -35,7 +35,7 @@ class ClipFeatures:
     level_N: Floats
 
     def of(self, rows: Sequence[int] | np.ndarray | slice) -> "ClipFeatures":
-        """The same for some of the clips."""
+        """The features of some of the clips."""
         return ClipFeatures(self.background_NF[rows], self.level_N[rows])
 
 
@@ -52,7 +52,7 @@ class Shortcuts:
     Attributes:
         background: explained by the spectrum of each clip's quietest frames.
         level: explained by each clip's mean log-mel, a single number.
-        rank: effective dimensions of h, exp of the entropy of its spectrum (Roy & Vetterli 2007).
+        rank: effective rank of h, exp of the entropy of its spectrum (Roy & Vetterli 2007).
     """
 
     background: float
@@ -61,15 +61,17 @@ class Shortcuts:
 
     @property
     def warning(self) -> str:
-        """A sentence for the report when a shortcut is being learned; empty otherwise."""
-        found = [name for name, share in (("background", self.background), ("level", self.level)) if share > MUCH]
+        """A warning for the report if a shortcut is being learned; otherwise empty."""
+        shares = {"background": self.background, "level": self.level}
+        found = [name for name, share in shares.items() if share > WARNING_SHARE]
         if not found:
             return ""
         verb = "explains" if len(found) == 1 else "each explain"
         return (
-            f"The {' and the '.join(found)} of a clip {verb} over {MUCH:.0%} of h: the encoder tells clips apart "
-            "by these rather than by what sounds. Try crops closer to each other (views.tp_delta_seconds), a smaller "
-            "objective.alpha, or data in which background and level vary within a pair."
+            f"The {' and the '.join(found)} of a clip {verb} over {WARNING_SHARE:.0%} of h: the encoder "
+            "distinguishes clips by these rather than by their sound events. Try crops closer to "
+            "each other (views.tp_delta_seconds), a smaller objective.alpha, or data in "
+            "which background and level vary within a pair."
         )
 
 
@@ -83,7 +85,7 @@ def find_shortcuts(train: ClipFeatures, train_h_ND: Floats, test: ClipFeatures, 
 
 
 def explained_share(train_X: Floats, train_h_ND: Floats, test_X: Floats, test_h_ND: Floats) -> float:
-    """R² of h predicted from features, over all dimensions of h together; 0 where the features predict nothing."""
+    """R² of h predicted from features, over all dimensions of h together; 0 if the features predict nothing."""
     scaler = StandardScaler().fit(train_X)
     ridge = RidgeCV(alphas=np.logspace(-2, 4, 7)).fit(scaler.transform(train_X), train_h_ND.astype(np.float64))
     rest = np.square(test_h_ND - ridge.predict(scaler.transform(test_X)).reshape(test_h_ND.shape)).sum()

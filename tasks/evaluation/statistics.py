@@ -1,14 +1,14 @@
-"""Intervals and tests: how sure a metric is, and whether two runs differ.
+"""Confidence intervals of metrics, and tests of whether two runs differ.
 
 Legend: R resamples.
 
-Two kinds of chance are kept apart. The bootstrap over clips asks "what if other clips had been in the test
-set?" for one trained encoder; the t statistics over seeds ask "what if the encoder had been trained
-again?". A statement about a method needs seeds; a statement about an encoder needs clips.
+Two sources of randomness are kept apart. The bootstrap over clips shows how the metric of one trained encoder varies
+with the clips in the test set. The t statistics over seeds show how it varies if the encoder is trained again. A
+statement about a method needs seeds; a statement about an encoder needs clips.
 
-What a bootstrap interval is about: the metric to expect on another test set of the same size and kind.
-Average precision of a handful of positives lies above that of infinitely many, so intervals of small test
-sets must not be compared with metrics of large ones.
+A bootstrap interval describes the metric on another test set of the same size and kind. Average precision is higher
+with a handful of positives than with very many, so intervals from small test sets must not be compared with metrics
+from large ones.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from scipy import stats
 from sepscene.tasks.evaluation.metrics import EvaluationError, Floats
 
 LEVEL = 0.95
-ROUNDING = 1e-12  # differences below this are noise of the arithmetic
+ROUNDING = 1e-12  # smaller differences are rounding errors
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Interval:
 
     Attributes:
         value: the metric itself.
-        low, high: ends of the interval; None where one measurement gives none.
-        count: clips or seeds behind it.
-        method: how the interval was made, in words for a report.
+        low, high: ends of the interval; None if there is no interval, e.g. for a single seed.
+        count: number of clips or seeds.
+        method: how the interval was computed, as text for a report.
     """
 
     value: float
@@ -47,8 +47,8 @@ class PairedTest:
 
     Attributes:
         difference: B minus A, with its 95 % interval.
-        p: two-sided; None where one measurement gives none.
-        null: what p is the probability under.
+        p: two-sided; None if there is no test, e.g. for a single seed.
+        null: the null hypothesis of p.
     """
 
     difference: Interval
@@ -59,12 +59,12 @@ class PairedTest:
 def bootstrap_interval(value: float, replicates_R: Floats, clips: int) -> Interval:
     """The percentile interval of a metric from its resamples (`tasks.evaluation.resampling`).
 
-    It always holds the metric itself: where resamples lie to one side of it (scores that are all equal, a single
-    positive clip), the interval ends there instead. Resamples in which the metric is undefined (NaN: no class had a
+    It always contains the metric itself: if all resamples are on one side of it (scores that are all equal, a single
+    positive clip), the interval is extended to it. Resamples in which the metric is undefined (NaN: no class had a
     positive) are left out and counted in `method`.
 
     Raises:
-        EvaluationError: when the metric is undefined in every resample.
+        EvaluationError: the metric is undefined in every resample.
     """
     defined = _defined(replicates_R)
     if len(defined) == 0:
@@ -79,18 +79,20 @@ def bootstrap_interval(value: float, replicates_R: Floats, clips: int) -> Interv
 def paired_bootstrap(
     value_a: float, value_b: float, replicates_a_R: Floats, replicates_b_R: Floats, clips: int
 ) -> PairedTest:
-    """Test B against A on the same clips: both metrics on the same resamples, so that the clips' own luck cancels.
+    """Test B against A on the same clips. Both use the same resamples, so effects of the clips on both cancel out.
 
-    p is the share of resamples whose difference strays from the measured one by at least the measured one's
-    size: the bootstrap distribution moved to the null. (Swapping the two runs' scores clip by clip would be
-    no test here: ranks go across clips, and scores of two runs share no scale.) The smallest possible p is
-    1 / (R + 1).
+    p is the share of resamples whose difference deviates from the measured difference by at least the size of the
+    measured difference: the bootstrap distribution shifted to the null hypothesis. (A permutation test that swaps the
+    scores of the two runs clip by clip would be invalid: clips are ranked against each other, and the scores of two
+    runs have different scales.) The smallest possible p is 1 / (R + 1).
 
     Raises:
-        EvaluationError: when the replicates differ in number or are undefined everywhere.
+        EvaluationError: the numbers of replicates differ, or the difference is undefined in every resample.
     """
     if len(replicates_a_R) != len(replicates_b_R):
-        raise EvaluationError(f"{len(replicates_a_R)} resamples of A and {len(replicates_b_R)} of B: pair them first")
+        raise EvaluationError(
+            f"{len(replicates_a_R)} resamples of A and {len(replicates_b_R)} of B: use the same resamples for both"
+        )
     difference = value_b - value_a
     differences_R = replicates_b_R - replicates_a_R
     defined = _defined(differences_R)
@@ -101,11 +103,13 @@ def paired_bootstrap(
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Mean over seeds with Student's t interval; none from one seed, nor from two that agree to the last digit: that
-    says nothing about how far seeds lie apart.
+    """Mean over seeds with Student's t interval.
+
+    There is no interval for one seed, or for two seeds with equal values, because these do not show how much seeds
+    differ.
 
     Raises:
-        EvaluationError: for no values, or values that are not finite.
+        EvaluationError: there are no values, or values are not finite.
     """
     numbers = _finite(values)
     mean = float(numbers.mean())
@@ -120,13 +124,13 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_t(values_a: Sequence[float], values_b: Sequence[float]) -> PairedTest:
-    """Test B against A over seeds: values at the same place were trained with the same seed.
+    """Test B against A over seeds: values at the same position were trained with the same seed.
 
-    p and the interval are None from one seed, and from two whose differences are equal; `null` says so. With three
-    or more seeds equal differences are no chance: p is 0, or 1 where all of them are 0.
+    p and the interval are None for one seed, and for two seeds with equal differences; `null` then states this. With
+    three or more seeds and equal differences, p is 0, or 1 if all differences are 0.
 
     Raises:
-        EvaluationError: when the runs differ in number, or values are not finite.
+        EvaluationError: the numbers of seeds differ, or values are not finite.
     """
     if len(values_a) != len(values_b):
         raise EvaluationError(
@@ -143,12 +147,12 @@ def paired_t(values_a: Sequence[float], values_b: Sequence[float]) -> PairedTest
 
 
 def p_in_words(p: float) -> str:
-    """`p = 0.012`; a smaller one than three digits show is `p < 0.001`."""
+    """`p = 0.012`; `p < 0.001` if three digits would show zero."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _defined(replicates_R: Floats) -> Floats:
-    """The replicates that are not NaN; an error where all are."""
+    """The replicates that are not NaN; an error if all are."""
     defined = replicates_R[~np.isnan(replicates_R)]
     if len(replicates_R) and not len(defined):
         raise EvaluationError(
@@ -159,8 +163,8 @@ def _defined(replicates_R: Floats) -> Floats:
 
 
 def _finite(values: Sequence[float]) -> Floats:
-    """The values as float64; an error where there is none, or one is not finite."""
+    """The values as float64; an error if there are none, or any is not finite."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.size == 0 or not np.isfinite(numbers).all():
-        raise EvaluationError(f"metrics over seeds must be finite numbers, at least one: got {list(values)}")
+        raise EvaluationError(f"metrics over seeds must be one or more finite numbers, got {list(values)}")
     return numbers

@@ -3,10 +3,10 @@
 (1/N) sum_i -log g(h_m^i, h_c^i) + 1/(N(N-1)) sum over i != j of -log(1 - g(h_m^i, h_c^j)), with g the sigmoid
 of the coincidence head's logit (docs/paper.md, "Losses"). Positives and negatives are averaged separately.
 
-Two steps keep it small. The head's first layer on a concatenation is a sum, W [a; b] = W_a a + W_b b, so it
-is computed for N rows and N columns, not for N^2 pairs. What is left for a pair, relu(u_i + v_j) . w + c, is
-done in tiles, and each tile's gradient is taken while it is there: nothing of size N^2 is kept, nothing
-computed twice.
+Two steps keep the memory linear. The head's first layer applied to a concatenation is a sum,
+W [a; b] = W_a a + W_b b, so it is computed for N rows and N columns instead of N^2 pairs. The rest,
+relu(u_i + v_j) . w + c for each pair, is computed in tiles. The gradient of a tile is computed together with its
+loss, so nothing of size N^2 is kept and nothing is computed twice.
 
 Legend: n local rows, N global rows, D features of h, H hidden units of the head, i x j one tile.
 """
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from sepscene.models.encoders.heads import CoincidenceHead
 
-# Hidden activations of one tile: what stays in the cache of a CPU; enough to fill a GPU.
+# Size of the hidden activations of one tile: fits the cache of a CPU; large enough to keep a GPU busy.
 TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
 
 
@@ -32,17 +32,17 @@ def coincidence_loss(
     start: int = 0,
     tile_bytes: int | None = None,
 ) -> Tensor:
-    """This worker's share of the loss: its h_m against everybody's h_c. Summed over workers it is the loss.
+    """This worker's share of the loss: its h_m against the h_c of all workers. All shares sum to the loss.
 
     Args:
-        h_m_nD: the mixtures of the local pairs; n may be 0.
+        h_m_nD: the mixtures of the local pairs; n can be 0.
         h_c_nD: the channels of the local pairs.
-        global_c_ND: the channels of all workers (`gather_rows`); none means that the local ones are all.
+        global_c_ND: the channels of all workers (`gather_rows`). None: the local ones, for a single worker.
         start: index of the first local pair in the global batch.
         tile_bytes: memory for the hidden activations of one tile.
 
     Returns:
-        Scalar. A global batch of one pair has no negatives and their term is 0; an empty one gives 0.
+        Scalar. With one global pair there are no negatives and their term is 0. An empty batch gives 0.
     """
     global_c_ND = h_c_nD if global_c_ND is None else global_c_ND
     total = global_c_ND.shape[0]
@@ -61,8 +61,8 @@ def split_first_layer(head: CoincidenceHead, h_m_nD: Tensor, h_c_ND: Tensor) -> 
 class _PairLoss(torch.autograd.Function):
     """Weighted sum of softplus(-logit) over the positives and softplus(logit) over the negatives of the rows u.
 
-    logit_ij = relu(u_i + v_j) . w + c; the positive of row i is column start + i. The result is a scalar, so
-    its gradients are known up to a factor as soon as it is: they are made in the forward.
+    logit_ij = relu(u_i + v_j) . w + c; the positive of row i is column start + i. The result is a scalar,
+    so the forward pass can compute its gradients; the backward pass only scales them.
     """
 
     @staticmethod
@@ -77,14 +77,14 @@ class _PairLoss(torch.autograd.Function):
         tile: int,
     ) -> Tensor:
         gradients = [torch.zeros_like(x) for x in (u, v, w, c)]
-        wanted = any(ctx.needs_input_grad)
+        needs_gradients = any(ctx.needs_input_grad)
         loss = u.new_zeros(())
         side = max(1, int((tile / (u.shape[1] * u.element_size())) ** 0.5))
         for i in range(0, u.shape[0], side):
             rows = slice(i, i + side)
             for j in range(0, v.shape[0], side):
                 columns = slice(j, j + side)
-                d_tile = (gradients[0][rows], gradients[1][columns], *gradients[2:]) if wanted else None
+                d_tile = (gradients[0][rows], gradients[1][columns], *gradients[2:]) if needs_gradients else None
                 loss += _tile_loss(u[rows], v[columns], w, c, start + i - j, weights, d_tile)
         ctx.save_for_backward(*gradients)
         return loss
@@ -104,11 +104,11 @@ def _tile_loss(
     weights: tuple[float, float],
     gradients: tuple[Tensor, ...] | None,
 ) -> Tensor:
-    """The loss of a tile, whose positives lie on the diagonal `shift`; adds its gradients to those of u, v, w and c."""
+    """The loss of a tile whose positives are on the diagonal `shift`; adds its gradients to those of u, v, w and c."""
     hidden = (u[:, None] + v[None]).relu_()
     logit = hidden @ w + c
     weight = torch.full_like(logit, weights[1])
-    sign = torch.ones_like(logit)  # -1 turns positives into negatives
+    sign = torch.ones_like(logit)  # 1 for negatives, -1 for positives
     if -logit.shape[0] < shift < logit.shape[1]:
         weight.diagonal(shift).fill_(weights[0])
         sign.diagonal(shift).fill_(-1)
@@ -119,7 +119,7 @@ def _tile_loss(
     d_u, d_v, d_w, d_c = gradients
     d_w += slope.flatten() @ hidden.flatten(0, 1)
     d_c += slope.sum()
-    passing = hidden.sign_()  # the derivative of relu, in the memory of relu
+    passing = hidden.sign_()  # the derivative of relu, computed in place
     d_u += torch.bmm(slope[:, None], passing)[:, 0] * w
     d_v += torch.bmm(slope.T[:, None], passing.transpose(0, 1))[:, 0] * w
     return loss

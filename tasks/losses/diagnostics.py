@@ -1,11 +1,11 @@
-"""Is pre-training healthy? Metrics from what a step has computed anyway, and a warning when h collapses.
+"""Diagnostics of pre-training, from tensors that a step has already computed, and a warning when h collapses.
 
 Alignment and uniformity (Wang & Isola 2020), similarity of positives and negatives, accuracy and area under
-the ROC curve of coincidence prediction, effective rank of h (Roy & Vetterli 2007). No collective call and no
-encoder pass: every worker may ask, or one alone, and at any step.
+the ROC curve of coincidence prediction, effective rank of h (Roy & Vetterli 2007). There are no collective
+calls and no encoder passes, so any number of workers can compute them at any step.
 
-Legend: n local pairs, N global pairs, D features of h, Z features of z, H hidden units of the coincidence
-head.
+Legend: n local pairs, N global pairs, D features of h, Z features of z, H hidden units of the
+coincidence head.
 """
 
 import torch
@@ -16,24 +16,24 @@ from sepscene.tasks.losses.coincidence import split_first_layer
 from sepscene.tasks.losses.joint import JointLoss
 from sepscene.tasks.losses.nt_xent import unit_rows
 
-MOST_ROWS = 512  # metrics look at this many rows at most
+MOST_ROWS = 512  # at most this many rows are used
 COLLAPSED = 0.05  # share of the attainable effective rank below which h counts as collapsed [ours]
-FEWEST_ROWS = 16  # below, the rank says nothing
+FEWEST_ROWS = 16  # the rank of fewer rows is meaningless
 
 
 @torch.no_grad()
 def diagnose(result: JointLoss, head: CoincidenceHead | None = None) -> dict[str, float]:
-    """Metrics of one step, by name; without a coincidence head its metrics are left out.
+    """Metrics of one step by name; without a coincidence head its metrics are omitted.
 
     Returns:
         alignment: mean squared distance of positives on the unit sphere (0 best, 2 for negative pairs).
-        uniformity: log mean exp(-2 d^2) over rows of one view (0 when all are one point; lower is more even).
+        uniformity: log mean exp(-2 d^2) over rows of one view (0 if all rows are equal; lower is more uniform).
         positive_similarity, negative_similarity: mean cosine of z.
         effective_rank: of the centred h of the local views, 1 to `attainable_rank` = min(D, rows - 1).
-        coincidence_accuracy: mean of the shares of positives and of negatives told right, 0.5 for a guess.
-        coincidence_auc: share of (positive, negative) couples in the right order.
+        coincidence_accuracy: balanced accuracy over positives and negatives; chance is 0.5.
+        coincidence_auc: share of (positive, negative) pairs in the right order.
 
-        Metrics without a basis are left out: most need two pairs.
+        Metrics that are undefined are omitted: most need at least two pairs.
     """
     metrics: dict[str, float] = {}
     z_1, z_2 = (unit_rows(z[:MOST_ROWS]) for z in (result.z_1_NZ, result.z_2_NZ))
@@ -80,7 +80,7 @@ def coincidence_metrics(head: CoincidenceHead, h_m_nD: Tensor, h_c_nD: Tensor) -
 def effective_rank(h_BD: Tensor) -> float:
     """exp of the entropy of the normalised singular values of the centred rows: 1 for a line, D for a ball.
 
-    Rows that are all the same, the complete collapse, give 0; rows that are not finite give nan.
+    Identical rows (complete collapse) give 0; rows that are not finite give nan.
     """
     centred = h_BD.double() - h_BD.double().mean(0)
     if not torch.isfinite(centred).all():
@@ -93,13 +93,13 @@ def effective_rank(h_BD: Tensor) -> float:
 
 
 def collapse_warning(metrics: dict[str, float]) -> str:
-    """What to tell the user when the representation collapses; empty while it is well."""
+    """A warning for the user if the representation is collapsing; otherwise empty."""
     rank = metrics.get("effective_rank", 0.0)
     attainable = metrics.get("attainable_rank", 0.0)
     if attainable + 1 < FEWEST_ROWS or rank >= max(1.5, COLLAPSED * attainable):
         return ""
     return (
-        f"the representation is collapsing: h has an effective rank of {rank:.1f} where {attainable:.0f} "
-        "is attainable. Lower training.learning_rate, raise training.global_batch or objective.temperature, "
-        "and listen to the views: pairs that are all alike teach nothing"
+        f"the representation is collapsing: h has an effective rank of {rank:.1f}, out of {attainable:.0f}. "
+        "Lower training.learning_rate, or raise training.global_batch or objective.temperature. Also listen to the "
+        "views: the encoder learns nothing if all pairs sound alike"
     )

@@ -1,15 +1,15 @@
 """Gradient accumulation that keeps the global batch of the contrastive losses (GradCache, Gao et al. 2021).
 
-Adding up the losses of small batches is not the loss of the large one: each row would meet the negatives of
-its own small batch only. Instead the encoder first runs over the chunks without a graph, the losses are taken
-once over all representations, and the encoder runs again chunk by chunk with the gradients of the
-representations in hand. It costs one more forward pass of the encoder and keeps the activations of one chunk
-only. The gradient is exact.
+The losses of small batches do not sum to the loss of the large batch: each row would be compared only with the
+negatives of its own small batch. Instead, the encoder first runs over the chunks without a graph. The loss is then
+computed once over all representations. Finally the encoder runs again, chunk by chunk, and the gradients of the
+representations are propagated through it. This costs one additional forward pass of the encoder and keeps the
+activations of only one chunk. The gradient is exact.
 
-BatchNorm is the one difference from a large batch: its statistics are those of a chunk (over all workers,
-when synchronised), in both passes alike, because a layer's statistics over all chunks would need the
-activations of all chunks. The running averages are updated in the first pass only. Dropout would draw anew in
-the second pass and make the gradient wrong; the project's encoder has none.
+BatchNorm is the only difference from a large batch: in both passes its statistics are those of a chunk (over all
+workers, if synchronised), because statistics over all chunks would need the activations of all chunks. The running
+averages are updated in the first pass only. Dropout would draw a new mask in the second pass, which would make the
+gradient wrong; this project's encoder has no dropout.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +26,9 @@ from sepscene.tasks.losses.joint import JointLoss, JointObjective
 
 
 def cut(views_BLF: Sequence[Tensor], chunk_rows: int, most_rows: int) -> list[tuple[Tensor, ...]]:
-    """The views in chunks of `chunk_rows` rows: as many chunks as `most_rows` rows need, of which some may be empty.
+    """Split the views into chunks of `chunk_rows` rows: as many chunks as `most_rows` rows need; some can be empty.
 
-    `most_rows` is the same on all workers, so they get equally many chunks however many rows each can use.
+    `most_rows` is the same on all workers, so all get the same number of chunks, even if they have fewer rows.
     """
     starts = range(0, most_rows, chunk_rows)
     return [tuple(view[start : start + chunk_rows] for view in views_BLF) for start in starts]
@@ -43,24 +43,24 @@ def accumulate(
 ) -> JointLoss:
     """Add the gradient of the loss over all chunks of all workers to the parameters' `.grad`.
 
-    Takes the place of forward and backward. Collective: all workers pass equally many chunks, of which some
-    may have no rows.
+    Replaces the forward and the backward pass. Collective: all workers must pass the same number of chunks; chunks can
+    be empty.
 
     Args:
-        objective: the bare module, not wrapped in DistributedDataParallel: gradients are averaged here, once.
+        objective: the module itself, not wrapped in DistributedDataParallel: gradients are averaged here, once.
         chunks: the views of each chunk, as the arguments of `JointObjective.forward`.
-        weights: of the terms, as of `JointObjective.forward`.
-        dtype: of autocast in the forward passes; none leaves them as they are. Each pass is a context of its own:
-            autocast keeps the cast weights, and those of a pass without a graph lead to no gradient.
+        weights: of the terms, as in `JointObjective.forward`.
+        dtype: of autocast in the forward passes; None: no autocast. Each pass has its own autocast context, because
+            autocast caches the cast weights, and weights cached without a graph would get no gradient.
 
     Returns:
-        The loss of the global batch; its `loss` is detached, the backward pass has been made.
+        The loss of the global batch. Its `loss` is detached: the backward pass has already run.
 
     Raises:
-        ValueError: without chunks.
+        ValueError: there are no chunks.
     """
     if not chunks:
-        raise ValueError("accumulate needs at least one chunk (it may have no rows)")
+        raise ValueError("accumulate needs at least one chunk (it can be empty)")
     device = chunks[0][0].device.type
     with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype is not None):
         cached = [objective.encode(*chunk) for chunk in chunks]
@@ -69,19 +69,19 @@ def accumulate(
         result = objective.loss(*views, weights=weights)
     result.loss.backward()
     rows = [len(parts[0]) for parts in cached]
-    slopes = [(torch.zeros_like(view) if view.grad is None else view.grad).split(rows) for view in views]
-    with _running_averages_kept(objective):
-        for chunk, slope in zip(chunks, zip(*slopes, strict=True), strict=True):
+    gradients = [(torch.zeros_like(view) if view.grad is None else view.grad).split(rows) for view in views]
+    with _running_averages_frozen(objective):
+        for chunk, gradient in zip(chunks, zip(*gradients, strict=True), strict=True):
             with torch.autocast(device, dtype, enabled=dtype is not None):
                 h = objective.encode(*chunk)
-            torch.autograd.backward(h, slope)
+            torch.autograd.backward(h, gradient)
     _average_gradients(objective)
     return replace(result, loss=result.loss.detach())
 
 
 @contextmanager
-def _running_averages_kept(module: nn.Module) -> Iterator[None]:
-    """BatchNorm uses batch statistics as before, and leaves its running averages alone."""
+def _running_averages_frozen(module: nn.Module) -> Iterator[None]:
+    """BatchNorm uses batch statistics as before, but does not update its running averages."""
     tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for norm in tracking:
         norm.track_running_stats = False
@@ -93,7 +93,7 @@ def _running_averages_kept(module: nn.Module) -> Iterator[None]:
 
 
 def _average_gradients(module: nn.Module) -> None:
-    """What DistributedDataParallel does in its hooks: the mean over workers; a missing gradient is 0."""
+    """Average the gradients over the workers, as DistributedDataParallel does; a missing gradient counts as 0."""
     if world_size() == 1:
         return
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -1,13 +1,12 @@
 """The joint objective, a weighted sum of terms, as one module that DistributedDataParallel can wrap.
 
-View 1 is the mixture (h_m), view 2 the channel (h_c). The encoder sees all views of a worker in one batch, so
-that both views of a pair share one set of batch statistics.
+View 1 is the mixture (h_m), view 2 the channel (h_c). The encoder processes all views of a worker in one batch, so
+both views of a pair share the same batch statistics.
 
 DistributedDataParallel AVERAGES gradients over workers, while the loss is a SUM of the workers' shares over
 the global batch. The returned loss is therefore the local share times the number of workers: the average of
-its gradients is the gradient of the global loss, exactly. All collective calls and all parameters are used
-inside `forward`, in the same order on every worker, also on one without rows, so that no hook and no
-collective call waits for a worker that never comes.
+its gradients is exactly the gradient of the global loss. Every worker, even one without rows, uses all parameters and
+makes the same collective calls in the same order inside `forward`; otherwise the other workers would wait forever.
 
 Legend: n local pairs, N global pairs, F mels, L frames, D features of h, Z features of z.
 """
@@ -25,14 +24,14 @@ from sepscene.tasks.losses.terms import Coincidence, NtXent, Term
 
 @dataclass(frozen=True)
 class JointLoss:
-    """What a step of the objective gives.
+    """The result of one step of the objective.
 
     Attributes:
         loss: scalar to call backward on: the local share of the global loss times the number of workers.
-        parts: detached scalars of the GLOBAL batch, equal on all workers: "loss", each term by its name, without its
-            weight, "temperature" of NT-Xent, and "pairs" (N).
+        parts: detached scalars of the GLOBAL batch, equal on all workers: "loss", each unweighted term by its name,
+            "temperature" of NT-Xent, and "pairs" (N).
         h_1_nD, h_2_nD: representations of the local pairs, detached.
-        z_1_NZ, z_2_NZ: projections of the global pairs by the first term on z, detached; empty where there is none.
+        z_1_NZ, z_2_NZ: projections of the global pairs by the first term on z, detached; empty if there is none.
     """
 
     loss: Tensor
@@ -48,10 +47,10 @@ class JointObjective(nn.Module):
 
     Args:
         trunk: a network of `models.encoders.network`.
-        terms: by name, in the order in which they are added up.
+        terms: by name, in the order in which they are summed.
 
     Raises:
-        ValueError: without a term.
+        ValueError: there are no terms.
     """
 
     def __init__(self, trunk: nn.Module, terms: Mapping[str, Term]) -> None:
@@ -67,7 +66,7 @@ class JointObjective(nn.Module):
 
     @property
     def coincidence_head(self) -> CoincidenceHead | None:
-        """The head of coincidence prediction, where that is a term."""
+        """The head of the coincidence term; None without such a term."""
         return next((term.head for term in self._terms.values() if isinstance(term, Coincidence)), None)
 
     def forward(
@@ -80,17 +79,17 @@ class JointObjective(nn.Module):
         """The loss of this worker's pairs against the global batch. Collective: all workers call it each step.
 
         Args:
-            logmel_1_nLF, logmel_2_nLF: both views of the local pairs; n may differ between workers, and be 0.
-            weights: of the terms at this step, by name (the caller warms them up); 1 for those that are not named.
+            logmel_1_nLF, logmel_2_nLF: both views of the local pairs; n can differ between workers and can be 0.
+            weights: of the terms at this step, by name (the caller applies warm-up); 1 for terms that are not named.
 
         Raises:
-            ValueError: when the views of a pair differ in number.
+            ValueError: the numbers of first and second views differ.
         """
         return self.loss(*self.encode(logmel_1_nLF, logmel_2_nLF), weights=weights)
 
     def encode(self, *views_BLF: Tensor) -> tuple[Tensor, ...]:
         """h_BD of each view, all computed as one batch."""
-        h_BD = _full(self.trunk(torch.cat(views_BLF)))
+        h_BD = _at_least_float32(self.trunk(torch.cat(views_BLF)))
         return h_BD.split([len(view) for view in views_BLF])
 
     def loss(
@@ -100,14 +99,16 @@ class JointObjective(nn.Module):
         *,
         weights: Mapping[str, float] | None = None,
     ) -> JointLoss:
-        """The losses from representations; arguments and errors as for `forward`."""
+        """The loss from representations; arguments and errors as for `forward`."""
         if len(h_1_nD) != len(h_2_nD):
-            raise ValueError(f"pairs need as many first as second views, got {len(h_1_nD)} and {len(h_2_nD)}")
+            raise ValueError(
+                f"the numbers of first and second views must be equal, got {len(h_1_nD)} and {len(h_2_nD)}"
+            )
         counts = gather_counts(len(h_1_nD), h_1_nD.device)
         start = sum(counts[: rank()])
         local = {}
         for name, term in self._terms.items():
-            local[name] = [_full(part) for part in term.project(h_1_nD, h_2_nD)]
+            local[name] = [_at_least_float32(part) for part in term.project(h_1_nD, h_2_nD)]
         everyone = _gathered(local, counts)
         shares = {}
         with torch.autocast(h_1_nD.device.type, enabled=False):
@@ -123,16 +124,17 @@ class JointObjective(nn.Module):
         parts["pairs"] = summed.new_tensor(float(sum(counts)))
         on_z = next((name for name, term in self._terms.items() if term.reads_z), None)
         z_NZ = everyone[on_z] if on_z is not None else (h_1_nD[:0], h_2_nD[:0])
-        return JointLoss(world_size() * share, parts, *(seen.detach() for seen in (h_1_nD, h_2_nD, *z_NZ)))
+        return JointLoss(world_size() * share, parts, *(x.detach() for x in (h_1_nD, h_2_nD, *z_NZ)))
 
 
-def _full(x: Tensor) -> Tensor:
-    """float32 in place of half precision."""
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Half precision converted to float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _gathered(local: dict[str, list[Tensor]], counts: list[int]) -> dict[str, list[Tensor]]:
-    """What the terms want of all workers, by their names; it travels together."""
-    wanted = [part for parts in local.values() for part in parts]
-    everyone = iter(gather_rows(torch.cat(wanted, 1), counts).split([part.shape[1] for part in wanted], 1))
+    """The projections of all workers for each term, gathered in one collective call."""
+    projections = [part for parts in local.values() for part in parts]
+    widths = [part.shape[1] for part in projections]
+    everyone = iter(gather_rows(torch.cat(projections, 1), counts).split(widths, 1))
     return {name: [next(everyone) for _ in parts] for name, parts in local.items()}

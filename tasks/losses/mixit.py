@@ -1,11 +1,11 @@
 """MixIT, the loss that trains a separator without clean sources, and the metrics of a separator.
 
-Mixtures of mixtures (MoM) are the plain sum of two clips. The separated channels are remixed into estimates
-of the two clips; every channel goes to exactly one of them and the cheapest assignment counts (Wisdom et al.
+A mixture of mixtures (MoM) is the sum of two clips. The separated channels are remixed into estimates of the two
+clips: each channel is assigned to exactly one of them, and the assignment with the lowest loss counts (Wisdom et al.
 2020).
 
-Legend: B clips (or mixtures of mixtures), R references, S separated channels, K true sources, T samples, A
-assignments.
+Legend: B clips (or mixtures of mixtures), R references, S separated channels, K true sources, T samples,
+A assignments.
 """
 
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
-_FLOOR = 10 ** (-30 / 10)  # soft threshold: an error 30 dB below the reference is good enough
+_FLOOR = 10 ** (-30 / 10)  # soft threshold: errors 30 dB below the reference hardly count
 _TINY = 1e-8
 
 
 @dataclass(frozen=True)
 class MixitResult:
-    """What MixIT says about a batch.
+    """The result of MixIT for a batch.
 
     Attributes:
         loss: scalar, the mean of `loss_B`, in dB of squared samples; differentiable.
-        mixed_BRT: the channels remixed by the cheapest assignment; differentiable.
+        mixed_BRT: the channels remixed by the best assignment; differentiable.
         mix_matrix_BRS: that assignment, one 1 in each column.
         loss_B: the loss of each mixture of mixtures.
     """
@@ -43,16 +43,16 @@ def mixit_loss(reference_BRT: Tensor, estimate_BST: Tensor) -> MixitResult:
     """The mixture-invariant training loss (docs/paper.md, "Training").
 
     Per reference 10 log10(|y - y'|^2 + 10^-3 |y|^2 + 1e-8), sums over time; mean over references; minimum
-    over all R^S assignments of channels to references (a reference may get none); mean over the batch.
+    over all R^S assignments of channels to references (a reference can get none); mean over the batch.
 
-    The assignment is found from inner products in float64, so no remix but the chosen one is ever made.
+    The assignment is found from inner products in float64, so only the chosen remix is computed.
 
     Args:
         reference_BRT: the clips that were summed.
         estimate_BST: the separated channels of their sum, any S >= 1.
 
     Raises:
-        ValueError: when batch or length differ, or there are too many assignments to try (R^S > 2^20).
+        ValueError: batch or length differ, or there are too many assignments to try (R^S > 2^20).
     """
     _check_same(reference_BRT, estimate_BST, "reference_BRT", "estimate_BST")
     matrices_ARS = _assignments(reference_BRT.shape[1], estimate_BST.shape[1]).to(reference_BRT.device)
@@ -70,23 +70,23 @@ def mixit_loss(reference_BRT: Tensor, estimate_BST: Tensor) -> MixitResult:
 def supervised_loss(source_BKT: Tensor, estimate_BST: Tensor) -> Tensor:
     """Permutation-invariant loss with known sources, the upper bound for MixIT. Scalar, in dB.
 
-    The same thresholded error as MixIT's, minimum over the ways to give each source a channel of its own. The other
-    channels are to be silent; their threshold is 30 dB below the mixture.
+    The same thresholded error as MixIT's; the minimum over all one-to-one assignments of sources to channels. The
+    remaining channels should be silent; their threshold is 30 dB below the mixture.
 
     Raises:
-        ValueError: when batch or length differ, or there are more sources than channels.
+        ValueError: batch or length differ, or there are more sources than channels.
     """
     _check_same(source_BKT, estimate_BST, "source_BKT", "estimate_BST")
     sources = source_BKT.shape[1]
     silent = estimate_BST.shape[1] - sources
     if silent < 0:
-        raise ValueError(f"{sources} sources for {sources + silent} channels: join some by `loudest_targets`")
+        raise ValueError(f"{sources} sources for {sources + silent} channels: merge some with `loudest_targets`")
     target_BST = functional.pad(source_BKT, (0, 0, 0, silent))
     energy_BS = target_BST.square().sum(-1)
     energy_BS[:, sources:] = source_BKT.sum(1).double().square().sum(-1, keepdim=True)
     with torch.no_grad():
         error_BSS = (estimate_BST[:, :, None] - target_BST[:, None]).double().square().sum(-1)
-        # The solver takes finite costs only; what is not finite is so in the loss, whichever target it gets.
+        # The solver needs finite costs. A channel that is not finite makes the loss not finite with any target.
         cost_BSS = _decibel(error_BSS, energy_BS[:, None]).nan_to_num(0, 0, 0).cpu().numpy()
         best = [linear_sum_assignment(cost_SS)[1].tolist() for cost_SS in cost_BSS]
         best_BS = torch.tensor(best, device=target_BST.device)
@@ -95,14 +95,14 @@ def supervised_loss(source_BKT: Tensor, estimate_BST: Tensor) -> Tensor:
 
 
 def loudest_targets(source_KT: Tensor, channels: int) -> Tensor:
-    """What a separator with few channels is to bring out of a scene with many sources: at most `channels` targets.
+    """At most `channels` targets for a separator that has fewer channels than the scene has sources.
 
-    The loudest sources alone, the rest together as the last target; silent ones do not count. Groups that are cheapest
-    for the loss would be the mixture in one channel and the faintest source, hence silence, in the other: trained so, a
-    separator learns to separate nothing.
+    Each of the loudest sources is a target; the sum of all others is the last target; silent sources are dropped.
+    Choosing the groups with the lowest loss instead would put the mixture into one channel and the quietest source,
+    nearly silence, into the other: a separator trained this way would not learn to separate.
 
     Returns:
-        (targets, T), at least one, in order of energy but for the rest.
+        (targets, T), at least one target, loudest first; the sum of the others is last.
     """
     energy_K = source_KT.double().square().sum(-1)
     order = energy_K.argsort(descending=True, stable=True)
@@ -116,8 +116,8 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
     """Scale-invariant signal-to-distortion ratio in dB over the last axis; leading axes broadcast.
 
     10 log10(|a y|^2 / |a y - e|^2) with a = <e, y> / |y|^2 (Le Roux et al. 2019); means are not removed.
-    Finite for silence: both powers carry a tiny constant relative to the signals' own power, which bounds the
-    result to +-100 dB.
+    Finite for silence: a constant that is tiny relative to the signal's power is added to both powers, which bounds
+    the result to +-100 dB.
     """
     estimate = estimate.double()
     reference = reference.double()
@@ -132,9 +132,9 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
 def mixture_improvement(reference_BRT: Tensor, estimate_BST: Tensor) -> Tensor:
     """MoMi_B in dB: SI-SDR improvement on mixtures of mixtures, for real sound without known sources.
 
-    The channels are remixed by the assignment that MixIT finds; the mean over the references of
+    The channels are remixed by the assignment that MixIT finds. The result is the mean over the references of
     SI-SDR(remix, reference) - SI-SDR(sum of references, reference) (Wisdom et al. 2020, "MoMi").
-    References that are silent do not count; a mixture of silent clips gives nan.
+    Silent references do not count; a mixture of silent clips gives nan.
     """
     mixed_BRT = mixit_loss(reference_BRT, estimate_BST).mixed_BRT
     gain_BR = si_sdr(mixed_BRT, reference_BRT) - si_sdr(reference_BRT.sum(1, keepdim=True), reference_BRT)
@@ -145,10 +145,10 @@ def mixture_improvement(reference_BRT: Tensor, estimate_BST: Tensor) -> Tensor:
 def si_sdr_improvement(mixture_BT: Tensor, source_BKT: Tensor, separated_BST: Tensor) -> Tensor:
     """SI-SDR improvement_B in dB on scenes with known sources, by the best one-to-one match.
 
-    Every source is matched with a channel of its own so that the mean of SI-SDR(channel, source) -
+    Sources and channels are matched one-to-one so that the mean of SI-SDR(channel, source) -
     SI-SDR(mixture, source) over the matched pairs is largest. With fewer channels than sources (S < K) only S
-    sources are matched: the metric then speaks of the S sources that the separator brought out best. Silent
-    sources do not count; a clip without an active source gives nan.
+    sources are matched: the metric then describes the S sources that were separated best. Silent sources do not
+    count; a clip without an active source gives nan.
     """
     _check_same(source_BKT, separated_BST, "source_BKT", "separated_BST")
     with torch.no_grad():
@@ -168,7 +168,7 @@ def _best_match(gain_KS: np.ndarray) -> float:
 
 @cache
 def _assignments(targets: int, parts: int) -> Tensor:
-    """All 0/1 matrices (A, targets, parts) that give each part to one target, in lexicographic order."""
+    """All 0/1 matrices (A, targets, parts) that assign each part to one target, in lexicographic order."""
     if targets**parts > 2**20:
         raise ValueError(f"{targets}^{parts} assignments are too many to try: use fewer separated channels")
     choices = torch.tensor(list(product(range(targets), repeat=parts)))
@@ -176,7 +176,7 @@ def _assignments(targets: int, parts: int) -> Tensor:
 
 
 def _errors(target_BRT: Tensor, part_BPT: Tensor, matrices_ARP: Tensor) -> Tensor:
-    """|target - matrix @ parts|^2 for every assignment: (B, A, R), float64, without making the remixes."""
+    """|target - matrix @ parts|^2 for every assignment: (B, A, R), float64, without computing the remixes."""
     target = target_BRT.double()
     part = part_BPT.double()
     gram_BPP = part @ part.mT

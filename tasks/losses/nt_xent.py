@@ -3,8 +3,8 @@
 For a positive pair (i, j) of the 2N views: -log(exp(s_ij / tau) / sum over v != i of exp(s_iv / tau)), s the
 cosine; the mean over all 2N views (docs/paper.md, "Losses").
 
-Each worker computes the rows of its own views against all views, block by block. A block's gradient is taken
-while its logits are still there, so nothing of size n x N outlives its block and nothing is computed twice.
+Each worker compares its own views with all views, block by block. The gradient of a block is computed together with
+its loss, so nothing of size n x N is kept and nothing is computed twice.
 
 Legend: n local pairs, N global pairs, D features of z, b rows of a block.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits of one block: what stays near the cache of a CPU; enough to fill a GPU.
+# Size of the logits of one block: about the cache of a CPU; large enough to keep a GPU busy.
 BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 
 
@@ -28,12 +28,12 @@ def nt_xent(
     temperature: float | Tensor = 0.2,
     block_bytes: int | None = None,
 ) -> Tensor:
-    """This worker's share of the loss: summed over workers it is NT-Xent of the global batch.
+    """This worker's share of the loss: the shares of all workers sum to NT-Xent over the global batch.
 
     Args:
-        z_1_nD, z_2_nD: both views of the local pairs, not normalised; n may be 0.
-        global_1_ND, global_2_ND: the views of all workers (`gather_rows`); none means that the local ones are
-            all.
+        z_1_nD, z_2_nD: both views of the local pairs, not normalised; n can be 0.
+        global_1_ND, global_2_ND: the views of all workers (`gather_rows`). None: the local ones, for a single
+            worker.
         start: index of the first local pair in the global batch.
         temperature: tau > 0; a tensor gets a gradient.
         block_bytes: memory for the logits of a block.
@@ -57,10 +57,10 @@ def nt_xent(
 
 
 def unit_rows(z_ND: Tensor) -> Tensor:
-    """Rows scaled to length 1. A row of zeros stays so and gets no gradient.
+    """Rows scaled to length 1. A row of zeros stays zero and gets no gradient.
 
-    A head whose hidden units are all dead for a row gives z = 0, which has no direction; the usual division
-    by a tiny epsilon would send a gradient of 1e12 through it.
+    If all hidden units of a head are inactive for a row, then z = 0, which has no direction. The usual division by
+    a tiny epsilon would give it a gradient of 1e12.
     """
     length_N1 = z_ND.norm(dim=-1, keepdim=True)
     return torch.where(length_N1 > 1e-8, z_ND / length_N1.clamp_min(1e-8), 0)
@@ -69,8 +69,7 @@ def unit_rows(z_ND: Tensor) -> Tensor:
 class _SumOfCrossEntropies(torch.autograd.Function):
     """sum_i of logsumexp over v != itself_i of scale * <row_i, column_v>, minus the positive's logit.
 
-    The result is a scalar, so its gradients are known up to a factor as soon as it is: they are made in the
-    forward.
+    The result is a scalar, so the forward pass can compute its gradients; the backward pass only scales them.
     """
 
     @staticmethod
@@ -78,7 +77,7 @@ class _SumOfCrossEntropies(torch.autograd.Function):
         ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, itself: Tensor, positive: Tensor, block: int
     ) -> Tensor:
         loss = rows.new_zeros(())
-        wanted = any(ctx.needs_input_grad[:3])
+        needs_gradients = any(ctx.needs_input_grad[:3])
         d_rows = torch.zeros_like(rows)
         d_columns = torch.zeros_like(columns)
         d_scale = torch.zeros_like(scale)
@@ -87,7 +86,7 @@ class _SumOfCrossEntropies(torch.autograd.Function):
             logits.mul_(scale).scatter_(1, itself[b, None], float("-inf"))
             normaliser = logits.logsumexp(1, keepdim=True)
             loss += (normaliser - logits.gather(1, positive[b, None])).sum()
-            if not wanted:
+            if not needs_gradients:
                 continue
             # d loss / d logits = softmax - one-hot of the positive, in place.
             slope = logits.sub_(normaliser).exp_()

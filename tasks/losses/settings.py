@@ -1,4 +1,4 @@
-"""The terms of an objective: which losses, their weights and settings. Apart from the losses, which need torch."""
+"""The terms of an objective: which losses, their weights and settings. Separate from the losses, which import torch."""
 
 from typing import Annotated, Literal
 
@@ -10,9 +10,9 @@ from sepscene.models.names import TERMS
 
 
 class TermSettings(Config):
-    """What every term has."""
+    """Settings that every term has."""
 
-    weight: float = Field(1.0, ge=0, description="of the term in the sum; a term of weight 0 is left out")
+    weight: float = Field(1.0, ge=0, description="weight of the term in the sum; a term with weight 0 is left out")
     warmup_steps: int = Field(0, ge=0, description="steps over which the weight grows from 0 to its value")
 
     def weight_at(self, step: int) -> float:
@@ -25,7 +25,7 @@ class NtXentSettings(TermSettings):
 
     use: Literal["nt-xent"] = Field("nt-xent", description="this term")
     temperature: float = Field(0.2, gt=0, description="tau [open; ours]")
-    learn_temperature: bool = Field(False, description="tau is a parameter, from 0.01 to 1; `temperature` is its start")
+    learn_temperature: bool = Field(False, description="learn tau, from 0.01 to 1, starting at `temperature`")
 
     @property
     def described(self) -> str:
@@ -50,7 +50,7 @@ class VicregSettings(TermSettings):
 
     use: Literal["vicreg"] = Field("vicreg", description="this term")
     invariance: float = Field(25.0, ge=0, description="weight of the mean squared distance of the pairs")
-    variance: float = Field(25.0, ge=0, description="weight of the features' missing spread")
+    variance: float = Field(25.0, ge=0, description="weight of how far the features' standard deviations are below 1")
     covariance: float = Field(1.0, ge=0, description="weight of the squared covariances")
 
     @property
@@ -71,9 +71,9 @@ class CoincidenceSettings(TermSettings):
 
 
 class CustomTerm(CustomPart, TermSettings):
-    """A term that does not come with the package: its class by import path, beside it the fields of its `Config`."""
+    """A custom term: the import path of its class, and the fields of its `Config`."""
 
-    model_config = ConfigDict(extra="allow")  # the other base, which comes later, forbids it
+    model_config = ConfigDict(extra="allow")  # overrides the other base class, which forbids them
 
     known = TERMS
     what = "loss term"

@@ -1,9 +1,9 @@
-"""The terms of an objective as modules: each gives this worker's share of a loss over the global batch.
+"""The terms of an objective as modules: each computes this worker's share of a loss over the global batch.
 
-A term is used in three moves, so that what all terms want of the other workers travels together, once: `project` makes
-from the local representations what the others must see; the rows of all workers are gathered; `share` computes with
-both. Shares are summed over the workers, and gradients flow through the gathered rows to the workers that hold them
-(`tasks.distributed.gather`), so that they are exact.
+A term is computed in three steps, so that a single collective call gathers the rows for all terms: `project` computes
+from the local representations what the other workers need; the rows of all workers are gathered; `share` computes the
+loss from the local and the gathered rows. Shares are summed over the workers. Gradients flow through the gathered rows
+to the workers that hold them (`tasks.distributed.gather`), so they are exact.
 
 Legend: n local pairs, N global pairs, D features of h, Z features of z.
 """
@@ -33,7 +33,7 @@ from sepscene.tasks.losses.settings import (
 from sepscene.tasks.losses.triplet import triplet_loss
 from sepscene.tasks.losses.vicreg import vicreg
 
-TEMPERATURE_RANGE = (0.01, 1.0)  # bounds of a learned tau: below it logits explode, above it they go flat
+TEMPERATURE_RANGE = (0.01, 1.0)  # bounds of a learned tau: below, logits become huge; above, they become nearly equal
 
 
 @dataclass(frozen=True)
@@ -52,42 +52,42 @@ class HeadSizes:
 
 
 class Term(nn.Module):
-    """A loss of pairs of representations; one of your own derives from this and says what `project` and `share` do.
+    """A loss of pairs of representations. A custom term subclasses it and implements `share` and, if needed, `project`.
 
     Attributes:
-        Config: of the class, a pydantic model of the settings with which it is built as `Class(config, sizes)`.
-        reads_z: whether `project` gives z_1 and z_2, which the diagnostics then look at.
+        Config: a pydantic model of its settings; the term is built as `Class(config, sizes)`.
+        reads_z: whether `project` returns z_1 and z_2, which the diagnostics then use.
     """
 
     Config: type[BaseModel]
     reads_z = False
 
     def project(self, h_1_nD: Tensor, h_2_nD: Tensor) -> Sequence[Tensor]:
-        """What the other workers must see of the local pairs: tensors of n rows; n may be 0.
+        """What the other workers need of the local pairs: tensors of n rows; n can be 0.
 
-        It runs under autocast, like the encoder; what comes out in half precision goes on in float32.
+        It runs under autocast, like the encoder; results in half precision are converted to float32.
         """
         return h_1_nD, h_2_nD
 
     def share(
         self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
     ) -> Tensor:
-        """This worker's share of the loss, a scalar: summed over workers it is the loss.
+        """This worker's share of the loss, a scalar: the shares of all workers sum to the loss.
 
-        It runs without autocast, on float32 (float64 stays). Every parameter must be used, also without local pairs, so
-        that no worker waits for another's gradient.
+        It runs without autocast, in float32 or float64. Every parameter must be used, even without local pairs;
+        otherwise other workers would wait for its gradient.
 
         Args:
             h_1_nD, h_2_nD: both views of the local pairs.
-            local: what `project` gave for them.
-            everyone: the same of all workers, N rows.
+            local: what `project` returned for them.
+            everyone: the same from all workers, N rows.
             start: index of the first local pair among them.
         """
         raise NotImplementedError
 
 
 class SimilarityTerm(Term):
-    """What the losses on z have in common: the head that makes z."""
+    """Base class of the losses on z: it has the head that computes z."""
 
     reads_z = True
 
@@ -102,7 +102,7 @@ class SimilarityTerm(Term):
 
 
 class NtXent(SimilarityTerm):
-    """`tasks.losses.nt_xent`, with a temperature that may be learned."""
+    """`tasks.losses.nt_xent`, with a fixed or a learned temperature."""
 
     Config = NtXentSettings
 
@@ -113,7 +113,7 @@ class NtXent(SimilarityTerm):
 
     @property
     def temperature(self) -> Tensor:
-        """tau now; a learned one stays within TEMPERATURE_RANGE, beyond which it gets no gradient."""
+        """The current tau. A learned one is clamped to TEMPERATURE_RANGE; outside of it there is no gradient."""
         if not self.log_temperature.requires_grad:
             return self.log_temperature.exp()
         low, high = TEMPERATURE_RANGE
@@ -152,7 +152,7 @@ class Vicreg(SimilarityTerm):
 
 
 class Coincidence(Term):
-    """`tasks.losses.coincidence`; only the channels' h travels."""
+    """`tasks.losses.coincidence`; only h of the channels is gathered."""
 
     Config = CoincidenceSettings
 
@@ -172,13 +172,13 @@ class Coincidence(Term):
 
 
 def build_term(name: str, settings: TermSettings, sizes: HeadSizes) -> Term:
-    """A term with fresh weights, drawn from torch's global generator; `name` is that in the objective, for messages.
+    """Build a term with new weights from torch's global generator; `name` is its name in the objective, for messages.
 
     Raises:
-        SepsceneError: a custom term cannot be imported, is no term, has no `Config`, or refuses its settings.
+        SepsceneError: a custom term cannot be imported, is not a `Term`, has no `Config`, or its settings are invalid.
     """
     use = settings.use  # type: ignore[attr-defined]
     found = resolve(use, TERMS, "loss term")
     if not (isinstance(found, type) and issubclass(found, Term)):
-        raise SepsceneError(f"objective.terms.{name}: {use} is not a class of tasks.losses.terms.Term")
+        raise SepsceneError(f"objective.terms.{name}: {use} is not a subclass of tasks.losses.terms.Term")
     return found(settings_for(found, settings, f"objective.terms.{name} ({use})"), sizes)

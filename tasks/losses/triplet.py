@@ -2,7 +2,7 @@
 
 max(0, |a - p|^2 - |a - n|^2 + margin) on the unit sphere; anchor a is the mixture, positive p its channel,
 negative n the channel of another row, chosen semi-hard: the nearest that is farther than the positive, or the
-farthest of all if none is (the rule of the common open implementations; the paper's slides do not say).
+farthest of all if none is (as in common open implementations; the paper's slides do not specify it).
 
 Legend: n local pairs, N global pairs, D features of z.
 """
@@ -21,11 +21,11 @@ def triplet_loss(
     start: int = 0,
     margin: float = 0.1,
 ) -> Tensor:
-    """This worker's share: the sum over its anchors, divided by N. Summed over workers it is the global loss.
+    """This worker's share: the sum over its anchors, divided by N. The shares of all workers sum to the global loss.
 
     Args:
-        z_1_nD, z_2_nD: both views of the local pairs, not normalised; n may be 0.
-        global_2_ND: the second views of all workers (`gather_rows`); none means that the local ones are all.
+        z_1_nD, z_2_nD: both views of the local pairs, not normalised; n can be 0.
+        global_2_ND: the second views of all workers (`gather_rows`). None: the local ones, for a single worker.
         start: index of the first local pair in the global batch.
         margin: in squared distance on the unit sphere [open; ours].
 
@@ -49,7 +49,7 @@ def _semi_hard(to_positive_n: Tensor, to_others_nN: Tensor, start: int) -> Tenso
     """Index of each anchor's negative."""
     rows = torch.arange(len(to_positive_n), device=to_positive_n.device)
     distance = to_others_nN.clone()
-    distance[rows, start + rows] = float("nan")  # a row's own channel is no negative
+    distance[rows, start + rows] = float("nan")  # a row's own channel is not a negative
     farther = torch.where(distance > to_positive_n[:, None], distance, float("inf"))
     farthest = distance.nan_to_num(nan=float("-inf")).argmax(1)
     return torch.where(farther.isfinite().any(1), farther.argmin(1), farthest)

@@ -2,10 +2,11 @@
 
     invariance * mean (z_1 - z_2)^2
     + variance * mean over features of max(0, 1 - sqrt(var + 1e-4)), averaged over both views
-    + covariance * sum of the squared off-diagonal covariances / D, added up over both views
+    + covariance * sum of the squared off-diagonal covariances / D, summed over both views
 
-Contrastive losses are short of negative pairs in batches of 64; this one needs none. Variances and covariances are
-those of the global batch, unbiased. The weights 25, 25 and 1 are the authors'; this framework's paper has no such loss.
+Contrastive losses have few negative pairs in batches of 64; this loss needs none. Variances and covariances are
+computed over the global batch, unbiased. The default weights 25, 25 and 1 are those of its authors; the paper of this
+framework does not use VICReg.
 
 Legend: n local pairs, N global pairs, D features of z.
 """
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 TINY_VARIANCE = 1e-4
-"""Keeps the slope of the square root finite where a feature is constant (the authors' value)."""
+"""Keeps the gradient of the square root finite if a feature is constant (the authors' value)."""
 
 
 def vicreg(
@@ -27,18 +28,18 @@ def vicreg(
     variance: float = 25.0,
     covariance: float = 1.0,
 ) -> Tensor:
-    """This worker's share of the loss: summed over workers it is VICReg of the global batch.
+    """This worker's share of the loss: the shares of all workers sum to VICReg over the global batch.
 
-    The terms over the global batch are shared out by the number of local pairs, so that a worker without pairs
-    contributes nothing and the sum of all gradients is exact.
+    The terms over the global batch are divided in proportion to the number of local pairs: a worker without pairs
+    contributes nothing, and the sum of all gradients is exact.
 
     Args:
-        z_1_nD, z_2_nD: both views of the local pairs, not normalised; n may be 0.
-        global_1_ND, global_2_ND: the views of all workers (`gather_rows`); none means that the local ones are all.
+        z_1_nD, z_2_nD: both views of the local pairs, not normalised; n can be 0.
+        global_1_ND, global_2_ND: the views of all workers (`gather_rows`). None: the local ones, for a single worker.
         invariance, variance, covariance: weights of the three terms.
 
     Returns:
-        Scalar. A global batch of fewer than two pairs has no variance and only the first term.
+        Scalar. With fewer than two global pairs there is no variance, and only the first term is computed.
     """
     global_1_ND = z_1_nD if global_1_ND is None else global_1_ND
     global_2_ND = z_2_nD if global_2_ND is None else global_2_ND
@@ -52,7 +53,7 @@ def vicreg(
 
 
 def _variance_term(z_ND: Tensor) -> Tensor:
-    """Mean over the features of how far their standard deviation falls short of 1."""
+    """Mean over the features of 1 - standard deviation, where positive."""
     return functional.relu(1 - (z_ND.var(dim=0) + TINY_VARIANCE).sqrt()).mean()
 
 

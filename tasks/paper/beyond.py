@@ -1,8 +1,7 @@
-"""Rows that the paper does not have, each beside the row of ours that it differs from in one thing.
+"""Rows that are not in the paper, each compared with a row from which it differs in one setting.
 
-The paper gives no number for them. The question for each is whether it beats the row beside it, by a paired t test over
-the seeds that both were run with. A test at 0.05 is meant for a single question: with many rows, expect one in twenty
-to come out well by luck.
+A paired t test over the seeds that both were run with shows whether a row beats the row that it is compared with. A
+test at 0.05 is meant for a single question: with many rows, expect one in twenty to look better by chance.
 """
 
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from sepscene.tasks.paper.claims import Metrics
 
 @dataclass(frozen=True)
 class BeyondRow:
-    """A row of ours.
+    """A row that is not in the paper.
 
     Attributes:
-        name: of the experiment that makes it.
+        name: of the experiment that computes it.
         label: for tables.
         beside: the row that it is compared with.
     """
@@ -39,7 +38,7 @@ BEYOND: tuple[BeyondRow, ...] = (
 
 @dataclass(frozen=True)
 class BeyondResult:
-    """How a row came out; no test where the row beside it was not run with any of its seeds."""
+    """The result of a row; no test if it shares no seed with the row that it is compared with."""
 
     row: BeyondRow
     ours: Interval
@@ -47,10 +46,10 @@ class BeyondResult:
 
 
 def beyond_results(metrics: Metrics) -> tuple[BeyondResult, ...]:
-    """The rows that were run.
+    """The results of the rows that were run.
 
     Raises:
-        EvaluationError: for metrics that are not finite.
+        EvaluationError: metrics are not finite.
     """
     results = []
     for row in BEYOND:

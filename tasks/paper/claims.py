@@ -1,25 +1,26 @@
 """The paper's Tables 2, 4 and 5 as data, its six claims, and the test that decides each from our own metrics.
 
-Rows go by the names of the experiments that make them (`table2/mix-mix+specaug`, `table4/S2+N/simclr-cp`,
-`table5/d1024`); metrics are the shallow classification mAP of each row and seed.
+Rows have the names of the experiments that compute them (`table2/mix-mix+specaug`, `table4/S2+N/simclr-cp`,
+`table5/d1024`). Metrics are the shallow classification mAP of each row and seed.
 
-How a claim is decided. It is a set of contrasts "row X beats row Y", and says that the smallest of their true
-differences is above zero (above -0.01 for "at least as good"). Coincidence prediction helps "in every row" is one
-contrast: the mean over the rows that were run; the rows themselves are shown, and do not decide. Each contrast is a
-paired t test over the seeds that its rows share (equal seeds share data, draws and probes); where runs say how their
-metric changes with the test clips, that variance is added to the seeds'. `tasks.paper.verdicts` has the rule:
+How a claim is decided. A claim is a set of contrasts "row X beats row Y". It states that the smallest of their true
+differences is above zero (above -0.01 for "at least as good"). The claim that coincidence prediction helps "in every
+row" is decided by a single contrast, the mean over the rows that were run; the rows themselves are only shown. Each
+contrast is a paired t test over the seeds that its rows share (equal seeds share data, draws and probes). If it is
+known how the metrics of the runs vary with the test clips, this variance is added to that of the seeds. The rule
+(`tasks.paper.verdicts`):
 
-- supported: all contrasts were run, and each is above zero with p < 0.05 (all must hold, so that testing many needs no
+- supported: all contrasts were run, and each is above zero with p < 0.05 (all must hold, so multiple tests need no
   correction);
-- contradicted: some contrast is below zero with p < 0.05 / number of contrasts that were run (one is enough, so that
-  testing many does: Bonferroni);
-- equal within 0.01: all were run, each is above -0.01 with p < 0.05, and some is below +0.01 with p < 0.05 / number
+- contradicted: a contrast is below zero with p < 0.05 / number of contrasts that were run (one is enough, so multiple
+  tests need the Bonferroni correction);
+- equal within 0.01: all were run, each is above -0.01 with p < 0.05, and one is below +0.01 with p < 0.05 / number
   (two one-sided tests);
-- undecided otherwise: a row is missing, seeds are too few, or differences too small for them. The power says which
-  differences such a design would have found.
+- undecided otherwise: a row is missing, or there are too few seeds for the size of the differences. The power shows
+  which differences the design could have detected.
 
-All p are one-sided. Each claim is decided by itself: nothing is corrected for there being six. The margin, the level
-and the tests are ours; the paper gives one number for each row and no interval.
+All p are one-sided. Each claim is decided separately, without a correction for six claims. The margin, the level and
+the tests are ours; the paper gives one number per row and no intervals.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,10 +43,10 @@ class PaperRow:
     """A row of a table of the paper.
 
     Attributes:
-        name: of the experiment that makes it.
-        label: as the paper writes it.
+        name: of the experiment that computes it.
+        label: as in the paper.
         value: the paper's mAP.
-        note: what else the paper says of it.
+        note: how it differs from the other rows.
     """
 
     name: str
@@ -97,7 +98,7 @@ SAME_EXPERIMENT = {
     "table2/mix-chan+specaug": "table4/S2/simclr",
     "table5/d128": "table4/S2+F+N/simclr-cp",
 }
-"""Rows of two tables that are one experiment under two names: either one's metrics serve both."""
+"""Rows of two tables that are the same experiment under two names: metrics of either are valid for both."""
 
 TWINS = {**SAME_EXPERIMENT, **{second: first for first, second in SAME_EXPERIMENT.items()}}
 """The other name of a row that two tables share."""
@@ -118,8 +119,8 @@ class Claim:
     Attributes:
         statement: the claim in words.
         contrasts: all must hold.
-        margin: how much lower `better` may lie and the claim still hold; 0 unless it says "at least as good".
-        by_mean: the mean over the contrasts decides, not each of them.
+        margin: how much lower `better` can be for the claim to still hold; 0 unless the claim is "at least as good".
+        by_mean: whether the mean over the contrasts decides, instead of each of them.
     """
 
     statement: str
@@ -158,14 +159,14 @@ CLAIMS: tuple[Claim, ...] = (
 
 @dataclass(frozen=True)
 class ContrastResult:
-    """How one contrast came out.
+    """The result of one contrast.
 
     Attributes:
-        paper: the paper's own difference.
-        seeds: that both rows were run with.
-        found: the difference `better` - `worse` with its interval and p; None where a row was not run or no seed is
-            shared.
-        reason: the numbers, or what is missing, in words.
+        paper: the difference in the paper.
+        seeds: those with which both rows were run.
+        found: the difference `better` - `worse` with its interval and p; None if a row was not run or the rows share
+            no seed.
+        reason: the numbers, or what is missing, as text.
     """
 
     contrast: Contrast
@@ -177,7 +178,7 @@ class ContrastResult:
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """The verdict on a claim, with the contrasts behind it; `power` is of finding a true difference of 0.01."""
+    """The verdict on a claim, with its contrasts; `power` is that of detecting a true difference of 0.01."""
 
     claim: Claim
     verdict: Verdict
@@ -187,14 +188,14 @@ class ClaimResult:
 
 
 def decide_claims(metrics: Metrics, replicates: Replicates | None = None) -> tuple[ClaimResult, ...]:
-    """A verdict for each of the six claims, from as many rows and seeds as there are.
+    """A verdict on each of the six claims, from the rows and seeds that are available.
 
     Args:
-        metrics: mAP of each row and seed; a row that two tables share is there under both names.
+        metrics: mAP of each row and seed; a row that two tables share must be there under both names.
         replicates: mAP on resampled test clips; intervals then cover the test clips as well as the seeds.
 
     Raises:
-        EvaluationError: for metrics that are not finite.
+        EvaluationError: metrics are not finite.
     """
     return tuple(_decide(claim, metrics, replicates or {}) for claim in CLAIMS)
 
@@ -211,7 +212,7 @@ def _decide(claim: Claim, metrics: Metrics, replicates: Replicates) -> ClaimResu
 
 
 def _because(results: tuple[ContrastResult, ...], decision: Decision) -> str:
-    """The contrasts that led to the verdict: the decisive one, and those that are missing."""
+    """The contrasts that led to the verdict, and those that are missing."""
     run = [result for result in results if result.found]
     if decision.verdict in ("supported", "equal"):
         return "; ".join(result.reason for result in run)
@@ -222,7 +223,7 @@ def _because(results: tuple[ContrastResult, ...], decision: Decision) -> str:
 def _mean_of_rows(
     results: tuple[ContrastResult, ...], metrics: Metrics, replicates: Replicates
 ) -> tuple[Contrasted | None, str]:
-    """The mean over the contrasts that were run, on the seeds that all of these share; and how it reads."""
+    """The mean over the contrasts that were run, on the seeds that all of them share; and its description."""
     run = [result for result in results if result.found]
     missing = [result.reason for result in results if not result.found]
     seeds = sorted(set.intersection(*(set(result.seeds) for result in run))) if run else []
@@ -256,7 +257,7 @@ def _contrast(contrast: Contrast, margin: float, metrics: Metrics, replicates: R
 def _gains(
     contrast: Contrast, seeds: Sequence[int], metrics: Metrics, replicates: Replicates
 ) -> tuple[Floats, Floats | None]:
-    """`better` - `worse` for each seed, and the mean over seeds on each resample of the test clips, where known."""
+    """`better` - `worse` for each seed; and, if known, its mean over seeds on each resample of the test clips."""
     better = metrics.get(contrast.better, {})
     worse = metrics.get(contrast.worse, {})
     gain = np.array([better[seed] - worse[seed] for seed in seeds])

@@ -1,4 +1,4 @@
-"""The rule that decides a claim about differences between rows, and the power of the design behind it.
+"""The rule that decides a claim about differences between rows, and the statistical power of the design.
 
 Shapes: N seeds, R resamples of the test clips.
 """
@@ -17,7 +17,7 @@ Verdict = Literal["supported", "contradicted", "equal", "undecided"]
 
 LEVEL = 0.05
 MARGIN = 0.01
-"""mAP within which two rows are called equal."""
+"""Difference in mAP within which two rows count as equal."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Contrasted:
 
     Attributes:
         value: the mean difference.
-        error: its standard error, from the spread over seeds and, where known, over test clips; None for one seed, and
+        error: its standard error, from the spread over seeds and, if known, over test clips; None for one seed, and
             for two without any spread.
-        seeds: behind it.
-        margin: the claim says that the difference is above -margin.
+        seeds: number of seeds.
+        margin: the claim states that the difference is above -margin.
     """
 
     value: float
@@ -38,7 +38,7 @@ class Contrasted:
     margin: float
 
     def p_above(self, bound: float) -> float:
-        """One-sided p of "the true difference is above the bound"; 1 where nothing can be said."""
+        """One-sided p of "the true difference is above the bound"; 1 without a standard error."""
         if self.error is None:
             return 1.0
         if self.error < ROUNDING:
@@ -46,12 +46,12 @@ class Contrasted:
         return float(stats.t.sf((self.value - bound) / self.error, self.seeds - 1))
 
     def p_below(self, bound: float) -> float:
-        """One-sided p of "the true difference is below the bound"; 1 where nothing can be said."""
+        """One-sided p of "the true difference is below the bound"; 1 without a standard error."""
         return Contrasted(-self.value, self.error, self.seeds, self.margin).p_above(-bound)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % of Student's t; None for one seed."""
+        """95 % interval of Student's t; None without a standard error."""
         if self.error is None:
             return None
         half = float(stats.t.ppf(0.975, self.seeds - 1)) * self.error
@@ -59,7 +59,7 @@ class Contrasted:
 
     @property
     def words(self) -> str:
-        """+0.012 [−0.003, +0.021], p = 0.012, 16 seeds."""
+        """For example "+0.012 [−0.003, +0.021], p = 0.012, 16 seeds"."""
         if self.interval is None:
             return f"{signed(self.value)}, {'one seed' if self.seeds == 1 else 'two seeds without any spread'}, no test"
         low, high = self.interval
@@ -69,7 +69,7 @@ class Contrasted:
         return f"{signed(self.value)} [{signed(low)}, {signed(high)}], {side}{null}, {self.seeds} seeds"
 
     def power(self, difference: float) -> float | None:
-        """Chance that a test at `LEVEL` finds a true difference of that size with this spread and this many seeds."""
+        """Probability that a test at `LEVEL` detects such a true difference, with this spread and this many seeds."""
         if self.error is None or self.error < ROUNDING:
             return None
         critical = stats.t.ppf(1 - LEVEL, self.seeds - 1)
@@ -78,7 +78,7 @@ class Contrasted:
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict, which contrast is lowest, and the power of finding a difference of `MARGIN` in the least sure one."""
+    """A verdict, the index of the lowest contrast, and the lowest power to detect a difference of `MARGIN`."""
 
     verdict: Verdict
     lowest: int
@@ -94,16 +94,16 @@ def contrasted(difference_N: Floats, clips_R: Floats | None = None, margin: floa
     """The difference of two rows from its values over seeds.
 
     Args:
-        difference_N: for each seed.
-        clips_R: the mean over seeds on each resample of the test clips. All seeds share these clips, so their luck does
-            not average out over seeds: its variance is added to that of the mean over seeds.
+        difference_N: one value per seed.
+        clips_R: the mean over seeds on each resample of the test clips. All seeds share these clips, so their effect
+            does not average out over seeds: its variance is added to the variance of the mean over seeds.
         margin: see `Contrasted`.
 
     Raises:
-        EvaluationError: for values that are not finite.
+        EvaluationError: there are no values, or values are not finite.
     """
     if not len(difference_N) or not np.isfinite(difference_N).all():
-        raise EvaluationError(f"differences over seeds must be finite, at least one: got {difference_N.tolist()}")
+        raise EvaluationError(f"differences over seeds must be one or more finite numbers, got {difference_N.tolist()}")
     count = len(difference_N)
     value = float(np.mean(difference_N))
     spread = float(np.std(difference_N, ddof=1)) if count > 1 else 0.0
@@ -122,7 +122,7 @@ def decide(run: Sequence[Contrasted], margin: float, complete: bool) -> Decision
     Args:
         run: the contrasts that were run.
         margin: 0, or `MARGIN` for "at least as good".
-        complete: whether these are all of the claim's; otherwise it can only be contradicted.
+        complete: whether these are all contrasts of the claim; otherwise it can only be contradicted.
     """
     if not run:
         return Decision("undecided", 0, None)

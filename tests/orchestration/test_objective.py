@@ -159,7 +159,7 @@ def test_a_custom_term_is_trained_with_the_others(
     [
         ({"use": "badlab.nets:Pull", "power": 0}, r"objective.terms.mine \(badlab.nets:Pull\): power: Input should be"),
         ({"use": "badlab.nets:Endless"}, "for two pairs, no finite number"),
-        ({"use": "badlab.nets:MelNet"}, "is not a class of tasks.losses.terms.Term"),
+        ({"use": "badlab.nets:MelNet"}, "is not a subclass of tasks.losses.terms.Term"),
         (
             {"use": "badlab.nets:PullNoSettings"},
             r"objective.terms.mine \(badlab.nets:PullNoSettings\) needs a class attribute Config, a pydantic model",

@@ -214,7 +214,7 @@ def test_tasks_of_one_name_are_refused(bundle: Path, tmp_path: Path) -> None:
     [
         (lambda root: (root / "labelvocabulary.csv").unlink(), "labelvocabulary.csv"),
         (lambda root: (root / "test.json").unlink(), "must be named"),
-        (lambda root: (root / "train.json").write_text('{"../x.wav": []}'), "leaves"),
+        (lambda root: (root / "train.json").write_text('{"../x.wav": []}'), "is outside of"),
         (lambda root: (root / "train.json").write_text('{"0.wav": [{"label": "low"}]}'), "malformed"),
         (lambda root: (root / "task_metadata.json").write_text("{}"), "task_name|embedding_type"),
     ],

@@ -242,7 +242,7 @@ def test_bad_manifests_are_named(tmp_path: Path) -> None:
     for name, message in {
         "list.csv": "column uri is missing; the table has file",
         "list.parquet": "cannot be read as a table",
-        "null.parquet": "row 2 does not fill the columns uri",
+        "null.parquet": "row 2 has no value for uri",
         "blank.parquet": "row 2 has no uri",
         "blank.csv": "row 2 has no uri",
         "none.csv": "cannot be read",

@@ -1,4 +1,4 @@
-"""The audit finds what is wrong, counts what is right, and its digest follows the data alone; what a run says first."""
+"""The audit finds problems, counts clips, and its digest depends only on the data; the first look of a run."""
 
 import shutil
 from dataclasses import replace
@@ -81,7 +81,7 @@ def test_how_recordings_sound(tmp_path: Path) -> None:
 def test_findings(root: Path) -> None:
     done: list[int] = []
     result = audit(read_manifest("table", str(root)), 2, done.append)
-    assert done == list(range(1, 9)), "each recording once, though three clips share one"
+    assert done == list(range(1, 9)), "each recording once, although three clips share one"
     assert (result.clips, result.readable, result.unlabelled) == (10, 4, 1)
     assert result.missing == ("none.wav",)
     causes = dict(result.corrupt)
@@ -96,14 +96,14 @@ def test_findings(root: Path) -> None:
     assert result.duplicates == (("a.wav", "copy.wav", "a.wav@0.5", "a.wav@99"),) and result.leaking == 1
 
 
-def test_text_says_all(root: Path) -> None:
+def test_the_text_lists_all_findings(root: Path) -> None:
     text = found(root).text()
     for words in ("clips       10, readable 4", "none.wav", "cut.wav: truncated", "WARNING     1 of the duplicates"):
         assert words in text
     assert text.splitlines()[-1] == f"digest      {found(root).digest}"
 
 
-def test_digest_follows_the_data_not_its_place_or_the_threads(root: Path) -> None:
+def test_the_digest_depends_on_the_data_not_on_its_location_or_the_threads(root: Path) -> None:
     first = found(root)
     shutil.copytree(root, root.parent / "moved")
     assert found(root.parent / "moved", threads=1).digest == first.digest
@@ -133,7 +133,7 @@ def data_set(root: Path, seconds: float, silent: int, count: int = 4) -> Manifes
     return read_manifest("directory", str(root))
 
 
-def test_nothing_to_say(tmp_path: Path) -> None:
+def test_valid_clips_give_no_notes(tmp_path: Path) -> None:
     assert first_look(data_set(tmp_path, 1.0, silent=0), AudioFormat(clip_seconds=1.0)) == []
 
 
@@ -142,6 +142,6 @@ def test_short_and_silent_clips(tmp_path: Path) -> None:
     assert silent.startswith("1 of 4") and short.startswith("4 of 4") and "0.50 s" in short
 
 
-def test_silence_alone_ends_before_it_begins(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"all 4 clips that were looked at are silent.*0.wav"):
+def test_a_run_on_silence_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"all 4 clips that were checked are silent.*0.wav"):
         first_look(data_set(tmp_path, 1.0, silent=4), AudioFormat(clip_seconds=1.0))

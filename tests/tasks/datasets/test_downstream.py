@@ -1,4 +1,4 @@
-"""Every layout of a task, made up: its sounds, labels, folds and splits, before anything is embedded."""
+"""Every layout of a task, with generated files: its sounds, labels, folds and splits."""
 
 import json
 from pathlib import Path
@@ -79,6 +79,16 @@ def test_a_label_that_the_vocabulary_lacks_is_refused(tmp_path: Path) -> None:
         read_task(f"hear:{write(tmp_path, files)}")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("idx,name\n0,dog\n", "column label is missing"), ("idx,label\n0,dog,x\n", "cannot be read as a table")],
+)
+def test_a_malformed_vocabulary_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    files = hear("scene", "trainvaltest", {split: {"a.wav": ["dog"]} for split in ("train", "valid", "test")})
+    with pytest.raises(ManifestError, match=rf"labelvocabulary\.csv: {message}"):
+        read_task(f"hear:{write(tmp_path, files | {'labelvocabulary.csv': text})}")
+
+
 def test_a_labelled_folder_tests_a_fifth_of_each_class(tmp_path: Path) -> None:
     files = {f"{label}/{n}.wav": "" for label in ("dog", "cat") for n in range(10)}
     task = read_task(f"directory:{write(tmp_path, files)}")
@@ -95,4 +105,4 @@ def test_clips_of_one_recording_end_where_the_next_one_begins(tmp_path: Path) ->
         (4.0, None),
         (2.5, 4.0),
         (0.0, None),
-    ], "a clip without a label is no sound of a task"
+    ], "a clip without a label is not a sound of the task"

@@ -1,6 +1,6 @@
-"""Whatever a file holds, a reader gives an answer or a `SepsceneError`; nothing else leaves.
+"""For files with any content, a reader returns a result or raises a `SepsceneError`, and nothing else.
 
-By hand, for as long as wanted: SEPSCENE_FUZZ_SECONDS=3600 python -m pytest tests/tasks/datasets/test_fuzz.py
+To run it longer: SEPSCENE_FUZZ_SECONDS=3600 python -m pytest tests/tasks/datasets/test_fuzz.py
 """
 
 import io
@@ -92,7 +92,7 @@ KINDS: dict[str, tuple[list[bytes], str, Callable[[Path], object]]] = {
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 120)
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_typed_errors_leave(tmp_path: Path, kind: str) -> None:
+def test_only_typed_errors_are_raised(tmp_path: Path, kind: str) -> None:
     originals, name, read = KINDS[kind]
     (tmp_path / "class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/1,Dog\n")
     (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')

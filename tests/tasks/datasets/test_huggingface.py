@@ -1,4 +1,4 @@
-"""What Hugging Face's `datasets` writes with save_to_disk, read without it: clips, splits, labels, sound, faults."""
+"""Data sets written by save_to_disk of Hugging Face's `datasets`, read without it: clips, splits, labels, errors."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from sepscene.orchestration.evaluation.embed_files import list_files
 from sepscene.tasks.datasets.audit import audit
 from sepscene.tasks.datasets.readers import ManifestError, read_manifest
 
-datasets = pytest.importorskip("datasets", reason="the package that writes them is a tool of developers")
+datasets = pytest.importorskip("datasets", reason="the package that writes them is installed for development only")
 AUDIO = AudioFormat(clip_seconds=0.5)
 
 
@@ -28,8 +28,8 @@ def sound(number: int) -> bytes:
 
 def data_set(column: str = "audio") -> Any:
     cells = [{"bytes": sound(number), "path": f"{number}.wav"} for number in range(1, 7)]
-    made = datasets.Dataset.from_dict({"speaker": list("abcdef"), column: cells, "label": [0, 1, 0, 1, -1, 0]})
-    return made.cast_column(column, datasets.Audio()).cast_column("label", datasets.ClassLabel(names=["dog", "cat"]))
+    whole = datasets.Dataset.from_dict({"speaker": list("abcdef"), column: cells, "label": [0, 1, 0, 1, -1, 0]})
+    return whole.cast_column(column, datasets.Audio()).cast_column("label", datasets.ClassLabel(names=["dog", "cat"]))
 
 
 def peaks(root: Path) -> list[float]:
@@ -57,7 +57,7 @@ def test_one_data_set_in_several_files_with_another_column(tmp_path: Path) -> No
     assert manifest.clips["clip_id"][2].as_py() == "data-00001-of-00004.arrow#0"
 
 
-def test_sound_is_read_from_the_file_as_it_is_now(tmp_path: Path) -> None:
+def test_rows_that_a_file_does_not_have_are_refused(tmp_path: Path) -> None:
     data_set().save_to_disk(tmp_path)
     (uri,) = read_manifest("huggingface", str(tmp_path)).clips["uri"].to_pylist()[:1]
     read_clip(uri, AUDIO, 0.0)
@@ -69,7 +69,7 @@ def test_sound_is_read_from_the_file_as_it_is_now(tmp_path: Path) -> None:
         read_clip("memory://somewhere/a.arrow#0", AUDIO, 0.0)
 
 
-def test_a_row_without_bytes_is_that_clips_fault(tmp_path: Path) -> None:
+def test_a_row_without_bytes_is_a_corrupt_clip(tmp_path: Path) -> None:
     table = pa.table({"audio": [{"bytes": sound(1), "path": None}, {"bytes": None, "path": "/etc/passwd"}]})
     with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
         writer.write_table(table)
@@ -79,19 +79,22 @@ def test_a_row_without_bytes_is_that_clips_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "says"),
+    ("files", "message"),
     [
-        ({}, "holds no state.json; write the data set there with its method save_to_disk"),
+        ({}, "contains no state.json; write the data set there with its method save_to_disk"),
         ({"state.json": "{}"}, "is not what save_to_disk writes"),
         ({"state.json": "[1"}, "is not what save_to_disk writes"),
-        ({"state.json": json.dumps({"_data_files": [{"filename": "../a.arrow"}]})}, "leaves the data set's root"),
+        (
+            {"state.json": json.dumps({"_data_files": [{"filename": "../a.arrow"}]})},
+            "is outside of the data set's root",
+        ),
         ({"state.json": json.dumps({"_data_files": [{"filename": "a.arrow"}]})}, r"a\.arrow: cannot be read as Arrow"),
     ],
 )
-def test_what_is_no_such_data_set(files: dict[str, str], says: str, tmp_path: Path) -> None:
+def test_other_folders_are_refused(files: dict[str, str], message: str, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(ManifestError, match=says):
+    with pytest.raises(ManifestError, match=message):
         read_manifest("huggingface", str(tmp_path))
 
 

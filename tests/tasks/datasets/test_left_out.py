@@ -1,4 +1,4 @@
-"""What a reader leaves out is counted by reason, and a clip without a label has none, however that was written."""
+"""Files that a reader leaves out are counted by reason, and all ways to write "no label" are recognised."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def reasons(manifest: Manifest) -> dict[str, int]:
 
 
 def left_out(manifest: Manifest) -> int:
-    """Files and members of archives that no clip came from."""
+    """Number of files and members of archives without a clip."""
     return sum(reasons(manifest).values())
 
 
@@ -55,33 +55,33 @@ def tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 class TestDirectory:
-    def test_a_file_beside_the_splits_leaves_them_splits(self, tmp_path: Path) -> None:
+    def test_a_file_next_to_the_splits_is_left_out(self, tmp_path: Path) -> None:
         names = [
             f"{split}/{label}/{n}.wav" for split in ("train", "test") for label in ("dog", "cat") for n in range(2)
         ]
         manifest = read_manifest("directory", touch(tmp_path, *names, "intro.wav", "notes.txt", ".git/x.wav", "v.m4a"))
         assert manifest.classes == ("cat", "dog") and manifest.splits == ("test", "train") and len(manifest) == 8
         assert reasons(manifest) == {
-            "it lies beside the folders of the splits": 1,
+            "not inside a folder of a split": 1,
             "hidden: a name in its path begins with a dot": 1,
             "suffix .txt is not read": 1,
             "suffix .m4a is not read": 1,
         }
         assert len(manifest.remarks()) == 4 and "intro.wav" in " ".join(manifest.remarks())
 
-    def test_a_folder_beside_the_splits_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ManifestError, match="train are splits, but extra beside them are not"):
+    def test_a_folder_next_to_the_splits_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ManifestError, match="train are splits, but extra are not"):
             read_manifest("directory", touch(tmp_path, "train/dog/a.wav", "test/dog/b.wav", "extra/dog/c.wav"))
 
     def test_a_class_with_the_name_of_a_split(self, tmp_path: Path) -> None:
-        """ESC-50 has a class `train`, which is a vehicle there."""
+        """ESC-50 has a class `train`, the vehicle."""
         manifest = read_manifest("directory", touch(tmp_path, "train/a.wav", "train/b.wav", "airplane/c.wav"))
         assert manifest.classes == ("airplane", "train")
 
-    def test_one_class_is_said(self, tmp_path: Path) -> None:
+    def test_one_class_is_noted(self, tmp_path: Path) -> None:
         manifest = read_manifest("directory", touch(tmp_path, *(f"sounds/{n % 2}/{n}.wav" for n in range(6))))
         assert manifest.classes == ("sounds",)
-        assert "holds folders of its own (0, 1); is the root one level too high?" in manifest.notes[0]
+        assert "its folder contains folders (0, 1); is the root one level too high?" in manifest.notes[0]
 
     def test_a_name_that_is_not_utf_8(self, tmp_path: Path) -> None:
         (tmp_path / "dog").mkdir()
@@ -98,7 +98,7 @@ class TestDirectory:
 
 
 class TestFolder:
-    def test_words_in_a_path_make_no_splits(self, tmp_path: Path) -> None:
+    def test_words_in_a_path_are_not_splits(self, tmp_path: Path) -> None:
         table = "file_name,label\nstation/train whistle.wav,a\ntest_1.wav,b\nfield test/dev/2.wav,b\n"
         manifest = read_manifest("folder", touch(tmp_path, metadata_csv=table))
         assert manifest.splits == ("train",) and "all are in split train" in manifest.notes[0]
@@ -116,14 +116,14 @@ class TestShards:
         assert [clip["labels"] for clip in manifest.clips.to_pylist()] == [["x"]] * 3 + [[], []]
         assert reasons(manifest) == {
             ".tar.gz is not read: unpack it to .tar": 1,
-            "it lies beside the archives, not in one": 1,
+            "not inside a shard": 1,
             "suffix .png is not read": 1,
             "no sound has its key": 1,
         }
         alone = read_manifest("shards", str(tmp_path / "train-0.tar"))
         assert reasons(alone) == {"suffix .png is not read": 1, "no sound has its key": 1}
 
-    def test_only_packed_ones_say_what_to_do(self, tmp_path: Path) -> None:
+    def test_compressed_shards_are_refused_with_a_fix(self, tmp_path: Path) -> None:
         with pytest.raises(ManifestError, match=r"2 \(.tar.gz is not read: unpack it to .tar\)"):
             read_manifest("shards", touch(tmp_path, "a.tar.gz", "b.tar.gz"))
 
@@ -147,7 +147,7 @@ class TestPublic:
         assert manifest.clips.select(["clip_id", "labels"]).to_pylist() == [
             {"clip_id": "aaaaaaaaaaa_60000", "labels": ["Alarm"]}
         ]
-        assert manifest.absent == ("aaaaaaaaaaa",) and reasons(manifest) == {"its name is that of no segment": 1}
+        assert manifest.absent == ("aaaaaaaaaaa",) and reasons(manifest) == {"its name does not match a segment": 1}
 
 
 class TestNoLabel:
@@ -172,13 +172,14 @@ class TestNoLabel:
             [-1],
         ],
     )
-    def test_cells_that_say_nothing(self, cell: object) -> None:
+    def test_cells_without_a_label(self, cell: object) -> None:
         assert split_labels(cell) == () and class_labels(cell, ("dog",), "here") == ()
 
     def test_class_numbers(self) -> None:
         names = ("dog", "cat")
         assert class_labels(-1, names, "here") == () == class_labels(-1.0, (), "here") == class_labels([-1], names, "h")
         assert class_labels(1.0, names, "here") == ("cat",) and class_labels([0, 1, None], names, "h") == names
+        assert class_labels("1" * 5000, names, "here") == ("1" * 5000,), "too long for a number"
         assert class_labels(3, (), "here") == ("3",) and class_labels("owl", names, "here") == ("owl",)
         with pytest.raises(ManifestError, match="label 2 has no name; the schema names 2"):
             class_labels(2, names, "here")
@@ -200,7 +201,7 @@ class TestNoLabel:
         assert manifest.clips["labels"].to_pylist() == [["dog"], []] and manifest.classes == ("dog",)
 
     def test_minus_one_in_every_format(self, tmp_path: Path) -> None:
-        """As Hugging Face and scripts around it write "no label", also where no schema says that it is a number."""
+        """ "No label" as Hugging Face and related scripts write it, even if no schema declares class numbers."""
         touch(tmp_path, "a.wav", "b.wav")
         (tmp_path / "manifest.csv").write_text("uri,labels,split\na.wav,3,train\nb.wav,-1,test\n")
         (tmp_path / "metadata.jsonl").write_text(
@@ -215,12 +216,12 @@ class TestNoLabel:
             manifest = read_manifest(format, str(root))
             assert manifest.clips["labels"].to_pylist() == [["3"], []], format
             assert manifest.classes == ("3",) and manifest.unlabelled == 1
-            assert "there is one class, '3': nothing can be told apart" in manifest.remarks()
+            assert "there is one class, '3': an encoder cannot be evaluated on it" in manifest.remarks()
 
 
 class TestBounds:
     def test_a_table_of_repeated_values(self, tmp_path: Path) -> None:
-        """A file of a few kilobytes whose labels would be 4 GB."""
+        """A file of a few kilobytes whose labels would take 4 GB."""
         text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(4_000, np.int32)), pa.array(["x" * (1 << 20)]))
         uris = [f"{n}.wav" for n in range(4_000)]
         table = pa.table({"uri": uris, "labels": text, "split": pa.array(["a"] * 4_000)})
@@ -288,7 +289,7 @@ def test_every_member_of_an_archive_is_used_or_skipped(members: list[tuple[str, 
 
 
 def _stem_of(sound_name: str, names: set[str]) -> str:
-    """The key of the label file that belongs to a sound: its own, or what comes before the first dot."""
+    """The key of the label file of a sound: its full key, or the part before the first dot."""
     key = sound_name.rsplit(".", 1)[0]
     folder, _, base = key.rpartition("/")
     short = f"{folder}/{base.split('.')[0]}" if folder else base.split(".")[0]
@@ -332,10 +333,10 @@ ROWS = st.lists(st.sampled_from(["dog", "", None, "cat;dog"]), min_size=1, max_s
 @OFTEN
 @given(shards=st.lists(ROWS, min_size=1, max_size=3), beside=BESIDE)
 @pytest.mark.parametrize("format", ["parquet", "huggingface"])
-def test_every_row_is_a_clip_and_every_file_beside_is_counted(
+def test_every_row_is_a_clip_and_every_other_file_is_counted(
     format: str, shards: list[list[str | None]], beside: set[str]
 ) -> None:
-    """In Parquet, and in Arrow as Hugging Face writes it; `c.arrow` is a file that its state.json does not name."""
+    """In Parquet, and in Arrow as Hugging Face writes it; `c.arrow` is not named in its state.json."""
     with TemporaryDirectory() as folder:
         touch(Path(folder), *beside)
         for number, labels in enumerate(shards):
@@ -360,7 +361,7 @@ def test_every_row_is_a_clip_and_every_file_beside_is_counted(
 @OFTEN
 @given(files=FILES)
 def test_every_file_below_a_folder_is_embedded_or_skipped(files: set[tuple[tuple[str, ...], str, str]]) -> None:
-    """`sepscene embed FOLDER` takes what a data set of format `directory` has, and counts the rest."""
+    """`sepscene embed FOLDER` embeds the clips of a data set of format `directory`, and counts the rest."""
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.evaluation.embed_files import list_files
 

@@ -1,4 +1,4 @@
-"""Public data sets and sharded layouts, built small in the real layout."""
+"""Public data sets and sharded layouts, as small copies of the real layouts."""
 
 import io
 import json
@@ -85,7 +85,7 @@ class TestAudioSet:
         assert [row[0] for row in rows(manifest)] == ["--aE2O5G5WE"]
         assert manifest.absent[-1] == "--aE2O5G5WE_50500" and len(manifest.absent) == 4
 
-    def test_a_name_stands_for_one_id(self, tmp_path: Path) -> None:
+    def test_a_file_name_matches_one_id(self, tmp_path: Path) -> None:
         both = HEADER + 'ABCDEFGHIJ_, 0, 10, "/m/09x0r"\nYABCDEFGHIJ, 0, 10, "/m/0bt9lr"\n'
         files = {"class_labels_indices.csv": INDEX, "eval_segments.csv": both, "a/YABCDEFGHIJ_.wav": ""}
         manifest = read_manifest("audioset", write(tmp_path, files))
@@ -104,9 +104,13 @@ class TestAudioSet:
             ({}, r"class_labels_indices.csv: no such file"),
             ({"class_labels_indices.csv": INDEX}, r"has no \*_segments.csv"),
             (FILES, "the data set is empty"),
-            (FILES | {"eval_segments.csv": 'abcdefghijk, 1, 2, "/m/none"\n'}, "label '/m/none', which the index lacks"),
+            (
+                FILES | {"eval_segments.csv": 'abcdefghijk, 1, 2, "/m/none"\n'},
+                "label '/m/none', which class_labels_indices.csv lacks",
+            ),
             (FILES | {"eval_segments.csv": "../../../x, 1, 2, /m/0bt9lr\n"}, "is not `YTID"),
             (FILES | {"eval_segments.csv": "abcdefghijk, 1\n"}, "is not `YTID"),
+            (FILES | {"eval_segments.csv": 'abcdefghijk, 1, 2, "' + 200_000 * "x"}, "cannot be read as CSV"),
         ],
     )
     def test_refusals(self, tmp_path: Path, files: dict[str, str], message: str) -> None:
@@ -150,7 +154,7 @@ class TestFsd50k:
             "FSD50K.ground_truth/dev.csv": "fname,labels,mids,split\n../../x,Bark,/m/05tny_,train\n",
             "FSD50K.ground_truth/eval.csv": "fname,labels,mids\n",
         }
-        with pytest.raises(ManifestError, match=r"leaves the data set's root"):
+        with pytest.raises(ManifestError, match=r"is outside of the data set's root"):
             read_manifest("fsd50k", write(tmp_path, files))
 
 
@@ -182,7 +186,7 @@ class TestShards:
             read = read_clip(clip["uri"], AudioFormat(clip_seconds=1), clip["offset_seconds"])
             assert np.flatnonzero(read)[-1] == samples - 1
 
-    def test_one_shard_alone(self, tmp_path: Path) -> None:
+    def test_a_single_shard(self, tmp_path: Path) -> None:
         tar(tmp_path / "x.tar", {"a.wav": wav()})
         manifest = read_manifest("shards", f"{tmp_path}/x.tar")
         assert rows(manifest) == [("x.tar#a.wav", [], "train")]
@@ -220,14 +224,14 @@ class TestShards:
 
     @pytest.mark.parametrize("where", [0, 100, 512, 600, -10, -600])
     def test_a_cut_archive(self, tmp_path: Path, where: int) -> None:
-        """At a member's end, in the header of the next, after it, in its sound, and in the sound of the one before."""
+        """At the end of a member; in and after the next header; in the next sound; and in the sound before."""
         tar(tmp_path / "s.tar", {f"{n}.wav": wav() for n in range(5)})
         member = 512 + -(-len(wav()) // 512) * 512
         whole = (tmp_path / "s.tar").read_bytes()
         (tmp_path / "s.tar").write_bytes(whole[: 2 * member + where])
         with pytest.raises(ManifestError, match="not a readable tar archive"):
             read_manifest("shards", str(tmp_path))
-        (tmp_path / "s.tar").write_bytes(whole[: 5 * member + 1024])  # some writers fill no 10 kB up
+        (tmp_path / "s.tar").write_bytes(whole[: 5 * member + 1024])  # some writers do not pad to 10 kB
         assert len(read_manifest("shards", str(tmp_path))) == 5
 
     def test_not_a_tar(self, tmp_path: Path) -> None:
@@ -254,6 +258,16 @@ class TestParquet:
         read = read_clip(manifest.clips["uri"][1].as_py(), AudioFormat(clip_seconds=1))
         assert np.flatnonzero(read)[-1] == 3_199
 
+    @pytest.mark.parametrize(
+        ("label", "expected"),
+        [({"names": ["dog", 7]}, "7"), ({"names": 5}, "1"), ([{"names": None}], "1"), ("text", "1")],
+    )
+    def test_malformed_class_names(self, tmp_path: Path, label: object, expected: str) -> None:
+        metadata = {"huggingface": json.dumps({"info": {"features": {"label": label}}})}
+        table = pa.table({"audio": [wav()], "label": [1]}).replace_schema_metadata(metadata)
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert rows(read_manifest("parquet", str(tmp_path))) == [("a.parquet#0", [expected], "train")]
+
     def test_plain_columns(self, tmp_path: Path) -> None:
         table = {"audio": [wav()] * 2, "labels": [["a", "b"], []], "split": ["x", "y"], "offset_seconds": [0.0, 0.01]}
         pq.write_table(pa.table(table), tmp_path / "all.parquet")
@@ -265,13 +279,17 @@ class TestParquet:
         pq.write_table(pa.table({"sound": [b""]}), tmp_path / "a.parquet")
         with pytest.raises(ManifestError, match="no column `audio`; it has sound"):
             read_manifest("parquet", str(tmp_path))
+        times = pa.table({"audio": [b""], "label": pa.array([10**15], pa.timestamp("s"))})
+        pq.write_table(times, tmp_path / "a.parquet")
+        with pytest.raises(ManifestError, match="cannot be read as Parquet"):
+            read_manifest("parquet", str(tmp_path))
         (tmp_path / "a.parquet").write_bytes(b"PAR1")
         with pytest.raises(ManifestError, match="cannot be read as Parquet"):
             read_manifest("parquet", str(tmp_path))
 
 
 class TestFolder:
-    def test_one_table_a_split(self, tmp_path: Path) -> None:
+    def test_one_table_per_split(self, tmp_path: Path) -> None:
         files = {
             "train/metadata.csv": "file_name,label\nwavs/a.wav,dog\nb.wav,cat;dog\n",
             "test/metadata.jsonl": '{"file_name": "c.wav", "labels": ["owl"]}\n\n{"file_name": "d.wav"}\n',
@@ -293,11 +311,11 @@ class TestFolder:
         [
             ({"a.wav": ""}, "has no metadata.csv or metadata.jsonl"),
             ({"metadata.csv": "name,label\na.wav,x\n"}, "column file_name is missing"),
-            ({"metadata.csv": "file_name\n../a.wav\n"}, "leaves the data set's root"),
-            ({"train/metadata.csv": "file_name\n../a.wav\n"}, "leaves the data set's root"),
+            ({"metadata.csv": "file_name\n../a.wav\n"}, "is outside of the data set's root"),
+            ({"train/metadata.csv": "file_name\n../a.wav\n"}, "is outside of the data set's root"),
             ({"metadata.jsonl": "{\n"}, "cannot be read as a table"),
             ({"metadata.jsonl": "[1]\n"}, "cannot be read as a table|column file_name is missing"),
-            ({"metadata.jsonl": '{"file_name": "a"}\n{"label": 1}\n'}, "row 2 does not fill"),
+            ({"metadata.jsonl": '{"file_name": "a"}\n{"label": 1}\n'}, "row 2 has no value for file_name"),
         ],
     )
     def test_refusals(self, tmp_path: Path, files: dict[str, str], message: str) -> None:
@@ -306,11 +324,11 @@ class TestFolder:
 
 
 def test_a_sparse_member_of_an_archive_is_never_unpacked(tmp_path: Path) -> None:
-    """Its header alone stands for 8 GiB."""
+    """Its header claims 8 GiB."""
     entry = tarfile.TarInfo("a.wav")
     entry.type = tarfile.GNUTYPE_SPARSE
     header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
-    for start, number in ((386, 2**33), (398, 0), (483, 2**33)):  # where a hole begins, its bytes, the size unpacked
+    for start, number in ((386, 2**33), (398, 0), (483, 2**33)):  # start of a hole, its bytes, the unpacked size
         header[start : start + 12] = b"%011o\0" % number
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)

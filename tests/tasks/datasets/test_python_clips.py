@@ -1,4 +1,4 @@
-"""Clips listed from Python: one table that every command reads, whatever the iterable was."""
+"""Clips listed in Python, from any iterable, become a table that every command reads."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_the_table_is_what_was_listed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("clips", "says"),
+    ("clips", "message"),
     [
         ([], "the clips: the data set is empty"),
         ([{"labels": "dog"}], "clip 0 has no uri; it has labels"),
@@ -45,17 +45,20 @@ def test_the_table_is_what_was_listed(tmp_path: Path, monkeypatch: pytest.Monkey
         ([{"uri": "a.wav", "offset_seconds": -1}], "clip 0: offset_seconds is -1"),
         (["a.wav"], "clip 0 is a str: give a mapping with `uri`"),
         ([{"uri": "caf\udce9.wav"}], "not UTF-8"),
+        ([{"uri": 5}], "clip 0: uri has type int; give a path"),
+        ([{"uri": b"a.wav"}], "clip 0: uri has type bytes; give a path"),
+        ([{"uri": f"{n}.wav", "split": str(n)} for n in range(2**15)], "has 32768 different splits"),
     ],
 )
-def test_what_cannot_be_listed(clips: list, says: str, tmp_path: Path) -> None:
-    with pytest.raises(sepscene.SepsceneError, match=says):
+def test_invalid_clips_are_refused(clips: list, message: str, tmp_path: Path) -> None:
+    with pytest.raises(sepscene.SepsceneError, match=message):
         sepscene.write_clips(clips, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_another_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="is no file"):
+    with pytest.raises(ManifestError, match="is not a file"):
         read_manifest("clips", str(tmp_path))
     pq.write_table(pa.table({"uri": ["a.wav"]}), tmp_path / "a.parquet")
-    with pytest.raises(ManifestError, match=r"is no table of sepscene\.write_clips"):
+    with pytest.raises(ManifestError, match=r"is not a table of sepscene\.write_clips"):
         read_manifest("clips", str(tmp_path / "a.parquet"))

@@ -28,7 +28,7 @@ from sepscene.tasks.losses.settings import (
 )
 from sepscene.tasks.losses.terms import HeadSizes, build_term
 
-ROWS = {2: (3, 2), 4: (3, 0, 2, 1)}  # uneven, and a worker without rows
+ROWS = {2: (3, 2), 4: (3, 0, 2, 1)}  # uneven, including a worker without rows
 CASES: dict[str, dict[str, Any]] = {
     "joint": {"similarity": NtXentSettings(learn_temperature=True)},
     "triplet": {"similarity": TripletSettings(margin=1.0)},
@@ -60,7 +60,7 @@ def build(
 
 def global_views(rows: int, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    # Scales that differ from row to row: local batch statistics would differ between workers.
+    # Scales differ between rows, so local batch statistics would differ between workers.
     scale = torch.arange(1, rows + 1)[:, None, None]
     return [(torch.randn(rows, 32, 32, generator=generator) * scale).to(dtype) for _ in range(2)]
 
@@ -97,7 +97,7 @@ def run_case(case: dict[str, Any], sizes: tuple[int, ...], rank: int) -> dict[st
 
 
 def norm_leak(sizes: tuple[int, ...], rank: int) -> dict[int, Tensor]:
-    """h of every global row, when the rows are dealt to the workers in order and in reverse."""
+    """h of every global row, with the rows assigned to the workers in order and in reverse."""
     objective = build()
     synchronise_batchnorm(objective)
     (views,) = global_views(sum(sizes), torch.float64)[:1]
@@ -123,8 +123,7 @@ def one_process(case: dict[str, Any], sizes: tuple[int, ...]) -> dict[str, Any]:
         result = objective(*views, weights={"coincidence": 0.7})
         result.loss.backward()
         return state_of(objective, result)
-    # The same number of a chunk on all workers shares batch statistics; afterwards all rows meet in rank
-    # order.
+    # Chunks with the same number share batch statistics over all workers; then all rows are joined in rank order.
     pieces = [halves(local(views, sizes, rank)) for rank in range(len(sizes))]
     encoded = []
     for number in range(2):
@@ -140,7 +139,9 @@ def one_process(case: dict[str, Any], sizes: tuple[int, ...]) -> dict[str, Any]:
 
 def difference(actual: Tensor, expected: Tensor) -> float:
     actual, expected = actual.double(), expected.double()
-    return float((actual - expected).norm() / expected.norm().clamp_min(1e-3))  # some are 0: VICReg knows no shift
+    return float(
+        (actual - expected).norm() / expected.norm().clamp_min(1e-3)
+    )  # some are 0: VICReg is invariant to shifts
 
 
 def check(sizes: tuple[int, ...], folder: Path) -> None:
@@ -148,7 +149,7 @@ def check(sizes: tuple[int, ...], folder: Path) -> None:
     workers = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(sizes))]
     for name, case in CASES.items():
         expected = one_process(case, sizes)
-        # In float32 a batch of so few rows amplifies rounding; the law itself is checked in float64.
+        # In float32 so few rows amplify rounding errors; the exact check is in float64.
         tolerances = {"parts": 1e-5, "gradients": 1e-4, "buffers": 3e-6} if name == "float32" else {}
         for result in (outcome[name] for outcome in workers):
             for kind in ("parts", "gradients", "buffers"):
@@ -177,7 +178,7 @@ def test_four_workers_equal_one_process(tmp_path: Path) -> None:
 
 
 def test_local_statistics_would_leak() -> None:
-    """What the synchronised statistics prevent: local ones make h depend on the rows beside it."""
+    """What synchronised statistics prevent: local ones make h depend on the other local rows."""
     trunk: nn.Module = build().trunk
     (views,) = global_views(4, torch.float64)[:1]
     with torch.no_grad():

@@ -112,14 +112,14 @@ def test_lwlrap_is_the_slow_loop_and_scikit_learns(ties: bool) -> None:
 
 
 @pytest.mark.parametrize("metric", [mean_average_precision, d_prime, lwlrap])
-def test_what_cannot_be_evaluated_is_refused(metric) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_input_is_refused(metric) -> None:  # type: ignore[no-untyped-def]
     scores, targets = scored()
     broken = scores.copy()
     broken[[3, 7], 1] = np.nan
     broken[9, 0] = np.inf
     with pytest.raises(EvaluationError, match="3 of 60 clips have NaN or infinite"):
         metric(broken, targets)
-    with pytest.raises(EvaluationError, match="one row for each clip"):
+    with pytest.raises(EvaluationError, match="one row per clip"):
         metric(scores[:-1], targets)
     with pytest.raises(EvaluationError, match="not bool"):
         metric(scores, targets.astype(np.int64))
@@ -127,7 +127,7 @@ def test_what_cannot_be_evaluated_is_refused(metric) -> None:  # type: ignore[no
         metric(scores, np.zeros_like(targets))
 
 
-def test_training_and_test_must_fit() -> None:
+def test_training_and_test_must_match() -> None:
     h, targets = scored()
     with pytest.raises(EvaluationError, match="embed both with the same encoder"):
         check_split(h, targets, h[:, :3], targets)

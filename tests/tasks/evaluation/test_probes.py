@@ -20,7 +20,7 @@ from sepscene.tasks.evaluation.settings import ScoringSettings
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Products this small only make threads wait for each other."""
+    """With products this small, several threads only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -62,21 +62,21 @@ def test_nearest_neighbours_do_not_depend_on_the_size_of_the_pieces(rows: int, m
     np.testing.assert_allclose(knn_probe(*clips), whole, atol=1e-6)
 
 
-def test_pieces_are_smaller_where_there_are_more_training_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = []
+def test_pieces_are_smaller_with_more_training_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
     top = torch.Tensor.topk
 
     def topk(similarity: torch.Tensor, *args: int, **kwargs: int) -> tuple[torch.Tensor, torch.Tensor]:
-        taken.append(tuple(similarity.shape))
+        shapes.append(tuple(similarity.shape))
         return top(similarity, *args, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, "topk", topk)
     monkeypatch.setattr("sepscene.tasks.evaluation.probes.PIECE_BYTES", 4 * 3000)
     knn_probe(*split(train=1000, test=7)[:3])
-    assert taken == [(3, 1000), (3, 1000), (1, 1000)]
-    taken.clear()
+    assert shapes == [(3, 1000), (3, 1000), (1, 1000)]
+    shapes.clear()
     knn_probe(*split(train=20, test=60)[:3])
-    assert taken == [(30, 20), (30, 20)]  # here the neighbours' labels, 20 x 5 a clip, are what is large
+    assert shapes == [(30, 20), (30, 20)]  # here the neighbours' labels, 20 x 5 per clip, limit the size
 
 
 @pytest.mark.parametrize("probe", [linear_probe, knn_probe])
@@ -114,7 +114,7 @@ def test_all_probes_are_deterministic_and_refuse_nan() -> None:
 
 
 @pytest.mark.parametrize("probe", [linear_probe, knn_probe])
-def test_a_collapsed_or_scarce_start_is_no_fault(probe) -> None:  # type: ignore[no-untyped-def]
+def test_collapsed_embeddings_and_few_clips_are_accepted(probe) -> None:  # type: ignore[no-untyped-def]
     train_h, train_targets, test_h, test_targets = split()
     flat = probe(np.ones_like(train_h), train_targets, np.ones_like(test_h))
     assert mean_average_precision(flat, test_targets).value == pytest.approx(test_targets.mean(), abs=1e-6)
@@ -129,7 +129,7 @@ def test_the_linear_probe_finds_a_linear_truth() -> None:
     assert mean_average_precision(linear_probe(*clips), test_targets).value > 0.98
 
 
-def test_many_training_clips_are_thinned_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_subset_of_many_training_clips_is_drawn_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sepscene.tasks.evaluation.probes.LINEAR_CLIPS", 50)
     clips = split()[:3]
     first, again, other = (linear_probe(*clips, seed=seed) for seed in (0, 0, 1))

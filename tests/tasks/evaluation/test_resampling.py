@@ -1,4 +1,4 @@
-"""Metrics of resamples: all at once from weights must equal drawing the clips and counting by hand."""
+"""Metrics of resamples computed from weights must equal a slow loop over the drawn clips."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def scored(ties: bool = False, clips: int = 50, seed: int = 0) -> tuple[np.ndarr
 
 
 def rare(ties: bool = False, clips: int = 50) -> tuple[np.ndarray, np.ndarray]:
-    """Classes of many, three, two and one positive clips, and one of all clips but one."""
+    """Classes with many, three, two and one positive clips, and one with all clips but one."""
     scores, targets = scored(ties, clips)
     draw = np.random.default_rng(1)
     for k, positives in enumerate((3, 2, 1), start=1):
@@ -30,7 +30,7 @@ def rare(ties: bool = False, clips: int = 50) -> tuple[np.ndarray, np.ndarray]:
 
 
 def slow_average_precision(score: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:
-    """Over drawn clips: each positive counts itself once, other clips as often as they were drawn."""
+    """Average precision over drawn clips: each positive counts itself once, other clips as often as they were drawn."""
     total, positives = 0.0, 0.0
     for i in np.flatnonzero(target & (weight > 0)):
         others = [j for j in range(len(score)) if j != i and score[j] >= score[i]]
@@ -41,14 +41,14 @@ def slow_average_precision(score: np.ndarray, target: np.ndarray, weight: np.nda
 
 
 def slow_area(score: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:
-    """Share of the drawn (positive, negative) pairs in the right order, ties by half."""
+    """Share of the drawn (positive, negative) pairs in the right order; ties count half."""
     pairs = weight[target][:, None] * weight[~target]
     apart = score[target][:, None] - score[~target]
     return float((pairs * (0.5 + 0.5 * np.sign(apart))).sum() / pairs.sum())
 
 
 def slow_mean(metrics: np.ndarray, share: np.ndarray, few: list[int]) -> float:
-    """Mean over classes: those of few positives count as often as theirs are drawn, together as much as they are."""
+    """Mean over classes; those with few positives share their weight in proportion to how often these are drawn."""
     weights = np.ones(len(metrics))
     if few and share[few].any():
         weights[few] = len(few) * share[few] / share[few].sum()
@@ -102,7 +102,7 @@ def test_every_clip_once_is_the_metric_itself(ties: bool) -> None:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_a_lost_class_keeps_its_metric_and_rare_ones_stand_for_each_other_as_in_the_slow_loop(ties: bool) -> None:
+def test_lost_classes_keep_their_metric_and_rare_ones_are_pooled_as_in_the_slow_loop(ties: bool) -> None:
     scores, targets = rare(ties)
     weights = resample(50, 60)
     found = resampled_scores(scores, targets, weights)
@@ -149,7 +149,7 @@ def test_query_by_example_is_the_slow_loop(make: Callable[[], tuple[np.ndarray, 
     assert (lost > 0) == (make is rare)
 
 
-def test_a_lost_class_stands_still() -> None:
+def test_a_lost_class_keeps_its_metric() -> None:
     scores, targets = rare()
     weights = resample(50, 300)
     lost = weights[targets[:, 3]][0] == 0
@@ -158,13 +158,13 @@ def test_a_lost_class_stands_still() -> None:
     metrics = (mean_average_precision, d_prime)
     for metric, found in zip(metrics, (alone.map_R, alone.d_prime_R), strict=True):
         np.testing.assert_allclose(found[lost], metric(scores[:, 3:4], targets[:, 3:4]).value, rtol=1e-6)
-    # Its labels weigh by clips, so that without any there is nothing to weigh.
+    # lwlrap is weighted by labels, so it is undefined if no labels are drawn.
     np.testing.assert_array_equal(np.isnan(alone.lwlrap_R), lost)
 
 
 @pytest.mark.parametrize("strength", [0.5, 2.0])
 def test_many_classes_of_one_clip_leave_the_estimate_inside_its_interval(strength: float) -> None:
-    """Were lost classes left out, the easier frequent ones would lift mAP by 0.1, beyond its own interval."""
+    """If lost classes were left out, the easier frequent ones would raise mAP by 0.1, beyond its interval."""
     bias = []
     for seed in range(6):
         draw = np.random.default_rng(seed)
@@ -192,12 +192,12 @@ def test_no_resamples_and_nothing_defined() -> None:
 
 
 def spread(metric: Callable[[np.ndarray, np.ndarray], float], trials: int = 60) -> tuple[float, float]:
-    """Mean and deviation of a metric over fresh test sets."""
+    """Mean and standard deviation of a metric over new test sets."""
     values = [metric(*scored(clips=120, seed=seed)) for seed in range(trials)]
     return float(np.mean(values)), float(np.std(values))
 
 
-def test_the_resamples_centre_on_the_estimate_and_spread_like_fresh_test_sets() -> None:
+def test_resamples_have_the_mean_of_the_estimate_and_the_spread_of_new_test_sets() -> None:
     mean, deviation = spread(lambda scores, targets: mean_average_precision(scores, targets).value)
     bias, widths = [], []
     for seed in range(20):
@@ -205,14 +205,14 @@ def test_the_resamples_centre_on_the_estimate_and_spread_like_fresh_test_sets() 
         replicates = resampled_scores(scores, targets, resample(120, 200)).map_R
         bias.append(replicates.mean() - mean_average_precision(scores, targets).value)
         widths.append(replicates.std())
-    # The plain bootstrap, which counts copies of a positive as further witnesses, is off by +0.016 here.
+    # The plain bootstrap, which counts copies of a positive as additional hits, is off by +0.016 here.
     assert abs(np.mean(bias)) < 0.005
     assert np.mean(widths) == pytest.approx(deviation, rel=0.2)
     assert 0.3 < mean < 0.6
 
 
-def test_resamples_with_many_classes_of_one_clip_spread_like_fresh_test_sets() -> None:
-    """A class of one clip hardly moves by itself: alone, they would make intervals half as wide as they should be."""
+def test_resamples_with_many_classes_of_one_clip_have_the_spread_of_new_test_sets() -> None:
+    """A class with one clip hardly varies: without pooling, intervals would be half as wide as they should be."""
     values, bias, widths = [], [], []
     for seed in range(40):
         draw = np.random.default_rng(seed)

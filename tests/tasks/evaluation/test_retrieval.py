@@ -15,7 +15,7 @@ def embedded(clips: int = 60, classes: int = 4, seed: int = 0) -> tuple[np.ndarr
 
 
 def slow_query_by_example(h: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> float:
-    """Every pair's distance by itself, one ranked list, precision at each (positive, positive) pair."""
+    """Compute the distance of each pair, rank all pairs, and average the precision at the (positive, positive) ones."""
 
     def distance(a: np.ndarray, b: np.ndarray) -> float:
         a, b = a.astype(np.float64), b.astype(np.float64)
@@ -68,7 +68,7 @@ def test_perfect_embeddings_reach_one() -> None:
     assert query_by_example(targets.astype(np.float32), targets).average_precision.value == 1.0
 
 
-def test_length_does_not_matter_and_silence_is_no_fault() -> None:
+def test_length_does_not_matter_and_silence_is_accepted() -> None:
     h, targets = embedded()
     scale = np.random.default_rng(1).uniform(0.1, 10, (len(h), 1))
     found, scaled = (query_by_example(x, targets).average_precision.value for x in (h, h * scale))
@@ -77,7 +77,7 @@ def test_length_does_not_matter_and_silence_is_no_fault() -> None:
     assert np.isfinite(query_by_example(h, targets).average_precision.value)
 
 
-def test_small_classes_use_what_there_is_and_say_so() -> None:
+def test_small_classes_use_all_their_clips_and_are_reported() -> None:
     h, targets = embedded()
     targets[:, 0] = False
     targets[5, 0] = True  # one positive: no pair
@@ -89,7 +89,7 @@ def test_small_classes_use_what_there_is_and_say_so() -> None:
     assert query_by_example(h, targets, clips=500).short_K.all()
 
 
-def test_what_cannot_be_evaluated_is_refused() -> None:
+def test_invalid_input_is_refused() -> None:
     h, targets = embedded()
     with pytest.raises(EvaluationError, match="no class has a defined query by example"):
         query_by_example(h, np.eye(60, dtype=bool))

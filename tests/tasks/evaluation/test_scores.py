@@ -1,4 +1,4 @@
-"""One entry for all metrics: by split, by folds, with notes instead of silent gaps."""
+"""All metrics, by split and by folds, with notes on those that are undefined."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ MAPS = {"shallow_map", "linear_map", "knn_map", "qbe_map"}
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Products this small only make threads wait for each other."""
+    """With products this small, several threads only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -56,7 +56,7 @@ def test_every_metric_has_an_interval_around_it() -> None:
 
 
 def test_perceptrons_differ_in_their_seed_and_the_interval_covers_them() -> None:
-    """Of one perceptron each metric is what it was; the interval of the mean holds clips and perceptrons."""
+    """The metric is the mean over perceptrons, each as if trained alone; its interval covers clips and perceptrons."""
     several, (train, test) = scored(), (embedded(120, 0), embedded(60, 1))
     values, replicates = [], []
     for seed in range(3):
@@ -67,11 +67,11 @@ def test_perceptrons_differ_in_their_seed_and_the_interval_covers_them() -> None
     assert len(set(values)) == 3 and several.metrics["shallow_map"].value == pytest.approx(np.mean(values), abs=1e-12)
     share_PR = resample(3, 50) / np.float64(3)
     np.testing.assert_allclose(several.replicates["shallow_map"], (share_PR * replicates).sum(axis=0), rtol=1e-12)
-    assert set((3 * share_PR[0]).round(9)) == {0, 1, 2, 3}, "a resample may draw a perceptron not at all, or thrice"
+    assert set((3 * share_PR[0]).round(9)) == {0, 1, 2, 3}, "a resample can draw a perceptron zero to three times"
     one = scored(SETTINGS.changed({"perceptrons": 1}))
     assert one.metrics["shallow_map"].value == values[0]
     np.testing.assert_array_equal(one.replicates["shallow_map"], replicates[0])
-    assert "the perceptron trained" in one.notes[0] and "mean of 3 perceptrons" in several.notes[0]
+    assert "the perceptron was trained" in one.notes[0] and "mean of 3 perceptrons" in several.notes[0]
 
 
 def test_the_table_of_classes() -> None:
@@ -100,20 +100,20 @@ def test_accuracy_where_each_clip_has_one_label() -> None:
     assert "accuracy" not in scored().metrics
 
 
-def test_gaps_are_noted_not_filled() -> None:
+def test_undefined_metrics_are_noted() -> None:
     (train_h, train_targets), (test_h, _) = embedded(120, 0), embedded(2, 1)
-    test_targets = np.eye(4, dtype=bool)[:2]  # a single positive of two classes: no pair to query by
+    test_targets = np.eye(4, dtype=bool)[:2]  # two classes with a single positive: no pairs for query by example
     found = score_embeddings(train_h, train_targets, test_h, test_targets, ["a", "b", "c", "d"], SETTINGS)
     assert "qbe_map" not in found.metrics and "shallow_map" in found.metrics
     assert any("no class has a defined query by example" in note for note in found.notes)
     assert "left out, no positive test clip: c, d" in found.notes
     assert found.per_class[2].metrics == {} and found.per_class[2].positives == 0
     assert "50 resamples" in found.metrics["shallow_map"].method  # a class that a resample has lost keeps its metric
-    assert "fewer than 3 positive test clips, their spread is a guess: a, b" in found.notes
+    assert "fewer than 3 positive test clips, so their spread is uncertain: a, b" in found.notes
     assert not any("spread" in note for note in scored().notes)
 
 
-def test_cross_validation_is_each_fold_by_itself() -> None:
+def test_cross_validation_evaluates_each_fold_separately() -> None:
     h, targets = embedded(90, 0, single=True)
     folds = np.array(["1", "2", "3"])[np.arange(90) % 3]
     found = cross_validate(h, targets, folds.tolist(), ["a", "b", "c", "d"], SETTINGS)
@@ -126,12 +126,12 @@ def test_cross_validation_is_each_fold_by_itself() -> None:
         assert interval.low is not None and interval.low < interval.value and interval.count == 90
     np.testing.assert_array_equal(found.predictions.scores["knn"][:, folds == "2"], alone[1].predictions.scores["knn"])
     assert sum(row.positives for row in found.per_class) == 90
-    # Means of three folds are surer than each fold.
+    # The mean of three folds varies less than each fold.
     widths = [part.replicates["shallow_map"].std() for part in alone]
     assert found.replicates["shallow_map"].std() < min(widths)
 
 
-def test_what_cannot_be_evaluated_is_refused() -> None:
+def test_invalid_input_is_refused() -> None:
     h, targets = embedded(40, 0)
     with pytest.raises(EvaluationError, match="at least two folds"):
         cross_validate(h, targets, ["1"] * 40, settings=SETTINGS)
@@ -149,14 +149,14 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
 
 
 def test_clips_without_a_label_are_left_out_of_probes_and_tests() -> None:
-    """They are no negative examples: the same sounds without labels change no metric."""
+    """They are not negative examples: adding sounds without labels changes no metric."""
     train, test = embedded(120, 0), embedded(60, 1)
     (more_train, more_test), nothing = (embedded(40, seed)[0] for seed in (2, 3)), np.zeros((40, 4), bool)
-    beside = [
+    extended = [
         np.concatenate(pair) for pair in zip((*train, *test), (more_train, nothing, more_test, nothing), strict=True)
     ]
     names = ["a", "b", "c", "d"]
-    alone, found = score_embeddings(*train, *test, names, SETTINGS), score_embeddings(*beside, names, SETTINGS)
+    alone, found = score_embeddings(*train, *test, names, SETTINGS), score_embeddings(*extended, names, SETTINGS)
     assert found.metrics == alone.metrics
     assert found.notes[:2] == (
         "left out, without a label: 40 of 160 training clips",
@@ -173,11 +173,11 @@ def test_clips_without_a_label_are_left_out_of_cross_validation() -> None:
     h, targets = np.concatenate([h, h[:30]]), np.concatenate([targets, np.zeros((30, 4), bool)])
     found = cross_validate(h, targets, folds + ["1"] * 30, settings=SETTINGS)
     assert found.metrics == alone.metrics
-    assert found.notes == ("left out, without a label: 30 of 120 all clips", *alone.notes)
+    assert found.notes == ("left out, without a label: 30 of 120 clips", *alone.notes)
 
 
-def test_a_class_only_in_test_is_no_class_of_the_probes() -> None:
-    """No probe can know it, so it counts in no mean of theirs; query by example needs no training."""
+def test_probes_are_not_evaluated_on_a_class_that_occurs_only_in_test() -> None:
+    """No probe can learn it, so it is left out of their means; query by example needs no training."""
     (train_h, train_targets), (test_h, test_targets) = embedded(120, 0, single=True), embedded(60, 1, single=True)
     known = ~train_targets[:, 3]
     found = score_embeddings(train_h[known], train_targets[known], test_h, test_targets, list("abcd"), SETTINGS)
@@ -191,7 +191,7 @@ def test_a_class_only_in_test_is_no_class_of_the_probes() -> None:
     assert found.metrics["accuracy"].value == pytest.approx(right[:, ~test_targets[:, 3]].mean(), abs=1e-12)
 
 
-def test_one_class_in_all_is_refused_instead_of_being_perfect() -> None:
+def test_a_single_class_is_refused_instead_of_scored_as_perfect() -> None:
     h = embedded(40, 0)[0]
     with pytest.raises(EvaluationError, match="every test clip has it, so there is nothing to rank: dog"):
         score_embeddings(h, np.ones((40, 1), bool), h, np.ones((40, 1), bool), ["dog"], SETTINGS)
@@ -201,5 +201,5 @@ def test_one_class_in_all_is_refused_instead_of_being_perfect() -> None:
     targets = np.stack([np.ones(40, bool), both, ~both], axis=1)
     found = score_embeddings(h, targets, h, targets, ["sound", "dog", "cat"], SETTINGS)
     assert "left out, every test clip has it, so there is nothing to rank: sound" in found.notes
-    assert "query by example: fewer than 8 clips of a kind for sound" in found.notes
+    assert "query by example: fewer than 8 positive or negative clips for sound" in found.notes
     assert found.per_class[0].metrics == {}

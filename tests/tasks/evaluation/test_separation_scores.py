@@ -1,4 +1,4 @@
-"""Scores of separators whose outcome is known: one that does nothing, and one that knows the sources."""
+"""Scores of separators with known results: one that does nothing, and one that returns the true sources."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The perceptron on frozen h: it learns what can be learnt, and nothing where there is nothing."""
+"""The perceptron on frozen h: it learns what can be learned, and stays at chance on noise."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from sepscene.tasks.evaluation.shallow import train_perceptrons
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Products this small only make threads wait for each other."""
+    """With products this small, several threads only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,8 +44,8 @@ def precision(data: Split, hidden: int = 32, epochs: int = 40) -> float:
     return mean_average_precision(run(data, hidden, epochs)[0], data[3]).value
 
 
-def by_itself(data: Split, settings: ScoringSettings) -> tuple[np.ndarray, int]:
-    """One perceptron by the plain loop: a network of PyTorch's own layers, batch after batch."""
+def slow_perceptron(data: Split, settings: ScoringSettings) -> tuple[np.ndarray, int]:
+    """One perceptron, trained by a plain loop with PyTorch's own layers."""
     train_h, train_targets, test_h, _ = data
     mean, deviation = train_h.astype(np.float64).mean(0), train_h.astype(np.float64).std(0)
     train, test = (torch.tensor((h - mean) / deviation, dtype=torch.float32) for h in (train_h, test_h))
@@ -85,19 +85,19 @@ def by_itself(data: Split, settings: ScoringSettings) -> tuple[np.ndarray, int]:
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 3.0])
-def test_side_by_side_they_are_what_each_is_by_itself(strength: float) -> None:
-    """Also where they stop at different epochs."""
+def test_trained_together_they_equal_the_slow_loop(strength: float) -> None:
+    """Even if they stop at different epochs."""
     data = split(strength=strength)
     settings = ScoringSettings(shallow_hidden=32, shallow_epochs=40, perceptrons=4, seed=3)
     scores_PBK, epochs_P = train_perceptrons(*data[:3], settings)
     for n in range(4):
-        scores_BK, epochs = by_itself(data, settings.changed({"seed": 3 + n}))
+        scores_BK, epochs = slow_perceptron(data, settings.changed({"seed": 3 + n}))
         assert epochs_P[n] == epochs
         np.testing.assert_allclose(scores_PBK[n], scores_BK, rtol=0, atol=1e-4)
     assert strength > 0.3 or len(set(epochs_P.tolist())) > 1
 
 
-def test_it_learns_what_is_there() -> None:
+def test_it_learns_linear_classes() -> None:
     data = split()
     scores_BK, epochs = run(data)
     assert mean_average_precision(scores_BK, data[3]).value > 0.95
@@ -105,7 +105,7 @@ def test_it_learns_what_is_there() -> None:
     assert 1 <= epochs <= 40
 
 
-def test_it_learns_what_no_linear_map_can() -> None:
+def test_it_learns_a_nonlinear_class() -> None:
     draw = np.random.default_rng(0)
     h = draw.uniform(-1, 1, (900, 2))
     targets = (h[:, :1] * h[:, 1:]) > 0  # exclusive or of the two signs
@@ -119,7 +119,7 @@ def test_noise_stays_at_chance_and_stops_early() -> None:
     assert epochs < 25
 
 
-def test_the_same_seed_gives_the_same_scores_and_leaves_torch_alone() -> None:
+def test_the_same_seed_gives_the_same_scores_and_keeps_torchs_random_state() -> None:
     data = split(train=80)
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -136,7 +136,7 @@ def test_scale_and_offset_of_the_embedding_do_not_matter() -> None:
     np.testing.assert_allclose(plain, moved, atol=2e-3)
 
 
-def test_test_clips_do_not_reach_the_training() -> None:
+def test_training_does_not_use_the_test_clips() -> None:
     train_h, train_targets, test_h, test_targets = split(train=80)
     all_scores, _ = run((train_h, train_targets, test_h, test_targets), epochs=5)
     some_scores, _ = run((train_h, train_targets, test_h[:7], test_targets[:7]), epochs=5)

@@ -1,13 +1,13 @@
-"""How much of h background and level explain, on representations that hold exactly these."""
+"""How much of h the background and the level explain, on representations that contain exactly these."""
 
 import numpy as np
 import pytest
 
-from sepscene.tasks.evaluation.shortcuts import MUCH, Shortcuts, clip_features, explained_share, find_shortcuts
+from sepscene.tasks.evaluation.shortcuts import WARNING_SHARE, Shortcuts, clip_features, explained_share, find_shortcuts
 
 
 def clips(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log-mels of 50 frames and 8 bands with a background of their own, and short loud events; and the backgrounds."""
+    """Log-mels of 50 frames and 8 bands, each with its own background and a short loud event; and the backgrounds."""
     rng = np.random.default_rng(seed)
     background_NF = rng.normal(-3, 1, (count, 8))
     logmel_NLF = background_NF[:, None] + 0.01 * rng.standard_normal((count, 50, 8))
@@ -15,7 +15,7 @@ def clips(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return logmel_NLF.astype(np.float16), background_NF
 
 
-def test_the_background_is_what_never_stops() -> None:
+def test_the_background_is_what_is_always_present() -> None:
     logmel_NLF, background_NF = clips(20, 0)
     features = clip_features(logmel_NLF)
     np.testing.assert_allclose(features.background_NF, background_NF, atol=0.05)
@@ -24,7 +24,7 @@ def test_the_background_is_what_never_stops() -> None:
     np.testing.assert_array_equal(some.background_NF[0], features.of([0]).background_NF[0])
 
 
-def test_a_representation_of_the_background_is_found_and_one_of_something_else_is_not() -> None:
+def test_only_a_representation_of_the_background_is_reported() -> None:
     (train_clips, train_NF), (test_clips, test_NF) = clips(300, 1), clips(200, 2)
     train, test = clip_features(train_clips), clip_features(test_clips)
     mix_FD = np.random.default_rng(3).standard_normal((8, 16))
@@ -46,5 +46,5 @@ def test_half_of_the_variance() -> None:
 
 
 def test_a_warning_names_all_shortcuts() -> None:
-    assert "background and the level" in Shortcuts(MUCH + 0.1, MUCH + 0.1, 3.0).warning
-    assert Shortcuts(MUCH, MUCH, 3.0).warning == ""
+    assert "background and the level" in Shortcuts(WARNING_SHARE + 0.1, WARNING_SHARE + 0.1, 3.0).warning
+    assert Shortcuts(WARNING_SHARE, WARNING_SHARE, 3.0).warning == ""

@@ -1,4 +1,4 @@
-"""Intervals and tests against closed forms, scipy, and what they promise under the null."""
+"""Intervals and tests against closed forms, scipy, and their error rates under the null hypothesis."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_the_paired_t_test_is_scipys() -> None:
 
 def test_equal_and_constantly_different_runs() -> None:
     assert paired_t([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]).p == 1.0
-    assert paired_t([0.1, 0.2, 0.3], [0.2, 0.3, 0.4]).p == 0.0  # rounding of the differences is no spread
+    assert paired_t([0.1, 0.2, 0.3], [0.2, 0.3, 0.4]).p == 0.0  # rounding errors of the differences are not spread
 
 
 def test_two_seeds_without_spread_prove_nothing() -> None:
@@ -74,13 +74,13 @@ def test_undefined_resamples_are_left_out_and_counted() -> None:
     assert (none.value, none.low, none.high) == (0.3, None, None)
 
 
-def test_paired_bootstrap_sees_what_independent_intervals_hide() -> None:
+def test_paired_bootstrap_detects_what_independent_intervals_do_not() -> None:
     draw = np.random.default_rng(0)
     a = draw.standard_normal(200)
-    b = a + 0.1 + 0.1 * draw.standard_normal(200)  # clips differ much, the runs a little and always
+    b = a + 0.1 + 0.1 * draw.standard_normal(200)  # clips differ a lot, runs a little but consistently
     weights = resample(200, 1000) / 200
     found = paired_bootstrap(a.mean(), b.mean(), a @ weights, b @ weights, 200)
-    assert found.p == pytest.approx(1 / 1001)  # the smallest that 1000 resamples can say
+    assert found.p == pytest.approx(1 / 1001)  # the smallest possible with 1000 resamples
     assert found.difference.low is not None and found.difference.low > 0
     alone_a, alone_b = (bootstrap_interval(x.mean(), x @ weights, 200) for x in (a, b))
     assert alone_a.high is not None and alone_b.low is not None and alone_a.high > alone_b.low
@@ -89,13 +89,13 @@ def test_paired_bootstrap_sees_what_independent_intervals_hide() -> None:
 def test_paired_bootstrap_of_a_run_with_itself() -> None:
     replicates = np.random.default_rng(0).random(100)
     assert paired_bootstrap(0.5, 0.5, replicates, replicates, 10).p == 1.0
-    with pytest.raises(EvaluationError, match="pair them first"):
+    with pytest.raises(EvaluationError, match="use the same resamples for both"):
         paired_bootstrap(0.5, 0.5, replicates, replicates[:50], 10)
     nothing = paired_bootstrap(0.5, 0.6, np.zeros(0), np.zeros(0), 10)
     assert nothing.p is None and nothing.difference.value == pytest.approx(0.1)
 
 
-def test_under_the_null_small_p_is_as_rare_as_it_says() -> None:
+def test_under_the_null_hypothesis_p_is_uniform() -> None:
     draw = np.random.default_rng(0)
     found = []
     for trial in range(300):

@@ -55,7 +55,7 @@ def test_closed_form_of_an_undecided_head() -> None:
     torch.nn.init.zeros_(head.last.weight)
     torch.nn.init.constant_(head.last.bias, 0.0)
     assert coincidence_loss(head, h_m, h_c).item() == pytest.approx(2 * log(2), rel=1e-12)
-    # Sure that everything coincides, with a logit of 3: the positives cost little, the negatives 3 more.
+    # Every pair gets a logit of 3: the loss of the negatives is 3 higher than that of the positives.
     torch.nn.init.constant_(head.last.bias, 3.0)
     cheap = torch.nn.functional.softplus(torch.tensor(-3.0, dtype=D64)).item()
     assert coincidence_loss(head, h_m, h_c).item() == pytest.approx(cheap + cheap + 3, rel=1e-12)
@@ -93,15 +93,15 @@ def test_one_pair_and_none() -> None:
 
 
 def kept_bytes(n: int) -> int:
-    """What the graph keeps for the backward."""
+    """Bytes that the graph keeps for the backward pass."""
     head, h_m, h_c = setup(n, torch.float32)
     kept: list[int] = []
 
-    def note(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         kept.append(tensor.numel() * tensor.element_size())
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         coincidence_loss(head, h_m, h_c, tile_bytes=4096)
     return sum(kept)
 

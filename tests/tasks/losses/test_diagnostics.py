@@ -68,7 +68,7 @@ def test_warns_of_collapse_and_only_then() -> None:
     assert {"alignment", "effective_rank", "coincidence_auc"} <= healthy.keys()
     one_line = torch.randn(64, 1) * torch.ones(32)
     collapsed = diagnose(step(one_line, one_line + 1e-6 * torch.randn(64, 32)))
-    assert "effective rank of 1.0 where 32 is attainable" in collapse_warning(collapsed)
+    assert "effective rank of 1.0, out of 32" in collapse_warning(collapsed)
     assert "coincidence_auc" not in collapsed
     point = torch.ones(64, 32)
     assert "0.0" in collapse_warning(diagnose(step(point, point)))

@@ -15,7 +15,7 @@ from sepscene.tasks.losses.terms import HeadSizes, NtXent, Term, build_term
 
 
 class Trunk(nn.Module):
-    """Just enough of an encoder: one layer with batch statistics."""
+    """A minimal encoder: two layers with batch statistics between them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,33 +121,34 @@ def test_bfloat16_autocast_keeps_losses_in_float32() -> None:
     assert all(torch.isfinite(gradient).all() for gradient in gradients(objective).values())
 
 
-class Own(Term):
-    """A custom term with layers before and after the exchange, that notes in which precision they ran."""
+class CustomTerm(Term):
+    """A custom term with layers before and after the gathering, which records the precision in which they run."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(4, 3)
         self.last = nn.Linear(3, 1)
-        self.seen: list[torch.dtype] = []
+        self.dtypes: list[torch.dtype] = []
 
     def project(self, h_1_nD: Tensor, h_2_nD: Tensor) -> Sequence[Tensor]:
-        self.seen.append(self.first(h_1_nD).dtype)
+        self.dtypes.append(self.first(h_1_nD).dtype)
         return self.first(h_1_nD), self.first(h_2_nD)
 
     def share(
         self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
     ) -> Tensor:
         score_n1 = self.last(local[0] * everyone[1])
-        self.seen.append(score_n1.dtype)
+        self.dtypes.append(score_n1.dtype)
         return score_n1.square().mean()
 
 
 def test_under_autocast_projections_are_fast_and_every_loss_is_computed_in_float32() -> None:
-    """Bit for bit what it is without autocast from the same projections: bfloat16 logits would be off by 1e-2."""
+    """Bit-identical to the loss without autocast from the same projections; bfloat16 logits would be off by 1e-2."""
     torch.manual_seed(0)
     settings = [NtXentSettings(), TripletSettings(), VicregSettings(), CoincidenceSettings()]
     terms: dict[str, Term] = {each.use: build_term(each.use, each, SIZES) for each in settings}
-    terms["own"] = own = Own()
+    custom = CustomTerm()
+    terms["custom"] = custom
     h_1, h_2 = (torch.randn(5, 4) for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16):
         found = JointObjective(Trunk(), terms).loss(h_1, h_2).parts
@@ -155,7 +156,7 @@ def test_under_autocast_projections_are_fast_and_every_loss_is_computed_in_float
     for name, term in terms.items():
         expected = term.share(h_1, h_2, projected[name], projected[name], 0).detach()
         assert found[name].dtype == torch.float32 and torch.equal(found[name], expected), name
-    assert own.seen[:2] == [torch.bfloat16, torch.float32]
+    assert custom.dtypes[:2] == [torch.bfloat16, torch.float32]
 
 
 def chunks(parts: list[Tensor]) -> list[tuple[Tensor, ...]]:

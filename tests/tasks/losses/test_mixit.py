@@ -72,7 +72,7 @@ def test_silence_stays_finite() -> None:
     assert estimate.grad is not None and torch.equal(estimate.grad, torch.zeros_like(estimate))
 
 
-def test_shapes_that_do_not_fit_are_named() -> None:
+def test_shapes_that_do_not_match_are_named() -> None:
     with pytest.raises(ValueError, match="reference_BRT \\(1, 2, 100\\)"):
         mixit_loss(torch.zeros(1, 2, 100), torch.zeros(1, 2, 99))
     with pytest.raises(ValueError, match="too many"):
@@ -82,7 +82,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 def test_si_sdr_closed_forms() -> None:
     time = torch.arange(1000) / 1000
     tone, other = torch.sin(2 * torch.pi * 5 * time), torch.sin(2 * torch.pi * 7 * time)
-    # Orthogonal noise of a tenth of the amplitude: 20 dB, whatever the scale.
+    # Orthogonal noise of a tenth of the amplitude: 20 dB at any scale.
     for scale in (1e-3, 1.0, 50.0):
         assert si_sdr(scale * (tone + 0.1 * other), tone).item() == pytest.approx(20, abs=1e-3)
     assert si_sdr(tone, tone).item() == pytest.approx(100, abs=0.01)
@@ -97,8 +97,7 @@ def test_improvement_on_mixtures_of_mixtures() -> None:
     mom = reference.sum(1, keepdim=True)
     before = si_sdr(mom, reference).mean(-1)
     torch.testing.assert_close(perfect, 100 - before, rtol=0, atol=0.01)
-    # A separator that hands the mixture on gains nothing on the reference that gets it, and at most 0 on the
-    # other.
+    # A separator that returns the mixture gains nothing on the reference that gets it, and at most 0 on the other.
     lazy = torch.cat([mom / 2, mom / 2], 1)
     torch.testing.assert_close(
         mixture_improvement(reference, lazy), torch.zeros(3, dtype=torch.float64), atol=1e-6, rtol=0
@@ -141,7 +140,7 @@ def test_supervised_loss_permutes_and_pads() -> None:
     sources = torch.randn(2, 2, 300, dtype=torch.float64)
     floor = 10 * torch.log10(1e-3 * sources.square().sum(-1) + 1e-8)
     torch.testing.assert_close(supervised_loss(sources, sources.flip(1)), floor.mean(), rtol=1e-9, atol=0)
-    # A third channel must be silent; its threshold hangs on the mixture.
+    # The target of a third channel is silence; its threshold depends on the mixture.
     padded = torch.cat([torch.zeros(2, 1, 300, dtype=torch.float64), sources], 1)
     mixture = 10 * torch.log10(1e-3 * sources.sum(1, keepdim=True).square().sum(-1) + 1e-8)
     torch.testing.assert_close(
@@ -152,7 +151,7 @@ def test_supervised_loss_permutes_and_pads() -> None:
     channels = padded.clone().requires_grad_()
     supervised_loss(sources, channels).backward()
     assert channels.grad is not None and torch.isfinite(channels.grad).all()
-    for broken in (float("nan"), float("inf")):  # whoever trains looks at the loss
+    for broken in (float("nan"), float("inf")):  # training stops if the loss is not finite
         assert not supervised_loss(
             sources, torch.cat([padded[:, :2], torch.full_like(sources[:, :1], broken)], 1)
         ).isfinite()

@@ -1,4 +1,4 @@
-"""Rows beyond the paper are compared with the row beside them over the seeds of both."""
+"""Rows that are not in the paper are compared with their reference row over shared seeds."""
 
 import pytest
 from scipy import stats

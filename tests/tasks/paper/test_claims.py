@@ -1,4 +1,4 @@
-"""The six claims: what the paper's own numbers say, what noise says, and what is said when rows are missing."""
+"""The six claims, decided from the paper's own numbers, from noise, and with missing rows."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_noise_leaves_all_undecided() -> None:
 
 
 def test_only_contrasts_that_were_run_count_against_a_contradiction() -> None:
-    """One-sided p = 0.017 against one of the two rows that were run; beside five more it is too little."""
+    """One-sided p = 0.017 against one of two rows is enough; with six rows it is not."""
     metrics = runs(noise=1e-5)
     best, rival = "table4/S2+N/simclr", "table4/F/simclr"
     draw = np.array([-0.010, -0.004, -0.013, -0.005])  # paired t over four seeds
@@ -88,7 +88,7 @@ def test_at_least_as_good_has_a_margin() -> None:
         assert decide_claims(metrics)[2].verdict == verdict, n
 
 
-def test_the_reason_says_against_what_a_claim_with_a_margin_is_tested() -> None:
+def test_the_reason_contains_the_margin() -> None:
     third = decide_claims(runs())[2].contrasts[0].reason
     assert "p < 0.001 against −0.01, 4 seeds" in third
     assert "against" not in decide_claims(runs())[0].reason
@@ -114,7 +114,7 @@ def test_missing_rows_and_single_seeds_leave_it_undecided() -> None:
     assert decide_claims(metrics)[0].reason == "table2/mix-chan and table2/mix-mix+specaug share no seed"
 
 
-def test_intervals_cover_the_test_clips_where_runs_say_how_they_matter() -> None:
+def test_intervals_cover_the_test_clips_if_there_are_replicates() -> None:
     metrics, draw = runs(), np.random.default_rng(0)
     replicates = {
         row: {seed: draw.normal(value, 0.05, 50) for seed, value in by.items()} for row, by in metrics.items()

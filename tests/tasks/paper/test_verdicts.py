@@ -1,4 +1,4 @@
-"""The rule behind verdicts: its error rates, its power, and what it says of clear cases."""
+"""The rule for verdicts: its error rates, its power, and clear cases."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ HIGH = LEVEL + 3 * np.sqrt(LEVEL * (1 - LEVEL) / STUDIES)  # three standard erro
 
 
 def verdicts(true_C: tuple[float, ...], margin: float = 0.0, studies: int = STUDIES) -> dict[str, float]:
-    """How often each verdict falls when the contrasts' true differences are these."""
+    """How often each verdict occurs for these true differences of the contrasts."""
     draw = np.random.default_rng(0).normal(true_C, SPREAD, (studies, SEEDS, len(true_C)))
     mean_SC, error_SC = draw.mean(axis=1), draw.std(axis=1, ddof=1) / np.sqrt(SEEDS)
     found = [
@@ -39,14 +39,14 @@ def verdicts(true_C: tuple[float, ...], margin: float = 0.0, studies: int = STUD
     ],
 )
 @pytest.mark.slow
-def test_each_wrong_verdict_falls_in_five_per_cent_at_most(true_C: tuple[float, ...], wrong: tuple[str, ...]) -> None:
+def test_each_wrong_verdict_occurs_in_five_per_cent_at_most(true_C: tuple[float, ...], wrong: tuple[str, ...]) -> None:
     rates = verdicts(true_C)
     for verdict in wrong:
         assert rates[verdict] <= HIGH, (verdict, rates)
 
 
 @pytest.mark.slow
-def test_at_least_as_good_falls_wrongly_in_five_per_cent_at_most() -> None:
+def test_at_least_as_good_is_wrong_in_five_per_cent_at_most() -> None:
     rates = verdicts((-MARGIN,), margin=MARGIN)
     assert rates["supported"] <= HIGH and rates["contradicted"] <= HIGH
 
@@ -55,7 +55,7 @@ def test_at_least_as_good_falls_wrongly_in_five_per_cent_at_most() -> None:
 def test_the_power_is_how_often_a_true_difference_is_found() -> None:
     found = Contrasted(0.0, SPREAD / np.sqrt(SEEDS), SEEDS, 0.0).power(MARGIN)
     assert found is not None
-    # The error of a real study varies; the mean over studies of the power at each one's error lies near this.
+    # The standard error varies between studies; the mean of the studies' powers is close to this.
     assert verdicts((MARGIN,))["supported"] == pytest.approx(found, abs=0.03)
 
 
@@ -73,7 +73,7 @@ def test_clear_cases() -> None:
 
 
 def test_bonferroni_counts_the_contrasts_that_were_run() -> None:
-    """p = 0.0146, two-sided 0.029, stands against one of three contrasts but not against one of seven."""
+    """p = 0.0146 (two-sided 0.029) contradicts with three contrasts, but not with seven."""
     value = -float(stats.t.isf(0.0146, 15)) * 0.002
     low, sure = Contrasted(value, 0.002, 16, 0.0), Contrasted(0.03, 0.002, 16, 0.0)
     assert decide([low, sure, sure], 0.0, complete=False).verdict == "contradicted"
@@ -87,7 +87,7 @@ def test_the_test_is_the_paired_t_test() -> None:
     assert ours.interval == pytest.approx((theirs.difference.low, theirs.difference.high), rel=1e-12)
 
 
-def test_the_luck_of_test_clips_widens_the_interval() -> None:
+def test_the_variance_over_test_clips_widens_the_interval() -> None:
     gain_N, clips_R = np.random.default_rng(2).normal(0.01, 0.01, 16), np.random.default_rng(3).normal(0.01, 0.006, 500)
     seeds, both = contrasted(gain_N), contrasted(gain_N, clips_R)
     assert seeds.error is not None and both.error is not None
@@ -107,11 +107,11 @@ SMALL = st.one_of(st.sampled_from([0.0, MARGIN, -MARGIN, 1.0]), st.floats(-1, 1)
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.lists(st.lists(SMALL, min_size=1, max_size=4), min_size=1, max_size=3), st.booleans(), st.booleans())
-def test_whatever_the_differences_are_a_verdict_keeps_its_rules(
+def test_verdicts_follow_the_rules_for_any_differences(
     seeds: list[list[float]], complete: bool, tolerant: bool
 ) -> None:
-    """One seed, equal seeds, differences on the margin: p is a probability, the interval holds its value, both
-    directions mirror each other, and certainty never comes from a single seed."""
+    """With one seed, equal seeds, or differences on the margin: p is a probability, the interval contains its value,
+    both directions are symmetric, and a single seed never decides."""
     margin = MARGIN if tolerant else 0.0
     found = [contrasted(np.array(values), margin=margin) for values in seeds]
     for contrast in found:
@@ -137,8 +137,8 @@ def test_whatever_the_differences_are_a_verdict_keeps_its_rules(
                     st.dictionaries(st.integers(0, 3), SMALL, max_size=3), max_size=18),
     st.floats(0, 1),
 )  # fmt: skip
-def test_claims_are_decided_whatever_rows_there_are(metrics: dict[str, dict[int, float]], constant: float) -> None:
-    """Rows without seeds, seeds that no other row has, and replicates that are all the same."""
+def test_claims_are_decided_with_any_rows(metrics: dict[str, dict[int, float]], constant: float) -> None:
+    """Including rows without seeds, seeds of a single row, and constant replicates."""
     replicates = {row: dict.fromkeys(seeds, [constant] * 5) for row, seeds in metrics.items()}
     for found in (decide_claims(metrics), decide_claims(metrics, replicates)):
         assert len(found) == 6
