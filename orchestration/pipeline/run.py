@@ -38,7 +38,7 @@ from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import BESIDE_THE_BAR, Terms, progress
 from sepscene.orchestration.runtime.precision import slow_precisions, with_precisions
 from sepscene.orchestration.training.builders import encoder_of
-from sepscene.orchestration.training.prefill import Filled, fill, name_of_filling
+from sepscene.orchestration.training.prefill import Filled, fill, prefill_key
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.separator_training import STAGE as SEPARATOR
 from sepscene.orchestration.training.separator_training import separator_steps, train_separator
@@ -303,7 +303,7 @@ class Run:
         experiment = self.experiment.changed(views)
         total = len(train) * len(processors)
         store = SeparatedStore(self.store_uri(), experiment.store.settings)
-        mark = name_of_filling(experiment, train, ladder)
+        mark = prefill_key(experiment, train, ladder)
         if store.folder.is_filled(mark):
             return Filled(total, 0, 0, {})
         with self.stage("prefill", "separate into the store", total):
