@@ -1,4 +1,4 @@
-"""What a run's listening page is made of: its own test clips, its own ladder, its own encoder's embeddings."""
+"""The content of a run's listening page: test clips, the ladder, and the encoder's embeddings."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def page(run_dir: Path, clips: Manifest) -> Path:
     return listening.listening_page(run_dir, clips, AUDIO, folders, ladder, "mix-chan")
 
 
-def test_scenes_are_heard_with_every_channel_and_their_named_sources(page: Path, clips: Manifest) -> None:
+def test_scenes_have_all_channels_and_their_named_sources(page: Path, clips: Manifest) -> None:
     heard = sounds(page)
     labels = [label for label, _ in heard]
     assert labels.count("N, channel 1") == labels.count("N, channel 2") == listening.SCENES

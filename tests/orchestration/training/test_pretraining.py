@@ -120,7 +120,7 @@ def test_bad_steps_count_over_restarts(nano: Experiment, tmp_path: Path) -> None
     assert again.bad_rows == [list(range(8))] and again.step == 1
     spoil_the_weights(again)
     (step,) = trained(again, [batch(1), batch(2)], BadSteps(folder, again.bad_rows, most=1)).steps
-    assert "2 steps had a NaN" in step.fatal and "rows: 8, 9, 10" in step.fatal
+    assert "2 steps had a NaN" in step.fatal and "rows of the last one: 8, 9, 10" in step.fatal
 
 
 @pytest.mark.parametrize("microbatch", [None, 3])
