@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -220,9 +220,6 @@ class Run:
         """Update the progress of a stage that runs in this process."""
         self._progress(done)
 
-    def _advance_from(self, before: int, done: int) -> None:
-        self.advance(before + done)
-
     def add_timing(self, name: str, seconds: float) -> None:
         """Add to the wall time of a stage in RUN/stages.json, which sums the commands of a continued stage."""
         timings = read_typed_or(self.files.timings, dict[str, float], {})
@@ -258,16 +255,20 @@ class Run:
         from sepscene.augment.synthetic.scenes import as_long_as, write_scenes
 
         data = self.experiment.data
+        folder = self.files.scenes
         config = as_long_as(self.experiment.audio.clip_seconds, data.scenes_profile)
         splits = {"train": data.scenes_train, "test": data.scenes_test}
-        if all((self.files.scenes / f"{split}.csv").exists() for split in splits):  # written last, and whole
+        if all((folder / f"{split}.csv").exists() for split in splits):  # each is written last
             return
         with self.stage("scenes", "generate sound scenes", sum(splits.values())):
             done = 0
+
+            def progress(written: int) -> None:
+                self.advance(done + written)
+
             for split, count in splits.items():
-                known = split == "test" or self.experiment.separator.objective == "supervised"
-                progress = partial(self._advance_from, done)
-                write_scenes(self.files.scenes, count, self.experiment.seed, split, config, known, progress=progress)
+                with_sources = split == "test" or self.experiment.separator.objective == "supervised"
+                write_scenes(folder, count, self.experiment.seed, split, config, with_sources, progress=progress)
                 done += count
 
     def ladder(self, train: Manifest) -> dict[str, str]:

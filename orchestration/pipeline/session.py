@@ -55,8 +55,8 @@ def prepared_session(
     code = sorted({name for each in (experiment, *others) for name in each.custom_code})
     with connected(address, verbose, dashboard, code):
         nodes = cluster_nodes()
-        for asked in phases(experiment):
-            check_placement(asked, nodes)
+        for demands in phases(experiment):
+            check_placement(demands, nodes)
         wait_for_nodes(phases(experiment)[0])
         check_custom_code(code)
         configure_data(experiment.training.ordered)

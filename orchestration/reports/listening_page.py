@@ -72,7 +72,7 @@ class Query:
     wave_T: np.ndarray
     labels: tuple[str, ...]
     neighbours: tuple[Neighbour, ...]
-    wanted: str
+    class_name: str
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,11 @@ class _BlockBuilder:
         players = []
         for rank, near in enumerate(query.neighbours, start=1):
             wave_T = near.wave_T[self.loudest(near.wave_T)]
-            relevant = f"✓ {query.wanted}" if near.relevant else f"✗ not {query.wanted}"
+            relevant = f"✓ {query.class_name}" if near.relevant else f"✗ not {query.class_name}"
             notes = (f"distance {number(near.distance)}", ", ".join(near.labels), relevant)
             players.append(self.player(f"{rank}. {near.name}", wave_T, wave_T, notes))
         wave_T = query.wave_T[self.loudest(query.wave_T)]
-        first = Row("", (self.player(f"Query for {query.wanted}", wave_T, wave_T),))
+        first = Row("", (self.player(f"Query for {query.class_name}", wave_T, wave_T),))
         return Block(query.name, query.labels, (first, Row("Neighbours, nearest first", tuple(players))))
 
     def loudest(self, wave_T: np.ndarray) -> slice:

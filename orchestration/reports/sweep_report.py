@@ -216,10 +216,8 @@ def _curves(sweep_dir: Path, sweep: SweepResults) -> list[plots.Picture]:
         if curve:
             rest = [format_setting(trial.settings[other]) for other in sweep.fields if other != field]
             label = ", ".join([*rest, f"seed {trial.seed}"])
-            panel = panels.setdefault(
-                f"{field_name(field)} {format_setting(trial.settings[field])}" if field else "loss", {}
-            )
-            panel[label] = curve
+            title = f"{field_name(field)} {format_setting(trial.settings[field])}" if field else "loss"
+            panels.setdefault(title, {})[label] = curve
     values = [value for panel in panels.values() for _, losses in panel.values() for value in losses]
     return [
         plots.curves(f"loss{index}", f"{title}: training loss", "step", series, (min(values), max(values)))

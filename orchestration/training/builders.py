@@ -85,11 +85,11 @@ def _try_terms(experiment: Experiment) -> None:
     """
     pair = torch.randn(2, 2, settings_of(experiment.encoder).embedding_dim)
     for name, term in _fresh_terms(experiment).items():
-        what = f"objective.terms.{name} ({experiment.objective.used_terms[name].use})"
-        with tried(what, "two pairs"):
+        full_name = f"objective.terms.{name} ({experiment.objective.used_terms[name].use})"
+        with tried(full_name, "two pairs"):
             loss = JointObjective(torch.nn.Identity(), {name: term}).loss(*pair).parts[name]
         if not loss.isfinite():
-            raise SepsceneError(f"{what} gives {loss} for two pairs; a loss must be finite")
+            raise SepsceneError(f"{full_name} gives {loss} for two pairs; a loss must be finite")
 
 
 def check_start(experiment: Experiment) -> None:

@@ -145,23 +145,24 @@ def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], p
         batches: this worker's parts of the global batches.
         pause: held during a step. A thread that holds it between two steps finds the worker's state consistent.
     """
-    began = asked = time.perf_counter()
+    began = time.perf_counter()
+    requested = began
     for batch in batches:
         needed = any(hook.needs_report(worker.step + 1) for hook in hooks)
         usable, rows, reported = _shared_counts(batch, needed, worker.device)
         with pause:
             arrived = time.perf_counter()
             for hook in hooks:
-                hook.before_step(batch, arrived - asked)
+                hook.before_step(batch, arrived - requested)
             metrics = worker.consume(batch, usable)
             done = time.perf_counter()
-            step = Step(worker.step, metrics, usable, rows, arrived - asked, done - began, reported)
+            step = Step(worker.step, metrics, usable, rows, arrived - requested, done - began, reported)
             for hook in hooks:
                 hook.after_step(step)
         if step.fatal:
             return
         began = done
-        asked = time.perf_counter()
+        requested = time.perf_counter()
     last = Step(worker.step)
     for hook in hooks:
         hook.at_end(last)

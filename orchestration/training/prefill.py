@@ -64,7 +64,7 @@ class _WantedEntries:
         self.content: dict[int, str] = {}
         self.unusable_N = np.zeros(len(train) * self.processors, bool)
 
-    def note(self, batch: Mapping[str, np.ndarray], clip_N: np.ndarray) -> None:
+    def add(self, batch: Mapping[str, np.ndarray], clip_N: np.ndarray) -> None:
         """Add a block of the stream; `clip_N` are the positions of its clips in the whole manifest."""
         self.unusable_N[clip_N * self.processors + batch["processor"]] = batch["fault"] != ""
         for n, clip in enumerate(clip_N.tolist()):
@@ -115,7 +115,7 @@ def fill(
     clip_N = np.arange(len(train))
     while True:
         for batch in blocks_of(prefill_stream(experiment, part, ladder, store)):
-            wanted.note(batch, clip_N[batch["clip"]])
+            wanted.add(batch, clip_N[batch["clip"]])
             counts.update(counts_of_block(batch))
             done += len(batch["row"])
             advance(min(done, total))
@@ -130,11 +130,11 @@ def fill(
 def prefill_key(experiment: Experiment, train: Manifest, ladder: Mapping[str, str]) -> str:
     """A digest of everything that the entries depend on: clips, processors, audio format, precision, channel scores."""
     digests = sorted(read_card(ladder[name]).digest for name in experiment.views.combination)
-    what: list[Any] = [train.digest(), digests, experiment.audio.model_dump()]
+    parts: list[Any] = [train.digest(), digests, experiment.audio.model_dump()]
     precision = separation_precision(experiment)
     if precision != "float32":  # the default is not part of the key, as in the store's keys
-        what.append(precision)
+        parts.append(precision)
     scores = ChannelScores.of(experiment.views)
     if scores is not None:
-        what.append(scores.digest)
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+        parts.append(scores.digest)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -84,7 +84,7 @@ class StreamBalance(Hook):
         """Add the costs of a batch that has arrived after this waiting time."""
         present_B = batch["row"] != FILLER
         usable_B = usable_rows(batch)
-        seen = {
+        costs = {
             "waiting": waited_seconds,
             "rows": present_B.sum(),
             "usable": usable_B.sum(),
@@ -97,13 +97,13 @@ class StreamBalance(Hook):
             "view_bytes": batch["view_1"].nbytes + batch["view_2"].nbytes,
         }
         if self.separates:
-            seen["silent"] = (usable_B & _silent(batch, self.experiment.views.pair)).sum()
+            costs["silent"] = (usable_B & _silent(batch, self.experiment.views.pair)).sum()
         if self.elastic:
             self.actors.update(batch["made_by"].tolist())
         if self.stored:
             present = {name: batch[name][present_B] for name in ("fault", "stored", "damaged")}
-            seen |= counts_of_block({**present, "dropped": batch["dropped"]})
-        for name, value in seen.items():
+            costs |= counts_of_block({**present, "dropped": batch["dropped"]})
+        for name, value in costs.items():
             self.sums[name] += float(value)
 
     def metrics(self) -> dict[str, float]:
@@ -123,12 +123,12 @@ class StreamBalance(Hook):
         self.sums |= {"seconds": time.perf_counter() - self.begin, "cpu": time.process_time() - self.cpu_begin}
         local = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=self.device)
         total = dict(zip(self.sums, sum_over_workers(local).tolist(), strict=True))
-        found = self._means(total, self._actors())
+        metrics = self._rates(total, self._actors())
         self._start()
         if self.started:  # the first report includes the start of all processes
-            self.last.append(found)
+            self.last.append(metrics)
         self.started = True
-        return found
+        return metrics
 
     def advice(self) -> str:
         """The bottleneck in the last reports and what to change; empty if the bottleneck is the same as before."""
@@ -148,12 +148,13 @@ class StreamBalance(Hook):
         numbers = gather_ids(torch.tensor(sorted(self.actors), dtype=torch.int64, device=self.device))
         return min(max(len(set(numbers)), counts[0]), counts[-1])
 
-    def _means(self, total: dict[str, float], actors: int) -> dict[str, float]:
+    def _rates(self, total: dict[str, float], actors: int) -> dict[str, float]:
+        """The metrics from the sums of all trainers."""
         resources = self.experiment.resources
         seconds = total["seconds"] / world_size()
         working = max(total["seconds"] - total["waiting"], 1e-9)
         blocks = seconds * self.experiment.training.service_rows
-        found = {
+        rates = {
             "balance_seconds": seconds,
             "rows_per_second": total["rows"] / seconds,
             "trainers/rows_per_second": total["rows"] / seconds,
@@ -162,7 +163,7 @@ class StreamBalance(Hook):
             "trainers/core_share": total["cpu"] / working,
         }
         if self.live:
-            found |= {
+            rates |= {
                 "readers/busy": total["reading"] / seconds / resources.readers,
                 "readers/queue_blocks": total["queued"] / blocks,
                 "readers/bytes_per_second": total["read_bytes"] / seconds,
@@ -172,16 +173,16 @@ class StreamBalance(Hook):
                 "separation/bytes_per_second": total["view_bytes"] / seconds,
             }
         else:
-            found |= {
+            rates |= {
                 "readers/busy": (total["reading"] + total["separating"]) / seconds / resources.readers,
                 "readers/queue_blocks": total["delivery"] / blocks,
                 "readers/bytes_per_second": total["view_bytes"] / seconds,
             }
         if self.elastic:
-            found["separation/actors"] = actors
+            rates["separation/actors"] = actors
         if self.separates:
-            found["views/silent_share"] = total["silent"] / max(1.0, total["usable"])
-        return found | ({f"store/{name}": total[name] for name in STORE_COUNTS} if self.stored else {})
+            rates["views/silent_share"] = total["silent"] / max(1.0, total["usable"])
+        return rates | ({f"store/{name}": total[name] for name in STORE_COUNTS} if self.stored else {})
 
 
 def _silent(batch: dict[str, np.ndarray], pair: str) -> np.ndarray:
@@ -226,13 +227,13 @@ def balance_line(record: Mapping[str, Any]) -> str:
     for stage in ("readers", "separation", "trainers"):
         if f"{stage}/busy" not in record:
             continue
-        words = [f"{stage} {record[f'{stage}/rows_per_second']:.3g} rows/s", f"{record[f'{stage}/busy']:.0%} busy"]
+        facts = [f"{stage} {record[f'{stage}/rows_per_second']:.3g} rows/s", f"{record[f'{stage}/busy']:.0%} busy"]
         if stage == "trainers":
-            words.append(f"waiting {1 - record['trainers/busy']:.0%}")
+            facts.append(f"waiting {1 - record['trainers/busy']:.0%}")
         else:
-            moved = quantity(float(record[f"{stage}/bytes_per_second"]))
-            words += [f"{record[f'{stage}/queue_blocks']:.1f} blocks wait", f"{moved}B/s"]
-        parts.append(", ".join(words))
+            rate = quantity(float(record[f"{stage}/bytes_per_second"]))
+            facts += [f"{record[f'{stage}/queue_blocks']:.1f} blocks wait", f"{rate}B/s"]
+        parts.append(", ".join(facts))
     return "; ".join(parts)
 
 
@@ -306,11 +307,11 @@ def bottleneck(balance: Mapping[str, float], experiment: Experiment) -> str:
     process = "separation actor" if stage == "separation" else "reader"
     field_name = f"{process.replace(' ', '_')}s"
     count: int = getattr(resources, field_name)
-    wanted = max(count + 1, math.ceil(count * busy / (1 - waiting)))
+    needed = max(count + 1, math.ceil(count * busy / (1 - waiting)))
     verb = "is" if stage == "separation" else "are"
-    more = wanted - count
+    more = needed - count
     advice = (
         f"{stage} {verb} the bottleneck: {count} {process}{'s' if count > 1 else ''} {busy:.0%} busy, {waited}; "
-        f"add {more} {process}{'s' if more > 1 else ''} (resources.{field_name}: {count} → {wanted})"
+        f"add {more} {process}{'s' if more > 1 else ''} (resources.{field_name}: {count} → {needed})"
     )
     return advice + (", or separate once for all epochs (store.mode=prefill)" if stage == "separation" else "")

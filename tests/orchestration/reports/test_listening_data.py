@@ -57,14 +57,14 @@ def page(run_dir: Path, clips: Manifest) -> Path:
 
 
 def test_scenes_have_all_channels_and_their_named_sources(page: Path, clips: Manifest) -> None:
-    heard = sounds(page)
-    labels = [label for label, _ in heard]
+    found = sounds(page)
+    labels = [label for label, _ in found]
     assert labels.count("N, channel 1") == labels.count("N, channel 2") == listening.SCENES
     assert labels.count("True source: background") == listening.SCENES
     first = clips.clips.slice(0, 1).to_pylist()[0]
     mixture_T = read_clip(first["uri"], AUDIO)
-    loudest = np.abs(heard[0][1]).max() / np.abs(mixture_T).max()
-    np.testing.assert_allclose(heard[0][1], mixture_T * loudest, atol=3 / 32768)
+    loudest = np.abs(found[0][1]).max() / np.abs(mixture_T).max()
+    np.testing.assert_allclose(found[0][1], mixture_T * loudest, atol=3 / 32768)
     for label in first["labels"]:
         assert f"True source: {label}" in labels
 

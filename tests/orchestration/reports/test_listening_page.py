@@ -54,14 +54,14 @@ def sounds(path: Path, part: str | None = None) -> list[tuple[str, np.ndarray]]:
 def test_all_channels_of_a_scene_have_the_same_gain(tmp_path: Path) -> None:
     one = scene()
     page = write_listening_page(tmp_path, [one], LADDER, RATE)
-    heard = dict(sounds(page))
-    assert list(heard) == [
+    played = dict(sounds(page))
+    assert list(played) == [
         "Mixture", "True source: low", "True source: high",
         "N, channel 1", "N, channel 2", "S2, channel 1", "S2, channel 2",
     ]  # fmt: skip
     gain = listen.PEAK / np.abs(one.mixture_T).max()
     for label, expected_T in (("Mixture", one.mixture_T), ("S2, channel 2", one.separated_ST["S2"][1])):
-        np.testing.assert_allclose(heard[label], expected_T * gain, atol=2 / 32768)
+        np.testing.assert_allclose(played[label], expected_T * gain, atol=2 / 32768)
 
 
 def test_channels_name_the_source_they_are_closest_to(tmp_path: Path) -> None:
@@ -125,10 +125,10 @@ def test_all_players_of_a_long_scene_have_its_loudest_part(tmp_path: Path, monke
     monkeypatch.setattr(listen, "MOST_SECONDS", 0.25)
     wave_T = np.concatenate([tone(440, 0.4, 0.01), tone(440, 0.25, 0.4), tone(440, 0.4, 0.01)])
     page = write_listening_page(tmp_path, [Scene("s", wave_T, {"N": np.stack([wave_T / 2])})], LADDER[1:], RATE)
-    heard = dict(sounds(page))
-    np.testing.assert_allclose(heard["N, channel 1"], heard["Mixture"] / 2, atol=2 / 32768)
+    played = dict(sounds(page))
+    np.testing.assert_allclose(played["N, channel 1"], played["Mixture"] / 2, atol=2 / 32768)
     expected_T = tone(440, 0.25, 0.4)
-    correlation = heard["Mixture"] @ expected_T / np.linalg.norm(heard["Mixture"]) / np.linalg.norm(expected_T)
+    correlation = played["Mixture"] @ expected_T / np.linalg.norm(played["Mixture"]) / np.linalg.norm(expected_T)
     assert correlation == pytest.approx(1, abs=0.02)
 
 
