@@ -1,8 +1,8 @@
 """The training loop and its hooks.
 
-The loop takes the next batch, does a step on it, and calls the hooks. Everything else (metrics, diagnostics,
-checkpoints, reports to the driver) is a hook with its own interval, independent of the other hooks. Hooks are called in
-the order of their list. Each gets the same `Step`, and adds its metrics and events to it.
+The loop takes the next batch, trains on it, and calls the hooks. Everything else (metrics, diagnostics, checkpoints,
+reports to the driver) is a hook with its own interval, independent of the other hooks. Hooks are called in the order of
+their list. Each gets the same `Step`, and adds its metrics and events to it.
 
 Shapes: N rows of this worker's part of a batch.
 """
@@ -32,7 +32,7 @@ class Worker:
     """The network, optimiser and ledger of one worker. It does not need Ray."""
 
     def __init__(self, network: nn.Module, optimizer: Optimizer, rows: int, device: torch.device) -> None:
-        """Args: rows: of the whole schedule, at whose start the worker is."""
+        """Args: rows: number of rows of the schedule."""
         self.network = network
         self.optimizer = optimizer
         self.device = device
@@ -44,7 +44,7 @@ class Worker:
         """Do one step on this worker's part of the global batch, and return its metrics.
 
         Args:
-            usable: usable rows of the global batch.
+            usable: number of usable rows of the global batch.
         """
         raise NotImplementedError
 
@@ -122,19 +122,19 @@ def consume_rows(ledger: Ledger, batch: Batch, device: torch.device, usable: int
         ledger: this worker's ledger.
         batch: this worker's part of the batch.
         device: where the process group communicates.
-        usable: usable rows of the global batch.
+        usable: number of usable rows of the global batch.
     """
 
-    def shared(chosen_N: np.ndarray) -> list[int]:
+    def gathered(chosen_N: np.ndarray) -> list[int]:
         return gather_ids(torch.from_numpy(batch["row"][chosen_N]).to(device))
 
     present_N = batch["row"] != FILLER
-    rows = shared(present_N)
+    rows = gathered(present_N)
     ledger.consume(np.array(rows, np.int64))
     if usable < len(rows):
         passing_N = np.array([str(fault).startswith(PASSING) for fault in batch["fault"]], bool)
-        skipped = shared(present_N & ~usable_rows(batch))
-        ledger.skip(np.array(skipped, np.int64), np.array(shared(present_N & passing_N), np.int64))
+        skipped = gathered(present_N & ~usable_rows(batch))
+        ledger.skip(np.array(skipped, np.int64), np.array(gathered(present_N & passing_N), np.int64))
     return rows
 
 
