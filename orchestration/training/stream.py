@@ -35,8 +35,8 @@ from sepscene.orchestration.training.row_draws import DrawRows, PrefillRows
 from sepscene.tasks.datasets.readers import Manifest
 
 ROWS_PER_TASK = 512
-"""Rows that one Ray task draws, or one global batch if that is larger. A task takes 0.1 s of a core, longer than
-drawing 64 rows, and rows without sound are small, so a task draws many."""
+"""Rows that one Ray task draws, or one global batch if that is larger. The overhead of a task, 0.1 s of a core, exceeds
+the time for drawing 64 rows; a task can draw many, because rows are small before their sound is read."""
 
 LEAST_MEMORY = 128 * 2**20
 """Least object store memory of a stream, in bytes."""

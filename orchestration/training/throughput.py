@@ -35,7 +35,7 @@ _AVERAGED = ("rows_per_second", "readers/", "separation/", "trainers/", "views/"
 """Prefixes of the metrics that are averaged over a stage."""
 
 _CORE_SHARE_LIMIT = 0.85
-"""A trainer on a CPU that gets a smaller share of a core while it works shares the core with other processes."""
+"""Below this share of a core while it works, a trainer on a CPU shares its core with other processes."""
 
 ADVICE_REPORTS = 6
 """Number of reports over which the metrics are averaged to find the bottleneck."""

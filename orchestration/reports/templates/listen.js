@@ -27,7 +27,7 @@ class Player {
     return Number(this.element.dataset.seconds);
   }
 
-  // Start position: the current one of the sound of this block that is playing, or the last one of this sound.
+  // Start position: that of the sound of this block that is playing, or else the last position of this sound.
   position() {
     const from = playing && playing.block === this.block ? playing : this;
     return from.audio.currentTime < this.duration() - 0.05 ? from.audio.currentTime : 0;
