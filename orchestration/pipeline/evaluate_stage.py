@@ -18,7 +18,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.compare import TEST_CLIPS
 from sepscene.orchestration.evaluation.embed_manifest import embed_manifests
 from sepscene.orchestration.evaluation.scoring import score_encoder, score_processors
-from sepscene.orchestration.pipeline.run import Run
+from sepscene.orchestration.pipeline.run import Run, named_parts
 from sepscene.orchestration.records.environment import environment
 from sepscene.orchestration.records.files import read_text, read_typed_or
 from sepscene.orchestration.records.ledger import Ledger
@@ -178,11 +178,10 @@ def collect_results(
 
 def _left_out(train: Manifest, test: Manifest, unread: int) -> dict[str, int]:
     """Numbers of files and clips of the data set that were not used, by reason."""
-    parts = {"clips": test} if train is test else {"training clips": train, "test clips": test}
     counts = {f"files: {entry.reason}": entry.count for entry in train.skipped}
     counts["listed clips whose sound file is missing"] = len(train.absent)
     counts["clips that the evaluation could not read"] = unread
-    for name, part in parts.items():
+    for name, part in named_parts(train, test).items():
         counts[f"{name} without a label, in the evaluation only"] = part.unlabelled
     return {reason: count for reason, count in counts.items() if count}
 

@@ -35,7 +35,7 @@ from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder, pretraining_stage
 from sepscene.orchestration.records.run_lock import check_free, locked
 from sepscene.orchestration.records.system_metrics import sampled
-from sepscene.orchestration.reports.progress import BAR_COLUMNS, Terms, progress
+from sepscene.orchestration.reports.progress import BAR_COLUMNS, LOG_COLUMNS, Terms, progress
 from sepscene.orchestration.runtime.precision import slow_precisions, with_precisions
 from sepscene.orchestration.training.builders import encoder_of
 from sepscene.orchestration.training.prefill import Filled, fill, prefill_key
@@ -50,8 +50,6 @@ from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")
 
-LOG_TERMS_COLUMNS = 120
-"""Most columns of metrics in a line of a log, whose width is not limited."""
 
 BALANCE_EVERY = 10
 """Every tenth report of the balance is printed among the progress."""
@@ -67,6 +65,11 @@ def continuable(console: Console, again: str) -> Iterator[None]:
         message = f"{end}; all completed work is kept. Continue with\n{again}"
         console.print(message, highlight=False, markup=False, soft_wrap=True)
         raise
+
+
+def named_parts(train: Manifest, test: Manifest) -> dict[str, Manifest]:
+    """The parts of a data set by name; for cross-validation, there is only one."""
+    return {"clips": test} if train is test else {"training clips": train, "test clips": test}
 
 
 class Run:
@@ -184,7 +187,7 @@ class Run:
         about = {"stage": name, "mlflow.note.content": f"Stage {name} of {summary_of(self.experiment)}"}
         tags = self.tags() | about | ({"pair": pair} if pair else {})
         self.tracker.start(name, tags, parameters_of(self.experiment))
-        terms = Terms(self.console.width - BAR_COLUMNS if self.console.is_terminal else LOG_TERMS_COLUMNS)
+        terms = Terms(self.console.width - BAR_COLUMNS if self.console.is_terminal else LOG_COLUMNS)
         balances = 0
         with progress(self.console, title, max(1, total), self._done(name, counts)) as shown:
 
@@ -242,8 +245,8 @@ class Run:
         if self.experiment.training.validation_every_steps:
             choose_probe(train, self.experiment.training.validation_clips)  # raises now if the labels do not suffice
         unlabelled = [
-            f"{part.unlabelled} of {len(part)} {name} clips have no label and are not evaluated"
-            for name, part in {"training": train, "test": test}.items()
+            f"{part.unlabelled} of {len(part)} {name} have no label; the evaluation leaves them out"
+            for name, part in named_parts(train, test).items()
             if part.unlabelled
         ]
         for line in (*manifest.remarks(), *unlabelled, *first_look(train, self.experiment.audio)):

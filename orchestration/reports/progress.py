@@ -35,6 +35,8 @@ _FORMATS = {
 
 BAR_COLUMNS = 70
 """Width of the bar, its numbers and its times on a terminal, in columns."""
+LOG_COLUMNS = 120
+"""Width of the metrics in a line of a log, in columns."""
 
 
 @contextmanager

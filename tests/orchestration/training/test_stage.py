@@ -8,12 +8,14 @@ import pytest
 from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.pipeline import run as module
 from sepscene.orchestration.pipeline.run import BALANCE_EVERY, Run
 from sepscene.orchestration.records.checkpoints import TrainingState, write_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.tasks.datasets.manifest import Clip, make_manifest
 
 pytestmark = pytest.mark.slow  # imports Ray, though it starts none
 BALANCE = {
@@ -44,6 +46,21 @@ def test_a_continued_stage_shows_the_progress_of_the_earlier_command(nano: Exper
     with run.stage("pretrain-mix-chan", "pretrain-mix-chan", 160):
         pass
     assert " 64/160 " in out.getvalue().splitlines()[0]
+
+
+def test_cross_validation_counts_clips_without_a_label_once(
+    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [Clip(f"{n}", f"/{n}.wav", ("dog",) if n else (), f"fold{n % 2}") for n in range(4)]
+    monkeypatch.setattr(module, "read_manifest", lambda *_: make_manifest(clips, "here"))
+    monkeypatch.setattr(module, "first_look", lambda *_: [])
+    data = {"format": "esc50", "root": str(tmp_path), "train": ("fold0", "fold1"), "test": ("folds",)}
+    folds = nano.changed({f"data.{name}": value for name, value in data.items()})
+    out = io.StringIO()
+    train, test = Run(tmp_path, folds, Mock(spec=Tracker), Console(file=out, width=200)).manifests
+    assert train is test
+    notes = [line for line in out.getvalue().splitlines() if "no label" in line]
+    assert notes == ["note          1 of 4 clips have no label; the evaluation leaves them out"]
 
 
 def test_scenes_are_generated_unless_the_tables_of_both_splits_exist(nano: Experiment, tmp_path: Path) -> None:
