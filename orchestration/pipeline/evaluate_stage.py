@@ -81,7 +81,7 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
         run.advance(clips + len(encoders) + len(ladder))
         if ladder:
             evaluated = encoders[0].name if encoders[0].metrics else None
-            listening_page(run.folder, test, experiment.audio, ladder, processors, evaluated)
+            listening_page(run.folder, test, experiment.audio, ladder, processors, evaluated, has_report=True)
     unread = [len(part) - len(h[encoders[0].name].position_N) for part, h in zip(parts, embedded, strict=True)]
     results = collect_results(run, train, test, encoders, processors, sum(unread))
     results.save(run.folder)

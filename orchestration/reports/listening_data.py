@@ -27,6 +27,7 @@ def listening_page(
     ladder: dict[str, str],
     processors: list[ProcessorResult],
     encoder: str | None = None,
+    has_report: bool = False,
 ) -> Path:
     """Write RUN/listen.html.
 
@@ -37,6 +38,7 @@ def listening_page(
         ladder: processor name -> separator folder.
         processors: the evaluation of each processor.
         encoder: name of the encoder for the queries; None: no queries.
+        has_report: whether to link to RUN/report.html, which is written after this page.
     """
     separators = {name: load_separator(folder) for name, folder in ladder.items()}
     scenes = []
@@ -51,7 +53,7 @@ def listening_page(
         names = () if sources_KT is None else _source_labels(Path(clip["uri"]))
         scenes.append(Scene(clip["clip_id"], wave_T, separated, tuple(clip["labels"]), sources_KT, names))
     queries = _queries(run_dir, test, audio, encoder) if encoder else []
-    return write_listening_page(run_dir, scenes, processors, audio.sample_rate, queries)
+    return write_listening_page(run_dir, scenes, processors, audio.sample_rate, queries, has_report)
 
 
 def _sources(uri: str, samples: int) -> np.ndarray | None:

@@ -111,12 +111,14 @@ def write_listening_page(
     ladder: Sequence[ProcessorResult],
     sample_rate: int,
     queries: Iterable[Query] = (),
+    has_report: bool = False,
 ) -> Path:
     """Write RUN/listen.html and its sounds in RUN/listen; a long sound is cut to its loudest `MOST_SECONDS`.
 
     Args:
         scenes: held-out clips, separated by every processor of `ladder`.
         sample_rate: of all waves, in Hz.
+        has_report: whether to link to RUN/report.html, which is written after this page.
     """
     files = RunFolder(run_dir)
     shutil.rmtree(files.sounds, ignore_errors=True)
@@ -130,7 +132,7 @@ def write_listening_page(
         scenes=[builder.scene(scene, ladder) for scene in scenes],
         queries=[builder.query(query) for query in queries],
         seconds=f"{MOST_SECONDS:g}",
-        has_report=files.report_html.exists() or files.results.exists(),
+        has_report=has_report,
     )
 
 

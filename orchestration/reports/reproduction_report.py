@@ -19,10 +19,11 @@ METHOD = (
     f"Paired t tests over the seeds that both rows share, one-sided, level {LEVEL:g}. Intervals cover the variation "
     "over seeds, and over test clips if the runs have resampled these. A claim is supported if the tests of all its "
     "contrasts support it, contradicted if one test contradicts it, equal if all contrasts are significantly above "
-    f"−{MARGIN:g} and one is below +{MARGIN:g} (with a Bonferroni correction over the contrasts that were run, if one "
-    f"is enough), and undecided otherwise. “At least as good” allows a difference of {MARGIN:g}. The claim about "
-    "coincidence prediction is decided by its mean over the rows. Power is the probability that this design detects a "
-    f"true difference of {MARGIN:g}. Each claim is decided separately, without a correction for testing six claims."
+    f"−{MARGIN:g} and one is significantly below +{MARGIN:g} (with a Bonferroni correction over the contrasts that "
+    f"were run, if one is enough), and undecided otherwise. “At least as good” allows a difference of {MARGIN:g}. The "
+    "claim about coincidence prediction is decided by its mean over the rows. Power is the probability that this "
+    f"design detects a true difference of {MARGIN:g}. Each claim is decided separately, without a correction for "
+    "testing six claims."
 )
 """The statistical method, for readers of the report."""
 

@@ -56,6 +56,7 @@ def test_it_says_what_it_made_and_what_to_do_next_and_nothing_else(finished: tup
     summary = said[said.index("encoder") :]
     for promised in ("report.html", "listen.html", "encoder"):
         assert str(run / promised) in summary.replace("\n", "")
+    assert 'href="report.html"' in (run / "listen.html").read_text()
     assert f"sepscene ui {run}" in summary
     assert f"sepscene embed {run}" in summary
 

@@ -41,7 +41,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     separated = {processor.name: waves for processor in ladder}
     scenes = [Scene("scene-0", waves.sum(0), separated, ("rain",), waves, ("rain", "wind"))]
     queries = [Query("clip-0", tone, ("rain",), (Neighbour("clip-1", tone, ("rain",), 0.02, True),), "rain")]
-    write_listening_page(folder / "run", scenes, ladder, RATE, queries)
+    write_listening_page(folder / "run", scenes, ladder, RATE, queries, has_report=True)
     write_report(folder / "run")
     sweep = write_sample_sweep(folder / "sweep")
     write_sample_run(folder / "sweep" / sweep.trials[0].run_dir)

@@ -139,6 +139,12 @@ def test_page_is_self_contained_and_allows_only_its_script(tmp_path: Path) -> No
     assert "<b>odd" not in page
 
 
+def test_the_page_of_a_run_links_to_the_report_that_is_written_later(tmp_path: Path) -> None:
+    for has_report in (False, True):
+        page = write_listening_page(tmp_path, [scene()], LADDER, RATE, has_report=has_report).read_text()
+        assert ('href="report.html"' in page) == has_report
+
+
 def test_sources_with_the_same_label_have_unique_names(tmp_path: Path) -> None:
     channels, sources = np.stack([tone(440)] * 2), np.stack([tone(440)] * 3)
     twice = Scene("s", tone(440), {"S2": channels}, (), sources, ("dog", "cat", "dog"))
