@@ -114,7 +114,7 @@ def _gain(result: BeyondResult) -> str:
     found = result.test.difference
     p = result.test.p
     if found.low is None or found.high is None or p is None:
-        return f"{signed(found.value)}, {'one seed' if found.count == 1 else 'two equal seeds'}"
+        return f"{signed(found.value)}, {'one seed' if found.count == 1 else 'two seeds with the same gain'}"
     return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}], {p_in_words(p)}"
 
 
