@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 LONGEST = (
     *("test_faults.py", "test_faults_driver.py", "test_whole_run.py", "test_gpu_check.py", "test_placed_run.py"),
-    *("test_custom_run.py", "test_run_trials.py", "test_stream.py", "test_light.py"),
+    *("test_custom_run.py", "test_run_trials.py", "test_stream.py", "test_local_trainer.py"),
 )
 """Files that take minutes. They run first: with several files at a time, a long one at the end would run alone."""
 

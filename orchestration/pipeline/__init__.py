@@ -1,1 +1,1 @@
-"""A run from its data to its report: every stage in order, each of which looks for what it has made before it works."""
+"""A run from its data to its report: all stages in order. Each stage skips work that is already done."""

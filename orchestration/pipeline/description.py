@@ -1,4 +1,4 @@
-"""What MLflow, model cards and the terminal say about an experiment."""
+"""Descriptions of an experiment for MLflow, model cards and the terminal."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from sepscene.orchestration.records.environment import commit
 
 
 def tags_of(experiment: Experiment) -> dict[str, str]:
-    """The tags by which a run is found in MLflow."""
+    """The tags of a run in MLflow, for searching."""
     return {
         "experiment": experiment.name,
         "scale": experiment.scale,
@@ -24,24 +24,24 @@ def tags_of(experiment: Experiment) -> dict[str, str]:
     }
 
 
-def in_words(experiment: Experiment) -> str:
+def summary_of(experiment: Experiment) -> str:
     """One sentence: name, scale, seed, views and losses."""
     views = experiment.views
-    what = f"{experiment.name}, scale {experiment.scale}, seed {experiment.seed}"
+    name = f"{experiment.name}, scale {experiment.scale}, seed {experiment.seed}"
     separated = f" of {'∨'.join(views.combination)}" if views.separates else ""
-    return f"{what}: {views.pair} views{separated}, {experiment.objective.described}."
+    return f"{name}: {views.pair} views{separated}, {experiment.objective.described}."
 
 
-def flat(experiment: Experiment) -> dict[str, Any]:
-    """The configuration as dotted parameters for MLflow."""
-    flat: dict[str, Any] = {}
+def parameters_of(experiment: Experiment) -> dict[str, Any]:
+    """The configuration as parameters for MLflow, with dotted names."""
+    parameters: dict[str, Any] = {}
 
-    def walk(prefix: str, value: Any) -> None:
+    def flatten(prefix: str, value: Any) -> None:
         if isinstance(value, dict) and value:
             for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
+                flatten(f"{prefix}.{key}" if prefix else key, inner)
         else:
-            flat[prefix] = value
+            parameters[prefix] = value
 
-    walk("", experiment.model_dump(mode="json"))
-    return flat
+    flatten("", experiment.model_dump(mode="json"))
+    return parameters

@@ -1,4 +1,4 @@
-"""The last stage of a run: evaluate its encoder beside the baselines and its ladder, and collect its results."""
+"""The last stage of a run: evaluates its encoder, the baselines and the ladder, and collects the results."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +18,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.compare import TEST_CLIPS
 from sepscene.orchestration.evaluation.embed_manifest import embed_manifests
 from sepscene.orchestration.evaluation.scoring import score_encoder, score_processors
-from sepscene.orchestration.pipeline.run import Run
+from sepscene.orchestration.pipeline.run import Run, named_parts
 from sepscene.orchestration.records.environment import environment
 from sepscene.orchestration.records.files import read_text, read_typed_or
 from sepscene.orchestration.records.ledger import Ledger
@@ -40,12 +40,12 @@ from sepscene.tasks.datasets.readers import Manifest
 
 STAGE = "evaluate"
 HEADLINES = ("shallow_map", "qbe_map", "linear_map")
-SCENES_LISTENED_TO = 32
-"""Whose sources say how often two crops share an event."""
+SHARED_EVENT_SCENES = 32
+"""Number of scenes from whose sources the share of pairs with a common event is estimated."""
 
 
 def encoders_of(run: Run, train: Manifest) -> dict[str, Path]:
-    """The run's encoder and the baselines beside it, made where they are not there yet: name -> bundle's folder."""
+    """The run's encoder and its baselines, which are trained if they are missing: name -> bundle's folder."""
     views = run.experiment.views
     bundles: dict[str, Path] = {views.pair: run.files.encoder}
     if run.experiment.evaluation.baselines:
@@ -59,10 +59,10 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
     """Evaluate the run's encoder and its baselines, write results.json and the report, and log both.
 
     Args:
-        run: with its encoder trained.
-        train: its clips train the probes.
-        test: its clips are evaluated; for cross-validation the same as `train`.
-        ladder: processor name -> folder, scored on held-out mixtures.
+        run: its encoder must be trained.
+        train: the clips that train the probes.
+        test: the clips that are evaluated; for cross-validation, the same as `train`.
+        ladder: processor name -> folder, evaluated on held-out mixtures.
     """
     experiment = run.experiment
     scores = scores_of_ladder(ladder, test, experiment) if ladder else None
@@ -80,8 +80,8 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
         processors = ray.get(scores) if scores else []
         run.advance(clips + len(encoders) + len(ladder))
         if ladder:
-            own = encoders[0].name if encoders[0].metrics else None
-            listening_page(run.folder, test, experiment.audio, ladder, processors, own)
+            evaluated = encoders[0].name if encoders[0].metrics else None
+            listening_page(run.folder, test, experiment.audio, ladder, processors, evaluated, has_report=True)
     unread = [len(part) - len(h[encoders[0].name].position_N) for part, h in zip(parts, embedded, strict=True)]
     results = collect_results(run, train, test, encoders, processors, sum(unread))
     results.save(run.folder)
@@ -89,7 +89,8 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
     run.tracker.log_metrics(STAGE, metrics)
     run.tracker.log_metrics("", {name: metric.value for name, metric in encoders[0].metrics.items()})
     for encoder in encoders:
-        update_card(bundles[encoder.name], {"metrics": {k: f.model_dump() for k, f in encoder.metrics.items()}})
+        card_metrics = {name: metric.model_dump() for name, metric in encoder.metrics.items()}
+        update_card(bundles[encoder.name], {"metrics": card_metrics})
         if encoder.name != "untrained":
             run.publish(encoder.name, bundles[encoder.name])
     files = run.files
@@ -98,7 +99,7 @@ def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, st
 
 
 def score_ladder(run: Run, test: Manifest, ladder: dict[str, str]) -> None:
-    """Make the page on which the ladder that many trials share can be heard: RUN/listen.html."""
+    """Evaluate a ladder that many trials share, and write its listening page, RUN/listen.html."""
     with run.stage("ladder", "listen to the ladder", len(ladder) + 1):
         processors = ray.get(scores_of_ladder(ladder, test, run.experiment))
         run.advance(len(ladder))
@@ -107,7 +108,7 @@ def score_ladder(run: Run, test: Manifest, ladder: dict[str, str]) -> None:
 
 
 def _log_files(run: Run, *paths: Path) -> None:
-    """Files and folders of the run to MLflow, each under its own name; those that were not made are left out."""
+    """Log files and folders of the run to MLflow, each under its own name; those that do not exist are skipped."""
     for path in paths:
         if path.exists():
             run.tracker.log_artifact("", path, path.name if path.is_dir() else None)
@@ -116,7 +117,7 @@ def _log_files(run: Run, *paths: Path) -> None:
 def scores_of_ladder(
     ladder: Mapping[str, str], test: Manifest, experiment: Experiment
 ) -> "ray.ObjectRef[list[ProcessorResult]]":
-    """The scores of a whole ladder, made beside what this process does meanwhile, on a CPU where separators stand."""
+    """The metrics of a whole ladder, computed by a Ray task on a CPU of the nodes for separation actors."""
     clips = test.clips.slice(0, 2 * experiment.evaluation.separator_mixtures)
     demand = replace(actor_demand(experiment.resources), gpus=0.0, accelerator=None)
     options = {"runtime_env": {"env_vars": trust_variables()}, **demand.ray_options()}
@@ -135,10 +136,11 @@ def collect_results(
 
     Args:
         run: the run.
-        train, test: the clips of both splits; the same ones for cross-validation.
-        encoders: the run's own first.
+        train: the training clips.
+        test: the test clips; for cross-validation, the same as `train`.
+        encoders: the run's own encoder is the first.
         processors: the checkpoints of the ladder.
-        unread: clips that the evaluation could not read.
+        unread: number of clips that the evaluation could not read.
     """
     experiment = run.experiment
     files = run.files
@@ -175,29 +177,28 @@ def collect_results(
 
 
 def _left_out(train: Manifest, test: Manifest, unread: int) -> dict[str, int]:
-    """What of the data set was not used, by reason; reasons without any are left out."""
-    parts = {"clips": test} if train is test else {"training clips": train, "test clips": test}
+    """Numbers of files and clips of the data set that were not used, by reason."""
     counts = {f"files: {entry.reason}": entry.count for entry in train.skipped}
-    counts["clips that are listed, but whose sound is not there"] = len(train.absent)
+    counts["listed clips whose sound file is missing"] = len(train.absent)
     counts["clips that the evaluation could not read"] = unread
-    for name, part in parts.items():
+    for name, part in named_parts(train, test).items():
         counts[f"{name} without a label, in the evaluation only"] = part.unlabelled
     return {reason: count for reason, count in counts.items() if count}
 
 
 def _shared_events(experiment: Experiment, test: Manifest) -> dict[str, str]:
-    """How often two crops of a clip hear the same event; known of scenes that were written with their sources."""
-    uris = test.clips["uri"].to_pylist()[:SCENES_LISTENED_TO] if experiment.data.format == "scenes" else []
+    """How often two crops of a clip contain the same event; only for scenes that were written with their sources."""
+    uris = test.clips["uri"].to_pylist()[:SHARED_EVENT_SCENES] if experiment.data.format == "scenes" else []
     try:
         scenes = [read_sources(uri) for uri in uris]
     except ClipError:
         return {}
-    words = shared_events_in_words(scenes, experiment.views, experiment.audio.sample_rate) if scenes else ""
-    return {"pairs that share an event": words} if words else {}
+    share = shared_events_in_words(scenes, experiment.views, experiment.audio.sample_rate) if scenes else ""
+    return {"pairs that share an event": share} if share else {}
 
 
 def _stages(timings: dict[str, float], metrics: list[dict[str, float | str]]) -> tuple[StageResult, ...]:
-    """Every stage of the run, and below a streaming one what feeds its trainers."""
+    """Every stage of the run; after a streaming stage, its readers and separation actors."""
     stages: list[StageResult] = []
     for name, seconds in timings.items():
         records = [record for record in metrics if record["stage"] == name and "step" in record]
@@ -216,27 +217,27 @@ def _stages(timings: dict[str, float], metrics: list[dict[str, float | str]]) ->
             )
         )
         if balance and rows is not None:
-            stages += _feeding(name, seconds, rows, balance)
+            stages += _stream_stages(name, seconds, rows, balance)
     return tuple(stages)
 
 
 def _store_note(records: list[dict[str, float | str]]) -> str:
-    """What the SeparatedStore gave to a stage: "store: 10,000 hits, 20 misses, 1 repairs"; empty without one."""
+    """The counts of the SeparatedStore: "store: 10,000 hits, 20 misses, 1 repairs"; empty without a store."""
     counts = store_counts(records)
     return "store: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) if counts else ""
 
 
-def _feeding(name: str, seconds: float, rows: int, balance: Mapping[str, float]) -> list[StageResult]:
-    """Readers and separation actors of a streaming stage, which work for as long as it does, and what went through."""
-    pace = max(balance["rows_per_second"], 1e-9)
+def _stream_stages(name: str, seconds: float, rows: int, balance: Mapping[str, float]) -> list[StageResult]:
+    """Readers and separation actors of a streaming stage, which run for the whole time of the stage."""
+    rate = max(balance["rows_per_second"], 1e-9)
     return [
         StageResult(
             name=f"{name}: {part}",
             seconds=seconds,
-            rows=round(rows * balance[f"{part}/rows_per_second"] / pace),  # separation is spared those from the store
+            rows=round(rows * balance[f"{part}/rows_per_second"] / rate),  # separation: without rows from the store
             busy_share=balance[f"{part}/busy"],
-            bytes_out=round(rows * balance[f"{part}/bytes_per_second"] / pace),
-            note=f"{balance[f'{part}/queue_blocks']:.1f} blocks wait behind it",
+            bytes_out=round(rows * balance[f"{part}/bytes_per_second"] / rate),
+            note=f"{balance[f'{part}/queue_blocks']:.1f} blocks in its output queue",
         )
         for part in ("readers", "separation")
         if f"{part}/busy" in balance
@@ -244,7 +245,7 @@ def _feeding(name: str, seconds: float, rows: int, balance: Mapping[str, float])
 
 
 def summarise(run: Run) -> None:
-    """Tell what was made, where it is, and what to do next."""
+    """Print the results, where they are, and what to do next."""
     try:
         results = RunResults.load(run.folder)
     except SepsceneError:
@@ -266,9 +267,9 @@ def summarise(run: Run) -> None:
     run.console.print(f"embed sounds  sepscene embed {run.folder} FILES --out embeddings.parquet", soft_wrap=True)
     run.console.print(f"MLflow UI     sepscene ui {run.folder}", soft_wrap=True)
     if run.tracker.unsent:
-        why = run.tracker.fault or "it does not answer"
-        words = f"MLflow does not have all of it ({why}); send the rest later: sepscene sync {run.folder}"
-        run.console.print(words, style="yellow", soft_wrap=True)
+        fault = run.tracker.fault or "it does not respond"
+        message = f"MLflow does not have all results ({fault}); send the rest later: sepscene sync {run.folder}"
+        run.console.print(message, style="yellow", soft_wrap=True)
 
 
 def _cell(metric: Metric | None) -> str:

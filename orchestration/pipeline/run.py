@@ -1,7 +1,7 @@
 """A run: one experiment from its data to its report, stage by stage, in one folder.
 
-Every stage looks for what it has made before it makes it, so that a run continues where it stopped, whatever stopped
-it. The folder is the truth about the run; MLflow mirrors it.
+Every stage skips work that is already done, so a run continues where it was interrupted. The folder is the
+authoritative record of the run; MLflow mirrors it.
 """
 
 import json
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
 from sepscene.models.separators.custom import kept_checkpoints
 from sepscene.orchestration.config import Experiment, load_experiment
-from sepscene.orchestration.pipeline.description import flat, in_words, tags_of
+from sepscene.orchestration.pipeline.description import parameters_of, summary_of, tags_of
 from sepscene.orchestration.records.audit_log import audit_hash
 from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint, read_ledger, read_steps
 from sepscene.orchestration.records.environment import environment
@@ -35,10 +35,10 @@ from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder, pretraining_stage
 from sepscene.orchestration.records.run_lock import check_free, locked
 from sepscene.orchestration.records.system_metrics import sampled
-from sepscene.orchestration.reports.progress import BESIDE_THE_BAR, Terms, progress
+from sepscene.orchestration.reports.progress import BAR_COLUMNS, LOG_COLUMNS, Terms, progress
 from sepscene.orchestration.runtime.precision import slow_precisions, with_precisions
 from sepscene.orchestration.training.builders import encoder_of
-from sepscene.orchestration.training.prefill import Filled, fill, name_of_filling
+from sepscene.orchestration.training.prefill import Filled, fill, prefill_key
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.separator_training import STAGE as SEPARATOR
 from sepscene.orchestration.training.separator_training import separator_steps, train_separator
@@ -50,19 +50,26 @@ from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")
 
+
 BALANCE_EVERY = 10
-"""Reports of the balance for one line of it among the progress."""
+"""Every tenth report of the balance is printed among the progress."""
 
 
 @contextmanager
 def continuable(console: Console, again: str) -> Iterator[None]:
-    """Where the block ends badly, say which command continues it."""
+    """If the block fails or is stopped, print the command that continues it."""
     try:
         yield
     except BaseException as error:
-        said = f"{'stopped' if isinstance(error, STOPPED) else 'failed'}; what is done is kept, continue it with"
-        console.print(f"{said}\n{again}", highlight=False, markup=False, soft_wrap=True)
+        end = "stopped" if isinstance(error, STOPPED) else "failed"
+        message = f"{end}; all completed work is kept. Continue with\n{again}"
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
         raise
+
+
+def named_parts(train: Manifest, test: Manifest) -> dict[str, Manifest]:
+    """The parts of a data set by name; for cross-validation, there is only one."""
+    return {"clips": test} if train is test else {"training clips": train, "test clips": test}
 
 
 class Run:
@@ -76,11 +83,11 @@ class Run:
         self.files = RunFolder(folder)
         self.inputs: dict[str, str] = {}
         self.audit: str | None = None
-        """Digest of the audit of the data set, when there is one in the storage."""
+        """Digest of the audit of the data set, if the storage has one."""
         self.callbacks: Sequence[UserCallback] = ()
-        """The user's own, for Ray Train."""
+        """The user's callbacks for Ray Train."""
         self.family = experiment.name
-        """Encoders of one family are versions of one registered model: those of an experiment, or of a whole sweep."""
+        """The experiment or the whole sweep, whose encoders are versions of one registered model."""
 
     @classmethod
     @contextmanager
@@ -93,13 +100,13 @@ class Run:
         resume: bool,
         tags: Mapping[str, str] | None = None,
     ) -> Iterator["Run"]:
-        """Make the run's folder and begin its parent run in MLflow, or continue an earlier one.
+        """Create the run's folder and its parent run in MLflow, or continue an earlier run.
 
-        When the block ends, in whatever way, the run is closed in MLflow. Its experiment says which precisions were
-        chosen, where they were left to `auto`.
+        The run is closed in MLflow when the block ends, also after an error. In the run's experiment, `auto` precisions
+        are replaced by those that are used.
 
         Args:
-            tags: for the parent run in MLflow, beside those that say what the experiment is.
+            tags: additional tags of the parent run in MLflow.
 
         Raises:
             SepsceneError: when the folder holds another experiment, or this one and `resume` is not set.
@@ -111,10 +118,10 @@ class Run:
         saved = files.experiment
         if saved.exists():
             earlier = load_experiment(saved).changed({"resources": experiment.resources})
-            if earlier.digest() != experiment.digest():  # it may go on with other resources
+            if earlier.digest() != experiment.digest():  # a run can continue with other resources
                 raise SepsceneError(f"{folder} holds another experiment; choose another --run-id or storage")
             if not resume:
-                raise SepsceneError(f"{folder} holds this run already; add --resume to continue it")
+                raise SepsceneError(f"{folder} already holds this run; add --resume to continue it")
         check_free(files)
         folder.mkdir(parents=True, exist_ok=True)
         experiment.save(saved)
@@ -123,29 +130,30 @@ class Run:
         run.family = (tags or {}).get("sweep_id", experiment.name)
         if not files.started.exists():
             write_whole(files.started, datetime.now(UTC).isoformat(timespec="seconds"))
-        everything = f"Everything about this run is in `{folder}`; its report is among the artifacts."
+        place = f"All files of this run are in `{folder}`; its report is among the artifacts."
         about = {
             **{f"env.{key}": value for key, value in environment().items()},
-            "mlflow.note.content": f"{in_words(experiment)}\n\n{everything}",
+            "mlflow.note.content": f"{summary_of(experiment)}\n\n{place}",
             "sepscene_version": __version__,
         }
-        tracker.start("", {**run.tags(), **about, **(tags or {})}, flat(experiment))
+        tracker.start("", {**run.tags(), **about, **(tags or {})}, parameters_of(experiment))
         tracker.log_artifact("", saved)
         with closing(tracker):
             yield run
 
     def tags(self) -> dict[str, str]:
-        """What the experiment is and what it is made from, for its runs in MLflow."""
+        """The experiment and its inputs, as tags of its runs in MLflow."""
         return {**tags_of(self.experiment), **self.inputs}
 
     def record_inputs(self, ladder: dict[str, str], **manifests: Manifest) -> None:
-        """Tell MLflow what the run is made from: the data sets and the separators, by their digests.
+        """Log the inputs of the run to MLflow: the data sets and the separators, by their digests.
 
-        An audit of the data set in the run's storage is among them, when the data set is still as it was listed then.
+        The digest of the data set's audit is included, if the storage has an audit and the data set has not changed
+        since.
 
         Args:
             ladder: processor name -> folder.
-            manifests: `training`, and `evaluation` where the run is evaluated.
+            manifests: `training`, and `evaluation` if the run is evaluated.
         """
         facts = {"data_hash" if name == "training" else f"{name}_hash": m.digest() for name, m in manifests.items()}
         if self.audit:
@@ -166,21 +174,20 @@ class Run:
 
     @contextmanager
     def stage(self, name: str, title: str, total: int, counts: str = "rows", pair: str | None = None) -> Iterator[None]:
-        """Time a stage, show its progress, mirror its metrics.
+        """Time a stage, show its progress, and mirror its metrics to MLflow.
 
         Args:
             name: of the stage, in metrics and in MLflow.
             title: for the terminal.
-            total: where the progress ends.
-            counts: which field of a metrics record says how far it is.
-            pair: kind of its positive pairs, where it is not the experiment's.
+            total: the end of the progress.
+            counts: the field of a metrics record that gives the progress.
+            pair: kind of its positive pairs, for the tags; None: as in the experiment.
         """
         started = time.perf_counter()
-        about = {"stage": name, "mlflow.note.content": f"The stage {name} of {in_words(self.experiment)}"}
+        about = {"stage": name, "mlflow.note.content": f"Stage {name} of {summary_of(self.experiment)}"}
         tags = self.tags() | about | ({"pair": pair} if pair else {})
-        self.tracker.start(name, tags, flat(self.experiment))
-        # A log has lines as long as they need to be.
-        terms = Terms(self.console.width - BESIDE_THE_BAR if self.console.is_terminal else 120)
+        self.tracker.start(name, tags, parameters_of(self.experiment))
+        terms = Terms(self.console.width - BAR_COLUMNS if self.console.is_terminal else LOG_COLUMNS)
         balances = 0
         with progress(self.console, title, max(1, total), self._done(name, counts)) as shown:
 
@@ -206,28 +213,25 @@ class Run:
         self.add_timing(name, time.perf_counter() - started)
 
     def _done(self, stage: str, counts: str) -> float:
-        """How far an earlier command has come with a training stage; 0 for one that begins or has no checkpoints."""
+        """Progress of an earlier command in a training stage; 0 for a new stage or one without checkpoints."""
         newest = newest_sound(self.files.stage(stage).path)
         if newest is None:
             return 0.0
         return max((float(record[counts]) for record in read_steps(newest) if counts in record), default=0.0)
 
     def advance(self, done: float) -> None:
-        """Move the progress of the stage that runs in this process."""
+        """Update the progress of a stage that runs in this process."""
         self._progress(done)
 
-    def _advance_from(self, before: int, done: int) -> None:
-        self.advance(before + done)
-
     def add_timing(self, name: str, seconds: float) -> None:
-        """Add to a stage's wall time in RUN/stages.json; a continued stage adds up."""
+        """Add to the wall time of a stage in RUN/stages.json, which sums the commands of a continued stage."""
         timings = read_typed_or(self.files.timings, dict[str, float], {})
         timings[name] = timings.get(name, 0.0) + seconds
         write_whole(self.files.timings, json.dumps(timings, indent=2))
 
     @cached_property
     def manifests(self) -> tuple[Manifest, Manifest]:
-        """The training and the test clips, the same ones for cross-validation; read, and scenes generated, once."""
+        """The training and the test clips, read once; generates missing scenes. The same clips for cross-validation."""
         data = self.experiment.data
         if data.is_generated:
             self._generate_scenes()
@@ -239,10 +243,10 @@ class Run:
             if not len(part.clips):
                 raise SepsceneError(f"data.{name}: no clip of {data.root or 'the scenes'} is in {', '.join(splits)}")
         if self.experiment.training.validation_every_steps:
-            choose_probe(train, self.experiment.training.validation_clips)  # refuses clips that tell nothing, now
+            choose_probe(train, self.experiment.training.validation_clips)  # raises now if the labels do not suffice
         unlabelled = [
-            f"{part.unlabelled} of {len(part)} {name} clips have no label: the evaluation leaves them out"
-            for name, part in {"training": train, "test": test}.items()
+            f"{part.unlabelled} of {len(part)} {name} have no label; the evaluation leaves them out"
+            for name, part in named_parts(train, test).items()
             if part.unlabelled
         ]
         for line in (*manifest.remarks(), *unlabelled, *first_look(train, self.experiment.audio)):
@@ -250,24 +254,28 @@ class Run:
         return train, test
 
     def _generate_scenes(self) -> None:
-        # scipy.signal takes a second, and most runs have their data
+        # Imported here because scipy.signal takes a second, and most runs do not generate scenes.
         from sepscene.augment.synthetic.scenes import as_long_as, write_scenes
 
         data = self.experiment.data
+        folder = self.files.scenes
         config = as_long_as(self.experiment.audio.clip_seconds, data.scenes_profile)
         splits = {"train": data.scenes_train, "test": data.scenes_test}
-        if all((self.files.scenes / f"{split}.csv").exists() for split in splits):  # written last, and whole
+        if all((folder / f"{split}.csv").exists() for split in splits):  # each is written last
             return
         with self.stage("scenes", "generate sound scenes", sum(splits.values())):
             done = 0
+
+            def progress(written: int) -> None:
+                self.advance(done + written)
+
             for split, count in splits.items():
-                known = split == "test" or self.experiment.separator.objective == "supervised"
-                progress = partial(self._advance_from, done)
-                write_scenes(self.files.scenes, count, self.experiment.seed, split, config, known, progress=progress)
+                with_sources = split == "test" or self.experiment.separator.objective == "supervised"
+                write_scenes(folder, count, self.experiment.seed, split, config, with_sources, progress=progress)
                 done += count
 
     def ladder(self, train: Manifest) -> dict[str, str]:
-        """The processors: those of the configuration, or the ladder that this run trains."""
+        """The processors of the configuration, or the ladder, which this trains."""
         experiment = self.experiment
         if experiment.separator.checkpoints:
             return kept_checkpoints(experiment.separator.checkpoints, self.files.ladder)
@@ -279,7 +287,7 @@ class Run:
             return train_separator(experiment, train, self.folder, self.manifests[1], self.callbacks)
 
     def store_uri(self) -> str:
-        """Where the SeparatedStore of this run lies: beside the run, for all runs of its storage."""
+        """URI of the SeparatedStore; by default, one next to the run for all runs of its storage."""
         return self.experiment.store.uri or str(self.files.store.resolve())
 
     def store(self) -> SeparatedStore | None:
@@ -290,21 +298,21 @@ class Run:
     def prefill(self, train: Manifest, ladder: dict[str, str], processors: tuple[str, ...] | None = None) -> Filled:
         """Separate every clip with every processor into the store.
 
-        Clips that can't be used are reported; training will quarantine them. What any run has filled before is skipped.
-        Entries that are missing in the end are reported, and the next filling looks for them.
+        A prefill that any run has completed before is skipped. Clips that cannot be used are reported; training will
+        quarantine them. Missing entries are reported, too; the next prefill tries them again.
 
         Args:
             train: the clips.
             ladder: processor name -> folder.
-            processors: some names of the ladder; none means those of the experiment's combination.
+            processors: some names of the ladder; None: those of the experiment's combination.
         """
         processors = processors or self.experiment.views.combination
         views = {"views.combination": processors, "views.weights": None, "views.curriculum": ()}
         experiment = self.experiment.changed(views)
         total = len(train) * len(processors)
         store = SeparatedStore(self.store_uri(), experiment.store.settings)
-        mark = name_of_filling(experiment, train, ladder)
-        if store.folder.is_filled(mark):
+        key = prefill_key(experiment, train, ladder)
+        if store.folder.is_filled(key):
             return Filled(total, 0, 0, {})
         with self.stage("prefill", "separate into the store", total):
             filled = fill(experiment, train, ladder, store, self.advance)
@@ -312,16 +320,17 @@ class Run:
             record |= {"unusable": float(filled.unusable), "missing": float(filled.missing)}
             append_metrics(self.files.stage("prefill"), [{"step": 1, "rows": total} | record])
         if not filled.missing:
-            store.folder.note_filled(mark)
+            store.folder.note_filled(key)
         else:
             logger.warning(
-                "%d of %d separated clips are still missing in %s, so training must separate them itself, slowly; is "
-                "it full (store.settings.max_bytes), or its filesystem?", filled.missing, total, self.store_uri(),
+                "%d of %d separated clips are still missing in %s, so training must separate them itself, which is "
+                "slow; is the store full (store.settings.max_bytes), or its filesystem?",
+                filled.missing, total, self.store_uri(),
             )  # fmt: skip
         return filled
 
     def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None) -> Path:
-        """Pre-train an encoder and write its bundle; `pair` overrides the views for a baseline.
+        """Pre-train an encoder and write its bundle; `pair` overrides `views.pair` for a baseline.
 
         Returns:
             The bundle's folder: RUN/encoder, or RUN/baselines/<pair>.
@@ -358,16 +367,16 @@ class Run:
         return bundle
 
     def publish(self, pair: str, bundle: Path) -> None:
-        """Log an encoder with its model card to MLflow; the run's own is registered, a baseline is not.
+        """Log an encoder with its model card to MLflow; the run's own encoder is registered, a baseline is not.
 
-        Called last, when the card holds the metrics.
+        Call it when the card contains the metrics.
         """
-        own = bundle == self.files.encoder
-        registered = f"sepscene-{self.family.replace('/', '-')}" if own else None
+        is_baseline = bundle != self.files.encoder
+        registered = None if is_baseline else f"sepscene-{self.family.replace('/', '-')}"
         self.tracker.log_encoder(pretraining_stage(pair), bundle, f"{self.experiment.name} {pair}", registered)
 
     def _report_balance(self, stage: str, experiment: Experiment) -> None:
-        """Say which part of the stream set the pace, and log the balance as metrics of the stage."""
+        """Print the bottleneck of the stream, and log the balance as metrics of the stage."""
         balance = balance_of(read_metrics(self.folder), stage)
         if not balance:
             return

@@ -1,6 +1,6 @@
-"""The Ray session of a run, begun once what the experiment names can be used.
+"""The Ray session of a run, which starts after all checks of the experiment.
 
-A request that cannot be placed is refused before anything starts, because Ray itself would wait forever.
+An experiment that does not fit the cluster is refused before anything starts, because Ray itself would wait forever.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,21 +26,21 @@ def prepared_session(
     dashboard: bool = False,
     others: Iterable[Experiment] = (),
 ) -> Iterator[None]:
-    """Connect to Ray for an experiment whose separators and start encoder can be used and which fits; disconnect.
+    """Check the separators, start encoder and resources of an experiment, and connect to Ray for the block.
 
-    Inside a job or a Tune trial, where Ray is connected already, only the checks are made.
+    Inside a job or a Tune trial, where Ray is already connected, only the checks are done.
 
     Args:
         address, verbose, dashboard: see `runtime.session.connect`.
-        others: will run in the same session; their own code is sent and imported, too.
+        others: experiments that will run in the same session; their custom code is sent and imported, too.
 
     Raises:
-        SepsceneError: when one of them can't be used, or the experiment can't be placed; it says what to change.
+        SepsceneError: when a separator or encoder cannot be used, or the experiment cannot be placed.
     """
     if experiment.views.background == "exchanged":
-        raise SepsceneError("views.background exchanged works with `reproduce --scale mini` only: set it to kept")
+        raise SepsceneError("views.background=exchanged works with `reproduce --scale mini` only: set it to kept")
     if experiment.data.is_generated:
-        from sepscene.augment.synthetic.scenes import as_long_as  # scipy.signal takes a second
+        from sepscene.augment.synthetic.scenes import as_long_as  # here, because importing scipy.signal takes a second
 
         as_long_as(experiment.audio.clip_seconds, experiment.data.scenes_profile)
     scores = ChannelScores.of(experiment.views)
@@ -55,8 +55,8 @@ def prepared_session(
     code = sorted({name for each in (experiment, *others) for name in each.custom_code})
     with connected(address, verbose, dashboard, code):
         nodes = cluster_nodes()
-        for asked in phases(experiment):
-            check_placement(asked, nodes)
+        for demands in phases(experiment):
+            check_placement(demands, nodes)
         wait_for_nodes(phases(experiment)[0])
         check_custom_code(code)
         configure_data(experiment.training.ordered)

@@ -1,1 +1,1 @@
-"""From records to pages and to the terminal."""
+"""From records to report pages, and to the progress on the terminal."""

@@ -1,7 +1,7 @@
-"""How pictures of reports are drawn: their style, their size, and SVG that takes the colours of the page around it.
+"""Style and size of the reports' pictures, and their conversion to SVG in the colours of the page.
 
-One picture must be legible on light and dark screens and in black-and-white print. Matplotlib draws with stand-in
-colours; `picture` replaces them by the page's variables, so the style sheet decides how they look.
+A picture must be legible on light and dark screens and in black-and-white print. Matplotlib draws with placeholder
+colours, which `picture` replaces by CSS variables, so the style sheet of the page defines the colours.
 """
 
 import io
@@ -60,17 +60,17 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An inline SVG, and what it says in words for those who cannot see it."""
+    """An inline SVG, and its text alternative for screen readers."""
 
     name: str
     svg: Markup
     alt: str
 
     def save(self, folder: Path, palette: Mapping[str, str]) -> Path:
-        """Write FOLDER/<name>.svg, a file that stands alone.
+        """Write FOLDER/<name>.svg, a file that does not need the page.
 
         Args:
-            palette: the page's variables -> colours, e.g. {"--ink": "#1d1f22"}.
+            palette: CSS variable -> colour, e.g. {"--ink": "#1d1f22"}.
         """
         text = re.sub(r"var\((--\w+)\)", lambda found: palette[found[1]], str(self.svg))
         back = f"background: {palette['--paper']}; font-family: sans-serif; --width:"
@@ -80,17 +80,17 @@ class Picture:
 
 
 styled = matplotlib.rc_context(_STYLE)
-"""Decorates a function that draws: the style of all pictures."""
+"""Decorator of drawing functions, which sets the style of all pictures."""
 
 
 def canvas(width: float, height: float) -> tuple[Canvas, Axes]:
-    """An empty picture of that size in inches, and its axes."""
+    """An empty picture of this size in inches, and its axes."""
     drawing = Canvas(figsize=(width, height), layout="constrained")
     return drawing, drawing.add_subplot()
 
 
 def picture(drawing: Canvas, name: str, alt: str) -> Picture:
-    """The canvas as SVG that can stand in a page: no fixed size, its own names, the page's colours."""
+    """The canvas as SVG that can be part of a page: without a fixed size, with unique IDs and the page's colours."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
@@ -98,11 +98,11 @@ def picture(drawing: Canvas, name: str, alt: str) -> Picture:
     svg = printable(buffer.getvalue())
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r'<style type="text/css">.*?</style>', "", svg)  # would apply to the whole page
+    svg = re.sub(r'<style type="text/css">.*?</style>', "", svg)  # it would apply to the whole page
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
-    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # type: ignore[index]  # Matplotlib always writes it
+    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # type: ignore[index]  # Matplotlib always writes a width
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     head = f'<svg role="img" aria-label="{escape(printable(alt))}" style="--width: {width * 1.5:.0f}px"'
     return Picture(name, Markup(svg.replace("<svg", head, 1)), alt)

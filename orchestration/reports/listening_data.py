@@ -1,4 +1,4 @@
-"""What there is to hear of a run: held-out clips through every processor, and what an encoder finds similar."""
+"""The content of a run's listening page: separated held-out clips, and the nearest neighbours of an encoder."""
 
 import csv
 from pathlib import Path
@@ -27,16 +27,18 @@ def listening_page(
     ladder: dict[str, str],
     processors: list[ProcessorResult],
     encoder: str | None = None,
+    has_report: bool = False,
 ) -> Path:
     """Write RUN/listen.html.
 
     Args:
-        run_dir: the run's folder; with the predictions of `encoder`, if one was evaluated.
+        run_dir: the run's folder; it contains the predictions of `encoder`, if one was evaluated.
         test: held-out clips.
         audio: rate and length of the clips.
         ladder: processor name -> separator folder.
-        processors: how each was evaluated.
-        encoder: whose nearest neighbours are played; none plays none.
+        processors: the evaluation of each processor.
+        encoder: name of the encoder for the queries; None: no queries.
+        has_report: whether to link to RUN/report.html, which is written after this page.
     """
     separators = {name: load_separator(folder) for name, folder in ladder.items()}
     scenes = []
@@ -44,14 +46,14 @@ def listening_page(
         try:
             wave_T = read_clip(clip["uri"], audio, clip["offset_seconds"])
         except ClipError:
-            continue  # named in the ledger or by the evaluation
+            continue  # it is listed in the ledger or by the evaluation
         with torch.inference_mode():
             separated = {name: net(torch.from_numpy(wave_T)[None])[0].numpy() for name, net in separators.items()}
         sources_KT = _sources(clip["uri"], len(wave_T))
         names = () if sources_KT is None else _source_labels(Path(clip["uri"]))
         scenes.append(Scene(clip["clip_id"], wave_T, separated, tuple(clip["labels"]), sources_KT, names))
     queries = _queries(run_dir, test, audio, encoder) if encoder else []
-    return write_listening_page(run_dir, scenes, processors, audio.sample_rate, queries)
+    return write_listening_page(run_dir, scenes, processors, audio.sample_rate, queries, has_report)
 
 
 def _sources(uri: str, samples: int) -> np.ndarray | None:
@@ -63,7 +65,7 @@ def _sources(uri: str, samples: int) -> np.ndarray | None:
 
 
 def _source_labels(path: Path) -> tuple[str, ...]:
-    """What each true source is, from the table beside the split's folder; empty where there is none."""
+    """The label of each true source, from the table next to the split's folder; empty without a table."""
     table = path.parent.with_suffix(".csv")
     if not table.exists():
         return ()
@@ -73,25 +75,25 @@ def _source_labels(path: Path) -> tuple[str, ...]:
 
 
 def _queries(run_dir: Path, test: Manifest, audio: AudioFormat, encoder: str) -> list[Query]:
-    """A few clips of different classes with their nearest neighbours by cosine distance of h."""
+    """Clips of the most frequent classes with their nearest neighbours by cosine distance of h."""
     predictions = load_predictions(RunFolder(run_dir).predictions(encoder))
     clips = {clip["clip_id"]: clip for clip in test.clips.to_pylist()}
 
-    def sound_of(b: int) -> tuple[str, np.ndarray, tuple[str, ...]]:
+    def clip_of(b: int) -> tuple[str, np.ndarray, tuple[str, ...]]:
         clip = clips[str(predictions.clip_ids[b])]
         return clip["clip_id"], read_clip(clip["uri"], audio, clip["offset_seconds"]), tuple(clip["labels"])
 
     unit_BD = predictions.h_BD / np.maximum(np.linalg.norm(predictions.h_BD, axis=1, keepdims=True), 1e-12)
     queries: list[Query] = []
-    asked: set[int] = set()
+    used: set[int] = set()
     for k in np.argsort(-predictions.targets_BK.sum(axis=0))[:QUERIES]:
-        heard_in = [int(b) for b in np.flatnonzero(predictions.targets_BK[:, k]) if b not in asked]
-        if not heard_in:
+        positives = [int(b) for b in np.flatnonzero(predictions.targets_BK[:, k]) if b not in used]
+        if not positives:
             continue
-        query = heard_in[0]
-        asked.add(query)
+        query = positives[0]
+        used.add(query)
         distance_B = 1 - unit_BD @ unit_BD[query]
         nearest = [int(b) for b in np.argsort(distance_B) if b != query][:NEIGHBOURS]
-        found = [Neighbour(*sound_of(b), float(distance_B[b]), bool(predictions.targets_BK[b, k])) for b in nearest]
-        queries.append(Query(*sound_of(query), tuple(found), predictions.classes[k]))
+        found = [Neighbour(*clip_of(b), float(distance_B[b]), bool(predictions.targets_BK[b, k])) for b in nearest]
+        queries.append(Query(*clip_of(query), tuple(found), predictions.classes[k]))
     return queries

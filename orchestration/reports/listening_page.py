@@ -1,8 +1,8 @@
-"""The listening page: what every processor makes of held-out clips, and which clips the encoder finds alike.
+"""The listening page: the channels of every processor for held-out clips, and the encoder's nearest neighbours.
 
-The page holds its pictures, small PNGs; the sounds lie in a folder beside it and are loaded when they are played. They
-are 16-bit FLAC (lossless: what is heard is what the separator gave; Chromium, Firefox and Safari play it). All channels
-of a scene are played at one gain and drawn on the mixture's scale, so that a quiet channel sounds and looks quiet.
+The pictures, small PNGs, are part of the page. The sounds are in a folder next to it and are loaded when they are
+played. They are 16-bit FLAC, which is lossless and is played by Chromium, Firefox and Safari. All channels of a scene
+are played at the same gain and drawn on the mixture's scale, so that a quiet channel sounds and looks quiet.
 
 Shapes: T samples, S channels, K sources, F mels, L frames.
 """
@@ -37,12 +37,12 @@ PICTURE_FRAMES = 400
 
 @dataclass(frozen=True)
 class Scene:
-    """A held-out clip and what each processor made of it.
+    """A held-out clip and its channels from each processor.
 
     Attributes:
-        mixture_T: the clip, float32 like all waves of the page.
+        mixture_T: the clip; float32, like all waves of the page.
         separated_ST: processor name -> its channels.
-        sources_KT: the true sources where they are known, named by `source_labels`.
+        sources_KT: the true sources, if they are known, named by `source_labels`.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A clip near a query: its cosine distance, and whether the wanted class is heard in it."""
+    """A neighbour of a query: the clip, its cosine distance, and whether it has the query's class."""
 
     name: str
     wave_T: np.ndarray
@@ -66,18 +66,18 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Query:
-    """A clip that was looked up by example, the class it stands for, and its nearest neighbours, nearest first."""
+    """A query by example: the clip, the class that is searched, and the neighbours, nearest first."""
 
     name: str
     wave_T: np.ndarray
     labels: tuple[str, ...]
     neighbours: tuple[Neighbour, ...]
-    wanted: str
+    class_name: str
 
 
 @dataclass(frozen=True)
 class Player:
-    """One sound of the page, ready to be shown: a file beside the page, a picture as data URI, its level and length."""
+    """One sound of the page: its file next to the page, its picture as a data URI, its level and length."""
 
     title: str
     audio: str
@@ -89,7 +89,7 @@ class Player:
 
 @dataclass(frozen=True)
 class Row:
-    """Players side by side under one heading: the channels of a processor, or the neighbours of a query."""
+    """Players under one heading: the channels of a processor, or the neighbours of a query."""
 
     title: str
     players: tuple[Player, ...]
@@ -111,31 +111,33 @@ def write_listening_page(
     ladder: Sequence[ProcessorResult],
     sample_rate: int,
     queries: Iterable[Query] = (),
+    has_report: bool = False,
 ) -> Path:
-    """Write RUN/listen.html and its sounds in RUN/listen; of a long sound the loudest `MOST_SECONDS` are heard.
+    """Write RUN/listen.html and its sounds in RUN/listen; a long sound is cut to its loudest `MOST_SECONDS`.
 
     Args:
         scenes: held-out clips, separated by every processor of `ladder`.
-        sample_rate: of every wave, in Hz.
+        sample_rate: of all waves, in Hz.
+        has_report: whether to link to RUN/report.html, which is written after this page.
     """
     files = RunFolder(run_dir)
     shutil.rmtree(files.sounds, ignore_errors=True)
     files.sounds.mkdir(parents=True)
-    drawer = _Drawer(sample_rate, files.sounds)
+    builder = _BlockBuilder(sample_rate, files.sounds)
     return render(
         "listen.html.j2",
         files.listening_page,
         script="listen.js",
         title=run_dir.name,
-        scenes=[drawer.scene(scene, ladder) for scene in scenes],
-        queries=[drawer.query(query) for query in queries],
+        scenes=[builder.scene(scene, ladder) for scene in scenes],
+        queries=[builder.query(query) for query in queries],
         seconds=f"{MOST_SECONDS:g}",
-        has_report=files.report_html.exists() or files.results.exists(),
+        has_report=has_report,
     )
 
 
-class _Drawer:
-    """Turns waves of one sample rate into players."""
+class _BlockBuilder:
+    """Builds the blocks of the page and writes their sounds."""
 
     def __init__(self, sample_rate: int, sounds: Path) -> None:
         self.sample_rate = sample_rate
@@ -144,17 +146,17 @@ class _Drawer:
         self.samples = round(MOST_SECONDS * sample_rate)
 
     def scene(self, scene: Scene, ladder: Sequence[ProcessorResult]) -> Block:
-        heard = self.loudest(scene.mixture_T)
-        mixture_T = scene.mixture_T[heard]
-        sources_KT = np.empty((0, 0), np.float32) if scene.sources_KT is None else scene.sources_KT[:, heard]
+        part = self.loudest(scene.mixture_T)
+        mixture_T = scene.mixture_T[part]
+        sources_KT = np.empty((0, 0), np.float32) if scene.sources_KT is None else scene.sources_KT[:, part]
         names = _source_names(scene.source_labels or ("source",) * len(sources_KT))
         first = [self.player("Mixture", mixture_T, mixture_T)]
         for name, source_T in zip(names, sources_KT, strict=True):
             first.append(self.player(f"True source: {name}", source_T, mixture_T))
         rows = [Row("", tuple(first))]
         for processor in sorted(ladder, key=lambda processor: processor.step):
-            separated_ST = scene.separated_ST[processor.name][:, heard]
-            notes, overall = _scored(mixture_T, separated_ST, sources_KT, names)
+            separated_ST = scene.separated_ST[processor.name][:, part]
+            notes, overall = _separation_notes(mixture_T, separated_ST, sources_KT, names)
             players = [
                 self.player(f"{processor.name}, channel {index + 1}", wave_T, mixture_T, note)
                 for index, (wave_T, note) in enumerate(zip(separated_ST, notes, strict=True))
@@ -167,15 +169,15 @@ class _Drawer:
         players = []
         for rank, near in enumerate(query.neighbours, start=1):
             wave_T = near.wave_T[self.loudest(near.wave_T)]
-            verdict = f"✓ {query.wanted}" if near.relevant else f"✗ no {query.wanted}"
-            notes = (f"distance {number(near.distance)}", ", ".join(near.labels), verdict)
+            relevant = f"✓ {query.class_name}" if near.relevant else f"✗ not {query.class_name}"
+            notes = (f"distance {number(near.distance)}", ", ".join(near.labels), relevant)
             players.append(self.player(f"{rank}. {near.name}", wave_T, wave_T, notes))
         wave_T = query.wave_T[self.loudest(query.wave_T)]
-        first = Row("", (self.player(f"Query for {query.wanted}", wave_T, wave_T),))
-        return Block(query.name, query.labels, (first, Row("Nearest clips, nearest first", tuple(players))))
+        first = Row("", (self.player(f"Query for {query.class_name}", wave_T, wave_T),))
+        return Block(query.name, query.labels, (first, Row("Neighbours, nearest first", tuple(players))))
 
     def loudest(self, wave_T: np.ndarray) -> slice:
-        """Where a long sound has the most energy for as long as a player lasts."""
+        """The part of a long sound that has the most energy and the length of a player."""
         if len(wave_T) <= self.samples:
             return slice(0, len(wave_T))
         energy_T = np.concatenate([[0.0], np.cumsum(np.square(np.nan_to_num(wave_T), dtype=np.float64))])
@@ -183,14 +185,14 @@ class _Drawer:
         return slice(start, start + self.samples)
 
     def player(self, title: str, wave_T: np.ndarray, scale_T: np.ndarray, notes: tuple[str, ...] = ()) -> Player:
-        """A sound at the level of `scale_T`: quieter only where it would clip, which is then said."""
+        """A player with the gain of `scale_T`; a sound that would clip is played more quietly, with a note."""
         finite_T = np.nan_to_num(wave_T, nan=0.0, posinf=0.0, neginf=0.0)
         gain = PEAK / max(float(np.abs(scale_T).max(initial=0.0)), 1e-4)
         own_gain = min(gain, PEAK / max(float(np.abs(finite_T).max(initial=0.0)), 1e-4))
         if own_gain < 0.99 * gain:
-            notes += (f"played {20 * np.log10(gain / own_gain):.0f} dB quieter, it would clip",)
+            notes += (f"played {20 * np.log10(gain / own_gain):.0f} dB quieter, to avoid clipping",)
         if not np.isfinite(wave_T).all():
-            notes += (f"{int((~np.isfinite(wave_T)).sum())} samples are not finite, played as silence",)
+            notes += (f"non-finite samples, played as silence: {int((~np.isfinite(wave_T)).sum())}",)
         level_db = decibel_full_scale(finite_T)
         if level_db < SILENT_DB:
             notes += ("silent",)
@@ -230,10 +232,10 @@ def _mel_bands(sample_rate: int, window_samples: int, hop_samples: int) -> MelSp
     return MelSpectrogram(sample_rate, n_fft=window_samples, hop_length=hop_samples, f_min=50.0, n_mels=64)
 
 
-def _scored(
+def _separation_notes(
     mixture_T: np.ndarray, separated_ST: np.ndarray, sources_KT: np.ndarray, names: tuple[str, ...]
 ) -> tuple[list[tuple[str, ...]], str]:
-    """For each channel the source it is closest to, with its SI-SDR; for all of them the mean improvement."""
+    """For each channel, its closest source with the SI-SDR; for all channels, the mean improvement."""
     if not len(sources_KT) or not np.isfinite(separated_ST).all():
         return [()] * len(separated_ST), ""
     separated = torch.from_numpy(separated_ST)
@@ -249,7 +251,7 @@ def _scored(
 
 
 def _source_names(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The labels, with a number behind each of those that are equal."""
+    """The labels; equal ones are numbered."""
     counts = Counter(labels)
     return tuple(f"{name} {labels[: k + 1].count(name)}" if counts[name] > 1 else name for k, name in enumerate(labels))
 

@@ -1,4 +1,4 @@
-"""The paper's tables with ours beside them, for the reports of a run and of a reproduction."""
+"""The paper's tables compared with our metrics, for the reports of a run and of a reproduction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from sepscene.tasks.paper.claims import PAPER_TABLES, TWINS
 TITLES = {
     "table2": "Table 2: separation and SpecAugment (SimCLR)",
     "table4": "Table 4: combinations of processors (TP + SpecAug)",
-    "table5": "Table 5: beside other methods",
+    "table5": "Table 5: comparison with other methods",
 }
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the paper, ours beside it; None where it was not run."""
+    """A row of a paper's table with our metric; None if it was not run."""
 
     name: str
     label: str
@@ -33,8 +33,8 @@ class Table:
     lines: tuple[Line, ...]
 
 
-def tables_beside(ours: Mapping[str, Metric]) -> tuple[Table, ...]:
-    """All of the paper's tables; `ours` is by row, and a row that two tables share is found by either name."""
+def compared_tables(ours: Mapping[str, Metric]) -> tuple[Table, ...]:
+    """All of the paper's tables with our metrics by row name; a row of two tables is found by either of its names."""
     tables = []
     for table, rows in PAPER_TABLES.items():
         lines = []
@@ -46,10 +46,10 @@ def tables_beside(ours: Mapping[str, Metric]) -> tuple[Table, ...]:
 
 
 def run_rows(results: RunResults) -> dict[str, Metric]:
-    """The rows of the paper for which this run has a metric: its own, and its baseline's where that is a row.
+    """The rows of the paper for which this run has a metric: its own row, and that of its baseline, if there is one.
 
-    The mix-mix baseline shares everything but the pair with the run, so it is a row of Table 2 only beside
-    a run with SimCLR alone.
+    The mix-mix baseline differs from the run in the pair only, so it is a row of Table 2 only if the run has SimCLR as
+    its only loss.
     """
     row = results.table_row
     metrics = {encoder.name: encoder.metrics.get("shallow_map") for encoder in results.encoders}
@@ -64,7 +64,7 @@ def run_rows(results: RunResults) -> dict[str, Metric]:
 
 
 def row_name(row: str | None) -> str:
-    """Table 4, S2∨N, SimCLR & CP; the name itself where the paper has no such row."""
+    """Such as "Table 4, S2∨N, SimCLR & CP"; the given name if the paper has no such row."""
     for table, rows in PAPER_TABLES.items():
         for known in rows:
             if known.name == row:

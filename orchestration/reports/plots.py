@@ -1,6 +1,6 @@
 """The pictures of the reports: inline SVG whose colours are CSS variables.
 
-Lines differ by dash and points by marker as well as by colour. Text stays text that can be searched and read.
+Lines also differ by dash pattern, and points by marker. Text remains text, so it can be searched.
 """
 
 from collections import Counter
@@ -41,14 +41,16 @@ def curves(
     series: Mapping[str, Curve],
     y_range: tuple[float, float] | None = None,
 ) -> Picture:
-    """Lines over steps, one for each of `series`. Of a long series the line is the mean of some steps, which is said,
-    and single steps are pale.
+    """One line over steps for each of `series`.
 
-    `y_range` puts small multiples on one scale.
+    For a long series, the line is the mean over several steps, and a pale line shows the single steps.
+
+    Args:
+        y_range: the same scale for small multiples.
     """
     columns = 1 + (len(series) > 4)
     drawing, axes = canvas(3.7, 2.5 + 0.16 * -(-len(series) // columns))
-    said = []
+    texts = []
     averaged = 1
     for index, (label, (steps, values)) in enumerate(series.items()):
         look = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
@@ -59,19 +61,19 @@ def curves(
             averaged = max(averaged, round(len(steps) / points))
         axes.plot(_thin(steps, points), _thin(values, points), label=_brief(label), **look)
         start = f"{_short(values[0])} at {x_label} {_short(steps[0])}"
-        said.append(f"{label} goes from {start} to {_short(values[-1])} at {_short(steps[-1])}")
+        texts.append(f"{label} goes from {start} to {_short(values[-1])} at {_short(steps[-1])}")
     axes.set_title(title)
-    axes.set_xlabel(x_label if averaged == 1 else f"{x_label} (line: mean of {averaged}, pale: each)")
+    axes.set_xlabel(x_label if averaged == 1 else f"{x_label} (line: mean of {averaged}, pale: single steps)")
     axes.margins(x=0.02)
     if y_range:
         axes.set_ylim(y_range)
     drawing.legend(loc="outside lower left", ncols=columns, columnspacing=1)
-    return picture(drawing, name, f"{title}. {'; '.join(said)}.")
+    return picture(drawing, name, f"{title}. {'; '.join(texts)}.")
 
 
 @styled
 def intervals(metrics: Mapping[str, Metric]) -> Picture:
-    """One row for each encoder: a point at its mAP, with its interval."""
+    """One row per encoder: a point at its mAP, with its interval."""
     drawing, axes = canvas(4.4, 0.75 + 0.33 * len(metrics))
     for place, metric in enumerate(metrics.values()):
         colour = SERIES[place % len(SERIES)]
@@ -79,18 +81,18 @@ def intervals(metrics: Mapping[str, Metric]) -> Picture:
         axes.plot([metric.value], [place], MARKERS[place % len(MARKERS)], color=colour, markersize=6)
     _label_rows(axes, "mAP", [_brief(label) for label in metrics])
     axes.spines["left"].set_visible(False)
-    said = "; ".join(f"{label} {_in_words(metric)}" for label, metric in metrics.items())
-    return picture(drawing, "answer", f"mAP: {said}.")
+    text = "; ".join(f"{label} {_in_words(metric)}" for label, metric in metrics.items())
+    return picture(drawing, "answer", f"mAP: {text}.")
 
 
 def _draw_interval(draw: Callable[..., object], place: int, metric: Metric, colour: str) -> None:
-    """A thick line along the metric's interval, where it has one; `draw` is `hlines` or `vlines` of the axes."""
+    """A thick line along the metric's interval, if it has one; `draw` is `hlines` or `vlines` of the axes."""
     if metric.low is not None and metric.high is not None:
         draw(place, metric.low, metric.high, color=colour, linewidth=2.2)
 
 
 def _label_rows(axes: Axes, title: str, labels: Sequence[str]) -> None:
-    """A label beside each row, the first at the top, and the title of what runs from left to right."""
+    """A label for each row, the first at the top, and the title of the horizontal axis."""
     axes.set_yticks(range(len(labels)), labels, color=INK)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
@@ -99,7 +101,7 @@ def _label_rows(axes: Axes, title: str, labels: Sequence[str]) -> None:
 
 @styled
 def class_gains(classes: Sequence[str], columns: Mapping[str, Sequence[float]]) -> Picture:
-    """Average precision of each class (rows) for each encoder (markers), joined by a line."""
+    """Average precision of each class (rows) for each encoder (markers), connected by a line."""
     drawing, axes = canvas(4.4, 0.95 + 0.23 * len(classes))
     places = range(len(classes))
     table = np.array(list(columns.values()), dtype=float)
@@ -111,16 +113,16 @@ def class_gains(classes: Sequence[str], columns: Mapping[str, Sequence[float]]) 
     drawing.legend(loc="outside upper left", ncols=len(columns), handletextpad=0.1)
     first, *others = columns
     wins = {other: np.greater(columns[first], columns[other]).sum() for other in others}
-    said = "; ".join(f"{first} is above {other} in {win} of {len(classes)}" for other, win in wins.items()) or first
-    alt = f"Average precision of {len(classes)} classes. {said}. The metrics are in the table below."
+    text = "; ".join(f"{first} is above {other} in {win} of {len(classes)}" for other, win in wins.items()) or first
+    alt = f"Average precision of {len(classes)} classes. {text}. The metrics are in the table below."
     return picture(drawing, "classes", alt)
 
 
 @styled
 def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -> Picture:
-    """Points in the plane by label. The ten largest labels get a colour and a marker, all others are grey.
+    """Points in two dimensions by label. The ten most frequent labels have a colour and a marker; all others are grey.
 
-    At most `MOST_POINTS` are drawn, taken evenly from the list.
+    At most `MOST_POINTS` are drawn, evenly chosen from the list.
     """
     drawn = list(points)[:: -(-len(points) // MOST_POINTS)]
     counts = Counter(label for *_, label in drawn)
@@ -132,8 +134,8 @@ def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -
     others = [(x, y) for x, y, label in drawn if label not in shown]
     if others:
         x, y = np.array(others).T
-        said = f"{len(counts) - len(shown)} other classes"
-        axes.scatter(x, y, s=6, c=SOFT, linewidths=0, alpha=0.8, label=said, zorder=0)  # below the others
+        text = f"{len(counts) - len(shown)} other classes"
+        axes.scatter(x, y, s=6, c=SOFT, linewidths=0, alpha=0.8, label=text, zorder=0)  # behind the labelled points
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
     axes.set_aspect("equal", adjustable="datalim")
@@ -144,38 +146,38 @@ def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -
 
 @styled
 def ladder(processors: Sequence[ProcessorResult]) -> Picture:
-    """SI-SDR improvement of each processor, in the order of the ladder's steps: of two clips, and of known sources."""
+    """SI-SDR improvement of each processor, ordered by steps: for mixtures of two clips, and for known sources."""
     known = sorted(processors, key=lambda item: item.step)
     lines = {
         "two clips": [item.si_sdr_improvement_db for item in known],
         "sources": [item.source_improvement_db for item in known],
     }
     drawing, axes = canvas(3.7, 2.5)
-    said = []
+    texts = []
     for number, (line, metrics) in enumerate(lines.items()):
-        there = [(place, metric) for place, metric in enumerate(metrics) if metric is not None]
-        if not there:
+        measured = [(place, metric) for place, metric in enumerate(metrics) if metric is not None]
+        if not measured:
             continue
-        for place, metric in there:
+        for place, metric in measured:
             _draw_interval(axes.vlines, place, metric, SERIES[number])
-        places = [place for place, _ in there]
-        values = [metric.value for _, metric in there]
+        places = [place for place, _ in measured]
+        values = [metric.value for _, metric in measured]
         axes.plot(places, values, "o", color=SERIES[number], linestyle=DASHES[1], linewidth=1, label=line)
-        words = "; ".join(f"{known[place].name} {_in_words(metric)}" for place, metric in there)
-        said.append(f"{line}: {words}")
-    if len(said) > 1:
+        text = "; ".join(f"{known[place].name} {_in_words(metric)}" for place, metric in measured)
+        texts.append(f"{line}: {text}")
+    if len(texts) > 1:
         axes.legend()
     axes.axhline(0, color=SOFT, linewidth=0.8)
     axes.set_xticks(range(len(known)), [f"{item.name}\n{item.step:,}" for item in known])
     axes.margins(x=0.15, y=0.15)
     axes.set_title("SI-SDR improvement, dB")
     axes.set_xlabel("processor and its training steps")
-    return picture(drawing, "ladder", f"SI-SDR improvement in dB by processor; {'. '.join(said)}.")
+    return picture(drawing, "ladder", f"SI-SDR improvement in dB by processor; {'. '.join(texts)}.")
 
 
 @dataclass(frozen=True)
 class TrialPath:
-    """One trial's way through the parallel coordinates."""
+    """The line of one trial in the parallel coordinates."""
 
     places: tuple[str, ...]
     metric: float | None
@@ -193,15 +195,15 @@ _LOOK: dict[str, dict[str, Any]] = {
 
 @styled
 def parallel(axes_values: Mapping[str, Sequence[str]], title: str, paths: Sequence[TrialPath]) -> Picture:
-    """An upright axis for each swept field, a last one for the metric, and a line for each trial."""
+    """Parallel coordinates: a vertical axis per swept field, one for the metric, and a line per trial."""
     drawing, axes = canvas(1.7 * (len(axes_values) + 1), 3.4)
-    height = {field: _even(values) for field, values in axes_values.items()}
+    height = {field: _evenly_spaced(values) for field, values in axes_values.items()}
     measured = [path.metric for path in paths if path.metric is not None]
     low, high = (min(measured), max(measured)) if measured else (0.0, 1.0)
     span = high - low or 1.0
     for index, path in enumerate(sorted(paths, key=lambda path: list(_LOOK).index(path.kind))):
-        aside = 0.03 * ((index * 7) % 5 - 2) / 2  # so that trials with the same setting stay apart
-        y = [height[field][place] + aside for field, place in zip(axes_values, path.places, strict=True)]
+        offset = 0.03 * ((index * 7) % 5 - 2) / 2  # so that lines of trials with the same setting do not overlap
+        y = [height[field][place] + offset for field, place in zip(axes_values, path.places, strict=True)]
         if path.metric is not None:
             y.append((path.metric - low) / span)
         axes.plot(range(len(y)), y, **_LOOK[path.kind])
@@ -219,11 +221,11 @@ def parallel(axes_values: Mapping[str, Sequence[str]], title: str, paths: Sequen
     kinds = [kind for kind in _LOOK if any(path.kind == kind for path in paths)][::-1]
     handles = [Line2D([], [], **_LOOK[kind]) for kind in kinds]
     drawing.legend(handles, kinds, loc="outside upper left", ncols=len(kinds))
-    said = ", ".join(f"{field} ({', '.join(values)})" for field, values in axes_values.items())
-    return picture(drawing, "parallel", f"{len(paths)} trials over {said}; {title} from {low:.3f} to {high:.3f}.")
+    text = ", ".join(f"{field} ({', '.join(values)})" for field, values in axes_values.items())
+    return picture(drawing, "parallel", f"{len(paths)} trials over {text}; {title} from {low:.3f} to {high:.3f}.")
 
 
-def _even(values: Sequence[str]) -> dict[str, float]:
+def _evenly_spaced(values: Sequence[str]) -> dict[str, float]:
     return {value: index / (len(values) - 1) if len(values) > 1 else 0.5 for index, value in enumerate(values)}
 
 
@@ -234,11 +236,11 @@ def _tag(axes: Axes, x: float, y: float, text: str) -> None:
 
 @styled
 def effect(name: str, title: str, y_label: str, groups: Mapping[str, Sequence[float]]) -> Picture:
-    """One swept field: every trial's metric at each of its values, and a dashed line through the means."""
+    """The effect of one swept field: the metrics of all trials by its value, and a dashed line through the means."""
     drawing, axes = canvas(3.7, 2.5)
     for place, values in enumerate(groups.values()):
-        aside = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else np.zeros(1)
-        axes.plot(place + aside, values, "o", color=SERIES[0], markersize=4, alpha=0.6)
+        offsets = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else np.zeros(1)
+        axes.plot(place + offsets, values, "o", color=SERIES[0], markersize=4, alpha=0.6)
     means = [float(np.mean(values)) for values in groups.values()]
     axes.plot(range(len(means)), means, "D", color=SERIES[1], linestyle=DASHES[1], linewidth=1.2)
     axes.set_xticks(range(len(groups)), list(groups))
@@ -247,13 +249,13 @@ def effect(name: str, title: str, y_label: str, groups: Mapping[str, Sequence[fl
     axes.margins(x=0.1)
     axes.set_title(title)
     axes.set_ylabel(y_label)
-    said = "; ".join(f"{value}: mean {mean:.3f}" for value, mean in zip(groups, means, strict=True))
-    return picture(drawing, name, f"{y_label} by {title}. {said}.")
+    text = "; ".join(f"{value}: mean {mean:.3f}" for value, mean in zip(groups, means, strict=True))
+    return picture(drawing, name, f"{y_label} by {title}. {text}.")
 
 
 @styled
-def beside(table: Table) -> Picture:
-    """The paper's number (hollow diamond) and ours with its interval (dot) for each row of a table."""
+def comparison(table: Table) -> Picture:
+    """The paper's metric (hollow diamond) and ours with its interval (dot) for each row of a table."""
     title = "Shallow classifier mAP"
     drawing, axes = canvas(4.6, 0.95 + 0.25 * len(table.lines))
     for place, line in enumerate(table.lines):
@@ -265,30 +267,30 @@ def beside(table: Table) -> Picture:
     ink = Line2D([], [], color=SERIES[0], marker="o", linewidth=2.2)
     hollow = Line2D([], [], color=SERIES[1], marker="D", fillstyle="none", linestyle="")
     drawing.legend([ink, hollow], ["ours, with its interval", "paper"], loc="outside upper left", ncols=2)
-    said = "; ".join(
+    text = "; ".join(
         f"{line.label}: paper {line.paper:.3f}, {'ours ' + _in_words(line.ours) if line.ours else 'not run'}"
         for line in table.lines
     )
-    return picture(drawing, table.name, f"{title}. {said}.")
+    return picture(drawing, table.name, f"{title}. {text}.")
 
 
 def _brief(label: str, most: int = 26) -> str:
-    """A label that fits beside a picture: cut at `most` characters."""
+    """A label cut to `most` characters, so that it fits next to a picture."""
     return label if len(label) <= most else label[: most - 1].rstrip() + "…"
 
 
 def _in_words(metric: Metric) -> str:
-    """A metric as it is read aloud: '0.412, interval 0.396 to 0.428'."""
+    """Such as "0.412, interval 0.396 to 0.428", for text alternatives."""
     if metric.low is None or metric.high is None:
         return _short(metric.value)
     return f"{_short(metric.value)}, interval {_short(metric.low)} to {_short(metric.high)}"
 
 
 def _short(value: float) -> str:
-    """A number with four digits."""
+    """A number with four significant digits."""
     return f"{value:,.4g}".replace("-", "−") if isfinite(value) else "not a number"
 
 
 def _thin(values: Sequence[float], most: int) -> np.ndarray:
-    """At most `most` values, each the mean of a run of neighbours."""
+    """At most `most` values, each the mean of consecutive values."""
     return np.array([np.mean(run) for run in np.array_split(values, min(most, len(values)))])

@@ -1,6 +1,6 @@
-"""The progress of a stage: a bar that moves on a terminal; in a log or a pipe a line now and then.
+"""The progress of a stage: a bar on a terminal, or lines at intervals in a log or a pipe.
 
-Beside it stand a few words: the loss and its terms, the pace, and whether the representation is well.
+The progress includes the most important metrics: the loss and its terms, the rate, the rank of the representation.
 """
 
 import math
@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_SECONDS = 30.0
-"""Between two lines of a log."""
+"""Least time between two lines of a log."""
 WHOLE_STAGE = math.inf
-"""Seconds over which the pace is taken: all since the first report. Before it processes start, which is no pace."""
+"""Seconds over which the rate is measured: the whole time since the first report, without the start of processes."""
 
-_SAID = {
+_FORMATS = {
     "loss": "loss {:.2f}",
     "mixit_loss": "loss {:.2f}",
     "supervised_loss": "loss {:.2f}",
@@ -31,17 +31,19 @@ _SAID = {
     "effective_rank": "rank {:.0f}",
     "mfu": "MFU {:.0%}",
 }
-"""Metric -> how it is said, the most telling first."""
+"""Metric -> its format, the most important first."""
 
-BESIDE_THE_BAR = 70
-"""Columns of a terminal that the bar, its numbers and its times take."""
+BAR_COLUMNS = 70
+"""Width of the bar, its numbers and its times on a terminal, in columns."""
+LOG_COLUMNS = 120
+"""Width of the metrics in a line of a log, in columns."""
 
 
 @contextmanager
 def progress(console: Console, title: str, total: float, start: float = 0.0) -> Iterator["Bar"]:
-    """Show a stage's progress for as long as the block runs, and that it is complete when the block ends well.
+    """Show the progress of a stage during the block; it is complete when the block ends without an error.
 
-    It goes from `start`, which is not 0 in a stage that is continued, to `total`.
+    It runs from `start`, which is not 0 in a continued stage, to `total`.
     """
     if not console.is_terminal:
         lines = Lines(Progress(console=console, speed_estimate_period=WHOLE_STAGE, disable=True), title, total, start)
@@ -71,16 +73,16 @@ class Bar:
         self.task = live.tasks[0]
 
     def update(self, done: float | None = None, terms: str = "") -> None:
-        """How far the stage is, and a few metrics in words; what is not given stays."""
+        """Show the progress and the metrics; omitted arguments leave these unchanged."""
         self.live.update(self.task.id, completed=done, terms=terms or self.task.fields["terms"])
 
     def event(self, text: str) -> None:
-        """Something that happened on the way."""
+        """Print an event of the stage."""
         self.live.console.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
 class Lines(Bar):
-    """The lines of a log: one when the stage begins, one every `LINE_SECONDS`, one at its end."""
+    """The lines of a log: one at the start of the stage, one every `LINE_SECONDS`, one at the end."""
 
     def __init__(self, live: Progress, title: str, total: float, start: float) -> None:
         super().__init__(live, title, total, start)
@@ -118,20 +120,20 @@ def _clock(seconds: float) -> str:
 
 
 class Terms:
-    """The latest metrics of a stage in words, as many as fit."""
+    """The latest metrics of a stage as text, as many as fit into `width` columns."""
 
     def __init__(self, width: int) -> None:
         self.width = width
         self.latest = dict[str, float]()
 
     def update(self, record: Mapping[str, Any]) -> str:
-        """Take in a record of the metrics file; what it does not mention stays as it was."""
-        self.latest |= {name: float(record[name]) for name in _SAID if name in record}
-        words = ""
-        for name, form in _SAID.items():
+        """Add a record of the metrics file, and return the text; metrics that it does not contain keep their value."""
+        self.latest |= {name: float(record[name]) for name in _FORMATS if name in record}
+        text = ""
+        for name, form in _FORMATS.items():
             if name in self.latest:
-                longer = f"{words}  {form.format(self.latest[name])}".strip()
-                if words and len(longer) > self.width:
+                longer = f"{text}  {form.format(self.latest[name])}".strip()
+                if text and len(longer) > self.width:
                     break
-                words = longer
-        return words
+                text = longer
+        return text

@@ -1,4 +1,4 @@
-"""From a template and values to a page: one environment, one way to write numbers, one way to write files."""
+"""Renders the templates of the reports, and formats their numbers and text."""
 
 import base64
 import hashlib
@@ -33,14 +33,14 @@ METRIC_NAMES = {
 
 
 def render(template: str, path: Path, script: str | None = None, **values: Any) -> Path:
-    """Fill a template of this room and write it to `path`, whole or not at all.
+    """Render a template and write it to `path` atomically.
 
     Args:
-        template: its name; what is written on a page of HTML or Markdown is text, whatever it holds.
+        template: file name of the template. Strings in its values are escaped for HTML or Markdown.
         path: the page.
-        script: a script of the room. Its digest is the only one that the page's content security policy names, so no
-            other script runs, however it came into the page.
-        values: for the template.
+        script: file name of the page's script. The content security policy of the page only allows the digest of this
+            script, so an injected script does not run.
+        values: of the template.
     """
     if path.suffix == ".html":
         code = _HTML.get_template(script).render() if script else ""
@@ -55,7 +55,7 @@ def render(template: str, path: Path, script: str | None = None, **values: Any) 
 
 
 def render_report(name: str, folder: RunFolder | SweepFolder, **values: Any) -> tuple[Path, Path]:
-    """Write report.html and report.md of a folder from the two templates of that name."""
+    """Write report.html and report.md of a folder from the two templates with this name."""
     return (
         render(f"{name}.html.j2", folder.report_html, **values),
         render(f"{name}.md.j2", folder.report_md, **values),
@@ -63,48 +63,48 @@ def render_report(name: str, folder: RunFolder | SweepFolder, **values: Any) -> 
 
 
 def report_of(folder: Path, run_dir: str) -> str:
-    """The link from a page in `folder` to the report of one of its runs; empty when there is none."""
+    """The link from a page in `folder` to the report of one of its runs; empty if the run has none."""
     path = f"{run_dir}/report.html"
     return path if run_dir and (folder / path).exists() else ""
 
 
 def light_palette() -> dict[str, str]:
-    """The style sheet's colours on a light screen, by variable: for pictures that leave the page."""
+    """The style sheet's colours on a light screen, by CSS variable, for pictures outside of the page."""
     root = (_TEMPLATES / "style.css").read_text().split("}", 1)[0]
     return dict(re.findall(r"(--\w+): (#\w+);", root))
 
 
 def metric_name(metric: str) -> str:
-    """A metric as people call it."""
+    """A metric's name in reports."""
     return METRIC_NAMES.get(metric, metric)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """0.412; a dash where nothing was measured."""
+    """Such as "0.412"; a dash for None."""
     if value is None:
         return "–"
     return f"{value:.{digits}f}".replace("-", "−") if isfinite(value) else "not a number"
 
 
 def interval(metric: Metric | None, digits: int = 3) -> str:
-    """[0.396, 0.428]; empty where there is none."""
+    """Such as "[0.396, 0.428]"; empty if the metric has no interval."""
     if metric is None or metric.low is None or metric.high is None:
         return ""
     return f"[{number(metric.low, digits)}, {number(metric.high, digits)}]"
 
 
 def with_interval(metric: Metric | None, digits: int = 3) -> str:
-    """0.412 [0.396, 0.428]."""
+    """Such as "0.412 [0.396, 0.428]"."""
     return f"{number(metric.value if metric else None, digits)} {interval(metric, digits)}".strip()
 
 
 def percent(share: float | None) -> str:
-    """83 %; a dash where nothing was measured."""
+    """Such as "83 %"; a dash for None."""
     return "–" if share is None else f"{100 * share:.0f}\u00a0%"
 
 
 def moment(started: str) -> str:
-    """22 November 2026, 17:02 UTC, from ISO 8601; other text is left as it is."""
+    """Such as "22 November 2026, 17:02 UTC", from ISO 8601; other text is not changed."""
     try:
         when = datetime.fromisoformat(started)
     except ValueError:
@@ -114,7 +114,7 @@ def moment(started: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """The text with a capital at its start, unless it starts with a symbol of one letter."""
+    """The text with a capital first letter, unless it starts with a symbol of one letter."""
     return text[:1].upper() + text[1:] if text[1:2].isalpha() else text
 
 
@@ -123,28 +123,28 @@ _MARKDOWN_SIGNS = re.compile(rf"({_INTERVAL})|([\\`*\[\]|])")
 
 
 def cell(value: object) -> Markup:
-    """Text that is only text in Markdown, also in a table: no links or pictures, no pipes, line ends or HTML."""
+    """Text escaped for Markdown, also in a table: without links, pictures, pipes, line breaks or HTML."""
     text = " ".join(printable(str(value)).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;")
     return Markup(_MARKDOWN_SIGNS.sub(lambda found: found[1] or f"\\{found[2]}", text))
 
 
 def markdown_row(values: Iterable[object]) -> Markup:
-    """| a | b |"""
+    """A row of a table: "| a | b |"."""
     return Markup(f"| {' | '.join(cell(value) for value in values)} |")
 
 
 def fenced(text: str) -> Markup:
-    """A block of code whose fence is longer than any that the text holds."""
+    """A block of code, whose fence is longer than any fence in the text."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return Markup(f"{fence}\n{printable(text)}\n{fence}")
 
 
-def _environment(written: Callable[[str], str], autoescape: bool) -> Environment:
-    """The environment of one kind of page; `written` makes a text that is not our own markup harmless there."""
+def _environment(escape: Callable[[str], str], autoescape: bool) -> Environment:
+    """The environment of one kind of page; `escape` is applied to strings that are not markup."""
 
     def finalize(value: Any) -> Any:
-        return written(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        return escape(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),

@@ -1,4 +1,4 @@
-"""The report of a reproduction: the paper's tables beside ours, and a verdict on each of its six claims."""
+"""The report of a reproduction: the paper's tables compared with ours, and a verdict on each of its six claims."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,7 +7,7 @@ from statistics import mean
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults, metric_of
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
-from sepscene.orchestration.reports.paper_tables import Table, tables_beside
+from sepscene.orchestration.reports.paper_tables import Table, compared_tables
 from sepscene.orchestration.reports.render import render_report, report_of
 from sepscene.tasks.evaluation.shortcuts import Shortcuts
 from sepscene.tasks.evaluation.statistics import p_in_words, t_interval
@@ -15,16 +15,17 @@ from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
 from sepscene.tasks.paper.claims import TWINS, ClaimResult, decide_claims
 from sepscene.tasks.paper.verdicts import LEVEL, MARGIN, signed
 
-THE_TESTS = (
-    f"Paired t tests over the seeds that both rows share, one-sided, level {LEVEL:g}; intervals cover seeds, and test "
-    "clips where the runs say what these are worth. A claim is supported when all its contrasts come out its way, "
-    "contradicted when one comes out the other way, equal when all are known to lie above "
-    f"−{MARGIN:g} and one below +{MARGIN:g} (Bonferroni over the contrasts that were run where one is enough), and "
-    f"undecided otherwise. “At least as good” allows {MARGIN:g}. Coincidence prediction is decided by its mean over "
-    f"the rows. Power is the chance that this design finds a true difference of {MARGIN:g}. Each claim is decided by "
-    "itself: nothing is corrected for there being six."
+METHOD = (
+    f"Paired t tests over the seeds that both rows share, one-sided, level {LEVEL:g}. Intervals cover the variation "
+    "over seeds, and over test clips if the runs have resampled these. A claim is supported if the tests of all its "
+    "contrasts support it, contradicted if one test contradicts it, equal if all contrasts are significantly above "
+    f"−{MARGIN:g} and one is significantly below +{MARGIN:g} (with a Bonferroni correction over the contrasts that "
+    f"were run, if one is enough), and undecided otherwise. “At least as good” allows a difference of {MARGIN:g}. The "
+    "claim about coincidence prediction is decided by its mean over the rows. Power is the probability that this "
+    f"design detects a true difference of {MARGIN:g}. Each claim is decided separately, without a correction for "
+    "testing six claims."
 )
-"""How verdicts are made, for readers of the report."""
+"""The statistical method, for readers of the report."""
 
 MARKS = {"supported": "✓", "contradicted": "✗", "equal": "=", "undecided": "?"}
 
@@ -51,17 +52,17 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
         results=results,
         claims=claims,
         marks=MARKS,
-        the_tests=THE_TESTS,
-        because={claim.claim.statement: because(claim) for claim in claims},
-        answer=verdict_in_words(claims),
-        untrained=floor(results),
+        method=METHOD,
+        reasons={claim.claim.statement: short_reason(claim) for claim in claims},
+        answer=count_verdicts(claims),
+        untrained=untrained_metric(results),
         tables=tables,
         shown_tables=shown_tables,
         beyond=[(result, metric_of(result.ours), _gain(result)) for result in beyond],
-        pictures={table.name: plots.beside(table) for table in shown_tables},
+        pictures={table.name: plots.comparison(table) for table in shown_tables},
         diagnostics=diagnostics,
         shortcut=shortcut_sentence(diagnostics),
-        differs={row: words for row, runs in by_row.items() if (words := _differences(runs))},
+        differs={row: text for row, runs in by_row.items() if (text := _differences(runs))},
         seeds={row: ", ".join(str(run.seed) for run in runs) for row, runs in by_row.items()},
         reports={run.run_dir: report_of(directory, run.run_dir) for run in results.runs},
         has_listening_page=files.shared.listening_page.exists(),
@@ -69,7 +70,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
 
 
 def runs_by_row(results: ReproductionResults) -> dict[str, list[ReproducedRun]]:
-    """The runs of each row, by seed; an experiment that is a row of two tables is there under both names."""
+    """The runs of each row, by seed; an experiment that is a row of two tables has both names."""
     rows: dict[str, dict[int, ReproducedRun]] = {}
     for run in results.runs:
         rows.setdefault(run.row, {})[run.seed] = run
@@ -84,41 +85,41 @@ def our_tables(by_row: dict[str, list[ReproducedRun]]) -> tuple[Table, ...]:
     for row, runs in by_row.items():
         over_seeds = t_interval([run.metric.value for run in runs])
         ours[row] = runs[0].metric if len(runs) == 1 else metric_of(over_seeds)
-    return tables_beside(ours)
+    return compared_tables(ours)
 
 
-def floor(results: ReproductionResults) -> Metric | None:
-    """The untrained encoder's mAP over seeds; none where no run has evaluated it."""
+def untrained_metric(results: ReproductionResults) -> Metric | None:
+    """The untrained encoder's mAP over seeds; None if no run has evaluated it."""
     values = [run.untrained.value for run in results.runs if run.untrained]
     return metric_of(t_interval(values)) if values else None
 
 
-def verdict_in_words(claims: tuple[ClaimResult, ...]) -> str:
-    """How many of the claims got which verdict."""
+def count_verdicts(claims: tuple[ClaimResult, ...]) -> str:
+    """A sentence with the number of claims by verdict."""
     counts = Counter[str](claim.verdict for claim in claims)
-    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if counts[verdict])
-    return f"Of the paper's {len(claims)} claims: {said}."
+    text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if counts[verdict])
+    return f"Of the paper's {len(claims)} claims: {text}."
 
 
-def because(claim: ClaimResult) -> str:
-    """Why the verdict is what it is; in two words where none of the claim's many contrasts was run."""
+def short_reason(claim: ClaimResult) -> str:
+    """The reason of a verdict; "not run" if none of the claim's many contrasts was run."""
     short = len(claim.contrasts) == 1 or any(contrast.seeds for contrast in claim.contrasts)
     return claim.reason if short else "not run"
 
 
 def _gain(result: BeyondResult) -> str:
-    """+0.012 [−0.003, +0.027], p = 0.08; or why there is none."""
+    """Such as "+0.012 [−0.003, +0.027], p = 0.08"; or the reason why there is no gain or interval."""
     if result.test is None:
         return "no seed in common"
     found = result.test.difference
     p = result.test.p
     if found.low is None or found.high is None or p is None:
-        return f"{signed(found.value)}, {'one seed' if found.count == 1 else 'two seeds without any spread'}"
+        return f"{signed(found.value)}, {'one seed' if found.count == 1 else 'two seeds with the same gain'}"
     return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}], {p_in_words(p)}"
 
 
 def shortcut_lines(by_row: dict[str, list[ReproducedRun]]) -> list[tuple[str, dict[str, float]]]:
-    """The diagnostics of each row, as means over its seeds; rows without any are left out."""
+    """The diagnostics of each row, as means over its seeds; rows without diagnostics are left out."""
     lines = []
     for row, runs in by_row.items():
         known = [run.diagnostics for run in runs if run.diagnostics]
@@ -128,7 +129,7 @@ def shortcut_lines(by_row: dict[str, list[ReproducedRun]]) -> list[tuple[str, di
 
 
 def shortcut_sentence(lines: list[tuple[str, dict[str, float]]]) -> str:
-    """Which rows have learned a shortcut, and what to do; empty where none has."""
+    """The rows that have learned a shortcut, and what to do; empty if none has."""
     found = {row: Shortcuts(**diagnostics).warning for row, diagnostics in lines}
     rows = [row for row, warning in found.items() if warning]
     return f"{', '.join(rows)}: {found[rows[0]]}" if rows else ""

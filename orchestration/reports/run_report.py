@@ -1,7 +1,7 @@
-"""The report of one run: report.html, one self-contained page, and report.md, the same metrics as text.
+"""The report of one run: report.html, a self-contained page, and report.md with the same metrics.
 
-Reads the folder alone (results.json, metrics.jsonl, experiment.yaml), so that a report can be made again
-at any time, on another machine, without Ray.
+It only needs the files of the run's folder (results.json, metrics.jsonl, experiment.yaml), so a report can be written
+again at any time, on another machine, without Ray.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from sepscene.orchestration.records.results import EncoderResult, Metric, RunRes
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
-from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tables_beside
+from sepscene.orchestration.reports.paper_tables import compared_tables, row_name, run_rows
 from sepscene.orchestration.reports.render import light_palette, render_report, with_interval
 from sepscene.orchestration.reports.reproduction_report import shortcut_sentence, write_reproduction_report
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
@@ -23,14 +23,13 @@ from sepscene.orchestration.reports.sweep_report import write_sweep_report
 HEADLINE_METRICS = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 MOST_CLASSES_DRAWN = 30
 CURVES_SHOWN = 6
+"""Learning curves that are visible without unfolding the others."""
 MOST_CURVES = 30
-"""Learning curves that are seen at once, and those that can be unfolded."""
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class over all encoders: average precision by encoder name, of one metric, and of the linear probe beside it
-    where it was kept."""
+    """Average precision of one class by encoder name: of the main metric, and of the linear probe if it was stored."""
 
     name: str
     positives: int
@@ -39,15 +38,15 @@ class ClassRow:
 
     @property
     def cells(self) -> dict[str, float | None]:
-        """What a table says of the class, by column."""
+        """The values of the class in the table, by column."""
         return {**self.precision, **{f"{encoder}, linear": value for encoder, value in self.linear.items()}}
 
 
 def report_on(folder: Path) -> tuple[Path, Path]:
-    """Write report.html and report.md of a run, a sweep or a reproduction, whichever the folder holds.
+    """Write report.html and report.md of the run, sweep or reproduction in a folder.
 
     Raises:
-        SepsceneError: when it holds none of them.
+        SepsceneError: when the folder contains none of them.
     """
     files = SweepFolder(folder)
     if files.sweep.exists():
@@ -56,10 +55,10 @@ def report_on(folder: Path) -> tuple[Path, Path]:
 
 
 def write_report(run_dir: Path) -> tuple[Path, Path]:
-    """Write RUN/report.html and RUN/report.md from what the run left behind, and its pictures into RUN/plots.
+    """Write RUN/report.html and RUN/report.md from the files of the run, and the pictures to RUN/plots.
 
     Raises:
-        SepsceneError: when the folder holds no results.json.
+        SepsceneError: when the folder has no results.json.
     """
     results = RunResults.load(run_dir)
     files = RunFolder(run_dir)
@@ -69,7 +68,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
 
 
 def _save_pictures(pictures: Sequence[plots.Picture], folder: Path) -> None:
-    """The pictures of the page as files, for slides and for MLflow; those of an earlier report go."""
+    """Write the pictures of the page to files, for slides and for MLflow; remove those of an earlier report."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.svg"):
         old.unlink()
@@ -91,14 +90,14 @@ def _values(results: RunResults, files: RunFolder) -> dict[str, Any]:
         "row_name": row_name(results.table_row),
         "headline": headline,
         "headline_metrics": in_headline,
-        "how": next((metric.interval for metric in in_headline.values() if metric.interval), ""),
+        "interval_method": next((metric.interval for metric in in_headline.values() if metric.interval), ""),
         "answer": answer(in_headline),
         "metrics": metrics,
         "notes": encoder_notes(results.encoders),
         "encoder_cells": {e.name: [with_interval(e.metrics.get(name)) for name in metrics] for e in results.encoders},
         "diagnostics": diagnostics,
         "shortcut": shortcut_sentence([line for line in diagnostics if line[0] != "untrained"]),
-        "tables": tables_beside(run_rows(results)),
+        "tables": compared_tables(run_rows(results)),
         "classes": classes,
         "drawn_classes": min(len(classes), MOST_CLASSES_DRAWN),
         "curves": learning_curves(records),
@@ -117,36 +116,36 @@ def _values(results: RunResults, files: RunFolder) -> dict[str, Any]:
 
 
 def encoder_notes(encoders: Sequence[EncoderResult]) -> dict[str, list[str]]:
-    """What is to be known about the metrics of each encoder; what is true of all of them stands once, under "all"."""
+    """Notes on the metrics of each encoder; notes that all encoders share are under "all"."""
     notes = {encoder.name: [note for note in encoder.description.split("; ") if note] for encoder in encoders}
     common = [note for note in next(iter(notes.values()), []) if all(note in of_one for of_one in notes.values())]
     if len(notes) < 2:
         common = []
-    own = {name: [note for note in of_one if note not in common] for name, of_one in notes.items()}
-    return {name: of_one for name, of_one in {**own, "all": common}.items() if of_one}
+    specific = {name: [note for note in of_one if note not in common] for name, of_one in notes.items()}
+    return {name: of_one for name, of_one in {**specific, "all": common}.items() if of_one}
 
 
 def headline_metric(encoders: Sequence[EncoderResult]) -> str:
-    """The metric that the report opens with: the first of `HEADLINE_METRICS` that was measured."""
+    """The main metric of the report: the first of `HEADLINE_METRICS` that was measured."""
     measured = {name for encoder in encoders for name in encoder.metrics}
     return next((name for name in HEADLINE_METRICS if name in measured), HEADLINE_METRICS[0])
 
 
 def answer(known: dict[str, Metric]) -> str:
-    """What the run found, in one or two sentences that claim no more than the intervals allow.
+    """The result of the run in one or two sentences, which respect the intervals.
 
     Args:
-        known: the headline metric by encoder, the encoder that the run is about first.
+        known: the headline metric by encoder; the run's own encoder is the first.
     """
     if not known:
         return "No encoder was evaluated in this run."
     (first, ours), *others = known.items()
     gaps = [f"{_difference(ours, other)} {_called(name)} ({other.value:.3f})" for name, other in others]
     sentence = f"{first} reaches an mAP of {ours.value:.3f}" + (f", {' and '.join(gaps)}." if gaps else ".")
-    unsettled = [_called(name) for name, other in others if _overlap(ours, other)]
-    if unsettled:
-        sentence += f" The intervals of {first} and {' and '.join(unsettled)} overlap: "
-        sentence += "alone, this run does not settle which is better."
+    overlapping = [_called(name) for name, other in others if _overlap(ours, other)]
+    if overlapping:
+        sentence += f" The intervals of {first} and {' and '.join(overlapping)} overlap, "
+        sentence += "so this run alone does not show which is better."
     return sentence
 
 
@@ -157,7 +156,7 @@ def _called(name: str) -> str:
 def _difference(ours: Metric, other: Metric) -> str:
     gain = ours.value - other.value
     if abs(gain) < 0.0005:
-        return "level with"
+        return "equal to"
     return f"{abs(gain):.3f} {'above' if gain > 0 else 'below'}"
 
 
@@ -168,7 +167,7 @@ def _overlap(a: Metric, b: Metric) -> bool:
 
 
 def class_rows(encoders: Sequence[EncoderResult]) -> list[ClassRow]:
-    """The classes by name with each encoder's shallow AP, or query-by-example AP where there is none."""
+    """The classes by name, with each encoder's shallow AP, or query-by-example AP if there is no shallow AP."""
     field = "shallow_ap" if any(item.shallow_ap is not None for e in encoders for item in e.classes) else "qbe_ap"
     positives = {item.name: item.positives for encoder in encoders for item in encoder.classes}
     precision, linear = (
@@ -183,12 +182,11 @@ def class_rows(encoders: Sequence[EncoderResult]) -> list[ClassRow]:
 
 
 def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Picture]:
-    """One picture for each quantity of each kind of stage, losses first.
+    """One picture per quantity and kind of stage, losses first.
 
     Stages that differ after their first hyphen ("pretrain-mix-chan", "pretrain-mix-mix") share a picture, and so do
-    metrics that differ before their last slash ("train/loss", "val/loss"). A step that was done twice, because
-    workers were lost, counts once, as it was done last. Values that are not finite, and quantities that never
-    change, are left out.
+    metrics that differ before their last slash ("train/loss", "val/loss"). If a step was repeated after a failure of
+    workers, only the last values count. Non-finite values and constant quantities are left out.
     """
     panels: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
     for record in records:
@@ -204,15 +202,15 @@ def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Pic
     for (stage, quantity), panel in sorted(panels.items(), key=lambda item: _importance(item[0][1])):
         curves = {label: sorted(curve.items()) for label, curve in panel.items() if len(curve) > 1}
         series = {label: ([x for x, _ in curve], [y for _, y in curve]) for label, curve in curves.items()}
-        moves = len({y for _, values in series.values() for y in values}) > 1
-        if moves and len(drawn) < MOST_CURVES:
+        changes = len({y for _, values in series.values() for y in values}) > 1
+        if changes and len(drawn) < MOST_CURVES:
             title = f"{stage}: {quantity.replace('_', ' ')}"
             drawn.append(plots.curves(f"curve{len(drawn)}", title, "step", series))
     return drawn
 
 
 def _importance(quantity: str) -> int:
-    """Losses first, then their parts, then what is measured on held-out clips, then the rest."""
+    """Rank in the order of pictures: losses, then their parts, then validation metrics, then the others."""
     ranks = ("loss" in quantity, quantity in ("similarity", "coincidence"), "validation" in quantity, True)
     return ranks.index(True)
 
@@ -221,7 +219,7 @@ _NOT_DRAWN = ("stage", "step", "seconds", "rows", "balance_seconds")
 
 
 def reported_events(records: Sequence[dict[str, float | str]]) -> list[str]:
-    """What happened to the run on its way, in order: "pretrain-mix-chan: worker group failed (…), restarting"."""
+    """Events of the run, in order, such as "pretrain-mix-chan: worker group failed (…), restarting"."""
     return [f"{record['stage']}: {record['event']}" for record in records if "event" in record]
 
 
@@ -234,7 +232,7 @@ def _metric_order(encoders: Sequence[EncoderResult]) -> list[str]:
 def _pictures(
     results: RunResults, headline: dict[str, Metric], classes: Sequence[ClassRow]
 ) -> dict[str, plots.Picture]:
-    """The pictures for which the run has metrics, by the name under which the templates look for them."""
+    """The pictures for which the run has metrics, by their names in the templates."""
     pictures: dict[str, plots.Picture] = {}
     if headline:
         pictures["answer"] = plots.intervals(headline)
@@ -249,7 +247,7 @@ def _pictures(
 
 
 def _largest_changes(rows: Sequence[ClassRow]) -> list[ClassRow]:
-    """At most `MOST_CLASSES_DRAWN` classes, where the encoders differ most, by the first encoder's AP."""
+    """At most `MOST_CLASSES_DRAWN` classes on which the encoders differ most, sorted by the first encoder's AP."""
 
     def spread(row: ClassRow) -> float:
         values = [value for value in row.precision.values() if value is not None]

@@ -1,6 +1,6 @@
-"""The report of a sweep: which setting won, how sure that is, and what every trial did.
+"""The report of a sweep: the best setting, its interval, and the results of every trial.
 
-Reads SWEEP/sweep.json and the trials' metrics.jsonl alone; may be called while the sweep still runs.
+It only needs SWEEP/sweep.json and the trials' metrics.jsonl, and can be written while the sweep is running.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ SHORT_NAMES = {"objective.temperature": "τ", "objective.alpha": "α"}
 
 @dataclass(frozen=True)
 class Group:
-    """The finished trials that differ in their seed alone."""
+    """The finished trials that differ only in their seed."""
 
     settings: dict[str, Setting]
     trials: tuple[TrialResult, ...]
@@ -33,7 +33,7 @@ class Group:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Means of the ranking metric over finished trials by two fields; None where none has finished."""
+    """Means of the ranking metric over finished trials by two fields; None if no trial has finished."""
 
     row_field: str
     column_field: str
@@ -48,7 +48,7 @@ def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
     """Write SWEEP/report.html and SWEEP/report.md.
 
     Raises:
-        SepsceneError: when the folder holds no sweep.json.
+        SepsceneError: when the folder has no sweep.json.
     """
     sweep = SweepResults.load(sweep_dir)
     groups = ranked(sweep)
@@ -62,7 +62,7 @@ def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
         answer=sweep_answer(sweep, groups),
         groups=groups,
         fields=[field_name(field) for field in sweep.fields],
-        shown=shown,
+        shown=format_setting,
         headers=headers,
         rows=rows,
         reports=[report_of(sweep_dir, trial.run_dir) for trial in sweep.trials],
@@ -75,12 +75,12 @@ def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
 
 
 def field_name(field: str) -> str:
-    """A swept field as people call it: τ, α, combination, or its last part."""
+    """The short name of a swept field: τ, α, or its last part, such as "combination"."""
     return SHORT_NAMES.get(field, field.rpartition(".")[2].replace("_", " "))
 
 
-def shown(setting: Setting) -> str:
-    """A setting as people write it: S2∨N for a combination, ✓ and – for switches."""
+def format_setting(setting: Setting) -> str:
+    """A setting as text: S2∨N for a combination, ✓ and – for booleans."""
     if isinstance(setting, tuple):
         return "∨".join(setting)
     if isinstance(setting, bool):
@@ -89,13 +89,13 @@ def shown(setting: Setting) -> str:
 
 
 def sweep_table(sweep: SweepResults) -> tuple[list[str], list[list[str]]]:
-    """The report's table: its headers, and a row for each trial."""
+    """The report's table: its headers, and a row per trial."""
     names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.metrics))
     headers = ["Trial", "Status", *map(field_name, sweep.fields), "Seed"]
     headers += [*map(metric_name, names), "Steps", "Time"]
     rows = []
     for trial in sweep.trials:
-        settings = [shown(trial.settings[field]) for field in sweep.fields]
+        settings = [format_setting(trial.settings[field]) for field in sweep.fields]
         metrics = [with_interval(trial.metrics.get(name)) for name in names]
         spent = [f"{trial.steps:,}", duration(trial.seconds)]
         rows.append([trial.name, trial.status, *settings, str(trial.seed), *metrics, *spent])
@@ -103,10 +103,10 @@ def sweep_table(sweep: SweepResults) -> tuple[list[str], list[list[str]]]:
 
 
 def ranked(sweep: SweepResults) -> list[Group]:
-    """The settings with a finished trial, best mean first; intervals are Student's t over seeds."""
+    """The settings with a finished trial, the best mean first; intervals are Student's t over seeds."""
     by_setting: dict[tuple[str, ...], list[TrialResult]] = {}
     for trial in _measured(sweep):
-        by_setting.setdefault(tuple(shown(trial.settings[field]) for field in sweep.fields), []).append(trial)
+        by_setting.setdefault(tuple(format_setting(trial.settings[field]) for field in sweep.fields), []).append(trial)
     groups = []
     for trials in by_setting.values():
         metrics = [trial.metrics[sweep.metric] for trial in trials]
@@ -116,36 +116,37 @@ def ranked(sweep: SweepResults) -> list[Group]:
 
 
 def sweep_answer(sweep: SweepResults, groups: Sequence[Group]) -> str:
-    """Which setting is best and whether its interval leaves the next one behind."""
+    """A sentence about the best setting, and whether its interval is above those of the others."""
     counts = Counter[str](trial.status for trial in sweep.trials)
     done = ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
     if not groups:
         return f"No trial has a metric yet ({done or 'no trials'})."
     best, *others = groups
-    words = setting_in_words(best.settings)
+    setting = setting_in_words(best.settings)
     metric = f"{metric_name(sweep.metric)} {with_interval(best.metric)}"
-    said = f"{words[0].upper()}{words[1:]} is best: {metric} ({done})."
+    answer = f"{setting[0].upper()}{setting[1:]} is best: {metric} ({done})."
     if not others:
-        return said
-    level = [group for group in others if _may_be_level(best.metric, group.metric)]
-    if level:
-        others_too = "The other one" if len(others) == 1 else f"{len(level)} of the {len(others)} other settings"
-        return f"{said} {others_too} may be as good: the intervals do not settle it."
-    return said + " Its interval lies above those of all other settings."
+        return answer
+    similar = [group for group in others if _may_be_equal(best.metric, group.metric)]
+    if similar:
+        subject = "The other setting" if len(others) == 1 else f"{len(similar)} of the {len(others)} other settings"
+        return f"{answer} {subject} may be equally good, because the intervals overlap or are missing."
+    return answer + " Its interval is above those of all other settings."
 
 
 def setting_in_words(settings: dict[str, Setting]) -> str:
-    """combination S2∨N, τ 0.2."""
-    return ", ".join(f"{field_name(field)} {shown(value)}" for field, value in settings.items()) or "The only setting"
+    """Such as "combination S2∨N, τ 0.2"."""
+    parts = [f"{field_name(field)} {format_setting(value)}" for field, value in settings.items()]
+    return ", ".join(parts) or "The only setting"
 
 
-def _may_be_level(best: Metric, other: Metric) -> bool:
-    """Without an interval on both sides nothing is settled."""
+def _may_be_equal(best: Metric, other: Metric) -> bool:
+    """Whether the intervals overlap, or one is missing."""
     return best.low is None or other.high is None or other.high >= best.low
 
 
 def heat_map(sweep: SweepResults) -> HeatMap | None:
-    """Combination by τ where both are swept, else the first two fields that vary; else None."""
+    """Combination by τ if both are swept, else the first two fields that vary; None if fewer than two vary."""
     varied = [field for field in sweep.fields if len(_values(sweep, field)) > 1]
     preferred = [field for field in ("views.combination", "objective.temperature") if field in varied]
     row_field, column_field = (preferred + [f for f in varied if f not in preferred] + ["", ""])[:2]
@@ -154,7 +155,7 @@ def heat_map(sweep: SweepResults) -> HeatMap | None:
         return None
     cells: dict[tuple[str, str], list[float]] = {}
     for trial in measured:
-        key = (shown(trial.settings[row_field]), shown(trial.settings[column_field]))
+        key = (format_setting(trial.settings[row_field]), format_setting(trial.settings[column_field]))
         cells.setdefault(key, []).append(trial.metrics[sweep.metric].value)
     means = {key: float(np.mean(values)) for key, values in cells.items()}
     rows = _values(sweep, row_field)
@@ -165,7 +166,7 @@ def heat_map(sweep: SweepResults) -> HeatMap | None:
 
 
 def _measured(sweep: SweepResults) -> list[TrialResult]:
-    """The finished trials with a finite ranking metric; what was stopped early is not compared with them."""
+    """The finished trials with a finite ranking metric; trials that were stopped early are not compared with them."""
     return [
         trial
         for trial in sweep.trials
@@ -174,11 +175,11 @@ def _measured(sweep: SweepResults) -> list[TrialResult]:
 
 
 def _values(sweep: SweepResults, field: str) -> tuple[str, ...]:
-    """The values of a field as they are shown: numbers by size, others in the order of the trials."""
+    """The values of a field as text: numbers in increasing order, others in the order of the trials."""
     values = list(dict.fromkeys(trial.settings[field] for trial in sweep.trials))
     if all(isinstance(value, int | float) for value in values):
         values.sort(key=lambda value: float(value))  # type: ignore[arg-type]  # all are numbers here
-    return tuple(dict.fromkeys(shown(value) for value in values))
+    return tuple(dict.fromkeys(format_setting(value) for value in values))
 
 
 def _parallel(sweep: SweepResults, groups: Sequence[Group]) -> plots.Picture:
@@ -186,7 +187,7 @@ def _parallel(sweep: SweepResults, groups: Sequence[Group]) -> plots.Picture:
     paths = []
     for trial in sweep.trials:
         metric = trial.metrics.get(sweep.metric)
-        places = tuple(shown(trial.settings[field]) for field in sweep.fields)
+        places = tuple(format_setting(trial.settings[field]) for field in sweep.fields)
         value = metric.value if metric and isfinite(metric.value) else None
         paths.append(plots.TrialPath(places, value, "best" if trial.name in best else trial.status))
     axes = {field_name(field): _values(sweep, field) for field in sweep.fields}
@@ -194,12 +195,12 @@ def _parallel(sweep: SweepResults, groups: Sequence[Group]) -> plots.Picture:
 
 
 def _effects(sweep: SweepResults) -> list[plots.Picture]:
-    """One small multiple for each field that varies."""
+    """One small multiple per field that varies."""
     pictures = []
     for index, field in enumerate(sweep.fields):
         groups: dict[str, list[float]] = {value: [] for value in _values(sweep, field)}
         for trial in _measured(sweep):
-            groups[shown(trial.settings[field])].append(trial.metrics[sweep.metric].value)
+            groups[format_setting(trial.settings[field])].append(trial.metrics[sweep.metric].value)
         filled = {value: metrics for value, metrics in groups.items() if metrics}
         if len(filled) > 1:
             pictures.append(plots.effect(f"effect{index}", field_name(field), metric_name(sweep.metric), filled))
@@ -207,16 +208,16 @@ def _effects(sweep: SweepResults) -> list[plots.Picture]:
 
 
 def _curves(sweep_dir: Path, sweep: SweepResults) -> list[plots.Picture]:
-    """The training loss of the trials, one small multiple for each value of the first field that varies."""
+    """The training loss of the trials, one small multiple per value of the first field that varies."""
     field = next((field for field in sweep.fields if len(_values(sweep, field)) > 1), None)
     panels: dict[str, dict[str, plots.Curve]] = {}
     for trial in sweep.trials:
         curve = _training_loss(sweep_dir / trial.run_dir) if trial.run_dir else None
         if curve:
-            rest = [shown(trial.settings[other]) for other in sweep.fields if other != field]
+            rest = [format_setting(trial.settings[other]) for other in sweep.fields if other != field]
             label = ", ".join([*rest, f"seed {trial.seed}"])
-            panel = panels.setdefault(f"{field_name(field)} {shown(trial.settings[field])}" if field else "loss", {})
-            panel[label] = curve
+            title = f"{field_name(field)} {format_setting(trial.settings[field])}" if field else "loss"
+            panels.setdefault(title, {})[label] = curve
     values = [value for panel in panels.values() for _, losses in panel.values() for value in losses]
     return [
         plots.curves(f"loss{index}", f"{title}: training loss", "step", series, (min(values), max(values)))
@@ -225,7 +226,7 @@ def _curves(sweep_dir: Path, sweep: SweepResults) -> list[plots.Picture]:
 
 
 def _training_loss(run_dir: Path) -> plots.Curve | None:
-    """The loss of the first pre-training stage (a baseline's comes later), by step."""
+    """The loss of the first pre-training stage by step; the stage of a baseline comes later."""
     records = [record for record in read_metrics(run_dir) if str(record["stage"]).startswith("pretrain")]
     curve: dict[float, float] = {}
     for record in records:

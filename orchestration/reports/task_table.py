@@ -10,7 +10,7 @@ from sepscene.orchestration.evaluation.downstream import TaskResult, headline
 
 
 def task_frame(results: Sequence[TaskResult]) -> pd.DataFrame:
-    """A row for each metric of each task, a column for each encoder; to three digits, NaN where a result is missing."""
+    """One row per task and metric, one column per encoder; rounded to three digits, NaN for missing results."""
     rows: dict[tuple[str, str], dict[str, float]] = {}
     for task in sorted({result.task for result in results}):
         of_task = {result.encoder: result for result in results if result.task == task}
@@ -32,7 +32,7 @@ def terminal_table(results: Sequence[TaskResult]) -> Table:
 
 
 def csv_table(results: Sequence[TaskResult]) -> str:
-    """The table as CSV: task, metric, one column for each encoder; a missing result is an empty cell."""
+    """The table as CSV: task, metric, one column per encoder; a missing result is an empty cell."""
     return task_frame(results).to_csv(float_format="%.3f", lineterminator="\n")
 
 

@@ -1,1 +1,1 @@
-"""From rows to weights: the stream of views and the training stages on Ray Train."""
+"""From rows to weights: the stream of views, and the training stages on Ray Train."""

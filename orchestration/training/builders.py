@@ -1,4 +1,4 @@
-"""The networks of an experiment: what is trained, what it starts from, and the encoder that it leaves."""
+"""Builds the networks of an experiment: the objective to train, its initial weights, and the resulting encoder."""
 
 import logging
 from pathlib import Path
@@ -21,7 +21,7 @@ logger = logging.getLogger("sepscene")
 
 
 def build_objective(experiment: Experiment) -> JointObjective:
-    """Encoder trunk, heads and losses with fresh weights, the same on every worker for the same seed."""
+    """Encoder trunk, heads and losses with initial weights that depend on the seed only, so all workers agree."""
     torch.manual_seed(experiment.seed)
     return JointObjective(build_network(experiment.encoder), _fresh_terms(experiment))
 
@@ -34,10 +34,10 @@ def _fresh_terms(experiment: Experiment) -> dict[str, Term]:
 
 
 def check_parts(experiment: Experiment) -> None:
-    """Resolve every name of an experiment, and try custom code, before anything starts.
+    """Resolve every name of an experiment, and try its custom code, before anything starts.
 
     Raises:
-        SepsceneError: a name is unknown, its code is not trusted or cannot be imported, or parts do not fit together.
+        SepsceneError: a name is unknown, its code is not trusted or cannot be imported, or parts are incompatible.
     """
     warning = check_network(experiment.encoder, experiment.front_end, experiment.views.patch_seconds)
     if warning and experiment.training.microbatch:
@@ -53,7 +53,7 @@ def check_augmentations(experiment: Experiment) -> None:
     """Build the augmentations, and try custom ones on random views.
 
     Raises:
-        SepsceneError: one fails, or works on what the run does not have.
+        SepsceneError: an augmentation fails, or needs log-mels or mixtures that this experiment does not have.
     """
     encoder = experiment.encoder
     front_end = experiment.front_end
@@ -68,8 +68,8 @@ def check_augmentations(experiment: Experiment) -> None:
             )
         if needs.mixture and not experiment.views.separates:
             raise SepsceneError(
-                f"augmentations.{name} mixes into separated channels, and both views of views.pair "
-                f"{experiment.views.pair} are the mixture itself: leave it out"
+                f"augmentations.{name} mixes sound into separated channels, but with views.pair="
+                f"{experiment.views.pair} both views are the mixture: remove it"
             )
         build_augmentation(name, chosen)
         if isinstance(chosen, CustomAugmentation):
@@ -78,54 +78,56 @@ def check_augmentations(experiment: Experiment) -> None:
 
 
 def _try_terms(experiment: Experiment) -> None:
-    """Build the terms, and the loss of two pairs of random representations.
+    """Build the terms, and compute the loss of two pairs of random representations.
 
     Raises:
         SepsceneError: a term fails, or its loss is not a finite number.
     """
     pair = torch.randn(2, 2, settings_of(experiment.encoder).embedding_dim)
     for name, term in _fresh_terms(experiment).items():
-        what = f"objective.terms.{name} ({experiment.objective.used_terms[name].use})"
-        with tried(what, "two pairs"):
+        full_name = f"objective.terms.{name} ({experiment.objective.used_terms[name].use})"
+        with tried(full_name, "two pairs"):
             loss = JointObjective(torch.nn.Identity(), {name: term}).loss(*pair).parts[name]
         if not loss.isfinite():
-            raise SepsceneError(f"{what} gives {loss} for two pairs, no finite number")
+            raise SepsceneError(f"{full_name} gives {loss} for two pairs; a loss must be finite")
 
 
 def check_start(experiment: Experiment) -> None:
-    """Refuse a `training.start_encoder` that is not of the experiment's sizes and front-end, before anything starts.
+    """Check that `training.start_encoder` has the experiment's encoder and front-end, before anything starts.
 
-    The classifier of an imported PANNs file may stay behind; all other weights of its trunk are taken over.
+    The classifier of an imported PANNs file is ignored; all other weights of its trunk are used.
 
     Raises:
-        SepsceneError: when it cannot be read, or names the fields that differ and what they must be.
+        SepsceneError: when it cannot be read, or does not fit. The message names the fields that differ.
     """
     start = experiment.training.start_encoder
     if start is None:
         return
-    theirs = read_encoder_config(Path(start))
+    config = read_encoder_config(Path(start))
     parts = {
-        "encoder": (with_defaults(theirs.trunk).model_dump(), with_defaults(experiment.encoder).model_dump()),
-        "front_end": (theirs.front_end.model_dump(), experiment.front_end.model_dump()),
+        "encoder": (with_defaults(config.trunk).model_dump(), with_defaults(experiment.encoder).model_dump()),
+        "front_end": (config.front_end.model_dump(), experiment.front_end.model_dump()),
     }
     differ = [
         f"{part}.{name} is {ours.get(name)!r}, must be {value!r}"
-        for part, (its, ours) in parts.items()
-        for name, value in its.items()
+        for part, (required, ours) in parts.items()
+        for name, value in required.items()
         if value != ours.get(name) and name != "classes"
     ]
     if differ:
         raise SepsceneError(
             f"training.start_encoder {start} does not fit this experiment: {'; '.join(differ)}. Set these fields, or "
-            "leave training.start_encoder out"
+            "remove training.start_encoder"
         )
 
 
 def start_from(objective: JointObjective, start: Path) -> None:
-    """Give the trunk the weights of an encoder bundle; the heads keep their fresh ones, the bundle its classifier.
+    """Load the weights of an encoder bundle into the trunk; the heads keep their initial weights.
+
+    Weights that the trunk does not have, such as a classifier, are ignored. `check_start` has compared the sizes.
 
     Raises:
-        SepsceneError: when the bundle is damaged; `check_start` has compared the sizes.
+        SepsceneError: when the bundle is damaged.
     """
     weights = load_encoder(start).trunk.state_dict()
     names = objective.trunk.state_dict().keys()
@@ -133,7 +135,7 @@ def start_from(objective: JointObjective, start: Path) -> None:
 
 
 def encoder_config(experiment: Experiment) -> EncoderConfig:
-    """The encoder that an experiment trains, on patches of the length of its views."""
+    """Configuration of the encoder that an experiment trains; its patches are as long as the views."""
     seconds = experiment.views.patch_seconds
     return EncoderConfig(
         front_end=experiment.front_end, trunk=experiment.encoder, patch_seconds=seconds, shortest_seconds=seconds
@@ -141,7 +143,7 @@ def encoder_config(experiment: Experiment) -> EncoderConfig:
 
 
 def encoder_of(experiment: Experiment, state: TrainingState | None) -> Encoder:
-    """The encoder of a checkpoint, or the untrained one of the experiment's seed."""
+    """The encoder of a checkpoint; without one, the untrained encoder of the experiment's seed."""
     objective = build_objective(experiment)
     if state is not None:
         objective.load_state_dict(state.tensors["model"])

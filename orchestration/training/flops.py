@@ -1,9 +1,9 @@
-"""How many operations the networks cost, from their configurations alone, by `torch.utils.flop_counter`.
+"""Counts the floating-point operations (FLOPs) of the networks, from their configurations.
 
-One multiplication with one addition counts as two operations (FLOPs). Convolutions and matrix products are counted, on
-the meta device, where nothing is computed; norms, activations, Fourier transforms and mel filters are not: under two
-percent of the arithmetic, though much of the memory traffic. Torch is imported only where something is counted; the
-first count takes a process two seconds of further imports.
+`torch.utils.flop_counter` counts a multiplication and an addition as two operations. Convolutions and matrix products
+are counted on the meta device, where nothing is computed. Norms, activations, Fourier transforms and mel filters are
+not counted: they are less than two percent of the arithmetic, though much of the memory traffic. Torch is imported
+inside the functions; the first count in a process takes two seconds of further imports.
 """
 
 from functools import lru_cache
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 BACKWARD = 2
-"""The backward pass costs twice the forward: a gradient for the inputs and one for the weights."""
+"""The backward pass costs twice the forward pass: it computes the gradients of the inputs and of the weights."""
 
 
 @lru_cache
@@ -33,7 +33,7 @@ def separation_flops(config: TDCNppConfig, samples: int) -> int:
 
 
 def encoder_flops(experiment: Experiment) -> int:
-    """Operations of the encoder for one patch, forward; 3.9 GFLOP for the paper's CNN14.
+    """Operations of the encoder's forward pass for one patch; 3.9 GFLOP for the paper's CNN14.
 
     Raises:
         SepsceneError: as `models.encoders.network.settings_of`.
@@ -48,16 +48,16 @@ def encoder_flops(experiment: Experiment) -> int:
     waveform = network_class(encoder).reads == "waveform"
     shape = (1, samples) if waveform else (1, front_end.frames(samples), front_end.mel_bands)
     try:
-        # In training mode a BatchNorm refuses one patch of which a single position is left.
+        # In training mode, BatchNorm rejects a single patch that was pooled to a single position.
         with torch.device("meta"):
             return _counted(build_network(encoder).eval(), shape)
-    except RuntimeError:  # custom code may need to see numbers
+    except RuntimeError:  # custom code can depend on values, which the meta device does not have
         with torch.random.fork_rng(devices=[]):
             return _counted(build_network(encoder).eval(), shape)
 
 
 def step_flops(experiment: Experiment) -> int:
-    """Operations of a step over the global batch: encoder, heads and all pairs, forward and backward.
+    """Operations of a step over the global batch: encoder, heads and all pairs, forward and backward pass.
 
     Raises:
         SepsceneError: as `encoder_flops`.
@@ -71,16 +71,16 @@ def step_flops(experiment: Experiment) -> int:
     hidden = objective.head_hidden
     projection = objective.projection_dim
     forward = views * encoder_flops(experiment)
-    for term in objective.used_terms.values():  # of custom terms nothing is known
+    for term in objective.used_terms.values():  # the cost of custom terms is unknown and not counted
         if term.use == "coincidence":
-            # The head's first layer splits into a part for each view, its second sees all pairs.
-            forward += _product(views, dim, hidden) + _product(global_batch**2, hidden, 1)
+            # The head's first layer is computed per view, its second layer per pair.
+            forward += _matmul_flops(views, dim, hidden) + _matmul_flops(global_batch**2, hidden, 1)
         elif term.use in TERMS:
-            forward += _product(views, dim, hidden) + _product(views, hidden, projection)
-            if term.use == "vicreg":  # compares features, the others all pairs
-                forward += 2 * _product(projection, global_batch, projection)
+            forward += _matmul_flops(views, dim, hidden) + _matmul_flops(views, hidden, projection)
+            if term.use == "vicreg":  # compares features; the other terms compare all pairs
+                forward += 2 * _matmul_flops(projection, global_batch, projection)
             else:
-                forward += _product(views, projection, views)
+                forward += _matmul_flops(views, projection, views)
     return (1 + BACKWARD) * forward
 
 
@@ -93,6 +93,5 @@ def _counted(network: "nn.Module", shape: tuple[int, ...]) -> int:
     return counter.get_total_flops()
 
 
-def _product(rows: int, inner: int, columns: int) -> int:
-    """Operations of a matrix product."""
+def _matmul_flops(rows: int, inner: int, columns: int) -> int:
     return 2 * rows * inner * columns

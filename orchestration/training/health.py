@@ -1,5 +1,4 @@
-"""What looks after the training's health: clips that cannot be used, steps that are not finite, a collapse of h, and a
-batch that the memory does not hold.
+"""Hooks that detect faults: unusable clips, non-finite steps, a collapse of h. Also handles out-of-memory errors.
 
 Shapes: N rows of this worker's part of a batch.
 """
@@ -24,34 +23,38 @@ from sepscene.tasks.losses.diagnostics import collapse_warning, diagnose
 from sepscene.tasks.losses.joint import JointLoss
 
 DIAGNOSED_EVERY_STEPS = 5
-"""Steps from one look at the representation to the next: for it all workers exchange their h."""
+"""Steps between two diagnostics of the representation, for which all workers exchange their h."""
 
 EMPTY_BATCHES = 2
-"""Global batches in a row without any usable row after which the data itself must be gone."""
+"""Consecutive global batches without a usable row after which the run stops, because the data must be missing."""
 
-_WORDS_OF_A_CPU = "DefaultCPUAllocator: can't allocate memory"
-"""What torch says on a CPU, in a plain RuntimeError; for devices it has a class of its own."""
+_CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""Torch's message on a CPU, in a plain RuntimeError; for other devices it raises a class of its own."""
 
 
 class Quarantine(Hook):
-    """Enters clips that cannot be used in the ledger, and stops the run when there are too many."""
+    """Records unusable clips in the ledger, and stops the run when there are too many."""
 
     def __init__(self, ledger: Ledger, clips: int, most_share: float, device: torch.device) -> None:
-        """Of `clips` clips in the data set `most_share` may be unusable; on `device` the process group communicates."""
+        """Args:
+        clips: number of clips of the data set.
+        most_share: the share of them that can be unusable before the run stops.
+        device: where the process group communicates.
+        """
         self.ledger = ledger
         self.clips = clips
         self.most_share = most_share
         self.device = device
         self.faults: dict[str, str] = {}
-        self.empty = 0  # global batches in a row without a usable row
+        self.empty = 0  # consecutive global batches without a usable row
 
     def before_step(self, batch: Batch, waited_seconds: float) -> None:
-        """Note the faults of this worker's rows."""
+        """Collect the faults of this worker's rows."""
         for n in np.flatnonzero((batch["row"] != FILLER) & (batch["fault"] != "")):
             self.faults[str(batch["uri"][n])] = str(batch["fault"][n])
 
     def after_step(self, step: Step) -> None:
-        """Share the faults of all workers in every step that has some; all know how many rows were usable."""
+        """Exchange the workers' faults, in every step with an unusable row."""
         self.empty = 0 if step.usable or not step.rows else self.empty + 1
         if step.usable < step.rows:
             self._share(step)
@@ -66,7 +69,7 @@ class Quarantine(Hook):
         uri, reason = next(iter(unusable.items()))
         first = f"the first: {uri}: {reason}"
         if self.empty >= EMPTY_BATCHES:
-            step.fatal = step.fatal or f"no clip of {self.empty} whole batches in a row can be used; {first}"
+            step.fatal = step.fatal or f"no clip of {self.empty} consecutive batches can be used; {first}"
         elif len(unusable) > self.most_share * self.clips:
             step.fatal = step.fatal or (
                 f"{len(unusable)} of {self.clips} clips cannot be used, more than "
@@ -75,41 +78,47 @@ class Quarantine(Hook):
 
 
 class BadSteps(Hook):
-    """Keeps the rows of steps whose loss or gradient was not finite, and stops the run when there are too many."""
+    """Stores the rows of steps whose loss or gradient was not finite, and stops the run when there are too many."""
 
     def __init__(self, folder: StageFolder, bad_rows: list[list[int]], most: int) -> None:
-        """`bad_rows`: the worker's own list of the rows of each such step; over restarts, at most `most` of them."""
+        """Args:
+        bad_rows: the rows of each such step, including those before a restart; the worker appends to this list.
+        most: the run stops when there are more such steps.
+        """
         self.folder = folder
         self.bad_rows = bad_rows
         self.most = most
 
     def after_step(self, step: Step) -> None:
-        """Look whether this step was skipped."""
+        """Report this step if it was skipped."""
         if step.metrics["bad"] and rank() == 0:
             rows = self.bad_rows[-1]
             write_whole(self.folder.bad_rows, json.dumps(self.bad_rows))  # for `sepscene replay`
-            step.events.append(f"step {step.number} is skipped: {len(rows)} rows from {rows[0]} on")
+            step.events.append(f"step {step.number} is skipped: {len(rows)} rows, the first is row {rows[0]}")
         if len(self.bad_rows) > self.most:
             rows = self.bad_rows[-1]
             some = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
             step.fatal = step.fatal or (
                 f"{len(self.bad_rows)} steps had a NaN or infinite loss or gradient, more than training.bad_steps = "
-                f"{self.most}; the last one's rows: {some}; all are in "
-                f"{self.folder.bad_rows}, and `sepscene replay RUN` computes the last step's again, one by one"
+                f"{self.most}; rows of the last one: {some}. The rows of all of them are in {self.folder.bad_rows}; "
+                "`sepscene replay RUN` computes those of the last step again, one at a time"
             )
 
 
 class Diagnostics(Hook):
-    """Whether the representation is healthy, over the global batch: metrics, and a warning when h collapses."""
+    """Metrics of the representation over the global batch, and a warning when h collapses."""
 
     def __init__(self, result: Callable[[], JointLoss | None], head: CoincidenceHead | None) -> None:
-        """`result`: what the objective gave in the last step, none where that was skipped; `head`: of coincidence."""
+        """Args:
+        result: returns the output of the objective in the last step; None if that step was skipped.
+        head: the coincidence head, if there is one.
+        """
         self.result = result
         self.head = head
-        self.collapsed = False  # whether the last look found h collapsed
+        self.collapsed = False  # whether h was collapsed at the last diagnostics
 
     def after_step(self, step: Step) -> None:
-        """Every few steps; all workers share their rows, and rank 0 looks."""
+        """Every few steps, gather the h of all workers and compute the metrics on rank 0."""
         result = self.result()
         if step.number % DIAGNOSED_EVERY_STEPS or result is None:
             return
@@ -126,8 +135,8 @@ class Diagnostics(Hook):
 
 
 @contextmanager
-def ends_when_memory_is_full(folder: StageFolder, advice: str) -> Iterator[None]:
-    """Note the advice as what ends the stage, where the block fails for lack of memory: again it would end the same."""
+def fatal_when_out_of_memory(folder: StageFolder, advice: str) -> Iterator[None]:
+    """Make an out-of-memory error in the block fatal for the stage, with this advice: a restart would fail again."""
     try:
         yield
     except RuntimeError as error:
@@ -137,7 +146,7 @@ def ends_when_memory_is_full(folder: StageFolder, advice: str) -> Iterator[None]
 
 
 def out_of_memory(error: BaseException, advice: str) -> str:
-    """What failed and what to do, for an error that says that a device's memory is full; empty for any other."""
-    if not isinstance(error, torch.OutOfMemoryError) and _WORDS_OF_A_CPU not in str(error):
+    """A message with the error and the advice, if the error means that a device's memory is full; else empty."""
+    if not isinstance(error, torch.OutOfMemoryError) and _CPU_OUT_OF_MEMORY not in str(error):
         return ""
     return f"the memory of the trainer's device is full ({first_line(error)}); {advice}"

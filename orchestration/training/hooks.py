@@ -1,8 +1,8 @@
-"""The training loop, and the hooks that act beside it.
+"""The training loop and its hooks.
 
-The loop knows three things: the next batch, a step on it, and the hooks. Whatever else goes on (metrics, diagnostics,
-checkpoints, reports to the driver) is a hook with a cadence of its own, so that a new one touches no other. Hooks act
-in the order in which they stand, and hand on a `Step`, to which each adds what it has to say.
+The loop takes the next batch, trains on it, and calls the hooks. Everything else (metrics, diagnostics, checkpoints,
+reports to the driver) is a hook with its own interval, independent of the other hooks. Hooks are called in the order of
+their list. Each gets the same `Step`, and adds its metrics and events to it.
 
 Shapes: N rows of this worker's part of a batch.
 """
@@ -29,28 +29,32 @@ Batch = dict[str, np.ndarray]
 
 
 class Worker:
-    """What is trained: one worker's network, optimiser and ledger. It needs no Ray."""
+    """The network, optimiser and ledger of one worker. It does not need Ray."""
 
     def __init__(self, network: nn.Module, optimizer: Optimizer, rows: int, device: torch.device) -> None:
-        """At the start of a schedule with this number of rows."""
+        """Args: rows: number of rows of the schedule."""
         self.network = network
         self.optimizer = optimizer
         self.device = device
         self.ledger = Ledger(rows)
         self.step = 0
-        """Optimiser steps so far."""
+        """Number of optimiser steps so far."""
 
     def consume(self, batch: Batch, usable: int) -> dict[str, float]:
-        """One step on this worker's part of the global batch, of which all workers together can use this many rows."""
+        """Do one step on this worker's part of the global batch, and return its metrics.
+
+        Args:
+            usable: number of usable rows of the global batch.
+        """
         raise NotImplementedError
 
     def state(self) -> TrainingState:
-        """What a checkpoint must hold to continue from here."""
+        """The content of a checkpoint from which training can continue."""
         tensors = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         return TrainingState(self.step, self.ledger, tensors)
 
     def restore(self, checkpoint: Path) -> TrainingState:
-        """Continue from a checkpoint; returns what it holds."""
+        """Continue from a checkpoint, and return its content."""
         state = read_checkpoint(checkpoint)
         self.network.load_state_dict(state.tensors["model"])
         self.optimizer.load_state_dict(state.tensors["optimizer"])
@@ -61,18 +65,18 @@ class Worker:
 
 @dataclass
 class Step:
-    """A step that was made, on its way through the hooks.
+    """A completed step, as the hooks get it.
 
     Attributes:
-        number: optimiser steps so far, with this one.
+        number: optimiser steps so far, including this one.
         metrics: its record in the metrics file.
         usable: rows of the global batch whose clips could be used.
         rows: rows of the global batch.
-        waited_seconds: from asking for the batch to having it; what the hooks took before is not in it.
-        seconds: from the end of the step before to the end of this one.
+        waited_seconds: time spent waiting for the batch, without the time of the hooks.
+        seconds: from the end of the previous step to the end of this one.
         reported: whether all workers report to the driver after this step.
         events: sentences for the terminal, the report and the metrics file.
-        fatal: why the run must stop; empty while it goes on. The same on all workers.
+        fatal: why the run must stop; empty if it can continue. The same on all workers.
         report_options: further arguments of `ray.train.report`.
     """
 
@@ -89,85 +93,87 @@ class Step:
 
 
 class Hook:
-    """Something beside the training loop. A hook overrides what it needs; all workers have the same hooks."""
+    """Base class of hooks. A hook overrides the methods it needs; all workers have the same hooks."""
 
-    def wants_report(self, number: int) -> bool:
-        """Whether all workers must report after the coming step, of this number; one worker that says so is enough."""
+    def needs_report(self, number: int) -> bool:
+        """Whether all workers must report after the next step, which has this number. One worker's True is enough."""
         return False
 
     def before_step(self, batch: Batch, waited_seconds: float) -> None:
-        """This worker's part of a batch has arrived, after so long a wait."""
+        """Called when this worker's part of a batch has arrived, after this waiting time."""
 
     def after_step(self, step: Step) -> None:
-        """The step was made."""
+        """Called after each step."""
 
     def at_end(self, last: Step) -> None:
-        """The stream is at its end; what is added to `last` goes with the last report."""
+        """Called at the end of the stream; additions to `last` are part of the last report."""
 
 
 def usable_rows(batch: Batch) -> np.ndarray:
-    """bool (N,): rows that are no fillers and whose clips could be read."""
+    """bool (N,): rows that are not fillers and whose clips could be read."""
     usable_N: np.ndarray = (batch["row"] != FILLER) & (batch["fault"] == "")
     return usable_N
 
 
 def consume_rows(ledger: Ledger, batch: Batch, device: torch.device, usable: int) -> list[int]:
-    """Enter the rows of the global batch in every worker's ledger; returns them. All workers call it together.
+    """Enter the rows of the global batch in every worker's ledger, and return them. All workers call it together.
 
     Args:
-        ledger, batch: this worker's.
+        ledger: this worker's ledger.
+        batch: this worker's part of the batch.
         device: where the process group communicates.
-        usable: usable rows of the global batch.
+        usable: number of usable rows of the global batch.
     """
 
-    def shared(chosen_N: np.ndarray) -> list[int]:
+    def gathered(chosen_N: np.ndarray) -> list[int]:
         return gather_ids(torch.from_numpy(batch["row"][chosen_N]).to(device))
 
     present_N = batch["row"] != FILLER
-    rows = shared(present_N)
+    rows = gathered(present_N)
     ledger.consume(np.array(rows, np.int64))
     if usable < len(rows):
         passing_N = np.array([str(fault).startswith(PASSING) for fault in batch["fault"]], bool)
-        skipped = shared(present_N & ~usable_rows(batch))
-        ledger.skip(np.array(skipped, np.int64), np.array(shared(present_N & passing_N), np.int64))
+        skipped = gathered(present_N & ~usable_rows(batch))
+        ledger.skip(np.array(skipped, np.int64), np.array(gathered(present_N & passing_N), np.int64))
     return rows
 
 
 def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], pause: threading.RLock) -> None:
-    """Train on every batch of the stream, or until a hook finds a reason to stop. All workers call it together.
+    """Train on every batch of the stream, or until a hook sets `Step.fatal`. All workers call it together.
 
     Args:
         batches: this worker's parts of the global batches.
-        pause: held during a step; whoever holds it between two steps finds the worker's state whole.
+        pause: held during a step. A thread that holds it between two steps finds the worker's state consistent.
     """
-    began = asked = time.perf_counter()
+    began = time.perf_counter()
+    requested = began
     for batch in batches:
-        wanted = any(hook.wants_report(worker.step + 1) for hook in hooks)
-        usable, rows, wanted = _shared_counts(batch, wanted, worker.device)
+        needed = any(hook.needs_report(worker.step + 1) for hook in hooks)
+        usable, rows, reported = _shared_counts(batch, needed, worker.device)
         with pause:
             arrived = time.perf_counter()
             for hook in hooks:
-                hook.before_step(batch, arrived - asked)
+                hook.before_step(batch, arrived - requested)
             metrics = worker.consume(batch, usable)
             done = time.perf_counter()
-            step = Step(worker.step, metrics, usable, rows, arrived - asked, done - began, wanted)
+            step = Step(worker.step, metrics, usable, rows, arrived - requested, done - began, reported)
             for hook in hooks:
                 hook.after_step(step)
         if step.fatal:
             return
         began = done
-        asked = time.perf_counter()
+        requested = time.perf_counter()
     last = Step(worker.step)
     for hook in hooks:
         hook.at_end(last)
 
 
-def _shared_counts(batch: Batch, wanted: bool, device: torch.device) -> tuple[int, int, bool]:
-    """Usable rows and rows of the global batch, and whether any worker wants a report.
+def _shared_counts(batch: Batch, needs_report: bool, device: torch.device) -> tuple[int, int, bool]:
+    """Usable rows and rows of the global batch, and whether any worker needs a report.
 
-    It returns when all workers have their batch. So nobody waits for another's data in the middle of a step, when its
-    state cannot be saved.
+    It returns when all workers have their batch. So no worker waits for the data of another one in the middle of a
+    step, when its state cannot be saved.
     """
-    local = torch.tensor([usable_rows(batch).sum(), (batch["row"] != FILLER).sum(), wanted], device=device)
-    usable, rows, wanting = sum_over_workers(local).tolist()
-    return usable, rows, wanting > 0
+    local = torch.tensor([usable_rows(batch).sum(), (batch["row"] != FILLER).sum(), needs_report], device=device)
+    usable, rows, reporting = sum_over_workers(local).tolist()
+    return usable, rows, reporting > 0

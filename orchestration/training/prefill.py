@@ -1,4 +1,4 @@
-"""Filling the SeparatedStore before any training, and making sure: every wanted entry is looked for at the end."""
+"""Fills the SeparatedStore before training, and checks at the end that every expected entry is in it."""
 
 import hashlib
 import json
@@ -24,20 +24,20 @@ from sepscene.tasks.datasets.readers import Manifest
 
 logger = logging.getLogger("sepscene")
 
-PATIENCE_SECONDS = 30.0
-"""The last shards of the actors may appear so long after the last row."""
-_LOOK_SECONDS = 1.0
+SHARDS_SECONDS = 30.0
+"""How long the last shards of the actors can take to appear after the last row."""
+_RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Filled:
-    """How a filling has ended.
+    """The result of a prefill.
 
     Attributes:
-        wanted: separated clips that were asked for: clips times processors.
-        unusable: of them, those of clips that can't be used; training will put these in quarantine.
-        missing: of them, those that are not in the store although their clip can be used.
-        counts: rows by `throughput.STORE_COUNTS`; empty where an earlier filling had come to its end.
+        wanted: expected separated clips: clips times processors.
+        unusable: those of clips that cannot be used; training will put these in quarantine.
+        missing: those that are not in the store although their clip can be used.
+        counts: rows by `throughput.STORE_COUNTS`; empty if an earlier prefill was complete.
     """
 
     wanted: int
@@ -51,10 +51,10 @@ class Filled:
         return self.wanted - self.unusable - self.missing
 
 
-class _Wanted:
-    """What must be in the store in the end, as far as the readers have seen the clips.
+class _WantedEntries:
+    """The entries that must be in the store at the end, for the clips that the readers have reported so far.
 
-    Separated clips are counted through as `PrefillRows` does: all processors of the first clip, then the next.
+    Separated clips are numbered as in `PrefillRows`: all processors of the first clip, then those of the next.
     """
 
     def __init__(self, stored: StoredViews, train: Manifest) -> None:
@@ -64,8 +64,8 @@ class _Wanted:
         self.content: dict[int, str] = {}
         self.unusable_N = np.zeros(len(train) * self.processors, bool)
 
-    def note(self, batch: Mapping[str, np.ndarray], clip_N: np.ndarray) -> None:
-        """Take in a block of the stream, whose clips are at these places of the whole manifest."""
+    def add(self, batch: Mapping[str, np.ndarray], clip_N: np.ndarray) -> None:
+        """Add a block of the stream; `clip_N` are the positions of its clips in the whole manifest."""
         self.unusable_N[clip_N * self.processors + batch["processor"]] = batch["fault"] != ""
         for n, clip in enumerate(clip_N.tolist()):
             if batch["fault"][n]:
@@ -74,17 +74,17 @@ class _Wanted:
                 self.content[clip] = str(batch["content"][n])
 
     def missing(self) -> np.ndarray:
-        """Numbers of those that the store lacks although their clip can be used; waits for the actors' last shards."""
-        left_N = np.flatnonzero(~self.unusable_N)
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        """Numbers of usable separated clips that are not in the store; waits for the last shards of the actors."""
+        missing_N = np.flatnonzero(~self.unusable_N)
+        deadline = time.monotonic() + SHARDS_SECONDS
         while True:
             self.stored.store.refresh()
-            left_N = left_N[[not self._is_there(number) for number in left_N.tolist()]]
-            if not len(left_N) or time.monotonic() >= deadline:
-                return left_N
-            time.sleep(_LOOK_SECONDS)
+            missing_N = missing_N[[not self._is_stored(number) for number in missing_N.tolist()]]
+            if not len(missing_N) or time.monotonic() >= deadline:
+                return missing_N
+            time.sleep(_RETRY_SECONDS)
 
-    def _is_there(self, number: int) -> bool:
+    def _is_stored(self, number: int) -> bool:
         clip, processor = divmod(number, self.processors)
         columns = {
             "content": np.array([self.content.get(clip, "")], object),
@@ -101,13 +101,13 @@ def fill(
     store: SeparatedStore,
     advance: Callable[[int], None],
 ) -> Filled:
-    """Separate every clip with every processor of the combination into the store; again what gets lost on the way.
+    """Separate every clip with every processor of the combination into the store; lost entries are tried once more.
 
     Args:
         ladder: processor name -> folder.
-        advance: called with how many rows are done.
+        advance: called with the number of rows that are done.
     """
-    wanted = _Wanted(StoredViews(service_settings(experiment, ladder), store), train)
+    wanted = _WantedEntries(StoredViews(service_settings(experiment, ladder), store), train)
     counts = Counter(dict.fromkeys(STORE_COUNTS, 0))
     total = len(wanted.unusable_N)
     done = 0
@@ -115,26 +115,26 @@ def fill(
     clip_N = np.arange(len(train))
     while True:
         for batch in blocks_of(prefill_stream(experiment, part, ladder, store)):
-            wanted.note(batch, clip_N[batch["clip"]])
+            wanted.add(batch, clip_N[batch["clip"]])
             counts.update(counts_of_block(batch))
             done += len(batch["row"])
             advance(min(done, total))
         missing_N = wanted.missing()
         if not len(missing_N) or part is not train:
             return Filled(total, int(wanted.unusable_N.sum()), len(missing_N), counts)
-        logger.warning("%d of %d separated clips are not in the store: once more", len(missing_N), total)
+        logger.warning("%d of %d separated clips are not in the store; they are separated again", len(missing_N), total)
         clip_N = np.unique(missing_N // wanted.processors)
         part = replace(train, clips=train.clips.take(clip_N))
 
 
-def name_of_filling(experiment: Experiment, train: Manifest, ladder: Mapping[str, str]) -> str:
-    """A name for these clips, separated by the experiment's processors as its audio and its precision say."""
+def prefill_key(experiment: Experiment, train: Manifest, ladder: Mapping[str, str]) -> str:
+    """A digest of everything that the entries depend on: clips, processors, audio format, precision, channel scores."""
     digests = sorted(read_card(ladder[name]).digest for name in experiment.views.combination)
-    what: list[Any] = [train.digest(), digests, experiment.audio.model_dump()]
+    parts: list[Any] = [train.digest(), digests, experiment.audio.model_dump()]
     precision = separation_precision(experiment)
-    if precision != "float32":  # which goes without saying, as in the store's keys
-        what.append(precision)
+    if precision != "float32":  # the default is not part of the key, as in the store's keys
+        parts.append(precision)
     scores = ChannelScores.of(experiment.views)
     if scores is not None:
-        what.append(scores.digest)
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+        parts.append(scores.digest)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""The trainer of an encoder: views, objective, optimiser and the step that joins them. It needs no Ray.
+"""The trainer of an encoder: views, objective, optimiser and the training step. It does not need Ray.
 
 Shapes: B pairs of this worker, P samples of a view, L frames, F mels.
 """
@@ -28,7 +28,7 @@ from sepscene.tasks.losses.joint import JointLoss, JointObjective
 
 
 class Views(nn.Module):
-    """From a batch of the stream to what the encoder reads of both views, on the worker's device."""
+    """Turns a batch of the stream into the encoder's inputs for both views, on the worker's device."""
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Views(nn.Module):
 
         Args:
             view_B2P: waveforms of full scale 1.
-            columns: of the same rows, what augmentations drew, and the mixtures where one reads them.
+            columns: the draws of the augmentations for the same rows, and their mixtures if an augmentation needs them.
         """
         mixture_B2P = pcm_pair(columns, "mixture", view_B2P.device) if "mixture_1" in columns else None
         view_B2P = self.augment("waveform", view_B2P, columns, mixture_B2P)
@@ -59,18 +59,19 @@ def pcm_pair(columns: Batch, name: str, device: torch.device) -> Tensor:
 
 
 def prepared_objective(experiment: Experiment, device: torch.device, start: str | None = None) -> JointObjective:
-    """The networks and losses as a worker trains them: on its device, BatchNorm over all workers, memory format chosen.
+    """The networks and losses as a worker trains them: on its device, in the fastest memory format, with BatchNorm
+    synchronised over all workers.
 
-    They have fresh weights, or those of the encoder bundle `start`.
+    The trunk starts from the encoder bundle `start`, if given; all other weights are random.
     """
     objective = build_objective(experiment)
     if start is not None:
         start_from(objective, Path(start))
     objective = objective.to(device)
-    synchronise_batchnorm(objective)  # on its device: CUDA has a kernel of its own
+    synchronise_batchnorm(objective)  # after the move to the device: CUDA has a separate kernel
     if device.type == "cuda" or experiment.scale == "tiny":
-        # Measured in benchmarks/encoder.py: 1.2 to 1.7 times faster, but slower at full size on a CPU, where CNN14 has
-        # the layout of each block that is fastest there.
+        # Measured in benchmarks/encoder.py: 1.2 to 1.7 times faster, but slower at full size on a CPU, where CNN14
+        # selects the fastest layout for each block.
         objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return objective
 
@@ -81,7 +82,10 @@ class Pretrainer(Worker):
     def __init__(
         self, experiment: Experiment, clips: int, device: torch.device, checkpoint: Path | None = None
     ) -> None:
-        """At its start, or as a checkpoint left it; `clips`: their number."""
+        """Args:
+        clips: number of training clips.
+        checkpoint: continue from this checkpoint; None starts the training.
+        """
         self.experiment = experiment
         self.views = Views(experiment).to(device)
         start = experiment.training.start_encoder if checkpoint is None else None
@@ -89,33 +93,33 @@ class Pretrainer(Worker):
         optimizer = adamw(self.objective, experiment.training, device)
         super().__init__(self.objective, optimizer, clips * experiment.training.epochs, device)
         self.steps = -(-self.ledger.rows // experiment.training.global_batch)
-        """Of the whole schedule."""
+        """Steps of the whole schedule."""
         self.bad_rows: list[list[int]] = []
-        """The rows of each step that was skipped for a loss or gradient that is not finite."""
+        """The rows of each step that was skipped because of a non-finite loss or gradient."""
         if checkpoint is not None:
             self.bad_rows = self.restore(checkpoint).tensors["bad_rows"]
         self.local_rows = experiment.training.global_batch // world_size()
         self.model: nn.Module | None = None if experiment.training.microbatch else self.objective
-        """What averages the gradients of all workers; none where `accumulate` does."""
+        """Averages the gradients of all workers; None if `accumulate` does it."""
         self.result: JointLoss | None = None
-        """What the objective gave in the last step; none where that was skipped."""
+        """Output of the objective in the last step; None if that step was skipped."""
 
     @property
     def last_step(self) -> int:
-        """Number of the step with which the schedule ends."""
+        """Number of the last step of the schedule."""
         left = self.ledger.rows - self.ledger.consumed
         return self.step + -(-left // self.experiment.training.global_batch)
 
     def state(self) -> TrainingState:
-        """What a checkpoint must hold to continue from here."""
+        """The content of a checkpoint from which training can continue."""
         state = super().state()
         state.tensors["bad_rows"] = self.bad_rows
         return state
 
     def consume(self, batch: Batch, usable: int) -> dict[str, float]:
-        """One optimiser step on this worker's part of the global batch; returns its metrics.
+        """Do one optimiser step on this worker's part of the global batch, and return its metrics.
 
-        Where no worker has a usable row there is nothing to learn from: the weights stay, the rows count as consumed.
+        If no worker has a usable row, the weights do not change, and the rows count as consumed.
         """
         rate = learning_rate(self.experiment.training, self.step, self.steps)
         for group in self.optimizer.param_groups:
@@ -129,16 +133,16 @@ class Pretrainer(Worker):
         return {"step": self.step, "learning_rate": rate, "rows": self.ledger.consumed, **metrics}
 
     def logmels(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The log-mel patches (B, L, F) of both views of the usable rows."""
+        """The encoder's inputs, such as log-mel patches (B, L, F), for both views of the usable rows."""
         usable_B = usable_rows(batch)
         usable = {name: column[usable_B] for name, column in batch.items()}
         logmels: tuple[Tensor, ...] = self.views(pcm_pair(usable, "view", self.device), usable)
         return logmels
 
     def _optimise(self, logmels: tuple[Tensor, ...]) -> dict[str, float]:
-        """A step, unless its loss or gradient is not finite: then weights and running averages stay as they were.
+        """Do a step; if its loss or gradient is not finite, leave weights and running averages unchanged.
 
-        Loss and gradient are those of the global batch, so all workers skip a bad step together or none does.
+        Loss and gradient are those of the global batch, so either all workers skip a step or none.
         """
         averages = [buffer.clone() for buffer in self.objective.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
@@ -155,7 +159,7 @@ class Pretrainer(Worker):
         return {**metrics, "bad": 0.0}
 
     def loss_and_gradient(self, logmels: tuple[Tensor, ...]) -> JointLoss:
-        """The loss of both views, with the precision and passes that the experiment asks for, and its gradient."""
+        """The loss of both views, after computing its gradient, in the experiment's precision and microbatches."""
         dtype = torch.bfloat16 if training_precision(self.experiment) == "bfloat16" else None
         weights = self.experiment.objective.weights_at(self.step)
         if self.model is None:
@@ -167,5 +171,5 @@ class Pretrainer(Worker):
         return result
 
     def encoder(self) -> Encoder:
-        """The encoder as it is now; it shares its weights with the training."""
+        """The current encoder; it shares its weights with the training."""
         return Encoder(encoder_config(self.experiment), self.objective.trunk).to(self.device)

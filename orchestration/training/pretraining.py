@@ -1,4 +1,4 @@
-"""Contrastive pre-training with Ray Train: what each worker does, and the stage that starts them."""
+"""Contrastive pre-training with Ray Train: the function of each worker, and the stage that starts them."""
 
 import os
 import threading
@@ -19,9 +19,9 @@ from sepscene.orchestration.records.checkpoints import resume_point
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 from sepscene.orchestration.runtime.ray_compat import leaving_nodes
-from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine, ends_when_memory_is_full
+from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine, fatal_when_out_of_memory
 from sepscene.orchestration.training.hooks import Batch, run_steps
-from sepscene.orchestration.training.light import LocalReports, local_batches, starts_light
+from sepscene.orchestration.training.local_trainer import LocalReports, local_batches, trains_in_driver
 from sepscene.orchestration.training.pretrainer import Pretrainer
 from sepscene.orchestration.training.saving import Reporting, Saving
 from sepscene.orchestration.training.stage import Stage
@@ -34,18 +34,18 @@ from sepscene.orchestration.training.stream import (
     view_stream,
 )
 from sepscene.orchestration.training.throughput import StreamBalance
-from sepscene.orchestration.training.validation import HandOver, validation_of
+from sepscene.orchestration.training.validation import ValidationHook, validation_of
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.distributed.gather import world_size
 
 
 def pretrain_worker(settings: dict[str, Any]) -> None:
-    """What every Ray Train worker runs: its part of the stream, step by step, with the hooks beside it."""
+    """The training function of each Ray Train worker: train on its part of the stream, with all hooks."""
     if settings["folder"].fatal.exists():
-        return  # a worker group before this one has found that to go on is no use
+        return  # an earlier worker group reported a fatal condition
     worker = _pretrainer(settings, ray.train.torch.get_device())
     if worker.model is not None:
-        # Views of the buckets: the gradients lie in memory once.
+        # Gradients are views of the buckets, so that they are in memory only once.
         one_copy = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         worker.model = ray.train.torch.prepare_model(worker.objective, parallel_strategy_kwargs=one_copy)
     shard = ray.train.get_dataset_shard("views")
@@ -65,7 +65,11 @@ def _train(
     leaving: Callable[[], set[str]],
     report: Callable[..., None],
 ) -> None:
-    """Args: batches: this worker's parts of the global ones; leaving, report: as `Saving` and `Reporting` take them."""
+    """Args:
+    batches: this worker's parts of the global batches.
+    leaving: see `Saving`.
+    report: see `Reporting`.
+    """
     folder: StageFolder = settings["folder"]
     training = worker.experiment.training
     saving = Saving(folder, worker.state, training.checkpoint_every_steps, training.checkpoints_kept, leaving)
@@ -75,19 +79,19 @@ def _train(
         Quarantine(worker.ledger, settings["clips"], training.quarantine_share, worker.device),
         Diagnostics(lambda: worker.result, worker.objective.coincidence_head),
         StreamBalance(worker.experiment, worker.device),
-        HandOver(worker.encoder, training.validation_every_steps, worker.last_step),
+        ValidationHook(worker.encoder, training.validation_every_steps, worker.last_step),
         saving,
         Reporting(report),
     ]
-    with ends_when_memory_is_full(folder, memory_advice(worker.experiment, worker.local_rows)):
+    with fatal_when_out_of_memory(folder, memory_advice(worker.experiment, worker.local_rows)):
         run_steps(worker, batches, hooks, saving.pause)
 
 
 def memory_advice(experiment: Experiment, local_rows: int) -> str:
-    """What makes a step smaller, on a trainer with this many rows of the global batch."""
+    """How to make a step smaller, on a trainer with this many rows of the global batch."""
     smaller = max(1, (experiment.training.microbatch or local_rows) // 2)
     return (
-        f"set training.microbatch={smaller} (the same loss over the whole batch, in smaller passes), or lower "
+        f"set training.microbatch={smaller} (the same loss over the whole batch, computed in smaller passes), or lower "
         "training.global_batch, or raise resources.trainers"
     )
 
@@ -101,16 +105,16 @@ def pretrain(
     store: SeparatedStore | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> Path:
-    """Pre-train an encoder over the whole schedule, or continue; returns the newest checkpoint.
+    """Pre-train an encoder over the whole schedule, or continue, and return the newest checkpoint.
 
-    A trainer that can do without a process of its own works in this one (`light.py`), unless there are callbacks.
+    A small stage runs in this process (`local_trainer.py`), unless there are callbacks.
 
     Args:
-        manifest: the training clips; labels are not looked at.
-        checkpoints: processor name -> separator folder; may be empty for mix-mix.
+        manifest: the training clips; their labels are used for validation only.
+        checkpoints: processor name -> separator folder; can be empty for mix-mix.
         stage: name of the stage in metrics and checkpoints.
-        store: where separated clips are kept; none separates every row live.
-        callbacks: the user's own, for Ray Train.
+        store: where separated clips are kept; None separates every row live.
+        callbacks: the user's callbacks for Ray Train.
 
     Raises:
         SepsceneError: as `Stage.run`.
@@ -118,13 +122,13 @@ def pretrain(
     folder = RunFolder(run_dir.resolve()).stage(stage)
     crashes = CrashCounts(folder.run.crashes)
     start = experiment.training.start_encoder
-    if start is not None:  # workers have working folders of their own
+    if start is not None:  # workers have other working directories
         experiment = experiment.changed({"training.start_encoder": str(Path(start).resolve())})
     validation = validation_of(experiment, manifest, folder)
 
-    def here(settings: dict[str, Any], ledger: Ledger, stop: threading.Event) -> None:
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # of this thread, as a worker's
-        # The store is opened anew, as in another process: the maker closes it at its end.
+    def train_here(settings: dict[str, Any], ledger: Ledger, stop: threading.Event) -> None:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # of this thread, as in a worker
+        # A copy opens the store again, as in another process, because ViewMaker closes its store.
         make = ViewMaker(service_settings(experiment, checkpoints), copy(store), crashes)
         batches = local_batches(draws_of(experiment, manifest, ledger), make, experiment.training, stop)
         reports = LocalReports(folder, validation)
@@ -140,5 +144,5 @@ def pretrain(
         options=execution_options(experiment),
         validation=validation,
         callbacks=callbacks,
-        here=here if starts_light(experiment) and not callbacks else None,
+        train_here=train_here if trains_in_driver(experiment) and not callbacks else None,
     ).run()

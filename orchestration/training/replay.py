@@ -1,4 +1,4 @@
-"""Replay: the views and the loss of given rows, computed again in one process, to look at what went wrong."""
+"""Replay: computes the views and the loss of given rows again, in one process, to find the cause of a bad step."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,13 @@ from sepscene.orchestration.training.separator_training import read_ladder
 from sepscene.orchestration.training.stream import draws_of, schedule_of, service_settings
 from sepscene.tasks.datasets.readers import Manifest
 
-_ROWS_AT_ONCE = 32
+_BLOCK_ROWS = 32
+_GIVE_ROWS = "give the rows to replay, with --row at least twice"
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """One row computed again: its clip, what went wrong, the peaks of its views and the norm of h."""
+    """One row computed again: its clip, its fault, the peaks of its views and the norm of h."""
 
     row: int
     uri: str
@@ -34,26 +35,26 @@ class Replayed:
     peak_1: float
     peak_2: float
     h_norm: float
-    """Norm of h of both views together; NaN or infinite where the encoder fails on this row."""
+    """Norm of h of both views together; NaN or infinite if the encoder fails on this row."""
 
 
 def last_bad_rows(run_dir: Path) -> list[int]:
     """The rows of the last step that the run skipped.
 
     Raises:
-        SepsceneError: when it has skipped none.
+        SepsceneError: when it has skipped no step.
     """
     files = RunFolder(run_dir)
     path = _stage_of(run_dir, load_experiment(files.experiment)).bad_rows
     if not path.exists():
-        raise SepsceneError(f"{run_dir} has skipped no step: name the rows to replay, --row at least twice")
-    skipped = read_typed(path, list[list[int]], "name the rows to replay, --row at least twice")
+        raise SepsceneError(f"{run_dir} has skipped no step: {_GIVE_ROWS}")
+    skipped = read_typed(path, list[list[int]], _GIVE_ROWS)
     return skipped[-1] if skipped else []
 
 
 @torch.no_grad()
 def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replayed], float]:
-    """Rows of a run through the newest checkpoint's weights; also their loss as one batch.
+    """Compute rows of a run with the weights of the newest checkpoint; also returns their loss as one batch.
 
     Raises:
         SepsceneError: when the run has no configuration or no such row, or a separator is damaged.
@@ -74,11 +75,11 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
         objective.load_state_dict(read_checkpoint(newest).tensors["model"])
     found: list[Replayed] = []
     h: list[tuple[Tensor, ...]] = []
-    for some in np.split(np.array(rows, np.int64), range(_ROWS_AT_ONCE, len(rows), _ROWS_AT_ONCE)):
-        block = make(draws({"id": some}))
+    for part in np.split(np.array(rows, np.int64), range(_BLOCK_ROWS, len(rows), _BLOCK_ROWS)):
+        block = make(draws({"id": part}))
         view_B2P = pcm_pair(block, "view", torch.device("cpu"))
         h.append(objective.encode(*views(view_B2P, block)))
-        found += _reported(block, view_B2P, *h[-1])
+        found += _replayed(block, view_B2P, *h[-1])
     weights = {name: term.weight for name, term in experiment.objective.used_terms.items()}
     h_1_BD, h_2_BD = (torch.cat(view) for view in zip(*h, strict=True))
     return found, float(objective.loss(h_1_BD, h_2_BD, weights=weights).parts["loss"])
@@ -88,7 +89,7 @@ def _stage_of(run_dir: Path, experiment: Experiment) -> StageFolder:
     return RunFolder(run_dir).stage(pretraining_stage(experiment.views.pair))
 
 
-def _reported(block: dict[str, np.ndarray], view_B2P: Tensor, h_1_BD: Tensor, h_2_BD: Tensor) -> list[Replayed]:
+def _replayed(block: dict[str, np.ndarray], view_B2P: Tensor, h_1_BD: Tensor, h_2_BD: Tensor) -> list[Replayed]:
     norm_B = (h_1_BD.square().sum(1) + h_2_BD.square().sum(1)).sqrt()
     peak_B2 = view_B2P.abs().amax(dim=2)
     return [

@@ -1,4 +1,4 @@
-"""Hooks through which a worker leaves its traces: checkpoints on the disk, reports to the driver."""
+"""Hooks that write checkpoints, and that report metrics to the driver."""
 
 import math
 import threading
@@ -16,22 +16,23 @@ from sepscene.orchestration.training.hooks import Hook, Step
 from sepscene.tasks.distributed.gather import rank
 
 FULL_DISK_SECONDS = 60.0
-"""How long the last checkpoint waits for room on the disk."""
+"""How long the last checkpoint waits for space on the disk."""
 
 POLL_SECONDS = 0.5
-"""How often rank 0 looks for a warning."""
+"""Time between two checks for a warning, on rank 0."""
 
 REPORT_SECONDS = 2.0
-"""Between two reports. Ray Train holds one until its controller has asked for it, every `stage.POLL_SECONDS`; another
-would wait there and hold up training. And each costs all processes of the run some hundredths of a second of CPU."""
+"""Least time between two reports. Ray Train keeps one report until its controller fetches it, every
+`stage.POLL_SECONDS`; a second one would block training until then. Each report also costs some hundredths of a second
+of CPU time over all processes of the run."""
 
 
 class Saving(Hook):
-    """Rank 0 writes a checkpoint every few steps, at the end, and when the end may be near.
+    """Rank 0 writes a checkpoint every few steps, at the end, and when the run is about to be interrupted.
 
-    A thread waits for a warning (a signal to the driver, a node that is being drained), and then saves at once, between
-    two steps. That cannot be left to the steps themselves: Ray Data gives no more work to a node that is being drained,
-    so the stream may stand still until that node is gone.
+    A thread waits for a warning (a signal to the driver, a node that is being drained), and then saves immediately,
+    between two steps. `after_step` cannot do this: Ray Data gives no more work to a node that is being drained, so the
+    stream can stop until that node is removed.
     """
 
     def __init__(
@@ -42,13 +43,13 @@ class Saving(Hook):
         kept: int | None,
         leaving: Callable[[], set[str]] = leaving_nodes,
     ) -> None:
-        """Wait for warnings from now on.
+        """Start the thread that waits for warnings.
 
         Args:
-            state: what a checkpoint must hold; called between two steps only.
+            state: returns the content of a checkpoint; called between two steps only.
             every: steps from one checkpoint to the next.
-            kept: how many checkpoints stay; none keeps all.
-            leaving: the nodes that are being drained.
+            kept: number of checkpoints to keep; None keeps all.
+            leaving: returns the nodes that are being drained.
         """
         self.folder = folder
         self.state = state
@@ -64,12 +65,12 @@ class Saving(Hook):
         if self.writer is not None:
             threading.Thread(target=self._poll, args=(self.writer,), name="save-on-warning", daemon=True).start()
 
-    def wants_report(self, number: int) -> bool:
-        """Before each checkpoint: the steps of the one before are then known to the driver, whatever is lost."""
+    def needs_report(self, number: int) -> bool:
+        """Before each checkpoint, so that the driver has the metrics of all steps in the previous one."""
         return number % self.every == 0
 
     def after_step(self, step: Step) -> None:
-        """Write a checkpoint beside training, if it is time."""
+        """Start to write a checkpoint in the background, if it is due."""
         self.unsaved.append(step.metrics)
         if self.writer is not None and step.number % self.every == 0:
             self._note(self.writer.wait())
@@ -80,7 +81,7 @@ class Saving(Hook):
             self._ended.set()
 
     def at_end(self, last: Step) -> None:
-        """When this returns, the last checkpoint is on the disk; on a disk that stays full, the run must stop."""
+        """Write the last checkpoint and wait for it; if the disk stays full, the run must stop."""
         self._ended.set()
         if self.writer is None:
             return
@@ -116,35 +117,35 @@ class Saving(Hook):
 
     def _note(self, failure: str) -> None:
         if failure and failure != self._reason:
-            self.events.append(f"{failure}; training goes on")
+            self.events.append(f"{failure}; training continues")
         self._reason = failure
 
 
 class Reporting(Hook):
-    """Reports metrics and events to the driver: of the first step at once, then every few seconds.
+    """Reports metrics and events to the driver: those of the first step immediately, then every few seconds.
 
-    It stands last, when all others have spoken.
+    It must be the last hook, so that it reports the additions of all others.
     """
 
     def __init__(self, send: Callable[..., None] = ray.train.report) -> None:
-        """Args: send: with the arguments of `ray.train.report`."""
+        """Args: send: takes the arguments of `ray.train.report`."""
         self.send = send
         self.unsent: list[dict[str, Any]] = []
         self._sent = -math.inf
 
-    def wants_report(self, number: int) -> bool:
-        """Whether the last report was long enough ago."""
+    def needs_report(self, number: int) -> bool:
+        """Whether `REPORT_SECONDS` have passed since the last report."""
         return time.monotonic() - self._sent >= REPORT_SECONDS
 
     def after_step(self, step: Step) -> None:
-        """Keep the metrics for the next report, and send it if it is time."""
+        """Keep the metrics for the next report, and send it if it is due."""
         self.unsent.append(step.metrics)
         self._add(step)
         if step.reported or step.fatal:
             self._send(step)
 
     def at_end(self, last: Step) -> None:
-        """Send what is left."""
+        """Send the last report."""
         self._add(last)
         self._send(last)
 

@@ -1,6 +1,6 @@
 """Training of the separator with Ray Train, by MixIT or supervised, and its ladder of checkpoints.
 
-Every checkpoint of the ladder is scored on held-out clips before it is kept, and its card states the metrics.
+Every checkpoint of the ladder is evaluated on held-out clips, and its card gives the metrics.
 
 Shapes: N rows and B mixtures of mixtures of this worker, R = 2 references, K sources, T samples of a segment,
 S channels.
@@ -27,7 +27,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import resume_point
 from sepscene.orchestration.records.files import read_typed, write_whole
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
-from sepscene.orchestration.training.health import Quarantine, ends_when_memory_is_full
+from sepscene.orchestration.training.health import Quarantine, fatal_when_out_of_memory
 from sepscene.orchestration.training.hooks import Batch, Hook, Step, Worker, consume_rows, run_steps, usable_rows
 from sepscene.orchestration.training.saving import Reporting, Saving
 from sepscene.orchestration.training.stage import Stage
@@ -48,10 +48,10 @@ def separator_steps(experiment: Experiment) -> int:
 
 
 def read_ladder(run_dir: Path) -> dict[str, str]:
-    """Processor name -> separator folder, for the checkpoints that a run has made so far.
+    """Processor name -> separator folder, for the checkpoints that a run has so far.
 
     Raises:
-        SepsceneError: the run's index names a checkpoint outside of the ladder, or is no index.
+        SepsceneError: the run's index is not valid, or names a checkpoint outside of the ladder's folder.
     """
     files = RunFolder(run_dir)
     try:
@@ -62,13 +62,13 @@ def read_ladder(run_dir: Path) -> dict[str, str]:
 
 
 def add_to_ladder(run_dir: Path, name: str, step: int, separator: TDCNpp, metadata: dict[str, Any]) -> None:
-    """Keep a checkpoint for good as ladder/<name>-<step>-<digest>, and enter it in the ladder's index."""
+    """Save a checkpoint permanently as ladder/<name>-<step>-<digest>, and add it to the ladder's index."""
     files = RunFolder(run_dir)
     ladder = files.ladder
     fresh = ladder / f".{name}-{step}"
     digest = save_separator(separator, fresh, {"name": name, "step": step, **metadata})
     final = ladder / f"{name}-{step}-{digest[:12]}"
-    if final.exists():  # a kill came before its entry in the index
+    if final.exists():  # the process was killed before it wrote the index
         shutil.rmtree(fresh)
     else:
         fresh.rename(final)
@@ -80,7 +80,10 @@ class SeparatorTrainer(Worker):
     """One worker of the separator's training."""
 
     def __init__(self, experiment: Experiment, rows: int, device: torch.device, checkpoint: Path | None) -> None:
-        """Fresh, or as a checkpoint left it; `rows`: of the schedule."""
+        """Args:
+        rows: of the schedule.
+        checkpoint: continue from this checkpoint; None starts the training.
+        """
         self.experiment = experiment
         self.supervised = experiment.separator.objective == "supervised"
         self.samples = round(experiment.separator.segment_seconds * experiment.audio.sample_rate)
@@ -91,12 +94,12 @@ class SeparatorTrainer(Worker):
         if checkpoint is not None:
             self.restore(checkpoint)
         self.model: nn.Module = self.separator
-        """What averages the gradients of all workers."""
+        """Averages the gradients of all workers."""
 
     def consume(self, batch: Batch, usable: int) -> dict[str, float]:
-        """One optimiser step on this worker's part of the batch; returns its metrics.
+        """Do one optimiser step on this worker's part of the batch, and return its metrics.
 
-        Where no worker has a usable row the weights stay, and the rows count as consumed.
+        If no worker has a usable row, the weights do not change, and the rows count as consumed.
         """
         name = "supervised_loss" if self.supervised else "mixit_loss"
         losses = {name: self._optimise(*self._loss(batch))} if usable else {}
@@ -107,12 +110,12 @@ class SeparatorTrainer(Worker):
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Sum of the losses over this worker's usable mixtures, and their number."""
         mixtures = self._scenes(batch) if self.supervised else self._pairs(batch)
-        if not mixtures:  # a loss of zero: this worker still takes part in the exchange of gradients
+        if not mixtures:  # a loss of zero, because this worker must still take part in the exchange of gradients
             return self.model(torch.zeros(1, self.samples, device=self.device)).sum() * 0, 0
         estimate_BST = self.model(torch.stack([source_KT.sum(dim=0) for source_KT in mixtures]))
         if not self.supervised:
             return mixit_loss(torch.stack(mixtures), estimate_BST).loss_B.sum(), len(mixtures)
-        # Scene by scene: they differ in how many sources sound in the segment.
+        # One scene at a time: they differ in the number of sources.
         losses = [
             supervised_loss(loudest_targets(source_KT, len(estimate_ST))[None], estimate_ST[None])
             for source_KT, estimate_ST in zip(mixtures, estimate_BST, strict=True)
@@ -120,7 +123,7 @@ class SeparatorTrainer(Worker):
         return torch.stack(losses).sum(), len(mixtures)
 
     def _pairs(self, batch: Batch) -> list[Tensor]:
-        """Neighbouring rows whose clips are both usable, each (R, T)."""
+        """Pairs of consecutive rows whose clips are both usable, each (R, T)."""
         wave_BRT = from_pcm(batch["segment"]).reshape(-1, 2, self.samples)
         usable_B = usable_rows(batch).reshape(-1, 2).all(axis=1)
         return list(torch.from_numpy(wave_BRT[usable_B]).to(self.device))
@@ -133,7 +136,7 @@ class SeparatorTrainer(Worker):
         ]
 
     def _optimise(self, loss: Tensor, local: int) -> float:
-        """A step on the mean loss over the mixtures of all workers, which may hold unequal numbers of them."""
+        """Do a step on the mean loss over the mixtures of all workers, which can have different numbers of them."""
         workers = world_size()
         count = sum_over_workers(torch.tensor(float(local), device=self.device))
         loss = loss * (workers / count.clamp_min(1))
@@ -144,18 +147,22 @@ class SeparatorTrainer(Worker):
         return float(sum_over_workers(loss)) / workers
 
 
-class LadderKeeper(Hook):
-    """Rank 0 scores and keeps the weights whose step is one of the ladder's."""
+class LadderHook(Hook):
+    """Rank 0 evaluates and saves the weights at the steps of the ladder."""
 
     def __init__(self, worker: SeparatorTrainer, run_dir: Path, held_out: list[tuple[str, float]]) -> None:
-        """Keep what belongs on the ladder from now on, the weights as they are now included."""
+        """Save the current weights if their step is one of the ladder's.
+
+        Args:
+            held_out: URIs and offsets of the clips on which checkpoints are evaluated.
+        """
         self.worker = worker
         self.run_dir = run_dir
         self.held_out = held_out
         self._keep({})
 
     def after_step(self, step: Step) -> None:
-        """Keep the weights with the loss of their last step."""
+        """Save the weights with the loss of their last step."""
         mixtures = self.worker.ledger.consumed // (1 if self.worker.supervised else 2)
         losses = {name: value for name, value in step.metrics.items() if name.endswith("_loss")}
         self._keep({**losses, "mixtures": mixtures})
@@ -167,7 +174,7 @@ class LadderKeeper(Hook):
                 add_to_ladder(self.run_dir, name, step, worker.separator, metadata | self._scores())
 
     def _scores(self) -> dict[str, float]:
-        """What a checkpoint's card says of held-out clips; nothing where there are none."""
+        """Metrics on the held-out clips for the card of a checkpoint; empty without such clips."""
         if len(self.held_out) < 2:
             return {}
         experiment = self.worker.experiment
@@ -183,23 +190,23 @@ class LadderKeeper(Hook):
 
 
 class MixtureRate(Hook):
-    """How many mixtures are learned from per second."""
+    """Adds the number of mixtures per second to the metrics."""
 
     def __init__(self, batch_mixtures: int) -> None:
         self.batch_mixtures = batch_mixtures
 
     def after_step(self, step: Step) -> None:
-        """Of the step that was made, its wait for data included."""
+        """Add the rate of this step, including its wait for data."""
         step.metrics["mixtures_per_second"] = self.batch_mixtures / step.seconds
 
 
 def separator_worker(settings: dict[str, Any]) -> None:
-    """What every Ray Train worker runs: its part of the stream, step by step, with the hooks beside it."""
+    """The training function of each Ray Train worker: train on its part of the stream, with all hooks."""
     experiment = Experiment.model_validate(settings["experiment"])
     folder: StageFolder = settings["folder"]
     separator = experiment.separator
     if folder.fatal.exists():
-        return  # a worker group before this one has found that to go on is no use
+        return  # an earlier worker group reported a fatal condition
     worker = SeparatorTrainer(experiment, settings["rows"], ray.train.torch.get_device(), resume_point(folder))
     worker.model = ray.train.torch.prepare_model(worker.separator)
     local_rows = 2 * separator.batch_mixtures // world_size()
@@ -210,11 +217,11 @@ def separator_worker(settings: dict[str, Any]) -> None:
     hooks = [
         MixtureRate(separator.batch_mixtures),
         Quarantine(worker.ledger, settings["clips"], training.quarantine_share, worker.device),
-        LadderKeeper(worker, folder.run.path, settings["held_out"]),
+        LadderHook(worker, folder.run.path, settings["held_out"]),
         saving,
         Reporting(),
     ]
-    with ends_when_memory_is_full(folder, MEMORY_ADVICE):
+    with fatal_when_out_of_memory(folder, MEMORY_ADVICE):
         run_steps(worker, batches, hooks, saving.pause)
 
 
@@ -225,12 +232,12 @@ def train_separator(
     held_out: Manifest | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> dict[str, str]:
-    """Train the separator to the top of its ladder, or continue; returns processor name -> folder.
+    """Train the separator to the last step of its ladder, or continue; returns processor name -> folder.
 
     Args:
-        manifest: the training clips; labels are not looked at.
-        held_out: clips on which every checkpoint is scored.
-        callbacks: the user's own, for Ray Train.
+        manifest: the training clips; labels are ignored.
+        held_out: clips on which every checkpoint is evaluated.
+        callbacks: the user's callbacks for Ray Train.
 
     Raises:
         SepsceneError: as `Stage.run`.
@@ -245,8 +252,8 @@ def train_separator(
     clips = held_out.clips.select(["uri", "offset_seconds"]).to_pylist() if held_out is not None else []
     scored = [(clip["uri"], clip["offset_seconds"]) for clip in clips[: 2 * experiment.evaluation.separator_mixtures]]
     rows = separator_steps(experiment) * 2 * experiment.separator.batch_mixtures
-    if rows == 0:  # only the untrained checkpoint is wanted
-        LadderKeeper(SeparatorTrainer(experiment, 0, torch.device("cpu"), None), run_dir, scored)
+    if rows == 0:  # the ladder has only the untrained checkpoint
+        LadderHook(SeparatorTrainer(experiment, 0, torch.device("cpu"), None), run_dir, scored)
         return read_ladder(run_dir)
     epochs = -(-rows // len(manifest.clips))
     schedule = Schedule(seed=experiment.seed, clips=len(manifest.clips), epochs=epochs)

@@ -1,6 +1,6 @@
-"""A training stage: one Ray Train run over a schedule, which goes on through the failures of its processes.
+"""A training stage: one Ray Train run over a schedule, which continues after failures of its processes.
 
-The same for the separator and for pre-training: storage, retries, metrics.
+The separator's training and pre-training share its storage, retries and metrics.
 """
 
 import functools
@@ -33,19 +33,19 @@ from sepscene.orchestration.runtime.signals import checkpoint_on_signal
 from sepscene.orchestration.runtime.watchdog import Watchdog
 
 MAX_FAILURES = 8
-"""Worker groups that may fail before the stage gives up."""
+"""Number of worker groups that can fail before the stage fails."""
 
 MAX_CONTROLLERS = 4
-"""Train controllers that may die; Ray itself never starts a second one."""
+"""Number of Train controllers that can die before the stage fails; Ray itself never starts a second one."""
 
 STOP_SECONDS = 60
-"""How long a stage in this process may take to end after a signal: a step, and its checkpoint."""
+"""How long a stage in this process can take to end after a signal: for a step and its checkpoint."""
 
 POLL_SECONDS = 0.5
-"""How often a Train controller asks its workers for reports, failures and their end; Ray's default is 2."""
+"""Interval at which a Train controller polls its workers for reports, failures and their end; Ray's default is 2."""
 
-LOOK_SECONDS = 0.5
-"""How often the driver wakes up while a stage runs, to hear signals and to see what stands still."""
+WAKE_SECONDS = 0.5
+"""Interval at which the driver wakes up while a stage runs, to handle signals and to run the watchdog."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class Stage:
     """One stage of a run.
 
     Attributes:
-        folder: where its checkpoints are, and through which its processes speak to each other; with an absolute path.
+        folder: where its checkpoints are, and how its processes communicate; its path must be absolute.
         worker: the training function of each worker.
-        settings: what the worker is given, beside "folder".
-        stream: builds the data from what a ledger still lacks; called anew for every worker group.
+        settings: the worker's argument, to which "folder" is added.
+        stream: builds the data set of the rows that a ledger still lacks; called for every worker group.
         rows: rows of the schedule.
         resources: trainers and where they run.
-        options: order and memory of the stream.
-        validation: what Ray Train does with the encoders that a worker hands over (see `validation.py`).
-        callbacks: the user's own, for Ray Train, which calls them in its controller's process.
-        here: trains in this process, given the settings, the ledger and an event that stops it after a step (see
-            `light.py`); none leaves it to Ray Train.
+        options: order and memory limit of the stream.
+        validation: how Ray Train validates the encoders that a worker reports (see `validation.py`).
+        callbacks: the user's callbacks, which Ray Train calls in its controller's process.
+        train_here: trains in this process (see `local_trainer.py`), given the settings, the ledger and an event that
+            stops it after a step; None trains with Ray Train.
     """
 
     folder: StageFolder
@@ -75,36 +75,36 @@ class Stage:
     options: ExecutionOptions
     validation: ray.train.ValidationConfig | None = None
     callbacks: Sequence[ray.train.UserCallback] = ()
-    here: Callable[[dict[str, Any], Ledger, threading.Event], None] | None = None
+    train_here: Callable[[dict[str, Any], Ledger, threading.Event], None] | None = None
 
     def run(self) -> Path:
-        """Run to the end of the schedule, through the failures of anything but this process.
+        """Run to the end of the schedule, despite failures of any process except this one.
 
-        A stage that has reached its end before is left as it is; one that was cut short continues.
+        A finished stage is not changed; an interrupted one continues.
 
         Returns:
             The last checkpoint.
 
         Raises:
-            SepsceneError: when the stage reports a fatal condition, or fails more often than is reasonable.
+            SepsceneError: when the stage reports a fatal condition, or fails too often.
         """
         finished = self._finished()
         if finished is not None:
             return finished
-        self._tidy()
+        self._remove_leftovers()
         for controller in range(1, MAX_CONTROLLERS + 1):
-            if self._controller_lived():
+            if self._controller_survived():
                 break
             if controller == MAX_CONTROLLERS:
                 raise SepsceneError(f"stage {self.folder.name} failed: its Train controller died {controller} times")
-            self._note("its Train controller died, starting another")
+            self._log_event("its Train controller died, starting another")
             self._free_reserved()
         collect_validations(self.folder)
         if self.folder.fatal.exists():
             raise SepsceneError(read_text(self.folder.fatal))
         last = newest_sound(self.folder.path)
         if last is None:
-            raise SepsceneError(f"{self.folder.path} holds no sound checkpoint after training")
+            raise SepsceneError(f"{self.folder.path} holds no valid checkpoint after training")
         return last
 
     @property
@@ -112,7 +112,7 @@ class Stage:
         return {**self.settings, "folder": self.folder}
 
     def _finished(self) -> Path | None:
-        """The last checkpoint, when an earlier command came to the end of the schedule."""
+        """The last checkpoint, if an earlier command completed the schedule."""
         last = newest_sound(self.folder.path)
         if last is None or read_ledger(last).remaining():
             return None
@@ -120,44 +120,44 @@ class Stage:
         collect_validations(self.folder)
         return last
 
-    def _tidy(self) -> None:
-        """Remove what an earlier command left for its own processes.
+    def _remove_leftovers(self) -> None:
+        """Remove the files by which the processes of an earlier command communicated.
 
-        Ray Train's snapshot goes, too: it names folders of encoders, which Ray Train then deletes, and one that a kill
-        has cut would end every later controller. Nothing in it is needed, checkpoints are ours.
+        Ray Train's snapshot is one of them: it names folders of encoders, which Ray Train would delete, and a truncated
+        one would end every later controller. It is not needed, because checkpoints are not stored by Ray.
         """
         folder = self.folder
-        for left in (folder.fatal, folder.ray_snapshot, folder.wanted, folder.reserved):
-            left.unlink(missing_ok=True)
+        for leftover in (folder.fatal, folder.ray_snapshot, folder.wanted, folder.reserved):
+            leftover.unlink(missing_ok=True)
 
-    def _controller_lived(self) -> bool:
-        """Train until the schedule is done; false when the Train controller died on the way.
+    def _controller_survived(self) -> bool:
+        """Train to the end of the schedule; returns False when the Train controller died before.
 
-        Ray works in a thread, so that this one hears signals: Ray would take Ctrl-C for itself.
+        Ray runs in a thread, so that this one can handle signals: Ray would handle Ctrl-C itself.
         """
         raised: list[BaseException] = []
         stop = threading.Event()
 
         def fit() -> None:
             try:
-                if self.here:
-                    self.here(self._settings, self._ledger(), stop)
+                if self.train_here:
+                    self.train_here(self._settings, self._ledger(), stop)
                 else:
                     self._trainer().fit()
             except BaseException as error:
                 raised.append(error)
 
-        watchdog = Watchdog(self.folder.run.metrics, self._note, processes_of_run())
+        watchdog = Watchdog(self.folder.run.metrics, self._log_event, processes_of_run())
         thread = threading.Thread(target=fit, name=f"fit-{self.folder.name}", daemon=True)
         with checkpoint_on_signal(self.folder):
             thread.start()
             try:
                 while thread.is_alive():
-                    thread.join(LOOK_SECONDS)
+                    thread.join(WAKE_SECONDS)
                     watchdog.look()
             finally:
                 stop.set()
-                if self.here:  # an interpreter that ends below a thread that computes aborts
+                if self.train_here:  # an interpreter that exits while a thread computes aborts
                     thread.join(STOP_SECONDS)
         if not raised:
             return True
@@ -167,26 +167,27 @@ class Stage:
         self._fail(error)
 
     def _fail(self, error: BaseException) -> NoReturn:
-        """Raise what ended the stage, as a sentence that says what to do."""
+        """Raise the error that ended the stage, with a message that gives the remedy."""
         name = self.folder.name
         if isinstance(error, ray.train.TrainingFailedError) or self.folder.fatal.exists():
             reason = read_text(self.folder.fatal) if self.folder.fatal.exists() else str(error)
             raise SepsceneError(f"stage {name} failed: {reason}") from error
         if isinstance(error, RayError | ConnectionError):
             raise SepsceneError(
-                f"stage {name} ended because Ray did ({type(error).__name__}); continue the run with --resume"
+                f"stage {name} ended because Ray ended ({type(error).__name__}); continue the run with --resume"
             ) from error
         raise error
 
     def _trainer(self) -> ray.train.torch.TorchTrainer:
-        """What one controller runs. Checkpoints are not given to Ray: it would delete good ones for bad ones.
+        """The Ray Train run of one controller.
 
-        All that Ray stores are encoders to validate; it keeps them until they are, and the last one.
+        Ray does not store the checkpoints: it would replace valid ones by damaged ones. It only stores the encoders to
+        validate, each until it is validated, and the last one.
         """
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))  # Ray hands it to the controller
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))  # Ray passes it to the controller
         environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **kept_memory(), **trust_variables()}
         return trainer_class()(
-            functools.partial(_work, self.worker, self.folder.reserved),
+            functools.partial(_run_worker, self.worker, self.folder.reserved),
             train_loop_config=self._settings,
             datasets={"views": self._remaining},
             dataset_config=ray.train.DataConfig(execution_options=self.options),
@@ -197,22 +198,22 @@ class Stage:
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
                 failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
                 callbacks=[MetricsFile(self.folder), *self.callbacks],  # type: ignore[list-item]
-                # Ray's type hints still describe its first Train; this is the second, whose classes these are.
+                # Ray's type hints still describe Train V1; this is V2.
                 worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
             ),
             validation_config=self.validation,
         )
 
     def _remaining(self) -> Dataset:
-        """The data of a worker group. Ray calls this in the controller, which has settings of its own."""
+        """The data set of a worker group. Ray calls this in the controller, whose Ray Data is not configured yet."""
         configure_data(self.options.preserve_order)
         stream = self.stream(self._ledger())
         stream.set_name(self.folder.shown)
-        stream.context.execution_options = self.options  # as Ray Train does, where it trains
+        stream.context.execution_options = self.options  # as the DataConfig of Ray Train does
         return stream
 
     def _ledger(self) -> Ledger:
-        """What the newest sound checkpoint has consumed, from which training goes on."""
+        """The ledger of the newest valid checkpoint, from which training continues."""
         chosen = choose_resume_point(self.folder)
         if chosen is None:
             return Ledger(self.rows)
@@ -220,25 +221,25 @@ class Stage:
         return read_ledger(chosen).try_again()
 
     def _free_reserved(self) -> None:
-        """Give back what was reserved for the trainers of a controller that died.
+        """Remove the placement group of the trainers of a controller that died.
 
-        Ray keeps it until the job ends: on two CPU cores the next controller's stream would wait for it without end.
-        Ray Train's own process for this runs on clusters only (`ray_compat.trainer_class`).
+        Ray keeps it until the job ends: on two CPU cores, the stream of the next controller would wait forever. Ray
+        Train's own process for this runs on clusters only (`ray_compat.trainer_class`).
         """
         if self.folder.reserved.exists():
             reserved = ray.PlacementGroupID.from_hex(read_text(self.folder.reserved).strip())
             remove_placement_group(PlacementGroup(reserved))
 
-    def _note(self, event: str) -> None:
-        with suppress(OSError):  # on a full disk, the end of the stage says more
+    def _log_event(self, event: str) -> None:
+        with suppress(OSError):  # if the disk is full, the error at the end of the stage explains it
             append_metrics(self.folder, [{"event": event}])
 
 
-def _work(worker: Callable[[dict[str, Any]], None], note: Path, settings: dict[str, Any]) -> None:
-    """What Ray Train runs in each trainer: the worker, after rank 0 has noted what is reserved for the group."""
-    reserved = get_current_placement_group()
-    if reserved is not None and ray.train.get_context().get_world_rank() == 0:
-        write_whole(note, reserved.id.hex())
+def _run_worker(worker: Callable[[dict[str, Any]], None], reserved: Path, settings: dict[str, Any]) -> None:
+    """Run the worker in a trainer, after rank 0 has written the ID of the placement group to the file `reserved`."""
+    group = get_current_placement_group()
+    if group is not None and ray.train.get_context().get_world_rank() == 0:
+        write_whole(reserved, group.id.hex())
     worker(settings)
 
 

@@ -1,8 +1,8 @@
-"""How fast training goes: examples per second, the share of the time spent waiting, and what the device could do.
+"""Training speed: examples per second, the share of the time spent waiting, and MFU.
 
-MFU (model FLOPs utilisation) is the operations that a step needs, over its time, over the rate of one large matrix
-product in the same precision on the same device, measured when the worker starts. So it is a share of what this machine
-reaches, not of what is printed on its box; a repeated forward pass (`training.microbatch`) does not count as work.
+MFU (model FLOPs utilisation) is the rate of the operations that a step needs, as a share of the rate of one large
+matrix product in the same precision on the same device. That rate is measured when the worker starts, so MFU refers to
+what this machine reaches, not to its data sheet. The repeated forward pass of `training.microbatch` is not counted.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ class StepTiming(Hook):
 
     def __init__(self, experiment: Experiment, device: torch.device, workers: int) -> None:
         counting = ThreadPoolExecutor(1, thread_name_prefix="count-operations")
-        self._flops = counting.submit(step_flops, experiment)  # seconds of imports, which the first batch takes as well
+        self._flops = counting.submit(step_flops, experiment)  # imports for seconds, while the first batch is computed
         counting.shutdown(wait=False)
         self.workers = workers
         self.ceiling = matmul_rate(str(device), training_precision(experiment))
@@ -31,7 +31,7 @@ class StepTiming(Hook):
         return self._flops.result() / self.workers
 
     def after_step(self, step: Step) -> None:
-        """Add the metrics of a step: pairs of the global batch per second, share of its time spent waiting, and MFU."""
+        """Add the metrics of a step: pairs of the global batch per second, share of the time spent waiting, and MFU."""
         step.metrics |= {
             "examples_per_second": step.metrics["pairs"] / step.seconds,
             "waiting_share": step.waited_seconds / step.seconds,

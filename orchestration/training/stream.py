@@ -1,14 +1,14 @@
-"""The stream of views: Ray Data from the rows that remain to what the trainers read.
+"""The stream of views: a Ray Data pipeline from the remaining rows to the trainers.
 
     rows ──draws──▶ blocks of g rows ──readers──▶ SeparationService actors ──▶ W trainers
 
-Where nothing has to be separated (mix-mix, or a store that was filled before), the readers hand their views to the
-trainers themselves, and there are no separation actors.
+If nothing has to be separated (mix-mix, or a prefilled store), there are no separation actors, and the trainers get
+their views from the readers.
 
-The order of rows is kept when `training.ordered` is set. Ray Data then hands blocks to the W trainers in turn, so that
-step k consumes exactly the rows kB … (k+1)B−1 of what remains, whatever the number of actors and trainers. The last
-global batch is evened out with fillers, so that every trainer gets the same number of equal blocks and none waits for
-a batch that never comes.
+With `training.ordered`, the order of rows is preserved. Ray Data then distributes blocks to the W trainers in turn, so
+that step k consumes exactly the rows kB … (k+1)B−1 of the remaining rows, for any number of actors and trainers. The
+last global batch is padded with fillers, so that every trainer gets the same number of equal blocks and none waits
+forever for a batch.
 """
 
 import math
@@ -34,18 +34,18 @@ from sepscene.orchestration.runtime.precision import separation_precision
 from sepscene.orchestration.training.row_draws import DrawRows, PrefillRows
 from sepscene.tasks.datasets.readers import Manifest
 
-ROWS_A_TASK = 512
-"""Rows that one task of Ray draws, or one global batch where that is larger. Rows before their sound are small, so that
-what a task costs (at 64 rows 0.1 s of a core, more than drawing them) is better spent on many."""
+ROWS_PER_TASK = 512
+"""Rows that one Ray task draws, or one global batch if that is larger. The overhead of a task, 0.1 s of a core, exceeds
+the time for drawing 64 rows; a task can draw many, because rows are small before their sound is read."""
 
 LEAST_MEMORY = 128 * 2**20
-"""Of the object store, for any stream."""
+"""Least object store memory of a stream, in bytes."""
 
 
 def finite_retries() -> dict[str, int]:
-    """How often Ray may restart an actor and repeat one of its calls; its defaults are forever.
+    """How often Ray restarts an actor and repeats one of its calls; without limits it does so forever.
 
-    Three repeats are what the crash quarantine needs to find a deadly clip (see `augment.crash_counts`).
+    The crash quarantine needs three repeats to find a clip that crashes its actor (see `augment.crash_counts`).
     """
     return {"max_restarts": 1000, "max_task_retries": 4}
 
@@ -53,9 +53,9 @@ def finite_retries() -> dict[str, int]:
 def separation_pool(resources: Resources) -> ActorPoolStrategy:
     """The pool of separation actors: a fixed number, or from `separation_actors_min` to `separation_actors`.
 
-    Ray 2.60 looks at an elastic pool in each turn of the stream's loop: it adds an actor (a seventh of those there are,
-    at least one) while they have 1.75 blocks in work or more on average, the most being 2, and Ray Data's budget has
-    room for it; below 0.5 it lets one go. An actor for which the cluster has no place just waits.
+    Ray 2.60 scales an elastic pool in each iteration of the stream's loop. It adds a seventh of the present actors, at
+    least one, while they process 1.75 blocks or more on average (2 is the most) and Ray Data's budget permits. Below
+    0.5 blocks it removes one. An actor that the cluster cannot place yet waits.
     """
     counts = resources.separation_counts
     return ActorPoolStrategy(min_size=counts[0], max_size=counts[-1])
@@ -67,13 +67,13 @@ def schedule_of(experiment: Experiment, clips: int) -> Schedule:
 
 
 def draws_of(experiment: Experiment, manifest: Manifest, ledger: Ledger) -> DrawRows:
-    """The draws of what a ledger still lacks."""
+    """The draws of the rows that a ledger still lacks."""
     schedule = schedule_of(experiment, len(manifest.clips))
     return DrawRows(manifest.clips, schedule, ledger, experiment.views, streams_of(experiment.used_augmentations))
 
 
 def service_settings(experiment: Experiment, checkpoints: Mapping[str, str]) -> ServiceSettings:
-    """What readers and separation actors of an experiment agree on; `checkpoints` by processor name."""
+    """The settings that readers and separation actors share; `checkpoints` by processor name."""
     return ServiceSettings(
         views=experiment.views,
         audio=experiment.audio,
@@ -84,12 +84,12 @@ def service_settings(experiment: Experiment, checkpoints: Mapping[str, str]) -> 
 
 
 def reads_mixture(experiment: Experiment) -> bool:
-    """Whether an augmentation reads the mixture at the place of each view, which then travels with the rows."""
+    """Whether an augmentation needs the mixture of each view, which the rows then contain."""
     return any(one.needs.mixture for one in experiment.used_augmentations.values())
 
 
 def views_bytes(experiment: Experiment) -> int:
-    """Bytes of what the last stage hands on for a row, and of a stored row also the reader."""
+    """Bytes of a row at the trainers; also at the readers, if its clip is stored."""
     crops = 4 if reads_mixture(experiment) else 2
     return crops * patch_samples(experiment.views, experiment.audio.sample_rate) * PCM_BYTES
 
@@ -103,13 +103,13 @@ def view_stream(
     crash_counts: CrashCounts | None = None,
     shown: str = "",
 ) -> Dataset:
-    """The views of all rows that the ledger still lacks, lazily.
+    """The views of all rows that the ledger still lacks; evaluated lazily.
 
     Args:
         checkpoints: processor name -> separator folder.
-        store: where separated clips are kept; none separates every row live.
-        crash_counts: of clips that end their actor; none lets such a clip end the run.
-        shown: a name beside those of its actors, which tells them from another run's in Ray's dashboard.
+        store: where separated clips are kept; None separates every row live.
+        crash_counts: crash counts of clips that end their actor; without them, such a clip ends the run.
+        shown: is added to the names of the actors, to distinguish runs in Ray's dashboard.
     """
     training = experiment.training
     draws = draws_of(experiment, manifest, ledger)
@@ -120,7 +120,7 @@ def view_stream(
 def prefill_stream(
     experiment: Experiment, manifest: Manifest, checkpoints: Mapping[str, str], store: SeparatedStore
 ) -> Dataset:
-    """Separate every clip with every processor of the combination into the store; yields the rows as it goes."""
+    """Separate every clip with every processor of the combination into the store; the data set has a row for each."""
     schedule = schedule_of(experiment, len(manifest.clips))
     draws = PrefillRows(manifest.clips, schedule, Ledger(schedule.rows), experiment.views)
     rows = (
@@ -128,8 +128,9 @@ def prefill_stream(
         .map_batches(draws, batch_size=None)
         .repartition(target_num_rows_per_block=experiment.training.service_rows)
     )
-    made = _served(rows, experiment, checkpoints, store, crash_counts=None, live=True)
-    return made.select_columns(["row", "clip", "processor", "uri", "content", "fault", "stored", "damaged", "dropped"])
+    served = _served(rows, experiment, checkpoints, store, crash_counts=None, live=True)
+    columns = ["row", "clip", "processor", "uri", "content", "fault", "stored", "damaged", "dropped"]
+    return served.select_columns(columns)
 
 
 def _served(
@@ -141,7 +142,7 @@ def _served(
     live: bool,
     shown: str = "",
 ) -> Dataset:
-    """Rows with draws through the readers, and where clips are separated `live` through the separation actors."""
+    """Process rows with draws by the readers, and by the separation actors if clips are separated `live`."""
     training = experiment.training
     resources = experiment.resources
     shared = {"settings": service_settings(experiment, checkpoints), "store": store, "crash_counts": crash_counts}
@@ -170,17 +171,19 @@ def _served(
 
 
 def _named(actor: type, shown: str) -> type:
-    """The class of actors under a name of their own: Ray Data shows each actor by the name of its class."""
+    """A subclass with a name of its own: Ray Data shows each actor by the name of its class."""
     return type(f"{actor.__name__} of {shown}", (actor,), {}) if shown else actor
 
 
 def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedule, ledger: Ledger) -> Dataset:
-    """Decoded segments for the training of the separator: pairs of neighbouring rows make MixIT's mixtures of mixtures,
-    and each row alone a supervised example."""
+    """Decoded segments for the training of the separator.
+
+    For MixIT, two consecutive rows give a mixture of mixtures; for supervised training, each row is an example.
+    """
     settings = experiment.separator
     resources = experiment.resources
     global_rows = 2 * settings.batch_mixtures
-    # Whole blocks for each worker, however many there are, and both clips of a mixture in the same block.
+    # Each worker gets whole blocks, for any number of workers, and both clips of a mixture are in the same block.
     block_rows = 2 * math.gcd(*(settings.batch_mixtures // trainers for trainers in resources.trainer_counts))
     rows = _drawn_rows(DrawRows(manifest.clips, schedule, ledger, experiment.views), global_rows, block_rows, resources)
     read = read_segments if settings.objective == "mixit" else read_source_segments
@@ -193,9 +196,9 @@ def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedul
 
 
 def _drawn_rows(draws: DrawRows, global_rows: int, block_rows: int, resources: Resources) -> Dataset:
-    """What remains, padded to whole global batches, with its draws, in blocks of `block_rows`."""
+    """The remaining rows with their draws, padded to whole global batches, in blocks of `block_rows`."""
     steps = draws.batches(global_rows)
-    tasks = -(-steps // max(1, ROWS_A_TASK // global_rows))
+    tasks = -(-steps // max(1, ROWS_PER_TASK // global_rows))
     return (
         ray.data.range(steps, override_num_blocks=max(1, tasks))
         .map_batches(partial(_positions, rows=global_rows), batch_size=None)
@@ -205,22 +208,22 @@ def _drawn_rows(draws: DrawRows, global_rows: int, block_rows: int, resources: R
 
 
 def _positions(columns: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-    """From steps to the positions of their rows: a task draws whole steps, so that all of its blocks are whole, too."""
+    """The positions of the rows of steps. A task draws whole steps, so that its blocks are whole, too."""
     return {"id": (columns["id"][:, None] * rows + np.arange(rows)).ravel()}
 
 
 def execution_options(experiment: Experiment) -> ExecutionOptions:
-    """Order of a training stream, and how much of it may lie ready.
+    """Whether a training stream preserves order, and how much object store memory it can use.
 
-    Without a limit, readers that are faster than the trainers would fill half of the object store with views that
-    nobody needs yet. Allowed is twice what all stages have in work (four blocks a process) and eight global batches.
+    Without a limit, readers that are faster than the trainers would fill half of the object store with views that are
+    not needed yet. The limit is twice the sum of all blocks in progress (four per process) and eight global batches.
     """
     training = experiment.training
     resources = experiment.resources
     views = views_bytes(experiment)
     row = experiment.audio.samples * PCM_BYTES if separates_live(experiment) else views
-    in_work = 4 * (resources.readers + resources.separation_actors) * training.service_rows * row
-    limit = max(LEAST_MEMORY, 2 * (in_work + 8 * training.global_batch * views))
+    in_progress = 4 * (resources.readers + resources.separation_actors) * training.service_rows * row
+    limit = max(LEAST_MEMORY, 2 * (in_progress + 8 * training.global_batch * views))
     return ExecutionOptions(
         preserve_order=training.ordered,
         resource_limits=ray.data.ExecutionResources.for_limits(object_store_memory=limit),

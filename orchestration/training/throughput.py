@@ -1,11 +1,12 @@
-"""How busy each stage of the stream is, which one sets the pace, and what to change.
+"""Measures how busy each stage of the stream is, finds the bottleneck, and advises what to change.
 
-Every row brings what it has cost on its way (`augment.separation.blocks`), so the trainers know all about the stages
-before them without asking anybody.
+Every row contains the time that each stage has spent on it (`augment.separation.blocks`), so the trainers can compute
+the metrics of all stages from their own rows.
 
     readers ──queue──▶ separation actors ──queue──▶ trainers
 
-A queue is measured by its waiting time: blocks that wait = blocks per second × seconds that each waits (Little's law).
+The length of a queue follows from its waiting time: blocks that wait = blocks per second × seconds that each waits
+(Little's law).
 """
 
 import math
@@ -25,22 +26,23 @@ from sepscene.orchestration.runtime.placement import separates_live
 from sepscene.orchestration.training.hooks import Batch, Hook, Step, usable_rows
 from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers, world_size
 
-ENOUGH = 0.1
-"""Share of the trainers' time spent waiting from which on they are not the bottleneck."""
+WAITING_LIMIT = 0.1
+"""Up to this share of their time spent waiting, the trainers are the bottleneck."""
 
 STORE_COUNTS = ("hits", "misses", "repairs", "dropped")
 
-_MEANS = ("rows_per_second", "readers/", "separation/", "trainers/", "views/")
-"""How the names of metrics begin that are averaged over a stage."""
+_AVERAGED = ("rows_per_second", "readers/", "separation/", "trainers/", "views/")
+"""Prefixes of the metrics that are averaged over a stage."""
 
-_STARVED = 0.85  # a process on a CPU that gets less than this share of a core while it works shares it with others
+_CORE_SHARE_LIMIT = 0.85
+"""Below this share of a core while it works, a trainer on a CPU shares its core with other processes."""
 
 ADVICE_REPORTS = 6
-"""Reports whose mean says what sets the pace now."""
+"""Number of reports over which the metrics are averaged to find the bottleneck."""
 
 
 class StreamBalance(Hook):
-    """Adds up the costs that rows bring to one trainer, and gives metrics for the whole stream."""
+    """Sums the costs in the rows of one trainer, and computes metrics for the whole stream."""
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         """Args: device: where the trainers' process group communicates."""
@@ -52,19 +54,19 @@ class StreamBalance(Hook):
         self.elastic = self.live and experiment.resources.separation_actors_min is not None
         self.started = False
         self.last = list[dict[str, float]]()
-        self.paced_by = ""
-        self.store_is_full = False  # and this was said
+        self.bottleneck = ""
+        self.store_is_full = False  # and was reported
         self._start()
 
     def _start(self) -> None:
         self.begin = time.perf_counter()
         self.cpu_begin = time.process_time()
         self.sums: dict[str, float] = defaultdict(float)
-        """What this trainer adds up between two reports; all trainers have the same names."""
+        """Sums of this trainer since the last report; all trainers have the same names."""
         self.actors: set[int] = set()
 
     def after_step(self, step: Step) -> None:
-        """Add the metrics to a step that is reported, and an advice when another stage sets the pace."""
+        """Add the metrics to a reported step, and advice as an event when the bottleneck has changed."""
         if not step.reported:
             return
         step.metrics |= self.metrics()
@@ -73,16 +75,16 @@ class StreamBalance(Hook):
         dropped = step.metrics.get("store/dropped", 0)
         if dropped and not self.store_is_full:
             step.events.append(
-                f"the store did not keep {dropped:.0f} separated clips: it or its disk is full; they are separated "
-                "again when they are needed; make room, or raise store.settings.max_bytes"
+                f"the store did not keep {dropped:.0f} separated clips, because it or its disk is full; they will be "
+                "separated again when needed. Make room, or raise store.settings.max_bytes"
             )
         self.store_is_full = self.store_is_full or dropped > 0
 
     def before_step(self, batch: Batch, waited_seconds: float) -> None:
-        """Count a batch in that has just arrived, after so long a wait."""
+        """Add the costs of a batch that has arrived after this waiting time."""
         present_B = batch["row"] != FILLER
         usable_B = usable_rows(batch)
-        seen = {
+        costs = {
             "waiting": waited_seconds,
             "rows": present_B.sum(),
             "usable": usable_B.sum(),
@@ -95,61 +97,64 @@ class StreamBalance(Hook):
             "view_bytes": batch["view_1"].nbytes + batch["view_2"].nbytes,
         }
         if self.separates:
-            seen["silent"] = (usable_B & _silent(batch, self.experiment.views.pair)).sum()
+            costs["silent"] = (usable_B & _silent(batch, self.experiment.views.pair)).sum()
         if self.elastic:
             self.actors.update(batch["made_by"].tolist())
         if self.stored:
             present = {name: batch[name][present_B] for name in ("fault", "stored", "damaged")}
-            seen |= counts_of_block({**present, "dropped": batch["dropped"]})
-        for name, value in seen.items():
+            costs |= counts_of_block({**present, "dropped": batch["dropped"]})
+        for name, value in costs.items():
             self.sums[name] += float(value)
 
     def metrics(self) -> dict[str, float]:
         """Metrics of all stages since the last call, by `stage/quantity`. Collective: all trainers call it together.
 
-        `busy`: share of a stage's processes at work, 0 to 1. `queue_blocks`: blocks behind a stage that wait for the
-        next. `bytes_per_second`: what it hands on. `rows_per_second`: through a stage; through separation only those
-        that were not in the store. `core_share`: how much of a core a trainer got while it worked.
-        `separation/actors`: how many of an elastic pool were at work. `views/silent_share`: share of the usable rows
-        in which the mixture stands for a channel, because no channel was audible. `store/…`: rows whose views came
-        from the store (hits), had to be separated (misses), and of those the ones whose entry was damaged (repairs);
-        separated clips that the store did not keep (dropped).
-        `balance_seconds`: the time that all of this speaks of.
+        - `busy`: share of a stage's processes that were busy, 0 to 1.
+        - `queue_blocks`: blocks that wait between a stage and the next.
+        - `bytes_per_second`: output of a stage.
+        - `rows_per_second`: rows through a stage; through separation, only those that were not in the store.
+        - `core_share`: share of a core that a trainer got while it worked.
+        - `separation/actors`: number of actors of an elastic pool that were busy.
+        - `views/silent_share`: share of the usable rows whose view is the mixture because no channel was audible.
+        - `store/…`: rows whose views came from the store (hits) or had to be separated (misses), misses whose entry was
+          damaged (repairs), and separated clips that the store did not keep (dropped).
+        - `balance_seconds`: the time over which all of these are measured.
         """
         self.sums |= {"seconds": time.perf_counter() - self.begin, "cpu": time.process_time() - self.cpu_begin}
         local = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=self.device)
         total = dict(zip(self.sums, sum_over_workers(local).tolist(), strict=True))
-        found = self._means(total, self._actors())
+        metrics = self._rates(total, self._actors())
         self._start()
-        if self.started:  # the first report holds the start of all processes
-            self.last.append(found)
+        if self.started:  # the first report includes the start of all processes
+            self.last.append(metrics)
         self.started = True
-        return found
+        return metrics
 
     def advice(self) -> str:
-        """What sets the pace of the last reports and what to change, when it is another stage than before; else ""."""
+        """The bottleneck in the last reports and what to change; empty if the bottleneck is the same as before."""
         if len(self.last) < ADVICE_REPORTS:
             return ""
         balance = _mean_of(self.last)
         self.last = []
-        before = self.paced_by
-        self.paced_by = pace_setter(balance, self.experiment)
-        return "" if self.paced_by == before else bottleneck(balance, self.experiment)
+        before = self.bottleneck
+        self.bottleneck = bottleneck_stage(balance, self.experiment)
+        return "" if self.bottleneck == before else bottleneck(balance, self.experiment)
 
     def _actors(self) -> int:
-        """Separation actors that made the rows; of an elastic pool nobody else knows how many there are."""
+        """Number of separation actors; of an elastic pool, those that computed the rows since the last report."""
         counts = self.experiment.resources.separation_counts
         if not self.elastic:
             return counts[-1]
         numbers = gather_ids(torch.tensor(sorted(self.actors), dtype=torch.int64, device=self.device))
         return min(max(len(set(numbers)), counts[0]), counts[-1])
 
-    def _means(self, total: dict[str, float], actors: int) -> dict[str, float]:
+    def _rates(self, total: dict[str, float], actors: int) -> dict[str, float]:
+        """The metrics from the sums of all trainers."""
         resources = self.experiment.resources
         seconds = total["seconds"] / world_size()
         working = max(total["seconds"] - total["waiting"], 1e-9)
         blocks = seconds * self.experiment.training.service_rows
-        found = {
+        rates = {
             "balance_seconds": seconds,
             "rows_per_second": total["rows"] / seconds,
             "trainers/rows_per_second": total["rows"] / seconds,
@@ -158,7 +163,7 @@ class StreamBalance(Hook):
             "trainers/core_share": total["cpu"] / working,
         }
         if self.live:
-            found |= {
+            rates |= {
                 "readers/busy": total["reading"] / seconds / resources.readers,
                 "readers/queue_blocks": total["queued"] / blocks,
                 "readers/bytes_per_second": total["read_bytes"] / seconds,
@@ -168,31 +173,30 @@ class StreamBalance(Hook):
                 "separation/bytes_per_second": total["view_bytes"] / seconds,
             }
         else:
-            found |= {
+            rates |= {
                 "readers/busy": (total["reading"] + total["separating"]) / seconds / resources.readers,
                 "readers/queue_blocks": total["delivery"] / blocks,
                 "readers/bytes_per_second": total["view_bytes"] / seconds,
             }
         if self.elastic:
-            found["separation/actors"] = actors
+            rates["separation/actors"] = actors
         if self.separates:
-            found["views/silent_share"] = total["silent"] / max(1.0, total["usable"])
-        return found | ({f"store/{name}": total[name] for name in STORE_COUNTS} if self.stored else {})
+            rates["views/silent_share"] = total["silent"] / max(1.0, total["usable"])
+        return rates | ({f"store/{name}": total[name] for name in STORE_COUNTS} if self.stored else {})
 
 
 def _silent(batch: dict[str, np.ndarray], pair: str) -> np.ndarray:
-    """Rows in which the mixture stands where a channel should, because all channels left were silent."""
+    """Rows with the mixture in place of a channel, because all remaining channels were silent."""
     second_B: np.ndarray = batch["channel_2"] == MIXTURE
     return second_B | (batch["channel_1"] == MIXTURE) if pair == "chan-chan" else second_B
 
 
 def balance_of(records: Sequence[dict[str, Any]], stage: str) -> dict[str, float]:
-    """The balance of a whole stage from the run's metrics; empty where they hold none.
+    """The balance of a whole stage from the run's metrics; empty if they contain none.
 
-    Names are those of `StreamBalance.metrics`: means over the stage's time, and sums of the store's counts.
-
-    Each record that tells of the balance speaks for the time since the one before; the first, which holds the start of
-    all processes, only counts where it is the only one.
+    The names are those of `StreamBalance.metrics`; the values are means over the stage's time, and sums of the store's
+    counts. Each record covers the time since the previous one. The first, which includes the start of all processes, is
+    only used if there is no other.
     """
     found = [record for record in records if record["stage"] == stage and "trainers/busy" in record]
     if not found:
@@ -201,12 +205,12 @@ def balance_of(records: Sequence[dict[str, Any]], stage: str) -> dict[str, float
 
 
 def _mean_of(found: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The mean of what all reports tell of the stages, each weighted by the time that it speaks of."""
+    """The means of the reported metrics, weighted by the time that each report covers."""
     times = [float(record["balance_seconds"]) for record in found]
     total = max(sum(times), 1e-9)
     means = {}
     for name in found[0]:
-        if name.startswith(_MEANS) and all(name in record for record in found):
+        if name.startswith(_AVERAGED) and all(name in record for record in found):
             parts = zip(found, times, strict=True)
             means[name] = sum(float(record[name]) * seconds for record, seconds in parts) / total
     return means
@@ -218,24 +222,24 @@ def waiting_share(balance: Mapping[str, float]) -> float:
 
 
 def balance_line(record: Mapping[str, Any]) -> str:
-    """The balance of every stage in one line, from a record that tells of it; empty for another."""
+    """The balance of every stage in one line; empty for a record without a balance."""
     parts = []
     for stage in ("readers", "separation", "trainers"):
         if f"{stage}/busy" not in record:
             continue
-        words = [f"{stage} {record[f'{stage}/rows_per_second']:.3g} rows/s", f"{record[f'{stage}/busy']:.0%} busy"]
+        facts = [f"{stage} {record[f'{stage}/rows_per_second']:.3g} rows/s", f"{record[f'{stage}/busy']:.0%} busy"]
         if stage == "trainers":
-            words.append(f"waiting {1 - record['trainers/busy']:.0%}")
+            facts.append(f"waiting {1 - record['trainers/busy']:.0%}")
         else:
-            moved = quantity(float(record[f"{stage}/bytes_per_second"]))
-            words += [f"{record[f'{stage}/queue_blocks']:.1f} blocks wait", f"{moved}B/s"]
-        parts.append(", ".join(words))
+            rate = quantity(float(record[f"{stage}/bytes_per_second"]))
+            facts += [f"{record[f'{stage}/queue_blocks']:.1f} blocks wait", f"{rate}B/s"]
+        parts.append(", ".join(facts))
     return "; ".join(parts)
 
 
 def counts_of_block(block: dict[str, np.ndarray]) -> dict[str, int]:
-    """Rows of a block that were in the store, that had to be separated, and of those the ones that were damaged; also
-    the separated clips that the store did not keep."""
+    """Counts of a block by `STORE_COUNTS`: rows that were in the store, rows that had to be separated, those of them
+    whose entry was damaged, and separated clips that the store did not keep."""
     usable_N = block["fault"] == ""
     stored_N = block["stored"]
     separated_N = usable_N & ~stored_N
@@ -245,8 +249,7 @@ def counts_of_block(block: dict[str, np.ndarray]) -> dict[str, int]:
 
 
 def store_counts(records: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """What the SeparatedStore did over all records: rows by "hits", "misses" and "repairs", and separated clips
-    "dropped"; empty without a store."""
+    """Sums of the counts over all records, by `STORE_COUNTS`; empty without a store."""
     return {
         name: round(sum(float(record.get(f"store/{name}", 0)) for record in records))
         for name in STORE_COUNTS
@@ -254,16 +257,16 @@ def store_counts(records: Sequence[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def pace_setter(balance: Mapping[str, float], experiment: Experiment) -> str:
-    """What sets the pace: "cores", "trainers", "separation", "readers" or "scheduling"."""
+def bottleneck_stage(balance: Mapping[str, float], experiment: Experiment) -> str:
+    """The bottleneck: "cores", "trainers", "separation", "readers" or "scheduling"."""
     resources = experiment.resources
     on_cpus = not (resources.trainer_gpus or resources.separation_gpus)
-    if on_cpus and balance["trainers/core_share"] < _STARVED:
+    if on_cpus and balance["trainers/core_share"] < _CORE_SHARE_LIMIT:
         return "cores"
-    if waiting_share(balance) <= ENOUGH:
+    if waiting_share(balance) <= WAITING_LIMIT:
         return "trainers"
     stage = _busiest(balance)
-    return "scheduling" if balance[f"{stage}/busy"] < 1 - 2 * ENOUGH else stage
+    return "scheduling" if balance[f"{stage}/busy"] < 1 - 2 * WAITING_LIMIT else stage
 
 
 def _busiest(balance: Mapping[str, float]) -> str:
@@ -273,40 +276,42 @@ def _busiest(balance: Mapping[str, float]) -> str:
 
 
 def bottleneck(balance: Mapping[str, float], experiment: Experiment) -> str:
-    """Which stage sets the pace, and what to change, in one or two sentences."""
+    """The bottleneck and what to change, in one or two sentences."""
     resources = experiment.resources
     waiting = waiting_share(balance)
     waited = f"the trainers waited {waiting:.0%} of the time"
     started = round(balance.get("separation/actors", resources.separation_actors))
-    setter = pace_setter(balance, experiment)
-    if setter == "cores":
+    limiting = bottleneck_stage(balance, experiment)
+    if limiting == "cores":
         return (
-            f"the CPU cores set the pace: the trainers got {balance['trainers/core_share']:.0%} of a core each while "
-            f"they worked, and {waited}; more processes won't help, more cores or store.mode=prefill will"
+            f"the CPU cores are the bottleneck: each trainer got {balance['trainers/core_share']:.0%} of a core while "
+            f"it worked, and {waited}; more processes will not help, but more cores or store.mode=prefill will"
         )
-    if setter == "trainers":
-        said = f"the trainers set the pace ({waited} only): add trainers (resources.trainers)"
-        # Where nothing is separated live, there are none to spare.
-        needed = max(1, math.ceil(started * balance.get("separation/busy", 1) / (1 - ENOUGH)))
-        return said + (f"; {needed} of the {started} separation actors would do" if needed < started else "")
+    if limiting == "trainers":
+        advice = f"the trainers are the bottleneck: they waited {waiting:.0%} of the time; raise resources.trainers"
+        # Without live separation, no actor can be saved.
+        needed = max(1, math.ceil(started * balance.get("separation/busy", 1) / (1 - WAITING_LIMIT)))
+        return advice + (f"; {needed} of the {started} separation actors would be enough" if needed < started else "")
     stage = _busiest(balance)
     busy = balance[f"{stage}/busy"]
-    if setter == "scheduling":
+    if limiting == "scheduling":
         return (
-            f"{waited}, though no stage was more than {busy:.0%} busy ({stage}): scheduling sets the pace; "
-            "make blocks larger (training.service_rows)"
+            f"scheduling is the bottleneck: {waited}, though no stage was more than {busy:.0%} busy ({stage}); "
+            "use larger blocks (training.service_rows)"
         )
     if stage == "separation" and started < resources.separation_actors:
         return (
-            f"separation sets the pace: {started} actors {busy:.0%} busy, {waited}, and Ray has added no more of the "
-            f"{resources.separation_actors} allowed; start with more (resources.separation_actors_min)"
+            f"separation is the bottleneck: {started} of at most {resources.separation_actors} actors {busy:.0%} busy, "
+            f"{waited}, and Ray has not started more; start with more (resources.separation_actors_min)"
         )
     process = "separation actor" if stage == "separation" else "reader"
     field_name = f"{process.replace(' ', '_')}s"
     count: int = getattr(resources, field_name)
-    wanted = max(count + 1, math.ceil(count * busy / (1 - waiting)))
-    said = (
-        f"{stage} sets the pace: {count} of {count} {busy:.0%} busy, {waited}; add {wanted - count} "
-        f"{process}{'s' if wanted - count > 1 else ''} (resources.{field_name}: {count} → {wanted})"
+    needed = max(count + 1, math.ceil(count * busy / (1 - waiting)))
+    verb = "is" if stage == "separation" else "are"
+    more = needed - count
+    advice = (
+        f"{stage} {verb} the bottleneck: {count} {process}{'s' if count > 1 else ''} {busy:.0%} busy, {waited}; "
+        f"add {more} {process}{'s' if more > 1 else ''} (resources.{field_name}: {count} → {needed})"
     )
-    return said + (", or separate once for all epochs (store.mode=prefill)" if stage == "separation" else "")
+    return advice + (", or separate once for all epochs (store.mode=prefill)" if stage == "separation" else "")

@@ -1,18 +1,19 @@
-"""Validation while training goes on: how well the encoder of a step tells the classes apart, by its neighbours.
+"""Validation during training: how well the encoder of a step separates the classes, by a k-NN probe.
 
-Every `training.validation_every_steps` steps, and after the last, Ray Train stores the encoder and then hands it to a
-task of its own (one at a time; the others queue), while the trainers go on. The task embeds labelled clips of the
+Every `training.validation_every_steps` steps, and after the last one, Ray Train stores the encoder and passes it to a
+separate task (one at a time; the others queue), while training continues. The task embeds labelled clips of the
 TRAINING split, never of the test split: `training.validation_clips` of them, chosen by the hash of their names, hence
-the same for every seed, trial and restart. Every fourth is asked for, the other three are the neighbours that answer
-(`probes.knn_map`). The encoder has heard these clips, as all training clips, but never with their labels.
+the same for every seed, trial and restart. Every fourth clip is a query; its neighbours are among the other three
+quarters (`probes.knn_map`). The encoder is trained on these clips, as on all training clips, but without their labels.
 
-What readers can rely on (MLflow, the report, Tune trials): each validation adds one record to RUN/metrics.jsonl,
+Readers of the metrics (MLflow, the report, Tune trials) can rely on this: each validation adds one record to
+RUN/metrics.jsonl,
 
     {"stage": "pretrain-mix-chan", "seconds": …, "step": 60, "validation_knn_map": 0.31, "validation_seconds": 4.2}
 
-- it comes after the record of that step's losses, which has the field "rows"; this one has not;
-- steps come in order; one may come twice, after a restart, and then the last counts;
-- when training has ended, the last step's is there, unless the validation failed, which an "event" record tells.
+- It comes after the record of that step's losses. Unlike that one, it has no field "rows".
+- Steps are in order. After a restart, a step can occur twice; then the last record is valid.
+- When training has ended, there is a record of the last step. If its validation failed, it is an "event" record.
 
 Shapes: N clips, K classes, D embedding.
 """
@@ -48,36 +49,36 @@ from sepscene.tasks.evaluation.embed_sounds import embed_sounds
 
 METRIC = "validation_knn_map"
 VALIDATED = "validation.json"
-"""Beside the files of the best bundle: its step and its metric."""
+"""File in the folder of the best bundle, with its step and its metric."""
 
-ASKED_EVERY = 4
-CLIPS_AT_ONCE = 8
+QUERY_EVERY = 4
+BATCH_CLIPS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeClips:
-    """The labelled clips of a validation: some are asked for, the others answer."""
+    """The labelled clips of a validation: queries, and the clips among which their neighbours are searched."""
 
     uris: tuple[str, ...]
     offsets: tuple[float, ...]
     targets_NK: np.ndarray
-    asked_N: np.ndarray
-    """bool: which clips are asked for."""
+    query_N: np.ndarray
+    """bool: which clips are queries."""
 
 
 def choose_probe(manifest: Manifest, count: int) -> ProbeClips:
     """The clips of a validation: at most `count` of the training clips with a label.
 
     Raises:
-        SepsceneError: when no class has a clip on both sides.
+        SepsceneError: when no class has both a query and another clip.
     """
     targets_NK = manifest.targets()
     names = manifest.clips["clip_id"].to_pylist()
     labelled = [n for n in range(len(names)) if targets_NK[n].any()]
     chosen = sorted(labelled, key=lambda n: hashlib.sha256(names[n].encode()).digest())[:count]
-    asked_N = np.arange(len(chosen)) % ASKED_EVERY == 0
+    query_N = np.arange(len(chosen)) % QUERY_EVERY == 0
     targets_NK = targets_NK[chosen]
-    known_K = targets_NK[asked_N].any(0) & targets_NK[~asked_N].any(0)
+    known_K = targets_NK[query_N].any(0) & targets_NK[~query_N].any(0)
     if not known_K.any():
         raise SepsceneError(
             f"validation needs labelled training clips, and a class with several: {len(labelled)} of {len(names)} "
@@ -86,12 +87,12 @@ def choose_probe(manifest: Manifest, count: int) -> ProbeClips:
     uris = manifest.clips["uri"].to_pylist()
     offsets = manifest.clips["offset_seconds"].to_pylist()
     return ProbeClips(
-        tuple(uris[n] for n in chosen), tuple(offsets[n] for n in chosen), targets_NK[:, known_K], asked_N
+        tuple(uris[n] for n in chosen), tuple(offsets[n] for n in chosen), targets_NK[:, known_K], query_N
     )
 
 
 def validation_of(experiment: Experiment, manifest: Manifest, folder: StageFolder) -> ray.train.ValidationConfig | None:
-    """What Ray Train needs to validate a stage; none when the experiment does not ask for it.
+    """The configuration by which Ray Train validates a stage; None if the experiment has no validation.
 
     Raises:
         SepsceneError: as `choose_probe`.
@@ -106,47 +107,46 @@ def validation_of(experiment: Experiment, manifest: Manifest, folder: StageFolde
     )
 
 
-class HandOver(Hook):
-    """Rank 0's encoders on their way to the validation: written in a thread, then handed on with a later report.
+class ValidationHook(Hook):
+    """Passes encoders of rank 0 to the validation: writes each in a thread, then attaches it to a later report.
 
-    What Ray stores and validates is the encoder alone, a bundle. It never sees the checkpoints from which a run
-    continues.
+    Ray only stores the encoder, as a bundle, and not the checkpoints from which a run continues.
     """
 
     def __init__(self, encoder: Callable[[], Encoder], every: int, last_step: int) -> None:
         """Args:
-        encoder: the encoder as it is now.
-        every: steps from one validation to the next; 0 never validates.
-        last_step: the step that is validated in any case.
+        encoder: returns the current encoder.
+        every: steps from one validation to the next; 0: no validation.
+        last_step: this step is always validated, unless `every` is 0.
         """
         self.encoder = encoder
         self.every = every
         self.last_step = last_step
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="hand-over")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="validation-bundle")
         self._bundle: Future[Path] | None = None
-        """On its way; `_step` says which."""
+        """The bundle of step `_step`, until it is reported."""
         self._step = 0
 
-    def wants_report(self, number: int) -> bool:
-        """Where an encoder is to be validated: the one before must be on its way by then."""
+    def needs_report(self, number: int) -> bool:
+        """At steps whose encoder is validated, because the previous one must be reported by then."""
         return self.every > 0 and (number % self.every == 0 or number == self.last_step)
 
     def after_step(self, step: Step) -> None:
-        """Hand on what is written, and begin to write the next."""
-        due = self.wants_report(step.number)
+        """Attach the written encoder to the report, and start to write the next one."""
+        due = self.needs_report(step.number)
         if step.reported:
-            self._hand_on(step, wait=due)
+            self._attach(step, wait=due)
         if due and rank() == 0 and not step.fatal:
             self._step = step.number
-            encoder = copy.deepcopy(self.encoder()).cpu()  # as it is now: it is written while training goes on
+            encoder = copy.deepcopy(self.encoder()).cpu()  # a copy, because training continues while it is written
             self._bundle = self._writer.submit(_write_bundle, encoder, step.number)
 
     def at_end(self, last: Step) -> None:
-        """Hand on the last one."""
-        self._hand_on(last, wait=True)
+        """Attach the last encoder to the last report."""
+        self._attach(last, wait=True)
 
-    def _hand_on(self, step: Step, wait: bool) -> None:
-        """Add what `ray.train.report` takes to store an encoder and validate it; nothing when none is ready."""
+    def _attach(self, step: Step, wait: bool) -> None:
+        """Add the options by which `ray.train.report` stores and validates an encoder, if one is ready."""
         if self._bundle is None or not (wait or self._bundle.done()):
             return
         try:
@@ -155,7 +155,7 @@ class HandOver(Hook):
                 "checkpoint_upload_mode": ray.train.CheckpointUploadMode.ASYNC,
                 "validation": ray.train.ValidationTaskConfig(fn_kwargs={"step": self._step}),
             }
-        except Exception as error:  # of the writing
+        except Exception as error:  # it could not be written
             step.events.append(f"step {self._step} is not validated: {error}")
         self._bundle = None
 
@@ -169,9 +169,9 @@ def _write_bundle(encoder: Encoder, step: int) -> Path:
 def validate(
     checkpoint: ray.train.Checkpoint, step: int, experiment: Experiment, clips: ProbeClips, folder: StageFolder
 ) -> dict[str, float]:
-    """Evaluate an encoder, leave the record for the metrics file, and keep the encoder if it is the best so far.
+    """Evaluate an encoder, write the record for the metrics file, and keep the encoder if it is the best so far.
 
-    Ray runs it wherever there is room. A validation that fails must not fail the training: it is reported as an event.
+    Ray runs it on any node with free resources. A failure must not end the training: it is reported as an event.
     """
     started = time.perf_counter()
     metrics: dict[str, float] = {}
@@ -188,12 +188,12 @@ def validate(
 
 
 def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
-    """mAP of the clips asked for, by the votes of their neighbours. Clips that can't be read are left out.
+    """mAP of the queries, by the votes of their nearest neighbours. Clips that cannot be read are left out.
 
     Raises:
-        EvaluationError: for NaN embeddings, or when no class is left on both sides.
+        EvaluationError: for NaN embeddings, or when no class has both a query and another clip.
     """
-    # It imports scikit-learn: the trainers, who import this module too, do without.
+    # Imported here because it imports scikit-learn, which the trainers, which import this module too, do not need.
     from sepscene.tasks.evaluation.probes import knn_map
 
     torch.set_num_threads(max(1, int(experiment.resources.validation_cpus)))
@@ -201,21 +201,21 @@ def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
     encoder.to(device)
     h = []
     kept = []
-    for start in range(0, len(clips.uris), CLIPS_AT_ONCE):
+    for start in range(0, len(clips.uris), BATCH_CLIPS):
         waves = []
-        for n in range(start, min(start + CLIPS_AT_ONCE, len(clips.uris))):
+        for n in range(start, min(start + BATCH_CLIPS, len(clips.uris))):
             try:
                 waves.append(read_sound(clips.uris[n], experiment.audio, clips.offsets[n]))
             except ClipError:
-                continue  # the readers quarantine it and say why
+                continue  # the readers quarantine it with the reason
             kept.append(n)
         if waves:
             h.append(embed_sounds(encoder, waves, device))
     h_ND = np.concatenate(h)
     targets_NK = clips.targets_NK[kept]
-    asked_N = clips.asked_N[kept]
+    query_N = clips.query_N[kept]
     neighbours = experiment.evaluation.scoring.neighbours
-    return knn_map(h_ND[~asked_N], targets_NK[~asked_N], h_ND[asked_N], targets_NK[asked_N], neighbours)
+    return knn_map(h_ND[~query_N], targets_NK[~query_N], h_ND[query_N], targets_NK[query_N], neighbours)
 
 
 def best_metric(best: Path) -> float:
@@ -227,11 +227,11 @@ def best_metric(best: Path) -> float:
 
 
 def keep_best(best: Path, bundle: Path, step: int, value: float) -> None:
-    """Copy a bundle to `best` if its metric is higher; the old best stays until the new one is whole."""
+    """Copy a bundle to `best` if its metric is higher; the old best stays until the new one is complete."""
     if value <= best_metric(best):
         return
-    for left_over in best.parent.glob("best.*"):
-        shutil.rmtree(left_over)
+    for leftover in best.parent.glob("best.*"):
+        shutil.rmtree(leftover)
     fresh = best.with_name("best.partial")
     shutil.copytree(bundle, fresh)
     update_card(fresh, {"title": "the best step by validation", "metrics": {METRIC: {"value": value}}})

@@ -36,7 +36,7 @@ def in_namespaces(module: str, folder: Path, *arguments: str) -> dict[str, Any]:
 def test_slurm_trains_on_two_nodes_stops_with_a_checkpoint_and_continues(tmp_path: Path) -> None:
     outcome = in_namespaces("tests.clusters.slurm", tmp_path)
     logs = [(tmp_path / "work" / "runs" / f"slurm-{job}.log").read_text() for job in outcome["jobs"]]
-    assert "stopped; what is done is kept" in logs[0], logs[0][-3000:]
+    assert "stopped; all completed work is kept" in logs[0], logs[0][-3000:]
     assert 0 < outcome["rows_at_stop"] < outcome["rows"]
     assert outcome["state"] == 2 * ["JobState=COMPLETED", "ExitCode=0:0"], logs[1][-3000:]  # of both components
     ledger = Ledger.load(tmp_path / "runs" / "mine" / "ledger.json")

@@ -31,7 +31,7 @@ TABLE = ROOT / "build" / "faults.jsonl"
 UNREPORTED = 5
 """Steps that a run may have made and not reported: one with a checkpoint every 5 steps reports with each."""
 ONE_TRAINER_HERE = {"views.pair": "mix-mix", "resources.trainers": 1}
-"""Changes with which the driver's own process can train (`light.py`)."""
+"""Changes with which the driver's own process can train (`local_trainer.py`)."""
 NO_MOUNT = "this machine lets nobody mount a tmpfs, so no disk was full"
 
 

@@ -194,7 +194,7 @@ def test_data_that_goes_away_ends_the_run_with_one_sentence_and_it_goes_on_when_
     folder.rename(away)
     try:
         # Which of the two limits is reached first depends on when the workers report; both name the first clip.
-        too_few = r"(of 24 clips cannot be used|no clip of 2 whole batches in a row can be used).*; the first: .*\.wav"
+        too_few = r"(of 24 clips cannot be used|no clip of 2 consecutive batches can be used).*; the first: .*\.wav"
         with pytest.raises(SepsceneError, match=too_few):
             run(short, train_clips, ladder, tmp_path)
     finally:

@@ -88,7 +88,7 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
 def test_a_stage_in_the_drivers_own_process_hears_signals_and_continues(
     nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path, numbers: list[signal.Signals]
 ) -> None:
-    """Its numbers after a restart: tests/orchestration/training/test_light.py."""
+    """Its numbers after a restart: tests/orchestration/training/test_local_trainer.py."""
     experiment = long_enough(nano, epochs=60).changed(ONE_TRAINER_HERE)
     command = as_command(experiment, ladder, scenes_dir, tmp_path, "hit")
     run_dir = tmp_path / "runs" / "hit"

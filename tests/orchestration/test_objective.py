@@ -158,7 +158,7 @@ def test_a_custom_term_is_trained_with_the_others(
     ("settings", "message"),
     [
         ({"use": "badlab.nets:Pull", "power": 0}, r"objective.terms.mine \(badlab.nets:Pull\): power: Input should be"),
-        ({"use": "badlab.nets:Endless"}, "for two pairs, no finite number"),
+        ({"use": "badlab.nets:Endless"}, "for two pairs; a loss must be finite"),
         ({"use": "badlab.nets:MelNet"}, "is not a subclass of tasks.losses.terms.Term"),
         (
             {"use": "badlab.nets:PullNoSettings"},

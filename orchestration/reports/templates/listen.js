@@ -1,5 +1,5 @@
-// One sound at a time. Another sound of the same block goes on at the same position, so that two can be compared;
-// a click on a picture jumps to that moment. Sounds are loaded when they are first played.
+// One sound plays at a time. Another sound of the same block continues at the same position, for comparison. A click on a
+// picture jumps to that position. Sounds are loaded when they are first played.
 const SILENT_DB = -60, MOST_QUIETER_DB = 18;
 const loop = document.querySelector("#loop"), match = document.querySelector("#match");
 let playing = null;
@@ -27,7 +27,7 @@ class Player {
     return Number(this.element.dataset.seconds);
   }
 
-  // Where the sound goes on: where another one of the block is now, or where this one was.
+  // Start position: that of the sound of this block that is playing, or else the last position of this sound.
   position() {
     const from = playing && playing.block === this.block ? playing : this;
     return from.audio.currentTime < this.duration() - 0.05 ? from.audio.currentTime : 0;
@@ -72,7 +72,7 @@ class Block {
     });
   }
 
-  // Louder sounds are turned down to the quietest one, by at most MOST_QUIETER_DB.
+  // Louder sounds are turned down to the level of the quietest one, by at most MOST_QUIETER_DB.
   volume(level) {
     return Math.min(1, 10 ** ((this.target - level) / 20));
   }

@@ -1,6 +1,6 @@
-"""A headless Chromium for the tests that look at pages as a person would.
+"""A headless Chromium for the tests that open pages in a browser.
 
-python -m tests.orchestration.reports.chromium RUN docs/images    # takes the README's screenshots anew
+python -m tests.orchestration.reports.chromium RUN docs/images    # takes the README's screenshots again
 """
 
 import io
@@ -18,7 +18,7 @@ ADVICE = "not found: install it (Debian: apt-get install chromium chromium-drive
 
 @contextmanager
 def browser(width: int = 1200, height: int = 900) -> Iterator[webdriver.Chrome]:
-    """A headless Chromium. A machine without one fails here and says how to install it."""
+    """A headless Chromium. Without one, the assertion gives the command to install it."""
     program, driver_program = shutil.which("chromium"), shutil.which("chromedriver")
     assert program, f"chromium {ADVICE}"
     assert driver_program, f"chromedriver {ADVICE}"
@@ -51,26 +51,26 @@ def show(driver: webdriver.Chrome, page: Path, width: int = 1200, dark: bool = F
     driver.get(page.resolve().as_uri())
 
 
-def complaints(driver: webdriver.Chrome) -> list[str]:
-    """What the page wrote to the console since it was last asked, warnings and errors."""
+def console_errors(driver: webdriver.Chrome) -> list[str]:
+    """The page's warnings and errors on the console since the last call."""
     return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")]
 
 
-def picture(driver: webdriver.Chrome, path: Path) -> None:
-    """A screenshot of what is in view, with few colours so that it stays small."""
+def screenshot(driver: webdriver.Chrome, path: Path) -> None:
+    """Save a screenshot of the visible part of the page, with few colours to keep the file small."""
     Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB").quantize(64).save(path, optimize=True)
 
 
 def main(run_dir: Path, images: Path) -> None:
-    """The pictures of the README from a real run: the report, the listening page, the report on a phone at night."""
+    """Take the README's screenshots of a run: the report, the listening page, the report on a dark phone screen."""
     with browser() as driver:
         show(driver, run_dir / "report.html", width=1000)
-        picture(driver, images / "report.png")
+        screenshot(driver, images / "report.png")
         show(driver, run_dir / "listen.html", width=1000)
         driver.execute_script("document.querySelector('article').scrollIntoView({behavior: 'instant'})")
-        picture(driver, images / "listen.png")
+        screenshot(driver, images / "listen.png")
         show(driver, run_dir / "report.html", width=390, dark=True)
-        picture(driver, images / "phone.png")
+        screenshot(driver, images / "phone.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reads a report as a person reads it: its tables, its links, what a screen reader finds."""
+"""Parses a report: its tables, its links, and its attributes for screen readers."""
 
 import re
 from html.parser import HTMLParser
@@ -41,7 +41,7 @@ class Tables(HTMLParser):
 
 
 def broken_markdown_tables(text: str) -> list[str]:
-    """The lines of a text's tables that have not as many cells as their first one, or no rule below it."""
+    """Lines of Markdown tables that have more or fewer cells than the first line, or first lines without a rule."""
     broken = []
     for inside, group in groupby(text.splitlines(), lambda line: line.startswith("|")):
         if not inside:

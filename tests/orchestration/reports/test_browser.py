@@ -1,6 +1,6 @@
-"""The pages as a person meets them: opened from disk in headless Chromium, on a desk, on a phone, in the dark.
+"""The pages in a browser: opened from disk in headless Chromium, with a wide, a narrow and a dark screen.
 
-Chromium is part of these tests: without it they fail and say how to install it.
+These tests need Chromium: without it they fail, and the message gives the command to install it.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from sepscene.orchestration.reports.listening_page import Neighbour, Query, Scen
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 from sepscene.orchestration.reports.run_report import write_report
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
-from tests.orchestration.reports.chromium import browser, complaints, show
+from tests.orchestration.reports.chromium import browser, console_errors, show
 from tests.orchestration.samples import sample_results, write_sample_reproduction, write_sample_run, write_sample_sweep
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def driver() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of each page, with links between them."""
+    """One page of each kind, with links between them."""
     folder = tmp_path_factory.mktemp("site")
     write_sample_run(folder / "run")
     waves = np.random.default_rng(0).normal(0, 0.1, (2, 2 * RATE)).astype(np.float32)
@@ -41,7 +41,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     separated = {processor.name: waves for processor in ladder}
     scenes = [Scene("scene-0", waves.sum(0), separated, ("rain",), waves, ("rain", "wind"))]
     queries = [Query("clip-0", tone, ("rain",), (Neighbour("clip-1", tone, ("rain",), 0.02, True),), "rain")]
-    write_listening_page(folder / "run", scenes, ladder, RATE, queries)
+    write_listening_page(folder / "run", scenes, ladder, RATE, queries, has_report=True)
     write_report(folder / "run")
     sweep = write_sample_sweep(folder / "sweep")
     write_sample_run(folder / "sweep" / sweep.trials[0].run_dir)
@@ -54,23 +54,23 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (360, True)])
-def test_page_opens_without_a_complaint_and_fits_its_width(
+def test_page_opens_without_console_errors_and_fits_its_width(
     driver: webdriver.Chrome, site: Path, page: str, width: int, dark: bool
 ) -> None:
-    complaints(driver)
+    console_errors(driver)
     show(driver, site / page, width, dark)
-    assert complaints(driver) == []
+    assert console_errors(driver) == []
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
     assert driver.execute_script(_WIDER_THAN_THE_PAGE) == []
 
 
-def test_a_page_that_asks_the_network_would_be_caught(driver: webdriver.Chrome, site: Path, tmp_path: Path) -> None:
-    page = tmp_path / "asks.html"
+def test_a_page_with_a_network_request_would_be_detected(driver: webdriver.Chrome, site: Path, tmp_path: Path) -> None:
+    page = tmp_path / "request.html"
     whole = (site / "run/report.html").read_text()
     page.write_text(whole.replace("<h1>", '<h1><img alt="" src="https://example.org/picture.png">', 1))
-    complaints(driver)
+    console_errors(driver)
     show(driver, page)
-    assert any("Content Security Policy" in message for message in complaints(driver))
+    assert any("Content Security Policy" in message for message in console_errors(driver))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -85,7 +85,7 @@ def test_all_text_has_contrast_of_at_least_4_5(driver: webdriver.Chrome, site: P
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_lines_and_points_of_pictures_stand_out_from_the_page(driver: webdriver.Chrome, site: Path, page: str) -> None:
+def test_lines_and_points_of_pictures_have_contrast(driver: webdriver.Chrome, site: Path, page: str) -> None:
     for dark in (False, True):
         show(driver, site / page, dark=dark)
         weak = [found for found in driver.execute_script(_SERIES_CONTRASTS) if found[0] < 3]
@@ -93,7 +93,7 @@ def test_lines_and_points_of_pictures_stand_out_from_the_page(driver: webdriver.
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_link_leads_somewhere(driver: webdriver.Chrome, site: Path, page: str) -> None:
+def test_all_links_are_valid(driver: webdriver.Chrome, site: Path, page: str) -> None:
     show(driver, site / page)
     links = driver.execute_script("return [...document.querySelectorAll('a')].map((a) => a.getAttribute('href'))")
     for link in links:
@@ -127,13 +127,13 @@ def test_sounds_are_loaded_when_they_are_played_and_can_be_compared(driver: webd
     played = driver.execute_async_script(_COMPARE)
     assert played["error"] is None
     assert (played["first"], played["second"]) == ("paused", "playing")
-    assert played["seconds"] >= played["before"] > 0.2, "the second sound goes on where the first one was"
-    assert played["volumes"][0] < played["volumes"][1] == 1, "the louder sound is turned down to the other"
+    assert played["seconds"] >= played["before"] > 0.2, "the second sound must continue at the position of the first"
+    assert played["volumes"][0] < played["volumes"][1] == 1, "the louder sound must be turned down"
     assert played["loop"] is True
     assert driver.execute_script("return [...document.images].every((i) => i.complete && i.naturalWidth > 0)")
 
 
-def test_click_on_a_picture_jumps_to_that_moment(driver: webdriver.Chrome, site: Path) -> None:
+def test_click_on_a_picture_jumps_to_that_position(driver: webdriver.Chrome, site: Path) -> None:
     show(driver, site / "run/listen.html")
     driver.execute_async_script(_DURATIONS)
     at = driver.execute_async_script("""
@@ -146,7 +146,7 @@ def test_click_on_a_picture_jumps_to_that_moment(driver: webdriver.Chrome, site:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_print_hides_what_paper_cannot_do_and_uses_no_colour(driver: webdriver.Chrome, site: Path, page: str) -> None:
+def test_print_hides_interactive_parts_and_uses_no_colour(driver: webdriver.Chrome, site: Path, page: str) -> None:
     show(driver, site / page, width=794, printed=True)
     assert driver.execute_script("return document.documentElement.scrollWidth") <= 794
     assert driver.execute_script(
@@ -163,7 +163,7 @@ def test_print_hides_what_paper_cannot_do_and_uses_no_colour(driver: webdriver.C
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_screen_reader_finds(driver: webdriver.Chrome, site: Path, page: str) -> None:
+def test_pages_are_accessible_to_screen_readers(driver: webdriver.Chrome, site: Path, page: str) -> None:
     show(driver, site / page)
     missing = driver.execute_script("""
         const bad = [];

@@ -1,4 +1,4 @@
-"""What a run's listening page is made of: its own test clips, its own ladder, its own encoder's embeddings."""
+"""The content of a run's listening page: test clips, the ladder, and the encoder's embeddings."""
 
 from pathlib import Path
 
@@ -56,15 +56,15 @@ def page(run_dir: Path, clips: Manifest) -> Path:
     return listening.listening_page(run_dir, clips, AUDIO, folders, ladder, "mix-chan")
 
 
-def test_scenes_are_heard_with_every_channel_and_their_named_sources(page: Path, clips: Manifest) -> None:
-    heard = sounds(page)
-    labels = [label for label, _ in heard]
+def test_scenes_have_all_channels_and_their_named_sources(page: Path, clips: Manifest) -> None:
+    found = sounds(page)
+    labels = [label for label, _ in found]
     assert labels.count("N, channel 1") == labels.count("N, channel 2") == listening.SCENES
     assert labels.count("True source: background") == listening.SCENES
     first = clips.clips.slice(0, 1).to_pylist()[0]
     mixture_T = read_clip(first["uri"], AUDIO)
-    loudest = np.abs(heard[0][1]).max() / np.abs(mixture_T).max()
-    np.testing.assert_allclose(heard[0][1], mixture_T * loudest, atol=3 / 32768)
+    loudest = np.abs(found[0][1]).max() / np.abs(mixture_T).max()
+    np.testing.assert_allclose(found[0][1], mixture_T * loudest, atol=3 / 32768)
     for label in first["labels"]:
         assert f"True source: {label}" in labels
 

@@ -1,4 +1,4 @@
-"""Progress in a log: a line at the beginning, now and then, and at the end; on a terminal a bar; and a few words."""
+"""Progress: lines at intervals in a log, a bar on a terminal, and the most important metrics."""
 
 import contextlib
 import io
@@ -11,18 +11,18 @@ STEP = {"stage": "pretrain", "step": 5, "loss": 5.851, "similarity": 4.5, "coinc
 
 
 class Log(Console):
-    """A pipe, and the clock of its lines."""
+    """A console that is not a terminal, with its own clock."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         super().__init__(file=io.StringIO(), width=60, get_time=lambda: self.now)
 
     def lines(self) -> list[str]:
-        """What is in it, with single spaces."""
+        """The printed lines, with single spaces."""
         return [" ".join(line.split()) for line in self.file.getvalue().splitlines()]
 
 
-def test_a_log_gets_a_line_now_and_then() -> None:
+def test_a_log_gets_lines_at_intervals() -> None:
     log = Log()
     with progress(log, "pretrain-mix-chan", 600) as shown:
         for done in range(10, 110, 10):
@@ -40,12 +40,12 @@ def test_a_log_gets_a_line_now_and_then() -> None:
     ]
 
 
-def test_the_start_of_processes_is_no_pace() -> None:
-    """The first of 600 steps came after 42 s, and the log said that seven hours were left; it took five minutes."""
+def test_the_remaining_time_does_not_depend_on_the_start_of_processes() -> None:
+    """The first of 600 steps came after 42 s, and the log once gave a remaining time of seven hours, not 5 minutes."""
     log = Log()
     with progress(log, "pretrain-mix-chan", 600) as shown:
         log.now += 42
-        shown.update(1)  # the first step is reported at once, and then several at a time
+        shown.update(1)  # the first step is reported immediately, then several at a time
         for reported in range(1, 121, 5):
             log.now += 2.5
             for step in range(reported + 1, reported + 6):
@@ -56,7 +56,7 @@ def test_the_start_of_processes_is_no_pace() -> None:
     assert lines[3] == "pretrain-mix-chan 117/600 0:01:42 0:04:10 left"
 
 
-def test_a_continued_stage_begins_where_it_was() -> None:
+def test_a_continued_stage_starts_at_its_earlier_progress() -> None:
     log = Log()
     with progress(log, "pretrain-mix-chan", 600, start=300) as shown:
         for done in (310, 320, 330):
@@ -67,7 +67,7 @@ def test_a_continued_stage_begins_where_it_was() -> None:
     assert lines[1] == "pretrain-mix-chan 320/600 0:00:30 0:07:00 left"  # 10 in 15 s, 280 to go
 
 
-def test_a_stage_that_fails_is_not_called_complete() -> None:
+def test_a_failed_stage_is_not_shown_as_complete() -> None:
     out = io.StringIO()
     with contextlib.suppress(ValueError), progress(Console(file=out), "scenes", 5) as shown:
         shown.update(2)
@@ -85,15 +85,15 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "something happened" in out.getvalue()
 
 
-def test_what_is_not_measured_at_each_step_stays() -> None:
+def test_metrics_that_are_not_in_each_record_are_kept() -> None:
     terms = Terms(100)
     terms.update({**STEP, "effective_rank": 23.4, "examples_per_second": 41.2})
     terms.update({"stage": "pretrain", "step": 5, "validation_knn_map": 0.3126})
-    said = terms.update({**STEP, "loss": 5.0})
-    assert said == "loss 5.00  41/s  waiting 3%  sim 4.50  coin 1.35  val mAP 0.313  rank 23"
+    text = terms.update({**STEP, "loss": 5.0})
+    assert text == "loss 5.00  41/s  waiting 3%  sim 4.50  coin 1.35  val mAP 0.313  rank 23"
 
 
-def test_a_narrow_terminal_gets_the_most_telling_ones() -> None:
+def test_a_narrow_terminal_gets_the_most_important_metrics() -> None:
     assert Terms(22).update(STEP) == "loss 5.85  waiting 3%"
     assert Terms(0).update(STEP) == "loss 5.85"
     assert Terms(80).update({"stage": "separator", "mixit_loss": -4.0}) == "loss -4.00"

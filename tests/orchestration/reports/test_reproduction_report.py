@@ -1,4 +1,4 @@
-"""A reproduction's report: every row of the paper beside ours, and verdicts that follow from the seeds."""
+"""A reproduction's report: every row of the paper compared with ours, and verdicts over seeds."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
-from sepscene.orchestration.reports.paper_tables import row_name, run_rows, tables_beside
+from sepscene.orchestration.reports.paper_tables import compared_tables, row_name, run_rows
 from sepscene.orchestration.reports.reproduction_report import our_tables, runs_by_row, write_reproduction_report
 from sepscene.tasks.evaluation.statistics import t_interval
 from sepscene.tasks.paper.claims import PAPER_TABLES
@@ -23,7 +23,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReproductionResul
     return results, html.read_text(), text.read_text()
 
 
-def test_every_row_of_the_paper_is_there_with_our_mean_and_t_interval(
+def test_the_report_has_every_row_of_the_paper_with_our_mean_and_t_interval(
     reports: tuple[ReproductionResults, str, str],
 ) -> None:
     results, html, _ = reports
@@ -54,14 +54,15 @@ def test_six_claims_with_verdict_and_reason(reports: tuple[ReproductionResults, 
     assert f"{verdicts.count('supported')} supported" in text
 
 
-def test_both_reports_state_the_tests_and_what_the_papers_rows_are(
+def test_both_reports_describe_the_tests_and_the_papers_rows(
     reports: tuple[ReproductionResults, str, str],
 ) -> None:
     _, html, text = reports
     for page in (html, text):
-        assert "both rows share, one-sided, level 0.05" in page and "nothing is corrected for there being six" in page
+        assert "both rows share, one-sided, level 0.05" in page
+        assert "without a correction for testing six claims" in page
         assert "another framework; ours is its loss on mix-mix views" in page
-    assert "Differs further" not in text
+    assert "Further differences" not in text
     assert broken_markdown_tables(text) == []
 
 
@@ -82,7 +83,7 @@ def test_an_experiment_with_two_names_has_the_seeds_of_both_and_one_interval() -
         assert [run.seed for run in rows["table4/S2/simclr"]] == seeds
 
 
-def test_one_experiment_under_two_names_serves_the_claims_of_both_tables(tmp_path: Path) -> None:
+def test_one_experiment_under_two_names_counts_for_the_claims_of_both_tables(tmp_path: Path) -> None:
     means = {"table4/S2/simclr": 0.282, "table2/mix-chan": 0.272, "table2/mix-mix+specaug": 0.265}
     runs = tuple(
         ReproducedRun(row=row, seed=seed, metric=Metric(value=mean + 1e-4 * seed * seed, interval="none"))
@@ -111,12 +112,12 @@ def test_one_seed_keeps_the_runs_own_interval(tmp_path: Path) -> None:
     assert "Intervals: 95 % bootstrap over clips." in html
 
 
-def test_folder_without_a_reproduction_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_reproduction_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SepsceneError, match=r"reproduction\.json"):
         write_reproduction_report(tmp_path)
 
 
-def test_a_run_fills_its_own_row_and_its_baseline_only_where_that_is_a_row() -> None:
+def test_a_run_gives_its_own_row_and_that_of_its_baseline_if_the_paper_has_it() -> None:
     joint = sample_results()
     assert set(run_rows(joint)) == {"table4/S2+N/simclr-cp"}
     alone = joint.changed({"table_row": "table4/S2+N/simclr"})
@@ -126,16 +127,16 @@ def test_a_run_fills_its_own_row_and_its_baseline_only_where_that_is_a_row() -> 
         {"table2/mix-chan": 0.412, "table2/mix-mix": 0.389}
     )
     assert run_rows(joint.changed({"table_row": None})) == {}
-    lines = [line for table in tables_beside(run_rows(joint)) for line in table.lines if line.ours]
+    lines = [line for table in compared_tables(run_rows(joint)) for line in table.lines if line.ours]
     assert [(line.label, line.paper) for line in lines] == [("S2∨N, SimCLR & CP", 0.306)]
 
 
-def test_rows_are_named_as_the_paper_names_them() -> None:
+def test_rows_have_the_names_of_the_paper() -> None:
     assert row_name("table4/S2+N/simclr-cp") == "Table 4, S2∨N, SimCLR & CP"
     assert (row_name("mine"), row_name(None)) == ("mine", "")
 
 
-def test_a_learned_shortcut_is_named(tmp_path: Path) -> None:
+def test_a_learned_shortcut_is_reported(tmp_path: Path) -> None:
     def run(row: str, share: float) -> ReproducedRun:
         found = {"background": share, "level": 0.1, "rank": 12.0}
         return ReproducedRun(row=row, seed=0, metric=Metric(value=0.3), diagnostics=found)

@@ -1,4 +1,4 @@
-"""A run's report says what its results say: every metric, safe against odd names, honest about intervals."""
+"""A run's report: it has every metric, escapes names, and respects the intervals."""
 
 import re
 from pathlib import Path
@@ -47,7 +47,7 @@ def _row(tables: Tables, first: str) -> list[list[str]]:
     return [[" ".join(cell.split()) for cell in row] for row in tables.rows if row and row[0].strip() == first]
 
 
-def test_encoder_table_holds_the_metrics_with_their_intervals(page: str) -> None:
+def test_encoder_table_has_the_metrics_with_their_intervals(page: str) -> None:
     rows = _row(Tables(page), "mix-chan")
     assert rows[0] == [
         "mix-chan",
@@ -77,7 +77,7 @@ def test_every_class_processor_and_stage_is_in_a_table(page: str, run_dir: Path)
     assert len(CLASSES) == sum(len(_row(tables, name)) for name in CLASSES)
 
 
-def test_page_stands_alone_and_every_anchor_resolves(page: str) -> None:
+def test_page_is_self_contained_and_every_anchor_resolves(page: str) -> None:
     tables = Tables(page)
     assert len(tables.ids) == len(set(tables.ids)), "an id is used twice"
     assert {link[1:] for link in tables.links if link.startswith("#")} <= set(tables.ids)
@@ -87,7 +87,7 @@ def test_page_stands_alone_and_every_anchor_resolves(page: str) -> None:
     assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(tables.ids)
 
 
-def test_page_can_be_heard_and_has_no_fixed_colours_in_pictures(page: str) -> None:
+def test_page_is_accessible_and_has_no_fixed_colours_in_pictures(page: str) -> None:
     tables = Tables(page)
     assert tables.headers_without_scope == tables.svgs_without_words == 0
     assert '<html lang="en">' in page
@@ -101,7 +101,7 @@ def test_listening_page_is_linked_once_it_exists(tmp_path: Path) -> None:
     assert "listen.html" in Tables(write_report(tmp_path)[0].read_text()).links
 
 
-def test_markdown_holds_the_same_metrics_and_whole_tables(run_dir: Path) -> None:
+def test_markdown_has_the_same_metrics_and_valid_tables(run_dir: Path) -> None:
     text = (run_dir / "report.md").read_text()
     assert broken_markdown_tables(text) == []
     assert "| mix-mix | 0.389 [0.371, 0.407] |" in text
@@ -110,7 +110,7 @@ def test_markdown_holds_the_same_metrics_and_whole_tables(run_dir: Path) -> None
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, block
 
 
-def test_odd_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     results = sample_results()
     name = '<script>alert("1")</script> $x_1$ 雨'
     encoder = EncoderResult(
@@ -125,11 +125,11 @@ def test_odd_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
     assert Tables((tmp_path / "report.html").read_text()).rows[1][0] == name
 
 
-def test_a_run_with_almost_nothing_still_reports(tmp_path: Path) -> None:
+def test_a_run_with_few_results_gets_a_report(tmp_path: Path) -> None:
     RunResults(run_id="r", experiment="e", scale="tiny", seed=1, started="now", seconds=1.0).save(tmp_path)
     html, text = write_report(tmp_path)
     assert "No encoder was evaluated" in html.read_text()
-    assert "kept no ledger" in text.read_text()
+    assert "This run has no ledger" in text.read_text()
 
 
 def test_each_kind_of_folder_gets_its_report(tmp_path: Path) -> None:
@@ -142,31 +142,31 @@ def test_each_kind_of_folder_gets_its_report(tmp_path: Path) -> None:
         report_on(tmp_path / "elsewhere")
 
 
-def test_unfinished_run_is_named(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SepsceneError, match=re.escape(str(tmp_path))):
         write_report(tmp_path)
 
 
-def test_answer_claims_no_more_than_the_intervals() -> None:
+def test_the_answer_respects_the_intervals() -> None:
     ours = Metric(value=0.40, low=0.38, high=0.42)
     near = Metric(value=0.39, low=0.37, high=0.41)
     far = Metric(value=0.20, low=0.19, high=0.21)
     assert answer({"mix-chan": ours, "mix-mix": near, "untrained": far}) == (
         "mix-chan reaches an mAP of 0.400, 0.010 above mix-mix (0.390) "
         "and 0.200 above the untrained encoder (0.200). "
-        "The intervals of mix-chan and mix-mix overlap: alone, this run does not settle which is better."
+        "The intervals of mix-chan and mix-mix overlap, so this run alone does not show which is better."
     )
     assert answer({"mix-chan": far, "mix-mix": ours}) == (
         "mix-chan reaches an mAP of 0.200, 0.200 below mix-mix (0.400)."
     )
 
 
-def test_headline_falls_back_to_what_was_measured() -> None:
+def test_the_headline_metric_is_one_that_was_measured() -> None:
     knn = EncoderResult(name="a", metrics={"qbe_map": Metric(value=0.1), "knn_map": Metric(value=0.2)})
     assert headline_metric([knn]) == "knn_map"
 
 
-def test_curves_share_a_panel_by_quantity_and_leave_out_what_is_not_finite() -> None:
+def test_curves_share_a_panel_by_quantity_and_leave_out_non_finite_values() -> None:
     records: list[dict[str, float | str]] = [
         {
             "stage": "pretrain",
@@ -186,8 +186,8 @@ def test_curves_share_a_panel_by_quantity_and_leave_out_what_is_not_finite() -> 
     assert second.alt.startswith("pretrain: lr")
 
 
-def test_long_names_fit_beside_pictures_and_are_whole_in_tables(tmp_path: Path) -> None:
-    long = "Heart sounds, heartbeat, and some more words that nobody needs"
+def test_long_names_are_cut_in_pictures_and_complete_in_tables(tmp_path: Path) -> None:
+    long = "Heart sounds, heartbeat, and some more words that are not needed"
     results = sample_results()
     encoder = results.encoders[0].changed(
         {
@@ -213,15 +213,15 @@ def test_stages_of_one_kind_share_a_panel_and_a_repeated_step_counts_once() -> N
     )
 
 
-def test_what_is_true_of_all_encoders_is_said_once() -> None:
-    said = ("14 epochs; chance 0.058", "10 epochs; chance 0.058")
-    encoders = [EncoderResult(name=name, metrics={}, description=text) for name, text in zip("ab", said, strict=True)]
+def test_notes_that_all_encoders_share_are_given_once() -> None:
+    texts = ("14 epochs; chance 0.058", "10 epochs; chance 0.058")
+    encoders = [EncoderResult(name=name, metrics={}, description=text) for name, text in zip("ab", texts, strict=True)]
     assert encoder_notes(encoders) == {"a": ["14 epochs"], "b": ["10 epochs"], "all": ["chance 0.058"]}
     assert encoder_notes(encoders[:1]) == {"a": ["14 epochs", "chance 0.058"]}
     assert encoder_notes([]) == {}
 
 
-def test_pictures_are_files_of_their_own_too(run_dir: Path) -> None:
+def test_pictures_are_also_written_to_files(run_dir: Path) -> None:
     names = {path.stem for path in (run_dir / "plots").iterdir()}
     assert {"answer", "classes", "ladder", "map0", "curve0"} <= names
     for path in (run_dir / "plots").iterdir():
@@ -238,12 +238,12 @@ def test_lost_workers_are_reported(tmp_path: Path) -> None:
         assert "pretrain: worker group failed (worker 1), restarting" in path.read_text()
 
 
-def test_numbers_are_written_for_people() -> None:
+def test_number_and_duration_formats() -> None:
     assert [duration(s) for s in (1.23, 99.9, 125, 12345)] == ["1.2 s", "99.9 s", "2 min 5 s", "3 h 25 min"]
     assert [number(x) for x in (-0.5, None, float("nan"))] == ["−0.500", "–", "not a number"]
 
 
-def test_what_was_left_out_is_said_with_its_reason(tmp_path: Path) -> None:
+def test_left_out_files_and_clips_are_listed_with_the_reason(tmp_path: Path) -> None:
     left_out = {"files: suffix .m4a is not read": 3, "test clips without a label, in the evaluation only": 40}
     sample_results().changed({"left_out": left_out}).save(tmp_path)
     assert RunResults.load(tmp_path).left_out == left_out
@@ -252,8 +252,8 @@ def test_what_was_left_out_is_said_with_its_reason(tmp_path: Path) -> None:
     assert "- left out, test clips without a label, in the evaluation only: 40" in markdown
 
 
-def test_the_style_speaks_of_elements_and_classes_that_the_pages_have() -> None:
-    """A word that was replaced in all files had once become the name of an element that does not exist."""
+def test_all_elements_and_classes_of_the_style_sheet_exist_in_the_pages() -> None:
+    """A search and replace over all files once renamed an element in the style sheet."""
     folder = Path(render.__file__).parent / "templates"
     pages = "".join(page.read_text() for page in folder.glob("*.html.j2"))
     style = re.sub(r"/\*.*?\*/", "", (folder / "style.css").read_text(), flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""A sweep's report ranks finished trials only, over seeds, and says when the intervals settle nothing."""
+"""A sweep's report: the ranking of finished trials over seeds, and overlapping intervals."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.orchestration.samples import metric, sample_sweep, write_sample_sweep
 
 
 def _with_values(values: dict[str, float]) -> SweepResults:
-    """The sample's trials of these names alone, with these metrics."""
+    """The sample sweep with only these trials, and with these metrics."""
     sweep = sample_sweep()
     trials = [
         trial.changed({"metrics": {"shallow_map": metric(values[trial.name], 0.001)}})
@@ -35,25 +35,25 @@ def test_settings_are_ranked_by_their_mean_over_seeds_with_a_t_interval() -> Non
     assert second.metric.count == 2
 
 
-def test_what_was_stopped_early_or_failed_is_not_ranked() -> None:
+def test_trials_that_failed_or_were_stopped_early_are_not_ranked() -> None:
     groups = ranked(sample_sweep())
     assert {trial.status for group in groups for trial in group.trials} == {"finished"}
     assert sum(len(group.trials) for group in groups) == 13
 
 
-def test_answer_settles_nothing_that_the_intervals_do_not_settle() -> None:
+def test_the_answer_respects_the_intervals() -> None:
     apart = _with_values({"S2-t0.2-s0": 0.30, "N-t0.2-s0": 0.40})
     assert sweep_answer(apart, ranked(apart)) == (
         "Combination N, τ 0.2 is best: Shallow classifier mAP 0.400 [0.399, 0.401] (2 finished). "
-        "Its interval lies above those of all other settings."
+        "Its interval is above those of all other settings."
     )
     level = _with_values({"S2-t0.2-s0": 0.3995, "N-t0.2-s0": 0.40})
-    assert "The other one may be as good" in sweep_answer(level, ranked(level))
+    assert "The other setting may be equally good" in sweep_answer(level, ranked(level))
     nothing = sample_sweep().changed({"trials": ()})
     assert sweep_answer(nothing, ranked(nothing)) == "No trial has a metric yet (no trials)."
 
 
-def test_heat_map_is_combination_by_temperature_with_gaps_where_nothing_finished() -> None:
+def test_heat_map_is_combination_by_temperature_with_gaps_for_unfinished_settings() -> None:
     heat = heat_map(sample_sweep())
     assert heat is not None
     assert (heat.row_field, heat.rows) == ("combination", ("S2", "N", "S2∨N"))
@@ -80,10 +80,10 @@ def test_every_trial_is_a_row_of_the_live_table_the_page_and_the_markdown(tmp_pa
     assert text.read_text().count("| S2∨N | 0.2 |") == 3  # once ranked, twice as a trial
     assert "worker lost 3 times \\| see its log" in text.read_text()
     for report in (html, text):
-        assert "The best of many trials by its test metric looks better than it is" in report.read_text()
+        assert "The test metric of the best of many trials is optimistically biased" in report.read_text()
 
 
-def test_sweep_without_trials_still_reports_and_no_sweep_is_named(tmp_path: Path) -> None:
+def test_a_sweep_without_trials_gets_a_report_and_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SepsceneError, match=r"sweep\.json"):
         write_sweep_report(tmp_path)
     sample_sweep().changed({"trials": ()}).save(tmp_path)
@@ -97,8 +97,8 @@ def test_trial_with_other_fields_than_the_sweep_is_refused() -> None:
 
 
 @pytest.mark.parametrize("path", ["../../../etc", "/etc", "a/../../b"])
-def test_a_trial_whose_folder_lies_elsewhere_is_refused(path: str, tmp_path: Path) -> None:
-    """A report of a stranger's sweep would read there, and link to it."""
+def test_a_trial_whose_folder_is_outside_of_the_sweep_is_refused(path: str, tmp_path: Path) -> None:
+    """The report of a sweep from an untrusted source would read files there, and link to them."""
     write_sample_sweep(tmp_path)
     file = tmp_path / "sweep.json"
     tree = json.loads(file.read_text())

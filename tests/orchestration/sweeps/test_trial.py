@@ -134,4 +134,4 @@ def test_a_sweep_that_ends_badly_says_how_to_continue_it(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(KeyboardInterrupt), parent_run(uri, tmp_path / "mine", {}, {}, Console(file=out, width=200)):
         raise KeyboardInterrupt
-    assert out.getvalue() == f"stopped; what is done is kept, continue it with\nsepscene {again}\n"
+    assert out.getvalue() == f"stopped; all completed work is kept. Continue with\nsepscene {again}\n"

@@ -1,4 +1,4 @@
-"""What is trained, and from where it starts."""
+"""The networks of an experiment and their initial weights."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from sepscene.tasks.losses.terms import Triplet
 
 @pytest.fixture
 def bundle(nano: Experiment, tmp_path: Path) -> Path:
-    """An encoder as `sepscene encoder import` leaves it: other weights, and a classifier."""
+    """An encoder as `sepscene encoder import` writes it: with other weights and a classifier."""
     torch.manual_seed(7)
     trunk = nano.encoder.changed({"classes": 5})
     config = EncoderConfig(front_end=nano.front_end, trunk=trunk, patch_seconds=10.0)
@@ -23,7 +23,7 @@ def bundle(nano: Experiment, tmp_path: Path) -> Path:
     return tmp_path / "theirs"
 
 
-def test_a_start_gives_its_trunk_and_leaves_the_heads_fresh(nano: Experiment, bundle: Path) -> None:
+def test_a_start_encoder_sets_the_trunk_but_not_the_heads(nano: Experiment, bundle: Path) -> None:
     fresh, started = build_objective(nano), build_objective(nano)
     start_from(started, bundle)
     theirs = load_encoder(bundle).trunk.state_dict()
@@ -35,21 +35,21 @@ def test_a_start_gives_its_trunk_and_leaves_the_heads_fresh(nano: Experiment, bu
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"encoder.embedding_dim": 8}, r"encoder\.embedding_dim is 8, must be 16"),
         ({"front_end.hop_samples": 200}, r"front_end\.hop_samples is 200, must be 160"),
         ({"encoder.activation": "relu"}, r"encoder\.activation is 'relu', must be 'none'"),
     ],
 )
-def test_a_start_that_does_not_fit_is_refused(
-    nano: Experiment, bundle: Path, changes: dict[str, object], says: str
+def test_a_start_encoder_that_does_not_fit_is_refused(
+    nano: Experiment, bundle: Path, changes: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(SepsceneError, match=says):
+    with pytest.raises(SepsceneError, match=message):
         check_start(nano.changed({"training.start_encoder": str(bundle), **changes}))
 
 
-def test_a_start_that_is_damaged_or_missing_is_refused(nano: Experiment, bundle: Path, tmp_path: Path) -> None:
+def test_a_damaged_or_missing_start_encoder_is_refused(nano: Experiment, bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(SepsceneError, match=r"nowhere.config\.json is missing or cannot be read"):
         check_start(nano.changed({"training.start_encoder": str(tmp_path / "nowhere")}))
     (bundle / "model.safetensors").write_bytes(b"torn")

@@ -1,4 +1,4 @@
-"""Encoders other than CNN14 through the same training: configuration, a step against a plain loop, bundle."""
+"""Training of encoders other than CNN14: configuration, a step compared with a plain loop, bundle."""
 
 from pathlib import Path
 
@@ -38,33 +38,33 @@ def with_encoder(nano: Experiment, which: str) -> Experiment:
 
 @pytest.mark.usefixtures("_lab")
 def test_an_encoder_is_chosen_by_name_or_class_and_survives_yaml(nano: Experiment, tmp_path: Path) -> None:
-    own = nano.changed({"encoder.size": 12, "encoder.use": "trainlab.nets:MelNet"})
-    assert own.encoder == CustomEncoder.model_validate({"use": "trainlab.nets:MelNet", "size": 12})
-    assert own.custom_code == ("trainlab.nets:MelNet",) and nano.custom_code == ()
+    custom = nano.changed({"encoder.size": 12, "encoder.use": "trainlab.nets:MelNet"})
+    assert custom.encoder == CustomEncoder.model_validate({"use": "trainlab.nets:MelNet", "size": 12})
+    assert custom.custom_code == ("trainlab.nets:MelNet",) and nano.custom_code == ()
     from trainlab.nets import MelNet  # type: ignore[import-not-found]
 
-    assert nano.changed({"encoder": {"use": MelNet, "size": 12}}) == own
-    own.save(tmp_path / "own.yaml")
-    assert load_experiment(tmp_path / "own.yaml") == own
-    back = own.changed({"encoder.use": "cnn14", "encoder.embedding_dim": 8})
+    assert nano.changed({"encoder": {"use": MelNet, "size": 12}}) == custom
+    custom.save(tmp_path / "custom.yaml")
+    assert load_experiment(tmp_path / "custom.yaml") == custom
+    back = custom.changed({"encoder.use": "cnn14", "encoder.embedding_dim": 8})
     assert back.encoder.use == "cnn14" and back.encoder.embedding_dim == 8
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"encoder.use": "cnn41"}, r"encoder\.use: there is no encoder 'cnn41' \(did you mean cnn14\?\)"),
         ({"encoder.use": "patch-transformer", "encoder.widths": [1]}, r"encoder\.widths: unknown field"),
         ({"encoder": {"use": "cnn14", "widths": [1]}}, r"encoder: widths \(1,\) must be six"),
     ],
 )
-def test_a_wrong_choice_is_said_without_pydantics_words(nano: Experiment, change: dict, says: str) -> None:
-    with pytest.raises(SepsceneError, match=says):
+def test_a_wrong_choice_gets_a_plain_message(nano: Experiment, change: dict, message: str) -> None:
+    with pytest.raises(SepsceneError, match=message):
         nano.changed(change)
 
 
 @pytest.mark.usefixtures("_lab")
-def test_what_does_not_fit_is_refused_before_anything_starts(
+def test_incompatible_parts_are_refused_before_anything_starts(
     nano: Experiment, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(SepsceneError, match=r"augmentations\.specaugment works on log-mels: set views\.spec"):
@@ -79,8 +79,8 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
 
 @pytest.mark.usefixtures("_lab")
 @pytest.mark.parametrize("which", ["patch-transformer", "MelNet", "WaveNet"])
-def test_a_step_is_that_of_a_plain_loop(nano: Experiment, which: str) -> None:
-    """Loss and gradients from the objective by hand, and torch's own AdamW: the same weights to the last bit."""
+def test_a_step_equals_that_of_a_plain_loop(nano: Experiment, which: str) -> None:
+    """The plain loop calls the objective directly and uses torch's AdamW; the weights agree to 1e-6."""
     experiment = with_encoder(nano, which).changed({"training.weight_decay": 0.0, "training.warmup_share": 0.0})
     check_parts(experiment)
     trainer, plain = Pretrainer(experiment, 24, CPU), build_objective(experiment)
@@ -99,7 +99,7 @@ def test_a_step_is_that_of_a_plain_loop(nano: Experiment, which: str) -> None:
 
 @pytest.mark.usefixtures("_lab")
 @pytest.mark.parametrize("which", ["patch-transformer", "MelNet", "WaveNet"])
-def test_it_goes_on_from_a_checkpoint_and_leaves_a_bundle(nano: Experiment, tmp_path: Path, which: str) -> None:
+def test_it_continues_from_a_checkpoint_and_gives_a_bundle(nano: Experiment, tmp_path: Path, which: str) -> None:
     experiment = with_encoder(nano, which)
     straight = Pretrainer(experiment, 24, CPU)
     consumed(straight, batch(0))
@@ -120,14 +120,14 @@ def test_it_goes_on_from_a_checkpoint_and_leaves_a_bundle(nano: Experiment, tmp_
 
 @pytest.mark.usefixtures("_lab")
 def test_operations_are_counted_for_any_encoder(nano: Experiment) -> None:
-    own = with_encoder(nano, "MelNet")
-    assert encoder_flops(own) == 2 * (128 * 4 + 4 * 6)
+    mel = with_encoder(nano, "MelNet")
+    assert encoder_flops(mel) == 2 * (128 * 4 + 4 * 6)
     wave = with_encoder(nano, "WaveNet")
     assert encoder_flops(wave) == 2 * (((15_360 - 64) // 32 + 1) * 64 * 4 + 4 * 6)
-    assert step_flops(own) > 6 * 16 * encoder_flops(own)
+    assert step_flops(mel) > 6 * 16 * encoder_flops(mel)
 
 
-def test_the_row_beside_cnn14_is_as_large_as_its_scale() -> None:
+def test_the_patch_transformer_has_the_size_of_its_scale() -> None:
     sizes = {scale: named_experiment("beyond/patch-transformer", scale) for scale in ("mini", "tiny", "small", "paper")}
     assert (
         sizes["paper"].encoder == PatchTransformerConfig() and sizes["small"].encoder == PatchTransformerConfig.small()
@@ -141,7 +141,7 @@ def test_the_row_beside_cnn14_is_as_large_as_its_scale() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
 def test_the_patch_transformer_learns_at_each_size(scale: str, nano: Experiment, tmp_path: Path) -> None:
-    """The settings of the row at its scale, on batches of 8: three steps lower the loss of their batch."""
+    """With the settings of each scale, on batches of 8, three steps lower the loss of their batch."""
     encoder = named_experiment("beyond/patch-transformer", scale).encoder  # type: ignore[arg-type]
     learning = {"training.learning_rate": 1e-3 if scale == "tiny" else 1e-4, "training.warmup_share": 0.0}
     trainer = Pretrainer(nano.changed({"encoder": encoder.model_dump(), **learning}), 24, CPU)

@@ -1,4 +1,4 @@
-"""Operations of the networks, against what the paper and a slow sum say."""
+"""Operations of the networks, compared with the paper and with a slow sum."""
 
 import pytest
 
@@ -9,14 +9,14 @@ from sepscene.orchestration.training.flops import encoder_flops, separation_flop
 
 
 def test_the_networks_of_the_paper() -> None:
-    """69 GMAC a clip of 10 s (paper.md), and CNN14's forward pass, to the last operation."""
+    """69 GMAC per clip of 10 s (paper.md), and CNN14's forward pass, exactly."""
     assert separation_flops(TDCNppConfig(), 160_000) == 138_624_078_848
     assert encoder_flops(named_experiment("demo", "paper")) == 3_857_973_248
 
 
 @pytest.mark.parametrize(("frames", "mel_bands"), [(32, 64), (96, 64), (101, 64), (48, 32)])
 def test_an_encoder_is_the_sum_of_its_layers(nano: Experiment, frames: int, mel_bands: int) -> None:
-    """The last is scale mini's: one position is left before the last block, which ended a run of it."""
+    """The last case is scale mini: one position is left before the last block, which once ended a run."""
     config = Cnn14Config.tiny(embedding_dim=40).changed({"mel_bands": mel_bands})
     total, inputs, rows, bands = 0, 1, frames, config.mel_bands
     for number, channels in enumerate(config.widths, start=1):

@@ -1,4 +1,4 @@
-"""How the weights move: what is decayed, that the fused kernel is AdamW, that its state resumes, the learning rate."""
+"""The optimiser: weight decay, the fused kernel compared with AdamW, resuming its state, the learning rate."""
 
 import io
 
@@ -26,8 +26,8 @@ def build(learn_temperature: bool = True) -> JointObjective:
     return JointObjective(trunk, {name: build_term(name, settings, sizes) for name, settings in chosen.items()})
 
 
-def pull(objective: JointObjective, seed: int) -> None:
-    """Gradients that any run could have."""
+def set_gradients(objective: JointObjective, seed: int) -> None:
+    """Give all parameters random gradients."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in objective.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -44,17 +44,17 @@ def test_only_matrices_and_kernels_are_decayed() -> None:
     assert len(decayed["params"]) + len(kept["params"]) == len(names)
 
 
-def test_a_fixed_temperature_is_not_touched() -> None:
+def test_a_fixed_temperature_is_not_optimised() -> None:
     objective = build(learn_temperature=False)
     learned = {id(p) for group in adamw(objective, TRAINING, CPU).param_groups for p in group["params"]}
     assert id(objective.terms["similarity"].log_temperature) not in learned
 
 
-def test_a_step_is_adamw_written_out() -> None:
+def test_a_step_equals_the_formula_of_adamw() -> None:
     objective = build()
     before = {name: parameter.detach().clone() for name, parameter in objective.named_parameters()}
     optimizer = adamw(objective, TRAINING, CPU)
-    pull(objective, 1)
+    set_gradients(objective, 1)
     optimizer.step()
     for name, parameter in objective.named_parameters():
         gradient: Tensor = parameter.grad  # type: ignore[assignment]
@@ -67,7 +67,7 @@ def test_its_state_resumes_bit_for_bit() -> None:
     straight, resumed = build(), build()
     optimizer = adamw(straight, TRAINING, CPU)
     for seed in (1, 2):
-        pull(straight, seed)
+        set_gradients(straight, seed)
         optimizer.step()
         if seed == 1:
             saved = {"model": straight.state_dict(), "optimizer": optimizer.state_dict()}
@@ -75,7 +75,7 @@ def test_its_state_resumes_bit_for_bit() -> None:
     resumed.load_state_dict(saved["model"])
     continued = adamw(resumed, TRAINING, CPU)
     continued.load_state_dict(saved["optimizer"])
-    pull(resumed, 2)
+    set_gradients(resumed, 2)
     continued.step()
     for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -1,4 +1,4 @@
-"""The separators' precision reaches every stage, and what is filled in one precision isn't filled in another."""
+"""Every stage gets the separators' precision, and a prefill is valid for one precision only."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.presets import named_experiment
-from sepscene.orchestration.training.prefill import name_of_filling
+from sepscene.orchestration.training.prefill import prefill_key
 from sepscene.orchestration.training.stream import _served
 from sepscene.tasks.datasets.manifest import Clip, make_manifest
 
@@ -17,7 +17,7 @@ BFLOAT16 = FLOAT32.changed({"resources.separation_precision": "bfloat16"})
 
 
 class Rows:
-    """Stands for a Ray data set and notes what its stages are made with."""
+    """Replaces a Ray data set and records the settings of its stages."""
 
     def __init__(self) -> None:
         self.settings: list[ServiceSettings] = []
@@ -27,16 +27,16 @@ class Rows:
         return self
 
 
-def test_readers_and_separators_know_the_precision() -> None:
+def test_readers_and_separators_get_the_precision() -> None:
     for experiment in (FLOAT32, BFLOAT16):
         rows = Rows()
         _served(rows, experiment, {}, store=None, crash_counts=None, live=True)  # type: ignore[arg-type]
         assert [s.precision for s in rows.settings] == [experiment.resources.separation_precision] * 2
 
 
-def test_a_fill_is_of_one_precision(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_prefill_is_of_one_precision(tmp_path) -> None:  # type: ignore[no-untyped-def]
     names = FLOAT32.views.combination
     save_separator(TDCNpp(TDCNppConfig.tiny()), tmp_path, {})
     ladder, train = dict.fromkeys(names, str(tmp_path)), make_manifest([Clip("a", "a", (), "train")], "here")
-    marks = {name_of_filling(experiment, train, ladder) for experiment in (FLOAT32, FLOAT32, BFLOAT16)}
-    assert len(marks) == 2
+    keys = {prefill_key(experiment, train, ladder) for experiment in (FLOAT32, FLOAT32, BFLOAT16)}
+    assert len(keys) == 2

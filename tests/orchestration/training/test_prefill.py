@@ -1,4 +1,4 @@
-"""A store counts as filled when every entry is there, not when the stream has ended."""
+"""A prefill is complete when every entry is in the store, not when the stream has ended."""
 
 import logging
 from collections.abc import Iterator
@@ -27,12 +27,12 @@ CLIPS = 6
 
 
 class Actors:
-    """Stands in for the stream: puts into the store what it is told to, loses the rest, and notes its clips."""
+    """Replaces the stream: puts entries into the store, except for the lost ones, and records its clips."""
 
     def __init__(self, lost: list[set[tuple[str, int]]], bad: str = "") -> None:
         """Args:
-        lost: of each pass the (uri, processor) whose entry never arrives.
-        bad: a clip that can't be used.
+        lost: for each pass, the (uri, processor) whose entry is not stored.
+        bad: a clip that cannot be used.
         """
         self.lost, self.bad, self.passes = lost, bad, list[list[str]]()
 
@@ -73,13 +73,13 @@ def ladder(nano: Experiment, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def clips() -> Manifest:
-    """Clips that nobody will look for."""
+    """Clips whose files do not exist."""
     return make_manifest((Clip(f"{n}.wav", f"/x/{n}.wav", ("a",), "train", n / 4) for n in range(CLIPS)), "a test")
 
 
 @pytest.fixture(autouse=True)
-def _no_patience_and_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filling, "PATIENCE_SECONDS", 0.0)
+def _no_waiting_and_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling, "SHARDS_SECONDS", 0.0)
     monkeypatch.setattr(filling, "blocks_of", lambda blocks: blocks)  # of `Actors`
 
 
@@ -91,7 +91,7 @@ def filled_by(
         return fill(nano, clips, ladder, store, lambda done: None)
 
 
-def test_what_is_lost_on_its_way_is_separated_again(
+def test_lost_entries_are_separated_again(
     nano: Experiment, clips: Manifest, ladder: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     actors = Actors([{("/x/2.wav", 1), ("/x/4.wav", 0), ("/x/4.wav", 1)}, set()], bad="/x/5.wav")
@@ -107,7 +107,7 @@ def test_a_complete_store_takes_one_pass(
     assert filled_by(actors, nano, clips, ladder, tmp_path, monkeypatch).present == 12 and len(actors.passes) == 1
 
 
-def test_only_a_complete_filling_is_marked_as_one(
+def test_only_a_complete_prefill_is_marked(
     nano: Experiment,
     clips: Manifest,
     ladder: dict[str, str],
@@ -123,6 +123,6 @@ def test_only_a_complete_filling_is_marked_as_one(
         first = run.prefill(clips, ladder)
     assert (first.present, first.missing) == (11, 1) and len(actors.passes) == 2
     assert "1 of 12 separated clips are still missing" in caplog.text
-    assert run.prefill(clips, ladder).present == 12 and len(actors.passes) == 3, "it is looked for again"
+    assert run.prefill(clips, ladder).present == 12 and len(actors.passes) == 3, "missing entries are filled later"
     again = run.prefill(clips, ladder)
-    assert again.present == 12 and not again.counts and len(actors.passes) == 3, "what is marked is not gone through"
+    assert again.present == 12 and not again.counts and len(actors.passes) == 3, "a complete prefill is skipped"

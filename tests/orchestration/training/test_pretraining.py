@@ -1,4 +1,4 @@
-"""One worker of the pre-training with its hooks, in this process: bad steps, accumulation. With Ray: tests/faults."""
+"""One worker of the pre-training with its hooks, in this process. Tests with Ray are in tests/faults."""
 
 import json
 import time
@@ -31,12 +31,12 @@ def worker(experiment: Experiment, checkpoint: Path | None = None) -> Pretrainer
 
 
 class Recorder(Hook):
-    """Keeps every step, as the last of the hooks sees it."""
+    """Records every step, as the last of the hooks."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
-    def wants_report(self, number: int) -> bool:
+    def needs_report(self, number: int) -> bool:
         return number % DIAGNOSED_EVERY_STEPS == 0
 
     def after_step(self, step: Step) -> None:
@@ -48,7 +48,7 @@ class Recorder(Hook):
 
 
 def trained(one: Pretrainer, batches: Iterable[Batch], *hooks: Hook) -> Recorder:
-    """Train on some batches with these hooks beside it."""
+    """Train on some batches with these hooks."""
     recorder = Recorder()
     run_steps(one, batches, [*hooks, recorder], RLock())
     return recorder
@@ -60,7 +60,7 @@ def consumed(one: Pretrainer, rows: Batch) -> dict[str, float]:
 
 
 def batch(step: int, rows: int = 8, spoiled: tuple[int, ...] = ()) -> Batch:
-    """The rows of a step, with noise of different colours for views; `spoiled` rows could not be read."""
+    """The rows of a step, with noise of different spectra as views; `spoiled` rows could not be read."""
     draws = np.random.default_rng(step)
     wave = np.cumsum(draws.normal(0, 300, (2, rows, 15_360)), axis=2) % 20_000 - 10_000
     fault = np.array(["broken" if n in spoiled else "" for n in range(rows)], object)
@@ -75,7 +75,7 @@ def batch(step: int, rows: int = 8, spoiled: tuple[int, ...] = ()) -> Batch:
 
 
 def test_a_worker_without_a_usable_row_has_empty_views(nano: Experiment) -> None:
-    """Its part of the last batch is nothing but fillers, and the other workers wait for it in the exchange."""
+    """Its part of the last batch has only fillers, and the other workers wait for it in the exchange of gradients."""
     views = worker(nano).logmels(batch(0, spoiled=tuple(range(8))))
     assert [tuple(view.shape) for view in views] == [(0, 96, 64)] * 2
 
@@ -105,7 +105,7 @@ def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, t
     assert step.metrics["bad"] == 1 and step.metrics["rows"] == 16
     assert all(torch.equal(now, then) for now, then in zip(weights(one), before, strict=True))
     assert json.loads(folder.bad_rows.read_text()) == [list(range(8, 16))]
-    assert step.events == ["step 2 is skipped: 8 rows from 8 on"] and not step.fatal
+    assert step.events == ["step 2 is skipped: 8 rows, the first is row 8"] and not step.fatal
     assert consumed(one, batch(2))["bad"] == 0
     assert any(not torch.equal(now, then) for now, then in zip(weights(one), before, strict=True))
 
@@ -120,7 +120,7 @@ def test_bad_steps_count_over_restarts(nano: Experiment, tmp_path: Path) -> None
     assert again.bad_rows == [list(range(8))] and again.step == 1
     spoil_the_weights(again)
     (step,) = trained(again, [batch(1), batch(2)], BadSteps(folder, again.bad_rows, most=1)).steps
-    assert "2 steps had a NaN" in step.fatal and "rows: 8, 9, 10" in step.fatal
+    assert "2 steps had a NaN" in step.fatal and "rows of the last one: 8, 9, 10" in step.fatal
 
 
 @pytest.mark.parametrize("microbatch", [None, 3])
@@ -136,7 +136,7 @@ def test_a_restored_worker_continues_bit_for_bit(nano: Experiment, tmp_path: Pat
     assert all(torch.equal(one, other) for one, other in zip(weights(resumed), weights(straight), strict=True))
 
 
-def test_replay_takes_the_rows_of_the_last_bad_step(nano: Experiment, tmp_path: Path) -> None:
+def test_replay_uses_the_rows_of_the_last_bad_step(nano: Experiment, tmp_path: Path) -> None:
     nano.save(tmp_path / "experiment.yaml")
     with pytest.raises(SepsceneError, match="has skipped no step"):
         last_bad_rows(tmp_path)
@@ -158,15 +158,15 @@ def test_a_batch_without_a_usable_row_changes_no_weight(nano: Experiment) -> Non
     assert consumed(one, batch(2, spoiled=tuple(range(7))))["pairs"] == 1
 
 
-def test_data_that_is_gone_ends_the_run_in_its_second_batch(nano: Experiment) -> None:
+def test_missing_data_ends_the_run_in_its_second_batch(nano: Experiment) -> None:
     one = worker(nano)
     batches = [batch(step, spoiled=tuple(range(8))) for step in range(4)]
     recorder = trained(one, batches, Quarantine(one.ledger, CLIPS, 1.0, CPU))
     assert [bool(step.fatal) for step in recorder.steps] == [False, True]
-    assert recorder.steps[1].fatal == "no clip of 2 whole batches in a row can be used; the first: clip 0: broken"
+    assert recorder.steps[1].fatal == "no clip of 2 consecutive batches can be used; the first: clip 0: broken"
 
 
-def test_too_many_unusable_clips_end_the_run_in_the_step_that_meets_them(nano: Experiment) -> None:
+def test_too_many_unusable_clips_end_the_run_in_the_step_that_reads_them(nano: Experiment) -> None:
     one = worker(nano)
     recorder = trained(one, [batch(0, spoiled=(3,)), batch(1, spoiled=(4, 5)), batch(2)],
                        Quarantine(one.ledger, CLIPS, 0.1, CPU))  # fmt: skip
@@ -179,7 +179,7 @@ def test_too_many_unusable_clips_end_the_run_in_the_step_that_meets_them(nano: E
 def test_microbatches_give_the_losses_of_the_whole_batch(nano: Experiment) -> None:
     whole, small = (worker(nano.changed({"training.microbatch": m})) for m in (None, 4))
     for one in (whole, small):
-        one.objective.eval()  # BatchNorm's statistics are a microbatch's: fix them to compare
+        one.objective.eval()  # in training mode, BatchNorm uses the statistics of a microbatch
     for step in range(2):
         rows = batch(step, spoiled=(0, 3))
         expected, metrics = consumed(whole, rows), consumed(small, rows)
@@ -189,7 +189,7 @@ def test_microbatches_give_the_losses_of_the_whole_batch(nano: Experiment) -> No
         assert metrics["pairs"] == 6
 
 
-def test_health_is_looked_at_every_few_steps_and_a_collapse_reported_once(nano: Experiment) -> None:
+def test_diagnostics_run_every_few_steps_and_a_collapse_is_reported_once(nano: Experiment) -> None:
     one = worker(nano)
     hook = Diagnostics(lambda: one.result, one.objective.coincidence_head)
     records = [step.metrics for step in trained(one, map(batch, range(DIAGNOSED_EVERY_STEPS)), hook).steps]
@@ -204,19 +204,19 @@ def test_health_is_looked_at_every_few_steps_and_a_collapse_reported_once(nano: 
 
 
 class Slow(Hook):
-    """Takes longer than a step."""
+    """A hook that takes longer than a step."""
 
     def after_step(self, step: Step) -> None:
         time.sleep(1.0)
 
 
-def test_what_hooks_take_is_no_wait_for_data(nano: Experiment) -> None:
+def test_the_time_of_hooks_is_not_waiting_time(nano: Experiment) -> None:
     second = trained(worker(nano), map(batch, range(2)), Slow()).steps[1]
     assert second.seconds - second.waited_seconds >= 1.0
 
 
 @pytest.mark.parametrize(("seconds", "reports"), [(0.0, [[1], [2], [3], []]), (1e9, [[1], [2, 3]])])
-def test_the_first_step_is_reported_at_once_and_then_as_many_as_have_come_together(
+def test_the_first_step_is_reported_immediately_and_later_ones_together(
     nano: Experiment, monkeypatch: pytest.MonkeyPatch, seconds: float, reports: list[list[int]]
 ) -> None:
     monkeypatch.setattr(saving, "REPORT_SECONDS", seconds)
@@ -226,7 +226,7 @@ def test_the_first_step_is_reported_at_once_and_then_as_many_as_have_come_togeth
     assert sent == reports
 
 
-def test_a_filler_carries_nothing(nano: Experiment) -> None:
+def test_fillers_are_not_counted(nano: Experiment) -> None:
     rows = batch(0)
     rows["row"][5:] = FILLER
     metrics = consumed(worker(nano), rows)

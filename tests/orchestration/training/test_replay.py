@@ -1,4 +1,4 @@
-"""Rows of a run computed again in one process."""
+"""Replay of the rows of a run in one process."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from sepscene.orchestration.training.stream import schedule_of
 from sepscene.tasks.datasets.readers import Manifest
 
 
-def test_rows_are_reported_one_by_one_and_their_loss_is_that_of_one_batch(
+def test_rows_are_reported_separately_and_their_loss_is_that_of_one_batch(
     nano: Experiment,
     train_clips: Manifest,
     ladder: dict[str, str],
@@ -28,7 +28,7 @@ def test_rows_are_reported_one_by_one_and_their_loss_is_that_of_one_batch(
     clip_N = schedule_of(nano, len(train_clips.clips)).clip(np.array(rows))
     assert [one.uri for one in found] == [uris[clip] for clip in clip_N]
     assert all(0 < one.peak_1 <= 1 and one.h_norm > 0 for one in found)
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(module, "_BLOCK_ROWS", 2)
     again, chunked = replay(tmp_path, train_clips, rows)
     assert chunked == pytest.approx(loss, rel=1e-5) and [one.peak_2 for one in again] == [one.peak_2 for one in found]
     with pytest.raises(SepsceneError, match="the rows 0 to 95, not 96"):

@@ -1,4 +1,4 @@
-"""The last checkpoint: it waits for room on a full disk, whatever step it is of, and says in the end what to do."""
+"""The last checkpoint waits for space on a full disk; if the disk stays full, the message gives the remedy."""
 
 from pathlib import Path
 
@@ -15,8 +15,12 @@ from sepscene.orchestration.training.saving import Saving
 EVERY = 5
 
 
-def last_step(run_dir: Path, steps: int, refusals: int, patience: float, monkeypatch: pytest.MonkeyPatch) -> Step:
-    """What a stage of so many steps says at its end, when the disk refuses that many checkpoints from the last on."""
+def last_step(run_dir: Path, steps: int, refusals: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> Step:
+    """The end of a stage with this many steps, when the disk is full for this many writes of the last checkpoint.
+
+    Args:
+        seconds: how long the last checkpoint waits for space.
+    """
     left = [0]
 
     def write(folder: Path, state: TrainingState) -> None:
@@ -25,7 +29,7 @@ def last_step(run_dir: Path, steps: int, refusals: int, patience: float, monkeyp
             raise OSError(28, "No space left on device")
         write_checkpoint(folder, state)
 
-    monkeypatch.setattr(saving, "FULL_DISK_SECONDS", patience)
+    monkeypatch.setattr(saving, "FULL_DISK_SECONDS", seconds)
     monkeypatch.setattr(checkpoints, "write_checkpoint", write)
     now = [0]
     folder = RunFolder(run_dir).stage("stage")
@@ -40,7 +44,7 @@ def last_step(run_dir: Path, steps: int, refusals: int, patience: float, monkeyp
 
 
 @pytest.mark.parametrize(("steps", "refusals"), [(2 * EVERY, 2), (2 * EVERY + 1, 1)])
-def test_it_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, refusals: int) -> None:
+def test_it_waits_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, refusals: int) -> None:
     last = last_step(tmp_path, steps, refusals, 0.1, monkeypatch)
     assert not last.fatal
     newest = newest_sound(RunFolder(tmp_path).stage("stage").path)
@@ -51,7 +55,7 @@ def test_it_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step
 
 
 @pytest.mark.parametrize("steps", [2 * EVERY, 2 * EVERY + 1])
-def test_it_says_what_to_do_where_the_disk_stays_full(
+def test_the_message_gives_the_remedy_if_the_disk_stays_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     last = last_step(tmp_path, steps, 1000, 0.01, monkeypatch)

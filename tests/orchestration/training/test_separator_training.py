@@ -1,4 +1,4 @@
-"""The separator's training: a supervised ladder on scenes with known sources; held-out clips score each checkpoint."""
+"""The separator's training: a supervised ladder on scenes with known sources, evaluated on held-out clips."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from sepscene.tasks.datasets.readers import read_manifest
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_our_own")
-def test_a_supervised_ladder_with_its_scores_and_a_network_of_another_shape_beside_it(
+def test_a_supervised_ladder_with_its_scores_and_an_additional_network_of_another_shape(
     nano: Experiment, tmp_path: Path
 ) -> None:
     write_scenes(tmp_path, 12, 0, "train", SceneConfig(clip_seconds=2.0), with_sources=True)
@@ -45,7 +45,7 @@ def test_a_supervised_ladder_with_its_scores_and_a_network_of_another_shape_besi
     assert train_separator(experiment, both.select("train"), tmp_path) == ladder
 
 
-def test_a_checkpoint_whose_entry_a_kill_has_cut_off_is_entered_again(nano: Experiment, tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_entry_in_the_index_is_entered_again(nano: Experiment, tmp_path: Path) -> None:
     separator = TDCNpp(nano.separator.network)
     for _ in range(2):
         add_to_ladder(tmp_path, "N", 0, separator, {})
@@ -60,6 +60,6 @@ def test_supervised_is_for_scenes_only(nano: Experiment) -> None:
         nano.changed({"separator.objective": "supervised", "data.format": "esc50", "data.root": "x"})
 
 
-def test_a_network_beside_the_ladder_needs_a_name_of_its_own(nano: Experiment) -> None:
+def test_an_additional_network_needs_a_unique_name(nano: Experiment) -> None:
     with pytest.raises(SepsceneError, match="both have N"):
         nano.changed({"separator.beside": {"N": {"basis": "stft"}}})

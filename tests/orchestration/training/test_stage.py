@@ -1,4 +1,4 @@
-"""What a stage says while it runs: its progress, events, and now and then the balance of the stream."""
+"""The output of a stage while it runs: progress, events, and sometimes the balance of the stream."""
 
 import io
 from pathlib import Path
@@ -8,12 +8,14 @@ import pytest
 from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.pipeline import run as module
 from sepscene.orchestration.pipeline.run import BALANCE_EVERY, Run
 from sepscene.orchestration.records.checkpoints import TrainingState, write_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.tasks.datasets.manifest import Clip, make_manifest
 
 pytestmark = pytest.mark.slow  # imports Ray, though it starts none
 BALANCE = {
@@ -22,20 +24,20 @@ BALANCE = {
 }  # fmt: skip
 
 
-def test_every_tenth_report_of_the_balance_is_a_line(nano: Experiment, tmp_path: Path) -> None:
+def test_every_tenth_balance_is_printed(nano: Experiment, tmp_path: Path) -> None:
     out = io.StringIO()
     run = Run(tmp_path, nano, Mock(spec=Tracker), Console(file=out, width=100))
     reports = [{"step": 5 * n, "rows": 80 * n, **BALANCE} for n in range(1, 2 * BALANCE_EVERY + 5)]
     steps = [record for report in reports for record in ({"step": report["step"] - 1, "loss": 1.0}, report)]
     with run.stage("pretrain", "pretrain", 10_000):
         append_metrics(RunFolder(tmp_path).stage("another"), reports)
-        append_metrics(RunFolder(tmp_path).stage("pretrain"), [*steps, {"event": "another stage sets the pace"}])
+        append_metrics(RunFolder(tmp_path).stage("pretrain"), [*steps, {"event": "another stage is the bottleneck"}])
     line = "pretrain: readers 20 rows/s, 2% busy, 0.1 blocks wait, 20 kB/s; trainers 20 rows/s, 75% busy, waiting 25%"
     assert out.getvalue().splitlines().count(line) == 2
-    assert "pretrain: another stage sets the pace" in out.getvalue()
+    assert "pretrain: another stage is the bottleneck" in out.getvalue()
 
 
-def test_a_stage_that_is_continued_shows_how_far_it_is(nano: Experiment, tmp_path: Path) -> None:
+def test_a_continued_stage_shows_the_progress_of_the_earlier_command(nano: Experiment, tmp_path: Path) -> None:
     steps = [{"step": 3, "rows": 48}, {"step": 4, "rows": 64}]
     folder = RunFolder(tmp_path).stage("pretrain-mix-chan")
     write_checkpoint(folder.path / "step-00000004", TrainingState(4, Ledger(160), {}, steps))
@@ -46,12 +48,27 @@ def test_a_stage_that_is_continued_shows_how_far_it_is(nano: Experiment, tmp_pat
     assert " 64/160 " in out.getvalue().splitlines()[0]
 
 
-def test_scenes_are_generated_until_the_tables_of_both_splits_are_there(nano: Experiment, tmp_path: Path) -> None:
+def test_cross_validation_counts_clips_without_a_label_once(
+    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [Clip(f"{n}", f"/{n}.wav", ("dog",) if n else (), f"fold{n % 2}") for n in range(4)]
+    monkeypatch.setattr(module, "read_manifest", lambda *_: make_manifest(clips, "here"))
+    monkeypatch.setattr(module, "first_look", lambda *_: [])
+    data = {"format": "esc50", "root": str(tmp_path), "train": ("fold0", "fold1"), "test": ("folds",)}
+    folds = nano.changed({f"data.{name}": value for name, value in data.items()})
+    out = io.StringIO()
+    train, test = Run(tmp_path, folds, Mock(spec=Tracker), Console(file=out, width=200)).manifests
+    assert train is test
+    notes = [line for line in out.getvalue().splitlines() if "no label" in line]
+    assert notes == ["note          1 of 4 clips have no label; the evaluation leaves them out"]
+
+
+def test_scenes_are_generated_unless_the_tables_of_both_splits_exist(nano: Experiment, tmp_path: Path) -> None:
     few = nano.changed({"data.scenes_train": 3, "data.scenes_test": 2})
     scenes = RunFolder(tmp_path).scenes
     generated = []
-    for cut in (False, False, True):
-        if cut:  # as if it had been stopped before the last table
+    for interrupted in (False, False, True):
+        if interrupted:  # before it wrote the last table
             (scenes / "test.csv").unlink()
         out = io.StringIO()
         train, test = Run(tmp_path, few, Mock(spec=Tracker), Console(file=out, width=100)).manifests

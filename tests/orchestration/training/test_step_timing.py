@@ -12,7 +12,7 @@ from sepscene.orchestration.training.step_timing import StepTiming
 
 def test_metrics_of_a_step(nano: Experiment) -> None:
     timing = StepTiming(nano, torch.device("cpu"), workers=2)
-    timing.ceiling = timing.flops * 4  # a device that needs a quarter of a second for this worker's part of a step
+    timing.ceiling = timing.flops * 4  # a device that takes a quarter of a second for this worker's part of a step
     step = Step(1, {"pairs": 16.0}, waited_seconds=0.1, seconds=0.5)
     timing.after_step(step)
     expected = {"pairs": 16, "examples_per_second": 32, "waiting_share": 0.2, "mfu": 0.5}

@@ -1,4 +1,4 @@
-"""The stream: what remains, live, from the store and without separation. Who makes it: test_stream_determinism.py."""
+"""The stream: remaining rows, live separation, the store, no separation. See also test_stream_determinism.py."""
 
 from pathlib import Path
 
@@ -28,11 +28,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
 
 @pytest.fixture(scope="module")
 def reference(nano: Experiment, train_clips: Manifest, ladder: dict[str, str]) -> Checksums:
-    """What the stream must give."""
+    """The expected rows of the stream."""
     return by_hand(nano, train_clips, ladder)
 
 
-def test_only_what_the_ledger_lacks_is_streamed(
+def test_only_rows_that_the_ledger_lacks_are_streamed(
     nano: Experiment, train_clips: Manifest, ladder: dict[str, str], reference: Checksums
 ) -> None:
     ledger = Ledger(len(reference))
@@ -42,7 +42,7 @@ def test_only_what_the_ledger_lacks_is_streamed(
     assert part == [row for row in reference if row[0] not in (0, 1, 2, 17, 40, 41)]
 
 
-def test_the_store_gives_the_very_same_views(
+def test_the_store_gives_the_same_views(
     nano: Experiment, train_clips: Manifest, ladder: dict[str, str], reference: Checksums, tmp_path: Path
 ) -> None:
     store = SeparatedStore(str(tmp_path / "store"))
@@ -53,7 +53,7 @@ def test_the_store_gives_the_very_same_views(
     assert len(store) >= 2 * len(train_clips.clips)
 
 
-def test_a_store_filled_before_needs_no_separation_actors(
+def test_a_prefilled_store_needs_no_separation_actors(
     nano: Experiment,
     train_clips: Manifest,
     scenes_dir: Path,
@@ -61,33 +61,33 @@ def test_a_store_filled_before_needs_no_separation_actors(
     reference: Checksums,
     tmp_path: Path,
 ) -> None:
-    """Filled by the command, which says what is there."""
+    """The store is filled by the command, which prints the result."""
     experiment = nano.changed(
         {"store.mode": "prefill", "separator.checkpoints": ladder, "data.root": str(scenes_dir)}
         | {"store.uri": str(tmp_path / "store")}
     )
     experiment.save(tmp_path / "nano.yaml")
-    words = ["separator", "prefill", str(tmp_path / "nano.yaml"), "--storage", str(tmp_path), "--run-id", "filling"]
+    command = ["separator", "prefill", str(tmp_path / "nano.yaml"), "--storage", str(tmp_path), "--run-id", "filling"]
     both = 2 * len(train_clips)
     for what in (
         f"{both} of {both} separated clips are in {tmp_path}/store\n",
         f"{tmp_path}/store is already complete",
     ):
-        said = CliRunner().invoke(app, words)
-        assert said.exit_code == 0, (said.output, said.exception)
-        assert what in said.output
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, (result.output, result.exception)
+        assert what in result.output
     configure_data(ordered=True)
     store = SeparatedStore(str(tmp_path / "store"))
     blocks = prefill_stream(experiment, train_clips, ladder, store).iter_batches(batch_size=None, batch_format="numpy")
     stored = np.concatenate([block["stored"] for block in blocks])
-    assert len(stored) == both and stored.all(), "what is there is not separated again"
+    assert len(stored) == both and stored.all(), "stored clips are not separated again"
     nowhere = experiment.changed({"resources.separation_cpus": 1000})
     (part,) = collect(nowhere, train_clips, ladder, Ledger(len(reference)), store)
     assert part == reference
 
 
 def test_actors_carry_the_name_of_their_run(nano: Experiment, train_clips: Manifest, ladder: dict[str, str]) -> None:
-    """So that Ray's dashboard, and `ps`, tell those of several runs apart."""
+    """So that Ray's dashboard, and `ps`, distinguish the actors of several runs."""
     rows = Ledger(nano.training.epochs * len(train_clips))
     for pair, actor in (("mix-chan", "SeparationService"), ("mix-mix", "ViewMaker")):
         stream = view_stream(nano.changed({"views.pair": pair}), train_clips, ladder, rows, shown="run-stage")
@@ -101,11 +101,10 @@ def test_mix_mix_needs_no_separation_actors(nano: Experiment, train_clips: Manif
     assert part == expected
 
 
-def test_what_augmentations_drew_reaches_each_of_one_or_two_trainers(
+def test_the_draws_of_augmentations_reach_one_or_two_trainers(
     nano: Experiment, train_clips: Manifest, ladder: dict[str, str]
 ) -> None:
-    """Half of the views made softer, and the mixture for mix-back: row by row the same views for the encoder, which are
-    those that one process makes."""
+    """With a random gain and mix-back, each row gives the encoder the same views as when one process computes them."""
     experiment = nano.changed(
         {"training.epochs": 1, "augmentations": {"gain": {"probability": 0.5}, "mix-back": {}, "specaugment": {}}}
     )

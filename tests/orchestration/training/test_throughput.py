@@ -1,4 +1,4 @@
-"""The balance of the stream: metrics from known costs, and the advice that follows from them."""
+"""The balance of the stream: metrics from known costs, and the advice."""
 
 import time
 
@@ -29,7 +29,7 @@ def experiment(**changes: object) -> Experiment:
 
 
 def batch(rows: int, made_seconds_ago: float = 0.0) -> dict[str, np.ndarray]:
-    """Rows that took 1 ms to read, 10 ms to separate, and waited 20 ms in between; half were in the store."""
+    """Rows that took 1 ms to read and 10 ms to separate, and waited 20 ms in between; half were in the store."""
     return {
         "row": np.arange(rows),
         "fault": np.array([""] * rows, object),
@@ -50,14 +50,14 @@ def batch(rows: int, made_seconds_ago: float = 0.0) -> dict[str, np.ndarray]:
 
 
 def balance_of_steps(settings: Experiment, seconds: float, rows: int) -> dict[str, float]:
-    """Metrics of one trainer that took this many rows in this many seconds."""
+    """Metrics of one trainer that consumed this many rows in this many seconds."""
     balance = StreamBalance(settings, torch.device("cpu"))
     balance.before_step(batch(rows, made_seconds_ago=0.5), waited_seconds=0.25 * seconds)
     balance.begin -= seconds
     return balance.metrics()
 
 
-def test_metrics_follow_from_what_rows_bring() -> None:
+def test_metrics_follow_from_the_costs_in_rows() -> None:
     one = experiment(**{"resources.trainers": 1})
     metrics = balance_of_steps(one, seconds=4.0, rows=80)
     expected = {
@@ -66,7 +66,7 @@ def test_metrics_follow_from_what_rows_bring() -> None:
         "trainers/busy": 0.75,
         "readers/busy": 80 * 1e-3 / 4,
         "separation/busy": 80 * 1e-2 / 4 / 2,
-        "readers/queue_blocks": 2.5 * 0.02,  # 2.5 blocks a second, each waits 20 ms
+        "readers/queue_blocks": 2.5 * 0.02,  # 2.5 blocks per second, each waits 20 ms
         "separation/queue_blocks": 2.5 * 0.5,
         "readers/bytes_per_second": 20_000,
         "separation/bytes_per_second": 20 * 200,
@@ -79,7 +79,7 @@ def test_metrics_follow_from_what_rows_bring() -> None:
     assert not any(name.startswith("store/") for name in metrics)
 
 
-def test_fillers_and_unusable_rows_are_no_work() -> None:
+def test_fillers_and_unusable_rows_are_not_counted() -> None:
     balance = StreamBalance(experiment(**{"resources.trainers": 1}), torch.device("cpu"))
     some = batch(8)
     some["row"][6:], some["fault"][:2] = FILLER, "torn"
@@ -98,17 +98,17 @@ def test_a_silent_channel_of_either_view_counts() -> None:
     assert "views/silent_share" not in none and "separation/rows_per_second" not in none
 
 
-def test_an_elastic_pool_is_as_busy_as_the_actors_that_it_has() -> None:
+def test_the_busy_share_of_an_elastic_pool_refers_to_its_present_actors() -> None:
     elastic = {"resources.trainers": 1, "resources.separation_actors": 8, "resources.separation_actors_min": 1}
     metrics = balance_of_steps(experiment(**elastic), seconds=4.0, rows=80)
     assert metrics["separation/actors"] == 3
     assert metrics["separation/busy"] == pytest.approx(80 * 1e-2 / 4 / 3, rel=0.02)
     stuck = measured(0.3, 0.99) | {"separation/actors": 1.0}
-    said = bottleneck(stuck, experiment(**GPUS | elastic))
-    assert "1 actors 99% busy" in said and "resources.separation_actors_min" in said
+    advice = bottleneck(stuck, experiment(**GPUS | elastic))
+    assert "1 of at most 8 actors 99% busy" in advice and "resources.separation_actors_min" in advice
 
 
-def test_the_advice_comes_while_it_runs_and_when_it_changes() -> None:
+def test_advice_is_given_during_the_run_when_the_bottleneck_changes() -> None:
     settings = experiment(**GPUS | {"resources.trainers": 1})
     balance = StreamBalance(settings, torch.device("cpu"))
 
@@ -123,12 +123,12 @@ def test_the_advice_comes_while_it_runs_and_when_it_changes() -> None:
     slow = [report(0.5, 0.97) for _ in range(2 * ADVICE_REPORTS)]
     fixed = [report(0.02, 0.4) for _ in range(ADVICE_REPORTS)]
     assert starts == [""]
-    assert [n for n, said in enumerate(slow) if said] == [ADVICE_REPORTS - 1]  # said once, not again
-    assert "separation sets the pace" in slow[ADVICE_REPORTS - 1]
-    assert fixed[:-1] == [""] * (ADVICE_REPORTS - 1) and "the trainers set the pace" in fixed[-1]
+    assert [n for n, advice in enumerate(slow) if advice] == [ADVICE_REPORTS - 1]  # once, not again
+    assert "separation is the bottleneck" in slow[ADVICE_REPORTS - 1]
+    assert fixed[:-1] == [""] * (ADVICE_REPORTS - 1) and "the trainers are the bottleneck" in fixed[-1]
 
 
-def test_a_line_says_the_balance_of_every_stage() -> None:
+def test_a_line_gives_the_balance_of_every_stage() -> None:
     assert balance_line({"stage": "separator", "step": 5}) == ""
     metrics = balance_of_steps(experiment(**{"resources.trainers": 1}), seconds=4.0, rows=80)
     exact = {"readers/queue_blocks": 0.1, "separation/queue_blocks": 1.2}
@@ -140,7 +140,7 @@ def test_a_line_says_the_balance_of_every_stage() -> None:
     )
 
 
-def test_with_a_filled_store_the_readers_do_it_all() -> None:
+def test_with_a_prefilled_store_there_is_no_separation() -> None:
     filled = experiment(**{"resources.trainers": 1, "store.mode": "prefill"})
     metrics = balance_of_steps(filled, seconds=4.0, rows=80)
     assert metrics["readers/busy"] == pytest.approx(80 * 1.1e-2 / 4, rel=0.02)
@@ -148,7 +148,7 @@ def test_with_a_filled_store_the_readers_do_it_all() -> None:
     assert [metrics[f"store/{name}"] for name in STORE_COUNTS] == [40, 40, 1, 7]
 
 
-def test_the_first_record_holds_the_start_and_is_left_out() -> None:
+def test_the_first_record_includes_the_start_and_is_left_out() -> None:
     record = {"stage": "pretrain", "store/hits": 10.0, "trainers/core_share": 1.0, "rows_per_second": 10.0}
     records = [
         record | {"trainers/busy": busy, "balance_seconds": seconds, "separation/busy": 0.5}
@@ -168,34 +168,35 @@ def measured(trainers: float, separation: float, readers: float = 0.2, core: flo
 
 
 @pytest.mark.parametrize(
-    ("balance", "says"),
+    ("balance", "advice"),
     [
         (measured(0.5, 0.99), "add 2 separation actors (resources.separation_actors: 2 → 4), or separate once"),
         (measured(0.85, 0.99), "add 1 separation actor (resources.separation_actors: 2 → 3)"),
         (measured(0.6, 0.5, readers=0.97), "add 1 reader (resources.readers: 1 → 2)"),
-        (measured(0.5, 0.4), "make blocks larger (training.service_rows)"),
-        (measured(0.97, 0.9), "add trainers (resources.trainers)"),
-        (measured(0.97, 0.3), "1 of the 2 separation actors would do"),
+        (measured(0.5, 0.4), "use larger blocks (training.service_rows)"),
+        (measured(0.97, 0.9), "raise resources.trainers"),
+        (measured(0.97, 0.3), "1 of the 2 separation actors would be enough"),
     ],
 )
-def test_the_advice_names_the_stage_and_the_number(balance: dict[str, float], says: str) -> None:
-    assert says in bottleneck(balance, experiment(**GPUS))
+def test_the_advice_names_the_stage_and_the_number(balance: dict[str, float], advice: str) -> None:
+    assert advice in bottleneck(balance, experiment(**GPUS))
 
 
-def test_where_cores_are_short_more_processes_are_not_the_advice() -> None:
+def test_more_processes_are_not_advised_when_cores_are_short() -> None:
     assert "more cores" in bottleneck(measured(0.5, 0.99, core=0.6), experiment())
     assert "add 2 separation actors" in bottleneck(measured(0.5, 0.99, core=1.0), experiment())
 
 
-def test_a_full_store_is_said_once() -> None:
+def test_a_full_store_is_reported_once() -> None:
     """The report lists the events of a run."""
     stream = StreamBalance(experiment(**{"store.mode": "read-through"}), torch.device("cpu"))
-    said: list[str] = []
+    events: list[str] = []
     for dropped in (0, 3, 5):
         rows = batch(16)
         rows["dropped"] = np.array([dropped, *[0] * 15])
         stream.before_step(rows, 0.0)
         step = Step(1, reported=True)
         stream.after_step(step)
-        said += [event for event in step.events if event.startswith("the store")]
-    assert len(said) == 1 and said[0].startswith("the store did not keep 3 separated clips: it or its disk is full")
+        events += [event for event in step.events if event.startswith("the store")]
+    (only,) = events
+    assert only.startswith("the store did not keep 3 separated clips, because it or its disk is full")

@@ -1,4 +1,4 @@
-"""Validation while training goes on: whose clips, which metric, where it lands, what is kept."""
+"""Validation during training: its clips, its metric, its records, and the best encoder."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.runtime.placement import check_placement, demands, phases
 from sepscene.orchestration.training.builders import encoder_of
 from sepscene.orchestration.training.hooks import Step
-from sepscene.orchestration.training.validation import METRIC, HandOver, best_metric, choose_probe, keep_best
+from sepscene.orchestration.training.validation import METRIC, ValidationHook, best_metric, choose_probe, keep_best
 from sepscene.tasks.datasets.manifest import Clip, make_manifest
 from sepscene.tasks.datasets.readers import Manifest
 
@@ -31,28 +31,28 @@ def manifest(labels: list[tuple[str, ...]]) -> Manifest:
     return make_manifest((Clip(f"{n:03d}", f"/{n:03d}", own, "train") for n, own in enumerate(labels)), "test")
 
 
-def test_the_same_clips_are_chosen_whatever_their_order_and_only_labelled_ones() -> None:
+def test_the_same_labelled_clips_are_chosen_in_any_order() -> None:
     labels: list[tuple[str, ...]] = [("dog",), ("rain",), ()] * 20
     chosen = choose_probe(manifest(labels), 24)
-    assert len(set(chosen.uris)) == 24 and chosen.asked_N.sum() == 6
+    assert len(set(chosen.uris)) == 24 and chosen.query_N.sum() == 6
     assert chosen.targets_NK.any(axis=1).all() and chosen.targets_NK.shape == (24, 2)
     clips = manifest(labels)
     backwards = Manifest(clips.clips.take(list(range(59, -1, -1))), clips.classes)
     assert choose_probe(backwards, 24).uris == chosen.uris
 
 
-def test_a_class_that_is_on_one_side_only_is_left_out() -> None:
+def test_a_class_with_a_single_clip_is_left_out() -> None:
     clips = [("dog",)] * 20 + [("once",)]
     assert choose_probe(manifest(clips), 100).targets_NK.shape[1] == 1
 
 
 @pytest.mark.parametrize("labels", [[()] * 20, [(f"class {n}",) for n in range(20)]])
-def test_validation_without_labels_that_tell_anything_is_refused(labels: list[tuple[str, ...]]) -> None:
+def test_validation_without_usable_labels_is_refused(labels: list[tuple[str, ...]]) -> None:
     with pytest.raises(SepsceneError, match=r"set training\.validation_every_steps to 0"):
         choose_probe(manifest(labels), 100)
 
 
-def test_records_are_moved_to_the_metrics_file_once_and_hide_no_step(tmp_path: Path) -> None:
+def test_validation_records_are_moved_to_the_metrics_file_once_and_do_not_hide_steps(tmp_path: Path) -> None:
     stage = RunFolder(tmp_path).stage(STAGE)
     for step in (20, 100):
         write_whole(stage.validations / f"step-{step:08d}.json", json.dumps({"step": step, METRIC: step / 200}))
@@ -64,39 +64,39 @@ def test_records_are_moved_to_the_metrics_file_once_and_hide_no_step(tmp_path: P
     append_metrics(RunFolder(tmp_path).stage("other"), [])
 
 
-def handed_over(hand_over: HandOver) -> tuple[dict[str, Any], list[str]]:
-    """What the last report gets: its further arguments, and the events."""
+def options_and_events(hook: ValidationHook) -> tuple[dict[str, Any], list[str]]:
+    """The options and the events of the last report."""
     last = Step(9)
-    hand_over.at_end(last)
+    hook.at_end(last)
     return last.report_options, last.events
 
 
-def test_an_encoder_is_handed_over_as_it_was_and_once(nano: Experiment) -> None:
+def test_an_encoder_is_reported_as_it_was_and_once(nano: Experiment) -> None:
     encoder = encoder_of(nano, None)
-    hand_over = HandOver(lambda: encoder, 7, 9)
-    assert handed_over(hand_over) == ({}, [])
+    hook = ValidationHook(lambda: encoder, 7, 9)
+    assert options_and_events(hook) == ({}, [])
     before = encoder.trunk.embedding.weight.detach().clone()
-    hand_over.after_step(Step(7))
+    hook.after_step(Step(7))
     with torch.no_grad():
-        encoder.trunk.embedding.weight.add_(1)  # training goes on
-    options, _ = handed_over(hand_over)
+        encoder.trunk.embedding.weight.add_(1)  # training continues
+    options, _ = options_and_events(hook)
     assert options["validation"].fn_kwargs == {"step": 7}
     assert torch.equal(load_encoder(options["checkpoint"].path).trunk.embedding.weight, before)
-    assert handed_over(hand_over) == ({}, [])
+    assert options_and_events(hook) == ({}, [])
 
 
-def test_an_encoder_that_is_not_finite_is_reported_and_not_handed_over(nano: Experiment) -> None:
+def test_an_encoder_that_is_not_finite_gives_an_event(nano: Experiment) -> None:
     encoder = encoder_of(nano, None)
-    hand_over = HandOver(lambda: encoder, 7, 9)
+    hook = ValidationHook(lambda: encoder, 7, 9)
     with torch.no_grad():
         encoder.trunk.embedding.weight.fill_(torch.nan)
-    hand_over.after_step(Step(7))
-    options, (fault,) = handed_over(hand_over)
+    hook.after_step(Step(7))
+    options, (fault,) = options_and_events(hook)
     assert options == {} and fault.startswith("step 7 is not validated")
-    assert handed_over(hand_over) == ({}, [])
+    assert options_and_events(hook) == ({}, [])
 
 
-def test_the_best_is_replaced_whole(nano: Experiment, tmp_path: Path) -> None:
+def test_the_best_encoder_is_replaced_atomically(nano: Experiment, tmp_path: Path) -> None:
     best = RunFolder(tmp_path).stage(STAGE).best
     assert best_metric(best) == -np.inf
     bundles = {}
@@ -112,13 +112,13 @@ def test_the_best_is_replaced_whole(nano: Experiment, tmp_path: Path) -> None:
     assert "0.500" in (best / "README.md").read_text()
 
 
-def test_the_placement_counts_the_validation(nano: Experiment) -> None:
+def test_placement_includes_the_validation_task(nano: Experiment) -> None:
     without, validated = (demands(nano.resources, validates=on) for on in (False, True))
     assert [demand.role for demand in validated if demand not in without] == ["validation task"]
 
 
 @pytest.mark.parametrize("cpus", [0.15, 0.25])
-def test_a_tiny_run_with_validation_fits_two_cores_and_says_when_it_does_not(cpus: float) -> None:
+def test_a_tiny_run_with_validation_fits_two_cores_or_is_refused(cpus: float) -> None:
     tiny = named_experiment("demo", "tiny").changed(
         {"training.validation_every_steps": 30, "resources.validation_cpus": cpus}
     )

@@ -1,10 +1,10 @@
-"""A stage whose one trainer works in the driver's own process, without Ray Train and Ray Data.
+"""A stage whose only trainer runs in the driver's process, without Ray Train and Ray Data.
 
-No controller, worker, reader or coordinator of data is started: for a small trial, most of its time. (Ray Train has a
-local mode, `num_workers=0`, but it refuses to work inside a Tune trial. The loop that drives a stream of Ray Data turns
-without a rest while blocks lie ready: here it took a third of the trainer's time.) What they do is done here, and
-nothing restarts what is killed: who kills the driver ends the stage, and whoever starts it again goes on from its
-newest checkpoint. So a stage runs like this only on one machine, where whatever ends a trainer mostly ends its driver.
+Starting their controller, workers, readers and coordinators takes most of the time of a small trial. (Ray Train has a
+local mode, `num_workers=0`, but it does not work inside a Tune trial. The loop that drives a stream of Ray Data polls
+without pause while blocks are ready: here it took a third of the trainer's time.) Nothing restarts such a stage: if the
+driver is killed, the stage ends, and the next start continues from its newest checkpoint. So a stage runs like this
+only on a single machine, where most causes that end a trainer end its driver as well.
 """
 
 import shutil
@@ -25,26 +25,26 @@ from sepscene.orchestration.runtime.placement import is_local, separates_live
 from sepscene.orchestration.training.row_draws import Columns, DrawRows
 
 AHEAD = 2
-"""Batches that are made before they are asked for, as `prefetch_batches` has it elsewhere."""
+"""Batches that are computed in advance; corresponds to `prefetch_batches` of Ray Data."""
 
 
-def starts_light(experiment: Experiment) -> bool:
-    """Whether the trainer can do without a process of its own: one, on this machine's CPU, and nothing to separate."""
-    asked = experiment.resources
-    somewhere = asked.trainer_gpus or asked.trainer_labels or asked.trainer_accelerator
-    return list(asked.trainer_counts) == [1] and not somewhere and not separates_live(experiment) and is_local()
+def trains_in_driver(experiment: Experiment) -> bool:
+    """Whether the stage can run in the driver: one trainer, on this machine's CPU, and nothing to separate."""
+    resources = experiment.resources
+    placed = resources.trainer_gpus or resources.trainer_labels or resources.trainer_accelerator
+    return list(resources.trainer_counts) == [1] and not placed and not separates_live(experiment) and is_local()
 
 
 def local_batches(
     draws: DrawRows, make: Callable[[Columns], Columns], training: Training, stop: threading.Event
 ) -> Iterator[Columns]:
-    """The batches that a stream of the same parts gives a single trainer, made ahead by a thread of this process.
+    """The same batches as from the stream of a single trainer, computed in advance by a thread of this process.
 
     Args:
-        draws: of the rows that remain.
-        make: makes the views of a block.
-        training: says how many rows a batch and a block have; the last batch is filled up.
-        stop: ends them early.
+        draws: draws of the remaining rows.
+        make: computes the views of a block.
+        training: gives the rows per batch and per block; the last batch is padded.
+        stop: ends the iteration early.
     """
     rows = training.global_batch
     block_rows = training.service_rows
@@ -55,21 +55,21 @@ def local_batches(
         blocks = [make(draws({"id": part})) for part in np.split(position_B, range(block_rows, rows, block_rows))]
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
-    with ThreadPoolExecutor(1, thread_name_prefix="views") as maker:
-        made = deque(maker.submit(batch, number) for number in range(min(AHEAD, batches)))
+    with ThreadPoolExecutor(1, thread_name_prefix="views") as executor:
+        pending = deque(executor.submit(batch, number) for number in range(min(AHEAD, batches)))
         for number in range(AHEAD, batches + AHEAD):
             if number < batches:
-                made.append(maker.submit(batch, number))
-            yield made.popleft().result()
+                pending.append(executor.submit(batch, number))
+            yield pending.popleft().result()
             if stop.is_set():
                 return
 
 
 class LocalReports:
-    """Takes the place of `ray.train.report`: metrics to the run's file at once, encoders to their validation."""
+    """Replaces `ray.train.report`: writes metrics to the run's file and validates encoders, in the calling thread."""
 
     def __init__(self, folder: StageFolder, validation: ray.train.ValidationConfig | None) -> None:
-        """Args: validation: as `validation_of` gives it; none validates nothing."""
+        """Args: validation: as returned by `validation_of`; None: encoders are not validated."""
         self.folder = folder
         self.validation = validation
         self.file = MetricsFile(folder)
@@ -81,7 +81,7 @@ class LocalReports:
         validation: ray.train.ValidationTaskConfig | None = None,
         **_: Any,
     ) -> None:
-        """The arguments of `ray.train.report`."""
+        """Takes the arguments of `ray.train.report`."""
         self.file.after_report(None, [metrics], None)
         if self.validation is None or checkpoint is None or validation is None:
             return

@@ -1,4 +1,4 @@
-"""A trainer in the driver's own process does what one of Ray Train's does, number for number, validation as well."""
+"""A trainer in the driver's process gives exactly the numbers of a Ray Train trainer, also in validation."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.training.builders import encoder_of
-from sepscene.orchestration.training.light import starts_light
+from sepscene.orchestration.training.local_trainer import trains_in_driver
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.validation import best_metric, choose_probe, probe
 from sepscene.tasks.datasets.readers import Manifest
@@ -30,7 +30,7 @@ MEASURED = ("loss", "similarity", "gradient_norm", "learning_rate", "rows", "val
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
-    """What does not depend on the clock, by step and whether it is a validation."""
+    """The metrics that do not depend on the clock, ordered by step; a step's validation comes after its losses."""
     records = sorted(
         (record for record in read_metrics(run_dir) if "step" in record),
         key=lambda record: (record["step"], "validation_knn_map" in record),
@@ -39,7 +39,7 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
 
 
 class RunName(ray.train.UserCallback):
-    """A user's callback: it writes down how Ray calls the run."""
+    """A user's callback that writes the name of the Ray Train run to a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -51,22 +51,22 @@ class RunName(ray.train.UserCallback):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_of_our_own")
-def test_a_light_trial_gives_the_same_numbers_and_goes_on_from_its_checkpoint(
+def test_a_local_trainer_gives_the_same_numbers_and_continues_from_its_checkpoint(
     nano: Experiment, train_clips: Manifest, tmp_path: Path
 ) -> None:
     experiment = nano.changed(CHANGES)
-    assert starts_light(experiment)
-    assert not starts_light(experiment.changed({"resources.trainers": 2}))
-    assert not starts_light(experiment.changed({"views.pair": "mix-chan"}))  # separates live
+    assert trains_in_driver(experiment)
+    assert not trains_in_driver(experiment.changed({"resources.trainers": 2}))
+    assert not trains_in_driver(experiment.changed({"views.pair": "mix-chan"}))  # separates live
     name = tmp_path / "name"
     pretrain(experiment, train_clips, {}, tmp_path / "train", STAGE, callbacks=[RunName(name)])
-    pretrain(experiment, train_clips, {}, tmp_path / "light", STAGE)
-    assert name.read_text() == f"train-{STAGE}"  # so the dashboard tells the runs of a sweep apart
-    expected, found = metrics_of(tmp_path / "train"), metrics_of(tmp_path / "light")
+    pretrain(experiment, train_clips, {}, tmp_path / "local", STAGE)
+    assert name.read_text() == f"train-{STAGE}"  # so the dashboard distinguishes the runs of a sweep
+    expected, found = metrics_of(tmp_path / "train"), metrics_of(tmp_path / "local")
     assert [record["step"] for record in expected if "loss" in record] == [1, 2, 3, 4, 5, 6]
     assert [record["step"] for record in expected if "validation_knn_map" in record] == [4, 6]
     assert found == expected  # to the last bit
-    stages = [tmp_path / name / "checkpoints" / STAGE for name in ("train", "light")]
+    stages = [tmp_path / name / "checkpoints" / STAGE for name in ("train", "local")]
     newest = [newest_sound(stage) for stage in stages]
     assert newest[0] and newest[1]
     assert read_ledger(newest[0]).to_json() == read_ledger(newest[1]).to_json()
@@ -74,15 +74,14 @@ def test_a_light_trial_gives_the_same_numbers_and_goes_on_from_its_checkpoint(
     by_hand = probe(encoder_of(experiment, read_checkpoint(newest[0])), clips, experiment)
     validated = [record["validation_knn_map"] for record in expected if "validation_knn_map" in record]
     assert validated[-1] == pytest.approx(by_hand, abs=1e-6)
-    for folder in ("train", "light"):
+    for folder in ("train", "local"):
         best = RunFolder(tmp_path / folder).stage(STAGE).best
         assert best_metric(best) == max(validated)
         assert probe(load_encoder(best), clips, experiment) == pytest.approx(max(validated), abs=1e-6)
 
-    newest[1].rename(tmp_path / "lost")  # as if a kill had come before the last checkpoint
-    before = newest_sound(stages[1])
-    assert before is not None
-    again = pretrain(experiment, train_clips, {}, tmp_path / "light", STAGE)
+    newest[1].rename(tmp_path / "lost")  # as if the driver had been killed before the last checkpoint
+    assert newest_sound(stages[1]) is not None
+    again = pretrain(experiment, train_clips, {}, tmp_path / "local", STAGE)
     assert read_ledger(again).to_json() == read_ledger(newest[0]).to_json()
-    losses = {record["step"]: record["loss"] for record in metrics_of(tmp_path / "light") if "loss" in record}
+    losses = {record["step"]: record["loss"] for record in metrics_of(tmp_path / "local") if "loss" in record}
     assert losses == {record["step"]: record["loss"] for record in expected if "loss" in record}
