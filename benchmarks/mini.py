@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from sepscene.orchestration.mini.data import stores_of
+from sepscene.orchestration.mini.data import prepare_stores
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops
 from sepscene.orchestration.presets import resolve
 
@@ -30,7 +30,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     experiment = resolve(given.row, "mini", given.changes)
-    train, _, processors = stores_of([experiment], given.storage, Console())
+    train, _, processors = prepare_stores([experiment], given.storage, Console())
     trainer = MiniTrainer(experiment, ViewCrops(experiment, train, processors, len(train.manifest)))
     started = time.process_time()  # all that a trial needs before its first step
     patches = trainer.logmels({"row": np.arange(experiment.training.global_batch)})

@@ -37,7 +37,7 @@ from sepscene.augment.separation.reader import ViewMaker
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.encoders.encoder import Encoder
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.training import refuse_what_is_ignored
+from sepscene.orchestration.mini.training import check_supported
 from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.allocator import MALLOC
@@ -59,7 +59,7 @@ def trained(
     experiment: Experiment, clips: Manifest, ladder: dict[str, str], store: SeparatedStore
 ) -> tuple[Encoder, dict[str, float]]:
     """The encoder after the whole schedule, and the means of its losses over the last tenth of the steps."""
-    refuse_what_is_ignored(experiment)
+    check_supported(experiment)
     training, schedule = experiment.training, schedule_of(experiment, len(clips.clips))
     streams = streams_of(experiment.used_augmentations)
     rows = DrawRows(clips.clips, schedule, Ledger(schedule.rows), experiment.views, streams)
