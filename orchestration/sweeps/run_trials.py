@@ -194,7 +194,7 @@ class TrialEndCallback(ray.tune.Callback):
         self.ended = ended
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out `ended`, which may use a terminal: Tune pickles its callbacks, and a terminal cannot be pickled."""
+        """Leaves out `ended`, which can use a terminal: Tune pickles callbacks, and a terminal cannot be pickled."""
         return {"folder": self.folder}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
