@@ -112,22 +112,33 @@ class EmbeddingOutput:
         sink = pa.BufferOutputStream()
         sources = {name: source_of(name) for name in names}
         pq.write_table(self._table(names, h_ND, sources), sink)
-        part = self.parts / f"{self._next:08d}.parquet"
         try:
-            write_atomically(part, sink.getvalue().to_pybytes())
+            write_atomically(self.parts / f"{self._next:08d}.parquet", sink.getvalue().to_pybytes())
         except OSError as error:
-            raise SepsceneError(
-                f"{part} cannot be written ({error.strerror}): free disk space, then run the same command again; "
-                "finished parts are kept"
-            ) from None
+            raise self._not_written(error) from None
         self.sources |= sources
         self._next += 1
 
     def finish(self) -> None:
-        """Merge all rows into OUT and remove the parts. Without rows, no file is written."""
+        """Merge all rows into OUT and remove the parts. Without rows, no file is written.
+
+        Raises:
+            SepsceneError: when the disk is full; the parts are kept.
+        """
         if any(self.parts.glob("*.parquet")):
-            self._merge_npy() if self.out.suffix == ".npy" else self._merge_parquet()
+            try:
+                self._merge_npy() if self.out.suffix == ".npy" else self._merge_parquet()
+            except OSError as error:
+                for name in ("merged", "merged.npy"):
+                    (self.parts / name).unlink(missing_ok=True)
+                raise self._not_written(error) from None
         shutil.rmtree(self.parts)
+
+    def _not_written(self, error: OSError) -> SepsceneError:
+        return SepsceneError(
+            f"{self.out} cannot be written ({error.strerror}): free disk space, then run the same command again; "
+            "finished rows are kept"
+        )
 
     def _table(self, names: list[str], h_ND: np.ndarray, sources: dict[str, str]) -> pa.Table:
         """The rows as a table; its metadata has the encoder and the sources."""
@@ -194,11 +205,14 @@ class EmbeddingOutput:
         merged = self.parts / "merged.npy"
         names_file = self.parts / "merged.names.json"
         names: list[str] = []
-        h_ND = np.lib.format.open_memmap(merged, mode="w+", dtype=np.float32, shape=(len(self.sources), self.dim))
-        for some, _, rows_ND in self._rows():
-            h_ND[len(names) : len(names) + len(some)] = rows_ND
-            names += some
-        h_ND.flush()
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(self.sources), self.dim)}
+        with merged.open("wb") as file:  # not a memory map: on a full disk, writing to it would kill the process
+            np.lib.format.write_array_header_1_0(file, header)
+            for some, _, rows_ND in self._rows():
+                file.write(np.ascontiguousarray(rows_ND, "<f4").tobytes())
+                names += some
+            file.flush()
+            os.fsync(file.fileno())
         companion = {"encoder": self.encoder, "names": names, "sources": self.sources}
         write_atomically(names_file, json.dumps(companion, indent=0).encode())
         merged.replace(self.out)

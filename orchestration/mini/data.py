@@ -9,6 +9,7 @@ Shapes: N clips, S channels, T samples, L frames of a clip, F bands.
 
 import hashlib
 import json
+import os
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -134,8 +135,28 @@ class LogMelStore:
                     console.print(f"log-mels of {part}: {n + 1} of {clips} clips", highlight=False)
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
+        """A memory-mapped array, created if it is missing.
+
+        Raises:
+            SepsceneError: when the disk has no space for it. If it were not reserved now, writing to the array on a
+                full disk would kill the process later.
+        """
         path = self.folder / name
-        return open_memmap(path, "r+") if path.exists() else open_memmap(path, "w+", dtype, shape)
+        if not path.exists():
+            draft = path.with_suffix(".new")
+            try:
+                open_memmap(draft, "w+", dtype, shape)
+                size = draft.stat().st_size
+                if hasattr(os, "posix_fallocate"):  # not on macOS
+                    with draft.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                draft.unlink(missing_ok=True)
+                raise SepsceneError(
+                    f"{path} cannot be created ({error.strerror}): free disk space, or use another --storage"
+                ) from None
+            draft.replace(path)
+        return open_memmap(path, "r+")
 
 
 def prepare_stores(

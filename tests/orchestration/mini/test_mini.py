@@ -1,5 +1,6 @@
 """Scale mini: views from stored log-mels match those from sound, studies can be interrupted, no setting is ignored."""
 
+import errno
 from pathlib import Path
 from statistics import mean
 
@@ -108,6 +109,18 @@ def test_a_stored_clip_equals_its_log_mel(data: tuple[Path, str], tmp_path: Path
     expected = store.front_end(torch.from_numpy(wave_T)[None])[0].numpy()
     np.testing.assert_allclose(store.mixtures()[3], expected, atol=5e-3)  # float16, values below 5
     assert np.abs(store.mixtures(1)[3].astype(np.float32) - expected).mean() > 0.05, "another background"
+
+
+def test_a_disk_without_space_for_the_store_is_reported_before_it_is_filled(
+    data: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(SepsceneError, match=r"mixture-0\.npy cannot be created \(No space left on device\)"):
+        stores(data, experiment(data), tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_an_exchanged_background_changes_only_the_second_view(data: tuple[Path, str], tmp_path: Path) -> None:
