@@ -110,7 +110,7 @@ def load_predictions(path: Path) -> Predictions:
             if any(scores_PBK.ndim != 3 for scores_PBK in scores.values()):
                 raise ValueError("an earlier version wrote it, with the scores of one perceptron only")
             targets_BK = file["targets"]
-            return Predictions(
+            predictions = Predictions(
                 clip_ids=file["clip_ids"],
                 classes=tuple(file["classes"].tolist()),
                 targets_BK=targets_BK,
@@ -122,10 +122,28 @@ def load_predictions(path: Path) -> Predictions:
                 trained_BK=file["trained"] if "trained" in file.files else np.ones_like(targets_BK),
                 notes=tuple(file["notes"].tolist()),
             )
+            _check_shapes(predictions)
+            return predictions
     except FileNotFoundError:
         raise SepsceneError(f"{path} does not exist: evaluate the run first with `sepscene evaluate`") from None
     except (*BAD_ZIP, ValidationError) as error:
         raise SepsceneError(f"{path} is damaged or not an evaluation ({error}): evaluate the run again") from None
+
+
+def _check_shapes(predictions: Predictions) -> None:
+    """Check that the scores of the perceptrons exist, and that all arrays have the same clips and classes.
+
+    Raises:
+        ValueError: when this is not the case.
+    """
+    clips = predictions.clip_ids.size
+    shape_BK = (clips, len(predictions.classes))
+    shapes = [predictions.targets_BK.shape, predictions.trained_BK.shape]
+    shapes += [scores_PBK.shape[1:] for scores_PBK in predictions.scores.values()]
+    per_clip = [predictions.clip_ids.shape, predictions.folds.shape, predictions.h_BD.shape[:1]]
+    same_clips = all(shape == (clips,) for shape in per_clip)
+    if not same_clips or any(shape != shape_BK for shape in shapes) or "shallow" not in predictions.scores:
+        raise ValueError("arrays are missing, or have different numbers of clips or classes")
 
 
 def compare_runs(run_a: Path, run_b: Path, encoder_a: str | None = None, encoder_b: str | None = None) -> Comparison:

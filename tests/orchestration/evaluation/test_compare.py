@@ -98,6 +98,17 @@ def test_pickled_predictions_are_not_loaded(tmp_path: Path) -> None:
         load_predictions(path)
 
 
+@pytest.mark.parametrize("name", ["h", "folds", "targets", "trained", "scores_shallow", "scores_linear"])
+def test_predictions_with_arrays_of_different_lengths_are_refused(tmp_path: Path, name: str) -> None:
+    path = save_predictions(measure(predictions(1.0)), tmp_path / "e.npz")
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    arrays[name] = arrays[name][:, :10] if name.startswith("scores") else arrays[name][:10]
+    np.savez(path, **arrays)
+    with pytest.raises(SepsceneError, match="different numbers of clips or classes"):
+        load_predictions(path)
+
+
 def test_a_real_difference_is_found(tmp_path: Path) -> None:
     a = a_run(tmp_path / "a", measure(predictions(0.2)))
     b = a_run(tmp_path / "b", measure(predictions(2.5, seed=1)))
