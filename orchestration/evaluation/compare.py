@@ -239,9 +239,8 @@ def render(comparison: Comparison, classes: int = 5) -> str:
     lines.append(f"{'':12} {'A':>23} {'B':>23} {'B - A':>26}  p")
     for metric in comparison.metrics:
         test = metric.test
-        p = "–" if test.p is None else "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
         cells = f"{_cell(metric.a):>23} {_cell(metric.b):>23} {_cell(test.difference, signed=True):>26}"
-        lines.append(f"{metric.name:12} {cells}  {p}")
+        lines.append(f"{metric.name:12} {cells}  {_p_value(test.p)}")
     if comparison.metrics:
         first = comparison.metrics[0]
         lines += ["", f"intervals: {first.test.difference.method}; {comparison.pairs} pairs"]
@@ -256,6 +255,12 @@ def render(comparison: Comparison, classes: int = 5) -> str:
         lines += ["", f"{'classes that changed most':40} {'clips':>5} {'A':>6} {'B':>6} {'B - A':>7}"]
         lines += [f"{c.name[:40]:40} {c.positives:5d} {c.a:6.3f} {c.b:6.3f} {c.b - c.a:+7.3f}" for c in shown]
     return "\n".join(lines)
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _cell(interval: Interval, signed: bool = False) -> str:

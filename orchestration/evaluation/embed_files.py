@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -131,12 +130,36 @@ def on_cluster(actors: int, gpus_per_actor: float = 0.0, bfloat16: bool = False,
     Raises:
         SepsceneError: when the actors do not fit the cluster.
     """
+    import ray
+    from ray.data import ActorPoolStrategy
+
     from sepscene.orchestration.runtime.placement import DATA_TASK_CPUS, Demand, check_placement, cluster_nodes
+    from sepscene.orchestration.runtime.ray_compat import blocks_of, configure_data
+    from sepscene.orchestration.training.stream import finite_retries
 
     actor = Demand("embedding actor", 1.0, gpus_per_actor, knobs="--actors or --gpus")
     check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, knobs="--actors")], cluster_nodes())
-    settings = ("cuda" if gpus_per_actor else "cpu", bfloat16, readers)
-    return partial(_cluster_rows, actors=actors, placement=actor.ray_options(), settings=settings)
+    device = "cuda" if gpus_per_actor else "cpu"
+
+    def rows(encoder: Encoder, uris: list[str]) -> Rows:
+        if not uris:
+            return
+        configure_data(ordered=False)
+        shared = ray.put((encoder.config, encoder.trunk.state_dict()))
+        locations = [os.path.abspath(uri) if local_path(uri) == uri else uri for uri in uris]
+        blocks = ray.data.from_arrow(pa.table({"uri": uris, "location": locations}))
+        stream = blocks.repartition(target_num_rows_per_block=FILES_PER_CALL).map_batches(
+            EmbedActor,
+            fn_constructor_args=([shared], device, bfloat16, readers),
+            batch_size=FILES_PER_CALL,
+            compute=ActorPoolStrategy(size=min(actors, math.ceil(len(uris) / FILES_PER_CALL))),
+            ray_remote_args_fn=finite_retries,
+            **actor.ray_options(),
+        )
+        for columns in blocks_of(stream):
+            yield from zip(map(str, columns["uri"]), map(str, columns["fault"]), columns["h"], strict=True)
+
+    return rows
 
 
 class EmbedActor:
@@ -159,34 +182,6 @@ class EmbedActor:
             "fault": np.array([file.cause or "" for file in files], object),
             "h": np.stack([_row(file, self.file_encoder.encoder.embedding_dim) for file in files]),
         }
-
-
-def _cluster_rows(
-    encoder: Encoder, uris: list[str], actors: int, placement: dict[str, Any], settings: tuple[str, bool, int]
-) -> Rows:
-    """The rows in the order in which the actors finish them."""
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    from sepscene.orchestration.runtime.ray_compat import blocks_of, configure_data
-    from sepscene.orchestration.training.stream import finite_retries
-
-    if not uris:
-        return
-    configure_data(ordered=False)
-    shared = ray.put((encoder.config, encoder.trunk.state_dict()))
-    locations = [os.path.abspath(uri) if local_path(uri) == uri else uri for uri in uris]
-    blocks = ray.data.from_arrow(pa.table({"uri": uris, "location": locations}))
-    stream = blocks.repartition(target_num_rows_per_block=FILES_PER_CALL).map_batches(
-        EmbedActor,
-        fn_constructor_args=([shared], *settings),
-        batch_size=FILES_PER_CALL,
-        compute=ActorPoolStrategy(size=min(actors, math.ceil(len(uris) / FILES_PER_CALL))),
-        ray_remote_args_fn=finite_retries,
-        **placement,
-    )
-    for columns in blocks_of(stream):
-        yield from zip(map(str, columns["uri"]), map(str, columns["fault"]), columns["h"], strict=True)
 
 
 def list_files(inputs: Iterable[str], left_out: LeftOut | None = None) -> list[str]:

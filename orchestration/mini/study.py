@@ -9,7 +9,6 @@ claimed.
 import json
 import time
 from datetime import UTC, datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +161,10 @@ def _shared_settings(rows: list[Experiment]) -> dict[str, Any]:
     shared["augmentations"] = [list(item) for item in tree["augmentations"].items()]  # a list: their order matters
     del shared["objective"]["terms"]
     shared["objective"] |= rows[0].objective.short_forms
-    for row in [row for row in rows if row.objective.alpha][:1]:
-        short = [field for field in OF_COINCIDENCE if ".terms." not in field]
-        shared["coincidence"] = {field: attrgetter(field)(row) for field in short}
+    with_coincidence = [row for row in rows if row.objective.alpha]
+    if with_coincidence:
+        fields = [field for field in OF_COINCIDENCE if ".terms." not in field]
+        shared["coincidence"] = {field: with_coincidence[0].value_of(field) for field in fields}
     return shared
 
 

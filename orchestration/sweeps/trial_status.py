@@ -120,6 +120,10 @@ def _progress(run_dir: Path) -> tuple[str, str, str]:
     newest = dict[str, float | str]()
     for record in parse_records(read_last_lines(path, _TAIL_BYTES), path):
         newest |= record
-    formats = (("rows", ".0f"), ("loss", ".3f"), (METRIC, ".3f"))
-    rows, loss, validation = (format(newest[key], form) if key in newest else "" for key, form in formats)
-    return rows, loss, validation
+    return _number(newest, "rows", ".0f"), _number(newest, "loss", ".3f"), _number(newest, METRIC, ".3f")
+
+
+def _number(record: dict[str, float | str], name: str, form: str) -> str:
+    """The formatted number; empty if it is missing, or not a number because the file is damaged."""
+    value = record.get(name)
+    return format(value, form) if isinstance(value, int | float) else ""

@@ -68,12 +68,14 @@ def test_the_live_table_shows_which_trials_run_and_which_wait(tmp_path: Path) ->
     from sepscene.orchestration.sweeps.trial_status import Pace, outcomes, trial_table
 
     step = json.dumps({"stage": "pretrain-mix-chan", "step": 3, "rows": 192, "loss": 4.1})
+    damaged = json.dumps({"stage": "pretrain-mix-chan", "seconds": 1.0, "step": 3, "loss": "x"})
     validated = json.dumps({"stage": "pretrain-mix-chan", "step": 3, "validation_knn_map": 0.31})
     trials = []
     for name, lines in (
         ("now", [step]),
         ("earlier", [step]),
         ("new", []),
+        ("damaged", [damaged]),
         ("failed", [step]),
         ("done", [step, validated]),
     ):
@@ -94,6 +96,7 @@ def test_the_live_table_shows_which_trials_run_and_which_wait(tmp_path: Path) ->
         ("now", "τ 0.25", "running", "192", "4.100", "", ""),
         ("earlier", "τ 0.25", "waiting", "192", "4.100", "", ""),
         ("new", "τ 0.25", "waiting", "", "", "", ""),
+        ("damaged", "τ 0.25", "waiting", "", "", "", ""),
         ("failed", "τ 0.25", "failed", "192", "4.100", "", ""),
         ("done", "τ 0.25", "finished", "192", "4.100", "0.310", "0.312"),
     ]
