@@ -20,6 +20,7 @@ from pydantic import BaseModel, TypeAdapter
 from sepscene.augment.locations import local_path, split_member
 from sepscene.models.config import SepsceneError
 from sepscene.models.files import write_atomically
+from sepscene.orchestration.records.arrays import create_array
 
 ENCODER_KEY = b"sepscene.encoder"
 SOURCES_KEY = b"sepscene.sources"
@@ -205,14 +206,11 @@ class EmbeddingOutput:
         merged = self.parts / "merged.npy"
         names_file = self.parts / "merged.names.json"
         names: list[str] = []
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(self.sources), self.dim)}
-        with merged.open("wb") as file:  # not a memory map: on a full disk, writing to it would kill the process
-            np.lib.format.write_array_header_1_0(file, header)
-            for some, _, rows_ND in self._rows():
-                file.write(np.ascontiguousarray(rows_ND, "<f4").tobytes())
-                names += some
-            file.flush()
-            os.fsync(file.fileno())
+        h_ND = create_array(merged, (len(self.sources), self.dim), np.float32)
+        for some, _, rows_ND in self._rows():
+            h_ND[len(names) : len(names) + len(some)] = rows_ND
+            names += some
+        h_ND.flush()
         companion = {"encoder": self.encoder, "names": names, "sources": self.sources}
         write_atomically(names_file, json.dumps(companion, indent=0).encode())
         merged.replace(self.out)

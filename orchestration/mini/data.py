@@ -9,7 +9,6 @@ Shapes: N clips, S channels, T samples, L frames of a clip, F bands.
 
 import hashlib
 import json
-import os
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.arrays import create_array
 from sepscene.orchestration.records.files import one_at_a_time, read_typed, write_whole
 from sepscene.orchestration.records.sweep_folder import StudyData
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
@@ -138,20 +138,14 @@ class LogMelStore:
         """A memory-mapped array, created if it is missing.
 
         Raises:
-            SepsceneError: when the disk has no space for it. If it were not reserved now, writing to the array on a
-                full disk would kill the process later.
+            SepsceneError: when the disk does not have the space for it.
         """
         path = self.folder / name
         if not path.exists():
             draft = path.with_suffix(".new")
             try:
-                open_memmap(draft, "w+", dtype, shape)
-                size = draft.stat().st_size
-                if hasattr(os, "posix_fallocate"):  # not on macOS
-                    with draft.open("r+b") as file:
-                        os.posix_fallocate(file.fileno(), 0, size)
+                create_array(draft, shape, dtype)
             except OSError as error:
-                draft.unlink(missing_ok=True)
                 raise SepsceneError(
                     f"{path} cannot be created ({error.strerror}): free disk space, or use another --storage"
                 ) from None
