@@ -1,19 +1,19 @@
-"""What a data set of AudioSet's size costs the driver, and how the cost grows with the number of clips.
+"""Cost of a data set of AudioSet's size for the driver, and how it grows with the number of clips.
 
     python -m benchmarks.audioset_size [--clips 10000 100000 1000000 10000000] [--parts list …] [--folder FOLDER]
 
-Manifests and stores are made up and hold no sound. Each part runs in a process of its own; the table says its seconds
-and the largest memory of the process while it ran, with its imports and its inputs, such as the driver's manifest.
+Manifests and stores are synthetic and contain no sound. Each part runs in a separate process; the table shows its
+seconds and the peak memory of the process, including its imports and its inputs, such as the driver's manifest.
 
-list      `read_manifest` of a Parquet table with a row a clip
-select    the splits, the training clips, and the manifest's digest
-audit     `sepscene data audit` without the decoding: what was found of each recording becomes the report
-plan      `sepscene plan`'s arithmetic for this many clips
+list      `read_manifest` of a Parquet table with one row per clip
+select    the splits, the training clips, and the digest of the manifest
+audit     `sepscene data audit` without decoding: from the findings of each recording to the report
+plan      the computations of `sepscene plan` for this many clips
 draws     a worker's first block of 512 rows (with the epoch's permutation of all clips) and 100 further blocks
-stream    Ray Data from the driver's manifest to the first block of rows with their draws and their clips
-resume    a ledger with an interval missing every 1,000 rows: read, complement, first block of what remains
-ledger    1,000 steps of 4,096 rows entered out of order by blocks
-index     a store with an entry for each clip, 100 a shard: opened, as every worker does; 1,000 look-ups
+stream    Ray Data from the driver's manifest to the first block of rows with their draws and clips
+resume    a ledger with a row missing every 1,000 rows: read, complement, first block of the remaining rows
+ledger    1,000 steps of 4,096 rows, consumed in blocks that are out of order
+index     a store with one entry per clip, 100 per shard: opened, as by every worker; 1,000 lookups
 store_ls  `sepscene store ls` of the same store
 """
 
@@ -36,28 +36,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-EPOCHS, BLOCK, ENTRIES_A_SHARD = 100, 512, 100
+EPOCHS = 100
+BLOCK = 512
+ENTRIES_PER_SHARD = 100
 
 
 def reset_peak() -> None:
-    """Let the largest resident memory of this process start again from what it holds now."""
+    """Reset the peak resident memory of this process to its current value (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mib() -> float:
-    """The largest resident memory of this process since the reset."""
+    """The peak resident memory of this process since the reset, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def in_a_process(function: Callable[..., Any], *arguments: object) -> Any:
-    """What the function returns in a fresh process."""
+    """Call the function in a fresh process; returns its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def clips_table(clips: int) -> pa.Table:
-    """AudioSet-like rows: eleven-character names, two labels of 527, a split."""
+    """Rows like AudioSet's: names, two labels of 527, and a split."""
     numbers = pa.array(np.arange(clips))
     names = pc.binary_join_element_wise("clip", pc.utf8_lpad(numbers.cast(pa.string()), 9, "0"), "_")
     classes = np.array([f"class {n}" for n in range(527)])
@@ -69,7 +71,7 @@ def clips_table(clips: int) -> pa.Table:
 
 
 def manifest(clips: int) -> Any:
-    """The same as `read_manifest` would return, made from columns."""
+    """The manifest that `read_manifest` would return for this table."""
     from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, Manifest
 
     table = clips_table(clips)
@@ -89,12 +91,12 @@ def part_list(clips: int, folder: Path) -> Callable[[], object]:
 
 
 def table_of(clips: int, folder: Path) -> Path:
-    """Where the manifest of this many clips lies, as a data set."""
+    """The folder of the data set with this many clips."""
     return folder / f"table-{clips}"
 
 
 def write_table(clips: int, folder: Path) -> None:
-    """A Parquet manifest of this many clips."""
+    """Write a Parquet manifest of this many clips."""
     table_of(clips, folder).mkdir(parents=True, exist_ok=True)
     pq.write_table(clips_table(clips), table_of(clips, folder) / "manifest.parquet")
 
@@ -148,7 +150,7 @@ def part_plan(clips: int, folder: Path) -> Callable[[], object]:
 
 
 def draw_rows(clips: int, ledger_rows: list[tuple[int, int]] | None = None) -> Any:
-    """The object that Ray's tasks get."""
+    """The object that Ray's tasks receive."""
     from sepscene.augment.draws import Schedule
     from sepscene.orchestration.presets import named_experiment
     from sepscene.orchestration.records.ledger import Ledger
@@ -177,7 +179,7 @@ def part_stream(clips: int, folder: Path) -> Callable[[], object]:
 
     connect(None, cpus=2)
     configure_data(ordered=True)
-    ray.data.range(8).materialize()  # Ray's own first steps
+    ray.data.range(8).materialize()  # warm-up of Ray
     draws = draw_rows(clips)
 
     def run() -> object:
@@ -191,7 +193,7 @@ def part_resume(clips: int, folder: Path) -> Callable[[], object]:
     from sepscene.orchestration.records.ledger import Ledger
 
     rows = clips * EPOCHS
-    starts = range(0, min(rows // 2, 4_096_000), 1000)  # what is under way at a kill is a few thousand blocks at most
+    starts = range(0, min(rows // 2, 4_096_000), 1000)  # at most a few thousand blocks are in flight at a kill
     path = folder / "ledger.json"
     path.write_text(Ledger(rows, [(start, start + 999) for start in starts]).to_json())
     draws = draw_rows(clips)
@@ -220,20 +222,20 @@ def part_ledger(clips: int, folder: Path) -> Callable[[], object]:
 
 
 def make_store(clips: int, folder: Path) -> str:
-    """A store with an entry of four channels of 16 samples for each clip, 100 a shard."""
+    """A store with one entry per clip, of four channels with 16 samples, and 100 entries per shard."""
     from sepscene.augment.store.shards import StoreKey, encode_entry, shard_pieces
 
     store = folder / f"store-{clips}"
-    if (store / "made").exists():
+    if (store / "complete").exists():
         return str(store)
     shutil.rmtree(store, ignore_errors=True)
     (store / "shards").mkdir(parents=True)
     wave, levels = np.zeros((4, 16), np.int16), np.full(4, -20, np.float32)
-    for start in range(0, clips, ENTRIES_A_SHARD):
-        keys = [StoreKey(f"{n:064x}", "a" * 64, "16000 Hz, 10 s") for n in range(start, start + ENTRIES_A_SHARD)]
+    for start in range(0, clips, ENTRIES_PER_SHARD):
+        keys = [StoreKey(f"{n:064x}", "a" * 64, "16000 Hz, 10 s") for n in range(start, start + ENTRIES_PER_SHARD)]
         pieces, _ = shard_pieces([encode_entry(key, wave, levels, 4096) for key in keys], 4096)
-        (store / "shards" / f"{start:012d}-made-up.shard").write_bytes(b"".join(pieces))
-    (store / "made").touch()
+        (store / "shards" / f"{start:012d}-synthetic.shard").write_bytes(b"".join(pieces))
+    (store / "complete").touch()
     return str(store)
 
 
@@ -268,10 +270,10 @@ PARTS = {name.removeprefix("part_"): value for name, value in list(globals().ite
 
 
 def measure(part: str, clips: int, folder: Path) -> tuple[float, float]:
-    """Seconds and MiB of one part; runs in a process of its own."""
+    """Seconds and peak MiB of one part; to be called in a fresh process."""
     run = PARTS[part](clips, folder)
     gc.collect()
-    pa.default_memory_pool().release_unused()  # what making up the inputs took
+    pa.default_memory_pool().release_unused()  # memory that was used to create the inputs
     reset_peak()
     began = time.perf_counter()
     run()
@@ -279,13 +281,13 @@ def measure(part: str, clips: int, folder: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print the table, a line for each part, and write it as JSON beside the stores."""
+    """Print the table, one line per part, and write it as JSON to the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--folder", type=Path, default=Path("/tmp/audioset_size"))
     given = parser.parse_args()
-    print("| part | " + " | ".join(f"{clips:.0e} clips" for clips in given.clips) + " | growth a decade |")
+    print("| part | " + " | ".join(f"{clips:.0e} clips" for clips in given.clips) + " | growth per decade |")
     print("|---" * (len(given.clips) + 2) + "|")
     found: dict[str, dict[int, tuple[float, float]]] = {}
     for part in given.parts:

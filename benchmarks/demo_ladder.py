@@ -1,14 +1,15 @@
-"""Make the demo's checkpoint ladder again: a small STFT TDCN++, trained by MixIT on synthetic scenes.
+"""Train the checkpoint ladder of the demo: a small STFT TDCN++, trained with MixIT on synthetic scenes.
 
     python -m benchmarks.demo_ladder WORK_FOLDER --into models/demo_ladder
 
-One process and one thread, so that it can run beside other work; cut anywhere, it continues from its last save. The
-same rows, draws, segments and loss as `sepscene separator train`, without Ray. Each checkpoint is scored on 32 held-out
-mixtures before it is kept; the metrics are in its card. WORK_FOLDER keeps the scenes, the state and scores.jsonl.
+It uses one process and one thread, so that other work can run at the same time; if interrupted, it continues from its
+last save. Rows, draws, segments and loss are those of `sepscene separator train`, without Ray. Each checkpoint is
+scored on 32 held-out mixtures before it is saved; its card contains the metrics. WORK_FOLDER contains the scenes, the
+state and scores.jsonl.
 
-The scenes to train on have one event each, over a background; the held-out ones are of the demo's kind, with two to
-four. MixIT with two channels learns to part what comes from two clips. Events that come together in a clip stay
-together: trained on the demo's own kind of scenes, the same network improves their sources by 1.2 to 1.9 dB less.
+Training scenes have one event each and a background; held-out scenes have two to four events, as in the demo. MixIT
+with two channels learns to separate sounds of different clips. Events of the same clip are not separated: trained on
+scenes as in the demo, the same network improves their sources by 1.2 to 1.9 dB less.
 """
 
 import argparse
@@ -47,12 +48,12 @@ SCENES = {
     "held_out": (64, PROFILES["recurring"]),
 }
 FIRST_SEED = 100
-"""Of the scenes, so that none of them is one of a study or of the demo: their seeds count from 0."""
+"""First seed of the scenes. Studies and the demo use seeds from 0, so they share no scene with the training data."""
 BATCH, SEGMENT_SECONDS, CLIP_NORM, SAVE_EVERY, SCORE_EVERY, HELD_OUT = 8, 2.0, 5.0, 50, 250, 32
 
 
 def scenes(work: Path, seed: int) -> Manifest:
-    """The scenes of both splits, made the first time."""
+    """The scenes of both splits, generated at the first call."""
     for split, (count, config) in SCENES.items():
         if not (work / "scenes" / f"{split}.csv").exists():
             write_scenes(work / "scenes", count, FIRST_SEED + seed, split, config, with_sources=True)
@@ -60,7 +61,7 @@ def scenes(work: Path, seed: int) -> Manifest:
 
 
 class Training:
-    """The separator, its optimiser and its rows."""
+    """The separator with its optimiser and its rows."""
 
     def __init__(self, work: Path, seed: int, rate: float, objective: str) -> None:
         self.work, self.objective, self.rate, self.step = work, objective, rate, 0
@@ -82,7 +83,7 @@ class Training:
             self.step = saved["step"]
 
     def loss(self) -> torch.Tensor:
-        """The mean loss of the next step's rows."""
+        """The mean loss of the rows of the next step."""
         rows = 2 * BATCH if self.objective == "mixit" else BATCH
         columns = self.draws({"id": np.arange(self.step * rows, (self.step + 1) * rows)})
         if self.objective == "mixit":
@@ -103,7 +104,7 @@ class Training:
         """One optimiser step."""
         left = 1 - self.step / max(STEPS.values())
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * min(1.0, 2 * left)  # constant, then down to zero over the second half
+            group["lr"] = self.rate * min(1.0, 2 * left)  # constant, then linear to zero over the second half
         loss = self.loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -118,7 +119,7 @@ class Training:
         return float(loss.detach())
 
     def score(self) -> dict[str, float | int]:
-        """Metrics on the held-out scenes, as for a checkpoint's card."""
+        """Metrics on the held-out scenes, for the card of a checkpoint."""
         self.separator.eval()
         metrics = score_separation(self.separator, self.held_out, AUDIO, HELD_OUT).means()
         self.separator.train()
@@ -126,7 +127,7 @@ class Training:
 
 
 def main() -> None:
-    """Train from where the folder is, and keep every checkpoint of the ladder."""
+    """Train from the state in the folder, and save every checkpoint of the ladder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--into", type=Path, required=True, help="folder of the ladder")

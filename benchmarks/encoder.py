@@ -1,15 +1,14 @@
-"""How fast the encoder is, beside PANNs' plain formulation in the same run.
+"""Speed of the encoder, compared with PANNs' plain formulation in the same run.
 
     python -m benchmarks.encoder [--device cuda] [--compile] [--tiny] [--batch 32] [--rounds 5]
 
-Every way of running the same weights takes its turn in each round; the times are medians over the rounds.
-On a CPU one thread works and its processor time is counted, so that a busy machine changes little; on a GPU
-it is the wall time, synchronised. An example is one patch of 0.96 s. Work is counted in the convolutions
-alone: 1.93 G multiply-adds an example for the full network (float32 bytes of weights: 303 MB), three times
-that for training.
+All variants use the same weights and run once in each round; times are medians over the rounds. On a CPU, the processor
+time of one thread is measured, which depends little on the load of the machine; on a GPU, the synchronised wall time.
+An example is one patch of 0.96 s. Only the operations of the convolutions are counted: 1.93 G multiply-adds per example
+for the full network (303 MB of float32 weights), and three times as many for training.
 
 PANNs' formulation: the spectrogram as two convolutions with the DFT matrix, batch norm over mels between two
-transpositions, float32, channels first, eager. Ours: an FFT, then the options that the table names.
+transpositions, float32, channels first, eager. Ours: an FFT, then the options named in the table.
 
 Shapes: B examples, T samples, N frequencies, C channels, L frames, F mels, D embedding.
 """
@@ -79,22 +78,22 @@ def multiply_adds(config: Cnn14Config, frames: int) -> int:
 
 
 def variants(encoder: Encoder, compiled: bool) -> dict[str, tuple[nn.Module, bool]]:
-    """Name -> (module, bfloat16), each with weights of its own."""
+    """Name -> (module, bfloat16), each with its own copy of the weights."""
     device = next(encoder.parameters()).device
 
-    def last() -> Encoder:
+    def channels_last() -> Encoder:
         return copy.deepcopy(encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     ways: dict[str, tuple[nn.Module, bool]] = {
         "PANNs' formulation": (PlainPanns(copy.deepcopy(encoder)).to(device), False),
         "float32": (copy.deepcopy(encoder), False),
-        "float32, channels_last": (last(), False),
+        "float32, channels_last": (channels_last(), False),
         "bfloat16": (copy.deepcopy(encoder), True),
-        "bfloat16, channels_last": (last(), True),
+        "bfloat16, channels_last": (channels_last(), True),
     }
     if compiled:
         for name, half in (("float32, compiled", False), ("bfloat16, channels_last, compiled", True)):
-            module = last() if half else copy.deepcopy(encoder)
+            module = channels_last() if half else copy.deepcopy(encoder)
             module.trunk = torch.compile(module.trunk)  # type: ignore[assignment]
             ways[name] = (module, half)
     return ways
@@ -112,7 +111,7 @@ def forward_step(module: nn.Module, half: bool, wave_BT: Tensor) -> Step:
 
 
 def training_step(module: nn.Module, half: bool, wave_BT: Tensor) -> Step:
-    """Forward and backward of a simple loss on h, without the optimiser."""
+    """Forward and backward pass of a simple loss on h, without the optimiser."""
     module.train()
 
     def step() -> Tensor:
@@ -126,14 +125,14 @@ def training_step(module: nn.Module, half: bool, wave_BT: Tensor) -> Step:
 
 
 PASSES = {"forward": (forward_step, 1), "forward and backward": (training_step, 3)}
-"""Title -> how a step of it is made, and its work in forward passes."""
+"""Title -> the function that creates its step, and its cost in forward passes."""
 
 _ways: dict[str, tuple[nn.Module, bool, Tensor]] = {}
-"""Of a measuring process: its modules, whether they compute in bfloat16, and their input."""
+"""In a measuring process: name of a variant -> its module, whether it computes in bfloat16, and its input."""
 
 
 def prepare(options: argparse.Namespace) -> tuple[list[str], int]:
-    """Build all ways in this process; returns their names, and the samples of a patch."""
+    """Build all variants in this process; returns their names, and the number of samples of a patch."""
     if options.device == "cpu":
         torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -144,12 +143,12 @@ def prepare(options: argparse.Namespace) -> tuple[list[str], int]:
 
 
 def sizes(options: argparse.Namespace) -> Cnn14Config:
-    """Of the network."""
+    """The configuration of the network."""
     return Cnn14Config.tiny() if options.tiny else Cnn14Config()
 
 
 def timed(title: str, name: str) -> tuple[float, np.ndarray]:
-    """Seconds and output of one step of a way, in a measuring process."""
+    """Seconds and output of one step of a variant, in a measuring process."""
     module, half, wave_BT = _ways[name]
     step = PASSES[title][0](module, half, wave_BT)
     device = wave_BT.device
@@ -167,10 +166,10 @@ def timed(title: str, name: str) -> tuple[float, np.ndarray]:
 
 
 def compare(title: str, places: Mapping[str, tuple[Executor, str]], rounds: int, examples: int, adds: float) -> None:
-    """Print examples/s, the ratio to the first way, operations/s, and the distance from its output.
+    """Print examples/s, the ratio to the first variant, operations/s, and the relative difference from its output.
 
     Args:
-        places: what is shown -> the process, and the way that it runs.
+        places: label -> the process, and the name of the variant that it runs.
     """
 
     def run(place: tuple[Executor, str]) -> tuple[float, np.ndarray]:
@@ -184,8 +183,8 @@ def compare(title: str, places: Mapping[str, tuple[Executor, str]], rounds: int,
             times[shown].append(run(place)[0])
     first = next(iter(places))
     baseline = median(times[first])
-    print(f"\n{title}: {examples} examples a step, median of {rounds} (range)")
-    print(f"{'way':40}{'examples/s':>12}{'ratio':>22}{'GFLOP/s':>10}{'difference':>12}")
+    print(f"\n{title}: {examples} examples per step, median of {rounds} (range)")
+    print(f"{'variant':40}{'examples/s':>12}{'ratio':>22}{'GFLOP/s':>10}{'difference':>12}")
     for shown in places:
         seconds = median(times[shown])
         off = float(np.linalg.norm(outputs[shown] - outputs[first]) / np.linalg.norm(outputs[first]))
@@ -207,17 +206,17 @@ def main() -> None:
         names, samples = plain.submit(prepare, options).result()
         kept.submit(prepare, options).result()
         adds = multiply_adds(sizes(options), FRONT_END.frames(samples))
-        print(f"{torch.__version__} on {options.device}: {adds / 1e6:,.0f} M multiply-adds an example")
+        print(f"{torch.__version__} on {options.device}: {adds / 1e6:,.0f} M multiply-adds per example")
         places = {name: (plain, name) for name in names} | {f"{name}, kept": (kept, name) for name in names}
         for title, (_, passes) in PASSES.items():
             compare(title, places, options.rounds, options.batch, passes * adds)
 
 
 def process_with(settings: dict[str, str]) -> ProcessPoolExecutor:
-    """A process that starts with these environment variables."""
+    """Start a process with these environment variables."""
     with patch.dict(os.environ, settings):
         process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        process.submit(os.getpid).result()  # it starts with its first task
+        process.submit(os.getpid).result()  # the process starts with its first task
     return process
 
 

@@ -1,7 +1,7 @@
-"""What an evaluation costs, and whether its intervals and tests keep their word.
+"""Cost of an evaluation, and coverage of its intervals and error rate of its tests.
 
-Run with `python -m benchmarks.evaluation` (about two minutes on one idle core). Prints ratios and medians
-of several runs, interleaved where two ways are compared, beside the known number of additions.
+Run with `python -m benchmarks.evaluation` (about two minutes on one idle core). Prints ratios and medians of several
+runs, interleaved where two methods are compared, and the number of additions.
 
 Legend: B clips, K classes, D embedding, R resamples.
 """
@@ -23,13 +23,13 @@ from sepscene.tasks.evaluation.statistics import bootstrap_interval, paired_boot
 
 RESAMPLES = 1000
 CASES = {"scenes": (128, 30, 0.08), "ESC-50 fold": (400, 50, 0.02), "AudioSet eval": (20_000, 527, 0.005)}
-CLASSES_MEASURED = 5  # of the large case; time grows with the number of classes, so the rest is multiplication
+CLASSES_MEASURED = 5  # of larger cases; the time is proportional to the number of classes and scaled up
 
 console = Console(width=130)
 
 
 def seconds(function: Callable[[], object], runs: int = 3) -> float:
-    """Median processor time: what neighbours on the machine do hardly changes it."""
+    """Median processor time, which depends little on other load of the machine."""
     times = []
     for _ in range(runs):
         start = time.process_time()
@@ -39,14 +39,17 @@ def seconds(function: Callable[[], object], runs: int = 3) -> float:
 
 
 def test_set(clips: int, classes: int, prevalence: float, draw: np.random.Generator) -> tuple[Floats, Bools]:
-    """Scores one deviation apart, and their targets; every class has a positive."""
+    """Scores with unit variance whose means differ by one between positives and negatives, and the targets.
+
+    Every class has at least one positive.
+    """
     targets = draw.random((clips, classes)) < prevalence
     targets[draw.integers(0, clips, classes), np.arange(classes)] = True
     return draw.standard_normal((clips, classes)) + targets, targets
 
 
 def small_set(draw: np.random.Generator, rare: int) -> tuple[Floats, Bools]:
-    """128 clips, 24 classes of about 10 positives; the first `rare` of them have a single one."""
+    """128 clips and 24 classes with about 10 positives each; the first `rare` classes have one positive."""
     scores, targets = test_set(128, 24, 0.08, draw)
     scores -= targets
     targets[:, :rare] = np.arange(128)[:, None] == draw.integers(0, 128, rare)
@@ -54,8 +57,8 @@ def small_set(draw: np.random.Generator, rare: int) -> tuple[Floats, Bools]:
 
 
 def plain_bootstrap(scores_BK: Floats, targets_BK: Bools, weights_BR: Floats) -> Floats:
-    """The textbook way, resample by resample with scikit-learn's sample weights: copies are further
-    witnesses."""
+    """The textbook method, resample by resample, with scikit-learn's sample weights: repeated clips count as further
+    clips."""
     found = []
     for weight_B in weights_BR.T:
         present = [k for k in range(targets_BK.shape[1]) if weight_B[targets_BK[:, k]].any()]
@@ -65,7 +68,7 @@ def plain_bootstrap(scores_BK: Floats, targets_BK: Bools, weights_BR: Floats) ->
 
 
 def cost_of_the_bootstrap() -> None:
-    """All resamples at once against one by one, at three sizes of test set."""
+    """Time of all resamples together against one by one, for three sizes of the test set."""
     console.print(f"[bold]Bootstrap of mAP, d' and lwlrap, {RESAMPLES} resamples[/bold]")
     draw = np.random.default_rng(0)
     for name, (clips, classes, prevalence) in CASES.items():
@@ -80,7 +83,7 @@ def cost_of_the_bootstrap() -> None:
         scale = classes / measured
         console.print(
             f"  {name:14} {clips} clips x {classes} classes: {np.median(ours) * scale:8.2f} s, "
-            f"{np.median(slow) / np.median(ours):5.0f}x scikit-learn's loop (mAP alone), "
+            f"{np.median(slow) / np.median(ours):5.0f}x scikit-learn's loop (mAP only), "
             f"{clips * classes * RESAMPLES / 1e9:.2f} G additions"
         )
         h = draw.standard_normal((clips, 128))
@@ -89,7 +92,7 @@ def cost_of_the_bootstrap() -> None:
 
 
 def cost_of_the_probes() -> None:
-    """The metrics themselves."""
+    """Time of the metrics themselves."""
     console.print("[bold]Probes, h of 128 dimensions, 30 classes[/bold]")
     draw = np.random.default_rng(0)
     settings = ScoringSettings(shallow_epochs=20)
@@ -105,14 +108,13 @@ def cost_of_the_probes() -> None:
         )
 
 
-def promise_of_the_intervals(rare: int, trials: int = 60, resamples: int = 200) -> None:
-    """How often the interval of one test set holds the mean over many, as its 95 % promises; and the null
-    of the test."""
-    console.print(f"[bold]Promises: 128 clips, 24 classes, about 10 positives each, a single one in {rare}[/bold]")
+def coverage_of_the_intervals(rare: int, trials: int = 60, resamples: int = 200) -> None:
+    """How often the 95 % interval of one test set contains the mean over many, and the error rate of the test."""
+    console.print(f"[bold]Coverage: 128 clips, 24 classes, about 10 positives each, one positive in {rare}[/bold]")
     draw = np.random.default_rng(1)
     sets = [small_set(draw, rare) for _ in range(trials)]
     values = np.array([mean_average_precision(*one).value for one in sets])
-    # The mean to hold comes from further test sets, not from those whose intervals are counted.
+    # The true mean is estimated from further test sets, not from those whose intervals are counted.
     fresh = (small_set(draw, rare) for _ in range(5 * trials))
     truth = float(np.mean([mean_average_precision(*one).value for one in fresh]))
     weights = [resample(128, resamples, seed) for seed in range(trials)]
@@ -125,14 +127,14 @@ def promise_of_the_intervals(rare: int, trials: int = 60, resamples: int = 200) 
         held = np.mean([(i.low or 0) <= truth <= (i.high or 1) for i in found])
         bias = np.mean([r.mean() - v for v, r in zip(values[: len(replicates)], replicates, strict=True)])
         console.print(
-            f"  {way:6} holds the mean of fresh test sets ({truth:.3f}) in {held:.0%} of {len(found)}; "
-            f"resamples lie {bias:+.3f} off the estimate"
+            f"  {way:6} contains the mean of fresh test sets ({truth:.3f}) in {held:.0%} of {len(found)}; "
+            f"bias of the resamples: {bias:+.3f}"
         )
     console.print(f"  paired test of two equally good runs: p < 0.05 in {null_rate(trials * 4, resamples, rare):.1%}")
 
 
 def null_rate(trials: int, resamples: int, rare: int) -> float:
-    """Share of p < 0.05 where two encoders rank the same clips equally well."""
+    """Share of tests with p < 0.05 when two encoders rank the same clips equally well."""
     draw = np.random.default_rng(2)
     found = []
     for trial in range(trials):
@@ -149,4 +151,4 @@ if __name__ == "__main__":
     cost_of_the_bootstrap()
     cost_of_the_probes()
     for rare in (0, 12):
-        promise_of_the_intervals(rare)
+        coverage_of_the_intervals(rare)

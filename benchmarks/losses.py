@@ -1,13 +1,12 @@
-"""What the contrastive losses cost, beside the usual formulations in the same run: time, extra memory,
-gradients.
+"""Time, extra memory and gradients of the contrastive losses, compared with the usual formulations in the same run.
 
     python -m benchmarks.losses [--device cuda]
 
-Time is the processor time of forward and backward on one thread (on a GPU: wall time, synchronised), the
-median of several runs that take turns. Extra memory is the growth of the process's peak over the inputs, each
-in a process of its own (on a GPU: the allocator's peak). Where the naive formulations would need tens of
-gigabytes they are left out.
-Gradients are compared with float64 (one hidden unit that rounds to the other side of ReLU's corner shows as 5e-5).
+Time is the processor time of forward and backward on one thread (on a GPU: synchronised wall time), the median of
+several interleaved runs. Extra memory is the increase of the peak memory over the inputs, measured in a separate
+process (on a GPU: the allocator's peak). The naive formulations are left out where they would need tens of gigabytes.
+Gradients are compared with float64; a single hidden unit that is rounded across zero at its ReLU gives an error of
+5e-5.
 
 Legend: N pairs of the global batch, D = 128 features, H = 512 hidden units.
 """
@@ -33,14 +32,14 @@ Loss = Callable[[CoincidenceHead, Tensor, Tensor], Tensor]
 
 
 def naive_coincidence(head: CoincidenceHead, h_m: Tensor, h_c: Tensor) -> Tensor:
-    """All N^2 concatenations through the head: (N^2, 2D) inputs and (N^2, H) activations are kept."""
+    """All N^2 concatenations through the head: stores (N^2, 2D) inputs and (N^2, H) activations."""
     n = len(h_m)
     logits = head(h_m.repeat_interleave(n, 0), h_c.repeat(n, 1)).view(n, n)
     return _balanced(logits)
 
 
 def broadcast_coincidence(head: CoincidenceHead, h_m: Tensor, h_c: Tensor) -> Tensor:
-    """The first layer factored, but without tiles: (N, N, H) activations, kept for the backward."""
+    """The first layer factored, but without tiles: stores (N, N, H) activations for the backward pass."""
     weight_a, weight_b = head.first.weight.split(h_m.shape[1], 1)
     hidden = functional.linear(h_m, weight_a)[:, None] + functional.linear(h_c, weight_b, head.first.bias)[None]
     return _balanced(head.last(functional.relu(hidden))[..., 0])
@@ -52,7 +51,7 @@ def _balanced(logits: Tensor) -> Tensor:
 
 
 def usual_nt_xent(head: CoincidenceHead, z_1: Tensor, z_2: Tensor) -> Tensor:
-    """The 2N x 2N matrix of cosines, its diagonal masked, through cross entropy."""
+    """Cross entropy over the 2N x 2N matrix of cosine similarities with a masked diagonal."""
     z = functional.normalize(torch.cat([z_1, z_2]), dim=1)
     n, itself = len(z_1), torch.eye(len(z), dtype=torch.bool, device=z.device)
     logits = (z @ z.T / TAU).masked_fill(itself, float("-inf"))
@@ -75,7 +74,7 @@ SIZES = {"coincidence": (128, 256, 512, 1024, 4096), "NT-Xent": (512, 1024, 4096
 LARGEST = {
     "coincidence naive": 512,
     "coincidence broadcast": 512,
-}  # beyond it the formulation needs too much memory
+}  # with larger N, these formulations need too much memory
 
 
 def inputs(n: int, device: str) -> tuple[CoincidenceHead, Tensor, Tensor]:
@@ -87,7 +86,7 @@ def inputs(n: int, device: str) -> tuple[CoincidenceHead, Tensor, Tensor]:
 
 
 def step(loss: Loss, head: CoincidenceHead, left: Tensor, right: Tensor) -> float:
-    """Seconds of one forward and backward."""
+    """Seconds of one forward and backward pass."""
     on_gpu = left.is_cuda
     clock = time.perf_counter if on_gpu else time.process_time
     if on_gpu:
@@ -100,7 +99,7 @@ def step(loss: Loss, head: CoincidenceHead, left: Tensor, right: Tensor) -> floa
 
 
 def extra_memory(name: str, n: int, device: str) -> float:
-    """Bytes by which the peak grows over the inputs; on the CPU meaningful only in a fresh process."""
+    """Increase of the peak memory over the inputs, in bytes; on a CPU only meaningful in a fresh process."""
     step(LOSSES[name], *inputs(8, device))
     arguments = inputs(n, device)
     if device == "cpu":
@@ -114,7 +113,7 @@ def extra_memory(name: str, n: int, device: str) -> float:
 
 
 def memory_in_own_process(name: str, n: int, device: str) -> float:
-    """`extra_memory` of a fresh interpreter."""
+    """`extra_memory`, measured in a fresh interpreter."""
     command = [sys.executable, "-m", "benchmarks.losses", "--device", device, "--one", name, "--n", str(n)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -126,7 +125,7 @@ def peak_bytes() -> int:
 
 
 def gradient_error(name: str, n: int, device: str) -> float:
-    """Relative error of the float32 gradients of both views, against float64."""
+    """Relative error of the float32 gradients of both views, compared with float64."""
     gradients = []
     for loss, dtype in ((LOSSES[name], torch.float32), (LOSSES[f"{name.split()[0]} ours"], torch.float64)):
         head, left, right = inputs(n, device)
@@ -137,19 +136,19 @@ def gradient_error(name: str, n: int, device: str) -> float:
 
 
 def compare(family: str, n: int, device: str, repeats: int) -> None:
-    """One line a formulation: time, memory, and their ratios to ours."""
+    """Print one line per formulation: time, memory, and their ratios to ours."""
     names = [name for name in LOSSES if name.startswith(family) and n <= LARGEST.get(name, n)]
     arguments = inputs(n, device)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(repeats + 1):
         for name in names:
             spent = step(LOSSES[name], *arguments)
-            if turn:  # the first turn warms up
+            if turn:  # the first turn is a warm-up
                 seconds[name].append(spent)
     ours = f"{family} ours"
     memory = {name: memory_in_own_process(name, n, device) for name in names}
     for name in names:
-        error = f"   gradients {gradient_error(name, n, device):.0e} off float64" if n <= 512 else ""
+        error = f"   gradient error {gradient_error(name, n, device):.0e}" if n <= 512 else ""
         print(
             f"{name:22} N={n:5}  {median(seconds[name]):8.3f} s  {memory[name] / 2**20:8.0f} MiB"
             f"   x{median(seconds[name]) / median(seconds[ours]):6.1f} time"
@@ -169,7 +168,7 @@ def main() -> None:
         print(extra_memory(options.one, options.n, options.device))
         return
     print(f"torch {torch.__version__}, {options.device}, D={D}, H={H}, float32")
-    print(f"multiply-adds of a forward: naive N^2 {2 * D * H + H}; factored N {2 * D * H} + N^2 {H}")
+    print(f"multiply-adds of a forward pass: naive N^2 {2 * D * H + H}; factored N {2 * D * H} + N^2 {H}")
     for family, sizes in SIZES.items():
         for n in sizes:
             compare(family, n, options.device, repeats=3 if n > 1024 else 5)

@@ -1,23 +1,24 @@
-"""The stream against what one would write without it: ratios, all measured in one run on this machine.
+"""The stream compared with code that does not use it, as ratios measured in one run on this machine.
 
     python -m benchmarks.pipeline [--steps 40] [--repeats 3] [--rows 10000] [--only live,ray,own,memory] [--full]
 
-live    rows/s of a real pre-training with live separation, and with every clip in the SeparatedStore, against
-        a plain PyTorch loop: two DDP processes, so that both cores separate, DataLoader workers decode, the same
-        separator forward inside the training loop. Live has its two separation actors for that, and one trainer; from
-        the store there are two. Live and plain run beside each other and have the machine in turns of ten seconds, in
-        which all processes of the other are stopped: from one minute to the next, shared machines differ by more than
-        what is measured here.
-own     the share of its time that a trainer waits, where separation has a core of its own and is not the bottleneck.
-ray     seconds a row of the stream with one separation actor, against the bare loop over the same actor's code.
+live    rows/s of a pre-training with live separation, and with every clip in the SeparatedStore, compared with a plain
+        PyTorch loop: two DDP processes, so that both cores separate, with DataLoader workers that decode, and the
+        forward pass of the same separator in the training loop. Live separation uses two separation actors and one
+        trainer; from the store there are two trainers. The live run and the plain loop share the machine in turns of
+        ten seconds, during which all processes of the other one are stopped: the speed of shared machines varies over
+        minutes by more than the measured difference.
+own     the share of its time that a trainer waits, when separation has its own core and is not the bottleneck.
+ray     seconds per row of the stream with one separation actor, compared with a loop over the same actor's code.
 memory  10,000 rows from the store: RSS (without shared memory) by kind of process, and the object store, in the
         first and in the last quarter of the run.
 
-With --full the separators have the paper's size (the encoder stays narrow) and a batch 16 pairs: then a row is a second
-of separation, as it is for users, and what Ray costs a row is small beside it.
+With --full, the separators have the paper's size (the encoder stays narrow), and a batch has 16 pairs. A row then takes
+one second of separation, as for users, and the cost of Ray per row is small in comparison.
 
-Repeats are interleaved, medians are printed. Rates are those of the steps after the first five (--full: two), which
-wait for all processes to start, and for our runs without the last five (three), which train what was separated before.
+Repeats are interleaved, and medians are printed. Rates exclude the first five steps (--full: two), which wait for all
+processes to start. The rates of our runs also exclude the last five steps (--full: three), whose rows were separated
+before.
 """
 
 import argparse
@@ -64,11 +65,11 @@ POLL_SECONDS = 0.5
 CPU_SHARES = {"trainer_cpus": 0.2, "separation_cpus": 0.15, "reader_cpus": 0.1}
 
 KINDS = ("ViewMaker", "ClipReader", "SeparationService", "RayTrainWorker", "SplitCoordinator", "raylet")
-"""Kinds of Ray's processes, as they are found in their titles."""
+"""Kinds of Ray processes, as they occur in process titles."""
 
 
 class Bench:
-    """Synthetic clips, two untrained separators, and experiments over them, in one folder."""
+    """Synthetic clips, two untrained separators, and experiments with them, in one folder."""
 
     def __init__(self, folder: Path, full: bool) -> None:
         self.folder = folder
@@ -89,17 +90,17 @@ class Bench:
         self.runs = 0
 
     def experiment(self, steps: int, **changes: object) -> Experiment:
-        """The demo of that many steps, without checkpoints on the way."""
+        """The demo with this many steps, without intermediate checkpoints."""
         base = named_experiment("demo", "tiny").changed(self.fixed)
         epochs = -(-steps * base.training.global_batch // CLIPS)
         return base.changed({"training.epochs": epochs, **changes})
 
     def store(self, name: str = "store") -> SeparatedStore:
-        """A SeparatedStore of the bench."""
+        """Open a SeparatedStore in the folder."""
         return SeparatedStore(str(self.folder / name))
 
     def run(self, experiment: Experiment, store: SeparatedStore | None = None) -> list[dict[str, float]]:
-        """A real pre-training; its metrics."""
+        """Run a pre-training; returns its metrics."""
         self.runs += 1
         run_dir = self.folder / f"run-{self.runs}"
         run_dir.mkdir()
@@ -111,7 +112,7 @@ class Bench:
 
 
 def live_beside_plain(bench: Bench, experiment: Experiment) -> tuple[float, float, float]:
-    """Rows a second of live and of plain, and the share of its time that plain spends separating."""
+    """Rows per second of live and plain, and the share of its time that plain spends in separation."""
     batch = experiment.training.global_batch
     one_trainer = experiment.changed({"resources.trainers": 1})
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +133,7 @@ def live_beside_plain(bench: Bench, experiment: Experiment) -> tuple[float, floa
 
 
 def ends_of(records: list[dict[str, float]]) -> list[float]:
-    """When each step of a run ended; several are reported at a time, the last of them when it has ended."""
+    """When each step of a run ended. Steps are reported in groups, each group at the end of its last step."""
     ends = [records[-1]["seconds"]]
     for this, after in reversed(list(pairwise(records))):
         took = after["pairs"] / after["examples_per_second"]
@@ -141,7 +142,7 @@ def ends_of(records: list[dict[str, float]]) -> list[float]:
 
 
 def rate(bench: Bench, records: list[dict[str, float]]) -> float:
-    """Rows a second without the first steps, and without the last: those train what was separated before."""
+    """Rows per second, without the first steps, and without the last ones, whose rows were separated before."""
     middle = records[bench.warm_up : -bench.tail]
     return sum(record["pairs"] for record in middle) / sum(
         record["pairs"] / record["examples_per_second"] for record in middle
@@ -149,14 +150,15 @@ def rate(bench: Bench, records: list[dict[str, float]]) -> float:
 
 
 def live_and_store(bench: Bench, steps: int, repeats: int, console: Console) -> None:
-    """Part `live`: the plain loop beside live, then from the store."""
+    """Part `live`: live and the plain loop in turns, then the runs from the store."""
     live = bench.experiment(steps)
     read_through = bench.experiment(steps, **{"store.mode": "read-through"})
     prefilled = bench.experiment(steps, **{"store.mode": "prefill"})
     begin = time.perf_counter()
     in_small_blocks = read_through.changed({"training.service_rows": 4})
-    pace = made_pace(prefill_stream(in_small_blocks, bench.clips, bench.ladder, bench.store()))
-    console.print(f"prefill: {pace:.1f} clips/s once started ({time.perf_counter() - begin:.0f} s with its start)")
+    clips_per_second = prefill_rate(prefill_stream(in_small_blocks, bench.clips, bench.ladder, bench.store()))
+    total = time.perf_counter() - begin
+    console.print(f"prefill: {clips_per_second:.1f} clips/s after the start ({total:.0f} s including the start)")
     rates = defaultdict(list)
     shares = []
     for _ in range(repeats):
@@ -168,15 +170,15 @@ def live_and_store(bench: Bench, steps: int, repeats: int, console: Console) -> 
         rates["store, prefill"].append(rate(bench, bench.run(prefilled, bench.store())))
         console.print({name: [float(f"{value:.3g}") for value in values] for name, values in rates.items()})
     middle = {name: median(values) for name, values in rates.items()}
-    table = Table("rows a second, in the middle of a run", "median", "of plain", "of live")
+    table = Table("rows per second, in the middle of a run", "median", "of plain", "of live")
     for name, value in middle.items():
         plain_rate, live_rate = middle["plain PyTorch, separation in the loop"], middle["live"]
         table.add_row(name, f"{value:.3g}", f"{value / plain_rate:.2f}", f"{value / live_rate:.2f}")
-    console.print(table, f"separation is {median(shares):.0%} of the plain loop")
+    console.print(table, f"separation takes {median(shares):.0%} of the time of the plain loop")
 
 
-def made_pace(stream: RayDataset) -> float:
-    """Clips a second that a prefill makes, from its second block to its last."""
+def prefill_rate(stream: RayDataset) -> float:
+    """Clips per second of a prefill, from its second block to its last."""
     arrived = []
     for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
         arrived.append((time.perf_counter(), len(batch["row"])))
@@ -184,7 +186,7 @@ def made_pace(stream: RayDataset) -> float:
     return sum(later) / (arrived[-1][0] - arrived[0][0])
 
 
-# ---- a core of their own ----
+# ---- separation on its own core ----
 
 
 def own_core(bench: Bench, steps: int, repeats: int, console: Console) -> None:
@@ -196,11 +198,11 @@ def own_core(bench: Bench, steps: int, repeats: int, console: Console) -> None:
             records = bench.run(bench.experiment(steps, **one_each))[bench.warm_up :]
         waiting = mean(record["waiting_share"] for record in records)
         busy = [record["separation/busy"] for record in records if "separation/busy" in record]
-        console.print(f"separation on a core of its own, busy {median(busy):.0%}: the trainer waits {waiting:.1%}")
+        console.print(f"separation on its own core, busy {median(busy):.0%}: the trainer waits {waiting:.1%}")
 
 
 def pinned(core_of: dict[str, int]) -> AbstractContextManager[None]:
-    """Processes of Ray with these words in their titles stay on these cores while the block runs."""
+    """While the block runs, pin Ray processes with these words in their titles to these cores."""
 
     def pin() -> None:
         for process in psutil.Process().children(recursive=True):
@@ -213,11 +215,11 @@ def pinned(core_of: dict[str, int]) -> AbstractContextManager[None]:
     return again_and_again(pin, POLL_SECONDS, "pin")
 
 
-# ---- Ray Data's own cost ----
+# ---- overhead of Ray Data ----
 
 
 def ray_overhead(bench: Bench, rows: int, repeats: int, console: Console) -> None:
-    """Part `ray`: one separation actor in the stream against the same callable in a loop."""
+    """Part `ray`: one separation actor in the stream compared with the same callable in a loop."""
     for block_rows in (8, 32):
         _ray_overhead(bench, rows, block_rows, repeats, console)
 
@@ -244,7 +246,7 @@ def _ray_overhead(bench: Bench, rows: int, block_rows: int, repeats: int, consol
             made.append((batch["made_at"][-1], len(batch["row"])))
         streamed.append((made[-1][0] - made[0][0]) / sum(count for _, count in made[1:]))
     console.print(
-        f"one separation actor: {1e3 * median(bare):.2f} ms a row in a bare loop, "
+        f"one separation actor: {1e3 * median(bare):.2f} ms per row in a plain loop, "
         f"{1e3 * median(streamed):.2f} ms in the stream: {median(streamed) / median(bare) - 1:+.1%} "
         f"(blocks of {block_rows} rows)"
     )
@@ -254,7 +256,7 @@ def _ray_overhead(bench: Bench, rows: int, block_rows: int, repeats: int, consol
 
 
 def sampling(samples: list[dict[str, float]]) -> AbstractContextManager[None]:
-    """Adds the memory of Ray's processes, by kind, and of the object store, to `samples` while the block runs."""
+    """While the block runs, append the memory of Ray's processes by kind, and of the object store, to `samples`."""
     import ray
 
     def sample() -> None:
@@ -278,7 +280,7 @@ def sampling(samples: list[dict[str, float]]) -> AbstractContextManager[None]:
 
 
 def memory(bench: Bench, rows: int, console: Console) -> None:
-    """Part `memory`: a run over stored clips with an encoder of next to no cost, so that rows go fast."""
+    """Part `memory`: a run over stored clips with a very small encoder, so that rows are processed fast."""
     small = Cnn14Config(widths=(8, 8, 8, 8, 8, 8), embedding_dim=16).model_dump()
     for mode in ("read-through", "prefill"):
         experiment = bench.experiment(-(-rows // 64), **{"store.mode": mode, "encoder": small})
@@ -301,7 +303,7 @@ def memory(bench: Bench, rows: int, console: Console) -> None:
 
 
 def main() -> None:
-    """Measure what is asked for, in one session of Ray."""
+    """Run the parts in one Ray session."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
@@ -311,7 +313,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default; the plain loop's processes have 0
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default; the processes of the plain loop have 0
     from sepscene.orchestration.runtime.session import connect, disconnect
 
     connect(None)

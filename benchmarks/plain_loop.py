@@ -1,9 +1,9 @@
-"""What one would write without Sepscene: a PyTorch loop that separates its clips itself.
+"""The baseline without Sepscene: a plain PyTorch loop that separates its clips itself.
 
-As many DDP processes as the experiment has trainers, whose DataLoader workers decode, with the separator's forward
-inside the training loop.
+It has as many DDP processes as the experiment has trainers. DataLoader workers decode, and the forward pass of the
+separator is part of the training loop.
 
-Shapes: B pairs of a process, T samples of a clip, P of a patch, S channels, U uniforms.
+Shapes: B pairs of a process, T samples of a clip, P samples of a patch, S channels.
 """
 
 import json
@@ -31,7 +31,7 @@ from sepscene.tasks.distributed.batchnorm import synchronise_batchnorm
 
 
 class Decoded(Dataset):
-    """Row -> its decoded clip and its number, as a user's data set would give them."""
+    """Row -> its number and its decoded clip."""
 
     def __init__(self, experiment: Experiment, clips: Manifest) -> None:
         self.audio = experiment.audio
@@ -45,7 +45,7 @@ class Decoded(Dataset):
 
 
 def plain_worker(rank: int, experiment: Experiment, clips: Manifest, ladder: Mapping[str, str], out: str) -> None:
-    """One DDP process: decode in a DataLoader worker, separate, crop, train. The first writes down the steps' times."""
+    """One DDP process: decode in a DataLoader worker, separate, crop, train. Rank 0 writes the times of its steps."""
     torch.set_num_threads(1)
     world, training, views = experiment.resources.trainers, experiment.training, experiment.views
     dist.init_process_group("gloo", init_method=f"file://{out}.group", rank=rank, world_size=world)

@@ -1,15 +1,14 @@
-"""How fast synthetic scenes are made, against real time, on one core.
+"""Speed of generating synthetic scenes, as a multiple of real time, on one core.
 
     python -m benchmarks.scenes
 
-Known numbers: a scene of 10 s is 160,000 samples; with 2 to 5 events it costs one synthesis and one
-convolution with a room for each event, two noises as long as the scene for the background, and is 320 kB as
-16-bit WAV.
+Known numbers: a scene of 10 s has 160,000 samples and takes 320 kB as 16-bit WAV. For each of its 2 to 5 events, one
+synthesis and one convolution with a room response are computed, and for the background two noises of full length.
 """
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is loaded: the rate is for one core
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is imported, to measure one core
 
 import statistics
 import time
@@ -32,7 +31,7 @@ def main() -> None:
             generate_scene(number, index, config)
         rates.append(SCENES * config.clip_seconds / (time.process_time() - begin))
     median, slowest = statistics.median(rates), min(rates)
-    print(f"scenes      {median:.0f} x real time on one core, at least {slowest:.0f} x (wanted: {TARGET:.0f} x)")
+    print(f"scenes      {median:.0f} x real time on one core, at least {slowest:.0f} x (target: {TARGET:.0f} x)")
     for name, make in sorted(EVENTS.items()):
         seconds, costs = 0.0, []
         for seed in range(15):

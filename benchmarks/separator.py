@@ -1,13 +1,11 @@
-"""How fast the separator is, beside what the device can do and beside torchaudio's Conv-TasNet.
+"""Speed of the separator, compared with the limits of the device and with torchaudio's Conv-TasNet.
 
-Run it with `python -m benchmarks.separator [--device cuda] [--size tiny] [--threads 1]`. All variants are timed
-interleaved, one after the other in every round, and the medians over the rounds are compared, so that a busy
-machine slows all of them alike. On a CPU the processor time of the process counts beside the time on the wall:
-with one thread it is the better measure on a shared machine.
+Run it with `python -m benchmarks.separator [--device cuda] [--size tiny] [--threads 1]`. The variants are interleaved:
+each runs once per round, and the medians over the rounds are compared, so that other load slows all of them equally.
+On a CPU, processor time is measured in addition to wall time: with one thread, it is more reliable on a shared machine.
 
-The known numbers: multiply-adds follow from the sizes (about 69 G per 10 s clip at full size). The bytes are those
-that a formulation must move through memory, counted from its passes over the activations; what stays in cache is
-not counted.
+Known numbers: multiply-adds follow from the sizes (about 69 G per 10 s clip at full size). Bytes are those that a
+formulation must move through memory, counted from its passes over the activations and ignoring caches.
 """
 
 from __future__ import annotations
@@ -33,13 +31,14 @@ from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 
 PLAIN_PASSES = (16, 7)
-"""Passes of one plain block over activations of the hidden width and of the bottleneck width.
+"""Passes of a plain block over activations of the hidden width and of the bottleneck width.
 
 Hidden: dense 1, scale 2, PReLU 2, norm 3, convolution 2, PReLU 2, norm 3, dense 1; bottleneck: dense 1, dense 1,
 scale 2, sum 3."""
 
 FAST_PASSES = (4, 4)
-"""The same of the fast block: widened, convolved (read, written), narrowed; input, sum (read, written), bias."""
+"""The passes of a fast block. Hidden: widened, convolved (read, written), narrowed; bottleneck: input, sum (read,
+written), bias."""
 
 VARIANTS = ("plain float32", "fast float32", "fast bfloat16", "Conv-TasNet float32")
 
@@ -53,7 +52,7 @@ class Timing:
 
 
 def multiply_adds(config: TDCNppConfig, samples: int) -> float:
-    """Multiply-adds of one clip of `samples` samples."""
+    """Multiply-adds for one clip of `samples` samples."""
     dense = config.window_samples * config.coefficients * (1 + config.sources)
     dense += config.coefficients * config.bottleneck * (1 + config.sources)
     block = 2 * config.bottleneck * config.hidden + config.kernel * config.hidden
@@ -67,7 +66,7 @@ def bytes_moved(config: TDCNppConfig, samples: int, passes: tuple[int, int], ite
 
 
 def build(variant: str, config: TDCNppConfig, device: str) -> nn.Module:
-    """A separator of one variant, on `device`, with the same weights in every process."""
+    """Build one variant of the separator on `device`, with the same weights in every process."""
     torch.manual_seed(0)
     if variant.startswith("Conv-TasNet"):
         sizes = ("sources", "window_samples", "coefficients", "bottleneck", "hidden", "blocks", "repeats")
@@ -80,7 +79,7 @@ def build(variant: str, config: TDCNppConfig, device: str) -> nn.Module:
 
 
 def measure(work: Callable[[], object], device: str, timing: Timing) -> None:
-    """Time one call, on the wall and on the processor."""
+    """Measure the wall time and processor time of one call."""
     wall, processor = time.perf_counter(), time.process_time()
     work()
     if device != "cpu":
@@ -90,7 +89,7 @@ def measure(work: Callable[[], object], device: str, timing: Timing) -> None:
 
 
 def ceilings(device: str, rounds: int) -> dict[str, float]:
-    """What the device does at best: bytes/s of a large copy (read and written), FLOP/s of large products."""
+    """The limits of the device: bytes/s of a large copy (read and written), FLOP/s of large matrix products."""
     source = torch.ones(1 << 26, device=device)
     target = torch.empty_like(source)
     size = 2048 if device == "cpu" else 8192
@@ -111,7 +110,7 @@ def ceilings(device: str, rounds: int) -> dict[str, float]:
 
 
 def peak_memory_bytes(variant: str, size: str, seconds: float, device: str) -> float:
-    """Peak memory that separating one clip takes beyond the weights, in a process of its own."""
+    """Peak memory for separating one clip, without the weights, measured in a separate process."""
     command = [sys.executable, "-m", "benchmarks.separator", "--size", size, "--device", device]
     command += ["--seconds", str(seconds), "--only-memory-of", variant]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
@@ -120,14 +119,14 @@ def peak_memory_bytes(variant: str, size: str, seconds: float, device: str) -> f
 def _memory_of(variant: str, config: TDCNppConfig, wave_BT: Tensor, device: str) -> float:
     separator = build(variant, config, device)
     with torch.inference_mode():
-        separator(wave_BT[:1, : config.window_samples * 50])  # libraries allocate at their first use
+        separator(wave_BT[:1, : config.window_samples * 50])  # warm-up: libraries allocate memory at their first use
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()
             held = torch.cuda.memory_allocated()
             separator(wave_BT[:1])
             return torch.cuda.max_memory_allocated() - held
-        ctypes.CDLL(None).malloc_trim(0)  # what building left free would be used again, uncounted
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise, freed memory would be reused without being counted
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak
         before = _resident_bytes("VmRSS")
         separator(wave_BT[:1])
         return _resident_bytes("VmHWM") - before
@@ -139,7 +138,7 @@ def _resident_bytes(field_name: str) -> float:
 
 
 def snr_db(expected: Tensor, found: Tensor) -> float:
-    """Level of `expected` over that of the difference, decibels."""
+    """Energy of `expected` over that of the difference, in decibels."""
     return float(10 * torch.log10(expected.square().sum() / (expected - found).square().sum()))
 
 
@@ -152,7 +151,7 @@ def main(
     threads: int = 1,
     only_memory_of: str = typer.Option("", hidden=True),
 ) -> None:
-    """Compare the variants on random clips and print the table."""
+    """Compare the variants on random clips and print a table."""
     torch.set_num_threads(threads)
     config = TDCNppConfig() if size == "full" else TDCNppConfig.tiny()
     samples = round(seconds * config.sample_rate)

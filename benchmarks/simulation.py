@@ -1,12 +1,13 @@
-"""The stream on a cluster that nobody has here: from 1 to 256 separation GPUs and from 1 to 64 trainers.
+"""Simulation of the stream on large clusters, with 1 to 256 separation GPUs and 1 to 64 trainers.
 
-A discrete-event simulation of what Ray Data and the trainers do with blocks of rows:
+A discrete-event simulation of how Ray Data and the trainers process blocks of rows:
 
-    readers ─▶ separation actors ─▶ coordinator ─▶ trainers, all at one step together
+    readers ─▶ separation actors ─▶ coordinator ─▶ trainers, in synchronous steps
        ╰──── the store's bandwidth                    ╰──── each trainer's network
 
-Blocks keep their order, the number in flight is bounded, and stage times scatter. Since order is kept, each
-event follows from earlier ones by a maximum and a sum, block by block; nothing has to be sorted in time.
+Blocks keep their order, the number of blocks in flight is limited, and stage times vary randomly. Because the order is
+kept, the time of each event is computed block by block from earlier ones with a maximum and a sum, without an event
+queue.
 """
 
 import heapq
@@ -19,44 +20,46 @@ from sepscene.models.config import Config
 
 
 class Machine(Config):
-    """What one unit of each kind can do. Times are seconds a row, on one reader, separation GPU or trainer."""
+    """The speed of one unit of each kind. Times are seconds per row, on one reader, separation GPU or trainer."""
 
-    decode_seconds: float = Field(gt=0, description="a reader decodes one clip")
-    stored_seconds: float = Field(gt=0, description="a reader makes one row's views from the store")
-    separation_seconds: float = Field(gt=0, description="a GPU separates one clip")
-    train_seconds: float = Field(gt=0, description="one row of a trainer's step")
-    block_seconds: float = Field(ge=0, description="the driver schedules one block through all stages")
-    gradient_bytes: float = Field(ge=0, description="what trainers exchange at each step")
-    link_bytes_per_second: float = Field(gt=0, description="network of one trainer")
-    store_bytes_per_second: float = Field(gt=0, description="what the store's filesystem serves to all readers")
+    decode_seconds: float = Field(gt=0, description="for a reader to decode one clip")
+    stored_seconds: float = Field(gt=0, description="for a reader to read the views of one row from the store")
+    separation_seconds: float = Field(gt=0, description="for a GPU to separate one clip")
+    train_seconds: float = Field(gt=0, description="for a trainer to train one row")
+    block_seconds: float = Field(ge=0, description="for the driver to schedule one block through all stages")
+    gradient_bytes: float = Field(ge=0, description="that trainers exchange in each step")
+    link_bytes_per_second: float = Field(gt=0, description="network bandwidth of one trainer")
+    store_bytes_per_second: float = Field(
+        gt=0, description="bandwidth of the store's filesystem for all readers together"
+    )
     scatter: float = Field(0.1, ge=0, lt=1, description="relative standard deviation of a block's stage time")
 
 
 class Shape(Config):
-    """How many there are of each, and how the work is cut."""
+    """The size of the cluster and of blocks and batches."""
 
     readers: int = Field(ge=1)
     separation_gpus: int = Field(ge=1)
     trainers: int = Field(ge=1)
     block_rows: int = Field(ge=1, description="training.service_rows")
     global_batch: int = Field(ge=1, description="training.global_batch")
-    stored_share: float = Field(0.0, ge=0, le=1, description="rows whose views come from the store")
-    live_row_bytes: int = Field(381_000, ge=0, description="object store, for a row that is separated")
-    stored_row_bytes: int = Field(123_000, ge=0, description="object store, for a row from the SeparatedStore")
+    stored_share: float = Field(0.0, ge=0, le=1, description="share of rows whose views come from the store")
+    live_row_bytes: int = Field(381_000, ge=0, description="in the object store, for a row that is separated")
+    stored_row_bytes: int = Field(123_000, ge=0, description="in the object store, for a row from the SeparatedStore")
     read_bytes: int = Field(78_000, ge=0, description="read from the SeparatedStore for one row: two crops")
-    views_bytes: int = Field(61_440, ge=0, description="both views of a row, to a trainer")
+    views_bytes: int = Field(61_440, ge=0, description="of both views of a row, sent to a trainer")
 
 
 @dataclass(frozen=True)
-class Pace:
-    """What a shape reaches.
+class Throughput:
+    """The simulated throughput.
 
     Attributes:
-        rows_per_second: through the trainers, in the steady state.
-        trainer_busy, separation_busy: shares of the time at work.
-        store_bytes_per_second, object_bytes_per_second: what moves at that pace.
-        bottleneck: the stage whose limit is lowest.
-        limit: that limit, rows a second: what no order of events can exceed.
+        rows_per_second: of the trainers, in the steady state.
+        trainer_busy, separation_busy: shares of the time that they are busy.
+        store_bytes_per_second, object_bytes_per_second: bandwidths used at this throughput.
+        bottleneck: the stage with the lowest limit.
+        limit: the limit of the bottleneck, in rows per second: an upper bound of the throughput.
     """
 
     rows_per_second: float
@@ -69,13 +72,13 @@ class Pace:
 
 
 def step_seconds(machine: Machine, shape: Shape) -> float:
-    """One optimiser step: each trainer's rows, then a ring that adds up the gradients."""
+    """Seconds of one optimiser step: the rows of each trainer, then the ring all-reduce of the gradients."""
     ring = 2 * (shape.trainers - 1) / shape.trainers * machine.gradient_bytes / machine.link_bytes_per_second
     return shape.global_batch / shape.trainers * machine.train_seconds + ring
 
 
 def limits(machine: Machine, shape: Shape) -> dict[str, float]:
-    """Rows a second that each part could carry alone."""
+    """The maximum throughput of each part alone, in rows per second."""
     live = 1 - shape.stored_share
     reading = live * machine.decode_seconds + shape.stored_share * machine.stored_seconds
     unlimited = float("inf")
@@ -91,8 +94,8 @@ def limits(machine: Machine, shape: Shape) -> dict[str, float]:
     }
 
 
-def simulate(machine: Machine, shape: Shape, steps: int = 60, seed: int = 0) -> Pace:
-    """Run `steps` optimiser steps after a third as many for warming up."""
+def simulate(machine: Machine, shape: Shape, steps: int = 60, seed: int = 0) -> Throughput:
+    """Simulate `steps` optimiser steps, after a warm-up of a third as many."""
     warm_up = steps // 3
     ends = _step_ends(machine, shape, warm_up + steps, seed)
     seconds = ends[-1] - ends[warm_up - 1] if warm_up else ends[-1]
@@ -100,7 +103,7 @@ def simulate(machine: Machine, shape: Shape, steps: int = 60, seed: int = 0) -> 
     live = 1 - shape.stored_share
     all_limits = limits(machine, shape)
     bottleneck = min(all_limits, key=lambda name: all_limits[name])
-    return Pace(
+    return Throughput(
         rows_per_second=rate,
         trainer_busy=rate / all_limits["trainers"],
         separation_busy=rate / all_limits["separation"],
@@ -112,7 +115,7 @@ def simulate(machine: Machine, shape: Shape, steps: int = 60, seed: int = 0) -> 
 
 
 def _step_ends(machine: Machine, shape: Shape, steps: int, seed: int) -> np.ndarray:
-    """When each step is over. The heaps hold when each reader and each actor is free again."""
+    """The end time of each step. The heaps hold the times at which each reader and each actor becomes free."""
     rng = np.random.default_rng(seed)
     per_step = -(-shape.global_batch // shape.block_rows)
     blocks = steps * per_step
@@ -150,17 +153,17 @@ def _step_ends(machine: Machine, shape: Shape, steps: int, seed: int) -> np.ndar
 
 
 def _scatter(rng: np.random.Generator, deviation: float, shape: tuple[int, ...]) -> np.ndarray:
-    """Positive factors with mean 1: a gamma distribution."""
+    """Positive random factors with mean 1, from a gamma distribution."""
     if not deviation:
         return np.ones(shape)
     return rng.gamma(deviation**-2, deviation**2, shape)
 
 
 def balanced_gpus(machine: Machine, shape: Shape, busy: float = 0.95) -> float:
-    """Separation GPUs for each trainer from which on separation no longer keeps the trainers waiting.
+    """The number of separation GPUs per trainer that keeps the trainers busy.
 
     Args:
-        busy: share of the trainers' time at work that is called busy.
+        busy: share of their time that the trainers should be busy.
     """
     trainers = limits(machine, shape)["trainers"]
     return busy * trainers * (1 - shape.stored_share) * machine.separation_seconds / shape.trainers

@@ -1,14 +1,14 @@
-"""How long a user waits before anything happens: help, one embedded file, the first step of a pre-training.
+"""Start-up times that a user waits for: the help, embedding one file, the first step of a pre-training.
 
     python -m benchmarks.startup [--repeats 5] [--imports]
 
 help      `sepscene --help`, the whole process
 embed     `sepscene embed` of one file of ten seconds with the full-size CNN14, the whole process, without Ray
-pretrain  `sepscene pretrain table4/S2/simclr` at tiny with a data set and a separator at hand: from the start of the
-          process to the first step in its metrics.jsonl; the run is stopped then
+pretrain  `sepscene pretrain table4/S2/simclr` at tiny with an existing data set and separator: from the start of the
+          process to the first step in its metrics.jsonl; then the run is stopped
 
-Median and range over the repeats, on a machine that should be doing nothing else. `--imports` lists what Python's
-`-X importtime` finds most costly for the help.
+Prints median and range over the repeats; the machine should be idle otherwise. `--imports` lists the slowest imports of
+the help, from Python's `-X importtime`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LIMIT_SECONDS = 300
 
 
 def prepare(folder: Path) -> None:
-    """A data set, an untrained separator and an untrained encoder of full size."""
+    """Create a data set, an untrained separator and an untrained encoder of full size."""
     import torch
 
     from sepscene.augment.synthetic.scenes import write_scenes
@@ -51,7 +51,7 @@ def prepare(folder: Path) -> None:
 
 
 def seconds_of(arguments: list[str]) -> float:
-    """Of a whole command; prints its seconds of CPU, which a busy machine changes less."""
+    """Wall time of a whole command, in seconds; also prints its CPU time, which depends less on other load."""
     began, cpu = time.perf_counter(), cpu_of_children()
     subprocess.run([*COMMAND, *arguments], check=True, capture_output=True, timeout=LIMIT_SECONDS)
     print(f"  {arguments[0]}: {cpu_of_children() - cpu:.2f} s of CPU", flush=True)
@@ -59,18 +59,18 @@ def seconds_of(arguments: list[str]) -> float:
 
 
 def cpu_of_children() -> float:
-    """Seconds of CPU of all processes that this one has started and that have ended."""
+    """CPU seconds of all ended child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def help_seconds(folder: Path) -> float:
-    """Of the help."""
+    """Seconds of the help."""
     return seconds_of(["--help"])
 
 
 def embed_seconds(folder: Path) -> float:
-    """Of one file."""
+    """Seconds to embed one file."""
     out = folder / "one.parquet"
     out.unlink(missing_ok=True)
     sound = sorted((folder / "scenes").rglob("*.wav"))[0]
@@ -78,7 +78,7 @@ def embed_seconds(folder: Path) -> float:
 
 
 def first_step_seconds(folder: Path) -> float:
-    """From the start of a pre-training to its first step."""
+    """Seconds from the start of a pre-training to its first step."""
     run = folder / "runs" / "one"
     shutil.rmtree(run, ignore_errors=True)
     changes = {
@@ -106,21 +106,21 @@ def _has_step(metrics: Path) -> bool:
 
 
 def imports() -> None:
-    """Print what costs most of the help's imports."""
+    """Print the slowest imports of the help."""
     lines = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "sepscene", "--help"], capture_output=True, text=True, check=True
     ).stderr.splitlines()
     rows = [line.removeprefix("import time:").split("|") for line in lines if line.startswith("import time:")][1:]
     for own, cumulative, name in sorted(rows, key=lambda row: -int(row[1]))[:25]:
-        print(f"{int(cumulative) / 1000:8.1f} ms with what it imports, {int(own) / 1000:7.1f} ms alone  {name.strip()}")
+        print(f"{int(cumulative) / 1000:8.1f} ms in all, {int(own) / 1000:7.1f} ms without imports  {name.strip()}")
 
 
 def main() -> None:
-    """Print a line for each."""
+    """Print one line per part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", default=["help", "embed", "pretrain"])
-    parser.add_argument("--imports", action="store_true", help="list the costly imports of the help, and stop")
+    parser.add_argument("--imports", action="store_true", help="only list the slowest imports of the help")
     given = parser.parse_args()
     if given.imports:
         imports()

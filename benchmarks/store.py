@@ -1,9 +1,9 @@
-"""What a stored crop costs: raw PCM against FLAC and zstd; reads and writes of the store; its index at scale.
+"""Cost of stored crops: raw PCM compared with FLAC and zstd; reads and writes of the store; a large index.
 
     python -m benchmarks.store [--audio FOLDER] [--entries 1000000]
 
-Every number is the median of several rounds in which the candidates take turns, so that a busy machine slows
-all of them alike: trust the ratios more than the microseconds.
+Every number is the median over several rounds of all candidates, so that other load slows all of them equally: the
+ratios are more reliable than the microseconds.
 """
 
 import argparse
@@ -39,7 +39,7 @@ AUDIOSET_ENTRIES = 6_000_000
 
 
 def separated_clips(folder: Path, count: int) -> list[np.ndarray]:
-    """`count` clips of 10 s, each as int16 (2, T): what an untrained tiny TDCN++ makes of real recordings."""
+    """`count` clips of 10 s, each int16 (2, T): real recordings, separated by an untrained tiny TDCN++."""
     separator = TDCNpp(TDCNppConfig.tiny()).eval()
     clips = []
     files = sorted(path for path in folder.iterdir() if path.suffix in (".ogg", ".wav", ".flac"))
@@ -63,7 +63,7 @@ def interleaved(candidates: dict[str, Callable[[], None]]) -> dict[str, float]:
 
 
 class Pcm:
-    """Raw samples and a crc for each segment, as augment/store/shards.py keeps them."""
+    """Raw samples with a CRC per segment, as in augment/store/shards.py."""
 
     @staticmethod
     def encode(wave_T: np.ndarray) -> bytes:
@@ -78,7 +78,7 @@ class Pcm:
 
 
 class Flac:
-    """libsndfile's FLAC at its fastest level."""
+    """FLAC by libsndfile at its fastest level."""
 
     @staticmethod
     def encode(wave_T: np.ndarray) -> bytes:
@@ -92,7 +92,7 @@ class Flac:
 
 
 class Zstd:
-    """Differences of neighbouring samples, their high and low bytes apart, through zstd."""
+    """zstd of the differences of adjacent samples, with high and low bytes separated."""
 
     codec = pa.Codec("zstd")
 
@@ -114,7 +114,7 @@ Codec = type[Pcm] | type[Flac] | type[Zstd]
 
 
 def codecs(clips: list[np.ndarray], console: Console) -> None:
-    """Size, and seconds to write a clip and to read one crop, for each format and segment length."""
+    """Print the size, the time to write a clip and the time to read a crop, for each format and segment length."""
     rng = np.random.default_rng(0)
     starts = rng.integers(0, CLIP - CROP, 64)
     candidates: list[tuple[Codec, int]] = [(Pcm, 4096), (Zstd, 8000), (Flac, 8000), (Flac, 16_000)]
@@ -155,7 +155,7 @@ def codecs(clips: list[np.ndarray], console: Console) -> None:
 
 
 def reads_and_writes(clips: list[np.ndarray], folder: Path, console: Console) -> None:
-    """Puts and crops a second of one handle on a local disk in the page cache; a FLAC file to compare."""
+    """Print puts and crops per second of one handle on a local disk with page cache, compared with a FLAC file."""
     store = SeparatedStore(str(folder), StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6))
     rng, each = np.random.default_rng(0), 60
     keys = [StoreKey(f"{n:064x}", "S2", "16000 Hz") for n in range(ROUNDS * each)]
@@ -191,12 +191,12 @@ def reads_and_writes(clips: list[np.ndarray], folder: Path, console: Console) ->
     console.print(f"puts, published: {1 / put:,.0f}/s, {written / put / 1e6:,.0f} MB/s")
     console.print(f"crops: {1 / crop:,.0f}/s of {CROP} samples, {read:,.0f} bytes read for {2 * CROP:,} wanted")
     console.print(f"levels: {len(picks) / seconds['levels']:,.0f}/s")
-    console.print(f"a crop out of one FLAC file a channel, by seeking: {flac_crop / crop:.1f}x the time")
+    console.print(f"a crop from a FLAC file per channel, by seeking: {flac_crop / crop:.1f}x the time")
     store.close()
 
 
 def index_at_scale(entries: int, folder: Path, console: Console) -> None:
-    """Open a store with many entries. The shards hold footers only: opening reads nothing else."""
+    """Open a store with many entries. Its shards contain only footers, because opening reads nothing else."""
     settings = StoreSettings()
     entry_bytes = 2 * (2 * CLIP + 4 * -(-CLIP // settings.segment_samples))
     per_shard = settings.shard_bytes // entry_bytes
@@ -225,9 +225,9 @@ def index_at_scale(entries: int, folder: Path, console: Console) -> None:
     scale = AUDIOSET_ENTRIES / count
     console.print(f"{count:,} entries in {len(listing):,} shards of {per_shard * entry_bytes / 1e6:.0f} MB")
     index_bytes = opened._index.nbytes
-    console.print(f"index in memory: {index_bytes / count:.0f} bytes an entry, {index_bytes / 1e6:.0f} MB")
-    console.print(f"footers on disk: {footers / count:.0f} bytes an entry, {footers / 1e6:.0f} MB")
-    console.print(f"open: {open_seconds:.1f} s; refresh without news: {1e3 * refresh_seconds:.0f} ms")
+    console.print(f"index in memory: {index_bytes / count:.0f} bytes per entry, {index_bytes / 1e6:.0f} MB")
+    console.print(f"footers on disk: {footers / count:.0f} bytes per entry, {footers / 1e6:.0f} MB")
+    console.print(f"open: {open_seconds:.1f} s; refresh without changes: {1e3 * refresh_seconds:.0f} ms")
     console.print(f"find: {1e6 * find_seconds:.0f} us")
     console.print(
         f"AudioSet x 3 processors ({AUDIOSET_ENTRIES:,} entries): {scale * len(listing):,.0f} objects, "
@@ -240,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10" / "audio"
     parser.add_argument("--audio", type=Path, default=default, help="folder of recordings")
-    parser.add_argument("--entries", type=int, default=1_000_000, help="entries of the large index")
+    parser.add_argument("--entries", type=int, default=1_000_000, help="number of entries of the large index")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=120, highlight=False)

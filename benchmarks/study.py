@@ -1,12 +1,12 @@
-"""What a change of settings does to the metrics: runs without Ray, one process each, for questions that need many.
+"""The effect of settings on the metrics: runs without Ray, in one process each, for questions that need many runs.
 
     sepscene separator train table4/S2+N/simclr-cp --run-id study --storage runs     # data and ladder, once
     python -m benchmarks.study runs/study table4/S2/simclr table4/S2/simclr-cp --set training.epochs=120 --seeds 0,1,2
 
-The same rows, views, networks and losses as the cluster's, in one loop over the schedule; views come out of the
-SeparatedStore, which the first run fills. Each run adds a line to FOLDER/study.jsonl: experiment, changes, seed, both
-losses over the last tenth, metrics on the test clips. What is there already is not run again, and several commands may
-share a folder. --table prints what it holds:
+Rows, views, networks and losses are the same as on a cluster, in one loop over the schedule. Views come from the
+SeparatedStore, which the first run fills. Each run appends a line to FOLDER/study.jsonl: experiment, changes, seed,
+both losses over the last tenth, metrics on the test clips. Finished runs are not repeated, and several commands can
+share a folder. --table prints its results:
 
     python -m benchmarks.study runs/study --table
 """
@@ -37,7 +37,7 @@ from sepscene.augment.separation.reader import ViewMaker
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.encoders.encoder import Encoder
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.training import refuse_what_is_ignored
+from sepscene.orchestration.mini.training import check_supported
 from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.allocator import MALLOC
@@ -58,8 +58,8 @@ EMBED_CLIPS = 16
 def trained(
     experiment: Experiment, clips: Manifest, ladder: dict[str, str], store: SeparatedStore
 ) -> tuple[Encoder, dict[str, float]]:
-    """The encoder after the whole schedule, and the means of its losses over the last tenth of the steps."""
-    refuse_what_is_ignored(experiment)
+    """Train over the whole schedule; returns the encoder and its mean losses over the last tenth of the steps."""
+    check_supported(experiment)
     training, schedule = experiment.training, schedule_of(experiment, len(clips.clips))
     streams = streams_of(experiment.used_augmentations)
     rows = DrawRows(clips.clips, schedule, Ledger(schedule.rows), experiment.views, streams)
@@ -92,7 +92,7 @@ def trained(
 
 
 def embedded(encoder: Encoder, clips: Manifest, experiment: Experiment) -> np.ndarray:
-    """h of every clip, (N, D): of its sound as it is, without padding, as a run evaluates it."""
+    """h of every clip, (N, D), without padding, as in the evaluation of a run."""
     found = list(zip(*(clips.clips[name].to_pylist() for name in ("uri", "offset_seconds")), strict=True))
     h = []
     for start in range(0, len(found), EMBED_CLIPS):
@@ -102,7 +102,7 @@ def embedded(encoder: Encoder, clips: Manifest, experiment: Experiment) -> np.nd
 
 
 def one_run(folder: Path, experiment: Experiment) -> dict[str, float]:
-    """Losses and metrics of one experiment over the folder's data and ladder."""
+    """Losses and metrics of one experiment with the folder's data and ladder."""
     manifest = read_manifest(experiment.data.format, experiment.data.root or str(folder / "scenes"))
     train, test = manifest.select(*experiment.data.train), manifest.select(*experiment.data.test)
     store = SeparatedStore(str(folder / "store"))
@@ -114,13 +114,13 @@ def one_run(folder: Path, experiment: Experiment) -> dict[str, float]:
 
 
 def known(folder: Path) -> list[dict[str, Any]]:
-    """What the folder holds."""
+    """The records in the folder."""
     path = folder / "study.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def print_table(folder: Path) -> None:
-    """Means over seeds, and in brackets every seed's shallow mAP."""
+    """Print means over seeds, and in brackets the shallow mAP of every seed."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for record in known(folder):
         groups[record["experiment"], " ".join(record["changes"])].append(record)
@@ -136,7 +136,7 @@ def print_table(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run what is asked for and not known, or print what is."""
+    """Run the experiments that have no record, and print the table with --table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("experiments", nargs="*")
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    if "GLIBC_TUNABLES" not in os.environ:  # read when a process starts
+    if "GLIBC_TUNABLES" not in os.environ:  # it is read only when a process starts
         environment = os.environ | {"GLIBC_TUNABLES": MALLOC}
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks.study", *sys.argv[1:]], environment)
     torch.set_num_threads(1)

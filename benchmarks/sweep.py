@@ -1,17 +1,17 @@
-"""Six trials that share a SeparatedStore against one separation pass and six trainings, and against live separation.
+"""Six trials that share a SeparatedStore, compared with one separation pass and six trainings, and with live trials.
 
     python -m benchmarks.sweep [--epochs 40] [--only commands,scripts,sweep,live]
 
 sweep     `sepscene sweep table4/S2/simclr --over temperature=0.1,0.2,0.5 alpha=0,1`, the whole command: one separation
-          pass, six trials, as many at once as fit, their evaluation, reports, MLflow, and the start of all processes.
-commands  the same by hand: `sepscene separator prefill`, then `sepscene pretrain` with the filled store, six times one
-          after the other, each with the whole machine (one is measured, and counted six times).
+          pass, six trials, as many in parallel as fit, evaluation, reports, MLflow, and the start of all processes.
+commands  the same by hand: `sepscene separator prefill`, then `sepscene pretrain` with the filled store, six times in
+          sequence, each with the whole machine (one is measured and multiplied by six).
 scripts   the same without Ray: one separation pass over all clips, then six trainings with evaluation, in as many
-          processes as there are cores, each with one thread: nothing but the work.
+          processes as there are cores, each with one thread, without any overhead.
 live      the sweep with store.mode=off: every trial separates every row.
 
-Clips are synthetic scenes and the separator is untrained (its time does not depend on its weights). The metrics of the
-trials are printed beside the scripts': with one trainer a trial they do the same arithmetic.
+Clips are synthetic scenes, and the separator is untrained (its speed does not depend on its weights). The metrics of
+the trials are printed next to those of the scripts: with one trainer per trial, both do the same computations.
 """
 
 import argparse
@@ -50,7 +50,7 @@ BLOCK = 32
 
 
 def prepare(folder: Path) -> None:
-    """Scenes and a ladder of one separator."""
+    """Create scenes and a ladder of one separator."""
     base = named_experiment(NAME, "tiny")
     for split, count in (("train", base.data.scenes_train), ("test", base.data.scenes_test)):
         write_scenes(folder / "scenes", count, 0, split)
@@ -60,7 +60,7 @@ def prepare(folder: Path) -> None:
 
 
 def separate(folder: Path, experiment: Experiment, part: int, parts: int) -> None:
-    """Every `parts`-th block of clips into the store."""
+    """Separate every `parts`-th block of clips into the store."""
     torch.set_num_threads(1)
     clips = read_manifest("scenes", str(folder / "scenes")).select("train").clips
     schedule = schedule_of(experiment, len(clips))
@@ -75,13 +75,13 @@ def separate(folder: Path, experiment: Experiment, part: int, parts: int) -> Non
 
 
 def train(folder: Path, experiment: Experiment) -> float:
-    """One training and its evaluation; the shallow mAP."""
+    """Train and evaluate once; returns the shallow mAP."""
     torch.set_num_threads(1)
     return one_run(folder, experiment)["shallow_map"]
 
 
 def scripts(folder: Path, epochs: int) -> tuple[float, float, list[float]]:
-    """(seconds of the separation pass, of the six trainings, their metrics)."""
+    """Run the scripts; returns (seconds of the separation pass, of the six trainings, their metrics)."""
     base = named_experiment(NAME, "tiny").changed({"training.epochs": epochs})
     settings = [
         {"objective.temperature": temperature, "objective.alpha": alpha}
@@ -97,7 +97,7 @@ def scripts(folder: Path, epochs: int) -> tuple[float, float, list[float]]:
 
 
 def sepscene(folder: Path, epochs: int, mode: str, *arguments: str) -> float:
-    """Seconds of a whole command on the folder's clips and ladder."""
+    """Seconds of a whole command with the folder's clips and ladder."""
     command = [sys.executable, "-m", "sepscene", *arguments, "--storage", str(folder / mode)]
     for field, value in {
         "training.epochs": epochs,
@@ -113,43 +113,43 @@ def sepscene(folder: Path, epochs: int, mode: str, *arguments: str) -> float:
 
 
 def commands(folder: Path, epochs: int) -> tuple[float, float]:
-    """(seconds of the separation pass, of one training)."""
+    """Run the commands; returns (seconds of the separation pass, of one training)."""
     separation = sepscene(folder, epochs, "prefill", "separator", "prefill", NAME)
     return separation, sepscene(folder, epochs, "prefill", "pretrain", NAME, "--run-id", "one")
 
 
 def sweep(folder: Path, epochs: int, mode: str) -> tuple[float, SweepResults]:
-    """(seconds of the whole command, what came out)."""
+    """Run the sweep; returns (seconds of the whole command, results)."""
     over = [f"temperature={','.join(map(str, TEMPERATURES))}", f"alpha={','.join(map(str, ALPHAS))}"]
     seconds = sepscene(folder, epochs, mode, "sweep", NAME, *over[1:], "--over", over[0], "--id", "sweep")
     return seconds, SweepResults.load(folder / mode / "sweep")
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure the parts and print their times and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=named_experiment(NAME, "tiny").training.epochs)
     parser.add_argument("--only", default="commands,scripts,sweep")
     given = parser.parse_args()
     only, runs = given.only.split(","), len(TEMPERATURES) * len(ALPHAS)
-    yardsticks: dict[str, float] = {}
+    baselines: dict[str, float] = {}
     metrics = [float("nan")] * runs
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
         if "commands" in only:
             separation, training = commands(folder, given.epochs)
-            yardsticks["commands"] = separation + runs * training
+            baselines["commands"] = separation + runs * training
             print(f"commands: {separation:.0f} s one separation pass + {runs} x {training:.0f} s", flush=True)
         if "scripts" in only:
             separation, training, metrics = scripts(folder, given.epochs)
-            yardsticks["scripts"] = separation + training
+            baselines["scripts"] = separation + training
             print(f"scripts: {separation:.0f} s one separation pass + {training:.0f} s six trainings", flush=True)
         for part, mode in {"sweep": "read-through", "live": "off"}.items():
             if part not in only:
                 continue
             seconds, results = sweep(folder, given.epochs, mode)
-            ratios = ", ".join(f"{seconds / theirs:.2f} x {what}" for what, theirs in yardsticks.items())
+            ratios = ", ".join(f"{seconds / theirs:.2f} x {what}" for what, theirs in baselines.items())
             print(f"{part}, store.mode={mode}: {seconds:.0f} s, {ratios}", flush=True)
             for trial, theirs in zip(results.trials, metrics, strict=True):
                 ours = trial.metrics["shallow_map"].value if trial.status == "finished" else float("nan")

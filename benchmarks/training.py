@@ -1,12 +1,13 @@
-"""Examples a second of our Ray Train loop, beside a plain single-process PyTorch loop with the same model and batch.
+"""Examples per second of our Ray Train loop, compared with a plain single-process PyTorch loop.
 
     python -m benchmarks.training [--repeats 3] [--steps 24] [--pairs 64]
 
-The views lie in memory (in Ray's object store for our loop), so that training is measured and not the data: log-mel,
-SpecAugment, CNN14 at a quarter of its widths, NT-Xent and coincidence prediction over the global batch, AdamW. Every
-process has one thread. Our loop runs as it is, with its ledger, its metrics and its reports, with one and with two
-workers that share the same global batch; the plain loop has none of that. `two plain` is what the machine allows: two
-plain loops that know nothing of each other, at the same time. All take turns; medians over steps, then over turns.
+Model and batch are the same. The views are in memory (for our loop in Ray's object store), so that only training is
+measured: log-mel, SpecAugment, CNN14 at a quarter of its widths, NT-Xent and coincidence prediction over the global
+batch, AdamW. Every process has one thread. Our loop includes its ledger, metrics and reports, and runs with one and
+with two workers that share the global batch; the plain loop has none of these. `two plain` is the upper bound of the
+machine: two independent plain loops at the same time. The loops are interleaved; medians are over steps, then over
+repeats.
 """
 
 import argparse
@@ -46,12 +47,12 @@ from sepscene.orchestration.training.stage import Stage
 from sepscene.orchestration.training.stream import execution_options
 
 WARM_UP = 8
-"""Steps at the beginning that do not count: Ray is still starting processes beside the first ones."""
+"""First steps that are not counted, because Ray is still starting processes."""
 Columns = dict[str, np.ndarray]
 
 
 def _block(pairs: int) -> int:
-    """Rows of a block: what each of two workers takes a step, as at scale tiny."""
+    """Rows per block: the rows per step of each of two workers, as at scale tiny."""
     return pairs // 2
 
 
@@ -70,11 +71,11 @@ STAGE_COLUMNS = (
     "reading_seconds", "separation_seconds", "queued_seconds", "read_bytes", "stored", "damaged",
     "channel_1", "channel_2",
 )  # fmt: skip
-"""What the stages before the trainers tell of themselves: there are none here."""
+"""Columns with the metrics of earlier stages, which do not exist here."""
 
 
 def random_views(columns: Columns, samples: int) -> Columns:
-    """Rows as the separation actors hand them to the trainers, with noise for sound."""
+    """Rows as the trainers receive them from the separation actors, with noise as sound."""
     rows = columns["id"]
     noise = np.random.default_rng(int(rows[0]))
     return {
@@ -90,7 +91,7 @@ def random_views(columns: Columns, samples: int) -> Columns:
 
 
 def our_loop(pairs: int, steps: int, workers: int) -> float:
-    """Seconds of a step of the loop of orchestration/training/pretraining.py under Ray Train."""
+    """Seconds per step of the loop of orchestration/training/pretraining.py in Ray Train."""
     settings, rows = experiment(pairs, workers), pairs * steps
     samples = patch_samples(settings.views, settings.audio.sample_rate)
 
@@ -113,7 +114,7 @@ def our_loop(pairs: int, steps: int, workers: int) -> float:
 
 
 def plain_loop(pairs: int, steps: int) -> float:
-    """Seconds of a step of the loop that everybody writes first."""
+    """Seconds per step of a plain PyTorch loop."""
     torch.set_num_threads(1)
     settings = experiment(pairs, 1)
     samples = patch_samples(settings.views, settings.audio.sample_rate)
@@ -135,24 +136,24 @@ def plain_loop(pairs: int, steps: int) -> float:
 
 
 def in_processes(loop: Callable[..., float], count: int, *arguments: Any) -> float:
-    """The same loop in fresh processes at the same time; the mean of their steps."""
+    """Run the same loop in several fresh processes at the same time; returns the mean of their seconds per step."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(count) as pool:
         return float(np.mean(pool.starmap(loop, [arguments] * count, chunksize=1)))
 
 
 def facts(pairs: int) -> None:
-    """The known numbers: operations, and bytes that two workers exchange in a step."""
+    """Print the known numbers: operations, and bytes that two workers exchange per step."""
     settings = experiment(pairs, 2)
     objective = build_objective(settings)
     flops = step_flops(settings)
     parameters = sum(parameter.numel() for parameter in objective.parameters())
     channels = sum(module.num_features for module in objective.modules() if isinstance(module, nn.BatchNorm2d))
     gathered = pairs * (2 * settings.objective.projection_dim + settings_of(settings.encoder).embedding_dim)
-    print(f"torch {torch.__version__}, Ray {ray.__version__}, {os.cpu_count()} cores, {pairs} pairs a step")
-    print(f"a step: {flops / 1e9:.1f} GFLOP; {parameters / 1e6:.2f} M parameters")
+    print(f"torch {torch.__version__}, Ray {ray.__version__}, {os.cpu_count()} cores, {pairs} pairs per step")
+    print(f"per step: {flops / 1e9:.1f} GFLOP; {parameters / 1e6:.2f} M parameters")
     print(
-        f"bytes a worker sends in a step of two: gradients {4 * parameters / 1e6:.1f} MB, views' z and h "
+        f"bytes that each of two workers sends per step: gradients {4 * parameters / 1e6:.1f} MB, views' z and h "
         f"{4 * gathered / 1e3:.0f} kB, BatchNorm {4 * 4 * channels / 1e3:.0f} kB"
     )
 
@@ -182,7 +183,7 @@ def main() -> None:
         ratio = median(p / t for p, t in zip(plain, taken, strict=True))
         spread = " ".join(f"{second:.3f}" for second in taken)
         rate = given.pairs / median(taken)
-        print(f"{name:16} {rate:7.1f} examples/s   {ratio:.2f} x plain   (seconds a step: {spread})", flush=True)
+        print(f"{name:16} {rate:7.1f} examples/s   {ratio:.2f} x plain   (seconds per step: {spread})", flush=True)
     disconnect()
 
 

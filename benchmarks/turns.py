@@ -1,4 +1,4 @@
-"""Two families of processes that have one machine in turns, so that both meet it in the same state."""
+"""Two groups of processes that use one machine in turns, so that both are measured under the same conditions."""
 
 import signal
 import time
@@ -12,19 +12,22 @@ from sepscene.orchestration.repeating import again_and_again
 TURN_SECONDS = 10
 
 Spans = list[tuple[float, float]]
-"""From when to when, in seconds of the day's clock."""
+"""Start and end of each span, in seconds of `time.time()`."""
 
 
 def seconds_in(spans: Spans, begin: float, end: float) -> float:
-    """How much of the time between begin and end lies in the spans."""
+    """The part of the time between begin and end that is in the spans, in seconds."""
     return sum(max(0.0, min(end, stop) - max(begin, start)) for start, stop in spans)
 
 
 @contextmanager
 def in_turns(pids: list[int]) -> Iterator[tuple[Spans, Spans]]:
-    """While the block runs, these processes with their children, and all others of ours, are stopped in turns.
+    """While the block runs, stop in turns these processes with their children, and all other children of this process.
 
-    Yields the spans in which the others, and in which these could run. When these have ended, the others go on alone.
+    When these processes have ended, the others are no longer stopped.
+
+    Yields:
+        The spans in which the others were running, and those in which these processes were running.
     """
     spans: tuple[Spans, Spans] = ([], [])
     turn, begin = 1, time.time()
@@ -38,8 +41,8 @@ def in_turns(pids: list[int]) -> Iterator[tuple[Spans, Spans]]:
         both = sides()
         spans[turn].append((begin, time.time()))
         turn = 1 - turn if both[1] else 0
-        _tell(both[1 - turn], signal.SIGSTOP)
-        _tell(both[turn], signal.SIGCONT)
+        _send(both[1 - turn], signal.SIGSTOP)
+        _send(both[turn], signal.SIGCONT)
         begin = time.time()
 
     try:
@@ -49,11 +52,11 @@ def in_turns(pids: list[int]) -> Iterator[tuple[Spans, Spans]]:
         spans[turn].append((begin, time.time()))
     finally:
         for processes in sides():
-            _tell(processes, signal.SIGCONT)
+            _send(processes, signal.SIGCONT)
 
 
 def _running(pid: int) -> list[psutil.Process]:
-    """A process with its children; nothing once it has ended, also before its parent has asked for its exit code."""
+    """A process with its children; empty when it has ended, even if it is still a zombie."""
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:
@@ -61,7 +64,7 @@ def _running(pid: int) -> list[psutil.Process]:
     return []
 
 
-def _tell(processes: list[psutil.Process], number: signal.Signals) -> None:
+def _send(processes: list[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
         with suppress(psutil.Error):
             process.send_signal(number)

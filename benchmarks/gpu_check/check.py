@@ -1,12 +1,12 @@
-"""Ten minutes on a GPU: do the networks compute what they must, how fast, and does a run work there?
+"""A check on a GPU that takes ten minutes: correctness and speed of the networks, and complete runs.
 
     python -m benchmarks.gpu_check --out FOLDER [--device cuda] [--minutes 9] [--small] [--only PART,PART]
 
-Needs no network. The parts run one after the other in a process beside this one, each saved as FOLDER/PART.json before
-the next begins. A part that raises is saved with its reason. One that takes too long, or whose process dies, is noted
-as failed, and a new process goes on with the next. A part that is saved already is not run again. At the end
-FOLDER/report.md holds all results as tables. `--device cpu --small` runs the same code with small networks in a minute
-or two: its speeds mean nothing, but the script is known to work before a GPU is there.
+No network access is needed. The parts run one after the other in a child process, and each is saved as FOLDER/PART.json
+before the next one starts. A part that raises an exception is saved with the reason. When a part takes too long, or its
+process dies, it is recorded as failed, and a new process continues with the next part. Parts that have been saved are
+not run again. At the end, FOLDER/report.md contains all results as tables. `--device cpu --small` runs the same code
+with small networks in one or two minutes. Its speeds are meaningless, but it tests the script where there is no GPU.
 
 The parts are in `benchmarks.gpu_check.parts` (networks, separator, encoder, losses, copies, memory) and
 `benchmarks.gpu_check.runs` (tests, live, stored, plan).
@@ -29,12 +29,12 @@ PARTS = {
     "benchmarks.gpu_check.parts": ("networks", "separator", "encoder", "losses", "copies", "memory"),
     "benchmarks.gpu_check.runs": ("tests", "live", "stored", "plan"),
 }
-"""Module -> its parts, in order. Modules are imported when their first part begins."""
+"""Module -> its parts, in order. A module is imported when its first part starts."""
 NAMES = tuple(name for names in PARTS.values() for name in names)
 
 
 def run_parts(names: Sequence[str], out: Path, device: str, small: bool, longest_seconds: float) -> None:
-    """Run parts in this process and save each; one that takes longer than allowed ends the process."""
+    """Run parts in this process and save each result; a part that exceeds the time limit ends the process."""
     for name in names:
         faulthandler.dump_traceback_later(longest_seconds, exit=True)
         began = time.monotonic()
@@ -49,7 +49,7 @@ def run_parts(names: Sequence[str], out: Path, device: str, small: bool, longest
 
 
 def run_in_processes(names: Sequence[str], out: Path, device: str, small: bool, seconds: float) -> None:
-    """Run parts in a process beside this one; where that ends early, the part that it was at has failed."""
+    """Run parts in a child process; if it ends early, its current part has failed."""
     end = time.monotonic() + seconds
     waiting = [name for name in names if not _is_done(out / f"{name}.json")]
     for name in waiting:
@@ -61,7 +61,7 @@ def run_in_processes(names: Sequence[str], out: Path, device: str, small: bool, 
             process = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=left, check=False)
             reason = f"exit code {process.returncode}: {process.stderr[-2000:]}"
         except subprocess.TimeoutExpired:
-            reason = "the time was over"
+            reason = "the time limit was reached"
         waiting = [name for name in waiting if not (out / f"{name}.json").exists()]
         if waiting:
             save(out / f"{waiting[0]}.json", json.dumps({"failed": reason}, indent=2))
@@ -73,14 +73,14 @@ def _is_done(saved: Path) -> bool:
 
 
 def save(path: Path, content: str) -> None:
-    """Write a file that is whole or not there."""
+    """Write a file atomically."""
     partial = path.with_suffix(".partial")
     partial.write_text(content)
     partial.replace(path)
 
 
 def report(results: dict[str, dict[str, Any]], device: str) -> str:
-    """All results as Markdown: a heading for each part, a table for each of its lists of rows."""
+    """All results as Markdown: one heading per part, and one table per list of rows."""
     lines = [f"# GPU check on {device}", ""]
     for name, result in results.items():
         lines += [f"## {name} ({result.get('seconds', 0)} s)", ""]
@@ -101,14 +101,14 @@ def _shown(value: Any) -> str:
 
 
 def main(
-    out: Path = typer.Option(..., help="Folder of the results."),  # noqa: B008
+    out: Path = typer.Option(..., help="Folder for the results."),  # noqa: B008
     device: str = "cuda",
-    minutes: float = typer.Option(9.0, help="For all parts together; one may take half of it."),
+    minutes: float = typer.Option(9.0, help="Time limit for all parts; a single part can take half of it."),
     small: bool = False,
-    only: str = typer.Option("", help="Some parts, with commas between."),
+    only: str = typer.Option("", help="Parts to run, separated by commas."),
     in_process: bool = typer.Option(False, hidden=True),
 ) -> None:
-    """Run the parts one after the other and write the report; exit code 1 where a part failed."""
+    """Run the parts one after the other and write the report; exits with 1 if a part failed."""
     out.mkdir(parents=True, exist_ok=True)
     names = only.split(",") if only else NAMES
     if in_process:
@@ -116,7 +116,7 @@ def main(
         return
     run_in_processes(names, out, device, small, 60 * minutes)
     files = {name: out / f"{name}.json" for name in names}
-    not_run = {"failed": "was not run: the time was over"}
+    not_run = {"failed": "not run: the time limit was reached"}
     results = {name: json.loads(file.read_text()) if file.exists() else not_run for name, file in files.items()}
     save(out / "report.md", report(results, device))
     if any("failed" in result for result in results.values()):

@@ -1,4 +1,4 @@
-"""Parts of the GPU check that need torch alone. Each returns what `benchmarks.gpu_check` saves.
+"""Parts of the GPU check that need only torch. Each returns the results that `benchmarks.gpu_check` saves.
 
 Shapes: B clips or examples, T samples, N pairs.
 """
@@ -36,9 +36,9 @@ ROUNDS = 5
 
 
 def networks(device: str, small: bool, out: Path) -> dict[str, Any]:
-    """Separators and CNN14 against the reference vectors: decibels of signal over error in each precision."""
+    """Separators and CNN14 compared with the reference vectors: signal-to-error ratio in decibels, per precision."""
     if not REFERENCE.is_dir():
-        return {"skipped": f"{REFERENCE} is not there"}
+        return {"skipped": f"{REFERENCE} does not exist"}
     rows = []
     for tf32 in (False, True) if torch.device(device).type == "cuda" else (False,):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
@@ -65,7 +65,7 @@ def _separators(name: str, device: str, out: Path) -> list[dict[str, Any]]:
 
 
 def _cnn14(device: str) -> float:
-    """CNN14 of PANNs' size with the reference's made-up weights."""
+    """SNR in decibels of CNN14 in PANNs' size, with the synthetic weights of the reference."""
     from tests.models.encoders.test_cnn14 import reference_state
 
     trunk = Cnn14(Cnn14Config(embedding_dim=2048, activation="relu", classes=527)).eval()
@@ -82,7 +82,7 @@ def _cnn14(device: str) -> float:
 
 
 def separator(device: str, small: bool, out: Path) -> dict[str, Any]:
-    """Plain, fast and compiled separators: seconds a clip, share of the device's best product, memory."""
+    """Plain, fast and compiled separators: seconds per clip, share of the device's peak FLOP/s, memory."""
     config, seconds, clips = (TDCNppConfig.tiny(), 1.0, 2) if small else (TDCNppConfig(), 10.0, 8)
     samples = round(seconds * config.sample_rate)
     wave_BT = 0.1 * torch.randn(clips, samples, generator=torch.Generator().manual_seed(0)).to(device)
@@ -104,7 +104,7 @@ def separator(device: str, small: bool, out: Path) -> dict[str, Any]:
 
 
 def encoder(device: str, small: bool, out: Path) -> dict[str, Any]:
-    """Forward, and forward with backward: examples per second, MFU, memory."""
+    """Forward pass, and forward and backward pass: examples per second, MFU, memory."""
     config, batch = (Cnn14Config.tiny(), 4) if small else (Cnn14Config(), 256)
     front_end = FRONT_ENDS["panns_16k"]
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def encoder(device: str, small: bool, out: Path) -> dict[str, Any]:
 
 
 def losses(device: str, small: bool, out: Path) -> dict[str, Any]:
-    """SpecAugment, NT-Xent and coincidence prediction at N pairs: time, memory, and gradients against float64."""
+    """SpecAugment, NT-Xent and coincidence prediction with N pairs: time, memory, gradients compared with float64."""
     pairs, width = (64, 16) if small else (4096, 128)
     torch.manual_seed(0)
     z_1, z_2 = (torch.randn(pairs, width, device=device, requires_grad=True) for _ in range(2))
@@ -158,7 +158,7 @@ def _gradient_snr(device: str) -> float:
 
 
 def copies(device: str, small: bool, out: Path) -> dict[str, Any]:
-    """Passes of a separator through pinned memory and streams, submitted ahead, against one after the other."""
+    """Separator passes with pinned memory and streams: submitted ahead, compared with one after the other."""
     config, seconds, clips, passes = (TDCNppConfig.tiny(), 1.0, 2, 3) if small else (TDCNppConfig(), 10.0, 8, 6)
     network = separator_benchmark.build("fast float32", config, device)
     pcm_BT = np.random.default_rng(0).integers(-9000, 9000, (clips, round(seconds * config.sample_rate)), np.int16)
@@ -180,7 +180,7 @@ def copies(device: str, small: bool, out: Path) -> dict[str, Any]:
 
 
 def memory(device: str, small: bool, out: Path) -> dict[str, Any]:
-    """Memory of a training step of each batch, and what a batch says that is too large for the device."""
+    """Memory of a training step for each batch size, and the message for a batch that is too large for the device."""
     config, batches = (Cnn14Config.tiny(), (2, 4)) if small else (Cnn14Config(), (64, 256, 1024))
     network = Encoder(EncoderConfig(front_end=FRONT_ENDS["panns_16k"], trunk=config)).to(device)
     rows = []
@@ -188,19 +188,19 @@ def memory(device: str, small: bool, out: Path) -> dict[str, Any]:
         wave_BT = 0.1 * torch.randn(batch, network.patch_samples, device=device)
         taken, peak = _measured(encoder_benchmark.training_step(network, False, wave_BT), device, rounds=2)
         rows.append({"batch": batch, "s/step": taken, "peak MB": peak})
-    rows_that_no_memory_holds = 1 << (40 if device == "cpu" else 17)
+    too_many_rows = 1 << (40 if device == "cpu" else 17)
     try:
         encoder_benchmark.training_step(
-            network, False, torch.zeros(rows_that_no_memory_holds, network.patch_samples, device=device)
+            network, False, torch.zeros(too_many_rows, network.patch_samples, device=device)
         )()
-        message = "it fitted"
+        message = "it fits"
     except RuntimeError as error:
-        message = out_of_memory(error, "lower the batch") or f"not understood: {error}"
+        message = out_of_memory(error, "lower the batch") or f"not recognised: {error}"
     return {"device": _name(device), "too large a batch": message, "rows": rows}
 
 
 def _measured(call: Callable[[], Any], device: str, rounds: int = ROUNDS) -> tuple[float, float]:
-    """Median seconds of a call after a first one, and its peak memory in MB (0 on a CPU)."""
+    """Median seconds of a call, without a first one as warm-up, and its peak memory in MB (0 on a CPU)."""
     on_gpu = torch.device(device).type == "cuda"
     call()
     if on_gpu:

@@ -1,4 +1,4 @@
-"""Parts of the GPU check that start whole runs, and the tests that need a GPU."""
+"""Parts of the GPU check that start complete runs, and the tests that need a GPU."""
 
 import json
 import os
@@ -19,15 +19,15 @@ from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.runtime.session import connect
 
 TESTS = Path("tests")
-"""Beside this folder; the check is started at the top of a checkout."""
+"""Relative path: the check is started in the root of a checkout."""
 STEADY_FROM = 2
-"""The first steps of a run warm up."""
+"""First step that is measured; the steps before it are a warm-up."""
 LONGEST_SECONDS = 230
-"""Of the tests, and of a run; shorter than a part may take, so that the reason is kept."""
+"""Time limit of the tests, shorter than that of a part, so that the reason of a failure is saved."""
 
 
 def tests(device: str, small: bool, out: Path) -> dict[str, Any]:
-    """The tests that are marked for GPUs; on a machine without one they are skipped, and counted as such."""
+    """The tests that are marked for GPUs; on a machine without a GPU they are counted as skipped."""
     files = [str(file) for file in sorted(TESTS.rglob("test_*.py")) if "mark.gpu" in file.read_text()]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST_SECONDS)
@@ -38,7 +38,7 @@ def tests(device: str, small: bool, out: Path) -> dict[str, Any]:
 
 
 def live(device: str, small: bool, out: Path) -> dict[str, Any]:
-    """A pre-training that separates live; trainer and separators share one GPU."""
+    """A pre-training with live separation; trainer and separators share one GPU."""
     return _run(device, small, out, "live", {"store.mode": "off"})
 
 
@@ -48,7 +48,7 @@ def stored(device: str, small: bool, out: Path) -> dict[str, Any]:
 
 
 def plan(device: str, small: bool, out: Path) -> dict[str, Any]:
-    """What calibration and plan expect of the live run, beside what it then measured."""
+    """The speed of the live run that calibration and plan expect, compared with the measured speed."""
     settings = experiment(device, small, {"store.mode": "off"})
     expected = make_plan(settings, calibrate(settings, 2.0 if small else 10.0))
     live = next(mode for mode in expected.modes if mode.name == "live")
@@ -61,7 +61,7 @@ def plan(device: str, small: bool, out: Path) -> dict[str, Any]:
 
 
 def experiment(device: str, small: bool, changes: dict[str, Any]) -> Experiment:
-    """A short pre-training on made-up scenes with an untrained separator; on a GPU half of it for either side."""
+    """A short pre-training on synthetic scenes with an untrained separator; on a GPU, either side uses half of it."""
     share = 0.5 if device != "cpu" else 0.0
     sizes = {
         "data.scenes_train": 16 if small else 1024,
@@ -87,7 +87,7 @@ def experiment(device: str, small: bool, changes: dict[str, Any]) -> Experiment:
 def _run(device: str, small: bool, out: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
     settings = experiment(device, small, changes)
     if not ray.is_initialized():
-        connect(None, cpus=os.cpu_count())  # one Ray for both runs; it ends with this process
+        connect(None, cpus=os.cpu_count())  # one Ray session for both runs; it ends with this process
     run = pretrain(settings, storage=out / "runs", run_id=name, resume=True, evaluate=False, quiet=True)
     records = [record for record in read_metrics(run) if "examples_per_second" in record]
     steady = records[STEADY_FROM:] or records

@@ -1,10 +1,10 @@
-"""Compare two runs: the same clips evaluated by both encoders, or the same seeds trained both ways.
+"""Compare two runs: two encoders on the same test clips, or two methods trained with the same seeds.
 
-Legend: B clips, K classes, D embedding, R resamples.
+Legend: P perceptrons, B clips, K classes, D embedding.
 
-An evaluation keeps its predictions in RUN/evaluation/<encoder>.npz (`save_predictions`): clip ids, classes, targets,
-folds, the scores of the probes, and the embeddings. A comparison needs nothing else, and no Ray: it computes every
-metric again on the clips that both runs evaluated.
+An evaluation saves its predictions in RUN/evaluation/<encoder>.npz (`save_predictions`): clip ids, classes, targets,
+folds, the scores of the probes, and the embeddings. A comparison reads only these files, without Ray, and recomputes
+every metric on the clips that both runs evaluated.
 """
 
 import io
@@ -27,15 +27,15 @@ from sepscene.tasks.evaluation.settings import ScoringSettings
 from sepscene.tasks.evaluation.statistics import Interval, PairedTest, paired_bootstrap, paired_t, t_interval
 
 TEST_CLIPS = "test manifest"
-"""Where `RunResults.data` has the digest of the clips that a run was evaluated on."""
+"""Key of `RunResults.data` for the digest of the clips that a run was evaluated on."""
 
-MOST_BYTES = 8 * 2**30
-"""Bytes of an evaluation's arrays: 20,000 clips of 527 classes with D = 2048 have some 0.3 GB."""
+MAX_BYTES = 8 * 2**30
+"""Largest size of the arrays of one evaluation: 20,000 clips of 527 classes with D = 2048 take about 0.3 GB."""
 
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """One metric of both runs, and the test of their difference (B minus A)."""
+    """One metric of both runs, and the test of its difference (B minus A)."""
 
     name: str
     a: Interval
@@ -45,7 +45,7 @@ class MetricComparison:
 
 @dataclass(frozen=True)
 class ClassComparison:
-    """One class in both runs: its positive clips, and its average precision by the perceptron."""
+    """One class in both runs: its number of positive clips, and its shallow average precision."""
 
     name: str
     positives: int
@@ -55,14 +55,14 @@ class ClassComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two encoders side by side.
+    """A comparison of two encoders or methods, A and B.
 
     Attributes:
-        a, b: what was compared, in words.
-        pairs: clips or seeds that both sides share.
-        metrics: in the order of the evaluation; decide by the first, the others are its company.
+        a, b: labels of the two sides.
+        pairs: number of clips or seeds that both sides share.
+        metrics: in the order of the evaluation; base decisions on the first, the others depend on it.
         classes: largest gain of B first; empty when comparing over seeds.
-        notes: what a reader must know before believing it.
+        notes: caveats for the reader.
     """
 
     a: str
@@ -74,7 +74,7 @@ class Comparison:
 
 
 def save_predictions(scores: Scores, path: Path) -> Path:
-    """Write the predictions, all that a comparison needs, atomically."""
+    """Write the predictions atomically; a comparison needs nothing else."""
     predictions = scores.predictions
     arrays: dict[str, Any] = {
         "clip_ids": predictions.clip_ids,
@@ -95,22 +95,22 @@ def save_predictions(scores: Scores, path: Path) -> Path:
 
 
 def load_predictions(path: Path) -> Predictions:
-    """Read what `save_predictions` wrote. Nothing is unpickled.
+    """Read predictions that `save_predictions` wrote. Nothing is unpickled.
 
     Raises:
-        SepsceneError: when the file is missing, damaged, or holds something else.
+        SepsceneError: when the file is missing, damaged, or not an evaluation.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # a packed array of zeros takes a thousandth of its bytes
+        with zipfile.ZipFile(path) as archive:  # zeros can expand a thousandfold when they are decompressed
             size = sum(entry.file_size for entry in archive.infolist())
-        if size > MOST_BYTES:
-            raise ValueError(f"its arrays have {size:,} bytes; at most {MOST_BYTES:,} are read")
+        if size > MAX_BYTES:
+            raise ValueError(f"its arrays take {size:,} bytes; the limit is {MAX_BYTES:,}")
         with np.load(path, allow_pickle=False) as file:
             scores = {name.removeprefix("scores_"): file[name] for name in file.files if name.startswith("scores_")}
             if any(scores_PBK.ndim != 3 for scores_PBK in scores.values()):
-                raise ValueError("it holds the scores of one perceptron, by an earlier version")
+                raise ValueError("an earlier version wrote it, with the scores of one perceptron only")
             targets_BK = file["targets"]
-            return Predictions(
+            predictions = Predictions(
                 clip_ids=file["clip_ids"],
                 classes=tuple(file["classes"].tolist()),
                 targets_BK=targets_BK,
@@ -118,32 +118,50 @@ def load_predictions(path: Path) -> Predictions:
                 h_BD=file["h"],
                 scores=scores,
                 settings=ScoringSettings.model_validate_json(str(file["settings"])),
-                # An earlier version did not write it: all classes.
+                # Files of earlier versions do not contain it: all classes count as trained.
                 trained_BK=file["trained"] if "trained" in file.files else np.ones_like(targets_BK),
                 notes=tuple(file["notes"].tolist()),
             )
+            _check_shapes(predictions)
+            return predictions
     except FileNotFoundError:
         raise SepsceneError(f"{path} does not exist: evaluate the run first with `sepscene evaluate`") from None
     except (*BAD_ZIP, ValidationError) as error:
-        raise SepsceneError(f"{path} is damaged or no evaluation ({error}): evaluate the run again") from None
+        raise SepsceneError(f"{path} is damaged or not an evaluation ({error}): evaluate the run again") from None
+
+
+def _check_shapes(predictions: Predictions) -> None:
+    """Check that the scores of the perceptrons exist, and that all arrays have the same clips and classes.
+
+    Raises:
+        ValueError: when this is not the case.
+    """
+    clips = predictions.clip_ids.size
+    shape_BK = (clips, len(predictions.classes))
+    shapes = [predictions.targets_BK.shape, predictions.trained_BK.shape]
+    shapes += [scores_PBK.shape[1:] for scores_PBK in predictions.scores.values()]
+    per_clip = [predictions.clip_ids.shape, predictions.folds.shape, predictions.h_BD.shape[:1]]
+    same_clips = all(shape == (clips,) for shape in per_clip)
+    if not same_clips or any(shape != shape_BK for shape in shapes) or "shallow" not in predictions.scores:
+        raise ValueError("arrays are missing, or have different numbers of clips or classes")
 
 
 def compare_runs(run_a: Path, run_b: Path, encoder_a: str | None = None, encoder_b: str | None = None) -> Comparison:
-    """Paired bootstrap test of run B against run A, over the clips that both have evaluated.
+    """Paired bootstrap test of run B against run A, over the clips that both evaluated.
 
     Args:
-        encoder_a, encoder_b: which encoder of each run; None means its own, not a baseline. The same folder
-            twice with two encoders compares a run with its baseline.
+        encoder_a, encoder_b: name of an encoder of each run; None: the encoder that the run trained, not a baseline.
+            To compare a run with its baseline, give its folder twice with two encoders.
 
     Raises:
-        SepsceneError: when a run has no predictions, the runs share no clips, or were evaluated in different ways.
+        SepsceneError: when a run has no predictions, or the runs share no clips or were evaluated differently.
     """
     name_a, predictions_a = _predictions(run_a, encoder_a)
     name_b, predictions_b = _predictions(run_b, encoder_b)
     if predictions_a.settings != predictions_b.settings:
         raise SepsceneError(
             f"{name_a} and {name_b} were evaluated with different settings ({predictions_a.settings} and "
-            f"{predictions_b.settings}): evaluate one of them again with the other's"
+            f"{predictions_b.settings}): evaluate one of them again with the settings of the other"
         )
     predictions_a, predictions_b, notes = _paired(predictions_a, predictions_b, name_a, name_b)
     a = measure(predictions_a)
@@ -166,19 +184,21 @@ def compare_runs(run_a: Path, run_b: Path, encoder_a: str | None = None, encoder
 
 
 def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
-    """Paired t test of method B against method A over the seeds with which both were run.
+    """Paired t test of method B against method A, over the seeds that both were run with.
 
     Raises:
-        SepsceneError: when a run has no results or no encoder, a seed comes twice, no seed is shared, or two
-            runs of one seed were evaluated on different clips.
+        SepsceneError: when a run has no results or no encoder, a side has two runs with the same seed, the sides share
+            no seed, or the two runs of a seed were evaluated on different clips.
     """
     by_seed_a = _by_seed(runs_a)
     by_seed_b = _by_seed(runs_b)
     seeds = sorted(by_seed_a.keys() & by_seed_b.keys())
     if not seeds:
-        raise SepsceneError(f"no seed was run both ways: A has {sorted(by_seed_a)}, B has {sorted(by_seed_b)}")
-    sides = tuple([by_seed[seed] for seed in seeds] for by_seed in (by_seed_a, by_seed_b))
-    for a, b in zip(*sides, strict=True):  # other seeds may have other clips, as synthetic scenes do
+        raise SepsceneError(
+            f"A and B share no seed: A has {sorted(by_seed_a)}, B has {sorted(by_seed_b)}; run both with the same seeds"
+        )
+    pairs = [(by_seed_a[seed], by_seed_b[seed]) for seed in seeds]
+    for a, b in pairs:  # test clips can differ between seeds, as those of synthetic scenes do
         if a.data.get(TEST_CLIPS) != b.data.get(TEST_CLIPS):
             raise SepsceneError(
                 f"the runs of seed {a.seed} ({a.run_id} and {b.run_id}) were evaluated on different test clips: "
@@ -187,44 +207,60 @@ def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
     notes = []
     left_out = sorted(by_seed_a.keys() ^ by_seed_b.keys())
     if left_out:
-        notes.append(f"seeds run one way only, left out: {left_out}")
-    of_a, of_b = ([run.encoders[0].metrics for run in side] for side in sides)
-    names = [name for name in of_a[0] if all(name in found for found in of_a + of_b)]
-    lacking = sorted({name for found in of_a + of_b for name in found} - set(names))
+        notes.append(f"left out, seeds of one side only: {left_out}")
+    metrics_a = [a.encoders[0].metrics for a, _ in pairs]
+    metrics_b = [b.encoders[0].metrics for _, b in pairs]
+    all_runs = metrics_a + metrics_b
+    names = [name for name in metrics_a[0] if all(name in found for found in all_runs)]
+    lacking = sorted(set().union(*all_runs) - set(names))
     if lacking:
-        notes.append(f"metrics that some run lacks, left out: {', '.join(lacking)}")
+        notes.append(f"left out, metrics that some runs lack: {', '.join(lacking)}")
     if len(seeds) == 1:
-        notes.append("one seed: no interval and no p; run more seeds, or compare over clips")
+        notes.append("one seed: no interval and no p value; run more seeds, or compare over clips")
     metrics = []
     for name in names:
-        values_a, values_b = ([found[name].value for found in of_side] for of_side in (of_a, of_b))
+        values_a = [found[name].value for found in metrics_a]
+        values_b = [found[name].value for found in metrics_b]
         test = paired_t(values_a, values_b)
         metrics.append(MetricComparison(name, t_interval(values_a), t_interval(values_b), test))
-    label_a, label_b = (f"{side[0].experiment}/{side[0].encoders[0].name}" for side in sides)
+    first_a, first_b = pairs[0]
+    label_a = f"{first_a.experiment}/{first_a.encoders[0].name}"
+    label_b = f"{first_b.experiment}/{first_b.encoders[0].name}"
     return Comparison(label_a, label_b, len(seeds), tuple(metrics), (), tuple(notes))
 
 
 def render(comparison: Comparison, classes: int = 5) -> str:
-    """The comparison as plain text: metrics with intervals, differences, p, and the classes that moved most."""
+    """The comparison as plain text: metrics with intervals, differences, p values, and the classes that changed most.
+
+    Args:
+        classes: show this many classes with the largest gain, and as many with the largest loss.
+    """
     lines = [f"A  {comparison.a}", f"B  {comparison.b}", ""]
     lines.append(f"{'':12} {'A':>23} {'B':>23} {'B - A':>26}  p")
     for metric in comparison.metrics:
         test = metric.test
-        p = "–" if test.p is None else "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
         cells = f"{_cell(metric.a):>23} {_cell(metric.b):>23} {_cell(test.difference, signed=True):>26}"
-        lines.append(f"{metric.name:12} {cells}  {p}")
+        lines.append(f"{metric.name:12} {cells}  {_p_value(test.p)}")
     if comparison.metrics:
         first = comparison.metrics[0]
         lines += ["", f"intervals: {first.test.difference.method}; {comparison.pairs} pairs"]
-        lines.append(f"p: two-sided, if {first.test.null}")
-        lines.append(f"decide by {first.name}: the other metrics depend on it, and many tests find something")
+        lines.append(f"p: two-sided, null hypothesis: {first.test.null}")
+        lines.append(
+            f"base decisions on {first.name}: the other metrics depend on it, and with many tests some differ by chance"
+        )
     lines += [f"note: {note}" for note in comparison.notes]
     if comparison.classes:
-        moved = comparison.classes
-        shown = moved if len(moved) <= 2 * classes else moved[:classes] + moved[-classes:]
-        lines += ["", f"{'classes that moved most':40} {'clips':>5} {'A':>6} {'B':>6} {'B - A':>7}"]
+        changed = comparison.classes
+        shown = changed if len(changed) <= 2 * classes else changed[:classes] + changed[-classes:]
+        lines += ["", f"{'classes that changed most':40} {'clips':>5} {'A':>6} {'B':>6} {'B - A':>7}"]
         lines += [f"{c.name[:40]:40} {c.positives:5d} {c.a:6.3f} {c.b:6.3f} {c.b - c.a:+7.3f}" for c in shown]
     return "\n".join(lines)
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _cell(interval: Interval, signed: bool = False) -> str:
@@ -235,10 +271,10 @@ def _cell(interval: Interval, signed: bool = False) -> str:
 
 
 def _results(run: Path) -> RunResults:
-    """A run's results, of one encoder at least."""
+    """The results of a run with at least one evaluated encoder."""
     results = RunResults.load(run)
     if not results.encoders:
-        raise SepsceneError(f"{run} holds no evaluated encoder: evaluate it first")
+        raise SepsceneError(f"{run} has no evaluated encoder: evaluate it first with `sepscene evaluate`")
     return results
 
 
@@ -247,7 +283,9 @@ def _by_seed(runs: Sequence[Path]) -> dict[int, RunResults]:
     for run in runs:
         results = _results(run)
         if results.seed in found:
-            raise SepsceneError(f"{run} has seed {results.seed} as another run on its side: give each seed once")
+            raise SepsceneError(
+                f"{run} has the same seed ({results.seed}) as another run of its side: give each seed once"
+            )
         found[results.seed] = results
     return found
 
@@ -265,18 +303,18 @@ def _predictions(run_dir: Path, encoder: str | None) -> tuple[str, Predictions]:
 def _paired(
     a: Predictions, b: Predictions, name_a: str, name_b: str
 ) -> tuple[Predictions, Predictions, tuple[str, ...]]:
-    """Both sides on the clips that they share, in the same order.
+    """The predictions of both sides for the clips that they share, in the same order.
 
     Raises:
-        SepsceneError: when they share none, or disagree about classes, labels or folds.
+        SepsceneError: when they share no clips, or their classes, labels or folds differ.
     """
     for predictions, name in ((a, name_a), (b, name_b)):
         if len(set(predictions.clip_ids.tolist())) < len(predictions.clip_ids):
-            raise SepsceneError(f"{name} evaluated clips with the same id: give each clip its own in the manifest")
+            raise SepsceneError(f"{name} evaluated several clips with the same id: make the ids in its manifest unique")
     _, rows_a, rows_b = np.intersect1d(a.clip_ids, b.clip_ids, assume_unique=True, return_indices=True)
     if not len(rows_a):
-        raise SepsceneError(f"{name_a} and {name_b} share no test clip: evaluate both on the same data")
-    in_order = np.argsort(rows_a)  # A's own order: on the same clips its metrics come out as in its report
+        raise SepsceneError(f"{name_a} and {name_b} share no test clips: evaluate both on the same data")
+    in_order = np.argsort(rows_a)  # the order of A, so that its metrics equal those of its report on the same clips
     rows_a = rows_a[in_order]
     rows_b = rows_b[in_order]
     notes: tuple[str, ...] = ()
@@ -287,8 +325,8 @@ def _paired(
     same = np.array_equal(a.targets_BK, b.targets_BK) and np.array_equal(a.folds, b.folds)
     if a.classes != b.classes or not same:
         raise SepsceneError(
-            f"{name_a} and {name_b} disagree about the classes, labels or folds of the same clips: "
+            f"{name_a} and {name_b} have different classes, labels or folds for the same clips: "
             "evaluate both with the same manifest"
         )
-    both_BK = a.trained_BK & b.trained_BK  # classes that the probes of both sides know
+    both_BK = a.trained_BK & b.trained_BK  # classes that the probes of both sides were trained on
     return replace(a, trained_BK=both_BK), replace(b, trained_BK=both_BK), notes

@@ -1,8 +1,8 @@
-"""`sepscene evaluate ENCODER --task …`: encoders on the tasks that people compare on; one JSON file for each result.
+"""`sepscene evaluate ENCODER --task …`: evaluates encoders on public downstream tasks, with one JSON file per result.
 
-The forward passes run in this process: an encoder bundle and the task's files are all that is needed, no cluster.
+The forward passes run in this process, without a cluster; only an encoder bundle and the files of the task are needed.
 
-Shapes: T samples, N sounds or timestamps, D embedding.
+Shapes: T samples, N sounds or timestamps, D embedding, K classes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,14 +22,14 @@ from sepscene.tasks.evaluation.settings import ScoringSettings
 
 
 class TaskResult(Config):
-    """What one encoder reached on one task.
+    """The result of one encoder on one task.
 
     Attributes:
         encoder: name of the encoder, as tables show it.
         digest: of its configuration and weights.
         task: name of the task.
-        metrics: as `tasks.evaluation.downstream.score_task`.
-        sounds: how many sounds were embedded.
+        metrics: those of `tasks.evaluation.downstream.score_task`.
+        sounds: number of sounds that were embedded.
         left_out: sounds that could not be read, with the reason.
     """
 
@@ -54,10 +54,10 @@ def evaluate_task(
         encoder: in evaluation mode, on any device.
         name, digest: of the encoder, for the result.
         task: from `tasks.datasets.downstream.read_task`.
-        progress: called with the number of sounds that are done.
+        progress: called with the number of sounds processed so far.
 
     Raises:
-        SepsceneError: when no sound can be read, or a test part holds no labelled sound.
+        SepsceneError: when no sound can be read, or a test part has no labelled sound.
     """
     left_out: dict[str, str] = {}
     parts: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
@@ -80,12 +80,16 @@ def evaluate_task(
 
 
 def embed_sound(encoder: Encoder, sound: Sound, task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embeddings (N, D), targets (N, K) and times (N,) of one sound: one row, or one for each timestamp."""
+    """Embeddings (N, D), targets (N, K) and times in seconds (N,) of one sound: one row, or one per timestamp.
+
+    Raises:
+        ClipError: when the sound cannot be read, or has no samples after its offset.
+    """
     wave_T = read_audio(sound.uri, encoder.sample_rate)
     end = len(wave_T) if sound.end_seconds is None else round(sound.end_seconds * encoder.sample_rate)
     wave_1T = torch.from_numpy(wave_T)[None, round(sound.offset_seconds * encoder.sample_rate) : end]
     if not wave_1T.numel():
-        raise ClipError(sound.uri, f"holds no sound from {sound.offset_seconds:g} s on")
+        raise ClipError(sound.uri, f"has no samples from {sound.offset_seconds:g} s on")
     if task.kind == "event":
         h_1ND, milliseconds_1N = get_timestamp_embeddings(wave_1T, encoder)
         seconds_N = milliseconds_1N[0].cpu().numpy() / 1000
@@ -98,25 +102,25 @@ def embed_sound(encoder: Encoder, sound: Sound, task: Task) -> tuple[np.ndarray,
 
 
 def result_path(folder: Path, result: TaskResult) -> Path:
-    """Where the result of an encoder on a task is kept below `folder`."""
+    """The file for the result of an encoder on a task, in `folder`."""
     return folder / f"{_file_name(result.task)}--{_file_name(result.encoder)}.json"
 
 
 def read_results(folder: Path) -> list[TaskResult]:
-    """All results that a folder holds, by task and encoder.
+    """All results in a folder, sorted by task and encoder.
 
     Raises:
-        SepsceneError: names a file that is damaged, or the folder when it holds no result.
+        SepsceneError: when a file is damaged, or the folder has no results.
     """
     files = sorted(folder.glob("*--*.json"))
     results = [read_typed(file, TaskResult, "delete it, and evaluate again") for file in files]
     if not results:
-        raise SepsceneError(f"{folder} holds no results of tasks: make some with `sepscene evaluate ENCODER --task …`")
+        raise SepsceneError(f"{folder} has no results of tasks: create some with `sepscene evaluate ENCODER --task …`")
     return results
 
 
 def headline(task: Iterable[TaskResult]) -> tuple[str, ...]:
-    """The metrics that tables show of a task: those that all of its results have, accuracy before mAP."""
+    """The metrics of a task that tables show: those that all of its results have, accuracy before mAP."""
     shared = set.intersection(*(set(result.metrics) for result in task))
     order: Sequence[str] = ("accuracy", "segment_f1", "map")
     return tuple(sorted(shared, key=lambda name: (next(n for n, end in enumerate(order) if name.endswith(end)), name)))

@@ -1,8 +1,8 @@
-"""What an embedding actor does with a block of clips, apart from the scoring.
+"""The callable of the embedding actors: from a block of clips to their embeddings.
 
-Ray Data hands it through processes that need no network of their own, so torch is imported where encoders are.
+Ray Data unpickles it in processes that use no network, so torch is imported only where an encoder is used.
 
-Shapes: N clips, T samples, D embedding.
+Shapes: N clips, T samples, F bands, D embedding.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from sepscene.augment.audio import AudioFormat, ClipError, read_sound
 
 
 class EmbedClips:
-    """Maps clips to the h of several encoders; a clip that can't be read becomes a row with a `fault`."""
+    """Maps clips to h of several encoders; a clip that cannot be read becomes a row with a `fault`."""
 
     def __init__(self, bundles: Mapping[str, str], audio: AudioFormat, device: str) -> None:
         from sepscene.models.encoders.encoder import load_encoder
@@ -23,14 +23,15 @@ class EmbedClips:
         self.device = device
 
     def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Embed each clip's sound as it is, without padding.
+        """Embed the sound of each clip without padding.
 
         Args:
             columns: `uri`, `offset_seconds`, `position`.
 
         Returns:
-            `position`; `fault`, empty or why the clip cannot be used; `samples` of its sound; `silent`, whether all of
-            them are zero; `background` (N, F) and `level` of its log-mel; h:<name> (N, D) float32. Zeros on a fault.
+            `position`; `fault`, empty or the reason why the clip cannot be read; `samples`, the length of its sound;
+            `silent`, whether all samples are zero; `background` (N, F) and `level` of its log-mel; h:<name> (N, D)
+            float32. All values of a clip with a fault are zero.
         """
         from sepscene.tasks.evaluation.embed_sounds import embed_sounds, logmel_of
         from sepscene.tasks.evaluation.shortcuts import clip_features
@@ -52,11 +53,11 @@ class EmbedClips:
             h[f"h:{name}"] = np.zeros((count, encoder.embedding_dim), np.float32)
             if waves:
                 h[f"h:{name}"][fault_N == ""] = embed_sounds(encoder, waves, self.device)
-        listener = next(iter(self.encoders.values()))
-        h["background"] = np.zeros((count, listener.front_end.config.mel_bands))
+        encoder = next(iter(self.encoders.values()))  # the encoders of a run share their front-end
+        h["background"] = np.zeros((count, encoder.front_end.config.mel_bands))
         h["level"] = np.zeros(count)
         if waves:
-            features = clip_features([logmel_of(listener, wave_T, self.device) for wave_T in waves])
+            features = clip_features([logmel_of(encoder, wave_T, self.device) for wave_T in waves])
             h["background"][fault_N == ""] = features.background_NF
             h["level"][fault_N == ""] = features.level_N
         return {**h, "position": columns["position"], "fault": fault_N, "samples": sample_N, "silent": silent_N}

@@ -1,4 +1,4 @@
-"""`sepscene embed`: everybody's sound files through an encoder, on this machine or as a batch job of a cluster.
+"""`sepscene embed`: embeddings of the user's sound files, computed on this machine or as a batch job on a cluster.
 
 Shapes: N files, D embedding.
 """
@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,27 +28,29 @@ from sepscene.tasks.datasets.root import AUDIO_SUFFIXES, Root
 from sepscene.tasks.datasets.survey import NOT_UTF8, LeftOut, Skipped
 from sepscene.tasks.datasets.tables import first_row
 
-FILES_A_PART = 256
-FILES_A_CALL = 8
-"""Files of one actor call on a cluster: enough for a batch, few enough to spread over the actors."""
+FILES_PER_PART = 256
+"""Files per part of the output: at most this many are embedded again after a crash."""
+
+FILES_PER_CALL = 8
+"""Files per actor call on a cluster: enough for a batch, few enough to distribute over the actors."""
 
 Rows = Iterator[tuple[str, str, np.ndarray]]
-"""Of each file its URI, what is wrong with it or nothing, and its h (D,), zeros on a fault."""
+"""For each file its URI, its fault (empty if there is none), and its h (D,), which is zero on a fault."""
 
 Embedder = Callable[[Encoder, list[str]], Rows]
-"""What makes the rows of some files with an encoder."""
+"""Embeds files, given by their URIs, with an encoder."""
 
 
 @dataclass(frozen=True)
 class EmbedReport:
-    """What a call of `embed_files` did.
+    """The result of a call of `embed_files`.
 
     Attributes:
         out: the file with the embeddings.
-        written: rows that this call added.
-        skipped: inputs that OUT or its parts held already.
-        bad: URI -> what is wrong with it; the command exits with 3 when there is any.
-        left_out: files of the folders that were not taken, by reason.
+        written: number of rows that this call added.
+        skipped: number of inputs that OUT or its parts already contained.
+        bad: URI -> what is wrong with the file; the command exits with 3 if there are any.
+        left_out: files in the folders that were not embedded, by reason.
     """
 
     out: Path
@@ -62,7 +63,7 @@ class EmbedReport:
 def embed_files(
     encoder: Encoder, inputs: list[str], out: Path, embedder: Embedder, show_progress: bool = True
 ) -> EmbedReport:
-    """Write the rows that OUT lacks as they come, in parts; what is done is kept when something breaks.
+    """Embed the files that OUT lacks and write their rows in parts, so that an interrupted call keeps them.
 
     Args:
         encoder: from `models.load_encoder`.
@@ -71,22 +72,22 @@ def embed_files(
         embedder: `on_this_machine` or `on_cluster`.
 
     Raises:
-        SepsceneError: a manifest or an existing output cannot be used. What is wrong with single files never raises;
-            it is reported.
+        SepsceneError: when a manifest or an existing output cannot be used. Faults of single files are reported, not
+            raised.
     """
     left_out = LeftOut()
     uris = list_files(inputs, left_out)
     output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
     todo = output.missing(uris)
     rows = embedder(encoder, todo)
-    there = len(uris) - len(todo)
+    already_done = len(uris) - len(todo)
     skipped = left_out.entries()
     bad = {name: NOT_UTF8 for entry in skipped if entry.reason == NOT_UTF8 for name in entry.examples}
     part: dict[str, np.ndarray] = {}
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     written = 0
     with Progress(*columns, console=Terminal(stderr=True), disable=not show_progress) as progress:
-        task = progress.add_task("", total=len(uris), completed=there)
+        task = progress.add_task("", total=len(uris), completed=already_done)
         try:
             for uri, fault, h_D in rows:
                 progress.advance(task)
@@ -95,21 +96,21 @@ def embed_files(
                     continue
                 part[uri] = h_D
                 written += 1
-                if len(part) == FILES_A_PART:
+                if len(part) == FILES_PER_PART:
                     output.add(list(part), np.stack(list(part.values())))
                     part = {}
         finally:
             if part:
                 output.add(list(part), np.stack(list(part.values())))
     output.finish()
-    return EmbedReport(out, written, there, bad, skipped)
+    return EmbedReport(out, written, already_done, bad, skipped)
 
 
 def on_this_machine(device: str = "auto", bfloat16: bool = False, readers: int = 2) -> Embedder:
-    """Files embedded in this process, see `FileEncoder`.
+    """An embedder that runs in this process, see `FileEncoder`.
 
     Raises:
-        SepsceneError: the device cannot be used.
+        SepsceneError: when the device cannot be used.
     """
     usable = usable_device(device)
 
@@ -121,27 +122,51 @@ def on_this_machine(device: str = "auto", bfloat16: bool = False, readers: int =
 
 
 def on_cluster(actors: int, gpus_per_actor: float = 0.0, bfloat16: bool = False, readers: int = 2) -> Embedder:
-    """Files spread over the actors of a Ray cluster; Ray must be connected.
+    """An embedder that distributes the files over actors on a Ray cluster; Ray must be connected.
 
-    The encoder travels through Ray's object store, so that only this process must reach it; the sound files
-    must be reachable from every node. Rows come in the order in which they are done.
+    The encoder is sent through Ray's object store, so only this process needs access to it. The sound files must be
+    accessible from every node. Rows are returned in the order in which they are finished.
 
     Raises:
-        SepsceneError: the actors do not fit the cluster.
+        SepsceneError: when the actors do not fit the cluster.
     """
+    import ray
+    from ray.data import ActorPoolStrategy
+
     from sepscene.orchestration.runtime.placement import DATA_TASK_CPUS, Demand, check_placement, cluster_nodes
+    from sepscene.orchestration.runtime.ray_compat import blocks_of, configure_data
+    from sepscene.orchestration.training.stream import finite_retries
 
     actor = Demand("embedding actor", 1.0, gpus_per_actor, knobs="--actors or --gpus")
     check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, knobs="--actors")], cluster_nodes())
-    settings = ("cuda" if gpus_per_actor else "cpu", bfloat16, readers)
-    return partial(_cluster_rows, actors=actors, placement=actor.ray_options(), settings=settings)
+    device = "cuda" if gpus_per_actor else "cpu"
+
+    def rows(encoder: Encoder, uris: list[str]) -> Rows:
+        if not uris:
+            return
+        configure_data(ordered=False)
+        shared = ray.put((encoder.config, encoder.trunk.state_dict()))
+        locations = [os.path.abspath(uri) if local_path(uri) == uri else uri for uri in uris]
+        blocks = ray.data.from_arrow(pa.table({"uri": uris, "location": locations}))
+        stream = blocks.repartition(target_num_rows_per_block=FILES_PER_CALL).map_batches(
+            EmbedActor,
+            fn_constructor_args=([shared], device, bfloat16, readers),
+            batch_size=FILES_PER_CALL,
+            compute=ActorPoolStrategy(size=min(actors, math.ceil(len(uris) / FILES_PER_CALL))),
+            ray_remote_args_fn=finite_retries,
+            **actor.ray_options(),
+        )
+        for columns in blocks_of(stream):
+            yield from zip(map(str, columns["uri"]), map(str, columns["fault"]), columns["h"], strict=True)
+
+    return rows
 
 
 class EmbedActor:
-    """Ray Data's view of a `FileEncoder`: blocks of URIs in, blocks of embeddings out, faults as a column."""
+    """A `FileEncoder` as a callable for Ray Data: from blocks of URIs to blocks of embeddings and faults."""
 
     def __init__(self, shared: list[Any], device: str, bfloat16: bool, readers: int) -> None:
-        """`shared` is a list of one reference, which Ray leaves alone, to (EncoderConfig, state dict)."""
+        """`shared[0]` is a reference to (EncoderConfig, state dict); Ray does not resolve references inside a list."""
         import ray
 
         config, state = ray.get(shared[0])
@@ -150,7 +175,7 @@ class EmbedActor:
         self.file_encoder = FileEncoder(encoder, device, bfloat16, readers)
 
     def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`uri` and `location` (its place for a process in any folder) in; `uri`, `fault`, `h` (N, D) out."""
+        """From the columns `uri` and `location` (the URI, a local path made absolute) to `uri`, `fault`, `h` (N, D)."""
         files = list(self.file_encoder.embed(map(str, columns["location"])))
         return {
             "uri": columns["uri"],
@@ -159,46 +184,21 @@ class EmbedActor:
         }
 
 
-def _cluster_rows(
-    encoder: Encoder, uris: list[str], actors: int, placement: dict[str, Any], settings: tuple[str, bool, int]
-) -> Rows:
-    """The rows as the actors finish them."""
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    from sepscene.orchestration.runtime.ray_compat import blocks_of, configure_data
-    from sepscene.orchestration.training.stream import finite_retries
-
-    if not uris:
-        return
-    configure_data(ordered=False)
-    shared = ray.put((encoder.config, encoder.trunk.state_dict()))
-    locations = [os.path.abspath(uri) if local_path(uri) == uri else uri for uri in uris]
-    blocks = ray.data.from_arrow(pa.table({"uri": uris, "location": locations}))
-    stream = blocks.repartition(target_num_rows_per_block=FILES_A_CALL).map_batches(
-        EmbedActor,
-        fn_constructor_args=([shared], *settings),
-        batch_size=FILES_A_CALL,
-        compute=ActorPoolStrategy(size=min(actors, math.ceil(len(uris) / FILES_A_CALL))),
-        ray_remote_args_fn=finite_retries,
-        **placement,
-    )
-    for columns in blocks_of(stream):
-        yield from zip(map(str, columns["uri"]), map(str, columns["fault"]), columns["h"], strict=True)
-
-
 def list_files(inputs: Iterable[str], left_out: LeftOut | None = None) -> list[str]:
-    """The sound files that the arguments of `sepscene embed` mean, each once, in their order.
+    """The sound files that the arguments of `sepscene embed` stand for, in their order, without duplicates.
 
     Args:
-        inputs: files or URIs as they are; folders, with the sound below them that a data set of format `directory`
-            would have; manifests, .csv or .parquet, with a column `uri` (relative to the manifest's folder; whole
-            files are embedded); data sets, e.g. huggingface:FOLDER, of which whole recordings are embedded; "-" for a
-            list of all these on stdin, one a line.
-        left_out: takes the files of folders that are not taken, by reason.
+        inputs: any of
+            - files or URIs;
+            - folders: the sound files that a data set of format `directory` would find in them;
+            - manifests, .csv or .parquet, with a column `uri` (relative to the folder of the manifest); whole files
+              are embedded;
+            - data sets, e.g. huggingface:FOLDER; whole recordings are embedded;
+            - "-": reads inputs from stdin, one per line.
+        left_out: collects the files in folders that are skipped, by reason.
 
     Raises:
-        SepsceneError: a manifest cannot be read or has no column `uri`; or there is no file at all.
+        SepsceneError: when a manifest cannot be read or has no column `uri`, or no file is found.
     """
     left_out = LeftOut() if left_out is None else left_out
     uris = list(dict.fromkeys(uri for text in inputs for uri in _expand(text, left_out)))
@@ -211,10 +211,10 @@ def list_files(inputs: Iterable[str], left_out: LeftOut | None = None) -> list[s
 
 
 def usable_device(device: str) -> str:
-    """The device for a `--device` option.
+    """The torch device for the value of a `--device` option.
 
     Raises:
-        SepsceneError: a GPU is asked for and torch finds none, or torch knows no such device.
+        SepsceneError: when torch does not find the GPU, or the value is not a device.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -223,16 +223,18 @@ def usable_device(device: str) -> str:
         kind = torch.device(wanted).type
         index = torch.device(wanted).index
     except RuntimeError:
-        raise SepsceneError(f"--device {device}: torch knows no such device; use auto, cpu, gpu or cuda:1") from None
-    there = torch.cuda.device_count()
-    if kind == "cuda" and (index or 0) >= there:
-        found = f"torch finds {there} GPUs here" if there else "torch finds no GPU here"
+        raise SepsceneError(
+            f"--device {device}: torch does not know this device; use auto, cpu, gpu or e.g. cuda:1"
+        ) from None
+    gpus = torch.cuda.device_count()
+    if kind == "cuda" and (index or 0) >= gpus:
+        found = f"torch finds {gpus} GPUs here" if gpus else "torch finds no GPU here"
         raise SepsceneError(f"--device {device}: {found}; use --device cpu")
     return wanted
 
 
 def _expand(text: str, left_out: LeftOut) -> Iterator[str]:
-    """The sound files that one argument of the command line stands for."""
+    """The sound files that one argument stands for."""
     path = Path(local_path(text) or "")
     if text == "-":
         for line in sys.stdin:
@@ -253,7 +255,7 @@ def _expand(text: str, left_out: LeftOut) -> Iterator[str]:
 
 
 def _data_set_files(text: str, left_out: LeftOut) -> Iterator[str]:
-    """The recordings of a data set, FORMAT:FOLDER."""
+    """The recordings of a data set, given as FORMAT:FOLDER."""
     format, _, root = text.partition(":")
     manifest = read_manifest(format, root, survey=True)
     for entry in manifest.skipped:
@@ -262,7 +264,7 @@ def _data_set_files(text: str, left_out: LeftOut) -> Iterator[str]:
 
 
 def _folder_files(path: Path, left_out: LeftOut) -> Iterator[str]:
-    """The sound below a folder, as a data set of format `directory` has it."""
+    """The sound files below a folder, as a data set of format `directory` finds them."""
     root = Root(str(path))
     for name in root.files():
         root.used.add(name)
@@ -272,11 +274,11 @@ def _folder_files(path: Path, left_out: LeftOut) -> Iterator[str]:
 
 
 def _manifest_uris(path: Path) -> list[str]:
-    """The column `uri` of a manifest."""
+    """The values of the column `uri` of a manifest."""
     root = Root(str(path.parent))
     name = path.name
     if not path.exists():
-        raise SepsceneError(f"{path} cannot be read (no such file): check the path of the manifest")
+        raise SepsceneError(f"{path} cannot be read (no such file): check the path")
     cells = root.table(name, ["uri"])["uri"].cast(pa.string()).to_pylist()
     uris = [str(cell).strip() for cell in cells]
     if "" in uris:

@@ -1,4 +1,4 @@
-"""Embedding the clips of manifests, with Ray Data for the forward passes.
+"""Embeddings of the clips of manifests; Ray Data runs the forward passes.
 
 Shapes: N clips, D embedding.
 """
@@ -25,16 +25,17 @@ from sepscene.tasks.evaluation.shortcuts import ClipFeatures
 
 logger = logging.getLogger("sepscene")
 
-EMBED_ROWS = 8
+CLIPS_PER_CALL = 8
+"""Clips per block, and per call of an embedding actor."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Representations of the clips of a manifest that could be read."""
+    """Representations h of the clips of a manifest that could be read."""
 
     h_ND: np.ndarray
     position_N: np.ndarray
-    """Which clip of the manifest each row is."""
+    """Index in the manifest of the clip of each row."""
     features: ClipFeatures
     """Background and level of these clips."""
 
@@ -42,16 +43,21 @@ class Embeddings:
 def embed_manifests(
     bundles: Mapping[str, Path], manifests: Sequence[Manifest], experiment: Experiment, progress: Callable[[int], None]
 ) -> tuple[dict[str, Embeddings], ...]:
-    """Embed every clip of some manifests with several encoders at once: each clip is decoded a single time.
+    """Embed every clip of several manifests with all encoders in one pass, so that each clip is decoded once.
 
-    One pass serves all manifests, because starting the actors takes longer than embedding a small one. The actors
-    stand where those of the separation stood. Clips that can't be read are left out and logged with their reason.
+    All manifests share one pass, because starting the actors takes longer than embedding a small manifest. The actors
+    request the same resources as the separation actors. Clips that cannot be read are left out and logged with their
+    reason.
 
-    This process holds the embeddings of all clips, N x D float32 for each encoder, and another copy of those of the
-    manifest at hand while it hands them over: 2 million clips at D = 128 are 1 GB an encoder.
+    This process keeps the embeddings of all clips in memory, N x D float32 per encoder, and a copy of the readable
+    ones: 2 million clips at D = 128 take 1 GB per encoder and copy.
+
+    Args:
+        bundles: name of each encoder -> folder of its bundle.
+        progress: called with the number of clips embedded so far.
 
     Returns:
-        For each manifest its embeddings by the name of the encoder.
+        The embeddings of each manifest, by the name of the encoder.
     """
     resources = experiment.resources
     clips = pa.concat_tables([manifest.clips.select(["uri", "offset_seconds"]) for manifest in manifests])
@@ -59,11 +65,11 @@ def embed_manifests(
     paths = {name: str(bundle.resolve()) for name, bundle in bundles.items()}
     rows = (
         ray.data.from_arrow(table)
-        .repartition(target_num_rows_per_block=EMBED_ROWS)
+        .repartition(target_num_rows_per_block=CLIPS_PER_CALL)
         .map_batches(
             EmbedClips,
             fn_constructor_args=(paths, experiment.audio, "cuda" if resources.separation_gpus else "cpu"),
-            batch_size=EMBED_ROWS,
+            batch_size=CLIPS_PER_CALL,
             compute=separation_pool(resources),
             ray_remote_args_fn=finite_retries,
             runtime_env={"env_vars": kept_memory() | trust_variables()},
@@ -74,7 +80,7 @@ def embed_manifests(
     fault_N = columns["fault"]
     for n in np.flatnonzero(fault_N != ""):
         logger.warning("%s is left out of the evaluation: %s", clips["uri"][n], fault_N[n])
-    _warn_of_sound(columns, experiment.audio)
+    _warn_about_clips(columns, experiment.audio)
     ends = np.cumsum([len(manifest.clips) for manifest in manifests])
     return tuple(
         _readable(columns, bundles, slice(end - len(manifest.clips), end))
@@ -85,7 +91,7 @@ def embed_manifests(
 def _by_position(
     blocks: Iterable[dict[str, np.ndarray]], clips: int, progress: Callable[[int], None]
 ) -> dict[str, np.ndarray]:
-    """The columns of `EmbedClips` in the order of the clips, (N,) or (N, D), from blocks in any order."""
+    """The columns of `EmbedClips`, (N,) or (N, D), in the order of the clips; the blocks can be in any order."""
     columns: dict[str, np.ndarray] = {"fault": np.full(clips, "its block was lost", object)}
     done = 0
     for block in blocks:
@@ -98,20 +104,20 @@ def _by_position(
     return columns
 
 
-def _warn_of_sound(columns: Mapping[str, np.ndarray], audio: AudioFormat) -> None:
-    """Say what a reader of the metrics must know of the clips: silent ones, and ones shorter than the window."""
+def _warn_about_clips(columns: Mapping[str, np.ndarray], audio: AudioFormat) -> None:
+    """Log how many clips are silent, and how many are shorter than the window."""
     read_N = columns["fault"] == ""
     silent = int(columns["silent"].sum())
     short = int((read_N & (columns["samples"] < audio.samples)).sum())
     if silent:
         logger.warning("%d of %d evaluated clips are silent: every sample is 0", silent, int(read_N.sum()))
     if short:
-        text = "%d of %d evaluated clips are shorter than audio.clip_seconds (%g s): embedded as long as they are"
+        text = "%d of %d evaluated clips are shorter than audio.clip_seconds (%g s): embedded without padding"
         logger.warning(text, short, int(read_N.sum()), audio.clip_seconds)
 
 
 def _readable(columns: Mapping[str, np.ndarray], names: Iterable[str], part: slice) -> dict[str, Embeddings]:
-    """The embeddings of one manifest's clips by each encoder, those that could be read."""
+    """The embeddings of the readable clips of one manifest, by the name of the encoder."""
     readable_N = np.flatnonzero(columns["fault"][part] == "")
     features = ClipFeatures(columns["background"][part][readable_N], columns["level"][part][readable_N])
     return {name: Embeddings(columns[f"h:{name}"][part][readable_N], readable_N, features) for name in names}

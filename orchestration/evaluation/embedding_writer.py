@@ -1,7 +1,7 @@
-"""The output of `sepscene embed`: .npy or .parquet, written in parts, so that whatever is done stays done.
+"""The output of `sepscene embed`: .npy or .parquet, written in parts, so that an interrupted call keeps its rows.
 
-While it grows, `OUT.parts/` holds whole Parquet files; at the end they become OUT in one step. NAME.npy has
-a companion NAME.names.json with the names of its rows.
+During a call, the rows are written to complete Parquet files in `OUT.parts/`; at the end they are merged into OUT,
+which is replaced atomically. NAME.npy has a companion file NAME.names.json with the names of its rows.
 
 Shapes: N files, D embedding.
 """
@@ -20,13 +20,14 @@ from pydantic import BaseModel, TypeAdapter
 from sepscene.augment.locations import local_path, split_member
 from sepscene.models.config import SepsceneError
 from sepscene.models.files import write_atomically
+from sepscene.orchestration.records.arrays import create_array
 
 ENCODER_KEY = b"sepscene.encoder"
 SOURCES_KEY = b"sepscene.sources"
 
 
 class _Companion(BaseModel):
-    """What NAME.names.json holds."""
+    """The content of NAME.names.json."""
 
     names: list[str]
     encoder: str
@@ -34,11 +35,11 @@ class _Companion(BaseModel):
 
 
 Rows = tuple[list[str], list[str], np.ndarray]
-"""Names, sources and h (N, D)."""
+"""Names and sources of N rows, and their h (N, D)."""
 
 
 def source_of(name: str) -> str:
-    """Which file a name means, and which version of it: its absolute path, size and time; of a remote one the URI."""
+    """Identifies a file and its version: absolute path, size and time of modification; the URI of a remote file."""
     archive, member = split_member(name)
     local = local_path(archive)
     if local is None:
@@ -51,18 +52,19 @@ def source_of(name: str) -> str:
 
 
 class EmbeddingOutput:
-    """Rows (name, h) on their way into one file.
+    """Writes rows (name, h) to one file.
 
-    Opening it finds what an earlier call left, finished or not: `sources` holds the names of those rows. Rows
-    that an existing OUT holds stay in it; new ones follow.
+    The constructor finds the rows of earlier calls, finished or not: `sources` has their names. The rows of an existing
+    OUT are kept, and new ones are appended.
 
     Args:
         out: path that ends in .npy or .parquet.
-        encoder: digest of the encoder; rows of another encoder are not mixed in.
+        encoder: digest of the encoder; all rows must be of the same encoder.
         dim: size D of a row.
 
     Raises:
-        SepsceneError: another suffix, or the rows found are damaged or of another encoder.
+        SepsceneError: when the suffix is not supported, OUT cannot be written, or existing rows are damaged or of
+            another encoder.
     """
 
     def __init__(self, out: Path, encoder: str, dim: int) -> None:
@@ -75,20 +77,20 @@ class EmbeddingOutput:
         self.names_file = out.with_suffix(".names.json")
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
-            self._finish_a_move()
+            self._recover_merge()
         except OSError as error:
-            raise SepsceneError(f"--out {out} cannot be written ({error.strerror}): choose another place") from None
+            raise SepsceneError(f"--out {out} cannot be written ({error.strerror}): choose another path") from None
         self.sources: dict[str, str] = {}
-        """Name -> which file it was, as `source_of` says it; empty where an older version wrote the row."""
+        """Name -> the file that was embedded, from `source_of`; empty if an older version wrote the row."""
         for names, sources, _ in self._rows():
             self.sources.update(zip(names, sources, strict=True))
         self._next = 1 + max((int(path.stem) for path in self.parts.glob("*.parquet")), default=-1)
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that have no row yet.
+        """The names that have no row yet.
 
         Raises:
-            SepsceneError: a row has the name of another file, or its file has changed since.
+            SepsceneError: when a row of the same name is of another file, or its file has changed since.
         """
         todo = []
         for name in names:
@@ -97,45 +99,56 @@ class EmbeddingOutput:
                 todo.append(name)
             elif known and known != source_of(name):
                 raise SepsceneError(
-                    f"{self.out} holds a row for {name} of another file, or the file has changed since: choose another "
-                    "--out, or give absolute names"
+                    f"{self.out} contains a row for {name} of another file, or the file has changed since: choose "
+                    "another --out, or give absolute paths"
                 )
         return todo
 
     def add(self, names: list[str], h_ND: np.ndarray) -> None:
-        """Keep rows for good, as one part.
+        """Write rows permanently, as one part.
 
         Raises:
-            SepsceneError: the disk is full, or the folder is gone.
+            SepsceneError: when the disk is full, or the folder has been removed.
         """
         sink = pa.BufferOutputStream()
         sources = {name: source_of(name) for name in names}
         pq.write_table(self._table(names, h_ND, sources), sink)
-        part = self.parts / f"{self._next:08d}.parquet"
         try:
-            write_atomically(part, sink.getvalue().to_pybytes())
+            write_atomically(self.parts / f"{self._next:08d}.parquet", sink.getvalue().to_pybytes())
         except OSError as error:
-            raise SepsceneError(
-                f"{part} cannot be written ({error.strerror}): make room, then give the same command again; what was "
-                "done before is kept"
-            ) from None
+            raise self._not_written(error) from None
         self.sources |= sources
         self._next += 1
 
     def finish(self) -> None:
-        """Make OUT of all rows and remove the parts. Without any row nothing is left behind."""
+        """Merge all rows into OUT and remove the parts. Without rows, no file is written.
+
+        Raises:
+            SepsceneError: when the disk is full; the parts are kept.
+        """
         if any(self.parts.glob("*.parquet")):
-            self._merge_npy() if self.out.suffix == ".npy" else self._merge_parquet()
+            try:
+                self._merge_npy() if self.out.suffix == ".npy" else self._merge_parquet()
+            except OSError as error:
+                for name in ("merged", "merged.npy"):
+                    (self.parts / name).unlink(missing_ok=True)
+                raise self._not_written(error) from None
         shutil.rmtree(self.parts)
 
+    def _not_written(self, error: OSError) -> SepsceneError:
+        return SepsceneError(
+            f"{self.out} cannot be written ({error.strerror}): free disk space, then run the same command again; "
+            "finished rows are kept"
+        )
+
     def _table(self, names: list[str], h_ND: np.ndarray, sources: dict[str, str]) -> pa.Table:
-        """The rows; which files they are of stands beside them, in the metadata."""
+        """The rows as a table; its metadata has the encoder and the sources."""
         flat = pa.array(np.ascontiguousarray(h_ND, dtype=np.float32).reshape(-1))
         columns = {"uri": pa.array(names, pa.string()), "h": pa.FixedSizeListArray.from_arrays(flat, self.dim)}
         return pa.table(columns, metadata={ENCODER_KEY: self.encoder.encode(), SOURCES_KEY: json.dumps(sources)})
 
     def _rows(self) -> Iterator[Rows]:
-        """All rows there are, OUT's first, each name once."""
+        """All rows, those of OUT first, without duplicate names."""
         seen: set[str] = set()
         for names, sources, h_ND in self._all_rows():
             new = [index for index, name in enumerate(names) if name not in seen]
@@ -156,7 +169,7 @@ class EmbeddingOutput:
             companion = _Companion.model_validate_json(self.names_file.read_bytes())
         except (OSError, ValueError) as error:
             raise SepsceneError(
-                f"{self.out} with {self.names_file.name} cannot be continued ({error}): remove both "
+                f"{self.out} with {self.names_file.name} cannot be continued ({error}): remove both, "
                 "or choose another --out"
             ) from None
         names = companion.names
@@ -180,7 +193,7 @@ class EmbeddingOutput:
 
     def _refuse_other(self, path: Path, encoder: str, fits: bool) -> None:
         if encoder != self.encoder or not fits:
-            raise SepsceneError(f"{path} holds rows of another encoder: remove it, or choose another --out")
+            raise SepsceneError(f"{path} contains rows of another encoder: remove it, or choose another --out")
 
     def _merge_parquet(self) -> None:
         merged = self.parts / "merged"
@@ -193,7 +206,7 @@ class EmbeddingOutput:
         merged = self.parts / "merged.npy"
         names_file = self.parts / "merged.names.json"
         names: list[str] = []
-        h_ND = np.lib.format.open_memmap(merged, mode="w+", dtype=np.float32, shape=(len(self.sources), self.dim))
+        h_ND = create_array(merged, (len(self.sources), self.dim), np.float32)
         for some, _, rows_ND in self._rows():
             h_ND[len(names) : len(names) + len(some)] = rows_ND
             names += some
@@ -203,8 +216,8 @@ class EmbeddingOutput:
         merged.replace(self.out)
         names_file.replace(self.names_file)
 
-    def _finish_a_move(self) -> None:
-        """An earlier call may have died between moving the rows and moving their names, or before either."""
+    def _recover_merge(self) -> None:
+        """Recover from a call that was killed while it merged: before the rows were moved, or before their names."""
         merged = self.parts / "merged.npy"
         names_file = self.parts / "merged.names.json"
         if names_file.exists() and not merged.exists():

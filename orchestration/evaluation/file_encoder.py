@@ -1,7 +1,7 @@
-"""From sound files of any length to their representations, with memory that does not grow with the file.
+"""Embeddings of sound files of any length, with constant memory.
 
-A long file is read in blocks of whole patches; short ones share batches. While the network works on one file,
-the next ones are being decoded.
+A long file is read in blocks of whole patches; short files share batches. While the network processes one file, the
+next ones are decoded.
 
 Shapes: P patches, T samples, D embedding.
 """
@@ -24,12 +24,12 @@ from sepscene.models.encoders.encoder import SECONDS_AT_ONCE, Encoder
 
 @dataclass
 class FileEmbedding:
-    """What became of one file.
+    """The result for one file.
 
     Attributes:
-        uri: the file.
-        cause: why it could not be embedded, or None.
-        seconds: how much sound it held.
+        uri: URI of the file.
+        cause: why it could not be embedded; None if it was.
+        seconds: duration of its sound.
     """
 
     uri: str
@@ -51,28 +51,29 @@ class FileEmbedding:
 
 
 class FileEncoder:
-    """Embeds files with one encoder; equal to the encoder on the whole file, whatever its length.
+    """Embeds files with one encoder. The result equals that of the encoder on the whole file, for files of any length.
 
     Args:
         encoder: from `models.load_encoder`.
         device: e.g. "cpu" or "cuda".
-        bfloat16: run the network in bfloat16: off by about 1e-2, and faster where the device has units for it.
-        readers: files decoded ahead, each in a thread.
+        bfloat16: run the network in bfloat16: with an error of about 1e-2, and faster on devices that support it in
+            hardware.
+        readers: number of files decoded ahead, each in a thread.
     """
 
     def __init__(self, encoder: Encoder, device: str = "cpu", bfloat16: bool = False, readers: int = 2) -> None:
         self.encoder = encoder.to(device).eval()
-        if bfloat16:  # the units for it want an example's channels side by side
+        if bfloat16:  # the hardware for bfloat16 is fastest with channels last
             self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = torch.device(device)
         self.bfloat16 = bfloat16
         self.readers = readers
         patch = Fraction(encoder.config.patch_seconds).limit_denominator(1000)
-        # Whole seconds, so that a block starts on a sample at any rate, and whole patches.
+        # A block has whole patches, and whole seconds so that it starts at a sample of any rate.
         self.block_seconds = patch.numerator * max(1, SECONDS_AT_ONCE // patch.numerator)
 
     def embed(self, uris: Iterable[str]) -> Iterator[FileEmbedding]:
-        """Every file in order, the unreadable ones with their cause."""
+        """The results of all files in their order, those of unreadable files with their cause."""
         files: deque[FileEmbedding] = deque()
         batch: list[tuple[FileEmbedding, Tensor]] = []
         for file, patches_PT in self._pieces(uris, files):
@@ -88,7 +89,7 @@ class FileEncoder:
         yield from files
 
     def _pieces(self, uris: Iterable[str], files: deque[FileEmbedding]) -> Iterator[tuple[FileEmbedding, Tensor]]:
-        """The patches of all files, piece by piece; every file is put into `files` as it is reached."""
+        """The patches (P, T) of all files, piece by piece; each file is appended to `files` when it is opened."""
         patch = self.encoder.patch_samples
         for file, blocks in self._opened(uris):
             files.append(file)
@@ -103,13 +104,13 @@ class FileEncoder:
                         yield file, torch.from_numpy(block_T[:whole]).unflatten(0, (-1, patch))
                     previous_T = np.concatenate((previous_T, block_T))[-patch:]
                 if rest:
-                    # The encoder's own rule: the last patch ends with the file, a short file is padded.
+                    # As in `Encoder`: the last patch ends with the file, and a short file is padded.
                     yield file, self.encoder.patches(torch.from_numpy(previous_T)[None])[0]
             except ClipError as error:
                 file.cause = error.cause
 
     def _opened(self, uris: Iterable[str]) -> Iterator[tuple[FileEmbedding, Iterator[np.ndarray]]]:
-        """All files and their blocks in order; of a few files ahead the first block is decoded in threads."""
+        """All files and their blocks in order; threads decode the first block of the next files."""
         with ThreadPoolExecutor(self.readers, thread_name_prefix="reader") as pool:
             ahead: deque[Future[tuple[FileEmbedding, Iterator[np.ndarray]]]] = deque()
             for uri in uris:
@@ -120,7 +121,7 @@ class FileEncoder:
                 yield ahead.popleft().result()
 
     def _open(self, uri: str) -> tuple[FileEmbedding, Iterator[np.ndarray]]:
-        """A file and its blocks, the first of them decoded; none where it cannot be."""
+        """A file and its blocks, of which the first is decoded; no blocks if it cannot be decoded."""
         blocks = read_blocks(uri, self.encoder.sample_rate, self.block_seconds)
         try:
             first_T = next(blocks)
@@ -129,7 +130,7 @@ class FileEncoder:
         return FileEmbedding(uri), chain([first_T], blocks)
 
     def _run(self, batch: list[tuple[FileEmbedding, Tensor]]) -> None:
-        """One pass through the network for pieces of equal patch length."""
+        """One forward pass for pieces with patches of the same length."""
         if not batch:
             return
         patches_PT = torch.cat([patches_PT for _, patches_PT in batch]).to(self.device)
@@ -140,7 +141,7 @@ class FileEncoder:
 
 
 def encoder_digest(encoder: Encoder) -> str:
-    """SHA-256 over configuration and weights: what two outputs must share to be put together."""
+    """SHA-256 of the configuration and weights; only rows of encoders with the same digest are merged."""
     digest = hashlib.sha256(encoder.config.model_dump_json().encode())
     for name, tensor in encoder.trunk.state_dict().items():
         digest.update(name.encode())

@@ -1,5 +1,4 @@
-"""From embeddings and separators to metrics with their intervals: what the evaluation says of one encoder, or of one
-checkpoint of a ladder."""
+"""Metrics with intervals of an encoder from its embeddings, and of each checkpoint of a ladder."""
 
 import logging
 from collections.abc import Mapping
@@ -27,13 +26,13 @@ from sepscene.tasks.evaluation.statistics import bootstrap_interval
 logger = logging.getLogger("sepscene")
 
 _MAP_CLIPS = 400
-FEWEST_CLIPS = 20
-"""From this many clips on it can be said what background and level explain of h."""
+MIN_CLIPS = 20
+"""Fewest clips from which it is estimated how much of h background and level explain."""
 LEAK = (
-    "cross-validated over the folds: no probe has seen a label of the fold it is tested on, but separator and "
-    "encoder have heard all clips, without labels"
+    "cross-validated over the folds: no probe has seen the labels of the fold it is tested on, but separator and "
+    "encoder were trained on all clips, without labels"
 )
-"""What a reader of a cross-validated metric must know."""
+"""Caveat of cross-validated metrics."""
 
 
 def score_encoder(
@@ -45,10 +44,10 @@ def score_encoder(
     experiment: Experiment,
     run_dir: Path,
 ) -> EncoderResult:
-    """All metrics of one encoder; its predictions are kept in RUN/evaluation/<name>.npz for comparisons.
+    """All metrics of one encoder; saves its predictions in RUN/evaluation/<name>.npz for comparisons.
 
-    Where training and test clips are the same, its probes are cross-validated over their splits. Labels from which
-    nothing can be made leave it without metrics, and the description says why.
+    If the experiment evaluates by folds, training and test clips are the same, and the probes are cross-validated over
+    their splits. If the labels allow no evaluation, the result has no metrics, and its description gives the reason.
     """
     ids = np.array(test.clips["clip_id"].to_pylist())[test_h.position_N].tolist()
     settings = experiment.evaluation.scoring
@@ -85,18 +84,17 @@ def score_encoder(
 
 
 def _diagnostics(train_h: Embeddings, test_h: Embeddings, by_folds: bool) -> dict[str, float]:
-    """How much of h background and level explain; of folds every second clip explains the others."""
-    known, asked = (slice(0, None, 2), slice(1, None, 2)) if by_folds else (slice(None), slice(None))
-    if len(train_h.h_ND[known]) < FEWEST_CLIPS:
+    """How much of h background and level explain. With folds, half of the clips explain the other half."""
+    train = slice(0, None, 2) if by_folds else slice(None)
+    test = slice(1, None, 2) if by_folds else slice(None)
+    if len(train_h.h_ND[train]) < MIN_CLIPS:
         return {}
-    found = find_shortcuts(
-        train_h.features.of(known), train_h.h_ND[known], test_h.features.of(asked), test_h.h_ND[asked]
-    )
+    found = find_shortcuts(train_h.features.of(train), train_h.h_ND[train], test_h.features.of(test), test_h.h_ND[test])
     return {name: round(value, 4) for name, value in asdict(found).items()}
 
 
 def score_processors(ladder: Mapping[str, str], test: Manifest, experiment: Experiment) -> list[ProcessorResult]:
-    """Score every checkpoint of the ladder (name -> folder) on mixtures of held-out clips, and on known sources."""
+    """Score every checkpoint of a ladder (name -> folder) on mixtures of held-out clips, and on known sources."""
     clips = list(zip(test.clips["uri"].to_pylist(), test.clips["offset_seconds"].to_pylist(), strict=True))
     mixtures = experiment.evaluation.separator_mixtures
     results = []

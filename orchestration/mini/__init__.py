@@ -1,1 +1,1 @@
-"""Trials in one light process without Ray: log-mels lie ready in a store, and views are crops of them."""
+"""Trials in one process without Ray, whose views are crops of stored log-mels."""

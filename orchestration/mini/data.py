@@ -1,8 +1,8 @@
-"""The data that all studies of one storage share, each made once: scenes, and the log-mels of every clip, and of every
-separated channel of it, as float16 on disk.
+"""The data that all studies of one storage share: scenes, and the log-mels of all clips and their separated channels,
+as float16 on disk.
 
-Separation and front-end are done once for all trials. Crops are then taken in the log-mel domain, at whole frames: a
-view costs a copy. A store that was cut while it was made goes on with the first clip that is missing.
+Separation and front-end run once for all trials. Views are then cropped from the log-mels, at whole frames, so that a
+view costs only a copy. If filling a store is interrupted, it continues after the last clips that were saved.
 
 Shapes: N clips, S channels, T samples, L frames of a clip, F bands.
 """
@@ -32,23 +32,24 @@ from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.arrays import create_array
 from sepscene.orchestration.records.files import one_at_a_time, read_typed, write_whole
 from sepscene.orchestration.records.sweep_folder import StudyData
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 from sepscene.tasks.evaluation.shortcuts import ClipFeatures, clip_features
 
-NOTE_EVERY = 32
-"""Clips between two notes of how far a part of the store is: this many are made again after a cut."""
+SAVE_EVERY = 32
+"""The progress of a part is saved after this many clips; at most as many are computed again after an interruption."""
 
-SHOWN_EVERY = 256
-"""Clips between two lines that say how far a part is; a multiple of `NOTE_EVERY`."""
+PRINT_EVERY = 256
+"""The progress of a part is printed after this many clips; a multiple of `SAVE_EVERY`."""
 
-SCENES_LISTENED_TO = 16
-"""Scenes of the study's kind whose sources say how often two crops share an event."""
+EXAMPLE_SCENES = 16
+"""Number of scenes from which it is estimated how often two crops share an event."""
 
 
 class LogMelStore:
-    """Log-mels of one manifest under one front-end: parts (N, S, L, F), one of mixtures and one of each processor."""
+    """Log-mels of one manifest with one front-end, in parts (N, S, L, F): one for mixtures and one per processor."""
 
     def __init__(self, root: Path, experiment: Experiment, manifest: Manifest) -> None:
         self.experiment = experiment
@@ -62,11 +63,11 @@ class LogMelStore:
 
     @property
     def frames(self) -> int:
-        """Frames L of a clip."""
+        """Number of frames L of a clip."""
         return self.experiment.front_end.frames(self.experiment.audio.samples)
 
     def mixtures(self, background: int = 0) -> np.ndarray:
-        """Log-mels of the clips, (N, L, F); of their versions with another background."""
+        """Log-mels of the clips (N, L, F), in the version with this background."""
         return self._open(f"mixture-{background}")[:, 0]
 
     @cached_property
@@ -79,13 +80,13 @@ class LogMelStore:
 
         Args:
             processor: folder of the separator.
-            background: number of the background.
+            background: number of the background; 0 is that of the original clips.
         """
         part = self._part(processor, background)
         return self._open(part), np.load(self.folder / f"{part}.levels.npy")
 
     def fill(self, processors: dict[str, str], backgrounds: int = 1, console: Console | None = None) -> None:
-        """Make what is missing: mixtures, and the channels of processors (name -> folder), for each background.
+        """Compute missing log-mels of mixtures and of the channels of processors (name -> folder), for each background.
 
         Raises:
             SepsceneError: when a clip cannot be read, or a separator is damaged.
@@ -105,7 +106,7 @@ class LogMelStore:
 
     def _open(self, part: str) -> np.ndarray:
         if self._done(part) < len(self.manifest):
-            raise SepsceneError(f"{self.folder / part} is not finished: fill the store of log-mels first")
+            raise SepsceneError(f"{self.folder / part} is incomplete: fill the store of log-mels first")
         return np.load(self.folder / f"{part}.npy", mmap_mode="r")
 
     def _fill(self, part: str, separator: torch.nn.Module | None, background: int, console: Console | None) -> None:
@@ -126,28 +127,47 @@ class LogMelStore:
                     pcm_ST = to_pcm(separator(torch.from_numpy(from_pcm(pcm_ST)))[0].float().numpy())
                 logmel_NSLF[n] = self.front_end(torch.from_numpy(from_pcm(pcm_ST))).numpy()
             levels_NS[n] = levels_db(pcm_ST)
-            if (n + 1) % NOTE_EVERY == 0 or n + 1 == clips:
+            if (n + 1) % SAVE_EVERY == 0 or n + 1 == clips:
                 logmel_NSLF.flush()
                 levels_NS.flush()
                 write_whole(self.folder / f"{part}.done", str(n + 1))
-                if console is not None and ((n + 1) % SHOWN_EVERY == 0 or n + 1 == clips):
+                if console is not None and ((n + 1) % PRINT_EVERY == 0 or n + 1 == clips):
                     console.print(f"log-mels of {part}: {n + 1} of {clips} clips", highlight=False)
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
+        """A memory-mapped array, created if it is missing.
+
+        Raises:
+            SepsceneError: when the disk does not have the space for it.
+        """
         path = self.folder / name
-        return open_memmap(path, "r+") if path.exists() else open_memmap(path, "w+", dtype, shape)
+        if not path.exists():
+            draft = path.with_suffix(".new")
+            try:
+                create_array(draft, shape, dtype)
+            except OSError as error:
+                raise SepsceneError(
+                    f"{path} cannot be created ({error.strerror}): free disk space, or use another --storage"
+                ) from None
+            draft.replace(path)
+        return open_memmap(path, "r+")
 
 
-def stores_of(
+def prepare_stores(
     rows: list[Experiment], storage: Path, console: Console
 ) -> tuple[LogMelStore, LogMelStore, dict[str, str]]:
-    """The log-mels of the training clips with all channels that any row needs, those of the test clips, and the
-    separators' folders by name.
+    """Compute the log-mels that the rows need, where they are missing.
+
+    Other processes that need the same data wait until it is complete.
 
     Args:
         rows: experiments of scale mini over the same data.
-        storage: folder of the studies. Another process that needs the same data waits until it is there.
+        storage: folder of the studies.
         console: shows the progress.
+
+    Returns:
+        The log-mels of the training clips with all channels that any row needs, those of the test clips, and the folder
+        of each separator by name.
 
     Raises:
         SepsceneError: when a clip cannot be read, or a separator is damaged.
@@ -166,8 +186,8 @@ def stores_of(
     return train_store, test_store, processors
 
 
-def described(base: Experiment) -> dict[str, str]:
-    """The data, as the report says it."""
+def describe_data(base: Experiment) -> dict[str, str]:
+    """The description of the data for the report."""
     data = base.data
     if not data.is_generated:
         return {"data set": data.described}
@@ -182,7 +202,7 @@ def described(base: Experiment) -> dict[str, str]:
 
 @cache
 def _shared_events(config: SceneConfig, views: Views) -> str:
-    scenes = [generate_scene(0, index, config).sources_ST for index in range(SCENES_LISTENED_TO)]
+    scenes = [generate_scene(0, index, config).sources_ST for index in range(EXAMPLE_SCENES)]
     return shared_events_in_words(scenes, views, config.sample_rate)
 
 

@@ -1,14 +1,14 @@
 """A reproduction at scale mini: every row with every seed, one after the other in this process.
 
-Seeds are outermost, so that each finished seed is a complete table. A finished trial is a small JSON file and is not
-run again. The report is made from these files after every trial, so it can be read, and the process cut, at any time.
-Several processes may work on one study: each takes the next trial that no other has.
+The outer loop is over seeds, so that each finished seed gives a complete table. A finished trial is a small JSON file
+and is not run again. The report is written from these files after every trial, so it can be read, and the process
+interrupted, at any time. Several processes can work on one study: each takes the next trial that no other process has
+claimed.
 """
 
 import json
 import time
 from datetime import UTC, datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.custom import CustomCode
 from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.data import described, stores_of
+from sepscene.orchestration.mini.data import describe_data, prepare_stores
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
 from sepscene.orchestration.presets import OF_COINCIDENCE, OWN, shipped_ladder
 from sepscene.orchestration.records.environment import command_line, environment
@@ -35,17 +35,17 @@ PAPER_CLIPS = 2_000_000
 
 
 def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console, hours: float | None = None) -> None:
-    """Run what is not finished, and write the report after each trial.
+    """Run the trials that are not finished, and write the report after each of them.
 
     Args:
         rows: experiments of scale mini over the same data.
-        seeds: of each row, 0 to seeds - 1.
-        folder: of the study.
+        seeds: number of seeds of each row, from 0 to seeds - 1.
+        folder: folder of the study.
         console: shows the progress.
-        hours: start no trial after so long; none goes on to the end.
+        hours: start no trial after this many hours; None: no limit.
 
     Raises:
-        SepsceneError: for data, separators or settings that cannot be used.
+        SepsceneError: when data, separators or settings cannot be used.
     """
     torch.set_num_threads(1)
     _check_no_custom_code(rows)
@@ -59,12 +59,12 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
         if not _finished(folder, name, seed)
     ]
     if planned:
-        train, test, processors = stores_of(rows, folder.parent, console)
+        train, test, processors = prepare_stores(rows, folder.parent, console)
     for number, (name, experiment) in enumerate(planned):
         if hours is not None and time.monotonic() - begin > 3600 * hours:
             break
-        with claimed(files.running(name, experiment.seed)) as alone:
-            if not alone or _finished(folder, name, experiment.seed):
+        with claimed(files.running(name, experiment.seed)) as acquired:
+            if not acquired or _finished(folder, name, experiment.seed):
                 continue
             record = run_trial(experiment, train, test, processors, untrained=name == UNTRAINED)
             record.save(files.trial(name, experiment.seed))
@@ -78,13 +78,13 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
 def read_records(folder: Path) -> list[TrialRecord]:
     """All finished trials of a study."""
     return [
-        read_typed(path, TrialRecord, "delete it, and its trial is run again")
+        read_typed(path, TrialRecord, "delete it, and the trial will be run again")
         for path in sorted(StudyFolder(folder).trials.glob("*.json"))
     ]
 
 
 def write_results(base: Experiment, folder: Path) -> None:
-    """reproduction.json and the report, from the trials that are finished."""
+    """Write reproduction.json and the report from the finished trials."""
     records = read_records(folder)
     untrained = {record.seed: record for record in records if record.row == UNTRAINED}
     runs = [record for record in records if record.row != UNTRAINED]
@@ -97,39 +97,41 @@ def write_results(base: Experiment, folder: Path) -> None:
         differs=_differences(base, runs),
         runs=tuple(_reproduced(record, untrained.get(record.seed)) for record in runs),
         environment=environment(),
-        data=described(base) | _left_out(records),
+        data=describe_data(base) | _left_out(records),
     )
     results.save(folder)
     write_reproduction_report(folder)
 
 
 def _check_no_custom_code(rows: list[Experiment]) -> None:
-    """A study stores log-mels and levels of channels, from separators that are folders.
+    """Check that all separators are folders and channels are chosen by a rule: a study stores log-mels and levels only.
 
     Raises:
-        SepsceneError: a separator or a channel score is custom code.
+        SepsceneError: when a separator or a channel score is custom code.
     """
     parts = {f"separator.checkpoints.{name}": place for name, place in rows[0].separator.checkpoints.items()}
     parts |= {f"views.channel of {row.name}": row.views.channel for row in rows}
-    own = [part for part, chosen in parts.items() if isinstance(chosen, CustomCode)]
-    if own:
+    custom = [part for part, chosen in parts.items() if isinstance(chosen, CustomCode)]
+    if custom:
         raise SepsceneError(
-            f"{own[0]} is custom code, which scale mini does not take: give the folder that a run keeps of a custom "
-            "separator (RUN/ladder/NAME), and a rule as views.channel; or take another scale"
+            f"{custom[0]} is custom code, which scale mini does not support: for a separator, give the folder that a "
+            "run saved (RUN/ladder/NAME); for views.channel, give a rule; or use another scale"
         )
 
 
 def _left_out(records: list[TrialRecord]) -> dict[str, str]:
-    """What all trials leave out, for the report; they share their clips."""
+    """The clips and classes that the trials leave out, for the report; all trials share their clips."""
     notes = list(dict.fromkeys(note for record in records for note in record.left_out))
     return {"not evaluated": "; ".join(notes)} if notes else {}
 
 
 def _check_same_study(rows: list[Experiment], folder: Path) -> None:
-    """Refuse to go on with other settings: rows of one table must differ in nothing but what makes them rows.
+    """Check that a study is continued with the settings that it was started with.
+
+    Rows of one study can differ only in `presets.OWN` and `presets.OF_COINCIDENCE`.
 
     Raises:
-        SepsceneError: names the parts of the configuration that differ from those that the folder was begun with.
+        SepsceneError: when other settings differ; names the parts of the configuration.
     """
     shared = _shared_settings(rows)
     path = StudyFolder(folder).settings
@@ -137,31 +139,32 @@ def _check_same_study(rows: list[Experiment], folder: Path) -> None:
     differ = [part for part in shared if shared[part] != before.get(part, shared[part])]
     if differ:
         raise SepsceneError(
-            f"{folder} was begun with other settings ({', '.join(differ)}; study.json has them): give the same ones, "
-            "or another --id"
+            f"{folder} was started with other settings ({', '.join(differ)}; see its study.json): use the same "
+            "settings, or another --id"
         )
     if shared != before:
         write_whole(path, json.dumps({**before, **shared}, indent=1))
 
 
 def _shared_settings(rows: list[Experiment]) -> dict[str, Any]:
-    """What all rows of a study have in common; what only rows with coincidence prediction have, where there are any."""
+    """The settings that all rows of a study share, and those of coincidence prediction if any row has it."""
     tree = rows[0].model_dump(mode="json")
     parts = ("audio", "data", "front_end", "training", "evaluation", "views", "encoder", "objective")
-    own = {*OWN, *OF_COINCIDENCE}
+    row_fields = {*OWN, *OF_COINCIDENCE}
     shared: dict[str, Any] = {
-        part: {key: value for key, value in tree[part].items() if f"{part}.{key}" not in own} for part in parts
+        part: {key: value for key, value in tree[part].items() if f"{part}.{key}" not in row_fields} for part in parts
     }
     shared["separators"] = {name: read_card(str(place)).digest for name, place in rows[0].separator.checkpoints.items()}
     general = ("use", "probability", "curriculum")
     sizes = tree["augmentations"].pop("specaugment", {})
     shared["specaugment"] = {key: value for key, value in sizes.items() if key not in general}
-    shared["augmentations"] = [list(item) for item in tree["augmentations"].items()]  # their order counts
+    shared["augmentations"] = [list(item) for item in tree["augmentations"].items()]  # a list: their order matters
     del shared["objective"]["terms"]
     shared["objective"] |= rows[0].objective.short_forms
-    for row in [row for row in rows if row.objective.alpha][:1]:
-        short = [field for field in OF_COINCIDENCE if ".terms." not in field]
-        shared["coincidence"] = {field: attrgetter(field)(row) for field in short}
+    with_coincidence = [row for row in rows if row.objective.alpha]
+    if with_coincidence:
+        fields = [field for field in OF_COINCIDENCE if ".terms." not in field]
+        shared["coincidence"] = {field: with_coincidence[0].value_of(field) for field in fields}
     return shared
 
 
@@ -185,12 +188,12 @@ def _metric(record: TrialRecord) -> Metric:
 
 
 def _finished(folder: Path, row: str, seed: int) -> bool:
-    """Whether the folder holds the row, under its own name or that which another table has for it."""
+    """Whether the row is finished, under its own name or under its name in another table."""
     return any(StudyFolder(folder).trial(name, seed).exists() for name in (row, TWINS.get(row, row)))
 
 
 def _differences(base: Experiment, runs: list[TrialRecord]) -> tuple[str, ...]:
-    """How all runs differ from the paper's."""
+    """How all runs differ from those of the paper."""
     steps = ", ".join(map(str, sorted({run.steps for run in runs})))
     clips = base.data.scenes_train if base.data.is_generated else "?"
     return (
@@ -198,8 +201,8 @@ def _differences(base: Experiment, runs: list[TrialRecord]) -> tuple[str, ...]:
         f"global batch {base.training.global_batch} and {steps or '?'} steps; the paper's are not stated",
         f"{base.encoder.described} instead of {Cnn14Config().described}, on {base.front_end.mel_bands} bands every "
         f"{1000 * base.front_end.hop_samples // base.front_end.sample_rate} ms",
-        "small separators that come with the package, of an STFT basis"
+        "the small separators that come with the package, with an STFT basis"
         if base.separator.checkpoints == shipped_ladder()
-        else "separators that were given",
+        else "separators provided by the user",
         "all seeds share the data and the separators",
     )

@@ -1,4 +1,4 @@
-"""Pre-training of one trial in one process: the rows, draws, losses and ledger of the cluster, views from a store.
+"""Pre-training of one trial in one process: rows, draws, losses and ledger as on a cluster, views from a store.
 
 Shapes: B pairs of a step, N clips, S channels, L frames of a clip, P frames of a patch, F bands.
 """
@@ -22,52 +22,60 @@ from sepscene.orchestration.training.builders import check_parts, check_start
 from sepscene.orchestration.training.hooks import Batch
 from sepscene.orchestration.training.pretrainer import Pretrainer
 
+EMBED_CLIPS = 32
+"""Clips per forward pass of `embed`."""
 
-def refuse_what_is_ignored(experiment: Experiment) -> None:
-    """Refuse settings that have no meaning in one process on a CPU, so that none is silently left out.
+
+def check_supported(experiment: Experiment) -> None:
+    """Check that no setting would be silently ignored: some are not supported in one process on a CPU.
 
     Raises:
-        SepsceneError: names the fields.
+        SepsceneError: when a setting is not supported; names the fields.
     """
     training = experiment.training
-    unusable = {
+    unsupported = {
         "training.microbatch": training.microbatch is not None,
         "training.precision bfloat16": training.precision == "bfloat16",
         "training.validation_every_steps": training.validation_every_steps > 0,
         "data.test folds": experiment.data.by_folds,
     }
-    wrong = [field for field, used in unusable.items() if used]
-    if wrong:
-        raise SepsceneError(f"training in one process on a CPU cannot honour {', '.join(wrong)}: unset it")
+    used = [field for field, is_used in unsupported.items() if is_used]
+    if used:
+        raise SepsceneError(f"training in one process on a CPU does not support {', '.join(used)}: unset it")
     if experiment.views.background == "exchanged" and experiment.data.scenes_profile != "recurring":
-        raise SepsceneError("views.background exchanged needs data.scenes_profile recurring: other clips have one only")
+        raise SepsceneError(
+            "views.background exchanged needs data.scenes_profile recurring: only these scenes have two backgrounds"
+        )
     check_parts(experiment)
     if network_class(experiment.encoder).reads == "waveform":
-        raise SepsceneError(f"scale mini trains from stored log-mels, and {experiment.encoder.use} reads waveforms")
+        raise SepsceneError(
+            f"scale mini trains from stored log-mels, but {experiment.encoder.use} reads waveforms: use another "
+            "encoder, or scale tiny"
+        )
     on_waveforms = [name for name, one in experiment.used_augmentations.items() if one.needs.sound == "waveform"]
     if on_waveforms:
         raise SepsceneError(
-            f"scale mini trains from stored log-mels, and augmentations {', '.join(on_waveforms)} work on waveforms: "
-            "leave them out, or use scale tiny"
+            f"scale mini trains from stored log-mels, but augmentations {', '.join(on_waveforms)} work on waveforms: "
+            "remove them, or use scale tiny"
         )
     check_start(experiment)
 
 
 class ViewCrops:
-    """Both views of rows, cropped from the log-mels of their clips."""
+    """Crops both views of rows from the stored log-mels of their clips."""
 
     def __init__(self, experiment: Experiment, store: LogMelStore, processors: dict[str, str], clips: int) -> None:
         self.experiment = experiment
         self.schedule = Schedule(seed=experiment.seed, clips=clips, epochs=experiment.training.epochs)
         self.streams = streams_of(experiment.used_augmentations)
         views = experiment.views
-        second = 1 if views.background == "exchanged" else 0
+        second = 1 if views.background == "exchanged" else 0  # the background of the second view
         self.mixtures = (store.mixtures(), store.mixtures(second))
-        names = views.combination if views.separates else ()
-        # A view of a mix-chan pair that is separated is the second one; of chan-chan pairs the first one is, too.
-        self.channels = tuple(
-            [store.channels(processors[name], background) for name in names] for background in (0, second)
-        )
+        folders = [processors[name] for name in views.combination] if views.separates else []
+        # Pairs mix-chan separate the second view only, pairs chan-chan both.
+        channels_1 = [store.channels(folder) for folder in folders]
+        channels_2 = [store.channels(folder, second) for folder in folders]
+        self.channels = (channels_1, channels_2)
         self.front_end = LogMel(experiment.front_end)
         self.hop = experiment.front_end.hop_samples
         self.patch = experiment.front_end.frames(patch_samples(views, experiment.audio.sample_rate))
@@ -98,7 +106,7 @@ class MiniTrainer(Pretrainer):
     """Model, optimiser and ledger of one trial."""
 
     def __init__(self, experiment: Experiment, crops: ViewCrops) -> None:
-        """It computes in float32 and channels last, as all trials before it, whatever this CPU does well."""
+        """Always float32 and channels last, on any CPU, so that results stay comparable with earlier trials."""
         in_float32 = experiment.changed({"training.precision": "float32"})
         super().__init__(in_float32, crops.schedule.clips, torch.device("cpu"))
         self.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -106,10 +114,10 @@ class MiniTrainer(Pretrainer):
         self.losses: dict[str, list[float]] = defaultdict(list)
 
     def advance(self) -> None:
-        """One step on the next rows of the schedule.
+        """Train one step on the next rows of the schedule.
 
         Raises:
-            SepsceneError: when the loss is not finite.
+            SepsceneError: when the loss or the gradient is not finite.
         """
         begin = self.ledger.consumed
         row_N = np.arange(begin, min(begin + self.experiment.training.global_batch, self.ledger.rows))
@@ -120,28 +128,28 @@ class MiniTrainer(Pretrainer):
             self.losses[name].append(metrics[name])
 
     def logmels(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The log-mel patches (B, P, F) of both views of the rows, from the store."""
+        """The augmented log-mel patches (B, P, F) of both views, from the store."""
         first, second, draws = self.crops(batch["row"])
         views: tuple[Tensor, ...] = self.views.augment("log-mel", torch.stack((first, second), dim=1), draws).unbind(1)
         return views
 
     def last_losses(self) -> dict[str, float]:
-        """The mean of each loss over the last tenth of the steps, and the median norm of the gradient."""
+        """The mean of each loss over the last tenth of the steps, and the median gradient norm over all steps."""
         last = max(1, self.steps // 10)
         means = {name: mean(values[-last:]) for name, values in self.losses.items() if name != "gradient_norm"}
         return means | {"gradient_norm": float(np.median(self.losses["gradient_norm"]))}
 
 
-def embed(trainer: MiniTrainer, store: LogMelStore, clips_at_once: int = 32) -> np.ndarray:
-    """h of every clip (N, D), from its mixture: the mean over patches side by side, as `Encoder` takes it."""
+def embed(trainer: MiniTrainer, store: LogMelStore) -> np.ndarray:
+    """h of every clip (N, D), from its mixture: the mean over adjacent patches, as in `Encoder`."""
     trunk = trainer.objective.trunk.eval()
     patch = trainer.crops.patch
     logmel_NLF = store.mixtures()
     starts = [*range(0, store.frames - patch, patch), store.frames - patch]
     h = []
     with torch.inference_mode():
-        for first in range(0, len(logmel_NLF), clips_at_once):
-            clip_BLF = torch.from_numpy(logmel_NLF[first : first + clips_at_once].astype(np.float32))
+        for first in range(0, len(logmel_NLF), EMBED_CLIPS):
+            clip_BLF = torch.from_numpy(logmel_NLF[first : first + EMBED_CLIPS].astype(np.float32))
             patch_BKPF = torch.stack([clip_BLF[:, start : start + patch] for start in starts], dim=1)
             patch_XPF = trainer.crops.front_end.level_patches(patch_BKPF.flatten(0, 1))
             h.append(trunk(patch_XPF).unflatten(0, patch_BKPF.shape[:2]).mean(dim=1).numpy())

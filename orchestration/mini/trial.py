@@ -1,6 +1,6 @@
 """One trial at scale mini: train, embed, score with several perceptrons, and write one small JSON file.
 
-Shapes: N clips, D embedding, R resamples of the test clips.
+Shapes: P perceptrons, B test clips, K classes, R resamples of the test clips.
 """
 
 import time
@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sepscene.models.config import Config
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.data import LogMelStore
-from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, embed, refuse_what_is_ignored
+from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, check_supported, embed
 from sepscene.orchestration.records.environment import commit
 from sepscene.orchestration.records.files import write_whole
 from sepscene.orchestration.records.results import LedgerResult
@@ -28,11 +28,11 @@ from sepscene.tasks.evaluation.shortcuts import find_shortcuts
 
 RESAMPLES = 200
 SAME_DIMENSIONS = 128
-"""Larger representations are scored once more after PCA to this many, so that sizes can be compared."""
+"""Larger representations are also scored after PCA to this many dimensions, so that sizes can be compared."""
 
 
 class TrialRecord(Config):
-    """What a trial leaves behind."""
+    """The record of a finished trial."""
 
     row: str
     seed: int
@@ -45,16 +45,16 @@ class TrialRecord(Config):
     metrics: dict[str, float] = Field(description="shallow_map is the mean over the perceptrons")
     perceptrons: tuple[float, ...] = Field(description="shallow mAP of each perceptron")
     replicates: tuple[float, ...] = Field(
-        description="shallow mAP on resampled test clips, the same ones in each trial"
+        description="shallow mAP on resamples of the test clips, which are the same in each trial"
     )
     losses: dict[str, float]
     diagnostics: dict[str, float]
     warning: str = ""
-    left_out: tuple[str, ...] = Field((), description="clips and classes without a usable label, in words")
-    ledger: LedgerResult | None = Field(None, description="none for the fresh encoder, which consumes nothing")
+    left_out: tuple[str, ...] = Field((), description="clips and classes that could not be evaluated, as sentences")
+    ledger: LedgerResult | None = Field(None, description="None for the untrained encoder, which consumes no rows")
 
     def save(self, path: Path) -> None:
-        """Write it whole or not at all."""
+        """Write it atomically."""
         write_whole(path, self.model_dump_json() + "\n")
 
 
@@ -65,25 +65,25 @@ def run_trial(
 
     Args:
         experiment: of scale mini.
-        train: its clips train the encoder, and with their labels the probes.
-        test: its clips are scored.
-        processors: name -> folder of the separators.
-        untrained: score the fresh encoder instead, without training.
+        train: clips that train the encoder and, with their labels, the probes.
+        test: clips that are scored.
+        processors: name -> folder of each separator.
+        untrained: score the encoder with its initial weights, without training.
 
     Raises:
-        SepsceneError: for settings that one process cannot honour, labels that nothing can be made of, or a loss that
-            is not finite.
+        SepsceneError: when a setting is not supported in one process, the labels allow no evaluation, or the loss is
+            not finite.
     """
-    refuse_what_is_ignored(experiment)
+    check_supported(experiment)
     begin = time.perf_counter()
     trainer = MiniTrainer(experiment, ViewCrops(experiment, train, processors, len(train.manifest)))
     for _ in range(0 if untrained else trainer.steps):
         trainer.advance()
-    trained = time.perf_counter() - begin
+    training_seconds = time.perf_counter() - begin
     train_h = embed(trainer, train)
     test_h = embed(trainer, test)
     scores = score(train_h, train.manifest, test_h, test.manifest, experiment)
-    values, replicates_R = of_perceptrons(scores.predictions)
+    values, replicates_R = perceptron_maps(scores.predictions)
     metrics = {name: scores.metrics[name].value for name in ("shallow_map", "linear_map", "knn_map")}
     if train_h.shape[1] > SAME_DIMENSIONS:
         pca = PCA(SAME_DIMENSIONS, random_state=0).fit(train_h)
@@ -98,7 +98,7 @@ def run_trial(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - begin, 1),
         steps=trainer.step,
-        steps_per_second=round(trainer.step / trained, 3),
+        steps_per_second=round(trainer.step / training_seconds, 3),
         metrics=_rounded(metrics),
         perceptrons=tuple(round(value, 5) for value in values),
         replicates=tuple(np.round(replicates_R, 5).tolist()),
@@ -111,17 +111,17 @@ def run_trial(
 
 
 def score(train_h: Floats, train: Manifest, test_h: Floats, test: Manifest, experiment: Experiment) -> Scores:
-    """The ordinary evaluation, without intervals.
+    """The usual evaluation, without intervals.
 
     Raises:
-        NothingToEvaluate: when fewer than two clips of a part have a label, or no class can be evaluated.
+        NothingToEvaluate: when fewer than two training or test clips have a label, or no class can be evaluated.
     """
     settings = experiment.evaluation.scoring.changed({"bootstrap": 0})
     return score_embeddings(train_h, train.targets(), test_h, test.targets(), test.classes, settings)
 
 
-def of_perceptrons(predictions: Predictions) -> tuple[list[float], Floats]:
-    """The shallow mAP of each perceptron, and their mean on each resample of the labelled test clips (R,)."""
+def perceptron_maps(predictions: Predictions) -> tuple[list[float], Floats]:
+    """The shallow mAP of each perceptron, and its mean over them on each resample (R,) of the labelled test clips."""
     known_BK, _ = targets_of_probes(predictions.targets_BK, predictions.classes, predictions.trained_BK)
     weights_BR = resample(len(known_BK), RESAMPLES)
     scores_PBK = predictions.scores["shallow"]

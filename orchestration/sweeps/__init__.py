@@ -1,1 +1,1 @@
-"""Many runs: search spaces, Ray Tune, and the reproduction of the paper's tables."""
+"""Many runs: search spaces, trials with Ray Tune, and the reproduction of the paper's tables."""

@@ -1,7 +1,7 @@
-"""A sweep as a file: what is varied, how settings are chosen, what stops it. The command line makes the same.
+"""The configuration of a sweep, from a YAML file or the command line.
 
 ```yaml
-experiment: demo            # a named experiment, or the YAML file of one beside this file
+experiment: demo            # a named experiment, or the path of an experiment's YAML file relative to this file
 scale: tiny
 changes: {training.epochs: 20}
 over:
@@ -32,45 +32,49 @@ from sepscene.orchestration.yaml_files import as_yaml, read_yaml
 
 
 class Budget(Config):
-    """What a sweep may spend. Whatever it has not finished by then goes on when it is run again with more."""
+    """Limits of a sweep. Unfinished trials continue when the sweep is run again with a larger budget."""
 
     trials: int | None = Field(
-        None, ge=1, description="settings to try, each with all seeds; none tries the whole grid"
+        None, ge=1, description="number of settings to try, each with all seeds; none: the whole grid"
     )
     hours: float | None = Field(None, gt=0, description="wall time of this command")
-    gpu_hours: float | None = Field(None, gt=0, description="GPUs times hours of all trials, earlier commands included")
+    gpu_hours: float | None = Field(
+        None, gt=0, description="GPUs times hours of all trials, including those of earlier commands"
+    )
 
 
 class Schedule(Config):
-    """How ASHA acts on trials; it looks at `validation_knn_map`, never at the training loss."""
+    """Settings of ASHA, which compares trials by `validation_knn_map`, never by the training loss."""
 
-    grace_percent: float = Field(10, gt=0, le=100, description="no trial is stopped before this much of it")
-    keep_one_in: float = Field(3, gt=1, description="one trial in this many goes on at each checkpoint of ASHA")
+    grace_percent: float = Field(
+        10, gt=0, le=100, description="percentage of its rows before which no trial is stopped"
+    )
+    keep_one_in: float = Field(3, gt=1, description="at each checkpoint of ASHA, one trial in this many continues")
 
 
 class SweepConfig(Config):
-    """A sweep: what is varied, how settings are chosen and trials stopped, and what all of it may cost."""
+    """A sweep: which fields are varied, how settings are chosen and trials stopped, and the budget."""
 
     experiment: str = Field(description="name of an experiment, or path of its YAML file")
     scale: Literal["tiny", "small", "paper"] = "tiny"
-    changes: dict[str, Any] = Field(default_factory=dict, description="dotted fields set for all trials")
+    changes: dict[str, Any] = Field(default_factory=dict, description="dotted fields that are set for all trials")
     over: dict[str, Any] = Field(
-        min_length=1, description="field -> list of values, or one of Tune's ranges: loguniform(0.05,0.5)"
+        min_length=1, description="field -> list of values, or a range of Ray Tune, e.g. loguniform(0.05,0.5)"
     )
     search: Literal["grid", "random", "optuna"] = Field(
         "grid", description="all combinations, random ones, or those that Optuna chooses from the results so far"
     )
-    scheduler: Literal["none", "asha"] = Field("none", description="asha stops trials that are behind others")
-    seeds: int = Field(1, ge=1, description="runs of each setting")
+    scheduler: Literal["none", "asha"] = Field("none", description="asha stops trials that perform worse than others")
+    seeds: int = Field(1, ge=1, description="number of runs of each setting")
     budget: Budget = Budget()
     schedule: Schedule = Schedule()
 
     @field_validator("over")
     @classmethod
-    def _full_names(cls, over: dict[str, Any]) -> dict[str, Any]:
+    def _expand_short_names(cls, over: dict[str, Any]) -> dict[str, Any]:
         full = {SHORT_NAMES.get(name, name): values for name, values in over.items()}
         if len(full) < len(over):
-            raise ValueError("a field is given twice, by its short and by its full name")
+            raise ValueError("a field is given twice, by its short and by its full name: remove one of them")
         return full
 
     @model_validator(mode="after")
@@ -79,33 +83,33 @@ class SweepConfig(Config):
         if self.search == "grid" and ranges:
             raise ValueError(f"{', '.join(ranges)}: a grid needs values, not a range; use search: random or optuna")
         if self.search != "grid" and self.budget.trials is None:
-            raise ValueError("budget.trials is missing: say how many settings to try")
+            raise ValueError("budget.trials is missing: set the number of settings to try")
         if self.seeds > 1 and self.search == "optuna":
-            raise ValueError("Optuna uses one seed; run the best settings again with several seeds")
+            raise ValueError("Optuna uses one seed: set seeds to 1, and run the best settings again with several seeds")
         return self
 
     def space(self) -> Space:
         """The fields with their values or ranges.
 
         Raises:
-            SepsceneError: for a range that Tune refuses.
+            SepsceneError: when a range is not valid.
         """
         return {field: parse_values(field, values) for field, values in self.over.items()}
 
     def base(self) -> Experiment:
-        """What is varied; its own values of the swept fields are not used.
+        """The experiment that is varied; its values of the swept fields are not used.
 
         Raises:
-            SepsceneError: for an unknown experiment or field.
+            SepsceneError: when the experiment or a field is unknown.
         """
         return resolve(self.experiment, self.scale, None).changed(self.changes)
 
     def checked(self) -> tuple[Experiment, Space]:
-        """The base and the space, every value checked against the configuration.
+        """The base and the space, with every value checked against the configuration.
 
         Raises:
-            SepsceneError: for a bad field or value, a budget of GPU-hours for trials without GPUs, or a scheduler or
-                searcher in an experiment that does not validate.
+            SepsceneError: when a field or value is not valid, the budget has GPU-hours but the trials use no GPUs, or
+                ASHA or Optuna is used but the experiment does not validate.
         """
         base = self.base()
         space = checked_space(base, self.space())
@@ -114,41 +118,41 @@ class SweepConfig(Config):
         if (self.search == "optuna" or self.scheduler != "none") and not base.training.validation_every_steps:
             name = "Optuna" if self.search == "optuna" else self.scheduler.upper()
             raise SepsceneError(
-                f"{name} uses the validation kNN mAP, but no trial validates: set training.validation_every_steps "
+                f"{name} uses the validation kNN mAP, but no trial computes it: set training.validation_every_steps "
                 f"to a multiple of training.checkpoint_every_steps, e.g. {base.training.checkpoint_every_steps}"
             )
         return base, space
 
     def save(self, folder: Path) -> None:
-        """Keep it in FOLDER/sweep.yaml.
+        """Write it to FOLDER/sweep.yaml.
 
         Raises:
-            SepsceneError: when the folder holds another sweep. A larger budget is the same sweep.
+            SepsceneError: when the folder contains another sweep. A sweep with a larger budget is not another one.
         """
         path = SweepFolder(folder).configuration
-        if path.exists() and load_sweep(path).same_as() != self.same_as():
-            raise SepsceneError(f"{folder} holds another sweep; choose another --id, or give the same arguments")
+        if path.exists() and load_sweep(path).identity() != self.identity():
+            raise SepsceneError(f"{folder} contains another sweep: choose another --id, or give the same arguments")
         write_whole(path, as_yaml(self))
 
-    def same_as(self) -> str:
-        """What makes it this sweep: all but what it may spend and how many seeds; the fields in their order."""
+    def identity(self) -> str:
+        """A text that is equal for the same sweep: all fields, in their order, except the budget and the seeds."""
         return self.model_dump_json(exclude={"budget", "seeds"})
 
 
 def make_sweep(**fields: Any) -> SweepConfig:
-    """A sweep from its fields, as the command line gives them.
+    """A sweep from the arguments of the command line.
 
     Raises:
-        SepsceneError: says which field is wrong and how to fix it.
+        SepsceneError: when a field is not valid; names the field and how to fix it.
     """
     return _parse(fields, "the command line")
 
 
 def load_sweep(path: Path) -> SweepConfig:
-    """Read a sweep from a YAML file; an experiment's YAML file is looked for beside it.
+    """Read a sweep from a YAML file. The path of an experiment's YAML file is relative to the folder of this file.
 
     Raises:
-        SepsceneError: when the file is missing, is not YAML, or holds a bad sweep.
+        SepsceneError: when the file is missing, is not YAML, or is not a valid sweep.
     """
     tree = read_yaml(path, "a sweep")
     if isinstance(tree, dict) and str(tree.get("experiment", "")).endswith((".yaml", ".yml")):
@@ -157,10 +161,12 @@ def load_sweep(path: Path) -> SweepConfig:
 
 
 def _parse(tree: Any, source: str) -> SweepConfig:
-    if isinstance(tree, dict) and "perturb_percent" in (tree.get("schedule") or {}):
-        raise SepsceneError(f"{source} was written by an older Sepscene; run the sweep again in a new folder (--id)")
+    if isinstance(tree, dict) and isinstance(tree.get("schedule"), dict) and "perturb_percent" in tree["schedule"]:
+        raise SepsceneError(
+            f"{source} was written by an older version of Sepscene: run the sweep again in a new folder (--id)"
+        )
     if isinstance(tree, dict) and tree.get("scheduler") == "pbt":
-        raise SepsceneError(f"{source}: population based training was removed; take `asha`, or search: optuna")
+        raise SepsceneError(f"{source}: population based training was removed: use scheduler: asha, or search: optuna")
     try:
         return SweepConfig.model_validate(tree)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The paper's tables, run: every row over several seeds, the paper's numbers beside ours, a verdict on each claim."""
+"""Reproduction of the paper's tables: runs every row with several seeds and compares the results with the paper's."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +14,14 @@ from sepscene.orchestration.records.results import ReproducedRun, ReproductionRe
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 from sepscene.orchestration.separator_config import Separator
-from sepscene.orchestration.sweeps.run_trials import parent_run, run_trials, share
-from sepscene.orchestration.sweeps.trial_plan import Trial
+from sepscene.orchestration.sweeps.run_trials import parent_run, prepare_shared, run_trials
+from sepscene.orchestration.sweeps.trial_plan import Trial, processors_of
 from sepscene.orchestration.sweeps.trial_status import Outcome
 from sepscene.tasks.paper.beyond import BEYOND
 from sepscene.tasks.paper.claims import TWINS
 
-FLOOR_ROW = "table2/mix-mix"
+BASELINE_ROW = "table2/mix-mix"
+"""Its trials also evaluate the untrained encoder, which all rows are compared with."""
 PAPER_CLIPS = 2_000_000
 
 
@@ -34,29 +35,37 @@ def reproduce(
     tracking_uri: str,
     console: Console,
 ) -> ReproductionResults:
-    """Run the rows of the paper's tables that are this framework's, or go on with it, and write the report.
+    """Run rows of the paper's tables, or continue a reproduction, and write the report.
 
-    A folder may take further rows, tables and seeds later: whatever it holds finished is not run again.
+    Further rows, tables and seeds can be added to a folder later: its finished trials are not run again.
 
     Args:
         experiments: the rows, from `reproduction_plan.row_experiments`.
-        tables: where the rows were looked for.
+        tables: names of the tables that the rows are from.
         changes: dotted fields that are changed in every row, e.g. the data.
-        seeds: runs of each row.
+        seeds: number of runs of each row.
+        folder: folder of the reproduction.
     """
     base = SCALES[scale]().changed({**changes, "name": "reproduction"})
-    # What any row beyond the paper needs is made at once, so that the folder can take those rows later.
-    others = [named_experiment(row.name, scale).separator.beside for row in BEYOND if row.name in EXPERIMENTS]
-    beside = {name: network for networks in others for name, network in networks.items()}
+    # Also trains the separators that only rows beyond the paper need, so that these rows can be added later.
+    beside: dict[str, Any] = {}
+    for row in BEYOND:
+        if row.name in EXPERIMENTS:
+            beside |= named_experiment(row.name, scale).separator.beside
     base = base.changed({"separator.beside": beside})
-    processors = {p for e in experiments if e.views.separates for p in e.views.combination}
+    processors = processors_of(experiments)
     about = {"kind": "reproduction", "tables": " ".join(tables), "scale": scale}
     with parent_run(tracking_uri, folder, about, {"seeds": seeds, **changes}, console) as (tracker, tags):
-        shared = share(base, processors, folder, tracking_uri, console, tags)
-        trials = [_trial(e, shared, seed) for seed in range(seeds) for e in experiments if not _done(e, seed, folder)]
+        shared = prepare_shared(base, processors, folder, tracking_uri, console, tags)
+        trials = [
+            _trial(row, shared, seed)
+            for seed in range(seeds)
+            for row in experiments
+            if not _finished_as_twin(row, seed, folder)
+        ]
 
         def write(found: list[Outcome]) -> ReproductionResults:
-            finished = _finished(folder)
+            finished = [RunResults.load(run.path) for run in SweepFolder(folder).runs() if run.finished.exists()]
             results = ReproductionResults(
                 reproduction_id=folder.name,
                 scale=scale,
@@ -81,9 +90,9 @@ def reproduce(
 
 
 def _trial(experiment: Experiment, shared: Experiment, seed: int) -> Trial:
-    """A row with one seed. The first row evaluates the untrained encoder as well: the floor of all others."""
+    """The trial of a row with one seed. The baseline row also evaluates the untrained encoder."""
     parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation", "resources")}
-    if experiment.name == FLOOR_ROW:
+    if experiment.name == BASELINE_ROW:
         parts["evaluation"] = shared.evaluation.changed({"baselines": True})
     row = experiment.name
     return Trial(_trial_name(row, seed), experiment.changed({**parts, "seed": seed}), {"row": row}, seed)
@@ -93,15 +102,10 @@ def _trial_name(row: str, seed: int) -> str:
     return f"{row.replace('/', '-')},seed={seed}"
 
 
-def _done(experiment: Experiment, seed: int, folder: Path) -> bool:
-    """Whether the folder holds this row finished under its name in another table."""
+def _finished_as_twin(experiment: Experiment, seed: int, folder: Path) -> bool:
+    """Whether the row is finished under its name in another table."""
     twin = TWINS.get(experiment.name)
     return twin is not None and SweepFolder(folder).trial(_trial_name(twin, seed)).finished.exists()
-
-
-def _finished(folder: Path) -> list[RunResults]:
-    """Every finished run of the folder, those of earlier commands included."""
-    return [RunResults.load(run.path) for run in SweepFolder(folder).runs() if run.finished.exists()]
 
 
 def _reproduced(results: RunResults) -> ReproducedRun:
@@ -120,7 +124,7 @@ def _reproduced(results: RunResults) -> ReproducedRun:
 
 
 def _differences(experiment: Experiment, finished: list[RunResults]) -> tuple[str, ...]:
-    """How our runs differ from the paper's, as far as the configuration that they share says."""
+    """How the runs differ from those of the paper, according to their shared configuration."""
     clips = finished[0].data["training clips"] if finished else "?"
     batch = experiment.training.global_batch
     steps = -(-finished[0].ledger.rows // batch) if finished and finished[0].ledger else "?"
@@ -131,15 +135,15 @@ def _differences(experiment: Experiment, finished: list[RunResults]) -> tuple[st
         f"global batch {batch} and {steps} steps; the paper's are not stated",
         network if network == paper else f"{network} instead of {paper}",
         _separator(experiment.separator),
-        f"the ladder's steps are {dict(experiment.separator.ladder.steps)} instead of 0, 500, 5k, 1.7M",
+        f"the steps of the ladder are {dict(experiment.separator.ladder.steps)} instead of 0, 500, 5k, 1.7M",
         "all seeds share the data and the separator",
     )
 
 
 def _separator(separator: Separator) -> str:
-    """The separator's size; ready ones may be of any."""
+    """The size of the separator; unknown for separators that the user provides."""
     if separator.checkpoints:
-        return "separators that were given, not trained"
+        return "separators provided by the user, not trained"
     ours, paper = (_size(network) for network in (separator.network, TDCNppConfig()))
     return f"a separator of {ours}" + ("" if ours == paper else f" instead of {paper}")
 

@@ -1,4 +1,4 @@
-"""What a reproduction will run: the paper's rows as experiments, planned before anything starts and without Ray."""
+"""The plan of a reproduction: the paper's rows as experiments, checked without Ray before anything starts."""
 
 from typing import Any
 
@@ -11,12 +11,16 @@ from sepscene.tasks.paper.claims import PAPER_TABLES, TWINS
 
 
 def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
-    """The experiments of the tables' rows; one that two of the tables share is run once, under its first name.
+    """The names of the rows of the tables. A row that two of the tables share is run once, under its first name.
 
-    The rows beyond the paper come with those that they are compared with.
+    The table `beyond` includes the rows that its rows are compared with.
+
+    Args:
+        tables: names of tables.
+        rows: run only these rows; None: all.
 
     Raises:
-        SepsceneError: for an unknown table or row.
+        SepsceneError: when a table or row is unknown.
     """
     rows_of = {table: [row.name for row in known] for table, known in PAPER_TABLES.items()}
     rows_of["beyond"] = [*dict.fromkeys(row.beside for row in BEYOND), *(row.name for row in BEYOND)]
@@ -32,20 +36,22 @@ def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
 
 
 def row_experiments(rows: list[str], scale: str, changes: dict[str, Any]) -> list[Experiment]:
-    """The experiments of some rows with the same changes in each.
+    """The experiments of rows, with the same changes in each.
 
     Raises:
-        SepsceneError: for a change that would redefine rows, or that the configuration refuses.
+        SepsceneError: when a change would redefine rows, or the configuration refuses it.
     """
     for field, value in changes.items():
-        own = [one for one in OWN if f"{one}.".startswith(f"{field}.") or field.startswith(f"{one}.")]
-        if own:
+        affected = [one for one in OWN if f"{one}.".startswith(f"{field}.") or field.startswith(f"{one}.")]
+        if affected:
             raise SepsceneError(
-                f"--set {field}: the tables' rows differ in {', '.join(own)}, so that it cannot be set for all of "
-                "them; change another field, or run one experiment with `sepscene pretrain`"
+                f"--set {field}: the tables' rows differ in {', '.join(affected)}, so it cannot be set for all rows: "
+                "change another field, or run one experiment with `sepscene pretrain`"
             )
         if field in ("objective.alpha", "objective.terms.coincidence.weight") and value == 0:
-            raise SepsceneError(f"--set {field}=0: rows with coincidence prediction would lose it; set it above 0")
+            raise SepsceneError(
+                f"--set {field}=0: this would remove coincidence prediction from the rows that have it: set it above 0"
+            )
     return [_changed(resolve(row, scale, None), changes) for row in rows]
 
 

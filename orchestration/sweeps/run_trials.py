@@ -1,7 +1,7 @@
-"""Many runs of one cluster: what sweeps and reproductions share.
+"""Many runs on one cluster: the common part of sweeps and reproductions.
 
-Ray Tune starts the trials, as many at once as the cluster can hold; each is a run of its own, with its own folder, that
-continues from its own newest checkpoint. Data, separator and SeparatedStore are made once and shared by all.
+Ray Tune runs as many trials in parallel as fit the cluster. Each trial is a separate run with its own folder and
+continues from its newest checkpoint. Data, separators and the SeparatedStore are created once and shared by all trials.
 """
 
 import math
@@ -33,14 +33,17 @@ from sepscene.orchestration.runtime.placement import cluster_nodes
 from sepscene.orchestration.sweeps.schedulers import Tuning
 from sepscene.orchestration.sweeps.trial import METRIC, PERCENT, Work, run_trial, whole_run
 from sepscene.orchestration.sweeps.trial_plan import Trial
-from sepscene.orchestration.sweeps.trial_status import Outcome, Pace, outcomes, standing, trial_table
+from sepscene.orchestration.sweeps.trial_status import Outcome, Pace, outcomes, progress_line, trial_table
 
 
 @contextmanager
 def parent_run(
     tracking_uri: str, folder: Path, tags: dict[str, str], params: dict[str, Any], console: Console
 ) -> Iterator[tuple[Tracker, dict[str, str]]]:
-    """The MLflow run of a whole sweep or reproduction; where that ends badly, says how to continue it.
+    """The MLflow run of a sweep or reproduction. When the block fails, prints the command that continues it.
+
+    Args:
+        tags, params: for the MLflow run.
 
     Yields:
         Its tracker, and the tags that make other runs its children.
@@ -48,21 +51,21 @@ def parent_run(
     folder.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(tracking_uri, "sepscene", folder)
     tracker.start("", tags, params)
-    tracker.send()  # its trials must know its id
+    tracker.send()  # now, because the trials need the id of this run
     children = {"sweep_id": folder.name}
-    if run := tracker.run_id():  # none while MLflow is away: the tag alone must do then
+    if run := tracker.run_id():  # None while MLflow cannot be reached: then sweep_id is the only connection
         children["mlflow.parentRunId"] = run
-    with closing(tracker), continuable(console, _again(folder.name)):
+    with closing(tracker), continuable(console, _continue_command(folder.name)):
         yield tracker, children
 
 
-def _again(name: str) -> str:
-    """The command that continues the folder of that name: this one, with the name."""
+def _continue_command(name: str) -> str:
+    """The command that continues the folder with this name: the current command, with --id."""
     command = command_line()
     return command if re.search(r" --(id|resume)\b", command) else f"{command} --id {shlex.quote(name)}"
 
 
-def share(
+def prepare_shared(
     base: Experiment,
     processors: Iterable[str],
     folder: Path,
@@ -70,15 +73,18 @@ def share(
     console: Console,
     tags: dict[str, str],
 ) -> Experiment:
-    """Make what all trials share in FOLDER/shared and point the experiment at it: data, ladder, separated clips.
+    """Create the data, ladder and separated clips that all trials share in FOLDER/shared.
 
-    The store is filled before the first trial begins. Otherwise trials that start side by side would all separate the
-    same clips at the same time.
+    The store is filled before the first trial starts. Otherwise trials that start at the same time would all separate
+    the same clips.
 
     Args:
         base: the experiment that the trials vary.
-        processors: names that any of them needs.
-        tags: for its run in MLflow.
+        processors: names of the processors that any trial needs.
+        tags: for the MLflow run of this step.
+
+    Returns:
+        The experiment, set to use the shared data.
     """
     separating = tuple(sorted(set(processors)))
     ours = base
@@ -94,7 +100,7 @@ def share(
         if separating and ours.store.mode != "off":
             run.prefill(train, ladder, separating)
             ours = ours.changed({"store.mode": "prefill"})
-    # Trials run in processes of their own, perhaps on other hosts, with another working folder.
+    # Trials run in separate processes, possibly on other hosts, with other working folders: paths must be absolute.
     root = base.data.root or str(SweepFolder(folder).shared.scenes)
     return ours.changed(
         {
@@ -108,10 +114,10 @@ def share(
 
 
 def narrow_resources(base: Experiment, console: Console) -> Resources:
-    """What each of many trials asks for: one trainer and one separation actor where this lets more trials run at once.
+    """The resources of each trial: reduced to one trainer and one separation actor if more trials then fit the cluster.
 
-    Most of a small trial is the starting of processes and the waiting for them. On a small machine, two narrow trials
-    side by side therefore end long before two wide ones in turn. Their metrics differ by rounding only.
+    Small trials spend most of their time starting processes and waiting for them. On a small machine, two narrow trials
+    in parallel therefore finish long before two wide ones in sequence. Their metrics differ only by rounding.
     """
     one = {"trainers": 1, "trainers_min": None, "separation_actors": 1, "separation_actors_min": None, "readers": 1}
     narrow = base.changed({f"resources.{field}": value for field, value in one.items()})
@@ -122,7 +128,7 @@ def narrow_resources(base: Experiment, console: Console) -> Resources:
     if wide_fit > 1 or narrow_fit <= wide_fit or on_gpus:
         return base.resources
     console.print(
-        f"each trial takes one trainer and one separation actor, so that {narrow_fit} can run at once",
+        f"each trial uses one trainer and one separation actor, so that {narrow_fit} trials can run in parallel",
         soft_wrap=True,
     )
     return narrow.resources
@@ -139,19 +145,25 @@ def run_trials(
     work: Work = whole_run,
     callbacks: Sequence[ray.tune.Callback] = (),
 ) -> list[Outcome]:
-    """Run all trials that FOLDER does not hold finished, through the failure of any of them.
+    """Run all trials that are not finished. A failed trial does not stop the others.
 
-    The folders of the trials are the truth. Going on needs nothing else of a killed driver, and no state of Tune's.
+    The state of a trial is stored only in its folder: to continue after a crash, neither the driver nor Tune's own
+    state is needed.
 
     Args:
-        trials: names must differ, each run goes to FOLDER/trials/<name>; none where Optuna chooses them.
-        ended: called whenever a trial has ended, with the outcomes so far.
-        tags: for the trials' runs in MLflow.
-        callbacks: the user's own, for Tune.
+        trials: with unique names, stored in FOLDER/trials/<name>; empty if Optuna chooses them.
+        ended: called with the outcomes of all trials whenever one ends.
+        tuning: scheduler, searcher and stopper for Tune; None: all trials run to their end.
+        tags: for the MLflow runs of the trials.
+        work: the function that a trial runs.
+        callbacks: callbacks of the user for Tune.
+
+    Returns:
+        The outcomes of all trials.
     """
     SweepFolder(folder).trials.mkdir(parents=True, exist_ok=True)
     tuning = tuning or Tuning()
-    # For a scheduler, finished trials report their validations again when a sweep goes on.
+    # With a scheduler, finished trials run again to report their validations to it, but train nothing.
     waiting = [trial for trial in trials if tuning.scheduler or not SweepFolder(folder).trial(trial.name).is_over]
     pace = Pace(outcomes(trials, folder))
     table = partial(trial_table, trials, folder, pace)
@@ -163,39 +175,39 @@ def run_trials(
         def report() -> None:
             found = outcomes(trials, folder)
             ended(found)
-            if not console.is_terminal:  # where no table can be drawn again
-                console.print(standing(found) + pace.left(found), highlight=False, soft_wrap=True)
+            if not console.is_terminal:  # without a terminal, the table cannot be updated in place
+                console.print(progress_line(found) + pace.time_left(found), highlight=False, soft_wrap=True)
 
         live = Live(console=console, refresh_per_second=1, get_renderable=table, transient=True)
         with live if console.is_terminal else nullcontext():
-            _tuner(driver, waiting, tuning, folder, [TrialEnds(folder, report), *callbacks]).fit()
+            _tuner(driver, waiting, tuning, folder, [TrialEndCallback(folder, report), *callbacks]).fit()
         close_runs(outcomes(trials, folder), folder, tracking_uri)
     console.print(table())
     return outcomes(trials, folder)
 
 
-class TrialEnds(ray.tune.Callback):
-    """Calls the sweep whenever a trial has ended, and writes down what the trial itself could not."""
+class TrialEndCallback(ray.tune.Callback):
+    """Calls `ended` when a trial ends, and records why, if the trial could not record it itself."""
 
     def __init__(self, folder: Path, ended: Callable[[], object]) -> None:
         self.folder = folder
         self.ended = ended
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks for a restore that we do not use; a terminal cannot be pickled."""
+        """Leaves out `ended`, which can use a terminal: Tune pickles callbacks, and a terminal cannot be pickled."""
         return {"folder": self.folder}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Also called for what a scheduler stops, but not for what a spent budget does."""
+        """Also called for trials that a scheduler stops, but not when the budget is spent."""
         percent, metric = (float(trial.last_result.get(key, math.nan)) for key in (PERCENT, METRIC))
         folder = self._folder(trial)
         self._note(folder, folder.stopped, f"at {percent:.0f} % of its rows, with a validation kNN mAP of {metric:.3f}")
         self.ended()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Also called when the process of a trial's driver died."""
+        """Also called when the driver process of a trial died."""
         folder = self._folder(trial)
-        self._note(folder, folder.failure, "the process of its driver died; Ray's logs say why")
+        self._note(folder, folder.failure, "its driver process died; see Ray's logs for the reason")
         self.ended()
 
     def _folder(self, trial: Any) -> RunFolder:
@@ -207,15 +219,16 @@ class TrialEnds(ray.tune.Callback):
 
 
 def _name(trial: Any) -> str:
-    """The name of the trial's folder, which is its name for Tune as well."""
+    """The name of the folder of a Tune trial, which is also its name in Tune."""
     return str(trial.config["trial"]["name"])
 
 
 def _tuner(
     driver: Callable[..., Any], waiting: list[Trial], tuning: Tuning, folder: Path, callbacks: list[ray.tune.Callback]
 ) -> ray.tune.Tuner:
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of a configuration mean the driver's folder
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer output prints even when asked not to
+    # Keep the working folder of the driver, which relative paths of a configuration refer to.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output ignores verbose=0
     if tuning.base:
         experiments = [tuning.base]
         space: dict[str, Any] = {"trial": {"experiment": tuning.base.model_dump(mode="json")}}
@@ -226,15 +239,15 @@ def _tuner(
         ray.tune.with_resources(driver, {"CPU": DRIVER_CPUS}),
         param_space=space,
         tune_config=ray.tune.TuneConfig(
-            max_concurrent_trials=_at_once(experiments),
+            max_concurrent_trials=_max_concurrent(experiments),
             num_samples=tuning.samples,
             search_alg=tuning.searcher,
             scheduler=tuning.scheduler,
-            # A driver process that has imported everything runs the next trial, too. But one that was told to stop
-            # does not react until its own trial has ended: where trials are stopped, each has its own process.
+            # A reused driver process saves the time of its imports. But it cannot stop its trial early: with a
+            # scheduler, each trial therefore has its own process.
             reuse_actors=tuning.scheduler is None,
             trial_name_creator=_name,
-            trial_dirname_creator=_name,  # or all of a trial's settings, cut at 130 characters
+            trial_dirname_creator=_name,  # the default is all settings of a trial, truncated to 130 characters
         ),
         run_config=ray.tune.RunConfig(
             name=f"tune-{time.time_ns()}",
@@ -246,27 +259,28 @@ def _tuner(
     )
 
 
-def _at_once(experiments: list[Experiment]) -> int:
-    """How many trials the cluster holds at once.
+def _max_concurrent(experiments: list[Experiment]) -> int:
+    """The number of trials that fit the cluster at the same time.
 
     Raises:
-        SepsceneError: when not even one fits beside its driver.
+        SepsceneError: when not even one trial fits.
     """
-    at_once = fitting_trials(experiments, cluster_nodes())
-    if not at_once:
+    fitting = fitting_trials(experiments, cluster_nodes())
+    if not fitting:
         raise SepsceneError(
-            "not even one trial fits beside its driver; lower resources.separation_cpus or trainer_cpus"
+            "not even one trial with its driver fits the cluster: lower resources.separation_cpus or "
+            "resources.trainer_cpus"
         )
-    return at_once
+    return fitting
 
 
 def close_runs(found: list[Outcome], folder: Path, tracking_uri: str) -> None:
-    """Say in MLflow which trials have not finished: their processes may have died before they could."""
+    """End the MLflow runs of unfinished trials: their processes may have died before they could do it."""
     for outcome in found:
         run_dir = SweepFolder(folder).trial(outcome.trial.name).path
         if outcome.status != "finished" and RunFolder(run_dir).mlflow.exists():
             tracker = Tracker(tracking_uri, "sepscene", run_dir)
             tracker.start("", {"status": outcome.status, "reason": outcome.reason}, {})
             tracker.send()
-            for stage in reversed(tracker.stages()):  # the parent last: with it, all that waits is sent
+            for stage in reversed(tracker.stages()):  # the parent run last: it sends everything that is queued
                 tracker.finish(stage, "FAILED" if outcome.status == "failed" else "KILLED")

@@ -1,9 +1,8 @@
-"""How a sweep chooses and stops its trials: Ray Tune's own schedulers and searchers, set up for our trials.
+"""How a sweep chooses and stops its trials, with the schedulers and searchers of Ray Tune.
 
-All of them act on `validation_knn_map`, the nearest-neighbour mAP on held-out training clips that a trial reports as it
-trains. None acts on the training loss: it depends on the temperature, on alpha and on the batch, so that a trial with a
-low loss may be the one that learns nothing. None acts on the test metrics either: they would then measure the choice
-and no longer the method.
+All of them use `validation_knn_map`, the nearest-neighbour mAP on held-out training clips that a trial reports during
+training. They do not use the training loss: it depends on the temperature, alpha and the batch, so that a trial with a
+low loss may have learned nothing. They do not use test metrics either: selection would bias them.
 """
 
 import json
@@ -29,45 +28,46 @@ from sepscene.orchestration.sweeps.trial import METRIC, PERCENT, held_seconds
 from sepscene.orchestration.sweeps.trial_plan import trial_name
 from sepscene.orchestration.sweeps.trial_status import facts_of
 
-_NEVER = 1000  # percent: ASHA ends no trial for having reached its end, because it is evaluated after that
-_LOOK_SECONDS = 5.0
-_MOST_ATTEMPTS = 200  # Optuna draws at random: when this many draws are known, it has no new setting
+_NEVER = 1000  # percent; above 100, so that ASHA does not stop a trial at its end, before it is evaluated
+_CHECK_SECONDS = 5.0
+_MAX_ATTEMPTS = 200  # after this many known settings in a row, Optuna is assumed to have no new one
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What Tune gets beside the list of trials. By default it runs them all to their end."""
+    """Scheduler, searcher and stopper for Tune. By default, all trials run to their end."""
 
     scheduler: TrialScheduler | None = None
     searcher: Searcher | None = None
     base: Experiment | None = None
-    """What the searcher's settings change."""
+    """The experiment that the settings of the searcher change."""
     samples: int = 1
+    """Number of trials that the searcher may suggest."""
     stopper: ray.tune.Stopper | None = None
 
 
 class SpentBudget(ray.tune.Stopper):
     """Stops the whole sweep when its wall time or its GPU-hours are spent.
 
-    The trials' folders say how long each has held its GPUs, in earlier commands as well.
+    The GPU-hours are computed from the folders of the trials and include those of earlier commands.
     """
 
     def __init__(self, config: SweepConfig, folder: Path, begun: float) -> None:
         self.budget = config.budget
         self.folder = folder
         self.begun = begun
-        self.looked = -math.inf
+        self.checked = -math.inf
         self.spent = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial is stopped for a result of its own."""
+        """Never: single trials are not stopped."""
         return False
 
     def stop_all(self) -> bool:
-        """Tune asks between its steps."""
+        """Whether the budget is spent; Tune calls it often, so it is checked only every few seconds."""
         now = time.monotonic()
-        if not self.spent and now - self.looked >= _LOOK_SECONDS:
-            self.looked = now
+        if not self.spent and now - self.checked >= _CHECK_SECONDS:
+            self.checked = now
             hours = self.budget.hours
             gpu_hours = self.budget.gpu_hours
             self.spent = hours is not None and now - self.begun >= hours * 3600
@@ -75,16 +75,19 @@ class SpentBudget(ray.tune.Stopper):
         return self.spent
 
     def gpu_hours(self) -> float:
-        """GPU-hours that all trials have held so far."""
+        """GPU-hours of all trials so far."""
         runs = [(run, facts_of(run)) for run in SweepFolder(self.folder).runs()]
         return sum(facts.gpus * held_seconds(run.path) for run, facts in runs if facts) / 3600
 
 
 def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path, begun: float) -> Tuning:
-    """Tune's part of a sweep whose command began at `begun` (`time.monotonic()`); it goes on from what FOLDER holds.
+    """The `Tuning` of a sweep, which continues from the trials in FOLDER.
+
+    Args:
+        begun: start of the command (`time.monotonic()`).
 
     Raises:
-        SepsceneError: when Optuna is wanted and not installed.
+        SepsceneError: when the sweep uses Optuna and it is not installed.
     """
     stopper = SpentBudget(config, folder, begun)
     scheduler: TrialScheduler | None = None
@@ -108,27 +111,27 @@ def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path,
 
 
 class NewSettings(OptunaSearch):
-    """Optuna's TPE. It suggests no setting twice, gives each a name, and tries the unfinished ones first."""
+    """Optuna's TPE. Names each setting, suggests none twice, and starts with those of unfinished trials."""
 
     def __init__(self, space: Space, over: list[TrialFacts], unfinished: list[TrialFacts], seed: int) -> None:
         try:
             import optuna
         except ImportError:
-            raise SepsceneError("search: optuna needs Optuna: pip install 'sepscene[optuna]'") from None
+            raise SepsceneError("search: optuna requires Optuna: pip install 'sepscene[optuna]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = space
         self.seed = seed
         self.names = {key_of(trial.chosen): trial.name for trial in [*over, *unfinished]}
         self.suggested = {key_of(trial.chosen) for trial in over}
         self.proposals: dict[str, str] = {}
-        """Id of Tune's trial -> id of Optuna's proposal that it runs."""
+        """Tune's trial id -> the id of the proposal in Optuna."""
         domains = {field: self._domain(values) for field, values in space.items()}
         super().__init__(
             self.convert_search_space(domains),
             metric=METRIC,
             mode="max",
             points_to_evaluate=[self._encoded(trial.chosen) for trial in unfinished],
-            seed=seed + len(over) + len(unfinished),  # going on must not repeat the first draws
+            seed=seed + len(over) + len(unfinished),  # a continued sweep must not repeat its first draws
         )
         for trial in over:
             if trial.metric is not None:
@@ -136,7 +139,7 @@ class NewSettings(OptunaSearch):
 
     @staticmethod
     def _domain(values: list[Any] | Domain) -> Domain:
-        """Optuna chooses among plain values, so that lists go to it as JSON."""
+        """Optuna chooses only among plain values, so list values are encoded as JSON."""
         return values if isinstance(values, Domain) else ray.tune.choice([json.dumps(value) for value in values])
 
     def _encoded(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -152,8 +155,8 @@ class NewSettings(OptunaSearch):
         }
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """A setting that was not suggested before; Tune's word for the end when none is found."""
-        for attempt in range(_MOST_ATTEMPTS):
+        """A setting that was not suggested before, or `Searcher.FINISHED` when none is found."""
+        for attempt in range(_MAX_ATTEMPTS):
             proposal = f"{trial_id}/{attempt}"
             found = super().suggest(proposal)
             assert found is not None
@@ -164,16 +167,16 @@ class NewSettings(OptunaSearch):
                 name = self.names.setdefault(key_of(settings), self._next_name())
                 return {"trial": {"name": name, "settings": settings, "shown": shown_setting(settings)}}
             super().on_trial_complete(proposal, error=True)
-        return Searcher.FINISHED  # type: ignore[return-value]  # a word in the place of a setting
+        return Searcher.FINISHED  # type: ignore[return-value]  # a string
 
     def _next_name(self) -> str:
         numbers = [int(name[1:].partition("-")[0]) for name in self.names.values()]
         return trial_name(max(numbers, default=-1) + 1, self.seed)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A trial that still runs has validated."""
+        """Report a validation of a running trial to Optuna."""
         super().on_trial_result(self.proposals[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial has ended, with its last validation."""
+        """Report the end of a trial to Optuna, with its last validation."""
         super().on_trial_complete(self.proposals[trial_id], result, error)

@@ -1,8 +1,8 @@
-"""What a sweep searches: fields of the configuration, each with its values or with a range of Ray Tune.
+"""The search space of a sweep: fields of the configuration, each with a list of values or a range of Ray Tune.
 
 `temperature=0.1,0.2,0.5` is a list. `temperature=loguniform(0.05,0.5)` is a range, from which random search and Optuna
-may take any value. Everything is checked against the configuration before anything starts: a field must exist, and it
-must accept every value, and both ends of a range.
+draw values. The space is checked against the configuration before anything starts: each field must exist and accept
+all of its values, or both ends of its range.
 """
 
 import ast
@@ -29,29 +29,29 @@ SHORT_NAMES = {
     "learning_rate": "training.learning_rate",
     "dim": "encoder.embedding_dim",
 }
-"""What people call the fields that are swept most."""
+"""Short names of the fields that are swept most."""
 
 RANGES = ("uniform", "loguniform", "randint", "lograndint")
-"""Tune's functions that a range may call; the upper end of those with whole numbers is not included, as in Tune."""
+"""Tune's functions for ranges; as in Tune, the integer ranges exclude their upper end."""
 
 _RENAMED = {"log": "loguniform(LOW,HIGH)", "int": "randint(LOW,HIGH), where HIGH itself is not drawn"}
 _SHARED = ("data", "separator", "store", "resources")
 _SINGLE = {
-    "seed": "every setting is run with several seeds by --seeds",
-    "name": "it belongs to the experiment",
-    "scale": "it changes too much at once: run one sweep for each scale",
-    "table_row": "it belongs to the experiment",
+    "seed": "use --seeds to run every setting with several seeds",
+    "name": "it identifies the experiment",
+    "scale": "it changes many settings together: run one sweep per scale",
+    "table_row": "it identifies the experiment",
 }
 
 Space = dict[str, list[Any] | Domain]
-"""Dotted field -> its values, or the range that they come from."""
+"""Dotted field -> the list of its values, or the range that they are drawn from."""
 
 
 def split_fields(texts: list[str]) -> dict[str, str]:
-    """["temperature=loguniform(0.05,0.5)", "combination=S2,S2+N"] to fields with their values as text.
+    """Split arguments such as ["temperature=loguniform(0.05,0.5)", "combination=S2,S2+N"] into field -> values as text.
 
     Raises:
-        SepsceneError: for a text that is not FIELD=VALUES, or a field that is given twice.
+        SepsceneError: when an argument is not FIELD=VALUES, or a field is given twice.
     """
     fields: dict[str, str] = {}
     for text in texts:
@@ -62,16 +62,16 @@ def split_fields(texts: list[str]) -> dict[str, str]:
                 "e.g. temperature=0.1,0.2"
             )
         if name in fields:
-            raise SepsceneError(f"--over gives {name} twice: put all its values behind one {name}=")
+            raise SepsceneError(f"--over gives {name} twice: list all its values after one {name}=")
         fields[name] = values
     return fields
 
 
 def parse_values(field: str, values: Any) -> list[Any] | Domain:
-    """A field's values: a list as YAML brings it, or text as the command line does.
+    """The values of a field, given as a list (from YAML) or as text (from the command line).
 
     Raises:
-        SepsceneError: for a range that Tune refuses.
+        SepsceneError: when the text cannot be read, or the range is not valid.
     """
     if isinstance(values, str):
         call = re.fullmatch(r"\s*([a-z]+)\((.*)\)\s*", values)
@@ -92,20 +92,20 @@ def _range(field: str, kind: str, arguments: str) -> Domain:
     try:
         low, high = ast.literal_eval(f"({arguments},)")
         if not low < high:
-            raise ValueError("the range is empty: its first end must be below its second")
+            raise ValueError("the range is empty: its lower end must be below its upper end")
         return getattr(ray.tune, kind)(low, high)
     except (ValueError, TypeError, SyntaxError) as error:
         raise SepsceneError(f"{text}: {error}; a range has two numbers, e.g. loguniform(0.05,0.5)") from None
 
 
 def checked_space(base: Experiment, space: Space) -> Space:
-    """The same with every value as the configuration reads it ("1e-3" is a number), or an error.
+    """The space with every value converted to the type of its field (e.g. "1e-3" to a number).
 
-    Values are tried one at a time, each beside the first ones of the other fields, so that the message names the
-    wrong one.
+    Each value is checked separately, together with the first values of the other fields, so that the message names the
+    wrong value.
 
     Raises:
-        SepsceneError: for a field that does not exist or cannot be swept, or a value that it refuses.
+        SepsceneError: when a field does not exist or cannot be swept, or refuses a value.
     """
     ends = {field: _ends(values) for field, values in space.items()}
     for field, of_field in ends.items():
@@ -125,12 +125,12 @@ def checked_space(base: Experiment, space: Space) -> Space:
 
 
 def _ends(values: list[Any] | Domain) -> list[Any]:
-    """The values of a list, the ends of a range."""
+    """The values of a list, or both ends of a range."""
     if isinstance(values, Integer):
         return list(dict.fromkeys((values.lower, values.upper - 1)))
     if isinstance(values, Float):
         return [values.lower, values.upper]
-    assert isinstance(values, list)  # RANGES makes no other domain
+    assert isinstance(values, list)  # RANGES create no other domain
     return values
 
 
@@ -140,18 +140,18 @@ def _refuse_unsweepable(field: str) -> None:
         raise SepsceneError(f"{field} cannot be swept: {_SINGLE[field]}")
     if part == "evaluation":
         raise SepsceneError(
-            f"{field} cannot be swept: metrics that are measured in different ways cannot be compared; "
+            f"{field} cannot be swept: metrics of different evaluation settings cannot be compared; "
             f"change it for all trials with --set {field}=…"
         )
     if part in _SHARED and field != "separator.checkpoints":
         raise SepsceneError(
             f"{field} cannot be swept: all trials share the data, the separator, the store and the resources; "
-            f"change it for all of them with --set {field}=…, or run one sweep for each value"
+            f"change it for all of them with --set {field}=…, or run one sweep per value"
         )
 
 
 def _typed(base: Experiment, setting: dict[str, Any], field: str) -> Any:
-    """The field's value in the validated configuration."""
+    """The value of the field in the validated configuration."""
     value = base.changed(setting).value_of(field)
     if isinstance(setting[field], bool) and not isinstance(value, bool):
         raise SepsceneError(f"{field} takes a number, not {setting[field]!r}")
@@ -159,11 +159,11 @@ def _typed(base: Experiment, setting: dict[str, Any], field: str) -> Any:
 
 
 def draw_settings(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
-    """So many different settings at random, the same for the same seed, and the same first ones for a larger count.
+    """Draw `count` different settings at random, or fewer if the space has fewer.
 
-    Fewer are returned where the space holds fewer.
+    The settings are reproducible from the seed, and a larger count starts with the same ones.
     """
-    random = np.random.RandomState(seed)  # the kind that Tune's domains take
+    random = np.random.RandomState(seed)  # the type that Tune's domains require
     domains = {
         field: values if isinstance(values, Domain) else ray.tune.choice(values) for field, values in space.items()
     }
@@ -182,7 +182,7 @@ def key_of(setting: dict[str, Any]) -> str:
 
 
 def shown_setting(setting: dict[str, Any]) -> dict[str, Setting]:
-    """A setting as results keep it: names as a tuple, numbers as 3-1, other lists and trees as JSON."""
+    """A setting as stored in results: lists of names as tuples, lists of numbers as e.g. 3-1, others as JSON."""
     return {field: _shown(value) for field, value in setting.items()}
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: an experiment over combinations, temperatures, task weights or any other fields, each over several seeds."""
+"""Sweeps: one experiment with many settings of any fields, each with several seeds."""
 
 import time
 from collections import Counter
@@ -10,16 +10,18 @@ from typing import Any
 import ray.tune
 from rich.console import Console
 
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.results import Metric, SweepResults, TrialResult, read_metrics
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
 from sepscene.orchestration.sweeps.config import SweepConfig
-from sepscene.orchestration.sweeps.run_trials import parent_run, run_trials, share
+from sepscene.orchestration.sweeps.run_trials import parent_run, prepare_shared, run_trials
 from sepscene.orchestration.sweeps.schedulers import tuning_of
+from sepscene.orchestration.sweeps.search_space import Space
 from sepscene.orchestration.sweeps.trial import METRIC, held_seconds
-from sepscene.orchestration.sweeps.trial_plan import in_words, plan_trials, processors_of
+from sepscene.orchestration.sweeps.trial_plan import Trial, describe_tuning, plan_trials, processors_of
 from sepscene.orchestration.sweeps.trial_status import Outcome
 
 
@@ -30,11 +32,11 @@ def sweep(
     console: Console,
     callbacks: Sequence[ray.tune.Callback] = (),
 ) -> SweepResults:
-    """Run a sweep to its end, or go on with it; writes SWEEP/sweep.json and its report as trials end.
+    """Run a sweep, or continue it; writes SWEEP/sweep.json and the report whenever a trial ends.
 
     Raises:
-        SepsceneError: for fields or values that the configuration refuses, or a folder that holds another sweep;
-            before anything starts.
+        SepsceneError: before anything starts, when the configuration refuses a field or value, or the folder contains
+            another sweep.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     begun = time.monotonic()
@@ -43,7 +45,7 @@ def sweep(
     config.save(folder)
     about = {"kind": "sweep", "sweep_id": folder.name, "experiment": base.name}
     with parent_run(tracking_uri, folder, about, _params(config), console) as (tracker, tags):
-        shared = share(base, processors_of(base, trials, space), folder, tracking_uri, console, tags)
+        shared = prepare_shared(base, _processors(base, trials, space), folder, tracking_uri, console, tags)
         trials = plan_trials(config, shared, space)
         tuning = tuning_of(config, space, shared, folder, begun)
 
@@ -56,7 +58,7 @@ def sweep(
                 started=started,
                 seconds=time.monotonic() - begun,
                 fields=tuple(space),
-                scheduler=in_words(config),
+                scheduler=describe_tuning(config),
                 trials=tuple(_result(outcome, folder) for outcome in found),
                 environment=environment(),
                 data={"data set": base.data.described},
@@ -70,13 +72,22 @@ def sweep(
     return results
 
 
+def _processors(base: Experiment, trials: list[Trial], space: Space) -> set[str]:
+    """The processors that any trial can need: those of the trials, or of the base and the space for Optuna."""
+    names = processors_of([trial.experiment for trial in trials if trial.experiment] or [base])
+    combinations = space.get("views.combination", [])
+    if isinstance(combinations, list):
+        names |= {name for combination in combinations for name in combination}
+    return names
+
+
 def _params(config: SweepConfig) -> dict[str, Any]:
     plain = config.model_dump(mode="json", exclude={"over", "changes"})
     return {**plain, **{f"over.{field}": values for field, values in config.over.items()}}
 
 
 def _log(tracker: Tracker, results: SweepResults, folder: Path) -> None:
-    """The best metrics and the report on the sweep's own run."""
+    """Log the best metric, the numbers of trials and the report to the MLflow run of the sweep."""
     done = [trial.metrics[results.metric].value for trial in results.trials if trial.status == "finished"]
     if done:
         tracker.log_metrics("", {f"best_{results.metric}": max(done)})
@@ -94,7 +105,7 @@ def _result(outcome: Outcome, folder: Path) -> TrialResult:
     records = [record for record in read_metrics(run_dir) if str(record["stage"]).startswith("pretrain")]
     validations = [float(record[METRIC]) for record in records if METRIC in record]
     if validations:
-        metrics[METRIC] = Metric(value=validations[-1], interval="of held-out training clips, the last one")
+        metrics[METRIC] = Metric(value=validations[-1], interval="on held-out training clips, the last one")
     return TrialResult(
         name=outcome.trial.name,
         status=outcome.status,

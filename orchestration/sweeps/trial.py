@@ -1,15 +1,15 @@
-"""The driver of one trial: a whole run inside a Tune trial, which reports its validations to Tune while it trains.
+"""The driver of one trial: a complete run inside a Tune trial, which reports its validations to Tune during training.
 
-Started again, in whatever way it ended before, it continues from its own newest checkpoint. Its folder is the truth:
+When a trial is started again, it continues from its newest checkpoint. All of its state is in its folder:
 
-| file | says |
+| file | content |
 |---|---|
-| trial.json | its name, its settings and seed, its newest validation, its steps, the GPUs it holds |
-| held/<nanoseconds> | one file a start; its last change minus its name is how long the trial held its resources |
+| trial.json | name, settings and seed of the trial, its newest validation, its number of steps and of GPUs |
+| held/<nanoseconds> | one file per start; it held its resources from the time in its name to its last modification |
 | results.json | its metrics |
-| finished | it has finished: its report is written, too, its encoder published and its run in MLflow closed |
-| failure | why it failed; it is tried again when the sweep goes on |
-| stopped | why a scheduler stopped it; it is not tried again |
+| finished | exists when the trial is finished, including its report, published encoder and MLflow run |
+| failure | why it failed; it runs again when the sweep is continued |
+| stopped | why a scheduler stopped it; it does not run again |
 """
 
 import json
@@ -36,19 +36,19 @@ from sepscene.orchestration.training.stream import schedule_of
 
 METRIC = "validation_knn_map"
 PERCENT = "percent"
-"""How much of its rows a trial has trained on: the same scale for trials of different batch sizes."""
+"""Percentage of its rows that a trial has trained on, which is comparable between different batch sizes."""
 
 POLL_SECONDS = 1.0
 STALE_SECONDS = 15.0
-"""A trial whose mark has not changed for so long is not running."""
+"""A trial whose file in held/ has not changed for this long is not running."""
 
 
 Work = Callable[[Path, Experiment, str, dict[str, str]], RunResults]
-"""The work of a trial, given its folder, its experiment, MLflow's address and the tags of its run in MLflow."""
+"""The work of a trial, given its folder, experiment, tracking URI, and the tags of its MLflow run."""
 
 
 def whole_run(run_dir: Path, experiment: Experiment, tracking_uri: str, tags: dict[str, str]) -> RunResults:
-    """Train and evaluate one encoder, or go on with it."""
+    """Train and evaluate one encoder; continues an earlier start of the same run."""
     configure_data(experiment.training.ordered)
     with Run.open(run_dir, experiment, tracking_uri, Terminal(quiet=True), resume=True, tags=tags) as run:
         train, test = run.manifests
@@ -62,13 +62,14 @@ def whole_run(run_dir: Path, experiment: Experiment, tracking_uri: str, tags: di
 def run_trial(
     config: dict[str, Any], folder: str, tracking_uri: str, tags: dict[str, str], work: Work = whole_run
 ) -> None:
-    """What Tune runs.
+    """The function that Tune runs for each trial.
 
     Args:
-        config: "trial" with its name, its experiment, what tables show of its settings ("shown") and, where a searcher
-            chose them, "settings" to change in the experiment.
+        config: "trial" with its "name", "experiment", the settings that tables show ("shown") and, if a searcher chose
+            them, the "settings" to change in the experiment.
         folder: of the sweep.
-        tags: for the trial's run in MLflow, its parent among them.
+        tags: for the MLflow run of the trial; they include its parent.
+        work: the function that trains and evaluates.
     """
     trial = config["trial"]
     chosen = trial.get("settings", {})
@@ -77,7 +78,7 @@ def run_trial(
     files = SweepFolder(Path(folder)).trial(trial["name"])
     run_dir = files.path
     if files.is_over:
-        _report_again(run_dir)
+        _report_ended_trial(run_dir)
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     facts = {"name": trial["name"], "settings": shown, "seed": experiment.seed, "chosen": chosen}
@@ -86,7 +87,7 @@ def run_trial(
     tags = {**tags, "status": "running", "reason": ""}
     tags |= {f"sweep.{field}": _joined(value) for field, value in shown.items()}
     try:
-        with _holding(run_dir), _validations_reported(run_dir) as reported:
+        with _record_held_time(run_dir), _report_validations(run_dir) as reported:
             results = work(run_dir, experiment, tracking_uri, tags)
     except BaseException as error:
         write_whole(files.failure, f"{type(error).__name__}: {error}")
@@ -95,9 +96,9 @@ def run_trial(
     ray.tune.report({**_metrics(results), **reported})
 
 
-def _report_again(run_dir: Path) -> None:
-    """Report the metrics of a trial that is over, for a scheduler that has lost its memory with its driver."""
-    with _validations_reported(run_dir) as reported:
+def _report_ended_trial(run_dir: Path) -> None:
+    """Report the validations and metrics of an ended trial again, for the scheduler of a new driver."""
+    with _report_validations(run_dir) as reported:
         pass
     metrics = _metrics(RunResults.load(run_dir)) if RunFolder(run_dir).finished.exists() else {}
     ray.tune.report({**metrics, **reported})
@@ -108,7 +109,7 @@ def _metrics(results: RunResults) -> dict[str, float]:
 
 
 def _joined(value: Setting) -> str:
-    """S2+N for a combination, as the run's own tag has it."""
+    """The value of a tag: e.g. S2+N for a combination, as in the tags of the run."""
     return "+".join(value) if isinstance(value, list | tuple) else str(value)
 
 
@@ -121,20 +122,20 @@ def _facts(run_dir: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _holding(run_dir: Path) -> Iterator[None]:
-    """Write down while the block runs how long the trial holds its resources; what is written survives a kill -9."""
+def _record_held_time(run_dir: Path) -> Iterator[None]:
+    """While the block runs, record how long the trial has held its resources; the record survives a kill -9."""
     mark = RunFolder(run_dir).held / str(time.time_ns())
     mark.parent.mkdir(exist_ok=True)
     mark.touch()
     try:
-        with again_and_again(mark.touch, POLL_SECONDS, "holding"):
+        with again_and_again(mark.touch, POLL_SECONDS, "held-time"):
             yield
     finally:
         mark.touch()
 
 
 def held_seconds(run_dir: Path) -> float:
-    """How long a trial has held its share of the cluster, over all its starts."""
+    """How long a trial has held its resources, in seconds, summed over all its starts."""
     return sum(max(0, mark.stat().st_mtime_ns - int(mark.name)) for mark in RunFolder(run_dir).held.glob("*")) / 1e9
 
 
@@ -145,17 +146,17 @@ def is_held(run_dir: Path) -> bool:
 
 
 def note_steps(run_dir: Path, experiment: Experiment, clips: int) -> None:
-    """Write down the steps of the trial's whole training, on this many clips."""
+    """Record the number of steps of the whole training, on this many clips."""
     steps = -(-schedule_of(experiment, clips).rows // experiment.training.global_batch)
     _note(run_dir, {"steps": steps})
 
 
 @contextmanager
-def _validations_reported(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """While the block runs, report each validation of the metrics file to Tune, earlier ones first.
+def _report_validations(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """While the block runs, report each validation in the metrics file to Tune, including earlier ones.
 
     Yields:
-        What was reported last: the final report of a trial repeats it.
+        The values reported last, which the final report of a trial repeats.
     """
     last: dict[str, Any] = {"name": run_dir.name}
     done = 0
@@ -168,7 +169,7 @@ def _validations_reported(run_dir: Path) -> Iterator[dict[str, Any]]:
             last[METRIC] = float(record[METRIC])
             _note(run_dir, {"metric": last[METRIC]})
             done_percent = 100 * int(record["step"]) / _facts(run_dir)["steps"]
-            if done_percent < 100:  # at its end a trial is evaluated, and no longer stopped
+            if done_percent < 100:  # a fully trained trial must not be stopped before its evaluation
                 last[PERCENT] = done_percent
                 ray.tune.report(dict(last))
 

@@ -1,4 +1,4 @@
-"""What a sweep will run: its trials, planned and checked before anything starts."""
+"""The plan of a sweep: its trials, checked before anything starts."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -18,11 +18,13 @@ from sepscene.orchestration.sweeps.search_space import Space, draw_settings, sho
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of many, by the name of its folder.
+    """One run of a sweep or reproduction.
 
     Attributes:
-        experiment: what it runs; None for one that Optuna chose, which only its folder knows.
-        settings: what distinguishes it, for tables.
+        name: name of its folder.
+        experiment: its experiment; None for a finished or running trial that Optuna chose, which is stored only in its
+            folder.
+        settings: the settings that distinguish it from other trials, for tables.
     """
 
     name: str
@@ -31,24 +33,26 @@ class Trial:
     seed: int = 0
 
     def for_tune(self) -> dict[str, Any]:
-        """What Ray Tune hands to the driver of the trial: plain values only."""
+        """The parameters that Ray Tune passes to `run_trial`, as plain values."""
         assert self.experiment is not None
         return {"name": self.name, "experiment": self.experiment.model_dump(mode="json"), "shown": self.settings}
 
 
 def trial_name(number: int, seed: int) -> str:
-    """t003-s1: the fourth setting of a sweep with seed 1; trial.json and the tables say what the setting is."""
+    """E.g. t003-s1: the fourth setting of a sweep, with seed 1; trial.json and the tables show the setting."""
     return f"t{number:03d}-s{seed}"
 
 
 def plan_trials(config: SweepConfig, base: Experiment, space: Space) -> list[Trial]:
-    """The trials of a sweep, each validated before any is started; none where Optuna will choose them.
+    """The trials of a sweep, all validated before the first one starts; empty for Optuna, which chooses them later.
 
-    `base` and `space` are those of `SweepConfig.checked`. A larger budget or more seeds give the same trials under the
-    same names, and further ones.
+    With a larger budget or more seeds, the same trials keep their names, and others are added.
+
+    Args:
+        base, space: from `SweepConfig.checked`.
 
     Raises:
-        SepsceneError: for a combination of values that the configuration refuses.
+        SepsceneError: when the configuration refuses a combination of values, or the budget is too small for the grid.
     """
     if config.search == "optuna":
         return []
@@ -67,22 +71,19 @@ def _settings(config: SweepConfig, base: Experiment, space: Space) -> list[dict[
     settings = [dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
     if most is not None and most < len(settings):
         raise SepsceneError(
-            f"the grid has {len(settings)} settings, more than budget.trials {most}: raise the budget, or take "
+            f"the grid has {len(settings)} settings, more than budget.trials {most}: raise the budget, or use "
             "--search random to draw that many at random"
         )
     return settings
 
 
-def processors_of(base: Experiment, trials: list[Trial], space: Space) -> set[str]:
-    """The processors of the ladder that any trial may need."""
-    tried = [trial.experiment for trial in trials if trial.experiment] or [base]
-    names = {name for e in tried if e.views.separates for name in e.views.combination}
-    combinations = space.get("views.combination", [])
-    return names | {name for names in combinations for name in names} if isinstance(combinations, list) else names
+def processors_of(experiments: list[Experiment]) -> set[str]:
+    """The names of the processors that any of the experiments needs."""
+    return {name for one in experiments if one.views.separates for name in one.views.combination}
 
 
 def find_sweep(storage: Path, config: SweepConfig) -> Path:
-    """The newest folder of the storage that holds this sweep.
+    """The newest folder in the storage that contains this sweep.
 
     Raises:
         SepsceneError: when there is none.
@@ -90,22 +91,22 @@ def find_sweep(storage: Path, config: SweepConfig) -> Path:
     files = [SweepFolder(folder).configuration for folder in storage.iterdir()] if storage.is_dir() else []
     newest_first = sorted(filter(Path.exists, files), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in newest_first:
-        with contextlib.suppress(SepsceneError):  # another sweep's file that cannot be read is not this sweep
-            if load_sweep(path).same_as() == config.same_as():
+        with contextlib.suppress(SepsceneError):  # skips the unreadable files of other sweeps
+            if load_sweep(path).identity() == config.identity():
                 return path.parent
-    raise SepsceneError(f"{storage} holds no sweep with these arguments; leave --resume away, or name it with --id")
+    raise SepsceneError(f"{storage} contains no sweep with these arguments: remove --resume, or give its --id")
 
 
-def in_words(config: SweepConfig) -> str:
-    """What the report says of how settings were chosen and trials stopped."""
+def describe_tuning(config: SweepConfig) -> str:
+    """How settings were chosen and trials stopped, for the report."""
     schedule = config.schedule
     chosen = {
         "grid": "",
         "random": "Settings were drawn at random.",
-        "optuna": "Optuna (TPE) chose the settings by the validation k-NN mAP of the trials before.",
+        "optuna": "Optuna (TPE) chose the settings by the validation k-NN mAP of earlier trials.",
     }[config.search]
     stopped = (
-        f"ASHA stopped trials by their validation k-NN mAP: from {schedule.grace_percent:g} % of the rows on, "
-        f"at every {schedule.keep_one_in:g}-fold, the best one in {schedule.keep_one_in:g} went on."
+        f"ASHA stopped trials by their validation k-NN mAP: at {schedule.grace_percent:g} % of the rows, and whenever "
+        f"their number had grown {schedule.keep_one_in:g}-fold, the best one in {schedule.keep_one_in:g} continued."
     )
     return f"{chosen} {stopped if config.scheduler == 'asha' else ''}".strip()

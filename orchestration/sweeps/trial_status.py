@@ -1,4 +1,4 @@
-"""How the trials of a sweep or a reproduction stand, from their folders alone: as data, as a live table, as a line."""
+"""The status of the trials of a sweep or reproduction, read from their folders: as data, a live table and a line."""
 
 import math
 import time
@@ -25,7 +25,7 @@ Status = Literal["finished", "stopped early", "failed", "unfinished"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial stands: its results, or why there are none."""
+    """The status of a trial, with its results or the reason why there are none."""
 
     trial: Trial
     status: Status
@@ -34,7 +34,7 @@ class Outcome:
 
 
 def outcomes(trials: list[Trial], folder: Path) -> list[Outcome]:
-    """How each trial stands: the planned ones and those that Optuna chose."""
+    """The outcome of each trial: the planned ones, and those that Optuna chose."""
     planned = {trial.name for trial in trials}
     chosen = []
     for run in SweepFolder(folder).runs():
@@ -45,7 +45,7 @@ def outcomes(trials: list[Trial], folder: Path) -> list[Outcome]:
 
 
 def facts_of(run: RunFolder) -> TrialFacts | None:
-    """What a trial says about itself; None where its trial.json is missing or, with a warning, damaged."""
+    """The content of trial.json; None if it is missing, or damaged (with a warning)."""
     return read_typed_or(run.trial, TrialFacts | None, None)  # type: ignore[arg-type]
 
 
@@ -60,17 +60,17 @@ def _outcome(trial: Trial, run: RunFolder) -> Outcome:
 
 
 class Pace:
-    """How long the rest will take, from how long the trials took that have ended since the command began."""
+    """Estimates the remaining time from the rate at which trials have ended since the command started."""
 
     def __init__(self, found: list[Outcome]) -> None:
         self.begun = time.monotonic()
-        self.over_before = _count_ended(found)
+        self.ended_before = _count_ended(found)
 
-    def left(self, found: list[Outcome]) -> str:
-        """ ", about 12 min left"; nothing while no trial has ended, and nothing in the end."""
-        over = _count_ended(found)
-        ended = over - self.over_before
-        waiting = len(found) - over
+    def time_left(self, found: list[Outcome]) -> str:
+        """E.g. ", about 12 min left"; empty before the first trial has ended, and after the last."""
+        ended_in_all = _count_ended(found)
+        ended = ended_in_all - self.ended_before
+        waiting = len(found) - ended_in_all
         if ended < 1 or not waiting:
             return ""
         return f", about {max(1, round((time.monotonic() - self.begun) / ended * waiting / 60))} min left"
@@ -80,18 +80,19 @@ def _count_ended(found: list[Outcome]) -> int:
     return sum(outcome.status != "unfinished" for outcome in found)
 
 
-def standing(found: list[Outcome]) -> str:
-    """How far the trials are, in a line: "3 of 18 trials have ended: 2 finished, 1 failed"."""
+def progress_line(found: list[Outcome]) -> str:
+    """The progress in one line, e.g. "3 of 18 trials have ended: 2 finished, 1 failed"."""
     counts = Counter(outcome.status for outcome in found)
-    over = _count_ended(found)
-    said = ", ".join(f"{count} {status}" for status, count in counts.items() if status != "unfinished")
-    return f"{over} of {len(found)} trials have ended: {said}" if said else f"none of {len(found)} trials has ended"
+    details = ", ".join(f"{count} {status}" for status, count in counts.items() if status != "unfinished")
+    if not details:
+        return f"none of {len(found)} trials has ended"
+    return f"{_count_ended(found)} of {len(found)} trials have ended: {details}"
 
 
 def trial_table(trials: list[Trial], folder: Path, pace: Pace) -> Table:
-    """The trials as they stand."""
+    """A table of the trials with their status and newest metrics."""
     found = outcomes(trials, folder)
-    table = Table(title=folder.name + pace.left(found))
+    table = Table(title=folder.name + pace.time_left(found))
     for column in ("trial", "setting", "state"):
         table.add_column(column)
     for column in ("rows", "loss", "kNN mAP", "mAP"):
@@ -107,7 +108,7 @@ def trial_table(trials: list[Trial], folder: Path, pace: Pace) -> Table:
 
 
 def _state(outcome: Outcome, run_dir: Path) -> str:
-    """Its status; of one that has not ended, whether it runs now: an earlier command may have left it behind."""
+    """The status of a trial; of an unfinished one, whether it is running or waiting."""
     if outcome.status != "unfinished":
         return outcome.status
     return "running" if is_held(run_dir) else "waiting"
@@ -119,6 +120,10 @@ def _progress(run_dir: Path) -> tuple[str, str, str]:
     newest = dict[str, float | str]()
     for record in parse_records(read_last_lines(path, _TAIL_BYTES), path):
         newest |= record
-    formats = (("rows", ".0f"), ("loss", ".3f"), (METRIC, ".3f"))
-    rows, loss, validation = (format(newest[key], form) if key in newest else "" for key, form in formats)
-    return rows, loss, validation
+    return _number(newest, "rows", ".0f"), _number(newest, "loss", ".3f"), _number(newest, METRIC, ".3f")
+
+
+def _number(record: dict[str, float | str], name: str, form: str) -> str:
+    """The formatted number; empty if it is missing, or not a number because the file is damaged."""
+    value = record.get(name)
+    return format(value, form) if isinstance(value, int | float) else ""

@@ -1,4 +1,4 @@
-"""The made-up manifests and stores of the benchmark are such as the product reads."""
+"""All parts of the benchmark run on its synthetic manifests and stores."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from benchmarks.audioset_size import PARTS, in_a_process, measure, write_table
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", sorted(PARTS.keys() - {"stream"}))  # Ray's own parts are run in other tests
+@pytest.mark.parametrize("part", sorted(PARTS.keys() - {"stream"}))  # `stream` needs Ray and is covered by other tests
 def test_every_part_runs(part, tmp_path):
     write_table(1000, tmp_path)
     seconds, mib = in_a_process(measure, part, 1000, tmp_path)

@@ -1,4 +1,4 @@
-"""The GPU check runs on a CPU with small networks, so that it works the first time where a GPU is at hand."""
+"""The GPU check runs on a CPU with small networks, so that it works on the first try on a GPU."""
 
 import json
 import subprocess
@@ -15,10 +15,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 @pytest.mark.slow
 @pytest.mark.timeout(1300)
 def test_all_parts_run_on_a_cpu_and_save_their_results(tmp_path: Path) -> None:
-    """All but `live`, which is `stored` with another setting and takes longest. test_whole_run.py separates live."""
+    """All but `live`, which differs from `stored` in one setting and takes longest; test_whole_run.py covers it."""
     names = [name for name in NAMES if name != "live"]
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--out", str(tmp_path), "--device", "cpu", "--small"]
-    command += ["--minutes", "20", "--only", ",".join(names)]  # a minute or two, where nothing else runs
+    command += ["--minutes", "20", "--only", ",".join(names)]  # takes one or two minutes on an idle machine
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1250, check=False)
     results = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in names}
     assert {name: result["failed"] for name, result in results.items() if "failed" in result} == {}

@@ -1,4 +1,4 @@
-"""The simulation against what must hold for any order of events, and against cases with a closed form."""
+"""The simulation: properties that hold for any order of events, and cases with a closed form."""
 
 from itertools import pairwise
 
@@ -38,13 +38,15 @@ def test_without_scatter_the_lowest_limit_is_reached(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scatter", [0.1, 0.5])
-def test_scatter_costs_a_little_and_never_helps(shape, scatter):
+def test_scatter_reduces_the_throughput_slightly(shape, scatter):
     pace = simulate(MACHINE.changed({"scatter": scatter}), shape, steps=200)
-    assert 0.85 * pace.limit < pace.rows_per_second < 1.03 * pace.limit  # 3 %: the sample's mean is not 1
+    assert (
+        0.85 * pace.limit < pace.rows_per_second < 1.03 * pace.limit
+    )  # 3 %: the mean of a finite sample is not exactly 1
 
 
 def test_each_part_can_be_the_bottleneck():
-    """One part at a time is made so slow that it must be it; its limit is then known by hand."""
+    """One part at a time is made so slow that it must be the bottleneck; its limit is then known in closed form."""
     ample = SHAPE.changed({"separation_gpus": 256, "readers": 2000, "stored_share": 0.5})
     cases = {
         "readers": (MACHINE, ample.changed({"readers": 1}), 1 / (0.5 * 0.003 + 0.5 * 0.0005)),
@@ -62,13 +64,13 @@ def test_each_part_can_be_the_bottleneck():
         assert pace.rows_per_second == pytest.approx(expected, rel=0.1)
 
 
-def test_more_of_anything_never_slows_the_stream():
+def test_more_resources_never_slow_the_stream():
     for field, values in {"separation_gpus": (1, 2, 4, 8, 16, 64, 256), "readers": (1, 4, 16, 64, 256)}.items():
         rates = [simulate(MACHINE, SHAPE.changed({field: n})).rows_per_second for n in values]
         assert all(b >= a * (1 - 1e-9) for a, b in pairwise(rates))
 
 
-def test_a_step_is_rows_and_ring():
+def test_a_step_takes_the_time_of_its_rows_and_of_the_ring():
     assert step_seconds(MACHINE, SHAPE) == pytest.approx(256 * 0.0002 + 1.5 * 3e8 / 10e9)
     alone = SHAPE.changed({"trainers": 1})
     assert step_seconds(MACHINE, alone) == pytest.approx(1024 * 0.0002)

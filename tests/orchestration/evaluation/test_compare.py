@@ -1,4 +1,4 @@
-"""Comparing runs: predictions survives the disk, clips are paired by their ids, a difference is found or not."""
+"""Comparison of runs: saved predictions are read back unchanged, clips are paired by id, differences are detected."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ CLASSES = ("bird", "car", "door")
 
 
 def predictions(strength: float, seed: int = 0, clips: int = 80) -> Predictions:
-    """Scores that know the targets as well as `strength` says, over noise that differs between seeds."""
+    """Scores that are `strength` times the targets plus noise, which depends on the seed."""
     targets = np.random.default_rng(99).random((clips, len(CLASSES))) < 0.3
     noise = np.random.default_rng(seed)
     perceptrons = {"shallow": 2, "linear": 1, "knn": 1}
@@ -54,7 +54,7 @@ def a_run(folder: Path, scores: Scores, encoder: str = "mix-chan", seed: int = 0
     return folder
 
 
-def test_evidence_survives_the_disk(tmp_path: Path) -> None:
+def test_saved_predictions_are_read_back_unchanged(tmp_path: Path) -> None:
     scores = measure(predictions(1.0))
     path = save_predictions(scores, tmp_path / "deep" / "e.npz")
     read = load_predictions(path)
@@ -65,7 +65,7 @@ def test_evidence_survives_the_disk(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["e.npz"]
 
 
-def test_evidence_of_an_earlier_version_counts_all_classes_as_trained(tmp_path: Path) -> None:
+def test_in_predictions_of_an_earlier_version_all_classes_count_as_trained(tmp_path: Path) -> None:
     path = save_predictions(measure(predictions(1.0)), tmp_path / "e.npz")
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files if name != "trained"}
@@ -75,7 +75,7 @@ def test_evidence_of_an_earlier_version_counts_all_classes_as_trained(tmp_path: 
 
 
 @pytest.mark.parametrize("content", [None, b"", b"text", b"PK\x03\x04 torn"])
-def test_missing_or_damaged_evidence_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_missing_or_damaged_predictions_are_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "e.npz"
     if content is not None:
         path.write_bytes(content)
@@ -83,18 +83,29 @@ def test_missing_or_damaged_evidence_is_refused(tmp_path: Path, content: bytes |
         load_predictions(path)
 
 
-def test_evidence_larger_than_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zeros take a thousandth of their bytes in the file; their size is looked at first."""
+def test_predictions_larger_than_the_limit_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros can expand a thousandfold when they are decompressed, so the size is checked first."""
     path = save_predictions(measure(predictions(1.0)), tmp_path / "e.npz")
-    monkeypatch.setattr(compare, "MOST_BYTES", 10_000)
-    with pytest.raises(SepsceneError, match=r"its arrays have [\d,]+ bytes; at most 10,000 are read"):
+    monkeypatch.setattr(compare, "MAX_BYTES", 10_000)
+    with pytest.raises(SepsceneError, match=r"its arrays take [\d,]+ bytes; the limit is 10,000"):
         load_predictions(path)
 
 
-def test_pickled_evidence_is_not_opened(tmp_path: Path) -> None:
+def test_pickled_predictions_are_not_loaded(tmp_path: Path) -> None:
     path = tmp_path / "e.npz"
     np.savez(path, clip_ids=np.array([{"a": 1}], dtype=object))
     with pytest.raises(SepsceneError, match="damaged"):
+        load_predictions(path)
+
+
+@pytest.mark.parametrize("name", ["h", "folds", "targets", "trained", "scores_shallow", "scores_linear"])
+def test_predictions_with_arrays_of_different_lengths_are_refused(tmp_path: Path, name: str) -> None:
+    path = save_predictions(measure(predictions(1.0)), tmp_path / "e.npz")
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    arrays[name] = arrays[name][:, :10] if name.startswith("scores") else arrays[name][:10]
+    np.savez(path, **arrays)
+    with pytest.raises(SepsceneError, match="different numbers of clips or classes"):
         load_predictions(path)
 
 
@@ -121,7 +132,7 @@ def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
         assert (metric.test.difference.low, metric.test.difference.high) == (0.0, 0.0)
 
 
-def test_clips_are_paired_by_id_whatever_their_order(tmp_path: Path) -> None:
+def test_clips_are_paired_by_id_in_any_order(tmp_path: Path) -> None:
     one, other = predictions(0.5), predictions(1.0, seed=1)
     shuffled = other.rows(np.random.default_rng(0).permutation(80))
     a = a_run(tmp_path / "a", measure(one))
@@ -132,13 +143,13 @@ def test_clips_are_paired_by_id_whatever_their_order(tmp_path: Path) -> None:
     assert fewer.pairs == 60 and "60 shared clips of 80 (A) and 60 (B)" in fewer.notes
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     base = predictions(1.0)
     a = a_run(tmp_path / "a", measure(base))
     faults = {
         "share no test clip": replace(base, clip_ids=np.char.add("other", base.clip_ids)),
-        "disagree about the classes": replace(base, classes=("x", "y", "z")),
-        "disagree about the classes, labels": replace(
+        "different classes": replace(base, classes=("x", "y", "z")),
+        "different classes, labels": replace(
             base,
             classes=CLASSES[:2],
             targets_BK=base.targets_BK[:, :2],
@@ -166,16 +177,16 @@ def test_seeds_are_paired(tmp_path: Path) -> None:
         for side, strength, seeds in (("a", 0.5, 4), ("b", 1.5, 3))
     }
     comparison = compare_seeds(runs["a"], runs["b"][::-1])
-    assert comparison.pairs == 3 and "left out: [3]" in comparison.notes[0]
+    assert comparison.pairs == 3 and comparison.notes[0] == "left out, seeds of one side only: [3]"
     first = comparison.metrics[0]
     values = {
         side: [RunResults.load(run).encoders[0].metrics[first.name].value for run in runs[side][:3]] for side in runs
     }
     assert first.test.difference.value == pytest.approx(np.mean(values["b"]) - np.mean(values["a"]))
     assert first.test.p is not None and first.test.p < 0.05
-    alone = compare_seeds(runs["a"][:1], runs["b"][:1])
-    assert alone.metrics[0].test.p is None and "one seed" in alone.notes[-1] and "–" in render(alone)
-    with pytest.raises(SepsceneError, match="no seed was run both ways"):
+    single = compare_seeds(runs["a"][:1], runs["b"][:1])
+    assert single.metrics[0].test.p is None and "one seed" in single.notes[-1] and "–" in render(single)
+    with pytest.raises(SepsceneError, match="A and B share no seed"):
         compare_seeds(runs["a"][:1], runs["b"][1:2])
     with pytest.raises(SepsceneError, match="give each seed once"):
         compare_seeds(runs["a"][:1] * 2, runs["b"])
@@ -186,7 +197,7 @@ def changed(run: Path, **update: object) -> Path:
     return run
 
 
-def test_metrics_that_some_seed_lacks_are_left_out_and_named(tmp_path: Path) -> None:
+def test_metrics_that_a_run_lacks_are_left_out_and_named(tmp_path: Path) -> None:
     runs = [a_run(tmp_path / str(n), measure(predictions(1.0, n)), seed=n % 2) for n in range(4)]
     encoder = RunResults.load(runs[3]).encoders[0]
     kept = {name: metric for name, metric in encoder.metrics.items() if name not in ("qbe_map", "d_prime")}
@@ -194,7 +205,7 @@ def test_metrics_that_some_seed_lacks_are_left_out_and_named(tmp_path: Path) -> 
     for sides in ((runs[:2], runs[2:]), (runs[2:], runs[:2])):
         comparison = compare_seeds(*sides)
         assert {metric.name for metric in comparison.metrics} == set(kept)
-        assert comparison.notes == ("metrics that some run lacks, left out: d_prime, qbe_map",)
+        assert comparison.notes == ("left out, metrics that some runs lack: d_prime, qbe_map",)
 
 
 def test_seeds_on_different_test_clips_are_not_compared(tmp_path: Path) -> None:
@@ -203,6 +214,6 @@ def test_seeds_on_different_test_clips_are_not_compared(tmp_path: Path) -> None:
     other = changed(a_run(tmp_path / "other", fewer), data={TEST_CLIPS: "2"})
     with pytest.raises(SepsceneError, match=r"of seed 0 \(a and other\) were evaluated on different test clips"):
         compare_seeds([a], [other])
-    # Another seed may have clips of its own: generated scenes are drawn anew for each.
+    # Test clips can differ between seeds: scenes are generated anew for each seed.
     more = [changed(a_run(tmp_path / name, fewer, seed=1), data={TEST_CLIPS: "3"}) for name in "cd"]
     assert compare_seeds([a, more[0]], [b, more[1]]).notes == ()

@@ -1,4 +1,4 @@
-"""Downstream tasks end to end on small made-up ones: the layouts, the metrics, the table and the commands."""
+"""Downstream tasks, end to end on small synthetic ones: layouts, metrics, tables and commands."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ TONES = {"low": 300.0, "high": 3000.0}
 
 
 def tone(label: str, seconds: float, seed: int) -> np.ndarray:
-    """A tone of the label's pitch in a little noise."""
+    """A tone with the frequency of the label, plus weak noise."""
     draws = np.random.default_rng(seed)
     time = np.arange(round(seconds * RATE)) / RATE
     return 0.3 * np.sin(2 * np.pi * TONES[label] * time + draws.uniform(0, 6)) + 0.01 * draws.standard_normal(len(time))
@@ -51,7 +51,7 @@ def write_esc50(root: Path) -> None:
 
 
 def write_hear_events(root: Path) -> None:
-    """An event task: in each sound one tone from 0.5 to 1.5 s, silence around it."""
+    """An event task: each sound is silent except for one tone from 0.5 to 1.5 s."""
     metadata = {
         "task_name": "tones", "version": "v1", "embedding_type": "event", "prediction_type": "multilabel",
         "split_mode": "trainvaltest",
@@ -81,10 +81,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_targets_cover_the_start_of_an_event_and_not_its_end() -> None:
+def test_targets_include_the_start_of_an_event_and_exclude_its_end() -> None:
     events = (Event("a", 0.1, 0.2), Event("b", 0.15, 0.3))
-    heard = targets_at(events, np.array([0.05, 0.1, 0.15, 0.2, 0.3]), ("a", "b"))
-    assert heard.T.astype(int).tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]]
+    targets_NK = targets_at(events, np.array([0.05, 0.1, 0.15, 0.2, 0.3]), ("a", "b"))
+    assert targets_NK.T.astype(int).tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]]
 
 
 def test_segments_join_their_timestamps() -> None:
@@ -101,7 +101,7 @@ def test_metrics_over_folds_are_means_of_scikit_learns() -> None:
     h_ND = (np.eye(3)[label_N] + 0.7 * draws.standard_normal((60, 3))).astype(np.float32)
     fold_N = np.array([str(n // 20) for n in range(60)])
     sounds = tuple(Sound(f"{n}.wav", fold_N[n], (str(label_N[n]),)) for n in range(60))
-    task = Task("made-up", "scene", False, ("0", "1", "2"), sounds, folded=True)
+    task = Task("synthetic", "scene", False, ("0", "1", "2"), sounds, folded=True)
     targets_NK = np.eye(3, dtype=bool)[label_N]
     metrics = score_task(
         task, Rows(h_ND, targets_NK, fold_N, np.arange(60), np.zeros(60)), ScoringSettings(neighbours=5)
@@ -154,7 +154,7 @@ def test_the_commands_evaluate_and_compare(bundle: Path, tmp_path: Path) -> None
     assert done.exit_code == 0, done.output
     results = {result.task: result for result in read_results(out)}
     assert set(results) == {"esc50-esc", "tones-v1"}
-    # A low and a high tone: any encoder that hears at all tells them apart.
+    # Even a random encoder separates a low tone from a high one.
     assert results["esc50-esc"].metrics["linear_accuracy"] == 1.0
     assert results["tones-v1"].sounds == 8 and results["tones-v1"].metrics["shallow_map"] > 0.6
     assert (
@@ -171,7 +171,7 @@ def test_the_commands_evaluate_and_compare(bundle: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_sound_that_cannot_be_read_is_named_and_the_rest_counts(bundle: Path, tmp_path: Path) -> None:
+def test_a_sound_that_cannot_be_read_is_named_and_left_out(bundle: Path, tmp_path: Path) -> None:
     write_esc50(tmp_path / "esc")
     (tmp_path / "esc" / "audio" / "1-low-0.wav").write_bytes(b"no sound")
     command = ["evaluate", str(bundle), "--task", f"esc50:{tmp_path / 'esc'}", "--out", str(tmp_path / "results")]
@@ -180,7 +180,7 @@ def test_a_sound_that_cannot_be_read_is_named_and_the_rest_counts(bundle: Path, 
     assert result.sounds == 11 and [Path(uri).name for uri in result.left_out] == ["1-low-0.wav"]
 
 
-def test_a_sound_is_heard_from_its_offset_to_its_end(bundle: Path, tmp_path: Path) -> None:
+def test_a_sound_is_embedded_from_its_offset_to_its_end(bundle: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "a.wav")
     soundfile.write(file, np.concatenate([tone("low", 1.0, 0), tone("high", 1.0, 1)]), RATE)
     encoder = load_encoder(bundle)
@@ -190,18 +190,18 @@ def test_a_sound_is_heard_from_its_offset_to_its_end(bundle: Path, tmp_path: Pat
     )
     wave_2T = torch.from_numpy(read_audio(file, RATE).reshape(2, RATE))
     np.testing.assert_allclose(np.concatenate([first, last]), encoder(wave_2T).numpy(), rtol=0, atol=1e-5)
-    with pytest.raises(ClipError, match="holds no sound from 2 s on"):
+    with pytest.raises(ClipError, match="has no samples from 2 s on"):
         embed_sound(encoder, Sound(file, "test", (), (), 2.0), task)
 
 
-def test_a_device_that_is_not_there_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_an_unknown_device_is_refused(bundle: Path, tmp_path: Path) -> None:
     for device in ("warp", "cuda:99"):
         words = ["evaluate", str(bundle), "--task", "esc50:x", "--out", str(tmp_path), "--device", device]
         refused = CliRunner().invoke(app, words).exception
         assert isinstance(refused, SepsceneError) and f"--device {device}: torch" in str(refused)
 
 
-def test_tasks_of_one_name_are_refused(bundle: Path, tmp_path: Path) -> None:
+def test_tasks_with_the_same_name_are_refused(bundle: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         write_esc50(tmp_path / folder / "ESC-50")
     tasks = [word for folder in ("a", "b") for word in ("--task", f"esc50:{tmp_path / folder / 'ESC-50'}")]
@@ -226,7 +226,7 @@ def test_a_damaged_task_is_refused(spoil, why: str, tmp_path: Path) -> None:
         read_task(f"hear:{tmp_path / 'hear'}")
 
 
-def test_tables_escape_names_and_leave_missing_cells_open() -> None:
+def test_tables_escape_names_and_leave_missing_cells_empty() -> None:
     results = [
         TaskResult(encoder="a_1", digest="", task="t%", metrics={"linear_map": 0.5}, sounds=1, left_out={}),
         TaskResult(encoder="b", digest="", task="u", metrics={"linear_map": 0.25}, sounds=1, left_out={}),
@@ -235,7 +235,7 @@ def test_tables_escape_names_and_leave_missing_cells_open() -> None:
     assert r"t\% & linear\_map & \textbf{0.500} & -- \\" in latex_table(results)
 
 
-def test_the_best_of_a_row_is_bold_in_latex_also_where_two_show_the_same() -> None:
+def test_the_best_values_of_a_row_are_bold_in_latex_also_with_ties() -> None:
     reached = {"a^1": 0.41238, "b~2": 0.41191, r"c\3": 0.2}
     results = [
         TaskResult(encoder=name, digest="", task="t", metrics={"linear_map": value}, sounds=1, left_out={})

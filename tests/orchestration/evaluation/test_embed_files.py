@@ -1,4 +1,4 @@
-"""`sepscene embed`: equal to the encoder on the whole file, resumable, and never stopped by a bad file."""
+"""`sepscene embed`: equals the encoder on the whole file, can be resumed, and does not stop at a bad file."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def _noise(path: Path, seconds: float, rate: int = 16_000, channels: int = 1) ->
 
 @pytest.fixture
 def sounds(tmp_path: Path) -> list[str]:
-    """Every format and odd lengths, and one file that is no sound."""
+    """Files of all formats and of various lengths, and one that is not a sound."""
     folder = tmp_path / "sounds"
     (folder / "deeper").mkdir(parents=True)
     files = [
@@ -54,7 +54,7 @@ def sounds(tmp_path: Path) -> list[str]:
         _noise(folder / "deeper" / "d.mp3", 1.1, rate=48_000),
     ]
     (folder / "broken.wav").write_bytes(b"not a sound")
-    (folder / "notes.txt").write_text("no sound either")
+    (folder / "notes.txt").write_text("not a sound either")
     return files
 
 
@@ -91,7 +91,7 @@ def test_each_file_gets_the_encoders_h_and_bad_ones_are_reported(
 
 @pytest.mark.parametrize("rate", [16_000, 44_100, 11_025])
 @pytest.mark.parametrize("seconds", [4.0, 5.3])
-def test_blocks_together_are_the_whole_file(tmp_path: Path, rate: int, seconds: float) -> None:
+def test_all_blocks_together_are_the_whole_file(tmp_path: Path, rate: int, seconds: float) -> None:
     uri = _noise(tmp_path / "long.wav", seconds, rate)
     blocks = list(read_blocks(uri, 16_000, 2))
     assert {len(block_T) for block_T in blocks[:-1]} == {32_000}
@@ -109,7 +109,7 @@ def test_a_file_longer_than_a_block_gives_the_same_h(tmp_path: Path) -> None:
     assert file.seconds == 51
 
 
-def test_damage_in_the_middle_of_a_long_file_is_reported_and_the_next_is_done(tmp_path: Path) -> None:
+def test_damage_in_a_long_file_is_reported_and_the_next_file_is_embedded(tmp_path: Path) -> None:
     long, good = Path(_noise(tmp_path / "long.flac", 60.0, 8_000)), _noise(tmp_path / "good.wav", 1.0)
     content = bytearray(long.read_bytes())
     content[len(content) * 9 // 10 :] = bytes(len(content) - len(content) * 9 // 10)
@@ -119,10 +119,10 @@ def test_damage_in_the_middle_of_a_long_file_is_reported_and_the_next_is_done(tm
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.parquet"])
-def test_an_interrupted_call_goes_on_where_it_stopped(
+def test_an_interrupted_call_continues_where_it_stopped(
     bundle: Path, sounds: list[str], tmp_path: Path, name: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(embedding, "FILES_A_PART", 1)
+    monkeypatch.setattr(embedding, "FILES_PER_PART", 1)
     embed = FileEncoder.embed
 
     def killed_after_two(self: FileEncoder, uris):
@@ -142,7 +142,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.parquet"])
-def test_a_finished_output_is_added_to(bundle: Path, sounds: list[str], tmp_path: Path, name: str) -> None:
+def test_rows_are_appended_to_a_finished_output(bundle: Path, sounds: list[str], tmp_path: Path, name: str) -> None:
     _embed(bundle, sounds[:2], tmp_path / name)
     before = _read(tmp_path / name)
     report = _embed(bundle, sounds[1:], tmp_path / name)
@@ -167,7 +167,7 @@ def test_rows_of_another_encoder_are_not_mixed_in(bundle: Path, sounds: list[str
     save_encoder(other, tmp_path / "other", {})
     for name in ("out.npy", "out.parquet"):
         _embed(bundle, sounds[:1], tmp_path / name)
-        with pytest.raises(SepsceneError, match=rf"{name} holds rows of another encoder"):
+        with pytest.raises(SepsceneError, match=rf"{name} contains rows of another encoder"):
             _embed(tmp_path / "other", sounds, tmp_path / name)
         (tmp_path / name).write_bytes(b"damaged")
         with pytest.raises(SepsceneError, match=r"cannot be continued.*--out"):
@@ -189,7 +189,7 @@ def test_arguments_are_files_folders_manifests_and_stdin(sounds: list[str], tmp_
     assert list_files(["-"]) == [sounds[1], sounds[0], "s3://bucket/x.wav"]
 
 
-def test_a_folder_gives_what_an_audit_counts_and_says_what_it_leaves_out(bundle: Path, tmp_path: Path) -> None:
+def test_a_folder_gives_the_files_of_a_data_set_and_reports_what_it_leaves_out(bundle: Path, tmp_path: Path) -> None:
     folder, tone = tmp_path / "sounds", 0.3 * np.sin(np.arange(16_000) / 10)
     (folder / ".git").mkdir(parents=True)
     for name in ("plain.wav", ".git/x.wav", "a.aiff", "b.au", "c.caf", "f.w64"):
@@ -215,7 +215,7 @@ def test_the_same_name_of_another_file_is_refused(
     assert _embed(bundle, ["take.wav"], tmp_path / name).written == 1
     assert _embed(bundle, ["take.wav"], tmp_path / name).skipped == 1
     monkeypatch.chdir(tmp_path / "two")
-    with pytest.raises(SepsceneError, match=r"a row for take.wav of another file.*absolute names"):
+    with pytest.raises(SepsceneError, match=r"a row for take.wav of another file.*absolute paths"):
         _embed(bundle, ["take.wav"], tmp_path / name)
     assert _embed(bundle, [str(tmp_path / "two/take.wav")], tmp_path / name).written == 1
     os.utime(tmp_path / "two/take.wav", ns=(1, 1))
@@ -223,7 +223,7 @@ def test_the_same_name_of_another_file_is_refused(
         _embed(bundle, [str(tmp_path / "two/take.wav")], tmp_path / name)
 
 
-def test_devices_and_places_that_are_not_there(bundle: Path, sounds: list[str], tmp_path: Path) -> None:
+def test_devices_and_folders_that_do_not_exist_are_refused(bundle: Path, sounds: list[str], tmp_path: Path) -> None:
     for device in ("gpu", "cuda:99", "warp"):
         with pytest.raises(SepsceneError, match=f"--device {device}: torch"):
             embedding.usable_device(device)
@@ -252,10 +252,10 @@ def test_bad_manifests_are_named(tmp_path: Path) -> None:
             list_files([str(tmp_path / name)])
 
 
-def test_what_is_refused_leaves_nothing_behind(
+def test_a_refused_call_leaves_no_files(
     bundle: Path, sounds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SepsceneError, match="torch knows no such device"):
+    with pytest.raises(SepsceneError, match="torch does not know this device"):
         embed(bundle, sounds, tmp_path / "out.parquet", device="abacus")
 
     def cannot_import(names: Sequence[str]) -> None:
@@ -273,8 +273,8 @@ def test_what_is_refused_leaves_nothing_behind(
 @pytest.mark.usefixtures("ray_of_our_own")
 @pytest.mark.filterwarnings("error::ray.util.annotations.RayDeprecationWarning")
 def test_a_cluster_gives_the_same_rows(bundle: Path, sounds: list[str], tmp_path: Path, monkeypatch) -> None:
-    """Also of files that are named from a folder in which the actors are not."""
-    monkeypatch.setattr(embedding, "FILES_A_CALL", 2)
+    """Also for paths relative to a folder that is not the working folder of the actors."""
+    monkeypatch.setattr(embedding, "FILES_PER_CALL", 2)
     monkeypatch.chdir(tmp_path / "sounds")
     inputs = [*(os.path.relpath(uri) for uri in sounds), "missing.wav"]
     with pytest.raises(SepsceneError, match=r"(?s)does not fit the cluster.*change --actors or --gpus, or"):
@@ -291,7 +291,7 @@ def test_a_cluster_gives_the_same_rows(bundle: Path, sounds: list[str], tmp_path
         np.testing.assert_allclose(found[uri], expected[uri], atol=1e-4, rtol=1e-4)
 
 
-def test_bfloat16_stays_near(sounds: list[str]) -> None:
+def test_bfloat16_is_close_to_float32(sounds: list[str]) -> None:
     whole = [file.h_D for file in FileEncoder(small_encoder()).embed(sounds)]
     half = [file.h_D for file in FileEncoder(small_encoder(), bfloat16=True).embed(sounds)]
     for exact_D, near_D in zip(whole, half, strict=True):
@@ -299,7 +299,7 @@ def test_bfloat16_stays_near(sounds: list[str]) -> None:
 
 
 def test_evaluation_embeds_a_short_clip_as_embed_does(bundle: Path, tmp_path: Path) -> None:
-    """In a window of 10 s; before, the padding was embedded, too."""
+    """With a window of 10 s, the padding must not be embedded."""
     paths = []
     for seconds in (1.0, 4.0, 4.0, 0.5):
         paths.append(str(tmp_path / f"{len(paths)}.wav"))
@@ -307,9 +307,9 @@ def test_evaluation_embeds_a_short_clip_as_embed_does(bundle: Path, tmp_path: Pa
         soundfile.write(paths[-1], noise, 16_000)
     _embed(bundle, paths, tmp_path / "out.parquet")
     columns = {"uri": np.array([*paths, "none.wav"]), "offset_seconds": np.zeros(5), "position": np.arange(5)}
-    made = EmbedClips({"e": str(bundle)}, AudioFormat(clip_seconds=10.0), "cpu")(columns)
+    found = EmbedClips({"e": str(bundle)}, AudioFormat(clip_seconds=10.0), "cpu")(columns)
     expected = _read(tmp_path / "out.parquet")
-    np.testing.assert_allclose(made["h:e"][:4], np.stack([expected[path] for path in paths]), atol=1e-4, rtol=1e-4)
-    assert made["fault"].tolist() == [""] * 4 + ["no such file"]
-    assert made["samples"].tolist() == [16_000, 64_000, 64_000, 8_000, 0]
-    assert made["background"].shape == (5, 64) and made["level"][4] == 0 and (made["level"][:4] != 0).all()
+    np.testing.assert_allclose(found["h:e"][:4], np.stack([expected[path] for path in paths]), atol=1e-4, rtol=1e-4)
+    assert found["fault"].tolist() == [""] * 4 + ["no such file"]
+    assert found["samples"].tolist() == [16_000, 64_000, 64_000, 8_000, 0]
+    assert found["background"].shape == (5, 64) and found["level"][4] == 0 and (found["level"][:4] != 0).all()

@@ -1,15 +1,15 @@
-"""Embedding many clips: what becomes of the blocks that the actors send, in whatever order they come."""
+"""Embedding of manifests: the blocks of the actors are put together correctly in any order."""
 
 import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow  # imports Ray
 
-CLIPS = 10  # 0 to 5 are of one manifest, 6 to 9 of another; clip 3 cannot be read
+CLIPS = 10  # clips 0 to 5 are in one manifest, 6 to 9 in another; clip 3 cannot be read
 
 
 def blocks_in_reverse() -> list[dict[str, np.ndarray]]:
-    """h of clip n is n everywhere, its level is -n."""
+    """Blocks in which all values of h of clip n are n, and its level is -n."""
     return [
         {
             "position": position,
@@ -23,12 +23,12 @@ def blocks_in_reverse() -> list[dict[str, np.ndarray]]:
     ]
 
 
-def test_clips_of_blocks_in_any_order_come_back_to_their_manifests() -> None:
+def test_clips_of_blocks_in_any_order_are_assigned_to_their_manifests() -> None:
     from sepscene.orchestration.evaluation.embed_manifest import _by_position, _readable
 
     done: list[int] = []
     columns = _by_position(blocks_in_reverse(), CLIPS, done.append)
-    assert done == [2, 4, 7, 10]  # how many are done, each time a block comes
+    assert done == [2, 4, 7, 10]  # clips done after each block
     first, second = (_readable(columns, ("small", "large"), part) for part in (slice(0, 6), slice(6, 10)))
     for name, dimensions in (("small", 2), ("large", 5)):
         assert first[name].position_N.tolist() == [0, 1, 2, 4, 5]
@@ -39,7 +39,7 @@ def test_clips_of_blocks_in_any_order_come_back_to_their_manifests() -> None:
         np.testing.assert_array_equal(second[name].features.background_NF[:, 2], [-6, -7, -8, -9])
 
 
-def test_clips_of_a_block_that_was_lost_are_left_out() -> None:
+def test_clips_of_a_lost_block_are_left_out() -> None:
     from sepscene.orchestration.evaluation.embed_manifest import _by_position, _readable
 
     columns = _by_position(blocks_in_reverse()[1:], CLIPS, lambda done: None)

@@ -1,4 +1,4 @@
-"""An encoder's scores from embeddings: a test split, or cross-validation over the folds of the training clips."""
+"""The scores of an encoder: on a test split, or cross-validated over the folds of the training clips."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,15 +27,15 @@ def by_folds() -> Experiment:
 
 
 def clips(folds: int, each: int) -> Manifest:
-    """Two classes in every fold."""
+    """`each` clips in every fold, of two classes."""
     rows = [(fold, n) for fold in range(1, folds + 1) for n in range(each)]
     return make_manifest(
         (Clip(f"{fold}-{n}.wav", f"/x/{fold}-{n}.wav", ("ab"[n % 2],), str(fold)) for fold, n in rows), "a test"
     )
 
 
-def test_no_probe_sees_a_label_of_its_own_fold(tmp_path: Path) -> None:
-    """Labels that are the other way round in each fold: a probe that saw its own fold would do well."""
+def test_no_probe_sees_the_labels_of_its_test_fold(tmp_path: Path) -> None:
+    """Labels are inverted between the two folds: only a probe that saw its test fold would score well."""
     from sepscene.orchestration.evaluation.embed_manifest import Embeddings
     from sepscene.orchestration.evaluation.scoring import LEAK, score_encoder
 
@@ -52,7 +52,7 @@ def test_no_probe_sees_a_label_of_its_own_fold(tmp_path: Path) -> None:
     predictions = load_predictions(RunFolder(tmp_path).predictions("mix-chan"))
     assert sorted(set(predictions.folds.tolist())) == ["1", "2"]
     assert predictions.clip_ids.tolist() == manifest.clips["clip_id"].to_pylist()
-    assert result.diagnostics["background"] > 0.9, "h is made of these features"
+    assert result.diagnostics["background"] > 0.9, "the features are columns of h"
 
 
 def test_cross_validation_needs_two_folds() -> None:
@@ -61,19 +61,19 @@ def test_cross_validation_needs_two_folds() -> None:
 
 
 def labels(clips: int, most: int, seed: int) -> list[list[str]]:
-    """One to `most` of the classes for each clip."""
+    """For each clip, one to `most` of the classes."""
     draw = np.random.default_rng(seed)
     return [list(draw.permutation(CLASSES)[: draw.integers(1, most + 1)]) for _ in range(clips)]
 
 
 def audioset() -> dict[str, str]:
-    """60 and 40 segments in two lists; the index has a class that no segment has."""
+    """60 and 40 segments in two lists; one class of the index occurs in no segment."""
     index = [f"{k},/m/{name},{name}" for k, name in enumerate((*CLASSES, "Silence"))]
     files = {"class_labels_indices.csv": "\n".join(["index,mid,display_name", *index])}
     for seed, (split, clips) in enumerate({"balanced_train": 60, "eval": 40}.items()):
         ids = [f"{split[:2]}{n:09d}" for n in range(clips)]
-        mids = [",".join(f"/m/{name}" for name in heard) for heard in labels(clips, 2, seed)]
-        rows = [f'{name}, 30.000, 40.000, "{heard}"' for name, heard in zip(ids, mids, strict=True)]
+        mids = [",".join(f"/m/{name}" for name in names) for names in labels(clips, 2, seed)]
+        rows = [f'{name}, 30.000, 40.000, "{mid}"' for name, mid in zip(ids, mids, strict=True)]
         files |= {f"{split}_segments.csv": "# YTID\n" + "\n".join(rows)} | {f"audio/{name}.wav": "" for name in ids}
     return files
 
@@ -82,7 +82,7 @@ def fsd50k() -> dict[str, str]:
     """60 development and 40 evaluation clips with one or two labels each."""
     files = {}
     for seed, (part, clips) in enumerate({"dev": 60, "eval": 40}.items()):
-        rows = [f'{n},"{",".join(heard)}",x,train' for n, heard in enumerate(labels(clips, 2, seed))]
+        rows = [f'{n},"{",".join(names)}",x,train' for n, names in enumerate(labels(clips, 2, seed))]
         files[f"FSD50K.ground_truth/{part}.csv"] = "\n".join(["fname,labels,mids,split", *rows])
         files |= {f"FSD50K.{part}_audio/{n}.wav": "" for n in range(clips)}
     return files
@@ -90,7 +90,7 @@ def fsd50k() -> dict[str, str]:
 
 def esc50() -> dict[str, str]:
     """100 clips in five folds."""
-    rows = [f"{n}.wav,{n % 5 + 1},{heard}" for n, (heard,) in enumerate(labels(100, 1, 0))]
+    rows = [f"{n}.wav,{n % 5 + 1},{name}" for n, (name,) in enumerate(labels(100, 1, 0))]
     return {"meta/esc50.csv": "\n".join(["filename,fold,category", *rows])} | {f"audio/{n}.wav": "" for n in range(100)}
 
 
@@ -98,9 +98,9 @@ def directory() -> dict[str, str]:
     """60 and 40 clips in folders named after split and class."""
     clips = [("train", 60), ("test", 40)]
     return {
-        f"{split}/{heard}/{n}.wav": ""
+        f"{split}/{name}/{n}.wav": ""
         for seed, (split, count) in enumerate(clips)
-        for n, (heard,) in enumerate(labels(count, 1, seed))
+        for n, (name,) in enumerate(labels(count, 1, seed))
     }
 
 
@@ -116,7 +116,7 @@ def directory() -> dict[str, str]:
 def test_public_data_is_evaluated(
     layout: Callable[[], dict[str, str]], train_splits: list[str], test_splits: list[str], tmp_path: Path
 ) -> None:
-    """From the files on the disk to metrics and the table of classes, with embeddings that know the labels."""
+    """From the files on disk to the metrics and the table of classes, with embeddings computed from the labels."""
     from sepscene.orchestration.evaluation.embed_manifest import Embeddings
     from sepscene.orchestration.evaluation.scoring import score_encoder
 
@@ -159,14 +159,14 @@ def test_public_data_is_evaluated(
     for metric, column in (("shallow_map", "shallow_ap"), ("linear_map", "linear_ap"), ("qbe_map", "qbe_ap")):
         of_class = [getattr(row, column) for row in result.classes if row.positives]
         assert result.metrics[metric].value == pytest.approx(np.mean(of_class))
-    unheard = [row for row in result.classes if not row.positives]
-    assert [row.name for row in unheard] == ["Silence"] * (layout is audioset)
-    assert all((row.shallow_ap, row.linear_ap, row.qbe_ap) == (None, None, None) for row in unheard)
+    without_positives = [row for row in result.classes if not row.positives]
+    assert [row.name for row in without_positives] == ["Silence"] * (layout is audioset)
+    assert all((row.shallow_ap, row.linear_ap, row.qbe_ap) == (None, None, None) for row in without_positives)
     assert ("left out, no positive test clip: Silence" in result.description) == (layout is audioset)
 
 
-def test_clips_without_a_label_are_no_negatives(tmp_path: Path) -> None:
-    """Four easy classes, and 40 clips of the same sounds without a label in either split: mAP stays 1."""
+def test_clips_without_a_label_do_not_count_as_negatives(tmp_path: Path) -> None:
+    """Four easy classes, and 40 unlabelled clips of the same sounds in each split: mAP stays 1."""
     from sepscene.orchestration.evaluation.embed_manifest import Embeddings
     from sepscene.orchestration.evaluation.scoring import score_encoder
 
@@ -190,8 +190,6 @@ def test_clips_without_a_label_are_no_negatives(tmp_path: Path) -> None:
         assert result.metrics[name].value == pytest.approx(1.0, abs=1e-12), name
     assert "left out, without a label: 40 of 60 test clips" in result.description
 
-    unlabelled = Embeddings(
-        h[:2], np.array([20, 21]), np.zeros((2, 3))
-    )  # nothing but clips without a label could be read
+    unlabelled = Embeddings(h[:2], np.array([20, 21]), np.zeros((2, 3)))  # only unlabelled clips could be read
     result = score_encoder("mix-chan", embedded[0], unlabelled, train, test, experiment, tmp_path)
     assert result.metrics == {} and "not evaluated, 0 of 2 test clips have a label" in result.description

@@ -1,5 +1,6 @@
-"""Scale mini: views from stored log-mels equal views from sound, the study can be cut, and nothing is ignored."""
+"""Scale mini: views from stored log-mels match those from sound, studies can be interrupted, no setting is ignored."""
 
+import errno
 from pathlib import Path
 from statistics import mean
 
@@ -21,10 +22,10 @@ from sepscene.models.separators.folder import load_separator, save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.data import LogMelStore, stores_of
+from sepscene.orchestration.mini.data import LogMelStore, prepare_stores
 from sepscene.orchestration.mini.study import _check_same_study, read_records, run_study
-from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, embed, refuse_what_is_ignored
-from sepscene.orchestration.mini.trial import of_perceptrons, run_trial, score
+from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, check_supported, embed
+from sepscene.orchestration.mini.trial import perceptron_maps, run_trial, score
 from sepscene.orchestration.presets import resolve, shipped_ladder
 from sepscene.orchestration.records.files import claimed
 from sepscene.orchestration.records.ledger import Ledger
@@ -46,7 +47,7 @@ CHANGES = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Scenes of 2 s with a second background, and an untrained separator."""
+    """The folder of scenes of 2 s with a second background, and the folder of an untrained separator."""
     folder = tmp_path_factory.mktemp("mini")
     config = PROFILES["recurring"].changed({"clip_seconds": 2.0})
     for split in ("train", "test"):
@@ -72,8 +73,8 @@ def stores(data: tuple[Path, str], ours: Experiment, root: Path) -> tuple[LogMel
     return store, manifest
 
 
-def test_views_from_the_store_are_those_of_the_cluster(data: tuple[Path, str], tmp_path: Path) -> None:
-    """Same draws, channels and places; the crop begins at the nearest frame, and values have 16 bits."""
+def test_views_from_the_store_match_those_of_the_cluster(data: tuple[Path, str], tmp_path: Path) -> None:
+    """Same draws, channels and positions; crops start at the nearest frame, and values are float16."""
     ours = experiment(data)
     store, manifest = stores(data, ours, tmp_path)
     crops = ViewCrops(ours, store, {"N": data[1]}, len(manifest))
@@ -89,7 +90,7 @@ def test_views_from_the_store_are_those_of_the_cluster(data: tuple[Path, str], t
         assert float((inner.mean(dim=(1, 2)) - other.mean(dim=(1, 2))).abs().max()) < 0.1
 
 
-def test_patches_of_one_level_come_from_the_same_store(data: tuple[Path, str], tmp_path: Path) -> None:
+def test_patches_with_equal_level_use_the_same_store(data: tuple[Path, str], tmp_path: Path) -> None:
     kept = experiment(data)
     store, manifest = stores(data, kept, tmp_path)
     ours = kept.changed({"front_end.level": "patch"})
@@ -101,16 +102,28 @@ def test_patches_of_one_level_come_from_the_same_store(data: tuple[Path, str], t
         assert float(mean_B.std() / mean_B.mean()) < 1e-3 < float(loud_B.std() / loud_B.mean())
 
 
-def test_a_stored_clip_is_its_log_mel(data: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_stored_clip_equals_its_log_mel(data: tuple[Path, str], tmp_path: Path) -> None:
     ours = experiment(data)
     store, manifest = stores(data, ours, tmp_path)
     wave_T = read_clip(manifest.clips["uri"][3].as_py(), ours.audio)
     expected = store.front_end(torch.from_numpy(wave_T)[None])[0].numpy()
-    np.testing.assert_allclose(store.mixtures()[3], expected, atol=5e-3)  # half precision of values below 5
+    np.testing.assert_allclose(store.mixtures()[3], expected, atol=5e-3)  # float16, values below 5
     assert np.abs(store.mixtures(1)[3].astype(np.float32) - expected).mean() > 0.05, "another background"
 
 
-def test_an_exchanged_background_is_heard_in_the_second_view_alone(data: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_disk_without_space_for_the_store_is_reported_before_it_is_filled(
+    data: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(SepsceneError, match=r"mixture-0\.npy cannot be created \(No space left on device\)"):
+        stores(data, experiment(data), tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_exchanged_background_changes_only_the_second_view(data: tuple[Path, str], tmp_path: Path) -> None:
     kept = experiment(data, "table2/mix-mix")
     exchanged = kept.changed({"views.background": "exchanged"})
     store, manifest = stores(data, kept, tmp_path)
@@ -133,7 +146,7 @@ def test_the_same_seed_gives_the_same_losses_and_an_exact_ledger(data: tuple[Pat
         "coincidence",
         "gradient_norm",
     }
-    assert max(runs[0].losses["gradient_norm"]) < ours.training.clip_gradient_norm, "the limit is a safeguard here"
+    assert max(runs[0].losses["gradient_norm"]) < ours.training.clip_gradient_norm, "no gradient is clipped here"
 
 
 def test_alpha_warms_up(data: tuple[Path, str]) -> None:
@@ -144,11 +157,11 @@ def test_alpha_warms_up(data: tuple[Path, str]) -> None:
 @pytest.mark.parametrize(
     "change", ["training.microbatch=4", "training.precision=bfloat16", "training.validation_every_steps=1"]
 )
-def test_what_cannot_be_honoured_is_refused(data: tuple[Path, str], change: str, tmp_path: Path) -> None:
+def test_unsupported_settings_are_refused(data: tuple[Path, str], change: str, tmp_path: Path) -> None:
     ours = experiment(data, "table4/N/simclr", change)
     with pytest.raises(SepsceneError, match=change.split("=")[0]):
-        refuse_what_is_ignored(ours)
-    with pytest.raises(SepsceneError, match=change.split("=")[0]):  # the benchmark's loop, before it does anything
+        check_supported(ours)
+    with pytest.raises(SepsceneError, match=change.split("=")[0]):  # the loop of the benchmark, before it starts
         trained(ours, read_manifest("scenes", str(data[0] / "scenes")), {}, None)  # type: ignore[arg-type]
 
 
@@ -156,21 +169,21 @@ def test_augmentations_of_log_mels_are_applied_and_those_of_waveforms_refused(
     data: tuple[Path, str], tmp_path: Path
 ) -> None:
     ours = experiment(data).changed({"augmentations.crop": {"use": "crop-resize", "probability": 0.5}})
-    refuse_what_is_ignored(ours)
+    check_supported(ours)
     store, manifest = stores(data, ours, tmp_path)
     trainer = MiniTrainer(ours, ViewCrops(ours, store, {"N": data[1]}, len(manifest)))
     first, second, draws = trainer.crops(np.arange(16))
     specaugment = Augmenter({"specaugment": ours.augmentations["specaugment"]})
     both = specaugment("log-mel", torch.stack((first, second), dim=1), draws)
-    by_hand = Augmenter({"crop": ours.augmentations["crop"]})("log-mel", both, draws)
-    assert torch.equal(torch.stack(trainer.logmels({"row": np.arange(16)}), dim=1), by_hand)
-    assert 0 < draws["crop_on"].sum() < 32 and not torch.equal(both, by_hand)
-    with pytest.raises(SepsceneError, match=r"augmentations gain work on waveforms: leave them out, or use scale"):
-        refuse_what_is_ignored(ours.changed({"augmentations.gain": {"use": "gain"}}))
+    expected = Augmenter({"crop": ours.augmentations["crop"]})("log-mel", both, draws)
+    assert torch.equal(torch.stack(trainer.logmels({"row": np.arange(16)}), dim=1), expected)
+    assert 0 < draws["crop_on"].sum() < 32 and not torch.equal(both, expected)
+    with pytest.raises(SepsceneError, match=r"augmentations gain work on waveforms: remove them, or use scale"):
+        check_supported(ours.changed({"augmentations.gain": {"use": "gain"}}))
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path) -> None:
+def test_an_interrupted_study_continues(data: tuple[Path, str], tmp_path: Path) -> None:
     rows = [experiment(data, row) for row in ("table2/mix-mix", "table4/N/simclr-cp")]
     run_study(rows[:1], 1, tmp_path, Console(quiet=True))
     assert (tmp_path / "report.md").exists() and {r.row for r in read_records(tmp_path)} == {
@@ -179,10 +192,10 @@ def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path
     }
     first = StudyFolder(tmp_path).trial("table2/mix-mix", 0)
     before = first.stat().st_mtime_ns
-    with claimed(StudyFolder(tmp_path).running("table4/N/simclr-cp", 0)) as alone:
-        assert alone
+    with claimed(StudyFolder(tmp_path).running("table4/N/simclr-cp", 0)) as acquired:
+        assert acquired
         run_study(rows, 1, tmp_path, Console(quiet=True))
-    assert len(read_records(tmp_path)) == 2, "it left alone what another process has"
+    assert len(read_records(tmp_path)) == 2, "a trial that another process has claimed is skipped"
     run_study(rows, 1, tmp_path, Console(quiet=True))
     assert first.stat().st_mtime_ns == before
     records = {record.row: record for record in read_records(tmp_path)}
@@ -209,11 +222,10 @@ def test_a_study_goes_on_where_it_was_cut(data: tuple[Path, str], tmp_path: Path
         ("augmentations.crop={use: crop-resize}", "augmentations"),
     ],
 )
-def test_a_study_takes_further_rows_and_no_other_settings(
+def test_a_study_accepts_further_rows_and_refuses_other_settings(
     data: tuple[Path, str], tmp_path: Path, change: str, part: str
 ) -> None:
-    """Rows without coincidence prediction say nothing of its settings, so these are noted with the first row that has
-    it; a folder held views of one distance under rows of another before."""
+    """The settings of coincidence prediction are recorded with the first row that has it."""
     for row in ("table2/mix-mix", "table4/N/simclr-cp", "table2/mix-mix", "table5/d1024"):
         _check_same_study([experiment(data, row)], tmp_path)
     with pytest.raises(SepsceneError, match=rf"other settings \({part};"):
@@ -222,15 +234,15 @@ def test_a_study_takes_further_rows_and_no_other_settings(
 
 def test_studies_of_one_storage_share_their_data(data: tuple[Path, str], tmp_path: Path) -> None:
     ours = experiment(data)
-    first = stores_of([ours], tmp_path, Console(quiet=True))
-    made = {path: path.stat().st_mtime_ns for path in StudyData.of(tmp_path).logmels.rglob("*.npy")}
-    again = stores_of([ours, experiment(data, "table2/mix-mix")], tmp_path, Console(quiet=True))
-    assert made and all(path.stat().st_mtime_ns == before for path, before in made.items())
+    first = prepare_stores([ours], tmp_path, Console(quiet=True))
+    before = {path: path.stat().st_mtime_ns for path in StudyData.of(tmp_path).logmels.rglob("*.npy")}
+    again = prepare_stores([ours, experiment(data, "table2/mix-mix")], tmp_path, Console(quiet=True))
+    assert before and all(path.stat().st_mtime_ns == changed for path, changed in before.items())
     assert [store.folder for store in first[:2]] == [store.folder for store in again[:2]]
 
 
-def test_the_ladder_that_ships_is_small_whole_and_separates() -> None:
-    """Its cards say that S2 takes held-out scenes apart by more than 5 dB; on a few new ones it is near that."""
+def test_the_shipped_ladder_is_small_and_complete_and_separates() -> None:
+    """Its cards state an improvement of more than 5 dB for S2 on held-out scenes; on a few new ones it comes close."""
     ladder = shipped_ladder()
     assert set(ladder) == {"N", "F", "S1", "S2"}
     size = sum(path.stat().st_size for folder in ladder.values() for path in Path(folder).iterdir())
@@ -251,11 +263,11 @@ def test_the_ladder_that_ships_is_small_whole_and_separates() -> None:
     assert abs(mean(gains["N"])) < 1 and min(map(mean, (gains["F"], gains["S1"], gains["S2"]))) > 3, gains
 
 
-def test_labels_count_as_in_the_ordinary_evaluation(data: tuple[Path, str], tmp_path: Path) -> None:
-    """Unlabelled clips, a class that was not trained on and one that all test clips have are left out, and named."""
+def test_labels_are_treated_as_in_the_usual_evaluation(data: tuple[Path, str], tmp_path: Path) -> None:
+    """Unlabelled clips, a class without training clips and a class of all test clips are left out and named."""
     ours = experiment(data)
     labels = {"train": ["a", "b", "a;all", "b;all", "", ""] * 4, "test": ["a;all", "b;all", "all;new", ""] * 4}
-    rows = [f"{split}{n}.wav,{said},{split}" for split, all_said in labels.items() for n, said in enumerate(all_said)]
+    rows = [f"{split}{n}.wav,{label},{split}" for split, of_split in labels.items() for n, label in enumerate(of_split)]
     (tmp_path / "manifest.csv").write_text("\n".join(["uri,labels,split", *rows]))
     manifest = read_manifest("table", str(tmp_path))
     train, test = manifest.select("train"), manifest.select("test")
@@ -264,7 +276,7 @@ def test_labels_count_as_in_the_ordinary_evaluation(data: tuple[Path, str], tmp_
         rng.normal(0, 1, (len(part), 6)) + part.targets() @ rng.normal(0, 1, (4, 6)) for part in (train, test)
     )
     scores = score(train_h, train, test_h, test, ours)
-    values, replicates_R = of_perceptrons(scores.predictions)
+    values, replicates_R = perceptron_maps(scores.predictions)
     expected = score_embeddings(train_h, train.targets(), test_h, test.targets(), test.classes, ours.evaluation.scoring)
     assert np.mean(values) == pytest.approx(expected.metrics["shallow_map"].value, rel=1e-12)
     assert len(values) == 5 and replicates_R.shape == (200,)
@@ -277,13 +289,13 @@ def test_labels_count_as_in_the_ordinary_evaluation(data: tuple[Path, str], tmp_
         score(train_h[:2], without.select("train"), test_h[:2], without.select("test"), ours)
 
 
-def test_the_settings_of_the_probes_count(
+def test_the_settings_of_the_probes_are_used(
     data: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sepscene.tasks.evaluation.probes.LINEAR_CLIPS", 8)  # so that the seed draws among 16
+    monkeypatch.setattr("sepscene.tasks.evaluation.probes.LINEAR_CLIPS", 8)  # fewer than 16, so that the seed matters
     plain = experiment(data, "table2/mix-mix")
     ours = plain.changed({"evaluation.scoring.neighbours": 3, "evaluation.scoring.seed": 4})
-    train, test, _ = stores_of([ours], tmp_path, Console(quiet=True))
+    train, test, _ = prepare_stores([ours], tmp_path, Console(quiet=True))
     trainer = MiniTrainer(ours, ViewCrops(ours, train, {}, len(train.manifest)))
     targets = (train.manifest.targets(), test.manifest.targets())
     by_settings = [

@@ -1,4 +1,4 @@
-"""What a reproduction will run is settled before Ray starts: rows stay the paper's, data sets have their splits."""
+"""A reproduction is planned before Ray starts: changes must not redefine rows, and data sets must have their splits."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +16,7 @@ from sepscene.orchestration.sweeps.reproduction_plan import planned_rows, row_ex
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"views.specaugment": False}, "views.specaugment"),
         ({"views.pair": "mix-mix"}, "views.pair"),
@@ -33,12 +33,12 @@ from sepscene.orchestration.sweeps.reproduction_plan import planned_rows, row_ex
         ({"training.epoch": 3}, "training.epoch: unknown field"),
     ],
 )
-def test_a_change_that_makes_a_row_another_one_is_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(SepsceneError, match=said):
+def test_changes_that_redefine_rows_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SepsceneError, match=message):
         row_experiments(["table4/S2/simclr"], "tiny", changes)
 
 
-def test_alpha_is_changed_only_where_coincidence_is_predicted() -> None:
+def test_alpha_is_changed_only_in_rows_with_coincidence_prediction() -> None:
     rows = [name for name in EXPERIMENTS if name != "demo"]
     before = {row.name: row.objective.alpha for row in row_experiments(rows, "tiny", {})}
     changes = {"objective.alpha": 0.5, "objective.alpha_warmup_steps": 3, "training.epochs": 7}
@@ -49,7 +49,7 @@ def test_alpha_is_changed_only_where_coincidence_is_predicted() -> None:
     }
 
 
-def test_rows_that_two_tables_share_are_run_once_and_unknown_ones_are_refused() -> None:
+def test_shared_rows_are_run_once_and_unknown_ones_are_refused() -> None:
     rows = planned_rows(["table2", "table4", "table5"], None)
     assert len(rows) == len(set(rows)) == 4 + 14 + len([name for name in rows if name.startswith("table5/")]) - 1
     assert "table2/mix-chan+specaug" in rows and "table4/S2/simclr" not in rows  # one experiment, two names
@@ -61,7 +61,7 @@ def test_rows_that_two_tables_share_are_run_once_and_unknown_ones_are_refused() 
         planned_rows(["table2"], ["table4/N/simclr"])
 
 
-def test_rows_beyond_the_paper_come_with_those_beside_them() -> None:
+def test_rows_beyond_the_paper_include_those_that_they_are_compared_with() -> None:
     rows = planned_rows(["beyond"], None)
     assert rows[0] == "table4/S2+N/simclr-cp" and len(rows) == 8
     both = planned_rows(["table4", "beyond"], None)
@@ -71,7 +71,7 @@ def test_rows_beyond_the_paper_come_with_those_beside_them() -> None:
 
 @pytest.fixture
 def esc50(tmp_path: Path) -> str:
-    """Folds 1 to 3 of a data set laid out as ESC-50."""
+    """A data set in the layout of ESC-50, with folds 1 to 3."""
     (tmp_path / "meta").mkdir()
     (tmp_path / "audio").mkdir()
     lines = ["filename,fold,category"]
@@ -84,33 +84,33 @@ def esc50(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_esc50_comes_with_its_folds_and_its_length(esc50: str) -> None:
-    usual = data_changes("esc50", esc50, {})
-    assert usual == {
+def test_esc50_has_defaults_for_its_folds_and_its_clip_length(esc50: str) -> None:
+    defaults = data_changes("esc50", esc50, {})
+    assert defaults == {
         "data.format": "esc50",
         "data.root": esc50,
         "audio.clip_seconds": 5.0,
         "data.train": ["1", "2", "3"],
         "data.test": ["folds"],
     }
-    (row,) = row_experiments(["table2/mix-mix"], "tiny", usual)
+    (row,) = row_experiments(["table2/mix-mix"], "tiny", defaults)
     check_splits(row.data)
-    fixed = data_changes("esc50", esc50, {"data.test": ["3"], "audio.clip_seconds": 4.0})
-    assert (fixed["data.train"], fixed["data.test"], fixed["audio.clip_seconds"]) == (["1", "2"], ["3"], 4.0)
+    changed = data_changes("esc50", esc50, {"data.test": ["3"], "audio.clip_seconds": 4.0})
+    assert (changed["data.train"], changed["data.test"], changed["audio.clip_seconds"]) == (["1", "2"], ["3"], 4.0)
 
 
-def test_a_split_without_clips_is_named_before_anything_starts(esc50: str) -> None:
+def test_a_split_without_clips_is_refused_before_anything_starts(esc50: str) -> None:
     for field, splits in (("data.train", ["1", "9"]), ("data.test", ["9"])):
         (row,) = row_experiments(["table2/mix-mix"], "tiny", data_changes("esc50", esc50, {field: splits}))
         with pytest.raises(SepsceneError, match=rf"{field}: no clip .* is in split 9; the data has 1, 2, 3"):
             check_splits(row.data)
-    check_splits(row_experiments(["table2/mix-mix"], "tiny", {})[0].data)  # scenes are still to be generated
+    check_splits(row_experiments(["table2/mix-mix"], "tiny", {})[0].data)  # scenes do not exist yet
 
 
 @pytest.mark.parametrize(
     ("format", "train", "test"), [("audioset", "balanced_train", "eval"), ("fsd50k", "val", "test")]
 )
-def test_other_public_sets_take_the_splits_that_are_there(
+def test_other_public_data_sets_use_their_existing_splits(
     format: str, train: str, test: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sepscene.orchestration.dataset_presets.splits_of", lambda format, root: (train, test))
@@ -118,7 +118,7 @@ def test_other_public_sets_take_the_splits_that_are_there(
     assert (changes["data.train"], changes["data.test"]) == ([train], [test])
 
 
-def test_the_command_refuses_empty_splits_before_ray_is_asked(esc50: str, tmp_path: Path) -> None:
+def test_the_command_refuses_empty_splits_before_ray_starts(esc50: str, tmp_path: Path) -> None:
     given = ["reproduce", "table2", "--data", f"esc50:{esc50}", "--storage", str(tmp_path / "runs")]
     result = CliRunner().invoke(app, [*given, "--set", 'data.test=["9"]'])
     with pytest.raises(SepsceneError, match=r"data\.test: no clip .* is in split 9"):
@@ -131,7 +131,7 @@ def test_the_command_refuses_empty_splits_before_ray_is_asked(esc50: str, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("failed", "code"), [({}, 0), ({"table2-mix-mix,seed=0": "ValueError"}, 3)])
-def test_the_command_ends_with_three_when_a_trial_has_failed(
+def test_the_command_exits_with_three_when_a_trial_has_failed(
     failed: dict[str, str], code: int, esc50: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run: list[Any] = []

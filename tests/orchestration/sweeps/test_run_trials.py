@@ -1,6 +1,6 @@
-"""Trials under Tune: what is over is not run again, what falls behind is stopped, what is spent ends the sweep.
+"""Trials with Tune: finished trials are not run again, worse ones are stopped, a spent budget ends the sweep.
 
-The work of a trial is a script here, which writes validation metrics as training does; all around it is real.
+Instead of training, a trial runs `scripted`, which writes validation metrics as training does. Everything else is real.
 """
 
 import json
@@ -31,18 +31,18 @@ from sepscene.orchestration.sweeps.run_trials import run_trials
 from sepscene.orchestration.sweeps.schedulers import tuning_of
 from sepscene.orchestration.sweeps.trial import note_steps
 from sepscene.orchestration.sweeps.trial_plan import Trial, plan_trials
-from sepscene.orchestration.sweeps.trial_status import Outcome, Pace, standing
+from sepscene.orchestration.sweeps.trial_status import Outcome, Pace, progress_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
 
 CLIPS, STEPS = 32, 8  # nano's global batch of 16 and 4 epochs
 CHEAP = {"resources.validation_cpus": 0.1, "resources.trainers": 1}
 STEP_SECONDS = 1.0
-"""Long enough for Tune to stop a trial before its next steps, also on a busy machine."""
+"""Long enough for Tune to stop a trial before its next steps, even on a busy machine."""
 
 
 def scripted(run_dir: Path, experiment: Experiment, uri: str, tags: dict[str, str]) -> RunResults:
-    """In the place of training: 8 steps whose validation grows with the temperature; its process dies at alpha 9."""
+    """Instead of training: 8 steps with a metric proportional to the temperature; with alpha 9 its process exits."""
     stage = run_dir / "checkpoints" / "pretrain-mix-chan"
     newest = newest_sound(stage)
     first = read_ledger(newest).rows if newest else 0
@@ -85,7 +85,7 @@ def run(nano: Experiment, tmp_path: Path) -> Any:
 
 
 def starts(folder: Path) -> dict[str, list[str]]:
-    """Trial -> the steps it has started at."""
+    """Trial -> the steps at which it was started."""
     found = {}
     for path in sorted(folder.glob("trials/*/metrics.jsonl")):
         events = [json.loads(line).get("event", "") for line in path.read_text().splitlines()]
@@ -93,25 +93,25 @@ def starts(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def test_a_failed_trial_stops_no_other_and_going_on_repeats_nothing(run: Any, tmp_path: Path) -> None:
+def test_a_failed_trial_stops_no_other_and_continuing_repeats_nothing(run: Any, tmp_path: Path) -> None:
     over = {"alpha": [1, 9], "temperature": [0.1]}
     first = run(0.01, over=over)
     assert [status for status, _ in first.values()] == ["finished", "failed"]
     died = tmp_path / "sweep" / "trials" / "t001-s0"
-    assert "process of its driver died" in (died / "failure").read_text()
+    assert "its driver process died" in (died / "failure").read_text()
     tags = json.loads((died / "tags.json").read_text())
     assert tags["sweep.objective.alpha"] == "9.0" and tags["status"] == "running"
     shown = sorted(path.name for path in (tmp_path / "sweep" / "tune").glob("*/*") if path.is_dir())
-    assert shown == ["t000-s0", "t001-s0"]  # and not all of their settings
+    assert shown == ["t000-s0", "t001-s0"]  # without their settings
     again = run(0.01, over=over)
     assert [status for status, _ in again.values()] == ["finished", "finished"]
     assert starts(tmp_path / "sweep") == {
-        "t000-s0": ["0"],  # once and for all
+        "t000-s0": ["0"],  # not started again
         "t001-s0": ["0", "4"],  # from its own newest checkpoint
     }
 
 
-def test_asha_stops_what_falls_behind_and_remembers_it_from_the_folders(run: Any, tmp_path: Path) -> None:
+def test_asha_stops_worse_trials_and_is_restored_from_the_folders(run: Any, tmp_path: Path) -> None:
     fields = {
         "over": {"temperature": [0.5, 0.4, 0.3, 0.2]},
         "scheduler": "asha",
@@ -126,11 +126,11 @@ def test_asha_stops_what_falls_behind_and_remembers_it_from_the_folders(run: Any
     before = starts(tmp_path / "sweep")
     fields["over"] = {"temperature": [0.5, 0.4, 0.3, 0.2, 0.1]}
     again = run(STEP_SECONDS, **fields)
-    assert again["t004-s0"][0] == "stopped early"  # against metrics of the first command
+    assert again["t004-s0"][0] == "stopped early"  # compared with trials of the first command
     assert starts(tmp_path / "sweep") == {**before, "t004-s0": ["0"]}
 
 
-def test_a_spent_budget_leaves_trials_unfinished_and_they_go_on(run: Any, tmp_path: Path) -> None:
+def test_a_spent_budget_leaves_trials_unfinished_and_they_can_continue(run: Any, tmp_path: Path) -> None:
     over = {"temperature": [0.1, 0.2]}
     first = run(4.0, over=over, budget={"hours": 15 / 3600})
     assert {status for status, _ in first.values()} == {"unfinished"}
@@ -138,7 +138,7 @@ def test_a_spent_budget_leaves_trials_unfinished_and_they_go_on(run: Any, tmp_pa
 
 
 @pytest.mark.faults_long
-def test_optuna_goes_on_from_what_the_folder_holds(run: Any, tmp_path: Path) -> None:
+def test_optuna_continues_from_the_trials_in_the_folder(run: Any, tmp_path: Path) -> None:
     fields = {"over": {"temperature": "loguniform(0.01,1)", "combination": ["S2", "S2+N"]}, "search": "optuna"}
     first = run(0.01, **fields, budget={"trials": 2})
     assert [status for status, _ in first.values()] == ["finished"] * 2
@@ -148,12 +148,12 @@ def test_optuna_goes_on_from_what_the_folder_holds(run: Any, tmp_path: Path) -> 
     assert all(steps == ["0"] for steps in starts(tmp_path / "sweep").values())
 
 
-def test_a_log_says_how_far_the_trials_are() -> None:
+def test_the_progress_is_shown_in_one_line() -> None:
     trial = Trial("a", None, {}, 0)
-    assert standing([Outcome(trial, "unfinished", None, "")] * 2) == "none of 2 trials has ended"
+    assert progress_line([Outcome(trial, "unfinished", None, "")] * 2) == "none of 2 trials has ended"
     found = [Outcome(trial, status, None, "") for status in ("finished", "failed", "finished", "unfinished")]
-    assert standing(found) == "3 of 4 trials have ended: 2 finished, 1 failed"
+    assert progress_line(found) == "3 of 4 trials have ended: 2 finished, 1 failed"
     pace = Pace(found[:1] + found[3:] * 3)
     pace.begun -= 600
-    assert pace.left(found[:1] + found[3:] * 3) == ""  # none since the command began
-    assert pace.left(found) == ", about 5 min left"  # two in ten minutes, one to go
+    assert pace.time_left(found[:1] + found[3:] * 3) == ""  # none since the command started
+    assert pace.time_left(found) == ", about 5 min left"  # two in ten minutes, one left

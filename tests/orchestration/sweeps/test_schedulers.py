@@ -1,4 +1,4 @@
-"""What chooses settings and what ends a sweep, without a cluster."""
+"""The searcher and the stopper of a sweep, without a cluster."""
 
 import json
 import os
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow  # imports Ray
 
 
 def tried(folder: Path, name: str, chosen: dict[str, Any], metric: float | None = None, over: bool = False) -> None:
-    """A trial of Optuna's as its folder tells it."""
+    """Write the folder of a trial that Optuna chose."""
     run_dir = folder / "trials" / name
     run_dir.mkdir(parents=True)
     facts = TrialFacts(name=name, settings={}, seed=0, chosen=chosen, gpus=0.0, metric=metric)
@@ -25,7 +25,7 @@ def tried(folder: Path, name: str, chosen: dict[str, Any], metric: float | None 
 
 
 def searcher(folder: Path, over: dict[str, str], trials: int = 40) -> Any:
-    """Optuna's part of a sweep that goes on in this folder, and how many trials it may suggest."""
+    """The Optuna searcher of a sweep that is continued in this folder, and how many trials it may suggest."""
     from sepscene.orchestration.sweeps.schedulers import tuning_of
 
     fields = {"search": "optuna", "budget": {"trials": trials}, "changes": {"training.validation_every_steps": 60}}
@@ -35,7 +35,7 @@ def searcher(folder: Path, over: dict[str, str], trials: int = 40) -> Any:
     return tuning.searcher, tuning.samples
 
 
-def test_optuna_goes_on_with_unfinished_trials_under_their_names(tmp_path: Path) -> None:
+def test_optuna_continues_unfinished_trials_with_their_names(tmp_path: Path) -> None:
     over = {"temperature": "loguniform(0.01,1)", "combination": "S2,S2+N", "training.epochs": "randint(2,5)"}
     setting = {"objective.temperature": 0.1, "views.combination": ["S2", "N"], "training.epochs": 3}
     tried(tmp_path, "t000-s0", setting, metric=0.3, over=True)
@@ -50,7 +50,7 @@ def test_optuna_goes_on_with_unfinished_trials_under_their_names(tmp_path: Path)
     assert second["settings"]["views.combination"] in (["S2"], ["S2", "N"])
 
 
-def test_optuna_learns_from_what_the_folder_holds(tmp_path: Path) -> None:
+def test_optuna_learns_from_the_trials_in_the_folder(tmp_path: Path) -> None:
     for n in range(40):  # the metric is best at a temperature of 0.1
         temperature = 10 ** (-2 + n / 20)
         tried(tmp_path, f"t{n:03d}-s0", {"objective.temperature": temperature}, -abs(n / 20 - 1), over=True)
@@ -60,7 +60,7 @@ def test_optuna_learns_from_what_the_folder_holds(tmp_path: Path) -> None:
     assert near >= 12, f"a third of the decades, but {near} of 20 suggestions"
 
 
-def test_gpu_hours_are_the_time_that_trials_held_their_gpus_over_all_commands(tmp_path: Path) -> None:
+def test_gpu_hours_include_all_trials_of_all_commands(tmp_path: Path) -> None:
     from sepscene.orchestration.sweeps.schedulers import SpentBudget
 
     config = make_sweep(
@@ -78,29 +78,29 @@ def test_gpu_hours_are_the_time_that_trials_held_their_gpus_over_all_commands(tm
         (mark.parents[1] / "trial.json").write_text(facts.model_dump_json())
     spending = SpentBudget(config, tmp_path, time.monotonic())
     assert spending.gpu_hours() == pytest.approx(2 * 0.75 + 0.5 * 1.0, abs=1e-6)
-    spending.looked = -100.0
+    spending.checked = -100.0
     assert spending.stop_all()
     spending = SpentBudget(config, tmp_path, time.monotonic())
     os.utime(mark, ns=(end - round(0.3 * 3600e9),) * 2)
-    spending.looked = -100.0
+    spending.checked = -100.0
     assert not spending.stop_all()
     os.utime(mark, ns=(end, end))
-    spending.looked = -100.0
+    spending.checked = -100.0
     assert spending.stop_all() and spending.stop_all()
 
 
-def test_what_tune_pickles_may_hold_a_terminal(tmp_path: Path) -> None:
+def test_the_callback_can_be_pickled_although_it_uses_a_terminal(tmp_path: Path) -> None:
     import ray.cloudpickle
     from rich.console import Console
 
-    from sepscene.orchestration.sweeps.run_trials import TrialEnds
+    from sepscene.orchestration.sweeps.run_trials import TrialEndCallback
 
     console = Console()
-    copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(TrialEnds(tmp_path, lambda: console.print("ended"))))
+    copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(TrialEndCallback(tmp_path, lambda: console.print("ended"))))
     assert copy.folder == tmp_path
 
 
-def test_wall_time_counts_from_the_beginning_of_the_command(tmp_path: Path) -> None:
+def test_wall_time_counts_from_the_start_of_the_command(tmp_path: Path) -> None:
     from sepscene.orchestration.sweeps.schedulers import SpentBudget
 
     config = make_sweep(experiment="demo", over={"alpha": "0,1"}, budget={"hours": 1.0})
@@ -108,17 +108,17 @@ def test_wall_time_counts_from_the_beginning_of_the_command(tmp_path: Path) -> N
     assert not SpentBudget(config, tmp_path, time.monotonic() - 3500).stop_all()
 
 
-def test_optuna_suggests_no_setting_twice_and_ends_with_a_space_of_lists(tmp_path: Path) -> None:
+def test_optuna_suggests_no_setting_twice_and_ends_when_all_are_suggested(tmp_path: Path) -> None:
     from ray.tune.search import Searcher
 
     tried(tmp_path, "t000-s0", {"views.combination": ["S2"], "objective.alpha": 0.0}, metric=0.3, over=True)
     optuna, samples = searcher(tmp_path, {"combination": "S2,N,S2+N", "alpha": "0,1"})
-    assert samples == 5  # of six settings one is known
+    assert samples == 5  # one of the six settings is known
     suggested = []
     for n in range(5):
         suggested.append(optuna.suggest(str(n))["trial"])
         result = {"validation_knn_map": 0.1, "training_iteration": 1}
-        if n % 2:  # some still run when the next is suggested
+        if n % 2:  # the others are still running when the next setting is suggested
             optuna.on_trial_result(str(n), result)
             optuna.on_trial_complete(str(n), result)
     assert [trial["name"] for trial in suggested] == [f"t{n:03d}-s0" for n in range(1, 6)]

@@ -1,4 +1,4 @@
-"""A sweep is refused before anything starts, or planned in full: every value is one that the configuration takes."""
+"""A sweep is refused before anything starts, or planned completely with values that the configuration accepts."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def test_a_grid_is_every_combination_with_every_seed_and_typed_values() -> None:
     assert last.name == "t007-s1"
     assert last.settings == {
         "views.combination": ("S2", "N"),
-        "objective.temperature": 0.2,  # YAML reads 2e-1 as text; the configuration as a number
+        "objective.temperature": 0.2,  # YAML reads 2e-1 as text, the configuration converts it to a number
         "objective.alpha": 1.0,
     }
     assert last.experiment is not None
@@ -42,7 +42,7 @@ def test_a_grid_is_every_combination_with_every_seed_and_typed_values() -> None:
         ("demo", "specaugment.time_mask_frames", [0, 3]),
     ],
 )
-def test_short_forms_are_swept(experiment: str, field: str, values: list[Any]) -> None:
+def test_short_forms_can_be_swept(experiment: str, field: str, values: list[Any]) -> None:
     trials = planned(experiment=experiment, over={field: values})
     assert [trial.settings[field] for trial in trials] == values
     assert len({trial.experiment.digest() for trial in trials if trial.experiment}) == 2
@@ -53,7 +53,7 @@ RANDOM = {"search": "random", "budget": {"trials": 3}}
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"over": {"temprature": "1"}}, r"temprature: unknown field \(did you mean objective\.temperature\?\)"),
         ({"over": {"objective.tau": "1"}}, r"objective\.tau: unknown field"),
@@ -91,19 +91,19 @@ RANDOM = {"search": "random", "budget": {"trials": 3}}
         ({"over": {"temperature": ".inf,0.1"}}, "finite number"),
         ({"over": {"alpha": ".nan"}}, "finite number"),
         ({"over": {"temperature": "loguniform(0.1,2e999)"}, **RANDOM}, "upper bound"),
-        ({"over": {"evaluation.scoring.seed": "0,1"}}, "measured in different ways"),
+        ({"over": {"evaluation.scoring.seed": "0,1"}}, "metrics of different evaluation settings"),
         (
             {"over": {"alpha": "0"}, "changes": {"training.epoch": 3}},
             r"training\.epoch: unknown field \(did you mean epochs",
         ),
     ],
 )
-def test_what_cannot_be_swept_is_refused_with_its_name(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(SepsceneError, match=said):
+def test_invalid_sweeps_are_refused_with_the_name_of_the_field(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SepsceneError, match=message):
         planned(**fields)
 
 
-def test_random_settings_repeat_lie_in_their_ranges_and_differ() -> None:
+def test_random_settings_are_reproducible_within_their_ranges_and_distinct() -> None:
     space: Space = {
         "objective.temperature": parse_values("objective.temperature", "loguniform(0.05, 0.5)"),
         "training.epochs": parse_values("training.epochs", "randint(2,5)"),
@@ -118,7 +118,7 @@ def test_random_settings_repeat_lie_in_their_ranges_and_differ() -> None:
     assert len(draw_settings({"views.pair": ["mix-mix", "mix-chan"]}, 5, seed=0)) == 2
 
 
-def test_a_file_and_the_command_line_make_the_same_sweep(tmp_path: Path) -> None:
+def test_a_file_and_the_command_line_give_the_same_sweep(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     tree = {
         "experiment": "demo",
@@ -136,19 +136,19 @@ def test_a_file_and_the_command_line_make_the_same_sweep(tmp_path: Path) -> None
         load_sweep(path)
 
 
-def test_a_sweep_is_found_again_by_its_arguments_and_a_folder_keeps_to_its_own(tmp_path: Path) -> None:
+def test_a_sweep_is_found_by_its_arguments_and_a_folder_accepts_no_other(tmp_path: Path) -> None:
     first = make_sweep(experiment="demo", over={"alpha": "0,1"}, budget={"hours": 1})
     first.save(tmp_path / "one")
     more = make_sweep(experiment="demo", over={"alpha": "0,1"}, budget={"hours": 2}, seeds=3)
     assert find_sweep(tmp_path, more) == tmp_path / "one"
-    more.save(tmp_path / "one")  # a larger budget and more seeds go on with the same sweep
+    more.save(tmp_path / "one")  # with a larger budget and more seeds, it is the same sweep
     (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "sweep.yaml").write_text("experiment: demo\nov")  # somebody else's, and the newest
+    (tmp_path / "torn" / "sweep.yaml").write_text("experiment: demo\nov")  # another sweep, the newest
     assert find_sweep(tmp_path, more) == tmp_path / "one"
     other = make_sweep(experiment="demo", over={"alpha": "0,2"})
-    with pytest.raises(SepsceneError, match="holds no sweep with these arguments"):
+    with pytest.raises(SepsceneError, match="contains no sweep with these arguments"):
         find_sweep(tmp_path, other)
-    with pytest.raises(SepsceneError, match="holds another sweep"):
+    with pytest.raises(SepsceneError, match="contains another sweep"):
         other.save(tmp_path / "one")
 
 
@@ -157,7 +157,14 @@ def test_optuna_plans_nothing_in_advance() -> None:
     assert planned(**fields, changes=VALIDATES) == []
 
 
-def test_the_file_says_everything_about_itself() -> None:
+def test_a_schedule_that_is_not_a_mapping_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("experiment: demo\nover: {alpha: [0, 1]}\nschedule: 5\n")
+    with pytest.raises(SepsceneError, match=r"bad sweep in .*mine\.yaml:\n.*schedule"):
+        load_sweep(path)
+
+
+def test_every_field_of_a_sweep_has_a_description() -> None:
     for name, field in SweepConfig.model_fields.items():
         assert field.description or name in ("scale", "budget", "schedule"), name
 
@@ -171,12 +178,12 @@ def test_probabilities_and_curricula_can_be_swept() -> None:
     assert trial.name == "t000-s0"
 
 
-def test_a_file_is_a_whole_sweep_but_for_what_it_may_spend(tmp_path: Path) -> None:
+def test_a_file_gives_the_whole_sweep_and_the_command_line_can_change_the_budget(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("experiment: demo\nover: {alpha: [0, 1]}\nbudget: {hours: 1}\n")
     assert is_sweep(str(path)) and not is_sweep("demo")
-    usual = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
-    more = _from_file(path, [], None, usual, {"hours": 5.0, "trials": None, "gpu_hours": None})
-    assert more.budget.hours == 5.0 and more.same_as() == load_sweep(path).same_as()
+    defaults = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
+    more = _from_file(path, [], None, defaults, {"hours": 5.0, "trials": None, "gpu_hours": None})
+    assert more.budget.hours == 5.0 and more.identity() == load_sweep(path).identity()
     with pytest.raises(SepsceneError, match="put --search, --over into the file"):
-        _from_file(path, ["alpha=1"], None, {**usual, "search": "random"}, {})
+        _from_file(path, ["alpha=1"], None, {**defaults, "search": "random"}, {})

@@ -1,4 +1,4 @@
-"""What trials leave in their folders, and what is made of it: without Ray's processes, and without training."""
+"""The folders of trials and how they are read, without Ray processes and without training."""
 
 import io
 import json
@@ -25,7 +25,7 @@ RESULTS = RunResults(
 )
 
 
-def test_runs_of_trials_that_did_not_end_themselves_are_closed_in_mlflow(tmp_path: Path) -> None:
+def test_the_mlflow_runs_of_unfinished_trials_are_closed(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     from sepscene.orchestration.records.mlflow_mirror import Tracker
@@ -64,16 +64,18 @@ def test_runs_of_trials_that_did_not_end_themselves_are_closed_in_mlflow(tmp_pat
     assert tags["waits"] == ("unfinished", "") and tags["done"][1] is None
 
 
-def test_the_live_table_says_which_trials_run_and_which_wait(tmp_path: Path) -> None:
+def test_the_live_table_shows_which_trials_run_and_which_wait(tmp_path: Path) -> None:
     from sepscene.orchestration.sweeps.trial_status import Pace, outcomes, trial_table
 
     step = json.dumps({"stage": "pretrain-mix-chan", "step": 3, "rows": 192, "loss": 4.1})
+    damaged = json.dumps({"stage": "pretrain-mix-chan", "seconds": 1.0, "step": 3, "loss": "x"})
     validated = json.dumps({"stage": "pretrain-mix-chan", "step": 3, "validation_knn_map": 0.31})
     trials = []
     for name, lines in (
         ("now", [step]),
         ("earlier", [step]),
         ("new", []),
+        ("damaged", [damaged]),
         ("failed", [step]),
         ("done", [step, validated]),
     ):
@@ -94,13 +96,14 @@ def test_the_live_table_says_which_trials_run_and_which_wait(tmp_path: Path) -> 
         ("now", "τ 0.25", "running", "192", "4.100", "", ""),
         ("earlier", "τ 0.25", "waiting", "192", "4.100", "", ""),
         ("new", "τ 0.25", "waiting", "", "", "", ""),
+        ("damaged", "τ 0.25", "waiting", "", "", "", ""),
         ("failed", "τ 0.25", "failed", "192", "4.100", "", ""),
         ("done", "τ 0.25", "finished", "192", "4.100", "0.310", "0.312"),
     ]
     Console(quiet=True).print(table)
 
 
-def test_trials_are_made_narrow_where_more_fit_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_use_fewer_resources_when_more_then_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     from sepscene.clusters.pools import Node
     from sepscene.orchestration.presets import SCALES
     from sepscene.orchestration.runtime.concurrency import fitting_trials
@@ -124,7 +127,7 @@ def test_trials_are_made_narrow_where_more_fit_so(monkeypatch: pytest.MonkeyPatc
         ("reproduce table2 --id mine", "reproduce table2 --id mine"),
     ],
 )
-def test_a_sweep_that_ends_badly_says_how_to_continue_it(
+def test_an_interrupted_sweep_prints_how_to_continue_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, again: str
 ) -> None:
     from sepscene.orchestration.sweeps.run_trials import parent_run

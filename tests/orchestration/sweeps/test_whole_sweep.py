@@ -1,4 +1,4 @@
-"""One whole sweep by the command line, its driver killed in the middle: what goes on, and what is not done again."""
+"""A whole sweep from the command line whose driver is killed: it continues, and repeats nothing."""
 
 import signal
 import subprocess
@@ -21,14 +21,14 @@ SECONDS = 420
 
 
 def start_sweep(storage: Path, *further: str) -> subprocess.Popen[bytes]:
-    """Mix-mix and mix-chan, which ask for different things, two seeds of each."""
+    """Start a sweep of mix-mix and mix-chan, which need different processors, with two seeds each."""
     command = [sys.executable, "-m", "sepscene", "sweep", str(storage / "nano.yaml")]
     command += ["--over", "views.pair=mix-mix,mix-chan", "--seeds", "2", "--storage", str(storage), *further]
     return start(command, storage / "log", RAY_worker_niceness="0")
 
 
 def wait_for(condition: Any, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until it holds; never longer than SECONDS, and no longer than the process lives."""
+    """Wait until the condition holds; fails after SECONDS, or when the process ends."""
     deadline = time.monotonic() + SECONDS
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
@@ -37,7 +37,7 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes], log: Path) -> Non
 
 @pytest.fixture(scope="module")
 def storage(nano: Experiment, scenes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the experiment that is swept."""
+    """A folder with the YAML file of the experiment that is swept."""
     folder = tmp_path_factory.mktemp("sweep")
     data = nano.data.changed({"root": str(scenes_dir)})
     two_at_once = {f"resources.{process}_cpus": 0.1 for process in ("trainer", "separation", "reader")}
@@ -46,7 +46,7 @@ def storage(nano: Experiment, scenes_dir: Path, tmp_path_factory: pytest.TempPat
     return folder
 
 
-def test_a_sweep_goes_on_after_its_driver_was_killed_and_repeats_nothing(
+def test_a_sweep_continues_after_its_driver_was_killed_and_repeats_nothing(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -59,11 +59,11 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_repeats_nothing(
         process.wait(30)
     done = {path: path.stat().st_mtime_ns for path in sweep.glob("trials/*/finished")}
     assert done and len(done) < 4
-    made = [path.stat().st_mtime_ns for path in sorted((sweep / "shared").rglob("model.safetensors"))]
+    weights = [path.stat().st_mtime_ns for path in sorted((sweep / "shared").rglob("model.safetensors"))]
 
     finish(start_sweep(storage, "--resume"), log, SECONDS)
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert made == [path.stat().st_mtime_ns for path in sorted((sweep / "shared").rglob("model.safetensors"))]
+    assert weights == [path.stat().st_mtime_ns for path in sorted((sweep / "shared").rglob("model.safetensors"))]
     results = SweepResults.load(sweep)
     assert [trial.status for trial in results.trials] == ["finished"] * 4
     ledgers = [RunResults.load(sweep / trial.run_dir).ledger for trial in results.trials]
@@ -81,7 +81,7 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_repeats_nothing(
     (experiment,) = [one for one in client.search_experiments() if one.name == "sepscene"]
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id], max_results=1000)}
     logged = {one.path for one in client.list_artifacts(runs["shared"].info.run_id)}
-    assert {"listen.html", "listen"} <= logged, "the ladder's page and its sounds"
+    assert {"listen.html", "listen"} <= logged, "the listening page of the ladder and its sounds"
     parent = runs["whole"]
     for trial in results.trials:
         child = runs[Path(trial.run_dir).name]
