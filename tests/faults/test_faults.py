@@ -14,7 +14,7 @@ from ray.util import placement_group_table
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import is_sound, newest_sound, read_checkpoint, read_ledger
+from sepscene.orchestration.records.checkpoints import is_intact, newest_sound, read_checkpoint, read_ledger
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.runtime import watchdog
 from sepscene.orchestration.runtime.ray_compat import configure_data
@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     newest = run(short, train_clips, ladder, tmp_path)
     final = read_checkpoint(newest)
     damage(newest)
-    assert not is_sound(newest)
+    assert not is_intact(newest)
     before = newest_sound(newest.parent)
     assert before is not None and before != newest
     again = run(short, train_clips, ladder, tmp_path)
