@@ -1,9 +1,9 @@
 """System metrics of a run's machines: CPU, memory, disk, network and GPUs, sampled in a thread of the driver.
 
 The samples are written to RUN/system.jsonl, which is mirrored to MLflow like the step metrics (see
-`records.mlflow_mirror`), so nothing is lost while its server is unavailable. Names and sensors are those of MLflow: they
-appear in the tab "System metrics" of its UI. The driver's machine is sampled in this process, every other node by an
-actor that reserves no CPU.
+`records.mlflow_mirror`), so nothing is lost while its server is unavailable. Names and sensors are those of MLflow, so
+they appear in the tab "System metrics" of its UI. The driver's machine is sampled in this process, every other node by
+an actor that reserves no CPU.
 """
 
 import contextlib

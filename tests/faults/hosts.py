@@ -173,7 +173,7 @@ def _refusal(jobs: Any, refused: type[Exception]) -> str:
     try:
         jobs.connect(JOB_SERVER)
     except refused as error:
-        return "" if "no job server answers" in str(error) else str(error)
+        return "" if "no job server responds" in str(error) else str(error)
     return "accepted"
 
 

@@ -233,7 +233,7 @@ def test_a_stopped_process_is_named_and_restarted(
     victim: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, seconds in (("EVERY_SECONDS", 1.0), ("SILENT_SECONDS", 3.0), ("RESTART_SECONDS", 8.0)):
+    for name, seconds in (("CHECK_SECONDS", 1.0), ("REPORT_SECONDS", 3.0), ("RESTART_SECONDS", 8.0)):
         monkeypatch.setattr(watchdog, name, seconds)
     injection = after(10, tmp_path, kill(victim, signal.SIGSTOP))
     run(experiment, train_clips, ladder, tmp_path)

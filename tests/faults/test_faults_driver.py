@@ -160,4 +160,4 @@ def end_by(number: signal.Signals, step: int, command: list[str], run_dir: Path,
             if orphan.is_running():
                 orphan.kill()
     if number != signal.SIGKILL:
-        assert "the checkpoint is saved; go on with --resume" in log.read_text()[said_before:]
+        assert "the checkpoint is saved; continue with --resume" in log.read_text()[said_before:]
