@@ -33,8 +33,8 @@ def default_tracking_uri(storage: Path) -> str:
     """MLFLOW_TRACKING_URI, or a SQLite store in the folder.
 
     Raises:
-        SepsceneError: if the address contains a secret, which would be written to the run's folder and its log; or if
-            MLflow no longer writes to addresses of its kind.
+        SepsceneError: if the address is invalid; if it contains a secret, which would be written to the run's folder
+            and its log; or if MLflow no longer writes to addresses of its kind.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     return checked_uri(uri) if uri else _sqlite_in(storage)
@@ -84,9 +84,14 @@ def checked_uri(uri: str) -> str:
     """The validated address; the path of a SQLite file becomes absolute, as workers have another working directory.
 
     Raises:
-        SepsceneError: if it contains a secret, or if MLflow no longer writes to addresses of its kind.
+        SepsceneError: if it is invalid or contains a secret, or if MLflow no longer writes to addresses of its kind.
     """
-    parts = urlsplit(uri)
+    try:
+        scheme = urlsplit(uri).scheme
+    except ValueError as error:  # not shown, as it can contain a secret
+        raise SepsceneError(
+            f"MLFLOW_TRACKING_URI is not a valid address ({error}): set it to e.g. https://HOST:5000"
+        ) from None
     if secret_in(uri, (*SECRET_KEYS, "key")):
         raise SepsceneError(
             "MLFLOW_TRACKING_URI contains a password or token, which would be written to files: remove it from the "
@@ -95,7 +100,7 @@ def checked_uri(uri: str) -> str:
         )
     if uri.startswith(SQLITE):
         return _sqlite_at(sqlite_path(uri))
-    if parts.scheme in ("", "file"):
+    if scheme in ("", "file"):
         raise SepsceneError(
             f"MLFLOW_TRACKING_URI={uri} is a folder, and MLflow no longer writes to folders: "
             f"use a SQLite file, e.g. sqlite:///{Path.cwd() / STORE_FILE}, or a server"
@@ -188,7 +193,10 @@ def _check_artifacts(uri: str, store: sqlite3.Connection) -> None:
 
 
 def _is_inside(address: str, folder: Path) -> bool:
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # invalid, e.g. "//["
+        return False
     if parts.scheme in ("models", "runs", "mlflow-artifacts"):  # references within the same store
         return True
     if parts.scheme not in ("", "file") or parts.netloc:

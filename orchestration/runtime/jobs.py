@@ -16,7 +16,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -182,10 +182,11 @@ def _environment(submission: Submission) -> dict[str, str]:
 
 
 def _has_password(value: str) -> bool:
-    """Whether a value is a URL with a password."""
-    with suppress(ValueError):  # not a URL
+    """Whether a value is a URL with a password; also True for an invalid URL that may contain one."""
+    try:
         return bool(urlsplit(value).password)
-    return False
+    except ValueError:
+        return "@" in value
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from sepscene.models.config import SepsceneError
-from sepscene.orchestration.records.mlflow_address import default_tracking_uri, tracking_uri_of
+from sepscene.orchestration.records.mlflow_address import check_local_store, default_tracking_uri, tracking_uri_of
 from sepscene.orchestration.records.mlflow_mirror import Tracker, closing, sync
 from sepscene.orchestration.records.mlflow_ui import tracking_store
 from tests.orchestration.records.test_mlflow_mirror import check_the_run, track_a_run
@@ -105,6 +105,13 @@ def test_a_server_that_only_the_folder_names_is_not_used(tmp_path: Path, uri: st
         tracking_uri_of(tmp_path)
 
 
+def test_an_invalid_address_is_refused_and_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:swordfish@[::1")
+    with pytest.raises(SepsceneError, match="MLFLOW_TRACKING_URI is not a valid address") as refusal:
+        default_tracking_uri(tmp_path)
+    assert "swordfish" not in str(refusal.value)
+
+
 def test_an_empty_variable_names_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     (tmp_path / "mlflow.db").write_text("")
@@ -127,6 +134,15 @@ def test_an_invalid_state_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "mlflow-calls.jsonl").write_text(content)
     tracking_uri_of(tmp_path)
     assert Tracker(default_tracking_uri(tmp_path), "sepscene", tmp_path).stages() == ()
+
+
+@pytest.mark.parametrize("location", ["//[a", "/etc", "file:///etc", "s3://bucket/a", "../a"])
+def test_an_address_outside_the_artifact_folder_is_refused(tmp_path: Path, location: str) -> None:
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        store.execute("CREATE TABLE runs (artifact_uri TEXT)")
+        store.execute("INSERT INTO runs VALUES (?)", (location,))
+    with pytest.raises(SepsceneError, match="untrusted source"):
+        check_local_store(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 @pytest.mark.slow

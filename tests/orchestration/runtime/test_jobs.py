@@ -82,6 +82,8 @@ def test_a_jobs_variables_contain_no_secret(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(SepsceneError, match="HF_TOKEN contains a secret"):
         jobs._environment(jobs.Submission((), "r", environment={"HF_TOKEN": "x"}))
     assert jobs._environment(jobs.Submission((), "r", environment={"PATTERN": "//[a"}))["PATTERN"] == "//[a"
+    with pytest.raises(SepsceneError, match="SERVER contains a secret"):
+        jobs._environment(jobs.Submission((), "r", environment={"SERVER": f"http://me:{DECOY}@[::1"}))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", DECOY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert jobs._environment(jobs.Submission((), "r")) == {
