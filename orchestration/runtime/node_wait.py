@@ -20,7 +20,7 @@ REPORT_SECONDS = 60.0
 
 
 def wait_for_nodes(requested: Sequence[Demand]) -> None:
-    """If SEPSCENE_CLUSTER is set, request everything that a run needs from the autoscaler at once, and wait for it.
+    """If SEPSCENE_CLUSTER is set, request all that a run needs from the autoscaler in one call, and wait.
 
     Raises:
         SepsceneError: if nodes have not joined within SEPSCENE_NODE_WAIT_SECONDS; the message gives what is missing.

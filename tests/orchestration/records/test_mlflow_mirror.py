@@ -167,7 +167,7 @@ def test_run_data_and_model_are_on_a_server(
     tracker = track_a_run(server, tmp_path / "runs" / "first")
     check_the_run(server, tracker)
     log_encoder_twice(tracker, bundle)
-    with pytest.raises(SepsceneError, match="MLFLOW_TRACKING_URI=http://127"):  # the folder alone does not decide
+    with pytest.raises(SepsceneError, match="MLFLOW_TRACKING_URI=http://127"):  # the folder does not decide
         tracking_uri_of(tmp_path / "runs" / "first")
     check_the_model(server, bundle, monkeypatch)
 
