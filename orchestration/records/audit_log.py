@@ -1,4 +1,4 @@
-"""Audits of data sets beside the runs: kept by the digest of what was audited, mirrored to MLflow, found by runs."""
+"""Audits of data sets, stored next to the runs by the digest of the manifest and mirrored to MLflow."""
 
 import json
 from dataclasses import asdict
@@ -15,7 +15,7 @@ from sepscene.tasks.datasets.readers import Manifest
 FINDINGS = "audit.json"
 """The findings with their digest, as JSON."""
 TEXT = "audit.txt"
-"""The findings to read."""
+"""The findings as readable text."""
 
 
 class AuditDigest(BaseModel):
@@ -25,19 +25,19 @@ class AuditDigest(BaseModel):
 
 
 def _audit_of(storage: Path, manifest_digest: str) -> Path:
-    """The folder of the audit of a data set."""
+    """The folder of a data set's audit."""
     return audits_of(storage) / f"audit-{manifest_digest[:12]}"
 
 
 def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage: Path, tracking_uri: str) -> Path:
-    """Write an audit into its folder (audit.json, audit.txt) and log it as a run of MLflow; a later one replaces it.
+    """Write an audit into its folder (audit.json, audit.txt) and log it as an MLflow run; a later audit replaces it.
 
     Args:
         found: the findings.
-        manifest: what was audited, whole.
+        manifest: the audited manifest, all splits.
         format, root: how and from where it was read.
-        storage: where runs lie that use the data.
-        tracking_uri: MLflow's.
+        storage: the folder of the runs that use the data.
+        tracking_uri: the address of MLflow.
     """
     folder = _audit_of(storage.resolve(), found.manifest_digest)
     write_whole(folder / FINDINGS, json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
@@ -63,9 +63,9 @@ def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
 
 
 def audit_hash(run_dir: Path, manifest: Manifest) -> str | None:
-    """The digest of the audit of this very manifest in the run's storage; None where there is none."""
+    """The digest of this manifest's audit in the run's storage; None if it was not audited."""
     for storage in run_dir.parents[:LEVELS_BELOW_STORAGE]:
-        if audits_of(storage).is_dir():  # else there is no need for a digest of millions of clips, which takes its time
+        if audits_of(storage).is_dir():  # a manifest's digest takes long for millions of clips: only if needed
             path = _audit_of(storage, manifest.digest()) / FINDINGS
             return read_typed_or(path, AuditDigest, AuditDigest()).digest
     return None

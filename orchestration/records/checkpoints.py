@@ -1,14 +1,14 @@
-"""Checkpoints of a training stage: written beside training, whole or not at all; verified before use, chosen once.
+"""Checkpoints of a training stage: written atomically while training continues, and verified before use.
 
 A checkpoint is a folder `step-00000100` with the training state, the ledger, the metrics of its steps and
-`manifest.json`, which holds the SHA-256 of every file and is written last. A folder whose hashes do not match is
-damaged or unfinished and is passed over for the one before it.
+`manifest.json`, which contains the SHA-256 of every file and is written last. A folder whose hashes do not match is
+damaged or unfinished; the checkpoint before it is used instead.
 
-It is written into a hidden folder, brought to the disk and renamed; only then are older ones removed. A disk that is
-full costs that checkpoint and not the run: the steps' metrics wait for the next one.
+A checkpoint is written into a hidden folder, flushed to disk and renamed; only then are older ones removed. If the disk
+is full, the checkpoint is lost but the run continues: the metrics of its steps are saved with the next one.
 
-Whoever knows that the end is near (a driver that got SIGTERM) leaves the file `StageFolder.wanted`; rank 0 finds it at
-its next report, saves, and removes it.
+A process that is about to end (a driver that received SIGTERM) creates the file `StageFolder.wanted`. Rank 0 finds it
+at its next report, saves a checkpoint and removes the file.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ LEDGER = "ledger.json"
 STEPS = "metrics.json"
 MANIFEST = "manifest.json"
 FILES = (STATE, LEDGER, STEPS)
-"""What a checkpoint consists of, beside its manifest."""
+"""The files of a checkpoint, without its manifest."""
 NAME = re.compile(r"step-\d{8,}")
 HIDDEN = ".writing-"
 
@@ -56,24 +56,24 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a checkpoint brings back."""
+    """The content of a checkpoint."""
 
     step: int
     ledger: Ledger
     tensors: dict[str, Any]
     """State dicts by name: "model", "optimizer", …"""
     metrics: list[dict[str, float]] = field(default_factory=list)
-    """One record a step since the checkpoint before: a worker group may die after its checkpoint is written and
-    before the driver hears of it; the metrics of those steps are brought back from here."""
+    """One record per step since the previous checkpoint. If a worker group is killed after it has written a checkpoint
+    and before it has reported these steps to the driver, their metrics are recovered from here."""
 
 
 def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after `step` optimiser steps; names sort by step."""
+    """Folder name of the checkpoint after `step` optimizer steps; names sort by step."""
     return f"step-{step:08d}"
 
 
 def checkpoints_of(root: Path) -> list[Path]:
-    """The folders of all checkpoints under `root`, sound or not, the oldest first."""
+    """The folders of all checkpoints under `root`, oldest first, damaged ones included."""
     return sorted(folder for folder in root.glob("step-*") if NAME.fullmatch(folder.name))
 
 
@@ -87,8 +87,8 @@ def write_checkpoint(folder: Path, state: TrainingState) -> None:
     write_whole(folder / MANIFEST, json.dumps({"step": state.step, "sha256": files}, indent=2))
 
 
-def is_sound(folder: Path) -> bool:
-    """Whether the manifest lists every file of a checkpoint, and each is there and has the hash that it states."""
+def is_intact(folder: Path) -> bool:
+    """Whether the manifest lists exactly the files of a checkpoint, and each exists and has the listed hash."""
     try:
         manifest = read_typed(folder / MANIFEST, Manifest)
         return manifest.sha256 == {name: _sha256(folder / name) for name in FILES}
@@ -97,18 +97,18 @@ def is_sound(folder: Path) -> bool:
 
 
 def newest_sound(root: Path) -> Path | None:
-    """The newest undamaged checkpoint under `root`; says which damaged ones it passed over.
+    """The newest undamaged checkpoint under `root`; logs a warning for each damaged one that it skips.
 
     Raises:
-        SepsceneError: when the newest one was written by an earlier version.
+        SepsceneError: if the newest one was written by an earlier version.
     """
     for folder in checkpoints_of(root)[::-1]:
         if (folder / OLD_STEPS).exists():
             raise SepsceneError(
                 f"{folder} was written by an earlier version of Sepscene ({OLD_STEPS} is called {STEPS} now): finish "
-                "the run with that version, or begin it again under another --id"
+                "the run with that version, or start it again with another --id"
             )
-        if is_sound(folder):
+        if is_intact(folder):
             return folder
         logger.warning("checkpoint %s is damaged or unfinished; using the one before it", folder)
     return None
@@ -120,18 +120,18 @@ def read_ledger(folder: Path) -> Ledger:
 
 
 def read_steps(folder: Path) -> list[dict[str, float]]:
-    """The records of the steps between the checkpoint before and this one.
+    """The records of the steps between the previous checkpoint and this one.
 
     Raises:
-        SepsceneError: when the file holds anything else.
+        SepsceneError: if the file contains anything else.
     """
     return read_typed(folder / STEPS, list[dict[str, int | float]])
 
 
 def steps_up_to(chosen: Path) -> list[dict[str, float]]:
-    """The records of all steps that this checkpoint and the kept ones before it know, oldest first.
+    """The records of all steps in this checkpoint and in those before it that still exist, oldest first.
 
-    A controller that stood still before it died lost the reports of several checkpoints.
+    A controller that hangs before it is killed can lose the reports of several checkpoints.
 
     Raises:
         SepsceneError: as `read_steps`, for `chosen`.
@@ -139,22 +139,22 @@ def steps_up_to(chosen: Path) -> list[dict[str, float]]:
     records: list[dict[str, float]] = []
     for folder in checkpoints_of(chosen.parent):
         if folder.name < chosen.name:
-            with suppress(OSError, SepsceneError):  # damaged: what it knew is lost
+            with suppress(OSError, SepsceneError):  # damaged: its records are lost
                 records += read_steps(folder)
     return list({record["step"]: record for record in [*records, *read_steps(chosen)]}.values())
 
 
 def read_checkpoint(folder: Path) -> TrainingState:
-    """Read a checkpoint that `newest_sound` chose. Nothing is unpickled but tensors and plain values."""
+    """Read a checkpoint that `newest_sound` has verified. Only tensors and plain values are unpickled."""
     step = read_typed(folder / MANIFEST, Manifest).step
     tensors = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     return TrainingState(step, read_ledger(folder), tensors, read_steps(folder))
 
 
 def choose_resume_point(folder: StageFolder) -> Path | None:
-    """Choose where a worker group starts and write the choice down, so that stream and workers agree on it.
+    """Choose the checkpoint from which a worker group starts and record it, so that stream and workers agree.
 
-    Called where the stream is built; `resume_point` reads it on every worker.
+    Called where the stream is built; `resume_point` reads the choice on every worker.
     """
     chosen = newest_sound(folder.path)
     write_whole(folder.resume, chosen.name if chosen else "")
@@ -162,33 +162,39 @@ def choose_resume_point(folder: StageFolder) -> Path | None:
 
 
 def resume_point(folder: StageFolder) -> Path | None:
-    """What `choose_resume_point` wrote.
+    """The checkpoint that `choose_resume_point` has chosen; None: start from the beginning.
 
     Raises:
-        SepsceneError: when the file names anything but a checkpoint of this folder.
+        SepsceneError: if the file names anything but a checkpoint of this folder.
     """
     name = read_text(folder.resume)
     if name and not NAME.fullmatch(name):
-        raise SepsceneError(f"{folder.resume} names {name[:80]!r}, no checkpoint: delete it and continue the run")
+        raise SepsceneError(
+            f"{folder.resume} names {name[:80]!r}, which is not a checkpoint: delete the file and continue the run"
+        )
     return folder.path / name if name else None
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a stage, one at a time, while training goes on."""
+    """Writes the checkpoints of a stage, one at a time, while training continues."""
 
     def __init__(self, root: Path, kept: int | None) -> None:
-        """Clear away what an earlier process left unfinished in `root`, the stage's folder; `kept` None keeps all."""
+        """Remove unfinished checkpoints of earlier processes from `root`, the stage's folder.
+
+        Args:
+            kept: how many checkpoints to keep; None keeps all.
+        """
         self.root = root
         self.kept = kept
         self.failure = ""
         self.unsaved = list[dict[str, float]]()
         self._thread: threading.Thread | None = None
         root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob(f"{HIDDEN}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for unfinished in root.glob(f"{HIDDEN}*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def start(self, state: TrainingState) -> None:
-        """Copy the state and write it in a thread; waits for the one before."""
+        """Copy the state and write it in a thread, after waiting for the previous write."""
         self.wait()
         copy = replace(
             state,
@@ -200,19 +206,19 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> str:
-        """Wait for what is being written; returns why it failed, or nothing."""
+        """Wait until the current write ends; returns why it failed, or ""."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         return self.failure
 
     def save(self, state: TrainingState, patience_seconds: float) -> str:
-        """Write now, again and again while the disk refuses; returns why it failed in the end, or nothing."""
+        """Write and wait; retry failed writes for up to `patience_seconds`. Returns why the last one failed, or ""."""
         deadline = time.monotonic() + patience_seconds
         self.start(state)
         while self.wait() and time.monotonic() < deadline:
             time.sleep(min(2.0, patience_seconds))
-            self.start(replace(state, metrics=[]))  # its metrics are among the unsaved ones by now
+            self.start(replace(state, metrics=[]))  # its metrics are in `unsaved` by now
         return self.failure
 
     def _write(self, state: TrainingState) -> None:
@@ -220,8 +226,8 @@ class CheckpointWriter:
         final = self.root / checkpoint_name(state.step)
         try:
             write_checkpoint(hidden, state)
-            replace_folder(hidden, final)  # one that is there was found damaged, and trained again
-        except (OSError, RuntimeError) as error:  # torch.save tells a full disk as a RuntimeError of its own words
+            replace_folder(hidden, final)  # an existing one was damaged, and its steps were trained again
+        except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError if the disk is full
             free = shutil.disk_usage(self.root).free / 1e6
             shutil.rmtree(hidden, ignore_errors=True)
             self.failure = f"checkpoint {final.name} could not be written, {free:.1f} MB were free: {first_line(error)}"
@@ -236,7 +242,7 @@ class CheckpointWriter:
 
 
 def _copied(value: Any) -> Any:
-    """The same tree with its tensors copied to the host's memory: training changes them while they are written."""
+    """The same tree with its tensors copied to host memory: training changes them while they are written."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -247,7 +253,7 @@ def _copied(value: Any) -> Any:
 
 
 def _remove(folder: Path) -> None:
-    """Out of sight first, so that nobody reads a checkpoint that is half removed."""
+    """Hide the folder before deleting it, so that no process reads a partly deleted checkpoint."""
     hidden = folder.with_name(f"{HIDDEN}gone-{folder.name}-{os.getpid()}")
     folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, devices, commit."""
+"""The software and hardware of a run: versions, devices, commit."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ COMMIT_VARIABLE = "SEPSCENE_COMMIT"
 
 
 def environment() -> dict[str, str]:
-    """Versions of what matters, the machine's devices, and the commit of the code."""
+    """Versions of the main packages, the machine's devices, and the commit of the code."""
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
@@ -31,10 +31,10 @@ def environment() -> dict[str, str]:
 
 @lru_cache
 def commit() -> str:
-    """The commit of this code, with "+changes" where there are uncommitted ones; "" when it is not known.
+    """The commit of this code, followed by "+changes" if there are uncommitted ones; "" if unknown.
 
-    That of the checkout that the code runs from; in a job, whose code comes without one, the variable
-    `SEPSCENE_COMMIT`, which `submit` sets.
+    It is read from the checkout. In a submitted job, which has no checkout, it is the variable `SEPSCENE_COMMIT`, which
+    `submit` sets.
     """
     root = source_folder().parent
     if not (root / ".git").exists():
@@ -50,5 +50,5 @@ def commit() -> str:
 
 
 def command_line() -> str:
-    """The command that was given, as it can be given again."""
+    """The command of this process, quoted so that it can be run again."""
     return printable(shlex.join(["sepscene", *sys.argv[1:]]))

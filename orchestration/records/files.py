@@ -1,7 +1,7 @@
-"""Reading and writing the files of a run: written whole or not at all, read with a check of what they hold.
+"""Reading and writing the files of a run: written atomically, and validated when they are read.
 
-A run's folder may come from anywhere, and a killed machine leaves files of any content. So nothing here trusts a file:
-its size is bounded before it is read, and what it holds is checked against a type.
+A run's folder can come from an untrusted source, and a machine that crashes can leave files with any content. So the
+size of a file is checked before it is read, and its content is checked against a type.
 """
 
 import fcntl
@@ -24,30 +24,30 @@ logger = logging.getLogger("sepscene")
 T = TypeVar("T")
 
 MOST_BYTES = 512 * 2**20
-"""Larger files of a run are not read: the ledger and the results of millions of clips stay below."""
+"""Larger files of a run are not read. The ledger and the results of millions of clips are smaller."""
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text that is either complete or not there; its folder is made where it is missing.
+    """Write a text file atomically; its folder is created if it is missing.
 
-    What is no character (bytes of a file name that an error quotes) is written out, e.g. `\\udce9`.
+    Bytes that are not UTF-8 (of a file name that an error quotes) are escaped, e.g. `\\udce9`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def append_lines(path: Path, lines: list[str]) -> None:
-    """Append lines to a file that grows; a line that a killed process left torn is ended first, so it alone is lost.
+    """Append lines to a file. A partial last line, left by a killed process, is terminated first: only it is lost.
 
     Raises:
-        OSError: when the disk refuses; then the file is as it was.
+        OSError: if the write fails; the file is then unchanged.
     """
     with path.open("a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(-1, os.SEEK_END)
-        torn = size > 0 and file.read(1) != b"\n"
-        content = memoryview(("\n" * torn + "".join(f"{line}\n" for line in lines)).encode())
+        partial = size > 0 and file.read(1) != b"\n"
+        content = memoryview(("\n" * partial + "".join(f"{line}\n" for line in lines)).encode())
         try:
             while content:
                 content = content[file.write(content) :]
@@ -57,7 +57,7 @@ def append_lines(path: Path, lines: list[str]) -> None:
 
 
 def read_lines(path: Path, position: int) -> tuple[bytes, int]:
-    """The whole lines of a growing file from a position on, and the position after them."""
+    """The complete lines of a growing file after a position, and the position after them."""
     if not path.exists():
         return b"", position
     with path.open("rb") as file:
@@ -68,15 +68,15 @@ def read_lines(path: Path, position: int) -> tuple[bytes, int]:
 
 
 def read_last_lines(path: Path, size: int) -> bytes:
-    """The whole lines among the last `size` bytes of a growing file; none where there is no file."""
+    """The complete lines in the last `size` bytes of a growing file; empty if the file does not exist."""
     begin = max(0, path.stat().st_size - size) if path.exists() else 0
     lines, _ = read_lines(path, begin)
-    return lines[lines.find(b"\n") + 1 :] if begin else lines  # the first one is cut
+    return lines[lines.find(b"\n") + 1 :] if begin else lines  # without the first one, which is cut off
 
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """While the block runs, no other process of this machine is in such a block with the same lock file."""
+    """Hold an exclusive lock on a file while the block runs; other processes of this machine wait for it."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -84,9 +84,9 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 
 @contextmanager
 def claimed(path: Path) -> Iterator[bool]:
-    """Whether this process alone has a piece of work, while the block runs. A claim ends with its process.
+    """Try to claim a piece of work while the block runs: True if no other process has claimed it.
 
-    The lock file `path` is removed at the end.
+    A claim ends with its process. The lock file `path` is removed at the end.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -103,13 +103,13 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """The content of a file of a run.
 
     Raises:
-        FileNotFoundError: when there is none.
-        SepsceneError: when it is larger than `most` bytes, or cannot be read.
+        FileNotFoundError: if the file does not exist.
+        SepsceneError: if it is larger than `most` bytes or cannot be read.
     """
     try:
         size = path.stat().st_size
         if size > most:
-            raise SepsceneError(f"{path} has {size:,} bytes, more than the {most:,} that are read: it is no such file")
+            raise SepsceneError(f"{path} has {size:,} bytes, which exceeds the limit of {most:,} for such a file")
         return path.read_bytes()
     except FileNotFoundError:
         raise
@@ -121,8 +121,8 @@ def read_text(path: Path) -> str:
     """The text of a file of a run.
 
     Raises:
-        FileNotFoundError: when there is none.
-        SepsceneError: when it is too large, cannot be read or is not UTF-8.
+        FileNotFoundError: if the file does not exist.
+        SepsceneError: if it is too large, cannot be read or is not UTF-8.
     """
     try:
         return read_bytes(path).decode()
@@ -130,27 +130,27 @@ def read_text(path: Path) -> str:
         raise SepsceneError(f"{path} is damaged: not UTF-8 at byte {error.start}") from None
 
 
-def read_typed(path: Path, kind: type[T], remedy: str = "delete it, and what makes it will make it again") -> T:
-    """What a JSON file of a run holds, checked.
+def read_typed(path: Path, kind: type[T], remedy: str = "delete it; it will be written again") -> T:
+    """The validated content of a JSON file of a run.
 
     Args:
         path: the file.
-        kind: any type that pydantic can check, e.g. `dict[str, float]` or a `Config`.
-        remedy: what a user can do when the file is damaged.
+        kind: any type that pydantic can validate, e.g. `dict[str, float]` or a `Config`.
+        remedy: what a user can do if the file is damaged.
 
     Raises:
-        FileNotFoundError: when there is none.
-        SepsceneError: when it holds anything else; names the file, the fault and the remedy.
+        FileNotFoundError: if the file does not exist.
+        SepsceneError: if it contains anything else; the message gives the file, the error and the remedy.
     """
     content = read_bytes(path)
     try:
         return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
-        raise SepsceneError(f"{path} is damaged: {first_fault(error)}; {remedy}") from None
+        raise SepsceneError(f"{path} is damaged: {_first_error(error)}; {remedy}") from None
 
 
-def read_typed_or(path: Path, kind: type[T], default: T, remedy: str = "it is left out") -> T:
-    """What a JSON file of a run holds; `default` where there is none, and, with a warning, where it is damaged."""
+def read_typed_or(path: Path, kind: type[T], default: T, remedy: str = "it is ignored") -> T:
+    """The content of a JSON file of a run; `default` if it does not exist or, with a warning, if it is damaged."""
     try:
         return read_typed(path, kind, remedy)
     except FileNotFoundError:
@@ -164,9 +164,9 @@ Record = dict[str, float | str]
 
 
 def parse_records(content: bytes, origin: Path | str) -> list[Record]:
-    """The records of a file with one JSON object a line; lines that hold anything else are left out, with a warning.
+    """The records of a file with one JSON object per line; other lines are skipped with a warning.
 
-    Every record has a "stage" that is text and "seconds" that are a number; "step", where it is there, is a number.
+    In every record "stage" is a string, and "seconds" and "step", if present, are numbers.
     """
     records: list[Record] = []
     lines = [line for line in content.splitlines() if line.strip()]
@@ -176,17 +176,17 @@ def parse_records(content: bytes, origin: Path | str) -> list[Record]:
             if _is_record(record):
                 records.append(record)
     if len(records) < len(lines):
-        logger.warning("%s: %d damaged lines are left out", origin, len(lines) - len(records))
+        logger.warning("%s: %d damaged lines are skipped", origin, len(lines) - len(records))
     return records
 
 
-def first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line; a field of an earlier version comes first."""
+def _first_error(error: ValidationError) -> str:
+    """The first error in one line; a field of an earlier version has precedence."""
     if renamed := renamed_field(error):
         return renamed
-    fault = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in fault["loc"])
-    return f"{where}: {fault['msg']}" if where else str(fault["msg"])
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    return f"{field}: {first['msg']}" if field else str(first["msg"])
 
 
 def _is_record(record: Any) -> bool:

@@ -1,8 +1,8 @@
-"""The ledger: exactly which rows of the schedule a checkpoint's weights have consumed.
+"""The ledger: the exact set of schedule rows that a checkpoint's weights have consumed.
 
-Rows are kept as disjoint half-open intervals, so a ledger of a hundred million rows in order is one interval. A restart
-builds its stream from the complement; a row that would be consumed twice is refused. That is how nothing is trained on
-twice and nothing is lost, whatever dies.
+Rows are stored as disjoint half-open intervals, so a ledger of a hundred million consecutive rows is one interval. A
+restart builds its stream from the complement, and a row that would be consumed twice is refused. So no row is lost or
+trained on twice, even if processes are killed.
 """
 
 import json
@@ -20,7 +20,7 @@ Row = Annotated[int, Field(ge=0)]
 
 
 class _Fields(BaseModel):
-    """What a file must hold: a ledger without its intervals would say that nothing was consumed."""
+    """The fields of a ledger file. Intervals are required: without them, no row would count as consumed."""
 
     rows: Row
     intervals: list[tuple[Row, Row]]
@@ -36,19 +36,19 @@ class Ledger:
     rows: int
     intervals: list[tuple[int, int]] = field(default_factory=list)
     quarantined: dict[str, str] = field(default_factory=dict)
-    """Clip URI -> why it could not be used. Its rows count as consumed: there is nothing else to do with them."""
+    """Clip URI -> why it could not be used. Its rows count as consumed."""
     untrained: int = 0
-    """Of the consumed rows, those that no weight has learned from, because their clip could not be used."""
+    """Number of consumed rows that were not trained on, because their clip could not be used."""
     unread: list[tuple[int, int]] = field(default_factory=list)
-    """Of these, the rows whose clip may be readable later, as intervals; see `try_again`."""
+    """Intervals of the untrained rows whose clip may be readable later; see `try_again`."""
 
     def skip(self, row_N: np.ndarray, unread_N: np.ndarray) -> None:
-        """Note consumed rows that nothing was learned from, and which of them may be tried again."""
+        """Record consumed rows that were not trained on, and those of them that may be tried again."""
         self.untrained += len(row_N)
         self.unread = _merged([*self.unread, *_intervals(np.sort(unread_N))])
 
     def try_again(self) -> "Ledger":
-        """The ledger as it was before the rows were met whose clips could not be read at the time."""
+        """A copy of the ledger in which the rows of `unread` count as not consumed, so that they are tried again."""
         if not self.unread:
             return self
         again = sum(end - start for start, end in self.unread)
@@ -57,10 +57,10 @@ class Ledger:
         return Ledger(self.rows, left, usable, self.untrained - again)
 
     def consume(self, row_N: np.ndarray) -> None:
-        """Enter rows, in any order.
+        """Add rows, in any order.
 
         Raises:
-            ValueError: when a row is outside the schedule, appears twice, or was consumed before; nothing is entered.
+            ValueError: if a row is outside the schedule, appears twice, or was consumed before; no row is added then.
         """
         row_N = np.sort(np.asarray(row_N, np.int64))
         if not len(row_N):
@@ -76,7 +76,7 @@ class Ledger:
 
     @property
     def twice(self) -> int:
-        """How often a row stands in a second interval: never, unless somebody wrote the ledger without `consume`."""
+        """Number of repeated rows in overlapping intervals; 0 in every ledger that was written by this class."""
         reached = 0
         twice = 0
         for start, end in sorted(self.intervals):
@@ -85,7 +85,7 @@ class Ledger:
         return twice
 
     def remaining(self) -> list[tuple[int, int]]:
-        """The complement: intervals of rows still to come, in order."""
+        """The complement: intervals of the rows not yet consumed, in order."""
         edges = [0, *(edge for interval in self.intervals for edge in interval), self.rows]
         return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
 
@@ -95,17 +95,17 @@ class Ledger:
 
     @classmethod
     def load(cls, path: Path) -> "Ledger":
-        """Read a file that holds what `to_json` wrote.
+        """Read a file that contains the output of `to_json`.
 
         Raises:
-            FileNotFoundError: when there is none.
-            SepsceneError: when it holds anything else.
+            FileNotFoundError: if it does not exist.
+            SepsceneError: if it contains anything else.
         """
         return cls(**dict(read_typed(path, _Fields, "continue the run with --resume")))
 
 
 def _intervals(row_N: np.ndarray) -> list[tuple[int, int]]:
-    """Sorted rows as half-open intervals; a row that comes twice begins an interval of its own."""
+    """Sorted rows as half-open intervals; a duplicate row starts a new interval."""
     if not len(row_N):
         return []
     breaks = np.flatnonzero(np.diff(row_N) != 1)
@@ -115,10 +115,10 @@ def _intervals(row_N: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _merged(intervals: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Disjoint intervals in order, neighbours joined.
+    """The intervals in order, adjacent ones joined.
 
     Raises:
-        ValueError: when two overlap.
+        ValueError: if two overlap.
     """
     merged: list[tuple[int, int]] = []
     for start, end in sorted(intervals):
@@ -132,13 +132,13 @@ def _merged(intervals: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _without(intervals: list[tuple[int, int]], removed: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The parts of disjoint intervals that lie in none of the removed ones, which lie inside of them."""
+    """Disjoint intervals without the removed ones, each of which is contained in one of them."""
     edges = sorted(edge for interval in [*intervals, *removed] for edge in interval)
     return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
 
 
 def nth_rows(intervals: list[tuple[int, int]], index_N: np.ndarray, beyond: int) -> np.ndarray:
-    """The rows at the given positions of a list of disjoint intervals; `beyond` for positions past their end."""
+    """The rows at the given positions of the concatenated disjoint intervals; `beyond` for positions past their end."""
     if not intervals:
         return np.full(len(index_N), beyond, np.int64)
     start, end = np.array(intervals, np.int64).T

@@ -1,7 +1,7 @@
-"""The step metrics of a run: one JSON object a line in RUN/metrics.jsonl, written in the Train controller.
+"""The step metrics of a run: one JSON object per line in RUN/metrics.jsonl, written by the Train controller.
 
-The file is the truth; the terminal's progress and MLflow follow it. So training goes on when MLflow is down, and
-whatever it missed can be sent later.
+Progress on the terminal and MLflow are fed from this file. So training continues if MLflow is unavailable, and the
+missing metrics can be sent later.
 """
 
 import json
@@ -19,7 +19,7 @@ logger = logging.getLogger("sepscene")
 
 
 class MetricsFile(ray.train.UserCallback):
-    """Appends the steps that rank 0 reports to the run's metrics file; what a full disk refuses waits in memory."""
+    """Appends the steps that rank 0 reports to the run's metrics file; if the disk is full, they wait in memory."""
 
     def __init__(self, folder: StageFolder) -> None:
         self.folder = folder
@@ -27,7 +27,7 @@ class MetricsFile(ray.train.UserCallback):
         self.configured = folder.run.experiment.exists()
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Called by Ray Train when all workers have reported."""
+        """Called by Ray Train after all workers have reported."""
         self._append(metrics[0].get("steps", []))
         if metrics[0].get("fatal"):
             try:
@@ -36,7 +36,7 @@ class MetricsFile(ray.train.UserCallback):
                 raise RuntimeError(metrics[0]["fatal"]) from None  # ends the stage as well, with this text
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train when workers failed; the next group continues from the newest checkpoint."""
+        """Called by Ray Train after workers have failed; the next group continues from the newest checkpoint."""
         reason = "; ".join(f"worker {rank}: {type(error).__name__}" for rank, error in worker_exceptions.items())
         self._append([{"event": f"worker group failed ({reason}), restarting"}])
 
@@ -50,35 +50,35 @@ class MetricsFile(ray.train.UserCallback):
             append_metrics(self.folder, self.waiting)
             self.waiting = []
             collect_validations(self.folder)
-        except OSError as error:  # an exception here would end the stage for good
-            logger.warning("%s cannot be written (%s); training goes on", run.metrics, error)
+        except OSError as error:  # an exception here would end the stage permanently
+            logger.warning("%s cannot be written (%s); training continues", run.metrics, error)
 
 
 def recover_metrics(folder: StageFolder, records: list[dict[str, float]]) -> None:
-    """Append those steps of a checkpoint that the metrics file lacks, because their report died with its workers."""
+    """Append the steps of a checkpoint that the metrics file lacks because their report was lost with its workers."""
     steps = [record for record in read_metrics(folder.run.path) if record["stage"] == folder.name and "step" in record]
     known = {record["step"] for record in steps if "event" not in record and "validation_knn_map" not in record}
     append_metrics(folder, [record for record in records if record["step"] not in known])
 
 
 def collect_validations(folder: StageFolder) -> None:
-    """Move the records that validation tasks have left to the metrics file.
+    """Move the records of validation tasks to the metrics file.
 
-    The tasks may run anywhere, and appends from two machines to one shared file can overwrite each other: only the
-    process that writes the steps writes these too. One that dies in between writes a record twice.
+    The tasks may run on any machine, and appends from two machines to one shared file can overwrite each other. So only
+    the process that writes the steps writes these records. If it is killed in between, a record is written twice.
     """
-    for left in sorted(folder.validations.glob("step-*.json")):
-        record = read_typed_or(left, dict[str, float | str], {})
+    for path in sorted(folder.validations.glob("step-*.json")):
+        record = read_typed_or(path, dict[str, float | str], {})
         if record:
             append_metrics(folder, [record])
-        left.unlink()
+        path.unlink()
 
 
 def append_metrics(folder: StageFolder, records: list[dict[str, Any]]) -> None:
-    """Append records of a stage to its run's metrics file, each with the stage and the time of day in seconds.
+    """Append records of a stage to its run's metrics file, each with the stage and the Unix time in seconds.
 
     Raises:
-        OSError: when the disk refuses; then the file is as it was.
+        OSError: if the write fails; the file is then unchanged.
     """
     now = time.time()
     lines = [json.dumps({"stage": folder.name, "seconds": now, **record}) for record in records]

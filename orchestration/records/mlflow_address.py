@@ -1,7 +1,8 @@
-"""Which MLflow a run is mirrored to, and whether that address may be used.
+"""The MLflow address to which a run is mirrored, and the checks that it may be used.
 
-A run's folder may come from a stranger, so nothing in it decides where data and passwords are sent. The address is the
-user's: `MLFLOW_TRACKING_URI`, or else a SQLite store that lies in the run's folder or in one of the folders above it.
+A run's folder can come from an untrusted source, so its content does not decide where data and passwords are sent. The
+address is set by the user in `MLFLOW_TRACKING_URI`; otherwise it is a SQLite store in the run's folder or in one of the
+folders above it.
 """
 
 import os
@@ -25,27 +26,27 @@ _ARTIFACT_COLUMNS = {
     "logged_models": ("artifact_location",),
     "model_versions": ("source", "storage_location"),
 }
-"""Where an MLflow store keeps addresses of files."""
+"""The columns of an MLflow store that contain addresses of files."""
 
 
 def default_tracking_uri(storage: Path) -> str:
     """MLFLOW_TRACKING_URI, or a SQLite store in the folder.
 
     Raises:
-        SepsceneError: when the address holds a secret, which would be written into the run's folder and its log; or
-            when it is of a kind that MLflow no longer writes to.
+        SepsceneError: if the address is invalid; if it contains a secret, which would be written to the run's folder
+            and its log; or if MLflow no longer writes to addresses of its kind.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     return checked_uri(uri) if uri else _sqlite_in(storage)
 
 
 def tracking_uri_of(run_dir: Path) -> str:
-    """The address for a run that exists: MLFLOW_TRACKING_URI, or the SQLite store in or above its folder.
+    """The address for an existing run: MLFLOW_TRACKING_URI, or the SQLite store in or above its folder.
 
-    The address in RUN/mlflow.json is believed only where it names such a store.
+    The address in RUN/mlflow.json is used only if it is such a store.
 
     Raises:
-        SepsceneError: as `default_tracking_uri`; or when the run was recorded elsewhere, which only the user can
+        SepsceneError: as `default_tracking_uri`; or if the run was recorded at another address, which only the user can
             confirm.
     """
     if os.environ.get("MLFLOW_TRACKING_URI"):
@@ -57,13 +58,13 @@ def tracking_uri_of(run_dir: Path) -> str:
     if recorded in existing:
         return recorded
     if recorded and not recorded.startswith(SQLITE):
-        raise _elsewhere(run_dir, recorded)
+        raise _unconfirmed(run_dir, recorded)
     if existing:
         return existing[0]
-    if recorded in near:  # deleted: it is made again
+    if recorded in near:  # deleted: it is created again
         return recorded
     if recorded and sqlite_path(recorded).exists():
-        raise _elsewhere(run_dir, recorded)
+        raise _unconfirmed(run_dir, recorded)
     return default_tracking_uri(run_dir.parent)
 
 
@@ -72,31 +73,36 @@ def _recorded_uri(run_dir: Path) -> str:
     return uri if isinstance(uri, str) and ":" in uri else ""
 
 
-def _elsewhere(run_dir: Path, recorded: str) -> SepsceneError:
+def _unconfirmed(run_dir: Path, recorded: str) -> SepsceneError:
     return SepsceneError(
-        f"{run_dir} says that it was recorded at {recorded}. A folder may come from anybody, so its word does not "
-        f"decide where data and passwords go. If that address is yours, set MLFLOW_TRACKING_URI={recorded}"
+        f"according to {run_dir}, it was recorded at {recorded}. The folder may come from an untrusted source, so data "
+        f"and passwords are not sent there. If that address is yours, set MLFLOW_TRACKING_URI={recorded}"
     )
 
 
 def checked_uri(uri: str) -> str:
-    """The address as it is used: that of a SQLite file made absolute, because workers have another working folder.
+    """The validated address; the path of a SQLite file becomes absolute, as workers have another working directory.
 
     Raises:
-        SepsceneError: for an address with a secret in it, or of a kind that MLflow no longer writes to.
+        SepsceneError: if it is invalid or contains a secret, or if MLflow no longer writes to addresses of its kind.
     """
-    parts = urlsplit(uri)
+    try:
+        scheme = urlsplit(uri).scheme
+    except ValueError as error:  # not shown, as it can contain a secret
+        raise SepsceneError(
+            f"MLFLOW_TRACKING_URI is not a valid address ({error}): set it to e.g. https://HOST:5000"
+        ) from None
     if secret_in(uri, (*SECRET_KEYS, "key")):
         raise SepsceneError(
-            "MLFLOW_TRACKING_URI holds a password or token, which would be written down: leave it out of the address "
-            "and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or "
+            "MLFLOW_TRACKING_URI contains a password or token, which would be written to files: remove it from the "
+            "address and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or use "
             "~/.mlflow/credentials"
         )
     if uri.startswith(SQLITE):
         return _sqlite_at(sqlite_path(uri))
-    if parts.scheme in ("", "file"):
+    if scheme in ("", "file"):
         raise SepsceneError(
-            f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow no longer writes to: "
+            f"MLFLOW_TRACKING_URI={uri} is a folder, and MLflow no longer writes to folders: "
             f"use a SQLite file, e.g. sqlite:///{Path.cwd() / STORE_FILE}, or a server"
         )
     return uri
@@ -116,17 +122,17 @@ def _sqlite_in(folder: Path) -> str:
 
 
 def artifact_folder(uri: str) -> Path:
-    """Where a SQLite store keeps its files: the folder `mlartifacts` beside it."""
+    """The folder for the artifacts of a SQLite store: `mlartifacts` next to it."""
     return sqlite_path(uri).parent / "mlartifacts"
 
 
 def check_local_store(uri: str) -> None:
-    """Refuse a SQLite store that this MLflow can't use as it is, or that would have files read or written elsewhere.
+    """Refuse a SQLite store that this MLflow cannot use as it is, or whose artifacts are outside `mlartifacts`.
 
-    A store that is not there yet is fine.
+    A store that does not exist yet passes the check.
 
     Raises:
-        SepsceneError: when the file is no MLflow store, has another schema, or names files outside `mlartifacts`.
+        SepsceneError: if the file is not an MLflow store, has another schema, or refers to files outside `mlartifacts`.
     """
     path = sqlite_path(uri)
     if not path.exists() or path.stat().st_size == 0:
@@ -136,17 +142,17 @@ def check_local_store(uri: str) -> None:
             _check_schema(uri, store)
             _check_artifacts(uri, store)
     except sqlite3.DatabaseError as error:
-        if "locked" not in str(error):  # by another process, which is no fault of the file
+        if "locked" not in str(error):  # locked by another process: the file itself is fine
             raise SepsceneError(
-                f"{path} can't be read as an MLflow store ({error}): move it away, and `sepscene sync RUN` makes it "
-                "again from the run's folder"
+                f"{path} cannot be read as an MLflow store ({error}): move it away, then `sepscene sync RUN` creates "
+                "it again from the run's folder"
             ) from error
 
 
 def _check_schema(uri: str, store: sqlite3.Connection) -> None:
-    """MLflow would migrate an older store without asking, and stumble over a newer one."""
+    """Refuse another schema: MLflow would migrate an older store without asking, and fail on a newer one."""
     if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
-        return  # still empty: another process is making it
+        return  # still empty: another process is creating it
     found = [row[0] for row in store.execute("SELECT version_num FROM alembic_version")]
     import mlflow
     from alembic.config import Config
@@ -161,11 +167,11 @@ def _check_schema(uri: str, store: sqlite3.Connection) -> None:
     path = sqlite_path(uri)
     if found[0] in {revision.revision for revision in script.walk_revisions()}:
         raise SepsceneError(
-            f"{path} was made by an older MLflow than this one ({mlflow.__version__}), and is not changed without "
-            f"your word: keep a copy, then run `mlflow db upgrade {uri}`"
+            f"{path} was created by an older MLflow than the installed one ({mlflow.__version__}), and is not upgraded "
+            f"automatically: make a copy, then run `mlflow db upgrade {uri}`"
         )
     raise SepsceneError(
-        f"{path} was made by a newer MLflow than this one ({mlflow.__version__}): update mlflow, or set "
+        f"{path} was created by a newer MLflow than the installed one ({mlflow.__version__}): update mlflow, or set "
         "MLFLOW_TRACKING_URI to another store"
     )
 
@@ -174,21 +180,24 @@ def _check_artifacts(uri: str, store: sqlite3.Connection) -> None:
     tables = {row[0] for row in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     allowed = artifact_folder(uri).resolve()
     for table in tables & _ARTIFACT_COLUMNS.keys():
-        unused = " WHERE experiment_id != 0" if table == "experiments" else ""  # "Default", which MLflow makes itself
+        unused = " WHERE experiment_id != 0" if table == "experiments" else ""  # "Default", which MLflow creates
         for column in _ARTIFACT_COLUMNS[table]:
             for (address,) in store.execute(f"SELECT DISTINCT {column} FROM {table}{unused}"):
-                if address and not _lies_in(address, allowed):
+                if address and not _is_inside(address, allowed):
                     raise SepsceneError(
-                        f"{sqlite_path(uri)} keeps files at {address}, outside {allowed}, so it is not used: it may "
-                        "come from a stranger, or its folder was moved. Move the file away, and `sepscene sync RUN` "
-                        "makes it again from the run's folder; or, if it is yours, serve it with `mlflow server`, and "
-                        "set MLFLOW_TRACKING_URI to that server"
+                        f"{sqlite_path(uri)} stores files at {address}, outside {allowed}, so it is not used: it may "
+                        "come from an untrusted source, or its folder was moved. Move the file away, then `sepscene "
+                        "sync RUN` creates it again from the run's folder. Or, if it is yours, serve it with `mlflow "
+                        "server` and set MLFLOW_TRACKING_URI to that server"
                     )
 
 
-def _lies_in(address: str, folder: Path) -> bool:
-    parts = urlsplit(address)
-    if parts.scheme in ("models", "runs", "mlflow-artifacts"):  # names inside the same store
+def _is_inside(address: str, folder: Path) -> bool:
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # invalid, e.g. "//["
+        return False
+    if parts.scheme in ("models", "runs", "mlflow-artifacts"):  # references within the same store
         return True
     if parts.scheme not in ("", "file") or parts.netloc:
         return False

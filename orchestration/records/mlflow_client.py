@@ -1,7 +1,7 @@
-"""What Sepscene writes into MLflow, one method for each kind of thing; every call may raise whatever MLflow raises.
+"""The calls to MLflow, one method for each kind of entry; each raises whatever MLflow raises.
 
-`records.mlflow_mirror` decides when these calls are made, and keeps those that failed. All of them may be made twice:
-a call whose answer was lost is made again.
+`records.mlflow_mirror` decides when these calls are made, and stores those that failed. All of them can safely be
+repeated: a call whose response was lost is made again.
 """
 
 import json
@@ -28,9 +28,9 @@ from sepscene.orchestration.records.mlflow_names import metric_name
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
-_METRICS_AT_ONCE = 900  # MLflow takes at most 1000 a call
-_PARAMS_AT_ONCE = 100  # the most that MLflow takes; each call is a commit, which a disk takes its time for
-_LONGEST_PARAM = 5900
+_METRICS_PER_CALL = 900  # MLflow's limit is 1000
+_PARAMS_PER_CALL = 100  # MLflow's limit; each call is a commit to disk, which is slow
+_MAX_PARAM_LENGTH = 5900
 _REFUSALS = {
     "BAD_REQUEST",
     "ENDPOINT_NOT_FOUND",
@@ -41,11 +41,11 @@ _REFUSALS = {
     "RESOURCE_ALREADY_EXISTS",
     "UNAUTHENTICATED",
 }
-"""MLflow's error codes that the same call will meet again."""
+"""MLflow's error codes for calls that would fail again."""
 
 
 class MlflowStore:
-    """An MLflow server, or a SQLite store, and the experiment in it that holds our runs."""
+    """An MLflow server or SQLite store, and its experiment that contains our runs."""
 
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = uri
@@ -55,11 +55,11 @@ class MlflowStore:
     def client(self) -> mlflow.MlflowClient:
         """A client of the store.
 
-        The client makes a SQLite store that is not there when it is made itself. Two that do so at once leave a broken
-        file behind, so they take turns.
+        Creating a client also creates a missing SQLite store. Two processes that do so at the same time would leave a
+        broken file, so a lock is held.
 
         Raises:
-            SepsceneError: for a SQLite store that can't be used (`check_local_store`).
+            SepsceneError: if a SQLite store cannot be used (`check_local_store`).
         """
         if not self.uri.startswith(SQLITE):
             return mlflow.MlflowClient(tracking_uri=self.uri)
@@ -72,36 +72,36 @@ class MlflowStore:
             return client
 
     def check_file(self) -> None:
-        """Notice that the file of a SQLite store was deleted or replaced while it is open.
+        """Check that the file of an open SQLite store was not deleted or replaced.
 
         Raises:
-            SepsceneError: then. What is written from here on would be lost, and a later process makes it again.
+            SepsceneError: if it was. Further writes would be lost; a later process creates the store again.
         """
         if "client" not in self.__dict__ or not self.uri.startswith(SQLITE):
             return
         path = sqlite_path(self.uri)
         if not path.exists() or path.stat().st_ino != self._file:
-            raise SepsceneError(f"{path} was deleted or replaced while it was in use; nothing is lost")
+            raise SepsceneError(f"{path} was deleted or replaced while it was in use; no data is lost")
 
     def experiment_id(self) -> str | None:
-        """MLflow's id of the experiment, when it exists.
+        """MLflow's id of the experiment; None if it does not exist.
 
         Raises:
-            SepsceneError: when it was deleted: MLflow keeps the name, and takes no run for it.
+            SepsceneError: if it was deleted: MLflow keeps its name but accepts no run for it.
         """
         found = self.client.get_experiment_by_name(self.experiment)
         if found and found.lifecycle_stage == LifecycleStage.DELETED:
             raise SepsceneError(
-                f"the experiment {self.experiment!r} was deleted in MLflow: bring it back with `MLFLOW_TRACKING_URI="
+                f"the experiment {self.experiment!r} was deleted in MLflow: restore it with `MLFLOW_TRACKING_URI="
                 f"{self.uri} mlflow experiments restore --experiment-id {found.experiment_id}`"
             )
         return found.experiment_id if found else None
 
     def has_run(self, run_id: str) -> bool:
-        """Whether the store knows a run.
+        """Whether the store contains a run.
 
         Raises:
-            SepsceneError: when it was deleted, and can be brought back.
+            SepsceneError: if it was deleted and can be restored.
         """
         try:
             found = self.client.get_run(run_id)
@@ -112,13 +112,13 @@ class MlflowStore:
         if found.info.lifecycle_stage == LifecycleStage.DELETED:
             self.experiment_id()
             raise SepsceneError(
-                f"the run was deleted in MLflow: bring it back with `MLFLOW_TRACKING_URI={self.uri} "
+                f"the run was deleted in MLflow: restore it with `MLFLOW_TRACKING_URI={self.uri} "
                 f"mlflow runs restore --run-id {run_id}`"
             )
         return True
 
     def create_run(self, name: str, parent_id: str | None, now: int) -> str:
-        """A new run, its id. `now` is in milliseconds."""
+        """Create a run and return its id; `now` is in milliseconds."""
         experiment_id = self.experiment_id() or self._create_experiment()
         tags = {"mlflow.runName": name} | ({"mlflow.parentRunId": parent_id} if parent_id else {})
         return self.client.create_run(experiment_id, start_time=now, tags=tags).info.run_id
@@ -127,52 +127,53 @@ class MlflowStore:
         location = artifact_folder(self.uri).as_uri() if self.uri.startswith(SQLITE) else None
         try:
             return self.client.create_experiment(self.experiment, artifact_location=location)
-        except MlflowException:  # another run of a sweep was faster
+        except MlflowException:  # another run of a sweep has created it in the meantime
             found = self.experiment_id()
             if found is None:
                 raise
             return found
 
     def begin(self, run_id: str, tags: dict[str, str], params: dict[str, str]) -> None:
-        """Set a run's tags and parameters, and that it is running.
+        """Set a run's tags and parameters, and its status to running.
 
-        MLflow lets no parameter change. A run that goes on with other resources, or a sweep with a larger budget, has
-        the new value as a tag `now.<parameter>`.
+        MLflow does not allow a parameter to change. If a run continues with other resources, or a sweep with a larger
+        budget, the new value is the tag `now.<parameter>`.
         """
         known = self.client.get_run(run_id).data.params
-        new = {key: value[:_LONGEST_PARAM] for key, value in params.items()}
-        self.tag(run_id, {**tags, **{f"now.{key}": new[key] for key in new.keys() & known if new[key] != known[key]}})
+        new = {key: value[:_MAX_PARAM_LENGTH] for key, value in params.items()}
+        changed = {f"now.{key}": new[key] for key in new.keys() & known if new[key] != known[key]}
+        self.tag(run_id, {**tags, **changed})
         unknown = [Param(key, value) for key, value in new.items() if key not in known]
-        for start in range(0, len(unknown), _PARAMS_AT_ONCE):
-            self.client.log_batch(run_id, params=unknown[start : start + _PARAMS_AT_ONCE])
+        for start in range(0, len(unknown), _PARAMS_PER_CALL):
+            self.client.log_batch(run_id, params=unknown[start : start + _PARAMS_PER_CALL])
         self.client.update_run(run_id, status="RUNNING")
 
     def tag(self, run_id: str, tags: dict[str, str]) -> None:
-        """Set tags of a run; values become text."""
+        """Set tags of a run; values are converted to strings."""
         self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
     def log_metrics(self, run_id: str, metrics: dict[str, float], now: int) -> None:
-        """Log metrics that have no step."""
+        """Log metrics without steps."""
         logged = [Metric(metric_name(key), value, now, 0) for key, value in metrics.items()]
         self.client.log_batch(run_id, metrics=logged)
 
     def log_records(self, run_id: str, records: list[dict[str, Any]]) -> None:
-        """Log records of a metrics file: every number in them, at the record's step and time of day."""
+        """Log the numbers in records of a metrics file, with each record's step and time."""
         metrics = [
             Metric(metric_name(key), float(value), int(record["seconds"] * 1000), int(record.get("step", 0)))
             for record in records
             for key, value in record.items()
             if key not in ("stage", "step", "seconds") and isinstance(value, int | float)
         ]
-        for start in range(0, len(metrics), _METRICS_AT_ONCE):
-            self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+        for start in range(0, len(metrics), _METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
 
     def log_data(self, run_id: str, data: dict[str, Any]) -> None:
         """Log a data set as a run's input.
 
         Args:
             data: `name`, `digest` (of the manifest), `source` (folder or URI), `context` ("training", "evaluation"),
-                and `profile`: plain facts.
+                and `profile` (counts).
         """
         scheme, found, _ = data["source"].partition("://")
         dataset = Dataset(
@@ -191,12 +192,12 @@ class MlflowStore:
         send(run_id, str(path), folder)
 
     def finish(self, run_id: str, status: str, now: int) -> None:
-        """End a run at a time in milliseconds."""
+        """End a run; `now` is in milliseconds."""
         self.client.set_terminated(run_id, status, end_time=now)
 
 
-def lasting_fault(error: Exception) -> str | None:
-    """Why a call can't succeed when it is made again, in words; None where a later try may."""
+def permanent_error(error: Exception) -> str | None:
+    """Why repeating a call cannot succeed; None if it might."""
     if isinstance(error, SepsceneError):
         return str(error)
     if not isinstance(error, MlflowException):

@@ -1,13 +1,12 @@
 """MLflow as a mirror of the run's folder.
 
-Nothing here is in the way of training: calls and metrics are written to the run's folder first. While a stage runs, a
-thread of the driver follows them, draws the progress and sends what is new to MLflow. While the server is away,
-training goes on; the thread tries again, and what could not be sent by the end stays in the folder for
-`sepscene sync`.
+Training never waits for MLflow: calls and metrics are first written to the run's folder. While a stage runs, a thread
+of the driver reads them, displays the progress and sends new ones to MLflow. If the server is unavailable, training
+continues and the thread retries; what could not be sent by the end stays in the folder for `sepscene sync`.
 
-The folder holds all that MLflow is to know: the calls in mlflow-calls.jsonl, the metrics in the files of
-`RunFolder.mirrored`. How far they are sent, and to which runs, is in mlflow.json. Where MLflow has lost the run, all
-of it is sent again.
+The folder contains everything that is sent to MLflow: the calls in mlflow-calls.jsonl, and the metrics in the files of
+`RunFolder.mirrored`. What has been sent, and to which MLflow runs, is in mlflow.json. If MLflow has lost the run,
+everything is sent again.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.repeating import again_and_again
 
 if TYPE_CHECKING:
-    # It brings MLflow, which takes seconds: a run loads it beside its first stage.
+    # It imports MLflow, which takes seconds: a run imports it in parallel to its first stage.
     from sepscene.orchestration.records.mlflow_client import MlflowStore
     from sepscene.tasks.datasets.readers import Manifest
 
@@ -37,16 +36,16 @@ logger = logging.getLogger("sepscene")
 
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 5.0
-"""While the server is away it is asked again this often, and nobody waits for it in between."""
+"""Time between two attempts while the server is unavailable."""
 
 
 class MirrorState(Config):
-    """RUN/mlflow.json: how much MLflow has had."""
+    """RUN/mlflow.json: what has been sent to MLflow."""
 
     uri: str = ""
     runs: dict[str, str] = Field(default_factory=dict, description='stage -> id of its run; "" is the parent')
-    calls: int = Field(0, ge=0, description="calls that MLflow has had")
-    positions: dict[str, int] = Field(default_factory=dict, description="file of records -> bytes that MLflow has had")
+    calls: int = Field(0, ge=0, description="number of calls sent")
+    positions: dict[str, int] = Field(default_factory=dict, description="file of records -> number of bytes sent")
     encoders: dict[str, str] = Field(default_factory=dict, description="stage -> digest of the card it was logged with")
 
 
@@ -60,39 +59,39 @@ class Call(Config):
 
 
 class Tracker:
-    """One parent run in MLflow and a child for each stage; every call survives a server that is down.
+    """One parent run in MLflow and one child run per stage; no call is lost if the server is down.
 
-    A call is written to the folder, so that it outlives this process, and waits there until `send`. Several threads may
-    make calls and send.
+    A call is written to the folder, so that it is kept if this process ends, and waits there until `send`. Several
+    threads may make calls and send.
     """
 
     def __init__(self, tracking_uri: str, experiment: str, run_dir: Path) -> None:
-        """A tracker of the run in the folder `run_dir`, for MLflow's experiment of that name; nothing is sent yet."""
+        """Track the run in the folder `run_dir` in the given MLflow experiment; nothing is sent yet."""
         self.run_dir = run_dir
         self.folder = RunFolder(run_dir)
         self.uri = tracking_uri
         self.experiment = experiment
         self.fault: str | None = None
-        """Why MLflow will not take what is sent, until somebody changes something; None while it may."""
+        """Why MLflow refuses the calls until the user changes something; None if it does not."""
         self.state = self._read_state()
         self._unwritten: list[str] = []
         self._queue = self._read_calls()[self.state.calls :]
         self._lock = threading.RLock()
-        """Held while the queue or the state changes, and never while MLflow is asked."""
+        """Held while the queue or the state changes, never during a call to MLflow."""
         self._sending = threading.Lock()
         self._checked = False
         self._down_since: float | None = None
-        self._asked = 0.0
+        self._failed_at = 0.0
 
     @cached_property
     def store(self) -> "MlflowStore":
-        """Where the calls go."""
+        """The MLflow store that receives the calls."""
         from sepscene.orchestration.records.mlflow_client import MlflowStore
 
         return MlflowStore(self.uri, self.experiment)
 
     def start(self, stage: str, tags: dict[str, str], params: dict[str, Any]) -> None:
-        """Begin the child run of a stage; "" begins the parent."""
+        """Start the child run of a stage; "" starts the parent."""
         self._do("start", stage, {"tags": tags, "params": {key: str(value) for key, value in params.items()}})
 
     def tag(self, stage: str, tags: dict[str, str]) -> None:
@@ -114,54 +113,54 @@ class Tracker:
         self._do("artifact", stage, {"path": self._relative(path), "folder": folder})
 
     def log_encoder(self, stage: str, bundle: Path, name: str, registered_name: str | None) -> None:
-        """Log an encoder bundle as a model with its signature and card; register it where a name is given.
+        """Log an encoder bundle as a model with its signature and card; register it if a name is given.
 
-        A bundle that MLflow has had already, weights and card, is not logged again.
+        A bundle that was already logged with the same weights and card is skipped.
         """
         self._do("encoder", stage, {"path": self._relative(bundle), "name": name, "registered_name": registered_name})
 
     def finish(self, stage: str, status: str = "FINISHED") -> None:
-        """End a stage's run; "" is the parent, with which all that waits is sent."""
+        """End a stage's run; "" ends the parent and sends everything that is waiting."""
         self._do("finish", stage, {"status": status})
         if not stage:
             self.send(urgent=True)
 
     def send(self, urgent: bool = False) -> None:
-        """Send the calls and the records of the run's files that MLflow has not had.
+        """Send the calls and the records of the run's files that have not been sent.
 
         Args:
-            urgent: ask a server that was away a moment ago, too.
+            urgent: try even if the server was unavailable less than `RETRY_SECONDS` ago.
         """
         with self._sending:
             with self._lock:
                 self._write_calls()
-            if self.fault or (self._down_since and not urgent and time.time() - self._asked < RETRY_SECONDS):
+            if self.fault or (self._down_since and not urgent and time.time() - self._failed_at < RETRY_SECONDS):
                 return
             try:
-                self._begin_again_where_lost()
+                self._start_over_if_lost()
                 self._send_calls()
                 self._send_records()
                 self._down_since = None
-            except Exception as error:  # whatever the client raises, training must go on
-                self._note_fault(error)
+            except Exception as error:  # whatever the client raises, training must continue
+                self._note_failure(error)
 
     @property
     def unsent(self) -> int:
-        """Calls, and bytes of records, that MLflow has not had yet; 0 when all is sent."""
+        """Number of calls, plus bytes of records, that have not been sent; 0 if everything has been sent."""
         paths = [path for path in self.folder.mirrored if path.exists()]
         sizes = sum(path.stat().st_size - self.state.positions.get(path.name, 0) for path in paths)
         return len(self._queue) + sizes
 
     def run_id(self, stage: str = "") -> str | None:
-        """MLflow's id of a stage's run, when it exists."""
+        """MLflow's id of a stage's run; None if it does not exist yet."""
         return self.state.runs.get(stage)
 
     def stages(self) -> tuple[str, ...]:
-        """The stages that have a run; "" is the parent."""
+        """The stages that have a run in MLflow; "" is the parent."""
         return tuple(self.state.runs)
 
     def _do(self, kind: Any, stage: str, argument: dict[str, Any]) -> None:
-        """Queue a call, on disk, too."""
+        """Queue a call in memory and on disk."""
         with self._lock:
             call = Call(kind=kind, stage=stage, milliseconds=int(time.time() * 1000), argument=argument)
             self._queue.append(call)
@@ -169,12 +168,12 @@ class Tracker:
             self._write_calls()
 
     def _send_calls(self) -> None:
-        """Make the queued calls in their order."""
+        """Make the queued calls in order."""
         while self._queue:
             try:
                 self._call(self._queue[0])
-            except (_UnusableCall, FileNotFoundError) as error:  # it alone: the next ones may be fine
-                logger.warning("MLflow is not sent %s: %s", self._queue[0].kind, error)
+            except (_UnusableCall, FileNotFoundError) as error:  # skip only this one
+                logger.warning("not sent to MLflow: %s (%s)", self._queue[0].kind, error)
             with self._lock:
                 self._queue.pop(0)
                 self._save(calls=self.state.calls + 1)
@@ -200,20 +199,20 @@ class Tracker:
                 self.store.finish(run_id, argument["status"], call.milliseconds)
 
     def _run(self, stage: str, now: int) -> str:
-        """The id of a stage's run, which is made the first time, below the parent."""
+        """The id of a stage's run; it is created on first use, as a child of the parent."""
         if stage not in self.state.runs:
             parent = self._run("", now) if stage else None
             name = f"{self.run_dir.name}/{stage}" if stage else self.run_dir.name
             self._save(runs={**self.state.runs, stage: self.store.create_run(name, parent, now)})
         return self.state.runs[stage]
 
-    def _begin_again_where_lost(self) -> None:
-        """Send everything anew to a store that does not know our run: another server, or a file that was deleted."""
+    def _start_over_if_lost(self) -> None:
+        """Send everything again if the store does not contain our run: another server, or a deleted file."""
         if self._checked or "" not in self.state.runs:
             return
         self.store.check_file()
         if not self.store.has_run(self.state.runs[""]):
-            logger.warning("MLflow at %s does not have this run; all of it is sent from %s", self.uri, self.run_dir)
+            logger.warning("MLflow at %s does not contain this run; it is sent again from %s", self.uri, self.run_dir)
             with self._lock:
                 self._save(runs={}, positions={}, encoders={}, calls=0)
                 self._queue = self._read_calls()
@@ -230,7 +229,7 @@ class Tracker:
         self._save(encoders={**self.state.encoders, stage: digest})
 
     def _send_records(self) -> None:
-        """Send what is new in the files of records, each as a whole."""
+        """Send the new lines of each file of records."""
         for path in self.folder.mirrored:
             whole, position = read_lines(path, self.state.positions.get(path.name, 0))
             if not whole:
@@ -248,8 +247,8 @@ class Tracker:
         return str(path.resolve().relative_to(self.run_dir.resolve()))
 
     def _inside(self, name: str) -> Path:
-        """A path of the run's folder. Neither it nor what lies below it may lead elsewhere: the folder may be a
-        stranger's, and name the user's own files."""
+        """A path in the run's folder. Neither it nor anything below it may lead out of the folder, which can come from
+        an untrusted source and refer to private files of the user."""
         top = self.run_dir.resolve()
         path = (top / name).resolve()
         for each in (path, *(path.rglob("*") if path.is_dir() else ())):
@@ -257,31 +256,32 @@ class Tracker:
                 raise _UnusableCall(f"{each} is not in {self.run_dir}")
         return path
 
-    def _note_fault(self, error: Exception) -> None:
-        """Say once that MLflow is away, or what is wrong with it that only the user can change."""
-        from sepscene.orchestration.records.mlflow_client import lasting_fault
+    def _note_failure(self, error: Exception) -> None:
+        """Warn once that MLflow is unavailable, or that it has an error that only the user can fix."""
+        from sepscene.orchestration.records.mlflow_client import permanent_error
 
-        self._asked = time.time()
+        self._failed_at = time.time()
         self._checked = False  # it may have lost our run
-        if reason := lasting_fault(error):
+        if reason := permanent_error(error):
             self.fault = reason
-            logger.warning("MLflow at %s: %s. The run goes on; later: sepscene sync %s", self.uri, reason, self.run_dir)
+            message = "MLflow at %s: %s. The run continues; send it later with `sepscene sync %s`"
+            logger.warning(message, self.uri, reason, self.run_dir)
         elif self._down_since is None:
-            self._down_since = self._asked
-            said = "MLflow at %s does not answer (%s); the run goes on and sends it later"
-            logger.warning(said, self.uri, first_line(error)[:200])
+            self._down_since = self._failed_at
+            message = "MLflow at %s does not respond (%s); the run continues and retries"
+            logger.warning(message, self.uri, first_line(error)[:200])
 
     def _read_state(self) -> MirrorState:
-        state = read_typed_or(self.folder.mlflow, MirrorState, MirrorState(), "MLflow is sent everything again")
+        state = read_typed_or(self.folder.mlflow, MirrorState, MirrorState(), "everything is sent to MLflow again")
         return state.changed({"uri": self.uri})
 
     def _read_calls(self) -> list[Call]:
-        """All calls of the run so far, those of this process included."""
+        """All calls of the run so far, including those of this process."""
         path = self.folder.mlflow_calls
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         calls = []
         for line in (*lines, *self._unwritten):
-            with suppress(ValidationError):  # a torn or strange one
+            with suppress(ValidationError):  # a partial or invalid line
                 calls.append(Call.model_validate_json(line))
         return calls
 
@@ -293,8 +293,8 @@ class Tracker:
             append_lines(path, self._unwritten)
             self._unwritten = []
             if not self.folder.mlflow.exists():
-                self._save()  # the address, for `sepscene sync` after a run that MLflow has heard nothing of
-        except OSError as error:  # the mirror of a run must not end it: the next call writes it again
+                self._save()  # the address, for `sepscene sync` after a run of which nothing was sent
+        except OSError as error:  # must not end the run: the next call writes these calls again
             logger.warning("%s cannot be written (%s)", path, error)
 
     def _save(self, **changes: Any) -> None:
@@ -308,14 +308,14 @@ class Tracker:
 
 
 class _UnusableCall(SepsceneError):
-    """A call that can never be made, whatever MLflow answers."""
+    """A call that can never be made, independently of MLflow."""
 
 
 def sync(run_dir: Path, tracking_uri: str) -> None:
-    """Send to MLflow what it misses of a run, or of a sweep with its trials.
+    """Send everything of a run, or of a sweep with its trials, that MLflow lacks.
 
     Raises:
-        SepsceneError: when MLflow does not take it.
+        SepsceneError: if MLflow is unavailable or refuses it.
     """
     sweep = SweepFolder(run_dir)
     folders = [RunFolder(run_dir), sweep.shared, *sweep.runs()]
@@ -328,18 +328,18 @@ def sync(run_dir: Path, tracking_uri: str) -> None:
         if tracker.fault:
             raise SepsceneError(f"MLflow at {tracking_uri}: {tracker.fault}")
         if tracker.unsent:
-            raise SepsceneError(f"MLflow at {tracking_uri} still does not answer; nothing is lost, try again later")
+            raise SepsceneError(f"MLflow at {tracking_uri} does not respond; no data is lost, try again later")
         if tracker is not parent and (run_id := tracker.run_id()) and (parent_id := parent.run_id()):
-            tracker.store.tag(run_id, {"mlflow.parentRunId": parent_id})  # a parent that was lost is another one now
+            tracker.store.tag(run_id, {"mlflow.parentRunId": parent_id})  # a lost parent was created with a new id
 
 
 STOPPED = (KeyboardInterrupt, SystemExit)
-"""How a block ends that a signal stops: SIGTERM is the latter."""
+"""Exceptions of a block that a signal ends: Ctrl-C and SIGTERM."""
 
 
 @contextmanager
 def closing(tracker: Tracker, stage: str = "") -> Iterator[None]:
-    """End a stage's run when the block ends, in whatever way; "" is the parent."""
+    """End a stage's run when the block ends, also after an exception; "" is the parent."""
     try:
         yield
     except BaseException as error:
@@ -350,7 +350,7 @@ def closing(tracker: Tracker, stage: str = "") -> Iterator[None]:
 
 @contextmanager
 def following(run_dir: Path, tracker: Tracker, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """While the block runs, hand every new record of the metrics file to `show` and mirror it to MLflow."""
+    """While the block runs, pass each new record of the metrics file to `show` and mirror it to MLflow."""
     path = RunFolder(run_dir).metrics
     position = path.stat().st_size if path.exists() else 0
 

@@ -1,6 +1,6 @@
-"""The encoder as an MLflow model. MLflow stores this file as the model's code, so that nothing is pickled.
+"""The encoder as an MLflow model. MLflow stores this file as the model's code, so nothing is pickled.
 
-Loaded by `mlflow.pyfunc.load_model`; `sepscene.load_encoder("models:/…")` reads the same bundle as plain PyTorch.
+It is loaded by `mlflow.pyfunc.load_model`; `sepscene.load_encoder("models:/…")` loads the same bundle as plain PyTorch.
 """
 
 from typing import Any
@@ -17,28 +17,29 @@ class EncoderModel(PythonModel):
     """Waveforms (B, T) at the encoder's sample rate to representations (B, D), float32."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the bundle that was logged with the model; whoever loads this model runs the code that came with it."""
+        """Load the bundle that was logged with the model; loading the model also runs the code stored with it."""
         self.encoder = load_encoder(context.artifacts["bundle"], trust_code=True)
 
-    # MLflow would check a type hint of the input, which is any of several.
+    # No type hint for the input: MLflow would enforce it, and several types are allowed.
     def predict(self, context: PythonModelContext, model_input, params: dict[str, Any] | None = None) -> np.ndarray:
         """h of each waveform.
 
         Args:
-            model_input: one waveform (T) or several (B, T): an array, a list, or a DataFrame with a clip in each row,
-                as samples in columns or as one column of lists. Floats have full scale 1; integers that of their type.
+            model_input: one waveform (T) or several (B, T): an array, a list, or a DataFrame with one clip per row,
+                as samples in columns or as one column of lists. The full scale of floats is 1, that of integers the
+                range of their type.
 
         Raises:
-            SepsceneError: for what is no such sound, see `models.sound.checked_sound`.
+            SepsceneError: for anything else, see `models.sound.checked_sound`.
         """
         with torch.inference_mode():
             return self.encoder(_waveforms(model_input)).numpy()
 
 
 def _waveforms(given: Any) -> np.ndarray:
-    """(B, T), of the type in which it was given: the encoder checks and scales it."""
+    """The input as (B, T) without conversion of its type: the encoder validates and scales it."""
     wave = np.asarray(given)
-    if wave.dtype == object:  # of a DataFrame, whose cells hold lists
+    if wave.dtype == object:  # a DataFrame whose cells contain lists
         wave = np.array([np.asarray(cell).ravel() for cell in wave.ravel()])
     return np.atleast_2d(wave)
 

@@ -1,6 +1,6 @@
-"""What metrics are called in MLflow, so that a run's first charts are its loss and its mAP.
+"""Names of metrics in MLflow, chosen so that a run's first charts are its loss and its mAP.
 
-MLflow shows a section of charts for each name before a slash, sorted, and metrics without a slash behind all of them.
+MLflow shows one section of charts for each prefix before a slash, in alphabetical order; metrics without one come last.
 """
 
 _SECTIONS = {
@@ -31,12 +31,12 @@ def metric_name(name: str) -> str:
         ('1_loss/loss', '2_quality/mix-mix/shallow_map', '5_pace/readers_busy')
 
     Args:
-        name: in the records of the run's folder. One that is not known stays as it is.
+        name: its name in the records of the run's folder. An unknown name is returned unchanged.
     """
     first, slash, rest = name.partition("/")
     if name == "balance_seconds":
         return f"6_balance/{name}"
-    if first == "balance" and slash:  # the means over the stage; while it runs they have names of their own
+    if first == "balance" and slash:  # means over the whole stage; during the stage the names have no prefix
         return f"6_balance/{rest}"
     if first in _STREAM and slash:
         return f"5_pace/{first}_{rest}"

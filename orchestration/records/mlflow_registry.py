@@ -1,4 +1,4 @@
-"""Encoders as MLflow models: logged with what they reach, registered under one name for all runs that compare."""
+"""Encoders as MLflow models: logged with their metrics, registered under one name for all comparable runs."""
 
 import os
 import re
@@ -8,7 +8,6 @@ from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -28,8 +27,8 @@ from sepscene.orchestration.source import code_to_send, copy_custom_code, copy_s
 BEST = "best"
 """Alias of the registered version with the largest ranking metric."""
 RANKING = ("shallow_map", "linear_map", "knn_map", "qbe_map")
-"""What versions are ranked by: the first of these that was measured."""
-_LONGEST_DESCRIPTION = 5000
+"""Versions are ranked by the first of these metrics that was measured."""
+_MAX_DESCRIPTION_LENGTH = 5000
 _INPUT = """\
 **Input**: one waveform (T) or several (B, T) at {rate:,} Hz, floats of full scale 1 or integers; an array, a list or a
 DataFrame. **Output**: h, (B, {dim}), float32.
@@ -37,34 +36,35 @@ DataFrame. **Output**: h, (B, {dim}), float32.
 
 
 def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, registered_name: str | None) -> None:
-    """Log an encoder bundle as a model with its metrics, signature, card and an example; register it where asked.
+    """Log an encoder bundle as a model with its metrics, signature, card and an example; register it if requested.
 
     Args:
-        store: where the run is.
-        run_id: the run that made the encoder.
-        bundle: its folder.
-        name: of the model, e.g. "table4-S2-N-simclr-cp mix-chan".
-        registered_name: none registers nothing. Of several versions the best one has the alias `best`.
+        store: the store of the run.
+        run_id: the run that trained the encoder.
+        bundle: the encoder's folder.
+        name: name of the model, e.g. "table4-S2-N-simclr-cp mix-chan".
+        registered_name: name in the model registry; None: not registered. The best of its versions has the alias
+            `best`.
     """
     config = read_encoder_config(bundle)
     card = read_card(bundle)
-    own = [name for name in (config.trunk.use,) if is_custom(name)]
+    custom = [config.trunk.use] if is_custom(config.trunk.use) else []
     dim = config.embedding_dim
     tags = {"sha256": card.sha256, "sepscene_version": __version__}
     rate = config.front_end.sample_rate
     example_BT = (0.1 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate, dtype=np.float32))[None].astype(np.float32)
-    with TemporaryDirectory(prefix="sepscene-") as folder, _fluent(store.uri, run_id):
-        where = Path(folder)
+    with TemporaryDirectory(prefix="sepscene-") as folder, _active_run(store.uri, run_id):
+        code = Path(folder)
         info = mlflow.pyfunc.log_model(
-            name=re.sub(r"[^\w .+-]+", "-", name),  # MLflow refuses other characters
+            name=re.sub(r"[^\w .+-]+", "-", name),  # MLflow allows no other characters
             python_model=str(Path(__file__).with_name("mlflow_model.py")),
             artifacts={"bundle": str(bundle)},
-            code_paths=[str(copy_source(where, ("models",))), *map(str, copy_custom_code(where, own))],
-            # No schema for the input: it would refuse float64, lists and single waveforms, which `predict` takes.
+            code_paths=[str(copy_source(code, ("models",))), *map(str, copy_custom_code(code, custom))],
+            # No schema for the input: it would refuse float64, lists and single waveforms, which `predict` accepts.
             signature=ModelSignature(outputs=Schema([TensorSpec(np.dtype("float32"), (-1, dim))])),
             input_example=example_BT,
             registered_model_name=registered_name,
-            pip_requirements=["torch", "torchaudio", "safetensors", "pydantic", "numpy", *_installed(own)],
+            pip_requirements=["torch", "torchaudio", "safetensors", "pydantic", "numpy", *_requirements(custom)],
             metadata=card.metadata,
             tags=tags,
         )
@@ -76,7 +76,7 @@ def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, regist
     if registered_name and info.registered_model_version:
         text = _INPUT.format(rate=rate, dim=dim) + "\n" + _without_header((bundle / "README.md").read_text())
         number = str(info.registered_model_version)
-        store.client.update_model_version(registered_name, number, description=text[:_LONGEST_DESCRIPTION])
+        store.client.update_model_version(registered_name, number, description=text[:_MAX_DESCRIPTION_LENGTH])
         _describe_version(store, registered_name, number, tags, metrics)
 
 
@@ -88,9 +88,9 @@ def _describe_version(
         tags = {**tags, ranked_by: f"{metrics[ranked_by]:.4f}"}
     for key, value in tags.items():
         store.client.set_model_version_tag(name, number, key, value)
-    about = "Encoders of sound learned by Sepscene. Each version's description is its model card."
+    about = "Sound encoders trained by Sepscene. The description of each version is its model card."
     if ranked_by:
-        about += f" The alias `{BEST}` is on the version with the largest {ranked_by}."
+        about += f" The alias `{BEST}` marks the version with the largest {ranked_by}."
         if metrics[ranked_by] >= _best_so_far(store, name, ranked_by):
             store.client.set_registered_model_alias(name, BEST, number)
     store.client.update_registered_model(name, description=about)
@@ -104,17 +104,17 @@ def _best_so_far(store: MlflowStore, name: str, ranked_by: str) -> float:
         return float("-inf")
 
 
-def _installed(own: list[str]) -> list[str]:
-    """Requirements of custom code that is installed here as a package."""
-    packages = [package_of(name) for name in own if not code_to_send([name])]
+def _requirements(custom: list[str]) -> list[str]:
+    """Requirements for custom code that is installed here as a package."""
+    packages = [package_of(name) for name in custom if not code_to_send([name])]
     return [f"{package['package']}=={package['version']}" for package in packages]
 
 
 @contextmanager
-def _fluent(uri: str, run_id: str) -> Iterator[Any]:
-    """MLflow's fluent calls go to a run of `uri` for this long; it also keeps the address in the environment.
+def _active_run(uri: str, run_id: str) -> Iterator[None]:
+    """While the block runs, MLflow's fluent calls use this run; MLflow also sets MLFLOW_TRACKING_URI, restored here.
 
-    MLflow reports its registrations on stderr, in the middle of our progress: that is dropped.
+    MLflow's messages about registrations on stderr are discarded, as they would disturb the progress display.
     """
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
@@ -123,7 +123,7 @@ def _fluent(uri: str, run_id: str) -> Iterator[Any]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # forgets it, and deletes the variable
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # resets it and deletes the variable
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
 

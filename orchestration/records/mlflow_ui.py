@@ -1,7 +1,7 @@
-"""The MLflow UI on the store of a run's folder, opened at the view that shows training runs.
+"""The MLflow UI of a run's store, opened at the view of the training runs.
 
-It listens on loopback and asks for a password that is made for this start: other users of the machine reach loopback
-too, and an open MLflow server lets everyone who reaches it change runs and read the user's files.
+The server listens on loopback and requires a password that is generated at each start. Other users of the machine can
+connect to loopback too, and an MLflow server without a password would let them change runs and read the user's files.
 """
 
 import os
@@ -36,21 +36,21 @@ USER = "sepscene"
 
 
 def tracking_store(folder: Path) -> str:
-    """The tracking URI of a run's folder, or of the folder that holds runs.
+    """The tracking URI of a run's folder, or of a folder of runs.
 
     Raises:
-        SepsceneError: when there is no store, or `check_local_store` refuses it; as `tracking_uri_of`.
+        SepsceneError: if there is no store or `check_local_store` refuses it; as `tracking_uri_of`.
     """
     uri = tracking_uri_of(folder)
     if uri.startswith(SQLITE):
         check_local_store(uri)
     if not os.environ.get("MLFLOW_TRACKING_URI") and not sqlite_path(uri).exists():
-        raise SepsceneError(f"{folder} holds no mlflow.db and neither do the folders above it: give a folder of runs")
+        raise SepsceneError(f"no mlflow.db in {folder} or in the folders above it: give a folder of runs")
     return uri
 
 
 def mlflow_ui_command(uri: str, port: int) -> list[str]:
-    """The command that serves the MLflow UI of a store on loopback, for users with a password."""
+    """The command that serves the MLflow UI of a store on loopback, with a password."""
     return [
         *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"),
         *("--backend-store-uri", uri),
@@ -60,11 +60,11 @@ def mlflow_ui_command(uri: str, port: int) -> list[str]:
 
 
 def deep_link(server: str, experiment_id: str, order_by: str = "shallow_map") -> str:
-    """The address of an experiment's training runs with their charts, best first.
+    """The address of the page with an experiment's training runs and their charts, best run first.
 
-    Without `workflowType` the UI opens in its mode for generative AI, where no training run is seen; the table
-    view shows no metric until columns are chosen, so the link opens the charts. Sorting by a metric unfolds the
-    child runs, which start folded otherwise.
+    Without `workflowType` the UI opens in its mode for generative AI, which does not show training runs. The table view
+    shows no metric until columns are selected, so the link opens the charts. Sorting by a metric also expands the child
+    runs, which are collapsed otherwise.
 
     Args:
         server: its address, e.g. http://127.0.0.1:5000.
@@ -78,7 +78,7 @@ def deep_link(server: str, experiment_id: str, order_by: str = "shallow_map") ->
 
 
 def newest_experiment(uri: str) -> str | None:
-    """MLflow's id of the experiment that has the newest run; None when no run was ever logged."""
+    """MLflow's id of the experiment with the newest run; None if no run has been logged."""
     client = MlflowClient(tracking_uri=uri)
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     newest = client.search_runs(ids, order_by=["attributes.start_time DESC"], max_results=1) if ids else []
@@ -87,13 +87,13 @@ def newest_experiment(uri: str) -> str | None:
 
 @dataclass
 class Ui:
-    """A running MLflow server, and what a person logs in with."""
+    """A running MLflow server and its password."""
 
     process: subprocess.Popen[bytes]
     port: int
     password: str
     private: TemporaryDirectory[str]
-    """Its settings, its table of users and its log, which nobody else can read."""
+    """Its settings, user database and log, which other users cannot read."""
 
     @property
     def address(self) -> str:
@@ -113,15 +113,15 @@ class Ui:
 
 
 def start_ui(uri: str, port: int, patience_seconds: float = 120.0) -> Ui:
-    """Start the MLflow UI of a store and wait until it answers. The caller ends it with `Ui.stop`.
+    """Start the MLflow UI of a store and wait until it responds. The caller ends it with `Ui.stop`.
 
     Args:
-        uri: as `tracking_store` gives it, of no server: those have a UI of their own.
+        uri: from `tracking_store`; not a server, which has its own UI.
 
     Raises:
-        SepsceneError: when it ends or does not answer in time; the message holds the last lines of its log.
+        SepsceneError: if it ends or does not respond in time; the message contains the last lines of its log.
     """
-    if _answers(port):  # or the other server would be taken for ours
+    if _responds(port):  # otherwise the other server would be mistaken for ours
         raise SepsceneError(f"port {port} is in use by another server; choose another with --port")
     private = TemporaryDirectory(prefix="sepscene-ui-")
     password = secrets.token_urlsafe(12)
@@ -136,7 +136,7 @@ def start_ui(uri: str, port: int, patience_seconds: float = 120.0) -> Ui:
         server = Ui(process, port, password, private)
         deadline = time.monotonic() + patience_seconds
         while time.monotonic() < deadline and process.poll() is None:
-            if _answers(port):
+            if _responds(port):
                 return server
             time.sleep(0.2)
         log.seek(0)
@@ -146,15 +146,15 @@ def start_ui(uri: str, port: int, patience_seconds: float = 120.0) -> Ui:
 
 
 def _environment(private: Path, password: str) -> dict[str, str]:
-    """The server's: a user with a password, and none of the user's own credentials for other servers."""
+    """The server's environment: a user with a password, without the credentials for other MLflow servers."""
     settings = private / "auth.ini"
     write_whole(
         settings,
         "[mlflow]\ndefault_permission = NO_PERMISSIONS\nauth_cache_ttl_seconds = 3600\n"
         f"database_uri = {SQLITE}{private / 'users.db'}\n",
     )
-    own = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING_")}
-    return own | {
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING_")}
+    return inherited | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two processes instead of nine
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -166,26 +166,26 @@ def _environment(private: Path, password: str) -> dict[str, str]:
 
 
 def serve(folder: Path, port: int, console: Console) -> None:
-    """Open the MLflow UI of `folder` where it shows our runs, until Ctrl-C; of a server, open its own.
+    """Serve the MLflow UI of `folder` until Ctrl-C and open it at our runs; for a server, open its own UI.
 
-    The browser is that of a desktop. Elsewhere, as over SSH, the address is all that is given.
+    A browser is opened only on a desktop. Otherwise, e.g. over SSH, the address is printed.
 
     Raises:
-        SepsceneError: as `tracking_store` and `start_ui`; or when no run was logged yet.
+        SepsceneError: as `tracking_store` and `start_ui`; or if no run has been logged yet.
     """
     uri = tracking_store(folder)
     experiment_id = newest_experiment(uri)
     if experiment_id is None:
-        raise SepsceneError(f"the store of {folder} has no run yet: start one, e.g. with `sepscene demo`")
+        raise SepsceneError(f"the store of {folder} contains no run yet: start one, e.g. with `sepscene demo`")
     if uri.startswith(("http://", "https://")):
         link = deep_link(uri, experiment_id)
-        console.print(f"MLflow shows our runs at\n{link}", soft_wrap=True)
+        console.print(f"MLflow shows the runs at\n{link}", soft_wrap=True)
         _browse(link, console)
         return
     server = start_ui(uri, port)
     link = deep_link(server.address, experiment_id)
-    words = f"MLflow shows our runs at\n{link}\nuser {USER}, password {server.password}\nCtrl-C ends it."
-    console.print(words, soft_wrap=True, highlight=False, markup=False)
+    text = f"MLflow shows the runs at\n{link}\nuser {USER}, password {server.password}\nPress Ctrl-C to end it."
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
     _browse(link, console)
     try:
         server.process.wait()
@@ -196,15 +196,15 @@ def serve(folder: Path, port: int, console: Console) -> None:
 
 
 def _browse(link: str, console: Console) -> None:
-    """Open the link for somebody who sits before a desktop, and not in a browser of the terminal."""
+    """Open the link in a desktop's browser; never in a text browser in the terminal."""
     desktop = sys.platform in ("darwin", "win32") or any(os.environ.get(k) for k in ("DISPLAY", "WAYLAND_DISPLAY"))
     if console.is_terminal and desktop:
         webbrowser.open(link)
 
 
-def _answers(port: int) -> bool:
+def _responds(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5) as answer:
-            return answer.status == 200
+        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5) as response:
+            return response.status == 200
     except OSError:
         return False

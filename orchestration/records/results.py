@@ -1,7 +1,7 @@
-"""What a finished run leaves behind for readers: metrics with intervals, stage timings, the ledger's summary.
+"""The results of a finished run: metrics with intervals, stage timings, the ledger's summary.
 
-`RUN/results.json` holds one `RunResults`, `SWEEP/sweep.json` one `SweepResults`. Reports and tables read
-these files alone, so that they can be made again at any time, on another machine, without Ray.
+`RUN/results.json` contains one `RunResults`, `SWEEP/sweep.json` one `SweepResults`. Reports and tables read only these
+files, so they can be created again at any time, on another machine, without Ray.
 """
 
 from pathlib import Path
@@ -19,35 +19,35 @@ from sepscene.orchestration.records.sweep_folder import SweepFolder
 if TYPE_CHECKING:
     from sepscene.tasks.evaluation.statistics import Interval
 
-MOST_METRICS = 8 * 2**30
-"""Bytes of a metrics file: 10 million steps have some 5 GB."""
+MAX_METRICS_BYTES = 8 * 2**30
+"""Maximum size of a metrics file; 10 million steps take about 5 GB."""
 
 
 def _inside(name: str) -> str:
-    """A path that stays in its folder; results may be a stranger's."""
+    """Refuse a path that leads out of its folder; results can come from an untrusted source."""
     if leaves_root(name):
-        raise ValueError(f"{name!r} leads out of the folder that holds these results")
+        raise ValueError(f"{name!r} leads out of the folder of these results")
     return name
 
 
 InsideFolder = Annotated[str, AfterValidator(_inside)]
-"""A relative path of which no part is "..": a report reads files there and links to them."""
+"""A relative path without "..": a report reads files there and links to them."""
 
 
 class Metric(Config):
     """A measured number with its confidence interval."""
 
-    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")  # not a number comes back as such
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")  # NaN is written and read as NaN
 
     value: float
     low: float | None = Field(None, description="lower end of the interval")
     high: float | None = Field(None, description="upper end of the interval")
     count: int | None = Field(None, description="clips, queries or seeds behind the number")
-    interval: str = Field("", description='how the interval was made, e.g. "95 % bootstrap over clips"')
+    interval: str = Field("", description='method of the interval, e.g. "95 % bootstrap over clips"')
 
 
 def metric_of(interval: "Interval") -> Metric:
-    """What results keep of an interval."""
+    """Convert an interval to a metric of the results."""
     return Metric(
         value=interval.value,
         low=interval.low,
@@ -68,7 +68,7 @@ class ClassResult(Config):
 
 
 class EncoderResult(Config):
-    """How one encoder was evaluated."""
+    """The evaluation of one encoder."""
 
     name: str = Field(description='"mix-chan", "mix-mix", "untrained", or a row of a table')
     description: str = ""
@@ -81,7 +81,7 @@ class EncoderResult(Config):
     )
     replicates: tuple[float, ...] = Field((), description="shallow mAP on resampled test clips")
     diagnostics: dict[str, float] = Field(
-        default_factory=dict, description="background, level: shares of h that they explain; rank: of h"
+        default_factory=dict, description="background, level: shares of h that each explains; rank: of h"
     )
 
 
@@ -97,25 +97,25 @@ class ProcessorResult(Config):
 
 
 class StageResult(Config):
-    """One stage of a run: its wall time, and for streaming stages where the time went."""
+    """One stage of a run: its wall time, and for streaming stages how the time was spent."""
 
     name: str
     seconds: float
     rows: int | None = None
-    busy_share: float | None = Field(None, description="share of the stage's capacity that was working, 0 to 1")
+    busy_share: float | None = Field(None, description="share of the stage's capacity that was in use, 0 to 1")
     waiting_share: float | None = Field(None, description="share of the time spent waiting for input, 0 to 1")
     bytes_out: int | None = None
     note: str = ""
 
 
 class LedgerResult(Config):
-    """The ledger in numbers: what the weights have consumed."""
+    """The ledger's summary: how many rows the weights have consumed."""
 
     rows: int = Field(description="rows of the schedule")
     consumed: int
     lost: int
     twice: int
-    untrained: int = Field(0, description="consumed rows that nothing was learned from: their clips could not be used")
+    untrained: int = Field(0, description="consumed rows that were not trained on: their clips could not be used")
     quarantined: dict[str, str] = Field(default_factory=dict, description="clip URI -> reason")
 
     @classmethod
@@ -131,17 +131,17 @@ class LedgerResult(Config):
         )
 
 
-class Kept(Config):
-    """Results that lie in the folder that they are about, in one JSON file."""
+class _ResultsFile(Config):
+    """Results that are stored as a JSON file in the folder of their run, sweep or reproduction."""
 
     file: ClassVar[Path]
     missing: ClassVar[str]
-    """What to do about a folder without the file."""
+    """What to do if the folder has no such file."""
     remedy: ClassVar[str]
-    """What to do about a damaged file in `{folder}`."""
+    """What to do if the file in `{folder}` is damaged."""
 
     def save(self, folder: Path) -> Path:
-        """Write the file whole or not at all, as a reader may come at any time; returns its path."""
+        """Write the file atomically, as it can be read at any time; returns its path."""
         path = folder / self.file
         write_whole(path, self.model_dump_json(indent=2) + "\n")
         return path
@@ -151,21 +151,21 @@ class Kept(Config):
         """Read the file of a folder.
 
         Raises:
-            SepsceneError: when there is none, or it is damaged.
+            SepsceneError: if it does not exist or is damaged.
         """
         path = folder / cls.file
         try:
             return read_typed(path, cls, cls.remedy.format(folder=folder))
         except FileNotFoundError:
-            raise SepsceneError(f"{folder} holds no {path.name}: {cls.missing}") from None
+            raise SepsceneError(f"{folder} contains no {path.name}: {cls.missing}") from None
 
 
-class RunResults(Kept):
-    """Everything a report says about one run: RUN/results.json."""
+class RunResults(_ResultsFile):
+    """The content of the report of a run: RUN/results.json."""
 
     file = RunFolder.results
     missing = "not a finished run; evaluate it first"
-    remedy = "make it again with `sepscene evaluate {folder}`"
+    remedy = "write it again with `sepscene evaluate {folder}`"
 
     run_id: str
     experiment: str
@@ -189,12 +189,12 @@ class RunResults(Kept):
 def read_metrics(run_dir: Path) -> list[Record]:
     """The step metrics of a run, in the order in which they were written.
 
-    Each is {"stage": str, "step": int, "seconds": float, <metric>: float, ...}. Damaged lines, as a killed run or a
-    full disk leaves them, are left out with a warning.
+    Each is {"stage": str, "step": int, "seconds": float, <metric>: float, ...}. Damaged lines, left by a killed run or
+    a full disk, are skipped with a warning.
     """
     path = RunFolder(run_dir).metrics
     try:
-        return parse_records(read_bytes(path, MOST_METRICS), path)
+        return parse_records(read_bytes(path, MAX_METRICS_BYTES), path)
     except FileNotFoundError:
         return []
 
@@ -203,17 +203,17 @@ Setting = str | bool | int | float | tuple[str, ...] | None
 
 
 class TrialFacts(Config):
-    """A trial's trial.json, which it writes about itself."""
+    """The content of trial.json, which the trial itself writes."""
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")
 
     name: str
-    settings: dict[str, Setting] = Field(description="what tables show of them")
+    settings: dict[str, Setting] = Field(description="the settings shown in tables")
     seed: int
-    chosen: dict[str, Any] = Field(default_factory=dict, description="the settings that a searcher chose")
-    gpus: float = Field(description="that it holds")
-    steps: int | None = Field(None, ge=1, description="of its whole training")
-    metric: float | None = Field(None, description="its newest validation")
+    chosen: dict[str, Any] = Field(default_factory=dict, description="the settings chosen by a searcher")
+    gpus: float = Field(description="GPUs that the trial occupies")
+    steps: int | None = Field(None, ge=1, description="steps of the complete training")
+    metric: float | None = Field(None, description="the newest validation metric")
 
 
 class TrialResult(Config):
@@ -230,22 +230,22 @@ class TrialResult(Config):
     run_dir: InsideFolder = Field("", description="the trial's run folder, relative to the sweep's")
 
 
-class SweepResults(Kept):
-    """Everything a report says about one sweep: SWEEP/sweep.json, written anew whenever a trial ends."""
+class SweepResults(_ResultsFile):
+    """The content of the report of a sweep: SWEEP/sweep.json, rewritten each time a trial ends."""
 
     file = SweepFolder.sweep
     missing = "give the folder of a sweep"
-    remedy = "go on with the sweep, which writes it again"
+    remedy = "continue the sweep, which writes it again"
 
     sweep_id: str
     experiment: str
     scale: str
     started: str = Field(description="UTC, ISO 8601")
     seconds: float
-    command: str = Field("", description="the command that made it")
+    command: str = Field("", description="the command that ran it")
     metric: str = Field("shallow_map", description="the metric by which trials are ranked; larger is better")
     fields: tuple[str, ...] = Field(description="the swept fields, dotted; the seed is not one of them")
-    scheduler: str = Field("", description="which trials are stopped early, in words; empty when none are")
+    scheduler: str = Field("", description="which trials are stopped early, as text; empty if none are")
     trials: tuple[TrialResult, ...] = ()
     environment: dict[str, str] = Field(default_factory=dict)
     data: dict[str, str] = Field(default_factory=dict)
@@ -265,31 +265,32 @@ class ReproducedRun(Config):
     seed: int
     metric: Metric = Field(description="shallow classification mAP")
     untrained: Metric | None = Field(
-        None, description="the same of the encoder before training, where it was evaluated"
+        None, description="the same metric of the encoder before training, if it was evaluated"
     )
     replicates: tuple[float, ...] = Field(
         (),
-        description="the metric on resampled test clips, the same resamples in all runs: what the clips' luck is worth",
+        description="the metric on resampled test clips, with the same resamples in all runs: the effect of the choice "
+        "of clips",
     )
     diagnostics: dict[str, float] = Field(
-        default_factory=dict, description="background, level: shares of h that they explain; rank: of h"
+        default_factory=dict, description="background, level: shares of h that each explains; rank: of h"
     )
-    differs: tuple[str, ...] = Field((), description='from the paper, e.g. "batch 64 instead of 4096"')
+    differs: tuple[str, ...] = Field((), description='differences from the paper, e.g. "batch 64 instead of 4096"')
     run_dir: InsideFolder = Field("", description="the run's folder, relative to the reproduction's")
 
 
-class ReproductionResults(Kept):
-    """Everything a report says about a reproduction of the paper's tables: REPRODUCTION/reproduction.json."""
+class ReproductionResults(_ResultsFile):
+    """The content of the report of a reproduction of the paper's tables: REPRODUCTION/reproduction.json."""
 
     file = SweepFolder.reproduction
     missing = "give the folder of a reproduction"
-    remedy = "go on with the reproduction, which writes it again"
+    remedy = "continue the reproduction, which writes it again"
 
     reproduction_id: str
     scale: str
     started: str = Field(description="when the first run began; UTC, ISO 8601")
-    seconds: float = Field(description="of all runs together; some ran beside each other")
-    command: str = Field("", description="the command that made it; the last one of several")
+    seconds: float = Field(description="sum over all runs, some of which ran in parallel")
+    command: str = Field("", description="the command that ran it; the last one of several")
     differs: tuple[str, ...] = Field((), description="how all runs differ from the paper: data, steps, batch")
     runs: tuple[ReproducedRun, ...] = ()
     failed: dict[str, str] = Field(default_factory=dict, description="trial -> why it failed")

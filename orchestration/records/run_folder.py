@@ -1,4 +1,4 @@
-"""Names of the files in a run's folder. Nobody else spells a path below it; `records.sweep_folder` has those around it.
+"""Names of the files in a run's folder; no other file contains them. Those of sweeps are in `records.sweep_folder`.
 
 storage/
     store/                     separated clips, shared by all runs of a storage
@@ -6,7 +6,7 @@ storage/
     <run>/                     RunFolder
         checkpoints/<stage>/   StageFolder
     <sweep>/                   SweepFolder (in `records.sweep_folder`)
-        shared/                RunFolder of what all trials share
+        shared/                RunFolder for files that all trials share
         trials/<trial>/        RunFolder
 """
 
@@ -20,51 +20,51 @@ from sepscene.augment.locations import is_utf8
 from sepscene.models.config import SepsceneError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,@ -]{0,199}")
-"""What a run, a sweep, an encoder or a checkpoint may be called: a plain name of one folder."""
+"""Allowed names of runs, sweeps, encoders and checkpoints: plain names of a folder."""
 
 LEVELS_BELOW_STORAGE = 3
-"""A trial, the deepest run, lies in STORAGE/SWEEP/trials/TRIAL."""
+"""The most deeply nested run is a trial: STORAGE/SWEEP/trials/TRIAL."""
 
 
 def plain_name(name: str, what: str) -> str:
-    """The name, if it can be that of a file or folder and nothing else; `what` it names is for the message.
+    """The name, if it is a valid name of one folder; `what` describes it in the error message.
 
     Raises:
-        SepsceneError: for a path, a hidden name, an empty or a very long one.
+        SepsceneError: for a path, or for a hidden, empty or very long name.
     """
     if not NAME.fullmatch(name):
         raise SepsceneError(
-            f"{what} {name[:80]!r} cannot be the name of a folder: take letters, digits and . _ = + , - only, "
-            "a letter or digit first, and no path"
+            f"{what} {name[:80]!r} cannot be the name of a folder: use only letters, digits and . _ = + , @ -, "
+            "starting with a letter or digit, and no path"
         )
     return name
 
 
 def dated(name: str) -> str:
-    """The name of a new folder: of an experiment or a kind of run, and when it was begun."""
+    """The name of a new folder: an experiment or kind of run, followed by the current time."""
     return f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def folder_in(storage: Path, name: str, what: str) -> Path:
-    """The folder of a run, a sweep or a reproduction in a storage, by the id that the user gave.
+    """The folder of a run, a sweep or a reproduction in a storage, by the id that the user has given.
 
     Raises:
-        SepsceneError: when the id is no plain name, or the path is not UTF-8.
+        SepsceneError: if the id is not a plain name, or the path is not UTF-8.
     """
     folder = (storage / plain_name(name, what)).resolve()
     if not is_utf8(str(folder)):
-        raise SepsceneError(f"{folder} is no UTF-8 text, which the files of a run must be: choose another --storage")
+        raise SepsceneError(f"the path {folder} is not UTF-8: choose another --storage")
     return folder
 
 
 class Place:
-    """A file or folder that always has the same name in a folder, whose `path` is known."""
+    """Descriptor of a file or folder with a fixed name inside the owner's `path`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __get__(self, folder: Any, kind: type) -> Path:
-        """Its path in that folder; asked of the class, its path below any such folder."""
+        """The path in that folder; on the class, the path relative to the folder."""
         return Path(folder.path, self.name) if folder else Path(self.name)
 
 
@@ -77,13 +77,13 @@ class RunFolder:
     experiment = Place("experiment.yaml")
     """The resolved configuration."""
     started = Place("started")
-    """When the run began; UTC, ISO 8601."""
+    """Start time of the run; UTC, ISO 8601."""
     lock = Place("running.json")
-    """Which process works in the folder at present."""
+    """The process that currently works in the folder."""
     metrics = Place("metrics.jsonl")
-    """The records of all steps and validations, and the events; one JSON object a line."""
+    """The records of all steps and validations, and the events; one JSON object per line."""
     system = Place("system.jsonl")
-    """What the machines were doing, sampled; one JSON object a line."""
+    """Samples of the machines' system metrics; one JSON object per line."""
     timings = Place("stages.json")
     """Stage -> seconds."""
     results = Place("results.json")
@@ -91,11 +91,11 @@ class RunFolder:
     ledger = Place("ledger.json")
     """The ledger of the encoder's weights."""
     mlflow = Place("mlflow.json")
-    """What MLflow has of the run, and what it lacks."""
+    """What has been sent to MLflow."""
     mlflow_calls = Place("mlflow-calls.jsonl")
-    """All calls of MLflow that the run has made, whether they have arrived or not; one JSON object a line."""
+    """All calls to MLflow that the run has made, sent or not; one JSON object per line."""
     scenes = Place("scenes")
-    """Synthetic scenes, where the data has no folder of its own."""
+    """Synthetic scenes, if the data has no other folder."""
     ladder = Place("ladder")
     """Folder of the separator's checkpoints."""
     ladder_index = Place("ladder/ladder.json")
@@ -103,7 +103,7 @@ class RunFolder:
     encoder = Place("encoder")
     """The run's own encoder: a bundle."""
     crashes = Place("crash_counts")
-    """Folder of the crash counts of clips, which all stages share."""
+    """Folder of the crash counts of clips, shared by all stages."""
     checkpoints = Place("checkpoints")
     """Folder of the training stages."""
     report_html = Place("report.html")
@@ -111,21 +111,21 @@ class RunFolder:
     report_md = Place("report.md")
     """The report as text."""
     listening_page = Place("listen.html")
-    """The page on which the separation and the neighbours can be heard."""
+    """The page with sounds of the separation and of the nearest neighbours."""
     sounds = Place("listen")
-    """Folder of the sounds of the listening page."""
+    """Folder of the listening page's sounds."""
     plots = Place("plots")
-    """Folder of the report's pictures."""
+    """Folder of the report's plots."""
     trial = Place("trial.json")
     """Name, settings and newest validation of a trial."""
     finished = Place("finished")
-    """There once a trial has finished."""
+    """Exists once a trial has finished."""
     failure = Place("failure")
     """Why a trial failed."""
     stopped = Place("stopped")
     """Why a scheduler stopped a trial."""
     held = Place("held")
-    """Folder with a file for each time that a trial held its resources."""
+    """Folder with one file per period in which a trial held its resources."""
 
     @property
     def mirrored(self) -> tuple[Path, ...]:
@@ -133,14 +133,14 @@ class RunFolder:
         return self.metrics, self.system
 
     def baseline(self, name: str) -> Path:
-        """The bundle of a baseline: "mix-mix" or "untrained"."""
+        """The encoder bundle of a baseline: "mix-mix" or "untrained"."""
         return self.path / "baselines" / plain_name(name, "the baseline")
 
     def predictions(self, encoder: str) -> Path:
         """Targets, scores and embeddings of an encoder's evaluation.
 
         Raises:
-            SepsceneError: when results.json names the encoder by something that is no plain name.
+            SepsceneError: if the encoder's name, as read from results.json, is not a plain name.
         """
         return self.path / "evaluation" / f"{plain_name(encoder, 'the encoder')}.npz"
 
@@ -150,12 +150,12 @@ class RunFolder:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left to do for a trial."""
+        """Whether a trial has finished or was stopped."""
         return self.finished.exists() or self.stopped.exists()
 
     @property
     def store(self) -> Path:
-        """The separated clips of all runs beside this one."""
+        """The separated clips that all runs next to this one share."""
         return store_of(self.path.parent)
 
 
@@ -170,40 +170,40 @@ def audits_of(storage: Path) -> Path:
 
 
 def clips_of(storage: Path) -> Path:
-    """The lists of clips that runs of a storage were given from Python."""
+    """The lists of clips that were passed to runs of a storage from Python."""
     return storage / "clips"
 
 
 def encoder_of(folder: Path) -> Path:
-    """The bundle of an encoder, where a user may give it or the run that trained it."""
-    own = RunFolder(folder).encoder
-    return own if own.is_dir() else folder
+    """The encoder bundle in a folder that is either the bundle itself or the run that trained it."""
+    bundle = RunFolder(folder).encoder
+    return bundle if bundle.is_dir() else folder
 
 
 def pretraining_stage(pair: str) -> str:
-    """Name of the stage that trains on one kind of positive pair, in metrics, MLflow and checkpoints."""
+    """Name of the stage that trains on one kind of positive pair; used in metrics, MLflow and checkpoints."""
     return f"pretrain-{pair}"
 
 
 @dataclass(frozen=True)
 class StageFolder:
-    """A training stage in RUN/checkpoints/<stage>: its checkpoints and what its processes tell each other."""
+    """A training stage in RUN/checkpoints/<stage>: its checkpoints and the files by which its processes communicate."""
 
     run: RunFolder
     name: str
 
     fatal = Place("fatal")
-    """Why the stage must stop for good, in one sentence."""
+    """Why the stage must stop permanently, in one sentence."""
     bad_rows = Place("bad_rows.json")
-    """The rows of each step that was skipped for a loss or gradient that is not finite."""
+    """The rows of each step that was skipped because its loss or gradient was not finite."""
     resume = Place("resume")
-    """Name of the checkpoint from which the present worker group starts."""
+    """Name of the checkpoint from which the current worker group starts."""
     wanted = Place("wanted")
-    """There while somebody waits for a checkpoint that is not made yet."""
+    """Exists while a process waits for a checkpoint that it has requested."""
     reserved = Place("reserved")
-    """The id of the placement group that Ray keeps for the present worker group."""
+    """Id of the placement group that Ray has reserved for the current worker group."""
     validations = Place("validation")
-    """Folder where validation tasks leave their records, one file a step, until they are in the metrics file."""
+    """Folder in which validation tasks store their records, one file per step, until they are in the metrics file."""
     best = Place("best")
     """The best encoder so far by validation: a bundle."""
 
@@ -214,10 +214,10 @@ class StageFolder:
 
     @property
     def shown(self) -> str:
-        """The stage's name in Ray's dashboard, where the stages of several runs stand side by side."""
+        """The stage's name in Ray's dashboard, which can show the stages of several runs."""
         return f"{self.run.path.name}-{self.name}"
 
     @property
     def ray_snapshot(self) -> Path:
-        """What Ray Train remembers of the encoders that it stored; it names folders that Ray deletes."""
+        """Ray Train's list of the encoders that it has stored; it can name folders that Ray has deleted."""
         return self.path / self.shown / "checkpoint_manager_snapshot.json"

@@ -1,7 +1,7 @@
-"""One process at a time works in a run's folder: a lock that says who, and that notices when the folder is deleted.
+"""A lock for a run's folder: only one process works in it at a time, and a deletion of the folder is detected.
 
-The lock is a file with host, process and time. A process that holds it touches it every few seconds. It is stale, and
-taken over, when its process on this host is gone, or when it was not touched for two minutes.
+The lock is a file with the holder's host, process id and start time, which the holder touches every few seconds. It is
+stale, and can be taken over, if its process ran on this host and has ended, or if it was not touched for two minutes.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.files import read_typed
@@ -26,33 +26,34 @@ logger = logging.getLogger("sepscene")
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 120.0
-"""Longer than a process is stopped or a shared file system hangs without harm."""
+"""Longer than typical pauses of a process or of a shared file system."""
 
 
 class Holder(BaseModel):
     """The process that holds a lock."""
 
     host: str
-    pid: int
+    pid: int = Field(ge=1, lt=2**31)
     process_began: float
     since: str
 
     @classmethod
     def this_process(cls) -> "Holder":
-        """The holder that this process is."""
+        """The holder that describes this process."""
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(host=socket.gethostname(), pid=os.getpid(), process_began=_began(os.getpid()), since=since)
+        return cls(host=socket.gethostname(), pid=os.getpid(), process_began=_start_time(os.getpid()), since=since)
 
     def is_this_process(self) -> bool:
         """Whether an outer block of this process holds the lock."""
-        return self.pid == os.getpid() and self.host == socket.gethostname() and not self.is_gone()
+        return self.pid == os.getpid() and self.host == socket.gethostname() and not self.has_ended()
 
-    def is_gone(self) -> bool:
-        """Whether the process is known to have ended; of other hosts nothing is known."""
-        return self.host == socket.gethostname() and self.process_began != _began(self.pid)
+    def has_ended(self) -> bool:
+        """Whether the process is known to have ended; always False for processes of other hosts."""
+        return self.host == socket.gethostname() and self.process_began != _start_time(self.pid)
 
 
-def _began(pid: int) -> float:
+def _start_time(pid: int) -> float:
+    """Unix time at which a process of this host started; 0 if there is no such process."""
     try:
         return psutil.Process(pid).create_time()
     except psutil.Error:
@@ -61,13 +62,13 @@ def _began(pid: int) -> float:
 
 @contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
-    """Hold the lock of a run's folder while the block runs; an inner block of the same process needs none.
+    """Hold the lock of a run's folder while the block runs; blocks of the same process can be nested.
 
     Raises:
-        SepsceneError: when another process works in the folder; and at the end of the block, when the folder was
-            deleted meanwhile.
+        SepsceneError: if another process works in the folder; and at the end of the block, if the folder has been
+            deleted.
     """
-    if not _take(folder.lock):
+    if not _acquire(folder.lock):
         yield
         return
     lost = False
@@ -94,22 +95,22 @@ def locked(folder: RunFolder) -> Iterator[None]:
 
 
 def check_free(folder: RunFolder) -> None:
-    """Refuse a folder in which another process works.
+    """Check that no other process works in a folder.
 
     Raises:
-        SepsceneError: names the process.
+        SepsceneError: if one does; the message names it.
     """
     holder, age = _holder(folder.lock)
-    if holder is None or holder.is_this_process() or holder.is_gone() or age > STALE_SECONDS:
+    if holder is None or holder.is_this_process() or holder.has_ended() or age > STALE_SECONDS:
         return
     raise SepsceneError(
         f"{folder.path} is in use by process {holder.pid} on {holder.host} since {holder.since}: wait for it or end "
-        f"it; if it is gone, go on after {STALE_SECONDS:.0f} s, or delete {folder.lock}"
+        f"it; if it has ended, try again after {STALE_SECONDS:.0f} s, or delete {folder.lock}"
     )
 
 
-def _take(lock: Path) -> bool:
-    """Make the lock; False where an outer block of this process has it."""
+def _acquire(lock: Path) -> bool:
+    """Create the lock; False if an outer block of this process holds it."""
     while True:
         try:
             handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -118,7 +119,7 @@ def _take(lock: Path) -> bool:
             if holder is not None and holder.is_this_process():
                 return False
             check_free(RunFolder(lock.parent))
-            logger.warning("%s is left over from a process that has ended; the run goes on", lock)
+            logger.warning("%s is left over from a process that has ended; the run continues", lock)
             lock.unlink(missing_ok=True)
             continue
         with os.fdopen(handle, "w") as file:
@@ -127,7 +128,7 @@ def _take(lock: Path) -> bool:
 
 
 def _holder(lock: Path) -> tuple[Holder | None, float]:
-    """Who holds a lock, and the seconds since it was touched; nobody where the file is missing or damaged."""
+    """The holder of a lock and the seconds since it was touched; (None, 0) if the file is missing or damaged."""
     with contextlib.suppress(OSError, SepsceneError):
         return read_typed(lock, Holder), time.time() - lock.stat().st_mtime
     return None, 0.0

@@ -1,4 +1,4 @@
-"""Names of the files in the folders that lie around runs: sweeps, reproductions and studies at scale mini."""
+"""Names of the files in the folders that contain runs: sweeps, reproductions and studies at scale mini."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class SweepFolder:
     store = Place("store")
     """The separated clips of all trials."""
     tune = Place("tune")
-    """Where Ray Tune keeps its own state."""
+    """Folder of Ray Tune's state."""
     report_html = Place("report.html")
     """The report as a page."""
     report_md = Place("report.md")
@@ -31,7 +31,7 @@ class SweepFolder:
 
     @property
     def shared(self) -> RunFolder:
-        """What all trials share: scenes and ladder."""
+        """The files that all trials share: scenes and ladder."""
         return RunFolder(self.path / "shared")
 
     def trial(self, name: str) -> RunFolder:
@@ -39,13 +39,13 @@ class SweepFolder:
         return RunFolder(self.trials / name)
 
     def runs(self) -> list[RunFolder]:
-        """The runs of all trials that have begun, by name."""
+        """The runs of all trials that have started, sorted by name."""
         return [RunFolder(path) for path in sorted(self.trials.glob("*")) if path.is_dir()]
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """The folder of a reproduction at scale mini, whose trials are one file each; its report lies as in a sweep's."""
+    """The folder of a reproduction at scale mini, with one file per trial; its report is named as that of a sweep."""
 
     path: Path
 
@@ -59,7 +59,7 @@ class StudyFolder:
         return self.trials / f"{row.replace('/', '-')},seed={seed}.json"
 
     def running(self, row: str, seed: int) -> Path:
-        """Held by the process that runs the trial."""
+        """Lock file of the process that runs the trial."""
         return self.trial(row, seed).with_suffix(".running")
 
 
@@ -70,19 +70,19 @@ class StudyData:
     path: Path
 
     lock = Place("lock")
-    """Held by the process that makes data."""
+    """Lock file of the process that generates data."""
     logmels = Place("logmels")
     """Folder of the stored log-mels."""
 
     @classmethod
     def of(cls, storage: Path) -> "StudyData":
-        """Beside the studies."""
+        """The data in the storage of the studies."""
         return cls(storage / "mini-data")
 
     def scenes(self, profile: str, seconds: float, train: int, test: int) -> Path:
-        """So many synthetic scenes of one kind and length."""
+        """Folder of this many synthetic scenes of one kind and length."""
         return self.path / f"{profile}-{seconds:g}s-{train}+{test}"
 
     def scenes_done(self, scenes: Path, split: str, backgrounds: int) -> Path:
-        """There once all scenes of a split are written, in this many versions each."""
+        """Exists once all scenes of a split are written, each in this many versions."""
         return scenes / f"{split}.{backgrounds}.done"

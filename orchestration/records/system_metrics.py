@@ -1,8 +1,9 @@
-"""What the machines of a run are doing: CPU, memory, disk, network and GPUs, sampled in a thread of the driver.
+"""System metrics of a run's machines: CPU, memory, disk, network and GPUs, sampled in a thread of the driver.
 
-The samples go to RUN/system.jsonl, which is mirrored to MLflow like the step metrics (`records.mlflow_mirror`), so
-that nothing is lost while its server is away. Names and sensors are MLflow's own: they show in the tab "System metrics"
-of its UI. The driver's machine is sampled here; every other node by an actor that takes no CPU.
+The samples are written to RUN/system.jsonl, which is mirrored to MLflow like the step metrics (see
+`records.mlflow_mirror`), so nothing is lost while its server is unavailable. Names and sensors are those of MLflow, so
+they appear in the tab "System metrics" of its UI. The driver's machine is sampled in this process, every other node by
+an actor that reserves no CPU.
 """
 
 import contextlib
@@ -25,21 +26,21 @@ if TYPE_CHECKING:
     from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 
 SAMPLE_SECONDS = 10.0
-_ANSWER_SECONDS = 5.0
+_TIMEOUT_SECONDS = 5.0
 
 
 class Machine:
     """The sensors of the machine that this process runs on."""
 
     def __init__(self) -> None:
-        """Imports MLflow, which takes seconds."""
+        """Create the sensors; this imports MLflow, which takes seconds."""
         from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
         from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
         self.sensors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        self.sample()  # the first reading of the CPUs says nothing: it is the mean since the one before
+        self.sample()  # discarded: CPU readings are means since the previous reading
         with contextlib.suppress(ImportError, RuntimeError):  # no GPU, or no `nvidia-ml-py`
             self.sensors.append(GPUMonitor())
 
@@ -54,14 +55,14 @@ class Machine:
 
 
 class Machines:
-    """The machine of this process, and one actor on each further node of the Ray cluster that it is connected to."""
+    """The machine of this process, and one actor on each other node of the connected Ray cluster."""
 
     def __init__(self) -> None:
         self.others: dict[str, Any] = {}
 
     @cached_property
     def here(self) -> Machine:
-        """The sensors of this machine, made by whoever asks first."""
+        """The sensors of this machine, created on first use."""
         return Machine()
 
     def sample(self) -> dict[str, float]:
@@ -72,30 +73,30 @@ class Machines:
         here = ray.get_runtime_context().get_node_id()
         nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
         self.others = {node: self._actor(node) for node in nodes if node != here}
-        asked: dict[Any, str] = {actor.sample.remote(): node for node, actor in self.others.items()}
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS) if asked else ([], [])
-        for reference in answered:
-            node = asked[reference]
+        pending: dict[Any, str] = {actor.sample.remote(): node for node, actor in self.others.items()}
+        ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_TIMEOUT_SECONDS) if pending else ([], [])
+        for reference in ready:
+            node = pending[reference]
             try:
                 values = ray.get(reference)
-            except ray.exceptions.RayError:  # the node has just gone, or the run that had started its actor
+            except ray.exceptions.RayError:  # the node, or the run that started its actor, has just ended
                 del self.others[node]
                 continue
             readings |= {f"system/{nodes[node]}/{name}": value for name, value in values.items()}
         return readings
 
     def _actor(self, node: str) -> Any:
-        """The actor on a node: one for all runs of the cluster, which may be many."""
+        """The actor on a node, shared by all runs of the cluster."""
         if node in self.others:
             return self.others[node]
-        place = NodeAffinitySchedulingStrategy(node, soft=False)
-        names = {"name": f"machine-{node}", "namespace": "sepscene", "get_if_exists": True}
-        return ray.remote(Machine).options(num_cpus=0, scheduling_strategy=place, max_restarts=0, **names).remote()
+        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        shared = {"name": f"machine-{node}", "namespace": "sepscene", "get_if_exists": True}
+        return ray.remote(Machine).options(num_cpus=0, scheduling_strategy=strategy, max_restarts=0, **shared).remote()
 
 
 @contextmanager
 def sampled(run_dir: Path, stage: str) -> Iterator[None]:
-    """While the block runs, write a sample to RUN/system.jsonl every `SAMPLE_SECONDS`, and one where it ends well."""
+    """While the block runs, write a sample to RUN/system.jsonl every `SAMPLE_SECONDS`, and one if it ends normally."""
     path = RunFolder(run_dir).system
     stop = threading.Event()
     machines = Machines()
@@ -108,9 +109,9 @@ def sampled(run_dir: Path, stage: str) -> Iterator[None]:
         step += 1
 
     def repeat() -> None:
-        _ = machines.here  # here and not in the way of the block
+        _ = machines.here  # imports MLflow in this thread, so that the block need not wait
         while not stop.wait(SAMPLE_SECONDS):
-            with contextlib.suppress(Exception):  # a full disk, a head that is gone: no sample is worth a run
+            with contextlib.suppress(Exception):  # a failed sample (full disk, lost head) must not end the run
                 write()
 
     thread = threading.Thread(target=repeat, name="system-metrics", daemon=True)
@@ -119,7 +120,7 @@ def sampled(run_dir: Path, stage: str) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(2 * _ANSWER_SECONDS)
-    if not thread.is_alive():  # else Ray does not answer, and would not answer us either
+        thread.join(2 * _TIMEOUT_SECONDS)
+    if not thread.is_alive():  # otherwise Ray does not respond, and would not respond here either
         with contextlib.suppress(Exception):
             write()

@@ -1,1 +1,1 @@
-"""Ray itself: connect, check that a run fits, submit jobs, and every workaround of a Ray version."""
+"""Everything about Ray: connections, placement checks, jobs, and the workarounds for this version of Ray."""

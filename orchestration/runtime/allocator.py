@@ -1,4 +1,4 @@
-"""How processes that compute with torch on a CPU keep their memory: trainers and embedding actors."""
+"""Memory allocator settings of processes that compute with torch on a CPU: trainers and embedding actors."""
 
 import os
 
@@ -6,11 +6,11 @@ MALLOC = ":".join(
     f"glibc.malloc.{setting}"
     for setting in ("hugetlb=1", "arena_max=1", f"mmap_threshold={4 * 2**30}", f"trim_threshold={4 * 2**30}")
 )
-"""From batch to batch, in huge pages. Otherwise glibc gives every large tensor back to the system, which hands it out
-again page by page: a tenth of the time of a training step on a CPU, a quarter of an embedding's. (Ray trains in a
-thread, whose own arena would hold 64 MiB at most.)"""
+"""Keep freed memory for the next batch, in huge pages. By default, glibc returns the memory of each large tensor to the
+system, and allocating it again page by page takes a tenth of the time of a training step on a CPU, and a quarter of
+that of an embedding. One arena, because Ray trains in a thread, whose arena would be limited to 64 MiB."""
 
 
 def kept_memory() -> dict[str, str]:
-    """The environment variable that says so; what is set where the driver runs wins."""
+    """The environment variable with these settings; the driver's own GLIBC_TUNABLES has precedence."""
     return {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC)}

@@ -1,4 +1,4 @@
-"""What a trial asks for while it runs, and so how many fit beside each other; without Ray."""
+"""What a trial requests in each of its phases, and how many trials fit at the same time. Does not need Ray."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,36 +8,36 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.placement import Demand, concurrent_trials, demands, phases
 
 DRIVER_CPUS = 0.01
-"""What Tune sets aside for a trial's driver, which only waits."""
+"""CPUs that Tune reserves for a trial's driver, which only waits."""
 
 
 def trial_phases(experiment: Experiment) -> list[list[Demand]]:
-    """What a trial asks for at one time and another, its driver included: it never holds more than one of them.
+    """What a trial requests in each of its phases, including its driver; it is in one phase at a time.
 
-    Beside a run's own phases there is the evaluation, whose actors stand where separation actors would, also for views
-    that need no separation.
+    In addition to the phases of a run there is the evaluation. Its actors use the resources of separation actors, also
+    for views without separation.
     """
     everything = demands(experiment.resources, driver_cpus=DRIVER_CPUS)
-    evaluating = [demand for demand in everything if demand.role not in ("trainer", "reader")]
-    return [*phases(experiment, DRIVER_CPUS), evaluating]
+    evaluation = [demand for demand in everything if demand.role not in ("trainer", "reader")]
+    return [*phases(experiment, DRIVER_CPUS), evaluation]
 
 
 def gpus_of(experiment: Experiment) -> float:
-    """GPUs that one trial holds, in the phase in which it holds most."""
+    """The number of GPUs that one trial occupies: the maximum over its phases."""
     return max(sum(demand.gpus for demand in phase) for phase in trial_phases(experiment))
 
 
 def fitting_trials(experiments: Iterable[Experiment], nodes: Sequence[Node]) -> int:
-    """How many trials fit at once, whichever of them they are and whatever each is at; 0 when not even one does."""
-    kinds = {str(phase): phase for experiment in experiments for phase in trial_phases(experiment)}
-    return min(concurrent_trials(phase, nodes) for phase in kinds.values())
+    """How many trials fit at the same time, for any choice of trials and any phases of them; 0 if none fits."""
+    distinct = {str(phase): phase for experiment in experiments for phase in trial_phases(experiment)}
+    return min(concurrent_trials(phase, nodes) for phase in distinct.values())
 
 
 def most_demanding(experiments: Iterable[Experiment]) -> Experiment:
-    """The one that needs most: where it fits, the others do, which share its resources and may ask for fewer of them.
+    """The experiment that needs the most resources. If it fits, so do the others, which request the same or fewer.
 
     Raises:
-        SepsceneError: when there is none.
+        SepsceneError: if there is no experiment.
     """
     chosen = max(experiments, key=lambda one: (gpus_of(one), _cpus_of(one)), default=None)
     if chosen is None:

@@ -1,6 +1,6 @@
-"""The process group of trainers that are all on this machine: nobody else reaches the store over which they meet.
+"""The process group of trainers that are all on this machine, with a store that other machines cannot reach.
 
-torch's own store listens on all interfaces and asks nobody for a password; only one that is given a socket does not.
+By default torch's store listens on all interfaces and requires no password. The store here gets a socket on loopback.
 """
 
 import os
@@ -20,27 +20,27 @@ from torch.distributed import TCPStore
 LOOPBACK = "127.0.0.1"
 BACKLOG = 128
 
-_kept: list[TCPStore] = []
-"""The store of this process's group: it ends with its last reference."""
+_stores: list[TCPStore] = []
+"""The store of this process's group. It is closed with its last reference."""
 
 
 @dataclass
 class LoopbackConfig(TorchConfig):
-    """As `TorchConfig`, for trainers on one machine."""
+    """Like `TorchConfig`, for trainers on one machine."""
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """What Ray Train calls."""
+        """The backend that Ray Train uses."""
         return LoopbackBackend
 
 
 class LoopbackBackend(Backend):
-    """What Ray Train's own backend does for torch, with a store on loopback."""
+    """Like Ray Train's own backend for torch, with a store on loopback."""
 
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Let rank 0 open the store, and all join."""
+        """Open the store on rank 0 and let all ranks join the group."""
         port = worker_group.execute_single(0, open_store)
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
         settings = (port, len(worker_group), backend_config.backend or ("nccl" if gpus else "gloo"))
@@ -52,20 +52,20 @@ class LoopbackBackend(Backend):
         )
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        """Let all leave, where they are still there."""
+        """Let the ranks that still run leave the group."""
         ray.wait(worker_group.execute_async(leave), num_returns=len(worker_group), timeout=30)
 
 
 def open_store() -> int:
-    """Open the store in this process; return its port."""
+    """Open the store in this process; returns its port."""
     listener = socket.create_server((LOOPBACK, 0), backlog=BACKLOG)
     port: int = listener.getsockname()[1]
-    _kept[:] = [TCPStore(LOOPBACK, port, is_master=True, master_listen_fd=listener.detach(), wait_for_workers=False)]
+    _stores[:] = [TCPStore(LOOPBACK, port, is_master=True, master_listen_fd=listener.detach(), wait_for_workers=False)]
     return port
 
 
 def join(rank: int, port: int, world_size: int, backend: str, timeout_seconds: int) -> None:
-    """Make this process one of the group; variables are those that torch and Ray Train name."""
+    """Join the group with this process, and set the environment variables that Ray Train sets for torch."""
     context = ray.train.get_context()
     os.environ |= {
         "LOCAL_RANK": str(context.get_local_rank()),
@@ -78,15 +78,15 @@ def join(rank: int, port: int, world_size: int, backend: str, timeout_seconds: i
         os.environ.setdefault(name, interface())
     timeout = timedelta(seconds=timeout_seconds)
     if rank:
-        _kept[:] = [TCPStore(LOOPBACK, port, is_master=False, timeout=timeout)]
-    torch.distributed.init_process_group(backend, store=_kept[0], rank=rank, world_size=world_size, timeout=timeout)
+        _stores[:] = [TCPStore(LOOPBACK, port, is_master=False, timeout=timeout)]
+    torch.distributed.init_process_group(backend, store=_stores[0], rank=rank, world_size=world_size, timeout=timeout)
 
 
 def leave() -> None:
-    """End this process's part of the group."""
+    """Leave the group with this process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    _kept.clear()
+    _stores.clear()
 
 
 def interface() -> str:

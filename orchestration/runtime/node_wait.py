@@ -1,6 +1,6 @@
-"""Waiting for nodes that are promised and not there yet: with a limit, and with words.
+"""Waiting for nodes that have not joined the cluster yet, with a time limit and with messages.
 
-Ray itself waits forever, and without a word, for a node that the cloud cannot give or that failed to start.
+Ray itself waits forever, without any message, for a node that the cloud cannot provide or that failed to start.
 """
 
 import logging
@@ -16,51 +16,65 @@ logger = logging.getLogger("sepscene")
 WAIT_VARIABLE = "SEPSCENE_NODE_WAIT_SECONDS"
 DEFAULT_WAIT_SECONDS = 1800.0
 POLL_SECONDS = 2.0
-SAY_EVERY_SECONDS = 60.0
+REPORT_SECONDS = 60.0
 
 
-def wait_for_nodes(asked: Sequence[Demand]) -> None:
-    """Where SEPSCENE_CLUSTER promises nodes, ask the autoscaler for what a run needs at once, and wait for it.
+def wait_for_nodes(requested: Sequence[Demand]) -> None:
+    """If SEPSCENE_CLUSTER is set, request all that a run needs from the autoscaler in one call, and wait.
 
     Raises:
-        SepsceneError: when nodes have not joined within SEPSCENE_NODE_WAIT_SECONDS; it says what is missing.
+        SepsceneError: if nodes have not joined within SEPSCENE_NODE_WAIT_SECONDS; the message gives what is missing.
     """
     if not os.environ.get(CLUSTER_VARIABLE):
         return
-    limit = float(os.environ.get(WAIT_VARIABLE, DEFAULT_WAIT_SECONDS))
-    began = said = time.monotonic()
-    _ask_autoscaler(asked)
+    limit = _wait_limit()
+    start = time.monotonic()
+    reported = start
+    _request_nodes(requested)
     try:
-        while missing := pack(asked, live_nodes())[1]:
+        while missing := pack(requested, live_nodes())[1]:
             now = time.monotonic()
-            if now - began > limit:
-                raise SepsceneError(_gave_up(missing, limit))
-            if now - said > SAY_EVERY_SECONDS:
-                logger.warning("waiting for nodes since %.0f s: %s", now - began, unplaced(missing))
-                said = now
+            if now - start > limit:
+                raise SepsceneError(_timeout_message(missing, limit))
+            if now - reported > REPORT_SECONDS:
+                logger.warning("waiting for nodes for %.0f s: %s", now - start, unplaced(missing))
+                reported = now
             time.sleep(POLL_SECONDS)
     finally:
-        _ask_autoscaler(())  # from here on the run's own actors keep its nodes
+        _request_nodes(())  # from now on the run's actors keep its nodes
 
 
-def _ask_autoscaler(asked: Sequence[Demand]) -> None:
-    """Name the bundles to the autoscaler; where there is none (Slurm, SkyPilot) nobody reads it."""
+def _wait_limit() -> float:
+    """The time limit in seconds, from the environment variable.
+
+    Raises:
+        SepsceneError: if the variable is not a number.
+    """
+    value = os.environ.get(WAIT_VARIABLE) or DEFAULT_WAIT_SECONDS
+    try:
+        return float(value)
+    except ValueError:
+        raise SepsceneError(f"{WAIT_VARIABLE}={value!r} is not a number: set it to seconds, e.g. 900") from None
+
+
+def _request_nodes(requested: Sequence[Demand]) -> None:
+    """Pass the bundles to the autoscaler; no effect if there is none (Slurm, SkyPilot)."""
     from ray.autoscaler.sdk import request_resources
 
-    placed, _ = pack(asked, cluster_nodes())
+    placed, _ = pack(requested, cluster_nodes())
     bundles = []
     for demand, node in placed:
         bundle = {"CPU": demand.cpus, "GPU": demand.gpus}
-        if node.accelerator:  # the launcher's older autoscaler knows nodes by this, not by their labels
+        if node.accelerator:  # the launcher's older autoscaler selects nodes by this, not by their labels
             bundle[f"accelerator_type:{node.accelerator}"] = 0.001
         bundles.append({name: amount for name, amount in bundle.items() if amount})
     request_resources(bundles=bundles, bundle_label_selectors=[dict(demand.labels) for demand, _ in placed])
 
 
-def _gave_up(missing: Sequence[Demand], limit: float) -> str:
-    there = ", ".join(sorted({node.name for node in live_nodes()}))
+def _timeout_message(missing: Sequence[Demand], limit: float) -> str:
+    joined = ", ".join(sorted({node.name for node in live_nodes()}))
     return (
-        f"nodes that {os.environ[CLUSTER_VARIABLE]} promises have not joined within {limit:.0f} s: no place for "
-        f"{unplaced(missing)}. There are: {there}. Look at the logs of the nodes that did not start, at the quota and "
-        f"at `ray status`; {WAIT_VARIABLE} sets how long to wait"
+        f"nodes of {os.environ[CLUSTER_VARIABLE]} have not joined within {limit:.0f} s: no place for "
+        f"{unplaced(missing)}. Nodes that have joined: {joined}. Check the logs of the nodes that did not start, the "
+        f"quota and `ray status`; {WAIT_VARIABLE} sets the time limit"
     )

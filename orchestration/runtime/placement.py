@@ -1,13 +1,12 @@
-"""Does a trial fit the cluster? Answered before anything starts: Ray waits forever for what no node can give.
+"""Check whether a trial fits the cluster before anything starts: Ray waits forever for resources that no node has.
 
-A trial asks for its trainers (one placement group), its separation actors and readers (actors both, which hold
-their CPUs), one CPU in which Ray Data's own tasks take turns, and the task that validates, where there is one.
-Everything else that Ray 2.60 starts for it is free: the Train controller, the data coordinator, the preemption watcher,
-the checkpoint synchroniser and the job's own supervisor are actors with `num_cpus=0`, and so is the splitting of
-blocks.
+A trial requests resources for its trainers (one placement group), its separation actors and readers (both are actors
+and hold their CPUs), one CPU that Ray Data's own tasks share, and the validation task if there is one. Everything else
+that Ray 2.60 starts for it has `num_cpus=0`: the Train controller, the data coordinator, the preemption watcher, the
+checkpoint synchronizer, the job's supervisor and the splitting of blocks.
 
-The answer is a packing by best fit, the most constrained demand first. Like every greedy packing it can in
-rare cases refuse what an exhaustive search would place; it never promises what does not fit.
+The check is a best-fit packing that places the most constrained demand first. Like any greedy packing, in rare cases it
+rejects a trial that an exhaustive search would place. It never accepts a trial that does not fit.
 """
 
 import os
@@ -23,18 +22,18 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment, Resources
 
 CLUSTER_VARIABLE = "SEPSCENE_CLUSTER"
-"""Names the description of an autoscaling cluster: nodes that may still come then count as being there."""
+"""Path of the description of an autoscaling cluster; if set, nodes that are not started yet count as available."""
 
 LOCAL_LABEL = "sepscene-local"
-"""Marks the node of a Ray that a command of ours has started for itself."""
+"""Label of the node of a Ray that one of our commands has started for itself."""
 
 DATA_TASK_CPUS = 1.0
-"""CPUs of Ray Data's own tasks (reading ranges, cutting blocks): its default, out of our reach.
+"""CPUs of Ray Data's own tasks (reading ranges, splitting blocks): its default, which cannot be configured.
 
-Measured on 2.60: with 0.5 CPU left over, `range` and `repartition` wait forever."""
+Measured on 2.60: with only 0.5 CPU available, `range` and `repartition` wait forever."""
 
 TRIALS_PER_DATA_TASK = 4
-"""Trials whose data tasks share one CPU: each is short and none waits for another trial."""
+"""Number of trials whose data tasks share one CPU: the tasks are short, and none waits for another trial."""
 
 _LIST = re.compile(r"in\((?P<values>[^)]*)\)")
 _ROUNDING = 1e-6  # Ray counts resources in units of 1e-4
@@ -42,13 +41,13 @@ _ROUNDING = 1e-6  # Ray counts resources in units of 1e-4
 
 @dataclass(frozen=True)
 class Demand:
-    """One bundle that must lie on one node.
+    """One bundle of resources, which must be on a single node.
 
     Attributes:
         role: "trainer", "separation actor", "reader", "data task", "validation task" or "trial driver".
-        gpus: below 1 a share of one GPU, from 1 upwards whole GPUs.
+        gpus: a fraction of one GPU, or a whole number of GPUs.
         labels: label selector, e.g. {"pool": "trainers"}, {"pool": "!spot"}, {"pool": "in(a,b)"}.
-        knobs: the configuration fields that set this demand, for messages.
+        knobs: the configuration fields that determine this demand, for messages.
     """
 
     role: str
@@ -59,7 +58,7 @@ class Demand:
     knobs: str = ""
 
     def ray_options(self) -> dict[str, Any]:
-        """The same demand as options of a Ray task, actor or `map_batches`: asked for exactly as checked."""
+        """The demand as options of a Ray task, actor or `map_batches`, so that Ray gets exactly what was checked."""
         options: dict[str, Any] = {"num_cpus": self.cpus}
         if self.gpus:
             options["num_gpus"] = self.gpus
@@ -71,7 +70,7 @@ class Demand:
 
 
 def actor_demand(resources: Resources) -> Demand:
-    """What one separation actor asks for."""
+    """The demand of one separation actor."""
     return Demand(
         "separation actor",
         resources.separation_cpus,
@@ -84,29 +83,29 @@ def actor_demand(resources: Resources) -> Demand:
 
 
 def reader_demand(resources: Resources) -> Demand:
-    """What one reader asks for."""
+    """The demand of one reader."""
     return Demand("reader", resources.reader_cpus, knobs="resources.readers, .reader_cpus")
 
 
 def separates_live(experiment: Experiment) -> bool:
-    """Whether clips are separated while the trainers train.
+    """Whether clips are separated during training.
 
-    Mix-mix separates nothing, and with `store.mode=prefill` all is separated before: then the readers alone make the
-    views, and no separation actor is asked for.
+    Mix-mix does not separate, and with `store.mode=prefill` all clips are separated before training. In both cases only
+    the readers create the views, and no separation actor is requested.
     """
     return experiment.views.separates and experiment.store.mode != "prefill"
 
 
 def phases(experiment: Experiment, driver_cpus: float = 0.0) -> list[list[Demand]]:
-    """What a run asks for at one time and another; each phase must fit the cluster on its own."""
+    """What a run requests in each of its phases; each phase must fit the cluster separately."""
     validates = experiment.training.validation_every_steps > 0
     separates = experiment.views.separates
-    asked = demands(experiment.resources, separates=separates, driver_cpus=driver_cpus, validates=validates)
+    requested = demands(experiment.resources, separates=separates, driver_cpus=driver_cpus, validates=validates)
     if separates_live(experiment):
-        return [asked]
-    training = [demand for demand in asked if demand.role != "separation actor"]
-    prefill = [demand for demand in asked if demand.role not in ("trainer", "validation task")]
-    # Where nothing is separated, the clips to evaluate are still embedded where separation actors would stand.
+        return [requested]
+    training = [demand for demand in requested if demand.role != "separation actor"]
+    prefill = [demand for demand in requested if demand.role not in ("trainer", "validation task")]
+    # Without separation, the actors that embed the test clips still use the resources of separation actors.
     embedding = [actor_demand(experiment.resources)]
     return [prefill, training] if separates else [training, embedding]
 
@@ -114,18 +113,18 @@ def phases(experiment: Experiment, driver_cpus: float = 0.0) -> list[list[Demand
 def demands(
     resources: Resources, *, separates: bool = True, driver_cpus: float = 0.0, validates: bool = False
 ) -> list[Demand]:
-    """Everything one trial asks for at once, one entry a bundle.
+    """Everything that one trial requests at the same time, one entry per bundle.
 
-    Of trainers and separation actors it counts the fewest that the trial goes on with: the rest may come later or
-    never, and nothing waits for it.
+    Of trainers and separation actors, only the minimum number is counted with which the trial can run: it does not wait
+    for more of them.
 
     Args:
-        separates: where clips are not separated, the readers crop the views themselves.
-        driver_cpus: none for a job's driver, what Tune is given for a Tune trial's.
-        validates: checkpoints are validated while training goes on, one at a time.
+        separates: whether clips are separated; if not, the readers crop the views.
+        driver_cpus: CPUs of the driver: 0 for a job, the CPUs given to Tune for a Tune trial.
+        validates: whether checkpoints are validated during training, one at a time.
 
     Raises:
-        SepsceneError: for GPUs that Ray cannot give: above one only whole numbers.
+        SepsceneError: if the number of GPUs is above one and not whole, which Ray does not support.
     """
     trainer = Demand(
         "trainer",
@@ -145,16 +144,20 @@ def demands(
     for demand in (trainer, actor, validation):
         if demand.gpus > 1 and demand.gpus != int(demand.gpus):
             raise SepsceneError(
-                f"a {demand.role} asks for {demand.gpus:g} GPUs, but above one only whole GPUs can be given: "
-                f"set a share below 1 or a whole number ({demand.knobs})"
+                f"a {demand.role} requests {demand.gpus:g} GPUs, but above one only whole GPUs can be assigned: "
+                f"set a fraction below 1 or a whole number ({demand.knobs})"
             )
-    own = Demand("data task", max(DATA_TASK_CPUS, resources.reader_cpus), knobs="the others: this is Ray Data's own")
+    data_task = Demand(
+        "data task",
+        max(DATA_TASK_CPUS, resources.reader_cpus),
+        knobs="the other demands (this one is fixed by Ray Data)",
+    )
     driver = [Demand("trial driver", driver_cpus, knobs="the CPUs of the trial's driver")] if driver_cpus else []
     return (
         [trainer] * resources.trainer_counts[0]
         + [actor] * (resources.separation_counts[0] if separates else 0)
         + [reader_demand(resources)] * resources.readers
-        + [own]
+        + [data_task]
         + [validation] * validates
         + driver
     )
@@ -163,7 +166,7 @@ def demands(
 def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
     """Whether a node's labels satisfy a selector, by Ray's rules.
 
-    `x` and `in(a,b)` need the label to be there; `!x` and `!in(a,b)` are also true of a node that lacks it.
+    `x` and `in(a,b)` require the label to exist; `!x` and `!in(a,b)` also match a node without it.
     """
     return all(_value_matches(labels.get(key), wanted) for key, wanted in selector.items())
 
@@ -175,22 +178,22 @@ def _value_matches(value: str | None, wanted: str) -> bool:
     return (value in allowed) != wanted.startswith("!")
 
 
-class _Free:
-    """What is left of one node. GPUs are kept one by one: three shares of 0.6 do not fit two GPUs."""
+class _FreeResources:
+    """The free resources of one node. GPUs are counted separately: three shares of 0.6 do not fit on two GPUs."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.cpus = float(node.cpus)
         self.gpus = [1.0] * int(node.gpus)
 
-    def takes(self, demand: Demand) -> bool:
+    def fits(self, demand: Demand) -> bool:
         if demand.cpus > self.cpus + _ROUNDING:
             return False
         if demand.gpus >= 1:
             return sum(left >= 1 - _ROUNDING for left in self.gpus) >= demand.gpus
         return demand.gpus == 0 or any(left >= demand.gpus - _ROUNDING for left in self.gpus)
 
-    def take(self, demand: Demand) -> None:
+    def reserve(self, demand: Demand) -> None:
         self.cpus -= demand.cpus
         if demand.gpus >= 1:
             whole = [index for index, left in enumerate(self.gpus) if left >= 1 - _ROUNDING]
@@ -208,40 +211,41 @@ def _eligible(demand: Demand, nodes: Sequence[Node]) -> list[Node]:
     ]
 
 
-def pack(asked: Sequence[Demand], nodes: Sequence[Node]) -> tuple[list[tuple[Demand, Node]], list[Demand]]:
-    """Place what can be placed.
+def pack(requested: Sequence[Demand], nodes: Sequence[Node]) -> tuple[list[tuple[Demand, Node]], list[Demand]]:
+    """Place as many demands as possible.
 
-    The most constrained demand goes first (fewest eligible nodes, then most GPUs, then most CPUs), to the
-    fitting node with the fewest GPUs and CPUs left, so that a reader does not take the place of a trainer.
+    The most constrained demand is placed first (fewest eligible nodes, then most GPUs, then most CPUs), on the fitting
+    node with the fewest free GPUs and CPUs, so that a reader does not occupy a node that a trainer needs.
 
     Returns:
         (placed, waiting): each placed demand with its node, and the demands that would wait forever.
     """
-    free = [_Free(node) for node in nodes]
+    free = [_FreeResources(node) for node in nodes]
     placed: list[tuple[Demand, Node]] = []
     waiting: list[Demand] = []
-    eligible = [(_eligible(demand, nodes), demand) for demand in asked]
+    eligible = [(_eligible(demand, nodes), demand) for demand in requested]
     for hosts, demand in sorted(eligible, key=lambda one: (len(one[0]), -one[1].gpus, -one[1].cpus)):
-        fitting = [left for left in free if left.node in hosts and left.takes(demand)]
+        fitting = [one for one in free if one.node in hosts and one.fits(demand)]
         if not fitting:
             waiting.append(demand)
             continue
-        best = min(fitting, key=lambda left: (sum(left.gpus), left.cpus))
-        best.take(demand)
+        best = min(fitting, key=lambda one: (sum(one.gpus), one.cpus))
+        best.reserve(demand)
         placed.append((demand, best.node))
     return placed, waiting
 
 
-def check_placement(asked: Sequence[Demand], nodes: Sequence[Node]) -> None:
-    """Raise unless all of one trial fits the cluster at once.
+def check_placement(requested: Sequence[Demand], nodes: Sequence[Node]) -> None:
+    """Check that all demands of one trial fit the cluster at the same time.
 
     Raises:
-        SepsceneError: names each kind of bundle that does not fit, the reason, and the fields to change.
+        SepsceneError: if not; the message gives each kind of bundle that does not fit, the reason, and the fields to
+            change.
     """
-    _, waiting = pack(asked, nodes)
+    _, waiting = pack(requested, nodes)
     if not waiting:
         return
-    total = Counter(demand.role for demand in asked)
+    total = Counter(demand.role for demand in requested)
     unplaced = Counter(demand.role for demand in waiting)
     kinds = {demand.role: demand for demand in sorted(waiting, key=lambda one: one.cpus)}
     lines = [
@@ -252,46 +256,46 @@ def check_placement(asked: Sequence[Demand], nodes: Sequence[Node]) -> None:
     raise SepsceneError(
         "the run does not fit the cluster and would wait forever:\n"
         + "\n".join(lines)
-        + _on_cpus(asked, nodes)
+        + _cpu_advice(requested, nodes)
         + f"\n  nodes: {_inventory(nodes)}"
     )
 
 
-def _on_cpus(asked: Sequence[Demand], nodes: Sequence[Node]) -> str:
-    """Where GPUs are asked for and no node has one: which fields make the run do without."""
-    asking = {demand.role: demand for demand in asked if demand.gpus}
+def _cpu_advice(requested: Sequence[Demand], nodes: Sequence[Node]) -> str:
+    """How to run without GPUs, if GPUs are requested and no node has one."""
+    with_gpu = {demand.role: demand for demand in requested if demand.gpus}
     fields = {"trainer": "trainer", "separation actor": "separation", "validation task": "validation"}
-    # `sepscene embed` asks by options of its own, and its message names them.
-    if not asking or not asking.keys() <= fields.keys() or any(node.gpus for node in nodes):
+    # The demands of `sepscene embed` have other options, which its own message names.
+    if not with_gpu or not with_gpu.keys() <= fields.keys() or any(node.gpus for node in nodes):
         return ""
-    changes = [f"resources.{fields[role]}_gpus=0" for role in asking]
-    changes += [f"resources.{fields[role]}_accelerator=null" for role, demand in asking.items() if demand.accelerator]
-    said = f"\n  no node has a GPU; to run on CPUs, slowly: --set {' --set '.join(changes)}"
-    if not pack([replace(demand, gpus=0.0, accelerator=None) for demand in asked], nodes)[1]:
-        return said
-    total = sum(demand.cpus for demand in asked)
-    there = sum(node.cpus for node in nodes)
+    changes = [f"resources.{fields[role]}_gpus=0" for role in with_gpu]
+    changes += [f"resources.{fields[role]}_accelerator=null" for role, demand in with_gpu.items() if demand.accelerator]
+    advice = f"\n  no node has a GPU; to run on CPUs, slowly: --set {' --set '.join(changes)}"
+    if not pack([replace(demand, gpus=0.0, accelerator=None) for demand in requested], nodes)[1]:
+        return advice
+    total = sum(demand.cpus for demand in requested)
+    available = sum(node.cpus for node in nodes)
     return (
-        f"{said}, and lower resources.readers, .reader_cpus, .separation_cpus or .trainer_cpus (shares of a CPU will "
-        f"do): all together ask for {total:g} CPU, and there are {there:g}"
+        f"{advice}, and lower resources.readers, .reader_cpus, .separation_cpus or .trainer_cpus (fractions of a CPU "
+        f"are allowed): in total they request {total:g} CPU, and {available:g} are available"
     )
 
 
-def concurrent_trials(asked: Sequence[Demand], nodes: Sequence[Node], limit: int = 1024) -> int:
-    """How many equal trials fit at once, at most `limit`; 0 when not even one does.
+def concurrent_trials(requested: Sequence[Demand], nodes: Sequence[Node], limit: int = 1024) -> int:
+    """How many equal trials fit at the same time, at most `limit`; 0 if none fits.
 
-    The tasks of Ray Data come and go, so those of a few trials take turns in one CPU.
+    The tasks of Ray Data are short, so those of a few trials share one CPU.
     """
-    tasks = [demand for demand in asked if demand.role == "data task"]
-    rest = [demand for demand in asked if demand.role != "data task"]
+    tasks = [demand for demand in requested if demand.role == "data task"]
+    rest = [demand for demand in requested if demand.role != "data task"]
     fitting = 0
-    refused = limit + 1
-    while refused - fitting > 1:  # more trials never fit where fewer did not
-        tried = min(2 * fitting + 1, (fitting + refused) // 2)
-        if pack(rest * tried + tasks * -(-tried // TRIALS_PER_DATA_TASK), nodes)[1]:
-            refused = tried
+    too_many = limit + 1
+    while too_many - fitting > 1:  # bisection: if a number of trials does not fit, no larger number does
+        trials = min(2 * fitting + 1, (fitting + too_many) // 2)
+        if pack(rest * trials + tasks * -(-trials // TRIALS_PER_DATA_TASK), nodes)[1]:
+            too_many = trials
         else:
-            fitting = tried
+            fitting = trials
     return fitting
 
 
@@ -306,13 +310,13 @@ def describe(demand: Demand) -> str:
 
 
 def unplaced(waiting: Sequence[Demand]) -> str:
-    """`2 trainers (4 CPU, 1 GPU each)`: demands without a place, equal ones together."""
+    """`2 trainers (4 CPU, 1 GPU each)`: the demands that are not placed, equal ones grouped."""
     counts = Counter((demand.role, describe(demand)) for demand in waiting)
-    return ", ".join(f"{n} {role}{'s' * (n > 1)} ({asks} each)" for (role, asks), n in counts.items())
+    return ", ".join(f"{n} {role}{'s' * (n > 1)} ({needs} each)" for (role, needs), n in counts.items())
 
 
 def _reason(demand: Demand, nodes: Sequence[Node]) -> str:
-    """Why this demand has no place: the first condition that leaves no node."""
+    """Why this demand does not fit: the first condition that no node satisfies."""
     if not nodes:
         return "the cluster has no node"
     labelled = [node for node in nodes if matches(node.labels, demand.labels)]
@@ -323,14 +327,14 @@ def _reason(demand: Demand, nodes: Sequence[Node]) -> str:
     if not eligible:
         kinds = sorted({node.accelerator or "none" for node in labelled})
         return f"no such node has accelerator {demand.accelerator}; they have {', '.join(kinds)}"
-    if not any(_Free(node).takes(demand) for node in eligible):
+    if not any(_FreeResources(node).fits(demand) for node in eligible):
         largest = max(eligible, key=lambda node: (node.gpus, node.cpus))
         return f"the largest node for it has {largest.cpus:g} CPU and {largest.gpus} GPU"
-    return f"its {len(eligible)} node(s) are full with the rest of the trial"
+    return f"its {len(eligible)} node(s) are occupied by the rest of the trial"
 
 
 def _inventory(nodes: Sequence[Node]) -> str:
-    """`2 x (8 CPU, 1 GPU, pool=separators)`: equal nodes together."""
+    """`2 x (8 CPU, 1 GPU, pool=separators)`: the nodes, equal ones grouped."""
     kinds = Counter(
         describe(Demand("", node.cpus, float(node.gpus), dict(sorted(node.labels.items())), node.accelerator))
         for node in nodes
@@ -339,12 +343,12 @@ def _inventory(nodes: Sequence[Node]) -> str:
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes that a run may count on: the live ones, or all that SEPSCENE_CLUSTER promises.
+    """The nodes available to a run: the live ones, or all nodes in the description that SEPSCENE_CLUSTER names.
 
-    Of an autoscaling cluster only those are live that somebody has asked for so far.
+    In an autoscaling cluster, only nodes that have already been requested are live.
 
     Raises:
-        SepsceneError: when the description cannot be read.
+        SepsceneError: if the description cannot be read.
     """
     description = os.environ.get(CLUSTER_VARIABLE)
     if description:
@@ -355,20 +359,20 @@ def cluster_nodes() -> list[Node]:
 
 
 def live_nodes() -> list[Node]:
-    """The nodes of the Ray that this process is connected to."""
+    """The live nodes of the connected Ray."""
     import ray
 
     return [node_from_ray(entry) for entry in ray.nodes() if entry["Alive"]]
 
 
 def is_local() -> bool:
-    """Whether the Ray that this process is connected to was started by a command of ours and ends with it."""
+    """Whether the connected Ray was started by one of our commands and ends with it."""
     import ray
 
     return any(LOCAL_LABEL in entry["Labels"] for entry in ray.nodes())
 
 
 def node_from_ray(entry: Mapping[str, Any]) -> Node:
-    """One entry of `ray.nodes()` as a Node, with its labels except Ray's own node id and our mark."""
+    """One entry of `ray.nodes()` as a Node, with its labels except Ray's node id and `LOCAL_LABEL`."""
     labels = {key: value for key, value in entry["Labels"].items() if key not in ("ray.io/node-id", LOCAL_LABEL)}
     return Node.offering(entry["NodeManagerAddress"], entry["Resources"], labels)

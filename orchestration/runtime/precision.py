@@ -1,4 +1,4 @@
-"""The precision of a run's networks: `auto` becomes what the devices do well, and a slow choice is warned of."""
+"""The precision of a run's networks: the meaning of `auto` on a device, and a warning about slow choices."""
 
 import time
 from collections.abc import Callable
@@ -9,29 +9,29 @@ from sepscene.models.settings import Precision, PrecisionChoice
 from sepscene.orchestration.config import Experiment
 
 WITHOUT_BFLOAT16 = ("K80", "P4", "P100", "V100", "T4")
-"""GPUs, as Ray names them, that have no units for bfloat16."""
+"""GPUs, by Ray's names, without hardware support for bfloat16."""
 
-WORTH_A_WORD = 1.1
-"""From this ratio of times on, an explicit bfloat16 is warned of."""
+WARN_RATIO = 1.1
+"""An explicit bfloat16 causes a warning if it takes at least this many times as long as float32."""
 
-_SIDE = {"cpu": 768, "cuda": 8192}  # of the matrices: 0.9 and 1100 GFLOP a product
+_SIDE = {"cpu": 768, "cuda": 8192}  # of the matrices: 0.9 and 1100 GFLOP per product
 _ROUNDS = 5
 
 
 def separation_precision(experiment: Experiment) -> Precision:
-    """The precision in which separators compute: the one asked for, or what their device does well."""
-    asked = experiment.resources
-    return choose(asked.separation_precision, asked.separation_gpus, asked.separation_accelerator)
+    """The precision of the separators: the configured one, or the best for their device."""
+    resources = experiment.resources
+    return choose(resources.separation_precision, resources.separation_gpus, resources.separation_accelerator)
 
 
 def training_precision(experiment: Experiment) -> Precision:
-    """That of the encoder's training."""
-    asked = experiment.resources
-    return choose(experiment.training.precision, asked.trainer_gpus, asked.trainer_accelerator)
+    """The precision of the encoder's training."""
+    resources = experiment.resources
+    return choose(experiment.training.precision, resources.trainer_gpus, resources.trainer_accelerator)
 
 
 def with_precisions(experiment: Experiment) -> Experiment:
-    """The experiment with both precisions chosen, as a run keeps, shows and logs it."""
+    """The experiment with both precisions resolved, as it is saved, displayed and logged by a run."""
     chosen = {
         "training.precision": training_precision(experiment),
         "resources.separation_precision": separation_precision(experiment),
@@ -40,32 +40,30 @@ def with_precisions(experiment: Experiment) -> Experiment:
 
 
 def slow_precisions(experiment: Experiment) -> list[str]:
-    """A sentence for each explicit bfloat16 that is slower than float32 on this machine's CPU."""
-    places = {
-        "training.precision": (experiment.training.precision, experiment.resources.trainer_gpus),
-        "resources.separation_precision": (
-            experiment.resources.separation_precision,
-            experiment.resources.separation_gpus,
-        ),
-    }
-    on_cpu = [field for field, (precision, gpus) in places.items() if precision == "bfloat16" and not gpus]
+    """A warning for each explicit bfloat16 that is slower than float32 on this machine's CPU."""
+    resources = experiment.resources
+    on_cpu = []
+    if experiment.training.precision == "bfloat16" and not resources.trainer_gpus:
+        on_cpu.append("training.precision")
+    if resources.separation_precision == "bfloat16" and not resources.separation_gpus:
+        on_cpu.append("resources.separation_precision")
     ratio = bfloat16_time_ratio() if on_cpu else 0.0
-    if ratio < WORTH_A_WORD:
+    if ratio < WARN_RATIO:
         return []
     return [
-        f"{field} bfloat16: on this CPU a matrix product takes {ratio:.1f} times as long as in float32; `auto` takes "
-        "the faster one"
+        f"{field} bfloat16: on this CPU a matrix product takes {ratio:.1f} times as long as in float32; `auto` uses "
+        "the faster precision"
         for field in on_cpu
     ]
 
 
 def choose(choice: PrecisionChoice, gpus: float, accelerator: str | None = None) -> Precision:
-    """The precision that a choice means.
+    """Resolve a configured precision.
 
     Args:
-        choice: `auto` takes bfloat16 on a GPU that has units for it and on a CPU with AMX, else float32.
-        gpus: of the process that computes; 0 computes on a CPU like this machine's.
-        accelerator: Ray's name of the GPU, where the run asks for one.
+        choice: `auto` is bfloat16 on a GPU with hardware support for it and on a CPU with AMX, otherwise float32.
+        gpus: GPUs of the process that computes; 0: it computes on a CPU like this machine's.
+        accelerator: Ray's name of the GPU, if the run requests a certain one.
     """
     if choice != "auto":
         return choice
@@ -76,7 +74,7 @@ def choose(choice: PrecisionChoice, gpus: float, accelerator: str | None = None)
 
 @cache
 def cpu_has_amx(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether this machine's CPU has matrix units for bfloat16 (AMX). Without them bfloat16 is slower than float32."""
+    """Whether this machine's CPU has AMX units for bfloat16. Without them, bfloat16 is slower than float32."""
     try:
         lines = Path(cpuinfo).read_text().splitlines()
     except OSError:
@@ -87,7 +85,7 @@ def cpu_has_amx(cpuinfo: str = "/proc/cpuinfo") -> bool:
 
 @cache
 def bfloat16_time_ratio() -> float:
-    """Time of a matrix product in bfloat16 over that in float32, on one core of this CPU: the better of a few."""
+    """Time of a matrix product in bfloat16 divided by that in float32, on one core of this CPU."""
     import torch
 
     threads = torch.get_num_threads()
@@ -99,7 +97,7 @@ def bfloat16_time_ratio() -> float:
 
 
 def matmul_rate(device: str, precision: Precision, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Operations per second of a large square matrix product: the best of a few."""
+    """FLOP per second of a large square matrix product: the best of several measurements."""
     import torch
 
     side = _SIDE["cuda" if device.startswith("cuda") else "cpu"]

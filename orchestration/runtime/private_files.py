@@ -1,4 +1,4 @@
-"""What a Ray on this machine keeps in files, for this user alone: its sockets and logs, and its token."""
+"""The files of a local Ray that only this user can access: its sockets and logs, and its token."""
 
 import os
 import secrets
@@ -11,29 +11,31 @@ from sepscene.models.config import SepsceneError
 
 
 def private_temp_folder() -> str:
-    """A folder that only this user can open, for a local Ray; RAY_TMPDIR where the user has set it.
+    """A temporary folder for a local Ray that only this user can access; RAY_TMPDIR if it is set.
 
-    Ray's own choice, /tmp/ray, may be written by all users of the machine, who could replace its sockets.
+    Ray's default, /tmp/ray, is writable for all users of the machine, who could replace its sockets.
 
     Raises:
-        SepsceneError: when somebody else has made the folder, or has access to it.
+        SepsceneError: if the folder belongs to another user, or other users have access to it.
     """
     if os.environ.get("RAY_TMPDIR"):
         return os.environ["RAY_TMPDIR"]
     folder = Path(tempfile.gettempdir()) / f"sepscene-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise SepsceneError(
-            f"{folder} is not a folder of yours alone (chmod 700): remove it, or set RAY_TMPDIR to one that is"
+            f"{folder} is not a folder that only you can access (chmod 700): remove it, or set RAY_TMPDIR to one that "
+            "is"
         )
     return str(folder)
 
 
 def make_token() -> None:
-    """Make ~/.ray/auth_token for a Ray that asks for one, readable for this user alone from the start.
+    """Create ~/.ray/auth_token for a Ray that requires one, readable only for this user from the start.
 
-    Ray would make it itself, readable for everybody.
+    Ray itself would create it readable for all users.
     """
     if os.environ.get("RAY_AUTH_MODE") == "disabled" or os.environ.get("RAY_AUTH_TOKEN"):
         return

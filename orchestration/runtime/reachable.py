@@ -1,4 +1,4 @@
-"""Can Ray be reached or started? Checked before Ray is asked, which tries for minutes or fails in its own words."""
+"""Check that Ray can be reached or started, before Ray itself retries for minutes or fails with its own messages."""
 
 import os
 import socket
@@ -6,60 +6,60 @@ import time
 
 from sepscene.models.config import SepsceneError
 
-PATIENCE_SECONDS = 15.0
-"""How long a cluster's head may take to answer: it may just have been started."""
+TIMEOUT_SECONDS = 15.0
+"""How long to wait for a cluster's head, which may just have been started."""
 
-_SOCKET_BYTES = 107
-"""The longest path of a socket that Linux takes."""
+_MAX_SOCKET_BYTES = 107
+"""Maximum length of a socket's path on Linux."""
 _BELOW_TEMP = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
 
 def check_temp_folder(folder: str) -> None:
-    """Raise when Ray's sockets would not fit below its folder for temporary files.
+    """Check that the paths of Ray's sockets in the folder for temporary files are not too long.
 
     Raises:
-        SepsceneError: says how long it may be.
+        SepsceneError: if they are; the message gives the maximum length.
     """
     size = len(os.fsencode(folder))
-    most = _SOCKET_BYTES - _BELOW_TEMP
-    if size > most:
+    limit = _MAX_SOCKET_BYTES - _BELOW_TEMP
+    if size > limit:
         raise SepsceneError(
-            f"the folder for temporary files, {folder}, has a path of {size} bytes; Ray keeps sockets below it, so "
-            f"that it may have {most}: set RAY_TMPDIR to a shorter one, e.g. /tmp"
+            f"the path of the folder for temporary files, {folder}, has {size} bytes, but Ray's sockets in it allow at "
+            f"most {limit}: set RAY_TMPDIR to a shorter path, e.g. /tmp"
         )
 
 
-def check_address(address: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Raise when nothing can answer at the address of a Ray cluster.
+def check_address(address: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    """Check that a Ray cluster responds at an address.
 
     Args:
         address: HOST:PORT, ray://HOST:PORT, or `local` for a Ray that is started.
-        patience_seconds: how long to try.
+        timeout_seconds: how long to try.
 
     Raises:
-        SepsceneError: says what an address looks like, or that the cluster does not answer.
+        SepsceneError: if the address is not valid, or the cluster does not respond.
     """
     if address == "local":
         return
     if address.startswith(("http://", "https://")):
         raise SepsceneError(
-            f"{address} is the address of Ray's job server, which `sepscene submit --address` takes. Inside a cluster "
-            "give HOST:PORT of its head, e.g. 10.0.0.1:6379, or `auto` on one of its nodes"
+            f"{address} is the address of Ray's job server, for `sepscene submit --address`. Inside a cluster, give "
+            "HOST:PORT of its head, e.g. 10.0.0.1:6379, or `auto` on one of its nodes"
         )
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not host or not port.isdigit():
+    if not colon or not host or not port.isdecimal():
         raise SepsceneError(
             f"--address or RAY_ADDRESS {address!r} must look like HOST:PORT, e.g. 10.0.0.1:6379, or `auto`"
         )
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + timeout_seconds
     while True:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             return
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: not a host name, e.g. "a..b"
             if time.monotonic() >= deadline:
                 raise SepsceneError(
-                    f"no Ray cluster answers at {address} ({error}): start it (`ray start --head`), check host, port "
+                    f"no Ray cluster responds at {address} ({error}): start it (`ray start --head`), check host, port "
                     "and firewall, or unset RAY_ADDRESS to run on this machine"
                 ) from None
         time.sleep(0.5)

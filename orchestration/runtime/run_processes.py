@@ -1,7 +1,7 @@
-"""The processes of a run, to find those that are stopped (SIGSTOP, a debugger) and to kill them.
+"""The processes of a run: find those that are stopped (SIGSTOP, a debugger) and kill them.
 
-A Ray of this machine alone is looked at directly: all that it has started is this command's. On a cluster, which
-others use as well, Ray's state API says which actors and tasks are this job's, and a task on each node looks at them.
+The processes of a local Ray are inspected directly, as all of them belong to this command. On a cluster, which can be
+shared, Ray's state API lists the actors and tasks of this job, and a task on each node inspects them.
 """
 
 from contextlib import suppress
@@ -15,21 +15,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sepscene.orchestration.runtime.placement import is_local
 
-ANSWER_SECONDS = 10
-"""How long the state API, and then all nodes together, may take."""
+TIMEOUT_SECONDS = 10
+"""Time limit for the state API, and again for the tasks on all nodes together."""
 
-MOST_LISTED = 10_000
-"""Actors, and tasks, of a job that are looked at; as many as Ray lists at once."""
+MAX_LISTED = 10_000
+"""Maximum number of actors, and of tasks, that are inspected: Ray's limit for one request."""
 
-RAY_ITSELF = ("gcs_server", "raylet")
-"""Processes of a Ray that was started here, without which it is at its end."""
+CORE_PROGRAMS = ("gcs_server", "raylet")
+"""Processes without which a Ray that was started here cannot continue."""
 
 
 @dataclass(frozen=True)
 class RunProcess:
-    """A process of the run, by what Ray calls it and its node's id; two with the same number and node are the same.
+    """A process of the run, with Ray's name for it; it is identified by its process id and its node's id.
 
-    For this machine `node` and `address` are empty.
+    For this machine, `node` and `address` are empty.
     """
 
     pid: int
@@ -39,18 +39,18 @@ class RunProcess:
 
     @property
     def described(self) -> str:
-        """Name, number and machine."""
+        """Name, process id and machine."""
         return f"{self.name} (process {self.pid}{f' on {self.address}' if self.address else ''})"
 
 
 class LocalProcesses:
-    """Processes that this one has started, or, where it is a worker itself, those of its Ray."""
+    """The processes that this process has started; if it is a worker itself, the processes of its Ray."""
 
-    free = True
-    """They may be looked at as often as one likes."""
+    cheap = True
+    """Inspecting them costs nothing."""
 
     def stopped(self) -> set[RunProcess]:
-        """Those that are stopped."""
+        """The processes that are stopped."""
         own = psutil.Process()
         parent = own.parent()
         root = parent if parent is not None and parent.name() == "raylet" else own
@@ -62,31 +62,36 @@ class LocalProcesses:
 
 
 class ClusterProcesses:
-    """Processes of this job on all nodes of a cluster."""
+    """The processes of this job on all nodes of a cluster."""
 
-    free = False
-    """A look asks the head and every node."""
+    cheap = False
+    """Inspecting them sends requests to the head and to every node."""
 
     def __init__(self) -> None:
         self._found: set[RunProcess] = set()
 
     def stopped(self) -> set[RunProcess]:
-        """Those that are stopped, as far as is known.
+        """The processes that are stopped, as far as is known.
 
-        Of a node, or a head, that does not answer in time, those that were found last; none without a state API.
+        If a node or the head does not respond in time, its previous result is used. Without a state API the result is
+        empty.
         """
         listed = _processes_of_job()
         if listed is None:
             return self._found
-        asked = {_on(_stopped_of, node).remote(list(pids)): node for node, pids in listed.items()}
-        answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
+        pending = {_on(_stopped_of, node).remote(list(pids)): node for node, pids in listed.items()}
+        ready: list[Any] = []
+        late: list[Any] = []
+        if pending:
+            ready, late = ray.wait(list(pending), num_returns=len(pending), timeout=TIMEOUT_SECONDS)
         for reference in late:
             ray.cancel(reference, force=True)
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-        found = {process for process in self._found if process.node in {asked[reference] for reference in late}}
-        for reference in answered:
-            node = asked[reference]
-            with suppress(ray.exceptions.RayError):  # the node has just gone
+        late_nodes = {pending[reference] for reference in late}
+        found = {process for process in self._found if process.node in late_nodes}
+        for reference in ready:
+            node = pending[reference]
+            with suppress(ray.exceptions.RayError):  # the node has just been removed
                 for pid in ray.get(reference):
                     found.add(RunProcess(pid, listed[node][pid], node, addresses.get(node, node)))
         self._found = found
@@ -98,27 +103,27 @@ class ClusterProcesses:
 
 
 def processes_of_run() -> LocalProcesses | ClusterProcesses:
-    """The processes of the Ray that this process is connected to, which it may have started itself."""
-    return LocalProcesses() if ray_itself() or is_local() else ClusterProcesses()
+    """The processes of the connected Ray, which can have been started by this process."""
+    return LocalProcesses() if core_processes() or is_local() else ClusterProcesses()
 
 
 def kill_stopped(pid: int) -> None:
-    """Kill a process of this machine that is stopped; another one that has its number by now goes on."""
+    """Kill a process of this machine if it is still stopped: its process id may have been reused."""
     if is_stopped(pid):
         with suppress(psutil.Error):
             psutil.Process(pid).kill()
 
 
 def _processes_of_job() -> dict[str, dict[int, str]] | None:
-    """Node -> process number -> name, of the actors that live and the tasks that run; None without an answer."""
-    from ray.util.state import list_actors, list_tasks  # its client is no part of a start
+    """Node -> process id -> name of the job's living actors and running tasks; None if there is no response."""
+    from ray.util.state import list_actors, list_tasks  # imported late: not needed at the start of a run
     from ray.util.state.exception import RayStateApiException
 
     of_job = ("job_id", "=", ray.get_runtime_context().get_job_id())
-    how: dict[str, Any] = {"limit": MOST_LISTED, "timeout": ANSWER_SECONDS, "raise_on_missing_output": False}
+    options: dict[str, Any] = {"limit": MAX_LISTED, "timeout": TIMEOUT_SECONDS, "raise_on_missing_output": False}
     try:
-        tasks = list_tasks(filters=[of_job, ("state", "=", "RUNNING")], **how)
-        actors = list_actors(filters=[of_job, ("state", "=", "ALIVE")], **how)
+        tasks = list_tasks(filters=[of_job, ("state", "=", "RUNNING")], **options)
+        actors = list_actors(filters=[of_job, ("state", "=", "ALIVE")], **options)
     except (RayStateApiException, OSError, ValueError):  # no dashboard, or one that is overloaded
         return None
     processes = [(task.node_id, task.worker_pid, task.name) for task in tasks]
@@ -131,9 +136,9 @@ def _processes_of_job() -> dict[str, dict[int, str]] | None:
 
 
 def _on(function: Any, node: str) -> Any:
-    """The function as a task on a node that takes nothing of it."""
-    place = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(function).options(num_cpus=0, scheduling_strategy=place, max_retries=0)
+    """The function as a task on a node that reserves no resources."""
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=strategy, max_retries=0)
 
 
 def _stopped_of(pids: list[int]) -> list[int]:
@@ -141,24 +146,24 @@ def _stopped_of(pids: list[int]) -> list[int]:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process of this machine is there and stopped."""
+    """Whether a process of this machine exists and is stopped."""
     with suppress(psutil.Error):
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     return False
 
 
 def _name(process: psutil.Process) -> str:
-    """What Ray calls the process."""
+    """Ray's name for the process."""
     return (_command(process).strip() or _program(process) or "a process").removeprefix("ray::")[:60]
 
 
-def ray_itself() -> list[psutil.Process]:
-    """GCS and raylet of a Ray that this process has started, also those that have died since."""
-    return [child for child in psutil.Process().children() if _program(child) in RAY_ITSELF]
+def core_processes() -> list[psutil.Process]:
+    """GCS and raylet of a Ray that this process has started, also if they have ended since."""
+    return [child for child in psutil.Process().children() if _program(child) in CORE_PROGRAMS]
 
 
-def processes_of_ray() -> list[psutil.Process]:
-    """All that a Ray of this process has started beside its workers: also its monitors and agents."""
+def service_processes() -> list[psutil.Process]:
+    """All processes of a Ray that this process has started, except workers: core processes, monitors and agents."""
     package = str(Path(ray.__file__).parent)
     return [child for child in psutil.Process().children() if package in _command(child)]
 
@@ -176,7 +181,7 @@ def _program(process: psutil.Process) -> str:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether a process still runs."""
+    """Whether a process is still running."""
     with suppress(psutil.Error):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False

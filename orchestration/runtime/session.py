@@ -1,4 +1,4 @@
-"""Connecting to Ray: a cluster where one is named, this machine otherwise, and quietly."""
+"""Connecting to Ray: to a cluster if an address is given, otherwise to a Ray that is started on this machine."""
 
 import atexit
 import logging
@@ -18,36 +18,37 @@ from sepscene.orchestration.runtime.placement import LOCAL_LABEL
 from sepscene.orchestration.runtime.private_files import make_token, private_temp_folder
 from sepscene.orchestration.runtime.ray_compat import address_of_auto, on_loopback
 from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
-from sepscene.orchestration.runtime.run_processes import is_alive, processes_of_ray, ray_itself
-from sepscene.orchestration.runtime.signals import end_at_once
+from sepscene.orchestration.runtime.run_processes import core_processes, is_alive, service_processes
+from sepscene.orchestration.runtime.signals import exit_immediately
 from sepscene.orchestration.source import code_to_send
 
 LOCAL = {
-    # Ray advises against more processes than a few times this number (default: its CPUs), but most of ours wait for
-    # each other, so on two cores that is how it should be (ray#63800: the advice has no switch).
+    # Ray warns about more processes than a few times this number (default: its CPUs). Many processes are intended here,
+    # as most of them wait for each other, and the warning cannot be switched off (ray#63800).
     "RAY_worker_maximum_startup_concurrency": "1000",
-    # A worker for each CPU, started in advance: ours have runtime environments of their own and can't use them.
+    # Start no workers in advance, one per CPU: our tasks have their own runtime environments and cannot use them.
     "RAY_prestart_worker_first_driver": "0",
-    # A process for each training stage that asks whether nodes will leave: the only one is this machine.
+    # Start no process per training stage that checks for nodes to be removed: this machine is the only node.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-"""For a Ray of this machine alone."""
+"""Environment variables for a Ray that is started on this machine."""
 
 IN_A_JOB = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
-"""A submitted job has brought trust and code with it; Ray refuses to be given them again, even where they are equal."""
+"""A submitted job already has its trusted code in its runtime environment. Without this variable, Ray would refuse the
+same settings from its driver."""
 
 IMPORT_SECONDS = 300.0
-"""How long a node may take to import custom code, its start included."""
+"""How long a node may take to import custom code, including its start."""
 
 EXIT_SECONDS = 10.0
-"""How long the workers of a Ray that was started here may take to end, once it has ended; most take less than one."""
+"""How long the workers of a Ray that was started here may take to end after it; most take less than a second."""
 
 
 @contextmanager
 def connected(
     address: str | None = None, verbose: bool = False, dashboard: bool = False, code: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Ray for the length of a block, by `connect`; a Ray that this process is connected to already stays connected."""
+    """Connect to Ray while the block runs (see `connect`); an existing connection is used and stays open."""
     if ray.is_initialized():
         yield
         return
@@ -65,26 +66,26 @@ def connect(
     dashboard: bool = False,
     code: Sequence[str] = (),
 ) -> None:
-    """Connect to a cluster, or start Ray on this machine with its messages in its log files.
+    """Connect to a cluster, or start Ray on this machine; Ray's messages are only in its log files.
 
     Args:
-        address: a cluster's address; none takes RAY_ADDRESS, and without that starts Ray on this machine.
-        verbose: let Ray's own messages through.
-        cpus: logical CPUs of a Ray that is started; none takes this machine's number of cores.
-        dashboard: start Ray's dashboard with it, on loopback, and say where; a cluster has its own.
-        code: import paths of custom code that all processes will need; it travels unless it is installed.
+        address: a cluster's address; None: RAY_ADDRESS, or a Ray started on this machine if that is not set.
+        verbose: print Ray's own messages.
+        cpus: logical CPUs of a Ray that is started; None: the number of cores.
+        dashboard: start Ray's dashboard on loopback and print its address; a cluster has its own.
+        code: import paths of custom code that all processes need; code that is not installed is sent along.
 
     Raises:
-        SepsceneError: when no cluster answers at the address, or Ray's sockets do not fit the temporary folder.
+        SepsceneError: if no cluster responds at the address, or the path of the folder for temporary files is too long.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     level = logging.INFO if verbose else logging.ERROR
     for name in ("ray", "ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(level)
-    travelling = {"env_vars": trust_variables(), "py_modules": [str(path) for path in code_to_send(code)]}
-    runtime_env = {name: part for name, part in travelling.items() if part} or None
-    how: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "runtime_env": runtime_env}
+    sent = {"env_vars": trust_variables(), "py_modules": [str(path) for path in code_to_send(code)]}
+    runtime_env = {name: part for name, part in sent.items() if part} or None
+    options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "runtime_env": runtime_env}
     address = address or os.environ.get("RAY_ADDRESS")
     if address == "auto":
         address = address_of_auto()
@@ -92,10 +93,10 @@ def connect(
         check_address(address)
         try:
             with _environment(IN_A_JOB):
-                ray.init(address=address, **how)
+                ray.init(address=address, **options)
         except ray.exceptions.AuthenticationError as error:
             raise SepsceneError(
-                f"the cluster at {address} asks for a token: export RAY_AUTH_MODE=token, and keep its token in "
+                f"the cluster at {address} requires a token: export RAY_AUTH_MODE=token, and store its token in "
                 "~/.ray/auth_token or RAY_AUTH_TOKEN (docs/clusters.md, Safety)"
             ) from error
     else:
@@ -108,23 +109,23 @@ def connect(
                 include_dashboard=dashboard,
                 num_cpus=cpus or os.cpu_count(),
                 labels={LOCAL_LABEL: "1"},
-                **how,
+                **options,
             )
         if dashboard:
-            print(f"Ray's dashboard  http://{context.dashboard_url} (it may ask for the token in ~/.ray/auth_token)")
+            print(f"Ray's dashboard  http://{context.dashboard_url} (it may require the token in ~/.ray/auth_token)")
 
 
 def check_custom_code(names: Sequence[str]) -> None:
-    """Import custom code on each node, before anything is built on it.
+    """Check that each node can import the custom code, before anything is started that needs it.
 
     Raises:
-        SepsceneError: names the node that cannot import it.
+        SepsceneError: if a node cannot import it.
     """
     if not names:
         return
 
     @ray.remote(num_cpus=0)
-    def fault(names: Sequence[str]) -> str:
+    def import_error(names: Sequence[str]) -> str:
         try:
             for name in names:
                 resolve(name, {}, "class or function")
@@ -133,43 +134,46 @@ def check_custom_code(names: Sequence[str]) -> None:
         return ""
 
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
-    answers = [fault.options(scheduling_strategy=place).remote(names) for place in places]
-    for answer in ray.get(answers, timeout=IMPORT_SECONDS):
-        if answer:
+    strategies = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    pending = [import_error.options(scheduling_strategy=strategy).remote(names) for strategy in strategies]
+    for error in ray.get(pending, timeout=IMPORT_SECONDS):
+        if error:
             raise SepsceneError(
-                f"{answer}. Code that is not installed is sent along when a command connects to Ray; to one that is "
-                "connected already give runtime_env={'py_modules': […]}"
+                f"{error}. Code that is not installed is sent along when a command connects to Ray; if you connect to "
+                "Ray yourself, pass runtime_env={'py_modules': […]} to ray.init"
             )
 
 
 def disconnect() -> None:
-    """Disconnect from Ray, and end one that was started here together with workers that never end by themselves.
+    """Disconnect from Ray; a Ray that was started here is ended together with workers that hang.
 
-    A worker of Ray 2.60 may lock itself out at its very end (docs/reliability.md). As long as its raylet lives it does
-    no harm; with it goes what would ever find it.
+    A worker of Ray 2.60 can deadlock at its exit (docs/reliability.md). After its raylet has ended, no other process
+    would find and kill it.
 
-    Where Ray's own processes have died, `ray.shutdown` would wait for them, and Ray would end this process a minute
-    later without a word. So what is left of such a Ray is killed, and not asked; this process then ends with code 2.
+    If Ray's core processes have died, `ray.shutdown` would wait for them, and Ray would end this process a minute later
+    without a message. So the remaining processes of such a Ray are killed, and this process then exits with code 2.
     """
-    itself = ray_itself()
-    workers = [worker for each in itself if is_alive(each) for worker in each.children(recursive=True)]
-    if not all(is_alive(each) for each in itself):
+    core = core_processes()
+    workers = [worker for each in core if is_alive(each) for worker in each.children(recursive=True)]
+    if not all(is_alive(each) for each in core):
         atexit.unregister(ray.shutdown)
-        atexit.register(end_at_once)
-        for left in (*workers, *processes_of_ray()):
-            with suppress(psutil.NoSuchProcess):
-                left.kill()
+        atexit.register(exit_immediately)
+        _kill([*workers, *service_processes()])
         return
     ray.shutdown()
-    for hanging in psutil.wait_procs(workers, timeout=EXIT_SECONDS)[1]:
+    _, hanging = psutil.wait_procs(workers, timeout=EXIT_SECONDS)
+    _kill(hanging)
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
-            hanging.kill()
+            process.kill()
 
 
 @contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """While the block runs, what starts finds these settings, unless the user has set them otherwise."""
+    """While the block runs, set these environment variables, except those that the user has set."""
     added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)
     try:

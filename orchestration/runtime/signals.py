@@ -1,4 +1,4 @@
-"""Signals that end a run: they lead to a checkpoint first, and to a sentence that says how to go on."""
+"""Signals that end a run: a checkpoint is saved first, and a message explains how to continue."""
 
 import os
 import signal
@@ -12,15 +12,15 @@ from types import FrameType
 from sepscene.orchestration.records.run_folder import StageFolder
 
 GRACE_SECONDS = 100.0
-"""How long a driver that must end waits for the checkpoint it asked for; jobs are killed after 120 s."""
+"""How long a driver that must end waits for the requested checkpoint; jobs are killed after 120 s."""
 
-ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-"""What `ray job stop`, Kubernetes and Slurm send first; a terminal that is closed; Ctrl-C."""
+END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+"""Sent by `ray job stop`, Kubernetes and Slurm; by a terminal that is closed; by Ctrl-C."""
 
 
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """While the block runs, SIGTERM and SIGHUP end this process as Ctrl-C does: what was begun is closed first."""
+    """While the block runs, SIGTERM and SIGHUP end this process like Ctrl-C, so that open contexts are closed first."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -31,31 +31,31 @@ def exit_on_signal() -> Iterator[None]:
 
 @contextmanager
 def checkpoint_on_signal(folder: StageFolder) -> Iterator[None]:
-    """While the block runs, a signal that ends this process leads to a checkpoint before it exits.
+    """While the block runs, a signal that ends this process first leads to a checkpoint.
 
-    A second signal ends it at once. Only the main thread can listen; a Tune trial's driver is none, and falls back to
-    its last checkpoint.
+    A second signal ends it immediately. Only the main thread can handle signals; the driver of a Tune trial runs in
+    another thread, so the trial continues from its last checkpoint.
     """
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) == 1:
-            _say(f"{signal.Signals(number).name}: saving a checkpoint; another signal ends at once")
+            _print(f"{signal.Signals(number).name}: saving a checkpoint; another signal exits immediately")
             folder.wanted.touch()
             deadline = time.monotonic() + GRACE_SECONDS
             while folder.wanted.exists() and time.monotonic() < deadline:
                 time.sleep(0.1)
             saved = not folder.wanted.exists()
-            _say(("the checkpoint is saved" if saved else "no checkpoint could be saved") + "; go on with --resume")
+            _print(("the checkpoint is saved" if saved else "no checkpoint was saved") + "; continue with --resume")
         raise SystemExit(128 + number)
 
-    with _handled(ENDING, stop):
+    with _handled(END_SIGNALS, stop):
         yield
 
 
-def end_at_once() -> None:
-    """End this process with code 2, before Ray's library tidies up in it: that fails (SIGSEGV) where Ray has died."""
+def exit_immediately() -> None:
+    """Exit with code 2, without the cleanup of Ray's library, which fails (SIGSEGV) if Ray has died."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2)
@@ -63,20 +63,20 @@ def end_at_once() -> None:
 
 @contextmanager
 def _handled(numbers: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Signals go to a handler, where this is the main thread; those that are ignored (`nohup`) stay ignored."""
+    """Handle signals while the block runs, if this is the main thread; ignored signals (`nohup`) stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in numbers}
-    heard = [number for number in numbers if before[number] != signal.SIG_IGN]
-    for number in heard:
+    handled = [number for number in numbers if before[number] != signal.SIG_IGN]
+    for number in handled:
         signal.signal(number, handler)
     try:
         yield
     finally:
-        for number in heard:
+        for number in handled:
             signal.signal(number, before[number])
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -1,9 +1,9 @@
-"""Which process stands still, while a stage of training runs: it is named within a minute and restarted later.
+"""Watch for stopped processes while a training stage runs: they are reported within a minute and restarted later.
 
-A process that is killed is noticed by Ray. One that is stopped (SIGSTOP, a debugger, a machine that is suspended in
-part) is not: the run waits without a word. The driver looks at how long ago the last step was reported and at the
-processes of its Ray; on a cluster at these only when no step has come for a while. Where Ray's own processes have died,
-Ray ends this one without a word a minute later; so the stage is ended before, with words.
+Ray notices a process that was killed, but not one that is stopped (SIGSTOP, a debugger, a partly suspended machine):
+the run would wait without any message. The driver checks when the last step was reported, and whether processes of its
+Ray are stopped; on a cluster, the latter only if no step was reported for some time. If Ray's core processes have died,
+Ray would end this process a minute later without a message. So the stage is ended earlier, with an error.
 """
 
 import time
@@ -15,107 +15,110 @@ from sepscene.orchestration.runtime.run_processes import (
     ClusterProcesses,
     LocalProcesses,
     RunProcess,
+    core_processes,
     is_alive,
-    ray_itself,
 )
 
-EVERY_SECONDS = 5.0
-"""Between two looks."""
+CHECK_SECONDS = 5.0
+"""Time between two checks."""
 
-SILENT_SECONDS = 30.0
-"""A process that was stopped for so long is named; on a cluster, where no step has come for so long."""
+REPORT_SECONDS = 30.0
+"""A process that has been stopped this long is reported; on a cluster, it is reported if no step came for this long."""
 
 RESTART_SECONDS = 300.0
-"""A process that was stopped for so long is killed, so that Ray starts another in its place."""
+"""A process that has been stopped this long is killed, so that Ray starts another one."""
 
-QUIET_SECONDS = 60.0
-"""So long without a step, and three times longer than ever before, is worth a word."""
+NO_STEP_SECONDS = 60.0
+"""A stage without a step for this long, and three times as long as ever before, is reported."""
 
 
 class Watchdog:
-    """Looks at the processes of this machine's Ray and at the metrics file. Call `look` often."""
+    """Checks the processes of the run and its metrics file. Call `look` often."""
 
     def __init__(
         self, metrics: Path, report: Callable[[str], None], processes: LocalProcesses | ClusterProcesses
     ) -> None:
-        """`metrics` is a file that grows with every report of steps; `report` takes what is to be said."""
+        """`metrics` is a file that grows with every report of steps; `report` receives the messages."""
         self.metrics = metrics
         self.report = report
-        self.looked = 0.0
+        self.checked_at = 0.0
         self.processes = processes
-        self.stopped: dict[RunProcess, float] = {}  # since when
-        self.named: set[RunProcess] = set()
+        self.stopped: dict[RunProcess, float] = {}
+        """Process -> time since when it is stopped."""
+        self.reported: set[RunProcess] = set()
         self.killed: set[RunProcess] = set()
         self.size = self._size()
-        self.grew = time.monotonic()
-        self.longest = 0.0
-        self.steps_seen = self.quiet = False
-        self.ray = [(each, each.name()) for each in ray_itself()]
+        self.grew_at = time.monotonic()
+        self.longest_wait = 0.0
+        self.steps_seen = False
+        self.wait_reported = False
+        self.core = [(each, each.name()) for each in core_processes()]
 
     def look(self) -> None:
-        """Name what stands still, and kill what has done so for too long.
+        """Report stopped processes and missing steps, and kill processes that have been stopped for too long.
 
         Raises:
-            SepsceneError: Ray itself has died on this machine.
+            SepsceneError: if Ray's core processes on this machine have died.
         """
         now = time.monotonic()
-        if now - self.looked < EVERY_SECONDS:
+        if now - self.checked_at < CHECK_SECONDS:
             return
-        self.looked = now
-        self._look_at_ray()
-        self._look_at_processes(now)
-        self._look_at_steps(now)
+        self.checked_at = now
+        self._check_ray()
+        self._check_processes(now)
+        self._check_steps(now)
 
-    def _look_at_ray(self) -> None:
-        dead = [f"{name} (process {each.pid})" for each, name in self.ray if not is_alive(each)]
+    def _check_ray(self) -> None:
+        dead = [f"{name} (process {each.pid})" for each, name in self.core if not is_alive(each)]
         if dead:
             raise SepsceneError(
-                f"Ray has died on this machine: {', '.join(dead)} is gone; all that is saved is kept, continue the run "
+                f"Ray has died on this machine: {', '.join(dead)} has ended; saved files are intact, continue the run "
                 "with --resume"
             )
 
-    def _look_at_processes(self, now: float) -> None:
-        quiet = now - self.grew
-        free = self.processes.free
-        if not free and quiet < SILENT_SECONDS:
-            self.stopped.clear()  # steps come, so nobody looks; what was named is not named again
+    def _check_processes(self, now: float) -> None:
+        waited = now - self.grew_at
+        cheap = self.processes.cheap
+        if not cheap and waited < REPORT_SECONDS:
+            self.stopped.clear()  # not checked while steps are reported; `reported` is kept
             return
         found = self.processes.stopped()
         self.stopped = {each: self.stopped.get(each, now) for each in found}
-        self.named &= found
+        self.reported &= found
         self.killed &= found
         for process, since in self.stopped.items():
             seconds = now - since
             if seconds >= RESTART_SECONDS:
-                if process not in self.killed:  # on a cluster a dead process may still be found for a while
+                if process not in self.killed:  # on a cluster, a killed process can still be found for some time
                     self.killed.add(process)
-                    restarted = "it is killed, and Ray starts another"
-                    self._say(f"{process.described} was stopped for {seconds:.0f} s: {restarted}")
+                    self._report(
+                        f"{process.described} was stopped for {seconds:.0f} s: it is killed, and Ray starts another"
+                    )
                 self.processes.kill(process)
-            elif process not in self.named and (seconds >= SILENT_SECONDS or not free):
-                self.named.add(process)
-                stands = f"has been stopped for {seconds:.0f} s" if free else f"is stopped, no step for {quiet:.0f} s"
-                self._say(
-                    f"{process.described} {stands}; `kill -CONT {process.pid}` lets it go on, else it is restarted "
-                    f"after {RESTART_SECONDS:.0f} s"
+            elif process not in self.reported and (seconds >= REPORT_SECONDS or not cheap):
+                self.reported.add(process)
+                state = f"has been stopped for {seconds:.0f} s" if cheap else f"is stopped, no step for {waited:.0f} s"
+                self._report(
+                    f"{process.described} {state}; continue it with `kill -CONT {process.pid}`, otherwise it is "
+                    f"restarted after {RESTART_SECONDS:.0f} s"
                 )
 
-    def _look_at_steps(self, now: float) -> None:
+    def _check_steps(self, now: float) -> None:
         size = self._size()
-        waited = now - self.grew
+        waited = now - self.grew_at
         if size != self.size:
-            self.longest = max(self.longest, waited) if self.steps_seen else 0.0  # the first wait is the start's
+            self.longest_wait = max(self.longest_wait, waited) if self.steps_seen else 0.0  # ignore the start
             self.size = size
-            self.grew = now
+            self.grew_at = now
             self.steps_seen = True
-            self.quiet = False
-        elif self.steps_seen and not self.quiet and waited > max(QUIET_SECONDS, 3 * self.longest):
-            self.quiet = True
-            self._say(f"no step was reported for {waited:.0f} s, at most {self.longest:.0f} s before")
+            self.wait_reported = False
+        elif self.steps_seen and not self.wait_reported and waited > max(NO_STEP_SECONDS, 3 * self.longest_wait):
+            self.wait_reported = True
+            self._report(f"no step was reported for {waited:.0f} s, at most {self.longest_wait:.0f} s before")
 
-    def _say(self, words: str) -> None:
-        self.report(words)
-        self.size = self._size()  # its own words are no step
+    def _report(self, message: str) -> None:
+        self.report(message)
+        self.size = self._size()  # the message itself does not count as a step
 
     def _size(self) -> int:
         try:

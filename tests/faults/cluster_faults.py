@@ -1,8 +1,8 @@
-"""Faults of whole nodes, each in a process of its own: `python -m tests.faults.cluster_faults FOLDER FAULT`.
+"""Faults of whole nodes, each in a separate process: `python -m tests.faults.cluster_faults FOLDER FAULT`.
 
-A head from `ray.cluster_utils.Cluster` runs the driver; further nodes join by `ray start --block`, as on a real
-machine, so that they can be killed or told to stop like one. FOLDER holds experiment.yaml and inputs.json; the run goes
-to FOLDER/run, what happened when to FOLDER/outcome.json.
+A head from `ray.cluster_utils.Cluster` runs the driver. Other nodes join with `ray start --block`, as real machines do,
+so that they can be killed or stopped in the same way. FOLDER contains experiment.yaml and inputs.json; the run is
+written to FOLDER/run, the time of the fault to FOLDER/outcome.json.
 """
 
 import json
@@ -33,12 +33,12 @@ class Nodes:
 
     def __init__(self, folder: Path, head_cpus: float) -> None:
         self.folder = folder
-        quiet = {"include_dashboard": False, "object_store_memory": 100_000_000}
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus, **quiet})
+        head = {"num_cpus": head_cpus, "include_dashboard": False, "object_store_memory": 100_000_000}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.joined: list[subprocess.Popen[bytes]] = []
 
     def join(self, pool: str, cpus: int = 1) -> subprocess.Popen[bytes]:
-        """Start a node with that label and wait until it is there; Ray gives it 30 s, which a busy machine may miss."""
+        """Start a node with a label and wait until it has joined; retried, as Ray's limit is 30 s."""
         alive = sum(node["Alive"] for node in ray.nodes())
         for _ in range(3):
             node = self._start(pool, cpus)
@@ -60,7 +60,7 @@ class Nodes:
         return node
 
     def end(self) -> None:
-        """Stop all that was started."""
+        """Stop everything that was started."""
         for node in self.joined:
             family = psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []
             node.kill()
@@ -71,7 +71,7 @@ class Nodes:
 
 
 def kill_raylet(node: subprocess.Popen[bytes]) -> None:
-    """Kill -9 the node's raylet; its workers notice by themselves."""
+    """Kill -9 the node's raylet; its workers then end."""
     for process in psutil.Process(node.pid).children(recursive=True):
         if process.name() == "raylet":
             process.kill()
@@ -80,7 +80,7 @@ def kill_raylet(node: subprocess.Popen[bytes]) -> None:
 
 
 def separators_lost(nodes: Nodes, _: Path) -> Callable[[], bool]:
-    """The node of the separation actors dies; another comes."""
+    """The node of the separation actors is lost; another one joins."""
     node = nodes.join("separators")
 
     def inject() -> bool:
@@ -92,24 +92,24 @@ def separators_lost(nodes: Nodes, _: Path) -> Callable[[], bool]:
 
 
 def trainers_drained(nodes: Nodes, folder: Path) -> Callable[[], bool]:
-    """The node of the trainers is told to stop, as a cloud or Kubernetes does; another has come before."""
+    """The node of the trainers gets SIGTERM, as from a cloud or Kubernetes; another one has joined before."""
     node = nodes.join("trainers")
 
     def inject() -> bool:
         nodes.join("trainers")
-        asked = time.time()
+        terminated = time.time()
         node.terminate()
         checkpoints = folder / "run" / "checkpoints" / STAGE
-        while newest_sound(checkpoints) is None and time.time() < asked + DRAIN_SECONDS:
+        while newest_sound(checkpoints) is None and time.time() < terminated + DRAIN_SECONDS:
             time.sleep(0.1)
-        (folder / "checkpoint_seconds").write_text(str(time.time() - asked))
+        (folder / "checkpoint_seconds").write_text(str(time.time() - terminated))
         return True
 
     return inject
 
 
 def trainers_fewer(nodes: Nodes, _: Path) -> Callable[[], bool]:
-    """One of two nodes with a trainer each dies and none comes."""
+    """One of two nodes with one trainer each is lost and not replaced."""
     nodes.join("trainers")
     node = nodes.join("trainers")
 
@@ -124,7 +124,7 @@ FAULTS = {fault.__name__: fault for fault in (separators_lost, trainers_drained,
 
 
 def main(folder: Path, fault: str) -> None:
-    """Run under the fault."""
+    """Run the experiment with the fault."""
     inputs = json.loads((folder / "inputs.json").read_text())
     experiment = load_experiment(folder / "experiment.yaml")
     nodes = Nodes(folder, head_cpus=3)

@@ -1,4 +1,4 @@
-"""A disk that a test can fill."""
+"""A small disk that a test can fill."""
 
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 4 MB; where nobody may mount one, a folder like any other (`Path.is_mount` tells)."""
+    """A disk of 4 MB; an ordinary folder if mounting is not allowed (check with `Path.is_mount`)."""
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True, check=False)

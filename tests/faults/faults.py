@@ -1,7 +1,6 @@
-"""What the fault suite shares: an undisturbed run to compare with, a fault in the middle, the table.
+"""Shared by the fault tests: a run without faults to compare with, the injection of faults, the table of results.
 
-`python -m tests.faults.faults` prints the table of the last `make test-faults`, as it stands in
-docs/reliability.md.
+`python -m tests.faults.faults` prints the table of the last `make test-faults`, as in docs/reliability.md.
 """
 
 import json
@@ -29,22 +28,22 @@ STAGE = "pretrain-mix-chan"
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "build" / "faults.jsonl"
 UNREPORTED = 5
-"""Steps that a run may have made and not reported: one with a checkpoint every 5 steps reports with each."""
+"""Maximum number of steps not reported yet: a run with a checkpoint every 5 steps reports with each checkpoint."""
 ONE_TRAINER_HERE = {"views.pair": "mix-mix", "resources.trainers": 1}
-"""Changes with which the driver's own process can train (`local_trainer.py`)."""
-NO_MOUNT = "this machine lets nobody mount a tmpfs, so no disk was full"
+"""Changes with which the driver's process itself trains (`local_trainer.py`)."""
+NO_MOUNT = "a tmpfs cannot be mounted on this machine, so no disk was full"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fault cost.
+    """The cost of a fault.
 
     Attributes:
         lost: rows of the schedule that no step consumed.
-        twice: rows in excess of one a step that the kept weights were trained on.
-        repeated: steps whose weights were lost with their process, so that they were computed again.
-        seconds: from the fault to the first steps beyond those that may have been on their way; none where nothing
-            stood still.
+        twice: rows that the final weights were trained on more than once.
+        repeated: steps that were computed again because their weights were lost with their process.
+        seconds: time from the fault to the first step that cannot have been in progress before it; None if the run was
+            not interrupted.
     """
 
     fault: str
@@ -57,21 +56,21 @@ class Outcome:
 
 @dataclass
 class Injection:
-    """Something that happens to a run, once."""
+    """A fault that is injected into a run once."""
 
     thread: threading.Thread | None = None
     times: list[float] = field(default_factory=list)
 
     @property
     def happened(self) -> bool:
-        """Whether it happened; waits for a watcher that is at it."""
+        """Whether the fault was injected; waits shortly for an injection in progress."""
         if self.thread is not None:
             self.thread.join(5)
         return bool(self.times)
 
 
 def losses(run_dir: Path) -> dict[int, float]:
-    """Step -> loss; a step repeated after a restart counts once, as it was the last time."""
+    """Step -> loss; for a step that was repeated after a restart, its last loss."""
     return {int(record["step"]): float(record["loss"]) for record in read_metrics(run_dir) if "loss" in record}
 
 
@@ -80,14 +79,14 @@ def steps_done(run_dir: Path) -> int:
     return max(losses(run_dir), default=0)
 
 
-def when(ripe: Callable[[], bool], inject: Callable[[], bool], limit_seconds: float = 400) -> Injection:
-    """Inject a fault once it is time; `inject` is tried until it says that it hit something."""
+def when(ready: Callable[[], bool], inject: Callable[[], bool], limit_seconds: float = 400) -> Injection:
+    """Inject a fault once `ready` returns True; `inject` is called until it returns True."""
     injection = Injection()
 
     def wait_and_inject() -> None:
         deadline = time.monotonic() + limit_seconds
         while time.monotonic() < deadline:
-            if ripe() and inject():
+            if ready() and inject():
                 injection.times.append(time.time())
                 return
             time.sleep(0.05)
@@ -98,12 +97,12 @@ def when(ripe: Callable[[], bool], inject: Callable[[], bool], limit_seconds: fl
 
 
 def after(steps: int, run_dir: Path, inject: Callable[[], bool], limit_seconds: float = 400) -> Injection:
-    """Inject a fault once the run has made this many steps."""
+    """Inject a fault after this many steps of the run."""
     return when(lambda: steps_done(run_dir) >= steps, inject, limit_seconds)
 
 
 def kill(title: str, number: signal.Signals = signal.SIGKILL) -> Callable[[], bool]:
-    """A fault: one of our own processes with that in its title gets the signal."""
+    """A fault: send the signal to one of our processes whose title contains `title`."""
 
     def inject() -> bool:
         for process in psutil.Process().children(recursive=True):
@@ -116,7 +115,7 @@ def kill(title: str, number: signal.Signals = signal.SIGKILL) -> Callable[[], bo
 
 
 def full_for(disk: Path, seconds: float) -> Callable[[], bool]:
-    """A fault: a small disk is full for so long."""
+    """A fault: a small disk is full for this long."""
 
     def inject() -> bool:
         fill(disk)
@@ -127,7 +126,7 @@ def full_for(disk: Path, seconds: float) -> Callable[[], bool]:
 
 
 def fill(disk: Path) -> None:
-    """Take all the room that is left."""
+    """Fill the free space of a disk."""
     with (disk / "ballast").open("wb", buffering=0) as ballast:
         try:
             while True:
@@ -144,14 +143,14 @@ def _title(process: psutil.Process) -> list[str]:
 
 
 def long_enough(nano: Experiment, every: int = 5, epochs: int = 30) -> Experiment:
-    """An experiment that can be hit in the middle: 45 steps, a checkpoint every 5."""
+    """An experiment with enough steps for a fault during training: by default 45, with a checkpoint every 5."""
     return nano.changed({"training.epochs": epochs, "training.checkpoint_every_steps": every})
 
 
 def as_command(experiment: Experiment, ladder: dict[str, str], scenes: Path, folder: Path, run_id: str) -> list[str]:
-    """The command line that runs the experiment on written scenes: `sepscene pretrain …` under FOLDER/runs."""
-    whole = experiment.changed({"data.root": str(scenes), "separator.checkpoints": ladder})
-    whole.save(folder / "experiment.yaml")
+    """The command that runs the experiment on generated scenes: `sepscene pretrain …` with storage FOLDER/runs."""
+    complete = experiment.changed({"data.root": str(scenes), "separator.checkpoints": ladder})
+    complete.save(folder / "experiment.yaml")
     options = ["--storage", str(folder / "runs"), "--run-id", run_id, "--no-evaluate"]
     return [sys.executable, "-m", "sepscene", "pretrain", str(folder / "experiment.yaml"), *options]
 
@@ -164,7 +163,7 @@ def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen[b
 
 
 def finish(process: subprocess.Popen[bytes], log: Path, seconds: float = 400, code: int = 0) -> None:
-    """Wait for a command that must end with this code."""
+    """Wait for a command, which must end with this exit code."""
     try:
         assert process.wait(seconds) == code, log.read_text()[-3000:]
     finally:
@@ -174,8 +173,8 @@ def finish(process: subprocess.Popen[bytes], log: Path, seconds: float = 400, co
 
 
 def undisturbed(experiment: Experiment, clips: Manifest, ladder: dict[str, str]) -> dict[int, float]:
-    """The losses of the same run in peace; computed once for each experiment, for all processes of the tests."""
-    folder = Path(ladder["S2"]).parents[1]  # pytest's, of this process
+    """The losses of the same run without faults; computed once per experiment for all test processes."""
+    folder = Path(ladder["S2"]).parents[1]  # pytest's temporary folder of this process
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     known = shared / f"undisturbed-{experiment.digest()}.json"
     with FileLock(f"{known}.lock", timeout=500):
@@ -187,20 +186,24 @@ def undisturbed(experiment: Experiment, clips: Manifest, ladder: dict[str, str])
     return {int(step): loss for step, loss in json.loads(known.read_text()).items()}
 
 
-def note(fault: str, outcome: str, run_dir: Path, struck: Iterable[float] = ()) -> Outcome:
-    """Measure what a fault cost a finished run, assert that it cost no row, and enter it in the table."""
+def note(fault: str, outcome: str, run_dir: Path, times: Iterable[float] = ()) -> Outcome:
+    """Measure the cost of a fault in a finished run, add it to the table, and assert that no row was lost.
+
+    Args:
+        times: when the faults were injected, Unix time in seconds.
+    """
     newest = newest_sound(run_dir / "checkpoints" / STAGE)
     assert newest is not None
     ledger = read_ledger(newest)
     records = [record for record in read_metrics(run_dir) if record["stage"] == STAGE and "loss" in record]
-    once = {int(record["step"]): record for record in records}
-    waits = [_recovery(records, moment) for moment in struck]
+    last = {int(record["step"]): record for record in records}
+    waits = [_recovery(records, fault_time) for fault_time in times]
     measured = Outcome(
         fault=fault,
         outcome=outcome,
         lost=ledger.rows - ledger.consumed,
-        twice=int(sum(float(record["pairs"]) for record in once.values())) - ledger.consumed,
-        repeated=len(records) - len(once),
+        twice=int(sum(float(record["pairs"]) for record in last.values())) - ledger.consumed,
+        repeated=len(records) - len(last),
         seconds=max(waits) if waits else None,
     )
     TABLE.parent.mkdir(exist_ok=True)
@@ -208,18 +211,19 @@ def note(fault: str, outcome: str, run_dir: Path, struck: Iterable[float] = ()) 
         table.write(json.dumps(asdict(measured)) + "\n")
     assert ledger.intervals == [(0, ledger.rows)] and not ledger.quarantined
     assert (measured.lost, measured.twice) == (0, 0), measured
-    assert sorted(once) == list(range(1, len(once) + 1)), "a step is missing from the metrics"
+    assert sorted(last) == list(range(1, len(last) + 1)), "a step is missing in the metrics"
     return measured
 
 
-def _recovery(records: list[dict[str, float | str]], moment: float) -> float:
-    reported = max((float(record["step"]) for record in records if float(record["seconds"]) <= moment), default=0.0)
-    beyond = [float(record["seconds"]) for record in records if float(record["step"]) > reported + UNREPORTED]
-    return min(beyond, default=moment) - moment
+def _recovery(records: list[dict[str, float | str]], fault_time: float) -> float:
+    """Seconds from a fault to the first step that cannot have been in progress before it."""
+    reported = max((float(record["step"]) for record in records if float(record["seconds"]) <= fault_time), default=0.0)
+    later = [float(record["seconds"]) for record in records if float(record["step"]) > reported + UNREPORTED]
+    return min(later, default=fault_time) - fault_time
 
 
 def main() -> None:
-    """Print the table, the last outcome of each fault."""
+    """Print the table with the last outcome of each fault."""
     rows = {row["fault"]: row for row in map(json.loads, TABLE.read_text().splitlines())}
     print(
         "| fault | outcome | rows lost | rows twice | steps repeated | seconds to recover |\n|---|---|---|---|---|---|"

@@ -1,9 +1,9 @@
-"""Several hosts on one machine: each a network namespace with its own address, hostname, /dev/shm and session folder.
+"""Several hosts on one machine: network namespaces with separate addresses, hostnames, /dev/shm and session folders.
 
-Run as `unshare --pid --fork --mount-proc --net --mount --uts --kill-child python -m tests.faults.hosts FOLDER`:
-all processes end with it, and nothing outside sees them. The scenario starts a head, a node with the label
-pool=separators and one with pool=trainers, submits a real run through the Jobs API on the head's loopback, cuts the
-separators' cable in the middle, plugs it in again, and writes FOLDER/outcome.json.
+Run as `unshare --pid --fork --mount-proc --net --mount --uts --kill-child python -m tests.faults.hosts FOLDER`. All
+processes end with it and are invisible from outside. The scenario starts a head, a node with the label pool=separators
+and one with pool=trainers, submits a real run through the Jobs API on the head's loopback, disconnects the separators'
+node during the run, reconnects it, and writes FOLDER/outcome.json.
 """
 
 import json
@@ -29,8 +29,8 @@ ADDRESSES = {"head": "10.77.0.1", "separators": "10.77.0.2", "trainers": "10.77.
 TOKEN = "scenario-" + "0123456789abcdef" * 3
 JOB_SERVER = "http://127.0.0.1:8265"
 QUICK = {
-    "RAY_worker_niceness": "0",  # 15 by default: on a busy machine its workers starve
-    # A lost host is noticed after 6 s instead of 65.
+    "RAY_worker_niceness": "0",  # with the default, 15, workers get no CPU time on a busy machine
+    # A lost host is detected after 6 s instead of 65 s.
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
@@ -38,7 +38,7 @@ QUICK = {
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody has just now."""
+    """A TCP port on loopback that is currently free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -46,39 +46,39 @@ def free_port() -> int:
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """A session folder for Ray, whose sockets' paths may have 107 characters."""
+    """A session folder with a short path for Ray, whose sockets' paths are limited to 107 characters."""
     with tempfile.TemporaryDirectory(prefix="ss", dir="/tmp", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 
 def shell(command: str) -> None:
-    """Run one line as root of the namespaces."""
+    """Run a shell command as root of the namespaces."""
     subprocess.run(command, shell=True, check=True)
 
 
 def plug_hosts(addresses: Mapping[str, str] = ADDRESSES) -> None:
-    """A bridge, and for each host a namespace with a cable to it."""
+    """Create a bridge, and for each host a namespace that is connected to it."""
     shell("mount --make-rprivate / && mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && ip link set lo up")
     shell("ip link add bridge type bridge && ip link set bridge up")
     for name, address in addresses.items():
         shell(f"ip netns add {name} && ip link add c-{name} type veth peer name eth0 netns {name}")
         shell(f"ip link set c-{name} master bridge up && ip -n {name} link set lo up")
         shell(f"ip -n {name} address add {address}/24 dev eth0 && ip -n {name} link set eth0 up")
-        shell(f"ip -n {name} route add 8.8.8.8 dev eth0")  # by the route to it Ray finds its own address
+        shell(f"ip -n {name} route add 8.8.8.8 dev eth0")  # Ray uses this route to find its own address
 
 
 def cut(name: str) -> None:
-    """Pull a host's cable."""
+    """Disconnect a host."""
     shell(f"ip link set c-{name} down")
 
 
 def plug_in(name: str) -> None:
-    """Plug it in again."""
+    """Reconnect a host."""
     shell(f"ip link set c-{name} up")
 
 
 def on_host(name: str, command: str, folder: Path, **variables: str) -> subprocess.Popen[bytes]:
-    """Start a shell command on a host; its output goes to FOLDER/<host>.log."""
+    """Start a shell command on a host; its output is written to FOLDER/<host>.log."""
     environment = {
         **os.environ,
         **QUICK,
@@ -89,9 +89,10 @@ def on_host(name: str, command: str, folder: Path, **variables: str) -> subproce
         "OMP_NUM_THREADS": "1",
         **variables,
     }
-    own = f"hostname {name} && mount -t tmpfs tmpfs /dev/shm && mkdir -p /tmp/hosts && mount -t tmpfs tmpfs /tmp/hosts"
+    set_up = f"hostname {name} && mount -t tmpfs tmpfs /dev/shm && mkdir -p /tmp/hosts"
+    set_up += " && mount -t tmpfs tmpfs /tmp/hosts"
     return subprocess.Popen(
-        ["ip", "netns", "exec", name, "unshare", "--mount", "--uts", "bash", "-c", f"{own} && {command}"],
+        ["ip", "netns", "exec", name, "unshare", "--mount", "--uts", "bash", "-c", f"{set_up} && {command}"],
         env=environment,
         stdout=(folder / f"{name}.log").open("ab"),
         stderr=subprocess.STDOUT,
@@ -99,25 +100,25 @@ def on_host(name: str, command: str, folder: Path, **variables: str) -> subproce
 
 
 def start_ray(folder: Path) -> None:
-    """The head, and the two workers, each of which joins again when Ray ends there, as a service manager would do.
+    """Start the head and two workers. A worker joins again if its Ray ends, as with a service manager.
 
-    Ray gives a node 30 seconds to start, which a loaded machine may miss: so the head is started again as well.
+    The start of the head is retried too, because Ray's limit of 30 seconds can be too short on a busy machine.
     """
     common = "--temp-dir=/tmp/hosts --object-store-memory=200000000 --disable-usage-stats --block"
     head = f"ray start --head --port=6379 --node-ip-address={ADDRESSES['head']} --dashboard-host=127.0.0.1"
     on_host("head", f"until {head} --num-cpus=1 {common}; do sleep 2; done", folder, RAY_AUTH_TOKEN=TOKEN)
     for name in ("separators", "trainers"):
-        joining = f"ray start --address={ADDRESSES['head']}:6379 --node-ip-address={ADDRESSES[name]} --num-cpus=1"
+        join = f"ray start --address={ADDRESSES['head']}:6379 --node-ip-address={ADDRESSES[name]} --num-cpus=1"
         options = common.removeprefix("--temp-dir=/tmp/hosts ")
-        again = f"while true; do {joining} --labels=pool={name} {options}; sleep 2; done"
-        on_host(name, again, folder, RAY_AUTH_TOKEN=TOKEN)
+        loop = f"while true; do {join} --labels=pool={name} {options}; sleep 2; done"
+        on_host(name, loop, folder, RAY_AUTH_TOKEN=TOKEN)
 
 
 def small_experiment(folder: Path, pools: bool) -> Experiment:
-    """Live separation by ready separators, 32 rows an epoch and a step.
+    """Live separation by existing separators, with 32 rows per epoch and per step.
 
     Args:
-        pools: trainers and separators on their own nodes, by label.
+        pools: place trainers and separators on their own nodes by labels.
     """
     base = named_experiment("demo", "tiny")
     checkpoints = {}
@@ -143,16 +144,16 @@ def small_experiment(folder: Path, pools: bool) -> Experiment:
 
 
 def small_run(experiment: Experiment, folder: Path, run_id: str) -> Any:
-    """The job that pre-trains `experiment` in FOLDER/runs, as `sepscene submit` makes it."""
+    """The job that pre-trains `experiment` in FOLDER/runs, as created by `sepscene submit`."""
     from sepscene.orchestration.cli.submission import submission_of
 
     experiment.save(folder / "mine.yaml")
-    words = ["pretrain", str(folder / "mine.yaml"), "--storage", str(folder / "runs"), "--run-id", run_id]
-    return submission_of([*words, "--no-evaluate"])
+    command = ["pretrain", str(folder / "mine.yaml"), "--storage", str(folder / "runs"), "--run-id", run_id]
+    return submission_of([*command, "--no-evaluate"])
 
 
 def client(folder: Path) -> None:
-    """On the head: refused without the token and with a wrong one; then submit and follow to the end."""
+    """On the head: try without a token and with a wrong one; then submit the run and follow it to the end."""
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.runtime import jobs
 
@@ -169,16 +170,16 @@ def client(folder: Path) -> None:
 
 
 def _refusal(jobs: Any, refused: type[Exception]) -> str:
-    """What the job server says to this token; empty while it does not answer."""
+    """The job server's error for the current token; empty while it does not respond."""
     try:
         jobs.connect(JOB_SERVER)
     except refused as error:
-        return "" if "no job server answers" in str(error) else str(error)
+        return "" if "no job server responds" in str(error) else str(error)
     return "accepted"
 
 
 def _joined() -> set[str]:
-    """The pools whose node is alive, as the dashboard's state API says."""
+    """The pools whose node is alive, according to the dashboard's state API."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
     try:
         nodes = requests.get(f"{JOB_SERVER}/api/v0/nodes?detail=true", headers=headers, timeout=60).json()
@@ -192,13 +193,13 @@ def _wait(condition: Callable[[], Any], seconds: float) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"nothing for {seconds} s")
+            raise TimeoutError(f"the condition was not met within {seconds} s")
         time.sleep(0.5)
     return value
 
 
 def processes() -> dict[str, set[str]]:
-    """Host -> what Ray runs there, read from the processes themselves."""
+    """Host -> kinds of Ray workers there, read from the process titles."""
     found: dict[str, set[str]] = {name: set() for name in ADDRESSES}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -218,7 +219,7 @@ def processes() -> dict[str, set[str]]:
 
 
 def consumed(run: Path) -> int:
-    """Rows that a run has trained on, by its metrics."""
+    """Number of rows that a run has trained on, according to its metrics."""
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("}")]
@@ -226,18 +227,19 @@ def consumed(run: Path) -> int:
 
 
 def scenario(folder: Path) -> None:
-    """Everything, in order; writes FOLDER/outcome.json."""
+    """Run the scenario and write FOLDER/outcome.json."""
     plug_hosts()
     start_ray(folder)
-    sender = on_host("head", f"exec python -m tests.faults.hosts {folder} client", folder)
+    submitter = on_host("head", f"exec python -m tests.faults.hosts {folder} client", folder)
     run = folder / "runs" / "cut"
     rows = small_experiment(folder, pools=True).training.epochs * 32
-    _wait(lambda: consumed(run) > rows // 4 or sender.poll() is not None, 900)
-    before, where = consumed(run), processes()
+    _wait(lambda: consumed(run) > rows // 4 or submitter.poll() is not None, 900)
+    before = consumed(run)
+    where = processes()
     cut("separators")
     time.sleep(15)
     plug_in("separators")
-    sender.wait(timeout=900)
+    submitter.wait(timeout=900)
     outcome = {
         **json.loads((folder / "client.json").read_text()),
         "rows": rows,

@@ -1,4 +1,4 @@
-"""A disk that is full for a while costs nothing; where it stays full, the run says at its end what to do."""
+"""A disk that is full for some time loses nothing; if it stays full, the run ends and explains what to do."""
 
 from pathlib import Path
 
@@ -27,27 +27,28 @@ from tests.faults.faults import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_of_our_own")]
 
 
-def test_a_disk_that_is_full_for_a_while_costs_no_row_and_changes_no_bit(
+def test_a_disk_that_is_full_for_some_time_loses_no_row_and_changes_no_loss(
     nano: Experiment, train_clips: Manifest, small_disk: Path, tmp_path: Path
 ) -> None:
-    """With a trainer in this process. With Ray Train, and other faults beside it: test_faults.py."""
+    """With a trainer in this process; with Ray Train, and combined with other faults, see test_faults.py."""
     if not small_disk.is_mount():
         pytest.skip(NO_MOUNT)
     experiment = long_enough(nano).changed(ONE_TRAINER_HERE)
-    run_dir, peace = small_disk / "run", tmp_path / "peace"
-    for folder in (run_dir, peace):
+    run_dir = small_disk / "run"
+    reference = tmp_path / "reference"
+    for folder in (run_dir, reference):
         folder.mkdir()
     injection = after(10, run_dir, full_for(small_disk, 6))
     ledger = read_ledger(pretrain(experiment, train_clips, {}, run_dir, "pretrain-mix-mix"))
-    pretrain(experiment, train_clips, {}, peace, "pretrain-mix-mix")
+    pretrain(experiment, train_clips, {}, reference, "pretrain-mix-mix")
     assert injection.happened
     assert "could not be written" in " ".join(str(record.get("event")) for record in read_metrics(run_dir))
     assert ledger.intervals == [(0, ledger.rows)] and ledger.quarantined == {}
-    assert losses(run_dir) == losses(peace) and len(losses(peace)) == 45
+    assert losses(run_dir) == losses(reference) and len(losses(reference)) == 45
 
 
 @pytest.mark.faults_long
-def test_a_run_whose_disk_stays_full_says_so_and_continues_when_there_is_room(
+def test_a_run_whose_disk_stays_full_ends_with_an_error_and_continues_when_there_is_space(
     nano: Experiment, train_clips: Manifest, ladder: dict[str, str], small_disk: Path
 ) -> None:
     if not small_disk.is_mount():
@@ -67,5 +68,5 @@ def test_a_run_whose_disk_stays_full_says_so_and_continues_when_there_is_room(
     assert injection.happened
     (small_disk / "ballast").unlink()
     pretrain(experiment, train_clips, ladder, run_dir, STAGE)
-    note("disk full to the end", "waits 60 s, then says what to do; goes on with --resume", run_dir)
+    note("disk stays full", "ends after 60 s with an error that explains what to do; continues with --resume", run_dir)
     assert losses(run_dir) == undisturbed(experiment, train_clips, ladder)

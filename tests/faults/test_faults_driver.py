@@ -1,4 +1,4 @@
-"""The driver itself dies, or is told to stop: the run continues with --resume, and no bit differs."""
+"""The driver is killed or gets a signal: the run continues with --resume, with bit-identical losses."""
 
 import signal
 import time
@@ -45,7 +45,7 @@ LONG = pytest.mark.faults_long
     ],
     ids=str,
 )
-def test_a_run_whose_driver_ends_continues_where_it_was(
+def test_a_run_whose_driver_ends_continues_where_it_stopped(
     nano: Experiment,
     train_clips: Manifest,
     scenes_dir: Path,
@@ -55,40 +55,42 @@ def test_a_run_whose_driver_ends_continues_where_it_was(
     every: int,
     killed: list[tuple[int, str]],
 ) -> None:
-    """A signal that can be heard leads to a checkpoint of the last step, and to a word on how to go on.
+    """A signal that can be handled leads to a checkpoint of the last step and a message on how to continue.
 
-    Other processes may be killed, too: after which step, and which, one for each command. Ray Train's own notes of the
-    earlier command, torn here as a kill may tear them, do not matter.
+    `killed` lists further processes to be killed, as step and title, one per command. Ray Train's snapshot of the
+    previous command is truncated here, as a kill could do, and must have no effect.
     """
     configure_data(ordered=True)
     command = as_command(long_enough(nano, every), ladder, scenes_dir, tmp_path, "hit")
-    run_dir, log = tmp_path / "runs" / "hit", tmp_path / "log"
+    run_dir = tmp_path / "runs" / "hit"
+    log = tmp_path / "log"
     kills = [after(step, run_dir, kill(title)) for step, title in killed[:1]]
     for step, number in zip((20, 30), numbers, strict=False):
         end_by(number, step, command, run_dir, log)
-        made = newest_sound(run_dir / "checkpoints" / STAGE)
-        assert made is not None and 0 < read_ledger(made).consumed < read_ledger(made).rows
-        assert number == signal.SIGKILL or read_ledger(made).consumed >= 16 * steps_done(run_dir)
+        newest = newest_sound(run_dir / "checkpoints" / STAGE)
+        assert newest is not None and 0 < read_ledger(newest).consumed < read_ledger(newest).rows
+        assert number == signal.SIGKILL or read_ledger(newest).consumed >= 16 * steps_done(run_dir)
         RunFolder(run_dir).stage(STAGE).ray_snapshot.write_text('{"ckpt')
         command = [*command, "--resume"]
-    before, again = steps_done(run_dir), time.time()
+    before = steps_done(run_dir)
+    resumed = time.time()
     kills += [after(step, run_dir, kill(title)) for step, title in killed[1:]]
     finish(start(command, log), log)
     assert before < 45
     assert all(one.happened for one in kills)
-    heard = numbers[0] != signal.SIGKILL
-    word = "checkpoint, exit; goes on with --resume" if heard else "goes on with --resume"
+    handled = numbers[0] != signal.SIGKILL
+    outcome = "checkpoint, exit; continues with --resume" if handled else "continues with --resume"
     fault = f"{' and '.join(number.name for number in numbers)} of the driver"
     fault += "".join(f", kill -9 of {title} after step {step}" for step, title in killed)
-    note(fault, word, run_dir, [again, *(one.times[0] for one in kills)])
+    note(fault, outcome, run_dir, [resumed, *(one.times[0] for one in kills)])
     assert losses(run_dir) == undisturbed(long_enough(nano), train_clips, ladder)
 
 
 @pytest.mark.parametrize("numbers", [[signal.SIGINT], pytest.param([signal.SIGINT, signal.SIGKILL], marks=LONG)])
-def test_a_stage_in_the_drivers_own_process_hears_signals_and_continues(
+def test_a_stage_in_the_drivers_own_process_handles_signals_and_continues(
     nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path, numbers: list[signal.Signals]
 ) -> None:
-    """Its numbers after a restart: tests/orchestration/training/test_local_trainer.py."""
+    """For its losses after a restart see tests/orchestration/training/test_local_trainer.py."""
     experiment = long_enough(nano, epochs=60).changed(ONE_TRAINER_HERE)
     command = as_command(experiment, ladder, scenes_dir, tmp_path, "hit")
     run_dir = tmp_path / "runs" / "hit"
@@ -106,7 +108,7 @@ def test_a_stage_in_the_drivers_own_process_hears_signals_and_continues(
 
 @LONG
 @pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
-def test_a_run_whose_ray_dies_ends_with_words_and_continues(
+def test_a_run_whose_ray_dies_ends_with_an_error_and_continues(
     nano: Experiment,
     train_clips: Manifest,
     scenes_dir: Path,
@@ -116,7 +118,8 @@ def test_a_run_whose_ray_dies_ends_with_words_and_continues(
 ) -> None:
     configure_data(ordered=True)
     command = as_command(long_enough(nano), ladder, scenes_dir, tmp_path, "hit")
-    run_dir, log = tmp_path / "runs" / "hit", tmp_path / "log"
+    run_dir = tmp_path / "runs" / "hit"
+    log = tmp_path / "log"
     process = start(command, log)
 
     def inject() -> bool:
@@ -129,15 +132,16 @@ def test_a_run_whose_ray_dies_ends_with_words_and_continues(
     finish(process, log, code=2)
     assert injection.happened
     assert "Ray has died on this machine" in log.read_text() and "--resume" in log.read_text()
-    again = time.time()
+    resumed = time.time()
     finish(start([*command, "--resume"], log), log)
-    note(f"kill -9 of this machine's {victim}", "ends with a word; goes on with --resume", run_dir, [again])
+    note(f"kill -9 of this machine's {victim}", "ends with an error; continues with --resume", run_dir, [resumed])
     assert losses(run_dir) == undisturbed(long_enough(nano), train_clips, ladder)
 
 
 def end_by(number: signal.Signals, step: int, command: list[str], run_dir: Path, log: Path) -> None:
-    """Start the command and end its driver by the signal after this step; all its processes must end, too."""
-    process, said_before = start(command, log), log.stat().st_size
+    """Start the command and end its driver with the signal after this step; all its processes must end too."""
+    process = start(command, log)
+    log_size = log.stat().st_size
     family: list[psutil.Process] = []
 
     def inject() -> bool:
@@ -151,7 +155,7 @@ def end_by(number: signal.Signals, step: int, command: list[str], run_dir: Path,
         assert process.wait(400) == code, log.read_text()[-3000:]
         assert injection.happened
         deadline = time.monotonic() + 60
-        # Ray's two agents look for the cluster's head for a while before they give up.
+        # Ray's two agents try to reach the cluster's head for some time before they end.
         while names := [one.name() for one in psutil.wait_procs(family, timeout=1)[1] if "Agent" not in one.name()]:
             assert time.monotonic() < deadline, f"processes were left behind: {names}"
     finally:
@@ -160,4 +164,4 @@ def end_by(number: signal.Signals, step: int, command: list[str], run_dir: Path,
             if orphan.is_running():
                 orphan.kill()
     if number != signal.SIGKILL:
-        assert "the checkpoint is saved; go on with --resume" in log.read_text()[said_before:]
+        assert "the checkpoint is saved; continue with --resume" in log.read_text()[log_size:]

@@ -1,4 +1,4 @@
-"""Whole nodes die, are drained, or leave for good; see tests/faults/cluster_faults.py."""
+"""Whole nodes are killed, drained or removed permanently; see tests/faults/cluster_faults.py."""
 
 import json
 import math
@@ -23,8 +23,8 @@ pytestmark = [
 ]
 
 
-def suffer(experiment: Experiment, fault: str, scenes: Path, ladder: dict[str, str], folder: Path) -> dict[str, Any]:
-    """Run an experiment on a cluster under a fault; returns what the scenario wrote down."""
+def run_with(experiment: Experiment, fault: str, scenes: Path, ladder: dict[str, str], folder: Path) -> dict[str, Any]:
+    """Run an experiment on a cluster with a fault; returns the content of outcome.json."""
     experiment.save(folder / "experiment.yaml")
     (folder / "inputs.json").write_text(json.dumps({"scenes": str(scenes), "ladder": ladder}))
     log = folder / "log"
@@ -34,7 +34,7 @@ def suffer(experiment: Experiment, fault: str, scenes: Path, ladder: dict[str, s
 
 
 def with_resources(experiment: Experiment, **changes: Any) -> Experiment:
-    """The experiment with other resources."""
+    """The experiment with changed resources."""
     return experiment.changed({f"resources.{name}": value for name, value in changes.items()})
 
 
@@ -44,8 +44,8 @@ def test_the_separators_node_dies(
     configure_data(ordered=True)
     experiment = long_enough(nano)
     placed = with_resources(experiment, separation_labels={"pool": "separators"})
-    outcome = suffer(placed, "separators_lost", scenes_dir, ladder, tmp_path)
-    note("kill -9 of the raylet of the separators' node", "goes on once another node is there", tmp_path / "run",
+    outcome = run_with(placed, "separators_lost", scenes_dir, ladder, tmp_path)
+    note("kill -9 of the raylet of the separators' node", "continues once another node has joined", tmp_path / "run",
          [outcome["injected"]])  # fmt: skip
     assert losses(tmp_path / "run") == undisturbed(experiment, train_clips, ladder)
 
@@ -53,35 +53,36 @@ def test_the_separators_node_dies(
 def test_the_trainers_node_is_drained(
     nano: Experiment, train_clips: Manifest, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path
 ) -> None:
-    """SIGTERM to `ray start --block`: the only checkpoint of this run is the one made within the grace time."""
+    """SIGTERM to `ray start --block`: the only checkpoint of this run is the one saved within the grace period."""
     configure_data(ordered=True)
     experiment = long_enough(nano, every=100_000, epochs=160)
     placed = with_resources(experiment, trainer_labels={"pool": "trainers"})
-    outcome = suffer(placed, "trainers_drained", scenes_dir, ladder, tmp_path)
+    outcome = run_with(placed, "trainers_drained", scenes_dir, ladder, tmp_path)
     assert float((tmp_path / "checkpoint_seconds").read_text()) < DRAIN_SECONDS
-    note("SIGTERM to the trainers' node", "checkpoint within the grace time; goes on elsewhere", tmp_path / "run",
+    note("SIGTERM to the trainers' node", "checkpoint in the grace period; continues elsewhere", tmp_path / "run",
          [outcome["injected"]])  # fmt: skip
     newest = newest_sound(tmp_path / "run" / "checkpoints" / STAGE)
     assert newest is not None and read_checkpoint(newest).step == 240
     assert losses(tmp_path / "run") == undisturbed(experiment, train_clips, ladder)
 
 
-def test_a_trainers_node_leaves_for_good(
+def test_a_trainers_node_is_removed_permanently(
     nano: Experiment, train_clips: Manifest, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path
 ) -> None:
-    """With resources.trainers_min the run goes on with one worker: the same rows each step, so nearly the same sums.
+    """With resources.trainers_min the run continues with one worker: each step has the same rows and nearly equal sums.
 
-    What rounding makes of them grows from step to step (measured: 6e-7 at first, 3e-3 after twenty); other rows would
-    differ by per cents at once.
+    The rounding differences grow from step to step (measured: 6e-7 at first, 3e-3 after twenty steps). With other rows,
+    the losses would differ by per cents immediately.
     """
     configure_data(ordered=True)
     experiment = long_enough(nano)
     fewer = {"trainers_min": 1, "trainer_cpus": 1.0, "trainer_accelerator": "trainers"}
-    outcome = suffer(with_resources(experiment, **fewer), "trainers_fewer", scenes_dir, ladder, tmp_path)
-    note("kill -9 of the raylet of one of two trainers' nodes, for good", "goes on with one trainer", tmp_path / "run",
+    outcome = run_with(with_resources(experiment, **fewer), "trainers_fewer", scenes_dir, ladder, tmp_path)
+    note("one of two trainers' nodes is killed and not replaced", "continues with one trainer", tmp_path / "run",
          [outcome["injected"]])  # fmt: skip
-    expected, got = undisturbed(experiment, train_clips, ladder), losses(tmp_path / "run")
-    assert expected.keys() == got.keys()
-    first = min(step for step in got if got[step] != expected[step])
-    assert all(math.isclose(got[step], expected[step], rel_tol=1e-4) for step in range(first, first + 3))
-    assert all(math.isclose(got[step], expected[step], rel_tol=2e-2) for step in got)
+    expected = undisturbed(experiment, train_clips, ladder)
+    actual = losses(tmp_path / "run")
+    assert expected.keys() == actual.keys()
+    first = min(step for step in actual if actual[step] != expected[step])
+    assert all(math.isclose(actual[step], expected[step], rel_tol=1e-4) for step in range(first, first + 3))
+    assert all(math.isclose(actual[step], expected[step], rel_tol=2e-2) for step in actual)

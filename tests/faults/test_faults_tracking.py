@@ -1,4 +1,4 @@
-"""MLflow is away or its store is locked: training goes on, and `sepscene sync` sends every metric later."""
+"""MLflow is unavailable or its store is locked: training continues, and `sepscene sync` sends every metric later."""
 
 import json
 import os
@@ -21,30 +21,32 @@ from tests.faults.hosts import free_port
 pytestmark = [pytest.mark.slow, pytest.mark.faults_long, pytest.mark.timeout(600)]
 
 
-def assert_all_there(run_dir: Path, uri: str) -> None:
-    """Every metric of every step of the metrics file is in MLflow, once."""
+def assert_complete(run_dir: Path, uri: str) -> None:
+    """Every metric of every step in the metrics file is in MLflow, once."""
     client = mlflow.MlflowClient(tracking_uri=uri)
     run_id = json.loads((run_dir / "mlflow.json").read_text())["runs"][STAGE]
     for name in ("loss", "rows", "examples_per_second"):
         sent = sorted((point.step, point.value) for point in client.get_metric_history(run_id, metric_name(name)))
-        kept = sorted((int(r["step"]), float(r[name])) for r in read_metrics(run_dir) if name in r)
-        assert sent == kept, name
+        written = sorted((int(r["step"]), float(r[name])) for r in read_metrics(run_dir) if name in r)
+        assert sent == written, name
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
 def sync(run_dir: Path, log: Path, **variables: str) -> None:
-    """`sepscene sync RUN`."""
+    """Run `sepscene sync RUN`."""
     finish(start([sys.executable, "-m", "sepscene", "sync", str(run_dir)], log, **variables), log)
 
 
-def test_a_server_that_comes_up_after_the_run(
+def test_a_server_that_starts_after_the_run(
     nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path
 ) -> None:
     port = free_port()
-    uri, log, run_dir = f"http://127.0.0.1:{port}", tmp_path / "log", tmp_path / "runs" / "dead"
+    uri = f"http://127.0.0.1:{port}"
+    log = tmp_path / "log"
+    run_dir = tmp_path / "runs" / "dead"
     command = as_command(long_enough(nano), ladder, scenes_dir, tmp_path, "dead")
     finish(start(command, log, MLFLOW_TRACKING_URI=uri), log)
-    note("MLflow server down", "goes on; `sepscene sync` sends it all later", run_dir)
+    note("MLflow server down", "continues; `sepscene sync` sends everything later", run_dir)
     from sepscene.orchestration.records.mlflow_mirror import Tracker
 
     assert Tracker("http://127.0.0.1:9", "sepscene", run_dir).unsent > 0
@@ -69,27 +71,29 @@ def test_a_server_that_comes_up_after_the_run(
     )
     try:
         deadline = time.monotonic() + 120
-        while not _answers(uri):
+        while not _responds(uri):
             assert time.monotonic() < deadline, "the MLflow server did not start"
             time.sleep(0.5)
         sync(run_dir, log)
-        assert_all_there(run_dir, uri)
+        assert_complete(run_dir, uri)
     finally:
         server.terminate()
         server.wait(30)
 
 
-def _answers(uri: str) -> bool:
+def _responds(uri: str) -> bool:
     try:
         return requests.get(f"{uri}/health", timeout=5).ok
     except OSError:
         return False
 
 
-def test_a_store_that_is_locked_in_the_middle(
+def test_a_store_that_is_locked_during_the_run(
     nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path
 ) -> None:
-    log, run_dir, uri = tmp_path / "log", tmp_path / "runs" / "locked", f"sqlite:///{tmp_path}/runs/mlflow.db"
+    log = tmp_path / "log"
+    run_dir = tmp_path / "runs" / "locked"
+    uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
     command = as_command(long_enough(nano), ladder, scenes_dir, tmp_path, "locked")
     locks: list[sqlite3.Connection] = []
 
@@ -98,7 +102,7 @@ def test_a_store_that_is_locked_in_the_middle(
         locks.append(store)
         try:
             store.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:  # in use just now
+        except sqlite3.OperationalError:  # currently in use
             store.close()
             return False
         return True
@@ -109,6 +113,6 @@ def test_a_store_that_is_locked_in_the_middle(
     finally:
         locks[-1].close()
     assert injection.happened
-    note("MLflow's SQLite store locked", "goes on; `sepscene sync` sends it all later", run_dir, injection.times)
+    note("MLflow's SQLite store locked", "continues; `sepscene sync` sends everything later", run_dir, injection.times)
     sync(run_dir, log)
-    assert_all_there(run_dir, uri)
+    assert_complete(run_dir, uri)

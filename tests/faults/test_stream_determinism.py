@@ -1,7 +1,7 @@
-"""The same rows, views and losses: 1 or 3 actors, 1, 2 or 4 trainers, live or cached, with and without a kill.
+"""The same rows, views and losses with 1 or 3 actors, 1, 2 or 4 trainers, live or stored, with and without a kill.
 
-`make test` takes some of the cases (one actor and one trainer: tests/orchestration/training/test_stream.py), `make
-test-faults` all.
+`make test` runs some of the cases (for one actor and one trainer see tests/orchestration/training/test_stream.py), and
+`make test-faults` runs all.
 """
 
 from collections.abc import Iterator
@@ -40,13 +40,13 @@ def _cases() -> Iterator[object]:
 
 @pytest.fixture(scope="module")
 def long(nano: Experiment) -> Experiment:
-    """So many rows that a process can be killed between the first and the last."""
+    """Enough rows to kill a process between the first and the last."""
     return nano.changed({"training.epochs": 20})
 
 
 @pytest.fixture(scope="module")
 def reference(long: Experiment, train_clips: Manifest, ladder: dict[str, str]) -> Checksums:
-    """What every stream must give."""
+    """The checksums that every stream must produce."""
     return by_hand(long, train_clips, ladder)
 
 
@@ -54,7 +54,7 @@ def reference(long: Experiment, train_clips: Manifest, ladder: dict[str, str]) -
 def filled(
     long: Experiment, train_clips: Manifest, ladder: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> str:
-    """A store that holds every clip by every processor."""
+    """A store that contains every clip, separated by every processor."""
     folder = str(tmp_path_factory.mktemp("filled"))
     configure_data(ordered=True)
     for _ in prefill_stream(long, train_clips, ladder, SeparatedStore(folder)).iter_batches(batch_size=None):
@@ -63,7 +63,7 @@ def filled(
 
 
 @pytest.mark.parametrize(("source", "actors", "trainers", "killed"), _cases())
-def test_every_row_has_its_one_view(
+def test_every_row_has_the_expected_views(
     long: Experiment,
     train_clips: Manifest,
     ladder: dict[str, str],
@@ -75,14 +75,14 @@ def test_every_row_has_its_one_view(
     trainers: int,
     killed: bool,
 ) -> None:
-    """In order, each trainer gets every W-th block; what is made by whom, and how often, can't be seen."""
-    makers = {"resources.separation_actors": actors, "resources.readers": actors}
-    experiment = long.changed({"store.mode": source, **makers})
+    """In order, each of W trainers gets every W-th block, independently of the actors and of restarts."""
+    counts = {"resources.separation_actors": actors, "resources.readers": actors}
+    experiment = long.changed({"store.mode": source, **counts})
     store = None if source == "off" else SeparatedStore(filled)
     victim = "ViewMaker" if source == "prefill" else "SeparationService"
-    sign = tmp_path / "first"
-    injection = when(sign.exists, kill(victim)) if killed else None
-    parts = collect(experiment, train_clips, ladder, Ledger(len(reference)), store, trainers, sign)
+    first_row = tmp_path / "first"
+    injection = when(first_row.exists, kill(victim)) if killed else None
+    parts = collect(experiment, train_clips, ladder, Ledger(len(reference)), store, trainers, first_row)
     assert injection is None or injection.happened, f"no process {victim} was found to kill"
     block = experiment.training.service_rows
     expected = [reference[start : start + block] for start in range(0, len(reference), block)]
@@ -101,7 +101,7 @@ def test_without_order_the_set_of_views_is_the_same(
 def trained(
     experiment: Experiment, clips: Manifest, ladder: dict[str, str], run_dir: Path, filled: str
 ) -> dict[int, float]:
-    """The losses of a whole run with an exact ledger."""
+    """The losses of a complete run, whose ledger must be exact."""
     run_dir.mkdir()
     store = None if experiment.store.mode == "off" else SeparatedStore(filled)
     ledger = read_ledger(pretrain(experiment, clips, ladder, run_dir, STAGE, store))
@@ -111,7 +111,7 @@ def trained(
 
 @pytest.mark.faults_long
 @pytest.mark.timeout(600)
-def test_losses_are_equal_bit_for_bit_whoever_makes_the_views(
+def test_losses_are_bit_identical_for_all_sources_of_views(
     nano: Experiment, train_clips: Manifest, ladder: dict[str, str], filled: str, tmp_path: Path
 ) -> None:
     runs = {
@@ -127,10 +127,10 @@ def test_losses_are_equal_bit_for_bit_whoever_makes_the_views(
 
 @pytest.mark.faults_long
 @pytest.mark.timeout(600)
-def test_losses_do_not_depend_on_how_many_trainers_share_a_batch(
+def test_losses_do_not_depend_on_the_number_of_trainers(
     nano: Experiment, train_clips: Manifest, ladder: dict[str, str], filled: str, tmp_path: Path
 ) -> None:
-    """Sums over 1, 2 and 4 workers round differently, and training lets rounding grow."""
+    """Sums over 1, 2 and 4 workers are rounded differently, and the differences grow during training."""
     runs = {
         trainers: trained(
             nano.changed({"resources.trainers": trainers}), train_clips, ladder, tmp_path / str(trainers), filled

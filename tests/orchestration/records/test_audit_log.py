@@ -1,4 +1,4 @@
-"""An audit is kept beside the runs and found by those that use the same data; MLflow's side: test_whole_run.py."""
+"""An audit is stored next to the runs and found by those that use the same data; for MLflow see test_whole_run.py."""
 
 import json
 from pathlib import Path
@@ -21,20 +21,20 @@ pytestmark = pytest.mark.slow  # imports Ray, though it starts none
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Three clips, two of them equal and one that is no sound."""
+    """Three clips, of which two are equal and one is not a sound file."""
     root = tmp_path / "data"
     root.mkdir()
     rows = ["uri,labels,split"]
     for name, split in (("a", "train"), ("b", "test"), ("c", "train")):
         soundfile.write(root / f"{name}.wav", 0.1 * np.sin(np.arange(16_000)), 16_000)
         rows.append(f"{name}.wav,x,{split}")
-    (root / "c.wav").write_text("no sound")
+    (root / "c.wav").write_text("not a sound")
     (root / "manifest.csv").write_text("\n".join(rows))
     return root
 
 
 def recorded_by(nano: Experiment, data: Path, folder: Path) -> dict[str, str]:
-    """The inputs that a run in this folder tells MLflow."""
+    """The inputs that a run in this folder sends to MLflow."""
     run = Run(folder, nano.changed({"data.format": "table", "data.root": str(data)}), Mock(spec=Tracker), Console())
     train, _ = run.manifests
     run.record_inputs({}, training=train)
@@ -48,16 +48,16 @@ def test_a_run_carries_the_hash_of_the_audit_of_its_data(
     monkeypatch.setattr(auditing, "Tracker", lambda *_: tracker)
     storage = tmp_path / "runs"
     assert "audit_hash" not in recorded_by(nano, data, storage / "before")
-    said = CliRunner().invoke(app, ["data", "audit", str(data), "--format", "table", "--storage", str(storage)])
-    assert said.exit_code == 3 and "corrupt" in said.output
+    result = CliRunner().invoke(app, ["data", "audit", str(data), "--format", "table", "--storage", str(storage)])
+    assert result.exit_code == 3 and "corrupt" in result.output
     (folder,) = (storage / "audits").iterdir()
-    kept = json.loads((folder / "audit.json").read_text())
-    assert f"digest      {kept['digest']}" in (folder / "audit.txt").read_text()
+    findings = json.loads((folder / "audit.json").read_text())
+    assert f"digest      {findings['digest']}" in (folder / "audit.txt").read_text()
     stage, metrics = tracker.log_metrics.call_args.args
     assert stage == "" and metrics.items() >= {
         "clips": 3, "readable": 2, "missing": 0, "corrupt": 1, "duplicates": 1, "leaking": 1,
     }.items()  # fmt: skip
     for name in ("after", "sweep/trials/trial"):
-        assert recorded_by(nano, data, storage / name)["audit_hash"] == kept["digest"]
+        assert recorded_by(nano, data, storage / name)["audit_hash"] == findings["digest"]
     (data / "manifest.csv").write_text((data / "manifest.csv").read_text().replace(",x,test", ",y,test"))
     assert "audit_hash" not in recorded_by(nano, data, storage / "changed")

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, on a full disk, too; passed over where damaged; chosen once."""
+"""Checkpoints: written atomically, also on a full disk; skipped if damaged; one resume point for all workers."""
 
 import json
 import os
@@ -35,9 +35,12 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(state.tensors["model"]["w"], torch.full((64,), 7))
 
 
-def test_the_newest_sound_one_is_chosen(tmp_path: Path) -> None:
+def test_the_newest_intact_one_is_chosen(tmp_path: Path) -> None:
     assert newest_sound(tmp_path) is None
-    first, second, third, fourth = (write(tmp_path, step) for step in (1, 2, 3, 10))
+    first = write(tmp_path, 1)
+    second = write(tmp_path, 2)
+    third = write(tmp_path, 3)
+    fourth = write(tmp_path, 10)
     assert newest_sound(tmp_path) == fourth
     os.truncate(fourth / "state.pt", 100)
     assert newest_sound(tmp_path) == third
@@ -45,7 +48,7 @@ def test_the_newest_sound_one_is_chosen(tmp_path: Path) -> None:
     content[10] ^= 1
     (third / "ledger.json").write_bytes(content)
     assert newest_sound(tmp_path) == second
-    (second / "manifest.json").unlink()  # an upload that was cut off: the manifest is written last
+    (second / "manifest.json").unlink()  # an interrupted write: the manifest is written last
     assert newest_sound(tmp_path) == first
 
 
@@ -55,8 +58,9 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_with_its_new_name(tmp_pat
         newest_sound(tmp_path)
 
 
-def test_a_manifest_that_does_not_list_all_files_proves_nothing(tmp_path: Path) -> None:
-    first, second = write(tmp_path, 1), write(tmp_path, 2)
+def test_a_checkpoint_whose_manifest_does_not_list_all_files_is_not_used(tmp_path: Path) -> None:
+    first = write(tmp_path, 1)
+    second = write(tmp_path, 2)
     content = bytearray((second / "state.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (second / "state.pt").write_bytes(content)
@@ -74,11 +78,11 @@ def test_all_workers_start_from_what_was_chosen(tmp_path: Path) -> None:
     assert choose_resume_point(stage) is None and resume_point(stage) is None
     first = write(stage.path, 1)
     assert choose_resume_point(stage) == first
-    write(stage.path, 2)  # a late upload of the dead group must not split the new one
+    write(stage.path, 2)  # a late write of the previous group must not split the new one
     assert resume_point(stage) == first
     for name in ("../../elsewhere/step-00000001", "/etc", "step-1\n"):
         stage.resume.write_text(name)
-        with pytest.raises(SepsceneError, match="no checkpoint"):
+        with pytest.raises(SepsceneError, match="not a checkpoint"):
             resume_point(stage)
 
 
@@ -108,13 +112,14 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_training_may_change_the_weights_while_they_are_written(tmp_path: Path) -> None:
-    writer, changing = saving.CheckpointWriter(tmp_path, kept=None), state(1)
+    writer = saving.CheckpointWriter(tmp_path, kept=None)
+    changing = state(1)
     writer.start(changing)
     changing.tensors["model"]["w"].zero_()
     changing.ledger.consume(torch.arange(1, 50).numpy())
     assert writer.wait() == ""
-    back = read_checkpoint(tmp_path / "step-00000001")
-    assert back.tensors["model"]["w"].tolist() == [1, 1, 1] and back.ledger.consumed == 1
+    restored = read_checkpoint(tmp_path / "step-00000001")
+    assert restored.tensors["model"]["w"].tolist() == [1, 1, 1] and restored.ledger.consumed == 1
 
 
 def test_a_full_disk_costs_one_checkpoint_and_no_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +140,7 @@ def _refuse(folder: Path, _: TrainingState) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_damaged_checkpoint_of_the_same_step_is_replaced_and_leavings_are_cleared(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced_and_unfinished_ones_are_removed(tmp_path: Path) -> None:
     (tmp_path / "step-00000002").mkdir()
     (tmp_path / f"{saving.HIDDEN}1-99").mkdir()
     writer = saving.CheckpointWriter(tmp_path, kept=2)

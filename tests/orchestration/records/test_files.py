@@ -1,4 +1,4 @@
-"""Files of a run: whole or not there, and no content of one ends in a traceback."""
+"""Files of a run: written atomically, and no content of a file leads to a traceback."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.evaluation.compare import load_predictions
-from sepscene.orchestration.records.checkpoints import is_sound
+from sepscene.orchestration.records.checkpoints import is_intact
 from sepscene.orchestration.records.files import (
     append_lines,
     parse_records,
@@ -39,7 +39,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "ladder": ("ladder/ladder.json", read_ladder),
     "ledger": ("ledger.json", lambda run: Ledger.load(RunFolder(run).ledger)),
     "predictions": ("evaluation/mix-chan.npz", lambda run: load_predictions(RunFolder(run).predictions("mix-chan"))),
-    "checkpoint": ("manifest.json", is_sound),
+    "checkpoint": ("manifest.json", is_intact),
     "timings": ("stages.json", lambda run: read_typed_or(RunFolder(run).timings, dict[str, float], {})),
 }
 
@@ -59,7 +59,7 @@ def test_strange_files_lead_to_a_message(reader: str, tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(READERS)), st.integers(0, 10_000), st.integers(0, 255), st.booleans())
 def test_damaged_files_lead_to_a_message(tmp_path: Path, reader: str, at: int, byte: int, cut: bool) -> None:
-    """One byte changed, or the rest cut away, in a file as it was written."""
+    """A valid file in which one byte is changed, or which is truncated there."""
     sample_results().save(tmp_path)
     sample_sweep().save(tmp_path)
     RunFolder(tmp_path).ledger.write_text(Ledger(100, [(0, 7)], {"a.wav": "too short"}).to_json())
@@ -67,8 +67,8 @@ def test_damaged_files_lead_to_a_message(tmp_path: Path, reader: str, at: int, b
     write_whole(RunFolder(tmp_path).ladder_index, json.dumps({"N": "N-0-abc"}))
     name, read = READERS[reader]
     path = tmp_path / name
-    kept = reader in ("results", "sweep", "metrics", "ladder", "ledger")
-    content = bytearray(path.read_bytes() if kept else b'{"step": 1, "sha256": {}}')
+    exists = reader in ("results", "sweep", "metrics", "ladder", "ledger")
+    content = bytearray(path.read_bytes() if exists else b'{"step": 1, "sha256": {}}')
     at %= len(content)
     content[at] = byte
     path.parent.mkdir(exist_ok=True)
@@ -77,17 +77,17 @@ def test_damaged_files_lead_to_a_message(tmp_path: Path, reader: str, at: int, b
         read(tmp_path)
 
 
-def test_damaged_records_are_counted_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_records_are_counted_and_skipped(caplog: pytest.LogCaptureFixture) -> None:
     good = json.dumps({"stage": "a", "seconds": 1.5, "step": 3, "loss": float("nan")})
     bad = ("null", "{}", '{"stage": 1}', '{"stage": "a", "step": "x"}', '{"stage": "a", "x": [1]}', "{", "\xff")
     with caplog.at_level(logging.WARNING, logger="sepscene"):
         records = parse_records("\n".join([good, *bad, "", good]).encode("latin-1"), "metrics.jsonl")
     assert len(records) == 2 and records[0]["step"] == 3
-    assert "metrics.jsonl: 7 damaged lines are left out" in caplog.text
+    assert "metrics.jsonl: 7 damaged lines are skipped" in caplog.text
 
 
 def test_results_of_an_earlier_version_name_the_new_field(tmp_path: Path) -> None:
-    """Those of before 2026-11-29 had figures, not metrics, and a sweep was ranked by its figure."""
+    """Before 2026-11-29, "metrics" and "metric" were called "figures" and "figure"."""
     for results in (sample_results(), sample_sweep()):
         path = results.save(tmp_path)
         path.write_text(path.read_text().replace('"metric', '"figure'))
@@ -106,17 +106,17 @@ def test_a_damaged_file_is_named_with_its_remedy(tmp_path: Path, caplog: pytest.
     assert read_typed_or(tmp_path / "none.json", dict[str, float], {}) == {}
 
 
-def test_a_giant_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     with path.open("wb") as file:
-        file.truncate(2**40)  # sparse: no disk is used
+        file.truncate(2**40)  # sparse: uses no disk space
     with pytest.raises(SepsceneError, match=r"1,099,511,627,776 bytes"):
         RunResults.load(tmp_path)
     with pytest.raises(SepsceneError, match="cannot be read"):
         read_bytes(tmp_path)
 
 
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a" / "stages.json"
     write_whole(path, "old")
     with monkeypatch.context() as full:
@@ -140,25 +140,25 @@ def test_a_run_id_is_a_plain_name(name: str, tmp_path: Path) -> None:
         RunFolder(tmp_path).predictions(name)
 
 
-def test_plain_names_are_taken(tmp_path: Path) -> None:
+def test_plain_names_are_accepted(tmp_path: Path) -> None:
     for name in ("demo", "t003-s1", "objective.temperature=0.1,seed=2", "S2+N", "2026-11-29"):
         assert folder_in(tmp_path, name, "the run id") == tmp_path / name
 
 
-def test_a_ladder_leads_into_its_own_folder(tmp_path: Path) -> None:
+def test_a_ladder_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
     write_whole(RunFolder(tmp_path).ladder_index, json.dumps({"S2": "/../../../ESC/S2"}))
     with pytest.raises(SepsceneError, match=r"ladder\.json is damaged"):
         read_ladder(tmp_path)
 
 
-def test_the_last_lines_of_a_growing_file_are_whole_ones(tmp_path: Path) -> None:
-    """A live table shows the end of a file that is being written: what is cut at either end is no damage."""
+def test_the_last_lines_of_a_growing_file_are_complete(tmp_path: Path) -> None:
+    """A live table shows the end of a file that is being written: partial lines at either end are not damage."""
     path = tmp_path / "metrics.jsonl"
     assert read_last_lines(path, 100) == b""
     lines = [json.dumps({"stage": "s", "step": step}) for step in range(20)]
     append_lines(path, lines)
     with path.open("ab") as file:
-        file.write(b'{"stage": "s", "st')  # a writer is at it
+        file.write(b'{"stage": "s", "st')  # a line that is being written
     assert [record["step"] for record in parse_records(read_last_lines(path, 10_000), path)] == list(range(20))
     for size in range(30, 200):
         found = [record["step"] for record in parse_records(read_last_lines(path, size), path)]

@@ -1,9 +1,10 @@
-"""Whatever the files of a run, a sweep or an evaluation hold, their readers give an answer or a `SepsceneError`.
+"""For any content of the files of a run, sweep or evaluation, their readers return or raise a `SepsceneError`.
 
-By hand, for as long as wanted: SEPSCENE_FUZZ_SECONDS=3600 python -m pytest tests/orchestration/records/test_fuzz.py
+To run it longer: SEPSCENE_FUZZ_SECONDS=3600 python -m pytest tests/orchestration/records/test_fuzz.py
 """
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ from sepscene.orchestration.records.results import (
     read_metrics,
 )
 from sepscene.orchestration.records.run_folder import RunFolder
-from sepscene.orchestration.records.run_lock import check_free
+from sepscene.orchestration.records.run_lock import Holder, check_free
 from sepscene.orchestration.records.sweep_folder import StudyFolder, SweepFolder
 from sepscene.orchestration.reports.run_report import reported_events
 from sepscene.orchestration.sweeps.config import SweepConfig
@@ -56,41 +57,40 @@ from tests.orchestration.evaluation.test_compare import predictions
 from tests.orchestration.samples import write_sample_reproduction, write_sample_run, write_sample_sweep
 
 SECONDS = float(os.environ.get("SEPSCENE_FUZZ_SECONDS", "0.5"))
-"""For each kind of file."""
+"""Duration for each kind of file."""
 
 
 def ledger(folder: Path) -> Path:
-    made = Ledger(rows=8, quarantined={"a.wav": "is gone"})
-    made.consume(np.array([0, 1, 2, 5]))
-    RunFolder(folder).ledger.write_text(made.to_json())
+    written = Ledger(rows=8, quarantined={"a.wav": "is missing"})
+    written.consume(np.array([0, 1, 2, 5]))
+    RunFolder(folder).ledger.write_text(written.to_json())
     return RunFolder(folder).ledger
 
 
 def checkpoint(file: str) -> Callable[[Path], Path]:
-    def made(folder: Path) -> Path:
+    def write(folder: Path) -> Path:
         state = TrainingState(3, Ledger(rows=8), {"weight": torch.ones(2)}, [{"step": 3, "loss": 0.5}])
         write_checkpoint(folder / "step-00000003", state)
         return folder / "step-00000003" / file
 
-    return made
+    return write
 
 
-def written(name: str, *contents: bytes) -> Callable[[Path], Path]:
-    def made(folder: Path) -> Path:
+def written(name: str, content: bytes) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(contents[0])
+        path.write_bytes(content)
         return path
 
-    return made
+    return write
 
 
 def run_file(name: str) -> Callable[[Path], Path]:
-    def made(folder: Path) -> Path:
+    def write(folder: Path) -> Path:
         write_sample_run(folder)
         return folder / name
 
-    return made
+    return write
 
 
 def sweep_file(folder: Path) -> Path:
@@ -133,18 +133,18 @@ def predictions_file(folder: Path) -> Path:
 
 
 def embeddings(suffix: str) -> Callable[[Path], Path]:
-    def made(folder: Path) -> Path:
+    def write(folder: Path) -> Path:
         output = EmbeddingOutput(folder / f"o{suffix}", "abc", 4)
         output.add(["a.wav", "b.wav"], np.ones((2, 4), np.float32))
         output.finish()
         return folder / ("o.names.json" if suffix == ".npy" else "o.parquet")
 
-    return made
+    return write
 
 
 def task_result(folder: Path) -> Path:
     result = TaskResult(
-        encoder="e", digest="d", task="t", metrics={"map": 0.5}, sounds=3, left_out={"a.wav": "is gone"}
+        encoder="e", digest="d", task="t", metrics={"map": 0.5}, sounds=3, left_out={"a.wav": "is missing"}
     )
     path = result_path(folder, result)
     path.write_text(result.model_dump_json())
@@ -178,8 +178,9 @@ def read_mlflow(folder: Path) -> None:
 
 
 MLFLOW = b'{"uri": "sqlite:////nowhere/mlflow.db", "runs": {"": "abc"}, "calls": 1, "positions": {"metrics.jsonl": 7}}'
-CALL = b'{"kind": "tag", "stage": "", "argument": {"a": "b"}}\n'
-HOLDER = b'{"pid": 1, "host": "elsewhere", "since": "2026-01-01", "began": 1.0}'
+CALL = b'{"kind": "tag", "stage": "", "milliseconds": 1, "argument": {"a": "b"}}\n'
+ENDED = Holder(host=socket.gethostname(), pid=1, process_began=1.0, since="2026-01-01").model_dump_json().encode()
+"""A process of this host that has ended."""
 
 KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "results.json": (run_file("results.json"), RunResults.load),
@@ -195,7 +196,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "a checkpoint's metrics": (checkpoint("metrics.json"), lambda folder: read_steps(folder / "step-00000003")),
     "a checkpoint's state": (checkpoint("state.pt"), newest_sound),
     "bad-rows": (skipped_rows, last_bad_rows),
-    "running.json": (written("running.json", HOLDER), lambda folder: check_free(RunFolder(folder))),
+    "running.json": (written("running.json", ENDED), lambda folder: check_free(RunFolder(folder))),
     "mlflow.json": (written("mlflow.json", MLFLOW), read_mlflow),
     "mlflow-calls.jsonl": (written("mlflow-calls.jsonl", CALL * 3), read_mlflow),
     "trial.json": (trial_file, read_trial),
@@ -212,12 +213,14 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
 @pytest.mark.timeout(SECONDS + 120)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_typed_errors_leave(tmp_path: Path, kind: str) -> None:
-    make, read = KINDS[kind]
-    path = make(tmp_path)
-    original, rng = path.read_bytes(), np.random.default_rng(len(kind))
+def test_only_sepscene_errors_are_raised(tmp_path: Path, kind: str) -> None:
+    write, read = KINDS[kind]
+    path = write(tmp_path)
+    original = path.read_bytes()
+    rng = np.random.default_rng(len(kind))
     read(tmp_path)
-    end, tried = time.monotonic() + SECONDS, 0
+    end = time.monotonic() + SECONDS
+    tried = 0
     while time.monotonic() < end or tried < len(STRANGE):
         change = (damaged, reworded)[tried % 2]
         data = STRANGE[tried] if tried < len(STRANGE) else change(original, rng)

@@ -1,4 +1,4 @@
-"""The ledger against a plain set of rows."""
+"""The ledger compared with a plain set of rows."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from sepscene.orchestration.records.ledger import Ledger, nth_rows
 
 
 def read(text: str, folder: Path) -> Ledger:
-    """The ledger of a file that holds this text."""
+    """The ledger of a file with this text."""
     path = folder / "ledger.json"
     path.write_text(text)
     return Ledger.load(path)
@@ -19,7 +19,8 @@ def read(text: str, folder: Path) -> Ledger:
 
 def test_any_order_of_consumption_gives_the_same_ledger() -> None:
     order = np.random.default_rng(0).permutation(1000)
-    ledger, seen = Ledger(1200), set()
+    ledger = Ledger(1200)
+    seen = set()
     for rows in np.array_split(order, 37):
         ledger.consume(rows)
         seen.update(rows.tolist())
@@ -29,7 +30,7 @@ def test_any_order_of_consumption_gives_the_same_ledger() -> None:
 
 
 @pytest.mark.parametrize("rows", [[4], [2, 3], [9, 9], [10], [-1]])
-def test_a_row_twice_or_outside_is_refused_and_changes_nothing(rows: list[int]) -> None:
+def test_a_duplicate_or_invalid_row_is_refused_and_changes_nothing(rows: list[int]) -> None:
     ledger = Ledger(10)
     ledger.consume(np.array([3, 4, 5]))
     with pytest.raises(ValueError, match=r"twice|inside"):
@@ -37,7 +38,7 @@ def test_a_row_twice_or_outside_is_refused_and_changes_nothing(rows: list[int]) 
     assert ledger.intervals == [(3, 6)]
 
 
-def test_rows_twice_are_counted_in_a_ledger_that_somebody_else_wrote(tmp_path: Path) -> None:
+def test_repeated_rows_are_counted_in_a_ledger_that_was_written_elsewhere(tmp_path: Path) -> None:
     assert Ledger(10, [(0, 3), (5, 6)]).twice == 0
     assert read('{"rows": 10, "intervals": [[0, 5], [3, 7], [4, 6]], "quarantined": {}}', tmp_path).twice == 4
 
@@ -47,7 +48,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert read(ledger.to_json(), tmp_path) == ledger
 
 
-def test_nth_rows_walks_the_intervals() -> None:
+def test_nth_rows_indexes_the_concatenated_intervals() -> None:
     intervals = [(2, 4), (7, 8), (10, 13)]
     rows = nth_rows(intervals, np.arange(8), beyond=-1)
     assert rows.tolist() == [2, 3, 7, 10, 11, 12, -1, -1]

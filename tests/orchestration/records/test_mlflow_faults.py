@@ -1,4 +1,4 @@
-"""What an MLflow that was deleted, moved, changed or made by a stranger does to the mirror, and what it does not."""
+"""The mirror with an MLflow store that was deleted, moved, changed or written by an untrusted source."""
 
 import json
 import multiprocessing
@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from sepscene.models.config import SepsceneError
-from sepscene.orchestration.records.mlflow_address import default_tracking_uri, tracking_uri_of
+from sepscene.orchestration.records.mlflow_address import check_local_store, default_tracking_uri, tracking_uri_of
 from sepscene.orchestration.records.mlflow_mirror import Tracker, closing, sync
 from sepscene.orchestration.records.mlflow_ui import tracking_store
 from tests.orchestration.records.test_mlflow_mirror import check_the_run, track_a_run
@@ -21,7 +21,7 @@ def _no_server_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_deleted_store_is_made_again_from_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_deleted_store_is_created_again_from_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     uri = default_tracking_uri(tmp_path)
     tracker = track_a_run(uri, tmp_path / "run")
     caplog.clear()
@@ -31,7 +31,7 @@ def test_a_deleted_store_is_made_again_from_the_folder(tmp_path: Path, caplog: p
         tracker.tag("", {"after": "it was deleted"})
         tracker.send()
     assert [record.levelname for record in caplog.records] == ["WARNING"] and "sepscene sync" in caplog.text
-    # MLflow keeps a deleted file open for as long as a process lives.
+    # MLflow keeps a deleted file open until the process ends.
     process = multiprocessing.get_context("spawn").Process(target=sync, args=(tmp_path / "run", uri))
     process.start()
     process.join(120)
@@ -44,8 +44,9 @@ def test_a_deleted_store_is_made_again_from_the_folder(tmp_path: Path, caplog: p
 
 
 @pytest.mark.slow
-def test_trials_of_a_lost_sweep_lie_below_their_sweep_again(tmp_path: Path) -> None:
-    first, second = (f"sqlite:///{tmp_path}/{name}.db" for name in ("first", "second"))
+def test_trials_of_a_lost_sweep_become_children_of_their_sweep_again(tmp_path: Path) -> None:
+    first = f"sqlite:///{tmp_path}/first.db"
+    second = f"sqlite:///{tmp_path}/second.db"
     sweep = tmp_path / "sweep"
     parent = track_a_run(first, sweep)
     (sweep / "trials" / "a").mkdir(parents=True)
@@ -60,9 +61,10 @@ def test_trials_of_a_lost_sweep_lie_below_their_sweep_again(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_folder_has_no_file_of_the_user_sent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A stranger's folder that names a private file, and one that links to it, beside a file of its own."""
-    secret, run_dir = tmp_path / "id_rsa", tmp_path / "run"
+def test_private_files_of_the_user_are_not_sent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An untrusted folder refers to a private file by paths, by a link and in a folder, besides a file of its own."""
+    secret = tmp_path / "id_rsa"
+    run_dir = tmp_path / "run"
     secret.write_text("private")
     (run_dir / "plots").mkdir(parents=True)
     (run_dir / "plots" / "innocent.svg").symlink_to(secret)
@@ -85,7 +87,7 @@ def test_a_folder_has_no_file_of_the_user_sent(tmp_path: Path, caplog: pytest.Lo
 @pytest.mark.parametrize(
     ("error", "status"), [(KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED"), (ValueError(), "FAILED")]
 )
-def test_a_block_that_ends_badly_ends_its_run_with_that_status(
+def test_a_block_that_fails_ends_its_run_with_the_right_status(
     tmp_path: Path, error: BaseException, status: str
 ) -> None:
     tracker = Tracker(default_tracking_uri(tmp_path), "sepscene", tmp_path)
@@ -99,8 +101,15 @@ def test_a_block_that_ends_badly_ends_its_run_with_that_status(
 def test_a_server_that_only_the_folder_names_is_not_used(tmp_path: Path, uri: str) -> None:
     (tmp_path / "mlflow.json").write_text(json.dumps({"uri": uri}))
     (tmp_path / "mlflow.db").write_text("")
-    with pytest.raises(SepsceneError, match="A folder may come from anybody"):
+    with pytest.raises(SepsceneError, match="may come from an untrusted source"):
         tracking_uri_of(tmp_path)
+
+
+def test_an_invalid_address_is_refused_and_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:swordfish@[::1")
+    with pytest.raises(SepsceneError, match="MLFLOW_TRACKING_URI is not a valid address") as refusal:
+        default_tracking_uri(tmp_path)
+    assert "swordfish" not in str(refusal.value)
 
 
 def test_an_empty_variable_names_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,34 +124,43 @@ def test_a_store_that_only_the_folder_names_is_not_used(tmp_path: Path) -> None:
     other.parent.mkdir()
     other.write_text("")
     (tmp_path / "run" / "mlflow.json").write_text(json.dumps({"uri": f"sqlite:///{other}"}))
-    with pytest.raises(SepsceneError, match="A folder may come from anybody"):
+    with pytest.raises(SepsceneError, match="may come from an untrusted source"):
         tracking_uri_of(tmp_path / "run")
 
 
 @pytest.mark.parametrize("content", ["", "null", "[]", "{", '{"uri": null}', '{"uri": 7, "runs": 3}', "\x00\xff"])
-def test_a_strange_state_is_as_none(tmp_path: Path, content: str) -> None:
+def test_an_invalid_state_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "mlflow.json").write_text(content)
     (tmp_path / "mlflow-calls.jsonl").write_text(content)
     tracking_uri_of(tmp_path)
     assert Tracker(default_tracking_uri(tmp_path), "sepscene", tmp_path).stages() == ()
 
 
+@pytest.mark.parametrize("location", ["//[a", "/etc", "file:///etc", "s3://bucket/a", "../a"])
+def test_an_address_outside_the_artifact_folder_is_refused(tmp_path: Path, location: str) -> None:
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        store.execute("CREATE TABLE runs (artifact_uri TEXT)")
+        store.execute("INSERT INTO runs VALUES (?)", (location,))
+    with pytest.raises(SepsceneError, match="untrusted source"):
+        check_local_store(f"sqlite:///{tmp_path}/mlflow.db")
+
+
 @pytest.mark.slow
-def test_a_store_that_keeps_files_elsewhere_is_refused(tmp_path: Path) -> None:
-    """It would have our artifacts written there, and the UI read them from there."""
+def test_a_store_with_files_outside_its_folder_is_refused(tmp_path: Path) -> None:
+    """Otherwise artifacts would be written there, and the UI would read files from there."""
     uri = default_tracking_uri(tmp_path)
     client = MlflowClient(tracking_uri=uri)
     client.create_experiment("sepscene", artifact_location=(tmp_path / "of the user").as_uri())
     tracker = Tracker(uri, "sepscene", tmp_path)
     tracker.start("", {}, {})
     tracker.send()
-    assert "stranger" in str(tracker.fault) and not (tmp_path / "of the user").exists()
-    with pytest.raises(SepsceneError, match="stranger"):
+    assert "untrusted source" in str(tracker.fault) and not (tmp_path / "of the user").exists()
+    with pytest.raises(SepsceneError, match="untrusted source"):
         tracking_store(tmp_path)
 
 
 @pytest.mark.slow
-def test_lasting_faults_are_named_once_and_not_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_permanent_errors_are_logged_once_and_not_retried(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     uri = default_tracking_uri(tmp_path)
     client = MlflowClient(tracking_uri=uri)
     client.delete_experiment(client.create_experiment("sepscene", (tmp_path / "mlartifacts").as_uri()))
@@ -158,7 +176,7 @@ def test_lasting_faults_are_named_once_and_not_tried_again(tmp_path: Path, caplo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("schema", "remedy"), [("0584bdc529eb", "mlflow db upgrade"), ("ffffffffffff", "update mlfl")])
-def test_a_store_of_another_mlflow_is_left_as_it_is(tmp_path: Path, schema: str, remedy: str) -> None:
+def test_a_store_of_another_mlflow_version_is_not_changed(tmp_path: Path, schema: str, remedy: str) -> None:
     uri = default_tracking_uri(tmp_path)
     MlflowClient(tracking_uri=uri).search_experiments()
     with sqlite3.connect(tmp_path / "mlflow.db") as store:

@@ -1,4 +1,4 @@
-"""What a person finds in MLflow after a run, in a SQLite store, on a server, and after many runs at once."""
+"""The content of MLflow after a run: in a SQLite store, on a server, and after concurrent runs."""
 
 import json
 import multiprocessing
@@ -34,7 +34,7 @@ DATA = make_manifest((Clip(f"{n}", f"/{n}", (f"class {n % 3}",), "train") for n 
 
 
 def track_a_run(uri: str, run_dir: Path, steps: int = 20) -> Tracker:
-    """All that a run tells MLflow, but for the encoder."""
+    """Send everything that a run sends to MLflow, except the encoder."""
     run_dir.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(uri, "sepscene", run_dir)
     tracker.start("", {"experiment": "table4/S2+N/simclr-cp", "temperature": "0.2"}, {"objective.alpha": 1.0})
@@ -55,7 +55,7 @@ def track_a_run(uri: str, run_dir: Path, steps: int = 20) -> Tracker:
 
 
 def check_the_run(uri: str, tracker: Tracker, steps: int = 20) -> None:
-    """Everything that was sent is there, once."""
+    """Everything that was sent is in MLflow, once."""
     assert tracker.unsent == 0
     client = MlflowClient(tracking_uri=uri)
     parent, child = (client.get_run(str(tracker.run_id(stage))) for stage in ("", "pretrain-mix-chan"))
@@ -87,7 +87,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_the_model(uri: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One registered version with signature, card and metrics; it gives what the bundle gives, by both loaders."""
+    """One registered version with signature, card and metrics; its predictions equal those of the bundle."""
     client = MlflowClient(tracking_uri=uri)
     (version,) = client.search_model_versions("name = 'sepscene-nano'")
     assert "| shallow_map | 0.3100 | 0.2700 to 0.3600 |" in version.description
@@ -116,7 +116,7 @@ def check_the_model(uri: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def check_that_the_alias_stays_on_the_best(store: MlflowStore) -> None:
-    """Versions registered afterwards: a worse one does not get the alias, a better one does."""
+    """Of versions registered later, a better one gets the alias, a worse one does not."""
     (first,) = store.client.search_model_versions("name = 'sepscene-nano'")
     for shallow_map, best in ((0.25, "1"), (0.35, "3")):
         number = str(store.client.create_model_version("sepscene-nano", first.source).version)
@@ -134,7 +134,7 @@ def log_encoder_twice(tracker: Tracker, bundle: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_person_finds_the_run_its_data_and_its_model_in_a_sqlite_store(
+def test_run_data_and_model_are_in_a_sqlite_store(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -161,18 +161,20 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_the_same_on_a_server(tmp_path: Path, bundle: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_data_and_model_are_on_a_server(
+    tmp_path: Path, bundle: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker = track_a_run(server, tmp_path / "runs" / "first")
     check_the_run(server, tracker)
     log_encoder_twice(tracker, bundle)
-    with pytest.raises(SepsceneError, match="MLFLOW_TRACKING_URI=http://127"):  # a folder's word is not enough
+    with pytest.raises(SepsceneError, match="MLFLOW_TRACKING_URI=http://127"):  # the folder does not decide
         tracking_uri_of(tmp_path / "runs" / "first")
     check_the_model(server, bundle, monkeypatch)
 
 
 @pytest.mark.slow
-def test_several_runs_write_at_once_to_one_store_that_none_of_them_finds_ready(tmp_path: Path) -> None:
-    """Three processes begin in the same second: all make the database, the experiment and their runs."""
+def test_concurrent_runs_can_create_the_same_store(tmp_path: Path) -> None:
+    """Three processes start at the same time; each tries to create the database, the experiment and its runs."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     context = multiprocessing.get_context("spawn")
     runs = [tmp_path / f"trial-{n}" for n in range(3)]
@@ -197,8 +199,8 @@ def _track_until_all_is_sent(uri: str, run_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_server_missed_is_sent_once_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole run while nobody listens, then another process that goes on with the queue."""
+def test_missing_records_are_sent_once_the_server_is_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole run takes place without a server; then another tracker sends the queue."""
     MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
@@ -216,8 +218,9 @@ def test_what_a_server_missed_is_sent_once_it_is_there(tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
-def test_a_store_that_lost_the_run_gets_all_of_it_again(tmp_path: Path) -> None:
-    first, second = (f"sqlite:///{tmp_path}/{name}.db" for name in ("first", "second"))
+def test_a_store_that_lost_the_run_gets_it_again(tmp_path: Path) -> None:
+    first = f"sqlite:///{tmp_path}/first.db"
+    second = f"sqlite:///{tmp_path}/second.db"
     track_a_run(first, tmp_path / "run")
     tracker = Tracker(second, "sepscene", tmp_path / "run")
     tracker.send()
@@ -225,8 +228,8 @@ def test_a_store_that_lost_the_run_gets_all_of_it_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_call_waits_for_a_server_that_does_not_answer(tmp_path: Path) -> None:
-    """A server that takes connections and says nothing holds up the thread that sends, and nobody else."""
+def test_no_call_waits_for_a_server_that_does_not_respond(tmp_path: Path) -> None:
+    """A server that accepts connections but never responds blocks only the thread that sends."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         tracker = Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "sepscene", tmp_path)
         tracker.start("", {}, {})
@@ -253,14 +256,14 @@ def test_a_password_in_the_address_is_refused_and_not_shown(monkeypatch: pytest.
         assert "swordfish" not in str(refusal.value)
 
 
-def test_runs_that_were_moved_are_found_with_their_store(tmp_path: Path) -> None:
+def test_the_store_of_runs_that_were_moved_is_found(tmp_path: Path) -> None:
     (tmp_path / "mlflow.json").write_text('{"uri": "sqlite:////gone/mlflow.db"}')
     (tmp_path / "mlflow.db").write_text("")
     assert tracking_uri_of(tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
 
 
 @pytest.mark.slow
-def test_a_parameter_that_changed_when_a_run_goes_on_is_a_tag_and_holds_nothing_up(tmp_path: Path) -> None:
+def test_a_parameter_that_changed_when_a_run_is_continued_becomes_a_tag(tmp_path: Path) -> None:
     uri = default_tracking_uri(tmp_path)
     for trainers in (2, 1):
         tracker = Tracker(uri, "sepscene", tmp_path)

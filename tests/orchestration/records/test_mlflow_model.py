@@ -1,4 +1,4 @@
-"""What the encoder as an MLflow model takes for sound."""
+"""The inputs of an encoder as an MLflow model."""
 
 import warnings
 from typing import Any
@@ -16,7 +16,7 @@ PCM_BT = np.random.default_rng(0).integers(-3000, 3000, (2, 16_000), np.int16)
 @pytest.fixture(scope="module")
 def model() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's, of the type hints of `predict`
+        warnings.simplefilter("ignore")  # MLflow warns about missing type hints of `predict`
         from sepscene.orchestration.records.mlflow_model import EncoderModel
     model = EncoderModel()
     model.encoder = small_encoder().eval()
@@ -24,8 +24,8 @@ def model() -> Any:
 
 
 @pytest.mark.parametrize("given", [PCM_BT.tolist(), PCM_BT.astype(np.int64), pd.DataFrame({"wave": PCM_BT.tolist()})])
-def test_whole_numbers_of_no_full_scale_are_refused(model: Any, given: Any) -> None:
-    """They are int64 by then: of its full scale they would be silence."""
+def test_integers_without_a_full_scale_are_refused(model: Any, given: Any) -> None:
+    """They have been converted to int64; relative to its full scale, they would be silence."""
     with pytest.raises(SepsceneError, match=r"int64 has no full scale: pass floats in \[-1, 1\], or int16"):
         model.predict(None, given)
 
@@ -37,6 +37,6 @@ def test_16_bit_sound_has_the_full_scale_of_its_type(model: Any, given: Any) -> 
 
 
 @pytest.mark.parametrize("given", [np.zeros((1, 2, 3)), [["a"]], pd.DataFrame({"name": ["a.wav"]})])
-def test_what_is_no_sound_is_refused(model: Any, given: Any) -> None:
+def test_input_that_is_not_sound_is_refused(model: Any, given: Any) -> None:
     with pytest.raises(SepsceneError, match=r"shape \(B, T\)|not a"):
         model.predict(None, given)

@@ -1,4 +1,4 @@
-"""`sepscene ui` finds the store, listens on loopback alone, and its link opens on our runs."""
+"""`sepscene ui` finds the store and listens only on loopback, and its link opens the page of the runs."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def test_store_is_found_from_the_runs_folder_and_from_a_run(tmp_path: Path) -> N
     assert command[command.index("--backend-store-uri") + 1] == expected
 
 
-def test_a_run_is_shown_from_the_store_it_was_begun_in(tmp_path: Path) -> None:
+def test_a_run_is_shown_from_the_store_in_which_it_was_started(tmp_path: Path) -> None:
     run_dir = tmp_path / "demo"
     run_dir.mkdir()
     for folder in (tmp_path, run_dir):
@@ -52,7 +52,9 @@ def test_a_run_is_shown_from_the_store_it_was_begun_in(tmp_path: Path) -> None:
         assert tracking_store(run_dir) == f"sqlite:///{folder}/mlflow.db"
 
 
-def test_no_store_is_named_and_that_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_store_is_reported_and_the_variable_has_precedence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     with pytest.raises(SepsceneError, match="give a folder of runs"):
         tracking_store(tmp_path / "a" / "b")
@@ -61,7 +63,7 @@ def test_no_store_is_named_and_that_of_the_user_comes_first(tmp_path: Path, monk
     assert tracking_store(tmp_path) == "https://tracking.example.org"
 
 
-def test_link_asks_for_training_runs_best_first() -> None:
+def test_link_requests_training_runs_best_first() -> None:
     address = urlsplit(deep_link("http://127.0.0.1:5001", "7", "mix-chan/shallow_map"))
     path, _, query = address.fragment.partition("?")
     assert (address.netloc, path) == ("127.0.0.1:5001", "/experiments/7/runs")
@@ -75,7 +77,7 @@ def test_link_asks_for_training_runs_best_first() -> None:
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A SQLite store with two parent runs and a child each, as the tracker writes them; and the experiment's id."""
+    """A SQLite store with two parent runs with one child each, as the tracker writes them; and the experiment's id."""
     from mlflow import MlflowClient
 
     folder = tmp_path_factory.mktemp("runs")
@@ -106,11 +108,11 @@ def test_newest_experiment_is_the_one_with_the_newest_run(logged: tuple[Path, st
 
 
 @pytest.mark.slow
-def test_store_without_a_run_is_named(tmp_path: Path) -> None:
+def test_a_store_without_a_run_is_reported(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
-    with pytest.raises(SepsceneError, match="no run yet"):
+    with pytest.raises(SepsceneError, match="contains no run yet"):
         serve(tmp_path, free_port(), Console())
 
 
@@ -118,11 +120,11 @@ def test_store_without_a_run_is_named(tmp_path: Path) -> None:
 def test_link_opens_on_our_runs_and_their_metrics(served: tuple[Ui, str]) -> None:
     from tests.orchestration.reports.chromium import browser
 
-    known = base64.b64encode(f"{USER}:{served[0].password}".encode()).decode()
+    credentials = base64.b64encode(f"{USER}:{served[0].password}".encode()).decode()
     with browser() as driver:
         driver.set_window_size(1600, 2400)  # charts further down are drawn when they are scrolled to
         driver.execute_cdp_cmd("Network.enable", {})
-        driver.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": {"Authorization": f"Basic {known}"}})
+        driver.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": {"Authorization": f"Basic {credentials}"}})
         driver.get(deep_link(served[0].address, served[1]))
         wanted = ("demo-tiny-1", "demo-tiny-2", "demo-tiny-1/pretrain", "0.42")
         deadline = time.monotonic() + 120
@@ -135,8 +137,8 @@ def test_link_opens_on_our_runs_and_their_metrics(served: tuple[Ui, str]) -> Non
 
 
 @pytest.mark.slow
-def test_other_users_of_the_machine_are_not_let_in(served: tuple[Ui, str]) -> None:
-    """Loopback is open to all of them: without the password nothing is shown, and nothing can be changed."""
+def test_other_users_of_the_machine_have_no_access(served: tuple[Ui, str]) -> None:
+    """All of them can connect to loopback: without the password nothing is shown and nothing can be changed."""
     server = served[0]
     wrong = base64.b64encode(f"{USER}:wrong".encode()).decode()
     for headers in ({}, {"Authorization": f"Basic {wrong}"}):
@@ -146,9 +148,10 @@ def test_other_users_of_the_machine_are_not_let_in(served: tuple[Ui, str]) -> No
             ("/ajax-api/2.0/mlflow/experiments/create", b'{"name": "x", "artifact_location": "/etc"}'),
             ("/api/2.0/mlflow-artifacts/artifacts", None),
         ):
-            asked = urllib.request.Request(server.address + path, body, {"Content-Type": "application/json", **headers})
+            all_headers = {"Content-Type": "application/json", **headers}
+            request = urllib.request.Request(server.address + path, body, all_headers)
             with pytest.raises(urllib.error.HTTPError) as refusal:
-                urllib.request.urlopen(asked, timeout=30)
+                urllib.request.urlopen(request, timeout=30)
             assert refusal.value.code in (401, 403), path
     assert Path(server.private.name).stat().st_mode & 0o077 == 0
     assert server.password not in " ".join(map(str, server.process.args))
@@ -168,7 +171,7 @@ def test_runs_on_a_server_are_shown_by_that_server(
 
 
 @pytest.mark.slow
-def test_server_listens_on_loopback_alone_and_a_taken_port_is_named(
+def test_server_listens_only_on_loopback_and_reports_a_port_in_use(
     served: tuple[Ui, str], logged: tuple[Path, str]
 ) -> None:
     port = served[0].port

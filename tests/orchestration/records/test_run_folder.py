@@ -1,4 +1,4 @@
-"""Nobody but RunFolder spells the path of a file in a run's folder."""
+"""Only RunFolder and the other folder classes contain the paths of files in a run's folder."""
 
 import ast
 from pathlib import Path
@@ -23,7 +23,7 @@ def _joined(path: Path) -> set[str]:
 
 
 def _places(path: Path) -> set[str]:
-    """The names of files and folders that a file gives to `Place`."""
+    """The names of files and folders that a file passes to `Place`."""
     return {
         str(ast.literal_eval(node.args[0])).rpartition("/")[2]
         for node in ast.walk(ast.parse(path.read_text()))
@@ -31,11 +31,11 @@ def _places(path: Path) -> set[str]:
     }
 
 
-def _known() -> set[str]:
-    return set().union(*map(_joined, NAMES), *map(_places, NAMES))
+RESERVED = set().union(*map(_joined, NAMES), *map(_places, NAMES))
+"""The names that only the files in `NAMES` may contain."""
 
 
-def test_the_names_are_known() -> None:
+def test_the_names_are_found() -> None:
     assert {
         "experiment.yaml",
         "metrics.jsonl",
@@ -45,9 +45,9 @@ def test_the_names_are_known() -> None:
         "fatal",
         "ladder.json",
         "store",
-    } <= _known()
+    } <= RESERVED
 
 
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.relative_to(ORCHESTRATION)))
-def test_no_other_file_spells_a_path(path: Path) -> None:
-    assert not _joined(path) & _known()
+def test_no_other_file_contains_such_a_path(path: Path) -> None:
+    assert not _joined(path) & RESERVED

@@ -1,8 +1,9 @@
-"""Two processes never work in one run's folder; a lock that is left over stops nobody."""
+"""Two processes never work in one run's folder; a lock that is left over does not block a run."""
 
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.run_lock import STALE_SECONDS, Holder, check_free, locked
 
 
-def test_an_inner_block_of_the_same_process_needs_no_lock(tmp_path: Path) -> None:
+def test_blocks_of_the_same_process_can_be_nested(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with locked(folder):
         with locked(folder):
@@ -25,7 +26,7 @@ def test_an_inner_block_of_the_same_process_needs_no_lock(tmp_path: Path) -> Non
     assert not folder.lock.exists()
 
 
-def test_another_process_is_named(tmp_path: Path) -> None:
+def test_a_lock_of_another_process_is_reported(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     code = (
         "import sys, pathlib; from sepscene.orchestration.records.run_lock import locked; "
@@ -48,7 +49,7 @@ def test_another_process_is_named(tmp_path: Path) -> None:
         assert json.loads(folder.lock.read_text())["pid"] == os.getpid()
 
 
-def test_a_lock_of_another_host_is_stale_once_nobody_touches_it(tmp_path: Path) -> None:
+def test_a_lock_of_another_host_is_stale_once_it_is_no_longer_touched(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     holder = Holder(host="elsewhere", pid=1, process_began=1.0, since="2026-11-29T10:00:00+00:00")
     folder.lock.write_text(holder.model_dump_json())
@@ -61,8 +62,9 @@ def test_a_lock_of_another_host_is_stale_once_nobody_touches_it(tmp_path: Path) 
         pass
 
 
-def test_a_damaged_lock_stops_nobody(tmp_path: Path) -> None:
-    for content in (b"", b"null", b"{", b"\xff"):
+def test_a_damaged_lock_does_not_block_a_run(tmp_path: Path) -> None:
+    negative = json.dumps({"host": socket.gethostname(), "pid": -1, "process_began": 1.0, "since": ""})
+    for content in (b"", b"null", b"{", b"\xff", negative.encode(), negative.replace("-1", "9" * 30).encode()):
         RunFolder(tmp_path).lock.write_bytes(content)
         with locked(RunFolder(tmp_path)):
             pass

@@ -1,10 +1,10 @@
-"""A real run on a head and two labelled nodes, in a process of its own.
+"""A real run on a head and two labelled nodes, in a separate process.
 
 Run as `python -m tests.orchestration.runtime.placed_run FOLDER`.
 
-FOLDER holds experiment.yaml; the run goes to FOLDER/run. A separation actor is stopped in its middle.
-FOLDER/outcome.json says on which node each kind of actor was seen, how far the ledger came, what was said of the
-stopped process, what a label that no node has is answered, and how many trials fit.
+FOLDER contains experiment.yaml; the run is written to FOLDER/run. A separation actor is stopped during the run.
+FOLDER/outcome.json contains the nodes of each kind of actor, the consumed rows of the ledger, the reports about the
+stopped process, the error for a label that no node has, and the number of trials that fit.
 """
 
 import json
@@ -47,8 +47,8 @@ KINDS = {"SeparationService": "separation actor", "TrainWorker": "trainer"}
 
 
 def main(folder: Path) -> None:
-    """Everything, in order."""
-    # The state API, which knows the processes of a job, is the dashboard's.
+    """Start the cluster, run and write outcome.json."""
+    # The state API, which lists the processes of a job, is part of the dashboard.
     head = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": 0, "object_store_memory": 100_000_000}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = {cluster.head_node.node_id: "head"}
@@ -57,7 +57,7 @@ def main(folder: Path) -> None:
         nodes[node.node_id] = pool
     trust_code("placedlab.nets:MelNet")
     os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps({"runtime_env": {"env_vars": trust_variables()}})
-    connect(cluster.address)  # as the driver of a submitted job does, which has brought the user's trust with it
+    connect(cluster.address)  # like the driver of a submitted job, whose environment already contains the trusted code
     try:
         (folder / "outcome.json").write_text(json.dumps(_outcome(folder, nodes)))
     finally:
@@ -65,10 +65,10 @@ def main(folder: Path) -> None:
         cluster.shutdown()
 
 
-def _promised(folder: Path) -> str:
-    """What is said when a node that a description promises does not join in time."""
-    (folder / "promised.pools.yaml").write_text("pools: [{name: late, nodes: 1, cpus: 8, labels: {pool: late}}]")
-    os.environ |= {CLUSTER_VARIABLE: str(folder / "promised.pools.yaml"), WAIT_VARIABLE: "3"}
+def _missing_node_error(folder: Path) -> str:
+    """The error if a node of a cluster's description does not join in time."""
+    (folder / "late.pools.yaml").write_text("pools: [{name: late, nodes: 1, cpus: 8, labels: {pool: late}}]")
+    os.environ |= {CLUSTER_VARIABLE: str(folder / "late.pools.yaml"), WAIT_VARIABLE: "3"}
     try:
         wait_for_nodes([Demand("trainer", 1.0, labels={"pool": "late"})] * 2)
     except SepsceneError as error:
@@ -80,15 +80,15 @@ def _promised(folder: Path) -> str:
 
 def _outcome(folder: Path, nodes: dict[str, str]) -> dict[str, object]:
     experiment = load_experiment(folder / "experiment.yaml")
-    asked = demands(experiment.resources, separates=experiment.views.separates)
-    check_placement(asked, cluster_nodes())
+    requested = demands(experiment.resources, separates=experiment.views.separates)
+    check_placement(requested, cluster_nodes())
     elsewhere = experiment.changed({"resources.separation_labels": {"pool": "nowhere"}})
     refusal = ""
     try:
         check_placement(demands(elsewhere.resources), cluster_nodes())
     except SepsceneError as error:
         refusal = str(error)
-    never_came = _promised(folder)
+    missing_node = _missing_node_error(folder)
     seen: dict[str, set[str]] = {kind: set() for kind in KINDS.values()}
     over = threading.Event()
 
@@ -108,9 +108,11 @@ def _outcome(folder: Path, nodes: dict[str, str]) -> dict[str, object]:
 
     watcher = threading.Thread(target=watch, daemon=True)
     threading.Thread(target=stop_a_separator, daemon=True).start()
-    # This process has started the cluster's processes, which a job of a real cluster has not.
+    # This process has started the cluster's processes, unlike a job on a real cluster.
     stage.processes_of_run = ClusterProcesses
-    watchdog.EVERY_SECONDS, watchdog.SILENT_SECONDS, watchdog.RESTART_SECONDS = 1.0, 3.0, 8.0
+    watchdog.CHECK_SECONDS = 1.0
+    watchdog.REPORT_SECONDS = 3.0
+    watchdog.RESTART_SECONDS = 8.0
     watcher.start()
     configure_data(ordered=True)
     clips = read_manifest("scenes", str(experiment.data.root)).select("train")
@@ -123,16 +125,18 @@ def _outcome(folder: Path, nodes: dict[str, str]) -> dict[str, object]:
         "rows": ledger.rows,
         "consumed": ledger.intervals,
         "refusal": refusal,
-        "never_came": never_came,
-        "trials": concurrent_trials(asked, cluster_nodes()),
+        "missing_node": missing_node,
+        "trials": concurrent_trials(requested, cluster_nodes()),
         "sampled": _sampled(),
         "events": [str(record["event"]) for record in read_metrics(folder / "run") if "event" in record],
     }
 
 
 def _sampled() -> list[str]:
-    """The names under which the machines of the cluster are sampled; the actors may need a moment to start."""
-    machines, names, deadline = Machines(), set[str](), time.monotonic() + 60
+    """The names of the machines' CPU metrics; the actors may need a moment to start."""
+    machines = Machines()
+    names = set[str]()
+    deadline = time.monotonic() + 60
     while len({name.count("/") for name in names}) < 2 and time.monotonic() < deadline:
         names = {name for name in machines.sample() if name.endswith("cpu_utilization_percentage")}
     return sorted(names)

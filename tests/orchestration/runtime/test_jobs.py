@@ -1,4 +1,4 @@
-"""Jobs on real heads: tokens, secrets, stopping, sending again; and a run over hosts with a cable cut."""
+"""Jobs on real heads: tokens, secrets, stopping, resubmission; and a run on several hosts with a cut cable."""
 
 import json
 import os
@@ -23,8 +23,8 @@ TOKEN = "0123456789abcdef" * 4
 DECOY = "decoy-swordfish-7261"
 
 
-def test_nothing_but_source_is_uploaded_whatever_lies_around(tmp_path: Path) -> None:
-    """A checkout with secrets and results in it, packed by `submit` and by Ray's own `--working-dir .`."""
+def test_only_source_files_are_uploaded(tmp_path: Path) -> None:
+    """A checkout that contains secrets and results, packed by `submit` and by Ray's own `--working-dir .`."""
     checkout = tmp_path / "checkout"
     for folder in ("sepscene", "models", "augment", "tasks", "orchestration", "clusters"):
         shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -75,12 +75,15 @@ print("\\n".join("ray:" + n for n in zipfile.ZipFile(target).namelist()))
     assert not [line for line in lines if line.startswith(("ray:.git/", "ray:runs", "ray:data", "ray:tests"))]
 
 
-def test_a_jobs_variables_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jobs_variables_contain_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     from sepscene.orchestration.records.environment import commit
     from sepscene.orchestration.runtime import jobs
 
-    with pytest.raises(SepsceneError, match="HF_TOKEN holds a secret"):
+    with pytest.raises(SepsceneError, match="HF_TOKEN contains a secret"):
         jobs._environment(jobs.Submission((), "r", environment={"HF_TOKEN": "x"}))
+    assert jobs._environment(jobs.Submission((), "r", environment={"PATTERN": "//[a"}))["PATTERN"] == "//[a"
+    with pytest.raises(SepsceneError, match="SERVER contains a secret"):
+        jobs._environment(jobs.Submission((), "r", environment={"SERVER": f"http://me:{DECOY}@[::1"}))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", DECOY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert jobs._environment(jobs.Submission((), "r")) == {
@@ -90,7 +93,7 @@ def test_a_jobs_variables_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000",
     }
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://admin:{DECOY}@127.0.0.1:5000")
-    with pytest.raises(SepsceneError, match="MLFLOW_TRACKING_URI holds a secret") as refusal:
+    with pytest.raises(SepsceneError, match="MLFLOW_TRACKING_URI contains a secret") as refusal:
         jobs._environment(jobs.Submission((), "r"))
     assert DECOY not in str(refusal.value)
 
@@ -110,7 +113,7 @@ def test_a_jobs_variables_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
         ("FAILED", "JOB_SUPERVISOR_ACTOR_START_TIMEOUT", None, "CLUSTER_FAILED"),
     ],
 )
-def test_only_the_clusters_failures_are_sent_again(
+def test_only_failures_of_the_cluster_lead_to_a_resubmission(
     status: str, error: str | None, code: int | None, expected: str
 ) -> None:
     from ray.job_submission import JobDetails, JobStatus, JobType
@@ -124,27 +127,28 @@ def test_only_the_clusters_failures_are_sent_again(
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "reason"),
     [
-        ("ray://127.0.0.1:10001", "is not the job server's"),
-        ("127.0.0.1:8265", "is not the job server's"),
-        ("http://10.1.2.3:8265", "would travel to 10.1.2.3 in clear text"),
-        ("http://127.0.0.1:9", "no job server answers at http://127.0.0.1:9"),
+        ("ray://127.0.0.1:10001", "is not the address of a job server"),
+        ("127.0.0.1:8265", "is not the address of a job server"),
+        ("http://[::1", "is not valid (Invalid IPv6 URL)"),
+        ("http://10.1.2.3:8265", "would be sent to 10.1.2.3 unencrypted"),
+        ("http://127.0.0.1:9", "no job server responds at http://127.0.0.1:9"),
     ],
 )
-def test_an_address_that_will_not_do_is_refused(address: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_address_is_refused(address: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from sepscene.orchestration.runtime import jobs
 
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     with pytest.raises(SepsceneError) as refusal:
         jobs.connect(address)
-    assert said in str(refusal.value)
+    assert reason in str(refusal.value)
     assert TOKEN not in str(refusal.value)
 
 
 @pytest.mark.parametrize("pools", [False, True])
-def test_the_experiment_of_the_tests_with_hosts_is_one(pools: bool, tmp_path: Path) -> None:
-    """Those tests run by themselves only: a change of the configuration must not break them unseen."""
+def test_the_experiment_of_the_tests_with_hosts_is_valid(pools: bool, tmp_path: Path) -> None:
+    """Those tests run only on request: a change of the configuration must not break them unnoticed."""
     from tests.faults.hosts import small_experiment
 
     experiment = small_experiment(tmp_path, pools)
@@ -153,13 +157,13 @@ def test_the_experiment_of_the_tests_with_hosts_is_one(pools: bool, tmp_path: Pa
 
 @pytest.mark.hosts
 @pytest.mark.timeout(1800)
-def test_a_run_over_hosts_survives_a_cut_cable(tmp_path: Path) -> None:
-    """Head, separators and trainers as hosts with addresses of their own; see tests/faults/hosts.py."""
-    alone = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    spaces = ["unshare", *alone, "--pid", "--fork", "--mount-proc", "--net", "--mount", "--uts", "--kill-child"]
+def test_a_run_on_several_hosts_survives_a_cut_cable(tmp_path: Path) -> None:
+    """Head, separators and trainers are hosts with separate addresses; see tests/faults/hosts.py."""
+    as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    namespaces = ["unshare", *as_root, "--pid", "--fork", "--mount-proc", "--net", "--mount", "--uts", "--kill-child"]
     with (tmp_path / "scenario.log").open("wb") as log:
         process = subprocess.Popen(
-            [*spaces, sys.executable, "-m", "tests.faults.hosts", str(tmp_path)],
+            [*namespaces, sys.executable, "-m", "tests.faults.hosts", str(tmp_path)],
             cwd=ROOT,
             env={**os.environ, "RAY_AUTH_MODE": "token"},
             stdout=log,
@@ -179,7 +183,7 @@ def test_a_run_over_hosts_survives_a_cut_cable(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real head that asks for a token, with three CPUs and no GPU; its job server's address."""
+    """A real head that requires a token, with three CPUs and no GPU; returns its job server's address."""
     from tests.faults.hosts import free_port, short_folder
 
     with short_folder() as session:
@@ -190,7 +194,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "--node-ip-address=127.0.0.1 --object-store-memory=200000000"
         )
         process = subprocess.Popen(
-            ["bash", "-c", f"until {start}; do sleep 2; done"],  # Ray gives itself 30 s, which a busy machine may miss
+            [
+                "bash",
+                "-c",
+                f"until {start}; do sleep 2; done",
+            ],  # on a busy machine, Ray's limit of 30 s can be too short
             env={
                 **os.environ,
                 "HOME": str(tmp_path_factory.mktemp("home")),
@@ -198,7 +206,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": TOKEN,
                 "OMP_NUM_THREADS": "1",
-                "RAY_worker_niceness": "0",  # 15 by default: on a busy machine its workers starve
+                "RAY_worker_niceness": "0",  # with the default, 15, workers get no CPU time on a busy machine
             },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -213,17 +221,17 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def client(head: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client with the token, once the head answers."""
+    """A client with the token, once the head responds."""
     from sepscene.orchestration.runtime import jobs
 
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    return jobs._connect_patiently(head, 400)
+    return jobs._connect_with_retries(head, 400)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"nothing for {seconds} s"
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds} s"
         time.sleep(0.5)
     return value
 
@@ -235,17 +243,17 @@ def test_a_submission_without_the_token_is_refused(head: str, client: Any, monke
 
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nonexistent")
-    with pytest.raises(SepsceneError, match=r"asks for a token \(401\)"):
-        jobs.run_to_end(head, jobs.Submission(("show",), "nobody"), print)
+    with pytest.raises(SepsceneError, match=r"requires a token \(401\)"):
+        jobs.run_to_end(head, jobs.Submission(("show",), "no-token"), print)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
     with pytest.raises(SepsceneError, match=r"refuses this token \(403\)"):
-        jobs.run_to_end(head, jobs.Submission(("show",), "stranger"), print)
-    assert jobs.jobs_of_run(client, "nobody") == jobs.jobs_of_run(client, "stranger") == []
+        jobs.run_to_end(head, jobs.Submission(("show",), "wrong-token"), print)
+    assert jobs.jobs_of_run(client, "no-token") == jobs.jobs_of_run(client, "wrong-token") == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_that_fails_by_itself_is_not_sent_again_and_shows_no_secret(
+def test_a_run_that_fails_is_not_resubmitted_and_shows_no_secret(
     head: str, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sepscene.orchestration.runtime import jobs
@@ -264,10 +272,10 @@ def test_a_run_that_fails_by_itself_is_not_sent_again_and_shows_no_secret(
 
 @pytest.mark.hosts
 @pytest.mark.timeout(1800)
-def test_a_run_whose_process_is_killed_is_sent_again_and_finishes_with_an_exact_ledger(
+def test_a_run_whose_process_is_killed_is_resubmitted_and_finishes_with_an_exact_ledger(
     head: str, client: Any, tmp_path: Path
 ) -> None:
-    """The driver is killed in the middle, as for memory; nothing else says anything to the launcher."""
+    """The driver is killed during the run, as when out of memory."""
     from sepscene.orchestration.runtime import jobs
     from tests.faults.hosts import consumed, small_experiment, small_run
 
@@ -280,7 +288,7 @@ def test_a_run_whose_process_is_killed_is_sent_again_and_finishes_with_an_exact_
     thread.start()
     wait_for(lambda: consumed(tmp_path / "runs" / "killed") > rows // 4 or not thread.is_alive(), 900)
     assert jobs.active_jobs(client, "killed") == ["killed-1"], "".join(log)
-    with pytest.raises(SepsceneError, match="is being worked on by job killed-1"):
+    with pytest.raises(SepsceneError, match="is already in use by job killed-1"):
         jobs.submit(client, submission)
     before = consumed(tmp_path / "runs" / "killed")
     os.kill(driver_of(tmp_path), signal.SIGKILL)
@@ -292,11 +300,11 @@ def test_a_run_whose_process_is_killed_is_sent_again_and_finishes_with_an_exact_
     assert before < rows
     assert_ledger_exact(tmp_path / "runs" / "killed", rows)
     later = [record["step"] for record in records(tmp_path / "runs" / "killed") if record["seconds"] > killed_at]
-    assert min(later) > 8, "the second job did not go on from a checkpoint"  # there is one every 8 steps
+    assert min(later) > 8, "the second job did not continue from a checkpoint"  # there is one every 8 steps
 
 
 def driver_of(folder: Path) -> int:
-    """Process id of the job's entry point that writes under `folder`."""
+    """Process id of the job's entry point that writes to `folder`."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -305,7 +313,7 @@ def driver_of(folder: Path) -> int:
                 continue
             if words[1:3] == ["-m", "sepscene"] and str(folder / "runs") in words:
                 return int(entry.name)
-    raise AssertionError("the job's process is not there")
+    raise AssertionError("the job's process was not found")
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -314,7 +322,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_ledger_exact(run: Path, rows: int) -> None:
-    """Every row of the schedule was consumed, once: the intervals are one, and the steps are as many as rows allow."""
+    """Every row of the schedule was consumed once: there is one interval, and the number of steps matches the rows."""
     ledger = Ledger.load(run / "ledger.json")
     assert ledger.rows == rows
     assert ledger.intervals == [(0, rows)]

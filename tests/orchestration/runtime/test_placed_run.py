@@ -1,4 +1,4 @@
-"""Labels put the parts of a real run where they belong: separators on one node, trainers on another."""
+"""Labels place the parts of a real run on the right nodes: separators on one node, trainers on another."""
 
 import json
 import os
@@ -40,31 +40,31 @@ def outcome(
     return found
 
 
-def test_separators_and_trainers_lie_on_their_own_nodes_and_every_row_is_consumed(outcome: dict[str, Any]) -> None:
+def test_separators_and_trainers_are_on_their_nodes_and_every_row_is_consumed(outcome: dict[str, Any]) -> None:
     assert outcome["where"] == {"separation actor": ["separators"], "trainer": ["trainers"]}
     assert outcome["consumed"] == [[0, outcome["rows"]]]
 
 
-def test_a_stopped_process_of_another_node_is_named_and_restarted(outcome: dict[str, Any]) -> None:
-    said = [event for event in outcome["events"] if "SeparationService of run" in event and "(process " in event]
-    assert len(said) == 2 and all(re.search(r"\(process \d+ on [\d.]+\)", event) for event in said), outcome["events"]
-    assert "is stopped, no step for" in said[0] and "it is killed, and Ray starts another" in said[1]
+def test_a_stopped_process_of_another_node_is_reported_and_restarted(outcome: dict[str, Any]) -> None:
+    events = [event for event in outcome["events"] if "SeparationService of run" in event and "(process " in event]
+    assert len(events) == 2, outcome["events"]
+    assert all(re.search(r"\(process \d+ on [\d.]+\)", event) for event in events), events
+    assert "is stopped, no step for" in events[0] and "it is killed, and Ray starts another" in events[1]
 
 
-def test_a_label_that_no_node_has_is_refused_and_named(outcome: dict[str, Any]) -> None:
+def test_a_label_that_no_node_has_is_refused(outcome: dict[str, Any]) -> None:
     assert "separation actors" in outcome["refusal"]
     assert "no node has these labels" in outcome["refusal"]
     assert "pool=separators" in outcome["refusal"]
 
 
-def test_a_promised_node_that_does_not_come_ends_in_a_message(outcome: dict[str, Any]) -> None:
-    assert "have not joined within 3 s: no place for 2 trainers (1 CPU, pool=late each)" in outcome["never_came"]
+def test_a_node_that_does_not_join_in_time_leads_to_an_error(outcome: dict[str, Any]) -> None:
+    assert "have not joined within 3 s: no place for 2 trainers (1 CPU, pool=late each)" in outcome["missing_node"]
 
 
-def test_trials_are_counted_on_the_cluster_that_is_there(outcome: dict[str, Any]) -> None:
-    assert (
-        outcome["trials"] == 2
-    )  # the head's two CPUs are Ray Data's own tasks; four trainers of a quarter CPU fill a node
+def test_trials_are_counted_on_the_existing_cluster(outcome: dict[str, Any]) -> None:
+    # The head's two CPUs are used by Ray Data's own tasks; four trainers of a quarter CPU fill a node.
+    assert outcome["trials"] == 2
 
 
 def test_every_machine_of_the_cluster_is_sampled(outcome: dict[str, Any]) -> None:

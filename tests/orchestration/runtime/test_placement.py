@@ -1,4 +1,4 @@
-"""What one trial asks for, and whether a list of nodes can give it; no Ray is started here."""
+"""The demands of one trial, and whether they fit a list of nodes; without Ray."""
 
 import itertools
 import re
@@ -44,48 +44,48 @@ def on_two_pools(**changes: object) -> Resources:
     )
 
 
-def test_a_trial_asks_for_trainers_actors_and_readers() -> None:
-    asked = demands(on_two_pools())
-    assert [(d.role, d.cpus, d.gpus) for d, _ in itertools.groupby(asked)] == [
+def test_a_trial_requests_trainers_actors_and_readers() -> None:
+    requested = demands(on_two_pools())
+    assert [(d.role, d.cpus, d.gpus) for d, _ in itertools.groupby(requested)] == [
         ("trainer", 1, 1),
         ("separation actor", 1, 0.5),
         ("reader", 0.5, 0),
         ("data task", 1, 0),
     ]
-    assert len(asked) == 8 + 4 + 4 + 1
-    assert sum(d.cpus for d in asked) == 8 + 4 + 2 + 1
+    assert len(requested) == 8 + 4 + 4 + 1
+    assert sum(d.cpus for d in requested) == 8 + 4 + 2 + 1
 
 
-def test_half_a_cpu_left_over_is_not_enough_for_ray_data() -> None:
+def test_half_a_cpu_is_not_enough_for_ray_data() -> None:
     resources = Resources(trainers=1, trainer_cpus=1, separation_cpus=0.5, readers=1, reader_cpus=0.5)
     with pytest.raises(SepsceneError, match="would wait forever"):
         check_placement(demands(resources), [Node("laptop", 2.5)])
     check_placement(demands(resources), [Node("laptop", 3)])
 
 
-def test_mix_mix_asks_for_no_separation_actors() -> None:
+def test_mix_mix_requests_no_separation_actors() -> None:
     assert {demand.role for demand in demands(on_two_pools(), separates=False)} == {"trainer", "reader", "data task"}
 
 
-def test_a_filled_store_needs_separation_actors_before_the_trainers_not_beside_them() -> None:
+def test_a_filled_store_needs_separation_actors_before_the_trainers_not_at_the_same_time() -> None:
     tiny = named_experiment("demo", "tiny")
-    beside = tiny.changed({"resources.separation_actors": 4, "resources.separation_cpus": 0.2})
-    before = beside.changed({"store.mode": "prefill"})
+    live = tiny.changed({"resources.separation_actors": 4, "resources.separation_cpus": 0.2})
+    before = live.changed({"store.mode": "prefill"})
     laptop = [Node("laptop", 2)]
     with pytest.raises(SepsceneError, match="separation actors"):
-        check_placement(*phases(beside), laptop)
+        check_placement(*phases(live), laptop)
     prefill, training = phases(before)
-    for asked in (prefill, training):
-        check_placement(asked, laptop)
+    for requested in (prefill, training):
+        check_placement(requested, laptop)
     assert "trainer" not in {demand.role for demand in prefill}
     assert "separation actor" not in {demand.role for demand in training}
-    mixtures_alone = before.changed({"views.pair": "mix-mix", "resources.separation_labels": {"pool": "separators"}})
-    assert phases(mixtures_alone)[0] == training
-    with pytest.raises(SepsceneError, match="separation_labels"):  # to evaluate, one actor has to find its place
-        check_placement(phases(mixtures_alone)[1], laptop)
+    only_mixtures = before.changed({"views.pair": "mix-mix", "resources.separation_labels": {"pool": "separators"}})
+    assert phases(only_mixtures)[0] == training
+    with pytest.raises(SepsceneError, match="separation_labels"):  # evaluation needs one actor
+        check_placement(phases(only_mixtures)[1], laptop)
 
 
-def test_of_an_elastic_pool_only_the_fewest_actors_must_fit() -> None:
+def test_only_the_minimum_of_an_elastic_actor_pool_must_fit() -> None:
     elastic = named_experiment("demo", "tiny").changed(
         {
             "resources.separation_actors": 16,
@@ -93,26 +93,27 @@ def test_of_an_elastic_pool_only_the_fewest_actors_must_fit() -> None:
             "resources.separation_cpus": 1,
         }
     )
-    (asked,) = phases(elastic)
-    assert Counter(demand.role for demand in asked)["separation actor"] == 2
+    (requested,) = phases(elastic)
+    assert Counter(demand.role for demand in requested)["separation actor"] == 2
     fixed = elastic.changed({"resources.separation_actors_min": None})
-    check_placement(asked, [Node("laptop", 8)])
+    check_placement(requested, [Node("laptop", 8)])
     with pytest.raises(SepsceneError, match=r"of 16 separation actors .*\.separation_actors_min"):
         check_placement(*phases(fixed), [Node("laptop", 8)])
 
 
-def test_a_tune_trial_asks_for_its_driver_too() -> None:
-    plain, tuned = demands(Resources()), demands(Resources(), driver_cpus=1)
+def test_a_tune_trial_also_requests_its_driver() -> None:
+    plain = demands(Resources())
+    tuned = demands(Resources(), driver_cpus=1)
     assert len(tuned) == len(plain) + 1
     assert (tuned[-1].role, tuned[-1].cpus) == ("trial driver", 1)
 
 
-def test_gpus_above_one_are_whole() -> None:
+def test_a_number_of_gpus_above_one_must_be_whole() -> None:
     with pytest.raises(SepsceneError, match=r"1\.5 GPUs.*whole GPUs"):
         demands(Resources(trainer_gpus=1.5))
 
 
-def test_the_options_given_to_ray_are_the_demand() -> None:
+def test_rays_options_equal_the_demand() -> None:
     demand = Demand("separation actor", 1, 0.5, {"pool": "separators"}, "L4")
     assert demand.ray_options() == {
         "num_cpus": 1,
@@ -128,10 +129,7 @@ def test_the_options_given_to_ray_are_the_demand() -> None:
     [
         ({}, "head spot trainers"),
         ({"pool": "trainers"}, "trainers"),
-        (
-            {"pool": "!trainers"},
-            "head spot",
-        ),  # measured on Ray 2.60: a node without the label is not `trainers`
+        ({"pool": "!trainers"}, "head spot"),  # verified on Ray 2.60: `!` also matches nodes without the label
         ({"pool": "in(trainers,separators)"}, "spot trainers"),
         ({"pool": "in(trainers, separators)"}, "spot trainers"),
         ({"pool": "!in(trainers,separators)"}, "head"),
@@ -142,12 +140,12 @@ def test_the_options_given_to_ray_are_the_demand() -> None:
         ({"absent": "x"}, ""),
     ],
 )
-def test_label_selectors_mean_what_they_mean_to_ray(selector: dict[str, str], expected: str) -> None:
+def test_label_selectors_follow_rays_rules(selector: dict[str, str], expected: str) -> None:
     nodes = {"head": {}, "spot": {"pool": "separators", "market": "spot"}, "trainers": {"pool": "trainers"}}
     assert " ".join(name for name, labels in nodes.items() if matches(labels, selector)) == expected
 
 
-def test_what_fits_exactly_is_placed_and_on_the_right_nodes() -> None:
+def test_demands_that_fit_exactly_are_placed_on_the_right_nodes() -> None:
     placed, waiting = pack(demands(on_two_pools()), [SEPARATORS, SEPARATORS, TRAINERS, HEAD])
     assert waiting == []
     where = {
@@ -156,7 +154,7 @@ def test_what_fits_exactly_is_placed_and_on_the_right_nodes() -> None:
     assert where == {"trainer": {"t"}, "separation actor": {"s"}, "reader": {"head"}}
 
 
-def test_readers_leave_nodes_with_gpus_to_those_who_need_them() -> None:
+def test_readers_do_not_occupy_nodes_with_gpus_that_others_need() -> None:
     nodes = [Node("gpu", cpus=2, gpus=1), Node("cpu", cpus=3)]
     check_placement(
         demands(Resources(trainers=1, trainer_cpus=2, trainer_gpus=1, separation_cpus=1, readers=2)),
@@ -164,7 +162,7 @@ def test_readers_leave_nodes_with_gpus_to_those_who_need_them() -> None:
     )
 
 
-def test_shares_of_a_gpu_do_not_add_up_over_two_gpus() -> None:
+def test_a_share_of_a_gpu_cannot_span_two_gpus() -> None:
     node = Node("n", cpus=8, gpus=2)
     assert pack([Demand("a", 1, 0.6)] * 2, [node])[1] == []
     assert len(pack([Demand("a", 1, 0.6)] * 3, [node])[1]) == 1
@@ -178,7 +176,7 @@ def test_one_bundle_never_spans_two_nodes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "nodes", "said"),
+    ("changes", "nodes", "reason"),
     [
         (
             {"separation_labels": {"pool": "seperators"}},
@@ -194,27 +192,30 @@ def test_one_bundle_never_spans_two_nodes() -> None:
         (
             {"separation_actors": 5},
             [SEPARATORS, SEPARATORS, TRAINERS],
-            "1 of 5 separation actors .*node.s. are full",
+            "1 of 5 separation actors .*node.s. are occupied",
         ),
         ({"trainers": 9}, [SEPARATORS, SEPARATORS, TRAINERS], "1 of 9 trainers .*resources.trainers"),
         ({"separation_gpus": 2}, [SEPARATORS, TRAINERS], "largest node for it has 8 CPU and 1 GPU"),
         ({}, [], "the cluster has no node"),
     ],
 )
-def test_a_refusal_says_which_bundle_why_and_what_to_change(changes: dict, nodes: list[Node], said: str) -> None:
+def test_the_error_gives_the_bundle_the_reason_and_what_to_change(
+    changes: dict, nodes: list[Node], reason: str
+) -> None:
     with pytest.raises(SepsceneError) as refusal:
         check_placement(demands(on_two_pools(**changes)), nodes)
-    assert re.search(said, str(refusal.value)), str(refusal.value)
+    assert re.search(reason, str(refusal.value)), str(refusal.value)
     assert "change resources." in str(refusal.value)
 
 
-def test_without_gpus_the_refusal_says_how_to_run_on_cpus() -> None:
+def test_without_gpus_the_error_explains_how_to_run_on_cpus() -> None:
     small = named_experiment("demo", "small")
-    for cpus, more in ((16, r"\n  nodes"), (2, r", and lower resources.readers, .* ask for 8 CPU, and there are 2\n")):
+    lower = r", and lower resources.readers, .* request 8 CPU, and 2 are available\n"
+    for cpus, more in ((16, r"\n  nodes"), (2, lower)):
         with pytest.raises(SepsceneError) as refusal:
             check_placement(*phases(small), [Node("laptop", cpus)])
-        said = "to run on CPUs, slowly: --set resources.trainer_gpus=0 --set resources.separation_gpus=0"
-        assert re.search(re.escape(said) + more, str(refusal.value)), str(refusal.value)
+        advice = "to run on CPUs, slowly: --set resources.trainer_gpus=0 --set resources.separation_gpus=0"
+        assert re.search(re.escape(advice) + more, str(refusal.value)), str(refusal.value)
     fixed = small.changed({"resources.trainer_gpus": 0, "resources.separation_gpus": 0})
     check_placement(*phases(fixed), [Node("laptop", 16)])
     with pytest.raises(SepsceneError) as refusal:
@@ -222,24 +223,24 @@ def test_without_gpus_the_refusal_says_how_to_run_on_cpus() -> None:
     assert "to run on CPUs" not in str(refusal.value)
 
 
-def test_nodes_are_listed_by_kind() -> None:
+def test_equal_nodes_are_grouped_in_the_error() -> None:
     with pytest.raises(
         SepsceneError, match=re.escape("2 x (8 CPU, 1 GPU, accelerator L4, pool=separators); 1 x (4 CPU)")
     ):
         check_placement([Demand("trainer", 99)], [SEPARATORS, SEPARATORS, HEAD])
 
 
-def test_how_many_trials_fit_at_once() -> None:
+def test_how_many_trials_fit_at_the_same_time() -> None:
     nodes = [SEPARATORS] * 8 + [TRAINERS] * 3 + [HEAD]
-    asked = demands(on_two_pools())
-    assert concurrent_trials(asked, nodes) == 3  # 3 x 8 trainers; separators would do for 4
-    assert concurrent_trials(asked, [SEPARATORS, TRAINERS]) == 0
+    requested = demands(on_two_pools())
+    assert concurrent_trials(requested, nodes) == 3  # 3 x 8 trainers; the separators would suffice for 4
+    assert concurrent_trials(requested, [SEPARATORS, TRAINERS]) == 0
     assert concurrent_trials([Demand("reader", 0.5)], [HEAD]) == 8
     assert concurrent_trials([Demand("reader", 0.5)], [Node("big", 1000)], limit=10) == 10
 
 
 def test_packing_agrees_with_exhaustive_search() -> None:
-    """All lists of up to four bundles on two nodes: never too much, at most 3 % of what fits refused."""
+    """All lists of up to four bundles on two nodes: none is wrongly accepted, at most 3 % are wrongly rejected."""
     nodes = [Node("a", 2, 1, {"pool": "x"}), Node("b", 3, 1)]
     kinds = [
         Demand("r", 0.5),
@@ -250,7 +251,7 @@ def test_packing_agrees_with_exhaustive_search() -> None:
     ]
 
     def fits(chosen: tuple[Demand, ...]) -> bool:
-        """Try every assignment; per node one GPU, so shares simply add up."""
+        """Try every assignment; each node has one GPU, so fractions can be summed."""
         for hosts in itertools.product(nodes, repeat=len(chosen)):
             load = {node.name: [d for d, host in zip(chosen, hosts, strict=True) if host is node] for node in nodes}
             if all(
@@ -265,7 +266,8 @@ def test_packing_agrees_with_exhaustive_search() -> None:
     missed = total = 0
     for size in range(1, 5):
         for chosen in itertools.combinations_with_replacement(kinds, size):
-            greedy, truth = not pack(chosen, nodes)[1], fits(chosen)
+            greedy = not pack(chosen, nodes)[1]
+            truth = fits(chosen)
             assert truth or not greedy, chosen
             missed += truth and not greedy
             total += truth

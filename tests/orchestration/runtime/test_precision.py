@@ -1,4 +1,4 @@
-"""What `auto` means on which device; a run keeps what was chosen; an explicit slow one is warned of with the ratio."""
+"""The meaning of `auto` on each device; a run saves the resolved precision; a slow explicit choice causes a warning."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sepscene.orchestration.runtime.precision import bfloat16_time_ratio, choose
 AUTO = {"training.precision": "auto", "resources.separation_precision": "auto"}
 
 
-def test_auto_is_the_default_and_tiny_gives_the_same_numbers_everywhere():
+def test_auto_is_the_default_and_scale_tiny_is_the_same_on_all_devices():
     assert Training().precision == Resources().separation_precision == "auto"
     tiny = named_experiment("demo", "tiny")
     assert precision.with_precisions(tiny) == tiny
@@ -20,21 +20,21 @@ def test_auto_is_the_default_and_tiny_gives_the_same_numbers_everywhere():
 
 
 @pytest.mark.parametrize(("amx", "chosen"), [(True, "bfloat16"), (False, "float32")])
-def test_a_run_keeps_what_was_chosen(monkeypatch, amx, chosen):
+def test_a_run_saves_the_resolved_precision(monkeypatch, amx, chosen):
     monkeypatch.setattr(precision, "cpu_has_amx", lambda: amx)
-    kept = precision.with_precisions(named_experiment("demo", "tiny").changed(AUTO))
-    assert kept.training.precision == kept.resources.separation_precision == chosen
-    assert precision.with_precisions(kept).digest() == kept.digest()
+    resolved = precision.with_precisions(named_experiment("demo", "tiny").changed(AUTO))
+    assert resolved.training.precision == resolved.resources.separation_precision == chosen
+    assert precision.with_precisions(resolved).digest() == resolved.digest()
 
 
 @pytest.mark.parametrize(("ratio", "warned"), [(1.64, True), (0.4, False)])
-def test_an_explicit_slow_precision_is_warned_of(monkeypatch, ratio, warned):
+def test_a_slow_explicit_precision_causes_a_warning(monkeypatch, ratio, warned):
     monkeypatch.setattr(precision, "bfloat16_time_ratio", lambda: ratio)
     experiment = named_experiment("demo", "tiny")
     assert precision.slow_precisions(experiment) == []
-    said = precision.slow_precisions(experiment.changed({"training.precision": "bfloat16"}))
-    assert len(said) == warned
-    assert all("training.precision bfloat16" in line and "1.6 times as long" in line for line in said)
+    warnings = precision.slow_precisions(experiment.changed({"training.precision": "bfloat16"}))
+    assert len(warnings) == warned
+    assert all("training.precision bfloat16" in line and "1.6 times as long" in line for line in warnings)
     on_gpu = experiment.changed({"training.precision": "bfloat16", "resources.trainer_gpus": 1})
     assert precision.slow_precisions(on_gpu) == []
 
@@ -49,7 +49,7 @@ def test_an_explicit_slow_precision_is_warned_of(monkeypatch, ratio, warned):
         (0, None, False, "float32"),
     ],
 )
-def test_auto_takes_what_the_device_does_well(monkeypatch, gpus, accelerator, amx, chosen):
+def test_auto_chooses_the_best_precision_for_the_device(monkeypatch, gpus, accelerator, amx, chosen):
     monkeypatch.setattr(precision, "cpu_has_amx", lambda: amx)
     assert choose("auto", gpus, accelerator) == chosen
     for explicit in ("float32", "bfloat16"):
@@ -59,7 +59,7 @@ def test_auto_takes_what_the_device_does_well(monkeypatch, gpus, accelerator, am
 @pytest.mark.parametrize(
     ("flags", "has"), [("fpu avx512f amx_tile amx_bf16", True), ("fpu avx512f", False), (None, False)]
 )
-def test_matrix_units_are_read_from_the_flags_of_the_cpu(tmp_path: Path, flags, has):
+def test_amx_is_read_from_the_cpus_flags(tmp_path: Path, flags, has):
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: amx_bf16\n")
     assert cpu_has_amx(str(tmp_path / "cpuinfo")) is has

@@ -1,4 +1,4 @@
-"""Other users of the machine can neither read a local Ray's token nor replace its sockets."""
+"""Other users of the machine can neither read the token of a local Ray nor replace its sockets."""
 
 import os
 from pathlib import Path
@@ -10,14 +10,14 @@ from sepscene.orchestration.runtime.private_files import make_token, private_tem
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _temporary_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for name in ("RAY_TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_this_user_has_access_to_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = os.umask(0)
     try:
         folder = Path(private_temp_folder())
@@ -32,14 +32,20 @@ def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.Monk
     assert private_temp_folder() == "/my/own"
 
 
-def test_a_link_of_somebody_elses_is_refused(tmp_path: Path) -> None:
+def test_a_link_or_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / f"sepscene-{os.getuid()}"
     (tmp_path / "elsewhere").mkdir(mode=0o700)
-    (tmp_path / f"sepscene-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    for target in ("elsewhere", "missing"):
+        folder.symlink_to(tmp_path / target)
+        with pytest.raises(SepsceneError, match="remove it"):
+            private_temp_folder()
+        folder.unlink()
+    folder.touch(mode=0o600)
     with pytest.raises(SepsceneError, match="remove it"):
         private_temp_folder()
 
 
-def test_the_token_is_never_readable_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_never_readable_for_other_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = os.umask(0)
     try:
         make_token()

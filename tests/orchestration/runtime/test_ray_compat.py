@@ -1,6 +1,6 @@
-"""What we take from Ray's private parts is still there and still does what it is for: a real stream, a real trainer.
+"""The private parts of Ray that we use still exist and work, in a real stream and a real trainer.
 
-An upgrade of Ray that breaks one of them is seen here.
+These tests detect an upgrade of Ray that breaks one of them.
 """
 
 import json
@@ -19,7 +19,7 @@ import torch
 from ray.data import DataContext
 
 from sepscene.orchestration.runtime.ray_compat import (
-    BLOCKS_A_TASK,
+    BLOCKS_PER_TASK,
     configure_data,
     leaving_nodes,
     trainer_class,
@@ -29,15 +29,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
 
 
 def many_rows(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Twenty rows for each."""
+    """Twenty rows per row."""
     return {"id": (columns["id"][:, None] * 20 + np.arange(20)).ravel()}
 
 
-def test_one_task_of_a_stream_makes_many_blocks() -> None:
-    """In the shape of our own: far more blocks a task than Ray holds by default, each as small as it was asked for."""
-    assert "_max_num_blocks_in_streaming_gen_buffer" in vars(DataContext()), "our setting would change nothing"
+def test_one_task_of_a_stream_can_produce_many_blocks() -> None:
+    """Like our own stream: many more blocks per task than Ray buffers by default, each of the requested size."""
+    assert "_max_num_blocks_in_streaming_gen_buffer" in vars(DataContext()), "our setting would have no effect"
     configure_data(ordered=True)
-    assert BLOCKS_A_TASK > 40 > 2 * (DataContext()._max_num_blocks_in_streaming_gen_buffer or 0)
+    assert BLOCKS_PER_TASK > 40 > 2 * (DataContext()._max_num_blocks_in_streaming_gen_buffer or 0)
     rows = ray.data.range(2, override_num_blocks=1).map_batches(many_rows, batch_size=None)
     (shard,) = rows.repartition(target_num_rows_per_block=1).streaming_split(1)
     blocks = shard.iter_batches(batch_size=None, batch_format="numpy")  # type: ignore[arg-type]
@@ -45,13 +45,13 @@ def test_one_task_of_a_stream_makes_many_blocks() -> None:
 
 
 def listening(process: psutil.Process) -> list[str]:
-    """The addresses on which a process takes connections; one of IPv4 is written as such."""
+    """The addresses on which a process listens; IPv4 addresses are written as such."""
     found = [each for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
     return [each.laddr.ip.removeprefix("::ffff:") for each in found]
 
 
 def worker(settings: dict[str, Any]) -> None:
-    """Consumes its part of the stream and notes what the private parts say."""
+    """Consume a part of the stream and record the results of the private parts."""
     rows = sum(len(batch["id"]) for batch in ray.train.get_dataset_shard("views").iter_batches(batch_size=4))
     found = {"rows": rows, "leaving": sorted(leaving_nodes()), "listens": listening(psutil.Process())}
     total = torch.ones(1)
@@ -62,8 +62,8 @@ def worker(settings: dict[str, Any]) -> None:
     ray.train.report({})
 
 
-def test_a_ray_of_this_machine_listens_on_loopback_alone() -> None:
-    """GCS, raylet, agents, workers and this process; other machines reach none of them."""
+def test_a_local_ray_listens_only_on_loopback() -> None:
+    """GCS, raylet, agents, workers and this process: other machines can reach none of them."""
     assert ray.get(ray.remote(lambda: 1).remote(), timeout=60) == 1
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     found = {f"{one.name()} {one.pid}": listening(one) for one in family}
@@ -72,23 +72,23 @@ def test_a_ray_of_this_machine_listens_on_loopback_alone() -> None:
 
 
 def test_auto_does_not_wait_for_a_ray_that_listens_on_loopback(tmp_path: Path) -> None:
-    """It is that of another command: nothing answers at this machine's own address, and that is said at once.
+    """The Ray of another command does not listen on this machine's address, which is reported immediately.
 
-    With several on a machine, as where tests run side by side, Ray takes the one that its note names.
+    If several run on a machine, as in parallel tests, Ray chooses the one in its file `ray_current_cluster`.
     """
-    note = tmp_path / "ray" / "ray_current_cluster"
-    note.parent.mkdir()
-    note.write_text(ray.get_runtime_context().gcs_address)
+    current = tmp_path / "ray" / "ray_current_cluster"
+    current.parent.mkdir()
+    current.write_text(ray.get_runtime_context().gcs_address)
     variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, "-c", "from sepscene.orchestration.runtime.session import connect; connect('auto')"],
         env=variables | {"RAY_TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "SepsceneError: no Ray cluster answers at" in done.stderr
+    assert "SepsceneError: no Ray cluster responds at" in done.stderr
 
 
-def test_a_trainer_on_this_machine_starts_nothing_that_tidies_up_and_hears_of_nodes_that_leave(tmp_path: Path) -> None:
+def test_a_local_trainer_starts_no_cleanup_process_and_can_read_the_leaving_nodes(tmp_path: Path) -> None:
     kind = trainer_class()
     kind(
         worker,

@@ -1,4 +1,4 @@
-"""The Ray that a command starts for itself does without what nobody reads or needs there."""
+"""The start, the checks and the end of the Ray that a command starts for itself."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ worker.__ray_terminate__.remote()
 try:
     ray.get(worker.pid.remote(), timeout=60)
 except ray.exceptions.RayActorError:
-    pass  # Ray takes it for dead
+    pass  # Ray considers it dead
 getattr(sys.modules[sys.argv[1]], sys.argv[2])()
 print(pid)
 """
@@ -42,23 +42,23 @@ print(pid)
     ("end", "left"),
     [
         ("sepscene.orchestration.runtime.session.disconnect", False),
-        pytest.param("ray.shutdown", True, marks=pytest.mark.faults_long),  # that Ray needs it
+        pytest.param("ray.shutdown", True, marks=pytest.mark.faults_long),  # shows that the workaround is needed
     ],
 )
-def test_a_worker_that_never_ends_goes_with_the_ray_of_its_command(end: str, left: bool) -> None:
-    """One that waits in its exit handler, when Ray has seen it off already: Ray itself leaves it."""
+def test_a_worker_that_hangs_at_its_exit_is_killed_with_the_ray_of_its_command(end: str, left: bool) -> None:
+    """The worker hangs in its exit handler after Ray has marked it as dead; Ray itself does not kill it."""
     command = [sys.executable, "-c", HANGS, *end.rsplit(".", 1)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     pid = int(ran.stdout.split()[-1])
     worker = [psutil.Process(pid)] if psutil.pid_exists(pid) else []
-    _, alive = psutil.wait_procs(worker, timeout=2.0 if left else 30.0)  # one that was killed may take a moment
+    _, alive = psutil.wait_procs(worker, timeout=2.0 if left else 30.0)  # a killed process may need a moment to end
     for one in alive:
         one.kill()
     assert bool(alive) == left
 
 
 @pytest.mark.usefixtures("ray_of_our_own")
-def test_processes_of_a_local_ray_know_that_it_is_local() -> None:
+def test_processes_of_a_local_ray_can_detect_that_it_is_local() -> None:
     import ray
 
     from sepscene.orchestration.runtime.placement import is_local
@@ -67,12 +67,12 @@ def test_processes_of_a_local_ray_know_that_it_is_local() -> None:
     def in_a_process_of_ray() -> bool:
         return is_local()
 
-    assert is_local() and ray.get(in_a_process_of_ray.remote(), timeout=60)  # where trials of a sweep ask
+    assert is_local() and ray.get(in_a_process_of_ray.remote(), timeout=60)  # trials of a sweep call it in a worker
 
 
 @pytest.mark.usefixtures("ray_of_our_own")
-def test_own_code_of_every_trial_is_imported_before_a_sweep_begins(nano: Experiment) -> None:
-    """A trial whose encoder no node can import ends a sweep at its start, though its largest trial is another one."""
+def test_custom_code_of_every_trial_is_imported_before_a_sweep_starts(nano: Experiment) -> None:
+    """If no node can import a trial's encoder, the sweep fails at its start, also if another trial is the largest."""
     trust_code("no_such_lab.nets:Net")
     other = nano.changed({"encoder": {"use": "no_such_lab.nets:Net"}})
     with (
@@ -88,25 +88,27 @@ from sepscene.orchestration.runtime.session import connect, disconnect
 
 @ray.remote(num_cpus=0)
 class Waits:
-    def begun(self):
+    def started(self):
         return True
 
 connect(None, cpus=1)
 actors = [Waits.remote() for _ in range(8)]
-ray.get([actor.begun.remote() for actor in actors], timeout=100)
+ray.get([actor.started.remote() for actor in actors], timeout=100)
 disconnect()
 """
 
 
-def test_a_scene_length_that_cannot_be_is_refused_at_the_start(nano: Experiment) -> None:
+def test_an_impossible_scene_length_is_refused_at_the_start(nano: Experiment) -> None:
     with (
         pytest.raises(SepsceneError, match=r"generated scenes last 0\.5 to 60 s"),
-        prepared_session(nano.changed({"audio.clip_seconds": 90.0}), address="127.0.0.1:1"),  # asked later than this
+        prepared_session(
+            nano.changed({"audio.clip_seconds": 90.0}), address="127.0.0.1:1"
+        ),  # checked before connecting
     ):
         pass
 
 
-def test_more_processes_than_cores_write_nothing_on_the_terminal() -> None:
-    """Ray would advise against them at four times its CPUs; most of ours only wait."""
+def test_more_processes_than_cores_cause_no_warning() -> None:
+    """Ray would warn at four times the number of its CPUs; most of our processes only wait."""
     ran = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=150, check=True)
     assert "worker processes have been started" not in ran.stdout + ran.stderr

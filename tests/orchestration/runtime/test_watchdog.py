@@ -1,4 +1,4 @@
-"""A stopped process is named, then killed; a stage without steps is spoken of once."""
+"""A stopped process is reported, then killed; a stage without steps is reported once."""
 
 import shutil
 import signal
@@ -18,7 +18,7 @@ from sepscene.orchestration.runtime.watchdog import Watchdog
 
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[bytes]]:
-    """A child with a title as Ray gives them."""
+    """A child process with a title like those of Ray."""
     child = subprocess.Popen(["bash", "-c", "exec -a ray::SeparationService sleep 60"])
     yield child
     child.kill()
@@ -26,7 +26,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGSTOP; the system takes a moment."""
+    """Send SIGSTOP and wait until the process is stopped."""
     process.send_signal(signal.SIGSTOP)
     for _ in range(100):
         if is_stopped(process.pid):
@@ -35,7 +35,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that is advanced by the test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = time.monotonic()
@@ -43,25 +43,26 @@ class Clock:
 
 
 class KilledLate(LocalProcesses):
-    """As on a cluster: a process that is to be killed is still found for a few looks."""
+    """As on a cluster: a process to be killed is still found by the next checks."""
 
-    asked = 0
+    calls = 0
 
     def kill(self, process: RunProcess) -> None:
-        self.asked += 1
-        if self.asked > 3:
+        self.calls += 1
+        if self.calls > 3:
             super().kill(process)
 
 
 @pytest.mark.parametrize("processes", [LocalProcesses, KilledLate])
-def test_a_stopped_process_is_named_and_then_killed(
+def test_a_stopped_process_is_reported_and_then_killed(
     process: subprocess.Popen[bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     processes: type[LocalProcesses],
 ) -> None:
-    clock, said = Clock(monkeypatch), list[str]()
-    dog = Watchdog(tmp_path / "metrics.jsonl", said.append, processes())
+    clock = Clock(monkeypatch)
+    messages = list[str]()
+    dog = Watchdog(tmp_path / "metrics.jsonl", messages.append, processes())
 
     def wait(seconds: float) -> None:
         for _ in range(round(seconds / 10)):
@@ -69,28 +70,31 @@ def test_a_stopped_process_is_named_and_then_killed(
             dog.look()
 
     wait(100)
-    assert not said
+    assert not messages
     stop(process)
     wait(50)
-    assert len(said) == 1 and said[0].startswith(f"SeparationService 60 (process {process.pid}) has been stopped for")
+    assert len(messages) == 1 and messages[0].startswith(
+        f"SeparationService 60 (process {process.pid}) has been stopped for"
+    )
     wait(300)
-    assert len(said) == 2 and "it is killed, and Ray starts another" in said[1]
+    assert len(messages) == 2 and "it is killed, and Ray starts another" in messages[1]
     assert process.wait(10) == -signal.SIGKILL
 
 
-class Costly(LocalProcesses):
-    """As on a cluster: looked at only when no step has come for a while."""
+class Expensive(LocalProcesses):
+    """As on a cluster: checked only if no step was reported for some time."""
 
-    free = False
+    cheap = False
 
 
-def test_steps_between_two_looks_do_not_name_a_process_again(
+def test_a_process_is_not_reported_again_after_steps_between_two_checks(
     process: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stopped process of several may let some steps pass that were under way."""
-    clock, said = Clock(monkeypatch), list[str]()
+    """If one of several processes is stopped, steps in progress can still be reported."""
+    clock = Clock(monkeypatch)
+    messages = list[str]()
     metrics = tmp_path / "metrics.jsonl"
-    dog = Watchdog(metrics, said.append, Costly())
+    dog = Watchdog(metrics, messages.append, Expensive())
     stop(process)
     for seconds in (40, 10, 40, 10, 200):
         clock.now += seconds
@@ -98,17 +102,18 @@ def test_steps_between_two_looks_do_not_name_a_process_again(
         if seconds == 10:
             with metrics.open("a") as file:
                 file.write("{}\n")
-    assert [line for line in said if "is stopped, no step for" in line] == said[:1]
+    assert [line for line in messages if "is stopped, no step for" in line] == messages[:1]
     clock.now += 301
     dog.look()
-    assert "it is killed, and Ray starts another" in said[-1]
+    assert "it is killed, and Ray starts another" in messages[-1]
 
 
-def test_a_stage_whose_steps_stay_away_is_spoken_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, said = Clock(monkeypatch), list[str]()
+def test_a_stage_without_steps_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    messages = list[str]()
     metrics = tmp_path / "metrics.jsonl"
-    dog = Watchdog(metrics, said.append, LocalProcesses())
-    for _ in range(60):  # however long it takes to start
+    dog = Watchdog(metrics, messages.append, LocalProcesses())
+    for _ in range(60):  # the start may take any time
         clock.now += 10
         dog.look()
     for _ in range(3):
@@ -116,35 +121,36 @@ def test_a_stage_whose_steps_stay_away_is_spoken_of_once(tmp_path: Path, monkeyp
             file.write("{}\n")
         clock.now += 40
         dog.look()
-    assert not said
+    assert not messages
     for _ in range(30):
         clock.now += 10
         dog.look()
-    assert len(said) == 1 and said[0].startswith("no step was reported for 130 s, at most 40 s before")
+    assert len(messages) == 1 and messages[0].startswith("no step was reported for 130 s, at most 40 s before")
 
 
 @pytest.mark.parametrize("name", ["gcs_server", "raylet"])
-def test_a_ray_that_has_died_ends_the_stage_with_words(
+def test_a_ray_that_has_died_ends_the_stage_with_an_error(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray would end this process a minute later, without any."""
+    """Ray would end this process a minute later without a message."""
     program = shutil.which("sleep")
     assert program is not None
     shutil.copy(program, tmp_path / name)
-    clock, said = Clock(monkeypatch), list[str]()
+    clock = Clock(monkeypatch)
+    messages = list[str]()
     child = subprocess.Popen([str(tmp_path / name), "60"])
     try:
-        for _ in range(100):  # until it is the copy
+        for _ in range(100):  # until the child runs the copy
             if psutil.Process(child.pid).name() == name:
                 break
             time.sleep(0.05)
-        dog = Watchdog(tmp_path / "metrics.jsonl", said.append, LocalProcesses())
+        dog = Watchdog(tmp_path / "metrics.jsonl", messages.append, LocalProcesses())
         clock.now += 10
         dog.look()
     finally:
         child.kill()
     child.wait(10)
     clock.now += 10
-    with pytest.raises(SepsceneError, match=rf"{name} \(process {child.pid}\) is gone; .* with --resume"):
+    with pytest.raises(SepsceneError, match=rf"{name} \(process {child.pid}\) has ended; .* with --resume"):
         dog.look()
-    assert not said
+    assert not messages
