@@ -133,7 +133,7 @@ CORRUPT = {
     "cut data": (WAV[:-1], "truncated"),
     "half": (WAV[: len(WAV) // 2], "truncated"),
     "claims too much": (with_data_size(WAV, 640_000), "truncated"),
-    "claims too little": (with_data_size(WAV, 10), "lies"),
+    "claims too little": (with_data_size(WAV, 10), "header is wrong"),
     "no channels": (WAV[:22] + b"\0\0" + WAV[24:], "not decodable"),
     "rate 0": (WAV[:24] + bytes(4) + WAV[28:], "not decodable"),
     "rate 3 Hz": (WAV[:24] + struct.pack("<I", 3) + WAV[28:], "3 Hz"),

@@ -46,7 +46,7 @@ def test_the_third_careful_try_puts_the_clip_aside(tmp_path: Path) -> None:
         actor.join(60)
         codes.append(actor.exitcode)
     assert codes == [-signal.SIGKILL] * 3 + [0]
-    assert results.get(timeout=10) == ["", "killed its reader process 2 times", ""]
+    assert results.get(timeout=10) == ["", "crashed its reader process 2 times", ""]
     left = sorted(path.name for path in tmp_path.iterdir())
     assert len(left) == 2 and all("-clip-" in name for name in left)
 

@@ -166,7 +166,7 @@ class TestCut:
     def test_a_change_of_the_rate_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "a.mp3"
         path.write_bytes(mp3(noise(1.0)) + encoded(noise(1.0, 48_000), "MP3", rate=48_000))
-        with pytest.raises(ClipError, match="change on the way; split it"):
+        with pytest.raises(ClipError, match="changes within the file; split it"):
             check_audio(str(path))
 
 
@@ -204,7 +204,7 @@ class TestLevel:
     def test_integers_that_were_written_as_floats_are_refused(self, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "a.wav", 32767 * noise(1.0), RATE, subtype="FLOAT")
         for read in (lambda p: read_audio(p, 16_000), check_audio, lambda p: read_clip(p, WINDOW)):
-            with pytest.raises(ClipError, match="full scale is 1: divide them"):
+            with pytest.raises(ClipError, match="full scale is 1: divide"):
                 read(str(tmp_path / "a.wav"))
 
     def test_a_little_over_full_scale_is_limited_everywhere(self, tmp_path: Path) -> None:
@@ -217,5 +217,5 @@ class TestLevel:
 def test_giant_lengths_take_no_memory(tmp_path: Path) -> None:
     """A header of 6 days: refused where all must be held at once, before anything is."""
     (tmp_path / "a.flac").write_bytes(flac(1 << 34))
-    with pytest.raises(SepsceneError, match="too long to be read at once"):
+    with pytest.raises(SepsceneError, match="too long to read at once"):
         read_audio(str(tmp_path / "a.flac"), 16_000)

@@ -55,10 +55,10 @@ def test_louder_channels_are_preferred_where_asked() -> None:
         ({"combination": ("N",), "weights": (1.0, 2.0)}, "one probability for each"),
         ({"combination": ("N", "F"), "weights": (-1.0, 2.0)}, "must not be negative"),
         ({"temperature": 1}, "Extra inputs"),
-        ({"curriculum": [{"at": 0, "weights": [1, 2]}]}, "curriculum at 0 must hold one probability for each"),
+        ({"curriculum": [{"at": 0, "weights": [1, 2]}]}, "curriculum at 0 must have one probability for each"),
         ({"curriculum": [{"at": 0.5, "weights": [0]}]}, "curriculum at 0.5 must not be negative and must not all"),
         ({"curriculum": [{"at": 0.5, "weights": [1]}, {"at": 0.5, "weights": [1]}]}, "must be in order"),
-        ({"weights": (1.0,), "curriculum": [{"at": 0, "weights": [1]}]}, "give one"),
+        ({"weights": (1.0,), "curriculum": [{"at": 0, "weights": [1]}]}, "give only one"),
     ],
 )
 def test_bad_views_are_refused(fields: dict[str, object], says: str) -> None:

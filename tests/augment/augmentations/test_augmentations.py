@@ -172,7 +172,7 @@ def test_the_same_one_twice_has_draws_of_its_own() -> None:
         ({"gain": {"db": 0}}, "greater than 0"),
         ({"gain": {"dB": 3}}, "dB"),
         ({"gain": {"probability": 1.5}}, "less than or equal to 1"),
-        ({"gain": {"probability": 0.5, "curriculum": [{"at": 0, "probability": 1}]}}, "give one"),
+        ({"gain": {"probability": 0.5, "curriculum": [{"at": 0, "probability": 1}]}}, "give only one"),
         ({"gain": {"curriculum": [{"at": 1, "probability": 1}, {"at": 0, "probability": 1}]}}, "must be in order"),
         ({"mix-back": {"lowest_db": -3, "highest_db": -9}}, r"lowest_db -3 is above highest_db -9"),
         ({"crop-resize": {"least_time": 0}}, "greater than 0"),
@@ -235,11 +235,11 @@ def test_own_ones_are_tried_before_a_run_is_built_on_them(monkeypatch: pytest.Mo
     monkeypatch.delenv("SEPSCENE_TRUSTED_CODE", raising=False)
     try_augmentation("mine", CustomAugmentation.model_validate({"use": Louder, "times": 3}), (SAMPLES,))
     for wrong, says in (
-        (Alone, "draws random numbers of its own"),
-        (Together, "beside other views"),
-        (Shorter, "of the shape of its views"),
-        (Careless, "at least one uniform"),
-        (GainSettings, "needs a class attribute needs|is not a class of"),
+        (Alone, "draws its own random numbers"),
+        (Together, "depend on other views"),
+        (Shorter, "of the shape of its input"),
+        (Careless, "uniforms must be at least 1"),
+        (GainSettings, "needs a class attribute `needs`|is not a subclass of"),
     ):
         with pytest.raises(SepsceneError, match=says):
             try_augmentation("mine", CustomAugmentation(use=wrong), (SAMPLES,))

@@ -110,7 +110,7 @@ def test_a_channel_is_drawn_with_the_softmax_of_the_audible_scores() -> None:
 
 @pytest.mark.usefixtures("checkpoints")
 @pytest.mark.parametrize(
-    ("name", "says"), [("undefined", "scores must be finite"), ("one", "for 2 channels, not one each")]
+    ("name", "says"), [("undefined", "must be finite and deterministic"), ("one", "must return one number per channel")]
 )
 def test_a_score_that_cannot_be_used_is_refused(name: str, says: str) -> None:
     with pytest.raises(SepsceneError, match=says):

@@ -309,7 +309,7 @@ def test_secrets_are_not_shown(uri, shown):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"cannot write to the store .*set store.uri elsewhere"):
+    with pytest.raises(StoreError, match=r"cannot write to the store .*choose another store.uri"):
         SeparatedStore(str(tmp_path / "file"))
 
 
@@ -324,7 +324,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     ],
 )
 def test_put_refuses_what_is_no_separated_clip(store, wave_ST, levels):
-    with pytest.raises(ValueError, match=r"give one a channel|int16"):
+    with pytest.raises(ValueError, match=r"give one per channel|int16"):
         store.put(key(0), wave_ST, np.array(levels))
 
 

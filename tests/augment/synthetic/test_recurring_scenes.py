@@ -99,7 +99,7 @@ def test_recorded_events(tmp_path: Path) -> None:
         set(vocabulary(place, config)) <= {"bell", "crow", "drum"} and vocabulary(place, config) for place in PLACES
     )
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SepsceneError, match="holds no labelled recordings"):
+    with pytest.raises(SepsceneError, match="has no labelled recordings"):
         generate_scene(0, 0, config.changed({"one_shots": str(tmp_path / "empty")}))
 
 
@@ -126,5 +126,5 @@ def test_scenes_are_as_long_as_an_experiments_clips() -> None:
     config = as_long_as(3.0, "recurring")
     assert generate_scene(0, 0, config).mixture_T.shape == (48_000,)
     assert config == RECURRING.changed({"clip_seconds": 3.0})
-    with pytest.raises(SepsceneError, match=r"audio.clip_seconds is 90: generated scenes last 0.5 to 60 s"):
+    with pytest.raises(SepsceneError, match=r"audio.clip_seconds is 90; generated scenes last 0.5 to 60 s"):
         as_long_as(90.0, "single")

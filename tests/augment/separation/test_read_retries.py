@@ -10,8 +10,8 @@ import pytest
 
 from sepscene.augment.audio import AudioFormat, read_clip
 from sepscene.augment.locations import PASSING, ClipError, unreadable
-from sepscene.augment.separation import patience
-from sepscene.augment.separation.patience import Patience
+from sepscene.augment.separation import read_retries
+from sepscene.augment.separation.read_retries import ReadRetries
 from sepscene.augment.separation.reader import read_source_segments
 from sepscene.augment.synthetic.scenes import SceneConfig, write_scenes
 
@@ -20,7 +20,7 @@ from sepscene.augment.synthetic.scenes import SceneConfig, write_scenes
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were made, without the time they take."""
     made: list[float] = []
-    monkeypatch.setattr(patience.time, "sleep", made.append)
+    monkeypatch.setattr(read_retries.time, "sleep", made.append)
     return made
 
 
@@ -44,7 +44,7 @@ def test_a_folder_that_is_away_for_a_moment_costs_nothing(tmp_path: Path, pauses
             raise ClipError(block["uri"][n], "no such file")
         reads.append(n)
 
-    assert Patience().read(read, [0, 1], block).tolist() == ["", ""]
+    assert ReadRetries().read(read, [0, 1], block).tolist() == ["", ""]
     assert reads == [0, 1] and pauses == [0.5]
 
 
@@ -53,7 +53,7 @@ def test_the_sources_of_scenes_are_waited_for_too(tmp_path: Path, monkeypatch: p
     there, away = tmp_path / "test", tmp_path / "away"
     block = columns(str(there / "scene-000000.wav")) | {name: np.zeros(1) for name in ("row", "crop_1_u", "crop_2_u")}
     there.rename(away)
-    monkeypatch.setattr(patience.time, "sleep", lambda _: away.rename(there))  # back during the first pause
+    monkeypatch.setattr(read_retries.time, "sleep", lambda _: away.rename(there))  # back during the first pause
     found = read_source_segments(block, AudioFormat(clip_seconds=1.0), segment_seconds=0.5)
     assert found["fault"].tolist() == [""] and found["sources"][0]
     (there / "scene-000000.sources.wav").write_text("not sound")
@@ -62,7 +62,7 @@ def test_the_sources_of_scenes_are_waited_for_too(tmp_path: Path, monkeypatch: p
 
 
 def test_a_folder_that_stays_away_is_given_up_once_and_may_come_later(tmp_path: Path, pauses: list[float]) -> None:
-    uri, waits = str(tmp_path / "gone" / "a"), Patience()
+    uri, waits = str(tmp_path / "gone" / "a"), ReadRetries()
 
     def read(n: int) -> None:
         raise ClipError(uri, "no such file")
@@ -70,13 +70,13 @@ def test_a_folder_that_stays_away_is_given_up_once_and_may_come_later(tmp_path: 
     for _ in range(3):
         (fault,) = waits.read(read, [0], columns(uri))
         assert fault == f"{PASSING}: no such file"
-    assert pauses == list(patience.PAUSES_SECONDS)
+    assert pauses == list(read_retries.PAUSES_SECONDS)
 
 
 def test_a_broken_or_missing_clip_is_not_waited_for(tmp_path: Path, pauses: list[float], nano) -> None:
     (tmp_path / "text.wav").write_text("not sound")
     block = columns(str(tmp_path / "text.wav"), str(tmp_path / "missing.wav"))
-    faults = Patience().read(lambda n: read_clip(block["uri"][n], nano.audio), [0, 1], block)  # type: ignore[arg-type, return-value]
+    faults = ReadRetries().read(lambda n: read_clip(block["uri"][n], nano.audio), [0, 1], block)  # type: ignore[arg-type, return-value]
     assert faults[0].startswith("not decodable") and faults[1] == "no such file" and pauses == []
 
 
@@ -89,9 +89,9 @@ def test_what_the_system_refuses_is_waited_for_where_waiting_may_help(
     def read(n: int) -> None:
         raise unreadable(uri, OSError(number, os.strerror(number)))
 
-    (fault,) = Patience().read(read, [0], columns(uri))
+    (fault,) = ReadRetries().read(read, [0], columns(uri))
     assert fault.startswith(f"{PASSING}: cannot be read ([Errno {number}]")  # a later command tries it again
-    assert pauses == (list(patience.PAUSES_SECONDS) if waits else [])
+    assert pauses == (list(read_retries.PAUSES_SECONDS) if waits else [])
 
 
 def test_a_broken_archive_is_the_clips_own_fault(tmp_path: Path, pauses: list[float], nano) -> None:
@@ -99,7 +99,7 @@ def test_a_broken_archive_is_the_clips_own_fault(tmp_path: Path, pauses: list[fl
     (tmp_path / "a.tar").write_bytes(b"no archive" * 100)
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"no table" * 100 + b"PAR1")
     block = columns(f"{tmp_path}/a.tar#x.wav", f"{tmp_path}/a.parquet#0")
-    faults = Patience().read(lambda n: read_clip(block["uri"][n], nano.audio), [0, 1], block)  # type: ignore[arg-type, return-value]
+    faults = ReadRetries().read(lambda n: read_clip(block["uri"][n], nano.audio), [0, 1], block)  # type: ignore[arg-type, return-value]
     assert all(fault.startswith("cannot be read (") for fault in faults) and pauses == []
 
 
