@@ -9,6 +9,7 @@ Sources: ISO/IEC 11172-3 2.4.2.3, ISO/IEC 13818-3 2.4.2.3; the Xing header as LA
 
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _KBIT = {
@@ -22,7 +23,7 @@ _KBIT = {
 """Bit rates in kbit/s of the indices 1 to 14, by (version, layer)."""
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _BEGINNING = re.compile(rb"\xff|ID3")
-_JUNK = 1 << 16  # bytes between two frames that are searched for the next one; tags are skipped by their size
+_SEARCH_BYTES = 1 << 16  # bytes between two frames that are searched for the next one; tags are skipped by their size
 
 FORMAT_CHANGES = "its sample rate or number of channels changes within the file; split it"
 """Message for concatenated recordings of different formats."""
@@ -68,39 +69,52 @@ def with_true_length(data: bytes) -> bytes | None:
     Raises:
         ValueError: the sample rate or number of channels changes within the file.
     """
-    at = _next_frame(data, 0)
-    if at is None:
-        return None
-    first = frame_at(data, at)
-    assert first is not None
-    start = at
-    frames = 0
+    first: Frame | None = None
+    start = 0
     declared = None
+    frames = 0
     changes = False
-    while at is not None:
-        frame = frame_at(data, at)
-        if frame is None or at + frame.size > len(data):
-            at = None if frame is not None else _next_frame(data, at)
-            continue
+    for at, frame in _frames(data):
         stated = _declared(data, at, frame)
+        if first is None:
+            first = frame
+            start = at
+            declared = stated
         if stated is None:
             frames += 1
             changes |= (frame.rate, frame.channels) != (first.rate, first.channels)
-        elif declared is None and frames == 0:
-            declared = stated
-        at += frame.size
-    if frames == 0 or (declared is not None and declared >= frames):
+    if first is None or frames == 0 or (declared is not None and declared >= frames):
         return None  # a decoder detects a stated number that is too large
     if changes:
         raise ValueError(FORMAT_CHANGES)
     if declared is None and first.layer != 3:
         return None
     sound = start if declared is None else start + first.size
-    return _info_frame(data[start : start + 4], frames, len(data) - start) + data[sound:]
+    return _info_frame(data[start : start + 4], frames, len(data) - sound) + data[sound:]
+
+
+def _frames(data: bytes) -> Iterator[tuple[int, Frame]]:
+    """The complete frames with their offsets. Tags and other data between frames are skipped."""
+    at = _next_frame(data, 0)
+    while at is not None:
+        frame = frame_at(data, at)
+        if frame is None:
+            at = _next_frame(data, at)
+        elif at + frame.size <= len(data):
+            yield at, frame
+            at += frame.size
+        else:
+            return
 
 
 def _info_frame(first_header: bytes, frames: int, size: int) -> bytes:
-    """An Info frame in the format of the first frame, with the number of frames and their bytes, its own included."""
+    """An Info frame in the format of the first frame.
+
+    Args:
+        first_header: the first four bytes of the first frame.
+        frames: number of frames of sound.
+        size: bytes of these frames.
+    """
     header = bytearray(first_header)
     header[1] |= 1  # no checksum follows
     for index in range(1, 15):  # the smallest frame with room for the mark, its flags and two counts
@@ -124,14 +138,14 @@ def _declared(data: bytes, at: int, frame: Frame) -> int | None:
 
 def _next_frame(data: bytes, at: int) -> int | None:
     """Start of the next frame that is followed by another frame or by the end of the file; tags are skipped."""
-    end = at + _JUNK
+    end = at + _SEARCH_BYTES
     while at < min(end, len(data)):
         if data[at : at + 3] == b"ID3" and at + 10 <= len(data):
             size = 0
             for byte in data[at + 6 : at + 10]:
                 size = size << 7 | byte & 0x7F
             at += 10 + size
-            end = at + _JUNK
+            end = at + _SEARCH_BYTES
             continue
         frame = frame_at(data, at)
         if frame is not None:

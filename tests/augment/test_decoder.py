@@ -184,6 +184,13 @@ class TestMpegFrames:
         fixed = with_true_length(data[first.size :])
         assert fixed is not None and _stated_frames(fixed) == _stated_frames(data)
 
+    def test_the_info_frame_states_the_bytes_of_the_file(self) -> None:
+        fixed = with_true_length(mp3(noise(1.0)) + mp3(noise(1.0)))
+        assert fixed is not None
+        frame = frame_at(fixed, 0)
+        assert frame is not None
+        assert int.from_bytes(fixed[frame.info_at + 12 :][:4], "big") == len(fixed)
+
 
 def _stated_frames(data: bytes) -> int:
     """Number of frames stated by the Info or Xing frame at the beginning of a file."""
