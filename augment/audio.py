@@ -129,7 +129,7 @@ def read_audio(uri: str, sample_rate: int) -> np.ndarray:
     """Read a whole recording as mono float32 (T,) at `sample_rate` Hz.
 
     Raises:
-        ClipError: as `read_clip`, or the recording is longer than `augment.decoder.MOST_SAMPLES`.
+        ClipError: as `read_clip`, or the recording is longer than `augment.decoder.MAX_SAMPLES`.
     """
     with open_recording(uri) as decoder:
         return _whole(decoder, sample_rate)

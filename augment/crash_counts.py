@@ -16,7 +16,7 @@ import numpy as np
 
 Columns = dict[str, np.ndarray]
 
-MOST_CRASHES = 2
+MAX_CRASHES = 2
 
 
 class CrashCounts:
@@ -46,15 +46,15 @@ class CrashCounts:
 
     def _guard_row(self, stage: str, process: Callable[[Columns], Columns], row: Columns) -> Columns:
         name = hashlib.sha256(str(row["uri"][0]).encode()).hexdigest()[:24]
-        crash_counts = [self.folder / f"{stage}-clip-{name}-{count}" for count in range(MOST_CRASHES)]
-        free = next((count for count in crash_counts if not count.exists()), None)
-        if free is None:
-            row = row | {"fault": np.array([f"crashed its {stage} process {MOST_CRASHES} times"], object)}
+        markers = [self.folder / f"{stage}-clip-{name}-{number}" for number in range(MAX_CRASHES)]
+        unused = next((marker for marker in markers if not marker.exists()), None)
+        if unused is None:
+            row = row | {"fault": np.array([f"crashed its {stage} process {MAX_CRASHES} times"], object)}
             return process(row)
-        _write(free)
+        _write(unused)
         done = process(row)
-        for count in crash_counts:  # earlier ones too: those crashes had another cause
-            count.unlink(missing_ok=True)
+        for marker in markers:  # earlier ones too: those crashes had another cause
+            marker.unlink(missing_ok=True)
         return done
 
 

@@ -24,7 +24,7 @@ from sepscene.models.settings import LOUDEST
 LOWEST_RATE = 1_000
 HIGHEST_RATE = 768_000
 """In Hz. Other rates mean a damaged header, and would need an excessively long resampling filter."""
-MOST_SAMPLES = 1 << 29
+MAX_SAMPLES = 1 << 29
 """Most samples that are read at once, 2 GiB: 9 hours at 16 kHz. A megabyte of compressed silence can hold more."""
 
 _BLOCK_SAMPLES = 1 << 20  # values decoded at a time over all channels: limits memory for files with many channels
@@ -67,9 +67,9 @@ class Decoder:
 
         Raises:
             ClipError: the recording is truncated, has NaN or infinite samples, or is far beyond full scale 1; or more
-                than `MOST_SAMPLES` are requested.
+                than `MAX_SAMPLES` are requested.
         """
-        if frames > MOST_SAMPLES:
+        if frames > MAX_SAMPLES:
             seconds = frames / self.sample_rate
             raise ClipError(self.uri, f"{seconds:.0f} s are too long to read at once; split it, or use offsets")
         return np.concatenate([_mono(wave_TC) for wave_TC in self.blocks(start, frames)])
@@ -125,9 +125,9 @@ def cancels(wave_TC: np.ndarray, mono_T: np.ndarray) -> bool:
     """Whether the mean of the channels is 40 dB below them, as with opposite phases. False for silence."""
     if wave_TC.shape[1] == 1:
         return False
-    power = float(np.square(mono_T).mean())
-    own = float(np.square(wave_TC).mean())
-    return own > 1e-9 and power < _CANCELS * own
+    mono_power = float(np.square(mono_T).mean())
+    channel_power = float(np.square(wave_TC).mean())
+    return channel_power > 1e-9 and mono_power < _CANCELS * channel_power
 
 
 @contextmanager
@@ -177,14 +177,14 @@ def _check_header(file: soundfile.SoundFile, uri: str, size: int) -> None:
     if _CHUNK_OUTSIDE.search(log) and file.subtype.startswith("PCM") and 2 * most_bytes < size:
         raise ClipError(uri, f"its header is wrong: it states only {file.frames} frames in a file of {size} bytes")
     if file.frames <= 0:
-        raise ClipError(uri, "holds no samples")
+        raise ClipError(uri, "has no samples")
     if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
         raise ClipError(uri, f"its header states {file.samplerate} Hz, not {LOWEST_RATE} to {HIGHEST_RATE} Hz")
 
 
 def _in_memory(file: soundfile.SoundFile, uri: str) -> BinaryIO:
     """A recording in which libsndfile cannot seek (GSM 6.10, G.721), decoded to WAV as a whole."""
-    if file.frames * file.channels > MOST_SAMPLES:
+    if file.frames * file.channels > MAX_SAMPLES:
         raise ClipError(uri, f"{file.subtype_info} of this length is not supported; convert it to WAV or FLAC")
     return as_wav(file.read(file.frames, dtype="float32", always_2d=True), file.samplerate)
 

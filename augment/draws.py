@@ -30,7 +30,7 @@ _BELOW_ONE = np.float32(1 - 2**-24)
 # of an augmentation follow from its name (`Stream`), except the uniforms of SpecAugment, for compatibility.
 _PERMUTATION, _PROCESSOR, _CHANNEL, _CROP_1, _CROP_2, _SECOND_CHANNEL, _SPECAUGMENT = range(1, 8)
 
-OF_VIEWS = ("channel_u", "second_channel_u", "crop_1_u", "crop_2_u")
+VIEW_COLUMNS = ("channel_u", "second_channel_u", "crop_1_u", "crop_2_u")
 """Columns of uniforms that do not belong to an augmentation."""
 
 

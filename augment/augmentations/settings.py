@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from sepscene.augment.draws import OF_VIEWS, SPECAUGMENT_UNIFORMS, Stream
+from sepscene.augment.draws import SPECAUGMENT_UNIFORMS, VIEW_COLUMNS, Stream
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.custom import CustomPart, named_parts, tag_by_use
 from sepscene.models.names import AUGMENTATIONS, resolve
@@ -145,7 +145,7 @@ AugmentationChoice = Annotated[
 ]
 """One augmentation: `{use: …, probability: …, …}`."""
 
-_RESERVED = {column.removesuffix("_u") for column in OF_VIEWS}
+_RESERVED = {column.removesuffix("_u") for column in VIEW_COLUMNS}
 
 
 def _named(given: Any) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.crash_counts import CrashCounts
-from sepscene.augment.draws import OF_VIEWS
+from sepscene.augment.draws import VIEW_COLUMNS
 from sepscene.augment.separation.blocks import (
     Columns,
     ServiceSettings,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from sepscene.augment.separation.forward import Forward, Result
 
-_CONSUMED = (*OF_VIEWS, "sound", "offset_seconds", "read_at")
+_CONSUMED = (*VIEW_COLUMNS, "sound", "offset_seconds", "read_at")
 """Columns that are not passed on."""
 
 Separated = tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]

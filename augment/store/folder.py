@@ -69,7 +69,7 @@ class StoreFolder:
         except FILESYSTEM_ERRORS as error:
             raise StoreError(f"cannot write to the store {self.uri!r}: {error}; choose another store.uri") from None
 
-    def must_exist(self) -> None:
+    def check_exists(self) -> None:
         """Check that there is a store.
 
         Raises:
@@ -140,18 +140,18 @@ class StoreFolder:
                 self._files.popitem(last=False)  # closed when its last reader releases it
         return file
 
-    def holds(self, name: str) -> bool:
+    def exists(self, name: str) -> bool:
         """Whether a shard still exists."""
         return self.filesystem.get_file_info(f"{self.shards_path}/{name}").is_file
 
-    def forget(self, name: str) -> None:
+    def close_shard(self, name: str) -> None:
         """Close a shard."""
         with self._lock:
             self._files.pop(name, None)
 
     def remove(self, name: str) -> None:
         """Delete a shard, if it exists, and the marks of completed prefills."""
-        self.forget(name)
+        self.close_shard(name)
         self.filesystem.delete_dir_contents(self.filled_path, missing_dir_ok=True)
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(f"{self.shards_path}/{name}")

@@ -28,8 +28,8 @@ from sepscene.augment.store.shards import Place, ShardDamage, StoreKey, encode_e
 from sepscene.augment.store.writer import ShardWriter, StoreSettings
 
 _log = logging.getLogger(__name__)
-_FOOTERS_AT_ONCE = 16
-_FOOTERS_KEPT = 1024  # footers per update of the index; as tables they take six times its memory
+_FOOTER_THREADS = 16
+_FOOTERS_PER_UPDATE = 1024  # footers per update of the index; as tables they take six times its memory
 _REFRESH_SHARE = 0.05  # refreshes take at most this share of the time of a process, even if listing is slow
 
 
@@ -179,7 +179,7 @@ class SeparatedStore:
         try:
             crop = read_crop(read_at, digest, found.place, channel, start, samples)
         except FileNotFoundError:  # removed by gc since the last refresh
-            self._forget(found.shard)
+            self._remove_shard(found.shard)
             return None
         except FILESYSTEM_ERRORS as error:
             _log.warning("store %s: cannot read %s: %s", self.folder.uri, found.shard, error)
@@ -239,7 +239,7 @@ class SeparatedStore:
             known = self._index.shards
         self._writer.set_stored_bytes(sum(info.size for info in listed.values()))
         for name in known - listed.keys():
-            self._forget(name)
+            self._remove_shard(name)
         new = [info for name, info in listed.items() if name not in known and name not in self._bad_shards]
         if new:
             self._add_shards(new)
@@ -249,9 +249,9 @@ class SeparatedStore:
     def _add_shards(self, new: list[fs.FileInfo]) -> None:
         """Add new shards to the index, and warn about unreadable ones in a single line."""
         unread: list[str] = []
-        with ThreadPoolExecutor(min(len(new), _FOOTERS_AT_ONCE)) as pool:
-            for start in range(0, len(new), _FOOTERS_KEPT):
-                batch = new[start : start + _FOOTERS_KEPT]
+        with ThreadPoolExecutor(min(len(new), _FOOTER_THREADS)) as pool:
+            for start in range(0, len(new), _FOOTERS_PER_UPDATE):
+                batch = new[start : start + _FOOTERS_PER_UPDATE]
                 footers = dict(zip([info.base_name for info in batch], pool.map(self._footer, batch), strict=True))
                 unread += [f"{name}: {error}" for name, error in footers.items() if isinstance(error, str)]
                 with self._lock:
@@ -272,10 +272,10 @@ class SeparatedStore:
         except FILESYSTEM_ERRORS as error:
             return f"cannot be read: {error}"
 
-    def _forget(self, name: str) -> None:
+    def _remove_shard(self, name: str) -> None:
         with self._lock:
             self._index.remove(name)
-        self.folder.forget(name)
+        self.folder.close_shard(name)
 
     def _count(self, **counts: int) -> None:
         with self._lock:

@@ -120,7 +120,7 @@ def _groups(entries: pa.Table) -> tuple[StoreGroup, ...]:
 
 def _existing(store: str | StoreFolder) -> StoreFolder:
     folder = StoreFolder(store) if isinstance(store, str) else store
-    folder.must_exist()
+    folder.check_exists()
     return folder
 
 
@@ -144,11 +144,11 @@ def verify_store(store: str | StoreFolder) -> Verification:
             try:
                 damaged_entries += _damaged(folder, info.base_name, footer)
             except OSError:
-                if folder.holds(info.base_name):
+                if folder.exists(info.base_name):
                     raise
                 continue
             finally:
-                folder.forget(info.base_name)
+                folder.close_shard(info.base_name)
             entries += len(footer)
         shards += 1
         size += info.size
@@ -194,7 +194,7 @@ def _footers(folder: StoreFolder) -> Iterator[tuple[fs.FileInfo, pa.Table | str]
             with folder.filesystem.open_input_file(info.path) as file:
                 footer = read_footer(file, info.size)
         except OSError:  # S3 has no specific error for an object that is removed while open
-            if folder.holds(info.base_name):
+            if folder.exists(info.base_name):
                 raise
             continue
         except ShardDamage as error:

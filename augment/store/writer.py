@@ -62,7 +62,7 @@ class ShardWriter:
         self._lock = threading.Lock()  # for the entries and the byte counts
         self._starting = threading.Lock()  # one shard at a time
         self._pending: dict[bytes, Entry] = {}  # entries of the next shard
-        self._leaving: dict[bytes, Entry] = {}  # entries of the shard that is being published
+        self._uploading: dict[bytes, Entry] = {}  # entries of the shard that is being published
         self._since = 0.0
         self._publish_seconds = settings.publish_seconds
         self._upload: Future[None] | None = None
@@ -73,7 +73,7 @@ class ShardWriter:
     def __len__(self) -> int:
         """Number of entries that are not published yet."""
         with self._lock:
-            return len(self._pending) + len(self._leaving)
+            return len(self._pending) + len(self._uploading)
 
     def set_stored_bytes(self, size: int) -> None:
         """Set the size of all shards in the folder."""
@@ -83,13 +83,13 @@ class ShardWriter:
     def find(self, digest: bytes) -> Entry | None:
         """An entry that is not published yet."""
         with self._lock:
-            return self._leaving.get(digest) or self._pending.get(digest)
+            return self._uploading.get(digest) or self._pending.get(digest)
 
     def add(self, digest: bytes, entry: Entry) -> None:
         """Add an entry to the next shard, or count it as dropped if the store is full."""
         with self._lock:
-            leaving_bytes = sum(len(leaving.data) for leaving in self._leaving.values())
-            full = self._stored_bytes + leaving_bytes + self._pending_bytes + len(entry.data) > self._limit
+            uploading_bytes = sum(len(uploading.data) for uploading in self._uploading.values())
+            full = self._stored_bytes + uploading_bytes + self._pending_bytes + len(entry.data) > self._limit
             if not full:
                 if not self._pending:
                     self._since = time.monotonic()
@@ -115,7 +115,7 @@ class ShardWriter:
             with self._lock:
                 if not self._pending:
                     return
-                self._leaving = self._pending
+                self._uploading = self._pending
                 self._pending = {}
                 self._pending_bytes = 0
                 self._publish_seconds = min(2 * self._publish_seconds, self._settings.publish_max_seconds)
@@ -144,7 +144,7 @@ class ShardWriter:
             self._thread = None
 
     def _publish(self) -> None:
-        entries = list(self._leaving.values())
+        entries = list(self._uploading.values())
         try:
             room = self._room()
             ends = accumulate(len(entry.data) for entry in entries)
@@ -163,7 +163,7 @@ class ShardWriter:
         if len(kept) < len(entries):
             self._count(dropped=len(entries) - len(kept))
         with self._lock:
-            self._leaving = {}
+            self._uploading = {}
 
     def _room(self) -> float:
         """Free bytes below the size limit, after listing all shards in the folder.

@@ -48,7 +48,7 @@ EVENTS: dict[str, EventMaker] = {
 
 @dataclass(frozen=True)
 class Place:
-    """A scene type.
+    """A scene type, e.g. a street.
 
     Attributes:
         vocabulary: its event classes.
@@ -206,10 +206,10 @@ def vocabulary(scene_type: str, config: SceneConfig) -> tuple[str, ...]:
     if config.one_shots is None:
         return PLACES[scene_type].vocabulary
     place = sorted(PLACES).index(scene_type)
+    count = len(PLACES)
     classes = sorted(event_makers(config))
-    return tuple(c for k, c in enumerate(classes) if place in (k % len(PLACES), (2 * k + 3) % len(PLACES))) or (
-        classes[place % len(classes)],
-    )
+    own = tuple(name for k, name in enumerate(classes) if place in (k % count, (2 * k + 3) % count))
+    return own or (classes[place % len(classes)],)
 
 
 def draw_events(rng: np.random.Generator, config: SceneConfig) -> tuple[str, list[str]]:
