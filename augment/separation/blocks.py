@@ -113,7 +113,7 @@ class StoredViews:
         names = (digest, "mixture", *((self.scores.processor(digest),) if self.scores else ()))
         return tuple(StoreKey(content, name, suffix) for name in names)
 
-    def keep(
+    def put(
         self, columns: Columns, n: int, mixture_T: np.ndarray, pcm_ST: np.ndarray, levels_S: np.ndarray,
         score_S: np.ndarray | None,
     ) -> None:  # fmt: skip

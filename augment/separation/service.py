@@ -109,7 +109,7 @@ class SeparationService:
         self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
         self.scores = self.stored.scores if self.stored else ChannelScores.of(settings.views)
         if load_now:
-            _ = self.separators, self.forward
+            _ = self.separators, self.forward  # loads both cached properties
 
     def __del__(self) -> None:
         """Publish what this actor separated: Ray Data deletes the callable when the actor exits normally."""
@@ -235,7 +235,7 @@ class SeparationService:
                 continue
             levels_S = levels_db(pcm_ST)
             if self.stored is not None:
-                self.stored.keep(columns, n, mixture_T, pcm_ST, levels_S, score_S)
+                self.stored.put(columns, n, mixture_T, pcm_ST, levels_S, score_S)
             yield n, mixture_T, pcm_ST, levels_S, score_S
 
 

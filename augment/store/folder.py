@@ -10,8 +10,8 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,12 +62,10 @@ class StoreFolder:
         Raises:
             StoreError: they cannot be created.
         """
-        try:
+        with self.errors_named("write to", "choose another store.uri"):
             self.filesystem.create_dir(self.shards_path, recursive=True)
             if self._renames:
                 self.filesystem.create_dir(self.incoming_path, recursive=True)
-        except FILESYSTEM_ERRORS as error:
-            raise StoreError(f"cannot write to the store {self.uri!r}: {error}; choose another store.uri") from None
 
     def check_exists(self) -> None:
         """Check that there is a store.
@@ -75,12 +73,18 @@ class StoreFolder:
         Raises:
             StoreError: there is no store here, or the filesystem does not respond.
         """
-        try:
+        with self.errors_named("reach"):
             found = self.filesystem.get_file_info(self.shards_path).type != fs.FileType.NotFound
-        except FILESYSTEM_ERRORS as error:
-            raise StoreError(f"cannot reach the store {self.uri!r}: {error}; check the address and access") from None
         if not found:
             raise StoreError(f"there is no store at {self.uri!r}; check the address (store.uri of the run)")
+
+    @contextmanager
+    def errors_named(self, action: str, advice: str = "check the address and access") -> Iterator[None]:
+        """Convert errors of the filesystem inside the `with` block to a `StoreError` with the address and advice."""
+        try:
+            yield
+        except FILESYSTEM_ERRORS as error:
+            raise StoreError(f"cannot {action} the store {self.uri!r}: {error}; {advice}") from error
 
     @property
     def _renames(self) -> bool:
@@ -92,10 +96,8 @@ class StoreFolder:
         Raises:
             StoreError: the filesystem does not respond.
         """
-        try:
+        with self.errors_named("list"):
             listed = self.filesystem.get_file_info(fs.FileSelector(self.shards_path, allow_not_found=True))
-        except FILESYSTEM_ERRORS as error:
-            raise StoreError(f"cannot list the store {self.uri!r}: {error}; check the address and access") from None
         shards = [info for info in listed if info.is_file and info.extension == "shard"]
         return sorted(shards, key=lambda info: info.base_name)
 
@@ -170,14 +172,23 @@ class StoreFolder:
         return len(old), sum(info.size for info in old)
 
     def note_filled(self, name: str) -> None:
-        """Mark the prefill of this name as complete."""
-        self.filesystem.create_dir(self.filled_path, recursive=True)
-        with self.filesystem.open_output_stream(f"{self.filled_path}/{name}"):
-            pass
+        """Mark the prefill of this name as complete.
+
+        Raises:
+            StoreError: the filesystem refuses.
+        """
+        with self.errors_named("write to"):
+            self.filesystem.create_dir(self.filled_path, recursive=True)
+            self.filesystem.open_output_stream(f"{self.filled_path}/{name}").close()
 
     def is_filled(self, name: str) -> bool:
-        """Whether the prefill of this name is complete and nothing was removed since."""
-        return self.filesystem.get_file_info(f"{self.filled_path}/{name}").is_file
+        """Whether the prefill of this name is complete and nothing was removed since.
+
+        Raises:
+            StoreError: the filesystem does not respond.
+        """
+        with self.errors_named("reach"):
+            return self.filesystem.get_file_info(f"{self.filled_path}/{name}").is_file
 
     def close(self) -> None:
         """Close all files."""

@@ -86,20 +86,21 @@ def list_store(store: str | StoreFolder) -> StoreListing:
     """`sepscene store ls URI`: read all footers and summarise their entries.
 
     Raises:
-        StoreError: there is no store.
+        StoreError: there is no store, or the filesystem fails.
     """
     folder = _existing(store)
     footers = [FOOTER.empty_table().select(_GROUPED)]
     damaged = []
     shards = 0
     size = 0
-    for info, footer in _footers(folder):
-        shards += 1
-        size += info.size
-        if isinstance(footer, str):
-            damaged.append(info.base_name)
-        else:
-            footers.append(footer.select(_GROUPED))
+    with folder.errors_named("list"):
+        for info, footer in _footers(folder):
+            shards += 1
+            size += info.size
+            if isinstance(footer, str):
+                damaged.append(info.base_name)
+            else:
+                footers.append(footer.select(_GROUPED))
     groups = _groups(pa.concat_tables(footers).unify_dictionaries())
     entries = sum(group.entries for group in groups)
     return StoreListing(folder.uri, shards, entries, size, groups, tuple(damaged))
@@ -128,7 +129,7 @@ def verify_store(store: str | StoreFolder) -> Verification:
     """`sepscene store verify URI`: read all samples of all shards and verify their checksums.
 
     Raises:
-        StoreError: there is no store.
+        StoreError: there is no store, or the filesystem fails.
     """
     folder = _existing(store)
     begin = time.monotonic()
@@ -137,21 +138,22 @@ def verify_store(store: str | StoreFolder) -> Verification:
     shards = 0
     entries = 0
     size = 0
-    for info, footer in _footers(folder):
-        if isinstance(footer, str):
-            damaged_shards.append((info.base_name, footer))
-        else:
-            try:
-                damaged_entries += _damaged(folder, info.base_name, footer)
-            except OSError:
-                if folder.exists(info.base_name):
-                    raise
-                continue
-            finally:
-                folder.close_shard(info.base_name)
-            entries += len(footer)
-        shards += 1
-        size += info.size
+    with folder.errors_named("verify"):
+        for info, footer in _footers(folder):
+            if isinstance(footer, str):
+                damaged_shards.append((info.base_name, footer))
+            else:
+                try:
+                    damaged_entries += _damaged(folder, info.base_name, footer)
+                except OSError:
+                    if folder.exists(info.base_name):
+                        raise
+                    continue
+                finally:
+                    folder.close_shard(info.base_name)
+                entries += len(footer)
+            shards += 1
+            size += info.size
     seconds = time.monotonic() - begin
     return Verification(folder.uri, shards, entries, size, seconds, tuple(damaged_shards), tuple(damaged_entries))
 
@@ -163,25 +165,26 @@ def collect_store(store: str | StoreFolder, max_bytes: int | None = None) -> Rem
     are left.
 
     Raises:
-        StoreError: there is no store.
+        StoreError: there is no store, or the filesystem fails.
     """
     folder = _existing(store)
     intact = []
     damaged = 0
     freed = 0
-    for info, footer in _footers(folder):
-        if isinstance(footer, str):
+    with folder.errors_named("remove shards of"):
+        for info, footer in _footers(folder):
+            if isinstance(footer, str):
+                folder.remove(info.base_name)
+                damaged += 1
+                freed += info.size
+            else:
+                intact.append(info)
+        leftovers, leftover_bytes = folder.remove_leftovers(_LEFTOVER_SECONDS)
+        sizes = np.array([info.size for info in intact], np.int64)
+        newer = sizes[::-1].cumsum()[::-1]  # bytes of each shard and all newer ones
+        old = 0 if max_bytes is None else int(np.count_nonzero(newer > max_bytes))
+        for info in intact[:old]:
             folder.remove(info.base_name)
-            damaged += 1
-            freed += info.size
-        else:
-            intact.append(info)
-    leftovers, leftover_bytes = folder.remove_leftovers(_LEFTOVER_SECONDS)
-    sizes = np.array([info.size for info in intact], np.int64)
-    newer = sizes[::-1].cumsum()[::-1]  # bytes of each shard and all newer ones
-    old = 0 if max_bytes is None else int(np.count_nonzero(newer > max_bytes))
-    for info in intact[:old]:
-        folder.remove(info.base_name)
     freed += leftover_bytes + int(sizes[:old].sum())
     return Removed(folder.uri, old, damaged, leftovers, freed, int(sizes[old:].sum()))
 

@@ -23,10 +23,10 @@ class StoreSettings(Config):
 
     shard_bytes: int = Field(128 * 2**20, ge=1, description="a writer publishes a shard of at least this size")
     publish_seconds: float = Field(
-        10.0, ge=0, description="… or when its oldest entry is this old; doubled after each published shard"
+        10.0, ge=0, description="… or once its oldest entry is this old; this time doubles after each shard"
     )
     publish_max_seconds: float = Field(
-        600.0, ge=0, description="limit of the doubling: short runs share early, long runs write large shards"
+        600.0, ge=0, description="upper limit of the doubled time: short runs share early, long runs write large shards"
     )
     refresh_seconds: float = Field(10.0, ge=0, description="shortest time between searches for new shards after a miss")
     segment_samples: int = Field(4096, ge=1, description="samples per checksum; crops are read in whole segments")

@@ -126,3 +126,15 @@ def test_upkeep_of_a_missing_store_creates_nothing(tmp_path):
     with pytest.raises(StoreError, match=r"no store at .*missing.*check the address"):
         list_store(missing)
     assert not os.path.exists(missing)
+
+
+@pytest.mark.parametrize("work", [list_store, verify_store, collect_store])
+def test_a_failing_filesystem_is_named(uri, work, monkeypatch):
+    """Errors of remote filesystems have no number, so that the command line does not recognise them."""
+
+    def fail(file, size):
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    monkeypatch.setattr(module, "read_footer", fail)
+    with pytest.raises(StoreError, match=r"the store '.*': AWS Error NETWORK_CONNECTION; check the address and access"):
+        work(uri)
