@@ -41,15 +41,15 @@ class StoreFolder:
         Raises:
             StoreError: the URI is invalid or its filesystem is not supported.
         """
+        self.uri = without_secrets(uri)
         try:
             location = uri if "://" in uri else str(Path(uri).expanduser().absolute())
             self.filesystem, root = fs.FileSystem.from_uri(location)
         except (pa.ArrowException, ValueError, OSError, ImportError) as error:
+            cause = str(error).replace(uri, self.uri)
             raise StoreError(
-                f"cannot open the store {without_secrets(uri)!r}: {error}; "
-                "give a path or a URI such as s3://bucket/folder"
+                f"cannot open the store {self.uri!r}: {cause}; give a path or a URI such as s3://bucket/folder"
             ) from None
-        self.uri = without_secrets(uri)
         self.shards_path = root.rstrip("/") + "/shards"
         self.incoming_path = root.rstrip("/") + "/incoming"
         self.filled_path = root.rstrip("/") + "/filled"
@@ -198,5 +198,5 @@ class StoreFolder:
 
 def without_secrets(uri: str) -> str:
     """The URI without credentials: s3://key:secret@bucket becomes s3://bucket; secret options are masked."""
-    uri = re.sub(r"//[^/?]*@", "//", uri)
+    uri = re.sub(r"//(?:[^/?@:]*:[^?]*|[^/?]*)@", "//", uri)  # a key that is not percent-encoded can have slashes
     return re.sub(r"((?:secret|token|password|key)[^=&]*=)[^&]*", r"\1...", uri, flags=re.IGNORECASE)

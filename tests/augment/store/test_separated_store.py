@@ -299,12 +299,21 @@ def test_an_unknown_filesystem_is_named(uri):
     ("uri", "shown"),
     [
         ("s3://key:secret@bucket/a", "s3://bucket/a"),
+        ("s3://key:sec/ret@bucket/a", "s3://bucket/a"),
+        ("s3://bucket/a@home", "s3://bucket/a@home"),
         ("s3://bucket/a?region=x&secret_key=abc&scheme=http", "s3://bucket/a?region=x&secret_key=...&scheme=http"),
         ("/a/folder@home", "/a/folder@home"),
     ],
 )
 def test_secrets_are_not_shown(uri, shown):
     assert without_secrets(uri) == shown
+
+
+@pytest.mark.parametrize("uri", ["nonsense://key:hidden@bucket/a", "s3://key:hid den@bucket/a", "s3://key:hid/den@b"])
+def test_errors_show_no_secrets(uri):
+    with pytest.raises(StoreError, match="cannot open the store") as caught:
+        SeparatedStore(uri)
+    assert "hid" not in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_created_is_named(tmp_path):
