@@ -27,7 +27,7 @@ def one_shot_makers(folder: str) -> Mapping[str, EventMaker]:
     """Label -> function that draws one of its recordings.
 
     Raises:
-        SepsceneError: the folder has no labelled recordings.
+        SepsceneError: the folder has no labelled recordings, or its table lacks a column.
     """
     recordings: dict[str, list[Path]] = {}
     for label, path in _esc50(Path(folder)) or _by_folder(Path(folder)):
@@ -48,7 +48,11 @@ def _esc50(folder: Path) -> list[tuple[str, Path]]:
     if not table.exists():
         return []
     with table.open(newline="") as file:
-        named = [(row["category"], folder / "audio" / row["filename"]) for row in csv.DictReader(file)]
+        rows = csv.DictReader(file)
+        missing = {"category", "filename"} - set(rows.fieldnames or ())
+        if missing:
+            raise SepsceneError(f"{table} lacks the columns {', '.join(sorted(missing))}: use the file of ESC-50")
+        named = [(row["category"], folder / "audio" / row["filename"]) for row in rows]
     return [(label, path) for label, path in named if path.exists()]
 
 

@@ -110,6 +110,13 @@ def test_a_damaged_recorded_event_is_named(tmp_path: Path) -> None:
         generate_scene(0, 0, RECURRING.changed({"one_shots": str(tmp_path)}))
 
 
+def test_a_table_of_recorded_events_without_labels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "esc50.csv").write_text("filename,fold\none.wav,1\n")
+    with pytest.raises(SepsceneError, match=r"esc50\.csv lacks the columns category"):
+        generate_scene(0, 0, RECURRING.changed({"one_shots": str(tmp_path)}))
+
+
 def test_recorded_events_are_bit_identical_to_earlier_versions(tmp_path: Path) -> None:
     """A recording with two channels, louder than full scale."""
     known = hashlib.sha256()
