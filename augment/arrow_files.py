@@ -1,6 +1,6 @@
-"""Rows of Arrow files with sound, as `datasets.save_to_disk` of Hugging Face writes them: mapped, never copied.
+"""Rows of Arrow files that hold sound, as written by Hugging Face `datasets.save_to_disk`. Files are memory-mapped.
 
-A row's sound lies in the column that the schema calls Audio, else in `audio`.
+The sound is in the column of type Audio according to the schema, or else in the column `audio`.
 """
 
 import os
@@ -17,7 +17,7 @@ AUDIO_COLUMN = "audio"
 
 
 def features_of(schema: pa.Schema) -> dict[str, Any]:
-    """What Hugging Face's schema says of the columns: name -> description; empty where there is no such schema."""
+    """The features of a Hugging Face schema: column name -> description; empty for any other schema."""
     try:
         found = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (KeyError, ValueError, TypeError):
@@ -26,27 +26,29 @@ def features_of(schema: pa.Schema) -> dict[str, Any]:
 
 
 def audio_column(schema: pa.Schema) -> str:
-    """The column with the sound.
+    """Name of the column that holds the sound.
 
     Raises:
-        ValueError: there is none, or several.
+        ValueError: there is no such column, or more than one.
     """
     kinds = {name: kind.get("_type") for name, kind in features_of(schema).items() if isinstance(kind, dict)}
     named = [name for name in schema.names if kinds.get(name) == "Audio"] or [
         name for name in schema.names if name == AUDIO_COLUMN
     ]
     if len(named) != 1:
-        there = ", ".join(schema.names)
-        raise ValueError(f"has {len(named) or 'no'} columns of sound (Audio, or `{AUDIO_COLUMN}`); it has {there}")
+        columns = ", ".join(schema.names)
+        raise ValueError(
+            f"has {len(named) or 'no'} audio columns (type Audio, or name `{AUDIO_COLUMN}`); its columns are {columns}"
+        )
     return named[0]
 
 
 def batches_of(path: str) -> Iterator[pa.RecordBatch]:
-    """The record batches of a local Arrow stream, mapped into memory.
+    """The record batches of a local Arrow stream, memory-mapped.
 
     Raises:
-        ValueError: they claim more bytes than the file has: it is packed or damaged.
-        OSError, pyarrow.ArrowException: no such file, or no Arrow stream.
+        ValueError: the batches are larger than the file, which is compressed or damaged.
+        OSError, pyarrow.ArrowException: the file is missing or not an Arrow stream.
     """
     size = 0
     most = os.path.getsize(path)
@@ -54,28 +56,28 @@ def batches_of(path: str) -> Iterator[pa.RecordBatch]:
         for batch in reader:
             size += batch.get_total_buffer_size()
             if size > most:
-                raise ValueError("its batches are larger than the file; write it again, not packed")
-            batch.validate(full=True)  # Arrow neither looks whether text is UTF-8 nor where a column points
+                raise ValueError("its batches are larger than the file; write it again without compression")
+            batch.validate(full=True)  # by default Arrow checks neither UTF-8 nor column offsets
             yield batch
 
 
 def schema_of(path: str) -> pa.Schema:
-    """The schema of a local Arrow stream; errors as of `batches_of`."""
+    """The schema of a local Arrow stream. Raises the errors of `batches_of`."""
     with pa.ipc.open_stream(pa.memory_map(path)) as reader:
         return reader.schema
 
 
 def audio_value(path: str, stamp: tuple[Any, ...], row: int) -> Any:
-    """The sound of a row as it is stored: bytes, or a struct with `bytes`.
+    """The sound of a row as stored: bytes, or a struct with a field `bytes`.
 
     Args:
-        path: of a local file.
-        stamp: what changes when the file is replaced: the key under which its batches are remembered.
-        row: counted over the file.
+        path: path of a local file.
+        stamp: cache key of the file's batches; it must change when the file is replaced.
+        row: row number in the file.
 
     Raises:
         IndexError: the file has fewer rows.
-        ValueError, OSError, pyarrow.ArrowException: as `batches_of`, or the column's bytes are damaged.
+        ValueError, OSError, pyarrow.ArrowException: as `batches_of`, or the column is damaged.
     """
     columns, end_N = _audio_columns(path, stamp)
     batch = int(np.searchsorted(end_N, row, side="right"))
@@ -86,7 +88,7 @@ def audio_value(path: str, stamp: tuple[Any, ...], row: int) -> Any:
 
 @lru_cache(maxsize=64)
 def _audio_columns(path: str, stamp: tuple[Any, ...]) -> tuple[list[pa.Array], np.ndarray]:
-    """The column with the sound of each batch, and how many rows there are up to the end of each."""
+    """The audio column of each batch, and the cumulative number of rows."""
     name = audio_column(schema_of(path))
     columns = [batch.column(name) for batch in batches_of(path)]
     return columns, np.cumsum([len(column) for column in columns])

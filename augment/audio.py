@@ -1,9 +1,9 @@
-"""From any sound file to mono float32 samples at one rate and, for a clip, of one length.
+"""Read any sound file as mono float32 samples at one sample rate and, for a clip, of one length.
+
+Audit, training, evaluation and `sepscene embed` all read sound here, so that sample rate, mix-down and level are the
+same everywhere. `augment.decoder` decodes, torchaudio resamples.
 
 Shape suffixes: T samples.
-
-This is the one way into Sepscene for sound: audit, training, evaluation and `sepscene embed` read through it, so that
-rate, mix-down and level are the same everywhere. `augment.decoder` decodes, torchaudio resamples.
 """
 
 import hashlib
@@ -22,47 +22,47 @@ from sepscene.augment.locations import ClipError, open_location, unreadable, ver
 from sepscene.models.config import Config
 
 _FULL_SCALE = 32_766.5 / 32_768
-"""From here on a sample counts as clipped."""
+"""A sample of at least this absolute value counts as clipped."""
 
 
 class AudioFormat(Config):
-    """The one form in which every clip of a run is processed."""
+    """Sample rate and length of every clip of a run."""
 
     sample_rate: int = Field(16_000, ge=LOWEST_RATE, le=HIGHEST_RATE, description="Hz [open; ours]")
     clip_seconds: float = Field(10.0, gt=0, le=3600, description="length of every clip; AudioSet has 10 s")
     pad: Literal["zeros", "repeat"] = Field(
-        "zeros", description="a shorter recording is followed by silence, or by itself again [open; ours]"
+        "zeros", description="a shorter recording is padded with silence, or repeated [open; ours]"
     )
     crop: Literal["start", "centre"] = Field(
-        "start", description="which part of a longer one is kept, counted from the clip's offset [open; ours]"
+        "start", description="which part of a longer recording is kept, from the clip's offset on [open; ours]"
     )
 
     @model_validator(mode="after")
-    def _holds_a_sample(self) -> "AudioFormat":
+    def _at_least_one_sample(self) -> "AudioFormat":
         if self.samples < 1:
             raise ValueError("clip_seconds is shorter than one sample; lengthen it or raise sample_rate")
         return self
 
     @property
     def samples(self) -> int:
-        """Samples of one clip, T."""
+        """Number of samples T of a clip."""
         return round(self.clip_seconds * self.sample_rate)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What a recording is, and how it sounds as a whole.
+    """Format and level statistics of a whole recording.
 
     Attributes:
-        sample_rate: Hz.
-        channels: recorded ones.
-        frames: samples of one channel.
+        sample_rate: in Hz.
+        channels: number of recorded channels.
+        frames: samples per channel.
         peak: largest absolute sample of any channel, full scale 1.
         level_db: RMS over all channels in dBFS; digital silence is −200.
-        quietest_db: RMS of the quietest channel.
-        offset: mean of the samples (DC), of the channel where it is largest.
+        quietest_db: RMS of the quietest channel in dBFS.
+        offset: largest DC offset (mean of the samples) of any channel.
         clipped: share of the samples at full scale.
-        cancels: whether the channels cancel each other when they are averaged.
+        cancels: whether the channels cancel each other when averaged.
     """
 
     sample_rate: int
@@ -77,27 +77,27 @@ class Recording:
 
     @property
     def seconds(self) -> float:
-        """Length in seconds."""
+        """Duration in seconds."""
         return self.frames / self.sample_rate
 
 
 def read_clip(uri: str, audio_format: AudioFormat, offset_seconds: float = 0.0) -> np.ndarray:
-    """Read one clip as float32 (T,), T = `audio_format.samples`; of a local file only the needed frames.
+    """Read one clip as float32 (T,), T = `audio_format.samples`. Of a local file, only the needed frames are read.
 
     Args:
         uri: see `augment.locations`.
-        audio_format: rate, length, and what to do with recordings of another length.
-        offset_seconds: where in the recording the clip begins.
+        audio_format: sample rate, length, and how recordings of another length are padded or cropped.
+        offset_seconds: start of the clip in the recording.
 
     Raises:
-        ClipError: empty, truncated, a header that lies, NaN or Inf, not in full scale 1, not audio, unreadable,
-            missing, or an offset past the end.
+        ClipError: the file is missing, unreadable, empty, truncated or not audio; its header is wrong; a sample is NaN,
+            infinite or far beyond full scale 1; or the offset is past the end.
     """
     return pad_sound(read_sound(uri, audio_format, offset_seconds), audio_format)
 
 
 def read_sound(uri: str, audio_format: AudioFormat, offset_seconds: float = 0.0) -> np.ndarray:
-    """The sound of a clip without any padding, float32 (T,): T is `sound_samples`, at most `audio_format.samples`.
+    """Read a clip without padding, float32 (T,): T is `sound_samples`, at most `audio_format.samples`.
 
     Raises:
         ClipError: as `read_clip`.
@@ -107,10 +107,10 @@ def read_sound(uri: str, audio_format: AudioFormat, offset_seconds: float = 0.0)
 
 
 def sound_samples(uri: str, audio_format: AudioFormat, offset_seconds: float = 0.0) -> int:
-    """How many samples `read_sound` gives, by the header alone.
+    """Number of samples that `read_sound` returns, from the header only.
 
     Raises:
-        ClipError: as `read_clip`, for what a header shows.
+        ClipError: as `read_clip`, as far as the header shows it.
     """
     with open_recording(uri) as decoder:
         _, samples = _part(decoder, audio_format, offset_seconds)
@@ -118,7 +118,7 @@ def sound_samples(uri: str, audio_format: AudioFormat, offset_seconds: float = 0
 
 
 def pad_sound(wave_T: np.ndarray, audio_format: AudioFormat) -> np.ndarray:
-    """A clip's sound with as much padding as its format needs: silence, or the sound again."""
+    """Pad a clip to the length of its format, with silence or by repetition."""
     missing = (0, audio_format.samples - len(wave_T))
     if missing[1] == 0:
         return wave_T
@@ -129,17 +129,19 @@ def read_audio(uri: str, sample_rate: int) -> np.ndarray:
     """Read a whole recording as mono float32 (T,) at `sample_rate` Hz.
 
     Raises:
-        ClipError: as `read_clip`, or longer than `augment.decoder.MOST_SAMPLES`.
+        ClipError: as `read_clip`, or the recording is longer than `augment.decoder.MAX_SAMPLES`.
     """
     with open_recording(uri) as decoder:
         return _whole(decoder, sample_rate)
 
 
 def read_blocks(uri: str, sample_rate: int, block_seconds: int) -> Iterator[np.ndarray]:
-    """A recording as mono float32 blocks (T,) of `block_seconds`, the last shorter; together equal to `read_audio`.
+    """Read a recording as mono float32 blocks (T,) of `block_seconds`; the last one can be shorter.
+
+    The concatenated blocks equal `read_audio`.
 
     Raises:
-        ClipError: as `read_clip`, when the iteration reaches what is wrong.
+        ClipError: as `read_clip`, when the iteration reaches the fault.
     """
     with open_recording(uri) as decoder:
         if decoder.frames <= block_seconds * decoder.sample_rate:
@@ -153,7 +155,7 @@ def read_blocks(uri: str, sample_rate: int, block_seconds: int) -> Iterator[np.n
 
 
 def check_audio(uri: str) -> Recording:
-    """Decode a whole recording, and say what it is and how it sounds.
+    """Decode a whole recording and return its format and level statistics.
 
     Raises:
         ClipError: as `read_clip`.
@@ -196,9 +198,9 @@ def _whole(decoder: Decoder, sample_rate: int) -> np.ndarray:
 
 
 def _part(decoder: Decoder, audio_format: AudioFormat, offset_seconds: float) -> tuple[int, int]:
-    """Where in the recording a clip begins, in its own frames, and how many samples of the clip are there."""
+    """Start of a clip in frames of the recording, and the number of samples that the recording has for it."""
     if not (math.isfinite(offset_seconds) and offset_seconds >= 0):
-        raise ClipError(decoder.uri, f"offset_seconds is {offset_seconds}; it counts from 0")
+        raise ClipError(decoder.uri, f"offset_seconds is {offset_seconds}; it must be finite and at least 0")
     start = round(offset_seconds * decoder.sample_rate)
     if start >= decoder.frames:
         seconds = decoder.frames / decoder.sample_rate
@@ -211,35 +213,35 @@ def _part(decoder: Decoder, audio_format: AudioFormat, offset_seconds: float) ->
 
 
 def _window(decoder: Decoder, audio_format: AudioFormat, offset_seconds: float) -> np.ndarray:
-    """The samples of a clip that are there."""
+    """The samples of a clip, without padding."""
     start, samples = _part(decoder, audio_format, offset_seconds)
     ratio = _resampling_ratio(decoder.sample_rate, audio_format.sample_rate)
     needed = math.ceil(audio_format.samples * ratio)
-    # Frames beyond the window feed the filter at its edges: a partial read then gives what the whole file
-    # gives. Before the window they are whole periods of the ratio, which keeps the resampler's phase.
+    # The resampling filter needs frames beyond both edges of the window, so that a partial read equals the same part of
+    # the whole file. Before the window these are whole periods of the ratio, which keeps the resampler's phase.
     margin = 16 * math.ceil(max(float(ratio), 1))
     lead = min(start // ratio.numerator, math.ceil(margin / ratio.numerator))
     first = start - lead * ratio.numerator
     wanted = min(decoder.frames - first, start - first + needed + margin)
     wave_T = _resample(decoder.read_mono(first, wanted), ratio)[lead * ratio.denominator :][:samples]
-    if len(wave_T) < samples:  # the last frame of an MP3, which its header counts in full
+    if len(wave_T) < samples:  # the header of an MP3 counts its last frame in full
         wave_T = np.pad(wave_T, (0, samples - len(wave_T)))
     return np.ascontiguousarray(wave_T, dtype=np.float32)
 
 
 def content_hash(uri: str) -> str:
-    """SHA-256 (hexadecimal) of a recording's bytes as they are stored: equal for copies under other names.
+    """SHA-256 (hexadecimal) of a recording's stored bytes, so that copies under other names have the same hash.
 
-    Bytes that this process has hashed before and that have not changed since are not read again.
+    The process caches the hash of files that have not changed.
 
     Raises:
-        ClipError: missing or unreadable.
+        ClipError: the file is missing or unreadable.
     """
     version = version_of(uri)
     return _hash(uri) if version is None else _hash_of_version(uri, version)
 
 
-@lru_cache(maxsize=1 << 16)  # some 30 MB at most
+@lru_cache(maxsize=1 << 16)  # at most about 30 MB
 def _hash_of_version(uri: str, version: tuple[int, ...]) -> str:
     return _hash(uri)
 
@@ -254,20 +256,20 @@ def _hash(uri: str) -> str:
 
 
 def _resampling_ratio(from_rate: int, to_rate: int) -> Fraction:
-    """from/to, exact for every usual pair of rates.
+    """from_rate / to_rate, exact for all common sample rates.
 
-    The polyphase filter has about numerator·denominator taps. For odd pairs (44101 to 16000 Hz) that would be
-    gigabytes, so there the ratio is rounded: the pitch is then off by at most 1.3e-5, a fiftieth of a cent.
+    The polyphase filter has about numerator·denominator taps. For unusual pairs (44101 to 16000 Hz) it would take
+    gigabytes, so there the ratio is rounded, with a relative error of at most 1.3e-5 (a fiftieth of a cent).
     """
     exact = Fraction(from_rate, to_rate)
     return exact if exact.numerator * exact.denominator <= 1_000_000 else exact.limit_denominator(200)
 
 
 def _resample(wave_T: np.ndarray, ratio: Fraction) -> np.ndarray:
-    """The filter overshoots at the steps of clipped sound, so the level is limited once more."""
+    """Resample, and clip to [-1, 1] again because the filter overshoots at the edges of clipped sound."""
     if ratio == 1:
         return wave_T
-    import torch  # takes seconds, which sound at the rate asked for does without
+    import torch  # takes seconds, and is not needed for sound that already has the sample rate
 
     with torch.inference_mode():
         return np.clip(_resampler(ratio)(torch.from_numpy(wave_T)).numpy(), -1.0, 1.0)

@@ -1,8 +1,8 @@
-"""Lengths that a container's header states wrongly, and a view of the file in which it states them rightly.
+"""Corrects sound files whose header states a wrong length.
 
-Who writes sound into a pipe can't go back to fill in how long it became; a field of 32 bits wraps at 4 GiB; two
-recordings joined end to end have the header of the first. A decoder that believes the header then refuses the file or
-reads a part of it without a word. `corrected` looks at the file itself.
+A program that writes into a pipe cannot fill in the length afterwards; a 32-bit field wraps at 4 GiB; two concatenated
+recordings have the header of the first. A decoder that trusts such a header rejects the file, or silently reads only a
+part of it. `corrected` determines the length from the file itself.
 """
 
 import io
@@ -13,17 +13,17 @@ from typing import Any, BinaryIO
 import numpy as np
 import soundfile
 
-from sepscene.augment.mpeg import with_true_length
+from sepscene.augment.mpeg import FORMAT_CHANGES, with_true_length
 
 UNFILLED = 0x7FFF0000
-"""Lengths from here on are what writers into a pipe leave (ffmpeg 0xFFFFFFFF, sox 0x7FFFFFFF less the header)."""
-_LARGEST_IN_MEMORY = 1 << 30  # bytes of an MPEG or a chained Ogg file, which are gone through as a whole
-_SMALL = 1 << 22  # bytes of an Ogg file that is searched as a whole
-_TAIL = 1 << 17  # bytes at the end of a FLAC file among which its last frame begins
+"""Programs that write into a pipe leave lengths from here on (ffmpeg 0xFFFFFFFF, sox 0x7FFFFFFF minus the header)."""
+_LARGEST_IN_MEMORY = 1 << 30  # bytes of an MPEG or chained Ogg file, which is read as a whole
+_SMALL = 1 << 22  # up to this size in bytes, an Ogg file is searched as a whole
+_TAIL = 1 << 17  # the last frame of a FLAC file begins within this many bytes of its end
 
 
 class Corrected(io.RawIOBase):
-    """A file whose beginning is replaced: `head`, and then what `stream` holds from byte `start` on."""
+    """A file with a replaced beginning: `head`, followed by the bytes of `stream` from `start` on."""
 
     def __init__(self, head: bytes, stream: BinaryIO, start: int) -> None:
         self.head = head
@@ -33,12 +33,12 @@ class Corrected(io.RawIOBase):
         self.size = len(head) + max(0, stream.seek(0, io.SEEK_END) - start)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As of any file."""
+        """See `io.RawIOBase.seek`."""
         self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
         return self.at
 
     def readinto(self, buffer: Any) -> int:
-        """As of any file."""
+        """See `io.RawIOBase.readinto`."""
         view = memoryview(buffer).cast("B")
         if self.at < len(self.head):
             data = self.head[self.at : self.at + len(view)]
@@ -51,14 +51,14 @@ class Corrected(io.RawIOBase):
 
 
 def corrected(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
-    """The file with lengths that are true, or None where nothing needs to be corrected.
+    """The file with the correct length in its header, or None if nothing needs to be corrected.
 
     Args:
-        stream: the whole file; its position moves.
-        size: its bytes.
+        stream: the whole file; its position changes.
+        size: size of the file in bytes.
 
     Raises:
-        ValueError: the length can be neither believed nor found out, or the sound changes its form on the way.
+        ValueError: the length cannot be determined, or the sample rate or number of channels changes within the file.
     """
     stream.seek(0)
     magic = stream.read(12)
@@ -76,7 +76,7 @@ def corrected(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
 
 
 def _wav(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
-    """A data field that was never filled in, or that has wrapped at 4 GiB."""
+    """WAV: the size of the data chunk was never filled in, or wrapped at 4 GiB."""
     at = 12
     head = b""
     while at + 8 <= size:
@@ -89,14 +89,14 @@ def _wav(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
         return None
     there = size - at - 8
     if length == there or length >= there or _chunks_follow(stream, at + 8 + length + length % 2, size):
-        return None  # whole, or longer than the file: libsndfile takes what is there and says so
+        return None  # correct, or larger than the file: libsndfile detects the latter
     if length and (there - length) % (1 << 32):
-        return None  # whatever follows the sound is no chunk; `audio` looks at how much it is
+        return None  # the data after the sound are not chunks; `decoder` checks how many bytes they are
     stream.seek(0)
     head = stream.read(at)
     if there < UNFILLED:
         return Corrected(head + b"data" + struct.pack("<I", there), stream, at + 8)
-    added = 36  # bytes of the chunk with the long sizes
+    added = 36  # bytes of the ds64 chunk, which holds 64-bit sizes
     align = head.find(b"fmt ") + 20
     frames = there // max(1, int.from_bytes(head[align : align + 2], "little"))
     sizes = b"ds64" + struct.pack("<IQQQI", 28, size + added - 8, there, frames, 0)
@@ -105,18 +105,18 @@ def _wav(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
 
 
 def _chunks_follow(stream: BinaryIO, at: int, size: int) -> bool:
-    """Whether what begins here is nothing, or chunks up to the end of the file."""
+    """Whether only complete chunks, or nothing, follow up to the end of the file."""
     while at + 8 <= size:
         stream.seek(at)
         name, length = struct.unpack("<4sI", stream.read(8))
         if not all(32 <= byte < 127 for byte in name):
             return False
         at += 8 + length + length % 2
-    return at <= size + 1  # the last byte of padding may be missing
+    return at <= size + 1  # the last padding byte can be missing
 
 
 def _caf(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
-    """A data chunk of size −1: "up to the end of the file" in Apple's specification, which libsndfile refuses."""
+    """CAF: a data chunk of size −1 extends to the end of the file (Apple's specification); libsndfile rejects it."""
     at = 8
     while at + 12 <= size:
         stream.seek(at)
@@ -131,7 +131,7 @@ def _caf(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
 
 
 def _flac(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
-    """Samples that STREAMINFO does not state, or fewer than the last frame shows."""
+    """FLAC: STREAMINFO states no number of samples, or fewer than there are up to the last frame."""
     stream.seek(0)
     head = stream.read(42)
     if len(head) < 42 or head[4] & 0x7F:
@@ -144,16 +144,16 @@ def _flac(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     end = _end_of_flac(stream.read(), smallest if smallest == largest else 0)
     if end is None:
         if declared == 0:
-            raise ValueError("truncated: its header does not say how long it is, and its last frame is not whole")
+            raise ValueError("truncated: its header does not state its length, and its last frame is incomplete")
         return None
     if end <= declared:
-        return None  # longer is what a decoder notices
+        return None  # a decoder detects a stated length that is too large
     fields = fields >> 36 << 36 | end & ((1 << 36) - 1)
     return Corrected(head[:18] + fields.to_bytes(8, "big") + head[26:], stream, 42)
 
 
 def _end_of_flac(tail: bytes, block: int) -> int | None:
-    """The sample with which the last frame ends, if that frame is whole; `block` is the size of fixed blocks, or 0."""
+    """End of the last frame in samples, None if it is incomplete; `block` is the fixed block size, or 0."""
     at = len(tail)
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
         end = _flac_frame_end(tail[at : at + 16], block)
@@ -163,7 +163,7 @@ def _end_of_flac(tail: bytes, block: int) -> int | None:
 
 
 def _flac_frame_end(head: bytes, block: int) -> int | None:
-    """Where the frame with this header ends, in samples; None where it is no header (RFC 9639, 9.1)."""
+    """End in samples of the frame with this header; None if this is not a frame header (RFC 9639, section 9.1)."""
     if len(head) < 16 or head[1] & 0xFE != 0xF8 or head[3] & 1:
         return None
     length = next((n for n, mask in enumerate((0x80, 0x40, 0x20, 0x10, 8, 4, 2, 1)) if not head[4] & mask), 8)
@@ -185,7 +185,7 @@ def _flac_frame_end(head: bytes, block: int) -> int | None:
 
 
 def _crc(data: bytes, bits: int, polynomial: int) -> int:
-    """A cyclic redundancy check; 0 over data that ends with its own."""
+    """Cyclic redundancy check; 0 for data that end with their own checksum."""
     table = _crc_table(bits, polynomial)
     crc = 0
     mask = (1 << bits) - 1
@@ -206,7 +206,7 @@ def _crc_table(bits: int, polynomial: int) -> tuple[int, ...]:
 
 
 def _chained_ogg(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
-    """Several Ogg streams one after another, of which libsndfile decodes the first: all of them, as float WAV."""
+    """Chained Ogg streams, of which libsndfile decodes only the first: all of them, as float WAV."""
     if not _may_be_chained(stream, size):
         return None
     links = _ogg_links(_whole(stream, size))
@@ -216,12 +216,12 @@ def _chained_ogg(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     waves = [wave_TC for wave_TC, _ in parts]
     rates = [rate for _, rate in parts]
     if len(set(rates)) > 1 or len({wave_TC.shape[1] for wave_TC in waves}) > 1:
-        raise ValueError("its rate or its channels change on the way; split it")
+        raise ValueError(FORMAT_CHANGES)
     return as_wav(np.concatenate(waves), rates[0])
 
 
 def as_wav(wave_TC: np.ndarray, rate: int) -> BinaryIO:
-    """Decoded sound as a file in memory."""
+    """Decoded sound as a WAV file in memory."""
     file = io.BytesIO()
     soundfile.write(file, wave_TC, rate, format="WAV", subtype="FLOAT")
     file.seek(0)
@@ -229,7 +229,7 @@ def as_wav(wave_TC: np.ndarray, rate: int) -> BinaryIO:
 
 
 def _may_be_chained(stream: BinaryIO, size: int) -> bool:
-    """Whether a second stream begins, or the first and the last page belong to different ones."""
+    """Whether a second stream begins, or the first and the last page belong to different streams."""
     stream.seek(0)
     if size <= _SMALL:
         return stream.read().count(b"OggS\0\2") > 1
@@ -241,7 +241,7 @@ def _may_be_chained(stream: BinaryIO, size: int) -> bool:
 
 
 def _ogg_links(data: bytes) -> list[bytes]:
-    """The parts of a chained file: each begins with the first page of a stream that follows pages of sound."""
+    """The streams of a chained file: a new one begins where a first page follows pages of sound."""
     starts = [0]
     at = 0
     sound = False
@@ -256,13 +256,13 @@ def _ogg_links(data: bytes) -> list[bytes]:
 
 
 def _mpeg(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
-    """MPEG frames whose number the file does not state, or states too low."""
+    """MPEG: the file states no number of frames, or too few."""
     data = with_true_length(_whole(stream, size))
     return None if data is None else io.BytesIO(data)
 
 
 def _whole(stream: BinaryIO, size: int) -> bytes:
     if size > _LARGEST_IN_MEMORY:
-        raise ValueError(f"has {size} bytes; files of this kind are read up to {_LARGEST_IN_MEMORY}: split it")
+        raise ValueError(f"has {size} bytes, but files of this type are read only up to {_LARGEST_IN_MEMORY}; split it")
     stream.seek(0)
     return stream.read()

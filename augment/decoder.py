@@ -1,9 +1,9 @@
-"""An opened recording: its header is checked against the file, and its samples come as mono in full scale 1.
+"""Open and decode a recording: its header is checked against the file, and its samples are read at full scale 1.
+
+libsndfile decodes (WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF, W64, …). Any fault of a file raises a
+`ClipError` with the file's name and the cause, so that only this clip is quarantined.
 
 Shape suffixes: T samples, C recorded channels.
-
-libsndfile decodes (WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF, W64, …). What is wrong with a file becomes a
-`ClipError` that names it and the cause, which quarantines that clip and no other.
 """
 
 import math
@@ -23,16 +23,16 @@ from sepscene.models.settings import LOUDEST
 
 LOWEST_RATE = 1_000
 HIGHEST_RATE = 768_000
-"""Hz; beyond lies a broken header, which would ask for an absurd filter."""
-MOST_SAMPLES = 1 << 29
-"""Samples that are held at once, 2 GiB: 9 hours at 16 kHz. Packed silence of a megabyte can claim far more."""
+"""In Hz. Other rates mean a damaged header, and would need an excessively long resampling filter."""
+MAX_SAMPLES = 1 << 29
+"""Most samples that are read at once, 2 GiB: 9 hours at 16 kHz. A megabyte of compressed silence can hold more."""
 
-_BLOCK_SAMPLES = 1 << 20  # values decoded at a time, over all channels: bounds the memory of wide files
-_UNKNOWN_LENGTH = 1 << 40  # frames; libsndfile reports absurdly many where a header does not say
-_MPEG_FRAME = 1152  # MP3 headers state the length only to within one of these
-_MPEG_PREROLL = 20 * _MPEG_FRAME  # an MP3's frames borrow bits from those before: the first after a seek are wrong
-_CANCELS = 1e-4  # power of the mean of the channels, as a share of their own, below which they cancel: -40 dB
-# What libsndfile notes in its log when a container promises more audio than the file holds.
+_BLOCK_SAMPLES = 1 << 20  # values decoded at a time over all channels: limits memory for files with many channels
+_UNKNOWN_LENGTH = 1 << 40  # frames; libsndfile reports a huge number if the header does not state the length
+_MPEG_FRAME = 1152  # samples; an MP3 header states the length only to within one frame
+_MPEG_PREROLL = 20 * _MPEG_FRAME  # MP3 frames depend on earlier ones: the first after a seek are wrong
+_CANCELS = 1e-4  # channels cancel if the power of their mean is below this share of their own power: -40 dB
+# What libsndfile logs if a header states more audio than the file holds.
 _OVERSTATED = re.compile(r"^\s*(?:data|SSND|riff|Data Size)\s*:\s*(\d+).*should be", re.MULTILINE)
 _MORE_CALCULATED = re.compile(r"Calculated frame count")
 _CHUNK_OUTSIDE = re.compile(r"^\*\*\* Chunk size \d+ > file length", re.MULTILINE)
@@ -40,11 +40,11 @@ _CHUNK_OUTSIDE = re.compile(r"^\*\*\* Chunk size \d+ > file length", re.MULTILIN
 
 @dataclass
 class Decoder:
-    """One opened recording.
+    """An open recording.
 
     Attributes:
-        uri: its name in errors.
-        file: libsndfile's handle.
+        uri: name of the recording for error messages.
+        file: handle of libsndfile.
     """
 
     uri: str
@@ -52,29 +52,30 @@ class Decoder:
 
     @property
     def sample_rate(self) -> int:
-        """Hz."""
+        """Sample rate in Hz."""
         return self.file.samplerate
 
     @property
     def frames(self) -> int:
-        """Samples of one channel."""
+        """Samples per channel."""
         return self.file.frames
 
     def read_mono(self, start: int, frames: int) -> np.ndarray:
-        """`frames` samples from `start` on, the mean of the channels, float32 (T,) within [-1, 1].
+        """Read `frames` samples from `start` on as the mean of the channels, float32 (T,) in [-1, 1].
 
-        Where the channels cancel each other in the mean, the loudest is taken instead.
+        If the channels cancel each other in the mean, the loudest channel is used instead.
 
         Raises:
-            ClipError: truncated, NaN or Inf, not in full scale 1, or more than `MOST_SAMPLES`.
+            ClipError: the recording is truncated, has NaN or infinite samples, or is far beyond full scale 1; or more
+                than `MAX_SAMPLES` are requested.
         """
-        if frames > MOST_SAMPLES:
+        if frames > MAX_SAMPLES:
             seconds = frames / self.sample_rate
-            raise ClipError(self.uri, f"{seconds:.0f} s are too long to be read at once; split it, or name offsets")
+            raise ClipError(self.uri, f"{seconds:.0f} s are too long to read at once; split it, or use offsets")
         return np.concatenate([_mono(wave_TC) for wave_TC in self.blocks(start, frames)])
 
     def blocks(self, start: int, frames: int) -> Iterator[np.ndarray]:
-        """The same in blocks of all channels, float32 (T, C), so that no memory is taken on a header's word alone.
+        """Read the same in blocks with all channels, float32 (T, C), so that a wrong header cannot exhaust the memory.
 
         Raises:
             ClipError: as `read_mono`.
@@ -92,10 +93,11 @@ class Decoder:
         tolerated = _MPEG_FRAME if self.file.format == "MP3" else 0
         if got < frames - tolerated or not got:
             end = start + got
-            raise ClipError(self.uri, f"truncated: its header says {self.frames} frames, decoding ended after {end}")
+            raise ClipError(self.uri, f"truncated: its header states {self.frames} frames, decoding ended after {end}")
 
     def _read(self, start: int, frames: int) -> np.ndarray:
-        """The next frames, (T, C). An MP3 is decoded from somewhat before, in one call: soundfile seeks after each."""
+        """The next frames (T, C)."""
+        # An MP3 is decoded from an earlier frame on. This must be one call, because soundfile seeks after each.
         before = min(start, _MPEG_PREROLL) if self.file.format == "MP3" else 0
         if before:
             self.file.seek(start - before)
@@ -108,7 +110,7 @@ class Decoder:
             raise ClipError(self.uri, f"{len(bad)} samples are NaN or infinite, the first at {before + bad[0]}")
         if peak > LOUDEST:
             raise ClipError(
-                self.uri, f"its samples reach {peak:.0f}, but full scale is 1: divide them, 16-bit values by 32768"
+                self.uri, f"its samples reach {peak:.0f}, but full scale is 1: divide 16-bit values by 32768"
             )
 
 
@@ -120,20 +122,20 @@ def _mono(wave_TC: np.ndarray) -> np.ndarray:
 
 
 def cancels(wave_TC: np.ndarray, mono_T: np.ndarray) -> bool:
-    """Whether channels with sound in them have a mean that is 40 dB below them: opposite phases."""
+    """Whether the mean of the channels is 40 dB below them, as with opposite phases. False for silence."""
     if wave_TC.shape[1] == 1:
         return False
-    power = float(np.square(mono_T).mean())
-    own = float(np.square(wave_TC).mean())
-    return own > 1e-9 and power < _CANCELS * own
+    mono_power = float(np.square(mono_T).mean())
+    channel_power = float(np.square(wave_TC).mean())
+    return channel_power > 1e-9 and mono_power < _CANCELS * channel_power
 
 
 @contextmanager
 def open_recording(uri: str) -> Iterator[Decoder]:
-    """A decoder whose header has been checked; decoding errors inside the block become a `ClipError`.
+    """Open a recording and check its header. Decoding errors inside the `with` block become a `ClipError`.
 
     Raises:
-        ClipError: missing, empty, not audio, truncated, a header that lies.
+        ClipError: the file is missing, empty, truncated or not audio, or its header is wrong.
     """
     source = open_location(uri)
     try:
@@ -153,10 +155,10 @@ def open_recording(uri: str) -> Iterator[Decoder]:
             yield Decoder(uri, file)
     except soundfile.LibsndfileError as error:
         raise ClipError(uri, f"not decodable: {error.error_string}") from error
-    except TypeError as error:  # soundfile asks for a rate where the name ends in .raw
-        raise ClipError(uri, "headerless audio (.raw) is not read; convert it to WAV or FLAC") from error
+    except TypeError as error:  # soundfile requires a sample rate for names that end in .raw
+        raise ClipError(uri, "headerless audio (.raw) is not supported; convert it to WAV or FLAC") from error
     except MemoryError as error:
-        raise ClipError(uri, "needs more memory than there is; split it") from error
+        raise ClipError(uri, "does not fit into memory; split it") from error
     except OSError as error:
         raise unreadable(uri, error) from error
     except (RuntimeError, ValueError) as error:
@@ -165,30 +167,30 @@ def open_recording(uri: str) -> Iterator[Decoder]:
 
 def _check_header(file: soundfile.SoundFile, uri: str, size: int) -> None:
     if file.frames >= _UNKNOWN_LENGTH:
-        raise ClipError(uri, "its header does not say how long it is; encode it again")
+        raise ClipError(uri, "its header does not state its length; encode it again")
     log = file.extra_info
     promised = [int(stated) for stated in _OVERSTATED.findall(log)]
     if any(0 < stated < UNFILLED for stated in promised) or _MORE_CALCULATED.search(log):
-        raise ClipError(uri, f"truncated: its header promises more than the {file.frames} frames it holds")
-    # Half of the bytes are not accounted for, and what follows the audio is no chunk: the length is wrong.
-    accounted = 4 * file.frames * file.channels
-    if _CHUNK_OUTSIDE.search(log) and file.subtype.startswith("PCM") and 2 * accounted < size:
-        raise ClipError(uri, f"its header lies: it claims {file.frames} frames in a file of {size} bytes")
+        raise ClipError(uri, f"truncated: its header states more than the {file.frames} frames it holds")
+    # The audio takes less than half of the file, and the rest is not a chunk: the stated length is wrong.
+    most_bytes = 4 * file.frames * file.channels
+    if _CHUNK_OUTSIDE.search(log) and file.subtype.startswith("PCM") and 2 * most_bytes < size:
+        raise ClipError(uri, f"its header is wrong: it states only {file.frames} frames in a file of {size} bytes")
     if file.frames <= 0:
-        raise ClipError(uri, "holds no samples")
+        raise ClipError(uri, "has no samples")
     if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
-        raise ClipError(uri, f"its header gives {file.samplerate} Hz; {LOWEST_RATE} to {HIGHEST_RATE} Hz are read")
+        raise ClipError(uri, f"its header states {file.samplerate} Hz, not {LOWEST_RATE} to {HIGHEST_RATE} Hz")
 
 
 def _in_memory(file: soundfile.SoundFile, uri: str) -> BinaryIO:
-    """A recording in which libsndfile cannot seek (GSM 6.10, G.721), decoded as a whole."""
-    if file.frames * file.channels > MOST_SAMPLES:
-        raise ClipError(uri, f"{file.subtype_info} of this length is not read; convert it")
+    """A recording in which libsndfile cannot seek (GSM 6.10, G.721), decoded to WAV as a whole."""
+    if file.frames * file.channels > MAX_SAMPLES:
+        raise ClipError(uri, f"{file.subtype_info} of this length is not supported; convert it to WAV or FLAC")
     return as_wav(file.read(file.frames, dtype="float32", always_2d=True), file.samplerate)
 
 
 def _ends_with_whole_page(stream: BinaryIO) -> bool:
-    """Whether the last Ogg page is complete: decoders quietly drop a cut one, and seconds of sound."""
+    """Whether the last Ogg page is complete: decoders silently drop a truncated page, with seconds of sound."""
     end = stream.seek(0, SEEK_END)
     stream.seek(max(0, end - 70_000))  # a page has at most 65,307 bytes
     tail = stream.read()

@@ -1,8 +1,8 @@
-"""Every random choice of a run as a column.
+"""Random draws: every random choice of a run is a column.
 
-A run is a finite schedule of rows 0 … R−1. Row r determines, by a stateless counter-based hash of (seed, r), its epoch,
-clip, processor, channel, crop starts and what augmentations draw. No stage keeps random state: a retried row gives the
-same view, and the result does not depend on how many workers or actors there are.
+A run is a finite schedule of rows 0 … R−1. Epoch, clip, processor, channel, crop starts and the uniforms of the
+augmentations of row r are a stateless counter-based hash of (seed, r). No stage keeps random state: a retried row gives
+the same views, and the result does not depend on the number of workers or actors.
 
 Shapes: N rows, U uniforms of one augmentation for one view.
 """
@@ -18,32 +18,32 @@ from pydantic import Field
 from sepscene.models.config import Config
 
 FILLER = -1
-"""Row number of a filler: it evens out the last global batch and carries nothing."""
+"""Row number of a filler, an empty row that completes the last global batch."""
 
 SPECAUGMENT_UNIFORMS = 10
-"""Uniforms of one SpecAugment instance: two for each of 2 time masks and 2 frequency masks, two for the warp."""
+"""Uniforms of SpecAugment per view: two for each of 2 time masks and 2 frequency masks, two for the warp."""
 
 _BELOW_ONE = np.float32(1 - 2**-24)
-"""The largest float32 below 1: of 53-bit uniforms one in 3e7 rounds to 1.0, and a mask would be too wide by a cell."""
+"""The largest float32 below 1. One in 3e7 53-bit uniforms rounds to 1.0, which would make a mask one cell too wide."""
 
-# One stream for each kind of choice. The numbers are part of the file format of a run: never renumber them. Those of an
-# augmentation follow from its name (`Stream`), except the uniforms of SpecAugment, which are older than the others.
+# One stream for each kind of choice. The numbers are part of the file format of a run: never renumber them. The streams
+# of an augmentation follow from its name (`Stream`), except the uniforms of SpecAugment, for compatibility.
 _PERMUTATION, _PROCESSOR, _CHANNEL, _CROP_1, _CROP_2, _SECOND_CHANNEL, _SPECAUGMENT = range(1, 8)
 
-OF_VIEWS = ("channel_u", "second_channel_u", "crop_1_u", "crop_2_u")
-"""Columns of uniforms that are not an augmentation's."""
+VIEW_COLUMNS = ("channel_u", "second_channel_u", "crop_1_u", "crop_2_u")
+"""Columns of uniforms that do not belong to an augmentation."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """What one augmentation draws for each view.
+    """The draws of one augmentation.
 
-    Its streams are numbered by the hash of its name, so that its draws are the same whatever others there are.
+    The numbers of its streams come from the hash of its name, so that its draws do not depend on other augmentations.
 
     Attributes:
-        name: of the augmentation; `NAME_u` and `NAME_on` are its columns.
-        uniforms: for each view.
-        points: (share of the run's rows that is done, probability), in order; between them it changes linearly.
+        name: name of the augmentation; its columns are `NAME_u` and `NAME_on`.
+        uniforms: number of uniforms per view.
+        points: (completed share of the run's rows, probability), in order; linear in between.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Stream:
 
     @property
     def number(self) -> int:
-        """Of the first stream: this one and the next decide which views are changed; the uniforms follow."""
+        """Number of the first stream. The first two decide which of the two views are changed; the uniforms follow."""
         return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:6], "big") << 16
 
     @property
@@ -61,13 +61,13 @@ class Stream:
         return _SPECAUGMENT if self.name == "specaugment" else self.number + 2
 
     def probability(self, done_N: np.ndarray) -> np.ndarray:
-        """The probability when a share `done_N` of the run's rows is done."""
+        """The probability once a share `done_N` of the run's rows is completed."""
         times = [at for at, _ in self.points]
         return np.interp(done_N, times, [probability for _, probability in self.points])
 
 
 class Schedule(Config):
-    """The rows of a run: `epochs` passes over `clips`, each in a fresh order, drawn from `seed`."""
+    """The rows of a run: `epochs` passes over `clips`, each in a new random order that depends on `seed`."""
 
     seed: int = Field(ge=0)
     clips: int = Field(ge=1)
@@ -83,7 +83,7 @@ class Schedule(Config):
         return row_N // self.clips
 
     def clip(self, row_N: np.ndarray) -> np.ndarray:
-        """The clip of each row: within an epoch, every clip exactly once."""
+        """The clip of each row; each clip occurs exactly once per epoch."""
         epoch_N = self.epoch(row_N)
         clip_N = np.empty(len(row_N), np.int64)
         for epoch in np.unique(epoch_N):
@@ -101,16 +101,16 @@ def draw(
     """All random choices of the given rows.
 
     Args:
-        schedule: the run's rows.
+        schedule: the rows of the run.
         row_N: int64 row numbers in [0, R), in any order.
-        weights: probability of each processor of the combination (the OR rule), the same for all rows (K,) or each
-            row's own (N, K); they are normalised to sum to 1.
-        streams: of the augmentations.
+        weights: probability of each processor of the combination (the OR rule), either the same for all rows (K,) or
+            per row (N, K); normalised to sum to 1.
+        streams: the draws of the augmentations.
 
     Returns:
         Columns of length N: `row`, `epoch`, `clip` (int64); `processor` (int64, index into the combination); uniforms
         in [0, 1) as float64: `channel_u`, `second_channel_u`, `crop_1_u`, `crop_2_u`; and for each augmentation
-        `NAME_u`, float32 (N, 2·U), its uniforms for both views side by side, and unless its probability is 1 `NAME_on`,
+        `NAME_u`, float32 (N, 2·U), the concatenated uniforms of both views, and unless its probability is 1 `NAME_on`,
         bool (N, 2), which of the views it changes.
     """
     row_N = np.asarray(row_N, np.int64)
@@ -152,15 +152,15 @@ def crop_starts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Temporal proximity sampling: where the two crops of each clip start, at most `delta_samples` apart.
 
-    The first start is uniform over the clip; the second is uniform over the part of the clip that lies within the
-    distance, so that a large distance gives two independent uniform crops (docs/paper.md, front-end).
+    The first start is uniform over the clip. The second is uniform over the part of the clip within this distance, so
+    that a large distance gives two independent uniform crops (docs/paper.md, front-end).
 
     Args:
         crop_1_u_N: uniforms of the first crop.
-        crop_2_u_N: and of the second.
-        clip_samples: length of the clips, one for all or (N,); a clip shorter than a crop is cropped from its start.
+        crop_2_u_N: uniforms of the second crop.
+        clip_samples: length of the clips, a scalar or (N,); a clip shorter than a crop is cropped from its start.
         crop_samples: length of a crop.
-        delta_samples: largest distance of the two starts.
+        delta_samples: largest distance between the two starts.
 
     Returns:
         Two int64 arrays of length N, in samples.
@@ -175,7 +175,7 @@ def crop_starts(
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, clips: int) -> np.ndarray:
-    """A uniform permutation: the order of hashed keys. Kept for a few epochs, as neighbouring rows share it."""
+    """A uniform permutation: the order of hashed keys. Cached for a few epochs, because neighbouring rows share it."""
     stream = int(_mix(np.array([_PERMUTATION * 2**32 + epoch], np.uint64))[0])
     key = _hash(seed, stream, _mix(np.arange(clips, dtype=np.uint64)))
     order = np.argsort(key, kind="stable")
@@ -184,13 +184,13 @@ def _permutation(seed: int, epoch: int, clips: int) -> np.ndarray:
 
 
 def _hash(seed: int, stream: int, mixed_N: np.ndarray) -> np.ndarray:
-    """64 well-mixed bits for each (seed, stream, counter), given the counters already mixed once."""
+    """64 pseudo-random bits for each (seed, stream, counter), from counters that are already mixed once."""
     key = _mix(_mix(np.array([seed], np.uint64)) ^ np.array([stream], np.uint64))
     return _mix(mixed_N ^ key)
 
 
 def _mix(word_N: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function (Steele, Lea & Flood 2014): a bijection of 64-bit words that avalanches."""
+    """The output function of SplitMix64 (Steele, Lea & Flood 2014), a bijective mixing function of 64-bit words."""
     word_N = word_N + np.uint64(0x9E3779B97F4A7C15)
     word_N ^= word_N >> np.uint64(30)
     word_N *= np.uint64(0xBF58476D1CE4E5B9)

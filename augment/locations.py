@@ -1,14 +1,14 @@
-"""Where a clip's bytes are: a local file, a remote object, a member of a tar shard or a row of Parquet.
+"""Reads a clip's bytes from a local file, a remote object, a member of a tar archive, or a row of a table.
 
 A clip's URI is one of
     /data/dog.wav, dog.wav, file:///data/dog.wav     a local file
-    s3://bucket/dog.wav, gs://bucket/dog.wav         whatever `pyarrow.fs` reaches
+    s3://bucket/dog.wav, gs://bucket/dog.wav         any filesystem supported by `pyarrow.fs`
     <any of these>.tar#folder/dog.wav                a member of an uncompressed tar archive
     <any of these>.parquet#12                        row 12, column `audio` (bytes, or a struct with `bytes`)
-    <a local file>.arrow#12                          row 12 of a data set of Hugging Face's (`augment.arrow_files`)
+    <a local file>.arrow#12                          row 12 of a Hugging Face data set (`augment.arrow_files`)
 
-Members are read in memory and never extracted, so that a hostile name cannot write anywhere; names that would
-leave the archive (absolute, or with `..`) and links are refused all the same.
+Members are read in memory and never extracted, so that a malicious name cannot write anywhere. Names that would leave
+the archive (absolute, or with `..`) and links are rejected nevertheless.
 """
 
 import os
@@ -30,34 +30,34 @@ from sepscene.augment.arrow_files import AUDIO_COLUMN, audio_value
 from sepscene.models.config import SepsceneError, first_line
 
 PASSING = "cannot be read at present"
-"""Begins the cause of a clip that may be readable later: its disk or its server does not answer."""
+"""Prefix of the cause for a clip that may be readable later: its disk or server does not respond."""
 
 NO_SUCH_FILE = "no such file"
-"""The cause of a `ClipError` whose clip is not there at all, rather than broken."""
+"""Cause of a `ClipError` for a missing clip, as opposed to a damaged one."""
 
 _SHARD = re.compile(r"^(.+?\.(?:tar|parquet|arrow)(?:\?[^#]*)?)#(.*)$", re.DOTALL)
 _RACY_NS = 2 * 10**9
 MOST_BYTES = 1 << 30
-"""Of a clip that is read into memory as it is stored: an object, a member of an archive, a value of Parquet."""
+"""Largest clip that is read into memory as stored: a remote object, a member of an archive, a Parquet value."""
 MOST_ROWS = 20_000_000
-"""Of a table, or members of an archive: a file of some hundred bytes can claim any number."""
+"""Most rows of a table, or members of an archive: a file of a few hundred bytes can state any number."""
 _LEAVES = re.compile(r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)|\0")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class ClipError(SepsceneError):
-    """A clip that cannot be used: it is to be quarantined, with its name and the reason.
+    """A clip that cannot be used and must be quarantined.
 
     Attributes:
-        uri: the clip, as the manifest names it.
-        cause: what is wrong with it, a phrase in plain words.
-        refused: the number of the system's error (errno) where the system did not give the clip, 0 where it has no
-            number; None where the clip itself is at fault.
+        uri: the clip, as in the manifest.
+        cause: what is wrong with it, as a phrase.
+        refused: if the operating system or the server refused the clip, its error number (errno), or 0 if there is
+            none; None if the clip itself is at fault.
     """
 
     def __init__(self, uri: str, cause: str, refused: int | None = None) -> None:
-        cause = written_out(cause)  # it is kept in the ledger
-        super().__init__(uri, cause, refused)  # all arguments, so that the error survives pickling between processes
+        cause = written_out(cause)  # the ledger must be valid UTF-8
+        super().__init__(uri, cause, refused)  # all arguments, so that the error can be pickled
         self.uri = uri
         self.cause = cause
         self.refused = refused
@@ -67,7 +67,7 @@ class ClipError(SepsceneError):
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name can be written into a table or a text file; Linux allows any bytes."""
+    """Whether a name can be encoded as UTF-8; Linux allows any bytes in file names."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -76,23 +76,23 @@ def is_utf8(name: str) -> bool:
 
 
 def written_out(name: str) -> str:
-    """A name as text, whatever its bytes are: those that are not UTF-8 as e.g. `\\udce9`."""
+    """A name as valid UTF-8, with other bytes escaped, e.g. as `\\udce9`."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file inside a tar archive: where its bytes begin and how many there are."""
+    """A regular file in a tar archive: offset and number of its bytes."""
 
     start: int
     size: int
 
 
 def open_location(uri: str) -> str | BytesIO:
-    """The path of a local file (so that a decoder can seek in it), or the bytes of anything else in memory.
+    """The path of a local file (so that a decoder can seek in it), or the bytes of any other location in memory.
 
     Raises:
-        ClipError: missing, not a regular file, unreadable, or a member that is absent or leaves its archive.
+        ClipError: the clip is missing, unreadable or not a regular file, or the name of a member leaves its archive.
     """
     try:
         archive, member = split_member(uri)
@@ -105,7 +105,7 @@ def open_location(uri: str) -> str | BytesIO:
             with filesystem.open_input_stream(path) as stream:
                 data = stream.read(MOST_BYTES + 1)
             if len(data) > MOST_BYTES:
-                raise ClipError(uri, f"has more than {MOST_BYTES} bytes, which are not read at once; split it")
+                raise ClipError(uri, f"has more than {MOST_BYTES} bytes; split it")
             return BytesIO(data)
         if not os.path.isfile(local):  # a pipe or a device would block forever
             raise ClipError(uri, "is not a regular file" if os.path.exists(local) else NO_SUCH_FILE)
@@ -116,16 +116,16 @@ def open_location(uri: str) -> str | BytesIO:
     except (FileNotFoundError, NotADirectoryError):
         raise ClipError(uri, NO_SUCH_FILE) from None
     except MemoryError as error:
-        raise ClipError(uri, "needs more memory than there is; split it") from error
+        raise ClipError(uri, "does not fit into memory; split it") from error
     except (OSError, ValueError, OverflowError, pa.ArrowException, tarfile.TarError) as error:
         raise unreadable(uri, error) from error
 
 
 def unreadable(uri: str, error: BaseException) -> ClipError:
-    """What to raise where a clip's bytes could not be had.
+    """The `ClipError` for an error while reading a clip's bytes.
 
-    Of a local file the system numbers its errors; one without a number is the complaint of a decoder of Parquet or tar
-    about what is in the file. A remote filesystem numbers none.
+    Errors of the operating system have a number. For a local file, an error without a number comes from the Parquet or
+    tar decoder and means that the content is damaged. Errors of remote filesystems have no number.
     """
     refused = None
     if isinstance(error, OSError):
@@ -134,23 +134,23 @@ def unreadable(uri: str, error: BaseException) -> ClipError:
 
 
 def split_member(uri: str) -> tuple[str, str | None]:
-    """The archive and the member (or row) of a shard's URI; any other URI and None."""
+    """Split the URI of a member or row into archive and member; any other URI is returned with None."""
     shard = _SHARD.match(uri)
     return (uri, None) if shard is None else (shard[1], shard[2])
 
 
 def local_path(uri: str) -> str | None:
-    """The path of a URI on this machine, or None where it lies elsewhere."""
+    """The path of a URI on this machine, or None for a remote URI."""
     if uri.startswith("file://"):
         return unquote(urlsplit(uri).path)
     return None if _SCHEME.match(uri) else uri
 
 
 def filesystem_of(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The filesystem of a URI and the path inside it; remote connections are made once for each bucket.
+    """The filesystem of a URI, and the path in it. There is one connection per remote bucket.
 
     Raises:
-        OSError, pyarrow.ArrowException: the scheme is unknown or the remote cannot be reached.
+        OSError, pyarrow.ArrowException: the scheme is unknown, or the server cannot be reached.
     """
     local = local_path(uri)
     if local is not None:
@@ -163,20 +163,20 @@ def filesystem_of(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def tar_members(uri: str) -> dict[str, Member]:
-    """The regular files of an uncompressed tar archive by name, read once for each version of the archive.
+    """The regular files of an uncompressed tar archive by name. The result is cached until the archive changes.
 
     Raises:
-        ClipError: a name that leaves the archive (absolute, or with `..`).
-        OSError, tarfile.TarError: the archive is missing, broken or cut.
+        ClipError: a name leaves the archive (absolute, or with `..`).
+        OSError, tarfile.TarError: the archive is missing, damaged or truncated.
     """
     return _tar_index(uri, _stamp(uri))
 
 
 def version_of(uri: str) -> tuple[int, ...] | None:
-    """What changes when a clip's bytes are replaced, without reading them; None where nobody can say for sure.
+    """A value that changes when a clip's bytes change, found without reading them; None if that is not certain.
 
-    That of its file, or of the archive it lies in. A file that changed within the last two seconds may change again
-    within one tick of its filesystem's clock, so nothing is said about it (git calls that a racy file).
+    It belongs to the clip's file or archive. A file that changed within the last two seconds can change again within
+    the resolution of its filesystem's time stamps (git calls it racy), so the result is None.
     """
     archive, _ = split_member(uri)
     try:
@@ -189,22 +189,22 @@ def version_of(uri: str) -> tuple[int, ...] | None:
 
 
 def exact_seconds(seconds: float) -> str:
-    """Where in its recording a clip begins, as text: no two floats share one, and whole seconds have no point."""
+    """An offset in seconds as text, unique for each float; whole seconds have no decimal point."""
     return repr(float(seconds)).removesuffix(".0")
 
 
 def leaves_root(relative: str) -> bool:
-    """Whether a relative name, as found in a manifest or an archive, would lead outside of its root."""
+    """Whether a relative name in a manifest or an archive leads outside its root."""
     return _LEAVES.search(relative) is not None
 
 
 def _tar_member(uri: str, archive: str, name: str) -> bytes:
     members = tar_members(archive)
     if name not in members:
-        raise ClipError(uri, f"the archive has no regular file of that name ({len(members)} members)")
+        raise ClipError(uri, f"the archive has no regular file with this name ({len(members)} members)")
     member = members[name]
     if member.size > MOST_BYTES:
-        raise ClipError(uri, f"has {member.size} bytes; at most {MOST_BYTES} are read at once: split it")
+        raise ClipError(uri, f"has {member.size} bytes, more than {MOST_BYTES}; split it")
     filesystem, path = filesystem_of(archive)
     with filesystem.open_input_file(path) as file:
         data = file.read_at(member.size, member.start)
@@ -214,9 +214,9 @@ def _tar_member(uri: str, archive: str, name: str) -> bytes:
 
 
 def _row(uri: str, archive: str, kind: str, text: str) -> bytes:
-    """The sound of a row of an Arrow or Parquet file: its cell, or the field `bytes` of a struct there."""
+    """The sound of a row of an Arrow or Parquet file: the value itself, or the field `bytes` of a struct."""
     if not text.isascii() or not text.isdigit():
-        raise ClipError(uri, f"{text!r} is not a row number; write {posixpath.basename(archive)}#12")
+        raise ClipError(uri, f"{text!r} is not a row number; write e.g. {posixpath.basename(archive)}#12")
     path = local_path(archive)
     try:
         if kind == "parquet":
@@ -224,17 +224,17 @@ def _row(uri: str, archive: str, kind: str, text: str) -> bytes:
         elif path is not None:
             value = audio_value(path, _stamp(archive), int(text))
         else:
-            raise ClipError(uri, "an Arrow file is read from a folder of this machine alone; copy it there")
+            raise ClipError(uri, "Arrow files are only read from a local folder; copy it there")
     except IndexError:
-        raise ClipError(uri, "the file has fewer rows than that") from None
+        raise ClipError(uri, "the file has fewer rows") from None
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
-        raise ClipError(uri, "the column of sound holds no bytes in this row")
+        raise ClipError(uri, "the audio column holds no bytes in this row")
     return data
 
 
 def _parquet_value(uri: str, row: int) -> Any:
-    """As `audio_value`, with the same IndexError."""
+    """The audio value of a row of a Parquet file. Raises IndexError like `audio_value`."""
     stamp = _stamp(uri)
     for group, rows in enumerate(_parquet_groups(uri, stamp)):
         if row < rows:
@@ -254,7 +254,7 @@ def _tar_index(uri: str, stamp: tuple[Any, ...]) -> dict[str, Member]:
             if entry.isreg() and not entry.issparse():
                 members[entry.name.removeprefix("./")] = Member(entry.offset_data, entry.size)
         if file.read_at(tarfile.BLOCKSIZE, archive.offset) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("it has no end: it was cut, or altered there; copy or pack it again")
+            raise tarfile.ReadError("its end is missing or altered; copy or pack it again")
     return members
 
 
@@ -265,7 +265,7 @@ def _parquet_groups(uri: str, stamp: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
 
 
-@lru_cache(maxsize=2)  # a row group of audio is large: the present one and the one before
+@lru_cache(maxsize=2)  # row groups of audio are large: keep the current and the previous one
 def _parquet_audio(uri: str, stamp: tuple[Any, ...], group: int) -> pa.ChunkedArray:
     filesystem, path = filesystem_of(uri)
     with pq.ParquetFile(path, filesystem=filesystem) as file:
@@ -273,19 +273,19 @@ def _parquet_audio(uri: str, stamp: tuple[Any, ...], group: int) -> pa.ChunkedAr
             raise ValueError(f"has no column `{AUDIO_COLUMN}`; it has {', '.join(file.schema_arrow.names)}")
         batches = []
         size = 0
-        # Row by row: of a packed or repeated value the file tells neither its size nor how often it comes.
+        # Row by row, because the file does not state the uncompressed size of compressed or repeated values.
         for batch in file.iter_batches(batch_size=1, row_groups=[group], columns=[AUDIO_COLUMN]):
             batches.append(batch.column(0))
             size += batch.nbytes
             if size > 2 * MOST_BYTES:
-                raise ValueError(f"a row group holds more than {2 * MOST_BYTES} bytes; write smaller ones")
+                raise ValueError(f"a row group holds more than {2 * MOST_BYTES} bytes; write smaller row groups")
         return pa.chunked_array(batches)
 
 
 def _stamp(uri: str) -> tuple[Any, ...]:
-    """What changes when a file or an object is replaced, the key under which its index is remembered.
+    """A cache key that changes when a file or object is replaced.
 
-    Size and time of the last change; of a local file also the time that nobody can set, and the inode.
+    It holds size and modification time; for a local file also the change time, which cannot be set, and the inode.
     """
     local = local_path(uri)
     if local is not None:

@@ -1,14 +1,15 @@
-"""How long an MPEG recording (MP3 and its older layers) is: its frames are counted, its header is not asked.
+"""The length of an MPEG recording (MP3 and layers I and II), found by counting its frames.
 
-Without a Xing or Info frame a decoder guesses the length from the first frame's size: of variable bit rates it then
-reads a part. With one, it stops where that frame says, though another recording may follow. So the frames are
-counted, and where the answer differs an Info frame that tells the truth is put in front.
+Without a Xing or Info frame, a decoder estimates the length from the size of the first frame, and reads only a part of
+a recording with variable bit rate. With one, it stops after the stated number of frames, even if another recording
+follows. So the frames are counted, and if the number differs, an Info frame with the correct number is prepended.
 
 Sources: ISO/IEC 11172-3 2.4.2.3, ISO/IEC 13818-3 2.4.2.3; the Xing header as LAME writes it.
 """
 
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _KBIT = {
@@ -19,15 +20,18 @@ _KBIT = {
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-"""Bit rates in kbit/s by (version, layer) of the indices 1 to 14."""
+"""Bit rates in kbit/s of the indices 1 to 14, by (version, layer)."""
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _BEGINNING = re.compile(rb"\xff|ID3")
-_JUNK = 1 << 16  # bytes between two frames that are searched for the next one; tags are stepped over by their size
+_SEARCH_BYTES = 1 << 16  # bytes between two frames that are searched for the next one; tags are skipped by their size
+
+FORMAT_CHANGES = "its sample rate or number of channels changes within the file; split it"
+"""Message for concatenated recordings of different formats."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame's header: its bytes, its samples a channel, and what may not change within a recording."""
+    """Header of a frame: its size in bytes, its samples per channel, and its format."""
 
     size: int
     samples: int
@@ -35,11 +39,11 @@ class Frame:
     channels: int
     layer: int
     info_at: int
-    """Where a Xing or Info mark lies in it."""
+    """Offset of a Xing or Info mark within the frame."""
 
 
 def frame_at(data: bytes, at: int) -> Frame | None:
-    """The frame that begins at a byte, or None where none does; free formats are not known."""
+    """The frame that begins at byte `at`, or None if there is none. Free-format bit rates are not supported."""
     if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE0 != 0xE0:
         return None
     version = (data[at + 1] >> 3) & 3
@@ -60,47 +64,60 @@ def frame_at(data: bytes, at: int) -> Frame | None:
 
 
 def with_true_length(data: bytes) -> bytes | None:
-    """The file with an Info frame that states how many frames it holds; None where nothing needs to be corrected.
+    """The file with an Info frame that states its number of frames, or None if nothing needs to be corrected.
 
     Raises:
-        ValueError: the rate or the channels change on the way.
+        ValueError: the sample rate or number of channels changes within the file.
     """
-    at = _next_frame(data, 0)
-    if at is None:
-        return None
-    first = frame_at(data, at)
-    assert first is not None
-    start = at
-    frames = 0
+    first: Frame | None = None
+    start = 0
     declared = None
+    frames = 0
     changes = False
-    while at is not None:
-        frame = frame_at(data, at)
-        if frame is None or at + frame.size > len(data):
-            at = None if frame is not None else _next_frame(data, at)
-            continue
+    for at, frame in _frames(data):
         stated = _declared(data, at, frame)
+        if first is None:
+            first = frame
+            start = at
+            declared = stated
         if stated is None:
             frames += 1
             changes |= (frame.rate, frame.channels) != (first.rate, first.channels)
-        elif declared is None and frames == 0:
-            declared = stated
-        at += frame.size
-    if frames == 0 or (declared is not None and declared >= frames):
-        return None  # more than there are is what a decoder notices
+    if first is None or frames == 0 or (declared is not None and declared >= frames):
+        return None  # a decoder detects a stated number that is too large
     if changes:
-        raise ValueError("its rate or its channels change on the way; split it")
+        raise ValueError(FORMAT_CHANGES)
     if declared is None and first.layer != 3:
         return None
     sound = start if declared is None else start + first.size
-    return _info_frame(data[start : start + 4], frames, len(data) - start) + data[sound:]
+    return _info_frame(data[start : start + 4], frames, len(data) - sound) + data[sound:]
+
+
+def _frames(data: bytes) -> Iterator[tuple[int, Frame]]:
+    """The complete frames with their offsets. Tags and other data between frames are skipped."""
+    at = _next_frame(data, 0)
+    while at is not None:
+        frame = frame_at(data, at)
+        if frame is None:
+            at = _next_frame(data, at)
+        elif at + frame.size <= len(data):
+            yield at, frame
+            at += frame.size
+        else:
+            return
 
 
 def _info_frame(first_header: bytes, frames: int, size: int) -> bytes:
-    """An Info frame in the form of the first one, which states the number of frames and, with itself, their bytes."""
+    """An Info frame in the format of the first frame.
+
+    Args:
+        first_header: the first four bytes of the first frame.
+        frames: number of frames of sound.
+        size: bytes of these frames.
+    """
     header = bytearray(first_header)
     header[1] |= 1  # no checksum follows
-    for index in range(1, 15):  # the smallest frame that holds the mark, its flags and two counts
+    for index in range(1, 15):  # the smallest frame with room for the mark, its flags and two counts
         header[2] = index << 4 | header[2] & 0x0C
         frame = frame_at(bytes(header), 0)
         if frame is not None and frame.size >= frame.info_at + 16:
@@ -111,7 +128,7 @@ def _info_frame(first_header: bytes, frames: int, size: int) -> bytes:
 
 
 def _declared(data: bytes, at: int, frame: Frame) -> int | None:
-    """The count of a Xing or Info frame, 0 where it has none; None for a frame of sound."""
+    """The number stated by a Xing or Info frame, 0 if it states none; None for a frame of sound."""
     mark = at + frame.info_at
     if frame.layer != 3 or data[mark : mark + 4] not in (b"Xing", b"Info"):
         return None
@@ -120,15 +137,15 @@ def _declared(data: bytes, at: int, frame: Frame) -> int | None:
 
 
 def _next_frame(data: bytes, at: int) -> int | None:
-    """The next byte at which two frames follow each other, or one that ends with the file; tags are stepped over."""
-    end = at + _JUNK
+    """Start of the next frame that is followed by another frame or by the end of the file; tags are skipped."""
+    end = at + _SEARCH_BYTES
     while at < min(end, len(data)):
         if data[at : at + 3] == b"ID3" and at + 10 <= len(data):
             size = 0
             for byte in data[at + 6 : at + 10]:
                 size = size << 7 | byte & 0x7F
             at += 10 + size
-            end = at + _JUNK
+            end = at + _SEARCH_BYTES
             continue
         frame = frame_at(data, at)
         if frame is not None:

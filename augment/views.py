@@ -1,7 +1,7 @@
-"""From a clip and its separated channels to the two views of a positive pair.
+"""The two views of a positive pair, from a clip and its separated channels.
 
-Sound travels as 16-bit PCM between the stages: that halves the bytes, is what the SeparatedStore keeps, and makes a
-view from the store equal to a live one bit for bit.
+Sound is passed between the stages as 16-bit PCM, the format of the SeparatedStore. This halves the bytes, and makes
+views from the store bit-identical to live ones.
 
 Shapes: T samples of a clip, P samples of a patch, S channels of a separator.
 """
@@ -19,13 +19,13 @@ from sepscene.models.custom import CustomCode, as_custom
 from sepscene.models.spelling import unknown
 
 PCM_SCALE = 32767.0
-"""16-bit PCM of full scale 1.0."""
+"""The 16-bit PCM value of full scale 1.0."""
 
 PCM_BYTES = 2
-"""Of one sample."""
+"""Bytes of one sample."""
 
 MIXTURE = -1
-"""The channel number that stands for the mixture itself."""
+"""The channel number of the mixture itself."""
 
 
 ChannelRule = Literal["uniform", "loudest", "softmax-energy"]
@@ -44,42 +44,42 @@ ChannelChoice = Annotated[
     Discriminator(lambda value: "<rule>" if isinstance(value, str) else "<custom>"),
     BeforeValidator(_rule_or_custom),
 ]
-"""A rule by the channels' levels, or custom code that scores them (`augment.separation.channel_scores`)."""
+"""A rule based on the channels' levels, or custom code that scores the channels (`separation.channel_scores`)."""
 
 
 class CurriculumPoint(Config):
-    """The OR rule's probabilities at one point of the run; between two points they change linearly."""
+    """The OR rule's probabilities at one point of the run; they are interpolated linearly between points."""
 
-    at: float = Field(ge=0, le=1, description="share of the run's rows that are done: 0 is its start, 1 its end")
-    weights: tuple[float, ...] = Field(description="one for each processor of views.combination, not normalised")
+    at: float = Field(ge=0, le=1, description="completed share of the run's rows: 0 is the start, 1 the end")
+    weights: tuple[float, ...] = Field(description="one per processor of views.combination; need not sum to 1")
 
 
 class Views(Config):
-    """How a clip becomes a positive pair."""
+    """How the positive pair of a clip is generated."""
 
     pair: Literal["mix-mix", "mix-chan", "chan-chan"] = "mix-chan"
-    combination: tuple[str, ...] = Field(("S2",), description="processors under the OR rule; each row draws one")
-    weights: tuple[float, ...] | None = Field(
-        None, description="probabilities of the processors; none is uniform [open]"
-    )
+    combination: tuple[str, ...] = Field(("S2",), description="processors of the OR rule; one is drawn per row")
+    weights: tuple[float, ...] | None = Field(None, description="probabilities of the processors; none: uniform [open]")
     curriculum: tuple[CurriculumPoint, ...] = Field(
         (), description="probabilities of the processors over the run, instead of `weights` [beyond the paper]"
     )
     channel: ChannelChoice = Field(
         "uniform",
-        description="how the channel is chosen [open; ours: uniform over the audible ones]. Or your own score, "
-        "`package.module:Name` or `{use: …, its fields}`: drawn with the softmax of the audible channels' scores",
+        description="how the channel is chosen [open; ours: uniformly among the audible channels]. A custom score, "
+        "`package.module:Name` or `{use: …, its fields}`, draws from the softmax of the audible channels' scores",
     )
     silence_db: float = Field(
-        -60.0, le=0, description="a channel whose RMS is below this (dBFS) is passed over [open; ours]"
+        -60.0, le=0, description="a channel is skipped if its RMS is below this level in dBFS [open; ours]"
     )
     patch_seconds: float = Field(0.96, gt=0, description="length of a view [open; ours]")
-    tp_delta_seconds: float = Field(10.0, ge=0, description="largest distance of the two crops' starts [open; ours]")
-    specaugment: bool = Field(True, description="SpecAugment on both views (paper: yes); false leaves it out")
+    tp_delta_seconds: float = Field(
+        10.0, ge=0, description="largest distance between the two crops' starts [open; ours]"
+    )
+    specaugment: bool = Field(True, description="apply SpecAugment to both views (paper: yes)")
     background: Literal["kept", "exchanged"] = Field(
         "kept",
-        description="exchanged: the second view has another background than the first; synthetic scenes at scale mini "
-        "only [beyond the paper]",
+        description="exchanged: the second view has a different background; synthetic scenes at scale mini only "
+        "[beyond the paper]",
     )
 
     @model_validator(mode="after")
@@ -90,32 +90,32 @@ class Views(Config):
         given |= {f"views.curriculum at {point.at:g}": point.weights for point in self.curriculum}
         for field, weights in given.items():
             if len(weights) != len(self.combination):
-                raise ValueError(f"{field} must hold one probability for each processor of views.combination")
+                raise ValueError(f"{field} must have one probability for each processor of views.combination")
             if min(weights) < 0 or sum(weights) <= 0:
                 raise ValueError(f"{field} must not be negative and must not all be zero")
         times = [point.at for point in self.curriculum]
         if times and self.weights is not None:
-            raise ValueError("views.weights and views.curriculum both say how probable processors are: give one")
+            raise ValueError("views.weights and views.curriculum both set the processors' probabilities: give only one")
         if any(later <= earlier for earlier, later in pairwise(times)):
-            raise ValueError("views.curriculum must be in order: each point's `at` after the one before")
+            raise ValueError("views.curriculum must be in order: each `at` must be larger than the previous one")
         return self
 
     @property
     def separates(self) -> bool:
-        """Whether a view of the pair may be a separated channel; "mix-mix" crops both views from the clip itself."""
+        """Whether a view can be a separated channel; with "mix-mix", both views are crops of the clip itself."""
         return self.pair != "mix-mix"
 
     @property
     def processor_weights(self) -> tuple[float, ...]:
-        """The OR rule's probabilities, not yet normalised: uniform unless `weights` says otherwise; with a curriculum
-        their mean over the run.
+        """The OR rule's probabilities, not normalised. Uniform without `weights`; with a curriculum, the mean over the
+        run.
         """
         if self.curriculum:
             return tuple(self.weights_at((np.arange(1000) + 0.5) / 1000).mean(axis=0).tolist())
         return self.weights or (1.0,) * len(self.combination)
 
     def weights_at(self, done_N: np.ndarray) -> np.ndarray:
-        """(N, K): the curriculum's probabilities, which sum to 1, when a share `done_N` of the run's rows is done."""
+        """The curriculum's normalised probabilities (N, K), once a share `done_N` of the run's rows is completed."""
         share_PK = np.array([point.weights for point in self.curriculum], np.float64)
         share_PK /= share_PK.sum(axis=1, keepdims=True)
         times = [point.at for point in self.curriculum]
@@ -124,26 +124,26 @@ class Views(Config):
     def draw(
         self, schedule: Schedule, row_N: np.ndarray, streams: Sequence[Stream] = (Stream("specaugment"),)
     ) -> dict[str, np.ndarray]:
-        """All random choices of rows, see `augment.draws.draw`; under a curriculum the processor depends on the row."""
+        """All random choices of the given rows, see `augment.draws.draw`, with the curriculum of the processors."""
         weights = self.weights_at(row_N / schedule.rows) if self.curriculum else self.processor_weights
         return draw(schedule, row_N, weights, streams)
 
 
 def to_pcm(wave: np.ndarray) -> np.ndarray:
-    """Float samples of full scale 1.0 to int16, saturating."""
+    """Convert float samples of full scale 1.0 to int16, with saturation."""
     scaled = wave * PCM_SCALE
     np.rint(scaled, out=scaled)
     return np.clip(scaled, -PCM_SCALE, PCM_SCALE, out=scaled).astype(np.int16)
 
 
 def from_pcm(pcm: np.ndarray) -> np.ndarray:
-    """Int16 samples to float32 of full scale 1.0."""
+    """Convert int16 samples to float32 of full scale 1.0."""
     return pcm.astype(np.float32) / PCM_SCALE
 
 
 def levels_db(pcm_ST: np.ndarray) -> np.ndarray:
-    """RMS of each channel over the whole clip in dBFS, float32 of length S; digital silence is −200 dB."""
-    sample_ST = pcm_ST.astype(np.float64)  # their squares add up exactly
+    """RMS of each channel over the whole clip in dBFS, float32 (S,); digital silence is −200 dB."""
+    sample_ST = pcm_ST.astype(np.float64)  # sums of squares are exact in float64
     power_S = np.einsum("st,st->s", sample_ST, sample_ST) / (pcm_ST.shape[-1] * PCM_SCALE**2)
     return (10 * np.log10(np.maximum(power_S, 1e-20))).astype(np.float32)
 
@@ -151,17 +151,17 @@ def levels_db(pcm_ST: np.ndarray) -> np.ndarray:
 def choose_channel(
     levels_S: np.ndarray, uniform: float, views: Views, taken: int | None = None, score_S: np.ndarray | None = None
 ) -> int:
-    """Pick a channel by the rule of `views`, among those that are audible and not `taken`.
+    """Choose an audible channel other than `taken` by the rule of `views`.
 
     Args:
         levels_S: RMS of each channel in dBFS.
         uniform: the row's draw in [0, 1).
         views: rule and silence threshold.
-        taken: a channel that the other view already uses.
-        score_S: where `views.channel` is custom code, its score of each channel.
+        taken: a channel that is already used by the other view.
+        score_S: score of each channel if `views.channel` is custom code.
 
     Returns:
-        Its number, or `MIXTURE` when no channel is left (docs/paper.md: if both are silent, the mixture is used).
+        The channel's number, or `MIXTURE` if none is left (docs/paper.md: if both are silent, the mixture is used).
     """
     audible = [s for s in range(len(levels_S)) if levels_S[s] >= views.silence_db and s != taken]
     if not audible:
@@ -182,7 +182,7 @@ def choose_channel(
 def choose_channels(
     levels_S: np.ndarray, channel_u: float, second_channel_u: float, views: Views, score_S: np.ndarray | None = None
 ) -> tuple[int, int]:
-    """The channels of both views of a row; `MIXTURE` stands for the mixture."""
+    """The channels of both views of a row, or `MIXTURE`."""
     if not views.separates:
         return MIXTURE, MIXTURE
     first = choose_channel(levels_S, channel_u, views, score_S=score_S)
@@ -194,7 +194,7 @@ def choose_channels(
 def view_starts(
     draws: dict[str, np.ndarray], views: Views, clip_samples: int | np.ndarray, sample_rate: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where both crops of each row start (temporal proximity), in samples; `clip_samples` as of `crop_starts`."""
+    """Starts of both crops of each row in samples; `clip_samples` as in `crop_starts`."""
     return crop_starts(
         draws["crop_1_u"],
         draws["crop_2_u"],

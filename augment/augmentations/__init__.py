@@ -1,1 +1,1 @@
-"""What changes the views of a row at random: a seam, with SpecAugment, gain, mix-back and a resized crop built in."""
+"""Random augmentations of views: an interface, and SpecAugment, gain, mix-back and a random resized crop."""

@@ -1,4 +1,4 @@
-"""The seam for augmentations: what one must offer, and how those of a configuration are applied to views.
+"""The interface of augmentations, and their application to the views of a batch.
 
 Shapes: B rows, X = 2 B views, P samples of a view, L frames, F mel bands, U uniforms of one augmentation.
 """
@@ -18,11 +18,11 @@ from sepscene.models.names import AUGMENTATIONS, resolve
 
 
 class Augmentation:
-    """A random change of views; one of your own derives from this and says what it needs and does.
+    """Base class of augmentations. A custom one sets both class attributes and implements `__call__`.
 
     Attributes:
-        Config: of the class, a pydantic model of the settings with which it is built as `Class(config)`.
-        needs: of the class, on what it works and how many uniforms it draws for each view.
+        Config: pydantic model of the settings; an instance is built as `Class(config)`.
+        needs: the kind of sound that it changes, and its number of uniforms per view.
     """
 
     Config: ClassVar[type[BaseModel]]
@@ -32,37 +32,37 @@ class Augmentation:
         self.config = config
 
     def __call__(self, sound: Tensor, uniforms_XU: Tensor, mixture_XP: Tensor | None) -> Tensor:
-        """Changed views, of the same shape.
+        """Return augmented views of the same shape.
 
-        View x must depend on row x of the inputs alone, and all that is random must come from its uniforms: so the
-        result is the same for any number of workers, and after a restart.
+        View x must depend only on row x of the inputs, and all randomness must come from its uniforms. Then the result
+        is the same for any number of workers, and after a restart.
 
         Args:
             sound: waveforms (X, P) of full scale 1, or log-mels (X, L, F).
-            uniforms_XU: in [0, 1), float32.
-            mixture_XP: where `needs.mixture` asks for it, the mixture of the clip at the place of each view; silence
-                where the view is that mixture itself.
+            uniforms_XU: float32 in [0, 1).
+            mixture_XP: with `needs.mixture`, the mixture of the clip at the same time as each view; silence if the view
+                is the mixture itself.
         """
         raise NotImplementedError
 
 
 def build_augmentation(name: str, choice: AugmentationChoice) -> Augmentation:
-    """An augmentation from its settings.
+    """Build an augmentation from its settings.
 
     Raises:
-        SepsceneError: custom code cannot be imported, is no augmentation, has no `Config`, or refuses its settings.
+        SepsceneError: custom code cannot be imported, is not an augmentation, has no `Config`, or rejects its settings.
     """
     found = resolve(choice.use, AUGMENTATIONS, "augmentation")
     if not (isinstance(found, type) and issubclass(found, Augmentation)):
         raise SepsceneError(
-            f"augmentations.{name}: {choice.use} is not a class of augment.augmentations.augmentation.Augmentation"
+            f"augmentations.{name}: {choice.use} is not a subclass of augment.augmentations.augmentation.Augmentation"
         )
-    _ = choice.needs
+    _ = choice.needs  # raises if they are missing or invalid
     return found(settings_for(found, choice, f"augmentations.{name} ({choice.use})"))
 
 
 class Augmenter:
-    """The augmentations of a run: those on waveforms, then those on log-mels, each kind in the order given."""
+    """The augmentations of a run, applied in the given order: first to waveforms, then to log-mels."""
 
     def __init__(self, chosen: Mapping[str, AugmentationChoice]) -> None:
         """Raises: SepsceneError: as `build_augmentation`."""
@@ -78,9 +78,9 @@ class Augmenter:
         """Apply the augmentations of one kind.
 
         Args:
-            kind: of `sound`.
+            kind: the kind of `sound`.
             sound: both views of B rows, (B, 2, P) or (B, 2, L, F).
-            columns: of the rows' draws (`augment.draws`), `NAME_u` and, unless its probability is 1, `NAME_on`.
+            columns: the draws of the rows (`augment.draws`): `NAME_u` and, unless the probability is 1, `NAME_on`.
             mixture_B2P: see `Augmentation`.
         """
         mixture_XP = None if mixture_B2P is None else mixture_B2P.flatten(0, 1)
@@ -99,28 +99,28 @@ class Augmenter:
 
 
 def try_augmentation(name: str, choice: AugmentationChoice, shape: tuple[int, ...]) -> None:
-    """Try a custom augmentation on three random views, before a run is built on it.
+    """Test a custom augmentation on three random views before a run uses it.
 
     Args:
-        name: in the configuration, for messages.
-        choice: its settings.
-        shape: of one view, (P,) or (L, F).
+        name: name in the configuration, for error messages.
+        choice: settings of the augmentation.
+        shape: shape of one view, (P,) or (L, F).
 
     Raises:
-        SepsceneError: as `build_augmentation`; or it fails, gives something else than finite numbers of the same
-            shape, draws random numbers of its own, or lets a view depend on another one.
+        SepsceneError: as `build_augmentation`; or it fails, does not return finite numbers of the same shape, draws its
+            own random numbers, or makes a view depend on other views.
     """
     augmentation = build_augmentation(name, choice)
-    said = f"augmentations.{name} ({choice.use})"
-    with tried(said, f"views of {shape}"), torch.random.fork_rng(devices=[]), torch.no_grad():
+    label = f"augmentations.{name} ({choice.use})"
+    with tried(label, f"views of {shape}"), torch.random.fork_rng(devices=[]), torch.no_grad():
         sound = 0.1 * torch.randn(3, *shape)
         uniforms_XU = torch.rand(3, choice.needs.uniforms)
         mixture_XP = 0.1 * torch.randn(3, *shape) if choice.needs.mixture else None
         whole, again = (augmentation(sound.clone(), uniforms_XU, mixture_XP) for _ in range(2))
         alone = augmentation(sound[1:2], uniforms_XU[1:2], None if mixture_XP is None else mixture_XP[1:2])
     if not isinstance(whole, Tensor) or whole.shape != sound.shape or not whole.isfinite().all():
-        raise SepsceneError(f"{said} does not give finite numbers of the shape of its views, {tuple(sound.shape)}")
+        raise SepsceneError(f"{label} must return finite numbers of the shape of its input, {tuple(sound.shape)}")
     if not torch.equal(whole, again):
-        raise SepsceneError(f"{said} draws random numbers of its own: use its uniforms, and declare enough of them")
+        raise SepsceneError(f"{label} draws its own random numbers: use its uniforms, and declare enough of them")
     if not torch.allclose(whole[1:2], alone, rtol=1e-4, atol=1e-5):
-        raise SepsceneError(f"{said} gives a view another result beside other views: it must look at each one alone")
+        raise SepsceneError(f"{label} makes a view depend on other views: it must process each view independently")

@@ -12,20 +12,20 @@ from sepscene.augment.augmentations.specaugment import frames_at
 
 
 class CropResize(Augmentation):
-    """A random part of the frames and of the bands, stretched to the whole patch."""
+    """Stretches a random part of the frames and of the bands to the size of the patch."""
 
     Config = CropResizeSettings
     needs = CropResizeSettings.needs
 
     def __call__(self, sound: Tensor, uniforms_XU: Tensor, mixture_XP: Tensor | None) -> Tensor:
-        """Uniforms: length and place in time, then width and place in frequency."""
+        """Uniforms: length and position in time, then width and position in frequency."""
         in_time = _stretched(sound, uniforms_XU[:, 0], uniforms_XU[:, 1], self.config.least_time)
         turned = in_time.transpose(1, 2)
         return _stretched(turned, uniforms_XU[:, 2], uniforms_XU[:, 3], self.config.least_frequency).transpose(1, 2)
 
 
 def _stretched(logmel_XLF: Tensor, length_X: Tensor, place_X: Tensor, least: float) -> Tensor:
-    """A part of the frames, from `least` of them to all, stretched to L frames."""
+    """Stretch a part of the frames, at least a share `least`, to L frames."""
     last = logmel_XLF.shape[1] - 1
     if last < 1:
         return logmel_XLF

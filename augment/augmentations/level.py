@@ -1,4 +1,4 @@
-"""Augmentations of waveforms by levels: gain, and the rest of the clip mixed back into a separated channel.
+"""Augmentations of waveforms that change levels: gain, and mixing the rest of the clip back into a channel.
 
 Shapes: X views, P samples of a view.
 """
@@ -10,22 +10,21 @@ from sepscene.augment.augmentations.settings import GainSettings, MixBackSetting
 
 
 class Gain(Augmentation):
-    """Each view louder or softer, by at most `db` decibels. Nothing is clipped: samples may pass full scale."""
+    """Changes the level of each view by at most `db` decibels. Samples can exceed full scale; they are not clipped."""
 
     Config = GainSettings
     needs = GainSettings.needs
 
     def __call__(self, sound: Tensor, uniforms_XU: Tensor, mixture_XP: Tensor | None) -> Tensor:
-        """Uniform: the gain, from softest to loudest."""
+        """Uniform: the gain, from lowest to highest."""
         return sound * 10 ** ((2 * uniforms_XU - 1) * self.config.db / 20)
 
 
 class MixBack(Augmentation):
-    """channel + w (mixture - channel): all that the separator took away leaks back at the level w.
+    """channel + w (mixture - channel): what the separator removed leaks back at level w.
 
-    The mixture is that of the row's own clip, at the very place of the view. It comes with the row, so the result does
-    not depend on which rows share a batch or a worker, which it would with another clip of the batch. A view that is
-    the mixture itself stays as it is.
+    The mixture is that of the same clip at the same time. It is stored with the row, so that the result does not depend
+    on the other rows of the batch. A view that is the mixture itself is not changed.
     """
 
     Config = MixBackSettings
@@ -34,7 +33,7 @@ class MixBack(Augmentation):
     def __call__(self, sound: Tensor, uniforms_XU: Tensor, mixture_XP: Tensor | None) -> Tensor:
         """Uniform: the level, from lowest to highest."""
         if mixture_XP is None:
-            raise ValueError("mix-back needs the mixture at the place of each view")
+            raise ValueError("mix-back needs the mixture at the time of each view")
         low = self.config.lowest_db
         high = self.config.highest_db
         leak_XP = 10 ** ((low + (high - low) * uniforms_XU) / 20) * (mixture_XP - sound)

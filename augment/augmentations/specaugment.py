@@ -1,8 +1,8 @@
 """SpecAugment from given uniforms: time masks, frequency masks and a mild time warp (Park et al. 2019).
 
-The uniforms come from the row's draws, so a row's masks are the same whatever batch, worker or device computes them.
+The uniforms come from the draws of the row, so the masks of a row do not depend on the batch, worker or device.
 
-Shapes: X views, L frames, F mel bands, U = 10 uniforms, K masks, N places between frames.
+Shapes: X views, L frames, F mel bands, U = 10 uniforms, K masks, N positions.
 """
 
 import torch
@@ -13,13 +13,13 @@ from sepscene.augment.augmentations.settings import SpecAugment
 
 
 class SpecAugmentation(Augmentation):
-    """A warp in time, then masks; masked cells get the mean of the view's own patch."""
+    """A time warp, then masks. Masked cells are set to the mean of the view's patch before the warp."""
 
     Config = SpecAugment
     needs = SpecAugment.needs
 
     def __call__(self, sound: Tensor, uniforms_XU: Tensor, mixture_XP: Tensor | None) -> Tensor:
-        """Uniforms: (width, place) of two time masks and two frequency masks, then (centre, shift) of the warp."""
+        """Uniforms: (width, position) of two time masks and two frequency masks, then (centre, shift) of the warp."""
         _, frames, bands = sound.shape
         width_place = uniforms_XU[:, :8].reshape(-1, 4, 2)
         warped_XLF = _warp(sound, uniforms_XU[:, 8], uniforms_XU[:, 9], self.config.warp_frames)
@@ -31,7 +31,7 @@ class SpecAugmentation(Augmentation):
 
 
 def _mask(width_place_XK2: Tensor, widest: int, length: int) -> Tensor:
-    """Boolean (X, length): true inside any of K masks, each 0 … `widest` cells wide and anywhere inside."""
+    """Boolean (X, length), true inside any of K masks, each 0 … `widest` cells wide, at any position."""
     widest = min(widest, length)
     width_XK = torch.floor(width_place_XK2[..., 0] * (widest + 1))
     start_XK = torch.floor(width_place_XK2[..., 1] * (length - width_XK + 1))
@@ -41,11 +41,11 @@ def _mask(width_place_XK2: Tensor, widest: int, length: int) -> Tensor:
 
 
 def _warp(logmel_XLF: Tensor, centre_X: Tensor, shift_X: Tensor, furthest: int) -> Tensor:
-    """Move a frame near the centre by up to `furthest` frames; both sides stretch linearly, the ends stay."""
+    """Shift a random frame by up to `furthest` frames; both sides are stretched linearly, the ends stay fixed."""
     frames = logmel_XLF.shape[1]
     if furthest == 0 or frames < 2 * furthest + 3:
         return logmel_XLF
-    # The centre keeps a distance from both ends, so that neither side is squeezed to nothing.
+    # The centre keeps a distance from both ends, so that neither side becomes empty.
     centre_X1 = (furthest + 1 + centre_X * (frames - 2 * furthest - 3))[:, None]
     target_X1 = centre_X1 + ((2 * shift_X - 1) * furthest)[:, None]
     last = frames - 1
@@ -57,11 +57,11 @@ def _warp(logmel_XLF: Tensor, centre_X: Tensor, shift_X: Tensor, furthest: int) 
 
 
 def frames_at(logmel_XLF: Tensor, place_XN: Tensor) -> Tensor:
-    """The log-mels at places between frames, linear between the two beside: (X, N, F).
+    """Log-mels at fractional frame positions by linear interpolation, (X, N, F).
 
     Args:
-        logmel_XLF: at least two frames.
-        place_XN: in [0, L - 1], in frames.
+        logmel_XLF: log-mels with at least two frames.
+        place_XN: positions in [0, L - 1], in frames.
     """
     low_XN = place_XN.floor().long().clamp(max=logmel_XLF.shape[1] - 2)
     part_XN1 = (place_XN - low_XN)[..., None]

@@ -1,1 +1,1 @@
-"""What the stages of the stream do with rows: decode, separate, crop, and survive bad clips."""
+"""The data stages of the stream: decode, separate and crop clips, and handle clips that cannot be used."""

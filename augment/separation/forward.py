@@ -1,4 +1,4 @@
-"""One forward pass of a separator at a time: always the same shape, and on a GPU beside the host's own work.
+"""Forward passes of separators: always with the same shape, and asynchronous on a GPU.
 
 Shapes: B clips of a pass, S channels, T samples.
 """
@@ -12,24 +12,24 @@ from torch import Tensor, nn
 from sepscene.augment.views import from_pcm
 
 Result = Callable[[], np.ndarray]
-"""Waits for a pass and gives separated_BST, float32."""
+"""Waits for a pass and returns separated_BST, float32."""
 
 
 class Forward:
-    """Passes clips through separators, each pass with exactly `clips` of them.
+    """Runs separators on batches of exactly `clips` clips.
 
-    Short passes are padded with silence: matrix kernels round differently for other shapes, and a view must not
-    depend on its neighbours.
+    Smaller batches are padded with silence: matrix kernels round differently for other shapes, and a view must not
+    depend on the other clips of its batch.
 
-    On a GPU, clips go there and come back through pinned memory, on a stream for each way, so that copies overlap with
-    the networks and with each other, and `submit` returns before the pass is done, so that the host crops and stores
-    the pass before it meanwhile. (Written for CUDA, not yet measured on one.)
+    On a GPU, clips are copied through pinned memory, with one stream per direction, so that copies overlap with the
+    network and with each other. `submit` returns before the pass is finished, so that the host can crop and store the
+    previous pass in the meantime. (Written for CUDA; speed not yet measured there.)
     """
 
     def __init__(self, device: str, clips: int) -> None:
         """Args:
-        device: where the separators are, e.g. "cpu" or "cuda".
-        clips: clips of every pass. One is best on a CPU; a GPU wants several.
+        device: device of the separators, e.g. "cpu" or "cuda".
+        clips: clips per pass. One is best on a CPU; a GPU needs several.
         """
         self.device = torch.device(device)
         self.clips = clips
@@ -41,7 +41,7 @@ class Forward:
 
         Args:
             separator: maps wave_BT to separated_BST.
-            pcm_BT: int16, at most `clips` of them.
+            pcm_BT: int16, at most `clips` clips.
         """
         wave_BT = np.zeros((self.clips, pcm_BT.shape[1]), np.float32)
         wave_BT[: len(pcm_BT)] = from_pcm(pcm_BT)
@@ -52,24 +52,24 @@ class Forward:
         return self._submit(separator, torch.from_numpy(wave_BT), len(pcm_BT), *self.streams)
 
     def _submit(
-        self, separator: nn.Module, wave_BT: Tensor, count: int, there: torch.cuda.Stream, back: torch.cuda.Stream
+        self, separator: nn.Module, wave_BT: Tensor, count: int, upload: torch.cuda.Stream, download: torch.cuda.Stream
     ) -> Result:
         compute = torch.cuda.current_stream(self.device)
         with torch.inference_mode():
-            with torch.cuda.stream(there):
-                there_BT = wave_BT.pin_memory().to(self.device, non_blocking=True)
-            compute.wait_stream(there)
-            there_BT.record_stream(compute)
-            separated_BST = separator(there_BT)[:count].float()
-            back.wait_stream(compute)
-            with torch.cuda.stream(back):
-                back_BST = torch.empty(separated_BST.shape, pin_memory=True)
-                back_BST.copy_(separated_BST, non_blocking=True)
-                separated_BST.record_stream(back)
-                done = back.record_event()
+            with torch.cuda.stream(upload):
+                device_BT = wave_BT.pin_memory().to(self.device, non_blocking=True)
+            compute.wait_stream(upload)
+            device_BT.record_stream(compute)
+            separated_BST = separator(device_BT)[:count].float()
+            download.wait_stream(compute)
+            with torch.cuda.stream(download):
+                host_BST = torch.empty(separated_BST.shape, pin_memory=True)
+                host_BST.copy_(separated_BST, non_blocking=True)
+                separated_BST.record_stream(download)
+                done = download.record_event()
 
         def result() -> np.ndarray:
             done.synchronize()
-            return back_BST.numpy()
+            return host_BST.numpy()
 
         return result

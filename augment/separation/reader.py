@@ -1,4 +1,4 @@
-"""The first stage of the stream: clips are decoded, or their views are taken from the SeparatedStore.
+"""The first stage of the stream: decodes clips, or reads their views from the SeparatedStore.
 
 Shapes: N rows of a block, T samples of a clip, T' of a segment, K sources of a scene, P samples of a patch.
 """
@@ -14,34 +14,34 @@ from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.draws import FILLER, crop_starts
 from sepscene.augment.locations import ClipError
 from sepscene.augment.separation.blocks import Columns, ServiceSettings, StoredViews, shared_seconds, start_of
-from sepscene.augment.separation.patience import Patience
+from sepscene.augment.separation.read_retries import ReadRetries
 from sepscene.augment.separation.service import SeparationService
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.synthetic.sources import read_sources
 from sepscene.augment.views import MIXTURE, to_pcm
 
-_PATIENCE = Patience()
-"""Of this process, for segments."""
+_SEGMENT_RETRIES = ReadRetries()
+"""Retries of this process, for segments."""
 
 
 class ClipReader:
-    """Decodes the clips of a block, or makes their views from the store."""
+    """Decodes the clips of a block, or reads their views from the store."""
 
     def __init__(
         self, settings: ServiceSettings, store: SeparatedStore | None = None, crash_counts: CrashCounts | None = None
     ) -> None:
         """Args:
         settings: views, audio and checkpoints.
-        store: where separated clips are kept; mix-mix has no use for one.
-        crash_counts: of clips; without them a deadly clip kills its reader forever.
+        store: store of separated clips; not used for mix-mix.
+        crash_counts: crash quarantine; without it, a clip that crashes its reader does so at each retry.
         """
         self.settings = settings
         self.crash_counts = crash_counts
-        self.patience = Patience()
+        self.retries = ReadRetries()
         self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
 
     def __call__(self, columns: Columns) -> Columns:
-        """Read the clips of a block; clips in crash quarantine are left alone. See `read` for the columns."""
+        """Read the clips of a block, except those in crash quarantine. See `read` for the columns."""
         columns = columns | {"fault": np.array([""] * len(columns["row"]), object)}
         return self.crash_counts.guard("reading", self.read, columns) if self.crash_counts else self.read(columns)
 
@@ -52,12 +52,12 @@ class ClipReader:
             columns: the draws, `uri` and `offset_seconds`; fillers have row −1.
 
         Returns:
-            The same columns and `sound` (bytes of int16 samples: the row's crops where the store had them, else T of
-            the clip; empty on a fault), `content` (the clip's content hash, empty without a store), `fault` (empty, or
-            why the clip can't be used), `channel_1`, `channel_2`, `stored` (the views are made), `damaged` (the store
-            had them, but torn or altered), `sound_samples` (of the clip, before its padding), `read_bytes`
-            (of `sound`), `reading_seconds` (this row's share of the block), `read_at` (when the block was done, seconds
-            of the day's clock).
+            The same columns, and `sound` (bytes of int16 samples: the crops if the store has them, else the T samples
+            of the clip; empty on a fault), `content` (content hash of the clip, empty without a store), `fault` (empty,
+            or the reason why the clip cannot be used), `channel_1`, `channel_2`, `stored` (whether the views come from
+            the store), `damaged` (whether the stored entry was damaged), `sound_samples` (length of the clip without
+            padding), `read_bytes` (length of `sound`), `reading_seconds` (share of the row in the time of the block),
+            `read_at` (Unix time at which the block was finished).
         """
         begin = time.perf_counter()
         count = len(columns["row"])
@@ -71,7 +71,7 @@ class ClipReader:
             "channel_2": np.full(count, MIXTURE, np.int64),
         }
         wanted = np.flatnonzero((columns["row"] != FILLER) & (columns["fault"] == "")).tolist()
-        block["fault"] = self.patience.read(lambda n: self._read(block, n), wanted, block)
+        block["fault"] = self.retries.read(lambda n: self._read(block, n), wanted, block)
         block["read_bytes"] = np.array([len(sound) for sound in block["sound"]], np.int64)
         return block | {"reading_seconds": shared_seconds(begin, count), "read_at": np.full(count, time.time())}
 
@@ -82,7 +82,9 @@ class ClipReader:
         if self.stored is not None:
             block["content"][n] = content = content_hash(uri)
             block["sound_samples"][n] = _samples_to_crop(uri, content, audio, offset)
-            found, block["damaged"][n] = self.stored.look(block, start_of(block, self.settings, n), n)
+            damaged_before = self.stored.damaged_copies(block, n)
+            found = self.stored.find(block, start_of(block, self.settings, n), n)
+            block["damaged"][n] = self.stored.damaged_copies(block, n) > damaged_before
             if found is not None:
                 (block["channel_1"][n], block["channel_2"][n]), crops_CP = found
                 block["sound"][n] = crops_CP.tobytes()
@@ -95,15 +97,15 @@ class ClipReader:
 
 @lru_cache(maxsize=1 << 16)
 def _samples_to_crop(uri: str, content: str, audio: AudioFormat, offset: float) -> int:
-    """How much of a clip the views may come from; with `content`, its hash, the answer holds forever."""
+    """Number of samples from which the views are cropped. The hash `content` makes the cache permanently valid."""
     return audio.samples if audio.pad == "repeat" else sound_samples(uri, audio, offset)
 
 
 class ViewMaker:
-    """Both stages in one process, for streams in which there is nothing to separate, or next to nothing.
+    """Both stages in one process, for streams in which (almost) nothing must be separated.
 
-    Mix-mix needs no separator. Where every clip is in the store already, only an entry that is lost or damaged has to
-    be separated: then the separators are loaded, and run on this process's own CPU.
+    Mix-mix needs no separator. If the store already has every clip, only lost or damaged entries must be separated; in
+    that case the separators are loaded and run on the CPU of this process.
     """
 
     def __init__(
@@ -114,12 +116,12 @@ class ViewMaker:
         self.service = SeparationService(settings, store, crash_counts, load_now=False)
 
     def __call__(self, columns: Columns) -> Columns:
-        """Make the views of a block; see `SeparationService.serve` for the columns."""
+        """Generate the views of a block; see `SeparationService.serve` for the columns."""
         return self.service(self.reader(columns))
 
 
 def read_segments(columns: Columns, audio: AudioFormat, segment_seconds: float) -> Columns:
-    """Decode the clips of a block and crop the first view's segment from the sound of each, to train a separator.
+    """Decode the clips of a block and crop one segment from each, at the first view's draw, to train a separator.
 
     Returns:
         `row`, `uri`, `fault`, and `segment` (int16, (N, T')), zeros on a fault.
@@ -136,11 +138,11 @@ def read_segments(columns: Columns, audio: AudioFormat, segment_seconds: float) 
 
 
 def read_source_segments(columns: Columns, audio: AudioFormat, segment_seconds: float) -> Columns:
-    """Crop the segments of `read_segments` from the sources of written scenes instead of their mixtures.
+    """As `read_segments`, from the sources of generated scenes instead of their mixtures.
 
     Returns:
         `row`, `uri`, `fault`, and `sources` (bytes of K·T' int16 samples; K differs between scenes; empty on a fault).
-        The sources of a segment add up to its mixture.
+        The sources of a segment sum to its mixture.
     """
     samples = round(segment_seconds * audio.sample_rate)
     sources_N = np.array([b""] * len(columns["row"]), object)
@@ -151,8 +153,7 @@ def read_source_segments(columns: Columns, audio: AudioFormat, segment_seconds: 
         start = _segment_start(columns, n, audio, source_KT.shape[1], samples)
         segment_KT = source_KT[:, start : start + samples]
         if segment_KT.shape[1] < samples:
-            there = source_KT.shape[1]
-            raise ClipError(uri, f"its sources have {there} samples, fewer than audio.clip_seconds asks for")
+            raise ClipError(uri, f"its sources have only {source_KT.shape[1]} samples; audio.clip_seconds is longer")
         sources_N[n] = to_pcm(segment_KT).tobytes()
 
     return _read_segments(read, columns) | {"sources": sources_N}
@@ -165,6 +166,6 @@ def _segment_start(columns: Columns, n: int, audio: AudioFormat, sound_samples: 
 
 
 def _read_segments(read: Callable[[int], None], columns: Columns) -> Columns:
-    """Read the rows that are no fillers, each with a call of `read`."""
-    fault_N = _PATIENCE.read(read, np.flatnonzero(columns["row"] != FILLER).tolist(), columns)
+    """Call `read` for each row that is not a filler."""
+    fault_N = _SEGMENT_RETRIES.read(read, np.flatnonzero(columns["row"] != FILLER).tolist(), columns)
     return {"row": columns["row"], "uri": columns["uri"], "fault": fault_N}

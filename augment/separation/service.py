@@ -1,10 +1,10 @@
-"""The separation service: rows with their draws and their sound in, rows with two view crops out.
+"""The separation service: separates the clips of rows and crops their two views.
 
-A plain callable that keeps no random state, so a repeated call gives the same bytes. A clip that can't be separated
-becomes a row with a `fault`; it never breaks the stream.
+It is a callable without random state, so that a repeated call returns the same bytes. A clip that cannot be separated
+results in a row with a `fault`, and the stream continues.
 
-Torch is imported where the first separator is loaded: the processes of Ray that only pass the service on, and those
-whose store holds every clip, do without, which saves each of them seconds at its start and hundreds of megabytes.
+Torch is imported when the first separator is loaded. Ray processes that only pass the service on, and processes whose
+store has every clip, do not import it, which saves seconds at the start and hundreds of megabytes each.
 
 Shapes: N rows of a block, T samples of a clip, P samples of a patch, S channels, C crops of a row.
 """
@@ -19,7 +19,7 @@ import numpy as np
 
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.crash_counts import CrashCounts
-from sepscene.augment.draws import OF_VIEWS
+from sepscene.augment.draws import VIEW_COLUMNS
 from sepscene.augment.separation.blocks import (
     Columns,
     ServiceSettings,
@@ -40,19 +40,18 @@ if TYPE_CHECKING:
 
     from sepscene.augment.separation.forward import Forward, Result
 
-_CONSUMED = (*OF_VIEWS, "sound", "offset_seconds", "read_at")
-"""Columns that end here; all others go through the service as they are, or with a few rows changed."""
+_CONSUMED = (*VIEW_COLUMNS, "sound", "offset_seconds", "read_at")
+"""Columns that are not passed on."""
 
 Separated = tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
-"""A row's position, its mixture (T,), its separated channels (S, T), their levels (S,), their own scores (S,)."""
+"""Position of a row, its mixture (T,), separated channels (S, T), their levels (S,), their custom scores (S,)."""
 
 
 def open_separator(name: str, folder: str | CustomCode, audio: AudioFormat) -> "nn.Module":
-    """Load a processor's checkpoint; a custom separator is made, and tried on noise.
+    """Load a processor's checkpoint. A custom separator is built and tested on noise.
 
     Raises:
-        SepsceneError: names the processor whose checkpoint is missing, damaged, or of another sample rate, or whose
-            code cannot be used.
+        SepsceneError: the checkpoint is missing, damaged or of another sample rate, or the custom code cannot be used.
     """
     from sepscene.models.separators.custom import CustomSeparator, try_separator
     from sepscene.models.separators.folder import load_separator
@@ -72,10 +71,10 @@ def open_separator(name: str, folder: str | CustomCode, audio: AudioFormat) -> "
 
 
 class SeparationService:
-    """Hosts every processor of a combination and turns decoded clips into the two views of each row.
+    """Runs the processors of a combination on decoded clips and returns the two views of each row.
 
-    A block is grouped by processor, so that each network runs on as large a batch as there is. What leaves is only
-    the two crops in 16 bits: about 60 kB a row instead of 2 MB.
+    The rows of a block are grouped by processor, for large batches. The result has only the 16-bit crops: about 60 kB
+    per row instead of 2 MB.
     """
 
     def __init__(
@@ -90,30 +89,30 @@ class SeparationService:
         """Load the checkpoints.
 
         Args:
-            settings: views, audio, checkpoints and the separators' precision.
-            store: where separated clips are kept; none separates every row live.
-            crash_counts: of clips; without them a deadly clip kills its actor forever.
-            device: where the separators run.
-            clips_per_forward: clips in one forward pass, see `Forward`.
-            load_now: false leaves the checkpoints alone until a clip must be separated.
+            settings: views, audio, checkpoints, and precision of the separators.
+            store: store of separated clips; without one, every row is separated live.
+            crash_counts: crash quarantine; without it, a clip that crashes its actor does so at each retry.
+            device: device of the separators.
+            clips_per_forward: clips per forward pass, see `Forward`.
+            load_now: if false, load the checkpoints only when a clip must be separated.
 
         Raises:
-            SepsceneError: for a damaged checkpoint, or one trained at another sample rate.
+            SepsceneError: a checkpoint is damaged or was trained at another sample rate.
         """
         self.settings = settings
         self.store = store
         self.crash_counts = crash_counts
         self.device = device
         self.clips_per_forward = clips_per_forward
-        self.dropped = np.int64(0)  # entries that the store has not kept, as far as blocks have said so
-        self.number = int.from_bytes(os.urandom(4), "big")  # tells this actor from the others
+        self.dropped = np.int64(0)  # entries that the store did not keep, as reported so far
+        self.number = int.from_bytes(os.urandom(4), "big")  # identifies this actor
         self.stored = StoredViews(settings, store) if store is not None and settings.processors else None
         self.scores = self.stored.scores if self.stored else ChannelScores.of(settings.views)
         if load_now:
-            _ = self.separators, self.forward
+            _ = self.separators, self.forward  # loads both cached properties
 
     def __del__(self) -> None:
-        """Publish what this actor separated; Ray Data deletes the callable when its actor ends in peace."""
+        """Publish what this actor separated: Ray Data deletes the callable when the actor exits normally."""
         store = getattr(self, "store", None)
         if store is not None:
             store.close()
@@ -129,30 +128,30 @@ class SeparationService:
 
     @cached_property
     def forward(self) -> "Forward":
-        """What passes clips through them."""
+        """Runs the networks."""
         from sepscene.augment.separation.forward import Forward
 
         return Forward(self.device, self.clips_per_forward)
 
     def __call__(self, columns: Columns) -> Columns:
-        """Make the views of a block; clips in crash quarantine are left alone. See `serve` for the columns."""
+        """Generate the views of a block, except for clips in crash quarantine. See `serve` for the columns."""
         if self.crash_counts is None or not _to_separate(columns):
             return self.serve(columns)
         return self.crash_counts.guard("separation", self.serve, columns)
 
     def serve(self, columns: Columns) -> Columns:
-        """Separate the clips of a block whose views are not made yet, and crop both views.
+        """Separate the clips of a block whose views are not from the store, and crop both views.
 
         Args:
-            columns: what `ClipReader` returns.
+            columns: the output of `ClipReader`.
 
         Returns:
-            The same columns without those that are used up here (`_CONSUMED`); `view_1`, `view_2` and where asked for
-            `mixture_1`, `mixture_2`, see `crop_places` (int16, (N, P)), zeros on a fault; `channel_1`, `channel_2`
-            (int64, −1 is the mixture); `separation_seconds` (this row's share of the block), `queued_seconds` (between
-            the reader's end and the beginning here), `made_at` (when the block was done, seconds of the day's clock),
-            `made_by` (a number of this very service), `dropped` (in the first row: separated clips that the store has
-            not kept since the block before, because it or its disk is full).
+            The same columns without those in `_CONSUMED`, and `view_1`, `view_2` and, with `settings.mixtures`,
+            `mixture_1`, `mixture_2` (int16, (N, P)), zeros on a fault, see `crop_places`; `channel_1`, `channel_2`
+            (int64, −1 is the mixture); `separation_seconds` (share of the row in the time of the block),
+            `queued_seconds` (time between reading and separation), `made_at` (Unix time at which the block was
+            finished), `made_by` (a random number of this actor), `dropped` (in the first row: separated clips that the
+            store did not keep since the previous block, because it or its disk is full).
         """
         begin = time.perf_counter()
         began_at = time.time()
@@ -191,7 +190,7 @@ class SeparationService:
     def _from_store(
         self, columns: Columns, block: Columns, crops_NCP: np.ndarray, starts_N2: np.ndarray, n: int
     ) -> bool:
-        """Row n's views, if its clip was separated since the reader looked, perhaps in this very actor."""
+        """Read row n's views from the store, if its clip has been separated since the reader searched for it."""
         found = self.stored.find(columns, starts_N2[n], n) if self.stored else None
         if found is None:
             return False
@@ -200,34 +199,33 @@ class SeparationService:
         return True
 
     def _separated(self, columns: Columns, block: Columns, rows: list[int]) -> Iterator[Separated]:
-        """Pass the clips through the networks; the next pass is submitted before the last one is looked at."""
+        """Separate clips; each pass is submitted before the results of the previous one are processed."""
+        if not rows:
+            return  # without loading the separators
         mixtures = {n: _mixture(columns, n) for n in rows}
         if not self.settings.processors:
             nothing_ST = np.empty((0, self.settings.audio.samples), np.int16)
             yield from ((n, mixtures[n], nothing_ST, np.empty(0, np.float32), None) for n in rows)
             return
-        passes = [
-            (index, mine[start : start + self.clips_per_forward])
-            for index in range(len(self.settings.processors))
-            for mine in [[n for n in rows if columns["processor"][n] == index]]
-            for start in range(0, len(mine), self.clips_per_forward)
-        ]
-        before: tuple[int, list[int], Result] | None = None
-        for index, some in passes:
-            result = self.forward.submit(self.separators[index], np.stack([mixtures[n] for n in some]))
-            if before:
-                yield from self._finished(columns, block, *before)
-            before = (index, some, result)
-        if before:
-            yield from self._finished(columns, block, *before)
+        previous: tuple[int, list[int], Result] | None = None
+        for index, separator in enumerate(self.separators):
+            own = [n for n in rows if columns["processor"][n] == index]
+            for start in range(0, len(own), self.clips_per_forward):
+                batch = own[start : start + self.clips_per_forward]
+                result = self.forward.submit(separator, np.stack([mixtures[n] for n in batch]))
+                if previous:
+                    yield from self._finished(columns, block, *previous)
+                previous = (index, batch, result)
+        if previous:
+            yield from self._finished(columns, block, *previous)
 
     def _finished(
-        self, columns: Columns, block: Columns, index: int, some: list[int], result: "Result"
+        self, columns: Columns, block: Columns, index: int, batch: list[int], result: "Result"
     ) -> Iterator[Separated]:
-        """The clips of a pass that is done, in 16 bits, kept in the store; a fault is marked in block["fault"]."""
-        for n, separated_ST in zip(some, result(), strict=True):
+        """Convert the clips of a finished pass to 16 bits and put them into the store; set `fault` on failure."""
+        for n, separated_ST in zip(batch, result(), strict=True):
             if not np.isfinite(separated_ST).all():
-                block["fault"][n] = f"processor {self.settings.processors[index]} gave NaN or infinite samples"
+                block["fault"][n] = f"processor {self.settings.processors[index]} returned NaN or infinite samples"
                 continue
             mixture_T = _mixture(columns, n)
             pcm_ST = to_pcm(separated_ST)
@@ -237,12 +235,12 @@ class SeparationService:
                 continue
             levels_S = levels_db(pcm_ST)
             if self.stored is not None:
-                self.stored.keep(columns, n, mixture_T, pcm_ST, levels_S, score_S)
+                self.stored.put(columns, n, mixture_T, pcm_ST, levels_S, score_S)
             yield n, mixture_T, pcm_ST, levels_S, score_S
 
 
 def _to_separate(columns: Columns) -> list[int]:
-    """Positions of the rows that carry a whole clip."""
+    """Positions of the rows whose clip must be separated."""
     carries = columns["read_bytes"] > 0
     return np.flatnonzero(carries & ~columns["stored"] & (columns["fault"] == "")).tolist()
 

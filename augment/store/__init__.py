@@ -1,1 +1,1 @@
-"""The SeparatedStore: every clip is separated once, and all trials read the result."""
+"""The SeparatedStore: each clip is separated once, and all trials read the result."""

@@ -1,8 +1,8 @@
-"""Where shards live: one folder on any filesystem that pyarrow reaches, where a shard appears whole or not at all.
+"""The folder of a store, on any filesystem supported by pyarrow. Shards are published atomically.
 
-ROOT/shards/<time>-<unique>.shard     published, never changed again; names sort by the time of publication
-ROOT/incoming/                        half-written shards of filesystems that can rename
-ROOT/filled/<name>                    empty; a prefill that came to its end, while nothing was removed since
+ROOT/shards/<time>-<unique>.shard     published shards, immutable; sorted by name, they are in order of publication
+ROOT/incoming/                        incomplete shards, only on filesystems with atomic renames
+ROOT/filled/<name>                    empty file: the prefill of this name is complete, and nothing was removed since
 """
 
 import re
@@ -10,8 +10,8 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,35 +19,37 @@ from pyarrow import fs
 
 from sepscene.models.config import SepsceneError
 
-# Here an open file is visible while it grows, and a rename is atomic. Object stores are the reverse: an
-# object appears when its upload is complete, and a rename would copy it.
+# On these filesystems, a file is visible while it is written, and renames are atomic. On object stores, an object is
+# visible only after its upload is complete, and a rename is a copy.
 _RENAMING = ("local", "hdfs", "mock")
 _OPEN_FILES = 64
 
 FILESYSTEM_ERRORS = (OSError, pa.ArrowException)
-"""What a filesystem raises when it refuses."""
+"""Errors raised by filesystems."""
 
 
 class StoreError(SepsceneError):
-    """A store that cannot be opened or read at all."""
+    """The store cannot be opened or read."""
 
 
 class StoreFolder:
-    """The shard files of one store. Safe to share between threads; open one per process."""
+    """The shard files of a store. Thread-safe; each process must open its own instance."""
 
     def __init__(self, uri: str) -> None:
         """Args: uri: a path or a URI such as s3://bucket/prefix, gs://..., file:///...
 
         Raises:
-            StoreError: when no filesystem belongs to the URI.
+            StoreError: the URI is invalid or its filesystem is not supported.
         """
+        self.uri = without_secrets(uri)
         try:
             location = uri if "://" in uri else str(Path(uri).expanduser().absolute())
             self.filesystem, root = fs.FileSystem.from_uri(location)
         except (pa.ArrowException, ValueError, OSError, ImportError) as error:
-            message = f"cannot open the store {without_secrets(uri)!r}: {error}; give a path or a URI such as s3://bucket/folder"
-            raise StoreError(message) from None
-        self.uri = without_secrets(uri)
+            cause = str(error).replace(uri, self.uri)
+            raise StoreError(
+                f"cannot open the store {self.uri!r}: {cause}; give a path or a URI such as s3://bucket/folder"
+            ) from None
         self.shards_path = root.rstrip("/") + "/shards"
         self.incoming_path = root.rstrip("/") + "/incoming"
         self.filled_path = root.rstrip("/") + "/filled"
@@ -55,52 +57,58 @@ class StoreFolder:
         self._lock = threading.Lock()
 
     def create(self) -> None:
-        """Make the folders.
+        """Create the folders.
 
         Raises:
-            StoreError: when they cannot be made.
+            StoreError: they cannot be created.
         """
-        try:
+        with self.errors_named("write to", "choose another store.uri"):
             self.filesystem.create_dir(self.shards_path, recursive=True)
             if self._renames:
                 self.filesystem.create_dir(self.incoming_path, recursive=True)
-        except FILESYSTEM_ERRORS as error:
-            raise StoreError(f"cannot write to the store {self.uri!r}: {error}; set store.uri elsewhere") from None
 
-    def must_exist(self) -> None:
-        """Raises: StoreError: when no store was ever made here, or the filesystem does not answer."""
-        try:
+    def check_exists(self) -> None:
+        """Check that there is a store.
+
+        Raises:
+            StoreError: there is no store here, or the filesystem does not respond.
+        """
+        with self.errors_named("reach"):
             found = self.filesystem.get_file_info(self.shards_path).type != fs.FileType.NotFound
-        except FILESYSTEM_ERRORS as error:
-            raise StoreError(f"cannot reach the store {self.uri!r}: {error}; check address and access") from None
         if not found:
             raise StoreError(f"there is no store at {self.uri!r}; check the address (store.uri of the run)")
+
+    @contextmanager
+    def errors_named(self, action: str, advice: str = "check the address and access") -> Iterator[None]:
+        """Convert errors of the filesystem inside the `with` block to a `StoreError` with the address and advice."""
+        try:
+            yield
+        except FILESYSTEM_ERRORS as error:
+            raise StoreError(f"cannot {action} the store {self.uri!r}: {error}; {advice}") from error
 
     @property
     def _renames(self) -> bool:
         return self.filesystem.type_name in _RENAMING
 
     def shards(self) -> list[fs.FileInfo]:
-        """The published shards with their sizes, oldest name first; empty when there is no such folder yet.
+        """The published shards with their sizes, sorted by name; empty if the folder does not exist yet.
 
         Raises:
-            StoreError: when the filesystem does not answer.
+            StoreError: the filesystem does not respond.
         """
-        try:
+        with self.errors_named("list"):
             listed = self.filesystem.get_file_info(fs.FileSelector(self.shards_path, allow_not_found=True))
-        except FILESYSTEM_ERRORS as error:
-            raise StoreError(f"cannot list the store {self.uri!r}: {error}; check the address and access") from None
         shards = [info for info in listed if info.is_file and info.extension == "shard"]
         return sorted(shards, key=lambda info: info.base_name)
 
     def publish(self, pieces: Sequence[bytes]) -> str:
-        """Write a shard so that other processes see all of it or nothing.
+        """Write a shard atomically: other processes see either the complete shard or nothing.
 
         Returns:
-            the shard's file name, unique among all writers.
+            File name of the shard, unique among all writers.
 
         Raises:
-            OSError: when the filesystem refuses; then nothing of it is left.
+            OSError: the filesystem refuses; partial files are removed.
         """
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.shard"
         final = f"{self.shards_path}/{name}"
@@ -112,16 +120,16 @@ class StoreFolder:
             if self._renames:
                 self.filesystem.move(path, final)
         except BaseException:
-            with suppress(*FILESYSTEM_ERRORS):  # half a shard would fill a disk that the run needs for other things
+            with suppress(*FILESYSTEM_ERRORS):  # free the disk space for the rest of the run
                 self.filesystem.delete_file(path)
             raise
         return name
 
     def open(self, name: str) -> pa.NativeFile:
-        """A shard for reads at any offset; the newest few stay open.
+        """Open a shard for reads at any offset. The most recently used shards stay open.
 
         Raises:
-            OSError: FileNotFoundError when it was removed meanwhile.
+            OSError: the shard cannot be opened; FileNotFoundError if it has been removed.
         """
         with self._lock:
             if name in self._files:
@@ -131,30 +139,30 @@ class StoreFolder:
         with self._lock:
             self._files[name] = file
             if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)  # closed when its last reader lets go of it
+                self._files.popitem(last=False)  # closed when its last reader releases it
         return file
 
-    def holds(self, name: str) -> bool:
-        """Whether a shard is still there."""
+    def exists(self, name: str) -> bool:
+        """Whether a shard still exists."""
         return self.filesystem.get_file_info(f"{self.shards_path}/{name}").is_file
 
-    def forget(self, name: str) -> None:
-        """Close a shard that is gone."""
+    def close_shard(self, name: str) -> None:
+        """Close a shard."""
         with self._lock:
             self._files.pop(name, None)
 
     def remove(self, name: str) -> None:
-        """Delete a shard, after which no prefill can be relied on; one that is gone already is as good."""
-        self.forget(name)
+        """Delete a shard, if it exists, and the marks of completed prefills."""
+        self.close_shard(name)
         self.filesystem.delete_dir_contents(self.filled_path, missing_dir_ok=True)
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(f"{self.shards_path}/{name}")
 
     def remove_leftovers(self, older_than_seconds: float) -> tuple[int, int]:
-        """Delete what killed writers left half-written.
+        """Delete incomplete shards of killed writers.
 
         Returns:
-            (files, bytes) removed.
+            Number of files and of bytes removed.
         """
         selector = fs.FileSelector(self.incoming_path, allow_not_found=True)
         deadline = (time.time() - older_than_seconds) * 1e9
@@ -164,14 +172,23 @@ class StoreFolder:
         return len(old), sum(info.size for info in old)
 
     def note_filled(self, name: str) -> None:
-        """Remember that the prefill of this name has come to its end."""
-        self.filesystem.create_dir(self.filled_path, recursive=True)
-        with self.filesystem.open_output_stream(f"{self.filled_path}/{name}"):
-            pass
+        """Mark the prefill of this name as complete.
+
+        Raises:
+            StoreError: the filesystem refuses.
+        """
+        with self.errors_named("write to"):
+            self.filesystem.create_dir(self.filled_path, recursive=True)
+            self.filesystem.open_output_stream(f"{self.filled_path}/{name}").close()
 
     def is_filled(self, name: str) -> bool:
-        """Whether the prefill of this name has come to its end and nothing was removed since."""
-        return self.filesystem.get_file_info(f"{self.filled_path}/{name}").is_file
+        """Whether the prefill of this name is complete and nothing was removed since.
+
+        Raises:
+            StoreError: the filesystem does not respond.
+        """
+        with self.errors_named("reach"):
+            return self.filesystem.get_file_info(f"{self.filled_path}/{name}").is_file
 
     def close(self) -> None:
         """Close all files."""
@@ -180,6 +197,6 @@ class StoreFolder:
 
 
 def without_secrets(uri: str) -> str:
-    """The URI as it may be shown: s3://key:secret@bucket becomes s3://bucket, and secrets among its options go."""
-    uri = re.sub(r"//[^/?]*@", "//", uri)
+    """The URI without credentials: s3://key:secret@bucket becomes s3://bucket; secret options are masked."""
+    uri = re.sub(r"//(?:[^/?@:]*:[^?]*|[^/?]*)@", "//", uri)  # a key that is not percent-encoded can have slashes
     return re.sub(r"((?:secret|token|password|key)[^=&]*=)[^&]*", r"\1...", uri, flags=re.IGNORECASE)

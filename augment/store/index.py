@@ -1,8 +1,9 @@
-"""Which shard holds which clip: sorted columns in memory, grown by whole shards, never rewritten.
+"""The index of a store: maps the key of a clip to the shards that hold it.
 
-A dictionary of six million keys (AudioSet, three processors) would take over a gigabyte in every process;
-columns take 41 bytes an entry with two channels. A new shard becomes a small block, and blocks of like size
-are merged, so a lookup searches few blocks and an entry is moved only a logarithmic number of times.
+The index consists of blocks of sorted columns in memory. A dictionary of six million keys (AudioSet, three processors)
+would take over a gigabyte per process; the columns take 41 bytes per entry with two channels. A new shard is added as a
+small block, and blocks of similar size are merged. So a lookup searches few blocks, and an entry is moved only a
+logarithmic number of times.
 """
 
 from collections.abc import Mapping
@@ -14,12 +15,12 @@ import pyarrow as pa
 from sepscene.augment.store.shards import Place, segment_samples_of
 
 COLUMNS = ["key", "offset", "samples", "channels", "levels"]
-"""Of a shard's footer: all that the index needs. The names of the clips, most of a footer, are not among them."""
+"""The columns of a shard's footer that the index needs. Most of a footer is the names of the clips, not needed here."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One copy of an entry: its shard, its place there, and the levels of its channels."""
+    """One copy of an entry: its shard, its place in the shard, and the levels of its channels."""
 
     shard: str
     place: Place
@@ -28,14 +29,14 @@ class Found:
 
 @dataclass(frozen=True)
 class _Block:
-    """Columns of equal length, sorted by key, then shard."""
+    """Columns of equal length, sorted by key, then by shard."""
 
-    key: np.ndarray  # S16: numpy drops zeros at the end, which is no matter where all keys have 16 bytes
+    key: np.ndarray  # S16: numpy strips trailing zeros, which is harmless because all keys have 16 bytes
     shard: np.ndarray
     offset: np.ndarray
     samples: np.ndarray
     channels: np.ndarray
-    levels: np.ndarray  # (entries, most channels), NaN beyond an entry's own
+    levels: np.ndarray  # (entries, most channels), padded with NaN
 
     def __len__(self) -> int:
         return len(self.key)
@@ -46,7 +47,7 @@ class _Block:
 
 
 class StoreIndex:
-    """Entries of all known shards by their 16-byte key. Not locked: its owner does that."""
+    """Entries of all known shards by their 16-byte key. Not thread-safe."""
 
     def __init__(self) -> None:
         self._blocks: list[_Block] = []
@@ -55,12 +56,12 @@ class StoreIndex:
         self._numbers: dict[str, int] = {}
 
     def __len__(self) -> int:
-        """Entries in the columns, those of removed shards included until they are merged away."""
+        """Number of entries, including those of removed shards until the next merge."""
         return sum(len(block) for block in self._blocks)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the columns."""
+        """Size of the columns in bytes."""
         return sum(block.nbytes for block in self._blocks)
 
     @property
@@ -69,7 +70,7 @@ class StoreIndex:
         return set(self._numbers)
 
     def add(self, footers: Mapping[str, pa.Table]) -> None:
-        """Learn the entries of shards, given by name; many at once are sorted once."""
+        """Add the entries of shards, given by name. Adding many shards in one call sorts only once."""
         new = {name: footer for name, footer in footers.items() if name not in self._numbers}
         if not new:
             return
@@ -85,11 +86,11 @@ class StoreIndex:
         self._blocks.append(block)
 
     def remove(self, shard: str) -> None:
-        """Forget a shard; its rows stay behind, unseen, until their block is merged."""
+        """Remove a shard. Its rows stay in memory, hidden, until their block is merged."""
         self._numbers.pop(shard, None)
 
     def find(self, digest: bytes) -> list[Found]:
-        """All copies of an entry, the first published first; empty when there is none."""
+        """All copies of an entry in order of publication; empty if there is none."""
         found = []
         for block in self._blocks:
             first = np.searchsorted(block.key, digest)
@@ -105,7 +106,7 @@ class StoreIndex:
 
 
 def _block(footers: list[pa.Table], first: int) -> _Block:
-    """The entries of shards number `first`, `first` + 1, ... as one block."""
+    """The entries of shards with the numbers `first`, `first` + 1, … as one block."""
     table = pa.concat_tables([footer.select(COLUMNS) for footer in footers])
     channels = table["channels"].to_numpy().astype(np.uint8)
     levels = np.full((len(table), int(channels.max(initial=0))), np.nan, np.float32)
@@ -124,7 +125,7 @@ def _block(footers: list[pa.Table], first: int) -> _Block:
 
 
 def _sorted(blocks: list[_Block], live: np.ndarray) -> _Block:
-    """The entries of live shards, `live` by a shard's number, as one block; made a column at a time, to save memory."""
+    """Merge blocks into one, keeping the shards with `live[number]`. Built column by column, to save memory."""
     order = np.argsort(np.concatenate([block.key for block in blocks]), kind="stable")
     order = order[live[np.concatenate([block.shard for block in blocks])[order]]]
     width = max(block.levels.shape[1] for block in blocks)

@@ -1,11 +1,11 @@
-"""The SeparatedStore: every clip is separated once, for all trials.
+"""The SeparatedStore: each clip is separated once, for all trials.
 
-A read-through cache of separated channels, 16-bit, on any filesystem that pyarrow reaches. Writers gather
-entries in memory and publish them as immutable shards (augment/store/shards.py); readers list the folder now and
-then and learn the shards that are new. Nothing that exists is ever changed, so any number of processes may
-read and write at once without a lock, and a killed writer loses only what it had not published.
+A read-through cache of separated 16-bit channels, on any filesystem supported by pyarrow. Writers collect entries in
+memory and publish them as immutable shards (augment/store/shards.py). Readers list the folder from time to time and add
+new shards to their index. Existing files are never changed, so any number of processes can read and write at the same
+time without locks, and a killed writer loses only what it had not published.
 
-What cannot be read is a miss, never an error: the caller separates the clip anew and puts it again.
+An entry that cannot be read is a miss, not an error: the caller separates the clip again and puts it again.
 
 Shape suffixes: S channels (separated outputs), T samples.
 """
@@ -28,21 +28,21 @@ from sepscene.augment.store.shards import Place, ShardDamage, StoreKey, encode_e
 from sepscene.augment.store.writer import ShardWriter, StoreSettings
 
 _log = logging.getLogger(__name__)
-_FOOTERS_AT_ONCE = 16
-_FOOTERS_KEPT = 1024  # read before they are sorted into the index; as tables they take six times its bytes
-_REFRESH_SHARE = 0.05  # refreshes take at most this share of a process's time, however slow listing is
+_FOOTER_THREADS = 16
+_FOOTERS_PER_UPDATE = 1024  # footers per update of the index; as tables they take six times its memory
+_REFRESH_SHARE = 0.05  # refreshes take at most this share of the time of a process, even if listing is slow
 
 
 @dataclass(frozen=True)
 class StoreCounters:
-    """What one handle has done since it was opened.
+    """Counters of one handle since it was opened.
 
     Attributes:
-        hits: crops served.
-        misses: look-ups (of levels or crops) that found nothing readable.
-        damaged: entries and shards found torn or altered, each counted once.
-        dropped: entries not kept, because the store was full or its filesystem refused them.
-        bytes_read: bytes fetched for crops.
+        hits: crops returned.
+        misses: lookups (of levels or crops) that found nothing readable.
+        damaged: damaged entries and shards, each counted once.
+        dropped: entries not stored, because the store was full or its filesystem refused them.
+        bytes_read: bytes read for crops.
         bytes_written: bytes of published shards.
     """
 
@@ -55,16 +55,17 @@ class StoreCounters:
 
 
 class SeparatedStore:
-    """A handle on one store. Threads may share it; a pickled handle opens the store anew where it arrives."""
+    """A handle to a store. Thread-safe; unpickling a handle opens the store in the receiving process."""
 
     def __init__(self, uri: str, settings: StoreSettings | None = None) -> None:
-        """Open the store and learn its shards; the folder is made where it is missing.
+        """Open the store and index its shards. The folder is created if it is missing.
 
         Args:
             uri: a path, or a URI such as s3://bucket/prefix or gs://bucket/prefix.
+            settings: how to write the store, and when to search for new shards.
 
         Raises:
-            StoreError: when the store cannot be reached or its folder cannot be made.
+            StoreError: the store cannot be reached, or its folder cannot be created.
         """
         self.uri = uri
         self.settings = settings or StoreSettings()
@@ -81,7 +82,7 @@ class SeparatedStore:
         _open_stores.add(self)
 
     def __reduce__(self) -> "tuple[type[SeparatedStore], tuple[str, StoreSettings]]":
-        """Another process opens the store anew."""
+        """Pickle only the address and the settings."""
         return SeparatedStore, (self.uri, self.settings)
 
     def __enter__(self) -> "SeparatedStore":
@@ -91,24 +92,24 @@ class SeparatedStore:
         self.close()
 
     def __len__(self) -> int:
-        """Entries known to this handle, duplicates counted."""
+        """Number of entries known to this handle, including duplicates."""
         with self._lock:
             return len(self._index) + len(self._writer)
 
     # ---- reading ----
 
     def __contains__(self, key: StoreKey) -> bool:
-        """Whether a look-up would find the entry; counts nothing."""
+        """Whether a lookup would find the entry; does not change the counters."""
         digest = key.digest()
         return self._writer.find(digest) is not None or bool(self._copies(digest))
 
     def damaged_copies(self, key: StoreKey) -> int:
-        """Copies of an entry that this handle has found torn or altered."""
+        """Number of copies of an entry that this handle has found damaged."""
         with self._lock:
             return len(self._bad_entries.get(key.digest(), ()))
 
     def levels(self, key: StoreKey) -> np.ndarray | None:
-        """Level of each channel, RMS in dBFS, float32 (S,); None when the entry is not there."""
+        """Level of each channel, RMS in dBFS, float32 (S,); None if the entry is missing."""
         self._writer.publish_if_due()
         digest = key.digest()
         entry = self._writer.find(digest)
@@ -121,13 +122,13 @@ class SeparatedStore:
         return copies[0].levels
 
     def get_crop(self, key: StoreKey, channel: int, start: int, samples: int) -> np.ndarray | None:
-        """`samples` samples of one channel from sample `start` on; only the segments that hold them are read.
+        """Read `samples` samples of one channel from sample `start` on, and only the segments that hold them.
 
         Returns:
-            int16 (samples,), exactly as it was put; None when no readable copy is there.
+            int16 (samples,), exactly as it was put; None if there is no readable copy.
 
         Raises:
-            ValueError: when the entry is there and has no such channel or is too short.
+            ValueError: the entry exists but has no such channel, or is too short.
         """
         self._writer.publish_if_due()
         digest = key.digest()
@@ -140,18 +141,18 @@ class SeparatedStore:
         return crop
 
     def _copies(self, digest: bytes) -> list[Found]:
-        """Published copies not known to be damaged; where there is none, new shards are looked for."""
+        """Published copies not known to be damaged. If there are none, search for new shards."""
         for attempt in range(2):
             with self._lock:
                 bad = self._bad_entries.get(digest, set())
                 found = [copy for copy in self._index.find(digest) if copy.shard not in bad]
             if found or attempt or time.monotonic() < self._next_refresh:
                 return found
-            self._refresh_in_passing()
+            self._try_refresh()
         return []
 
-    def _refresh_in_passing(self) -> None:
-        """A look at the folder that may fail: then the next one is as far away as after a good one."""
+    def _try_refresh(self) -> None:
+        """Refresh; on failure, log a warning and wait as long as after a success before the next attempt."""
         try:
             self.refresh()
         except StoreError as error:
@@ -178,7 +179,7 @@ class SeparatedStore:
         try:
             crop = read_crop(read_at, digest, found.place, channel, start, samples)
         except FileNotFoundError:  # removed by gc since the last refresh
-            self._forget(found.shard)
+            self._remove_shard(found.shard)
             return None
         except FILESYSTEM_ERRORS as error:
             _log.warning("store %s: cannot read %s: %s", self.folder.uri, found.shard, error)
@@ -187,71 +188,80 @@ class SeparatedStore:
             with self._lock:
                 self._bad_entries.setdefault(digest, set()).add(found.shard)
             self._count(damaged=1)
-            _log.warning("store %s: a damaged entry in %s is passed over", self.folder.uri, found.shard)
+            _log.warning("store %s: skipping a damaged entry in %s", self.folder.uri, found.shard)
         return crop
 
     # ---- writing ----
 
     def put(self, key: StoreKey, wave_ST: np.ndarray, levels: np.ndarray) -> None:
-        """Keep a separated clip. What is there already stays; the entry is published later, see `StoreSettings`.
+        """Store a separated clip, unless the entry already exists. It is published later, see `StoreSettings`.
 
         Args:
+            key: identifies the clip, the separator and the settings.
             wave_ST: int16 (S, T), S at most 255.
             levels: RMS of each channel in dBFS, (S,).
 
         Raises:
-            ValueError: for another type or shape.
+            ValueError: an array has another type or shape.
         """
         if wave_ST.dtype != np.int16 or wave_ST.ndim != 2 or not 1 <= len(wave_ST) <= 255 or not wave_ST.shape[1]:
-            raise ValueError(f"a store entry is int16 (S, T), 1 to 255 channels, not {wave_ST.dtype} {wave_ST.shape}")
+            raise ValueError(
+                f"an entry must be int16 (S, T) with 1 to 255 channels, not {wave_ST.dtype} {wave_ST.shape}"
+            )
         if np.shape(levels) != wave_ST.shape[:1]:
-            raise ValueError(f"{np.shape(levels)} levels for {len(wave_ST)} channels: give one a channel")
+            raise ValueError(f"levels of shape {np.shape(levels)} for {len(wave_ST)} channels: give one per channel")
         if key in self:
             return
         entry = encode_entry(key, wave_ST, levels, self.settings.segment_samples)
         self._writer.add(key.digest(), entry)
 
     def flush(self) -> None:
-        """Publish all that was put, and wait until other processes can see it."""
+        """Publish all pending entries, and wait until other processes can see them."""
         self._writer.flush()
 
     def _on_published(self, name: str, footer: pa.Table) -> None:
         with self._lock:
             self._index.add({name: footer})
 
-    # ---- knowing the shards ----
+    # ---- index of shards ----
 
     def refresh(self) -> None:
-        """Learn the shards that others have published or removed. Reads the footers of new shards only."""
+        """Update the index with shards that other processes have published or removed.
+
+        Only the footers of new shards are read.
+
+        Raises:
+            StoreError: the filesystem does not respond.
+        """
         begin = time.monotonic()
         listed = {info.base_name: info for info in self.folder.shards()}
         with self._lock:
             known = self._index.shards
-        self._writer.saw_stored(sum(info.size for info in listed.values()))
+        self._writer.set_stored_bytes(sum(info.size for info in listed.values()))
         for name in known - listed.keys():
-            self._forget(name)
+            self._remove_shard(name)
         new = [info for name, info in listed.items() if name not in known and name not in self._bad_shards]
         if new:
-            self._learn(new)
-        took = time.monotonic() - begin
-        self._next_refresh = time.monotonic() + max(self.settings.refresh_seconds, took / _REFRESH_SHARE)
+            self._add_shards(new)
+        elapsed = time.monotonic() - begin
+        self._next_refresh = time.monotonic() + max(self.settings.refresh_seconds, elapsed / _REFRESH_SHARE)
 
-    def _learn(self, new: list[fs.FileInfo]) -> None:
-        """Enter new shards into the index, and tell of those that cannot be read in one line, however many."""
+    def _add_shards(self, new: list[fs.FileInfo]) -> None:
+        """Add new shards to the index, and warn about unreadable ones in a single line."""
         unread: list[str] = []
-        with ThreadPoolExecutor(min(len(new), _FOOTERS_AT_ONCE)) as pool:
-            for start in range(0, len(new), _FOOTERS_KEPT):
-                few = new[start : start + _FOOTERS_KEPT]
-                footers = dict(zip([info.base_name for info in few], pool.map(self._footer, few), strict=True))
-                unread += [f"{name}: {why}" for name, why in footers.items() if isinstance(why, str)]
+        with ThreadPoolExecutor(min(len(new), _FOOTER_THREADS)) as pool:
+            for start in range(0, len(new), _FOOTERS_PER_UPDATE):
+                batch = new[start : start + _FOOTERS_PER_UPDATE]
+                footers = dict(zip([info.base_name for info in batch], pool.map(self._footer, batch), strict=True))
+                unread += [f"{name}: {error}" for name, error in footers.items() if isinstance(error, str)]
                 with self._lock:
-                    self._index.add({name: each for name, each in footers.items() if isinstance(each, pa.Table)})
+                    self._index.add({name: table for name, table in footers.items() if isinstance(table, pa.Table)})
         if unread:
             more = f"; and {len(unread) - 3:,} more, see `sepscene store verify`" if len(unread) > 3 else ""
-            _log.warning("store %s: passed over: %s", self.folder.uri, "; ".join(unread[:3]) + more)
+            _log.warning("store %s: skipping unreadable shards: %s", self.folder.uri, "; ".join(unread[:3]) + more)
 
     def _footer(self, info: fs.FileInfo) -> pa.Table | str:
-        """What the index needs of a footer, or why it has none: a damaged shard is counted, another is tried again."""
+        """The index columns of a shard's footer, or an error message. A damaged shard is counted and not read again."""
         try:
             with self.folder.filesystem.open_input_file(info.path) as file:
                 return read_footer(file, info.size).select(COLUMNS)
@@ -262,10 +272,10 @@ class SeparatedStore:
         except FILESYSTEM_ERRORS as error:
             return f"cannot be read: {error}"
 
-    def _forget(self, name: str) -> None:
+    def _remove_shard(self, name: str) -> None:
         with self._lock:
             self._index.remove(name)
-        self.folder.forget(name)
+        self.folder.close_shard(name)
 
     def _count(self, **counts: int) -> None:
         with self._lock:
@@ -273,7 +283,7 @@ class SeparatedStore:
             self.counters = replace(self.counters, **sums)
 
     def close(self) -> None:
-        """Publish what is pending and let go of all files."""
+        """Publish all pending entries and close all files."""
         self._writer.close()
         self.folder.close()
 
@@ -283,7 +293,7 @@ _open_stores: weakref.WeakSet[SeparatedStore] = weakref.WeakSet()
 
 @atexit.register
 def _close_open_stores() -> None:
-    """A process that ends in peace loses nothing, even if nobody closed its handles."""
+    """Close the handles that the user has not closed, so that a process that exits normally loses no entries."""
     for store in list(_open_stores):
         store.close()
 
@@ -292,6 +302,6 @@ def _check_crop(place: Place, channel: int, start: int, samples: int) -> None:
     if not (0 <= channel < place.channels and start >= 0 and 1 <= samples <= place.samples - start):
         raise ValueError(
             f"channel {channel}, samples {start} to {start + samples} are outside of an entry with "
-            f"{place.channels} channels of {place.samples} samples: StoreKey.settings must tell clip lengths "
-            "and sources apart"
+            f"{place.channels} channels of {place.samples} samples: StoreKey.settings must differ between clip lengths "
+            "and numbers of sources"
         )

@@ -1,18 +1,18 @@
-"""The shard: one immutable file that holds many separated clips, and how a crop is read out of it.
+"""Shards: immutable files of many separated clips, and reading crops from them.
 
-Raw 16-bit PCM, because where a crop lies is then arithmetic: one range read, no codec, no table of sizes.
-FLAC would save half of the bytes and make a crop twenty times dearer to read (benchmarks/store.py).
+The sound is raw 16-bit PCM, so that the position of a crop can be computed: one range read, no codec, no table of
+sizes. FLAC would halve the size, but make reading a crop twenty times slower (benchmarks/store.py).
 
 Layout, little endian throughout:
 
     MAGIC                                        8 bytes
-    entry, entry, ...                            channels one after another, each a row of segments:
+    entry, entry, ...                            channels one after another, each a sequence of segments:
         segment = crc32 (4) | int16 samples      segment_samples of them; the last of a channel is shorter
-    footer                                       Arrow IPC stream with one row an entry: see FOOTER
+    footer                                       Arrow IPC stream with one row per entry, see FOOTER
     length of the footer (8) | its crc32 (4) | MAGIC (8)
 
-The crc of a segment starts from (key, channel, segment number), so that sound which lies under the wrong name
-is as damaged as sound with a flipped bit.
+The CRC of a segment includes (key, channel, segment number), so that sound stored under the wrong key is detected as
+damage, like a flipped bit.
 
 Shape suffixes: S channels (separated outputs), T samples.
 """
@@ -48,17 +48,17 @@ _TAIL_BYTES = 64 * 1024  # first guess at trailer + footer: one read for small s
 
 
 class ShardDamage(Exception):
-    """A shard's footer is missing, torn or altered: nothing in the file can be found."""
+    """The footer of a shard is missing or damaged, so that no entry can be read."""
 
 
 @dataclass(frozen=True)
 class StoreKey:
-    """What a stored clip is: which sound, separated by what, and how.
+    """Key of a stored clip.
 
     Attributes:
         content: content hash of the clip.
         processor: digest of the separator's checkpoint, or "mixture" for the clip itself.
-        settings: all else that changes the samples (sample rate, clip length, offset, ...), as one string.
+        settings: everything else that changes the samples (sample rate, clip length, offset, …), as one string.
     """
 
     content: str
@@ -66,14 +66,14 @@ class StoreKey:
     settings: str
 
     def digest(self) -> bytes:
-        """16 bytes that stand for the key in the index."""
+        """The key in the index, 16 bytes."""
         text = "\0".join((self.content, self.processor, self.settings))
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an entry lies inside its shard, and how it is cut."""
+    """Offset of an entry in its shard, its shape, and its segment length."""
 
     offset: int
     channels: int
@@ -93,7 +93,7 @@ class Entry:
 
 
 def encode_entry(key: StoreKey, wave_ST: np.ndarray, levels: np.ndarray, segment_samples: int) -> Entry:
-    """Cut a separated clip into checksummed segments."""
+    """Encode a separated clip as segments with checksums."""
     digest = key.digest()
     channels, samples = wave_ST.shape
     pieces: list[bytes | memoryview] = []
@@ -108,13 +108,18 @@ def encode_entry(key: StoreKey, wave_ST: np.ndarray, levels: np.ndarray, segment
 def read_crop(
     read_at: Callable[[int, int], bytes], digest: bytes, place: Place, channel: int, start: int, samples: int
 ) -> np.ndarray | None:
-    """`samples` samples of one channel of an entry, from the segments that hold them.
+    """Read `samples` samples of one channel of an entry from the segments that hold them.
 
     Args:
-        read_at: gives a number of bytes from an offset of the shard on; called once.
+        read_at: reads a number of bytes from an offset of the shard; called once.
+        digest: key of the entry.
+        place: place of the entry in the shard.
+        channel: number of the channel.
+        start: first sample.
+        samples: number of samples.
 
     Returns:
-        int16 (samples,), writable and not shared; None where a checksum fails or bytes are missing.
+        int16 (samples,), writable; None if a checksum fails or bytes are missing.
     """
     segment = place.segment_samples
     first = start // segment
@@ -143,7 +148,7 @@ def _checksum(digest: bytes, channel: int, segment: int, payload: memoryview) ->
 
 
 def shard_pieces(entries: Sequence[Entry], segment_samples: int) -> tuple[list[bytes], pa.Table]:
-    """A whole shard as the pieces to be written one after another, and its footer's table."""
+    """The byte strings to be written one after another as a shard, and its footer as a table."""
     rows = []
     offset = len(MAGIC)
     for entry in entries:
@@ -160,19 +165,23 @@ def shard_pieces(entries: Sequence[Entry], segment_samples: int) -> tuple[list[b
 
 
 def read_footer(file: pa.NativeFile, size: int) -> pa.Table:
-    """The footer of a shard of `size` bytes, as its folder lists them, as a table with the schema FOOTER.
+    """Read the footer of a shard as a table with the schema FOOTER.
+
+    Args:
+        file: the open shard.
+        size: its size in bytes according to the listing of its folder.
 
     Raises:
-        ShardDamage: when the file is torn, altered or no shard at all.
+        ShardDamage: the file is truncated, altered or not a shard.
     """
     if size < len(MAGIC) + _TRAILER.size:
-        raise ShardDamage(f"only {size} bytes")
+        raise ShardDamage(f"has only {size} bytes")
     if file.size() < size:
         raise ShardDamage(f"ends after {file.size()} of {size} bytes")
     tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
     length, checksum, magic = _TRAILER.unpack(tail[-_TRAILER.size :])
     if magic != MAGIC:
-        raise ShardDamage("no trailer at its end: truncated or not a shard")
+        raise ShardDamage("has no trailer: truncated or not a shard")
     begin = size - _TRAILER.size - length
     if begin < len(MAGIC):
         raise ShardDamage("its trailer is altered")
@@ -186,7 +195,7 @@ def read_footer(file: pa.NativeFile, size: int) -> pa.Table:
         table = pa.ipc.open_stream(footer).read_all()
         table.validate(full=True)
         if not table.schema.equals(FOOTER):
-            raise ShardDamage("its footer has other columns: written by another version")
+            raise ShardDamage("its footer has different columns: written by another version")
         _check_entries(table, begin)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise ShardDamage(f"its footer is malformed: {error}") from None
@@ -194,21 +203,21 @@ def read_footer(file: pa.NativeFile, size: int) -> pa.Table:
 
 
 def _check_entries(table: pa.Table, end: int) -> None:
-    """Raise ValueError where an entry does not lie between the magic bytes and the footer, which begins at `end`."""
+    """Raise ValueError if an entry is not between the magic bytes and the footer, which begins at `end`."""
     if any(table[name].null_count for name in table.column_names):
         raise ValueError("an entry lacks a value")
     samples_N, channels_N = (table[name].to_numpy().astype(np.float64) for name in ("samples", "channels"))
-    offset_N = table["offset"].to_numpy().astype(np.float64)  # no overflow, whatever is written there
+    offset_N = table["offset"].to_numpy().astype(np.float64)  # float64 cannot overflow here
     segment = segment_samples_of(table)
     if segment < 1:
         raise ValueError(f"segments of {segment} samples")
     size_N = channels_N * (2 * samples_N + _CRC.size * np.ceil(samples_N / segment))
     if (offset_N < len(MAGIC)).any() or (offset_N + size_N > end).any():
-        raise ValueError("an entry lies outside of the file")
+        raise ValueError("an entry is outside of the file")
     if not np.array_equal(pc.list_value_length(table["levels"]).to_numpy(), channels_N):
-        raise ValueError("an entry has not one level for each channel")
+        raise ValueError("an entry does not have one level per channel")
 
 
 def segment_samples_of(footer: pa.Table) -> int:
-    """Samples of one checksummed segment in the shard of this footer."""
+    """Samples per segment in the shard with this footer."""
     return int(footer.schema.metadata[b"segment_samples"])

@@ -1,4 +1,4 @@
-"""Looking after a store: what is in it, whether it is whole, making room. Safe beside readers and writers."""
+"""Maintenance of a store: list, verify, and free space. Safe while other processes read and write."""
 
 import time
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from pyarrow import fs
 from sepscene.augment.store.folder import StoreFolder
 from sepscene.augment.store.shards import FOOTER, Place, ShardDamage, read_crop, read_footer, segment_samples_of
 
-_GROUPED = ["processor", "settings", "channels", "samples"]  # columns of a footer of which `list_store` makes groups
-_LEFTOVER_SECONDS = 3600.0  # a half-written shard this old has no writer any more
+_GROUPED = ["processor", "settings", "channels", "samples"]  # columns of a footer that `list_store` needs
+_LEFTOVER_SECONDS = 3600.0  # an incomplete shard of this age has no writer any more
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class StoreGroup:
     entries: int
     channels: int
     samples: int
-    """Samples of all channels together; two bytes each."""
+    """Samples over all channels, two bytes each."""
 
 
 @dataclass(frozen=True)
 class StoreListing:
-    """What `sepscene store ls` shows."""
+    """Result of `sepscene store ls`."""
 
     uri: str
     shards: int
@@ -42,7 +42,7 @@ class StoreListing:
 
 @dataclass(frozen=True)
 class DamagedEntry:
-    """One entry that a reader would pass over."""
+    """A damaged entry, which readers skip."""
 
     shard: str
     content: str
@@ -53,7 +53,7 @@ class DamagedEntry:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `sepscene store verify` shows."""
+    """Result of `sepscene store verify`."""
 
     uri: str
     shards: int
@@ -61,7 +61,7 @@ class Verification:
     bytes_read: int
     seconds: float
     damaged_shards: tuple[tuple[str, str], ...]
-    """(file name, what is wrong with it)"""
+    """(file name, cause)"""
     damaged_entries: tuple[DamagedEntry, ...]
 
     @property
@@ -72,7 +72,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Removed:
-    """What `sepscene store gc` shows."""
+    """Result of `sepscene store gc`."""
 
     uri: str
     old_shards: int
@@ -83,30 +83,31 @@ class Removed:
 
 
 def list_store(store: str | StoreFolder) -> StoreListing:
-    """`sepscene store ls URI`: read all footers and add up what they name.
+    """`sepscene store ls URI`: read all footers and summarise their entries.
 
     Raises:
-        StoreError: there is no store.
+        StoreError: there is no store, or the filesystem fails.
     """
     folder = _existing(store)
     footers = [FOOTER.empty_table().select(_GROUPED)]
     damaged = []
     shards = 0
     size = 0
-    for info, footer in _footers(folder):
-        shards += 1
-        size += info.size
-        if isinstance(footer, str):
-            damaged.append(info.base_name)
-        else:
-            footers.append(footer.select(_GROUPED))
+    with folder.errors_named("list"):
+        for info, footer in _footers(folder):
+            shards += 1
+            size += info.size
+            if isinstance(footer, str):
+                damaged.append(info.base_name)
+            else:
+                footers.append(footer.select(_GROUPED))
     groups = _groups(pa.concat_tables(footers).unify_dictionaries())
     entries = sum(group.entries for group in groups)
     return StoreListing(folder.uri, shards, entries, size, groups, tuple(damaged))
 
 
 def _groups(entries: pa.Table) -> tuple[StoreGroup, ...]:
-    """The entries added up by processor and settings, and in the order of these."""
+    """Sums of the entries by processor and settings, sorted by these."""
     samples = pc.multiply(entries["channels"].cast(pa.int64()), entries["samples"].cast(pa.int64()))
     sums = (
         entries.append_column("all_samples", samples)
@@ -120,15 +121,15 @@ def _groups(entries: pa.Table) -> tuple[StoreGroup, ...]:
 
 def _existing(store: str | StoreFolder) -> StoreFolder:
     folder = StoreFolder(store) if isinstance(store, str) else store
-    folder.must_exist()
+    folder.check_exists()
     return folder
 
 
 def verify_store(store: str | StoreFolder) -> Verification:
-    """`sepscene store verify URI`: read every sample of every shard and check its checksum.
+    """`sepscene store verify URI`: read all samples of all shards and verify their checksums.
 
     Raises:
-        StoreError: there is no store.
+        StoreError: there is no store, or the filesystem fails.
     """
     folder = _existing(store)
     begin = time.monotonic()
@@ -137,62 +138,66 @@ def verify_store(store: str | StoreFolder) -> Verification:
     shards = 0
     entries = 0
     size = 0
-    for info, footer in _footers(folder):
-        if isinstance(footer, str):
-            damaged_shards.append((info.base_name, footer))
-        else:
-            try:
-                damaged_entries += _damaged(folder, info.base_name, footer)
-            except OSError:
-                if folder.holds(info.base_name):
-                    raise
-                continue
-            finally:
-                folder.forget(info.base_name)
-            entries += len(footer)
-        shards += 1
-        size += info.size
+    with folder.errors_named("verify"):
+        for info, footer in _footers(folder):
+            if isinstance(footer, str):
+                damaged_shards.append((info.base_name, footer))
+            else:
+                try:
+                    damaged_entries += _damaged(folder, info.base_name, footer)
+                except OSError:
+                    if folder.exists(info.base_name):
+                        raise
+                    continue
+                finally:
+                    folder.close_shard(info.base_name)
+                entries += len(footer)
+            shards += 1
+            size += info.size
     seconds = time.monotonic() - begin
     return Verification(folder.uri, shards, entries, size, seconds, tuple(damaged_shards), tuple(damaged_entries))
 
 
 def collect_store(store: str | StoreFolder, max_bytes: int | None = None) -> Removed:
-    """`sepscene store gc URI`: make room. Damaged shards go first, then leftovers of killed writers, then the oldest
-    shards until `max_bytes` are left.
+    """`sepscene store gc URI`: free space.
+
+    Removes damaged shards, incomplete shards of killed writers, and then the oldest shards, until at most `max_bytes`
+    are left.
 
     Raises:
-        StoreError: there is no store.
+        StoreError: there is no store, or the filesystem fails.
     """
     folder = _existing(store)
-    sound = []
+    intact = []
     damaged = 0
     freed = 0
-    for info, footer in _footers(folder):
-        if isinstance(footer, str):
+    with folder.errors_named("remove shards of"):
+        for info, footer in _footers(folder):
+            if isinstance(footer, str):
+                folder.remove(info.base_name)
+                damaged += 1
+                freed += info.size
+            else:
+                intact.append(info)
+        leftovers, leftover_bytes = folder.remove_leftovers(_LEFTOVER_SECONDS)
+        sizes = np.array([info.size for info in intact], np.int64)
+        newer = sizes[::-1].cumsum()[::-1]  # bytes of each shard and all newer ones
+        old = 0 if max_bytes is None else int(np.count_nonzero(newer > max_bytes))
+        for info in intact[:old]:
             folder.remove(info.base_name)
-            damaged += 1
-            freed += info.size
-        else:
-            sound.append(info)
-    leftovers, leftover_bytes = folder.remove_leftovers(_LEFTOVER_SECONDS)
-    sizes = np.array([info.size for info in sound], np.int64)
-    newer = sizes[::-1].cumsum()[::-1]  # bytes of a shard and all that are newer
-    old = 0 if max_bytes is None else int(np.count_nonzero(newer > max_bytes))
-    for info in sound[:old]:
-        folder.remove(info.base_name)
     freed += leftover_bytes + int(sizes[:old].sum())
     return Removed(folder.uri, old, damaged, leftovers, freed, int(sizes[old:].sum()))
 
 
 def _footers(folder: StoreFolder) -> Iterator[tuple[fs.FileInfo, pa.Table | str]]:
-    """Each shard with its footer, or with what is wrong with it; without those that another gc removes meanwhile."""
+    """Each shard with its footer or its damage. Shards that another gc removes in the meantime are skipped."""
     for info in folder.shards():
         footer: pa.Table | str
         try:
             with folder.filesystem.open_input_file(info.path) as file:
                 footer = read_footer(file, info.size)
-        except OSError:  # S3 has no special one for an object that went after it was opened
-            if folder.holds(info.base_name):
+        except OSError:  # S3 has no specific error for an object that is removed while open
+            if folder.exists(info.base_name):
                 raise
             continue
         except ShardDamage as error:
@@ -201,7 +206,7 @@ def _footers(folder: StoreFolder) -> Iterator[tuple[fs.FileInfo, pa.Table | str]
 
 
 def _damaged(folder: StoreFolder, name: str, footer: pa.Table) -> list[DamagedEntry]:
-    """At most one finding for each entry: its first damaged channel."""
+    """The damaged entries of a shard, each with its first damaged channel."""
     file = folder.open(name)
     segment_samples = segment_samples_of(footer)
     damaged = []

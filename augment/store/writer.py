@@ -1,4 +1,4 @@
-"""The writing half of the SeparatedStore: entries wait in memory until they make a shard."""
+"""Writing to the SeparatedStore: entries are collected in memory and published as shards."""
 
 import logging
 import math
@@ -19,27 +19,27 @@ _log = logging.getLogger(__name__)
 
 
 class StoreSettings(Config):
-    """How a store is written and how often it is looked at again; readers and writers may differ in it."""
+    """How a store is written, and when it is searched for new shards. Each process can use different settings."""
 
-    shard_bytes: int = Field(128 * 2**20, ge=1, description="a writer publishes when it holds this much")
+    shard_bytes: int = Field(128 * 2**20, ge=1, description="a writer publishes a shard of at least this size")
     publish_seconds: float = Field(
-        10.0, ge=0, description="... or when its oldest entry is this old; each shard published doubles it"
+        10.0, ge=0, description="… or once its oldest entry is this old; this time doubles after each shard"
     )
     publish_max_seconds: float = Field(
-        600.0, ge=0, description="end of the doubling: so short runs share early and long runs make large shards"
+        600.0, ge=0, description="upper limit of the doubled time: short runs share early, long runs write large shards"
     )
-    refresh_seconds: float = Field(10.0, ge=0, description="a miss looks for new shards if the last look is this old")
-    segment_samples: int = Field(4096, ge=1, description="samples under one checksum; crops are read in whole segments")
+    refresh_seconds: float = Field(10.0, ge=0, description="shortest time between searches for new shards after a miss")
+    segment_samples: int = Field(4096, ge=1, description="samples per checksum; crops are read in whole segments")
     max_bytes: int | None = Field(
         None,
         ge=0,
-        description="writers keep nothing more once the store is this large; each looks before it publishes a shard, "
-        "so that at worst the shards that are on their way at the same moment, one a writer, come on top",
+        description="writers drop entries if the store is this large. Each writer checks the size before it publishes "
+        "a shard, so that the limit can be exceeded by at most one shard per writer",
     )
 
 
 class ShardWriter:
-    """Gathers entries and publishes them from a thread of its own. Memory: two shards at most. Thread-safe."""
+    """Collects entries and publishes them in a background thread. Holds at most two shards. Thread-safe."""
 
     def __init__(
         self,
@@ -49,47 +49,47 @@ class ShardWriter:
         count: Callable[..., None],
     ) -> None:
         """Args:
-        folder: where shards are published.
-        settings: when, and up to which size of the store.
-        published: called with name and footer of each shard before its entries leave the memory.
-        count: called with what to add to `dropped` and `bytes_written` of the store's counters.
+        folder: folder of the store.
+        settings: when to publish, and the size limit of the store.
+        published: called with name and footer of each published shard before its entries are released.
+        count: called with increments of the store's counters `dropped` and `bytes_written`.
         """
         self._folder = folder
         self._settings = settings
         self._limit = math.inf if settings.max_bytes is None else settings.max_bytes
         self._published = published
         self._count = count
-        self._lock = threading.Lock()  # the entries, and the bytes of the store
-        self._starting = threading.Lock()  # one shard after another
-        self._pending: dict[bytes, Entry] = {}  # entries of the shard to come
-        self._leaving: dict[bytes, Entry] = {}  # entries of the shard on its way
+        self._lock = threading.Lock()  # for the entries and the byte counts
+        self._starting = threading.Lock()  # one shard at a time
+        self._pending: dict[bytes, Entry] = {}  # entries of the next shard
+        self._uploading: dict[bytes, Entry] = {}  # entries of the shard that is being published
         self._since = 0.0
         self._publish_seconds = settings.publish_seconds
         self._upload: Future[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._pending_bytes = 0
-        self._stored_bytes = 0  # of all shards in the folder, others' too, as far as known
+        self._stored_bytes = 0  # of all shards in the folder, of all writers, as last listed
 
     def __len__(self) -> int:
-        """Entries that are not published yet."""
+        """Number of entries that are not published yet."""
         with self._lock:
-            return len(self._pending) + len(self._leaving)
+            return len(self._pending) + len(self._uploading)
 
-    def saw_stored(self, size: int) -> None:
-        """Learn how many bytes all shards in the folder have."""
+    def set_stored_bytes(self, size: int) -> None:
+        """Set the size of all shards in the folder."""
         with self._lock:
             self._stored_bytes = size
 
     def find(self, digest: bytes) -> Entry | None:
         """An entry that is not published yet."""
         with self._lock:
-            return self._leaving.get(digest) or self._pending.get(digest)
+            return self._uploading.get(digest) or self._pending.get(digest)
 
     def add(self, digest: bytes, entry: Entry) -> None:
-        """Keep an entry for the next shard, or count it as dropped where the store is full."""
+        """Add an entry to the next shard, or count it as dropped if the store is full."""
         with self._lock:
-            leaving_bytes = sum(len(leaving.data) for leaving in self._leaving.values())
-            full = self._stored_bytes + leaving_bytes + self._pending_bytes + len(entry.data) > self._limit
+            uploading_bytes = sum(len(uploading.data) for uploading in self._uploading.values())
+            full = self._stored_bytes + uploading_bytes + self._pending_bytes + len(entry.data) > self._limit
             if not full:
                 if not self._pending:
                     self._since = time.monotonic()
@@ -101,7 +101,7 @@ class ShardWriter:
             self.publish_if_due()
 
     def publish_if_due(self) -> None:
-        """Start a shard when the entries are many or old enough."""
+        """Start publishing if the pending entries are large or old enough."""
         if not self._pending:
             return
         age = time.monotonic() - self._since
@@ -109,42 +109,42 @@ class ShardWriter:
             self.start()
 
     def start(self) -> None:
-        """Hand the pending entries to the thread; the shard before them is waited for."""
+        """Start publishing the pending entries in the background, after waiting for the previous shard."""
         with self._starting:
             self.wait()
             with self._lock:
                 if not self._pending:
                     return
-                self._leaving = self._pending
+                self._uploading = self._pending
                 self._pending = {}
                 self._pending_bytes = 0
                 self._publish_seconds = min(2 * self._publish_seconds, self._settings.publish_max_seconds)
                 self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="separated-store")
             try:
                 self._upload = self._thread.submit(self._publish)
-            except RuntimeError:  # the process is ending and starts no threads any more
+            except RuntimeError:  # the process is exiting and cannot start threads any more
                 self._publish()
 
     def wait(self) -> None:
-        """Wait for the shard that is on its way."""
+        """Wait for the shard that is being published."""
         upload = self._upload
         if upload is not None:
             upload.result()
 
     def flush(self) -> None:
-        """Publish everything and wait for it."""
+        """Publish all entries and wait until they are published."""
         self.start()
         self.wait()
 
     def close(self) -> None:
-        """Publish everything and end the thread."""
+        """Publish all entries and stop the thread."""
         self.flush()
         if self._thread is not None:
             self._thread.shutdown()
             self._thread = None
 
     def _publish(self) -> None:
-        entries = list(self._leaving.values())
+        entries = list(self._uploading.values())
         try:
             room = self._room()
             ends = accumulate(len(entry.data) for entry in entries)
@@ -157,22 +157,22 @@ class ShardWriter:
                     self._stored_bytes += size
                 self._count(bytes_written=size)
         except (StoreError, *FILESYSTEM_ERRORS) as error:
-            # a full disk must not end a training run that can separate live
-            _log.warning("store %s: %d entries were not kept: %s", self._folder.uri, len(entries), error)
+            # a full disk must not stop a training run, which can separate live
+            _log.warning("store %s: %d entries were not stored: %s", self._folder.uri, len(entries), error)
             kept = []
         if len(kept) < len(entries):
             self._count(dropped=len(entries) - len(kept))
         with self._lock:
-            self._leaving = {}
+            self._uploading = {}
 
     def _room(self) -> float:
-        """Bytes that the limit leaves after all that is in the folder now, others' shards too.
+        """Free bytes below the size limit, after listing all shards in the folder.
 
         Raises:
-            StoreError: when the filesystem does not answer.
+            StoreError: the filesystem does not respond.
         """
         if self._limit == math.inf:
             return math.inf
         stored = sum(info.size for info in self._folder.shards())
-        self.saw_stored(stored)
+        self.set_stored_bytes(stored)
         return self._limit - stored

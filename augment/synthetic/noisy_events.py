@@ -1,7 +1,7 @@
-"""Sound events without a pitch: strokes, rhythms, water, wind. Each call is a new individual of its class.
+"""Sound events without a pitch: strokes, rhythms, water, wind. Each call generates a new instance of its class.
 
-Signature and purpose as in `augment.synthetic.tonal_events`: one event (T,), float32, of any level. The strokes of
-hammer, knock, chopping and footsteps share their resonances; rhythm, decay and brightness tell them apart.
+The functions have the same signature as in `augment.synthetic.tonal_events` and return one event (T,), float32, of any
+level. Hammer, knock, chopping and footsteps have similar resonances; they differ in rhythm, decay and brightness.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ def dishes(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def footsteps(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """A walk: heel, then sole, on a floor that is the same for all steps."""
+    """Footsteps on one floor: heel, then sole."""
     count = int(rng.integers(4, 12))
     period = rng.uniform(0.38, 0.75)
     thud = log_uniform(rng, 80, 480)
@@ -63,7 +63,7 @@ def knock(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def hammer(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Metal on metal or on a nail: bright strokes that ring."""
+    """Metal on metal or on a nail: bright, ringing strokes."""
     count = int(rng.integers(3, 10))
     period = rng.uniform(0.3, 0.8)
     partial_P = log_uniform(rng, 450, 1500) * np.array([1, 1.52, 2.33, 3.1, 4.4]) * rng.uniform(0.92, 1.08, 5)
@@ -77,7 +77,7 @@ def hammer(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def chopping(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """A knife on a board: dull, dry and quick, in runs."""
+    """A knife on a board: quick runs of dull, dry strokes."""
     count = int(rng.integers(5, 18))
     period = rng.uniform(0.15, 0.38)
     board = log_uniform(rng, 100, 900)
@@ -87,7 +87,7 @@ def chopping(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def woodpecker(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Drum rolls on a trunk, louder then softer."""
+    """Drum rolls on a trunk, first louder, then softer."""
     trunk = log_uniform(rng, 300, 2600)
     period = 1 / rng.uniform(12, 24)
     click = rng.uniform(0.05, 0.8)
@@ -103,7 +103,7 @@ def woodpecker(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def keyboard(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Typing: short clicks in uneven flurries, each key with a press and a softer release."""
+    """Typing: short clicks at irregular times; each key has a press and a softer release."""
     count = int(rng.integers(8, 36))
     period = rng.uniform(0.09, 0.24)
     key = log_uniform(rng, 400, 4200)
@@ -126,7 +126,7 @@ def water_tap(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def frying(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Hot fat: hiss, and crackles as irregular as rain."""
+    """Hot fat: hiss, and crackles at random times."""
     samples = length(rng.uniform(2.5, 6), rate)
     density = log_uniform(rng, 15, 120) / rate
     sparks_T = (rng.random(samples, dtype=np.float32) < density) * rng.standard_exponential(samples, dtype=np.float32)
@@ -136,7 +136,7 @@ def frying(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def waves(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """One or two waves that swell, break bright and run out dull."""
+    """One or two waves that swell, break with bright noise and fade out darker."""
     washes = []
     starts = []
     for wash in range(int(rng.integers(1, 3))):
@@ -150,12 +150,12 @@ def waves(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def wind_gust(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """A gust: noise whose narrow band climbs and sinks with its force, and sometimes whistles."""
+    """A gust: narrow-band noise whose frequency follows its strength; sometimes it whistles."""
     samples = length(rng.uniform(2.5, 5.5), rate)
     centre = log_uniform(rng, 120, 900)
     force_T = curve(samples, (0, *rng.uniform(0.3, 1, 5), 0))
     wave_T = np.zeros(samples, np.float32)
-    for step in range(3):  # a moving band, as three fixed ones whose shares shift
+    for step in range(3):  # a moving band, by crossfading three fixed bands
         share_T = np.maximum(0, 1 - np.abs(2 * force_T - step))
         low = centre * 1.8**step
         wave_T += band(noise(rng, samples), rate, low, low * rng.uniform(1.3, 2.2)) * share_T
@@ -163,7 +163,7 @@ def wind_gust(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def printer(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Strokes of a carriage over a humming motor, in strict time."""
+    """Strokes of a carriage and a humming motor, in regular rhythm."""
     count = int(rng.integers(3, 10))
     period = rng.uniform(0.25, 0.65)
     hum = log_uniform(rng, 180, 700)
@@ -179,7 +179,7 @@ def printer(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def _thump(rng: np.random.Generator, rate: int, body: float, seconds: float, click: float = 0.25) -> np.ndarray:
-    """A dry stroke: three resonances of a body, and the contact's own click of noise."""
+    """A dry stroke: three resonances of a body, and a click of noise at the contact."""
     partial_P = body * np.array([1, 1.6, 2.7]) * rng.uniform(0.9, 1.1, 3)
     stroke_T = ring(rng, rate, partial_P, seconds * np.array([1, 0.7, 0.5]), np.array([1, 0.6, 0.35]))
     contact = min(len(stroke_T), length(0.012, rate))

@@ -1,6 +1,6 @@
-"""Recorded events: a folder of labelled one-shots takes the place of the synthetic events.
+"""Recorded events: labelled one-shot recordings in a folder replace the synthetic events.
 
-Two layouts are read: FOLDER/LABEL/*.wav (also flac, ogg, aiff), and that of ESC-50, FOLDER/audio/* with
+Two layouts are supported: FOLDER/LABEL/*.wav (also flac, ogg, aiff), and that of ESC-50, FOLDER/audio/* with
 FOLDER/meta/esc50.csv.
 """
 
@@ -15,26 +15,26 @@ from sepscene.augment.decoder import open_recording
 from sepscene.models.config import SepsceneError
 
 EventMaker = Callable[[np.random.Generator, int], np.ndarray]
-"""Makes one instance of an event class at a sample rate: float32 (T,), of any level."""
+"""Generates an instance of an event class at a sample rate: float32 (T,), of any level."""
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".aiff")
 SILENCE_DB = -40.0
-"""Leading and trailing sound that is softer than the peak by more than this is cut off."""
+"""Leading and trailing sound below this level, relative to the peak, is removed."""
 
 
 @cache
 def one_shot_makers(folder: str) -> Mapping[str, EventMaker]:
-    """Label -> what draws one of its recordings.
+    """Label -> function that draws one of its recordings.
 
     Raises:
-        SepsceneError: when the folder holds no labelled recordings.
+        SepsceneError: the folder has no labelled recordings, or its table lacks a column.
     """
     recordings: dict[str, list[Path]] = {}
     for label, path in _esc50(Path(folder)) or _by_folder(Path(folder)):
         recordings.setdefault(label, []).append(path)
     if not recordings:
         raise SepsceneError(
-            f"one_shots {folder} holds no labelled recordings: it needs LABEL/*.wav, or audio/ and meta/esc50.csv"
+            f"one_shots {folder} has no labelled recordings: it must contain LABEL/*.wav, or audio/ and meta/esc50.csv"
         )
     return {label: partial(_draw, tuple(paths)) for label, paths in sorted(recordings.items())}
 
@@ -48,21 +48,26 @@ def _esc50(folder: Path) -> list[tuple[str, Path]]:
     if not table.exists():
         return []
     with table.open(newline="") as file:
-        named = [(row["category"], folder / "audio" / row["filename"]) for row in csv.DictReader(file)]
+        rows = csv.DictReader(file)
+        missing = {"category", "filename"} - set(rows.fieldnames or ())
+        if missing:
+            raise SepsceneError(f"{table} lacks the columns {', '.join(sorted(missing))}: use the file of ESC-50")
+        named = [(row["category"], folder / "audio" / row["filename"]) for row in rows]
     return [(label, path) for label, path in named if path.exists()]
 
 
 def _draw(paths: tuple[Path, ...], rng: np.random.Generator, rate: int) -> np.ndarray:
-    """One of the recordings without the silence around it, as one channel at the rate, of peak 1."""
+    """Draw one of the recordings, see `_read`."""
     return _read(paths[int(rng.integers(len(paths)))], rate)
 
 
 @cache
 def _read(path: Path, rate: int) -> np.ndarray:
-    import torch  # only scenes with recorded events need it
+    """A recording as mono at a sample rate, without surrounding silence, with peak 1."""
+    import torch  # only needed for recorded events
     from torchaudio.functional import resample
 
-    with open_recording(str(path)) as decoder:  # not `audio`, whose limit to full scale would change loud recordings
+    with open_recording(str(path)) as decoder:  # not `read_audio`, which clips at full scale
         wave_TC = decoder.file.read(dtype="float32", always_2d=True)
     wave_T = resample(torch.from_numpy(wave_TC.mean(axis=1)), decoder.sample_rate, rate).numpy()
     loud = np.flatnonzero(np.abs(wave_T) > 10 ** (SILENCE_DB / 20) * np.abs(wave_T).max(initial=0))

@@ -1,9 +1,9 @@
-"""Synthetic sound scenes: who sounds together is decided by the place, as in the world.
+"""Synthetic sound scenes in which event classes co-occur by scene type, as in real recordings.
 
-A scene type (a street, a kitchen, …) has its own vocabulary of event classes. A scene draws a few of them,
-each a new individual with its own pitch, timing, timbre, level and place in the room, over a background of
-the place. So classes co-occur by scene and not independently, which is the paper's hypothesis about why a
-mixture and its parts make a positive pair. The isolated sources are kept: they make separation measurable.
+A scene type (street, kitchen, …) has a vocabulary of event classes. A scene draws a few of them, each a new instance
+with its own pitch, timing, timbre, level and reverberation, over a background of the scene type. So event classes
+co-occur by scene type, not independently. This is the paper's hypothesis for why a mixture and its parts are a positive
+pair. The isolated sources are kept, so that separation can be evaluated.
 
 Shape suffixes: S sources (the events, then the background), T samples.
 """
@@ -31,11 +31,11 @@ from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
 
 BACKGROUND = "background"
-"""The label of the last source of every scene; not an event class."""
+"""Label of the last source of each scene; not an event class."""
 
 SHORTEST_SECONDS = 0.5
 LONGEST_SECONDS = 60.0
-"""The lengths that a scene can have."""
+"""Limits of the length of a scene."""
 
 EVENTS: dict[str, EventMaker] = {
     name: make
@@ -43,19 +43,19 @@ EVENTS: dict[str, EventMaker] = {
     for name, make in vars(module).items()
     if isfunction(make) and make.__module__ == module.__name__ and not name.startswith("_")
 }
-"""The event classes, the public functions of both modules, and what makes one instance of each."""
+"""Event class -> function that generates an instance: the public functions of both modules."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A scene type.
+    """A scene type, e.g. a street.
 
     Attributes:
-        vocabulary: the event classes that belong here.
-        echo_seconds: range of the reverberation time of its rooms.
-        slope: range of the background's spectral slope, dB per octave.
-        hum: how strong the hum of machines is beside the background's noise, 0 for none.
-        restlessness: how much the background's loudness moves, 0 to 1.
+        vocabulary: its event classes.
+        echo_seconds: range of the reverberation time.
+        slope: range of the background's spectral slope in dB per octave.
+        hum: level of mains hum relative to the background noise; 0 for none.
+        restlessness: variation of the background's level, 0 to 1.
     """
 
     vocabulary: tuple[str, ...]
@@ -76,28 +76,26 @@ PLACES: dict[str, Place] = {
     "farm": Place(("rooster", "dog_bark", "bird_song", "cricket", "hammer", "bell"), (0.1, 0.4), (-5, -1), 0.0, 0.6),
     "workshop": Place(("drill", "hammer", "engine", "beeps", "laughter", "knock"), (0.4, 1.1), (-6, -2), 0.6, 0.3),
 }
-"""The scene types. Some classes belong to two places, so that one event does not give its place away."""
+"""The scene types. Some event classes belong to two of them, so that one event does not determine the scene type."""
 
 
 class SceneConfig(Config):
-    """How scenes are made. All of it is ours: the paper uses AudioSet."""
+    """How scenes are generated. All of it is ours: the paper uses AudioSet."""
 
     sample_rate: int = Field(16_000, ge=8_000, le=96_000, description="Hz")
     clip_seconds: float = Field(10.0, ge=SHORTEST_SECONDS, le=LONGEST_SECONDS)
     min_events: int = Field(2, ge=1, le=20)
     max_events: int = Field(5, ge=1, le=20)
-    min_snr_db: float = Field(-3.0, description="an event's level while it sounds, against the background")
+    min_snr_db: float = Field(-3.0, description="level of an event while it is active, relative to the background")
     max_snr_db: float = Field(20.0)
-    stray_share: float = Field(0.05, ge=0, le=1, description="chance of each event to be of any class")
-    recurring: bool = Field(
-        False, description="every event returns again and again through the whole clip; off: it is heard once"
-    )
-    longest_gap_seconds: float = Field(1.0, ge=0, description="between two returns of a recurring event")
-    gain_db: float = Field(0.0, ge=0, le=30, description="each clip is louder or softer by up to this many dB")
+    stray_share: float = Field(0.05, ge=0, le=1, description="probability that an event is drawn from all classes")
+    recurring: bool = Field(False, description="every event is repeated throughout the clip; off: it occurs once")
+    longest_gap_seconds: float = Field(1.0, ge=0, description="longest pause between repetitions of an event")
+    gain_db: float = Field(0.0, ge=0, le=30, description="random gain of each clip, up to this many dB up or down")
     one_shots: str | None = Field(
         None,
-        description="folder of labelled recordings, FOLDER/LABEL/*.wav or in the layout of ESC-50: they are the events "
-        "instead of the synthetic ones; none keeps these",
+        description="folder of labelled recordings that replace the synthetic events, FOLDER/LABEL/*.wav or as ESC-50; "
+        "none: synthetic events",
     )
 
     @model_validator(mode="after")
@@ -115,20 +113,20 @@ PROFILES: dict[str, SceneConfig] = {
         recurring=True, longest_gap_seconds=2.0, max_events=4, min_snr_db=6.0, max_snr_db=24.0, gain_db=10.0
     ),
 }
-"""Ready kinds of scenes. In `single` each event is heard once, so two crops of a clip often share nothing but the
-background and the level, and these give away that they belong together. In `recurring` they share what sounds, the
-level says nothing, and the background can be exchanged (`generate_scene(..., background=1)`)."""
+"""Predefined scene configurations. In `single`, each event occurs once, so that two crops of a clip often share only
+background and level, from which their common origin can be recognised. In `recurring`, they share events, the level is
+random, and the background can be exchanged (`generate_scene(..., background=1)`)."""
 
 
 def as_long_as(clip_seconds: float, profile: str) -> SceneConfig:
-    """A profile whose scenes last as long as the clips of an experiment, so that all of a scene's labels are heard.
+    """A profile with scenes of the length of an experiment's clips, so that a clip contains all labelled events.
 
     Raises:
-        SepsceneError: for a length that scenes cannot have.
+        SepsceneError: scenes cannot have this length.
     """
     if not SHORTEST_SECONDS <= clip_seconds <= LONGEST_SECONDS:
         lengths = f"{SHORTEST_SECONDS:g} to {LONGEST_SECONDS:g} s"
-        raise SepsceneError(f"audio.clip_seconds is {clip_seconds:g}: generated scenes last {lengths}")
+        raise SepsceneError(f"audio.clip_seconds is {clip_seconds:g}; generated scenes last {lengths}")
     return PROFILES[profile].changed({"clip_seconds": clip_seconds})
 
 
@@ -138,10 +136,10 @@ class Scene:
 
     Attributes:
         mixture_T: float32 in [-1, 1].
-        sources_ST: float32; the events in order of their onset, then the background. They sum to the mixture
-            exactly: all lie on the grid of 16-bit sound, on which float32 sums do not round.
-        source_labels: the event class of each source, `BACKGROUND` last.
-        labels: the event classes in the scene, sorted, each once.
+        sources_ST: float32; the events in order of onset, then the background. Their sum is exactly the mixture,
+            because all values are multiples of 2^-15, for which float32 sums are exact.
+        source_labels: event class of each source; the last one is `BACKGROUND`.
+        labels: the distinct event classes in the scene, sorted.
         scene_type: a key of `PLACES`.
     """
 
@@ -153,14 +151,14 @@ class Scene:
 
 
 def generate_scene(seed: int, index: int, config: SceneConfig | None = None, background: int = 0) -> Scene:
-    """The scene of that number; the same for the same arguments, whatever was generated before.
+    """Generate a scene. The result depends only on the arguments.
 
     Args:
-        seed: of the data set.
+        seed: seed of the data set.
         index: number of the scene.
-        config: how it is made.
-        background: 0 for the scene's own; each other number puts the same events, at the same times and levels, over
-            another background of any place, with another gain.
+        config: how to generate it.
+        background: 0 for the scene's own background. Any other number gives the same events at the same times and
+            levels over another background, of any scene type, with another gain.
     """
     config = config or SceneConfig()
     rng = np.random.default_rng([seed, index])
@@ -199,23 +197,23 @@ def generate_scene(seed: int, index: int, config: SceneConfig | None = None, bac
 
 
 def event_makers(config: SceneConfig) -> Mapping[str, EventMaker]:
-    """The event classes of a configuration, and what makes one instance of each."""
+    """Event class -> function that generates an instance, for a configuration."""
     return EVENTS if config.one_shots is None else one_shot_makers(config.one_shots)
 
 
 def vocabulary(scene_type: str, config: SceneConfig) -> tuple[str, ...]:
-    """The event classes that belong to a scene type; recorded ones are dealt out, each to two scene types."""
+    """The event classes of a scene type. Each class of recorded events is assigned to two scene types."""
     if config.one_shots is None:
         return PLACES[scene_type].vocabulary
     place = sorted(PLACES).index(scene_type)
+    count = len(PLACES)
     classes = sorted(event_makers(config))
-    return tuple(c for k, c in enumerate(classes) if place in (k % len(PLACES), (2 * k + 3) % len(PLACES))) or (
-        classes[place % len(classes)],
-    )
+    own = tuple(name for k, name in enumerate(classes) if place in (k % count, (2 * k + 3) % count))
+    return own or (classes[place % len(classes)],)
 
 
 def draw_events(rng: np.random.Generator, config: SceneConfig) -> tuple[str, list[str]]:
-    """A scene type, uniform over `PLACES`, and the classes of its events: where co-occurrence is decided."""
+    """Draw a scene type, uniformly from `PLACES`, and the classes of its events. This determines co-occurrence."""
     scene_type = str(rng.choice(sorted(PLACES)))
     names = []
     for _ in range(int(rng.integers(config.min_events, config.max_events + 1))):
@@ -234,27 +232,26 @@ def write_scenes(
     backgrounds: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Write `count` scenes as 16-bit WAV under DIRECTORY/SPLIT, and the manifest DIRECTORY/SPLIT.csv.
+    """Write `count` scenes as 16-bit WAV to DIRECTORY/SPLIT, and the manifest DIRECTORY/SPLIT.csv.
 
-    The manifest has the declared columns (uri, labels, split, offset_seconds) and scene_type, source_labels.
-    A split's scenes depend on (seed, split, number) only: a larger `count` adds scenes and changes none, and
-    no two splits share one. The manifest is written last, so that an interrupted call leaves none that names
-    missing files.
+    The manifest has the columns uri, labels, split, offset_seconds, scene_type and source_labels. A scene depends only
+    on (seed, split, number): a larger `count` adds scenes without changing existing ones, and splits share no scenes.
+    The manifest is written last, so that after an interruption it never lists missing files.
 
     Args:
-        directory: made if it is not there.
-        count: scenes of this split.
-        seed: of the whole data set.
-        split: e.g. "train"; a folder name.
-        config: how scenes are made.
-        with_sources: keep each scene's sources in one multi-channel file beside it (`sources.read_sources`); by
-            default for the split "test".
-        backgrounds: versions of each scene; scene-N.wav with its own background, and the others with other backgrounds,
-            scene-N.background-1.wav and so on, which the manifest does not list.
-        progress: called after each scene with how many are done.
+        directory: created if it does not exist.
+        count: number of scenes in this split.
+        seed: seed of the whole data set.
+        split: name of the split and its folder, e.g. "train".
+        config: how to generate the scenes.
+        with_sources: also write the sources of each scene to a multi-channel file (`sources.read_sources`); the default
+            is true for the split "test" only.
+        backgrounds: number of versions of each scene: scene-N.wav has its own background; scene-N.background-1.wav and
+            so on have other backgrounds, and are not in the manifest.
+        progress: called after each scene with the number of finished scenes.
 
     Returns:
-        The manifest's path.
+        Path of the manifest.
     """
     config = config or SceneConfig()
     with_sources = split == "test" if with_sources is None else with_sources
@@ -266,7 +263,7 @@ def write_scenes(
     rows.writerow(["uri", "labels", "split", "offset_seconds", "scene_type", "source_labels"])
 
     write_one = partial(_write_scene, folder, split_seed, config, with_sources, backgrounds)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy and scipy let other threads work while they compute
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy and scipy release the GIL
         for done, row in enumerate(threads.map(write_one, range(count)), start=1):
             rows.writerow(row)
             if progress is not None:
@@ -279,7 +276,7 @@ def write_scenes(
 def _write_scene(
     folder: Path, split_seed: int, config: SceneConfig, with_sources: bool, backgrounds: int, index: int
 ) -> list[object]:
-    """Write one scene and what belongs to it; returns its row of the manifest."""
+    """Write one scene with its sources and backgrounds; return its row of the manifest."""
     scene = generate_scene(split_seed, index, config)
     path = folder / f"scene-{index:06d}.wav"
     _write_wav(path, scene.mixture_T, config.sample_rate)
@@ -293,13 +290,13 @@ def _write_scene(
 
 
 def background_path(mixture_path: str | os.PathLike[str], number: int) -> Path:
-    """Where the scene with another background is; number 0 is the scene itself."""
+    """Path of a scene with another background; number 0 is the scene itself."""
     path = Path(mixture_path)
     return path.with_suffix(f".background-{number}.wav") if number else path
 
 
 def colour(rng: np.random.Generator, wave_T: np.ndarray, rate: int) -> np.ndarray:
-    """The event as its place and the microphone colour it: random shelves of the middle and the treble."""
+    """Colour an event like a room and a microphone do, with two random shelving filters (middle and treble)."""
     for low, high in ((200, 1000), (1000, 4000)):
         wave_T = shelf(wave_T, rate, log_uniform(rng, low, high), rng.uniform(-10, 8))
     return wave_T
@@ -308,12 +305,12 @@ def colour(rng: np.random.Generator, wave_T: np.ndarray, rate: int) -> np.ndarra
 def _event(
     rng: np.random.Generator, make: EventMaker, samples: int, echo_seconds: float, config: SceneConfig
 ) -> tuple[np.ndarray, int]:
-    """One individual of a class in its room, at a random time or returning; and its onset in samples."""
+    """A new instance of an event class with reverberation, once or recurring, and its onset in samples."""
     rate = config.sample_rate
     dry_T = np.trim_zeros(make(rng, rate), "b")[:samples]
     dry_T = colour(rng, dry_T, rate)
     if config.recurring:
-        dry_T = _returning(rng, dry_T, samples, config)
+        dry_T = _recurring(rng, dry_T, samples, config)
     event_T = reverberate(rng, dry_T, rate, echo_seconds * rng.uniform(0.8, 1.2), rng.uniform(0.1, 0.9))
     onset = int(rng.integers(0, max(1, samples - len(dry_T)) + 1))
     placed_T = np.zeros(samples, np.float32)
@@ -322,8 +319,8 @@ def _event(
     return placed_T, onset
 
 
-def _returning(rng: np.random.Generator, dry_T: np.ndarray, samples: int, config: SceneConfig) -> np.ndarray:
-    """The event again and again over the whole clip (T,), up to 3 dB louder or softer; it may have begun before."""
+def _recurring(rng: np.random.Generator, dry_T: np.ndarray, samples: int, config: SceneConfig) -> np.ndarray:
+    """The event repeated over the whole clip (T,), up to 3 dB louder or softer; the first one can be cut off."""
     wave_T = np.zeros(samples, np.float32)
     start = -int(rng.integers(0, len(dry_T)))
     while start < samples:
@@ -335,7 +332,7 @@ def _returning(rng: np.random.Generator, dry_T: np.ndarray, samples: int, config
 
 
 def _background(rng: np.random.Generator, samples: int, rate: int, place: Place) -> np.ndarray:
-    """The texture of a place (T,): noise of two colours whose shares drift, and the hum of machines."""
+    """The background of a scene type (T,): noise of two colours in drifting shares, and mains hum."""
     dark_T, light_T = (coloured(rng, samples, rate, rng.uniform(*place.slope) + shift) for shift in (-2, 2))
     points = max(2, round(samples / rate * 0.8))
     share_T = curve(samples, rng.uniform(0.5 - 0.5 * place.restlessness, 0.5 + 0.5 * place.restlessness, points))
@@ -350,7 +347,7 @@ def _background(rng: np.random.Generator, samples: int, rate: int, place: Place)
 
 
 def _on_grid(sources_ST: np.ndarray) -> np.ndarray:
-    """The sources as multiples of 2^-15, scaled down together where one or their sum would leave [-1, 1]."""
+    """Round the sources to multiples of 2^-15, after scaling them down if they or their sum would exceed [-1, 1]."""
     peak = max(float(np.abs(sources_ST.sum(axis=0)).max()), float(np.abs(sources_ST).max()))
     gain = min(1.0, 0.9 / peak)
     return (np.rint(sources_ST * np.float32(gain * 2**15)) / np.float32(2**15)).astype(np.float32)
@@ -361,7 +358,7 @@ def _rms(wave_T: np.ndarray) -> np.float32:
 
 
 def _active_rms(wave_T: np.ndarray) -> float:
-    """RMS over what is less than 40 dB below the peak, so that the gaps between strokes do not count."""
+    """RMS over the samples less than 40 dB below the peak, which excludes the gaps between strokes."""
     power_T = np.square(wave_T)
     active_T = power_T > 1e-4 * power_T.max()
     return float(np.sqrt(power_T[active_T].mean()))

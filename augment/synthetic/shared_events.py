@@ -1,4 +1,4 @@
-"""How often two crops of a scene hear the same event: whether coincidence prediction can be answered by what sounds.
+"""How often two crops of a scene share an audible event, so that events are sufficient for coincidence prediction.
 
 Shapes: S sources of a scene (the events, then the background), T samples, N pairs of crops.
 """
@@ -11,20 +11,20 @@ from sepscene.augment.draws import crop_starts
 from sepscene.augment.views import Views, patch_samples
 
 AUDIBLE_DB = -10.0
-"""An event counts in a crop when its power there is at most this far below the mixture's [ours]."""
-_PAIRS = 64  # that are drawn from each scene
+"""An event is audible in a crop if its power there is at least this level relative to the mixture [ours]."""
+_PAIRS = 64  # pairs of crops per scene
 
 
 def shared_event_rate(scenes: Iterable[np.ndarray], crop_samples: int, delta_samples: int) -> float:
-    """The share of positive pairs, drawn as temporal proximity draws them, whose two crops have an event in common.
+    """Share of positive pairs, drawn by temporal proximity, whose two crops have an audible event in common.
 
     Args:
         scenes: the sources (S, T) of each scene, the background last.
         crop_samples: length of a crop.
-        delta_samples: largest distance of the starts of two crops.
+        delta_samples: largest distance between the starts of two crops.
 
     Returns:
-        A share from 0 to 1; NaN for no scenes.
+        A share from 0 to 1; NaN without scenes.
     """
     rng = np.random.default_rng(0)
     found = []
@@ -36,14 +36,14 @@ def shared_event_rate(scenes: Iterable[np.ndarray], crop_samples: int, delta_sam
 
 
 def shared_events_in_words(scenes: Iterable[np.ndarray], views: Views, sample_rate: int) -> str:
-    """For reports: "93 % of positive pairs (-10 dB, 32 scenes)", at the crops' length and distance of the views."""
+    """`shared_event_rate` for the settings of the views, as text: "93% of positive pairs (-10 dB, 32 scenes)"."""
     known = list(scenes)
     rate = shared_event_rate(known, patch_samples(views, sample_rate), round(views.tp_delta_seconds * sample_rate))
     return f"{rate:.0%} of positive pairs ({AUDIBLE_DB:g} dB, {len(known)} scenes)"
 
 
 def audible_events(source_ST: np.ndarray, start_N: np.ndarray, crop_samples: int) -> np.ndarray:
-    """Which events are heard in which crops: boolean (S - 1, N)."""
+    """Which events are audible in which crops, boolean (S - 1, N)."""
     power_SN = _power(source_ST[:-1], start_N, crop_samples)
     mixture_1N = _power(source_ST.sum(axis=0, keepdims=True), start_N, crop_samples)
     return power_SN >= np.maximum(10 ** (AUDIBLE_DB / 10) * mixture_1N, np.finfo(np.float64).tiny)

@@ -1,4 +1,4 @@
-"""The isolated sources of a written scene, which lie beside it: what a supervised separator is trained on.
+"""The isolated sources of generated scenes, for training supervised separators.
 
 Shapes: S sources of a scene, T samples.
 """
@@ -13,12 +13,12 @@ from sepscene.augment.locations import NO_SUCH_FILE, ClipError
 
 
 def sources_path(mixture_path: str | os.PathLike[str]) -> Path:
-    """Where the isolated sources of a scene are, in one multi-channel file beside it."""
+    """Path of the multi-channel file with the isolated sources of a scene, next to the scene."""
     return Path(mixture_path).with_suffix(".sources.wav")
 
 
 def read_sources(mixture_path: str | os.PathLike[str]) -> np.ndarray:
-    """The isolated sources (S, T) of a written scene, float32, in the order of its `source_labels`.
+    """Read the isolated sources (S, T) of a generated scene, float32, in the order of its `source_labels`.
 
     Raises:
         ClipError: the scene was written without sources, or they cannot be read.
@@ -28,7 +28,7 @@ def read_sources(mixture_path: str | os.PathLike[str]) -> np.ndarray:
     if not os.path.isfile(path):
         if not os.path.isfile(scene):
             raise ClipError(scene, NO_SUCH_FILE)
-        raise ClipError(scene, "its sources are not beside it: write the scenes of this split with_sources=True")
+        raise ClipError(scene, f"{path.name} is missing: generate this split with with_sources=True")
     try:
         with open_recording(str(path)) as decoder:
             wave_TS = np.concatenate(list(decoder.blocks(0, decoder.frames)))

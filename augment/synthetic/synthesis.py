@@ -1,7 +1,7 @@
-"""The building blocks of synthetic sound: tones, noise, resonances, rhythms and rooms.
+"""Building blocks of synthetic sound: tones, noise, resonances, rhythms and rooms.
 
-Shapes: T samples, H harmonics, P partials, N notes or strokes. Waves are float32; frequencies are in Hz,
-durations in seconds, `rate` in samples per second. Every random number comes from the caller's generator.
+Shapes: T samples, H harmonics, P partials, N notes or strokes. Waves are float32; frequencies are in Hz, durations in
+seconds, and `rate` is the sample rate in Hz. All random numbers come from the caller's generator.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,26 +9,26 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy import fft, signal
 
-_TABLE = 2048  # samples of one stored period; finer than 16-bit sound can tell at the frequencies used
+_TABLE = 2048  # samples of the stored period; fine enough for 16-bit sound at the frequencies used
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A value between low and high whose logarithm is uniform, as pitches and durations are heard."""
+    """A value between low and high with uniform logarithm, which matches the perception of pitch and duration."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def length(seconds: float, rate: int) -> int:
-    """Samples of a duration, at least one."""
+    """Number of samples of a duration, at least one."""
     return max(1, round(seconds * rate))
 
 
 def curve(samples: int, values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """A line (T,) through the values, evenly spaced over `samples`: contours of pitch and loudness."""
+    """Piecewise linear curve (T,) through evenly spaced values, e.g. a contour of pitch or loudness."""
     return np.interp(np.linspace(0, len(values) - 1, samples), np.arange(len(values)), values).astype(np.float32)
 
 
 def fade(wave_T: np.ndarray, rate: int, attack: float, release: float) -> np.ndarray:
-    """The wave with a linear attack and release; where it is shorter than both they share it."""
+    """The wave with linear attack and release, which are shortened in proportion if the wave is too short."""
     samples = len(wave_T)
     rise = length(attack, rate)
     fall = length(release, rate)
@@ -49,13 +49,15 @@ def overtones(
     formants: Iterable[tuple[float, float]] = (),
     spread: float = 3.0,
 ) -> np.ndarray:
-    """Amplitudes (H,) of the harmonics of `base` below the Nyquist frequency: one timbre.
+    """Amplitudes (H,) of the harmonics of `base` below the Nyquist frequency, i.e. a timbre.
 
     Args:
-        base: the HIGHEST fundamental at which the timbre will sound, so that nothing aliases.
+        rng: random generator.
+        base: the HIGHEST fundamental frequency used with this timbre, to avoid aliasing.
+        rate: sample rate.
         decibels_per_octave: spectral slope, negative for dull sounds.
-        formants: (centre, width) of resonances that lift the harmonics near them by up to 18 dB.
-        spread: standard deviation in dB of each harmonic's own level: no two instances sound alike.
+        formants: (centre, width) of resonances, which raise the harmonics near them by up to 18 dB.
+        spread: standard deviation in dB of random variations of the harmonics, so that instances differ.
     """
     count = max(1, min(_TABLE // 4, int(0.47 * rate / base)))
     harmonic_H = np.arange(1, count + 1)
@@ -66,9 +68,9 @@ def overtones(
 
 
 def tone(rng: np.random.Generator, pitch_T: np.ndarray, amplitude_H: np.ndarray, rate: int) -> np.ndarray:
-    """A harmonic sound (T,) of moving pitch, by reading one stored period at the pitch's phase.
+    """A harmonic sound (T,) of varying pitch, by wavetable synthesis.
 
-    One table look-up a sample costs the same for one harmonic and for a hundred.
+    One table lookup per sample costs the same for one harmonic as for a hundred.
     """
     spectrum = np.zeros(_TABLE // 2 + 1, np.complex128)
     spectrum[1 : 1 + len(amplitude_H)] = amplitude_H * np.exp(2j * np.pi * rng.random(len(amplitude_H)))
@@ -84,7 +86,7 @@ def noise(rng: np.random.Generator, samples: int) -> np.ndarray:
 
 
 def band(wave_T: np.ndarray, rate: int, low: float, high: float) -> np.ndarray:
-    """The wave between two frequencies (Butterworth, 12 dB per octave), at unit RMS."""
+    """The wave after a band-pass filter (Butterworth, 12 dB per octave), normalised to unit RMS."""
     nyquist = rate / 2
     high = min(high, 0.95 * nyquist)
     low = min(low, 0.8 * high)
@@ -94,7 +96,7 @@ def band(wave_T: np.ndarray, rate: int, low: float, high: float) -> np.ndarray:
 
 
 def coloured(rng: np.random.Generator, samples: int, rate: int, decibels_per_octave: float) -> np.ndarray:
-    """Noise (T,) at unit RMS whose spectrum falls or rises by this many dB per octave."""
+    """Noise (T,) with a spectral slope in dB per octave, normalised to unit RMS."""
     size = fft.next_fast_len(samples, real=True)
     spectrum = fft.rfft(noise(rng, size))
     octave = np.log2(np.maximum(np.arange(len(spectrum)) * (rate / size), 30.0) / 30.0)
@@ -105,7 +107,7 @@ def coloured(rng: np.random.Generator, samples: int, rate: int, decibels_per_oct
 def ring(
     rng: np.random.Generator, rate: int, partial_P: np.ndarray, decay_P: np.ndarray, level_P: np.ndarray | None = None
 ) -> np.ndarray:
-    """A struck body (T,): partials that die away, each by 60 dB in its own decay time."""
+    """The sound of a struck body (T,): partials that decay by 60 dB in their decay times."""
     kept = partial_P < 0.47 * rate
     if not kept.any():
         kept[np.argmin(partial_P)] = True
@@ -125,7 +127,7 @@ def ring(
 
 
 def place(samples: int, start_N: Iterable[float], wave_N: Iterable[np.ndarray], rate: int) -> np.ndarray:
-    """A wave (T,) with each of N waves added at its start in seconds; what runs over is cut."""
+    """Sum of N waves, each from its start in seconds on, cut to a wave (T,) of `samples` samples."""
     total_T = np.zeros(samples, np.float32)
     for start, wave_T in zip(start_N, wave_N, strict=True):
         first = round(start * rate)
@@ -135,7 +137,7 @@ def place(samples: int, start_N: Iterable[float], wave_N: Iterable[np.ndarray], 
 
 
 def beats(rng: np.random.Generator, count: int, period: float, jitter: float) -> np.ndarray:
-    """Starts in seconds (N,) of a rhythm: a period, each step off by up to `jitter` of it."""
+    """Starts in seconds (N,) of a rhythm; each interval deviates from the period by up to a share `jitter`."""
     steps = period * (1 + jitter * rng.uniform(-1, 1, count))
     return np.concatenate([[0.0], np.cumsum(steps[:-1])])
 
@@ -143,13 +145,13 @@ def beats(rng: np.random.Generator, count: int, period: float, jitter: float) ->
 def in_rhythm(
     rng: np.random.Generator, rate: int, wave_N: Sequence[np.ndarray], period: float, jitter: float, tail: float
 ) -> np.ndarray:
-    """A wave (T,) with N waves at the starts of a rhythm (`beats`), which ends `tail` seconds after the last start."""
+    """Place N waves at the starts of a rhythm (`beats`). The result (T,) ends `tail` seconds after the last start."""
     start_N = beats(rng, len(wave_N), period, jitter)
     return place(length(float(start_N[-1]) + tail, rate), start_N, wave_N, rate)
 
 
 def shelf(wave_T: np.ndarray, rate: int, corner: float, decibels: float) -> np.ndarray:
-    """The wave with everything well above the corner louder or softer: distance, body, microphone."""
+    """The wave after a shelving filter with a gain of `decibels` well above the frequency `corner`."""
     pole = float(np.exp(-2 * np.pi * corner / rate))
     low_T = signal.lfilter([1 - pole], [1, -pole], wave_T)
     gain = 10 ** (decibels / 20)
@@ -157,10 +159,10 @@ def shelf(wave_T: np.ndarray, rate: int, corner: float, decibels: float) -> np.n
 
 
 def reverberate(rng: np.random.Generator, wave_T: np.ndarray, rate: int, seconds: float, wet: float) -> np.ndarray:
-    """The wave in a room whose echo dies by 60 dB in `seconds`, `wet` times as loud as the direct sound.
+    """The wave with reverberation that decays by 60 dB in `seconds`, `wet` times as loud as the direct sound.
 
     Returns:
-        Float32, longer than the input by the echo's tail.
+        float32, longer than the input by the tail of the reverberation.
     """
     samples = length(seconds, rate)
     decay_T = np.exp(np.linspace(0, -6.9, samples, dtype=np.float32))

@@ -1,8 +1,8 @@
-"""Sound events with a pitch: horns, voices, animals, motors, bells. Each call is a new individual of a class.
+"""Sound events with a pitch: horns, voices, animals, motors, bells. Each call generates a new instance of its class.
 
-Every function takes a random generator and a rate and returns one event (T,), float32, of any level. The
-classes share registers on purpose (a gull cries where a siren wails, an engine hums under a ship's horn):
-what tells them apart is how the sound moves, not where it lies.
+Every function takes a random generator and a sample rate, and returns one event (T,), float32, of any level. The
+frequency ranges of the classes overlap on purpose (gull and siren, engine and ship's horn), so that classes differ in
+the movement of the sound, not in its frequency range.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ def car_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def siren(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """A wail, a yelp or two alternating tones, for some seconds."""
+    """A wail, a yelp or two alternating tones, for a few seconds."""
     samples = length(rng.uniform(2, 5), rate)
     low = log_uniform(rng, 380, 800)
     depth = rng.uniform(1.3, 2.2)
@@ -56,7 +56,7 @@ def siren(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def ship_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """One or two long low blasts that beat against their own detuned copy."""
+    """One or two long low blasts, each with a detuned copy that causes beats."""
     base = log_uniform(rng, 65, 260)
     slope = rng.uniform(-8, -2)
     amplitude_H = overtones(rng, base * 1.01, rate, slope)
@@ -73,7 +73,7 @@ def ship_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def kettle(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Steam whose hiss gathers into a rising, trembling whistle."""
+    """Hissing steam that becomes a rising whistle with vibrato."""
     samples = length(rng.uniform(2.5, 5), rate)
     top = log_uniform(rng, 1300, 3600)
     tremble_T = 1 + 0.01 * np.sin(np.arange(samples) * (2 * np.pi * rng.uniform(4, 9) / rate))
@@ -100,11 +100,11 @@ def beeps(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def speech(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Syllables of a voice: gliding pitch, formants that change with each vowel, hissed consonants."""
+    """Syllables of a voice: gliding pitch, formants that change with each vowel, hissing consonants."""
     base = log_uniform(rng, 90, 280)
     period = rng.uniform(0.16, 0.3)
     count = int(rng.integers(6, 16))
-    stretch = rng.uniform(0.9, 1.25)  # a small head moves all formants up
+    stretch = rng.uniform(0.9, 1.25)  # a shorter vocal tract raises all formants
     slope = rng.uniform(-12, -3)
     syllables = []
     for _ in range(count):
@@ -125,7 +125,7 @@ def speech(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def laughter(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """A falling series of breathy bursts on one vowel."""
+    """A series of breathy bursts of falling pitch on one vowel."""
     count = int(rng.integers(4, 11))
     period = rng.uniform(0.15, 0.26)
     base = log_uniform(rng, 170, 460)
@@ -182,7 +182,7 @@ def rooster(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def bird_song(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """A phrase of whistled chirps; some birds repeat one note, some never."""
+    """A phrase of whistled chirps, either similar or varied."""
     count = int(rng.integers(4, 16))
     centre = log_uniform(rng, 1700, 5000)
     variety = rng.choice([0.05, 0.3])
@@ -198,7 +198,7 @@ def bird_song(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def cricket(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """A high tone in fast pulses, gated into chirps."""
+    """A high tone with fast pulses, gated into chirps."""
     samples = length(rng.uniform(2, 5), rate)
     carrier = log_uniform(rng, 2600, 5600)
     pulse = rng.uniform(20, 65)
@@ -225,7 +225,7 @@ def frog(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def engine(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """A motor that idles, speeds up or passes by: low harmonics and exhaust noise at its beat."""
+    """A motor that idles, speeds up or passes by: low harmonics, and exhaust noise modulated in their rhythm."""
     samples = length(rng.uniform(2.5, 6), rate)
     base = log_uniform(rng, 35, 140)
     speed_T = curve(samples, rng.uniform(0.8, 1.3, 4))
@@ -237,7 +237,7 @@ def engine(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def drill(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """An electric tool: it runs up, sags under load, runs out."""
+    """An electric tool that speeds up, slows down under load, and stops."""
     samples = length(rng.uniform(1, 3.5), rate)
     base = log_uniform(rng, 130, 480)
     load = rng.uniform(0.7, 0.95)
@@ -249,7 +249,7 @@ def drill(rng: np.random.Generator, rate: int) -> np.ndarray:
 
 
 def bell(rng: np.random.Generator, rate: int) -> np.ndarray:
-    """One to five strokes of a cast bell: inharmonic partials, the low ones long."""
+    """One to five strokes of a bell: inharmonic partials, with longer decay at low frequencies."""
     base = log_uniform(rng, 230, 950)
     seconds = log_uniform(rng, 0.6, 3)
     ratio_P = np.array([0.5, 1, 1.19, 1.5, 2, 2.67, 3.01, 4.1]) * rng.uniform(0.97, 1.03, 8)

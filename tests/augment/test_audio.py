@@ -1,4 +1,4 @@
-"""Audio reading: what is right comes out exact, what is wrong comes out named."""
+"""Reading audio: valid files are read exactly, and faults are named."""
 
 import io
 import math
@@ -108,7 +108,7 @@ class TestClip:
             part = read_clip(path, ONE_SECOND, offset_seconds=offset)
             np.testing.assert_allclose(part, whole[offset * 16_000 :][:16_000], atol=1e-6)
 
-    def test_partial_read_does_not_look_beyond(self, tmp_path: Path) -> None:
+    def test_partial_read_does_not_read_beyond_the_clip(self, tmp_path: Path) -> None:
         path = tmp_path / "a.flac"
         whole = encoded("FLAC", wave=np.random.default_rng(3).uniform(-0.5, 0.5, 160_000))
         path.write_bytes(whole[: len(whole) // 2])
@@ -133,7 +133,7 @@ CORRUPT = {
     "cut data": (WAV[:-1], "truncated"),
     "half": (WAV[: len(WAV) // 2], "truncated"),
     "claims too much": (with_data_size(WAV, 640_000), "truncated"),
-    "claims too little": (with_data_size(WAV, 10), "lies"),
+    "claims too little": (with_data_size(WAV, 10), "header is wrong"),
     "no channels": (WAV[:22] + b"\0\0" + WAV[24:], "not decodable"),
     "rate 0": (WAV[:24] + bytes(4) + WAV[28:], "not decodable"),
     "rate 3 Hz": (WAV[:24] + struct.pack("<I", 3) + WAV[28:], "3 Hz"),
@@ -316,7 +316,7 @@ class TestContentHash:
         assert len(content_hash(a)) == 64
 
     def test_a_clip_that_changes_is_read_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of the same length, with the same time of change: a fresh file is never trusted, an old one by its inode."""
+        """With equal size and modification time: a new file is never cached, an old one is identified by its inode."""
         for racy in (2 * 10**9, 0):
             monkeypatch.setattr("sepscene.augment.locations._RACY_NS", racy)
             a = _written(tmp_path / "a.wav", WAV)
@@ -328,7 +328,7 @@ class TestContentHash:
             assert content_hash(a) != before
 
 
-def test_format_refuses_what_it_cannot_be() -> None:
+def test_invalid_formats_are_refused() -> None:
     for wrong in (
         {"clip_seconds": 0},
         {"sample_rate": 10},

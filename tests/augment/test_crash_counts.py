@@ -1,4 +1,4 @@
-"""The crash quarantine, with processes that really die."""
+"""The crash quarantine, with processes that are really killed."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ DEADLY = "deadly.wav"
 
 
 def block() -> Columns:
-    """Three rows, the second one deadly."""
+    """Three rows; the second one kills its process."""
     return {
         "row": np.array([5, 6, 7]),
         "uri": np.array(["a.wav", DEADLY, "b.wav"], object),
@@ -23,7 +23,7 @@ def block() -> Columns:
 
 
 def process(columns: Columns) -> Columns:
-    """Dies as a native decoder would: at once, with nothing to catch."""
+    """Kill the process, as a crash in a native decoder does: no exception can be caught."""
     for uri, fault in zip(columns["uri"], columns["fault"], strict=True):
         if uri == DEADLY and not fault:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -31,12 +31,12 @@ def process(columns: Columns) -> Columns:
 
 
 def attempt(folder: Path, results) -> None:  # type: ignore[no-untyped-def]
-    """One actor's try."""
+    """One attempt of an actor."""
     results.put(CrashCounts(folder).guard("reader", process, block())["fault"].tolist())
 
 
 @pytest.mark.slow
-def test_the_third_careful_try_puts_the_clip_aside(tmp_path: Path) -> None:
+def test_a_clip_is_quarantined_after_two_crashes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     codes = []
@@ -46,13 +46,13 @@ def test_the_third_careful_try_puts_the_clip_aside(tmp_path: Path) -> None:
         actor.join(60)
         codes.append(actor.exitcode)
     assert codes == [-signal.SIGKILL] * 3 + [0]
-    assert results.get(timeout=10) == ["", "killed its reader process 2 times", ""]
+    assert results.get(timeout=10) == ["", "crashed its reader process 2 times", ""]
     left = sorted(path.name for path in tmp_path.iterdir())
     assert len(left) == 2 and all("-clip-" in name for name in left)
 
 
-def test_a_clip_that_came_through_is_innocent_again(tmp_path: Path) -> None:
-    """Its process was killed from outside, once in each of two epochs, while the clip was tried alone."""
+def test_a_success_resets_the_crash_count(tmp_path: Path) -> None:
+    """The process is killed from outside in each of two epochs, while it processes the clip alone."""
 
     class KilledFromOutside(BaseException):
         pass
@@ -69,7 +69,7 @@ def test_a_clip_that_came_through_is_innocent_again(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_an_innocent_block_leaves_no_marker(tmp_path: Path) -> None:
+def test_a_harmless_block_leaves_no_marker(tmp_path: Path) -> None:
     innocent = block() | {"uri": np.array(["a", "b", "c"], object)}
     crash_counts = CrashCounts(tmp_path)
     for _ in range(3):

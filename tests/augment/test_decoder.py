@@ -1,4 +1,4 @@
-"""Lengths are those of the sound, not of the header: compared with another decoder (FFmpeg, through PyAV)."""
+"""The length is that of the sound, not that of the header: comparison with another decoder (FFmpeg, through PyAV)."""
 
 import io
 import struct
@@ -58,7 +58,7 @@ def flac(samples: int | None) -> bytes:
 
 
 def changing() -> np.ndarray:
-    """Sound of which an encoder of variable rate makes large frames first, then small ones."""
+    """Sound for which an encoder with variable bit rate writes large frames first, then small ones."""
     wave = 0.01 * np.sin(2 * np.pi * 440 * np.arange(8 * RATE) / RATE)
     wave[: 2 * RATE] = noise(2.0)
     return wave
@@ -110,12 +110,12 @@ def test_length_and_samples_are_those_of_another_decoder(tmp_path: Path, name: s
     data, path = WHOLE[name], tmp_path / "a.sound"
     path.write_bytes(data)
     other = by_ffmpeg(data)
-    frame = 3 * 1152 if "mp3" in name else 256 if "ogg" in name else 0  # a lossy codec's delay counts or doesn't
+    frame = 3 * 1152 if "mp3" in name else 256 if "ogg" in name else 0  # decoders differ in removing the codec's delay
     recording = check_audio(str(path))
     read = read_audio(str(path), recording.sample_rate)
     assert abs(len(read) - len(other)) <= frame and recording.frames == len(read)
     shifts = range(-frame, frame + 1) if frame else (0,)
-    head = 8_000  # samples; of a joined file the first recording, which both place alike but for the delay
+    head = 8_000  # samples, within the first recording of a joined file
     best = min(shifts, key=lambda shift: float(np.abs(_part(other, 4_000 + shift) - _part(read, 4_000)).max()))
     np.testing.assert_allclose(_part(other, 4_000 + best), _part(read, 4_000), atol=2e-3 if frame else 1e-6)
     assert head < len(read)
@@ -139,7 +139,7 @@ def test_a_part_is_the_same_part_of_the_whole(tmp_path: Path, name: str) -> None
 
 
 def test_a_wav_of_more_than_four_gibibytes(tmp_path: Path) -> None:
-    """Its length field has wrapped; the file is sparse, so that it takes no room."""
+    """The length field has wrapped. The file is sparse, so that it takes no disk space."""
     path, size = tmp_path / "a.wav", (1 << 32) + 64_000
     with path.open("wb") as file:
         file.write(wav(b"", riff=(size + 36) % (1 << 32), size=size % (1 << 32)))
@@ -157,7 +157,7 @@ def test_a_wav_of_more_than_four_gibibytes(tmp_path: Path) -> None:
 
 class TestCut:
     @pytest.mark.parametrize("name", ["flac in a pipe", "mp3", "variable mp3"])
-    def test_what_is_cut_is_named(self, tmp_path: Path, name: str) -> None:
+    def test_truncated_files_are_named(self, tmp_path: Path, name: str) -> None:
         path = tmp_path / "a.sound"
         path.write_bytes(WHOLE[name][: len(WHOLE[name]) // 2])
         with pytest.raises(ClipError, match=r"truncated|decodable"):
@@ -166,7 +166,7 @@ class TestCut:
     def test_a_change_of_the_rate_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "a.mp3"
         path.write_bytes(mp3(noise(1.0)) + encoded(noise(1.0, 48_000), "MP3", rate=48_000))
-        with pytest.raises(ClipError, match="change on the way; split it"):
+        with pytest.raises(ClipError, match="changes within the file; split it"):
             check_audio(str(path))
 
 
@@ -184,9 +184,16 @@ class TestMpegFrames:
         fixed = with_true_length(data[first.size :])
         assert fixed is not None and _stated_frames(fixed) == _stated_frames(data)
 
+    def test_the_info_frame_states_the_bytes_of_the_file(self) -> None:
+        fixed = with_true_length(mp3(noise(1.0)) + mp3(noise(1.0)))
+        assert fixed is not None
+        frame = frame_at(fixed, 0)
+        assert frame is not None
+        assert int.from_bytes(fixed[frame.info_at + 12 :][:4], "big") == len(fixed)
+
 
 def _stated_frames(data: bytes) -> int:
-    """Of the Info or Xing frame with which a file begins."""
+    """Number of frames stated by the Info or Xing frame at the beginning of a file."""
     frame = frame_at(data, 0)
     assert frame is not None and data[frame.info_at :][:4] in (b"Info", b"Xing")
     return int.from_bytes(data[frame.info_at + 8 :][:4], "big")
@@ -204,7 +211,7 @@ class TestLevel:
     def test_integers_that_were_written_as_floats_are_refused(self, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "a.wav", 32767 * noise(1.0), RATE, subtype="FLOAT")
         for read in (lambda p: read_audio(p, 16_000), check_audio, lambda p: read_clip(p, WINDOW)):
-            with pytest.raises(ClipError, match="full scale is 1: divide them"):
+            with pytest.raises(ClipError, match="full scale is 1: divide"):
                 read(str(tmp_path / "a.wav"))
 
     def test_a_little_over_full_scale_is_limited_everywhere(self, tmp_path: Path) -> None:
@@ -215,7 +222,7 @@ class TestLevel:
 
 
 def test_giant_lengths_take_no_memory(tmp_path: Path) -> None:
-    """A header of 6 days: refused where all must be held at once, before anything is."""
+    """A header that states 6 days is refused before memory is allocated."""
     (tmp_path / "a.flac").write_bytes(flac(1 << 34))
-    with pytest.raises(SepsceneError, match="too long to be read at once"):
+    with pytest.raises(SepsceneError, match="too long to read at once"):
         read_audio(str(tmp_path / "a.flac"), 16_000)

@@ -1,4 +1,4 @@
-"""Draws: stateless, uniform, and every epoch a permutation."""
+"""Draws: they are stateless and uniform, and every epoch is a permutation."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from sepscene.augment.draws import Schedule, _mix, crop_starts, draw
 
 
 def test_mix_is_splitmix64() -> None:
-    """The first outputs of SplitMix64 seeded with 0, as published with the generator."""
+    """The first outputs of SplitMix64 with seed 0, as published with the generator."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     state = np.arange(3, dtype=np.uint64) * golden
     assert [int(word) for word in _mix(state)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
@@ -43,12 +43,12 @@ def test_processors_follow_their_weights_and_columns_are_independent() -> None:
 
 
 def test_a_uniform_never_rounds_up_to_one() -> None:
-    """Row 1,730,969 of seed 0 holds 1 - 2^-25 or more, which float32 would round to 1: a mask one cell too wide."""
+    """Row 1,730,969 of seed 0 has a uniform of at least 1 - 2^-25, which rounds to 1 in float32."""
     columns = draw(Schedule(seed=0, clips=2_000_000, epochs=1), np.array([1_730_969]), (1,))
     assert columns["specaugment_u"].max() == np.float32(1 - 2**-24)
 
 
-def test_another_seed_is_another_run() -> None:
+def test_another_seed_gives_other_draws() -> None:
     rows = np.arange(100)
     one, two = (draw(Schedule(seed=s, clips=100, epochs=1), rows, (1,)) for s in (0, 1))
     assert (one["clip"] != two["clip"]).any()

@@ -31,7 +31,7 @@ def test_all_silent_gives_the_mixture() -> None:
     assert choose_channels(np.array([-70.0, -80.0]), 0.5, 0.5, Views()) == (MIXTURE, MIXTURE)
 
 
-def test_chan_chan_takes_two_different_channels() -> None:
+def test_chan_chan_uses_two_different_channels() -> None:
     views = Views(pair="chan-chan")
     for u, v in np.random.default_rng(0).random((200, 2)):
         first, second = choose_channels(np.array([-20.0, -30.0, -40.0]), u, v, views)
@@ -39,7 +39,7 @@ def test_chan_chan_takes_two_different_channels() -> None:
     assert choose_channels(np.array([-20.0, -70.0]), 0.9, 0.1, views) == (0, MIXTURE)
 
 
-def test_louder_channels_are_preferred_where_asked() -> None:
+def test_the_rules_loudest_and_softmax_energy_prefer_louder_channels() -> None:
     levels = np.array([-40.0, -20.0])
     assert choose_channels(levels, 0.0, 0.0, Views(channel="loudest"))[1] == 1
     uniforms = (np.arange(1000) + 0.5) / 1000
@@ -55,10 +55,10 @@ def test_louder_channels_are_preferred_where_asked() -> None:
         ({"combination": ("N",), "weights": (1.0, 2.0)}, "one probability for each"),
         ({"combination": ("N", "F"), "weights": (-1.0, 2.0)}, "must not be negative"),
         ({"temperature": 1}, "Extra inputs"),
-        ({"curriculum": [{"at": 0, "weights": [1, 2]}]}, "curriculum at 0 must hold one probability for each"),
+        ({"curriculum": [{"at": 0, "weights": [1, 2]}]}, "curriculum at 0 must have one probability for each"),
         ({"curriculum": [{"at": 0.5, "weights": [0]}]}, "curriculum at 0.5 must not be negative and must not all"),
         ({"curriculum": [{"at": 0.5, "weights": [1]}, {"at": 0.5, "weights": [1]}]}, "must be in order"),
-        ({"weights": (1.0,), "curriculum": [{"at": 0, "weights": [1]}]}, "give one"),
+        ({"weights": (1.0,), "curriculum": [{"at": 0, "weights": [1]}]}, "give only one"),
     ],
 )
 def test_bad_views_are_refused(fields: dict[str, object], says: str) -> None:
@@ -75,7 +75,7 @@ LADDER = Views.model_validate(
         ],
     }
 )
-"""The untrained separator first, then more and more of the trained ones."""
+"""First the untrained separator, then increasingly the trained ones."""
 
 
 def test_a_curriculum_is_linear_between_its_points_and_constant_beyond() -> None:
@@ -85,7 +85,7 @@ def test_a_curriculum_is_linear_between_its_points_and_constant_beyond() -> None
     np.testing.assert_allclose(LADDER.processor_weights, [0.5, 0.25, 0.25], atol=1e-3)
 
 
-def test_rows_draw_their_processor_by_how_far_the_run_is() -> None:
+def test_the_processor_follows_the_curriculum() -> None:
     schedule = Schedule(seed=1, clips=40_000, epochs=2)
     rows = np.arange(schedule.rows)
     columns = LADDER.draw(schedule, rows)

@@ -1,4 +1,4 @@
-"""Augmentations: each against an obvious loop, draws of its own, and the same view in any batch, on any worker."""
+"""Augmentations: equality with a slow loop, independent draws, and independence of batches and workers."""
 
 from itertools import pairwise
 
@@ -85,7 +85,7 @@ def test_a_view_that_is_the_mixture_has_nothing_to_mix_back() -> None:
     torch.testing.assert_close(loudest, wave.flip(0))  # at 0 dB it is the mixture
 
 
-def test_the_whole_as_crop_changes_nothing() -> None:
+def test_a_crop_of_the_whole_patch_changes_nothing() -> None:
     crop = build_augmentation(
         "crop_resize", chosen({"crop-resize": {"least_time": 1, "least_frequency": 1}})["crop_resize"]
     )
@@ -95,7 +95,7 @@ def test_the_whole_as_crop_changes_nothing() -> None:
     assert crop(patch[:0], torch.rand(0, 4), None).shape == (0, FRAMES, BANDS)
 
 
-def test_what_one_draws_is_the_same_whatever_others_there_are() -> None:
+def test_draws_do_not_depend_on_other_augmentations() -> None:
     views = draw(SCHEDULE, np.arange(ROWS), (1.0,), ())
     alone = {name: columns({name: {"probability": 0.5}}) for name in ALL}
     together = columns({name: {"probability": 0.5} for name in reversed(ALL)})
@@ -107,7 +107,7 @@ def test_what_one_draws_is_the_same_whatever_others_there_are() -> None:
     np.testing.assert_array_equal(together["specaugment_u"], before)
 
 
-def test_draws_are_independent_and_as_probable_as_they_say() -> None:
+def test_draws_are_independent_and_have_their_probability() -> None:
     many = Schedule(seed=0, clips=100_000, epochs=1)
     streams = (Stream("specaugment", 10, ((0, 0.25),)), Stream("gain", 1), Stream("mine", 3, ((0, 0.0), (0.5, 1.0))))
     drawn = draw(many, np.arange(many.rows), (1.0,), streams)
@@ -129,8 +129,8 @@ def test_a_share_of_the_run_is_a_share_of_its_rows() -> None:
         np.testing.assert_array_equal(column, whole[name][some])
 
 
-def test_workers_make_of_their_rows_what_one_makes_of_all() -> None:
-    """Two halves, a restart in the middle, and single rows give the views of the whole batch, bit for bit."""
+def test_views_do_not_depend_on_the_split_of_rows_over_workers() -> None:
+    """Halves, uneven parts and single rows give bit-identical views to the whole batch."""
     given = {name: {**settings, "probability": 0.5} for name, settings in ALL.items()}  # type: ignore[dict-item]
     augment, drawn = Augmenter(chosen(given)), columns(given)
     wave, logmel, mixture = sounds((SAMPLES,)).float(), sounds((FRAMES, BANDS)).float(), sounds((SAMPLES,)).float() + 1
@@ -149,7 +149,7 @@ def test_workers_make_of_their_rows_what_one_makes_of_all() -> None:
     assert off.any() and torch.equal(whole[0][torch.from_numpy(off)], wave[torch.from_numpy(off)])
 
 
-def test_specaugment_is_what_it_was_before_it_had_a_seam() -> None:
+def test_the_augmenter_applies_specaugment_to_each_view() -> None:
     drawn, logmel = columns({"specaugment": {}}), sounds((96, 64)).float()
     uniforms = torch.from_numpy(drawn["specaugment_u"]).unflatten(1, (2, -1))
     specaugment = SpecAugmentation(SpecAugment())
@@ -157,7 +157,7 @@ def test_specaugment_is_what_it_was_before_it_had_a_seam() -> None:
     assert torch.equal(Augmenter(chosen({"specaugment": {}}))("log-mel", logmel, drawn), expected)
 
 
-def test_the_same_one_twice_has_draws_of_its_own() -> None:
+def test_two_augmentations_of_one_kind_have_different_draws() -> None:
     given = {"gain": {"db": 3}, "second": {"use": "gain", "db": 6}, "crop_resize": {}}
     assert [one.use for one in chosen(given).values()] == ["gain", "gain", "crop-resize"]
     drawn = columns(given)
@@ -172,7 +172,7 @@ def test_the_same_one_twice_has_draws_of_its_own() -> None:
         ({"gain": {"db": 0}}, "greater than 0"),
         ({"gain": {"dB": 3}}, "dB"),
         ({"gain": {"probability": 1.5}}, "less than or equal to 1"),
-        ({"gain": {"probability": 0.5, "curriculum": [{"at": 0, "probability": 1}]}}, "give one"),
+        ({"gain": {"probability": 0.5, "curriculum": [{"at": 0, "probability": 1}]}}, "give only one"),
         ({"gain": {"curriculum": [{"at": 1, "probability": 1}, {"at": 0, "probability": 1}]}}, "must be in order"),
         ({"mix-back": {"lowest_db": -3, "highest_db": -9}}, r"lowest_db -3 is above highest_db -9"),
         ({"crop-resize": {"least_time": 0}}, "greater than 0"),
@@ -185,7 +185,7 @@ def test_bad_settings_are_refused(given: dict[str, object], says: str) -> None:
         chosen(given)
 
 
-def test_every_short_name_is_an_augmentation_that_says_what_it_needs() -> None:
+def test_every_short_name_is_an_augmentation_with_its_needs() -> None:
     for name in AUGMENTATIONS:
         choice = chosen({name: {}})[name.replace("-", "_")]
         built = build_augmentation(name, choice)
@@ -193,7 +193,7 @@ def test_every_short_name_is_an_augmentation_that_says_what_it_needs() -> None:
 
 
 class Louder(Augmentation):
-    """Twice as loud, or not."""
+    """Doubles the level of some views."""
 
     class Config(Config):
         times: float = 2.0
@@ -205,41 +205,41 @@ class Louder(Augmentation):
 
 
 class Alone(Louder):
-    """Draws for itself."""
+    """Draws its own random numbers."""
 
     def __call__(self, sound: torch.Tensor, uniforms_XU: torch.Tensor, mixture_XP: torch.Tensor | None) -> torch.Tensor:
         return sound + torch.randn_like(sound)
 
 
 class Together(Louder):
-    """Looks at other views."""
+    """Makes a view depend on other views."""
 
     def __call__(self, sound: torch.Tensor, uniforms_XU: torch.Tensor, mixture_XP: torch.Tensor | None) -> torch.Tensor:
         return sound - sound.mean(0)
 
 
 class Shorter(Louder):
-    """Another shape."""
+    """Returns another shape."""
 
     def __call__(self, sound: torch.Tensor, uniforms_XU: torch.Tensor, mixture_XP: torch.Tensor | None) -> torch.Tensor:
         return sound[:, 1:]
 
 
 class Careless(Louder):
-    """Draws nothing."""
+    """Declares no uniforms."""
 
     needs = Needs("waveform", uniforms=0)
 
 
-def test_own_ones_are_tried_before_a_run_is_built_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_augmentations_are_tested_before_a_run_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEPSCENE_TRUSTED_CODE", raising=False)
     try_augmentation("mine", CustomAugmentation.model_validate({"use": Louder, "times": 3}), (SAMPLES,))
     for wrong, says in (
-        (Alone, "draws random numbers of its own"),
-        (Together, "beside other views"),
-        (Shorter, "of the shape of its views"),
-        (Careless, "at least one uniform"),
-        (GainSettings, "needs a class attribute needs|is not a class of"),
+        (Alone, "draws its own random numbers"),
+        (Together, "depend on other views"),
+        (Shorter, "of the shape of its input"),
+        (Careless, "uniforms must be at least 1"),
+        (GainSettings, "needs a class attribute `needs`|is not a subclass of"),
     ):
         with pytest.raises(SepsceneError, match=says):
             try_augmentation("mine", CustomAugmentation(use=wrong), (SAMPLES,))

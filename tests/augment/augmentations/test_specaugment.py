@@ -1,4 +1,4 @@
-"""SpecAugment from uniforms: an obvious loop, independence of the batch, and the warp's ends."""
+"""SpecAugment from uniforms: equality with a slow loop, independence of the batch, and bounds of the masks."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_a_row_is_the_same_in_any_batch(rows: int, device: str) -> None:
         assert torch.equal(PLAIN(patches[some], uniforms[some], None), whole[some])
 
 
-def test_masks_reach_their_bounds_and_never_pass_them() -> None:
+def test_masks_reach_but_never_exceed_their_bounds() -> None:
     settings = SpecAugment(warp_frames=0)
     uniforms = torch.rand(4000, 10)
     ones = torch.arange(FRAMES * BANDS, dtype=torch.float64).reshape(1, FRAMES, BANDS).expand(4000, -1, -1)

@@ -1,4 +1,4 @@
-"""Custom separators and channel scores through the service and the store: the same views, and nothing is mixed up."""
+"""Custom separators and channel scores with the service and the store: views are equal and keys are distinct."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ SCORES = ("quietest", "undefined", "one", "Learned")
 
 @pytest.fixture
 def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Folders of a module with three channels and of a function with two."""
+    """Folders of a module with three channels and a function with two."""
     write_package(tmp_path, "scorelab", monkeypatch)
     for name in ("Split", "halves", *SCORES):
         trust_code(f"scorelab.nets:{name}")
@@ -59,7 +59,7 @@ def live(both: ServiceSettings, rows: Columns, store: SeparatedStore | None = No
 
 
 @pytest.mark.parametrize("channel", ["scorelab.nets:quietest", {"use": "scorelab.nets:Learned", "size": 4}])
-def test_views_by_a_score_are_the_same_live_and_from_the_store(
+def test_views_with_a_score_are_equal_live_and_from_the_store(
     channel: object, checkpoints: dict[str, str], tmp_path: Path
 ) -> None:
     both = settings(checkpoints, channel)
@@ -72,7 +72,7 @@ def test_views_by_a_score_are_the_same_live_and_from_the_store(
         maker = ViewMaker(both, store)
         stored = maker(rows)
         assert stored["stored"].all() and "separators" not in vars(maker.service)
-        # Another rule has need of no score; another score has to be made, and is then there, too.
+        # Another rule needs no score. Another score must be computed, and is then stored too.
         assert ClipReader(settings(checkpoints, "loudest"), store)(rows)["stored"].all()
         other = settings(checkpoints, {"use": "scorelab.nets:quietest", "sharpness": 7.0})
         assert not ClipReader(other, store)(rows)["stored"].any()
@@ -82,10 +82,10 @@ def test_views_by_a_score_are_the_same_live_and_from_the_store(
     for name in ("view_1", "view_2", "channel_1", "channel_2"):
         np.testing.assert_array_equal(alone[name], stored[name], err_msg=name)
     groups = [group for group in list_store(str(tmp_path / "store")).groups if group.processor.startswith("scores-")]
-    assert len(groups) == 4 and all(group.samples == group.channels for group in groups), "no sound beside them"
+    assert len(groups) == 4 and all(group.samples == group.channels for group in groups), "scores have no sound"
 
 
-def test_a_sharp_score_decides_and_leaves_all_draws_as_they_were(checkpoints: dict[str, str], tmp_path: Path) -> None:
+def test_a_sharp_score_determines_the_channel_and_no_other_draw(checkpoints: dict[str, str], tmp_path: Path) -> None:
     plain = settings(checkpoints, "uniform")
     sharp = settings(checkpoints, {"use": "scorelab.nets:quietest", "sharpness": 50.0})
     rows = block(tmp_path, plain.views)
@@ -110,19 +110,19 @@ def test_a_channel_is_drawn_with_the_softmax_of_the_audible_scores() -> None:
 
 @pytest.mark.usefixtures("checkpoints")
 @pytest.mark.parametrize(
-    ("name", "says"), [("undefined", "scores must be finite"), ("one", "for 2 channels, not one each")]
+    ("name", "says"), [("undefined", "must be finite and deterministic"), ("one", "must return one number per channel")]
 )
 def test_a_score_that_cannot_be_used_is_refused(name: str, says: str) -> None:
     with pytest.raises(SepsceneError, match=says):
         ChannelScores(CustomCode.model_validate({"use": f"scorelab.nets:{name}"})).try_out(2, 800)
 
 
-def test_a_score_that_fails_on_one_clip_is_that_clips_fault(checkpoints: dict[str, str], tmp_path: Path) -> None:
+def test_a_non_finite_score_is_a_fault_of_its_clip(checkpoints: dict[str, str], tmp_path: Path) -> None:
     both = settings(checkpoints, "scorelab.nets:undefined")
     made = live(both, block(tmp_path, both.views))
     assert all("the channel score scorelab.nets:undefined is [nan" in fault for fault in made["fault"])
 
 
-def test_a_wrong_rule_is_answered_with_the_nearest_one() -> None:
+def test_a_misspelt_rule_is_refused_with_a_suggestion() -> None:
     with pytest.raises(ValueError, match=r"no rule 'loudesst' \(did you mean loudest\?\); known are uniform, loudest"):
         Views.model_validate({"channel": "loudesst"})

@@ -1,4 +1,4 @@
-"""Both stages of the stream in one process: every way to the views gives the same bytes, and each row says its cost."""
+"""Both stages of the stream in one process: live and stored views are bit-identical, and rows have their costs."""
 
 import os
 import time
@@ -30,7 +30,7 @@ CLIPS, ROWS = 4, 10
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Noise of different loudness."""
+    """Clips of noise."""
     root = tmp_path_factory.mktemp("clips")
     noise = np.random.default_rng(0)
     for clip in range(CLIPS):
@@ -50,7 +50,7 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def block(clips: list[str], weights: tuple[float, ...] = (1.0, 1.0)) -> Columns:
-    """Ten rows and a filler, as the head of the stream gives them."""
+    """Ten rows and a filler, as the first stage of the stream gets them."""
     rows = np.append(np.arange(ROWS), FILLER)
     columns = draw(Schedule(seed=5, clips=CLIPS, epochs=3), np.maximum(rows, 0), weights)
     uri = np.array(clips, object)[columns["clip"]]
@@ -64,13 +64,13 @@ def settings(ladder: dict[str, str], pair: str = "mix-chan") -> ServiceSettings:
 
 
 def same_views(one: Columns, two: Columns) -> None:
-    """Bit for bit, and from the same channels."""
+    """Check that views are bit-identical and from the same channels."""
     for name in ("row", "uri", "fault", "processor", "view_1", "view_2", "channel_1", "channel_2", "specaugment_u"):
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
 @pytest.mark.parametrize("pair", ["mix-mix", "mix-chan", "chan-chan"])
-def test_live_stored_and_repaired_views_are_the_same(
+def test_live_stored_and_repaired_views_are_equal(
     pair: str, clips: list[str], ladder: dict[str, str], tmp_path: Path
 ) -> None:
     both, rows = settings(ladder, pair), block(clips)
@@ -97,10 +97,10 @@ def test_live_stored_and_repaired_views_are_the_same(
 
 
 @pytest.mark.parametrize("pair", ["mix-chan", "chan-chan"])
-def test_the_mixture_at_the_place_of_each_view_goes_with_it(
+def test_rows_have_the_mixture_at_the_time_of_each_view(
     pair: str, clips: list[str], ladder: dict[str, str], tmp_path: Path
 ) -> None:
-    """Live and from the store: silence where the view is the mixture, and the views are those of rows without it."""
+    """Live and from the store: silence if the view is the mixture; the views themselves do not change."""
     plain, rows = settings(ladder, pair), block(clips)
     both = plain.changed({"mixtures": True})
     live = SeparationService(both)(ClipReader(both)(rows))
@@ -123,14 +123,14 @@ def test_the_mixture_at_the_place_of_each_view_goes_with_it(
 
 
 def damage(shard: Path) -> None:
-    """Every thousandth byte of the first half is another one."""
+    """Change every thousandth byte of the first half."""
     content = bytearray(shard.read_bytes())
     content[: len(content) // 2 : 1000] = bytes(byte ^ 255 for byte in content[: len(content) // 2 : 1000])
     shard.write_bytes(content)
 
 
 @pytest.mark.slow
-def test_what_one_precision_stored_is_not_for_the_other(
+def test_entries_of_one_precision_are_not_used_for_another(
     clips: list[str], ladder: dict[str, str], tmp_path: Path
 ) -> None:
     exact, rows = settings(ladder), block(clips)
@@ -142,10 +142,10 @@ def test_what_one_precision_stored_is_not_for_the_other(
         made = SeparationService(exact, store)(ClipReader(exact, store)(rows))
     same_views(live, made)
     assert again["stored"][:ROWS].all()
-    assert (half["view_2"] != live["view_2"]).any(), "else this test tells nothing"
+    assert (half["view_2"] != live["view_2"]).any(), "the precisions must differ for this test"
 
 
-def test_a_torn_shard_of_others_damages_no_row(clips: list[str], ladder: dict[str, str], tmp_path: Path) -> None:
+def test_an_unrelated_damaged_shard_damages_no_row(clips: list[str], ladder: dict[str, str], tmp_path: Path) -> None:
     both = settings(ladder)
     with SeparatedStore(str(tmp_path), StoreSettings(refresh_seconds=0)) as store:
         (tmp_path / "shards" / "torn.shard").write_bytes(b"torn")
@@ -168,7 +168,7 @@ def test_a_full_store_has_no_separated_clip_without_its_mixture(
             assert mixture in store or separated not in store
 
 
-def test_keys_of_old_stores_stay_and_no_two_offsets_share_one(ladder: dict[str, str]) -> None:
+def test_keys_are_unchanged_and_unique_per_offset(ladder: dict[str, str]) -> None:
     one = settings(ladder)
     assert [one.store_settings(offset).split("@")[1] for offset in (0, 10.0, 20.5)] == ["0", "10", "20.5"]
     assert one.store_settings(0.0) == AUDIO.model_dump_json() + "@0"
@@ -177,7 +177,7 @@ def test_keys_of_old_stores_stay_and_no_two_offsets_share_one(ladder: dict[str, 
 
 
 def test_one_or_rule_over_different_architectures(clips: list[str], ladder: dict[str, str]) -> None:
-    """Two channels of one, four of the other; both are drawn, and all channels can be."""
+    """Two channels of one processor, four of the other; both are drawn, and channels of each."""
     both = settings(ladder, "chan-chan")
     parts = [SeparationService(both)(ClipReader(both)(block(clips))) for clips in (clips, clips[::-1])]
     for processor, sources in ((0, 2), (1, 4)):
@@ -188,7 +188,7 @@ def test_one_or_rule_over_different_architectures(clips: list[str], ladder: dict
         assert max(used) >= sources // 2
 
 
-def test_a_row_says_what_it_has_cost(clips: list[str], ladder: dict[str, str]) -> None:
+def test_rows_have_their_costs(clips: list[str], ladder: dict[str, str]) -> None:
     both = settings(ladder)
     begin = time.perf_counter()
     read = ClipReader(both)(block(clips))
@@ -200,7 +200,7 @@ def test_a_row_says_what_it_has_cost(clips: list[str], ladder: dict[str, str]) -
 
 
 def test_clips_are_padded_to_one_shape(clips: list[str], ladder: dict[str, str]) -> None:
-    """Whatever comes together, each pass has the same number of clips, and the answer is the clip's own."""
+    """Each pass has the same number of clips, and the results are those of the clips."""
     shapes = []
 
     def separator(wave_BT: torch.Tensor) -> torch.Tensor:
@@ -215,8 +215,8 @@ def test_clips_are_padded_to_one_shape(clips: list[str], ladder: dict[str, str])
 
 
 @pytest.mark.gpu
-def test_passes_in_flight_on_a_gpu_are_those_of_a_cpu(ladder: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three are submitted before one is looked at: within a step of 16 bits."""
+def test_asynchronous_passes_on_a_gpu_equal_a_cpu(ladder: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three passes are submitted before the first result is read; results differ by at most one 16-bit step."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     pcm_PBT = np.random.default_rng(0).integers(-8000, 8000, (3, 2, AUDIO.samples)).astype(np.int16)
     made = []
@@ -228,7 +228,7 @@ def test_passes_in_flight_on_a_gpu_are_those_of_a_cpu(ladder: dict[str, str], mo
     assert np.abs(made[0] - made[1]).max() <= 1
 
 
-def test_another_sample_rate_is_refused_with_a_way_out(ladder: dict[str, str]) -> None:
+def test_another_sample_rate_is_refused_with_advice(ladder: dict[str, str]) -> None:
     other = ServiceSettings(
         views=Views(combination=("S2",)), audio=AudioFormat(sample_rate=8000), checkpoints={"S2": ladder["S2"]}
     )
@@ -236,7 +236,7 @@ def test_another_sample_rate_is_refused_with_a_way_out(ladder: dict[str, str]) -
         SeparationService(other)
 
 
-def test_a_missing_clip_is_a_fault_of_its_row_alone(clips: list[str], ladder: dict[str, str]) -> None:
+def test_a_missing_clip_is_a_fault_of_its_row_only(clips: list[str], ladder: dict[str, str]) -> None:
     both, rows = settings(ladder), block(clips)
     rows["uri"][3] = "/nowhere.wav"
     made = SeparationService(both)(ClipReader(both)(rows))
@@ -249,7 +249,7 @@ def test_the_reader_hashes_a_clip_once(
     from sepscene.augment import audio
 
     for clip in clips:
-        os.utime(clip, (1, 1))  # not the time that counts: nobody can set the inode's
+        os.utime(clip, (1, 1))  # the modification time; the change time cannot be set
     monkeypatch.setattr("sepscene.augment.locations._RACY_NS", 0)
     hashed: list[str] = []
     plain = audio._hash

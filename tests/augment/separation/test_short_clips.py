@@ -1,4 +1,4 @@
-"""A clip shorter than the window: its views come from its sound, live and from the store alike."""
+"""Clips shorter than `clip_seconds`: views are cropped from their sound, not from the padding."""
 
 from pathlib import Path
 
@@ -29,9 +29,9 @@ def views(columns: dict[str, np.ndarray], audio: AudioFormat = AUDIO) -> np.ndar
     return np.stack([made["view_1"], made["view_2"]], axis=1)
 
 
-def test_no_view_holds_padding(tmp_path: Path) -> None:
+def test_no_view_contains_padding(tmp_path: Path) -> None:
     for seconds in (1.0, 4.0, 5.0):
-        assert (views(rows(tmp_path, seconds)) > 0).all(), "the sound has no zeros, its padding has nothing else"
+        assert (views(rows(tmp_path, seconds)) > 0).all(), "the sound has no zeros, the padding only zeros"
 
 
 def test_a_clip_shorter_than_a_view_is_padded_at_its_end(tmp_path: Path) -> None:

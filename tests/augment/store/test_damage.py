@@ -1,4 +1,4 @@
-"""Whatever happens to a shard, a crop is exact or a miss: never wrong, never an exception."""
+"""For any damage of a shard, a crop is either exact or a miss: never wrong, never an exception."""
 
 import resource
 import struct
@@ -20,7 +20,7 @@ LEVELS = np.array([-10.0, -20.0], np.float32)
 
 
 def written(folder):
-    """A store with one shard of three clips; returns its path and bytes."""
+    """Write a store with one shard of three clips; return its path and bytes."""
     with SeparatedStore(str(folder), SETTINGS) as store:
         for key, clip in zip(KEYS, CLIPS, strict=True):
             store.put(key, clip, LEVELS)
@@ -29,7 +29,7 @@ def written(folder):
 
 
 def readable(folder) -> tuple[int, SeparatedStore]:
-    """Reads everything: how many of the six channels came back; each of them is checked to be exact."""
+    """Read all channels and check that they are exact; return how many of the six were readable."""
     store = SeparatedStore(str(folder), SETTINGS)
     count = 0
     for key, clip in zip(KEYS, CLIPS, strict=True):
@@ -49,11 +49,11 @@ def test_a_flipped_byte_is_detected(tmp_path):
         shard.write_bytes(altered)
         count, store = readable(tmp_path)
         if position < 8:
-            assert count == 6, "the first magic carries nothing"
+            assert count == 6, "the first magic bytes are not checked"
         elif count == 0:  # the footer or the trailer
             assert store.counters.damaged == 1
             assert len(verify_store(store.folder).damaged_shards) == 1
-        else:  # one entry; its other channel is not trusted either once the damage is seen
+        else:  # one entry; its other channel is not used either after the damage is found
             assert count in (4, 5)
             assert store.counters.damaged == 1
             assert store.counters.misses == 6 - count
@@ -77,8 +77,8 @@ def test_a_truncated_shard_is_detected(tmp_path):
 
 
 @pytest.mark.parametrize("lost", [1, 1000, 70_000, 79_990])
-def test_a_shard_shorter_than_its_folder_says_is_damage(tmp_path, lost):
-    """As where a cache of listings is older than the file."""
+def test_a_shard_shorter_than_listed_is_damaged(tmp_path, lost):
+    """As with a cached listing that is older than the file."""
     (tmp_path / "x.shard").write_bytes(bytes(80_000 - lost))
     file = fs.LocalFileSystem().open_input_file(str(tmp_path / "x.shard"))
     with pytest.raises(ShardDamage, match=f"ends after {80_000 - lost} of 80000 bytes"):
@@ -86,7 +86,7 @@ def test_a_shard_shorter_than_its_folder_says_is_damage(tmp_path, lost):
 
 
 def test_a_shard_that_lost_its_middle_is_detected(tmp_path):
-    """The footer is whole, so the gap shows only when it is read: as after a disk lost a write-back."""
+    """The footer is intact, so the gap is found only when it is read, as after a lost write-back of a disk."""
     shard, whole = written(tmp_path)
     shard.write_bytes(whole[:8] + bytes(len(whole) - len(footer(whole)) - 8) + footer(whole))
     count, store = readable(tmp_path)
@@ -95,8 +95,8 @@ def test_a_shard_that_lost_its_middle_is_detected(tmp_path):
     assert len(verify_store(store.folder).damaged_entries) == 3
 
 
-def test_the_sound_of_another_clip_is_damage(tmp_path):
-    """A segment's checksum knows where it belongs: two entries of equal size, exchanged, are both refused."""
+def test_the_sound_of_another_clip_is_detected(tmp_path):
+    """The checksum of a segment includes its key: if two entries of equal size are exchanged, both are refused."""
     shard, whole = written(tmp_path)
     size = (len(whole) - len(footer(whole)) - 8) // 3
     first, second, rest = whole[8 : 8 + size], whole[8 + size : 8 + 2 * size], whole[8 + 2 * size :]
@@ -107,7 +107,7 @@ def test_the_sound_of_another_clip_is_damage(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"SEPSHRD1", bytes(100_000), b"SEPSHRD1" * 20_000])
-def test_a_foreign_file_among_the_shards_is_passed_over(tmp_path, content):
+def test_an_unrelated_file_among_the_shards_is_skipped(tmp_path, content):
     written(tmp_path)
     (tmp_path / "shards" / "00000000000000000000-foreign.shard").write_bytes(content)
     (tmp_path / "shards" / "README").write_text("not a shard at all")
@@ -115,10 +115,10 @@ def test_a_foreign_file_among_the_shards_is_passed_over(tmp_path, content):
     assert count == 6
     assert store.counters.damaged == 1
     store.refresh()
-    assert store.counters.damaged == 1, "counted once, not at each look"
+    assert store.counters.damaged == 1, "counted once, not at each refresh"
 
 
-def test_many_damaged_shards_are_told_of_in_one_line(tmp_path, caplog):
+def test_many_damaged_shards_are_reported_in_one_line(tmp_path, caplog):
     written(tmp_path)
     for n in range(50):
         (tmp_path / "shards" / f"{n:020d}-foreign.shard").write_bytes(b"x")
@@ -130,7 +130,7 @@ def test_many_damaged_shards_are_told_of_in_one_line(tmp_path, caplog):
 
 
 def _with_footer(whole: bytes, table: pa.Table) -> bytes:
-    """A shard with another footer whose checksum is right, as a program with a fault may write it."""
+    """A shard with another footer whose checksum is valid, as a faulty program could write it."""
     _, _, magic = struct.unpack("<QI8s", whole[-20:])
     length = struct.unpack("<Q", whole[-20:-12])[0]
     sink = pa.BufferOutputStream()
@@ -143,7 +143,7 @@ def _with_footer(whole: bytes, table: pa.Table) -> bytes:
 @pytest.mark.parametrize(
     "fault", ["offset", "samples", "channels", "levels", "null", "segment", "no segment", "no Arrow"]
 )
-def test_a_malformed_footer_with_a_good_checksum_is_damage_of_that_shard_only(tmp_path, fault):
+def test_a_malformed_footer_with_a_valid_checksum_damages_only_its_shard(tmp_path, fault):
     shard, whole = written(tmp_path)
     with fs.LocalFileSystem().open_input_file(str(shard)) as file:
         table = read_footer(file, len(whole))
@@ -170,7 +170,7 @@ def test_a_malformed_footer_with_a_good_checksum_is_damage_of_that_shard_only(tm
     assert count == 6 and store.counters.damaged == 1
 
 
-def test_a_damaged_entry_is_mended_by_separating_it_anew(tmp_path):
+def test_a_damaged_entry_is_fixed_by_separating_the_clip_again(tmp_path):
     shard, whole = written(tmp_path)
     altered = bytearray(whole)
     altered[30] ^= 1
@@ -181,7 +181,7 @@ def test_a_damaged_entry_is_mended_by_separating_it_anew(tmp_path):
         store.put(KEYS[0], CLIPS[0], LEVELS)
         np.testing.assert_array_equal(store.get_crop(KEYS[0], 0, 0, 20), CLIPS[0][0])
     count, fresh = readable(tmp_path)
-    assert count == 6, "a later reader finds the damage, and then the second copy"
+    assert count == 6, "a later reader finds the damage and uses the second copy"
     assert fresh.counters.damaged == 1
     assert fresh.counters.hits == 6 and fresh.counters.misses == 0
 
@@ -191,13 +191,13 @@ def test_a_shard_removed_under_a_reader_is_a_miss(tmp_path):
     store = SeparatedStore(str(tmp_path), SETTINGS)
     shard.unlink()
     assert store.get_crop(KEYS[0], 0, 0, 20) is None
-    assert store.levels(KEYS[1]) is None, "the whole shard is forgotten"
+    assert store.levels(KEYS[1]) is None, "the whole shard is removed from the index"
     assert store.counters.damaged == 0
     assert store.counters.misses == 2
 
 
-def test_large_footers_are_read_too(tmp_path):
-    """Beyond 64 KiB the footer takes a second read; long random names keep it from compressing away."""
+def test_large_footers_are_read(tmp_path):
+    """Beyond 64 KiB the footer needs a second read; long random names make it incompressible."""
     with SeparatedStore(str(tmp_path), SETTINGS) as store:
         names = np.random.default_rng(0).bytes(2000 * 32)
         for n in range(2000):
@@ -210,8 +210,8 @@ def test_large_footers_are_read_too(tmp_path):
     np.testing.assert_array_equal(crop, CLIPS[0][1])
 
 
-def test_a_disk_that_is_full_keeps_no_half_of_a_shard(tmp_path):
-    """The system takes 4 KiB a file at most: nothing of the shard stays, it is counted, and later ones are kept."""
+def test_a_full_disk_keeps_no_partial_shard(tmp_path):
+    """Files are limited to 4 KiB: the partial shard is removed and counted, and later shards are stored."""
     clip = np.random.default_rng(0).integers(-9, 9, (2, 20_000)).astype(np.int16)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with SeparatedStore(str(tmp_path), SETTINGS) as store:

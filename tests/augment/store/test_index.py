@@ -1,4 +1,4 @@
-"""The index finds exactly what a dictionary of lists would, at any order of growth."""
+"""The index finds exactly the same as a dictionary of lists, for any order of additions."""
 
 import hashlib
 
@@ -41,7 +41,7 @@ def test_equal_to_a_dictionary():
             np.testing.assert_array_equal(copy.levels, np.full(copy.place.channels, -number, np.float32))
 
 
-def test_keys_that_share_their_first_half_are_told_apart(monkeypatch):
+def test_keys_with_equal_first_halves_are_distinguished(monkeypatch):
     class Half:
         def __init__(self, text, digest_size):
             self.tail = hashlib.sha256(text).digest()[: digest_size - 8]
@@ -67,7 +67,7 @@ def test_few_blocks_and_few_bytes():
     assert index.nbytes == 41 * 2000
 
 
-def test_a_shard_is_learnt_once():
+def test_a_shard_is_added_once():
     index = StoreIndex()
     index.add({"a": footer([1])})
     index.add({"a": footer([1])})

@@ -1,4 +1,4 @@
-"""The SeparatedStore and a data set on S3 as it is: pyarrow's own client against a server that speaks the protocol."""
+"""The SeparatedStore and a data set on S3: pyarrow's client with a local server that implements the protocol."""
 
 import io
 import urllib.request
@@ -22,7 +22,7 @@ LEVELS = np.array([-10.0, -20.0], np.float32)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """Options of a URI that lead to a server with one bucket."""
+    """URI options for a local server with one bucket."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -32,10 +32,10 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def anybody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials that this server takes, and no search for others."""
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials for the server, without a search for others."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "anybody")
+        monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
@@ -62,12 +62,12 @@ def test_a_store_is_shared_verified_and_cleared(server: str) -> None:
         removed = collect_store(writer.folder, max_bytes=newest.size)
         assert (removed.old_shards, removed.bytes_left) == (2, newest.size)
         assert not reader.folder.is_filled("scenes")
-        assert reader.get_crop(KEYS[0], 0, 0, 10) is None, "removed under the reader: a miss"
+        assert reader.get_crop(KEYS[0], 0, 0, 10) is None, "removed while the reader has it open: a miss"
         np.testing.assert_array_equal(reader.get_crop(KEYS[2], 0, 0, 1000), clip(2)[0])
 
 
 @pytest.mark.slow
-def test_a_shard_removed_while_it_is_verified_is_no_concern(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_removed_during_verification_is_ignored(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with SeparatedStore(f"s3://bucket/verified{server}", SETTINGS) as store:
         for number, key in enumerate(KEYS[:2]):
             store.put(key, clip(number), LEVELS)

@@ -1,4 +1,4 @@
-"""Many processes on one store at once, one of them killed."""
+"""Many processes use one store at the same time; one of them is killed."""
 
 import multiprocessing
 import subprocess
@@ -23,7 +23,7 @@ def clip(number: int) -> np.ndarray:
 
 
 def work(uri: str, seed: int, results) -> None:
-    """Read through: each clip in an order of one's own, put where it is missing, read back at once."""
+    """Read each clip in a random order; put it if it is missing, and read it back immediately."""
     wrong = 0
     with SeparatedStore(uri, SETTINGS) as store:
         for number in np.random.default_rng(seed).permutation(CLIPS):
@@ -45,7 +45,7 @@ def put_until_killed(uri: str, published) -> None:
 
 
 @pytest.mark.slow
-def test_readers_and_writers_at_once(tmp_path):
+def test_concurrent_readers_and_writers(tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     workers = [context.Process(target=work, args=(str(tmp_path), seed, results)) for seed in range(4)]
@@ -58,7 +58,7 @@ def test_readers_and_writers_at_once(tmp_path):
     assert all(counters.hits == CLIPS and counters.damaged == 0 for _, counters in found)
     puts = sum(counters.misses for _, counters in found)
     store = SeparatedStore(str(tmp_path), SETTINGS)
-    assert CLIPS <= puts == len(store) <= 4 * CLIPS, "those that two found missing at once are there twice"
+    assert CLIPS <= puts == len(store) <= 4 * CLIPS, "clips that two processes miss at the same time are stored twice"
     assert verify_store(store.folder).whole
     for number in range(CLIPS):
         crop = store.get_crop(StoreKey(f"clip-{number}", "S1", "s"), 0, 0, 4000)
@@ -78,7 +78,7 @@ def test_a_killed_writer_loses_only_what_it_had_not_published(tmp_path):
     store = SeparatedStore(str(tmp_path), SETTINGS)
     assert store.counters.damaged == 0
     assert len(store) in (published.value, published.value + 5), (
-        "the count may have been cut off before it was reported"
+        "the writer can be killed between publishing and reporting"
     )
     assert verify_store(store.folder).whole
     for number in range(published.value):
@@ -87,8 +87,8 @@ def test_a_killed_writer_loses_only_what_it_had_not_published(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_ends_in_peace_loses_nothing(tmp_path):
-    """Nobody closes the handle; at that time Python starts no threads any more, and pyarrow imports nothing."""
+def test_a_process_that_exits_normally_loses_nothing(tmp_path):
+    """The handle is not closed. During exit, Python cannot start threads, and pyarrow cannot import modules."""
     script = f"""
 import numpy as np
 from sepscene.augment.store.separated_store import SeparatedStore, StoreKey

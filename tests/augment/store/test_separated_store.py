@@ -1,4 +1,4 @@
-"""The SeparatedStore as its callers see it: what was put comes back exactly, anywhere."""
+"""The SeparatedStore from the caller's view: entries are read back exactly, in any process."""
 
 import pickle
 import threading
@@ -13,7 +13,7 @@ from sepscene.augment.store.separated_store import SeparatedStore, StoreKey, Sto
 from sepscene.augment.store.upkeep import collect_store, list_store, verify_store
 
 MANUAL = StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6, refresh_seconds=1e6, segment_samples=64)
-"""Nothing happens unless the test asks for it."""
+"""Nothing is published or refreshed unless the test requests it."""
 EAGER = MANUAL.changed({"refresh_seconds": 0.0})
 
 
@@ -78,7 +78,7 @@ def test_entries_of_different_shapes_share_a_store(store):
     shapes = [(1, 500), (4, 1000), (2, 64), (8, 65), (1, 1)]
     for number, (channels, samples) in enumerate(shapes):
         store.put(key(number), clip(number, channels, samples), np.arange(channels) - 60.5)
-        store.flush()  # a shard each: their index blocks are merged
+        store.flush()  # one shard each: their index blocks are merged
     for number, (channels, samples) in enumerate(shapes):
         np.testing.assert_array_equal(store.levels(key(number)), np.arange(channels) - 60.5)
         for channel in range(channels):
@@ -86,7 +86,7 @@ def test_entries_of_different_shapes_share_a_store(store):
             np.testing.assert_array_equal(crop, clip(number, channels, samples)[channel])
 
 
-def test_others_see_an_entry_after_flush_and_refresh(tmp_path):
+def test_an_entry_is_visible_to_other_handles_after_flush_and_refresh(tmp_path):
     writer, reader = SeparatedStore(str(tmp_path), MANUAL), SeparatedStore(str(tmp_path), MANUAL)
     writer.put(key(0), clip(0), LEVELS)
     reader.refresh()
@@ -97,7 +97,7 @@ def test_others_see_an_entry_after_flush_and_refresh(tmp_path):
     np.testing.assert_array_equal(reader.get_crop(key(0), 1, 10, 300), clip(0)[1, 10:310])
 
 
-def test_a_miss_looks_for_new_shards_by_itself(tmp_path):
+def test_a_miss_searches_for_new_shards(tmp_path):
     writer, reader = SeparatedStore(str(tmp_path), MANUAL), SeparatedStore(str(tmp_path), EAGER)
     reader._next_refresh = 0.0
     writer.put(key(0), clip(0), LEVELS)
@@ -131,7 +131,7 @@ def test_put_keeps_what_is_there(store):
     assert len(store) == 1
 
 
-def test_of_duplicates_the_first_published_wins_for_every_reader(tmp_path):
+def test_every_reader_uses_the_first_published_duplicate(tmp_path):
     writers = [SeparatedStore(str(tmp_path), MANUAL) for _ in range(3)]
     for number, writer in enumerate(writers):
         writer.put(key(0), clip(number), LEVELS)
@@ -142,7 +142,7 @@ def test_of_duplicates_the_first_published_wins_for_every_reader(tmp_path):
         np.testing.assert_array_equal(reader.get_crop(key(0), 0, 0, 1000), clip(0)[0])
 
 
-def test_growth_leaves_existing_shards_alone(tmp_path, store):
+def test_new_entries_do_not_change_existing_shards(tmp_path, store):
     for number in range(8):
         store.put(key(number), clip(number), LEVELS)
         store.flush()
@@ -168,7 +168,7 @@ def test_a_shard_is_published_when_it_is_large_enough(tmp_path):
 
 
 def test_threads_share_a_handle(tmp_path):
-    """Eight threads put, flush and read at once; a flush leaves nothing of its own thread behind."""
+    """Eight threads put, flush and read concurrently; a flush publishes all entries of its thread."""
     store = SeparatedStore(str(tmp_path), MANUAL.changed({"shard_bytes": 20_000}))
 
     def work(first: int) -> int:
@@ -186,7 +186,7 @@ def test_threads_share_a_handle(tmp_path):
     assert len(store) == 96 and store.counters.hits == 96
 
 
-def test_a_shard_is_published_when_it_is_old_enough_and_ever_later(tmp_path):
+def test_the_publishing_interval_doubles_up_to_its_limit(tmp_path):
     settings = StoreSettings(publish_seconds=1e-9, publish_max_seconds=3e-9)
     store = SeparatedStore(str(tmp_path), settings)
     for number in range(3):
@@ -197,7 +197,7 @@ def test_a_shard_is_published_when_it_is_old_enough_and_ever_later(tmp_path):
     assert len(SeparatedStore(str(tmp_path))) == 3
 
 
-def test_a_full_store_keeps_nothing_more(tmp_path):
+def test_a_full_store_drops_entries(tmp_path):
     one = 2 * (2 * 1000 + 4 * 16)
     with SeparatedStore(str(tmp_path), MANUAL.changed({"max_bytes": 2 * one})) as store:
         for number in range(5):
@@ -206,8 +206,8 @@ def test_a_full_store_keeps_nothing_more(tmp_path):
         assert [key(n) in store for n in range(5)] == [True, True, False, False, False]
 
 
-def test_many_writers_keep_to_one_limit(tmp_path):
-    """None sees the others' entries until they are published, so each looks again before it publishes its own."""
+def test_many_writers_respect_one_limit(tmp_path):
+    """A writer does not see pending entries of other writers, so it checks the size before it publishes its own."""
     one = 2 * (2 * 1000 + 4 * 16)
     stores = [SeparatedStore(str(tmp_path), MANUAL.changed({"max_bytes": 10 * one})) for _ in range(8)]
     for number in range(40):
@@ -219,7 +219,7 @@ def test_many_writers_keep_to_one_limit(tmp_path):
     assert sum(store.counters.dropped for store in stores) == 40 - kept
 
 
-def test_what_is_being_uploaded_counts_for_the_limit(tmp_path, monkeypatch):
+def test_a_shard_being_uploaded_counts_towards_the_limit(tmp_path, monkeypatch):
     one = 2 * (2 * 1000 + 4 * 16)
     store = SeparatedStore(str(tmp_path), MANUAL.changed({"max_bytes": 2 * one}))
     go, publish = threading.Event(), store.folder.publish
@@ -235,7 +235,7 @@ def test_what_is_being_uploaded_counts_for_the_limit(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("max_bytes", [None, 10**9])
-def test_a_filesystem_that_refuses_costs_the_entries_but_no_error(tmp_path, max_bytes):
+def test_a_filesystem_error_drops_entries_without_raising(tmp_path, max_bytes):
     store = SeparatedStore(str(tmp_path), MANUAL.changed({"max_bytes": max_bytes}))
     store.put(key(0), clip(0), LEVELS)
     for folder in ("shards", "incoming"):
@@ -274,7 +274,7 @@ def test_a_pickled_handle_opens_the_same_store(store):
 
 @pytest.mark.parametrize("scheme", ["fsspec+memory://", "mock:///"])
 def test_other_filesystems(scheme):
-    """An object store through fsspec, written in place; and Arrow's mock, which renames like a local disk."""
+    """An object store through fsspec, written in place, and Arrow's mock filesystem, with renames like a local disk."""
     store = SeparatedStore(f"{scheme}{uuid.uuid4().hex}/deeper", MANUAL)
     for number in range(4):
         store.put(key(number), clip(number), LEVELS)
@@ -299,6 +299,8 @@ def test_an_unknown_filesystem_is_named(uri):
     ("uri", "shown"),
     [
         ("s3://key:secret@bucket/a", "s3://bucket/a"),
+        ("s3://key:sec/ret@bucket/a", "s3://bucket/a"),
+        ("s3://bucket/a@home", "s3://bucket/a@home"),
         ("s3://bucket/a?region=x&secret_key=abc&scheme=http", "s3://bucket/a?region=x&secret_key=...&scheme=http"),
         ("/a/folder@home", "/a/folder@home"),
     ],
@@ -307,9 +309,16 @@ def test_secrets_are_not_shown(uri, shown):
     assert without_secrets(uri) == shown
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+@pytest.mark.parametrize("uri", ["nonsense://key:hidden@bucket/a", "s3://key:hid den@bucket/a", "s3://key:hid/den@b"])
+def test_errors_show_no_secrets(uri):
+    with pytest.raises(StoreError, match="cannot open the store") as caught:
+        SeparatedStore(uri)
+    assert "hid" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"cannot write to the store .*set store.uri elsewhere"):
+    with pytest.raises(StoreError, match=r"cannot write to the store .*choose another store.uri"):
         SeparatedStore(str(tmp_path / "file"))
 
 
@@ -323,14 +332,14 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         (np.zeros((2, 0), np.int16), [0, 0]),
     ],
 )
-def test_put_refuses_what_is_no_separated_clip(store, wave_ST, levels):
-    with pytest.raises(ValueError, match=r"give one a channel|int16"):
+def test_put_refuses_invalid_entries(store, wave_ST, levels):
+    with pytest.raises(ValueError, match=r"give one per channel|int16"):
         store.put(key(0), wave_ST, np.array(levels))
 
 
 @pytest.mark.parametrize(("channel", "start", "samples"), [(2, 0, 1), (-1, 0, 1), (0, -1, 2), (0, 0, 1001), (0, 0, 0)])
 @pytest.mark.parametrize("published", [False, True])
-def test_a_crop_outside_of_an_entry_is_a_mistake_of_the_caller(store, channel, start, samples, published):
+def test_a_crop_outside_of_an_entry_raises(store, channel, start, samples, published):
     store.put(key(0), clip(0), LEVELS)
     if published:
         store.flush()

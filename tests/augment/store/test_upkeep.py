@@ -1,4 +1,4 @@
-"""ls, verify and gc: what they count is what lies on the disk."""
+"""ls, verify and gc: their counts are those of the files on disk."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ LEVELS = np.array([-10.0, -20.0], np.float32)
 
 @pytest.fixture
 def uri(tmp_path):
-    """Four shards of two clips each, by two processors."""
+    """Four shards of two clips each, from two processors."""
     with SeparatedStore(str(tmp_path / "store"), SETTINGS) as store:
         for shard in range(4):
             for n in range(2):
@@ -32,7 +32,7 @@ def shards(uri):
     return sorted(os.path.join(uri, "shards", name) for name in os.listdir(os.path.join(uri, "shards")))
 
 
-def test_ls_adds_up(uri):
+def test_ls_sums_are_right(uri):
     listing = list_store(uri)
     assert (listing.shards, listing.entries, listing.damaged_shards) == (4, 8, ())
     assert listing.bytes == sum(os.path.getsize(path) for path in shards(uri))
@@ -64,7 +64,7 @@ def test_gc_removes_the_oldest_beyond_the_limit(uri):
     assert (removed.bytes_freed, removed.bytes_left) == (sum(sizes[:2]), sum(sizes[2:]))
 
 
-def test_gc_without_a_limit_removes_only_what_is_of_no_use(uri):
+def test_gc_without_a_limit_removes_only_unusable_files(uri):
     damaged, *kept = shards(uri)
     os.truncate(damaged, 50)
     for name, age in (("old", 7200), ("new", 60)):
@@ -74,12 +74,12 @@ def test_gc_without_a_limit_removes_only_what_is_of_no_use(uri):
         os.utime(path, (time.time() - age, time.time() - age))
     removed = collect_store(uri)
     assert shards(uri) == kept
-    assert os.listdir(os.path.join(uri, "incoming")) == ["new.shard"], "its writer may still be at work"
+    assert os.listdir(os.path.join(uri, "incoming")) == ["new.shard"], "its writer may still be active"
     assert (removed.old_shards, removed.damaged_shards, removed.leftovers) == (0, 1, 1)
     assert removed.bytes_freed == 1050
 
 
-def test_gc_by_a_handle_is_seen_by_it(uri):
+def test_gc_through_a_handle_is_visible_to_it(uri):
     store = SeparatedStore(uri, SETTINGS)
     assert collect_store(store.folder, max_bytes=0).bytes_left == 0
     store.refresh()
@@ -87,7 +87,7 @@ def test_gc_by_a_handle_is_seen_by_it(uri):
     assert list_store(store.folder).entries == 0
 
 
-def test_a_prefill_counts_as_done_until_something_is_removed(uri):
+def test_a_prefill_is_complete_until_a_shard_is_removed(uri):
     with SeparatedStore(uri, SETTINGS) as store:
         assert not store.folder.is_filled("scenes")
         store.folder.note_filled("scenes")
@@ -99,7 +99,7 @@ def test_a_prefill_counts_as_done_until_something_is_removed(uri):
 
 
 @pytest.mark.parametrize("moment", ["before its footer", "before its sound"])
-def test_a_shard_that_another_gc_removes_meanwhile_is_no_concern(uri, moment, monkeypatch):
+def test_a_shard_removed_by_another_gc_is_ignored(uri, moment, monkeypatch):
     gone = shards(uri)[1]
     folder = StoreFolder(uri)
     listed, footer, calls = folder.shards(), module.read_footer, itertools.count()
@@ -121,8 +121,20 @@ def test_a_shard_that_another_gc_removes_meanwhile_is_no_concern(uri, moment, mo
     assert collect_store(folder, 0).bytes_left == 0 and not shards(uri)
 
 
-def test_upkeep_of_a_store_that_is_not_there_makes_nothing(tmp_path):
+def test_upkeep_of_a_missing_store_creates_nothing(tmp_path):
     missing = str(tmp_path / "missing")
     with pytest.raises(StoreError, match=r"no store at .*missing.*check the address"):
         list_store(missing)
     assert not os.path.exists(missing)
+
+
+@pytest.mark.parametrize("work", [list_store, verify_store, collect_store])
+def test_a_failing_filesystem_is_named(uri, work, monkeypatch):
+    """Errors of remote filesystems have no number, so that the command line does not recognise them."""
+
+    def fail(file, size):
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    monkeypatch.setattr(module, "read_footer", fail)
+    with pytest.raises(StoreError, match=r"the store '.*': AWS Error NETWORK_CONNECTION; check the address and access"):
+        work(uri)

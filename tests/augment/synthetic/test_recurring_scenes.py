@@ -1,4 +1,4 @@
-"""Scenes that do not give the answer away: events return, backgrounds and levels change, sounds can be real."""
+"""Recurring scenes without trivial cues: events recur, backgrounds and levels vary, events can be recorded."""
 
 import hashlib
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_two_crops_anywhere_in_a_recurring_scene_share_an_event() -> None:
 
 
 def test_the_rate_of_shared_events_of_known_scenes() -> None:
-    """A source over all of the clip is in every crop, one in a half of it only where both crops touch that half."""
+    """A source throughout the clip is shared by all pairs; one in the first half, only by pairs in that half."""
     noise_T = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
     half_T = np.where(np.arange(10_000) < 5_000, noise_T, 0)
     quiet_T = 0.01 * noise_T
@@ -62,7 +62,7 @@ def test_another_background_keeps_the_events_and_changes_the_rest() -> None:
         assert abs(correlation) < 0.2
 
 
-def test_the_gain_is_the_clips_own() -> None:
+def test_the_gain_differs_between_clips() -> None:
     loud, plain = (RECURRING.changed({"gain_db": gain}) for gain in (10.0, 0.0))
     gains = []
     for index in range(6):
@@ -71,14 +71,14 @@ def test_the_gain_is_the_clips_own() -> None:
     assert max(gains) - min(gains) > 3 and max(np.abs(gains)) < 10.1
 
 
-def test_the_scenes_of_before_have_kept_their_bytes() -> None:
+def test_scenes_are_bit_identical_to_earlier_versions() -> None:
     known = hashlib.sha256()
     for index in range(2):
         known.update(generate_scene(7, index).sources_ST.tobytes())
     assert known.hexdigest()[:16] == "339aae4c5867a8a3"
 
 
-def test_files_of_other_backgrounds_lie_beside_the_scene(tmp_path: Path) -> None:
+def test_other_backgrounds_are_written_next_to_the_scene(tmp_path: Path) -> None:
     config = RECURRING.changed({"clip_seconds": 2.0})
     manifest = write_scenes(tmp_path, 1, 0, "train", config, backgrounds=2)
     names = sorted(path.name for path in (tmp_path / "train").iterdir())
@@ -99,19 +99,26 @@ def test_recorded_events(tmp_path: Path) -> None:
         set(vocabulary(place, config)) <= {"bell", "crow", "drum"} and vocabulary(place, config) for place in PLACES
     )
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SepsceneError, match="holds no labelled recordings"):
+    with pytest.raises(SepsceneError, match="has no labelled recordings"):
         generate_scene(0, 0, config.changed({"one_shots": str(tmp_path / "empty")}))
 
 
-def test_a_recorded_event_that_is_broken_is_named(tmp_path: Path) -> None:
+def test_a_damaged_recorded_event_is_named(tmp_path: Path) -> None:
     (tmp_path / "bell").mkdir()
     (tmp_path / "bell" / "one.wav").write_bytes(b"not sound")
     with pytest.raises(SepsceneError, match=r"bell/one\.wav: not decodable"):
         generate_scene(0, 0, RECURRING.changed({"one_shots": str(tmp_path)}))
 
 
-def test_recorded_events_have_kept_their_bytes(tmp_path: Path) -> None:
-    """Of two channels, and louder than full scale."""
+def test_a_table_of_recorded_events_without_labels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "esc50.csv").write_text("filename,fold\none.wav,1\n")
+    with pytest.raises(SepsceneError, match=r"esc50\.csv lacks the columns category"):
+        generate_scene(0, 0, RECURRING.changed({"one_shots": str(tmp_path)}))
+
+
+def test_recorded_events_are_bit_identical_to_earlier_versions(tmp_path: Path) -> None:
+    """A recording with two channels, louder than full scale."""
     known = hashlib.sha256()
     (tmp_path / "bell").mkdir()
     wave_TC = np.sin(np.arange(8_000)[:, None] * np.array([0.2, 0.31]))
@@ -126,5 +133,5 @@ def test_scenes_are_as_long_as_an_experiments_clips() -> None:
     config = as_long_as(3.0, "recurring")
     assert generate_scene(0, 0, config).mixture_T.shape == (48_000,)
     assert config == RECURRING.changed({"clip_seconds": 3.0})
-    with pytest.raises(SepsceneError, match=r"audio.clip_seconds is 90: generated scenes last 0.5 to 60 s"):
+    with pytest.raises(SepsceneError, match=r"audio.clip_seconds is 90; generated scenes last 0.5 to 60 s"):
         as_long_as(90.0, "single")

@@ -1,4 +1,4 @@
-"""Synthetic scenes: exact sums, the same from the same numbers, and events that keep company by place."""
+"""Synthetic scenes: exact sums, deterministic results, and events that co-occur by scene type."""
 
 import csv
 import hashlib
@@ -50,7 +50,7 @@ class TestScene:
         assert np.abs(scene.sources_ST).max() <= 1 and 0.001 < np.abs(scene.mixture_T).max() <= 0.91
         assert all(source_T.any() for source_T in scene.sources_ST)
 
-    def test_labels_say_what_sounds(self) -> None:
+    def test_labels_are_those_of_the_sources(self) -> None:
         for index in range(12):
             scene = generate_scene(1, index, SHORT)
             assert len(scene.source_labels) == len(scene.sources_ST)
@@ -58,7 +58,7 @@ class TestScene:
             assert scene.labels == tuple(sorted(set(scene.source_labels[:-1])))
             assert set(scene.labels) <= set(EVENTS) and scene.scene_type in PLACES
             onset_S = [int(np.flatnonzero(np.abs(s) > 1e-4)[0]) for s in scene.sources_ST[:-1]]
-            assert np.all(np.diff(onset_S) > -1_600)  # in order, up to each sound's own slow attack
+            assert np.all(np.diff(onset_S) > -1_600)  # in order, up to the attack time of each sound
 
     def test_order_of_generation_does_not_matter(self) -> None:
         forward = [checksum(generate_scene(3, index, SHORT)) for index in range(4)]
@@ -76,7 +76,7 @@ class TestScene:
 
     def test_faster_than_fifty_times_real_time(self) -> None:
         generate_scene(0, 0)
-        begin = time.process_time()  # this process's own work, whatever else the machine does
+        begin = time.process_time()  # CPU time of this process, independent of other load
         for index in range(8):
             generate_scene(0, index)
         assert 80 / (time.process_time() - begin) > 50
@@ -99,12 +99,12 @@ class TestScene:
             SceneConfig(**wrong)
 
 
-class TestCompany:
+class TestCoOccurrence:
     def test_vocabularies(self) -> None:
         assert len(EVENTS) >= 24 and len(PLACES) >= 5
         homes = {name: {place for place, p in PLACES.items() if name in p.vocabulary} for name in EVENTS}
-        assert all(homes.values()), "every class belongs somewhere"
-        assert sum(len(places) > 1 for places in homes.values()) >= 6, "no event gives its place away alone"
+        assert all(homes.values()), "every class belongs to a scene type"
+        assert sum(len(places) > 1 for places in homes.values()) >= 6, "one event must not determine the scene type"
 
     def test_classes_co_occur_by_place_and_not_independently(self) -> None:
         rng, config, count = np.random.default_rng(0), SceneConfig(), 8_000
@@ -119,8 +119,8 @@ class TestCompany:
             neighbours = any({a, b} <= set(place.vocabulary) for place in PLACES.values())
             (together if neighbours else apart).append(lift[column[a], column[b]])
         assert np.median(together) > 2 and max(apart) < 0.5
-        assert min(together) > max(apart), "neighbours keep more company than strangers, pair by pair"
-        assert share.min() > 0.03, "every class is common enough to be learnt"
+        assert min(together) > max(apart), "classes of one scene type must co-occur more than others, for every pair"
+        assert share.min() > 0.03, "every class must be common enough to be learnt"
 
     def test_a_stray_event_is_possible_but_rare(self) -> None:
         rng, stray, total = np.random.default_rng(1), 0, 0
@@ -142,11 +142,11 @@ class TestVariety:
         assert np.abs(np.diff(spectra, axis=0)).max(axis=1).min() > 2, "two instances differ by 2 dB in some band"
 
     @pytest.mark.slow
-    def test_the_long_term_spectrum_alone_does_not_tell_the_class(self) -> None:
-        """Learnable, not trivial: neighbours in the average spectrum are often of another class."""
+    def test_the_long_term_spectrum_does_not_determine_the_class(self) -> None:
+        """Learnable but not trivial: nearest neighbours in the average spectrum are often of another class."""
         names, each = list(EVENTS), 8
         events = [EVENTS[name](np.random.default_rng(seed), RATE) for name in names for seed in range(each)]
-        spectra = np.stack([band_levels(coloured_T) for coloured_T in _in_many_places(events)])
+        spectra = np.stack([band_levels(coloured_T) for coloured_T in _coloured(events)])
         spectra -= spectra.mean(axis=1, keepdims=True)
         truth = np.repeat(np.arange(len(names)), each)
         distance = np.linalg.norm(spectra[:, None] - spectra[None], axis=-1)
@@ -155,8 +155,8 @@ class TestVariety:
         assert 0.3 < accuracy < 0.75  # chance: 0.036
 
 
-def _in_many_places(events: list[np.ndarray]) -> list[np.ndarray]:
-    """The events as scenes colour them."""
+def _coloured(events: list[np.ndarray]) -> list[np.ndarray]:
+    """The events with the random filters of scenes."""
     rng = np.random.default_rng(0)
     return [colour(rng, event_T, RATE) for event_T in events]
 
@@ -213,7 +213,7 @@ for index in {order}:
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_same_scenes() -> None:
+def test_two_processes_generate_the_same_scenes() -> None:
     root = Path(__file__).resolve().parents[3]
     runs = [
         subprocess.run(
